@@ -1,0 +1,162 @@
+"""Directories that are whole or absent.
+
+A stage writes into a hidden sibling of its target and renames that at the end; the manifest,
+written last, holds the size and hash of every file. Whoever opens a directory checks it first.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline import __version__
+from pipeline.core.errors import ArtifactError
+
+MANIFEST = "manifest.json"
+_FORMAT = 1
+_NEXT_STEP = {
+    "data": "Run `pipeline preprocess CONFIG --input FILE --out {path}` first.",
+    "run": "Run `pipeline train DATA --out {path}` first.",
+    "repository": "Run `pipeline export RUN --out {path}` first.",
+}
+
+
+@contextmanager
+def new_artifact(path: Path, kind: str, facts: dict[str, Any]) -> Iterator[Path]:
+    """Give a directory to write into; it becomes `path` when the block ends without an error.
+
+    `kind` is data, run or repository. `facts` goes into the manifest as it is when the block
+    ends, so the block may fill it in. An artifact of the same kind at `path` is replaced;
+    ArtifactError if anything else is there.
+    """
+    path = Path(os.path.abspath(path))
+    check_replaceable(path, kind)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for old in path.parent.glob(f".{path.name}.partial-*"):
+        if not _is_running(int(old.name.rsplit("-", 1)[-1])):
+            shutil.rmtree(old, ignore_errors=True)
+    partial = path.parent / f".{path.name}.partial-{os.getpid()}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        _write_manifest(partial, kind, facts)
+        _replace(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def read_manifest(path: Path, kind: str) -> dict[str, Any]:
+    """Check a whole artifact and return the facts of its manifest.
+
+    ArtifactError names the first file that is missing or differs.
+    """
+    next_step = _NEXT_STEP[kind].format(path=path)
+    if not path.is_dir():
+        raise ArtifactError(f"{path} does not exist. {next_step}")
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        found, files = manifest["kind"], manifest["files"]
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} is incomplete: missing {MANIFEST}. {next_step}") from None
+    except (ValueError, KeyError, TypeError, OSError):
+        raise ArtifactError(f"{path}/{MANIFEST} is damaged. {next_step}") from None
+    if found != kind:
+        raise ArtifactError(f"{path} is a {found} directory, expected {kind}. {next_step}")
+    if manifest.get("format") != _FORMAT:
+        raise ArtifactError(
+            f"{path} has format {manifest.get('format')}, this version reads {_FORMAT}. {next_step}"
+        )
+    for name, entry in files.items():
+        file = path / name
+        if not file.is_file():
+            raise ArtifactError(f"{path} is incomplete: missing {name}. {next_step}")
+        if file.stat().st_size != entry["bytes"] or _hash(file) != entry["sha256"]:
+            raise ArtifactError(f"{path} is damaged: {name} is not what was written. {next_step}")
+    facts = manifest["facts"]
+    assert isinstance(facts, dict)  # noqa: S101
+    return facts
+
+
+def check_replaceable(path: Path, kind: str) -> None:
+    """ArtifactError if something else than an artifact of this kind would be overwritten."""
+    if not path.exists() and not path.is_symlink():
+        return
+    if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
+        return
+    try:
+        found = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["kind"]
+    except (OSError, ValueError, KeyError, TypeError):
+        found = None
+    if found != kind:
+        what = f"a {found} directory" if found else "something that this program did not write"
+        raise ArtifactError(f"{path} is {what}; it is left alone. Choose another --out.")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write readable JSON."""
+    path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON of an artifact. ArtifactError if it is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} is missing or damaged: {error}") from None
+
+
+def _write_manifest(directory: Path, kind: str, facts: dict[str, Any]) -> None:
+    files = {}
+    for file in sorted(p for p in directory.rglob("*") if p.is_file()):
+        _sync(file)
+        name = file.relative_to(directory).as_posix()
+        files[name] = {"bytes": file.stat().st_size, "sha256": _hash(file)}
+    manifest = {
+        "format": _FORMAT,
+        "kind": kind,
+        "written_by": f"pipeline {__version__}",
+        "facts": facts,
+        "files": files,
+    }
+    write_json(directory / MANIFEST, manifest)
+    _sync(directory / MANIFEST)
+
+
+def _replace(partial: Path, path: Path) -> None:
+    """A name always points at something whole: rename cannot replace a directory that is full,
+    so the old one is moved aside first."""
+    old = path.parent / f".{path.name}.partial-old-{os.getpid()}"
+    if path.exists():
+        path.rename(old)
+    partial.rename(path)
+    _sync(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _hash(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """The manifest must not reach the disk before what it vouches for."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_running(process_id: int) -> bool:
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

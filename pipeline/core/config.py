@@ -1,0 +1,99 @@
+"""Configuration that checks itself: frozen, keyword-only, and a misspelt key is an error."""
+
+import difflib
+from pathlib import Path
+from typing import Any, Self, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from pipeline.core.errors import ConfigError
+
+
+class Config(BaseModel):
+    """Root of every config section. Fields say their unit or shape letter in their docstring."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], where: str) -> Self:
+        """Validate `values`; ConfigError names the first wrong key as `where: key`."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise ConfigError(f"{where}: {_explain(cls, error.errors()[0])}") from None
+
+    @classmethod
+    def from_yaml(cls, path: Path, overrides: tuple[str, ...] = ()) -> Self:
+        """Read a YAML file, then apply `section.key=value` overrides in turn."""
+        values = read_yaml(path)
+        for override in overrides:
+            _override(values, override)
+        return cls.from_dict(values, str(path))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Parse a YAML mapping. ConfigError if it is missing, not YAML or not a mapping."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path} does not exist. Expected a recipe in YAML, such as those in configs/."
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read as text: {error}.") from None
+    except yaml.YAMLError as error:
+        line = " ".join(str(error).split())
+        raise ConfigError(f"{path} is not valid YAML: {line}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds no mapping. Expected sections such as `preprocess:`.")
+    return values
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    if not equals or not name:
+        raise ConfigError(f"Override {override!r} is not of the form section.key=value.")
+    *sections, key = name.split(".")
+    for section in sections:
+        child = values.setdefault(section, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"Override {override!r}: {section!r} is not a section.")
+        values = child
+    try:
+        values[key] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"Override {override!r}: {text!r} is not a YAML value.") from None
+
+
+def _explain(root: type[BaseModel], error: ErrorDetails) -> str:
+    location = ".".join(str(part) for part in error["loc"]) or "the whole"
+    if error["type"] == "extra_forbidden":
+        *parents, key = error["loc"]
+        known = list(_model_at(root, tuple(parents)).model_fields)
+        close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+        hint = f"did you mean `{close[0]}`?" if close else f"known here: {', '.join(known)}."
+        return f"unknown key `{location}`; {hint}"
+    if error["type"] == "missing":
+        return f"`{location}` is missing. Add it."
+    found = repr(error["input"])
+    found = found if len(found) <= 60 else found[:57] + "..."
+    return f"`{location}` is {found}: {error['msg'].removeprefix('Value error, ')}."
+
+
+def _model_at(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:
+    """Follow field names (and list indices) down to the model that holds the last one."""
+    for part in location:
+        if not isinstance(part, str) or part not in model.model_fields:
+            continue
+        for candidate in _types_in(model.model_fields[part].annotation):
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                model = candidate
+                break
+    return model
+
+
+def _types_in(annotation: Any) -> list[Any]:
+    inner = get_args(annotation)
+    return [leaf for part in inner for leaf in _types_in(part)] if inner else [annotation]

@@ -1,0 +1,24 @@
+"""What a user did wrong, told in one line: what was found, what was expected, what to do next.
+
+A bug is not one of these: it keeps its own type and its traceback.
+"""
+
+
+class PipelineError(Exception):
+    """Root of every error that a user can mend; the command line prints it and exits with 2."""
+
+
+class ConfigError(PipelineError):
+    """A recipe, a setting or an argument is not usable."""
+
+
+class DataError(PipelineError):
+    """Input data lacks something that the recipe asks for."""
+
+
+class ArtifactError(PipelineError):
+    """A directory that a stage should have written is missing, incomplete or damaged."""
+
+
+class ServingError(PipelineError):
+    """A server did not start, did not answer, or refused a request."""

@@ -1,0 +1,122 @@
+"""What preprocessing learned from the training data, as JSON and Parquet.
+
+From it and the recipe the NVTabular workflow is rebuilt, and export makes the tables with which
+a server encodes requests. Nothing in it is code.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.core.artifact import read_json, write_json
+from pipeline.core.columns import FIRST_ITEM, FITTED_DIRECTORY, FITTED_FILE, ITEM
+from pipeline.core.errors import ArtifactError
+from pipeline.core.recipe import Feature, Preprocess
+
+ValueType = Literal["int64", "string"]
+TimestampType = Literal["int64", "float64", "string"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """Values of a categorical column; the one at position i has the index FIRST_ITEM + i."""
+
+    type: ValueType
+    values: pa.Array
+
+    @property
+    def num_rows(self) -> int:
+        """V: rows of an embedding table, the reserved ones included."""
+        return FIRST_ITEM + len(self.values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standardisation:
+    """(x - mean) / deviation of a continuous column, after the logarithm if it has one."""
+
+    mean: float
+    deviation: float
+    """0 where the column is constant: then only the mean is taken off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """The recipe's preprocessing and its statistics."""
+
+    recipe: Preprocess
+    session_type: ValueType
+    timestamp_type: TimestampType | None
+    """None where the order of the rows stands for time."""
+    vocabularies: dict[str, Vocabulary]
+    """By feature name; the item's under `item_id`."""
+    standardisations: dict[str, Standardisation]
+    """By feature name; `elapsed` too where the recipe asks for it."""
+
+    @property
+    def item(self) -> Vocabulary:
+        """The catalogue."""
+        return self.vocabularies[ITEM]
+
+    @property
+    def continuous(self) -> list[Feature]:
+        """Continuous features of the log, time features not among them."""
+        return [f for f in self.recipe.features if f.kind == "continuous"]
+
+    @property
+    def categorical(self) -> list[Feature]:
+        """Categorical features of the log, the item not among them."""
+        return [f for f in self.recipe.features if f.kind == "categorical"]
+
+    def write(self, directory: Path) -> None:
+        """Write `fitted/` into an artifact."""
+        target = directory / FITTED_DIRECTORY
+        (target / "categories").mkdir(parents=True)
+        state = {
+            "recipe": self.recipe.model_dump(mode="json"),
+            "session_type": self.session_type,
+            "timestamp_type": self.timestamp_type,
+            "categorical": {name: v.type for name, v in self.vocabularies.items()},
+            "continuous": {
+                name: {"mean": s.mean, "deviation": s.deviation}
+                for name, s in self.standardisations.items()
+            },
+        }
+        write_json(target / FITTED_FILE, state)
+        for name, vocabulary in self.vocabularies.items():
+            table = pa.table({name: vocabulary.values})
+            pq.write_table(table, category_path(directory, name))
+
+    @classmethod
+    def read(cls, directory: Path) -> Self:
+        """Read `fitted/` of an artifact. ArtifactError if it does not hold together."""
+        state: dict[str, Any] = read_json(directory / FITTED_DIRECTORY / FITTED_FILE)
+        try:
+            vocabularies = {}
+            for name, value_type in state["categorical"].items():
+                column = pq.read_table(category_path(directory, name))[name]
+                wanted = pa.int64() if value_type == "int64" else pa.string()
+                vocabularies[name] = Vocabulary(
+                    type=value_type, values=column.cast(wanted).combine_chunks()
+                )
+            return cls(
+                recipe=Preprocess.from_dict(state["recipe"], str(directory)),
+                session_type=state["session_type"],
+                timestamp_type=state["timestamp_type"],
+                vocabularies=vocabularies,
+                standardisations={
+                    name: Standardisation(**values)
+                    for name, values in state["continuous"].items()
+                },
+            )
+        except (KeyError, TypeError, OSError, pa.ArrowException) as error:
+            raise ArtifactError(
+                f"{directory}/{FITTED_DIRECTORY} does not hold together: {error}."
+            ) from None
+
+
+def category_path(directory: Path, name: str) -> Path:
+    """Where the values of a categorical column lie, in the order of their indices."""
+    return directory / FITTED_DIRECTORY / "categories" / f"{name}.parquet"

@@ -1,0 +1,65 @@
+"""Settings that must stand before Merlin, and with it dask, is first imported.
+
+Every module that uses NVTabular or the Merlin dataloader imports this one above them.
+"""
+
+import importlib
+import importlib.util
+import logging
+import os
+import sys
+import warnings
+
+_SETTINGS = {
+    # Merlin builds dask graphs by hand, which the query planner of newer dask does not know
+    "DASK_DATAFRAME__QUERY_PLANNING": "False",
+    # Merlin compares dtypes with pandas' object strings
+    "DASK_DATAFRAME__CONVERT_STRING": "False",
+}
+
+
+def _prepare() -> None:
+    os.environ.update(_SETTINGS)
+    if "dask" in sys.modules:
+        import dask
+
+        dask.config.set({"dataframe.query-planning": False, "dataframe.convert-string": False})
+        if "dask_expr" in sys.modules:
+            raise ImportError(
+                "dask was imported with its query planner before `pipeline`. Import `pipeline` "
+                "first, or set DASK_DATAFRAME__QUERY_PLANNING=False in the environment."
+            )
+    warnings.filterwarnings("ignore", message="The legacy Dask DataFrame implementation")
+    warnings.filterwarnings("ignore", module=r"(merlin|nvtabular|dask|distributed)\b")
+    logging.getLogger("merlin").setLevel(logging.CRITICAL)  # it logs what it raises as well
+    _complete_cudf()
+
+
+def _complete_cudf() -> None:
+    """cuDF 24.12 lacks one name that merlin-core imports where it sees a GPU.
+
+    Merlin calls it for hive-partitioned reads alone, which this project does not do.
+    """
+    if importlib.util.find_spec("cudf") is None:
+        return
+    from dask.distributed.diagnostics import nvml
+
+    if nvml.device_get_count() == 0:
+        return
+    column = importlib.import_module("cudf.core.column")
+    if not hasattr(column, "build_categorical_column"):
+
+        def build_categorical_column(*_args: object, **_kwargs: object) -> None:
+            raise NotImplementedError("hive-partitioned Parquet is not read through cuDF")
+
+        column.build_categorical_column = build_categorical_column  # type: ignore[attr-defined]
+
+
+_prepare()
+
+
+def has_cudf() -> bool:
+    """Whether NVTabular and the dataloader run on a GPU here: a device and cuDF are there."""
+    from merlin.core.compat import HAS_GPU, cudf
+
+    return bool(HAS_GPU and cudf is not None)

@@ -1,0 +1,215 @@
+"""A recipe: one YAML file that says how a log becomes sessions and which model learns from them."""
+
+import re
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from pipeline.core.columns import ITEM, SESSION, TIMESTAMP
+from pipeline.core.config import Config
+
+TimeUnit = Literal["s", "ms", "us", "ns", "iso"]
+TimeFeature = Literal["hour", "weekday", "elapsed"]
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+class Feature(Config):
+    """One column that the model reads beside the item id."""
+
+    name: str
+    """Name in the schema, in the model and in a request."""
+    column: str | None = None
+    """Column of the log; `name` where it is not given."""
+    kind: Literal["categorical", "continuous"]
+    """Categorical values get an index, numbers are standardised to mean 0 and deviation 1."""
+    of: Literal["item", "interaction", "session"] = "interaction"
+    """What it describes; one of a session has one value a session, that of its newest interaction."""
+    log: bool = False
+    """Take log(1 + x) of a number first; for prices and counts, which spread over decades."""
+    min_count: int = Field(default=1, ge=1)
+    """Categories seen less often in training count as out of vocabulary."""
+
+    @property
+    def source(self) -> str:
+        """Column of the log."""
+        return self.column or self.name
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not _NAME.fullmatch(self.name):
+            raise ValueError("a feature's name consists of letters, digits and underscores")
+        if self.name in (ITEM, SESSION, TIMESTAMP):
+            raise ValueError(f"`{self.name}` is the name of a role, choose another")
+        if self.kind == "categorical" and self.log:
+            raise ValueError("`log` is for continuous features")
+        if self.kind == "continuous" and self.min_count != 1:
+            raise ValueError("`min_count` is for categorical features")
+        return self
+
+
+class Timestamp(Config):
+    """When an interaction happened."""
+
+    column: str
+    """Column of the log."""
+    unit: TimeUnit = "iso"
+    """Unit of a number since 1970 UTC, or `iso` for text such as `2019-10-01 00:00:00 UTC`."""
+    features: tuple[TimeFeature, ...] = ()
+    """`hour` and `weekday` as sine and cosine; `elapsed`: log seconds since the one before."""
+
+
+class Split(Config):
+    """Newest sessions kept apart: `2d` (days), `6h` (hours) or a fraction such as 0.1.
+
+    A session belongs to the part in which it ends, so that training holds nothing that happened
+    after the cut.
+    """
+
+    valid: str | float | None = None
+    """Newest part of what is left for training; chooses the best epoch."""
+    test: str | float | None = None
+    """Newest part of the whole log; only `evaluate` reads it."""
+
+    @field_validator("valid", "test")
+    @classmethod
+    def _check(cls, value: str | float | None) -> str | float | None:
+        if value is not None:
+            split_seconds(value)
+        return value
+
+
+def split_seconds(value: str | float) -> tuple[float | None, float | None]:
+    """(seconds, fraction) of a split, one of them None. ValueError if it is neither."""
+    if isinstance(value, str) and (match := re.fullmatch(r"(\d+(?:\.\d+)?)([dh])", value.strip())):
+        seconds = float(match[1]) * (86_400 if match[2] == "d" else 3_600)
+        if seconds > 0:
+            return seconds, None
+    elif isinstance(value, int | float) and 0 < value < 1:
+        return None, float(value)
+    raise ValueError("expected days (`2d`), hours (`6h`) or a fraction between 0 and 1")
+
+
+class Preprocess(Config):
+    """How raw interactions become sessions."""
+
+    format: Literal["auto", "csv", "parquet", "sequences"] = "auto"
+    """`auto` goes by the file's name (.csv, .tsv, .parquet, with or without .gz); `sequences` is
+    text with one session a line, its items separated by spaces."""
+    delimiter: str | None = Field(default=None, min_length=1, max_length=1)
+    """Between columns of text; a comma, or a tab for .tsv, where it is not given."""
+    columns: tuple[str, ...] | None = None
+    """Names of the columns of text without a header line."""
+    session: str = "session_id"
+    """Column of the session's id; for `sequences`, the first word of a line if `session_first`."""
+    session_first: bool = True
+    """For `sequences`: a line begins with the id of its session (or user)."""
+    item: str = "item_id"
+    """Column of the item's id. A list column holds whole sessions, as may every other one then."""
+    timestamp: Timestamp | None = None
+    """Where it is missing, the order of the rows is the order of the interactions."""
+    features: tuple[Feature, ...] = ()
+    """What the model reads beside the item."""
+    max_sequence_length: int = Field(default=20, ge=1, le=4096)
+    """L: newest interactions that the model reads. A training row keeps one more, the target."""
+    min_session_length: int = Field(default=2, ge=2)
+    """Shorter sessions are left out of training; never out of what is evaluated or served."""
+    min_item_count: int = Field(default=1, ge=1)
+    """Items seen less often in training get no index of their own."""
+    split: Split = Split()
+    """Parts kept apart for validation and test."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        names = [feature.name for feature in self.features]
+        double = {name for name in names if names.count(name) > 1}
+        if double:
+            raise ValueError(f"two features are named {sorted(double)[0]!r}")
+        clash = set(names) & set(self.time_feature_names)
+        if clash:
+            raise ValueError(f"{sorted(clash)[0]!r} is the name of a time feature, choose another")
+        if self.format == "sequences" and (self.features or self.timestamp):
+            raise ValueError("sequences hold item ids alone: no timestamp and no features")
+        return self
+
+    @property
+    def time_feature_names(self) -> tuple[str, ...]:
+        """Names of the continuous features that come from the timestamp."""
+        chosen = self.timestamp.features if self.timestamp else ()
+        names: list[str] = []
+        for feature in chosen:
+            names += [feature] if feature == "elapsed" else [f"{feature}_sin", f"{feature}_cos"]
+        return tuple(names)
+
+
+class ModelConfig(Config):
+    """Shape of the model; with the schema all that is needed to rebuild it from a checkpoint."""
+
+    architecture: Literal["gpt2", "xlnet"] = "gpt2"
+    """Hugging Face architecture of the sequence encoder."""
+    masking: Literal["clm", "mlm"] = "clm"
+    """clm: each position predicts the next item; mlm: hidden items are predicted from both sides."""
+    mlm_probability: float = Field(default=0.2, gt=0, lt=1)
+    """Share of a session's interactions that mlm hides in training."""
+    d_model: int = Field(default=64, ge=1)
+    """D: width of interaction embeddings and hidden states."""
+    n_head: int = Field(default=4, ge=1)
+    """Attention heads a layer; must divide `d_model`."""
+    n_layer: int = Field(default=2, ge=1)
+    """Transformer layers."""
+    dropout: float = Field(default=0.3, ge=0, lt=1)
+    """Dropout of the transformer, also on interaction embeddings."""
+    embedding_dim: int = Field(default=16, ge=1)
+    """Width of the tables of categorical features; the item's is `d_model`."""
+    aggregation: Literal["concat", "element-wise-sum"] = "concat"
+    """How the features of an interaction become one vector."""
+    continuous_projection: int | None = Field(default=None, ge=1)
+    """Width to which all continuous features together are projected first."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Divides the logits."""
+    normalize: bool = False
+    """Score by the cosine of hidden state and item vector; wants a temperature of about 0.07."""
+    weight_tying: bool = True
+    """Score with the item's input embeddings."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.d_model % self.n_head:
+            raise ValueError(f"`n_head` {self.n_head} does not divide `d_model` {self.d_model}")
+        if self.architecture == "gpt2" and self.masking != "clm":
+            raise ValueError("GPT-2 looks back only and needs clm; xlnet works with clm and mlm")
+        return self
+
+
+class TrainConfig(Config):
+    """How the model learns."""
+
+    epochs: int = Field(default=10, ge=1)
+    """Passes over the training sessions."""
+    batch_size: int = Field(default=128, ge=1)
+    """B: sessions a step."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Highest rate of AdamW."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Of matrices; biases and norms have none."""
+    warmup_ratio: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the steps in which the rate climbs."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Course of the rate after the warm-up."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the target that is spread over the catalogue."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are cut to this norm."""
+    seed: int = 0
+    """Of initial weights, shuffling and dropout."""
+    metric: str = "ndcg@20"
+    """Decides which epoch is the best on the validation sessions."""
+    patience: int | None = Field(default=None, ge=1)
+    """Stop after so many epochs without a better `metric`."""
+
+
+class Recipe(Config):
+    """The whole way of one data set."""
+
+    preprocess: Preprocess = Preprocess()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()

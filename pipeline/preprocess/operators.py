@@ -1,0 +1,227 @@
+"""NVTabular operators for sessions.
+
+On pandas they work on arrays and offsets: NVTabular's own list aggregation goes through a Python
+list for each group. On cuDF they use its group-by. Interactions of one session must be in one
+partition.
+"""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from merlin.dag import ColumnSelector
+from merlin.schema import ColumnSchema, Schema, Tags
+from nvtabular.ops import Categorify, Operator
+
+from pipeline.core.columns import NULL
+
+DAY_SECONDS = 86_400
+WEEK_SECONDS = 7 * DAY_SECONDS
+EPOCH_WEEKDAY_SECONDS = 3 * DAY_SECONDS
+"""1970-01-01 was a Thursday; weeks are to begin on Monday."""
+PERIODS = {"hour": (DAY_SECONDS, 0), "weekday": (WEEK_SECONDS, EPOCH_WEEKDAY_SECONDS)}
+
+
+class Encode(Categorify):
+    """Categorify that takes a partition in which a column is missing throughout.
+
+    The original looks at the first value that is there, and fails where none is.
+    """
+
+    def transform(self, col_selector: ColumnSelector, df: Any) -> Any:
+        """Replace values by their indices, missing ones by NULL."""
+        missing = {name: df[name].isna() for name in col_selector.names}
+        filled = df.copy(deep=False)
+        for name, where in missing.items():
+            if where.any():
+                filled[name] = df[name].fillna(_any_value(df[name]))
+        encoded = super().transform(col_selector, filled)
+        for name, where in missing.items():
+            if where.any():
+                encoded[name] = encoded[name].mask(where, NULL)
+        return encoded
+
+
+class Cyclic(Operator):
+    """Hour of the day or day of the week as a point on a circle, so that 23 h is close to 0 h."""
+
+    def __init__(self, feature: str) -> None:
+        super().__init__()
+        self.feature = feature
+
+    def transform(self, col_selector: ColumnSelector, df: Any) -> Any:
+        """Microseconds since 1970 UTC to `<feature>_sin` and `<feature>_cos`."""
+        (name,) = col_selector.names
+        period, shift = PERIODS[self.feature]
+        # whole seconds keep the product exact in float64, on every engine and in the server
+        seconds = (df[name] // 1_000_000 + shift) % period
+        angle = seconds.astype(np.float64) * (2 * np.pi / period)
+        return type(df)(
+            {
+                f"{self.feature}_sin": np.sin(angle).astype(np.float32),
+                f"{self.feature}_cos": np.cos(angle).astype(np.float32),
+            }
+        )
+
+    def column_mapping(self, col_selector: ColumnSelector) -> dict[str, list[str]]:
+        """Two columns from one."""
+        return {f"{self.feature}_{part}": col_selector.names for part in ("sin", "cos")}
+
+    @property
+    def output_dtype(self) -> type:
+        """float32."""
+        return np.float32
+
+    @property
+    def output_tags(self) -> list[Tags]:
+        """Continuous."""
+        return [Tags.CONTINUOUS]
+
+
+class Elapsed(Operator):
+    """Seconds since the interaction before in the same session, 0 for its first."""
+
+    def __init__(self, session: str, timestamp: str) -> None:
+        super().__init__()
+        self.session = session
+        self.timestamp = timestamp
+
+    def transform(self, col_selector: ColumnSelector, df: Any) -> Any:  # noqa: ARG002
+        """One column `elapsed` in the order of the rows."""
+        if isinstance(df, pd.DataFrame):
+            order, starts = session_order(df[self.session], df[self.timestamp])
+            sorted_times = df[self.timestamp].to_numpy()[order]
+            steps = np.diff(sorted_times, prepend=sorted_times[:1])
+            steps[starts] = 0
+            elapsed = np.empty(len(df), np.float64)
+            elapsed[order] = steps / 1e6
+            return pd.DataFrame({"elapsed": elapsed}, index=df.index)
+        rows = df[[self.session, self.timestamp]].reset_index(drop=True)
+        rows["row"] = range(len(rows))
+        rows = rows.sort_values([self.session, self.timestamp, "row"])
+        before = rows.groupby(self.session)[self.timestamp].shift(1)
+        rows["elapsed"] = ((rows[self.timestamp] - before) / 1e6).fillna(0.0)
+        rows = rows.sort_values("row")
+        rows.index = df.index
+        return rows[["elapsed"]]
+
+    def column_mapping(self, col_selector: ColumnSelector) -> dict[str, list[str]]:
+        """One column from two."""
+        return {"elapsed": col_selector.names}
+
+    @property
+    def output_dtype(self) -> type:
+        """float64 seconds."""
+        return np.float64
+
+    @property
+    def output_tags(self) -> list[Tags]:
+        """Continuous."""
+        return [Tags.CONTINUOUS]
+
+
+class GroupSessions(Operator):
+    """Interactions to one row a session: sorted by time, the newest `keep` of them, as lists.
+
+    Rows with equal times keep the order of the log. Sessions come out in the order of their ids.
+    """
+
+    def __init__(
+        self, session: str, timestamp: str, session_features: tuple[str, ...], keep: int | None
+    ) -> None:
+        super().__init__()
+        self.session = session
+        self.timestamp = timestamp
+        self.session_features = session_features
+        self.keep = keep
+
+    def transform(self, col_selector: ColumnSelector, df: Any) -> Any:
+        """(rows) to (sessions); columns of the session hold the value of its newest row."""
+        listed = [n for n in col_selector.names if n not in (self.session, *self.session_features)]
+        if isinstance(df, pd.DataFrame):
+            return self._on_arrays(df, listed)
+        return self._on_cudf(df, listed)
+
+    def _on_arrays(self, df: pd.DataFrame, listed: list[str]) -> pd.DataFrame:
+        order, starts = session_order(df[self.session], df[self.timestamp])
+        ends = np.append(starts[1:], len(order))
+        lengths = ends - starts
+        newest = order[ends - 1]
+        if self.keep is not None:
+            from_end = np.repeat(ends, lengths) - np.arange(len(order))  # 1 is the newest
+            order = order[from_end <= self.keep]
+            lengths = np.minimum(lengths, self.keep)
+        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+        columns: dict[str, Any] = {self.session: df[self.session].iloc[newest].array}
+        for name in self.session_features:
+            columns[name] = df[name].to_numpy()[newest]
+        for name in listed:
+            values = pa.array(df[name].to_numpy()[order])
+            lists = pa.ListArray.from_arrays(offsets, values)
+            columns[name] = pd.arrays.ArrowExtensionArray(pa.chunked_array([lists]))
+        return pd.DataFrame(columns)
+
+    def _on_cudf(self, df: Any, listed: list[str]) -> Any:
+        df = df.reset_index(drop=True)
+        df["_row"] = range(len(df))
+        df = df.sort_values([self.session, self.timestamp, "_row"], ignore_index=True)
+        groups = df.groupby(self.session, sort=True)
+        newest = groups[list(self.session_features)].last() if self.session_features else None
+        if self.keep is not None:
+            sizes = groups["_row"].transform("count")
+            df = df[sizes - groups.cumcount() <= self.keep]
+        grouped = df.groupby(self.session, sort=True)[listed].agg(list)
+        for name in self.session_features:
+            grouped[name] = newest[name]
+        return grouped.reset_index()
+
+    def compute_output_schema(
+        self,
+        input_schema: Schema,
+        col_selector: ColumnSelector,
+        prev_output_schema: Schema | None = None,
+    ) -> Schema:
+        """Same columns; those of interactions become ragged lists."""
+        schema = super().compute_output_schema(input_schema, col_selector, prev_output_schema)
+        columns = []
+        for column in schema:
+            if column.name == self.session or column.name in self.session_features:
+                columns.append(column)
+            else:
+                columns.append(as_list(column, self.keep))
+        return Schema(columns)
+
+
+def as_list(column: ColumnSchema, longest: int | None) -> ColumnSchema:
+    """A ragged list of this column's values, with its shortest and longest length."""
+    bounds = {} if longest is None else {"value_count": {"min": 1, "max": longest}}
+    return ColumnSchema(
+        column.name,
+        dtype=column.dtype,
+        tags=column.tags,
+        properties={**column.properties, **bounds},
+        is_list=True,
+        is_ragged=True,
+    )
+
+
+def session_order(session: pd.Series, timestamp: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers sorted by session and time, (rows,), and where each session begins in them.
+
+    Ties keep the order of the rows.
+    """
+    if len(session) == 0:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    codes, _ = pd.factorize(session, sort=True)
+    order = np.lexsort((timestamp.to_numpy(), codes))
+    starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
+    return order, starts
+
+
+def _any_value(column: Any) -> Any:
+    """Something of the column's type, to stand where a value is missing until it is masked."""
+    known = column.dropna()
+    if len(known):
+        return known.iloc[0]
+    return 0 if pd.api.types.is_numeric_dtype(column.dtype) else ""

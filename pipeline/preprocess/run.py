@@ -1,0 +1,141 @@
+"""`pipeline preprocess`: logs in, a data directory out."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from merlin.schema import ColumnSchema
+from merlin.schema import Schema as MerlinSchema
+from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
+from tqdm import tqdm
+
+from pipeline.core.artifact import new_artifact
+from pipeline.core.columns import SCHEMA_FILE, SESSION, SESSIONS_DIRECTORY, TIMESTAMP
+from pipeline.core.errors import ConfigError
+from pipeline.core.fitted import Fitted
+from pipeline.core.merlin import has_cudf
+from pipeline.core.recipe import Preprocess
+from pipeline.preprocess import workflow
+from pipeline.preprocess.source import Interactions, read_interactions
+from pipeline.preprocess.split import temporal_split
+
+_ROW_GROUP_SESSIONS = 65_536
+"""Rows that the dataloader reads at a time."""
+_SCHEMA_PROPERTIES = ("domain", "embedding_sizes", "value_count")
+
+
+def preprocess(
+    recipe: Preprocess, inputs: list[Path], test_inputs: list[Path], out: Path
+) -> dict[str, Any]:
+    """Write sessions, schema, fitted state and manifest to `out`; return the manifest's facts.
+
+    Statistics come from the training sessions alone. `test_inputs` are logs of their own, in
+    place of `split.test`.
+    """
+    if test_inputs and recipe.split.test is not None:
+        raise ConfigError(
+            "Both --test and `split.test` name the test sessions. Give --test files, or leave "
+            "the choice to `split.test` in the recipe."
+        )
+    if recipe.split.valid or recipe.split.test:
+        _check_times(recipe)
+    facts: dict[str, Any] = {}
+    with new_artifact(out, "data", facts) as directory, tempfile.TemporaryDirectory() as scratch:
+        steps = tqdm(total=4, desc="read", unit="step", leave=False)
+        log = read_interactions(recipe, inputs)
+        parts = temporal_split(recipe, log.frame)
+        facts["engine"] = "cudf" if has_cudf() else "pandas"
+        facts["rows"] = {"input": _rows(log)}
+        steps.update()
+        steps.set_description("fit")
+        train = Interactions(parts["train"], log.types, log.timestamp_type, log.report)
+        fitted = workflow.fit(recipe, train, Path(scratch))
+        fitted.write(directory)
+        if test_inputs:
+            test_log = read_interactions(recipe, test_inputs, log.types)
+            parts["test"] = test_log.frame
+            facts["rows"]["test"] = _rows(test_log)
+        steps.update()
+        steps.set_description("transform")
+        facts["sessions"] = {}
+        for name, frame in parts.items():
+            facts["sessions"][name] = _write_part(fitted, directory, name, frame)
+        steps.update()
+        steps.set_description("hash")
+        facts["catalogue_items"] = len(fitted.item.values)
+        facts["max_sequence_length"] = recipe.max_sequence_length
+    steps.update()
+    steps.close()
+    return facts
+
+
+def _check_times(recipe: Preprocess) -> None:
+    for name in ("valid", "test"):
+        share = getattr(recipe.split, name)
+        if isinstance(share, str) and recipe.timestamp is None:
+            raise ConfigError(
+                f"`split.{name}: {share}` is a span of time but the recipe has no `timestamp`. "
+                "Add one, or use a fraction."
+            )
+
+
+def _write_part(
+    fitted: Fitted, directory: Path, name: str, frame: pd.DataFrame
+) -> dict[str, Any]:
+    """Transform one part and write it; training rows are cut to the newest L and their target."""
+    longest = fitted.recipe.max_sequence_length + 1
+    graph = workflow.rebuild(fitted, directory, longest if name == "train" else None)
+    sessions = workflow.transform(graph, frame)
+    table = _table(sessions)
+    target = directory / SESSIONS_DIRECTORY / name
+    target.mkdir(parents=True)
+    pq.write_table(table, target / "part-0.parquet", row_group_size=_ROW_GROUP_SESSIONS)
+    if name == "train":
+        _write_schema(graph.output_schema, directory)
+    return {
+        "sessions": table.num_rows,
+        "interactions": len(frame),
+        "first": _date(frame[TIMESTAMP].min()) if fitted.recipe.timestamp else None,
+        "last": _date(frame[TIMESTAMP].max()) if fitted.recipe.timestamp else None,
+    }
+
+
+def _table(sessions: Any) -> pa.Table:
+    """Arrow without pandas' notes: with those, pandas could not read its own list columns."""
+    if isinstance(sessions, pd.DataFrame):
+        table = pa.Table.from_pandas(sessions, preserve_index=False)
+    else:
+        table = sessions.to_arrow(preserve_index=False)
+    names = [SESSION, *(name for name in table.column_names if name != SESSION)]
+    return table.select(names).replace_schema_metadata(None)
+
+
+def _write_schema(schema: MerlinSchema, directory: Path) -> None:
+    """`schema.pbtxt` by Merlin's own writer, without paths of this machine."""
+    columns = [
+        ColumnSchema(
+            column.name,
+            tags=column.tags,
+            dtype=column.dtype,
+            properties={k: v for k, v in column.properties.items() if k in _SCHEMA_PROPERTIES},
+            is_list=column.is_list,
+            is_ragged=column.is_ragged,
+        )
+        for column in schema
+    ]
+    metadata = TensorflowMetadata.from_merlin_schema(MerlinSchema(columns))
+    metadata.to_proto_text_file(str(directory), SCHEMA_FILE)
+
+
+def _rows(log: Interactions) -> dict[str, Any]:
+    return {"read": log.report.rows, "kept": len(log.frame), **log.report.counts}
+
+
+def _date(microseconds: int) -> str:
+    return f"{np.datetime64(int(microseconds), 'us').astype('datetime64[s]')}Z"
+
+

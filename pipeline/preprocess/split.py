@@ -1,0 +1,58 @@
+"""Training, validation and test sessions, apart in time."""
+
+import numpy as np
+import pandas as pd
+
+from pipeline.core.columns import SESSION, TIMESTAMP
+from pipeline.core.errors import DataError
+from pipeline.core.recipe import Preprocess, split_seconds
+
+PARTS = ("train", "valid", "test")
+
+
+def temporal_split(recipe: Preprocess, frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Interactions of each part, by where their session ends; a part not asked for is absent.
+
+    Sessions shorter than the recipe's `min_session_length` are left out of training alone.
+    DataError if training or a part that was asked for ends up without a session.
+    """
+    sessions = frame.groupby(SESSION, sort=True)[TIMESTAMP].agg(["max", "size"])
+    ends = sessions["max"].sort_values(kind="stable")
+    parts = {}
+    for name in ("test", "valid"):
+        share = getattr(recipe.split, name)
+        if share is None:
+            continue
+        first = _first_of_newest(ends.to_numpy(), share)
+        if first in (0, len(ends)):
+            found = "every session" if first == 0 else "no session"
+            raise DataError(
+                f"`split.{name}: {share}` takes {found}: sessions end between "
+                f"{_date(ends.min())} and {_date(ends.max())}. Choose another share."
+            )
+        parts[name] = ends.index[first:]
+        ends = ends.iloc[:first]
+    long_enough = sessions.loc[ends.index, "size"] >= recipe.min_session_length
+    parts["train"] = ends.index[long_enough.to_numpy()]
+    if parts["train"].empty:
+        raise DataError(
+            f"No session for training: none of {len(ends)} has {recipe.min_session_length} "
+            "interactions or more. Check `session` or lower `min_session_length`."
+        )
+    if len(parts) == 1 and bool(long_enough.all()):
+        return {"train": frame}
+    codes = {name: frame[SESSION].isin(parts[name]) for name in PARTS if name in parts}
+    return {name: frame[rows].reset_index(drop=True) for name, rows in codes.items()}
+
+
+def _first_of_newest(ends: np.ndarray, share: str | float) -> int:
+    """Position in sorted `ends` (microseconds) from which on sessions belong to the newest."""
+    seconds, fraction = split_seconds(share)
+    if seconds is not None:
+        return int(np.searchsorted(ends, ends[-1] - seconds * 1e6, side="right"))
+    assert fraction is not None  # noqa: S101
+    return len(ends) - max(1, round(len(ends) * fraction))
+
+
+def _date(microseconds: int) -> str:
+    return str(np.datetime64(int(microseconds), "us").astype("datetime64[s]"))

@@ -1,0 +1,153 @@
+"""Columns as a file holds them to the types that the workflow takes: indices, numbers, times."""
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.core.fitted import TimestampType, ValueType
+from pipeline.core.recipe import Timestamp
+
+UNKNOWN_INTEGER = -(2**63) + 1
+"""Stands for a value that is no integer where integers were learned; in no vocabulary."""
+NO_TIME = -(2**63)
+"""Stands for a time that is missing or not to be read."""
+LATEST_MICROSECONDS = 2**62
+"""About the year 148,000; beyond that a number is no time, and differences would overflow."""
+ISO_TIME = (
+    r"^(1[7-9]|2[01])\d\d-\d\d-\d\d([ T]\d\d:\d\d(:\d\d(\.\d{1,9})?)?)?"
+    r"( ?(UTC|Z|[+-]\d\d:?\d\d))?$"
+)
+"""Text that counts as a time: a date, the time of day and the zone where they are given."""
+
+
+def plain(column: pa.ChunkedArray) -> pa.Array:
+    """One array with dictionaries decoded."""
+    array = column.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):
+        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
+    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+
+
+def categories(chunks: list[pa.Array], wanted: ValueType | None) -> tuple[pd.Series, ValueType]:
+    """Ids and categories as int64 (nullable where some are missing) or as text.
+
+    They are integers if every one of them is, in every file, and is written the one way that
+    gives the same text back, so that no id is changed; otherwise text. An empty text is missing.
+    """
+    integers = [_as_integers(chunk) for chunk in chunks]
+    kind = wanted or ("int64" if all(part is not None for part in integers) else "string")
+    if kind == "string":
+        return pa.concat_arrays([_as_text(chunk) for chunk in chunks]).to_pandas(), kind
+    parts = []
+    for part, chunk in zip(integers, chunks, strict=True):
+        parts.append(_known_integers(chunk) if part is None else part)
+    whole = pa.concat_arrays(parts)
+    if whole.null_count == 0:
+        return pd.Series(whole.to_numpy()), kind
+    return whole.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get), kind
+
+
+def numbers(chunks: list[pa.Array], *, positive: bool) -> tuple[np.ndarray, int]:
+    """float64 with NaN for what is missing, and how many values were there but no use.
+
+    Not usable are text that is no number, infinities and, if `positive`, what has no log(1 + x).
+    """
+    parts, bad = [], 0
+    for chunk in chunks:
+        numeric = pa.types.is_floating(chunk.type) or pa.types.is_integer(chunk.type)
+        if numeric or pa.types.is_null(chunk.type):
+            part = chunk.cast(pa.float64()).to_numpy(zero_copy_only=False)
+        else:
+            text = pc.if_else(pc.equal(chunk.cast(pa.string()), ""), None, chunk.cast(pa.string()))
+            part = pd.to_numeric(text.to_pandas(), errors="coerce").to_numpy(np.float64)
+            bad += int((np.isnan(part) & text.is_valid().to_numpy(zero_copy_only=False)).sum())
+        parts.append(part)
+    whole = np.concatenate(parts)
+    unusable = np.isinf(whole) | (positive & (whole <= -1))
+    return np.where(unusable, np.nan, whole), bad + int(unusable.sum())
+
+
+def microseconds(chunks: list[pa.Array], config: Timestamp) -> tuple[np.ndarray, TimestampType]:
+    """int64 microseconds since 1970 UTC, NO_TIME where there is none, and the raw type."""
+    parts, kinds = [], []
+    for chunk in chunks:
+        part, kind = _microseconds(chunk, config)
+        parts.append(part)
+        kinds.append(kind)
+    order: tuple[TimestampType, ...] = ("string", "float64", "int64")
+    return np.concatenate(parts), next(kind for kind in order if kind in kinds)
+
+
+def _microseconds(array: pa.Array, config: Timestamp) -> tuple[np.ndarray, TimestampType]:
+    if pa.types.is_timestamp(array.type) or pa.types.is_date(array.type):
+        times = array.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
+        return _filled(times), "string"
+    if config.unit == "iso":
+        return _from_text(array.cast(pa.string())), "string"
+    if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
+        integers = _as_integers(array)
+        array = integers if integers is not None else pa.array(numbers([array], positive=False)[0])
+    if pa.types.is_integer(array.type):
+        return _from_integers(array.cast(pa.int64()), config.unit), "int64"
+    return _from_floats(array.cast(pa.float64()).to_numpy(zero_copy_only=False), config.unit)
+
+
+def _from_integers(array: pa.Array, unit: str) -> np.ndarray:
+    times = _filled(array)
+    multiplier, divisor = {"s": (10**6, 1), "ms": (1000, 1), "us": (1, 1), "ns": (1, 1000)}[unit]
+    usable = np.abs(times.astype(np.float64)) < LATEST_MICROSECONDS / multiplier * divisor
+    return np.where(usable, np.where(usable, times, 0) * multiplier // divisor, NO_TIME)
+
+
+def _from_floats(times: np.ndarray, unit: str) -> tuple[np.ndarray, TimestampType]:
+    scaled = times * {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}[unit]
+    usable = np.abs(scaled) < LATEST_MICROSECONDS  # False for NaN
+    return np.where(usable, np.rint(np.where(usable, scaled, 0)), NO_TIME).astype(np.int64), "float64"
+
+
+def _from_text(text: pa.Array) -> np.ndarray:
+    readable = pc.fill_null(pc.match_substring_regex(text, ISO_TIME), False)
+    text = pc.replace_substring_regex(pc.if_else(readable, text, None), r" ?(UTC|Z)$", "+00:00")
+    times = pd.to_datetime(text.to_pandas(), format="ISO8601", utc=True, errors="coerce")
+    return times.to_numpy("datetime64[us]").astype(np.int64)  # NaT is the smallest integer
+
+
+def _filled(array: pa.Array) -> np.ndarray:
+    return pc.fill_null(array, NO_TIME).to_numpy(zero_copy_only=False)
+
+
+def _as_integers(array: pa.Array) -> pa.Array | None:
+    """int64 if nothing is lost by it, else None. A column without any value can be either."""
+    kind = array.type
+    try:
+        if pa.types.is_null(kind) or pa.types.is_integer(kind):
+            return array.cast(pa.int64())
+        if pa.types.is_floating(kind):  # what pandas makes of integers with a gap
+            return pc.if_else(pc.is_nan(array), None, array).cast(pa.int64())
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            text = _as_text(array)
+            whole = text.cast(pa.int64())
+            return whole if whole.cast(pa.string()).equals(text) else None
+    except pa.ArrowInvalid:
+        return None
+    return None
+
+
+def _known_integers(array: pa.Array) -> pa.Array:
+    """int64 of values some of which are no integers; those become UNKNOWN_INTEGER."""
+    text = _as_text(array)
+    canonical = pc.match_substring_regex(text, r"^(0|-?[1-9][0-9]{0,17})$")
+    whole = pc.if_else(canonical, text, None).cast(pa.int64())
+    unknown = pc.and_(pc.is_valid(text), pc.invert(pc.fill_null(canonical, False)))
+    return pc.if_else(unknown, UNKNOWN_INTEGER, whole)
+
+
+def _as_text(array: pa.Array) -> pa.Array:
+    """Text with the empty one as missing; whole numbers without a decimal point."""
+    textual = pa.types.is_string(array.type) or pa.types.is_large_string(array.type)
+    if not textual:
+        integers = _as_integers(array)
+        array = array if integers is None else integers
+    text = array.cast(pa.string())
+    return pc.if_else(pc.equal(text, ""), None, text)

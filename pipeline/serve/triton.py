@@ -1,0 +1,527 @@
+"""Start and stop, without a container, the Triton server that the `nvidia-pytriton` wheel carries.
+
+A small supervisor process stands between the caller and Triton. It ends Triton when the caller is
+gone, however that came about, and removes what Triton leaves behind. The kernel's own signal for
+this (PR_SET_PDEATHSIG) is not enough: it fires when the *thread* that started the process ends.
+"""
+
+import errno
+import http.client
+import importlib.util
+import json
+import os
+import re
+import secrets
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Collection, Iterator
+from contextlib import closing, suppress
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+from pipeline.core.errors import ServingError
+
+Api = Literal["model-repository", "shared-memory", "trace", "logging"]
+CLOSED_APIS: tuple[Api, ...] = ("model-repository", "shared-memory", "trace", "logging")
+"""Not needed to ask for predictions, and each lets a client change or read the server's machine."""
+
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  the one place of POSIX shared memory on Linux
+SHARED_MEMORY_BYTES = 1 << 20
+"""First size and growth step of the region between Triton and each Python instance."""
+STUB_TIMEOUT_SECONDS = 120  # importing torch from a cold disk takes longer than Triton's 30
+IN_FLIGHT_SECONDS = 10  # how long Triton lets running requests finish when it is told to stop
+ORPHAN_STOP_SECONDS = 15  # how long the supervisor lets Triton stop when the caller is gone
+DEFAULT_POLL_SECONDS = 5
+
+# One line, because `-c` keeps the modules beside this file from shadowing the standard library's.
+SUPERVISOR = (
+    "import sys; sys.path.insert(0, sys.argv[1]); "
+    "from pipeline.serve.triton import supervise; sys.exit(supervise(*sys.argv[2:]))"
+)
+
+# Triton prints these at level E on every machine without a GPU.
+HARMLESS = ("CudaDriverHelper", "unable to create stream", "NVML")
+TELLING = ("failed to load", "Poll failed", "failed to start", "creating server: Invalid")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ports:
+    """TCP ports of one server; 0 takes a free one."""
+
+    http: int = 8000
+    grpc: int = 8001
+    metrics: int = 8002
+
+    def __post_init__(self) -> None:
+        chosen = [port for port in astuple(self) if port]
+        if len(set(chosen)) < len(chosen) or not all(0 < port < 65536 for port in chosen):
+            raise ServingError(
+                f"ports are http {self.http}, grpc {self.grpc}, metrics {self.metrics}; expected"
+                " three different ones from 1 to 65535, or 0 for a free one"
+            )
+
+
+def free_ports() -> Ports:
+    """Three loopback ports that nothing listens on now; another program may still take them."""
+    # All three are held until the last is found, so that none is found twice.
+    with socket.socket() as a, socket.socket() as b, socket.socket() as c:
+        for held in (a, b, c):
+            held.bind(("127.0.0.1", 0))
+        http_port, grpc_port, metrics_port = (held.getsockname()[1] for held in (a, b, c))
+    return Ports(http=http_port, grpc=grpc_port, metrics=metrics_port)
+
+
+class TritonServer:
+    """A Triton server that runs while the `with` block does.
+
+    with TritonServer("triton_models", ports=free_ports()) as server:
+        server.wait_until_ready(timeout_seconds=60)
+
+    Every method that starts something raises ServingError where a user can mend the cause. When a
+    start fails, nothing stays behind but the log that the message names.
+    """
+
+    def __init__(
+        self,
+        repository: str | Path,
+        *,
+        ports: Ports = Ports(),  # noqa: B008  frozen
+        host: str = "127.0.0.1",
+        log_path: str | Path | None = None,
+        poll_seconds: int | None = None,
+        model_control: Literal["none", "poll"] = "none",
+        allow: Collection[Api] = (),
+    ) -> None:
+        """Describe a server; nothing runs before `start`.
+
+        Args:
+            repository: model repository, a directory of models with a config.pbtxt each
+            ports: where to listen; ports that are 0 are chosen here
+            host: IPv4 address or name to bind; what is not loopback is open to the network
+            log_path: file that Triton's log is appended to; None keeps it only if a start fails
+            poll_seconds: interval between two looks at the repository, with model_control "poll"
+            model_control: "poll" loads new versions as they appear, "none" what is there at start
+            allow: APIs of `CLOSED_APIS` that anybody who reaches the ports may use
+        """
+        if model_control == "none" and poll_seconds is not None:
+            raise ServingError(
+                f"poll_seconds is {poll_seconds} but model_control is 'none'; it needs 'poll'"
+            )
+        if poll_seconds is not None and poll_seconds < 1:
+            raise ServingError(f"poll_seconds is {poll_seconds}; expected a whole number from 1")
+        if unknown := set(allow) - set(CLOSED_APIS):
+            raise ServingError(f"cannot allow {sorted(unknown)}; expected some of {CLOSED_APIS}")
+        self.repository = Path(repository).absolute()
+        self.ports = _filled(ports)
+        self.host = host
+        self.log_path = None if log_path is None else Path(log_path)
+        self._poll_seconds = poll_seconds or DEFAULT_POLL_SECONDS
+        self._model_control = model_control
+        self._closed = [api for api in CLOSED_APIS if api not in allow]
+        # Names this server's shared memory regions, and the server itself when asked who it is.
+        self._id = f"triton_{secrets.token_hex(6)}"
+        self._scratch: Path | None = None
+        self._temporary_log: Path | None = None
+        self._log_start = 0
+        self._supervisor: subprocess.Popen[bytes] | None = None
+        self._pid = 0
+
+    @property
+    def http_url(self) -> str:
+        """Where the HTTP client connects, without a scheme."""
+        return f"{self._client_host}:{self.ports.http}"
+
+    @property
+    def grpc_url(self) -> str:
+        """Where the gRPC client connects."""
+        return f"{self._client_host}:{self.ports.grpc}"
+
+    @property
+    def metrics_url(self) -> str:
+        """Host and port of Prometheus' `/metrics`."""
+        return f"{self._client_host}:{self.ports.metrics}"
+
+    @property
+    def pid(self) -> int:
+        """Process id of tritonserver itself; the instances of Python models are its children."""
+        if not self._pid:
+            raise ServingError("the Triton server has not been started")
+        return self._pid
+
+    @property
+    def _client_host(self) -> str:
+        return "127.0.0.1" if self.host == "0.0.0.0" else self.host  # noqa: S104  compared only
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start the server and return at once; `wait_until_ready` tells when it answers."""
+        if self.is_alive():
+            raise ServingError(f"the Triton server runs already, with process id {self._pid}")
+        _check_repository(self.repository, may_be_empty=self._model_control == "poll")
+        _check_ports(self.host, self.ports)
+        try:
+            self._scratch = Path(tempfile.mkdtemp(prefix="triton-"))
+            self._launch(_locate_package(), self._scratch)
+        except BaseException:
+            self.stop()
+            raise
+
+    def wait_until_ready(self, timeout_seconds: float = 60) -> None:
+        """Return when all models answer.
+
+        Raises ServingError, with the server stopped, when it exits or the time is over.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        try:
+            while not self._is_ready():
+                if not self.is_alive():
+                    raise ServingError(f"Triton did not start: {self._log_summary()}")
+                if time.monotonic() > deadline:
+                    raise ServingError(
+                        f"Triton was not ready after {timeout_seconds:g} seconds:"
+                        f" {self._log_summary()}"
+                    )
+                time.sleep(0.05)
+        except BaseException as error:
+            if isinstance(error, ServingError):
+                self._temporary_log = None  # the message names it, so it stays
+            self.stop()
+            raise
+
+    def is_alive(self) -> bool:
+        """Whether the server runs, ready or not."""
+        return self._supervisor is not None and self._supervisor.poll() is None
+
+    def wait(self) -> int:
+        """Block until the server ends by itself or by a signal; its exit code, 0 when it was told.
+
+        A server that a signal killed has the code 128 + signal, as in a shell.
+        """
+        if self._supervisor is None:
+            raise ServingError("the Triton server has not been started")
+        return self._supervisor.wait()
+
+    def stop(self, timeout_seconds: float = 15) -> None:
+        """End the server and remove all it left; does nothing where there is nothing to end.
+
+        Requests that run get `IN_FLIGHT_SECONDS` to finish. What still runs after
+        `timeout_seconds` is killed.
+        """
+        if self._supervisor is not None and self._supervisor.poll() is None:
+            self._supervisor.terminate()
+            try:
+                with suppress(subprocess.TimeoutExpired):
+                    self._supervisor.wait(timeout_seconds)
+            finally:  # also when a second Ctrl-C arrives here
+                self._kill()
+        _remove_traces(self._id, self._scratch, self._temporary_log)
+        self._scratch = self._temporary_log = None
+
+    def _kill(self) -> None:
+        if self._supervisor is None or self._supervisor.poll() is not None:
+            return
+        # The supervisor has not reaped Triton, so the number cannot belong to another group.
+        if self._pid:
+            with suppress(ProcessLookupError):
+                os.killpg(self._pid, signal.SIGKILL)
+        with suppress(subprocess.TimeoutExpired):
+            self._supervisor.wait(5)
+        self._supervisor.kill()
+        self._supervisor.wait()
+
+    def _launch(self, package: Path, scratch: Path) -> None:
+        backends = _build_backends(package, scratch)
+        if self.log_path is None:
+            handle, name = tempfile.mkstemp(prefix="triton-", suffix=".log")
+            os.close(handle)
+            self._temporary_log = log_path = Path(name)
+        else:
+            log_path = self.log_path
+            log_path.parent.mkdir(parents=True, exist_ok=True)
+        self._used_log = log_path
+        self._log_start = log_path.stat().st_size if log_path.exists() else 0
+        reader, writer = os.pipe()
+        with log_path.open("ab") as log, open(reader, "rb") as report:
+            try:
+                self._supervisor = subprocess.Popen(
+                    [
+                        *(sys.executable, "-I", "-c", SUPERVISOR),
+                        str(Path(__file__).parents[2]),
+                        *(str(os.getpid()), str(writer)),
+                        *(self._id, str(scratch), str(self._temporary_log or "")),
+                        *self._command(package, backends),
+                    ],
+                    env=_environment(package),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,  # Ctrl-C in a terminal reaches the caller alone
+                    pass_fds=(writer,),
+                )
+            finally:
+                os.close(writer)
+            line = report.readline()
+        if not line:
+            self._temporary_log = None
+            raise ServingError(f"the Triton server could not be started: {self._log_summary()}")
+        self._pid = int(line)
+
+    def _command(self, package: Path, backends: Path) -> list[str]:
+        repository = self.repository
+        if shlex.quote(str(repository)) != str(repository):
+            # Triton hands the path to a shell without quoting it.
+            repository = backends.parent / "repository"
+            repository.symlink_to(self.repository, target_is_directory=True)
+        command = [
+            str(package / "tritonserver" / "bin" / "tritonserver"),
+            f"--id={self._id}",
+            f"--model-repository={repository}",
+            f"--backend-directory={backends}",
+            f"--model-control-mode={self._model_control}",
+            # Completion would start each Python instance twice, only to ask for a configuration.
+            "--disable-auto-complete-config",
+            "--exit-on-error=true",
+            "--strict-readiness=true",
+            f"--exit-timeout-secs={IN_FLIGHT_SECONDS}",
+            "--allow-sagemaker=false",
+            "--allow-vertex-ai=false",
+        ]
+        for protocol in fields(self.ports):
+            command.append(f"--{protocol.name}-address={self.host}")
+            command.append(f"--{protocol.name}-port={getattr(self.ports, protocol.name)}")
+        # The "pytorch" backend is a Python file and takes these settings from "python" as well.
+        for setting in (
+            f"shm-region-prefix-name={self._id}_",
+            f"shm-default-byte-size={SHARED_MEMORY_BYTES}",
+            f"shm-growth-byte-size={SHARED_MEMORY_BYTES}",
+            f"stub-timeout-seconds={STUB_TIMEOUT_SECONDS}",
+        ):
+            command.append(f"--backend-config=python,{setting}")
+        if self._model_control == "poll":
+            command.append(f"--repository-poll-secs={self._poll_seconds}")
+        if self._closed:
+            # Triton asks for a header of this value, which nobody is told.
+            rule = f"{','.join(self._closed)}:closed={secrets.token_hex(16)}"
+            command.append(f"--http-restricted-api={rule}")
+            command.append(f"--grpc-restricted-protocol={rule}")
+        return command
+
+    def _is_ready(self) -> bool:
+        with (
+            suppress(OSError, http.client.HTTPException, ValueError),
+            closing(http.client.HTTPConnection(self.http_url, timeout=2)) as connection,
+        ):
+            connection.request("GET", "/v2/health/ready")
+            response = connection.getresponse()
+            response.read()
+            if response.status != 200:
+                return False
+            connection.request("GET", "/v2")
+            # Another server may have taken the port between our look at it and Triton's.
+            return bool(json.load(connection.getresponse())["name"] == self._id)
+        return False
+
+    def _log_summary(self) -> str:
+        with self._used_log.open("rb") as log:
+            log.seek(self._log_start)
+            text = log.read().decode(errors="replace")
+        return f"{telling_line(text)} (log: {self._used_log})"
+
+
+def telling_line(log: str) -> str:
+    """The line of a Triton log that says best why a start failed, without prefix and traceback."""
+    errors = list(_error_lines(log))
+    telling = [line for line in errors if any(words in line for words in TELLING)]
+    chosen = (telling or errors or ["the log holds no error"])[0]
+    # libprotobuf says on a line of its own what is wrong with a config.pbtxt.
+    if "failed to read text proto" in chosen and (
+        reason := re.search(r"Error parsing text-format \S+ (.*)", log)
+    ):
+        chosen = f"{chosen}: {reason[1]}"
+    return chosen
+
+
+def _error_lines(log: str) -> Iterator[str]:
+    for line in log.splitlines():
+        # E1122 01:16:53.194137 6005 model_lifecycle.cc:642] "failed to load ..."
+        match = re.match(r"E\d{4} \S+ +\d+ [^]]+\] *(.*)|error: (.*)", line)
+        if match and not any(words in line for words in HARMLESS):
+            message = (match[1] or match[2] or "").strip().strip('"')
+            # Triton escapes the line ends of a Python traceback, which it puts last.
+            yield message.split(r"\n\nAt:")[0].replace(r"\n", " ").strip()
+
+
+def supervise(
+    parent_pid: str, report: str, region_prefix: str, scratch: str, log: str, *command: str
+) -> int:
+    """Run Triton until it ends, is told to, or the parent is gone; clean up; give its exit code.
+
+    Body of the supervisor process. It has one thread, so preexec_fn is safe here and the
+    parent-death signal, which covers its own sudden end, tied to all of it.
+    """
+    import ctypes  # only here, to keep the import of this module short
+
+    libc = ctypes.CDLL(None)
+    signals = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+
+    def prepare_child() -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+        pr_set_pdeathsig = 1
+        libc.prctl(pr_set_pdeathsig, signal.SIGTERM, 0, 0, 0)
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    # Its own group: what is left of it can then be killed without this process.
+    server = subprocess.Popen(command, process_group=0, preexec_fn=prepare_child)
+    with open(int(report), "wb") as pipe:
+        pipe.write(b"%d\n" % server.pid)
+    stopping = False
+    deadline = float("inf")
+    # WNOWAIT leaves the process to be reaped below: until then its number stays its own.
+    look = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    while os.waitid(os.P_PID, server.pid, look) is None:
+        received = signal.sigtimedwait(signals, 0.5)
+        is_orphan = os.getppid() != int(parent_pid)
+        told = received is not None and received.si_signo != signal.SIGCHLD
+        if (told or is_orphan) and not stopping:
+            stopping = True
+            server.send_signal(signal.SIGTERM)
+        if is_orphan and deadline == float("inf"):
+            deadline = time.monotonic() + ORPHAN_STOP_SECONDS
+        if time.monotonic() > deadline:
+            server.kill()
+    os.killpg(server.pid, signal.SIGKILL)  # instances that outlived it
+    code = server.wait()
+    is_orphan = os.getppid() != int(parent_pid)
+    _remove_traces(region_prefix, Path(scratch), Path(log) if log and is_orphan else None)
+    return code if code >= 0 else 128 - code
+
+
+def _remove_traces(region_prefix: str, scratch: Path | None, log: Path | None) -> None:
+    for region in SHARED_MEMORY.glob(f"{region_prefix}_*"):
+        region.unlink(missing_ok=True)
+    if scratch is not None:
+        shutil.rmtree(scratch, ignore_errors=True)
+    if log is not None:
+        log.unlink(missing_ok=True)
+
+
+def _filled(ports: Ports) -> Ports:
+    """The same ports with a free one in place of each 0."""
+    if all(astuple(ports)):
+        return ports
+    free = free_ports()
+    return Ports(
+        http=ports.http or free.http,
+        grpc=ports.grpc or free.grpc,
+        metrics=ports.metrics or free.metrics,
+    )
+
+
+def _check_repository(repository: Path, *, may_be_empty: bool) -> None:
+    if not repository.is_dir():
+        raise ServingError(
+            f"no model repository at {repository}; expected a directory with one folder per model"
+        )
+    if not may_be_empty and not any(repository.glob("*/config.pbtxt")):
+        raise ServingError(
+            f"model repository {repository} has no model; expected MODEL/config.pbtxt and"
+            " MODEL/VERSION/ in it"
+        )
+
+
+def _check_ports(host: str, ports: Ports) -> None:
+    """Say at once what Triton would say only after it has loaded all models."""
+    for protocol in fields(ports):
+        port = getattr(ports, protocol.name)
+        with socket.socket() as probe:
+            # As Triton does: a port whose last connections are still closing counts as free.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                found = f"cannot listen on {host}:{port} for {protocol.name}"
+                if error.errno == errno.EADDRINUSE:
+                    raise ServingError(
+                        f"{found}: the port is already in use; stop what listens there, or choose"
+                        " another port (0 takes a free one)"
+                    ) from error
+                raise ServingError(f"{found}: {error.strerror or error}") from error
+
+
+def _locate_package() -> Path:
+    """Directory of the installed `pytriton`, which is not imported: that takes seconds."""
+    spec = importlib.util.find_spec("pytriton")
+    if spec is None or not spec.submodule_search_locations:
+        raise ServingError(
+            "package nvidia-pytriton, which carries the Triton server, is not installed in"
+            f" {sys.prefix}; run `uv sync`"
+        )
+    return Path(spec.submodule_search_locations[0])
+
+
+def _build_backends(package: Path, scratch: Path) -> Path:
+    """A backend directory in `scratch`: Triton's Python backend, and our "pytorch" beside it."""
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stubs = package / "tritonserver" / "python_backend_stubs"
+    stub = stubs / version / "triton_python_backend_stub"
+    if not stub.is_file():
+        raise ServingError(
+            f"nvidia-pytriton has no stub for Python {version}; it has some for"
+            f" {', '.join(sorted(path.name for path in stubs.glob('*')))}"
+        )
+    if shlex.quote(str(scratch)) != str(scratch):
+        raise ServingError(
+            f"the temporary directory {scratch} has a character that a shell would read; set TMPDIR"
+        )
+    backends = scratch / "backends"
+    python = backends / "python"
+    shutil.copytree(package / "tritonserver" / "backends" / "python", python)
+    # A copy, never a link: Triton changes the mode of a stub that fails, and other environments
+    # may share the file. The copy gets its mode anew, for the original may have lost it that way.
+    copied = python / stub.name
+    shutil.copyfile(stub, copied)
+    copied.chmod(0o755)
+    ours = Path(__file__).parent / "backends" / "pytorch"
+    shutil.copytree(ours, backends / ours.name, ignore=shutil.ignore_patterns("__pycache__"))
+    return backends
+
+
+def _environment(package: Path) -> dict[str, str]:
+    site = package.parent
+    libraries = [
+        str(site / "nvidia_pytriton.libs"),
+        # Else the stub finds another libpython and misses modules of the standard library.
+        str(sysconfig.get_config_var("LIBDIR")),
+        str(Path(sys.base_prefix) / "lib"),
+        os.environ.get("LD_LIBRARY_PATH", ""),
+    ]
+    packages = dict.fromkeys([str(site), *map(sysconfig.get_path, ("purelib", "platlib"))])
+    return {
+        "OMP_NUM_THREADS": "1",  # instances share the machine; the caller's own value wins
+        **{name: value for name, value in os.environ.items() if name != "PYTHONHOME"},
+        "LD_LIBRARY_PATH": ":".join(filter(None, libraries)),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}",
+        "PYTHONPATH": ":".join(packages),
+        # A __pycache__ in a model's folder looks to model control "poll" like a new model.
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }

@@ -1,0 +1,306 @@
+"""Baselines without a network, to stand beside every result of a model.
+
+Popularity, co-visitation, sequential rules and session-kNN after Ludewig & Jannach, "Evaluation
+of session-based recommendation algorithms" (UMUAI 2018). All count in sparse matrices, a bounded
+number of stored scores at a time, so that no (N, V) array ever exists.
+
+Sessions are ragged: `values` (item indices, oldest interaction first) and `offsets` (B + 1).
+Reserved indices in them are dropped before anything is counted, so that the interactions on
+either side become neighbours. A prefix without a known item is scored by popularity.
+
+Letters: B sessions, N prefixes, M training sessions, V rows of the item table, R rows of scores.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from pipeline.core.columns import FIRST_ITEM
+
+Array = NDArray[np.int64]
+
+_SCORES_AT_ONCE = 1 << 22
+"""Stored scores in one chunk; ranking them takes about 60 bytes each."""
+
+
+class Scores(NamedTuple):
+    """Scores of some prefixes. Prefixes may share a row; what is not stored scores 0."""
+
+    matrix: sp.csr_array
+    """(R, V) positive scores, none in a reserved column."""
+    rows: Array
+    """(b,): the row of each prefix."""
+    prefixes: Array
+    """(b,): which prefixes these are, 0..N-1."""
+
+
+class Baseline(Protocol):
+    """Something fitted that scores the catalogue for every prefix."""
+
+    @property
+    def name(self) -> str: ...
+
+    def scores(self, values: Array, offsets: Array) -> Iterator[Scores]:
+        """Ragged prefixes, (N + 1,) offsets -> chunks that hold every prefix once."""
+        ...
+
+
+def all_baseline_ranks(
+    train_values: Array,
+    train_offsets: Array,
+    num_rows: int,
+    prefix_values: Array,
+    prefix_offsets: Array,
+    targets: Array,
+) -> Iterator[tuple[str, Array]]:
+    """Fit every baseline in turn and give its name and the ranks (N,) of the targets.
+
+    `num_rows` is V; training sessions stand oldest first. See `baseline_ranks` for the ranks.
+    """
+    for fit in (popularity, covisitation, sequential_rules, session_knn):
+        baseline = fit(train_values, train_offsets, num_rows)
+        yield baseline.name, baseline_ranks(baseline, prefix_values, prefix_offsets, targets)
+
+
+def baseline_ranks(baseline: Baseline, values: Array, offsets: Array, targets: Array) -> Array:
+    """Rank of each target among all V - FIRST_ITEM items: (N,), 1 is best.
+
+    A rank is the number of items that score at least what the target scores: ties count against
+    the baseline, and a target without a score is last. A reserved target (out of the vocabulary)
+    ranks behind the catalogue, at V - FIRST_ITEM + 1. ValueError unless there is a target a prefix.
+    """
+    if len(offsets) != len(targets) + 1:
+        raise ValueError(f"{len(offsets) - 1} prefixes but {len(targets)} targets")
+    ranks = np.empty(len(targets), np.int64)
+    for matrix, rows, prefixes in baseline.scores(values, offsets):
+        if not len(prefixes):
+            continue  # scipy answers an empty look-up with a sparse array
+        wanted = targets[prefixes]
+        found = _ranks_in_row(matrix)[rows, wanted]  # (b,), 0 where nothing is stored
+        last = matrix.shape[1] - FIRST_ITEM
+        ranks[prefixes] = np.select([wanted < FIRST_ITEM, found == 0], [last + 1, last], found)
+    return ranks
+
+
+@dataclass(frozen=True)
+class Popularity:
+    """The same scores for every prefix."""
+
+    counts: sp.csr_array
+    """(1, V) interactions of each item."""
+    name: str = "popularity"
+
+    def scores(self, values: Array, offsets: Array) -> Iterator[Scores]:  # noqa: ARG002
+        """Ragged prefixes, (N + 1,) offsets -> all N prefixes on one row."""
+        yield self.of_prefixes(np.arange(len(offsets) - 1))
+
+    def of_prefixes(self, prefixes: Array) -> Scores:
+        """(b,) prefixes -> their scores."""
+        return Scores(self.counts, np.zeros_like(prefixes), prefixes)
+
+
+@dataclass(frozen=True)
+class ItemRules:
+    """Scores that depend on the last known item of the prefix alone."""
+
+    name: str
+    rows_of: Callable[[Array], sp.csr_array]
+    """(R,) item indices -> (R, V) scores."""
+    costs: Array
+    """(V,): at least the stored scores in the row of each item."""
+    fallback: Popularity
+
+    def scores(self, values: Array, offsets: Array) -> Iterator[Scores]:
+        """Ragged prefixes, (N + 1,) offsets -> chunks with one row for each distinct last item."""
+        values, offsets = _drop_reserved(values, offsets)
+        yield self.fallback.of_prefixes(np.flatnonzero(np.diff(offsets) == 0))
+        prefixes = np.flatnonzero(np.diff(offsets))
+        last_items = values[offsets[prefixes + 1] - 1]
+        items, inverse = np.unique(last_items, return_inverse=True)
+        order = np.argsort(inverse, kind="stable")
+        bounds = np.searchsorted(inverse[order], np.arange(len(items) + 1))
+        for chunk in _chunks(self.costs[items]):
+            members = order[bounds[chunk.start] : bounds[chunk.stop]]
+            rows = inverse[members] - chunk.start
+            yield Scores(self.rows_of(items[chunk]), rows, prefixes[members])
+
+
+@dataclass(frozen=True)
+class SessionKnn:
+    """Scores by the training sessions that resemble the prefix."""
+
+    postings: sp.csr_array
+    """(V, M): the newest training sessions of each item, as 1 / the session's norm."""
+    sessions: sp.csr_array
+    """(M, V): 1 where a training session holds an item."""
+    num_neighbours: int
+    fallback: Popularity
+    name: str = "session-knn"
+
+    def scores(self, values: Array, offsets: Array) -> Iterator[Scores]:
+        """Ragged prefixes, (N + 1,) offsets -> chunks with one row for each prefix."""
+        values, offsets = _drop_reserved(values, offsets)
+        yield self.fallback.of_prefixes(np.flatnonzero(np.diff(offsets) == 0))
+        prefixes = np.flatnonzero(np.diff(offsets))
+        weights = _weigh_prefixes(values, offsets, self.sessions.shape[1])[prefixes]
+        candidates = weights.sign() @ np.diff(self.postings.indptr)
+        lengths = np.diff(self.sessions.indptr)
+        # A session of many items is a neighbour more often: its length counts by its length
+        length = (lengths**2).sum() / max(lengths.sum(), 1)
+        costs = candidates + np.minimum(candidates, self.num_neighbours) * length
+        for chunk in _chunks(costs):
+            similarities = weights[chunk] @ self.postings  # (b, M)
+            scores = _keep_largest(similarities, self.num_neighbours) @ self.sessions  # (b, V)
+            # float32 so that sums which differ by their order of addition alone are ties
+            yield Scores(scores.astype(np.float32), np.arange(scores.shape[0]), prefixes[chunk])
+
+
+def popularity(values: Array, offsets: Array, num_rows: int) -> Popularity:
+    """Score = interactions of the item in training."""
+    values, _ = _drop_reserved(values, offsets)
+    counts = np.bincount(values, minlength=num_rows)
+    return Popularity(sp.csr_array(counts[np.newaxis, :]))
+
+
+def covisitation(values: Array, offsets: Array, num_rows: int) -> ItemRules:
+    """Score = training sessions that hold the item and the last item of the prefix.
+
+    An item is not its own neighbour. Association rules (AR) in the paper.
+    """
+    sessions = _incidence(values, offsets, num_rows)  # (M, V)
+    holders = sessions.T.tocsr()  # (V, M)
+
+    def rows_of(items: Array) -> sp.csr_array:
+        together = holders[items] @ sessions  # (R, V)
+        itself = together.indices == np.repeat(items, np.diff(together.indptr))
+        together.data[itself] = 0
+        together.eliminate_zeros()
+        return together
+
+    # Rows are made when asked for: one session of n items alone puts n * n counts into the table
+    costs = holders @ np.diff(sessions.indptr)
+    return ItemRules("co-visitation", rows_of, costs, popularity(values, offsets, num_rows))
+
+
+def sequential_rules(
+    values: Array, offsets: Array, num_rows: int, max_distance: int = 10
+) -> ItemRules:
+    """Score = sum of 1 / distance over the times the item came after the last item of the prefix.
+
+    Distances in interactions, up to `max_distance`. An item may follow itself. SR in the paper,
+    first in Kamehkhosh, Jannach & Ludewig, "A comparison of frequent pattern techniques and a
+    deep learning method for session-based recommendation" (RecTemp 2017).
+    """
+    known, known_offsets = _drop_reserved(values, offsets)
+    session = _session_of(known_offsets)
+    # Counted in units that every distance divides: integers, so that equal sums are ties
+    unit = math.lcm(*range(1, max_distance + 1))
+    rules = sp.csr_array((num_rows, num_rows), dtype=np.float64)
+    for distance in range(1, max_distance + 1):
+        inside = session[distance:] == session[:-distance]
+        pairs = known[:-distance][inside], known[distance:][inside]
+        weights = np.full(len(pairs[0]), unit / distance)
+        rules += sp.csr_array((weights, pairs), shape=rules.shape)
+    rules /= unit
+    fallback = popularity(values, offsets, num_rows)
+    return ItemRules("sequential-rules", rules.__getitem__, np.diff(rules.indptr), fallback)
+
+
+def session_knn(
+    values: Array,
+    offsets: Array,
+    num_rows: int,
+    num_neighbours: int = 200,
+    num_newest: int = 1000,
+) -> SessionKnn:
+    """Score = sum of similarities of the nearest training sessions that hold the item.
+
+    Similarity is the cosine of the prefix, each item weighted by 1 / its distance from the end,
+    and a training session as a set: V-SkNN in the paper. Only the `num_newest` training sessions
+    of each item are compared, as in VMIS-kNN (Kersbergen et al., "Serenade", SIGMOD 2022), or the
+    time for a prefix would grow with the log. Training sessions stand oldest first; of equally
+    similar ones the newer is nearer.
+    """
+    sessions = _incidence(values, offsets, num_rows)  # (M, V)
+    norms = np.sqrt(np.maximum(np.diff(sessions.indptr), 1))
+    postings = sp.csr_array(sp.diags_array(1 / norms) @ sessions).T.tocsr()  # (V, M)
+    postings.sort_indices()
+    from_end = np.repeat(postings.indptr[1:], np.diff(postings.indptr)) - np.arange(postings.nnz)
+    postings.data[from_end > num_newest] = 0
+    postings.eliminate_zeros()
+    fallback = popularity(values, offsets, num_rows)
+    return SessionKnn(postings, sessions, num_neighbours, fallback)
+
+
+def _drop_reserved(values: Array, offsets: Array) -> tuple[Array, Array]:
+    """The same sessions without reserved indices; a session may end up empty."""
+    known = values >= FIRST_ITEM
+    return values[known], np.concatenate([[0], np.cumsum(known)])[offsets]
+
+
+def _session_of(offsets: Array) -> Array:
+    """(B + 1,) -> the session of each value."""
+    return np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+
+
+def _incidence(values: Array, offsets: Array, num_rows: int) -> sp.csr_array:
+    """Ragged sessions -> (M, V) with 1 where a session holds an item."""
+    values, offsets = _drop_reserved(values, offsets)
+    ones = np.ones(len(values), np.int64)
+    matrix = sp.csr_array(
+        (ones, (_session_of(offsets), values)), shape=(len(offsets) - 1, num_rows)
+    )
+    matrix.data[:] = 1  # repeated items were summed
+    return matrix
+
+
+def _weigh_prefixes(values: Array, offsets: Array, num_rows: int) -> sp.csr_array:
+    """Ragged prefixes -> (N, V): 1 / distance from the end, of an item's newest interaction.
+
+    Not divided by the norm of the prefix, which is the same for all of its neighbours.
+    """
+    prefix = _session_of(offsets)
+    distance = offsets[prefix + 1] - np.arange(len(values))
+    order = np.lexsort((distance, values, prefix))
+    same = (np.diff(prefix[order]) == 0) & (np.diff(values[order]) == 0)
+    newest = order[np.concatenate([[True], ~same])] if len(order) else order
+    entries = 1 / distance[newest], (prefix[newest], values[newest])
+    return sp.csr_array(entries, shape=(len(offsets) - 1, num_rows))
+
+
+def _chunks(costs: NDArray[np.number]) -> Iterator[slice]:
+    """(R,) costs -> slices over 0..R-1 of at most _SCORES_AT_ONCE together, or of one row."""
+    ends = np.cumsum(costs)
+    begin = 0
+    while begin < len(ends):
+        limit = ends[begin] - costs[begin] + _SCORES_AT_ONCE
+        end = max(begin + 1, int(np.searchsorted(ends, limit, side="right")))
+        yield slice(begin, end)
+        begin = end
+
+
+def _keep_largest(matrix: sp.csr_array, count: int) -> sp.csr_array:
+    """Keep the `count` largest entries of each row; of equal ones those furthest right."""
+    rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+    order = np.lexsort((-matrix.indices, -matrix.data.astype(np.float32), rows))
+    kept = order[np.arange(matrix.nnz) - matrix.indptr[rows] < count]
+    entries = matrix.data[kept], (rows[kept], matrix.indices[kept])
+    return sp.csr_array(entries, shape=matrix.shape)
+
+
+def _ranks_in_row(matrix: sp.csr_array) -> sp.csr_array:
+    """The same structure, each entry the number of entries in its row that are at least it."""
+    rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+    order = np.lexsort((matrix.data, rows))
+    ascending = matrix.data[order]
+    starts_tie = np.ones(matrix.nnz, bool)
+    starts_tie[1:] = (np.diff(ascending) != 0) | (np.diff(rows) != 0)
+    tie = np.maximum.accumulate(np.where(starts_tie, np.arange(matrix.nnz), 0))
+    ranks = np.empty(matrix.nnz, np.int64)
+    ranks[order] = matrix.indptr[rows + 1] - tie
+    return sp.csr_array((ranks, matrix.indices, matrix.indptr), shape=matrix.shape)
