@@ -38,7 +38,9 @@ SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  the one place of POSIX shared me
 SHARED_MEMORY_BYTES = 1 << 20
 """First size and growth step of the region between Triton and each Python instance."""
 STUB_TIMEOUT_SECONDS = 120  # importing torch from a cold disk takes longer than Triton's 30
-IN_FLIGHT_SECONDS = 10  # how long Triton lets running requests finish when it is told to stop
+EXIT_SECONDS = 5
+"""How long Triton, told to stop, waits for running requests and for its instances to end. An open
+HTTP connection, though idle, makes it wait all that time, and then report a failure."""
 ORPHAN_STOP_SECONDS = 15  # how long the supervisor lets Triton stop when the caller is gone
 DEFAULT_POLL_SECONDS = 5
 
@@ -47,6 +49,34 @@ SUPERVISOR = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
     "from pipeline.serve.triton import supervise; sys.exit(supervise(*sys.argv[2:]))"
 )
+
+# Triton 2.51 was built before NumPy 2 moved a field of its dtypes. With NumPy 2, tensors reach a
+# Python model as zeros, and leave it empty, without any error; DLPack does not read that field.
+# Appended to the copied triton_python_backend_utils.py, before the stub takes `Tensor` from the
+# module that it carries inside.
+NUMPY_2_BRIDGE = '''
+
+def _bridge_numpy_2(native):
+    original = native.Tensor
+
+    def as_numpy(tensor):
+        return np.array(np.from_dlpack(tensor))  # a copy, because what DLPack lends is read-only
+
+    def make_tensor(name, array):
+        if array.dtype.kind in "OSU":
+            raise TypeError(f"tensor {name} holds strings; this Triton needs NumPy < 2 for them")
+        return original.from_dlpack(name, np.require(array, requirements=["C", "W"]))
+
+    original.as_numpy = as_numpy
+    make_tensor.from_dlpack = original.from_dlpack
+    native.Tensor = make_tensor
+
+
+if int(np.__version__.split(".")[0]) >= 2:
+    import c_python_backend_utils
+
+    _bridge_numpy_2(c_python_backend_utils)
+'''
 
 # Triton prints these at level E on every machine without a GPU.
 HARMLESS = ("CudaDriverHelper", "unable to create stream", "NVML")
@@ -224,8 +254,8 @@ class TritonServer:
     def stop(self, timeout_seconds: float = 15) -> None:
         """End the server and remove all it left; does nothing where there is nothing to end.
 
-        Requests that run get `IN_FLIGHT_SECONDS` to finish. What still runs after
-        `timeout_seconds` is killed.
+        Running requests have `EXIT_SECONDS` to finish; what still lives after `timeout_seconds` is
+        killed. Takes 2 to 3 seconds, with an HTTP connection open somewhere `EXIT_SECONDS`.
         """
         if self._supervisor is not None and self._supervisor.poll() is None:
             self._supervisor.terminate()
@@ -302,7 +332,7 @@ class TritonServer:
             "--disable-auto-complete-config",
             "--exit-on-error=true",
             "--strict-readiness=true",
-            f"--exit-timeout-secs={IN_FLIGHT_SECONDS}",
+            f"--exit-timeout-secs={EXIT_SECONDS}",
             "--allow-sagemaker=false",
             "--allow-vertex-ai=false",
         ]
@@ -390,6 +420,7 @@ def supervise(
         libc.prctl(pr_set_pdeathsig, signal.SIGTERM, 0, 0, 0)
 
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    began = time.time()
     # Its own group: what is left of it can then be killed without this process.
     server = subprocess.Popen(command, process_group=0, preexec_fn=prepare_child)
     with open(int(report), "wb") as pipe:
@@ -411,9 +442,12 @@ def supervise(
             server.kill()
     os.killpg(server.pid, signal.SIGKILL)  # instances that outlived it
     code = server.wait()
+    _remove_environments(began)
     is_orphan = os.getppid() != int(parent_pid)
     _remove_traces(region_prefix, Path(scratch), Path(log) if log and is_orphan else None)
-    return code if code >= 0 else 128 - code
+    if code < 0:
+        return 128 - code
+    return 0 if stopping else code  # told to stop, it did: what it thinks of that is in the log
 
 
 def _remove_traces(region_prefix: str, scratch: Path | None, log: Path | None) -> None:
@@ -423,6 +457,21 @@ def _remove_traces(region_prefix: str, scratch: Path | None, log: Path | None) -
         shutil.rmtree(scratch, ignore_errors=True)
     if log is not None:
         log.unlink(missing_ok=True)
+
+
+def _remove_environments(began: float) -> None:
+    """Remove the empty folders that a Triton leaves in /tmp when it ends before its time.
+
+    Their names do not tell whose they are, so none is touched while another Triton runs.
+    """
+    for process in Path("/proc").glob("[0-9]*/comm"):
+        with suppress(OSError):
+            if process.read_text().strip() == "tritonserver":
+                return
+    for folder in Path("/tmp").glob("python_env_*"):  # noqa: S108  Triton's fixed place
+        with suppress(OSError):
+            if folder.stat().st_uid == os.getuid() and folder.stat().st_mtime >= began - 1:
+                folder.rmdir()  # refuses one that is not empty
 
 
 def _filled(ports: Ports) -> Ports:
@@ -496,6 +545,8 @@ def _build_backends(package: Path, scratch: Path) -> Path:
     backends = scratch / "backends"
     python = backends / "python"
     shutil.copytree(package / "tritonserver" / "backends" / "python", python)
+    with (python / "triton_python_backend_utils.py").open("a") as utilities:
+        utilities.write(NUMPY_2_BRIDGE)
     # A copy, never a link: Triton changes the mode of a stub that fails, and other environments
     # may share the file. The copy gets its mode anew, for the original may have lost it that way.
     copied = python / stub.name

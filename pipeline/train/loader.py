@@ -1,0 +1,112 @@
+"""Session Parquet through the Merlin dataloader to what models read.
+
+The loader gives ragged columns (values, offsets), on the device where it reads. Here they become
+windows: which interactions of which session make a row. A training row is a whole session, an
+evaluation row may be a part of one.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from merlin.dataloader.torch import Loader
+from merlin.io import Dataset
+from torch import Tensor
+
+from pipeline.core.columns import SESSIONS_DIRECTORY
+from pipeline.core.errors import ArtifactError
+from pipeline.core.merlin import has_cudf
+from pipeline.model.batch import SessionBatch
+
+
+class RaggedBatch(NamedTuple):
+    """B whole sessions of any length."""
+
+    sequences: dict[str, Tensor]
+    """Per feature (interactions,): the sessions one after the other."""
+    sessions: dict[str, Tensor]
+    """Per feature of a session (B,)."""
+    offsets: Tensor
+    """(B + 1,) where each session begins in the sequences."""
+
+    @property
+    def lengths(self) -> Tensor:
+        """(B,) interactions of each session."""
+        return self.offsets.diff()
+
+    def window(self, rows: Tensor, starts: Tensor, stops: Tensor) -> SessionBatch:
+        """Interactions starts..stops-1 of the sessions `rows`, all (W,), padded to the longest."""
+        lengths = stops - starts
+        width = max(int(lengths.max()), 1) if lengths.numel() else 1
+        columns = torch.arange(width, device=lengths.device)
+        inside = columns < lengths.unsqueeze(1)  # (W, width)
+        first = (self.offsets[rows] + starts).unsqueeze(1)
+        positions = torch.where(inside, first + columns, 0)
+        features = {}
+        for name, values in self.sequences.items():
+            # an empty batch has no value to point at
+            taken = values[positions] if values.numel() else values.new_zeros(positions.shape)
+            features[name] = taken * inside.to(taken.dtype)
+        for name, values in self.sessions.items():
+            features[name] = values[rows]
+        return SessionBatch(features, lengths)
+
+
+class SessionLoader:
+    """Batches of one part of a data directory, from Merlin's loader."""
+
+    def __init__(
+        self,
+        data: Path,
+        part: str,
+        *,
+        item: str,
+        features: list[str],
+        batch_size: int,
+        shuffle: bool = False,
+        seed: int = 0,
+    ) -> None:
+        """`features` are the columns to read; ArtifactError if the part is not there."""
+        files = sorted((data / SESSIONS_DIRECTORY / part).glob("*.parquet"))
+        if not files:
+            found = sorted(p.name for p in (data / SESSIONS_DIRECTORY).glob("*") if p.is_dir())
+            raise ArtifactError(
+                f"{data} has no {part} sessions, it has: {', '.join(found)}. Set `split.{part}` in "
+                "the recipe, or give --test files, and preprocess again."
+            )
+        dataset = Dataset([str(f) for f in files], engine="parquet", cpu=not has_cudf())
+        dataset.schema = dataset.schema.select_by_name(features)
+        self.item = item
+        self.num_sessions = int(dataset.num_rows)
+        self._shuffle = shuffle
+        self._generator = np.random.default_rng(seed)
+        self._loader = Loader(
+            dataset, batch_size=batch_size, shuffle=shuffle, seed_fn=self._draw_seed
+        )
+
+    def __len__(self) -> int:
+        """Batches of a pass."""
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[RaggedBatch]:
+        if self._shuffle:
+            # Merlin shuffles within a chunk by NumPy's global state
+            np.random.seed(self._draw_seed())  # noqa: NPY002
+        for features, _ in self._loader:
+            yield self._ragged(features)
+
+    def _draw_seed(self) -> int:
+        return int(self._generator.integers(2**31))
+
+    def _ragged(self, features: dict[str, Tensor]) -> RaggedBatch:
+        sequences = {}
+        sessions = {}
+        for name, values in features.items():
+            if name.endswith("__values"):
+                sequences[name.removesuffix("__values")] = values
+            elif not name.endswith("__offsets"):
+                sessions[name] = values.reshape(-1)
+        offsets = features[f"{self.item}__offsets"].to(torch.int64)
+        return RaggedBatch(sequences, sessions, offsets)

@@ -1,0 +1,162 @@
+"""`pipeline train`: a data directory in, a run out; `pipeline evaluate`: a run and data in."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from pipeline.core.artifact import new_artifact, read_manifest
+from pipeline.core.columns import FIRST_ITEM, ITEM, SCHEMA_FILE, SESSIONS_DIRECTORY, TIMESTAMP
+from pipeline.core.errors import ArtifactError
+from pipeline.core.fitted import Fitted
+from pipeline.core.recipe import ModelConfig, TrainConfig
+from pipeline.core.schema import Schema
+from pipeline.model.build import build_model, load_model, save_model
+from pipeline.model.model import Model
+from pipeline.train.baselines import all_baseline_ranks
+from pipeline.train.evaluation import Positions, prefixes, rank_targets
+from pipeline.train.loader import SessionLoader
+from pipeline.train.metrics import ranking_metrics
+from pipeline.train.trainer import POOL_BATCHES, Trainer, best_device, seed_everything
+
+LOG_FILE = "metrics.jsonl"
+_EVALUATION_SESSIONS = 1024
+
+
+def train(
+    data: Path, model_config: ModelConfig, train_config: TrainConfig, out: Path
+) -> dict[str, Any]:
+    """Train a model on `data` and write the run to `out`; return the manifest's facts."""
+    read_manifest(data, "data")
+    schema = Schema.from_json(data / SCHEMA_FILE)
+    fitted = Fitted.read(data)
+    longest = fitted.recipe.max_sequence_length
+    facts: dict[str, Any] = {}
+    with new_artifact(out, "run", facts) as directory:
+        seed_everything(train_config.seed)
+        model = build_model(schema, model_config, longest)
+        loaders = {
+            "train": _loader(
+                data, "train", model, POOL_BATCHES * train_config.batch_size, train_config.seed
+            )
+        }
+        if (data / SESSIONS_DIRECTORY / "valid").is_dir():
+            loaders["valid"] = _loader(data, "valid", model, _EVALUATION_SESSIONS)
+        trainer = Trainer(
+            model,
+            train_config,
+            train_loader=loaders["train"],
+            valid_loader=loaders.get("valid"),
+            log_path=directory / LOG_FILE,
+        )
+        begin = time.monotonic()
+        result = trainer.train()
+        facts.update(
+            seconds=round(time.monotonic() - begin, 1),
+            device=str(trainer.args.device),
+            steps=result.global_step,
+            epochs=trainer.state.epoch,
+            train_loss=result.training_loss,
+            parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+            model=model_config.model_dump(mode="json"),
+            train=train_config.model_dump(mode="json"),
+        )
+        if trainer.best is not None:
+            facts["best_epoch"] = trainer.best.epoch
+            facts[f"valid_{train_config.metric}"] = trainer.best.value
+        save_model(directory, model, schema, model_config, longest)
+        # a run serves and evaluates without the data it came from
+        fitted.write(directory)
+        (directory / SCHEMA_FILE).write_bytes((data / SCHEMA_FILE).read_bytes())
+    return facts
+
+
+def evaluate(
+    run: Path,
+    data: Path,
+    *,
+    part: str = "test",
+    positions: Positions = "all",
+    cutoffs: tuple[int, ...] = (5, 10, 20),
+    baselines: bool = True,
+) -> dict[str, Any]:
+    """Metrics of a run, and of the baselines, on one part of `data`, over the full catalogue.
+
+    Returns {"part", "positions", "targets", "unknown_targets", "catalogue_items", "results"}
+    where results maps a model's name to its metrics. ArtifactError if the run was trained on
+    other item indices than those of `data`.
+    """
+    read_manifest(run, "run")
+    read_manifest(data, "data")
+    if not Fitted.read(run).item.values.equals(Fitted.read(data).item.values):
+        raise ArtifactError(
+            f"{run} was trained on another catalogue than that of {data}. Evaluate it on the data "
+            "directory it was trained on, or train again."
+        )
+    model = load_model(run).to(best_device())
+    longest = model.inputs.max_sequence_length
+    assert longest is not None  # noqa: S101
+    ranked = rank_targets(model, _loader(data, part, model, _EVALUATION_SESSIONS), positions)
+    if not len(ranked.ranks):
+        raise ArtifactError(
+            f"{data} has no {part} session of two interactions or more: nothing to predict."
+        )
+    results = {_name(run): ranking_metrics(ranked.ranks, cutoffs)}
+    if baselines:
+        for name, ranks in _baselines(data, part, positions, longest, ranked.targets, model):
+            results[name] = ranking_metrics(ranks, cutoffs)
+    return {
+        "part": part,
+        "positions": positions,
+        "targets": len(ranked.ranks),
+        "unknown_targets": int((ranked.targets < FIRST_ITEM).sum()),
+        "catalogue_items": model.inputs.item_table.num_embeddings - FIRST_ITEM,
+        "results": results,
+    }
+
+
+def _name(run: Path) -> str:
+    return run.resolve().name
+
+
+def _loader(
+    data: Path, part: str, model: Model, batch_size: int, seed: int | None = None
+) -> SessionLoader:
+    return SessionLoader(
+        data,
+        part,
+        item=model.inputs.item,
+        features=model.inputs.feature_names,
+        batch_size=batch_size,
+        shuffle=seed is not None,
+        seed=seed or 0,
+    )
+
+
+def _baselines(
+    data: Path, part: str, positions: Positions, longest: int, targets: np.ndarray, model: Model
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Baselines see the same prefixes and targets as the model."""
+    values, offsets = _items(data, "train", by_time=True)
+    test_values, test_offsets = _items(data, part)
+    before = prefixes(test_values, test_offsets, positions, longest)
+    assert np.array_equal(before.targets, targets)  # noqa: S101
+    num_rows = model.inputs.item_table.num_embeddings
+    yield from all_baseline_ranks(
+        values, offsets, num_rows, before.values, before.offsets, before.targets
+    )
+
+
+def _items(data: Path, part: str, *, by_time: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Item indices of a part and where its sessions begin, oldest session first if `by_time`."""
+    table = pq.read_table(data / SESSIONS_DIRECTORY / part, columns=[ITEM, TIMESTAMP])
+    if by_time:
+        times = table[TIMESTAMP].combine_chunks()
+        ends = times.flatten().to_numpy()[times.offsets.to_numpy()[1:] - 1]
+        table = table.take(np.argsort(ends, kind="stable"))
+    lists = table[ITEM].combine_chunks()
+    lengths = np.diff(lists.offsets.to_numpy())
+    return lists.flatten().to_numpy(), np.concatenate([[0], np.cumsum(lengths)])
