@@ -15,8 +15,8 @@ NO_TIME = -(2**63)
 LATEST_MICROSECONDS = 2**62
 """About the year 148,000; beyond that a number is no time, and differences would overflow."""
 ISO_TIME = (
-    r"^(1[7-9]|2[01])\d\d-\d\d-\d\d([ T]\d\d:\d\d(:\d\d(\.\d{1,9})?)?)?"
-    r"( ?(UTC|Z|[+-]\d\d:?\d\d))?$"
+    r"^(1[7-9]|2[01])\d\d-\d\d-\d\d"
+    r"([ T]\d\d:\d\d(:\d\d(\.\d{1,9})?)?( ?(UTC|Z|[+-]\d\d:?\d\d))?)?$"
 )
 """Text that counts as a time: a date, the time of day and the zone where they are given."""
 

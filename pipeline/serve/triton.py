@@ -7,6 +7,7 @@ this (PR_SET_PDEATHSIG) is not enough: it fires when the *thread* that started t
 
 import errno
 import http.client
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -50,11 +51,16 @@ SUPERVISOR = (
     "from pipeline.serve.triton import supervise; sys.exit(supervise(*sys.argv[2:]))"
 )
 
-# Triton 2.51 was built before NumPy 2 moved a field of its dtypes. With NumPy 2, tensors reach a
-# Python model as zeros, and leave it empty, without any error; DLPack does not read that field.
-# Appended to the copied triton_python_backend_utils.py, before the stub takes `Tensor` from the
-# module that it carries inside.
-NUMPY_2_BRIDGE = '''
+# Appended to the copied triton_python_backend_utils.py, which each stub imports first, before it
+# takes `Tensor` from the module that it carries inside. An environment variable does not reach it.
+# - A __pycache__ in a model's folder looks to model control "poll" like a new model.
+# - Triton 2.51 was built before NumPy 2 moved a field of its dtypes. With NumPy 2, tensors reach a
+#   Python model as zeros and leave it empty, without an error. DLPack does not read that field.
+STUB_PROLOGUE = """
+import sys as _sys
+
+_sys.dont_write_bytecode = True
+
 
 def _bridge_numpy_2(native):
     original = native.Tensor
@@ -76,7 +82,7 @@ if int(np.__version__.split(".")[0]) >= 2:
     import c_python_backend_utils
 
     _bridge_numpy_2(c_python_backend_utils)
-'''
+"""
 
 # Triton prints these at level E on every machine without a GPU.
 HARMLESS = ("CudaDriverHelper", "unable to create stream", "NVML")
@@ -124,7 +130,7 @@ class TritonServer:
         self,
         repository: str | Path,
         *,
-        ports: Ports = Ports(),  # noqa: B008  frozen
+        ports: Ports = Ports(),
         host: str = "127.0.0.1",
         log_path: str | Path | None = None,
         poll_seconds: int | None = None,
@@ -291,7 +297,7 @@ class TritonServer:
         self._used_log = log_path
         self._log_start = log_path.stat().st_size if log_path.exists() else 0
         reader, writer = os.pipe()
-        with log_path.open("ab") as log, open(reader, "rb") as report:
+        with log_path.open("ab") as log, os.fdopen(reader, "rb") as report:
             try:
                 self._supervisor = subprocess.Popen(
                     [
@@ -302,6 +308,7 @@ class TritonServer:
                         *self._command(package, backends),
                     ],
                     env=_environment(package),
+                    cwd=scratch,  # stubs look for modules in it: not where the caller happens to be
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -423,7 +430,7 @@ def supervise(
     began = time.time()
     # Its own group: what is left of it can then be killed without this process.
     server = subprocess.Popen(command, process_group=0, preexec_fn=prepare_child)
-    with open(int(report), "wb") as pipe:
+    with os.fdopen(int(report), "wb") as pipe:
         pipe.write(b"%d\n" % server.pid)
     stopping = False
     deadline = float("inf")
@@ -496,6 +503,13 @@ def _check_repository(repository: Path, *, may_be_empty: bool) -> None:
             f"model repository {repository} has no model; expected MODEL/config.pbtxt and"
             " MODEL/VERSION/ in it"
         )
+    if int(importlib.metadata.version("numpy").split(".")[0]) >= 2:
+        for config in sorted(repository.glob("*/config.pbtxt")):
+            if "TYPE_STRING" in config.read_text(errors="replace"):
+                raise ServingError(
+                    f"{config} names TYPE_STRING, which ends a Python model when this Triton runs"
+                    " with NumPy 2; expected numbers such as TYPE_INT64, or NumPy < 2"
+                )
 
 
 def _check_ports(host: str, ports: Ports) -> None:
@@ -546,7 +560,7 @@ def _build_backends(package: Path, scratch: Path) -> Path:
     python = backends / "python"
     shutil.copytree(package / "tritonserver" / "backends" / "python", python)
     with (python / "triton_python_backend_utils.py").open("a") as utilities:
-        utilities.write(NUMPY_2_BRIDGE)
+        utilities.write(STUB_PROLOGUE)
     # A copy, never a link: Triton changes the mode of a stub that fails, and other environments
     # may share the file. The copy gets its mode anew, for the original may have lost it that way.
     copied = python / stub.name
@@ -558,21 +572,17 @@ def _build_backends(package: Path, scratch: Path) -> Path:
 
 
 def _environment(package: Path) -> dict[str, str]:
-    site = package.parent
+    """Variables of the server; its stubs find their Python by PATH and ignore PYTHON*."""
     libraries = [
-        str(site / "nvidia_pytriton.libs"),
+        str(package.parent / "nvidia_pytriton.libs"),
         # Else the stub finds another libpython and misses modules of the standard library.
         str(sysconfig.get_config_var("LIBDIR")),
         str(Path(sys.base_prefix) / "lib"),
         os.environ.get("LD_LIBRARY_PATH", ""),
     ]
-    packages = dict.fromkeys([str(site), *map(sysconfig.get_path, ("purelib", "platlib"))])
     return {
         "OMP_NUM_THREADS": "1",  # instances share the machine; the caller's own value wins
-        **{name: value for name, value in os.environ.items() if name != "PYTHONHOME"},
-        "LD_LIBRARY_PATH": ":".join(filter(None, libraries)),
+        **os.environ,
+        "LD_LIBRARY_PATH": ":".join(filter(None, dict.fromkeys(libraries))),
         "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}",
-        "PYTHONPATH": ":".join(packages),
-        # A __pycache__ in a model's folder looks to model control "poll" like a new model.
-        "PYTHONDONTWRITEBYTECODE": "1",
     }

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import triton_python_backend_utils as pb_utils
+import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 DEFAULT_FILENAME = "model.pt"
 DTYPES = {
@@ -79,7 +80,7 @@ class TritonPythonModel:
             found = pb_utils.get_input_tensor_by_name(request, name)
             if found is None:
                 raise ValueError(f"input {name} is missing; a TorchScript model needs all of them")
-            tensors.append(torch.from_dlpack(found.to_dlpack()))
+            tensors.append(from_dlpack(found.to_dlpack()))
         if self.can_batch and len({len(tensor) for tensor in tensors}) > 1:
             shapes = {
                 field.name: tuple(tensor.shape)

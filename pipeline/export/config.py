@@ -1,0 +1,108 @@
+"""Triton's model configurations as typed data, by its own proto."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as proto
+
+CONFIG_FILE = "config.pbtxt"
+
+
+class Tensor(NamedTuple):
+    """An input or output of a model, the batch dimension left out."""
+
+    name: str
+    type: str
+    """Such as TYPE_INT64."""
+    dims: tuple[int, ...]
+    """-1 where it varies."""
+    optional: bool = False
+
+
+class Step(NamedTuple):
+    """One model of an ensemble and how its tensors are named in the whole."""
+
+    model: str
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+
+
+def python_model(
+    name: str, inputs: Iterable[Tensor], outputs: Iterable[Tensor], max_batch: int, *, ragged: bool
+) -> proto.ModelConfig:
+    """A model of the Python backend; `ragged` lets sessions of different lengths share a batch."""
+    config = proto.ModelConfig(name=name, backend="python", max_batch_size=max_batch)
+    _add_tensors(config, inputs, outputs)
+    for tensor in config.input:
+        tensor.allow_ragged_batch = ragged
+    _batch_and_place(config)
+    return config
+
+
+def torchscript_model(
+    name: str, inputs: Iterable[Tensor], outputs: Iterable[Tensor], max_batch: int
+) -> proto.ModelConfig:
+    """A model of the PyTorch backend; tensor names end in `__<position>`, as it wants them."""
+    config = proto.ModelConfig(
+        name=name, backend="pytorch", platform="pytorch_libtorch", max_batch_size=max_batch
+    )
+    _add_tensors(config, inputs, outputs)
+    config.parameters["INFERENCE_MODE"].string_value = "true"
+    _batch_and_place(config)
+    return config
+
+
+def ensemble(
+    name: str,
+    inputs: Iterable[Tensor],
+    outputs: Iterable[Tensor],
+    steps: Iterable[Step],
+    max_batch: int,
+    parameters: dict[str, str],
+) -> proto.ModelConfig:
+    """The whole, as clients see it."""
+    config = proto.ModelConfig(name=name, platform="ensemble", max_batch_size=max_batch)
+    _add_tensors(config, inputs, outputs)
+    for step in steps:
+        added = config.ensemble_scheduling.step.add(model_name=step.model, model_version=-1)
+        added.input_map.update(step.inputs)
+        added.output_map.update(step.outputs)
+    for key, value in parameters.items():
+        config.parameters[key].string_value = value
+    return config
+
+
+def write_config(directory: Path, config: proto.ModelConfig) -> None:
+    """Write `config.pbtxt` into the directory of a model."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / CONFIG_FILE).write_text(text_format.MessageToString(config), encoding="utf-8")
+
+
+def read_config(directory: Path) -> Any:
+    """Read `config.pbtxt` back."""
+    text = (directory / CONFIG_FILE).read_text(encoding="utf-8")
+    return text_format.Parse(text, proto.ModelConfig())
+
+
+def _add_tensors(
+    config: proto.ModelConfig, inputs: Iterable[Tensor], outputs: Iterable[Tensor]
+) -> None:
+    for tensor in inputs:
+        config.input.add(
+            name=tensor.name,
+            data_type=proto.DataType.Value(tensor.type),
+            dims=tensor.dims,
+            optional=tensor.optional,
+        )
+    for tensor in outputs:
+        config.output.add(
+            name=tensor.name, data_type=proto.DataType.Value(tensor.type), dims=tensor.dims
+        )
+
+
+def _batch_and_place(config: proto.ModelConfig) -> None:
+    """Batches form from what waits already; nothing waits for a batch to fill."""
+    config.dynamic_batching.max_queue_delay_microseconds = 0
+    config.instance_group.add(count=1, kind=proto.ModelInstanceGroup.KIND_CPU)

@@ -1,0 +1,80 @@
+"""`pipeline export`: a run in, a Triton model repository out."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from pipeline.core.artifact import new_artifact, read_manifest
+from pipeline.core.columns import FIRST_ITEM
+from pipeline.core.errors import ArtifactError, ConfigError
+from pipeline.core.fitted import Fitted
+from pipeline.export import torchscript
+from pipeline.export.repository import write_repository
+from pipeline.model.build import load_model
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+
+
+def export(
+    run: Path,
+    out: Path,
+    *,
+    name: str = "recommender",
+    default_k: int = 10,
+    max_k: int = 100,
+    max_batch: int = 256,
+) -> dict[str, Any]:
+    """Trace the model, prove that the program equals it, write the repository; return its facts.
+
+    `default_k` items are answered where a request names no `k`, at most `max_k` (or the whole
+    catalogue, if it is smaller). ConfigError for numbers or names that cannot be.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"--name is {name!r}, expected letters, digits, - and _.")
+    if not 1 <= default_k <= max_k:
+        raise ConfigError(f"--k is {default_k}, expected 1 to --max-k, which is {max_k}.")
+    if max_batch < 1:
+        raise ConfigError(f"--max-batch is {max_batch}, expected at least 1.")
+    read_manifest(run, "run")
+    fitted = Fitted.read(run)
+    facts: dict[str, Any] = {}
+    with new_artifact(out, "repository", facts) as directory:
+        steps = tqdm(total=3, desc="trace", unit="step", leave=False)
+        model = load_model(run)
+        items = model.inputs.item_table.num_embeddings - FIRST_ITEM
+        if items != len(fitted.item.values):
+            raise ArtifactError(
+                f"{run} has {items} items in its model and {len(fitted.item.values)} in fitted/. "
+                "Train again."
+            )
+        session_names = {f.name for f in fitted.recipe.features if f.of == "session"}
+        names = model.inputs.feature_names
+        served = torchscript.ServedModel(model, names, session_names, min(max_k, items))
+        length = fitted.recipe.max_sequence_length
+        program = torchscript.trace(served, length)
+        steps.update()
+        steps.set_description("compare")
+        difference = torchscript.prove_parity(served, program, length)
+        steps.update()
+        steps.set_description("write")
+        write_repository(
+            directory,
+            name,
+            fitted,
+            served,
+            program,
+            default_k=min(default_k, items),
+            max_batch=max_batch,
+        )
+        facts.update(
+            name=name,
+            catalogue_items=items,
+            max_k=served.k,
+            largest_score_difference=difference,
+            run=run.resolve().name,
+        )
+    steps.update()
+    steps.close()
+    return facts

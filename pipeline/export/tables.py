@@ -1,0 +1,79 @@
+"""Fitted preprocessing as what the server's encoder and decoder read: JSON and npy."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.core.artifact import write_json
+from pipeline.core.columns import ITEM
+from pipeline.core.fitted import Fitted, Vocabulary
+
+ELAPSED = "elapsed"
+
+
+def encoder_spec(fitted: Fitted, default_k: int, max_k: int) -> dict[str, Any]:
+    """What the encoder does with each column; see `pipeline/serve/encoder.py`."""
+    columns: list[dict[str, Any]] = [
+        {
+            "name": ITEM,
+            "kind": "categorical",
+            "scope": "interaction",
+            "type": fitted.item.type,
+        }
+    ]
+    for feature in fitted.recipe.features:
+        scope = "session" if feature.of == "session" else "interaction"
+        column: dict[str, Any] = {"name": feature.name, "kind": feature.kind, "scope": scope}
+        if feature.kind == "categorical":
+            column["type"] = fitted.vocabularies[feature.name].type
+        else:
+            column |= {"type": "float64", **_statistics(fitted, feature.name, log=feature.log)}
+        columns.append(column)
+    timestamp: dict[str, Any] | None = None
+    recipe = fitted.recipe
+    if recipe.timestamp is not None:
+        kind = fitted.timestamp_type
+        # a time that Parquet holds as such travels as text
+        timestamp = {"type": kind, "unit": "iso" if kind == "string" else recipe.timestamp.unit}
+        if ELAPSED in recipe.timestamp.features:
+            timestamp["elapsed"] = _statistics(fitted, ELAPSED, log=True)
+    return {
+        "max_sequence_length": recipe.max_sequence_length,
+        "default_k": default_k,
+        "max_k": max_k,
+        "columns": columns,
+        "timestamp": timestamp,
+        "time_features": list(recipe.timestamp.features) if recipe.timestamp else [],
+    }
+
+
+def write_encoder(directory: Path, fitted: Fitted, spec: dict[str, Any]) -> None:
+    """Write `encoder.json` and a table for each categorical column."""
+    write_json(directory / "encoder.json", spec)
+    for name, vocabulary in fitted.vocabularies.items():
+        write_values(directory, name, vocabulary)
+
+
+def write_decoder(directory: Path, fitted: Fitted) -> None:
+    """Write `decoder.json` and the item ids."""
+    write_json(directory / "decoder.json", {"type": fitted.item.type})
+    write_values(directory, ITEM, fitted.item)
+
+
+def write_values(directory: Path, name: str, vocabulary: Vocabulary) -> None:
+    """Values in the order of their indices: integers as they are, text as UTF-8 with offsets."""
+    if vocabulary.type == "int64":
+        np.save(directory / f"{name}.npy", vocabulary.values.to_numpy(), allow_pickle=False)
+        return
+    encoded = [value.encode("utf-8") for value in vocabulary.values.cast(pa.string()).to_pylist()]
+    offsets = np.cumsum([0, *(len(value) for value in encoded)], dtype=np.int64)
+    joined = np.frombuffer(b"".join(encoded), np.uint8)
+    np.save(directory / f"{name}.npy", joined, allow_pickle=False)
+    np.save(directory / f"{name}.offsets.npy", offsets, allow_pickle=False)
+
+
+def _statistics(fitted: Fitted, name: str, *, log: bool) -> dict[str, Any]:
+    statistics = fitted.standardisations[name]
+    return {"log": log, "mean": statistics.mean, "deviation": statistics.deviation}

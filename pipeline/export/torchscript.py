@@ -1,0 +1,105 @@
+"""The model as a TorchScript program with its top-K; the only module that uses torch.jit.
+
+torch 2.13 deprecates torch.jit; NVIDIA's Triton image serves it, and loading it runs nothing but
+the program itself, in its own interpreter.
+"""
+
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.core.columns import FIRST_ITEM
+from pipeline.core.errors import PipelineError
+from pipeline.model.batch import SessionBatch
+from pipeline.model.model import Model
+
+
+class ServedModel(nn.Module):
+    """Tensors in the order of `names` to the K best items."""
+
+    def __init__(self, model: Model, names: list[str], session_names: set[str], k: int) -> None:
+        super().__init__()
+        self.model = model
+        self.names = names
+        self.session_names = session_names
+        self.k = k
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, L) per feature of an interaction, (B, 1) of a session -> (B, K) scores, indices."""
+        features = {
+            name: values[:, 0] if name in self.session_names else values
+            for name, values in zip(self.names, tensors, strict=True)
+        }
+        batch = SessionBatch.from_features(features, self.model.inputs.item)
+        scores = self.model(batch)[:, FIRST_ITEM:]
+        best, indices = torch.topk(scores, self.k)
+        return best, indices + FIRST_ITEM
+
+
+def example_inputs(
+    served: ServedModel, length: int, sessions: int, seed: int = 0
+) -> tuple[Tensor, ...]:
+    """Random sessions of 1 to `length` interactions, padded to `length`."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, length + 1, (sessions, 1), generator=generator)
+    inside = torch.arange(length) < lengths
+    tensors = []
+    for name in served.names:
+        shape = (sessions, 1) if name in served.session_names else (sessions, length)
+        tables = served.model.inputs.tables
+        if name in tables:
+            rows = tables[name].num_embeddings
+            values = torch.randint(1, rows, shape, generator=generator)
+        else:
+            values = torch.randn(shape, generator=generator)
+        if name not in served.session_names:
+            values = values * inside.to(values.dtype)
+        tensors.append(values)
+    return tuple(tensors)
+
+
+@torch.no_grad()
+def trace(served: ServedModel, length: int) -> torch.jit.ScriptModule:
+    """Record the program; it takes any number of sessions, of `length` positions or fewer."""
+    served.eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(served, example_inputs(served, length, 2), check_trace=False)
+        frozen = torch.jit.freeze(traced.eval())
+    assert isinstance(frozen, torch.jit.ScriptModule)  # noqa: S101
+    return frozen
+
+
+@torch.no_grad()
+def prove_parity(
+    served: ServedModel, program: torch.jit.ScriptModule, length: int, tolerance: float = 1e-4
+) -> float:
+    """Largest difference of scores between program and model at shapes that were not traced.
+
+    PipelineError if it is above `tolerance`, or if an item that differs is not a near tie.
+    """
+    largest = 0.0
+    for seed, (sessions, width) in enumerate(
+        [(1, length), (3, length), (33, length), (5, max(1, length // 2)), (1, 1)]
+    ):
+        inputs = example_inputs(served, width, sessions, seed)
+        wanted, wanted_items = served(*inputs)
+        found, found_items = program(*inputs)
+        difference = float((wanted - found).abs().max())
+        largest = max(largest, difference)
+        swapped = (wanted_items != found_items) & ((wanted - found).abs() > tolerance)
+        if difference > tolerance or bool(swapped.any()):
+            raise PipelineError(
+                f"The exported program differs from the model by {difference:.2g} for {sessions} "
+                f"sessions of {width}, allowed is {tolerance:.0e}. It was not written."
+            )
+    return largest
+
+
+def save(program: torch.jit.ScriptModule, path: Path) -> None:
+    """Write `model.pt`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program.save(str(path))

@@ -1,0 +1,460 @@
+"""The real Triton server of the nvidia-pytriton wheel: it starts, answers, refuses and ends."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import tritonclient.grpc
+import tritonclient.http
+from tritonclient.utils import InferenceServerException
+
+from pipeline.core.errors import ServingError
+from pipeline.serve.triton import Ports, TritonServer, free_ports, telling_line
+
+L = 4
+NUM_ITEMS = 50
+READY_SECONDS = 90  # generous: other work may share the cores
+
+DOUBLE_MODEL = """
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        inputs = [pb_utils.get_input_tensor_by_name(r, "weight").as_numpy() for r in requests]
+        return [
+            pb_utils.InferenceResponse([pb_utils.Tensor("doubled", 2 * array)]) for array in inputs
+        ]
+"""
+DOUBLE_CONFIG = """
+name: "double"
+backend: "python"
+max_batch_size: 32
+input [ { name: "weight" data_type: TYPE_FP32 dims: [ 4 ] } ]
+output [ { name: "doubled" data_type: TYPE_FP32 dims: [ 4 ] } ]
+instance_group [ { kind: KIND_CPU } ]
+dynamic_batching { max_queue_delay_microseconds: 50000 }
+"""
+TOP_CONFIG = """
+name: "top"
+backend: "pytorch"
+max_batch_size: 32
+input [
+  { name: "weight__1" data_type: TYPE_FP32 dims: [ 4 ] },
+  { name: "item__0" data_type: TYPE_INT64 dims: [ 4 ] }
+]
+output [
+  { name: "score__0" data_type: TYPE_FP32 dims: [ 3 ] },
+  { name: "item__1" data_type: TYPE_INT64 dims: [ 3 ] }
+]
+instance_group [ { kind: KIND_CPU } ]
+dynamic_batching { max_queue_delay_microseconds: 50000 }
+parameters { key: "INTRA_OP_THREAD_COUNT" value { string_value: "1" } }
+"""
+ENSEMBLE_CONFIG = """
+name: "both"
+platform: "ensemble"
+max_batch_size: 32
+input [
+  { name: "item" data_type: TYPE_INT64 dims: [ 4 ] },
+  { name: "weight" data_type: TYPE_FP32 dims: [ 4 ] }
+]
+output [
+  { name: "score" data_type: TYPE_FP32 dims: [ 3 ] },
+  { name: "best" data_type: TYPE_INT64 dims: [ 3 ] }
+]
+ensemble_scheduling {
+  step [
+    {
+      model_name: "double" model_version: -1
+      input_map { key: "weight" value: "weight" }
+      output_map { key: "doubled" value: "doubled" }
+    },
+    {
+      model_name: "top" model_version: -1
+      input_map { key: "item__0" value: "item" }
+      input_map { key: "weight__1" value: "doubled" }
+      output_map { key: "score__0" value: "score" }
+      output_map { key: "item__1" value: "best" }
+    }
+  ]
+}
+"""
+
+
+class Top(torch.nn.Module):
+    """Scores all items by their similarity to the weighted sum of the given ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.nn.Embedding(NUM_ITEMS, 8)
+
+    def forward(
+        self, item: torch.Tensor, weight: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, L), (B, L) -> (B, 3), (B, 3)."""
+        session = (self.table(item) * weight.unsqueeze(-1)).sum(1)
+        scores, items = (session @ self.table.weight.T).topk(3)
+        return scores, items
+
+
+def add_double(repository: Path, code: str = DOUBLE_MODEL) -> None:
+    version = repository / "double" / "1"
+    version.mkdir(parents=True)
+    (version / "model.py").write_text(code)
+    (version.parent / "config.pbtxt").write_text(DOUBLE_CONFIG)
+
+
+@pytest.fixture(scope="module")
+def top() -> Top:
+    torch.manual_seed(0)
+    return Top().eval()
+
+
+@pytest.fixture(scope="module")
+def server(top: Top, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    repository = tmp_path_factory.mktemp("models")
+    add_double(repository)
+    (repository / "top" / "1").mkdir(parents=True)
+    (repository / "top" / "config.pbtxt").write_text(TOP_CONFIG)
+    with torch.no_grad():
+        example = (torch.zeros(2, L, dtype=torch.long), torch.ones(2, L))
+        torch.jit.trace(top, example).save(str(repository / "top" / "1" / "model.pt"))
+    (repository / "both" / "1").mkdir(parents=True)
+    (repository / "both" / "config.pbtxt").write_text(ENSEMBLE_CONFIG)
+    with TritonServer(repository, ports=free_ports()) as started:
+        started.wait_until_ready(timeout_seconds=READY_SECONDS)
+        yield started
+    assert not left_behind(started)
+
+
+@pytest.fixture(scope="module")
+def grpc(server: TritonServer) -> Iterator[Any]:
+    with closing(tritonclient.grpc.InferenceServerClient(server.grpc_url)) as client:
+        yield client
+
+
+@pytest.fixture
+def http(server: TritonServer) -> Iterator[Any]:
+    with closing(tritonclient.http.InferenceServerClient(server.http_url)) as client:
+        yield client
+
+
+@pytest.fixture
+def small_repository(tmp_path: Path) -> Path:
+    """One model that needs nothing but NumPy, so that it starts in a second."""
+    add_double(tmp_path / "models")
+    return tmp_path / "models"
+
+
+def ask(
+    module: Any, client: Any, item: np.ndarray, weight: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    inputs = []
+    for name, array, data_type in (("item", item, "INT64"), ("weight", weight, "FP32")):
+        field = module.InferInput(name, list(array.shape), data_type)
+        field.set_data_from_numpy(array)
+        inputs.append(field)
+    result = client.infer("both", inputs)
+    return result.as_numpy("score"), result.as_numpy("best")
+
+
+def sessions(num_rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    weight = rng.normal(size=(num_rows, L)).astype(np.float32)
+    return rng.integers(0, NUM_ITEMS, (num_rows, L)), weight
+
+
+def assert_eager(
+    top: Top, item: np.ndarray, weight: np.ndarray, answer: tuple[np.ndarray, np.ndarray]
+) -> None:
+    with torch.inference_mode():
+        scores, items = top(torch.from_numpy(item), torch.from_numpy(2 * weight))
+    np.testing.assert_allclose(answer[0], scores.numpy(), rtol=1e-5)
+    np.testing.assert_array_equal(answer[1], items.numpy())
+
+
+def executions(client: Any, model: str) -> tuple[int, int]:
+    """Inferences and executions of a model so far."""
+    (found,) = client.get_inference_statistics(model).model_stats
+    return found.inference_count, found.execution_count
+
+
+def arguments_of(pid: int) -> dict[str, str]:
+    """Options of a running tritonserver; backend-config keeps only its last."""
+    words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+    return dict(word[2:].split("=", 1) for word in words if word.startswith("--") and "=" in word)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def traces(name: str) -> list[Path]:
+    """What a server with this id owns outside its own memory."""
+    scratch = [p for p in Path("/tmp").glob("triton-*") if (p / name).exists()]  # noqa: S108
+    return [*Path("/dev/shm").glob(f"{name}*"), *scratch]  # noqa: S108
+
+
+def left_behind(server: TritonServer) -> list[Path]:
+    return [*traces(server._id), *([server._scratch] if server._scratch else [])]
+
+
+def wait_for(condition: Callable[[], bool], timeout_seconds: float) -> bool:
+    deadline = time.monotonic() + timeout_seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def test_an_ensemble_of_a_python_and_a_torchscript_model_answers_as_eager_torch(
+    top: Top, grpc: Any, http: Any
+) -> None:
+    for num_rows in (1, 3, 32):
+        item, weight = sessions(num_rows, seed=num_rows)
+        assert_eager(top, item, weight, ask(tritonclient.http, http, item, weight))
+        assert_eager(top, item, weight, ask(tritonclient.grpc, grpc, item, weight))
+
+
+def test_concurrent_requests_share_executions_and_each_gets_its_own_answer(
+    top: Top, grpc: Any
+) -> None:
+    inferences, runs = executions(grpc, "top")
+    start = threading.Barrier(16)
+
+    def one(seed: int) -> None:
+        item, weight = sessions(1, seed)
+        start.wait()
+        assert_eager(top, item, weight, ask(tritonclient.grpc, grpc, item, weight))
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(one, range(16)))
+    new_inferences, new_runs = executions(grpc, "top")
+    assert new_inferences - inferences == 16
+    assert new_runs - runs < 16
+
+
+def test_a_bad_request_fails_alone_and_says_why(top: Top, grpc: Any) -> None:
+    start = threading.Barrier(8)
+
+    def one(seed: int) -> str | None:
+        item, weight = sessions(1, seed)
+        if seed == 3:
+            item[0, 0] = NUM_ITEMS
+        start.wait()
+        try:
+            answer = ask(tritonclient.grpc, grpc, item, weight)
+        except InferenceServerException as error:
+            return str(error)
+        assert_eager(top, item, weight, answer)
+        return None
+
+    with ThreadPoolExecutor(8) as pool:
+        errors = list(pool.map(one, range(8)))
+    assert "index out of range" in str(errors[3])
+    assert [error for error in errors if error is not None] == [errors[3]]
+
+
+def test_rows_beyond_max_batch_size_are_refused(grpc: Any) -> None:
+    with pytest.raises(InferenceServerException, match="batch-size must be <= 32"):
+        ask(tritonclient.grpc, grpc, *sessions(33, seed=0))
+
+
+def test_apis_that_change_or_read_the_machine_are_closed(grpc: Any, http: Any) -> None:
+    calls: list[Callable[[Any], object]] = [
+        lambda client: client.get_model_repository_index(),
+        lambda client: client.load_model("top"),
+        lambda client: client.unload_model("top"),
+        lambda client: client.get_system_shared_memory_status(),
+        lambda client: client.register_system_shared_memory("mine", "/mine", 8),
+        lambda client: client.get_cuda_shared_memory_status(),
+        lambda client: client.get_trace_settings(),
+        lambda client: client.update_trace_settings("top", {"trace_level": ["TIMESTAMPS"]}),
+        lambda client: client.get_log_settings(),
+        lambda client: client.update_log_settings({"log_verbose_level": 1}),
+    ]
+    for call in calls:
+        for client in (grpc, http):
+            with pytest.raises(InferenceServerException, match="is restricted"):
+                call(client)
+
+
+def test_it_listens_on_loopback_alone(server: TritonServer) -> None:
+    addresses = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            _, local, _, state, *_ = line.split()
+            address, port = local.split(":")
+            is_listening = state == "0A"
+            if is_listening and int(port, 16) in (server.ports.http, server.ports.grpc):
+                addresses.add(address)
+    assert addresses <= {"0100007F", "0000000000000000FFFF00000100007F"}
+    assert addresses
+
+
+def test_the_model_repository_is_not_written_to(server: TritonServer) -> None:
+    assert not list(server.repository.rglob("__pycache__"))
+
+
+def test_a_broken_model_ends_the_start_in_one_line(tmp_path: Path) -> None:
+    add_double(tmp_path / "models", "import no_such_module\n")
+    log = tmp_path / "logs" / "triton.log"
+    server = TritonServer(tmp_path / "models", ports=free_ports(), log_path=log)
+    server.start()
+    pid = server.pid
+    with pytest.raises(ServingError) as caught:
+        server.wait_until_ready(timeout_seconds=READY_SECONDS)
+    message = str(caught.value)
+    assert "failed to load 'double'" in message
+    assert "No module named 'no_such_module'" in message
+    assert str(log) in message
+    assert "\n" not in message
+    assert log.stat().st_size > 0
+    assert not is_running(pid)
+    assert not left_behind(server)
+
+
+def test_a_port_in_use_is_an_error_before_anything_starts(small_repository: Path) -> None:
+    ports = free_ports()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", ports.grpc))
+        taken.listen()
+        server = TritonServer(small_repository, ports=ports)
+        with pytest.raises(
+            ServingError, match=f"{ports.grpc} for grpc: the port is already in use"
+        ):
+            server.start()
+    assert not server.is_alive()
+    assert not left_behind(server)
+
+
+def test_a_repository_that_is_missing_or_empty_or_holds_strings_is_an_error(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(ServingError, match="no model repository at"):
+        TritonServer(tmp_path / "missing", ports=free_ports()).start()
+    with pytest.raises(ServingError, match="has no model"):
+        TritonServer(tmp_path, ports=free_ports()).start()
+    add_double(tmp_path)
+    config = tmp_path / "double" / "config.pbtxt"
+    config.write_text(config.read_text().replace("TYPE_FP32", "TYPE_STRING"))
+    with pytest.raises(ServingError, match="TYPE_STRING"):
+        TritonServer(tmp_path, ports=free_ports()).start()
+
+
+def test_stop_leaves_no_process_and_no_file_and_can_be_repeated(small_repository: Path) -> None:
+    # A path that a shell would split, for Triton starts its Python models through one.
+    repository = small_repository.rename(small_repository.parent / "my models; $x")
+    server = TritonServer(repository, ports=free_ports(), allow=["model-repository"])
+    server.stop()
+    with server:
+        server.wait_until_ready(timeout_seconds=READY_SECONDS)
+        pid, scratch = server.pid, Path(arguments_of(server.pid)["backend-directory"]).parent
+        assert traces(server._id)
+        with closing(tritonclient.grpc.InferenceServerClient(server.grpc_url)) as client:
+            (model,) = client.get_model_repository_index().models
+            assert model.state == "READY"
+    assert server.wait() == 0
+    assert not is_running(pid)
+    assert not scratch.exists()
+    assert not left_behind(server)
+    server.stop()
+
+
+def test_a_server_that_is_killed_is_noticed_and_swept_up(small_repository: Path) -> None:
+    with TritonServer(small_repository, ports=Ports(http=0, grpc=0, metrics=0)) as server:
+        server.wait_until_ready(timeout_seconds=READY_SECONDS)
+        scratch = Path(arguments_of(server.pid)["backend-directory"]).parent
+        os.kill(server.pid, signal.SIGKILL)
+        assert server.wait() == 128 + signal.SIGKILL
+        assert not server.is_alive()
+    assert not scratch.exists()
+    assert not left_behind(server)
+
+
+def test_the_server_ends_when_its_parent_is_killed(small_repository: Path) -> None:
+    # Started by a thread that ends at once: a signal tied to that thread would end the server.
+    code = (
+        "import sys, threading, time\n"
+        "from pipeline.serve.triton import TritonServer, free_ports\n"
+        "server = TritonServer(sys.argv[1], ports=free_ports())\n"
+        "thread = threading.Thread(target=server.start)\n"
+        "thread.start(); thread.join()\n"
+        f"server.wait_until_ready({READY_SECONDS})\n"
+        "print(server.pid, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    command = [sys.executable, "-c", code, str(small_repository)]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    try:
+        pid = int(parent.stdout.readline())
+        arguments = arguments_of(pid)
+        scratch = Path(arguments["backend-directory"]).parent
+        assert is_running(pid)
+        assert traces(arguments["id"])
+    finally:
+        parent.kill()
+        parent.wait()
+        parent.stdout.close()
+    assert wait_for(lambda: not is_running(pid), timeout_seconds=20)
+    assert wait_for(lambda: not scratch.exists(), timeout_seconds=5)
+    assert not traces(arguments["id"])
+
+
+def test_ports_must_differ_and_poll_seconds_need_polling(tmp_path: Path) -> None:
+    with pytest.raises(ServingError, match="three different ones"):
+        Ports(http=8000, grpc=8000, metrics=8002)
+    with pytest.raises(ServingError, match="it needs 'poll'"):
+        TritonServer(tmp_path, poll_seconds=3)
+
+
+@pytest.mark.parametrize(
+    ("log", "expected"),
+    [
+        (
+            'E1122 01:16:53.1 6005 server.cc:241] "CudaDriverHelper has not been initialized."\n'
+            'E1122 01:16:53.1 6005 backend_model.cc:692] "ERROR: Failed to create instance: X"\n'
+            "E1122 01:16:53.1 6005 model_lifecycle.cc:642] \"failed to load 'a' version 1: "
+            'Internal: ValueError: no table\\n\\nAt:\\n  /a/1/model.py(3): initialize\\n"\n'
+            "error: creating server: Internal - failed to load all models\n",
+            "failed to load 'a' version 1: Internal: ValueError: no table",
+        ),
+        (
+            "[libprotobuf ERROR /x/text_format.cc:337] Error parsing text-format "
+            'inference.ModelConfig: 6:41: Unknown enumeration value of "TYPE_INT65".\n'
+            'E1122 01:17:04.0 6246 model_repository_manager.cc:1460] "Poll failed for model '
+            "directory 'a': failed to read text proto from a/config.pbtxt\"\n",
+            "Poll failed for model directory 'a': failed to read text proto from a/config.pbtxt: "
+            '6:41: Unknown enumeration value of "TYPE_INT65".',
+        ),
+        (
+            'E1122 01:17:35.3 6963 main.cc:245] "failed to start GRPC service: Unavailable - '
+            "Socket '127.0.0.1:8001' already in use \"\n",
+            "failed to start GRPC service: Unavailable - Socket '127.0.0.1:8001' already in use",
+        ),
+        ("I1122 01:17:35.3 6963 main.cc:245] fine\n", "the log holds no error"),
+    ],
+)
+def test_the_line_of_a_log_that_tells_the_cause_is_found(log: str, expected: str) -> None:
+    found = telling_line(log)
+    assert found == expected
+    assert not re.search(r"\n|\\n", found)
