@@ -10,6 +10,11 @@ from pipeline.core.config import Config
 
 TimeUnit = Literal["s", "ms", "us", "ns", "iso"]
 TimeFeature = Literal["hour", "weekday", "elapsed"]
+_TAKEN = {
+    *(ITEM, SESSION, TIMESTAMP, "elapsed"),
+    # tensors of the served ensemble share one name space
+    *("k", "length", "item_ids", "scores", "num_items", "item_index", "item_score"),
+}
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -38,8 +43,8 @@ class Feature(Config):
     def _check(self) -> Self:
         if not _NAME.fullmatch(self.name):
             raise ValueError("a feature's name consists of letters, digits and underscores")
-        if self.name in (ITEM, SESSION, TIMESTAMP):
-            raise ValueError(f"`{self.name}` is the name of a role, choose another")
+        if self.name in _TAKEN or self.name.startswith("encoded_"):
+            raise ValueError(f"`{self.name}` has a meaning of its own, choose another name")
         if self.kind == "categorical" and self.log:
             raise ValueError("`log` is for continuous features")
         if self.kind == "continuous" and self.min_count != 1:

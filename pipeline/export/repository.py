@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from pipeline.core.columns import ITEM
-from pipeline.core.errors import PipelineError
 from pipeline.core.fitted import Fitted
+from pipeline.core.resources import find_resource
 from pipeline.export import config, tables, torchscript
 from pipeline.export.config import Step, Tensor
 
@@ -40,8 +40,9 @@ def write_repository(
         Tensor("item_score", "TYPE_FP32", (served.k,)),
     ]
     answer = [
-        Tensor(ITEM, TRITON_TYPES[fitted.item.type], (-1,)),
-        Tensor("score", "TYPE_FP32", (-1,)),
+        # not item_id: tensors of an ensemble share one name space with its inputs
+        Tensor("item_ids", TRITON_TYPES[fitted.item.type], (-1,)),
+        Tensor("scores", "TYPE_FP32", (-1,)),
     ]
 
     encoder, model, decoder = (f"{name}_{part}" for part in ("encoder", "model", "decoder"))
@@ -143,17 +144,9 @@ def _new_model(directory: Path, model_config: Any) -> Path:
 
 def _copy_adapter(part: str, version: Path) -> None:
     """The committed `model.py` and the encoder's code, which Triton's Python runs by themselves."""
-    shutil.copyfile(templates() / part / "1" / "model.py", version / "model.py")
+    adapter = find_resource(f"triton_models/{part}/1/model.py")
+    shutil.copyfile(adapter, version / "model.py")
     shutil.copyfile(_encoder_source(), version / "encoder.py")
-
-
-def templates() -> Path:
-    """`triton_models/`: inside an installed package, else at the root of the checkout."""
-    package = Path(__file__).resolve().parents[1]
-    for place in (package / "triton_models", package.parent / "triton_models"):
-        if (place / "encoder" / "1" / "model.py").is_file():
-            return place
-    raise PipelineError("triton_models/ is missing from this installation. Install it again.")
 
 
 def _encoder_source() -> Path:

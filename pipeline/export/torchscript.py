@@ -4,7 +4,9 @@ torch 2.13 deprecates torch.jit; NVIDIA's Triton image serves it, and loading it
 the program itself, in its own interpreter.
 """
 
+import io
 import warnings
+import zipfile
 from pathlib import Path
 
 import torch
@@ -99,7 +101,21 @@ def prove_parity(
 
 
 def save(program: torch.jit.ScriptModule, path: Path) -> None:
-    """Write `model.pt`."""
+    """Write `model.pt` without its debugging records: they hold pickled source positions."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program.save(str(path))
+        buffer = io.BytesIO()
+        torch.jit.save(program, buffer)
+    with zipfile.ZipFile(buffer) as whole, zipfile.ZipFile(path, "w") as stripped:
+        for record in whole.infolist():
+            if not record.filename.endswith(".debug_pkl"):
+                stripped.writestr(record, whole.read(record))
+
+
+def load(path: Path) -> torch.jit.ScriptModule:
+    """Read `model.pt`; nothing runs but TorchScript's own interpreter."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.jit.load(str(path), map_location="cpu")
+    assert isinstance(program, torch.jit.ScriptModule)  # noqa: S101
+    return program

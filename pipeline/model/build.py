@@ -18,7 +18,9 @@ MODEL_FILE = "model.json"
 WEIGHTS_FILE = "model.safetensors"
 
 
-def build_model(schema: Schema, config: ModelConfig, max_sequence_length: int) -> Model:
+def build_model(
+    schema: Schema, config: ModelConfig, max_sequence_length: int, *, label_smoothing: float = 0.0
+) -> Model:
     """The recipe's model with fresh weights; `max_sequence_length` is L."""
     item = schema.item_id
     features = schema.select_by_tag(Tags.CATEGORICAL, Tags.CONTINUOUS)
@@ -51,6 +53,7 @@ def build_model(schema: Schema, config: ModelConfig, max_sequence_length: int) -
         weight_tying=config.weight_tying,
         softmax_temperature=config.temperature,
         normalize=config.normalize,
+        label_smoothing=label_smoothing,
     )
     return encoder.to_torch_model(inputs, task)
 

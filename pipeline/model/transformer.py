@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from pipeline.model.model import Model
     from pipeline.model.task import NextItemPredictionTask
 
+transformers.logging.set_verbosity_error()  # it advises on tokens, which sessions do not have
+
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:

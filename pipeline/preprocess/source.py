@@ -1,35 +1,21 @@
-"""Logs as they come, CSV or Parquet or one sequence a line, to interactions in canonical columns.
+"""Logs to interactions in canonical columns and types.
 
-Canonical columns: `session_id`, `item_id`, `timestamp` (microseconds) and one for each feature of
-the recipe, under its name. Whatever is dropped or set to missing on the way is counted.
+Whatever is dropped or set to missing on the way is counted.
 """
 
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.parquet as pq
 
+from pipeline.core import values
 from pipeline.core.columns import ITEM, SESSION, TIMESTAMP
 from pipeline.core.errors import DataError
 from pipeline.core.fitted import TimestampType, ValueType
+from pipeline.core.logfile import Report, read_log
 from pipeline.core.recipe import Preprocess
-from pipeline.preprocess import values
-
-
-@dataclass
-class Report:
-    """What happened to the rows of a source."""
-
-    rows: int = 0
-    """Rows read, broken ones among them."""
-    counts: Counter[str] = field(default_factory=Counter)
-    """What was dropped or set to missing, by reason."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +40,7 @@ def read_interactions(
     unreadable file or a log without a usable row.
     """
     report = Report()
-    tables = [_read_file(recipe, file, report) for file in files]
+    tables = [read_log(recipe, file, report) for file in files]
     columns: dict[str, pd.Series] = {}
     types: dict[str, ValueType] = {}
     for name in [SESSION, ITEM, *(f.name for f in recipe.features if f.kind == "categorical")]:
@@ -93,156 +79,3 @@ def _keep(frame: pd.DataFrame, kept: pd.Series, reason: str, report: Report) -> 
     """Drop the rows that are not `kept` and say how many."""
     report.counts[reason] += int((~kept).sum())
     return frame if kept.all() else frame[kept]
-
-
-def _read_file(recipe: Preprocess, file: Path, report: Report) -> pa.Table:
-    """One file with canonical names, lists exploded, values as they stand in it."""
-    if not file.is_file():
-        raise DataError(f"{file} does not exist. Expected a log in CSV, TSV or Parquet.")
-    kind = recipe.format if recipe.format != "auto" else _kind_of(file)
-    try:
-        if kind == "sequences":
-            return _read_sequences(recipe, file, report)
-        sources = _sources(recipe)
-        if kind == "parquet":
-            table = _read_parquet(file, sources)
-        else:
-            table = _read_csv(recipe, file, sources, report)
-    except (pa.ArrowInvalid, UnicodeDecodeError, EOFError, OSError) as error:
-        line = " ".join(str(error).split())
-        raise DataError(f"{file} cannot be read as {kind}: {line}") from None
-    rows = table.num_rows
-    table = pa.table({name: table[source] for name, source in sources.items()})
-    table = _explode(table, file)
-    report.rows += rows
-    return table
-
-
-def _kind_of(file: Path) -> str:
-    name = file.name.lower().removesuffix(".gz")
-    for suffix, kind in ((".csv", "csv"), (".tsv", "csv"), (".txt", "csv"), (".dat", "csv")):
-        if name.endswith(suffix):
-            return kind
-    if name.endswith((".parquet", ".pq")):
-        return "parquet"
-    raise DataError(
-        f"{file}: cannot tell the format from the name. Expected .csv, .tsv, .txt, .dat or "
-        ".parquet, the text ones also with .gz; or set `format` in the recipe."
-    )
-
-
-def _sources(recipe: Preprocess) -> dict[str, str]:
-    """Canonical name to column of the log."""
-    sources = {SESSION: recipe.session, ITEM: recipe.item}
-    if recipe.timestamp:
-        sources[TIMESTAMP] = recipe.timestamp.column
-    return sources | {feature.name: feature.source for feature in recipe.features}
-
-
-def _check_columns(file: Path, found: list[str], sources: dict[str, str]) -> None:
-    for name, column in sources.items():
-        if column not in found:
-            role = name if name == column else f"{name}, column {column!r}"
-            raise DataError(
-                f"{file} has no column for {role}. Found: {', '.join(map(repr, found))}. "
-                "Correct the recipe, or `delimiter` if these are not columns."
-            )
-
-
-def _read_parquet(file: Path, sources: dict[str, str]) -> pa.Table:
-    parquet = pq.ParquetFile(file)
-    _check_columns(file, parquet.schema_arrow.names, sources)
-    return parquet.read(columns=sorted(set(sources.values())))
-
-
-def _read_csv(recipe: Preprocess, file: Path, sources: dict[str, str], report: Report) -> pa.Table:
-    """All columns as text: guessing types from the first block fails on later ones, and turns
-    an id such as 00123 into another."""
-    tab = file.name.lower().removesuffix(".gz").endswith(".tsv")
-    delimiter = recipe.delimiter or ("\t" if tab else ",")
-    compression = "gzip" if file.name.lower().endswith(".gz") else None
-    parse = pa.csv.ParseOptions(
-        delimiter=delimiter, invalid_row_handler=lambda row: _skip(row, report)
-    )
-    read = pa.csv.ReadOptions(column_names=list(recipe.columns) if recipe.columns else None)
-    if recipe.columns:
-        _check_columns(file, list(recipe.columns), sources)
-    else:
-        with pa.input_stream(str(file), compression=compression) as stream:
-            found = _header(stream, parse)
-        _check_columns(file, found, sources)
-    wanted = sorted(set(sources.values()))
-    convert = pa.csv.ConvertOptions(
-        column_types={name: pa.string() for name in wanted},
-        include_columns=wanted,
-        strings_can_be_null=True,
-        quoted_strings_can_be_null=True,
-        null_values=[""],
-    )
-    with pa.input_stream(str(file), compression=compression) as stream:
-        return pa.csv.read_csv(
-            stream, read_options=read, parse_options=parse, convert_options=convert
-        )
-
-
-def _header(stream: pa.NativeFile, parse: pa.csv.ParseOptions) -> list[str]:
-    first = stream.read(1 << 16).split(b"\n", 1)[0] + b"\n"
-    if not first.strip():
-        raise pa.ArrowInvalid("the file is empty")
-    options = pa.csv.ParseOptions(delimiter=parse.delimiter)
-    names = pa.csv.read_csv(pa.BufferReader(first), parse_options=options).column_names
-    return [str(name) for name in names]
-
-
-def _skip(_row: object, report: Report) -> str:
-    report.rows += 1
-    report.counts["lines with another number of columns"] += 1
-    return "skip"
-
-
-def _read_sequences(recipe: Preprocess, file: Path, report: Report) -> pa.Table:
-    opener = pa.input_stream(
-        str(file), compression="gzip" if file.name.lower().endswith(".gz") else None
-    )
-    with opener as stream:
-        lines = stream.read().decode("utf-8").splitlines()
-    sessions: list[str] = []
-    items: list[str] = []
-    for number, line in enumerate(lines, start=1):
-        words = line.split()
-        if not words:
-            continue
-        session = words.pop(0) if recipe.session_first else f"{file.name}:{number}"
-        report.rows += 1
-        if not words:
-            report.counts["lines without an item"] += 1
-        sessions += [session] * len(words)
-        items += words
-    return pa.table({SESSION: pa.array(sessions, pa.string()), ITEM: pa.array(items, pa.string())})
-
-
-def _explode(table: pa.Table, file: Path) -> pa.Table:
-    """Rows that hold whole sessions in list columns to one row an interaction."""
-    lists = [n for n in table.column_names if _is_list(table[n].type)]
-    if not lists:
-        return table
-    if ITEM not in lists:
-        raise DataError(f"{file}: {lists[0]} is a list column but the item is not.")
-    lengths = pc.fill_null(pc.list_value_length(table[ITEM]), 0)
-    for name in lists:
-        if not pc.fill_null(pc.list_value_length(table[name]), 0).equals(lengths):
-            raise DataError(f"{file}: lists of {name} and of {ITEM} differ in length.")
-    rows = np.repeat(np.arange(table.num_rows), lengths.to_numpy())
-    columns = {}
-    for name in table.column_names:
-        if name in lists:
-            columns[name] = pc.list_flatten(table[name])
-        else:
-            columns[name] = table[name].take(pa.array(rows))
-    return pa.table(columns)
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    )

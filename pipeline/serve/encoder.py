@@ -253,7 +253,9 @@ def microseconds(values: np.ndarray, unit: str) -> np.ndarray:
     if values.dtype.kind == "f":
         scaled = np.rint(safe * float(scale)).astype(np.int64)
     else:
-        scaled = safe.astype(np.int64) * int(scale) if unit != "ns" else safe.astype(np.int64) // 1000
+        scaled = (
+            safe.astype(np.int64) * int(scale) if unit != "ns" else safe.astype(np.int64) // 1000
+        )
     return np.where(usable, scaled, MISSING_INTEGER)
 
 

@@ -6,8 +6,6 @@ this (PR_SET_PDEATHSIG) is not enough: it fires when the *thread* that started t
 """
 
 import errno
-import http.client
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -51,16 +49,11 @@ SUPERVISOR = (
     "from pipeline.serve.triton import supervise; sys.exit(supervise(*sys.argv[2:]))"
 )
 
-# Appended to the copied triton_python_backend_utils.py, which each stub imports first, before it
-# takes `Tensor` from the module that it carries inside. An environment variable does not reach it.
-# - A __pycache__ in a model's folder looks to model control "poll" like a new model.
-# - Triton 2.51 was built before NumPy 2 moved a field of its dtypes. With NumPy 2, tensors reach a
-#   Python model as zeros and leave it empty, without an error. DLPack does not read that field.
-STUB_PROLOGUE = """
-import sys as _sys
-
-_sys.dont_write_bytecode = True
-
+# Appended to the copied triton_python_backend_utils.py; once a stub has loaded its model, it takes
+# `Tensor` into that module from the one that it carries inside. Triton 2.51 was built before NumPy
+# 2 moved a field of its dtypes: with NumPy 2, tensors reach a Python model as zeros and leave it
+# empty, without an error. DLPack does not read that field.
+NUMPY_2_BRIDGE = """
 
 def _bridge_numpy_2(native):
     original = native.Tensor
@@ -142,7 +135,7 @@ class TritonServer:
         Args:
             repository: model repository, a directory of models with a config.pbtxt each
             ports: where to listen; ports that are 0 are chosen here
-            host: IPv4 address or name to bind; what is not loopback is open to the network
+            host: IPv4 address, or its name, to bind; all but loopback is open to the network
             log_path: file that Triton's log is appended to; None keeps it only if a start fails
             poll_seconds: interval between two looks at the repository, with model_control "poll"
             model_control: "poll" loads new versions as they appear, "none" what is there at start
@@ -158,7 +151,7 @@ class TritonServer:
             raise ServingError(f"cannot allow {sorted(unknown)}; expected some of {CLOSED_APIS}")
         self.repository = Path(repository).absolute()
         self.ports = _filled(ports)
-        self.host = host
+        self.host = _address(host)
         self.log_path = None if log_path is None else Path(log_path)
         self._poll_seconds = poll_seconds or DEFAULT_POLL_SECONDS
         self._model_control = model_control
@@ -167,6 +160,7 @@ class TritonServer:
         self._id = f"triton_{secrets.token_hex(6)}"
         self._scratch: Path | None = None
         self._temporary_log: Path | None = None
+        self._used_log = Path(os.devnull)
         self._log_start = 0
         self._supervisor: subprocess.Popen[bytes] | None = None
         self._pid = 0
@@ -227,6 +221,8 @@ class TritonServer:
 
         Raises ServingError, with the server stopped, when it exits or the time is over.
         """
+        if self._supervisor is None:
+            raise ServingError("the Triton server has not been started; call `start` first")
         deadline = time.monotonic() + timeout_seconds
         try:
             while not self._is_ready():
@@ -307,7 +303,7 @@ class TritonServer:
                         *(self._id, str(scratch), str(self._temporary_log or "")),
                         *self._command(package, backends),
                     ],
-                    env=_environment(package),
+                    env=_environment(package, _build_python(scratch)),
                     cwd=scratch,  # stubs look for modules in it: not where the caller happens to be
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -364,6 +360,8 @@ class TritonServer:
         return command
 
     def _is_ready(self) -> bool:
+        import http.client  # here, like others below: they make up half of this module's import
+
         with (
             suppress(OSError, http.client.HTTPException, ValueError),
             closing(http.client.HTTPConnection(self.http_url, timeout=2)) as connection,
@@ -416,7 +414,7 @@ def supervise(
     Body of the supervisor process. It has one thread, so preexec_fn is safe here and the
     parent-death signal, which covers its own sudden end, tied to all of it.
     """
-    import ctypes  # only here, to keep the import of this module short
+    import ctypes
 
     libc = ctypes.CDLL(None)
     signals = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
@@ -481,6 +479,14 @@ def _remove_environments(began: float) -> None:
                 folder.rmdir()  # refuses one that is not empty
 
 
+def _address(host: str) -> str:
+    """The IPv4 address of a host: given a name, Triton starts but nobody can connect."""
+    try:
+        return socket.gethostbyname(host)
+    except OSError as error:
+        raise ServingError(f"host {host!r} has no IPv4 address: {error}") from error
+
+
 def _filled(ports: Ports) -> Ports:
     """The same ports with a free one in place of each 0."""
     if all(astuple(ports)):
@@ -503,6 +509,8 @@ def _check_repository(repository: Path, *, may_be_empty: bool) -> None:
             f"model repository {repository} has no model; expected MODEL/config.pbtxt and"
             " MODEL/VERSION/ in it"
         )
+    import importlib.metadata
+
     if int(importlib.metadata.version("numpy").split(".")[0]) >= 2:
         for config in sorted(repository.glob("*/config.pbtxt")):
             if "TYPE_STRING" in config.read_text(errors="replace"):
@@ -560,7 +568,7 @@ def _build_backends(package: Path, scratch: Path) -> Path:
     python = backends / "python"
     shutil.copytree(package / "tritonserver" / "backends" / "python", python)
     with (python / "triton_python_backend_utils.py").open("a") as utilities:
-        utilities.write(STUB_PROLOGUE)
+        utilities.write(NUMPY_2_BRIDGE)
     # A copy, never a link: Triton changes the mode of a stub that fails, and other environments
     # may share the file. The copy gets its mode anew, for the original may have lost it that way.
     copied = python / stub.name
@@ -571,8 +579,29 @@ def _build_backends(package: Path, scratch: Path) -> Path:
     return backends
 
 
-def _environment(package: Path) -> dict[str, str]:
-    """Variables of the server; its stubs find their Python by PATH and ignore PYTHON*."""
+def _build_python(scratch: Path) -> Path:
+    """A virtual environment in `scratch` for the stubs, which look for `python3` on PATH.
+
+    They ignore PYTHON* variables, so it is here that they are kept from writing a __pycache__ into
+    the model repository, which model control "poll" would take for a new model. They find what is
+    installed beside us, but not this project: its models must not come to depend on it.
+    """
+    root = scratch / "python"
+    executable = root / "bin" / "python3"
+    executable.parent.mkdir(parents=True)
+    base = Path(sys.base_exec_prefix) / "bin"
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    executable.symlink_to(base / version)
+    (root / "pyvenv.cfg").write_text(f"home = {base}\ninclude-system-site-packages = false\n")
+    site = root / "lib" / version / "site-packages"
+    site.mkdir(parents=True)
+    installed = dict.fromkeys(sysconfig.get_path(kind) for kind in ("purelib", "platlib"))
+    lines = ["import sys; sys.dont_write_bytecode = True", *installed]
+    (site / "installed.pth").write_text("\n".join(lines) + "\n")
+    return executable.parent
+
+
+def _environment(package: Path, python: Path) -> dict[str, str]:
     libraries = [
         str(package.parent / "nvidia_pytriton.libs"),
         # Else the stub finds another libpython and misses modules of the standard library.
@@ -584,5 +613,5 @@ def _environment(package: Path) -> dict[str, str]:
         "OMP_NUM_THREADS": "1",  # instances share the machine; the caller's own value wins
         **os.environ,
         "LD_LIBRARY_PATH": ":".join(filter(None, dict.fromkeys(libraries))),
-        "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}",
+        "PATH": f"{python}:{os.environ.get('PATH', os.defpath)}",
     }

@@ -37,7 +37,9 @@ def train(
     facts: dict[str, Any] = {}
     with new_artifact(out, "run", facts) as directory:
         seed_everything(train_config.seed)
-        model = build_model(schema, model_config, longest)
+        model = build_model(
+            schema, model_config, longest, label_smoothing=train_config.label_smoothing
+        )
         loaders = {
             "train": _loader(
                 data, "train", model, POOL_BATCHES * train_config.batch_size, train_config.seed

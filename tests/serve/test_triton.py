@@ -1,17 +1,20 @@
 """The real Triton server of the nvidia-pytriton wheel: it starts, answers, refuses and ends."""
 
+import importlib.util
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -21,6 +24,7 @@ import tritonclient.grpc
 import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
+import pipeline.serve.triton
 from pipeline.core.errors import ServingError
 from pipeline.serve.triton import Ports, TritonServer, free_ports, telling_line
 
@@ -138,7 +142,7 @@ def server(top: Top, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trito
     with TritonServer(repository, ports=free_ports()) as started:
         started.wait_until_ready(timeout_seconds=READY_SECONDS)
         yield started
-    assert not left_behind(started)
+    assert not regions(started._id)
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +162,15 @@ def small_repository(tmp_path: Path) -> Path:
     """One model that needs nothing but NumPy, so that it starts in a second."""
     add_double(tmp_path / "models")
     return tmp_path / "models"
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory for temporary files, empty, and used by this test alone."""
+    directory = tmp_path / "temporary"
+    directory.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(directory))
+    return directory
 
 
 def ask(
@@ -188,9 +201,13 @@ def assert_eager(
 
 
 def executions(client: Any, model: str) -> tuple[int, int]:
-    """Inferences and executions of a model so far."""
-    (found,) = client.get_inference_statistics(model).model_stats
-    return found.inference_count, found.execution_count
+    """Inferences and executions of a model, once Triton, which counts after it answers, is done."""
+    counts, before = (0, 0), (-1, -1)
+    while counts != before:
+        time.sleep(0.3)
+        (found,) = client.get_inference_statistics(model).model_stats
+        counts, before = (found.inference_count, found.execution_count), counts
+    return counts
 
 
 def arguments_of(pid: int) -> dict[str, str]:
@@ -206,14 +223,9 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def traces(name: str) -> list[Path]:
-    """What a server with this id owns outside its own memory."""
-    scratch = [p for p in Path("/tmp").glob("triton-*") if (p / name).exists()]  # noqa: S108
-    return [*Path("/dev/shm").glob(f"{name}*"), *scratch]  # noqa: S108
-
-
-def left_behind(server: TritonServer) -> list[Path]:
-    return [*traces(server._id), *([server._scratch] if server._scratch else [])]
+def regions(name: str) -> list[Path]:
+    """Shared memory of the server with this id."""
+    return list(Path("/dev/shm").glob(f"{name}*"))  # noqa: S108
 
 
 def wait_for(condition: Callable[[], bool], timeout_seconds: float) -> bool:
@@ -273,6 +285,56 @@ def test_a_bad_request_fails_alone_and_says_why(top: Top, grpc: Any) -> None:
     assert [error for error in errors if error is not None] == [errors[3]]
 
 
+@pytest.fixture
+def backend(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The file of the "pytorch" backend, outside of Triton's stub."""
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", ModuleType("pb_utils"))
+    path = Path(pipeline.serve.triton.__file__).parent / "backends" / "pytorch" / "model.py"
+    spec = importlib.util.spec_from_file_location("pytorch_backend", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_fields_are_ordered_by_their_index_and_other_names_are_refused(backend: Any) -> None:
+    def fields(*names: str, data_type: str = "TYPE_FP32") -> list[dict[str, str]]:
+        return [{"name": name, "data_type": data_type} for name in names]
+
+    ordered = backend.fields_by_index(fields("b__1", "a__0"), "input")
+    assert ordered == [("a__0", torch.float32), ("b__1", torch.float32)]
+    for names, message in (
+        (("a",), "not of the form NAME__INDEX"),
+        (("a__x",), "not of the form NAME__INDEX"),
+        (("a__0", "b__0"), "share an index"),
+        (("a__0", "b__2"), "must count up from 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            backend.fields_by_index(fields(*names), "input")
+    with pytest.raises(ValueError, match="TYPE_STRING"):
+        backend.fields_by_index(fields("a__0", data_type="TYPE_STRING"), "input")
+
+
+def test_outputs_that_differ_from_the_configuration_are_errors(backend: Any) -> None:
+    model = backend.TritonPythonModel()
+    model.can_batch, model.device = True, torch.device("cpu")
+    model.outputs = [backend.Field("y__0", torch.float32)]
+    batch = [[torch.ones(2, L)], [torch.ones(1, L)]]
+
+    model.model = lambda x: 2 * x
+    assert [[y.shape for y in request] for request in model.forward(batch)] == [[(2, L)], [(1, L)]]
+    for returned, message in (
+        (lambda x: x.double(), "y__0 is torch.float64"),
+        (lambda x: x.sum(), "is a scalar"),
+        (lambda x: x[:2], "2 rows for a batch of 3"),
+        (lambda x: (), "returned 0 outputs"),
+    ):
+        model.model = returned
+        with pytest.raises(ValueError, match=message):
+            model.forward(batch)
+
+
 def test_rows_beyond_max_batch_size_are_refused(grpc: Any) -> None:
     with pytest.raises(InferenceServerException, match="batch-size must be <= 32"):
         ask(tritonclient.grpc, grpc, *sessions(33, seed=0))
@@ -314,7 +376,7 @@ def test_the_model_repository_is_not_written_to(server: TritonServer) -> None:
     assert not list(server.repository.rglob("__pycache__"))
 
 
-def test_a_broken_model_ends_the_start_in_one_line(tmp_path: Path) -> None:
+def test_a_broken_model_ends_the_start_in_one_line(tmp_path: Path, temporary: Path) -> None:
     add_double(tmp_path / "models", "import no_such_module\n")
     log = tmp_path / "logs" / "triton.log"
     server = TritonServer(tmp_path / "models", ports=free_ports(), log_path=log)
@@ -329,10 +391,13 @@ def test_a_broken_model_ends_the_start_in_one_line(tmp_path: Path) -> None:
     assert "\n" not in message
     assert log.stat().st_size > 0
     assert not is_running(pid)
-    assert not left_behind(server)
+    assert not regions(server._id)
+    assert not list(temporary.iterdir())
 
 
-def test_a_port_in_use_is_an_error_before_anything_starts(small_repository: Path) -> None:
+def test_a_port_in_use_is_an_error_before_anything_starts(
+    small_repository: Path, temporary: Path
+) -> None:
     ports = free_ports()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", ports.grpc))
@@ -343,7 +408,7 @@ def test_a_port_in_use_is_an_error_before_anything_starts(small_repository: Path
         ):
             server.start()
     assert not server.is_alive()
-    assert not left_behind(server)
+    assert not list(temporary.iterdir())
 
 
 def test_a_repository_that_is_missing_or_empty_or_holds_strings_is_an_error(
@@ -360,37 +425,43 @@ def test_a_repository_that_is_missing_or_empty_or_holds_strings_is_an_error(
         TritonServer(tmp_path, ports=free_ports()).start()
 
 
-def test_stop_leaves_no_process_and_no_file_and_can_be_repeated(small_repository: Path) -> None:
+def test_stop_leaves_no_process_and_no_file_and_can_be_repeated(
+    small_repository: Path, temporary: Path
+) -> None:
     # A path that a shell would split, for Triton starts its Python models through one.
     repository = small_repository.rename(small_repository.parent / "my models; $x")
     server = TritonServer(repository, ports=free_ports(), allow=["model-repository"])
     server.stop()
     with server:
         server.wait_until_ready(timeout_seconds=READY_SECONDS)
-        pid, scratch = server.pid, Path(arguments_of(server.pid)["backend-directory"]).parent
-        assert traces(server._id)
+        pid = server.pid
+        assert regions(server._id)
+        assert list(temporary.iterdir())
         with closing(tritonclient.grpc.InferenceServerClient(server.grpc_url)) as client:
             (model,) = client.get_model_repository_index().models
             assert model.state == "READY"
     assert server.wait() == 0
     assert not is_running(pid)
-    assert not scratch.exists()
-    assert not left_behind(server)
+    assert not regions(server._id)
+    assert not list(temporary.iterdir())
     server.stop()
 
 
-def test_a_server_that_is_killed_is_noticed_and_swept_up(small_repository: Path) -> None:
-    with TritonServer(small_repository, ports=Ports(http=0, grpc=0, metrics=0)) as server:
+def test_a_server_that_is_killed_is_noticed_and_swept_up(
+    small_repository: Path, temporary: Path
+) -> None:
+    with TritonServer(
+        small_repository, ports=Ports(http=0, grpc=0, metrics=0), host="localhost"
+    ) as server:
         server.wait_until_ready(timeout_seconds=READY_SECONDS)
-        scratch = Path(arguments_of(server.pid)["backend-directory"]).parent
         os.kill(server.pid, signal.SIGKILL)
         assert server.wait() == 128 + signal.SIGKILL
         assert not server.is_alive()
-    assert not scratch.exists()
-    assert not left_behind(server)
+    assert not regions(server._id)
+    assert not list(temporary.iterdir())
 
 
-def test_the_server_ends_when_its_parent_is_killed(small_repository: Path) -> None:
+def test_the_server_ends_when_its_parent_is_killed(small_repository: Path, temporary: Path) -> None:
     # Started by a thread that ends at once: a signal tied to that thread would end the server.
     code = (
         "import sys, threading, time\n"
@@ -403,28 +474,30 @@ def test_the_server_ends_when_its_parent_is_killed(small_repository: Path) -> No
         "time.sleep(600)\n"
     )
     command = [sys.executable, "-c", code, str(small_repository)]
-    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert parent.stdout is not None
     try:
         pid = int(parent.stdout.readline())
-        arguments = arguments_of(pid)
-        scratch = Path(arguments["backend-directory"]).parent
+        name = arguments_of(pid)["id"]
         assert is_running(pid)
-        assert traces(arguments["id"])
+        assert regions(name)
     finally:
         parent.kill()
         parent.wait()
         parent.stdout.close()
     assert wait_for(lambda: not is_running(pid), timeout_seconds=20)
-    assert wait_for(lambda: not scratch.exists(), timeout_seconds=5)
-    assert not traces(arguments["id"])
+    assert wait_for(lambda: not list(temporary.iterdir()), timeout_seconds=5)
+    assert not regions(name)
 
 
-def test_ports_must_differ_and_poll_seconds_need_polling(tmp_path: Path) -> None:
+def test_settings_that_contradict_each_other_are_errors(tmp_path: Path) -> None:
     with pytest.raises(ServingError, match="three different ones"):
         Ports(http=8000, grpc=8000, metrics=8002)
     with pytest.raises(ServingError, match="it needs 'poll'"):
         TritonServer(tmp_path, poll_seconds=3)
+    with pytest.raises(ServingError, match="cannot allow"):
+        TritonServer(tmp_path, allow=["inference"])  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize(

@@ -38,8 +38,8 @@ class TritonPythonModel:
             answers.append(
                 pb_utils.InferenceResponse(
                     output_tensors=[
-                        pb_utils.Tensor("item_id", np.ascontiguousarray(items)),
-                        pb_utils.Tensor("score", np.ascontiguousarray(scores[:, :k])),
+                        pb_utils.Tensor("item_ids", np.ascontiguousarray(items)),
+                        pb_utils.Tensor("scores", np.ascontiguousarray(scores[:, :k])),
                     ]
                 )
             )

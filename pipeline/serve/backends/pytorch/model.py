@@ -67,10 +67,10 @@ class TritonPythonModel:
             except Exception as error:
                 responses[i] = failure(error)
         for i, outcome in self.run(readable).items():
-            if isinstance(outcome, Exception):
-                responses[i] = failure(outcome)
-            else:
+            try:
                 responses[i] = self.respond(requests[i], outcome)
+            except Exception as error:
+                responses[i] = failure(error)
         return responses
 
     def read(self, request: Any) -> list[Tensor]:
@@ -133,13 +133,15 @@ class TritonPythonModel:
         parts = [tensor.split(num_rows) for tensor in outputs]
         return [list(request) for request in zip(*parts, strict=True)]
 
-    def respond(self, request: Any, tensors: list[Tensor]) -> Any:
-        """A response with the outputs that the request asked for."""
+    def respond(self, request: Any, outcome: list[Tensor] | Exception) -> Any:
+        """A response with the outputs that the request asked for; raises what `run` caught."""
+        if isinstance(outcome, Exception):
+            raise outcome
         requested = set(request.requested_output_names())
         return pb_utils.InferenceResponse(
             output_tensors=[
                 pb_utils.Tensor.from_dlpack(field.name, tensor)
-                for field, tensor in zip(self.outputs, tensors, strict=True)
+                for field, tensor in zip(self.outputs, outcome, strict=True)
                 if field.name in requested
             ]
         )

@@ -1,0 +1,312 @@
+"""The `pipeline` command: one command a stage. Imports stand inside, so that help is instant."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline import __version__
+from pipeline.core.errors import PipelineError
+
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+_path = click.Path(path_type=Path)
+_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+_set = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change a setting of the recipe, as in --set train.epochs=3. Repeatable.",
+)
+
+
+def _out(default: str | None = None) -> Any:
+    return click.option(
+        "--out", required=default is None, default=default, type=_path, help="Where to write."
+    )
+
+
+@click.group(context_settings=_CONTEXT)
+@click.version_option(__version__)
+def cli() -> None:
+    """Session-based recommendation: raw click logs to a Triton server.
+
+    \b
+    preprocess -> train -> evaluate -> export -> serve -> recommend
+
+    Start with `pipeline demo`, which does all of it on synthetic clicks.
+    """
+
+
+@cli.command(epilog="Example: pipeline demo --out demo")
+@_out("demo")
+@click.option("--sessions", default=8_000, show_default=True, help="Synthetic sessions.")
+@click.option("--keep-serving", is_flag=True, help="Leave Triton running until Ctrl-C.")
+@_json
+def demo(out: Path, sessions: int, keep_serving: bool, as_json: bool) -> None:
+    """Synthetic clicks through every stage, then one recommendation over HTTP and one over gRPC."""
+    from pipeline.demo import run_demo
+
+    facts = run_demo(out, sessions=sessions, keep_serving=keep_serving)
+    if as_json:
+        _print_json(facts)
+
+
+@cli.command(epilog="Example: pipeline synthesize --out clicks.csv.gz --sessions 20000")
+@_out()
+@click.option("--sessions", default=8_000, show_default=True, help="Number of sessions.")
+@click.option("--items", default=1_000, show_default=True, help="Size of the catalogue.")
+@click.option("--days", default=14, show_default=True, help="Days that the log spans.")
+@click.option("--seed", default=0, show_default=True, help="Same seed, same clicks.")
+@_json
+def synthesize(
+    out: Path, sessions: int, items: int, days: int, seed: int, as_json: bool
+) -> None:
+    """Write synthetic shop clicks with structure worth learning (.csv, .csv.gz or .parquet)."""
+    from pipeline.preprocess.synthetic import synthesize as run
+
+    facts = run(out, sessions=sessions, items=items, days=days, seed=seed)
+    _report(facts, as_json, f"Wrote {facts['interactions']:,} clicks to {out}.")
+
+
+@cli.command(
+    epilog="Example: pipeline preprocess configs/rsc15.yaml --input train.tsv.gz --test test.tsv.gz"
+    " --out data/rsc15"
+)
+@click.argument("config", type=_path)
+@click.option("--input", "inputs", multiple=True, required=True, type=_path, metavar="FILE...",
+              help="Log to learn from: CSV, TSV or Parquet, also .gz. Repeatable.")
+@click.option("--test", "tests", multiple=True, type=_path, metavar="FILE...",
+              help="Log of test sessions, in place of `split.test`. Repeatable.")
+@_out()
+@_set
+@_json
+def preprocess(
+    config: Path,
+    inputs: tuple[Path, ...],
+    tests: tuple[Path, ...],
+    out: Path,
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Turn raw interactions into sessions, by the recipe CONFIG."""
+    from pipeline.core.recipe import Recipe
+
+    recipe = Recipe.from_yaml(config, overrides).preprocess
+    from pipeline.preprocess.run import preprocess as run
+    from pipeline.report import data_text
+
+    facts = run(recipe, list(inputs), list(tests), out)
+    _report(facts, as_json, data_text(facts, out))
+
+
+@cli.command(epilog="Example: pipeline train data/rsc15 --config configs/rsc15.yaml --out runs/rsc15")
+@click.argument("data", type=_path)
+@click.option("--config", required=True, type=_path, help="Recipe with `model` and `train`.")
+@_out()
+@_set
+@_json
+def train(
+    data: Path, config: Path, out: Path, overrides: tuple[str, ...], as_json: bool
+) -> None:
+    """Train the recipe's model on the directory DATA that preprocess wrote."""
+    from pipeline.core.recipe import Recipe
+
+    recipe = Recipe.from_yaml(config, overrides)
+    from pipeline.report import run_text
+    from pipeline.train.run import train as run
+
+    facts = run(data, recipe.model, recipe.train, out)
+    _report(facts, as_json, run_text(facts, out))
+
+
+@cli.command(epilog="Example: pipeline evaluate runs/rsc15 --data data/rsc15 --cutoffs 10,20")
+@click.argument("run", type=_path)
+@click.option("--data", required=True, type=_path, help="Directory that preprocess wrote.")
+@click.option("--part", type=click.Choice(["train", "valid", "test"]), default="test",
+              show_default=True, help="Which sessions.")
+@click.option("--positions", type=click.Choice(["all", "last"]), default="all",
+              show_default=True, help="Every interaction but the first is a target, or the last.")
+@click.option("--cutoffs", default="5,10,20", show_default=True, help="List lengths K.")
+@click.option("--baselines/--no-baselines", default=True, show_default=True,
+              help="Popularity, co-visitation, sequential rules and session-kNN beside the model.")
+@_json
+def evaluate(
+    run: Path, data: Path, part: str, positions: Any, cutoffs: str, baselines: bool, as_json: bool
+) -> None:
+    """Rank the whole catalogue for every target; metrics of RUN beside the baselines."""
+    numbers = _cutoffs(cutoffs)
+    from pipeline.report import evaluation_text
+    from pipeline.train.run import evaluate as run_evaluation
+
+    result = run_evaluation(
+        run, data, part=part, positions=positions, cutoffs=numbers, baselines=baselines
+    )
+    _report(result, as_json, evaluation_text(result))
+
+
+@cli.command(epilog="Example: pipeline export runs/rsc15 --out repository")
+@click.argument("run", type=_path)
+@_out()
+@click.option("--name", default="recommender", show_default=True, help="Model that clients ask.")
+@click.option("--k", "default_k", default=10, show_default=True,
+              help="Items of an answer where a request names none.")
+@click.option("--max-k", default=100, show_default=True, help="Most items of an answer.")
+@click.option("--max-batch", default=256, show_default=True, help="Most sessions of a batch.")
+@_json
+def export(
+    run: Path, out: Path, name: str, default_k: int, max_k: int, max_batch: int, as_json: bool
+) -> None:
+    """Write RUN as a Triton model repository: raw columns in, raw item ids out."""
+    from pipeline.export.run import export as run_export
+
+    facts = run_export(
+        run, out, name=name, default_k=default_k, max_k=max_k, max_batch=max_batch
+    )
+    text = (
+        f"Wrote {out}: {facts['catalogue_items']:,} items, lists of up to {facts['max_k']}.\n"
+        f"The program's scores differ from the model's by at most "
+        f"{facts['largest_score_difference']:.1e}.\n"
+        f"Next: pipeline serve {out}"
+    )
+    _report(facts, as_json, text)
+
+
+@cli.command(epilog="Example: pipeline serve repository --http-port 8000")
+@click.argument("repository", type=_path)
+@click.option("--host", default="127.0.0.1", show_default=True,
+              help="Address to listen on; 0.0.0.0 opens the server to the network.")
+@click.option("--http-port", default=8000, show_default=True, help="0 takes a free one.")
+@click.option("--grpc-port", default=8001, show_default=True, help="0 takes a free one.")
+@click.option("--metrics-port", default=8002, show_default=True, help="0 takes a free one.")
+@click.option("--log", "log_path", type=_path, help="File for Triton's log.")
+@_json
+def serve(
+    repository: Path,
+    host: str,
+    http_port: int,
+    grpc_port: int,
+    metrics_port: int,
+    log_path: Path | None,
+    as_json: bool,
+) -> None:
+    """Start Triton on the model REPOSITORY and stop it on Ctrl-C or SIGTERM."""
+    from pipeline.core.errors import ServingError
+    from pipeline.serve.run import describe, running_server, wait_for_signal
+    from pipeline.serve.triton import Ports
+
+    ports = Ports(http=http_port, grpc=grpc_port, metrics=metrics_port)
+    with running_server(repository, ports=ports, host=host, log_path=log_path) as server:
+        facts = describe(repository, server)
+        text = (
+            f"Ready: {facts['http']}  {facts['grpc']}  metrics {facts['metrics']}\n"
+            "Stop with Ctrl-C."
+        )
+        _report(facts, as_json, text)
+        sys.stdout.flush()
+        if not wait_for_signal(server):
+            raise ServingError("Triton ended by itself. Give --log FILE to see why.")
+
+
+@cli.command(epilog="Example: pipeline recommend http://127.0.0.1:8000 --items 214716935,214832672")
+@click.argument("url")
+@click.option("--items", help="Item ids of one session, oldest first: A,B,C.")
+@click.option("--column", "columns", multiple=True, metavar="NAME=V,V,...",
+              help="Another column of that session, one value an interaction. Repeatable.")
+@click.option("--input", "inputs", multiple=True, type=_path, metavar="FILE...",
+              help="Log of raw interactions, its columns as the recipe names them. Repeatable.")
+@click.option("--k", type=int, help="Items of a list.")
+@click.option("--name", default="recommender", show_default=True, help="Model to ask.")
+@_json
+def recommend(
+    url: str,
+    items: str | None,
+    columns: tuple[str, ...],
+    inputs: tuple[Path, ...],
+    k: int | None,
+    name: str,
+    as_json: bool,
+) -> None:
+    """Ask the server at URL (http://HOST:PORT or grpc://HOST:PORT) what comes next."""
+    from pipeline.core.errors import ConfigError
+    from pipeline.report import recommendations_text
+    from pipeline.serve.client import Client
+
+    if bool(items) == bool(inputs):
+        raise ConfigError("Give either --items A,B,C or --input FILE.")
+    if columns and inputs:
+        raise ConfigError("--column goes with --items; a file brings its own columns.")
+    with Client(url, name=name) as client:
+        if items:
+            session = {"item_id": items.split(",")} | dict(_column(c) for c in columns)
+            answer = client.recommend([session], k)
+            pairs = zip(answer.items[0].tolist(), answer.scores[0].tolist(), strict=True)
+            records = [
+                {
+                    "session_id": None,
+                    "recommendations": [{"item_id": i, "score": s} for i, s in pairs],
+                }
+            ]
+        else:
+            records = list(client.recommend_log(list(inputs), k))
+    _report({"sessions": records}, as_json, recommendations_text(records))
+
+
+def _column(text: str) -> tuple[str, list[str]]:
+    name, equals, given = text.partition("=")
+    if not equals or not name:
+        raise click.UsageError(f"--column {text!r} is not of the form NAME=V,V,...")
+    return name, given.split(",")
+
+
+def _cutoffs(text: str) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < 1:
+        raise click.UsageError(f"--cutoffs {text!r}: expected whole numbers from 1, such as 10,20.")
+    return numbers
+
+
+def _report(facts: dict[str, Any], as_json: bool, text: str) -> None:
+    if as_json:
+        _print_json(facts)
+    else:
+        click.echo(text)
+
+
+def _print_json(facts: dict[str, Any]) -> None:
+    click.echo(json.dumps(facts, allow_nan=False))
+
+
+def main() -> None:
+    """Run the command; a user's mistake ends it with one line on stderr and the status 2."""
+    try:
+        status = cli.main(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        sys.exit(2)
+    except click.ClickException as error:
+        command = getattr(getattr(error, "ctx", None), "command_path", "pipeline")
+        message = " ".join(error.format_message().split())
+        click.echo(f"Error: {message} See `{command} --help`.", err=True)
+        sys.exit(2)
+    except PipelineError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(2)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("Stopped.", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""`pipeline serve`: a model repository in, a running Triton until it is told to stop."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from pipeline.core.artifact import read_manifest
+from pipeline.serve.triton import Ports, TritonServer
+
+
+@contextmanager
+def running_server(
+    repository: Path,
+    *,
+    ports: Ports,
+    host: str = "127.0.0.1",
+    log_path: Path | None = None,
+    timeout_seconds: float = 120,
+) -> Iterator[TritonServer]:
+    """A server that is ready while the block runs. ServingError if it does not come up."""
+    read_manifest(repository, "repository")
+    with TritonServer(repository, ports=ports, host=host, log_path=log_path) as server:
+        server.wait_until_ready(timeout_seconds)
+        yield server
+
+
+def describe(repository: Path, server: TritonServer) -> dict[str, Any]:
+    """Where the server answers and with which model."""
+    facts = read_manifest(repository, "repository")
+    return {
+        "http": f"http://{server.http_url}",
+        "grpc": f"grpc://{server.grpc_url}",
+        "metrics": f"http://{server.metrics_url}/metrics",
+        "model": facts["name"],
+        "catalogue_items": facts["catalogue_items"],
+    }
+
+
+def wait_for_signal(server: TritonServer) -> bool:
+    """Block until Ctrl-C, SIGTERM or the server's own end; whether it still runs then."""
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        server.wait()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return False
