@@ -62,9 +62,7 @@ def demo(out: Path, sessions: int, keep_serving: bool, as_json: bool) -> None:
 @click.option("--days", default=14, show_default=True, help="Days that the log spans.")
 @click.option("--seed", default=0, show_default=True, help="Same seed, same clicks.")
 @_json
-def synthesize(
-    out: Path, sessions: int, items: int, days: int, seed: int, as_json: bool
-) -> None:
+def synthesize(out: Path, sessions: int, items: int, days: int, seed: int, as_json: bool) -> None:
     """Write synthetic shop clicks with structure worth learning (.csv, .csv.gz or .parquet)."""
     from pipeline.preprocess.synthetic import synthesize as run
 
@@ -77,10 +75,23 @@ def synthesize(
     " --out data/rsc15"
 )
 @click.argument("config", type=_path)
-@click.option("--input", "inputs", multiple=True, required=True, type=_path, metavar="FILE...",
-              help="Log to learn from: CSV, TSV or Parquet, also .gz. Repeatable.")
-@click.option("--test", "tests", multiple=True, type=_path, metavar="FILE...",
-              help="Log of test sessions, in place of `split.test`. Repeatable.")
+@click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    required=True,
+    type=_path,
+    metavar="FILE...",
+    help="Log to learn from: CSV, TSV or Parquet, also .gz. Repeatable.",
+)
+@click.option(
+    "--test",
+    "tests",
+    multiple=True,
+    type=_path,
+    metavar="FILE...",
+    help="Log of test sessions, in place of `split.test`. Repeatable.",
+)
 @_out()
 @_set
 @_json
@@ -103,15 +114,15 @@ def preprocess(
     _report(facts, as_json, data_text(facts, out))
 
 
-@cli.command(epilog="Example: pipeline train data/rsc15 --config configs/rsc15.yaml --out runs/rsc15")
+@cli.command(
+    epilog="Example: pipeline train data/rsc15 --config configs/rsc15.yaml --out runs/rsc15"
+)
 @click.argument("data", type=_path)
 @click.option("--config", required=True, type=_path, help="Recipe with `model` and `train`.")
 @_out()
 @_set
 @_json
-def train(
-    data: Path, config: Path, out: Path, overrides: tuple[str, ...], as_json: bool
-) -> None:
+def train(data: Path, config: Path, out: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Train the recipe's model on the directory DATA that preprocess wrote."""
     from pipeline.core.recipe import Recipe
 
@@ -126,13 +137,27 @@ def train(
 @cli.command(epilog="Example: pipeline evaluate runs/rsc15 --data data/rsc15 --cutoffs 10,20")
 @click.argument("run", type=_path)
 @click.option("--data", required=True, type=_path, help="Directory that preprocess wrote.")
-@click.option("--part", type=click.Choice(["train", "valid", "test"]), default="test",
-              show_default=True, help="Which sessions.")
-@click.option("--positions", type=click.Choice(["all", "last"]), default="all",
-              show_default=True, help="Every interaction but the first is a target, or the last.")
+@click.option(
+    "--part",
+    type=click.Choice(["train", "valid", "test"]),
+    default="test",
+    show_default=True,
+    help="Which sessions.",
+)
+@click.option(
+    "--positions",
+    type=click.Choice(["all", "last"]),
+    default="all",
+    show_default=True,
+    help="Every interaction but the first is a target, or the last.",
+)
 @click.option("--cutoffs", default="5,10,20", show_default=True, help="List lengths K.")
-@click.option("--baselines/--no-baselines", default=True, show_default=True,
-              help="Popularity, co-visitation, sequential rules and session-kNN beside the model.")
+@click.option(
+    "--baselines/--no-baselines",
+    default=True,
+    show_default=True,
+    help="Popularity, co-visitation, sequential rules and session-kNN beside the model.",
+)
 @_json
 def evaluate(
     run: Path, data: Path, part: str, positions: Any, cutoffs: str, baselines: bool, as_json: bool
@@ -152,8 +177,13 @@ def evaluate(
 @click.argument("run", type=_path)
 @_out()
 @click.option("--name", default="recommender", show_default=True, help="Model that clients ask.")
-@click.option("--k", "default_k", default=10, show_default=True,
-              help="Items of an answer where a request names none.")
+@click.option(
+    "--k",
+    "default_k",
+    default=10,
+    show_default=True,
+    help="Items of an answer where a request names none.",
+)
 @click.option("--max-k", default=100, show_default=True, help="Most items of an answer.")
 @click.option("--max-batch", default=256, show_default=True, help="Most sessions of a batch.")
 @_json
@@ -163,9 +193,7 @@ def export(
     """Write RUN as a Triton model repository: raw columns in, raw item ids out."""
     from pipeline.export.run import export as run_export
 
-    facts = run_export(
-        run, out, name=name, default_k=default_k, max_k=max_k, max_batch=max_batch
-    )
+    facts = run_export(run, out, name=name, default_k=default_k, max_k=max_k, max_batch=max_batch)
     text = (
         f"Wrote {out}: {facts['catalogue_items']:,} items, lists of up to {facts['max_k']}.\n"
         f"The program's scores differ from the model's by at most "
@@ -177,8 +205,12 @@ def export(
 
 @cli.command(epilog="Example: pipeline serve repository --http-port 8000")
 @click.argument("repository", type=_path)
-@click.option("--host", default="127.0.0.1", show_default=True,
-              help="Address to listen on; 0.0.0.0 opens the server to the network.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on; 0.0.0.0 opens the server to the network.",
+)
 @click.option("--http-port", default=8000, show_default=True, help="0 takes a free one.")
 @click.option("--grpc-port", default=8001, show_default=True, help="0 takes a free one.")
 @click.option("--metrics-port", default=8002, show_default=True, help="0 takes a free one.")
@@ -195,8 +227,8 @@ def serve(
 ) -> None:
     """Start Triton on the model REPOSITORY and stop it on Ctrl-C or SIGTERM."""
     from pipeline.core.errors import ServingError
+    from pipeline.serve.ports import Ports
     from pipeline.serve.run import describe, running_server, wait_for_signal
-    from pipeline.serve.triton import Ports
 
     ports = Ports(http=http_port, grpc=grpc_port, metrics=metrics_port)
     with running_server(repository, ports=ports, host=host, log_path=log_path) as server:
@@ -214,10 +246,21 @@ def serve(
 @cli.command(epilog="Example: pipeline recommend http://127.0.0.1:8000 --items 214716935,214832672")
 @click.argument("url")
 @click.option("--items", help="Item ids of one session, oldest first: A,B,C.")
-@click.option("--column", "columns", multiple=True, metavar="NAME=V,V,...",
-              help="Another column of that session, one value an interaction. Repeatable.")
-@click.option("--input", "inputs", multiple=True, type=_path, metavar="FILE...",
-              help="Log of raw interactions, its columns as the recipe names them. Repeatable.")
+@click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    metavar="NAME=V,V,...",
+    help="Another column of that session, one value an interaction. Repeatable.",
+)
+@click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    type=_path,
+    metavar="FILE...",
+    help="Log of raw interactions, its columns as the recipe names them. Repeatable.",
+)
 @click.option("--k", type=int, help="Items of a list.")
 @click.option("--name", default="recommender", show_default=True, help="Model to ask.")
 @_json

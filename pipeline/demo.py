@@ -54,8 +54,8 @@ def run_demo(out: Path, *, sessions: int, keep_serving: bool) -> dict[str, Any]:
 
 
 def _serve(clicks: Path, repository: Path, facts: dict[str, Any], keep_serving: bool) -> None:
+    from pipeline.serve.ports import Ports, free_ports
     from pipeline.serve.run import describe, running_server, wait_for_signal
-    from pipeline.serve.triton import Ports, free_ports
 
     ports = Ports() if keep_serving else free_ports()
     begin = time.monotonic()
@@ -67,8 +67,10 @@ def _serve(clicks: Path, repository: Path, facts: dict[str, Any], keep_serving: 
         for url in (facts["serve"]["http"], facts["serve"]["grpc"]):
             facts[url.split(":")[0]] = _ask(url, session)
         if keep_serving:
-            _say(f"\nServing at {facts['serve']['http']} and {facts['serve']['grpc']}. "
-                 "Stop with Ctrl-C.")
+            _say(
+                f"\nServing at {facts['serve']['http']} and {facts['serve']['grpc']}. "
+                "Stop with Ctrl-C."
+            )
             wait_for_signal(server)
     _say("\nTriton has stopped. Everything is in " + str(clicks.parent))
 

@@ -33,7 +33,7 @@ def new_artifact(path: Path, kind: str, facts: dict[str, Any]) -> Iterator[Path]
     ends, so the block may fill it in. An artifact of the same kind at `path` is replaced;
     ArtifactError if anything else is there.
     """
-    path = Path(os.path.abspath(path))
+    path = path.absolute()
     check_replaceable(path, kind)
     path.parent.mkdir(parents=True, exist_ok=True)
     for old in path.parent.glob(f".{path.name}.partial-*"):

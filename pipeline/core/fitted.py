@@ -107,8 +107,7 @@ class Fitted:
                 timestamp_type=state["timestamp_type"],
                 vocabularies=vocabularies,
                 standardisations={
-                    name: Standardisation(**values)
-                    for name, values in state["continuous"].items()
+                    name: Standardisation(**values) for name, values in state["continuous"].items()
                 },
             )
         except (KeyError, TypeError, OSError, pa.ArrowException) as error:

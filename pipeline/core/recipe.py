@@ -28,7 +28,7 @@ class Feature(Config):
     kind: Literal["categorical", "continuous"]
     """Categorical values get an index, numbers are standardised to mean 0 and deviation 1."""
     of: Literal["item", "interaction", "session"] = "interaction"
-    """What it describes; one of a session has one value a session, that of its newest interaction."""
+    """What it describes; a session has one value, that of its newest interaction."""
     log: bool = False
     """Take log(1 + x) of a number first; for prices and counts, which spread over decades."""
     min_count: int = Field(default=1, ge=1)
@@ -152,7 +152,7 @@ class ModelConfig(Config):
     architecture: Literal["gpt2", "xlnet"] = "gpt2"
     """Hugging Face architecture of the sequence encoder."""
     masking: Literal["clm", "mlm"] = "clm"
-    """clm: each position predicts the next item; mlm: hidden items are predicted from both sides."""
+    """clm: each position predicts the next item; mlm: hidden ones are predicted from both sides."""
     mlm_probability: float = Field(default=0.2, gt=0, lt=1)
     """Share of a session's interactions that mlm hides in training."""
     d_model: int = Field(default=64, ge=1)

@@ -103,7 +103,9 @@ def _from_integers(array: pa.Array, unit: str) -> np.ndarray:
 def _from_floats(times: np.ndarray, unit: str) -> tuple[np.ndarray, TimestampType]:
     scaled = times * {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}[unit]
     usable = np.abs(scaled) < LATEST_MICROSECONDS  # False for NaN
-    return np.where(usable, np.rint(np.where(usable, scaled, 0)), NO_TIME).astype(np.int64), "float64"
+    return np.where(usable, np.rint(np.where(usable, scaled, 0)), NO_TIME).astype(
+        np.int64
+    ), "float64"
 
 
 def _from_text(text: pa.Array) -> np.ndarray:

@@ -50,9 +50,9 @@ def example_inputs(
     tensors = []
     for name in served.names:
         shape = (sessions, 1) if name in served.session_names else (sessions, length)
-        tables = served.model.inputs.tables
-        if name in tables:
-            rows = tables[name].num_embeddings
+        inputs = served.model.inputs
+        if name in inputs.tables:
+            rows = inputs.table(name).num_embeddings
             values = torch.randint(1, rows, shape, generator=generator)
         else:
             values = torch.randn(shape, generator=generator)

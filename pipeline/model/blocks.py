@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from pipeline.core.errors import ConfigError
@@ -63,6 +64,8 @@ class SequentialBlock(nn.Module):
             elif isinstance(block, TransformerBlock):
                 block.check(inputs.masking, width, inputs.max_sequence_length)
                 width = block.d_model
+            else:
+                width = _output_size(block, width)
         self.inputs = inputs
         self.blocks = nn.ModuleList(blocks)
         self.output_size = width
@@ -81,3 +84,21 @@ class SequentialBlock(nn.Module):
             else:
                 hidden = block(hidden)
         return Encoded(hidden, masked.targets, masked.query)
+
+
+@torch.no_grad()
+def _output_size(block: nn.Module, width: int) -> int:
+    """Width that any module of (B, L, width) gives. ConfigError if it does not take that."""
+    training = block.training
+    try:
+        output = block.eval()(torch.zeros(1, 2, width))
+    except (RuntimeError, TypeError, ValueError) as error:
+        line = " ".join(str(error).split())[:120]
+        raise ConfigError(
+            f"{type(block).__name__} does not take (B, L, {width}), what comes before it: {line}"
+        ) from None
+    finally:
+        block.train(training)
+    if not isinstance(output, Tensor) or output.shape[:2] != (1, 2):
+        raise ConfigError(f"{type(block).__name__} does not give one vector an interaction.")
+    return int(output.size(-1))

@@ -69,7 +69,9 @@ def save_model(
         "schema": features.to_dicts(),
     }
     write_json(directory / MODEL_FILE, description)
-    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    weights = {
+        name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()
+    }
     save_file(weights, directory / WEIGHTS_FILE)
 
 

@@ -88,7 +88,9 @@ class TabularSequenceFeatures(nn.Module):
         schema.select_by_name(*dims)
         categorical = schema.select_by_tag(Tags.CATEGORICAL)
         return cls(
-            tables={c.name: _table(c, dims.get(c.name, embedding_dim_default)) for c in categorical},
+            tables={
+                c.name: _table(c, dims.get(c.name, embedding_dim_default)) for c in categorical
+            },
             continuous=schema.select_by_tag(Tags.CONTINUOUS).column_names,
             continuous_projection=continuous_projection,
             aggregation=aggregation,
@@ -102,7 +104,11 @@ class TabularSequenceFeatures(nn.Module):
     @property
     def item_table(self) -> nn.Embedding:
         """(V, item width) input embeddings of the items."""
-        table = self.tables[self.item]
+        return self.table(self.item)
+
+    def table(self, name: str) -> nn.Embedding:
+        """Input embeddings of a categorical feature."""
+        table = self.tables[name]
         assert isinstance(table, nn.Embedding)  # noqa: S101
         return table
 
@@ -126,7 +132,7 @@ class TabularSequenceFeatures(nn.Module):
             combined = torch.cat(parts, -1) if len(parts) > 1 else parts[0]
         else:
             combined = torch.stack(parts).sum(0)
-        return self.projection(combined)  # type: ignore[no-any-return]
+        return self.projection(combined)
 
 
 def _table(column: ColumnSchema, dim: int) -> nn.Embedding:

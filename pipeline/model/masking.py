@@ -52,7 +52,7 @@ class CausalMasking(nn.Module):
     extra_positions = 0
     """Positions beyond L that the sequence block must have room for."""
 
-    def apply_to(  # noqa: D102
+    def apply_to(
         self, embeddings: Tensor, item_ids: Tensor, lengths: Tensor, stage: Stage
     ) -> MaskedSequence:
         """(B, L, D), (B, L), (B,) -> MaskedSequence."""

@@ -45,7 +45,10 @@ class NextItemPredictionTask(nn.Module):
         table = item_table if self.output_table is None else self.output_table
         hidden, items = self.projection(hidden), table[FIRST_ITEM:]
         if self.normalize:
-            hidden, items = functional.normalize(hidden, dim=-1), functional.normalize(items, dim=-1)
+            hidden, items = (
+                functional.normalize(hidden, dim=-1),
+                functional.normalize(items, dim=-1),
+            )
         return hidden @ items.T / self.softmax_temperature
 
     def loss(self, hidden: Tensor, targets: Tensor, item_table: Tensor) -> Tensor:

@@ -32,8 +32,6 @@ class TransformerConfig:
     layer_norm_eps: float
     dropout: float
 
-    maskings = ("clm", "mlm")
-
     @classmethod
     def build(
         cls,
@@ -83,8 +81,6 @@ class TransformerConfig:
 
 class GPT2Config(TransformerConfig):
     """GPT-2 (Radford et al. 2019): looks back alone, learned positions."""
-
-    maskings = ("clm",)
 
     def to_huggingface_torch_model(self, masking: Masking) -> nn.Module:
         """GPT2Model; clm only."""
@@ -169,9 +165,7 @@ class TransformerBlock(nn.Module):
         room = self.total_seq_length
         needed = None if max_sequence_length is None else max_sequence_length
         if room is not None and needed is not None and room < needed:
-            raise ConfigError(
-                f"total_seq_length {room} is less than max_sequence_length {needed}."
-            )
+            raise ConfigError(f"total_seq_length {room} is less than max_sequence_length {needed}.")
 
     def forward(self, embeddings: Tensor, lengths: Tensor) -> Tensor:
         """(B, L, D), (B,) -> (B, L, D); positions at or beyond a length are not looked at."""
@@ -183,13 +177,13 @@ class TransformerBlock(nn.Module):
             output = self.transformer(
                 inputs_embeds=embeddings, attention_mask=visible.to(embeddings.dtype)
             )
-        return output.last_hidden_state  # type: ignore[no-any-return]
+        return output.last_hidden_state
 
 
 def _without_token_table(model: Any, name: str) -> nn.Module:
     """Items come as vectors: the encoder's own token table would be a parameter without use."""
     setattr(model, name, None)
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 BUILDERS: dict[str, Callable[..., TransformerConfig]] = {

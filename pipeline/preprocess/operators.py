@@ -98,7 +98,7 @@ class Elapsed(Operator):
             elapsed[order] = steps / 1e6
             return pd.DataFrame({"elapsed": elapsed}, index=df.index)
         rows = df[[self.session, self.timestamp]].reset_index(drop=True)
-        rows["row"] = range(len(rows))
+        rows["row"] = rows.index
         rows = rows.sort_values([self.session, self.timestamp, "row"])
         before = rows.groupby(self.session)[self.timestamp].shift(1)
         rows["elapsed"] = ((rows[self.timestamp] - before) / 1e6).fillna(0.0)
@@ -164,10 +164,10 @@ class GroupSessions(Operator):
 
     def _on_cudf(self, df: Any, listed: list[str]) -> Any:
         df = df.reset_index(drop=True)
-        df["_row"] = range(len(df))
+        df["_row"] = df.index
         df = df.sort_values([self.session, self.timestamp, "_row"], ignore_index=True)
         groups = df.groupby(self.session, sort=True)
-        newest = groups[list(self.session_features)].last() if self.session_features else None
+        newest = groups[list(self.session_features)].last() if self.session_features else {}
         if self.keep is not None:
             sizes = groups["_row"].transform("count")
             df = df[sizes - groups.cumcount() <= self.keep]

@@ -83,9 +83,7 @@ def _check_times(recipe: Preprocess) -> None:
             )
 
 
-def _write_part(
-    fitted: Fitted, directory: Path, name: str, frame: pd.DataFrame
-) -> dict[str, Any]:
+def _write_part(fitted: Fitted, directory: Path, name: str, frame: pd.DataFrame) -> dict[str, Any]:
     """Transform one part and write it; training rows are cut to the newest L and their target."""
     longest = fitted.recipe.max_sequence_length + 1
     graph = workflow.rebuild(fitted, directory, longest if name == "train" else None)
@@ -137,5 +135,3 @@ def _rows(log: Interactions) -> dict[str, Any]:
 
 def _date(microseconds: int) -> str:
     return f"{np.datetime64(int(microseconds), 'us').astype('datetime64[s]')}Z"
-
-

@@ -64,8 +64,9 @@ def clicks(random: np.random.Generator, sessions: int, items: int, days: int) ->
     popularity /= popularity.sum()
     num_categories = max(2, items // 40)
     category = random.integers(num_categories, size=items)
-    price = np.round(np.exp(random.normal(3.0, 0.8, num_categories)[category]
-                            + random.normal(0, 0.4, items)), 2)
+    price = np.round(
+        np.exp(random.normal(3.0, 0.8, num_categories)[category] + random.normal(0, 0.4, items)), 2
+    )
     followers = _followers(random, category)
     lengths = 1 + np.minimum(random.geometric(1 / (MEAN_LENGTH - 1), sessions), LONGEST - 1)
     lengths[random.random(sessions) < 0.05] = 1
@@ -133,7 +134,9 @@ def _walk(
             if len(members):
                 near[rows] = random.choice(members, len(rows), p=weights[value])
         limits = np.cumsum([FOLLOW, SAME_CATEGORY, AGAIN])
-        paths[:, step] = np.select(list(kind < limits[:, np.newaxis]), [following, near, again], anywhere)
+        paths[:, step] = np.select(
+            list(kind < limits[:, np.newaxis]), [following, near, again], anywhere
+        )
     return paths
 
 

@@ -39,8 +39,7 @@ def fit(recipe: Preprocess, interactions: Interactions, scratch: Path) -> Fitted
         wanted = pa.int64() if types[name] == "int64" else pa.string()
         vocabularies[name] = Vocabulary(type=types[name], values=values.cast(wanted))
     standardisations = {
-        name: _standardisation(mean, normalize.stds[name])
-        for name, mean in normalize.means.items()
+        name: _standardisation(mean, normalize.stds[name]) for name, mean in normalize.means.items()
     }
     return Fitted(
         recipe=recipe,
@@ -101,7 +100,10 @@ def _encode(recipe: Preprocess, vocabularies: dict[str, str], scratch: Path) -> 
     thresholds = {ITEM: recipe.min_item_count}
     thresholds |= {f.name: f.min_count for f in recipe.features if f.kind == "categorical"}
     return Encode(
-        freq_threshold=thresholds, vocabs=vocabularies or None, out_path=str(scratch), dtype=np.int64
+        freq_threshold=thresholds,
+        vocabs=vocabularies or None,
+        out_path=str(scratch),
+        dtype=np.int64,
     )
 
 

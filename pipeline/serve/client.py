@@ -1,5 +1,6 @@
 """Ask a Triton server for recommendations: raw interactions in, raw item ids out."""
 
+import importlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -75,18 +76,14 @@ class Client:
         self.name = name
         self.url = url
         self._protocol, address = _address(url)
-        module: Any
+        module = importlib.import_module(f"tritonclient.{self._protocol}")
         if self._protocol == "http":
-            import tritonclient.http as module  # noqa: PLC0415
-
             timeouts = {
                 "connection_timeout": _TIMEOUT_SECONDS,
                 "network_timeout": _TIMEOUT_SECONDS,
             }
             self._client = module.InferenceServerClient(address, **timeouts)
         else:
-            import tritonclient.grpc as module  # noqa: PLC0415
-
             self._client = module.InferenceServerClient(address)
         self._module = module
         self._served: ServedModel | None = None
@@ -117,7 +114,7 @@ class Client:
         """One request of (B, n) tensors as they are."""
         inputs = []
         for name, array in tensors.items():
-            from tritonclient.utils import np_to_triton_dtype  # noqa: PLC0415
+            from tritonclient.utils import np_to_triton_dtype
 
             tensor = self._module.InferInput(name, array.shape, np_to_triton_dtype(array.dtype))
             tensor.set_data_from_numpy(array)
@@ -215,7 +212,7 @@ class Client:
 
     def _ask(self, call: Any) -> Any:
         """Run a call of tritonclient; its errors become ours, in one line."""
-        from tritonclient.utils import InferenceServerException  # noqa: PLC0415
+        from tritonclient.utils import InferenceServerException
 
         try:
             return call()
@@ -273,7 +270,7 @@ def _raw_times(parts: list[pa.Array], kind: str) -> Any:
         texts = []
         for part in parts:
             if pa.types.is_timestamp(part.type):
-                part = part.cast(pa.timestamp("us"), safe=False)  # noqa: PLW2901
+                part = part.cast(pa.timestamp("us"), safe=False)
             texts += part.cast(pa.string()).to_pylist()
         return texts
     if kind == "int64":

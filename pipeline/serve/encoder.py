@@ -108,7 +108,7 @@ class Encoder:
             assert sorted_times is not None and self.timestamp is not None  # noqa: S101, PT018
             for name, values in time_feature(feature, sorted_times, lengths).items():
                 if name == "elapsed":
-                    values = standardise(values, self.timestamp["elapsed"])  # noqa: PLW2901
+                    values = standardise(values, self.timestamp["elapsed"])
                 encoded[name] = self._padded(values[kept], len(lengths), row, column)
         return encoded
 

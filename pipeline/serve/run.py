@@ -8,7 +8,8 @@ from types import FrameType
 from typing import Any
 
 from pipeline.core.artifact import read_manifest
-from pipeline.serve.triton import Ports, TritonServer
+from pipeline.serve.ports import Ports
+from pipeline.serve.triton import TritonServer
 
 
 @contextmanager

@@ -5,108 +5,50 @@ gone, however that came about, and removes what Triton leaves behind. The kernel
 this (PR_SET_PDEATHSIG) is not enough: it fires when the *thread* that started the process ends.
 """
 
-import errno
-import importlib.util
 import json
 import os
 import re
 import secrets
 import shlex
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 from collections.abc import Collection, Iterator
 from contextlib import closing, suppress
-from dataclasses import astuple, dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
 from pipeline.core.errors import ServingError
+from pipeline.serve.installation import build_backends, build_python, environment, locate_package
+from pipeline.serve.ports import Ports, check_ports, filled, ipv4_address
+from pipeline.serve.supervisor import remove_traces
 
 Api = Literal["model-repository", "shared-memory", "trace", "logging"]
 CLOSED_APIS: tuple[Api, ...] = ("model-repository", "shared-memory", "trace", "logging")
 """Not needed to ask for predictions, and each lets a client change or read the server's machine."""
 
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  the one place of POSIX shared memory on Linux
 SHARED_MEMORY_BYTES = 1 << 20
 """First size and growth step of the region between Triton and each Python instance."""
 STUB_TIMEOUT_SECONDS = 120  # importing torch from a cold disk takes longer than Triton's 30
 EXIT_SECONDS = 5
 """How long Triton, told to stop, waits for running requests and for its instances to end. An open
 HTTP connection, though idle, makes it wait all that time, and then report a failure."""
-ORPHAN_STOP_SECONDS = 15  # how long the supervisor lets Triton stop when the caller is gone
 DEFAULT_POLL_SECONDS = 5
+DEFAULT_PORTS = Ports()
 
 # One line, because `-c` keeps the modules beside this file from shadowing the standard library's.
 SUPERVISOR = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
-    "from pipeline.serve.triton import supervise; sys.exit(supervise(*sys.argv[2:]))"
+    "from pipeline.serve.supervisor import supervise; sys.exit(supervise(*sys.argv[2:]))"
 )
-
-# Appended to the copied triton_python_backend_utils.py; once a stub has loaded its model, it takes
-# `Tensor` into that module from the one that it carries inside. Triton 2.51 was built before NumPy
-# 2 moved a field of its dtypes: with NumPy 2, tensors reach a Python model as zeros and leave it
-# empty, without an error. DLPack does not read that field.
-NUMPY_2_BRIDGE = """
-
-def _bridge_numpy_2(native):
-    original = native.Tensor
-
-    def as_numpy(tensor):
-        return np.array(np.from_dlpack(tensor))  # a copy, because what DLPack lends is read-only
-
-    def make_tensor(name, array):
-        if array.dtype.kind in "OSU":
-            raise TypeError(f"tensor {name} holds strings; this Triton needs NumPy < 2 for them")
-        return original.from_dlpack(name, np.require(array, requirements=["C", "W"]))
-
-    original.as_numpy = as_numpy
-    make_tensor.from_dlpack = original.from_dlpack
-    native.Tensor = make_tensor
-
-
-if int(np.__version__.split(".")[0]) >= 2:
-    import c_python_backend_utils
-
-    _bridge_numpy_2(c_python_backend_utils)
-"""
 
 # Triton prints these at level E on every machine without a GPU.
 HARMLESS = ("CudaDriverHelper", "unable to create stream", "NVML")
 TELLING = ("failed to load", "Poll failed", "failed to start", "creating server: Invalid")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ports:
-    """TCP ports of one server; 0 takes a free one."""
-
-    http: int = 8000
-    grpc: int = 8001
-    metrics: int = 8002
-
-    def __post_init__(self) -> None:
-        chosen = [port for port in astuple(self) if port]
-        if len(set(chosen)) < len(chosen) or not all(0 < port < 65536 for port in chosen):
-            raise ServingError(
-                f"ports are http {self.http}, grpc {self.grpc}, metrics {self.metrics}; expected"
-                " three different ones from 1 to 65535, or 0 for a free one"
-            )
-
-
-def free_ports() -> Ports:
-    """Three loopback ports that nothing listens on now; another program may still take them."""
-    # All three are held until the last is found, so that none is found twice.
-    with socket.socket() as a, socket.socket() as b, socket.socket() as c:
-        for held in (a, b, c):
-            held.bind(("127.0.0.1", 0))
-        http_port, grpc_port, metrics_port = (held.getsockname()[1] for held in (a, b, c))
-    return Ports(http=http_port, grpc=grpc_port, metrics=metrics_port)
 
 
 class TritonServer:
@@ -123,7 +65,7 @@ class TritonServer:
         self,
         repository: str | Path,
         *,
-        ports: Ports = Ports(),
+        ports: Ports = DEFAULT_PORTS,
         host: str = "127.0.0.1",
         log_path: str | Path | None = None,
         poll_seconds: int | None = None,
@@ -150,8 +92,8 @@ class TritonServer:
         if unknown := set(allow) - set(CLOSED_APIS):
             raise ServingError(f"cannot allow {sorted(unknown)}; expected some of {CLOSED_APIS}")
         self.repository = Path(repository).absolute()
-        self.ports = _filled(ports)
-        self.host = _address(host)
+        self.ports = filled(ports)
+        self.host = ipv4_address(host)
         self.log_path = None if log_path is None else Path(log_path)
         self._poll_seconds = poll_seconds or DEFAULT_POLL_SECONDS
         self._model_control = model_control
@@ -208,10 +150,10 @@ class TritonServer:
         if self.is_alive():
             raise ServingError(f"the Triton server runs already, with process id {self._pid}")
         _check_repository(self.repository, may_be_empty=self._model_control == "poll")
-        _check_ports(self.host, self.ports)
+        check_ports(self.host, self.ports)
         try:
             self._scratch = Path(tempfile.mkdtemp(prefix="triton-"))
-            self._launch(_locate_package(), self._scratch)
+            self._launch(locate_package(), self._scratch)
         except BaseException:
             self.stop()
             raise
@@ -266,13 +208,13 @@ class TritonServer:
                     self._supervisor.wait(timeout_seconds)
             finally:  # also when a second Ctrl-C arrives here
                 self._kill()
-        _remove_traces(self._id, self._scratch, self._temporary_log)
+        remove_traces(self._id, self._scratch, self._temporary_log)
         self._scratch = self._temporary_log = None
 
     def _kill(self) -> None:
         if self._supervisor is None or self._supervisor.poll() is not None:
             return
-        # The supervisor has not reaped Triton, so the number cannot belong to another group.
+        # The supervisor reaps Triton only as it ends itself: until then the number is Triton's.
         if self._pid:
             with suppress(ProcessLookupError):
                 os.killpg(self._pid, signal.SIGKILL)
@@ -282,7 +224,7 @@ class TritonServer:
         self._supervisor.wait()
 
     def _launch(self, package: Path, scratch: Path) -> None:
-        backends = _build_backends(package, scratch)
+        backends = build_backends(package, scratch)
         if self.log_path is None:
             handle, name = tempfile.mkstemp(prefix="triton-", suffix=".log")
             os.close(handle)
@@ -303,7 +245,7 @@ class TritonServer:
                         *(self._id, str(scratch), str(self._temporary_log or "")),
                         *self._command(package, backends),
                     ],
-                    env=_environment(package, _build_python(scratch)),
+                    env=environment(package, build_python(scratch)),
                     cwd=scratch,  # stubs look for modules in it: not where the caller happens to be
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -353,7 +295,8 @@ class TritonServer:
         if self._model_control == "poll":
             command.append(f"--repository-poll-secs={self._poll_seconds}")
         if self._closed:
-            # Triton asks for a header of this value, which nobody is told.
+            # Triton asks for a header of this value, which nobody is told. It stands in the process
+            # list, so this keeps out the network, not the machine's own users.
             rule = f"{','.join(self._closed)}:closed={secrets.token_hex(16)}"
             command.append(f"--http-restricted-api={rule}")
             command.append(f"--grpc-restricted-protocol={rule}")
@@ -406,99 +349,6 @@ def _error_lines(log: str) -> Iterator[str]:
             yield message.split(r"\n\nAt:")[0].replace(r"\n", " ").strip()
 
 
-def supervise(
-    parent_pid: str, report: str, region_prefix: str, scratch: str, log: str, *command: str
-) -> int:
-    """Run Triton until it ends, is told to, or the parent is gone; clean up; give its exit code.
-
-    Body of the supervisor process. It has one thread, so preexec_fn is safe here and the
-    parent-death signal, which covers its own sudden end, tied to all of it.
-    """
-    import ctypes
-
-    libc = ctypes.CDLL(None)
-    signals = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
-
-    def prepare_child() -> None:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-        pr_set_pdeathsig = 1
-        libc.prctl(pr_set_pdeathsig, signal.SIGTERM, 0, 0, 0)
-
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    began = time.time()
-    # Its own group: what is left of it can then be killed without this process.
-    server = subprocess.Popen(command, process_group=0, preexec_fn=prepare_child)
-    with os.fdopen(int(report), "wb") as pipe:
-        pipe.write(b"%d\n" % server.pid)
-    stopping = False
-    deadline = float("inf")
-    # WNOWAIT leaves the process to be reaped below: until then its number stays its own.
-    look = os.WEXITED | os.WNOHANG | os.WNOWAIT
-    while os.waitid(os.P_PID, server.pid, look) is None:
-        received = signal.sigtimedwait(signals, 0.5)
-        is_orphan = os.getppid() != int(parent_pid)
-        told = received is not None and received.si_signo != signal.SIGCHLD
-        if (told or is_orphan) and not stopping:
-            stopping = True
-            server.send_signal(signal.SIGTERM)
-        if is_orphan and deadline == float("inf"):
-            deadline = time.monotonic() + ORPHAN_STOP_SECONDS
-        if time.monotonic() > deadline:
-            server.kill()
-    os.killpg(server.pid, signal.SIGKILL)  # instances that outlived it
-    code = server.wait()
-    _remove_environments(began)
-    is_orphan = os.getppid() != int(parent_pid)
-    _remove_traces(region_prefix, Path(scratch), Path(log) if log and is_orphan else None)
-    if code < 0:
-        return 128 - code
-    return 0 if stopping else code  # told to stop, it did: what it thinks of that is in the log
-
-
-def _remove_traces(region_prefix: str, scratch: Path | None, log: Path | None) -> None:
-    for region in SHARED_MEMORY.glob(f"{region_prefix}_*"):
-        region.unlink(missing_ok=True)
-    if scratch is not None:
-        shutil.rmtree(scratch, ignore_errors=True)
-    if log is not None:
-        log.unlink(missing_ok=True)
-
-
-def _remove_environments(began: float) -> None:
-    """Remove the empty folders that a Triton leaves in /tmp when it ends before its time.
-
-    Their names do not tell whose they are, so none is touched while another Triton runs.
-    """
-    for process in Path("/proc").glob("[0-9]*/comm"):
-        with suppress(OSError):
-            if process.read_text().strip() == "tritonserver":
-                return
-    for folder in Path("/tmp").glob("python_env_*"):  # noqa: S108  Triton's fixed place
-        with suppress(OSError):
-            if folder.stat().st_uid == os.getuid() and folder.stat().st_mtime >= began - 1:
-                folder.rmdir()  # refuses one that is not empty
-
-
-def _address(host: str) -> str:
-    """The IPv4 address of a host: given a name, Triton starts but nobody can connect."""
-    try:
-        return socket.gethostbyname(host)
-    except OSError as error:
-        raise ServingError(f"host {host!r} has no IPv4 address: {error}") from error
-
-
-def _filled(ports: Ports) -> Ports:
-    """The same ports with a free one in place of each 0."""
-    if all(astuple(ports)):
-        return ports
-    free = free_ports()
-    return Ports(
-        http=ports.http or free.http,
-        grpc=ports.grpc or free.grpc,
-        metrics=ports.metrics or free.metrics,
-    )
-
-
 def _check_repository(repository: Path, *, may_be_empty: bool) -> None:
     if not repository.is_dir():
         raise ServingError(
@@ -509,109 +359,3 @@ def _check_repository(repository: Path, *, may_be_empty: bool) -> None:
             f"model repository {repository} has no model; expected MODEL/config.pbtxt and"
             " MODEL/VERSION/ in it"
         )
-    import importlib.metadata
-
-    if int(importlib.metadata.version("numpy").split(".")[0]) >= 2:
-        for config in sorted(repository.glob("*/config.pbtxt")):
-            if "TYPE_STRING" in config.read_text(errors="replace"):
-                raise ServingError(
-                    f"{config} names TYPE_STRING, which ends a Python model when this Triton runs"
-                    " with NumPy 2; expected numbers such as TYPE_INT64, or NumPy < 2"
-                )
-
-
-def _check_ports(host: str, ports: Ports) -> None:
-    """Say at once what Triton would say only after it has loaded all models."""
-    for protocol in fields(ports):
-        port = getattr(ports, protocol.name)
-        with socket.socket() as probe:
-            # As Triton does: a port whose last connections are still closing counts as free.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, port))
-            except OSError as error:
-                found = f"cannot listen on {host}:{port} for {protocol.name}"
-                if error.errno == errno.EADDRINUSE:
-                    raise ServingError(
-                        f"{found}: the port is already in use; stop what listens there, or choose"
-                        " another port (0 takes a free one)"
-                    ) from error
-                raise ServingError(f"{found}: {error.strerror or error}") from error
-
-
-def _locate_package() -> Path:
-    """Directory of the installed `pytriton`, which is not imported: that takes seconds."""
-    spec = importlib.util.find_spec("pytriton")
-    if spec is None or not spec.submodule_search_locations:
-        raise ServingError(
-            "package nvidia-pytriton, which carries the Triton server, is not installed in"
-            f" {sys.prefix}; run `uv sync`"
-        )
-    return Path(spec.submodule_search_locations[0])
-
-
-def _build_backends(package: Path, scratch: Path) -> Path:
-    """A backend directory in `scratch`: Triton's Python backend, and our "pytorch" beside it."""
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    stubs = package / "tritonserver" / "python_backend_stubs"
-    stub = stubs / version / "triton_python_backend_stub"
-    if not stub.is_file():
-        raise ServingError(
-            f"nvidia-pytriton has no stub for Python {version}; it has some for"
-            f" {', '.join(sorted(path.name for path in stubs.glob('*')))}"
-        )
-    if shlex.quote(str(scratch)) != str(scratch):
-        raise ServingError(
-            f"the temporary directory {scratch} has a character that a shell would read; set TMPDIR"
-        )
-    backends = scratch / "backends"
-    python = backends / "python"
-    shutil.copytree(package / "tritonserver" / "backends" / "python", python)
-    with (python / "triton_python_backend_utils.py").open("a") as utilities:
-        utilities.write(NUMPY_2_BRIDGE)
-    # A copy, never a link: Triton changes the mode of a stub that fails, and other environments
-    # may share the file. The copy gets its mode anew, for the original may have lost it that way.
-    copied = python / stub.name
-    shutil.copyfile(stub, copied)
-    copied.chmod(0o755)
-    ours = Path(__file__).parent / "backends" / "pytorch"
-    shutil.copytree(ours, backends / ours.name, ignore=shutil.ignore_patterns("__pycache__"))
-    return backends
-
-
-def _build_python(scratch: Path) -> Path:
-    """A virtual environment in `scratch` for the stubs, which look for `python3` on PATH.
-
-    They ignore PYTHON* variables, so it is here that they are kept from writing a __pycache__ into
-    the model repository, which model control "poll" would take for a new model. They find what is
-    installed beside us, but not this project: its models must not come to depend on it.
-    """
-    root = scratch / "python"
-    executable = root / "bin" / "python3"
-    executable.parent.mkdir(parents=True)
-    base = Path(sys.base_exec_prefix) / "bin"
-    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    executable.symlink_to(base / version)
-    (root / "pyvenv.cfg").write_text(f"home = {base}\ninclude-system-site-packages = false\n")
-    site = root / "lib" / version / "site-packages"
-    site.mkdir(parents=True)
-    installed = dict.fromkeys(sysconfig.get_path(kind) for kind in ("purelib", "platlib"))
-    lines = ["import sys; sys.dont_write_bytecode = True", *installed]
-    (site / "installed.pth").write_text("\n".join(lines) + "\n")
-    return executable.parent
-
-
-def _environment(package: Path, python: Path) -> dict[str, str]:
-    libraries = [
-        str(package.parent / "nvidia_pytriton.libs"),
-        # Else the stub finds another libpython and misses modules of the standard library.
-        str(sysconfig.get_config_var("LIBDIR")),
-        str(Path(sys.base_prefix) / "lib"),
-        os.environ.get("LD_LIBRARY_PATH", ""),
-    ]
-    return {
-        "OMP_NUM_THREADS": "1",  # instances share the machine; the caller's own value wins
-        **os.environ,
-        "LD_LIBRARY_PATH": ":".join(filter(None, dict.fromkeys(libraries))),
-        "PATH": f"{python}:{os.environ.get('PATH', os.defpath)}",
-    }

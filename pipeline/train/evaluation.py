@@ -46,7 +46,7 @@ class Ranked(NamedTuple):
 def evaluation_windows(
     lengths: Tensor, longest: int, positions: Positions, *, causal: bool
 ) -> Windows:
-    """Windows of sessions of `lengths` (B,) in which each target has its newest `longest` before it.
+    """Windows of sessions of `lengths` (B,): each target has its newest `longest` before it.
 
     A session of one interaction has no target and gets no window.
     """

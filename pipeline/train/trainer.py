@@ -1,22 +1,16 @@
 """Hugging Face's Trainer over session batches."""
 
-import json
 import math
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import (
     PrinterCallback,
     TrainerCallback,
-    TrainerControl,
-    TrainerState,
     TrainingArguments,
     set_seed,
 )
@@ -26,6 +20,7 @@ from pipeline.core.errors import ConfigError
 from pipeline.core.recipe import TrainConfig
 from pipeline.model.batch import SessionBatch
 from pipeline.model.model import Model
+from pipeline.train.callbacks import BestEpoch, JsonLines, ProgressBar
 from pipeline.train.evaluation import rank_targets
 from pipeline.train.loader import SessionLoader
 from pipeline.train.metrics import METRICS, ranking_metrics
@@ -64,7 +59,9 @@ class Batches:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for pool in self.loader:
-            rows = torch.argsort(pool.lengths, stable=True)  # ties stay in the loader's random order
+            rows = torch.argsort(
+                pool.lengths, stable=True
+            )  # ties stay in the loader's random order
             batches = rows.split(self.batch_size)
             for index in torch.randperm(len(batches), generator=self._generator).tolist():
                 lengths = pool.lengths[batches[index]]
@@ -93,7 +90,7 @@ class Trainer(HuggingFaceTrainer):
         self.session_model = model
         self.train_loader = train_loader
         self.valid_loader = valid_loader
-        self.best = BestEpoch(config) if valid_loader is not None else None
+        self.best = BestEpoch(model, config) if valid_loader is not None else None
         self._scratch = tempfile.TemporaryDirectory(prefix="pipeline-train-")
         arguments = training_arguments(config, self._scratch.name, valid_loader is not None)
         super().__init__(
@@ -157,7 +154,9 @@ def training_arguments(config: TrainConfig, directory: str, validate: bool) -> T
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
         warmup_steps=config.warmup_ratio,
-        lr_scheduler_type="constant_with_warmup" if config.schedule == "constant" else config.schedule,
+        lr_scheduler_type="constant_with_warmup"
+        if config.schedule == "constant"
+        else config.schedule,
         max_grad_norm=config.max_grad_norm,
         optim="adamw_torch_fused",
         seed=config.seed,
@@ -170,106 +169,6 @@ def training_arguments(config: TrainConfig, directory: str, validate: bool) -> T
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # data parallelism is by processes, not by threads
     return arguments
-
-
-class BestEpoch(TrainerCallback):
-    """Keeps the weights of the best epoch and stops when none has come for long."""
-
-    def __init__(self, config: TrainConfig) -> None:
-        self.metric = f"eval_{config.metric}"
-        self.patience = config.patience
-        self.weights: dict[str, Tensor] | None = None
-        self.value = -math.inf
-        self.epoch = 0.0
-        self._worse = 0
-
-    def on_evaluate(
-        self,
-        args: TrainingArguments,  # noqa: ARG002
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float],
-        model: TrainingStep,
-        **_others: Any,
-    ) -> None:
-        """Compare with the best so far."""
-        value = metrics[self.metric]
-        if value > self.value or self.weights is None:
-            self.value, self.epoch, self._worse = value, state.epoch or 0.0, 0
-            self.weights = {k: v.detach().cpu().clone() for k, v in model.model.state_dict().items()}
-            return
-        self._worse += 1
-        if self.patience is not None and self._worse >= self.patience:
-            control.should_training_stop = True
-
-
-class JsonLines(TrainerCallback):
-    """Appends what the Trainer logs to a file, one JSON object a line."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_log(
-        self,
-        args: TrainingArguments,  # noqa: ARG002
-        state: TrainerState,
-        control: TrainerControl,  # noqa: ARG002
-        logs: dict[str, Any],
-        **_others: Any,
-    ) -> None:
-        """Write one line."""
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"step": state.global_step, **logs}) + "\n")
-
-
-class ProgressBar(TrainerCallback):
-    """Progress on stderr: steps, time left, sessions/s, the last loss and validation metric."""
-
-    def __init__(self, loader: SessionLoader) -> None:
-        self.loader = loader
-        self._bar: Any = None
-        self._begin = 0.0
-        self._shown: dict[str, str] = {}
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_others: Any
-    ) -> None:
-        """Open the bar."""
-        self._bar = tqdm(
-            total=state.max_steps, desc="train", unit="step", file=sys.stderr, mininterval=0.5
-        )
-        self._begin = time.monotonic()
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_others: Any
-    ) -> None:
-        """Advance by a step."""
-        self._bar.update()
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any],
-        **_others: Any,
-    ) -> None:
-        """Show loss and metric of the epoch."""
-        if "loss" in logs:
-            self._shown["loss"] = f"{logs['loss']:.3f}"
-        for name in ("ndcg@20", "recall@20"):
-            if f"eval_{name}" in logs:
-                self._shown[f"valid {name}"] = f"{logs[f'eval_{name}']:.3f}"
-        seconds = time.monotonic() - self._begin
-        done = (state.epoch or 0.0) * self.loader.num_sessions
-        self._shown["sessions/s"] = f"{done / max(seconds, 1e-9):,.0f}"
-        self._bar.set_postfix(self._shown)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_others: Any
-    ) -> None:
-        """Close the bar."""
-        self._bar.close()
 
 
 def seed_everything(seed: int) -> None:

@@ -1,7 +1,6 @@
 """Triton adapter: item indices of the model in, raw item ids out."""
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 sys.dont_write_bytecode = True  # a repository may be mounted read-only
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from encoder import FIRST_ITEM, read_values  # noqa: E402  (beside this file in a repository)
 

@@ -1,6 +1,5 @@
 """Triton adapter: raw columns of sessions in, tensors of the model out."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 sys.dont_write_bytecode = True  # a repository may be mounted read-only
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from encoder import Encoder, RequestError  # noqa: E402  (beside this file in a repository)
 
@@ -29,7 +28,8 @@ class TritonPythonModel:
                 accepted.append((index, *self._read(request)))
             except RequestError as error:
                 answers[index] = _refusal(str(error))
-        for (index, rows, k), encoded in zip(accepted, self._encode([r for _, r, _ in accepted])):
+        whole = self._encode([rows for _, rows, _ in accepted])
+        for (index, rows, k), encoded in zip(accepted, whole, strict=True):
             tensors = [pb_utils.Tensor(name, values) for name, values in encoded.items()]
             num_items = np.full((len(rows.lengths), 1), k, np.int32)
             tensors.append(pb_utils.Tensor("num_items", num_items))

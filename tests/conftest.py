@@ -1,0 +1,76 @@
+"""One small shop through every stage, made once a test run."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pipeline.core.recipe import Recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+REAL_DATA = ROOT.parent / "shared" / "data"
+
+
+@dataclass(frozen=True)
+class Shop:
+    """Directories of one small way through the pipeline, and its recipe."""
+
+    recipe: Recipe
+    clicks: Path
+    data: Path
+    run: Path
+    repository: Path
+
+
+def small_recipe() -> Recipe:
+    """The demo's recipe, with a model that trains in seconds."""
+    return Recipe.from_yaml(
+        ROOT / "configs" / "demo.yaml",
+        ("model.d_model=32", "model.n_layer=1", "train.epochs=2", "train.seed=3"),
+    )
+
+
+def make_shop(directory: Path, recipe: Recipe, sessions: int = 1_500) -> Shop:
+    """Every stage in turn."""
+    from pipeline.export.run import export
+    from pipeline.preprocess.run import preprocess
+    from pipeline.preprocess.synthetic import synthesize
+    from pipeline.train.run import train
+
+    shop = Shop(
+        recipe,
+        directory / "clicks.csv.gz",
+        directory / "data",
+        directory / "run",
+        directory / "repository",
+    )
+    synthesize(shop.clicks, sessions=sessions, items=200, seed=1)
+    preprocess(recipe.preprocess, [shop.clicks], [], shop.data)
+    train(shop.data, recipe.model, recipe.train, shop.run)
+    export(shop.run, shop.repository)
+    return shop
+
+
+@pytest.fixture(scope="session")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    """GPT-2 with clm, all kinds of features, text ids."""
+    return make_shop(tmp_path_factory.mktemp("shop"), small_recipe())
+
+
+@pytest.fixture(scope="session")
+def server(shop: Shop) -> Iterator[object]:
+    """A real Triton on the shop's repository. Where it cannot start, tests fail."""
+    from pipeline.serve.ports import free_ports
+    from pipeline.serve.run import running_server
+
+    with running_server(shop.repository, ports=free_ports()) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Real logs beside the checkout; they may not be redistributed, so they are not in it."""
+    if not REAL_DATA.is_dir():
+        pytest.skip(f"the real logs are not here: {REAL_DATA.name}/ is missing beside the checkout")
+    return REAL_DATA
