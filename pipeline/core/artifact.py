@@ -7,6 +7,8 @@ written last, holds the size and hash of every file. Whoever opens a directory c
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,15 +35,18 @@ def new_artifact(path: Path, kind: str, facts: dict[str, Any]) -> Iterator[Path]
     ends, so the block may fill it in. An artifact of the same kind at `path` is replaced;
     ArtifactError if anything else is there.
     """
-    path = path.absolute()
+    path = path.resolve()  # what a link points at is replaced, not the link
     check_replaceable(path, kind)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for old in path.parent.glob(f".{path.name}.partial-*"):
-        if not _is_running(int(old.name.rsplit("-", 1)[-1])):
-            shutil.rmtree(old, ignore_errors=True)
-    partial = path.parent / f".{path.name}.partial-{os.getpid()}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    # the token tells writers apart that have the same process id, each in its own container
+    partial = path.parent / f".{path.name}.partial-{secrets.token_hex(4)}-{os.getpid()}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
+        partial.mkdir()
+    except OSError as error:
+        raise ArtifactError(
+            f"{path} cannot be written: {error.strerror}. Choose another --out."
+        ) from None
     try:
         yield partial
         _write_manifest(partial, kind, facts)
@@ -60,10 +65,12 @@ def read_manifest(path: Path, kind: str) -> dict[str, Any]:
         raise ArtifactError(f"{path} does not exist. {next_step}")
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        found, files = manifest["kind"], manifest["files"]
+        found = manifest["kind"]
+        files = {name: (e["bytes"], e["sha256"]) for name, e in manifest["files"].items()}
+        facts = dict(manifest["facts"])
     except FileNotFoundError:
         raise ArtifactError(f"{path} is incomplete: missing {MANIFEST}. {next_step}") from None
-    except (ValueError, KeyError, TypeError, OSError):
+    except (ValueError, KeyError, TypeError, AttributeError, OSError):
         raise ArtifactError(f"{path}/{MANIFEST} is damaged. {next_step}") from None
     if found != kind:
         raise ArtifactError(f"{path} is a {found} directory, expected {kind}. {next_step}")
@@ -71,22 +78,20 @@ def read_manifest(path: Path, kind: str) -> dict[str, Any]:
         raise ArtifactError(
             f"{path} has format {manifest.get('format')}, this version reads {_FORMAT}. {next_step}"
         )
-    for name, entry in files.items():
+    for name, (num_bytes, digest) in files.items():
         file = path / name
         if not file.is_file():
             raise ArtifactError(f"{path} is incomplete: missing {name}. {next_step}")
-        if file.stat().st_size != entry["bytes"] or _hash(file) != entry["sha256"]:
+        if file.stat().st_size != num_bytes or _hash(file) != digest:
             raise ArtifactError(f"{path} is damaged: {name} is not what was written. {next_step}")
-    facts = manifest["facts"]
-    assert isinstance(facts, dict)  # noqa: S101
     return facts
 
 
 def check_replaceable(path: Path, kind: str) -> None:
     """ArtifactError if something else than an artifact of this kind would be overwritten."""
-    if not path.exists() and not path.is_symlink():
-        return
-    if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
+    if path.is_mount():
+        raise ArtifactError(f"{path} is a mount point. Choose a directory inside it.")
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     try:
         found = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["kind"]
@@ -128,14 +133,23 @@ def _write_manifest(directory: Path, kind: str, facts: dict[str, Any]) -> None:
 
 
 def _replace(partial: Path, path: Path) -> None:
-    """A name always points at something whole: rename cannot replace a directory that is full,
-    so the old one is moved aside first."""
-    old = path.parent / f".{path.name}.partial-old-{os.getpid()}"
+    """Between the two renames there is nothing at `path`, and never half of something: rename
+    cannot replace a directory that is full, so the old one is moved aside first."""
+    old = partial.with_name(f".{path.name}.partial-{secrets.token_hex(4)}-{os.getpid()}")
     if path.exists():
         path.rename(old)
     partial.rename(path)
     _sync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what writers of `path` left that were killed."""
+    ours = re.compile(rf"\.{re.escape(path.name)}\.partial-[0-9a-f]{{8}}-([0-9]{{1,9}})")
+    for old in path.parent.iterdir():
+        match = ours.fullmatch(old.name)
+        if match and not _is_running(int(match[1])):
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _hash(file: Path) -> str:

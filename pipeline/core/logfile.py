@@ -52,7 +52,7 @@ def read_log(recipe: Preprocess, file: Path, report: Report) -> pa.Table:
     table = pa.table({name: table[source] for name, source in sources.items()})
     table = _explode(table, file)
     report.rows += rows
-    return table
+    return pa.table({name: _readable(table[name], name, file) for name in table.column_names})
 
 
 def _kind_of(file: Path) -> str:
@@ -145,12 +145,13 @@ def _read_sequences(recipe: Preprocess, file: Path, report: Report) -> pa.Table:
         lines = stream.read().decode("utf-8").splitlines()
     sessions: list[str] = []
     items: list[str] = []
-    for number, line in enumerate(lines, start=1):
+    for line in lines:
         words = line.split()
         if not words:
             continue
-        session = words.pop(0) if recipe.session_first else f"{file.name}:{number}"
         report.rows += 1
+        # counted through all files: two of them may have the same name
+        session = words.pop(0) if recipe.session_first else str(report.rows)
         if not words:
             report.counts["lines without an item"] += 1
         sessions += [session] * len(words)
@@ -165,11 +166,11 @@ def _explode(table: pa.Table, file: Path) -> pa.Table:
         return table
     if ITEM not in lists:
         raise DataError(f"{file}: {lists[0]} is a list column but the item is not.")
-    lengths = pc.fill_null(pc.list_value_length(table[ITEM]), 0)
+    lengths = _list_lengths(table[ITEM])
     for name in lists:
-        if not pc.fill_null(pc.list_value_length(table[name]), 0).equals(lengths):
+        if not np.array_equal(_list_lengths(table[name]), lengths):
             raise DataError(f"{file}: lists of {name} and of {ITEM} differ in length.")
-    rows = np.repeat(np.arange(table.num_rows), lengths.to_numpy())
+    rows = np.repeat(np.arange(table.num_rows), lengths)
     columns = {}
     for name in table.column_names:
         if name in lists:
@@ -177,6 +178,23 @@ def _explode(table: pa.Table, file: Path) -> pa.Table:
         else:
             columns[name] = table[name].take(pa.array(rows))
     return pa.table(columns)
+
+
+def _list_lengths(column: pa.ChunkedArray) -> np.ndarray:
+    return pc.fill_null(pc.list_value_length(column), 0).to_numpy()
+
+
+def _readable(column: pa.ChunkedArray, name: str, file: Path) -> pa.ChunkedArray:
+    """Bytes become text. DataError for what is neither text nor a number nor a time."""
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if pa.types.is_nested(kind):
+        raise DataError(f"{file}: {name} holds {kind}, expected text, numbers or times.")
+    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        return column
+    try:
+        return column.cast(pa.string())
+    except pa.ArrowInvalid:
+        raise DataError(f"{file}: {name} holds bytes that are not UTF-8 text.") from None
 
 
 def _is_list(kind: pa.DataType) -> bool:

@@ -62,6 +62,13 @@ class Timestamp(Config):
     features: tuple[TimeFeature, ...] = ()
     """`hour` and `weekday` as sine and cosine; `elapsed`: log seconds since the one before."""
 
+    @field_validator("features")
+    @classmethod
+    def _check(cls, value: tuple[TimeFeature, ...]) -> tuple[TimeFeature, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("a time feature is named twice")
+        return value
+
 
 class Split(Config):
     """Newest sessions kept apart: `2d` (days), `6h` (hours) or a fraction such as 0.1.

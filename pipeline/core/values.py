@@ -51,20 +51,23 @@ def categories(chunks: list[pa.Array], wanted: ValueType | None) -> tuple[pd.Ser
 def numbers(chunks: list[pa.Array], *, positive: bool) -> tuple[np.ndarray, int]:
     """float64 with NaN for what is missing, and how many values were there but no use.
 
-    Not usable are text that is no number, infinities and, if `positive`, what has no log(1 + x).
+    Not usable are text that is no number, what float32 cannot hold and, if `positive`, what has
+    no log(1 + x) in float32.
     """
     parts, bad = [], 0
     for chunk in chunks:
         numeric = pa.types.is_floating(chunk.type) or pa.types.is_integer(chunk.type)
         if numeric or pa.types.is_null(chunk.type):
-            part = chunk.cast(pa.float64()).to_numpy(zero_copy_only=False)
+            part = chunk.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
         else:
             text = pc.if_else(pc.equal(chunk.cast(pa.string()), ""), None, chunk.cast(pa.string()))
             part = pd.to_numeric(text.to_pandas(), errors="coerce").to_numpy(np.float64)
             bad += int((np.isnan(part) & text.is_valid().to_numpy(zero_copy_only=False)).sum())
         parts.append(part)
     whole = np.concatenate(parts)
-    unusable = np.isinf(whole) | (positive & (whole <= -1))
+    with np.errstate(over="ignore"):
+        narrow = whole.astype(np.float32)
+    unusable = np.isinf(narrow) | (positive & (narrow <= -1))
     return np.where(unusable, np.nan, whole), bad + int(unusable.sum())
 
 
@@ -89,15 +92,18 @@ def _microseconds(array: pa.Array, config: Timestamp) -> tuple[np.ndarray, Times
         integers = _as_integers(array)
         array = integers if integers is not None else pa.array(numbers([array], positive=False)[0])
     if pa.types.is_integer(array.type):
-        return _from_integers(array.cast(pa.int64()), config.unit), "int64"
+        return _from_integers(array, config.unit), "int64"
     return _from_floats(array.cast(pa.float64()).to_numpy(zero_copy_only=False), config.unit)
 
 
 def _from_integers(array: pa.Array, unit: str) -> np.ndarray:
-    times = _filled(array)
+    known = array.is_valid().to_numpy(zero_copy_only=False)
+    times = pc.fill_null(array, 0).to_numpy(zero_copy_only=False)
     multiplier, divisor = {"s": (10**6, 1), "ms": (1000, 1), "us": (1, 1), "ns": (1, 1000)}[unit]
-    usable = np.abs(times.astype(np.float64)) < LATEST_MICROSECONDS / multiplier * divisor
-    return np.where(usable, np.where(usable, times, 0) * multiplier // divisor, NO_TIME)
+    latest = min(LATEST_MICROSECONDS / multiplier * divisor, 2.0**63)
+    usable = known & (np.abs(times.astype(np.float64)) < latest)
+    whole = np.where(usable, times, 0).astype(np.int64)
+    return np.where(usable, whole * multiplier // divisor, NO_TIME)
 
 
 def _from_floats(times: np.ndarray, unit: str) -> tuple[np.ndarray, TimestampType]:
@@ -139,9 +145,13 @@ def _as_integers(array: pa.Array) -> pa.Array | None:
 def _known_integers(array: pa.Array) -> pa.Array:
     """int64 of values some of which are no integers; those become UNKNOWN_INTEGER."""
     text = _as_text(array)
-    canonical = pc.match_substring_regex(text, r"^(0|-?[1-9][0-9]{0,17})$")
-    whole = pc.if_else(canonical, text, None).cast(pa.int64())
-    unknown = pc.and_(pc.is_valid(text), pc.invert(pc.fill_null(canonical, False)))
+    canonical = pc.match_substring_regex(text, r"^(0|-?[1-9][0-9]{0,18})$")
+    # as text of one length, numbers compare as they do themselves
+    digits = pc.replace_substring_regex(text, "^-", "")
+    fits = pc.less_equal(pc.utf8_lpad(digits, 19, "0"), str(2**63 - 1))
+    known = pc.and_(canonical, fits)
+    whole = pc.if_else(known, text, None).cast(pa.int64())
+    unknown = pc.and_(pc.is_valid(text), pc.invert(pc.fill_null(known, False)))
     return pc.if_else(unknown, UNKNOWN_INTEGER, whole)
 
 
@@ -150,6 +160,9 @@ def _as_text(array: pa.Array) -> pa.Array:
     textual = pa.types.is_string(array.type) or pa.types.is_large_string(array.type)
     if not textual:
         integers = _as_integers(array)
-        array = array if integers is None else integers
+        if integers is not None:
+            array = integers
+        elif pa.types.is_floating(array.type):
+            array = pc.if_else(pc.is_nan(array), None, array)
     text = array.cast(pa.string())
     return pc.if_else(pc.equal(text, ""), None, text)

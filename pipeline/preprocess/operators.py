@@ -5,14 +5,17 @@ list for each group. On cuDF they use its group-by. Interactions of one session 
 partition.
 """
 
+from pathlib import Path
 from typing import Any
 
+import dask
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 from merlin.dag import ColumnSelector
 from merlin.schema import ColumnSchema, Schema, Tags
-from nvtabular.ops import Categorify, Operator
+from nvtabular.ops import Categorify, Normalize, Operator
 
 from pipeline.core.columns import NULL
 
@@ -24,10 +27,17 @@ PERIODS = {"hour": (DAY_SECONDS, 0), "weekday": (WEEK_SECONDS, EPOCH_WEEKDAY_SEC
 
 
 class Encode(Categorify):
-    """Categorify that takes a partition in which a column is missing throughout.
+    """Categorify that takes a column that is missing throughout, in training or in a partition.
 
     The original looks at the first value that is there, and fails where none is.
     """
+
+    def fit_finalize(self, categories: dict[str, str]) -> None:
+        """Take over the files of unique values; the original writes none if there are none."""
+        super().fit_finalize(categories)
+        for name, path in self.categories.items():
+            if not Path(path).exists():
+                pq.write_table(pa.table({name: pa.array([], pa.null())}), path)
 
     def transform(self, col_selector: ColumnSelector, df: Any) -> Any:
         """Replace values by their indices, missing ones by NULL."""
@@ -41,6 +51,35 @@ class Encode(Categorify):
             if where.any():
                 encoded[name] = encoded[name].mask(where, NULL)
         return encoded
+
+
+class Standardise(Normalize):
+    """Normalize without cancellation and without infinities.
+
+    The original takes the difference of two large sums, so that the deviation of numbers around
+    a billion is lost and that of a constant is anything small.
+    """
+
+    def fit(self, col_selector: ColumnSelector, ddf: Any) -> Any:
+        """Moments of each column, still to be computed."""
+        moments = {}
+        for name in col_selector.names:
+            column = ddf[name].astype(np.float64)
+            moments[name] = (column.mean(), column.std(), column.min(), column.max())
+        return dask.delayed(moments)
+
+    def fit_finalize(self, dask_stats: dict[str, tuple[float, float, float, float]]) -> None:
+        """Keep them; a constant has the deviation 0."""
+        for name, (mean, deviation, low, high) in dask_stats.items():
+            self.means[name] = float(low if low == high else mean)
+            self.stds[name] = 0.0 if low == high else float(deviation)
+
+    def transform(self, col_selector: ColumnSelector, df: Any) -> Any:
+        """Mean 0 and deviation 1; what overflows float32 on the way becomes missing."""
+        scaled = super().transform(col_selector, df)
+        for name in col_selector.names:
+            scaled[name] = scaled[name].where(scaled[name].abs() < np.inf)
+        return scaled
 
 
 class Cyclic(Operator):

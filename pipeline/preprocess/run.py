@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from pipeline.core.artifact import new_artifact
 from pipeline.core.columns import SCHEMA_FILE, SESSION, SESSIONS_DIRECTORY, TIMESTAMP
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ConfigError, DataError
 from pipeline.core.fitted import Fitted
 from pipeline.core.merlin import has_cudf
 from pipeline.core.recipe import Preprocess
@@ -44,8 +44,11 @@ def preprocess(
     if recipe.split.valid or recipe.split.test:
         _check_times(recipe)
     facts: dict[str, Any] = {}
-    with new_artifact(out, "data", facts) as directory, tempfile.TemporaryDirectory() as scratch:
-        steps = tqdm(total=4, desc="read", unit="step", leave=False)
+    with (
+        tqdm(total=4, desc="read", unit="step", leave=False) as steps,
+        new_artifact(out, "data", facts) as directory,
+        tempfile.TemporaryDirectory() as scratch,
+    ):
         log = read_interactions(recipe, inputs)
         parts = temporal_split(recipe, log.frame)
         facts["engine"] = "cudf" if has_cudf() else "pandas"
@@ -54,6 +57,11 @@ def preprocess(
         steps.set_description("fit")
         train = Interactions(parts["train"], log.types, log.timestamp_type, log.report)
         fitted = workflow.fit(recipe, train, Path(scratch))
+        if not len(fitted.item.values):
+            raise DataError(
+                f"No item for training: none is seen {recipe.min_item_count} times or more in "
+                f"{len(train.frame)} interactions. Check `item` or lower `min_item_count`."
+            )
         fitted.write(directory)
         if test_inputs:
             test_log = read_interactions(recipe, test_inputs, log.types)
@@ -68,8 +76,6 @@ def preprocess(
         steps.set_description("hash")
         facts["catalogue_items"] = len(fitted.item.values)
         facts["max_sequence_length"] = recipe.max_sequence_length
-    steps.update()
-    steps.close()
     return facts
 
 

@@ -9,15 +9,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from merlin.dag import ColumnSelector
 from merlin.io import Dataset
+from merlin.io.worker import clean_worker_cache
 from merlin.schema import Tags
 from nvtabular import Workflow
-from nvtabular.ops import AddTags, FillMissing, LogOp, Normalize
+from nvtabular.ops import AddTags, FillMissing, LogOp
 
 from pipeline.core.columns import ITEM, SESSION, TIMESTAMP
 from pipeline.core.fitted import Fitted, Standardisation, Vocabulary, category_path
 from pipeline.core.merlin import has_cudf
 from pipeline.core.recipe import Preprocess
-from pipeline.preprocess.operators import Cyclic, Elapsed, Encode, GroupSessions
+from pipeline.preprocess.operators import Cyclic, Elapsed, Encode, GroupSessions, Standardise
 from pipeline.preprocess.source import Interactions
 
 ELAPSED = "elapsed"
@@ -30,7 +31,7 @@ def fit(recipe: Preprocess, interactions: Interactions, scratch: Path) -> Fitted
     """
     types = interactions.types
     encode = _encode(recipe, {}, scratch)
-    normalize = Normalize(out_dtype=np.float32)
+    normalize = Standardise(out_dtype=np.float32)
     graph = _interaction_graph(recipe, encode, normalize)
     Workflow(graph).fit(Dataset(interactions.frame, cpu=_cpu()))
     vocabularies = {}
@@ -55,9 +56,10 @@ def rebuild(fitted: Fitted, directory: Path, keep: int | None) -> Workflow:
 
     `keep`: newest interactions of a session that stay; None keeps all.
     """
+    clean_worker_cache()  # of categories, by path; `directory` may have been replaced
     paths = {name: str(category_path(directory, name)) for name in fitted.vocabularies}
     encode = _encode(fitted.recipe, paths, directory)
-    normalize = Normalize(out_dtype=np.float32)
+    normalize = Standardise(out_dtype=np.float32)
     for name, statistics in fitted.standardisations.items():
         normalize.means[name] = statistics.mean
         normalize.stds[name] = statistics.deviation
@@ -75,7 +77,7 @@ def transform(workflow: Workflow, interactions: pd.DataFrame) -> Any:
     return workflow.transform(Dataset(interactions, cpu=_cpu())).to_ddf().compute()
 
 
-def _interaction_graph(recipe: Preprocess, encode: Encode, normalize: Normalize) -> Any:
+def _interaction_graph(recipe: Preprocess, encode: Encode, normalize: Standardise) -> Any:
     """One row an interaction in and out: indices, standardised numbers, time features."""
     graph = ColumnSelector([ITEM]) >> encode >> AddTags([Tags.ITEM_ID, Tags.ITEM])
     categorical = [f for f in recipe.features if f.kind == "categorical"]

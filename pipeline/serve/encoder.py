@@ -216,14 +216,15 @@ def standardise(values: np.ndarray, spec: dict[str, Any]) -> np.ndarray:
 
     The steps and their precision are those of NVTabular's LogOp and Normalize.
     """
-    values = np.where(np.isinf(values), np.nan, values)
-    if spec["log"]:
-        values = np.where(values <= -1, np.nan, values)
-        values = np.log(values.astype(np.float32) + 1)
-    values = values - spec["mean"]
-    if spec["deviation"] > 0:
-        values = values / spec["deviation"]
-    return np.nan_to_num(values.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+    with np.errstate(over="ignore"):
+        narrow = values.astype(np.float32)
+        values = np.where(np.isinf(narrow), np.nan, values)
+        if spec["log"]:
+            values = np.log(np.where(np.isinf(narrow) | (narrow <= -1), np.nan, narrow) + 1)
+        values = values - spec["mean"]
+        if spec["deviation"] > 0:
+            values = values / spec["deviation"]
+        return np.nan_to_num(values.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def time_feature(feature: str, times: np.ndarray, lengths: np.ndarray) -> dict[str, np.ndarray]:
@@ -248,7 +249,8 @@ def microseconds(values: np.ndarray, unit: str) -> np.ndarray:
     if unit == "iso":
         raise RequestError("timestamp holds numbers, expected text such as 2026-01-31 12:00:00.")
     scale = SCALES[unit]
-    usable = np.abs(values.astype(np.float64)) < LATEST_MICROSECONDS / scale  # False for NaN
+    latest = min(LATEST_MICROSECONDS / scale, 2.0**63)
+    usable = np.abs(values.astype(np.float64)) < latest  # False for NaN
     safe = np.where(usable, values, 0)
     if values.dtype.kind == "f":
         scaled = np.rint(safe * float(scale)).astype(np.int64)

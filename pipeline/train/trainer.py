@@ -2,7 +2,9 @@
 
 import math
 import tempfile
+from bisect import bisect_left
 from collections.abc import Iterator
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,9 @@ class Batches:
     """Training batches as keyword arguments of `TrainingStep.forward`.
 
     The loader gives a pool of many batches at a time. Sessions of a pool are put together by
-    length, so that hardly any position is padding; the batches then come in random order.
+    length, so that hardly any position is padding, and cut where the interactions are shared out
+    evenly: `batch_size` sessions on average, and as many targets in one step as in another. With
+    as many sessions instead, targets of short sessions would weigh more. The order is random.
     """
 
     def __init__(self, loader: SessionLoader, batch_size: int, seed: int) -> None:
@@ -62,11 +66,25 @@ class Batches:
             rows = torch.argsort(
                 pool.lengths, stable=True
             )  # ties stay in the loader's random order
-            batches = rows.split(self.batch_size)
+            sizes = even_shares(pool.lengths[rows].tolist(), self.batch_size)
+            batches = rows.split(sizes)
             for index in torch.randperm(len(batches), generator=self._generator).tolist():
                 lengths = pool.lengths[batches[index]]
                 batch = pool.window(batches[index], torch.zeros_like(lengths), lengths)
                 yield batch._asdict()
+
+
+def even_shares(weights: list[int], mean_size: int) -> list[int]:
+    """Sizes of ceil(n / mean_size) consecutive groups, none empty, of about equal weight."""
+    num_groups = math.ceil(len(weights) / mean_size)
+    reached = list(accumulate(weights))
+    bounds = [0]
+    for group in range(1, num_groups):
+        bound = bisect_left(reached, reached[-1] * group / num_groups) + 1
+        # room for one at least in this group and in each that follows
+        bounds.append(min(max(bound, bounds[-1] + 1), len(weights) - (num_groups - group)))
+    bounds.append(len(weights))
+    return [stop - start for start, stop in pairwise(bounds)]
 
 
 class Trainer(HuggingFaceTrainer):

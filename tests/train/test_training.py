@@ -7,6 +7,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.core.artifact import read_manifest
 from pipeline.core.errors import ArtifactError, ConfigError
@@ -14,7 +16,7 @@ from pipeline.core.recipe import ModelConfig, Split, TrainConfig
 from pipeline.preprocess.run import preprocess
 from pipeline.train.loader import SessionLoader
 from pipeline.train.run import evaluate, train
-from pipeline.train.trainer import Batches
+from pipeline.train.trainer import Batches, even_shares
 from tests.conftest import Shop
 
 FEATURES = ["item_id", "price", "device"]
@@ -168,3 +170,18 @@ def test_training_uses_the_gpu_where_there_is_one(shop: Shop, tmp_path: Path) ->
     assert facts["device"].startswith("cuda")
     result = evaluate(tmp_path / "run", shop.data, baselines=False)
     assert np.isfinite(result["results"]["run"]["recall@20"])
+
+
+@given(weights=st.lists(st.integers(1, 60), min_size=1, max_size=300), mean=st.integers(1, 50))
+def test_batches_are_none_empty_and_share_the_interactions_evenly(
+    weights: list[int], mean: int
+) -> None:
+    weights.sort()
+    sizes = even_shares(weights, mean)
+    assert sum(sizes) == len(weights)
+    assert len(sizes) == -(-len(weights) // mean)
+    assert min(sizes) >= 1
+
+
+def test_eight_short_sessions_weigh_as_much_as_two_long_ones() -> None:
+    assert even_shares([2] * 8 + [8] * 2, 5) == [8, 2]

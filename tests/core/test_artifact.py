@@ -1,0 +1,373 @@
+"""Artifact directories are whole or absent."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.core import artifact
+from pipeline.core.artifact import new_artifact, read_json, read_manifest
+from pipeline.core.errors import ArtifactError
+
+FILES = {"schema.pbtxt": b"feature", "sessions/train/part-0.parquet": b"PAR1" * 10, "empty": b""}
+
+
+def write(path: Path, kind: str = "data", files: dict[str, bytes] = FILES) -> None:
+    facts: dict = {}
+    with new_artifact(path, kind, facts) as directory:
+        for name, content in files.items():
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            (directory / name).write_bytes(content)
+        facts["files"] = len(files)  # known at the end of the block
+
+
+def write_until(path: Path, error: BaseException) -> None:
+    with new_artifact(path, "data", {}) as directory:
+        (directory / "file").write_text("x")
+        raise error
+
+
+def names_in(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def refusal(path: Path, kind: str = "data") -> str:
+    with pytest.raises(ArtifactError) as caught:
+        read_manifest(path, kind)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_what_was_written_is_accepted_with_its_facts(tmp_path: Path) -> None:
+    write(tmp_path / "a" / "shop")
+    assert read_manifest(tmp_path / "a" / "shop", "data") == {"files": 3}
+    manifest = json.loads((tmp_path / "a" / "shop" / "manifest.json").read_text())
+    assert set(manifest["files"]) == set(FILES)
+    assert names_in(tmp_path / "a") == ["shop"]
+
+
+def test_the_target_does_not_exist_while_it_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "shop"
+    with new_artifact(path, "data", {}) as directory:
+        (directory / "file").write_text("x")
+        assert not path.exists()
+        assert "does not exist" in refusal(path)
+    assert path.is_dir()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("disk"), KeyboardInterrupt()])
+def test_an_exception_leaves_nothing_behind(tmp_path: Path, error: BaseException) -> None:
+    with pytest.raises(type(error)):
+        write_until(tmp_path / "shop", error)
+    assert names_in(tmp_path) == []
+
+
+def test_an_exception_leaves_the_previous_artifact_as_it_was(tmp_path: Path) -> None:
+    write(tmp_path / "shop")
+    with pytest.raises(RuntimeError):
+        write_until(tmp_path / "shop", RuntimeError())
+    assert read_manifest(tmp_path / "shop", "data") == {"files": 3}
+    assert names_in(tmp_path) == ["shop"]
+
+
+def test_facts_that_are_no_json_leave_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(ValueError), new_artifact(tmp_path / "shop", "data", {"x": float("nan")}):
+        pass
+    assert names_in(tmp_path) == []
+
+
+def test_an_artifact_of_the_same_kind_is_replaced_whole(tmp_path: Path) -> None:
+    write(tmp_path / "shop")
+    write(tmp_path / "shop", files={"other": b"1"})
+    assert read_manifest(tmp_path / "shop", "data") == {"files": 1}
+    assert names_in(tmp_path / "shop") == ["manifest.json", "other"]
+    assert names_in(tmp_path) == ["shop"]
+
+
+def test_an_empty_directory_may_be_the_target(tmp_path: Path) -> None:
+    (tmp_path / "shop").mkdir()
+    write(tmp_path / "shop")
+    read_manifest(tmp_path / "shop", "data")
+
+
+def test_a_link_is_followed_and_what_it_points_at_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    write(tmp_path / "disk" / "shop")
+    (tmp_path / "latest").symlink_to(tmp_path / "disk" / "shop")
+    write(tmp_path / "latest", files={"other": b"1"})
+    assert (tmp_path / "latest").is_symlink()
+    assert read_manifest(tmp_path / "disk" / "shop", "data") == {"files": 1}
+    assert names_in(tmp_path) == ["disk", "latest"]
+    assert names_in(tmp_path / "disk") == ["shop"]
+
+
+def foreign_directory(path: Path) -> None:
+    path.mkdir()
+    (path / "thesis.tex").write_text("years of work")
+
+
+def foreign_manifest(path: Path) -> None:
+    path.mkdir()
+    (path / "manifest.json").write_text('{"name": "a browser extension"}')
+
+
+@pytest.mark.parametrize(
+    "put",
+    [
+        foreign_directory,
+        foreign_manifest,
+        lambda path: path.write_text("a file"),
+        lambda path: write(path, "run"),
+    ],
+    ids=["directory", "directory with a manifest", "file", "artifact of another kind"],
+)
+def test_something_else_at_the_target_is_left_alone(tmp_path: Path, put: object) -> None:
+    path = tmp_path / "shop"
+    put(path)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.raises(ArtifactError, match=r"left alone. Choose another --out"):
+        write(path)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_a_mount_point_is_refused_before_the_work_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # a rename onto one fails, at the end of hours of training
+    monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "volume")
+    (tmp_path / "volume").mkdir()
+    with pytest.raises(ArtifactError, match="Choose a directory inside it"):
+        write(tmp_path / "volume")
+    write(tmp_path / "volume" / "shop")
+
+
+def test_a_target_below_a_file_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ArtifactError, match="cannot be written: Not a directory"):
+        write(tmp_path / "file" / "deep" / "shop")
+    with pytest.raises(ArtifactError, match="cannot be written"):
+        write(tmp_path / "file" / "shop")
+
+
+def test_a_directory_that_does_not_exist_names_the_command_that_writes_it(tmp_path: Path) -> None:
+    for kind, command in (("data", "preprocess"), ("run", "train"), ("repository", "export")):
+        message = refusal(tmp_path / "shop", kind)
+        assert "does not exist" in message
+        assert f"Run `pipeline {command} " in message
+
+
+def test_another_kind_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    write(tmp_path / "shop", "run")
+    assert "is a run directory, expected data" in refusal(tmp_path / "shop")
+
+
+def test_another_format_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "shop")
+    manifest = json.loads((tmp_path / "shop" / "manifest.json").read_text())
+    (tmp_path / "shop" / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
+    assert "has format 99, this version reads 1" in refusal(tmp_path / "shop")
+
+
+@pytest.mark.parametrize("name", [*FILES, "manifest.json"])
+def test_a_missing_file_is_found_and_named(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "shop")
+    (tmp_path / "shop" / name).unlink()
+    assert f"incomplete: missing {name}" in refusal(tmp_path / "shop")
+
+
+@given(name=st.sampled_from(sorted(FILES)), data=st.data())
+@settings(deadline=None, max_examples=50)
+def test_a_truncated_longer_or_changed_file_is_found_and_named(
+    tmp_path_factory: pytest.TempPathFactory, name: str, data: st.DataObject
+) -> None:
+    path = tmp_path_factory.mktemp("artifact") / "shop"
+    write(path)
+    content = FILES[name]
+    damaged = data.draw(
+        st.one_of(
+            st.integers(0, max(len(content) - 1, 0)).map(lambda end: content[:end]),
+            st.binary(min_size=1, max_size=4).map(lambda more: content + more),
+            st.binary(min_size=len(content), max_size=len(content)),
+        ).filter(lambda changed: changed != content)
+        if content
+        else st.binary(min_size=1, max_size=4)
+    )
+    (path / name).write_bytes(damaged)
+    assert f"damaged: {name} is not what was written" in refusal(path)
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=50)
+def test_a_manifest_cut_anywhere_is_found(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    path = tmp_path_factory.mktemp("artifact") / "shop"
+    write(path)
+    whole = (path / "manifest.json").read_bytes()
+    (path / "manifest.json").write_bytes(whole[: data.draw(st.integers(0, len(whole) - 2))])
+    assert "manifest.json is damaged" in refusal(path)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda part: st.lists(part) | st.dictionaries(st.text(), part),
+    max_leaves=5,
+)
+
+
+@given(field=st.sampled_from(["kind", "files", "facts", "format", "entry"]), value=JSON)
+@settings(deadline=None)
+def test_a_manifest_with_anything_in_a_field_raises_nothing_but_our_error(
+    tmp_path_factory: pytest.TempPathFactory, field: str, value: object
+) -> None:
+    path = tmp_path_factory.mktemp("artifact") / "shop"
+    write(path, files={"file": b"x"})
+    manifest = json.loads((path / "manifest.json").read_text())
+    if field == "entry":
+        manifest["files"]["file"] = value
+    else:
+        manifest[field] = value
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    try:
+        read_manifest(path, "data")
+    except ArtifactError as error:
+        message = str(error)
+        assert "\n" not in message
+    else:
+        assert field in ("facts", "files") or (field, value) == ("format", 1)
+
+
+def test_json_that_is_none_is_an_artifact_error(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("{")
+    for name in ("x.json", "none.json"):
+        with pytest.raises(ArtifactError, match=f"{name} is missing or damaged"):
+            read_json(tmp_path / name)
+
+
+WRITER = """
+import os, sys, time
+from pathlib import Path
+from pipeline.core import artifact
+
+stop = int(sys.argv[2])
+def step(count=[0]):
+    if count[0] == stop:
+        print("here", flush=True)
+        time.sleep(60)
+    count[0] += 1
+
+for name in ("_write_manifest", "_sync", "_hash", "write_json"):
+    def stepping(*given, inner=getattr(artifact, name), **more):
+        step()
+        return inner(*given, **more)
+    setattr(artifact, name, stepping)
+def renaming(*given, inner=Path.rename):
+    step()
+    inner(*given)
+    step()
+Path.rename = renaming
+
+facts = {}
+with artifact.new_artifact(Path(sys.argv[1]), "data", facts) as directory:
+    for number in range(2):
+        step()
+        with (directory / f"file-{number}").open("wb") as stream:
+            stream.write(b"new" * 1000)
+            stream.flush()
+            step()
+            stream.write(b"new" * 1000)
+    facts["version"] = "new"
+print("done", flush=True)
+"""
+"""Stops for good at the moment that its second argument counts: inside a file, between files,
+around the hashes, the manifest and each rename."""
+
+
+def killed_writer(path: Path, stop: int) -> str:
+    """Kill a writer at one of its steps; return what it said last."""
+    command = [sys.executable, "-c", WRITER, str(path), str(stop)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        said = process.stdout.readline().strip()
+        process.send_signal(signal.SIGKILL)
+    return said
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["nothing there", "an older one there"])
+def test_a_writer_killed_at_any_moment_leaves_something_whole_or_nothing(
+    tmp_path: Path, before: bool
+) -> None:
+    seen = set()
+    said = "here"
+    for stop in itertools.count():
+        if said == "done":
+            break
+        path = tmp_path / f"stop-{stop}" / "shop"
+        if before:
+            with new_artifact(path, "data", {"version": "old"}) as directory:
+                (directory / "old-file").write_text("old")
+        said = killed_writer(path, stop)
+        try:
+            version = read_manifest(path, "data")["version"]
+        except ArtifactError as error:
+            message = str(error)
+            assert "does not exist" in message
+            version = "absent"
+        else:
+            assert (path / "old-file").exists() == (version == "old")
+        seen.add(version)
+        if said == "done":
+            assert version == "new"
+        # the next writer removes what the killed one left, and only that
+        write(path)
+        assert names_in(path.parent) == ["shop"]
+    assert stop > 10
+    assert seen == ({"old", "absent", "new"} if before else {"absent", "new"})
+
+
+def test_leftovers_of_the_living_and_of_strangers_stay(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    ours = tmp_path / f".shop.partial-01234567-{dead.pid}"
+    others = [
+        tmp_path / f".shop.partial-01234567-{os.getpid()}",
+        tmp_path / ".shop.partial-notes",
+        tmp_path / f".shop.partial-x-{dead.pid}",
+        tmp_path / f".shop2.partial-01234567-{dead.pid}",
+        tmp_path / f".shop.partial-01234567-{10**20}",
+    ]
+    for path in (ours, *others):
+        path.mkdir()
+        (path / "file").write_text("x")
+    write(tmp_path / "shop")
+    assert not ours.exists()
+    assert all((path / "file").exists() for path in others)
+
+
+def test_two_writers_of_one_target_do_not_mix(tmp_path: Path) -> None:
+    # in containers they may have the same process id
+    with new_artifact(tmp_path / "shop", "data", {"writer": 1}) as first:
+        (first / "one").write_text("1")
+        with new_artifact(tmp_path / "shop", "data", {"writer": 2}) as second:
+            (second / "two").write_text("2")
+        assert read_manifest(tmp_path / "shop", "data") == {"writer": 2}
+    assert read_manifest(tmp_path / "shop", "data") == {"writer": 1}
+    assert names_in(tmp_path / "shop") == ["manifest.json", "one"]
+
+
+def test_files_reach_the_disk_before_the_manifest_that_vouches_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = []
+    monkeypatch.setattr(artifact, "_sync", lambda path: synced.append(path.name))
+    write(tmp_path / "shop")
+    assert synced.index("manifest.json") > max(
+        synced.index(name) for name in ("schema.pbtxt", "part-0.parquet", "empty")
+    )

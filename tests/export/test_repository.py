@@ -1,0 +1,136 @@
+"""The repository on disk: what Triton reads, and what must not be in it."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.core.artifact import read_manifest
+from pipeline.core.errors import ArtifactError, ConfigError, PipelineError
+from pipeline.export import config, torchscript
+from pipeline.export.run import export
+from pipeline.model.build import load_model
+from pipeline.serve.encoder import Encoder
+from tests.conftest import Shop
+
+
+def test_every_config_is_read_back_by_tritons_own_proto(shop: Shop) -> None:
+    names = {path.parent.name for path in shop.repository.glob("*/config.pbtxt")}
+    assert names == {
+        "recommender",
+        *(f"recommender_{part}" for part in ("encoder", "model", "decoder")),
+    }
+    for name in names:
+        read = config.read_config(shop.repository / name)
+        assert read.name == name
+        assert read.max_batch_size == 256
+        assert (shop.repository / name / "1").is_dir()
+    ensemble = config.read_config(shop.repository / "recommender")
+    inputs = {tensor.name for tensor in ensemble.input}
+    outputs = {tensor.name for tensor in ensemble.output}
+    assert not inputs & outputs, "Triton would answer with the input"
+    made = set(inputs)
+    for step in ensemble.ensemble_scheduling.step:
+        assert set(step.input_map.values()) <= made
+        made |= set(step.output_map.values())
+    assert outputs <= made
+
+
+def test_tensors_of_the_steps_fit_each_other(shop: Shop) -> None:
+    ensemble = config.read_config(shop.repository / "recommender")
+    kinds = {t.name: (t.data_type, tuple(t.dims)) for t in ensemble.input}
+    for step in ensemble.ensemble_scheduling.step:
+        model = config.read_config(shop.repository / step.model_name)
+        for tensor in model.input:
+            found = kinds[step.input_map[tensor.name]]
+            assert found == (tensor.data_type, tuple(tensor.dims)), tensor.name
+        for tensor in model.output:
+            kinds[step.output_map[tensor.name]] = (tensor.data_type, tuple(tensor.dims))
+
+
+def test_no_artifact_holds_a_pickle_or_a_path_of_this_machine(shop: Shop) -> None:
+    """TorchScript's own archive has two records in pickle's notation, which its reader takes
+    apart without running anything: an index of the constants, and the (empty) module."""
+    here = [str(Path(__file__).parents[2]), str(shop.data.parent), str(Path.home())]
+    for directory in (shop.data, shop.run, shop.repository):
+        for file in (path for path in directory.rglob("*") if path.is_file()):
+            content = file.read_bytes()
+            assert file.suffix not in (".pkl", ".pickle", ".joblib", ".dill", ".bin", ".pth")
+            assert not any(path.encode() in content for path in here), file
+            if file.suffix == ".pt":
+                with zipfile.ZipFile(file) as archive:
+                    records = [n for n in archive.namelist() if "pkl" in n]
+                assert sorted(Path(n).name for n in records) == ["constants.pkl", "data.pkl"]
+            else:
+                assert not (content[:1] == b"\x80" and content[-1:] == b"."), file
+            if file.suffix == ".npy":
+                np.load(file, allow_pickle=False)
+
+
+def test_the_program_on_disk_equals_the_model(shop: Shop) -> None:
+    model = load_model(shop.run)
+    served = torchscript.ServedModel(model, model.inputs.feature_names, {"device"}, 50)
+    program = torchscript.load(shop.repository / "recommender_model" / "1" / "model.pt")
+    for sessions in (1, 9):
+        inputs = torchscript.example_inputs(served, 20, sessions, seed=sessions)
+        with torch.no_grad():
+            wanted, _ = served(*inputs)
+            found, _ = program(*inputs)
+        assert float((wanted - found[:, :50]).abs().max()) < 1e-4
+
+
+def test_a_program_that_differs_from_the_model_is_not_exported(shop: Shop) -> None:
+    model = load_model(shop.run)
+    served = torchscript.ServedModel(model, model.inputs.feature_names, {"device"}, 10)
+    program = torchscript.trace(served, 20)
+    other = load_model(shop.run)
+    with torch.no_grad():
+        other.inputs.item_table.weight[5] += 1
+    served = torchscript.ServedModel(other, model.inputs.feature_names, {"device"}, 10)
+    with pytest.raises(PipelineError, match="differs from the model"):
+        torchscript.prove_parity(served, program, 20)
+
+
+def test_encoder_and_decoder_hold_the_same_items(shop: Shop) -> None:
+    encoder = Encoder(shop.repository / "recommender_encoder" / "1")
+    facts = read_manifest(shop.repository, "repository")
+    lookup = encoder._lookups["item_id"]
+    assert lookup(np.array([b"", b"never seen"], object)).tolist() == [1, 2]
+    assert facts["catalogue_items"] > 100
+    decoder = json.loads(
+        (shop.repository / "recommender_decoder" / "1" / "decoder.json").read_text()
+    )
+    assert decoder == {"type": "string"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"default_k": 0}, "--k is 0, expected 1 to --max-k"),
+        ({"default_k": 11, "max_k": 10}, "--k is 11"),
+        ({"max_batch": 0}, "--max-batch is 0"),
+        ({"name": "../x"}, "--name is '../x'"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(
+    shop: Shop, tmp_path: Path, arguments: dict[str, object], words: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        export(shop.run, tmp_path / "out", **arguments)  # type: ignore[arg-type]
+    assert words in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_no_run_is_refused(shop: Shop, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="is a data directory, expected run"):
+        export(shop.data, tmp_path / "out")
+    with pytest.raises(ArtifactError, match="does not exist"):
+        export(tmp_path / "none", tmp_path / "out")
+
+
+def test_a_short_catalogue_bounds_the_lists(shop: Shop, tmp_path: Path) -> None:
+    facts = export(shop.run, tmp_path / "out", default_k=10_000, max_k=10_000)
+    assert facts["max_k"] == facts["catalogue_items"]

@@ -1,0 +1,211 @@
+"""The command line as a person meets it: help, results, and one line for every mistake."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, Shop
+
+COMMANDS = [
+    *("demo", "synthesize", "preprocess", "train", "evaluate", "export", "serve", "recommend"),
+]
+
+
+def pipeline(*arguments: str | Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        cwd=ROOT,
+    )
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_has_an_example_and_loads_nothing_heavy(command: str) -> None:
+    code = (
+        "import sys; sys.argv = ['pipeline', *sys.argv[1:]]\n"
+        "from pipeline.cli import main\n"
+        "try: main()\n"
+        "finally:\n"
+        "    heavy = {'torch', 'nvtabular', 'merlin', 'pandas', 'dask', 'transformers', 'numpy'}\n"
+        "    assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    words = [command, "--help"] if command else ["--help"]
+    result = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=ROOT
+    )
+    assert result.returncode == 0, result.stderr
+    assert not command or f"Example: pipeline {command}" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["trian"], "No such command 'trian'"),
+        (["train"], "Missing argument 'DATA'"),
+        (["train", "x", "--config", "nope.yaml", "--out", "y"], "nope.yaml does not exist"),
+        (["train", "none", "--config", "configs/demo.yaml", "--out", "y"], "none does not exist"),
+        (["preprocess", "configs/demo.yaml", "--out", "y"], "Missing option '--input'"),
+        (
+            ["preprocess", "configs/demo.yaml", "--input", "no.csv", "--out", "y"],
+            "no.csv does not exist",
+        ),
+        (
+            ["preprocess", "configs/demo.yaml", "--input", "README.md", "--out", "y"],
+            "cannot tell the format from the name",
+        ),
+        (
+            [
+                "preprocess",
+                "configs/demo.yaml",
+                "--set",
+                "preprocess.sesion=x",
+                "--input",
+                "a.csv",
+                "--out",
+                "y",
+            ],
+            "unknown key `preprocess.sesion`; did you mean `session`?",
+        ),
+        (["evaluate", "none", "--data", "none"], "none does not exist"),
+        (["evaluate", "none", "--data", "x", "--cutoffs", "0"], "expected whole numbers from 1"),
+        (["export", "none", "--out", "y"], "none does not exist. Run `pipeline train"),
+        (["export", "none", "--out", "y", "--k", "0"], "--k is 0, expected 1 to --max-k"),
+        (["serve", "none"], "none does not exist. Run `pipeline export"),
+        (["serve", "none", "--http-port", "99999"], "ports are http 99999"),
+        (["recommend", "localhost", "--items", "1"], "is no address, expected http://HOST:PORT"),
+        (["recommend", "http://127.0.0.1:9"], "Give either --items A,B,C or --input FILE"),
+        (["recommend", "http://127.0.0.1:9", "--items", "1"], "No server answers at"),
+        (["synthesize", "--out", "x.txt"], "ends in .csv, .csv.gz or .parquet"),
+        (["synthesize", "--out", "x.csv", "--sessions", "-4"], "Found -4 sessions"),
+        (["demo", "--out", "configs"], "configs holds something else"),
+    ],
+)
+def test_a_mistake_is_one_line_on_stderr_and_the_status_2(arguments: list[str], words: str) -> None:
+    result = pipeline(*arguments)
+    assert result.returncode == 2, result.stderr
+    assert result.stdout == ""
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("Error: ")
+    assert words in lines[0]
+
+
+def test_every_stage_says_what_it_did_in_json(shop: Shop, tmp_path: Path) -> None:
+    config = tmp_path / "recipe.yaml"
+    config.write_text((ROOT / "configs" / "demo.yaml").read_text())
+    small = ["--set", "model.d_model=8", "--set", "model.n_layer=1", "--set", "train.epochs=1"]
+    data, run, repository = (tmp_path / name for name in ("data", "run", "repository"))
+    steps: list[list[str | Path]] = [
+        ["preprocess", config, "--input", shop.clicks, "--out", data],
+        ["train", data, "--config", config, "--out", run, *small],
+        ["evaluate", run, "--data", data, "--cutoffs", "20"],
+        ["export", run, "--out", repository],
+    ]
+    for step in steps:
+        result = pipeline(*step, "--json")
+        assert result.returncode == 0, result.stderr
+        assert isinstance(json.loads(result.stdout), dict)
+    text = pipeline("evaluate", run, "--data", data, "--cutoffs", "20").stdout
+    for row in ("run", "popularity", "co-visitation", "sequential-rules", "session-knn"):
+        assert re.search(rf"^{row} +0\.\d{{4}}", text, re.MULTILINE), text
+
+
+def test_serve_answers_and_stops_cleanly_when_told(shop: Shop, tmp_path: Path) -> None:
+    log = tmp_path / "triton.log"
+    ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "pipeline.cli",
+            "serve",
+            str(shop.repository),
+            *ports,
+            "--log",
+            str(log),
+            "--json",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    try:
+        assert process.stdout is not None
+        facts = json.loads(process.stdout.readline())
+        for url in (facts["http"], facts["grpc"]):
+            result = pipeline("recommend", url, "--input", shop.clicks, "--k", "3", "--json")
+            assert result.returncode == 0, result.stderr
+            sessions = json.loads(result.stdout)["sessions"]
+            assert len(sessions) == 1_500
+            assert all(len(s["recommendations"]) == 3 for s in sessions)
+        columns = {
+            "timestamp": "2026-01-05 00:00:00,2026-01-05 00:00:05",
+            "action": "view,view",
+            "category": "category-01,category-01",
+            "price": "3.5,4",
+            "device": "phone",
+        }
+        given = [w for n, v in columns.items() for w in ("--column", f"{n}={v}")]
+        asked = ["recommend", facts["http"], "--items", "sku-00001,sku-00002"]
+        result = pipeline(*asked, *given, "--k", "4")
+        assert result.returncode == 0, result.stderr
+        assert len(re.findall(r"^ +\d +sku-\d{5} +-?\d+\.\d{4}$", result.stdout, re.MULTILINE)) == 4
+        for extra, words in (
+            (["--k", "-1"], "k is -1, expected 1 to 100"),
+            (["--k", "4", "--column", "price=a,b"], "price is ['a', 'b'], expected numbers"),
+            (["--name", "nobody"], "nobody"),
+        ):
+            result = pipeline(*asked, *given, *extra)
+            assert result.returncode == 2
+            assert words in result.stderr
+            assert len(result.stderr.strip().splitlines()) == 1
+        result = pipeline(*asked)
+        assert result.returncode == 2
+        assert "is missing. The model was trained with it" in result.stderr
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def test_a_stage_that_is_killed_leaves_nothing_that_the_next_takes_for_whole(
+    shop: Shop, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    arguments = [
+        "preprocess",
+        ROOT / "configs" / "demo.yaml",
+        "--input",
+        shop.clicks,
+        "--out",
+        data,
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline.cli", *map(str, arguments)],
+        stderr=subprocess.DEVNULL,
+        cwd=ROOT,
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".data.partial-*/fitted")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    result = pipeline("train", data, "--config", "configs/demo.yaml", "--out", tmp_path / "run")
+    assert result.returncode == 2
+    assert "does not exist. Run `pipeline preprocess" in result.stderr
+    assert pipeline(*arguments).returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["data"], "the leftover is gone"
