@@ -107,6 +107,10 @@ def preprocess(
     from pipeline.core.recipe import Recipe
 
     recipe = Recipe.from_yaml(config, overrides).preprocess
+    _check_out(out, "data")
+    from pipeline.core.logfile import check_files
+
+    check_files(recipe, [*inputs, *tests])
     from pipeline.preprocess.run import preprocess as run
     from pipeline.report import data_text
 
@@ -127,6 +131,8 @@ def train(data: Path, config: Path, out: Path, overrides: tuple[str, ...], as_js
     from pipeline.core.recipe import Recipe
 
     recipe = Recipe.from_yaml(config, overrides)
+    _check_out(out, "run")
+    _check_in(data, "data")
     from pipeline.report import run_text
     from pipeline.train.run import train as run
 
@@ -164,6 +170,8 @@ def evaluate(
 ) -> None:
     """Rank the whole catalogue for every target; metrics of RUN beside the baselines."""
     numbers = _cutoffs(cutoffs)
+    _check_in(run, "run")
+    _check_in(data, "data")
     from pipeline.report import evaluation_text
     from pipeline.train.run import evaluate as run_evaluation
 
@@ -191,6 +199,8 @@ def export(
     run: Path, out: Path, name: str, default_k: int, max_k: int, max_batch: int, as_json: bool
 ) -> None:
     """Write RUN as a Triton model repository: raw columns in, raw item ids out."""
+    _check_out(out, "repository")
+    _check_in(run, "run")
     from pipeline.export.run import export as run_export
 
     facts = run_export(run, out, name=name, default_k=default_k, max_k=max_k, max_batch=max_batch)
@@ -296,6 +306,19 @@ def recommend(
         else:
             records = list(client.recommend_log(list(inputs), k))
     _report({"sessions": records}, as_json, recommendations_text(records))
+
+
+def _check_in(path: Path, kind: str) -> None:
+    """Say at once what the stage would say after seconds of imports."""
+    from pipeline.core.artifact import read_manifest
+
+    read_manifest(path, kind, check_files=False)
+
+
+def _check_out(path: Path, kind: str) -> None:
+    from pipeline.core.artifact import check_replaceable
+
+    check_replaceable(path, kind)
 
 
 def _column(text: str) -> tuple[str, list[str]]:

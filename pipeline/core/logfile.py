@@ -5,6 +5,7 @@ under its name, with the values as they stand in the file. What is skipped on th
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,14 +30,18 @@ class Report:
     """What was dropped or set to missing, by reason."""
 
 
+def check_files(recipe: Preprocess, files: Iterable[Path]) -> None:
+    """DataError for the first file that is missing or of an unknown kind; reads none."""
+    for file in files:
+        _kind(recipe, file)
+
+
 def read_log(recipe: Preprocess, file: Path, report: Report) -> pa.Table:
     """One file with canonical names, rows of whole sessions taken apart.
 
     DataError if it is missing, cannot be read or lacks a column.
     """
-    if not file.is_file():
-        raise DataError(f"{file} does not exist. Expected a log in CSV, TSV or Parquet.")
-    kind = recipe.format if recipe.format != "auto" else _kind_of(file)
+    kind = _kind(recipe, file)
     try:
         if kind == "sequences":
             return _read_sequences(recipe, file, report)
@@ -55,7 +60,11 @@ def read_log(recipe: Preprocess, file: Path, report: Report) -> pa.Table:
     return pa.table({name: _readable(table[name], name, file) for name in table.column_names})
 
 
-def _kind_of(file: Path) -> str:
+def _kind(recipe: Preprocess, file: Path) -> str:
+    if not file.is_file():
+        raise DataError(f"{file} does not exist. Expected a log in CSV, TSV or Parquet.")
+    if recipe.format != "auto":
+        return recipe.format
     name = file.name.lower().removesuffix(".gz")
     for suffix, kind in ((".csv", "csv"), (".tsv", "csv"), (".txt", "csv"), (".dat", "csv")):
         if name.endswith(suffix):

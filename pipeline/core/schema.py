@@ -4,6 +4,7 @@ Read from what `pipeline preprocess` writes (`schema.pbtxt`) or from the JSON fo
 proto, tensorflow-metadata's `Schema`, which NVTabular and Transformers4Rec use too.
 """
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -58,14 +59,14 @@ class Schema:
             text = path.read_text(encoding="utf-8")
             proto = schema_pb2.Schema()
             if text.lstrip().startswith("{"):
-                json_format.Parse(text, proto)
+                json_format.ParseDict(_typed(json.loads(text)), proto)
             else:
                 text_format.Parse(text, proto)
         except FileNotFoundError:
             raise ArtifactError(
                 f"{path} does not exist. `pipeline preprocess` writes a schema.pbtxt."
             ) from None
-        except (json_format.ParseError, text_format.ParseError, UnicodeDecodeError) as error:
+        except (json_format.ParseError, text_format.ParseError, OSError, ValueError) as error:
             line = " ".join(str(error).split())
             raise ArtifactError(f"{path} is not a schema: {line}") from None
         return cls(tuple(_column(feature) for feature in proto.feature))
@@ -141,6 +142,17 @@ def _column(feature: Any) -> ColumnSchema:
         is_list=is_list,
         max_length=max_length,
     )
+
+
+def _typed(value: Any, packed: bool = False) -> Any:
+    """JSON in which each `extraMetadata` says that it is a Struct; Merlin's own does not."""
+    if isinstance(value, list):
+        return [_typed(inner, packed) for inner in value]
+    if not isinstance(value, dict) or "@type" in value:
+        return value
+    if packed:
+        return {"@type": "type.googleapis.com/google.protobuf.Struct", "value": value}
+    return {key: _typed(inner, key == "extraMetadata") for key, inner in value.items()}
 
 
 def _unpack(packed: Any) -> dict[str, Any]:

@@ -40,8 +40,10 @@ def export(
     read_manifest(run, "run")
     fitted = Fitted.read(run)
     facts: dict[str, Any] = {}
-    with new_artifact(out, "repository", facts) as directory:
-        steps = tqdm(total=3, desc="trace", unit="step", leave=False)
+    with (
+        new_artifact(out, "repository", facts) as directory,
+        tqdm(total=3, desc="trace", unit="step", leave=False, disable=None) as steps,
+    ):
         model = load_model(run)
         items = model.inputs.item_table.num_embeddings - FIRST_ITEM
         if items != len(fitted.item.values):
@@ -75,6 +77,4 @@ def export(
             largest_score_difference=difference,
             run=run.resolve().name,
         )
-    steps.update()
-    steps.close()
     return facts

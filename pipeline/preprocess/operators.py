@@ -76,7 +76,8 @@ class Standardise(Normalize):
 
     def transform(self, col_selector: ColumnSelector, df: Any) -> Any:
         """Mean 0 and deviation 1; what overflows float32 on the way becomes missing."""
-        scaled = super().transform(col_selector, df)
+        with np.errstate(over="ignore"):
+            scaled = super().transform(col_selector, df)
         for name in col_selector.names:
             scaled[name] = scaled[name].where(scaled[name].abs() < np.inf)
         return scaled

@@ -45,7 +45,7 @@ def preprocess(
         _check_times(recipe)
     facts: dict[str, Any] = {}
     with (
-        tqdm(total=4, desc="read", unit="step", leave=False) as steps,
+        tqdm(total=3, desc="read", unit="step", leave=False, disable=None) as steps,
         new_artifact(out, "data", facts) as directory,
         tempfile.TemporaryDirectory() as scratch,
     ):
@@ -73,7 +73,6 @@ def preprocess(
         for name, frame in parts.items():
             facts["sessions"][name] = _write_part(fitted, directory, name, frame)
         steps.update()
-        steps.set_description("hash")
         facts["catalogue_items"] = len(fitted.item.values)
         facts["max_sequence_length"] = recipe.max_sequence_length
     return facts

@@ -67,7 +67,10 @@ class JsonLines(TrainerCallback):
 
 
 class ProgressBar(TrainerCallback):
-    """Progress on stderr: steps, time left, sessions/s, the last loss and validation metric."""
+    """Progress on stderr: steps, time left, sessions/s, the last loss and validation metrics.
+
+    Where stderr is no terminal, one line an epoch.
+    """
 
     def __init__(self, loader: SessionLoader) -> None:
         self.loader = loader
@@ -79,9 +82,7 @@ class ProgressBar(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_others: Any
     ) -> None:
         """Open the bar."""
-        self._bar = tqdm(
-            total=state.max_steps, desc="train", unit="step", file=sys.stderr, mininterval=0.5
-        )
+        self._bar = tqdm(total=state.max_steps, desc="train", unit="step", disable=None)
         self._begin = time.monotonic()
 
     def on_step_end(
@@ -97,20 +98,32 @@ class ProgressBar(TrainerCallback):
         control: TrainerControl,
         **others: Any,
     ) -> None:
-        """Show loss and metric of the epoch."""
+        """Take up loss and metrics of the epoch."""
         logs = others["logs"]
         if "loss" in logs:
             self._shown["loss"] = f"{logs['loss']:.3f}"
-        for name in ("ndcg@20", "recall@20"):
+        for name in ("recall@20", "ndcg@20"):
             if f"eval_{name}" in logs:
                 self._shown[f"valid {name}"] = f"{logs[f'eval_{name}']:.3f}"
         seconds = time.monotonic() - self._begin
         done = (state.epoch or 0.0) * self.loader.num_sessions
         self._shown["sessions/s"] = f"{done / max(seconds, 1e-9):,.0f}"
         self._bar.set_postfix(self._shown)
+        if self._bar.disable and self._complete(args, logs):
+            words = "  ".join(f"{name} {value}" for name, value in self._shown.items())
+            print(  # noqa: T201
+                f"epoch {state.epoch:g} of {args.num_train_epochs:g}  {words}", file=sys.stderr
+            )
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_others: Any
     ) -> None:
         """Close the bar."""
         self._bar.close()
+
+    @staticmethod
+    def _complete(args: TrainingArguments, logs: dict[str, Any]) -> bool:
+        """Whether this is the last word on an epoch: its loss comes before its validation."""
+        if args.eval_strategy == "no":
+            return "loss" in logs
+        return any(name.startswith("eval_") for name in logs)

@@ -12,8 +12,8 @@ from pipeline.core.columns import FIRST_ITEM
 from pipeline.core.errors import ConfigError
 from pipeline.core.fitted import Fitted
 from pipeline.model.build import load_model
+from pipeline.train.device import best_device
 from pipeline.train.loader import SessionLoader
-from pipeline.train.trainer import best_device
 
 
 class Lists(NamedTuple):

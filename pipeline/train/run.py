@@ -17,32 +17,39 @@ from pipeline.core.schema import Schema
 from pipeline.model.build import build_model, load_model, save_model
 from pipeline.model.model import Model
 from pipeline.train.baselines import all_baseline_ranks
+from pipeline.train.device import best_device
 from pipeline.train.evaluation import Positions, prefixes, rank_targets
 from pipeline.train.loader import SessionLoader
 from pipeline.train.metrics import ranking_metrics
-from pipeline.train.trainer import POOL_BATCHES, Trainer, best_device, seed_everything
 
 LOG_FILE = "metrics.jsonl"
 _EVALUATION_SESSIONS = 1024
+_POOL_BATCHES = 16
+"""Batches whose sessions are sorted by length among each other."""
 
 
 def train(
     data: Path, model_config: ModelConfig, train_config: TrainConfig, out: Path
 ) -> dict[str, Any]:
     """Train a model on `data` and write the run to `out`; return the manifest's facts."""
+    # Hugging Face's Trainer takes ten seconds to import, which evaluation does without
+    from transformers import set_seed
+
+    from pipeline.train.trainer import Trainer
+
     read_manifest(data, "data")
     schema = Schema.from_json(data / SCHEMA_FILE)
     fitted = Fitted.read(data)
     longest = fitted.recipe.max_sequence_length
     facts: dict[str, Any] = {}
     with new_artifact(out, "run", facts) as directory:
-        seed_everything(train_config.seed)
+        set_seed(train_config.seed)
         model = build_model(
             schema, model_config, longest, label_smoothing=train_config.label_smoothing
         )
         loaders = {
             "train": _loader(
-                data, "train", model, POOL_BATCHES * train_config.batch_size, train_config.seed
+                data, "train", model, _POOL_BATCHES * train_config.batch_size, train_config.seed
             )
         }
         if (data / SESSIONS_DIRECTORY / "valid").is_dir():

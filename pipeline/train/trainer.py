@@ -14,7 +14,6 @@ from transformers import (
     PrinterCallback,
     TrainerCallback,
     TrainingArguments,
-    set_seed,
 )
 from transformers import Trainer as HuggingFaceTrainer
 
@@ -28,8 +27,6 @@ from pipeline.train.loader import SessionLoader
 from pipeline.train.metrics import METRICS, ranking_metrics
 
 VALIDATION_CUTOFFS = (10, 20)
-POOL_BATCHES = 16
-"""Batches whose sessions are sorted by length among each other; a multiple of the batch size."""
 
 
 class TrainingStep(nn.Module):
@@ -187,13 +184,3 @@ def training_arguments(config: TrainConfig, directory: str, validate: bool) -> T
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # data parallelism is by processes, not by threads
     return arguments
-
-
-def seed_everything(seed: int) -> None:
-    """Python's, NumPy's and torch's global generators."""
-    set_seed(seed)
-
-
-def best_device() -> torch.device:
-    """A GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
