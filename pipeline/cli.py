@@ -351,6 +351,8 @@ def _print_json(facts: dict[str, Any]) -> None:
 
 def main() -> None:
     """Run the command; a user's mistake ends it with one line on stderr and the status 2."""
+    # torch's threads wait for each other by spinning, which on a busy machine costs a factor
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         status = cli.main(standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from pipeline.core.artifact import read_json, write_json
 from pipeline.core.columns import FIRST_ITEM, FITTED_DIRECTORY, FITTED_FILE, ITEM
-from pipeline.core.errors import ArtifactError
+from pipeline.core.errors import ArtifactError, ConfigError
 from pipeline.core.recipe import Feature, Preprocess
 
 ValueType = Literal["int64", "string"]
@@ -110,7 +110,7 @@ class Fitted:
                     name: Standardisation(**values) for name, values in state["continuous"].items()
                 },
             )
-        except (KeyError, TypeError, OSError, pa.ArrowException) as error:
+        except (KeyError, TypeError, OSError, pa.ArrowException, ConfigError) as error:
             raise ArtifactError(
                 f"{directory}/{FITTED_DIRECTORY} does not hold together: {error}."
             ) from None

@@ -8,11 +8,11 @@ partition.
 from pathlib import Path
 from typing import Any
 
-import dask
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from dask.delayed import delayed
 from merlin.dag import ColumnSelector
 from merlin.schema import ColumnSchema, Schema, Tags
 from nvtabular.ops import Categorify, Normalize, Operator
@@ -66,7 +66,7 @@ class Standardise(Normalize):
         for name in col_selector.names:
             column = ddf[name].astype(np.float64)
             moments[name] = (column.mean(), column.std(), column.min(), column.max())
-        return dask.delayed(moments)
+        return delayed(moments)
 
     def fit_finalize(self, dask_stats: dict[str, tuple[float, float, float, float]]) -> None:
         """Keep them; a constant has the deviation 0."""
@@ -235,7 +235,9 @@ class GroupSessions(Operator):
 
 def as_list(column: ColumnSchema, longest: int | None) -> ColumnSchema:
     """A ragged list of this column's values, with its shortest and longest length."""
-    bounds = {} if longest is None else {"value_count": {"min": 1, "max": longest}}
+    # equal bounds would mean to Merlin that the list is not ragged
+    shortest = 0 if longest == 1 else 1
+    bounds = {} if longest is None else {"value_count": {"min": shortest, "max": longest}}
     return ColumnSchema(
         column.name,
         dtype=column.dtype,

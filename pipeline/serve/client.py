@@ -1,60 +1,25 @@
 """Ask a Triton server for recommendations: raw interactions in, raw item ids out."""
 
 import importlib
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 from urllib.parse import urlsplit
 
 import numpy as np
-import pandas as pd
-import pyarrow as pa
 
-from pipeline.core import values
 from pipeline.core.columns import ITEM, SESSION, TIMESTAMP
-from pipeline.core.errors import ConfigError, DataError, ServingError
-from pipeline.core.logfile import Report, read_log
-from pipeline.core.recipe import Preprocess
+from pipeline.core.errors import ConfigError, ServingError
+from pipeline.serve.served import ServedModel
 
 MISSING_INTEGER = -(2**63)
 """What the server's encoder takes for a missing value among integers."""
 _SESSIONS_A_REQUEST = 64
 _TIMEOUT_SECONDS = 30.0
-_PARAMETER = "pipeline"
 _NUMPY_TYPES: dict[str, Any] = {"int64": np.int64, "float64": np.float64, "string": np.object_}
 _PADDING: dict[str, Any] = {"int64": 0, "float64": np.nan, "string": ""}
 
 Columns = dict[str, list[Any]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServedModel:
-    """What the server says of the ensemble that it serves."""
-
-    recipe: Preprocess
-    session: str
-    columns: dict[str, str]
-    """Column of the log, by tensor."""
-    types: dict[str, str]
-    scopes: dict[str, str]
-    timestamp_type: str | None
-    time_needed: bool
-    default_k: int
-    max_k: int
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], name: str) -> Self:
-        """From the parameters of the ensemble's configuration."""
-        try:
-            stored = json.loads(config["parameters"][_PARAMETER]["string_value"])
-            stored["recipe"] = Preprocess.from_dict(stored["recipe"], name)
-            return cls(**{field: stored[field] for field in cls.__dataclass_fields__})
-        except (KeyError, TypeError, ValueError):
-            raise ServingError(
-                f"The server's model {name!r} was not exported by `pipeline export`."
-            ) from None
 
 
 class Answer(NamedTuple):
@@ -137,7 +102,9 @@ class Client:
 
     def recommend_log(self, files: list[Path], k: int | None = None) -> Iterator[dict[str, Any]]:
         """One record a session of raw log files, sessions in the order of their first row."""
-        for ids, sessions in _batches(self._sessions(files)):
+        from pipeline.serve.log import read_sessions  # pandas and Arrow, for files alone
+
+        for ids, sessions in _batches(read_sessions(self.served, files)):
             answer = self.recommend(sessions, k)
             for session, items, scores in zip(ids, answer.items, answer.scores, strict=True):
                 yield {
@@ -180,35 +147,6 @@ class Client:
                 raise ConfigError(f"k is {k}, expected 1 to {served.max_k}.")
             tensors["k"] = np.full((len(sessions), 1), k, np.int32)
         return tensors
-
-    def _sessions(self, files: list[Path]) -> Iterator[tuple[Any, Columns]]:
-        """Raw rows as columns of each session, rows of a session in the order of the file."""
-        served = self.served
-        report = Report()
-        tables = [read_log(served.recipe, file, report) for file in files]
-        chunks = {
-            name: [values.plain(table[name]) for table in tables]
-            for name in [SESSION, *served.columns]
-        }
-        sessions = values.categories(chunks.pop(SESSION), None)[0]
-        columns: dict[str, Any] = {}
-        for name, parts in chunks.items():
-            kind = served.types.get(name) or served.timestamp_type
-            if name == TIMESTAMP:
-                columns[name] = _raw_times(parts, str(kind))
-            elif kind == "float64":
-                columns[name] = values.numbers(parts, positive=False)[0]
-            else:
-                columns[name] = values.categories(parts, kind)[0]  # type: ignore[arg-type]
-        frame = pd.DataFrame(columns)
-        if not len(frame):
-            raise DataError(f"{', '.join(map(str, files))} holds no row to recommend for.")
-        for session, rows in frame.groupby(sessions.to_numpy(), sort=False, dropna=True):
-            taken: Columns = {}
-            for name in frame.columns:
-                given = [None if pd.isna(v) else v for v in rows[name].tolist()]
-                taken[name] = given[-1:] if served.scopes.get(name) == "session" else given
-            yield session, taken
 
     def _ask(self, call: Any) -> Any:
         """Run a call of tritonclient; its errors become ours, in one line."""
@@ -262,20 +200,6 @@ def _integer(value: Any) -> int:
     if not -(2**63) <= whole < 2**63:
         raise ValueError(value)
     return whole
-
-
-def _raw_times(parts: list[pa.Array], kind: str) -> Any:
-    """Times as the server takes them: text, or numbers in the log's unit."""
-    if kind == "string":
-        texts = []
-        for part in parts:
-            if pa.types.is_timestamp(part.type):
-                part = part.cast(pa.timestamp("us"), safe=False)
-            texts += part.cast(pa.string()).to_pylist()
-        return texts
-    if kind == "int64":
-        return values.categories(parts, "int64")[0]
-    return values.numbers(parts, positive=False)[0]
 
 
 def _batches(

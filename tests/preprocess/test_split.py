@@ -38,7 +38,7 @@ def test_without_a_split_all_is_training() -> None:
 
 
 def test_days_count_back_from_the_last_session_end() -> None:
-    assert parts(DAYS, test="1d") == {"train": [0, 1, 3], "test": [2, 4]}  # ends after hour 48
+    assert parts(DAYS, test="1d") == {"train": [0, 1], "test": [2, 3, 4]}  # they end after hour 48
     assert parts(DAYS, test="0.5d") == {"train": [0, 1, 2, 3], "test": [4]}
 
 

@@ -1,0 +1,38 @@
+"""What a server's model takes, as the exporter wrote it into the ensemble's configuration."""
+
+import json
+from dataclasses import dataclass
+from typing import Any, Self
+
+from pipeline.core.errors import ServingError
+from pipeline.core.recipe import Preprocess
+
+_PARAMETER = "pipeline"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedModel:
+    """What the server says of the ensemble that it serves."""
+
+    recipe: Preprocess
+    session: str
+    columns: dict[str, str]
+    """Column of the log, by tensor."""
+    types: dict[str, str]
+    scopes: dict[str, str]
+    timestamp_type: str | None
+    time_needed: bool
+    default_k: int
+    max_k: int
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], name: str) -> Self:
+        """From the parameters of the ensemble's configuration."""
+        try:
+            stored = json.loads(config["parameters"][_PARAMETER]["string_value"])
+            stored["recipe"] = Preprocess.from_dict(stored["recipe"], name)
+            return cls(**{field: stored[field] for field in cls.__dataclass_fields__})
+        except (KeyError, TypeError, ValueError):
+            raise ServingError(
+                f"The server's model {name!r} was not exported by `pipeline export`."
+            ) from None
