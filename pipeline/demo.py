@@ -14,6 +14,8 @@ from pipeline.core.resources import find_resource
 from pipeline.report import data_text, evaluation_text, recommendations_text, run_text
 
 MARKER = "clicks.csv.gz"
+ITEMS = 400
+"""Few enough that a minute of training sees each often."""
 
 
 def run_demo(out: Path, *, sessions: int, keep_serving: bool) -> dict[str, Any]:
@@ -26,10 +28,10 @@ def run_demo(out: Path, *, sessions: int, keep_serving: bool) -> dict[str, Any]:
     run, repository = out / "run", out / "repository"
     facts: dict[str, Any] = {}
 
-    with _stage(f"pipeline synthesize --out {clicks} --sessions {sessions}"):
+    with _stage(f"pipeline synthesize --out {clicks} --sessions {sessions} --items {ITEMS}"):
         from pipeline.preprocess.synthetic import synthesize
 
-        facts["synthesize"] = synthesize(clicks, sessions=sessions)
+        facts["synthesize"] = synthesize(clicks, sessions=sessions, items=ITEMS)
         _say(f"{facts['synthesize']['interactions']:,} clicks")
     with _stage(f"pipeline preprocess configs/demo.yaml --input {clicks} --out {data}"):
         from pipeline.preprocess.run import preprocess

@@ -131,6 +131,8 @@ def _write_schema(schema: MerlinSchema, directory: Path) -> None:
         for column in schema
     ]
     metadata = TensorflowMetadata.from_merlin_schema(MerlinSchema(columns))
+    for feature in metadata.proto_schema.feature:
+        feature.annotation.tag.sort()  # a set of texts; each process would order it its own way
     metadata.to_proto_text_file(str(directory), SCHEMA_FILE)
 
 

@@ -95,16 +95,20 @@ def test_a_thousand_sessions_get_from_the_server_what_offline_prediction_gives(
 
 
 @pytest.mark.parametrize(
-    ("config", "file", "num_sessions"),
+    ("config", "file", "model"),
     [
-        ("rsc15.yaml", "rsc15-100k/test.tsv.gz", 1_000),
-        ("rees46.yaml", "rees46-sample/events.csv.gz", 1_000),
+        ("rsc15.yaml", "rsc15-100k/test.tsv.gz", ("model.d_model=32",)),
+        (
+            "rees46.yaml",
+            "rees46-sample/events.csv.gz",
+            ("model.d_model=32", "model.architecture=xlnet", "model.masking=mlm"),
+        ),
     ],
 )
 def test_a_thousand_real_sessions_get_from_the_server_what_offline_prediction_gives(
-    real_data: Path, tmp_path: Path, config: str, file: str, num_sessions: int
+    real_data: Path, tmp_path: Path, config: str, file: str, model: tuple[str, ...]
 ) -> None:
-    overrides = ("model.d_model=32", "train.epochs=1", "preprocess.split={}")
+    overrides = (*model, "train.epochs=1", "preprocess.split={}")
     recipe = Recipe.from_yaml(ROOT / "configs" / config, overrides)
     whole = pyarrow.csv.read_csv(
         pa.input_stream(str(real_data / file), compression="gzip"),
@@ -115,7 +119,7 @@ def test_a_thousand_real_sessions_get_from_the_server_what_offline_prediction_gi
     ).to_pandas()
     ids = whole[recipe.preprocess.session]
     log = tmp_path / "sessions.parquet"
-    chosen = whole[ids.isin(ids.drop_duplicates().iloc[:num_sessions])]
+    chosen = whole[ids.isin(ids.drop_duplicates().iloc[:1_000])]
     pq.write_table(pa.Table.from_pandas(chosen, preserve_index=False), log)
 
     preprocess(recipe.preprocess, [real_data / file], [], tmp_path / "data")
@@ -126,7 +130,7 @@ def test_a_thousand_real_sessions_get_from_the_server_what_offline_prediction_gi
         running_server(tmp_path / "repository", ports=free_ports()) as server,
         Client(url_of(server, "grpc")) as client,
     ):
-        assert_equal_lists(offline, list(client.recommend_log([log], 20)), num_sessions)
+        assert_equal_lists(offline, list(client.recommend_log([log], 20)), 1_000)
 
 
 def test_a_file_of_raw_interactions_may_come_unsorted(
