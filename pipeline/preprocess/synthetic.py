@@ -1,9 +1,9 @@
 """Synthetic shop clicks with structure worth learning.
 
 Items belong to categories and have followers: most clicks go from an item to one of a few that
-tend to follow it, some to a popular item of the same category, some back to an item seen before,
-some elsewhere. A model that learns the followers does much better than popularity; how well it
-can do at best is bounded by the random clicks.
+tend to follow it, on each device another one first, some to a popular item of the same category, some back to an item seen before,
+some elsewhere. A model that learns the followers does much better than popularity, and one that reads
+the device better than rules between items; the random clicks bound how well it can do at best.
 """
 
 import os
@@ -70,7 +70,8 @@ def clicks(random: np.random.Generator, sessions: int, items: int, days: int) ->
     followers = _followers(random, category)
     lengths = 1 + np.minimum(random.geometric(1 / (MEAN_LENGTH - 1), sessions), LONGEST - 1)
     lengths[random.random(sessions) < 0.05] = 1
-    paths = _walk(random, popularity, category, followers, lengths)
+    device = random.choice(len(DEVICES), sessions, p=[0.5, 0.35, 0.15])
+    paths = _walk(random, popularity, category, followers, lengths, device)
 
     inside = np.arange(paths.shape[1]) < lengths[:, np.newaxis]
     start = random.uniform(0, days * 86_400, sessions)
@@ -81,7 +82,6 @@ def clicks(random: np.random.Generator, sessions: int, items: int, days: int) ->
     action = np.array(["view", "cart", "purchase"])[
         random.choice(3, len(rows), p=[0.88, 0.08, 0.04])
     ]
-    device = np.array(DEVICES)[random.choice(3, sessions, p=[0.6, 0.3, 0.1])][rows]
     order = np.argsort(moment, kind="stable")
     times = FIRST_DAY + (moment[order] * 1e6).astype("timedelta64[us]")
     return pa.table(
@@ -92,7 +92,7 @@ def clicks(random: np.random.Generator, sessions: int, items: int, days: int) ->
             "category": _names("category-", category[product[order]], 2),
             "price": pa.array(price[product[order]]),
             "action": pa.array(action[order]),
-            "device": pa.array(device[order]),
+            "device": pa.array(np.array(DEVICES)[device[rows[order]]]),
         }
     )
 
@@ -113,6 +113,7 @@ def _walk(
     category: np.ndarray,
     followers: np.ndarray,
     lengths: np.ndarray,
+    device: np.ndarray,
 ) -> np.ndarray:
     """(sessions, longest) items, step by step for all sessions at once."""
     sessions, longest = len(lengths), int(lengths.max())
@@ -125,7 +126,8 @@ def _walk(
         before = paths[:, step - 1]
         kind = random.random(sessions)
         rank = np.minimum(random.geometric(0.5, sessions) - 1, FOLLOWERS - 1)
-        following = followers[before, rank]
+        # which of the followers is the likeliest depends on the device
+        following = followers[before, (rank + device) % FOLLOWERS]
         again = paths[np.arange(sessions), random.integers(step, size=sessions)]
         anywhere = random.choice(items, sessions, p=popularity)
         near = anywhere.copy()

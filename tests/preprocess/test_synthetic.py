@@ -68,21 +68,25 @@ def test_sessions_are_short_and_some_have_one_click(table: pa.Table) -> None:
     assert 0.02 < (lengths == 1).mean() < 0.1
 
 
-def test_the_item_before_predicts_the_next_far_better_than_popularity(table: pa.Table) -> None:
+def test_item_and_device_predict_the_next_item_better_than_either_less(table: pa.Table) -> None:
     frame = table.to_pandas()
     frame["next"] = frame.groupby("session")["product"].shift(-1)
     pairs = frame.dropna(subset="next")
     half = len(pairs) // 2
     seen, later = pairs.iloc[:half], pairs.iloc[half:]
-    popular = seen["next"].mode()[0]
-    follower = seen.groupby("product")["next"].agg(lambda items: items.mode()[0])
-    by_popularity = (later["next"] == popular).mean()
-    by_follower = (later["next"] == later["product"].map(follower)).mean()
-    # the first follower comes in half of the 60 % of clicks that go to one
-    assert by_follower > 0.25
-    assert by_popularity < 0.06
+
+    def share_right(columns: list[str]) -> float:
+        """How often the most frequent next item of the first half is right in the second."""
+        best = seen.groupby(columns)["next"].agg(lambda items: items.mode()[0])
+        return float(
+            (later.join(best, on=columns, rsuffix="_best")["next_best"] == later["next"]).mean()
+        )
+
+    popular = float((later["next"] == seen["next"].mode()[0]).mean())
+    by_item, by_both = share_right(["product"]), share_right(["product", "device"])
+    assert popular < 0.06 < 0.15 < by_item < by_both
     # and what no model can know bounds the best
-    assert by_follower < synthetic.FOLLOW
+    assert by_both < synthetic.FOLLOW
 
 
 def test_numbers_that_are_too_small_and_other_suffixes_are_refused(tmp_path: Path) -> None:
