@@ -107,16 +107,19 @@ def _from_integers(array: pa.Array, unit: str) -> np.ndarray:
 
 
 def _from_floats(times: np.ndarray, unit: str) -> tuple[np.ndarray, TimestampType]:
-    scaled = times * {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}[unit]
+    with np.errstate(over="ignore"):
+        scaled = times * {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}[unit]
     usable = np.abs(scaled) < LATEST_MICROSECONDS  # False for NaN
-    return np.where(usable, np.rint(np.where(usable, scaled, 0)), NO_TIME).astype(
-        np.int64
-    ), "float64"
+    whole = np.where(usable, np.rint(np.where(usable, scaled, 0)), NO_TIME)
+    return whole.astype(np.int64), "float64"
 
 
 def _from_text(text: pa.Array) -> np.ndarray:
     readable = pc.fill_null(pc.match_substring_regex(text, ISO_TIME), False)
     text = pc.replace_substring_regex(pc.if_else(readable, text, None), r" ?(UTC|Z)$", "+00:00")
+    # every text gets a zone: pandas gives one without that of the text before it (issue 61389)
+    text = pc.replace_substring_regex(text, r"^(.{10})$", r"\1T00:00")
+    text = pc.replace_substring_regex(text, r"([ T][0-9:.]+)$", r"\1+00:00")
     times = pd.to_datetime(text.to_pandas(), format="ISO8601", utc=True, errors="coerce")
     return times.to_numpy("datetime64[us]").astype(np.int64)  # NaT is the smallest integer
 

@@ -1,9 +1,10 @@
 """Synthetic shop clicks with structure worth learning.
 
 Items belong to categories and have followers: most clicks go from an item to one of a few that
-tend to follow it, on each device another one first, some to a popular item of the same category, some back to an item seen before,
-some elsewhere. A model that learns the followers does much better than popularity, and one that reads
-the device better than rules between items; the random clicks bound how well it can do at best.
+tend to follow it, on each device another one first, some to a popular item of the same category,
+some back to an item seen before, some elsewhere. A model that learns the followers does much
+better than popularity, and one that reads the device better than rules between items; the random
+clicks bound how well it can do at best.
 """
 
 import os

@@ -189,7 +189,7 @@ def _inside(shape: tuple[int, ...], length: np.ndarray | None) -> tuple[np.ndarr
 
 
 def _check_type(name: str, values: np.ndarray, wanted: str) -> None:
-    kinds = {"int64": "iu", "float64": "fiu", "string": "OSU"}
+    kinds = {"int64": "i", "float64": "fi", "string": "OSU"}
     if values.dtype.kind not in kinds[wanted]:
         raise RequestError(f"{name} holds {values.dtype}, expected {wanted}.")
 
