@@ -61,12 +61,15 @@ def demo(out: Path, sessions: int, keep_serving: bool, as_json: bool) -> None:
 @click.option("--items", default=1_000, show_default=True, help="Size of the catalogue.")
 @click.option("--days", default=14, show_default=True, help="Days that the log spans.")
 @click.option("--seed", default=0, show_default=True, help="Same seed, same clicks.")
+@click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
 @_json
-def synthesize(out: Path, sessions: int, items: int, days: int, seed: int, as_json: bool) -> None:
+def synthesize(
+    out: Path, sessions: int, items: int, days: int, seed: int, overwrite: bool, as_json: bool
+) -> None:
     """Write synthetic shop clicks with structure worth learning (.csv, .csv.gz or .parquet)."""
     from pipeline.preprocess.synthetic import synthesize as run
 
-    facts = run(out, sessions=sessions, items=items, days=days, seed=seed)
+    facts = run(out, sessions=sessions, items=items, days=days, seed=seed, overwrite=overwrite)
     _report(facts, as_json, f"Wrote {facts['interactions']:,} clicks to {out}.")
 
 
@@ -373,6 +376,10 @@ def main() -> None:
         # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        # a full disk, a name that is too long, a directory where a file should be
+        click.echo(f"Error: {error.filename or 'A file'}: {error.strerror or error}.", err=True)
+        sys.exit(2)
     sys.exit(status if isinstance(status, int) else 0)
 
 

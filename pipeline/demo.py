@@ -13,7 +13,8 @@ from pipeline.core.recipe import Recipe
 from pipeline.core.resources import find_resource
 from pipeline.report import data_text, evaluation_text, recommendations_text, run_text
 
-MARKER = "clicks.csv.gz"
+MARKER = ".pipeline-demo"
+"""Says that a directory is a demo's own."""
 ITEMS = 400
 """Few enough that a minute of training sees each often."""
 
@@ -22,16 +23,18 @@ def run_demo(out: Path, *, sessions: int, keep_serving: bool) -> dict[str, Any]:
     """Write everything below `out`, print what happens on stderr; return what each stage said."""
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MARKER).exists())):
         raise ArtifactError(f"{out} holds something else; it is left alone. Choose another --out.")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MARKER).touch()
     config = find_resource("configs/demo.yaml")
     recipe = Recipe.from_yaml(config)
-    clicks, data = out / MARKER, out / "data"
+    clicks, data = out / "clicks.csv.gz", out / "data"
     run, repository = out / "run", out / "repository"
     facts: dict[str, Any] = {}
 
     with _stage(f"pipeline synthesize --out {clicks} --sessions {sessions} --items {ITEMS}"):
         from pipeline.preprocess.synthetic import synthesize
 
-        facts["synthesize"] = synthesize(clicks, sessions=sessions, items=ITEMS)
+        facts["synthesize"] = synthesize(clicks, sessions=sessions, items=ITEMS, overwrite=True)
         _say(f"{facts['synthesize']['interactions']:,} clicks")
     with _stage(f"pipeline preprocess configs/demo.yaml --input {clicks} --out {data}"):
         from pipeline.preprocess.run import preprocess

@@ -87,6 +87,7 @@ def test_help_has_an_example_and_loads_nothing_heavy(command: str) -> None:
         (["recommend", "http://127.0.0.1:9", "--items", "1"], "No server answers at"),
         (["synthesize", "--out", "x.txt"], "ends in .csv, .csv.gz or .parquet"),
         (["synthesize", "--out", "x.csv", "--sessions", "-4"], "Found -4 sessions"),
+        (["synthesize", "--out", "configs/demo.yaml.csv/x.csv", "--seed", "-1"], "seed -1"),
         (["demo", "--out", "configs"], "configs holds something else"),
     ],
 )

@@ -95,12 +95,27 @@ def check_replaceable(path: Path, kind: str) -> None:
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     try:
-        found = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["kind"]
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        found, files = manifest["kind"], set(manifest["files"])
     except (OSError, ValueError, KeyError, TypeError):
-        found = None
+        found, files = None, set()
     if found != kind:
         what = f"a {found} directory" if found else "something that this program did not write"
         raise ArtifactError(f"{path} is {what}; it is left alone. Choose another --out.")
+    foreign = _files_beside(path, files)
+    if foreign:
+        raise ArtifactError(
+            f"{path} holds {foreign[0]}, which is no part of it; it is left alone. Move that away, "
+            "or choose another --out."
+        )
+
+
+def _files_beside(path: Path, known: set[str]) -> list[str]:
+    """Files below an artifact that its manifest does not name."""
+    names = (p.relative_to(path).as_posix() for p in path.rglob("*") if not p.is_dir())
+    # Python may leave compiled copies beside the code of a repository
+    known = {MANIFEST, *known}
+    return sorted(name for name in names if name not in known and "__pycache__" not in name)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -137,9 +152,15 @@ def _replace(partial: Path, path: Path) -> None:
     """Between the two renames there is nothing at `path`, and never half of something: rename
     cannot replace a directory that is full, so the old one is moved aside first."""
     old = partial.with_name(f".{path.name}.partial-{secrets.token_hex(4)}-{os.getpid()}")
-    if path.exists():
+    moved = path.exists()
+    if moved:
         path.rename(old)
-    partial.rename(path)
+    try:
+        partial.rename(path)
+    except OSError:
+        if moved:
+            old.rename(path)
+        raise
     _sync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
 

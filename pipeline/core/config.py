@@ -14,7 +14,9 @@ from pipeline.core.errors import ConfigError
 class Config(BaseModel):
     """Root of every config section. Fields say their unit or shape letter in their docstring."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], where: str) -> Self:

@@ -50,7 +50,7 @@ def read_log(recipe: Preprocess, file: Path, report: Report) -> pa.Table:
             table = _read_parquet(file, sources)
         else:
             table = _read_csv(recipe, file, sources, report)
-    except (pa.ArrowInvalid, UnicodeDecodeError, EOFError, OSError) as error:
+    except (pa.ArrowException, UnicodeDecodeError, EOFError, OSError) as error:
         line = " ".join(str(error).split())
         raise DataError(f"{file} cannot be read as {kind}: {line}") from None
     rows = table.num_rows
@@ -62,7 +62,8 @@ def read_log(recipe: Preprocess, file: Path, report: Report) -> pa.Table:
 
 def _kind(recipe: Preprocess, file: Path) -> str:
     if not file.is_file():
-        raise DataError(f"{file} does not exist. Expected a log in CSV, TSV or Parquet.")
+        found = "is no file" if file.exists() else "does not exist"
+        raise DataError(f"{file} {found}. Expected a log in CSV, TSV or Parquet.")
     if recipe.format != "auto":
         return recipe.format
     name = file.name.lower().removesuffix(".gz")
@@ -87,6 +88,10 @@ def _sources(recipe: Preprocess) -> dict[str, str]:
 
 def _check_columns(file: Path, found: list[str], sources: dict[str, str]) -> None:
     for name, column in sources.items():
+        if found.count(column) > 1:
+            raise DataError(
+                f"{file} has {found.count(column)} columns named {column!r}. Name them apart."
+            )
         if column not in found:
             role = name if name == column else f"{name}, column {column!r}"
             raise DataError(

@@ -28,7 +28,7 @@ class Feature(Config):
     kind: Literal["categorical", "continuous"]
     """Categorical values get an index, numbers are standardised to mean 0 and deviation 1."""
     of: Literal["item", "interaction", "session"] = "interaction"
-    """What it describes; a session has one value, that of its newest interaction."""
+    """What it describes; a session has one value, that of its oldest interaction."""
     log: bool = False
     """Take log(1 + x) of a number first; for prices and counts, which spread over decades."""
     min_count: int = Field(default=1, ge=1)
@@ -43,6 +43,8 @@ class Feature(Config):
     def _check(self) -> Self:
         if not _NAME.fullmatch(self.name):
             raise ValueError("a feature's name consists of letters, digits and underscores")
+        if "__" in self.name or self.name.endswith("_"):
+            raise ValueError("two underscores, or one at the end, have a meaning for Triton")
         if self.name in _TAKEN or self.name.startswith("encoded_"):
             raise ValueError(f"`{self.name}` has a meaning of its own, choose another name")
         if self.kind == "categorical" and self.log:
@@ -130,6 +132,13 @@ class Preprocess(Config):
     split: Split = Split()
     """Parts kept apart for validation and test."""
 
+    @field_validator("delimiter")
+    @classmethod
+    def _check_delimiter(cls, value: str | None) -> str | None:
+        if value is not None and (not value.isascii() or value in '"\r\n'):
+            raise ValueError("expected one ASCII character, no quote and no line end")
+        return value
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         names = [feature.name for feature in self.features]
@@ -187,6 +196,8 @@ class ModelConfig(Config):
     def _check(self) -> Self:
         if self.d_model % self.n_head:
             raise ValueError(f"`n_head` {self.n_head} does not divide `d_model` {self.d_model}")
+        if self.architecture == "xlnet" and self.d_model % 2:
+            raise ValueError(f"xlnet's positions need an even `d_model`, found {self.d_model}")
         if self.architecture == "gpt2" and self.masking != "clm":
             raise ValueError("GPT-2 looks back only and needs clm; xlnet works with clm and mlm")
         return self
@@ -211,7 +222,7 @@ class TrainConfig(Config):
     """Share of the target that is spread over the catalogue."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are cut to this norm."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     """Of initial weights, shuffling and dropout."""
     metric: str = "ndcg@20"
     """Decides which epoch is the best on the validation sessions."""

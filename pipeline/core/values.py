@@ -5,6 +5,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.core.errors import DataError
 from pipeline.core.fitted import TimestampType, ValueType
 from pipeline.core.recipe import Timestamp
 
@@ -83,6 +84,8 @@ def microseconds(chunks: list[pa.Array], config: Timestamp) -> tuple[np.ndarray,
 
 
 def _microseconds(array: pa.Array, config: Timestamp) -> tuple[np.ndarray, TimestampType]:
+    if pa.types.is_duration(array.type) or pa.types.is_time(array.type):
+        raise DataError(f"The timestamp column holds {array.type}, expected moments, not spans.")
     if pa.types.is_timestamp(array.type) or pa.types.is_date(array.type):
         times = array.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
         return _filled(times), "string"

@@ -14,7 +14,7 @@ from pipeline.export import torchscript
 from pipeline.export.repository import write_repository
 from pipeline.model.build import load_model
 
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,99}")
 
 
 def export(
@@ -32,11 +32,11 @@ def export(
     catalogue, if it is smaller). ConfigError for numbers or names that cannot be.
     """
     if not _NAME.fullmatch(name):
-        raise ConfigError(f"--name is {name!r}, expected letters, digits, - and _.")
+        raise ConfigError(f"--name is {name!r}, expected up to 100 letters, digits, - and _.")
     if not 1 <= default_k <= max_k:
         raise ConfigError(f"--k is {default_k}, expected 1 to --max-k, which is {max_k}.")
-    if max_batch < 1:
-        raise ConfigError(f"--max-batch is {max_batch}, expected at least 1.")
+    if not 1 <= max_batch <= 65_536:
+        raise ConfigError(f"--max-batch is {max_batch}, expected 1 to 65536.")
     read_manifest(run, "run")
     fitted = Fitted.read(run)
     facts: dict[str, Any] = {}

@@ -38,7 +38,8 @@ class TabularSequenceFeatures(nn.Module):
         self.item = item
         self.max_sequence_length = max_sequence_length
         self.aggregation = aggregation
-        self.tables = nn.ModuleDict(tables)
+        # a prefix, since a module may have no child named `type` or `keys`
+        self._tables = nn.ModuleDict({f"of_{name}": table for name, table in tables.items()})
         self.continuous = continuous
         self.continuous_projection: nn.Module | None = None
         widths = [table.embedding_dim for table in tables.values()]
@@ -108,9 +109,15 @@ class TabularSequenceFeatures(nn.Module):
 
     def table(self, name: str) -> nn.Embedding:
         """Input embeddings of a categorical feature."""
-        table = self.tables[name]
+        table = self._tables[f"of_{name}"]
         assert isinstance(table, nn.Embedding)  # noqa: S101
         return table
+
+    @property
+    def tables(self) -> dict[str, nn.Embedding]:
+        """Input embeddings of all categorical features, by name."""
+        names = [key.removeprefix("of_") for key in self._tables]
+        return {name: self.table(name) for name in names}
 
     @property
     def feature_names(self) -> list[str]:

@@ -177,7 +177,8 @@ class GroupSessions(Operator):
         self.keep = keep
 
     def transform(self, col_selector: ColumnSelector, df: Any) -> Any:
-        """(rows) to (sessions); columns of the session hold the value of its newest row."""
+        """(rows) to (sessions); columns of the session hold the value of its oldest row, which
+        is known before anything that is to be predicted."""
         listed = [n for n in col_selector.names if n not in (self.session, *self.session_features)]
         if isinstance(df, pd.DataFrame):
             return self._on_arrays(df, listed)
@@ -187,15 +188,15 @@ class GroupSessions(Operator):
         order, starts = session_order(df[self.session], df[self.timestamp])
         ends = np.append(starts[1:], len(order))
         lengths = ends - starts
-        newest = order[ends - 1]
+        oldest = order[starts]
         if self.keep is not None:
             from_end = np.repeat(ends, lengths) - np.arange(len(order))  # 1 is the newest
             order = order[from_end <= self.keep]
             lengths = np.minimum(lengths, self.keep)
         offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
-        columns: dict[str, Any] = {self.session: df[self.session].iloc[newest].array}
+        columns: dict[str, Any] = {self.session: df[self.session].iloc[oldest].array}
         for name in self.session_features:
-            columns[name] = df[name].to_numpy()[newest]
+            columns[name] = df[name].to_numpy()[oldest]
         for name in listed:
             values = pa.array(df[name].to_numpy()[order])
             lists = pa.ListArray.from_arrays(offsets, values)
@@ -207,13 +208,13 @@ class GroupSessions(Operator):
         df["_row"] = df.index
         df = df.sort_values([self.session, self.timestamp, "_row"], ignore_index=True)
         groups = df.groupby(self.session, sort=True)
-        newest = groups[list(self.session_features)].last() if self.session_features else {}
+        oldest = groups[list(self.session_features)].first() if self.session_features else {}
         if self.keep is not None:
             sizes = groups["_row"].transform("count")
             df = df[sizes - groups.cumcount() <= self.keep]
         grouped = df.groupby(self.session, sort=True)[listed].agg(list)
         for name in self.session_features:
-            grouped[name] = newest[name]
+            grouped[name] = oldest[name]
         return grouped.reset_index()
 
     def compute_output_schema(

@@ -43,9 +43,12 @@ def read_interactions(
     tables = [read_log(recipe, file, report) for file in files]
     columns: dict[str, pd.Series] = {}
     types: dict[str, ValueType] = {}
+    wanted = fitted_types or {}  # not of the session: its id is never encoded
     for name in [SESSION, ITEM, *(f.name for f in recipe.features if f.kind == "categorical")]:
         chunks = [values.plain(table[name]) for table in tables]
-        columns[name], types[name] = values.categories(chunks, (fitted_types or {}).get(name))
+        columns[name], types[name] = values.categories(
+            chunks, None if name == SESSION else wanted.get(name)
+        )
     for feature in recipe.features:
         if feature.kind == "continuous":
             chunks = [values.plain(table[feature.name]) for table in tables]

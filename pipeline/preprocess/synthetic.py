@@ -29,7 +29,13 @@ DEVICES = ("phone", "desktop", "tablet")
 
 
 def synthesize(
-    out: Path, *, sessions: int = 8_000, items: int = 1_000, days: int = 14, seed: int = 0
+    out: Path,
+    *,
+    sessions: int = 8_000,
+    items: int = 1_000,
+    days: int = 14,
+    seed: int = 0,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write clicks to `out`, .csv, .csv.gz or .parquet, in the order of time; return their counts.
 
@@ -40,6 +46,12 @@ def synthesize(
         raise ConfigError(
             f"Found {sessions} sessions, {items} items, {days} days; expected at least 10, 10, 1."
         )
+    if not 1 <= days <= 36_500 or seed < 0:
+        raise ConfigError(
+            f"Found {days} days, seed {seed}; expected 1 to 36500 days, a seed from 0."
+        )
+    if out.exists() and not overwrite:
+        raise ConfigError(f"{out} exists; it is left alone. Choose another --out, or --overwrite.")
     name = out.name.lower()
     if not name.endswith((".csv", ".csv.gz", ".parquet")):
         raise ConfigError(f"{out}: expected a name that ends in .csv, .csv.gz or .parquet.")

@@ -104,7 +104,9 @@ class Client:
         """One record a session of raw log files, sessions in the order of their first row."""
         from pipeline.serve.log import read_sessions  # pandas and Arrow, for files alone
 
-        for ids, sessions in _batches(read_sessions(self.served, files)):
+        for ids, sessions in _batches(
+            read_sessions(self.served, files), min(_SESSIONS_A_REQUEST, self.served.max_batch)
+        ):
             answer = self.recommend(sessions, k)
             for session, items, scores in zip(ids, answer.items, answer.scores, strict=True):
                 yield {
@@ -162,6 +164,14 @@ class Client:
             raise ServingError(f"The server refused: {message}") from None
         except (OSError, TimeoutError):
             raise self._no_server() from None
+        except UnicodeError as error:
+            raise ConfigError(f"A value is not text in UTF-8: {error}.") from None
+        except Exception as error:
+            # what its HTTP library says of an answer in another protocol has many types
+            raise ServingError(
+                f"What answers at {self.url} does not speak Triton's {self._protocol}: "
+                f"{type(error).__name__}. Check the port."
+            ) from None
 
     def _no_server(self) -> ServingError:
         return ServingError(
@@ -203,14 +213,14 @@ def _integer(value: Any) -> int:
 
 
 def _batches(
-    sessions: Iterator[tuple[Any, Columns]],
+    sessions: Iterator[tuple[Any, Columns]], size: int
 ) -> Iterator[tuple[list[Any], list[Columns]]]:
     ids: list[Any] = []
     batch: list[Columns] = []
     for session, columns in sessions:
         ids.append(session)
         batch.append(columns)
-        if len(batch) == _SESSIONS_A_REQUEST:
+        if len(batch) == size:
             yield ids, batch
             ids, batch = [], []
     if batch:

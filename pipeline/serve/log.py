@@ -12,13 +12,14 @@ from pipeline.core import values
 from pipeline.core.columns import SESSION, TIMESTAMP
 from pipeline.core.errors import DataError
 from pipeline.core.logfile import Report, read_log
+from pipeline.core.recipe import Timestamp
 from pipeline.serve.served import ServedModel
 
 Columns = dict[str, list[Any]]
 
 
 def read_sessions(served: ServedModel, files: list[Path]) -> Iterator[tuple[Any, Columns]]:
-    """Ids and raw columns of each session, its rows in the order of the files.
+    """Ids and raw columns of each session, its rows in the order of time.
 
     Rows without a session id belong to none and are passed over. DataError for a file that cannot
     be read, lacks a column or holds no row.
@@ -33,7 +34,7 @@ def read_sessions(served: ServedModel, files: list[Path]) -> Iterator[tuple[Any,
     for name, parts in chunks.items():
         kind = served.types.get(name) or served.timestamp_type
         if name == TIMESTAMP:
-            columns[name] = _raw_times(parts, str(kind))
+            columns[name] = _raw_times(parts, str(kind), served.recipe.timestamp)
         elif kind == "float64":
             columns[name] = values.numbers(parts, positive=False)[0]
         else:
@@ -41,22 +42,21 @@ def read_sessions(served: ServedModel, files: list[Path]) -> Iterator[tuple[Any,
     frame = pd.DataFrame(columns)
     if not len(frame):
         raise DataError(f"{', '.join(map(str, files))} holds no row to recommend for.")
-    # a feature of the session has the value of its newest interaction, wherever that stands
-    times = np.arange(len(frame))
+    frame["_session"] = sessions.to_numpy()
     if served.recipe.timestamp is not None:
         parts = [values.plain(table[TIMESTAMP]) for table in tables]
         times = values.microseconds(parts, served.recipe.timestamp)[0]
-    for session, rows in frame.groupby(sessions.to_numpy(), sort=False, dropna=True):
-        own_times = times[rows.index]
-        newest = int(np.flatnonzero(own_times == own_times.max())[-1])
+        if (times != values.NO_TIME).all():  # an interaction without a time keeps its place
+            frame = frame.iloc[np.argsort(times, kind="stable")]
+    for session, rows in frame.groupby("_session", sort=False, dropna=True):
         taken: Columns = {}
-        for name in frame.columns:
+        for name in columns:
             given = [None if pd.isna(v) else v for v in rows[name].tolist()]
-            taken[name] = [given[newest]] if served.scopes.get(name) == "session" else given
+            taken[name] = given[:1] if served.scopes.get(name) == "session" else given
         yield session, taken
 
 
-def _raw_times(parts: list[pa.Array], kind: str) -> Any:
+def _raw_times(parts: list[pa.Array], kind: str, config: Timestamp | None) -> Any:
     """Times as the server takes them: text, or numbers in the log's unit."""
     if kind == "string":
         texts = []
@@ -66,5 +66,9 @@ def _raw_times(parts: list[pa.Array], kind: str) -> Any:
             texts += part.cast(pa.string()).to_pylist()
         return texts
     if kind == "int64":
-        return values.categories(parts, "int64")[0]
+        # whole units, also where this log has fractions of them
+        assert config is not None  # noqa: S101
+        times = values.microseconds(parts, config)[0]
+        unit = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}[config.unit]
+        return [None if t == values.NO_TIME else round(t / unit) for t in times.tolist()]
     return values.numbers(parts, positive=False)[0]

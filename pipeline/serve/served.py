@@ -24,6 +24,8 @@ class ServedModel:
     time_needed: bool
     default_k: int
     max_k: int
+    max_batch: int
+    """Most sessions of a request."""
 
     @classmethod
     def from_config(cls, config: dict[str, Any], name: str) -> Self:
@@ -31,6 +33,7 @@ class ServedModel:
         try:
             stored = json.loads(config["parameters"][_PARAMETER]["string_value"])
             stored["recipe"] = Preprocess.from_dict(stored["recipe"], name)
+            stored["max_batch"] = int(config["max_batch_size"])
             return cls(**{field: stored[field] for field in cls.__dataclass_fields__})
         except (KeyError, TypeError, ValueError):
             raise ServingError(

@@ -28,6 +28,9 @@ _SCORES_AT_ONCE = 1 << 22
 """Stored scores in one chunk; ranking them takes about 60 bytes each."""
 
 
+BASELINES = ("popularity", "co-visitation", "sequential-rules", "session-knn")
+
+
 class Scores(NamedTuple):
     """Scores of some prefixes. Prefixes may share a row; what is not stored scores 0."""
 

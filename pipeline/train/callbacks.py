@@ -39,7 +39,7 @@ class BestEpoch(TrainerCallback):
     ) -> None:
         """Compare with the best so far."""
         value = others["metrics"][self.metric]
-        if value > self.value or self.weights is None:
+        if self.weights is None or value > self.value or math.isnan(self.value):
             self.value, self.epoch, self._worse = value, state.epoch or 0.0, 0
             self.weights = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
             return

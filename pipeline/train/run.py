@@ -10,13 +10,13 @@ import pyarrow.parquet as pq
 
 from pipeline.core.artifact import new_artifact, read_manifest
 from pipeline.core.columns import FIRST_ITEM, ITEM, SCHEMA_FILE, SESSIONS_DIRECTORY, TIMESTAMP
-from pipeline.core.errors import ArtifactError
+from pipeline.core.errors import ArtifactError, ConfigError
 from pipeline.core.fitted import Fitted
 from pipeline.core.recipe import ModelConfig, TrainConfig
 from pipeline.core.schema import Schema
 from pipeline.model.build import build_model, load_model, save_model
 from pipeline.model.model import Model
-from pipeline.train.baselines import all_baseline_ranks
+from pipeline.train.baselines import BASELINES, all_baseline_ranks
 from pipeline.train.device import best_device
 from pipeline.train.evaluation import Positions, prefixes, rank_targets
 from pipeline.train.loader import SessionLoader
@@ -52,7 +52,7 @@ def train(
                 data, "train", model, _POOL_BATCHES * train_config.batch_size, train_config.seed
             )
         }
-        if (data / SESSIONS_DIRECTORY / "valid").is_dir():
+        if _has_targets(data, "valid"):
             loaders["valid"] = _loader(data, "valid", model, _EVALUATION_SESSIONS)
         trainer = Trainer(
             model,
@@ -63,6 +63,11 @@ def train(
         )
         begin = time.monotonic()
         result = trainer.train()
+        if not all(bool(p.isfinite().all()) for p in model.parameters()):
+            raise ConfigError(
+                "Training diverged: weights are not finite. Lower `train.learning_rate`, or raise "
+                "`model.temperature`."
+            )
         facts.update(
             seconds=round(time.monotonic() - begin, 1),
             device=str(trainer.args.device),
@@ -100,11 +105,7 @@ def evaluate(
     """
     read_manifest(run, "run")
     read_manifest(data, "data")
-    if not Fitted.read(run).item.values.equals(Fitted.read(data).item.values):
-        raise ArtifactError(
-            f"{run} was trained on another catalogue than that of {data}. Evaluate it on the data "
-            "directory it was trained on, or train again."
-        )
+    check_same_preprocessing(run, data)
     model = load_model(run).to(best_device())
     longest = model.inputs.max_sequence_length
     assert longest is not None  # noqa: S101
@@ -127,8 +128,32 @@ def evaluate(
     }
 
 
+def check_same_preprocessing(run: Path, data: Path) -> None:
+    """ArtifactError unless the indices and numbers of `data` mean what the run learned."""
+    learned, found = Fitted.read(run), Fitted.read(data)
+    same_items = learned.item.values.equals(found.item.values)
+    same = (
+        same_items
+        and learned.recipe.features == found.recipe.features
+        and learned.recipe.timestamp == found.recipe.timestamp
+        and learned.recipe.max_sequence_length == found.recipe.max_sequence_length
+        and learned.standardisations == found.standardisations
+        and learned.vocabularies.keys() == found.vocabularies.keys()
+        and all(
+            v.values.equals(found.vocabularies[n].values) for n, v in learned.vocabularies.items()
+        )
+    )
+    if not same:
+        what = "other features" if same_items else "another catalogue"
+        raise ArtifactError(
+            f"{run} was trained on {what} than those of {data}. Evaluate it on the data directory "
+            "it was trained on, or train again."
+        )
+
+
 def _name(run: Path) -> str:
-    return run.resolve().name
+    name = run.resolve().name
+    return f"{name} (run)" if name in BASELINES else name
 
 
 def _loader(
@@ -143,6 +168,13 @@ def _loader(
         shuffle=seed is not None,
         seed=seed or 0,
     )
+
+
+def _has_targets(data: Path, part: str) -> bool:
+    """Whether a part is there and holds a session of two interactions."""
+    if not (data / SESSIONS_DIRECTORY / part).is_dir():
+        return False
+    return bool((np.diff(_items(data, part)[1]) > 1).any())
 
 
 def _baselines(

@@ -179,6 +179,7 @@ def training_arguments(config: TrainConfig, directory: str, validate: bool) -> T
         logging_strategy="epoch",
         save_strategy="no",
         report_to=[],
+        logging_nan_inf_filter=False,  # a diverged loss must show
         disable_tqdm=True,
         remove_unused_columns=False,
     )

@@ -137,6 +137,46 @@ def test_something_else_at_the_target_is_left_alone(tmp_path: Path, put: object)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
+def test_files_that_somebody_put_into_an_artifact_are_left_alone(tmp_path: Path) -> None:
+    write(tmp_path / "shop")
+    (tmp_path / "shop" / "sessions" / "notes.txt").write_text("mine")
+    with pytest.raises(ArtifactError, match=r"holds sessions/notes.txt, .* Move that away"):
+        write(tmp_path / "shop")
+    assert (tmp_path / "shop" / "sessions" / "notes.txt").read_text() == "mine"
+    (tmp_path / "shop" / "sessions" / "notes.txt").unlink()
+    (tmp_path / "shop" / "__pycache__").mkdir()  # Triton's Python leaves such
+    (tmp_path / "shop" / "__pycache__" / "model.pyc").write_text("x")
+    write(tmp_path / "shop")
+    assert not (tmp_path / "shop" / "__pycache__").exists()
+
+
+@pytest.mark.parametrize("files", [None, 3, "x", [[1]]])
+def test_an_artifact_whose_manifest_is_damaged_is_left_alone(tmp_path: Path, files: object) -> None:
+    write(tmp_path / "shop")
+    text = json.dumps({"kind": "data", "files": files})
+    (tmp_path / "shop" / "manifest.json").write_text(text)
+    with pytest.raises(ArtifactError, match="left alone"):
+        write(tmp_path / "shop")
+
+
+def test_a_rename_that_fails_puts_the_previous_artifact_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "shop")
+    rename = Path.rename
+
+    def fail_for_the_new_one(path: Path, target: Path) -> None:
+        if target.name == "shop" and (path / "new").exists():
+            raise OSError
+        rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail_for_the_new_one)
+    with pytest.raises(OSError):
+        write(tmp_path / "shop", files={"new": b"1"})
+    assert read_manifest(tmp_path / "shop", "data") == {"files": 3}
+    assert names_in(tmp_path) == ["shop"]
+
+
 def test_a_mount_point_is_refused_before_the_work_begins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,6 +213,14 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
     manifest = json.loads((tmp_path / "shop" / "manifest.json").read_text())
     (tmp_path / "shop" / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
     assert "has format 99, this version reads 1" in refusal(tmp_path / "shop")
+
+
+def test_a_glance_looks_at_the_manifest_alone(tmp_path: Path) -> None:
+    write(tmp_path / "shop")
+    (tmp_path / "shop" / "empty").write_text("changed")
+    assert read_manifest(tmp_path / "shop", "data", check_files=False) == {"files": 3}
+    with pytest.raises(ArtifactError, match="is a data directory, expected run"):
+        read_manifest(tmp_path / "shop", "run", check_files=False)
 
 
 @pytest.mark.parametrize("name", [*FILES, "manifest.json"])

@@ -96,6 +96,12 @@ def test_no_unknown_key_slips_through(section: str, key: str) -> None:
         ({"preprocess": {"timestamp": {"column": "t", "features": ["hours"]}}}, "'hour'"),
         ({"preprocess": {"timestamp": {"column": "t", "features": ["hour"] * 2}}}, "twice"),
         ({"preprocess": {"format": "sequences", "timestamp": {"column": "t"}}}, "item ids alone"),
+        ({"preprocess": {"delimiter": '"'}}, "one ASCII character, no quote and no line end"),
+        ({"preprocess": {"delimiter": "\n"}}, "one ASCII character"),
+        ({"preprocess": {"delimiter": "§"}}, "one ASCII character"),
+        ({"model": {"temperature": float("inf")}}, "`model.temperature` is inf"),
+        ({"model": {"architecture": "xlnet", "d_model": 9, "n_head": 3}}, "an even `d_model`"),
+        ({"train": {"seed": -1}}, "`train.seed` is -1"),
     ],
 )
 def test_a_wrong_value_is_named_with_what_was_expected(values: dict, expected: str) -> None:
@@ -113,6 +119,8 @@ def feature(name: str, **more: object) -> dict:
         (feature("length"), "a meaning of its own"),
         (feature("encoded_x"), "a meaning of its own"),
         (feature("../x"), "letters, digits and underscores"),
+        (feature("brand__0"), "two underscores"),
+        (feature("brand_"), "one at the end"),
         (feature("price", log=True), "`log` is for continuous"),
         (feature("price", kind="continuous", min_count=2), "`min_count` is for categorical"),
     ],

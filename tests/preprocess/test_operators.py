@@ -85,7 +85,7 @@ def test_grouping_equals_a_loop(log: pd.DataFrame, keep: int | None) -> None:
         rows = sorted(rows, key=lambda row: row["timestamp"])  # stable: ties keep the log's order
         newest = rows if keep is None else rows[-keep:]
         lists = {name: [row[name] for row in newest] for name in LISTED}
-        expected.append({"session_id": session, "device": rows[-1]["device"], **lists})
+        expected.append({"session_id": session, "device": rows[0]["device"], **lists})
     assert grouped(log, keep, ("device",)) == expected
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from pipeline.core import values
 from pipeline.core.errors import DataError
+from pipeline.core.logfile import check_files
 from pipeline.core.recipe import Preprocess, Timestamp
 from pipeline.preprocess.source import Interactions, read_interactions
 
@@ -302,7 +303,13 @@ def test_types_that_were_fitted_are_kept_and_other_values_become_unknown(tmp_pat
     found = [None if pd.isna(value) else value for value in log.frame["item_id"].tolist()]
     assert found == [7, None, unknown, unknown, unknown, largest, unknown, -largest, unknown]
     log = read_interactions(recipe(), [file], {"session_id": "string", "item_id": "string"})
-    assert log.frame["session_id"].tolist() == ["1"] * 9
+    assert log.frame["item_id"].tolist()[:3] == ["7", None, "x"]
+
+
+def test_session_ids_of_another_type_than_those_learned_stay_apart(tmp_path: Path) -> None:
+    file = parquet(tmp_path, session_id=["u1", "u1", "u2"], item_id=[1, 2, 3])
+    log = read_interactions(recipe(), [file], {"session_id": "int64", "item_id": "int64"})
+    assert log.frame["session_id"].tolist() == ["u1", "u1", "u2"]
 
 
 def test_rows_without_a_session_are_dropped_and_counted(tmp_path: Path) -> None:
@@ -450,6 +457,21 @@ def test_rows_without_a_usable_time_are_dropped_and_counted(tmp_path: Path) -> N
 # --- what cannot be read ------------------------------------------------------------------------
 
 
+def test_a_column_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("session_id,item_id,item_id\n1,2,3\n")
+    expected = "has 2 columns named 'item_id'. Name them apart."
+    assert expected in refusal(recipe(), tmp_path / "log.csv")
+    headerless = recipe(columns=["session_id", "item_id", "item_id"])
+    assert expected in refusal(headerless, tmp_path / "log.csv")
+
+
+def test_a_span_of_time_is_no_moment(tmp_path: Path) -> None:
+    for kind in (pa.duration("s"), pa.time32("s")):
+        file = parquet(tmp_path, session_id=[1], item_id=[1], t=pa.array([5], kind))
+        message = refusal(recipe(timestamp={"column": "t", "unit": "s"}), file)
+        assert "expected moments, not spans" in message
+
+
 def test_a_missing_column_is_named_with_what_was_found(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_bytes(text_of(",", ROWS))
     message = refusal(recipe(**{**SHOP, "item": "product"}), tmp_path / "log.csv")
@@ -463,9 +485,21 @@ def test_a_missing_column_is_named_with_what_was_found(tmp_path: Path) -> None:
     assert "no column for item_id" in refusal(headerless, tmp_path / "log.csv")
 
 
+def test_files_are_checked_without_reading_them(tmp_path: Path) -> None:
+    good, other = tmp_path / "log.csv", tmp_path / "log.xlsx"
+    for file in (good, other):
+        file.write_bytes(b"\xff")
+    check_files(recipe(), [good])
+    check_files(recipe(format="csv"), [other])
+    with pytest.raises(DataError, match="cannot tell the format"):
+        check_files(recipe(), [good, other])
+    with pytest.raises(DataError, match=r"none.csv does not exist"):
+        check_files(recipe(format="csv"), [good, tmp_path / "none.csv"])
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     assert "none.csv does not exist" in refusal(recipe(), tmp_path / "none.csv")
-    assert "does not exist" in refusal(recipe(), tmp_path)
+    assert "is no file" in refusal(recipe(), tmp_path)
 
 
 @pytest.mark.parametrize(

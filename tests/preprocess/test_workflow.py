@@ -80,7 +80,7 @@ def sessions_of(fitted: Fitted, directory: Path, frame: pd.DataFrame, keep: int 
 
 
 @given(rows=ROWS)
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=4)
 def test_a_rebuilt_workflow_transforms_like_the_fitted_one(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple]
 ) -> None:
@@ -97,8 +97,8 @@ def test_a_rebuilt_workflow_transforms_like_the_fitted_one(
         found = [value for session in rebuilt for value in session[name]]
         assert found == flat[name].to_numpy()[order].tolist(), name
     for name in ("device", "age"):
-        newest = [flat[name].to_numpy()[rows][-1] for rows in rows_by_session(log.frame)]
-        assert [session[name] for session in rebuilt] == newest
+        oldest = [flat[name].to_numpy()[rows][0] for rows in rows_by_session(log.frame)]
+        assert [session[name] for session in rebuilt] == oldest
 
 
 def rows_by_session(frame: pd.DataFrame) -> list[np.ndarray]:
@@ -114,7 +114,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> tuple[Fitted, Path]:
 
 
 @given(served=ROWS, keep=st.none() | st.integers(1, 4))
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=8)
 def test_transforming_never_drops_a_session_or_a_row(
     shop: tuple[Fitted, Path], served: list[tuple], keep: int | None
 ) -> None:
@@ -143,14 +143,16 @@ def test_unknown_values_become_2_and_missing_ones_1(tmp_path: Path) -> None:
         (1, "c", 2, "z", 1, 1, 1, 1),
         (1, None, 3, None, None, None, None, None),
         (2, "a", 4, "", 1, 1, 9, 1),
+        (3, "a", 5, "x", 1, 1, None, None),
     ]
-    first, second = sessions_of(fitted, tmp_path, interactions(served).frame, None)
+    first, second, third = sessions_of(fitted, tmp_path, interactions(served).frame, None)
     assert first["item_id"] == [3, 4, 2, 1]
     assert first["brand"] == [3, 2, 2, 1]
     assert first["price"][-1] == 0
     assert first["dwell"][-1] == 0
-    assert first["age"] == 0
-    assert first["device"] == 1
+    assert first["device"] == 3  # a feature of the session is that of its oldest interaction
+    assert third["age"] == 0
+    assert third["device"] == 1
     assert second["brand"] == [1]
     assert second["device"] == 2
 
@@ -172,8 +174,8 @@ def test_columns_without_any_value_in_training_are_served_all_the_same(tmp_path:
     (session,) = sessions_of(fitted, tmp_path, interactions(rows, types).frame, None)
     assert session["brand"] == [2, 1]
     assert session["dwell"] == [5.0, 0.0]
-    assert session["device"] == 1
-    assert session["age"] == 0
+    assert session["device"] == 2
+    assert session["age"] == 5
 
 
 def test_ids_of_19_digits_stay_apart_where_some_are_missing(tmp_path: Path) -> None:

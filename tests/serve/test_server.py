@@ -304,6 +304,22 @@ def test_a_repository_serves_when_copied_elsewhere_and_read_only(
     assert sorted(path.relative_to(copied) for path in copied.rglob("*")) == before
 
 
+def test_a_log_is_asked_for_in_batches_that_the_server_takes(shop: Shop, tmp_path: Path) -> None:
+    export(shop.run, tmp_path / "small", max_batch=4)
+    log = tmp_path / "new.parquet"
+    synthesize(log, sessions=11, items=200, seed=9)
+    with (
+        running_server(tmp_path / "small", ports=free_ports()) as server,
+        Client(url_of(server, "http")) as client,
+    ):
+        assert len(list(client.recommend_log([log], 2))) == 11
+        with (
+            pytest.raises(ServingError, match="does not speak Triton's http"),
+            Client(f"http://{server.metrics_url}") as wrong,
+        ):
+            wrong.recommend([SESSION])
+
+
 def test_nobody_at_the_address_is_one_clear_line() -> None:
     port = free_ports().http
     for protocol in PROTOCOLS:

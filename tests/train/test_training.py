@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.core.artifact import read_manifest
 from pipeline.core.errors import ArtifactError, ConfigError
-from pipeline.core.recipe import ModelConfig, Split, TrainConfig
+from pipeline.core.recipe import ModelConfig, Preprocess, Split, TrainConfig
 from pipeline.preprocess.run import preprocess
 from pipeline.train.loader import SessionLoader
 from pipeline.train.run import evaluate, train
@@ -155,6 +155,63 @@ def test_a_part_that_was_not_made_is_named(shop: Shop, tmp_path: Path) -> None:
     train(tmp_path / "whole", config, TrainConfig(epochs=1), tmp_path / "run")
     with pytest.raises(ArtifactError, match="has no test sessions, it has: train"):
         evaluate(tmp_path / "run", tmp_path / "whole")
+
+
+def test_evaluation_refuses_other_features_of_the_same_items(shop: Shop, tmp_path: Path) -> None:
+    features = tuple(
+        feature.model_copy(update={"column": "action"}) if feature.name == "category" else feature
+        for feature in shop.recipe.preprocess.features
+    )
+    recipe = shop.recipe.preprocess.model_copy(update={"features": features})
+    preprocess(recipe, [shop.clicks], [], tmp_path / "other")
+    with pytest.raises(ArtifactError, match="was trained on other features"):
+        evaluate(shop.run, tmp_path / "other")
+
+
+def test_a_training_that_diverged_leaves_no_run(shop: Shop, tmp_path: Path) -> None:
+    config = ModelConfig(d_model=8, n_head=2, n_layer=1, temperature=1e-40)
+    with pytest.raises(ConfigError, match="Training diverged: weights are not finite"):
+        train(shop.data, config, TrainConfig(epochs=1), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_validation_sessions_of_one_interaction_are_no_validation(tmp_path: Path) -> None:
+    log = tmp_path / "log.csv"
+    rows = [f"{s},{i},{100 * s + i}" for s in range(8) for i in range(3)] + ["99,1,9999"]
+    log.write_text("session_id,item_id,t\n" + "\n".join(rows) + "\n")
+    recipe = Preprocess(timestamp={"column": "t", "unit": "s"}, split={"valid": 0.1})  # type: ignore[arg-type]
+    preprocess(recipe, [log], [], tmp_path / "data")
+    config = ModelConfig(d_model=8, n_head=2, n_layer=1)
+    facts = train(tmp_path / "data", config, TrainConfig(epochs=1), tmp_path / "run")
+    assert "best_epoch" not in facts
+
+
+def test_a_feature_may_be_named_type(tmp_path: Path) -> None:
+    log = tmp_path / "log.csv"
+    rows = [f"{s},{i},{i % 2}" for s in range(8) for i in range(3)]
+    log.write_text("session_id,item_id,type\n" + "\n".join(rows) + "\n")
+    recipe = Preprocess(features=({"name": "type", "kind": "categorical"},))  # type: ignore[arg-type]
+    preprocess(recipe, [log], [], tmp_path / "data")
+    config = ModelConfig(d_model=8, n_head=2, n_layer=1)
+    train(tmp_path / "data", config, TrainConfig(epochs=1), tmp_path / "run")
+
+
+def test_a_feature_of_the_session_tells_nothing_of_its_target(tmp_path: Path) -> None:
+    """The item itself as a feature of the session: at best it repeats the first item."""
+    log = tmp_path / "log.csv"
+    random = np.random.default_rng(0)
+    rows = [f"{s},{random.integers(9)},{10 * s + i}" for s in range(300) for i in range(3)]
+    log.write_text("session_id,item_id,t\n" + "\n".join(rows) + "\n")
+    recipe = Preprocess(
+        timestamp={"column": "t", "unit": "s"},  # type: ignore[arg-type]
+        features=({"name": "g", "column": "item_id", "kind": "categorical", "of": "session"},),  # type: ignore[arg-type]
+        split={"test": 0.3},  # type: ignore[arg-type]
+    )
+    preprocess(recipe, [log], [], tmp_path / "data")
+    config = ModelConfig(d_model=16, n_head=2, n_layer=1)
+    train(tmp_path / "data", config, TrainConfig(epochs=15, learning_rate=0.01), tmp_path / "run")
+    result = evaluate(tmp_path / "run", tmp_path / "data", positions="last", cutoffs=(1,))
+    assert result["results"]["run"]["recall@1"] < 0.35  # 1 in 9 is chance, the leak gave .92
 
 
 @pytest.mark.gpu

@@ -1,0 +1,565 @@
+"""The server's NumPy encoder equals the NVTabular workflow, bit for bit."""
+
+import ast
+import functools
+import json
+import re
+import tempfile
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import Phase, example, given, settings
+from hypothesis import strategies as st
+
+from pipeline.core import values
+from pipeline.core.fitted import Fitted
+from pipeline.core.recipe import Preprocess, Timestamp
+from pipeline.export.tables import encoder_spec, write_encoder
+from pipeline.preprocess import workflow
+from pipeline.preprocess.source import Interactions, read_interactions
+from pipeline.serve import encoder
+from pipeline.serve.encoder import MISSING_INTEGER, Encoder, RequestError
+
+KINDS = {
+    "session_id": pa.int64(),
+    "item_id": pa.string(),
+    "number": pa.int64(),
+    "colour": pa.string(),
+    "price": pa.float64(),
+    "dwell": pa.float64(),
+    "flat": pa.float64(),
+    "void": pa.float64(),
+    "nothing": pa.string(),
+    "device": pa.string(),
+    "age": pa.float64(),
+}
+FEATURES = [
+    {"name": "number", "kind": "categorical", "of": "item"},
+    {"name": "colour", "kind": "categorical", "min_count": 2},
+    {"name": "price", "kind": "continuous", "of": "item", "log": True},
+    {"name": "dwell", "kind": "continuous"},
+    {"name": "flat", "kind": "continuous"},  # constant in training
+    {"name": "void", "kind": "continuous", "log": True},  # missing throughout training
+    {"name": "nothing", "kind": "categorical"},  # likewise
+    {"name": "device", "kind": "categorical", "of": "session"},
+    {"name": "age", "kind": "continuous", "of": "session", "log": True},
+]
+JUNK = {"int64": 12345, "float64": 6.25, "string": b"junk"}
+"""What stands in a request beyond the length of a session."""
+
+
+class Shop(NamedTuple):
+    """One fitted preprocessing and the encoder that was made from it."""
+
+    fitted: Fitted
+    directory: Path
+    encoder: Encoder
+
+
+def recipe(length: int, timestamp: dict | None) -> Preprocess:
+    values = {"features": FEATURES, "max_sequence_length": length, "timestamp": timestamp}
+    return Preprocess.from_dict(values, "recipe")
+
+
+def interactions(
+    recipe: Preprocess, rows: list[tuple], time_type: pa.DataType, types: dict | None = None
+) -> Interactions:
+    kinds = {**KINDS, "t": time_type}
+    columns = zip(*rows, strict=True)
+    arrays = [pa.array(c, kind) for c, kind in zip(columns, kinds.values(), strict=True)]
+    with tempfile.TemporaryDirectory() as directory:
+        pq.write_table(pa.table(arrays, list(kinds)), f"{directory}/log.parquet")
+        return read_interactions(recipe, [Path(directory) / "log.parquet"], types)
+
+
+def open_shop(recipe: Preprocess, training: list[tuple], time_type: pa.DataType) -> Shop:
+    """Fit, write, read back; the encoder reads nothing but its own files."""
+    directory = Path(tempfile.mkdtemp())
+    log = interactions(recipe, training, time_type)
+    with tempfile.TemporaryDirectory() as scratch:
+        workflow.fit(recipe, log, Path(scratch)).write(directory)
+    fitted = Fitted.read(directory)
+    (directory / "encoder").mkdir()
+    write_encoder(directory / "encoder", fitted, encoder_spec(fitted, default_k=10, max_k=50))
+    return Shop(fitted, directory, Encoder(directory / "encoder"))
+
+
+def by_workflow(shop: Shop, rows: list[tuple], time_type: pa.DataType) -> dict[str, np.ndarray]:
+    """What NVTabular makes of the rows as a log, padded as the model is given it."""
+    fitted = shop.fitted
+    types = {name: v.type for name, v in fitted.vocabularies.items()}
+    log = interactions(fitted.recipe, rows, time_type, types | {"session_id": "int64"})
+    assert len(log.frame) == len(rows)
+    length = fitted.recipe.max_sequence_length
+    frame = workflow.transform(workflow.rebuild(fitted, shop.directory, length), log.frame)
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    padded = {}
+    for name in set(table.column_names) - {"session_id", "timestamp"}:
+        kind = table[name].type
+        if not pa.types.is_list(kind):
+            padded[name] = table[name].to_numpy()[:, np.newaxis]
+            continue
+        padded[name] = np.zeros((len(frame), length), kind.value_type.to_pandas_dtype())
+        for row, session in enumerate(table[name].to_pylist()):
+            padded[name][row, : len(session)] = session
+    return padded
+
+
+def request(shop: Shop, rows: list[tuple]) -> dict[str, np.ndarray]:
+    """The same rows as the tensors of one request, with junk where a session is shorter."""
+    spec = shop.encoder.spec
+    names = [*KINDS, "t"]
+    sessions: dict[int, list[dict[str, Any]]] = {}
+    for row in rows:
+        sessions.setdefault(row[0], []).append(dict(zip(names, row, strict=True)))
+    groups = [sessions[number] for number in sorted(sessions)]
+    width = max(map(len, groups)) + 1
+    tensors = {"length": np.array([[len(group)] for group in groups], np.int32)}
+    columns = [(c["name"], c["name"], c["type"], c["scope"]) for c in spec["columns"]]
+    if spec["timestamp"] is not None:
+        columns.append(("timestamp", "t", spec["timestamp"]["type"], "interaction"))
+    for tensor, name, kind, scope in columns:
+        shape = (len(groups), 1 if scope == "session" else width)
+        array = np.full(shape, JUNK[kind], {"string": object}.get(kind, kind))
+        for number, group in enumerate(groups):
+            given = [raw(row[name], kind) for row in group]
+            if scope == "session":  # of its oldest interaction
+                order = sorted(range(len(group)), key=lambda i: times(shop, group)[i])
+                given = [given[order[0]]]
+            array[number, : len(given)] = given
+        tensors[tensor] = array
+    return tensors
+
+
+def times(shop: Shop, group: list[dict]) -> list[int]:
+    config = shop.fitted.recipe.timestamp
+    if config is None:
+        return list(range(len(group)))
+    return values.microseconds([pa.array([row["t"] for row in group])], config)[0].tolist()
+
+
+def raw(value: Any, kind: str) -> Any:
+    """A value as a request holds it."""
+    if kind == "string":
+        return b"" if value is None else str(value).encode()
+    if kind == "int64":
+        if value in (None, ""):
+            return MISSING_INTEGER
+        known = isinstance(value, int) or re.fullmatch("0|-?[1-9][0-9]{0,17}", value)
+        return int(value) if known else values.UNKNOWN_INTEGER
+    return np.nan if value is None else value
+
+
+def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert set(found) == set(expected)
+    for name, array in expected.items():
+        assert found[name].dtype == array.dtype, name
+        np.testing.assert_array_equal(found[name], array, err_msg=name, strict=True)
+
+
+def check(shop: Shop, rows: list[tuple], time_type: pa.DataType) -> None:
+    """Both ways give the same, and a session's tensors do not depend on the others."""
+    tensors = request(shop, rows)
+    found = shop.encoder.encode(shop.encoder.read(tensors))
+    assert_same(found, by_workflow(shop, rows, time_type))
+    for number, length in enumerate(tensors["length"][:, 0]):
+        alone = {
+            name: array[number : number + 1, : None if array.shape[1] == 1 else length]
+            for name, array in tensors.items()
+            if name != "length"
+        }
+        single = shop.encoder.encode(shop.encoder.read(alone))
+        assert_same(single, {name: array[number : number + 1] for name, array in found.items()})
+
+
+# --- raw values ---------------------------------------------------------------------------------
+
+TEXTS = st.one_of(
+    st.sampled_from(["red", "blue", "", "007", "7", "é", "e\N{COMBINING ACUTE ACCENT}"]),
+    st.none(),
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=3),
+)
+INTEGERS = st.sampled_from([7, 8, 2053013555631882655, 2053013555631882656, -1, None]) | (
+    st.integers(-(2**63) + 2, 2**63 - 1)
+)
+NUMBERS = st.one_of(
+    st.sampled_from(
+        [0.0, -0.0, 1.0, 9.99, -1.0, -1 + 1e-12, -0.999, -7.5, 3.4e38, 3.5e38, 1e300, 5e-324]
+    ),
+    st.none(),
+    st.floats(),
+    st.floats(0, 1000, width=32),
+)  # fmt: skip
+FINITE = st.sampled_from([None, 1.0, 2.5, 2.5, 40.0])
+
+
+@st.composite
+def iso_times(draw: st.DrawFn) -> str:
+    """Every form of text that counts as a time, by itself and all mixed in one column."""
+    moment = draw(st.datetimes(datetime(1700, 1, 1), datetime(2199, 12, 31)))
+    text = moment.date().isoformat()
+    if draw(st.integers(0, 9)) == 0:
+        return text
+    seconds = draw(st.sampled_from(["", ":%S"]))
+    text += draw(st.sampled_from(["T", " "])) + moment.strftime(f"%H:%M{seconds}")
+    if seconds and draw(st.booleans()):
+        text += "." + draw(st.text("0123456789", min_size=1, max_size=9))
+    sign, hours, minutes = draw(st.sampled_from("+-")), draw(st.integers(0, 23)), draw(MINUTES)
+    zones = ["", "Z", "UTC", f"{sign}{hours:02}:{minutes:02}", f"{sign}{hours:02}{minutes:02}"]
+    zone = draw(st.sampled_from(zones))
+    return text + draw(st.sampled_from(["", " "] if zone else [""])) + zone
+
+
+MINUTES = st.integers(0, 59)
+SECONDS = st.integers(-8_520_336_000, 7_258_118_399)
+"""1700 to 2199."""
+TIMES: dict[str, tuple[dict | None, pa.DataType, st.SearchStrategy]] = {
+    "none": (None, pa.int64(), st.just(0)),
+    "s": ({"unit": "s"}, pa.int64(), st.integers(0, 3) | SECONDS),
+    "ms": ({"unit": "ms"}, pa.int64(), st.integers(0, 3) | SECONDS.map(lambda s: s * 1000 + 7)),
+    "us": ({"unit": "us"}, pa.int64(), st.integers(0, 3) | SECONDS.map(lambda s: s * 10**6 + 7)),
+    "ns": ({"unit": "ns"}, pa.int64(), st.integers(0, 9999) | st.integers(-(2**62), 2**62)),
+    "fractions of s": (
+        {"unit": "s"}, pa.float64(), st.sampled_from([0.25, 0.5]) | st.floats(-8e9, 7e9),
+    ),
+    "fractions of ns": ({"unit": "ns"}, pa.float64(), st.floats(-8e18, 7e18)),
+    "text": (
+        {"unit": "iso"}, pa.string(),
+        st.sampled_from(["2019-10-01 00:00:00 UTC", "2019-10-01T00:00:00.5Z"]) | iso_times(),
+    ),
+}  # fmt: skip
+
+
+def logs(time: st.SearchStrategy, size: int, training: bool = False) -> st.SearchStrategy:
+    """Rows of up to five sessions in the order of a log, unsorted and with ties in time."""
+    row = st.tuples(
+        st.integers(0, 4),
+        TEXTS,
+        INTEGERS,
+        TEXTS,
+        NUMBERS,
+        NUMBERS,
+        st.just(0.1) if training else NUMBERS,
+        st.none() if training else NUMBERS,
+        st.none() if training else TEXTS,
+        st.sampled_from(["phone", "tablet", None]),
+        FINITE,
+        time,
+    )
+    return st.lists(row, min_size=1, max_size=size)
+
+
+TRAINING = [
+    (1, "a", 7, "red", 9.99, 1.5, 0.1, None, None, "phone", 30.0),
+    (1, "b", 8, "blue", 0.0, -7.5, 0.1, None, None, "phone", 30.0),
+    (2, "a", 7, "red", 9.99, None, 0.1, None, None, "tablet", 2.5),
+    (2, "é", 2053013555631882655, "é", 120.0, 3.25, 0.1, None, None, "tablet", 2.5),
+    (2, "b", None, "blue", None, 1e6, 0.1, None, None, None, None),
+]
+FEW = settings(
+    deadline=None,
+    max_examples=8,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],  # to shrink would take minutes
+)
+ALL_FEATURES = ["elapsed", "hour", "weekday"]
+
+
+@functools.cache
+def shop_with(time: str, length: int, features: tuple[str, ...]) -> Shop:
+    config, kind, _ = TIMES[time]
+    timestamp = config and {"column": "t", "features": list(features), **config}
+    moments: Any = {"string": "2019-10-0{} 12:30", "double": "{}.5", "int64": "{}"}[str(kind)]
+    cast = {"string": str, "double": float, "int64": int}[str(kind)]
+    rows = [(*row, cast(moments.format(n + 1))) for n, row in enumerate(TRAINING)]
+    return open_shop(recipe(length, timestamp), rows, kind)
+
+
+@pytest.mark.parametrize(
+    ("time", "length", "features"),
+    [
+        ("none", 3, ()),
+        ("s", 3, ("elapsed", "hour", "weekday")),
+        ("ms", 1, ("weekday",)),
+        ("us", 20, ("elapsed",)),
+        ("ns", 3, ("elapsed", "hour")),
+        ("fractions of s", 3, ("elapsed", "hour")),
+        ("fractions of ns", 2, ("hour", "elapsed")),
+        ("text", 3, ("elapsed", "hour", "weekday")),
+        ("text", 4, ()),
+    ],
+)
+def test_the_encoder_equals_the_workflow_on_whatever_is_served(
+    time: str, length: int, features: tuple[str, ...]
+) -> None:
+    shop = shop_with(time, length, features)
+    _, kind, moments = TIMES[time]
+
+    @given(rows=logs(moments, size=25))
+    @settings(FEW)
+    def compare(rows: list[tuple]) -> None:
+        check(shop, rows, kind)
+
+    compare()
+
+
+@given(data=st.data(), time=st.sampled_from(sorted(TIMES)), length=st.integers(1, 4))
+@settings(FEW)
+def test_the_encoder_equals_the_workflow_whatever_it_was_fitted_to(
+    data: st.DataObject, time: str, length: int
+) -> None:
+    config, kind, moments = TIMES[time]
+    timestamp = config and {"column": "t", "features": ALL_FEATURES, **config}
+    training = data.draw(logs(moments, size=12, training=True))
+    shop = open_shop(recipe(length, timestamp), training, kind)
+    check(shop, data.draw(logs(moments, size=12)), kind)
+
+
+def test_the_encoder_equals_the_workflow_on_a_large_batch() -> None:
+    # long arrays take other paths through NumPy's vector instructions than short ones
+    random = np.random.default_rng(0)
+    texts, numbers = np.array(["a", "b", "é", "x", None]), [7, 8, 9, -1, None]
+    rows = [
+        (
+            int(random.integers(400)),
+            random.choice(texts),
+            numbers[random.integers(5)],
+            random.choice(texts),
+            *np.exp(random.normal(2, 3, 4)).tolist(),
+            None,
+            random.choice(["phone", "tablet"]),
+            float(random.integers(90)),
+            int(random.integers(2_000_000_000)),
+        )
+        for _ in range(4_000)
+    ]
+    check(shop_with("s", 3, ("elapsed", "hour", "weekday")), rows, pa.int64())
+
+
+# --- times --------------------------------------------------------------------------------------
+
+
+def both_ways(texts: list[str]) -> tuple[list[int], list[int]]:
+    by_pandas, kind = values.microseconds([pa.array(texts, pa.string())], Timestamp(column="t"))
+    assert kind == "string"
+    given = np.array([text.encode() for text in texts], object)[np.newaxis]
+    return by_pandas.tolist(), encoder.microseconds(given, "iso")[0].tolist()
+
+
+DIGITS = [st.integers(0, top).map(lambda n: f"{n:02}") for top in (13, 32, 25, 61, 61, 25, 61)]
+
+
+@st.composite
+def nearly_times(draw: st.DrawFn) -> str:
+    """Times in which anything may be a little wrong."""
+    month, day, hour, minute, second, shift, minutes = (draw(part) for part in DIGITS)
+    year = draw(st.sampled_from(["1699", "1700", "1900", "2019", "2020", "2199", "2200", "0000"]))
+    parts = [
+        f"{year}-{month}-{day}",
+        draw(st.sampled_from([" ", "T", "t", "", "  "])),
+        draw(st.sampled_from([f"{hour}:{minute}:{second}", f"{hour}:{minute}", hour, ""])),
+        draw(st.just("") | st.from_regex(r"[.,][0-9]{0,11}", fullmatch=True)),
+        draw(st.sampled_from(["", " "])),
+        draw(st.sampled_from(["", "UTC", "Z", "z", "GMT", f"+{shift}:{minutes}", f"-{shift}",
+                              f"+{shift}{minutes}", f"\N{MINUS SIGN}{shift}:00"])),
+    ]  # fmt: skip
+    return "".join(parts[: draw(st.integers(1, len(parts)))])
+
+
+@given(st.lists(iso_times() | nearly_times() | st.text(max_size=12), min_size=1, max_size=8))
+@settings(deadline=None, max_examples=200)
+@example(["2019-02-30", "2019-02-28", "2020-02-29", "1900-02-29", "2000-02-29", "2019-00-10"])
+@example(["2019-10-01 24:00", "2019-10-01 23:59:60", "2019-10-01T00:00:00.1234567 +0530"])
+@example(["2019-10-01 10:00+05:30", "2019-10-01 10:00", "2019-10-01", "2019-10-01 10:00Z"])
+@example(["2019-10-01 10:00+24:00", "2019-10-01 10:00-23:59", "2019-10-01 10:00+23:60"])
+@example(["1969-12-31 23:59:59.999999999", "1700-01-01+05:00", "1700-01-01 00:00 +0500"])
+@example(["2019-10-01\n", "\n2019-10-01", "2019-10-01\x00", "٢٠١٩-10-01", "", " 2019-10-01"])
+def test_texts_are_the_same_time_to_the_server_as_to_preprocessing(texts: list[str]) -> None:
+    by_pandas, by_encoder = both_ways(texts)
+    assert by_encoder == by_pandas
+
+
+@given(iso_times())
+def test_text_in_one_of_the_known_forms_is_a_time(text: str) -> None:
+    assert both_ways([text])[1] != [MISSING_INTEGER]
+
+
+def test_a_text_is_read_to_the_microsecond() -> None:
+    texts = ["1970-01-01", "1970-01-02 00:00 +0530", "1969-12-31T23:59:59.9999999Z", "2019-02-30"]
+    day = 86_400_000_000
+    expected = [0, day - int(5.5 * 3_600_000_000), -1, MISSING_INTEGER]
+    assert both_ways(texts) == (expected, expected)
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+def test_numbers_are_the_same_time_to_the_server_as_to_preprocessing(unit: str) -> None:
+    config = Timestamp(column="t", unit=unit)
+    edges = [2**62, 2**62 - 1, -(2**62), 2**63 - 1, -(2**63) + 1, -(2**63), 4_611_686_018_427, 0]
+
+    @given(
+        st.lists(st.sampled_from(edges) | st.integers(-(2**63), 2**63 - 1), min_size=1),
+        st.lists(st.floats() | SECONDS.map(float), min_size=1),
+    )
+    @settings(deadline=None)
+    def compare(integers: list[int], floats: list[float]) -> None:
+        for given_, dtype in ((integers, np.int64), (floats, np.float64)):
+            array = np.array([given_], dtype)
+            expected = values.microseconds([pa.array(array[0])], config)[0]
+            assert encoder.microseconds(array, unit)[0].tolist() == expected.tolist()
+
+    compare()
+
+
+def test_an_interaction_without_a_time_keeps_its_place() -> None:
+    shop = shop_with("s", 3, ("elapsed", "hour", "weekday"))
+    # only a log may lose rows: here the second one gets the time of the first
+    rows = [(0, "a", *TRAINING[0][2:], t) for t in (50, None, 20)]
+    rows += [(1, item, *TRAINING[0][2:], t) for item, t in (("a", None), ("b", 5))]
+    rows += [(2, item, *TRAINING[0][2:], None) for item in ("b", "a")]
+    filled = [50, 50, 20, 5, 5, 0, 0]
+    known = [(*row[:-1], time) for row, time in zip(rows, filled, strict=True)]
+    tensors, expected = request(shop, known), request(shop, known)
+    tensors["timestamp"] = np.array([[50, MISSING_INTEGER, 20, 9], [MISSING_INTEGER, 5, 1, 9],
+                                     [MISSING_INTEGER, MISSING_INTEGER, 1, 9]])  # fmt: skip
+    found = shop.encoder.encode(shop.encoder.read(tensors))
+    assert_same(found, shop.encoder.encode(shop.encoder.read(expected)))
+
+
+def test_a_request_may_leave_out_a_time_that_no_feature_needs() -> None:
+    shop = shop_with("text", 4, ())
+    rows = [(0, item, *TRAINING[0][2:], "2019-10-01") for item in ("a", "b", "é")]
+    tensors = request(shop, rows)
+    del tensors["timestamp"]
+    assert shop.encoder.encode(shop.encoder.read(tensors))["item_id"].tolist() == [[3, 4, 5, 0]]
+
+
+# --- requests -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def served() -> Encoder:
+    return shop_with("s", 3, ("elapsed", "hour", "weekday")).encoder
+
+
+def sessions(**changes: Any) -> dict[str, np.ndarray]:
+    """Two sessions of two interactions; a change to None leaves a tensor out."""
+    tensors = {
+        "item_id": np.array([[b"a", b"b"], [b"b", b"a"]], object),
+        "number": np.array([[7, 8], [8, 7]]),
+        "colour": np.array([[b"red", b"blue"]] * 2, object),
+        "nothing": np.array([[1, 2]] * 2),
+        **{name: np.array([[1.0, 2.0]] * 2) for name in ("price", "dwell", "flat", "void")},
+        "device": np.array([[b"phone"], [b""]], object),
+        "age": np.array([[30.0], [np.nan]]),
+        "timestamp": np.array([[1, 2]] * 2),
+    }
+    tensors |= changes
+    return {name: array for name, array in tensors.items() if array is not None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"item_id": None}, "item_id is missing. Send the item ids of each session, (B, n)."),
+        ({"item_id": np.array([b"a"], object)}, "item_id has the shape [1], expected [B, n]"),
+        ({"item_id": np.empty((0, 2), object)}, "at least one session and one interaction"),
+        ({"item_id": np.empty((2, 0), object)}, "at least one session and one interaction"),
+        ({"item_id": np.array([[1, 2], [3, 4]])}, "item_id holds int64, expected string."),
+        ({"price": None}, "price is missing. The model was trained with it, (B, n)."),
+        ({"device": None}, "device is missing. The model was trained with it, (B, 1)."),
+        ({"timestamp": None}, "timestamp is missing. The model was trained with it, (B, n)."),
+        ({"price": np.ones((2, 3))}, "price has the shape [2, 3], expected [2, 2] to go with "
+         "item_id's [2, 2]."),
+        ({"price": np.ones((1, 2))}, "price has the shape [1, 2], expected [2, 2]"),
+        ({"price": np.ones(2)}, "price has the shape [2], expected [2, 2]"),
+        ({"age": np.ones((2, 2))}, "age has the shape [2, 2], expected [2, 1]"),
+        ({"timestamp": np.ones((2, 1))}, "timestamp has the shape [2, 1], expected [2, 2]"),
+        ({"number": np.ones((2, 2))}, "number holds float64, expected int64."),
+        ({"number": np.ones((2, 2), bool)}, "number holds bool, expected int64."),
+        ({"price": np.array([[b"1", b"2"]] * 2, object)}, "price holds object, expected float64."),
+        ({"timestamp": np.ones((2, 2))}, "timestamp holds float64, expected int64."),
+        ({"length": np.array([[2], [0]])}, "length is 0, expected 1 to 2, the width of item_id."),
+        ({"length": np.array([[3], [1]])}, "length is 3, expected 1 to 2"),
+        ({"length": np.array([[-1], [1]])}, "length is -1, expected 1 to 2"),
+        ({"length": np.array([[1]])}, "length has the shape [1, 1], expected [2, 1]"),
+    ],
+)  # fmt: skip
+def test_a_request_that_cannot_be_answered_says_what_is_wrong(
+    served: Encoder, changes: dict, expected: str
+) -> None:
+    with pytest.raises(RequestError) as caught:
+        served.read(sessions(**changes))
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_time_that_the_model_does_not_know_is_refused() -> None:
+    shop = shop_with("none", 3, ())
+    with pytest.raises(RequestError, match="trained without"):
+        shop.encoder.read(sessions())
+    shop.encoder.read(sessions(timestamp=None))
+
+
+@pytest.mark.parametrize(
+    ("k", "expected"),
+    [
+        ([[0]], "k is 0, expected 1 to 50. For longer lists export with a larger --max-k."),
+        ([[-1]], "k is -1, expected 1 to 50."),
+        ([[51], [51]], "k is 51, expected 1 to 50."),
+        ([[5], [6]], "k differs within a request: [5, 6]. Send one for all."),
+    ],
+)
+def test_a_list_length_out_of_bounds_is_refused(
+    served: Encoder, k: list[list[int]], expected: str
+) -> None:
+    with pytest.raises(RequestError) as caught:
+        served.num_items(np.array(k, np.int32))
+    assert expected in str(caught.value)
+
+
+def test_the_list_length_is_that_of_the_request_or_the_default(served: Encoder) -> None:
+    assert served.num_items(None) == 10
+    assert served.num_items(np.array([[1], [1]], np.int32)) == 1
+    assert served.num_items(np.array([[50]], np.int32)) == 50
+
+
+@pytest.mark.parametrize("dtype", [object, "S", "U"])
+def test_text_may_come_as_bytes_or_str(served: Encoder, dtype: Any) -> None:
+    ids = np.array([["a", "é"], ["", "unknown"]])
+    ids = np.char.encode(ids, "utf-8") if dtype == "S" else ids.astype(dtype)
+    found = served.encode(served.read(sessions(item_id=ids)))
+    assert found["item_id"].tolist() == [[3, 5, 0], [1, 2, 0]]
+
+
+def test_integers_of_any_width_are_taken(served: Encoder) -> None:
+    for dtype in (np.int8, np.int32, np.int64):
+        found = served.encode(served.read(sessions(number=np.array([[7, 8]] * 2, dtype))))
+        assert found["number"][0].tolist()[:2] == [3, 4]
+    with pytest.raises(RequestError, match="holds uint64"):  # could be too large for int64
+        served.read(sessions(number=np.array([[7, 8]] * 2, np.uint64)))
+
+
+def test_the_request_is_not_changed(served: Encoder) -> None:
+    tensors = sessions(price=np.array([[np.inf, -5.0]] * 2))
+    before = {name: array.copy() for name, array in tensors.items()}
+    served.encode(served.read(tensors))
+    for name, array in before.items():
+        np.testing.assert_array_equal(tensors[name], array)
+
+
+def test_the_file_runs_on_python_3_10_by_itself(tmp_path: Path) -> None:
+    # that is what NVIDIA's image has
+    source = Path(encoder.__file__).read_text(encoding="utf-8")
+    ast.parse(source, feature_version=(3, 10))
+    shop = shop_with("s", 3, ("elapsed", "hour", "weekday"))
+    files = {path.name for path in (shop.directory / "encoder").iterdir()}
+    assert files == {
+        "encoder.json", "item_id.npy", "item_id.offsets.npy", "number.npy", "colour.npy",
+        "colour.offsets.npy", "nothing.npy", "device.npy", "device.offsets.npy",
+    }  # fmt: skip
+    spec = json.loads((shop.directory / "encoder" / "encoder.json").read_text())
+    assert spec["max_sequence_length"] == 3
