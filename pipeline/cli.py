@@ -380,6 +380,9 @@ def main() -> None:
         # a full disk, a name that is too long, a directory where a file should be
         click.echo(f"Error: {error.filename or 'A file'}: {error.strerror or error}.", err=True)
         sys.exit(2)
+    except UnicodeError as error:
+        click.echo(f"Error: an argument is not text in UTF-8: {error}.", err=True)
+        sys.exit(2)
     sys.exit(status if isinstance(status, int) else 0)
 
 

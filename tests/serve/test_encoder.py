@@ -263,7 +263,7 @@ TRAINING = [
 ]
 FEW = settings(
     deadline=None,
-    max_examples=8,
+    max_examples=6,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],  # to shrink would take minutes
 )
 ALL_FEATURES = ["elapsed", "hour", "weekday"]
