@@ -249,16 +249,17 @@ def microseconds(values: np.ndarray, unit: str) -> np.ndarray:
     if unit == "iso":
         raise RequestError("timestamp holds numbers, expected text such as 2026-01-31 12:00:00.")
     scale = SCALES[unit]
-    latest = min(LATEST_MICROSECONDS / scale, 2.0**63)
-    usable = np.abs(values.astype(np.float64)) < latest  # False for NaN
-    safe = np.where(usable, values, 0)
     if values.dtype.kind == "f":
-        scaled = np.rint(safe * float(scale)).astype(np.int64)
+        with np.errstate(over="ignore"):
+            scaled = values.astype(np.float64) * float(scale)
+        usable = np.abs(scaled) < LATEST_MICROSECONDS  # False for NaN
+        times = np.rint(np.where(usable, scaled, 0)).astype(np.int64)
     else:
-        scaled = (
-            safe.astype(np.int64) * int(scale) if unit != "ns" else safe.astype(np.int64) // 1000
-        )
-    return np.where(usable, scaled, MISSING_INTEGER)
+        latest = min(LATEST_MICROSECONDS / scale, 2.0**63)
+        usable = np.abs(values.astype(np.float64)) < latest
+        whole = np.where(usable, values, 0).astype(np.int64)
+        times = whole * int(scale) if unit != "ns" else whole // 1000
+    return np.where(usable, times, MISSING_INTEGER)
 
 
 def _parse_time(value: Any) -> int:
