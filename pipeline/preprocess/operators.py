@@ -16,6 +16,7 @@ from dask.delayed import delayed
 from merlin.dag import ColumnSelector
 from merlin.schema import ColumnSchema, Schema, Tags
 from nvtabular.ops import Categorify, Normalize, Operator
+from pandas.api.types import is_integer_dtype
 
 from pipeline.core.columns import NULL
 
@@ -32,12 +33,18 @@ class Encode(Categorify):
     The original looks at the first value that is there, and fails where none is.
     """
 
+    def fit(self, col_selector: ColumnSelector, ddf: Any) -> Any:
+        """Unique values, still to be computed."""
+        self._integers = {n for n in col_selector.names if is_integer_dtype(ddf[n].dtype)}
+        return super().fit(col_selector, ddf)
+
     def fit_finalize(self, categories: dict[str, str]) -> None:
         """Take over the files of unique values; the original writes none if there are none."""
         super().fit_finalize(categories)
         for name, path in self.categories.items():
             if not Path(path).exists():
-                pq.write_table(pa.table({name: pa.array([], pa.null())}), path)
+                kind = pa.int64() if name in self._integers else pa.string()
+                pq.write_table(pa.table({name: pa.array([], kind)}), path)
 
     def transform(self, col_selector: ColumnSelector, df: Any) -> Any:
         """Replace values by their indices, missing ones by NULL."""

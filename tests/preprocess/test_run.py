@@ -252,6 +252,14 @@ def test_rare_items_have_no_index_of_their_own(tmp_path: Path) -> None:
     assert part(tmp_path / "data", "train")["item_id"] == [[3, 2, 3], [3, 2]]
 
 
+def test_a_column_may_have_values_only_where_training_does_not_look(tmp_path: Path) -> None:
+    rows = [(s, i, t, None if s < "s4" else brand, *more) for s, i, t, brand, *more in LOG]
+    preprocess(recipe(), [log(tmp_path, rows)], [], tmp_path / "data")
+    assert part(tmp_path / "data", "train")["brand"] == [[1, 1, 1], [1, 1]]
+    assert part(tmp_path / "data", "valid")["brand"] == [[2, 2]]
+    assert Schema.from_json(tmp_path / "data" / "schema.pbtxt")["brand"].num_rows == 3
+
+
 def test_a_log_without_an_item_to_learn_is_refused(tmp_path: Path) -> None:
     file = log(tmp_path)
     with pytest.raises(DataError, match="none is seen 4 times or more in 5 interactions"):

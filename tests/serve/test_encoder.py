@@ -49,6 +49,8 @@ FEATURES = [
     {"name": "device", "kind": "categorical", "of": "session"},
     {"name": "age", "kind": "continuous", "of": "session", "log": True},
 ]
+SHOPS = tempfile.TemporaryDirectory()
+"""Goes away with the process."""
 JUNK = {"int64": 12345, "float64": 6.25, "string": b"junk"}
 """What stands in a request beyond the length of a session."""
 
@@ -79,7 +81,7 @@ def interactions(
 
 def open_shop(recipe: Preprocess, training: list[tuple], time_type: pa.DataType) -> Shop:
     """Fit, write, read back; the encoder reads nothing but its own files."""
-    directory = Path(tempfile.mkdtemp())
+    directory = Path(tempfile.mkdtemp(dir=SHOPS.name))
     log = interactions(recipe, training, time_type)
     with tempfile.TemporaryDirectory() as scratch:
         workflow.fit(recipe, log, Path(scratch)).write(directory)
