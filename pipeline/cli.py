@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
@@ -14,6 +16,11 @@ from pipeline.core.errors import PipelineError
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 _path = click.Path(path_type=Path)
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+_if_needed = click.option(
+    "--if-needed",
+    is_flag=True,
+    help="Do nothing where --out holds just what this command would write.",
+)
 _set = click.option(
     "--set",
     "overrides",
@@ -62,11 +69,22 @@ def demo(out: Path, sessions: int, keep_serving: bool, as_json: bool) -> None:
 @click.option("--days", default=14, show_default=True, help="Days that the log spans.")
 @click.option("--seed", default=0, show_default=True, help="Same seed, same clicks.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
+@click.option("--if-needed", is_flag=True, help="Do nothing where --out is there.")
 @_json
 def synthesize(
-    out: Path, sessions: int, items: int, days: int, seed: int, overwrite: bool, as_json: bool
+    out: Path,
+    sessions: int,
+    items: int,
+    days: int,
+    seed: int,
+    overwrite: bool,
+    if_needed: bool,
+    as_json: bool,
 ) -> None:
     """Write synthetic shop clicks with structure worth learning (.csv, .csv.gz or .parquet)."""
+    if if_needed and out.is_file() and not overwrite:
+        _report({}, as_json, f"{out} is there.")
+        return
     from pipeline.preprocess.synthetic import synthesize as run
 
     facts = run(out, sessions=sessions, items=items, days=days, seed=seed, overwrite=overwrite)
@@ -84,18 +102,19 @@ def synthesize(
     multiple=True,
     required=True,
     type=_path,
-    metavar="FILE...",
-    help="Log to learn from: CSV, TSV or Parquet, also .gz. Repeatable.",
+    metavar="FILE",
+    help="Log to learn from: CSV, TSV or Parquet, also .gz, or a folder of such. Repeatable.",
 )
 @click.option(
     "--test",
     "tests",
     multiple=True,
     type=_path,
-    metavar="FILE...",
+    metavar="FILE",
     help="Log of test sessions, in place of `split.test`. Repeatable.",
 )
 @_out()
+@_if_needed
 @_set
 @_json
 def preprocess(
@@ -103,6 +122,7 @@ def preprocess(
     inputs: tuple[Path, ...],
     tests: tuple[Path, ...],
     out: Path,
+    if_needed: bool,
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -111,13 +131,16 @@ def preprocess(
 
     recipe = Recipe.from_yaml(config, overrides).preprocess
     _check_out(out, "data")
-    from pipeline.core.logfile import check_files
+    from pipeline.core import identity
+    from pipeline.core.logfile import find_logs
 
-    check_files(recipe, [*inputs, *tests])
+    logs, test_logs = find_logs(recipe, inputs), find_logs(recipe, tests)
+    if if_needed and _is_current(out, "data", identity.of_data(recipe, logs, test_logs), as_json):
+        return
     from pipeline.preprocess.run import preprocess as run
     from pipeline.report import data_text
 
-    facts = run(recipe, list(inputs), list(tests), out)
+    facts = run(recipe, logs, test_logs, out)
     _report(facts, as_json, data_text(facts, out))
 
 
@@ -127,15 +150,29 @@ def preprocess(
 @click.argument("data", type=_path)
 @click.option("--config", required=True, type=_path, help="Recipe with `model` and `train`.")
 @_out()
+@_if_needed
 @_set
 @_json
-def train(data: Path, config: Path, out: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+def train(
+    data: Path,
+    config: Path,
+    out: Path,
+    if_needed: bool,
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:
     """Train the recipe's model on the directory DATA that preprocess wrote."""
     from pipeline.core.recipe import Recipe
 
     recipe = Recipe.from_yaml(config, overrides)
     _check_out(out, "run")
     _check_in(data, "data")
+    from pipeline.core import identity
+
+    if if_needed and _is_current(
+        out, "run", identity.of_run(data, recipe.model, recipe.train), as_json
+    ):
+        return
     from pipeline.report import run_text
     from pipeline.train.run import train as run
 
@@ -197,18 +234,34 @@ def evaluate(
 )
 @click.option("--max-k", default=100, show_default=True, help="Most items of an answer.")
 @click.option("--max-batch", default=256, show_default=True, help="Most sessions of a batch.")
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "gpu"]),
+    default="cpu",
+    show_default=True,
+    help="Where the server runs the model; gpu needs one here too.",
+)
+@_if_needed
 @_json
-def export(
-    run: Path, out: Path, name: str, default_k: int, max_k: int, max_batch: int, as_json: bool
-) -> None:
-    """Write RUN as a Triton model repository: raw columns in, raw item ids out."""
+def export(run: Path, out: Path, if_needed: bool, as_json: bool, **settings: Any) -> None:
+    """Write RUN as a Triton model repository: raw columns in, raw item ids out.
+
+    Over an older repository it writes the next version, which a server with --reload takes up.
+    """
     _check_out(out, "repository")
     _check_in(run, "run")
+    from pipeline.core import identity
+
+    if if_needed and _is_current(
+        out, "repository", identity.of_repository(run, **settings), as_json
+    ):
+        return
     from pipeline.export.run import export as run_export
 
-    facts = run_export(run, out, name=name, default_k=default_k, max_k=max_k, max_batch=max_batch)
+    facts = run_export(run, out, **settings)
     text = (
-        f"Wrote {out}: {facts['catalogue_items']:,} items, lists of up to {facts['max_k']}.\n"
+        f"Wrote {out}, version {facts['version']}: {facts['catalogue_items']:,} items, lists of up "
+        f"to {facts['max_k']}.\n"
         f"The program's scores differ from the model's by at most "
         f"{facts['largest_score_difference']:.1e}.\n"
         f"Next: pipeline serve {out}"
@@ -228,6 +281,13 @@ def export(
 @click.option("--grpc-port", default=8001, show_default=True, help="0 takes a free one.")
 @click.option("--metrics-port", default=8002, show_default=True, help="0 takes a free one.")
 @click.option("--log", "log_path", type=_path, help="File for Triton's log.")
+@click.option(
+    "--reload",
+    "reload_seconds",
+    type=click.IntRange(1),
+    metavar="SECONDS",
+    help="Look that often for a newer export in the same place, and serve it.",
+)
 @_json
 def serve(
     repository: Path,
@@ -236,6 +296,7 @@ def serve(
     grpc_port: int,
     metrics_port: int,
     log_path: Path | None,
+    reload_seconds: int | None,
     as_json: bool,
 ) -> None:
     """Start Triton on the model REPOSITORY and stop it on Ctrl-C or SIGTERM."""
@@ -244,7 +305,9 @@ def serve(
     from pipeline.serve.run import describe, running_server, wait_for_signal
 
     ports = Ports(http=http_port, grpc=grpc_port, metrics=metrics_port)
-    with running_server(repository, ports=ports, host=host, log_path=log_path) as server:
+    with running_server(
+        repository, ports=ports, host=host, log_path=log_path, reload_seconds=reload_seconds
+    ) as server:
         facts = describe(repository, server)
         text = (
             f"Ready: {facts['http']}  {facts['grpc']}  metrics {facts['metrics']}\n"
@@ -271,8 +334,11 @@ def serve(
     "inputs",
     multiple=True,
     type=_path,
-    metavar="FILE...",
+    metavar="FILE",
     help="Log of raw interactions, its columns as the recipe names them. Repeatable.",
+)
+@click.option(
+    "--sessions", type=click.IntRange(1), help="Ask for the first N sessions of the log alone."
 )
 @click.option("--k", type=int, help="Items of a list.")
 @click.option("--name", default="recommender", show_default=True, help="Model to ask.")
@@ -282,6 +348,7 @@ def recommend(
     items: str | None,
     columns: tuple[str, ...],
     inputs: tuple[Path, ...],
+    sessions: int | None,
     k: int | None,
     name: str,
     as_json: bool,
@@ -295,6 +362,8 @@ def recommend(
         raise ConfigError("Give either --items A,B,C or --input FILE.")
     if columns and inputs:
         raise ConfigError("--column goes with --items; a file brings its own columns.")
+    if sessions and items:
+        raise ConfigError("--sessions goes with --input; --items are one session.")
     with Client(url, name=name) as client:
         if items:
             session = {"item_id": items.split(",")} | dict(_column(c) for c in columns)
@@ -307,8 +376,18 @@ def recommend(
                 }
             ]
         else:
-            records = list(client.recommend_log(list(inputs), k))
+            records = list(client.recommend_log(list(inputs), k, sessions=sessions))
     _report({"sessions": records}, as_json, recommendations_text(records))
+
+
+def _is_current(path: Path, kind: str, made_from: str, as_json: bool) -> bool:
+    """Whether the artifact at `path` is what the command would write; says so."""
+    from pipeline.core.artifact import current_facts
+
+    facts = current_facts(path, kind, made_from)
+    if facts is not None:
+        _report(facts, as_json, f"{path} is up to date.")
+    return facts is not None
 
 
 def _check_in(path: Path, kind: str) -> None:
@@ -352,10 +431,20 @@ def _print_json(facts: dict[str, Any]) -> None:
     click.echo(json.dumps(facts, allow_nan=False))
 
 
+class _Terminated(BaseException):
+    """SIGTERM arrived; what is open is closed and removed on the way out."""
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    raise _Terminated
+
+
 def main() -> None:
     """Run the command; a user's mistake ends it with one line on stderr and the status 2."""
     # torch's threads wait for each other by spinning, which on a busy machine costs a factor
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # a container's first process dies of no signal that it does not handle
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         status = cli.main(standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -372,6 +461,9 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         click.echo("Stopped.", err=True)
         sys.exit(130)
+    except _Terminated:
+        click.echo("Stopped.", err=True)
+        sys.exit(143)
     except BrokenPipeError:
         # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -212,3 +212,73 @@ def test_a_stage_that_is_killed_leaves_nothing_that_the_next_takes_for_whole(
     assert "does not exist. Run `pipeline preprocess" in result.stderr
     assert pipeline(*arguments).returncode == 0
     assert [path.name for path in tmp_path.iterdir()] == ["data"], "the leftover is gone"
+
+
+def test_a_stage_is_not_done_again_where_its_output_is_what_it_would_write(
+    shop: Shop, tmp_path: Path
+) -> None:
+    config = tmp_path / "recipe.yaml"
+    config.write_text((ROOT / "configs" / "demo.yaml").read_text())
+    small = ["--set", "model.d_model=8", "--set", "model.n_layer=1", "--set", "train.epochs=1"]
+    logs, data, run, repository = (tmp_path / n for n in ("logs", "data", "run", "repository"))
+    logs.mkdir()
+    (logs / "clicks.csv.gz").write_bytes(shop.clicks.read_bytes())
+    steps: list[list[str | Path]] = [
+        ["preprocess", config, "--input", logs, "--out", data],
+        ["train", data, "--config", config, "--out", run, *small],
+        ["export", run, "--out", repository],
+    ]
+    runner = CliRunner()
+
+    def done() -> list[bool]:
+        """Which of the steps did something, asked to do what is needed."""
+        worked = []
+        for step, out in zip(steps, (data, run, repository), strict=True):
+            before = (out / "manifest.json").stat().st_ino if out.exists() else None
+            arguments = [*map(str, step), "--if-needed"]
+            result = runner.invoke(cli, arguments, catch_exceptions=False)
+            assert result.exit_code == 0
+            worked.append((out / "manifest.json").stat().st_ino != before)
+            assert worked[-1] == ("is up to date" not in result.stdout)
+        return worked
+
+    assert done() == [True, True, True]
+    assert done() == [False, False, False]
+    facts = runner.invoke(cli, [*map(str, steps[0]), "--if-needed", "--json"]).stdout
+    assert json.loads(facts)["catalogue_items"] == 200
+    (run / "model.safetensors").write_bytes(b"half of it")
+    assert done() == [False, True, True]  # training takes note of its seconds: another run
+    steps[2].append("--k=5")
+    assert done() == [False, False, True]
+    (logs / "more.csv").write_text(
+        "session,product,time,category,price,action,device\n"
+        "x,sku-00001,2026-01-05 00:00:00,category-01,1,view,phone\n"
+        "x,sku-00002,2026-01-05 00:00:01,category-01,1,view,phone\n"
+    )
+    assert done() == [True, True, True]
+    assert done() == [False, False, False]
+    # asked for without --if-needed, work is done
+    assert runner.invoke(cli, [*map(str, steps[2])]).exit_code == 0
+    assert json.loads((repository / "manifest.json").read_text())["facts"]["version"] == 5
+
+
+def test_a_stage_that_is_told_to_stop_cleans_up(shop: Shop, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "pipeline.cli", "preprocess", "configs/demo.yaml"),
+            *("--input", str(shop.clicks), "--out", str(tmp_path / "data")),
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".data.partial-*/fitted")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.terminate()
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert said.splitlines()[-1].endswith("Stopped.")
+    assert list(tmp_path.iterdir()) == []

@@ -1,9 +1,13 @@
 """Directories that are whole or absent.
 
-A stage writes into a hidden sibling of its target and renames that at the end; the manifest,
-written last, holds the size and hash of every file. Whoever opens a directory checks it first.
+A stage writes into a hidden sibling of its target and puts that in its place at the end; the
+manifest, written last, holds the size and hash of every file. Whoever opens a directory checks it
+first.
 """
 
+import ctypes
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -11,7 +15,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,7 @@ from pipeline.core.errors import ArtifactError
 
 MANIFEST = "manifest.json"
 _FORMAT = 1
+_WRITTEN_BY = f"pipeline {__version__}"
 _NEXT_STEP = {
     "data": "Run `pipeline preprocess CONFIG --input FILE --out {path}` first.",
     "run": "Run `pipeline train DATA --out {path}` first.",
@@ -28,31 +33,63 @@ _NEXT_STEP = {
 
 
 @contextmanager
-def new_artifact(path: Path, kind: str, facts: dict[str, Any]) -> Iterator[Path]:
+def new_artifact(
+    path: Path, kind: str, facts: dict[str, Any], *, made_from: str | None = None
+) -> Iterator[Path]:
     """Give a directory to write into; it becomes `path` when the block ends without an error.
 
     `kind` is data, run or repository. `facts` goes into the manifest as it is when the block
-    ends, so the block may fill it in. An artifact of the same kind at `path` is replaced;
-    ArtifactError if anything else is there.
+    ends, so the block may fill it in; `made_from` is what `current_facts` compares. An artifact
+    of the same kind at `path` is replaced; ArtifactError if anything else is there.
     """
     path = path.resolve()  # what a link points at is replaced, not the link
     check_replaceable(path, kind)
-    # the token tells writers apart that have the same process id, each in its own container
-    partial = path.parent / f".{path.name}.partial-{secrets.token_hex(4)}-{os.getpid()}"
+    partial = _sibling(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path)
-        partial.mkdir()
+        with _locked(path.parent):
+            _remove_leftovers(path)
+            partial.mkdir()
+            lock = _lock(partial)
     except OSError as error:
         raise ArtifactError(
             f"{path} cannot be written: {error.strerror}. Choose another --out."
         ) from None
     try:
         yield partial
-        _write_manifest(partial, kind, facts)
+        _write_manifest(partial, kind, facts, made_from)
         _replace(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def current_facts(path: Path, kind: str, made_from: str) -> dict[str, Any] | None:
+    """The facts of an artifact that is whole and was made from just this; None if there is none.
+
+    With it a stage that was done before is not done again.
+    """
+    try:
+        facts = read_manifest(path, kind)
+    except ArtifactError:
+        return None
+    return facts if read_json(path / MANIFEST).get("made_from") == made_from else None
+
+
+def fingerprint(settings: Any, files: list[Path], artifacts: list[Path]) -> str:
+    """Stands for all that an output depends on: settings, logs by content, artifacts by manifest.
+
+    Of a log the name counts as well, which tells its format. OSError for a file that is not there.
+    """
+    parts = {
+        "written_by": _WRITTEN_BY,
+        "settings": settings,
+        "files": [[file.name, _hash(file)] for file in files],
+        "artifacts": [_hash(artifact / MANIFEST) for artifact in artifacts],
+    }
+    text = json.dumps(parts, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_manifest(path: Path, kind: str, *, check_files: bool = True) -> dict[str, Any]:
@@ -131,7 +168,9 @@ def read_json(path: Path) -> Any:
         raise ArtifactError(f"{path} is missing or damaged: {error}") from None
 
 
-def _write_manifest(directory: Path, kind: str, facts: dict[str, Any]) -> None:
+def _write_manifest(
+    directory: Path, kind: str, facts: dict[str, Any], made_from: str | None
+) -> None:
     files = {}
     for file in sorted(p for p in directory.rglob("*") if p.is_file()):
         _sync(file)
@@ -140,7 +179,8 @@ def _write_manifest(directory: Path, kind: str, facts: dict[str, Any]) -> None:
     manifest = {
         "format": _FORMAT,
         "kind": kind,
-        "written_by": f"pipeline {__version__}",
+        "written_by": _WRITTEN_BY,
+        "made_from": made_from,
         "facts": facts,
         "files": files,
     }
@@ -149,29 +189,90 @@ def _write_manifest(directory: Path, kind: str, facts: dict[str, Any]) -> None:
 
 
 def _replace(partial: Path, path: Path) -> None:
-    """Between the two renames there is nothing at `path`, and never half of something: rename
-    cannot replace a directory that is full, so the old one is moved aside first."""
-    old = partial.with_name(f".{path.name}.partial-{secrets.token_hex(4)}-{os.getpid()}")
-    moved = path.exists()
-    if moved:
-        path.rename(old)
+    """Put `partial` in the place of `path`; what was there ends up at `partial`, or is gone."""
+    if not path.exists():
+        partial.rename(path)
+    else:
+        try:
+            _exchange(partial, path)
+        except OSError as error:
+            if error.errno not in _NO_EXCHANGE:
+                raise
+            _replace_in_two_steps(partial, path)
+    _sync(path.parent)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Swap two directories in one step, so that there is never nothing (Linux, renameat2(2))."""
+    at_fdcwd, rename_exchange = -100, 2
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    if libc.renameat2(at_fdcwd, os.fsencode(one), at_fdcwd, os.fsencode(other), rename_exchange):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(other))
+
+
+_NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What file systems answer that cannot exchange, some of those over a network."""
+
+
+def _replace_in_two_steps(partial: Path, path: Path) -> None:
+    """Between the two there is nothing at `path`, and never half of something."""
+    old = _sibling(path)
+    path.rename(old)
     try:
         partial.rename(path)
     except OSError:
-        if moved:
-            old.rename(path)
+        old.rename(path)
         raise
-    _sync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _sibling(path: Path) -> Path:
+    """A hidden name beside `path` that no other writer takes."""
+    return path.parent / f".{path.name}.partial-{secrets.token_hex(8)}"
+
+
 def _remove_leftovers(path: Path) -> None:
-    """Remove what writers of `path` left that were killed."""
-    ours = re.compile(rf"\.{re.escape(path.name)}\.partial-[0-9a-f]{{8}}-([0-9]{{1,9}})")
+    """Remove what writers of `path` left that were killed: nobody holds their lock any more."""
+    ours = re.compile(rf"\.{re.escape(path.name)}\.partial-[0-9a-f]{{16}}")
     for old in path.parent.iterdir():
-        match = ours.fullmatch(old.name)
-        if match and not _is_running(int(match[1])):
-            shutil.rmtree(old, ignore_errors=True)
+        if ours.fullmatch(old.name):
+            with suppress(OSError):  # held by its writer, or not ours to remove
+                lock = _lock(old)
+                if lock is not None:
+                    shutil.rmtree(old, ignore_errors=True)
+                    os.close(lock)
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Alone in `directory`, where that can be had: one writer begins while no other cleans up."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(directory: Path) -> int | None:
+    """Hold a directory until the descriptor is closed or the process has ended, however it did.
+
+    Unlike a process id this holds between containers too. None where the file system has no such
+    locks; BlockingIOError if another process holds it.
+    """
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def _hash(file: Path) -> str:
@@ -186,13 +287,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _is_running(process_id: int) -> bool:
-    try:
-        os.kill(process_id, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -30,10 +30,25 @@ class Report:
     """What was dropped or set to missing, by reason."""
 
 
-def check_files(recipe: Preprocess, files: Iterable[Path]) -> None:
-    """DataError for the first file that is missing or of an unknown kind; reads none."""
+def find_logs(recipe: Preprocess, paths: Iterable[Path]) -> list[Path]:
+    """The files that `paths` name, those of a folder and below it by name; reads none.
+
+    Hidden files, and those that Spark marks with an underscore, are none. DataError for the first
+    one that is missing or of an unknown kind, and for a folder without any.
+    """
+    files = []
+    for path in paths:
+        if not path.is_dir():
+            files.append(path)
+            continue
+        names = (p.relative_to(path) for p in path.rglob("*") if p.is_file())
+        found = sorted(n for n in names if not any(part[0] in "._" for part in n.parts))
+        if not found:
+            raise DataError(f"{path} holds no file. Expected logs in CSV, TSV or Parquet.")
+        files += [path / name for name in found]
     for file in files:
         _kind(recipe, file)
+    return files
 
 
 def read_log(recipe: Preprocess, file: Path, report: Report) -> pa.Table:

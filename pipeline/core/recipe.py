@@ -15,7 +15,7 @@ _TAKEN = {
     # tensors of the served ensemble share one name space
     *("k", "length", "item_ids", "scores", "num_items", "item_index", "item_score"),
 }
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
 class Feature(Config):
@@ -42,7 +42,7 @@ class Feature(Config):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if not _NAME.fullmatch(self.name):
-            raise ValueError("a feature's name consists of letters, digits and underscores")
+            raise ValueError("a name is a letter, then letters, digits and underscores")
         if "__" in self.name or self.name.endswith("_"):
             raise ValueError("two underscores, or one at the end, have a meaning for Triton")
         if self.name in _TAKEN or self.name.startswith("encoded_"):

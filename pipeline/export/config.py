@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as proto
 
 CONFIG_FILE = "config.pbtxt"
+
+Device = Literal["cpu", "gpu"]
 
 
 class Tensor(NamedTuple):
@@ -37,12 +39,12 @@ def python_model(
     _add_tensors(config, inputs, outputs)
     for tensor in config.input:
         tensor.allow_ragged_batch = ragged
-    _batch_and_place(config)
+    _batch_and_place(config, "cpu")
     return config
 
 
 def torchscript_model(
-    name: str, inputs: Iterable[Tensor], outputs: Iterable[Tensor], max_batch: int
+    name: str, inputs: Iterable[Tensor], outputs: Iterable[Tensor], max_batch: int, device: Device
 ) -> proto.ModelConfig:
     """A model of the PyTorch backend; tensor names end in `__<position>`, as it wants them."""
     config = proto.ModelConfig(
@@ -50,7 +52,7 @@ def torchscript_model(
     )
     _add_tensors(config, inputs, outputs)
     config.parameters["INFERENCE_MODE"].string_value = "true"
-    _batch_and_place(config)
+    _batch_and_place(config, device)
     return config
 
 
@@ -102,7 +104,8 @@ def _add_tensors(
         )
 
 
-def _batch_and_place(config: proto.ModelConfig) -> None:
+def _batch_and_place(config: proto.ModelConfig, device: Device) -> None:
     """Batches form from what waits already; nothing waits for a batch to fill."""
     config.dynamic_batching.max_queue_delay_microseconds = 0
-    config.instance_group.add(count=1, kind=proto.ModelInstanceGroup.KIND_CPU)
+    kinds = proto.ModelInstanceGroup
+    config.instance_group.add(count=1, kind=kinds.KIND_GPU if device == "gpu" else kinds.KIND_CPU)

@@ -1,7 +1,14 @@
-"""A Triton model repository: encoder, model, decoder and the ensemble over them."""
+"""A Triton model repository: encoder, model, decoder and the ensemble over them.
+
+Each export into the same place is a new version. Its steps are models of their own, whose names
+tell the version; those of the version before stay beside them, untouched. A server that looks for
+changes loads the new steps and then turns the ensemble over to them, so that no request meets the
+tables of one export and the model of another.
+"""
 
 import importlib.util
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +22,7 @@ from pipeline.export import config, tables, torchscript
 from pipeline.export.config import Step, Tensor
 
 TRITON_TYPES = {"int64": "TYPE_INT64", "float64": "TYPE_FP64", "string": "TYPE_STRING"}
+STEPS = ("encoder", "model", "decoder")
 CLIENT_PARAMETER = "pipeline"
 """Parameter of the ensemble that tells clients how a log's columns become tensors."""
 
@@ -28,6 +36,8 @@ def write_repository(
     *,
     default_k: int,
     max_batch: int,
+    version: int = 1,
+    device: config.Device = "cpu",
 ) -> None:
     """Write four models below `directory`; clients ask the one called `name`."""
     spec = tables.encoder_spec(fitted, default_k, served.k)
@@ -45,27 +55,28 @@ def write_repository(
         Tensor("scores", "TYPE_FP32", (-1,)),
     ]
 
-    encoder, model, decoder = (f"{name}_{part}" for part in ("encoder", "model", "decoder"))
-    version = _new_model(
+    encoder, model, decoder = step_names(name, version)
+    folder = _new_model(
         directory / encoder,
         config.python_model(encoder, requested, [*encoded, num_items], max_batch, ragged=True),
     )
-    _copy_adapter("encoder", version)
-    tables.write_encoder(version, fitted, spec)
+    _copy_adapter("encoder", folder)
+    tables.write_encoder(folder, fitted, spec)
 
     numbered = [t._replace(name=f"{t.name}__{i}") for i, t in enumerate(encoded)]
     scored = [ranked[1]._replace(name="item_score__0"), ranked[0]._replace(name="item_index__1")]
-    version = _new_model(
-        directory / model, config.torchscript_model(model, numbered, scored, max_batch)
+    folder = _new_model(
+        directory / model,
+        config.torchscript_model(model, numbered, scored, max_batch, device),
     )
-    torchscript.save(program, version / "model.pt")
+    torchscript.save(program, folder / "model.pt")
 
-    version = _new_model(
+    folder = _new_model(
         directory / decoder,
         config.python_model(decoder, [*ranked, num_items], answer, max_batch, ragged=False),
     )
-    _copy_adapter("decoder", version)
-    tables.write_decoder(version, fitted)
+    _copy_adapter("decoder", folder)
+    tables.write_decoder(folder, fitted)
 
     steps = [
         Step(
@@ -85,10 +96,38 @@ def write_repository(
         ),
     ]
     parameters = {CLIENT_PARAMETER: json.dumps(_for_clients(fitted, spec))}
-    version = _new_model(
-        directory / name, config.ensemble(name, requested, answer, steps, max_batch, parameters)
+    folder = _new_model(
+        directory / name,
+        config.ensemble(name, requested, answer, steps, max_batch, parameters),
+        version,
     )
-    (version / ".keep").touch()  # Triton wants a version directory, git and tar want a file in it
+    (folder / ".keep").touch()  # Triton wants a version directory, git and tar want a file in it
+
+
+def step_names(name: str, version: int) -> tuple[str, str, str]:
+    """Models of encoder, model and decoder behind one version of the ensemble `name`."""
+    encoder, model, decoder = (f"{name}_{step}_v{version}" for step in STEPS)
+    return encoder, model, decoder
+
+
+def keep_version(previous: Path, directory: Path, name: str, version: int) -> None:
+    """Put the steps of `version` of an older repository beside those of the new one."""
+    for step in step_names(name, version):
+        if (previous / step).is_dir():
+            # with their times: a server loads again what looks newer than what it has
+            shutil.copytree(
+                previous / step,
+                directory / step,
+                copy_function=_link_or_copy,
+                ignore=shutil.ignore_patterns("__pycache__"),
+            )
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, target)
 
 
 def _request_tensors(spec: dict[str, Any]) -> list[Tensor]:
@@ -135,11 +174,11 @@ def _for_clients(fitted: Fitted, spec: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _new_model(directory: Path, model_config: Any) -> Path:
+def _new_model(directory: Path, model_config: Any, version: int = 1) -> Path:
     config.write_config(directory, model_config)
-    version = directory / "1"
-    version.mkdir()
-    return version
+    folder = directory / str(version)
+    folder.mkdir()
+    return folder
 
 
 def _copy_adapter(part: str, version: Path) -> None:

@@ -4,14 +4,17 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
+from pipeline.core import identity
 from pipeline.core.artifact import new_artifact, read_manifest
 from pipeline.core.columns import FIRST_ITEM
 from pipeline.core.errors import ArtifactError, ConfigError
 from pipeline.core.fitted import Fitted
 from pipeline.export import torchscript
-from pipeline.export.repository import write_repository
+from pipeline.export.config import Device
+from pipeline.export.repository import keep_version, write_repository
 from pipeline.model.build import load_model
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,99}")
@@ -25,11 +28,14 @@ def export(
     default_k: int = 10,
     max_k: int = 100,
     max_batch: int = 256,
+    device: Device = "cpu",
 ) -> dict[str, Any]:
     """Trace the model, prove that the program equals it, write the repository; return its facts.
 
     `default_k` items are answered where a request names no `k`, at most `max_k` (or the whole
-    catalogue, if it is smaller). ConfigError for numbers or names that cannot be.
+    catalogue, if it is smaller). `device` is where the server runs the model; gpu needs one here
+    too. A repository at `out` is replaced by its next version. ConfigError for numbers or names
+    that cannot be.
     """
     if not _NAME.fullmatch(name):
         raise ConfigError(f"--name is {name!r}, expected up to 100 letters, digits, - and _.")
@@ -37,11 +43,22 @@ def export(
         raise ConfigError(f"--k is {default_k}, expected 1 to --max-k, which is {max_k}.")
     if not 1 <= max_batch <= 65_536:
         raise ConfigError(f"--max-batch is {max_batch}, expected 1 to 65536.")
+    if device == "gpu" and not torch.cuda.is_available():
+        raise ConfigError("--device gpu traces the model on a GPU, and torch sees none here.")
     read_manifest(run, "run")
+    made_from = identity.of_repository(
+        run,
+        name=name,
+        default_k=default_k,
+        max_k=max_k,
+        max_batch=max_batch,
+        device=device,
+    )
+    before = _previous_version(out)
     fitted = Fitted.read(run)
     facts: dict[str, Any] = {}
     with (
-        new_artifact(out, "repository", facts) as directory,
+        new_artifact(out, "repository", facts, made_from=made_from) as directory,
         tqdm(total=3, desc="trace", unit="step", leave=False, disable=None) as steps,
     ):
         model = load_model(run)
@@ -55,6 +72,7 @@ def export(
         names = model.inputs.feature_names
         served = torchscript.ServedModel(model, names, session_names, min(max_k, items))
         length = fitted.recipe.max_sequence_length
+        served.to("cuda" if device == "gpu" else "cpu")
         program = torchscript.trace(served, length)
         steps.update()
         steps.set_description("compare")
@@ -69,12 +87,26 @@ def export(
             program,
             default_k=min(default_k, items),
             max_batch=max_batch,
+            version=before + 1,
+            device=device,
         )
+        if before:
+            keep_version(out, directory, name, before)
         facts.update(
             name=name,
+            version=before + 1,
+            device=device,
             catalogue_items=items,
             max_k=served.k,
             largest_score_difference=difference,
             run=run.resolve().name,
         )
     return facts
+
+
+def _previous_version(out: Path) -> int:
+    """Version of the repository at `out`; 0 where there is none."""
+    try:
+        return int(read_manifest(out, "repository").get("version", 0))
+    except (ArtifactError, TypeError, ValueError):
+        return 0

@@ -69,9 +69,10 @@ def example_inputs(
 def trace(served: ServedModel, length: int) -> torch.jit.ScriptModule:
     """Record the program; it takes any number of sessions, of `length` positions or fewer."""
     served.eval()
+    example = tuple(t.to(_device(served)) for t in example_inputs(served, length, 2))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        traced = torch.jit.trace(served, example_inputs(served, length, 2), check_trace=False)
+        traced = torch.jit.trace(served, example, check_trace=False)
         frozen = torch.jit.freeze(traced.eval())
     assert isinstance(frozen, torch.jit.ScriptModule)  # noqa: S101
     return frozen
@@ -89,7 +90,8 @@ def prove_parity(
     for seed, (sessions, width) in enumerate(
         [(1, length), (3, length), (33, length), (5, max(1, length // 2)), (1, 1)]
     ):
-        inputs = example_inputs(served, width, sessions, seed)
+        random = example_inputs(served, width, sessions, seed)
+        inputs = tuple(t.to(_device(served)) for t in random)
         wanted, _ = served(*inputs)
         found, found_items = program(*inputs)
         if not bool(wanted.isfinite().all()):
@@ -109,6 +111,11 @@ def prove_parity(
                 f"sessions of {width}, allowed is {tolerance:.0e}. It was not written."
             )
     return largest
+
+
+def _device(served: ServedModel) -> torch.device:
+    """A traced program holds the device that it was traced on."""
+    return next(served.parameters()).device
 
 
 def save(program: torch.jit.ScriptModule, path: Path) -> None:

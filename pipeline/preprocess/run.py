@@ -13,6 +13,7 @@ from merlin.schema import Schema as MerlinSchema
 from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
 from tqdm import tqdm
 
+from pipeline.core import identity
 from pipeline.core.artifact import new_artifact
 from pipeline.core.columns import SCHEMA_FILE, SESSION, SESSIONS_DIRECTORY, TIMESTAMP
 from pipeline.core.errors import ConfigError, DataError
@@ -43,10 +44,11 @@ def preprocess(
         )
     if recipe.split.valid or recipe.split.test:
         _check_times(recipe)
+    made_from = identity.of_data(recipe, inputs, test_inputs)
     facts: dict[str, Any] = {}
     with (
         tqdm(total=3, desc="read", unit="step", leave=False, disable=None) as steps,
-        new_artifact(out, "data", facts) as directory,
+        new_artifact(out, "data", facts, made_from=made_from) as directory,
         tempfile.TemporaryDirectory() as scratch,
     ):
         log = read_interactions(recipe, inputs)

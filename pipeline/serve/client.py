@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 from urllib.parse import urlsplit
@@ -77,10 +78,10 @@ class Client:
 
     def infer(self, tensors: dict[str, np.ndarray]) -> Answer:
         """One request of (B, n) tensors as they are."""
+        from tritonclient.utils import np_to_triton_dtype
+
         inputs = []
         for name, array in tensors.items():
-            from tritonclient.utils import np_to_triton_dtype
-
             tensor = self._module.InferInput(name, array.shape, np_to_triton_dtype(array.dtype))
             tensor.set_data_from_numpy(array)
             inputs.append(tensor)
@@ -100,14 +101,18 @@ class Client:
         """
         return self.infer(self._tensors(sessions, k))
 
-    def recommend_log(self, files: list[Path], k: int | None = None) -> Iterator[dict[str, Any]]:
-        """One record a session of raw log files, sessions in the order of their first row."""
+    def recommend_log(
+        self, files: list[Path], k: int | None = None, *, sessions: int | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """One record a session of raw log files, sessions in the order of their beginning.
+
+        With `sessions` for that many of them alone.
+        """
         from pipeline.serve.log import read_sessions  # pandas and Arrow, for files alone
 
-        for ids, sessions in _batches(
-            read_sessions(self.served, files), min(_SESSIONS_A_REQUEST, self.served.max_batch)
-        ):
-            answer = self.recommend(sessions, k)
+        asked = islice(read_sessions(self.served, files), sessions)
+        for ids, batch in _batches(asked, min(_SESSIONS_A_REQUEST, self.served.max_batch)):
+            answer = self.recommend(batch, k)
             for session, items, scores in zip(ids, answer.items, answer.scores, strict=True):
                 yield {
                     SESSION: session,

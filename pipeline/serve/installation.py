@@ -1,5 +1,6 @@
 """Triton as the `nvidia-pytriton` wheel carries it, made ready in a temporary directory."""
 
+import ctypes
 import importlib.util
 import os
 import shlex
@@ -71,12 +72,33 @@ def build_python(scratch: Path) -> Path:
     return executable.parent
 
 
+def check_shared_python() -> None:
+    """ServingError where this Python is not there as a library, which the stubs are linked to.
+
+    Without it they end at once, and Triton waits for them until its time is over.
+    """
+    name = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
+    if any((Path(folder) / name).exists() for folder in _python_libraries()):
+        return
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        raise ServingError(
+            f"{name}, the shared library of Python that Triton's Python models need, is not here;"
+            f" install it (Debian and Ubuntu: `apt install {name.split('.so')[0]}`), or use the"
+            " Python that uv brings along"
+        ) from None
+
+
+def _python_libraries() -> list[str]:
+    return [str(sysconfig.get_config_var("LIBDIR")), str(Path(sys.base_prefix) / "lib")]
+
+
 def environment(package: Path, python: Path) -> dict[str, str]:
     libraries = [
         str(package.parent / "nvidia_pytriton.libs"),
         # Else the stub finds another libpython and misses modules of the standard library.
-        str(sysconfig.get_config_var("LIBDIR")),
-        str(Path(sys.base_prefix) / "lib"),
+        *_python_libraries(),
         os.environ.get("LD_LIBRARY_PATH", ""),
     ]
     return {

@@ -11,7 +11,7 @@ import pyarrow as pa
 from pipeline.core import values
 from pipeline.core.columns import SESSION, TIMESTAMP
 from pipeline.core.errors import DataError
-from pipeline.core.logfile import Report, read_log
+from pipeline.core.logfile import Report, find_logs, read_log
 from pipeline.core.recipe import Timestamp
 from pipeline.serve.served import ServedModel
 
@@ -25,7 +25,7 @@ def read_sessions(served: ServedModel, files: list[Path]) -> Iterator[tuple[Any,
     be read, lacks a column or holds no row.
     """
     report = Report()
-    tables = [read_log(served.recipe, file, report) for file in files]
+    tables = [read_log(served.recipe, f, report) for f in find_logs(served.recipe, files)]
     chunks = {
         name: [values.plain(table[name]) for table in tables] for name in [SESSION, *served.columns]
     }

@@ -20,10 +20,21 @@ def running_server(
     host: str = "127.0.0.1",
     log_path: Path | None = None,
     timeout_seconds: float = 120,
+    reload_seconds: int | None = None,
 ) -> Iterator[TritonServer]:
-    """A server that is ready while the block runs. ServingError if it does not come up."""
+    """A server that is ready while the block runs. ServingError if it does not come up.
+
+    With `reload_seconds` it looks that often for a newer export in the place of `repository`.
+    """
     read_manifest(repository, "repository")
-    with TritonServer(repository, ports=ports, host=host, log_path=log_path) as server:
+    with TritonServer(
+        repository,
+        ports=ports,
+        host=host,
+        log_path=log_path,
+        model_control="none" if reload_seconds is None else "poll",
+        poll_seconds=reload_seconds,
+    ) as server:
         server.wait_until_ready(timeout_seconds)
         yield server
 

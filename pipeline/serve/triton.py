@@ -23,7 +23,13 @@ from types import TracebackType
 from typing import Literal, Self
 
 from pipeline.core.errors import ServingError
-from pipeline.serve.installation import build_backends, build_python, environment, locate_package
+from pipeline.serve.installation import (
+    build_backends,
+    build_python,
+    check_shared_python,
+    environment,
+    locate_package,
+)
 from pipeline.serve.ports import Ports, check_ports, filled, ipv4_address
 from pipeline.serve.supervisor import remove_traces
 
@@ -151,6 +157,7 @@ class TritonServer:
             raise ServingError(f"the Triton server runs already, with process id {self._pid}")
         _check_repository(self.repository, may_be_empty=self._model_control == "poll")
         check_ports(self.host, self.ports)
+        check_shared_python()
         try:
             self._scratch = Path(tempfile.mkdtemp(prefix="triton-"))
             self._launch(locate_package(), self._scratch)

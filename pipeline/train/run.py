@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from pipeline.core import identity
 from pipeline.core.artifact import new_artifact, read_manifest
 from pipeline.core.columns import FIRST_ITEM, ITEM, SCHEMA_FILE, SESSIONS_DIRECTORY, TIMESTAMP
 from pipeline.core.errors import ArtifactError, ConfigError
@@ -42,7 +43,8 @@ def train(
     fitted = Fitted.read(data)
     longest = fitted.recipe.max_sequence_length
     facts: dict[str, Any] = {}
-    with new_artifact(out, "run", facts) as directory:
+    made_from = identity.of_run(data, model_config, train_config)
+    with new_artifact(out, "run", facts, made_from=made_from) as directory:
         set_seed(train_config.seed)
         model = build_model(
             schema, model_config, longest, label_smoothing=train_config.label_smoothing
@@ -101,7 +103,7 @@ def evaluate(
 
     Returns {"part", "positions", "targets", "unknown_targets", "catalogue_items", "results"}
     where results maps a model's name to its metrics. ArtifactError if the run was trained on
-    other item indices than those of `data`.
+    another catalogue, or on other features or other statistics of them, than those of `data`.
     """
     read_manifest(run, "run")
     read_manifest(data, "data")

@@ -1,8 +1,8 @@
 """Artifact directories are whole or absent."""
 
+import errno
 import itertools
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,7 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.core import artifact
-from pipeline.core.artifact import new_artifact, read_json, read_manifest
+from pipeline.core.artifact import (
+    current_facts,
+    fingerprint,
+    new_artifact,
+    read_json,
+    read_manifest,
+)
 from pipeline.core.errors import ArtifactError
 
 FILES = {"schema.pbtxt": b"feature", "sessions/train/part-0.parquet": b"PAR1" * 10, "empty": b""}
@@ -159,10 +165,15 @@ def test_an_artifact_whose_manifest_is_damaged_is_left_alone(tmp_path: Path, fil
         write(tmp_path / "shop")
 
 
+def cannot_exchange(*_paths: Path) -> None:
+    raise OSError(errno.EINVAL, "no such flag")
+
+
 def test_a_rename_that_fails_puts_the_previous_artifact_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path / "shop")
+    monkeypatch.setattr(artifact, "_exchange", cannot_exchange)
     rename = Path.rename
 
     def fail_for_the_new_one(path: Path, target: Path) -> None:
@@ -300,7 +311,7 @@ def test_json_that_is_none_is_an_artifact_error(tmp_path: Path) -> None:
 
 
 WRITER = """
-import os, sys, time
+import errno, os, sys, time
 from pathlib import Path
 from pipeline.core import artifact
 
@@ -311,7 +322,11 @@ def step(count=[0]):
         time.sleep(60)
     count[0] += 1
 
-for name in ("_write_manifest", "_sync", "_hash", "write_json"):
+if sys.argv[3] == "two steps":
+    def cannot(*_paths):
+        raise OSError(errno.EINVAL, "no such flag")
+    artifact._exchange = cannot
+for name in ("_write_manifest", "_sync", "_hash", "write_json", "_exchange"):
     def stepping(*given, inner=getattr(artifact, name), **more):
         step()
         return inner(*given, **more)
@@ -338,9 +353,9 @@ print("done", flush=True)
 around the hashes, the manifest and each rename."""
 
 
-def killed_writer(path: Path, stop: int) -> str:
+def killed_writer(path: Path, stop: int, steps: str) -> str:
     """Kill a writer at one of its steps; return what it said last."""
-    command = [sys.executable, "-c", WRITER, str(path), str(stop)]
+    command = [sys.executable, "-c", WRITER, str(path), str(stop), steps]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         said = process.stdout.readline().strip()
@@ -348,9 +363,18 @@ def killed_writer(path: Path, stop: int) -> str:
     return said
 
 
-@pytest.mark.parametrize("before", [False, True], ids=["nothing there", "an older one there"])
+@pytest.mark.parametrize(
+    ("before", "steps", "expected"),
+    [
+        (False, "one step", {"absent", "new"}),
+        # where the file system can exchange two directories there is never none
+        (True, "one step", {"old", "new"}),
+        (True, "two steps", {"old", "absent", "new"}),
+    ],
+    ids=["nothing there", "an older one there", "an older one that cannot be exchanged"],
+)
 def test_a_writer_killed_at_any_moment_leaves_something_whole_or_nothing(
-    tmp_path: Path, before: bool
+    tmp_path: Path, before: bool, steps: str, expected: set[str]
 ) -> None:
     seen = set()
     said = "here"
@@ -361,7 +385,7 @@ def test_a_writer_killed_at_any_moment_leaves_something_whole_or_nothing(
         if before:
             with new_artifact(path, "data", {"version": "old"}) as directory:
                 (directory / "old-file").write_text("old")
-        said = killed_writer(path, stop)
+        said = killed_writer(path, stop, steps)
         try:
             version = read_manifest(path, "data")["version"]
         except ArtifactError as error:
@@ -377,26 +401,37 @@ def test_a_writer_killed_at_any_moment_leaves_something_whole_or_nothing(
         write(path)
         assert names_in(path.parent) == ["shop"]
     assert stop > 10
-    assert seen == ({"old", "absent", "new"} if before else {"absent", "new"})
+    assert seen == expected
 
 
 def test_leftovers_of_the_living_and_of_strangers_stay(tmp_path: Path) -> None:
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    ours = tmp_path / f".shop.partial-01234567-{dead.pid}"
+    dead = tmp_path / f".shop.partial-{0:016x}"
     others = [
-        tmp_path / f".shop.partial-01234567-{os.getpid()}",
         tmp_path / ".shop.partial-notes",
-        tmp_path / f".shop.partial-x-{dead.pid}",
-        tmp_path / f".shop2.partial-01234567-{dead.pid}",
-        tmp_path / f".shop.partial-01234567-{10**20}",
+        tmp_path / f".shop.partial-{0:015x}x",
+        tmp_path / f".shop2.partial-{0:016x}",
+        tmp_path / f".shop.partial-{0:017x}",
     ]
-    for path in (ours, *others):
+    for path in (dead, *others):
         path.mkdir()
         (path / "file").write_text("x")
+    living = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(tmp_path / "shop"), "3", "one step"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert living.stdout is not None
+    assert living.stdout.readline() == "here\n"
     write(tmp_path / "shop")
-    assert not ours.exists()
+    hidden = set(tmp_path.glob(".shop.partial-*")) - set(others)
+    assert len(hidden) == 1  # of the one that lives, in the middle of its work
+    assert (hidden.pop() / "file-0").exists()
+    assert not dead.exists()
     assert all((path / "file").exists() for path in others)
+    living.kill()
+    living.communicate()
+    write(tmp_path / "shop")
+    assert not set(tmp_path.glob(".shop.partial-*")) - set(others)
 
 
 def test_two_writers_of_one_target_do_not_mix(tmp_path: Path) -> None:
@@ -419,3 +454,35 @@ def test_files_reach_the_disk_before_the_manifest_that_vouches_for_them(
     assert synced.index("manifest.json") > max(
         synced.index(name) for name in ("schema.pbtxt", "part-0.parquet", "empty")
     )
+
+
+def test_what_was_made_from_the_same_is_current_and_nothing_else(tmp_path: Path) -> None:
+    def make(settings: dict, log: str) -> str:
+        (tmp_path / "log.csv").write_text(log)
+        return fingerprint(settings, [tmp_path / "log.csv"], [])
+
+    path = tmp_path / "shop"
+    made_from = make({"items": 1}, "a,b")
+    assert current_facts(path, "data", made_from) is None
+    with new_artifact(path, "data", {"rows": 1}, made_from=made_from) as directory:
+        (directory / "file").write_text("x")
+    assert current_facts(path, "data", make({"items": 1}, "a,b")) == {"rows": 1}
+    assert current_facts(path, "run", made_from) is None
+    assert current_facts(path, "data", make({"items": 2}, "a,b")) is None
+    assert current_facts(path, "data", make({"items": 1}, "a,c")) is None
+    (path / "file").write_text("y")
+    assert current_facts(path, "data", made_from) is None
+    # one that was written without saying what from is never current
+    write(path)
+    assert current_facts(path, "data", made_from) is None
+
+
+def test_the_fingerprint_of_an_output_changes_with_the_artifact_it_is_made_from(
+    tmp_path: Path,
+) -> None:
+    write(tmp_path / "data")
+    before = fingerprint({}, [], [tmp_path / "data"])
+    write(tmp_path / "data")
+    assert fingerprint({}, [], [tmp_path / "data"]) == before
+    write(tmp_path / "data", files={"other": b"1"})
+    assert fingerprint({}, [], [tmp_path / "data"]) != before

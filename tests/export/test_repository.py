@@ -21,7 +21,7 @@ def test_every_config_is_read_back_by_tritons_own_proto(shop: Shop) -> None:
     names = {path.parent.name for path in shop.repository.glob("*/config.pbtxt")}
     assert names == {
         "recommender",
-        *(f"recommender_{part}" for part in ("encoder", "model", "decoder")),
+        *(f"recommender_{part}_v1" for part in ("encoder", "model", "decoder")),
     }
     for name in names:
         read = config.read_config(shop.repository / name)
@@ -73,7 +73,7 @@ def test_no_artifact_holds_a_pickle_or_a_path_of_this_machine(shop: Shop) -> Non
 def test_the_program_on_disk_equals_the_model(shop: Shop) -> None:
     model = load_model(shop.run)
     served = torchscript.ServedModel(model, model.inputs.feature_names, {"device"}, 50)
-    program = torchscript.load(shop.repository / "recommender_model" / "1" / "model.pt")
+    program = torchscript.load(shop.repository / "recommender_model_v1" / "1" / "model.pt")
     for sessions in (1, 9):
         inputs = torchscript.example_inputs(served, 20, sessions, seed=sessions)
         with torch.no_grad():
@@ -95,13 +95,13 @@ def test_a_program_that_differs_from_the_model_is_not_exported(shop: Shop) -> No
 
 
 def test_encoder_and_decoder_hold_the_same_items(shop: Shop) -> None:
-    encoder = Encoder(shop.repository / "recommender_encoder" / "1")
+    encoder = Encoder(shop.repository / "recommender_encoder_v1" / "1")
     facts = read_manifest(shop.repository, "repository")
     lookup = encoder._lookups["item_id"]
     assert lookup(np.array([b"", b"never seen"], object)).tolist() == [1, 2]
     assert facts["catalogue_items"] > 100
     decoder = json.loads(
-        (shop.repository / "recommender_decoder" / "1" / "decoder.json").read_text()
+        (shop.repository / "recommender_decoder_v1" / "1" / "decoder.json").read_text()
     )
     assert decoder == {"type": "string"}
 
@@ -134,3 +134,57 @@ def test_what_is_no_run_is_refused(shop: Shop, tmp_path: Path) -> None:
 def test_a_short_catalogue_bounds_the_lists(shop: Shop, tmp_path: Path) -> None:
     facts = export(shop.run, tmp_path / "out", default_k=10_000, max_k=10_000)
     assert facts["max_k"] == facts["catalogue_items"]
+
+
+def test_the_next_export_in_the_same_place_is_the_next_version_beside_the_one_before(
+    shop: Shop, tmp_path: Path
+) -> None:
+    repository = tmp_path / "repository"
+    written: dict[int, bytes] = {}
+    for version in (1, 2, 3):
+        assert export(shop.run, repository)["version"] == version
+        models = {path.name for path in repository.iterdir() if path.is_dir()}
+        kept = {version, max(1, version - 1)}
+        assert models == {"recommender"} | {
+            f"recommender_{step}_v{v}" for step in ("encoder", "model", "decoder") for v in kept
+        }
+        ensemble = config.read_config(repository / "recommender")
+        asked = {step.model_name for step in ensemble.ensemble_scheduling.step}
+        assert all(name.endswith(f"_v{version}") for name in asked)
+        # what an answer gives as the version of the model
+        assert [p.name for p in (repository / "recommender").iterdir() if p.is_dir()] == [
+            str(version)
+        ]
+        assert read_manifest(repository, "repository")["version"] == version
+        for v in kept:
+            content = (repository / f"recommender_model_v{v}" / "1" / "model.pt").read_bytes()
+            assert content == written.setdefault(v, content)
+    # under another name there is no version before
+    export(shop.run, repository, name="other")
+    models = {path.name for path in repository.iterdir() if path.is_dir()}
+    assert models == {"other", *(f"other_{s}_v4" for s in ("encoder", "model", "decoder"))}
+
+
+def test_a_model_for_a_gpu_needs_one_to_be_traced_on(shop: Shop, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here; tests marked gpu look at the export for one")
+    with pytest.raises(ConfigError, match="torch sees none here"):
+        export(shop.run, tmp_path / "repository", device="gpu")
+
+
+@pytest.mark.gpu
+def test_a_model_for_a_gpu_is_traced_there_and_placed_there(shop: Shop, tmp_path: Path) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device here")
+    export(shop.run, tmp_path / "repository", device="gpu")
+    read = config.read_config(tmp_path / "repository" / "recommender_model_v1")
+    assert read.instance_group[0].kind == config.proto.ModelInstanceGroup.KIND_GPU
+    path = tmp_path / "repository" / "recommender_model_v1" / "1" / "model.pt"
+    program = torch.jit.load(str(path), map_location="cuda")
+    model = load_model(shop.run)
+    served = torchscript.ServedModel(model, model.inputs.feature_names, {"device"}, 50)
+    inputs = torchscript.example_inputs(served, 20, 7)
+    with torch.no_grad():
+        wanted, _ = served(*inputs)
+        found, _ = program(*(tensor.cuda() for tensor in inputs))
+    torch.testing.assert_close(found.cpu(), wanted, rtol=1e-4, atol=1e-4)

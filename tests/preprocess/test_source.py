@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from pipeline.core import values
 from pipeline.core.errors import DataError
-from pipeline.core.logfile import check_files
+from pipeline.core.logfile import find_logs
 from pipeline.core.recipe import Preprocess, Timestamp
 from pipeline.preprocess.source import Interactions, read_interactions
 
@@ -485,16 +485,33 @@ def test_a_missing_column_is_named_with_what_was_found(tmp_path: Path) -> None:
     assert "no column for item_id" in refusal(headerless, tmp_path / "log.csv")
 
 
-def test_files_are_checked_without_reading_them(tmp_path: Path) -> None:
+def test_files_are_found_and_checked_without_reading_them(tmp_path: Path) -> None:
     good, other = tmp_path / "log.csv", tmp_path / "log.xlsx"
     for file in (good, other):
         file.write_bytes(b"\xff")
-    check_files(recipe(), [good])
-    check_files(recipe(format="csv"), [other])
+    assert find_logs(recipe(), [good]) == [good]
+    assert find_logs(recipe(format="csv"), [other]) == [other]
     with pytest.raises(DataError, match="cannot tell the format"):
-        check_files(recipe(), [good, other])
+        find_logs(recipe(), [good, other])
     with pytest.raises(DataError, match=r"none.csv does not exist"):
-        check_files(recipe(format="csv"), [good, tmp_path / "none.csv"])
+        find_logs(recipe(format="csv"), [good, tmp_path / "none.csv"])
+
+
+def test_a_folder_stands_for_the_logs_in_and_below_it_by_name(tmp_path: Path) -> None:
+    names = ["b.csv", "a.parquet", "day=2/x.tsv.gz", "day=1/x.csv"]
+    for name in [*names, "_SUCCESS", ".a.parquet.crc", ".tmp/x.csv", "day=1/_log/y.csv"]:
+        (tmp_path / "logs" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "logs" / name).touch()
+    (tmp_path / "more.csv").touch()
+    found = find_logs(recipe(), [tmp_path / "more.csv", tmp_path / "logs"])
+    assert found[0] == tmp_path / "more.csv"
+    assert [f.relative_to(tmp_path / "logs").as_posix() for f in found[1:]] == sorted(names)
+    (tmp_path / "logs" / "notes.md").touch()
+    with pytest.raises(DataError, match=r"notes.md: cannot tell the format"):
+        find_logs(recipe(), [tmp_path / "logs"])
+    (tmp_path / "none").mkdir()
+    with pytest.raises(DataError, match="none holds no file"):
+        find_logs(recipe(), [tmp_path / "none"])
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -265,7 +265,7 @@ def test_sessions_of_different_lengths_from_many_clients_share_a_batch(
 
     def executions() -> tuple[int, int]:
         with tritonclient.http.InferenceServerClient(server.http_url) as stats:
-            entry = stats.get_inference_statistics("recommender_model")["model_stats"][0]
+            entry = stats.get_inference_statistics("recommender_model_v1")["model_stats"][0]
         return int(entry.get("inference_count", 0)), int(entry.get("execution_count", 0))
 
     sessions = [

@@ -1,0 +1,29 @@
+"""What an output was made from, so that a stage that is done is not done again.
+
+The command line asks before it imports a stage, and the stage writes the same into its manifest.
+"""
+
+from pathlib import Path
+
+from pipeline.core.artifact import fingerprint
+from pipeline.core.recipe import ModelConfig, Preprocess, TrainConfig
+
+
+def of_data(recipe: Preprocess, inputs: list[Path], test_inputs: list[Path]) -> str:
+    """Of a data directory: the recipe and the content of the logs, in their order."""
+    settings = {"recipe": recipe.model_dump(mode="json"), "inputs": len(inputs)}
+    return fingerprint(settings, [*inputs, *test_inputs], [])
+
+
+def of_run(data: Path, model: ModelConfig, train: TrainConfig) -> str:
+    """Of a run: the data directory and the settings of model and training."""
+    settings = {"model": model.model_dump(mode="json"), "train": train.model_dump(mode="json")}
+    return fingerprint(settings, [], [data])
+
+
+def of_repository(
+    run: Path, *, name: str, default_k: int, max_k: int, max_batch: int, device: str
+) -> str:
+    """Of a model repository: the run and the settings of the export."""
+    settings = {"name": name, "k": default_k, "max_k": max_k, "max_batch": max_batch}
+    return fingerprint(settings | {"device": device}, [], [run])

@@ -1,0 +1,88 @@
+"""A server goes from one export to the next while it is asked."""
+
+import threading
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from pipeline.core.recipe import Recipe
+from pipeline.export.run import export
+from pipeline.serve.client import Client
+from pipeline.serve.ports import free_ports
+from pipeline.serve.run import running_server
+from pipeline.train.run import train
+from tests.conftest import Shop
+
+SESSION = {
+    "item_id": ["sku-00003", "sku-00010"],
+    "timestamp": ["2026-01-10 10:00:00", "2026-01-10 10:01:00"],
+    "category": ["category-01", "category-01"],
+    "action": ["view", "view"],
+    "price": [1.0, 2.0],
+    "device": ["phone"],
+}
+
+
+class Load(threading.Thread):
+    """Asks without a pause until it is told to stop."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(daemon=True)
+        self.url = url
+        self.answers: dict[tuple, int] = defaultdict(int)
+        self.error: Exception | None = None
+        self.over = threading.Event()
+
+    def run(self) -> None:
+        try:
+            with Client(self.url) as client:
+                while not self.over.is_set():
+                    answer = client.recommend([SESSION], 5)
+                    first = round(float(answer.scores[0, 0]), 4)
+                    self.answers[(*answer.items[0].tolist(), first)] += 1
+                    time.sleep(0.002)
+        except Exception as error:
+            self.error = error
+
+
+@pytest.fixture(scope="module")
+def other_run(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose lists and scores differ."""
+    run = tmp_path_factory.mktemp("other") / "run"
+    recipe: Recipe = shop.recipe
+    train(shop.data, recipe.model, recipe.train.model_copy(update={"seed": 9}), run)
+    return run
+
+
+def test_a_newer_export_takes_over_with_no_request_failed_and_no_mixed_answer(
+    shop: Shop, other_run: Path, tmp_path: Path
+) -> None:
+    repository = tmp_path / "repository"
+    export(shop.run, repository)
+    with running_server(repository, ports=free_ports(), reload_seconds=1) as server:
+        urls = [f"http://{server.http_url}", f"grpc://{server.grpc_url}"]
+        loads = [Load(url) for url in urls]
+        for load in loads:
+            load.start()
+        for runs in (1, 2, 3):  # first, second, and back to the first
+            deadline = time.monotonic() + 60
+            if runs > 1:
+                export(other_run if runs == 2 else shop.run, repository)
+                before = dict(loads[0].answers)
+                newest = set() if runs == 2 else {next(iter(before))}
+                while not {a for a, n in loads[0].answers.items() if n > before.get(a, 0)} & (
+                    newest or set(loads[0].answers) - set(before)
+                ):
+                    assert time.monotonic() < deadline, "the newer export is not served"
+                    assert all(load.error is None for load in loads), loads
+                    time.sleep(0.2)
+            time.sleep(1)
+        for load in loads:
+            load.over.set()
+            load.join()
+    for load in loads:
+        assert load.error is None
+        # one list for each run: nothing of one export ran with anything of another
+        assert len(load.answers) == 2, load.answers
