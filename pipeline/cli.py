@@ -114,6 +114,13 @@ def synthesize(
     help="Log of test sessions, in place of `split.test`. Repeatable.",
 )
 @_out()
+@click.option(
+    "--cluster",
+    envvar="PIPELINE_CLUSTER",
+    metavar="ADDRESS",
+    help="Dask scheduler whose workers do the work, such as tcp://HOST:8786; --out is in a folder "
+    "that they share.  [env: PIPELINE_CLUSTER]",
+)
 @_if_needed
 @_set
 @_json
@@ -122,6 +129,7 @@ def preprocess(
     inputs: tuple[Path, ...],
     tests: tuple[Path, ...],
     out: Path,
+    cluster: str | None,
     if_needed: bool,
     overrides: tuple[str, ...],
     as_json: bool,
@@ -140,7 +148,7 @@ def preprocess(
     from pipeline.preprocess.run import preprocess as run
     from pipeline.report import data_text
 
-    facts = run(recipe, logs, test_logs, out)
+    facts = run(recipe, logs, test_logs, out, cluster=cluster)
     _report(facts, as_json, data_text(facts, out))
 
 

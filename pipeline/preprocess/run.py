@@ -21,6 +21,7 @@ from pipeline.core.fitted import Fitted
 from pipeline.core.merlin import has_cudf
 from pipeline.core.recipe import Preprocess
 from pipeline.preprocess import workflow
+from pipeline.preprocess.cluster import check_shared, on_cluster
 from pipeline.preprocess.source import Interactions, read_interactions
 from pipeline.preprocess.split import temporal_split
 
@@ -30,12 +31,18 @@ _SCHEMA_PROPERTIES = ("domain", "embedding_sizes", "value_count")
 
 
 def preprocess(
-    recipe: Preprocess, inputs: list[Path], test_inputs: list[Path], out: Path
+    recipe: Preprocess,
+    inputs: list[Path],
+    test_inputs: list[Path],
+    out: Path,
+    *,
+    cluster: str | None = None,
 ) -> dict[str, Any]:
     """Write sessions, schema, fitted state and manifest to `out`; return the manifest's facts.
 
     Statistics come from the training sessions alone. `test_inputs` are logs of their own, in
-    place of `split.test`.
+    place of `split.test`. `cluster` is the address of a Dask scheduler, whose workers see the
+    folder of `out` under the same path; what is written does not depend on it.
     """
     if test_inputs and recipe.split.test is not None:
         raise ConfigError(
@@ -49,8 +56,11 @@ def preprocess(
     with (
         tqdm(total=3, desc="read", unit="step", leave=False, disable=None) as steps,
         new_artifact(out, "data", facts, made_from=made_from) as directory,
-        tempfile.TemporaryDirectory() as scratch,
+        tempfile.TemporaryDirectory(dir=directory if cluster else None) as scratch,
+        on_cluster(cluster) as client,
     ):
+        if client is not None:
+            check_shared(client, Path(scratch))
         log = read_interactions(recipe, inputs)
         parts = temporal_split(recipe, log.frame)
         facts["engine"] = "cudf" if has_cudf() else "pandas"

@@ -7,6 +7,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from dask.dataframe.io import from_delayed  # type: ignore[attr-defined]
+from dask.delayed import delayed
+from merlin.core.utils import global_dask_client
 from merlin.dag import ColumnSelector
 from merlin.io import Dataset
 from merlin.io.worker import clean_worker_cache
@@ -22,6 +25,8 @@ from pipeline.preprocess.operators import Cyclic, Elapsed, Encode, GroupSessions
 from pipeline.preprocess.source import Interactions
 
 ELAPSED = "elapsed"
+PARTITION_ROWS = 1_000_000
+"""Interactions that are worked on at a time."""
 
 
 def fit(recipe: Preprocess, interactions: Interactions, scratch: Path) -> Fitted:
@@ -33,7 +38,7 @@ def fit(recipe: Preprocess, interactions: Interactions, scratch: Path) -> Fitted
     encode = _encode(recipe, {}, scratch)
     normalize = Standardise(out_dtype=np.float32)
     graph = _interaction_graph(recipe, encode, normalize)
-    Workflow(graph).fit(Dataset(interactions.frame, cpu=_cpu()))
+    Workflow(graph).fit(_dataset(interactions.frame))
     vocabularies = {}
     for name, path in encode.categories.items():
         values = pq.read_table(path)[name].combine_chunks()
@@ -74,7 +79,34 @@ def rebuild(fitted: Fitted, directory: Path, keep: int | None) -> Workflow:
 
 def transform(workflow: Workflow, interactions: pd.DataFrame) -> Any:
     """Sessions as a data frame of the engine, pandas or cuDF."""
-    return workflow.transform(Dataset(interactions, cpu=_cpu())).to_ddf().compute()
+    return workflow.transform(_dataset(interactions)).to_ddf().compute()
+
+
+def partitions(interactions: pd.DataFrame) -> list[pd.DataFrame]:
+    """Parts of about `PARTITION_ROWS` rows, whole sessions in the order of their ids.
+
+    They depend on the log alone: sums of numbers come out the same, to the last bit, on however
+    many workers. Rows keep their order within a part.
+    """
+    if len(interactions) <= PARTITION_ROWS:
+        return [interactions]
+    codes, sessions = pd.factorize(interactions[SESSION], sort=True)
+    rows_before = np.cumsum(np.bincount(codes, minlength=len(sessions))) - 1
+    part = (rows_before // PARTITION_ROWS)[codes]
+    order = np.argsort(part, kind="stable")
+    bounds = np.flatnonzero(np.diff(part[order])) + 1
+    return [interactions.iloc[rows] for rows in np.split(order, bounds)]
+
+
+def _dataset(interactions: pd.DataFrame) -> Dataset:
+    parts = partitions(interactions)
+    if len(parts) == 1:
+        return Dataset(interactions, cpu=_cpu())
+    client = global_dask_client()
+    # once to the workers, and not with every task
+    delayed_parts = [delayed(p) for p in parts] if client is None else client.scatter(parts)
+    meta = interactions.iloc[:0]
+    return Dataset(from_delayed(delayed_parts, meta=meta, verify_meta=False), cpu=_cpu())
 
 
 def _interaction_graph(recipe: Preprocess, encode: Encode, normalize: Standardise) -> Any:

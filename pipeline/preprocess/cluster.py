@@ -1,0 +1,62 @@
+"""A Dask cluster that somebody else runs, as the place where preprocessing works.
+
+Statistics and sessions are computed by its workers; logs are read, and what is written is put
+together, where the command runs.
+"""
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.core import merlin as _settings  # noqa: F401  must stand before dask's import
+from pipeline.core.errors import ConfigError
+
+_CONNECT_SECONDS = 60
+
+
+@contextmanager
+def on_cluster(address: str | None) -> Iterator[Any]:
+    """The client of the scheduler at `address`, which NVTabular takes up; None without one.
+
+    ConfigError if no scheduler or no worker answers within a minute.
+    """
+    if not address:
+        yield None
+        return
+    from dask.distributed import Client
+
+    try:
+        client = Client(address, timeout=_CONNECT_SECONDS, name="pipeline-preprocess")
+    except (OSError, ValueError, TypeError, socket.gaierror):
+        raise ConfigError(
+            f"No Dask scheduler answers at {address!r}. Start one with `dask scheduler`, and give "
+            "its address as tcp://HOST:8786."
+        ) from None
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=_CONNECT_SECONDS)
+        except TimeoutError:
+            raise ConfigError(
+                f"The Dask scheduler at {address} has no worker. Start some with `dask worker "
+                f"{address}`."
+            ) from None
+        yield client
+
+
+def check_shared(client: Any, directory: Path) -> None:
+    """ConfigError unless all workers see `directory`: they write unique values below it."""
+    probe = directory / "seen"
+    probe.touch()
+    try:
+        seen = client.run(os.path.isfile, str(probe))
+    finally:
+        probe.unlink()
+    blind = [worker for worker, sees in seen.items() if not sees]
+    if blind:
+        raise ConfigError(
+            f"The Dask worker at {blind[0]} does not see {directory.parent}. With --cluster, --out "
+            "is in a folder that all workers share, under the same path."
+        )

@@ -1,0 +1,182 @@
+"""Preprocessing in parts, and on a Dask cluster: a scheduler and workers in their own processes."""
+
+import filecmp
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.cli import cli
+from pipeline.core.artifact import read_manifest
+from pipeline.core.columns import SESSION
+from pipeline.core.errors import ConfigError
+from pipeline.preprocess import workflow
+from pipeline.preprocess.run import preprocess
+from tests.conftest import ROOT, Shop
+
+
+@contextmanager
+def dask(*arguments: str, until: str) -> Iterator[str]:
+    """A `dask` command that runs while the block does; the first match of `until` in its log."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "dask", *arguments, "--no-dashboard"],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "DASK_DATAFRAME__QUERY_PLANNING": "False",
+            "DASK_DATAFRAME__CONVERT_STRING": "False",
+        },
+    ) as process:
+        assert process.stderr is not None
+        try:
+            for line in process.stderr:
+                if found := re.search(until, line):
+                    break
+            else:
+                raise AssertionError("dask ended")
+            yield found[0]
+        finally:
+            process.terminate()
+            process.communicate(timeout=30)
+
+
+@contextmanager
+def scheduler() -> Iterator[str]:
+    with dask("scheduler", "--host", "127.0.0.1", "--port", "0", until=r"tcp://[0-9.:]+") as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a scheduler with two workers."""
+    with scheduler() as address, ExitStack() as running:
+        for _ in range(2):
+            options = ["--no-nanny", "--nthreads", "1", "--host", "127.0.0.1"]
+            local = ["--local-directory", str(tmp_path_factory.mktemp("worker"))]
+            running.enter_context(dask("worker", address, *options, *local, until="Registered to"))
+        yield address
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workflow, "PARTITION_ROWS", 2_000)
+
+
+def files(directory: Path) -> list[str]:
+    return sorted(p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file())
+
+
+def assert_same(one: Path, other: Path) -> None:
+    assert files(one) == files(other)
+    _, different, failed = filecmp.cmpfiles(one, other, files(one), shallow=False)
+    assert (different, failed) == ([], [])
+
+
+@settings(deadline=None)
+@given(
+    sessions=st.lists(st.integers(0, 30) | st.none(), min_size=1, max_size=300),
+    size=st.integers(1, 40),
+    texts=st.booleans(),
+)
+def test_parts_hold_whole_sessions_in_the_order_of_their_ids(
+    sessions: list[int], size: int, texts: bool
+) -> None:
+    ids = [0 if s is None else s for s in sessions]
+    frame = pd.DataFrame({SESSION: [f"s{i:02}" for i in ids] if texts else ids})
+    frame["row"] = np.arange(len(frame))
+    before = workflow.PARTITION_ROWS
+    workflow.PARTITION_ROWS = size
+    try:
+        parts = workflow.partitions(frame)
+    finally:
+        workflow.PARTITION_ROWS = before
+    owned = [set(part[SESSION]) for part in parts]
+    assert all(owned)
+    assert sum(map(len, owned)) == len(set(frame[SESSION]))  # none in two parts
+    assert [sorted(o) for o in owned] == [
+        list(s) for s in np.split(sorted(set(frame[SESSION])), np.cumsum([*map(len, owned)])[:-1])
+    ]
+    assert sorted(row for part in parts for row in part["row"]) == list(range(len(frame)))
+    assert all(part["row"].is_monotonic_increasing for part in parts)
+    largest = frame[SESSION].value_counts().max()
+    assert all(len(part) <= size + largest for part in parts)
+
+
+def test_work_in_parts_gives_what_work_on_the_whole_gives(
+    shop: Shop, tmp_path: Path, small_parts: None
+) -> None:
+    preprocess(shop.recipe.preprocess, [shop.clicks], [], tmp_path / "parts")
+    names = files(shop.data)
+    assert files(tmp_path / "parts") == names
+    for name in names:
+        one, other = shop.data / name, tmp_path / "parts" / name
+        if name.endswith(".parquet"):
+            left, right = pd.read_parquet(one), pd.read_parquet(other)
+            assert list(left.columns) == list(right.columns)
+            for column in left:
+                # standardised numbers may differ in the last bit, where sums were made in parts
+                flat = [np.hstack(f[column].to_numpy()) for f in (left, right)]
+                if flat[0].dtype.kind == "f":
+                    np.testing.assert_allclose(*flat, rtol=0, atol=1e-6)
+                else:
+                    np.testing.assert_array_equal(*flat)
+
+
+def test_on_workers_comes_out_byte_for_byte_what_comes_out_here(
+    shop: Shop, tmp_path: Path, small_parts: None, cluster: str
+) -> None:
+    preprocess(shop.recipe.preprocess, [shop.clicks], [], tmp_path / "here")
+    preprocess(shop.recipe.preprocess, [shop.clicks], [], tmp_path / "there", cluster=cluster)
+    assert_same(tmp_path / "here", tmp_path / "there")
+    read_manifest(tmp_path / "there", "data")
+    # afterwards nothing is left of the cluster in this process
+    preprocess(shop.recipe.preprocess, [shop.clicks], [], tmp_path / "again")
+    assert_same(tmp_path / "here", tmp_path / "again")
+
+
+def test_the_command_takes_the_cluster_from_the_environment_where_it_is_not_empty(
+    shop: Shop, tmp_path: Path, cluster: str
+) -> None:
+    arguments = ["preprocess", str(ROOT / "configs" / "demo.yaml"), "--json"]
+    arguments += ["--input", str(shop.clicks), "--out"]
+    for name, address in (("there", cluster), ("here", "")):
+        runner = CliRunner(env={"PIPELINE_CLUSTER": address})
+        result = runner.invoke(cli, [*arguments, str(tmp_path / name)], catch_exceptions=False)
+        assert result.exit_code == 0
+        assert json.loads(result.stdout)["catalogue_items"] == 200
+    assert_same(tmp_path / "here", tmp_path / "there")
+
+
+def test_a_cluster_that_cannot_work_is_told_in_one_line(
+    shop: Shop, tmp_path: Path, cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.preprocess.cluster._CONNECT_SECONDS", 1)
+    given = (shop.recipe.preprocess, [shop.clicks], [], tmp_path / "data")
+    with scheduler() as lonely:
+        for address, words in (
+            ("tcp://127.0.0.1:9", "No Dask scheduler answers at 'tcp://127.0.0.1:9'"),
+            ("nowhere", "No Dask scheduler answers at 'nowhere'"),
+            ("http://127.0.0.1:9", "No Dask scheduler answers"),
+            (lonely, "has no worker"),
+        ):
+            with pytest.raises(ConfigError, match=words) as caught:
+                preprocess(*given, cluster=address)
+            assert "\n" not in str(caught.value)
+    # as if the folder were not there for the workers: no file is a link
+    monkeypatch.setattr("pipeline.preprocess.cluster.os.path.isfile", os.path.islink)
+    with pytest.raises(ConfigError, match=r"worker at tcp://\S+ does not see"):
+        preprocess(*given, cluster=cluster)
+    assert not (tmp_path / "data").exists()
