@@ -157,7 +157,8 @@ wait
 rm "$scratch/over"
 sort "$scratch/asked" | uniq -c
 if grep -qvE '^200 version [12]: sku' "$scratch/asked"; then fail "some requests got no answer"; fi
-[ "$(sort -u "$scratch/asked" | wc -l)" = 2 ] || fail "expected one list of each version"
+[ "$(sed 's/.*: //' "$scratch/asked" | sort -u | wc -l)" = 2 ] || fail "expected one list of each version"
+[ "$(head -n 1 "$scratch/asked")" != "$(tail -n 1 "$scratch/asked")" ] || fail "the newer model gives the same"
 ask
 
 # --- kill each in the middle of its work; up again completes it -----------------------------------

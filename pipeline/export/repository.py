@@ -8,7 +8,6 @@ tables of one export and the model of another.
 
 import importlib.util
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -111,23 +110,15 @@ def step_names(name: str, version: int) -> tuple[str, str, str]:
 
 
 def keep_version(previous: Path, directory: Path, name: str, version: int) -> None:
-    """Put the steps of `version` of an older repository beside those of the new one."""
+    """Put the steps of `version` of an older repository beside those of the new one.
+
+    Copies, never links: a link is a change to the file that a server may watch, and it would load
+    the ensemble again while half of what it finds is old.
+    """
     for step in step_names(name, version):
         if (previous / step).is_dir():
-            # with their times: a server loads again what looks newer than what it has
-            shutil.copytree(
-                previous / step,
-                directory / step,
-                copy_function=_link_or_copy,
-                ignore=shutil.ignore_patterns("__pycache__"),
-            )
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without links
-        shutil.copy2(source, target)
+            skipped = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(previous / step, directory / step, ignore=skipped)
 
 
 def _request_tensors(spec: dict[str, Any]) -> list[Tensor]:

@@ -40,6 +40,8 @@ CLOSED_APIS: tuple[Api, ...] = ("model-repository", "shared-memory", "trace", "l
 SHARED_MEMORY_BYTES = 1 << 20
 """First size and growth step of the region between Triton and each Python instance."""
 STUB_TIMEOUT_SECONDS = 120  # importing torch from a cold disk takes longer than Triton's 30
+LATENCY_QUANTILES = "0.5:0.01,0.95:0.005,0.99:0.001"
+"""Of requests and steps, each with the error that it may have."""
 EXIT_SECONDS = 5
 """How long Triton, told to stop, waits for running requests and for its instances to end. An open
 HTTP connection, though idle, makes it wait all that time, and then report a failure."""
@@ -287,6 +289,8 @@ class TritonServer:
             f"--exit-timeout-secs={EXIT_SECONDS}",
             "--allow-sagemaker=false",
             "--allow-vertex-ai=false",
+            "--metrics-config=summary_latencies=true",
+            f"--metrics-config=summary_quantiles={LATENCY_QUANTILES}",
         ]
         for protocol in fields(self.ports):
             command.append(f"--{protocol.name}-address={self.host}")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.core import artifact
 from pipeline.core.artifact import read_manifest
 from pipeline.core.errors import ArtifactError, ConfigError, PipelineError
 from pipeline.export import config, torchscript
@@ -163,6 +164,28 @@ def test_the_next_export_in_the_same_place_is_the_next_version_beside_the_one_be
     export(shop.run, repository, name="other")
     models = {path.name for path in repository.iterdir() if path.is_dir()}
     assert models == {"other", *(f"other_{s}_v4" for s in ("encoder", "model", "decoder"))}
+
+
+def test_an_export_changes_nothing_of_the_one_before_until_it_takes_its_place(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server may look at any moment; Triton takes the change of an inode for a newer model."""
+
+    def times() -> dict[str, int]:
+        return {str(p): p.stat().st_ctime_ns for p in [repository, *repository.rglob("*")]}
+
+    repository = tmp_path / "repository"
+    export(shop.run, repository)
+    before, replace = times(), artifact._replace
+    looked = []
+
+    def look_first(partial: Path, path: Path) -> None:
+        looked.append(times())
+        replace(partial, path)
+
+    monkeypatch.setattr(artifact, "_replace", look_first)
+    export(shop.run, repository)
+    assert looked == [before]
 
 
 def test_a_model_for_a_gpu_needs_one_to_be_traced_on(shop: Shop, tmp_path: Path) -> None:
