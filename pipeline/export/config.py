@@ -63,9 +63,16 @@ def ensemble(
     steps: Iterable[Step],
     max_batch: int,
     parameters: dict[str, str],
+    *,
+    version: int,
 ) -> proto.ModelConfig:
-    """The whole, as clients see it."""
+    """The whole, as clients see it, under this version alone.
+
+    Triton reads a configuration some time before it looks for versions. One that named none would
+    go under the version of the next export, if that came in between.
+    """
     config = proto.ModelConfig(name=name, platform="ensemble", max_batch_size=max_batch)
+    config.version_policy.specific.versions.append(version)
     _add_tensors(config, inputs, outputs)
     for step in steps:
         added = config.ensemble_scheduling.step.add(model_name=step.model, model_version=-1)

@@ -97,7 +97,7 @@ def write_repository(
     parameters = {CLIENT_PARAMETER: json.dumps(_for_clients(fitted, spec))}
     folder = _new_model(
         directory / name,
-        config.ensemble(name, requested, answer, steps, max_batch, parameters),
+        config.ensemble(name, requested, answer, steps, max_batch, parameters, version=version),
         version,
     )
     (folder / ".keep").touch()  # Triton wants a version directory, git and tar want a file in it
@@ -110,15 +110,15 @@ def step_names(name: str, version: int) -> tuple[str, str, str]:
 
 
 def keep_version(previous: Path, directory: Path, name: str, version: int) -> None:
-    """Put the steps of `version` of an older repository beside those of the new one.
+    """Put `version` of an older repository, its steps and its name, beside the new one.
 
     Copies, never links: a link is a change to the file that a server may watch, and it would load
     the ensemble again while half of what it finds is old.
     """
-    for step in step_names(name, version):
-        if (previous / step).is_dir():
+    for part in (*step_names(name, version), f"{name}/{version}"):
+        if (previous / part).is_dir():
             skipped = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(previous / step, directory / step, ignore=skipped)
+            shutil.copytree(previous / part, directory / part, ignore=skipped)
 
 
 def _request_tensors(spec: dict[str, Any]) -> list[Tensor]:

@@ -1,6 +1,7 @@
 """`pipeline export`: a run in, a Triton model repository out."""
 
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from pipeline.export.config import Device
 from pipeline.export.repository import keep_version, write_repository
 from pipeline.model.build import load_model
 
+_KEPT_SECONDS = 120
+"""For how long an export that was superseded stays beside newer ones; the newest of them always
+does. A server takes some seconds to take up an export, on a busy machine a minute."""
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,99}")
 
 
@@ -54,7 +58,7 @@ def export(
         max_batch=max_batch,
         device=device,
     )
-    before = _previous_version(out)
+    before, superseded = _older_versions(out)
     fitted = Fitted.read(run)
     facts: dict[str, Any] = {}
     with (
@@ -90,11 +94,12 @@ def export(
             version=before + 1,
             device=device,
         )
-        if before:
-            keep_version(out, directory, name, before)
+        for older in superseded:
+            keep_version(out, directory, name, int(older))
         facts.update(
             name=name,
             version=before + 1,
+            superseded=superseded,
             device=device,
             catalogue_items=items,
             max_k=served.k,
@@ -104,9 +109,15 @@ def export(
     return facts
 
 
-def _previous_version(out: Path) -> int:
-    """Version of the repository at `out`; 0 where there is none."""
+def _older_versions(out: Path) -> tuple[int, dict[str, float]]:
+    """Version of the repository at `out`, 0 where there is none, and those to keep beside the next
+    one with the time when they were superseded: a server may be busy with them still."""
+    now = time.time()
     try:
-        return int(read_manifest(out, "repository").get("version", 0))
-    except (ArtifactError, TypeError, ValueError):
-        return 0
+        facts = read_manifest(out, "repository")
+        version = int(facts["version"])
+        kept = {str(int(v)): float(t) for v, t in facts["superseded"].items()}
+    except (ArtifactError, AttributeError, KeyError, TypeError, ValueError):
+        return 0, {}
+    kept = {v: t for v, t in kept.items() if abs(now - t) < _KEPT_SECONDS}
+    return version, {**kept, str(version): now}

@@ -1,6 +1,7 @@
 """The repository on disk: what Triton reads, and what must not be in it."""
 
 import json
+import time
 import zipfile
 from pathlib import Path
 
@@ -138,9 +139,11 @@ def test_a_short_catalogue_bounds_the_lists(shop: Shop, tmp_path: Path) -> None:
 
 
 def test_the_next_export_in_the_same_place_is_the_next_version_beside_the_one_before(
-    shop: Shop, tmp_path: Path
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     repository = tmp_path / "repository"
+    # long enough ago for no server to be busy with them
+    monkeypatch.setattr("pipeline.export.run._KEPT_SECONDS", 0)
     written: dict[int, bytes] = {}
     for version in (1, 2, 3):
         assert export(shop.run, repository)["version"] == version
@@ -153,9 +156,9 @@ def test_the_next_export_in_the_same_place_is_the_next_version_beside_the_one_be
         asked = {step.model_name for step in ensemble.ensemble_scheduling.step}
         assert all(name.endswith(f"_v{version}") for name in asked)
         # what an answer gives as the version of the model
-        assert [p.name for p in (repository / "recommender").iterdir() if p.is_dir()] == [
-            str(version)
-        ]
+        assert ensemble.version_policy.specific.versions == [version]
+        found = {p.name for p in (repository / "recommender").iterdir() if p.is_dir()}
+        assert found == {str(v) for v in kept}
         assert read_manifest(repository, "repository")["version"] == version
         for v in kept:
             content = (repository / f"recommender_model_v{v}" / "1" / "model.pt").read_bytes()
@@ -164,6 +167,23 @@ def test_the_next_export_in_the_same_place_is_the_next_version_beside_the_one_be
     export(shop.run, repository, name="other")
     models = {path.name for path in repository.iterdir() if path.is_dir()}
     assert models == {"other", *(f"other_{s}_v4" for s in ("encoder", "model", "decoder"))}
+
+
+def test_what_was_superseded_a_moment_ago_stays_for_a_server_that_is_busy_with_it(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "repository"
+
+    def versions() -> set[str]:
+        return {path.name.split("_v")[1] for path in repository.glob("recommender_model_v*")}
+
+    for _ in range(3):
+        export(shop.run, repository)
+    assert versions() == {"1", "2", "3"}
+    later = time.time() + 1_000
+    monkeypatch.setattr("pipeline.export.run.time.time", lambda: later)
+    export(shop.run, repository)
+    assert versions() == {"3", "4"}
 
 
 def test_an_export_changes_nothing_of_the_one_before_until_it_takes_its_place(
