@@ -14,10 +14,11 @@ from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
 from tqdm import tqdm
 
 from pipeline.core import identity
-from pipeline.core.artifact import new_artifact
+from pipeline.core.artifact import check_replaceable, new_artifact
 from pipeline.core.columns import SCHEMA_FILE, SESSION, SESSIONS_DIRECTORY, TIMESTAMP
 from pipeline.core.errors import ConfigError, DataError
 from pipeline.core.fitted import Fitted
+from pipeline.core.logfile import find_logs
 from pipeline.core.merlin import has_cudf
 from pipeline.core.recipe import Preprocess
 from pipeline.preprocess import workflow
@@ -40,7 +41,8 @@ def preprocess(
 ) -> dict[str, Any]:
     """Write sessions, schema, fitted state and manifest to `out`; return the manifest's facts.
 
-    Statistics come from the training sessions alone. `test_inputs` are logs of their own, in
+    Statistics come from the training sessions alone. `inputs` are files and folders of logs;
+    `test_inputs` are logs of their own, in
     place of `split.test`. `cluster` is the address of a Dask scheduler, whose workers see the
     folder of `out` under the same path; what is written does not depend on it.
     """
@@ -51,6 +53,8 @@ def preprocess(
         )
     if recipe.split.valid or recipe.split.test:
         _check_times(recipe)
+    check_replaceable(out, "data")
+    inputs, test_inputs = find_logs(recipe, inputs), find_logs(recipe, test_inputs)
     made_from = identity.of_data(recipe, inputs, test_inputs)
     facts: dict[str, Any] = {}
     with (
