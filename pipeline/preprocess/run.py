@@ -42,9 +42,9 @@ def preprocess(
     """Write sessions, schema, fitted state and manifest to `out`; return the manifest's facts.
 
     Statistics come from the training sessions alone. `inputs` are files and folders of logs;
-    `test_inputs` are logs of their own, in
-    place of `split.test`. `cluster` is the address of a Dask scheduler, whose workers see the
-    folder of `out` under the same path; what is written does not depend on it.
+    `test_inputs` are such of their own, in place of `split.test`. `cluster` is the address of a
+    Dask scheduler, whose workers see the folder of `out` under the same path; what is written does
+    not depend on it.
     """
     if test_inputs and recipe.split.test is not None:
         raise ConfigError(
