@@ -5,7 +5,8 @@
 #   cpu, cu130 ...  PyTorch's own build of that name (`uv pip install --torch-backend`)
 #   empty           PyPI, with the libraries of CUDA
 set -eu
-from=$1
+from=${1#./}
+from=${from%/}
 folder=$2
 # the project's settings would refuse an index that does not tell when a file was uploaded
 install="uv pip install --quiet --no-config"

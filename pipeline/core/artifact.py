@@ -40,7 +40,8 @@ def new_artifact(
 
     `kind` is data, run or repository. `facts` goes into the manifest as it is when the block
     ends, so the block may fill it in; `made_from` is what `current_facts` compares. An artifact
-    of the same kind at `path` is replaced; ArtifactError if anything else is there.
+    of the same kind at `path` is replaced; ArtifactError if anything else is there, or if another
+    process is writing it.
     """
     path = path.resolve()  # what a link points at is replaced, not the link
     check_replaceable(path, kind)
@@ -48,7 +49,11 @@ def new_artifact(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path.parent):
-            _remove_leftovers(path)
+            if not _remove_leftovers(path):
+                raise ArtifactError(
+                    f"{path} is being written by another process. Wait for it, or choose another "
+                    "--out."
+                )
             partial.mkdir()
             lock = _lock(partial)
     except OSError as error:
@@ -68,8 +73,11 @@ def new_artifact(
 def current_facts(path: Path, kind: str, made_from: str) -> dict[str, Any] | None:
     """The facts of an artifact that is whole and was made from just this; None if there is none.
 
-    With it a stage that was done before is not done again.
+    With it a stage that was done before is not done again. What killed writers left is removed, as
+    the stage would do.
     """
+    with suppress(OSError), _locked(path.resolve().parent):
+        _remove_leftovers(path.resolve())
     try:
         facts = read_manifest(path, kind)
     except ArtifactError:
@@ -233,16 +241,26 @@ def _sibling(path: Path) -> Path:
     return path.parent / f".{path.name}.partial-{secrets.token_hex(8)}"
 
 
-def _remove_leftovers(path: Path) -> None:
-    """Remove what writers of `path` left that were killed: nobody holds their lock any more."""
+def _remove_leftovers(path: Path) -> bool:
+    """Remove what writers of `path` left that were killed: nobody holds their lock any more.
+
+    Returns whether no writer is at work.
+    """
     ours = re.compile(rf"\.{re.escape(path.name)}\.partial-[0-9a-f]{{16}}")
+    alone = True
     for old in path.parent.iterdir():
         if ours.fullmatch(old.name):
-            with suppress(OSError):  # held by its writer, or not ours to remove
+            try:
                 lock = _lock(old)
+            except BlockingIOError:
+                alone = False
+            except OSError:
+                pass  # not ours to remove
+            else:
                 if lock is not None:
                     shutil.rmtree(old, ignore_errors=True)
                     os.close(lock)
+    return alone
 
 
 @contextmanager

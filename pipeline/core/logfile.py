@@ -5,7 +5,7 @@ under its name, with the values as they stand in the file. What is skipped on th
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,21 +34,39 @@ def find_logs(recipe: Preprocess, paths: Iterable[Path]) -> list[Path]:
     """The files that `paths` name, those of a folder and below it by name; reads none.
 
     Hidden files, and those that Spark marks with an underscore, are none. DataError for the first
-    one that is missing or of an unknown kind, and for a folder without any.
+    one that is missing or of an unknown kind, for a folder that cannot be read, and for one
+    without any.
     """
     files = []
     for path in paths:
         if not path.is_dir():
             files.append(path)
             continue
-        names = (p.relative_to(path) for p in path.rglob("*") if p.is_file())
-        found = sorted(n for n in names if not any(part[0] in "._" for part in n.parts))
+        found = list(_files_below(path, set()))
         if not found:
             raise DataError(f"{path} holds no file. Expected logs in CSV, TSV or Parquet.")
-        files += [path / name for name in found]
+        files += found
     for file in files:
         _kind(recipe, file)
     return files
+
+
+def _files_below(folder: Path, seen: set[Path]) -> Iterator[Path]:
+    """By name; links are followed, each folder is entered once."""
+    if folder.resolve() in seen:
+        return
+    seen.add(folder.resolve())
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read: {error.strerror}.") from None
+    for entry in entries:
+        if entry.name[0] in "._":
+            continue
+        if entry.is_dir():
+            yield from _files_below(entry, seen)
+        else:
+            yield entry
 
 
 def read_log(recipe: Preprocess, file: Path, report: Report) -> pa.Table:

@@ -3,7 +3,7 @@
 import re
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from tqdm import tqdm
@@ -18,6 +18,7 @@ from pipeline.export.config import Device
 from pipeline.export.repository import keep_version, write_repository
 from pipeline.model.build import load_model
 
+_LAST_VERSION = 2**31
 _KEPT_SECONDS = 120
 """For how long an export that was superseded stays beside newer ones; the newest of them always
 does. A server takes some seconds to take up an export, on a busy machine a minute."""
@@ -58,13 +59,14 @@ def export(
         max_batch=max_batch,
         device=device,
     )
-    before, superseded = _older_versions(out)
     fitted = Fitted.read(run)
     facts: dict[str, Any] = {}
     with (
         new_artifact(out, "repository", facts, made_from=made_from) as directory,
         tqdm(total=3, desc="trace", unit="step", leave=False, disable=None) as steps,
     ):
+        # here, where no other export of the same place runs
+        before, superseded = _older_versions(out)
         model = load_model(run)
         items = model.inputs.item_table.num_embeddings - FIRST_ITEM
         if items != len(fitted.item.values):
@@ -114,10 +116,23 @@ def _older_versions(out: Path) -> tuple[int, dict[str, float]]:
     one with the time when they were superseded: a server may be busy with them still."""
     now = time.time()
     try:
-        facts = read_manifest(out, "repository")
-        version = int(facts["version"])
-        kept = {str(int(v)): float(t) for v, t in facts["superseded"].items()}
-    except (ArtifactError, AttributeError, KeyError, TypeError, ValueError):
+        facts = read_manifest(out, "repository", check_files=False)
+    except ArtifactError:
         return 0, {}
-    kept = {v: t for v, t in kept.items() if abs(now - t) < _KEPT_SECONDS}
+    version, superseded = facts.get("version"), facts.get("superseded")
+    if not _is_version(version):
+        return 0, {}
+    try:
+        read_manifest(out, "repository")
+    except ArtifactError:
+        return version, {}  # a number that was given out is not given again
+    kept = {}
+    for older, since in (superseded if isinstance(superseded, dict) else {}).items():
+        known = older.isdecimal() and _is_version(int(older)) and isinstance(since, float)
+        if known and abs(now - since) < _KEPT_SECONDS:
+            kept[older] = since
     return version, {**kept, str(version): now}
+
+
+def _is_version(value: Any) -> TypeGuard[int]:
+    return type(value) is int and 1 <= value < _LAST_VERSION

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core import merlin as _settings  # noqa: F401  must stand before dask's import
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ConfigError, PipelineError
 
 _CONNECT_SECONDS = 60
 
@@ -21,12 +21,15 @@ _CONNECT_SECONDS = 60
 def on_cluster(address: str | None) -> Iterator[Any]:
     """The client of the scheduler at `address`, which NVTabular takes up; None without one.
 
-    ConfigError if no scheduler or no worker answers within a minute.
+    ConfigError if no scheduler or no worker answers within a minute, PipelineError if the cluster
+    is lost while it works. The loss of one worker of several is not: others do its work again.
     """
     if not address:
         yield None
         return
-    from dask.distributed import Client
+    from dask.distributed import Client, KilledWorker
+    from distributed.client import FutureCancelledError
+    from distributed.comm.core import CommClosedError
 
     try:
         client = Client(address, timeout=_CONNECT_SECONDS, name="pipeline-preprocess")
@@ -43,7 +46,13 @@ def on_cluster(address: str | None) -> Iterator[Any]:
                 f"The Dask scheduler at {address} has no worker. Start some with `dask worker "
                 f"{address}`."
             ) from None
-        yield client
+        try:
+            yield client
+        except (KilledWorker, FutureCancelledError, CommClosedError) as error:
+            raise PipelineError(
+                f"The Dask cluster at {address} was lost while it worked "
+                f"({type(error).__name__}). Look at its log, and start again."
+            ) from None
 
 
 def check_shared(client: Any, directory: Path) -> None:

@@ -87,7 +87,7 @@ def preprocess(
         steps.set_description("transform")
         facts["sessions"] = {}
         for name, frame in parts.items():
-            facts["sessions"][name] = _write_part(fitted, directory, name, frame)
+            facts["sessions"][name] = _write_part(fitted, directory, name, frame, Path(scratch))
         steps.update()
         facts["catalogue_items"] = len(fitted.item.values)
         facts["max_sequence_length"] = recipe.max_sequence_length
@@ -104,11 +104,13 @@ def _check_times(recipe: Preprocess) -> None:
             )
 
 
-def _write_part(fitted: Fitted, directory: Path, name: str, frame: pd.DataFrame) -> dict[str, Any]:
+def _write_part(
+    fitted: Fitted, directory: Path, name: str, frame: pd.DataFrame, scratch: Path
+) -> dict[str, Any]:
     """Transform one part and write it; training rows are cut to the newest L and their target."""
     longest = fitted.recipe.max_sequence_length + 1
     graph = workflow.rebuild(fitted, directory, longest if name == "train" else None)
-    sessions = workflow.transform(graph, frame)
+    sessions = workflow.transform(graph, frame, scratch)
     table = _table(sessions)
     target = directory / SESSIONS_DIRECTORY / name
     target.mkdir(parents=True)

@@ -65,6 +65,8 @@ def synthesize(
             compression = "gzip" if name.endswith(".gz") else None
             with pa.output_stream(str(partial), compression=compression) as stream:
                 pa.csv.write_csv(table, stream)
+        with partial.open("rb") as written:
+            os.fsync(written.fileno())
         partial.replace(out)
     finally:
         partial.unlink(missing_ok=True)

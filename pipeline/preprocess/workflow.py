@@ -1,5 +1,6 @@
 """The NVTabular graph from raw interactions to encoded sessions, fitted or rebuilt."""
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,13 @@ PARTITION_ROWS = 1_000_000
 def fit(recipe: Preprocess, interactions: Interactions, scratch: Path) -> Fitted:
     """Learn indices, means and deviations.
 
-    NVTabular writes its unique values below `scratch` on the way.
+    NVTabular writes its unique values below `scratch` on the way; workers of a cluster see it.
     """
     types = interactions.types
     encode = _encode(recipe, {}, scratch)
     normalize = Standardise(out_dtype=np.float32)
     graph = _interaction_graph(recipe, encode, normalize)
-    Workflow(graph).fit(_dataset(interactions.frame))
+    Workflow(graph).fit(_dataset(interactions.frame, scratch))
     vocabularies = {}
     for name, path in encode.categories.items():
         values = pq.read_table(path)[name].combine_chunks()
@@ -77,9 +78,12 @@ def rebuild(fitted: Fitted, directory: Path, keep: int | None) -> Workflow:
     return Workflow(columns >> GroupSessions(SESSION, TIMESTAMP, session_features, keep))
 
 
-def transform(workflow: Workflow, interactions: pd.DataFrame) -> Any:
-    """Sessions as a data frame of the engine, pandas or cuDF."""
-    return workflow.transform(_dataset(interactions)).to_ddf().compute()
+def transform(workflow: Workflow, interactions: pd.DataFrame, scratch: Path | None = None) -> Any:
+    """Sessions as a data frame of the engine, pandas or cuDF.
+
+    `scratch` is a folder that the workers see, where there is a cluster.
+    """
+    return workflow.transform(_dataset(interactions, scratch)).to_ddf().compute()
 
 
 def partitions(interactions: pd.DataFrame) -> list[pd.DataFrame]:
@@ -98,15 +102,22 @@ def partitions(interactions: pd.DataFrame) -> list[pd.DataFrame]:
     return [interactions.iloc[rows] for rows in np.split(order, bounds)]
 
 
-def _dataset(interactions: pd.DataFrame) -> Dataset:
+def _dataset(interactions: pd.DataFrame, scratch: Path | None) -> Dataset:
     parts = partitions(interactions)
-    if len(parts) == 1:
-        return Dataset(interactions, cpu=_cpu())
-    client = global_dask_client()
-    # once to the workers, and not with every task
-    delayed_parts = [delayed(p) for p in parts] if client is None else client.scatter(parts)
+    if global_dask_client() is None:
+        if len(parts) == 1:
+            return Dataset(interactions, cpu=_cpu())
+        tasks = [delayed(part) for part in parts]
+    else:
+        # as files: what a worker has read, another one reads again when that worker is lost
+        folder = Path(tempfile.mkdtemp(prefix="parts-", dir=scratch))
+        folder.chmod(0o755)  # workers may run as somebody else
+        tasks = []
+        for number, part in enumerate(parts):
+            part.to_parquet(folder / f"{number}.parquet", index=False)
+            tasks.append(delayed(pd.read_parquet)(folder / f"{number}.parquet"))
     meta = interactions.iloc[:0]
-    return Dataset(from_delayed(delayed_parts, meta=meta, verify_meta=False), cpu=_cpu())
+    return Dataset(from_delayed(tasks, meta=meta, verify_meta=False), cpu=_cpu())
 
 
 def _interaction_graph(recipe: Preprocess, encode: Encode, normalize: Standardise) -> Any:

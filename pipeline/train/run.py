@@ -39,11 +39,11 @@ def train(
     from pipeline.train.trainer import Trainer
 
     read_manifest(data, "data")
+    made_from = identity.of_run(data, model_config, train_config)
     schema = Schema.from_json(data / SCHEMA_FILE)
     fitted = Fitted.read(data)
     longest = fitted.recipe.max_sequence_length
     facts: dict[str, Any] = {}
-    made_from = identity.of_run(data, model_config, train_config)
     with new_artifact(out, "run", facts, made_from=made_from) as directory:
         set_seed(train_config.seed)
         model = build_model(

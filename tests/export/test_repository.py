@@ -13,7 +13,7 @@ from pipeline.core import artifact
 from pipeline.core.artifact import read_manifest
 from pipeline.core.errors import ArtifactError, ConfigError, PipelineError
 from pipeline.export import config, torchscript
-from pipeline.export.run import export
+from pipeline.export.run import _older_versions, export
 from pipeline.model.build import load_model
 from pipeline.serve.encoder import Encoder
 from tests.conftest import Shop
@@ -184,6 +184,26 @@ def test_what_was_superseded_a_moment_ago_stays_for_a_server_that_is_busy_with_i
     monkeypatch.setattr("pipeline.export.run.time.time", lambda: later)
     export(shop.run, repository)
     assert versions() == {"3", "4"}
+
+
+def test_a_number_that_was_given_out_is_not_given_again(shop: Shop, tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    for _ in range(2):
+        export(shop.run, repository)
+    path = repository / "recommender_model_v2" / "1" / "model.pt"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert export(shop.run, repository)["version"] == 3
+    # what is damaged is not kept
+    assert {p.name for p in repository.glob("*_model_*")} == {"recommender_model_v3"}
+    manifest = json.loads((repository / "manifest.json").read_text())
+    for version in (None, "x", True, -5, 2.5, 2**63, float("inf"), [], {}):
+        manifest["facts"] |= {"version": version, "superseded": {"1": 10**400, "y": []}}
+        (repository / "manifest.json").write_text(json.dumps(manifest))
+        assert _older_versions(repository) == (0, {})
+    manifest["facts"]["version"] = 7
+    (repository / "manifest.json").write_text(json.dumps(manifest))
+    version, kept = _older_versions(repository)
+    assert (version, set(kept)) == (7, {"7"})
 
 
 def test_an_export_changes_nothing_of_the_one_before_until_it_takes_its_place(

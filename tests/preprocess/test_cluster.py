@@ -20,53 +20,58 @@ from hypothesis import strategies as st
 from pipeline.cli import cli
 from pipeline.core.artifact import read_manifest
 from pipeline.core.columns import SESSION
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ConfigError, PipelineError
 from pipeline.preprocess import workflow
+from pipeline.preprocess.operators import Encode, GroupSessions
 from pipeline.preprocess.run import preprocess
 from tests.conftest import ROOT, Shop
 
 
 @contextmanager
-def dask(*arguments: str, until: str) -> Iterator[str]:
-    """A `dask` command that runs while the block does; the first match of `until` in its log."""
+def dask_process(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A `dask` command that runs while the block does."""
+    settings = ("DASK_DATAFRAME__QUERY_PLANNING", "DASK_DATAFRAME__CONVERT_STRING")
     with subprocess.Popen(
         [sys.executable, "-m", "dask", *arguments, "--no-dashboard"],
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
-        env={
-            **os.environ,
-            "DASK_DATAFRAME__QUERY_PLANNING": "False",
-            "DASK_DATAFRAME__CONVERT_STRING": "False",
-        },
+        env={**os.environ, **dict.fromkeys(settings, "False")},
     ) as process:
-        assert process.stderr is not None
         try:
-            for line in process.stderr:
-                if found := re.search(until, line):
-                    break
-            else:
-                raise AssertionError("dask ended")
-            yield found[0]
+            yield process
         finally:
             process.terminate()
             process.communicate(timeout=30)
 
 
+def wait_for(process: subprocess.Popen[str], pattern: str) -> str:
+    """The first match in what the process says."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if found := re.search(pattern, line):
+            return found[0]
+    raise AssertionError("dask ended")
+
+
 @contextmanager
 def scheduler() -> Iterator[str]:
-    with dask("scheduler", "--host", "127.0.0.1", "--port", "0", until=r"tcp://[0-9.:]+") as url:
-        yield url
+    with dask_process("scheduler", "--host", "127.0.0.1", "--port", "0") as process:
+        yield wait_for(process, r"tcp://[0-9.:]+")
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of a scheduler with two workers."""
+    options = ["--no-nanny", "--nthreads", "1", "--host", "127.0.0.1"]
     with scheduler() as address, ExitStack() as running:
+        processes = []
         for _ in range(2):
-            options = ["--no-nanny", "--nthreads", "1", "--host", "127.0.0.1"]
-            local = ["--local-directory", str(tmp_path_factory.mktemp("worker"))]
-            running.enter_context(dask("worker", address, *options, *local, until="Registered to"))
+            local = f"--local-directory={tmp_path_factory.mktemp('worker')}"
+            process = dask_process("worker", address, *options, local)
+            processes.append(running.enter_context(process))
+        for process in processes:
+            wait_for(process, "Registered to")
         yield address
 
 
@@ -135,11 +140,52 @@ def test_work_in_parts_gives_what_work_on_the_whole_gives(
                     np.testing.assert_array_equal(*flat)
 
 
+def not_here(*_given: object) -> None:
+    raise AssertionError("worked on in the process that asked")
+
+
+def test_the_loss_of_a_worker_loses_no_work(
+    shop: Shop, tmp_path: Path, small_parts: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--no-nanny", "--nthreads", "1", "--host", "127.0.0.1"]
+    with scheduler() as address, ExitStack() as running:
+        processes = [
+            running.enter_context(
+                dask_process("worker", address, *options, f"--local-directory={tmp_path / name}")
+            )
+            for name in ("one", "two")
+        ]
+        for process in processes:
+            wait_for(process, "Registered to")
+        rebuild = workflow.rebuild
+
+        def rebuild_and_kill(*given: object) -> object:
+            processes[0].kill()
+            return rebuild(*given)
+
+        monkeypatch.setattr(workflow, "rebuild", rebuild_and_kill)
+        given = (shop.recipe.preprocess, [shop.clicks], [])
+        preprocess(*given, tmp_path / "there", cluster=address)
+        processes[1].kill()
+        # and with the last one gone it is one line
+        monkeypatch.setattr("pipeline.preprocess.cluster._CONNECT_SECONDS", 1)
+        with pytest.raises(PipelineError) as caught:
+            preprocess(*given, tmp_path / "never", cluster=address)
+        assert "\n" not in str(caught.value)
+    monkeypatch.undo()
+    monkeypatch.setattr(workflow, "PARTITION_ROWS", 2_000)
+    preprocess(*given, tmp_path / "here")
+    assert_same(tmp_path / "here", tmp_path / "there")
+
+
 def test_on_workers_comes_out_byte_for_byte_what_comes_out_here(
-    shop: Shop, tmp_path: Path, small_parts: None, cluster: str
+    shop: Shop, tmp_path: Path, small_parts: None, cluster: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     preprocess(shop.recipe.preprocess, [shop.clicks], [], tmp_path / "here")
-    preprocess(shop.recipe.preprocess, [shop.clicks], [], tmp_path / "there", cluster=cluster)
+    with monkeypatch.context() as patched:
+        for operator in (GroupSessions, Encode):  # in this process alone
+            patched.setattr(operator, "transform", not_here)
+        preprocess(shop.recipe.preprocess, [shop.clicks], [], tmp_path / "there", cluster=cluster)
     assert_same(tmp_path / "here", tmp_path / "there")
     read_manifest(tmp_path / "there", "data")
     # afterwards nothing is left of the cluster in this process

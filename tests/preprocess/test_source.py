@@ -509,9 +509,38 @@ def test_a_folder_stands_for_the_logs_in_and_below_it_by_name(tmp_path: Path) ->
     (tmp_path / "logs" / "notes.md").touch()
     with pytest.raises(DataError, match=r"notes.md: cannot tell the format"):
         find_logs(recipe(), [tmp_path / "logs"])
+    (tmp_path / "logs" / "notes.md").unlink()
+    # links count, also one that leads nowhere or to where it comes from
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "z.csv").touch()
+    (tmp_path / "logs" / "day=3").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "logs" / "round").symlink_to(tmp_path / "logs")
+    found = find_logs(recipe(), [tmp_path / "logs"])
+    assert [f.name for f in found] == ["a.parquet", "b.csv", "x.csv", "x.tsv.gz", "z.csv"]
+    (tmp_path / "logs" / "gone.csv").symlink_to(tmp_path / "gone.csv")
+    with pytest.raises(DataError, match=r"gone.csv does not exist"):
+        find_logs(recipe(), [tmp_path / "logs"])
     (tmp_path / "none").mkdir()
     with pytest.raises(DataError, match="none holds no file"):
         find_logs(recipe(), [tmp_path / "none"])
+
+
+def test_a_folder_that_cannot_be_read_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "day=1").mkdir()
+    (tmp_path / "day=1" / "a.csv").touch()
+    (tmp_path / "day=2").mkdir()
+    listed = Path.iterdir
+
+    def refuse(path: Path) -> object:
+        if path.name == "day=2":
+            raise PermissionError(13, "Permission denied")
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)  # root, who may run this, reads everything
+    with pytest.raises(DataError, match=r"day=2 cannot be read: Permission denied"):
+        find_logs(recipe(), [tmp_path])
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
