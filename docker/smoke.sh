@@ -209,9 +209,9 @@ for service in triton client demo-clicks; do
     say "Killing $service"
     compose up -d >"$scratch/up" 2>&1 &
     up=$!
-    running() { [ "$(state "$service")" = running ]; }
-    wait_until 120 running || echo "$service was too quick"
-    compose kill -s SIGKILL "$service" >/dev/null 2>&1 || true
+    running_or_over() { [ "$(state "$service")" = running ] || ! kill -0 "$up" 2>/dev/null; }
+    wait_until 120 running_or_over || fail "$service does not begin"
+    compose kill -s SIGKILL "$service" >/dev/null 2>&1 || echo "$service was too quick"
     wait "$up" || true
 done
 say "Up again"
