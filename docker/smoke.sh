@@ -97,7 +97,7 @@ recommended() { # the client of this `up`: its container may be the one of the l
 ended() { [ "$(state "$1")" = exited ]; }
 in_volumes() { docker run --rm -i "${volumes[@]}" --entrypoint sh "$image" -c "$1"; }
 volumes=()
-for volume in data runs models; do volumes+=(-v "${COMPOSE_PROJECT_NAME}_$volume:/work/$volume"); done
+for volume in data runs models; do volumes+=(-v "${COMPOSE_PROJECT_NAME}_$volume:/srv/pipeline/$volume"); done
 
 # --- build, up, ask -------------------------------------------------------------------------------
 say "With $(docker version --format '{{.Server.Version}}'), $(compose version | head -n 1)"

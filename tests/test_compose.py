@@ -72,7 +72,7 @@ def test_a_service_may_do_no_more_than_it_must(name: str) -> None:
 
 def test_a_server_reads_the_models_and_cannot_change_them() -> None:
     for name in ("triton", "triton-gpu"):
-        assert SERVICES[name]["volumes"] == ["models:/work/models:ro"]
+        assert SERVICES[name]["volumes"] == ["models:/srv/pipeline/models:ro"]
 
 
 def test_stages_wait_for_each_other_and_do_what_is_needed() -> None:
@@ -120,7 +120,7 @@ def test_the_command_for_nvidias_image_serves_in_the_triton_of_the_wheel(
     shell, flag, script = map(filled, SERVICES["triton-gpu"]["command"])
     ports = free_ports()
     backends = {
-        "--model-repository=/work/models": f"--model-repository={tmp_path / 'models'}",
+        "--model-repository=/srv/pipeline/models": f"--model-repository={tmp_path / 'models'}",
         "exec tritonserver": f"exec {locate_package()}/tritonserver/bin/tritonserver"
         f" --http-port={ports.http} --grpc-port={ports.grpc} --metrics-port={ports.metrics}"
         " --http-address=127.0.0.1 --grpc-address=127.0.0.1 --metrics-address=127.0.0.1",
