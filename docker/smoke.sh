@@ -70,6 +70,17 @@ ask() {
     [ "$over_http" = "$over_grpc" ] || fail "HTTP gave '$over_http', gRPC '$over_grpc'"
     echo "version $(version), over HTTP and gRPC: $over_http"
 }
+up() { # WHAT SERVICES...
+    local what=$1
+    shift
+    compose up -d "$@" >"$scratch/up" 2>&1 || { tail -n 5 "$scratch/up"; fail "$what"; }
+}
+all_are_up_to_date() {
+    local stage
+    for stage in preprocess train export; do
+        is_up_to_date "$stage" || fail "$stage worked again: $(last_words "$stage")"
+    done
+}
 wait_until() { # SECONDS COMMAND...
     local deadline=$((SECONDS + $1))
     shift
@@ -133,7 +144,7 @@ bytes=$(docker image inspect --format '{{.Size}}' "$image")
 [ -z "${TORCH_WHEELS-cpu}" ] || [ "$bytes" -lt 2500000000 ] || fail "the image has $bytes bytes, expected under 2.5 GB"
 echo "$image: $(awk '{printf "%.2f GB", $1 / 1e9}' <<<"$bytes"), user $user, no compiler, no uv, no cache"
 
-compose up -d >"$scratch/up" 2>&1 || { tail -n 5 "$scratch/up"; fail "up"; }
+up "up"
 recommended || fail "the client printed no recommendation"
 compose logs --no-color --tail 4 client
 say "First recommendation"
@@ -144,11 +155,9 @@ code=$(curl -s -o /dev/null -w '%{http_code}' -X POST "http://127.0.0.1:$HTTP_PO
 
 # --- the same again does nothing twice ------------------------------------------------------------
 say "Up again"
-compose up -d >"$scratch/up" 2>&1 || { tail -n 5 "$scratch/up"; fail "up again"; }
+up "up again"
 recommended || fail "the client printed no recommendation"
-for stage in preprocess train export; do
-    is_up_to_date "$stage" || fail "$stage worked again: $(last_words "$stage")"
-done
+all_are_up_to_date
 echo "preprocess, train and export: up to date"
 
 # --- a newer export takes over while asked --------------------------------------------------------
@@ -162,7 +171,7 @@ say "A newer model, while asking"
     done >"$scratch/asked"
 ) &
 export TRAIN_OPTIONS='--set train.seed=7 --set train.epochs=1'
-compose up -d train export >"$scratch/up" 2>&1 || { tail -n 5 "$scratch/up"; fail "the newer export"; }
+up "the newer export" train export
 wait_until 60 ended export || fail "export does not end"
 newer() { [ "$(version)" = 2 ]; }
 wait_until 60 newer || fail "version 2 is not served, but $(version)"
@@ -215,11 +224,9 @@ for service in triton client demo-clicks; do
     wait "$up" || true
 done
 say "Up again"
-compose up -d >"$scratch/up" 2>&1 || { tail -n 5 "$scratch/up"; fail "up after all were killed"; }
+up "up after all were killed"
 recommended || fail "the client printed no recommendation"
-for stage in preprocess train export; do
-    is_up_to_date "$stage" || fail "$stage worked again: $(last_words "$stage")"
-done
+all_are_up_to_date
 left=$(in_volumes 'ls -A data runs models' | grep partial || true)
 [ -z "$left" ] || fail "left behind: $left"
 ask

@@ -1,39 +1,27 @@
 """The `pipeline` command: one command a stage. Imports stand inside, so that help is instant."""
 
-import json
-import os
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import click
 
 from pipeline import __version__
-from pipeline.core.errors import PipelineError
+from pipeline.console import (
+    check_in,
+    check_out,
+    if_needed_option,
+    is_current,
+    json_option,
+    out_option,
+    path_type,
+    print_json,
+    print_result,
+    run_command_line,
+    set_option,
+)
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-_path = click.Path(path_type=Path)
-_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-_if_needed = click.option(
-    "--if-needed",
-    is_flag=True,
-    help="Do nothing where --out holds just what this command would write.",
-)
-_set = click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Change a setting of the recipe, as in --set train.epochs=3. Repeatable.",
-)
-
-
-def _out(default: str | None = None) -> Any:
-    return click.option(
-        "--out", required=default is None, default=default, type=_path, help="Where to write."
-    )
 
 
 @click.group(context_settings=_CONTEXT)
@@ -49,28 +37,28 @@ def cli() -> None:
 
 
 @cli.command(epilog="Example: pipeline demo --out demo")
-@_out("demo")
+@out_option("demo")
 @click.option("--sessions", default=8_000, show_default=True, help="Synthetic sessions.")
 @click.option("--keep-serving", is_flag=True, help="Leave Triton running until Ctrl-C.")
-@_json
+@json_option
 def demo(out: Path, sessions: int, keep_serving: bool, as_json: bool) -> None:
     """Synthetic clicks through every stage, then one recommendation over HTTP and one over gRPC."""
     from pipeline.demo import run_demo
 
     facts = run_demo(out, sessions=sessions, keep_serving=keep_serving)
     if as_json:
-        _print_json(facts)
+        print_json(facts)
 
 
 @cli.command(epilog="Example: pipeline synthesize --out clicks.csv.gz --sessions 20000")
-@_out()
+@out_option()
 @click.option("--sessions", default=8_000, show_default=True, help="Number of sessions.")
 @click.option("--items", default=1_000, show_default=True, help="Size of the catalogue.")
 @click.option("--days", default=14, show_default=True, help="Days that the log spans.")
 @click.option("--seed", default=0, show_default=True, help="Same seed, same clicks.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
 @click.option("--if-needed", is_flag=True, help="Do nothing where --out is there.")
-@_json
+@json_option
 def synthesize(
     out: Path,
     sessions: int,
@@ -83,25 +71,25 @@ def synthesize(
 ) -> None:
     """Write synthetic shop clicks with structure worth learning (.csv, .csv.gz or .parquet)."""
     if if_needed and out.is_file() and not overwrite:
-        _report({}, as_json, f"{out} is there.")
+        print_result({}, as_json, f"{out} is there.")
         return
     from pipeline.preprocess.synthetic import synthesize as run
 
     facts = run(out, sessions=sessions, items=items, days=days, seed=seed, overwrite=overwrite)
-    _report(facts, as_json, f"Wrote {facts['interactions']:,} clicks to {out}.")
+    print_result(facts, as_json, f"Wrote {facts['interactions']:,} clicks to {out}.")
 
 
 @cli.command(
     epilog="Example: pipeline preprocess configs/rsc15.yaml --input train.tsv.gz --test test.tsv.gz"
     " --out data/rsc15"
 )
-@click.argument("config", type=_path)
+@click.argument("config", type=path_type)
 @click.option(
     "--input",
     "inputs",
     multiple=True,
     required=True,
-    type=_path,
+    type=path_type,
     metavar="FILE",
     help="Log to learn from: CSV, TSV or Parquet, also .gz, or a folder of such. Repeatable.",
 )
@@ -109,11 +97,11 @@ def synthesize(
     "--test",
     "tests",
     multiple=True,
-    type=_path,
+    type=path_type,
     metavar="FILE",
     help="Log of test sessions, in place of `split.test`. Repeatable.",
 )
-@_out()
+@out_option()
 @click.option(
     "--cluster",
     envvar="PIPELINE_CLUSTER",
@@ -121,9 +109,9 @@ def synthesize(
     help="Dask scheduler whose workers do the work, such as tcp://HOST:8786; --out is in a folder "
     "that they share.  [env: PIPELINE_CLUSTER]",
 )
-@_if_needed
-@_set
-@_json
+@if_needed_option
+@set_option
+@json_option
 def preprocess(
     config: Path,
     inputs: tuple[Path, ...],
@@ -138,29 +126,29 @@ def preprocess(
     from pipeline.core.recipe import Recipe
 
     recipe = Recipe.from_yaml(config, overrides).preprocess
-    _check_out(out, "data")
+    check_out(out, "data")
     from pipeline.core import identity
     from pipeline.core.logfile import find_logs
 
     logs, test_logs = find_logs(recipe, inputs), find_logs(recipe, tests)
-    if if_needed and _is_current(out, "data", identity.of_data(recipe, logs, test_logs), as_json):
+    if if_needed and is_current(out, "data", identity.of_data(recipe, logs, test_logs), as_json):
         return
     from pipeline.preprocess.run import preprocess as run
     from pipeline.report import data_text
 
     facts = run(recipe, logs, test_logs, out, cluster=cluster)
-    _report(facts, as_json, data_text(facts, out))
+    print_result(facts, as_json, data_text(facts, out))
 
 
 @cli.command(
     epilog="Example: pipeline train data/rsc15 --config configs/rsc15.yaml --out runs/rsc15"
 )
-@click.argument("data", type=_path)
-@click.option("--config", required=True, type=_path, help="Recipe with `model` and `train`.")
-@_out()
-@_if_needed
-@_set
-@_json
+@click.argument("data", type=path_type)
+@click.option("--config", required=True, type=path_type, help="Recipe with `model` and `train`.")
+@out_option()
+@if_needed_option
+@set_option
+@json_option
 def train(
     data: Path,
     config: Path,
@@ -173,11 +161,11 @@ def train(
     from pipeline.core.recipe import Recipe
 
     recipe = Recipe.from_yaml(config, overrides)
-    _check_out(out, "run")
-    _check_in(data, "data")
+    check_out(out, "run")
+    check_in(data, "data")
     from pipeline.core import identity
 
-    if if_needed and _is_current(
+    if if_needed and is_current(
         out, "run", identity.of_run(data, recipe.model, recipe.train), as_json
     ):
         return
@@ -185,12 +173,12 @@ def train(
     from pipeline.train.run import train as run
 
     facts = run(data, recipe.model, recipe.train, out)
-    _report(facts, as_json, run_text(facts, out))
+    print_result(facts, as_json, run_text(facts, out))
 
 
 @cli.command(epilog="Example: pipeline evaluate runs/rsc15 --data data/rsc15 --cutoffs 10,20")
-@click.argument("run", type=_path)
-@click.option("--data", required=True, type=_path, help="Directory that preprocess wrote.")
+@click.argument("run", type=path_type)
+@click.option("--data", required=True, type=path_type, help="Directory that preprocess wrote.")
 @click.option(
     "--part",
     type=click.Choice(["train", "valid", "test"]),
@@ -212,26 +200,26 @@ def train(
     show_default=True,
     help="Popularity, co-visitation, sequential rules and session-kNN beside the model.",
 )
-@_json
+@json_option
 def evaluate(
     run: Path, data: Path, part: str, positions: Any, cutoffs: str, baselines: bool, as_json: bool
 ) -> None:
     """Rank the whole catalogue for every target; metrics of RUN beside the baselines."""
     numbers = _cutoffs(cutoffs)
-    _check_in(run, "run")
-    _check_in(data, "data")
+    check_in(run, "run")
+    check_in(data, "data")
     from pipeline.report import evaluation_text
     from pipeline.train.run import evaluate as run_evaluation
 
     result = run_evaluation(
         run, data, part=part, positions=positions, cutoffs=numbers, baselines=baselines
     )
-    _report(result, as_json, evaluation_text(result))
+    print_result(result, as_json, evaluation_text(result))
 
 
 @cli.command(epilog="Example: pipeline export runs/rsc15 --out repository")
-@click.argument("run", type=_path)
-@_out()
+@click.argument("run", type=path_type)
+@out_option()
 @click.option("--name", default="recommender", show_default=True, help="Model that clients ask.")
 @click.option(
     "--k",
@@ -249,18 +237,18 @@ def evaluate(
     show_default=True,
     help="Where the server runs the model; gpu needs one here too.",
 )
-@_if_needed
-@_json
+@if_needed_option
+@json_option
 def export(run: Path, out: Path, if_needed: bool, as_json: bool, **settings: Any) -> None:
     """Write RUN as a Triton model repository: raw columns in, raw item ids out.
 
     Over an older repository it writes the next version, which a server with --reload takes up.
     """
-    _check_out(out, "repository")
-    _check_in(run, "run")
+    check_out(out, "repository")
+    check_in(run, "run")
     from pipeline.core import identity
 
-    if if_needed and _is_current(
+    if if_needed and is_current(
         out, "repository", identity.of_repository(run, **settings), as_json
     ):
         return
@@ -274,11 +262,11 @@ def export(run: Path, out: Path, if_needed: bool, as_json: bool, **settings: Any
         f"{facts['largest_score_difference']:.1e}.\n"
         f"Next: pipeline serve {out}"
     )
-    _report(facts, as_json, text)
+    print_result(facts, as_json, text)
 
 
 @cli.command(epilog="Example: pipeline serve repository --http-port 8000")
-@click.argument("repository", type=_path)
+@click.argument("repository", type=path_type)
 @click.option(
     "--host",
     default="127.0.0.1",
@@ -288,7 +276,7 @@ def export(run: Path, out: Path, if_needed: bool, as_json: bool, **settings: Any
 @click.option("--http-port", default=8000, show_default=True, help="0 takes a free one.")
 @click.option("--grpc-port", default=8001, show_default=True, help="0 takes a free one.")
 @click.option("--metrics-port", default=8002, show_default=True, help="0 takes a free one.")
-@click.option("--log", "log_path", type=_path, help="File for Triton's log.")
+@click.option("--log", "log_path", type=path_type, help="File for Triton's log.")
 @click.option(
     "--reload",
     "reload_seconds",
@@ -296,7 +284,7 @@ def export(run: Path, out: Path, if_needed: bool, as_json: bool, **settings: Any
     metavar="SECONDS",
     help="Look that often for a newer export in the same place, and serve it.",
 )
-@_json
+@json_option
 def serve(
     repository: Path,
     host: str,
@@ -321,7 +309,7 @@ def serve(
             f"Ready: {facts['http']}  {facts['grpc']}  metrics {facts['metrics']}\n"
             "Stop with Ctrl-C."
         )
-        _report(facts, as_json, text)
+        print_result(facts, as_json, text)
         sys.stdout.flush()
         if not wait_for_signal(server):
             raise ServingError("Triton ended by itself. Give --log FILE to see why.")
@@ -341,7 +329,7 @@ def serve(
     "--input",
     "inputs",
     multiple=True,
-    type=_path,
+    type=path_type,
     metavar="FILE",
     help="Log of raw interactions, its columns as the recipe names them. Repeatable.",
 )
@@ -350,7 +338,7 @@ def serve(
 )
 @click.option("--k", type=int, help="Items of a list.")
 @click.option("--name", default="recommender", show_default=True, help="Model to ask.")
-@_json
+@json_option
 def recommend(
     url: str,
     items: str | None,
@@ -375,40 +363,10 @@ def recommend(
     with Client(url, name=name) as client:
         if items:
             session = {"item_id": items.split(",")} | dict(_column(c) for c in columns)
-            answer = client.recommend([session], k)
-            pairs = zip(answer.items[0].tolist(), answer.scores[0].tolist(), strict=True)
-            records = [
-                {
-                    "session_id": None,
-                    "recommendations": [{"item_id": i, "score": s} for i, s in pairs],
-                }
-            ]
+            records = list(client.recommend([session], k).records([None]))
         else:
             records = list(client.recommend_log(list(inputs), k, sessions=sessions))
-    _report({"sessions": records}, as_json, recommendations_text(records))
-
-
-def _is_current(path: Path, kind: str, made_from: str, as_json: bool) -> bool:
-    """Whether the artifact at `path` is what the command would write; says so."""
-    from pipeline.core.artifact import current_facts
-
-    facts = current_facts(path, kind, made_from)
-    if facts is not None:
-        _report(facts, as_json, f"{path} is up to date.")
-    return facts is not None
-
-
-def _check_in(path: Path, kind: str) -> None:
-    """Say at once what the stage would say after seconds of imports."""
-    from pipeline.core.artifact import read_manifest
-
-    read_manifest(path, kind, check_files=False)
-
-
-def _check_out(path: Path, kind: str) -> None:
-    from pipeline.core.artifact import check_replaceable
-
-    check_replaceable(path, kind)
+    print_result({"sessions": records}, as_json, recommendations_text(records))
 
 
 def _column(text: str) -> tuple[str, list[str]]:
@@ -428,62 +386,9 @@ def _cutoffs(text: str) -> tuple[int, ...]:
     return numbers
 
 
-def _report(facts: dict[str, Any], as_json: bool, text: str) -> None:
-    if as_json:
-        _print_json(facts)
-    else:
-        click.echo(text)
-
-
-def _print_json(facts: dict[str, Any]) -> None:
-    click.echo(json.dumps(facts, allow_nan=False))
-
-
-class _Terminated(BaseException):
-    """SIGTERM arrived; what is open is closed and removed on the way out."""
-
-
-def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    raise _Terminated
-
-
 def main() -> None:
     """Run the command; a user's mistake ends it with one line on stderr and the status 2."""
-    # torch's threads wait for each other by spinning, which on a busy machine costs a factor
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # a container's first process dies of no signal that it does not handle
-    signal.signal(signal.SIGTERM, _terminate)
-    try:
-        status = cli.main(standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message(), err=True)
-        sys.exit(2)
-    except click.ClickException as error:
-        command = getattr(getattr(error, "ctx", None), "command_path", "pipeline")
-        message = " ".join(error.format_message().split())
-        click.echo(f"Error: {message} See `{command} --help`.", err=True)
-        sys.exit(2)
-    except PipelineError as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(2)
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("Stopped.", err=True)
-        sys.exit(130)
-    except _Terminated:
-        click.echo("Stopped.", err=True)
-        sys.exit(143)
-    except BrokenPipeError:
-        # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except OSError as error:
-        # a full disk, a name that is too long, a directory where a file should be
-        click.echo(f"Error: {error.filename or 'A file'}: {error.strerror or error}.", err=True)
-        sys.exit(2)
-    except UnicodeError as error:
-        click.echo(f"Error: an argument is not text in UTF-8: {error}.", err=True)
-        sys.exit(2)
-    sys.exit(status if isinstance(status, int) else 0)
+    run_command_line(cli)
 
 
 if __name__ == "__main__":

@@ -91,9 +91,9 @@ def _ask(url: str, session: dict[str, list[Any]]) -> list[dict[str, Any]]:
     _say(f"\n$ pipeline recommend {url} --items {','.join(session['item_id'])}{columns} --k 5")
     with Client(url) as client:
         answer = client.recommend([session], 5)
-    pairs = zip(answer.items[0].tolist(), answer.scores[0].tolist(), strict=True)
-    entries = [{"item_id": item, "score": score} for item, score in pairs]
-    _say(recommendations_text([{"session_id": None, "recommendations": entries}]))
+    records = list(answer.records([None]))
+    _say(recommendations_text(records))
+    entries: list[dict[str, Any]] = records[0]["recommendations"]
     return entries
 
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL_DATA = ROOT.parent / "shared" / "data"
+
+
+SESSION: dict[str, list[Any]] = {
+    "item_id": ["sku-00001", "sku-00002"],
+    "timestamp": ["2026-01-05 00:00:00 UTC", "2026-01-05 00:00:09 UTC"],
+    "category": ["category-01", "category-02"],
+    "action": ["view", "cart"],
+    "price": [10.0, 20.5],
+    "device": ["phone"],
+}
+"""Raw interactions by tensor name, as a client gives them."""
 
 
 @dataclass(frozen=True)

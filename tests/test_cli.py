@@ -1,7 +1,6 @@
 """The command line as a person meets it: help, results, and one line for every mistake."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -183,6 +182,22 @@ def test_serve_answers_and_stops_cleanly_when_told(shop: Shop, tmp_path: Path) -
         process.communicate()
 
 
+def at_work(folder: Path, arguments: list[str | Path]) -> subprocess.Popen[str]:
+    """A command that writes `folder`/data, in the middle of it."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline.cli", *map(str, arguments)],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    deadline = time.monotonic() + 60
+    while not list(folder.glob(".data.partial-*/fitted")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.005)
+    return process
+
+
 def test_a_stage_that_is_killed_leaves_nothing_that_the_next_takes_for_whole(
     shop: Shop, tmp_path: Path
 ) -> None:
@@ -195,18 +210,9 @@ def test_a_stage_that_is_killed_leaves_nothing_that_the_next_takes_for_whole(
         "--out",
         data,
     ]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.cli", *map(str, arguments)],
-        stderr=subprocess.DEVNULL,
-        cwd=ROOT,
-    )
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".data.partial-*/fitted")):
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process = at_work(tmp_path, arguments)
+    process.kill()
+    process.communicate()
     result = pipeline("train", data, "--config", "configs/demo.yaml", "--out", tmp_path / "run")
     assert result.returncode == 2
     assert "does not exist. Run `pipeline preprocess" in result.stderr
@@ -263,20 +269,8 @@ def test_a_stage_is_not_done_again_where_its_output_is_what_it_would_write(
 
 
 def test_a_stage_that_is_told_to_stop_cleans_up(shop: Shop, tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "pipeline.cli", "preprocess", "configs/demo.yaml"),
-            *("--input", str(shop.clicks), "--out", str(tmp_path / "data")),
-        ],
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    )
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".data.partial-*/fitted")):
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.005)
+    arguments = ["preprocess", "configs/demo.yaml", "--input", shop.clicks]
+    process = at_work(tmp_path, [*arguments, "--out", tmp_path / "data"])
     process.terminate()
     _, said = process.communicate(timeout=30)
     assert process.returncode == 143

@@ -25,8 +25,7 @@ from pipeline.serve.client import Client
 from pipeline.serve.installation import build_backends, build_python, environment, locate_package
 from pipeline.serve.ports import free_ports
 from pipeline.serve.triton import TritonServer
-from tests.conftest import ROOT, Shop
-from tests.serve.test_reload import SESSION
+from tests.conftest import ROOT, SESSION, Shop
 
 TEXT = (ROOT / "docker-compose.yml").read_text()
 COMPOSE = yaml.safe_load(TEXT)

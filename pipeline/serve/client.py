@@ -1,7 +1,7 @@
 """Ask a Triton server for recommendations: raw interactions in, raw item ids out."""
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
@@ -30,6 +30,18 @@ class Answer(NamedTuple):
     """(B, K) raw ids: int64 or text."""
     scores: np.ndarray
     """(B, K) float32."""
+
+    def records(self, sessions: Iterable[Any]) -> Iterator[dict[str, Any]]:
+        """One a session, as JSON takes it: its id and its list, best first.
+
+        `sessions` are B ids, None where there is none.
+        """
+        for session, items, scores in zip(sessions, self.items, self.scores, strict=True):
+            pairs = zip(items.tolist(), scores.tolist(), strict=True)
+            yield {
+                SESSION: session,
+                "recommendations": [{ITEM: item, "score": score} for item, score in pairs],
+            }
 
 
 class Client:
@@ -112,15 +124,7 @@ class Client:
 
         asked = islice(read_sessions(self.served, files), sessions)
         for ids, batch in _batches(asked, min(_SESSIONS_A_REQUEST, self.served.max_batch)):
-            answer = self.recommend(batch, k)
-            for session, items, scores in zip(ids, answer.items, answer.scores, strict=True):
-                yield {
-                    SESSION: session,
-                    "recommendations": [
-                        {ITEM: item, "score": float(score)}
-                        for item, score in zip(items.tolist(), scores, strict=True)
-                    ],
-                }
+            yield from self.recommend(batch, k).records(ids)
 
     def _tensors(self, sessions: list[Columns], k: int | None) -> dict[str, np.ndarray]:
         served = self.served

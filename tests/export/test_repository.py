@@ -228,9 +228,10 @@ def test_an_export_changes_nothing_of_the_one_before_until_it_takes_its_place(
     assert looked == [before]
 
 
-def test_a_model_for_a_gpu_needs_one_to_be_traced_on(shop: Shop, tmp_path: Path) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU here; tests marked gpu look at the export for one")
+def test_a_model_for_a_gpu_needs_one_to_be_traced_on(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="torch sees none here"):
         export(shop.run, tmp_path / "repository", device="gpu")
 

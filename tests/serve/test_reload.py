@@ -13,16 +13,7 @@ from pipeline.serve.client import Client
 from pipeline.serve.ports import free_ports
 from pipeline.serve.run import running_server
 from pipeline.train.run import train
-from tests.conftest import Shop
-
-SESSION = {
-    "item_id": ["sku-00003", "sku-00010"],
-    "timestamp": ["2026-01-10 10:00:00", "2026-01-10 10:01:00"],
-    "category": ["category-01", "category-01"],
-    "action": ["view", "view"],
-    "price": [1.0, 2.0],
-    "device": ["phone"],
-}
+from tests.conftest import SESSION, Shop
 
 
 class Load(threading.Thread):

@@ -29,17 +29,9 @@ from pipeline.serve.run import running_server
 from pipeline.serve.triton import TritonServer
 from pipeline.train.predict import predict
 from pipeline.train.run import train
-from tests.conftest import ROOT, Shop
+from tests.conftest import ROOT, SESSION, Shop
 
 PROTOCOLS = ["http", "grpc"]
-SESSION: dict[str, list[Any]] = {
-    "item_id": ["sku-00001", "sku-00002"],
-    "timestamp": ["2026-01-05 00:00:00 UTC", "2026-01-05 00:00:09 UTC"],
-    "category": ["category-01", "category-02"],
-    "action": ["view", "cart"],
-    "price": [10.0, 20.5],
-    "device": ["phone"],
-}
 
 
 @pytest.fixture(params=PROTOCOLS)

@@ -271,7 +271,10 @@ DENSE: dict[str, Callable[[Sessions, list[int]], dict[int, float]]] = {
 }
 
 
-@pytest.mark.skipif(not RSC15.is_dir(), reason=f"no {RSC15}: the data is not part of the project")
+@pytest.mark.skipif(
+    not RSC15.is_dir(),
+    reason="the real clicks are not here: they may not be redistributed",
+)
 def test_figures_on_real_clicks_stay_what_was_measured() -> None:
     """HR@20 and MRR@20 of every position but the first of the day after, 10,152 targets."""
     train_items, train_offsets = read_clicks("train")
