@@ -1,6 +1,7 @@
 """What an output was made from, so that a stage that is done is not done again.
 
 The command line asks before it imports a stage, and the stage writes the same into its manifest.
+All of it is text of 64 hexadecimal digits; OSError where a log or a manifest cannot be read.
 """
 
 from pathlib import Path

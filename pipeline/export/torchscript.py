@@ -46,7 +46,8 @@ class ServedModel(nn.Module):
 def example_inputs(
     served: ServedModel, length: int, sessions: int, seed: int = 0
 ) -> tuple[Tensor, ...]:
-    """Random sessions of 1 to `length` interactions, padded to `length`."""
+    """Random sessions of 1 to `length` interactions, padded to `length`, where the model is."""
+    device = next(served.parameters()).device  # a traced program holds on to it
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, length + 1, (sessions, 1), generator=generator)
     inside = torch.arange(length) < lengths
@@ -61,7 +62,7 @@ def example_inputs(
             values = torch.randn(shape, generator=generator)
         if name not in served.session_names:
             values = values * inside.to(values.dtype)
-        tensors.append(values)
+        tensors.append(values.to(device))
     return tuple(tensors)
 
 
@@ -69,10 +70,9 @@ def example_inputs(
 def trace(served: ServedModel, length: int) -> torch.jit.ScriptModule:
     """Record the program; it takes any number of sessions, of `length` positions or fewer."""
     served.eval()
-    example = tuple(t.to(_device(served)) for t in example_inputs(served, length, 2))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        traced = torch.jit.trace(served, example, check_trace=False)
+        traced = torch.jit.trace(served, example_inputs(served, length, 2), check_trace=False)
         frozen = torch.jit.freeze(traced.eval())
     assert isinstance(frozen, torch.jit.ScriptModule)  # noqa: S101
     return frozen
@@ -90,8 +90,7 @@ def prove_parity(
     for seed, (sessions, width) in enumerate(
         [(1, length), (3, length), (33, length), (5, max(1, length // 2)), (1, 1)]
     ):
-        random = example_inputs(served, width, sessions, seed)
-        inputs = tuple(t.to(_device(served)) for t in random)
+        inputs = example_inputs(served, width, sessions, seed)
         wanted, _ = served(*inputs)
         found, found_items = program(*inputs)
         if not bool(wanted.isfinite().all()):
@@ -111,11 +110,6 @@ def prove_parity(
                 f"sessions of {width}, allowed is {tolerance:.0e}. It was not written."
             )
     return largest
-
-
-def _device(served: ServedModel) -> torch.device:
-    """A traced program holds the device that it was traced on."""
-    return next(served.parameters()).device
 
 
 def save(program: torch.jit.ScriptModule, path: Path) -> None:
