@@ -1,6 +1,5 @@
 """Configuration that checks itself: frozen, keyword-only, and a misspelt key is an error."""
 
-import difflib
 from pathlib import Path
 from typing import Any, Self, get_args
 
@@ -8,6 +7,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
+from pipeline.core.arguments import closest
 from pipeline.core.errors import ConfigError
 
 
@@ -74,9 +74,7 @@ def _explain(root: type[BaseModel], error: ErrorDetails) -> str:
     if error["type"] == "extra_forbidden":
         *parents, key = error["loc"]
         known = list(_model_at(root, tuple(parents)).model_fields)
-        close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-        hint = f"did you mean `{close[0]}`?" if close else f"known here: {', '.join(known)}."
-        return f"unknown key `{location}`; {hint}"
+        return f"unknown key `{location}`; {closest(str(key), known)}"
     if error["type"] == "missing":
         return f"`{location}` is missing. Add it."
     found = repr(error["input"])

@@ -12,6 +12,10 @@ class ConfigError(PipelineError):
     """A recipe, a setting or an argument is not usable."""
 
 
+class ArgumentError(ConfigError, TypeError):
+    """A call has an argument that the function does not know."""
+
+
 class DataError(PipelineError):
     """Input data lacks something that the recipe asks for."""
 
