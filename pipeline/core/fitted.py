@@ -4,7 +4,8 @@ From it and the recipe the NVTabular workflow is rebuilt, and export makes the t
 a server encodes requests. Nothing in it is code.
 """
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -69,6 +70,17 @@ class Fitted:
     def categorical(self) -> list[Feature]:
         """Categorical features of the log, the item not among them."""
         return [f for f in self.recipe.features if f.kind == "categorical"]
+
+    def only(self, names: Collection[str]) -> Self:
+        """Without the features that are not among `names`; those of the time stay as they are."""
+        kept = tuple(feature for feature in self.recipe.features if feature.name in names)
+        dropped = {feature.name for feature in self.recipe.features} - {f.name for f in kept}
+        return replace(
+            self,
+            recipe=self.recipe.model_copy(update={"features": kept}),
+            vocabularies={n: v for n, v in self.vocabularies.items() if n not in dropped},
+            standardisations={n: s for n, s in self.standardisations.items() if n not in dropped},
+        )
 
     def write(self, directory: Path) -> None:
         """Write `fitted/` into an artifact."""

@@ -17,9 +17,9 @@ def of_data(recipe: Preprocess, inputs: list[Path], test_inputs: list[Path]) -> 
 
 
 def of_run(data: Path, model: ModelConfig, train: TrainConfig) -> str:
-    """Of a run: the data directory and the settings of model and training."""
+    """Of a run: the data directory, files of vectors, the settings of model and training."""
     settings = {"model": model.model_dump(mode="json"), "train": train.model_dump(mode="json")}
-    return fingerprint(settings, [], [data])
+    return fingerprint(settings, [Path(vectors.file) for vectors in model.pretrained], [data])
 
 
 def of_repository(

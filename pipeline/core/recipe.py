@@ -7,6 +7,9 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.core.columns import ITEM, SESSION, TIMESTAMP
 from pipeline.core.config import Config
+from pipeline.core.model_recipe import ModelConfig, TrainConfig
+
+__all__ = ["Feature", "ModelConfig", "Preprocess", "Recipe", "Split", "Timestamp", "TrainConfig"]
 
 TimeUnit = Literal["s", "ms", "us", "ns", "iso"]
 TimeFeature = Literal["hour", "weekday", "elapsed"]
@@ -160,74 +163,6 @@ class Preprocess(Config):
         for feature in chosen:
             names += [feature] if feature == "elapsed" else [f"{feature}_sin", f"{feature}_cos"]
         return tuple(names)
-
-
-class ModelConfig(Config):
-    """Shape of the model; with the schema all that is needed to rebuild it from a checkpoint."""
-
-    architecture: Literal["gpt2", "xlnet"] = "gpt2"
-    """Hugging Face architecture of the sequence encoder."""
-    masking: Literal["clm", "mlm"] = "clm"
-    """clm: each position predicts the next item; mlm: hidden ones are predicted from both sides."""
-    mlm_probability: float = Field(default=0.2, gt=0, lt=1)
-    """Share of a session's interactions that mlm hides in training."""
-    d_model: int = Field(default=64, ge=1)
-    """D: width of interaction embeddings and hidden states."""
-    n_head: int = Field(default=4, ge=1)
-    """Attention heads a layer; must divide `d_model`."""
-    n_layer: int = Field(default=2, ge=1)
-    """Transformer layers."""
-    dropout: float = Field(default=0.3, ge=0, lt=1)
-    """Dropout of the transformer, also on interaction embeddings."""
-    embedding_dim: int = Field(default=16, ge=1)
-    """Width of the tables of categorical features; the item's is `d_model`."""
-    aggregation: Literal["concat", "element-wise-sum"] = "concat"
-    """How the features of an interaction become one vector."""
-    continuous_projection: int | None = Field(default=None, ge=1)
-    """Width to which all continuous features together are projected first."""
-    temperature: float = Field(default=1.0, gt=0)
-    """Divides the logits."""
-    normalize: bool = False
-    """Score by the cosine of hidden state and item vector; wants a temperature of about 0.07."""
-    weight_tying: bool = True
-    """Score with the item's input embeddings."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.d_model % self.n_head:
-            raise ValueError(f"`n_head` {self.n_head} does not divide `d_model` {self.d_model}")
-        if self.architecture == "xlnet" and self.d_model % 2:
-            raise ValueError(f"xlnet's positions need an even `d_model`, found {self.d_model}")
-        if self.architecture == "gpt2" and self.masking != "clm":
-            raise ValueError("GPT-2 looks back only and needs clm; xlnet works with clm and mlm")
-        return self
-
-
-class TrainConfig(Config):
-    """How the model learns."""
-
-    epochs: int = Field(default=10, ge=1)
-    """Passes over the training sessions."""
-    batch_size: int = Field(default=128, ge=1)
-    """B: sessions a step."""
-    learning_rate: float = Field(default=1e-3, gt=0)
-    """Highest rate of AdamW."""
-    weight_decay: float = Field(default=0.01, ge=0)
-    """Of matrices; biases and norms have none."""
-    warmup_ratio: float = Field(default=0.05, ge=0, lt=1)
-    """Share of the steps in which the rate climbs."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """Course of the rate after the warm-up."""
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the target that is spread over the catalogue."""
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    """Gradients are cut to this norm."""
-    seed: int = Field(default=0, ge=0, lt=2**32)
-    """Of initial weights, shuffling and dropout."""
-    metric: str = "ndcg@20"
-    """Decides which epoch is the best on the validation sessions."""
-    patience: int | None = Field(default=None, ge=1)
-    """Stop after so many epochs without a better `metric`."""
 
 
 class Recipe(Config):

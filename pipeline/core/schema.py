@@ -1,17 +1,19 @@
 """Features of a session data set: what a model reads, with tags, cardinalities and lengths.
 
 Read from what `pipeline preprocess` writes (`schema.pbtxt`) or from the JSON form of the same
-proto, tensorflow-metadata's `Schema`, which NVTabular and Transformers4Rec use too.
+proto, tensorflow-metadata's `Schema`, which NVTabular and Transformers4Rec use too; or taken from
+Merlin's own schema object; or written by hand.
 """
 
-import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self
 
-from pipeline.core.errors import ArtifactError, ConfigError
+from pipeline.core.columns import FIRST_ITEM
+from pipeline.core.errors import ConfigError
 
 
 class Tags(StrEnum):
@@ -25,6 +27,10 @@ class Tags(StrEnum):
     SESSION_ID = "session_id"
     TIME = "time"
     LIST = "list"
+    EMBEDDING = "embedding"
+    TARGET = "target"
+    BINARY_CLASSIFICATION = "binary_classification"
+    REGRESSION = "regression"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +46,63 @@ class ColumnSchema:
     """One value an interaction; otherwise one a session."""
     max_length: int = 0
     """Longest list, 0 where it is not known."""
+    values_per_interaction: int = 0
+    """M of a column with several values an interaction, (B, L, M): nested lists, of M values at
+    most; -1 where M is not known. 0: one value."""
+    width: int = 0
+    """P of a column tagged `embedding`: vectors of P numbers, (B, L, P) or (B, P); else 0."""
+
+    @classmethod
+    def create_categorical(
+        cls,
+        name: str,
+        num_items: int,
+        *,
+        tags: Iterable[str] = (),
+        is_list: bool = True,
+        max_length: int = 0,
+        values_per_interaction: int = 0,
+    ) -> Self:
+        """A column of indices of `num_items` values, which begin at 3; 0 is padding, 1 missing
+        and 2 unknown. The tag `categorical` goes without saying.
+        """
+        if num_items < 0:
+            raise ConfigError(f"num_items of {name} is {num_items}, expected 0 or more.")
+        return cls(
+            name=name,
+            tags=completed({Tags.CATEGORICAL, *tags}),
+            num_rows=FIRST_ITEM + num_items,
+            is_list=is_list,
+            max_length=max_length,
+            values_per_interaction=values_per_interaction,
+        )
+
+    @classmethod
+    def create_continuous(
+        cls,
+        name: str,
+        *,
+        tags: Iterable[str] = (),
+        is_float: bool = True,
+        is_list: bool = True,
+        max_length: int = 0,
+    ) -> Self:
+        """A column of numbers. The tag `continuous` goes without saying."""
+        return cls(
+            name=name,
+            tags=completed({Tags.CONTINUOUS, *tags}),
+            is_float=is_float,
+            is_list=is_list,
+            max_length=max_length,
+        )
+
+    @classmethod
+    def create_embedding(
+        cls, name: str, width: int, *, tags: Iterable[str] = (), is_list: bool = True
+    ) -> Self:
+        """A column of vectors of `width` numbers. The tag `embedding` goes without saying."""
+        tags = completed({Tags.EMBEDDING, *tags})
+        return cls(name=name, tags=tags, is_float=True, is_list=is_list, width=width)
 
 
 @dataclass(frozen=True)
@@ -51,25 +114,21 @@ class Schema:
     @classmethod
     def from_json(cls, path: str | Path) -> Self:
         """Read JSON or protobuf text (`schema.pbtxt`), told apart by the first character."""
-        from google.protobuf import json_format, text_format
-        from tensorflow_metadata.proto.v0 import schema_pb2
+        from pipeline.core.proto import read_columns
 
-        path = Path(path)
+        return cls(read_columns(Path(path)))
+
+    @classmethod
+    def from_merlin(cls, schema: Iterable[Any]) -> Self:
+        """Columns of a `merlin.schema.Schema`. ConfigError if it is none."""
+        from pipeline.core.proto import merlin_column
+
         try:
-            text = path.read_text(encoding="utf-8")
-            proto = schema_pb2.Schema()
-            if text.lstrip().startswith("{"):
-                json_format.ParseDict(_typed(json.loads(text)), proto)
-            else:
-                text_format.Parse(text, proto)
-        except FileNotFoundError:
-            raise ArtifactError(
-                f"{path} does not exist. `pipeline preprocess` writes a schema.pbtxt."
+            return cls(tuple(merlin_column(column) for column in schema))
+        except (AttributeError, TypeError):
+            raise ConfigError(
+                f"Expected a Schema or a merlin.schema.Schema, found {type(schema).__name__}."
             ) from None
-        except (json_format.ParseError, text_format.ParseError, OSError, ValueError) as error:
-            line = " ".join(str(error).split())
-            raise ArtifactError(f"{path} is not a schema: {line}") from None
-        return cls(tuple(_column(feature) for feature in proto.feature))
 
     @classmethod
     def from_dicts(cls, columns: Iterable[dict[str, Any]]) -> Self:
@@ -85,6 +144,17 @@ class Schema:
 
     def __len__(self) -> int:
         return len(self.columns)
+
+    def __add__(self, other: "Schema") -> "Schema":
+        """Columns of both; ConfigError if one of them stands in both and differs."""
+        for column in other:
+            if column.name in self.column_names and self[column.name] != column:
+                raise ConfigError(f"Both schemas have a column {column.name!r}, and they differ.")
+        return Schema((*self, *(c for c in other if c.name not in self.column_names)))
+
+    def __sub__(self, other: "Schema") -> "Schema":
+        """Columns whose names the other does not have."""
+        return Schema(tuple(c for c in self if c.name not in other.column_names))
 
     def __getitem__(self, name: str) -> ColumnSchema:
         for column in self.columns:
@@ -112,54 +182,48 @@ class Schema:
 
     def select_by_tag(self, *tags: str) -> "Schema":
         """Columns that have any of `tags`."""
-        return Schema(tuple(c for c in self.columns if c.tags & {str(tag) for tag in tags}))
+        return Schema(tuple(c for c in self if c.tags & _values(tags)))
+
+    def remove_by_tag(self, *tags: str) -> "Schema":
+        """Columns that have none of `tags`."""
+        return Schema(tuple(c for c in self if not c.tags & _values(tags)))
 
     def select_by_name(self, *names: str) -> "Schema":
         """Columns of these names, in the order asked for. ConfigError for an unknown one."""
         return Schema(tuple(self[name] for name in names))
 
+    def remove_by_name(self, *names: str) -> "Schema":
+        """The other columns. ConfigError for an unknown one."""
+        return self - self.select_by_name(*names)
 
-def _column(feature: Any) -> ColumnSchema:
-    tags = {tag.rsplit(".", 1)[-1].lower() for tag in feature.annotation.tag}
-    for owner in (Tags.ITEM, Tags.SESSION):  # Merlin writes item_id as its two halves
-        if {owner, "id"} <= tags:
-            tags.add(f"{owner}_id")
-        elif f"{owner}_id" in tags:
-            tags.add(owner)
-    metadata: dict[str, Any] = {}
-    for packed in feature.annotation.extra_metadata:
-        metadata.update(_unpack(packed))
-    max_length = int(feature.value_count.max or 0)
-    for dimension in feature.shape.dim[1:2]:
-        max_length = max_length or int(dimension.size)
-    is_list = bool(metadata.get("is_list")) or max_length > 0 or Tags.LIST in tags
-    categorical = Tags.CATEGORICAL in tags
-    return ColumnSchema(
-        name=feature.name,
-        tags=frozenset(tags),
-        num_rows=int(feature.int_domain.max) + 1 if categorical else 0,
-        is_float=feature.type == 3,  # FeatureType.FLOAT
-        is_list=is_list,
-        max_length=max_length,
-    )
+    def categorical_cardinalities(self) -> dict[str, int]:
+        """Rows of the embedding table of each categorical column, the reserved ones included."""
+        return {column.name: column.num_rows for column in self.select_by_tag(Tags.CATEGORICAL)}
+
+    def embedding_sizes(self, multiplier: float = 2.0) -> dict[str, int]:
+        """A width for each categorical column: the fourth root of its rows times `multiplier`."""
+        cardinalities = self.categorical_cardinalities()
+        return {name: embedding_size(rows, multiplier) for name, rows in cardinalities.items()}
 
 
-def _typed(value: Any, packed: bool = False) -> Any:
-    """JSON in which each `extraMetadata` says that it is a Struct; Merlin's own does not."""
-    if isinstance(value, list):
-        return [_typed(inner, packed) for inner in value]
-    if not isinstance(value, dict) or "@type" in value:
-        return value
-    if packed:
-        return {"@type": "type.googleapis.com/google.protobuf.Struct", "value": value}
-    return {key: _typed(inner, key == "extraMetadata") for key, inner in value.items()}
+def embedding_size(num_rows: int, multiplier: float = 2.0) -> int:
+    """Width that suits a table of so many rows, rounded up."""
+    return math.ceil(num_rows**0.25 * multiplier)
 
 
-def _unpack(packed: Any) -> dict[str, Any]:
-    """Merlin packs a google.protobuf.Struct into each `extra_metadata`."""
-    from google.protobuf import json_format, struct_pb2
+def _values(tags: Iterable[str]) -> frozenset[str]:
+    """Tags as text, also those of Merlin's enumeration."""
+    return frozenset(str(getattr(tag, "value", tag)) for tag in tags)
 
-    struct = struct_pb2.Struct()
-    if not packed.Unpack(struct):
-        return {}
-    return dict(json_format.MessageToDict(struct))
+
+def completed(tags: Iterable[str]) -> frozenset[str]:
+    """Merlin splits some tags in two halves; here both the halves and the whole are found."""
+    found = {tag.rsplit(".", 1)[-1].lower() for tag in _values(tags)}
+    for owner in (Tags.ITEM, Tags.SESSION):
+        if {owner, "id"} <= found:
+            found.add(f"{owner}_id")
+        elif f"{owner}_id" in found:
+            found.add(owner)
+    if {"binary", "classification"} <= found:
+        found.add(Tags.BINARY_CLASSIFICATION)
+    return frozenset(str(tag) for tag in found)

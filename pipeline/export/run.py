@@ -74,8 +74,9 @@ def export(
                 f"{run} has {items} items in its model and {len(fitted.item.values)} in fitted/. "
                 "Train again."
             )
-        session_names = {f.name for f in fitted.recipe.features if f.of == "session"}
         names = model.inputs.feature_names
+        fitted = fitted.only(names)  # a column that is only predicted is not asked for
+        session_names = {f.name for f in fitted.recipe.features if f.of == "session"}
         served = torchscript.ServedModel(model, names, session_names, min(max_k, items))
         length = fitted.recipe.max_sequence_length
         served.to("cuda" if device == "gpu" else "cpu")

@@ -1,18 +1,22 @@
 """What a model reads: sessions as right-padded rows."""
 
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pipeline.core.columns import PADDING
+from pipeline.core.errors import DataError
 
 
 class SessionBatch(NamedTuple):
     """B sessions."""
 
     features: dict[str, Tensor]
-    """Per feature (B, L), one value an interaction, 0 after the last; or (B,), one a session."""
+    """Of each interaction: (B, L), 0 after the last; (B, L, M) with several indices an
+    interaction, 0 after the last; (B, L, P) vectors. Of each session: (B,), (B, P) vectors, or
+    anything of the above with L = 1."""
     lengths: Tensor
     """(B,) interactions of each session, 0..L."""
 
@@ -21,18 +25,51 @@ class SessionBatch(NamedTuple):
         """Lengths from the padding of the item column, (B, L)."""
         return cls(features, (features[item] != PADDING).sum(1))
 
+    @property
+    def width(self) -> int:
+        """L: columns of the indices, among which the item always is; vectors do not count."""
+        tables = [v for v in self.features.values() if v.dim() == 2]
+        indices = [v for v in tables if not v.is_floating_point()]
+        return max((v.size(1) for v in indices or tables), default=0)
+
+    def read(
+        self, axes: Mapping[str, Collection[int]], vectors: Collection[str] = ()
+    ) -> "SessionBatch":
+        """The features that `axes` names, with an axis of interactions everywhere, L or 1 long.
+
+        `axes`: how many a feature may come with; among `vectors` two are sessions and numbers.
+        DataError for a feature that is missing or comes in another shape.
+        """
+        features = {}
+        for name, allowed in axes.items():
+            if name not in self.features:
+                raise DataError(
+                    f"The batch has no feature {name!r}, which the model reads. It has: "
+                    f"{', '.join(self.features) or 'none'}."
+                )
+            values = self.features[name]
+            if values.dim() not in allowed:
+                raise DataError(
+                    f"Feature {name!r} comes with {values.dim()} axes, expected "
+                    f"{' or '.join(map(str, allowed))}: sessions, then interactions."
+                )
+            of_session = values.dim() == 1 or (name in vectors and values.dim() == 2)
+            features[name] = values.unsqueeze(1) if of_session else values
+        return SessionBatch(features, self.lengths)
+
     def to(self, device: torch.device | str) -> "SessionBatch":
         """Copy on another device."""
         moved = {name: values.to(device) for name, values in self.features.items()}
         return SessionBatch(moved, self.lengths.to(device))
 
 
-def newest(batch: SessionBatch, length: int) -> SessionBatch:
-    """Keep the newest `length` interactions of each session: (B, L) -> (B, length).
+def newest(batch: SessionBatch, length: int, vectors: Collection[str] = ()) -> SessionBatch:
+    """Keep the newest `length` interactions of each session: (B, L, ...) -> (B, length, ...).
 
-    A batch that is not wider comes back as it is.
+    `vectors` names features that are vectors: such a one of a session, (B, P), looks like the
+    numbers of P interactions. A batch that is not wider comes back as it is.
     """
-    width = max((v.size(1) for v in batch.features.values() if v.dim() == 2), default=0)
+    width = batch.width
     if width <= length:
         return batch
     kept = batch.lengths.clamp(max=length)
@@ -42,8 +79,11 @@ def newest(batch: SessionBatch, length: int) -> SessionBatch:
     positions = torch.where(inside, first + columns, 0)
     features = {}
     for name, values in batch.features.items():
-        if values.dim() == 2:
-            values = values.gather(1, positions) * inside.to(values.dtype)
+        of_session = values.dim() < 2 or (name in vectors and values.dim() == 2)
+        if not of_session and values.size(1) == width:
+            shape = [*positions.shape, *[1] * (values.dim() - 2)]
+            index = positions.reshape(shape).expand(-1, -1, *values.shape[2:])
+            values = values.gather(1, index) * inside.reshape(shape).to(values.dtype)
         features[name] = values
     return SessionBatch(features, kept)
 

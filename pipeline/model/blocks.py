@@ -1,34 +1,180 @@
-"""Blocks in a row."""
+"""Blocks in a row and side by side."""
 
-from typing import NamedTuple
+import copy
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.configuration_utils import PretrainedConfig
 
+from pipeline.core.arguments import checked_arguments
 from pipeline.core.errors import ConfigError
 from pipeline.model.batch import SessionBatch
+from pipeline.model.encoder import EncoderConfig
 from pipeline.model.features import TabularSequenceFeatures
-from pipeline.model.masking import Stage
-from pipeline.model.transformer import TransformerBlock
+from pipeline.model.huggingface import encoder_of
+from pipeline.model.masking import MaskedSequence, Masking, NoMasking, ReplacementMasking, Stage
 
 
 class MLPBlock(nn.Sequential):
-    """Linear layers with ReLU between and after them: (..., input) -> (..., dimensions[-1]).
+    """Linear layers, each with an activation behind it: (..., input) -> (..., dimensions[-1]).
 
-    Its input width is that of the block before it, known when it is put behind one.
+    Its input width is that of the block before it, known when it is put behind one. `activation`
+    is a class of modules or None; `normalization` may be "layer_norm".
     """
 
-    def __init__(self, dimensions: list[int]) -> None:
+    @checked_arguments(instead={"filter_features": "choose features by the schema's tags."})
+    def __init__(
+        self,
+        dimensions: int | list[int],
+        activation: Callable[[], nn.Module] | None = nn.ReLU,
+        use_bias: bool = True,
+        dropout: float | None = None,
+        normalization: str | None = None,
+    ) -> None:
         super().__init__()
-        if not dimensions:
+        self.dimensions = [dimensions] if isinstance(dimensions, int) else list(dimensions)
+        if not self.dimensions:
             raise ConfigError("MLPBlock needs at least one dimension, as in MLPBlock([64]).")
-        self.dimensions = list(dimensions)
+        if normalization not in (None, "layer_norm"):
+            raise ConfigError(
+                f"normalization is {normalization!r}, expected 'layer_norm' or None. A batch norm "
+                "would mix sessions with each other and with padding."
+            )
+        self.activation = activation
+        self.use_bias = use_bias
+        self.dropout = dropout
+        self.normalization = normalization
 
     def build(self, width: int) -> None:
         """Make the layers for an input of this width."""
+        if len(self):
+            raise ConfigError("An MLPBlock stands in two places; make one for each.")
         for dimension in self.dimensions:
-            self.append(nn.Linear(width, dimension)).append(nn.ReLU())
+            self.append(nn.Linear(width, dimension, bias=self.use_bias))
+            if self.activation is not None:
+                self.append(self.activation())
+            if self.normalization is not None:
+                self.append(nn.LayerNorm(dimension))
+            if self.dropout:
+                self.append(nn.Dropout(self.dropout))
             width = dimension
+
+
+class TransformerBlock(nn.Module):
+    """A sequence encoder: a config of ours, or a config or model of Hugging Face's."""
+
+    @checked_arguments(
+        instead={
+            "prepare_module": "attention follows the masking; leave it out.",
+            "output_fn": "the block gives the last hidden states; leave it out.",
+        }
+    )
+    def __init__(
+        self,
+        transformer: EncoderConfig | PretrainedConfig | PreTrainedModel,
+        masking: Masking | None = None,
+    ) -> None:
+        super().__init__()
+        self.masking_name = "none" if masking is None else masking.name
+        chosen = masking or NoMasking()
+        self.total_seq_length: int | None
+        if isinstance(transformer, EncoderConfig):
+            self.d_model = transformer.d_model
+            self.total_seq_length = transformer.total_seq_length
+            self.encoder = transformer.encoder(chosen)
+        elif isinstance(transformer, PretrainedConfig | PreTrainedModel):
+            self.encoder, self.d_model, self.total_seq_length = encoder_of(transformer, chosen)
+        else:
+            raise ConfigError(
+                f"TransformerBlock got {type(transformer).__name__}, expected a config such as "
+                "GPT2Config.build(...), or one of Hugging Face's."
+            )
+        self.output_size = int(self.encoder.d_output)  # type: ignore[arg-type]
+        """Width of the hidden states."""
+
+    def check(self, masking: Masking, width: int, max_sequence_length: int | None) -> None:
+        """ConfigError if what comes in does not fit."""
+        if masking.name != self.masking_name:
+            raise ConfigError(
+                f"TransformerBlock was built for masking {self.masking_name}, the input block has "
+                f"{masking.name}. Pass masking=inputs.masking."
+            )
+        if width != self.d_model:
+            raise ConfigError(
+                f"The block before the transformer gives {width} numbers an interaction, d_model "
+                f"is {self.d_model}. Put MLPBlock([{self.d_model}]) between, or set d_output."
+            )
+        room = self.total_seq_length
+        if room is not None and max_sequence_length is not None:
+            needed = max_sequence_length + masking.extra_positions
+            if room < needed:
+                more = " and one for what is predicted" if masking.extra_positions else ""
+                raise ConfigError(
+                    f"total_seq_length {room} is too small: max_sequence_length is "
+                    f"{max_sequence_length}{more}. Set it to {needed}."
+                )
+
+    def forward(self, embeddings: Tensor, sequence: MaskedSequence) -> Tensor:
+        """(B, L, D) -> (B, L, output_size); `sequence` says what may be seen."""
+        if embeddings.size(0) == 0:  # which several architectures cannot reshape
+            empty = embeddings.new_zeros(0, embeddings.size(1), self.output_size)
+            return empty + embeddings.sum() * 0
+        hidden: Tensor = self.encoder(embeddings, sequence.lengths, sequence.order)
+        return hidden
+
+    def attentions(self, embeddings: Tensor, sequence: MaskedSequence) -> tuple[Tensor, ...]:
+        """(B, H, L, L) of each layer."""
+        found: tuple[Tensor, ...] = self.encoder.attentions(  # type: ignore[operator]
+            embeddings, sequence.lengths, sequence.order
+        )
+        return found
+
+
+class ParallelBlock(nn.Module):
+    """Towers side by side: each gets the same input, their outputs become one vector.
+
+    A tower is a block or a list of blocks.
+    """
+
+    @checked_arguments()
+    def __init__(
+        self,
+        *towers: nn.Module | list[nn.Module],
+        aggregation: Literal["concat", "element-wise-sum"] = "concat",
+    ) -> None:
+        super().__init__()
+        if not towers:
+            raise ConfigError("ParallelBlock needs at least one tower.")
+        if aggregation not in ("concat", "element-wise-sum"):
+            raise ConfigError(
+                f"aggregation is {aggregation!r}, expected concat or element-wise-sum."
+            )
+        self.towers = nn.ModuleList(
+            nn.ModuleList(tower if isinstance(tower, list) else [tower]) for tower in towers
+        )
+        self.aggregation = aggregation
+
+    def forward(self, hidden: Tensor, sequence: MaskedSequence) -> Tensor:
+        """(B, L, D) -> (B, L, sum of the towers' widths), or their common width."""
+        outputs = [run_blocks(tower, hidden, sequence) for tower in self.towers]  # type: ignore[arg-type]
+        if self.aggregation == "concat":
+            return torch.cat(outputs, -1)
+        return torch.stack(outputs).sum(0)
+
+    def connect(self, masking: Masking, width: int, longest: int | None) -> int:
+        """Build what is inside for an input of this width, and give the width of the output."""
+        widths = [connect_blocks(t, masking, width, longest) for t in self.towers]  # type: ignore[arg-type]
+        if self.aggregation == "concat":
+            return sum(widths)
+        if len(set(widths)) > 1:
+            raise ConfigError(
+                f"element-wise-sum adds towers of one width, found {sorted(set(widths))}. Put an "
+                "MLPBlock at the end of a tower, or use concat."
+            )
+        return widths[0]
 
 
 class Encoded(NamedTuple):
@@ -40,11 +186,18 @@ class Encoded(NamedTuple):
     """(B, L) item indices, PADDING where there is nothing to predict."""
     query: Tensor
     """(B,) position whose hidden state predicts the next item."""
+    lengths: Tensor
+    """(B,) positions that are no padding."""
 
 
 class SequentialBlock(nn.Module):
-    """Input block, then blocks that each take the output of the one before."""
+    """Input block, then blocks that each take the output of the one before.
 
+    Any nn.Module of (B, L, D) may stand among them that keeps sessions apart and does not look
+    ahead; of a tuple, as recurrent modules give, the first part is taken.
+    """
+
+    @checked_arguments(instead={"output_size": "it is measured; leave it out."})
     def __init__(self, inputs: TabularSequenceFeatures, *blocks: nn.Module) -> None:
         super().__init__()
         if not isinstance(inputs, TabularSequenceFeatures):
@@ -52,53 +205,126 @@ class SequentialBlock(nn.Module):
                 f"SequentialBlock begins with {type(inputs).__name__}, expected the input block, "
                 "TabularSequenceFeatures."
             )
-        if inputs.masking is None:
-            raise ConfigError(
-                "The input block has no masking. Pass masking='clm' or 'mlm' to from_schema."
-            )
-        width = inputs.output_size
-        for block in blocks:
-            if isinstance(block, MLPBlock):
-                block.build(width)
-                width = block.dimensions[-1]
-            elif isinstance(block, TransformerBlock):
-                block.check(inputs.masking, width, inputs.max_sequence_length)
-                width = block.d_model
-            else:
-                width = _output_size(block, width)
         self.inputs = inputs
         self.blocks = nn.ModuleList(blocks)
-        self.output_size = width
+        masking = self.masking
+        self.output_size = connect_blocks(
+            blocks, masking, inputs.output_size, inputs.max_sequence_length
+        )
         """D of the hidden states."""
+        self.generator: nn.ModuleList | None = None
+        if isinstance(masking, ReplacementMasking):
+            if not any(isinstance(module, TransformerBlock) for module in self.modules()):
+                raise ConfigError("rtd needs a TransformerBlock: it reads from both sides.")
+            masking.build(self.output_size)
+            if not masking.tied_generator:
+                self.generator = copy.deepcopy(self.blocks)
+
+    @property
+    def masking(self) -> Masking:
+        """That of the input block; a block without one has nothing to predict from within."""
+        return self.inputs.masking or NoMasking()
 
     def forward(self, batch: SessionBatch, stage: Stage) -> Encoded:
         """SessionBatch -> Encoded."""
-        masking = self.inputs.masking
-        assert masking is not None  # noqa: S101
+        masked = self.masked(batch, stage)
+        return self.through(masked)
+
+    def masked(self, batch: SessionBatch, stage: Stage) -> MaskedSequence:
+        """SessionBatch -> what the first block gets."""
         items = batch.features[self.inputs.item]
-        masked = masking.apply_to(self.inputs(batch), items, batch.lengths, stage)
+        return self.masking.apply_to(self.inputs(batch), items, batch.lengths, stage)
+
+    def unmasked(self, batch: SessionBatch) -> MaskedSequence:
+        """The same with nothing hidden and nothing to predict, for rtd's discriminator."""
+        items = batch.features[self.inputs.item]
+        return NoMasking().apply_to(self.inputs(batch), items, batch.lengths, Stage.TRAIN)
+
+    def through(self, masked: MaskedSequence, *, generator: bool = False) -> Encoded:
+        """Hidden states of the last block, or of the generator's."""
+        blocks = self.generator if generator and self.generator is not None else self.blocks
+        hidden = run_blocks(blocks, masked.embeddings, masked)
+        return Encoded(hidden, masked.targets, masked.query, masked.lengths)
+
+    def attentions(self, batch: SessionBatch) -> list[Tensor]:
+        """(B, H, L, L) of every layer in the row of blocks, of prediction."""
+        masked = self.masked(batch, Stage.PREDICT)
         hidden = masked.embeddings
+        found: list[Tensor] = []
         for block in self.blocks:
             if isinstance(block, TransformerBlock):
-                hidden = block(hidden, masked.lengths)
-            else:
-                hidden = block(hidden)
-        return Encoded(hidden, masked.targets, masked.query)
+                found += block.attentions(hidden, masked)
+            hidden = run_blocks([block], hidden, masked)
+        if not found:
+            raise ConfigError("The body has no TransformerBlock in its row of blocks.")
+        return found
 
 
-@torch.no_grad()
-def _output_size(block: nn.Module, width: int) -> int:
-    """Width that any module of (B, L, width) gives. ConfigError if it does not take that."""
+def run_blocks(blocks: Iterable[nn.Module], hidden: Tensor, sequence: MaskedSequence) -> Tensor:
+    """(B, L, D) through each block."""
+    for block in blocks:
+        if isinstance(block, TransformerBlock | ParallelBlock):
+            hidden = block(hidden, sequence)
+        else:
+            output = block(hidden)
+            hidden = output[0] if isinstance(output, tuple) else output
+    return hidden
+
+
+def connect_blocks(
+    blocks: Iterable[nn.Module], masking: Masking, width: int, longest: int | None
+) -> int:
+    """Build and check a row of blocks for an input of `width`; give the width of the output."""
+    for block in blocks:
+        if isinstance(block, MLPBlock):
+            block.build(width)
+            width = block.dimensions[-1]
+        elif isinstance(block, TransformerBlock):
+            block.check(masking, width, longest)
+            width = block.output_size
+        elif isinstance(block, ParallelBlock):
+            width = block.connect(masking, width, longest)
+        else:
+            width = plain_output_size(block, width)
+    return width
+
+
+def plain_output_size(block: nn.Module, width: int) -> int:
+    """Width that any module of (B, L, width) gives. ConfigError if it cannot stand there."""
+    name = type(block).__name__
+    for module in block.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise ConfigError(f"{name} mixes sessions with each other and with padding: LayerNorm.")
+    first = next(block.parameters(), torch.empty(0))
+    given = torch.randn(2, 3, width, device=first.device, dtype=first.dtype, requires_grad=True)
     training = block.training
     try:
-        output = block.eval()(torch.zeros(1, 2, width))
+        output: Any = block.eval()(given)
     except (RuntimeError, TypeError, ValueError) as error:
         line = " ".join(str(error).split())[:120]
         raise ConfigError(
-            f"{type(block).__name__} does not take (B, L, {width}), what comes before it: {line}"
+            f"{name} does not take (B, L, {width}), what comes before it: {line}"
         ) from None
     finally:
         block.train(training)
-    if not isinstance(output, Tensor) or output.shape[:2] != (1, 2):
-        raise ConfigError(f"{type(block).__name__} does not give one vector an interaction.")
+    output = output[0] if isinstance(output, tuple) else output
+    if not isinstance(output, Tensor) or output.dim() != 3 or output.shape[:2] != (2, 3):
+        raise ConfigError(f"{name} does not give one vector an interaction.")
+    if output.requires_grad:
+        weights = torch.randn_like(output)
+        early = (output[:, :2] * weights[:, :2]).sum()
+        (ahead,) = torch.autograd.grad(early, given, retain_graph=True)
+        of_first, of_second = (output * weights).sum((1, 2))
+        (by_first,) = torch.autograd.grad(of_first, given, retain_graph=True)
+        (by_second,) = torch.autograd.grad(of_second, given)
+        if bool(by_first[1].any()) or bool(by_second[0].any()):
+            raise ConfigError(
+                f"{name} lets sessions of a batch see each other. Recurrent modules of torch need "
+                "batch_first=True."
+            )
+        if bool(ahead[:, 2].any()):
+            raise ConfigError(
+                f"{name} looks at later interactions, so that padding and targets would show. Use "
+                "a TransformerBlock, whose attention follows the masking."
+            )
     return int(output.size(-1))

@@ -1,61 +1,187 @@
 """A model from its config, and its weights to and from disk, without running anything."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from pipeline.core.artifact import read_json, write_json
-from pipeline.core.errors import ArtifactError
-from pipeline.core.recipe import ModelConfig
+from pipeline.core.errors import ArtifactError, ConfigError
+from pipeline.core.recipe import ModelConfig, TrainConfig
 from pipeline.core.schema import Schema, Tags
+from pipeline.model.architectures import find_architecture
+from pipeline.model.encoder import EncoderConfig
 from pipeline.model.features import TabularSequenceFeatures
+from pipeline.model.head import Task
+from pipeline.model.masking import ARGUMENTS
 from pipeline.model.model import Model
+from pipeline.model.pretrained import PretrainedEmbeddings, PretrainedEmbeddingsInitializer
+from pipeline.model.targets import BinaryClassificationTask, ColumnValues, RegressionTask
 from pipeline.model.task import NextItemPredictionTask
-from pipeline.model.transformer import BUILDERS
+from pipeline.model.transformations import (
+    StochasticSharedEmbeddings,
+    StochasticSwapNoise,
+    TabularDropout,
+    TabularLayerNorm,
+)
 
 MODEL_FILE = "model.json"
 WEIGHTS_FILE = "model.safetensors"
 
 
+@dataclass(frozen=True, kw_only=True)
+class FromData:
+    """What a model takes from the training data beside the schema."""
+
+    vectors: dict[int, Tensor] = field(default_factory=dict)
+    """(rows, P) of each entry of `pretrained`, by its place."""
+    item_counts: Tensor | None = None
+    """(items,) how often each was interacted with."""
+    positives: dict[str, Tensor] = field(default_factory=dict)
+    """(rows,) 1 for the values of a categorical target that count as yes, by feature."""
+    weights: Tensor | None = None
+    """(rows,) of the values of the feature that weighs interactions."""
+
+
 def build_model(
-    schema: Schema, config: ModelConfig, max_sequence_length: int, *, label_smoothing: float = 0.0
+    schema: Schema,
+    config: ModelConfig,
+    max_sequence_length: int,
+    train: TrainConfig | None = None,
+    known: FromData | None = None,
 ) -> Model:
-    """The recipe's model with fresh weights; `max_sequence_length` is L."""
-    item = schema.item_id
-    features = schema.select_by_tag(Tags.CATEGORICAL, Tags.CONTINUOUS)
-    inputs = TabularSequenceFeatures.from_schema(
-        features,
-        max_sequence_length=max_sequence_length,
-        embedding_dims={item.name: config.d_model},
-        embedding_dim_default=(
-            config.embedding_dim if config.aggregation == "concat" else config.d_model
-        ),
-        continuous_projection=config.continuous_projection,
-        aggregation=config.aggregation,
-        # an item alone needs no layer between its embedding and the encoder
-        d_output=config.d_model if len(features) > 1 else None,
-        masking=config.masking,
-        mlm_probability=config.mlm_probability,
-    )
+    """The recipe's model with fresh weights; `max_sequence_length` is L.
+
+    `train` and `known` say what its loss is; a model that only predicts does without.
+    """
+    known = known or FromData()
+    inputs = build_inputs(schema, config, max_sequence_length, known.vectors)
     masking = inputs.masking
     assert masking is not None  # noqa: S101
-    encoder = BUILDERS[config.architecture](
+    encoder = _encoder(config, max_sequence_length + masking.extra_positions)
+    train = train or TrainConfig()
+    weights = None
+    if train.weights is not None:
+        weights = ColumnValues(train.weights.feature, known.weights)
+    tasks: list[Task] = [
+        NextItemPredictionTask(
+            loss=train.loss,
+            weight_tying=config.weight_tying,
+            softmax_temperature=config.temperature,
+            normalize=config.normalize,
+            label_smoothing=train.label_smoothing,
+            negatives=train.negatives,
+            num_negatives=train.num_negatives,
+            shared_negatives=train.shared_negatives,
+            item_counts=known.item_counts,
+            gbce_t=train.gbce_t,
+            regularization=train.regularization,
+            weights=weights,
+        )
+    ]
+    for target in config.targets:
+        column = ColumnValues(target.feature, known.positives.get(target.feature))
+        each = None if schema[target.feature].is_list else "last"
+        if target.kind == "binary":
+            tasks.append(BinaryClassificationTask(column, summary_type=each))  # type: ignore[arg-type]
+        else:
+            tasks.append(RegressionTask(column, summary_type=each))  # type: ignore[arg-type]
+    task_weights = [1.0, *(target.weight for target in config.targets)]
+    return encoder.to_torch_model(inputs, *tasks, task_weights=task_weights, loss_reduction="sum")
+
+
+def build_inputs(
+    schema: Schema, config: ModelConfig, longest: int, vectors: dict[int, Tensor]
+) -> TabularSequenceFeatures:
+    """The input block of the recipe."""
+    item = schema.item_id.name
+    features = input_features(schema, config)
+    for name in (*config.embedding_dims, *(t for group in config.shared_tables for t in group)):
+        features.select_by_name(name)
+    summed = config.aggregation != "concat"
+    added = {}
+    begun = {}
+    for place, pretrained in enumerate(config.pretrained):
+        if place not in vectors:
+            raise ConfigError(f"The vectors of {pretrained.file} were not read.")
+        if pretrained.use == "table":
+            begun[pretrained.feature] = PretrainedEmbeddingsInitializer(
+                vectors[place], trainable=pretrained.trainable
+            )
+        else:
+            added[pretrained.feature] = PretrainedEmbeddings(
+                vectors[place],
+                trainable=pretrained.trainable,
+                output_dim=pretrained.output_dim,
+                normalizer="layer-norm" if pretrained.layer_norm else None,
+            )
+    dims = {**config.embedding_dims}
+    if item not in begun:
+        dims.setdefault(item, config.item_dim or config.d_model)
+    pre: list[nn.Module] = []
+    if config.swap_noise:
+        pre.append(StochasticSwapNoise(replacement_prob=config.swap_noise))
+    if config.shared_embedding_noise:
+        pre.append(StochasticSharedEmbeddings(replacement_prob=config.shared_embedding_noise))
+    post: list[nn.Module] = []
+    if config.feature_layer_norm:
+        post.append(TabularLayerNorm())
+    if config.feature_dropout:
+        post.append(TabularDropout(dropout_rate=config.feature_dropout))
+    return TabularSequenceFeatures.from_schema(
+        features,
+        max_sequence_length=longest,
+        embedding_dims=dims,
+        embedding_dim_default=config.d_model if summed else config.embedding_dim,
+        infer_embedding_sizes=config.infer_embedding_sizes,
+        infer_embedding_sizes_multiplier=config.infer_embedding_sizes_multiplier,
+        shared_tables=[list(group) for group in config.shared_tables],
+        embeddings_initializers=begun or None,
+        pretrained_embeddings=added or None,
+        continuous_projection=config.continuous_projection,
+        continuous_soft_embeddings=config.continuous_soft_embeddings,
+        soft_embedding_cardinality_default=config.soft_embedding_cardinality,
+        soft_embedding_dim_default=config.soft_embedding_dim,
+        pre=pre or None,
+        post=post or None,
+        aggregation=config.aggregation,
+        # an item alone needs no layer between its embedding and the encoder
+        d_output=config.d_model if len(features) > 1 or added else None,
+        masking=config.masking,
+        **masking_arguments(config),
+    )
+
+
+def input_features(schema: Schema, config: ModelConfig) -> Schema:
+    """Columns that the model reads. ConfigError if it predicts one that is not there."""
+    targets = [target.feature for target in config.targets]
+    schema.select_by_name(*targets)
+    features = schema.select_by_tag(Tags.CATEGORICAL, Tags.CONTINUOUS)
+    return Schema(tuple(column for column in features if column.name not in targets))
+
+
+def masking_arguments(config: ModelConfig) -> dict[str, Any]:
+    """Arguments of the masking alone that was chosen."""
+    return {name: getattr(config, name) for name in ARGUMENTS[config.masking]}
+
+
+def _encoder(config: ModelConfig, positions: int) -> EncoderConfig:
+    shape: dict[str, Any] = {"model_type": config.model_type} if config.model_type else {}
+    return find_architecture(config.architecture)(
         d_model=config.d_model,
         n_head=config.n_head,
         n_layer=config.n_layer,
-        total_seq_length=max_sequence_length + masking.extra_positions,
+        total_seq_length=positions,
         initializer_range=0.02,
         layer_norm_eps=1e-5,
         dropout=config.dropout,
+        options=config.options,
+        **shape,
     )
-    task = NextItemPredictionTask(
-        weight_tying=config.weight_tying,
-        softmax_temperature=config.temperature,
-        normalize=config.normalize,
-        label_smoothing=label_smoothing,
-    )
-    return encoder.to_torch_model(inputs, task)
 
 
 def save_model(
@@ -67,10 +193,12 @@ def save_model(
         "model": config.model_dump(mode="json"),
         "max_sequence_length": max_sequence_length,
         "schema": features.to_dicts(),
+        "vectors": _vector_shapes(model, config),
     }
     write_json(directory / MODEL_FILE, description)
     weights = {
-        name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()
+        name: value.detach().cpu().contiguous().clone()  # tables that are shared have two names
+        for name, value in model.state_dict().items()
     }
     save_file(weights, directory / WEIGHTS_FILE)
 
@@ -81,9 +209,27 @@ def load_model(directory: Path) -> Model:
     try:
         config = ModelConfig.from_dict(description["model"], str(directory / MODEL_FILE))
         schema = Schema.from_dicts(description["schema"])
-        model = build_model(schema, config, int(description["max_sequence_length"]))
+        vectors = {
+            place: torch.zeros(rows, width)
+            for place, (rows, width) in enumerate(description["vectors"])
+        }
+        longest = int(description["max_sequence_length"])
+        model = build_model(schema, config, longest, known=FromData(vectors=vectors))
         model.load_state_dict(load_file(directory / WEIGHTS_FILE))
-    except (KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
+    except (
+        KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError, ConfigError
+    ) as error:  # fmt: skip
         line = " ".join(str(error).split())[:200]
         raise ArtifactError(f"{directory} does not hold a model of this version: {line}") from None
     return model.eval()
+
+
+def _vector_shapes(model: Model, config: ModelConfig) -> list[list[int]]:
+    """Rows and width of each entry of `pretrained`."""
+    shapes = []
+    for pretrained in config.pretrained:
+        table = model.inputs.table(pretrained.feature)
+        if pretrained.use == "input":
+            table = model.inputs.pretrained_table(pretrained.feature)
+        shapes.append([table.num_embeddings, table.embedding_dim])
+    return shapes

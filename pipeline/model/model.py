@@ -1,17 +1,27 @@
-"""A body with a head: from sessions to scores of the next item."""
+"""From sessions to scores of the next item and to other predictions."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.core.columns import OUT_OF_VOCABULARY
+from pipeline.core.arguments import checked_arguments
+from pipeline.core.columns import FIRST_ITEM, OUT_OF_VOCABULARY, PADDING
 from pipeline.core.errors import ConfigError
 from pipeline.model.batch import SessionBatch, newest
 from pipeline.model.blocks import Encoded, SequentialBlock
 from pipeline.model.features import TabularSequenceFeatures
-from pipeline.model.masking import Stage
+from pipeline.model.head import Head, Task, check_reduction, check_weights, reduce_losses
+from pipeline.model.masking import ReplacementMasking, Stage
+from pipeline.model.targets import BinaryClassificationTask, RegressionTask
 from pipeline.model.task import NextItemPredictionTask
+
+ORIGINAL_ARGUMENTS = {
+    "optimizer": "`pipeline train` and `Trainer` have their own.",
+    "max_sequence_length": "pass it to TabularSequenceFeatures.from_schema.",
+    "top_k": "ask with `model.top_k(batch, k)`.",
+    "name": "a model has no name; leave it out.",
+}
 
 
 class TargetHidden(NamedTuple):
@@ -27,30 +37,46 @@ class TargetHidden(NamedTuple):
     """(T,) bool: whether it is the last interaction of its row."""
 
 
-class Head(nn.Module):
-    """A body and the task that reads its hidden states."""
+class TopK(NamedTuple):
+    """Recommendations for B sessions, best first."""
 
-    def __init__(
-        self,
-        body: SequentialBlock,
-        task: NextItemPredictionTask,
-        inputs: TabularSequenceFeatures | None = None,
-    ) -> None:
-        super().__init__()
-        if inputs is not None and inputs is not body.inputs:
-            raise ConfigError("`inputs` is not the input block that the body begins with.")
-        table = body.inputs.item_table
-        task.build(body.output_size, table.num_embeddings, table.embedding_dim)
-        self.body = body
-        self.task = task
+    scores: Tensor
+    """(B, K), minus infinity where fewer than K are left."""
+    items: Tensor
+    """(B, K) item indices, PADDING there."""
 
 
 class Model(nn.Module):
-    """What is trained, evaluated, exported: callers choose the method, no mode is kept inside."""
+    """What is trained, evaluated, exported: callers choose the method, no mode is kept inside.
 
-    def __init__(self, head: Head) -> None:
+    The first head with a next-item task scores the items; `head_weights` weigh the losses of all.
+    """
+
+    @checked_arguments(instead=ORIGINAL_ARGUMENTS)
+    def __init__(
+        self,
+        *heads: Head,
+        head_weights: list[float] | None = None,
+        head_reduction: Literal["mean", "sum"] = "mean",
+    ) -> None:
         super().__init__()
-        self.head = head
+        if not heads:
+            raise ConfigError("A Model needs a Head.")
+        names = [name for head in heads for name in head.task_names]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"Two tasks have one name among {', '.join(names)}. Set task_name.")
+        self.heads = nn.ModuleList(heads)
+        self.head_weights = check_weights(head_weights, len(heads), "head_weights")
+        self.head_reduction = check_reduction(head_reduction)
+
+    @property
+    def head(self) -> Head:
+        """The head that scores items; without one, the first."""
+        heads = self._heads()
+        for head in heads:
+            if any(isinstance(task, NextItemPredictionTask) for task in head.all_tasks):
+                return head
+        return heads[0]
 
     @property
     def inputs(self) -> TabularSequenceFeatures:
@@ -60,18 +86,49 @@ class Model(nn.Module):
     @property
     def causal(self) -> bool:
         """Whether hidden states depend on the past alone."""
-        masking = self.inputs.masking
-        return masking is not None and masking.causal
+        return self.head.body.masking.causal
+
+    @property
+    def training_columns(self) -> list[str]:
+        """All that a training batch must hold: features, targets of other tasks, weights."""
+        names = list(self.inputs.feature_names)
+        for head, task in self._tasks():
+            names += head.body.inputs.feature_names
+            if isinstance(task, BinaryClassificationTask | RegressionTask):
+                names.append(task.target.column)
+            elif task.weights is not None:
+                names.append(task.weights.column)
+        return list(dict.fromkeys(names))
 
     def forward(self, batch: SessionBatch) -> Tensor:
         """Scores of the next item, (B, V), from the newest L interactions."""
         encoded = self.encode(batch, Stage.PREDICT)
-        return self.head.task.scores(self.session_embedding(encoded), self._item_table())
+        return self.head.task.scores(self.session_embedding(encoded), self.head.item_table)
+
+    def predict(self, batch: SessionBatch) -> dict[str, Tensor]:
+        """What each task says, by its name: (B, V) scores; (B,) or (B, L) chances or numbers."""
+        encoded: dict[int, Encoded] = {}
+        found = {}
+        for head, task in self._tasks():
+            if id(head.body) not in encoded:
+                encoded[id(head.body)] = self._encode(head.body, batch, Stage.PREDICT)
+            known = encoded[id(head.body)]
+            if isinstance(task, NextItemPredictionTask):
+                found[task.task_name] = task.scores(self.session_embedding(known), head.item_table)
+            else:
+                cropped = self._crop(head.body, batch, Stage.PREDICT)
+                numbers = task.predict(known.hidden, known.query, cropped)
+                width = cropped.features[head.body.inputs.item].size(1)
+                found[task.task_name] = numbers[:, :width] if numbers.dim() == 2 else numbers
+        return found
 
     def loss(self, batch: SessionBatch) -> Tensor:
         """Training loss, ()."""
-        encoded = self.encode(batch, Stage.TRAIN)
-        return self.head.task.loss(encoded.hidden, encoded.targets, self._item_table())
+        heads = []
+        for head in self._heads():
+            losses = [self._task_loss(head, task, batch) for task in head.all_tasks]
+            heads.append(reduce_losses(losses, head.task_weights, head.loss_reduction))
+        return reduce_losses(heads, self.head_weights, self.head_reduction)
 
     def at_targets(self, batch: SessionBatch) -> TargetHidden:
         """Hidden states and targets for evaluation, in the order of rows and positions."""
@@ -87,16 +144,63 @@ class Model(nn.Module):
 
     def scores(self, hidden: Tensor) -> Tensor:
         """(T, D) -> (T, V) scores of the next item; reserved indices have minus infinity."""
-        return self.head.task.scores(hidden, self._item_table())
+        return self.head.task.scores(hidden, self.head.item_table)
+
+    def top_k(
+        self,
+        batch: SessionBatch,
+        k: int,
+        *,
+        filter_seen: bool = False,
+        excluded: Tensor | None = None,
+        candidates: Tensor | None = None,
+    ) -> TopK:
+        """The K best items of each session.
+
+        Without those of the session, all of it, if `filter_seen`; without `excluded`, (E,) item
+        indices or (B, E) of each session, 0 for none; among `candidates`, (C,) item indices, alone.
+        """
+        queries = self.session_embeddings(batch)
+        task, table = self.head.task, self.head.item_table
+        if candidates is None:
+            candidates = torch.arange(FIRST_ITEM, table.size(0), device=table.device)
+        candidates = candidates[candidates >= FIRST_ITEM].unique()
+        scores = queries @ task.items(table, candidates - FIRST_ITEM).T  # (B, C)
+        column = torch.full((table.size(0),), len(candidates), device=table.device)
+        column[candidates] = torch.arange(len(candidates), device=table.device)
+        hidden = [] if excluded is None else [excluded.expand(scores.size(0), -1)]
+        if filter_seen:
+            hidden.append(batch.features[self.inputs.item])
+        if hidden:
+            # one column more takes what is no candidate
+            wide = nn.functional.pad(scores, (0, 1))
+            columns = column[torch.cat([h.to(torch.int64) for h in hidden], 1)]
+            scores = wide.scatter(1, columns, float("-inf"))[:, :-1]
+        best, places = scores.topk(min(k, scores.size(1)))
+        items = torch.where(best.isneginf(), PADDING, candidates[places])
+        short = k - best.size(1)
+        if short > 0:
+            best = nn.functional.pad(best, (0, short), value=float("-inf"))
+            items = nn.functional.pad(items, (0, short), value=PADDING)
+        return TopK(best, items)
+
+    def session_embeddings(self, batch: SessionBatch) -> Tensor:
+        """(B, E): a session's inner products with `item_embeddings` are its scores."""
+        encoded = self.encode(batch, Stage.PREDICT)
+        return self.head.task.queries(self.session_embedding(encoded))
+
+    def item_embeddings(self) -> Tensor:
+        """(V - 3, E) in the order of the catalogue, for a vector index."""
+        return self.head.task.items(self.head.item_table)
+
+    def attention_weights(self, batch: SessionBatch) -> list[Tensor]:
+        """(B, H, L, L) of each layer when predicting: who looks, by who is looked at."""
+        body = self.head.body
+        return body.attentions(self._crop(body, batch, Stage.PREDICT))
 
     def encode(self, batch: SessionBatch, stage: Stage) -> Encoded:
         """Hidden states of a stage."""
-        longest = self.inputs.max_sequence_length
-        if longest is not None:
-            # training and evaluation rows hold their target as well
-            batch = newest(batch, longest + (stage != Stage.PREDICT))
-        encoded: Encoded = self.head.body(batch, stage)
-        return encoded
+        return self._encode(self.head.body, batch, stage)
 
     @staticmethod
     def session_embedding(encoded: Encoded) -> Tensor:
@@ -104,5 +208,51 @@ class Model(nn.Module):
         rows = torch.arange(encoded.query.size(0), device=encoded.query.device)
         return encoded.hidden[rows, encoded.query]
 
-    def _item_table(self) -> Tensor:
-        return self.inputs.item_table.weight
+    def _tasks(self) -> list[tuple[Head, Task]]:
+        return [(head, task) for head in self._heads() for task in head.all_tasks]
+
+    def _heads(self) -> list[Head]:
+        return [head for head in self.heads if isinstance(head, Head)]
+
+    def _encode(self, body: SequentialBlock, batch: SessionBatch, stage: Stage) -> Encoded:
+        encoded: Encoded = body(self._crop(body, batch, stage), stage)
+        return encoded
+
+    @staticmethod
+    def _crop(body: SequentialBlock, batch: SessionBatch, stage: Stage) -> SessionBatch:
+        longest = body.inputs.max_sequence_length
+        if longest is None:
+            return batch
+        # training and evaluation rows hold their target as well
+        return newest(batch, longest + (stage != Stage.PREDICT), body.inputs.vectors)
+
+    def _task_loss(self, head: Head, task: Task, batch: SessionBatch) -> Tensor:
+        body = head.body
+        if isinstance(task, BinaryClassificationTask | RegressionTask):
+            # the whole session is known to such a task, in training as in prediction
+            cropped = self._crop(body, batch, Stage.PREDICT)
+            encoded: Encoded = body(cropped, Stage.PREDICT)
+            return task.loss(encoded.hidden, encoded.query, cropped)
+        cropped = self._crop(body, batch, Stage.TRAIN)
+        masking = body.masking
+        weights = None
+        if task.weights is not None:
+            weights = masking.at_targets(task.weights(cropped))
+        masked = body.masked(cropped, Stage.TRAIN)
+        encoded = body.through(masked)
+        loss = task.loss(encoded.hidden, encoded.targets, head.item_table, weights)
+        if not isinstance(masking, ReplacementMasking):
+            return loss
+        drawing = encoded
+        if body.generator is not None:
+            drawing = body.through(masked, generator=True)
+            loss = loss + task.loss(drawing.hidden, drawing.targets, head.item_table, weights)
+        with torch.no_grad():
+            at_targets = drawing.hidden[drawing.targets >= FIRST_ITEM]
+            logits = task.logits(at_targets, head.item_table)
+        replaced = masking.replace(
+            cropped, body.inputs.item, encoded.targets, logits, body.inputs.vectors
+        )
+        seen = body.through(body.unmasked(replaced.batch))
+        detection = masking.detection_loss(seen.hidden, replaced.is_replaced, cropped.lengths)
+        return masking.generator_loss_weight * loss + masking.discriminator_loss_weight * detection

@@ -20,6 +20,7 @@ from pipeline.model.model import Model
 from pipeline.train.baselines import BASELINES, all_baseline_ranks
 from pipeline.train.device import best_device
 from pipeline.train.evaluation import Positions, prefixes, rank_targets
+from pipeline.train.from_data import from_data
 from pipeline.train.loader import SessionLoader
 from pipeline.train.metrics import ranking_metrics
 
@@ -46,12 +47,16 @@ def train(
     facts: dict[str, Any] = {}
     with new_artifact(out, "run", facts, made_from=made_from) as directory:
         set_seed(train_config.seed)
-        model = build_model(
-            schema, model_config, longest, label_smoothing=train_config.label_smoothing
-        )
+        known = from_data(data, fitted, model_config, train_config)
+        model = build_model(schema, model_config, longest, train_config, known)
         loaders = {
             "train": _loader(
-                data, "train", model, _POOL_BATCHES * train_config.batch_size, train_config.seed
+                data,
+                "train",
+                model,
+                _POOL_BATCHES * train_config.batch_size,
+                model.training_columns,
+                train_config.seed,
             )
         }
         if _has_targets(data, "valid"):
@@ -159,13 +164,18 @@ def _name(run: Path) -> str:
 
 
 def _loader(
-    data: Path, part: str, model: Model, batch_size: int, seed: int | None = None
+    data: Path,
+    part: str,
+    model: Model,
+    batch_size: int,
+    columns: list[str] | None = None,
+    seed: int | None = None,
 ) -> SessionLoader:
     return SessionLoader(
         data,
         part,
         item=model.inputs.item,
-        features=model.inputs.feature_names,
+        features=columns or model.inputs.feature_names,
         batch_size=batch_size,
         shuffle=seed is not None,
         seed=seed or 0,

@@ -140,6 +140,8 @@ COLUMNS = st.builds(
     is_float=st.booleans(),
     is_list=st.booleans(),
     max_length=st.integers(0, 4096),
+    values_per_interaction=st.integers(-1, 100),
+    width=st.integers(0, 4096),
 )
 
 
@@ -147,6 +149,136 @@ COLUMNS = st.builds(
 def test_a_schema_survives_json(columns: list[ColumnSchema]) -> None:
     schema = Schema(tuple(columns))
     assert Schema.from_dicts(json.loads(json.dumps(schema.to_dicts()))) == schema
+
+
+def test_a_schema_of_before_nested_lists_is_read() -> None:
+    column = SCHEMA.select_by_name("item_id").to_dicts()[0]
+    del column["values_per_interaction"], column["width"]
+    assert Schema.from_dicts([column]).columns == (SCHEMA["item_id"],)
+
+
+@pytest.fixture(scope="module")
+def merlin_schema() -> object:
+    from merlin.schema import ColumnSchema as Column
+    from merlin.schema import Schema as MerlinSchema
+    from merlin.schema import Tags as MerlinTags
+
+    domain = {"domain": {"min": 0, "max": 50}}
+    item = [MerlinTags.ITEM_ID, MerlinTags.CATEGORICAL]
+    return MerlinSchema(
+        [
+            Column("item_id", tags=item, properties=domain, dtype="int64", dims=(None, (0, 20))),
+            Column("price", tags=[MerlinTags.CONTINUOUS], dtype="float32", dims=(None, (0, 20))),
+            Column(
+                "words",
+                tags=[MerlinTags.CATEGORICAL],
+                properties={"domain": {"min": 0, "max": 9}},
+                dtype="int64",
+                dims=(None, (0, 20), (0, 4)),
+            ),
+            Column(
+                "labels",
+                tags=[MerlinTags.CATEGORICAL],
+                properties={"domain": {"min": 0, "max": 9}},
+                dtype="int64",
+                dims=(None, (0, 20), (0, None)),
+            ),
+            Column("image", tags=[MerlinTags.EMBEDDING], dtype="float32", dims=(None, (0, 20), 16)),
+            Column("user", tags=[MerlinTags.EMBEDDING], dtype="float32", dims=(None, 8)),
+            Column("device", tags=[MerlinTags.SESSION], dtype="int64"),
+            Column(
+                "bought",
+                tags=[MerlinTags.TARGET, MerlinTags.BINARY_CLASSIFICATION],
+                dtype="float32",
+            ),
+        ]
+    )
+
+
+def test_a_merlin_schema_is_read_like_the_file_that_merlin_writes(
+    merlin_schema: object, tmp_path: Path
+) -> None:
+    from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
+
+    schema = Schema.from_merlin(merlin_schema)  # type: ignore[arg-type]
+    metadata = TensorflowMetadata.from_merlin_schema(merlin_schema)
+    metadata.to_proto_text_file(str(tmp_path), "schema.pbtxt")
+    assert Schema.from_json(tmp_path / "schema.pbtxt") == schema
+    assert Schema.from_json(written(tmp_path, metadata.to_json())) == schema
+    assert schema.item_id.num_rows == 51
+    assert (schema["item_id"].is_list, schema["item_id"].max_length) == (True, 20)
+    assert schema["price"].is_float
+    assert not schema["device"].is_list
+    assert schema.select_by_tag(Tags.BINARY_CLASSIFICATION).column_names == ["bought"]
+
+
+def test_nested_lists_and_vectors_have_their_sizes(merlin_schema: object) -> None:
+    schema = Schema.from_merlin(merlin_schema)  # type: ignore[arg-type]
+    assert (schema["words"].values_per_interaction, schema["words"].max_length) == (4, 20)
+    assert schema["labels"].values_per_interaction == -1, "several, nobody knows how many"
+    assert schema["item_id"].values_per_interaction == 0
+    assert (schema["image"].width, schema["image"].is_list) == (16, True)
+    assert (schema["image"].max_length, schema["image"].values_per_interaction) == (20, 0)
+    assert (schema["user"].width, schema["user"].is_list) == (8, False)
+
+
+@pytest.mark.parametrize(
+    "lists",
+    [
+        "shape { dim { size: 0 } dim { size: 6 } dim { size: 4 } }",
+        "value_counts { value_count { max: 6 } value_count { max: 4 } }",
+    ],
+)
+def test_nested_lists_are_read_in_both_forms_of_the_proto(tmp_path: Path, lists: str) -> None:
+    text = 'feature { name: "w" type: INT int_domain { max: 9 } annotation { tag: "categorical" } '
+    column = Schema.from_json(written(tmp_path, text + lists + "}"))["w"]
+    assert (column.max_length, column.values_per_interaction, column.is_list) == (6, 4, True)
+
+
+@pytest.mark.parametrize("thing", [None, 3, [3], "item_id", {"feature": []}])
+def test_what_is_no_merlin_schema_is_refused(thing: object) -> None:
+    with pytest.raises(ConfigError, match=r"Expected a Schema or a merlin\.schema\.Schema"):
+        Schema.from_merlin(thing)  # type: ignore[arg-type]
+
+
+def test_columns_are_made_without_a_file() -> None:
+    item = ColumnSchema.create_categorical("item_id", 100, tags=[Tags.ITEM_ID])
+    assert item.num_rows == 103
+    assert item.tags == {"categorical", "item", "item_id"}
+    assert item.is_list
+    price = ColumnSchema.create_continuous("price", is_list=False)
+    assert (price.tags, price.is_float, price.is_list) == ({"continuous"}, True, False)
+    image = ColumnSchema.create_embedding("image", 16)
+    assert (image.tags, image.width, image.is_list) == ({"embedding"}, 16, True)
+    assert Schema((price, item)).item_id is item
+    with pytest.raises(ConfigError, match="num_items of x is -1"):
+        ColumnSchema.create_categorical("x", -1)
+
+
+def test_columns_are_left_out_and_put_together() -> None:
+    assert SCHEMA.remove_by_tag(Tags.CATEGORICAL).column_names == ["price"]
+    assert SCHEMA.remove_by_name("price").column_names == ["item_id", "device"]
+    with pytest.raises(ConfigError, match="no column 'prise'"):
+        SCHEMA.remove_by_name("prise")
+    price = SCHEMA.select_by_name("price")
+    assert (SCHEMA - price) + price == SCHEMA.select_by_name("item_id", "device", "price")
+    assert SCHEMA + price == SCHEMA
+    other = Schema((ColumnSchema(name="price"),))
+    with pytest.raises(ConfigError, match="Both schemas have a column 'price'"):
+        _ = SCHEMA + other
+
+
+def test_tables_have_their_rows_and_a_width_that_grows_with_them() -> None:
+    assert SCHEMA.categorical_cardinalities() == {"item_id": 51, "device": 5}
+    # 51 ** 0.25 = 2.67, 5 ** 0.25 = 1.50
+    assert SCHEMA.embedding_sizes() == {"item_id": 6, "device": 3}
+    assert SCHEMA.embedding_sizes(multiplier=10) == {"item_id": 27, "device": 15}
+
+
+def test_tags_of_merlin_are_tags() -> None:
+    from merlin.schema import Tags as MerlinTags
+
+    assert SCHEMA.select_by_tag(MerlinTags.CONTINUOUS).column_names == ["price"]
 
 
 def test_columns_are_found_by_name_and_by_tag() -> None:

@@ -171,14 +171,17 @@ def test_unknown_values_say_nothing_before_training() -> None:
     ("what", "words"),
     [
         (lambda: tr.GPT2Config.build(10, 3, 1, 5), "n_head 3 does not divide d_model 10"),
-        (lambda: features(masking="plmm"), "masking is 'plmm'. Expected clm"),
+        (lambda: features(masking="plmm"), "masking is 'plmm'; did you mean `plm`? Expected clm"),
         (lambda: features(embedding_dims={"brnad": 3}), "no column 'brnad'. It has: item_id"),
         (lambda: features(aggregation="element-wise-sum"), "vectors of one width"),
-        (lambda: tr.SequentialBlock(features()), "no masking"),
+        (
+            lambda: tr.Head(tr.SequentialBlock(features()), tr.NextItemPredictionTask()),
+            "no masking",
+        ),
         (lambda: tr.SequentialBlock(tr.MLPBlock([3])), "expected the input block"),
         (lambda: tr.MLPBlock([]), "at least one dimension"),
         (lambda: tr.NextItemPredictionTask(softmax_temperature=0), "softmax_temperature is 0"),
-        (lambda: gpt2_with("mlm"), "XLNet works with clm and mlm"),
+        (lambda: gpt2_with("mlm"), "mlm works with xlnet"),
         (lambda: tr.Schema((PRICE,)).item_id, "Expected one column tagged item_id"),
     ],
 )

@@ -1,0 +1,239 @@
+"""The part of a recipe that says which model learns, and how."""
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.core.arguments import closest
+from pipeline.core.columns import ITEM
+from pipeline.core.config import Config
+from pipeline.core.names import ARCHITECTURES, FULL_LOSSES, SAMPLED_LOSSES
+
+Value = str | int | bool
+"""A category as it stands in the log."""
+
+
+class Pretrained(Config):
+    """Vectors from a file, keyed by the raw values of a categorical feature."""
+
+    file: str
+    """Parquet or CSV: one column of ids, and a list column or columns of numbers."""
+    feature: str = ITEM
+    """Whose values the ids are."""
+    use: Literal["input", "table"] = "input"
+    """`input` adds them to what is known of an interaction; `table` begins the feature's own
+    embeddings with them."""
+    trainable: bool = False
+    """Whether training changes them."""
+    output_dim: int | None = Field(default=None, ge=1)
+    """Width to which an `input` is projected; none where it is not given."""
+    layer_norm: bool = False
+    """Normalise an `input`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.use == "table" and (self.output_dim is not None or self.layer_norm):
+            raise ValueError("`output_dim` and `layer_norm` are for `use: input`")
+        return self
+
+
+class Target(Config):
+    """A column that the model predicts beside the next item, and does not read."""
+
+    feature: str
+    """Feature of the preprocessing: a session's, or one of each interaction."""
+    kind: Literal["binary", "regression"]
+    """A chance of yes, or a number."""
+    positive: tuple[Value, ...] = ()
+    """Values of a categorical feature that count as yes."""
+    weight: float = Field(default=1.0, ge=0)
+    """Of its loss; that of the next item has 1."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.kind == "binary" and not self.positive:
+            raise ValueError("a binary target needs `positive`, the values that count as yes")
+        if self.kind == "regression" and self.positive:
+            raise ValueError("`positive` is for binary targets")
+        return self
+
+
+class Weights(Config):
+    """How much an interaction counts as a target, by a categorical feature."""
+
+    feature: str
+    """Such as the type of the event."""
+    values: dict[Value, float] = Field(min_length=1)
+    """Weight of each value, such as {purchase: 5, view: 1}."""
+    default: float = Field(default=1.0, ge=0)
+    """Of all others."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if min(self.values.values()) < 0:
+            raise ValueError("a weight is 0 or more")
+        return self
+
+
+class ModelConfig(Config):
+    """Shape of the model; with the schema all that is needed to rebuild it from a checkpoint."""
+
+    architecture: str = "gpt2"
+    """Sequence encoder: gpt2, xlnet, bert, albert, electra, roberta, longformer, reformer, gru,
+    lstm, sasrec, hstu, or huggingface with a `model_type`."""
+    model_type: str | None = None
+    """Hugging Face's name of an architecture, such as llama, modernbert or mamba."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of Hugging Face's config of the architecture."""
+    masking: Literal["clm", "mlm", "plm", "rtd"] = "clm"
+    """clm: each position predicts the next item; mlm: hidden ones are predicted from both sides;
+    plm: in a random order; rtd: mlm, and replaced ones are detected."""
+    train_on_last_item_seq_only: bool = False
+    """clm: the last item of a session alone is a target of training."""
+    mlm_probability: float = Field(default=0.2, gt=0, lt=1)
+    """Share of a session's interactions that mlm and rtd hide in training."""
+    plm_probability: float = Field(default=1 / 6, gt=0, lt=1)
+    """Share of a session's interactions that plm predicts in training."""
+    max_span_length: int = Field(default=5, ge=1)
+    """plm: longest run of interactions that are predicted."""
+    permute_all: bool = False
+    """plm: predict all interactions, each from those before it in the order."""
+    sample_from_batch: bool | None = None
+    """rtd: draw whole interactions of the batch; where the item is not the only feature, always."""
+    tied_generator: bool = True
+    """rtd: generator and discriminator are one encoder."""
+    generator_loss_weight: float = Field(default=1.0, ge=0)
+    """rtd: of the loss of hidden items."""
+    discriminator_loss_weight: float = Field(default=1.0, ge=0)
+    """rtd: of the loss of replaced items."""
+    d_model: int = Field(default=64, ge=1)
+    """D: width of interaction embeddings and hidden states."""
+    n_head: int = Field(default=4, ge=1)
+    """Attention heads a layer; must divide `d_model`. A recurrent network has none."""
+    n_layer: int = Field(default=2, ge=1)
+    """Layers of the sequence encoder."""
+    dropout: float = Field(default=0.3, ge=0, lt=1)
+    """Dropout of the encoder, also on interaction embeddings."""
+    item_dim: int | None = Field(default=None, ge=1)
+    """Width of the item's table; `d_model` where it is not given."""
+    embedding_dim: int = Field(default=16, ge=1)
+    """Width of the tables of other categorical features."""
+    embedding_dims: dict[str, int] = Field(default_factory=dict)
+    """Widths of single features' tables."""
+    infer_embedding_sizes: bool = False
+    """Widths of other tables from their cardinality: `multiplier` times its fourth root."""
+    infer_embedding_sizes_multiplier: float = Field(default=2.0, gt=0)
+    """See `infer_embedding_sizes`."""
+    shared_tables: tuple[tuple[str, ...], ...] = ()
+    """Categorical features that share one table."""
+    pretrained: tuple[Pretrained, ...] = ()
+    """Vectors from files."""
+    aggregation: Literal["concat", "element-wise-sum", "element-wise-sum-item-multi"] = "concat"
+    """How the features of an interaction become one vector."""
+    continuous_projection: int | None = Field(default=None, ge=1)
+    """Width to which all continuous features together are projected first."""
+    continuous_soft_embeddings: bool = False
+    """Each continuous feature becomes a mixture of learned vectors."""
+    soft_embedding_cardinality: int = Field(default=10, ge=1)
+    """Vectors of a soft embedding."""
+    soft_embedding_dim: int = Field(default=8, ge=1)
+    """Width of a soft embedding."""
+    feature_layer_norm: bool = False
+    """Normalise the embedding of each feature."""
+    feature_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout of each feature's embedding."""
+    swap_noise: float = Field(default=0.0, ge=0, lt=1)
+    """Chance that training swaps a feature's value with that of another interaction."""
+    shared_embedding_noise: float = Field(default=0.0, ge=0, lt=1)
+    """Chance that training replaces an index by a random one (stochastic shared embeddings)."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Divides the scores."""
+    normalize: bool = False
+    """Score by the cosine of hidden state and item vector; wants a temperature of about 0.07."""
+    weight_tying: bool = True
+    """Score with the item's input embeddings."""
+    targets: tuple[Target, ...] = ()
+    """What is predicted beside the next item."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        name = self.architecture
+        if name not in ARCHITECTURES:
+            raise ValueError(
+                f"there is no architecture {name!r}; {closest(name, [*ARCHITECTURES])}"
+            )
+        if self.masking not in ARCHITECTURES[name]:
+            works = ", ".join(ARCHITECTURES[name])
+            others = [n for n, known in ARCHITECTURES.items() if self.masking in known]
+            raise ValueError(
+                f"{name} works with {works}, not with {self.masking}, which works with "
+                f"{', '.join(others)}"
+            )
+        if (name == "huggingface") != (self.model_type is not None):
+            raise ValueError(
+                "`model_type` belongs to `architecture: huggingface`, and it needs one"
+            )
+        if self.options and name in ("gru", "lstm", "sasrec", "hstu"):
+            raise ValueError(f"`options` are for Hugging Face's architectures, not for {name}")
+        if name not in ("gru", "lstm") and self.d_model % self.n_head:
+            raise ValueError(f"`n_head` {self.n_head} does not divide `d_model` {self.d_model}")
+        if name == "xlnet" and self.d_model % 2:
+            raise ValueError(f"xlnet's positions need an even `d_model`, found {self.d_model}")
+        if self.continuous_soft_embeddings and self.continuous_projection is not None:
+            raise ValueError("choose one of continuous_projection and continuous_soft_embeddings")
+        if self.train_on_last_item_seq_only and self.masking != "clm":
+            raise ValueError("`train_on_last_item_seq_only` is for clm")
+        if ITEM in {target.feature for target in self.targets}:
+            raise ValueError(f"`{ITEM}` is the next item's, which is always predicted")
+        return self
+
+
+class TrainConfig(Config):
+    """How the model learns."""
+
+    epochs: int = Field(default=10, ge=1)
+    """Passes over the training sessions."""
+    batch_size: int = Field(default=128, ge=1)
+    """B: sessions a step."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Highest rate of AdamW."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Of matrices; biases and norms have none."""
+    warmup_ratio: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the steps in which the rate climbs."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Course of the rate after the warm-up."""
+    loss: str = "cross-entropy"
+    """Over the whole catalogue: cross-entropy. Over negatives: sampled-softmax, gbce, bpr,
+    bpr-max, top1, top1-max."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """cross-entropy: share of the target that is spread over the catalogue."""
+    negatives: Literal["uniform", "log-uniform", "popularity", "in-batch"] = "log-uniform"
+    """Where a loss takes negatives from."""
+    num_negatives: int = Field(default=256, ge=1)
+    """N: negatives of a target; in-batch ones are as many as there are targets."""
+    shared_negatives: bool = True
+    """All targets of a batch have the same negatives, which is much faster."""
+    gbce_t: float = Field(default=0.75, ge=0, le=1)
+    """gbce: 0 is plain binary cross-entropy, 1 takes all of its overconfidence away."""
+    regularization: float = Field(default=0.0, ge=0)
+    """bpr-max: of the negatives' scores."""
+    weights: Weights | None = None
+    """Some interactions count more than others."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are cut to this norm."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Of initial weights, shuffling and dropout."""
+    metric: str = "ndcg@20"
+    """Decides which epoch is the best on the validation sessions."""
+    patience: int | None = Field(default=None, ge=1)
+    """Stop after so many epochs without a better `metric`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        known = [*FULL_LOSSES, *SAMPLED_LOSSES]
+        if self.loss not in known:
+            raise ValueError(f"there is no loss {self.loss!r}; {closest(self.loss, known)}")
+        if self.label_smoothing and self.loss != "cross-entropy":
+            raise ValueError("`label_smoothing` is for cross-entropy")
+        return self

@@ -1,0 +1,41 @@
+"""GRU."""
+
+from typing import Self
+
+from torch import nn
+
+from pipeline.core.arguments import checked_arguments
+from pipeline.model.encoder import EncoderConfig
+from pipeline.model.masking import Masking
+from pipeline.model.recurrent import RecurrentEncoder
+
+
+class GRUConfig(EncoderConfig):
+    """Looks back alone; any length, no heads."""
+
+    name = "gru"
+
+    @classmethod
+    @checked_arguments(instead={"n_head": "a recurrent network has no heads; leave it out."})
+    def build(  # type: ignore[override]
+        cls,
+        d_model: int,
+        n_layer: int = 1,
+        total_seq_length: int | None = None,
+        *,
+        dropout: float = 0.3,
+    ) -> Self:
+        """D and layers; `total_seq_length` limits nothing here."""
+        return cls(
+            d_model=d_model, n_layer=n_layer, total_seq_length=total_seq_length, dropout=dropout
+        )
+
+    def encoder(self, masking: Masking) -> nn.Module:
+        """torch's GRU; clm only."""
+        self.refuse_others(masking)
+        between = self.dropout if self.n_layer > 1 else 0.0
+        layers = nn.GRU(self.d_model, self.d_model, self.n_layer, batch_first=True, dropout=between)
+        return RecurrentEncoder(layers, self.dropout)
+
+
+CONFIG = GRUConfig

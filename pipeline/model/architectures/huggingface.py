@@ -1,0 +1,126 @@
+"""Any other architecture of Hugging Face transformers, by its `model_type`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import transformers
+from torch import nn
+
+from pipeline.core.arguments import checked_arguments, closest
+from pipeline.core.errors import ConfigError
+from pipeline.model.encoder import EncoderConfig
+from pipeline.model.huggingface import encoder_around, make_config
+from pipeline.model.masking import Masking
+
+_NAMES = {
+    "d_model": ("hidden_size", "d_model", "dim", "n_embd"),
+    "n_head": ("num_attention_heads", "n_head", "n_heads"),
+    "key_value_heads": ("num_key_value_heads",),
+    "n_layer": ("num_hidden_layers", "n_layer", "n_layers"),
+    "inner": ("intermediate_size", "hidden_dim", "d_inner", "n_inner"),
+    "positions": ("max_position_embeddings", "n_positions"),
+    "initializer_range": ("initializer_range",),
+}
+"""What architectures call the same thing."""
+_DROPOUTS = (
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "attention_dropout",
+    "dropout",
+    "embedding_dropout",
+    "mlp_dropout",
+    "resid_pdrop",
+    "embd_pdrop",
+    "attn_pdrop",
+)
+_STATELESS = {"mamba": "intermediate_size", "mamba2": "intermediate_size"}
+"""Architectures that derive their inner width themselves."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HuggingFaceConfig(EncoderConfig):
+    """Llama, ModernBERT, Mamba and others that take `inputs_embeds`.
+
+    Rows are always padded to `total_seq_length`: an unknown program may depend on its shape.
+    """
+
+    model_type: str = ""
+    """Name in Hugging Face's table of configs, such as `llama`."""
+
+    name = "huggingface"
+
+    @classmethod
+    @checked_arguments()
+    def build(  # type: ignore[override]
+        cls,
+        model_type: str,
+        d_model: int,
+        n_head: int,
+        n_layer: int,
+        total_seq_length: int,
+        *,
+        initializer_range: float = 0.02,
+        dropout: float = 0.3,
+        options: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """`options` are further arguments of that architecture's own config."""
+        if d_model % n_head:
+            raise ConfigError(f"n_head {n_head} does not divide d_model {d_model}.")
+        return cls(
+            model_type=model_type,
+            d_model=d_model,
+            n_head=n_head,
+            n_layer=n_layer,
+            total_seq_length=total_seq_length,
+            initializer_range=initializer_range,
+            dropout=dropout,
+            options=dict(options or {}),
+        )
+
+    def encoder(self, masking: Masking) -> nn.Module:
+        """The base model of that architecture, with fresh weights."""
+        known = list(transformers.CONFIG_MAPPING.keys())
+        if self.model_type not in known:
+            raise ConfigError(
+                f"Hugging Face has no model_type {self.model_type!r}; "
+                f"{closest(self.model_type, known)}"
+            )
+        config_class = transformers.CONFIG_MAPPING[self.model_type]
+        config = make_config(config_class, self._settings(config_class), self.options)
+        try:
+            model = transformers.AutoModel.from_config(config)
+        except (ValueError, TypeError, KeyError, RuntimeError, ImportError) as error:
+            line = " ".join(str(error).split())[:160]
+            raise ConfigError(f"{self.model_type} cannot be built: {line}") from None
+        return encoder_around(model, masking, d_model=self.d_model, room=self.positions())
+
+    def _settings(self, config_class: Any) -> dict[str, Any]:
+        default = config_class()
+        wanted = {
+            "d_model": self.d_model,
+            "n_head": self.n_head,
+            "key_value_heads": self.n_head,
+            "n_layer": self.n_layer,
+            "inner": 4 * self.d_model,
+            "positions": self.positions() + 1,
+            "initializer_range": self.initializer_range,
+        }
+        settings: dict[str, Any] = {"vocab_size": 1}
+        for meaning, value in wanted.items():
+            for name in _NAMES[meaning]:
+                if hasattr(default, name) and _STATELESS.get(self.model_type) != name:
+                    settings[name] = value
+                    break
+        settings |= {name: self.dropout for name in _DROPOUTS if hasattr(default, name)}
+        if hasattr(default, "head_dim"):
+            settings["head_dim"] = self.d_model // self.n_head
+        if hasattr(default, "use_cache"):
+            settings["use_cache"] = False
+        for name in ("pad", "bos", "eos", "cls", "sep"):
+            if hasattr(default, f"{name}_token_id"):
+                settings[f"{name}_token_id"] = 0 if name == "pad" else None
+        return settings
+
+
+CONFIG = HuggingFaceConfig

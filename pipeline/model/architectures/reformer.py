@@ -1,0 +1,104 @@
+"""Reformer (Kitaev et al. 2020)."""
+
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pipeline.core.errors import ConfigError
+from pipeline.model.batch import visible_positions
+from pipeline.model.encoder import EncoderConfig
+from pipeline.model.huggingface import make_config
+from pipeline.model.masking import Masking
+
+
+class ReformerConfig(EncoderConfig):
+    """Two residual streams; a session is one chunk, in which attention is exact and not hashed.
+
+    Hashed buckets would make scores depend on the amount of padding. Hidden states are the two
+    streams side by side, 2 D wide.
+    """
+
+    name = "reformer"
+
+    def encoder(self, masking: Masking) -> nn.Module:
+        """The layers of a ReformerModel."""
+        self.refuse_others(masking)
+        if "attn_layers" in self.options or self.options.get("axial_pos_embds"):
+            raise ConfigError("Reformer's attn_layers and axial_pos_embds cannot be chosen here.")
+        positions = self.positions()
+        settings = {
+            "vocab_size": 1,
+            "hidden_size": self.d_model,
+            "attention_head_size": self.d_model // self.n_head,
+            "num_attention_heads": self.n_head,
+            "feed_forward_size": 4 * self.d_model,
+            "attn_layers": ["local"] * self.n_layer,
+            "local_attn_chunk_length": positions,
+            "axial_pos_embds": False,
+            "max_position_embeddings": positions,
+            "hidden_act": self.hidden_act,
+            "initializer_range": self.initializer_range,
+            "layer_norm_eps": self.layer_norm_eps,
+            "hidden_dropout_prob": self.dropout,
+            "local_attention_probs_dropout_prob": self.dropout,
+            "is_decoder": masking.causal,
+            "use_cache": False,
+            "pad_token_id": 0,
+            "eos_token_id": None,
+        }
+        config = make_config(transformers.ReformerConfig, settings, self.options)
+        return ReformerEncoder(transformers.ReformerModel(config), causal=masking.causal)
+
+
+class ReformerEncoder(nn.Module):
+    """Hugging Face's layers, run one after the other.
+
+    Its own loop computes activations anew in the backward pass. That cannot be traced, and draws
+    new seeds from the system, so that no training could be repeated; a session is short.
+    """
+
+    def __init__(self, model: Any, *, causal: bool) -> None:
+        super().__init__()
+        self.causal = causal
+        self.d_output = 2 * model.config.hidden_size
+        """Width of the hidden states."""
+        self.embeddings = model.embeddings
+        self.embeddings.word_embeddings.requires_grad_(False)  # items come as vectors
+        self.layers = model.encoder.layers
+        self.norm = model.encoder.layer_norm
+        self.dropout = model.config.hidden_dropout_prob
+
+    def forward(self, embeddings: Tensor, lengths: Tensor, order: Tensor | None) -> Tensor:  # noqa: ARG002
+        """(B, L, D), (B,) -> (B, L, 2 D)."""
+        hidden, _ = self._run(embeddings, lengths)
+        return hidden
+
+    def attentions(
+        self,
+        embeddings: Tensor,
+        lengths: Tensor,
+        order: Tensor | None,  # noqa: ARG002
+    ) -> tuple[Tensor, ...]:
+        """(B, H, L, L) weights of each layer."""
+        return tuple(self._run(embeddings, lengths)[1])
+
+    def _run(self, embeddings: Tensor, lengths: Tensor) -> tuple[Tensor, list[Tensor]]:
+        width = embeddings.size(1)
+        places = torch.arange(width, device=lengths.device).expand(embeddings.size(0), -1)
+        # padding is on the right, where a causal model does not look
+        mask = None if self.causal else visible_positions(lengths.clamp(min=1), width)
+        first = second = self.embeddings(inputs_embeds=embeddings, position_ids=places)
+        found = []
+        for layer in self.layers:
+            attended = layer.attention(second, attention_mask=mask, output_attentions=True)
+            found.append(attended.attention_probs)
+            first = first + attended.hidden_states
+            second = second + layer.feed_forward(first)
+        hidden = self.norm(torch.cat([first, second], -1))
+        return functional.dropout(hidden, self.dropout, self.training), found
+
+
+CONFIG = ReformerConfig

@@ -1,0 +1,33 @@
+"""Several values of an interaction become one vector."""
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from pipeline.core.columns import PADDING
+from pipeline.core.errors import ConfigError
+
+Combiner = Literal["mean", "sum", "sqrtn"]
+COMBINERS = ("mean", "sum", "sqrtn")
+
+
+def check_combiner(combiner: str) -> None:
+    """ConfigError for what is no combiner."""
+    if combiner not in COMBINERS:
+        raise ConfigError(f"combiner is {combiner!r}. Expected {', '.join(COMBINERS)}.")
+
+
+def look_up(table: nn.Embedding, indices: Tensor, combiner: Combiner) -> Tensor:
+    """(B, L) -> (B, L, d); (B, L, M) -> (B, L, d) over the values that are there, 0 over none.
+
+    `sqrtn` divides the sum by the square root of their number.
+    """
+    vectors = table(indices)
+    if indices.dim() < 3:
+        return vectors
+    present = (indices != PADDING).unsqueeze(-1).to(vectors.dtype)  # (B, L, M, 1)
+    total = (vectors * present).sum(-2)
+    if combiner == "sum":
+        return total
+    number = present.sum(-2).clamp(min=1)
+    return total / (number if combiner == "mean" else number.sqrt())

@@ -1,0 +1,48 @@
+"""Layers that look back alone, over learned positions: what SASRec and HSTU have in common."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+
+from pipeline.model.encoder import EncoderConfig
+
+
+class LayeredEncoder(nn.Module):
+    """Positions, layers and a last norm. A layer has `forward` and `weights`, both of (B, L, D)."""
+
+    def __init__(self, config: EncoderConfig, layers: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.d_output = config.d_model
+        """Width of the hidden states."""
+        self.positions = nn.Embedding(config.positions(), config.d_model)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(layers)
+        self.norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=config.initializer_range)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+
+    def forward(self, embeddings: Tensor, lengths: Tensor, order: Tensor | None) -> Tensor:  # noqa: ARG002
+        """(B, L, D) -> (B, L, D); padding is on the right, behind all that counts."""
+        hidden = self._positioned(embeddings)
+        for layer in self.layers:
+            hidden = layer(hidden)
+        normed: Tensor = self.norm(hidden)
+        return normed
+
+    def attentions(self, embeddings: Tensor, *_others: Any) -> tuple[Tensor, ...]:
+        """(B, H, L, L) weights of each layer."""
+        hidden, found = self._positioned(embeddings), []
+        for layer in self.layers:
+            found.append(layer.weights(hidden))  # type: ignore[operator]
+            hidden = layer(hidden)
+        return tuple(found)
+
+    def _positioned(self, embeddings: Tensor) -> Tensor:
+        places = self.positions.weight[: embeddings.size(1)]
+        # item vectors are made as large as those of positions, as in both papers' own programs
+        positioned: Tensor = self.dropout(embeddings * self.d_output**0.5 + places)
+        return positioned

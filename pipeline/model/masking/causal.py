@@ -1,0 +1,45 @@
+"""clm: causal language modelling."""
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.core.columns import PADDING
+from pipeline.model.masking.sequence import MaskedSequence, Stage
+
+
+class CausalMasking(nn.Module):
+    """clm: each position predicts the item after it. Needs attention to the past alone.
+
+    `train_on_last_item_seq_only` trains on the last item of each session alone.
+    """
+
+    name = "clm"
+    causal = True
+    looks_both_ways = False
+    extra_positions = 0
+
+    def __init__(self, train_on_last_item_seq_only: bool = False) -> None:
+        super().__init__()
+        self.train_on_last_item_seq_only = train_on_last_item_seq_only
+
+    def apply_to(
+        self, embeddings: Tensor, item_ids: Tensor, lengths: Tensor, stage: Stage
+    ) -> MaskedSequence:
+        """(B, L, D), (B, L), (B,) -> MaskedSequence."""
+        if stage == Stage.PREDICT:
+            query = (lengths - 1).clamp(min=0)
+            return MaskedSequence(embeddings, torch.zeros_like(item_ids), lengths, query)
+        inputs = (lengths - 1).clamp(min=0)
+        if item_ids.size(1) == 1:
+            return MaskedSequence(embeddings, torch.zeros_like(item_ids), inputs, inputs)
+        # the last item of the longest row is a target alone: one column less to compute
+        targets = self.at_targets(item_ids)
+        query = (inputs - 1).clamp(min=0)
+        if stage == Stage.TRAIN and self.train_on_last_item_seq_only:
+            columns = torch.arange(targets.size(1), device=lengths.device)
+            targets = torch.where(columns == query.unsqueeze(1), targets, PADDING)
+        return MaskedSequence(embeddings[:, :-1], targets, inputs, query)
+
+    def at_targets(self, values: Tensor) -> Tensor:
+        """(B, L) -> (B, L - 1): the value of the interaction after each position."""
+        return values[:, 1:] if values.size(1) > 1 else values

@@ -1,0 +1,90 @@
+"""plm: permutation language modelling (Yang et al. 2019, "XLNet")."""
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.core.columns import PADDING
+from pipeline.model.batch import visible_positions
+from pipeline.model.masking.sequence import (
+    MaskedSequence,
+    Stage,
+    last_positions,
+    some_but_not_all,
+)
+
+
+class PermutationMasking(nn.Module):
+    """Spans of interactions are predicted one after the other, in a random order.
+
+    Each is predicted from all that are no targets and from the targets before it in the order,
+    whose content is seen as it is. `max_span_length` and the share of interactions that are
+    targets, `probability`, are those of XLNet's pretraining. `permute_all` puts every interaction
+    into the order; all but the first are targets then.
+    """
+
+    name = "plm"
+    causal = False
+    looks_both_ways = True
+    extra_positions = 1
+
+    def __init__(
+        self, probability: float = 1 / 6, max_span_length: int = 5, permute_all: bool = False
+    ) -> None:
+        super().__init__()
+        self.probability = probability
+        self.max_span_length = max_span_length
+        self.permute_all = permute_all
+
+    def apply_to(
+        self, embeddings: Tensor, item_ids: Tensor, lengths: Tensor, stage: Stage
+    ) -> MaskedSequence:
+        """(B, L, D), (B, L), (B,) -> MaskedSequence with an order."""
+        if stage == Stage.PREDICT:
+            grown = nn.functional.pad(embeddings, (0, 0, 0, 1))  # (B, L + 1, D)
+            asked = torch.arange(grown.size(1), device=lengths.device) == lengths.unsqueeze(1)
+            targets = torch.zeros(asked.shape, dtype=item_ids.dtype, device=item_ids.device)
+            return MaskedSequence(grown, targets, lengths + 1, lengths, _only(asked))
+        query = (lengths - 1).clamp(min=0)
+        width = item_ids.size(1)
+        if stage == Stage.EVALUATE:
+            asked = last_positions(lengths, width)
+            order = _only(asked)
+        else:
+            asked, order = self._draw(lengths, width)
+        targets = torch.where(asked, item_ids, PADDING)
+        return MaskedSequence(embeddings, targets, lengths, query, order)
+
+    def at_targets(self, values: Tensor) -> Tensor:
+        """(B, L) as they are: a target stands in its own place."""
+        return values
+
+    def _draw(self, lengths: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        """(B,) -> targets (B, L) bool and their order (B, L)."""
+        visible = visible_positions(lengths, width)
+        draw = torch.rand(visible.shape, device=lengths.device).masked_fill(~visible, 2.0)
+        if self.permute_all:
+            order = draw.argsort(1).argsort(1).masked_fill(~visible, -1)
+            return order > 0, order  # the first has nothing to be predicted from
+        asked = some_but_not_all(self._spans(lengths, width), draw, visible)
+        order = draw.masked_fill(~asked, 3.0).argsort(1).argsort(1)
+        return asked, order.masked_fill(~asked, -1)
+
+    def _spans(self, lengths: Tensor, width: int) -> Tensor:
+        """(B,) -> (B, L): a span of random length in each stretch of span / probability."""
+        device = lengths.device
+        columns = torch.arange(width, device=device)
+        shape = (lengths.numel(), 1)
+        begin = torch.zeros(shape, dtype=torch.int64, device=device)
+        asked = torch.zeros(lengths.numel(), width, dtype=torch.bool, device=device)
+        for _ in range(int(width * self.probability) + 1):  # no stretch is shorter than 1 / p
+            span = torch.randint(1, self.max_span_length + 1, shape, device=device)
+            stretch = (span / self.probability).round().to(torch.int64)
+            first = begin + (torch.rand(shape, device=device) * (stretch - span + 1)).floor()
+            asked |= (columns >= first) & (columns < first + span)
+            begin += stretch
+        return asked
+
+
+def _only(asked: Tensor) -> Tensor:
+    """(B, L) bool -> an order in which what is asked for comes after all else."""
+    return asked.to(torch.int64) - 1

@@ -1,0 +1,94 @@
+"""What a model takes from its training data beside the schema: vectors, counts, weights."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from pipeline.core.columns import FIRST_ITEM, ITEM, SESSIONS_DIRECTORY
+from pipeline.core.errors import ConfigError
+from pipeline.core.fitted import Fitted
+from pipeline.core.names import FULL_LOSSES
+from pipeline.core.recipe import ModelConfig, TrainConfig
+from pipeline.model.build import FromData
+from pipeline.model.vectors import read_vectors
+
+
+def from_data(data: Path, fitted: Fitted, model: ModelConfig, train: TrainConfig) -> FromData:
+    """Read what the settings ask for. ConfigError or DataError for what is not there."""
+    vectors = {}
+    for place, pretrained in enumerate(model.pretrained):
+        ids = _values(fitted, pretrained.feature, "`model.pretrained`")
+        vectors[place], _ = read_vectors(Path(pretrained.file), ids)
+    positives = {}
+    for target in model.targets:
+        kinds = {feature.name: feature.kind for feature in fitted.recipe.features}
+        if target.kind == "binary":
+            chosen = dict.fromkeys(target.positive, 1.0)
+            positives[target.feature] = _table(fitted, target.feature, chosen, 0.0, "a target")
+        elif kinds.get(target.feature) == "categorical":
+            raise ConfigError(
+                f"`model.targets`: {target.feature!r} is categorical, so it cannot be a regression "
+                "target. Choose a continuous feature, or kind: binary."
+            )
+    weights = None
+    if train.weights is not None:
+        weights = _table(
+            fitted,
+            train.weights.feature,
+            train.weights.values,
+            train.weights.default,
+            "`train.weights`",
+        )
+    counts = None
+    if train.loss not in FULL_LOSSES and train.negatives in ("popularity", "in-batch"):
+        counts = torch.from_numpy(item_counts(data, fitted.item.num_rows))
+    return FromData(vectors=vectors, item_counts=counts, positives=positives, weights=weights)
+
+
+def item_counts(data: Path, num_rows: int) -> np.ndarray:
+    """(items,) interactions of each item in the training sessions."""
+    column = pq.read_table(data / SESSIONS_DIRECTORY / "train", columns=[ITEM])[ITEM]
+    indices = column.combine_chunks().flatten().to_numpy()
+    return np.bincount(indices, minlength=num_rows)[FIRST_ITEM:].astype(np.int64)
+
+
+def _values(fitted: Fitted, feature: str, where: str) -> list[object]:
+    if feature not in fitted.vocabularies:
+        known = ", ".join(fitted.vocabularies)
+        raise ConfigError(
+            f"{where} names {feature!r}, which is no categorical feature of the data. These are: "
+            f"{known}."
+        )
+    values: list[object] = fitted.vocabularies[feature].values.to_pylist()
+    return values
+
+
+def _table(
+    fitted: Fitted, feature: str, numbers: dict[str | int | bool, float], other: float, where: str
+) -> Tensor:
+    """(rows,) the number of each value of a categorical feature, by its index."""
+    values = _values(fitted, feature, where)
+    places = {str(value): place for place, value in enumerate(values)}
+    table = torch.full((FIRST_ITEM + len(values),), other)
+    for value, number in numbers.items():
+        place = places.get(_text(value))
+        if place is None:
+            raise ConfigError(
+                f"{where}: {feature!r} never is {value!r} in the training data. It is: "
+                f"{_some(values)}."
+            )
+        table[FIRST_ITEM + place] = number
+    return table
+
+
+def _text(value: str | int | bool) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _some(values: Iterable[object], most: int = 10) -> str:
+    words = [str(value) for value in values]
+    return ", ".join(words[:most]) + (", ..." if len(words) > most else "")
