@@ -70,6 +70,22 @@ def _cell(name: str, value: float | None) -> str:
     return f"{value:,.1f}" if name.startswith("popularity@") else f"{value:.4f}"
 
 
+def prediction_text(facts: dict[str, Any], out: Path) -> str:
+    """Outcome of offline prediction."""
+    if "items" in facts:
+        return f"Wrote {out}: {facts['items']:,} items, vectors of {facts['width']} numbers."
+    of = f"{facts['sessions']:,} {facts['part']} sessions"
+    if "width" in facts:
+        return f"Wrote {out}: {of}, vectors of {facts['width']} numbers."
+    lines = []
+    for name in ("blocked", "candidates"):
+        if unknown := facts[f"unknown_{name}"]:
+            lines.append(f"{unknown:,} ids of --{name} are not in the catalogue.")
+    if facts["short_lists"]:
+        lines.append(f"{facts['short_lists']:,} lists are shorter: the filters left no more items.")
+    return "\n".join([*lines, f"Wrote {out}: {of}, lists of {facts['k']}."])
+
+
 def recommendations_text(records: list[dict[str, Any]]) -> str:
     """Lists of sessions, best first."""
     blocks = []

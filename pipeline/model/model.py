@@ -104,5 +104,14 @@ class Model(nn.Module):
         rows = torch.arange(encoded.query.size(0), device=encoded.query.device)
         return encoded.hidden[rows, encoded.query]
 
+    def item_embeddings(self) -> Tensor:
+        """(items, E): row i belongs to the item of index FIRST_ITEM + i."""
+        return self.head.task.embed_items(self._item_table())
+
+    def session_embeddings(self, batch: SessionBatch) -> Tensor:
+        """(B, E): times those of the items it ranks them as the scores do."""
+        encoded = self.encode(batch, Stage.PREDICT)
+        return self.head.task.embed_hidden(self.session_embedding(encoded))
+
     def _item_table(self) -> Tensor:
         return self.inputs.item_table.weight

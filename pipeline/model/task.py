@@ -42,14 +42,19 @@ class NextItemPredictionTask(nn.Module):
 
     def logits(self, hidden: Tensor, item_table: Tensor) -> Tensor:
         """(T, D), (V, item width) -> (T, V - 3): items alone, the reserved rows left out."""
+        queries, items = self.embed_hidden(hidden), self.embed_items(item_table)
+        return queries @ items.T / self.softmax_temperature
+
+    def embed_hidden(self, hidden: Tensor) -> Tensor:
+        """(T, D) -> (T, E): what is multiplied with the embeddings of items."""
+        projected: Tensor = self.projection(hidden)
+        return functional.normalize(projected, dim=-1) if self.normalize else projected
+
+    def embed_items(self, item_table: Tensor) -> Tensor:
+        """(V, item width) -> (V - 3, E)."""
         table = item_table if self.output_table is None else self.output_table
-        hidden, items = self.projection(hidden), table[FIRST_ITEM:]
-        if self.normalize:
-            hidden, items = (
-                functional.normalize(hidden, dim=-1),
-                functional.normalize(items, dim=-1),
-            )
-        return hidden @ items.T / self.softmax_temperature
+        items = table[FIRST_ITEM:]
+        return functional.normalize(items, dim=-1) if self.normalize else items
 
     def loss(self, hidden: Tensor, targets: Tensor, item_table: Tensor) -> Tensor:
         """(B, L, D), (B, L), (V, item width) -> (): mean over positions that have a target.

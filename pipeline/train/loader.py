@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
+from dask.utils import natural_sort_key
 from merlin.dataloader.torch import Loader
 from merlin.io import Dataset
 from torch import Tensor
 
-from pipeline.core.columns import SESSIONS_DIRECTORY
+from pipeline.core.columns import SESSION, SESSIONS_DIRECTORY
 from pipeline.core.errors import ArtifactError
 from pipeline.core.merlin import has_cudf
 from pipeline.model.batch import SessionBatch
@@ -54,6 +57,42 @@ class RaggedBatch(NamedTuple):
         return SessionBatch(features, lengths)
 
 
+def session_files(data: Path, part: str) -> list[Path]:
+    """Files of a part in the order in which they are read; ArtifactError if it is not there."""
+    files = list((data / SESSIONS_DIRECTORY / part).glob("*.parquet"))
+    if not files:
+        found = sorted(p.name for p in (data / SESSIONS_DIRECTORY).glob("*") if p.is_dir())
+        raise ArtifactError(
+            f"{data} has no {part} sessions, it has: {', '.join(found) or 'none'}. Set "
+            f"`split.{part}` in the recipe, or give --test files, and preprocess again."
+        )
+    # Merlin puts part-2 before part-10, whatever order it is given
+    return sorted(files, key=lambda file: natural_sort_key(str(file)))
+
+
+def read_sessions(data: Path, part: str, columns: list[str]) -> pa.Table:
+    """Columns of a part, (sessions) rows in the order of an unshuffled loader.
+
+    A column that the files do not hold is left out. ArtifactError if the part is not there.
+    """
+    tables = []
+    for file in session_files(data, part):
+        names = pq.read_schema(file).names
+        tables.append(pq.read_table(file, columns=[name for name in columns if name in names]))
+    return pa.concat_tables(tables)
+
+
+def session_ids(data: Path, part: str) -> np.ndarray | None:
+    """(sessions,) raw ids in the order of an unshuffled loader; None where the files hold none."""
+    table = read_sessions(data, part, [SESSION])
+    return table[SESSION].to_numpy() if SESSION in table.column_names else None
+
+
+def count_sessions(data: Path, part: str) -> int:
+    """Sessions of a part. ArtifactError if it is not there."""
+    return sum(pq.read_metadata(file).num_rows for file in session_files(data, part))
+
+
 class SessionLoader:
     """Batches of one part of a data directory, from Merlin's loader."""
 
@@ -69,13 +108,7 @@ class SessionLoader:
         seed: int = 0,
     ) -> None:
         """`features` are the columns to read; ArtifactError if the part is not there."""
-        files = sorted((data / SESSIONS_DIRECTORY / part).glob("*.parquet"))
-        if not files:
-            found = sorted(p.name for p in (data / SESSIONS_DIRECTORY).glob("*") if p.is_dir())
-            raise ArtifactError(
-                f"{data} has no {part} sessions, it has: {', '.join(found)}. Set `split.{part}` in "
-                "the recipe, or give --test files, and preprocess again."
-            )
+        files = session_files(data, part)
         dataset = Dataset([str(f) for f in files], engine="parquet", cpu=not has_cudf())
         dataset.schema = dataset.schema.select_by_name(features)
         self.item = item

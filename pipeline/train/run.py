@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from pipeline.core import identity
 from pipeline.core.artifact import new_artifact, read_manifest
@@ -19,7 +18,7 @@ from pipeline.model.model import Model
 from pipeline.train.baselines import BASELINES, rank_by_baselines
 from pipeline.train.device import best_device
 from pipeline.train.evaluation import Positions, prefixes, rank_targets
-from pipeline.train.loader import SessionLoader
+from pipeline.train.loader import SessionLoader, read_sessions
 from pipeline.train.metrics import list_metrics, ranking_metrics
 
 LOG_FILE = "metrics.jsonl"
@@ -166,7 +165,7 @@ def check_same_preprocessing(run: Path, data: Path) -> None:
     if not same:
         what = "other features" if same_items else "another catalogue"
         raise ArtifactError(
-            f"{run} was trained on {what} than those of {data}. Evaluate it on the data directory "
+            f"{run} was trained on {what} than those of {data}. Use the data directory that "
             "it was trained on, or train again."
         )
 
@@ -199,7 +198,7 @@ def _has_targets(data: Path, part: str) -> bool:
 
 def _items(data: Path, part: str, *, by_time: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Item indices of a part and where its sessions begin, oldest session first if `by_time`."""
-    table = pq.read_table(data / SESSIONS_DIRECTORY / part, columns=[ITEM, TIMESTAMP])
+    table = read_sessions(data, part, [ITEM, TIMESTAMP])
     if by_time:
         times = table[TIMESTAMP].combine_chunks()
         ends = times.flatten().to_numpy()[times.offsets.to_numpy()[1:] - 1]
