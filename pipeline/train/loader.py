@@ -108,26 +108,30 @@ class SessionLoader:
         seed: int = 0,
     ) -> None:
         """`features` are the columns to read; ArtifactError if the part is not there."""
-        files = session_files(data, part)
-        dataset = Dataset([str(f) for f in files], engine="parquet", cpu=not has_cudf())
-        dataset.schema = dataset.schema.select_by_name(features)
+        # Merlin takes a row of each file to see what is in it
+        files = [f for f in session_files(data, part) if pq.read_metadata(f).num_rows]
         self.item = item
-        self.num_sessions = int(dataset.num_rows)
+        self.num_sessions = 0
         self._shuffle = shuffle
         self._generator = np.random.default_rng(seed)
-        self._loader = Loader(
-            dataset, batch_size=batch_size, shuffle=shuffle, seed_fn=self._draw_seed
-        )
+        self._loader: Loader | None = None
+        if files:
+            dataset = Dataset([str(f) for f in files], engine="parquet", cpu=not has_cudf())
+            dataset.schema = dataset.schema.select_by_name(features)
+            self.num_sessions = int(dataset.num_rows)
+            self._loader = Loader(
+                dataset, batch_size=batch_size, shuffle=shuffle, seed_fn=self._draw_seed
+            )
 
     def __len__(self) -> int:
         """Batches of a pass."""
-        return len(self._loader)
+        return 0 if self._loader is None else len(self._loader)
 
     def __iter__(self) -> Iterator[RaggedBatch]:
         if self._shuffle:
             # Merlin shuffles within a chunk by NumPy's global state
             np.random.seed(self._draw_seed())  # noqa: NPY002
-        for features, _ in self._loader:
+        for features, _ in self._loader or ():
             yield self._ragged(features)
 
     def _draw_seed(self) -> int:

@@ -327,6 +327,16 @@ def test_lists_of_sessions_without_an_id_have_no_such_column(shop: Shop, tmp_pat
     assert pq.read_schema(out).names == ["item_ids", "scores"]
 
 
+def test_a_part_without_a_session_gives_an_empty_file(shop: Shop, tmp_path: Path) -> None:
+    folder = tmp_path / "sessions" / "test"
+    folder.mkdir(parents=True)
+    table = pq.read_table(shop.data / "sessions" / "test")
+    pq.write_table(table.slice(0, 0), folder / "part-0.parquet")
+    out = tmp_path / "lists.parquet"
+    assert write_lists(shop.run, tmp_path, "test", out, filter_seen=True)["sessions"] == 0
+    assert pq.read_table(out).num_rows == 0
+
+
 def test_vectors_are_written_for_an_index(
     shop: Shop, recommender: Recommender, tmp_path: Path
 ) -> None:
