@@ -106,15 +106,16 @@ def rank_by_baseline(
     for matrix, rows, prefixes in baseline.scores(values, offsets):
         if not len(prefixes):
             continue  # scipy answers an empty look-up with a sparse array
+        order = _ascending(matrix)
         wanted = targets[prefixes]
-        found = _ranks_in_row(matrix)[rows, wanted]  # (b,), 0 where nothing is stored
+        found = _ranks_in_row(matrix, order)[rows, wanted]  # (b,), 0 where nothing is stored
         ranks[prefixes] = np.select(
             [wanted < FIRST_ITEM, found == 0], [num_items + 1, num_items], found
         )
         if list_lengths:
-            exposure += _exposure(
-                matrix, np.bincount(rows, minlength=matrix.shape[0]), list_lengths
-            )
+            # what no list can hold is dropped before it is sorted by index as well
+            best = _drop_smaller(matrix, order, max(list_lengths))
+            exposure += _exposure(best, np.bincount(rows, minlength=matrix.shape[0]), list_lengths)
     return Ranked(ranks, targets, exposure)
 
 
@@ -318,10 +319,26 @@ def _keep_largest(matrix: sp.csr_array, count: int) -> sp.csr_array:
     return sp.csr_array(entries, shape=matrix.shape)
 
 
-def _ranks_in_row(matrix: sp.csr_array) -> sp.csr_array:
+def _ascending(matrix: sp.csr_array) -> Array:
+    """Places of the stored entries row by row, the smallest of each first."""
+    rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+    return np.lexsort((matrix.data, rows))
+
+
+def _drop_smaller(matrix: sp.csr_array, order: Array, count: int) -> sp.csr_array:
+    """Keep of each row the `count` largest entries and those that equal the last of them."""
+    stored = np.diff(matrix.indptr)
+    last = matrix.indptr[1:] - np.minimum(count, stored)
+    # an empty row at the end has no entry to look at, and none to compare
+    smallest = matrix.data[order][np.minimum(last, matrix.nnz - 1)] if matrix.nnz else stored
+    kept = matrix.data >= np.repeat(smallest, stored)
+    indptr = np.concatenate([[0], np.cumsum(kept)])[matrix.indptr]
+    return sp.csr_array((matrix.data[kept], matrix.indices[kept], indptr), shape=matrix.shape)
+
+
+def _ranks_in_row(matrix: sp.csr_array, order: Array) -> sp.csr_array:
     """The same structure, each entry the number of entries in its row that are at least it."""
     rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
-    order = np.lexsort((matrix.data, rows))
     ascending = matrix.data[order]
     starts_tie = np.ones(matrix.nnz, bool)
     starts_tie[1:] = (np.diff(ascending) != 0) | (np.diff(rows) != 0)
