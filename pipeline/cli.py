@@ -20,6 +20,7 @@ from pipeline.console import (
     run_command_line,
     set_option,
 )
+from pipeline.offline import evaluate, predict
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -31,6 +32,7 @@ def cli() -> None:
 
     \b
     preprocess -> train -> evaluate -> export -> serve -> recommend
+                        -> predict, without a server
 
     Start with `pipeline demo`, which does all of it on synthetic clicks.
     """
@@ -174,47 +176,6 @@ def train(
 
     facts = run(data, recipe.model, recipe.train, out)
     print_result(facts, as_json, run_text(facts, out))
-
-
-@cli.command(epilog="Example: pipeline evaluate runs/rsc15 --data data/rsc15 --cutoffs 10,20")
-@click.argument("run", type=path_type)
-@click.option("--data", required=True, type=path_type, help="Directory that preprocess wrote.")
-@click.option(
-    "--part",
-    type=click.Choice(["train", "valid", "test"]),
-    default="test",
-    show_default=True,
-    help="Which sessions.",
-)
-@click.option(
-    "--positions",
-    type=click.Choice(["all", "last"]),
-    default="all",
-    show_default=True,
-    help="Every interaction but the first is a target, or the last.",
-)
-@click.option("--cutoffs", default="5,10,20", show_default=True, help="List lengths K.")
-@click.option(
-    "--baselines/--no-baselines",
-    default=True,
-    show_default=True,
-    help="Popularity, co-visitation, sequential rules and session-kNN beside the model.",
-)
-@json_option
-def evaluate(
-    run: Path, data: Path, part: str, positions: Any, cutoffs: str, baselines: bool, as_json: bool
-) -> None:
-    """Rank the whole catalogue for every target; metrics of RUN beside the baselines."""
-    numbers = _cutoffs(cutoffs)
-    check_in(run, "run")
-    check_in(data, "data")
-    from pipeline.report import evaluation_text
-    from pipeline.train.run import evaluate as run_evaluation
-
-    result = run_evaluation(
-        run, data, part=part, positions=positions, cutoffs=numbers, baselines=baselines
-    )
-    print_result(result, as_json, evaluation_text(result))
 
 
 @cli.command(epilog="Example: pipeline export runs/rsc15 --out repository")
@@ -369,21 +330,15 @@ def recommend(
     print_result({"sessions": records}, as_json, recommendations_text(records))
 
 
+cli.add_command(evaluate)
+cli.add_command(predict)
+
+
 def _column(text: str) -> tuple[str, list[str]]:
     name, equals, given = text.partition("=")
     if not equals or not name:
         raise click.UsageError(f"--column {text!r} is not of the form NAME=V,V,...")
     return name, given.split(",")
-
-
-def _cutoffs(text: str) -> tuple[int, ...]:
-    try:
-        numbers = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        numbers = ()
-    if not numbers or min(numbers) < 1:
-        raise click.UsageError(f"--cutoffs {text!r}: expected whole numbers from 1, such as 10,20.")
-    return numbers
 
 
 def main() -> None:

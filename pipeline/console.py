@@ -31,9 +31,11 @@ set_option = click.option(
 
 
 def out_option(default: str | None = None) -> Any:
-    return click.option(
-        "--out", required=default is None, default=default, type=path_type, help="Where to write."
-    )
+    help_text = "Where to write."
+    if default is None:
+        # to click a default of None is a default: the option would never be missing
+        return click.option("--out", required=True, type=path_type, help=help_text)
+    return click.option("--out", default=default, type=path_type, help=help_text)
 
 
 def is_current(path: Path, kind: str, made_from: str, as_json: bool) -> bool:

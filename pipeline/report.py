@@ -33,24 +33,57 @@ def run_text(facts: dict[str, Any], out: Path) -> str:
     )
 
 
+_COLUMNS = {
+    **{name: name for name in ("recall", "ndcg", "mrr", "precision", "coverage", "popularity")},
+    "popularity_bias": "bias",
+}
+"""Metrics of the table with their headings. What repeats another stands in the JSON alone."""
+_LEGEND = """\
+coverage: share of the items that some list holds; popularity: training interactions of what
+is recommended, on average; bias: that over the same of the targets. With one target each,
+dcg is ndcg and map is mrr."""
+
+
 def evaluation_text(result: dict[str, Any]) -> str:
     """Table of models and metrics."""
     models = result["results"]
-    names = list(next(iter(models.values())))
     width = max(len(model) for model in models)
-    cutoffs = sorted({int(name.split("@")[1]) for name in names})
+    cutoffs = sorted({int(name.split("@")[1]) for name in next(iter(models.values()))})
     lines = [
         f"{result['targets']:,} targets ({result['positions']} positions of the {result['part']} "
         f"sessions), {result['catalogue_items']:,} items ranked, {result['unknown_targets']:,} "
         "targets unknown"
     ]
     for cutoff in cutoffs:
-        columns = [name for name in names if name.endswith(f"@{cutoff}")]
+        columns = {f"{name}@{cutoff}": f"{head}@{cutoff}" for name, head in _COLUMNS.items()}
         lines.append("")
-        lines.append(" ".join([" " * width, *(f"{name:>12}" for name in columns)]))
+        lines.append("  ".join([" " * width, *columns.values()]))
         for model, values in models.items():
-            lines.append(" ".join([f"{model:<{width}}", *(f"{values[n]:>12.4f}" for n in columns)]))
-    return "\n".join(lines)
+            cells = [f"{_cell(name, values[name]):>{len(head)}}" for name, head in columns.items()]
+            lines.append("  ".join([f"{model:<{width}}", *cells]))
+    return "\n".join([*lines, "", _LEGEND])
+
+
+def _cell(name: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.1f}" if name.startswith("popularity@") else f"{value:.4f}"
+
+
+def prediction_text(facts: dict[str, Any], out: Path) -> str:
+    """Outcome of offline prediction."""
+    if "items" in facts:
+        return f"Wrote {out}: {facts['items']:,} items, vectors of {facts['width']} numbers."
+    of = f"{facts['sessions']:,} {facts['part']} sessions"
+    if "width" in facts:
+        return f"Wrote {out}: {of}, vectors of {facts['width']} numbers."
+    lines = []
+    for name in ("blocked", "candidates"):
+        if unknown := facts[f"unknown_{name}"]:
+            lines.append(f"{unknown:,} ids of --{name} are not in the catalogue.")
+    if facts["short_lists"]:
+        lines.append(f"{facts['short_lists']:,} lists are shorter: the filters left no more items.")
+    return "\n".join([*lines, f"Wrote {out}: {of}, lists of {facts['k']}."])
 
 
 def recommendations_text(records: list[dict[str, Any]]) -> str:

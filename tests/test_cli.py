@@ -8,14 +8,17 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
 from pipeline.cli import cli
+from pipeline.core.errors import PipelineError
 from tests.conftest import ROOT, Shop
 
 COMMANDS = [
-    *("demo", "synthesize", "preprocess", "train", "evaluate", "export", "serve", "recommend"),
+    *("demo", "synthesize", "preprocess", "train", "evaluate", "predict", "export", "serve"),
+    "recommend",
 ]
 
 
@@ -78,6 +81,13 @@ def test_help_has_an_example_and_loads_nothing_heavy(command: str) -> None:
         ),
         (["evaluate", "none", "--data", "none"], "none does not exist"),
         (["evaluate", "none", "--data", "x", "--cutoffs", "0"], "expected whole numbers from 1"),
+        (["predict", "none", "--data", "x", "--out", "y.parquet"], "none does not exist. Run"),
+        (["predict", "none", "--data", "x"], "Missing option '--out'"),
+        (["predict", "x", "--data", "x", "--part", "night", "--out", "y"], "'night' is not one of"),
+        (
+            ["predict", "x", "--data", "x", "--k", "3", "--embeddings", "items", "--out", "y"],
+            "are for lists. Leave them out, or --embeddings",
+        ),
         (["export", "none", "--out", "y"], "none does not exist. Run `pipeline train"),
         (["serve", "none"], "none does not exist. Run `pipeline export"),
         (["serve", "none", "--http-port", "99999"], "ports are http 99999"),
@@ -119,6 +129,68 @@ def test_every_stage_says_what_it_did_in_json(shop: Shop, tmp_path: Path) -> Non
     text = runner.invoke(cli, list(map(str, steps[2])), catch_exceptions=False).stdout
     for row in ("run", "popularity", "co-visitation", "sequential-rules", "session-knn"):
         assert re.search(rf"^{row} +0\.\d{{4}}", text, re.MULTILINE), text
+    assert re.search(r"^ +recall@20 .* coverage@20  popularity@20  bias@20$", text, re.MULTILINE)
+    assert max(map(len, text.splitlines())) < 100
+
+
+def test_predict_writes_lists_or_vectors_and_says_what_it_wrote(shop: Shop, tmp_path: Path) -> None:
+    (tmp_path / "blocked").write_text("sku-00001\r\n\n  sku-00002 \nsku-x")
+    out = tmp_path / "lists.parquet"
+    runner = CliRunner()
+
+    def predict(*options: str | Path) -> str:
+        words = ["predict", shop.run, "--data", shop.data, "--out", out, *options]
+        result = runner.invoke(cli, list(map(str, words)), catch_exceptions=False)
+        assert result.exit_code == 0
+        return result.stdout
+
+    filters = ["--filter-seen", "--blocked", tmp_path / "blocked"]
+    facts = json.loads(predict("--k", "5", *filters, "--json"))
+    table = pq.read_table(out)
+    assert facts["sessions"] == table.num_rows > 50
+    assert facts["unknown_blocked"] == 1
+    assert not {"sku-00001", "sku-00002"} & {
+        i for row in table["item_ids"].to_pylist() for i in row
+    }
+    (tmp_path / "candidates").write_text("sku-00001\nsku-00003")
+    assert predict("--candidates", tmp_path / "candidates").splitlines() == [
+        f"{table.num_rows} lists are shorter: the filters left no more items.",
+        f"Wrote {out}: {table.num_rows} test sessions, lists of 20.",
+    ]
+    assert set(pq.read_table(out)["item_ids"][0].as_py()) == {"sku-00001", "sku-00003"}
+    assert "200 items, vectors of 32 numbers" in predict("--embeddings", "items")
+    assert json.loads(predict("--embeddings", "sessions", "--json"))["width"] == 32
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--k", "201"], "k is 201, expected 1 to 200."),
+        (["--k", "0"], "k is 0, expected 1 to 200."),
+        (["--blocked", "{}/none"], "none cannot be read: No such file or directory."),
+        (["--candidates", "{}"], "cannot be read: Is a directory."),
+        (["--candidates", "{}/empty"], "empty is empty, expected one item id a line."),
+        (["--blocked", "{}/binary"], "binary is not text in UTF-8"),
+        (["--candidates", "{}/others"], "None of the 2 candidates ('a', 'b', ...) is in"),
+        (["--out", "{}/lists.csv"], "expected a name that ends in .parquet"),
+        (["--out", "{}/log.parquet"], "log.parquet holds something else"),
+        (["--data", "{}"], "is incomplete: missing manifest.json"),
+    ],
+)
+def test_a_mistake_in_predict_leaves_no_file(
+    shop: Shop, tmp_path: Path, options: list[str], words: str
+) -> None:
+    contents = {"empty": b" \n", "binary": b"\xff\xfe", "others": b"a\nb", "log.parquet": b"PAR1"}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    arguments = ["predict", shop.run, "--data", shop.data, "--out", tmp_path / "o.parquet"]
+    given = [*map(str, arguments), *(option.format(tmp_path) for option in options)]
+    with pytest.raises(PipelineError) as raised:
+        CliRunner().invoke(cli, given, catch_exceptions=False)
+    assert words in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert {path.name for path in tmp_path.iterdir()} == set(contents)
+    assert (tmp_path / "log.parquet").read_bytes() == b"PAR1"
 
 
 def test_serve_answers_and_stops_cleanly_when_told(shop: Shop, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Building blocks of session-based models: `from pipeline import model as tr`."""
 
 from pipeline.core.schema import ColumnSchema, Schema, Tags
+from pipeline.model import ranking_metric
 from pipeline.model.architectures.albert import AlbertConfig
 from pipeline.model.architectures.bert import BertConfig
 from pipeline.model.architectures.electra import ElectraConfig
@@ -16,6 +17,7 @@ from pipeline.model.architectures.sasrec import SASRecConfig
 from pipeline.model.architectures.xlnet import XLNetConfig
 from pipeline.model.batch import SessionBatch
 from pipeline.model.blocks import MLPBlock, ParallelBlock, SequentialBlock, TransformerBlock
+from pipeline.model.continuous import SoftEmbedding
 from pipeline.model.features import TabularSequenceFeatures
 from pipeline.model.head import Head
 from pipeline.model.losses import LabelSmoothCrossEntropyLoss
@@ -26,9 +28,18 @@ from pipeline.model.masking import (
     ReplacementMasking,
     Stage,
 )
-from pipeline.model.model import Model
+from pipeline.model.model import Model, TopK
+from pipeline.model.negatives import NegativeSampler
+from pipeline.model.pretrained import PretrainedEmbeddings, PretrainedEmbeddingsInitializer
 from pipeline.model.targets import BinaryClassificationTask, ColumnValues, RegressionTask
 from pipeline.model.task import NextItemPredictionTask
+from pipeline.model.transformations import (
+    StochasticSharedEmbeddings,
+    StochasticSwapNoise,
+    TabularDropout,
+    TabularLayerNorm,
+)
+from pipeline.model.vectors import read_vectors
 
 __all__ = [
     "AlbertConfig",
@@ -49,9 +60,12 @@ __all__ = [
     "MLPBlock",
     "MaskedMasking",
     "Model",
+    "NegativeSampler",
     "NextItemPredictionTask",
     "ParallelBlock",
     "PermutationMasking",
+    "PretrainedEmbeddings",
+    "PretrainedEmbeddingsInitializer",
     "ReformerConfig",
     "RegressionTask",
     "ReplacementMasking",
@@ -60,9 +74,17 @@ __all__ = [
     "Schema",
     "SequentialBlock",
     "SessionBatch",
+    "SoftEmbedding",
     "Stage",
+    "StochasticSharedEmbeddings",
+    "StochasticSwapNoise",
+    "TabularDropout",
+    "TabularLayerNorm",
     "TabularSequenceFeatures",
     "Tags",
+    "TopK",
     "TransformerBlock",
     "XLNetConfig",
+    "ranking_metric",
+    "read_vectors",
 ]

@@ -25,9 +25,8 @@ def look_up(table: nn.Embedding, indices: Tensor, combiner: Combiner) -> Tensor:
     vectors = table(indices)
     if indices.dim() < 3:
         return vectors
-    present = (indices != PADDING).unsqueeze(-1).to(vectors.dtype)  # (B, L, M, 1)
-    total = (vectors * present).sum(-2)
+    total = vectors.sum(-2)  # the row of padding is zero
     if combiner == "sum":
         return total
-    number = present.sum(-2).clamp(min=1)
+    number = (indices != PADDING).sum(-1, keepdim=True).clamp(min=1)  # (B, L, 1)
     return total / (number if combiner == "mean" else number.sqrt())

@@ -122,11 +122,19 @@ def _by_position(weights: Tensor) -> Tensor:
 
 
 def encoder_around(
-    transformer: Any, masking: Masking, *, d_model: int, room: int | None = None
+    transformer: Any,
+    masking: Masking,
+    *,
+    d_model: int,
+    positions: int | None = None,
+    room: int | None = None,
 ) -> HuggingFaceEncoder:
-    """Find out how a model must be told what it may see. ConfigError if it cannot be."""
+    """Find out how a model must be told what it may see. ConfigError if it cannot be.
+
+    `positions` is how many it has, if there is a limit.
+    """
     kind = transformer.config.model_type
-    width = room or 4
+    width = room or min(4, positions or 4)
     natural = _probe(transformer, "none", d_model, width, room)
     if masking.causal:
         found = natural
@@ -166,19 +174,20 @@ class Probe:
 
 
 def _probe(transformer: Any, mask: Mask, d_model: int, width: int, room: int | None) -> Probe:
-    """Two rows of `width` positions, of which the first two must not depend on the rest."""
+    """Two rows of `width` positions, of which the first (two) must not depend on the rest."""
+    seen = min(2, (width + 1) // 2)
     encoder = HuggingFaceEncoder(transformer, mask, d_model, room)
     training = transformer.training
     transformer.eval()
     device = next(transformer.parameters()).device
     generator = torch.Generator().manual_seed(0)
     embeddings = torch.randn(2, width, d_model, generator=generator).to(device).requires_grad_()
-    lengths = torch.full((2,), 2 if mask == "padding" else width, device=device)
+    lengths = torch.full((2,), seen if mask == "padding" else width, device=device)
     parameters = [p for p in transformer.parameters() if p.requires_grad]
     try:
         with torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            early = encoder(embeddings, lengths, None)[:, :2]  # (2, 2, d_output)
+            early = encoder(embeddings, lengths, None)[:, :seen]  # (2, seen, d_output)
             weights = torch.randn(early.shape, generator=generator).to(device)
             by_input, *by_parameter = torch.autograd.grad(
                 (early * weights).sum(), [embeddings, *parameters], allow_unused=True
@@ -193,7 +202,7 @@ def _probe(transformer: Any, mask: Mask, d_model: int, width: int, room: int | N
     finally:
         transformer.train(training)
     unused = [p for p, g in zip(parameters, by_parameter, strict=True) if g is None]
-    return Probe(mask, bool(by_input[:, 2:].any()), early.size(-1), unused)
+    return Probe(mask, bool(by_input[:, seen:].any()), early.size(-1), unused)
 
 
 def make_config(config_class: Any, settings: dict[str, Any], options: Mapping[str, Any]) -> Any:
@@ -232,4 +241,4 @@ def encoder_of(given: Any, masking: Masking) -> tuple[HuggingFaceEncoder, int, i
     if isinstance(positions, int) and config.model_type in ("roberta", "longformer"):
         positions -= 1
     width = int(config.hidden_size)
-    return encoder_around(model, masking, d_model=width), width, positions
+    return encoder_around(model, masking, d_model=width, positions=positions), width, positions

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from pipeline.core.columns import FIRST_ITEM, OUT_OF_VOCABULARY
+from pipeline.model import ranking_metric
 from pipeline.model.model import Model
 from pipeline.train.loader import RaggedBatch
+from pipeline.train.metrics import Ranked
 
 Positions = Literal["all", "last"]
 _SCORES_IN_FLIGHT = 16_000_000
@@ -32,15 +34,6 @@ class Windows(NamedTuple):
     """One past its last, which is the (last) target."""
     every: Tensor
     """bool: whether all positions but the first are targets, or the last alone."""
-
-
-class Ranked(NamedTuple):
-    """Targets with their ranks, all (N,), in the order of sessions and positions."""
-
-    ranks: np.ndarray
-    """1-based; an unknown target is behind the whole catalogue."""
-    targets: np.ndarray
-    """Item indices."""
 
 
 def evaluation_windows(
@@ -81,13 +74,42 @@ def evaluation_windows(
 
 @torch.inference_mode()
 def rank_targets(
-    model: Model, batches: Iterable[RaggedBatch], positions: Positions, batch_size: int = 512
+    model: Model,
+    batches: Iterable[RaggedBatch],
+    positions: Positions,
+    batch_size: int = 512,
+    *,
+    list_lengths: tuple[int, ...] = (),
 ) -> Ranked:
-    """Rank every target of `batches`. The model's mode and device are its caller's."""
+    """Rank every target of `batches`, and count what stands in lists of `list_lengths`.
+
+    A list that is longer than the catalogue holds all of it. The model's mode and device are its
+    caller's.
+    """
+    device = next(model.parameters()).device
+    num_items = model.inputs.item_table.num_embeddings - FIRST_ITEM
+    ranks = [torch.empty(0, dtype=torch.int64)]
+    targets = [torch.empty(0, dtype=torch.int64)]
+    exposure = torch.zeros(len(list_lengths), num_items, dtype=torch.int64, device=device)
+    for scores, items in _scored_targets(model, batches, positions, batch_size):
+        ranks.append(ranking_metric.ranks(scores, items - FIRST_ITEM).cpu())
+        targets.append(items.cpu())
+        if list_lengths:
+            best = torch.topk(scores, min(max(list_lengths), num_items)).indices
+            for counts, length in zip(exposure, list_lengths, strict=True):
+                shown = best[:, :length].reshape(-1)
+                counts.index_add_(0, shown, torch.ones_like(shown))
+    return Ranked(torch.cat(ranks).numpy(), torch.cat(targets).numpy(), exposure.cpu().numpy())
+
+
+def _scored_targets(
+    model: Model, batches: Iterable[RaggedBatch], positions: Positions, batch_size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(T, items) scores with (T,) targets, few enough at a time that memory does not grow."""
     device = next(model.parameters()).device
     longest = model.inputs.max_sequence_length
-    ranks: list[np.ndarray] = []
-    targets: list[np.ndarray] = []
+    num_items = model.inputs.item_table.num_embeddings - FIRST_ITEM
+    step = max(1, _SCORES_IN_FLIGHT // max(1, num_items))
     for batch in batches:
         windows = evaluation_windows(
             batch.lengths, longest or 2**31, positions, causal=model.causal
@@ -96,34 +118,15 @@ def rank_targets(
             rows = batch.window(part.rows, part.starts, part.stops).to(device)
             found = model.at_targets(rows)
             wanted = part.every.to(device)[found.rows] | found.is_last
-            ranks.append(_ranks(model, found.hidden[wanted], found.targets[wanted]).cpu().numpy())
-            targets.append(found.targets[wanted].cpu().numpy())
-    empty = np.empty(0, np.int64)
-    return Ranked(np.concatenate([empty, *ranks]), np.concatenate([empty, *targets]))
+            hidden, targets = found.hidden[wanted], found.targets[wanted]
+            for first in range(0, targets.numel(), step):
+                scores = model.scores(hidden[first : first + step])[:, FIRST_ITEM:]
+                yield scores, targets[first : first + step]
 
 
 def _chunks(windows: Windows, size: int) -> Iterator[Windows]:
     for first in range(0, windows.rows.numel(), size):
         yield Windows(*(part[first : first + size] for part in windows))
-
-
-def _ranks(model: Model, hidden: Tensor, targets: Tensor) -> Tensor:
-    """(T, D), (T,) -> (T,) ranks, by counting: no sort, no one-hot.
-
-    An item with the target's score counts as ahead of it.
-    """
-    num_items = model.inputs.item_table.num_embeddings - FIRST_ITEM
-    step = max(1, _SCORES_IN_FLIGHT // max(1, num_items))
-    ranks = []
-    for first in range(0, targets.numel(), step):
-        scores = model.scores(hidden[first : first + step])[:, FIRST_ITEM:]
-        known = targets[first : first + step] >= FIRST_ITEM
-        columns = (targets[first : first + step] - FIRST_ITEM).clamp(min=0)
-        own = scores.gather(1, columns.unsqueeze(1))  # (step, 1)
-        # not `>=`: a score that is not a number must not count as worse
-        ahead = (~(scores < own)).sum(1)
-        ranks.append(torch.where(known, ahead, num_items + 1))
-    return torch.cat(ranks) if ranks else targets.new_empty(0)
 
 
 class Prefixes(NamedTuple):

@@ -4,17 +4,17 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from pipeline.core.columns import FIRST_ITEM, ITEM, SESSIONS_DIRECTORY
+from pipeline.core.columns import FIRST_ITEM, ITEM
 from pipeline.core.errors import ConfigError
 from pipeline.core.fitted import Fitted
 from pipeline.core.names import FULL_LOSSES
 from pipeline.core.recipe import ModelConfig, TrainConfig
 from pipeline.model.build import FromData
 from pipeline.model.vectors import read_vectors
+from pipeline.train.loader import read_sessions
 
 
 def from_data(data: Path, fitted: Fitted, model: ModelConfig, train: TrainConfig) -> FromData:
@@ -51,8 +51,7 @@ def from_data(data: Path, fitted: Fitted, model: ModelConfig, train: TrainConfig
 
 def item_counts(data: Path, num_rows: int) -> np.ndarray:
     """(items,) interactions of each item in the training sessions."""
-    column = pq.read_table(data / SESSIONS_DIRECTORY / "train", columns=[ITEM])[ITEM]
-    indices = column.combine_chunks().flatten().to_numpy()
+    indices = read_sessions(data, "train", [ITEM])[ITEM].combine_chunks().flatten().to_numpy()
     return np.bincount(indices, minlength=num_rows)[FIRST_ITEM:].astype(np.int64)
 
 

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
+from dask.utils import natural_sort_key
 from merlin.dataloader.torch import Loader
 from merlin.io import Dataset
 from torch import Tensor
 
-from pipeline.core.columns import SESSIONS_DIRECTORY
+from pipeline.core.columns import SESSION, SESSIONS_DIRECTORY
 from pipeline.core.errors import ArtifactError
 from pipeline.core.merlin import has_cudf
 from pipeline.model.batch import SessionBatch
@@ -54,6 +57,42 @@ class RaggedBatch(NamedTuple):
         return SessionBatch(features, lengths)
 
 
+def session_files(data: Path, part: str) -> list[Path]:
+    """Files of a part in the order in which they are read; ArtifactError if it is not there."""
+    files = list((data / SESSIONS_DIRECTORY / part).glob("*.parquet"))
+    if not files:
+        found = sorted(p.name for p in (data / SESSIONS_DIRECTORY).glob("*") if p.is_dir())
+        raise ArtifactError(
+            f"{data} has no {part} sessions, it has: {', '.join(found) or 'none'}. Set "
+            f"`split.{part}` in the recipe, or give --test files, and preprocess again."
+        )
+    # Merlin puts part-2 before part-10, whatever order it is given
+    return sorted(files, key=lambda file: natural_sort_key(str(file)))
+
+
+def read_sessions(data: Path, part: str, columns: list[str]) -> pa.Table:
+    """Columns of a part, (sessions) rows in the order of an unshuffled loader.
+
+    A column that the files do not hold is left out. ArtifactError if the part is not there.
+    """
+    tables = []
+    for file in session_files(data, part):
+        names = pq.read_schema(file).names
+        tables.append(pq.read_table(file, columns=[name for name in columns if name in names]))
+    return pa.concat_tables(tables)
+
+
+def session_ids(data: Path, part: str) -> np.ndarray | None:
+    """(sessions,) raw ids in the order of an unshuffled loader; None where the files hold none."""
+    table = read_sessions(data, part, [SESSION])
+    return table[SESSION].to_numpy() if SESSION in table.column_names else None
+
+
+def count_sessions(data: Path, part: str) -> int:
+    """Sessions of a part. ArtifactError if it is not there."""
+    return sum(pq.read_metadata(file).num_rows for file in session_files(data, part))
+
+
 class SessionLoader:
     """Batches of one part of a data directory, from Merlin's loader."""
 
@@ -69,32 +108,30 @@ class SessionLoader:
         seed: int = 0,
     ) -> None:
         """`features` are the columns to read; ArtifactError if the part is not there."""
-        files = sorted((data / SESSIONS_DIRECTORY / part).glob("*.parquet"))
-        if not files:
-            found = sorted(p.name for p in (data / SESSIONS_DIRECTORY).glob("*") if p.is_dir())
-            raise ArtifactError(
-                f"{data} has no {part} sessions, it has: {', '.join(found)}. Set `split.{part}` in "
-                "the recipe, or give --test files, and preprocess again."
-            )
-        dataset = Dataset([str(f) for f in files], engine="parquet", cpu=not has_cudf())
-        dataset.schema = dataset.schema.select_by_name(features)
+        # Merlin takes a row of each file to see what is in it
+        files = [f for f in session_files(data, part) if pq.read_metadata(f).num_rows]
         self.item = item
-        self.num_sessions = int(dataset.num_rows)
+        self.num_sessions = 0
         self._shuffle = shuffle
         self._generator = np.random.default_rng(seed)
-        self._loader = Loader(
-            dataset, batch_size=batch_size, shuffle=shuffle, seed_fn=self._draw_seed
-        )
+        self._loader: Loader | None = None
+        if files:
+            dataset = Dataset([str(f) for f in files], engine="parquet", cpu=not has_cudf())
+            dataset.schema = dataset.schema.select_by_name(features)
+            self.num_sessions = int(dataset.num_rows)
+            self._loader = Loader(
+                dataset, batch_size=batch_size, shuffle=shuffle, seed_fn=self._draw_seed
+            )
 
     def __len__(self) -> int:
         """Batches of a pass."""
-        return len(self._loader)
+        return 0 if self._loader is None else len(self._loader)
 
     def __iter__(self) -> Iterator[RaggedBatch]:
         if self._shuffle:
             # Merlin shuffles within a chunk by NumPy's global state
             np.random.seed(self._draw_seed())  # noqa: NPY002
-        for features, _ in self._loader:
+        for features, _ in self._loader or ():
             yield self._ragged(features)
 
     def _draw_seed(self) -> int:

@@ -1,12 +1,10 @@
 """`pipeline train`: a data directory in, a run out; `pipeline evaluate`: a run and data in."""
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from pipeline.core import identity
 from pipeline.core.artifact import new_artifact, read_manifest
@@ -17,12 +15,12 @@ from pipeline.core.recipe import ModelConfig, TrainConfig
 from pipeline.core.schema import Schema
 from pipeline.model.build import build_model, load_model, save_model
 from pipeline.model.model import Model
-from pipeline.train.baselines import BASELINES, all_baseline_ranks
+from pipeline.train.baselines import BASELINES, rank_by_baselines
 from pipeline.train.device import best_device
 from pipeline.train.evaluation import Positions, prefixes, rank_targets
 from pipeline.train.from_data import from_data
-from pipeline.train.loader import SessionLoader
-from pipeline.train.metrics import ranking_metrics
+from pipeline.train.loader import SessionLoader, read_sessions
+from pipeline.train.metrics import list_metrics, ranking_metrics
 
 LOG_FILE = "metrics.jsonl"
 _EVALUATION_SESSIONS = 1024
@@ -107,7 +105,9 @@ def evaluate(
     """Metrics of a run, and of the baselines, on one part of `data`, over the full catalogue.
 
     Returns {"part", "positions", "targets", "unknown_targets", "catalogue_items", "results"}
-    where results maps a model's name to its metrics. ArtifactError if the run was trained on
+    where results maps a model's name to its metrics: those of ranks and those of its top-K lists,
+    a list for each target; None for what is not defined, such as the popularity bias where
+    training saw none of the targets. ArtifactError if the run was trained on
     another catalogue, or on other features or other statistics of them, than those of `data`.
     """
     read_manifest(run, "run")
@@ -116,21 +116,38 @@ def evaluate(
     model = load_model(run).to(best_device())
     longest = model.inputs.max_sequence_length
     assert longest is not None  # noqa: S101
-    ranked = rank_targets(model, _loader(data, part, model, _EVALUATION_SESSIONS), positions)
+    ranked = rank_targets(
+        model,
+        _loader(data, part, model, _EVALUATION_SESSIONS),
+        positions,
+        list_lengths=cutoffs,
+    )
     if not len(ranked.ranks):
         raise ArtifactError(
             f"{data} has no {part} session of two interactions or more: nothing to predict."
         )
-    results = {_name(run): ranking_metrics(ranked.ranks, cutoffs)}
+    num_rows = model.inputs.item_table.num_embeddings
+    train_sessions = _items(data, "train", by_time=True)
+    counts = np.bincount(train_sessions[0], minlength=num_rows)[FIRST_ITEM:]
+    rankings = {_name(run): ranked}
     if baselines:
-        for name, ranks in _baselines(data, part, positions, longest, ranked.targets, model):
-            results[name] = ranking_metrics(ranks, cutoffs)
+        before = prefixes(*_items(data, part), positions, longest)
+        # baselines see the same prefixes and targets as the model
+        assert np.array_equal(before.targets, ranked.targets)  # noqa: S101
+        rankings |= rank_by_baselines(*train_sessions, num_rows, *before, list_lengths=cutoffs)
+    results = {
+        name: {
+            **ranking_metrics(found.ranks, cutoffs),
+            **list_metrics(found.exposure, cutoffs, found.targets, counts),
+        }
+        for name, found in rankings.items()
+    }
     return {
         "part": part,
         "positions": positions,
         "targets": len(ranked.ranks),
         "unknown_targets": int((ranked.targets < FIRST_ITEM).sum()),
-        "catalogue_items": model.inputs.item_table.num_embeddings - FIRST_ITEM,
+        "catalogue_items": num_rows - FIRST_ITEM,
         "results": results,
     }
 
@@ -153,7 +170,7 @@ def check_same_preprocessing(run: Path, data: Path) -> None:
     if not same:
         what = "other features" if same_items else "another catalogue"
         raise ArtifactError(
-            f"{run} was trained on {what} than those of {data}. Evaluate it on the data directory "
+            f"{run} was trained on {what} than those of {data}. Use the data directory that "
             "it was trained on, or train again."
         )
 
@@ -189,23 +206,9 @@ def _has_targets(data: Path, part: str) -> bool:
     return bool((np.diff(_items(data, part)[1]) > 1).any())
 
 
-def _baselines(
-    data: Path, part: str, positions: Positions, longest: int, targets: np.ndarray, model: Model
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Baselines see the same prefixes and targets as the model."""
-    values, offsets = _items(data, "train", by_time=True)
-    test_values, test_offsets = _items(data, part)
-    before = prefixes(test_values, test_offsets, positions, longest)
-    assert np.array_equal(before.targets, targets)  # noqa: S101
-    num_rows = model.inputs.item_table.num_embeddings
-    yield from all_baseline_ranks(
-        values, offsets, num_rows, before.values, before.offsets, before.targets
-    )
-
-
 def _items(data: Path, part: str, *, by_time: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Item indices of a part and where its sessions begin, oldest session first if `by_time`."""
-    table = pq.read_table(data / SESSIONS_DIRECTORY / part, columns=[ITEM, TIMESTAMP])
+    table = read_sessions(data, part, [ITEM, TIMESTAMP])
     if by_time:
         times = table[TIMESTAMP].combine_chunks()
         ends = times.flatten().to_numpy()[times.offsets.to_numpy()[1:] - 1]

@@ -92,7 +92,10 @@ def test_no_unknown_key_slips_through(section: str, key: str) -> None:
         ({"preprocess": {"split": {"test": "0d"}}}, "expected days"),
         ({"preprocess": {"delimiter": "ab"}}, "`preprocess.delimiter` is 'ab'"),
         ({"model": {"d_model": 10, "n_head": 3}}, "`n_head` 3 does not divide `d_model` 10"),
-        ({"model": {"architecture": "gpt2", "masking": "mlm"}}, "gpt2 works with clm, not with mlm"),
+        (
+            {"model": {"architecture": "gpt2", "masking": "mlm"}},
+            "gpt2 works with clm, not with mlm",
+        ),
         ({"preprocess": {"timestamp": {"column": "t", "features": ["hours"]}}}, "'hour'"),
         ({"preprocess": {"timestamp": {"column": "t", "features": ["hour"] * 2}}}, "twice"),
         ({"preprocess": {"format": "sequences", "timestamp": {"column": "t"}}}, "item ids alone"),

@@ -150,9 +150,9 @@ def test_one_step_moves_all_but_what_is_frozen_and_no_padding_row(option: str) -
     frozen = {name for name, p in inputs.named_parameters() if not p.requires_grad}
     unmoved = {n for n, value in inputs.state_dict().items() if torch.equal(value, before[n])}
     assert unmoved == frozen
-    for module in inputs.modules():
-        if isinstance(module, nn.Embedding) and module.padding_idx == 0:
-            assert not bool(module.weight[0].any())
+    looked_up = [m.table for m in inputs.modules() if isinstance(m, PretrainedEmbeddings)]
+    for table in [*inputs.tables.values(), *looked_up]:
+        assert not bool(table.weight[0].any())
 
 
 @every_option
@@ -253,6 +253,7 @@ def test_parts_stand_in_the_order_of_their_kinds() -> None:
     assert inputs(batch).tolist() == [
         [[4, 4.5, 50, 0.125, 5.25, 7, 8, 9], [0, 0, 50, 0, 5.25, 0, 0, 0]]
     ]
+    assert inputs(batch).dtype == torch.float32, "whatever the numbers came as"
 
 
 def test_vectors_and_several_indices_may_belong_to_the_session() -> None:
@@ -368,6 +369,11 @@ def test_a_pretrained_table_has_the_matrix_and_its_width() -> None:
         assert torch.equal(table[3:], weights[3:])
         assert table.requires_grad == trainable
         assert bool(weights[:3].all()), "the matrix that was given stays as it was"
+
+
+def test_vectors_to_look_up_learn_only_if_told_to() -> None:
+    assert not PretrainedEmbeddings(matrix(V)).table.weight.requires_grad
+    assert PretrainedEmbeddings(matrix(V), trainable=True).table.weight.requires_grad
 
 
 def test_vectors_are_projected_and_normalised() -> None:

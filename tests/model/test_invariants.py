@@ -316,3 +316,17 @@ def test_an_untied_generator_learns_beside_the_model() -> None:
         if parameter.requires_grad:
             assert parameter.grad is not None, name
             assert bool(parameter.grad.any()), name
+
+
+@every_case
+@pytest.mark.parametrize("longest", [1, 2])
+def test_sessions_may_be_very_short(architecture: str, masking: str, longest: int) -> None:
+    """So short that there is hardly anything to find out which way an architecture looks."""
+    torch.manual_seed(0)
+    model = build_model(SCHEMA, config_of(architecture, masking, n_layer=1), longest).eval()
+    batch = sessions([longest + 1, 1], 0)
+    with torch.no_grad():
+        found = model.at_targets(batch)
+        scores = model.scores(found.hidden)[found.is_last]
+        predicted = model(cut(batch, 0, 0, longest))
+    assert largest(predicted[0], scores[0]) < 1e-5

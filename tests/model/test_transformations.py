@@ -63,6 +63,15 @@ def test_swap_noise_replaces_the_share_that_was_asked_for_and_always_by_another(
     assert not torch.equal(items.float(), prices), "each feature on its own"
 
 
+def test_two_sessions_can_only_swap_with_each_other() -> None:
+    torch.manual_seed(0)
+    batch = distinct([1, 1])
+    for _ in range(20):
+        found = StochasticSwapNoise(1.0).train()(batch)
+        for name, values in batch.features.items():
+            assert torch.equal(found.features[name], values.flip(0))
+
+
 def test_shared_embeddings_noise_draws_known_indices_evenly() -> None:
     torch.manual_seed(0)
     noise = StochasticSharedEmbeddings(0.5)

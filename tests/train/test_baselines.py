@@ -14,10 +14,10 @@ from pipeline.train import baselines
 from pipeline.train.baselines import (
     Array,
     Baseline,
-    all_baseline_ranks,
-    baseline_ranks,
     covisitation,
     popularity,
+    rank_by_baseline,
+    rank_by_baselines,
     sequential_rules,
     session_knn,
 )
@@ -40,9 +40,13 @@ def ragged(sessions: Sessions) -> tuple[Array, Array]:
     return values, np.cumsum([0] + [len(session) for session in sessions])
 
 
-def ranks_after(baseline: Baseline, prefix: list[int], targets: list[int]) -> list[int]:
+def ranks_after(
+    baseline: Baseline, prefix: list[int], targets: list[int], num_items: int = LAST
+) -> list[int]:
     prefixes = ragged([prefix] * len(targets))
-    return baseline_ranks(baseline, *prefixes, np.array(targets)).tolist()
+    return rank_by_baseline(
+        baseline, *prefixes, np.array(targets, np.int64), num_items=num_items
+    ).ranks.tolist()
 
 
 def test_popularity_counts_interactions_and_ties_count_against_it() -> None:
@@ -115,7 +119,7 @@ def test_session_knn_sees_sums_added_in_another_order_as_ties() -> None:
     b_first = [[A, B], [A, B, 50], [A, B, 51, 52, 53]]
     c_last = [[A, C, 51, 52, 53], [A, C, 50], [A, C]]
     baseline = session_knn(*ragged(b_first + c_last), num_rows=60)
-    assert ranks_after(baseline, [A], [A, B, C]) == [1, 3, 3]
+    assert ranks_after(baseline, [A], [A, B, C], num_items=57) == [1, 3, 3]
 
 
 @pytest.mark.parametrize("fit", ALL)
@@ -161,16 +165,21 @@ def test_an_index_outside_the_item_table_is_an_error(fit: Fit) -> None:
 
 def test_each_prefix_needs_a_target() -> None:
     with pytest.raises(ValueError, match="2 prefixes but 1 targets"):
-        baseline_ranks(popularity(*ragged(SHOP), NUM_ROWS), *ragged([[A], [B]]), np.array([A]))
+        rank_by_baseline(
+            popularity(*ragged(SHOP), NUM_ROWS),
+            *ragged([[A], [B]]),
+            np.array([A]),
+            num_items=LAST,
+        )
 
 
 def test_a_slice_of_sessions_counts_as_those_sessions_alone() -> None:
     values, offsets = ragged([[D, E], *SHOP, [D, E]])
     prefixes, targets = ragged([[A], [B, C]]), np.array([C, B])
-    sliced = all_baseline_ranks(values, offsets[1:-1], NUM_ROWS, *prefixes, targets)
-    alone = all_baseline_ranks(*ragged(SHOP), NUM_ROWS, *prefixes, targets)
+    sliced = rank_by_baselines(values, offsets[1:-1], NUM_ROWS, *prefixes, targets)
+    alone = rank_by_baselines(*ragged(SHOP), NUM_ROWS, *prefixes, targets)
     for (name, found), (_, expected) in zip(sliced, alone, strict=True):
-        np.testing.assert_array_equal(found, expected, err_msg=name)
+        np.testing.assert_array_equal(found.ranks, expected.ranks, err_msg=name)
 
 
 many_sessions = st.lists(st.lists(st.integers(0, NUM_ROWS - 1), max_size=13), max_size=12)
@@ -191,8 +200,8 @@ def test_ranks_equal_those_of_a_dense_loop_however_they_are_cut_into_chunks(
     for scores_at_once in (1 << 22, 20, 1):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(baselines, "_SCORES_AT_ONCE", scores_at_once)
-            found = all_baseline_ranks(*ragged(train), NUM_ROWS, *ragged(prefixes), targets)
-            assert {name: ranks.tolist() for name, ranks in found} == expected
+            found = rank_by_baselines(*ragged(train), NUM_ROWS, *ragged(prefixes), targets)
+            assert {name: ranked.ranks.tolist() for name, ranked in found} == expected
 
 
 @given(train=many_sessions, prefix=st.lists(st.integers(A, E), min_size=1, max_size=6))
@@ -287,11 +296,11 @@ def test_figures_on_real_clicks_stay_what_was_measured() -> None:
     targets = np.array([target for s in sessions for target in s[1:]])
     assert len(targets) == 10_152
     num_rows = len(catalogue) + FIRST_ITEM
-    ranked = all_baseline_ranks(train + FIRST_ITEM, train_offsets, num_rows, *prefixes, targets)
+    ranked = rank_by_baselines(train + FIRST_ITEM, train_offsets, num_rows, *prefixes, targets)
     measured = [(0.089, 0.026), (0.387, 0.172), (0.615, 0.343), (0.682, 0.354)]
-    for (name, ranks), figures in zip(ranked, measured, strict=True):
-        hits = ranks <= 20
-        assert (hits.mean(), (hits / ranks).mean()) == pytest.approx(figures, abs=0.01), name
+    for (name, found), figures in zip(ranked, measured, strict=True):
+        hits = found.ranks <= 20
+        assert (hits.mean(), (hits / found.ranks).mean()) == pytest.approx(figures, abs=0.01), name
 
 
 def read_clicks(part: str) -> tuple[Array, Array]:

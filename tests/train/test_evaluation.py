@@ -1,6 +1,4 @@
-"""Ranks and metrics, against numbers that a reader can work out and against slow programs."""
-
-import math
+"""Ranks of targets, against numbers that a reader can work out and against slow programs."""
 
 import numpy as np
 import pytest
@@ -13,7 +11,6 @@ from pipeline.model import ColumnSchema, Model, Schema, SessionBatch
 from pipeline.model.build import build_model
 from pipeline.train.evaluation import evaluation_windows, prefixes, rank_targets
 from pipeline.train.loader import RaggedBatch
-from pipeline.train.metrics import ranking_metrics
 
 L, V = 4, 30
 SCHEMA = Schema(
@@ -122,14 +119,3 @@ def test_scores_that_are_no_numbers_do_not_count_as_a_hit() -> None:
         model.inputs.item_table.weight[3:] = float("nan")
     ranked = rank_targets(model, [ragged([[4, 5]])], "all")
     assert ranked.ranks.tolist() == [V - 3]
-
-
-def test_metrics_at_ranks_1_3_and_21() -> None:
-    metrics = ranking_metrics(np.array([1, 3, 21]), (2, 20))
-    third = 1 / 3
-    assert metrics["recall@2"] == pytest.approx(third)
-    assert metrics["recall@20"] == pytest.approx(2 * third)
-    assert metrics["precision@20"] == pytest.approx(2 * third / 20)
-    assert metrics["mrr@2"] == pytest.approx(third)
-    assert metrics["mrr@20"] == metrics["map@20"] == pytest.approx((1 + third) / 3)
-    assert metrics["ndcg@20"] == pytest.approx((1 + 1 / math.log2(4)) / 3)

@@ -88,6 +88,9 @@ def test_a_run_learns_says_so_and_beats_popularity(shop: Shop) -> None:
     assert facts["valid_ndcg@20"] == best
     results = evaluate(shop.run, shop.data, cutoffs=(20,))["results"]
     assert results["run"]["recall@20"] > results["popularity"]["recall@20"]
+    # popularity shows everybody the same 20 of the 200 items
+    assert results["popularity"]["coverage@20"] == 0.1
+    assert results["popularity"]["popularity_bias@20"] > results["run"]["popularity_bias@20"] > 0
     assert set(results) == {
         "run",
         *("popularity", "co-visitation", "sequential-rules", "session-knn"),

@@ -33,7 +33,7 @@ class AlbertConfig(EncoderConfig):
         }
         config = make_config(transformers.AlbertConfig, settings, self.options)
         model = transformers.AlbertModel(config, add_pooling_layer=False)
-        return encoder_around(model, masking, d_model=self.d_model)
+        return encoder_around(model, masking, d_model=self.d_model, positions=self.total_seq_length)
 
 
 CONFIG = AlbertConfig

@@ -32,7 +32,7 @@ class BertConfig(EncoderConfig):
         }
         config = make_config(transformers.BertConfig, settings, self.options)
         model = transformers.BertModel(config, add_pooling_layer=False)
-        return encoder_around(model, masking, d_model=self.d_model)
+        return encoder_around(model, masking, d_model=self.d_model, positions=self.total_seq_length)
 
 
 CONFIG = BertConfig

@@ -33,7 +33,7 @@ class ElectraConfig(EncoderConfig):
         }
         config = make_config(transformers.ElectraConfig, settings, self.options)
         model = transformers.ElectraModel(config)
-        return encoder_around(model, masking, d_model=self.d_model)
+        return encoder_around(model, masking, d_model=self.d_model, positions=self.total_seq_length)
 
 
 CONFIG = ElectraConfig

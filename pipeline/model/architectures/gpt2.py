@@ -34,7 +34,12 @@ class GPT2Config(EncoderConfig):
             "eos_token_id": None,
         }
         config = make_config(transformers.GPT2Config, settings, self.options)
-        return encoder_around(transformers.GPT2Model(config), masking, d_model=self.d_model)
+        return encoder_around(
+            transformers.GPT2Model(config),
+            masking,
+            d_model=self.d_model,
+            positions=self.total_seq_length,
+        )
 
 
 CONFIG = GPT2Config

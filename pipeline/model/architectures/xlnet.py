@@ -40,7 +40,9 @@ class XLNetConfig(EncoderConfig):
         config = make_config(transformers.XLNetConfig, settings, self.options)
         model = transformers.XLNetModel(config)
         mask_vector = model.mask_emb
-        encoder = encoder_around(model, masking, d_model=self.d_model)
+        encoder = encoder_around(
+            model, masking, d_model=self.d_model, positions=self.total_seq_length
+        )
         if masking.name == "plm":  # the stream of the targets starts from that vector
             mask_vector.requires_grad_(True)
             return HuggingFaceEncoder(model, "order", encoder.d_output, None)

@@ -1,0 +1,155 @@
+"""What a run does without a server: `pipeline evaluate` and `pipeline predict`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.console import check_in, json_option, out_option, path_type, print_result
+from pipeline.core.errors import ConfigError
+
+_part_option = click.option(
+    "--part",
+    type=click.Choice(["train", "valid", "test"]),
+    default="test",
+    show_default=True,
+    help="Which sessions.",
+)
+
+
+@click.command(epilog="Example: pipeline evaluate runs/rsc15 --data data/rsc15 --cutoffs 10,20")
+@click.argument("run", type=path_type)
+@click.option("--data", required=True, type=path_type, help="Directory that preprocess wrote.")
+@_part_option
+@click.option(
+    "--positions",
+    type=click.Choice(["all", "last"]),
+    default="all",
+    show_default=True,
+    help="Every interaction but the first is a target, or the last.",
+)
+@click.option("--cutoffs", default="5,10,20", show_default=True, help="List lengths K.")
+@click.option(
+    "--baselines/--no-baselines",
+    default=True,
+    show_default=True,
+    help="Popularity, co-visitation, sequential rules and session-kNN beside the model.",
+)
+@json_option
+def evaluate(
+    run: Path, data: Path, part: str, positions: Any, cutoffs: str, baselines: bool, as_json: bool
+) -> None:
+    """Rank the whole catalogue for every target; metrics of RUN beside the baselines."""
+    numbers = _cutoffs(cutoffs)
+    check_in(run, "run")
+    check_in(data, "data")
+    from pipeline.report import evaluation_text
+    from pipeline.train.run import evaluate as run_evaluation
+
+    result = run_evaluation(
+        run, data, part=part, positions=positions, cutoffs=numbers, baselines=baselines
+    )
+    print_result(result, as_json, evaluation_text(result))
+
+
+@click.command(
+    epilog="Example: pipeline predict runs/rsc15 --data data/rsc15 --k 20 --out lists.parquet"
+)
+@click.argument("run", type=path_type)
+@click.option("--data", required=True, type=path_type, help="Directory that preprocess wrote.")
+@_part_option
+@click.option("--k", type=int, help="Items of a list.  [default: 20]")
+@click.option("--filter-seen", is_flag=True, help="Leave out what stands in the session.")
+@click.option(
+    "--blocked",
+    type=path_type,
+    metavar="FILE",
+    help="Raw ids of items to leave out, one a line.",
+)
+@click.option(
+    "--candidates",
+    type=path_type,
+    metavar="FILE",
+    help="Raw ids of the only items to recommend, one a line.",
+)
+@click.option(
+    "--embeddings",
+    type=click.Choice(["sessions", "items"]),
+    help="Write vectors for an index by inner product in place of lists.",
+)
+@out_option()
+@json_option
+def predict(
+    run: Path,
+    data: Path,
+    part: str,
+    k: int | None,
+    filter_seen: bool,
+    blocked: Path | None,
+    candidates: Path | None,
+    embeddings: str | None,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Write what comes after each session of DATA to a Parquet file, without a server.
+
+    Columns: session_id, item_ids and scores, best first; or, with --embeddings, session_id or
+    item_id and embedding.
+    """
+    if embeddings and (k is not None or filter_seen or blocked or candidates):
+        raise ConfigError(
+            "--k, --filter-seen, --blocked and --candidates are for lists. Leave them out, or "
+            "--embeddings."
+        )
+    check_in(run, "run")
+    check_in(data, "data")
+    left_out = [] if blocked is None else _read_ids(blocked)
+    among = None if candidates is None else _read_ids(candidates)
+    from pipeline.core.parquet import check_parquet
+
+    check_parquet(out)
+    from pipeline.report import prediction_text
+    from pipeline.train import predictions
+
+    if embeddings == "items":
+        facts = predictions.write_item_embeddings(run, out)
+    elif embeddings == "sessions":
+        facts = predictions.write_session_embeddings(run, data, part, out)
+    else:
+        facts = predictions.write_lists(
+            run,
+            data,
+            part,
+            out,
+            k=20 if k is None else k,
+            filter_seen=filter_seen,
+            blocked=left_out,
+            candidates=among,
+        )
+    print_result(facts, as_json, prediction_text(facts, out))
+
+
+def _read_ids(path: Path) -> list[str]:
+    """One a line; blank lines are none."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not text in UTF-8, expected one item id a line.") from None
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be read: {error.strerror}. Expected text with one item id a line."
+        ) from None
+    ids = [line.strip() for line in lines if line.strip()]
+    if not ids:
+        raise ConfigError(f"{path} is empty, expected one item id a line. Leave the option out.")
+    return ids
+
+
+def _cutoffs(text: str) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < 1:
+        raise click.UsageError(f"--cutoffs {text!r}: expected whole numbers from 1, such as 10,20.")
+    return numbers

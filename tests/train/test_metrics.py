@@ -1,0 +1,164 @@
+"""Metrics against numbers that a reader can work out, another library and plain sets."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchmetrics import retrieval
+
+from pipeline.core.columns import FIRST_ITEM, OUT_OF_VOCABULARY
+from pipeline.model import ranking_metric
+from pipeline.report import evaluation_text
+from pipeline.train import baselines, evaluation
+from pipeline.train.baselines import rank_by_baselines
+from pipeline.train.evaluation import rank_targets
+from pipeline.train.metrics import METRICS, list_metrics, ranking_metrics
+from tests.train.test_baselines import ALL, DENSE, NUM_ROWS, known, many_sessions
+from tests.train.test_baselines import ragged as ragged_arrays
+from tests.train.test_evaluation import MODELS, SESSIONS, V, ragged
+
+INF, NAN = float("inf"), float("nan")
+REFERENCES = {
+    "recall": retrieval.RetrievalRecall,
+    "ndcg": retrieval.RetrievalNormalizedDCG,
+    "mrr": retrieval.RetrievalMRR,
+    "map": retrieval.RetrievalMAP,
+    "precision": retrieval.RetrievalPrecision,
+}
+
+
+def test_metrics_at_ranks_1_3_and_21() -> None:
+    metrics = ranking_metrics(np.array([1, 3, 21]), (2, 20))
+    third = 1 / 3
+    assert metrics["recall@2"] == pytest.approx(third)
+    assert metrics["recall@20"] == pytest.approx(2 * third)
+    assert metrics["precision@20"] == pytest.approx(2 * third / 20)
+    assert metrics["mrr@2"] == pytest.approx(third)
+    assert metrics["mrr@20"] == metrics["map@20"] == pytest.approx((1 + third) / 3)
+    assert metrics["ndcg@20"] == metrics["dcg@20"] == pytest.approx((1 + 1 / math.log2(4)) / 3)
+    assert set(metrics) == {f"{metric}@{cutoff}" for metric in METRICS for cutoff in (2, 20)}
+
+
+def test_without_a_rank_there_is_no_metric() -> None:
+    assert math.isnan(ranking_metrics(np.empty(0, np.int64), (5,))["dcg@5"])
+
+
+@pytest.mark.parametrize(
+    ("scores", "target", "rank"),
+    [
+        ([3.0, 2.0, 1.0], 0, 1),
+        ([3.0, 2.0, 1.0], 2, 3),
+        ([2.0, 2.0, 1.0], 0, 2),  # a tie counts against the target
+        ([2.0, NAN, 1.0], 0, 2),  # and so does what is not a number
+        ([NAN, 2.0, 1.0], 0, 3),
+        ([3.0, 2.0, 1.0], -1, 4),  # none of them
+        ([-INF, -INF, -INF, 7.0], 3, 1),  # reserved rows of the item table are never ahead
+    ],
+)
+def test_a_rank_counts_what_does_not_score_less(
+    scores: list[float], target: int, rank: int
+) -> None:
+    found = ranking_metric.ranks(torch.tensor([scores]), torch.tensor([target]))
+    assert found.tolist() == [rank]
+
+
+@pytest.mark.parametrize("cutoff", [1, 5, 20])
+@pytest.mark.parametrize("metric", METRICS)
+def test_metrics_equal_those_of_torchmetrics(metric: str, cutoff: int) -> None:
+    generator = torch.Generator().manual_seed(cutoff)
+    num_targets, num_items = 200, 60
+    # a permutation a row: without ties, where libraries differ
+    scores = torch.rand(num_targets, num_items, generator=generator).argsort(1).float()
+    targets = torch.randint(num_items, (num_targets,), generator=generator)
+    found = ranking_metric.means(ranking_metric.ranks(scores, targets), (cutoff,))
+    relevant = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, targets.unsqueeze(1), True)
+    rows = torch.arange(num_targets).unsqueeze(1).expand_as(scores)
+    # DCG is NDCG times the best that is possible, 1 for one target
+    reference = REFERENCES["ndcg" if metric == "dcg" else metric](top_k=cutoff)
+    expected = reference(scores.flatten(), relevant.flatten(), rows.flatten())
+    assert found[f"{metric}@{cutoff}"] == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_figures_of_the_lists_worked_out_by_hand() -> None:
+    # four items, seen 6, 3, 1 and 0 times; lists [0, 1] and [0, 2]; targets 1 and an unknown one
+    exposure = np.array([[2, 0, 0, 0], [2, 1, 1, 0]])
+    targets = np.array([FIRST_ITEM + 1, OUT_OF_VOCABULARY])
+    found = list_metrics(exposure, (1, 2), targets, np.array([6, 3, 1, 0]))
+    assert found == {
+        "coverage@1": 1 / 4,
+        "popularity@1": 6,
+        "popularity_bias@1": 6 / 1.5,
+        "coverage@2": 3 / 4,
+        "popularity@2": (6 + 3 + 6 + 1) / 4,
+        "popularity_bias@2": 4 / 1.5,
+    }
+
+
+def test_there_is_no_bias_towards_targets_that_training_never_saw() -> None:
+    targets = np.array([OUT_OF_VOCABULARY])
+    found = list_metrics(np.array([[1, 0]]), (1,), targets, np.array([5, 1]))
+    assert found == {"coverage@1": 0.5, "popularity@1": 5, "popularity_bias@1": None}
+    result = {"targets": 1, "unknown_targets": 1, "catalogue_items": 2, "part": "test"}
+    result |= {"positions": "all", "results": {"run": ranking_metrics(np.array([3]), (1,)) | found}}
+    assert "  5.0       -\n" in evaluation_text(result)
+
+
+@pytest.mark.parametrize("scores_in_flight", [16_000_000, 1])
+@pytest.mark.parametrize("name", sorted(MODELS))
+@settings(max_examples=15, deadline=None)
+@given(sessions=SESSIONS, lengths=st.lists(st.integers(1, V), min_size=1, max_size=3))
+def test_lists_of_a_model_are_counted_as_sets_count_them(
+    name: str, scores_in_flight: int, sessions: list[list[int]], lengths: list[int]
+) -> None:
+    model = MODELS[name]
+    num_items = V - FIRST_ITEM
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "_SCORES_IN_FLIGHT", scores_in_flight)
+        ranked = rank_targets(model, [ragged(sessions)], "all", list_lengths=tuple(lengths))
+        scored = list(evaluation._scored_targets(model, [ragged(sessions)], "all", 512))
+    expected = np.zeros((len(lengths), num_items), np.int64)
+    for scores, _ in scored:
+        for row in scores.tolist():
+            best = sorted(range(num_items), key=lambda item: -row[item])
+            for at, length in enumerate(lengths):
+                for item in best[:length]:
+                    expected[at, item] += 1
+    assert ranked.exposure.tolist() == expected.tolist()
+    assert ranked.ranks.tolist() == rank_targets(model, [ragged(sessions)], "all").ranks.tolist()
+
+
+@given(
+    train=many_sessions,
+    prefixes=many_sessions,
+    lengths=st.lists(st.integers(1, NUM_ROWS), min_size=1, max_size=3),
+)
+def test_lists_of_baselines_are_counted_as_a_dense_loop_counts_them(
+    train: list[list[int]], prefixes: list[list[int]], lengths: list[int]
+) -> None:
+    targets = np.full(len(prefixes), FIRST_ITEM)
+    catalogue = range(FIRST_ITEM, NUM_ROWS)
+    expected = {}
+    for name, score in DENSE.items():
+        counts = np.zeros((len(lengths), len(catalogue)), np.int64)
+        for prefix in known(prefixes):
+            scores = (score if prefix else DENSE["popularity"])(known(train), prefix)
+            best = sorted(catalogue, key=lambda item: (-scores.get(item, 0), item))
+            for at, length in enumerate(lengths):
+                for item in best[:length]:
+                    counts[at, item - FIRST_ITEM] += 1
+        expected[name] = counts.tolist()
+    for scores_at_once in (1 << 22, 1):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(baselines, "_SCORES_AT_ONCE", scores_at_once)
+            ranked = rank_by_baselines(
+                *ragged_arrays(train),
+                NUM_ROWS,
+                *ragged_arrays(prefixes),
+                targets,
+                list_lengths=tuple(lengths),
+            )
+            assert {name: found.exposure.tolist() for name, found in ranked} == expected
+    assert len(expected) == len(ALL)
