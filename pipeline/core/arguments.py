@@ -22,7 +22,9 @@ def checked_arguments(
     advice = dict(instead or {})
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        known = [name for name in inspect.signature(function).parameters if name != "self"]
+        known = [
+            name for name in inspect.signature(function).parameters if name not in ("self", "cls")
+        ]
         owner = function.__qualname__.removesuffix(".__init__")
 
         @functools.wraps(function)

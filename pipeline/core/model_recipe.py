@@ -37,6 +37,21 @@ class Pretrained(Config):
         return self
 
 
+class Tower(Config):
+    """Another sequence encoder beside the model's own; both read the same interactions."""
+
+    architecture: str
+    """As in `model`."""
+    model_type: str | None = None
+    """As in `model`."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """As in `model`."""
+    n_head: int = Field(default=4, ge=1)
+    """Attention heads a layer."""
+    n_layer: int = Field(default=1, ge=1)
+    """Layers."""
+
+
 class Target(Config):
     """A column that the model predicts beside the next item, and does not read."""
 
@@ -114,10 +129,20 @@ class ModelConfig(Config):
     """Layers of the sequence encoder."""
     dropout: float = Field(default=0.3, ge=0, lt=1)
     """Dropout of the encoder, also on interaction embeddings."""
+    hidden_act: str = "gelu"
+    """Activation of the encoder's layers, where the architecture leaves a choice."""
+    mlp: tuple[int, ...] = ()
+    """Widths of layers with ReLU between the input and the encoder."""
+    towers: tuple[Tower, ...] = ()
+    """Encoders side by side with the first; their hidden states are put together."""
+    task_mlp: tuple[int, ...] = ()
+    """Widths of layers with ReLU between the encoder and the scores."""
     item_dim: int | None = Field(default=None, ge=1)
     """Width of the item's table; `d_model` where it is not given."""
     embedding_dim: int = Field(default=16, ge=1)
     """Width of the tables of other categorical features."""
+    embedding_deviation: float = Field(default=0.05, gt=0)
+    """Of the initial weights of embedding tables."""
     embedding_dims: dict[str, int] = Field(default_factory=dict)
     """Widths of single features' tables."""
     infer_embedding_sizes: bool = False
@@ -130,8 +155,8 @@ class ModelConfig(Config):
     """Vectors from files."""
     aggregation: Literal["concat", "element-wise-sum", "element-wise-sum-item-multi"] = "concat"
     """How the features of an interaction become one vector."""
-    continuous_projection: int | None = Field(default=None, ge=1)
-    """Width to which all continuous features together are projected first."""
+    continuous_projection: int | tuple[int, ...] | None = None
+    """Widths of layers with ReLU through which all continuous features go together first."""
     continuous_soft_embeddings: bool = False
     """Each continuous feature becomes a mixture of learned vectors."""
     soft_embedding_cardinality: int = Field(default=10, ge=1)
@@ -157,28 +182,13 @@ class ModelConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        name = self.architecture
-        if name not in ARCHITECTURES:
-            raise ValueError(
-                f"there is no architecture {name!r}; {closest(name, [*ARCHITECTURES])}"
-            )
-        if self.masking not in ARCHITECTURES[name]:
-            works = ", ".join(ARCHITECTURES[name])
-            others = [n for n, known in ARCHITECTURES.items() if self.masking in known]
-            raise ValueError(
-                f"{name} works with {works}, not with {self.masking}, which works with "
-                f"{', '.join(others)}"
-            )
-        if (name == "huggingface") != (self.model_type is not None):
-            raise ValueError(
-                "`model_type` belongs to `architecture: huggingface`, and it needs one"
-            )
-        if self.options and name in ("gru", "lstm", "sasrec", "hstu"):
-            raise ValueError(f"`options` are for Hugging Face's architectures, not for {name}")
-        if name not in ("gru", "lstm") and self.d_model % self.n_head:
-            raise ValueError(f"`n_head` {self.n_head} does not divide `d_model` {self.d_model}")
-        if name == "xlnet" and self.d_model % 2:
-            raise ValueError(f"xlnet's positions need an even `d_model`, found {self.d_model}")
+        encoders: list[ModelConfig | Tower] = [self, *self.towers]
+        for encoder in encoders:
+            _check_encoder(encoder, self.masking, self.d_model)
+        projected = self.continuous_projection or ()
+        widths = (projected,) if isinstance(projected, int) else projected
+        if min((*self.mlp, *self.task_mlp, *widths), default=1) < 1:
+            raise ValueError("a width of a layer is 1 or more")
         if self.continuous_soft_embeddings and self.continuous_projection is not None:
             raise ValueError("choose one of continuous_projection and continuous_soft_embeddings")
         if self.train_on_last_item_seq_only and self.masking != "clm":
@@ -186,6 +196,26 @@ class ModelConfig(Config):
         if ITEM in {target.feature for target in self.targets}:
             raise ValueError(f"`{ITEM}` is the next item's, which is always predicted")
         return self
+
+
+def _check_encoder(encoder: ModelConfig | Tower, masking: str, d_model: int) -> None:
+    name = encoder.architecture
+    if name not in ARCHITECTURES:
+        raise ValueError(f"there is no architecture {name!r}; {closest(name, [*ARCHITECTURES])}")
+    if masking not in ARCHITECTURES[name]:
+        works = ", ".join(ARCHITECTURES[name])
+        others = [n for n, known in ARCHITECTURES.items() if masking in known]
+        raise ValueError(
+            f"{name} works with {works}, not with {masking}, which works with {', '.join(others)}"
+        )
+    if (name == "huggingface") != (encoder.model_type is not None):
+        raise ValueError("`model_type` belongs to `architecture: huggingface`, and it needs one")
+    if encoder.options and name in ("gru", "lstm", "sasrec", "hstu"):
+        raise ValueError(f"`options` are for Hugging Face's architectures, not for {name}")
+    if name not in ("gru", "lstm") and d_model % encoder.n_head:
+        raise ValueError(f"`n_head` {encoder.n_head} does not divide `d_model` {d_model}")
+    if name == "xlnet" and d_model % 2:
+        raise ValueError(f"xlnet's positions need an even `d_model`, found {d_model}")
 
 
 class TrainConfig(Config):

@@ -2,6 +2,12 @@
 
 from pipeline.core.schema import ColumnSchema, Schema, Tags
 from pipeline.model import ranking_metric
+from pipeline.model.aggregation import (
+    ConcatFeatures,
+    ElementwiseSum,
+    ElementwiseSumItemMulti,
+    StackFeatures,
+)
 from pipeline.model.architectures.albert import AlbertConfig
 from pipeline.model.architectures.bert import BertConfig
 from pipeline.model.architectures.electra import ElectraConfig
@@ -48,7 +54,10 @@ __all__ = [
     "CausalMasking",
     "ColumnSchema",
     "ColumnValues",
+    "ConcatFeatures",
     "ElectraConfig",
+    "ElementwiseSum",
+    "ElementwiseSumItemMulti",
     "GPT2Config",
     "GRUConfig",
     "HSTUConfig",
@@ -75,6 +84,7 @@ __all__ = [
     "SequentialBlock",
     "SessionBatch",
     "SoftEmbedding",
+    "StackFeatures",
     "Stage",
     "StochasticSharedEmbeddings",
     "StochasticSwapNoise",

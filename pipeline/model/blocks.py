@@ -232,13 +232,15 @@ class SequentialBlock(nn.Module):
 
     def masked(self, batch: SessionBatch, stage: Stage) -> MaskedSequence:
         """SessionBatch -> what the first block gets."""
+        embeddings = self.inputs(batch)
         items = batch.features[self.inputs.item]
-        return self.masking.apply_to(self.inputs(batch), items, batch.lengths, stage)
+        return self.masking.apply_to(embeddings, items, batch.lengths, stage)
 
     def unmasked(self, batch: SessionBatch) -> MaskedSequence:
         """The same with nothing hidden and nothing to predict, for rtd's discriminator."""
+        embeddings = self.inputs(batch)
         items = batch.features[self.inputs.item]
-        return NoMasking().apply_to(self.inputs(batch), items, batch.lengths, Stage.TRAIN)
+        return NoMasking().apply_to(embeddings, items, batch.lengths, Stage.TRAIN)
 
     def through(self, masked: MaskedSequence, *, generator: bool = False) -> Encoded:
         """Hidden states of the last block, or of the generator's."""

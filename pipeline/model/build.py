@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from pipeline.core.artifact import read_json, write_json
 from pipeline.core.errors import ArtifactError, ConfigError
-from pipeline.core.recipe import ModelConfig, TrainConfig
+from pipeline.core.model_recipe import ModelConfig, Tower, TrainConfig
 from pipeline.core.schema import Schema, Tags
 from pipeline.model.architectures import find_architecture
+from pipeline.model.blocks import MLPBlock, ParallelBlock, SequentialBlock, TransformerBlock
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.features import TabularSequenceFeatures
-from pipeline.model.head import Task
+from pipeline.model.head import Head, Task
 from pipeline.model.masking import ARGUMENTS
 from pipeline.model.model import Model
 from pipeline.model.pretrained import PretrainedEmbeddings, PretrainedEmbeddingsInitializer
@@ -62,7 +63,6 @@ def build_model(
     inputs = build_inputs(schema, config, max_sequence_length, known.vectors)
     masking = inputs.masking
     assert masking is not None  # noqa: S101
-    encoder = _encoder(config, max_sequence_length + masking.extra_positions)
     train = train or TrainConfig()
     weights = None
     if train.weights is not None:
@@ -70,6 +70,7 @@ def build_model(
     tasks: list[Task] = [
         NextItemPredictionTask(
             loss=train.loss,
+            task_block=MLPBlock([*config.task_mlp]) if config.task_mlp else None,
             weight_tying=config.weight_tying,
             softmax_temperature=config.temperature,
             normalize=config.normalize,
@@ -91,7 +92,29 @@ def build_model(
         else:
             tasks.append(RegressionTask(column, summary_type=each))  # type: ignore[arg-type]
     task_weights = [1.0, *(target.weight for target in config.targets)]
-    return encoder.to_torch_model(inputs, *tasks, task_weights=task_weights, loss_reduction="sum")
+    body = SequentialBlock(inputs, *_blocks(config, inputs, max_sequence_length))
+    return Model(Head(body, tasks, task_weights=task_weights, loss_reduction="sum"))
+
+
+def _blocks(config: ModelConfig, inputs: TabularSequenceFeatures, longest: int) -> list[nn.Module]:
+    """What follows the input block."""
+    masking = inputs.masking
+    assert masking is not None  # noqa: S101
+    blocks: list[nn.Module] = []
+    width = inputs.output_size
+    if config.mlp:
+        blocks.append(MLPBlock([*config.mlp]))
+        width = config.mlp[-1]
+    if width != config.d_model:
+        blocks.append(nn.Linear(width, config.d_model))
+    positions = longest + masking.extra_positions
+    encoders: list[ModelConfig | Tower] = [config, *config.towers]
+    towers = [
+        TransformerBlock(_encoder(config, encoder, positions), masking=masking)
+        for encoder in encoders
+    ]
+    blocks.append(ParallelBlock(*towers) if config.towers else towers[0])
+    return blocks
 
 
 def build_inputs(
@@ -104,11 +127,17 @@ def build_inputs(
         features.select_by_name(name)
     summed = config.aggregation != "concat"
     added = {}
-    begun = {}
+    deviation = config.embedding_deviation
+    begun: dict[str, Any] = {
+        column.name: lambda weight: nn.init.normal_(weight, std=deviation)
+        for column in features.select_by_tag(Tags.CATEGORICAL)
+    }
+    filled = set()
     for place, pretrained in enumerate(config.pretrained):
         if place not in vectors:
             raise ConfigError(f"The vectors of {pretrained.file} were not read.")
         if pretrained.use == "table":
+            filled.add(pretrained.feature)
             begun[pretrained.feature] = PretrainedEmbeddingsInitializer(
                 vectors[place], trainable=pretrained.trainable
             )
@@ -120,7 +149,7 @@ def build_inputs(
                 normalizer="layer-norm" if pretrained.layer_norm else None,
             )
     dims = {**config.embedding_dims}
-    if item not in begun:
+    if item not in filled:
         dims.setdefault(item, config.item_dim or config.d_model)
     pre: list[nn.Module] = []
     if config.swap_noise:
@@ -140,7 +169,7 @@ def build_inputs(
         infer_embedding_sizes=config.infer_embedding_sizes,
         infer_embedding_sizes_multiplier=config.infer_embedding_sizes_multiplier,
         shared_tables=[list(group) for group in config.shared_tables],
-        embeddings_initializers=begun or None,
+        embeddings_initializers=begun,
         pretrained_embeddings=added or None,
         continuous_projection=config.continuous_projection,
         continuous_soft_embeddings=config.continuous_soft_embeddings,
@@ -169,17 +198,18 @@ def masking_arguments(config: ModelConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in ARGUMENTS[config.masking]}
 
 
-def _encoder(config: ModelConfig, positions: int) -> EncoderConfig:
-    shape: dict[str, Any] = {"model_type": config.model_type} if config.model_type else {}
-    return find_architecture(config.architecture)(
+def _encoder(config: ModelConfig, encoder: ModelConfig | Tower, positions: int) -> EncoderConfig:
+    shape: dict[str, Any] = {"model_type": encoder.model_type} if encoder.model_type else {}
+    return find_architecture(encoder.architecture)(
         d_model=config.d_model,
-        n_head=config.n_head,
-        n_layer=config.n_layer,
+        n_head=encoder.n_head,
+        n_layer=encoder.n_layer,
         total_seq_length=positions,
+        hidden_act=config.hidden_act,
         initializer_range=0.02,
         layer_norm_eps=1e-5,
         dropout=config.dropout,
-        options=config.options,
+        options=encoder.options,
         **shape,
     )
 

@@ -38,14 +38,14 @@ def train(
     from pipeline.train.trainer import Trainer
 
     read_manifest(data, "data")
-    made_from = identity.of_run(data, model_config, train_config)
     schema = Schema.from_json(data / SCHEMA_FILE)
     fitted = Fitted.read(data)
+    known = from_data(data, fitted, model_config, train_config)
+    made_from = identity.of_run(data, model_config, train_config)
     longest = fitted.recipe.max_sequence_length
     facts: dict[str, Any] = {}
     with new_artifact(out, "run", facts, made_from=made_from) as directory:
         set_seed(train_config.seed)
-        known = from_data(data, fitted, model_config, train_config)
         model = build_model(schema, model_config, longest, train_config, known)
         loaders = {
             "train": _loader(

@@ -159,6 +159,8 @@ def test_a_schema_of_before_nested_lists_is_read() -> None:
 
 @pytest.fixture(scope="module")
 def merlin_schema() -> object:
+    import pipeline.core.merlin  # noqa: F401, I001
+
     from merlin.schema import ColumnSchema as Column
     from merlin.schema import Schema as MerlinSchema
     from merlin.schema import Tags as MerlinTags
@@ -276,6 +278,8 @@ def test_tables_have_their_rows_and_a_width_that_grows_with_them() -> None:
 
 
 def test_tags_of_merlin_are_tags() -> None:
+    import pipeline.core.merlin  # noqa: F401, I001
+
     from merlin.schema import Tags as MerlinTags
 
     assert SCHEMA.select_by_tag(MerlinTags.CONTINUOUS).column_names == ["price"]

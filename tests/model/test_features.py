@@ -284,6 +284,8 @@ def test_features_are_chosen_by_tag_and_the_item_always() -> None:
 
 
 def test_a_merlin_schema_will_do() -> None:
+    import pipeline.core.merlin  # noqa: F401, I001
+
     from merlin.schema import ColumnSchema as Column
     from merlin.schema import Schema as MerlinSchema
     from merlin.schema import Tags as MerlinTags

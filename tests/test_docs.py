@@ -1,0 +1,163 @@
+"""What the pages of docs/ show, run."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from pipeline import model as tr
+from pipeline.core import names
+from pipeline.core.recipe import ModelConfig, Recipe, TrainConfig
+from pipeline.export.torchscript import ServedModel, trace
+from pipeline.model import architectures, losses
+from pipeline.model.build import build_model
+from tests.conftest import ROOT, Shop
+
+BLOCKS = (ROOT / "docs" / "building-blocks.md").read_text(encoding="utf-8")
+MOVING = (ROOT / "docs" / "from-transformers4rec.md").read_text(encoding="utf-8")
+ORIGINAL_NAMES = """
+Schema ranking_metric requires_schema T4RecConfig GPT2Config XLNetConfig TransfoXLConfig
+LongformerConfig AlbertConfig ReformerConfig ElectraConfig T4RecTrainingArguments
+SequentialBlock right_shift_block build_blocks BlockBase TabularBlock Block MLPBlock
+TabularTransformation SequentialTabularTransformations TabularAggregation StochasticSwapNoise
+TabularLayerNorm TabularDropout TransformerBlock ContinuousFeatures EmbeddingFeatures
+SoftEmbeddingFeatures PretrainedEmbeddingsInitializer PretrainedEmbeddingFeatures
+TabularSequenceFeatures SequenceEmbeddingFeatures FeatureConfig TableConfig TabularFeatures Head
+Model PredictionTask AsTabular ConcatFeatures FilterFeatures ElementwiseSum
+ElementwiseSumItemMulti MergeTabular StackFeatures BinaryClassificationTask RegressionTask
+NextItemPredictionTask TabularModule SoftEmbedding Trainer LabelSmoothCrossEntropyLoss data
+""".split()  # noqa: SIM905
+SCHEMA = tr.Schema((tr.ColumnSchema.create_categorical("item_id", 27, tags=["item_id"]),))
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL)
+
+
+def batch(lengths: list[int], width: int) -> tr.SessionBatch:
+    generator = torch.Generator().manual_seed(0)
+    inside = torch.arange(width) < torch.tensor(lengths).unsqueeze(1)
+    ids = torch.randint(3, 30, inside.shape, generator=generator) * inside
+    return tr.SessionBatch({"item_id": ids}, torch.tensor(lengths))
+
+
+def run(code: str, known: dict[str, object]) -> dict[str, object]:
+    exec(compile(code, "docs", "exec"), known)  # noqa: S102
+    return known
+
+
+def test_the_first_program_of_the_building_blocks_runs(shop: Shop) -> None:
+    program = blocks(BLOCKS, "python")[0].replace("data/shop", str(shop.data))
+    model = run(program, {})["model"]
+    assert isinstance(model, tr.Model)
+    features = {
+        name: torch.zeros(1, 2, dtype=torch.int64)
+        if name in model.inputs.tables
+        else torch.zeros(1, 2)
+        for name in model.inputs.feature_names
+    }
+    features["item_id"] += 5
+    given = tr.SessionBatch(features, torch.tensor([2]))
+    known = {"model": model.eval(), "batch": given, "blocked": None, "allowed": None}
+    found = run(blocks(BLOCKS, "python")[1], known)
+    assert found["best"].items.shape == (1, 20)  # type: ignore[attr-defined]
+
+
+def test_the_recipes_of_the_building_blocks_are_recipes() -> None:
+    texts = blocks(BLOCKS, "yaml")
+    assert len(texts) == 2
+    for text in texts:
+        Recipe.from_dict(yaml.safe_load(text), "docs")
+
+
+def test_the_table_of_architectures_is_that_of_the_code() -> None:
+    rows = re.findall(r"^\| (`.*)\|$", BLOCKS, flags=re.MULTILINE)
+    told = {}
+    for row in rows:
+        cells = [cell.strip() for cell in row.split("|")]
+        if len(cells) == 6:
+            found = [m for m, cell in zip(("clm", "mlm", "plm", "rtd"), cells[1:5]) if cell]  # noqa: B905
+            for name in re.findall(r"`([a-z0-9]+)`", cells[0]):
+                told[name] = tuple(found)
+    assert told == names.ARCHITECTURES
+
+
+def test_every_loss_stands_in_the_table() -> None:
+    for loss in (*names.FULL_LOSSES, *names.SAMPLED_LOSSES, *names.NEGATIVES):
+        assert f"`{loss}`" in BLOCKS
+
+
+def test_a_new_architecture_takes_one_file_and_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = next(code for code in blocks(BLOCKS, "python") if "class Average(" in code)
+    line = next(code for code in blocks(BLOCKS, "python") if code.startswith('    "average"'))
+    (tmp_path / "average.py").write_text(file)
+    monkeypatch.setattr(architectures, "__path__", [*architectures.__path__, str(tmp_path)])
+    added = run("added = {" + line + "}", {})["added"]
+    monkeypatch.setattr(
+        "pipeline.core.names.ARCHITECTURES",
+        names.ARCHITECTURES | added,  # type: ignore[operator]
+    )
+    for module in list(sys.modules.values()):
+        if getattr(module, "__name__", "").startswith("pipeline") and hasattr(
+            module, "ARCHITECTURES"
+        ):
+            monkeypatch.setattr(module, "ARCHITECTURES", names.ARCHITECTURES)
+    config = ModelConfig(architecture="average", d_model=8)
+    model = build_model(SCHEMA, config, 6).eval()
+    given = batch([6, 3], 6)
+    served = ServedModel(model, ["item_id"], set(), 5)
+    with torch.no_grad():
+        scores = model(given)
+        alone = model(
+            tr.SessionBatch({"item_id": given.features["item_id"][1:, :3]}, torch.tensor([3]))
+        )
+        program = trace(served, 6)
+        assert torch.allclose(
+            program(given.features["item_id"])[0], served(given.features["item_id"])[0]
+        )
+    assert torch.allclose(scores[1], alone[0], atol=1e-6)
+    sys.modules.pop("pipeline.model.architectures.average")
+
+
+def test_a_new_loss_takes_one_file_and_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = next(code for code in blocks(BLOCKS, "python") if "class HingeLoss(" in code)
+    line = next(code for code in blocks(BLOCKS, "python") if code.startswith("SAMPLED_LOSSES"))
+    (tmp_path / "hinge.py").write_text(file)
+    monkeypatch.setattr(losses, "__path__", [*losses.__path__, str(tmp_path)])
+    added = run(line, {})["SAMPLED_LOSSES"]
+    assert added == (*names.SAMPLED_LOSSES, "hinge")
+    for module in ("pipeline.core.names", "pipeline.core.model_recipe", "pipeline.model.losses"):
+        monkeypatch.setattr(f"{module}.SAMPLED_LOSSES", added)
+    train = TrainConfig(loss="hinge", num_negatives=5)
+    model = build_model(SCHEMA, ModelConfig(d_model=8), 6, train)
+    loss = model.loss(batch([6, 3], 6))
+    loss.backward()
+    assert float(loss) > 0
+    sys.modules.pop("pipeline.model.losses.hinge")
+
+
+def test_the_program_for_those_who_move_runs(shop: Shop) -> None:
+    program = blocks(MOVING, "python")[0]
+    known = {"tr": tr, "path": shop.data / "schema.pbtxt"}
+    assert isinstance(run(program, known)["model"], tr.Model)
+
+
+@pytest.mark.parametrize("name", ORIGINAL_NAMES)
+def test_every_name_of_the_original_is_here_or_told_what_instead(name: str) -> None:
+    assert hasattr(tr, name) or re.search(rf"`(tr\.)?{name}\b", MOVING), name
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.name)
+def test_names_that_a_page_uses_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for name in set(re.findall(r"\btr\.(\w+)", text)) - {"data"}:
+        assert hasattr(tr, name), name
+    for link in re.findall(r"\]\((?!http)([^)#]+)", text):
+        assert (page.parent / link).exists(), link
