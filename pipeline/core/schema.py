@@ -12,6 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self
 
+from pipeline.core.arguments import checked_arguments
 from pipeline.core.columns import FIRST_ITEM
 from pipeline.core.errors import ConfigError
 
@@ -53,6 +54,7 @@ class ColumnSchema:
     """P of a column tagged `embedding`: vectors of P numbers, (B, L, P) or (B, P); else 0."""
 
     @classmethod
+    @checked_arguments()
     def create_categorical(
         cls,
         name: str,
@@ -78,6 +80,7 @@ class ColumnSchema:
         )
 
     @classmethod
+    @checked_arguments()
     def create_continuous(
         cls,
         name: str,
@@ -97,6 +100,7 @@ class ColumnSchema:
         )
 
     @classmethod
+    @checked_arguments()
     def create_embedding(
         cls, name: str, width: int, *, tags: Iterable[str] = (), is_list: bool = True
     ) -> Self:
@@ -112,6 +116,7 @@ class Schema:
     columns: tuple[ColumnSchema, ...] = ()
 
     @classmethod
+    @checked_arguments()
     def from_json(cls, path: str | Path) -> Self:
         """Read JSON or protobuf text (`schema.pbtxt`), told apart by the first character."""
         from pipeline.core.proto import read_columns
@@ -119,6 +124,7 @@ class Schema:
         return cls(read_columns(Path(path)))
 
     @classmethod
+    @checked_arguments()
     def from_merlin(cls, schema: Iterable[Any]) -> Self:
         """Columns of a `merlin.schema.Schema`. ConfigError if it is none."""
         from pipeline.core.proto import merlin_column
@@ -200,6 +206,7 @@ class Schema:
         """Rows of the embedding table of each categorical column, the reserved ones included."""
         return {column.name: column.num_rows for column in self.select_by_tag(Tags.CATEGORICAL)}
 
+    @checked_arguments()
     def embedding_sizes(self, multiplier: float = 2.0) -> dict[str, int]:
         """A width for each categorical column: the fourth root of its rows times `multiplier`."""
         cardinalities = self.categorical_cardinalities()

@@ -146,6 +146,7 @@ class Model(nn.Module):
         """(T, D) -> (T, V) scores of the next item; reserved indices have minus infinity."""
         return self.head.task.scores(hidden, self.head.item_table)
 
+    @checked_arguments()
     def top_k(
         self,
         batch: SessionBatch,

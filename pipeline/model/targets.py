@@ -20,6 +20,7 @@ class ColumnValues(nn.Module):
     So a categorical column becomes a target or a weight: with {purchase: 5, view: 1} as a table.
     """
 
+    @checked_arguments()
     def __init__(self, column: str, table: Tensor | None = None) -> None:
         super().__init__()
         self.column = column

@@ -91,7 +91,7 @@ def largest(a: torch.Tensor, b: torch.Tensor) -> float:
 
 @every_case
 @settings(max_examples=8, deadline=None)
-@given(lengths=st.lists(st.integers(1, L + 1), min_size=1, max_size=5), seed=st.integers(0, 999))
+@given(lengths=st.lists(st.integers(1, 2 * L), min_size=1, max_size=5), seed=st.integers(0, 999))
 def test_evaluating_a_session_is_predicting_it_without_its_last_item(
     architecture: str, masking: str, lengths: list[int], seed: int
 ) -> None:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from pipeline.core.arguments import checked_arguments
 from pipeline.core.columns import PADDING
 from pipeline.model.masking.sequence import MaskedSequence, Stage, choose_hidden, last_positions
 
@@ -15,6 +16,7 @@ class MaskedMasking(nn.Module):
     looks_both_ways = True
     extra_positions = 1
 
+    @checked_arguments()
     def __init__(self, width: int, probability: float = 0.2) -> None:
         super().__init__()
         self.probability = probability

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from pipeline.core.arguments import checked_arguments
 from pipeline.core.columns import PADDING
 from pipeline.model.batch import visible_positions
 from pipeline.model.masking.sequence import (
@@ -27,6 +28,7 @@ class PermutationMasking(nn.Module):
     looks_both_ways = True
     extra_positions = 1
 
+    @checked_arguments()
     def __init__(
         self, probability: float = 1 / 6, max_span_length: int = 5, permute_all: bool = False
     ) -> None:

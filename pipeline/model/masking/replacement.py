@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeline.core.arguments import checked_arguments
 from pipeline.core.columns import FIRST_ITEM
 from pipeline.core.errors import ConfigError
 from pipeline.model.batch import SessionBatch, visible_positions
@@ -42,6 +43,7 @@ class ReplacementMasking(nn.Module):
     looks_both_ways = True
     extra_positions = 1
 
+    @checked_arguments()
     def __init__(
         self,
         width: int,
