@@ -79,7 +79,8 @@ def _explain(root: type[BaseModel], error: ErrorDetails) -> str:
         return f"`{location}` is missing. Add it."
     found = repr(error["input"])
     found = found if len(found) <= 60 else found[:57] + "..."
-    return f"`{location}` is {found}: {error['msg'].removeprefix('Value error, ')}."
+    reason = error["msg"].removeprefix("Value error, ")
+    return f"`{location}` is {found}: {reason}{'' if reason[-1] in '.?' else '.'}"
 
 
 def _model_at(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:

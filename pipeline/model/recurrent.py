@@ -8,19 +8,24 @@ from pipeline.core.errors import ConfigError
 
 
 class RecurrentEncoder(nn.Module):
-    """A GRU or LSTM over the positions of each session; it looks back alone."""
+    """A GRU or LSTM over the positions of each session, and a norm; it looks back alone.
 
-    def __init__(self, layers: nn.GRU | nn.LSTM, dropout: float) -> None:
+    Without the norm, hidden states between -1 and 1 times small item vectors give scores that
+    hardly differ, and learning takes many epochs to get going.
+    """
+
+    def __init__(self, layers: nn.GRU | nn.LSTM, dropout: float, layer_norm_eps: float) -> None:
         super().__init__()
         self.dropout = nn.Dropout(dropout)
         self.layers = layers
         self.d_output = layers.hidden_size
         """Width of the hidden states."""
+        self.norm = nn.LayerNorm(self.d_output, eps=layer_norm_eps)
 
     def forward(self, embeddings: Tensor, lengths: Tensor, order: Tensor | None) -> Tensor:  # noqa: ARG002
         """(B, L, D) -> (B, L, D); padding is on the right, behind all that counts."""
-        hidden: Tensor = self.layers(self.dropout(embeddings))[0]
-        return self.dropout(hidden)
+        hidden: Tensor = self.norm(self.layers(self.dropout(embeddings))[0])
+        return hidden
 
     def attentions(self, *_inputs: Any) -> tuple[Tensor, ...]:
         """A recurrent network has none."""

@@ -90,4 +90,4 @@ def _text(value: str | int | bool) -> str:
 
 def _some(values: Iterable[object], most: int = 10) -> str:
     words = [str(value) for value in values]
-    return ", ".join(words[:most]) + (", ..." if len(words) > most else "")
+    return ", ".join(words[:most]) + (" and others" if len(words) > most else "")

@@ -35,7 +35,7 @@ class GRUConfig(EncoderConfig):
         self.refuse_others(masking)
         between = self.dropout if self.n_layer > 1 else 0.0
         layers = nn.GRU(self.d_model, self.d_model, self.n_layer, batch_first=True, dropout=between)
-        return RecurrentEncoder(layers, self.dropout)
+        return RecurrentEncoder(layers, self.dropout, self.layer_norm_eps)
 
 
 CONFIG = GRUConfig

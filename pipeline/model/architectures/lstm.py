@@ -37,7 +37,7 @@ class LSTMConfig(EncoderConfig):
         layers = nn.LSTM(
             self.d_model, self.d_model, self.n_layer, batch_first=True, dropout=between
         )
-        return RecurrentEncoder(layers, self.dropout)
+        return RecurrentEncoder(layers, self.dropout, self.layer_norm_eps)
 
 
 CONFIG = LSTMConfig
