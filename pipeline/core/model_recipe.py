@@ -63,6 +63,10 @@ class Target(Config):
     """Values of a categorical feature that count as yes."""
     weight: float = Field(default=1.0, ge=0)
     """Of its loss; that of the next item has 1."""
+    loss: Literal["mse", "l1", "huber"] = "mse"
+    """Of a number."""
+    summary: Literal["last", "mean"] = "last"
+    """Which hidden state of a session: the one that predicts the next item, or the mean."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -153,7 +157,9 @@ class ModelConfig(Config):
     """Categorical features that share one table."""
     pretrained: tuple[Pretrained, ...] = ()
     """Vectors from files."""
-    aggregation: Literal["concat", "element-wise-sum", "element-wise-sum-item-multi"] = "concat"
+    aggregation: Literal["concat", "stack", "element-wise-sum", "element-wise-sum-item-multi"] = (
+        "concat"
+    )
     """How the features of an interaction become one vector."""
     continuous_projection: int | tuple[int, ...] | None = None
     """Widths of layers with ReLU through which all continuous features go together first."""
@@ -189,6 +195,11 @@ class ModelConfig(Config):
         widths = (projected,) if isinstance(projected, int) else projected
         if min((*self.mlp, *self.task_mlp, *widths), default=1) < 1:
             raise ValueError("a width of a layer is 1 or more")
+        uses = [(vectors.feature, vectors.use) for vectors in self.pretrained]
+        if len(set(uses)) < len(uses):
+            raise ValueError("`pretrained` names a feature twice for the same use")
+        if self.item_dim is not None and ITEM in self.embedding_dims:
+            raise ValueError(f"`item_dim` and `embedding_dims: {ITEM}` say the same; keep one")
         if self.continuous_soft_embeddings and self.continuous_projection is not None:
             raise ValueError("choose one of continuous_projection and continuous_soft_embeddings")
         if self.train_on_last_item_seq_only and self.masking != "clm":

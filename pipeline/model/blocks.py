@@ -16,6 +16,7 @@ from pipeline.model.encoder import EncoderConfig
 from pipeline.model.features import TabularSequenceFeatures
 from pipeline.model.huggingface import encoder_of
 from pipeline.model.masking import MaskedSequence, Masking, NoMasking, ReplacementMasking, Stage
+from pipeline.model.sight import check_body
 
 
 class MLPBlock(nn.Sequential):
@@ -35,9 +36,13 @@ class MLPBlock(nn.Sequential):
         normalization: str | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(dimensions, int | list | tuple):
+            raise ConfigError(f"MLPBlock got {dimensions!r}, expected widths such as [64].")
         self.dimensions = [dimensions] if isinstance(dimensions, int) else list(dimensions)
         if not self.dimensions:
             raise ConfigError("MLPBlock needs at least one dimension, as in MLPBlock([64]).")
+        if not all(isinstance(d, int) and d > 0 for d in self.dimensions):
+            raise ConfigError(f"MLPBlock got {dimensions!r}, expected whole numbers above 0.")
         if normalization not in (None, "layer_norm"):
             raise ConfigError(
                 f"normalization is {normalization!r}, expected 'layer_norm' or None. A batch norm "
@@ -47,6 +52,16 @@ class MLPBlock(nn.Sequential):
         self.use_bias = use_bias
         self.dropout = dropout
         self.normalization = normalization
+
+    def forward(self, values: Tensor) -> Tensor:
+        """(..., input) -> (..., dimensions[-1])."""
+        if not len(self):
+            raise ConfigError(
+                "An MLPBlock learns its input width from the block in front of it. Put it into the "
+                "row of blocks itself, not inside another module."
+            )
+        output: Tensor = super().forward(values)
+        return output
 
     def build(self, width: int) -> None:
         """Make the layers for an input of this width."""
@@ -78,6 +93,8 @@ class TransformerBlock(nn.Module):
         masking: Masking | None = None,
     ) -> None:
         super().__init__()
+        if masking is not None and (isinstance(masking, type) or not isinstance(masking, Masking)):
+            raise ConfigError(f"masking is {masking!r}, expected inputs.masking.")
         self.masking_name = "none" if masking is None else masking.name
         chosen = masking or NoMasking()
         self.total_seq_length: int | None
@@ -119,6 +136,12 @@ class TransformerBlock(nn.Module):
 
     def forward(self, embeddings: Tensor, sequence: MaskedSequence) -> Tensor:
         """(B, L, D) -> (B, L, output_size); `sequence` says what may be seen."""
+        room = self.total_seq_length
+        if room is not None and embeddings.size(1) > room:
+            raise ConfigError(
+                f"A session takes {int(embeddings.size(1))} positions, total_seq_length is {room}. "
+                "Give max_sequence_length to the input block, so that the newest are read."
+            )
         if embeddings.size(0) == 0:  # which several architectures cannot reshape
             empty = embeddings.new_zeros(0, embeddings.size(1), self.output_size)
             return empty + embeddings.sum() * 0
@@ -188,6 +211,8 @@ class Encoded(NamedTuple):
     """(B,) position whose hidden state predicts the next item."""
     lengths: Tensor
     """(B,) positions that are no padding."""
+    order: Tensor | None = None
+    """(B, L), of plm: see MaskedSequence."""
 
 
 class SequentialBlock(nn.Module):
@@ -205,6 +230,12 @@ class SequentialBlock(nn.Module):
                 f"SequentialBlock begins with {type(inputs).__name__}, expected the input block, "
                 "TabularSequenceFeatures."
             )
+        for block in blocks:
+            if not isinstance(block, nn.Module):
+                raise ConfigError(
+                    f"SequentialBlock got {block!r} as a block, expected a module, such as "
+                    "TransformerBlock(config, masking=inputs.masking)."
+                )
         self.inputs = inputs
         self.blocks = nn.ModuleList(blocks)
         masking = self.masking
@@ -219,6 +250,7 @@ class SequentialBlock(nn.Module):
             masking.build(self.output_size)
             if not masking.tied_generator:
                 self.generator = copy.deepcopy(self.blocks)
+        check_body(self)
 
     @property
     def masking(self) -> Masking:
@@ -246,7 +278,7 @@ class SequentialBlock(nn.Module):
         """Hidden states of the last block, or of the generator's."""
         blocks = self.generator if generator and self.generator is not None else self.blocks
         hidden = run_blocks(blocks, masked.embeddings, masked)
-        return Encoded(hidden, masked.targets, masked.query, masked.lengths)
+        return Encoded(hidden, masked.targets, masked.query, masked.lengths, masked.order)
 
     def attentions(self, batch: SessionBatch) -> list[Tensor]:
         """(B, H, L, L) of every layer in the row of blocks, of prediction."""
@@ -291,6 +323,26 @@ def connect_blocks(
     return width
 
 
+def task_block_size(block: nn.Module, width: int) -> int:
+    """Build a block between hidden states (T, width) and a task; its output width.
+
+    ConfigError if it does not take one row at a time.
+    """
+    if isinstance(block, MLPBlock):
+        block.build(width)
+        return block.dimensions[-1]
+    name = type(block).__name__
+    given = torch.randn(3, width, requires_grad=True)
+    output = _tried(block, given, f"(T, {width})")
+    if not isinstance(output, Tensor) or output.dim() != 2 or output.size(0) != 3:
+        raise ConfigError(f"{name} does not give one vector for each, as a task_block must.")
+    if output.requires_grad:
+        (by,) = torch.autograd.grad((output[0] * torch.randn_like(output[0])).sum(), given)
+        if bool(by[1:].any()):
+            raise ConfigError(f"{name} mixes rows, so it cannot be a task_block.")
+    return int(output.size(-1))
+
+
 def plain_output_size(block: nn.Module, width: int) -> int:
     """Width that any module of (B, L, width) gives. ConfigError if it cannot stand there."""
     name = type(block).__name__
@@ -299,16 +351,7 @@ def plain_output_size(block: nn.Module, width: int) -> int:
             raise ConfigError(f"{name} mixes sessions with each other and with padding: LayerNorm.")
     first = next(block.parameters(), torch.empty(0))
     given = torch.randn(2, 3, width, device=first.device, dtype=first.dtype, requires_grad=True)
-    training = block.training
-    try:
-        output: Any = block.eval()(given)
-    except (RuntimeError, TypeError, ValueError) as error:
-        line = " ".join(str(error).split())[:120]
-        raise ConfigError(
-            f"{name} does not take (B, L, {width}), what comes before it: {line}"
-        ) from None
-    finally:
-        block.train(training)
+    output: Any = _tried(block, given, f"(B, L, {width})")
     output = output[0] if isinstance(output, tuple) else output
     if not isinstance(output, Tensor) or output.dim() != 3 or output.shape[:2] != (2, 3):
         raise ConfigError(f"{name} does not give one vector an interaction.")
@@ -330,3 +373,19 @@ def plain_output_size(block: nn.Module, width: int) -> int:
                 "a TransformerBlock, whose attention follows the masking."
             )
     return int(output.size(-1))
+
+
+def _tried(block: nn.Module, given: Tensor, shape: str) -> Any:
+    """What a module of someone's gives. ConfigError if it does not take that."""
+    training = block.training
+    try:
+        return block.eval()(given)
+    except ConfigError:
+        raise
+    except Exception as error:
+        line = " ".join(str(error).split())[:120]
+        raise ConfigError(
+            f"{type(block).__name__} does not take {shape}, what comes before it: {line}"
+        ) from None
+    finally:
+        block.train(training)

@@ -1,5 +1,6 @@
 """A model from its config, and its weights to and from disk, without running anything."""
 
+import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,11 +87,11 @@ def build_model(
     ]
     for target in config.targets:
         column = ColumnValues(target.feature, known.positives.get(target.feature))
-        each = None if schema[target.feature].is_list else "last"
+        summary = None if schema[target.feature].is_list else target.summary
         if target.kind == "binary":
-            tasks.append(BinaryClassificationTask(column, summary_type=each))  # type: ignore[arg-type]
+            tasks.append(BinaryClassificationTask(column, summary_type=summary))
         else:
-            tasks.append(RegressionTask(column, summary_type=each))  # type: ignore[arg-type]
+            tasks.append(RegressionTask(column, summary_type=summary, loss=target.loss))
     task_weights = [1.0, *(target.weight for target in config.targets)]
     body = SequentialBlock(inputs, *_blocks(config, inputs, max_sequence_length))
     return Model(Head(body, tasks, task_weights=task_weights, loss_reduction="sum"))
@@ -127,11 +128,11 @@ def build_inputs(
         features.select_by_name(name)
     summed = config.aggregation != "concat"
     added = {}
-    deviation = config.embedding_deviation
-    begun: dict[str, Any] = {
-        column.name: lambda weight: nn.init.normal_(weight, std=deviation)
-        for column in features.select_by_tag(Tags.CATEGORICAL)
-    }
+    initial = functools.partial(nn.init.normal_, std=config.embedding_deviation)
+    # one object, so that features that share a table agree
+    begun: dict[str, Any] = dict.fromkeys(
+        features.select_by_tag(Tags.CATEGORICAL).column_names, initial
+    )
     filled = set()
     for place, pretrained in enumerate(config.pretrained):
         if place not in vectors:

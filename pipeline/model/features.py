@@ -14,7 +14,7 @@ from pipeline.model.batch import SessionBatch
 from pipeline.model.checks import check_names, child_name
 from pipeline.model.combiner import Combiner, check_combiner, look_up
 from pipeline.model.continuous import build_continuous_projection, build_soft_embeddings
-from pipeline.model.masking import Masking, build_masking
+from pipeline.model.masking import Masking, choose_masking
 from pipeline.model.pretrained import (
     Normalizer,
     PretrainedEmbeddings,
@@ -104,7 +104,7 @@ class TabularSequenceFeatures(nn.Module):
             | dict.fromkeys(self.vectors, (2, 3))
             | {item: (2,)}
         )
-        example = self._example()
+        example = self.example_parts()
         for module in self.post:
             if isinstance(module, TabularLayerNorm):
                 module.build({name: part.size(-1) for name, part in example.items()})
@@ -115,15 +115,11 @@ class TabularSequenceFeatures(nn.Module):
         self.projection = build_projection(projection, d_output, combined.size(-1))
         self.output_size = int(probe(self.projection, combined, Tensor).size(-1))
         """D of the vector of an interaction."""
-        self.masking: Masking | None = (
-            build_masking(
-                masking,
-                self.output_size,
-                masking_arguments,
-                item_alone=self.feature_names == [item],
-            )
-            if isinstance(masking, str)
-            else masking
+        self.masking: Masking | None = choose_masking(
+            masking,
+            self.output_size,
+            masking_arguments,
+            item_alone=self.feature_names == [item],
         )
 
     @classmethod
@@ -295,7 +291,10 @@ class TabularSequenceFeatures(nn.Module):
         batch = batch.read(self._axes, self.vectors)
         for noise in self.pre:
             batch = noise(batch)
-        parts = self._embed(batch.features)
+        return self.combine(self._embed(batch.features))
+
+    def combine(self, parts: dict[str, Tensor]) -> Tensor:
+        """Vectors of the features by name, (B, L, d) each -> (B, L, D)."""
         for transformation in self.post:
             parts = transformation(parts)
         projected: Tensor = self.projection(self.aggregation(parts))
@@ -308,7 +307,8 @@ class TabularSequenceFeatures(nn.Module):
             name: look_up(table, features[name], self.combiner)
             for name, table in self.tables.items()
         }
-        numbers = {name: features[name].to(torch.float32) for name in self.continuous}
+        dtype = self.item_table.weight.dtype
+        numbers = {name: features[name].to(dtype) for name in self.continuous}
         if self.continuous_projection is not None:
             together = [values.expand(-1, width) for values in numbers.values()]
             parts[PROJECTED] = self.continuous_projection(torch.stack(together, -1))
@@ -320,18 +320,21 @@ class TabularSequenceFeatures(nn.Module):
         for name in self.pretrained_names:
             parts[f"{name}_pretrained"] = self.pretrained[child_name(name)](features[name])
         for name in self.vectors:
-            vectors = features[name].to(torch.float32)
+            vectors = features[name].to(dtype)
             parts[name] = self.vector_projections[child_name(name)](vectors)
         return {name: part.expand(-1, width, -1) for name, part in parts.items()}
 
-    def _example(self) -> dict[str, Tensor]:
+    def example_parts(self) -> dict[str, Tensor]:
         """Parts of one session of two interactions of padding, for their widths."""
-        features = {name: torch.zeros(1, 2, dtype=torch.int64) for name in self._owners}
-        features |= {name: torch.zeros(1, 2) for name in self.continuous}
+        where = self.item_table.weight.device
+        features = {
+            name: torch.zeros(1, 2, dtype=torch.int64, device=where) for name in self._owners
+        }
+        features |= {name: torch.zeros(1, 2, device=where) for name in self.continuous}
         for name in self.vectors:
             projection = self.vector_projections[child_name(name)]
             assert isinstance(projection, VectorProjection)  # noqa: S101
-            features[name] = torch.zeros(1, 2, projection.width)
+            features[name] = torch.zeros(1, 2, projection.width, device=where)
         with torch.no_grad():
             parts = self._embed(features)
         num_continuous = len(self.continuous) if self.continuous_projection is None else 1

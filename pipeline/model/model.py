@@ -161,6 +161,10 @@ class Model(nn.Module):
         Without those of the session, all of it, if `filter_seen`; without `excluded`, (E,) item
         indices or (B, E) of each session, 0 for none; among `candidates`, (C,) item indices, alone.
         """
+        if not isinstance(k, int) or k < 1:
+            raise ConfigError(f"k is {k!r}, expected 1 or more.")
+        for name, indices in (("excluded", excluded), ("candidates", candidates)):
+            check_indices(name, indices, self.head.item_table.size(0))
         queries = self.session_embeddings(batch)
         task, table = self.head.task, self.head.item_table
         if candidates is None:
@@ -238,7 +242,11 @@ class Model(nn.Module):
         masking = body.masking
         weights = None
         if task.weights is not None:
-            weights = masking.at_targets(task.weights(cropped))
+            items = cropped.features[body.inputs.item]
+            given = task.weights(cropped)
+            weights = masking.at_targets(
+                given.unsqueeze(1).expand_as(items) if given.dim() == 1 else given
+            )
         masked = body.masked(cropped, Stage.TRAIN)
         encoded = body.through(masked)
         loss = task.loss(encoded.hidden, encoded.targets, head.item_table, weights)
@@ -257,3 +265,16 @@ class Model(nn.Module):
         seen = body.through(body.unmasked(replaced.batch))
         detection = masking.detection_loss(seen.hidden, replaced.is_replaced, cropped.lengths)
         return masking.generator_loss_weight * loss + masking.discriminator_loss_weight * detection
+
+
+def check_indices(name: str, indices: Tensor | None, num_rows: int) -> None:
+    """ConfigError unless they are item indices, among them 0 for none."""
+    if indices is None:
+        return
+    if not isinstance(indices, Tensor) or indices.is_floating_point():
+        raise ConfigError(f"{name} is a {type(indices).__name__}, expected a tensor of indices.")
+    if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < num_rows:
+        raise ConfigError(
+            f"{name} holds indices from {int(indices.min())} to {int(indices.max())}, expected 0 "
+            f"to {num_rows - 1}."
+        )

@@ -10,6 +10,7 @@ from torch.nn import functional
 from pipeline.core.arguments import checked_arguments
 from pipeline.core.errors import ConfigError
 from pipeline.model.batch import SessionBatch, visible_positions
+from pipeline.model.blocks import task_block_size
 
 Summary = Literal["last", "mean", "first"] | None
 
@@ -179,23 +180,16 @@ def last_layer(before: nn.Linear | None, task_block: nn.Module | None, width: in
     """One number from a hidden state of this width; builds the block in front of it."""
     if before is not None:
         raise ConfigError("A task stands in two heads; make one for each.")
-    from pipeline.model.blocks import MLPBlock, plain_output_size
-
-    if isinstance(task_block, MLPBlock):
-        task_block.build(width)
-        width = task_block.dimensions[-1]
-    elif task_block is not None:
-        width = plain_output_size(task_block, width)
-    return nn.Linear(width, 1)
+    return nn.Linear(width if task_block is None else task_block_size(task_block, width), 1)
 
 
 def project(output: nn.Linear | None, task_block: nn.Module | None, summary: Tensor) -> Tensor:
     """(B, D) -> (B,), or (B, L, D) -> (B, L)."""
     if output is None:
         raise ConfigError("A task predicts as part of a Head.")
-    hidden = summary if task_block is None else task_block(summary)
-    numbers: Tensor = output(hidden)
-    return numbers.squeeze(-1)
+    rows = summary.flatten(0, -2)
+    numbers: Tensor = output(rows if task_block is None else task_block(rows))
+    return numbers.squeeze(-1).unflatten(0, summary.shape[:-1])
 
 
 def target_loss(

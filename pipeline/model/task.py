@@ -9,7 +9,7 @@ from torch.nn import functional
 from pipeline.core.arguments import checked_arguments
 from pipeline.core.columns import FIRST_ITEM
 from pipeline.core.errors import ConfigError
-from pipeline.model.blocks import MLPBlock, plain_output_size
+from pipeline.model.blocks import task_block_size
 from pipeline.model.losses import Sampled, build_loss
 from pipeline.model.negatives import NegativeSampler, is_negative
 from pipeline.model.targets import ColumnValues
@@ -86,11 +86,8 @@ class NextItemPredictionTask(nn.Module):
         """Make what the widths ask for: a linear layer to the item's, or a table of its own."""
         if self.output_table is not None or not isinstance(self.projection, nn.Identity):
             raise ConfigError("A NextItemPredictionTask stands in two heads; make one for each.")
-        if isinstance(self.task_block, MLPBlock):
-            self.task_block.build(d_hidden)
-            d_hidden = self.task_block.dimensions[-1]
-        elif self.task_block is not None:
-            d_hidden = plain_output_size(self.task_block, d_hidden)
+        if self.task_block is not None:
+            d_hidden = task_block_size(self.task_block, d_hidden)
         if not self.weight_tying:
             self.output_table = nn.Parameter(torch.randn(num_rows, d_hidden) * d_hidden**-0.5)
         elif d_hidden != d_item:
@@ -141,7 +138,7 @@ class NextItemPredictionTask(nn.Module):
         """
         # (T, D) rather than (B * L, D): the logits are the largest tensor of a step
         has_target = targets >= FIRST_ITEM
-        wanted = targets[has_target] - FIRST_ITEM
+        wanted = targets[has_target].to(torch.int64) - FIRST_ITEM
         chosen = hidden[has_target]
         if not len(wanted):
             # keeps the graph, so that backward works

@@ -38,43 +38,47 @@ def softmax(scores: list[float]) -> list[float]:
     return [math.exp(s) / sum(math.exp(other) for other in scores) for s in scores]
 
 
-def sampled_softmax(p: float, kept: list[float], logs: list[float], rate: float) -> float:
+def sampled_softmax(
+    p: float, kept: list[float], logs: list[float], drawn: tuple[int, int]
+) -> float:
     partition = math.exp(p)
     for s, log in zip(kept, logs, strict=True):
         partition += math.exp(s) / math.exp(log)
     return -p + math.log(partition)
 
 
-def gbce(p: float, kept: list[float], logs: list[float], rate: float) -> float:
-    alpha, t = min(rate, 1.0), OPTIONS["gbce_t"]
+def gbce(p: float, kept: list[float], logs: list[float], drawn: tuple[int, int]) -> float:
+    (columns, others), t = drawn, OPTIONS["gbce_t"]
+    alpha = min(columns / others, 1.0)
     beta = alpha * (t * (1 - 1 / alpha) + 1 / alpha)
-    loss = -math.log(sigma(p) ** beta)
+    balance = math.log(beta / columns)  # where equal scores neither rise nor fall
+    loss = -math.log(sigma(p + balance) ** beta)
     for s in kept:
-        loss -= math.log(1 - sigma(s))
+        loss -= math.log(1 - sigma(s + balance))
     return loss / (len(kept) + 1)
 
 
-def bpr(p: float, kept: list[float], logs: list[float], rate: float) -> float:
+def bpr(p: float, kept: list[float], logs: list[float], drawn: tuple[int, int]) -> float:
     return sum(-math.log(sigma(p - s)) for s in kept) / len(kept)
 
 
-def top1(p: float, kept: list[float], logs: list[float], rate: float) -> float:
+def top1(p: float, kept: list[float], logs: list[float], drawn: tuple[int, int]) -> float:
     return sum(sigma(s - p) + sigma(s**2) for s in kept) / len(kept)
 
 
-def bpr_max(p: float, kept: list[float], logs: list[float], rate: float) -> float:
+def bpr_max(p: float, kept: list[float], logs: list[float], drawn: tuple[int, int]) -> float:
     weights = softmax(kept)
     won = sum(w * sigma(p - s) for w, s in zip(weights, kept, strict=True))
     penalty = sum(w * s**2 for w, s in zip(weights, kept, strict=True))
     return -math.log(won) + OPTIONS["regularization"] * penalty
 
 
-def top1_max(p: float, kept: list[float], logs: list[float], rate: float) -> float:
+def top1_max(p: float, kept: list[float], logs: list[float], drawn: tuple[int, int]) -> float:
     weights = softmax(kept)
     return sum(w * (sigma(s - p) + sigma(s**2)) for w, s in zip(weights, kept, strict=True))
 
 
-FORMULAS: dict[str, Callable[[float, list[float], list[float], float], float]] = {
+FORMULAS: dict[str, Callable[[float, list[float], list[float], tuple[int, int]], float]] = {
     "sampled-softmax": sampled_softmax,
     "gbce": gbce,
     "bpr": bpr,
@@ -82,7 +86,7 @@ FORMULAS: dict[str, Callable[[float, list[float], list[float], float], float]] =
     "top1": top1,
     "top1-max": top1_max,
 }
-"""Score of the target, scores of its negatives, log(N q_j) of each, N / (items - 1) -> loss."""
+"""Score of the target, scores of its negatives, log(N q_j) of each, (N, items - 1) -> loss."""
 
 
 def some_sampled(dtype: torch.dtype = torch.float64) -> Sampled:
@@ -102,8 +106,8 @@ def by_hand(name: str, sampled: Sampled) -> list[float]:
         columns = [j for j in range(sampled.negative.size(1)) if sampled.is_negative[row, j]]
         kept = [sampled.negative[row, j].item() for j in columns]
         logs = [sampled.log_expected[row, j].item() for j in columns]
-        rate = sampled.negative.size(1) / (sampled.num_items - 1)
-        loss = FORMULAS[name](sampled.positive[row].item(), kept, logs, rate) if kept else 0.0
+        drawn = (sampled.negative.size(1), sampled.num_items - 1)
+        loss = FORMULAS[name](sampled.positive[row].item(), kept, logs, drawn) if kept else 0.0
         losses.append(loss)
     return losses
 
@@ -252,7 +256,19 @@ def test_gbce_lowers_the_weight_of_the_target_by_its_calibration(t: float) -> No
     kept = torch.ones(1, 1, dtype=torch.bool)
     zero = torch.zeros(1, 1)
     found = GBCELoss(t)(Sampled(zero[0], zero, zero, kept, 5))
-    assert found.item() == pytest.approx(math.log(2) * (2 - 0.75 * t) / 2)
+    beta = 1 - 0.75 * t
+    share = beta / (beta + 1)  # of the target, where equal scores stand in balance
+    assert found.item() == pytest.approx(-(beta * math.log(share) + math.log(1 - share)) / 2)
+
+
+@pytest.mark.parametrize("t", [0.0, 0.75])
+def test_gbce_neither_raises_nor_lowers_equal_scores(t: float) -> None:
+    scores = torch.zeros(1, 51, requires_grad=True)
+    kept = torch.ones(1, 50, dtype=torch.bool)
+    GBCELoss(t)(Sampled(scores[:, 0], scores[:, 1:], torch.zeros(1, 50), kept, 900)).backward()
+    assert scores.grad is not None
+    assert abs(scores.grad.sum().item()) < 1e-6
+    assert scores.grad[0, 0].item() < 0
 
 
 def test_gbce_with_more_draws_than_items_is_plain_binary_cross_entropy() -> None:
@@ -299,7 +315,7 @@ def loss_of_draws(
     columns = 3 if distribution == "in-batch" else 2
     if not kept:
         return 0.0
-    return FORMULAS[name](scores[TARGET], [scores[j] for j in kept], logs, columns / 4)
+    return FORMULAS[name](scores[TARGET], [scores[j] for j in kept], logs, (columns, 4))
 
 
 def exact_expectation(name: str, distribution: str) -> list[float]:

@@ -13,6 +13,19 @@ from pipeline.model.encoder import EncoderConfig
 from pipeline.model.huggingface import make_config
 from pipeline.model.masking import Masking
 
+_FIXED = (
+    "attn_layers",
+    "axial_pos_embds",
+    "hidden_size",
+    "is_decoder",
+    "local_attn_chunk_length",
+    "local_num_chunks_before",
+    "local_num_chunks_after",
+    "max_position_embeddings",
+    "num_attention_heads",
+    "attention_head_size",
+)
+
 
 class ReformerConfig(EncoderConfig):
     """Two residual streams; a session is one chunk, in which attention is exact and not hashed.
@@ -26,8 +39,9 @@ class ReformerConfig(EncoderConfig):
     def encoder(self, masking: Masking) -> nn.Module:
         """The layers of a ReformerModel."""
         self.refuse_others(masking)
-        if "attn_layers" in self.options or self.options.get("axial_pos_embds"):
-            raise ConfigError("Reformer's attn_layers and axial_pos_embds cannot be chosen here.")
+        for name in _FIXED:
+            if name in self.options:
+                raise ConfigError(f"Reformer's {name} follows from the rest; leave it out.")
         positions = self.positions()
         settings = {
             "vocab_size": 1,

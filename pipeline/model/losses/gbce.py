@@ -1,5 +1,7 @@
 """Binary cross-entropy that allows for how few negatives were drawn."""
 
+import math
+
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -9,11 +11,16 @@ from pipeline.model.losses import LossOptions, Sampled
 
 
 class GBCELoss(nn.Module):
-    """-(beta log sigma(s_p) + sum of log(1 - sigma(s_j))) / (negatives + 1).
+    """-(beta log sigma(s_p + b) + sum of log(1 - sigma(s_j + b))) / (negatives + 1).
 
     From gSASRec (Petrov and Macdonald, RecSys 2023): beta = alpha (t (1 - 1 / alpha) + 1 / alpha)
     with the sampling rate alpha = N / (items - 1), at most 1. t = 0 is plain binary
     cross-entropy; t = 1 gives the probabilities that all negatives would have given.
+
+    b = log(beta / N) is where equal scores of all items stand in balance (a prior as the bias of
+    the output, Lin et al. 2017, "Focal loss"). It moves all scores alike, so no ranking; without
+    it a model first has to learn that nearly everything is a negative, and on a catalogue of
+    3,000 items four epochs ended at the accuracy of popularity.
     """
 
     sampled = True
@@ -30,8 +37,9 @@ class GBCELoss(nn.Module):
         positive, negative = sampled.scores()
         alpha = min(negative.size(1) / max(sampled.num_items - 1, 1), 1.0)
         beta = 1 - self.t * (1 - alpha)  # the same, without the division by alpha
-        liked = beta * functional.logsigmoid(positive).squeeze(1)  # (T,)
-        others = sampled.total(functional.logsigmoid(-negative))  # (T,)
+        offset = math.log(max(beta, 1e-3) / max(negative.size(1), 1))
+        liked = beta * functional.logsigmoid(positive + offset).squeeze(1)  # (T,)
+        others = sampled.total(functional.logsigmoid(-negative - offset))  # (T,)
         return sampled.or_zero(-(liked + others) / (sampled.num_negatives() + 1))
 
 

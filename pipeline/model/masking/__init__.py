@@ -39,6 +39,7 @@ __all__ = [
     "ReplacementMasking",
     "Stage",
     "build_masking",
+    "choose_masking",
 ]
 
 SHORT_NAMES = {
@@ -85,11 +86,6 @@ def build_masking(
         if key not in ARGUMENTS[short]:
             owners = " and ".join(n for n, known in ARGUMENTS.items() if key in known)
             raise ConfigError(f"`{key}` is for {owners or 'no masking'}; the masking is {short}.")
-    for key in ("mlm_probability", "plm_probability"):
-        if key in given and not 0 < given[key] < 1:
-            raise ConfigError(f"{key} is {given[key]}, expected above 0 and below 1.")
-    if given.get("max_span_length", 1) < 1:
-        raise ConfigError(f"max_span_length is {given['max_span_length']}, expected 1 or more.")
     masking: nn.Module
     match short:
         case "clm":
@@ -101,13 +97,48 @@ def build_masking(
             masking = PermutationMasking(**given)
         case _:
             given["probability"] = given.pop("mlm_probability", 0.2)
-            if not item_alone and given.get("sample_from_batch") is False:
-                raise ConfigError(
-                    "rtd draws items from the catalogue only for models that read nothing but the "
-                    "item; here other features would give the drawn ones away. Leave out "
-                    "sample_from_batch, so that whole interactions of the batch are drawn."
-                )
+            _check_replacement(item_alone, from_batch=given.get("sample_from_batch"))
             given.setdefault("sample_from_batch", not item_alone)
             masking = ReplacementMasking(width, **given)
     assert isinstance(masking, Masking)  # noqa: S101
     return masking
+
+
+def choose_masking(
+    given: str | Masking | None,
+    width: int,
+    arguments: Mapping[str, Any],
+    *,
+    item_alone: bool,
+) -> Masking | None:
+    """A masking by name, or one that was made already, checked; None for none."""
+    if isinstance(given, str):
+        return build_masking(given, width, arguments, item_alone=item_alone)
+    for key, value in arguments.items():
+        if value is not None:
+            raise ConfigError(f"`{key}` goes with the name of a masking; leave it out.")
+    if given is None:
+        return None
+    if isinstance(given, type) or not isinstance(given, Masking):
+        raise ConfigError(
+            f"masking is {given!r}, expected clm, mlm, plm, rtd or a masking such as "
+            "CausalMasking()."
+        )
+    masked = given.masked if isinstance(given, ReplacementMasking) else given
+    if isinstance(masked, MaskedMasking) and masked.hidden_item.numel() != width:
+        raise ConfigError(
+            f"The masking hides interactions of {masked.hidden_item.numel()} numbers, those of the "
+            f"input block have {width}."
+        )
+    if isinstance(given, ReplacementMasking):
+        _check_replacement(item_alone, from_batch=given.sample_from_batch)
+    return given
+
+
+def _check_replacement(item_alone: bool, *, from_batch: bool | None) -> None:
+    if not item_alone and from_batch is False:
+        raise ConfigError(
+            "rtd draws items from the catalogue only for models that read nothing but the item; "
+            "here other features would give the drawn ones away. Leave out sample_from_batch, so "
+            "that whole interactions of the batch are drawn."
+        )

@@ -5,7 +5,13 @@ from torch import Tensor, nn
 
 from pipeline.core.arguments import checked_arguments
 from pipeline.core.columns import PADDING
-from pipeline.model.masking.sequence import MaskedSequence, Stage, choose_hidden, last_positions
+from pipeline.model.masking.sequence import (
+    MaskedSequence,
+    Stage,
+    check_probability,
+    choose_hidden,
+    last_positions,
+)
 
 
 class MaskedMasking(nn.Module):
@@ -19,7 +25,7 @@ class MaskedMasking(nn.Module):
     @checked_arguments()
     def __init__(self, width: int, probability: float = 0.2) -> None:
         super().__init__()
-        self.probability = probability
+        self.probability = check_probability("mlm_probability", probability)
         self.hidden_item = nn.Parameter(torch.randn(width) * 0.02)
         """(D,) stands for an item that is to be predicted."""
 

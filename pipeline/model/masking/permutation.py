@@ -5,10 +5,12 @@ from torch import Tensor, nn
 
 from pipeline.core.arguments import checked_arguments
 from pipeline.core.columns import PADDING
+from pipeline.core.errors import ConfigError
 from pipeline.model.batch import visible_positions
 from pipeline.model.masking.sequence import (
     MaskedSequence,
     Stage,
+    check_probability,
     last_positions,
     some_but_not_all,
 )
@@ -33,7 +35,9 @@ class PermutationMasking(nn.Module):
         self, probability: float = 1 / 6, max_span_length: int = 5, permute_all: bool = False
     ) -> None:
         super().__init__()
-        self.probability = probability
+        self.probability = check_probability("plm_probability", probability)
+        if max_span_length < 1:
+            raise ConfigError(f"max_span_length is {max_span_length}, expected 1 or more.")
         self.max_span_length = max_span_length
         self.permute_all = permute_all
 

@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from pipeline.core.errors import ConfigError
 from pipeline.model.batch import visible_positions
 
 
@@ -75,6 +76,13 @@ class NoMasking(nn.Module):
     def at_targets(self, values: Tensor) -> Tensor:
         """(B, L) as they are."""
         return values
+
+
+def check_probability(name: str, value: float) -> float:
+    """ConfigError unless it is a share between 0 and 1."""
+    if not isinstance(value, int | float) or not 0 < value < 1:
+        raise ConfigError(f"{name} is {value!r}, expected above 0 and below 1.")
+    return value
 
 
 def last_positions(lengths: Tensor, width: int) -> Tensor:
