@@ -31,7 +31,14 @@ def checked_arguments(
         def checked(*arguments: P.args, **keywords: P.kwargs) -> R:
             for name in keywords:
                 if name not in known:
-                    raise ArgumentError(_explain(owner, name, known, advice))
+                    # a class method is told by the class that it was called on
+                    first = arguments[0] if arguments else None
+                    called = (
+                        f"{first.__name__}.{function.__name__}"
+                        if isinstance(first, type)
+                        else owner
+                    )
+                    raise ArgumentError(_explain(called, name, known, advice))
             return function(*arguments, **keywords)
 
         return checked

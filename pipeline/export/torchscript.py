@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pipeline.core.columns import FIRST_ITEM
+from pipeline.core.columns import FIRST_ITEM, PADDING
 from pipeline.core.errors import PipelineError
 from pipeline.model.batch import SessionBatch
 from pipeline.model.model import Model
@@ -40,7 +40,8 @@ class ServedModel(nn.Module):
             name: values[:, 0] if name in self.session_names else values
             for name, values in zip(self.names, tensors, strict=True)
         }
-        return SessionBatch.from_features(features, self.model.inputs.item)
+        lengths = (features[self.model.inputs.item] != PADDING).sum(1)
+        return SessionBatch(features, lengths)
 
 
 def example_inputs(
@@ -72,7 +73,10 @@ def trace(served: ServedModel, length: int) -> torch.jit.ScriptModule:
     served.eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        traced = torch.jit.trace(served, example_inputs(served, length, 2), check_trace=False)
+        try:
+            traced = torch.jit.trace(served, example_inputs(served, length, 2), check_trace=False)
+        except RuntimeError as error:
+            raise PipelineError(f"The model cannot be made a program: {_line(error)}") from None
         frozen = torch.jit.freeze(traced.eval())
     assert isinstance(frozen, torch.jit.ScriptModule)  # noqa: S101
     return frozen
@@ -92,7 +96,13 @@ def prove_parity(
     ):
         inputs = example_inputs(served, width, sessions, seed)
         wanted, _ = served(*inputs)
-        found, found_items = program(*inputs)
+        try:
+            found, found_items = program(*inputs)
+        except RuntimeError as error:
+            raise PipelineError(
+                f"The program does not run for {sessions} sessions of {width}: {_line(error)} It "
+                "was not written."
+            ) from None
         if not bool(wanted.isfinite().all()):
             raise PipelineError(
                 "The model gives scores that are not finite; its training diverged. Train again "
@@ -110,6 +120,12 @@ def prove_parity(
                 f"sessions of {width}, allowed is {tolerance:.0e}. It was not written."
             )
     return largest
+
+
+def _line(error: Exception) -> str:
+    """The last line of what TorchScript says, which is its reason."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip()[:200] if lines else type(error).__name__
 
 
 def save(program: torch.jit.ScriptModule, path: Path) -> None:

@@ -22,8 +22,17 @@ class SessionBatch(NamedTuple):
 
     @classmethod
     def from_features(cls, features: dict[str, Tensor], item: str) -> "SessionBatch":
-        """Lengths from the padding of the item column, (B, L)."""
-        return cls(features, (features[item] != PADDING).sum(1))
+        """Lengths from the padding of the item column, (B, L).
+
+        DataError where padding is not on the right, behind all interactions.
+        """
+        present = features[item] != PADDING
+        if bool((present[:, 1:] & ~present[:, :-1]).any()):
+            raise DataError(
+                f"{item!r} has 0, which is padding, before other values. Sessions stand on the "
+                "left, padding on the right; a missing value is 1, an unknown one 2."
+            )
+        return cls(features, present.sum(1))
 
     @property
     def width(self) -> int:

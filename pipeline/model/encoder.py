@@ -70,8 +70,7 @@ class EncoderConfig:
         options: Mapping[str, Any] | None = None,
     ) -> Self:
         """D, heads and layers; `total_seq_length` is L. ConfigError for what does not fit."""
-        if d_model % n_head:
-            raise ConfigError(f"n_head {n_head} does not divide d_model {d_model}.")
+        check_shape(d_model=d_model, n_head=n_head, n_layer=n_layer)
         return cls(
             d_model=d_model,
             n_head=n_head,
@@ -88,6 +87,7 @@ class EncoderConfig:
         """Fresh weights, built for this masking. ConfigError if the two don't go together."""
         raise NotImplementedError
 
+    @checked_arguments(instead={"task_blocks": "give each task its own `task_block`."})
     def to_torch_model(
         self,
         input_features: "TabularSequenceFeatures",
@@ -97,9 +97,15 @@ class EncoderConfig:
     ) -> "Model":
         """Input block, a linear layer to D where the widths differ, encoder, head of all tasks."""
         from pipeline.model.blocks import SequentialBlock, TransformerBlock
+        from pipeline.model.features import TabularSequenceFeatures
         from pipeline.model.head import Head
         from pipeline.model.model import Model
 
+        if not isinstance(input_features, TabularSequenceFeatures):
+            raise ConfigError(
+                f"to_torch_model got {type(input_features).__name__}, expected the input block, "
+                "then tasks."
+            )
         blocks: list[nn.Module] = []
         if input_features.output_size != self.d_model:
             blocks.append(nn.Linear(input_features.output_size, self.d_model))
@@ -120,6 +126,15 @@ class EncoderConfig:
         if masking.name in ("none", *ARCHITECTURES[self.name]):
             return
         raise ConfigError(why_not(self.name, masking.name))
+
+
+def check_shape(*, d_model: int, n_layer: int, n_head: int = 1) -> None:
+    """ConfigError for numbers that no encoder has."""
+    for name, value in (("d_model", d_model), ("n_head", n_head), ("n_layer", n_layer)):
+        if not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{name} is {value!r}, expected a whole number above 0.")
+    if d_model % n_head:
+        raise ConfigError(f"n_head {n_head} does not divide d_model {d_model}.")
 
 
 def why_not(architecture: str, masking: str) -> str:

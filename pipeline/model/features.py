@@ -11,7 +11,7 @@ from pipeline.core.errors import ConfigError
 from pipeline.core.schema import Schema, Tags
 from pipeline.model.aggregation import Aggregation, build_aggregation, build_projection
 from pipeline.model.batch import SessionBatch
-from pipeline.model.checks import check_names, child_name
+from pipeline.model.checks import check_names, check_positive, child_name
 from pipeline.model.combiner import Combiner, check_combiner, look_up
 from pipeline.model.continuous import build_continuous_projection, build_soft_embeddings
 from pipeline.model.masking import Masking, choose_masking
@@ -81,6 +81,8 @@ class TabularSequenceFeatures(nn.Module):
     ) -> None:
         super().__init__()
         check_combiner(combiner)
+        if max_sequence_length is not None:
+            check_positive("max_sequence_length", max_sequence_length)
         self.item = item
         self.max_sequence_length = max_sequence_length
         self.combiner = combiner

@@ -40,9 +40,19 @@ class Head(nn.Module):
         inputs: TabularSequenceFeatures | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(body, SequentialBlock):
+            raise ConfigError(
+                f"Head got {type(body).__name__} as body, expected a SequentialBlock."
+            )
         if inputs is not None and inputs is not body.inputs:
             raise ConfigError("`inputs` is not the input block that the body begins with.")
-        tasks = prediction_tasks if isinstance(prediction_tasks, list) else [prediction_tasks]
+        several = isinstance(prediction_tasks, list | tuple)
+        tasks: list[Task] = list(prediction_tasks) if several else [prediction_tasks]  # type: ignore[arg-type, list-item]
+        for task in tasks:
+            if not isinstance(task, Task):
+                raise ConfigError(
+                    f"Head got {task!r} as a task, expected one such as NextItemPredictionTask()."
+                )
         names = [task.task_name for task in tasks]
         if not tasks:
             raise ConfigError("A Head needs a task, such as NextItemPredictionTask().")
@@ -143,10 +153,13 @@ class Head(nn.Module):
 
 def check_weights(weights: list[float] | None, count: int, name: str) -> list[float]:
     """Weights of `count` losses, 1 where none are given."""
-    chosen = [1.0] * count if weights is None else [float(weight) for weight in weights]
-    if len(chosen) != count or min(chosen) < 0 or sum(chosen) == 0:
+    chosen = [1.0] * count if weights is None else weights
+    numbers = isinstance(chosen, list | tuple) and all(
+        isinstance(weight, int | float) and 0 <= weight < float("inf") for weight in chosen
+    )
+    if not numbers or len(chosen) != count or sum(chosen) == 0:
         raise ConfigError(f"{name} is {weights}, expected {count} numbers of 0 or more, one above.")
-    return chosen
+    return [float(weight) for weight in chosen]
 
 
 def check_reduction(name: Literal["mean", "sum"]) -> Literal["mean", "sum"]:

@@ -9,7 +9,7 @@ it is refused.
 import copy
 import dataclasses
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -31,8 +31,16 @@ it may see; the same, by the order of a permutation."""
 class HuggingFaceEncoder(nn.Module):
     """Encoder around a Hugging Face model."""
 
-    def __init__(self, transformer: Any, mask: Mask, d_output: int, room: int | None) -> None:
+    def __init__(
+        self,
+        transformer: Any,
+        mask: Mask,
+        d_output: int,
+        room: int | None,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
+        self.dropout = nn.Dropout(dropout)
         self.transformer = transformer
         self.mask: Mask = mask
         self.d_output = d_output
@@ -83,7 +91,7 @@ class HuggingFaceEncoder(nn.Module):
         masks = self._masks(embeddings, lengths, order)
         if attentions:
             masks["output_attentions"] = True
-        return self.transformer(inputs_embeds=embeddings, **masks)
+        return self.transformer(inputs_embeds=self.dropout(embeddings), **masks)
 
     def _masks(self, embeddings: Tensor, lengths: Tensor, order: Tensor | None) -> dict[str, Any]:
         width = embeddings.size(1)
@@ -128,10 +136,12 @@ def encoder_around(
     d_model: int,
     positions: int | None = None,
     room: int | None = None,
+    dropout: float = 0.0,
 ) -> HuggingFaceEncoder:
     """Find out how a model must be told what it may see. ConfigError if it cannot be.
 
-    `positions` is how many it has, if there is a limit.
+    `positions` is how many it has, if there is a limit; `dropout` is of what goes in, for a model
+    that has none of its own.
     """
     kind = transformer.config.model_type
     width = room or min(4, positions or 4)
@@ -158,7 +168,7 @@ def encoder_around(
     # its own token table, pooling and the like: what has no part in the result is not trained
     for parameter in found.unused:
         parameter.requires_grad_(False)
-    return HuggingFaceEncoder(transformer, found.mask, found.d_output, room)
+    return HuggingFaceEncoder(transformer, found.mask, found.d_output, room, dropout)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,10 +202,10 @@ def _probe(transformer: Any, mask: Mask, d_model: int, width: int, room: int | N
             by_input, *by_parameter = torch.autograd.grad(
                 (early * weights).sum(), [embeddings, *parameters], allow_unused=True
             )
-    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except Exception as error:
         if mask == "causal":  # it does not take such a mask
             return Probe(mask, True, d_model, [])
-        line = " ".join(str(error).split())[:160]
+        line = " ".join(str(error).split())[:160] or type(error).__name__
         raise ConfigError(
             f"{transformer.config.model_type} does not run on `inputs_embeds`: {line}"
         ) from None
@@ -213,11 +223,16 @@ def make_config(config_class: Any, settings: dict[str, Any], options: Mapping[st
             raise ConfigError(
                 f"{config_class.__name__} has no option `{name}`; {closest(name, known)}"
             )
+    return made(config_class.__name__, lambda: config_class(**{**settings, **options}))
+
+
+def made(name: str, make: Callable[[], Any]) -> Any:
+    """What `make` gives. ConfigError in one line where another's program refuses."""
     try:
-        return config_class(**{**settings, **options})
-    except (TypeError, ValueError, KeyError) as error:
-        line = " ".join(str(error).split())[:200]
-        raise ConfigError(f"{config_class.__name__} cannot be made: {line}") from None
+        return make()
+    except Exception as error:
+        line = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ConfigError(f"{name} cannot be made: {line}") from None
 
 
 def encoder_of(given: Any, masking: Masking) -> tuple[HuggingFaceEncoder, int, int | None]:
@@ -228,7 +243,8 @@ def encoder_of(given: Any, masking: Masking) -> tuple[HuggingFaceEncoder, int, i
     if isinstance(given, transformers.PreTrainedModel):
         model = given
     else:
-        model = transformers.AutoModel.from_config(copy.deepcopy(given))
+        config = copy.deepcopy(given)
+        model = made(given.model_type, lambda: transformers.AutoModel.from_config(config))
     config = model.config
     if hasattr(config, "use_cache"):
         config.use_cache = False
@@ -237,8 +253,13 @@ def encoder_of(given: Any, masking: Masking) -> tuple[HuggingFaceEncoder, int, i
         model.attn_type = "uni"  # type: ignore[assignment]
     if masking.name == "plm":
         raise ConfigError("plm works with xlnet: XLNetConfig.build(...).")
-    positions = getattr(config, "max_position_embeddings", None) or None
-    if isinstance(positions, int) and config.model_type in ("roberta", "longformer"):
-        positions -= 1
-    width = int(config.hidden_size)
+    width = getattr(config, "hidden_size", None)
+    if not isinstance(width, int):
+        raise ConfigError(f"{config.model_type} has no hidden_size, so it is no sequence encoder.")
+    positions = getattr(config, "max_position_embeddings", None)
+    positions = positions if isinstance(positions, int) and positions > 0 else None
+    table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)
+    if positions is not None and padding is not None:
+        positions -= padding + 1  # as RoBERTa's, they begin behind the padding's
     return encoder_around(model, masking, d_model=width, positions=positions), width, positions

@@ -60,8 +60,11 @@ class Model(nn.Module):
         head_reduction: Literal["mean", "sum"] = "mean",
     ) -> None:
         super().__init__()
-        if not heads:
-            raise ConfigError("A Model needs a Head.")
+        if not heads or not all(isinstance(head, Head) for head in heads):
+            found = ", ".join(type(head).__name__ for head in heads) or "nothing"
+            raise ConfigError(
+                f"A Model needs a Head, as in Model(Head(body, task)); found {found}."
+            )
         names = [name for head in heads for name in head.task_names]
         if len(set(names)) < len(names):
             raise ConfigError(f"Two tasks have one name among {', '.join(names)}. Set task_name.")

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from pipeline.core.arguments import closest
 from pipeline.core.errors import ConfigError
 from pipeline.core.schema import Schema, Tags
 
@@ -30,6 +31,12 @@ def select_features(
     one that the schema does not say enough about.
     """
     item = schema.item_id
+    for given, default in (
+        (categorical, Tags.CATEGORICAL),
+        (continuous, Tags.CONTINUOUS),
+        (vectors, Tags.EMBEDDING),
+    ):
+        _check_tags(schema, _tags(given), default)
     readable = Schema(tuple(c for c in schema if c == item or Tags.TARGET not in c.tags))
     indices = readable.select_by_tag(*_tags(categorical)).column_names
     found = SelectedFeatures(
@@ -63,3 +70,11 @@ def _tags(given: Tagged) -> Sequence[str]:
     if given is None:
         return ()
     return (given,) if isinstance(given, str) else given
+
+
+def _check_tags(schema: Schema, given: Sequence[str], default: str) -> None:
+    """ConfigError for a tag that no column has; the usual ones may find none."""
+    known = sorted({tag for column in schema for tag in column.tags})
+    for tag in given:
+        if str(tag) != str(default) and str(tag) not in known:
+            raise ConfigError(f"No column has the tag {str(tag)!r}; {closest(str(tag), known)}")

@@ -20,7 +20,12 @@ class StochasticSwapNoise(nn.Module):
     between sessions.
     """
 
-    @checked_arguments()
+    @checked_arguments(
+        instead={
+            "schema": "the input block knows it; leave it out.",
+            "pad_token": "padding is always 0; leave it out.",
+        }
+    )
     def __init__(self, replacement_prob: float = 0.1) -> None:
         super().__init__()
         _check_chance("replacement_prob", replacement_prob)

@@ -121,6 +121,9 @@ def test_one_mlp_block_in_two_places_is_refused() -> None:
         tr.SequentialBlock(inputs(), block, block)
 
 
+DECODERS = (transformers.Qwen3Config, transformers.MistralConfig)
+
+
 @pytest.mark.parametrize(
     ("config", "masking"),
     [
@@ -128,19 +131,24 @@ def test_one_mlp_block_in_two_places_is_refused() -> None:
         (transformers.MistralConfig, "clm"),
         (transformers.DistilBertConfig, "mlm"),
         (transformers.BertConfig, "clm"),
+        (transformers.XLNetConfig, "clm"),
+        (transformers.XLNetConfig, "mlm"),
+        (transformers.RobertaConfig, "mlm"),
     ],
 )
 def test_a_config_or_model_of_hugging_face_is_a_block_as_it_is(config: type, masking: str) -> None:
     if config is transformers.DistilBertConfig:
         given = config(vocab_size=1, dim=16, n_heads=2, n_layers=1, hidden_dim=32)
+    elif config is transformers.XLNetConfig:
+        given = config(vocab_size=4, d_model=16, n_head=2, n_layer=1, d_inner=32)
     else:
         given = config(
-            vocab_size=1,
+            vocab_size=4,
             hidden_size=16,
             num_attention_heads=2,
             num_hidden_layers=1,
             intermediate_size=32,
-            **({} if config is transformers.BertConfig else {"num_key_value_heads": 2}),
+            **({"num_key_value_heads": 2} if config in DECODERS else {}),
         )
     for transformer in (given, transformers.AutoModel.from_config(given)):
         first = inputs(masking)
@@ -161,6 +169,11 @@ def test_a_config_or_model_of_hugging_face_is_a_block_as_it_is(config: type, mas
             "did you mean `hidden_act`",
         ),
         (lambda: tr.HuggingFaceConfig.build("vit", 16, 2, 1, 6), "does not run on `inputs_embeds`"),
+        (lambda: tr.HuggingFaceConfig.build("funnel", 16, 2, 1, 6), "FunnelConfig cannot be made"),
+        (lambda: tr.HuggingFaceConfig.build("dbrx", 16, 2, 1, 6), "dbrx"),
+        (lambda: tr.BertConfig.build(16, 2, 1, 6, hidden_act="gleu"), "bert cannot be made"),
+        (lambda: tr.GPT2Config.build(16, 2, 0, 6), "n_layer is 0"),
+        (lambda: transformers.CLIPConfig(), "no hidden_size"),
         (lambda: tr.XLNetConfig.build(15, 3, 1, 6), "even d_model"),
         (lambda: tr.GPT2Config.build(16, 2, 1), "give total_seq_length"),
         (lambda: tr.GPT2Config.build(16, 2, 1, 6, options={"n_innr": 3}), "did you mean `n_inner`"),

@@ -279,8 +279,10 @@ def test_features_are_chosen_by_tag_and_the_item_always() -> None:
     only = {"continuous_tags": None, "pretrained_embeddings_tags": None}
     assert block(schema, categorical_tags=None, **only).feature_names == ["item_id"]
     assert block(schema, categorical_tags="mine", **only).feature_names == ["item_id", "hand"]
-    tagged = block(schema, categorical_tags=None, continuous_tags=["continuous", "x"])
+    tagged = block(schema, categorical_tags=None, continuous_tags=["continuous"])
     assert tagged.feature_names == ["item_id", "price", "age", "image", "user"]
+    with pytest.raises(ConfigError, match="No column has the tag 'categoricl'; did you mean"):
+        block(schema, categorical_tags="categoricl")
 
 
 def test_a_merlin_schema_will_do() -> None:

@@ -329,3 +329,73 @@ def test_sessions_may_be_very_short(architecture: str, masking: str, longest: in
         scores = model.scores(found.hidden)[found.is_last]
         predicted = model(cut(batch, 0, 0, longest))
     assert largest(predicted[0], scores[0]) < 1e-5
+
+
+@every_case
+def test_dropout_is_what_was_asked_for(architecture: str, masking: str) -> None:
+    """BERT, RoBERTa and Longformer ignore it in Transformers4Rec."""
+    for dropout in (0.0, 0.5):
+        torch.manual_seed(0)
+        model = build_model(SCHEMA, config_of(architecture, masking, dropout=dropout), L).train()
+        batch = sessions([5, 3], 0)
+        with torch.no_grad():
+            same = torch.equal(model(batch), model(batch))
+        assert same == (dropout == 0)
+
+
+def test_losses_of_rtd_are_weighted_and_the_model_learns_both() -> None:
+    batch = sessions([L + 1, L, 3, 2], 2)
+    found = {}
+    for tied in (True, False):
+        for generator, discriminator in ((1.0, 0.0), (0.0, 1.0), (2.0, 3.0)):
+            torch.manual_seed(0)
+            config = config_of(
+                "bert",
+                "rtd",
+                dropout=0.0,
+                tied_generator=tied,
+                generator_loss_weight=generator,
+                discriminator_loss_weight=discriminator,
+            )
+            model = build_model(SCHEMA, config, L).eval()
+            torch.manual_seed(1)  # the same masks and draws
+            loss = model.loss(batch)
+            found[tied, generator, discriminator] = float(loss.detach())
+            loss.backward()
+            body, hidden = model.head.body, model.head.body.blocks[-1]
+            learned = any(p.grad is not None and bool(p.grad.any()) for p in hidden.parameters())
+            assert learned, "the encoder that recommends learns from either loss"
+            if body.generator is not None:
+                drawn = [p.grad for p in body.generator.parameters() if p.grad is not None]
+                assert any(bool(g.any()) for g in drawn) == (generator > 0)
+        both = 2 * found[tied, 1.0, 0.0] + 3 * found[tied, 0.0, 1.0]
+        assert found[tied, 2.0, 3.0] == pytest.approx(both, rel=1e-5)
+    # untied, the encoder's own loss of hidden items stands beside the generator's
+    assert found[False, 1.0, 0.0] > 1.5 * found[True, 1.0, 0.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("architecture", "masking"),
+    [("gpt2", "clm"), ("bert", "mlm"), ("sasrec", "clm"), ("gru", "clm")],
+)
+def test_a_model_works_in_other_precisions(
+    architecture: str, masking: str, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    model = build_model(SCHEMA, config_of(architecture, masking), L).to(dtype)
+    batch = sessions([5, 3], 0)
+    model.loss(batch).backward()
+    assert model.eval()(batch).dtype == dtype
+
+
+def test_ids_may_be_int32() -> None:
+    model = make_model("gpt2", "clm")
+    batch = sessions([5, 3], 0)
+    narrow = {n: v.int() if not v.is_floating_point() else v for n, v in batch.features.items()}
+    small = SessionBatch(narrow, batch.lengths.int())
+    assert torch.equal(model(small), model(batch))
+    assert float(model.loss(small).detach()) == float(model.loss(batch).detach())
+    assert torch.equal(
+        model.top_k(small, 3, filter_seen=True).items, model.top_k(batch, 3, filter_seen=True).items
+    )

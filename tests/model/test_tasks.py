@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pipeline import model as tr
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ConfigError, DataError
 
 ITEM = tr.ColumnSchema.create_categorical("item_id", 17, tags=["item_id"])
 SCHEMA = tr.Schema((ITEM,))
@@ -282,6 +282,28 @@ def test_top_k_leaves_out_what_it_is_told_to() -> None:
 
 
 @pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"k": 0}, "k is 0"),
+        ({"k": 2, "excluded": torch.tensor([-1])}, "holds indices from -1 to -1"),
+        ({"k": 2, "candidates": torch.tensor([5, 20])}, "expected 0 to 19"),
+        ({"k": 2, "candidates": [5]}, "expected a tensor of indices"),
+    ],
+)
+def test_top_k_refuses_indices_that_are_none(arguments: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        one_head(tr.NextItemPredictionTask()).top_k(batch(), **arguments)  # type: ignore[arg-type]
+
+
+def test_a_weight_of_the_session_weighs_all_its_targets() -> None:
+    weighted = one_head(tr.NextItemPredictionTask(weights="bought"))
+    found = weighted.at_targets(batch())
+    losses = -weighted.scores(found.hidden).log_softmax(1).gather(1, found.targets.unsqueeze(1))
+    # three targets of the first session, which weighs 1; the second weighs 0
+    assert float(weighted.loss(batch())) == pytest.approx(float(losses[:3].mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         {},
@@ -322,6 +344,16 @@ def test_embeddings_of_sessions_and_items_give_the_scores(arguments: dict[str, o
             "task_blocks names 'y'",
         ),
         (lambda: tr.Model(), "needs a Head"),
+        (lambda: tr.Model(body()), "found SequentialBlock"),  # type: ignore[arg-type]
+        (lambda: tr.Head(body(), [tr.RegressionTask]), "as a task, expected one"),  # type: ignore[list-item]
+        (
+            lambda: tr.Head(body(), tr.RegressionTask("x"), task_weights=[float("nan")]),
+            "expected 1 numbers",
+        ),
+        (
+            lambda: tr.SessionBatch.from_features({"item_id": torch.tensor([[0, 5]])}, "item_id"),
+            "padding on the right",
+        ),
         (lambda: tr.NextItemPredictionTask(loss="bpr-mx"), "`bpr-max`"),
         (lambda: tr.Head.from_schema(SCHEMA, body()), "No column of the schema"),
         (
@@ -340,7 +372,7 @@ def test_embeddings_of_sessions_and_items_give_the_scores(arguments: dict[str, o
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(make: object, words: str) -> None:
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises((ConfigError, DataError)) as error:
         make()  # type: ignore[operator]
     assert words in str(error.value)
     assert "\n" not in str(error.value)

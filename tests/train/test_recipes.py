@@ -73,6 +73,10 @@ def vectors_of(shop: Shop, path: Path, width: int = 6) -> np.ndarray:
             {"label_smoothing": 0.1},
         ),
         (
+            {"shared_tables": [["category", "action"]]},
+            {"weights": {"feature": "device", "values": {"phone": 2.0}}},
+        ),
+        (
             {
                 "mlp": [24],
                 "towers": [{"architecture": "gru"}, {"architecture": "sasrec", "n_head": 2}],
@@ -223,6 +227,8 @@ def test_settings_that_do_not_fit_the_data_are_named(
             "longformer works with mlm, rtd, not with clm",
         ),
         ({"mlp": [0]}, "1 or more"),
+        ({"pretrained": [{"file": "a"}, {"file": "b"}]}, "twice for the same use"),
+        ({"item_dim": 3, "embedding_dims": {"item_id": 4}}, "keep one"),
         ({"train_loss": 1}, "unknown key `model.train_loss`"),
     ],
 )

@@ -4,7 +4,7 @@ import transformers
 from torch import nn
 
 from pipeline.model.encoder import EncoderConfig
-from pipeline.model.huggingface import encoder_around, make_config
+from pipeline.model.huggingface import encoder_around, made, make_config
 from pipeline.model.masking import Masking
 
 
@@ -31,7 +31,7 @@ class BertConfig(EncoderConfig):
             "pad_token_id": 0,
         }
         config = make_config(transformers.BertConfig, settings, self.options)
-        model = transformers.BertModel(config, add_pooling_layer=False)
+        model = made("bert", lambda: transformers.BertModel(config, add_pooling_layer=False))
         return encoder_around(model, masking, d_model=self.d_model, positions=self.total_seq_length)
 
 

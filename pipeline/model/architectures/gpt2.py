@@ -4,7 +4,7 @@ import transformers
 from torch import nn
 
 from pipeline.model.encoder import EncoderConfig
-from pipeline.model.huggingface import encoder_around, make_config
+from pipeline.model.huggingface import encoder_around, made, make_config
 from pipeline.model.masking import Masking
 
 
@@ -35,7 +35,7 @@ class GPT2Config(EncoderConfig):
         }
         config = make_config(transformers.GPT2Config, settings, self.options)
         return encoder_around(
-            transformers.GPT2Model(config),
+            made("gpt2", lambda: transformers.GPT2Model(config)),
             masking,
             d_model=self.d_model,
             positions=self.total_seq_length,

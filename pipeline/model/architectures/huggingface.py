@@ -9,8 +9,8 @@ from torch import nn
 
 from pipeline.core.arguments import checked_arguments, closest
 from pipeline.core.errors import ConfigError
-from pipeline.model.encoder import EncoderConfig
-from pipeline.model.huggingface import encoder_around, make_config
+from pipeline.model.encoder import EncoderConfig, check_shape
+from pipeline.model.huggingface import encoder_around, made, make_config
 from pipeline.model.masking import Masking
 
 _NAMES = {
@@ -65,8 +65,7 @@ class HuggingFaceConfig(EncoderConfig):
         options: Mapping[str, Any] | None = None,
     ) -> Self:
         """`options` are further arguments of that architecture's own config."""
-        if d_model % n_head:
-            raise ConfigError(f"n_head {n_head} does not divide d_model {d_model}.")
+        check_shape(d_model=d_model, n_head=n_head, n_layer=n_layer)
         return cls(
             model_type=model_type,
             d_model=d_model,
@@ -88,15 +87,18 @@ class HuggingFaceConfig(EncoderConfig):
             )
         config_class = transformers.CONFIG_MAPPING[self.model_type]
         config = make_config(config_class, self._settings(config_class), self.options)
-        try:
-            model = transformers.AutoModel.from_config(config)
-        except (ValueError, TypeError, KeyError, RuntimeError, ImportError) as error:
-            line = " ".join(str(error).split())[:160]
-            raise ConfigError(f"{self.model_type} cannot be built: {line}") from None
-        return encoder_around(model, masking, d_model=self.d_model, room=self.positions())
+        model = made(self.model_type, lambda: transformers.AutoModel.from_config(config))
+        has_dropout = any(hasattr(config, name) for name in _DROPOUTS)
+        return encoder_around(
+            model,
+            masking,
+            d_model=self.d_model,
+            room=self.positions(),
+            dropout=0.0 if has_dropout else self.dropout,
+        )
 
     def _settings(self, config_class: Any) -> dict[str, Any]:
-        default = config_class()
+        default = made(self.model_type, config_class)
         wanted = {
             "d_model": self.d_model,
             "n_head": self.n_head,

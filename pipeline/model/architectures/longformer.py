@@ -4,7 +4,7 @@ import transformers
 from torch import nn
 
 from pipeline.model.encoder import EncoderConfig
-from pipeline.model.huggingface import encoder_around, make_config
+from pipeline.model.huggingface import encoder_around, made, make_config
 from pipeline.model.masking import Masking
 
 
@@ -36,7 +36,9 @@ class LongformerConfig(EncoderConfig):
             "onnx_export": True,  # its other program holds on to the memory layout of a trace
         }
         config = make_config(transformers.LongformerConfig, settings, self.options)
-        model = transformers.LongformerModel(config, add_pooling_layer=False)
+        model = made(
+            "longformer", lambda: transformers.LongformerModel(config, add_pooling_layer=False)
+        )
         return encoder_around(model, masking, d_model=self.d_model, room=room)
 
 

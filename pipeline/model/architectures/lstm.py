@@ -5,7 +5,7 @@ from typing import Self
 from torch import nn
 
 from pipeline.core.arguments import checked_arguments
-from pipeline.model.encoder import EncoderConfig
+from pipeline.model.encoder import EncoderConfig, check_shape
 from pipeline.model.masking import Masking
 from pipeline.model.recurrent import RecurrentEncoder
 
@@ -26,6 +26,7 @@ class LSTMConfig(EncoderConfig):
         dropout: float = 0.3,
     ) -> Self:
         """D and layers; `total_seq_length` limits nothing here."""
+        check_shape(d_model=d_model, n_layer=n_layer)
         return cls(
             d_model=d_model, n_layer=n_layer, total_seq_length=total_seq_length, dropout=dropout
         )

@@ -10,7 +10,7 @@ from torch.nn import functional
 from pipeline.core.errors import ConfigError
 from pipeline.model.batch import visible_positions
 from pipeline.model.encoder import EncoderConfig
-from pipeline.model.huggingface import make_config
+from pipeline.model.huggingface import made, make_config
 from pipeline.model.masking import Masking
 
 _FIXED = (
@@ -64,7 +64,9 @@ class ReformerConfig(EncoderConfig):
             "eos_token_id": None,
         }
         config = make_config(transformers.ReformerConfig, settings, self.options)
-        return ReformerEncoder(transformers.ReformerModel(config), causal=masking.causal)
+        return ReformerEncoder(
+            made("reformer", lambda: transformers.ReformerModel(config)), causal=masking.causal
+        )
 
 
 class ReformerEncoder(nn.Module):

@@ -5,7 +5,7 @@ from torch import nn
 
 from pipeline.core.errors import ConfigError
 from pipeline.model.encoder import EncoderConfig
-from pipeline.model.huggingface import HuggingFaceEncoder, encoder_around, make_config
+from pipeline.model.huggingface import HuggingFaceEncoder, encoder_around, made, make_config
 from pipeline.model.masking import Masking
 
 
@@ -38,7 +38,7 @@ class XLNetConfig(EncoderConfig):
             "eos_token_id": None,
         }
         config = make_config(transformers.XLNetConfig, settings, self.options)
-        model = transformers.XLNetModel(config)
+        model = made("xlnet", lambda: transformers.XLNetModel(config))
         mask_vector = model.mask_emb
         encoder = encoder_around(
             model, masking, d_model=self.d_model, positions=self.total_seq_length
