@@ -22,7 +22,7 @@ from pipeline.model.architectures.roberta import RobertaConfig
 from pipeline.model.architectures.sasrec import SASRecConfig
 from pipeline.model.architectures.xlnet import XLNetConfig
 from pipeline.model.batch import SessionBatch
-from pipeline.model.blocks import MLPBlock, ParallelBlock, SequentialBlock, TransformerBlock
+from pipeline.model.blocks import ParallelBlock, SequentialBlock, TransformerBlock
 from pipeline.model.continuous import SoftEmbedding
 from pipeline.model.features import TabularSequenceFeatures
 from pipeline.model.head import Head
@@ -34,6 +34,7 @@ from pipeline.model.masking import (
     ReplacementMasking,
     Stage,
 )
+from pipeline.model.mlp import MLPBlock
 from pipeline.model.model import Model, TopK
 from pipeline.model.negatives import NegativeSampler
 from pipeline.model.pretrained import PretrainedEmbeddings, PretrainedEmbeddingsInitializer

@@ -1,8 +1,8 @@
 """Blocks in a row and side by side."""
 
 import copy
-from collections.abc import Callable, Iterable
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,66 +16,9 @@ from pipeline.model.encoder import EncoderConfig
 from pipeline.model.features import TabularSequenceFeatures
 from pipeline.model.huggingface import encoder_of
 from pipeline.model.masking import MaskedSequence, Masking, NoMasking, ReplacementMasking, Stage
+from pipeline.model.mlp import MLPBlock
+from pipeline.model.plain import plain_output_size
 from pipeline.model.sight import check_body
-
-
-class MLPBlock(nn.Sequential):
-    """Linear layers, each with an activation behind it: (..., input) -> (..., dimensions[-1]).
-
-    Its input width is that of the block before it, known when it is put behind one. `activation`
-    is a class of modules or None; `normalization` may be "layer_norm".
-    """
-
-    @checked_arguments(instead={"filter_features": "choose features by the schema's tags."})
-    def __init__(
-        self,
-        dimensions: int | list[int],
-        activation: Callable[[], nn.Module] | None = nn.ReLU,
-        use_bias: bool = True,
-        dropout: float | None = None,
-        normalization: str | None = None,
-    ) -> None:
-        super().__init__()
-        if not isinstance(dimensions, int | list | tuple):
-            raise ConfigError(f"MLPBlock got {dimensions!r}, expected widths such as [64].")
-        self.dimensions = [dimensions] if isinstance(dimensions, int) else list(dimensions)
-        if not self.dimensions:
-            raise ConfigError("MLPBlock needs at least one dimension, as in MLPBlock([64]).")
-        if not all(isinstance(d, int) and d > 0 for d in self.dimensions):
-            raise ConfigError(f"MLPBlock got {dimensions!r}, expected whole numbers above 0.")
-        if normalization not in (None, "layer_norm"):
-            raise ConfigError(
-                f"normalization is {normalization!r}, expected 'layer_norm' or None. A batch norm "
-                "would mix sessions with each other and with padding."
-            )
-        self.activation = activation
-        self.use_bias = use_bias
-        self.dropout = dropout
-        self.normalization = normalization
-
-    def forward(self, values: Tensor) -> Tensor:
-        """(..., input) -> (..., dimensions[-1])."""
-        if not len(self):
-            raise ConfigError(
-                "An MLPBlock learns its input width from the block in front of it. Put it into the "
-                "row of blocks itself, not inside another module."
-            )
-        output: Tensor = super().forward(values)
-        return output
-
-    def build(self, width: int) -> None:
-        """Make the layers for an input of this width."""
-        if len(self):
-            raise ConfigError("An MLPBlock stands in two places; make one for each.")
-        for dimension in self.dimensions:
-            self.append(nn.Linear(width, dimension, bias=self.use_bias))
-            if self.activation is not None:
-                self.append(self.activation())
-            if self.normalization is not None:
-                self.append(nn.LayerNorm(dimension))
-            if self.dropout:
-                self.append(nn.Dropout(self.dropout))
-            width = dimension
 
 
 class TransformerBlock(nn.Module):
@@ -321,71 +264,3 @@ def connect_blocks(
         else:
             width = plain_output_size(block, width)
     return width
-
-
-def task_block_size(block: nn.Module, width: int) -> int:
-    """Build a block between hidden states (T, width) and a task; its output width.
-
-    ConfigError if it does not take one row at a time.
-    """
-    if isinstance(block, MLPBlock):
-        block.build(width)
-        return block.dimensions[-1]
-    name = type(block).__name__
-    given = torch.randn(3, width, requires_grad=True)
-    output = _tried(block, given, f"(T, {width})")
-    if not isinstance(output, Tensor) or output.dim() != 2 or output.size(0) != 3:
-        raise ConfigError(f"{name} does not give one vector for each, as a task_block must.")
-    if output.requires_grad:
-        (by,) = torch.autograd.grad((output[0] * torch.randn_like(output[0])).sum(), given)
-        if bool(by[1:].any()):
-            raise ConfigError(f"{name} mixes rows, so it cannot be a task_block.")
-    return int(output.size(-1))
-
-
-def plain_output_size(block: nn.Module, width: int) -> int:
-    """Width that any module of (B, L, width) gives. ConfigError if it cannot stand there."""
-    name = type(block).__name__
-    for module in block.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            raise ConfigError(f"{name} mixes sessions with each other and with padding: LayerNorm.")
-    first = next(block.parameters(), torch.empty(0))
-    given = torch.randn(2, 3, width, device=first.device, dtype=first.dtype, requires_grad=True)
-    output: Any = _tried(block, given, f"(B, L, {width})")
-    output = output[0] if isinstance(output, tuple) else output
-    if not isinstance(output, Tensor) or output.dim() != 3 or output.shape[:2] != (2, 3):
-        raise ConfigError(f"{name} does not give one vector an interaction.")
-    if output.requires_grad:
-        weights = torch.randn_like(output)
-        early = (output[:, :2] * weights[:, :2]).sum()
-        (ahead,) = torch.autograd.grad(early, given, retain_graph=True)
-        of_first, of_second = (output * weights).sum((1, 2))
-        (by_first,) = torch.autograd.grad(of_first, given, retain_graph=True)
-        (by_second,) = torch.autograd.grad(of_second, given)
-        if bool(by_first[1].any()) or bool(by_second[0].any()):
-            raise ConfigError(
-                f"{name} lets sessions of a batch see each other. Recurrent modules of torch need "
-                "batch_first=True."
-            )
-        if bool(ahead[:, 2].any()):
-            raise ConfigError(
-                f"{name} looks at later interactions, so that padding and targets would show. Use "
-                "a TransformerBlock, whose attention follows the masking."
-            )
-    return int(output.size(-1))
-
-
-def _tried(block: nn.Module, given: Tensor, shape: str) -> Any:
-    """What a module of someone's gives. ConfigError if it does not take that."""
-    training = block.training
-    try:
-        return block.eval()(given)
-    except ConfigError:
-        raise
-    except Exception as error:
-        line = " ".join(str(error).split())[:120]
-        raise ConfigError(
-            f"{type(block).__name__} does not take {shape}, what comes before it: {line}"
-        ) from None
-    finally:
-        block.train(training)

@@ -15,11 +15,12 @@ from pipeline.core.errors import ArtifactError, ConfigError
 from pipeline.core.model_recipe import ModelConfig, Tower, TrainConfig
 from pipeline.core.schema import Schema, Tags
 from pipeline.model.architectures import find_architecture
-from pipeline.model.blocks import MLPBlock, ParallelBlock, SequentialBlock, TransformerBlock
+from pipeline.model.blocks import ParallelBlock, SequentialBlock, TransformerBlock
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.features import TabularSequenceFeatures
 from pipeline.model.head import Head, Task
 from pipeline.model.masking import ARGUMENTS
+from pipeline.model.mlp import MLPBlock
 from pipeline.model.model import Model
 from pipeline.model.pretrained import PretrainedEmbeddings, PretrainedEmbeddingsInitializer
 from pipeline.model.targets import BinaryClassificationTask, ColumnValues, RegressionTask

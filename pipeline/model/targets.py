@@ -10,7 +10,7 @@ from torch.nn import functional
 from pipeline.core.arguments import checked_arguments
 from pipeline.core.errors import ConfigError
 from pipeline.model.batch import SessionBatch, visible_positions
-from pipeline.model.blocks import task_block_size
+from pipeline.model.plain import task_block_size
 
 Summary = Literal["last", "mean", "first"] | None
 

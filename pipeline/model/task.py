@@ -9,9 +9,9 @@ from torch.nn import functional
 from pipeline.core.arguments import checked_arguments
 from pipeline.core.columns import FIRST_ITEM
 from pipeline.core.errors import ConfigError
-from pipeline.model.blocks import task_block_size
 from pipeline.model.losses import Sampled, build_loss
 from pipeline.model.negatives import NegativeSampler, is_negative
+from pipeline.model.plain import task_block_size
 from pipeline.model.targets import ColumnValues
 
 ORIGINAL_ARGUMENTS = {

@@ -1,0 +1,67 @@
+"""Linear layers in a row."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from pipeline.core.arguments import checked_arguments
+from pipeline.core.errors import ConfigError
+
+
+class MLPBlock(nn.Sequential):
+    """Linear layers, each with an activation behind it: (..., input) -> (..., dimensions[-1]).
+
+    Its input width is that of the block before it, known when it is put behind one. `activation`
+    is a class of modules or None; `normalization` may be "layer_norm".
+    """
+
+    @checked_arguments(instead={"filter_features": "choose features by the schema's tags."})
+    def __init__(
+        self,
+        dimensions: int | list[int],
+        activation: Callable[[], nn.Module] | None = nn.ReLU,
+        use_bias: bool = True,
+        dropout: float | None = None,
+        normalization: str | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(dimensions, int | list | tuple):
+            raise ConfigError(f"MLPBlock got {dimensions!r}, expected widths such as [64].")
+        self.dimensions = [dimensions] if isinstance(dimensions, int) else list(dimensions)
+        if not self.dimensions:
+            raise ConfigError("MLPBlock needs at least one dimension, as in MLPBlock([64]).")
+        if not all(isinstance(d, int) and d > 0 for d in self.dimensions):
+            raise ConfigError(f"MLPBlock got {dimensions!r}, expected whole numbers above 0.")
+        if normalization not in (None, "layer_norm"):
+            raise ConfigError(
+                f"normalization is {normalization!r}, expected 'layer_norm' or None. A batch norm "
+                "would mix sessions with each other and with padding."
+            )
+        self.activation = activation
+        self.use_bias = use_bias
+        self.dropout = dropout
+        self.normalization = normalization
+
+    def forward(self, values: Tensor) -> Tensor:
+        """(..., input) -> (..., dimensions[-1])."""
+        if not len(self):
+            raise ConfigError(
+                "An MLPBlock learns its input width from the block in front of it. Put it into the "
+                "row of blocks itself, not inside another module."
+            )
+        output: Tensor = super().forward(values)
+        return output
+
+    def build(self, width: int) -> None:
+        """Make the layers for an input of this width."""
+        if len(self):
+            raise ConfigError("An MLPBlock stands in two places; make one for each.")
+        for dimension in self.dimensions:
+            self.append(nn.Linear(width, dimension, bias=self.use_bias))
+            if self.activation is not None:
+                self.append(self.activation())
+            if self.normalization is not None:
+                self.append(nn.LayerNorm(dimension))
+            if self.dropout:
+                self.append(nn.Dropout(self.dropout))
+            width = dimension
