@@ -94,6 +94,10 @@ def build_projection(projection: nn.Module | None, d_output: int | None, width: 
         return nn.Linear(width, d_output)
     if projection is None:
         return nn.Identity()
+    if not isinstance(projection, nn.Module):
+        raise ConfigError(
+            f"projection is {projection!r}, expected a module; d_output takes a width."
+        )
     build = getattr(projection, "build", None)  # as MLPBlock has
     if callable(build):
         build(width)

@@ -228,6 +228,11 @@ class Model(nn.Module):
 
     @staticmethod
     def _crop(body: SequentialBlock, batch: SessionBatch, stage: Stage) -> SessionBatch:
+        if not isinstance(batch, SessionBatch):
+            raise ConfigError(
+                f"A model reads a SessionBatch, found a {type(batch).__name__}. Make one by "
+                f"SessionBatch.from_features(features, {body.inputs.item!r})."
+            )
         longest = body.inputs.max_sequence_length
         if longest is None:
             return batch

@@ -344,6 +344,10 @@ def test_embeddings_of_sessions_and_items_give_the_scores(arguments: dict[str, o
             "task_blocks names 'y'",
         ),
         (lambda: tr.Model(), "needs a Head"),
+        (
+            lambda: one_head(tr.NextItemPredictionTask())(batch().features),
+            "SessionBatch.from_features(features, 'item_id')",
+        ),
         (lambda: tr.Model(body()), "found SequentialBlock"),  # type: ignore[arg-type]
         (lambda: tr.Head(body(), [tr.RegressionTask]), "as a task, expected one"),  # type: ignore[list-item]
         (

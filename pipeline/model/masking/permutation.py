@@ -49,7 +49,9 @@ class PermutationMasking(nn.Module):
             grown = nn.functional.pad(embeddings, (0, 0, 0, 1))  # (B, L + 1, D)
             asked = torch.arange(grown.size(1), device=lengths.device) == lengths.unsqueeze(1)
             targets = torch.zeros(asked.shape, dtype=item_ids.dtype, device=item_ids.device)
-            return MaskedSequence(grown, targets, lengths + 1, lengths, _only(asked))
+            # an empty session has nothing to look at but the position itself
+            order = _only(asked & (lengths > 0).unsqueeze(1))
+            return MaskedSequence(grown, targets, lengths + 1, lengths, order)
         query = (lengths - 1).clamp(min=0)
         width = item_ids.size(1)
         if stage == Stage.EVALUATE:
