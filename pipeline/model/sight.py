@@ -26,9 +26,15 @@ _DRAWS = 3
 
 def check_body(body: "SequentialBlock") -> None:
     """ConfigError if something shows that must not; weights and random numbers stay as they are."""
-    longest = body.inputs.max_sequence_length
+    limits = [_POSITIONS]
+    if body.inputs.max_sequence_length is not None:
+        limits.append(body.inputs.max_sequence_length)
+    for module in body.modules():
+        room = getattr(module, "total_seq_length", None)
+        if isinstance(room, int):
+            limits.append(max(room - body.masking.extra_positions, 1))
+    width = min(limits)
     with _undisturbed(body):
-        width = _POSITIONS if longest is None else min(_POSITIONS, longest)
         # two sessions, one of them shorter, so that it has padding
         short = (width + 1) // 2
         lengths = torch.tensor([width, short])

@@ -200,3 +200,16 @@ def test_a_made_rtd_that_would_give_itself_away_is_refused() -> None:
             embedding_dim_default=15,
             masking=tr.ReplacementMasking(16, sample_from_batch=False),
         )
+
+
+@pytest.mark.parametrize("masking", ["clm", "mlm"])
+def test_a_model_may_have_fewer_positions_than_are_tried(masking: str) -> None:
+    first = tr.TabularSequenceFeatures.from_schema(
+        SCHEMA, embedding_dim_default=16, masking=masking
+    )
+    config = tr.BertConfig.build(16, 2, 1, 5)
+    body = tr.SequentialBlock(first, tr.TransformerBlock(config, masking=first.masking))
+    model = tr.Model(tr.Head(body, tr.NextItemPredictionTask())).eval()
+    assert model(tr.SessionBatch({"item_id": torch.full((1, 4), 5)}, torch.tensor([4]))).shape
+    with pytest.raises(ConfigError, match="total_seq_length is 5"):
+        model(tr.SessionBatch({"item_id": torch.full((1, 6), 5)}, torch.tensor([6])))
