@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pipeline.core.arguments import closest
 from pipeline.core.errors import ConfigError
 from pipeline.model.batch import visible_positions
+from pipeline.model.encoder import EncoderConfig
 from pipeline.model.masking import Masking
 
 transformers.logging.set_verbosity_error()  # it advises on tokens, which sessions do not have
@@ -213,6 +214,24 @@ def _probe(transformer: Any, mask: Mask, d_model: int, width: int, room: int | N
         transformer.train(training)
     unused = [p for p, g in zip(parameters, by_parameter, strict=True) if g is None]
     return Probe(mask, bool(by_input[:, seen:].any()), early.size(-1), unused)
+
+
+def bert_settings(shape: EncoderConfig) -> dict[str, Any]:
+    """What the configs of BERT and its kin call the numbers of a shape."""
+    return {
+        "vocab_size": 1,
+        "hidden_size": shape.d_model,
+        "intermediate_size": 4 * shape.d_model,
+        "num_attention_heads": shape.n_head,
+        "num_hidden_layers": shape.n_layer,
+        "max_position_embeddings": shape.positions(),
+        "hidden_act": shape.hidden_act,
+        "initializer_range": shape.initializer_range,
+        "layer_norm_eps": shape.layer_norm_eps,
+        "hidden_dropout_prob": shape.dropout,
+        "attention_probs_dropout_prob": shape.dropout,
+        "pad_token_id": 0,
+    }
 
 
 def make_config(config_class: Any, settings: dict[str, Any], options: Mapping[str, Any]) -> Any:

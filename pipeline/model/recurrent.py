@@ -1,10 +1,13 @@
 """Recurrent encoders, as in GRU4Rec (Hidasi et al. 2016)."""
 
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
+from pipeline.core.arguments import checked_arguments
 from pipeline.core.errors import ConfigError
+from pipeline.model.encoder import EncoderConfig, check_shape
+from pipeline.model.masking import Masking
 
 
 class RecurrentEncoder(nn.Module):
@@ -30,3 +33,34 @@ class RecurrentEncoder(nn.Module):
     def attentions(self, *_inputs: Any) -> tuple[Tensor, ...]:
         """A recurrent network has none."""
         raise ConfigError("A recurrent network has no attention weights.")
+
+
+class RecurrentConfig(EncoderConfig):
+    """Shape of a recurrent encoder: any length, no heads."""
+
+    layers: ClassVar[type[nn.GRU] | type[nn.LSTM]]
+
+    @classmethod
+    @checked_arguments(instead={"n_head": "a recurrent network has no heads; leave it out."})
+    def build(  # type: ignore[override]
+        cls,
+        d_model: int,
+        n_layer: int = 1,
+        total_seq_length: int | None = None,
+        *,
+        dropout: float = 0.3,
+    ) -> Self:
+        """D and layers; `total_seq_length` limits nothing here."""
+        check_shape(d_model=d_model, n_layer=n_layer)
+        return cls(
+            d_model=d_model, n_layer=n_layer, total_seq_length=total_seq_length, dropout=dropout
+        )
+
+    def encoder(self, masking: Masking) -> nn.Module:
+        """RecurrentEncoder; clm only."""
+        self.refuse_others(masking)
+        between = self.dropout if self.n_layer > 1 else 0.0
+        layers = self.layers(
+            self.d_model, self.d_model, self.n_layer, batch_first=True, dropout=between
+        )
+        return RecurrentEncoder(layers, self.dropout, self.layer_norm_eps)

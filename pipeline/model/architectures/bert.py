@@ -4,7 +4,7 @@ import transformers
 from torch import nn
 
 from pipeline.model.encoder import EncoderConfig
-from pipeline.model.huggingface import encoder_around, made, make_config
+from pipeline.model.huggingface import bert_settings, encoder_around, made, make_config
 from pipeline.model.masking import Masking
 
 
@@ -16,20 +16,7 @@ class BertConfig(EncoderConfig):
     def encoder(self, masking: Masking) -> nn.Module:
         """BertModel."""
         self.refuse_others(masking)
-        settings = {
-            "vocab_size": 1,
-            "hidden_size": self.d_model,
-            "intermediate_size": 4 * self.d_model,
-            "num_attention_heads": self.n_head,
-            "num_hidden_layers": self.n_layer,
-            "max_position_embeddings": self.positions(),
-            "hidden_act": self.hidden_act,
-            "initializer_range": self.initializer_range,
-            "layer_norm_eps": self.layer_norm_eps,
-            "hidden_dropout_prob": self.dropout,
-            "attention_probs_dropout_prob": self.dropout,
-            "pad_token_id": 0,
-        }
+        settings = bert_settings(self)
         config = make_config(transformers.BertConfig, settings, self.options)
         model = made("bert", lambda: transformers.BertModel(config, add_pooling_layer=False))
         return encoder_around(model, masking, d_model=self.d_model, positions=self.total_seq_length)

@@ -4,7 +4,7 @@ import transformers
 from torch import nn
 
 from pipeline.model.encoder import EncoderConfig
-from pipeline.model.huggingface import encoder_around, made, make_config
+from pipeline.model.huggingface import bert_settings, encoder_around, made, make_config
 from pipeline.model.masking import Masking
 
 
@@ -20,19 +20,9 @@ class LongformerConfig(EncoderConfig):
         window = int(self.options.get("attention_window", 2 * positions))
         room = -(-positions // window) * window  # it wants a multiple of the window
         settings = {
-            "vocab_size": 1,
-            "hidden_size": self.d_model,
-            "intermediate_size": 4 * self.d_model,
-            "num_attention_heads": self.n_head,
-            "num_hidden_layers": self.n_layer,
+            **bert_settings(self),
             "max_position_embeddings": room + 1,  # they begin behind the padding's
             "attention_window": window,
-            "hidden_act": self.hidden_act,
-            "initializer_range": self.initializer_range,
-            "layer_norm_eps": self.layer_norm_eps,
-            "hidden_dropout_prob": self.dropout,
-            "attention_probs_dropout_prob": self.dropout,
-            "pad_token_id": 0,
             "onnx_export": True,  # its other program holds on to the memory layout of a trace
         }
         config = make_config(transformers.LongformerConfig, settings, self.options)
