@@ -47,8 +47,6 @@ class BinaryClassificationTask(nn.Module):
     interactions, "first" the oldest one's, which says something only if the model looks both ways.
     """
 
-    needs_masking = False
-
     @checked_arguments(
         instead={
             "loss": "it is binary cross-entropy; leave it out.",
@@ -94,8 +92,6 @@ class RegressionTask(nn.Module):
 
     As BinaryClassificationTask; `loss` is "mse", "l1" or "huber" (of PyTorch's delta, 1).
     """
-
-    needs_masking = False
 
     @checked_arguments(instead={"metrics": "compute them from `model.predict(batch)`."})
     def __init__(

@@ -36,8 +36,6 @@ class NextItemPredictionTask(nn.Module):
     with numbers, or ColumnValues.
     """
 
-    needs_masking = True
-
     @checked_arguments(instead=ORIGINAL_ARGUMENTS)
     def __init__(
         self,

@@ -22,8 +22,6 @@ from pipeline.train.baselines import (
     session_knn,
 )
 
-RSC15 = Path(__file__).parents[3] / "shared" / "data" / "rsc15-100k"
-
 A, B, C, D, E = range(FIRST_ITEM, FIRST_ITEM + 5)
 NUM_ROWS = FIRST_ITEM + 5
 CATALOGUE = [A, B, C, D, E]
@@ -280,14 +278,10 @@ DENSE: dict[str, Callable[[Sessions, list[int]], dict[int, float]]] = {
 }
 
 
-@pytest.mark.skipif(
-    not RSC15.is_dir(),
-    reason="the real clicks are not here: they may not be redistributed",
-)
-def test_figures_on_real_clicks_stay_what_was_measured() -> None:
+def test_figures_on_real_clicks_stay_what_was_measured(real_data: Path) -> None:
     """HR@20 and MRR@20 of every position but the first of the day after, 10,152 targets."""
-    train_items, train_offsets = read_clicks("train")
-    test_items, test_offsets = read_clicks("test")
+    train_items, train_offsets = read_clicks(real_data, "train")
+    test_items, test_offsets = read_clicks(real_data, "test")
     catalogue, train = np.unique(train_items, return_inverse=True)
     assert np.isin(test_items, catalogue).all()
     test = np.searchsorted(catalogue, test_items) + FIRST_ITEM
@@ -303,9 +297,9 @@ def test_figures_on_real_clicks_stay_what_was_measured() -> None:
         assert (hits.mean(), (hits / found.ranks).mean()) == pytest.approx(figures, abs=0.01), name
 
 
-def read_clicks(part: str) -> tuple[Array, Array]:
+def read_clicks(real_data: Path, part: str) -> tuple[Array, Array]:
     """(clicks,) raw ids by session and time, and (sessions + 1,) offsets."""
-    clicks = np.loadtxt(RSC15 / f"{part}.tsv.gz", delimiter="\t", skiprows=1)
+    clicks = np.loadtxt(real_data / "rsc15-100k" / f"{part}.tsv.gz", delimiter="\t", skiprows=1)
     clicks = clicks[np.lexsort((clicks[:, 2], clicks[:, 0]))]
     _, starts = np.unique(clicks[:, 0], return_index=True)
     return clicks[:, 1].astype(np.int64), np.append(starts, len(clicks))
