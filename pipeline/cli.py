@@ -20,6 +20,7 @@ from pipeline.console import (
     run_command_line,
     set_option,
 )
+from pipeline.measure import benchmark
 from pipeline.offline import evaluate, predict
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -332,6 +333,7 @@ def recommend(
 
 cli.add_command(evaluate)
 cli.add_command(predict)
+cli.add_command(benchmark)
 
 
 def _column(text: str) -> tuple[str, list[str]]:

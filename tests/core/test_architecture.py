@@ -19,8 +19,9 @@ MAY_IMPORT = {
     "train": {"core", "model", "train"},
     "export": {"core", "model", "export"},
     "serve": {"core", "serve"},
+    "benchmark": {"core", "model", "train", "benchmark"},
 }
-COMMANDS = {"cli", "console", "demo", "offline", "report"}
+COMMANDS = {"cli", "console", "demo", "measure", "offline", "report"}
 """Modules beside the stages; they may use a stage, inside a function."""
 BY_ITSELF = [
     PACKAGE / "serve" / "encoder.py",

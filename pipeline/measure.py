@@ -1,0 +1,240 @@
+"""`pipeline benchmark`: this project beside others, the same work in turn."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.console import check_in, json_option, path_type, print_result
+from pipeline.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipeline.benchmark.speed import Sides
+
+_environment_option = click.option(
+    "--environment",
+    type=path_type,
+    metavar="DIR",
+    help="Where Transformers4Rec is, or is installed by uv.  [default: in the user's cache folder]",
+)
+_core_option = click.option(
+    "--core", type=click.IntRange(0), help="The core to run on.  [default: the last]"
+)
+_allocators = ["default", "kept", "both"]
+
+
+@click.group()
+def benchmark() -> None:
+    """Measure this project beside Transformers4Rec 23.12, the same work in turn on one core.
+
+    Transformers4Rec is installed from its package by uv, into an environment of its own, at the
+    first use: a few gigabytes.
+    """
+
+
+@benchmark.command(epilog="Example: pipeline benchmark train --models gpt2-clm --items 10000")
+@click.option("--models", metavar="A,B", help="xlnet-mlm, gpt2-clm, bert-mlm.  [default: all]")
+@click.option("--items", metavar="N,N", help="10000, 200000.  [default: both]")
+@click.option(
+    "--forms", metavar="A,B", help="exact, bf16, recompute, sampled, of ours.  [default: all]"
+)
+@click.option(
+    "--original",
+    type=click.Choice(["shipped", "patient", "both"]),
+    default="both",
+    show_default=True,
+    help="As shipped, or without its loader's busy wait.",
+)
+@click.option(
+    "--allocator",
+    type=click.Choice(_allocators),
+    default="both",
+    show_default=True,
+    help="glibc's own settings or a heap that is kept, on both sides.",
+)
+@click.option("--turns", type=click.IntRange(1), default=8, show_default=True, help="Of each side.")
+@click.option("--steps", type=click.IntRange(1), help="Of a turn.  [default: 16 or 4]")
+@click.option(
+    "--comparison/--no-comparison",
+    default=True,
+    show_default=True,
+    help="First compare loss and gradients from equal weights.",
+)
+@_environment_option
+@_core_option
+@json_option
+def train(
+    models: str | None,
+    items: str | None,
+    forms: str | None,
+    original: str,
+    allocator: str,
+    turns: int,
+    steps: int | None,
+    comparison: bool,
+    environment: Path | None,
+    core: int | None,
+    as_json: bool,
+) -> None:
+    """Sessions a second and peak memory of training, and their ratios."""
+    from pipeline.benchmark.settings import BATCH_SIZE, FORMS, LONGEST, choose
+
+    chosen = choose(_names(models), tuple(_number(text) for text in _names(items)))
+    known = [form.name for form in FORMS]
+    for name in _names(forms):
+        if name not in known:
+            raise ConfigError(f"There is no form {name!r}, expected one of {', '.join(known)}.")
+    from pipeline.benchmark.machine import machine
+    from pipeline.benchmark.speed import measure
+    from pipeline.benchmark.text import speed_text
+
+    with _sides(environment, core) as sides:
+        settings = measure(
+            sides,
+            chosen,
+            allocators=("default", "kept") if allocator == "both" else (allocator,),  # type: ignore[arg-type]
+            originals=("shipped", "patient") if original == "both" else (original,),
+            forms=_names(forms),
+            turns=turns,
+            steps=steps,
+            comparison=comparison,
+        )
+    versions = next(iter(settings[0]["speed"].values()))["versions"]
+    result = {
+        "machine": machine(),
+        "versions": versions,
+        "batch_size": BATCH_SIZE,
+        "longest": LONGEST,
+        "settings": settings,
+    }
+    print_result(result, as_json, speed_text(result))
+
+
+@benchmark.command(epilog="Example: pipeline benchmark accuracy data/rsc15 --epochs 10 --seeds 3")
+@click.argument("data", type=path_type)
+@click.option("--model", default="xlnet-mlm", show_default=True, help="As in benchmark train.")
+@click.option("--d-model", type=click.IntRange(1), default=64, show_default=True, help="D.")
+@click.option("--epochs", type=click.IntRange(1), default=10, show_default=True)
+@click.option("--learning-rate", type=float, default=1e-3, show_default=True, help="Of both.")
+@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Runs of each.")
+@click.option(
+    "--part",
+    type=click.Choice(["valid", "test"]),
+    default="test",
+    show_default=True,
+    help="Which sessions.",
+)
+@click.option(
+    "--positions",
+    type=click.Choice(["all", "last"]),
+    default="all",
+    show_default=True,
+    help="Every interaction but the first is a target, or the last.",
+)
+@_environment_option
+@_core_option
+@json_option
+def accuracy(
+    data: Path,
+    model: str,
+    d_model: int,
+    epochs: int,
+    learning_rate: float,
+    seeds: int,
+    part: str,
+    positions: str,
+    environment: Path | None,
+    core: int | None,
+    as_json: bool,
+) -> None:
+    """Train the same model on DATA with both, and rank the same targets by the same code."""
+    check_in(data, "data")
+    from pipeline.benchmark.accuracy import compare_accuracy
+    from pipeline.benchmark.machine import machine
+    from pipeline.benchmark.settings import choose
+    from pipeline.benchmark.text import accuracy_text
+
+    setting = choose((model,), ())[0].with_width(d_model)
+    with _sides(environment, core) as sides:
+        found = compare_accuracy(
+            sides,
+            data.absolute(),
+            setting,
+            epochs=epochs,
+            learning_rate=learning_rate,
+            seeds=seeds,
+            part=part,
+            positions=positions,
+        )
+    result = {"machine": machine()} | found
+    print_result(result, as_json, accuracy_text(result))
+
+
+@benchmark.command(epilog="Example: pipeline benchmark evaluate --sessions 1024")
+@click.option("--model", default="gpt2-clm", show_default=True, help="As in benchmark train.")
+@click.option("--items", type=int, default=200_000, show_default=True, help="10000 or 200000.")
+@click.option("--sessions", type=click.IntRange(1), default=1_024, show_default=True)
+@click.option("--turns", type=click.IntRange(1), default=3, show_default=True, help="Of each side.")
+@click.option(
+    "--allocator",
+    type=click.Choice(_allocators[:2]),
+    default="default",
+    show_default=True,
+    help="As in benchmark train.",
+)
+@_environment_option
+@_core_option
+@json_option
+def evaluate(
+    model: str,
+    items: int,
+    sessions: int,
+    turns: int,
+    allocator: Any,
+    environment: Path | None,
+    core: int | None,
+    as_json: bool,
+) -> None:
+    """Sessions a second of evaluation over the whole catalogue, and that the numbers agree."""
+    from pipeline.benchmark.settings import choose
+
+    setting = choose((model,), (items,))[0]
+    from pipeline.benchmark.evaluation import measure_evaluation
+    from pipeline.benchmark.machine import machine
+    from pipeline.benchmark.text import evaluation_text
+
+    with _sides(environment, core) as sides:
+        found = measure_evaluation(
+            sides, setting, sessions=sessions, turns=turns, allocator=allocator
+        )
+    result = {"machine": machine()} | found
+    print_result(result, as_json, evaluation_text(result))
+
+
+@contextmanager
+def _sides(environment: Path | None, core: int | None) -> "Iterator[Sides]":
+    """Both programs, and a folder that is gone afterwards."""
+    from pipeline.benchmark.environment import original_program, our_program
+    from pipeline.benchmark.processes import choose_core
+    from pipeline.benchmark.speed import Sides
+
+    chosen = choose_core(core)
+    original = original_program(environment)
+    with tempfile.TemporaryDirectory(prefix="pipeline-benchmark-") as scratch:
+        yield Sides(ours=our_program(), original=original, core=chosen, scratch=Path(scratch))
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
+
+
+def _number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(
+            f"--items holds {text!r}, expected whole numbers: 10000,200000."
+        ) from None
