@@ -81,14 +81,14 @@ class Worker:
     def wait_until_ready(self) -> None:
         """Wait for the warm-up to end, then stop it until its first turn."""
         self.receive()
-        self._signal(signal.SIGSTOP)
+        self._stop()
 
     def turn(self, steps: int) -> dict[str, Any]:
         """Let it do so many steps and give what they cost."""
         self._send({"steps": steps})
         self._signal(signal.SIGCONT)
         cost = self.receive()
-        self._signal(signal.SIGSTOP)
+        self._stop()
         return cost
 
     def end(self) -> dict[str, Any]:
@@ -128,6 +128,12 @@ class Worker:
             self._process.stdin.flush()
         except BrokenPipeError:
             self.receive()
+
+    def _stop(self) -> None:
+        """Stop it, and wait until it is: on a busy machine that takes a moment."""
+        self._signal(signal.SIGSTOP)
+        # without taking note of an end, which is for the next message to tell
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process.poll() is None:

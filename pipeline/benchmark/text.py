@@ -41,9 +41,10 @@ def speed_text(result: dict[str, Any]) -> str:
 
 def _comparison_lines(comparison: dict[str, Any]) -> list[str]:
     return [
-        f"Same weights, same batch, {name}: loss {found['loss']:.6f} and "
-        f"{found['original_loss']:.6f}, relative difference {found['loss_difference']:.1e}; "
-        f"gradients of {found['parameters']} parameters, largest {found['gradient_difference']:.1e}"
+        f"Same weights, same batch, {name}: loss {found['loss']:.6f}, the original's "
+        f"{found['original_loss']:.6f};\n  relative difference {found['loss_difference']:.1e}, of "
+        f"the gradients of {found['parameters']} parameters at most "
+        f"{found['gradient_difference']:.1e}"
         for name, found in comparison.items()
     ]
 
