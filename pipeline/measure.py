@@ -4,15 +4,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from pipeline.console import check_in, json_option, path_type, print_result
 from pipeline.core.errors import ConfigError
-
-if TYPE_CHECKING:
-    from pipeline.benchmark.speed import Sides
 
 _environment_option = click.option(
     "--environment",
@@ -215,8 +212,8 @@ def evaluate(
 
 
 @contextmanager
-def _sides(environment: Path | None, core: int | None) -> "Iterator[Sides]":
-    """Both programs, and a folder that is gone afterwards."""
+def _sides(environment: Path | None, core: int | None) -> Iterator[Any]:
+    """The `Sides` of a measurement: both programs, and a folder that is gone afterwards."""
     from pipeline.benchmark.environment import original_program, our_program
     from pipeline.benchmark.processes import choose_core
     from pipeline.benchmark.speed import Sides
