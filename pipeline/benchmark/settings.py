@@ -42,7 +42,7 @@ class Form:
 EXACT = Form(name="exact")
 FORMS = (
     EXACT,
-    Form(name="bf16", train={"precision": "bf16"}),
+    Form(name="bf16", train={"matmul_precision": "medium"}),
     Form(name="recompute", train={"recompute": True}),
     Form(
         name="sampled",

@@ -11,6 +11,7 @@ from pipeline.core.names import ARCHITECTURES, FULL_LOSSES, SAMPLED_LOSSES
 
 Value = str | int | bool
 """A category as it stands in the log."""
+TableOptimizer = Literal["adamw", "lazy-adamw", "rowwise-adamw"]
 
 
 class Pretrained(Config):
@@ -249,6 +250,12 @@ class TrainConfig(Config):
     bpr-max, top1, top1-max."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """cross-entropy: share of the target that is spread over the catalogue."""
+    recompute: bool | None = None
+    """cross-entropy: compute scores again for the backward pass, so that memory does not grow with
+    targets times items; where it is not given, if they take more than half a gigabyte."""
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    """As in torch: with medium, products of matrices round their factors to bfloat16 and add up in
+    float32; with high, a GPU may round to TensorFloat-32."""
     negatives: Literal["uniform", "log-uniform", "popularity", "in-batch"] = "log-uniform"
     """Where a loss takes negatives from."""
     num_negatives: int = Field(default=256, ge=1)
@@ -261,6 +268,10 @@ class TrainConfig(Config):
     """bpr-max: of the negatives' scores."""
     weights: Weights | None = None
     """Some interactions count more than others."""
+    table_optimizer: TableOptimizer = "adamw"
+    """adamw updates every row in each step; lazy-adamw those that the batch touched, which for a
+    loss over negatives makes a step as cheap as the batch; rowwise-adamw has one second moment a
+    row besides, half the memory."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are cut to this norm."""
     seed: int = Field(default=0, ge=0, lt=2**32)

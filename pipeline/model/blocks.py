@@ -12,6 +12,7 @@ from transformers.configuration_utils import PretrainedConfig
 from pipeline.core.arguments import checked_arguments
 from pipeline.core.errors import ConfigError
 from pipeline.model.batch import SessionBatch
+from pipeline.model.dropout import with_fast_dropout
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.features import TabularSequenceFeatures
 from pipeline.model.huggingface import encoder_of
@@ -52,6 +53,7 @@ class TransformerBlock(nn.Module):
                 f"TransformerBlock got {type(transformer).__name__}, expected a config such as "
                 "GPT2Config.build(...), or one of Hugging Face's."
             )
+        with_fast_dropout(self.encoder)
         self.output_size = int(self.encoder.d_output)  # type: ignore[arg-type]
         """Width of the hidden states."""
 
@@ -205,9 +207,11 @@ class SequentialBlock(nn.Module):
         masked = self.masked(batch, stage)
         return self.through(masked)
 
-    def masked(self, batch: SessionBatch, stage: Stage) -> MaskedSequence:
-        """SessionBatch -> what the first block gets."""
-        embeddings = self.inputs(batch)
+    def masked(
+        self, batch: SessionBatch, stage: Stage, item_table: Tensor | None = None
+    ) -> MaskedSequence:
+        """SessionBatch -> what the first block gets. `item_table`: see TabularSequenceFeatures."""
+        embeddings = self.inputs(batch, item_table)
         items = batch.features[self.inputs.item]
         return self.masking.apply_to(embeddings, items, batch.lengths, stage)
 

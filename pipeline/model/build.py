@@ -83,6 +83,7 @@ def build_model(
             item_counts=known.item_counts,
             gbce_t=train.gbce_t,
             regularization=train.regularization,
+            recompute=train.recompute,
             weights=weights,
         )
     ]

@@ -3,6 +3,7 @@
 from typing import Literal
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pipeline.core.columns import PADDING
 from pipeline.core.errors import ConfigError
@@ -17,12 +18,18 @@ def check_combiner(combiner: str) -> None:
         raise ConfigError(f"combiner is {combiner!r}. Expected {', '.join(COMBINERS)}.")
 
 
-def look_up(table: nn.Embedding, indices: Tensor, combiner: Combiner) -> Tensor:
+def look_up(
+    table: nn.Embedding, indices: Tensor, combiner: Combiner, weight: Tensor | None = None
+) -> Tensor:
     """(B, L) -> (B, L, d); (B, L, M) -> (B, L, d) over the values that are there, 0 over none.
 
-    `sqrtn` divides the sum by the square root of their number.
+    `sqrtn` divides the sum by the square root of their number. `weight` stands in for the
+    table's; its gradient is sparse.
     """
-    vectors = table(indices)
+    if weight is None:
+        vectors = table(indices)
+    else:
+        vectors = functional.embedding(indices, weight, table.padding_idx, sparse=True)
     if indices.dim() < 3:
         return vectors
     total = vectors.sum(-2)  # the row of padding is zero

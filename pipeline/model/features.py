@@ -288,12 +288,16 @@ class TabularSequenceFeatures(nn.Module):
         """All features that a batch must hold: categorical ones, continuous ones, vectors."""
         return [*self._owners, *self.continuous, *self.vectors]
 
-    def forward(self, batch: SessionBatch) -> Tensor:
-        """SessionBatch -> (B, L, D). DataError if it lacks a feature or has it in another shape."""
+    def forward(self, batch: SessionBatch, items: Tensor | None = None) -> Tensor:
+        """SessionBatch -> (B, L, D). DataError if it lacks a feature or has it in another shape.
+
+        `items`: (V, d) to look the items up in, in place of their own table; its gradient is
+        sparse.
+        """
         batch = batch.read(self._axes, self.vectors)
         for noise in self.pre:
             batch = noise(batch)
-        return self.combine(self._embed(batch.features))
+        return self.combine(self._embed(batch.features, items))
 
     def combine(self, parts: dict[str, Tensor]) -> Tensor:
         """Vectors of the features by name, (B, L, d) each -> (B, L, D)."""
@@ -302,11 +306,13 @@ class TabularSequenceFeatures(nn.Module):
         projected: Tensor = self.projection(self.aggregation(parts))
         return projected
 
-    def _embed(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _embed(self, features: dict[str, Tensor], items: Tensor | None = None) -> dict[str, Tensor]:
         """Parts by name, (B, L, d) each."""
         width = features[self.item].size(1)
         parts = {
-            name: look_up(table, features[name], self.combiner)
+            name: look_up(
+                table, features[name], self.combiner, items if name == self.item else None
+            )
             for name, table in self.tables.items()
         }
         dtype = self.item_table.weight.dtype

@@ -15,6 +15,7 @@ from pipeline.model.head import Head, Task, check_reduction, check_weights, redu
 from pipeline.model.masking import ReplacementMasking, Stage
 from pipeline.model.targets import BinaryClassificationTask, RegressionTask
 from pipeline.model.task import NextItemPredictionTask
+from pipeline.model.tied import tie
 
 ORIGINAL_ARGUMENTS = {
     "optimizer": "`pipeline train` and `Trainer` have their own.",
@@ -82,6 +83,11 @@ class Model(nn.Module):
         return heads[0]
 
     @property
+    def tasks_with_heads(self) -> list[tuple[Head, Task]]:
+        """Every task with the head it stands in."""
+        return [(head, task) for head in self._heads() for task in head.all_tasks]
+
+    @property
     def inputs(self) -> TabularSequenceFeatures:
         """The input block."""
         return self.head.body.inputs
@@ -95,7 +101,7 @@ class Model(nn.Module):
     def training_columns(self) -> list[str]:
         """All that a training batch must hold: features, targets of other tasks, weights."""
         names = list(self.inputs.feature_names)
-        for head, task in self._tasks():
+        for head, task in self.tasks_with_heads:
             names += head.body.inputs.feature_names
             if isinstance(task, BinaryClassificationTask | RegressionTask):
                 names.append(task.target.column)
@@ -112,7 +118,7 @@ class Model(nn.Module):
         """What each task says, by its name: (B, V) scores; (B,) or (B, L) chances or numbers."""
         encoded: dict[int, Encoded] = {}
         found = {}
-        for head, task in self._tasks():
+        for head, task in self.tasks_with_heads:
             if id(head.body) not in encoded:
                 encoded[id(head.body)] = self._encode(head.body, batch, Stage.PREDICT)
             known = encoded[id(head.body)]
@@ -216,9 +222,6 @@ class Model(nn.Module):
         rows = torch.arange(encoded.query.size(0), device=encoded.query.device)
         return encoded.hidden[rows, encoded.query]
 
-    def _tasks(self) -> list[tuple[Head, Task]]:
-        return [(head, task) for head in self._heads() for task in head.all_tasks]
-
     def _heads(self) -> list[Head]:
         return [head for head in self.heads if isinstance(head, Head)]
 
@@ -255,9 +258,12 @@ class Model(nn.Module):
             weights = masking.at_targets(
                 given.unsqueeze(1).expand_as(items) if given.dim() == 1 else given
             )
-        masked = body.masked(cropped, Stage.TRAIN)
+        looked_up, scored = None, head.item_table
+        if task.scores_all_rows and not isinstance(masking, ReplacementMasking):
+            looked_up, scored = tie(scored)
+        masked = body.masked(cropped, Stage.TRAIN, looked_up)
         encoded = body.through(masked)
-        loss = task.loss(encoded.hidden, encoded.targets, head.item_table, weights)
+        loss = task.loss(encoded.hidden, encoded.targets, scored, weights)
         if not isinstance(masking, ReplacementMasking):
             return loss
         drawing = encoded

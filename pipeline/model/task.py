@@ -9,7 +9,7 @@ from torch.nn import functional
 from pipeline.core.arguments import checked_arguments
 from pipeline.core.columns import FIRST_ITEM
 from pipeline.core.errors import ConfigError
-from pipeline.model.losses import Sampled, build_loss
+from pipeline.model.losses import OverCatalogue, Sampled, build_loss
 from pipeline.model.negatives import NegativeSampler, is_negative
 from pipeline.model.plain import task_block_size
 from pipeline.model.targets import ColumnValues
@@ -32,7 +32,8 @@ class NextItemPredictionTask(nn.Module):
     targets; corrected by `item_counts`); one set for the batch if `shared_negatives`.
     `weight_tying` scores with the item's input embeddings (Inan et al. 2017), otherwise with a
     table of its own. `normalize` takes the cosine in place of the inner product. `task_block` is
-    a block between hidden states and scores. `weights` weigh the targets: a column of the batch
+    a block between hidden states and scores. `recompute` saves memory, see
+    LabelSmoothCrossEntropyLoss. `weights` weigh the targets: a column of the batch
     with numbers, or ColumnValues.
     """
 
@@ -53,6 +54,7 @@ class NextItemPredictionTask(nn.Module):
         item_counts: Tensor | None = None,
         gbce_t: float = 0.75,
         regularization: float = 0.0,
+        recompute: bool | None = None,
         weights: "str | ColumnValues | None" = None,
     ) -> None:
         super().__init__()
@@ -70,11 +72,14 @@ class NextItemPredictionTask(nn.Module):
                 label_smoothing=label_smoothing,
                 gbce_t=gbce_t,
                 regularization=regularization,
+                recompute=recompute,
             )
             if isinstance(loss, str)
             else loss
         )
         self.sampled = bool(getattr(self.objective, "sampled", False))
+        self.sparse_gradients = False
+        """Whether looking up single items gives a sparse gradient; see `sparse_gradients.py`."""
         self._negatives = (negatives, num_negatives, shared_negatives, item_counts)
         self.sampler: NegativeSampler | None = None
         self.projection: nn.Module = nn.Identity()
@@ -100,6 +105,11 @@ class NextItemPredictionTask(nn.Module):
                 counts=counts,
             )
 
+    @property
+    def scores_all_rows(self) -> bool:
+        """Whether training scores every row of the table that the input reads."""
+        return self.weight_tying and isinstance(self.objective, OverCatalogue)
+
     def queries(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., E): what is multiplied with `items` to give scores."""
         if self.task_block is not None:
@@ -115,7 +125,7 @@ class NextItemPredictionTask(nn.Module):
         if positions is None:
             rows = table[FIRST_ITEM:]
         else:
-            rows = functional.embedding(positions + FIRST_ITEM, table)
+            rows = functional.embedding(positions + FIRST_ITEM, table, sparse=self.sparse_gradients)
         return functional.normalize(rows, dim=-1) if self.normalize else rows
 
     def logits(self, hidden: Tensor, item_table: Tensor) -> Tensor:
@@ -160,6 +170,14 @@ class NextItemPredictionTask(nn.Module):
     def _losses(self, hidden: Tensor, targets: Tensor, item_table: Tensor) -> Tensor:
         """(T, D), (T,) -> (T,), or () from a loss that reduces itself."""
         if self.sampler is None:
+            if isinstance(self.objective, OverCatalogue):
+                return self.objective.over_catalogue(
+                    self.queries(hidden),
+                    item_table if self.output_table is None else self.output_table,
+                    targets,
+                    first=FIRST_ITEM,
+                    normalize=self.normalize,
+                )
             losses: Tensor = self.objective(self.logits(hidden, item_table), targets)
             return losses
         drawn = self.sampler.draw(targets)

@@ -23,6 +23,9 @@ from pipeline.core.errors import ArtifactError
 from pipeline.core.merlin import has_cudf
 from pipeline.model.batch import SessionBatch
 
+_PUT_WAIT_SECONDS = 0.1
+"""How often the reading thread looks whether it should stop; room in the queue wakes it at once."""
+
 
 class RaggedBatch(NamedTuple):
     """B whole sessions of any length."""
@@ -122,6 +125,8 @@ class SessionLoader:
             self._loader = Loader(
                 dataset, batch_size=batch_size, shuffle=shuffle, seed_fn=self._draw_seed
             )
+            # its thread asks a full queue every microsecond for room, which takes a whole core
+            self._loader._buff.put_wait = _PUT_WAIT_SECONDS
 
     def __len__(self) -> int:
         """Batches of a pass."""

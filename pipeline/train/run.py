@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.core import identity
+from pipeline.core.allocator import keep_heap
 from pipeline.core.artifact import new_artifact, read_manifest
 from pipeline.core.columns import FIRST_ITEM, ITEM, SCHEMA_FILE, SESSIONS_DIRECTORY, TIMESTAMP
 from pipeline.core.errors import ArtifactError, ConfigError
@@ -37,6 +38,7 @@ def train(
 
     from pipeline.train.trainer import Trainer
 
+    keep_heap()
     read_manifest(data, "data")
     schema = Schema.from_json(data / SCHEMA_FILE)
     fitted = Fitted.read(data)

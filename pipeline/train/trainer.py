@@ -25,6 +25,8 @@ from pipeline.train.callbacks import BestEpoch, JsonLines, ProgressBar
 from pipeline.train.evaluation import rank_targets
 from pipeline.train.loader import SessionLoader
 from pipeline.train.metrics import METRICS, ranking_metrics
+from pipeline.train.optimizer import TableAdamW, build_optimizer
+from pipeline.train.precision import matmul_precision
 
 VALIDATION_CUTOFFS = (10, 20)
 
@@ -35,10 +37,25 @@ class TrainingStep(nn.Module):
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.model = model
+        self._weights = list(model.parameters())
 
     def forward(self, features: dict[str, Tensor], lengths: Tensor) -> dict[str, Tensor]:
         """SessionBatch in parts -> {"loss": ()}."""
         return {"loss": self.model.loss(SessionBatch(features, lengths))}
+
+    def train(self, mode: bool = True) -> "TrainingStep":
+        """As of any module; the Trainer calls it in each step, so it looks before it walks."""
+        if self.training != mode or self.model.training != mode:
+            super().train(mode)
+        return self
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As of any module, without walking through it in each step."""
+        for weight in self._weights:
+            if set_to_none:
+                weight.grad = None
+            elif weight.grad is not None:
+                weight.grad.zero_()
 
 
 class Batches:
@@ -103,6 +120,7 @@ class Trainer(HuggingFaceTrainer):
     ) -> None:
         check_metric(config.metric)
         self.session_model = model
+        self.config = config
         self.train_loader = train_loader
         self.valid_loader = valid_loader
         self.best = BestEpoch(model, config) if valid_loader is not None else None
@@ -127,10 +145,34 @@ class Trainer(HuggingFaceTrainer):
             self.train_loader, self.args.per_device_train_batch_size, seed=self.args.seed
         )
 
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW with the clipping inside, unless one was given."""
+        if self.optimizer is None:
+            module = self.model if model is None else model
+            assert module is not None  # noqa: S101
+            self.optimizer = build_optimizer(
+                module,
+                self.session_model,
+                set(self.get_decay_parameter_names(module)),
+                learning_rate=self.args.learning_rate,
+                weight_decay=self.args.weight_decay,
+                betas=(self.args.adam_beta1, self.args.adam_beta2),
+                eps=self.args.adam_epsilon,
+                tables=self.config.table_optimizer,
+            )
+        return self.optimizer
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
+        if isinstance(optimizer, TableAdamW) and self.accelerator.scaler is None:
+            return optimizer.clip(self.args.max_grad_norm)
+        return super()._clip_grad_norm(model)
+
     def train(self, *arguments: Any, **keywords: Any) -> Any:
         """Train, then go back to the best epoch's weights."""
         try:
-            result = super().train(*arguments, **keywords)
+            with matmul_precision(self.config.matmul_precision):
+                result = super().train(*arguments, **keywords)
         finally:
             self._scratch.cleanup()
         if self.best is not None and self.best.weights is not None:

@@ -7,10 +7,13 @@ list. A loss is a module that gives the loss of each of T targets, and says what
 | --------- | --------------------------------------------------------------------- |
 | False     | logits (T, items), positions of the targets in the catalogue (T,)     |
 | True      | `Sampled`: scores of the targets and of some negatives                |
+
+A loss over all logits may have `over_catalogue` as well, which gets queries and the item table in
+place of their products, so that it need not hold them all at once.
 """
 
 from importlib import import_module
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +32,18 @@ class LossOptions(NamedTuple):
     """Calibration: 0 is plain binary cross-entropy, 1 undoes the sampling; gbce."""
     regularization: float = 0.0
     """Weight of the squared scores of negatives; bpr-max."""
+    recompute: bool | None = None
+    """Compute scores again for the backward pass rather than keep them; cross-entropy."""
+
+
+@runtime_checkable
+class OverCatalogue(Protocol):
+    """A loss that makes its own scores."""
+
+    def over_catalogue(
+        self, queries: Tensor, table: Tensor, targets: Tensor, *, first: int, normalize: bool
+    ) -> Tensor:
+        """(T, E), (first + items, E), (T,) positions among the items -> (T,), or ()."""
 
 
 class Sampled(NamedTuple):
@@ -86,6 +101,7 @@ def build_loss(
     label_smoothing: float = 0.0,
     gbce_t: float = 0.75,
     regularization: float = 0.0,
+    recompute: bool | None = None,
 ) -> nn.Module:
     """Loss by its name in `pipeline.core.names`. ConfigError for another.
 
@@ -95,11 +111,11 @@ def build_loss(
     if name not in known:
         raise ConfigError(f"loss is {name!r}; {closest(str(name), known)}")
     module = import_module(f"{__name__}.{name.replace('-', '_')}")
-    loss: nn.Module = module.build(LossOptions(label_smoothing, gbce_t, regularization))
+    loss: nn.Module = module.build(LossOptions(label_smoothing, gbce_t, regularization, recompute))
     return loss
 
 
 # below the records, because the file uses them
 from pipeline.model.losses.cross_entropy import LabelSmoothCrossEntropyLoss  # noqa: E402
 
-__all__ = ["LabelSmoothCrossEntropyLoss", "LossOptions", "Sampled", "build_loss"]
+__all__ = ["LabelSmoothCrossEntropyLoss", "LossOptions", "OverCatalogue", "Sampled", "build_loss"]

@@ -6,6 +6,7 @@ from torch.nn import functional
 from pipeline.core.arguments import checked_arguments, closest
 from pipeline.core.errors import ConfigError
 from pipeline.model.losses import LossOptions
+from pipeline.model.losses.catalogue import MOST_KEPT_BYTES, Scratch, catalogue_cross_entropy
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -14,12 +15,17 @@ class LabelSmoothCrossEntropyLoss(nn.Module):
     """-log softmax(s)_p, with label smoothing (Szegedy et al., CVPR 2016).
 
     The target has probability 1 - smoothing + smoothing / items, every other smoothing / items.
+    `recompute` is of `over_catalogue`: True computes the scores again for the backward pass, so
+    that memory does not grow with targets times items; False keeps them, which is faster; None
+    keeps them up to half a gigabyte.
     """
 
     sampled = False
 
     @checked_arguments(instead={"label_smoothing": "it is called `smoothing`."})
-    def __init__(self, smoothing: float = 0.0, reduction: str = "mean") -> None:
+    def __init__(
+        self, smoothing: float = 0.0, reduction: str = "mean", recompute: bool | None = None
+    ) -> None:
         super().__init__()
         if not 0 <= smoothing < 1:
             raise ConfigError(f"label smoothing is {smoothing}, expected 0 or more and below 1.")
@@ -27,12 +33,38 @@ class LabelSmoothCrossEntropyLoss(nn.Module):
             raise ConfigError(f"reduction is {reduction!r}; {closest(reduction, list(REDUCTIONS))}")
         self.smoothing = smoothing
         self.reduction = reduction
+        self.recompute = recompute
+        self._scratch = Scratch()
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """(T, items), (T,) -> (T,) for reduction none, otherwise (); the mean of nothing is 0."""
         losses = functional.cross_entropy(
             logits, targets, reduction="none", label_smoothing=self.smoothing
         )
+        return self._reduced(losses)
+
+    def over_catalogue(
+        self, queries: Tensor, table: Tensor, targets: Tensor, *, first: int, normalize: bool
+    ) -> Tensor:
+        """The same of the scores queries (T, E) @ items (first + items, E), without (T, items).
+
+        `first` rows of the table are no items; `normalize` gives items length 1.
+        """
+        recompute = self.recompute
+        if recompute is None:
+            recompute = 4 * queries.size(0) * table.size(0) > MOST_KEPT_BYTES
+        losses = catalogue_cross_entropy(
+            queries,
+            table,
+            targets,
+            first=first,
+            smoothing=self.smoothing,
+            normalize=normalize,
+            scratch=None if recompute else self._scratch,
+        )
+        return self._reduced(losses)
+
+    def _reduced(self, losses: Tensor) -> Tensor:
         match self.reduction:
             case "mean":
                 return losses.sum() / max(losses.numel(), 1)
@@ -43,4 +75,6 @@ class LabelSmoothCrossEntropyLoss(nn.Module):
 
 def build(options: LossOptions) -> LabelSmoothCrossEntropyLoss:
     """The loss of each target, with the recipe's label smoothing."""
-    return LabelSmoothCrossEntropyLoss(options.label_smoothing, reduction="none")
+    return LabelSmoothCrossEntropyLoss(
+        options.label_smoothing, reduction="none", recompute=options.recompute
+    )

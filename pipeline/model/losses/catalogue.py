@@ -1,0 +1,250 @@
+"""Softmax cross-entropy over a catalogue of any size: no (T, items) matrix is kept by autograd.
+
+The catalogue goes by in chunks, with a running maximum and sum (the online softmax of Milakov and
+Gimelshein, 2018), and what the gradient of the queries needs is added up on the way, as in flash
+attention. A chunk of scores is small enough to stay in the processor's cache, which on a CPU
+makes the products twice as fast and the exponentials nearly free.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+_CHUNK_BYTES = {"cpu": 3 * 2**19}
+"""Scores of a chunk, with what they are made of less than a core's second-level cache of 2 MB."""
+_DEVICE_CHUNK_BYTES = 256 * 2**20
+"""The same on other devices, which want large products."""
+_FEWEST_ITEMS = 128
+"""Of a chunk: narrower products are slow."""
+
+
+MOST_KEPT_BYTES = 2**29
+"""Exponentials that are kept for the backward pass where nobody says whether they should be."""
+
+
+class Scratch:
+    """Memory for (T, items) exponentials that goes from one step to the next.
+
+    Allocated anew in each step, it would cost as much in page faults as a product. Whoever takes
+    it has it alone until it is given back; who finds it taken gets memory of his own.
+    """
+
+    def __init__(self) -> None:
+        self._free: Tensor | None = None
+
+    def take(self, size: int, like: Tensor) -> Tensor:
+        """(size,) or more numbers, with any values."""
+        free, self._free = self._free, None
+        if free is None or free.numel() < size or free.device != like.device:
+            return like.new_empty(size)
+        return free if free.dtype == like.dtype else like.new_empty(size)
+
+    def give_back(self, memory: Tensor) -> None:
+        """For the next one who asks."""
+        if self._free is None or self._free.numel() < memory.numel():
+            self._free = memory
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Scratch":
+        return Scratch()
+
+
+class Settings(NamedTuple):
+    """How the scores are made of queries and table."""
+
+    first: int
+    """Rows of the table before the first item."""
+    smoothing: float
+    """Share of the target's probability that is spread over the catalogue."""
+    normalize: bool
+    """Items have length 1."""
+    scratch: Scratch | None
+    """None: the backward pass computes the scores again, and nothing is kept."""
+
+
+def catalogue_cross_entropy(
+    queries: Tensor,
+    table: Tensor,
+    targets: Tensor,
+    *,
+    first: int = 0,
+    smoothing: float = 0.0,
+    normalize: bool = False,
+    scratch: Scratch | None = None,
+) -> Tensor:
+    """(T, E), (first + items, E), (T,) positions among the items -> (T,) losses.
+
+    With `scratch` the exponentials, T times items numbers, are kept there for the backward pass;
+    without, it computes them again, which takes a third more products.
+    """
+    settings = Settings(first, smoothing, normalize, scratch)
+    losses: Tensor = _CatalogueCrossEntropy.apply(queries, table, targets, settings)
+    return losses
+
+
+class _CatalogueCrossEntropy(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, queries: Tensor, table: Tensor, targets: Tensor, settings: Settings
+    ) -> Tensor:
+        first, smoothing = settings.first, settings.smoothing
+        num_items = table.size(0) - first
+        # sums of many small numbers need float32 at least
+        precise = torch.promote_types(queries.dtype, torch.float32)
+        table_kept = ctx.needs_input_grad[1] and settings.scratch is not None
+        num_targets = queries.size(0)
+        top = queries.new_full((num_targets,), float("-inf"), dtype=precise)
+        total = torch.zeros_like(top)
+        mixed = torch.zeros(queries.shape, dtype=precise, device=queries.device)
+        item_sum = torch.zeros(queries.size(1), dtype=precise, device=queries.device)
+        spans = _spans(num_items, num_targets, queries)
+        width = num_items if table_kept else spans[0][1]
+        memory = None
+        if table_kept:
+            assert settings.scratch is not None  # noqa: S101
+            memory = settings.scratch.take(num_targets * width, mixed)
+        blocks = mixed.new_empty(num_targets * width) if memory is None else memory
+        tops = []
+        for start, stop in spans:
+            items = _items(table, first + start, first + stop, settings.normalize).to(queries.dtype)
+            begin = num_targets * start if table_kept else 0
+            block = blocks[begin : begin + num_targets * (stop - start)].view(num_targets, -1)
+            _product(queries, items.T, block)
+            new_top = torch.maximum(top, block.amax(1))
+            block.sub_(new_top.unsqueeze(1)).exp_()
+            shrink = (top - new_top).exp_()
+            total.mul_(shrink).add_(block.sum(1))
+            if ctx.needs_input_grad[0]:
+                _add_product(mixed.mul_(shrink.unsqueeze(1)), block, items)
+            if smoothing:
+                item_sum += items.sum(0)
+            top = new_top
+            if table_kept:
+                tops.append(top)
+        log_total = top + total.log()
+        wanted = functional.embedding(targets + first, table)
+        if settings.normalize:
+            wanted = functional.normalize(wanted, dim=-1)
+        wanted = wanted.to(precise)
+        at_target = (queries.to(precise) * wanted).sum(-1)
+        losses = log_total - (1 - smoothing) * at_target
+        # d loss / d query: the mean item under the softmax, less the wanted one
+        direction = mixed.div_(total.unsqueeze(1)).sub_(wanted, alpha=1 - smoothing)
+        if smoothing:
+            losses = losses - smoothing / num_items * (queries.to(precise) @ item_sum)
+            direction -= smoothing / num_items * item_sum
+        kept = torch.stack(tops) if tops else None
+        ctx.save_for_backward(queries, table, targets, direction, log_total, kept)
+        ctx.settings, ctx.spans, ctx.memory = settings, spans, memory
+        return losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, given: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        queries, table, targets, direction, log_total, tops = ctx.saved_tensors
+        by_query = by_table = None
+        if ctx.needs_input_grad[0]:
+            by_query = (direction * given.unsqueeze(1)).to(queries.dtype)
+        if ctx.needs_input_grad[1]:
+            by_table = _by_table(
+                ctx, queries, table, targets, given.to(log_total.dtype), log_total, tops
+            )
+        return by_query, by_table, None, None
+
+
+def _by_table(
+    ctx: Any,
+    queries: Tensor,
+    table: Tensor,
+    targets: Tensor,
+    given: Tensor,
+    log_total: Tensor,
+    tops: Tensor | None,
+) -> Tensor:
+    """(V, E) gradient of the table; `given` (T,) is that of the losses."""
+    settings: Settings = ctx.settings
+    first, smoothing = settings.first, settings.smoothing
+    num_items, num_targets = table.size(0) - first, queries.size(0)
+    precise = queries.to(log_total.dtype)
+    by_table = torch.empty_like(table)
+    by_table[:first] = 0
+    memory: Tensor | None = ctx.memory
+    ctx.memory = None  # whoever goes back a second time computes it again
+    everywhere = None
+    if smoothing:
+        everywhere = (given @ precise) * (-smoothing / num_items)  # (E,)
+    own = None
+    if memory is None:
+        own = log_total.new_empty(num_targets * ctx.spans[0][1])
+    for number, (start, stop) in enumerate(ctx.spans):
+        rows = slice(first + start, first + stop)
+        if memory is None:
+            assert own is not None  # noqa: S101
+            block = own[: num_targets * (stop - start)].view(num_targets, -1)
+            items = _items(table, rows.start, rows.stop, settings.normalize)
+            _product(queries, items.T.to(queries.dtype), block)
+            block.sub_(log_total.unsqueeze(1)).exp_()
+            weighted = precise * given.unsqueeze(1)
+        else:
+            block = memory[num_targets * start : num_targets * stop].view(num_targets, -1)
+            # what the exponentials lack is a factor a row, which the smaller matrix takes
+            assert tops is not None  # noqa: S101
+            weighted = precise * (given * (tops[number] - log_total).exp_()).unsqueeze(1)
+        by_items = by_table[rows]
+        weighted, block = weighted.to(queries.dtype), block.to(queries.dtype)
+        if by_items.dtype == queries.dtype and not settings.normalize:
+            torch.mm(block.T, weighted, out=by_items)
+            if everywhere is not None:
+                by_items += everywhere
+            continue
+        found = block.T @ weighted
+        if everywhere is not None:
+            found = found + everywhere
+        by_items.copy_(_through_norm(found, table[rows]) if settings.normalize else found)
+    if memory is not None:
+        assert settings.scratch is not None  # noqa: S101
+        settings.scratch.give_back(memory)
+    missing = precise * (given * (smoothing - 1)).unsqueeze(1)  # (T, E)
+    if settings.normalize:
+        missing = _through_norm(missing, functional.embedding(targets + first, table))
+    return by_table.index_add_(0, targets + first, missing.to(table.dtype))
+
+
+def _spans(num_items: int, num_targets: int, like: Tensor) -> list[tuple[int, int]]:
+    """Chunks of the catalogue, from and to."""
+    size = _CHUNK_BYTES.get(like.device.type, _DEVICE_CHUNK_BYTES)
+    step = max(_FEWEST_ITEMS, size // (4 * max(num_targets, 1)))
+    count = max(1, round(num_items / step))
+    step = -(-num_items // count)  # chunks of one width
+    return [(start, min(start + step, num_items)) for start in range(0, num_items, step)]
+
+
+def _items(table: Tensor, start: int, stop: int, normalize: bool) -> Tensor:
+    rows = table[start:stop]
+    return functional.normalize(rows, dim=-1) if normalize else rows
+
+
+def _product(left: Tensor, right: Tensor, out: Tensor) -> None:
+    """left @ right into `out`, which may be of a finer type."""
+    if left.dtype == out.dtype:
+        torch.mm(left, right, out=out)
+    else:
+        out.copy_(left @ right)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    if right.dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left.to(right.dtype) @ right
+
+
+def _through_norm(by_unit: Tensor, rows: Tensor) -> Tensor:
+    """Gradient of x / max(|x|, 1e-12) -> gradient of x, (N, E) both."""
+    rows = rows.to(by_unit.dtype)
+    norm = rows.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    unit = rows / norm
+    return (by_unit - unit * (unit * by_unit).sum(-1, keepdim=True)) / norm
