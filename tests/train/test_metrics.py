@@ -12,7 +12,7 @@ from torchmetrics import retrieval
 from pipeline.core.columns import FIRST_ITEM, OUT_OF_VOCABULARY
 from pipeline.model import ranking_metric
 from pipeline.report import evaluation_text
-from pipeline.train import baselines, evaluation
+from pipeline.train import baselines, evaluation, ranking
 from pipeline.train.baselines import rank_by_baselines
 from pipeline.train.evaluation import rank_targets
 from pipeline.train.metrics import METRICS, list_metrics, ranking_metrics
@@ -106,21 +106,23 @@ def test_there_is_no_bias_towards_targets_that_training_never_saw() -> None:
     assert "  5.0       -\n" in evaluation_text(result)
 
 
-@pytest.mark.parametrize("scores_in_flight", [16_000_000, 1])
+@pytest.mark.parametrize("width", [2048, 4])
 @pytest.mark.parametrize("name", sorted(MODELS))
 @settings(max_examples=15, deadline=None)
 @given(sessions=SESSIONS, lengths=st.lists(st.integers(1, V), min_size=1, max_size=3))
 def test_lists_of_a_model_are_counted_as_sets_count_them(
-    name: str, scores_in_flight: int, sessions: list[list[int]], lengths: list[int]
+    name: str, width: int, sessions: list[list[int]], lengths: list[int]
 ) -> None:
     model = MODELS[name]
     num_items = V - FIRST_ITEM
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "_SCORES_IN_FLIGHT", scores_in_flight)
+        patch.setitem(ranking._WIDTHS, "cpu", width)
         ranked = rank_targets(model, [ragged(sessions)], "all", list_lengths=tuple(lengths))
-        scored = list(evaluation._scored_targets(model, [ragged(sessions)], "all", 512))
+        hidden = evaluation._hidden_at_targets(model, [ragged(sessions)], "all", 512)
+        with torch.no_grad():
+            scored = [model.scores(states)[:, FIRST_ITEM:] for states, _ in hidden]
     expected = np.zeros((len(lengths), num_items), np.int64)
-    for scores, _ in scored:
+    for scores in scored:
         for row in scores.tolist():
             best = sorted(range(num_items), key=lambda item: -row[item])
             for at, length in enumerate(lengths):
