@@ -20,7 +20,7 @@ from pipeline.console import (
     run_command_line,
     set_option,
 )
-from pipeline.offline import evaluate, predict
+from pipeline.offline import evaluate, predict, report
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -32,7 +32,7 @@ def cli() -> None:
 
     \b
     preprocess -> train -> evaluate -> export -> serve -> recommend
-                        -> predict, without a server
+                        -> predict, report, without a server
 
     Start with `pipeline demo`, which does all of it on synthetic clicks.
     """
@@ -332,6 +332,7 @@ def recommend(
 
 cli.add_command(evaluate)
 cli.add_command(predict)
+cli.add_command(report)
 
 
 def _column(text: str) -> tuple[str, list[str]]:

@@ -126,18 +126,23 @@ class Prefixes(NamedTuple):
     """(N,) item indices."""
 
 
+def target_places(values: np.ndarray, offsets: np.ndarray, positions: Positions) -> np.ndarray:
+    """Ragged sessions -> (N,) where the targets of `rank_targets` stand in `values`, in order."""
+    where = np.arange(len(values))
+    wanted = values >= OUT_OF_VOCABULARY
+    if positions == "last":
+        wanted &= where == np.repeat(offsets[1:], np.diff(offsets)) - 1
+    wanted &= where > np.repeat(offsets[:-1], np.diff(offsets))
+    return where[wanted]
+
+
 def prefixes(
     values: np.ndarray, offsets: np.ndarray, positions: Positions, longest: int
 ) -> Prefixes:
     """Ragged sessions -> the same targets in the same order as `rank_targets`."""
+    where = target_places(values, offsets, positions)
     starts = np.repeat(offsets[:-1], np.diff(offsets))
-    ends = np.repeat(offsets[1:], np.diff(offsets))
-    where = np.arange(len(values))
-    wanted = (where > starts) & (values >= OUT_OF_VOCABULARY)
-    if positions == "last":
-        wanted &= where == ends - 1
-    where = where[wanted]
-    first = np.maximum(starts[wanted], where - longest)
+    first = np.maximum(starts[where], where - longest)
     lengths = where - first
     new_offsets = np.concatenate([[0], np.cumsum(lengths)])
     within = np.arange(new_offsets[-1]) - np.repeat(new_offsets[:-1], lengths)

@@ -124,5 +124,8 @@ class _Best:
         if self._scores is not None and self._items is not None:
             values = torch.cat([self._scores, values], 1)
             order = values.topk(min(self.length, values.size(1)))
-            values, items = order.values, torch.cat([self._items, items], 1).gather(1, order.indices)
+            values, items = (
+                order.values,
+                torch.cat([self._items, items], 1).gather(1, order.indices),
+            )
         self._scores, self._items = values, items
