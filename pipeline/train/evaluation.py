@@ -41,7 +41,7 @@ def evaluation_windows(
 
     A session of one interaction has no target and gets no window.
     """
-    targets = (lengths - 1).clamp(min=0)
+    targets = (lengths.to(torch.int64) - 1).clamp(min=0)
     # the first window answers for as many targets as it holds
     first = targets.clamp(max=longest if causal else 1)
     if positions == "last":
