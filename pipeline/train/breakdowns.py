@@ -128,6 +128,8 @@ def _by_popularity(counts: np.ndarray, item_counts: np.ndarray) -> list[Group]:
         if above is not None:
             members, items = members & (counts < above), items & (item_counts < above)
             seen = f"{least:,} to {above - 1:,} times"
+            if above == least + 1:
+                seen = "once" if least == 1 else f"{least:,} times"
         groups.append(Group(f"{name}: {int(items.sum()):,} items seen {seen}", members))
     return groups
 

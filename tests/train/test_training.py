@@ -94,7 +94,7 @@ def test_a_run_learns_says_so_and_beats_popularity(shop: Shop) -> None:
     assert results["popularity"]["popularity_bias@20"] > results["run"]["popularity_bias@20"] > 0
     assert set(results) == {
         "run",
-        *("popularity", "co-visitation", "sequential-rules", "session-knn"),
+        *("popularity", "recent-popularity", "co-visitation", "sequential-rules", "session-knn"),
     }
 
 
