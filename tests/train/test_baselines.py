@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.core.columns import FIRST_ITEM, NULL, OUT_OF_VOCABULARY, PADDING
@@ -197,6 +197,7 @@ def test_a_slice_of_sessions_counts_as_those_sessions_alone() -> None:
 many_sessions = st.lists(st.lists(st.integers(0, NUM_ROWS - 1), max_size=13), max_size=12)
 
 
+@settings(deadline=None)
 @given(train=many_sessions, prefixes=many_sessions, seed=st.integers(0, 99))
 def test_ranks_equal_those_of_a_dense_loop_however_they_are_cut_into_chunks(
     train: Sessions, prefixes: Sessions, seed: int
@@ -216,6 +217,7 @@ def test_ranks_equal_those_of_a_dense_loop_however_they_are_cut_into_chunks(
             assert {name: ranked.ranks.tolist() for name, ranked in found} == expected
 
 
+@settings(deadline=None)
 @given(train=many_sessions, prefix=st.lists(st.integers(A, E), min_size=1, max_size=6))
 def test_session_knn_equals_a_dense_loop_when_neighbours_are_left_out(
     train: Sessions, prefix: list[int]
@@ -226,6 +228,7 @@ def test_session_knn_equals_a_dense_loop_when_neighbours_are_left_out(
     assert ranks_after(baseline, prefix, CATALOGUE) == expected
 
 
+@settings(deadline=None)
 @given(train=many_sessions, prefixes=many_sessions)
 def test_each_prefix_is_scored_once_nothing_reserved(train: Sessions, prefixes: Sessions) -> None:
     for fit in ALL:

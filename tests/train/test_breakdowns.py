@@ -1,7 +1,7 @@
 """Groups of targets, worked out by hand."""
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.core.columns import FIRST_ITEM, OUT_OF_VOCABULARY
@@ -80,6 +80,7 @@ def test_groups_by_hour_and_day_are_those_of_utc() -> None:
     }
 
 
+@settings(deadline=None)
 @given(
     sessions=st.lists(st.lists(st.integers(1, 12), max_size=30), max_size=8),
     counts=st.lists(st.integers(0, 5), min_size=10, max_size=10),

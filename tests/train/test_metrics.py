@@ -196,6 +196,7 @@ def test_lists_of_a_model_are_counted_as_sets_count_them(
     assert ranked.ranks.tolist() == rank_targets(model, [ragged(sessions)], "all").ranks.tolist()
 
 
+@settings(deadline=None)
 @given(
     train=many_sessions,
     prefixes=many_sessions,

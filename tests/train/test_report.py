@@ -121,7 +121,7 @@ def test_what_a_log_says_cannot_become_markup(written: tuple[str, dict[str, Any]
     config = {**numbers["config"], "preprocess": {"item": f"</pre>{evil}"}}
     page = Page(render({**numbers, "run": evil, "examples": [example], "config": config}))
     assert "script" not in page.tags
-    assert page.words.count(evil) == 4 + 1  # and the title of the page
+    assert page.words.count(evil) == 4  # heading, clicked, next, recommended
     assert "unknown" in page.words
 
 

@@ -17,7 +17,6 @@ _SESSIONS_AT_ONCE = 4096
 _SEED = 0
 
 
-@torch.inference_mode()
 def example_sessions(
     run: Path, data: Path, part: str, *, count: int = 8, k: int = 10
 ) -> list[dict[str, Any]]:
@@ -47,7 +46,6 @@ def example_sessions(
         batch_size=_SESSIONS_AT_ONCE,
     )
     device = next(model.parameters()).device
-    items = model.item_embeddings()
     found: list[dict[str, Any]] = []
     first = 0
     for batch in loader:
@@ -57,11 +55,14 @@ def example_sessions(
         if len(rows):
             stops = batch.lengths[rows] - 1
             window = batch.window(rows, (stops - longest).clamp(min=0), stops).to(device)
-            lists = to_raw_ids(model.top_k(window, min(k, len(catalogue))), catalogue)
             targets = batch.sequences[model.inputs.item][batch.offsets[rows] + stops]
-            ranks = rank_in_catalogue(
-                model.session_embeddings(window), items, targets.to(device) - FIRST_ITEM
-            ).ranks.tolist()
+            with torch.inference_mode():
+                lists = to_raw_ids(model.top_k(window, min(k, len(catalogue))), catalogue)
+                ranks = rank_in_catalogue(
+                    model.session_embeddings(window),
+                    model.item_embeddings(),
+                    targets.to(device) - FIRST_ITEM,
+                ).ranks.tolist()
             records = lists.records(ids[(rows + first).cpu()] if ids is not None else [None] * size)
             for row, rank, record in zip((rows + first).tolist(), ranks, records, strict=False):
                 begin, end = interactions.offsets[row : row + 2]
