@@ -34,6 +34,8 @@ LIST_METRICS = ("coverage", "popularity", "popularity_bias")
 DEFAULT_CUTOFFS = (5, 10, 20)
 
 
+_FEWEST_SESSIONS = 10
+"""With fewer, an interval of gains between 0 and 1 is wider than what there is."""
 _OTHER_NAMES = {"hr": "recall", "hit": "recall", "hit_rate": "recall"}
 """With one target each they are the same."""
 
@@ -94,11 +96,11 @@ def gains(
 def margin(values: np.ndarray, sessions: np.ndarray) -> float | None:
     """(N,) gains or differences of gains, (N,) sessions in rising order -> half a 95 % interval.
 
-    None where it cannot be told: with fewer than two sessions, or where all values are equal, as
+    None where it cannot be told: with fewer than 10 sessions, or where all values are equal, as
     where nothing was hit.
     """
     starts = np.flatnonzero(np.diff(sessions, prepend=-1))
-    if len(starts) < 2:
+    if len(starts) < _FEWEST_SESSIONS:
         return None
     # what a session adds to the sum beyond what its number of targets would
     sums = np.add.reduceat(values - values.mean(), starts)

@@ -79,15 +79,16 @@ def test_what_is_no_metric_is_told_with_what_is(text: str) -> None:
 
 
 def test_a_margin_worked_out_by_hand() -> None:
-    # sessions of (1, 0), (1) and (0, 0): mean .4, their sums less .4 each .2, .6 and -.8;
-    # variance (.04 + .36 + .64) / 25 * 3 / 2 = .0624, times t of two degrees, 4.302653
-    values, sessions = np.array([1.0, 0, 1, 0, 0]), np.array([0, 0, 3, 7, 7])
-    assert margin(values, sessions) == pytest.approx(4.302653 * math.sqrt(0.0624), rel=1e-6)
+    # four times sessions of (1, 0), (1) and (0, 0): mean .4, their sums less .4 each .2, .6, -.8;
+    # variance 4 (.04 + .36 + .64) / 20^2 * 12 / 11 = .0113455, times t of 11 degrees, 2.200985
+    values = np.tile([1.0, 0, 1, 0, 0], 4)
+    sessions = np.repeat(np.arange(12) * 7, [2, 1, 2] * 4)
+    assert margin(values, sessions) == pytest.approx(2.200985 * math.sqrt(0.0113455), rel=1e-5)
 
 
 @pytest.mark.parametrize("values", [[1.0, 0.0], [0.0, 0.0], []])
-def test_there_is_no_margin_of_one_session_or_of_equal_values(values: list[float]) -> None:
-    assert margin(np.array(values), np.zeros(len(values), np.int64)) is None
+def test_there_is_no_margin_of_few_sessions_or_of_equal_values(values: list[float]) -> None:
+    assert margin(np.array(values), np.arange(len(values))) is None
     assert margin(np.full(30, 0.1), np.arange(30)) is None
 
 
