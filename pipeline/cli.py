@@ -21,7 +21,7 @@ from pipeline.console import (
     set_option,
 )
 from pipeline.measure import benchmark
-from pipeline.offline import evaluate, predict
+from pipeline.offline import evaluate, predict, report
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -33,7 +33,7 @@ def cli() -> None:
 
     \b
     preprocess -> train -> evaluate -> export -> serve -> recommend
-                        -> predict, without a server
+                        -> predict, report, without a server
 
     Start with `pipeline demo`, which does all of it on synthetic clicks.
     """
@@ -333,6 +333,7 @@ def recommend(
 
 cli.add_command(evaluate)
 cli.add_command(predict)
+cli.add_command(report)
 cli.add_command(benchmark)
 
 

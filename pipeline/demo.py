@@ -42,11 +42,13 @@ def run_demo(out: Path, *, sessions: int, keep_serving: bool) -> dict[str, Any]:
         facts["preprocess"] = preprocess(recipe.preprocess, [clicks], [], data)
         _say(data_text(facts["preprocess"], data))
     with _stage(f"pipeline train {data} --config configs/demo.yaml --out {run}"):
-        from pipeline.train.run import evaluate, train
+        from pipeline.train.run import train
 
         facts["train"] = train(data, recipe.model, recipe.train, run)
         _say(run_text(facts["train"], run))
     with _stage(f"pipeline evaluate {run} --data {data} --cutoffs 20"):
+        from pipeline.train.comparison import evaluate
+
         facts["evaluate"] = evaluate(run, data, cutoffs=(20,))
         _say(evaluation_text(facts["evaluate"]))
     with _stage(f"pipeline export {run} --out {repository}"):

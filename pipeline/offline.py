@@ -1,4 +1,4 @@
-"""What a run does without a server: `pipeline evaluate` and `pipeline predict`."""
+"""What a run does without a server: `pipeline evaluate`, `report` and `predict`."""
 
 from pathlib import Path
 from typing import Any
@@ -17,39 +17,94 @@ _part_option = click.option(
 )
 
 
-@click.command(epilog="Example: pipeline evaluate runs/rsc15 --data data/rsc15 --cutoffs 10,20")
-@click.argument("run", type=path_type)
-@click.option("--data", required=True, type=path_type, help="Directory that preprocess wrote.")
-@_part_option
-@click.option(
+_positions_option = click.option(
     "--positions",
     type=click.Choice(["all", "last"]),
     default="all",
     show_default=True,
     help="Every interaction but the first is a target, or the last.",
 )
-@click.option("--cutoffs", default="5,10,20", show_default=True, help="List lengths K.")
-@click.option(
+_cutoffs_option = click.option(
+    "--cutoffs", default="5,10,20", show_default=True, help="List lengths K."
+)
+_baselines_option = click.option(
     "--baselines/--no-baselines",
     default=True,
     show_default=True,
     help="Popularity, co-visitation, sequential rules and session-kNN beside the model.",
 )
+
+
+@click.command(epilog="Example: pipeline evaluate runs/rsc15 --data data/rsc15 --cutoffs 10,20")
+@click.argument("run", type=path_type)
+@click.option("--data", required=True, type=path_type, help="Directory that preprocess wrote.")
+@_part_option
+@_positions_option
+@_cutoffs_option
+@_baselines_option
+@click.option(
+    "--breakdown",
+    is_flag=True,
+    help="Also by session length, popularity, known and new items, time.",
+)
 @json_option
 def evaluate(
-    run: Path, data: Path, part: str, positions: Any, cutoffs: str, baselines: bool, as_json: bool
+    run: Path,
+    data: Path,
+    part: str,
+    positions: Any,
+    cutoffs: str,
+    baselines: bool,
+    breakdown: bool,
+    as_json: bool,
 ) -> None:
     """Rank the whole catalogue for every target; metrics of RUN beside the baselines."""
     numbers = _cutoffs(cutoffs)
     check_in(run, "run")
     check_in(data, "data")
     from pipeline.report import evaluation_text
-    from pipeline.train.run import evaluate as run_evaluation
+    from pipeline.train.comparison import evaluate as run_evaluation
 
     result = run_evaluation(
         run, data, part=part, positions=positions, cutoffs=numbers, baselines=baselines
     )
-    print_result(result, as_json, evaluation_text(result))
+    print_result(result, as_json, evaluation_text(result, breakdown=breakdown))
+
+
+@click.command(epilog="Example: pipeline report runs/rsc15 --data data/rsc15 --out rsc15.html")
+@click.argument("run", type=path_type)
+@click.option("--data", required=True, type=path_type, help="Directory that preprocess wrote.")
+@_part_option
+@_positions_option
+@_cutoffs_option
+@_baselines_option
+@out_option("report.html")
+@json_option
+def report(
+    run: Path,
+    data: Path,
+    part: str,
+    positions: Any,
+    cutoffs: str,
+    baselines: bool,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Evaluate RUN and write one page about it: training, metrics, groups, examples.
+
+    Everything is in the one file, which needs no script and no network. The same numbers go into
+    a JSON file beside it.
+    """
+    numbers = _cutoffs(cutoffs)
+    check_in(run, "run")
+    check_in(data, "data")
+    from pipeline.report import report_text
+    from pipeline.train.report.run import write_report
+
+    facts = write_report(
+        run, data, out, part=part, positions=positions, cutoffs=numbers, baselines=baselines
+    )
+    print_result(facts, as_json, report_text(facts))
 
 
 @click.command(

@@ -33,19 +33,26 @@ def run_text(facts: dict[str, Any], out: Path) -> str:
     )
 
 
-_COLUMNS = {
-    **{name: name for name in ("recall", "ndcg", "mrr", "precision", "coverage", "popularity")},
-    "popularity_bias": "bias",
-}
-"""Metrics of the table with their headings. What repeats another stands in the JSON alone."""
+_SURE = ("recall", "ndcg", "mrr")
+"""Metrics of the table that come with their margin."""
+_LISTS = {"coverage": "coverage", "popularity": "popularity", "popularity_bias": "bias"}
+"""Metrics of the lists with their headings. What repeats another stands in the JSON alone."""
 _LEGEND = """\
-coverage: share of the items that some list holds; popularity: training interactions of what
-is recommended, on average; bias: that over the same of the targets. With one target each,
-dcg is ndcg and map is mrr."""
+±: half the 95 % interval, over sessions. coverage: share of the items that some list holds;
+popularity: training interactions of what is recommended, on average; bias: that over the same
+of the targets. With one target each, recall is the hit rate, dcg is ndcg and map is mrr."""
+_SHORT = {
+    "popularity": "popular",
+    "recent-popularity": "recent",
+    "co-visitation": "co-visit",
+    "sequential-rules": "rules",
+    "session-knn": "knn",
+}
+"""Headings of the baselines where many columns stand side by side."""
 
 
-def evaluation_text(result: dict[str, Any]) -> str:
-    """Table of models and metrics."""
+def evaluation_text(result: dict[str, Any], *, breakdown: bool = False) -> str:
+    """Table of models and metrics, and of groups of targets where that is asked for."""
     models = result["results"]
     width = max(len(model) for model in models)
     cutoffs = sorted({int(name.split("@")[1]) for name in next(iter(models.values()))})
@@ -55,19 +62,71 @@ def evaluation_text(result: dict[str, Any]) -> str:
         "targets unknown"
     ]
     for cutoff in cutoffs:
-        columns = {f"{name}@{cutoff}": f"{head}@{cutoff}" for name, head in _COLUMNS.items()}
+        sure = [f"{name}@{cutoff}" for name in _SURE]
+        lists = {f"{name}@{cutoff}": f"{head}@{cutoff}" for name, head in _LISTS.items()}
         lines.append("")
-        lines.append("  ".join([" " * width, *columns.values()]))
+        heads = [f"{name:<13}" for name in sure]
+        lines.append("  ".join([" " * width, *heads, *lists.values()]))
         for model, values in models.items():
-            cells = [f"{_cell(name, values[name]):>{len(head)}}" for name, head in columns.items()]
+            margins = result["margins"][model]
+            cells = [f"{_with_margin(values[name], margins[name]):<13}" for name in sure]
+            cells += [f"{_cell(name, values[name]):>{len(head)}}" for name, head in lists.items()]
             lines.append("  ".join([f"{model:<{width}}", *cells]))
+    lines += _differences_text(result["differences"], cutoffs[-1])
+    if breakdown:
+        lines += _breakdown_text(result, f"recall@{cutoffs[-1]}")
     return "\n".join([*lines, "", _LEGEND])
+
+
+def _differences_text(differences: dict[str, Any], cutoff: int) -> list[str]:
+    """The run less the best baseline, on the same targets."""
+    lines = []
+    for name in (f"{metric}@{cutoff}" for metric in _SURE):
+        if name in differences:
+            found = differences[name]
+            value = f"{found['difference']:+.4f} {_margin(found['margin'])}"
+            lines.append(f"{name} less that of {found['baseline']}, the best baseline: {value}")
+    return ["", *lines] if lines else []
+
+
+def _breakdown_text(result: dict[str, Any], metric: str) -> list[str]:
+    """A table for each way to group the targets: groups by models."""
+    run, *baselines = result["results"]
+    heads = [_SHORT.get(name, name) for name in baselines]
+    lines = []
+    for by, groups in result["breakdowns"].items():
+        width = max(len(by), *(len(group["group"]) for group in groups))
+        first = f"{by:<{width}}  {'targets':>9}  {run[:13]:<13}"
+        lines += ["", f"{metric} by {by}", "  ".join([first, *heads]).rstrip()]
+        for group in groups:
+            own = _with_margin(group["results"][run][metric], group["margins"][run][metric])
+            cells = [
+                f"{group['results'][name][metric]:>{len(head)}.3f}"
+                for name, head in zip(baselines, heads, strict=True)
+            ]
+            first = f"{group['group']:<{width}}  {group['targets']:>9,}  {own:<13}"
+            lines.append("  ".join([first, *cells]).rstrip())
+    return lines
+
+
+def _with_margin(value: float, margin: float | None) -> str:
+    return f"{value:.4f} {_margin(margin)}".rstrip()
+
+
+def _margin(margin: float | None) -> str:
+    """±.0123, without the zero that every margin begins with."""
+    return "" if margin is None else f"±{margin:.4f}".replace("±0", "±")
 
 
 def _cell(name: str, value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:,.1f}" if name.startswith("popularity@") else f"{value:.4f}"
+
+
+def report_text(facts: dict[str, Any]) -> str:
+    """Where the page went."""
+    return f"Wrote {facts['page']}, and the same numbers to {facts['json']}."
 
 
 def prediction_text(facts: dict[str, Any], out: Path) -> str:

@@ -14,11 +14,12 @@ from click.testing import CliRunner
 
 from pipeline.cli import cli
 from pipeline.core.errors import PipelineError
+from pipeline.train.baselines import BASELINES
 from tests.conftest import ROOT, Shop
 
 COMMANDS = [
     *("demo", "synthesize", "preprocess", "train", "evaluate", "predict", "export", "serve"),
-    "recommend",
+    *("recommend", "report"),
 ]
 
 
@@ -81,6 +82,7 @@ def test_help_has_an_example_and_loads_nothing_heavy(command: str) -> None:
         ),
         (["evaluate", "none", "--data", "none"], "none does not exist"),
         (["evaluate", "none", "--data", "x", "--cutoffs", "0"], "expected whole numbers from 1"),
+        (["report", "none", "--data", "none", "--out", "y.html"], "none does not exist. Run"),
         (["predict", "none", "--data", "x", "--out", "y.parquet"], "none does not exist. Run"),
         (["predict", "none", "--data", "x"], "Missing option '--out'"),
         (["predict", "x", "--data", "x", "--part", "night", "--out", "y"], "'night' is not one of"),
@@ -127,10 +129,22 @@ def test_every_stage_says_what_it_did_in_json(shop: Shop, tmp_path: Path) -> Non
         assert result.exit_code == 0
         assert isinstance(json.loads(result.stdout), dict)
     text = runner.invoke(cli, list(map(str, steps[2])), catch_exceptions=False).stdout
-    for row in ("run", "popularity", "co-visitation", "sequential-rules", "session-knn"):
-        assert re.search(rf"^{row} +0\.\d{{4}}", text, re.MULTILINE), text
+    for row in ("run", *BASELINES):
+        assert re.search(rf"^{row} +(0\.\d{{4}} ±\.\d{{4}} +){{3}}0", text, re.MULTILINE), text
     assert re.search(r"^ +recall@20 .* coverage@20  popularity@20  bias@20$", text, re.MULTILINE)
+    best = r"^recall@20 less that of [a-z-]+, the best baseline: [+-]0\.\d{4} ±\.\d{4}$"
+    assert re.search(best, text, re.MULTILINE), text
+    assert "recall@20 by" not in text
     assert max(map(len, text.splitlines())) < 100
+    steps[2].append("--breakdown")
+    text = runner.invoke(cli, list(map(str, steps[2])), catch_exceptions=False).stdout
+    assert "recall@20 by interactions before the target" in text
+    assert re.search(r"^4 to 5 +\d+  0\.\d{4} ±\.\d{4} +0\.\d{3} .* 0\.\d{3}$", text, re.MULTILINE)
+    page = tmp_path / "page.html"
+    words = ["report", run, "--data", data, "--cutoffs", "20", "--out", page]
+    said = runner.invoke(cli, list(map(str, words)), catch_exceptions=False).stdout
+    assert said == f"Wrote {page}, and the same numbers to {tmp_path / 'page.json'}.\n"
+    assert page.read_text().startswith("<!DOCTYPE html>")
 
 
 def test_predict_writes_lists_or_vectors_and_says_what_it_wrote(shop: Shop, tmp_path: Path) -> None:

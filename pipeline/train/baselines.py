@@ -29,7 +29,10 @@ _SCORES_AT_ONCE = 1 << 22
 """Stored scores in one chunk; ranking them takes about 60 bytes each."""
 
 
-BASELINES = ("popularity", "co-visitation", "sequential-rules", "session-knn")
+BASELINES = (
+    *("popularity", "recent-popularity"),
+    *("co-visitation", "sequential-rules", "session-knn"),
+)
 
 
 class Scores(NamedTuple):
@@ -67,7 +70,7 @@ def rank_by_baselines(
 
     `num_rows` is V; training sessions stand oldest first.
     """
-    for fit in (popularity, covisitation, sequential_rules, session_knn):
+    for fit in (popularity, recent_popularity, covisitation, sequential_rules, session_knn):
         baseline = fit(train_values, train_offsets, num_rows)
         yield (
             baseline.name,
@@ -196,6 +199,22 @@ def popularity(values: Array, offsets: Array, num_rows: int) -> Popularity:
     values, _ = _drop_reserved(values, offsets)
     ones = np.ones_like(values)
     return Popularity(sp.csr_array((ones, (np.zeros_like(values), values)), shape=(1, num_rows)))
+
+
+def recent_popularity(
+    values: Array, offsets: Array, num_rows: int, recent: float = 0.1
+) -> Popularity:
+    """Score = interactions in the newest tenth of the training sessions; of equals, in all.
+
+    Training sessions stand oldest first. After Ji et al., "A re-visit of the popularity baseline
+    in recommender systems" (SIGIR 2020), which counts what is recent alone.
+    """
+    every = popularity(values, offsets, num_rows).counts
+    first = math.floor((len(offsets) - 1) * (1 - recent))
+    newest = popularity(values, offsets[first:], num_rows).counts
+    # whole numbers, so that equal counts are ties
+    counts = newest * (int(every.sum()) + 1) + every
+    return Popularity(sp.csr_array(counts), "recent-popularity")
 
 
 def covisitation(values: Array, offsets: Array, num_rows: int) -> ItemRules:

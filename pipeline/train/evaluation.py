@@ -13,14 +13,12 @@ import torch
 from torch import Tensor
 
 from pipeline.core.columns import FIRST_ITEM, OUT_OF_VOCABULARY
-from pipeline.model import ranking_metric
 from pipeline.model.model import Model
 from pipeline.train.loader import RaggedBatch
 from pipeline.train.metrics import Ranked
+from pipeline.train.ranking import rank_in_catalogue
 
 Positions = Literal["all", "last"]
-_SCORES_IN_FLIGHT = 16_000_000
-"""Scores held at a time, 64 MB in float32: memory must not grow with sessions times items."""
 
 
 class Windows(NamedTuple):
@@ -43,33 +41,19 @@ def evaluation_windows(
 
     A session of one interaction has no target and gets no window.
     """
-    rows, starts, stops, every = [], [], [], []
-    for row, length in enumerate(lengths.tolist()):
-        if length < 2:
-            continue
-        if positions == "last":
-            ends = [length]
-        elif causal:
-            # the first window answers for the first `longest` targets at once
-            first = min(length, longest + 1)
-            rows.append(row)
-            starts.append(0)
-            stops.append(first)
-            every.append(True)
-            ends = list(range(first + 1, length + 1))
-        else:
-            ends = list(range(2, length + 1))
-        rows += [row] * len(ends)
-        starts += [max(0, end - 1 - longest) for end in ends]
-        stops += ends
-        every += [False] * len(ends)
-    device = lengths.device
-    return Windows(
-        torch.tensor(rows, dtype=torch.int64, device=device),
-        torch.tensor(starts, dtype=torch.int64, device=device),
-        torch.tensor(stops, dtype=torch.int64, device=device),
-        torch.tensor(every, dtype=torch.bool, device=device),
-    )
+    targets = (lengths.to(torch.int64) - 1).clamp(min=0)
+    # the first window answers for as many targets as it holds
+    first = targets.clamp(max=longest if causal else 1)
+    if positions == "last":
+        first, windows = targets, targets.clamp(max=1)
+    else:
+        windows = torch.where(targets > 0, targets - first + 1, 0)
+    rows = torch.arange(len(lengths), device=lengths.device).repeat_interleave(windows)
+    nth = torch.arange(len(rows), device=lengths.device) - (windows.cumsum(0) - windows)[rows]
+    stops = first[rows] + 1 + nth
+    starts = (stops - 1 - longest).clamp(min=0)
+    every = (nth == 0) & (positions == "all") & causal
+    return Windows(rows, starts, stops, every)
 
 
 @torch.inference_mode()
@@ -84,49 +68,51 @@ def rank_targets(
     """Rank every target of `batches`, and count what stands in lists of `list_lengths`.
 
     A list that is longer than the catalogue holds all of it. The model's mode and device are its
-    caller's.
+    caller's. Memory is that of a batch and of the ranks.
     """
     device = next(model.parameters()).device
-    num_items = model.inputs.item_table.num_embeddings - FIRST_ITEM
+    catalogue = model.item_embeddings()  # (items, E)
     ranks = [torch.empty(0, dtype=torch.int64)]
     targets = [torch.empty(0, dtype=torch.int64)]
-    exposure = torch.zeros(len(list_lengths), num_items, dtype=torch.int64, device=device)
-    for scores, items in _scored_targets(model, batches, positions, batch_size):
-        ranks.append(ranking_metric.ranks(scores, items - FIRST_ITEM).cpu())
+    exposure = torch.zeros(len(list_lengths), len(catalogue), dtype=torch.int64, device=device)
+    for hidden, items in _hidden_at_targets(model, batches, positions, batch_size):
+        found = rank_in_catalogue(
+            model.head.task.queries(hidden),
+            catalogue,
+            items - FIRST_ITEM,
+            max(list_lengths, default=0),
+        )
+        ranks.append(found.ranks.cpu())
         targets.append(items.cpu())
-        if list_lengths:
-            best = torch.topk(scores, min(max(list_lengths), num_items)).indices
-            for counts, length in zip(exposure, list_lengths, strict=True):
-                shown = best[:, :length].reshape(-1)
-                counts.index_add_(0, shown, torch.ones_like(shown))
+        for counts, length in zip(exposure, list_lengths, strict=True):
+            shown = found.best[:, :length].reshape(-1)
+            counts.index_add_(0, shown, torch.ones_like(shown))
     return Ranked(torch.cat(ranks).numpy(), torch.cat(targets).numpy(), exposure.cpu().numpy())
 
 
-def _scored_targets(
+def _hidden_at_targets(
     model: Model, batches: Iterable[RaggedBatch], positions: Positions, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(T, items) scores with (T,) targets, few enough at a time that memory does not grow."""
+    """(T, D) hidden states with (T,) targets of each batch, in the order of its sessions."""
     device = next(model.parameters()).device
     longest = model.inputs.max_sequence_length
-    num_items = model.inputs.item_table.num_embeddings - FIRST_ITEM
-    step = max(1, _SCORES_IN_FLIGHT // max(1, num_items))
     for batch in batches:
         windows = evaluation_windows(
             batch.lengths, longest or 2**31, positions, causal=model.causal
         )
-        for part in _chunks(windows, batch_size):
-            rows = batch.window(part.rows, part.starts, part.stops).to(device)
-            found = model.at_targets(rows)
+        parts = []
+        if not len(windows.rows):
+            continue
+        # windows of about one length go together, so that little is padding
+        for chosen in (windows.stops - windows.starts).argsort(stable=True).split(batch_size):
+            part = Windows(*(column[chosen] for column in windows))
+            found = model.at_targets(batch.window(part.rows, part.starts, part.stops).to(device))
             wanted = part.every.to(device)[found.rows] | found.is_last
-            hidden, targets = found.hidden[wanted], found.targets[wanted]
-            for first in range(0, targets.numel(), step):
-                scores = model.scores(hidden[first : first + step])[:, FIRST_ITEM:]
-                yield scores, targets[first : first + step]
-
-
-def _chunks(windows: Windows, size: int) -> Iterator[Windows]:
-    for first in range(0, windows.rows.numel(), size):
-        yield Windows(*(part[first : first + size] for part in windows))
+            places = chosen.to(device)[found.rows[wanted]]
+            parts.append((found.hidden[wanted], found.targets[wanted], places))
+        hidden, targets, places = (torch.cat(column) for column in zip(*parts, strict=True))
+        order = places.argsort(stable=True)
+        yield hidden[order], targets[order]
 
 
 class Prefixes(NamedTuple):
@@ -140,18 +126,23 @@ class Prefixes(NamedTuple):
     """(N,) item indices."""
 
 
+def target_places(values: np.ndarray, offsets: np.ndarray, positions: Positions) -> np.ndarray:
+    """Ragged sessions -> (N,) where the targets of `rank_targets` stand in `values`, in order."""
+    where = np.arange(len(values))
+    wanted = values >= OUT_OF_VOCABULARY
+    if positions == "last":
+        wanted &= where == np.repeat(offsets[1:], np.diff(offsets)) - 1
+    wanted &= where > np.repeat(offsets[:-1], np.diff(offsets))
+    return where[wanted]
+
+
 def prefixes(
     values: np.ndarray, offsets: np.ndarray, positions: Positions, longest: int
 ) -> Prefixes:
     """Ragged sessions -> the same targets in the same order as `rank_targets`."""
+    where = target_places(values, offsets, positions)
     starts = np.repeat(offsets[:-1], np.diff(offsets))
-    ends = np.repeat(offsets[1:], np.diff(offsets))
-    where = np.arange(len(values))
-    wanted = (where > starts) & (values >= OUT_OF_VOCABULARY)
-    if positions == "last":
-        wanted &= where == ends - 1
-    where = where[wanted]
-    first = np.maximum(starts[wanted], where - longest)
+    first = np.maximum(starts[where], where - longest)
     lengths = where - first
     new_offsets = np.concatenate([[0], np.cumsum(lengths)])
     within = np.arange(new_offsets[-1]) - np.repeat(new_offsets[:-1], lengths)

@@ -23,10 +23,10 @@ from pipeline.core.values import categories
 from pipeline.model.batch import SessionBatch
 from pipeline.model.build import load_model
 from pipeline.model.model import Model
+from pipeline.train.comparison import check_same_preprocessing
 from pipeline.train.device import best_device
 from pipeline.train.lists import Lists, to_raw_ids
 from pipeline.train.loader import RaggedBatch, SessionLoader
-from pipeline.train.run import check_same_preprocessing
 
 _SCORES_IN_FLIGHT = 16_000_000
 """Scores held at a time, 64 MB in float32: memory must not grow with sessions times items."""

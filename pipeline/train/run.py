@@ -1,4 +1,4 @@
-"""`pipeline train`: a data directory in, a run out; `pipeline evaluate`: a run and data in."""
+"""`pipeline train`: a data directory in, a run out."""
 
 import time
 from pathlib import Path
@@ -9,19 +9,16 @@ import numpy as np
 from pipeline.core import identity
 from pipeline.core.allocator import keep_heap
 from pipeline.core.artifact import new_artifact, read_manifest
-from pipeline.core.columns import FIRST_ITEM, ITEM, SCHEMA_FILE, SESSIONS_DIRECTORY, TIMESTAMP
-from pipeline.core.errors import ArtifactError, ConfigError
+from pipeline.core.columns import SCHEMA_FILE, SESSIONS_DIRECTORY
+from pipeline.core.errors import ConfigError
 from pipeline.core.fitted import Fitted
 from pipeline.core.recipe import ModelConfig, TrainConfig
 from pipeline.core.schema import Schema
-from pipeline.model.build import build_model, load_model, save_model
+from pipeline.model.build import build_model, save_model
 from pipeline.model.model import Model
-from pipeline.train.baselines import BASELINES, rank_by_baselines
-from pipeline.train.device import best_device
-from pipeline.train.evaluation import Positions, prefixes, rank_targets
 from pipeline.train.from_data import from_data
-from pipeline.train.loader import SessionLoader, read_sessions
-from pipeline.train.metrics import list_metrics, ranking_metrics
+from pipeline.train.interactions import read_interactions
+from pipeline.train.loader import SessionLoader
 
 LOG_FILE = "metrics.jsonl"
 _EVALUATION_SESSIONS = 1024
@@ -95,93 +92,6 @@ def train(
     return facts
 
 
-def evaluate(
-    run: Path,
-    data: Path,
-    *,
-    part: str = "test",
-    positions: Positions = "all",
-    cutoffs: tuple[int, ...] = (5, 10, 20),
-    baselines: bool = True,
-) -> dict[str, Any]:
-    """Metrics of a run, and of the baselines, on one part of `data`, over the full catalogue.
-
-    Returns {"part", "positions", "targets", "unknown_targets", "catalogue_items", "results"}
-    where results maps a model's name to its metrics: those of ranks and those of its top-K lists,
-    a list for each target; None for what is not defined, such as the popularity bias where
-    training saw none of the targets. ArtifactError if the run was trained on
-    another catalogue, or on other features or other statistics of them, than those of `data`.
-    """
-    read_manifest(run, "run")
-    read_manifest(data, "data")
-    check_same_preprocessing(run, data)
-    model = load_model(run).to(best_device())
-    longest = model.inputs.max_sequence_length
-    assert longest is not None  # noqa: S101
-    ranked = rank_targets(
-        model,
-        _loader(data, part, model, _EVALUATION_SESSIONS),
-        positions,
-        list_lengths=cutoffs,
-    )
-    if not len(ranked.ranks):
-        raise ArtifactError(
-            f"{data} has no {part} session of two interactions or more: nothing to predict."
-        )
-    num_rows = model.inputs.item_table.num_embeddings
-    train_sessions = _items(data, "train", by_time=True)
-    counts = np.bincount(train_sessions[0], minlength=num_rows)[FIRST_ITEM:]
-    rankings = {_name(run): ranked}
-    if baselines:
-        before = prefixes(*_items(data, part), positions, longest)
-        # baselines see the same prefixes and targets as the model
-        assert np.array_equal(before.targets, ranked.targets)  # noqa: S101
-        rankings |= rank_by_baselines(*train_sessions, num_rows, *before, list_lengths=cutoffs)
-    results = {
-        name: {
-            **ranking_metrics(found.ranks, cutoffs),
-            **list_metrics(found.exposure, cutoffs, found.targets, counts),
-        }
-        for name, found in rankings.items()
-    }
-    return {
-        "part": part,
-        "positions": positions,
-        "targets": len(ranked.ranks),
-        "unknown_targets": int((ranked.targets < FIRST_ITEM).sum()),
-        "catalogue_items": num_rows - FIRST_ITEM,
-        "results": results,
-    }
-
-
-def check_same_preprocessing(run: Path, data: Path) -> None:
-    """ArtifactError unless the indices and numbers of `data` mean what the run learned."""
-    learned, found = Fitted.read(run), Fitted.read(data)
-    same_items = learned.item.values.equals(found.item.values)
-    same = (
-        same_items
-        and learned.recipe.features == found.recipe.features
-        and learned.recipe.timestamp == found.recipe.timestamp
-        and learned.recipe.max_sequence_length == found.recipe.max_sequence_length
-        and learned.standardisations == found.standardisations
-        and learned.vocabularies.keys() == found.vocabularies.keys()
-        and all(
-            v.values.equals(found.vocabularies[n].values) for n, v in learned.vocabularies.items()
-        )
-    )
-    if not same:
-        what = "other features" if same_items else "another catalogue"
-        raise ArtifactError(
-            f"{run} was trained on {what} than those of {data}. Use the data directory that "
-            "it was trained on, or train again."
-        )
-
-
-def _name(run: Path) -> str:
-    name = run.resolve().name
-    return f"{name} (run)" if name in BASELINES else name
-
-
 def _loader(
     data: Path,
     part: str,
@@ -205,16 +115,4 @@ def _has_targets(data: Path, part: str) -> bool:
     """Whether a part is there and holds a session of two interactions."""
     if not (data / SESSIONS_DIRECTORY / part).is_dir():
         return False
-    return bool((np.diff(_items(data, part)[1]) > 1).any())
-
-
-def _items(data: Path, part: str, *, by_time: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Item indices of a part and where its sessions begin, oldest session first if `by_time`."""
-    table = read_sessions(data, part, [ITEM, TIMESTAMP])
-    if by_time:
-        times = table[TIMESTAMP].combine_chunks()
-        ends = times.flatten().to_numpy()[times.offsets.to_numpy()[1:] - 1]
-        table = table.take(np.argsort(ends, kind="stable"))
-    lists = table[ITEM].combine_chunks()
-    lengths = np.diff(lists.offsets.to_numpy())
-    return lists.flatten().to_numpy(), np.concatenate([[0], np.cumsum(lengths)])
+    return bool((np.diff(read_interactions(data, part).offsets) > 1).any())

@@ -10,13 +10,21 @@ from hypothesis import strategies as st
 from torchmetrics import retrieval
 
 from pipeline.core.columns import FIRST_ITEM, OUT_OF_VOCABULARY
+from pipeline.core.errors import ConfigError
 from pipeline.model import ranking_metric
 from pipeline.report import evaluation_text
-from pipeline.train import baselines, evaluation
-from pipeline.train.baselines import rank_by_baselines
+from pipeline.train import baselines, evaluation, ranking
+from pipeline.train.baselines import BASELINES, rank_by_baselines
 from pipeline.train.evaluation import rank_targets
-from pipeline.train.metrics import METRICS, list_metrics, ranking_metrics
-from tests.train.test_baselines import ALL, DENSE, NUM_ROWS, known, many_sessions
+from pipeline.train.metrics import (
+    METRICS,
+    Metric,
+    list_metrics,
+    margin,
+    parse_metric,
+    ranking_metrics,
+)
+from tests.train.test_baselines import DENSE, NUM_ROWS, SAME, known, many_sessions
 from tests.train.test_baselines import ragged as ragged_arrays
 from tests.train.test_evaluation import MODELS, SESSIONS, V, ragged
 
@@ -44,6 +52,61 @@ def test_metrics_at_ranks_1_3_and_21() -> None:
 
 def test_without_a_rank_there_is_no_metric() -> None:
     assert math.isnan(ranking_metrics(np.empty(0, np.int64), (5,))["dcg@5"])
+
+
+@pytest.mark.parametrize(
+    ("text", "metric"),
+    [
+        ("ndcg@20", Metric("ndcg", 20)),
+        ("recall@5", Metric("recall", 5)),
+        ("mrr@10", Metric("mrr", 10)),
+        ("hr@20", Metric("recall", 20)),
+        (" HR@1 ", Metric("recall", 1)),
+    ],
+)
+def test_a_metric_has_a_plain_name_and_any_cutoff(text: str, metric: Metric) -> None:
+    assert parse_metric(text) == metric
+    assert str(metric) in ranking_metrics(np.array([1]), (metric.cutoff,))
+
+
+@pytest.mark.parametrize("text", ["ndcg", "ndcg@0", "ndcg@-1", "ndcg@2.5", "hitrate@20", "@5", ""])
+def test_what_is_no_metric_is_told_with_what_is(text: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        parse_metric(text, "`train.metric`")
+    said = str(raised.value)
+    assert said.startswith(f"`train.metric` is {text!r}, expected one of recall@K, ndcg@K")
+    assert "hr@K is recall@K" in said
+
+
+def test_a_margin_worked_out_by_hand() -> None:
+    # four times sessions of (1, 0), (1) and (0, 0): mean .4, their sums less .4 each .2, .6, -.8;
+    # variance 4 (.04 + .36 + .64) / 20^2 * 12 / 11 = .0113455, times t of 11 degrees, 2.200985
+    values = np.tile([1.0, 0, 1, 0, 0], 4)
+    sessions = np.repeat(np.arange(12) * 7, [2, 1, 2] * 4)
+    assert margin(values, sessions) == pytest.approx(2.200985 * math.sqrt(0.0113455), rel=1e-5)
+
+
+@pytest.mark.parametrize("values", [[1.0, 0.0], [0.0, 0.0], []])
+def test_there_is_no_margin_of_few_sessions_or_of_equal_values(values: list[float]) -> None:
+    assert margin(np.array(values), np.arange(len(values))) is None
+    assert margin(np.full(30, 0.1), np.arange(30)) is None
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say_though_targets_of_a_session_agree() -> None:
+    generator = np.random.default_rng(0)
+    held = {"by session": 0, "as if independent": 0}
+    rounds, num_sessions, truth = 600, 150, 0.3
+    for _ in range(rounds):
+        sizes = generator.geometric(0.2, num_sessions)
+        sessions = np.repeat(np.arange(num_sessions), sizes)
+        # each session has a chance of its own, .3 on average
+        chances = generator.beta(0.6, 1.4, num_sessions)
+        values = (generator.random(len(sessions)) < chances[sessions]).astype(np.float64)
+        for name, clusters in (("by session", sessions), ("as if independent", None)):
+            half = margin(values, np.arange(len(values)) if clusters is None else clusters)
+            held[name] += abs(values.mean() - truth) <= half
+    assert 0.92 <= held["by session"] / rounds <= 0.98
+    assert held["as if independent"] / rounds < 0.8
 
 
 @pytest.mark.parametrize(
@@ -102,25 +165,29 @@ def test_there_is_no_bias_towards_targets_that_training_never_saw() -> None:
     found = list_metrics(np.array([[1, 0]]), (1,), targets, np.array([5, 1]))
     assert found == {"coverage@1": 0.5, "popularity@1": 5, "popularity_bias@1": None}
     result = {"targets": 1, "unknown_targets": 1, "catalogue_items": 2, "part": "test"}
-    result |= {"positions": "all", "results": {"run": ranking_metrics(np.array([3]), (1,)) | found}}
+    ranked = ranking_metrics(np.array([3]), (1,))
+    result |= {"positions": "all", "results": {"run": ranked | found}, "differences": {}}
+    result |= {"margins": {"run": dict.fromkeys(ranked)}}
     assert "  5.0       -\n" in evaluation_text(result)
 
 
-@pytest.mark.parametrize("scores_in_flight", [16_000_000, 1])
+@pytest.mark.parametrize("width", [2048, 4])
 @pytest.mark.parametrize("name", sorted(MODELS))
 @settings(max_examples=15, deadline=None)
 @given(sessions=SESSIONS, lengths=st.lists(st.integers(1, V), min_size=1, max_size=3))
 def test_lists_of_a_model_are_counted_as_sets_count_them(
-    name: str, scores_in_flight: int, sessions: list[list[int]], lengths: list[int]
+    name: str, width: int, sessions: list[list[int]], lengths: list[int]
 ) -> None:
     model = MODELS[name]
     num_items = V - FIRST_ITEM
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "_SCORES_IN_FLIGHT", scores_in_flight)
+        patch.setitem(ranking._WIDTHS, "cpu", width)
         ranked = rank_targets(model, [ragged(sessions)], "all", list_lengths=tuple(lengths))
-        scored = list(evaluation._scored_targets(model, [ragged(sessions)], "all", 512))
+        hidden = evaluation._hidden_at_targets(model, [ragged(sessions)], "all", 512)
+        with torch.no_grad():
+            scored = [model.scores(states)[:, FIRST_ITEM:] for states, _ in hidden]
     expected = np.zeros((len(lengths), num_items), np.int64)
-    for scores, _ in scored:
+    for scores in scored:
         for row in scores.tolist():
             best = sorted(range(num_items), key=lambda item: -row[item])
             for at, length in enumerate(lengths):
@@ -130,6 +197,7 @@ def test_lists_of_a_model_are_counted_as_sets_count_them(
     assert ranked.ranks.tolist() == rank_targets(model, [ragged(sessions)], "all").ranks.tolist()
 
 
+@settings(deadline=None)
 @given(
     train=many_sessions,
     prefixes=many_sessions,
@@ -144,7 +212,8 @@ def test_lists_of_baselines_are_counted_as_a_dense_loop_counts_them(
     for name, score in DENSE.items():
         counts = np.zeros((len(lengths), len(catalogue)), np.int64)
         for prefix in known(prefixes):
-            scores = (score if prefix else DENSE["popularity"])(known(train), prefix)
+            chosen = score if prefix or name in SAME else DENSE["popularity"]
+            scores = chosen(known(train), prefix)
             best = sorted(catalogue, key=lambda item: (-scores.get(item, 0), item))
             for at, length in enumerate(lengths):
                 for item in best[:length]:
@@ -161,4 +230,4 @@ def test_lists_of_baselines_are_counted_as_a_dense_loop_counts_them(
                 list_lengths=tuple(lengths),
             )
             assert {name: found.exposure.tolist() for name, found in ranked} == expected
-    assert len(expected) == len(ALL)
+    assert tuple(expected) == BASELINES

@@ -16,9 +16,10 @@ from pipeline.core.recipe import Recipe
 from pipeline.core.schema import Schema
 from pipeline.export.run import export
 from pipeline.model.build import load_model
+from pipeline.train.comparison import evaluate
 from pipeline.train.from_data import from_data, item_counts
 from pipeline.train.predict import predict
-from pipeline.train.run import evaluate, train
+from pipeline.train.run import train
 from tests.conftest import ROOT, Shop
 
 SMALL = {"d_model": 16, "n_head": 2, "n_layer": 1}

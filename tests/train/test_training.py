@@ -14,8 +14,9 @@ from pipeline.core.artifact import read_manifest
 from pipeline.core.errors import ArtifactError, ConfigError
 from pipeline.core.recipe import ModelConfig, Preprocess, Split, TrainConfig
 from pipeline.preprocess.run import preprocess
+from pipeline.train.comparison import evaluate
 from pipeline.train.loader import SessionLoader
-from pipeline.train.run import evaluate, train
+from pipeline.train.run import train
 from pipeline.train.trainer import Batches, even_shares
 from tests.conftest import Shop
 
@@ -93,7 +94,7 @@ def test_a_run_learns_says_so_and_beats_popularity(shop: Shop) -> None:
     assert results["popularity"]["popularity_bias@20"] > results["run"]["popularity_bias@20"] > 0
     assert set(results) == {
         "run",
-        *("popularity", "co-visitation", "sequential-rules", "session-knn"),
+        *("popularity", "recent-popularity", "co-visitation", "sequential-rules", "session-knn"),
     }
 
 

@@ -1,0 +1,215 @@
+"""`pipeline evaluate`: a run beside the baselines, on the same targets of one part of the data."""
+
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.core.artifact import read_manifest
+from pipeline.core.columns import FIRST_ITEM
+from pipeline.core.errors import ArtifactError
+from pipeline.core.fitted import Fitted
+from pipeline.model.build import load_model
+from pipeline.train.baselines import BASELINES, rank_by_baselines
+from pipeline.train.breakdowns import Targets, break_down, describe_targets
+from pipeline.train.device import best_device
+from pipeline.train.evaluation import Positions, prefixes, rank_targets
+from pipeline.train.interactions import read_interactions
+from pipeline.train.loader import SessionLoader
+from pipeline.train.metrics import (
+    DEFAULT_CUTOFFS,
+    Ranked,
+    gains,
+    list_metrics,
+    margin,
+    ranking_metrics,
+)
+
+_SESSIONS_AT_ONCE = 4096
+_GROUP_METRICS = ("recall", "ndcg", "mrr")
+"""Metrics of a breakdown; the others follow from them."""
+
+
+def evaluate(
+    run: Path,
+    data: Path,
+    *,
+    part: str = "test",
+    positions: Positions = "all",
+    cutoffs: tuple[int, ...] = DEFAULT_CUTOFFS,
+    baselines: bool = True,
+) -> dict[str, Any]:
+    """Metrics of a run, and of the baselines, on one part of `data`, over the full catalogue.
+
+    Returns {"part", "positions", "sessions", "targets", "unknown_targets", "catalogue_items",
+    "results", "margins", "differences", "breakdowns", "cost"}. By a model's name, `results` has
+    its metrics, those of ranks and those of its top-K lists, a list for each target, None for what
+    is not defined, such as the popularity bias where training saw none of the targets; `margins`
+    has half the 95 % intervals of the metrics of ranks (see `metrics.margin`). `differences` has,
+    by metric, how far the run is above the best baseline, and the margin of that. `breakdowns` has
+    the same for groups of targets, `cost` seconds and memory.
+    ArtifactError if the run was trained on another catalogue, or on other features or other
+    statistics of them, than those of `data`.
+    """
+    read_manifest(run, "run")
+    read_manifest(data, "data")
+    check_same_preprocessing(run, data)
+    model = load_model(run).to(best_device())
+    longest = model.inputs.max_sequence_length
+    assert longest is not None  # noqa: S101
+    loader = SessionLoader(
+        data,
+        part,
+        item=model.inputs.item,
+        features=model.inputs.feature_names,
+        batch_size=_SESSIONS_AT_ONCE,
+    )
+    own = _name(run)
+    begin = time.monotonic()
+    rankings = {own: rank_targets(model, loader, positions, list_lengths=cutoffs)}
+    seconds = {own: time.monotonic() - begin}
+    ranked = rankings[own]
+    if not len(ranked.ranks):
+        raise ArtifactError(
+            f"{data} has no {part} session of two interactions or more: nothing to predict."
+        )
+    num_rows = model.inputs.item_table.num_embeddings
+    history = read_interactions(data, "train", by_time=True)
+    counts = np.bincount(history.values, minlength=num_rows)[FIRST_ITEM:]
+    interactions = read_interactions(data, part)
+    targets = describe_targets(interactions, positions)
+    # groups and baselines see the same targets as the model
+    assert np.array_equal(targets.items, ranked.targets)  # noqa: S101
+    if baselines:
+        before = prefixes(interactions.values, interactions.offsets, positions, longest)
+        begin = time.monotonic()
+        for name, found in rank_by_baselines(
+            history.values, history.offsets, num_rows, *before, list_lengths=cutoffs
+        ):
+            rankings[name] = found
+            seconds[name] = time.monotonic() - begin
+            begin = time.monotonic()
+    worth = {name: gains(found.ranks, cutoffs) for name, found in rankings.items()}
+    num_sessions = len(np.unique(targets.sessions))
+    return {
+        "part": part,
+        "positions": positions,
+        "sessions": num_sessions,
+        "targets": len(ranked.ranks),
+        "unknown_targets": int((ranked.targets < FIRST_ITEM).sum()),
+        "catalogue_items": num_rows - FIRST_ITEM,
+        "results": {name: _metrics(found, cutoffs, counts) for name, found in rankings.items()},
+        "margins": {
+            name: {metric: margin(values, targets.sessions) for metric, values in found.items()}
+            for name, found in worth.items()
+        },
+        "differences": _differences(worth, own, targets.sessions),
+        "breakdowns": _breakdowns(
+            worth,
+            targets,
+            counts,
+            tuple(f"{metric}@{cutoff}" for cutoff in cutoffs for metric in _GROUP_METRICS),
+            by_time=Fitted.read(data).recipe.timestamp is not None,
+        ),
+        "cost": {
+            "seconds": {name: round(value, 3) for name, value in seconds.items()},
+            "sessions_per_second": round(num_sessions / max(seconds[own], 1e-9), 1),
+            "targets_per_second": round(len(ranked.ranks) / max(seconds[own], 1e-9), 1),
+            "peak_memory_mb": _peak_memory_mb(),
+            "device": str(next(model.parameters()).device),
+        },
+    }
+
+
+def check_same_preprocessing(run: Path, data: Path) -> None:
+    """ArtifactError unless the indices and numbers of `data` mean what the run learned."""
+    learned, found = Fitted.read(run), Fitted.read(data)
+    same_items = learned.item.values.equals(found.item.values)
+    same = (
+        same_items
+        and learned.recipe.features == found.recipe.features
+        and learned.recipe.timestamp == found.recipe.timestamp
+        and learned.recipe.max_sequence_length == found.recipe.max_sequence_length
+        and learned.standardisations == found.standardisations
+        and learned.vocabularies.keys() == found.vocabularies.keys()
+        and all(
+            v.values.equals(found.vocabularies[n].values) for n, v in learned.vocabularies.items()
+        )
+    )
+    if not same:
+        what = "other features" if same_items else "another catalogue"
+        raise ArtifactError(
+            f"{run} was trained on {what} than those of {data}. Use the data directory that "
+            "it was trained on, or train again."
+        )
+
+
+def _name(run: Path) -> str:
+    name = run.resolve().name
+    return f"{name} (run)" if name in BASELINES else name
+
+
+def _metrics(
+    found: Ranked, cutoffs: tuple[int, ...], counts: np.ndarray
+) -> dict[str, float | None]:
+    return {
+        **ranking_metrics(found.ranks, cutoffs),
+        **list_metrics(found.exposure, cutoffs, found.targets, counts),
+    }
+
+
+def _differences(
+    worth: dict[str, dict[str, np.ndarray]], own: str, sessions: np.ndarray
+) -> dict[str, dict[str, Any]]:
+    """By metric, the run against the baseline that has the highest mean; on the same targets."""
+    baselines = [name for name in worth if name != own]
+    if not baselines:
+        return {}
+    found = {}
+    for metric, values in worth[own].items():
+        best = max(baselines, key=lambda name: float(worth[name][metric].mean()))
+        difference = values - worth[best][metric]
+        found[metric] = {
+            "baseline": best,
+            "difference": float(difference.mean()),
+            "margin": margin(difference, sessions),
+        }
+    return found
+
+
+def _breakdowns(
+    worth: dict[str, dict[str, np.ndarray]],
+    targets: Targets,
+    counts: np.ndarray,
+    metrics: tuple[str, ...],
+    *,
+    by_time: bool,
+) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for by, groups in break_down(targets, counts, by_time=by_time).items():
+        found[by] = []
+        for label, members in groups:
+            sessions = targets.sessions[members]
+            entry: dict[str, Any] = {
+                "group": label,
+                "targets": int(members.sum()),
+                "sessions": len(np.unique(sessions)),
+                "results": {},
+                "margins": {},
+            }
+            for name, of_each in worth.items():
+                of_group = {metric: of_each[metric][members] for metric in metrics}
+                entry["results"][name] = {m: float(v.mean()) for m, v in of_group.items()}
+                entry["margins"][name] = {m: margin(v, sessions) for m, v in of_group.items()}
+            found[by].append(entry)
+    return found
+
+
+def _peak_memory_mb() -> float:
+    """Most memory of this process so far, or of the GPU that it uses, in 2^20 bytes."""
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
