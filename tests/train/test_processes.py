@@ -1,0 +1,105 @@
+"""Several processes train what one would, and none waits for ever."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.core.artifact import new_artifact, read_manifest
+from pipeline.core.recipe import Preprocess
+from pipeline.preprocess.run import preprocess
+from pipeline.preprocess.synthetic import synthesize
+from pipeline.serve.ports import free_ports
+from pipeline.train.run import train
+from tests.conftest import ROOT
+from tests.train.two_processes import CONFIG, MODEL
+
+RECIPE = """
+model: {d_model: 8, n_head: 2, n_layer: 1, dropout: 0.0}
+train: {epochs: 1, batch_size: 12, learning_rate: 0.01}
+"""
+
+
+def regrouped(data: Path, target: Path, sizes: list[int]) -> None:
+    """The same data, its training sessions in row groups of these sizes."""
+    facts = read_manifest(data, "data")
+    with new_artifact(target, "data", facts) as directory:
+        for file in data.rglob("*"):
+            if file.is_file() and file.name != "manifest.json":
+                copy = directory / file.relative_to(data)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.write_bytes(file.read_bytes())
+        [file] = (directory / "sessions" / "train").glob("*.parquet")
+        table = pq.read_table(file)
+        with pq.ParquetWriter(file, table.schema) as writer:
+            for first, size in zip([0, *sizes], [*sizes, table.num_rows], strict=True):
+                writer.write_table(table.slice(first, size), row_group_size=table.num_rows)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Everything that two processes wrote, and beside it what one makes of the same."""
+    folder = tmp_path_factory.mktemp("processes")
+    synthesize(folder / "clicks.csv.gz", sessions=120, items=40, seed=2)
+    recipe = Preprocess(
+        session="session",
+        item="product",
+        timestamp={"column": "time", "unit": "iso"},  # type: ignore[arg-type]
+        split={"valid": 0.2},  # type: ignore[arg-type]
+    )
+    preprocess(recipe, [folder / "clicks.csv.gz"], [], folder / "data")
+    regrouped(folder / "data", folder / "groups", [50, 17])
+    regrouped(folder / "data", folder / "scarce", [])
+    (folder / "recipe.yaml").write_text(RECIPE)
+    environment = os.environ | {
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_ports().http),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "tests.train.two_processes", str(folder)]
+    running = [
+        subprocess.Popen(
+            command,
+            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=(folder / f"stdout{rank}").open("w"),
+            stderr=(folder / f"stderr{rank}").open("w"),
+            cwd=ROOT,
+        )
+        for rank in range(2)
+    ]
+    train(folder / "data", MODEL, CONFIG.model_copy(update={"batch_size": 24}), folder / "one")
+    for process in running:
+        try:
+            process.wait(timeout=300)
+        finally:
+            process.kill()
+    return folder
+
+
+def log(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def same_weights(one: Path, other: Path, **tolerance: float) -> None:
+    left, right = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
+    assert left.keys() == right.keys()
+    for name in left:
+        torch.testing.assert_close(left[name], right[name], **(tolerance or {}), msg=name)
+
+
+def test_two_processes_learn_what_one_learns_from_batches_of_twice_the_size(folder: Path) -> None:
+    assert read_manifest(folder / "shares", "run")["processes"] == 2
+    same_weights(folder / "shares", folder / "one", rtol=1e-3, atol=1e-4)
+    one, two = log(folder / "one"), log(folder / "shares")
+    assert [line["step"] for line in one] == [line["step"] for line in two]
+    for left, right in zip(one, two, strict=True):
+        for name in ("loss", "grad_norm", "eval_loss", "eval_recall@20", "eval_ndcg@20"):
+            assert left.get(name) == pytest.approx(right.get(name), rel=1e-4, abs=1e-4)
