@@ -11,7 +11,7 @@ from pipeline.core.errors import ConfigError
 from pipeline.core.recipe import TrainConfig
 from pipeline.core.trainer_arguments import check_trainer_arguments
 from pipeline.train.metrics import LOWER_IS_BETTER
-from pipeline.train.processes import TIMEOUT_SECONDS
+from pipeline.train.processes import TIMEOUT_SECONDS, announced_processes
 
 
 def training_arguments(
@@ -57,6 +57,8 @@ def training_arguments(
         "greater_is_better": config.metric not in LOWER_IS_BETTER,
         **_validation(config, validate),
     }
+    if announced_processes().count > 1 and not torch.cuda.is_available():
+        arguments["use_cpu"] = True  # only then does accelerate see the other processes
     if "bf16" not in added and "fp16" not in added and not added.get("use_cpu"):
         # emulated, it would be slower than what it replaces
         arguments["bf16"] = torch.cuda.is_available() and torch.cuda.is_bf16_supported(

@@ -4,6 +4,8 @@
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import NamedTuple
 
@@ -38,22 +40,22 @@ def announced_processes() -> Processes:
     return Processes(int(os.environ.get("RANK", "0")), count) if count > 1 else Processes()
 
 
-def join_processes(timeout_seconds: float = TIMEOUT_SECONDS) -> Processes:
-    """Meet the others: gloo on CPUs, nccl for what is on GPUs."""
+@contextmanager
+def joined_processes(timeout_seconds: float = TIMEOUT_SECONDS) -> Iterator[Processes]:
+    """Meet the others, unless that is done: gloo on CPUs, nccl for what is on GPUs."""
     processes = announced_processes()
-    if processes.count > 1 and not distributed.is_initialized():
-        cuda = torch.cuda.is_available()
-        if cuda:
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        distributed.init_process_group(
-            "cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout_seconds)
-        )
-    return processes
-
-
-def leave_processes() -> None:
-    """Part from the others."""
-    if distributed.is_initialized():
+    if processes.count == 1 or distributed.is_initialized():
+        yield processes
+        return
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    distributed.init_process_group(
+        "cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout_seconds)
+    )
+    try:
+        yield processes
+    finally:
         distributed.destroy_process_group()
 
 

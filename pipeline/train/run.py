@@ -29,8 +29,7 @@ from pipeline.train.processes import (
     Processes,
     gather_bytes,
     is_lost_process,
-    join_processes,
-    leave_processes,
+    joined_processes,
 )
 
 LOG_FILE = "metrics.jsonl"
@@ -54,19 +53,17 @@ def train(
     `out` and was interrupted, unless `restart`. Started by `torchrun`, it trains together with the
     other processes, of which the first writes. `callbacks` are Hugging Face's TrainerCallbacks.
     """
-    processes = join_processes(train_config.arguments.get("ddp_timeout", TIMEOUT_SECONDS))
-    try:
-        return _train(data, model_config, train_config, out, restart, processes, [*callbacks])
-    except Exception as error:
-        if is_lost_process(error):
+    with joined_processes(train_config.arguments.get("ddp_timeout", TIMEOUT_SECONDS)) as processes:
+        try:
+            return _train(data, model_config, train_config, out, restart, processes, [*callbacks])
+        except Exception as error:
+            if not is_lost_process(error):
+                raise
             raise ProcessError(
                 "Another process of this training ended, or did not answer in time: "
                 f"{' '.join(str(error).split())[:200]} Start all of them again; they go on from "
                 "the last checkpoint."
             ) from None
-        raise
-    finally:
-        leave_processes()
 
 
 def _train(

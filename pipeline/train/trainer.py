@@ -16,6 +16,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from transformers import Trainer as HuggingFaceTrainer
 from transformers.trainer_callback import ExportableState
 
+from pipeline.core.errors import ConfigError
 from pipeline.core.recipe import TrainConfig
 from pipeline.model.batch import SessionBatch
 from pipeline.model.model import Model
@@ -110,6 +111,11 @@ class Trainer(HuggingFaceTrainer):
         made = training_arguments(
             config, self._scratch.name, validate=valid_loader is not None, given=arguments
         )
+        if made.world_size != processes.count:
+            raise ConfigError(
+                f"The Trainer was told of {processes.count} processes, found {made.world_size}. "
+                "Start them with torchrun, and give it what `joined_processes` yields."
+            )
         self._shares = made.gradient_accumulation_steps * processes.count
         self._batches = self._make_batches(made)
         # a share of a step is scaled by its targets, not by the number of shares

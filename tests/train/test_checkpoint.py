@@ -233,5 +233,7 @@ def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
 
 
 def test_a_state_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="has a PosixPath as its state, which no checkpoint can hold"):
+    with pytest.raises(
+        ConfigError, match="has a PosixPath as its state, which no checkpoint can hold"
+    ):
         write_state(tmp_path, {"callbacks": [tmp_path]})

@@ -103,3 +103,39 @@ def test_two_processes_learn_what_one_learns_from_batches_of_twice_the_size(fold
     for left, right in zip(one, two, strict=True):
         for name in ("loss", "grad_norm", "eval_loss", "eval_recall@20", "eval_ndcg@20"):
             assert left.get(name) == pytest.approx(right.get(name), rel=1e-4, abs=1e-4)
+
+
+def test_the_command_of_the_second_process_says_nothing(folder: Path) -> None:
+    first, second = ((folder / f"stdout{rank}").read_text() for rank in range(2))
+    [facts] = [json.loads(line) for line in first.splitlines() if line.startswith("{")]
+    assert facts["processes"] == 2
+    assert facts["steps"] == 4
+    assert "{" not in second
+    assert "epoch" not in (folder / "stderr1").read_text()
+
+
+def test_processes_with_partitions_of_unequal_size_make_equally_many_steps(folder: Path) -> None:
+    # rank 0 reads 50 and 29 of the 96 sessions, 12 at a time, rank 1 reads 17
+    assert read_manifest(folder / "partitions", "run")["steps"] == 2 * 7
+    losses = [line["loss"] for line in log(folder / "partitions") if "loss" in line]
+    assert losses[-1] < losses[0]
+
+
+def test_a_process_without_any_session_changes_nothing(folder: Path) -> None:
+    """The one that has all of them learns what a single process does."""
+    alone = CONFIG.model_copy(update={"process_data": "partitions"})
+    train(folder / "scarce", MODEL, alone, folder / "alone")
+    same_weights(folder / "none", folder / "alone", rtol=1e-3, atol=1e-4)
+
+
+def test_processes_that_were_interrupted_go_on_together(folder: Path) -> None:
+    assert "stopped" in (folder / "stdout1").read_text()
+    assert "Going on from step 5," in (folder / "stderr0").read_text()
+    same_weights(folder / "resumed", folder / "shares")
+
+
+def test_when_one_process_dies_the_other_ends_with_a_line(folder: Path) -> None:
+    told = (folder / "stdout0").read_text()
+    assert "lost: Another process of this training ended, or did not answer in time" in told
+    assert "Start all of them again" in told
+    assert not (folder / "lost").exists()

@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 from pipeline.cli import cli
 from pipeline.core.errors import ProcessError
 from pipeline.core.recipe import ModelConfig, TrainConfig
+from pipeline.train.processes import joined_processes
 from pipeline.train.run import train
 
 MODEL = ModelConfig(d_model=8, n_head=2, n_layer=1, dropout=0.0)
@@ -62,4 +63,5 @@ def main(rank: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(int(os.environ["RANK"]), Path(sys.argv[1]))
+    with joined_processes() as processes:
+        main(processes.rank, Path(sys.argv[1]))
