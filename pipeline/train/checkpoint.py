@@ -5,9 +5,7 @@ or absent, as other artifacts are: safetensors and JSON, a manifest of hashes wr
 one holds all that is needed to go on, the best weights so far among it.
 """
 
-import base64
 import json
-import random
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -23,8 +20,6 @@ from pipeline.core.artifact import current_facts, new_artifact, read_json
 from pipeline.core.errors import ConfigError
 
 KIND = "checkpoint"
-WEIGHTS_FILE = "model.safetensors"
-BEST_FILE = "best.safetensors"
 _TENSORS_FILE = "state.safetensors"
 _STATE_FILE = "state.json"
 _KEPT = 2
@@ -42,6 +37,8 @@ class Checkpoints:
         self.folder = out.parent / f".{out.name}.checkpoints"
         self.made_from = made_from
         self.processes = processes
+        self.last_step: int | None = None
+        """Of the newest that was found or written."""
 
     def newest(self) -> tuple[Path | None, str | None]:
         """The newest whole one of this training; or None and why those that are there are none."""
@@ -55,6 +52,7 @@ class Checkpoints:
                     f"are of {facts['processes']} processes, this training has {self.processes}"
                 )
             else:
+                self.last_step = facts["step"]
                 return path, None
         return None, reason
 
@@ -66,6 +64,7 @@ class Checkpoints:
         facts = {"step": step, "processes": self.processes}
         with new_artifact(path, KIND, facts, made_from=self.made_from) as directory:
             yield directory
+        self.last_step = step
         # after a restart from an older one, those with higher numbers are not newer
         kept = [p for p in self._all() if p.name <= path.name][:_KEPT]
         for other in self.folder.iterdir():
@@ -155,36 +154,3 @@ def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
             return tuple(_unpack(v, tensors) for v in inner)
         case _:
             return {_unpack(k, tensors): _unpack(v, tensors) for k, v in inner}
-
-
-def random_state() -> dict[str, Any]:
-    """Where the generators of torch (CPU, and the GPU in use), NumPy and Python stand, as JSON."""
-    name, keys, *rest = np.random.get_state()  # noqa: NPY002
-    state = {
-        "torch": _text(torch.get_rng_state()),
-        "numpy": [name, np.asarray(keys).tolist(), *rest],
-        "python": random.getstate(),
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = _text(torch.cuda.get_rng_state())
-    return state
-
-
-def set_random_state(state: dict[str, Any], *, numpy: bool) -> None:
-    """Go back to a `random_state`, also one that has been JSON; NumPy's only if `numpy`."""
-    torch.set_rng_state(_tensor(state["torch"]))
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(_tensor(state["cuda"]))
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words), gauss))
-    if numpy:
-        name, keys, *rest = state["numpy"]
-        np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
-
-
-def _text(state: Tensor) -> str:
-    return base64.b64encode(state.numpy().tobytes()).decode()
-
-
-def _tensor(text: str) -> Tensor:
-    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)

@@ -104,7 +104,12 @@ def _train(
             checkpoints=checkpoints,
             processes=processes,
         )
-        result = trainer.train(resume_from_checkpoint=None if found is None else str(found))
+        try:
+            result = trainer.train(resume_from_checkpoint=None if found is None else str(found))
+        except BaseException:
+            if processes.is_first and checkpoints.last_step is not None:
+                _say(f"Interrupted. The same command goes on from step {checkpoints.last_step:,}.")
+            raise
         if not all(bool(p.isfinite().all()) for p in model.parameters()):
             if processes.is_first:
                 checkpoints.remove()  # there is nothing to go on with
@@ -151,14 +156,15 @@ def _interrupted(checkpoints: Checkpoints, processes: Processes, restart: bool) 
     if processes.is_first and not restart:
         found, reason = checkpoints.newest()
         if found is not None:
-            step = int(found.name.removeprefix("step-"))
-            print(f"Going on from step {step:,}, the last checkpoint.", file=sys.stderr)  # noqa: T201
+            _say(f"Going on from step {checkpoints.last_step:,}.")
         elif reason is not None:
-            print(  # noqa: T201
-                f"Starting anew: the checkpoints in {checkpoints.folder} {reason}.", file=sys.stderr
-            )
+            _say(f"Starting anew: the checkpoints in {checkpoints.folder} {reason}.")
     name = gather_bytes(b"" if found is None else found.name.encode())[0].decode()
     return checkpoints.folder / name if name else None
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)  # noqa: T201  (stdout is for results)
 
 
 def _training_loader(

@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from transformers import Trainer as HuggingFaceTrainer
-from transformers.trainer_callback import ExportableState
 
 from pipeline.core.errors import ConfigError
 from pipeline.core.recipe import TrainConfig
@@ -23,25 +21,13 @@ from pipeline.model.model import Model
 from pipeline.train.arguments import training_arguments, wants_tensorboard
 from pipeline.train.batches import Batches
 from pipeline.train.callbacks import BestEpoch, JsonLines, ProgressBar, TensorBoard, Timetable
-from pipeline.train.checkpoint import (
-    BEST_FILE,
-    WEIGHTS_FILE,
-    Checkpoints,
-    link_or_copy,
-    random_state,
-    read_state,
-    set_random_state,
-    write_state,
-    write_weights,
-)
+from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.loader import SessionLoader
 from pipeline.train.processes import Processes, gather_bytes, sum_over_processes
+from pipeline.train.progress import random_state, read_training, set_random_state, write_training
 from pipeline.train.usage import Stopwatch, peak_memory_mb
 from pipeline.train.validation import check_metric, validate
 from pipeline.train.weighing import target_weight
-
-_LOG_FILE = "metrics.jsonl"
-_HUGGING_FACE_STATE = "trainer_state.json"
 
 
 class TrainingStep(nn.Module):
@@ -286,56 +272,11 @@ class Trainer(HuggingFaceTrainer):
             ]
             if self.processes.is_first:
                 with self.checkpoints.write(self.state.global_step) as directory:
-                    self._write_checkpoint(directory, states)
+                    write_training(self, directory, states)
         self._saved_at = time.monotonic()
 
-    def _write_checkpoint(self, directory: Path, random_states: list[dict[str, Any]]) -> None:
-        write_weights(directory / WEIGHTS_FILE, self.session_model.state_dict())
-        if self.best is not None and self.best.weights is not None:
-            if self.best.step == self.state.global_step:
-                link_or_copy(directory / WEIGHTS_FILE, directory / BEST_FILE)
-            else:
-                write_weights(directory / BEST_FILE, self.best.weights)
-        if self.log_path is not None and self.log_path.exists():
-            (directory / _LOG_FILE).write_bytes(self.log_path.read_bytes())
-        scaler = getattr(self.accelerator, "scaler", None)
-        write_state(
-            directory,
-            {
-                "optimizer": self.optimizer.state_dict(),
-                "scheduler": self.lr_scheduler.state_dict(),
-                "scaler": None if scaler is None else scaler.state_dict(),
-                "callbacks": [
-                    [type(callback).__name__, callback.state()["attributes"]]
-                    for callback in self._stateful_callbacks()
-                ],
-                "random": random_states,
-                "loss": float(self._tr_loss),
-                "total_loss": self._total_loss_scalar,
-                "logged_step": self._globalstep_last_logged,
-                "stopped": self.control.should_training_stop,
-                "seconds": self.stopwatch.seconds(),
-            },
-        )
-        self.state.save_to_json(str(directory / _HUGGING_FACE_STATE))
-
-    def _stateful_callbacks(self) -> list[Any]:
-        return [c for c in self.callback_handler.callbacks if isinstance(c, ExportableState)]
-
     def _load_from_checkpoint(self, resume_from_checkpoint: Any, model: Any = None) -> None:  # noqa: ARG002
-        directory = Path(resume_from_checkpoint)
-        self.session_model.load_state_dict(load_file(directory / WEIGHTS_FILE))
-        if self.best is not None and (directory / BEST_FILE).exists():
-            self.best.weights = load_file(directory / BEST_FILE)
-        if self.log_path is not None and self.processes.is_first:
-            log = directory / _LOG_FILE
-            self.log_path.write_bytes(log.read_bytes() if log.exists() else b"")
-        self._found = read_state(directory)
-        for callback, (name, attributes) in zip(
-            self._stateful_callbacks(), self._found["callbacks"], strict=False
-        ):
-            if type(callback).__name__ == name:
-                vars(callback).update(attributes)
+        self._found = read_training(self, Path(resume_from_checkpoint))
         self._random = self._found["random"][self.processes.rank]
         set_random_state(self._random, numpy=True)
 

@@ -178,7 +178,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_a_half_one_is_none(
     half = last.with_name(f".step-9999999999.partial-{'0' * 16}")
     shutil.copytree(before, half)
     train(data, MODEL, SAVING, tmp_path / "run")
-    assert f"Going on from step {int(before.name[5:])}," in capsys.readouterr().err
+    assert f"Going on from step {int(before.name[5:])}." in capsys.readouterr().err
     train(data, MODEL, SAVING, tmp_path / "whole")
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
 
