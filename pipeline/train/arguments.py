@@ -51,7 +51,6 @@ def training_arguments(
         "logging_nan_inf_filter": False,  # a diverged loss must show
         "disable_tqdm": True,
         "remove_unused_columns": False,
-        "ddp_broadcast_buffers": False,  # ours are constant
         "ddp_timeout": TIMEOUT_SECONDS,
         "metric_for_best_model": config.metric,
         "greater_is_better": config.metric not in LOWER_IS_BETTER,

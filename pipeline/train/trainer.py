@@ -36,6 +36,8 @@ class TrainingStep(nn.Module):
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.model = model
+        # constants, which DDP would send round at every step
+        self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
 
     def forward(
         self, features: dict[str, Tensor], lengths: Tensor, share: Tensor | None = None

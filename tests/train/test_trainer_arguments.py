@@ -1,12 +1,14 @@
 """Hugging Face's arguments, callbacks and optimizers, as those who know them use them."""
 
 import json
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from transformers import TrainerCallback, TrainingArguments
 
 from pipeline.core import trainer_arguments
@@ -18,7 +20,7 @@ from pipeline.train.arguments import training_arguments
 from pipeline.train.loader import SessionLoader
 from pipeline.train.run import train
 from pipeline.train.trainer import Trainer
-from tests.conftest import Shop
+from tests.conftest import ROOT, Shop
 
 SMALL = ModelConfig(d_model=8, n_head=2, n_layer=1, dropout=0.0)
 
@@ -145,6 +147,20 @@ def test_the_log_tells_speed_and_memory_and_tensorboard_has_the_same(
     told = [event.value for event in events.Scalars("train/loss")]
     assert told == pytest.approx([line["loss"] for line in of_epochs])
     assert "eval/ndcg@20" in events.Tags()["scalars"]
+
+
+def test_the_recipe_and_the_program_of_the_page_run(shop: Shop, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    [recipe] = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    [program] = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    Recipe.from_dict(yaml.safe_load(recipe), "docs")
+    (tmp_path / "shop.yaml").write_text("train: {epochs: 1, batch_size: 256}")
+    program = program.replace("data/shop", str(shop.data))
+    program = program.replace("shop.yaml", str(tmp_path / "shop.yaml"))
+    model = build_model(Schema.from_json(shop.data / "schema.pbtxt"), SMALL, 20)
+    known: dict[str, Any] = {"model": model}
+    exec(compile(program, "docs", "exec"), known)  # noqa: S102
+    assert known["trainer"].state.epoch == 1
 
 
 @pytest.mark.gpu
