@@ -84,9 +84,12 @@ def killed_once(event: int, data: Path, model: ModelConfig, config: TrainConfig,
 @pytest.mark.parametrize(
     ("settings", "events"),
     [
-        ({"checkpoint_steps": 2, "tensorboard": True}, range(1, 100)),
-        ({"validate_every": 3, "checkpoint_steps": 1, "metric": "loss"}, range(2, 100, 5)),
-        ({"gradient_accumulation_steps": 2, "checkpoint_minutes": 1e-9}, range(3, 100, 5)),
+        ({"checkpoint_steps": 2, "batch_size": 32}, range(1, 100)),
+        (
+            {"tensorboard": True, "validate_every": 3, "checkpoint_steps": 1, "metric": "loss"},
+            range(2, 100, 6),
+        ),
+        ({"gradient_accumulation_steps": 2, "checkpoint_minutes": 1e-9}, range(3, 100, 6)),
         ({"epochs": 5, "patience": 1, "learning_rate": 1e-9}, range(20, 100, 3)),
     ],
     ids=["each event", "validation by steps", "accumulated", "stopped early"],
