@@ -6,8 +6,8 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, distributed
@@ -21,7 +21,8 @@ _LOST = (
 """Words of what torch raises when another process is gone."""
 
 
-class Processes(NamedTuple):
+@dataclass(frozen=True)
+class Processes:
     """This process among those that train together."""
 
     rank: int = 0

@@ -132,7 +132,7 @@ class Trainer(HuggingFaceTrainer):
         self.remove_callback(PrinterCallback)  # it prints on stdout, which is for results
 
     def _make_batches(self, made: TrainingArguments) -> Batches:
-        rank, count = self.processes
+        rank, count = self.processes.rank, self.processes.count
         accumulated = made.gradient_accumulation_steps
         # every process must make as many steps as the one that has the most
         own = self.config.process_data == "partitions" and count > 1

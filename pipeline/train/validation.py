@@ -60,7 +60,7 @@ def validate(
 
 def _share(batch: RaggedBatch, processes: Processes) -> RaggedBatch:
     """Consecutive sessions of a batch, as many in each process but one."""
-    rank, count = processes
+    rank, count = processes.rank, processes.count
     if count == 1:
         return batch
     num_sessions = batch.lengths.numel()
