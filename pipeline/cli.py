@@ -149,6 +149,9 @@ def preprocess(
 @click.argument("data", type=path_type)
 @click.option("--config", required=True, type=path_type, help="Recipe with `model` and `train`.")
 @out_option()
+@click.option(
+    "--restart", is_flag=True, help="Begin anew where a training of this was interrupted."
+)
 @if_needed_option
 @set_option
 @json_option
@@ -156,11 +159,16 @@ def train(
     data: Path,
     config: Path,
     out: Path,
+    restart: bool,
     if_needed: bool,
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Train the recipe's model on the directory DATA that preprocess wrote."""
+    """Train the recipe's model on the directory DATA that preprocess wrote.
+
+    When it was interrupted, the same command goes on from its last checkpoint. With several
+    processes: torchrun --nproc-per-node 2 -m pipeline.cli train ...
+    """
     from pipeline.core.recipe import Recipe
 
     recipe = Recipe.from_yaml(config, overrides)
@@ -175,7 +183,7 @@ def train(
     from pipeline.report import run_text
     from pipeline.train.run import train as run
 
-    facts = run(data, recipe.model, recipe.train, out)
+    facts = run(data, recipe.model, recipe.train, out, restart=restart)
     print_result(facts, as_json, run_text(facts, out))
 
 

@@ -62,6 +62,8 @@ def check_out(path: Path, kind: str) -> None:
 
 
 def print_result(facts: dict[str, Any], as_json: bool, text: str) -> None:
+    if os.environ.get("RANK", "0") != "0":
+        return  # of several processes that torchrun started the first one reports
     if as_json:
         print_json(facts)
     else:

@@ -46,7 +46,12 @@ FORMS = (
     Form(name="recompute", train={"recompute": True}),
     Form(
         name="sampled",
-        train={"loss": "sampled-softmax", "negatives": "log-uniform", "num_negatives": 256},
+        train={
+            "loss": "sampled-softmax",
+            "negatives": "log-uniform",
+            "num_negatives": 256,
+            "table_optimizer": "lazy-adamw",
+        },
         same_loss=False,
     ),
 )

@@ -29,6 +29,7 @@ _NEXT_STEP = {
     "data": "Run `pipeline preprocess CONFIG --input FILE --out {path}` first.",
     "run": "Run `pipeline train DATA --out {path}` first.",
     "repository": "Run `pipeline export RUN --out {path}` first.",
+    "checkpoint": "Go on from another one.",
 }
 
 
@@ -38,10 +39,10 @@ def new_artifact(
 ) -> Iterator[Path]:
     """Give a directory to write into; it becomes `path` when the block ends without an error.
 
-    `kind` is data, run or repository. `facts` goes into the manifest as it is when the block
-    ends, so the block may fill it in; `made_from` is what `current_facts` compares. An artifact
-    of the same kind at `path` is replaced; ArtifactError if anything else is there, or if another
-    process is writing it.
+    `kind` is data, run, repository or checkpoint. `facts` goes into the manifest as it is when
+    the block ends, so the block may fill it in; `made_from` is what `current_facts` compares. An
+    artifact of the same kind at `path` is replaced; ArtifactError if anything else is there, or if
+    another process is writing it.
     """
     path = path.resolve()  # what a link points at is replaced, not the link
     check_replaceable(path, kind)

@@ -26,3 +26,7 @@ class ArtifactError(PipelineError):
 
 class ServingError(PipelineError):
     """A server did not start, did not answer, or refused a request."""
+
+
+class ProcessError(PipelineError):
+    """Another of the processes that train together is gone."""

@@ -8,6 +8,7 @@ from pipeline.core.arguments import closest
 from pipeline.core.columns import ITEM
 from pipeline.core.config import Config
 from pipeline.core.names import ARCHITECTURES, FULL_LOSSES, SAMPLED_LOSSES
+from pipeline.core.trainer_arguments import check_trainer_arguments
 
 Value = str | int | bool
 """A category as it stands in the log."""
@@ -236,7 +237,9 @@ class TrainConfig(Config):
     epochs: int = Field(default=10, ge=1)
     """Passes over the training sessions."""
     batch_size: int = Field(default=128, ge=1)
-    """B: sessions a step."""
+    """B: sessions that a process reads at once; a step, unless gradients are accumulated."""
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    """Batches a step: their gradients count as those of one batch of so many times the size."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """Highest rate of AdamW."""
     weight_decay: float = Field(default=0.01, ge=0)
@@ -277,9 +280,23 @@ class TrainConfig(Config):
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Of initial weights, shuffling and dropout."""
     metric: str = "ndcg@20"
-    """Decides which epoch is the best on the validation sessions."""
+    """Decides which weights are the best on the validation sessions: recall, ndcg, mrr, precision,
+    map or dcg with any cutoff, as in recall@5, or loss."""
     patience: int | None = Field(default=None, ge=1)
-    """Stop after so many epochs without a better `metric`."""
+    """Stop after so many validations without a better `metric`."""
+    validate_every: int | None = Field(default=None, ge=1)
+    """Validate after so many steps and at the end; after each epoch where it is not given."""
+    checkpoint_steps: int | None = Field(default=None, ge=1)
+    """Write a checkpoint after so many steps too; after each epoch there is one always."""
+    checkpoint_minutes: float | None = Field(default=None, gt=0)
+    """Write a checkpoint whenever so many minutes have passed since the last one."""
+    process_data: Literal["shared", "partitions"] = "shared"
+    """With several processes: all read the same sessions and each takes its share of a batch, or
+    each reads partitions (row groups) of its own."""
+    tensorboard: bool = False
+    """Write what is logged for TensorBoard too, into `tensorboard/` of the run."""
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of Hugging Face's TrainingArguments, by their own names."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -288,4 +305,7 @@ class TrainConfig(Config):
             raise ValueError(f"there is no loss {self.loss!r}; {closest(self.loss, known)}")
         if self.label_smoothing and self.loss != "cross-entropy":
             raise ValueError("`label_smoothing` is for cross-entropy")
+        check_trainer_arguments(self.arguments)
+        if self.gradient_accumulation_steps > 1 and "gradient_accumulation_steps" in self.arguments:
+            raise ValueError("`gradient_accumulation_steps` stands twice; keep one")
         return self

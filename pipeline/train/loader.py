@@ -97,7 +97,12 @@ def count_sessions(data: Path, part: str) -> int:
 
 
 class SessionLoader:
-    """Batches of one part of a data directory, from Merlin's loader."""
+    """Batches of one part of a data directory, from Merlin's loader.
+
+    The order of a shuffled pass follows from the seed and the number of the pass alone, so that
+    a training that was interrupted can read on where it was. With `processes` above 1 it reads the
+    row groups of one process, every `processes`-th from number `rank`; there may be none.
+    """
 
     def __init__(
         self,
@@ -109,6 +114,8 @@ class SessionLoader:
         batch_size: int,
         shuffle: bool = False,
         seed: int = 0,
+        rank: int = 0,
+        processes: int = 1,
     ) -> None:
         """`features` are the columns to read; ArtifactError if the part is not there."""
         # Merlin takes a row of each file to see what is in it
@@ -116,23 +123,48 @@ class SessionLoader:
         self.item = item
         self.num_sessions = 0
         self._shuffle = shuffle
+        self._seed = seed
+        self._epoch = 0
         self._generator = np.random.default_rng(seed)
         self._loader: Loader | None = None
+        self._dataset: Dataset | None = None
         if files:
-            dataset = Dataset([str(f) for f in files], engine="parquet", cpu=not has_cudf())
-            dataset.schema = dataset.schema.select_by_name(features)
-            self.num_sessions = int(dataset.num_rows)
-            self._loader = Loader(
-                dataset, batch_size=batch_size, shuffle=shuffle, seed_fn=self._draw_seed
+            split = {"row_groups_per_part": 1} if processes > 1 else {}
+            dataset = Dataset(
+                [str(f) for f in files], engine="parquet", cpu=not has_cudf(), **split
             )
-            # its thread asks a full queue every microsecond for room, which takes a whole core
-            self._loader._buff.put_wait = _PUT_WAIT_SECONDS
+            dataset.schema = dataset.schema.select_by_name(features)
+            self._dataset = dataset
+            rows = _rows_of_groups(files) if processes > 1 else [int(dataset.num_rows)]
+            self.num_sessions = sum(rows[rank::processes])
+            if self.num_sessions:
+                self._loader = Loader(
+                    dataset, batch_size=batch_size, shuffle=shuffle, seed_fn=self._draw_seed
+                )
+                self._loader.indices = self._loader.indices[rank::processes]
+                # its thread asks a full queue every microsecond for room, which takes a whole core
+                self._loader._buff.put_wait = _PUT_WAIT_SECONDS
 
     def __len__(self) -> int:
         """Batches of a pass."""
         return 0 if self._loader is None else len(self._loader)
 
+    def set_epoch(self, epoch: int) -> None:
+        """Number of the next pass, from 0; otherwise passes are counted."""
+        self._epoch = epoch
+
+    def any_session(self) -> RaggedBatch:
+        """Some session of the part, also where this process reads none. ArtifactError if empty."""
+        if self._dataset is None:
+            raise ArtifactError("The part holds no session. Preprocess a log that has some.")
+        loader = Loader(self._dataset, batch_size=1, shuffle=False)
+        features, _ = next(iter(loader))
+        loader.stop()
+        return self._ragged(features)
+
     def __iter__(self) -> Iterator[RaggedBatch]:
+        self._generator = np.random.default_rng([self._seed, self._epoch])
+        self._epoch += 1
         if self._shuffle:
             # Merlin shuffles within a chunk by NumPy's global state
             np.random.seed(self._draw_seed())  # noqa: NPY002
@@ -152,3 +184,8 @@ class SessionLoader:
                 sessions[name] = values.reshape(-1)
         offsets = features[f"{self.item}__offsets"].to(torch.int64)
         return RaggedBatch(sequences, sessions, offsets)
+
+
+def _rows_of_groups(files: list[Path]) -> list[int]:
+    metadata = [pq.read_metadata(file) for file in files]
+    return [m.row_group(group).num_rows for m in metadata for group in range(m.num_row_groups)]

@@ -30,6 +30,7 @@ from pipeline.core.errors import ConfigError
 from pipeline.model import ranking_metric
 from pipeline.model.ranking_metric import METRICS as METRICS
 
+LOWER_IS_BETTER = ("loss",)
 LIST_METRICS = ("coverage", "popularity", "popularity_bias")
 DEFAULT_CUTOFFS = (5, 10, 20)
 

@@ -1,6 +1,8 @@
 """`pipeline train`: a data directory in, a run out."""
 
-import time
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +12,23 @@ from pipeline.core import identity
 from pipeline.core.allocator import keep_heap
 from pipeline.core.artifact import new_artifact, read_manifest
 from pipeline.core.columns import SCHEMA_FILE, SESSIONS_DIRECTORY
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ConfigError, ProcessError
 from pipeline.core.fitted import Fitted
 from pipeline.core.recipe import ModelConfig, TrainConfig
 from pipeline.core.schema import Schema
 from pipeline.model.build import build_model, save_model
 from pipeline.model.model import Model
+from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.from_data import from_data
 from pipeline.train.interactions import read_interactions
 from pipeline.train.loader import SessionLoader
+from pipeline.train.processes import (
+    TIMEOUT_SECONDS,
+    Processes,
+    gather_bytes,
+    is_lost_process,
+    joined_processes,
+)
 
 LOG_FILE = "metrics.jsonl"
 _EVALUATION_SESSIONS = 1024
@@ -27,9 +37,42 @@ _POOL_BATCHES = 16
 
 
 def train(
-    data: Path, model_config: ModelConfig, train_config: TrainConfig, out: Path
+    data: Path,
+    model_config: ModelConfig,
+    train_config: TrainConfig,
+    out: Path,
+    *,
+    restart: bool = False,
+    callbacks: Sequence[Any] = (),
 ) -> dict[str, Any]:
-    """Train a model on `data` and write the run to `out`; return the manifest's facts."""
+    """Train a model on `data` and write the run to `out`; return the manifest's facts.
+
+    Goes on from the last checkpoint of a training of the same settings and data that was to write
+    `out` and was interrupted, unless `restart`. Started by `torchrun`, it trains together with the
+    other processes, of which the first writes. `callbacks` are Hugging Face's TrainerCallbacks.
+    """
+    with joined_processes(train_config.arguments.get("ddp_timeout", TIMEOUT_SECONDS)) as processes:
+        try:
+            return _train(data, model_config, train_config, out, restart, processes, [*callbacks])
+        except Exception as error:
+            if not is_lost_process(error):
+                raise
+            raise ProcessError(
+                "Another process of this training ended, or did not answer in time: "
+                f"{' '.join(str(error).split())[:200]} Start all of them again; they go on from "
+                "the last checkpoint."
+            ) from None
+
+
+def _train(
+    data: Path,
+    model_config: ModelConfig,
+    train_config: TrainConfig,
+    out: Path,
+    restart: bool,
+    processes: Processes,
+    callbacks: list[Any],
+) -> dict[str, Any]:
     # Hugging Face's Trainer takes ten seconds to import, which evaluation does without
     from transformers import set_seed
 
@@ -43,38 +86,40 @@ def train(
     made_from = identity.of_run(data, model_config, train_config)
     longest = fitted.recipe.max_sequence_length
     facts: dict[str, Any] = {}
-    with new_artifact(out, "run", facts, made_from=made_from) as directory:
+    checkpoints = Checkpoints(out, made_from, processes.count)
+    with _written_by_first(processes, out, facts, made_from) as directory:
+        found = _interrupted(checkpoints, processes, restart)
         set_seed(train_config.seed)
         model = build_model(schema, model_config, longest, train_config, known)
-        loaders = {
-            "train": _loader(
-                data,
-                "train",
-                model,
-                _POOL_BATCHES * train_config.batch_size,
-                model.training_columns,
-                train_config.seed,
-            )
-        }
-        if _has_targets(data, "valid"):
-            loaders["valid"] = _loader(data, "valid", model, _EVALUATION_SESSIONS)
         trainer = Trainer(
             model,
             train_config,
-            train_loader=loaders["train"],
-            valid_loader=loaders.get("valid"),
-            log_path=directory / LOG_FILE,
+            train_loader=_training_loader(data, model, train_config, processes),
+            valid_loader=_loader(data, "valid", model, _EVALUATION_SESSIONS)
+            if _has_targets(data, "valid")
+            else None,
+            log_path=directory / LOG_FILE if directory else None,
+            callbacks=callbacks,
+            checkpoints=checkpoints,
+            processes=processes,
         )
-        begin = time.monotonic()
-        result = trainer.train()
+        try:
+            result = trainer.train(resume_from_checkpoint=None if found is None else str(found))
+        except BaseException:
+            if processes.is_first and checkpoints.last_step is not None:
+                _say(f"Interrupted. The same command goes on from step {checkpoints.last_step:,}.")
+            raise
         if not all(bool(p.isfinite().all()) for p in model.parameters()):
+            if processes.is_first:
+                checkpoints.remove()  # there is nothing to go on with
             raise ConfigError(
                 "Training diverged: weights are not finite. Lower `train.learning_rate`, or raise "
                 "`model.temperature`."
             )
         facts.update(
-            seconds=round(time.monotonic() - begin, 1),
+            seconds=round(trainer.stopwatch.seconds(), 1),
             device=str(trainer.args.device),
+            processes=processes.count,
             steps=result.global_step,
             epochs=trainer.state.epoch,
             train_loss=result.training_loss,
@@ -85,11 +130,61 @@ def train(
         if trainer.best is not None:
             facts["best_epoch"] = trainer.best.epoch
             facts[f"valid_{train_config.metric}"] = trainer.best.value
-        save_model(directory, model, schema, model_config, longest)
-        # a run serves and evaluates without the data it came from
-        fitted.write(directory)
-        (directory / SCHEMA_FILE).write_bytes((data / SCHEMA_FILE).read_bytes())
+        if directory is not None:
+            save_model(directory, model, schema, model_config, longest)
+            # a run serves and evaluates without the data it came from
+            fitted.write(directory)
+            (directory / SCHEMA_FILE).write_bytes((data / SCHEMA_FILE).read_bytes())
+    if processes.is_first:
+        checkpoints.remove()
     return facts
+
+
+def _written_by_first(
+    processes: Processes, out: Path, facts: dict[str, Any], made_from: str
+) -> AbstractContextManager[Path | None]:
+    """The directory of the run in the process that writes it, None in the others."""
+    if processes.is_first:
+        return new_artifact(out, "run", facts, made_from=made_from)
+    return nullcontext()
+
+
+def _interrupted(checkpoints: Checkpoints, processes: Processes, restart: bool) -> Path | None:
+    """Where to go on, for all processes as the first one finds it, which says so."""
+    found = None
+    if processes.is_first and not restart:
+        found, reason = checkpoints.newest()
+        if found is not None:
+            _say(f"Going on from step {checkpoints.last_step:,}.")
+        elif reason is not None:
+            _say(f"Starting anew: the checkpoints in {checkpoints.folder} {reason}.")
+    name = gather_bytes(b"" if found is None else found.name.encode())[0].decode()
+    return checkpoints.folder / name if name else None
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)  # noqa: T201  (stdout is for results)
+
+
+def _training_loader(
+    data: Path, model: Model, config: TrainConfig, processes: Processes
+) -> SessionLoader:
+    accumulated = config.arguments.get(
+        "gradient_accumulation_steps", config.gradient_accumulation_steps
+    )
+    own = config.process_data == "partitions"
+    step = config.batch_size * accumulated * (1 if own else processes.count)
+    return SessionLoader(
+        data,
+        "train",
+        item=model.inputs.item,
+        features=model.training_columns,
+        batch_size=_POOL_BATCHES * step,
+        shuffle=True,
+        seed=config.seed,
+        rank=processes.rank if own else 0,
+        processes=processes.count if own else 1,
+    )
 
 
 def _loader(

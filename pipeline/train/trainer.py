@@ -1,34 +1,35 @@
 """Hugging Face's Trainer over session batches."""
 
+import json
 import math
 import tempfile
-from bisect import bisect_left
-from collections.abc import Iterator
-from itertools import accumulate, pairwise
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    PrinterCallback,
-    TrainerCallback,
-    TrainingArguments,
-)
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from transformers import Trainer as HuggingFaceTrainer
 
 from pipeline.core.errors import ConfigError
 from pipeline.core.recipe import TrainConfig
 from pipeline.model.batch import SessionBatch
 from pipeline.model.model import Model
-from pipeline.train.callbacks import BestEpoch, JsonLines, ProgressBar
-from pipeline.train.evaluation import rank_targets
+from pipeline.train.arguments import training_arguments, wants_tensorboard
+from pipeline.train.batches import Batches
+from pipeline.train.callbacks import BestEpoch, JsonLines, ProgressBar, TensorBoard, Timetable
+from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.loader import SessionLoader
-from pipeline.train.metrics import METRICS, ranking_metrics
 from pipeline.train.optimizer import TableAdamW, build_optimizer
 from pipeline.train.precision import matmul_precision
-
-VALIDATION_CUTOFFS = (10, 20)
+from pipeline.train.processes import Processes, gather_bytes, sum_over_processes
+from pipeline.train.progress import random_state, read_training, set_random_state, write_training
+from pipeline.train.usage import Stopwatch, peak_memory_mb
+from pipeline.train.validation import check_metric, validate
+from pipeline.train.weighing import target_weight
 
 
 class TrainingStep(nn.Module):
@@ -38,10 +39,15 @@ class TrainingStep(nn.Module):
         super().__init__()
         self.model = model
         self._weights = list(model.parameters())
+        # constants, which DDP would send round at every step
+        self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
 
-    def forward(self, features: dict[str, Tensor], lengths: Tensor) -> dict[str, Tensor]:
-        """SessionBatch in parts -> {"loss": ()}."""
-        return {"loss": self.model.loss(SessionBatch(features, lengths))}
+    def forward(
+        self, features: dict[str, Tensor], lengths: Tensor, share: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """SessionBatch in parts -> {"loss": ()}, times the `share` () of this part of a step."""
+        loss = self.model.loss(SessionBatch(features, lengths))
+        return {"loss": loss if share is None else loss * share}
 
     def train(self, mode: bool = True) -> "TrainingStep":
         """As of any module; the Trainer calls it in each step, so it looks before it walks."""
@@ -58,54 +64,25 @@ class TrainingStep(nn.Module):
                 weight.grad.zero_()
 
 
-class Batches:
-    """Training batches as keyword arguments of `TrainingStep.forward`.
+class Resume(TrainerCallback):
+    """Puts the Trainer's sums back where a checkpoint left them, when training begins."""
 
-    The loader gives a pool of many batches at a time. Sessions of a pool are put together by
-    length, so that hardly any position is padding, and cut where the interactions are shared out
-    evenly: `batch_size` sessions on average, and as many targets in one step as in another. With
-    as many sessions instead, targets of short sessions would weigh more. The order is random.
-    """
+    def __init__(self, trainer: "Trainer") -> None:
+        self.trainer = trainer
 
-    def __init__(self, loader: SessionLoader, batch_size: int, seed: int) -> None:
-        self.loader = loader
-        self.batch_size = batch_size
-        self._generator = torch.Generator().manual_seed(seed)
-
-    def __len__(self) -> int:
-        return math.ceil(self.loader.num_sessions / self.batch_size)
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        for pool in self.loader:
-            rows = torch.argsort(
-                pool.lengths, stable=True
-            )  # ties stay in the loader's random order
-            sizes = even_shares(pool.lengths[rows].tolist(), self.batch_size)
-            batches = rows.split(sizes)
-            for index in torch.randperm(len(batches), generator=self._generator).tolist():
-                lengths = pool.lengths[batches[index]]
-                batch = pool.window(batches[index], torch.zeros_like(lengths), lengths)
-                yield batch._asdict()
-
-
-def even_shares(weights: list[int], mean_size: int) -> list[int]:
-    """Sizes of ceil(n / mean_size) consecutive groups, none empty, of about equal weight."""
-    num_groups = math.ceil(len(weights) / mean_size)
-    reached = list(accumulate(weights))
-    bounds = [0]
-    for group in range(1, num_groups):
-        bound = bisect_left(reached, reached[-1] * group / num_groups) + 1
-        # room for one at least in this group and in each that follows
-        bounds.append(min(max(bound, bounds[-1] + 1), len(weights) - (num_groups - group)))
-    bounds.append(len(weights))
-    return [stop - start for start, stop in pairwise(bounds)]
+    def on_train_begin(self, *_arguments: Any, **_others: Any) -> None:
+        """See above."""
+        self.trainer.begin()
 
 
 class Trainer(HuggingFaceTrainer):
     """Trainer that reads sessions from the Merlin loader and evaluates by ranking the catalogue.
 
-    After `train` the model has the weights of its best epoch by `config.metric`, or the last ones
-    where there are no validation sessions.
+    `callbacks`, `optimizers` (an optimizer and a scheduler, or None) and `arguments` (Hugging
+    Face's TrainingArguments, or some of them by name) are those of Hugging Face's Trainer. After
+    `train` the model has the best weights by `config.metric`, or the last ones where there are no
+    validation sessions. `checkpoints` says where to write them, if anywhere; `train` takes the
+    path of one as `resume_from_checkpoint`.
     """
 
     def __init__(
@@ -115,39 +92,120 @@ class Trainer(HuggingFaceTrainer):
         *,
         train_loader: SessionLoader,
         valid_loader: SessionLoader | None,
-        log_path: Path,
+        log_path: Path | None = None,
+        arguments: TrainingArguments | Mapping[str, Any] | None = None,
         callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        checkpoints: Checkpoints | None = None,
+        processes: Processes = Processes(),  # noqa: B008  (a constant)
     ) -> None:
         check_metric(config.metric)
-        self.session_model = model
         self.config = config
+        self.session_model = model
         self.train_loader = train_loader
         self.valid_loader = valid_loader
+        self.processes = processes
+        self.checkpoints = checkpoints
+        self.log_path = log_path
         self.best = BestEpoch(model, config) if valid_loader is not None else None
+        self.stopwatch = Stopwatch()
+        self._found: dict[str, Any] | None = None
+        self._save_due = False
+        self._epoch_logged = 0.0
+        self._timetable = Timetable(config, None if checkpoints is None else self._minutes_passed)
         self._scratch = tempfile.TemporaryDirectory(prefix="pipeline-train-")
-        arguments = training_arguments(config, self._scratch.name, valid_loader is not None)
+        made = training_arguments(
+            config, self._scratch.name, validate=valid_loader is not None, given=arguments
+        )
+        if made.world_size != processes.count:
+            raise ConfigError(
+                f"The Trainer was told of {processes.count} processes, found {made.world_size}. "
+                "Start them with torchrun, and give it what `joined_processes` yields."
+            )
+        self._shares = made.gradient_accumulation_steps * processes.count
+        self._batches = self._make_batches(made)
+        # a share of a step is scaled by its targets, not by the number of shares
+        self.loss_is_scaled_for_ga = self._shares > 1
+        writers: list[TrainerCallback] = []
+        if processes.is_first:
+            writers = [
+                ProgressBar(self._num_sessions, config.metric, self.running_loss),
+                *([JsonLines(log_path)] if log_path else []),
+            ]
+            if log_path and wants_tensorboard(config, arguments):
+                writers.append(TensorBoard(log_path.parent / "tensorboard"))
         super().__init__(
             model=TrainingStep(model),
-            args=arguments,
+            args=made,
             eval_dataset=valid_loader,  # only looked at for being there
             callbacks=[
-                ProgressBar(train_loader),
-                JsonLines(log_path),
+                Resume(self),
+                self._timetable,
+                *writers,
                 *([self.best] if self.best else []),
                 *(callbacks or []),
             ],
+            optimizers=optimizers,
         )
         self.remove_callback(PrinterCallback)  # it prints on stdout, which is for results
 
-    def get_train_dataloader(self) -> Any:
-        """Batches of the Merlin loader."""
+    def _make_batches(self, made: TrainingArguments) -> Batches:
+        rank, count = self.processes.rank, self.processes.count
+        accumulated = made.gradient_accumulation_steps
+        # every process must make as many steps as the one that has the most
+        own = self.config.process_data == "partitions" and count > 1
+        shares = accumulated if own else accumulated * count
+        num_sessions = float(self.train_loader.num_sessions)
+        sizes = sum_over_processes([num_sessions * (r == rank) for r in range(count)])
+        self._num_sessions = int(sum(sizes) if own else num_sessions)
+        step_size = self.config.batch_size * shares
         return Batches(
-            self.train_loader, self.args.per_device_train_batch_size, seed=self.args.seed
+            self.train_loader,
+            self.config.batch_size,
+            self.config.seed,
+            shares=shares,
+            own=range(shares) if own else range(rank, shares, count),
+            num_steps=max(math.ceil(size / step_size) for size in sizes),
         )
 
+    def get_train_dataloader(self) -> Any:
+        """Batches of the Merlin loader, as they are."""
+        return DataLoader(self._batches, batch_size=None, collate_fn=_as_it_is)
+
+    def num_examples(self, dataloader: Any) -> int:  # noqa: ARG002  (Hugging Face's signature)
+        """Training sessions of all processes."""
+        return self._num_sessions
+
+    def get_batch_samples(self, *arguments: Any, **keywords: Any) -> Any:
+        """Batches of one step, with the share that each has in its loss.
+
+        The loss of a step is the mean over its targets wherever they are: in several batches
+        whose gradients are added up, and in those of other processes.
+        """
+        samples, _ = super().get_batch_samples(*arguments, **keywords)
+        if self._shares == 1:
+            self._save_due = self._time_to_save()
+            return samples, None
+        weights = [
+            0.0
+            if "share" in sample
+            else target_weight(
+                self.session_model, SessionBatch(sample["features"], sample["lengths"])
+            )
+            for sample in samples
+        ]
+        due = float(self.processes.is_first and self._time_to_save())
+        total, due = sum_over_processes([sum(weights), due])
+        self._save_due = due > 0
+        for sample, weight in zip(samples, weights, strict=True):
+            # DDP takes the mean over processes
+            share = weight / total * self.processes.count if total else 0.0
+            sample["share"] = torch.tensor(share, dtype=torch.float32)
+        return samples, None
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW with the clipping inside, unless one was given."""
-        if self.optimizer is None:
+        """AdamW with the clipping inside, unless one was given or chosen by `arguments`."""
+        if self.optimizer is None and self.args.optim == "adamw_torch_fused":
             module = self.model if model is None else model
             assert module is not None  # noqa: S101
             self.optimizer = build_optimizer(
@@ -160,7 +218,7 @@ class Trainer(HuggingFaceTrainer):
                 eps=self.args.adam_epsilon,
                 tables=self.config.table_optimizer,
             )
-        return self.optimizer
+        return super().create_optimizer(model)
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
@@ -169,7 +227,10 @@ class Trainer(HuggingFaceTrainer):
         return super()._clip_grad_norm(model)
 
     def train(self, *arguments: Any, **keywords: Any) -> Any:
-        """Train, then go back to the best epoch's weights."""
+        """Train, then go back to the best weights."""
+        if self.processes.count > 1:
+            # the same weights everywhere, but not the same dropout
+            torch.manual_seed(self.args.seed + self.processes.rank)
         try:
             with matmul_precision(self.config.matmul_precision):
                 result = super().train(*arguments, **keywords)
@@ -182,11 +243,14 @@ class Trainer(HuggingFaceTrainer):
     def evaluate(self, *_arguments: Any, **_keywords: Any) -> dict[str, float]:
         """Metrics `eval_<metric>@<K>` over every position of the validation sessions."""
         assert self.valid_loader is not None  # noqa: S101
-        training = self.session_model.training
-        self.session_model.eval()
-        ranked = rank_targets(self.session_model, self.valid_loader, "all")
-        self.session_model.train(training)
-        metrics = ranking_metrics(ranked.ranks, VALIDATION_CUTOFFS)
+        with self.stopwatch.paused():
+            metrics = validate(
+                self.session_model,
+                self.valid_loader,
+                self.config.metric,
+                processes=self.processes,
+                seed=self.args.seed,
+            )
         values = {f"eval_{name}": value for name, value in metrics.items()}
         self.log(values)
         self.control = self.callback_handler.on_evaluate(
@@ -194,36 +258,89 @@ class Trainer(HuggingFaceTrainer):
         )
         return values
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with throughput and memory beside a loss, and the seconds of training so far."""
+        if "loss" in logs:
+            epochs = (self.state.epoch or 0.0) - self._epoch_logged
+            self._epoch_logged = self.state.epoch or 0.0
+            seconds = max(self.stopwatch.lap(), 1e-9)
+            logs["sessions_per_second"] = round(epochs * self._num_sessions / seconds, 1)
+            logs["peak_memory_mb"] = peak_memory_mb(self.args.device)
+        logs["seconds"] = round(self.stopwatch.seconds(), 1)
+        super().log(logs, start_time)
 
-def check_metric(name: str) -> None:
-    """ConfigError unless `name` is one of the validation metrics."""
-    known = [f"{metric}@{cutoff}" for metric in METRICS for cutoff in VALIDATION_CUTOFFS]
-    if name not in known:
-        raise ConfigError(f"`train.metric` is {name!r}, expected one of {', '.join(known)}.")
+    def running_loss(self) -> float | None:
+        """Mean loss of this process since it was last logged."""
+        steps = self.state.global_step - self._globalstep_last_logged
+        return float(self._tr_loss) / steps if steps else None
+
+    # What follows is called by Hugging Face's Trainer in the course of its own `train`.
+
+    def begin(self) -> None:
+        """Sums and clock of a training that begins or goes on."""
+        found, self._found = self._found, None
+        self.stopwatch.start(0.0 if found is None else found["seconds"])
+        self._epoch_logged = self.state.epoch or 0.0
+        self._saved_at = time.monotonic()
+        if found is None:
+            return
+        self._tr_loss = torch.tensor(found["loss"], device=self.args.device)
+        self._total_loss_scalar = found["total_loss"]
+        self._globalstep_last_logged = found["logged_step"]
+        self._initial_global_step = 0
+        self.control.should_training_stop = found["stopped"]
+
+    def _run_epoch(self, *arguments: Any, **keywords: Any) -> None:
+        if self.control.should_training_stop:
+            return  # it had stopped when the checkpoint was written
+        self._batches.set_epoch(keywords["epoch"])
+        super()._run_epoch(*arguments, **keywords)
+
+    def _time_to_save(self) -> bool:
+        minutes = self.config.checkpoint_minutes
+        return minutes is not None and time.monotonic() - self._saved_at > 60 * minutes
+
+    def _minutes_passed(self) -> bool:
+        return self._save_due
+
+    def _save_checkpoint(self, *_arguments: Any) -> None:
+        if self.checkpoints is None:
+            return
+        last = self.state.global_step % self._batches.num_steps == 0
+        stops = self.control.should_training_stop or self.control.should_epoch_stop
+        if self._timetable.in_epoch and (last or stops):
+            return  # the end of the epoch follows, with its log and validation
+        with self.stopwatch.paused():
+            states = [
+                json.loads(state) for state in gather_bytes(json.dumps(random_state()).encode())
+            ]
+            if self.processes.is_first:
+                with self.checkpoints.write(self.state.global_step) as directory:
+                    write_training(self, directory, states)
+        self._saved_at = time.monotonic()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: Any, model: Any = None) -> None:  # noqa: ARG002
+        self._found = read_training(self, Path(resume_from_checkpoint))
+        self._random = self._found["random"][self.processes.rank]
+        set_random_state(self._random, numpy=True)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
+        if checkpoint is None or self._found is None:
+            return
+        assert self.optimizer is not None  # noqa: S101
+        assert self.lr_scheduler is not None  # noqa: S101
+        self.optimizer.load_state_dict(self._found["optimizer"])
+        self.lr_scheduler.load_state_dict(self._found["scheduler"])
+
+    def _load_scaler(self, checkpoint: Any) -> None:
+        if checkpoint is not None and self._found is not None and self._found["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(self._found["scaler"])
+
+    def _load_rng_state(self, checkpoint: Any) -> None:
+        if checkpoint is not None:
+            # NumPy's is in the hands of the loader's thread by now, which seeded it for the pass
+            set_random_state(self._random, numpy=False)
 
 
-def training_arguments(config: TrainConfig, directory: str, validate: bool) -> TrainingArguments:
-    """Hugging Face's arguments for this config; nothing is saved or reported by it."""
-    arguments = TrainingArguments(
-        output_dir=directory,
-        num_train_epochs=config.epochs,
-        per_device_train_batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        warmup_steps=config.warmup_ratio,
-        lr_scheduler_type="constant_with_warmup"
-        if config.schedule == "constant"
-        else config.schedule,
-        max_grad_norm=config.max_grad_norm,
-        optim="adamw_torch_fused",
-        seed=config.seed,
-        eval_strategy="epoch" if validate else "no",
-        logging_strategy="epoch",
-        save_strategy="no",
-        report_to=[],
-        logging_nan_inf_filter=False,  # a diverged loss must show
-        disable_tqdm=True,
-        remove_unused_columns=False,
-    )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # data parallelism is by processes, not by threads
-    return arguments
+def _as_it_is(batch: Any) -> Any:
+    return batch

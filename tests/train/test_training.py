@@ -14,10 +14,10 @@ from pipeline.core.artifact import read_manifest
 from pipeline.core.errors import ArtifactError, ConfigError
 from pipeline.core.recipe import ModelConfig, Preprocess, Split, TrainConfig
 from pipeline.preprocess.run import preprocess
+from pipeline.train.batches import Batches, even_shares
 from pipeline.train.comparison import evaluate
 from pipeline.train.loader import SessionLoader
 from pipeline.train.run import train
-from pipeline.train.trainer import Batches, even_shares
 from tests.conftest import Shop
 
 FEATURES = ["item_id", "price", "device"]

@@ -1,0 +1,94 @@
+"""How good a model is while it learns, on the validation sessions."""
+
+import re
+
+import torch
+
+from pipeline.core.errors import ConfigError
+from pipeline.model.batch import SessionBatch
+from pipeline.model.model import Model
+from pipeline.train.evaluation import rank_targets
+from pipeline.train.loader import RaggedBatch, SessionLoader
+from pipeline.train.metrics import METRICS, ranking_metrics
+from pipeline.train.processes import Processes, gather_rows, sum_over_processes
+from pipeline.train.weighing import target_weight
+
+_CUTOFFS = (10, 20)
+_NAME = re.compile(rf"({'|'.join(METRICS)})@([1-9][0-9]*)")
+_LOSS_SESSIONS = 128
+
+
+def check_metric(name: str) -> None:
+    """ConfigError unless `name` is a validation metric."""
+    if name != "loss" and not _NAME.fullmatch(name):
+        known = ", ".join(f"{metric}@K" for metric in METRICS)
+        raise ConfigError(
+            f"`train.metric` is {name!r}, expected one of {known} with a cutoff K such as 20, or "
+            "loss."
+        )
+
+
+def validate(
+    model: Model, loader: SessionLoader, metric: str, *, processes: Processes, seed: int
+) -> dict[str, float]:
+    """Metrics by `name@K` over every position; the same in each process, who share the work.
+
+    `metric` is among them, which may be the loss: as in training, but without dropout, and with
+    the same masks and negatives each time.
+    """
+    found = _NAME.fullmatch(metric)
+    cutoffs = tuple(sorted({*_CUTOFFS, *([int(found[2])] if found else [])}))
+    training = model.training
+    model.eval()
+    ranks = []
+    try:
+        for batch in loader:
+            own = rank_targets(model, [_share(batch, processes)], "all").ranks
+            # batch by batch, so that the order is that of one process
+            ranks += (
+                gather_rows(torch.from_numpy(own))
+                if processes.count > 1
+                else [torch.from_numpy(own)]
+            )
+        values = ranking_metrics(torch.cat(ranks).numpy(), cutoffs)
+        if metric == "loss":
+            values["loss"] = _loss(model, loader, processes, seed)
+    finally:
+        model.train(training)
+    return values
+
+
+def _share(batch: RaggedBatch, processes: Processes) -> RaggedBatch:
+    """Consecutive sessions of a batch, as many in each process but one."""
+    rank, count = processes.rank, processes.count
+    if count == 1:
+        return batch
+    num_sessions = batch.lengths.numel()
+    first, last = num_sessions * rank // count, num_sessions * (rank + 1) // count
+    begin, end = int(batch.offsets[first]), int(batch.offsets[last])
+    return RaggedBatch(
+        {name: values[begin:end] for name, values in batch.sequences.items()},
+        {name: values[first:last] for name, values in batch.sessions.items()},
+        batch.offsets[first : last + 1] - begin,
+    )
+
+
+@torch.no_grad()
+def _loss(model: Model, loader: SessionLoader, processes: Processes, seed: int) -> float:
+    device = next(model.parameters()).device
+    total = weight = 0.0
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        for pool in loader:
+            share = _share(pool, processes)
+            lengths = share.lengths
+            for rows in torch.arange(lengths.numel(), device=lengths.device).split(_LOSS_SESSIONS):
+                stops = lengths[rows]
+                batch: SessionBatch = share.window(rows, torch.zeros_like(stops), stops)
+                targets = target_weight(model, batch)
+                if targets:
+                    total += targets * float(model.loss(batch.to(device)))
+                    weight += targets
+    total, weight = sum_over_processes([total, weight])
+    return total / weight if weight else float("nan")
