@@ -17,7 +17,9 @@ from transformers import Trainer as HuggingFaceTrainer
 from pipeline.core.errors import ConfigError
 from pipeline.core.recipe import TrainConfig
 from pipeline.model.batch import SessionBatch
+from pipeline.model.losses import LabelSmoothCrossEntropyLoss
 from pipeline.model.model import Model
+from pipeline.model.task import NextItemPredictionTask
 from pipeline.train.arguments import training_arguments, wants_tensorboard
 from pipeline.train.batches import Batches
 from pipeline.train.callbacks import BestEpoch, JsonLines, ProgressBar, TensorBoard, Timetable
@@ -39,6 +41,12 @@ class TrainingStep(nn.Module):
         super().__init__()
         self.model = model
         self._weights = list(model.parameters())
+        self._tables = [
+            (task.objective, head.item_table if task.output_table is None else task.output_table)
+            for head, task in model.tasks_with_heads
+            if isinstance(task, NextItemPredictionTask)
+            and isinstance(task.objective, LabelSmoothCrossEntropyLoss)
+        ]
         # constants, which DDP would send round at every step
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
 
@@ -56,7 +64,14 @@ class TrainingStep(nn.Module):
         return self
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """As of any module, without walking through it in each step."""
+        """As of any module, without walking through it in each step.
+
+        The gradients of item tables are written over in the next step.
+        """
+        if set_to_none:
+            for objective, table in self._tables:
+                if table.grad is not None and not table.grad.is_sparse:
+                    objective.gradients.give_back(table.grad)
         for weight in self._weights:
             if set_to_none:
                 weight.grad = None

@@ -86,6 +86,25 @@ def test_a_loss_keeps_its_exponentials_while_another_is_computed() -> None:
         torch.testing.assert_close(torch.autograd.grad(loss, parts), wanted)
 
 
+def test_a_gradient_is_written_into_memory_that_was_given_back() -> None:
+    queries, table, targets, _ = given_tensors(6, 40)
+    gradients = Scratch()
+
+    def gradient() -> Tensor:
+        losses = catalogue_cross_entropy(
+            queries, table, targets, first=FIRST, scratch=Scratch(), gradients=gradients
+        )
+        return torch.autograd.grad(losses.sum(), table)[0]
+
+    expected = gradient().clone()
+    spent = torch.full_like(table, float("nan"))
+    gradients.give_back(spent)
+    found = gradient()
+    assert found.data_ptr() == spent.data_ptr()
+    torch.testing.assert_close(found, expected)
+    assert gradient().data_ptr() != spent.data_ptr()  # it is in use
+
+
 def test_going_back_twice_gives_the_same_gradient() -> None:
     queries, table, targets, _ = given_tensors(6, 40)
     loss = catalogue_cross_entropy(queries, table, targets, first=FIRST, scratch=Scratch()).sum()

@@ -39,9 +39,16 @@ class Scratch:
     def take(self, size: int, like: Tensor) -> Tensor:
         """(size,) or more numbers, with any values."""
         free, self._free = self._free, None
-        if free is None or free.numel() < size or free.device != like.device:
+        if free is None or free.numel() < size or not _alike(free, like):
             return like.new_empty(size)
-        return free if free.dtype == like.dtype else like.new_empty(size)
+        return free
+
+    def take_like(self, like: Tensor) -> Tensor:
+        """Numbers of the shape of `like`, with any values."""
+        free, self._free = self._free, None
+        if free is None or free.shape != like.shape or not _alike(free, like):
+            return torch.empty_like(like)
+        return free
 
     def give_back(self, memory: Tensor) -> None:
         """For the next one who asks."""
@@ -50,6 +57,10 @@ class Scratch:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Scratch":
         return Scratch()
+
+
+def _alike(free: Tensor, like: Tensor) -> bool:
+    return free.device == like.device and free.dtype == like.dtype and free.is_contiguous()
 
 
 class Settings(NamedTuple):
@@ -63,6 +74,8 @@ class Settings(NamedTuple):
     """Items have length 1."""
     scratch: Scratch | None
     """None: the backward pass computes the scores again, and nothing is kept."""
+    gradients: Scratch | None
+    """Where the table's gradient of an earlier step may be, to be written over."""
 
 
 def catalogue_cross_entropy(
@@ -74,13 +87,15 @@ def catalogue_cross_entropy(
     smoothing: float = 0.0,
     normalize: bool = False,
     scratch: Scratch | None = None,
+    gradients: Scratch | None = None,
 ) -> Tensor:
     """(T, E), (first + items, E), (T,) positions among the items -> (T,) losses.
 
     With `scratch` the exponentials, T times items numbers, are kept there for the backward pass;
-    without, it computes them again, which takes a third more products.
+    without, it computes them again, which takes a third more products. `gradients` may hold the
+    memory of a gradient of the table that nobody needs any more.
     """
-    settings = Settings(first, smoothing, normalize, scratch)
+    settings = Settings(first, smoothing, normalize, scratch, gradients)
     losses: Tensor = _CatalogueCrossEntropy.apply(queries, table, targets, settings)
     return losses
 
@@ -169,7 +184,8 @@ def _by_table(
     first, smoothing = settings.first, settings.smoothing
     num_items, num_targets = table.size(0) - first, queries.size(0)
     precise = queries.to(log_total.dtype)
-    by_table = torch.empty_like(table)
+    gradients = settings.gradients
+    by_table = torch.empty_like(table) if gradients is None else gradients.take_like(table)
     by_table[:first] = 0
     memory: Tensor | None = ctx.memory
     ctx.memory = None  # whoever goes back a second time computes it again

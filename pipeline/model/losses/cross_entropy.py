@@ -35,6 +35,8 @@ class LabelSmoothCrossEntropyLoss(nn.Module):
         self.reduction = reduction
         self.recompute = recompute
         self._scratch = Scratch()
+        self.gradients = Scratch()
+        """Takes back the gradient of a table when its step is over."""
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """(T, items), (T,) -> (T,) for reduction none, otherwise (); the mean of nothing is 0."""
@@ -61,6 +63,7 @@ class LabelSmoothCrossEntropyLoss(nn.Module):
             smoothing=self.smoothing,
             normalize=normalize,
             scratch=None if recompute else self._scratch,
+            gradients=self.gradients,
         )
         return self._reduced(losses)
 
