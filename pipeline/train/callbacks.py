@@ -134,7 +134,7 @@ class TensorBoard(TrainerCallback):
 
         self._writer = SummaryWriter(str(self.directory))
         for line in state.log_history:
-            self._write(line, line["step"])
+            self._write(line, int(line["step"]))
 
     def on_log(
         self,

@@ -94,6 +94,8 @@ class Trainer(HuggingFaceTrainer):
         self.stopwatch = Stopwatch()
         self._found: dict[str, Any] | None = None
         self._save_due = False
+        self._epoch_logged = 0.0
+        self._saved_at = time.monotonic()
         self._timetable = Timetable(config, None if checkpoints is None else self._minutes_passed)
         self._scratch = tempfile.TemporaryDirectory(prefix="pipeline-train-")
         made = training_arguments(
@@ -285,6 +287,8 @@ class Trainer(HuggingFaceTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
         if checkpoint is None or self._found is None:
             return
+        assert self.optimizer is not None  # noqa: S101
+        assert self.lr_scheduler is not None  # noqa: S101
         self.optimizer.load_state_dict(self._found["optimizer"])
         self.lr_scheduler.load_state_dict(self._found["scheduler"])
 
