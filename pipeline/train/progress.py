@@ -36,6 +36,8 @@ def write_training(
             write_weights(directory / _BEST_FILE, best.weights)
     if trainer.log_path is not None and trainer.log_path.exists():
         (directory / _LOG_FILE).write_bytes(trainer.log_path.read_bytes())
+    assert trainer.optimizer is not None  # noqa: S101
+    assert trainer.lr_scheduler is not None  # noqa: S101
     scaler = getattr(trainer.accelerator, "scaler", None)
     assert trainer.optimizer is not None  # noqa: S101
     assert trainer.lr_scheduler is not None  # noqa: S101

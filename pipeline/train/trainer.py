@@ -127,6 +127,7 @@ class Trainer(HuggingFaceTrainer):
         self._found: dict[str, Any] | None = None
         self._save_due = False
         self._epoch_logged = 0.0
+        self._saved_at = time.monotonic()
         self._timetable = Timetable(config, None if checkpoints is None else self._minutes_passed)
         self._scratch = tempfile.TemporaryDirectory(prefix="pipeline-train-")
         made = training_arguments(
