@@ -20,8 +20,8 @@ def measure_evaluation(
     """The last item of so many sessions by both, from the same weights, in turn.
 
     The original's Trainer computes its own metrics at 10 and 20. Its loader's busy wait is taken
-    away: what trained before would go on polling beside the evaluation. Its numbers that are compared
-    come from a pass of their own in which reserved rows are hidden, as they are in ours.
+    away: what trained before would go on polling beside the evaluation. The numbers that are
+    compared come from a further pass with its reserved rows hidden, as they are in ours.
     """
     data = sides.scratch / "evaluation"
     parts = {"train": _TRAIN_SESSIONS, "warm_up": _WARM_UP_SESSIONS, "valid": sessions}
