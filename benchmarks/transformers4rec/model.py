@@ -1,7 +1,7 @@
 """The original's model of a task, by its own API."""
 
 import transformers4rec.torch as tr
-from merlin.schema import Tags
+from merlin.schema import Schema, Tags
 from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
 from transformers4rec.config import transformer as architectures
 
@@ -12,7 +12,9 @@ RESERVED = 3
 def read_schema(data):
     """The columns that a model reads, of a data directory."""
     schema = TensorflowMetadata.from_proto_text_file(data, "schema.pbtxt").to_merlin_schema()
-    return schema.select_by_tag(Tags.CATEGORICAL) + schema.select_by_tag(Tags.CONTINUOUS)
+    chosen = schema.select_by_tag(Tags.CATEGORICAL) + schema.select_by_tag(Tags.CONTINUOUS)
+    # its loader pads what is tagged so
+    return Schema([c.with_tags(Tags.LIST) if c.is_list else c for c in chosen])
 
 
 def build_model(schema, task):

@@ -148,7 +148,9 @@ def accuracy(task, channel):
         trainer = make_trainer(model, schema, task, scratch, settings)
         result = trainer.train()
     with np.load(task["prefixes"], allow_pickle=False) as given:
-        ranks = rank_prefixes(model, given["values"], given["offsets"], given["targets"])
+        ranks = rank_prefixes(
+            model, given["values"], given["offsets"], given["targets"], task["longest"] - 1
+        )
     np.save(task["out"], ranks, allow_pickle=False)
     channel.send(
         {"seconds": result.metrics["train_runtime"], "loss": result.training_loss}
@@ -157,16 +159,20 @@ def accuracy(task, channel):
 
 
 @torch.no_grad()
-def rank_prefixes(model, values, offsets, targets):
-    """Ragged prefixes, (N,) targets -> (N,) ranks among all items; ties count against it."""
+def rank_prefixes(model, values, offsets, targets, width):
+    """Ragged prefixes, (N,) targets -> (N,) ranks among all items; ties count against it.
+
+    Padded to `width`, to which mlm's inference adds a position: as many as in training, since the
+    original attends to padding.
+    """
     model.eval()
     num_items = model.heads[0].prediction_task_dict["next-item"].target_dim - RESERVED
     ranks = np.full(len(targets), num_items + 1, np.int64)
     for first in range(0, len(targets), PREFIXES_AT_ONCE):
         rows = range(first, min(first + PREFIXES_AT_ONCE, len(targets)))
         lengths = np.diff(offsets[rows.start : rows.stop + 1])
-        batch = np.zeros((len(rows), lengths.max()), np.int64)
-        inside = np.arange(batch.shape[1]) < lengths[:, None]
+        batch = np.zeros((len(rows), width), np.int64)
+        inside = np.arange(width) < lengths[:, None]
         batch[inside] = values[offsets[rows.start] : offsets[rows.stop]]
         scores = model({"item_id": torch.from_numpy(batch)})[:, RESERVED:]
         wanted = torch.from_numpy(targets[rows.start : rows.stop]) - RESERVED

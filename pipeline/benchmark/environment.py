@@ -81,7 +81,8 @@ def _make(place: Path) -> None:
     partial = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
     made = partial / "environment"
     try:
-        _run([*uv, "venv", "--relocatable", "--python", sys.executable, str(made)])
+        # from a folder of no project: uv would heed the overrides in the pyproject.toml of ours
+        _run([*uv, "venv", "--relocatable", "--python", sys.executable, str(made)], partial)
         _run(
             [
                 *(*uv, "pip", "install", "--python", str(made / "bin" / "python")),
@@ -89,7 +90,8 @@ def _make(place: Path) -> None:
                 "--compile-bytecode",
                 "--no-deps",  # all are pinned; dask-cuda, which needs a newer pandas, is left out
                 *("--requirement", str(find_resource(f"{FOLDER}/requirements.txt"))),
-            ]
+            ],
+            partial,
         )
         (made / _MARKER).write_text(_fingerprint(), encoding="utf-8")
         if place.exists():
@@ -110,9 +112,9 @@ def _find_uv() -> list[str]:
     )
 
 
-def _run(command: list[str]) -> None:
-    """Run uv; all that it says goes to stderr."""
-    status = subprocess.run(command, stdout=sys.stderr, check=False).returncode
+def _run(command: list[str], folder: Path) -> None:
+    """Run uv in a folder; all that it says goes to stderr."""
+    status = subprocess.run(command, stdout=sys.stderr, cwd=folder, check=False).returncode
     if status:
         raise PipelineError(
             f"`uv {' '.join(command[-2:])}` ended with status {status}, see above: "

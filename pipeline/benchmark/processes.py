@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -105,6 +106,7 @@ class Worker:
         line = self._process.stdout.readline()
         if not line:
             self._process.wait()
+            sys.stderr.write(self.log.read_text(encoding="utf-8", errors="replace")[-8_000:])
             raise PipelineError(
                 f"{self.name} ended with status {self._process.returncode}: {_last_line(self.log)}"
             )

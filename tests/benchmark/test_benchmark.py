@@ -176,7 +176,7 @@ def fake_uv(folder: Path, install: str) -> None:
     folder.mkdir()
     file = folder / "uv"
     file.write_text(
-        '#!/bin/sh\necho "uv $1" \nfor last; do :; done\n'
+        '#!/bin/sh\necho "uv $1 in $PWD"\nfor last; do :; done\n'
         f'if [ "$1" = venv ]; then mkdir -p "$last/bin"; else {install}; fi\n',
         encoding="utf-8",
     )
@@ -194,8 +194,9 @@ def test_an_environment_is_made_once(
     assert Path(program.command[1]).is_file()
     shown = capfd.readouterr()
     assert shown.out == ""
-    assert "uv venv" in shown.err
-    assert "uv pip" in shown.err
+    # not in the project's folder, whose pyproject.toml overrides a version
+    assert f"uv venv in {place.parent}/." in shown.err
+    assert f"uv pip in {place.parent}/." in shown.err
     original_program(place)
     assert capfd.readouterr().err == ""
     assert [p.name for p in place.parent.iterdir()] == ["original"]
