@@ -147,6 +147,9 @@ class ModelConfig(Config):
     """Width of the tables of other categorical features."""
     embedding_deviation: float = Field(default=0.05, gt=0)
     """Of the initial weights of embedding tables."""
+    item_vectors: Literal["random", "co-visitation"] = "random"
+    """The item's table before training: random, or by which items stand near each other in the
+    training sessions, which needs fewer epochs."""
     embedding_dims: dict[str, int] = Field(default_factory=dict)
     """Widths of single features' tables."""
     infer_embedding_sizes: bool = False
@@ -173,6 +176,8 @@ class ModelConfig(Config):
     """Normalise the embedding of each feature."""
     feature_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout of each feature's embedding."""
+    item_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout of the item vectors that score hidden states."""
     swap_noise: float = Field(default=0.0, ge=0, lt=1)
     """Chance that training swaps a feature's value with that of another interaction."""
     shared_embedding_noise: float = Field(default=0.0, ge=0, lt=1)
@@ -185,6 +190,11 @@ class ModelConfig(Config):
     """Score with the item's input embeddings."""
     targets: tuple[Target, ...] = ()
     """What is predicted beside the next item."""
+
+    @property
+    def item_width(self) -> int:
+        """Columns of the item's table, unless vectors from a file begin it."""
+        return self.embedding_dims.get(ITEM) or self.item_dim or self.d_model
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -200,6 +210,10 @@ class ModelConfig(Config):
             raise ValueError("`pretrained` names a feature twice for the same use")
         if self.item_dim is not None and ITEM in self.embedding_dims:
             raise ValueError(f"`item_dim` and `embedding_dims: {ITEM}` say the same; keep one")
+        if self.item_vectors != "random" and (ITEM, "table") in uses:
+            raise ValueError(
+                "`item_vectors` and `pretrained` both begin the item's table; keep one"
+            )
         if self.continuous_soft_embeddings and self.continuous_projection is not None:
             raise ValueError("choose one of continuous_projection and continuous_soft_embeddings")
         if self.train_on_last_item_seq_only and self.masking != "clm":

@@ -31,8 +31,9 @@ class NextItemPredictionTask(nn.Module):
     stands in falling frequency), popularity (by `item_counts`, (items,)) or in-batch (the other
     targets; corrected by `item_counts`); one set for the batch if `shared_negatives`.
     `weight_tying` scores with the item's input embeddings (Inan et al. 2017), otherwise with a
-    table of its own. `normalize` takes the cosine in place of the inner product. `task_block` is
-    a block between hidden states and scores. `weights` weigh the targets: a column of the batch
+    table of its own. `normalize` takes the cosine in place of the inner product. `item_dropout`
+    is that of the item vectors that score. `task_block` is a block between hidden states and
+    scores. `weights` weigh the targets: a column of the batch
     with numbers, or ColumnValues.
     """
 
@@ -46,6 +47,7 @@ class NextItemPredictionTask(nn.Module):
         weight_tying: bool = True,
         softmax_temperature: float = 1.0,
         normalize: bool = False,
+        item_dropout: float = 0.0,
         label_smoothing: float = 0.0,
         negatives: Literal["uniform", "log-uniform", "popularity", "in-batch"] = "log-uniform",
         num_negatives: int = 100,
@@ -63,6 +65,7 @@ class NextItemPredictionTask(nn.Module):
         self.weight_tying = weight_tying
         self.softmax_temperature = softmax_temperature
         self.normalize = normalize
+        self.item_dropout = nn.Dropout(item_dropout)
         self.weights = ColumnValues(weights) if isinstance(weights, str) else weights
         self.objective: nn.Module = (
             build_loss(
@@ -116,7 +119,10 @@ class NextItemPredictionTask(nn.Module):
             rows = table[FIRST_ITEM:]
         else:
             rows = functional.embedding(positions + FIRST_ITEM, table)
-        return functional.normalize(rows, dim=-1) if self.normalize else rows
+        if self.normalize:
+            rows = functional.normalize(rows, dim=-1)
+        dropped: Tensor = self.item_dropout(rows)
+        return dropped
 
     def logits(self, hidden: Tensor, item_table: Tensor) -> Tensor:
         """(T, D), (V, item width) -> (T, V - 3): items alone, the reserved rows left out."""

@@ -3,8 +3,9 @@ representation space", SIGIR 2022).
 
 A session is a mean of the vectors of its interactions; layers only say how much each weighs. The
 hidden state then lies among the item vectors that score it, which generalises where an item was
-seen a few times. Score by the cosine: `normalize` with a temperature of about 0.07, and dropout
-of item vectors (`output_dropout`).
+seen a few times. Score by the cosine: `normalize` with a temperature of about 0.07. What
+regularises the mean is dropout of item vectors, where they come in (`feature_dropout`) and where
+they score (`item_dropout`).
 """
 
 import torch
@@ -44,12 +45,11 @@ class CoreEncoder(nn.Module):
         self.key = nn.Linear(width, width, bias=False)
         self.distance = nn.Parameter(torch.zeros(config.positions()))
         """(L,) added to the scores of what lies so many positions back."""
-        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, embeddings: Tensor, lengths: Tensor, order: Tensor | None) -> Tensor:
         """(B, L, D) -> (B, L, D); padding is on the right, behind all that counts."""
         hidden = self.layers(embeddings, lengths, order)
-        mean: Tensor = self._weights(hidden) @ self.dropout(embeddings)
+        mean: Tensor = self._weights(hidden) @ embeddings
         return mean
 
     def attentions(
