@@ -101,7 +101,7 @@ class ModelConfig(Config):
 
     architecture: str = "gpt2"
     """Sequence encoder: gpt2, xlnet, bert, albert, electra, roberta, longformer, reformer, gru,
-    lstm, sasrec, hstu, or huggingface with a `model_type`."""
+    lstm, sasrec, hstu, core, or huggingface with a `model_type`."""
     model_type: str | None = None
     """Hugging Face's name of an architecture, such as llama, modernbert or mamba."""
     options: dict[str, Any] = Field(default_factory=dict)
@@ -149,6 +149,9 @@ class ModelConfig(Config):
     """Width of the tables of other categorical features."""
     embedding_deviation: float = Field(default=0.05, gt=0)
     """Of the initial weights of embedding tables."""
+    item_vectors: Literal["random", "co-visitation"] = "random"
+    """The item's table before training: random, or by which items stand near each other in the
+    training sessions, which needs fewer epochs."""
     embedding_dims: dict[str, int] = Field(default_factory=dict)
     """Widths of single features' tables."""
     infer_embedding_sizes: bool = False
@@ -175,6 +178,8 @@ class ModelConfig(Config):
     """Normalise the embedding of each feature."""
     feature_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout of each feature's embedding."""
+    item_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout of the item vectors that score hidden states."""
     swap_noise: float = Field(default=0.0, ge=0, lt=1)
     """Chance that training swaps a feature's value with that of another interaction."""
     shared_embedding_noise: float = Field(default=0.0, ge=0, lt=1)
@@ -187,6 +192,11 @@ class ModelConfig(Config):
     """Score with the item's input embeddings."""
     targets: tuple[Target, ...] = ()
     """What is predicted beside the next item."""
+
+    @property
+    def item_width(self) -> int:
+        """Columns of the item's table, unless vectors from a file begin it."""
+        return self.embedding_dims.get(ITEM) or self.item_dim or self.d_model
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -202,6 +212,10 @@ class ModelConfig(Config):
             raise ValueError("`pretrained` names a feature twice for the same use")
         if self.item_dim is not None and ITEM in self.embedding_dims:
             raise ValueError(f"`item_dim` and `embedding_dims: {ITEM}` say the same; keep one")
+        if self.item_vectors != "random" and (ITEM, "table") in uses:
+            raise ValueError(
+                "`item_vectors` and `pretrained` both begin the item's table; keep one"
+            )
         if self.continuous_soft_embeddings and self.continuous_projection is not None:
             raise ValueError("choose one of continuous_projection and continuous_soft_embeddings")
         if self.train_on_last_item_seq_only and self.masking != "clm":
@@ -223,7 +237,7 @@ def _check_encoder(encoder: ModelConfig | Tower, masking: str, d_model: int) -> 
         )
     if (name == "huggingface") != (encoder.model_type is not None):
         raise ValueError("`model_type` belongs to `architecture: huggingface`, and it needs one")
-    if encoder.options and name in ("gru", "lstm", "sasrec", "hstu"):
+    if encoder.options and name in ("gru", "lstm", "sasrec", "hstu", "core"):
         raise ValueError(f"`options` are for Hugging Face's architectures, not for {name}")
     if name not in ("gru", "lstm") and d_model % encoder.n_head:
         raise ValueError(f"`n_head` {encoder.n_head} does not divide `d_model` {d_model}")

@@ -10,6 +10,7 @@ from pipeline.model.aggregation import (
 )
 from pipeline.model.architectures.albert import AlbertConfig
 from pipeline.model.architectures.bert import BertConfig
+from pipeline.model.architectures.core import CoreConfig
 from pipeline.model.architectures.electra import ElectraConfig
 from pipeline.model.architectures.gpt2 import GPT2Config
 from pipeline.model.architectures.gru import GRUConfig
@@ -56,6 +57,7 @@ __all__ = [
     "ColumnSchema",
     "ColumnValues",
     "ConcatFeatures",
+    "CoreConfig",
     "ElectraConfig",
     "ElementwiseSum",
     "ElementwiseSumItemMulti",

@@ -42,6 +42,8 @@ class FromData:
 
     vectors: dict[int, Tensor] = field(default_factory=dict)
     """(rows, P) of each entry of `pretrained`, by its place."""
+    item_vectors: Tensor | None = None
+    """(rows, item width) of length 1 to begin the item's table with; 0 of those not known."""
     item_counts: Tensor | None = None
     """(items,) how often each was interacted with."""
     positives: dict[str, Tensor] = field(default_factory=dict)
@@ -62,7 +64,7 @@ def build_model(
     `train` and `known` say what its loss is; a model that only predicts does without.
     """
     known = known or FromData()
-    inputs = build_inputs(schema, config, max_sequence_length, known.vectors)
+    inputs = build_inputs(schema, config, max_sequence_length, known.vectors, known.item_vectors)
     masking = inputs.masking
     assert masking is not None  # noqa: S101
     train = train or TrainConfig()
@@ -76,6 +78,7 @@ def build_model(
             weight_tying=config.weight_tying,
             softmax_temperature=config.temperature,
             normalize=config.normalize,
+            item_dropout=config.item_dropout,
             label_smoothing=train.label_smoothing,
             negatives=train.negatives,
             num_negatives=train.num_negatives,
@@ -121,7 +124,11 @@ def _blocks(config: ModelConfig, inputs: TabularSequenceFeatures, longest: int) 
 
 
 def build_inputs(
-    schema: Schema, config: ModelConfig, longest: int, vectors: dict[int, Tensor]
+    schema: Schema,
+    config: ModelConfig,
+    longest: int,
+    vectors: dict[int, Tensor],
+    item_vectors: Tensor | None = None,
 ) -> TabularSequenceFeatures:
     """The input block of the recipe."""
     item = schema.item_id.name
@@ -135,6 +142,10 @@ def build_inputs(
     begun: dict[str, Any] = dict.fromkeys(
         features.select_by_tag(Tags.CATEGORICAL).column_names, initial
     )
+    if item_vectors is not None:
+        begun[item] = functools.partial(
+            begin_with, vectors=item_vectors, deviation=config.embedding_deviation
+        )
     filled = set()
     for place, pretrained in enumerate(config.pretrained):
         if place not in vectors:
@@ -153,7 +164,7 @@ def build_inputs(
             )
     dims = {**config.embedding_dims}
     if item not in filled:
-        dims.setdefault(item, config.item_dim or config.d_model)
+        dims.setdefault(item, config.item_width)
     pre: list[nn.Module] = []
     if config.swap_noise:
         pre.append(StochasticSwapNoise(replacement_prob=config.swap_noise))
@@ -186,6 +197,14 @@ def build_inputs(
         masking=config.masking,
         **masking_arguments(config),
     )
+
+
+@torch.no_grad()
+def begin_with(table: Tensor, vectors: Tensor, deviation: float) -> None:
+    """Random (rows, width) of `deviation`, and as long as those the `vectors` that are not 0."""
+    nn.init.normal_(table, std=deviation)
+    known = vectors.any(1)
+    table[known] = vectors[known].to(table) * deviation * table.size(1) ** 0.5
 
 
 def input_features(schema: Schema, config: ModelConfig) -> Schema:

@@ -31,10 +31,10 @@ class NextItemPredictionTask(nn.Module):
     stands in falling frequency), popularity (by `item_counts`, (items,)) or in-batch (the other
     targets; corrected by `item_counts`); one set for the batch if `shared_negatives`.
     `weight_tying` scores with the item's input embeddings (Inan et al. 2017), otherwise with a
-    table of its own. `normalize` takes the cosine in place of the inner product. `task_block` is
-    a block between hidden states and scores. `recompute` saves memory, see
-    LabelSmoothCrossEntropyLoss. `weights` weigh the targets: a column of the batch
-    with numbers, or ColumnValues.
+    table of its own. `normalize` takes the cosine in place of the inner product. `item_dropout`
+    is that of the item vectors that score. `task_block` is a block between hidden states and
+    scores. `recompute` saves memory, see LabelSmoothCrossEntropyLoss. `weights` weigh the targets:
+    a column of the batch with numbers, or ColumnValues.
     """
 
     @checked_arguments(instead=ORIGINAL_ARGUMENTS)
@@ -47,6 +47,7 @@ class NextItemPredictionTask(nn.Module):
         weight_tying: bool = True,
         softmax_temperature: float = 1.0,
         normalize: bool = False,
+        item_dropout: float = 0.0,
         label_smoothing: float = 0.0,
         negatives: Literal["uniform", "log-uniform", "popularity", "in-batch"] = "log-uniform",
         num_negatives: int = 100,
@@ -65,6 +66,7 @@ class NextItemPredictionTask(nn.Module):
         self.weight_tying = weight_tying
         self.softmax_temperature = softmax_temperature
         self.normalize = normalize
+        self.item_dropout = nn.Dropout(item_dropout)
         self.weights = ColumnValues(weights) if isinstance(weights, str) else weights
         self.objective: nn.Module = (
             build_loss(
@@ -126,7 +128,10 @@ class NextItemPredictionTask(nn.Module):
             rows = table[FIRST_ITEM:]
         else:
             rows = functional.embedding(positions + FIRST_ITEM, table, sparse=self.sparse_gradients)
-        return functional.normalize(rows, dim=-1) if self.normalize else rows
+        if self.normalize:
+            rows = functional.normalize(rows, dim=-1)
+        dropped: Tensor = self.item_dropout(rows)
+        return dropped
 
     def logits(self, hidden: Tensor, item_table: Tensor) -> Tensor:
         """(T, D), (V, item width) -> (T, V - 3): items alone, the reserved rows left out."""
@@ -171,12 +176,15 @@ class NextItemPredictionTask(nn.Module):
         """(T, D), (T,) -> (T,), or () from a loss that reduces itself."""
         if self.sampler is None:
             if isinstance(self.objective, OverCatalogue):
+                drops = self.training and self.item_dropout.p > 0
+                whole = item_table if self.output_table is None else self.output_table
                 return self.objective.over_catalogue(
                     self.queries(hidden),
-                    item_table if self.output_table is None else self.output_table,
+                    # what is dropped is dropped once for all chunks, so all items stand there
+                    self.items(item_table) if drops else whole,
                     targets,
-                    first=FIRST_ITEM,
-                    normalize=self.normalize,
+                    first=0 if drops else FIRST_ITEM,
+                    normalize=self.normalize and not drops,
                 )
             losses: Tensor = self.objective(self.logits(hidden, item_table), targets)
             return losses

@@ -14,6 +14,7 @@ from pipeline.core.names import FULL_LOSSES
 from pipeline.core.recipe import ModelConfig, TrainConfig
 from pipeline.model.build import FromData
 from pipeline.model.vectors import read_vectors
+from pipeline.train.item_vectors import co_visitation_vectors
 from pipeline.train.loader import read_sessions
 
 
@@ -46,13 +47,36 @@ def from_data(data: Path, fitted: Fitted, model: ModelConfig, train: TrainConfig
     counts = None
     if train.loss not in FULL_LOSSES and train.negatives in ("popularity", "in-batch"):
         counts = torch.from_numpy(item_counts(data, fitted.item.num_rows))
-    return FromData(vectors=vectors, item_counts=counts, positives=positives, weights=weights)
+    return FromData(
+        vectors=vectors,
+        item_vectors=_item_vectors(data, fitted, model, train),
+        item_counts=counts,
+        positives=positives,
+        weights=weights,
+    )
 
 
 def item_counts(data: Path, num_rows: int) -> np.ndarray:
     """(items,) interactions of each item in the training sessions."""
     indices = read_sessions(data, "train", [ITEM])[ITEM].combine_chunks().flatten().to_numpy()
     return np.bincount(indices, minlength=num_rows)[FIRST_ITEM:].astype(np.int64)
+
+
+def _item_vectors(
+    data: Path, fitted: Fitted, model: ModelConfig, train: TrainConfig
+) -> Tensor | None:
+    """(rows, item width) to begin with, or None for random ones."""
+    if model.item_vectors == "random":
+        return None
+    sessions = read_sessions(data, "train", [ITEM])[ITEM].combine_chunks()
+    vectors = co_visitation_vectors(
+        sessions.flatten().to_numpy(),
+        sessions.offsets.to_numpy(),
+        fitted.item.num_rows,
+        model.item_width,
+        train.seed,
+    )
+    return torch.from_numpy(vectors)
 
 
 def _values(fitted: Fitted, feature: str, where: str) -> list[object]:

@@ -308,7 +308,7 @@ def test_a_weight_of_the_session_weighs_all_its_targets() -> None:
     [
         {},
         {"weight_tying": False},
-        {"normalize": True, "softmax_temperature": 0.07},
+        {"normalize": True, "softmax_temperature": 0.07, "item_dropout": 0.5},
         {"task_block": tr.MLPBlock([5])},
     ],
 )
@@ -317,6 +317,34 @@ def test_embeddings_of_sessions_and_items_give_the_scores(arguments: dict[str, o
     with torch.no_grad():
         product = model.session_embeddings(batch()) @ model.item_embeddings().T
         assert torch.allclose(product, model(batch())[:, 3:], atol=1e-5)
+
+
+def test_item_vectors_are_dropped_in_training_alone() -> None:
+    model = one_head(tr.NextItemPredictionTask(item_dropout=0.5))
+    items = model.item_embeddings()
+    assert bool(items[items != 0].any())
+    dropped = model.train().item_embeddings()
+    kept = dropped != 0
+    assert 0.2 < float(kept.float().mean()) < 0.8
+    assert torch.allclose(dropped[kept], 2 * items[kept]), "the sum is the same on average"
+
+
+def test_core_scores_a_session_by_a_mean_of_its_item_vectors() -> None:
+    torch.manual_seed(0)
+    inputs = tr.TabularSequenceFeatures.from_schema(
+        SCHEMA, max_sequence_length=6, embedding_dim_default=8, masking="clm"
+    )
+    config = tr.CoreConfig.build(8, 2, 1, 6, initializer_range=0.2)
+    sequence = tr.SequentialBlock(inputs, tr.TransformerBlock(config, masking=inputs.masking))
+    model = tr.Model(tr.Head(sequence, tr.NextItemPredictionTask())).eval()
+    items = torch.tensor([[4, 4, 4], [5, 6, 0]])
+    given = tr.SessionBatch({"item_id": items}, torch.tensor([3, 2]))
+    with torch.no_grad():
+        sessions = model.session_embeddings(given)
+        table = model.inputs.item_table.weight
+        weights = model.attention_weights(given)[-1][1, 0, 1, :2]
+    assert torch.allclose(sessions[0], table[4], atol=1e-6)
+    assert torch.allclose(sessions[1], weights @ table[5:7], atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -300,3 +300,23 @@ def test_something_else_at_the_target_is_found_before_reading(tmp_path: Path) ->
     (tmp_path / "thesis" / "thesis.tex").write_text("x")
     with pytest.raises(ArtifactError, match="left alone"):
         preprocess(recipe(), [tmp_path / "none.parquet"], [], tmp_path / "thesis")
+
+
+def test_sessions_one_a_line_with_a_test_file_of_prefixes_and_targets(tmp_path: Path) -> None:
+    # the files of SR-GNN: oldest line first; a test line is a session so far, a tab, what came next
+    lines = ["1 2", "2 3 1", "3 1", "1 2 3", "2 1"]
+    (tmp_path / "train.txt").write_text("\n".join(lines) + "\n")
+    (tmp_path / "test.txt").write_text("2 3\t1\n2\t3\n")
+    chosen = recipe(
+        format="sequences", session_first=False, timestamp=None, features=[], split={"valid": 0.4}
+    )
+    data = tmp_path / "data"
+    preprocess(chosen, [tmp_path / "train.txt"], [tmp_path / "test.txt"], data)
+    items = Fitted.read(data).item.values.to_pylist()
+
+    def ids(name: str) -> list[list[int]]:
+        return [[items[i - 3] for i in session] for session in part(data, name)["item_id"]]
+
+    assert sorted(ids("train")) == [[1, 2], [2, 3, 1], [3, 1]]
+    assert sorted(ids("valid")) == [[1, 2, 3], [2, 1]], "the newest lines"
+    assert sorted(ids("test")) == [[2, 3], [2, 3, 1]], "the target is the last item"

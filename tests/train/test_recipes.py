@@ -53,6 +53,16 @@ def vectors_of(shop: Shop, path: Path, width: int = 6) -> np.ndarray:
         ({"architecture": "sasrec"}, {"loss": "gbce", "negatives": "uniform"}),
         ({"architecture": "gru"}, {"loss": "bpr-max", "negatives": "popularity"}),
         ({"architecture": "hstu"}, {"loss": "sampled-softmax", "negatives": "in-batch"}),
+        (
+            {
+                "architecture": "core",
+                "normalize": True,
+                "temperature": 0.07,
+                "item_dropout": 0.1,
+                "item_vectors": "co-visitation",
+            },
+            {},
+        ),
         ({"architecture": "bert", "masking": "mlm", "feature_layer_norm": True}, {}),
         ({"architecture": "electra", "masking": "rtd"}, {}),
         ({"architecture": "xlnet", "masking": "plm", "swap_noise": 0.1}, {}),
