@@ -29,6 +29,7 @@ from pipeline.train.processes import (
     is_lost_process,
     joined_processes,
 )
+from pipeline.train.report.run import write_training_report
 
 LOG_FILE = "metrics.jsonl"
 _EVALUATION_SESSIONS = 1024
@@ -135,6 +136,7 @@ def _train(
             # a run serves and evaluates without the data it came from
             fitted.write(directory)
             (directory / SCHEMA_FILE).write_bytes((data / SCHEMA_FILE).read_bytes())
+            write_training_report(directory, facts, out.resolve().name)
     if processes.is_first:
         checkpoints.remove()
     return facts
