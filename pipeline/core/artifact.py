@@ -115,6 +115,9 @@ def read_manifest(path: Path, kind: str, *, check_files: bool = True) -> dict[st
         found = manifest["kind"]
         files = {name: (e["bytes"], e["sha256"]) for name, e in manifest["files"].items()}
         facts = dict(manifest["facts"])
+        # they stand in errors, which are one line
+        if found not in _NEXT_STEP or not all(name.isprintable() for name in files):
+            raise ValueError
     except FileNotFoundError:
         raise ArtifactError(f"{path} is incomplete: missing {MANIFEST}. {next_step}") from None
     except (ValueError, KeyError, TypeError, AttributeError, OSError):
@@ -123,7 +126,7 @@ def read_manifest(path: Path, kind: str, *, check_files: bool = True) -> dict[st
         raise ArtifactError(f"{path} is a {found} directory, expected {kind}. {next_step}")
     if manifest.get("format") != _FORMAT:
         raise ArtifactError(
-            f"{path} has format {manifest.get('format')}, this version reads {_FORMAT}. {next_step}"
+            f"{path} has format {manifest.get('format')!r}, this version reads {_FORMAT}. {next_step}"
         )
     for name, (num_bytes, digest) in files.items() if check_files else ():
         file = path / name
@@ -143,6 +146,7 @@ def check_replaceable(path: Path, kind: str) -> None:
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         found, files = manifest["kind"], set(manifest["files"])
+        found = found if found in _NEXT_STEP else None
     except (OSError, ValueError, KeyError, TypeError):
         found, files = None, set()
     if found != kind:
