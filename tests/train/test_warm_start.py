@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from pipeline.core.columns import FIRST_ITEM
 from pipeline.core.errors import ConfigError
 from pipeline.core.fitted import Fitted, Vocabulary
 from pipeline.core.recipe import ModelConfig, Preprocess, TrainConfig
@@ -71,7 +72,9 @@ def scores(model: Model, data: Path, items: list[int]) -> dict[object, float]:
     """Of each raw item after a session of raw `items`."""
     fitted = Fitted.read(data)
     index = {
-        name: {value: FIRST + place for place, value in enumerate(vocabulary.values.to_pylist())}
+        name: {
+            value: FIRST_ITEM + place for place, value in enumerate(vocabulary.values.to_pylist())
+        }
         for name, vocabulary in fitted.vocabularies.items()
     }
     features = {
@@ -82,9 +85,6 @@ def scores(model: Model, data: Path, items: list[int]) -> dict[object, float]:
     with torch.no_grad():
         found = model(batch)[0]
     return {item: float(found[place]) for item, place in index["item_id"].items()}
-
-
-FIRST = 3
 
 
 def test_on_the_same_data_it_scores_as_the_run_before_any_step(data: Path, run: Path) -> None:
@@ -107,10 +107,12 @@ def test_new_items_begin_at_a_mean_and_old_rows_are_copied(
     larger = write_data(tmp_path / "log", [*range(12, 24)])
     model, before = begun(run, larger, new_items=new_items), load_model(run)
     ids = Fitted.read(larger).item.values.to_pylist()
-    old = {item: row for row, item in enumerate(Fitted.read(data).item.values.to_pylist(), FIRST)}
+    old = {
+        item: row for row, item in enumerate(Fitted.read(data).item.values.to_pylist(), FIRST_ITEM)
+    }
     table, earlier = model.inputs.item_table.weight, before.inputs.item_table.weight
     assert set(ids) - set(old) == {20, 21, 22, 23}
-    for row, item in enumerate(ids, FIRST):
+    for row, item in enumerate(ids, FIRST_ITEM):
         if item in old:
             assert table[row].equal(earlier[old[item]])
         else:

@@ -98,7 +98,8 @@ def test_figures_of_a_window_do_not_change_when_later_ones_are_removed(
     shorter = first_sessions(data, tmp_path / "data", 2 * DAY)
     train_windows(shorter, MODEL, TRAIN, tmp_path / "run", seconds=DAY)
     found, expected = figures(tmp_path / "run"), figures(run)
-    assert len(found) == 2 and len(expected) == 4
+    assert len(found) == 2
+    assert len(expected) == 4
     assert found[0] == expected[0]
     assert found[1]["evaluation"] == expected[1]["evaluation"] is not None
 
@@ -151,9 +152,8 @@ def test_old_rows_stay_and_new_ones_begin_at_the_mean_of_their_kind(
     for (before, rows, after), alike in grown:
         known = rows >= 0
         # old ids are not disturbed either: the catalogue grows at its end
-        assert (rows[: len(before)] == np.arange(len(before))).all() and not known[
-            len(before) :
-        ].any()
+        assert (rows[: len(before)] == np.arange(len(before))).all()
+        assert not known[len(before) :].any()
         assert after[: len(before)].equal(before)
         for row in range(len(before), len(after)):
             same = [r for r in range(3, len(before)) if alike[r, 0] == alike[row, 0]]
@@ -191,7 +191,8 @@ def test_a_mean_over_windows_gives_each_the_same_weight() -> None:
     assert mean["results"]["m"]["r"] == pytest.approx(0.3)
     assert mean["margins"]["m"]["r"] == pytest.approx(0.025)
     unsure = mean_of_windows([report(0.2, 0.03), report(0.4, None)])
-    assert unsure is not None and unsure["margins"]["m"]["r"] is None
+    assert unsure is not None
+    assert unsure["margins"]["m"]["r"] is None
 
 
 @pytest.mark.parametrize("width", ["0.5", "2w", "0d", "-1d", ""])
@@ -223,7 +224,8 @@ def test_the_command_tells_windows_from_a_plain_run(
         return capsys.readouterr().out
 
     first = command("--windows", "2d")
-    assert "mean of the windows" in first and "1970-01-03T00:00:00Z" in first
+    assert "mean of the windows" in first
+    assert "1970-01-03T00:00:00Z" in first
     assert "up to date" in command("--windows", "48h", "--if-needed")
     assert "up to date" not in command("--if-needed")
     assert not (tmp_path / "run" / "windows.json").exists()
