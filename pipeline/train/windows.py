@@ -13,14 +13,12 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from pipeline.core import identity
@@ -29,7 +27,6 @@ from pipeline.core.artifact import new_artifact, read_manifest, write_json
 from pipeline.core.columns import (
     FIRST_ITEM,
     ITEM,
-    OUT_OF_VOCABULARY,
     SCHEMA_FILE,
     SESSION,
     SESSIONS_DIRECTORY,
@@ -46,7 +43,6 @@ from pipeline.train.breakdowns import describe_targets
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.evaluation import prefixes, rank_targets
 from pipeline.train.from_data import from_data
-from pipeline.train.interactions import Interactions
 from pipeline.train.loader import read_sessions
 from pipeline.train.metrics import DEFAULT_CUTOFFS, gains, margin
 from pipeline.train.processes import Processes, announced_processes
@@ -60,64 +56,19 @@ from pipeline.train.warm_start import (
     item_features,
     read_earlier,
 )
+from pipeline.train.window_sessions import (
+    Catalogue,
+    Window,
+    cut_windows,
+    flat,
+    interactions_of,
+    mapped,
+    trainable,
+    write_part,
+)
 
 WINDOWS_FILE = "windows.json"
 _METRICS = ("recall", "ndcg", "mrr")
-_MICROSECONDS = 1_000_000
-_DAY = 86_400 * _MICROSECONDS
-_ROW_GROUP_SESSIONS = 65_536
-"""As preprocessing writes them: what the loader shuffles among each other."""
-
-
-class Window(NamedTuple):
-    """A span of time with the sessions that end in it."""
-
-    begin: int
-    """Microseconds since 1970 UTC."""
-    end: int
-    """One past its last microsecond."""
-    sessions: np.ndarray
-    """Their places in the table of all sessions, rising."""
-
-
-def cut_windows(ends: np.ndarray, seconds: float, trainable: np.ndarray) -> list[Window]:
-    """(M,) times of the sessions' last interactions, in microseconds -> windows, oldest first.
-
-    They are counted from midnight UTC of the first day. A span without a session that is
-    `trainable`, (M,) bool, is left out: nothing could be learned from it.
-    """
-    width = round(seconds * _MICROSECONDS)
-    origin = int(ends.min()) // _DAY * _DAY
-    number = (ends - origin) // width
-    windows = []
-    for which in np.unique(number[trainable]).tolist():
-        begin = origin + which * width
-        windows.append(Window(begin, begin + width, np.flatnonzero(number == which)))
-    return windows
-
-
-@dataclass(frozen=True, kw_only=True)
-class Catalogue:
-    """Which values have occurred, by categorical feature: (rows,) indices of the data.
-
-    A value stands where it did when more are added. Those of one window stand in the data's order.
-    """
-
-    rows: dict[str, np.ndarray]
-
-    def extended(self, occurred: dict[str, np.ndarray]) -> "Catalogue":
-        """With the values of `occurred`, indices of the data, that are new."""
-        rows = {}
-        for name, known in self.rows.items():
-            new = np.setdiff1d(occurred[name], known)  # sorted
-            rows[name] = np.concatenate([known, new[new >= FIRST_ITEM]])
-        return Catalogue(rows=rows)
-
-    def places(self, name: str, num_rows: int) -> np.ndarray:
-        """(V,) for each index of the data its place here, or -1."""
-        places = np.full(num_rows, -1)
-        places[self.rows[name]] = np.arange(len(self.rows[name]))
-        return places
 
 
 def train_windows(
@@ -290,11 +241,11 @@ class _Work:
         times = self.sessions[TIMESTAMP].combine_chunks()
         offsets = times.offsets.to_numpy()
         lengths = np.diff(offsets)
-        trainable = lengths >= self.fitted.recipe.min_session_length
-        if not trainable.any():
+        long_enough = lengths >= self.fitted.recipe.min_session_length
+        if not long_enough.any():
             raise ArtifactError("The data hold no session to train on. Preprocess a longer log.")
         ends = times.values.to_numpy()[np.maximum(offsets[1:] - 1, 0)]
-        return cut_windows(ends, seconds, trainable)
+        return cut_windows(ends, seconds, long_enough)
 
     def begin(self) -> _State:
         """Nothing is known, but for the values that an earlier run knew."""
@@ -317,9 +268,7 @@ class _Work:
 
         sessions = self.sessions.take(seen[-1].sessions)
         occurred = {
-            name: np.arange(self._num_rows(name))
-            if everything
-            else np.unique(_flat(sessions, name))
+            name: np.arange(self._num_rows(name)) if everything else np.unique(flat(sessions, name))
             for name in self.features
         }
         before = {name: len(rows) for name, rows in state.catalogue.rows.items()}
@@ -332,12 +281,12 @@ class _Work:
             alike = None
             if self.train.new_items == "features":
                 names = item_features(self.fitted)
-                past = self.sessions.take(np.concatenate([w.sessions for w in seen]))
-                values = features_of_items(past, names, self._num_rows(ITEM))
+                values = features_of_items(self._sessions_of(seen), names, self._num_rows(ITEM))
                 alike = values[catalogue.rows[model.inputs.item]]
             carry_over(model, self.config, earlier, alike=alike)
-        rows = self._trainable(sessions)
-        self._write(rows, catalogue, scratch, "train")
+        recipe = self.fitted.recipe
+        rows = trainable(sessions, recipe.max_sequence_length + 1, recipe.min_session_length)
+        write_part(mapped(rows, catalogue, self._sizes()), scratch, "train")
         one = Processes()
         trainer = Trainer(
             model,
@@ -366,10 +315,10 @@ class _Work:
     ) -> dict[str, Any] | None:
         """Every target of a window among the items of those before; None if it has no target."""
         assert state.model is not None  # noqa: S101
-        sessions = self._write(
-            self.sessions.take(window.sessions), state.catalogue, scratch, "valid"
-        )
-        interactions = _interactions(sessions)
+        sizes = self._sizes()
+        sessions = mapped(self.sessions.take(window.sessions), state.catalogue, sizes)
+        write_part(sessions, scratch, "valid")
+        interactions = interactions_of(sessions)
         targets = describe_targets(interactions, "all")
         if not len(targets.items):
             return None
@@ -378,10 +327,7 @@ class _Work:
         # baselines and sessions are of the same targets as the model
         assert np.array_equal(targets.items, ranked.targets)  # noqa: S101
         ranks = {"model": ranked.ranks}
-        past = self._mapped(
-            self.sessions.take(np.concatenate([w.sessions for w in seen])), state.catalogue
-        )
-        history = _interactions(past)
+        history = interactions_of(mapped(self._sessions_of(seen), state.catalogue, sizes))
         longest = self.fitted.recipe.max_sequence_length
         before = prefixes(interactions.values, interactions.offsets, "all", longest)
         num_rows = len(state.catalogue.rows[ITEM])
@@ -447,86 +393,26 @@ class _Work:
             weights = weights[rows.get(self.train.weights.feature, slice(None))]
         counts = None
         if self.known.item_counts is not None:
-            past = self.sessions.take(np.concatenate([w.sessions for w in seen]))
-            every = np.bincount(_flat(past, ITEM), minlength=self._num_rows(ITEM))
+            every = np.bincount(flat(self._sessions_of(seen), ITEM), minlength=self._num_rows(ITEM))
             counts = torch.from_numpy(every)[rows[ITEM][FIRST_ITEM:]]
         return FromData(
             vectors=vectors, item_counts=counts, positives=self.known.positives, weights=weights
         )
 
-    def _trainable(self, sessions: pa.Table) -> pa.Table:
-        """Long enough sessions, cut to the newest L and their target, as preprocessing does."""
-        longest = self.fitted.recipe.max_sequence_length + 1
-        lengths = np.diff(sessions[ITEM].combine_chunks().offsets.to_numpy())
-        chosen = sessions.take(
-            np.flatnonzero(lengths >= self.fitted.recipe.min_session_length)
-        ).combine_chunks()
-        for name, column in _lists(chosen):
-            offsets = column.offsets.to_numpy()
-            lengths = np.minimum(np.diff(offsets), longest)
-            starts = np.cumsum(lengths) - lengths
-            places = np.arange(lengths.sum()) + np.repeat(offsets[1:] - lengths - starts, lengths)
-            ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-            chosen = _with(chosen, name, pa.ListArray.from_arrays(ends, column.values.take(places)))
-        return chosen
-
-    def _mapped(self, sessions: pa.Table, catalogue: Catalogue) -> pa.Table:
-        """With the indices of a catalogue; what is not in it is unknown."""
-        for name in self.features:
-            places = catalogue.places(name, self._num_rows(name))
-            places[places < 0] = OUT_OF_VOCABULARY
-            column = sessions[name].combine_chunks()
-            if pa.types.is_list(column.type):
-                values = pa.array(places[column.values.to_numpy()], type=column.type.value_type)
-                mapped = pa.ListArray.from_arrays(column.offsets, values)
-            else:
-                mapped = pa.array(places[column.to_numpy()], type=column.type)
-            sessions = _with(sessions, name, mapped)
-        return sessions
-
-    def _write(
-        self, sessions: pa.Table, catalogue: Catalogue, scratch: Path, part: str
-    ) -> pa.Table:
-        """Sessions by a catalogue's indices as a part of a data directory."""
-        mapped = self._mapped(sessions, catalogue)
-        folder = scratch / SESSIONS_DIRECTORY / part
-        folder.mkdir(parents=True, exist_ok=True)
-        pq.write_table(mapped, folder / "part-0.parquet", row_group_size=_ROW_GROUP_SESSIONS)
-        return mapped
+    def _sessions_of(self, seen: list[Window]) -> pa.Table:
+        return self.sessions.take(np.concatenate([window.sessions for window in seen]))
 
     def _num_rows(self, name: str) -> int:
         return self.schema[name].num_rows
+
+    def _sizes(self) -> dict[str, int]:
+        return {name: self._num_rows(name) for name in self.features}
 
 
 def _at(earlier: Earlier, catalogue: Catalogue) -> Earlier:
     """For the rows of a catalogue in place of those of the data."""
     rows = {name: earlier.rows[name][indices] for name, indices in catalogue.rows.items()}
     return Earlier(earlier.weights, rows)
-
-
-def _interactions(sessions: pa.Table) -> Interactions:
-    items = sessions[ITEM].combine_chunks()
-    return Interactions(
-        items.values.to_numpy(),
-        items.offsets.to_numpy().astype(np.int64),
-        _flat(sessions, TIMESTAMP),
-    )
-
-
-def _flat(sessions: pa.Table, name: str) -> np.ndarray:
-    column = sessions[name].combine_chunks()
-    values: np.ndarray = (column.flatten() if pa.types.is_list(column.type) else column).to_numpy()
-    return values
-
-
-def _lists(sessions: pa.Table) -> Iterator[tuple[str, Any]]:
-    for name in sessions.column_names:
-        if pa.types.is_list(sessions[name].type):
-            yield name, sessions[name].combine_chunks()
-
-
-def _with(sessions: pa.Table, name: str, column: Any) -> pa.Table:
-    return sessions.set_column(sessions.column_names.index(name), name, column)
 
 
 def _append_log(directory: Path, scratch: Path, window: int, steps: int, epochs: float) -> None:

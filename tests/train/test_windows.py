@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
@@ -19,7 +20,8 @@ from pipeline.preprocess.run import preprocess
 from pipeline.train import windows as of_windows
 from pipeline.train.run import train
 from pipeline.train.warm_start import Earlier, carry_over
-from pipeline.train.windows import cut_windows, mean_of_windows, train_windows
+from pipeline.train.window_sessions import cut_windows, trainable
+from pipeline.train.windows import mean_of_windows, train_windows
 
 MODEL = ModelConfig(d_model=8, n_head=2, n_layer=1, dropout=0.1)
 TRAIN = TrainConfig(epochs=1, batch_size=8, seed=5, new_items="features")
@@ -173,10 +175,18 @@ def test_the_run_has_the_catalogue_of_its_data_and_a_log_of_all_windows(
     assert {line["window"] for line in log} == {1, 2, 3, 4}
 
 
+def test_sessions_of_any_part_are_cut_as_those_of_training() -> None:
+    lists = [[3, 4, 5, 6], [7], [8, 9]]
+    table = pa.table({"item_id": lists, "kind": lists, "device": [1, 2, 3]})
+    cut = trainable(table, longest=3, shortest=2)
+    assert cut["item_id"].to_pylist() == cut["kind"].to_pylist() == [[4, 5, 6], [8, 9]]
+    assert cut["device"].to_pylist() == [1, 3]
+
+
 def test_windows_begin_at_midnight_and_leave_out_spans_without_a_session_to_train_on() -> None:
     hours = np.array([5.0, 23.9, 24.0, 49.0, 80.0])
-    trainable = np.array([True, True, True, False, True])
-    found = cut_windows((hours * 3.6e9).astype(np.int64), DAY, trainable)
+    long_enough = np.array([True, True, True, False, True])
+    found = cut_windows((hours * 3.6e9).astype(np.int64), DAY, long_enough)
     assert [window.sessions.tolist() for window in found] == [[0, 1], [2], [4]]
     assert [window.begin / 3.6e9 for window in found] == [0, 24, 72]
     assert [window.end / 3.6e9 for window in found] == [24, 48, 96]
