@@ -152,6 +152,19 @@ def preprocess(
 @click.option(
     "--restart", is_flag=True, help="Begin anew where a training of this was interrupted."
 )
+@click.option(
+    "--from",
+    "start",
+    type=path_type,
+    metavar="RUN",
+    help="Begin from the weights of an earlier run, whose catalogue may be another.",
+)
+@click.option(
+    "--windows",
+    metavar="WIDTH",
+    help="Train day by day (1d) or by hours (6h), each window evaluated before it is trained on; "
+    "valid and test sessions are among them.",
+)
 @if_needed_option
 @set_option
 @json_option
@@ -160,6 +173,8 @@ def train(
     config: Path,
     out: Path,
     restart: bool,
+    start: Path | None,
+    windows: str | None,
     if_needed: bool,
     overrides: tuple[str, ...],
     as_json: bool,
@@ -174,16 +189,25 @@ def train(
     recipe = Recipe.from_yaml(config, overrides)
     check_out(out, "run")
     check_in(data, "data")
+    if start is not None:
+        check_in(start, "run")
     from pipeline.core import identity
+    from pipeline.core.recipe import window_seconds
 
-    if if_needed and is_current(
-        out, "run", identity.of_run(data, recipe.model, recipe.train), as_json
-    ):
+    seconds = None if windows is None else window_seconds(windows)
+    made_from = identity.of_run(data, recipe.model, recipe.train, windows=seconds, start=start)
+    if if_needed and is_current(out, "run", made_from, as_json):
         return
     from pipeline.report import run_text
-    from pipeline.train.run import train as run
 
-    facts = run(data, recipe.model, recipe.train, out, restart=restart)
+    if seconds is None:
+        from pipeline.train.run import train as run
+
+        facts = run(data, recipe.model, recipe.train, out, restart=restart, start=start)
+    else:
+        from pipeline.train.windows import train_windows
+
+        facts = train_windows(data, recipe.model, recipe.train, out, seconds=seconds, start=start)
     print_result(facts, as_json, run_text(facts, out))
 
 

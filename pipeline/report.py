@@ -27,10 +27,47 @@ def run_text(facts: dict[str, Any], out: Path) -> str:
     if "best_epoch" in facts:
         metric = facts["train"]["metric"]
         best = f" Best epoch {facts['best_epoch']:g}: {metric} {facts[f'valid_{metric}']:.4f}."
-    return (
+    lines = _windows_text(facts["windows"]) if "windows" in facts else []
+    lines += [
         f"Trained {facts['parameters']:,} parameters in {facts['seconds']:.0f} s on "
-        f"{facts['device']}, loss {facts['train_loss']:.3f}.{best}\nWrote {out}."
-    )
+        f"{facts['device']}, loss {facts['train_loss']:.3f}.{best}",
+        f"Wrote {out}.",
+    ]
+    return "\n".join(lines)
+
+
+_OF_WINDOWS = {"model": ("recall@20", "mrr@20"), "popularity": ("recall@20",),
+               "sequential-rules": ("recall@20",)}  # fmt: skip
+"""Columns of the table by model; all others stand in windows.json."""
+
+
+def _windows_text(windows: dict[str, Any]) -> list[str]:
+    """Table of the windows, each evaluated before it was trained on, and their mean."""
+    names = [(model, name) for model, metrics in _OF_WINDOWS.items() for name in metrics]
+    heads = ["recall@20", "mrr@20", "popular", "rules"]
+    first = f"{'from':<20}  {'sessions':>8}  {'new items':>9}  {'targets':>8}  {'unknown':>7}"
+    lines = ["  ".join([first, *(f"{head:<13}" for head in heads)]).rstrip()]
+    for window in windows["windows"]:
+        found = window["evaluation"]
+        cells = f"{window['from']:<20}  {window['sessions']:>8,}  {window['new_items']:>9,}"
+        if found is not None:
+            counts = f"{found['targets']:>8,}  {found['unknown_targets']:>7,}"
+            cells = "  ".join([cells, counts, *_window_cells(found, names)])
+        lines.append(cells.rstrip())
+    if windows["mean"] is not None:
+        mean = "  ".join([f"{'mean of the windows':<60}", *_window_cells(windows["mean"], names)])
+        lines.append(mean.rstrip())
+    return [
+        *lines,
+        "Each window was evaluated before it was trained on; popular and rules are the recall@20",
+        "of popularity and sequential rules. ±: half the 95 % interval. The run learned from all",
+        "sessions of the data, so evaluate it on later ones.",
+    ]
+
+
+def _window_cells(found: dict[str, Any], names: list[tuple[str, str]]) -> list[str]:
+    results, margins = found["results"], found["margins"]
+    return [f"{_with_margin(results[m][n], margins[m][n]):<13}" for m, n in names]
 
 
 _SURE = ("recall", "ndcg", "mrr")

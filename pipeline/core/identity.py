@@ -16,10 +16,28 @@ def of_data(recipe: Preprocess, inputs: list[Path], test_inputs: list[Path]) -> 
     return fingerprint(settings, [*inputs, *test_inputs], [])
 
 
-def of_run(data: Path, model: ModelConfig, train: TrainConfig) -> str:
-    """Of a run: the data directory, files of vectors, the settings of model and training."""
-    settings = {"model": model.model_dump(mode="json"), "train": train.model_dump(mode="json")}
-    return fingerprint(settings, [Path(vectors.file) for vectors in model.pretrained], [data])
+def of_run(
+    data: Path,
+    model: ModelConfig,
+    train: TrainConfig,
+    *,
+    windows: float | None = None,
+    start: Path | None = None,
+) -> str:
+    """Of a run: the data directory, files of vectors, the settings of model and training.
+
+    `windows` is the width of those that it is trained in, in seconds; `start` the run it began
+    from.
+    """
+    settings: dict[str, object] = {
+        "model": model.model_dump(mode="json"),
+        "train": train.model_dump(mode="json"),
+    }
+    if windows is not None:
+        settings["windows"] = windows
+    begun = [] if start is None else [start]
+    files = [Path(vectors.file) for vectors in model.pretrained]
+    return fingerprint(settings, files, [data, *begun])
 
 
 def of_repository(

@@ -309,6 +309,9 @@ class TrainConfig(Config):
     each reads partitions (row groups) of its own."""
     tensorboard: bool = False
     """Write what is logged for TensorBoard too, into `tensorboard/` of the run."""
+    new_items: Literal["mean", "features"] = "mean"
+    """With --windows or --from: where the vectors of new items begin, at the mean of the known ones
+    or of those with the same categorical features."""
     arguments: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of Hugging Face's TrainingArguments, by their own names."""
 

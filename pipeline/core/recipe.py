@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.core.columns import ITEM, SESSION, TIMESTAMP
 from pipeline.core.config import Config
+from pipeline.core.errors import ConfigError
 from pipeline.core.model_recipe import ModelConfig, TrainConfig
 
 __all__ = ["Feature", "ModelConfig", "Preprocess", "Recipe", "Split", "Timestamp", "TrainConfig"]
@@ -104,6 +105,17 @@ def split_seconds(value: str | float) -> tuple[float | None, float | None]:
     elif isinstance(value, int | float) and 0 < value < 1:
         return None, float(value)
     raise ValueError("expected days (`2d`), hours (`6h`) or a fraction between 0 and 1")
+
+
+def window_seconds(value: str) -> float:
+    """`1d`, `6h` -> seconds. ConfigError for anything else."""
+    try:
+        seconds, _ = split_seconds(value)
+    except ValueError:
+        seconds = None
+    if seconds is None:
+        raise ConfigError(f"--windows is {value!r}, expected days (`1d`) or hours (`6h`).")
+    return seconds
 
 
 class Preprocess(Config):

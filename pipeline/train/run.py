@@ -30,6 +30,7 @@ from pipeline.train.processes import (
     joined_processes,
 )
 from pipeline.train.report.run import write_training_report
+from pipeline.train.warm_start import begin_from
 
 LOG_FILE = "metrics.jsonl"
 _EVALUATION_SESSIONS = 1024
@@ -45,16 +46,20 @@ def train(
     *,
     restart: bool = False,
     callbacks: Sequence[Any] = (),
+    start: Path | None = None,
 ) -> dict[str, Any]:
     """Train a model on `data` and write the run to `out`; return the manifest's facts.
 
     Goes on from the last checkpoint of a training of the same settings and data that was to write
     `out` and was interrupted, unless `restart`. Started by `torchrun`, it trains together with the
     other processes, of which the first writes. `callbacks` are Hugging Face's TrainerCallbacks.
+    `start` is an earlier run whose weights the model begins from.
     """
     with joined_processes(train_config.arguments.get("ddp_timeout", TIMEOUT_SECONDS)) as processes:
         try:
-            return _train(data, model_config, train_config, out, restart, processes, [*callbacks])
+            return _train(
+                data, model_config, train_config, out, restart, processes, [*callbacks], start
+            )
         except Exception as error:
             if not is_lost_process(error):
                 raise
@@ -73,6 +78,7 @@ def _train(
     restart: bool,
     processes: Processes,
     callbacks: list[Any],
+    start: Path | None,
 ) -> dict[str, Any]:
     # Hugging Face's Trainer takes ten seconds to import, which evaluation does without
     from transformers import set_seed
@@ -84,7 +90,7 @@ def _train(
     schema = Schema.from_json(data / SCHEMA_FILE)
     fitted = Fitted.read(data)
     known = from_data(data, fitted, model_config, train_config)
-    made_from = identity.of_run(data, model_config, train_config)
+    made_from = identity.of_run(data, model_config, train_config, start=start)
     longest = fitted.recipe.max_sequence_length
     facts: dict[str, Any] = {}
     checkpoints = Checkpoints(out, made_from, processes.count)
@@ -92,11 +98,13 @@ def _train(
         found = _interrupted(checkpoints, processes, restart)
         set_seed(train_config.seed)
         model = build_model(schema, model_config, longest, train_config, known)
+        if start is not None:
+            begin_from(model, start, data, fitted, model_config, train_config.new_items)
         trainer = Trainer(
             model,
             train_config,
-            train_loader=_training_loader(data, model, train_config, processes),
-            valid_loader=_loader(data, "valid", model, _EVALUATION_SESSIONS)
+            train_loader=training_loader(data, model, train_config, processes),
+            valid_loader=evaluation_loader(data, "valid", model)
             if _has_targets(data, "valid")
             else None,
             log_path=directory / LOG_FILE if directory else None,
@@ -110,13 +118,12 @@ def _train(
             if processes.is_first and checkpoints.last_step is not None:
                 _say(f"Interrupted. The same command goes on from step {checkpoints.last_step:,}.")
             raise
-        if not all(bool(p.isfinite().all()) for p in model.parameters()):
+        try:
+            check_finite(model)
+        except ConfigError:
             if processes.is_first:
                 checkpoints.remove()  # there is nothing to go on with
-            raise ConfigError(
-                "Training diverged: weights are not finite. Lower `train.learning_rate`, or raise "
-                "`model.temperature`."
-            )
+            raise
         facts.update(
             seconds=round(trainer.stopwatch.seconds(), 1),
             device=str(trainer.args.device),
@@ -132,14 +139,34 @@ def _train(
             facts["best_epoch"] = trainer.best.epoch
             facts[f"valid_{train_config.metric}"] = trainer.best.value
         if directory is not None:
-            save_model(directory, model, schema, model_config, longest)
-            # a run serves and evaluates without the data it came from
-            fitted.write(directory)
-            (directory / SCHEMA_FILE).write_bytes((data / SCHEMA_FILE).read_bytes())
+            write_run(directory, data, model, schema, fitted, model_config)
             write_training_report(directory, facts, out.resolve().name)
     if processes.is_first:
         checkpoints.remove()
     return facts
+
+
+def check_finite(model: Model) -> None:
+    """ConfigError if training diverged."""
+    if not all(bool(p.isfinite().all()) for p in model.parameters()):
+        raise ConfigError(
+            "Training diverged: weights are not finite. Lower `train.learning_rate`, or raise "
+            "`model.temperature`."
+        )
+
+
+def write_run(
+    directory: Path,
+    data: Path,
+    model: Model,
+    schema: Schema,
+    fitted: Fitted,
+    model_config: ModelConfig,
+) -> None:
+    """Write the model and what it serves and evaluates by without the data it came from."""
+    save_model(directory, model, schema, model_config, fitted.recipe.max_sequence_length)
+    fitted.write(directory)
+    (directory / SCHEMA_FILE).write_bytes((data / SCHEMA_FILE).read_bytes())
 
 
 def _written_by_first(
@@ -168,9 +195,10 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr)  # noqa: T201  (stdout is for results)
 
 
-def _training_loader(
+def training_loader(
     data: Path, model: Model, config: TrainConfig, processes: Processes
 ) -> SessionLoader:
+    """Training sessions in pools of many batches, in a random order."""
     accumulated = config.arguments.get(
         "gradient_accumulation_steps", config.gradient_accumulation_steps
     )
@@ -189,22 +217,14 @@ def _training_loader(
     )
 
 
-def _loader(
-    data: Path,
-    part: str,
-    model: Model,
-    batch_size: int,
-    columns: list[str] | None = None,
-    seed: int | None = None,
-) -> SessionLoader:
+def evaluation_loader(data: Path, part: str, model: Model) -> SessionLoader:
+    """Sessions of a part in their order."""
     return SessionLoader(
         data,
         part,
         item=model.inputs.item,
-        features=columns or model.inputs.feature_names,
-        batch_size=batch_size,
-        shuffle=seed is not None,
-        seed=seed or 0,
+        features=model.inputs.feature_names,
+        batch_size=_EVALUATION_SESSIONS,
     )
 
 
