@@ -125,8 +125,9 @@ def read_manifest(path: Path, kind: str, *, check_files: bool = True) -> dict[st
     if found != kind:
         raise ArtifactError(f"{path} is a {found} directory, expected {kind}. {next_step}")
     if manifest.get("format") != _FORMAT:
+        version = repr(manifest.get("format"))
         raise ArtifactError(
-            f"{path} has format {manifest.get('format')!r}, this version reads {_FORMAT}. {next_step}"
+            f"{path} has format {version}, this version reads {_FORMAT}. {next_step}"
         )
     for name, (num_bytes, digest) in files.items() if check_files else ():
         file = path / name
