@@ -24,9 +24,8 @@ _part_option = click.option(
 @click.option(
     "--positions",
     type=click.Choice(["all", "last"]),
-    default="all",
-    show_default=True,
-    help="Every interaction but the first is a target, or the last.",
+    help="Every interaction but the first is a target, or the last.  [default: all; last where the "
+    "data were split by leave-one-out]",
 )
 @click.option("--cutoffs", default="5,10,20", show_default=True, help="List lengths K.")
 @click.option(

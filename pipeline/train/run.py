@@ -65,6 +65,7 @@ def train(
             train_loader=loaders["train"],
             valid_loader=loaders.get("valid"),
             log_path=directory / LOG_FILE,
+            valid_positions=fitted.recipe.target_positions,
         )
         begin = time.monotonic()
         result = trainer.train()
@@ -98,12 +99,14 @@ def evaluate(
     data: Path,
     *,
     part: str = "test",
-    positions: Positions = "all",
+    positions: Positions | None = None,
     cutoffs: tuple[int, ...] = (5, 10, 20),
     baselines: bool = True,
 ) -> dict[str, Any]:
     """Metrics of a run, and of the baselines, on one part of `data`, over the full catalogue.
 
+    Where `positions` is not given, every position but the first is a target, or the last alone in
+    data that were split by leave-one-out.
     Returns {"part", "positions", "targets", "unknown_targets", "catalogue_items", "results"}
     where results maps a model's name to its metrics: those of ranks and those of its top-K lists,
     a list for each target; None for what is not defined, such as the popularity bias where
@@ -113,6 +116,7 @@ def evaluate(
     read_manifest(run, "run")
     read_manifest(data, "data")
     check_same_preprocessing(run, data)
+    positions = positions or Fitted.read(data).recipe.target_positions
     model = load_model(run).to(best_device())
     longest = model.inputs.max_sequence_length
     assert longest is not None  # noqa: S101

@@ -22,7 +22,7 @@ from pipeline.core.recipe import TrainConfig
 from pipeline.model.batch import SessionBatch
 from pipeline.model.model import Model
 from pipeline.train.callbacks import BestEpoch, JsonLines, ProgressBar
-from pipeline.train.evaluation import rank_targets
+from pipeline.train.evaluation import Positions, rank_targets
 from pipeline.train.loader import SessionLoader
 from pipeline.train.metrics import METRICS, ranking_metrics
 
@@ -99,12 +99,14 @@ class Trainer(HuggingFaceTrainer):
         train_loader: SessionLoader,
         valid_loader: SessionLoader | None,
         log_path: Path,
+        valid_positions: Positions = "all",
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         check_metric(config.metric)
         self.session_model = model
         self.train_loader = train_loader
         self.valid_loader = valid_loader
+        self.valid_positions: Positions = valid_positions
         self.best = BestEpoch(model, config) if valid_loader is not None else None
         self._scratch = tempfile.TemporaryDirectory(prefix="pipeline-train-")
         arguments = training_arguments(config, self._scratch.name, valid_loader is not None)
@@ -138,11 +140,11 @@ class Trainer(HuggingFaceTrainer):
         return result
 
     def evaluate(self, *_arguments: Any, **_keywords: Any) -> dict[str, float]:
-        """Metrics `eval_<metric>@<K>` over every position of the validation sessions."""
+        """Metrics `eval_<metric>@<K>` over the chosen positions of the validation sessions."""
         assert self.valid_loader is not None  # noqa: S101
         training = self.session_model.training
         self.session_model.eval()
-        ranked = rank_targets(self.session_model, self.valid_loader, "all")
+        ranked = rank_targets(self.session_model, self.valid_loader, self.valid_positions)
         self.session_model.train(training)
         metrics = ranking_metrics(ranked.ranks, VALIDATION_CUTOFFS)
         values = {f"eval_{name}": value for name, value in metrics.items()}
