@@ -21,6 +21,7 @@ from pipeline.console import (
     set_option,
 )
 from pipeline.offline import evaluate, predict
+from pipeline.search import tune
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -32,7 +33,7 @@ def cli() -> None:
 
     \b
     preprocess -> train -> evaluate -> export -> serve -> recommend
-                        -> predict, without a server
+         -> tune       -> predict, without a server
 
     Start with `pipeline demo`, which does all of it on synthetic clicks.
     """
@@ -332,6 +333,7 @@ def recommend(
 
 cli.add_command(evaluate)
 cli.add_command(predict)
+cli.add_command(tune)
 
 
 def _column(text: str) -> tuple[str, list[str]]:

@@ -33,6 +33,40 @@ def run_text(facts: dict[str, Any], out: Path) -> str:
     )
 
 
+def tuning_text(facts: dict[str, Any], out: Path) -> str:
+    """Table of trials, best first, and what the best one set."""
+    rows = sorted(
+        facts["trials"], key=lambda row: (row["state"] != "complete", -(row["value"] or 0))
+    )
+    keys = sorted({key for row in rows for key in row["settings"]})
+    head = ["trial", "state", facts["metric"], "epochs", "seconds", *keys]
+    table = [head]
+    for row in rows:
+        values = [_short(row["settings"].get(key)) for key in keys]
+        value = "-" if row["value"] is None else f"{row['value']:.4f}"
+        counts = [str(row["epochs"]), _short(row["seconds"])]
+        table.append([str(row["trial"]), row["state"], value, *counts, *values])
+    widths = [max(len(line[place]) for line in table) for place in range(len(head))]
+    lines = [
+        "  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True))
+        for line in table
+    ]
+    reasons = [f"Trial {row['trial']}: {row['reason']}" for row in rows if row["reason"]]
+    best = facts["best"]
+    if best is None:
+        end = f"No trial was completed. Wrote {out}/trials.json."
+    else:
+        end = (
+            f"Best: trial {best['trial']}, {facts['metric']} {best['value']:.4f} on validation.\n"
+            f"Wrote {out}/best.yaml; its run is {out}/runs/{best['trial']}."
+        )
+    return "\n".join([*lines, *reasons, end])
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 _COLUMNS = {
     **{name: name for name in ("recall", "ndcg", "mrr", "precision", "coverage", "popularity")},
     "popularity_bias": "bias",

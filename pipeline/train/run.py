@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from pipeline.train.from_data import from_data
 from pipeline.train.loader import SessionLoader, read_sessions
 from pipeline.train.metrics import list_metrics, ranking_metrics
 
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
 LOG_FILE = "metrics.jsonl"
 _EVALUATION_SESSIONS = 1024
 _POOL_BATCHES = 16
@@ -29,9 +32,17 @@ _POOL_BATCHES = 16
 
 
 def train(
-    data: Path, model_config: ModelConfig, train_config: TrainConfig, out: Path
+    data: Path,
+    model_config: ModelConfig,
+    train_config: TrainConfig,
+    out: Path,
+    *,
+    callbacks: "list[TrainerCallback] | None" = None,
 ) -> dict[str, Any]:
-    """Train a model on `data` and write the run to `out`; return the manifest's facts."""
+    """Train a model on `data` and write the run to `out`; return the manifest's facts.
+
+    What one of `callbacks` raises ends the training; nothing is written then.
+    """
     # Hugging Face's Trainer takes ten seconds to import, which evaluation does without
     from transformers import set_seed
 
@@ -66,6 +77,7 @@ def train(
             valid_loader=loaders.get("valid"),
             log_path=directory / LOG_FILE,
             valid_positions=fitted.recipe.target_positions,
+            callbacks=callbacks,
         )
         begin = time.monotonic()
         result = trainer.train()

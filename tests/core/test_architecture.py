@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "export": {"core", "model", "export"},
     "serve": {"core", "serve"},
 }
-COMMANDS = {"cli", "console", "demo", "offline", "report"}
+COMMANDS = {"cli", "console", "demo", "offline", "report", "search"}
 """Modules beside the stages; they may use a stage, inside a function."""
 BY_ITSELF = [
     PACKAGE / "serve" / "encoder.py",
