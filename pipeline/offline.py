@@ -34,9 +34,22 @@ _part_option = click.option(
     show_default=True,
     help="Popularity, co-visitation, sequential rules and session-kNN beside the model.",
 )
+@click.option(
+    "--filter-seen/--keep-seen",
+    default=None,
+    help="Whether items that came before in the session are left out of the ranking.  [default: "
+    "as `preprocess.filter_seen` of the data's recipe says]",
+)
 @json_option
 def evaluate(
-    run: Path, data: Path, part: str, positions: Any, cutoffs: str, baselines: bool, as_json: bool
+    run: Path,
+    data: Path,
+    part: str,
+    positions: Any,
+    cutoffs: str,
+    baselines: bool,
+    filter_seen: bool | None,
+    as_json: bool,
 ) -> None:
     """Rank the whole catalogue for every target; metrics of RUN beside the baselines."""
     numbers = _cutoffs(cutoffs)
@@ -46,7 +59,13 @@ def evaluate(
     from pipeline.train.run import evaluate as run_evaluation
 
     result = run_evaluation(
-        run, data, part=part, positions=positions, cutoffs=numbers, baselines=baselines
+        run,
+        data,
+        part=part,
+        positions=positions,
+        cutoffs=numbers,
+        baselines=baselines,
+        filter_seen=filter_seen,
     )
     print_result(result, as_json, evaluation_text(result))
 

@@ -85,8 +85,9 @@ def evaluation_text(result: dict[str, Any]) -> str:
     cutoffs = sorted({int(name.split("@")[1]) for name in next(iter(models.values()))})
     lines = [
         f"{result['targets']:,} targets ({result['positions']} positions of the {result['part']} "
-        f"sessions), {result['catalogue_items']:,} items ranked, {result['unknown_targets']:,} "
-        "targets unknown"
+        f"sessions), {result['catalogue_items']:,} items ranked"
+        f"{', those seen left out' if result['filter_seen'] else ''}, "
+        f"{result['unknown_targets']:,} targets unknown"
     ]
     for cutoff in cutoffs:
         columns = {f"{name}@{cutoff}": f"{head}@{cutoff}" for name, head in _COLUMNS.items()}

@@ -149,6 +149,9 @@ class Preprocess(Config):
     """Items seen less often in training get no index of their own."""
     split: Split = Split()
     """Parts kept apart for validation and test."""
+    filter_seen: bool = False
+    """Evaluation ranks no item that came before in the session; for logs in which none comes
+    twice."""
 
     @field_validator("delimiter")
     @classmethod

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.core.arguments import closest
-from pipeline.core.config import read_yaml
+from pipeline.core.config import Config, read_yaml
 from pipeline.core.errors import ConfigError
 from pipeline.core.model_recipe import ModelConfig, TrainConfig
 
-SECTIONS = {"model": ModelConfig, "train": TrainConfig}
+SECTIONS: dict[str, type[Config]] = {"model": ModelConfig, "train": TrainConfig}
 """What a search may set: the data are made already."""
 _OF_THE_SEARCH = {
     "train.seed": "each trial has its own from --seed",

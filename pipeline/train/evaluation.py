@@ -17,6 +17,7 @@ from pipeline.model import ranking_metric
 from pipeline.model.model import Model
 from pipeline.train.loader import RaggedBatch
 from pipeline.train.metrics import Ranked
+from pipeline.train.seen import hide_seen, target_places
 
 Positions = Literal["all", "last"]
 _SCORES_IN_FLIGHT = 16_000_000
@@ -80,18 +81,19 @@ def rank_targets(
     batch_size: int = 512,
     *,
     list_lengths: tuple[int, ...] = (),
+    filter_seen: bool = False,
 ) -> Ranked:
     """Rank every target of `batches`, and count what stands in lists of `list_lengths`.
 
-    A list that is longer than the catalogue holds all of it. The model's mode and device are its
-    caller's.
+    What came before a target in its session is not ranked if `filter_seen`. A list that is longer
+    than the catalogue holds all of it. The model's mode and device are its caller's.
     """
     device = next(model.parameters()).device
     num_items = model.inputs.item_table.num_embeddings - FIRST_ITEM
     ranks = [torch.empty(0, dtype=torch.int64)]
     targets = [torch.empty(0, dtype=torch.int64)]
     exposure = torch.zeros(len(list_lengths), num_items, dtype=torch.int64, device=device)
-    for scores, items in _scored_targets(model, batches, positions, batch_size):
+    for scores, items in _scored_targets(model, batches, positions, batch_size, filter_seen):
         ranks.append(ranking_metric.ranks(scores, items - FIRST_ITEM).cpu())
         targets.append(items.cpu())
         if list_lengths:
@@ -103,7 +105,11 @@ def rank_targets(
 
 
 def _scored_targets(
-    model: Model, batches: Iterable[RaggedBatch], positions: Positions, batch_size: int
+    model: Model,
+    batches: Iterable[RaggedBatch],
+    positions: Positions,
+    batch_size: int,
+    filter_seen: bool,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(T, items) scores with (T,) targets, few enough at a time that memory does not grow."""
     device = next(model.parameters()).device
@@ -115,12 +121,22 @@ def _scored_targets(
             batch.lengths, longest or 2**31, positions, causal=model.causal
         )
         for part in _chunks(windows, batch_size):
-            rows = batch.window(part.rows, part.starts, part.stops).to(device)
+            window = batch.window(part.rows, part.starts, part.stops)
+            rows = window.to(device)
             found = model.at_targets(rows)
             wanted = part.every.to(device)[found.rows] | found.is_last
             hidden, targets = found.hidden[wanted], found.targets[wanted]
+            sessions, places = target_places(
+                window.features[model.inputs.item],
+                part.rows, part.starts, part.stops - part.starts, part.every,
+            )  # fmt: skip
             for first in range(0, targets.numel(), step):
                 scores = model.scores(hidden[first : first + step])[:, FIRST_ITEM:]
+                if filter_seen:
+                    chunk = slice(first, first + step)
+                    scores = hide_seen(
+                        scores, batch, model.inputs.item, sessions[chunk], places[chunk]
+                    )
                 yield scores, targets[first : first + step]
 
 

@@ -77,6 +77,7 @@ def train(
             valid_loader=loaders.get("valid"),
             log_path=directory / LOG_FILE,
             valid_positions=fitted.recipe.target_positions,
+            filter_seen=fitted.recipe.filter_seen,
             callbacks=callbacks,
         )
         begin = time.monotonic()
@@ -114,21 +115,25 @@ def evaluate(
     positions: Positions | None = None,
     cutoffs: tuple[int, ...] = (5, 10, 20),
     baselines: bool = True,
+    filter_seen: bool | None = None,
 ) -> dict[str, Any]:
     """Metrics of a run, and of the baselines, on one part of `data`, over the full catalogue.
 
     Where `positions` is not given, every position but the first is a target, or the last alone in
-    data that were split by leave-one-out.
-    Returns {"part", "positions", "targets", "unknown_targets", "catalogue_items", "results"}
-    where results maps a model's name to its metrics: those of ranks and those of its top-K lists,
-    a list for each target; None for what is not defined, such as the popularity bias where
+    data that were split by leave-one-out; where `filter_seen` is not given, the recipe of the data
+    decides whether what came before a target is ranked.
+    Returns {"part", "positions", "filter_seen", "targets", "unknown_targets", "catalogue_items",
+    "results"} where results maps a model's name to its metrics: those of ranks and those of its
+    top-K lists, a list for each target; None for what is not defined, such as the popularity bias where
     training saw none of the targets. ArtifactError if the run was trained on
     another catalogue, or on other features or other statistics of them, than those of `data`.
     """
     read_manifest(run, "run")
     read_manifest(data, "data")
     check_same_preprocessing(run, data)
-    positions = positions or Fitted.read(data).recipe.target_positions
+    recipe = Fitted.read(data).recipe
+    positions = positions or recipe.target_positions
+    filter_seen = recipe.filter_seen if filter_seen is None else filter_seen
     model = load_model(run).to(best_device())
     longest = model.inputs.max_sequence_length
     assert longest is not None  # noqa: S101
@@ -137,6 +142,7 @@ def evaluate(
         _loader(data, part, model, _EVALUATION_SESSIONS),
         positions,
         list_lengths=cutoffs,
+        filter_seen=filter_seen,
     )
     if not len(ranked.ranks):
         raise ArtifactError(
@@ -150,7 +156,10 @@ def evaluate(
         before = prefixes(*_items(data, part), positions, longest)
         # baselines see the same prefixes and targets as the model
         assert np.array_equal(before.targets, ranked.targets)  # noqa: S101
-        rankings |= rank_by_baselines(*train_sessions, num_rows, *before, list_lengths=cutoffs)
+        seen = prefixes(*_items(data, part), positions, 2**31)[:2] if filter_seen else None
+        rankings |= rank_by_baselines(
+            *train_sessions, num_rows, *before, list_lengths=cutoffs, seen=seen
+        )
     results = {
         name: {
             **ranking_metrics(found.ranks, cutoffs),
@@ -161,6 +170,7 @@ def evaluate(
     return {
         "part": part,
         "positions": positions,
+        "filter_seen": filter_seen,
         "targets": len(ranked.ranks),
         "unknown_targets": int((ranked.targets < FIRST_ITEM).sum()),
         "catalogue_items": num_rows - FIRST_ITEM,

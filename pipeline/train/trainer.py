@@ -100,6 +100,7 @@ class Trainer(HuggingFaceTrainer):
         valid_loader: SessionLoader | None,
         log_path: Path,
         valid_positions: Positions = "all",
+        filter_seen: bool = False,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         check_metric(config.metric)
@@ -107,6 +108,7 @@ class Trainer(HuggingFaceTrainer):
         self.train_loader = train_loader
         self.valid_loader = valid_loader
         self.valid_positions: Positions = valid_positions
+        self.filter_seen = filter_seen
         self.best = BestEpoch(model, config) if valid_loader is not None else None
         self._scratch = tempfile.TemporaryDirectory(prefix="pipeline-train-")
         arguments = training_arguments(config, self._scratch.name, valid_loader is not None)
@@ -144,7 +146,12 @@ class Trainer(HuggingFaceTrainer):
         assert self.valid_loader is not None  # noqa: S101
         training = self.session_model.training
         self.session_model.eval()
-        ranked = rank_targets(self.session_model, self.valid_loader, self.valid_positions)
+        ranked = rank_targets(
+            self.session_model,
+            self.valid_loader,
+            self.valid_positions,
+            filter_seen=self.filter_seen,
+        )
         self.session_model.train(training)
         metrics = ranking_metrics(ranked.ranks, VALIDATION_CUTOFFS)
         values = {f"eval_{name}": value for name, value in metrics.items()}

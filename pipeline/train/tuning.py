@@ -18,6 +18,7 @@ from typing import Any
 
 import optuna
 import yaml
+from optuna.storages import journal as journal_storage
 from optuna.trial import FrozenTrial, Trial, TrialState
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -181,8 +182,8 @@ def _study(journal: Path, made_from: str) -> optuna.Study:
     """The search in `journal`, begun or taken up. ConfigError if it is another one."""
     _drop_torn_line(journal)
     new = not journal.exists() or not journal.stat().st_size
-    lock = optuna.storages.journal.JournalFileOpenLock(str(journal))
-    backend = optuna.storages.journal.JournalFileBackend(str(journal), lock_obj=lock)
+    lock = journal_storage.JournalFileOpenLock(str(journal))
+    backend = journal_storage.JournalFileBackend(str(journal), lock_obj=lock)
     study = optuna.create_study(
         storage=optuna.storages.JournalStorage(backend),
         study_name=_STUDY,
