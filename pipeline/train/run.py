@@ -124,9 +124,9 @@ def evaluate(
     decides whether what came before a target is ranked.
     Returns {"part", "positions", "filter_seen", "targets", "unknown_targets", "catalogue_items",
     "results"} where results maps a model's name to its metrics: those of ranks and those of its
-    top-K lists, a list for each target; None for what is not defined, such as the popularity bias where
-    training saw none of the targets. ArtifactError if the run was trained on
-    another catalogue, or on other features or other statistics of them, than those of `data`.
+    top-K lists, a list for each target; None for what is not defined, such as the popularity bias
+    where training saw none of the targets. ArtifactError if the run was trained on another
+    catalogue, or on other features or other statistics of them, than those of `data`.
     """
     read_manifest(run, "run")
     read_manifest(data, "data")
