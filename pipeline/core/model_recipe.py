@@ -99,7 +99,7 @@ class ModelConfig(Config):
 
     architecture: str = "gpt2"
     """Sequence encoder: gpt2, xlnet, bert, albert, electra, roberta, longformer, reformer, gru,
-    lstm, sasrec, hstu, or huggingface with a `model_type`."""
+    lstm, sasrec, hstu, ligr, or huggingface with a `model_type`."""
     model_type: str | None = None
     """Hugging Face's name of an architecture, such as llama, modernbert or mamba."""
     options: dict[str, Any] = Field(default_factory=dict)
@@ -221,7 +221,7 @@ def _check_encoder(encoder: ModelConfig | Tower, masking: str, d_model: int) -> 
         )
     if (name == "huggingface") != (encoder.model_type is not None):
         raise ValueError("`model_type` belongs to `architecture: huggingface`, and it needs one")
-    if encoder.options and name in ("gru", "lstm", "sasrec", "hstu"):
+    if encoder.options and name in ("gru", "lstm", "sasrec", "hstu", "ligr"):
         raise ValueError(f"`options` are for Hugging Face's architectures, not for {name}")
     if name not in ("gru", "lstm") and d_model % encoder.n_head:
         raise ValueError(f"`n_head` {encoder.n_head} does not divide `d_model` {d_model}")

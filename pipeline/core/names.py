@@ -16,6 +16,7 @@ ARCHITECTURES: dict[str, tuple[str, ...]] = {
     "lstm": ("clm",),
     "sasrec": ("clm",),
     "hstu": ("clm",),
+    "ligr": ("clm",),
     "huggingface": ("clm", "mlm", "rtd"),
 }
 """Sequence encoders with the maskings that each works with."""
