@@ -1,13 +1,16 @@
 """A search for settings: what it tries, what it keeps, and how it goes on."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 import yaml
+from click.testing import CliRunner
 
+from pipeline.cli import cli
 from pipeline.core.errors import ArtifactError, ConfigError
 from pipeline.core.recipe import Preprocess, Recipe
 from pipeline.core.space import Range, read_space
@@ -16,6 +19,7 @@ from pipeline.train import tuning
 from pipeline.train.loader import SessionLoader
 from pipeline.train.run import evaluate
 from pipeline.train.tuning import suggest, tune
+from tests.conftest import ROOT
 
 RECIPE: dict[str, Any] = {
     "preprocess": {"format": "sequences", "split": "leave-one-out", "max_sequence_length": 5},
@@ -113,6 +117,23 @@ def test_the_journal_is_lines_of_json(searched: tuple) -> None:
     assert names == {".lock", "journal.jsonl", "trials.json", "best.yaml", "runs"}
 
 
+def test_the_command_prints_a_table_or_json(searched: tuple, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+    ranges = {key: {found.kind: list(found.ends)} for key, found in SPACE.items()}
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(ranges))
+    words = [str(data), "--config", str(tmp_path / "recipe.yaml"), "--trials", "3", "--seed", "5"]
+    words += ["--space", str(tmp_path / "space.yaml"), "--out", str(searched[0])]
+    told = CliRunner().invoke(cli, ["tune", *words, "--json"], catch_exceptions=False)
+    assert json.loads(told.stdout) == searched[1]
+    table = CliRunner().invoke(cli, ["tune", *words], catch_exceptions=False).stdout
+    best = searched[1]["best"]
+    rows = [line.split() for line in table.splitlines()]
+    assert rows[1][:3] == [str(best["trial"]), "complete", f"{best['value']:.4f}"]
+    assert f"Best: trial {best['trial']}" in table
+    wrong = CliRunner().invoke(cli, ["tune", *words, "--set", "train.epoch=3"])
+    assert isinstance(wrong.exception, ConfigError)
+
+
 def test_another_search_does_not_go_into_the_same_directory(searched: tuple, data: Path) -> None:
     with pytest.raises(ConfigError, match="holds a search over other data"):
         tune(data, RECIPE, SPACE, searched[0], num_trials=4, seed=6)
@@ -191,23 +212,15 @@ def test_suggestions_have_the_kinds_that_were_asked_for() -> None:
     assert {str(one["a.c"]) for one in found} == {"x", "[1, 2]", "None"}
 
 
-GOOD = """
-train.learning_rate: {log: [1e-4, 1e-2]}
-model.dropout: {uniform: [0.1, 0.6]}
-model.d_model: {choice: [64, 128]}
-model.n_layer: {int: [1, 4]}
-model.architecture: {choice: [sasrec, hstu]}
-"""
-
-
-def test_a_space_is_read_from_yaml(tmp_path: Path) -> None:
-    (tmp_path / "space.yaml").write_text(GOOD)
+def test_the_space_of_the_page_is_one(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "tuning.md").read_text(encoding="utf-8")
+    text = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)[0]
+    (tmp_path / "space.yaml").write_text(text)
     assert read_space(tmp_path / "space.yaml") == {
         "train.learning_rate": Range("log", (1e-4, 1e-2)),
         "model.dropout": Range("uniform", (0.1, 0.6)),
-        "model.d_model": Range("choice", (64, 128)),
-        "model.n_layer": Range("int", (1, 4)),
-        "model.architecture": Range("choice", ("sasrec", "hstu")),
+        "model.d_model": Range("choice", (64, 128, 256)),
+        "model.n_layer": Range("int", (1, 3)),
     }
 
 
