@@ -22,6 +22,7 @@ from pipeline.console import (
 )
 from pipeline.measure import benchmark
 from pipeline.offline import evaluate, predict, report
+from pipeline.search import tune
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -33,7 +34,7 @@ def cli() -> None:
 
     \b
     preprocess -> train -> evaluate -> export -> serve -> recommend
-                        -> predict, report, without a server
+               -> tune  -> predict, report, without a server
 
     Start with `pipeline demo`, which does all of it on synthetic clicks.
     """
@@ -367,6 +368,7 @@ cli.add_command(evaluate)
 cli.add_command(predict)
 cli.add_command(report)
 cli.add_command(benchmark)
+cli.add_command(tune)
 
 
 def _column(text: str) -> tuple[str, list[str]]:

@@ -20,9 +20,8 @@ _part_option = click.option(
 _positions_option = click.option(
     "--positions",
     type=click.Choice(["all", "last"]),
-    default="all",
-    show_default=True,
-    help="Every interaction but the first is a target, or the last.",
+    help="Every interaction but the first is a target, or the last.  [default: all; last where the "
+    "data were split by leave-one-out]",
 )
 _cutoffs_option = click.option(
     "--cutoffs", default="5,10,20", show_default=True, help="List lengths K."
@@ -33,6 +32,12 @@ _baselines_option = click.option(
     show_default=True,
     help="Popularity, co-visitation, sequential rules and session-kNN beside the model.",
 )
+_filter_seen_option = click.option(
+    "--filter-seen/--keep-seen",
+    default=None,
+    help="Whether items that came before in the session are left out of the ranking.  [default: "
+    "as `preprocess.filter_seen` of the data's recipe says]",
+)
 
 
 @click.command(epilog="Example: pipeline evaluate runs/rsc15 --data data/rsc15 --cutoffs 10,20")
@@ -42,6 +47,7 @@ _baselines_option = click.option(
 @_positions_option
 @_cutoffs_option
 @_baselines_option
+@_filter_seen_option
 @click.option(
     "--breakdown",
     is_flag=True,
@@ -55,6 +61,7 @@ def evaluate(
     positions: Any,
     cutoffs: str,
     baselines: bool,
+    filter_seen: bool | None,
     breakdown: bool,
     as_json: bool,
 ) -> None:
@@ -66,7 +73,13 @@ def evaluate(
     from pipeline.train.comparison import evaluate as run_evaluation
 
     result = run_evaluation(
-        run, data, part=part, positions=positions, cutoffs=numbers, baselines=baselines
+        run,
+        data,
+        part=part,
+        positions=positions,
+        cutoffs=numbers,
+        baselines=baselines,
+        filter_seen=filter_seen,
     )
     print_result(result, as_json, evaluation_text(result, breakdown=breakdown))
 
@@ -78,6 +91,7 @@ def evaluate(
 @_positions_option
 @_cutoffs_option
 @_baselines_option
+@_filter_seen_option
 @out_option("report.html")
 @json_option
 def report(
@@ -87,6 +101,7 @@ def report(
     positions: Any,
     cutoffs: str,
     baselines: bool,
+    filter_seen: bool | None,
     out: Path,
     as_json: bool,
 ) -> None:
@@ -102,7 +117,14 @@ def report(
     from pipeline.train.report.run import write_report
 
     facts = write_report(
-        run, data, out, part=part, positions=positions, cutoffs=numbers, baselines=baselines
+        run,
+        data,
+        out,
+        part=part,
+        positions=positions,
+        cutoffs=numbers,
+        baselines=baselines,
+        filter_seen=filter_seen,
     )
     print_result(facts, as_json, report_text(facts))
 

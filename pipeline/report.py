@@ -70,6 +70,41 @@ def _window_cells(found: dict[str, Any], names: list[tuple[str, str]]) -> list[s
     return [f"{_with_margin(results[m][n], margins[m][n]):<13}" for m, n in names]
 
 
+def tuning_text(facts: dict[str, Any], out: Path) -> str:
+    """Table of trials, best first, and what the best one set."""
+    sign = 1 if facts["metric"] == "loss" else -1
+    rows = sorted(
+        facts["trials"], key=lambda row: (row["state"] != "complete", sign * (row["value"] or 0))
+    )
+    keys = sorted({key for row in rows for key in row["settings"]})
+    head = ["trial", "state", facts["metric"], "epochs", "seconds", *keys]
+    table = [head]
+    for row in rows:
+        values = [_short(row["settings"].get(key)) for key in keys]
+        value = "-" if row["value"] is None else f"{row['value']:.4f}"
+        counts = [str(row["epochs"]), _short(row["seconds"])]
+        table.append([str(row["trial"]), row["state"], value, *counts, *values])
+    widths = [max(len(line[place]) for line in table) for place in range(len(head))]
+    lines = [
+        "  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True))
+        for line in table
+    ]
+    reasons = [f"Trial {row['trial']}: {row['reason']}" for row in rows if row["reason"]]
+    best = facts["best"]
+    if best is None:
+        end = f"No trial was completed. Wrote {out}/trials.json."
+    else:
+        end = (
+            f"Best: trial {best['trial']}, {facts['metric']} {best['value']:.4f} on validation.\n"
+            f"Wrote {out}/best.yaml; its run is {out}/runs/{best['trial']}."
+        )
+    return "\n".join([*lines, *reasons, end])
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 _SURE = ("recall", "ndcg", "mrr")
 """Metrics of the table that come with their margin."""
 _LISTS = {"coverage": "coverage", "popularity": "popularity", "popularity_bias": "bias"}
@@ -95,8 +130,9 @@ def evaluation_text(result: dict[str, Any], *, breakdown: bool = False) -> str:
     cutoffs = sorted({int(name.split("@")[1]) for name in next(iter(models.values()))})
     lines = [
         f"{result['targets']:,} targets ({result['positions']} positions of the {result['part']} "
-        f"sessions), {result['catalogue_items']:,} items ranked, {result['unknown_targets']:,} "
-        "targets unknown"
+        f"sessions), {result['catalogue_items']:,} items ranked"
+        f"{', those seen left out' if result['filter_seen'] else ''}, "
+        f"{result['unknown_targets']:,} targets unknown"
     ]
     for cutoff in cutoffs:
         sure = [f"{name}@{cutoff}" for name in _SURE]

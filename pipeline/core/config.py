@@ -29,10 +29,15 @@ class Config(BaseModel):
     @classmethod
     def from_yaml(cls, path: Path, overrides: tuple[str, ...] = ()) -> Self:
         """Read a YAML file, then apply `section.key=value` overrides in turn."""
-        values = read_yaml(path)
-        for override in overrides:
-            _override(values, override)
-        return cls.from_dict(values, str(path))
+        return cls.from_dict(read_values(path, overrides), str(path))
+
+
+def read_values(path: Path, overrides: tuple[str, ...]) -> dict[str, Any]:
+    """What a YAML file says, changed by `section.key=value` overrides in turn; not validated."""
+    values = read_yaml(path)
+    for override in overrides:
+        _override(values, override)
+    return values
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

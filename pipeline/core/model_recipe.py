@@ -101,7 +101,7 @@ class ModelConfig(Config):
 
     architecture: str = "gpt2"
     """Sequence encoder: gpt2, xlnet, bert, albert, electra, roberta, longformer, reformer, gru,
-    lstm, sasrec, hstu, core, or huggingface with a `model_type`."""
+    lstm, sasrec, hstu, core, ligr, or huggingface with a `model_type`."""
     model_type: str | None = None
     """Hugging Face's name of an architecture, such as llama, modernbert or mamba."""
     options: dict[str, Any] = Field(default_factory=dict)
@@ -237,7 +237,7 @@ def _check_encoder(encoder: ModelConfig | Tower, masking: str, d_model: int) -> 
         )
     if (name == "huggingface") != (encoder.model_type is not None):
         raise ValueError("`model_type` belongs to `architecture: huggingface`, and it needs one")
-    if encoder.options and name in ("gru", "lstm", "sasrec", "hstu", "core"):
+    if encoder.options and name in ("gru", "lstm", "sasrec", "hstu", "core", "ligr"):
         raise ValueError(f"`options` are for Hugging Face's architectures, not for {name}")
     if name not in ("gru", "lstm") and d_model % encoder.n_head:
         raise ValueError(f"`n_head` {encoder.n_head} does not divide `d_model` {d_model}")

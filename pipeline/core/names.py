@@ -17,6 +17,7 @@ ARCHITECTURES: dict[str, tuple[str, ...]] = {
     "sasrec": ("clm",),
     "hstu": ("clm",),
     "core": ("clm",),
+    "ligr": ("clm",),
     "huggingface": ("clm", "mlm", "rtd"),
 }
 """Sequence encoders with the maskings that each works with."""

@@ -1,7 +1,7 @@
 """A recipe: one YAML file that says how a log becomes sessions and which model learns from them."""
 
 import re
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -80,9 +80,13 @@ class Split(Config):
     """Newest sessions kept apart: `2d` (days), `6h` (hours) or a fraction such as 0.1.
 
     A session belongs to the part in which it ends, so that training holds nothing that happened
-    after the cut.
+    after the cut. `split: leave-one-out` in place of a section holds out the last interactions of
+    each session.
     """
 
+    by: Literal["time", "leave-one-out"] = "time"
+    """leave-one-out: the last interaction of a session is for the test, the one before it for
+    validation, and the catalogue holds the items of all interactions."""
     valid: str | float | None = None
     """Newest part of what is left for training; chooses the best epoch."""
     test: str | float | None = None
@@ -94,6 +98,17 @@ class Split(Config):
         if value is not None:
             split_seconds(value)
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_word(cls, value: Any) -> Any:
+        return {"by": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check_by(self) -> Self:
+        if self.by == "leave-one-out" and (self.valid is not None or self.test is not None):
+            raise ValueError("leave-one-out takes no `valid` and no `test`: leave them out")
+        return self
 
 
 def split_seconds(value: str | float) -> tuple[float | None, float | None]:
@@ -146,6 +161,9 @@ class Preprocess(Config):
     """Items seen less often in training get no index of their own."""
     split: Split = Split()
     """Parts kept apart for validation and test."""
+    filter_seen: bool = False
+    """Evaluation ranks no item that came before in the session; for logs in which none comes
+    twice."""
 
     @field_validator("delimiter")
     @classmethod
@@ -165,7 +183,16 @@ class Preprocess(Config):
             raise ValueError(f"{sorted(clash)[0]!r} is the name of a time feature, choose another")
         if self.format == "sequences" and (self.features or self.timestamp):
             raise ValueError("sequences hold item ids alone: no timestamp and no features")
+        if self.split.by == "leave-one-out" and self.min_item_count > 1:
+            raise ValueError(
+                "leave-one-out ranks the items of all interactions: `min_item_count` 1"
+            )
         return self
+
+    @property
+    def target_positions(self) -> Literal["all", "last"]:
+        """Which interactions of a held-out session are targets: all but the first, or the last."""
+        return "last" if self.split.by == "leave-one-out" else "all"
 
     @property
     def time_feature_names(self) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from pipeline.model.architectures.gpt2 import GPT2Config
 from pipeline.model.architectures.gru import GRUConfig
 from pipeline.model.architectures.hstu import HSTUConfig
 from pipeline.model.architectures.huggingface import HuggingFaceConfig
+from pipeline.model.architectures.ligr import LiGRConfig
 from pipeline.model.architectures.longformer import LongformerConfig
 from pipeline.model.architectures.lstm import LSTMConfig
 from pipeline.model.architectures.reformer import ReformerConfig
@@ -68,6 +69,7 @@ __all__ = [
     "HuggingFaceConfig",
     "LSTMConfig",
     "LabelSmoothCrossEntropyLoss",
+    "LiGRConfig",
     "LongformerConfig",
     "MLPBlock",
     "MaskedMasking",

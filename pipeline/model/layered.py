@@ -1,9 +1,11 @@
-"""Layers that look back alone, over learned positions: what SASRec and HSTU have in common."""
+"""Layers that look back alone, over learned positions: what SASRec and its kin have in common."""
 
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pipeline.model.encoder import EncoderConfig
 
@@ -46,3 +48,37 @@ class LayeredEncoder(nn.Module):
         # item vectors are made as large as those of positions, as in both papers' own programs
         positioned: Tensor = self.dropout(embeddings * self.d_output**0.5 + places)
         return positioned
+
+
+class CausalAttention(nn.Module):
+    """Several heads of attention to the position itself and those before it."""
+
+    def __init__(self, width: int, n_head: int, dropout: float) -> None:
+        super().__init__()
+        self.n_head = n_head
+        self.dropout = dropout
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.output = nn.Linear(width, width)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(B, L, D) -> (B, L, D)."""
+        mixed = functional.scaled_dot_product_attention(
+            *self._heads(hidden), is_causal=True, dropout_p=self.dropout if self.training else 0.0
+        )
+        output: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
+        return output
+
+    def weights(self, hidden: Tensor) -> Tensor:
+        """(B, L, D) -> (B, H, L, L)."""
+        query, key, _ = self._heads(hidden)
+        scores = query @ key.transpose(2, 3) / query.size(3) ** 0.5
+        ahead = torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1)
+        return scores.masked_fill(ahead, float("-inf")).softmax(3)
+
+    def _heads(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value (B, H, L, D / H)."""
+        query, key, value = (
+            part.unflatten(2, (self.n_head, -1)).transpose(1, 2)
+            for part in self.query_key_value(hidden).chunk(3, -1)
+        )
+        return query, key, value

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from pipeline.core import identity
 from pipeline.core.artifact import check_replaceable, new_artifact
-from pipeline.core.columns import SCHEMA_FILE, SESSION, SESSIONS_DIRECTORY, TIMESTAMP
+from pipeline.core.columns import ITEM, SCHEMA_FILE, SESSION, SESSIONS_DIRECTORY, TIMESTAMP
 from pipeline.core.errors import ConfigError, DataError
 from pipeline.core.fitted import Fitted
 from pipeline.core.logfile import find_logs
@@ -24,7 +24,7 @@ from pipeline.core.recipe import Preprocess
 from pipeline.preprocess import workflow
 from pipeline.preprocess.cluster import check_shared, on_cluster
 from pipeline.preprocess.source import Interactions, read_interactions
-from pipeline.preprocess.split import temporal_split
+from pipeline.preprocess.split import split
 
 _ROW_GROUP_SESSIONS = 65_536
 """Rows that the dataloader reads at a time."""
@@ -41,11 +41,18 @@ def preprocess(
 ) -> dict[str, Any]:
     """Write sessions, schema, fitted state and manifest to `out`; return the manifest's facts.
 
-    Statistics come from the training sessions alone. `inputs` are files and folders of logs;
+    Statistics come from the training sessions alone, and under leave-one-out the items from all
+    interactions. `inputs` are files and folders of logs;
     `test_inputs` are such of their own, in place of `split.test`. `cluster` is the address of a
     Dask scheduler, whose workers see the folder of `out` under the same path; what is written does
     not depend on it.
     """
+    leave_one_out = recipe.split.by == "leave-one-out"
+    if test_inputs and leave_one_out:
+        raise ConfigError(
+            "`split: leave-one-out` takes the test from the log itself. Leave out --test, or split "
+            "by time."
+        )
     if test_inputs and recipe.split.test is not None:
         raise ConfigError(
             "Both --test and `split.test` name the test sessions. Give --test files, or leave "
@@ -66,13 +73,15 @@ def preprocess(
         if client is not None:
             check_shared(client, Path(scratch))
         log = read_interactions(recipe, inputs)
-        parts = temporal_split(recipe, log.frame)
+        parts = split(recipe, log.frame)
         facts["engine"] = "cudf" if has_cudf() else "pandas"
         facts["rows"] = {"input": _rows(log)}
         steps.update()
         steps.set_description("fit")
         train = Interactions(parts["train"], log.types, log.timestamp_type, log.report)
         fitted = workflow.fit(recipe, train, Path(scratch))
+        if leave_one_out:
+            fitted = workflow.with_items(fitted, log.frame[ITEM])
         if not len(fitted.item.values):
             raise DataError(
                 f"No item for training: none is seen {recipe.min_item_count} times or more in "

@@ -1,4 +1,4 @@
-"""Training, validation and test sessions, apart in time."""
+"""Training, validation and test sessions: apart in time, or the last interactions of each."""
 
 import numpy as np
 import pandas as pd
@@ -8,6 +8,53 @@ from pipeline.core.errors import DataError
 from pipeline.core.recipe import Preprocess, split_seconds
 
 PARTS = ("train", "valid", "test")
+
+
+def split(recipe: Preprocess, frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Interactions of each part, by the recipe; a part not asked for is absent.
+
+    DataError if training or a part that was asked for ends up without a session.
+    """
+    match recipe.split.by:
+        case "time":
+            return temporal_split(recipe, frame)
+        case "leave-one-out":
+            return leave_one_out(recipe, frame)
+
+
+def leave_one_out(recipe: Preprocess, frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Each part has the sessions up to its target: the last interaction, or the one before it.
+
+    Training ends before both. A session of less than three interactions has no target to spare:
+    it is for training alone, if it is long enough for that. DataError if no session has three.
+    """
+    # the order in which sessions are read later: by time, and in the order of the rows
+    order = np.lexsort((frame[TIMESTAMP].to_numpy(), pd.factorize(frame[SESSION])[0]))
+    sessions = frame[SESSION].to_numpy()[order]
+    starts = np.flatnonzero(np.concatenate([[True], sessions[1:] != sessions[:-1]]))
+    lengths = np.diff(np.append(starts, len(sessions)))
+    length, left = np.empty(len(frame), np.int64), np.empty(len(frame), np.int64)
+    length[order] = np.repeat(lengths, lengths)
+    left[order] = np.repeat(starts + lengths, lengths) - np.arange(len(frame))
+    held_out = length >= 3
+    if not held_out.any():
+        raise DataError(
+            f"`split: leave-one-out` needs sessions of three interactions; the longest of "
+            f"{len(lengths)} has {lengths.max()}. Check `session`, or split by time."
+        )
+    kept = np.where(held_out, length - 2, length)
+    rows = {
+        "train": (kept >= recipe.min_session_length) & ((left > 2) | ~held_out),
+        "valid": held_out & (left > 1),
+        "test": held_out,
+    }
+    if not rows["train"].any():
+        raise DataError(
+            f"No session for training: the longest of {len(lengths)} has {lengths.max()} "
+            f"interactions, and {recipe.min_session_length} must be left without the last two. "
+            "Lower `min_session_length`."
+        )
+    return {name: frame[chosen].reset_index(drop=True) for name, chosen in rows.items()}
 
 
 def temporal_split(recipe: Preprocess, frame: pd.DataFrame) -> dict[str, pd.DataFrame]:

@@ -1,12 +1,14 @@
 """The NVTabular graph from raw interactions to encoded sessions, fitted or rebuilt."""
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from dask.dataframe.io import from_delayed  # type: ignore[attr-defined]
 from dask.delayed import delayed
@@ -55,6 +57,16 @@ def fit(recipe: Preprocess, interactions: Interactions, scratch: Path) -> Fitted
         vocabularies=vocabularies,
         standardisations=standardisations,
     )
+
+
+def with_items(fitted: Fitted, items: pd.Series) -> Fitted:
+    """The same with `items` in the catalogue that training never saw, behind those it saw."""
+    known = fitted.item
+    found = pa.array(items.dropna().drop_duplicates(), from_pandas=True).cast(known.values.type)
+    new = found.filter(pc.invert(pc.is_in(found, known.values)))
+    values = pa.concat_arrays([known.values, new.take(pc.sort_indices(new))])
+    item = replace(known, values=values)
+    return replace(fitted, vocabularies={**fitted.vocabularies, ITEM: item})
 
 
 def rebuild(fitted: Fitted, directory: Path, keep: int | None) -> Workflow:

@@ -65,13 +65,19 @@ def rank_by_baselines(
     targets: Array,
     *,
     list_lengths: tuple[int, ...] = (),
+    seen: tuple[Array, Array] | None = None,
 ) -> Iterator[tuple[str, Ranked]]:
     """Fit every baseline in turn and give its name with what `rank_by_baseline` gives.
 
-    `num_rows` is V; training sessions stand oldest first.
+    `num_rows` is V; training sessions stand oldest first. `seen`, ragged, is what came before each
+    target, where that is left out of the ranking.
     """
+    from pipeline.train.seen import WithoutSeen
+
     for fit in (popularity, recent_popularity, covisitation, sequential_rules, session_knn):
-        baseline = fit(train_values, train_offsets, num_rows)
+        baseline: Baseline = fit(train_values, train_offsets, num_rows)
+        if seen is not None:
+            baseline = WithoutSeen(baseline, *seen)
         yield (
             baseline.name,
             rank_by_baseline(
@@ -158,7 +164,7 @@ class ItemRules:
         items, inverse = np.unique(values[offsets[prefixes + 1] - 1], return_inverse=True)
         order = np.argsort(inverse, kind="stable")
         bounds = np.searchsorted(inverse[order], np.arange(len(items) + 1))
-        for chunk in _chunks(self.costs[items]):
+        for chunk in chunks(self.costs[items]):
             members = order[bounds[chunk.start] : bounds[chunk.stop]]
             scores = self.rows_of(items[chunk])  # (R, V)
             yield Scores(scores, inverse[members] - chunk.start, prefixes[members])
@@ -187,7 +193,7 @@ class SessionKnn:
         # A session of many items is a neighbour more often: its length counts by its length
         length = (lengths**2).sum() / max(lengths.sum(), 1)
         costs = candidates + np.minimum(candidates, self.num_neighbours) * length
-        for chunk in _chunks(costs):
+        for chunk in chunks(costs):
             similarities = weights[chunk] @ self.postings  # (b, M)
             scores = _keep_largest(similarities, self.num_neighbours) @ self.sessions  # (b, V)
             # float32 so that sums which differ by their order of addition alone are ties
@@ -318,7 +324,7 @@ def _weigh_prefixes(values: Array, offsets: Array, num_rows: int) -> sp.csr_arra
     return sp.csr_array(entries, shape=(len(offsets) - 1, num_rows))
 
 
-def _chunks(costs: NDArray[np.number]) -> Iterator[slice]:
+def chunks(costs: NDArray[np.number]) -> Iterator[slice]:
     """(R,) costs -> slices over 0..R-1 of at most _SCORES_AT_ONCE together, or of one row."""
     ends = np.cumsum(costs)
     begin = 0

@@ -26,6 +26,10 @@ _KEPT = 2
 """Newest checkpoints: should one be damaged, the one before is there."""
 
 
+class Abandoned(Exception):  # noqa: N818  (nothing went wrong)
+    """What a callback raises to end a training that is not to go on later."""
+
+
 class Checkpoints:
     """The checkpoints of one training: of what it is made, by how many processes.
 

@@ -38,14 +38,19 @@ def evaluate(
     data: Path,
     *,
     part: str = "test",
-    positions: Positions = "all",
+    positions: Positions | None = None,
     cutoffs: tuple[int, ...] = DEFAULT_CUTOFFS,
     baselines: bool = True,
+    filter_seen: bool | None = None,
 ) -> dict[str, Any]:
     """Metrics of a run, and of the baselines, on one part of `data`, over the full catalogue.
 
-    Returns {"part", "positions", "sessions", "targets", "unknown_targets", "catalogue_items",
-    "results", "margins", "differences", "breakdowns", "cost"}. By a model's name, `results` has
+    Where `positions` is not given, every position but the first is a target, or the last alone in
+    data that were split by leave-one-out; where `filter_seen` is not given, the recipe of the data
+    decides whether what came before a target is ranked.
+    Returns {"part", "positions", "filter_seen", "sessions", "targets", "unknown_targets",
+    "catalogue_items", "results", "margins", "differences", "breakdowns", "cost"}. By a model's
+    name, `results` has
     its metrics, those of ranks and those of its top-K lists, a list for each target, None for what
     is not defined, such as the popularity bias where training saw none of the targets; `margins`
     has half the 95 % intervals of the metrics of ranks (see `metrics.margin`). `differences` has,
@@ -57,6 +62,9 @@ def evaluate(
     read_manifest(run, "run")
     read_manifest(data, "data")
     check_same_preprocessing(run, data)
+    recipe = Fitted.read(data).recipe
+    positions = positions or recipe.target_positions
+    filter_seen = recipe.filter_seen if filter_seen is None else filter_seen
     model = load_model(run).to(best_device())
     longest = model.inputs.max_sequence_length
     assert longest is not None  # noqa: S101
@@ -69,7 +77,9 @@ def evaluate(
     )
     own = _name(run)
     begin = time.monotonic()
-    rankings = {own: rank_targets(model, loader, positions, list_lengths=cutoffs)}
+    rankings = {
+        own: rank_targets(model, loader, positions, list_lengths=cutoffs, filter_seen=filter_seen)
+    }
     seconds = {own: time.monotonic() - begin}
     ranked = rankings[own]
     if not len(ranked.ranks):
@@ -84,10 +94,18 @@ def evaluate(
     # groups and baselines see the same targets as the model
     assert np.array_equal(targets.items, ranked.targets)  # noqa: S101
     if baselines:
-        before = prefixes(interactions.values, interactions.offsets, positions, longest)
+        sessions = interactions.values, interactions.offsets
+        before = prefixes(*sessions, positions, longest)
+        # also what lies further back than a model reads
+        whole = prefixes(*sessions, positions, 2**31) if filter_seen else None
         begin = time.monotonic()
         for name, found in rank_by_baselines(
-            history.values, history.offsets, num_rows, *before, list_lengths=cutoffs
+            history.values,
+            history.offsets,
+            num_rows,
+            *before,
+            list_lengths=cutoffs,
+            seen=None if whole is None else (whole.values, whole.offsets),
         ):
             rankings[name] = found
             seconds[name] = time.monotonic() - begin
@@ -97,6 +115,7 @@ def evaluate(
     return {
         "part": part,
         "positions": positions,
+        "filter_seen": filter_seen,
         "sessions": num_sessions,
         "targets": len(ranked.ranks),
         "unknown_targets": int((ranked.targets < FIRST_ITEM).sum()),
@@ -112,7 +131,7 @@ def evaluate(
             targets,
             counts,
             tuple(f"{metric}@{cutoff}" for cutoff in cutoffs for metric in _GROUP_METRICS),
-            by_time=Fitted.read(data).recipe.timestamp is not None,
+            by_time=recipe.timestamp is not None,
         ),
         "cost": {
             "seconds": {name: round(value, 3) for name, value in seconds.items()},

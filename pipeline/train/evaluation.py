@@ -16,7 +16,7 @@ from pipeline.core.columns import FIRST_ITEM, OUT_OF_VOCABULARY
 from pipeline.model.model import Model
 from pipeline.train.loader import RaggedBatch
 from pipeline.train.metrics import Ranked
-from pipeline.train.ranking import rank_in_catalogue
+from pipeline.train.ranking import Seen, rank_in_catalogue
 
 Positions = Literal["all", "last"]
 
@@ -64,30 +64,47 @@ def rank_targets(
     batch_size: int = 512,
     *,
     list_lengths: tuple[int, ...] = (),
+    filter_seen: bool = False,
 ) -> Ranked:
     """Rank every target of `batches`, and count what stands in lists of `list_lengths`.
 
-    A list that is longer than the catalogue holds all of it. The model's mode and device are its
-    caller's. Memory is that of a batch and of the ranks.
+    What came before a target in its session is not ranked if `filter_seen`, also what lies further
+    back than the model reads. A list that is longer than the catalogue holds all of it. The model's
+    mode and device are its caller's. Memory is that of a batch and of the ranks.
     """
     device = next(model.parameters()).device
     catalogue = model.item_embeddings()  # (items, E)
     ranks = [torch.empty(0, dtype=torch.int64)]
     targets = [torch.empty(0, dtype=torch.int64)]
     exposure = torch.zeros(len(list_lengths), len(catalogue), dtype=torch.int64, device=device)
-    for hidden, items in _hidden_at_targets(model, batches, positions, batch_size):
-        found = rank_in_catalogue(
-            model.head.task.queries(hidden),
-            catalogue,
-            items - FIRST_ITEM,
-            max(list_lengths, default=0),
-        )
-        ranks.append(found.ranks.cpu())
-        targets.append(items.cpu())
-        for counts, length in zip(exposure, list_lengths, strict=True):
-            shown = found.best[:, :length].reshape(-1)
-            counts.index_add_(0, shown, torch.ones_like(shown))
+    for batch in batches:
+        seen = _seen(batch, model.inputs.item, positions, device) if filter_seen else None
+        for hidden, items in _hidden_at_targets(model, [batch], positions, batch_size):
+            found = rank_in_catalogue(
+                model.head.task.queries(hidden),
+                catalogue,
+                items - FIRST_ITEM,
+                max(list_lengths, default=0),
+                seen=seen,
+            )
+            ranks.append(found.ranks.cpu())
+            targets.append(items.cpu())
+            for counts, length in zip(exposure, list_lengths, strict=True):
+                shown = found.best[:, :length].reshape(-1)
+                if filter_seen:
+                    shown = shown[shown >= 0]
+                counts.index_add_(0, shown, torch.ones_like(shown))
     return Ranked(torch.cat(ranks).numpy(), torch.cat(targets).numpy(), exposure.cpu().numpy())
+
+
+def _seen(batch: RaggedBatch, item: str, positions: Positions, device: torch.device) -> Seen:
+    """What came before each target of a batch, in the order of `_hidden_at_targets`."""
+    values = batch.sequences[item].cpu().to(torch.int64)
+    offsets = batch.offsets.cpu().to(torch.int64).numpy()
+    where = target_places(values.numpy(), offsets, positions)
+    starts = np.repeat(offsets[:-1], np.diff(offsets))[where]
+    columns = values - FIRST_ITEM, torch.from_numpy(starts), torch.from_numpy(where)
+    return Seen(*(column.to(device) for column in columns))
 
 
 def _hidden_at_targets(

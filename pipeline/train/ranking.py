@@ -19,24 +19,41 @@ _WIDTHS = {"cpu": 2048, "cuda": 1 << 14}
 """Items of a chunk."""
 
 
+class Seen(NamedTuple):
+    """What each of T targets is ranked without: a stretch of (N,) items."""
+
+    items: Tensor
+    """(N,) 0..V-1, or negative where it is no item."""
+    starts: Tensor
+    """(T,) where the stretch begins."""
+    stops: Tensor
+    """(T,) one past its end."""
+
+
 class RankedRows(NamedTuple):
     """T targets."""
 
     ranks: Tensor
     """(T,) int64, 1 is best; V + 1 for a target that is no item."""
     best: Tensor
-    """(T, K) items, best first; K is 0 where no list was asked for."""
+    """(T, K) items, best first, -1 behind the end; K is 0 where no list was asked for."""
 
 
 def rank_in_catalogue(
-    queries: Tensor, items: Tensor, targets: Tensor, list_length: int = 0
+    queries: Tensor,
+    items: Tensor,
+    targets: Tensor,
+    list_length: int = 0,
+    *,
+    seen: Seen | None = None,
 ) -> RankedRows:
     """(T, E) queries, (V, E) items, (T,) targets -> ranks and the best `list_length` items.
 
     A target is 0..V-1, or negative where it is no item. Its rank is the number of items that do
     not score less, itself included: what has its score counts as ahead of it, and so does what is
     no number. A list that is longer than the catalogue holds all of it; equal scores stand in it
-    in any order.
+    in any order. What is `seen` counts as ahead of nothing and stands in no list; a target that
+    was seen itself has rank V, as it is never recommended.
     """
     width = min(_WIDTHS.get(queries.device.type, _WIDTHS["cuda"]), len(items))
     scores = _SCORES.get(queries.device.type, _SCORES["cuda"])
@@ -44,14 +61,38 @@ def rank_in_catalogue(
     if width < len(items):
         step = min(step, width)  # the targets' own scores are made in a chunk as well
     parts = [
-        _rank_rows(*rows, items, width, min(list_length, len(items)))
-        for rows in zip(queries.split(step), targets.split(step), strict=True)
+        _rank_rows(
+            queries[first : first + step],
+            targets[first : first + step],
+            items,
+            width,
+            min(list_length, len(items)),
+            None if seen is None else _entries(seen, slice(first, first + step)),
+        )
+        for first in range(0, max(1, len(targets)), step)
     ]
     return RankedRows(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
+def _entries(seen: Seen, chunk: slice) -> tuple[Tensor, Tensor]:
+    """Rows of a chunk of targets and the items seen in each, both (entries,), by rising item."""
+    starts, stops = seen.starts[chunk], seen.stops[chunk]
+    lengths = stops - starts
+    rows = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
+    nth = torch.arange(len(rows), device=rows.device) - (lengths.cumsum(0) - lengths)[rows]
+    items = seen.items[starts[rows] + nth].to(torch.int64)
+    rows, items = rows[items >= 0], items[items >= 0]
+    order = items.argsort()
+    return rows[order], items[order]
+
+
 def _rank_rows(
-    queries: Tensor, targets: Tensor, items: Tensor, width: int, list_length: int
+    queries: Tensor,
+    targets: Tensor,
+    items: Tensor,
+    width: int,
+    list_length: int,
+    seen: tuple[Tensor, Tensor] | None,
 ) -> RankedRows:
     """The same for few enough targets that a chunk of their scores is `width` wide."""
     known = targets.clamp(min=0)
@@ -62,6 +103,10 @@ def _rank_rows(
     order = known.argsort()
     starts = torch.arange(0, len(items) + width, width, device=known.device)
     bounds = torch.searchsorted(known[order], starts).tolist()
+    if seen is not None:
+        seen_rows, seen_items = seen
+        seen_bounds = torch.searchsorted(seen_items, starts).tolist()
+        own[seen_rows[targets[seen_rows] == seen_items]] = float("-inf")
     for chunk, first in enumerate(range(0, len(items), width)):
         begin = min(first, len(items) - width)  # the last overlaps: all have the same width
         scores = queries @ items[begin : begin + width].T  # (T, width)
@@ -69,11 +114,14 @@ def _rank_rows(
         there = order[bounds[chunk] : bounds[chunk + 1]]
         # equal by construction; a library that rounds by position must not put it behind itself
         scores[there, known[there] - first] = own[there, 0]
+        if seen is not None:
+            hidden = slice(seen_bounds[chunk], seen_bounds[chunk + 1])
+            scores[seen_rows[hidden], seen_items[hidden] - first] = float("-inf")
         best.add(scores, first)
         # not `>=`: what is no number must not count as behind; floats add up faster than truths
         behind += scores.lt_(own).sum(1).to(torch.int64)
     ranks = torch.where(targets >= 0, len(items) - behind, len(items) + 1)
-    return RankedRows(ranks, best.items(len(targets), targets.device))
+    return RankedRows(ranks, best.items(len(targets), targets.device, drop=seen is not None))
 
 
 def _own_scores(queries: Tensor, items: Tensor, targets: Tensor, width: int) -> Tensor:
@@ -112,11 +160,11 @@ class _Best:
             self._scores[rows] = merged.values
             self._items[rows] = items.gather(1, merged.indices)
 
-    def items(self, num_rows: int, device: torch.device) -> Tensor:
-        """(T, K)"""
-        if self._items is None:
+    def items(self, num_rows: int, device: torch.device, *, drop: bool) -> Tensor:
+        """(T, K); -1 in place of what has a score of minus infinity if `drop`."""
+        if self._items is None or self._scores is None:
             return torch.zeros(num_rows, 0, dtype=torch.int64, device=device)
-        return self._items
+        return torch.where(self._scores.isneginf(), -1, self._items) if drop else self._items
 
     def _extend(self, scores: Tensor, first: int) -> None:
         found = scores.topk(min(self.length, scores.size(1)))

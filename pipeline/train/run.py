@@ -18,7 +18,7 @@ from pipeline.core.recipe import ModelConfig, TrainConfig
 from pipeline.core.schema import Schema
 from pipeline.model.build import build_model, save_model
 from pipeline.model.model import Model
-from pipeline.train.checkpoint import Checkpoints
+from pipeline.train.checkpoint import Abandoned, Checkpoints
 from pipeline.train.from_data import from_data
 from pipeline.train.interactions import read_interactions
 from pipeline.train.loader import SessionLoader
@@ -52,8 +52,9 @@ def train(
 
     Goes on from the last checkpoint of a training of the same settings and data that was to write
     `out` and was interrupted, unless `restart`. Started by `torchrun`, it trains together with the
-    other processes, of which the first writes. `callbacks` are Hugging Face's TrainerCallbacks.
-    `start` is an earlier run whose weights the model begins from.
+    other processes, of which the first writes. `callbacks` are Hugging Face's TrainerCallbacks:
+    what one raises ends the training, and no run is written; after `Abandoned` there are no
+    checkpoints either. `start` is an earlier run whose weights the model begins from.
     """
     with joined_processes(train_config.arguments.get("ddp_timeout", TIMEOUT_SECONDS)) as processes:
         try:
@@ -89,6 +90,12 @@ def _train(
     read_manifest(data, "data")
     schema = Schema.from_json(data / SCHEMA_FILE)
     fitted = Fitted.read(data)
+    positions = fitted.recipe.target_positions
+    if train_config.metric == "loss" and positions != "all":
+        raise ConfigError(
+            "`train.metric` is loss, which is over all interactions of a session; leave-one-out "
+            "keeps the last alone for validation. Choose another metric, such as ndcg@10."
+        )
     known = from_data(data, fitted, model_config, train_config)
     made_from = identity.of_run(data, model_config, train_config, start=start)
     longest = fitted.recipe.max_sequence_length
@@ -107,6 +114,8 @@ def _train(
             valid_loader=evaluation_loader(data, "valid", model)
             if _has_targets(data, "valid")
             else None,
+            valid_positions=positions,
+            filter_seen=fitted.recipe.filter_seen,
             log_path=directory / LOG_FILE if directory else None,
             callbacks=callbacks,
             checkpoints=checkpoints,
@@ -114,6 +123,10 @@ def _train(
         )
         try:
             result = trainer.train(resume_from_checkpoint=None if found is None else str(found))
+        except Abandoned:
+            if processes.is_first:
+                checkpoints.remove()
+            raise
         except BaseException:
             if processes.is_first and checkpoints.last_step is not None:
                 _say(f"Interrupted. The same command goes on from step {checkpoints.last_step:,}.")

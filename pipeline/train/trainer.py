@@ -24,6 +24,7 @@ from pipeline.train.arguments import training_arguments, wants_tensorboard
 from pipeline.train.batches import Batches
 from pipeline.train.callbacks import BestEpoch, JsonLines, ProgressBar, TensorBoard, Timetable
 from pipeline.train.checkpoint import Checkpoints
+from pipeline.train.evaluation import Positions
 from pipeline.train.loader import SessionLoader
 from pipeline.train.optimizer import TableAdamW, build_optimizer
 from pipeline.train.precision import matmul_precision
@@ -96,7 +97,8 @@ class Trainer(HuggingFaceTrainer):
     `callbacks`, `optimizers` (an optimizer and a scheduler, or None) and `arguments` (Hugging
     Face's TrainingArguments, or some of them by name) are those of Hugging Face's Trainer. After
     `train` the model has the best weights by `config.metric`, or the last ones where there are no
-    validation sessions. `checkpoints` says where to write them, if anywhere; `train` takes the
+    validation sessions. `valid_positions` are the targets of those, ranked without what came before
+    them if `filter_seen`. `checkpoints` says where to write them, if anywhere; `train` takes the
     path of one as `resume_from_checkpoint`.
     """
 
@@ -107,6 +109,8 @@ class Trainer(HuggingFaceTrainer):
         *,
         train_loader: SessionLoader,
         valid_loader: SessionLoader | None,
+        valid_positions: Positions = "all",
+        filter_seen: bool = False,
         log_path: Path | None = None,
         arguments: TrainingArguments | Mapping[str, Any] | None = None,
         callbacks: list[TrainerCallback] | None = None,
@@ -119,6 +123,8 @@ class Trainer(HuggingFaceTrainer):
         self.session_model = model
         self.train_loader = train_loader
         self.valid_loader = valid_loader
+        self.valid_positions: Positions = valid_positions
+        self.filter_seen = filter_seen
         self.processes = processes
         self.checkpoints = checkpoints
         self.log_path = log_path
@@ -257,7 +263,7 @@ class Trainer(HuggingFaceTrainer):
         return result
 
     def evaluate(self, *_arguments: Any, **_keywords: Any) -> dict[str, float]:
-        """Metrics `eval_<metric>@<K>` over every position of the validation sessions."""
+        """Metrics `eval_<metric>@<K>` over the chosen positions of the validation sessions."""
         assert self.valid_loader is not None  # noqa: S101
         with self.stopwatch.paused():
             metrics = validate(
@@ -266,6 +272,8 @@ class Trainer(HuggingFaceTrainer):
                 self.config.metric,
                 processes=self.processes,
                 seed=self.args.seed,
+                positions=self.valid_positions,
+                filter_seen=self.filter_seen,
             )
         values = {f"eval_{name}": value for name, value in metrics.items()}
         self.log(values)

@@ -7,7 +7,7 @@ import torch
 from pipeline.core.errors import ConfigError
 from pipeline.model.batch import SessionBatch
 from pipeline.model.model import Model
-from pipeline.train.evaluation import rank_targets
+from pipeline.train.evaluation import Positions, rank_targets
 from pipeline.train.loader import RaggedBatch, SessionLoader
 from pipeline.train.metrics import METRICS, ranking_metrics
 from pipeline.train.processes import Processes, gather_rows, sum_over_processes
@@ -29,9 +29,16 @@ def check_metric(name: str) -> None:
 
 
 def validate(
-    model: Model, loader: SessionLoader, metric: str, *, processes: Processes, seed: int
+    model: Model,
+    loader: SessionLoader,
+    metric: str,
+    *,
+    processes: Processes,
+    seed: int,
+    positions: Positions = "all",
+    filter_seen: bool = False,
 ) -> dict[str, float]:
-    """Metrics by `name@K` over every position; the same in each process, who share the work.
+    """Metrics by `name@K` over `positions`; the same in each process, who share the work.
 
     `metric` is among them, which may be the loss: as in training, but without dropout, and with
     the same masks and negatives each time.
@@ -43,7 +50,8 @@ def validate(
     ranks = []
     try:
         for batch in loader:
-            own = rank_targets(model, [_share(batch, processes)], "all").ranks
+            share = _share(batch, processes)
+            own = rank_targets(model, [share], positions, filter_seen=filter_seen).ranks
             # batch by batch, so that the order is that of one process
             ranks += (
                 gather_rows(torch.from_numpy(own))

@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "serve": {"core", "serve"},
     "benchmark": {"core", "model", "train", "benchmark"},
 }
-COMMANDS = {"cli", "console", "demo", "measure", "offline", "report"}
+COMMANDS = {"cli", "console", "demo", "measure", "offline", "report", "search"}
 """Modules beside the stages; they may use a stage, inside a function."""
 BY_ITSELF = [
     PACKAGE / "serve" / "encoder.py",

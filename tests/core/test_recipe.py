@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from pipeline.core.errors import ConfigError
 from pipeline.core.recipe import ModelConfig, Preprocess, Recipe, TrainConfig
+from tests.conftest import ROOT
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
 
@@ -221,3 +222,8 @@ def test_a_path_that_is_no_text_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="cannot be read as text"):
         Recipe.from_yaml(tmp_path / "bytes.yaml")
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda f: f.stem)
+def test_every_recipe_that_comes_along_is_one(file: Path) -> None:
+    Recipe.from_yaml(file)

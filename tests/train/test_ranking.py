@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from pipeline.model import ranking_metric
 from pipeline.train import ranking
-from pipeline.train.ranking import rank_in_catalogue
+from pipeline.train.ranking import Seen, rank_in_catalogue
 
 
 def twins(num_items: int, width: int, seed: int) -> torch.Tensor:
@@ -46,6 +46,42 @@ def test_ranks_and_lists_are_those_of_a_table_of_all_scores(
     assert found.best.shape == (num_targets, longest)
     assert torch.equal(table.gather(1, found.best), table.topk(longest).values)
     assert all(len(set(row)) == longest for row in found.best.tolist())
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    num_items=st.integers(1, 60),
+    num_targets=st.integers(0, 30),
+    chunk=st.integers(1, 32),
+    scores=st.sampled_from([1, 64, 1 << 19]),
+    list_length=st.integers(0, 65),
+    seed=st.integers(0, 10_000),
+)
+def test_what_was_seen_is_ranked_nowhere(
+    num_items: int, num_targets: int, chunk: int, scores: int, list_length: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    items = twins(num_items, 8, seed).mul(4).round()
+    queries = torch.randn(num_targets, 8, generator=generator).mul(4).round()
+    targets = torch.randint(-1, num_items, (num_targets,), generator=generator)
+    stretch = torch.randint(-2, num_items, (40,), generator=generator)
+    starts = torch.randint(0, 40, (num_targets,), generator=generator)
+    stops = (starts + torch.randint(0, 20, (num_targets,), generator=generator)).clamp(max=40)
+    table = queries @ items.T
+    for row, (start, stop) in enumerate(zip(starts.tolist(), stops.tolist(), strict=True)):
+        for item in stretch[start:stop].tolist():
+            if item >= 0:
+                table[row, item] = float("-inf")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ranking._WIDTHS, "cpu", chunk)
+        patch.setitem(ranking._SCORES, "cpu", scores)
+        seen = Seen(stretch, starts, stops)
+        found = rank_in_catalogue(queries, items, targets, list_length, seen=seen)
+    assert torch.equal(found.ranks, ranking_metric.ranks(table, targets))
+    best = table.topk(min(list_length, num_items)).values
+    assert torch.equal(found.best < 0, best.isneginf())
+    shown = table.gather(1, found.best.clamp(min=0)).masked_fill(found.best < 0, float("-inf"))
+    assert torch.equal(shown, best)
 
 
 @pytest.mark.parametrize("width", [64, 96, 100, 128])

@@ -11,20 +11,21 @@ from pipeline.train.interactions import read_interactions
 from pipeline.train.lists import to_raw_ids
 from pipeline.train.loader import SessionLoader, session_ids
 from pipeline.train.predict import Recommender
-from pipeline.train.ranking import rank_in_catalogue
+from pipeline.train.ranking import Seen, rank_in_catalogue
 
 _SESSIONS_AT_ONCE = 4096
 _SEED = 0
 
 
 def example_sessions(
-    run: Path, data: Path, part: str, *, count: int = 8, k: int = 10
+    run: Path, data: Path, part: str, *, count: int = 8, k: int = 10, filter_seen: bool = False
 ) -> list[dict[str, Any]]:
     """`count` sessions drawn by a fixed seed, asked for what came last in them.
 
     Each is {"session", "clicked", "next", "rank", "recommended"}: raw ids, oldest first, None for
     an item that the catalogue does not have; the rank of what came next, None where that is
-    unknown; and the best `k` items with their scores and whether they are what came next.
+    unknown; and the best `k` items with their scores and whether they are what came next. With
+    `filter_seen` what was clicked is neither ranked nor recommended.
     """
     recommender = Recommender.open(run)
     model, catalogue = recommender.model, recommender.catalogue
@@ -55,13 +56,24 @@ def example_sessions(
         if len(rows):
             stops = batch.lengths[rows] - 1
             window = batch.window(rows, (stops - longest).clamp(min=0), stops).to(device)
-            targets = batch.sequences[model.inputs.item][batch.offsets[rows] + stops]
+            sequence, begins = batch.sequences[model.inputs.item], batch.offsets[rows]
+            targets = sequence[begins + stops]
+            seen = excluded = None
+            if filter_seen:
+                seen = Seen(
+                    *(x.to(device) for x in (sequence - FIRST_ITEM, begins, begins + stops))
+                )
+                # also what lies further back than the model reads
+                whole = batch.window(rows, torch.zeros_like(stops), stops)
+                excluded = whole.features[model.inputs.item].to(device)
             with torch.inference_mode():
-                lists = to_raw_ids(model.top_k(window, min(k, len(catalogue))), catalogue)
+                best = model.top_k(window, min(k, len(catalogue)), excluded=excluded)
+                lists = to_raw_ids(best, catalogue)
                 ranks = rank_in_catalogue(
                     model.session_embeddings(window),
                     model.item_embeddings(),
                     targets.to(device) - FIRST_ITEM,
+                    seen=seen,
                 ).ranks.tolist()
             records = lists.records(ids[(rows + first).cpu()] if ids is not None else [None] * size)
             for row, rank, record in zip((rows + first).tolist(), ranks, records, strict=False):

@@ -27,12 +27,14 @@ def write_report(
     out: Path,
     *,
     part: str = "test",
-    positions: Positions = "all",
+    positions: Positions | None = None,
     cutoffs: tuple[int, ...] = (5, 10, 20),
     baselines: bool = True,
+    filter_seen: bool | None = None,
 ) -> dict[str, Any]:
     """Evaluate `run` and write the page to `out`, the numbers to the same name with .json.
 
+    `positions` and `filter_seen` are those of `comparison.evaluate`.
     Returns {"page", "json", "evaluation"}. ConfigError where `out` is no name of a page, or is
     inside a run or another artifact, whose manifest would no longer tell the truth.
     """
@@ -42,11 +44,17 @@ def write_report(
     from pipeline.train.report.examples import example_sessions
 
     evaluation = evaluate(
-        run, data, part=part, positions=positions, cutoffs=cutoffs, baselines=baselines
+        run,
+        data,
+        part=part,
+        positions=positions,
+        cutoffs=cutoffs,
+        baselines=baselines,
+        filter_seen=filter_seen,
     )
     report = _training_report(run, facts, run.resolve().name)
     report["evaluation"] = evaluation
-    report["examples"] = example_sessions(run, data, part)
+    report["examples"] = example_sessions(run, data, part, filter_seen=evaluation["filter_seen"])
     report = _finite(report)
     out.parent.mkdir(parents=True, exist_ok=True)
     _replace(numbers, _json(report))
