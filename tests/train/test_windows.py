@@ -164,6 +164,33 @@ def test_old_rows_stay_and_new_ones_begin_at_the_mean_of_their_kind(
     assert (final[0][1] >= 0).all()
 
 
+def test_negatives_are_drawn_from_what_has_occurred_by_its_count(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+
+    def watched(model: Any, config: Any, earlier: Earlier, **given: Any) -> None:
+        carry_over(model, config, earlier, **given)
+        sampler = model.head.task.sampler
+        drawn.append((sampler.num_items, int(sampler.weights.sum())))
+
+    monkeypatch.setattr(of_windows, "carry_over", watched)
+    model = ModelConfig(architecture="gru", d_model=8, n_layer=1, weight_tying=False)
+    config = TRAIN.model_copy(update={"loss": "sampled-softmax", "negatives": "popularity"})
+    facts = train_windows(data, model, config, tmp_path / "run", seconds=DAY)
+    sizes = [window["catalogue_items"] for window in facts["windows"]["windows"]]
+    # 20 sessions of 5 interactions a day; the last is the model of the run
+    assert drawn[:3] == [(size, 100 * day) for day, size in enumerate(sizes[1:], start=2)]
+    assert len(set(sizes)) == 4
+
+
+def test_windows_may_begin_from_an_earlier_run(data: Path, run: Path, tmp_path: Path) -> None:
+    train_windows(data, MODEL, TRAIN, tmp_path / "run", seconds=2 * DAY, start=run)
+    windows = figures(tmp_path / "run")
+    assert [window["new_items"] for window in windows] == [0, 0]
+    assert windows[1]["evaluation"]["unknown_targets"] == 0
+
+
 def test_the_run_has_the_catalogue_of_its_data_and_a_log_of_all_windows(
     data: Path, run: Path
 ) -> None:
