@@ -67,7 +67,22 @@ def state(pid: int) -> str:
     return "" if found == "Z" else found
 
 
+@pytest.fixture(autouse=True)
+def others() -> None:
+    """Children of other tests of this process, which are not looked at."""
+    _others.clear()
+    _others.update(all_children())
+
+
+_others: set[int] = set()
+
+
 def children() -> set[int]:
+    """Processes that this test started."""
+    return all_children() - _others
+
+
+def all_children() -> set[int]:
     own = os.getpid()
     found = Path(f"/proc/{own}/task/{own}/children").read_text(encoding="ascii")
     return {int(pid) for pid in found.split()}
