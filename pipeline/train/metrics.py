@@ -86,7 +86,7 @@ def gains(
     ranks: np.ndarray, cutoffs: tuple[int, ...], metrics: tuple[str, ...] = METRICS
 ) -> dict[str, np.ndarray]:
     """(N,) ranks -> (N,) what each is worth by `metric@K`; their means are the metrics."""
-    found = {}
+    found: dict[str, np.ndarray] = {}
     for cutoff in cutoffs:
         of_each = ranking_metric.gains_at(torch.from_numpy(ranks), cutoff)
         found |= {f"{metric}@{cutoff}": of_each[metric].numpy() for metric in metrics}
