@@ -80,13 +80,14 @@ class Split(Config):
     """Newest sessions kept apart: `2d` (days), `6h` (hours) or a fraction such as 0.1.
 
     A session belongs to the part in which it ends, so that training holds nothing that happened
-    after the cut. `split: leave-one-out` in place of a section holds out the last interactions of
-    each session.
+    after the cut. `split: leave-one-out` or `leave-last-out` in place of a section holds out the
+    last interactions of each session.
     """
 
-    by: Literal["time", "leave-one-out"] = "time"
+    by: Literal["time", "leave-one-out", "leave-last-out"] = "time"
     """leave-one-out: the last interaction of a session is for the test, the one before it for
-    validation, and the catalogue holds the items of all interactions."""
+    validation, and the catalogue holds the items of all interactions. leave-last-out: the same
+    without validation, so that all but the last are for training, once the settings are chosen."""
     valid: str | float | None = None
     """Newest part of what is left for training; chooses the best epoch."""
     test: str | float | None = None
@@ -106,9 +107,14 @@ class Split(Config):
 
     @model_validator(mode="after")
     def _check_by(self) -> Self:
-        if self.by == "leave-one-out" and (self.valid is not None or self.test is not None):
-            raise ValueError("leave-one-out takes no `valid` and no `test`: leave them out")
+        if self.by != "time" and (self.valid is not None or self.test is not None):
+            raise ValueError(f"{self.by} takes no `valid` and no `test`: leave them out")
         return self
+
+    @property
+    def held_out(self) -> int:
+        """Interactions at the end of each session that are kept from training."""
+        return {"time": 0, "leave-last-out": 1, "leave-one-out": 2}[self.by]
 
 
 def split_seconds(value: str | float) -> tuple[float | None, float | None]:
@@ -183,16 +189,16 @@ class Preprocess(Config):
             raise ValueError(f"{sorted(clash)[0]!r} is the name of a time feature, choose another")
         if self.format == "sequences" and (self.features or self.timestamp):
             raise ValueError("sequences hold item ids alone: no timestamp and no features")
-        if self.split.by == "leave-one-out" and self.min_item_count > 1:
+        if self.split.held_out and self.min_item_count > 1:
             raise ValueError(
-                "leave-one-out ranks the items of all interactions: `min_item_count` 1"
+                f"{self.split.by} ranks the items of all interactions: `min_item_count` 1"
             )
         return self
 
     @property
     def target_positions(self) -> Literal["all", "last"]:
         """Which interactions of a held-out session are targets: all but the first, or the last."""
-        return "last" if self.split.by == "leave-one-out" else "all"
+        return "last" if self.split.held_out else "all"
 
     @property
     def time_feature_names(self) -> tuple[str, ...]:

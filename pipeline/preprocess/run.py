@@ -41,17 +41,16 @@ def preprocess(
 ) -> dict[str, Any]:
     """Write sessions, schema, fitted state and manifest to `out`; return the manifest's facts.
 
-    Statistics come from the training sessions alone, and under leave-one-out the items from all
-    interactions. `inputs` are files and folders of logs;
+    Statistics come from the training sessions alone, and the items from all interactions where
+    the last ones are held out. `inputs` are files and folders of logs;
     `test_inputs` are such of their own, in place of `split.test`. `cluster` is the address of a
     Dask scheduler, whose workers see the folder of `out` under the same path; what is written does
     not depend on it.
     """
-    leave_one_out = recipe.split.by == "leave-one-out"
-    if test_inputs and leave_one_out:
+    if test_inputs and recipe.split.held_out:
         raise ConfigError(
-            "`split: leave-one-out` takes the test from the log itself. Leave out --test, or split "
-            "by time."
+            f"`split: {recipe.split.by}` takes the test from the log itself. Leave out --test, or "
+            "split by time."
         )
     if test_inputs and recipe.split.test is not None:
         raise ConfigError(
@@ -80,7 +79,7 @@ def preprocess(
         steps.set_description("fit")
         train = Interactions(parts["train"], log.types, log.timestamp_type, log.report)
         fitted = workflow.fit(recipe, train, Path(scratch))
-        if leave_one_out:
+        if recipe.split.held_out:
             fitted = workflow.with_items(fitted, log.frame[ITEM])
         if not len(fitted.item.values):
             raise DataError(

@@ -18,16 +18,18 @@ def split(recipe: Preprocess, frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     match recipe.split.by:
         case "time":
             return temporal_split(recipe, frame)
-        case "leave-one-out":
-            return leave_one_out(recipe, frame)
+        case "leave-one-out" | "leave-last-out":
+            return last_apart(recipe, frame)
 
 
-def leave_one_out(recipe: Preprocess, frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def last_apart(recipe: Preprocess, frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Each part has the sessions up to its target: the last interaction, or the one before it.
 
-    Training ends before both. A session of less than three interactions has no target to spare:
-    it is for training alone, if it is long enough for that. DataError if no session has three.
+    Training ends before both, or before the last where there is no validation. A session with no
+    more than one interaction beside them has no target to spare: it is for training alone, if it
+    is long enough for that. DataError if no session has more.
     """
+    count = recipe.split.held_out
     # the order in which sessions are read later: by time, and in the order of the rows
     order = np.lexsort((frame[TIMESTAMP].to_numpy(), pd.factorize(frame[SESSION])[0]))
     sessions = frame[SESSION].to_numpy()[order]
@@ -36,23 +38,22 @@ def leave_one_out(recipe: Preprocess, frame: pd.DataFrame) -> dict[str, pd.DataF
     length, left = np.empty(len(frame), np.int64), np.empty(len(frame), np.int64)
     length[order] = np.repeat(lengths, lengths)
     left[order] = np.repeat(starts + lengths, lengths) - np.arange(len(frame))
-    held_out = length >= 3
+    held_out = length > count
     if not held_out.any():
         raise DataError(
-            f"`split: leave-one-out` needs sessions of three interactions; the longest of "
-            f"{len(lengths)} has {lengths.max()}. Check `session`, or split by time."
+            f"`split: {recipe.split.by}` needs sessions of {count + 1} interactions; the longest "
+            f"of {len(lengths)} has {lengths.max()}. Check `session`, or split by time."
         )
-    kept = np.where(held_out, length - 2, length)
-    rows = {
-        "train": (kept >= recipe.min_session_length) & ((left > 2) | ~held_out),
-        "valid": held_out & (left > 1),
-        "test": held_out,
-    }
+    kept = np.where(held_out, length - count, length)
+    rows = {"train": (kept >= recipe.min_session_length) & ((left > count) | ~held_out)}
+    if recipe.split.by == "leave-one-out":
+        rows["valid"] = held_out & (left > 1)
+    rows["test"] = held_out
     if not rows["train"].any():
         raise DataError(
             f"No session for training: the longest of {len(lengths)} has {lengths.max()} "
-            f"interactions, and {recipe.min_session_length} must be left without the last two. "
-            "Lower `min_session_length`."
+            f"interactions, and {recipe.min_session_length} must be left without the last "
+            f"{count}. Lower `min_session_length`."
         )
     return {name: frame[chosen].reset_index(drop=True) for name, chosen in rows.items()}
 

@@ -13,7 +13,7 @@ from pipeline.core.errors import ConfigError, DataError
 from pipeline.core.fitted import Fitted
 from pipeline.core.recipe import ModelConfig, Preprocess, TrainConfig
 from pipeline.preprocess.run import preprocess
-from pipeline.preprocess.split import leave_one_out
+from pipeline.preprocess.split import last_apart
 
 LINES = """\
 u1 a b c d
@@ -54,6 +54,13 @@ def test_the_last_is_the_test_the_one_before_validation_and_training_ends_before
     assert facts["sessions"]["train"]["interactions"] == 8
 
 
+def test_without_validation_all_but_the_last_are_for_training(tmp_path: Path) -> None:
+    data, facts = written(tmp_path, split="leave-last-out", max_sequence_length=9)
+    assert raw(data, "train") == {"u1": "abc", "u2": "bc", "u5": "abcdf"}
+    assert raw(data, "test") == {"u1": "abcd", "u2": "bce", "u3": "ab", "u5": "abcdfg"}
+    assert facts["sessions"].keys() == {"train", "test"}
+
+
 def test_the_catalogue_holds_all_items_those_that_training_never_saw_last(tmp_path: Path) -> None:
     data, facts = written(tmp_path)
     items = Fitted.read(data).item.values.to_pylist()
@@ -86,23 +93,26 @@ def test_integer_ids_stay_integers(tmp_path: Path) -> None:
 @given(
     rows=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 9)), min_size=3, max_size=40),
     shortest=st.integers(2, 4),
+    split=st.sampled_from(["leave-one-out", "leave-last-out"]),
 )
 @settings(deadline=None)
 def test_every_part_is_the_beginning_of_the_session_in_time(
-    rows: list[tuple[int, int]], shortest: int
+    rows: list[tuple[int, int]], shortest: int, split: str
 ) -> None:
     frame = pd.DataFrame(rows, columns=["session_id", "timestamp"])
     frame["row"] = np.arange(len(frame))
     try:
-        parts = leave_one_out(recipe(min_session_length=shortest), frame)
+        parts = last_apart(recipe(min_session_length=shortest, split=split), frame)
     except DataError:
         return
     whole = frame.sort_values(["timestamp", "row"]).groupby("session_id")["row"].agg(list)
-    for name, missing in (("train", 2), ("valid", 1), ("test", 0)):
+    held = {"leave-one-out": {"train": 2, "valid": 1}, "leave-last-out": {"train": 1}}[split]
+    assert parts.keys() == {*held, "test"}
+    for name, missing in {**held, "test": 0}.items():
         found = parts[name].sort_values(["timestamp", "row"]).groupby("session_id")["row"].agg(list)
         expected = {}
         for session, all_rows in whole.items():
-            held_out = len(all_rows) >= 3
+            held_out = len(all_rows) > held["train"]
             kept = all_rows[: len(all_rows) - missing] if held_out else all_rows
             if len(kept) >= shortest if name == "train" else held_out:
                 expected[session] = kept
@@ -112,7 +122,7 @@ def test_every_part_is_the_beginning_of_the_session_in_time(
 @pytest.mark.parametrize(
     ("text", "shortest", "expected"),
     [
-        ("1 5 6\n2 7\n", 2, "needs sessions of three interactions; the longest of 2 has 2."),
+        ("1 5 6\n2 7\n", 2, "needs sessions of 3 interactions; the longest of 2 has 2."),
         ("1 5 6 7\n", 2, "the longest of 1 has 3 interactions, and 2 must be left"),
         ("1 5 6 7 8\n", 3, "the longest of 1 has 4 interactions, and 3 must be left"),
     ],
@@ -128,7 +138,7 @@ def test_a_log_that_is_too_short_for_it_is_refused(
     ("more", "expected"),
     [
         ({"split": {"by": "leave-one-out", "test": 0.1}}, "takes no `valid` and no `test`"),
-        ({"split": "leave-two-out"}, "'time' or 'leave-one-out'"),
+        ({"split": "leave-two-out"}, "'time', 'leave-one-out' or 'leave-last-out'"),
         ({"min_item_count": 2}, "ranks the items of all interactions"),
     ],
 )
