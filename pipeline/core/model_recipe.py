@@ -54,6 +54,33 @@ class Tower(Config):
     """Layers."""
 
 
+class Member(Config):
+    """A further model of an ensemble: what is given here differs from the first."""
+
+    architecture: str | None = None
+    """As in `model`."""
+    model_type: str | None = None
+    """As in `model`."""
+    options: dict[str, Any] | None = None
+    """As in `model`."""
+    n_head: int | None = None
+    """As in `model`."""
+    n_layer: int | None = None
+    """As in `model`."""
+    d_model: int | None = None
+    """As in `model`."""
+    dropout: float | None = None
+    """As in `model`."""
+    feature_dropout: float | None = None
+    """As in `model`."""
+    item_dropout: float | None = None
+    """As in `model`."""
+    item_vectors: Literal["random", "co-visitation"] | None = None
+    """As in `model`."""
+    temperature: float | None = None
+    """As in `model`."""
+
+
 class Target(Config):
     """A column that the model predicts beside the next item, and does not read."""
 
@@ -192,6 +219,21 @@ class ModelConfig(Config):
     """Score with the item's input embeddings."""
     targets: tuple[Target, ...] = ()
     """What is predicted beside the next item."""
+    members: tuple[Member, ...] = ()
+    """Further models that learn beside this one, each from its own loss; items are scored by the
+    mean of all. `{}` is the same model again from other initial weights."""
+
+    @property
+    def each_member(self) -> "tuple[ModelConfig, ...]":
+        """This model and its further members, each by itself; `targets` are the first one's."""
+        alone = self.model_dump(mode="json", exclude={"members"})
+        others = [
+            ModelConfig.model_validate(
+                alone | {"targets": ()} | member.model_dump(mode="json", exclude_none=True)
+            )
+            for member in self.members
+        ]
+        return (self.model_copy(update={"members": ()}), *others)
 
     @property
     def item_width(self) -> int:
@@ -222,6 +264,7 @@ class ModelConfig(Config):
             raise ValueError("`train_on_last_item_seq_only` is for clm")
         if ITEM in {target.feature for target in self.targets}:
             raise ValueError(f"`{ITEM}` is the next item's, which is always predicted")
+        _ = self.each_member  # ValueError where one cannot be
         return self
 
 

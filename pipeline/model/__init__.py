@@ -26,6 +26,7 @@ from pipeline.model.architectures.xlnet import XLNetConfig
 from pipeline.model.batch import SessionBatch
 from pipeline.model.blocks import ParallelBlock, SequentialBlock, TransformerBlock
 from pipeline.model.continuous import SoftEmbedding
+from pipeline.model.ensemble import Ensemble
 from pipeline.model.features import TabularSequenceFeatures
 from pipeline.model.head import Head
 from pipeline.model.losses import LabelSmoothCrossEntropyLoss
@@ -62,6 +63,7 @@ __all__ = [
     "ElectraConfig",
     "ElementwiseSum",
     "ElementwiseSumItemMulti",
+    "Ensemble",
     "GPT2Config",
     "GRUConfig",
     "HSTUConfig",

@@ -17,6 +17,7 @@ from pipeline.core.schema import Schema, Tags
 from pipeline.model.architectures import find_architecture
 from pipeline.model.blocks import ParallelBlock, SequentialBlock, TransformerBlock
 from pipeline.model.encoder import EncoderConfig
+from pipeline.model.ensemble import Ensemble
 from pipeline.model.features import TabularSequenceFeatures
 from pipeline.model.head import Head, Task
 from pipeline.model.masking import ARGUMENTS
@@ -42,8 +43,8 @@ class FromData:
 
     vectors: dict[int, Tensor] = field(default_factory=dict)
     """(rows, P) of each entry of `pretrained`, by its place."""
-    item_vectors: Tensor | None = None
-    """(rows, item width) of length 1 to begin the item's table with; 0 of those not known."""
+    item_vectors: dict[int, Tensor] = field(default_factory=dict)
+    """By width, (rows, width) of length 1 to begin the item's table with; 0 of those not known."""
     item_counts: Tensor | None = None
     """(items,) how often each was interacted with."""
     positives: dict[str, Tensor] = field(default_factory=dict)
@@ -64,15 +65,35 @@ def build_model(
     `train` and `known` say what its loss is; a model that only predicts does without.
     """
     known = known or FromData()
-    inputs = build_inputs(schema, config, max_sequence_length, known.vectors, known.item_vectors)
+    members = config.each_member
+    heads = [
+        _head(schema, member, max_sequence_length, train or TrainConfig(), known, number)
+        for number, member in enumerate(members)
+    ]
+    return Ensemble(*heads) if len(heads) > 1 else Model(*heads)
+
+
+def _head(
+    schema: Schema,
+    config: ModelConfig,
+    max_sequence_length: int,
+    train: TrainConfig,
+    known: FromData,
+    number: int,
+) -> Head:
+    """One model of the recipe; `number` is its place among the members."""
+    vectors = known.item_vectors.get(config.item_width)
+    if config.item_vectors == "random":
+        vectors = None
+    inputs = build_inputs(schema, config, max_sequence_length, known.vectors, vectors)
     masking = inputs.masking
     assert masking is not None  # noqa: S101
-    train = train or TrainConfig()
     weights = None
     if train.weights is not None:
         weights = ColumnValues(train.weights.feature, known.weights)
     tasks: list[Task] = [
         NextItemPredictionTask(
+            task_name=f"next-item-{number + 1}" if number else "next-item",
             loss=train.loss,
             task_block=MLPBlock([*config.task_mlp]) if config.task_mlp else None,
             weight_tying=config.weight_tying,
@@ -99,7 +120,7 @@ def build_model(
             tasks.append(RegressionTask(column, summary_type=summary, loss=target.loss))
     task_weights = [1.0, *(target.weight for target in config.targets)]
     body = SequentialBlock(inputs, *_blocks(config, inputs, max_sequence_length))
-    return Model(Head(body, tasks, task_weights=task_weights, loss_reduction="sum"))
+    return Head(body, tasks, task_weights=task_weights, loss_reduction="sum")
 
 
 def _blocks(config: ModelConfig, inputs: TabularSequenceFeatures, longest: int) -> list[nn.Module]:

@@ -111,8 +111,7 @@ class Model(nn.Module):
 
     def forward(self, batch: SessionBatch) -> Tensor:
         """Scores of the next item, (B, V), from the newest L interactions."""
-        encoded = self.encode(batch, Stage.PREDICT)
-        return self.head.task.scores(self.session_embedding(encoded), self.head.item_table)
+        return self.scores(self.session_embedding(self.encode(batch, Stage.PREDICT)))
 
     def predict(self, batch: SessionBatch) -> dict[str, Tensor]:
         """What each task says, by its name: (B, V) scores; (B,) or (B, L) chances or numbers."""
@@ -153,7 +152,16 @@ class Model(nn.Module):
 
     def scores(self, hidden: Tensor) -> Tensor:
         """(T, D) -> (T, V) scores of the next item; reserved indices have minus infinity."""
-        return self.head.task.scores(hidden, self.head.item_table)
+        items = self.queries(hidden) @ self.items().T
+        return nn.functional.pad(items, (FIRST_ITEM, 0), value=float("-inf"))
+
+    def queries(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., E): what is multiplied with `items` to give scores."""
+        return self.head.task.queries(hidden)
+
+    def items(self, positions: Tensor | None = None) -> Tensor:
+        """(V - 3, E) in the order of the catalogue; or of these (C,) `positions` there alone."""
+        return self.head.task.items(self.head.item_table, positions)
 
     @checked_arguments()
     def top_k(
@@ -175,11 +183,11 @@ class Model(nn.Module):
         for name, indices in (("excluded", excluded), ("candidates", candidates)):
             check_indices(name, indices, self.head.item_table.size(0))
         queries = self.session_embeddings(batch)
-        task, table = self.head.task, self.head.item_table
+        table = self.head.item_table
         if candidates is None:
             candidates = torch.arange(FIRST_ITEM, table.size(0), device=table.device)
         candidates = candidates[candidates >= FIRST_ITEM].unique()
-        scores = queries @ task.items(table, candidates - FIRST_ITEM).T  # (B, C)
+        scores = queries @ self.items(candidates - FIRST_ITEM).T  # (B, C)
         column = torch.full((table.size(0),), len(candidates), device=table.device)
         column[candidates] = torch.arange(len(candidates), device=table.device)
         hidden = [] if excluded is None else [excluded.expand(scores.size(0), -1)]
@@ -200,12 +208,11 @@ class Model(nn.Module):
 
     def session_embeddings(self, batch: SessionBatch) -> Tensor:
         """(B, E): a session's inner products with `item_embeddings` are its scores."""
-        encoded = self.encode(batch, Stage.PREDICT)
-        return self.head.task.queries(self.session_embedding(encoded))
+        return self.queries(self.session_embedding(self.encode(batch, Stage.PREDICT)))
 
     def item_embeddings(self) -> Tensor:
         """(V - 3, E) in the order of the catalogue, for a vector index."""
-        return self.head.task.items(self.head.item_table)
+        return self.items()
 
     def attention_weights(self, batch: SessionBatch) -> list[Tensor]:
         """(B, H, L, L) of each layer when predicting: who looks, by who is looked at."""
@@ -223,6 +230,7 @@ class Model(nn.Module):
         return encoded.hidden[rows, encoded.query]
 
     def _heads(self) -> list[Head]:
+        """All heads in order."""
         return [head for head in self.heads if isinstance(head, Head)]
 
     def _encode(self, body: SequentialBlock, batch: SessionBatch, stage: Stage) -> Encoded:

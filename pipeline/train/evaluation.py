@@ -81,7 +81,7 @@ def rank_targets(
         seen = _seen(batch, model.inputs.item, positions, device) if filter_seen else None
         for hidden, items in _hidden_at_targets(model, [batch], positions, batch_size):
             found = rank_in_catalogue(
-                model.head.task.queries(hidden),
+                model.queries(hidden),
                 catalogue,
                 items - FIRST_ITEM,
                 max(list_lengths, default=0),

@@ -64,19 +64,18 @@ def item_counts(data: Path, num_rows: int) -> np.ndarray:
 
 def _item_vectors(
     data: Path, fitted: Fitted, model: ModelConfig, train: TrainConfig
-) -> Tensor | None:
-    """(rows, item width) to begin with, or None for random ones."""
-    if model.item_vectors == "random":
-        return None
+) -> dict[int, Tensor]:
+    """(rows, width) to begin with, by the widths of those members that do not begin randomly."""
+    widths = {m.item_width for m in model.each_member if m.item_vectors == "co-visitation"}
+    if not widths:
+        return {}
     sessions = read_sessions(data, "train", [ITEM])[ITEM].combine_chunks()
-    vectors = co_visitation_vectors(
-        sessions.flatten().to_numpy(),
-        sessions.offsets.to_numpy(),
-        fitted.item.num_rows,
-        model.item_width,
-        train.seed,
-    )
-    return torch.from_numpy(vectors)
+    values, offsets = sessions.flatten().to_numpy(), sessions.offsets.to_numpy()
+    rows = fitted.item.num_rows
+    return {
+        width: torch.from_numpy(co_visitation_vectors(values, offsets, rows, width, train.seed))
+        for width in sorted(widths)
+    }
 
 
 def _values(fitted: Fitted, feature: str, where: str) -> list[object]:

@@ -23,6 +23,7 @@ from pipeline.core.fitted import Fitted, Vocabulary
 from pipeline.core.recipe import ModelConfig
 from pipeline.model.build import MODEL_FILE, load_model
 from pipeline.model.model import Model
+from pipeline.model.task import NextItemPredictionTask
 from pipeline.train.loader import read_sessions
 
 NewItems = Literal["mean", "features"]
@@ -224,13 +225,15 @@ def _width(weight: Tensor, is_table: bool) -> tuple[int, ...]:
 
 def _tables(model: Model, config: ModelConfig) -> dict[str, _Table]:
     """Weights with a row for each value of a feature, by their names in `state_dict`."""
-    inputs = model.inputs
     filled = {vectors.feature for vectors in config.pretrained if vectors.use == "table"}
-    owners = {id(table.weight): (name, name in filled) for name, table in inputs.tables.items()}
-    for name in inputs.pretrained_names:
-        owners[id(inputs.pretrained_table(name).weight)] = (name, True)
-    if model.head.task.output_table is not None:
-        owners[id(model.head.task.output_table)] = (inputs.item, False)
+    owners: dict[int, tuple[str, bool]] = {}
+    for head, task in model.tasks_with_heads:
+        inputs = head.body.inputs
+        owners |= {id(t.weight): (name, name in filled) for name, t in inputs.tables.items()}
+        for name in inputs.pretrained_names:
+            owners[id(inputs.pretrained_table(name).weight)] = (name, True)
+        if isinstance(task, NextItemPredictionTask) and task.output_table is not None:
+            owners[id(task.output_table)] = (inputs.item, False)
     return {
         name: _Table(*owners[id(weight)], learned=weight.requires_grad)
         for name, weight in model.named_parameters(remove_duplicate=False)

@@ -49,7 +49,7 @@ def test_the_table_begins_with_the_vectors_and_where_there_is_none_at_random() -
     config = ModelConfig(architecture="core", d_model=4, n_head=1, item_vectors="co-visitation")
     given = torch.from_numpy(vectors())
     torch.manual_seed(0)
-    model = build_model(Schema((item,)), config, 5, known=FromData(item_vectors=given))
+    model = build_model(Schema((item,)), config, 5, known=FromData(item_vectors={4: given}))
     table = model.inputs.item_table.weight
     size = config.embedding_deviation * 4**0.5
     assert torch.allclose(table[3:9], given[3:9] * size), "as long as random ones are on average"
