@@ -10,12 +10,13 @@ from transformers import PreTrainedModel
 from transformers.configuration_utils import PretrainedConfig
 
 from pipeline.core.arguments import checked_arguments
+from pipeline.core.columns import FIRST_ITEM
 from pipeline.core.errors import ConfigError
 from pipeline.model.batch import SessionBatch
 from pipeline.model.dropout import with_fast_dropout
 from pipeline.model.encoder import EncoderConfig
 from pipeline.model.features import TabularSequenceFeatures
-from pipeline.model.huggingface import encoder_of
+from pipeline.model.huggingface import HuggingFaceEncoder, encoder_of
 from pipeline.model.masking import MaskedSequence, Masking, NoMasking, ReplacementMasking, Stage
 from pipeline.model.mlp import MLPBlock
 from pipeline.model.plain import plain_output_size
@@ -79,8 +80,13 @@ class TransformerBlock(nn.Module):
                     f"{max_sequence_length}{more}. Set it to {needed}."
                 )
 
-    def forward(self, embeddings: Tensor, sequence: MaskedSequence) -> Tensor:
-        """(B, L, D) -> (B, L, output_size); `sequence` says what may be seen."""
+    def forward(
+        self, embeddings: Tensor, sequence: MaskedSequence, *, targets_only: bool = False
+    ) -> Tensor:
+        """(B, L, D) -> (B, L, output_size); `sequence` says what may be seen.
+
+        With `targets_only`, what stands at positions without a target may be anything.
+        """
         room = self.total_seq_length
         if room is not None and embeddings.size(1) > room:
             raise ConfigError(
@@ -90,7 +96,10 @@ class TransformerBlock(nn.Module):
         if embeddings.size(0) == 0:  # which several architectures cannot reshape
             empty = embeddings.new_zeros(0, embeddings.size(1), self.output_size)
             return empty + embeddings.sum() * 0
-        hidden: Tensor = self.encoder(embeddings, sequence.lengths, sequence.order)
+        given: list[Tensor | None] = [embeddings, sequence.lengths, sequence.order]
+        if targets_only and isinstance(self.encoder, HuggingFaceEncoder):
+            given.append(sequence.targets >= FIRST_ITEM)
+        hidden: Tensor = self.encoder(*given)
         return hidden
 
     def attentions(self, embeddings: Tensor, sequence: MaskedSequence) -> tuple[Tensor, ...]:
@@ -221,10 +230,22 @@ class SequentialBlock(nn.Module):
         items = batch.features[self.inputs.item]
         return NoMasking().apply_to(embeddings, items, batch.lengths, Stage.TRAIN)
 
-    def through(self, masked: MaskedSequence, *, generator: bool = False) -> Encoded:
-        """Hidden states of the last block, or of the generator's."""
+    def through(
+        self, masked: MaskedSequence, *, generator: bool = False, targets_only: bool = False
+    ) -> Encoded:
+        """Hidden states of the last block, or of the generator's.
+
+        With `targets_only`, what stands at positions without a target may be anything.
+        """
         blocks = self.generator if generator and self.generator is not None else self.blocks
-        hidden = run_blocks(blocks, masked.embeddings, masked)
+        rest = [*blocks]
+        last = rest.pop() if targets_only and rest else None
+        if last is not None and not isinstance(last, TransformerBlock):
+            rest.append(last)
+            last = None
+        hidden = run_blocks(rest, masked.embeddings, masked)
+        if last is not None:
+            hidden = last(hidden, masked, targets_only=True)
         return Encoded(hidden, masked.targets, masked.query, masked.lengths, masked.order)
 
     def attentions(self, batch: SessionBatch) -> list[Tensor]:

@@ -20,6 +20,7 @@ from pipeline.core.arguments import closest
 from pipeline.core.errors import ConfigError
 from pipeline.model.batch import visible_positions
 from pipeline.model.encoder import EncoderConfig
+from pipeline.model.last_layer import LastLayer, last_layer_of
 from pipeline.model.masking import Masking
 
 transformers.logging.set_verbosity_error()  # it advises on tokens, which sessions do not have
@@ -48,10 +49,25 @@ class HuggingFaceEncoder(nn.Module):
         """Width of the hidden states."""
         self.room = room
         """Positions that rows are padded to, where the model must always see the same number."""
+        self.last_layer: LastLayer | None = None
+        """Where it can do without some positions."""
 
-    def forward(self, embeddings: Tensor, lengths: Tensor, order: Tensor | None) -> Tensor:
-        """(B, L, D), (B,), (B, L) or None -> (B, L, d_output)."""
-        return self._run(embeddings, lengths, order).last_hidden_state[:, : embeddings.size(1)]
+    def forward(
+        self,
+        embeddings: Tensor,
+        lengths: Tensor,
+        order: Tensor | None,
+        wanted: Tensor | None = None,
+    ) -> Tensor:
+        """(B, L, D), (B,), (B, L) or None -> (B, L, d_output).
+
+        What stands where (B, L) `wanted` is False may be anything.
+        """
+        if wanted is None or self.last_layer is None or self.room is not None:
+            with_all = self._run(embeddings, lengths, order).last_hidden_state
+            return with_all[:, : embeddings.size(1)]
+        with self.last_layer.only_at(wanted):
+            return self._run(embeddings, lengths, order).last_hidden_state
 
     def attentions(
         self, embeddings: Tensor, lengths: Tensor, order: Tensor | None
@@ -169,7 +185,10 @@ def encoder_around(
     # its own token table, pooling and the like: what has no part in the result is not trained
     for parameter in found.unused:
         parameter.requires_grad_(False)
-    return HuggingFaceEncoder(transformer, found.mask, found.d_output, room, dropout)
+    encoder = HuggingFaceEncoder(transformer, found.mask, found.d_output, room, dropout)
+    if masking.name in ("mlm", "rtd"):  # they learn from the hidden positions
+        encoder.last_layer = last_layer_of(transformer)
+    return encoder
 
 
 @dataclasses.dataclass(frozen=True)

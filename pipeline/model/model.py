@@ -270,7 +270,8 @@ class Model(nn.Module):
         if task.scores_all_rows and not isinstance(masking, ReplacementMasking):
             looked_up, scored = tie(scored)
         masked = body.masked(cropped, Stage.TRAIN, looked_up)
-        encoded = body.through(masked)
+        # a replaced item is looked for everywhere, in a pass of its own
+        encoded = body.through(masked, targets_only=True)
         loss = task.loss(encoded.hidden, encoded.targets, scored, weights)
         if not isinstance(masking, ReplacementMasking):
             return loss
