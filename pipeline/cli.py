@@ -193,9 +193,9 @@ def train(
     if start is not None:
         check_in(start, "run")
     from pipeline.core import identity
-    from pipeline.core.recipe import window_seconds
+    from pipeline.core.spans import span_seconds
 
-    seconds = None if windows is None else window_seconds(windows)
+    seconds = None if windows is None else span_seconds(windows)
     made_from = identity.of_run(data, recipe.model, recipe.train, windows=seconds, start=start)
     if if_needed and is_current(out, "run", made_from, as_json):
         return

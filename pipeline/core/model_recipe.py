@@ -8,6 +8,7 @@ from pipeline.core.arguments import closest
 from pipeline.core.columns import ITEM
 from pipeline.core.config import Config
 from pipeline.core.names import ARCHITECTURES, FULL_LOSSES, SAMPLED_LOSSES
+from pipeline.core.spans import span_seconds
 from pipeline.core.trainer_arguments import check_trainer_arguments
 
 Value = str | int | bool
@@ -328,6 +329,9 @@ class TrainConfig(Config):
     """bpr-max: of the negatives' scores."""
     weights: Weights | None = None
     """Some interactions count more than others."""
+    half_life: str | None = None
+    """An interaction counts half as much as a target for every so much time (`2d`, `6h`) between
+    it and the newest one of training; for catalogues and tastes that change."""
     table_optimizer: TableOptimizer = "adamw"
     """adamw updates every row in each step; lazy-adamw those that the batch touched, which for a
     loss over negatives makes a step as cheap as the batch; rowwise-adamw has one second moment a
@@ -365,6 +369,8 @@ class TrainConfig(Config):
             raise ValueError(f"there is no loss {self.loss!r}; {closest(self.loss, known)}")
         if self.label_smoothing and self.loss != "cross-entropy":
             raise ValueError("`label_smoothing` is for cross-entropy")
+        if self.half_life is not None:
+            span_seconds(self.half_life, "`half_life`")
         check_trainer_arguments(self.arguments)
         if self.gradient_accumulation_steps > 1 and "gradient_accumulation_steps" in self.arguments:
             raise ValueError("`gradient_accumulation_steps` stands twice; keep one")

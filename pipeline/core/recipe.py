@@ -7,8 +7,8 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.core.columns import ITEM, SESSION, TIMESTAMP
 from pipeline.core.config import Config
-from pipeline.core.errors import ConfigError
 from pipeline.core.model_recipe import ModelConfig, TrainConfig
+from pipeline.core.spans import split_seconds
 
 __all__ = ["Feature", "ModelConfig", "Preprocess", "Recipe", "Split", "Timestamp", "TrainConfig"]
 
@@ -115,28 +115,6 @@ class Split(Config):
     def held_out(self) -> int:
         """Interactions at the end of each session that are kept from training."""
         return {"time": 0, "leave-last-out": 1, "leave-one-out": 2}[self.by]
-
-
-def split_seconds(value: str | float) -> tuple[float | None, float | None]:
-    """(seconds, fraction) of a split, one of them None. ValueError if it is neither."""
-    if isinstance(value, str) and (match := re.fullmatch(r"(\d+(?:\.\d+)?)([dh])", value.strip())):
-        seconds = float(match[1]) * (86_400 if match[2] == "d" else 3_600)
-        if seconds > 0:
-            return seconds, None
-    elif isinstance(value, int | float) and 0 < value < 1:
-        return None, float(value)
-    raise ValueError("expected days (`2d`), hours (`6h`) or a fraction between 0 and 1")
-
-
-def window_seconds(value: str) -> float:
-    """`1d`, `6h` -> seconds. ConfigError for anything else."""
-    try:
-        seconds, _ = split_seconds(value)
-    except ValueError:
-        seconds = None
-    if seconds is None:
-        raise ConfigError(f"--windows is {value!r}, expected days (`1d`) or hours (`6h`).")
-    return seconds
 
 
 class Preprocess(Config):

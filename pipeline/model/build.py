@@ -11,9 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipeline.core.artifact import read_json, write_json
+from pipeline.core.columns import TIMESTAMP
 from pipeline.core.errors import ArtifactError, ConfigError
 from pipeline.core.model_recipe import ModelConfig, Tower, TrainConfig
 from pipeline.core.schema import Schema, Tags
+from pipeline.core.spans import span_seconds
 from pipeline.model.architectures import find_architecture
 from pipeline.model.blocks import ParallelBlock, SequentialBlock, TransformerBlock
 from pipeline.model.encoder import EncoderConfig
@@ -24,7 +26,12 @@ from pipeline.model.masking import ARGUMENTS
 from pipeline.model.mlp import MLPBlock
 from pipeline.model.model import Model
 from pipeline.model.pretrained import PretrainedEmbeddings, PretrainedEmbeddingsInitializer
-from pipeline.model.targets import BinaryClassificationTask, ColumnValues, RegressionTask
+from pipeline.model.targets import (
+    BinaryClassificationTask,
+    ColumnValues,
+    Recency,
+    RegressionTask,
+)
 from pipeline.model.task import NextItemPredictionTask
 from pipeline.model.transformations import (
     StochasticSharedEmbeddings,
@@ -51,6 +58,8 @@ class FromData:
     """(rows,) 1 for the values of a categorical target that count as yes, by feature."""
     weights: Tensor | None = None
     """(rows,) of the values of the feature that weighs interactions."""
+    newest: int | None = None
+    """Microseconds since 1970 of the newest interaction of training."""
 
 
 def build_model(
@@ -88,9 +97,7 @@ def _head(
     inputs = build_inputs(schema, config, max_sequence_length, known.vectors, vectors)
     masking = inputs.masking
     assert masking is not None  # noqa: S101
-    weights = None
-    if train.weights is not None:
-        weights = ColumnValues(train.weights.feature, known.weights)
+    weights = _weights(train, known)
     tasks: list[Task] = [
         NextItemPredictionTask(
             task_name=f"next-item-{number + 1}" if number else "next-item",
@@ -121,6 +128,21 @@ def _head(
     task_weights = [1.0, *(target.weight for target in config.targets)]
     body = SequentialBlock(inputs, *_blocks(config, inputs, max_sequence_length))
     return Head(body, tasks, task_weights=task_weights, loss_reduction="sum")
+
+
+def _weights(train: TrainConfig, known: FromData) -> ColumnValues | Recency | None:
+    """How much each interaction counts as a target."""
+    by_value = None
+    if train.weights is not None:
+        by_value = ColumnValues(train.weights.feature, known.weights)
+    if train.half_life is None or known.newest is None:
+        return by_value
+    return Recency(
+        TIMESTAMP,
+        newest=known.newest,
+        half_life=span_seconds(train.half_life, "`half_life`") * 1e6,
+        others=by_value,
+    )
 
 
 def _blocks(config: ModelConfig, inputs: TabularSequenceFeatures, longest: int) -> list[nn.Module]:

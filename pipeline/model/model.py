@@ -106,7 +106,7 @@ class Model(nn.Module):
             if isinstance(task, BinaryClassificationTask | RegressionTask):
                 names.append(task.target.column)
             elif task.weights is not None:
-                names.append(task.weights.column)
+                names += task.weights.columns
         return list(dict.fromkeys(names))
 
     def forward(self, batch: SessionBatch) -> Tensor:

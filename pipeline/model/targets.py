@@ -38,6 +38,42 @@ class ColumnValues(nn.Module):
         values = batch.features[self.column]
         return values.float() if self.table is None else self.table[values]
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What the batch must hold."""
+        return (self.column,)
+
+
+class Recency(nn.Module):
+    """Weights that halve for every `half_life` of age before `newest`, both in the column's units.
+
+    `others` are weights that multiply them.
+    """
+
+    def __init__(
+        self, column: str, *, newest: int, half_life: float, others: ColumnValues | None = None
+    ) -> None:
+        super().__init__()
+        self.column = column
+        self.newest = newest
+        self.half_life = half_life
+        self.others = others
+
+    def forward(self, batch: SessionBatch) -> Tensor:
+        """SessionBatch with whole numbers (B, L) -> (B, L) float, 1 for the newest."""
+        # float32 cannot tell microseconds of this century apart; float64 is enough for ages
+        age = (self.newest - batch.features[self.column]).clamp(min=0).double() / self.half_life
+        weights = torch.exp2(-age).float()
+        if self.others is None:
+            return weights
+        given: Tensor = self.others(batch)
+        return weights * (given.unsqueeze(1) if given.dim() == 1 else given)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What the batch must hold."""
+        return (self.column, *(self.others.columns if self.others is not None else ()))
+
 
 class BinaryClassificationTask(nn.Module):
     """The chance of a yes, of each session or (with `summary_type` None) of each interaction.

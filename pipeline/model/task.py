@@ -12,7 +12,7 @@ from pipeline.core.errors import ConfigError
 from pipeline.model.losses import OverCatalogue, Sampled, build_loss
 from pipeline.model.negatives import NegativeSampler, is_negative
 from pipeline.model.plain import task_block_size
-from pipeline.model.targets import ColumnValues
+from pipeline.model.targets import ColumnValues, Recency
 
 ORIGINAL_ARGUMENTS = {
     "metrics": "metrics are chosen where a model is evaluated, see `pipeline evaluate`.",
@@ -34,7 +34,7 @@ class NextItemPredictionTask(nn.Module):
     table of its own. `normalize` takes the cosine in place of the inner product. `item_dropout`
     is that of the item vectors that score. `task_block` is a block between hidden states and
     scores. `recompute` saves memory, see LabelSmoothCrossEntropyLoss. `weights` weigh the targets:
-    a column of the batch with numbers, or ColumnValues.
+    a column of the batch with numbers, ColumnValues, or Recency.
     """
 
     @checked_arguments(instead=ORIGINAL_ARGUMENTS)
@@ -56,7 +56,7 @@ class NextItemPredictionTask(nn.Module):
         gbce_t: float = 0.75,
         regularization: float = 0.0,
         recompute: bool | None = None,
-        weights: "str | ColumnValues | None" = None,
+        weights: "str | ColumnValues | Recency | None" = None,
     ) -> None:
         super().__init__()
         if softmax_temperature <= 0:

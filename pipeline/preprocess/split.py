@@ -5,7 +5,8 @@ import pandas as pd
 
 from pipeline.core.columns import SESSION, TIMESTAMP
 from pipeline.core.errors import DataError
-from pipeline.core.recipe import Preprocess, split_seconds
+from pipeline.core.recipe import Preprocess
+from pipeline.core.spans import split_seconds
 
 PARTS = ("train", "valid", "test")
 

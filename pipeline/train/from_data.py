@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.core.columns import FIRST_ITEM, ITEM
+from pipeline.core.columns import FIRST_ITEM, ITEM, TIMESTAMP
 from pipeline.core.errors import ConfigError
 from pipeline.core.fitted import Fitted
 from pipeline.core.names import FULL_LOSSES
@@ -53,7 +53,19 @@ def from_data(data: Path, fitted: Fitted, model: ModelConfig, train: TrainConfig
         item_counts=counts,
         positives=positives,
         weights=weights,
+        newest=None if train.half_life is None else _newest(data, fitted),
     )
+
+
+def _newest(data: Path, fitted: Fitted) -> int:
+    """Microseconds since 1970 of the newest training interaction. ConfigError without times."""
+    if fitted.recipe.timestamp is None:
+        raise ConfigError(
+            "`train.half_life` needs to know when interactions were, and the recipe of the data "
+            "has no `timestamp`. Add one and preprocess again, or leave it out."
+        )
+    times = read_sessions(data, "train", [TIMESTAMP])[TIMESTAMP].combine_chunks()
+    return int(times.flatten().to_numpy().max())
 
 
 def item_counts(data: Path, num_rows: int) -> np.ndarray:

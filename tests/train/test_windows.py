@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from pipeline.cli import main
 from pipeline.core.artifact import new_artifact
 from pipeline.core.errors import ConfigError
-from pipeline.core.recipe import ModelConfig, Preprocess, TrainConfig, window_seconds
+from pipeline.core.recipe import ModelConfig, Preprocess, TrainConfig
+from pipeline.core.spans import span_seconds
 from pipeline.preprocess.run import preprocess
 from pipeline.train import windows as of_windows
 from pipeline.train.run import train
@@ -235,7 +236,7 @@ def test_a_mean_over_windows_gives_each_the_same_weight() -> None:
 @pytest.mark.parametrize("width", ["0.5", "2w", "0d", "-1d", ""])
 def test_a_width_that_is_no_time_is_refused(width: str) -> None:
     with pytest.raises(ConfigError, match="expected days"):
-        window_seconds(width)
+        span_seconds(width)
 
 
 def test_windows_need_times(tmp_path: Path) -> None:
