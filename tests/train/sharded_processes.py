@@ -16,6 +16,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional
 from transformers import TrainerCallback
 
+import pipeline.train.trainer  # noqa: F401  (slow to import, so before the fork)
 from pipeline.core.errors import ProcessError
 from pipeline.core.recipe import ModelConfig, TrainConfig
 from pipeline.model.losses.catalogue import Scratch, Settings
@@ -42,7 +43,12 @@ CONFIG = TrainConfig(
 SETTINGS: dict[str, dict[str, Any]] = {
     "gpt2": {"max_grad_norm": 0.5, "weight_decay": 0.1},
     "bert": {"gradient_accumulation_steps": 2, "epochs": 1},
-    "cosine": {"epochs": 1, "label_smoothing": 0.1, "recompute": True, "process_data": "partitions"},
+    "cosine": {
+        "epochs": 1,
+        "label_smoothing": 0.1,
+        "recompute": True,
+        "process_data": "partitions",
+    },
 }
 LOSSES = [(0.0, False, True), (0.2, True, True), (0.2, True, False), (0.0, False, False)]
 """Smoothing, cosine, exponentials kept."""
