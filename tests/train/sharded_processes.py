@@ -174,8 +174,9 @@ def three(rank: int, folder: Path) -> None:
     ranks(rank, 3, folder)
     look = Look()
     data, model = folder / "data", MODELS["gpt2"]
-    train(data, model, config("gpt2", "whole"), folder / "three-whole")
-    train(data, model, config("gpt2", "sharded"), folder / "three-sharded", callbacks=[look])
+    train(data, model, config("gpt2", "whole", epochs=1), folder / "three-whole")
+    sharded = config("gpt2", "sharded", epochs=1)
+    train(data, model, sharded, folder / "three-sharded", callbacks=[look])
     (folder / f"rows.{rank}").write_text(json.dumps(look.rows))
 
 
