@@ -53,7 +53,9 @@ class TableAdamW(torch.optim.AdamW):
 
         The gradients stay as they are.
         """
-        norms, own = [], torch.zeros(())
+        norms = []
+        if self._sharded is not None:
+            own = torch.zeros((), device=self._sharded.weight.device)
         for weight in self._weights():
             if weight.grad is None:
                 continue

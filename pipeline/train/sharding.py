@@ -38,6 +38,7 @@ class Sharding:
     def __init__(self, model: Model, processes: Processes, timeout_seconds: float) -> None:
         """Spread the table of `model`, whole in each process, in place. ConfigError if it can't."""
         check_shardable(model, processes)
+        self.is_over = False
         self.model = model
         whole = model.inputs.item_table
         group = distributed.new_group(timeout=timedelta(seconds=timeout_seconds))
@@ -53,6 +54,14 @@ class Sharding:
             if isinstance(task, NextItemPredictionTask):
                 assert isinstance(task.objective, LabelSmoothCrossEntropyLoss)  # noqa: S101
                 task.objective.shards = self.shards
+
+    def check_not_over(self) -> None:
+        """ConfigError, in all processes, once the first one has the table: they'd wait for it."""
+        if self.is_over:
+            raise ConfigError(
+                "This training is over, and the first process has the whole item table: evaluate "
+                "there with `pipeline.train.validation`, or make a new Trainer in each process."
+            )
 
     @property
     def names(self) -> list[str]:
@@ -116,6 +125,7 @@ class Sharding:
 
         There the model is then as if its table had never been spread.
         """
+        self.is_over = True
         shards, table = self.shards, self.table
         own = table.weight.detach()
         if shards.rank:

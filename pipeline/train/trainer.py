@@ -265,6 +265,8 @@ class Trainer(HuggingFaceTrainer):
 
     def train(self, *arguments: Any, **keywords: Any) -> Any:
         """Train, then go back to the best weights."""
+        if self.sharding is not None:
+            self.sharding.check_not_over()
         if self.processes.count > 1:
             # the same weights everywhere, but not the same dropout
             torch.manual_seed(self.args.seed + self.processes.rank)
@@ -282,6 +284,8 @@ class Trainer(HuggingFaceTrainer):
     def evaluate(self, *_arguments: Any, **_keywords: Any) -> dict[str, float]:
         """Metrics `eval_<metric>@<K>` over the chosen positions of the validation sessions."""
         assert self.valid_loader is not None  # noqa: S101
+        if self.sharding is not None:
+            self.sharding.check_not_over()
         with self.stopwatch.paused():
             metrics = validate(
                 self.session_model,
