@@ -83,12 +83,15 @@ class Sharding:
 
         It holds one tensor of one other process at a time.
         """
-        shards = self.shards
+        shards, buffer = self.shards, None
         for rank in range(1, shards.count):
+            rows = shards.bounds[rank + 1] - shards.bounds[rank]
             for name in sorted(parts):
                 if directory is not None:
-                    rows = shards.bounds[rank + 1] - shards.bounds[rank]
-                    into = torch.empty(rows, *parts[name].shape[1:], dtype=parts[name].dtype)
+                    if buffer is None:  # the last process has the most rows
+                        most = shards.num_rows - shards.bounds[-2]
+                        buffer = torch.empty(most, parts[name].size(1), dtype=parts[name].dtype)
+                    into = buffer[:rows]
                     self._receive(into, rank)
                     write_weights(directory / _file(name, rank), {name: into})
                 elif rank == shards.rank:
