@@ -67,7 +67,7 @@ def measure(
     from pipeline.core.recipe import ModelConfig
     from pipeline.model import ranking_metric
     from pipeline.model.build import build_model
-    from pipeline.train.evaluation import _hidden_at_targets, rank_targets
+    from pipeline.train.evaluation import hidden_at_targets, rank_targets
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -95,7 +95,7 @@ def measure(
     ranked = rank_targets(model, few, positions, list_lengths=_lengths(list_length))  # type: ignore[arg-type]
     differing = compared = 0
     with torch.inference_mode():
-        for hidden, targets in _hidden_at_targets(model, few, positions, 512):  # type: ignore[arg-type]
+        for hidden, targets in hidden_at_targets(model, few, positions, 512):  # type: ignore[arg-type]
             for part, wanted in zip(hidden.split(32), targets.split(32), strict=True):
                 scores = model.scores(part)[:, FIRST_ITEM:]
                 expected = ranking_metric.ranks(scores, wanted - FIRST_ITEM).numpy()

@@ -336,6 +336,9 @@ class TrainConfig(Config):
     """adamw updates every row in each step; lazy-adamw those that the batch touched, which for a
     loss over negatives makes a step as cheap as the batch; rowwise-adamw has one second moment a
     row besides, half the memory."""
+    item_table: Literal["whole", "sharded"] = "whole"
+    """sharded: each of several processes holds a part of the item's table, with its gradient and
+    the optimizer's state; for catalogues that are too large for one device."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are cut to this norm."""
     seed: int = Field(default=0, ge=0, lt=2**32)
@@ -372,6 +375,18 @@ class TrainConfig(Config):
         if self.half_life is not None:
             span_seconds(self.half_life, "`half_life`")
         check_trainer_arguments(self.arguments)
+        if self.item_table == "sharded":
+            self._check_sharded()
         if self.gradient_accumulation_steps > 1 and "gradient_accumulation_steps" in self.arguments:
             raise ValueError("`gradient_accumulation_steps` stands twice; keep one")
         return self
+
+    def _check_sharded(self) -> None:
+        if self.loss != "cross-entropy":
+            raise ValueError(f"`item_table: sharded` is for cross-entropy, not for {self.loss}")
+        if self.table_optimizer != "adamw":
+            raise ValueError(f"`item_table: sharded` works with adamw, not {self.table_optimizer}")
+        # which would treat processes apart that must take the same steps
+        for name in ("optim", "fp16", "torch_compile"):
+            if self.arguments.get(name):
+                raise ValueError(f"`item_table: sharded` does not work with `{name}`; leave it out")

@@ -291,10 +291,13 @@ def save_model(
         "vectors": _vector_shapes(model, config),
     }
     write_json(directory / MODEL_FILE, description)
-    weights = {
-        name: value.detach().cpu().contiguous().clone()  # tables that are shared have two names
-        for name, value in model.state_dict().items()
-    }
+    weights: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, value in model.state_dict().items():
+        kept = value.detach().cpu().contiguous()
+        # tables that are shared have two names; of others a copy would be a second table in memory
+        weights[name] = kept.clone() if kept.data_ptr() in seen else kept
+        seen.add(kept.data_ptr())
     save_file(weights, directory / WEIGHTS_FILE)
 
 

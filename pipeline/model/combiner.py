@@ -7,6 +7,7 @@ from torch.nn import functional
 
 from pipeline.core.columns import PADDING
 from pipeline.core.errors import ConfigError
+from pipeline.model.shards import ShardedEmbedding
 
 Combiner = Literal["mean", "sum", "sqrtn"]
 COMBINERS = ("mean", "sum", "sqrtn")
@@ -28,6 +29,8 @@ def look_up(
     """
     if weight is None:
         vectors = table(indices)
+    elif isinstance(table, ShardedEmbedding):
+        vectors = table.look_up(indices, weight, sparse=True)
     else:
         vectors = functional.embedding(indices, weight, table.padding_idx, sparse=True)
     if indices.dim() < 3:

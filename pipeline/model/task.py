@@ -9,7 +9,12 @@ from torch.nn import functional
 from pipeline.core.arguments import checked_arguments
 from pipeline.core.columns import FIRST_ITEM
 from pipeline.core.errors import ConfigError
-from pipeline.model.losses import OverCatalogue, Sampled, build_loss
+from pipeline.model.losses import (
+    LabelSmoothCrossEntropyLoss,
+    OverCatalogue,
+    Sampled,
+    build_loss,
+)
 from pipeline.model.negatives import NegativeSampler, is_negative
 from pipeline.model.plain import task_block_size
 from pipeline.model.targets import ColumnValues, Recency
@@ -112,6 +117,12 @@ class NextItemPredictionTask(nn.Module):
         """Whether training scores every row of the table that the input reads."""
         return self.weight_tying and isinstance(self.objective, OverCatalogue)
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether this process holds a part of the items alone."""
+        objective = self.objective
+        return isinstance(objective, LabelSmoothCrossEntropyLoss) and objective.shards is not None
+
     def queries(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., E): what is multiplied with `items` to give scores."""
         if self.task_block is not None:
@@ -123,11 +134,20 @@ class NextItemPredictionTask(nn.Module):
 
     def items(self, item_table: Tensor, positions: Tensor | None = None) -> Tensor:
         """(V, item width) -> (V - 3, E); or of these `positions` in the catalogue alone."""
+        if self.is_sharded:
+            raise ConfigError(
+                "The item table is spread over processes, none of which can score all items. Ask "
+                "the model when training is over, or train with `item_table: whole`."
+            )
         table = item_table if self.output_table is None else self.output_table
         if positions is None:
             rows = table[FIRST_ITEM:]
         else:
             rows = functional.embedding(positions + FIRST_ITEM, table, sparse=self.sparse_gradients)
+        return self.as_items(rows)
+
+    def as_items(self, rows: Tensor) -> Tensor:
+        """(n, item width) rows of the table -> (n, E): what is multiplied with `queries`."""
         if self.normalize:
             rows = functional.normalize(rows, dim=-1)
         dropped: Tensor = self.item_dropout(rows)
@@ -153,12 +173,13 @@ class NextItemPredictionTask(nn.Module):
         has_target = targets >= FIRST_ITEM
         wanted = targets[has_target].to(torch.int64) - FIRST_ITEM
         chosen = hidden[has_target]
-        if not len(wanted):
+        # with a sharded table, those of other processes need what this one holds
+        if not len(wanted) and not self.is_sharded:
             # keeps the graph, so that backward works
             return self.queries(chosen).sum() + item_table.sum() * 0 + hidden.sum() * 0
         losses = self._losses(chosen, wanted, item_table)
         if weights is None:
-            return losses.mean()
+            return losses.mean() if len(wanted) else losses.sum()
         if losses.dim() == 0:
             raise ConfigError(
                 f"{type(self.objective).__name__} gives one number for all targets, so they cannot "

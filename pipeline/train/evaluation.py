@@ -78,8 +78,8 @@ def rank_targets(
     targets = [torch.empty(0, dtype=torch.int64)]
     exposure = torch.zeros(len(list_lengths), len(catalogue), dtype=torch.int64, device=device)
     for batch in batches:
-        seen = _seen(batch, model.inputs.item, positions, device) if filter_seen else None
-        for hidden, items in _hidden_at_targets(model, [batch], positions, batch_size):
+        seen = seen_before(batch, model.inputs.item, positions, device) if filter_seen else None
+        for hidden, items in hidden_at_targets(model, [batch], positions, batch_size):
             found = rank_in_catalogue(
                 model.queries(hidden),
                 catalogue,
@@ -97,8 +97,8 @@ def rank_targets(
     return Ranked(torch.cat(ranks).numpy(), torch.cat(targets).numpy(), exposure.cpu().numpy())
 
 
-def _seen(batch: RaggedBatch, item: str, positions: Positions, device: torch.device) -> Seen:
-    """What came before each target of a batch, in the order of `_hidden_at_targets`."""
+def seen_before(batch: RaggedBatch, item: str, positions: Positions, device: torch.device) -> Seen:
+    """What came before each target of a batch, in the order of `hidden_at_targets`."""
     values = batch.sequences[item].cpu().to(torch.int64)
     offsets = batch.offsets.cpu().to(torch.int64).numpy()
     where = target_places(values.numpy(), offsets, positions)
@@ -107,7 +107,7 @@ def _seen(batch: RaggedBatch, item: str, positions: Positions, device: torch.dev
     return Seen(*(column.to(device) for column in columns))
 
 
-def _hidden_at_targets(
+def hidden_at_targets(
     model: Model, batches: Iterable[RaggedBatch], positions: Positions, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(T, D) hidden states with (T,) targets of each batch, in the order of its sessions."""

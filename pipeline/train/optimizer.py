@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.core.model_recipe import TableOptimizer
 from pipeline.model.model import Model
+from pipeline.model.shards import ShardedEmbedding
 from pipeline.model.sparse_gradients import set_sparse_gradients
 
 
@@ -34,11 +35,16 @@ class TableAdamW(torch.optim.AdamW):
         *,
         lazy: Iterable[Tensor] = (),
         row_wise: bool = False,
+        sharded: ShardedEmbedding | None = None,
     ) -> None:
-        """`lazy`: weights whose sparse gradients update rows; others' become dense."""
+        """`lazy`: weights whose sparse gradients update rows; others' become dense.
+
+        Of a table that is `sharded` the other processes' rows count in the norm as well.
+        """
         super().__init__(params, lr, betas, eps, weight_decay, fused=True)
         self._lazy = {id(weight) for weight in lazy}
         self._row_wise = row_wise
+        self._sharded = sharded
         self.grad_scale: Tensor | None = None
 
     @torch.no_grad()
@@ -48,15 +54,23 @@ class TableAdamW(torch.optim.AdamW):
         The gradients stay as they are.
         """
         norms = []
+        if self._sharded is not None:
+            own = torch.zeros((), device=self._sharded.weight.device)
         for weight in self._weights():
             if weight.grad is None:
                 continue
             if weight.grad.is_sparse:
                 # the same row may stand there several times, whose sum is what counts
                 weight.grad = weight.grad.coalesce()
-                norms.append(torch.linalg.vector_norm(weight.grad.values(), dtype=torch.float32))
+                norm = torch.linalg.vector_norm(weight.grad.values(), dtype=torch.float32)
             else:
-                norms.append(torch.linalg.vector_norm(weight.grad, dtype=torch.float32))
+                norm = torch.linalg.vector_norm(weight.grad, dtype=torch.float32)
+            if self._sharded is not None and weight is self._sharded.weight:
+                own = norm
+            else:
+                norms.append(norm)
+        if self._sharded is not None:
+            norms.append(self._sharded.shards.sum(own.square()).sqrt())
         if not norms:
             return torch.zeros(())
         norm = torch.linalg.vector_norm(torch.stack(norms))
@@ -130,10 +144,12 @@ def build_optimizer(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     tables: TableOptimizer = "adamw",
+    sharded: ShardedEmbedding | None = None,
 ) -> TableAdamW:
     """Optimizer of the weights of `module`, around `model`; `decayed` names those that decay.
 
-    `tables` says how embedding tables are updated, see `TrainConfig.table_optimizer`.
+    `tables` says how embedding tables are updated, see `TrainConfig.table_optimizer`; one may
+    be `sharded` over processes.
     """
     lazy = set_sparse_gradients(model, sparse=tables != "adamw")
     named = [(name, weight) for name, weight in module.named_parameters() if weight.requires_grad]
@@ -149,4 +165,5 @@ def build_optimizer(
         weight_decay,
         lazy=lazy,
         row_wise=tables == "rowwise-adamw",
+        sharded=sharded,
     )

@@ -62,11 +62,32 @@ def write_training(
     trainer.state.save_to_json(str(directory / _HUGGING_FACE_STATE))
 
 
+def write_parts(trainer: "Trainer", directory: Path | None) -> None:
+    """The rows of a sharded table that other processes hold; all of them take part."""
+    if trainer.sharding is None:
+        return
+    best = trainer.best
+    assert trainer.optimizer is not None  # noqa: S101
+    # the best weights that are those of this checkpoint are not sent twice
+    later = best is not None and best.step != trainer.state.global_step
+    trainer.sharding.write(
+        directory,
+        trainer.sharding.parts(
+            getattr(trainer.optimizer, "optimizer", trainer.optimizer),
+            best.weights if best is not None and later else None,
+        ),
+    )
+
+
 def read_training(trainer: "Trainer", directory: Path) -> dict[str, Any]:
     """Put back weights, log and callbacks; return the rest, for when the Trainer has made its."""
-    trainer.session_model.load_state_dict(load_file(directory / _WEIGHTS_FILE))
+    sharding, weights = trainer.sharding, load_file(directory / _WEIGHTS_FILE)
+    trainer.session_model.load_state_dict(
+        weights if sharding is None else sharding.read(directory, weights)
+    )
     if trainer.best is not None and (directory / _BEST_FILE).exists():
-        trainer.best.weights = load_file(directory / _BEST_FILE)
+        best = load_file(directory / _BEST_FILE)
+        trainer.best.weights = best if sharding is None else sharding.read_best(directory, best)
     if trainer.log_path is not None and trainer.processes.is_first:
         log = directory / _LOG_FILE
         trainer.log_path.write_bytes(log.read_bytes() if log.exists() else b"")

@@ -8,10 +8,14 @@ products alone reached 2,000; chunks of 16 MiB 1,420.
 Letters: T targets, V items of the catalogue, E width of their vectors, K length of a list.
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from pipeline.core.columns import FIRST_ITEM
+from pipeline.model.shards import Shards
 
 _SCORES = {"cpu": 1 << 19, "cuda": 1 << 25}
 """Scores of a chunk. A GPU wants many at a time; 128 MiB of float32."""
@@ -74,6 +78,52 @@ def rank_in_catalogue(
     return RankedRows(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
+def rank_in_shards(
+    queries: Tensor,
+    items: Tensor,
+    targets: Tensor,
+    shards: Shards,
+    *,
+    seen: Seen | None = None,
+) -> Tensor:
+    """The ranks of `rank_in_catalogue` where each process has some queries and some items.
+
+    (n, E) and (n,) of this process's targets, which stand in the whole catalogue, and its own items
+    -> (T,) ranks of the targets of all processes, by rank. All must call it together.
+    """
+    sizes = shards.sizes(len(targets))
+    every, wanted = shards.gather(queries, sizes), shards.gather(targets, sizes)
+    first = max(0, shards.first - FIRST_ITEM)
+    local = torch.where(shards.here(wanted + FIRST_ITEM) & (wanted >= 0), wanted - first, -1)
+    fewest = min(b - max(a, FIRST_ITEM) for a, b in pairwise(shards.bounds))
+    # the same width in all of them, so that scores are rounded in the same way
+    width = min(_WIDTHS.get(queries.device.type, _WIDTHS["cuda"]), fewest)
+    scores = _SCORES.get(queries.device.type, _SCORES["cuda"])
+    step = max(1, min(width, scores // width))
+    if seen is not None:
+        rows, hidden = _entries(seen, slice(None))
+        counts = shards.sizes(len(rows))
+        rows = shards.gather(rows + sum(sizes[: shards.rank]), counts)
+        hidden = shards.gather(hidden, counts)
+    behind = torch.zeros_like(wanted)
+    for start in range(0, len(wanted), step):
+        part = slice(start, start + step)
+        own = _own_scores(every[part], items, local[part].clamp(min=0), width)
+        own = shards.sum(torch.where(local[part].unsqueeze(1) >= 0, own, 0))
+        entries = None
+        if seen is not None:
+            inside = (rows >= start) & (rows < start + step)
+            chosen, there = rows[inside] - start, hidden[inside]
+            own[chosen[wanted[part][chosen] == there]] = float("-inf")
+            mine = shards.here(there + FIRST_ITEM)
+            order = there[mine].argsort()
+            entries = chosen[mine][order], there[mine][order] - first
+        behind[part] = _count_behind(every[part], local[part], own, items, width, _Best(0), entries)
+    behind = shards.sum(behind)
+    num_items = shards.num_rows - FIRST_ITEM
+    return torch.where(wanted >= 0, num_items - behind, num_items + 1)
+
+
 def _entries(seen: Seen, chunk: slice) -> tuple[Tensor, Tensor]:
     """Rows of a chunk of targets and the items seen in each, both (entries,), by rising item."""
     starts, stops = seen.starts[chunk], seen.stops[chunk]
@@ -95,33 +145,51 @@ def _rank_rows(
     seen: tuple[Tensor, Tensor] | None,
 ) -> RankedRows:
     """The same for few enough targets that a chunk of their scores is `width` wide."""
-    known = targets.clamp(min=0)
-    own = _own_scores(queries, items, known, width)  # (T, 1)
-    behind = torch.zeros(len(targets), dtype=torch.int64, device=targets.device)
+    own = _own_scores(queries, items, targets.clamp(min=0), width)  # (T, 1)
+    if seen is not None:
+        seen_rows, seen_items = seen
+        own[seen_rows[targets[seen_rows] == seen_items]] = float("-inf")
     best = _Best(list_length)
+    behind = _count_behind(queries, targets, own, items, width, best, seen)
+    ranks = torch.where(targets >= 0, len(items) - behind, len(items) + 1)
+    return RankedRows(ranks, best.items(len(targets), targets.device, drop=seen is not None))
+
+
+def _count_behind(
+    queries: Tensor,
+    targets: Tensor,
+    own: Tensor,
+    items: Tensor,
+    width: int,
+    best: "_Best",
+    seen: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """(T,) items that score less than `own` (T, 1); what scores best goes into `best`.
+
+    A target that is negative is none of these items.
+    """
+    behind = torch.zeros(len(targets), dtype=torch.int64, device=targets.device)
     # the rows whose target stands in each chunk, found without a look at each chunk
-    order = known.argsort()
-    starts = torch.arange(0, len(items) + width, width, device=known.device)
-    bounds = torch.searchsorted(known[order], starts).tolist()
+    order = targets.argsort()
+    starts = torch.arange(0, len(items) + width, width, device=targets.device)
+    bounds = torch.searchsorted(targets[order], starts).tolist()
     if seen is not None:
         seen_rows, seen_items = seen
         seen_bounds = torch.searchsorted(seen_items, starts).tolist()
-        own[seen_rows[targets[seen_rows] == seen_items]] = float("-inf")
     for chunk, first in enumerate(range(0, len(items), width)):
         begin = min(first, len(items) - width)  # the last overlaps: all have the same width
         scores = queries @ items[begin : begin + width].T  # (T, width)
         scores = scores[:, first - begin :]
         there = order[bounds[chunk] : bounds[chunk + 1]]
         # equal by construction; a library that rounds by position must not put it behind itself
-        scores[there, known[there] - first] = own[there, 0]
+        scores[there, targets[there] - first] = own[there, 0]
         if seen is not None:
             hidden = slice(seen_bounds[chunk], seen_bounds[chunk + 1])
             scores[seen_rows[hidden], seen_items[hidden] - first] = float("-inf")
         best.add(scores, first)
         # not `>=`: what is no number must not count as behind; floats add up faster than truths
         behind += scores.lt_(own).sum(1).to(torch.int64)
-    ranks = torch.where(targets >= 0, len(items) - behind, len(items) + 1)
-    return RankedRows(ranks, best.items(len(targets), targets.device, drop=seen is not None))
+    return behind
 
 
 def _own_scores(queries: Tensor, items: Tensor, targets: Tensor, width: int) -> Tensor:

@@ -29,7 +29,14 @@ from pipeline.train.loader import SessionLoader
 from pipeline.train.optimizer import TableAdamW, build_optimizer
 from pipeline.train.precision import matmul_precision
 from pipeline.train.processes import Processes, gather_bytes, sum_over_processes
-from pipeline.train.progress import random_state, read_training, set_random_state, write_training
+from pipeline.train.progress import (
+    random_state,
+    read_training,
+    set_random_state,
+    write_parts,
+    write_training,
+)
+from pipeline.train.sharding import Sharding, check_arguments, names_of
 from pipeline.train.usage import Stopwatch, peak_memory_mb
 from pipeline.train.validation import check_metric, validate
 from pipeline.train.weighing import target_weight
@@ -38,7 +45,7 @@ from pipeline.train.weighing import target_weight
 class TrainingStep(nn.Module):
     """A model whose forward is its training loss, as Hugging Face's Trainer wants it."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, sharding: Sharding | None = None) -> None:
         super().__init__()
         self.model = model
         self._weights = list(model.parameters())
@@ -50,6 +57,8 @@ class TrainingStep(nn.Module):
         ]
         # constants, which DDP would send round at every step
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
+        if sharding is not None:  # each process has rows of its own
+            self._ddp_params_and_buffers_to_ignore += names_of(self, sharding.table.weight)
 
     def forward(
         self, features: dict[str, Tensor], lengths: Tensor, share: Tensor | None = None
@@ -97,9 +106,10 @@ class Trainer(HuggingFaceTrainer):
     `callbacks`, `optimizers` (an optimizer and a scheduler, or None) and `arguments` (Hugging
     Face's TrainingArguments, or some of them by name) are those of Hugging Face's Trainer. After
     `train` the model has the best weights by `config.metric`, or the last ones where there are no
-    validation sessions. `valid_positions` are the targets of those, ranked without what came before
-    them if `filter_seen`. `checkpoints` says where to write them, if anywhere; `train` takes the
-    path of one as `resume_from_checkpoint`.
+    validation sessions. Of an item table that is sharded over processes, the first has all of it
+    then, in main memory, and the others their rows. `valid_positions` are the targets of those
+    sessions, ranked without what came before them if `filter_seen`. `checkpoints` says where to
+    write them, if anywhere; `train` takes the path of one as `resume_from_checkpoint`.
     """
 
     def __init__(
@@ -145,6 +155,10 @@ class Trainer(HuggingFaceTrainer):
                 "Start them with torchrun, and give it what `joined_processes` yields."
             )
         self._shares = made.gradient_accumulation_steps * processes.count
+        self.sharding = None
+        if config.item_table == "sharded" and processes.count > 1:
+            check_arguments(made, optimizers)
+            self.sharding = Sharding(model, processes, made.ddp_timeout)
         self._batches = self._make_batches(made)
         # a share of a step is scaled by its targets, not by the number of shares
         self.loss_is_scaled_for_ga = self._shares > 1
@@ -157,7 +171,7 @@ class Trainer(HuggingFaceTrainer):
             if log_path and wants_tensorboard(config, arguments):
                 writers.append(TensorBoard(log_path.parent / "tensorboard"))
         super().__init__(
-            model=TrainingStep(model),
+            model=TrainingStep(model, self.sharding),
             args=made,
             eval_dataset=valid_loader,  # only looked at for being there
             callbacks=[
@@ -239,6 +253,7 @@ class Trainer(HuggingFaceTrainer):
                 betas=(self.args.adam_beta1, self.args.adam_beta2),
                 eps=self.args.adam_epsilon,
                 tables=self.config.table_optimizer,
+                sharded=None if self.sharding is None else self.sharding.table,
             )
         return super().create_optimizer(model)
 
@@ -250,6 +265,8 @@ class Trainer(HuggingFaceTrainer):
 
     def train(self, *arguments: Any, **keywords: Any) -> Any:
         """Train, then go back to the best weights."""
+        if self.sharding is not None:
+            self.sharding.check_not_over()
         if self.processes.count > 1:
             # the same weights everywhere, but not the same dropout
             torch.manual_seed(self.args.seed + self.processes.rank)
@@ -260,11 +277,15 @@ class Trainer(HuggingFaceTrainer):
             self._scratch.cleanup()
         if self.best is not None and self.best.weights is not None:
             self.session_model.load_state_dict(self.best.weights)
+        if self.sharding is not None:
+            self.sharding.collect()
         return result
 
     def evaluate(self, *_arguments: Any, **_keywords: Any) -> dict[str, float]:
         """Metrics `eval_<metric>@<K>` over the chosen positions of the validation sessions."""
         assert self.valid_loader is not None  # noqa: S101
+        if self.sharding is not None:
+            self.sharding.check_not_over()
         with self.stopwatch.paused():
             metrics = validate(
                 self.session_model,
@@ -341,6 +362,9 @@ class Trainer(HuggingFaceTrainer):
             if self.processes.is_first:
                 with self.checkpoints.write(self.state.global_step) as directory:
                     write_training(self, directory, states)
+                    write_parts(self, directory)
+            else:
+                write_parts(self, None)
         self._saved_at = time.monotonic()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: Any, model: Any = None) -> None:  # noqa: ARG002
@@ -353,7 +377,10 @@ class Trainer(HuggingFaceTrainer):
             return
         assert self.optimizer is not None  # noqa: S101
         assert self.lr_scheduler is not None  # noqa: S101
-        self.optimizer.load_state_dict(self._found["optimizer"])
+        state = self._found["optimizer"]
+        if self.sharding is not None:
+            state = self.sharding.read_optimizer(Path(checkpoint), self.optimizer, state)
+        self.optimizer.load_state_dict(state)
         self.lr_scheduler.load_state_dict(self._found["scheduler"])
 
     def _load_scaler(self, checkpoint: Any) -> None:

@@ -7,10 +7,12 @@ import torch
 from pipeline.core.errors import ConfigError
 from pipeline.model.batch import SessionBatch
 from pipeline.model.model import Model
+from pipeline.model.shards import ShardedEmbedding
 from pipeline.train.evaluation import Positions, rank_targets
 from pipeline.train.loader import RaggedBatch, SessionLoader
 from pipeline.train.metrics import METRICS, ranking_metrics
 from pipeline.train.processes import Processes, gather_rows, sum_over_processes
+from pipeline.train.sharded_validation import missing_passes, rank_with_others
 from pipeline.train.weighing import target_weight
 
 _CUTOFFS = (10, 20)
@@ -48,9 +50,17 @@ def validate(
     training = model.training
     model.eval()
     ranks = []
+    table = model.inputs.item_table
+    # what a process does while others still have batches
+    stand_in = _stand_in(loader) if isinstance(table, ShardedEmbedding) else None
     try:
         for batch in loader:
             share = _share(batch, processes)
+            if stand_in is not None:
+                ranks.append(
+                    rank_with_others(model, share, stand_in, positions, filter_seen=filter_seen)
+                )
+                continue
             own = rank_targets(model, [share], positions, filter_seen=filter_seen).ranks
             # batch by batch, so that the order is that of one process
             ranks += (
@@ -60,7 +70,7 @@ def validate(
             )
         values = ranking_metrics(torch.cat(ranks).numpy(), cutoffs)
         if metric == "loss":
-            values["loss"] = _loss(model, loader, processes, seed)
+            values["loss"] = _loss(model, loader, processes, seed, stand_in)
     finally:
         model.train(training)
     return values
@@ -81,8 +91,21 @@ def _share(batch: RaggedBatch, processes: Processes) -> RaggedBatch:
     )
 
 
+def _stand_in(loader: SessionLoader) -> SessionBatch:
+    """Some session."""
+    one = loader.any_session()
+    row = torch.zeros(1, dtype=torch.int64, device=one.offsets.device)
+    return one.window(row, row, one.lengths[:1])
+
+
 @torch.no_grad()
-def _loss(model: Model, loader: SessionLoader, processes: Processes, seed: int) -> float:
+def _loss(
+    model: Model,
+    loader: SessionLoader,
+    processes: Processes,
+    seed: int,
+    stand_in: SessionBatch | None,
+) -> float:
     device = next(model.parameters()).device
     total = weight = 0.0
     devices = [device] if device.type == "cuda" else []
@@ -90,7 +113,7 @@ def _loss(model: Model, loader: SessionLoader, processes: Processes, seed: int) 
         torch.manual_seed(seed)
         for pool in loader:
             share = _share(pool, processes)
-            lengths = share.lengths
+            lengths, passes = share.lengths, 0
             for rows in torch.arange(lengths.numel(), device=lengths.device).split(_LOSS_SESSIONS):
                 stops = lengths[rows]
                 batch: SessionBatch = share.window(rows, torch.zeros_like(stops), stops)
@@ -98,5 +121,10 @@ def _loss(model: Model, loader: SessionLoader, processes: Processes, seed: int) 
                 if targets:
                     total += targets * float(model.loss(batch.to(device)))
                     weight += targets
+                    passes += 1
+            if stand_in is not None:
+                for _ in range(missing_passes(model, passes)):
+                    with torch.random.fork_rng(devices=devices):
+                        model.loss(stand_in.to(device))
     total, weight = sum_over_processes([total, weight])
     return total / weight if weight else float("nan")

@@ -183,7 +183,7 @@ def test_lists_of_a_model_are_counted_as_sets_count_them(
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ranking._WIDTHS, "cpu", width)
         ranked = rank_targets(model, [ragged(sessions)], "all", list_lengths=tuple(lengths))
-        hidden = evaluation._hidden_at_targets(model, [ragged(sessions)], "all", 512)
+        hidden = evaluation.hidden_at_targets(model, [ragged(sessions)], "all", 512)
         with torch.no_grad():
             scored = [model.scores(states)[:, FIRST_ITEM:] for states, _ in hidden]
     expected = np.zeros((len(lengths), num_items), np.int64)

@@ -107,97 +107,128 @@ class _CatalogueCrossEntropy(Function):
     ) -> Tensor:
         first, smoothing = settings.first, settings.smoothing
         num_items = table.size(0) - first
-        # sums of many small numbers need float32 at least
-        precise = torch.promote_types(queries.dtype, torch.float32)
-        table_kept = ctx.needs_input_grad[1] and settings.scratch is not None
-        num_targets = queries.size(0)
-        top = queries.new_full((num_targets,), float("-inf"), dtype=precise)
-        total = torch.zeros_like(top)
-        mixed = torch.zeros(queries.shape, dtype=precise, device=queries.device)
-        item_sum = torch.zeros(queries.size(1), dtype=precise, device=queries.device)
-        spans = _spans(num_items, num_targets, queries)
-        width = num_items if table_kept else spans[0][1]
-        memory = None
-        if table_kept:
-            assert settings.scratch is not None  # noqa: S101
-            memory = settings.scratch.take(num_targets * width, mixed)
-        blocks = mixed.new_empty(num_targets * width) if memory is None else memory
-        tops = []
-        for start, stop in spans:
-            items = _items(table, first + start, first + stop, settings.normalize).to(queries.dtype)
-            begin = num_targets * start if table_kept else 0
-            block = blocks[begin : begin + num_targets * (stop - start)].view(num_targets, -1)
-            _product(queries, items.T, block)
-            new_top = torch.maximum(top, block.amax(1))
-            block.sub_(new_top.unsqueeze(1)).exp_()
-            shrink = (top - new_top).exp_()
-            total.mul_(shrink).add_(block.sum(1))
-            if ctx.needs_input_grad[0]:
-                _add_product(mixed.mul_(shrink.unsqueeze(1)), block, items)
-            if smoothing:
-                item_sum += items.sum(0)
-            top = new_top
-            if table_kept:
-                tops.append(top)
-        log_total = top + total.log()
-        wanted = functional.embedding(targets + first, table)
-        if settings.normalize:
-            wanted = functional.normalize(wanted, dim=-1)
-        wanted = wanted.to(precise)
+        found = scan(
+            queries, table, settings, mix=ctx.needs_input_grad[0], gradient=ctx.needs_input_grad[1]
+        )
+        precise = found.total.dtype
+        log_total = found.top + found.total.log()
+        wanted = rows_of(table, targets + first, settings.normalize).to(precise)
         at_target = (queries.to(precise) * wanted).sum(-1)
         losses = log_total - (1 - smoothing) * at_target
         # d loss / d query: the mean item under the softmax, less the wanted one
-        direction = mixed.div_(total.unsqueeze(1)).sub_(wanted, alpha=1 - smoothing)
+        direction = found.mixed.div_(found.total.unsqueeze(1)).sub_(wanted, alpha=1 - smoothing)
         if smoothing:
-            losses = losses - smoothing / num_items * (queries.to(precise) @ item_sum)
-            direction -= smoothing / num_items * item_sum
-        kept = torch.stack(tops) if tops else None
-        ctx.save_for_backward(queries, table, targets, direction, log_total, kept)
-        ctx.settings, ctx.spans, ctx.memory = settings, spans, memory
+            losses = losses - smoothing / num_items * (queries.to(precise) @ found.item_sum)
+            direction -= smoothing / num_items * found.item_sum
+        ctx.save_for_backward(queries, table, targets, direction, log_total, found.tops)
+        ctx.settings, ctx.kept = settings, found.kept
         return losses
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, given: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         queries, table, targets, direction, log_total, tops = ctx.saved_tensors
+        first, smoothing = ctx.settings.first, ctx.settings.smoothing
         by_query = by_table = None
         if ctx.needs_input_grad[0]:
             by_query = (direction * given.unsqueeze(1)).to(queries.dtype)
         if ctx.needs_input_grad[1]:
-            by_table = _by_table(
-                ctx, queries, table, targets, given.to(log_total.dtype), log_total, tops
+            given = given.to(log_total.dtype)
+            spread = smoothing / (table.size(0) - first)
+            kept, ctx.kept = ctx.kept, None
+            by_table = by_softmax(
+                queries, table, given, log_total, ctx.settings, spread, tops=tops, kept=kept
             )
+            missing = queries.to(log_total.dtype) * (given * (smoothing - 1)).unsqueeze(1)
+            add_by_rows(by_table, missing, table, targets + first, ctx.settings.normalize)
         return by_query, by_table, None, None
 
 
-def _by_table(
-    ctx: Any,
+class Scan(NamedTuple):
+    """What one pass over the items of a table finds for T queries."""
+
+    top: Tensor
+    """(T,) largest score."""
+    total: Tensor
+    """(T,) sum of exp(score - top)."""
+    mixed: Tensor
+    """(T, E) sum of the items, each times its exp(score - top); 0 where nobody asked for it."""
+    item_sum: Tensor
+    """(E,) sum of the items; 0 without smoothing."""
+    tops: Tensor | None
+    """(chunks, T) maximum so far of each chunk, where exponentials are kept."""
+    kept: Tensor | None
+    """Exponentials of all chunks, one after the other."""
+
+
+def scan(queries: Tensor, table: Tensor, settings: Settings, *, mix: bool, gradient: bool) -> Scan:
+    """(T, E), (first + items, E) -> Scan; `mix` if queries have a gradient, `gradient` tables."""
+    first = settings.first
+    num_items, num_targets = table.size(0) - first, queries.size(0)
+    # sums of many small numbers need float32 at least
+    precise = torch.promote_types(queries.dtype, torch.float32)
+    top = queries.new_full((num_targets,), float("-inf"), dtype=precise)
+    total = torch.zeros_like(top)
+    mixed = torch.zeros(queries.shape, dtype=precise, device=queries.device)
+    item_sum = torch.zeros(queries.size(1), dtype=precise, device=queries.device)
+    spans = _spans(num_items, num_targets, queries)
+    keep = gradient and settings.scratch is not None
+    width = num_items if keep else spans[0][1]
+    memory = None
+    if keep:
+        assert settings.scratch is not None  # noqa: S101
+        memory = settings.scratch.take(num_targets * width, mixed)
+    blocks = mixed.new_empty(num_targets * width) if memory is None else memory
+    tops = []
+    for start, stop in spans:
+        items = _items(table, first + start, first + stop, settings.normalize).to(queries.dtype)
+        begin = num_targets * start if keep else 0
+        block = blocks[begin : begin + num_targets * (stop - start)].view(num_targets, -1)
+        _product(queries, items.T, block)
+        new_top = torch.maximum(top, block.amax(1))
+        block.sub_(new_top.unsqueeze(1)).exp_()
+        shrink = (top - new_top).exp_()
+        total.mul_(shrink).add_(block.sum(1))
+        if mix:
+            _add_product(mixed.mul_(shrink.unsqueeze(1)), block, items)
+        if settings.smoothing:
+            item_sum += items.sum(0)
+        top = new_top
+        if keep:
+            tops.append(top)
+    return Scan(top, total, mixed, item_sum, torch.stack(tops) if tops else None, memory)
+
+
+def by_softmax(
     queries: Tensor,
     table: Tensor,
-    targets: Tensor,
     given: Tensor,
     log_total: Tensor,
+    settings: Settings,
+    spread: float,
+    *,
     tops: Tensor | None,
+    kept: Tensor | None,
 ) -> Tensor:
-    """(V, E) gradient of the table; `given` (T,) is that of the losses."""
-    settings: Settings = ctx.settings
-    first, smoothing = settings.first, settings.smoothing
-    num_items, num_targets = table.size(0) - first, queries.size(0)
+    """(V, E) gradient of the table but for what the targets' own rows get.
+
+    `given` (T,) is the gradient of the losses, `log_total` (T,) the log of the sum of exp(score)
+    over the catalogue, `spread` the probability that smoothing gives to an item. What a `scan`
+    kept is used up; whoever goes back a second time computes it again.
+    """
+    first, num_targets = settings.first, queries.size(0)
+    spans = _spans(table.size(0) - first, num_targets, queries)
     precise = queries.to(log_total.dtype)
     gradients = settings.gradients
     by_table = torch.empty_like(table) if gradients is None else gradients.take_like(table)
     by_table[:first] = 0
-    memory: Tensor | None = ctx.memory
-    ctx.memory = None  # whoever goes back a second time computes it again
-    everywhere = None
-    if smoothing:
-        everywhere = (given @ precise) * (-smoothing / num_items)  # (E,)
+    everywhere = (given @ precise) * -spread if spread else None  # (E,)
     own = None
-    if memory is None:
-        own = log_total.new_empty(num_targets * ctx.spans[0][1])
-    for number, (start, stop) in enumerate(ctx.spans):
+    if kept is None:
+        own = log_total.new_empty(num_targets * spans[0][1])
+    for number, (start, stop) in enumerate(spans):
         rows = slice(first + start, first + stop)
-        if memory is None:
+        if kept is None:
             assert own is not None  # noqa: S101
             block = own[: num_targets * (stop - start)].view(num_targets, -1)
             items = _items(table, rows.start, rows.stop, settings.normalize)
@@ -205,7 +236,7 @@ def _by_table(
             block.sub_(log_total.unsqueeze(1)).exp_()
             weighted = precise * given.unsqueeze(1)
         else:
-            block = memory[num_targets * start : num_targets * stop].view(num_targets, -1)
+            block = kept[num_targets * start : num_targets * stop].view(num_targets, -1)
             # what the exponentials lack is a factor a row, which the smaller matrix takes
             assert tops is not None  # noqa: S101
             weighted = precise * (given * (tops[number] - log_total).exp_()).unsqueeze(1)
@@ -220,13 +251,25 @@ def _by_table(
         if everywhere is not None:
             found = found + everywhere
         by_items.copy_(_through_norm(found, table[rows]) if settings.normalize else found)
-    if memory is not None:
+    if kept is not None:
         assert settings.scratch is not None  # noqa: S101
-        settings.scratch.give_back(memory)
-    missing = precise * (given * (smoothing - 1)).unsqueeze(1)  # (T, E)
-    if settings.normalize:
-        missing = _through_norm(missing, functional.embedding(targets + first, table))
-    return by_table.index_add_(0, targets + first, missing.to(table.dtype))
+        settings.scratch.give_back(kept)
+    return by_table
+
+
+def rows_of(table: Tensor, rows: Tensor, normalize: bool) -> Tensor:
+    """(V, E), (N,) -> (N, E), of length 1 if `normalize`."""
+    found = functional.embedding(rows, table)
+    return functional.normalize(found, dim=-1) if normalize else found
+
+
+def add_by_rows(
+    by_table: Tensor, by_items: Tensor, table: Tensor, rows: Tensor, normalize: bool
+) -> None:
+    """Add (N, E), gradients of `rows_of`, to those of the table, (V, E), in place."""
+    if normalize:
+        by_items = _through_norm(by_items, functional.embedding(rows, table))
+    by_table.index_add_(0, rows, by_items.to(table.dtype))
 
 
 def _spans(num_items: int, num_targets: int, like: Tensor) -> list[tuple[int, int]]:

@@ -6,7 +6,14 @@ from torch.nn import functional
 from pipeline.core.arguments import checked_arguments, closest
 from pipeline.core.errors import ConfigError
 from pipeline.model.losses import LossOptions
-from pipeline.model.losses.catalogue import MOST_KEPT_BYTES, Scratch, catalogue_cross_entropy
+from pipeline.model.losses.catalogue import (
+    MOST_KEPT_BYTES,
+    Scratch,
+    Settings,
+    catalogue_cross_entropy,
+)
+from pipeline.model.losses.sharded import sharded_cross_entropy
+from pipeline.model.shards import Shards
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -37,6 +44,8 @@ class LabelSmoothCrossEntropyLoss(nn.Module):
         self._scratch = Scratch()
         self.gradients = Scratch()
         """Takes back the gradient of a table when its step is over."""
+        self.shards: Shards | None = None
+        """Where the rows of the table are that `over_catalogue` gets, if not all of them there."""
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """(T, items), (T,) -> (T,) for reduction none, otherwise (); the mean of nothing is 0."""
@@ -52,6 +61,10 @@ class LabelSmoothCrossEntropyLoss(nn.Module):
 
         `first` rows of the table are no items; `normalize` gives items length 1.
         """
+        if self.shards is not None:
+            return self._reduced(
+                self._over_shards(self.shards, queries, table, targets, first, normalize)
+            )
         recompute = self.recompute
         if recompute is None:
             recompute = 4 * queries.size(0) * table.size(0) > MOST_KEPT_BYTES
@@ -66,6 +79,20 @@ class LabelSmoothCrossEntropyLoss(nn.Module):
             gradients=self.gradients,
         )
         return self._reduced(losses)
+
+    def _over_shards(
+        self,
+        shards: Shards,
+        queries: Tensor,
+        rows: Tensor,
+        targets: Tensor,
+        first: int,
+        normalize: bool,
+    ) -> Tensor:
+        settings = Settings(first, self.smoothing, normalize, self._scratch, self.gradients)
+        return sharded_cross_entropy(
+            queries, rows, targets, settings, shards, recompute=self.recompute
+        )
 
     def _reduced(self, losses: Tensor) -> Tensor:
         match self.reduction:
