@@ -316,7 +316,8 @@ class TrainConfig(Config):
     targets times items; where it is not given, if they take more than half a gigabyte."""
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
     """As in torch: with medium, products of matrices round their factors to bfloat16 and add up in
-    float32; with high, a GPU may round to TensorFloat-32."""
+    float32 (a CPU rounds some of the loss's gradients too); with high, a GPU may round to
+    TensorFloat-32."""
     negatives: Literal["uniform", "log-uniform", "popularity", "in-batch"] = "log-uniform"
     """Where a loss takes negatives from."""
     num_negatives: int = Field(default=256, ge=1)

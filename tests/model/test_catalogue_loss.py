@@ -176,3 +176,36 @@ def test_a_tied_table_of_which_one_place_alone_counts_has_its_gradient() -> None
     (rows,) = torch.autograd.grad(functional.embedding(torch.tensor([4]), looked_up).sum(), table)
     assert rows[4].eq(1).all()
     assert rows.sum() == 4
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_rounded_factors_change_the_loss_by_no_more_than_their_rounding(
+    kept: bool, normalize: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    queries, table, targets, weights = (
+        t.detach().float() if t.is_floating_point() else t for t in given_tensors(40, 60)
+    )
+    found = {}
+    before = torch.get_float32_matmul_precision()
+    for precision in ("highest", "medium"):
+        parts = queries.clone().requires_grad_(), table.clone().requires_grad_()
+        torch.set_float32_matmul_precision(precision)
+        try:
+            losses = catalogue_cross_entropy(
+                *parts,
+                targets,
+                first=FIRST,
+                smoothing=0.1,
+                normalize=normalize,
+                scratch=Scratch() if kept else None,
+            )
+            (losses * weights).sum().backward()
+        finally:
+            torch.set_float32_matmul_precision(before)
+        found[precision] = [losses.detach(), *(part.grad for part in parts)]
+    for exact, rounded in zip(found["highest"], found["medium"], strict=True):
+        assert exact.dtype == rounded.dtype
+        assert float((exact - rounded).norm() / exact.norm()) < 0.01
+    assert not torch.equal(found["highest"][1], found["medium"][1]), "nothing was rounded"

@@ -173,22 +173,29 @@ def scan(queries: Tensor, table: Tensor, settings: Settings, *, mix: bool, gradi
     item_sum = torch.zeros(queries.size(1), dtype=precise, device=queries.device)
     spans = _spans(num_items, num_targets, queries)
     keep = gradient and settings.scratch is not None
-    width = num_items if keep else spans[0][1]
+    short = _factor_type(queries)
     memory = None
     if keep:
         assert settings.scratch is not None  # noqa: S101
-        memory = settings.scratch.take(num_targets * width, mixed)
-    blocks = mixed.new_empty(num_targets * width) if memory is None else memory
+        memory = settings.scratch.take(num_targets * num_items, mixed.new_empty(0, dtype=short))
+    own = mixed.new_empty(num_targets * spans[0][1])
     tops = []
     for start, stop in spans:
         items = _items(table, first + start, first + stop, settings.normalize).to(queries.dtype)
-        begin = num_targets * start if keep else 0
-        block = blocks[begin : begin + num_targets * (stop - start)].view(num_targets, -1)
+        place = slice(num_targets * start, num_targets * stop)
+        block = (
+            own[: place.stop - place.start]
+            if memory is None or short is not None
+            else memory[place]
+        ).view(num_targets, -1)
         _product(queries, items.T, block)
         new_top = torch.maximum(top, block.amax(1))
         block.sub_(new_top.unsqueeze(1)).exp_()
         shrink = (top - new_top).exp_()
         total.mul_(shrink).add_(block.sum(1))
+        if short is not None and (mix or memory is not None):
+            narrow = None if memory is None else memory[place].view(num_targets, -1)
+            block = block.to(short) if narrow is None else narrow.copy_(block)
         if mix:
             _add_product(mixed.mul_(shrink.unsqueeze(1)), block, items)
         if settings.smoothing:
@@ -241,13 +248,14 @@ def by_softmax(
             assert tops is not None  # noqa: S101
             weighted = precise * (given * (tops[number] - log_total).exp_()).unsqueeze(1)
         by_items = by_table[rows]
-        weighted, block = weighted.to(queries.dtype), block.to(queries.dtype)
-        if by_items.dtype == queries.dtype and not settings.normalize:
+        kind = block.dtype if block.dtype.itemsize < queries.dtype.itemsize else queries.dtype
+        weighted, block = weighted.to(kind), block.to(kind)
+        if by_items.dtype == kind and not settings.normalize:
             torch.mm(block.T, weighted, out=by_items)
             if everywhere is not None:
                 by_items += everywhere
             continue
-        found = block.T @ weighted
+        found = (block.T @ weighted).to(by_items.dtype)
         if everywhere is not None:
             found = found + everywhere
         by_items.copy_(_through_norm(found, table[rows]) if settings.normalize else found)
@@ -295,10 +303,26 @@ def _product(left: Tensor, right: Tensor, out: Tensor) -> None:
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    if right.dtype == total.dtype:
+    if left.dtype == right.dtype == total.dtype:
         total.addmm_(left, right)
     else:
-        total += left.to(right.dtype) @ right
+        kind = min(left.dtype, right.dtype, key=lambda dtype: dtype.itemsize)
+        total += left.to(kind) @ right.to(kind)
+
+
+def _factor_type(queries: Tensor) -> torch.dtype | None:
+    """bfloat16 where products round their factors to it in any case, on a CPU made for that.
+
+    Exponentials that are rounded once take half the memory, and the products need not do it again.
+    Scores stay as they are: the exponential would make much of their rounding. With few queries,
+    rounding the items and what their gradients are made from would cost more than it saves.
+    """
+    rounds = torch.get_float32_matmul_precision() == "medium" and queries.dtype == torch.float32
+    many = queries.size(0) > 2 * queries.size(1)
+    if not rounds or not many or queries.device.type != "cpu":
+        return None
+    known = torch.cpu.get_capabilities()
+    return torch.bfloat16 if known.get("amx_bf16") or known.get("avx512_bf16") else None
 
 
 def _through_norm(by_unit: Tensor, rows: Tensor) -> Tensor:
