@@ -68,7 +68,7 @@ def test_the_first_program_of_the_building_blocks_runs(shop: Shop) -> None:
 
 def test_the_recipes_of_the_building_blocks_are_recipes() -> None:
     texts = blocks(BLOCKS, "yaml")
-    assert len(texts) == 2
+    assert len(texts) == 3
     for text in texts:
         Recipe.from_dict(yaml.safe_load(text), "docs")
 
