@@ -226,12 +226,10 @@ class ModelConfig(Config):
 
     @property
     def each_member(self) -> "tuple[ModelConfig, ...]":
-        """This model and its further members, each by itself; `targets` are the first one's."""
+        """This model and its further members, each by itself."""
         alone = self.model_dump(mode="json", exclude={"members"})
         others = [
-            ModelConfig.model_validate(
-                alone | {"targets": ()} | member.model_dump(mode="json", exclude_none=True)
-            )
+            ModelConfig.model_validate(alone | member.model_dump(mode="json", exclude_none=True))
             for member in self.members
         ]
         return (self.model_copy(update={"members": ()}), *others)

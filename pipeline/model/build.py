@@ -118,14 +118,16 @@ def _head(
             weights=weights,
         )
     ]
-    for target in config.targets:
+    # what is a target is read by no member, and learned once
+    targets = () if number else config.targets
+    for target in targets:
         column = ColumnValues(target.feature, known.positives.get(target.feature))
         summary = None if schema[target.feature].is_list else target.summary
         if target.kind == "binary":
             tasks.append(BinaryClassificationTask(column, summary_type=summary))
         else:
             tasks.append(RegressionTask(column, summary_type=summary, loss=target.loss))
-    task_weights = [1.0, *(target.weight for target in config.targets)]
+    task_weights = [1.0, *(target.weight for target in targets)]
     body = SequentialBlock(inputs, *_blocks(config, inputs, max_sequence_length))
     return Head(body, tasks, task_weights=task_weights, loss_reduction="sum")
 

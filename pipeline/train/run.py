@@ -111,7 +111,9 @@ def _train(
             model,
             train_config,
             train_loader=training_loader(data, model, train_config, processes),
-            valid_loader=evaluation_loader(data, "valid", model)
+            valid_loader=evaluation_loader(
+                data, "valid", model, with_loss=train_config.metric == "loss"
+            )
             if _has_targets(data, "valid")
             else None,
             valid_positions=positions,
@@ -230,13 +232,15 @@ def training_loader(
     )
 
 
-def evaluation_loader(data: Path, part: str, model: Model) -> SessionLoader:
-    """Sessions of a part in their order."""
+def evaluation_loader(
+    data: Path, part: str, model: Model, *, with_loss: bool = False
+) -> SessionLoader:
+    """Sessions of a part in their order, with what a loss needs to know if `with_loss`."""
     return SessionLoader(
         data,
         part,
         item=model.inputs.item,
-        features=model.inputs.feature_names,
+        features=model.training_columns if with_loss else model.inputs.feature_names,
         batch_size=_EVALUATION_SESSIONS,
     )
 

@@ -12,10 +12,12 @@ import torch
 from pipeline.core.config import Config
 from pipeline.core.errors import ConfigError, DataError
 from pipeline.core.fitted import Fitted
-from pipeline.core.recipe import Recipe
+from pipeline.core.recipe import Preprocess, Recipe
 from pipeline.core.schema import Schema
 from pipeline.export.run import export
-from pipeline.model.build import load_model
+from pipeline.model.batch import SessionBatch
+from pipeline.model.build import build_model, load_model
+from pipeline.preprocess.run import preprocess
 from pipeline.train.comparison import evaluate
 from pipeline.train.from_data import from_data, item_counts
 from pipeline.train.predict import predict
@@ -98,6 +100,18 @@ def vectors_of(shop: Shop, path: Path, width: int = 6) -> np.ndarray:
             {},
         ),
         ({"continuous_soft_embeddings": True, "infer_embedding_sizes": True, "item_dim": 8}, {}),
+        (
+            {
+                "architecture": "sasrec",
+                "members": [{}, {"architecture": "gru", "d_model": 12, "dropout": 0.1}],
+                "targets": [{"feature": "device", "kind": "binary", "positive": ["phone"]}],
+            },
+            {
+                "half_life": "1d",
+                "weights": {"feature": "action", "values": {"cart": 2.0}},
+                "metric": "loss",
+            },
+        ),
     ],
     ids=lambda value: "-".join(str(v) for v in value.values() if isinstance(v, str)) or None,
 )
@@ -181,6 +195,40 @@ def test_positives_and_weights_are_tables_by_index(shop: Shop) -> None:
     assert int(known.item_counts.sum()) == total > 0
 
 
+def test_an_interaction_counts_half_as_much_for_every_half_life(shop: Shop) -> None:
+    chosen = recipe(
+        {}, half_life="6h", weights={"feature": "action", "values": {"cart": 3.0}, "default": 1.0}
+    )
+    fitted = Fitted.read(shop.data)
+    known = from_data(shop.data, fitted, chosen.model, chosen.train)
+    assert known.newest is not None
+    schema = Schema.from_json(shop.data / "schema.pbtxt")
+    model = build_model(schema, chosen.model, 10, chosen.train, known)
+    weigh = model.head.task.weights
+    assert weigh is not None
+    assert {"timestamp", "action"} <= {*model.training_columns}
+    hours = torch.tensor([[0.0, 6.0, 3.0, 24.0]])
+    cart = fitted.vocabularies["action"].values.to_pylist().index("cart") + 3
+    batch = SessionBatch(
+        {
+            "timestamp": known.newest - (hours * 3.6e9).to(torch.int64),
+            "action": torch.tensor([[0, cart, 0, cart]]),
+        },
+        torch.tensor([4]),
+    )
+    expected = torch.tensor([[1.0, 3 * 0.5, 0.5**0.5, 3 * 0.5**4]])
+    assert torch.allclose(weigh(batch), expected, atol=1e-6)
+
+
+def test_a_half_life_needs_times(tmp_path: Path) -> None:
+    (tmp_path / "log.txt").write_text("u1 a b c d\nu2 b c a d\n")
+    settings = Preprocess.from_dict({"format": "sequences"}, "recipe")
+    preprocess(settings, [tmp_path / "log.txt"], [], tmp_path / "data")
+    chosen = recipe({}, half_life="2d")
+    with pytest.raises(ConfigError, match="has no `timestamp`"):
+        train(tmp_path / "data", chosen.model, chosen.train, tmp_path / "run")
+
+
 def test_weights_change_what_is_learned(shop: Shop, tmp_path: Path) -> None:
     weighted = {"feature": "action", "values": {"view": 0.0}, "default": 1.0}
     plain, other = tmp_path / "plain", tmp_path / "weighted"
@@ -254,6 +302,7 @@ def test_settings_that_cannot_be_are_refused_in_the_recipe(
 def test_a_loss_is_checked_in_the_recipe() -> None:
     for values, words in (
         ({"loss": "bpr-mx"}, "did you mean `bpr-max`"),
+        ({"half_life": "2 days"}, "`half_life` is '2 days', expected days"),
         ({"loss": "bpr", "label_smoothing": 0.1}, "is for cross-entropy"),
         ({"weights": {"feature": "a", "values": {"b": -1}}}, "0 or more"),
         ({"weights": {"feature": "a", "values": {}}}, "train.weights.values"),
