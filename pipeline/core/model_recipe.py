@@ -2,11 +2,12 @@
 
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from pipeline.core.arguments import closest
 from pipeline.core.columns import ITEM
 from pipeline.core.config import Config
+from pipeline.core.errors import ConfigError
 from pipeline.core.names import ARCHITECTURES, FULL_LOSSES, SAMPLED_LOSSES
 from pipeline.core.spans import span_seconds
 from pipeline.core.trainer_arguments import check_trainer_arguments
@@ -228,10 +229,16 @@ class ModelConfig(Config):
     def each_member(self) -> "tuple[ModelConfig, ...]":
         """This model and its further members, each by itself."""
         alone = self.model_dump(mode="json", exclude={"members"})
-        others = [
-            ModelConfig.model_validate(alone | member.model_dump(mode="json", exclude_none=True))
-            for member in self.members
-        ]
+        others = []
+        for number, member in enumerate(self.members):
+            changes = member.model_dump(mode="json", exclude_none=True)
+            if "architecture" in changes:  # whose own these are
+                changes = {"model_type": None, "options": {}} | changes
+            try:
+                others.append(ModelConfig.model_validate(alone | changes))
+            except ValidationError as error:
+                reason = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+                raise ValueError(f"`members.{number}`: {reason}") from None
         return (self.model_copy(update={"members": ()}), *others)
 
     @property
@@ -372,7 +379,10 @@ class TrainConfig(Config):
         if self.label_smoothing and self.loss != "cross-entropy":
             raise ValueError("`label_smoothing` is for cross-entropy")
         if self.half_life is not None:
-            span_seconds(self.half_life, "`half_life`")
+            try:
+                span_seconds(self.half_life, "`half_life`")
+            except ConfigError as error:  # pydantic adds where it stands to a ValueError
+                raise ValueError(str(error)) from None
         check_trainer_arguments(self.arguments)
         if self.item_table == "sharded":
             self._check_sharded()

@@ -60,10 +60,12 @@ class Recency(nn.Module):
         self.others = others
 
     def forward(self, batch: SessionBatch) -> Tensor:
-        """SessionBatch with whole numbers (B, L) -> (B, L) float, 1 for the newest."""
-        # float32 cannot tell microseconds of this century apart; float64 is enough for ages
+        """SessionBatch with whole numbers (B, L) -> (B, L) float64, 1 for the newest.
+
+        What is a thousand half-lives old counts as that.
+        """
         age = (self.newest - batch.features[self.column]).clamp(min=0).double() / self.half_life
-        weights = torch.exp2(-age).float()
+        weights = torch.exp2(-age.clamp(max=1000))
         if self.others is None:
             return weights
         given: Tensor = self.others(batch)

@@ -185,7 +185,9 @@ class NextItemPredictionTask(nn.Module):
                 f"{type(self.objective).__name__} gives one number for all targets, so they cannot "
                 "be weighted. Give it reduction='none'."
             )
-        given = weights[has_target].to(losses.dtype)
+        # weights may all be tiny, as those of old interactions are; only their ratios count
+        given = weights[has_target].double()
+        given = (given / given.max().clamp(min=torch.finfo(given.dtype).tiny)).to(losses.dtype)
         return (losses * given).sum() / given.sum().clamp(min=torch.finfo(losses.dtype).tiny)
 
     def scores(self, hidden: Tensor, item_table: Tensor) -> Tensor:

@@ -84,7 +84,9 @@ def read_earlier(start: Path, fitted: Fitted, config: ModelConfig) -> Earlier:
     read_manifest(start, "run")
     described = read_json(start / MODEL_FILE)
     learned = Fitted.read(start)
-    found, wanted = _settings(described["model"]), _settings(config.model_dump(mode="json"))
+    # what an older version did not know has its default
+    before = ModelConfig.from_dict(described["model"], str(start / MODEL_FILE))
+    found, wanted = (_settings(c.model_dump(mode="json")) for c in (before, config))
     for name, value in wanted.items():
         if found.get(name) != value:
             raise ConfigError(

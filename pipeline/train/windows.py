@@ -43,6 +43,7 @@ from pipeline.train.breakdowns import describe_targets
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.evaluation import prefixes, rank_targets
 from pipeline.train.from_data import from_data
+from pipeline.train.item_vectors import co_visitation_vectors
 from pipeline.train.loader import read_sessions
 from pipeline.train.metrics import DEFAULT_CUTOFFS, gains, margin
 from pipeline.train.processes import Processes, announced_processes
@@ -395,8 +396,23 @@ class _Work:
         if self.known.item_counts is not None:
             every = np.bincount(flat(self._sessions_of(seen), ITEM), minlength=self._num_rows(ITEM))
             counts = torch.from_numpy(every)[rows[ITEM][FIRST_ITEM:]]
+        newest = None
+        if self.known.newest is not None:
+            newest = int(flat(self._sessions_of(seen), TIMESTAMP).max())
+        begun = {}
+        if self.known.item_vectors:
+            sessions = self._sessions_of(seen)[ITEM].combine_chunks()
+            items = sessions.flatten().to_numpy(), sessions.offsets.to_numpy()
+            for width in self.known.item_vectors:
+                found = co_visitation_vectors(*items, self._num_rows(ITEM), width, self.train.seed)
+                begun[width] = torch.from_numpy(found)[rows[ITEM]]
         return FromData(
-            vectors=vectors, item_counts=counts, positives=self.known.positives, weights=weights
+            vectors=vectors,
+            item_vectors=begun,
+            item_counts=counts,
+            positives=self.known.positives,
+            weights=weights,
+            newest=newest,
         )
 
     def _sessions_of(self, seen: list[Window]) -> pa.Table:

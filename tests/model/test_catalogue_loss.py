@@ -209,3 +209,14 @@ def test_rounded_factors_change_the_loss_by_no_more_than_their_rounding(
         assert exact.dtype == rounded.dtype
         assert float((exact - rounded).norm() / exact.norm()) < 0.01
     assert not torch.equal(found["highest"][1], found["medium"][1]), "nothing was rounded"
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_step_without_a_target_has_no_losses_and_no_gradient(kept: bool) -> None:
+    queries, table, targets, _ = given_tensors(0, 20)
+    losses = catalogue_cross_entropy(
+        queries, table, targets, first=FIRST, scratch=Scratch() if kept else None
+    )
+    assert losses.shape == (0,)
+    losses.sum().backward()
+    assert not bool(table.grad.any())

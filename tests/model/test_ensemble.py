@@ -109,9 +109,18 @@ def test_members_that_read_differently_are_refused() -> None:
     [
         ({"architecture": "cor"}, "no architecture 'cor'"),
         ({"masking": "mlm"}, "masking"),
-        ({"n_head": 3}, "does not divide"),
+        ({"n_head": 3}, "`members.0`: `n_head` 3 does not divide"),
     ],
 )
 def test_a_member_that_cannot_be_is_refused(member: dict, expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
         ModelConfig.from_dict({"architecture": "gpt2", "members": [member]}, "recipe")
+
+
+def test_a_member_of_another_architecture_has_options_of_its_own() -> None:
+    values = {"architecture": "huggingface", "model_type": "llama", "options": {"rms_norm_eps": 1}}
+    first, second, third = ModelConfig.from_dict(
+        values | {"members": [{}, {"architecture": "sasrec"}]}, "recipe"
+    ).each_member
+    assert second == first
+    assert (third.architecture, third.model_type, third.options) == ("sasrec", None, {})

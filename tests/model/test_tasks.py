@@ -408,3 +408,14 @@ def test_what_cannot_be_is_refused_in_one_line(make: object, words: str) -> None
         make()  # type: ignore[operator]
     assert words in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_weights_that_are_all_tiny_weigh_by_their_ratios() -> None:
+    task = tr.NextItemPredictionTask()
+    task.build(4, 9, 4)
+    hidden, table = torch.randn(2, 3, 4), torch.randn(9, 4)
+    targets = torch.tensor([[3, 4, 5], [6, 7, 0]])
+    weights = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 9.0]], dtype=torch.float64)
+    expected = task.loss(hidden, targets, table, weights)
+    assert torch.allclose(task.loss(hidden, targets, table, weights * 2.0**-900), expected)
+    assert float(task.loss(hidden, targets, table, weights * 0)) == 0

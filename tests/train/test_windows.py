@@ -83,11 +83,16 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.parametrize(
+    ("model_changes", "train_changes"),
+    [({}, {}), ({"item_vectors": "co-visitation"}, {"half_life": "1d"})],
+)
 def test_one_window_over_everything_trains_the_weights_of_a_plain_training(
-    data: Path, tmp_path: Path
+    data: Path, tmp_path: Path, model_changes: dict[str, Any], train_changes: dict[str, Any]
 ) -> None:
-    train(data, MODEL, TRAIN, tmp_path / "plain")
-    facts = train_windows(data, MODEL, TRAIN, tmp_path / "one", seconds=10 * DAY)
+    model, settings = MODEL.model_copy(update=model_changes), TRAIN.model_copy(update=train_changes)
+    train(data, model, settings, tmp_path / "plain")
+    facts = train_windows(data, model, settings, tmp_path / "one", seconds=10 * DAY)
     assert facts["windows"]["mean"] is None
     plain, one = (load_file(tmp_path / n / "model.safetensors") for n in ("plain", "one"))
     assert plain.keys() == one.keys()

@@ -187,14 +187,14 @@ def scan(queries: Tensor, table: Tensor, settings: Settings, *, mix: bool, gradi
             own[: place.stop - place.start]
             if memory is None or short is not None
             else memory[place]
-        ).view(num_targets, -1)
+        ).view(num_targets, stop - start)
         _product(queries, items.T, block)
         new_top = torch.maximum(top, block.amax(1))
         block.sub_(new_top.unsqueeze(1)).exp_()
         shrink = (top - new_top).exp_()
         total.mul_(shrink).add_(block.sum(1))
         if short is not None and (mix or memory is not None):
-            narrow = None if memory is None else memory[place].view(num_targets, -1)
+            narrow = None if memory is None else memory[place].view(num_targets, stop - start)
             block = block.to(short) if narrow is None else narrow.copy_(block)
         if mix:
             _add_product(mixed.mul_(shrink.unsqueeze(1)), block, items)
@@ -237,13 +237,13 @@ def by_softmax(
         rows = slice(first + start, first + stop)
         if kept is None:
             assert own is not None  # noqa: S101
-            block = own[: num_targets * (stop - start)].view(num_targets, -1)
+            block = own[: num_targets * (stop - start)].view(num_targets, stop - start)
             items = _items(table, rows.start, rows.stop, settings.normalize)
             _product(queries, items.T.to(queries.dtype), block)
             block.sub_(log_total.unsqueeze(1)).exp_()
             weighted = precise * given.unsqueeze(1)
         else:
-            block = kept[num_targets * start : num_targets * stop].view(num_targets, -1)
+            block = kept[num_targets * start : num_targets * stop].view(num_targets, stop - start)
             # what the exponentials lack is a factor a row, which the smaller matrix takes
             assert tops is not None  # noqa: S101
             weighted = precise * (given * (tops[number] - log_total).exp_()).unsqueeze(1)
