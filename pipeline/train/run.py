@@ -93,8 +93,8 @@ def _train(
     positions = fitted.recipe.target_positions
     if train_config.metric == "loss" and positions != "all":
         raise ConfigError(
-            "`train.metric` is loss, which is over all interactions of a session; the data "
-            "keep the last alone for validation. Choose another metric, such as ndcg@10."
+            "`train.metric` is loss, which is over all interactions of a session; this split "
+            "keeps the last alone for validation. Choose another metric, such as ndcg@10."
         )
     known = from_data(data, fitted, model_config, train_config)
     made_from = identity.of_run(data, model_config, train_config, start=start)

@@ -217,7 +217,7 @@ def test_an_interaction_counts_half_as_much_for_every_half_life(shop: Shop) -> N
         torch.tensor([4]),
     )
     expected = torch.tensor([[1.0, 3 * 0.5, 0.5**0.5, 3 * 0.5**4]])
-    assert torch.allclose(weigh(batch), expected, atol=1e-6)
+    assert torch.allclose(weigh(batch), expected.double(), atol=1e-6)
 
 
 def test_a_half_life_needs_times(tmp_path: Path) -> None:

@@ -151,9 +151,11 @@ def test_the_log_tells_speed_and_memory_and_tensorboard_has_the_same(
 
 def test_the_recipe_and_the_program_of_the_page_run(shop: Shop, tmp_path: Path) -> None:
     page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
-    [recipe] = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    recipes = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
     [program] = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
-    Recipe.from_dict(yaml.safe_load(recipe), "docs")
+    assert len(recipes) == 2
+    for recipe in recipes:
+        Recipe.from_dict(yaml.safe_load(recipe), "docs")
     (tmp_path / "shop.yaml").write_text("train: {epochs: 1, batch_size: 256}")
     program = program.replace("data/shop", str(shop.data))
     program = program.replace("shop.yaml", str(tmp_path / "shop.yaml"))
