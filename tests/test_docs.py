@@ -133,7 +133,7 @@ def test_a_new_loss_takes_one_file_and_one_line(
     monkeypatch.setattr(losses, "__path__", [*losses.__path__, str(tmp_path)])
     added = run(line, {})["SAMPLED_LOSSES"]
     assert added == (*names.SAMPLED_LOSSES, "hinge")
-    for module in ("pipeline.core.names", "pipeline.core.model_recipe", "pipeline.model.losses"):
+    for module in ("pipeline.core.names", "pipeline.core.train_recipe", "pipeline.model.losses"):
         monkeypatch.setattr(f"{module}.SAMPLED_LOSSES", added)
     train = TrainConfig(loss="hinge", num_negatives=5)
     model = build_model(SCHEMA, ModelConfig(d_model=8), 6, train)

@@ -7,8 +7,9 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.core.columns import ITEM, SESSION, TIMESTAMP
 from pipeline.core.config import Config
-from pipeline.core.model_recipe import ModelConfig, TrainConfig
+from pipeline.core.model_recipe import ModelConfig
 from pipeline.core.spans import split_seconds
+from pipeline.core.train_recipe import TrainConfig
 
 __all__ = ["Feature", "ModelConfig", "Preprocess", "Recipe", "Split", "Timestamp", "TrainConfig"]
 

@@ -9,7 +9,8 @@ from pydantic import TypeAdapter, ValidationError
 from pipeline.core.arguments import closest
 from pipeline.core.config import Config, read_yaml
 from pipeline.core.errors import ConfigError
-from pipeline.core.model_recipe import ModelConfig, TrainConfig
+from pipeline.core.model_recipe import ModelConfig
+from pipeline.core.train_recipe import TrainConfig
 
 SECTIONS: dict[str, type[Config]] = {"model": ModelConfig, "train": TrainConfig}
 """What a search may set: the data are made already."""

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from pipeline.core.artifact import read_json, write_json
 from pipeline.core.columns import TIMESTAMP
 from pipeline.core.errors import ArtifactError, ConfigError
-from pipeline.core.model_recipe import ModelConfig, Tower, TrainConfig
+from pipeline.core.model_recipe import ModelConfig, Tower
 from pipeline.core.schema import Schema, Tags
 from pipeline.core.spans import span_seconds
+from pipeline.core.train_recipe import TrainConfig
 from pipeline.model.architectures import find_architecture
 from pipeline.model.blocks import ParallelBlock, SequentialBlock, TransformerBlock
 from pipeline.model.encoder import EncoderConfig

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.core.model_recipe import TableOptimizer
+from pipeline.core.train_recipe import TableOptimizer
 from pipeline.model.model import Model
 from pipeline.model.shards import ShardedEmbedding
 from pipeline.model.sparse_gradients import set_sparse_gradients

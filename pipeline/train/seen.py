@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
-from pipeline.train.baselines import Array, Baseline, Scores, chunks
+from pipeline.train.baseline_ranking import Array, Baseline, Scores, chunks
 
 
 @dataclass(frozen=True)

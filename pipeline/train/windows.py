@@ -13,63 +13,22 @@ import shutil
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import torch
 
 from pipeline.core import identity
 from pipeline.core.allocator import keep_heap
 from pipeline.core.artifact import new_artifact, read_manifest, write_json
-from pipeline.core.columns import (
-    FIRST_ITEM,
-    ITEM,
-    SCHEMA_FILE,
-    SESSION,
-    SESSIONS_DIRECTORY,
-    TIMESTAMP,
-)
-from pipeline.core.errors import ArtifactError, ConfigError
-from pipeline.core.fitted import Fitted
+from pipeline.core.errors import ConfigError
 from pipeline.core.recipe import ModelConfig, TrainConfig
-from pipeline.core.schema import Schema, Tags, embedding_size
-from pipeline.model.build import FromData, build_model, input_features
-from pipeline.model.model import Model
-from pipeline.train.baselines import popularity, rank_by_baseline, sequential_rules
-from pipeline.train.breakdowns import describe_targets
 from pipeline.train.checkpoint import Checkpoints
-from pipeline.train.evaluation import prefixes, rank_targets
-from pipeline.train.from_data import from_data
-from pipeline.train.item_vectors import co_visitation_vectors
-from pipeline.train.loader import read_sessions
-from pipeline.train.metrics import DEFAULT_CUTOFFS, gains, margin
-from pipeline.train.processes import Processes, announced_processes
-from pipeline.train.run import LOG_FILE, check_finite, evaluation_loader, training_loader, write_run
-from pipeline.train.warm_start import (
-    Earlier,
-    carry_over,
-    check_separate_tables,
-    check_shapes,
-    features_of_items,
-    item_features,
-    read_earlier,
-)
-from pipeline.train.window_sessions import (
-    Catalogue,
-    Window,
-    cut_windows,
-    flat,
-    interactions_of,
-    mapped,
-    trainable,
-    write_part,
-)
+from pipeline.train.processes import announced_processes
+from pipeline.train.run import LOG_FILE, write_run
+from pipeline.train.window_work import Work
 
 WINDOWS_FILE = "windows.json"
-_METRICS = ("recall", "ndcg", "mrr")
 
 
 def train_windows(
@@ -92,7 +51,7 @@ def train_windows(
 
     keep_heap()
     read_manifest(data, "data")
-    work = _Work.read(data, model_config, train_config, start)
+    work = Work.read(data, model_config, train_config, start)
     cut = work.cut(seconds)
     facts: dict[str, Any] = {}
     made_from = identity.of_run(data, model_config, train_config, windows=seconds, start=start)
@@ -177,258 +136,6 @@ def mean_of_windows(reports: list[dict[str, Any]]) -> dict[str, Any] | None:
                 else None
             )
     return {"windows": len(found), "results": results, "margins": margins}
-
-
-class _State(NamedTuple):
-    """What is known after some windows."""
-
-    catalogue: Catalogue
-    earlier: Earlier | None
-    """Weights, and where the data's values stand in them."""
-    model: Model | None
-    """The same, to predict with; None before the first window."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Work:
-    """The data with what does not change from window to window."""
-
-    sessions: pa.Table
-    """Of all parts."""
-    fitted: Fitted
-    schema: Schema
-    config: ModelConfig
-    train: TrainConfig
-    known: FromData
-    """By the data's indices."""
-    features: list[str]
-    """Categorical ones that the model reads: their tables grow."""
-    start: Path | None
-    earlier: Earlier | None
-    """Of the run to begin from."""
-
-    @classmethod
-    def read(
-        cls, data: Path, config: ModelConfig, train: TrainConfig, start: Path | None
-    ) -> "_Work":
-        check_separate_tables(config)
-        fitted = Fitted.read(data)
-        if fitted.recipe.timestamp is None:
-            raise ConfigError(
-                f"--windows needs times, but the recipe of {data} has no `timestamp`. Add it to "
-                "the recipe and preprocess again."
-            )
-        schema = Schema.from_json(data / SCHEMA_FILE)
-        categorical = input_features(schema, config).select_by_tag(Tags.CATEGORICAL)
-        names = [*(c for c in schema.column_names if c != SESSION), TIMESTAMP]
-        parts = [
-            read_sessions(data, part, list(dict.fromkeys(names)))
-            for part in ("train", "valid", "test")
-            if (data / SESSIONS_DIRECTORY / part).is_dir()
-        ]
-        return cls(
-            sessions=pa.concat_tables(parts, promote_options="permissive").combine_chunks(),
-            fitted=fitted,
-            schema=schema,
-            config=config,
-            train=train,
-            known=from_data(data, fitted, config, train),
-            features=categorical.column_names,
-            start=start,
-            earlier=None if start is None else read_earlier(start, fitted, config),
-        )
-
-    def cut(self, seconds: float) -> list[Window]:
-        times = self.sessions[TIMESTAMP].combine_chunks()
-        offsets = times.offsets.to_numpy()
-        lengths = np.diff(offsets)
-        long_enough = lengths >= self.fitted.recipe.min_session_length
-        if not long_enough.any():
-            raise ArtifactError("The data hold no session to train on. Preprocess a longer log.")
-        ends = times.values.to_numpy()[np.maximum(offsets[1:] - 1, 0)]
-        return cut_windows(ends, seconds, long_enough)
-
-    def begin(self) -> _State:
-        """Nothing is known, but for the values that an earlier run knew."""
-        rows = {
-            name: np.arange(FIRST_ITEM)
-            if self.earlier is None
-            else np.flatnonzero(self.earlier.rows[name] >= 0)
-            for name in self.features
-        }
-        return _State(Catalogue(rows=rows), self.earlier, None)
-
-    def learn(
-        self, state: _State, seen: list[Window], scratch: Path, *, everything: bool
-    ) -> tuple[_State, dict[str, Any]]:
-        """Train on the last window of `seen`; `everything`: whatever else has an index comes too.
-
-        Such are values that occurred only in interactions that preprocessing cut off.
-        """
-        from pipeline.train.trainer import Trainer
-
-        sessions = self.sessions.take(seen[-1].sessions)
-        occurred = {
-            name: np.arange(self._num_rows(name)) if everything else np.unique(flat(sessions, name))
-            for name in self.features
-        }
-        before = {name: len(rows) for name, rows in state.catalogue.rows.items()}
-        catalogue = state.catalogue.extended(occurred)
-        model = self._model(catalogue, seen)
-        if state.earlier is not None:
-            earlier = _at(state.earlier, catalogue)
-            if self.start is not None and state.model is None:
-                check_shapes(self.start, model, self._config(), earlier)
-            alike = None
-            if self.train.new_items == "features":
-                names = item_features(self.fitted)
-                values = features_of_items(self._sessions_of(seen), names, self._num_rows(ITEM))
-                alike = values[catalogue.rows[model.inputs.item]]
-            carry_over(model, self.config, earlier, alike=alike)
-        recipe = self.fitted.recipe
-        rows = trainable(sessions, recipe.max_sequence_length + 1, recipe.min_session_length)
-        write_part(mapped(rows, catalogue, self._sizes()), scratch, "train")
-        one = Processes()
-        trainer = Trainer(
-            model,
-            self.train,
-            train_loader=training_loader(scratch, model, self.train, one),
-            valid_loader=None,
-            log_path=scratch / LOG_FILE,
-            processes=one,
-        )
-        result = trainer.train()
-        check_finite(model)
-        places = {name: catalogue.places(name, self._num_rows(name)) for name in self.features}
-        told = {
-            "trained_sessions": rows.num_rows,
-            "catalogue_items": len(catalogue.rows[ITEM]) - FIRST_ITEM,
-            "new_items": len(catalogue.rows[ITEM]) - before[ITEM],
-            "steps": result.global_step,
-            "epochs": trainer.state.epoch or 0.0,
-            "train_loss": result.training_loss,
-            "device": str(trainer.args.device),
-        }
-        return _State(catalogue, Earlier(model.state_dict(), places), model), told
-
-    def evaluate(
-        self, state: _State, seen: list[Window], window: Window, scratch: Path
-    ) -> dict[str, Any] | None:
-        """Every target of a window among the items of those before; None if it has no target."""
-        assert state.model is not None  # noqa: S101
-        sizes = self._sizes()
-        sessions = mapped(self.sessions.take(window.sessions), state.catalogue, sizes)
-        write_part(sessions, scratch, "valid")
-        interactions = interactions_of(sessions)
-        targets = describe_targets(interactions, "all")
-        if not len(targets.items):
-            return None
-        model = state.model.eval()
-        ranked = rank_targets(model, evaluation_loader(scratch, "valid", model), "all")
-        # baselines and sessions are of the same targets as the model
-        assert np.array_equal(targets.items, ranked.targets)  # noqa: S101
-        ranks = {"model": ranked.ranks}
-        history = interactions_of(mapped(self._sessions_of(seen), state.catalogue, sizes))
-        longest = self.fitted.recipe.max_sequence_length
-        before = prefixes(interactions.values, interactions.offsets, "all", longest)
-        num_rows = len(state.catalogue.rows[ITEM])
-        for fit in (popularity, sequential_rules):
-            baseline = fit(history.values, history.offsets, num_rows)
-            found = rank_by_baseline(baseline, *before, num_items=num_rows - FIRST_ITEM)
-            ranks[baseline.name] = found.ranks
-        worth = {name: gains(found, DEFAULT_CUTOFFS, _METRICS) for name, found in ranks.items()}
-        return {
-            "targets": len(ranked.ranks),
-            "unknown_targets": int((ranked.targets < FIRST_ITEM).sum()),
-            "results": {
-                name: {metric: float(values.mean()) for metric, values in found.items()}
-                for name, found in worth.items()
-            },
-            "margins": {
-                name: {metric: margin(values, targets.sessions) for metric, values in found.items()}
-                for name, found in worth.items()
-            },
-        }
-
-    def final(self, state: _State) -> Model:
-        """The model after the last window, its rows in the order of the data's catalogue."""
-        assert state.earlier is not None  # noqa: S101
-        longest = self.fitted.recipe.max_sequence_length
-        model = build_model(self.schema, self._config(), longest, self.train, self.known)
-        carry_over(model, self.config, state.earlier)
-        return model
-
-    def _model(self, catalogue: Catalogue, seen: list[Window]) -> Model:
-        columns = tuple(
-            replace(column, num_rows=len(catalogue.rows[column.name]))
-            if column.name in catalogue.rows
-            else column
-            for column in self.schema
-        )
-        longest = self.fitted.recipe.max_sequence_length
-        known = self._known(catalogue, seen)
-        return build_model(Schema(columns), self._config(), longest, self.train, known)
-
-    def _config(self) -> ModelConfig:
-        """With the widths that the whole catalogue asks for: they must not grow with it."""
-        if not self.config.infer_embedding_sizes:
-            return self.config
-        widths = {
-            name: embedding_size(self._num_rows(name), self.config.infer_embedding_sizes_multiplier)
-            for name in self.features
-            if name != ITEM
-        }
-        return self.config.model_copy(
-            update={"embedding_dims": widths | self.config.embedding_dims}
-        )
-
-    def _known(self, catalogue: Catalogue, seen: list[Window]) -> FromData:
-        """What the whole data say, for the rows of a catalogue; items counted in its windows."""
-        rows = {name: torch.from_numpy(indices) for name, indices in catalogue.rows.items()}
-        vectors = {
-            place: matrix[rows[self.config.pretrained[place].feature]]
-            for place, matrix in self.known.vectors.items()
-        }
-        weights = self.known.weights
-        if weights is not None and self.train.weights is not None:
-            weights = weights[rows.get(self.train.weights.feature, slice(None))]
-        counts = None
-        if self.known.item_counts is not None:
-            every = np.bincount(flat(self._sessions_of(seen), ITEM), minlength=self._num_rows(ITEM))
-            counts = torch.from_numpy(every)[rows[ITEM][FIRST_ITEM:]]
-        newest = None
-        if self.known.newest is not None:
-            newest = int(flat(self._sessions_of(seen), TIMESTAMP).max())
-        begun = {}
-        if self.known.item_vectors:
-            sessions = self._sessions_of(seen)[ITEM].combine_chunks()
-            items = sessions.flatten().to_numpy(), sessions.offsets.to_numpy()
-            for width in self.known.item_vectors:
-                found = co_visitation_vectors(*items, self._num_rows(ITEM), width, self.train.seed)
-                begun[width] = torch.from_numpy(found)[rows[ITEM]]
-        return FromData(
-            vectors=vectors,
-            item_vectors=begun,
-            item_counts=counts,
-            positives=self.known.positives,
-            weights=weights,
-            newest=newest,
-        )
-
-    def _sessions_of(self, seen: list[Window]) -> pa.Table:
-        return self.sessions.take(np.concatenate([window.sessions for window in seen]))
-
-    def _num_rows(self, name: str) -> int:
-        return self.schema[name].num_rows
-
-    def _sizes(self) -> dict[str, int]:
-        return {name: self._num_rows(name) for name in self.features}
-
-
-def _at(earlier: Earlier, catalogue: Catalogue) -> Earlier:
-    """For the rows of a catalogue in place of those of the data."""
-    rows = {name: earlier.rows[name][indices] for name, indices in catalogue.rows.items()}
-    return Earlier(earlier.weights, rows)
 
 
 def _append_log(directory: Path, scratch: Path, window: int, steps: int, epochs: float) -> None:

@@ -11,13 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.core.columns import FIRST_ITEM, NULL, OUT_OF_VOCABULARY, PADDING
-from pipeline.train import baselines
+from pipeline.train import baseline_ranking
+from pipeline.train.baseline_ranking import Array, Baseline, rank_by_baseline
 from pipeline.train.baselines import (
-    Array,
-    Baseline,
     covisitation,
     popularity,
-    rank_by_baseline,
     rank_by_baselines,
     recent_popularity,
     sequential_rules,
@@ -212,7 +210,7 @@ def test_ranks_equal_those_of_a_dense_loop_however_they_are_cut_into_chunks(
     }
     for scores_at_once in (1 << 22, 20, 1):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(baselines, "_SCORES_AT_ONCE", scores_at_once)
+            patch.setattr(baseline_ranking, "_SCORES_AT_ONCE", scores_at_once)
             found = rank_by_baselines(*ragged(train), NUM_ROWS, *ragged(prefixes), targets)
             assert {name: ranked.ranks.tolist() for name, ranked in found} == expected
 

@@ -13,7 +13,7 @@ from pipeline.core.columns import FIRST_ITEM, OUT_OF_VOCABULARY
 from pipeline.core.errors import ConfigError
 from pipeline.model import ranking_metric
 from pipeline.report import evaluation_text
-from pipeline.train import baselines, evaluation, ranking
+from pipeline.train import baseline_ranking, evaluation, ranking
 from pipeline.train.baselines import BASELINES, rank_by_baselines
 from pipeline.train.evaluation import rank_targets
 from pipeline.train.metrics import (
@@ -221,7 +221,7 @@ def test_lists_of_baselines_are_counted_as_a_dense_loop_counts_them(
         expected[name] = counts.tolist()
     for scores_at_once in (1 << 22, 1):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(baselines, "_SCORES_AT_ONCE", scores_at_once)
+            patch.setattr(baseline_ranking, "_SCORES_AT_ONCE", scores_at_once)
             ranked = rank_by_baselines(
                 *ragged_arrays(train),
                 NUM_ROWS,

@@ -15,10 +15,10 @@ from pipeline.core.schema import ColumnSchema, Schema
 from pipeline.model.batch import SessionBatch
 from pipeline.model.build import build_model
 from pipeline.preprocess.run import preprocess
+from pipeline.train.baseline_ranking import rank_by_baseline
 from pipeline.train.baselines import (
     covisitation,
     popularity,
-    rank_by_baseline,
     recent_popularity,
     sequential_rules,
     session_knn,
