@@ -1,5 +1,6 @@
 """What a run does without a server: `pipeline evaluate`, `report` and `predict`."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,9 @@ import click
 from pipeline.console import check_in, json_option, out_option, path_type, print_result
 from pipeline.core.errors import ConfigError
 
+_data_option = click.option(
+    "--data", required=True, type=path_type, help="Directory that preprocess wrote."
+)
 _part_option = click.option(
     "--part",
     type=click.Choice(["train", "valid", "test"]),
@@ -17,115 +21,77 @@ _part_option = click.option(
 )
 
 
-_positions_option = click.option(
-    "--positions",
-    type=click.Choice(["all", "last"]),
-    help="Every interaction but the first is a target, or the last.  [default: all; last where the "
-    "data were split by leave-one-out]",
-)
-_cutoffs_option = click.option(
-    "--cutoffs", default="5,10,20", show_default=True, help="List lengths K."
-)
-_baselines_option = click.option(
-    "--baselines/--no-baselines",
-    default=True,
-    show_default=True,
-    help="Popularity, co-visitation, sequential rules and session-kNN beside the model.",
-)
-_filter_seen_option = click.option(
-    "--filter-seen/--keep-seen",
-    default=None,
-    help="Whether items that came before in the session are left out of the ranking.  [default: "
-    "as `preprocess.filter_seen` of the data's recipe says]",
-)
+def _asks_for_evaluation(command: Callable[..., None]) -> Callable[..., None]:
+    """Add RUN and the options of an evaluation, which the command gets as `asked`."""
+    for option in (
+        click.option(
+            "--filter-seen/--keep-seen",
+            default=None,
+            help="Whether items that came before in the session are left out of the ranking.  "
+            "[default: as `preprocess.filter_seen` of the data's recipe says]",
+        ),
+        click.option(
+            "--baselines/--no-baselines",
+            default=True,
+            show_default=True,
+            help="Popularity, co-visitation, sequential rules and session-kNN beside the model.",
+        ),
+        click.option("--cutoffs", default="5,10,20", show_default=True, help="List lengths K."),
+        click.option(
+            "--positions",
+            type=click.Choice(["all", "last"]),
+            help="Every interaction but the first is a target, or the last.  [default: all; last "
+            "where the data were split by leave-one-out]",
+        ),
+        _part_option,
+        _data_option,
+        click.argument("run", type=path_type),
+    ):
+        command = option(command)
+    return command
+
+
+def _checked(run: Path, data: Path, cutoffs: str, **others: Any) -> dict[str, Any]:
+    """The arguments of an evaluation, before anything slow is imported."""
+    numbers = _cutoffs(cutoffs)
+    check_in(run, "run")
+    check_in(data, "data")
+    return {"run": run, "data": data, "cutoffs": numbers, **others}
 
 
 @click.command(epilog="Example: pipeline evaluate runs/rsc15 --data data/rsc15 --cutoffs 10,20")
-@click.argument("run", type=path_type)
-@click.option("--data", required=True, type=path_type, help="Directory that preprocess wrote.")
-@_part_option
-@_positions_option
-@_cutoffs_option
-@_baselines_option
-@_filter_seen_option
+@_asks_for_evaluation
 @click.option(
     "--breakdown",
     is_flag=True,
     help="Also by session length, popularity, known and new items, time.",
 )
 @json_option
-def evaluate(
-    run: Path,
-    data: Path,
-    part: str,
-    positions: Any,
-    cutoffs: str,
-    baselines: bool,
-    filter_seen: bool | None,
-    breakdown: bool,
-    as_json: bool,
-) -> None:
+def evaluate(breakdown: bool, as_json: bool, **asked: Any) -> None:
     """Rank the whole catalogue for every target; metrics of RUN beside the baselines."""
-    numbers = _cutoffs(cutoffs)
-    check_in(run, "run")
-    check_in(data, "data")
+    arguments = _checked(**asked)
     from pipeline.report import evaluation_text
     from pipeline.train.comparison import evaluate as run_evaluation
 
-    result = run_evaluation(
-        run,
-        data,
-        part=part,
-        positions=positions,
-        cutoffs=numbers,
-        baselines=baselines,
-        filter_seen=filter_seen,
-    )
+    result = run_evaluation(**arguments)
     print_result(result, as_json, evaluation_text(result, breakdown=breakdown))
 
 
 @click.command(epilog="Example: pipeline report runs/rsc15 --data data/rsc15 --out rsc15.html")
-@click.argument("run", type=path_type)
-@click.option("--data", required=True, type=path_type, help="Directory that preprocess wrote.")
-@_part_option
-@_positions_option
-@_cutoffs_option
-@_baselines_option
-@_filter_seen_option
+@_asks_for_evaluation
 @out_option("report.html")
 @json_option
-def report(
-    run: Path,
-    data: Path,
-    part: str,
-    positions: Any,
-    cutoffs: str,
-    baselines: bool,
-    filter_seen: bool | None,
-    out: Path,
-    as_json: bool,
-) -> None:
+def report(out: Path, as_json: bool, **asked: Any) -> None:
     """Evaluate RUN and write one page about it: training, metrics, groups, examples.
 
     Everything is in the one file, which needs no script and no network. The same numbers go into
     a JSON file beside it.
     """
-    numbers = _cutoffs(cutoffs)
-    check_in(run, "run")
-    check_in(data, "data")
+    arguments = _checked(**asked)
     from pipeline.report import report_text
     from pipeline.train.report.run import write_report
 
-    facts = write_report(
-        run,
-        data,
-        out,
-        part=part,
-        positions=positions,
-        cutoffs=numbers,
-        baselines=baselines,
-        filter_seen=filter_seen,
-    )
+    facts = write_report(out=out, **arguments)
     print_result(facts, as_json, report_text(facts))
 
 
@@ -133,7 +99,7 @@ def report(
     epilog="Example: pipeline predict runs/rsc15 --data data/rsc15 --k 20 --out lists.parquet"
 )
 @click.argument("run", type=path_type)
-@click.option("--data", required=True, type=path_type, help="Directory that preprocess wrote.")
+@_data_option
 @_part_option
 @click.option("--k", type=int, help="Items of a list.  [default: 20]")
 @click.option("--filter-seen", is_flag=True, help="Leave out what stands in the session.")

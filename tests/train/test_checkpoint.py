@@ -17,11 +17,10 @@ from transformers import TrainerCallback
 
 from pipeline.cli import main
 from pipeline.core.errors import ConfigError
-from pipeline.core.recipe import ModelConfig, Preprocess, TrainConfig
-from pipeline.preprocess.run import preprocess
-from pipeline.preprocess.synthetic import synthesize
+from pipeline.core.recipe import ModelConfig, TrainConfig
 from pipeline.train.checkpoint import Checkpoints, read_state, write_state
 from pipeline.train.run import train
+from tests.train.small_data import small_data
 
 MODEL = ModelConfig(d_model=8, n_head=2, n_layer=1)
 TIMES = ("seconds", "sessions_per_second", "peak_memory_mb", "train_runtime")
@@ -48,16 +47,7 @@ class Kill(TrainerCallback):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("killed")
-    synthesize(folder / "clicks.csv.gz", sessions=120, items=40, seed=2)
-    recipe = Preprocess(
-        session="session",
-        item="product",
-        timestamp={"column": "time", "unit": "iso"},  # type: ignore[arg-type]
-        split={"valid": 0.2},  # type: ignore[arg-type]
-    )
-    preprocess(recipe, [folder / "clicks.csv.gz"], [], folder / "data")
-    return folder / "data"
+    return small_data(tmp_path_factory.mktemp("killed"))
 
 
 def log(run: Path) -> list[dict[str, Any]]:

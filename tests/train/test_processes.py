@@ -14,13 +14,11 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.core.artifact import new_artifact, read_manifest
-from pipeline.core.recipe import Preprocess
-from pipeline.preprocess.run import preprocess
-from pipeline.preprocess.synthetic import synthesize
 from pipeline.serve.ports import free_ports
 from pipeline.train.loader import count_sessions
 from pipeline.train.run import train
 from tests.conftest import ROOT
+from tests.train.small_data import small_data
 from tests.train.two_processes import CONFIG, MODEL
 
 RECIPE = """
@@ -49,14 +47,7 @@ def regrouped(data: Path, target: Path, sizes: list[int]) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Everything that two processes wrote, and beside it what one makes of the same."""
     folder = tmp_path_factory.mktemp("processes")
-    synthesize(folder / "clicks.csv.gz", sessions=120, items=40, seed=2)
-    recipe = Preprocess(
-        session="session",
-        item="product",
-        timestamp={"column": "time", "unit": "iso"},  # type: ignore[arg-type]
-        split={"valid": 0.2},  # type: ignore[arg-type]
-    )
-    preprocess(recipe, [folder / "clicks.csv.gz"], [], folder / "data")
+    small_data(folder)
     regrouped(folder / "data", folder / "groups", [50, 17])
     regrouped(folder / "data", folder / "scarce", [])
     (folder / "recipe.yaml").write_text(RECIPE)

@@ -10,16 +10,15 @@ from typing import Any
 import pytest
 
 from pipeline.core.errors import ConfigError
-from pipeline.core.recipe import ModelConfig, Preprocess, TrainConfig
+from pipeline.core.recipe import ModelConfig, TrainConfig
 from pipeline.core.schema import Schema
 from pipeline.model.build import build_model, load_model
-from pipeline.preprocess.run import preprocess
-from pipeline.preprocess.synthetic import synthesize
 from pipeline.train.processes import Processes
 from pipeline.train.run import train
 from pipeline.train.sharding import check_shardable
 from tests.conftest import ROOT
 from tests.train.sharded_processes import MODELS, config
+from tests.train.small_data import small_data
 from tests.train.test_processes import log, same_weights
 
 TWO = Processes(0, 2)
@@ -29,18 +28,13 @@ TWO = Processes(0, 2)
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two and three processes wrote."""
     folder = tmp_path_factory.mktemp("sharding")
-    synthesize(folder / "clicks.csv.gz", sessions=120, items=40, seed=2)
-    recipe = Preprocess(
-        session="session",
-        item="product",
-        timestamp={"column": "time", "unit": "iso"},  # type: ignore[arg-type]
-        split={"valid": 0.2},  # type: ignore[arg-type]
+    small_data(
+        folder,
         features=(
             {"name": "category", "kind": "categorical", "of": "item"},
             {"name": "price", "kind": "continuous", "log": True},
-        ),  # type: ignore[arg-type]
+        ),
     )
-    preprocess(recipe, [folder / "clicks.csv.gz"], [], folder / "data")
     command = [sys.executable, "-m", "tests.train.sharded_processes", str(folder)]
     subprocess.run(
         command,
