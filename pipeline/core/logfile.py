@@ -25,7 +25,9 @@ class Report:
     """What happened to the rows of a log."""
 
     rows: int = 0
-    """Rows read, broken ones among them."""
+    """Rows read, broken ones among them; of sessions one a row, their interactions."""
+    lines: int = 0
+    """Of sequences."""
     counts: Counter[str] = field(default_factory=Counter)
     """What was dropped or set to missing, by reason."""
 
@@ -86,10 +88,9 @@ def read_log(recipe: Preprocess, file: Path, report: Report) -> pa.Table:
     except (pa.ArrowException, UnicodeDecodeError, EOFError, OSError) as error:
         line = " ".join(str(error).split())
         raise DataError(f"{file} cannot be read as {kind}: {line}") from None
-    rows = table.num_rows
     table = pa.table({name: table[source] for name, source in sources.items()})
     table = _explode(table, file)
-    report.rows += rows
+    report.rows += table.num_rows
     return pa.table({name: _readable(table[name], name, file) for name in table.column_names})
 
 
@@ -196,13 +197,14 @@ def _read_sequences(recipe: Preprocess, file: Path, report: Report) -> pa.Table:
         words = line.split()
         if not words:
             continue
-        report.rows += 1
+        report.lines += 1
         # counted through all files: two of them may have the same name
-        session = words.pop(0) if recipe.session_first else str(report.rows)
+        session = words.pop(0) if recipe.session_first else str(report.lines)
         if not words:
             report.counts["lines without an item"] += 1
         sessions += [session] * len(words)
         items += words
+    report.rows += len(items)
     return pa.table({SESSION: pa.array(sessions, pa.string()), ITEM: pa.array(items, pa.string())})
 
 

@@ -63,6 +63,7 @@ class FromData:
     """Microseconds since 1970 of the newest interaction of training."""
 
 
+@torch.inference_mode(False)  # weights that one may train, wherever it is called
 def build_model(
     schema: Schema,
     config: ModelConfig,

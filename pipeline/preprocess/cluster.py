@@ -32,13 +32,16 @@ def on_cluster(address: str | None) -> Iterator[Any]:
     from distributed.comm.core import CommClosedError
 
     try:
-        client = Client(address, timeout=_CONNECT_SECONDS, name="pipeline-preprocess")
+        # not dask's default: one that fails to connect would stay it until it is collected
+        client = Client(
+            address, timeout=_CONNECT_SECONDS, name="pipeline-preprocess", set_as_default=False
+        )
     except (OSError, ValueError, TypeError, socket.gaierror):
         raise ConfigError(
             f"No Dask scheduler answers at {address!r}. Start one with `dask scheduler`, and give "
             "its address as tcp://HOST:8786."
         ) from None
-    with client:
+    with client, client.as_current():
         try:
             client.wait_for_workers(1, timeout=_CONNECT_SECONDS)
         except TimeoutError:

@@ -1,12 +1,10 @@
 """`pipeline evaluate`: a run beside the baselines, on the same targets of one part of the data."""
 
-import resource
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from pipeline.core.artifact import read_manifest
 from pipeline.core.columns import FIRST_ITEM
@@ -27,6 +25,7 @@ from pipeline.train.metrics import (
     margin,
     ranking_metrics,
 )
+from pipeline.train.usage import peak_memory_mb
 
 _SESSIONS_AT_ONCE = 4096
 _GROUP_METRICS = ("recall", "ndcg", "mrr")
@@ -137,7 +136,7 @@ def evaluate(
             "seconds": {name: round(value, 3) for name, value in seconds.items()},
             "sessions_per_second": round(num_sessions / max(seconds[own], 1e-9), 1),
             "targets_per_second": round(len(ranked.ranks) / max(seconds[own], 1e-9), 1),
-            "peak_memory_mb": _peak_memory_mb(),
+            "peak_memory_mb": peak_memory_mb(next(model.parameters()).device),
             "device": str(next(model.parameters()).device),
         },
     }
@@ -225,10 +224,3 @@ def _breakdowns(
                 entry["margins"][name] = {m: margin(v, sessions) for m, v in of_group.items()}
             found[by].append(entry)
     return found
-
-
-def _peak_memory_mb() -> float:
-    """Most memory of this process so far, or of the GPU that it uses, in 2^20 bytes."""
-    if torch.cuda.is_available():
-        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)

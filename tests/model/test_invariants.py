@@ -213,6 +213,12 @@ def test_a_model_read_from_disk_gives_the_same_scores(
     assert torch.equal(load_model(tmp_path)(batch), model(batch))
 
 
+def test_a_model_made_in_inference_mode_can_be_trained() -> None:
+    with torch.inference_mode():
+        model = make_model("xlnet", "mlm")
+    model.train().loss(sessions([5, 2, L], 3)).backward()
+
+
 @every_case
 def test_a_batch_of_sessions_of_one_interaction_trains_without_nan(
     architecture: str, masking: str

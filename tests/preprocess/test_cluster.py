@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import dask
 import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from dask.distributed import Client
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +24,7 @@ from pipeline.core.artifact import read_manifest
 from pipeline.core.columns import SESSION
 from pipeline.core.errors import ConfigError, PipelineError
 from pipeline.preprocess import workflow
+from pipeline.preprocess.cluster import on_cluster
 from pipeline.preprocess.operators import Encode, GroupSessions
 from pipeline.preprocess.run import preprocess
 from tests.conftest import ROOT, Shop
@@ -204,6 +207,17 @@ def test_the_command_takes_the_cluster_from_the_environment_where_it_is_not_empt
         assert result.exit_code == 0
         assert json.loads(result.stdout)["catalogue_items"] == 200
     assert_same(tmp_path / "here", tmp_path / "there")
+
+
+def test_a_client_that_never_came_up_does_not_stay_the_scheduler() -> None:
+    """Not even where the error that it raised, and with it the client, is kept."""
+    address = "http://127.0.0.1:9"
+    with pytest.raises(ConfigError, match="No Dask scheduler") as kept, on_cluster(address):
+        pass
+    assert kept.value.__context__ is not None
+    assert dask.config.get("scheduler", None) is None
+    with pytest.raises(ValueError, match="No clients found"):
+        Client.current()
 
 
 def test_a_cluster_that_cannot_work_is_told_in_one_line(

@@ -311,7 +311,8 @@ def test_sessions_one_a_line_with_a_test_file_of_prefixes_and_targets(tmp_path: 
         format="sequences", session_first=False, timestamp=None, features=[], split={"valid": 0.4}
     )
     data = tmp_path / "data"
-    preprocess(chosen, [tmp_path / "train.txt"], [tmp_path / "test.txt"], data)
+    facts = preprocess(chosen, [tmp_path / "train.txt"], [tmp_path / "test.txt"], data)
+    assert facts["rows"] == {"input": {"read": 12, "kept": 12}, "test": {"read": 5, "kept": 5}}
     items = Fitted.read(data).item.values.to_pylist()
 
     def ids(name: str) -> list[list[int]]:

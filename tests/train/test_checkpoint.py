@@ -74,7 +74,10 @@ def killed_once(event: int, data: Path, model: ModelConfig, config: TrainConfig,
 @pytest.mark.parametrize(
     ("settings", "events"),
     [
-        ({"checkpoint_steps": 2, "batch_size": 32}, range(1, 100)),
+        ({"checkpoint_steps": 2, "batch_size": 32}, range(1, 100, 4)),
+        pytest.param(
+            {"checkpoint_steps": 2, "batch_size": 32}, range(1, 100), marks=pytest.mark.slow
+        ),
         (
             {"tensorboard": True, "validate_every": 3, "checkpoint_steps": 1, "metric": "loss"},
             range(2, 100, 6),
@@ -82,7 +85,7 @@ def killed_once(event: int, data: Path, model: ModelConfig, config: TrainConfig,
         ({"gradient_accumulation_steps": 2, "checkpoint_minutes": 1e-9}, range(3, 100, 6)),
         ({"epochs": 5, "patience": 1, "learning_rate": 1e-9}, range(20, 100, 3)),
     ],
-    ids=["each event", "validation by steps", "accumulated", "stopped early"],
+    ids=["by epochs", "each event", "validation by steps", "accumulated", "stopped early"],
 )
 def test_a_training_killed_at_any_event_ends_as_one_that_was_not(
     data: Path, tmp_path: Path, settings: dict[str, Any], events: range
@@ -109,6 +112,7 @@ def command(data: Path, recipe: Path, out: Path) -> None:
     main()
 
 
+@pytest.mark.slow
 def test_the_command_killed_at_random_moments_ends_as_one_that_was_not(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
