@@ -165,6 +165,8 @@ def test_no_process_outlives_the_command(
     tmp_path: Path, side: Program, number: signal.Signals
 ) -> None:
     code = f"""
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore it
 from pathlib import Path
 from pipeline.benchmark.processes import Program
 from pipeline.benchmark.speed import take_turns

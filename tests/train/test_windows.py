@@ -18,7 +18,7 @@ from pipeline.core.errors import ConfigError
 from pipeline.core.recipe import ModelConfig, Preprocess, TrainConfig
 from pipeline.core.spans import span_seconds
 from pipeline.preprocess.run import preprocess
-from pipeline.train import windows as of_windows
+from pipeline.train import window_work
 from pipeline.train.run import train
 from pipeline.train.warm_start import Earlier, carry_over
 from pipeline.train.window_sessions import cut_windows, trainable
@@ -153,7 +153,7 @@ def test_old_rows_stay_and_new_ones_begin_at_the_mean_of_their_kind(
         kinds.append(given.get("alike"))
 
     kinds: list[Any] = []
-    monkeypatch.setattr(of_windows, "carry_over", watched)
+    monkeypatch.setattr(window_work, "carry_over", watched)
     train_windows(data, MODEL, TRAIN, tmp_path / "run", seconds=DAY)
     *grown, final = zip(moments, kinds, strict=True)
     assert len(grown) == 3
@@ -180,7 +180,7 @@ def test_negatives_are_drawn_from_what_has_occurred_by_its_count(
         sampler = model.head.task.sampler
         drawn.append((sampler.num_items, int(sampler.weights.sum())))
 
-    monkeypatch.setattr(of_windows, "carry_over", watched)
+    monkeypatch.setattr(window_work, "carry_over", watched)
     model = ModelConfig(architecture="gru", d_model=8, n_layer=1, weight_tying=False)
     config = TRAIN.model_copy(update={"loss": "sampled-softmax", "negatives": "popularity"})
     facts = train_windows(data, model, config, tmp_path / "run", seconds=DAY)
