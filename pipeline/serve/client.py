@@ -53,7 +53,7 @@ class Client:
     def __init__(self, url: str, *, name: str = "recommender") -> None:
         self.name = name
         self.url = url
-        self._protocol, address = _address(url)
+        self._protocol, address = address_of(url)
         module = importlib.import_module(f"tritonclient.{self._protocol}")
         if self._protocol == "http":
             timeouts = {
@@ -188,7 +188,7 @@ class Client:
         )
 
 
-def _address(url: str) -> tuple[Literal["http", "grpc"], str]:
+def address_of(url: str) -> tuple[Literal["http", "grpc"], str]:
     parts = urlsplit(url)
     try:
         port = parts.port

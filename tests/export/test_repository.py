@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pipeline.serve.encoder import Encoder
 
 from pipeline.core import artifact
 from pipeline.core.artifact import read_manifest
@@ -15,7 +16,6 @@ from pipeline.core.errors import ArtifactError, ConfigError, PipelineError
 from pipeline.export import config, torchscript
 from pipeline.export.run import _older_versions, export
 from pipeline.model.build import load_model
-from pipeline.serve.encoder import Encoder
 from tests.conftest import Shop
 
 

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
+from pipeline.serve.encoder import MISSING_INTEGER, Encoder, RequestError
 
 from pipeline.core import values
 from pipeline.core.fitted import Fitted
@@ -23,7 +24,6 @@ from pipeline.export.tables import encoder_spec, write_encoder
 from pipeline.preprocess import workflow
 from pipeline.preprocess.source import Interactions, read_interactions
 from pipeline.serve import encoder
-from pipeline.serve.encoder import MISSING_INTEGER, Encoder, RequestError
 
 KINDS = {
     "session_id": pa.int64(),
