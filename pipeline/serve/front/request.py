@@ -16,6 +16,8 @@ from .times import microseconds
 
 MOST_INTERACTIONS = 100_000
 """Of a request; the cells of its widest tensor."""
+MOST_FILTERED = 1_000_000
+"""Of `exclude` and of `candidates`: one row is for all sessions."""
 KINDS = {"int64": "i", "float64": "fi", "string": "OSU"}
 
 
@@ -78,17 +80,12 @@ class Reader:
         for column in self.encoder.columns:
             columns[column["name"]] = _column(column, tensors.get(column["name"]), layout, times)
         rows = Rows(columns, layout.lengths, times)
-        count = len(layout.lengths)
         excluded = self._indices("exclude", tensors.get("exclude"), layout)
         if self._filters_seen(tensors.get("filter_seen")):
             indices = self.encoder.lookups["item_id"](columns["item_id"])
             excluded = np.concatenate([excluded, _by_row(indices, layout.lengths)], axis=1)
         candidates = self._indices("candidates", tensors.get("candidates"), layout)
         k = self._num_items(tensors.get("k"))
-        if len(excluded) != count:
-            excluded = np.repeat(excluded, count, axis=0)
-        if len(candidates) != count:
-            candidates = np.repeat(candidates, count, axis=0)
         return Request(rows, layout.session_ids, layout.flat, k, excluded, candidates)
 
     def _layout(
@@ -142,23 +139,30 @@ class Reader:
         return np.where(filled == MISSING_INTEGER, 0, filled)
 
     def _indices(self, name: str, values: np.ndarray | None, layout: _Layout) -> np.ndarray:
-        """(S, X) item indices of raw ids, (1, 1) of nothing where there are none.
+        """(S, X) item indices of raw ids, (S, 1) of nothing where there are none.
 
         What is not in the catalogue stays out of vocabulary: among candidates, it is one that no
         list can hold.
         """
+        count = len(layout.lengths)
         if values is None:
-            return np.zeros((1, 1), np.int64)
+            return np.zeros((count, 1), np.int64)
         if values.ndim != 2 or values.shape[0] not in (1, layout.shape[0]):
             raise RequestError(
                 f"{name} has the shape {list(values.shape)}, expected [{layout.shape[0]}, m] with "
                 "the item ids of each session, or [1, m]."
             )
         if values.shape[1] == 0:
-            return np.zeros((1, 1), np.int64)
+            return np.zeros((count, 1), np.int64)
+        if count * values.shape[1] > MOST_FILTERED:
+            raise RequestError(
+                f"{name} has {values.shape[1]} ids for each of {count} sessions, expected at most "
+                f"{MOST_FILTERED} in all."
+            )
         _check_type(name, values, self.types["item_id"])
         indices = self.encoder.lookups["item_id"](values.reshape(-1)).reshape(values.shape)
-        return np.where(indices < OUT_OF_VOCABULARY, 0, indices)  # rows are filled with missing ids
+        found = np.where(indices < OUT_OF_VOCABULARY, 0, indices)  # rows end in missing ids
+        return found if len(found) == count else np.repeat(found, count, axis=0)
 
     def _filters_seen(self, requested: np.ndarray | None) -> bool:
         if requested is None:
