@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from pipeline.serve.client import address_of
+from pipeline.serve.wire import address_of
 
 _TIMEOUT_SECONDS = 30.0
 _INFER = "/inference.GRPCInferenceService/ModelInfer"

@@ -26,6 +26,7 @@ from pipeline.preprocess.synthetic import synthesize
 from pipeline.serve.client import Client
 from pipeline.serve.ports import free_ports
 from pipeline.serve.run import running_server
+from pipeline.serve.tensors import request_tensors
 from pipeline.serve.triton import TritonServer
 from pipeline.train.predict import predict
 from pipeline.train.run import train
@@ -199,7 +200,7 @@ def test_sessions_of_one_request_get_what_each_gets_alone(client: Client) -> Non
 def test_a_bad_request_gets_a_clear_error_and_the_server_lives_on(
     client: Client, changes: dict[str, Any], k: int, words: str
 ) -> None:
-    tensors = client._tensors([SESSION], k)
+    tensors = request_tensors(client.served, [SESSION], k=k)
     for name, array in changes.items():
         if array is None:
             del tensors[name]
