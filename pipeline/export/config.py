@@ -105,6 +105,11 @@ def read_config(directory: Path) -> Any:
     return text_format.Parse(text, proto.ModelConfig())
 
 
+def type_name(tensor: Any) -> str:
+    """Of a tensor in a configuration that was read, such as TYPE_INT64."""
+    return str(proto.DataType.Name(tensor.data_type))
+
+
 def _add_tensors(
     config: proto.ModelConfig, inputs: Iterable[Tensor], outputs: Iterable[Tensor]
 ) -> None:
