@@ -248,7 +248,7 @@ def serve(
 
     Without REPOSITORY a model with random weights is made and exported first: it costs as much.
     """
-    numbers = tuple(_number(text) for text in _names(clients))
+    numbers = tuple(_number(text, "--clients") for text in _names(clients))
     if not numbers or min(numbers) < 1:
         raise ConfigError(f"--clients is {clients!r}, expected whole numbers from 1 such as 1,16.")
     if repository is not None:
@@ -296,8 +296,10 @@ def _names(text: str | None) -> tuple[str, ...]:
     return tuple(part.strip() for part in (text or "").split(",") if part.strip())
 
 
-def _number(text: str) -> int:
+def _number(text: str, option: str = "--items") -> int:
     try:
         return int(text)
     except ValueError:
-        raise ConfigError(f"{text!r} is no whole number, expected some such as 1,16.") from None
+        raise ConfigError(
+            f"{option} holds {text!r}, expected whole numbers, as in 16,32."
+        ) from None

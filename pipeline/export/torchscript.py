@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pipeline.core.columns import FIRST_ITEM, PADDING
 from pipeline.core.errors import PipelineError
+from pipeline.export.lean import lean
 from pipeline.model.batch import SessionBatch
 from pipeline.model.model import Model
 
@@ -28,10 +29,11 @@ class ServedModel(nn.Module):
     def __init__(self, model: Model, names: list[str], session_names: set[str]) -> None:
         super().__init__()
         self.model = model
+        self.program = lean(model)
         self.names = names
         self.session_names = session_names
         with torch.no_grad():
-            self.register_buffer("items", model.items().detach())
+            self.register_buffer("items", self.program.items().detach())
 
     @property
     def width(self) -> int:
@@ -45,7 +47,7 @@ class ServedModel(nn.Module):
         """
         tensors = unpack(indices, numbers, sizes, *self.counts)
         *features, excluded, candidates = tensors
-        queries = self.model.session_embeddings(self.batch(*self.in_order(features)))
+        queries = self.program.session_embeddings(self.batch(*self.in_order(features)))
         scores, items = best_items(queries, self.items, sizes[0, 3], excluded, candidates)
         return torch.cat([scores, queries], 1), items
 
