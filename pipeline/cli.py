@@ -332,6 +332,13 @@ def serve(
     "--sessions", type=click.IntRange(1), help="Ask for the first N sessions of the log alone."
 )
 @click.option("--k", type=int, help="Items of a list.")
+@click.option("--exclude", metavar="A,B", help="Item ids that no list holds.")
+@click.option("--candidates", metavar="A,B", help="The only item ids that lists hold.")
+@click.option(
+    "--filter-seen/--keep-seen",
+    default=None,
+    help="Whether items of the session itself are left out.  [default: as the recipe says]",
+)
 @click.option("--name", default="recommender", show_default=True, help="Model to ask.")
 @json_option
 def recommend(
@@ -341,6 +348,9 @@ def recommend(
     inputs: tuple[Path, ...],
     sessions: int | None,
     k: int | None,
+    exclude: str | None,
+    candidates: str | None,
+    filter_seen: bool | None,
     name: str,
     as_json: bool,
 ) -> None:
@@ -355,12 +365,17 @@ def recommend(
         raise ConfigError("--column goes with --items; a file brings its own columns.")
     if sessions and items:
         raise ConfigError("--sessions goes with --input; --items are one session.")
+    filters: dict[str, Any] = {
+        "exclude": exclude.split(",") if exclude else None,
+        "candidates": candidates.split(",") if candidates else None,
+        "filter_seen": filter_seen,
+    }
     with Client(url, name=name) as client:
         if items:
             session = {"item_id": items.split(",")} | dict(_column(c) for c in columns)
-            records = list(client.recommend([session], k).records([None]))
+            records = list(client.recommend([session], k, **filters).records([None]))
         else:
-            records = list(client.recommend_log(list(inputs), k, sessions=sessions))
+            records = list(client.recommend_log(list(inputs), k, sessions=sessions, **filters))
     print_result({"sessions": records}, as_json, recommendations_text(records))
 
 

@@ -211,6 +211,74 @@ def evaluate(
     print_result(result, as_json, evaluation_text(result))
 
 
+@benchmark.command(epilog="Example: pipeline benchmark serve --items 40000 --out serving")
+@click.argument("repository", type=path_type, required=False)
+@click.option(
+    "--architecture",
+    type=click.Choice(["xlnet", "gpt2"]),
+    default="xlnet",
+    show_default=True,
+    help="Of a model with random weights, where no REPOSITORY is given.",
+)
+@click.option("--items", type=click.IntRange(100), default=40_000, show_default=True)
+@click.option("--d-model", type=click.IntRange(8), default=64, show_default=True, help="D.")
+@click.option("--clients", default="1,2,4,8,16,32", show_default=True, help="At once.")
+@click.option(
+    "--seconds", type=click.FloatRange(0.2), default=4.0, show_default=True, help="Of each load."
+)
+@click.option("--protocol", type=click.Choice(["grpc", "http"]), default="grpc", show_default=True)
+@click.option("--against", metavar="URL", help="Another server, asked the same: grpc://HOST:PORT.")
+@click.option("--out", type=path_type, metavar="DIR", help="Write serving.json and serving.svg.")
+@_core_option
+@json_option
+def serve(
+    repository: Path | None,
+    architecture: str,
+    items: int,
+    d_model: int,
+    clients: str,
+    seconds: float,
+    protocol: str,
+    against: str | None,
+    out: Path | None,
+    core: int | None,
+    as_json: bool,
+) -> None:
+    """Latency and rate of a server of REPOSITORY, which this starts, under rising load.
+
+    Without REPOSITORY a model with random weights is made and exported first: it costs as much.
+    """
+    numbers = tuple(_number(text, "--clients") for text in _names(clients))
+    if not numbers or min(numbers) < 1:
+        raise ConfigError(f"--clients is {clients!r}, expected whole numbers from 1 such as 1,16.")
+    if repository is not None:
+        check_in(repository, "repository")
+    import json
+
+    from pipeline.benchmark.machine import machine
+    from pipeline.benchmark.processes import choose_core
+    from pipeline.benchmark.serving import Plan, measure_serving
+    from pipeline.benchmark.serving_text import serving_plot, serving_text
+    from pipeline.benchmark.shop import write_repository
+
+    chosen = choose_core(core)
+    with tempfile.TemporaryDirectory(prefix="pipeline-serving-") as scratch:
+        folder = Path(scratch)
+        made = repository or write_repository(
+            folder, architecture=architecture, items=items, d_model=d_model
+        )
+        (folder / "server").mkdir()
+        plan = Plan(clients=numbers, seconds=seconds, protocol=protocol)
+        found = measure_serving(made, folder / "server", plan, core=chosen, against=against)
+    model = str(repository) if repository else f"{architecture}, D {d_model}, random weights"
+    result = {"machine": machine(), "model": model} | found
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "serving.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+        (out / "serving.svg").write_text(serving_plot(result), encoding="utf-8")
+    print_result(result, as_json, serving_text(result))
+
+
 @contextmanager
 def _sides(environment: Path | None, core: int | None) -> Iterator[Any]:
     """The `Sides` of a measurement: both programs, and a folder that is gone afterwards."""
@@ -228,10 +296,10 @@ def _names(text: str | None) -> tuple[str, ...]:
     return tuple(part.strip() for part in (text or "").split(",") if part.strip())
 
 
-def _number(text: str) -> int:
+def _number(text: str, option: str = "--items") -> int:
     try:
         return int(text)
     except ValueError:
         raise ConfigError(
-            f"--items holds {text!r}, expected whole numbers: 10000,200000."
+            f"{option} holds {text!r}, expected whole numbers, as in 16,32."
         ) from None

@@ -257,9 +257,10 @@ def test_serve_answers_and_stops_cleanly_when_told(shop: Shop, tmp_path: Path) -
             assert result.returncode == 2
             assert words in result.stderr
             assert len(result.stderr.strip().splitlines()) == 1
-        result = pipeline(*asked)
-        assert result.returncode == 2
-        assert "is missing. The model was trained with it" in result.stderr
+        few = ["--exclude", "sku-00003", "--candidates", "sku-00003,sku-00004", "--json"]
+        result = pipeline(*asked, *few)
+        [session] = json.loads(result.stdout)["sessions"]
+        assert [r["item_id"] for r in session["recommendations"]] == ["sku-00004"]
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
     finally:

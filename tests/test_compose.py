@@ -195,7 +195,7 @@ def test_every_metric_of_the_dashboard_is_one_that_triton_gives(server: TritonSe
     pattern = pattern.replace("${model}", "recommender")
     steps = {m for m in models if re.fullmatch(pattern, m)}
     assert steps == models - {"recommender"}
-    assert len(steps) == 3
+    assert len(steps) == 2
 
 
 def test_the_readers_of_the_monitoring_profile_find_each_other() -> None:

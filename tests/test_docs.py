@@ -11,7 +11,7 @@ import yaml
 from pipeline import model as tr
 from pipeline.core import names
 from pipeline.core.recipe import ModelConfig, Recipe, TrainConfig
-from pipeline.export.torchscript import ServedModel, trace
+from pipeline.export.torchscript import ServedModel, packed, trace
 from pipeline.model import architectures, losses
 from pipeline.model.build import build_model
 from tests.conftest import ROOT, Shop
@@ -110,16 +110,16 @@ def test_a_new_architecture_takes_one_file_and_one_line(
     config = ModelConfig(architecture="average", d_model=8)
     model = build_model(SCHEMA, config, 6).eval()
     given = batch([6, 3], 6)
-    served = ServedModel(model, ["item_id"], set(), 5)
+    served = ServedModel(model, ["item_id"], set())
     with torch.no_grad():
         scores = model(given)
         alone = model(
             tr.SessionBatch({"item_id": given.features["item_id"][1:, :3]}, torch.tensor([3]))
         )
         program = trace(served, 6)
-        assert torch.allclose(
-            program(given.features["item_id"])[0], served(given.features["item_id"])[0]
-        )
+        none = torch.zeros(2, 1, dtype=torch.int64)
+        inputs = packed(served, [given.features["item_id"]], 5, none, none)
+        assert torch.allclose(program(*inputs)[0], served(*inputs)[0])
     assert torch.allclose(scores[1], alone[0], atol=1e-6)
     sys.modules.pop("pipeline.model.architectures.average")
 

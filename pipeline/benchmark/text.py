@@ -6,14 +6,18 @@ _ORIGINALS = {"shipped": "Transformers4Rec as shipped", "patient": "... without 
 _HEAPS = {"default": "default allocator", "kept": "kept heap"}
 
 
-def machine_text(result: dict[str, Any]) -> str:
-    """What it ran on."""
-    machine, versions = result["machine"], result["versions"]
-    lines = [
+def machine_line(machine: dict[str, Any]) -> str:
+    """Processor, cores, load and system."""
+    return (
         f"{machine['processor']}, one of {machine['cores']} cores, load {machine['load']}; "
         f"{machine['system']}, Python {machine['python']}"
-    ]
-    for side, found in versions.items():
+    )
+
+
+def machine_text(result: dict[str, Any]) -> str:
+    """What it ran on."""
+    lines = [machine_line(result["machine"])]
+    for side, found in result["versions"].items():
         lines.append(f"{side}: " + ", ".join(f"{name} {v}" for name, v in found.items()))
     return "\n".join(lines)
 

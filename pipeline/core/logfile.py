@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,9 @@ import pyarrow.parquet as pq
 from pipeline.core.columns import ITEM, SESSION, TIMESTAMP
 from pipeline.core.errors import DataError
 from pipeline.core.recipe import Preprocess
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass
@@ -88,10 +92,32 @@ def read_log(recipe: Preprocess, file: Path, report: Report) -> pa.Table:
     except (pa.ArrowException, UnicodeDecodeError, EOFError, OSError) as error:
         line = " ".join(str(error).split())
         raise DataError(f"{file} cannot be read as {kind}: {line}") from None
-    table = pa.table({name: table[source] for name, source in sources.items()})
-    table = _explode(table, file)
+    table = _canonical(table, sources, str(file))
     report.rows += table.num_rows
-    return pa.table({name: _readable(table[name], name, file) for name in table.column_names})
+    return table
+
+
+def read_frame(recipe: Preprocess, frame: "pd.DataFrame") -> pa.Table:
+    """A frame with the log's columns as `read_log` gives a file.
+
+    DataError where the columns of session and item are missing; others may be.
+    """
+    sources = {n: source for n, source in _sources(recipe).items() if source in frame.columns}
+    for name, source in ((SESSION, recipe.session), (ITEM, recipe.item)):
+        if name not in sources:
+            raise DataError(f"The frame has no column {source!r}. It has: {list(frame.columns)}.")
+    try:
+        table = pa.Table.from_pandas(frame[list(dict.fromkeys(sources.values()))])
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        line = " ".join(str(error).split())
+        raise DataError(f"The frame cannot be read: {line}") from None
+    return _canonical(table, sources, "The frame")
+
+
+def _canonical(table: pa.Table, sources: dict[str, str], where: str) -> pa.Table:
+    table = pa.table({name: table[source] for name, source in sources.items()})
+    table = _explode(table, where)
+    return pa.table({name: _readable(table[name], name, where) for name in table.column_names})
 
 
 def _kind(recipe: Preprocess, file: Path) -> str:
@@ -208,17 +234,17 @@ def _read_sequences(recipe: Preprocess, file: Path, report: Report) -> pa.Table:
     return pa.table({SESSION: pa.array(sessions, pa.string()), ITEM: pa.array(items, pa.string())})
 
 
-def _explode(table: pa.Table, file: Path) -> pa.Table:
+def _explode(table: pa.Table, where: str) -> pa.Table:
     """Rows that hold whole sessions in list columns to one row an interaction."""
     lists = [n for n in table.column_names if _is_list(table[n].type)]
     if not lists:
         return table
     if ITEM not in lists:
-        raise DataError(f"{file}: {lists[0]} is a list column but the item is not.")
+        raise DataError(f"{where}: {lists[0]} is a list column but the item is not.")
     lengths = _list_lengths(table[ITEM])
     for name in lists:
         if not np.array_equal(_list_lengths(table[name]), lengths):
-            raise DataError(f"{file}: lists of {name} and of {ITEM} differ in length.")
+            raise DataError(f"{where}: lists of {name} and of {ITEM} differ in length.")
     rows = np.repeat(np.arange(table.num_rows), lengths)
     columns = {}
     for name in table.column_names:
@@ -233,17 +259,17 @@ def _list_lengths(column: pa.ChunkedArray) -> np.ndarray:
     return pc.fill_null(pc.list_value_length(column), 0).to_numpy()
 
 
-def _readable(column: pa.ChunkedArray, name: str, file: Path) -> pa.ChunkedArray:
+def _readable(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
     """Bytes become text. DataError for what is neither text nor a number nor a time."""
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if pa.types.is_nested(kind):
-        raise DataError(f"{file}: {name} holds {kind}, expected text, numbers or times.")
+        raise DataError(f"{where}: {name} holds {kind}, expected text, numbers or times.")
     if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
         return column
     try:
         return column.cast(pa.string())
     except pa.ArrowInvalid:
-        raise DataError(f"{file}: {name} holds bytes that are not UTF-8 text.") from None
+        raise DataError(f"{where}: {name} holds bytes that are not UTF-8 text.") from None
 
 
 def _is_list(kind: pa.DataType) -> bool:

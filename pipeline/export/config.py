@@ -32,27 +32,37 @@ class Step(NamedTuple):
 
 
 def python_model(
-    name: str, inputs: Iterable[Tensor], outputs: Iterable[Tensor], max_batch: int, *, ragged: bool
+    name: str, inputs: Iterable[Tensor], outputs: Iterable[Tensor], max_batch: int
 ) -> proto.ModelConfig:
-    """A model of the Python backend; `ragged` lets sessions of different lengths share a batch."""
+    """A model of the Python backend that takes sessions of different lengths in one batch.
+
+    Batches form from what waits already; nothing waits for a batch to fill.
+    """
     config = proto.ModelConfig(name=name, backend="python", max_batch_size=max_batch)
     _add_tensors(config, inputs, outputs)
     for tensor in config.input:
-        tensor.allow_ragged_batch = ragged
-    _batch_and_place(config, "cpu")
+        tensor.allow_ragged_batch = True
+    config.dynamic_batching.max_queue_delay_microseconds = 0
+    _place(config, "cpu")
     return config
 
 
 def torchscript_model(
     name: str, inputs: Iterable[Tensor], outputs: Iterable[Tensor], max_batch: int, device: Device
 ) -> proto.ModelConfig:
-    """A model of the PyTorch backend; tensor names end in `__<position>`, as it wants them."""
+    """A model of the PyTorch backend; tensor names end in `__<position>`, as it wants them.
+
+    Whoever asks it has put requests together already, in rows whose meaning depends on their
+    sizes: Triton must not put further ones beside them.
+    """
     config = proto.ModelConfig(
         name=name, backend="pytorch", platform="pytorch_libtorch", max_batch_size=max_batch
     )
     _add_tensors(config, inputs, outputs)
     config.parameters["INFERENCE_MODE"].string_value = "true"
-    _batch_and_place(config, device)
+    # else the first calls, and those of new shapes, are slower than the rest by seconds
+    config.parameters["DISABLE_OPTIMIZED_EXECUTION"].string_value = "true"
+    _place(config, device)
     return config
 
 
@@ -95,6 +105,11 @@ def read_config(directory: Path) -> Any:
     return text_format.Parse(text, proto.ModelConfig())
 
 
+def type_name(tensor: Any) -> str:
+    """Of a tensor in a configuration that was read, such as TYPE_INT64."""
+    return str(proto.DataType.Name(tensor.data_type))
+
+
 def _add_tensors(
     config: proto.ModelConfig, inputs: Iterable[Tensor], outputs: Iterable[Tensor]
 ) -> None:
@@ -111,8 +126,6 @@ def _add_tensors(
         )
 
 
-def _batch_and_place(config: proto.ModelConfig, device: Device) -> None:
-    """Batches form from what waits already; nothing waits for a batch to fill."""
-    config.dynamic_batching.max_queue_delay_microseconds = 0
+def _place(config: proto.ModelConfig, device: Device) -> None:
     kinds = proto.ModelInstanceGroup
     config.instance_group.add(count=1, kind=kinds.KIND_GPU if device == "gpu" else kinds.KIND_CPU)

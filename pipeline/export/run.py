@@ -77,7 +77,8 @@ def export(
         names = model.inputs.feature_names
         fitted = fitted.only(names)  # a column that is only predicted is not asked for
         session_names = {f.name for f in fitted.recipe.features if f.of == "session"}
-        served = torchscript.ServedModel(model, names, session_names, min(max_k, items))
+        served = torchscript.ServedModel(model, names, session_names)
+        max_k = min(max_k, items)
         length = fitted.recipe.max_sequence_length
         served.to("cuda" if device == "gpu" else "cpu")
         program = torchscript.trace(served, length)
@@ -93,6 +94,7 @@ def export(
             served,
             program,
             default_k=min(default_k, items),
+            max_k=max_k,
             max_batch=max_batch,
             version=before + 1,
             device=device,
@@ -105,7 +107,7 @@ def export(
             superseded=superseded,
             device=device,
             catalogue_items=items,
-            max_k=served.k,
+            max_k=max_k,
             largest_score_difference=difference,
             run=run.resolve().name,
         )

@@ -1,4 +1,4 @@
-"""Fitted preprocessing as what the server's encoder and decoder read: JSON and npy."""
+"""Fitted preprocessing as what the server's encoder reads: JSON and npy."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ ELAPSED = "elapsed"
 
 
 def encoder_spec(fitted: Fitted, default_k: int, max_k: int) -> dict[str, Any]:
-    """What the encoder does with each column; see `pipeline/serve/encoder.py`."""
+    """What the encoder does with each column; see `pipeline/serve/front/encoder.py`."""
     columns: list[dict[str, Any]] = [
         {
             "name": ITEM,
@@ -41,6 +41,8 @@ def encoder_spec(fitted: Fitted, default_k: int, max_k: int) -> dict[str, Any]:
             timestamp["elapsed"] = _statistics(fitted, ELAPSED, log=True)
     return {
         "max_sequence_length": recipe.max_sequence_length,
+        "session_type": fitted.session_type,
+        "filter_seen": recipe.filter_seen,
         "default_k": default_k,
         "max_k": max_k,
         "columns": columns,
@@ -54,12 +56,6 @@ def write_encoder(directory: Path, fitted: Fitted, spec: dict[str, Any]) -> None
     write_json(directory / "encoder.json", spec)
     for name, vocabulary in fitted.vocabularies.items():
         write_values(directory, name, vocabulary)
-
-
-def write_decoder(directory: Path, fitted: Fitted) -> None:
-    """Write `decoder.json` and the item ids."""
-    write_json(directory / "decoder.json", {"type": fitted.item.type})
-    write_values(directory, ITEM, fitted.item)
 
 
 def write_values(directory: Path, name: str, vocabulary: Vocabulary) -> None:

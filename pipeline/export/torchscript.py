@@ -8,34 +8,71 @@ import io
 import warnings
 import zipfile
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.core.columns import FIRST_ITEM, PADDING
 from pipeline.core.errors import PipelineError
+from pipeline.export.lean import lean
 from pipeline.model.batch import SessionBatch
 from pipeline.model.model import Model
 
 
 class ServedModel(nn.Module):
-    """Tensors in the order of `names` to the K best items."""
+    """Tensors in the order of `names`, then what a list may hold, to the best items."""
 
-    def __init__(self, model: Model, names: list[str], session_names: set[str], k: int) -> None:
+    items: Tensor
+    """(V - 3, E)"""
+
+    def __init__(self, model: Model, names: list[str], session_names: set[str]) -> None:
         super().__init__()
         self.model = model
+        self.program = lean(model)
         self.names = names
         self.session_names = session_names
-        self.k = k
+        with torch.no_grad():
+            self.register_buffer("items", self.program.items().detach())
 
-    def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, L) per feature of an interaction, (B, 1) of a session -> (B, K) scores, indices."""
-        scores = self.model(self.batch(*tensors))[:, FIRST_ITEM:]
-        best, indices = torch.topk(scores, self.k)
-        return best, indices + FIRST_ITEM
+    @property
+    def width(self) -> int:
+        """E, of the vectors whose inner products are scores."""
+        return int(self.items.size(1))
+
+    def forward(self, indices: Tensor, numbers: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+        """What `packed` gives -> (B, K + E) scores and vectors of the sessions, (B, K) indices.
+
+        K is what `sizes` asks for, or all items.
+        """
+        tensors = unpack(indices, numbers, sizes, *self.counts)
+        *features, excluded, candidates = tensors
+        queries = self.program.session_embeddings(self.batch(*self.in_order(features)))
+        scores, items = best_items(queries, self.items, sizes[0, 3], excluded, candidates)
+        return torch.cat([scores, queries], 1), items
+
+    @property
+    def counts(self) -> tuple[int, int, int, int]:
+        """How many integer and float features there are of an interaction and of a session."""
+        kinds = [self._kind(name) for name in self.names]
+        return kinds.count(0), kinds.count(1), kinds.count(2), kinds.count(3)
+
+    def _kind(self, name: str) -> int:
+        is_float = name not in self.model.inputs.tables
+        return 2 * (name in self.session_names) + is_float
+
+    @property
+    def packing(self) -> list[str]:
+        """Names as `unpack` gives them: of an interaction integers, floats; of a session both."""
+        return sorted(self.names, key=self._kind)
+
+    def in_order(self, features: list[Tensor]) -> list[Tensor]:
+        """From the order of `packing` to that of `names`."""
+        found = dict(zip(self.packing, features, strict=True))
+        return [found[name] for name in self.names]
 
     def batch(self, *tensors: Tensor) -> SessionBatch:
-        """The same tensors as sessions."""
+        """The features as sessions."""
         features = {
             name: values[:, 0] if name in self.session_names else values
             for name, values in zip(self.names, tensors, strict=True)
@@ -44,10 +81,126 @@ class ServedModel(nn.Module):
         return SessionBatch(features, lengths)
 
 
-def example_inputs(
-    served: ServedModel, length: int, sessions: int, seed: int = 0
-) -> tuple[Tensor, ...]:
-    """Random sessions of 1 to `length` interactions, padded to `length`, where the model is."""
+@torch.jit.script
+def unpack(
+    indices: Tensor,
+    numbers: Tensor,
+    sizes: Tensor,
+    integers: int,
+    floats: int,
+    session_integers: int,
+    session_floats: int,
+) -> list[Tensor]:
+    """One tensor a feature, then what is excluded and what is a candidate.
+
+    All integers of a session stand in one row, all floats in another: each tensor more that Triton
+    passes from process to process costs as much as a layer of a small model.
+    """
+    width, excluded, candidates = int(sizes[0, 0]), int(sizes[0, 1]), int(sizes[0, 2])
+    found: list[Tensor] = []
+    for i in range(integers):
+        found.append(indices[:, i * width : (i + 1) * width])
+    for i in range(floats):
+        found.append(numbers[:, i * width : (i + 1) * width])
+    place = integers * width
+    for i in range(session_integers):
+        found.append(indices[:, place + i : place + i + 1])
+    place += session_integers
+    for i in range(session_floats):
+        found.append(numbers[:, floats * width + i : floats * width + i + 1])
+    found.append(indices[:, place : place + excluded])
+    found.append(indices[:, place + excluded : place + excluded + candidates])
+    return found
+
+
+def packed(
+    served: ServedModel, features: list[Tensor], k: int, excluded: Tensor, candidates: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Features in the order of `names`, (B, X) and (B, C) indices, 0 for none -> a program's input.
+
+    As `pipeline.serve.front.program` does with arrays.
+    """
+    by_name = dict(zip(served.names, features, strict=True))
+    in_order = [by_name[name] for name in served.packing]
+    width = by_name[served.model.inputs.item].size(1)
+    indices = [t for t in in_order if not t.is_floating_point()]
+    numbers = [t for t in in_order if t.is_floating_point()]
+    rows = excluded.size(0)
+    sizes = torch.tensor([[width, excluded.size(1), candidates.size(1), k]], dtype=torch.int32)
+    return (
+        torch.cat([*indices, excluded, candidates], 1),
+        torch.cat([*numbers, excluded.new_zeros((rows, 1), dtype=torch.float32)], 1),
+        sizes.expand(rows, 4).to(excluded.device),
+    )
+
+
+@torch.jit.script
+def best_items(
+    queries: Tensor, items: Tensor, num_items: Tensor, excluded: Tensor, candidates: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(B, E) queries and (V, E) items -> (B, K) best scores and indices of each row, exactly.
+
+    Rows are taken a few at a time, so that memory does not grow with B times V. Of many items the
+    best of each block are ranked first: K items are in the K best blocks.
+    """
+    first, block = 3, 64
+    k = min(int(num_items), items.size(0))
+    at_once = max(1, 16777216 // max(1, items.size(0)))
+    limited = bool((candidates > 0).any())
+    filtered = bool((excluded > 0).any())
+    best: list[Tensor] = []
+    found: list[Tensor] = []
+    for begin in range(0, queries.size(0), at_once):
+        scores = queries[begin : begin + at_once] @ items.t()
+        if limited:
+            allowed = candidates[begin : begin + at_once]
+            has = (allowed > 0).any(1, keepdim=True)
+            wide = torch.zeros(
+                (scores.size(0), items.size(0) + first), dtype=torch.bool, device=scores.device
+            ).scatter(1, allowed, True)
+            scores = scores.masked_fill(has & ~wide[:, first:], float("-inf"))
+        if filtered:
+            hidden = excluded[begin : begin + at_once]
+            places = (hidden >= first).nonzero()
+            rows = places[:, 0]
+            columns = hidden[rows, places[:, 1]] - first
+            scores[rows, columns] = float("-inf")
+        blocks = items.size(0) // block
+        if blocks < 4 * k or blocks < 64:
+            top, index = scores.topk(k)
+        else:
+            whole = scores[:, : blocks * block]
+            highest = whole.unflatten(1, [blocks, block]).amax(2)
+            chosen = highest.topk(k, 1, True, False)[1]
+            columns = chosen.unsqueeze(2) * block + torch.arange(block, device=scores.device)
+            columns = columns.flatten(1)
+            rest = torch.arange(blocks * block, items.size(0), device=scores.device)
+            columns = torch.cat([columns, rest.expand(scores.size(0), rest.size(0))], 1)
+            top, place = scores.gather(1, columns).topk(k)
+            index = columns.gather(1, place)
+        best.append(top)
+        found.append(index + first)
+    return torch.cat(best), torch.cat(found)
+
+
+class Example(NamedTuple):
+    """Sessions to compare a program with its model by."""
+
+    features: list[Tensor]
+    excluded: Tensor
+    candidates: Tensor
+    k: int
+
+    def packed(self, served: ServedModel) -> tuple[Tensor, Tensor, Tensor]:
+        """As the program takes it."""
+        return packed(served, self.features, self.k, self.excluded, self.candidates)
+
+
+def example(served: ServedModel, length: int, sessions: int, seed: int = 0, k: int = 10) -> Example:
+    """Random sessions of 1 to `length` interactions, padded to `length`, where the model is.
+
+    With items left out of odd rows, and candidates for every third.
+    """
     device = next(served.parameters()).device  # a traced program holds on to it
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, length + 1, (sessions, 1), generator=generator)
@@ -64,7 +217,11 @@ def example_inputs(
         if name not in served.session_names:
             values = values * inside.to(values.dtype)
         tensors.append(values.to(device))
-    return tuple(tensors)
+    rows = served.items.size(0) + FIRST_ITEM
+    row = torch.arange(sessions).unsqueeze(1)
+    excluded = torch.randint(0, rows, (sessions, 5), generator=generator) * (row % 2)
+    candidates = torch.randint(2, rows, (sessions, 30), generator=generator) * (row % 3 == 2)
+    return Example(tensors, excluded.to(device), candidates.to(device), k)
 
 
 @torch.no_grad()
@@ -74,7 +231,8 @@ def trace(served: ServedModel, length: int) -> torch.jit.ScriptModule:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            traced = torch.jit.trace(served, example_inputs(served, length, 2), check_trace=False)
+            inputs = example(served, length, 2).packed(served)
+            traced = torch.jit.trace(served, inputs, check_trace=False)
         except RuntimeError as error:
             raise PipelineError(f"The model cannot be made a program: {_line(error)}") from None
         frozen = torch.jit.freeze(traced.eval())
@@ -91,35 +249,59 @@ def prove_parity(
     PipelineError if it is above `tolerance`, or if an item does not have the score it is given.
     """
     largest = 0.0
-    for seed, (sessions, width) in enumerate(
-        [(1, length), (3, length), (33, length), (5, max(1, length // 2)), (1, 1)]
+    for seed, (sessions, width, k) in enumerate(
+        [
+            (1, length, 1),
+            (3, length, 10),
+            (33, length, 100),
+            (5, max(1, length // 2), 20),
+            (1, 1, 7),
+        ]
     ):
-        inputs = example_inputs(served, width, sessions, seed)
-        wanted, _ = served(*inputs)
+        given = example(served, width, sessions, seed, k)
+        wanted, scores = expected(served, given)
         try:
-            found, found_items = program(*inputs)
+            numbers, found_items = program(*given.packed(served))
         except RuntimeError as error:
             raise PipelineError(
                 f"The program does not run for {sessions} sessions of {width}: {_line(error)} It "
                 "was not written."
             ) from None
-        if not bool(wanted.isfinite().all()):
+        if bool(scores.isnan().any()) or bool(scores.isposinf().any()):
             raise PipelineError(
                 "The model gives scores that are not finite; its training diverged. Train again "
                 "with a lower `train.learning_rate`."
             )
-        difference = float((wanted - found).abs().max())
-        largest = max(largest, difference)
+        found = numbers[:, : found_items.size(1)]
+        difference = _difference(wanted, found)
         # items may differ where their scores tie; then each must have the score it is given
-        ranked = served.model(served.batch(*inputs))
-        misplaced = (ranked.gather(1, found_items) - found).abs() > tolerance
+        misplaced = _difference(scores.gather(1, found_items), found)
+        largest = max(largest, difference)
         # not `>`: a difference that is no number must not pass
-        if not difference <= tolerance or bool(misplaced.any()):
+        if not (difference <= tolerance and misplaced <= tolerance):
             raise PipelineError(
-                f"The exported program differs from the model by {difference:.2g} for {sessions} "
-                f"sessions of {width}, allowed is {tolerance:.0e}. It was not written."
+                f"The exported program differs from the model by {max(difference, misplaced):.2g} "
+                f"for {sessions} sessions of {width}, allowed is {tolerance:.0e}. It was not "
+                "written."
             )
     return largest
+
+
+def expected(served: ServedModel, given: Example) -> tuple[Tensor, Tensor]:
+    """(B, K) best scores and (B, V) all of them, by the model itself."""
+    scores = served.model(served.batch(*given.features))
+    allowed = torch.zeros_like(scores, dtype=torch.bool).scatter(1, given.candidates, True)
+    allowed |= (given.candidates == 0).all(1, keepdim=True)
+    scores = scores.masked_fill(~allowed, float("-inf"))
+    scores = scores.scatter(1, given.excluded, float("-inf"))
+    k = min(given.k, scores.size(1) - FIRST_ITEM)
+    return scores[:, FIRST_ITEM:].topk(k).values, scores
+
+
+def _difference(wanted: Tensor, found: Tensor) -> float:
+    """Of scores; infinite where one list is shorter than the other."""
+    same = wanted.isneginf() & found.isneginf()
+    return float((wanted - found).abs().masked_fill(same, 0.0).max())
 
 
 def _line(error: Exception) -> str:

@@ -11,11 +11,10 @@ import pyarrow as pa
 from pipeline.core import values
 from pipeline.core.columns import SESSION, TIMESTAMP
 from pipeline.core.errors import DataError
-from pipeline.core.logfile import Report, find_logs, read_log
+from pipeline.core.logfile import Report, find_logs, read_frame, read_log
 from pipeline.core.recipe import Timestamp
 from pipeline.serve.served import ServedModel
-
-Columns = dict[str, list[Any]]
+from pipeline.serve.tensors import Columns
 
 
 def read_sessions(served: ServedModel, files: list[Path]) -> Iterator[tuple[Any, Columns]]:
@@ -26,9 +25,23 @@ def read_sessions(served: ServedModel, files: list[Path]) -> Iterator[tuple[Any,
     """
     report = Report()
     tables = [read_log(served.recipe, f, report) for f in find_logs(served.recipe, files)]
-    chunks = {
-        name: [values.plain(table[name]) for table in tables] for name in [SESSION, *served.columns]
-    }
+    if not sum(table.num_rows for table in tables):
+        raise DataError(f"{', '.join(map(str, files))} holds no row to recommend for.")
+    return _sessions(served, tables)
+
+
+def sessions_of_frame(served: ServedModel, frame: pd.DataFrame) -> Iterator[tuple[Any, Columns]]:
+    """The same of a frame with the log's columns; all but session and item may be missing.
+
+    DataError where one of these two is.
+    """
+    table = read_frame(served.recipe, frame)
+    return _sessions(served, [table])
+
+
+def _sessions(served: ServedModel, tables: list[pa.Table]) -> Iterator[tuple[Any, Columns]]:
+    known = [name for name in served.columns if name in tables[0].column_names]
+    chunks = {name: [values.plain(table[name]) for table in tables] for name in [SESSION, *known]}
     sessions = values.categories(chunks.pop(SESSION), None)[0]
     columns: dict[str, Any] = {}
     for name, parts in chunks.items():
@@ -40,10 +53,8 @@ def read_sessions(served: ServedModel, files: list[Path]) -> Iterator[tuple[Any,
         else:
             columns[name] = values.categories(parts, kind)[0]  # type: ignore[arg-type]
     frame = pd.DataFrame(columns)
-    if not len(frame):
-        raise DataError(f"{', '.join(map(str, files))} holds no row to recommend for.")
     frame["_session"] = sessions.to_numpy()
-    if served.recipe.timestamp is not None:
+    if served.recipe.timestamp is not None and TIMESTAMP in columns:
         parts = [values.plain(table[TIMESTAMP]) for table in tables]
         times = values.microseconds(parts, served.recipe.timestamp)[0]
         if (times != values.NO_TIME).all():  # an interaction without a time keeps its place

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pipeline.core.errors import ConfigError
 from pipeline.core.names import ARCHITECTURES
 from pipeline.core.recipe import ModelConfig
-from pipeline.export.torchscript import ServedModel, trace
+from pipeline.export.torchscript import ServedModel, packed, trace
 from pipeline.model import ColumnSchema, Model, Schema, SessionBatch, Stage
 from pipeline.model.build import build_model, load_model, save_model
 
@@ -185,15 +185,17 @@ def test_torchscript_equals_eager_at_shapes_that_were_not_traced(
     architecture: str, masking: str
 ) -> None:
     model = make_model(architecture, masking)
-    served = ServedModel(model, model.inputs.feature_names, {"device"}, k=10)
+    served = ServedModel(model, model.inputs.feature_names, {"device"})
     program = trace(served, L)
     for rows, width in ((1, L), (1, 1), (7, L), (33, 5)):
         batch = sessions([1 + i % width for i in range(rows)], rows, width)
         inputs = [batch.features[n] for n in served.names]
         inputs = [v.unsqueeze(1) if v.dim() == 1 else v for v in inputs]
+        none = torch.zeros(rows, 1, dtype=torch.int64)
         with torch.no_grad():
-            scores, items = program(*inputs)
+            numbers, items = program(*packed(served, inputs, 10, none, none))
             wanted = model(batch)
+        scores = numbers[:, :10]
         best, indices = wanted.topk(10)
         assert largest(scores, best) < 1e-4
         # a swap of near ties would be no fault of the program

@@ -1,8 +1,6 @@
 """The server's NumPy encoder equals the NVTabular workflow, bit for bit."""
 
-import ast
 import functools
-import json
 import re
 import tempfile
 from datetime import datetime
@@ -22,8 +20,10 @@ from pipeline.core.recipe import Preprocess, Timestamp
 from pipeline.export.tables import encoder_spec, write_encoder
 from pipeline.preprocess import workflow
 from pipeline.preprocess.source import Interactions, read_interactions
-from pipeline.serve import encoder
-from pipeline.serve.encoder import MISSING_INTEGER, Encoder, RequestError
+from pipeline.serve.front.encoder import Encoder
+from pipeline.serve.front.lookups import MISSING_INTEGER
+from pipeline.serve.front.request import Reader
+from pipeline.serve.front.times import microseconds
 
 KINDS = {
     "session_id": pa.int64(),
@@ -164,10 +164,15 @@ def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -
         np.testing.assert_array_equal(found[name], array, err_msg=name, strict=True)
 
 
+def encode(shop: Shop, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A request's tensors as the model is given them."""
+    return shop.encoder.encode(Reader(shop.encoder).read(tensors).rows)
+
+
 def check(shop: Shop, rows: list[tuple], time_type: pa.DataType) -> None:
     """Both ways give the same, and a session's tensors do not depend on the others."""
     tensors = request(shop, rows)
-    found = shop.encoder.encode(shop.encoder.read(tensors))
+    found = encode(shop, tensors)
     assert_same(found, by_workflow(shop, rows, time_type))
     for number, length in enumerate(tensors["length"][:, 0]):
         alone = {
@@ -175,7 +180,7 @@ def check(shop: Shop, rows: list[tuple], time_type: pa.DataType) -> None:
             for name, array in tensors.items()
             if name != "length"
         }
-        single = shop.encoder.encode(shop.encoder.read(alone))
+        single = encode(shop, alone)
         assert_same(single, {name: array[number : number + 1] for name, array in found.items()})
 
 
@@ -349,7 +354,7 @@ def both_ways(texts: list[str]) -> tuple[list[int], list[int]]:
     by_pandas, kind = values.microseconds([pa.array(texts, pa.string())], Timestamp(column="t"))
     assert kind == "string"
     given = np.array([text.encode() for text in texts], object)[np.newaxis]
-    return by_pandas.tolist(), encoder.microseconds(given, "iso")[0].tolist()
+    return by_pandas.tolist(), microseconds(given, "iso")[0].tolist()
 
 
 DIGITS = [st.integers(0, top).map(lambda n: f"{n:02}") for top in (13, 32, 25, 61, 61, 25, 61)]
@@ -411,7 +416,7 @@ def test_numbers_are_the_same_time_to_the_server_as_to_preprocessing(unit: str) 
         for given_, dtype in ((integers, np.int64), (floats, np.float64)):
             array = np.array([given_], dtype)
             expected = values.microseconds([pa.array(array[0])], config)[0]
-            assert encoder.microseconds(array, unit)[0].tolist() == expected.tolist()
+            assert microseconds(array, unit)[0].tolist() == expected.tolist()
 
     compare()
 
@@ -427,8 +432,8 @@ def test_an_interaction_without_a_time_keeps_its_place() -> None:
     tensors, expected = request(shop, known), request(shop, known)
     tensors["timestamp"] = np.array([[50, MISSING_INTEGER, 20, 9], [MISSING_INTEGER, 5, 1, 9],
                                      [MISSING_INTEGER, MISSING_INTEGER, 1, 9]])  # fmt: skip
-    found = shop.encoder.encode(shop.encoder.read(tensors))
-    assert_same(found, shop.encoder.encode(shop.encoder.read(expected)))
+    found = encode(shop, tensors)
+    assert_same(found, encode(shop, expected))
 
 
 def test_a_request_may_leave_out_a_time_that_no_feature_needs() -> None:
@@ -436,132 +441,4 @@ def test_a_request_may_leave_out_a_time_that_no_feature_needs() -> None:
     rows = [(0, item, *TRAINING[0][2:], "2019-10-01") for item in ("a", "b", "é")]
     tensors = request(shop, rows)
     del tensors["timestamp"]
-    assert shop.encoder.encode(shop.encoder.read(tensors))["item_id"].tolist() == [[3, 4, 5, 0]]
-
-
-# --- requests -----------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def served() -> Encoder:
-    return shop_with("s", 3, ("elapsed", "hour", "weekday")).encoder
-
-
-def sessions(**changes: Any) -> dict[str, np.ndarray]:
-    """Two sessions of two interactions; a change to None leaves a tensor out."""
-    tensors = {
-        "item_id": np.array([[b"a", b"b"], [b"b", b"a"]], object),
-        "number": np.array([[7, 8], [8, 7]]),
-        "colour": np.array([[b"red", b"blue"]] * 2, object),
-        "nothing": np.array([[1, 2]] * 2),
-        **{name: np.array([[1.0, 2.0]] * 2) for name in ("price", "dwell", "flat", "void")},
-        "device": np.array([[b"phone"], [b""]], object),
-        "age": np.array([[30.0], [np.nan]]),
-        "timestamp": np.array([[1, 2]] * 2),
-    }
-    tensors |= changes
-    return {name: array for name, array in tensors.items() if array is not None}
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({"item_id": None}, "item_id is missing. Send the item ids of each session, (B, n)."),
-        ({"item_id": np.array([b"a"], object)}, "item_id has the shape [1], expected [B, n]"),
-        ({"item_id": np.empty((0, 2), object)}, "at least one session and one interaction"),
-        ({"item_id": np.empty((2, 0), object)}, "at least one session and one interaction"),
-        ({"item_id": np.array([[1, 2], [3, 4]])}, "item_id holds int64, expected string."),
-        ({"price": None}, "price is missing. The model was trained with it, (B, n)."),
-        ({"device": None}, "device is missing. The model was trained with it, (B, 1)."),
-        ({"timestamp": None}, "timestamp is missing. The model was trained with it, (B, n)."),
-        ({"price": np.ones((2, 3))}, "price has the shape [2, 3], expected [2, 2] to go with "
-         "item_id's [2, 2]."),
-        ({"price": np.ones((1, 2))}, "price has the shape [1, 2], expected [2, 2]"),
-        ({"price": np.ones(2)}, "price has the shape [2], expected [2, 2]"),
-        ({"age": np.ones((2, 2))}, "age has the shape [2, 2], expected [2, 1]"),
-        ({"timestamp": np.ones((2, 1))}, "timestamp has the shape [2, 1], expected [2, 2]"),
-        ({"number": np.ones((2, 2))}, "number holds float64, expected int64."),
-        ({"number": np.ones((2, 2), bool)}, "number holds bool, expected int64."),
-        ({"price": np.array([[b"1", b"2"]] * 2, object)}, "price holds object, expected float64."),
-        ({"timestamp": np.ones((2, 2))}, "timestamp holds float64, expected int64."),
-        ({"length": np.array([[2], [0]])}, "length is 0, expected 1 to 2, the width of item_id."),
-        ({"length": np.array([[3], [1]])}, "length is 3, expected 1 to 2"),
-        ({"length": np.array([[-1], [1]])}, "length is -1, expected 1 to 2"),
-        ({"length": np.array([[1]])}, "length has the shape [1, 1], expected [2, 1]"),
-    ],
-)  # fmt: skip
-def test_a_request_that_cannot_be_answered_says_what_is_wrong(
-    served: Encoder, changes: dict, expected: str
-) -> None:
-    with pytest.raises(RequestError) as caught:
-        served.read(sessions(**changes))
-    assert expected in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_time_that_the_model_does_not_know_is_refused() -> None:
-    shop = shop_with("none", 3, ())
-    with pytest.raises(RequestError, match="trained without"):
-        shop.encoder.read(sessions())
-    shop.encoder.read(sessions(timestamp=None))
-
-
-@pytest.mark.parametrize(
-    ("k", "expected"),
-    [
-        ([[0]], "k is 0, expected 1 to 50. For longer lists export with a larger --max-k."),
-        ([[-1]], "k is -1, expected 1 to 50."),
-        ([[51], [51]], "k is 51, expected 1 to 50."),
-        ([[5], [6]], "k differs within a request: [5, 6]. Send one for all."),
-    ],
-)
-def test_a_list_length_out_of_bounds_is_refused(
-    served: Encoder, k: list[list[int]], expected: str
-) -> None:
-    with pytest.raises(RequestError) as caught:
-        served.num_items(np.array(k, np.int32))
-    assert expected in str(caught.value)
-
-
-def test_the_list_length_is_that_of_the_request_or_the_default(served: Encoder) -> None:
-    assert served.num_items(None) == 10
-    assert served.num_items(np.array([[1], [1]], np.int32)) == 1
-    assert served.num_items(np.array([[50]], np.int32)) == 50
-
-
-@pytest.mark.parametrize("dtype", [object, "S", "U"])
-def test_text_may_come_as_bytes_or_str(served: Encoder, dtype: Any) -> None:
-    ids = np.array([["a", "é"], ["", "unknown"]])
-    ids = np.char.encode(ids, "utf-8") if dtype == "S" else ids.astype(dtype)
-    found = served.encode(served.read(sessions(item_id=ids)))
-    assert found["item_id"].tolist() == [[3, 5, 0], [1, 2, 0]]
-
-
-def test_integers_of_any_width_are_taken(served: Encoder) -> None:
-    for dtype in (np.int8, np.int32, np.int64):
-        found = served.encode(served.read(sessions(number=np.array([[7, 8]] * 2, dtype))))
-        assert found["number"][0].tolist()[:2] == [3, 4]
-    with pytest.raises(RequestError, match="holds uint64"):  # could be too large for int64
-        served.read(sessions(number=np.array([[7, 8]] * 2, np.uint64)))
-
-
-def test_the_request_is_not_changed(served: Encoder) -> None:
-    tensors = sessions(price=np.array([[np.inf, -5.0]] * 2))
-    before = {name: array.copy() for name, array in tensors.items()}
-    served.encode(served.read(tensors))
-    for name, array in before.items():
-        np.testing.assert_array_equal(tensors[name], array)
-
-
-def test_the_file_runs_on_python_3_10_by_itself(tmp_path: Path) -> None:
-    # that is what NVIDIA's image has
-    source = Path(encoder.__file__).read_text(encoding="utf-8")
-    ast.parse(source, feature_version=(3, 10))
-    shop = shop_with("s", 3, ("elapsed", "hour", "weekday"))
-    files = {path.name for path in (shop.directory / "encoder").iterdir()}
-    assert files == {
-        "encoder.json", "item_id.npy", "item_id.offsets.npy", "number.npy", "colour.npy",
-        "colour.offsets.npy", "nothing.npy", "device.npy", "device.offsets.npy",
-    }  # fmt: skip
-    spec = json.loads((shop.directory / "encoder" / "encoder.json").read_text())
-    assert spec["max_sequence_length"] == 3
+    assert encode(shop, tensors)["item_id"].tolist() == [[3, 4, 5, 0]]

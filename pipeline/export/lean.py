@@ -1,0 +1,128 @@
+"""XLNet's forward pass with as few operations as it takes, for serving.
+
+Hugging Face's computes sines and their projections in each call, and runs 400 small operations a
+layer pair: for one session of five on a CPU, more time than the products. Here positions are
+projected once, at export; the numbers are the same, which the exporter proves.
+"""
+
+import copy
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.model.huggingface import HuggingFaceEncoder
+from pipeline.model.model import Model
+
+_HIDDEN = 1e30
+"""What Hugging Face takes from the score of a position that may not be seen."""
+
+
+class Output(NamedTuple):
+    """As of a Hugging Face model."""
+
+    last_hidden_state: Tensor
+
+
+class LeanXlnet(nn.Module):
+    """In place of XLNetModel, for rows of up to `longest` positions, without dropout."""
+
+    def __init__(self, model: Any, longest: int) -> None:
+        super().__init__()
+        self.config = model.config
+        self.causal = model.attn_type == "uni"
+        with torch.no_grad():
+            positions = torch.arange(longest, -longest, -1.0)
+            places = torch.arange(0, model.d_model, 2.0)
+            angles = positions.unsqueeze(1) / 10_000 ** (places / model.d_model)
+            waves = torch.cat([angles.sin(), angles.cos()], 1)  # (2 * longest, D)
+            self.layers = nn.ModuleList(_Layer(layer, waves, longest) for layer in model.layer)
+
+    def forward(self, inputs_embeds: Tensor, attention_mask: Tensor | None = None) -> Output:
+        """(B, L, D), (B, L) of 1 and 0 -> (B, L, D)."""
+        length = inputs_embeds.size(1)
+        hidden = None
+        if attention_mask is not None:
+            own = torch.eye(length, dtype=inputs_embeds.dtype, device=inputs_embeds.device)
+            seen = torch.maximum(attention_mask.unsqueeze(1), own)  # (B, L, L)
+            hidden = ((seen - 1) * _HIDDEN).unsqueeze(1)
+        if self.causal:
+            ahead = inputs_embeds.new_full((length, length), -_HIDDEN).triu(1)
+            hidden = ahead if hidden is None else torch.minimum(hidden, ahead)
+        state = inputs_embeds
+        for layer in self.layers:
+            state = layer(state, hidden)
+        return Output(state)
+
+
+class _Layer(nn.Module):
+    def __init__(self, layer: Any, waves: Tensor, longest: int) -> None:
+        super().__init__()
+        attention = layer.rel_attn
+        self.heads, self.width = attention.n_head, attention.d_head
+        self.longest = longest
+        d_model = waves.size(1)
+        # (D, heads, width) of queries, keys and values; scores are scaled with the queries
+        weights = [attention.q * attention.scale, attention.k, attention.v]
+        self.project = nn.Parameter(
+            torch.cat([weight.reshape(d_model, -1) for weight in weights], 1)
+        )
+        self.content = nn.Parameter(attention.r_w_bias.unsqueeze(1) * attention.scale)
+        self.place = nn.Parameter(attention.r_r_bias.unsqueeze(1) * attention.scale)
+        placed = torch.einsum("pd,dhw->hwp", waves.to(attention.r), attention.r)
+        self.placed = nn.Parameter(placed.contiguous())  # (heads, width, 2 * longest)
+        self.back = nn.Parameter(attention.o.reshape(d_model, -1).T.contiguous())
+        self.norm = attention.layer_norm
+        self.ff = layer.ff
+
+    def forward(self, state: Tensor, hidden: Tensor | None) -> Tensor:
+        rows, length = state.size(0), state.size(1)
+        found = (state @ self.project).view(rows, length, 3, self.heads, self.width)
+        queries, keys, values = found.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, L, width)
+        scores = (queries + self.content) @ keys.transpose(2, 3)
+        # of a position i that looks at j, column longest - i + j
+        near = self.placed[:, :, self.longest - length + 1 : self.longest + length]
+        away = (queries + self.place) @ near  # (B, heads, L, 2 * L - 1)
+        shifted = away.as_strided(
+            (rows, self.heads, length, length),
+            (
+                self.heads * length * (2 * length - 1),
+                length * (2 * length - 1),
+                2 * length - 2,
+                1,
+            ),
+            length - 1,
+        )
+        scores = scores + shifted
+        if hidden is not None:
+            scores = scores + hidden
+        seen = scores.softmax(3) @ values  # (B, heads, L, width)
+        out = seen.transpose(1, 2).reshape(rows, length, -1) @ self.back
+        state = self.norm(out + state)
+        within = self.ff.layer_2(self.ff.activation_function(self.ff.layer_1(state)))
+        normed: Tensor = self.ff.layer_norm(within + state)
+        return normed
+
+
+def lean(model: Model) -> Model:
+    """The same model with leaner parts where there are some; the weights are those of `model`."""
+    if not any(_is_xlnet(module) for module in model.modules()):
+        return model
+    found = copy.deepcopy(model)
+    longest = model.inputs.max_sequence_length
+    assert longest is not None  # noqa: S101  the exporter knows a length
+    for module in found.modules():
+        if _is_xlnet(module):
+            # one position more: a mask stands behind the newest interaction
+            module.transformer = LeanXlnet(module.transformer, longest + 1)
+    return found.eval()
+
+
+def _is_xlnet(module: nn.Module) -> bool:
+    return (
+        isinstance(module, HuggingFaceEncoder)
+        and module.transformer.config.model_type == "xlnet"
+        and module.mask in ("none", "padding")
+        and module.transformer.clamp_len <= 0
+        and not module.transformer.bi_data
+    )

@@ -1,0 +1,92 @@
+"""The client for programs that do other things while they wait."""
+
+import asyncio
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from pipeline.serve.answers import Answer, frame_of
+from pipeline.serve.client import SESSIONS_A_REQUEST, batches
+from pipeline.serve.served import ServedModel
+from pipeline.serve.tensors import Columns, request_tensors
+from pipeline.serve.wire import TIMEOUT_SECONDS, Wire
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_REQUESTS_AT_ONCE = 8
+
+
+class AsyncClient:
+    """As `Client`, with methods to await; open it inside a running event loop.
+
+    async with AsyncClient("grpc://127.0.0.1:8001") as client:
+        answer = await client.recommend([{"item_id": ["a", "b"]}], k=10)
+    """
+
+    def __init__(self, url: str, *, name: str = "recommender") -> None:
+        self.name = name
+        self.url = url
+        self._wire = Wire.connect(url, asynchronous=True)
+        self._served: ServedModel | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_exception: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._wire.client.close()
+
+    async def served(self) -> ServedModel:
+        """What the server's model takes; asked once."""
+        if self._served is None:
+            asked = {"as_json": True} if self._wire.protocol == "grpc" else {}
+            config = await self._ask(self._wire.client.get_model_config(self.name, **asked))
+            self._served = ServedModel.from_config(config.get("config", config), self.name)
+        return self._served
+
+    async def infer(self, tensors: dict[str, np.ndarray], *, embeddings: bool = False) -> Answer:
+        """One request of (B, n) tensors as they are."""
+        arguments = self._wire.arguments(self.name, tensors, embeddings=embeddings)
+        result = await self._ask(self._wire.client.infer(**arguments))
+        return self._wire.answer(result, embeddings=embeddings)
+
+    async def recommend(
+        self,
+        sessions: list[Columns],
+        k: int | None = None,
+        *,
+        embeddings: bool = False,
+        **filters: Any,
+    ) -> Answer:
+        """As `Client.recommend`."""
+        tensors = request_tensors(await self.served(), sessions, k=k, **filters)
+        return await self.infer(tensors, embeddings=embeddings)
+
+    async def recommend_frame(
+        self, frame: "pd.DataFrame", k: int | None = None, **filters: Any
+    ) -> "pd.DataFrame":
+        """As `Client.recommend_frame`, several requests at a time."""
+        from pipeline.serve.log import sessions_of_frame
+
+        served = await self.served()
+        free = asyncio.Semaphore(_REQUESTS_AT_ONCE)
+
+        async def ask(ids: list[Any], batch: list[Columns]) -> list[dict[str, Any]]:
+            async with free:
+                answer = await self.recommend(batch, k, **filters)
+            return list(answer.records(ids))
+
+        parts = batches(sessions_of_frame(served, frame), min(SESSIONS_A_REQUEST, served.max_batch))
+        found = await asyncio.gather(*(ask(ids, batch) for ids, batch in parts))
+        return frame_of(record for records in found for record in records)
+
+    async def _ask(self, call: Awaitable[Any]) -> Any:
+        try:
+            return await asyncio.wait_for(call, TIMEOUT_SECONDS)
+        except Exception as error:
+            raise self._wire.error(error) from None

@@ -1,0 +1,88 @@
+"""Requests through the model: encoded together, in passes of a bounded size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from .answer import Lists
+from .encoder import Encoder, merge
+from .request import Request
+
+Ask = Callable[[dict[str, np.ndarray]], "tuple[np.ndarray, np.ndarray]"]
+"""Inputs of the model by name to (S, K + E) scores and vectors, and (S, K) item indices."""
+
+
+class Program:
+    """Asks the model for lists."""
+
+    def __init__(self, encoder: Encoder, ask: Ask) -> None:
+        self.encoder = encoder
+        self.ask = ask
+        self.packing: list[str] = encoder.spec["packing"]
+        self.most: int = encoder.spec["max_batch"]
+        self.width: int = encoder.spec["width"]
+
+    def __call__(self, requests: list[Request]) -> Lists:
+        """The lists of all sessions of all requests, as long as the longest that is asked for."""
+        sessions = sum(len(request.rows.lengths) for request in requests)
+        inputs = self.packed(requests, sessions)
+        parts = []
+        for first in range(0, sessions, self.most):
+            some = slice(first, first + self.most)
+            parts.append(self.ask({name: values[some] for name, values in inputs.items()}))
+        numbers = parts[0][0] if len(parts) == 1 else np.concatenate([p[0] for p in parts])
+        items = parts[0][1] if len(parts) == 1 else np.concatenate([p[1] for p in parts])
+        k = items.shape[1]
+        return Lists(numbers[:, :k], items, numbers[:, k:])
+
+    def packed(self, requests: list[Request], sessions: int) -> dict[str, np.ndarray]:
+        """All integers of a session in one row, all floats in another, and where they stand."""
+        encoded = self._encoded(requests, sessions)
+        excluded = _stacked([request.excluded for request in requests])
+        candidates = _stacked([request.candidates for request in requests])
+        k = max(request.k for request in requests)
+        in_order = [encoded[name] for name in self.packing]
+        integers = [values for values in in_order if values.dtype.kind == "i"]
+        floats = [values for values in in_order if values.dtype.kind == "f"]
+        sizes = (encoded["item_id"].shape[1], excluded.shape[1], candidates.shape[1], k)
+        return {
+            "indices__0": np.concatenate([*integers, excluded, candidates], axis=1),
+            "numbers__1": np.concatenate([*floats, np.zeros((sessions, 1), np.float32)], axis=1),
+            "sizes__2": np.tile(np.array(sizes, np.int32), (sessions, 1)),
+        }
+
+    def _encoded(self, requests: list[Request], sessions: int) -> dict[str, np.ndarray]:
+        """All sessions at once where they are alike, put together in their order."""
+        longest = max(int(request.rows.lengths.max()) for request in requests)
+        groups: dict[bool, list[int]] = {}
+        for place, request in enumerate(requests):
+            groups.setdefault(request.rows.times is None, []).append(place)
+        if len(groups) == 1:
+            return self.encoder.encode(merge([request.rows for request in requests]), longest)
+        ends = np.cumsum([len(request.rows.lengths) for request in requests])
+        whole: dict[str, np.ndarray] = {}
+        for places in groups.values():
+            rows = merge([requests[place].rows for place in places])
+            begins = [ends[p] - len(requests[p].rows.lengths) for p in places]
+            into = np.concatenate(
+                [np.arange(b, ends[p]) for b, p in zip(begins, places, strict=True)]
+            )
+            for name, values in self.encoder.encode(rows, longest).items():
+                target = whole.setdefault(name, np.zeros((sessions, values.shape[1]), values.dtype))
+                target[into] = values
+        return whole
+
+
+def _stacked(parts: list[np.ndarray]) -> np.ndarray:
+    """Rows of different widths below each other, filled up with 0."""
+    width = max(part.shape[1] for part in parts)
+    if all(part.shape[1] == width for part in parts):
+        return np.concatenate(parts) if len(parts) > 1 else parts[0]
+    whole = np.zeros((sum(len(part) for part in parts), width), np.int64)
+    first = 0
+    for part in parts:
+        whole[first : first + len(part), : part.shape[1]] = part
+        first += len(part)
+    return whole

@@ -1,0 +1,115 @@
+"""Sessions as people hold them to the tensors of a request."""
+
+from typing import Any
+
+import numpy as np
+
+from pipeline.core.columns import ITEM, TIMESTAMP
+from pipeline.core.errors import ConfigError
+from pipeline.serve.front.encoder import MISSING
+from pipeline.serve.front.lookups import MISSING_INTEGER
+from pipeline.serve.served import ServedModel
+
+Columns = dict[str, list[Any]]
+"""Of one session, by tensor name."""
+
+_NUMPY_TYPES: dict[str, Any] = {"int64": np.int64, "float64": np.float64, "string": np.object_}
+
+
+def request_tensors(
+    served: ServedModel,
+    sessions: list[Columns],
+    *,
+    k: int | None = None,
+    exclude: list[Any] | None = None,
+    candidates: list[Any] | None = None,
+    filter_seen: bool | None = None,
+) -> dict[str, np.ndarray]:
+    """Tensors by name. ConfigError for a column that is not known, or of another length or type.
+
+    `exclude` and `candidates` are raw item ids for all sessions, or a list of them for each.
+    """
+    tensors = _columns(served, sessions)
+    count = len(sessions)
+    if k is not None:
+        if not -(2**31) <= k < 2**31:
+            raise ConfigError(f"k is {k}, expected 1 to {served.max_k}.")
+        tensors["k"] = np.full((count, 1), k, np.int32)
+    for name, ids in (("exclude", exclude), ("candidates", candidates)):
+        if ids is not None:
+            tensors[name] = _ids(ids, served.types[ITEM], name, count)
+    if filter_seen is not None:
+        tensors["filter_seen"] = np.full((count, 1), filter_seen, bool)
+    return tensors
+
+
+def _columns(served: ServedModel, sessions: list[Columns]) -> dict[str, np.ndarray]:
+    types = dict(served.types)
+    if served.timestamp_type is not None:
+        types[TIMESTAMP] = served.timestamp_type
+    lengths = [len(session.get(ITEM, ())) for session in sessions]
+    width = max(lengths, default=0)
+    tensors = {}
+    for name in {name: None for session in sessions for name in session}:
+        if name not in types:
+            raise ConfigError(
+                f"The model has no column {name!r}. It has: {', '.join(sorted(types))}."
+            )
+        size = 1 if served.scopes.get(name) == "session" else width
+        array = _array((len(sessions), size), types[name])
+        for row, session in enumerate(sessions):
+            if name not in session:
+                continue  # missing throughout
+            given = _typed(session[name], types[name], name)
+            expected = size if size == 1 and name != ITEM else lengths[row]
+            if len(given) != expected:
+                raise ConfigError(
+                    f"{name} has {len(given)} values, expected {expected} to go with "
+                    f"{lengths[row]} item ids."
+                )
+            array[row, : len(given)] = given
+        tensors[name] = array
+    if len(sessions) > 1:
+        tensors["length"] = np.array(lengths, np.int32)[:, np.newaxis]
+    return tensors
+
+
+def _ids(given: list[Any], kind: str, name: str, count: int) -> np.ndarray:
+    """(B, m), rows filled up with missing ids."""
+    each = isinstance(given, list | tuple) and any(isinstance(v, list | tuple) for v in given)
+    rows = [_typed(list(ids), kind, name) for ids in (given if each else [given])]
+    if each and len(rows) != count:
+        raise ConfigError(f"{name} has lists for {len(rows)} sessions, expected {count}.")
+    array = _array((count, max(1, *map(len, rows))), kind)
+    for row in range(count):
+        ids = rows[row if each else 0]
+        array[row, : len(ids)] = ids
+    if name == "candidates" and not all(rows):
+        raise ConfigError("candidates is empty, expected item ids. Leave it out for all items.")
+    return array
+
+
+def _array(shape: tuple[int, int], kind: str) -> np.ndarray:
+    return np.full(shape, "" if kind == "string" else MISSING[kind], _NUMPY_TYPES[kind])
+
+
+def _typed(given: list[Any], kind: str, name: str) -> list[Any]:
+    """Values for a tensor; ConfigError for one that has another type."""
+    try:
+        if kind == "int64":
+            return [MISSING_INTEGER if v in (None, "") else _integer(v) for v in given]
+        if kind == "float64":
+            return [float("nan") if v in (None, "") else float(v) for v in given]
+    except (TypeError, ValueError):
+        wanted = "whole numbers" if kind == "int64" else "numbers"
+        raise ConfigError(f"{name} is {given!r}, expected {wanted}.") from None
+    return ["" if v is None else str(v) for v in given]
+
+
+def _integer(value: Any) -> int:
+    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+        raise ValueError(value)
+    whole = int(value)
+    if not -(2**63) <= whole < 2**63:
+        raise ValueError(value)
+    return whole

@@ -1,0 +1,225 @@
+"""What lists may hold, and other forms of requests, asked of a real Triton."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.csv
+import pytest
+import torch
+
+from pipeline.core.errors import ConfigError, DataError, ServingError
+from pipeline.core.fitted import Fitted
+from pipeline.model.batch import SessionBatch
+from pipeline.model.build import load_model
+from pipeline.model.model import Model
+from pipeline.serve.async_client import AsyncClient
+from pipeline.serve.client import Client
+from pipeline.serve.front.encoder import Encoder
+from pipeline.serve.front.request import Reader
+from pipeline.serve.ports import free_ports
+from pipeline.serve.tensors import request_tensors
+from pipeline.serve.triton import TritonServer
+from tests.conftest import SESSION, Shop
+
+
+@pytest.fixture
+def client(server: TritonServer) -> Iterator[Client]:
+    with Client(f"grpc://{server.grpc_url}") as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def model(shop: Shop) -> Model:
+    return load_model(shop.run)
+
+
+@pytest.fixture(scope="module")
+def catalogue(shop: Shop) -> list[str]:
+    return Fitted.read(shop.run).item.values.to_pylist()
+
+
+def sessions(random: np.random.Generator, count: int, catalogue: list[str]) -> list[dict[str, Any]]:
+    """With items that are unknown, and columns that are missing now and then."""
+    made = []
+    for _ in range(count):
+        length = int(random.integers(1, 9))
+        items = random.choice([*catalogue, "unknown"], length).tolist()
+        session = {"item_id": items, "price": random.uniform(1, 90, length).tolist()}
+        session["action"] = random.choice(["view", "cart", None], length).tolist()
+        session["device"] = [random.choice(["phone", "desktop"])]
+        session["timestamp"] = [f"2026-01-05 00:00:{s:02} UTC" for s in range(length)]
+        made.append({n: v for n, v in session.items() if n == "item_id" or random.random() < 0.9})
+    return made
+
+
+def offline(
+    shop: Shop, model: Model, tensors: dict[str, np.ndarray], k: int, **filters: Any
+) -> Any:
+    """The model itself, from the tensors that the encoder makes."""
+    encoder = Encoder(shop.repository / "recommender_requests_v1" / "1")
+    encoded = encoder.encode(Reader(encoder).read(tensors).rows)
+    features = {
+        name: torch.from_numpy(values[:, 0] if values.shape[1] == 1 else values)
+        for name, values in encoded.items()
+        if name in model.inputs.feature_names
+    }
+    lengths = torch.from_numpy((encoded["item_id"] != 0).sum(1))
+    with torch.no_grad():
+        return model.top_k(SessionBatch(features, lengths), k, **filters)
+
+
+def test_lists_with_filters_are_those_of_the_model(
+    shop: Shop, model: Model, catalogue: list[str], client: Client
+) -> None:
+    random = np.random.default_rng(4)
+    index = {item: 3 + i for i, item in enumerate(catalogue)}
+    for turn in range(30):
+        asked = sessions(random, int(random.integers(1, 9)), catalogue)
+        k = int(random.choice([1, 5, 40]))
+        exclude = random.choice(catalogue, 6).tolist() if turn % 2 else None
+        candidates = random.choice(catalogue, 25).tolist() if turn % 3 == 0 else None
+        seen = bool(turn % 4 == 1)
+        filters = {"exclude": exclude, "candidates": candidates, "filter_seen": seen}
+        answer = client.recommend(asked, k, embeddings=True, **filters)
+        wanted = offline(
+            shop,
+            model,
+            request_tensors(client.served, asked),
+            k,
+            filter_seen=seen,
+            excluded=None if exclude is None else torch.tensor([index[i] for i in exclude]),
+            candidates=None if candidates is None else torch.tensor([index[i] for i in candidates]),
+        )
+        assert answer.scores == pytest.approx(wanted.scores.numpy(), abs=1e-4)
+        for row, record in enumerate(answer.records([None] * len(asked))):
+            found = [entry["item_id"] for entry in record["recommendations"]]
+            expected = [catalogue[i - 3] for i in wanted.items[row].tolist() if i]
+            assert found == expected
+            assert not {*found} & {*(exclude or [])}
+            assert candidates is None or {*found} <= {*candidates}
+            assert not (seen and {*found} & {*asked[row]["item_id"]})
+        # scores are inner products of the vectors
+        vectors = model.item_embeddings().detach().numpy()
+        assert answer.embeddings is not None
+        best = (answer.embeddings @ vectors.T).max(1)
+        if not exclude and not candidates and not seen:
+            assert best == pytest.approx(answer.scores[:, 0], abs=1e-4)
+
+
+def test_each_session_may_have_items_of_its_own_left_out(
+    client: Client, catalogue: list[str]
+) -> None:
+    first, second = catalogue[:3], catalogue[5:6]
+    answer = client.recommend([SESSION, SESSION], 100, exclude=[first, second])
+    lists = [set(row.tolist()) for row in answer.items]
+    assert not lists[0] & {*first}
+    assert not lists[1] & {*second}
+    answer = client.recommend([SESSION, SESSION], 10, candidates=[first, second])
+    assert [len(r["recommendations"]) for r in answer.records([1, 2])] == [3, 1]
+
+
+def test_candidates_that_nobody_knows_give_an_empty_list(client: Client) -> None:
+    answer = client.recommend([SESSION], 5, candidates=["no such item"])
+    [record] = answer.records(["s"])
+    assert record == {"session_id": "s", "recommendations": []}
+    assert np.isneginf(answer.scores).all()
+
+
+@pytest.mark.parametrize(
+    ("filters", "words"),
+    [
+        ({"candidates": []}, "candidates is empty"),
+        ({"exclude": [["a"], ["b"]]}, "exclude has lists for 2 sessions, expected 1"),
+    ],
+)
+def test_filters_that_cannot_be_are_refused(
+    client: Client, filters: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        client.recommend([SESSION], 5, **filters)
+
+
+def test_item_ids_are_enough(client: Client) -> None:
+    [record] = client.recommend([{"item_id": ["sku-00001"]}], 4).records([None])
+    assert len(record["recommendations"]) == 4
+
+
+def test_flat_interactions_get_a_list_for_each_of_their_sessions(
+    client: Client, server: TritonServer, shop: Shop
+) -> None:
+    import tritonclient.http
+
+    is_text = Fitted.read(shop.run).session_type == "string"
+    ids = np.array([["b", "a", "b", "a"]], object) if is_text else np.array([[2, 1, 2, 1]])
+    items = np.array([["sku-00003", "sku-00001", "sku-00004", "sku-00002"]], object)
+    inputs = []
+    for name, array in (("session_id", ids), ("item_id", items)):
+        kind = "INT64" if array.dtype == np.int64 else "BYTES"
+        inputs.append(tritonclient.http.InferInput(name, array.shape, kind))
+        inputs[-1].set_data_from_numpy(array)
+    with tritonclient.http.InferenceServerClient(server.http_url) as raw:
+        found = raw.infer("recommender", inputs)
+    assert found.as_numpy("session_ids").tolist() == [[b"b", b"a"] if is_text else [2, 1]]
+    lists = found.as_numpy("item_ids").reshape(2, 10)
+    alone = client.recommend(
+        [{"item_id": ["sku-00003", "sku-00004"]}, {"item_id": ["sku-00001", "sku-00002"]}]
+    )
+    assert [[v.decode() for v in row] for row in lists] == alone.items.tolist()
+    assert found.as_numpy("scores").reshape(2, 10) == pytest.approx(alone.scores, abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def frame(shop: Shop) -> pd.DataFrame:
+    rows = pyarrow.csv.read_csv(shop.clicks).to_pandas()
+    return rows[rows["session"].isin(rows["session"].drop_duplicates()[:150])]
+
+
+def test_a_frame_gives_what_its_file_gives(
+    client: Client, frame: pd.DataFrame, tmp_path: Path
+) -> None:
+    frame.astype({"time": str}).to_parquet(tmp_path / "log.parquet")
+    records = {
+        r["session_id"]: [e["item_id"] for e in r["recommendations"]]
+        for r in client.recommend_log([tmp_path / "log.parquet"], 3)
+    }
+    found = client.recommend_frame(frame, 3)
+    assert list(found.columns) == ["session_id", "rank", "item_id", "score"]
+    assert len(found) == 450
+    assert found.groupby("session_id")["item_id"].apply(list).to_dict() == records
+    few = client.recommend_frame(frame[["session", "product"]], 3)
+    assert len(few) == 450
+    with pytest.raises(DataError, match="The frame has no column 'product'"):
+        client.recommend_frame(frame[["session"]])
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_the_client_to_await_gives_what_the_other_gives(
+    client: Client, server: TritonServer, frame: pd.DataFrame, protocol: str
+) -> None:
+    url = f"{protocol}://{server.http_url if protocol == 'http' else server.grpc_url}"
+
+    async def ask() -> tuple[Any, pd.DataFrame]:
+        async with AsyncClient(url) as waiting:
+            together = await asyncio.gather(
+                *(waiting.recommend([SESSION], k, filter_seen=True) for k in (1, 5, 9))
+            )
+            with pytest.raises(ServingError, match="k is 0"):
+                await waiting.recommend([SESSION], 0)
+            return together, await waiting.recommend_frame(frame, 3)
+
+    answers, found = asyncio.run(ask())
+    for answer, k in zip(answers, (1, 5, 9), strict=True):
+        wanted = client.recommend([SESSION], k, filter_seen=True)
+        assert answer.items.tolist() == wanted.items.tolist()
+    pd.testing.assert_frame_equal(found, client.recommend_frame(frame, 3), atol=1e-5)
+
+    async def nobody() -> None:
+        async with AsyncClient(f"{protocol}://127.0.0.1:{free_ports().http}") as waiting:
+            await waiting.recommend([SESSION])
+
+    with pytest.raises(ServingError, match="No server answers at"):
+        asyncio.run(nobody())

@@ -1,0 +1,246 @@
+"""What a request may hold, and what is said of one that cannot be answered."""
+
+import ast
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.serve import front
+from pipeline.serve.front.encoder import Encoder
+from pipeline.serve.front.errors import RequestError
+from pipeline.serve.front.lookups import MISSING_INTEGER
+from pipeline.serve.front.request import MOST_INTERACTIONS, Reader, Request
+from tests.serve.test_encoder import assert_same, shop_with
+
+
+@pytest.fixture(scope="module")
+def served() -> Encoder:
+    return shop_with("s", 3, ("elapsed", "hour", "weekday")).encoder
+
+
+@pytest.fixture(scope="module")
+def reader(served: Encoder) -> Reader:
+    return Reader(served)
+
+
+COLUMNS = ["number", "colour", "nothing", "price", "dwell", "flat", "void", "device", "age",
+           "timestamp"]  # fmt: skip
+
+
+def sessions(**changes: Any) -> dict[str, np.ndarray]:
+    """Two sessions of two interactions; a change to None leaves a tensor out."""
+    tensors = {
+        "item_id": np.array([[b"a", b"b"], [b"b", b"a"]], object),
+        "number": np.array([[7, 8], [8, 7]]),
+        "colour": np.array([[b"red", b"blue"]] * 2, object),
+        "nothing": np.array([[1, 2]] * 2),
+        **{name: np.array([[1.0, 2.0]] * 2) for name in ("price", "dwell", "flat", "void")},
+        "device": np.array([[b"phone"], [b""]], object),
+        "age": np.array([[30.0], [np.nan]]),
+        "timestamp": np.array([[1, 2]] * 2),
+    }
+    tensors |= changes
+    return {name: array for name, array in tensors.items() if array is not None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"item_id": None}, "item_id is missing. Send the item ids of each session, (B, n)."),
+        ({"item_id": np.array([b"a"], object)}, "item_id has the shape [1], expected [B, n]"),
+        ({"item_id": np.empty((0, 2), object)}, "at least one session and one interaction"),
+        ({"item_id": np.empty((2, 0), object)}, "at least one session and one interaction"),
+        ({"item_id": np.array([[1, 2], [3, 4]])}, "item_id holds int64, expected string."),
+        ({"price": np.ones((2, 3))}, "price has the shape [2, 3], expected [2, 2] to go with "
+         "item_id's [2, 2]."),
+        ({"price": np.ones((1, 2))}, "price has the shape [1, 2], expected [2, 2]"),
+        ({"price": np.ones(2)}, "price has the shape [2], expected [2, 2]"),
+        ({"age": np.ones((2, 2))}, "age has the shape [2, 2], expected [2, 1]"),
+        ({"timestamp": np.ones((2, 1))}, "timestamp has the shape [2, 1], expected [2, 2]"),
+        ({"number": np.ones((2, 2))}, "number holds float64, expected int64."),
+        ({"number": np.ones((2, 2), bool)}, "number holds bool, expected int64."),
+        ({"price": np.array([[b"1", b"2"]] * 2, object)}, "price holds object, expected float64."),
+        ({"timestamp": np.ones((2, 2))}, "timestamp holds float64, expected int64."),
+        ({"length": np.array([[2], [0]])}, "length is 0, expected 1 to 2, the width of item_id."),
+        ({"length": np.array([[3], [1]])}, "length is 3, expected 1 to 2"),
+        ({"length": np.array([[-1], [1]])}, "length is -1, expected 1 to 2"),
+        ({"length": np.array([[1]])}, "length has the shape [1, 1], expected [2, 1]"),
+        ({"session_id": np.array([[1, 2]] * 2)}, "session_id has the shape [2, 2], expected [2,"),
+        ({"session_id": np.array([["a"], ["b"]], object)}, "session_id holds object, expected int"),
+        ({"exclude": np.array([["a"]] * 3, object)}, "exclude has the shape [3, 1], expected [2,"),
+        ({"exclude": np.array(["a"] * 2, object)}, "exclude has the shape [2], expected [2, m]"),
+        ({"exclude": np.array([[1], [2]])}, "exclude holds int64, expected string."),
+        ({"candidates": np.array([[1.5]])}, "candidates holds float64, expected string."),
+        ({"filter_seen": np.array([[1], [1]])}, "filter_seen holds int64, expected bool."),
+        ({"filter_seen": np.array([[True], [False]])}, "filter_seen differs within a request"),
+        ({"item_id": np.full((30, 1), "a", object), "candidates": np.full((1, 90_000), "a", object),
+          **dict.fromkeys(COLUMNS)}, "90000 ids for each of 30 sessions"),
+        ({"candidates": np.full((2, MOST_INTERACTIONS), "a", object)}, "has 200000 values, expect"),
+    ],
+)  # fmt: skip
+def test_a_request_that_cannot_be_answered_says_what_is_wrong(
+    reader: Reader, changes: dict, expected: str
+) -> None:
+    with pytest.raises(RequestError) as caught:
+        reader.read(sessions(**changes))
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_time_that_the_model_does_not_know_is_refused() -> None:
+    reader = Reader(shop_with("none", 3, ()).encoder)
+    with pytest.raises(RequestError, match="trained without"):
+        reader.read(sessions())
+    reader.read(sessions(timestamp=None))
+
+
+@pytest.mark.parametrize(
+    ("k", "expected"),
+    [
+        ([[0]], "k is 0, expected 1 to 50. For longer lists export with a larger --max-k."),
+        ([[-1]], "k is -1, expected 1 to 50."),
+        ([[51], [51]], "k is 51, expected 1 to 50."),
+        ([[5], [6]], "k differs within a request: [5, 6]. Send one for all."),
+    ],
+)
+def test_a_list_length_out_of_bounds_is_refused(
+    reader: Reader, k: list[list[int]], expected: str
+) -> None:
+    with pytest.raises(RequestError) as caught:
+        reader.read(sessions(k=np.array(k, np.int32)))
+    assert expected in str(caught.value)
+
+
+def test_the_list_length_is_that_of_the_request_or_the_default(reader: Reader) -> None:
+    assert reader.read(sessions()).k == 10
+    assert reader.read(sessions(k=np.array([[1], [1]], np.int32))).k == 1
+    assert reader.read(sessions(k=np.array([[50]], np.int32))).k == 50
+
+
+@pytest.mark.parametrize("dtype", [object, "S", "U"])
+def test_text_may_come_as_bytes_or_str(reader: Reader, dtype: Any) -> None:
+    ids = np.array([["a", "é"], ["", "unknown"]])
+    ids = np.char.encode(ids, "utf-8") if dtype == "S" else ids.astype(dtype)
+    found = reader.encoder.encode(reader.read(sessions(item_id=ids)).rows)
+    assert found["item_id"].tolist() == [[3, 5, 0], [1, 2, 0]]
+
+
+def test_integers_of_any_width_are_taken(reader: Reader) -> None:
+    for dtype in (np.int8, np.int32, np.int64):
+        found = reader.encoder.encode(
+            reader.read(sessions(number=np.array([[7, 8]] * 2, dtype))).rows
+        )
+        assert found["number"][0].tolist()[:2] == [3, 4]
+    with pytest.raises(RequestError, match="holds uint64"):  # could be too large for int64
+        reader.read(sessions(number=np.array([[7, 8]] * 2, np.uint64)))
+
+
+def test_the_request_is_not_changed(reader: Reader) -> None:
+    tensors = sessions(price=np.array([[np.inf, -5.0]] * 2))
+    before = {name: array.copy() for name, array in tensors.items()}
+    reader.encoder.encode(reader.read(tensors).rows)
+    for name, array in before.items():
+        np.testing.assert_array_equal(tensors[name], array)
+
+
+@pytest.mark.parametrize("name", ["price", "colour", "number", "device", "age", "timestamp"])
+def test_a_column_that_is_not_sent_counts_as_missing(reader: Reader, name: str) -> None:
+    missing = {"price": np.nan, "colour": b"", "number": MISSING_INTEGER, "device": b"",
+               "age": np.nan}  # fmt: skip
+    found = reader.encoder.encode(reader.read(sessions(**{name: None})).rows)
+    whole = sessions()
+    if name == "timestamp":  # in the order of the request, and what is read of times is 0
+        expected = reader.encoder.encode(reader.read(whole).rows)
+        for feature in ("elapsed", "hour_sin", "hour_cos", "weekday_sin", "weekday_cos"):
+            expected[feature] = np.zeros_like(expected[feature])
+    else:
+        whole[name] = np.full_like(whole[name], missing[name])
+        expected = reader.encoder.encode(reader.read(whole).rows)
+    assert_same(found, expected)
+
+
+def test_the_item_ids_alone_are_a_request(reader: Reader) -> None:
+    request = reader.read({"item_id": np.array([["a", "b"]], object)})
+    encoded = reader.encoder.encode(request.rows)
+    assert encoded["item_id"].tolist() == [[3, 4, 0]]
+    assert encoded["colour"].tolist() == [[1, 1, 0]]
+    assert encoded["price"].tolist() == [[0, 0, 0]]
+
+
+def test_excluded_items_and_candidates_become_indices(reader: Reader) -> None:
+    rows = np.array([["a", "", "unknown"], ["é", "b", ""]], object)
+    request = reader.read(sessions(exclude=rows, candidates=rows[:1]))
+    assert request.excluded.tolist() == [[3, 0, 2], [5, 4, 0]]
+    # one row is for all sessions; an unknown candidate stays one, so that a list may be empty
+    assert request.candidates.tolist() == [[3, 0, 2]] * 2
+    request = reader.read(sessions(exclude=np.empty((2, 0), object)))
+    assert request.excluded.tolist() == request.candidates.tolist() == [[0], [0]]
+
+
+def test_items_of_the_whole_session_are_left_out_where_seen_ones_are(reader: Reader) -> None:
+    ids = np.array([["b", "é", "x", "a", "b"], ["a", "", "b", "b", "b"]], object)
+    tensors = {"item_id": ids, "length": np.array([[5], [3]], np.int32)}
+    assert reader.read(tensors).excluded.tolist() == [[0], [0]]
+    tensors["filter_seen"] = np.array([[True], [True]])
+    seen = [set(row) - {0} for row in reader.read(tensors).excluded.tolist()]
+    assert seen == [{4, 5, 3}, {3, 4}], "more than the model reads, and nothing beyond the length"
+
+
+def flat(tensors: dict[str, np.ndarray], order: list[int]) -> dict[str, np.ndarray]:
+    """Two sessions of two interactions, called 9 and 8, as one row of interactions."""
+    made = {"session_id": np.array([[9, 9, 8, 8]])}
+    for name, values in tensors.items():
+        each = np.repeat(values, 2, axis=1) if values.shape[1] == 1 else values
+        made[name] = each.reshape(1, -1)
+    return {name: values[:, order] for name, values in made.items()}
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [2, 0, 3, 1], [1, 3, 0, 2]])
+def test_flat_interactions_are_the_same_as_rows_of_sessions(
+    reader: Reader, order: list[int]
+) -> None:
+    tensors = sessions(timestamp=np.array([[1, 2], [5, 9]]))
+    rows = reader.encoder.encode(reader.read(tensors).rows)
+    request = reader.read(flat(tensors, order))
+    first = [9, 8] if order.index(0) < order.index(2) or order[0] == 1 else [8, 9]
+    assert request.session_ids.tolist() == [first]
+    assert request.flat
+    found = reader.encoder.encode(request.rows)
+    assert_same(found, {n: v if first == [9, 8] else v[::-1] for n, v in rows.items()})
+
+
+def test_flat_interactions_have_no_lengths(reader: Reader) -> None:
+    with pytest.raises(RequestError, match="length is for one session a row"):
+        reader.read(flat(sessions(), [0, 1, 2, 3]) | {"length": np.array([[4]])})
+
+
+def test_a_session_column_of_flat_interactions_is_that_of_the_oldest(reader: Reader) -> None:
+    tensors = flat(sessions(timestamp=np.array([[2, 1], [5, 9]])), [0, 1, 2, 3])
+    tensors["device"] = np.array([["tablet", "phone", "", "tablet"]], object)
+    found = reader.encoder.encode(reader.read(tensors).rows)["device"].tolist()
+    wanted = sessions(device=np.array([["phone"], [""]], object))
+    assert found == reader.encoder.encode(reader.read(wanted).rows)["device"].tolist()
+
+
+def test_a_single_interaction_with_a_session_id_is_a_session(reader: Reader) -> None:
+    request = reader.read({"item_id": np.array([["a"]], object), "session_id": np.array([[7]])})
+    assert isinstance(request, Request)
+    assert not request.flat
+    assert request.session_ids.tolist() == [[7]]
+
+
+def test_the_package_runs_on_python_3_10_by_itself(reader: Reader) -> None:
+    # that is what NVIDIA's image has
+    for file in Path(front.__file__).parent.glob("*.py"):
+        ast.parse(file.read_text(encoding="utf-8"), feature_version=(3, 10))
+    shop = shop_with("s", 3, ("elapsed", "hour", "weekday"))
+    files = {path.name for path in (shop.directory / "encoder").iterdir()}
+    assert files == {
+        "encoder.json", "item_id.npy", "item_id.offsets.npy", "number.npy", "colour.npy",
+        "colour.offsets.npy", "nothing.npy", "device.npy", "device.offsets.npy",
+    }  # fmt: skip
+    spec = json.loads((shop.directory / "encoder" / "encoder.json").read_text())
+    assert spec["max_sequence_length"] == 3
