@@ -127,14 +127,14 @@ def connect(url: str, name: str) -> Connection:
     return GrpcConnection(url) if address_of(url)[0] == "grpc" else HttpConnection(url, name)
 
 
-def request_bytes(url: str, name: str, tensors: Tensors) -> bytes:
-    """A request as `Connection.send` takes it."""
+def request_bytes(url: str, name: str, tensors: Tensors, outputs: Sequence[str]) -> bytes:
+    """A request as `Connection.send` takes it, for these outputs alone."""
     if address_of(url)[0] == "grpc":
-        return grpc_request(name, tensors)
-    return http_request(tensors)
+        return grpc_request(name, tensors, outputs)
+    return http_request(tensors, outputs)
 
 
-def grpc_request(name: str, tensors: Tensors) -> bytes:
+def grpc_request(name: str, tensors: Tensors, outputs: Sequence[str]) -> bytes:
     """The message of KServe's ModelInfer."""
     from tritonclient.grpc import service_pb2
     from tritonclient.utils import np_to_triton_dtype
@@ -144,10 +144,12 @@ def grpc_request(name: str, tensors: Tensors) -> bytes:
         kind = np_to_triton_dtype(array.dtype)
         request.inputs.add(name=tensor, datatype=kind, shape=array.shape)
         request.raw_input_contents.append(_raw(array))
+    for output in outputs:
+        request.outputs.add(name=output)
     return bytes(request.SerializeToString())
 
 
-def http_request(tensors: Tensors) -> bytes:
+def http_request(tensors: Tensors, outputs: Sequence[str]) -> bytes:
     """The length of the JSON part on a line, the JSON, the tensors."""
     import json
 
@@ -163,7 +165,8 @@ def http_request(tensors: Tensors) -> bytes:
         }
         for (name, array), part in zip(tensors.items(), parts, strict=True)
     ]
-    header = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}}).encode()
+    wanted = [{"name": name, "parameters": {"binary_data": True}} for name in outputs]
+    header = json.dumps({"inputs": inputs, "outputs": wanted}).encode()
     return b"%d\n" % len(header) + header + b"".join(parts)
 
 

@@ -157,7 +157,8 @@ def _row(
     target: Target, tensors: list[dict[str, np.ndarray]], setting: Setting, plan: Plan
 ) -> dict[str, Any]:
     """What came of one load."""
-    requests = [load.request_bytes(target.url, target.model, given) for given in tensors]
+    outputs = ("scores",) if target.model == NOOP else ("item_ids", "scores")
+    requests = [load.request_bytes(target.url, target.model, given, outputs) for given in tensors]
     connections = [load.connect(target.url, target.model) for _ in range(setting.clients)]
     try:
         load.closed_loop(connections, requests, _WARM_UP_SECONDS)

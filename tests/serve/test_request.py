@@ -76,8 +76,8 @@ def sessions(**changes: Any) -> dict[str, np.ndarray]:
         ({"candidates": np.array([[1.5]])}, "candidates holds float64, expected string."),
         ({"filter_seen": np.array([[1], [1]])}, "filter_seen holds int64, expected bool."),
         ({"filter_seen": np.array([[True], [False]])}, "filter_seen differs within a request"),
-        ({"item_id": np.full((30, 1), "a", object), "candidates": np.full((1, 90_000), "a", object),
-          **dict.fromkeys(COLUMNS)}, "90000 ids for each of 30 sessions"),
+        ({"item_id": np.full((200, 1), "a", object), "candidates": np.full((1, 9_000), "a", object),
+          **dict.fromkeys(COLUMNS)}, "9000 ids for each of 200 sessions"),
         ({"candidates": np.full((2, MOST_INTERACTIONS), "a", object)}, "has 200000 values, expect"),
     ],
 )  # fmt: skip

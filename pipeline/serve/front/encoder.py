@@ -51,7 +51,7 @@ class Encoder:
         """
         width = self.length if width is None else min(width, self.length)
         order, lengths = _by_time(rows.times, rows.lengths)
-        kept, row, column = _newest(lengths, width)
+        kept, row, column = newest(lengths, width)
 
         def padded(flat: np.ndarray) -> np.ndarray:
             whole = np.zeros((len(lengths), width), flat.dtype)
@@ -135,7 +135,7 @@ def _by_time(times: np.ndarray | None, lengths: np.ndarray) -> tuple[np.ndarray,
     return np.lexsort((times, np.repeat(np.arange(len(lengths)), lengths))), lengths
 
 
-def _newest(lengths: np.ndarray, longest: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def newest(lengths: np.ndarray, longest: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Which sorted interactions are among the newest, and their row and column when padded."""
     ends = np.cumsum(lengths)
     row = np.repeat(np.arange(len(lengths)), lengths)

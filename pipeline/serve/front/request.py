@@ -9,15 +9,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .encoder import MISSING, Encoder, Rows
+from .encoder import MISSING, Encoder, Rows, newest
 from .errors import RequestError
 from .lookups import FIRST_ITEM, MISSING_INTEGER, OUT_OF_VOCABULARY
 from .times import microseconds
 
 MOST_INTERACTIONS = 100_000
 """Of a request; the cells of its widest tensor."""
-MOST_FILTERED = 1_000_000
-"""Of `exclude` and of `candidates`: one row is for all sessions."""
+MOST_FILTERED = 10_000
+"""Ids of `exclude` and of `candidates` for a session, and of its own items that are filtered:
+requests that are answered together are as wide as the widest of them."""
+MOST_IN_ALL = 1_000_000
+"""Of all sessions of a request: one row of ids is for all of them."""
 KINDS = {"int64": "i", "float64": "fi", "string": "OSU"}
 
 
@@ -154,10 +157,10 @@ class Reader:
             )
         if values.shape[1] == 0:
             return np.zeros((count, 1), np.int64)
-        if count * values.shape[1] > MOST_FILTERED:
+        if values.shape[1] > MOST_FILTERED or count * values.shape[1] > MOST_IN_ALL:
             raise RequestError(
                 f"{name} has {values.shape[1]} ids for each of {count} sessions, expected at most "
-                f"{MOST_FILTERED} in all."
+                f"{MOST_FILTERED} for each and {MOST_IN_ALL} in all."
             )
         _check_type(name, values, self.types["item_id"])
         indices = self.encoder.lookups["item_id"](values.reshape(-1)).reshape(values.shape)
@@ -252,10 +255,10 @@ def _inside(shape: tuple[int, ...], length: np.ndarray | None) -> tuple[np.ndarr
 
 
 def _by_row(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """(interactions,) -> (S, longest), filled up with 0."""
-    inside = np.arange(int(lengths.max())) < lengths[:, np.newaxis]
-    rows = np.zeros(inside.shape, np.int64)
-    rows[inside] = np.where(values < FIRST_ITEM, 0, values)
+    """(interactions,) -> (S, longest), filled up with 0; the last ones of a long session."""
+    kept, row, column = newest(lengths, MOST_FILTERED)
+    rows = np.zeros((len(lengths), min(int(lengths.max()), MOST_FILTERED)), np.int64)
+    rows[row, column] = np.where(values < FIRST_ITEM, 0, values)[kept]
     return rows
 
 

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import triton_python_backend_utils as pb_utils
 
 sys.dont_write_bytecode = True  # a repository may be mounted read-only
@@ -40,18 +41,13 @@ class TritonPythonModel:
         for index, request in enumerate(requests):
             try:
                 accepted.append((index, self.reader.read(self._tensors(request))))
-            except RequestError as error:
-                responses[index] = _failure(str(error), pb_utils.TritonError.INVALID_ARG)
-        try:
-            found = self.program([request for _, request in accepted]) if accepted else None
-        except ModelError as error:
-            for index, _ in accepted:
-                responses[index] = _failure(str(error), pb_utils.TritonError.INTERNAL)
-            return responses
-        first = 0
-        for index, request in accepted:
-            last = first + len(request.rows.lengths)
-            lists = Lists(*(values[first:last] for values in found))
+            except Exception as error:
+                responses[index] = _failure(error)
+        found = self._answered([request for _, request in accepted])
+        for (index, request), lists in zip(accepted, found, strict=True):
+            if isinstance(lists, Exception):
+                responses[index] = _failure(lists)
+                continue
             wanted = requests[index].requested_output_names()
             responses[index] = pb_utils.InferenceResponse(
                 output_tensors=[
@@ -60,8 +56,21 @@ class TritonPythonModel:
                     if name in wanted
                 ]
             )
-            first = last
         return responses
+
+    def _answered(self, requests):
+        """For each request its lists, or why there are none."""
+        if not requests:
+            return []
+        try:
+            whole = self.program(requests)
+        except Exception as error:
+            if len(requests) == 1 or isinstance(error, NotLoadedError):
+                return [error] * len(requests)
+            # one that fails must not take the others with it
+            return [found for request in requests for found in self._answered([request])]
+        ends = np.cumsum([len(request.rows.lengths) for request in requests])[:-1]
+        return [Lists(*parts) for parts in zip(*(np.split(v, ends) for v in whole), strict=True)]
 
     def _tensors(self, request):
         # `inputs` holds what was sent; to look for each that might have been costs more
@@ -82,9 +91,10 @@ class TritonPythonModel:
             if not response.has_error():
                 return [_array(response, name) for name in OUTPUTS]
             message = response.error().message()
-            loading = "is not ready" in message or "unknown model" in message
-            if not loading or time.monotonic() > until:
+            if "is not ready" not in message and "unknown model" not in message:
                 raise ModelError(message)
+            if time.monotonic() > until:
+                raise NotLoadedError(message)
             time.sleep(0.05)
 
 
@@ -92,9 +102,21 @@ class ModelError(Exception):
     """What the model said."""
 
 
+class NotLoadedError(Exception):
+    """There is no model to ask."""
+
+
 def _array(response, name):
     return pb_utils.get_output_tensor_by_name(response, name).as_numpy()
 
 
-def _failure(message, code):
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
+def _failure(error):
+    if isinstance(error, RequestError):
+        return pb_utils.InferenceResponse(
+            error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
+        )
+    line = " ".join(str(error).split())[:300] or type(error).__name__
+    pb_utils.Logger.log_error(f"{type(error).__name__}: {line}")
+    return pb_utils.InferenceResponse(
+        error=pb_utils.TritonError(line, pb_utils.TritonError.INTERNAL)
+    )
