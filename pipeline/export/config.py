@@ -128,4 +128,7 @@ def _add_tensors(
 
 def _place(config: proto.ModelConfig, device: Device) -> None:
     kinds = proto.ModelInstanceGroup
-    config.instance_group.add(count=1, kind=kinds.KIND_GPU if device == "gpu" else kinds.KIND_CPU)
+    group = config.instance_group.add(count=1, kind=kinds.KIND_CPU)
+    if device == "gpu":
+        group.kind = kinds.KIND_GPU
+        group.gpus.append(0)  # a traced program holds on to the device that it was traced on

@@ -89,7 +89,8 @@ def keep_version(previous: Path, directory: Path, name: str, version: int) -> No
     Copies, never links: a link is a change to the file that a server may watch, and it would load
     the ensemble again while half of what it finds is old.
     """
-    for part in (*step_names(name, version), f"{name}/{version}"):
+    steps = (path.name for path in previous.glob(f"{name}_*_v{version}"))
+    for part in (*sorted(steps), f"{name}/{version}"):
         if (previous / part).is_dir():
             skipped = shutil.ignore_patterns("__pycache__")
             shutil.copytree(previous / part, directory / part, ignore=skipped)

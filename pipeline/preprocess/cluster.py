@@ -6,8 +6,10 @@ together, where the command runs.
 
 import os
 import socket
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from pipeline.core import merlin as _settings  # noqa: F401  must stand before d
 from pipeline.core.errors import ConfigError, PipelineError
 
 _CONNECT_SECONDS = 60
+_LOOK_SECONDS = 1.0
 
 
 @contextmanager
@@ -50,12 +53,40 @@ def on_cluster(address: str | None) -> Iterator[Any]:
                 f"{address}`."
             ) from None
         try:
-            yield client
+            with _watched(client):
+                yield client
         except (KilledWorker, FutureCancelledError, CommClosedError) as error:
             raise PipelineError(
                 f"The Dask cluster at {address} was lost while it worked "
                 f"({type(error).__name__}). Look at its log, and start again."
             ) from None
+
+
+@contextmanager
+def _watched(client: Any) -> Iterator[None]:
+    """End what waits when no worker has been there for a while: dask itself waits for ever."""
+    over = threading.Event()
+
+    def give_up() -> None:
+        for state in list(client.futures.values()):
+            state.cancel(reason="no workers", msg="The scheduler has no worker.")
+
+    def watch() -> None:
+        seen = time.monotonic()
+        while not over.wait(_LOOK_SECONDS):
+            with suppress(Exception):  # a lost connection is told by what waits
+                if client.scheduler_info()["workers"]:
+                    seen = time.monotonic()
+                elif time.monotonic() - seen > _CONNECT_SECONDS:
+                    client.loop.add_callback(give_up)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
 
 
 def check_shared(client: Any, directory: Path) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from pipeline.serve.answers import Answer, frame_of
-from pipeline.serve.client import SESSIONS_A_REQUEST, batches
+from pipeline.serve.client import batches
 from pipeline.serve.served import ServedModel
 from pipeline.serve.tensors import Columns, request_tensors
 from pipeline.serve.wire import TIMEOUT_SECONDS, Wire
@@ -51,7 +51,10 @@ class AsyncClient:
 
     async def infer(self, tensors: dict[str, np.ndarray], *, embeddings: bool = False) -> Answer:
         """One request of (B, n) tensors as they are."""
-        arguments = self._wire.arguments(self.name, tensors, embeddings=embeddings)
+        try:
+            arguments = self._wire.arguments(self.name, tensors, embeddings=embeddings)
+        except Exception as error:
+            raise self._wire.error(error) from None
         result = await self._ask(self._wire.client.infer(**arguments))
         return self._wire.answer(result, embeddings=embeddings)
 
@@ -81,7 +84,7 @@ class AsyncClient:
                 answer = await self.recommend(batch, k, **filters)
             return list(answer.records(ids))
 
-        parts = batches(sessions_of_frame(served, frame), min(SESSIONS_A_REQUEST, served.max_batch))
+        parts = batches(sessions_of_frame(served, frame), served, filters)
         found = await asyncio.gather(*(ask(ids, batch) for ids, batch in parts))
         return frame_of(record for records in found for record in records)
 

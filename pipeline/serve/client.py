@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from pipeline.core.errors import ConfigError
 from pipeline.serve.answers import Answer, frame_of
+from pipeline.serve.front.request import MOST_IN_ALL
 from pipeline.serve.served import ServedModel
-from pipeline.serve.tensors import Columns, request_tensors
+from pipeline.serve.tensors import Columns, id_lists, request_tensors
 from pipeline.serve.wire import Wire
 
 if TYPE_CHECKING:
@@ -23,8 +25,8 @@ class Client:
 
     ServingError where the server does not answer or refuses a request, in its own words.
     `recommend` and its kin take further `filters`: `exclude`, raw item ids that no list holds, for
-    all sessions or a list for each; `candidates`, the only ones that lists hold; `filter_seen`,
-    whether items of the session itself are left out, where not as the recipe says.
+    all sessions or, of `recommend`, a list for each; `candidates`, the only ones that lists hold;
+    `filter_seen`, whether items of the session itself are left out, where not as the recipe says.
     """
 
     def __init__(self, url: str, *, name: str = "recommender") -> None:
@@ -54,7 +56,8 @@ class Client:
 
     def infer(self, tensors: dict[str, np.ndarray], *, embeddings: bool = False) -> Answer:
         """One request of (B, n) tensors as they are."""
-        arguments = self._wire.arguments(self.name, tensors, embeddings=embeddings)
+        made = self._wire.arguments
+        arguments = self._ask(lambda: made(self.name, tensors, embeddings=embeddings))
         result = self._ask(lambda: self._wire.client.infer(**arguments))
         return self._wire.answer(result, embeddings=embeddings)
 
@@ -105,7 +108,7 @@ class Client:
     def _records(
         self, sessions: Iterator[tuple[Any, Columns]], k: int | None, filters: dict[str, Any]
     ) -> Iterator[dict[str, Any]]:
-        for ids, batch in batches(sessions, min(SESSIONS_A_REQUEST, self.served.max_batch)):
+        for ids, batch in batches(sessions, self.served, filters):
             yield from self.recommend(batch, k, **filters).records(ids)
 
     def _ask(self, call: Callable[[], Any]) -> Any:
@@ -117,8 +120,22 @@ class Client:
 
 
 def batches(
-    sessions: Iterator[tuple[Any, Columns]], size: int
+    sessions: Iterator[tuple[Any, Columns]], served: ServedModel, filters: dict[str, Any]
 ) -> Iterator[tuple[list[Any], list[Columns]]]:
-    """So many sessions at a time, their ids apart."""
+    """Some sessions at a time, their ids apart.
+
+    ConfigError for a filter with a list for each session, which are not known to be as many.
+    """
+    widest = 1
+    for name in ("exclude", "candidates"):
+        if filters.get(name) is None:
+            continue
+        widest = max(widest, len(filters[name]))
+        if id_lists(filters[name], name) is not None:
+            raise ConfigError(
+                f"{name} has lists of its own for sessions, which come from a log here. Give one "
+                "list for all, or ask by `recommend`."
+            )
+    size = max(1, min(SESSIONS_A_REQUEST, served.max_batch, MOST_IN_ALL // widest))
     while some := list(islice(sessions, size)):
         yield [session for session, _ in some], [columns for _, columns in some]

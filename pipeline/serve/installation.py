@@ -102,7 +102,12 @@ def environment(package: Path, python: Path) -> dict[str, str]:
         os.environ.get("LD_LIBRARY_PATH", ""),
     ]
     return {
-        "OMP_NUM_THREADS": "1",  # instances share the machine; the caller's own value wins
+        # instances share the machine; here and below the caller's own value wins
+        "OMP_NUM_THREADS": "1",
+        # scores of a catalogue are large: memory that is given back comes again page by page
+        "MALLOC_MMAP_MAX_": "0",
+        "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+        "MALLOC_TOP_PAD_": str(32 << 20),
         **os.environ,
         "LD_LIBRARY_PATH": ":".join(filter(None, dict.fromkeys(libraries))),
         "PATH": f"{python}:{os.environ.get('PATH', os.defpath)}",

@@ -1,5 +1,6 @@
 """Sessions as people hold them to the tensors of a request."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -76,8 +77,9 @@ def _columns(served: ServedModel, sessions: list[Columns]) -> dict[str, np.ndarr
 
 def _ids(given: list[Any], kind: str, name: str, count: int) -> np.ndarray:
     """(B, m), rows filled up with missing ids."""
-    each = isinstance(given, list | tuple) and any(isinstance(v, list | tuple) for v in given)
-    rows = [_typed(list(ids), kind, name) for ids in (given if each else [given])]
+    lists = id_lists(given, name)
+    each = lists is not None
+    rows = [_typed(list(ids), kind, name) for ids in (lists or [given])]
     if each and len(rows) != count:
         raise ConfigError(f"{name} has lists for {len(rows)} sessions, expected {count}.")
     array = _array((count, max(1, *map(len, rows))), kind)
@@ -87,6 +89,18 @@ def _ids(given: list[Any], kind: str, name: str, count: int) -> np.ndarray:
     if name == "candidates" and not all(rows):
         raise ConfigError("candidates is empty, expected item ids. Leave it out for all items.")
     return array
+
+
+def id_lists(given: Any, name: str) -> list[list[Any]] | None:
+    """A list for each session; None if `given` is one for all. ConfigError for what is neither."""
+    if isinstance(given, str | bytes) or not isinstance(given, Iterable):
+        raise ConfigError(f"{name} is {given!r}, expected a list of item ids.")
+    lists = [isinstance(v, Iterable) and not isinstance(v, str | bytes) for v in given]
+    if not any(lists):
+        return None
+    if not all(lists):
+        raise ConfigError(f"{name} mixes item ids and lists of them. Send a list for each session.")
+    return [list(ids) for ids in given]
 
 
 def _array(shape: tuple[int, int], kind: str) -> np.ndarray:

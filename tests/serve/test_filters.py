@@ -122,6 +122,15 @@ def test_each_session_may_have_items_of_its_own_left_out(
     assert [len(r["recommendations"]) for r in answer.records([1, 2])] == [3, 1]
 
 
+def test_ids_may_come_as_arrays(client: Client, catalogue: list[str]) -> None:
+    ids = np.array(catalogue[:2])
+    answer = client.recommend([SESSION, SESSION], 100, exclude=[ids, ids[:0]])
+    assert not {*ids} & {*answer.items[0]}
+    assert {*ids} & {*answer.items[1]} or len(catalogue) > 100
+    with pytest.raises(ConfigError, match="not text in UTF-8"):
+        client.recommend([{"item_id": ["\ud800"]}])
+
+
 def test_candidates_that_nobody_knows_give_an_empty_list(client: Client) -> None:
     answer = client.recommend([SESSION], 5, candidates=["no such item"])
     [record] = answer.records(["s"])
@@ -134,6 +143,8 @@ def test_candidates_that_nobody_knows_give_an_empty_list(client: Client) -> None
     [
         ({"candidates": []}, "candidates is empty"),
         ({"exclude": [["a"], ["b"]]}, "exclude has lists for 2 sessions, expected 1"),
+        ({"exclude": "sku-00001"}, "exclude is 'sku-00001', expected a list of item ids"),
+        ({"exclude": [["a"], "b"]}, "exclude mixes item ids and lists of them"),
     ],
 )
 def test_filters_that_cannot_be_are_refused(
@@ -190,6 +201,12 @@ def test_a_frame_gives_what_its_file_gives(
     assert list(found.columns) == ["session_id", "rank", "item_id", "score"]
     assert len(found) == 450
     assert found.groupby("session_id")["item_id"].apply(list).to_dict() == records
+    shown = found["item_id"].unique()
+    other = client.recommend_frame(frame, 3, exclude=shown)
+    assert len(other) == 450
+    assert not set(other["item_id"]) & set(shown)
+    with pytest.raises(ConfigError, match="exclude has lists of its own for sessions"):
+        client.recommend_frame(frame, 3, exclude=[["sku-00001"]] * 150)
     few = client.recommend_frame(frame[["session", "product"]], 3)
     assert len(few) == 450
     with pytest.raises(DataError, match="The frame has no column 'product'"):

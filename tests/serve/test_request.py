@@ -78,7 +78,8 @@ def sessions(**changes: Any) -> dict[str, np.ndarray]:
         ({"filter_seen": np.array([[True], [False]])}, "filter_seen differs within a request"),
         ({"item_id": np.full((200, 1), "a", object), "candidates": np.full((1, 9_000), "a", object),
           **dict.fromkeys(COLUMNS)}, "9000 ids for each of 200 sessions"),
-        ({"candidates": np.full((2, MOST_INTERACTIONS), "a", object)}, "has 200000 values, expect"),
+        ({"price": np.ones((2, MOST_INTERACTIONS))}, "price has 200000 values, expected at most"),
+        ({"candidates": np.full((2, 10_001), "a", object)}, "10001 ids for each of 2 sessions"),
     ],
 )  # fmt: skip
 def test_a_request_that_cannot_be_answered_says_what_is_wrong(
@@ -178,6 +179,9 @@ def test_excluded_items_and_candidates_become_indices(reader: Reader) -> None:
     assert request.candidates.tolist() == [[3, 0, 2]] * 2
     request = reader.read(sessions(exclude=np.empty((2, 0), object)))
     assert request.excluded.tolist() == request.candidates.tolist() == [[0], [0]]
+    for nothing in (np.empty((2, 0), object), np.array([[""], [""]], object)):
+        # to choose from nothing is not to choose from everything
+        assert reader.read(sessions(candidates=nothing)).candidates.tolist() == [[2], [2]]
 
 
 def test_items_of_the_whole_session_are_left_out_where_seen_ones_are(reader: Reader) -> None:
@@ -210,6 +214,28 @@ def test_flat_interactions_are_the_same_as_rows_of_sessions(
     assert request.flat
     found = reader.encoder.encode(request.rows)
     assert_same(found, {n: v if first == [9, 8] else v[::-1] for n, v in rows.items()})
+
+
+def test_a_flat_request_has_a_bounded_number_of_sessions(reader: Reader) -> None:
+    ids = np.arange(10_001)[np.newaxis]
+    with pytest.raises(RequestError, match="names 10001 sessions, expected at most 10000"):
+        reader.read({"item_id": np.full(ids.shape, "a", object), "session_id": ids})
+
+
+def test_flat_interactions_all_have_a_session(reader: Reader) -> None:
+    tensors = flat(sessions(), [0, 1, 2, 3])
+    tensors["session_id"] = np.array([[9, MISSING_INTEGER, 8, 8]])
+    with pytest.raises(RequestError, match="session_id is missing for an interaction"):
+        reader.read(tensors)
+
+
+def test_filters_of_many_flat_sessions_take_bounded_room(reader: Reader) -> None:
+    ids = np.concatenate([np.zeros(20_000, np.int64), np.arange(1, 9_001)])[np.newaxis]
+    tensors = {"item_id": np.full(ids.shape, "a", object), "session_id": ids}
+    tensors["filter_seen"] = np.array([[True]])
+    request = reader.read(tensors)
+    assert request.excluded.size < 1_100_000
+    assert request.excluded.max(1).tolist() == [3] * 9_001
 
 
 def test_flat_interactions_have_no_lengths(reader: Reader) -> None:

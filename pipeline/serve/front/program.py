@@ -27,30 +27,37 @@ class Program:
     def __call__(self, requests: list[Request]) -> Lists:
         """The lists of all sessions of all requests, as long as the longest that is asked for."""
         sessions = sum(len(request.rows.lengths) for request in requests)
-        inputs = self.packed(requests, sessions)
+        encoded = self._encoded(requests, sessions)
+        k = max(request.k for request in requests)
         parts = []
         for first in range(0, sessions, self.most):
-            some = slice(first, first + self.most)
-            parts.append(self.ask({name: values[some] for name, values in inputs.items()}))
+            rows = slice(first, min(first + self.most, sessions))
+            excluded = _rows([request.excluded for request in requests], rows)
+            candidates = _rows([request.candidates for request in requests], rows)
+            parts.append(self.ask(self.packed(encoded, rows, excluded, candidates, k)))
         numbers = parts[0][0] if len(parts) == 1 else np.concatenate([p[0] for p in parts])
         items = parts[0][1] if len(parts) == 1 else np.concatenate([p[1] for p in parts])
         k = items.shape[1]
         return Lists(numbers[:, :k], items, numbers[:, k:])
 
-    def packed(self, requests: list[Request], sessions: int) -> dict[str, np.ndarray]:
+    def packed(
+        self,
+        encoded: dict[str, np.ndarray],
+        rows: slice,
+        excluded: np.ndarray,
+        candidates: np.ndarray,
+        k: int,
+    ) -> dict[str, np.ndarray]:
         """All integers of a session in one row, all floats in another, and where they stand."""
-        encoded = self._encoded(requests, sessions)
-        excluded = _stacked([request.excluded for request in requests])
-        candidates = _stacked([request.candidates for request in requests])
-        k = max(request.k for request in requests)
-        in_order = [encoded[name] for name in self.packing]
+        in_order = [encoded[name][rows] for name in self.packing]
         integers = [values for values in in_order if values.dtype.kind == "i"]
         floats = [values for values in in_order if values.dtype.kind == "f"]
+        count = len(excluded)
         sizes = (encoded["item_id"].shape[1], excluded.shape[1], candidates.shape[1], k)
         return {
             "indices__0": np.concatenate([*integers, excluded, candidates], axis=1),
-            "numbers__1": np.concatenate([*floats, np.zeros((sessions, 1), np.float32)], axis=1),
-            "sizes__2": np.tile(np.array(sizes, np.int32), (sessions, 1)),
+            "numbers__1": np.concatenate([*floats, np.zeros((count, 1), np.float32)], axis=1),
+            "sizes__2": np.tile(np.array(sizes, np.int32), (count, 1)),
         }
 
     def _encoded(self, requests: list[Request], sessions: int) -> dict[str, np.ndarray]:
@@ -75,14 +82,25 @@ class Program:
         return whole
 
 
-def _stacked(parts: list[np.ndarray]) -> np.ndarray:
-    """Rows of different widths below each other, filled up with 0."""
-    width = max(part.shape[1] for part in parts)
-    if all(part.shape[1] == width for part in parts):
-        return np.concatenate(parts) if len(parts) > 1 else parts[0]
-    whole = np.zeros((sum(len(part) for part in parts), width), np.int64)
+def _rows(parts: list[np.ndarray], rows: slice) -> np.ndarray:
+    """Some rows of arrays of different widths below each other, filled up with 0.
+
+    As wide as those that are among them: a request that is wide costs its neighbours of a pass, and
+    a pass is bounded.
+    """
+    some = []
     first = 0
     for part in parts:
+        inside = part[max(rows.start - first, 0) : max(rows.stop - first, 0)]
+        if len(inside):
+            some.append(inside)
+        first += len(part)
+    width = max(part.shape[1] for part in some)
+    if all(part.shape[1] == width for part in some):
+        return np.concatenate(some) if len(some) > 1 else some[0]
+    whole = np.zeros((rows.stop - rows.start, width), np.int64)
+    first = 0
+    for part in some:
         whole[first : first + len(part), : part.shape[1]] = part
         first += len(part)
     return whole

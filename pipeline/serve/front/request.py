@@ -19,6 +19,8 @@ MOST_INTERACTIONS = 100_000
 MOST_FILTERED = 10_000
 """Ids of `exclude` and of `candidates` for a session, and of its own items that are filtered:
 requests that are answered together are as wide as the widest of them."""
+MOST_SESSIONS = 10_000
+"""Of a flat request."""
 MOST_IN_ALL = 1_000_000
 """Of all sessions of a request: one row of ids is for all of them."""
 KINDS = {"int64": "i", "float64": "fi", "string": "OSU"}
@@ -72,10 +74,11 @@ class Reader:
                 "session and one interaction."
             )
         for name, values in tensors.items():
-            if values.size > MOST_INTERACTIONS:
+            # a list of ids for all comes as one for each row
+            most = MOST_IN_ALL if name in ("exclude", "candidates") else MOST_INTERACTIONS
+            if values.size > most:
                 raise RequestError(
-                    f"{name} has {values.size} values, expected at most {MOST_INTERACTIONS} in a "
-                    "request."
+                    f"{name} has {values.size} values, expected at most {most} in a request."
                 )
         layout = self._layout(item, tensors.get("session_id"), tensors.get("length"))
         times = self._times(tensors.get("timestamp"), layout)
@@ -103,6 +106,9 @@ class Reader:
         if ids.shape == item.shape and ids.shape[0] == 1 and ids.shape[1] > 1:
             if length is not None:
                 raise RequestError("length is for one session a row, without session_id for each.")
+            missing = MISSING_INTEGER if self.session_type == "int64" else b""
+            if (ids == missing).any() or (ids.dtype == object and (ids == "").any()):
+                raise RequestError("session_id is missing for an interaction. Send one for each.")
             return _of_flat(item.shape, ids[0])
         if ids.shape != (item.shape[0], 1):
             raise RequestError(
@@ -148,15 +154,16 @@ class Reader:
         list can hold.
         """
         count = len(layout.lengths)
+        none = np.zeros((count, 1), np.int64)
         if values is None:
-            return np.zeros((count, 1), np.int64)
+            return none
         if values.ndim != 2 or values.shape[0] not in (1, layout.shape[0]):
             raise RequestError(
                 f"{name} has the shape {list(values.shape)}, expected [{layout.shape[0]}, m] with "
                 "the item ids of each session, or [1, m]."
             )
         if values.shape[1] == 0:
-            return np.zeros((count, 1), np.int64)
+            return none + OUT_OF_VOCABULARY if name == "candidates" else none
         if values.shape[1] > MOST_FILTERED or count * values.shape[1] > MOST_IN_ALL:
             raise RequestError(
                 f"{name} has {values.shape[1]} ids for each of {count} sessions, expected at most "
@@ -165,6 +172,8 @@ class Reader:
         _check_type(name, values, self.types["item_id"])
         indices = self.encoder.lookups["item_id"](values.reshape(-1)).reshape(values.shape)
         found = np.where(indices < OUT_OF_VOCABULARY, 0, indices)  # rows end in missing ids
+        if name == "candidates":  # a choice of nothing is not the whole catalogue
+            found[:, 0] = np.where(found.any(1), found[:, 0], OUT_OF_VOCABULARY)
         return found if len(found) == count else np.repeat(found, count, axis=0)
 
     def _filters_seen(self, requested: np.ndarray | None) -> bool:
@@ -232,6 +241,11 @@ def _of_flat(shape: tuple[int, ...], ids: np.ndarray) -> _Layout:
     rank[order] = np.arange(len(order))
     session = rank[code.reshape(-1)]
     lengths = np.bincount(session, minlength=len(values))
+    if len(values) > MOST_SESSIONS:
+        raise RequestError(
+            f"session_id names {len(values)} sessions, expected at most {MOST_SESSIONS} in a "
+            "request."
+        )
     cells = np.argsort(session, kind="stable")
     return _Layout(shape, cells, lengths, values[order][np.newaxis], flat=True)
 
@@ -256,8 +270,9 @@ def _inside(shape: tuple[int, ...], length: np.ndarray | None) -> tuple[np.ndarr
 
 def _by_row(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """(interactions,) -> (S, longest), filled up with 0; the last ones of a long session."""
-    kept, row, column = newest(lengths, MOST_FILTERED)
-    rows = np.zeros((len(lengths), min(int(lengths.max()), MOST_FILTERED)), np.int64)
+    width = max(1, min(int(lengths.max()), MOST_FILTERED, MOST_IN_ALL // len(lengths)))
+    kept, row, column = newest(lengths, width)
+    rows = np.zeros((len(lengths), width), np.int64)
     rows[row, column] = np.where(values < FIRST_ITEM, 0, values)[kept]
     return rows
 
