@@ -6,6 +6,7 @@ projected once, at export; the numbers are the same, which the exporter proves.
 """
 
 import copy
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +14,9 @@ from torch import Tensor, nn
 
 from pipeline.model.huggingface import HuggingFaceEncoder
 from pipeline.model.model import Model
+
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, int], Tensor]
+"""`attend`, or a script of it."""
 
 _HIDDEN = 1e30
 """What Hugging Face takes from the score of a position that may not be seen."""
@@ -24,10 +28,45 @@ class Output(NamedTuple):
     last_hidden_state: Tensor
 
 
+def attend(
+    projected: Tensor,
+    content: Tensor,
+    place: Tensor,
+    placed: Tensor,
+    hidden: Tensor | None,
+    longest: int,
+) -> Tensor:
+    """Attention with relative positions; the exporter makes it a script, whose sizes are numbers.
+
+    (B, L, 3 * D) queries, keys and values, (H, 1, d) biases, (H, d, 2 * longest) positions and what
+    is taken from scores -> (B, L, D).
+    """
+    rows, length, heads, width = (
+        projected.size(0),
+        projected.size(1),
+        placed.size(0),
+        placed.size(1),
+    )
+    parts = projected.view(rows, length, 3, heads, width).permute(2, 0, 3, 1, 4)
+    queries, keys, values = parts[0], parts[1], parts[2]  # (B, H, L, d)
+    scores = torch.matmul(queries + content, keys.transpose(2, 3))
+    # of a position i that looks at j, column longest - i + j
+    near = placed[:, :, longest - length + 1 : longest + length]
+    away = torch.matmul(queries + place, near).contiguous()  # (B, H, L, 2 * L - 1)
+    reach = 2 * length - 1
+    shape = [rows, heads, length, length]
+    strides = [heads * length * reach, length * reach, reach - 1, 1]
+    scores = scores + away.as_strided(shape, strides, length - 1)
+    if hidden is not None:
+        scores = scores + hidden
+    seen = torch.matmul(scores.softmax(3), values)
+    return seen.transpose(1, 2).reshape(rows, length, heads * width)
+
+
 class LeanXlnet(nn.Module):
     """In place of XLNetModel, for rows of up to `longest` positions, without dropout."""
 
-    def __init__(self, model: Any, longest: int) -> None:
+    def __init__(self, model: Any, longest: int, attend: Attend) -> None:
         super().__init__()
         self.config = model.config
         self.causal = model.attn_type == "uni"
@@ -36,7 +75,9 @@ class LeanXlnet(nn.Module):
             places = torch.arange(0, model.d_model, 2.0)
             angles = positions.unsqueeze(1) / 10_000 ** (places / model.d_model)
             waves = torch.cat([angles.sin(), angles.cos()], 1)  # (2 * longest, D)
-            self.layers = nn.ModuleList(_Layer(layer, waves, longest) for layer in model.layer)
+            self.layers = nn.ModuleList(
+                _Layer(layer, waves, longest, attend) for layer in model.layer
+            )
 
     def forward(self, inputs_embeds: Tensor, attention_mask: Tensor | None = None) -> Output:
         """(B, L, D), (B, L) of 1 and 0 -> (B, L, D)."""
@@ -56,10 +97,10 @@ class LeanXlnet(nn.Module):
 
 
 class _Layer(nn.Module):
-    def __init__(self, layer: Any, waves: Tensor, longest: int) -> None:
+    def __init__(self, layer: Any, waves: Tensor, longest: int, attend: Attend) -> None:
         super().__init__()
+        self.attend = attend
         attention = layer.rel_attn
-        self.heads, self.width = attention.n_head, attention.d_head
         self.longest = longest
         d_model = waves.size(1)
         # (D, heads, width) of queries, keys and values; scores are scaled with the queries
@@ -76,35 +117,16 @@ class _Layer(nn.Module):
         self.ff = layer.ff
 
     def forward(self, state: Tensor, hidden: Tensor | None) -> Tensor:
-        rows, length = state.size(0), state.size(1)
-        found = (state @ self.project).view(rows, length, 3, self.heads, self.width)
-        queries, keys, values = found.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, L, width)
-        scores = (queries + self.content) @ keys.transpose(2, 3)
-        # of a position i that looks at j, column longest - i + j
-        near = self.placed[:, :, self.longest - length + 1 : self.longest + length]
-        away = (queries + self.place) @ near  # (B, heads, L, 2 * L - 1)
-        shifted = away.as_strided(
-            (rows, self.heads, length, length),
-            (
-                self.heads * length * (2 * length - 1),
-                length * (2 * length - 1),
-                2 * length - 2,
-                1,
-            ),
-            length - 1,
+        seen = self.attend(
+            state @ self.project, self.content, self.place, self.placed, hidden, self.longest
         )
-        scores = scores + shifted
-        if hidden is not None:
-            scores = scores + hidden
-        seen = scores.softmax(3) @ values  # (B, heads, L, width)
-        out = seen.transpose(1, 2).reshape(rows, length, -1) @ self.back
-        state = self.norm(out + state)
+        state = self.norm(seen @ self.back + state)
         within = self.ff.layer_2(self.ff.activation_function(self.ff.layer_1(state)))
         normed: Tensor = self.ff.layer_norm(within + state)
         return normed
 
 
-def lean(model: Model) -> Model:
+def lean(model: Model, attend: Attend = attend) -> Model:
     """The same model with leaner parts where there are some; the weights are those of `model`."""
     if not any(_is_xlnet(module) for module in model.modules()):
         return model
@@ -114,7 +136,7 @@ def lean(model: Model) -> Model:
     for module in found.modules():
         if _is_xlnet(module):
             # one position more: a mask stands behind the newest interaction
-            module.transformer = LeanXlnet(module.transformer, longest + 1)
+            module.transformer = LeanXlnet(module.transformer, longest + 1, attend)
     return found.eval()
 
 

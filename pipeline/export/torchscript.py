@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pipeline.core.columns import FIRST_ITEM, PADDING
 from pipeline.core.errors import PipelineError
-from pipeline.export.lean import lean
+from pipeline.export.lean import attend, lean
 from pipeline.model.batch import SessionBatch
 from pipeline.model.model import Model
 
@@ -29,7 +29,7 @@ class ServedModel(nn.Module):
     def __init__(self, model: Model, names: list[str], session_names: set[str]) -> None:
         super().__init__()
         self.model = model
-        self.program = lean(model)
+        self.program = lean(model, torch.jit.script(attend))
         self.names = names
         self.session_names = session_names
         with torch.no_grad():
