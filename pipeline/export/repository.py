@@ -2,7 +2,7 @@
 
 The ensemble has one step. That step, `requests`, encodes all requests of an execution together,
 asks the model for them at once and looks the ids up. As three steps of Triton's own ensemble each
-request passed through three models by itself: 8.3 ms where this takes 3 (`docs/serving.md`).
+request passed through three models by itself (`docs/serving.md`).
 
 Each export into the same place is a new version. Its steps are models of their own, whose names
 tell the version; those of the version before stay beside them, untouched. A server that looks for
