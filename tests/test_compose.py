@@ -11,6 +11,7 @@ import signal
 import subprocess
 import tempfile
 import time
+import tomllib
 import urllib.request
 from itertools import pairwise
 from pathlib import Path
@@ -108,6 +109,14 @@ def test_nothing_of_the_machine_that_builds_gets_into_the_image() -> None:
     version = re.search(r'requires = \["hatchling==(\S+)"\]', (ROOT / "pyproject.toml").read_text())
     assert version is not None
     assert f"ARG HATCHLING_VERSION={version[1]}\n" in dockerfile
+
+
+def test_the_image_has_all_that_the_wheel_is_made_of() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    dockerfile = (ROOT / "docker/Dockerfile").read_text()
+    for source in [*wheel["packages"], *wheel["force-include"]]:
+        assert f"\nCOPY {source} {source}\n" in dockerfile, source
 
 
 def test_the_command_for_nvidias_image_serves_in_the_triton_of_the_wheel(
