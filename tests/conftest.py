@@ -21,6 +21,12 @@ ROOT = Path(__file__).resolve().parents[1]
 REAL_DATA = ROOT.parent / "shared" / "data"
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Bytes are named by their number: the processes of pytest-xdist must agree on every name,
+    and what a compressor wrote may hold the time of day."""
+    return f"{len(val)} bytes" if isinstance(val, bytes) else None
+
+
 SESSION: dict[str, list[Any]] = {
     "item_id": ["sku-00001", "sku-00002"],
     "timestamp": ["2026-01-05 00:00:00 UTC", "2026-01-05 00:00:09 UTC"],
