@@ -7,39 +7,28 @@ projected once, at export; the numbers are the same, which the exporter proves.
 
 import copy
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from pipeline.model.blocks import SequentialBlock, TransformerBlock
 from pipeline.model.huggingface import HuggingFaceEncoder
 from pipeline.model.model import Model
 
-Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, int], Tensor]
+Attend = Callable[[Tensor, Tensor, Tensor | None, int], Tensor]
 """`attend`, or a script of it."""
 
-_HIDDEN = 1e30
-"""What Hugging Face takes from the score of a position that may not be seen."""
+_HIDDEN = -1e30
+"""Score of a position that may not be seen: Hugging Face takes as much from it."""
 
 
-class Output(NamedTuple):
-    """As of a Hugging Face model."""
-
-    last_hidden_state: Tensor
-
-
-def attend(
-    projected: Tensor,
-    content: Tensor,
-    place: Tensor,
-    placed: Tensor,
-    hidden: Tensor | None,
-    longest: int,
-) -> Tensor:
+def attend(projected: Tensor, placed: Tensor, hidden: Tensor | None, longest: int) -> Tensor:
     """Attention with relative positions; the exporter makes it a script, whose sizes are numbers.
 
-    (B, L, 3 * D) queries, keys and values, (H, 1, d) biases, (H, d, 2 * longest) positions and what
-    is taken from scores -> (B, L, D).
+    (B, L, 4 * D) queries of contents and of places, keys and values, (H, d, 2 * longest) positions
+    and what is added to scores -> (B, L, D).
     """
     rows, length, heads, width = (
         projected.size(0),
@@ -47,53 +36,83 @@ def attend(
         placed.size(0),
         placed.size(1),
     )
-    parts = projected.view(rows, length, 3, heads, width).permute(2, 0, 3, 1, 4)
-    queries, keys, values = parts[0], parts[1], parts[2]  # (B, H, L, d)
-    scores = torch.matmul(queries + content, keys.transpose(2, 3))
+    parts = projected.view(rows, length, 4, heads, width).permute(2, 0, 3, 1, 4)  # (4, B, H, L, d)
     # of a position i that looks at j, column longest - i + j
     near = placed[:, :, longest - length + 1 : longest + length]
-    away = torch.matmul(queries + place, near).contiguous()  # (B, H, L, 2 * L - 1)
+    away = torch.matmul(parts[1], near).contiguous()  # (B, H, L, 2 * L - 1)
     reach = 2 * length - 1
     shape = [rows, heads, length, length]
     strides = [heads * length * reach, length * reach, reach - 1, 1]
-    scores = scores + away.as_strided(shape, strides, length - 1)
+    added = away.as_strided(shape, strides, length - 1)
     if hidden is not None:
-        scores = scores + hidden
-    seen = torch.matmul(scores.softmax(3), values)
+        added = added + hidden
+    seen = functional.scaled_dot_product_attention(
+        parts[0], parts[2], parts[3], added, 0.0, False, scale=1.0
+    )
     return seen.transpose(1, 2).reshape(rows, length, heads * width)
 
 
 class LeanXlnet(nn.Module):
-    """In place of XLNetModel, for rows of up to `longest` positions, without dropout."""
+    """In place of the encoder around XLNetModel, for rows of up to `longest`, without dropout.
 
-    def __init__(self, model: Any, longest: int, attend: Attend) -> None:
+    With `newest_only` the last layer is computed for the newest position alone and stands at all.
+    """
+
+    def __init__(
+        self, encoder: HuggingFaceEncoder, longest: int, attend: Attend, *, newest_only: bool
+    ) -> None:
         super().__init__()
-        self.config = model.config
-        self.causal = model.attn_type == "uni"
+        model = encoder.transformer
+        self.d_output = encoder.d_output
+        self.longest = longest
+        self.newest_only = newest_only
         with torch.no_grad():
             positions = torch.arange(longest, -longest, -1.0)
             places = torch.arange(0, model.d_model, 2.0)
             angles = positions.unsqueeze(1) / 10_000 ** (places / model.d_model)
             waves = torch.cat([angles.sin(), angles.cos()], 1)  # (2 * longest, D)
-            self.layers = nn.ModuleList(
-                _Layer(layer, waves, longest, attend) for layer in model.layer
-            )
+            layers = [_Layer(layer, waves, longest, attend) for layer in model.layer]
+        self.first = nn.ModuleList(layers[:-1])
+        self.last = layers[-1]
+        # what a position sees is said by the length of its row; right of it is padding
+        count = torch.arange(longest)
+        beyond = torch.full((longest + 1, longest), _HIDDEN).triu().view(-1, 1, 1, longest)
+        ahead = torch.full((longest, longest), _HIDDEN).triu(1)
+        self.register_buffer("beyond", beyond if encoder.mask == "padding" else None)
+        self.register_buffer("ahead", ahead if model.attn_type == "uni" else None)
+        # of the newest position i of a row that looks at j: column longest - i + j
+        newest = torch.arange(-1, longest).unsqueeze(1)
+        columns = (longest - newest + count).clamp(max=2 * longest - 1)
+        self.register_buffer("columns", columns.view(-1, 1, 1, longest))
 
-    def forward(self, inputs_embeds: Tensor, attention_mask: Tensor | None = None) -> Output:
-        """(B, L, D), (B, L) of 1 and 0 -> (B, L, D)."""
-        length = inputs_embeds.size(1)
+    beyond: Tensor | None
+    ahead: Tensor | None
+    columns: Tensor
+    """(longest + 1, 1, 1, longest) by the length of a row, as `beyond`."""
+
+    def forward(self, embeddings: Tensor, lengths: Tensor, _order: Tensor | None) -> Tensor:
+        """(B, L, D), (B,), None -> (B, L, D)."""
+        width = embeddings.size(1)
+        lengths = lengths.clamp(min=1)
         hidden = None
-        if attention_mask is not None:
-            own = torch.eye(length, dtype=inputs_embeds.dtype, device=inputs_embeds.device)
-            seen = torch.maximum(attention_mask.unsqueeze(1), own)  # (B, L, L)
-            hidden = ((seen - 1) * _HIDDEN).unsqueeze(1)
-        if self.causal:
-            ahead = inputs_embeds.new_full((length, length), -_HIDDEN).triu(1)
+        if self.beyond is not None:
+            hidden = self.beyond[lengths][:, :, :, :width]
+        of_newest = hidden
+        if self.ahead is not None:
+            ahead = self.ahead[:width, :width]
             hidden = ahead if hidden is None else torch.minimum(hidden, ahead)
-        state = inputs_embeds
-        for layer in self.layers:
+        state = embeddings
+        for layer in self.first:
             state = layer(state, hidden)
-        return Output(state)
+        if not self.newest_only:
+            found: Tensor = self.last(state, hidden)
+            return found
+        if of_newest is None:
+            assert self.ahead is not None  # noqa: S101
+            of_newest = self.ahead[lengths - 1][:, None, None, :width]
+        columns = self.columns[lengths][:, :, :, :width]
+        found = self.last.newest(state, lengths, of_newest, columns)
+        return found.expand(-1, width, -1)
 
 
 class _Layer(nn.Module):
@@ -104,23 +123,46 @@ class _Layer(nn.Module):
         self.longest = longest
         d_model = waves.size(1)
         # (D, heads, width) of queries, keys and values; scores are scaled with the queries
-        weights = [attention.q * attention.scale, attention.k, attention.v]
+        scaled = attention.q * attention.scale
+        weights = [scaled, scaled, attention.k, attention.v]
         self.project = nn.Parameter(
-            torch.cat([weight.reshape(d_model, -1) for weight in weights], 1)
+            torch.cat([weight.reshape(d_model, -1) for weight in weights], 1).T.contiguous()
         )
-        self.content = nn.Parameter(attention.r_w_bias.unsqueeze(1) * attention.scale)
-        self.place = nn.Parameter(attention.r_r_bias.unsqueeze(1) * attention.scale)
+        biases = [attention.r_w_bias * attention.scale, attention.r_r_bias * attention.scale]
+        none = torch.zeros(2 * d_model)
+        self.bias = nn.Parameter(torch.cat([*(bias.reshape(-1) for bias in biases), none]))
         placed = torch.einsum("pd,dhw->hwp", waves.to(attention.r), attention.r)
         self.placed = nn.Parameter(placed.contiguous())  # (heads, width, 2 * longest)
-        self.back = nn.Parameter(attention.o.reshape(d_model, -1).T.contiguous())
+        self.back = nn.Parameter(attention.o.reshape(d_model, -1).contiguous())
         self.norm = attention.layer_norm
         self.ff = layer.ff
 
     def forward(self, state: Tensor, hidden: Tensor | None) -> Tensor:
-        seen = self.attend(
-            state @ self.project, self.content, self.place, self.placed, hidden, self.longest
+        """(B, L, D) -> (B, L, D)."""
+        projected = functional.linear(state, self.project, self.bias)
+        seen = self.attend(projected, self.placed, hidden, self.longest)
+        return self._rest(seen, state)
+
+    def newest(self, state: Tensor, lengths: Tensor, hidden: Tensor, columns: Tensor) -> Tensor:
+        """(B, L, D), (B,), what is added to scores, and columns of positions -> (B, 1, D)."""
+        rows, width, d_model = state.size(0), state.size(1), state.size(2)
+        heads, wide = self.placed.size(0), self.placed.size(1)
+        place = (lengths - 1).view(-1, 1, 1).expand(-1, 1, d_model)
+        own = state.gather(1, place)  # (B, 1, D)
+        half = 2 * d_model
+        queries = functional.linear(own, self.project[:half], self.bias[:half])
+        queries = queries.view(rows, 2, heads, 1, wide)
+        looked = functional.linear(state, self.project[half:])
+        keys, values = looked.view(rows, width, 2, heads, wide).permute(2, 0, 3, 1, 4).unbind(0)
+        away = torch.matmul(queries[:, 1], self.placed)  # (B, H, 1, 2 * longest)
+        added = away.gather(3, columns.expand(-1, heads, -1, -1)) + hidden
+        seen = functional.scaled_dot_product_attention(
+            queries[:, 0], keys, values, added, 0.0, False, scale=1.0
         )
-        state = self.norm(seen @ self.back + state)
+        return self._rest(seen.reshape(rows, 1, d_model), own)
+
+    def _rest(self, seen: Tensor, state: Tensor) -> Tensor:
+        state = self.norm(functional.linear(seen, self.back) + state)
         within = self.ff.layer_2(self.ff.activation_function(self.ff.layer_1(state)))
         normed: Tensor = self.ff.layer_norm(within + state)
         return normed
@@ -133,10 +175,15 @@ def lean(model: Model, attend: Attend = attend) -> Model:
     found = copy.deepcopy(model)
     longest = model.inputs.max_sequence_length
     assert longest is not None  # noqa: S101  the exporter knows a length
-    for module in found.modules():
-        if _is_xlnet(module):
+    bodies = [module for module in found.modules() if isinstance(module, SequentialBlock)]
+    last = {id(body.blocks[-1]) for body in bodies if len(body.blocks)}
+    for block in list(found.modules()):
+        if isinstance(block, TransformerBlock) and _is_xlnet(block.encoder):
+            assert isinstance(block.encoder, HuggingFaceEncoder)  # noqa: S101
             # one position more: a mask stands behind the newest interaction
-            module.transformer = LeanXlnet(module.transformer, longest + 1, attend)
+            block.encoder = LeanXlnet(
+                block.encoder, longest + 1, attend, newest_only=id(block) in last
+            )
     return found.eval()
 
 
@@ -145,6 +192,8 @@ def _is_xlnet(module: nn.Module) -> bool:
         isinstance(module, HuggingFaceEncoder)
         and module.transformer.config.model_type == "xlnet"
         and module.mask in ("none", "padding")
+        and (module.mask == "padding" or module.transformer.attn_type == "uni")
+        and module.room is None
         and module.transformer.clamp_len <= 0
         and not module.transformer.bi_data
     )

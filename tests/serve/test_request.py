@@ -178,7 +178,7 @@ def test_excluded_items_and_candidates_become_indices(reader: Reader) -> None:
     # one row is for all sessions; an unknown candidate stays one, so that a list may be empty
     assert request.candidates.tolist() == [[3, 0, 2]] * 2
     request = reader.read(sessions(exclude=np.empty((2, 0), object)))
-    assert request.excluded.tolist() == request.candidates.tolist() == [[0], [0]]
+    assert request.excluded.tolist() == request.candidates.tolist() == [[], []]
     for nothing in (np.empty((2, 0), object), np.array([[""], [""]], object)):
         # to choose from nothing is not to choose from everything
         assert reader.read(sessions(candidates=nothing)).candidates.tolist() == [[2], [2]]
@@ -187,7 +187,7 @@ def test_excluded_items_and_candidates_become_indices(reader: Reader) -> None:
 def test_items_of_the_whole_session_are_left_out_where_seen_ones_are(reader: Reader) -> None:
     ids = np.array([["b", "é", "x", "a", "b"], ["a", "", "b", "b", "b"]], object)
     tensors = {"item_id": ids, "length": np.array([[5], [3]], np.int32)}
-    assert reader.read(tensors).excluded.tolist() == [[0], [0]]
+    assert reader.read(tensors).excluded.tolist() == [[], []]
     tensors["filter_seen"] = np.array([[True], [True]])
     seen = [set(row) - {0} for row in reader.read(tensors).excluded.tolist()]
     assert seen == [{4, 5, 3}, {3, 4}], "more than the model reads, and nothing beyond the length"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -23,23 +24,28 @@ class Lists(NamedTuple):
     """(S, E) of which a session's inner products with those of items are its scores."""
 
 
-def answers(request: Request, lists: Lists, items: np.ndarray) -> dict[str, np.ndarray]:
+def answers(
+    request: Request, lists: Lists, items: np.ndarray, wanted: Collection[str]
+) -> dict[str, np.ndarray]:
     """Tensors by name: (B, k) `item_ids` and `scores`, (B, E) `embedding`, (B, 1) `session_ids`.
 
     Of flat interactions there is one row: (1, S * k), (1, S * E), (1, S). `items` are raw ids in
     the order of the catalogue. A list that is shorter ends in missing ids, whose scores are minus
-    infinity.
+    infinity. Only those `wanted` are made.
     """
     scores = lists.scores[:, : request.k]
-    indices = lists.items[:, : request.k]
-    found = items[np.maximum(indices - FIRST_ITEM, 0)]
-    short = np.isneginf(scores)
-    if short.any():
-        found[short] = MISSING_INTEGER if found.dtype.kind == "i" else b""
     rows = 1 if request.flat else len(scores)
-    return {
-        "item_ids": found.reshape(rows, -1),
-        "scores": np.ascontiguousarray(scores).reshape(rows, -1),
-        "embedding": np.ascontiguousarray(lists.embeddings).reshape(rows, -1),
-        "session_ids": np.ascontiguousarray(request.session_ids),
-    }
+    made: dict[str, np.ndarray] = {}
+    if "item_ids" in wanted:
+        found = items[np.maximum(lists.items[:, : request.k] - FIRST_ITEM, 0)]
+        short = scores == -np.inf
+        if short.any():
+            found[short] = MISSING_INTEGER if found.dtype.kind == "i" else b""
+        made["item_ids"] = found.reshape(rows, -1)
+    if "scores" in wanted:
+        made["scores"] = np.ascontiguousarray(scores).reshape(rows, -1)
+    if "embedding" in wanted:
+        made["embedding"] = np.ascontiguousarray(lists.embeddings).reshape(rows, -1)
+    if "session_ids" in wanted:
+        made["session_ids"] = np.ascontiguousarray(request.session_ids)
+    return made

@@ -13,14 +13,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .lookups import MISSING_INTEGER, IntegerLookup, TextLookup, lookup_of, read_values
-from .times import time_feature
+from .times import names_of, time_feature
 
 
 class Rows(NamedTuple):
     """Sessions of one request, flattened."""
 
     columns: dict[str, np.ndarray]
-    """Per feature of an interaction (interactions,), per feature of a session (sessions,)."""
+    """Per feature of an interaction (interactions,), per feature of a session (sessions,); without
+    those that were not sent."""
     lengths: np.ndarray
     """(sessions,) interactions of each, at least 1."""
     times: np.ndarray | None
@@ -43,6 +44,8 @@ class Encoder:
                 self.lookups[column["name"]] = lookup_of(values)
                 if column["name"] == "item_id":
                     self.items = item_array(values)
+        self.unsent = {c["name"]: self._encode_column(c, missing(c, 1))[0] for c in self.columns}
+        """What a missing value of each column becomes."""
 
     def encode(self, rows: Rows, width: int | None = None) -> dict[str, np.ndarray]:
         """Rows of S sessions -> per feature (S, W) of its newest W interactions, or (S, 1).
@@ -50,24 +53,45 @@ class Encoder:
         W is `max_sequence_length`, or `width` if that is less.
         """
         width = self.length if width is None else min(width, self.length)
-        order, lengths = _by_time(rows.times, rows.lengths)
-        kept, row, column = newest(lengths, width)
+        lengths = rows.lengths
+        count = len(lengths)
+        # most requests: all sessions as long as they are wide, none of which is to be cut
+        even = bool((lengths == width).all())
+        order = None if rows.times is None else _by_time(rows.times, lengths)
+        kept, row, column = (None, None, None) if even else newest(lengths, width)
 
         def padded(flat: np.ndarray) -> np.ndarray:
-            whole = np.zeros((len(lengths), width), flat.dtype)
+            """Of kept interactions."""
+            if even:
+                return flat.reshape(count, width)
+            whole = np.zeros((count, width), flat.dtype)
             whole[row, column] = flat
             return whole
 
+        chosen = kept if order is None else order if kept is None else order[kept]
         encoded = {}
         for spec in self.columns:
-            values = rows.columns[spec["name"]]
+            name = spec["name"]
+            values = rows.columns.get(name)
             if spec["scope"] == "session":
-                encoded[spec["name"]] = self._encode_column(spec, values)[:, np.newaxis]
+                if values is None:
+                    encoded[name] = np.full((count, 1), self.unsent[name])
+                else:
+                    encoded[name] = self._encode_column(spec, values)[:, np.newaxis]
+            elif values is None:
+                size = count * width if row is None else len(row)
+                encoded[name] = padded(np.full(size, self.unsent[name]))
             else:
-                encoded[spec["name"]] = padded(self._encode_column(spec, values[order[kept]]))
+                values = values if chosen is None else values[chosen]
+                encoded[name] = padded(self._encode_column(spec, values))
         for feature in self.spec["time_features"]:
-            for name, values in self._time_feature(feature, rows.times, order, lengths).items():
-                encoded[name] = padded(values[kept])
+            if rows.times is None or order is None:
+                for name in names_of(feature):
+                    encoded[name] = np.zeros((count, width), np.float32)
+                continue
+            found = self._time_feature(feature, rows.times[order], lengths)
+            for name, values in found.items():
+                encoded[name] = padded(values if kept is None else values[kept])
         return encoded
 
     def _encode_column(self, spec: dict[str, Any], values: np.ndarray) -> np.ndarray:
@@ -76,13 +100,10 @@ class Encoder:
         return standardise(values.astype(np.float64), spec)
 
     def _time_feature(
-        self, feature: str, times: np.ndarray | None, order: np.ndarray, lengths: np.ndarray
+        self, feature: str, times: np.ndarray, lengths: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """(interactions,) by name; 0, as of a missing number, where a request has no times."""
-        if times is None:
-            names = ("elapsed",) if feature == "elapsed" else (f"{feature}_sin", f"{feature}_cos")
-            return {name: np.zeros(len(order), np.float32) for name in names}
-        found = time_feature(feature, times[order], lengths)
+        """(interactions,) by name."""
+        found = time_feature(feature, times, lengths)
         if feature == "elapsed":
             assert self.timestamp is not None  # noqa: S101
             found["elapsed"] = standardise(found["elapsed"], self.timestamp["elapsed"])
@@ -98,18 +119,34 @@ def item_array(values: np.ndarray | list[bytes]) -> np.ndarray:
     return items
 
 
-def merge(parts: list[Rows]) -> Rows:
-    """Sessions of several requests, all with times or all without."""
+def merge(parts: list[Rows], specs: list[dict[str, Any]]) -> Rows:
+    """Sessions of several requests, all with times or all without; `specs` of the columns."""
     if len(parts) == 1:
         return parts[0]
     times = None
     if parts[0].times is not None:
         times = np.concatenate([part.times for part in parts if part.times is not None])
-    return Rows(
-        {name: np.concatenate([part.columns[name] for part in parts]) for name in parts[0].columns},
-        np.concatenate([part.lengths for part in parts]),
-        times,
-    )
+    lengths = np.concatenate([part.lengths for part in parts])
+    columns = {}
+    for spec in specs:
+        name = spec["name"]
+        if any(name in part.columns for part in parts):
+            of_session = spec["scope"] == "session"
+            columns[name] = np.concatenate(
+                [
+                    part.columns[name]
+                    if name in part.columns
+                    else missing(spec, len(part.lengths) if of_session else int(part.lengths.sum()))
+                    for part in parts
+                ]
+            )
+    return Rows(columns, lengths, times)
+
+
+def missing(spec: dict[str, Any], count: int) -> np.ndarray:
+    """(count,) values of a column that are not there."""
+    types: dict[str, type] = {"int64": np.int64, "float64": np.float64, "string": object}
+    return np.full(count, MISSING[spec["type"]], types[spec["type"]])
 
 
 def standardise(values: np.ndarray, spec: dict[str, Any]) -> np.ndarray:
@@ -128,11 +165,9 @@ def standardise(values: np.ndarray, spec: dict[str, Any]) -> np.ndarray:
         return np.nan_to_num(values.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def _by_time(times: np.ndarray | None, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _by_time(times: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Order of interactions by session and time; equal times keep the order of the request."""
-    if times is None:
-        return np.arange(int(lengths.sum())), lengths
-    return np.lexsort((times, np.repeat(np.arange(len(lengths)), lengths))), lengths
+    return np.lexsort((times, np.repeat(np.arange(len(lengths)), lengths)))
 
 
 def newest(lengths: np.ndarray, longest: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

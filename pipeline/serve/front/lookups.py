@@ -9,14 +9,24 @@ import numpy as np
 NULL = 1
 OUT_OF_VOCABULARY = 2
 FIRST_ITEM = 3
+CLOSE = 4
+"""Entries of a table for each of the values that it may have."""
 MISSING_INTEGER = -(2**63)
 """Stands for a missing value where a request's tensor holds integers."""
 
 
 class IntegerLookup:
-    """Integers to indices by binary search."""
+    """Integers to indices: by a table where they lie close together, else by binary search."""
 
     def __init__(self, values: np.ndarray) -> None:
+        self._table: np.ndarray | None = None
+        if len(values):
+            self._first, self._last = int(values.min()), int(values.max())
+            reach = self._last - self._first + 1
+            if reach <= CLOSE * len(values):
+                self._table = np.full(reach, OUT_OF_VOCABULARY, np.int32)
+                self._table[values - self._first] = np.arange(len(values)) + FIRST_ITEM
+                return
         self._order = np.argsort(values, kind="stable")
         self._sorted = values[self._order]
 
@@ -24,7 +34,10 @@ class IntegerLookup:
         """(n,) -> (n,) int64 indices."""
         values = values.astype(np.int64)
         indices = np.full(values.shape, OUT_OF_VOCABULARY, np.int64)
-        if len(self._sorted):
+        if self._table is not None:
+            known = (values >= self._first) & (values <= self._last)
+            indices[known] = self._table[values[known] - self._first]
+        elif len(self._sorted):
             places = np.minimum(np.searchsorted(self._sorted, values), len(self._sorted) - 1)
             known = self._sorted[places] == values
             indices[known] = self._order[places[known]] + FIRST_ITEM

@@ -57,7 +57,7 @@ class Program:
         return {
             "indices__0": np.concatenate([*integers, excluded, candidates], axis=1),
             "numbers__1": np.concatenate([*floats, np.zeros((count, 1), np.float32)], axis=1),
-            "sizes__2": np.tile(np.array(sizes, np.int32), (count, 1)),
+            "sizes__2": np.array([sizes] * count, np.int32),
         }
 
     def _encoded(self, requests: list[Request], sessions: int) -> dict[str, np.ndarray]:
@@ -67,11 +67,13 @@ class Program:
         for place, request in enumerate(requests):
             groups.setdefault(request.rows.times is None, []).append(place)
         if len(groups) == 1:
-            return self.encoder.encode(merge([request.rows for request in requests]), longest)
+            return self.encoder.encode(
+                merge([request.rows for request in requests], self.encoder.columns), longest
+            )
         ends = np.cumsum([len(request.rows.lengths) for request in requests])
         whole: dict[str, np.ndarray] = {}
         for places in groups.values():
-            rows = merge([requests[place].rows for place in places])
+            rows = merge([requests[place].rows for place in places], self.encoder.columns)
             begins = [ends[p] - len(requests[p].rows.lengths) for p in places]
             into = np.concatenate(
                 [np.arange(b, ends[p]) for b, p in zip(begins, places, strict=True)]

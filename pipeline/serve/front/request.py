@@ -84,7 +84,9 @@ class Reader:
         times = self._times(tensors.get("timestamp"), layout)
         columns = {}
         for column in self.encoder.columns:
-            columns[column["name"]] = _column(column, tensors.get(column["name"]), layout, times)
+            sent = tensors.get(column["name"])
+            if sent is not None:
+                columns[column["name"]] = _column(column, sent, layout, times)
         rows = Rows(columns, layout.lengths, times)
         excluded = self._indices("exclude", tensors.get("exclude"), layout)
         if self._filters_seen(tensors.get("filter_seen")):
@@ -148,13 +150,13 @@ class Reader:
         return np.where(filled == MISSING_INTEGER, 0, filled)
 
     def _indices(self, name: str, values: np.ndarray | None, layout: _Layout) -> np.ndarray:
-        """(S, X) item indices of raw ids, (S, 1) of nothing where there are none.
+        """(S, X) item indices of raw ids, (S, 0) where there are none.
 
         What is not in the catalogue stays out of vocabulary: among candidates, it is one that no
         list can hold.
         """
         count = len(layout.lengths)
-        none = np.zeros((count, 1), np.int64)
+        none = np.zeros((count, 0), np.int64)
         if values is None:
             return none
         if values.ndim != 2 or values.shape[0] not in (1, layout.shape[0]):
@@ -163,7 +165,8 @@ class Reader:
                 "the item ids of each session, or [1, m]."
             )
         if values.shape[1] == 0:
-            return none + OUT_OF_VOCABULARY if name == "candidates" else none
+            # a choice of nothing is not the whole catalogue
+            return np.full((count, int(name == "candidates")), OUT_OF_VOCABULARY)
         if values.shape[1] > MOST_FILTERED or count * values.shape[1] > MOST_IN_ALL:
             raise RequestError(
                 f"{name} has {values.shape[1]} ids for each of {count} sessions, expected at most "
@@ -172,7 +175,7 @@ class Reader:
         _check_type(name, values, self.types["item_id"])
         indices = self.encoder.lookups["item_id"](values.reshape(-1)).reshape(values.shape)
         found = np.where(indices < OUT_OF_VOCABULARY, 0, indices)  # rows end in missing ids
-        if name == "candidates":  # a choice of nothing is not the whole catalogue
+        if name == "candidates":  # nor is one of unknown items
             found[:, 0] = np.where(found.any(1), found[:, 0], OUT_OF_VOCABULARY)
         return found if len(found) == count else np.repeat(found, count, axis=0)
 
@@ -205,15 +208,12 @@ def _one_of(name: str, requested: np.ndarray) -> Any:
 
 
 def _column(
-    column: dict[str, Any], values: np.ndarray | None, layout: _Layout, times: np.ndarray | None
+    column: dict[str, Any], values: np.ndarray, layout: _Layout, times: np.ndarray | None
 ) -> np.ndarray:
-    """(interactions,) or, of a session, (S,) values; missing ones for a column that is not sent."""
+    """(interactions,) or, of a session, (S,) values."""
     name, of_session = column["name"], column["scope"] == "session"
     count = len(layout.lengths) if of_session else len(layout.cells)
     kind = column["type"]
-    if values is None:
-        types = {"int64": np.int64, "float64": np.float64, "string": object}
-        return np.full(count, MISSING[kind], types[kind])
     expected = (layout.shape[0], 1) if of_session and not layout.flat else layout.shape
     if values.shape != expected:
         raise RequestError(

@@ -23,6 +23,11 @@ ISO_TIME = re.compile(
 SCALES = {"s": 1_000_000, "ms": 1_000, "us": 1, "ns": 0.001}
 
 
+def names_of(feature: str) -> tuple[str, ...]:
+    """Of the columns of a feature."""
+    return ("elapsed",) if feature == "elapsed" else (f"{feature}_sin", f"{feature}_cos")
+
+
 def time_feature(feature: str, times: np.ndarray, lengths: np.ndarray) -> dict[str, np.ndarray]:
     """Microseconds sorted by session and time to one feature, under its names."""
     if feature == "elapsed":

@@ -52,8 +52,7 @@ class TritonPythonModel:
             responses[index] = pb_utils.InferenceResponse(
                 output_tensors=[
                     pb_utils.Tensor(name, values)
-                    for name, values in answers(request, lists, self.encoder.items).items()
-                    if name in wanted
+                    for name, values in answers(request, lists, self.encoder.items, wanted).items()
                 ]
             )
         return responses
@@ -69,6 +68,8 @@ class TritonPythonModel:
                 return [error] * len(requests)
             # one that fails must not take the others with it
             return [found for request in requests for found in self._answered([request])]
+        if len(requests) == 1:
+            return [whole]
         ends = np.cumsum([len(request.rows.lengths) for request in requests])[:-1]
         return [Lists(*parts) for parts in zip(*(np.split(v, ends) for v in whole), strict=True)]
 

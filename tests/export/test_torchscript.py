@@ -1,0 +1,97 @@
+"""The served program: exact lists of any shape, and lean parts in place of the model's own."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from pipeline import model as tr
+from pipeline.export.lean import LeanXlnet, lean
+from pipeline.export.torchscript import ServedModel, best_items, prove_parity, trace
+
+L, V, D = 7, 60, 16
+SCHEMA = tr.Schema((tr.ColumnSchema.create_categorical("item_id", V - 1, tags=["item_id"]),))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    rows=st.integers(1, 7),
+    num_items=st.sampled_from([1, 63, 64, 5_000, 4_096, 16_411]),
+    k=st.integers(1, 30),
+    excluded=st.integers(0, 4),
+    candidates=st.integers(0, 40),
+)
+def test_lists_are_those_of_a_sort_of_all_scores(
+    seed: int, rows: int, num_items: int, k: int, excluded: int, candidates: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    # whole numbers, exact in every order of summing; few of them, so that many scores are equal
+    queries = torch.randint(-3, 4, (rows, 4), generator=generator).float()
+    items = torch.randint(-3, 4, (num_items, 4), generator=generator).float()
+    hidden = torch.randint(0, num_items + 3, (rows, excluded), generator=generator)
+    allowed = torch.randint(0, num_items + 3, (rows, candidates), generator=generator)
+    if candidates:
+        allowed[0] = 0  # a row without candidates beside rows with some
+    top, found = best_items(
+        queries, items, items.t().contiguous(), torch.tensor(k), hidden, allowed
+    )
+    scores = queries @ items.t()
+    for row in range(rows):
+        if bool((allowed[row] > 0).any()):
+            among = torch.zeros(num_items, dtype=torch.bool)
+            among[allowed[row][allowed[row] >= 3] - 3] = True
+            scores[row, ~among] = -torch.inf
+        scores[row, hidden[row][hidden[row] >= 3] - 3] = -torch.inf
+    best = scores.sort(1, descending=True).values[:, :k]
+    assert torch.equal(top, best)
+    assert torch.equal(scores.gather(1, found - 3), top), "each item has the score it is given"
+    assert all(len(set(row)) == len(row) for row in found.tolist()), "no item twice"
+
+
+class Behind(nn.Module):
+    """A block that mixes positions: what stands at all of them matters to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recurrent = nn.GRU(D, D, batch_first=True)
+
+    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+        hidden: torch.Tensor = self.recurrent(embeddings)[0]
+        return hidden
+
+
+def build(masking: str, layers: list[int], *behind: nn.Module) -> tr.Model:
+    torch.manual_seed(1)
+    inputs = tr.TabularSequenceFeatures.from_schema(
+        SCHEMA, max_sequence_length=L, masking=masking, d_output=D
+    )
+    blocks = [
+        tr.TransformerBlock(tr.XLNetConfig.build(D, 2, n, L + 1), masking=inputs.masking)
+        for n in layers
+    ]
+    body = tr.SequentialBlock(inputs, *blocks, *behind)
+    model = tr.Model(tr.Head(body, tr.NextItemPredictionTask()))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(3)
+    return model.eval()
+
+
+@pytest.mark.parametrize("masking", ["clm", "mlm", "rtd"])
+@pytest.mark.parametrize("layers", [[1], [3], [2, 1]])
+def test_a_lean_xlnet_scores_as_the_one_of_hugging_face(masking: str, layers: list[int]) -> None:
+    served = ServedModel(build(masking, layers), ["item_id"], set())
+    assert sum(isinstance(m, LeanXlnet) for m in served.program.modules()) == len(layers)
+    assert prove_parity(served, trace(served, L), L, 1e-5) < 1e-5
+
+
+def test_only_the_last_block_of_a_body_may_skip_positions() -> None:
+    for behind, expected in (((), [False, True]), ((Behind(),), [False, False])):
+        model = build("clm", [1, 1], *behind)
+        found = [m for m in lean(model).modules() if isinstance(m, LeanXlnet)]
+        assert [m.newest_only for m in found] == expected
+        served = ServedModel(model, ["item_id"], set())
+        assert prove_parity(served, trace(served, L), L, 1e-5) < 1e-5
