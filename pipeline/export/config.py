@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as proto
 
@@ -91,6 +92,29 @@ def ensemble(
     for key, value in parameters.items():
         config.parameters[key].string_value = value
     return config
+
+
+def warm_up(config: proto.ModelConfig, samples: dict[str, dict[str, np.ndarray]]) -> None:
+    """Have Triton ask a model for these samples, inputs by name, before it calls it ready.
+
+    Arrays have a batch dimension, which `write_samples` writes one row of: Triton repeats it.
+    """
+    kinds = {tensor.name: tensor.data_type for tensor in config.input}
+    for name, inputs in samples.items():
+        added = config.model_warmup.add(name=name, batch_size=len(next(iter(inputs.values()))))
+        for tensor, values in inputs.items():
+            added.inputs[tensor].data_type = kinds[tensor]
+            added.inputs[tensor].dims.extend(values.shape[1:])
+            added.inputs[tensor].input_data_file = f"{name}_{tensor}"
+
+
+def write_samples(directory: Path, samples: dict[str, dict[str, np.ndarray]]) -> None:
+    """Write the samples of `warm_up` where Triton looks for them, into the directory of a model."""
+    folder = directory / "warmup"
+    folder.mkdir()
+    for name, inputs in samples.items():
+        for tensor, values in inputs.items():
+            (folder / f"{name}_{tensor}").write_bytes(np.ascontiguousarray(values[0]).tobytes())
 
 
 def write_config(directory: Path, config: proto.ModelConfig) -> None:

@@ -16,6 +16,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from pipeline.core.columns import ITEM, SESSION, TIMESTAMP
@@ -61,10 +62,11 @@ def write_repository(
     _copy_adapter(folder)
     tables.write_encoder(folder, fitted, spec)
 
-    folder = _new_model(
-        directory / model,
-        config.torchscript_model(model, inputs, outputs, max_batch, device),
-    )
+    described = config.torchscript_model(model, inputs, outputs, max_batch, device)
+    samples = _samples(served, fitted.recipe.max_sequence_length, default_k, max_batch)
+    config.warm_up(described, samples)
+    folder = _new_model(directory / model, described)
+    config.write_samples(directory / model, samples)
     torchscript.save(program, folder / "model.pt")
 
     step = Step(requests, {t.name: t.name for t in requested}, {t.name: t.name for t in answer})
@@ -132,6 +134,21 @@ def _program_tensors() -> tuple[list[Tensor], list[Tensor]]:
         Tensor("items__1", "TYPE_INT64", (-1,)),
     ]
     return inputs, outputs
+
+
+def _samples(
+    served: torchscript.ServedModel, length: int, k: int, max_batch: int
+) -> dict[str, dict[str, np.ndarray]]:
+    """Requests that a model is asked before it is called ready: one session, and a few."""
+    names = [tensor.name for tensor in _program_tensors()[0]]
+    samples = {}
+    for label, sessions in (("one", 1), ("few", min(8, max_batch))):
+        # without filters: what is left out or a candidate has ways of its own
+        features = torchscript.example(served, length, sessions, k=k).features
+        none = torch.zeros((sessions, 0), dtype=torch.int64)
+        tensors = torchscript.packed(served, [t.cpu() for t in features], k, none, none)
+        samples[label] = {n: t.numpy() for n, t in zip(names, tensors, strict=True)}
+    return samples
 
 
 def _for_clients(fitted: Fitted, spec: dict[str, Any]) -> dict[str, Any]:

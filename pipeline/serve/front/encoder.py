@@ -85,11 +85,12 @@ class Encoder:
                 values = values if chosen is None else values[chosen]
                 encoded[name] = padded(self._encode_column(spec, values))
         for feature in self.spec["time_features"]:
-            if rows.times is None or order is None:
+            if rows.times is None:
                 for name in names_of(feature):
                     encoded[name] = np.zeros((count, width), np.float32)
                 continue
-            found = self._time_feature(feature, rows.times[order], lengths)
+            times = rows.times if order is None else rows.times[order]
+            found = self._time_feature(feature, times, lengths)
             for name, values in found.items():
                 encoded[name] = padded(values if kept is None else values[kept])
         return encoded
@@ -162,11 +163,20 @@ def standardise(values: np.ndarray, spec: dict[str, Any]) -> np.ndarray:
         values = values - spec["mean"]
         if spec["deviation"] > 0:
             values = values / spec["deviation"]
-        return np.nan_to_num(values.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+        found = values.astype(np.float32)
+        found[~np.isfinite(found)] = 0.0
+        return found
 
 
-def _by_time(times: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Order of interactions by session and time; equal times keep the order of the request."""
+def _by_time(times: np.ndarray, lengths: np.ndarray) -> np.ndarray | None:
+    """Order of interactions by session and time; equal times keep the order of the request.
+
+    None where they stand in it, as most do.
+    """
+    follows = times[1:] >= times[:-1]
+    follows[np.cumsum(lengths[:-1]) - 1] = True  # from one session to the next
+    if follows.all():
+        return None
     return np.lexsort((times, np.repeat(np.arange(len(lengths)), lengths)))
 
 

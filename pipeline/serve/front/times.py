@@ -31,15 +31,14 @@ def names_of(feature: str) -> tuple[str, ...]:
 def time_feature(feature: str, times: np.ndarray, lengths: np.ndarray) -> dict[str, np.ndarray]:
     """Microseconds sorted by session and time to one feature, under its names."""
     if feature == "elapsed":
-        steps = np.diff(times, prepend=times[:1])
+        steps = np.zeros(len(times), np.int64)
+        np.subtract(times[1:], times[:-1], out=steps[1:])
         steps[np.cumsum(lengths) - lengths] = 0  # the first of each session
         return {"elapsed": steps / 1e6}
     period, shift = PERIODS[feature]
-    angle = ((times // 1_000_000 + shift) % period).astype(np.float64) * (2 * np.pi / period)
-    return {
-        f"{feature}_sin": np.sin(angle).astype(np.float32),
-        f"{feature}_cos": np.cos(angle).astype(np.float32),
-    }
+    angle = (times // 1_000_000 + shift) % period * (2 * np.pi / period)
+    sine, cosine = names_of(feature)
+    return {sine: np.sin(angle).astype(np.float32), cosine: np.cos(angle).astype(np.float32)}
 
 
 def microseconds(values: np.ndarray, unit: str) -> np.ndarray:
