@@ -124,30 +124,21 @@ def _answer_tensors(fitted: Fitted, spec: dict[str, Any]) -> list[Tensor]:
 
 def _program_tensors() -> tuple[list[Tensor], list[Tensor]]:
     """Of the model, with the names that Triton's PyTorch backend wants."""
-    inputs = [
-        Tensor("indices__0", "TYPE_INT64", (-1,)),
-        Tensor("numbers__1", "TYPE_FP32", (-1,)),
-        Tensor("sizes__2", "TYPE_INT32", (4,)),
-    ]
-    outputs = [
-        Tensor("numbers__0", "TYPE_FP32", (-1,)),
-        Tensor("items__1", "TYPE_INT64", (-1,)),
-    ]
-    return inputs, outputs
+    return [Tensor("packed__0", "TYPE_INT32", (-1,))], [Tensor("lists__0", "TYPE_INT32", (-1,))]
 
 
 def _samples(
     served: torchscript.ServedModel, length: int, k: int, max_batch: int
 ) -> dict[str, dict[str, np.ndarray]]:
     """Requests that a model is asked before it is called ready: one session, and a few."""
-    names = [tensor.name for tensor in _program_tensors()[0]]
+    [[name, *_]] = _program_tensors()[0]
     samples = {}
     for label, sessions in (("one", 1), ("few", min(8, max_batch))):
         # without filters: what is left out or a candidate has ways of its own
         features = torchscript.example(served, length, sessions, k=k).features
         none = torch.zeros((sessions, 0), dtype=torch.int64)
         tensors = torchscript.packed(served, [t.cpu() for t in features], k, none, none)
-        samples[label] = {n: t.numpy() for n, t in zip(names, tensors, strict=True)}
+        samples[label] = {name: tensors.numpy()}
     return samples
 
 

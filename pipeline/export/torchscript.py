@@ -43,18 +43,17 @@ class ServedModel(nn.Module):
         """E, of the vectors whose inner products are scores."""
         return int(self.items.size(1))
 
-    def forward(self, indices: Tensor, numbers: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
-        """What `packed` gives -> (B, K + E) scores and vectors of the sessions, (B, K) indices.
+    def forward(self, packed: Tensor) -> Tensor:
+        """What `packed` gives -> (B, 2 * K + E) int32, which `lists` reads.
 
-        K is what `sizes` asks for, or all items.
+        K is what it asks for, or all items.
         """
-        tensors = unpack(indices, numbers, sizes, *self.counts)
-        *features, excluded, candidates = tensors
+        *features, excluded, candidates = unpack(packed, *self.counts)
         queries = self.program.session_embeddings(self.batch(*self.in_order(features)))
         scores, items = best_items(
-            queries, self.items, self.transposed, sizes[0, 3], excluded, candidates
+            queries, self.items, self.transposed, packed[0, 3], excluded, candidates
         )
-        return torch.cat([scores, queries], 1), items
+        return as_integers(items, scores, queries)
 
     @property
     def counts(self) -> tuple[int, int, int, int]:
@@ -88,39 +87,37 @@ class ServedModel(nn.Module):
 
 @torch.jit.script
 def unpack(
-    indices: Tensor,
-    numbers: Tensor,
-    sizes: Tensor,
-    integers: int,
-    floats: int,
-    session_integers: int,
-    session_floats: int,
+    packed: Tensor, integers: int, floats: int, session_integers: int, session_floats: int
 ) -> list[Tensor]:
     """One tensor a feature, then what is excluded and what is a candidate.
 
-    All integers of a session stand in one row, all floats in another: each tensor more that Triton
+    A session's row holds it all, floats as the bits of integers: each tensor more that Triton
     passes from process to process costs as much as a layer of a small model.
     """
-    width, excluded, candidates = int(sizes[0, 0]), int(sizes[0, 1]), int(sizes[0, 2])
+    width, excluded, candidates = int(packed[0, 0]), int(packed[0, 1]), int(packed[0, 2])
+    count = integers * width + session_integers + excluded + candidates
+    indices = packed.narrow(1, 4, count).to(torch.int64)
+    numbers = packed.narrow(1, 4 + count, floats * width + session_floats)
+    numbers = torch.view_copy(numbers, dtype=torch.float32)
     found: list[Tensor] = []
     for i in range(integers):
-        found.append(indices[:, i * width : (i + 1) * width])
+        found.append(indices.narrow(1, i * width, width))
     for i in range(floats):
-        found.append(numbers[:, i * width : (i + 1) * width])
+        found.append(numbers.narrow(1, i * width, width))
     place = integers * width
     for i in range(session_integers):
-        found.append(indices[:, place + i : place + i + 1])
+        found.append(indices.narrow(1, place + i, 1))
     place += session_integers
     for i in range(session_floats):
-        found.append(numbers[:, floats * width + i : floats * width + i + 1])
-    found.append(indices[:, place : place + excluded])
-    found.append(indices[:, place + excluded : place + excluded + candidates])
+        found.append(numbers.narrow(1, floats * width + i, 1))
+    found.append(indices.narrow(1, place, excluded))
+    found.append(indices.narrow(1, place + excluded, candidates))
     return found
 
 
 def packed(
     served: ServedModel, features: list[Tensor], k: int, excluded: Tensor, candidates: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Tensor:
     """Features in the order of `names`, (B, X) and (B, C) indices, 0 for none -> a program's input.
 
     As `pipeline.serve.front.program` does with arrays.
@@ -129,14 +126,37 @@ def packed(
     in_order = [by_name[name] for name in served.packing]
     width = by_name[served.model.inputs.item].size(1)
     indices = [t for t in in_order if not t.is_floating_point()]
-    numbers = [t for t in in_order if t.is_floating_point()]
+    numbers = [t.float().view(torch.int32) for t in in_order if t.is_floating_point()]
     rows = excluded.size(0)
     sizes = torch.tensor([[width, excluded.size(1), candidates.size(1), k]], dtype=torch.int32)
-    return (
-        torch.cat([*indices, excluded, candidates], 1),
-        torch.cat([*numbers, excluded.new_zeros((rows, 1), dtype=torch.float32)], 1),
-        sizes.expand(rows, 4).to(excluded.device),
-    )
+    given = [sizes.expand(rows, 4).to(excluded.device), *indices, excluded, candidates, *numbers]
+    return torch.cat([t.to(torch.int32) for t in given], 1)
+
+
+@torch.jit.script
+def as_integers(items: Tensor, scores: Tensor, queries: Tensor) -> Tensor:
+    """Side by side, floats as their bits; `lists` reads it."""
+    # not `view`, which TorchScript has for shapes alone
+    bits = torch.view_copy(torch.cat([scores, queries], 1), dtype=torch.int32)
+    return torch.cat([items.to(torch.int32), bits], 1)
+
+
+class Lists(NamedTuple):
+    """What a program gives."""
+
+    scores: Tensor
+    """(B, K), best first."""
+    items: Tensor
+    """(B, K) indices."""
+    queries: Tensor
+    """(B, E)"""
+
+
+def lists(output: Tensor, width: int) -> Lists:
+    """Of (B, 2 * K + E) int32, E being the `width`."""
+    k = (output.size(1) - width) // 2
+    numbers = output[:, k:].contiguous().view(torch.float32)
+    return Lists(numbers[:, :k], output[:, :k].long(), numbers[:, k:])
 
 
 @torch.jit.script
@@ -211,7 +231,7 @@ class Example(NamedTuple):
     candidates: Tensor
     k: int
 
-    def packed(self, served: ServedModel) -> tuple[Tensor, Tensor, Tensor]:
+    def packed(self, served: ServedModel) -> Tensor:
         """As the program takes it."""
         return packed(served, self.features, self.k, self.excluded, self.candidates)
 
@@ -252,7 +272,7 @@ def trace(served: ServedModel, length: int) -> torch.jit.ScriptModule:
         warnings.simplefilter("ignore")
         try:
             inputs = example(served, length, 2).packed(served)
-            traced = torch.jit.trace(served, inputs, check_trace=False)
+            traced = torch.jit.trace(served, (inputs,), check_trace=False)
         except RuntimeError as error:
             raise PipelineError(f"The model cannot be made a program: {_line(error)}") from None
         frozen = torch.jit.freeze(traced.eval())
@@ -281,7 +301,7 @@ def prove_parity(
         given = example(served, width, sessions, seed, k)
         wanted, scores = expected(served, given)
         try:
-            numbers, found_items = program(*given.packed(served))
+            found, found_items, _ = lists(program(given.packed(served)), served.width)
         except RuntimeError as error:
             raise PipelineError(
                 f"The program does not run for {sessions} sessions of {width}: {_line(error)} It "
@@ -292,7 +312,6 @@ def prove_parity(
                 "The model gives scores that are not finite; its training diverged. Train again "
                 "with a lower `train.learning_rate`."
             )
-        found = numbers[:, : found_items.size(1)]
         difference = _difference(wanted, found)
         # items may differ where their scores tie; then each must have the score it is given
         misplaced = _difference(scores.gather(1, found_items), found)

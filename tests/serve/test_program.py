@@ -14,24 +14,26 @@ from tests.serve.test_encoder import shop_with
 WIDTH = 2
 
 
-def ask(inputs: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def ask(packed: np.ndarray) -> np.ndarray:
     """In place of the model: numbers that tell all that a row holds, whatever its width."""
-    width, excluded, candidates, k = inputs["sizes__2"][0].tolist()
-    assert (inputs["sizes__2"] == inputs["sizes__2"][0]).all()
-    rows, columns = inputs["indices__0"], inputs["numbers__1"]
-    # item, number, colour, nothing of an interaction, device of the session
-    of_session = rows.shape[1] - 4 * width - excluded - candidates
-    assert of_session == 1
+    width, excluded, candidates, k = packed[0, :4].tolist()
+    assert (packed[:, :4] == packed[0, :4]).all()
+    # item, number, colour, nothing of an interaction, device of the session; then floats
+    count = 4 * width + 1 + excluded + candidates
+    rows, columns = packed[:, 4 : 4 + count], packed[:, 4 + count :].copy().view(np.float32)
     integers = rows[:, : 4 * width].reshape(len(rows), 4, width)
-    floats = columns[:, :-2].reshape(len(rows), -1, width)
+    floats = columns[:, :-1].reshape(len(rows), -1, width)
+    assert floats.shape[1] == 9
     places = np.arange(1, width + 1)
     told = (integers * places).sum((1, 2)) + 10 * (floats * places).sum((1, 2))
-    told = told + 100 * rows[:, 4 * width] + 1_000 * columns[:, -2]
+    told = told + 100 * rows[:, 4 * width] + 1_000 * columns[:, -1]
     filters = rows[:, 4 * width + 1 :]
     told = told + 7 * filters[:, :excluded].sum(1) + 11 * filters[:, excluded:].sum(1)
     scores = told[:, np.newaxis] - np.arange(k)
     vectors = np.repeat(told[:, np.newaxis], WIDTH, axis=1)
-    return np.concatenate([scores, vectors], 1), np.tile(np.arange(3, 3 + k), (len(rows), 1))
+    bits = np.concatenate([scores, vectors], 1).astype(np.float32).view(np.int32)
+    items = np.tile(np.arange(3, 3 + k, dtype=np.int32), (len(rows), 1))
+    return np.concatenate([items, bits], 1)
 
 
 @pytest.fixture(scope="module")

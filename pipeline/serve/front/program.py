@@ -10,8 +10,8 @@ from .answer import Lists
 from .encoder import Encoder, merge
 from .request import Request
 
-Ask = Callable[[dict[str, np.ndarray]], "tuple[np.ndarray, np.ndarray]"]
-"""Inputs of the model by name to (S, K + E) scores and vectors, and (S, K) item indices."""
+Ask = Callable[[np.ndarray], np.ndarray]
+"""What `packed` gives to (S, 2 * K + E) int32: indices of items, bits of scores and of vectors."""
 
 
 class Program:
@@ -35,10 +35,10 @@ class Program:
             excluded = _rows([request.excluded for request in requests], rows)
             candidates = _rows([request.candidates for request in requests], rows)
             parts.append(self.ask(self.packed(encoded, rows, excluded, candidates, k)))
-        numbers = parts[0][0] if len(parts) == 1 else np.concatenate([p[0] for p in parts])
-        items = parts[0][1] if len(parts) == 1 else np.concatenate([p[1] for p in parts])
-        k = items.shape[1]
-        return Lists(numbers[:, :k], items, numbers[:, k:])
+        found = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        k = (found.shape[1] - self.width) // 2
+        numbers = found.view(np.float32)
+        return Lists(numbers[:, k : 2 * k], found[:, :k], numbers[:, 2 * k :])
 
     def packed(
         self,
@@ -47,18 +47,17 @@ class Program:
         excluded: np.ndarray,
         candidates: np.ndarray,
         k: int,
-    ) -> dict[str, np.ndarray]:
-        """All integers of a session in one row, all floats in another, and where they stand."""
+    ) -> np.ndarray:
+        """(S, n) int32: a session in one row, floats as the bits of integers, as the program's
+        `unpack` takes it apart."""
         in_order = [encoded[name][rows] for name in self.packing]
         integers = [values for values in in_order if values.dtype.kind == "i"]
-        floats = [values for values in in_order if values.dtype.kind == "f"]
-        count = len(excluded)
+        bits = [values.view(np.int32) for values in in_order if values.dtype.kind == "f"]
         sizes = (encoded["item_id"].shape[1], excluded.shape[1], candidates.shape[1], k)
-        return {
-            "indices__0": np.concatenate([*integers, excluded, candidates], axis=1),
-            "numbers__1": np.concatenate([*floats, np.zeros((count, 1), np.float32)], axis=1),
-            "sizes__2": np.array([sizes] * count, np.int32),
-        }
+        first = np.array([sizes] * len(excluded), np.int32)
+        return np.concatenate(
+            [first, *integers, excluded, candidates, *bits], axis=1, dtype=np.int32
+        )
 
     def _encoded(self, requests: list[Request], sessions: int) -> dict[str, np.ndarray]:
         """All sessions at once where they are alike, put together in their order."""

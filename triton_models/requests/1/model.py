@@ -23,7 +23,8 @@ from front.lookups import FIRST_ITEM  # noqa: E402
 from front.program import Program  # noqa: E402
 from front.request import Reader  # noqa: E402
 
-OUTPUTS = ["numbers__0", "items__1"]
+INPUT, OUTPUT = "packed__0", "lists__0"
+"""Of the model."""
 LOADING_SECONDS = 60
 """How long a request waits for the model beside this one, which loads at the same time."""
 
@@ -42,12 +43,8 @@ class TritonPythonModel:
         """Answer a request out of nothing: the first calls of NumPy are slow. Triton's own warm-up
         is no place to ask another model in, its 2.51 ends there."""
         encoder = self.encoder
-        lists = Lists(
-            np.zeros((1, 1), np.float32),
-            np.full((1, 1), FIRST_ITEM),
-            np.zeros((1, self.program.width), np.float32),
-        )
-        ask = Program(encoder, lambda _: (np.concatenate(lists[::2], axis=1), lists.items))
+        nothing = np.full((1, 2 + self.program.width), FIRST_ITEM, np.int32)
+        ask = Program(encoder, lambda _: nothing)
         for ids in (encoder.items[:1], encoder.items[:1].repeat(5)):
             request = self.reader.read({"item_id": ids[np.newaxis]})
             answers(request, ask([request]), encoder.items, ("item_ids", "scores"))
@@ -94,20 +91,20 @@ class TritonPythonModel:
         # `inputs` holds what was sent; to look for each that might have been costs more
         return {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
 
-    def _ask(self, inputs):
+    def _ask(self, packed):
         """One pass of the model."""
-        tensors = [pb_utils.Tensor(name, values) for name, values in inputs.items()]
+        tensors = [pb_utils.Tensor(INPUT, packed)]
         until = time.monotonic() + LOADING_SECONDS
         while True:
             request = pb_utils.InferenceRequest(
                 model_name=self.encoder.spec["model"],
-                requested_output_names=OUTPUTS,
+                requested_output_names=[OUTPUT],
                 inputs=tensors,
                 preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
             )
             response = request.exec()
             if not response.has_error():
-                return [_array(response, name) for name in OUTPUTS]
+                return pb_utils.get_output_tensor_by_name(response, OUTPUT).as_numpy()
             message = response.error().message()
             if "is not ready" not in message and "unknown model" not in message:
                 raise ModelError(message)
@@ -122,10 +119,6 @@ class ModelError(Exception):
 
 class NotLoadedError(Exception):
     """There is no model to ask."""
-
-
-def _array(response, name):
-    return pb_utils.get_output_tensor_by_name(response, name).as_numpy()
 
 
 def _failure(error):
