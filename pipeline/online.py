@@ -1,6 +1,7 @@
 """What needs a server: `pipeline serve` and `recommend`."""
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,13 @@ from pipeline.console import json_option, path_type, print_result
     metavar="SECONDS",
     help="Look that often for a newer export in the same place, and serve it.",
 )
+@click.option(
+    "--page",
+    "with_page",
+    is_flag=True,
+    help="Serve a page too, on which one clicks through the catalogue.",
+)
+@click.option("--page-port", type=int, help="Of the page; 0 takes a free one.  [default: 8003]")
 @json_option
 def serve(
     repository: Path,
@@ -37,6 +45,8 @@ def serve(
     metrics_port: int,
     log_path: Path | None,
     reload_seconds: int | None,
+    with_page: bool,
+    page_port: int | None,
     as_json: bool,
 ) -> None:
     """Start Triton on the model REPOSITORY and stop it on Ctrl-C or SIGTERM."""
@@ -44,16 +54,27 @@ def serve(
     from pipeline.serve.ports import Ports
     from pipeline.serve.run import describe, running_server, wait_for_signal
 
+    if page_port is not None and not with_page:
+        raise click.UsageError("--page-port goes with --page.")
     ports = Ports(http=http_port, grpc=grpc_port, metrics=metrics_port)
-    with running_server(
-        repository, ports=ports, host=host, log_path=log_path, reload_seconds=reload_seconds
-    ) as server:
-        facts = describe(repository, server)
-        text = (
-            f"Ready: {facts['http']}  {facts['grpc']}  metrics {facts['metrics']}\n"
-            "Stop with Ctrl-C."
+    page = None
+    with ExitStack() as stack:
+        if with_page:
+            from pipeline.serve.page.server import DEFAULT_PORT, Page
+
+            # before Triton, which takes seconds to start: the port may be taken
+            page = stack.enter_context(Page(host, DEFAULT_PORT if page_port is None else page_port))
+        server = stack.enter_context(
+            running_server(
+                repository, ports=ports, host=host, log_path=log_path, reload_seconds=reload_seconds
+            )
         )
-        print_result(facts, as_json, text)
+        if page is not None:
+            page.open(repository, server.grpc_url, follow=reload_seconds is not None)
+        facts = describe(repository, server, page.url if page else None)
+        lines = [f"Ready: {facts['http']}  {facts['grpc']}  metrics {facts['metrics']}"]
+        lines += [f"Page: {facts['page']}"] if page else []
+        print_result(facts, as_json, "\n".join([*lines, "Stop with Ctrl-C."]))
         sys.stdout.flush()
         if not wait_for_signal(server):
             raise ServingError("Triton ended by itself. Give --log FILE to see why.")

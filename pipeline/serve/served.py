@@ -26,6 +26,8 @@ class ServedModel:
     max_k: int
     max_batch: int
     """Most sessions of a request."""
+    version: int
+    """Of the export; each into the same place is the next one."""
 
     @classmethod
     def from_config(cls, config: dict[str, Any], name: str) -> Self:
@@ -34,8 +36,10 @@ class ServedModel:
             stored = json.loads(config["parameters"][_PARAMETER]["string_value"])
             stored["recipe"] = Preprocess.from_dict(stored["recipe"], name)
             stored["max_batch"] = int(config["max_batch_size"])
+            policy = config.get("version_policy", {}).get("specific", {})
+            stored["version"] = int(policy.get("versions", [1])[0])
             return cls(**{field: stored[field] for field in cls.__dataclass_fields__})
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError):
             raise ServingError(
                 f"The server's model {name!r} was not exported by `pipeline export`."
             ) from None
