@@ -1,4 +1,4 @@
-"""What needs a server: `pipeline serve` and `recommend`."""
+"""What serves and what asks: `pipeline serve` and `recommend`."""
 
 import sys
 from contextlib import ExitStack
@@ -83,7 +83,7 @@ def serve(
 @click.command(
     epilog="Example: pipeline recommend http://127.0.0.1:8000 --items 214716935,214832672"
 )
-@click.argument("url")
+@click.argument("target", metavar="URL|RUN")
 @click.option("--items", help="Item ids of one session, oldest first: A,B,C.")
 @click.option(
     "--column",
@@ -111,10 +111,10 @@ def serve(
     default=None,
     help="Whether items of the session itself are left out.  [default: as the recipe says]",
 )
-@click.option("--name", default="recommender", show_default=True, help="Model to ask.")
+@click.option("--name", help="Model of the server to ask.  [default: recommender]")
 @json_option
 def recommend(
-    url: str,
+    target: str,
     items: str | None,
     columns: tuple[str, ...],
     inputs: tuple[Path, ...],
@@ -123,13 +123,15 @@ def recommend(
     exclude: str | None,
     candidates: str | None,
     filter_seen: bool | None,
-    name: str,
+    name: str | None,
     as_json: bool,
 ) -> None:
-    """Ask the server at URL (http://HOST:PORT or grpc://HOST:PORT) what comes next."""
+    """Ask the server at URL (http://HOST:PORT or grpc://HOST:PORT) what comes next.
+
+    Or give the directory of a RUN, which answers the same in this process, without a server.
+    """
     from pipeline.core.errors import ConfigError
     from pipeline.report import recommendations_text
-    from pipeline.serve.client import Client
 
     if bool(items) == bool(inputs):
         raise ConfigError("Give either --items A,B,C or --input FILE.")
@@ -142,13 +144,33 @@ def recommend(
         "candidates": candidates.split(",") if candidates else None,
         "filter_seen": filter_seen,
     }
-    with Client(url, name=name) as client:
+    with _opened(target, name) as client:
         if items:
             session = {"item_id": items.split(",")} | dict(_column(c) for c in columns)
             records = list(client.recommend([session], k, **filters).records([None]))
         else:
             records = list(client.recommend_log(list(inputs), k, sessions=sessions, **filters))
     print_result({"sessions": records}, as_json, recommendations_text(records))
+
+
+def _opened(target: str, name: str | None) -> Any:
+    """What answers: `pipeline.serve.client.Client`, or `LocalClient` of a run."""
+    from pipeline.core.errors import ConfigError
+
+    if "://" in target:
+        from pipeline.serve.client import Client
+
+        return Client(target, name=name or "recommender")
+    if not Path(target).is_dir():
+        raise ConfigError(
+            f"{target!r} is no address, expected http://HOST:PORT or grpc://HOST:PORT, and there "
+            "is no such directory, expected that of a run."
+        )
+    if name is not None:
+        raise ConfigError("--name is for a server, which may have several models; a run is one.")
+    from pipeline.local import open_run
+
+    return open_run(Path(target))
 
 
 def _column(text: str) -> tuple[str, list[str]]:
