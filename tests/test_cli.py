@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -93,6 +95,8 @@ def test_help_has_an_example_and_loads_nothing_heavy(command: str) -> None:
         (["export", "none", "--out", "y"], "none does not exist. Run `pipeline train"),
         (["serve", "none"], "none does not exist. Run `pipeline export"),
         (["serve", "none", "--http-port", "99999"], "ports are http 99999"),
+        (["serve", "none", "--page-port", "8003"], "--page-port goes with --page."),
+        (["serve", "none", "--page", "--page-port", "70000"], "Choose another --page-port"),
         (["recommend", "localhost", "--items", "1"], "is no address, expected http://HOST:PORT"),
         (["recommend", "http://127.0.0.1:9"], "Give either --items A,B,C or --input FILE"),
         (["recommend", "http://127.0.0.1:9", "--items", "1"], "No server answers at"),
@@ -210,6 +214,7 @@ def test_a_mistake_in_predict_leaves_no_file(
 def test_serve_answers_and_stops_cleanly_when_told(shop: Shop, tmp_path: Path) -> None:
     log = tmp_path / "triton.log"
     ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+    ports += ["--page", "--page-port", "0"]
     process = subprocess.Popen(
         [
             sys.executable,
@@ -261,8 +266,13 @@ def test_serve_answers_and_stops_cleanly_when_told(shop: Shop, tmp_path: Path) -
         result = pipeline(*asked, *few)
         [session] = json.loads(result.stdout)["sessions"]
         assert [r["item_id"] for r in session["recommendations"]] == ["sku-00004"]
+        assert facts["page"].startswith("http://127.0.0.1:")
+        with urllib.request.urlopen(facts["page"] + "api/items?search=17&limit=3") as response:
+            assert "sku-00017" in json.load(response)["items"]
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
+        with pytest.raises(urllib.error.URLError):
+            urllib.request.urlopen(facts["page"])
     finally:
         if process.poll() is None:
             process.kill()

@@ -24,6 +24,7 @@ from pipeline.cli import cli
 from pipeline.export.run import export
 from pipeline.serve.client import Client
 from pipeline.serve.installation import build_backends, build_python, environment, locate_package
+from pipeline.serve.page.server import FILES
 from pipeline.serve.ports import free_ports
 from pipeline.serve.triton import TritonServer
 from tests.conftest import ROOT, SESSION, Shop
@@ -117,6 +118,13 @@ def test_the_image_has_all_that_the_wheel_is_made_of() -> None:
     dockerfile = (ROOT / "docker/Dockerfile").read_text()
     for source in [*wheel["packages"], *wheel["force-include"]]:
         assert f"\nCOPY {source} {source}\n" in dockerfile, source
+    # what git ignores hatchling leaves out of the wheel
+    folder = ROOT / "pipeline" / "serve" / "page" / "static"
+    files = sorted(folder.iterdir())
+    assert {path.name for path in files} == {name for name, _ in FILES.values()}
+    words = ["git", "check-ignore", *map(str, files)]
+    ignored = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert ignored.stdout == ""
 
 
 def test_the_command_for_nvidias_image_serves_in_the_triton_of_the_wheel(

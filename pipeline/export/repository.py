@@ -47,12 +47,8 @@ def write_repository(
     """Write three models below `directory`; clients ask the one called `name`."""
     requests, model = step_names(name, version)
     inputs, outputs = _program_tensors()
-    spec = tables.encoder_spec(fitted, default_k, max_k) | {
-        "model": model,
-        "max_batch": max_batch,
-        "packing": served.packing,
-        "width": served.width,
-    }
+    spec = request_spec(fitted, served, default_k=default_k, max_k=max_k, max_batch=max_batch)
+    spec["model"] = model
     requested, answer = _request_tensors(spec), _answer_tensors(fitted, spec)
 
     folder = _new_model(
@@ -70,13 +66,30 @@ def write_repository(
     torchscript.save(program, folder / "model.pt")
 
     step = Step(requests, {t.name: t.name for t in requested}, {t.name: t.name for t in answer})
-    parameters = {CLIENT_PARAMETER: json.dumps(_for_clients(fitted, spec))}
+    parameters = {CLIENT_PARAMETER: json.dumps(client_facts(fitted, spec))}
     folder = _new_model(
         directory / name,
         config.ensemble(name, requested, answer, [step], max_batch, parameters, version=version),
         version,
     )
     (folder / ".keep").touch()  # Triton wants a version directory, git and tar want a file in it
+
+
+def request_spec(
+    fitted: Fitted,
+    served: torchscript.ServedModel,
+    *,
+    default_k: int,
+    max_k: int,
+    max_batch: int,
+) -> dict[str, Any]:
+    """`encoder.json`, but for the name of the model that is asked: what encodes requests and
+    packs them for the model."""
+    return tables.encoder_spec(fitted, default_k, max_k) | {
+        "max_batch": max_batch,
+        "packing": served.packing,
+        "width": served.width,
+    }
 
 
 def step_names(name: str, version: int) -> tuple[str, str]:
@@ -142,7 +155,7 @@ def _samples(
     return samples
 
 
-def _for_clients(fitted: Fitted, spec: dict[str, Any]) -> dict[str, Any]:
+def client_facts(fitted: Fitted, spec: dict[str, Any]) -> dict[str, Any]:
     """Columns of the log by tensor name, types, and the bounds of a request."""
     recipe = fitted.recipe
     columns = {ITEM: recipe.item} | {f.name: f.source for f in recipe.features}

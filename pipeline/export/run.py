@@ -59,7 +59,6 @@ def export(
         max_batch=max_batch,
         device=device,
     )
-    fitted = Fitted.read(run)
     facts: dict[str, Any] = {}
     with (
         new_artifact(out, "repository", facts, made_from=made_from) as directory,
@@ -67,17 +66,8 @@ def export(
     ):
         # here, where no other export of the same place runs
         before, superseded = _older_versions(out)
-        model = load_model(run)
-        items = model.inputs.item_table.num_embeddings - FIRST_ITEM
-        if items != len(fitted.item.values):
-            raise ArtifactError(
-                f"{run} has {items} items in its model and {len(fitted.item.values)} in fitted/. "
-                "Train again."
-            )
-        names = model.inputs.feature_names
-        fitted = fitted.only(names)  # a column that is only predicted is not asked for
-        session_names = {f.name for f in fitted.recipe.features if f.of == "session"}
-        served = torchscript.ServedModel(model, names, session_names)
+        fitted, served = load_served(run)
+        items = len(fitted.item.values)
         max_k = min(max_k, items)
         length = fitted.recipe.max_sequence_length
         served.to("cuda" if device == "gpu" else "cpu")
@@ -112,6 +102,25 @@ def export(
             run=run.resolve().name,
         )
     return facts
+
+
+def load_served(run: Path) -> tuple[Fitted, torchscript.ServedModel]:
+    """What encodes requests for a run, and the model that answers them.
+
+    ArtifactError where the two do not fit each other.
+    """
+    fitted = Fitted.read(run)
+    model = load_model(run)
+    items = model.inputs.item_table.num_embeddings - FIRST_ITEM
+    if items != len(fitted.item.values):
+        raise ArtifactError(
+            f"{run} has {items} items in its model and {len(fitted.item.values)} in fitted/. "
+            "Train again."
+        )
+    names = model.inputs.feature_names
+    fitted = fitted.only(names)  # a column that is only predicted is not asked for
+    session_names = {f.name for f in fitted.recipe.features if f.of == "session"}
+    return fitted, torchscript.ServedModel(model, names, session_names)
 
 
 def _older_versions(out: Path) -> tuple[int, dict[str, float]]:

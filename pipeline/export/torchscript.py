@@ -19,6 +19,11 @@ from pipeline.export.lean import attend, lean
 from pipeline.model.batch import SessionBatch
 from pipeline.model.model import Model
 
+NOT_FINITE = (
+    "The model gives scores that are not finite; its training diverged. Train again with a lower "
+    "`train.learning_rate`."
+)
+
 
 class ServedModel(nn.Module):
     """Tensors in the order of `names`, then what a list may hold, to the best items."""
@@ -308,10 +313,7 @@ def prove_parity(
                 "was not written."
             ) from None
         if bool(scores.isnan().any()) or bool(scores.isposinf().any()):
-            raise PipelineError(
-                "The model gives scores that are not finite; its training diverged. Train again "
-                "with a lower `train.learning_rate`."
-            )
+            raise PipelineError(NOT_FINITE)
         difference = _difference(wanted, found)
         # items may differ where their scores tie; then each must have the score it is given
         misplaced = _difference(scores.gather(1, found_items), found)

@@ -23,6 +23,16 @@ class Answer(NamedTuple):
     embeddings: np.ndarray | None = None
     """(B, E), where asked for: inner products with `item_embeddings` of the model are scores."""
 
+    @classmethod
+    def of(
+        cls, items: np.ndarray, scores: np.ndarray, embeddings: np.ndarray | None = None
+    ) -> "Answer":
+        """From the tensors of an answer, where text is UTF-8."""
+        if items.dtype == np.object_:
+            texts = [v.decode("utf-8", "replace") for v in items.reshape(-1)]
+            items = np.array(texts, object).reshape(items.shape)
+        return cls(items, scores, embeddings)
+
     def records(self, sessions: Iterable[Any]) -> Iterator[dict[str, Any]]:
         """One a session, as JSON takes it: its id and its list, best first.
 

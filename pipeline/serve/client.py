@@ -1,5 +1,6 @@
 """Ask a Triton server for recommendations: raw interactions in, raw item ids out."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -20,20 +21,13 @@ if TYPE_CHECKING:
 SESSIONS_A_REQUEST = 64
 
 
-class Client:
-    """A connection to one server; `url` is http://HOST:PORT or grpc://HOST:PORT.
+class Answering(ABC):
+    """What answers tensors, and so sessions, logs and frames.
 
-    ServingError where the server does not answer or refuses a request, in its own words.
     `recommend` and its kin take further `filters`: `exclude`, raw item ids that no list holds, for
     all sessions or, of `recommend`, a list for each; `candidates`, the only ones that lists hold;
     `filter_seen`, whether items of the session itself are left out, where not as the recipe says.
     """
-
-    def __init__(self, url: str, *, name: str = "recommender") -> None:
-        self.name = name
-        self.url = url
-        self._wire = Wire.connect(url)
-        self._served: ServedModel | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -41,25 +35,18 @@ class Client:
     def __exit__(self, *_exception: object) -> None:
         self.close()
 
+    @abstractmethod
     def close(self) -> None:
-        """Close the connection."""
-        self._wire.client.close()
+        """Give back what was opened."""
 
     @property
+    @abstractmethod
     def served(self) -> ServedModel:
-        """What the server's model takes; asked once."""
-        if self._served is None:
-            asked = {"as_json": True} if self._wire.protocol == "grpc" else {}
-            config = self._ask(lambda: self._wire.client.get_model_config(self.name, **asked))
-            self._served = ServedModel.from_config(config.get("config", config), self.name)
-        return self._served
+        """What the model takes."""
 
+    @abstractmethod
     def infer(self, tensors: dict[str, np.ndarray], *, embeddings: bool = False) -> Answer:
         """One request of (B, n) tensors as they are."""
-        made = self._wire.arguments
-        arguments = self._ask(lambda: made(self.name, tensors, embeddings=embeddings))
-        result = self._ask(lambda: self._wire.client.infer(**arguments))
-        return self._wire.answer(result, embeddings=embeddings)
 
     def recommend(
         self,
@@ -110,6 +97,39 @@ class Client:
     ) -> Iterator[dict[str, Any]]:
         for ids, batch in batches(sessions, self.served, filters):
             yield from self.recommend(batch, k, **filters).records(ids)
+
+
+class Client(Answering):
+    """A connection to one server; `url` is http://HOST:PORT or grpc://HOST:PORT.
+
+    ServingError where the server does not answer or refuses a request, in its own words.
+    """
+
+    def __init__(self, url: str, *, name: str = "recommender") -> None:
+        self.name = name
+        self.url = url
+        self._wire = Wire.connect(url)
+        self._served: ServedModel | None = None
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._wire.client.close()
+
+    @property
+    def served(self) -> ServedModel:
+        """What the server's model takes; asked once."""
+        if self._served is None:
+            asked = {"as_json": True} if self._wire.protocol == "grpc" else {}
+            config = self._ask(lambda: self._wire.client.get_model_config(self.name, **asked))
+            self._served = ServedModel.from_config(config.get("config", config), self.name)
+        return self._served
+
+    def infer(self, tensors: dict[str, np.ndarray], *, embeddings: bool = False) -> Answer:
+        """One request of (B, n) tensors as they are."""
+        made = self._wire.arguments
+        arguments = self._ask(lambda: made(self.name, tensors, embeddings=embeddings))
+        result = self._ask(lambda: self._wire.client.infer(**arguments))
+        return self._wire.answer(result, embeddings=embeddings)
 
     def _ask(self, call: Callable[[], Any]) -> Any:
         """Run a call of tritonclient; its errors become ours, in one line."""

@@ -39,13 +39,14 @@ def running_server(
         yield server
 
 
-def describe(repository: Path, server: TritonServer) -> dict[str, Any]:
-    """Where the server answers and with which model."""
+def describe(repository: Path, server: TritonServer, page_url: str | None = None) -> dict[str, Any]:
+    """Where the server answers and with which model; `page` where there is one."""
     facts = read_manifest(repository, "repository")
     return {
         "http": f"http://{server.http_url}",
         "grpc": f"grpc://{server.grpc_url}",
         "metrics": f"http://{server.metrics_url}/metrics",
+        **({} if page_url is None else {"page": page_url}),
         "model": facts["name"],
         "catalogue_items": facts["catalogue_items"],
     }

@@ -59,12 +59,8 @@ class Wire(NamedTuple):
 
     def answer(self, result: Any, *, embeddings: bool) -> Answer:
         """What `infer` gave."""
-        items = result.as_numpy("item_ids")
-        if items.dtype == np.object_:
-            texts = [v.decode("utf-8", "replace") for v in items.reshape(-1)]
-            items = np.array(texts, object).reshape(items.shape)
         vectors = result.as_numpy(_EMBEDDING) if embeddings else None
-        return Answer(items, result.as_numpy("scores"), vectors)
+        return Answer.of(result.as_numpy("item_ids"), result.as_numpy("scores"), vectors)
 
     def error(self, error: Exception) -> PipelineError:
         """What went wrong in one line, from what tritonclient raised."""

@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "serve": {"core", "serve"},
     "benchmark": {"core", "preprocess", "model", "train", "export", "serve", "benchmark"},
 }
-COMMANDS = {"cli", "console", "demo", "measure", "offline", "online", "report", "search"}
+COMMANDS = {"cli", "console", "demo", "local", "measure", "offline", "online", "report", "search"}
 """Modules beside the stages; they may use a stage, inside a function."""
 BY_ITSELF = [
     *(PACKAGE / "serve" / "front").rglob("*.py"),

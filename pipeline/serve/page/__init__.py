@@ -1,0 +1,1 @@
+"""A page to click through the catalogue and watch the recommendations change."""

@@ -1,0 +1,196 @@
+"""A run without a server answers what a real Triton answers on its export."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from pipeline.cli import cli
+from pipeline.core.errors import ConfigError, PipelineError
+from pipeline.core.recipe import Recipe
+from pipeline.export.run import export, load_served
+from pipeline.local import open_run
+from pipeline.preprocess.run import preprocess
+from pipeline.preprocess.synthetic import synthesize
+from pipeline.serve.client import Client
+from pipeline.serve.ports import free_ports
+from pipeline.serve.run import running_server
+from pipeline.serve.triton import TritonServer
+from pipeline.train.run import train
+from tests.conftest import SESSION, Shop
+from tests.serve.test_filters import sessions
+
+
+def assert_same(found: Any, wanted: Any) -> None:
+    """Ids in their order, scores and vectors to 1e-4; items where a list has ended mean nothing."""
+    there = ~np.isneginf(wanted.scores)
+    assert (np.isneginf(found.scores) == ~there).all()
+    assert found.items.shape == wanted.items.shape
+    assert found.items[there].tolist() == wanted.items[there].tolist()
+    assert found.scores[there] == pytest.approx(wanted.scores[there], abs=1e-4)
+    assert found.embeddings == pytest.approx(wanted.embeddings, abs=1e-4)
+
+
+def recommend(*words: Any) -> Any:
+    """What the command prints, as JSON."""
+    given = ["recommend", *map(str, words), "--json"]
+    result = CliRunner().invoke(cli, given, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)["sessions"]
+
+
+def assert_same_records(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> None:
+    assert [r["session_id"] for r in found] == [r["session_id"] for r in wanted]
+    for a, b in zip(found, wanted, strict=True):
+        pairs = a["recommendations"], b["recommendations"]
+        ids, others = ([entry["item_id"] for entry in pair] for pair in pairs)
+        assert ids == others
+        scores, wanted_scores = ([entry["score"] for entry in pair] for pair in pairs)
+        assert scores == pytest.approx(wanted_scores, abs=1e-4)
+
+
+def test_random_requests_get_what_the_server_gives(shop: Shop, server: TritonServer) -> None:
+    random = np.random.default_rng(8)
+    catalogue = [f"sku-{i:05}" for i in range(200)]
+    with open_run(shop.run) as local, Client(f"grpc://{server.grpc_url}") as client:
+        assert local.served.types == client.served.types
+        assert local.served.default_k == client.served.default_k
+        for turn in range(30):
+            asked = sessions(random, int(random.integers(1, 7)), catalogue)
+            k = None if turn % 4 == 0 else int(random.integers(1, 101))
+            filters: dict[str, Any] = {}
+            if turn % 2:
+                filters["exclude"] = random.choice([*catalogue, "unknown"], 20).tolist()
+            if turn % 3 == 0:
+                filters["candidates"] = [
+                    random.choice([*catalogue, "unknown"], 12).tolist() for _ in asked
+                ]
+            if turn % 5:
+                filters["filter_seen"] = bool(turn % 5 % 2)
+            assert_same(
+                local.recommend(asked, k, embeddings=True, **filters),
+                client.recommend(asked, k, embeddings=True, **filters),
+            )
+
+
+def test_more_sessions_than_a_pass_takes_get_what_each_gets_alone(shop: Shop) -> None:
+    with open_run(shop.run) as local:
+        many = [{"item_id": [f"sku-{i % 200:05}"] * (1 + i % 3)} for i in range(300)]
+        together = local.recommend(many, 3)
+        alone = [local.recommend([many[i]], 3).items[0].tolist() for i in (0, 255, 256, 299)]
+    assert [together.items[i].tolist() for i in (0, 255, 256, 299)] == alone
+
+
+def test_the_command_prints_for_a_run_what_it_prints_for_the_server(
+    shop: Shop, server: TritonServer, tmp_path: Path
+) -> None:
+    url = f"http://{server.http_url}"
+    log = tmp_path / "new.csv"
+    synthesize(log, sessions=90, items=240, seed=5)
+    filters = ["--filter-seen", "--exclude", "sku-00001,sku-00002", "--k", "7"]
+    for options in (
+        ["--input", log],
+        ["--input", log, "--sessions", "3", *filters],
+        ["--input", log, "--candidates", "sku-00003,sku-00004,unknown"],
+        ["--items", "sku-00005,unknown,sku-00009", "--keep-seen"],
+        ["--items", "sku-00005,sku-00009", *filters],
+    ):
+        found = recommend(shop.run, *options)
+        assert found
+        assert_same_records(found, recommend(url, *options))
+    columns = [
+        word
+        for name, values in SESSION.items()
+        if name != "item_id"
+        for word in ("--column", f"{name}={','.join(map(str, values))}")
+    ]
+    items = ["--items", ",".join(SESSION["item_id"])]
+    found = recommend(shop.run, *items, *columns)
+    assert_same_records(found, recommend(url, *items, *columns))
+    plain = recommend(shop.run, *items)
+    assert found[0]["recommendations"] != plain[0]["recommendations"]  # columns are read
+
+
+def test_whole_numbers_as_ids_and_an_architecture_that_looks_both_ways(tmp_path: Path) -> None:
+    random = np.random.default_rng(2)
+    rows = ["visitor,thing,at"]
+    for visitor in range(400):
+        begin = int(random.integers(0, 900_000))
+        for step in range(int(random.integers(2, 8))):
+            thing = 9_007_199_254_740_993 + int(random.integers(0, 40)) * 1_000_003
+            rows.append(f"{visitor},{thing},{begin + 40 * step}")
+    log = tmp_path / "log.csv"
+    log.write_text("\n".join(rows))
+    recipe = Recipe.from_dict(
+        {
+            "preprocess": {
+                "session": "visitor",
+                "item": "thing",
+                "timestamp": {"column": "at", "unit": "s", "features": ["hour", "elapsed"]},
+                "max_sequence_length": 5,
+                "filter_seen": True,
+            },
+            "model": {"architecture": "xlnet", "masking": "mlm", "d_model": 16, "n_layer": 1},
+            "train": {"epochs": 1},
+        },
+        "test",
+    )
+    preprocess(recipe.preprocess, [log], [], tmp_path / "data")
+    train(tmp_path / "data", recipe.model, recipe.train, tmp_path / "run")
+    export(tmp_path / "run", tmp_path / "repository")
+    with running_server(tmp_path / "repository", ports=free_ports()) as server:
+        options = ["--input", log, "--sessions", "100"]
+        found = recommend(tmp_path / "run", *options)
+        assert_same_records(found, recommend(f"grpc://{server.grpc_url}", *options))
+    ids = {entry["item_id"] for record in found for entry in record["recommendations"]}
+    assert len(found) == 100
+    assert all((i - 9_007_199_254_740_993) % 1_000_003 == 0 for i in ids)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["{}/rum", "--items", "a"], "is no address, expected http://HOST:PORT or grpc"),
+        (["{}/repository", "--items", "a"], "is a repository directory, expected run. Run `pipe"),
+        (
+            ["{}/clicks.csv.gz", "--items", "a"],
+            "and there is no such directory, expected that of a run",
+        ),
+        (["https://127.0.0.1:9", "--items", "a"], "is no address, expected http://HOST:PORT"),
+        (["{}/run", "--items", "a", "--name", "other"], "--name is for a server"),
+        (["{}/run", "--items", "a", "--k", "201"], "k is 201, expected 1 to 200, the items of"),
+        (["{}/run", "--items", "a", "--k", "0"], "k is 0, expected 1 to 200"),
+        (["{}/run", "--items", "a", "--column", "colour=red"], "has no column 'colour'"),
+        (["{}/run", "--items", "a", "--column", "price=dear"], "expected numbers"),
+        (["{}/run", "--input", "{}/none.csv"], "none.csv does not exist"),
+        (["{}/run"], "Give either --items A,B,C or --input FILE"),
+    ],
+)
+def test_a_mistake_is_one_line(shop: Shop, words: list[str], said: str) -> None:
+    given = [word.format(shop.run.parent) for word in words]
+    with pytest.raises(PipelineError) as raised:
+        CliRunner().invoke(cli, ["recommend", *given], catch_exceptions=False)
+    assert said in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_model_that_diverged_is_an_error_and_no_list(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted, model = load_served(shop.run)
+    model.items.fill_(float("nan"))
+    monkeypatch.setattr("pipeline.export.run.load_served", lambda _: (fitted, model))
+    with open_run(shop.run) as local, pytest.raises(PipelineError, match="its training diverged"):
+        local.recommend([SESSION], 3)
+
+
+def test_what_the_reader_refuses_is_told_as_the_server_tells_it(shop: Shop) -> None:
+    with open_run(shop.run) as local:
+        with pytest.raises(ConfigError, match="item_id is missing"):
+            local.infer({"price": np.ones((1, 2))})
+        with pytest.raises(ConfigError, match="not text in UTF-8"):
+            local.recommend([{"item_id": ["\ud800"]}])
+        assert len(local.recommend([SESSION], 200).items[0]) == 200
