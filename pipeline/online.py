@@ -2,11 +2,15 @@
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipeline.console import json_option, path_type, print_result
+from pipeline.core.errors import ConfigError, ServingError
+
+if TYPE_CHECKING:
+    from pipeline.serve.access import Tls
 
 
 @click.command(epilog="Example: pipeline serve repository --http-port 8000")
@@ -20,6 +24,25 @@ from pipeline.console import json_option, path_type, print_result
 @click.option("--http-port", default=8000, show_default=True, help="0 takes a free one.")
 @click.option("--grpc-port", default=8001, show_default=True, help="0 takes a free one.")
 @click.option("--metrics-port", default=8002, show_default=True, help="0 takes a free one.")
+@click.option(
+    "--key-file",
+    type=path_type,
+    metavar="FILE",
+    help="Answer only who sends the key that stands in FILE; health stays open.",
+)
+@click.option(
+    "--tls-cert",
+    type=path_type,
+    metavar="FILE",
+    help="PEM certificate: gRPC takes TLS alone then, and HTTP this machine alone.",
+)
+@click.option("--tls-key", type=path_type, metavar="FILE", help="PEM key of the certificate.")
+@click.option(
+    "--tls-client-ca",
+    type=path_type,
+    metavar="FILE",
+    help="PEM authority whose certificate a client must have.",
+)
 @click.option("--log", "log_path", type=path_type, help="File for Triton's log.")
 @click.option(
     "--reload",
@@ -35,18 +58,26 @@ def serve(
     http_port: int,
     grpc_port: int,
     metrics_port: int,
+    key_file: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    tls_client_ca: Path | None,
     log_path: Path | None,
     reload_seconds: int | None,
     as_json: bool,
 ) -> None:
     """Start Triton on the model REPOSITORY and stop it on Ctrl-C or SIGTERM."""
-    from pipeline.core.errors import ServingError
     from pipeline.serve.ports import Ports
     from pipeline.serve.run import describe, running_server, wait_for_signal
 
-    ports = Ports(http=http_port, grpc=grpc_port, metrics=metrics_port)
     with running_server(
-        repository, ports=ports, host=host, log_path=log_path, reload_seconds=reload_seconds
+        repository,
+        ports=Ports(http=http_port, grpc=grpc_port, metrics=metrics_port),
+        host=host,
+        log_path=log_path,
+        reload_seconds=reload_seconds,
+        key=_key(key_file),
+        tls=_tls(tls_cert, tls_key, tls_client_ca),
     ) as server:
         facts = describe(repository, server)
         text = (
@@ -91,6 +122,23 @@ def serve(
     help="Whether items of the session itself are left out.  [default: as the recipe says]",
 )
 @click.option("--name", default="recommender", show_default=True, help="Model to ask.")
+@click.option("--key-file", type=path_type, metavar="FILE", help="The key of the server.")
+@click.option(
+    "--ca",
+    type=path_type,
+    metavar="FILE",
+    help="PEM authority of the server's certificate, for grpcs.  [default: the system's]",
+)
+@click.option("--cert", type=path_type, metavar="FILE", help="PEM certificate of the client.")
+@click.option("--cert-key", type=path_type, metavar="FILE", help="PEM key of that certificate.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long an answer may take.",
+)
 @json_option
 def recommend(
     url: str,
@@ -102,11 +150,14 @@ def recommend(
     exclude: str | None,
     candidates: str | None,
     filter_seen: bool | None,
-    name: str,
+    key_file: Path | None,
     as_json: bool,
+    **connection: Any,
 ) -> None:
-    """Ask the server at URL (http://HOST:PORT or grpc://HOST:PORT) what comes next."""
-    from pipeline.core.errors import ConfigError
+    """Ask the server at URL what comes next.
+
+    URL is http://HOST:PORT, grpc://HOST:PORT or, with TLS, grpcs://HOST:PORT.
+    """
     from pipeline.report import recommendations_text
     from pipeline.serve.client import Client
 
@@ -121,13 +172,36 @@ def recommend(
         "candidates": candidates.split(",") if candidates else None,
         "filter_seen": filter_seen,
     }
-    with Client(url, name=name) as client:
+    with Client(url, key=_key(key_file), **connection) as client:
         if items:
             session = {"item_id": items.split(",")} | dict(_column(c) for c in columns)
             records = list(client.recommend([session], k, **filters).records([None]))
         else:
             records = list(client.recommend_log(list(inputs), k, sessions=sessions, **filters))
     print_result({"sessions": records}, as_json, recommendations_text(records))
+
+
+def _key(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    from pipeline.serve.access import read_key, readable_by_others
+
+    key = read_key(path)
+    if readable_by_others(path):
+        click.echo(
+            f"Warning: others on this machine can read {path}; `chmod 600 {path}`.", err=True
+        )
+    return key
+
+
+def _tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> "Tls | None":
+    if cert is None and key is None and client_ca is None:
+        return None
+    if cert is None or key is None:
+        raise ConfigError("TLS takes both --tls-cert and --tls-key.")
+    from pipeline.serve.access import Tls
+
+    return Tls(cert, key, client_ca)
 
 
 def _column(text: str) -> tuple[str, list[str]]:

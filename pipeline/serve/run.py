@@ -8,6 +8,7 @@ from types import FrameType
 from typing import Any
 
 from pipeline.core.artifact import read_manifest
+from pipeline.serve.access import Tls
 from pipeline.serve.ports import Ports
 from pipeline.serve.triton import TritonServer
 
@@ -21,10 +22,13 @@ def running_server(
     log_path: Path | None = None,
     timeout_seconds: float = 120,
     reload_seconds: int | None = None,
+    key: str | None = None,
+    tls: Tls | None = None,
 ) -> Iterator[TritonServer]:
     """A server that is ready while the block runs. ServingError if it does not come up.
 
     With `reload_seconds` it looks that often for a newer export in the place of `repository`.
+    `key` and `tls` are those of `TritonServer`.
     """
     read_manifest(repository, "repository")
     with TritonServer(
@@ -34,6 +38,8 @@ def running_server(
         log_path=log_path,
         model_control="none" if reload_seconds is None else "poll",
         poll_seconds=reload_seconds,
+        key=key,
+        tls=tls,
     ) as server:
         server.wait_until_ready(timeout_seconds)
         yield server
@@ -44,7 +50,7 @@ def describe(repository: Path, server: TritonServer) -> dict[str, Any]:
     facts = read_manifest(repository, "repository")
     return {
         "http": f"http://{server.http_url}",
-        "grpc": f"grpc://{server.grpc_url}",
+        "grpc": f"{server.grpc_scheme}://{server.grpc_url}",
         "metrics": f"http://{server.metrics_url}/metrics",
         "model": facts["name"],
         "catalogue_items": facts["catalogue_items"],
