@@ -2,15 +2,12 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from pipeline.console import json_option, path_type, print_result
 from pipeline.core.errors import ConfigError, ServingError
-
-if TYPE_CHECKING:
-    from pipeline.serve.access import Tls
 
 
 @click.command(epilog="Example: pipeline serve repository --http-port 8000")
@@ -67,6 +64,7 @@ def serve(
     as_json: bool,
 ) -> None:
     """Start Triton on the model REPOSITORY and stop it on Ctrl-C or SIGTERM."""
+    from pipeline.serve.access import tls_of
     from pipeline.serve.ports import Ports
     from pipeline.serve.run import describe, running_server, wait_for_signal
 
@@ -77,7 +75,7 @@ def serve(
         log_path=log_path,
         reload_seconds=reload_seconds,
         key=_key(key_file),
-        tls=_tls(tls_cert, tls_key, tls_client_ca),
+        tls=tls_of(tls_cert, tls_key, tls_client_ca),
     ) as server:
         facts = describe(repository, server)
         text = (
@@ -192,16 +190,6 @@ def _key(path: Path | None) -> str | None:
             f"Warning: others on this machine can read {path}; `chmod 600 {path}`.", err=True
         )
     return key
-
-
-def _tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> "Tls | None":
-    if cert is None and key is None and client_ca is None:
-        return None
-    if cert is None or key is None:
-        raise ConfigError("TLS takes both --tls-cert and --tls-key.")
-    from pipeline.serve.access import Tls
-
-    return Tls(cert, key, client_ca)
 
 
 def _column(text: str) -> tuple[str, list[str]]:

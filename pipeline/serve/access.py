@@ -26,6 +26,15 @@ class Tls(NamedTuple):
     """Authority of the clients; with it nobody is let in without a certificate."""
 
 
+def tls_of(cert: Path | None, key: Path | None, client_ca: Path | None) -> Tls | None:
+    """None where no file is given. ConfigError for a certificate without its key, or no such."""
+    if cert is None and key is None and client_ca is None:
+        return None
+    if cert is None or key is None:
+        raise ConfigError("TLS takes both --tls-cert and --tls-key.")
+    return Tls(cert, key, client_ca)
+
+
 class Access(NamedTuple):
     """What a client shows, and whom it trusts."""
 
