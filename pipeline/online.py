@@ -48,6 +48,13 @@ from pipeline.core.errors import ConfigError, ServingError
     metavar="SECONDS",
     help="Look that often for a newer export in the same place, and serve it.",
 )
+@click.option(
+    "--restarts",
+    type=click.IntRange(0),
+    default=5,
+    show_default=True,
+    help="How often in 10 minutes a Triton that a signal ended comes back.",
+)
 @json_option
 def serve(
     repository: Path,
@@ -61,6 +68,7 @@ def serve(
     tls_client_ca: Path | None,
     log_path: Path | None,
     reload_seconds: int | None,
+    restarts: int,
     as_json: bool,
 ) -> None:
     """Start Triton on the model REPOSITORY and stop it on Ctrl-C or SIGTERM."""
@@ -74,6 +82,7 @@ def serve(
         host=host,
         log_path=log_path,
         reload_seconds=reload_seconds,
+        restarts=restarts,
         key=_key(key_file),
         tls=tls_of(tls_cert, tls_key, tls_client_ca),
     ) as server:
@@ -84,8 +93,9 @@ def serve(
         )
         print_result(facts, as_json, text)
         sys.stdout.flush()
-        if not wait_for_signal(server):
-            raise ServingError("Triton ended by itself. Give --log FILE to see why.")
+        if not wait_for_signal(server, lambda line: click.echo(line, err=True)):
+            reason = server.ending or "Triton ended by itself"
+            raise ServingError(f"{reason}. {log_path or 'A --log FILE'} tells more.")
 
 
 @click.command(

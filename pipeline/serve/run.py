@@ -1,7 +1,7 @@
 """`pipeline serve`: a model repository in, a running Triton until it is told to stop."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -24,11 +24,12 @@ def running_server(
     reload_seconds: int | None = None,
     key: str | None = None,
     tls: Tls | None = None,
+    restarts: int = 0,
 ) -> Iterator[TritonServer]:
     """A server that is ready while the block runs. ServingError if it does not come up.
 
     With `reload_seconds` it looks that often for a newer export in the place of `repository`.
-    `key` and `tls` are those of `TritonServer`.
+    `key`, `tls` and `restarts` are those of `TritonServer`.
     """
     read_manifest(repository, "repository")
     with TritonServer(
@@ -40,6 +41,7 @@ def running_server(
         poll_seconds=reload_seconds,
         key=key,
         tls=tls,
+        restarts=restarts,
     ) as server:
         server.wait_until_ready(timeout_seconds)
         yield server
@@ -57,15 +59,20 @@ def describe(repository: Path, server: TritonServer) -> dict[str, Any]:
     }
 
 
-def wait_for_signal(server: TritonServer) -> bool:
-    """Block until Ctrl-C, SIGTERM or the server's own end; whether it still runs then."""
+def wait_for_signal(
+    server: TritonServer, on_restart: Callable[[str], object] | None = None
+) -> bool:
+    """Block until Ctrl-C, SIGTERM or the server's own end; whether it still runs then.
+
+    `on_restart` gets a line for each time that the server comes back.
+    """
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
-        server.wait()
+        server.wait(on_restart)
     except KeyboardInterrupt:
         return True
     finally:

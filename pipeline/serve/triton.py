@@ -15,12 +15,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import IO, Literal, Self
 
 from pipeline.core.errors import ServingError
 from pipeline.serve.access import Access, Tls, check_key, check_tls
@@ -33,7 +33,7 @@ from pipeline.serve.installation import (
     locate_package,
 )
 from pipeline.serve.ports import Ports, check_ports, filled, ipv4_address
-from pipeline.serve.supervisor import remove_traces
+from pipeline.serve.supervisor import AT_ONCE, PID_FILE, READY, end_orphans, remove_traces
 
 Api = Literal["model-repository", "shared-memory", "trace", "logging"]
 CLOSED_APIS: tuple[Api, ...] = ("model-repository", "shared-memory", "trace", "logging")
@@ -75,6 +75,7 @@ class TritonServer:
         allow: Collection[Api] = (),
         key: str | None = None,
         tls: Tls | None = None,
+        restarts: int = 0,
     ) -> None:
         """Describe a server; nothing runs before `start`.
 
@@ -88,6 +89,8 @@ class TritonServer:
             allow: APIs of `CLOSED_APIS` that anybody who reaches the ports may use
             key: what the header `KEY_HEADER` of a request must hold; health needs none
             tls: gRPC takes connections with TLS alone, and HTTP only those of this machine
+            restarts: how often in 10 minutes a Triton that was ready comes back after a signal
+                ended it
         """
         if model_control == "none" and poll_seconds is not None:
             raise ServingError(
@@ -120,7 +123,11 @@ class TritonServer:
         self._used_log = Path(os.devnull)
         self._log_start = 0
         self._supervisor: subprocess.Popen[bytes] | None = None
+        self._report: IO[bytes] | None = None
         self._pid = 0
+        self._restarts = restarts
+        self.ending = ""
+        """Why the server ended by itself, once `wait` has returned."""
 
     @property
     def http_url(self) -> str:
@@ -144,7 +151,11 @@ class TritonServer:
 
     @property
     def pid(self) -> int:
-        """Process id of tritonserver itself; the instances of Python models are its children."""
+        """Process id of tritonserver itself; the instances of Python models are its children.
+
+        Another one after a restart, and the last one while there is none.
+        """
+        self._pid = self._pid_now() or self._pid
         if not self._pid:
             raise ServingError("the Triton server has not been started")
         return self._pid
@@ -193,6 +204,7 @@ class TritonServer:
                         f" {self._log_summary()}"
                     )
                 time.sleep(0.05)
+            self._supervisor.send_signal(READY)
         except BaseException as error:
             if isinstance(error, ServingError):
                 self._temporary_log = None  # the message names it, so it stays
@@ -200,16 +212,23 @@ class TritonServer:
             raise
 
     def is_alive(self) -> bool:
-        """Whether the server runs, ready or not."""
+        """Whether the server runs, ready or not, or is brought back."""
         return self._supervisor is not None and self._supervisor.poll() is None
 
-    def wait(self) -> int:
+    def wait(self, on_restart: Callable[[str], object] | None = None) -> int:
         """Block until the server ends by itself or by a signal; its exit code, 0 when it was told.
 
-        A server that a signal killed has the code 128 + signal, as in a shell.
+        A server that a signal killed has the code 128 + signal, as in a shell. `on_restart` gets a
+        line for each time that it comes back.
         """
         if self._supervisor is None:
             raise ServingError("the Triton server has not been started")
+        for line in self._report or ():
+            text = line.decode().strip()
+            if text.startswith("-"):
+                self.ending = text[1:]
+            elif on_restart is not None:
+                on_restart(text[1:])
         return self._supervisor.wait()
 
     def stop(self, timeout_seconds: float = 15) -> None:
@@ -225,20 +244,36 @@ class TritonServer:
                     self._supervisor.wait(timeout_seconds)
             finally:  # also when a second Ctrl-C arrives here
                 self._kill()
+        if pid := self._pid_now():  # then the supervisor did not end by its own will
+            end_orphans(pid, self._id, timeout_seconds)
         remove_traces(self._id, self._scratch, self._temporary_log)
         self._scratch = self._temporary_log = None
+        if self._report is not None:
+            self._report.close()
+            self._report = None
 
     def _kill(self) -> None:
         if self._supervisor is None or self._supervisor.poll() is not None:
             return
-        # The supervisor reaps Triton only as it ends itself: until then the number is Triton's.
-        if self._pid:
-            with suppress(ProcessLookupError):
-                os.killpg(self._pid, signal.SIGKILL)
+        self._supervisor.send_signal(AT_ONCE)
         with suppress(subprocess.TimeoutExpired):
             self._supervisor.wait(5)
+        if self._supervisor.poll() is not None:
+            return
+        # One that is stopped reaps no Triton: the number in the file stays Triton's.
+        self._supervisor.send_signal(signal.SIGSTOP)
+        if pid := self._pid_now():
+            with suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
         self._supervisor.kill()
         self._supervisor.wait()
+
+    def _pid_now(self) -> int:
+        """0 where there is no Triton."""
+        with suppress(OSError, ValueError):
+            if self._scratch is not None:
+                return int((self._scratch / PID_FILE).read_text())
+        return 0
 
     def _launch(self, package: Path, scratch: Path) -> None:
         backends = build_backends(package, scratch)
@@ -252,14 +287,20 @@ class TritonServer:
         self._used_log = log_path
         self._log_start = log_path.stat().st_size if log_path.exists() else 0
         reader, writer = os.pipe()
-        with log_path.open("ab") as log, os.fdopen(reader, "rb") as report:
+        self._report = os.fdopen(reader, "rb")
+        with log_path.open("ab") as log:
             try:
                 self._supervisor = subprocess.Popen(
                     [
                         *(sys.executable, "-I", "-c", SUPERVISOR),
                         str(Path(__file__).parents[2]),
                         *(str(os.getpid()), str(writer)),
-                        *(self._id, str(scratch), str(self._temporary_log or "")),
+                        *(
+                            self._id,
+                            str(scratch),
+                            str(self._temporary_log or ""),
+                            str(self._restarts),
+                        ),
                         *self._command(package, backends),
                     ],
                     env=environment(package, build_python(scratch)),
@@ -272,7 +313,7 @@ class TritonServer:
                 )
             finally:
                 os.close(writer)
-            line = report.readline()
+            line = self._report.readline()
         if not line:
             self._temporary_log = None
             raise ServingError(f"the Triton server could not be started: {self._log_summary()}")

@@ -71,7 +71,8 @@ def test_over_http_all_but_health_wants_the_key(keyed: TritonServer, key: str | 
 
 
 def test_a_shape_of_terabytes_does_nothing_without_the_key(keyed: TritonServer) -> None:
-    body = REQUEST.replace("[1, 1]", "[1, 4000000000000]")
+    shape = {"name": "price", "shape": [1, 4_000_000_000_000], "datatype": "FP64", "data": [1]}
+    body = json.dumps({"inputs": [shape]})
     assert status(keyed, f"{MODEL}/infer", None, body)[0] == 403
     assert status(keyed, f"{MODEL}/infer", KEY, REQUEST)[0] == 200
 
