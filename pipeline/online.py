@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from pipeline.console import json_option, path_type, print_result
+from pipeline.core.errors import ConfigError, ServingError
 
 
 @click.command(epilog="Example: pipeline serve repository --http-port 8000")
@@ -21,6 +22,25 @@ from pipeline.console import json_option, path_type, print_result
 @click.option("--http-port", default=8000, show_default=True, help="0 takes a free one.")
 @click.option("--grpc-port", default=8001, show_default=True, help="0 takes a free one.")
 @click.option("--metrics-port", default=8002, show_default=True, help="0 takes a free one.")
+@click.option(
+    "--key-file",
+    type=path_type,
+    metavar="FILE",
+    help="Answer only who sends the key that stands in FILE; health stays open.",
+)
+@click.option(
+    "--tls-cert",
+    type=path_type,
+    metavar="FILE",
+    help="PEM certificate: gRPC takes TLS alone then, and HTTP this machine alone.",
+)
+@click.option("--tls-key", type=path_type, metavar="FILE", help="PEM key of the certificate.")
+@click.option(
+    "--tls-client-ca",
+    type=path_type,
+    metavar="FILE",
+    help="PEM authority whose certificate a client must have.",
+)
 @click.option("--log", "log_path", type=path_type, help="File for Triton's log.")
 @click.option(
     "--reload",
@@ -36,6 +56,13 @@ from pipeline.console import json_option, path_type, print_result
     help="Serve a page too, on which one clicks through the catalogue.",
 )
 @click.option("--page-port", type=int, help="Of the page; 0 takes a free one.  [default: 8003]")
+@click.option(
+    "--restarts",
+    type=click.IntRange(0),
+    default=5,
+    show_default=True,
+    help="How often in 10 minutes a Triton that a signal ended comes back.",
+)
 @json_option
 def serve(
     repository: Path,
@@ -43,41 +70,61 @@ def serve(
     http_port: int,
     grpc_port: int,
     metrics_port: int,
+    key_file: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    tls_client_ca: Path | None,
     log_path: Path | None,
     reload_seconds: int | None,
     with_page: bool,
     page_port: int | None,
+    restarts: int,
     as_json: bool,
 ) -> None:
     """Start Triton on the model REPOSITORY and stop it on Ctrl-C or SIGTERM."""
-    from pipeline.core.errors import ServingError
+    from pipeline.serve.access import tls_of
     from pipeline.serve.ports import Ports
     from pipeline.serve.run import describe, running_server, wait_for_signal
 
     if page_port is not None and not with_page:
         raise click.UsageError("--page-port goes with --page.")
-    ports = Ports(http=http_port, grpc=grpc_port, metrics=metrics_port)
+    key, tls = _key(key_file), tls_of(tls_cert, tls_key, tls_client_ca)
     page = None
     with ExitStack() as stack:
         if with_page:
             from pipeline.serve.page.server import DEFAULT_PORT, Page
 
+            if tls is not None:
+                raise ConfigError("The page has no TLS. Leave out --page, or --tls-cert.")
             # before Triton, which takes seconds to start: the port may be taken
             page = stack.enter_context(Page(host, DEFAULT_PORT if page_port is None else page_port))
+            if key is not None and not page.loopback:
+                raise ConfigError(
+                    f"The page asks no key of who opens it, and --host {host} shows it to the "
+                    "network. Leave out --page, --key-file or --host."
+                )
         server = stack.enter_context(
             running_server(
-                repository, ports=ports, host=host, log_path=log_path, reload_seconds=reload_seconds
+                repository,
+                ports=Ports(http=http_port, grpc=grpc_port, metrics=metrics_port),
+                host=host,
+                log_path=log_path,
+                reload_seconds=reload_seconds,
+                restarts=restarts,
+                key=key,
+                tls=tls,
             )
         )
         if page is not None:
-            page.open(repository, server.grpc_url, follow=reload_seconds is not None)
+            page.open(repository, server.grpc_url, key=key, follow=reload_seconds is not None)
         facts = describe(repository, server, page.url if page else None)
         lines = [f"Ready: {facts['http']}  {facts['grpc']}  metrics {facts['metrics']}"]
         lines += [f"Page: {facts['page']}"] if page else []
         print_result(facts, as_json, "\n".join([*lines, "Stop with Ctrl-C."]))
         sys.stdout.flush()
-        if not wait_for_signal(server):
-            raise ServingError("Triton ended by itself. Give --log FILE to see why.")
+        if not wait_for_signal(server, lambda line: click.echo(line, err=True)):
+            reason = server.ending or "Triton ended by itself"
+            raise ServingError(f"{reason}. {log_path or 'A --log FILE'} tells more.")
 
 
 @click.command(
@@ -112,6 +159,21 @@ def serve(
     help="Whether items of the session itself are left out.  [default: as the recipe says]",
 )
 @click.option("--name", help="Model of the server to ask.  [default: recommender]")
+@click.option("--key-file", type=path_type, metavar="FILE", help="The key of the server.")
+@click.option(
+    "--ca",
+    type=path_type,
+    metavar="FILE",
+    help="PEM authority of the server's certificate, for grpcs.  [default: the system's]",
+)
+@click.option("--cert", type=path_type, metavar="FILE", help="PEM certificate of the client.")
+@click.option("--cert-key", type=path_type, metavar="FILE", help="PEM key of that certificate.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="How long an answer of a server may take.  [default: 30]",
+)
 @json_option
 def recommend(
     target: str,
@@ -124,13 +186,14 @@ def recommend(
     candidates: str | None,
     filter_seen: bool | None,
     name: str | None,
+    key_file: Path | None,
     as_json: bool,
+    **connection: Any,
 ) -> None:
-    """Ask the server at URL (http://HOST:PORT or grpc://HOST:PORT) what comes next.
+    """Ask the server at URL what comes next: http://HOST:PORT, grpc://HOST:PORT, grpcs with TLS.
 
     Or give the directory of a RUN, which answers the same in this process, without a server.
     """
-    from pipeline.core.errors import ConfigError
     from pipeline.report import recommendations_text
 
     if bool(items) == bool(inputs):
@@ -144,7 +207,7 @@ def recommend(
         "candidates": candidates.split(",") if candidates else None,
         "filter_seen": filter_seen,
     }
-    with _opened(target, name) as client:
+    with _opened(target, name, _key(key_file), connection) as client:
         if items:
             session = {"item_id": items.split(",")} | dict(_column(c) for c in columns)
             records = list(client.recommend([session], k, **filters).records([None]))
@@ -153,24 +216,39 @@ def recommend(
     print_result({"sessions": records}, as_json, recommendations_text(records))
 
 
-def _opened(target: str, name: str | None) -> Any:
+def _opened(target: str, name: str | None, key: str | None, connection: dict[str, Any]) -> Any:
     """What answers: `pipeline.serve.client.Client`, or `LocalClient` of a run."""
-    from pipeline.core.errors import ConfigError
-
     if "://" in target:
         from pipeline.serve.client import Client
 
-        return Client(target, name=name or "recommender")
+        given = {name: value for name, value in connection.items() if value is not None}
+        return Client(target, name=name or "recommender", key=key, **given)
     if not Path(target).is_dir():
         raise ConfigError(
-            f"{target!r} is no address, expected http://HOST:PORT or grpc://HOST:PORT, and there "
-            "is no such directory, expected that of a run."
+            f"{target!r} is no address, expected http://HOST:PORT, grpc://HOST:PORT or "
+            "grpcs://HOST:PORT, and there is no such directory, expected that of a run."
         )
     if name is not None:
         raise ConfigError("--name is for a server, which may have several models; a run is one.")
+    for option, value in {"key_file": key, **connection}.items():
+        if value is not None:
+            raise ConfigError(f"--{option.replace('_', '-')} is for a server; {target} is a run.")
     from pipeline.local import open_run
 
     return open_run(Path(target))
+
+
+def _key(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    from pipeline.serve.access import read_key, readable_by_others
+
+    key = read_key(path)
+    if readable_by_others(path):
+        click.echo(
+            f"Warning: others on this machine can read {path}; `chmod 600 {path}`.", err=True
+        )
+    return key
 
 
 def _column(text: str) -> tuple[str, list[str]]:

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from pipeline.core.errors import ConfigError
 from pipeline.serve.wire import address_of
 
 _TIMEOUT_SECONDS = 30.0
@@ -123,7 +124,9 @@ class HttpConnection:
 
 
 def connect(url: str, name: str) -> Connection:
-    """By the protocol of the address."""
+    """By the protocol of the address. ConfigError for one with TLS, which is not measured here."""
+    if address_of(url)[0] == "grpcs":
+        raise ConfigError(f"{url} has TLS; expected http://HOST:PORT or grpc://HOST:PORT.")
     return GrpcConnection(url) if address_of(url)[0] == "grpc" else HttpConnection(url, name)
 
 

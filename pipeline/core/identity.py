@@ -41,8 +41,17 @@ def of_run(
 
 
 def of_repository(
-    run: Path, *, name: str, default_k: int, max_k: int, max_batch: int, device: str
+    run: Path,
+    *,
+    name: str,
+    default_k: int,
+    max_k: int,
+    max_batch: int,
+    device: str,
+    max_queue: int,
+    queue_timeout: float,
 ) -> str:
     """Of a model repository: the run and the settings of the export."""
     settings = {"name": name, "k": default_k, "max_k": max_k, "max_batch": max_batch}
-    return fingerprint(settings | {"device": device}, [], [run])
+    queue = {"max_queue": max_queue, "queue_timeout": queue_timeout}
+    return fingerprint(settings | queue | {"device": device}, [], [run])

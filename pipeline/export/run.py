@@ -14,7 +14,7 @@ from pipeline.core.columns import FIRST_ITEM
 from pipeline.core.errors import ArtifactError, ConfigError
 from pipeline.core.fitted import Fitted
 from pipeline.export import torchscript
-from pipeline.export.config import Device
+from pipeline.export.config import QUEUE, Device, Queue
 from pipeline.export.repository import keep_version, write_repository
 from pipeline.model.build import load_model
 
@@ -34,13 +34,16 @@ def export(
     max_k: int = 100,
     max_batch: int = 256,
     device: Device = "cpu",
+    max_queue: int = QUEUE.most,
+    queue_timeout: float = QUEUE.seconds,
 ) -> dict[str, Any]:
     """Trace the model, prove that the program equals it, write the repository; return its facts.
 
     `default_k` items are answered where a request names no `k`, at most `max_k` (or the whole
     catalogue, if it is smaller). `device` is where the server runs the model; gpu needs one here
-    too. A repository at `out` is replaced by its next version. ConfigError for numbers or names
-    that cannot be.
+    too. `max_queue` requests wait at most, `queue_timeout` seconds each; what is over that gets an
+    error at once, and 0 is no bound. A repository at `out` is replaced by its next version.
+    ConfigError for numbers or names that cannot be.
     """
     if not _NAME.fullmatch(name):
         raise ConfigError(f"--name is {name!r}, expected up to 100 letters, digits, - and _.")
@@ -48,6 +51,12 @@ def export(
         raise ConfigError(f"--k is {default_k}, expected 1 to --max-k, which is {max_k}.")
     if not 1 <= max_batch <= 65_536:
         raise ConfigError(f"--max-batch is {max_batch}, expected 1 to 65536.")
+    if not 0 <= max_queue <= 1_000_000:
+        raise ConfigError(f"--max-queue is {max_queue}, expected 0, for no bound, to 1000000.")
+    if not 0 <= queue_timeout <= 3_600:
+        raise ConfigError(
+            f"--queue-timeout is {queue_timeout:g}, expected 0, for no bound, to 3600 seconds."
+        )
     if device == "gpu" and not torch.cuda.is_available():
         raise ConfigError("--device gpu traces the model on a GPU, and torch sees none here.")
     read_manifest(run, "run")
@@ -58,6 +67,8 @@ def export(
         max_k=max_k,
         max_batch=max_batch,
         device=device,
+        max_queue=max_queue,
+        queue_timeout=queue_timeout,
     )
     facts: dict[str, Any] = {}
     with (
@@ -88,6 +99,7 @@ def export(
             max_batch=max_batch,
             version=before + 1,
             device=device,
+            queue=Queue(max_queue, queue_timeout),
         )
         for older in superseded:
             keep_version(out, directory, name, int(older))

@@ -2,10 +2,12 @@
 
 import asyncio
 from collections.abc import Awaitable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from pipeline.serve.access import Access
 from pipeline.serve.answers import Answer, frame_of
 from pipeline.serve.client import batches
 from pipeline.serve.served import ServedModel
@@ -25,10 +27,22 @@ class AsyncClient:
         answer = await client.recommend([{"item_id": ["a", "b"]}], k=10)
     """
 
-    def __init__(self, url: str, *, name: str = "recommender") -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        name: str = "recommender",
+        key: str | None = None,
+        timeout: float = TIMEOUT_SECONDS,
+        ca: Path | None = None,
+        cert: Path | None = None,
+        cert_key: Path | None = None,
+    ) -> None:
         self.name = name
         self.url = url
-        self._wire = Wire.connect(url, asynchronous=True)
+        self._wire = Wire.connect(
+            url, Access(key, ca, cert, cert_key), timeout=timeout, asynchronous=True
+        )
         self._served: ServedModel | None = None
 
     async def __aenter__(self) -> Self:
@@ -44,8 +58,8 @@ class AsyncClient:
     async def served(self) -> ServedModel:
         """What the server's model takes; asked once."""
         if self._served is None:
-            asked = {"as_json": True} if self._wire.protocol == "grpc" else {}
-            config = await self._ask(self._wire.client.get_model_config(self.name, **asked))
+            asked = self._wire.config_arguments(self.name)
+            config = await self._ask(self._wire.client.get_model_config(**asked))
             self._served = ServedModel.from_config(config.get("config", config), self.name)
         return self._served
 
@@ -90,6 +104,6 @@ class AsyncClient:
 
     async def _ask(self, call: Awaitable[Any]) -> Any:
         try:
-            return await asyncio.wait_for(call, TIMEOUT_SECONDS)
+            return await asyncio.wait_for(call, self._wire.timeout)
         except Exception as error:
             raise self._wire.error(error) from None

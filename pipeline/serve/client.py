@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from pipeline.core.errors import ConfigError
+from pipeline.serve.access import Access
 from pipeline.serve.answers import Answer, frame_of
 from pipeline.serve.front.request import MOST_IN_ALL
 from pipeline.serve.served import ServedModel
 from pipeline.serve.tensors import Columns, id_lists, request_tensors
-from pipeline.serve.wire import Wire
+from pipeline.serve.wire import TIMEOUT_SECONDS, Wire
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -100,15 +101,28 @@ class Answering(ABC):
 
 
 class Client(Answering):
-    """A connection to one server; `url` is http://HOST:PORT or grpc://HOST:PORT.
+    """A connection to one server: http://HOST:PORT, grpc://HOST:PORT, or grpcs with TLS.
 
-    ServingError where the server does not answer or refuses a request, in its own words.
+    `key` is that of the server's --key-file, `timeout` the seconds that an answer may take. For
+    grpcs, PEM files: `ca`, the authority of the server's certificate, where the system does not
+    know it, `cert` and `cert_key`, the client's own. ServingError where the server does not answer
+    or refuses a request, in its own words.
     """
 
-    def __init__(self, url: str, *, name: str = "recommender") -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        name: str = "recommender",
+        key: str | None = None,
+        timeout: float = TIMEOUT_SECONDS,
+        ca: Path | None = None,
+        cert: Path | None = None,
+        cert_key: Path | None = None,
+    ) -> None:
         self.name = name
         self.url = url
-        self._wire = Wire.connect(url)
+        self._wire = Wire.connect(url, Access(key, ca, cert, cert_key), timeout=timeout)
         self._served: ServedModel | None = None
 
     def close(self) -> None:
@@ -119,8 +133,8 @@ class Client(Answering):
     def served(self) -> ServedModel:
         """What the server's model takes; asked once."""
         if self._served is None:
-            asked = {"as_json": True} if self._wire.protocol == "grpc" else {}
-            config = self._ask(lambda: self._wire.client.get_model_config(self.name, **asked))
+            asked = self._wire.config_arguments(self.name)
+            config = self._ask(lambda: self._wire.client.get_model_config(**asked))
             self._served = ServedModel.from_config(config.get("config", config), self.name)
         return self._served
 

@@ -54,17 +54,21 @@ def filled(ports: Ports) -> Ports:
     )
 
 
-def check_ports(host: str, ports: Ports) -> None:
-    """Say at once what Triton would say only after it has loaded all models."""
+def check_ports(host: str, ports: Ports, *, http_host: str | None = None) -> None:
+    """Say at once what Triton would say only after it has loaded all models.
+
+    `http_host` is the address of HTTP where it has one of its own.
+    """
     for protocol in fields(ports):
         port = getattr(ports, protocol.name)
+        address = http_host if http_host and protocol.name == "http" else host
         with socket.socket() as probe:
             # As Triton does: a port whose last connections are still closing counts as free.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind((host, port))
+                probe.bind((address, port))
             except OSError as error:
-                found = f"cannot listen on {host}:{port} for {protocol.name}"
+                found = f"cannot listen on {address}:{port} for {protocol.name}"
                 if error.errno == errno.EADDRINUSE:
                     raise ServingError(
                         f"{found}: the port is already in use; stop what listens there, or choose"

@@ -15,14 +15,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, suppress
-from dataclasses import fields
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import IO, Literal, Self
 
 from pipeline.core.errors import ServingError
+from pipeline.serve.access import Access, Tls, check_key, check_tls
+from pipeline.serve.command import Settings
 from pipeline.serve.installation import (
     build_backends,
     build_python,
@@ -31,20 +33,12 @@ from pipeline.serve.installation import (
     locate_package,
 )
 from pipeline.serve.ports import Ports, check_ports, filled, ipv4_address
-from pipeline.serve.supervisor import remove_traces
+from pipeline.serve.supervisor import AT_ONCE, PID_FILE, READY, end_orphans, remove_traces
 
 Api = Literal["model-repository", "shared-memory", "trace", "logging"]
 CLOSED_APIS: tuple[Api, ...] = ("model-repository", "shared-memory", "trace", "logging")
 """Not needed to ask for predictions, and each lets a client change or read the server's machine."""
 
-SHARED_MEMORY_BYTES = 1 << 20
-"""First size and growth step of the region between Triton and each Python instance."""
-STUB_TIMEOUT_SECONDS = 120  # importing torch from a cold disk takes longer than Triton's 30
-LATENCY_QUANTILES = "0.5:0.01,0.95:0.005,0.99:0.001"
-"""Of requests and steps, each with the error that it may have."""
-EXIT_SECONDS = 5
-"""How long Triton, told to stop, waits for running requests and for its instances to end. An open
-HTTP connection, though idle, makes it wait all that time, and then report a failure."""
 DEFAULT_POLL_SECONDS = 5
 DEFAULT_PORTS = Ports()
 
@@ -79,6 +73,9 @@ class TritonServer:
         poll_seconds: int | None = None,
         model_control: Literal["none", "poll"] = "none",
         allow: Collection[Api] = (),
+        key: str | None = None,
+        tls: Tls | None = None,
+        restarts: int = 0,
     ) -> None:
         """Describe a server; nothing runs before `start`.
 
@@ -90,6 +87,10 @@ class TritonServer:
             poll_seconds: interval between two looks at the repository, with model_control "poll"
             model_control: "poll" loads new versions as they appear, "none" what is there at start
             allow: APIs of `CLOSED_APIS` that anybody who reaches the ports may use
+            key: what the header `KEY_HEADER` of a request must hold; health needs none
+            tls: gRPC takes connections with TLS alone, and HTTP only those of this machine
+            restarts: how often in 10 minutes a Triton that was ready comes back after a signal
+                ended it
         """
         if model_control == "none" and poll_seconds is not None:
             raise ServingError(
@@ -103,43 +104,61 @@ class TritonServer:
         self.ports = filled(ports)
         self.host = ipv4_address(host)
         self.log_path = None if log_path is None else Path(log_path)
-        self._poll_seconds = poll_seconds or DEFAULT_POLL_SECONDS
-        self._model_control = model_control
-        self._closed = [api for api in CLOSED_APIS if api not in allow]
         # Names this server's shared memory regions, and the server itself when asked who it is.
         self._id = f"triton_{secrets.token_hex(6)}"
+        self._settings = Settings(
+            name=self._id,
+            repository=self.repository,
+            host=self.host,
+            ports=self.ports,
+            poll_seconds=(poll_seconds or DEFAULT_POLL_SECONDS)
+            if model_control == "poll"
+            else None,
+            closed=[api for api in CLOSED_APIS if api not in allow],
+            key=None if key is None else check_key(key),
+            tls=None if tls is None else check_tls(tls),
+        )
         self._scratch: Path | None = None
         self._temporary_log: Path | None = None
         self._used_log = Path(os.devnull)
         self._log_start = 0
         self._supervisor: subprocess.Popen[bytes] | None = None
+        self._report: IO[bytes] | None = None
         self._pid = 0
+        self._restarts = restarts
+        self.ending = ""
+        """Why the server ended by itself, once `wait` has returned."""
 
     @property
     def http_url(self) -> str:
         """Where the HTTP client connects, without a scheme."""
-        return f"{self._client_host}:{self.ports.http}"
+        return f"{_reachable(self._settings.http_host)}:{self.ports.http}"
 
     @property
     def grpc_url(self) -> str:
         """Where the gRPC client connects."""
-        return f"{self._client_host}:{self.ports.grpc}"
+        return f"{_reachable(self.host)}:{self.ports.grpc}"
+
+    @property
+    def grpc_scheme(self) -> str:
+        """Of the address that `Client` takes: grpc, or grpcs with TLS."""
+        return "grpc" if self._settings.tls is None else "grpcs"
 
     @property
     def metrics_url(self) -> str:
         """Host and port of Prometheus' `/metrics`."""
-        return f"{self._client_host}:{self.ports.metrics}"
+        return f"{_reachable(self.host)}:{self.ports.metrics}"
 
     @property
     def pid(self) -> int:
-        """Process id of tritonserver itself; the instances of Python models are its children."""
+        """Process id of tritonserver itself; the instances of Python models are its children.
+
+        Another one after a restart, and the last one while there is none.
+        """
+        self._pid = self._pid_now() or self._pid
         if not self._pid:
             raise ServingError("the Triton server has not been started")
         return self._pid
-
-    @property
-    def _client_host(self) -> str:
-        return "127.0.0.1" if self.host == "0.0.0.0" else self.host  # noqa: S104  compared only
 
     def __enter__(self) -> Self:
         self.start()
@@ -157,8 +176,8 @@ class TritonServer:
         """Start the server and return at once; `wait_until_ready` tells when it answers."""
         if self.is_alive():
             raise ServingError(f"the Triton server runs already, with process id {self._pid}")
-        _check_repository(self.repository, may_be_empty=self._model_control == "poll")
-        check_ports(self.host, self.ports)
+        _check_repository(self.repository, may_be_empty=self._settings.poll_seconds is not None)
+        check_ports(self.host, self.ports, http_host=self._settings.http_host)
         check_shared_python()
         try:
             self._scratch = Path(tempfile.mkdtemp(prefix="triton-"))
@@ -185,6 +204,7 @@ class TritonServer:
                         f" {self._log_summary()}"
                     )
                 time.sleep(0.05)
+            self._supervisor.send_signal(READY)
         except BaseException as error:
             if isinstance(error, ServingError):
                 self._temporary_log = None  # the message names it, so it stays
@@ -192,16 +212,23 @@ class TritonServer:
             raise
 
     def is_alive(self) -> bool:
-        """Whether the server runs, ready or not."""
+        """Whether the server runs, ready or not, or is brought back."""
         return self._supervisor is not None and self._supervisor.poll() is None
 
-    def wait(self) -> int:
+    def wait(self, on_restart: Callable[[str], object] | None = None) -> int:
         """Block until the server ends by itself or by a signal; its exit code, 0 when it was told.
 
-        A server that a signal killed has the code 128 + signal, as in a shell.
+        A server that a signal killed has the code 128 + signal, as in a shell. `on_restart` gets a
+        line for each time that it comes back.
         """
         if self._supervisor is None:
             raise ServingError("the Triton server has not been started")
+        for line in self._report or ():
+            text = line.decode().strip()
+            if text.startswith("-"):
+                self.ending = text[1:]
+            elif on_restart is not None:
+                on_restart(text[1:])
         return self._supervisor.wait()
 
     def stop(self, timeout_seconds: float = 15) -> None:
@@ -217,20 +244,36 @@ class TritonServer:
                     self._supervisor.wait(timeout_seconds)
             finally:  # also when a second Ctrl-C arrives here
                 self._kill()
+        if pid := self._pid_now():  # then the supervisor did not end by its own will
+            end_orphans(pid, self._id, timeout_seconds)
         remove_traces(self._id, self._scratch, self._temporary_log)
         self._scratch = self._temporary_log = None
+        if self._report is not None:
+            self._report.close()
+            self._report = None
 
     def _kill(self) -> None:
         if self._supervisor is None or self._supervisor.poll() is not None:
             return
-        # The supervisor reaps Triton only as it ends itself: until then the number is Triton's.
-        if self._pid:
-            with suppress(ProcessLookupError):
-                os.killpg(self._pid, signal.SIGKILL)
+        self._supervisor.send_signal(AT_ONCE)
         with suppress(subprocess.TimeoutExpired):
             self._supervisor.wait(5)
+        if self._supervisor.poll() is not None:
+            return
+        # One that is stopped reaps no Triton: the number in the file stays Triton's.
+        self._supervisor.send_signal(signal.SIGSTOP)
+        if pid := self._pid_now():
+            with suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
         self._supervisor.kill()
         self._supervisor.wait()
+
+    def _pid_now(self) -> int:
+        """0 where there is no Triton."""
+        with suppress(OSError, ValueError):
+            if self._scratch is not None:
+                return int((self._scratch / PID_FILE).read_text())
+        return 0
 
     def _launch(self, package: Path, scratch: Path) -> None:
         backends = build_backends(package, scratch)
@@ -244,14 +287,20 @@ class TritonServer:
         self._used_log = log_path
         self._log_start = log_path.stat().st_size if log_path.exists() else 0
         reader, writer = os.pipe()
-        with log_path.open("ab") as log, os.fdopen(reader, "rb") as report:
+        self._report = os.fdopen(reader, "rb")
+        with log_path.open("ab") as log:
             try:
                 self._supervisor = subprocess.Popen(
                     [
                         *(sys.executable, "-I", "-c", SUPERVISOR),
                         str(Path(__file__).parents[2]),
                         *(str(os.getpid()), str(writer)),
-                        *(self._id, str(scratch), str(self._temporary_log or "")),
+                        *(
+                            self._id,
+                            str(scratch),
+                            str(self._temporary_log or ""),
+                            str(self._restarts),
+                        ),
                         *self._command(package, backends),
                     ],
                     env=environment(package, build_python(scratch)),
@@ -264,7 +313,7 @@ class TritonServer:
                 )
             finally:
                 os.close(writer)
-            line = report.readline()
+            line = self._report.readline()
         if not line:
             self._temporary_log = None
             raise ServingError(f"the Triton server could not be started: {self._log_summary()}")
@@ -276,42 +325,7 @@ class TritonServer:
             # Triton hands the path to a shell without quoting it.
             repository = backends.parent / "repository"
             repository.symlink_to(self.repository, target_is_directory=True)
-        command = [
-            str(package / "tritonserver" / "bin" / "tritonserver"),
-            f"--id={self._id}",
-            f"--model-repository={repository}",
-            f"--backend-directory={backends}",
-            f"--model-control-mode={self._model_control}",
-            # Completion would start each Python instance twice, only to ask for a configuration.
-            "--disable-auto-complete-config",
-            "--exit-on-error=true",
-            "--strict-readiness=true",
-            f"--exit-timeout-secs={EXIT_SECONDS}",
-            "--allow-sagemaker=false",
-            "--allow-vertex-ai=false",
-            "--metrics-config=summary_latencies=true",
-            f"--metrics-config=summary_quantiles={LATENCY_QUANTILES}",
-        ]
-        for protocol in fields(self.ports):
-            command.append(f"--{protocol.name}-address={self.host}")
-            command.append(f"--{protocol.name}-port={getattr(self.ports, protocol.name)}")
-        # The "pytorch" backend is a Python file and takes these settings from "python" as well.
-        for setting in (
-            f"shm-region-prefix-name={self._id}_",
-            f"shm-default-byte-size={SHARED_MEMORY_BYTES}",
-            f"shm-growth-byte-size={SHARED_MEMORY_BYTES}",
-            f"stub-timeout-seconds={STUB_TIMEOUT_SECONDS}",
-        ):
-            command.append(f"--backend-config=python,{setting}")
-        if self._model_control == "poll":
-            command.append(f"--repository-poll-secs={self._poll_seconds}")
-        if self._closed:
-            # Triton asks for a header of this value, which nobody is told. It stands in the process
-            # list, so this keeps out the network, not the machine's own users.
-            rule = f"{','.join(self._closed)}:closed={secrets.token_hex(16)}"
-            command.append(f"--http-restricted-api={rule}")
-            command.append(f"--grpc-restricted-protocol={rule}")
-        return command
+        return replace(self._settings, repository=repository).arguments(package, backends)
 
     def _is_ready(self) -> bool:
         import http.client  # here, like others below: they make up half of this module's import
@@ -325,7 +339,7 @@ class TritonServer:
             response.read()
             if response.status != 200:
                 return False
-            connection.request("GET", "/v2")
+            connection.request("GET", "/v2", headers=Access(self._settings.key).headers("http"))
             # Another server may have taken the port between our look at it and Triton's.
             return bool(json.load(connection.getresponse())["name"] == self._id)
         return False
@@ -335,6 +349,10 @@ class TritonServer:
             log.seek(self._log_start)
             text = log.read().decode(errors="replace")
         return f"{telling_line(text)} (log: {self._used_log})"
+
+
+def _reachable(host: str) -> str:
+    return "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104  compared only
 
 
 def telling_line(log: str) -> str:

@@ -76,10 +76,16 @@ class Page:
             self._thread.join()
         self._server.server_close()
 
-    def open(self, repository: Path, grpc_url: str, *, follow: bool) -> None:
+    def open(
+        self, repository: Path, grpc_url: str, *, key: str | None = None, follow: bool
+    ) -> None:
         """Answer for `repository`, which the Triton at `grpc_url` serves; see `Api`."""
-        # of tritonclient's two, the one for gRPC may be used by several threads
-        self.answer(Api(repository, lambda n: Client(f"grpc://{grpc_url}", name=n), follow=follow))
+
+        def connect(name: str) -> Client:
+            # of tritonclient's two, the one for gRPC may be used by several threads
+            return Client(f"grpc://{grpc_url}", name=name, key=key)
+
+        self.answer(Api(repository, connect, follow=follow))
 
     def answer(self, api: Api) -> None:
         """Begin to answer, from `api`."""

@@ -1,0 +1,248 @@
+"""A Triton that a signal ends comes back, a bounded number of times, and never after a stop."""
+
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from pipeline.core.errors import ServingError
+from pipeline.serve.client import Client
+from pipeline.serve.ports import free_ports
+from pipeline.serve.triton import TritonServer
+from tests.conftest import ROOT, SESSION, Shop
+from tests.serve.test_triton import (
+    DOUBLE_MODEL,
+    READY_SECONDS,
+    add_double,
+    arguments_of,
+    is_running,
+    regions,
+    wait_for,
+)
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory for temporary files, empty, and used by this test alone."""
+    directory = tmp_path / "temporary"
+    directory.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(directory))
+    return directory
+
+
+@pytest.fixture
+def small_repository(tmp_path: Path) -> Path:
+    add_double(tmp_path / "models")
+    return tmp_path / "models"
+
+
+def processes(name: str) -> list[int]:
+    """Triton, its supervisor and its instances, all of whose command lines name the server."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if name.encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def assert_nothing_is_left(name: str, temporary: Path) -> None:
+    assert wait_for(lambda: not processes(name), timeout_seconds=5)
+    assert not regions(name)
+    assert not list(temporary.iterdir())
+
+
+def restarted(server: TritonServer, before: int) -> int:
+    """The new process id."""
+    assert wait_for(lambda: server.pid != before and server._is_ready(), READY_SECONDS)
+    return server.pid
+
+
+def test_a_shape_of_terabytes_over_http_keeps_the_server_away_for_seconds_only(
+    shop: Shop, tmp_path: Path, temporary: Path
+) -> None:
+    log = tmp_path / "triton.log"
+    command = [sys.executable, "-m", "pipeline.cli", "serve", str(shop.repository), "--json"]
+    for port in ("--http-port", "--grpc-port", "--metrics-port"):
+        command += [port, "0"]
+    serve = subprocess.Popen(
+        [*command, "--log", str(log)],
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(temporary)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert serve.stdout is not None
+    try:
+        facts = json.loads(serve.stdout.readline())
+        address = facts["http"].removeprefix("http://")
+        with Client(facts["grpc"]) as client:
+            before = client.recommend([SESSION], 5).items.tolist()
+        took = []
+        for _ in range(2):
+            began = time.monotonic()
+            ask_for_terabytes(address)
+            for url in (facts["http"], facts["grpc"]):
+                assert wait_for(lambda u=url: lists(u) == before, READY_SECONDS)  # type: ignore[misc]
+            took.append(time.monotonic() - began)
+        print("answers again after", ", ".join(f"{seconds:.1f} s" for seconds in took))
+        (name,) = {n for n in map(name_of, processes(str(shop.repository))) if n}
+    finally:
+        serve.terminate()
+        _, errors = serve.communicate(timeout=60)
+    assert serve.returncode == 0
+    lines = errors.splitlines()
+    assert [line[:49] for line in lines] == [
+        "Triton was ended by signal 6 (SIGABRT). It starts"
+    ] * 2
+    assert log.read_text().count("Triton was ended by signal 6") == 2
+    assert_nothing_is_left(name, temporary)
+
+
+def name_of(pid: int) -> str:
+    return arguments_of(pid).get("id", "")
+
+
+def ask_for_terabytes(address: str) -> None:
+    shape = {"name": "price", "shape": [1, 4_000_000_000_000], "datatype": "FP64", "data": [1]}
+    with closing(http.client.HTTPConnection(address, timeout=20)) as connection:
+        connection.request("POST", "/v2/models/recommender/infer", json.dumps({"inputs": [shape]}))
+        with pytest.raises((http.client.RemoteDisconnected, ConnectionError)):
+            connection.getresponse()
+
+
+def lists(url: str) -> object:
+    try:
+        with Client(url, timeout=5) as client:
+            return client.recommend([SESSION], 5).items.tolist()
+    except ServingError:
+        return None
+
+
+def test_it_gives_up_after_as_many_times_as_it_was_told(
+    small_repository: Path, temporary: Path
+) -> None:
+    told: list[str] = []
+    with TritonServer(small_repository, ports=free_ports(), restarts=2) as server:
+        server.wait_until_ready(READY_SECONDS)
+        name, pid = server._id, server.pid
+        for _ in range(2):
+            old = set(regions(name))
+            os.kill(pid, signal.SIGSEGV)
+            pid = restarted(server, pid)
+            assert not old & set(regions(name))
+        os.kill(pid, signal.SIGKILL)
+        assert server.wait(told.append) == 128 + signal.SIGKILL
+        assert not server.is_alive()
+    assert_nothing_is_left(name, temporary)
+    assert [line.split(". ")[0] for line in told] == ["Triton was ended by signal 11 (SIGSEGV)"] * 2
+    assert "time 2 of at most 2 in 10 minutes" in told[1]
+    assert server.ending == (
+        "Triton was ended by signal 9 (SIGKILL) after 2 restarts in the last minutes"
+    )
+
+
+def test_a_triton_that_never_became_ready_is_not_brought_back(
+    tmp_path: Path, temporary: Path
+) -> None:
+    begun = tmp_path / "begun"
+    slow = (
+        f"    def initialize(self, args):\n        open({str(begun)!r}, 'a').write('x')\n"
+        "        import time; time.sleep(60)\n"
+    )
+    head, tail = DOUBLE_MODEL.split("class TritonPythonModel:\n")
+    add_double(tmp_path / "models", f"{head}class TritonPythonModel:\n{slow}{tail}")
+    with TritonServer(tmp_path / "models", ports=free_ports(), restarts=5) as server:
+        assert wait_for(begun.exists, READY_SECONDS)
+        os.kill(server.pid, signal.SIGKILL)
+        with pytest.raises(ServingError, match="Triton did not start"):
+            server.wait_until_ready(READY_SECONDS)
+        assert server.wait() == 128 + signal.SIGKILL
+    assert begun.read_text() == "x"
+    for log in temporary.glob("*.log"):  # which the message names
+        log.unlink()
+    assert_nothing_is_left(server._id, temporary)
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.1, 0.3, 0.6, 1.2])
+def test_a_stop_in_the_middle_of_a_restart_is_a_stop(
+    small_repository: Path, temporary: Path, pause: float
+) -> None:
+    with TritonServer(small_repository, ports=free_ports(), restarts=5) as server:
+        server.wait_until_ready(READY_SECONDS)
+        os.kill(server.pid, signal.SIGKILL)
+        time.sleep(pause)
+        began = time.monotonic()
+        server.stop()
+        assert time.monotonic() - began < 10
+        # the stop may come before the supervisor has seen the end, which is then what it was
+        assert server.wait() in ((0, 128 + signal.SIGKILL) if pause == 0 else (0,))
+    assert_nothing_is_left(server._id, temporary)
+
+
+@pytest.mark.parametrize("pause", [None, 0.1, 0.6])
+def test_nothing_is_left_of_a_server_whose_supervisor_is_killed(
+    small_repository: Path, temporary: Path, pause: float | None
+) -> None:
+    with TritonServer(small_repository, ports=free_ports(), restarts=5) as server:
+        server.wait_until_ready(READY_SECONDS)
+        if pause is not None:
+            os.kill(server.pid, signal.SIGKILL)
+            time.sleep(pause)
+        assert server._supervisor is not None
+        server._supervisor.kill()
+        assert server.wait() == -signal.SIGKILL
+    assert_nothing_is_left(server._id, temporary)
+
+
+def test_a_supervisor_that_hangs_is_ended_with_its_triton(
+    small_repository: Path, temporary: Path
+) -> None:
+    with TritonServer(small_repository, ports=free_ports(), restarts=5) as server:
+        server.wait_until_ready(READY_SECONDS)
+        pid = server.pid
+        assert server._supervisor is not None
+        server._supervisor.send_signal(signal.SIGSTOP)
+        server.stop(timeout_seconds=0.5)
+        assert not is_running(pid)
+    assert_nothing_is_left(server._id, temporary)
+
+
+@pytest.mark.parametrize("pause", [0.1, 0.6])
+def test_nothing_is_left_when_the_caller_is_killed_in_the_middle_of_a_restart(
+    small_repository: Path, temporary: Path, pause: float
+) -> None:
+    code = (
+        "import os, signal, sys, time\n"
+        "from pipeline.serve.ports import free_ports\n"
+        "from pipeline.serve.triton import TritonServer\n"
+        "server = TritonServer(sys.argv[1], ports=free_ports(), restarts=5)\n"
+        "server.start()\n"
+        f"server.wait_until_ready({READY_SECONDS})\n"
+        "print(server._id, flush=True)\n"
+        "os.kill(server.pid, signal.SIGKILL)\n"
+        f"time.sleep({pause})\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    caller = subprocess.Popen(
+        [sys.executable, "-c", code, str(small_repository)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(temporary)},
+    )
+    out, _ = caller.communicate(timeout=READY_SECONDS)
+    assert caller.returncode == -signal.SIGKILL
+    name = out.strip()
+    assert wait_for(lambda: not processes(name), timeout_seconds=30)
+    assert_nothing_is_left(name, temporary)
