@@ -8,7 +8,7 @@ import io
 import warnings
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pipeline.core.columns import FIRST_ITEM, PADDING
 from pipeline.core.errors import PipelineError
 from pipeline.export.lean import attend, lean
+from pipeline.export.ranking import best_items, best_items_int8, rounded
 from pipeline.model.batch import SessionBatch
 from pipeline.model.model import Model
 
@@ -23,6 +24,10 @@ NOT_FINITE = (
     "The model gives scores that are not finite; its training diverged. Train again with a lower "
     "`train.learning_rate`."
 )
+
+
+Scoring = Literal["fp32", "int8"]
+"""How the catalogue is scored; int8 for a choice that fp32 then ranks. Lists are exact in both."""
 
 
 class ServedModel(nn.Module):
@@ -33,15 +38,26 @@ class ServedModel(nn.Module):
     transposed: Tensor
     """(E, V - 3): one row of scores reads it in two thirds of the time."""
 
-    def __init__(self, model: Model, names: list[str], session_names: set[str]) -> None:
+    def __init__(
+        self,
+        model: Model,
+        names: list[str],
+        session_names: set[str],
+        scoring: Scoring = "fp32",
+    ) -> None:
         super().__init__()
         self.model = model
+        self.scoring = scoring
         self.program = lean(model, torch.jit.script(attend))
         self.names = names
         self.session_names = session_names
         with torch.no_grad():
             self.register_buffer("items", self.program.items().detach())
-            self.register_buffer("transposed", self.items.t().contiguous())
+            if scoring == "int8":
+                for name, values in rounded(self.items)._asdict().items():
+                    self.register_buffer(name, values)
+            else:
+                self.register_buffer("transposed", self.items.t().contiguous())
 
     @property
     def width(self) -> int:
@@ -55,9 +71,16 @@ class ServedModel(nn.Module):
         """
         *features, excluded, candidates = unpack(packed, *self.counts)
         queries = self.program.session_embeddings(self.batch(*self.in_order(features)))
-        scores, items = best_items(
-            queries, self.items, self.transposed, packed[0, 3], excluded, candidates
-        )
+        k = packed[0, 3]
+        if self.scoring == "int8":
+            scores, items = best_items_int8(
+                *(queries, self.items, self.whole, self.steps, self.errors, self.reach),
+                *(k, excluded, candidates),
+            )
+        else:
+            scores, items = best_items(
+                queries, self.items, self.transposed, k, excluded, candidates
+            )
         return as_integers(items, scores, queries)
 
     @property
@@ -162,70 +185,6 @@ def lists(output: Tensor, width: int) -> Lists:
     k = (output.size(1) - width) // 2
     numbers = output[:, k:].contiguous().view(torch.float32)
     return Lists(numbers[:, :k], output[:, :k].long(), numbers[:, k:])
-
-
-@torch.jit.script
-def best_items(
-    queries: Tensor,
-    items: Tensor,
-    transposed: Tensor,
-    num_items: Tensor,
-    excluded: Tensor,
-    candidates: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """(B, E) queries and (V, E) items -> (B, K) best scores and indices of each row, exactly.
-
-    `transposed` are the items once more, (E, V). Rows are taken a few at a time, so that memory
-    does not grow with B times V. Of many items the best of each block are ranked first: K items are
-    in the K best blocks.
-    """
-    first, block = 3, 64
-    k = min(int(num_items), items.size(0))
-    at_once = max(1, 16777216 // max(1, items.size(0)))
-    best: list[Tensor] = []
-    found: list[Tensor] = []
-    for begin in range(0, queries.size(0), at_once):
-        some = queries[begin : begin + at_once]
-        across = some.size(0) >= 4 and not items.is_cuda
-        if across:
-            scores = (items @ some.t()).t()  # on a CPU the faster way round
-        elif some.size(0) == 1:
-            scores = some @ transposed
-        else:
-            scores = some @ items.t()
-        if candidates.size(1) > 0:
-            allowed = candidates[begin : begin + at_once]
-            has = (allowed > 0).any(1, keepdim=True)
-            wide = torch.zeros(
-                (scores.size(0), items.size(0) + first), dtype=torch.bool, device=scores.device
-            ).scatter(1, allowed, True)
-            scores = scores.masked_fill(has & ~wide[:, first:], float("-inf"))
-        if excluded.size(1) > 0:
-            hidden = excluded[begin : begin + at_once]
-            places = (hidden >= first).nonzero()
-            rows = places[:, 0]
-            columns = hidden[rows, places[:, 1]] - first
-            scores[rows, columns] = float("-inf")
-        blocks = items.size(0) // block
-        if blocks < 4 * k or blocks < 64:
-            top, index = scores.topk(k)
-        else:
-            # a block is every `blocks`-th item: so its maximum is one of whole rows of memory
-            even = scores[:, : block * blocks]
-            if across:
-                highest = even.t().reshape([block, blocks, -1]).amax(0).t()
-            else:
-                highest = even.unflatten(1, [block, blocks]).amax(1)
-            chosen = highest.topk(k, 1, True, False)[1]
-            places = torch.arange(block, device=scores.device) * blocks
-            among = (places.unsqueeze(1) + chosen.unsqueeze(1)).flatten(1)  # (B, block * k)
-            rest = torch.arange(block * blocks, items.size(0), device=scores.device)
-            among = torch.cat([among, rest.expand(scores.size(0), -1)], 1)
-            top, place = scores.gather(1, among).topk(k)
-            index = among.gather(1, place)
-        best.append(top)
-        found.append(index + first)
-    return torch.cat(best), torch.cat(found)
 
 
 class Example(NamedTuple):

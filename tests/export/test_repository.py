@@ -92,6 +92,23 @@ def test_a_program_that_differs_from_the_model_is_not_exported(shop: Shop) -> No
         torchscript.prove_parity(served, program, 20)
 
 
+def test_whole_numbers_choose_the_same_lists(shop: Shop, tmp_path: Path) -> None:
+    facts = export(shop.run, tmp_path / "out", scoring="int8")
+    assert facts["scoring"] == "int8"
+    assert facts["largest_score_difference"] < 1e-4
+    model = load_model(shop.run)
+    names = model.inputs.feature_names
+    plain = torchscript.ServedModel(model, names, {"device"})
+    program = torchscript.load(tmp_path / "out" / "recommender_model_v1" / "1" / "model.pt")
+    given = torchscript.example(plain, 20, 9, seed=3)
+    found, wanted = (
+        torchscript.lists(one(given.packed(plain)), plain.width) for one in (program, plain)
+    )
+    assert torch.allclose(found.scores, wanted.scores, atol=1e-4)
+    with pytest.raises(ConfigError, match="int8 is for the CPU"):
+        export(shop.run, tmp_path / "gpu", scoring="int8", device="gpu")
+
+
 def test_raw_ids_become_indices_and_indices_the_same_ids(shop: Shop) -> None:
     encoder = Encoder(shop.repository / "recommender_requests_v1" / "1")
     facts = read_manifest(shop.repository, "repository")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from pipeline.preprocess.run import preprocess
 from pipeline.preprocess.source import read_interactions
 from pipeline.preprocess.synthetic import synthesize
 from pipeline.serve.client import Client
+from pipeline.serve.log import read_sessions
 from pipeline.serve.ports import free_ports
 from pipeline.serve.run import running_server
 from pipeline.serve.tensors import request_tensors
@@ -85,6 +87,29 @@ def test_a_thousand_sessions_get_from_the_server_what_offline_prediction_gives(
     offline = offline_lists(shop.run, log, tmp_path, k=20)
     with Client(url_of(server, protocol)) as client:
         assert_equal_lists(offline, list(client.recommend_log([log], 20)), 1_000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_ten_thousand_requests_at_once_get_what_offline_prediction_gives(
+    shop: Shop, server: TritonServer, protocol: str, tmp_path: Path
+) -> None:
+    log = tmp_path / "new.parquet"
+    synthesize(log, sessions=10_000, items=240, seed=10)
+    offline = offline_lists(shop.run, log, tmp_path, k=20)
+    with Client(url_of(server, protocol)) as client:
+        asked = list(read_sessions(client.served, [log]))
+    own = threading.local()
+
+    def ask(session: tuple[Any, dict[str, Any]]) -> dict[str, Any]:
+        if not hasattr(own, "client"):
+            own.client = Client(url_of(server, protocol))
+        [record] = own.client.recommend([session[1]], 20).records([session[0]])
+        return dict(record)
+
+    with ThreadPoolExecutor(8) as pool:
+        records = list(pool.map(ask, asked))
+    assert_equal_lists(offline, records, 10_000)
 
 
 @pytest.mark.parametrize(
