@@ -1,8 +1,8 @@
 """The process between the caller and Triton: ends Triton when the caller is gone, and cleans up.
 
-Where it is asked to, it brings a Triton back that a signal ended. The kernel's own signal for a
-parent that is gone (PR_SET_PDEATHSIG) is not enough: it fires when the *thread* that started the
-process ends.
+Where it is asked to, it brings a Triton back that a signal ended, or that lost the process of a
+model. The kernel's own signal for a parent that is gone (PR_SET_PDEATHSIG) is not enough: it fires
+when the *thread* that started the process ends.
 
 What it is told, it is told by signals, all of which one loop takes up, so that none can come
 between: SIGTERM and the like to stop, SIGQUIT to stop at once, SIGUSR1 that Triton became ready.
@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -34,6 +34,11 @@ RESTART_WINDOW_SECONDS = 600
 FIRST_PAUSE_SECONDS = 0.25
 """Before Triton is started again, twice as long each time within the window."""
 LONGEST_PAUSE_SECONDS = 30.0
+LOOK_SECONDS = 0.25
+"""Between two looks at Triton and the processes of its models."""
+LOST_LOOKS = 4
+"""In so many looks a model's process is found dead before Triton is started anew: one that Triton
+itself ends, as it unloads a model, is dead for a moment too."""
 PID_FILE = "pid"
 """In the scratch directory: Triton's process id, 0 while there is none."""
 READY, AT_ONCE = signal.SIGUSR1, signal.SIGQUIT
@@ -104,7 +109,8 @@ def supervise(
                 pipe.write(f"{kind}{text}\n".encode())
 
         began = time.time()
-        code = _run(command, orders, pid_file, started)
+        watched = int(restarts) > 0
+        code, lost = _run(command, orders, pid_file, started, watched)
         recent: deque[float] = deque()
         while code < 0 and orders.was_ready and not orders.stop and int(restarts):
             remove_traces(region_prefix, None, None)
@@ -116,7 +122,7 @@ def supervise(
             recent.append(time.monotonic())
             tell(
                 "+",
-                f"Triton was ended by {_name(code)}. It starts again in {pause:g} s, time"
+                f"{_reason(code, lost)}. It starts again in {pause:g} s, time"
                 f" {len(recent)} of at most {restarts} in {RESTART_WINDOW_SECONDS // 60} minutes.",
             )
             until = time.monotonic() + pause
@@ -125,10 +131,10 @@ def supervise(
             if orders.stop:
                 code = 0
                 break
-            code = _run(command, orders, pid_file, started)
+            code, lost = _run(command, orders, pid_file, started, watched)
         if not orders.stop:
             again = f" after {len(recent)} restarts in the last minutes" if recent else ""
-            tell("-", f"Triton was ended by {_name(code)}{again}")
+            tell("-", f"{_reason(code, lost)}{again}")
         _remove_environments(began)
     orders.listen(0)  # for the last time, whether the caller is there
     remove_traces(region_prefix, Path(scratch), Path(log) if log and orders.is_orphan else None)
@@ -138,9 +144,17 @@ def supervise(
 
 
 def _run(
-    command: tuple[str, ...], orders: Orders, pid_file: Path, started: Callable[[int], None]
-) -> int:
-    """One Triton until it ends; its exit code, or a signal's number below 0."""
+    command: tuple[str, ...],
+    orders: Orders,
+    pid_file: Path,
+    started: Callable[[int], None],
+    watched: bool,
+) -> tuple[int, bool]:
+    """One Triton until it ends; its exit code, or a signal's number below 0.
+
+    If `watched` it is also ended where a model's process has died, which the second value tells:
+    Triton 2.51 calls itself ready and answers no request of that model any more, for good.
+    """
     import ctypes
 
     libc = ctypes.CDLL(None)
@@ -159,12 +173,17 @@ def _run(
     # Its own group: what is left of it can then be killed without this process.
     server = subprocess.Popen(command, process_group=0, preexec_fn=prepare_child)
     started(server.pid)
-    told = False
+    told = lost = False
+    looks: Counter[int] = Counter()
     deadline = float("inf")
     # WNOWAIT leaves the process to be reaped below: until then its number stays its own.
     look = os.WEXITED | os.WNOHANG | os.WNOWAIT
     while os.waitid(os.P_PID, server.pid, look) is None:
-        orders.listen(0.5)
+        orders.listen(LOOK_SECONDS)
+        if watched and orders.was_ready and not orders.stop and not lost:
+            looks = Counter({pid: looks[pid] + 1 for pid in dead_instances(server.pid)})
+            if lost := any(count >= LOST_LOOKS for count in looks.values()):
+                os.kill(server.pid, signal.SIGKILL)
         if orders.stop and not told:
             told = True
             os.kill(server.pid, signal.SIGTERM)  # Popen's own would reap one that just ended
@@ -176,7 +195,26 @@ def _run(
     os.killpg(server.pid, signal.SIGKILL)  # instances that outlived it
     with suppress(OSError):
         pid_file.write_text("0")
-    return server.wait()
+    return server.wait(), lost
+
+
+def dead_instances(pid: int) -> list[int]:
+    """Processes of models that ended without Triton, which has the number `pid`, doing it."""
+    found = []
+    for listed in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            for child in listed.read_text().split():
+                with suppress(OSError):
+                    name, _, rest = Path(f"/proc/{child}/stat").read_text().rpartition(")")
+                    if "(triton_python_b" in name and rest.split()[0] == "Z":
+                        found.append(int(child))
+    return found
+
+
+def _reason(code: int, lost: bool) -> str:
+    if lost:
+        return "A model's process was gone, and Triton with it"
+    return f"Triton was ended by {_name(code)}"
 
 
 def end_orphans(pid: int, name: str, seconds: float) -> None:

@@ -153,7 +153,7 @@ def test_whole_numbers_as_ids_and_an_architecture_that_looks_both_ways(tmp_path:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["{}/rum", "--items", "a"], "is no address, expected http://HOST:PORT or grpc"),
+        (["{}/rum", "--items", "a"], "is no address, expected http://HOST:PORT, grpc"),
         (["{}/repository", "--items", "a"], "is a repository directory, expected run. Run `pipe"),
         (
             ["{}/clicks.csv.gz", "--items", "a"],

@@ -6,6 +6,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,18 +40,23 @@ def as_nobody() -> list[str]:
     pytest.skip("another user can neither read this Python nor be given the right to read it")
 
 
-def test_a_copy_that_is_read_only_is_served_by_another_user(shop: Shop, tmp_path: Path) -> None:
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """Others may enter it; pytest's own folders let nobody in."""
+    with tempfile.TemporaryDirectory(prefix="pipeline-") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+def test_a_copy_that_is_read_only_is_served_by_another_user(shop: Shop, open_folder: Path) -> None:
     prefix = as_nobody()
-    copied = tmp_path / "a copy"
+    copied = open_folder / "a copy"
     shutil.copytree(shop.repository, copied)
     for path in (*copied.rglob("*"), copied):
         path.chmod(0o555 if path.is_dir() else 0o444)
-    home = tmp_path / "home"
+    home = open_folder / "home"
     home.mkdir()
     os.chown(home, NOBODY, NOBODY)
-    for folder in tmp_path.parents[:2]:  # pytest's own, which others may not enter
-        folder.chmod(folder.stat().st_mode | 0o011)
-    tmp_path.chmod(0o755)
     command = [sys.executable, "-m", "pipeline.cli", "serve", str(copied), "--json"]
     for port in ("--http-port", "--grpc-port", "--metrics-port"):
         command += [port, "0"]

@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from pipeline.serve.client import Client
 from pipeline.serve.ports import free_ports
 from pipeline.serve.triton import TritonServer
 from tests.conftest import ROOT, SESSION, Shop
+from tests.serve.test_soak import model_processes
 from tests.serve.test_triton import (
     DOUBLE_MODEL,
     READY_SECONDS,
@@ -72,7 +74,9 @@ def test_a_shape_of_terabytes_over_http_keeps_the_server_away_for_seconds_only(
     shop: Shop, tmp_path: Path, temporary: Path
 ) -> None:
     log = tmp_path / "triton.log"
-    command = [sys.executable, "-m", "pipeline.cli", "serve", str(shop.repository), "--json"]
+    own = tmp_path / "repository"  # the other one may be served beside this
+    shutil.copytree(shop.repository, own)
+    command = [sys.executable, "-m", "pipeline.cli", "serve", str(own), "--json"]
     for port in ("--http-port", "--grpc-port", "--metrics-port"):
         command += [port, "0"]
     serve = subprocess.Popen(
@@ -97,7 +101,7 @@ def test_a_shape_of_terabytes_over_http_keeps_the_server_away_for_seconds_only(
                 assert wait_for(lambda u=url: lists(u) == before, READY_SECONDS)  # type: ignore[misc]
             took.append(time.monotonic() - began)
         print("answers again after", ", ".join(f"{seconds:.1f} s" for seconds in took))
-        (name,) = {n for n in map(name_of, processes(str(shop.repository))) if n}
+        (name,) = {n for n in map(name_of, processes(str(own))) if n}
     finally:
         serve.terminate()
         _, errors = serve.communicate(timeout=60)
@@ -128,6 +132,26 @@ def lists(url: str) -> object:
             return client.recommend([SESSION], 5).items.tolist()
     except ServingError:
         return None
+
+
+@pytest.mark.parametrize("step", ["requests", "model"])
+def test_a_model_whose_process_was_killed_answers_again(
+    shop: Shop, tmp_path: Path, temporary: Path, step: str
+) -> None:
+    # Triton 2.51 would stay ready and refuse every request: such a process is not started again
+    own = tmp_path / "repository"
+    shutil.copytree(shop.repository, own)
+    with TritonServer(own, ports=free_ports(), restarts=1) as server:
+        server.wait_until_ready(READY_SECONDS)
+        name, before = server._id, server.pid
+        url = f"http://{server.http_url}"
+        wanted = lists(url)
+        assert wanted is not None
+        [instance] = model_processes(before, f"recommender_{step}_v1")
+        os.kill(instance, signal.SIGKILL)
+        restarted(server, before)
+        assert lists(url) == wanted
+    assert_nothing_is_left(name, temporary)
 
 
 def test_it_gives_up_after_as_many_times_as_it_was_told(
