@@ -112,7 +112,8 @@ def supervise(
         watched = int(restarts) > 0
         code, lost = _run(command, orders, pid_file, started, watched)
         recent: deque[float] = deque()
-        while code < 0 and orders.was_ready and not orders.stop and int(restarts):
+        # one that was started anew may end by itself where a new export came in between
+        while (code < 0 or recent) and orders.was_ready and not orders.stop and int(restarts):
             remove_traces(region_prefix, None, None)
             while recent and recent[0] < time.monotonic() - RESTART_WINDOW_SECONDS:
                 recent.popleft()

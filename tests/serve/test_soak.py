@@ -110,6 +110,7 @@ class Load:
                     answer = client.recommend(one.sessions, one.k, **one.filters)
                 except ServingError as error:
                     self.failures.append((time.monotonic(), str(error)))
+                    time.sleep(0.1)  # as a client would, who asks again
                     continue
                 except BaseException as error:
                     self.wrong.append(repr(error))
@@ -186,7 +187,13 @@ def test_half_an_hours_worth_of_load_while_versions_change_and_processes_are_kil
     export(shop.run, repository)
     kills: list[float] = []
     sizes: list[int] = []
-    with running_server(repository, ports=free_ports(), reload_seconds=1, restarts=5) as server:
+    with running_server(
+        repository,
+        ports=free_ports(),
+        reload_seconds=1,
+        restarts=5,
+        log_path=tmp_path / "triton.log",
+    ) as server:
         load = Load([f"http://{server.http_url}", f"grpc://{server.grpc_url}"], asked)
         began = time.monotonic()
         for thread in load.threads:
