@@ -204,7 +204,8 @@ def recommend(
         raise ConfigError("--sessions goes with --input; --items are one session.")
     filters: dict[str, Any] = {
         "exclude": exclude.split(",") if exclude else None,
-        "candidates": candidates.split(",") if candidates else None,
+        # an empty list is a choice of nothing, not of the whole catalogue
+        "candidates": None if candidates is None else [c for c in candidates.split(",") if c],
         "filter_seen": filter_seen,
     }
     with _opened(target, name, _key(key_file), connection) as client:

@@ -176,7 +176,10 @@ def lean(model: Model, attend: Attend = attend) -> Model:
     longest = model.inputs.max_sequence_length
     assert longest is not None  # noqa: S101  the exporter knows a length
     bodies = [module for module in found.modules() if isinstance(module, SequentialBlock)]
+    blocks = [id(block) for body in bodies for block in body.blocks]
+    # one that stands in two places is not the last in both
     last = {id(body.blocks[-1]) for body in bodies if len(body.blocks)}
+    last = {block for block in last if blocks.count(block) == 1}
     for block in list(found.modules()):
         if isinstance(block, TransformerBlock) and _is_xlnet(block.encoder):
             assert isinstance(block.encoder, HuggingFaceEncoder)  # noqa: S101

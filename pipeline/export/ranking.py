@@ -9,6 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+LARGEST = 63
+"""Of the numbers of 8 bits. CPUs without VNNI add two products in 16 bits, where 127 would not
+fit: (63 + 128) * 63 * 2 does."""
+
 
 class Rounded(NamedTuple):
     """Items of 8 bits: about `steps` times `whole`."""
@@ -25,8 +29,8 @@ class Rounded(NamedTuple):
 
 def rounded(items: Tensor) -> Rounded:
     """(V, E) float32 -> what `best_items_int8` takes."""
-    steps = (items.abs().amax(0) / 127).clamp(min=torch.finfo(torch.float32).tiny)
-    whole = (items / steps).round().clamp(-127, 127)
+    steps = (items.abs().amax(0) / LARGEST).clamp(min=torch.finfo(torch.float32).tiny)
+    whole = (items / steps).round().clamp(-LARGEST, LARGEST)
     errors = (items - whole * steps).abs().amax(0)
     return Rounded(whole.to(torch.int8), steps, errors, whole.abs().sum(1).amax())
 
@@ -139,7 +143,7 @@ def best_items_int8(
         some = queries[begin : begin + at_once]
         hidden, allowed = excluded[begin : begin + at_once], candidates[begin : begin + at_once]
         scaled = some * steps
-        unit = (scaled.abs().amax(1, keepdim=True) / 127).clamp(min=1e-30)
+        unit = (scaled.abs().amax(1, keepdim=True) / 63).clamp(min=1e-30)
         near = torch._int_mm(whole, (scaled / unit).round().to(torch.int8).t()).t()
         near = hide(near, hidden, allowed, nothing)
         high, chosen = best_of(near, m, True)

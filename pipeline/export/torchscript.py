@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.core.columns import FIRST_ITEM, PADDING
-from pipeline.core.errors import PipelineError
+from pipeline.core.errors import ConfigError, PipelineError
 from pipeline.export.lean import attend, lean
 from pipeline.export.ranking import best_items, best_items_int8, rounded
 from pipeline.model.batch import SessionBatch
@@ -54,6 +54,8 @@ class ServedModel(nn.Module):
         with torch.no_grad():
             self.register_buffer("items", self.program.items().detach())
             if scoring == "int8":
+                if self.width < 2:
+                    raise ConfigError("--scoring int8 needs item vectors of 2 numbers or more.")
                 for name, values in rounded(self.items)._asdict().items():
                     self.register_buffer(name, values)
             else:

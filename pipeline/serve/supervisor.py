@@ -250,7 +250,11 @@ def remove_traces(region_prefix: str, scratch: Path | None, log: Path | None) ->
 
 
 def _name(code: int) -> str:
-    return f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"itself, code {code}"
+    if code >= 0:
+        return f"itself, code {code}"
+    with suppress(ValueError):  # signals of real time have no names
+        return f"signal {-code} ({signal.Signals(-code).name})"
+    return f"signal {-code}"
 
 
 def _remove_environments(began: float) -> None:

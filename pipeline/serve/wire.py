@@ -185,4 +185,6 @@ def address_of(url: str) -> tuple[Literal["http", "grpc", "grpcs"], str]:
             f"{url!r} is no address, expected http://HOST:PORT, grpc://HOST:PORT or "
             "grpcs://HOST:PORT."
         )
+    if ":" in parts.hostname:
+        raise ConfigError(f"{url!r} is an address of IPv6, which Triton's clients do not take.")
     return schemes[parts.scheme], f"{parts.hostname}:{port}"

@@ -166,6 +166,8 @@ def test_whole_numbers_as_ids_and_an_architecture_that_looks_both_ways(tmp_path:
         (["{}/run", "--items", "a", "--column", "colour=red"], "has no column 'colour'"),
         (["{}/run", "--items", "a", "--column", "price=dear"], "expected numbers"),
         (["{}/run", "--input", "{}/none.csv"], "none.csv does not exist"),
+        (["http://[::1]:9", "--items", "a"], "an address of IPv6"),
+        (["{}/run", "--items", "a", "--candidates", ""], "candidates is empty"),
         (["{}/run"], "Give either --items A,B,C or --input FILE"),
     ],
 )

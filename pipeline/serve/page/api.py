@@ -180,5 +180,8 @@ def _ids(given: Any, name: str) -> list[str]:
 
 def _short(value: Any) -> str:
     """As JSON, in a line."""
-    text = json.dumps(value)
+    try:
+        text = json.dumps(value)
+    except RecursionError:
+        return "nested too deeply"
     return text if len(text) <= 60 else f"{text[:57]}..."
