@@ -239,19 +239,6 @@ def train(
     show_default=True,
     help="int8: the same lists of a large catalogue in less time, on a CPU.",
 )
-@click.option(
-    "--max-queue",
-    default=1_000,
-    show_default=True,
-    help="Most requests that wait; further ones get an error at once. 0 for no bound.",
-)
-@click.option(
-    "--queue-timeout",
-    default=5.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long a request waits before it gets an error. 0 for no bound.",
-)
 @if_needed_option
 @json_option
 def export(run: Path, out: Path, if_needed: bool, as_json: bool, **settings: Any) -> None:

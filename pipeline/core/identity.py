@@ -49,10 +49,7 @@ def of_repository(
     max_batch: int,
     device: str,
     scoring: str,
-    max_queue: int,
-    queue_timeout: float,
 ) -> str:
     """Of a model repository: the run and the settings of the export."""
     settings = {"name": name, "k": default_k, "max_k": max_k, "max_batch": max_batch}
-    queue = {"max_queue": max_queue, "queue_timeout": queue_timeout}
-    return fingerprint(settings | queue | {"device": device, "scoring": scoring}, [], [run])
+    return fingerprint(settings | {"device": device, "scoring": scoring}, [], [run])

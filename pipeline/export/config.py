@@ -32,39 +32,23 @@ class Step(NamedTuple):
     outputs: dict[str, str]
 
 
-class Queue(NamedTuple):
-    """What may wait before a model; 0 for no bound. What is over it gets an error at once."""
-
-    most: int = 1_000
-    """Requests."""
-    seconds: float = 5.0
-    """How long one waits; its own `timeout` can make it less."""
-
-
-QUEUE = Queue()
-
-
 def python_model(
     name: str,
     inputs: Iterable[Tensor],
     outputs: Iterable[Tensor],
     max_batch: int,
-    queue: Queue = QUEUE,
 ) -> proto.ModelConfig:
     """A model of the Python backend that takes sessions of different lengths in one batch.
 
-    Batches form from what waits already; nothing waits for a batch to fill.
+    Batches form from what waits already; nothing waits for a batch to fill. A queue policy has no
+    place here: with one, whatever it says, Triton 2.51 leaves some requests lying for half a
+    second, until its batcher looks again by itself.
     """
     config = proto.ModelConfig(name=name, backend="python", max_batch_size=max_batch)
     _add_tensors(config, inputs, outputs)
     for tensor in config.input:
         tensor.allow_ragged_batch = True
     config.dynamic_batching.max_queue_delay_microseconds = 0
-    policy = config.dynamic_batching.default_queue_policy
-    policy.max_queue_size = queue.most
-    policy.default_timeout_microseconds = round(queue.seconds * 1e6)
-    policy.timeout_action = proto.ModelQueuePolicy.REJECT
-    policy.allow_timeout_override = True
     _place(config, "cpu")
     return config
 

@@ -43,7 +43,6 @@ def write_repository(
     max_batch: int,
     version: int = 1,
     device: config.Device = "cpu",
-    queue: config.Queue = config.QUEUE,
 ) -> None:
     """Write three models below `directory`; clients ask the one called `name`."""
     requests, model = step_names(name, version)
@@ -54,7 +53,7 @@ def write_repository(
 
     folder = _new_model(
         directory / requests,
-        config.python_model(requests, requested, answer, max_batch, queue),
+        config.python_model(requests, requested, answer, max_batch),
     )
     _copy_adapter(folder)
     tables.write_encoder(folder, fitted, spec)

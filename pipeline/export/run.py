@@ -14,7 +14,7 @@ from pipeline.core.columns import FIRST_ITEM
 from pipeline.core.errors import ArtifactError, ConfigError
 from pipeline.core.fitted import Fitted
 from pipeline.export import torchscript
-from pipeline.export.config import QUEUE, Device, Queue
+from pipeline.export.config import Device
 from pipeline.export.repository import keep_version, write_repository
 from pipeline.model.build import load_model
 
@@ -35,16 +35,13 @@ def export(
     max_batch: int = 256,
     device: Device = "cpu",
     scoring: torchscript.Scoring = "fp32",
-    max_queue: int = QUEUE.most,
-    queue_timeout: float = QUEUE.seconds,
 ) -> dict[str, Any]:
     """Trace the model, prove that the program equals it, write the repository; return its facts.
 
     `default_k` items are answered where a request names no `k`, at most `max_k` (or the whole
     catalogue, if it is smaller). `device` is where the server runs the model; gpu needs one here
     too. `scoring` int8 makes lists of large catalogues, the same ones, in less time on a CPU.
-    `max_queue` requests wait at most, `queue_timeout` seconds each; what is over that gets an
-    error at once, and 0 is no bound. A repository at `out` is replaced by its next version.
+    A repository at `out` is replaced by its next version.
     ConfigError for numbers or names that cannot be.
     """
     if not _NAME.fullmatch(name):
@@ -53,12 +50,6 @@ def export(
         raise ConfigError(f"--k is {default_k}, expected 1 to --max-k, which is {max_k}.")
     if not 1 <= max_batch <= 65_536:
         raise ConfigError(f"--max-batch is {max_batch}, expected 1 to 65536.")
-    if not 0 <= max_queue <= 1_000_000:
-        raise ConfigError(f"--max-queue is {max_queue}, expected 0, for no bound, to 1000000.")
-    if not 0 <= queue_timeout <= 3_600:
-        raise ConfigError(
-            f"--queue-timeout is {queue_timeout:g}, expected 0, for no bound, to 3600 seconds."
-        )
     if device == "gpu" and scoring == "int8":
         raise ConfigError("--scoring int8 is for the CPU. Leave it out, or --device gpu.")
     if device == "gpu" and not torch.cuda.is_available():
@@ -72,8 +63,6 @@ def export(
         max_batch=max_batch,
         device=device,
         scoring=scoring,
-        max_queue=max_queue,
-        queue_timeout=queue_timeout,
     )
     facts: dict[str, Any] = {}
     with (
@@ -104,7 +93,6 @@ def export(
             max_batch=max_batch,
             version=before + 1,
             device=device,
-            queue=Queue(max_queue, queue_timeout),
         )
         for older in superseded:
             keep_version(out, directory, name, int(older))

@@ -88,8 +88,6 @@ class Wire(NamedTuple):
             "inputs": inputs,
             "outputs": [self.module.InferRequestedOutput(output) for output in wanted],
             "headers": self._headers,
-            # so that Triton does not work on what nobody waits for any more
-            "timeout": max(1, round(self.timeout * 1e6)),
         }
         if self.protocol == "grpc":
             found["client_timeout"] = self.timeout
