@@ -3,7 +3,7 @@
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -41,7 +41,14 @@ from pipeline.core.errors import ConfigError, ServingError
     metavar="FILE",
     help="PEM authority whose certificate a client must have.",
 )
-@click.option("--log", "log_path", type=path_type, help="File for Triton's log.")
+@click.option("--log", "log_path", type=path_type, help="File for Triton's log; - is stderr.")
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="json: one object a record and line.",
+)
 @click.option(
     "--reload",
     "reload_seconds",
@@ -75,6 +82,7 @@ def serve(
     tls_key: Path | None,
     tls_client_ca: Path | None,
     log_path: Path | None,
+    log_format: Literal["text", "json"],
     reload_seconds: int | None,
     with_page: bool,
     page_port: int | None,
@@ -88,6 +96,8 @@ def serve(
 
     if page_port is not None and not with_page:
         raise click.UsageError("--page-port goes with --page.")
+    if log_format == "json" and log_path is None:
+        raise click.UsageError("--log-format json goes with --log FILE, or --log - for stderr.")
     key, tls = _key(key_file), tls_of(tls_cert, tls_key, tls_client_ca)
     page = None
     with ExitStack() as stack:
@@ -109,6 +119,7 @@ def serve(
                 ports=Ports(http=http_port, grpc=grpc_port, metrics=metrics_port),
                 host=host,
                 log_path=log_path,
+                log_format=log_format,
                 reload_seconds=reload_seconds,
                 restarts=restarts,
                 key=key,
@@ -122,9 +133,11 @@ def serve(
         lines += [f"Page: {facts['page']}"] if page else []
         print_result(facts, as_json, "\n".join([*lines, "Stop with Ctrl-C."]))
         sys.stdout.flush()
-        if not wait_for_signal(server, lambda line: click.echo(line, err=True)):
+        in_log = str(log_path) == "-"  # where the supervisor writes of each restart
+        if not wait_for_signal(server, None if in_log else lambda line: click.echo(line, err=True)):
             reason = server.ending or "Triton ended by itself"
-            raise ServingError(f"{reason}. {log_path or 'A --log FILE'} tells more.")
+            where = "The log above" if in_log else log_path or "A --log FILE"
+            raise ServingError(f"{reason}. {where} tells more.")
 
 
 @click.command(

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.core.artifact import read_manifest
 from pipeline.serve.access import Tls
 from pipeline.serve.ports import Ports
-from pipeline.serve.triton import TritonServer
+from pipeline.serve.triton import LogFormat, TritonServer
 
 
 @contextmanager
@@ -20,6 +20,7 @@ def running_server(
     ports: Ports,
     host: str = "127.0.0.1",
     log_path: Path | None = None,
+    log_format: LogFormat = "text",
     timeout_seconds: float = 120,
     reload_seconds: int | None = None,
     key: str | None = None,
@@ -29,7 +30,7 @@ def running_server(
     """A server that is ready while the block runs. ServingError if it does not come up.
 
     With `reload_seconds` it looks that often for a newer export in the place of `repository`.
-    `key`, `tls` and `restarts` are those of `TritonServer`.
+    `log_format`, `key`, `tls` and `restarts` are those of `TritonServer`.
     """
     read_manifest(repository, "repository")
     with TritonServer(
@@ -37,6 +38,7 @@ def running_server(
         ports=ports,
         host=host,
         log_path=log_path,
+        log_format=log_format,
         model_control="none" if reload_seconds is None else "poll",
         poll_seconds=reload_seconds,
         key=key,

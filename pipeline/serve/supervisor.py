@@ -172,7 +172,10 @@ def _run(
             os._exit(1)
 
     # Its own group: what is left of it can then be killed without this process.
-    server = subprocess.Popen(command, process_group=0, preexec_fn=prepare_child)
+    # Without restored signals: where what takes the log is gone, SIGPIPE would end Triton.
+    server = subprocess.Popen(
+        command, process_group=0, preexec_fn=prepare_child, restore_signals=False
+    )
     started(server.pid)
     told = lost = False
     looks: Counter[int] = Counter()

@@ -11,6 +11,7 @@ import re
 import secrets
 import shlex
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -35,6 +36,7 @@ from pipeline.serve.installation import (
 from pipeline.serve.ports import Ports, check_ports, filled, ipv4_address
 from pipeline.serve.supervisor import AT_ONCE, PID_FILE, READY, end_orphans, remove_traces
 
+LogFormat = Literal["text", "json"]
 Api = Literal["model-repository", "shared-memory", "trace", "logging"]
 CLOSED_APIS: tuple[Api, ...] = ("model-repository", "shared-memory", "trace", "logging")
 """Not needed to ask for predictions, and each lets a client change or read the server's machine."""
@@ -47,6 +49,13 @@ SUPERVISOR = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
     "from pipeline.serve.supervisor import supervise; sys.exit(supervise(*sys.argv[2:]))"
 )
+RELAY = (
+    "import sys; sys.path.insert(0, sys.argv[1]); "
+    "from pipeline.serve.records import relay; sys.exit(relay(*sys.argv[2:]))"
+)
+STDERR = "-"
+"""As a log's path, this process' standard error."""
+RELAY_SECONDS = 5  # how long the last records may take to reach the log
 
 # Triton prints these at level E on every machine without a GPU.
 HARMLESS = ("CudaDriverHelper", "unable to create stream", "NVML")
@@ -70,6 +79,7 @@ class TritonServer:
         ports: Ports = DEFAULT_PORTS,
         host: str = "127.0.0.1",
         log_path: str | Path | None = None,
+        log_format: LogFormat = "text",
         poll_seconds: int | None = None,
         model_control: Literal["none", "poll"] = "none",
         allow: Collection[Api] = (),
@@ -83,7 +93,10 @@ class TritonServer:
             repository: model repository, a directory of models with a config.pbtxt each
             ports: where to listen; ports that are 0 are chosen here
             host: IPv4 address, or its name, to bind; all but loopback is open to the network
-            log_path: file that Triton's log is appended to; None keeps it only if a start fails
+            log_path: file that Triton's log is appended to, or `STDERR`; None keeps it only if a
+                start fails
+            log_format: "text" as Triton writes it, or "json": an object a line with `time`,
+                `level`, `process`, `source` and `message`
             poll_seconds: interval between two looks at the repository, with model_control "poll"
             model_control: "poll" loads new versions as they appear, "none" what is there at start
             allow: APIs of `CLOSED_APIS` that anybody who reaches the ports may use
@@ -104,6 +117,7 @@ class TritonServer:
         self.ports = filled(ports)
         self.host = ipv4_address(host)
         self.log_path = None if log_path is None else Path(log_path)
+        self._log_format = log_format
         # Names this server's shared memory regions, and the server itself when asked who it is.
         self._id = f"triton_{secrets.token_hex(6)}"
         self._settings = Settings(
@@ -120,9 +134,11 @@ class TritonServer:
         )
         self._scratch: Path | None = None
         self._temporary_log: Path | None = None
+        self._start_log: Path | None = None
         self._used_log = Path(os.devnull)
         self._log_start = 0
         self._supervisor: subprocess.Popen[bytes] | None = None
+        self._relay: subprocess.Popen[bytes] | None = None
         self._report: IO[bytes] | None = None
         self._pid = 0
         self._restarts = restarts
@@ -247,10 +263,15 @@ class TritonServer:
         if pid := self._pid_now():  # then the supervisor did not end by its own will
             end_orphans(pid, self._id, timeout_seconds)
         remove_traces(self._id, self._scratch, self._temporary_log)
-        self._scratch = self._temporary_log = None
+        if self._start_log is not None:
+            self._start_log.unlink(missing_ok=True)
+        self._scratch = self._temporary_log = self._start_log = None
         if self._report is not None:
             self._report.close()
             self._report = None
+        if self._relay is not None:
+            self._end_relay()
+            self._relay = None
 
     def _kill(self) -> None:
         if self._supervisor is None or self._supervisor.poll() is not None:
@@ -277,18 +298,10 @@ class TritonServer:
 
     def _launch(self, package: Path, scratch: Path) -> None:
         backends = build_backends(package, scratch)
-        if self.log_path is None:
-            handle, name = tempfile.mkstemp(prefix="triton-", suffix=".log")
-            os.close(handle)
-            self._temporary_log = log_path = Path(name)
-        else:
-            log_path = self.log_path
-            log_path.parent.mkdir(parents=True, exist_ok=True)
-        self._used_log = log_path
-        self._log_start = log_path.stat().st_size if log_path.exists() else 0
+        log = self._open_log()
         reader, writer = os.pipe()
         self._report = os.fdopen(reader, "rb")
-        with log_path.open("ab") as log:
+        with os.fdopen(log, "ab") as log_end:
             try:
                 self._supervisor = subprocess.Popen(
                     [
@@ -298,7 +311,7 @@ class TritonServer:
                         *(
                             self._id,
                             str(scratch),
-                            str(self._temporary_log or ""),
+                            str(self._temporary_log or self._start_log or ""),
                             str(self._restarts),
                         ),
                         *self._command(package, backends),
@@ -306,8 +319,8 @@ class TritonServer:
                     env=environment(package, build_python(scratch)),
                     cwd=scratch,  # stubs look for modules in it: not where the caller happens to be
                     stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
+                    stdout=log_end,
+                    stderr=log_end,
                     start_new_session=True,  # Ctrl-C in a terminal reaches the caller alone
                     pass_fds=(writer,),
                 )
@@ -318,6 +331,61 @@ class TritonServer:
             self._temporary_log = None
             raise ServingError(f"the Triton server could not be started: {self._log_summary()}")
         self._pid = int(line)
+
+    def _open_log(self) -> int:
+        """The file descriptor that Triton and its models write to."""
+        if self.log_path is None:
+            log, self._temporary_log = _temporary_file()
+            self._used_log, self._log_start = self._temporary_log, 0
+            return log
+        to_stderr = str(self.log_path) == STDERR
+        try:
+            if to_stderr:
+                log = os.dup(2)
+            else:
+                self.log_path.parent.mkdir(parents=True, exist_ok=True)
+                log = os.open(self.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        except OSError as error:
+            raise ServingError(
+                f"the log {self.log_path} cannot be written: {error.strerror}"
+            ) from None
+        if self._log_format == "text" and stat.S_ISREG(os.fstat(log).st_mode) and not to_stderr:
+            self._used_log, self._log_start = self.log_path, os.fstat(log).st_size
+            return log
+        # what cannot be read again, or not as Triton's own lines, passes through a process
+        copy, self._start_log = _temporary_file()
+        os.close(copy)
+        self._used_log, self._log_start = self._start_log, 0
+        reader, writer = os.pipe()
+        try:
+            self._relay = subprocess.Popen(
+                [
+                    *(sys.executable, "-I", "-c", RELAY, str(Path(__file__).parents[2])),
+                    *(self._log_format, str(self._used_log), self._id),
+                ],
+                stdin=reader,
+                stdout=log,
+                stderr=subprocess.DEVNULL,
+                cwd="/",
+                start_new_session=True,
+            )
+        except BaseException:
+            os.close(writer)
+            raise
+        finally:
+            os.close(reader)
+            os.close(log)
+        return writer
+
+    def _end_relay(self) -> None:
+        """Wait until all is in the log; only processes that outlived Triton hold it up."""
+        if self._relay is None:
+            return
+        try:
+            self._relay.wait(RELAY_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._relay.kill()
+            self._relay.wait()
 
     def _command(self, package: Path, backends: Path) -> list[str]:
         repository = self.repository
@@ -345,10 +413,19 @@ class TritonServer:
         return False
 
     def _log_summary(self) -> str:
-        with self._used_log.open("rb") as log:
+        where = self.log_path or self._used_log
+        if self._relay is not None and not self.is_alive():
+            self._end_relay()
+        text = ""
+        with suppress(FileNotFoundError), self._used_log.open("rb") as log:
             log.seek(self._log_start)
             text = log.read().decode(errors="replace")
-        return f"{telling_line(text)} (log: {self._used_log})"
+        return f"{telling_line(text)} (log: {'above' if str(where) == STDERR else where})"
+
+
+def _temporary_file() -> tuple[int, Path]:
+    handle, name = tempfile.mkstemp(prefix="triton-", suffix=".log")
+    return handle, Path(name)
 
 
 def _reachable(host: str) -> str:
