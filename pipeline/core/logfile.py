@@ -4,6 +4,7 @@ Canonical columns: `session_id`, `item_id`, `timestamp` and one for each feature
 under its name, with the values as they stand in the file. What is skipped on the way is counted.
 """
 
+import io
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -22,6 +23,10 @@ from pipeline.core.recipe import Preprocess
 
 if TYPE_CHECKING:
     import pandas as pd
+
+BLOCK_ROWS = 1_000_000
+"""Interactions that are read at a time."""
+_CSV_BLOCK_BYTES = 1 << 24
 
 
 @dataclass
@@ -80,21 +85,32 @@ def read_log(recipe: Preprocess, file: Path, report: Report) -> pa.Table:
 
     DataError if it is missing, cannot be read or lacks a column.
     """
+    return pa.concat_tables(scan_log(recipe, file, report))
+
+
+def scan_log(
+    recipe: Preprocess, file: Path, report: Report, rows: int = BLOCK_ROWS
+) -> Iterator[pa.Table]:
+    """The same in parts of about so many rows, at least one, so that memory is bounded."""
     kind = _kind(recipe, file)
-    try:
-        if kind == "sequences":
-            return _read_sequences(recipe, file, report)
+    if kind == "sequences":
+        parts, sources = _scan_sequences(recipe, file, report, rows), None
+    else:
         sources = _sources(recipe)
-        if kind == "parquet":
-            table = _read_parquet(file, sources)
-        else:
-            table = _read_csv(recipe, file, sources, report)
-    except (pa.ArrowException, UnicodeDecodeError, EOFError, OSError) as error:
-        line = " ".join(str(error).split())
-        raise DataError(f"{file} cannot be read as {kind}: {line}") from None
-    table = _canonical(table, sources, str(file))
-    report.rows += table.num_rows
-    return table
+        scan = _scan_parquet if kind == "parquet" else _scan_csv
+        parts = scan(recipe, file, sources, report, rows)
+    while True:
+        try:
+            table = next(parts, None)
+        except (pa.ArrowException, UnicodeDecodeError, EOFError, OSError) as error:
+            line = " ".join(str(error).split())
+            raise DataError(f"{file} cannot be read as {kind}: {line}") from None
+        if table is None:
+            return
+        if sources is not None:
+            table = _canonical(table, sources, str(file))
+            report.rows += table.num_rows
+        yield table
 
 
 def read_frame(recipe: Preprocess, frame: "pd.DataFrame") -> pa.Table:
@@ -160,13 +176,26 @@ def _check_columns(file: Path, found: list[str], sources: dict[str, str]) -> Non
             )
 
 
-def _read_parquet(file: Path, sources: dict[str, str]) -> pa.Table:
-    parquet = pq.ParquetFile(file)
-    _check_columns(file, parquet.schema_arrow.names, sources)
-    return parquet.read(columns=sorted(set(sources.values())))
+def _scan_parquet(
+    _recipe: Preprocess, file: Path, sources: dict[str, str], _report: Report, rows: int
+) -> Iterator[pa.Table]:
+    with pq.ParquetFile(file) as parquet:
+        _check_columns(file, parquet.schema_arrow.names, sources)
+        wanted = sorted(set(sources.values()))
+        batches = parquet.iter_batches(batch_size=rows, columns=wanted)
+        first = next(batches, None)
+        if first is None:
+            schema = parquet.schema_arrow
+            yield pa.schema([schema.field(name) for name in wanted]).empty_table()
+            return
+        yield pa.Table.from_batches([first])
+        for batch in batches:
+            yield pa.Table.from_batches([batch])
 
 
-def _read_csv(recipe: Preprocess, file: Path, sources: dict[str, str], report: Report) -> pa.Table:
+def _scan_csv(
+    recipe: Preprocess, file: Path, sources: dict[str, str], report: Report, rows: int
+) -> Iterator[pa.Table]:
     """All columns as text: guessing types from the first block fails on later ones, and turns
     an id such as 00123 into another."""
     tab = file.name.lower().removesuffix(".gz").endswith(".tsv")
@@ -175,7 +204,9 @@ def _read_csv(recipe: Preprocess, file: Path, sources: dict[str, str], report: R
     parse = pa.csv.ParseOptions(
         delimiter=delimiter, invalid_row_handler=lambda row: _skip(row, report)
     )
-    read = pa.csv.ReadOptions(column_names=list(recipe.columns) if recipe.columns else None)
+    read = pa.csv.ReadOptions(
+        column_names=list(recipe.columns) if recipe.columns else None, block_size=_CSV_BLOCK_BYTES
+    )
     if recipe.columns:
         _check_columns(file, list(recipe.columns), sources)
     else:
@@ -191,9 +222,26 @@ def _read_csv(recipe: Preprocess, file: Path, sources: dict[str, str], report: R
         null_values=[""],
     )
     with pa.input_stream(str(file), compression=compression) as stream:
-        return pa.csv.read_csv(
+        reader = pa.csv.open_csv(
             stream, read_options=read, parse_options=parse, convert_options=convert
         )
+        yield from _gathered(reader, reader.schema, rows)
+
+
+def _gathered(
+    batches: Iterable[pa.RecordBatch], schema: pa.Schema, rows: int
+) -> Iterator[pa.Table]:
+    """Small batches to tables of at least so many rows, but for the last."""
+    waiting: list[pa.RecordBatch] = []
+    size, first = 0, True
+    for batch in batches:
+        waiting.append(batch)
+        size += batch.num_rows
+        if size >= rows:
+            yield pa.Table.from_batches(waiting, schema)
+            waiting, size, first = [], 0, False
+    if size or first:
+        yield pa.Table.from_batches(waiting, schema)
 
 
 def _header(stream: pa.NativeFile, parse: pa.csv.ParseOptions) -> list[str]:
@@ -211,27 +259,38 @@ def _skip(_row: object, report: Report) -> str:
     return "skip"
 
 
-def _read_sequences(recipe: Preprocess, file: Path, report: Report) -> pa.Table:
-    opener = pa.input_stream(
-        str(file), compression="gzip" if file.name.lower().endswith(".gz") else None
-    )
-    with opener as stream:
-        lines = stream.read().decode("utf-8").splitlines()
+def _scan_sequences(
+    recipe: Preprocess, file: Path, report: Report, rows: int
+) -> Iterator[pa.Table]:
+    compression = "gzip" if file.name.lower().endswith(".gz") else None
     sessions: list[str] = []
     items: list[str] = []
-    for line in lines:
-        words = line.split()
-        if not words:
-            continue
-        report.lines += 1
-        # counted through all files: two of them may have the same name
-        session = words.pop(0) if recipe.session_first else str(report.lines)
-        if not words:
-            report.counts["lines without an item"] += 1
-        sessions += [session] * len(words)
-        items += words
-    report.rows += len(items)
-    return pa.table({SESSION: pa.array(sessions, pa.string()), ITEM: pa.array(items, pa.string())})
+
+    def table() -> pa.Table:
+        found = {SESSION: pa.array(sessions, pa.string()), ITEM: pa.array(items, pa.string())}
+        report.rows += len(items)
+        sessions.clear()
+        items.clear()
+        return pa.table(found)
+
+    first = True
+    with pa.input_stream(str(file), compression=compression) as stream:
+        for line in io.TextIOWrapper(io.BufferedReader(stream), encoding="utf-8"):
+            words = line.split()
+            if not words:
+                continue
+            report.lines += 1
+            # counted through all files: two of them may have the same name
+            session = words.pop(0) if recipe.session_first else str(report.lines)
+            if not words:
+                report.counts["lines without an item"] += 1
+            sessions += [session] * len(words)
+            items += words
+            if len(items) >= rows:
+                yield table()
+                first = False
+    if items or first:
+        yield table()
 
 
 def _explode(table: pa.Table, where: str) -> pa.Table:

@@ -1,5 +1,7 @@
 """Columns as a file holds them to the types that the workflow takes: indices, numbers, times."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -15,6 +17,9 @@ NO_TIME = -(2**63)
 """Stands for a time that is missing or not to be read."""
 LATEST_MICROSECONDS = 2**62
 """About the year 148,000; beyond that a number is no time, and differences would overflow."""
+FEW = 16
+"""Text with fewer values than rows by this factor is kept as a dictionary."""
+_GLANCE = 1_000
 ISO_TIME = (
     r"^(1[7-9]|2[01])\d\d-\d\d-\d\d"
     r"([ T]\d\d:\d\d(:\d\d(\.\d{1,9})?)?( ?(UTC|Z|[+-]\d\d:?\d\d))?)?$"
@@ -36,17 +41,53 @@ def categories(chunks: list[pa.Array], wanted: ValueType | None) -> tuple[pd.Ser
     They are integers if every one of them is, in every file, and is written the one way that
     gives the same text back, so that no id is changed; otherwise text. An empty text is missing.
     """
-    integers = [_as_integers(chunk) for chunk in chunks]
-    kind = wanted or ("int64" if all(part is not None for part in integers) else "string")
+    read = [category_chunk(chunk, wanted) for chunk in chunks]
+    kind = common_type([found for _, found in read])
+    whole = pa.concat_arrays([plain_text(as_type(part, kind)) for part, _ in read])
     if kind == "string":
-        return pa.concat_arrays([_as_text(chunk) for chunk in chunks]).to_pandas(), kind
-    parts = []
-    for part, chunk in zip(integers, chunks, strict=True):
-        parts.append(_known_integers(chunk) if part is None else part)
-    whole = pa.concat_arrays(parts)
+        return whole.to_pandas(), kind
     if whole.null_count == 0:
         return pd.Series(whole.to_numpy()), kind
     return whole.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get), kind
+
+
+def category_chunk(chunk: pa.Array, wanted: ValueType | None) -> tuple[pa.Array, ValueType]:
+    """Part of a column of ids: int64 if each of its values is an integer in its one form, or text.
+
+    Text of few values is a dictionary. With `wanted` it becomes that type: what is no integer then
+    is `UNKNOWN_INTEGER`.
+    """
+    if _is_text(chunk.type):
+        encoded = chunk.dictionary_encode()
+        values = encoded.dictionary
+        if len(values) * FEW < len(chunk):
+            found, kind = category_chunk(values, wanted)
+            if kind == "int64" or found.null_count:
+                return plain_text(found.take(encoded.indices)), kind
+            return pa.DictionaryArray.from_arrays(encoded.indices, found), kind
+    if wanted == "string":
+        return _as_text(chunk), "string"
+    integers = _as_integers(chunk)
+    if integers is not None:
+        return integers, "int64"
+    return (_known_integers(chunk), "int64") if wanted == "int64" else (_as_text(chunk), "string")
+
+
+def common_type(kinds: Iterable[ValueType]) -> ValueType:
+    """Of a column whose parts are of these kinds: integers if each of them is."""
+    return "int64" if all(kind == "int64" for kind in kinds) else "string"
+
+
+def as_type(array: pa.Array, kind: ValueType) -> pa.Array:
+    """A chunk as `category_chunk` gives it; integers become the text that they were."""
+    if kind == "string" and pa.types.is_integer(array.type):
+        return array.cast(pa.string())
+    return array
+
+
+def plain_text(array: pa.Array) -> pa.Array:
+    """Without a dictionary."""
+    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
 
 
 def numbers(chunks: list[pa.Array], *, positive: bool) -> tuple[np.ndarray, int]:
@@ -91,7 +132,7 @@ def _microseconds(array: pa.Array, config: Timestamp) -> tuple[np.ndarray, Times
         return _filled(times), "string"
     if config.unit == "iso":
         return _from_text(array.cast(pa.string())), "string"
-    if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
+    if _is_text(array.type):
         integers = _as_integers(array)
         array = integers if integers is not None else pa.array(numbers([array], positive=False)[0])
     if pa.types.is_integer(array.type):
@@ -139,8 +180,10 @@ def _as_integers(array: pa.Array) -> pa.Array | None:
             return array.cast(pa.int64())
         if pa.types.is_floating(kind):  # what pandas makes of integers with a gap
             return pc.if_else(pc.is_nan(array), None, array).cast(pa.int64())
-        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        if _is_text(kind):
             text = _as_text(array)
+            # at the first that is none the whole cast fails, but only after it has read all
+            text.slice(0, _GLANCE).cast(pa.int64())
             whole = text.cast(pa.int64())
             return whole if whole.cast(pa.string()).equals(text) else None
     except pa.ArrowInvalid:
@@ -163,8 +206,7 @@ def _known_integers(array: pa.Array) -> pa.Array:
 
 def _as_text(array: pa.Array) -> pa.Array:
     """Text with the empty one as missing; whole numbers without a decimal point."""
-    textual = pa.types.is_string(array.type) or pa.types.is_large_string(array.type)
-    if not textual:
+    if not _is_text(array.type):
         integers = _as_integers(array)
         if integers is not None:
             array = integers
@@ -172,3 +214,7 @@ def _as_text(array: pa.Array) -> pa.Array:
             array = pc.if_else(pc.is_nan(array), None, array)
     text = array.cast(pa.string())
     return pc.if_else(pc.equal(text, ""), None, text)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))

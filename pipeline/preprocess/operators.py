@@ -5,20 +5,28 @@ list for each group. On cuDF they use its group-by. Interactions of one session 
 partition.
 """
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 from dask.delayed import delayed
 from merlin.dag import ColumnSelector
 from merlin.schema import ColumnSchema, Schema, Tags
-from nvtabular.ops import Categorify, Normalize, Operator
-from pandas.api.types import is_integer_dtype
+from nvtabular.ops import Normalize, Operator
+from nvtabular.ops.categorify import _emb_sz_rule
+from nvtabular.ops.stat_operator import StatOperator
 
-from pipeline.core.columns import NULL
+from pipeline.core.columns import FIRST_ITEM, NULL, OUT_OF_VOCABULARY
+from pipeline.preprocess.statistics import (
+    Moments,
+    counts_of,
+    merge_counts,
+    merge_moments,
+    moments_of,
+    vocabulary_of,
+)
 
 DAY_SECONDS = 86_400
 WEEK_SECONDS = 7 * DAY_SECONDS
@@ -27,37 +35,110 @@ EPOCH_WEEKDAY_SECONDS = 3 * DAY_SECONDS
 PERIODS = {"hour": (DAY_SECONDS, 0), "weekday": (WEEK_SECONDS, EPOCH_WEEKDAY_SECONDS)}
 
 
-class Encode(Categorify):
-    """Categorify that takes a column that is missing throughout, in training or in a partition.
+class Encode(StatOperator):
+    """NVTabular's Categorify on arrays: each value is looked up once, in Arrow's hash tables.
 
-    The original looks at the first value that is there, and fails where none is.
+    Unlike the original it takes a column that is missing throughout, in training or in a
+    partition, and of equally frequent values the smaller one comes first: the original leaves
+    their order to an unstable sort. Indices are the original's: NULL, OUT_OF_VOCABULARY, then the
+    values from FIRST_ITEM on.
     """
 
-    def fit(self, col_selector: ColumnSelector, ddf: Any) -> Any:
-        """Unique values, still to be computed."""
-        self._integers = {n for n in col_selector.names if is_integer_dtype(ddf[n].dtype)}
-        return super().fit(col_selector, ddf)
+    def __init__(
+        self,
+        thresholds: dict[str, int] | None = None,
+        vocabularies: dict[str, pa.Array] | None = None,
+    ) -> None:
+        """Of columns by name.
 
-    def fit_finalize(self, categories: dict[str, str]) -> None:
-        """Take over the files of unique values; the original writes none if there are none."""
-        super().fit_finalize(categories)
-        for name, path in self.categories.items():
-            if not Path(path).exists():
-                kind = pa.int64() if name in self._integers else pa.string()
-                pq.write_table(pa.table({name: pa.array([], kind)}), path)
+        Args:
+            thresholds: how often a value is seen, at least, to get an index of its own; 1 if not
+                given
+            vocabularies: values in the order of their indices; then there is nothing to fit
+        """
+        super().__init__()
+        self.thresholds = thresholds or {}
+        self.vocabularies = dict(vocabularies or {})
+        self.fitted = vocabularies is not None
+
+    def fit(self, col_selector: ColumnSelector, ddf: Any) -> Any:
+        """Counts of each column's values, still to be computed."""
+        parts = [delayed(counts_of)(part, col_selector.names) for part in ddf.to_delayed()]
+        return delayed(merge_counts)(parts)
+
+    def fit_finalize(self, dask_stats: dict[str, pa.Table]) -> None:
+        """Order the values by how often they were seen."""
+        for name, counts in dask_stats.items():
+            self.vocabularies[name] = vocabulary_of(counts, self.thresholds.get(name, 1))
+
+    def clear(self) -> None:
+        """Forget what was learned."""
+        self.vocabularies = {}
 
     def transform(self, col_selector: ColumnSelector, df: Any) -> Any:
-        """Replace values by their indices, missing ones by NULL."""
-        missing = {name: df[name].isna() for name in col_selector.names}
-        filled = df.copy(deep=False)
-        for name, where in missing.items():
-            if where.any():
-                filled[name] = df[name].fillna(_any_value(df[name]))
-        encoded = super().transform(col_selector, filled)
-        for name, where in missing.items():
-            if where.any():
-                encoded[name] = encoded[name].mask(where, NULL)
-        return encoded
+        """Replace values by their indices; NULL and OUT_OF_VOCABULARY are two of them."""
+        names = col_selector.names
+        if isinstance(df, pd.DataFrame):
+            found = {name: indices_of(df[name], self.vocabularies[name]) for name in names}
+            return pd.DataFrame(found, index=df.index)
+        return type(df)({name: _looked_up(df[name], self.vocabularies[name]) for name in names})
+
+    def _compute_properties(self, col_schema: ColumnSchema, input_schema: Schema) -> ColumnSchema:
+        found = super()._compute_properties(col_schema, input_schema)
+        vocabulary = self.vocabularies.get(col_schema.name)
+        if vocabulary is None:
+            return found
+        cardinality, dimension = _emb_sz_rule(FIRST_ITEM + len(vocabulary))
+        added = {
+            "domain": {"min": 0, "max": cardinality - 1, "name": col_schema.name},
+            "embedding_sizes": {"cardinality": cardinality, "dimension": dimension},
+        }
+        return col_schema.with_properties({**found.properties, **added})
+
+    @property
+    def output_tags(self) -> list[Tags]:
+        """Categorical."""
+        return [Tags.CATEGORICAL]
+
+    @property
+    def output_dtype(self) -> type:
+        """int64 indices."""
+        return np.int64
+
+
+def indices_of(column: pd.Series, vocabulary: pa.Array) -> np.ndarray:
+    """(N,) int64: NULL for a missing value, OUT_OF_VOCABULARY for one that `vocabulary` lacks."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        known = pa.array(column.cat.categories, from_pandas=True)
+        of_category = np.append(_positions(known, vocabulary), NULL)
+        return of_category[column.cat.codes.to_numpy()]  # -1 is missing
+    return _positions(pa.array(column, from_pandas=True), vocabulary)
+
+
+def _positions(given: pa.Array, vocabulary: pa.Array) -> np.ndarray:
+    if pa.types.is_null(given.type):
+        return np.full(len(given), NULL, np.int64)
+    if given.type != vocabulary.type:
+        given = given.cast(vocabulary.type)
+    found = pc.index_in(given, value_set=vocabulary)
+    indices = (
+        pc.fill_null(found, OUT_OF_VOCABULARY - FIRST_ITEM).to_numpy().astype(np.int64) + FIRST_ITEM
+    )
+    if given.null_count:
+        indices[given.is_null().to_numpy(zero_copy_only=False)] = NULL
+    return indices
+
+
+def _looked_up(column: Any, vocabulary: pa.Array) -> Any:
+    """The same on cuDF, whose names are those of pandas."""
+    frame = type(column.to_frame())
+    table = frame({"value": vocabulary.to_pandas(), "index": np.arange(len(vocabulary))})
+    rows = frame({"value": column.reset_index(drop=True)})
+    rows["row"] = rows.index
+    joined = rows.merge(table, on="value", how="left").sort_values("row")
+    indices = joined["index"].fillna(OUT_OF_VOCABULARY - FIRST_ITEM).astype("int64") + FIRST_ITEM
+    indices.index = column.index
+    return indices.mask(column.isna(), NULL)
 
 
 class Standardise(Normalize):
@@ -69,17 +150,13 @@ class Standardise(Normalize):
 
     def fit(self, col_selector: ColumnSelector, ddf: Any) -> Any:
         """Moments of each column, still to be computed."""
-        moments = {}
-        for name in col_selector.names:
-            column = ddf[name].astype(np.float64)
-            moments[name] = (column.mean(), column.std(), column.min(), column.max())
-        return delayed(moments)
+        parts = [delayed(moments_of)(part, col_selector.names) for part in ddf.to_delayed()]
+        return delayed(merge_moments)(parts)
 
-    def fit_finalize(self, dask_stats: dict[str, tuple[float, float, float, float]]) -> None:
+    def fit_finalize(self, dask_stats: dict[str, Moments]) -> None:
         """Keep them; a constant has the deviation 0."""
-        for name, (mean, deviation, low, high) in dask_stats.items():
-            self.means[name] = float(low if low == high else mean)
-            self.stds[name] = 0.0 if low == high else float(deviation)
+        for name, found in dask_stats.items():
+            self.means[name], self.stds[name] = found.mean, found.deviation
 
     def transform(self, col_selector: ColumnSelector, df: Any) -> Any:
         """Mean 0 and deviation 1; what overflows float32 on the way becomes missing."""
@@ -201,7 +278,7 @@ class GroupSessions(Operator):
             order = order[from_end <= self.keep]
             lengths = np.minimum(lengths, self.keep)
         offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
-        columns: dict[str, Any] = {self.session: df[self.session].iloc[oldest].array}
+        columns: dict[str, Any] = {self.session: _plain(df[self.session].iloc[oldest])}
         for name in self.session_features:
             columns[name] = df[name].to_numpy()[oldest]
         for name in listed:
@@ -263,15 +340,27 @@ def session_order(session: pd.Series, timestamp: pd.Series) -> tuple[np.ndarray,
     """
     if len(session) == 0:
         return np.empty(0, np.int64), np.empty(0, np.int64)
-    codes, _ = pd.factorize(session, sort=True)
-    order = np.lexsort((timestamp.to_numpy(), codes))
-    starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
+    codes = session_codes(session)
+    times = timestamp.to_numpy()
+    first = np.empty(len(codes), bool)
+    first[0] = True
+    np.not_equal(codes[1:], codes[:-1], out=first[1:])
+    if bool(((codes[1:] > codes[:-1]) | (~first[1:] & (times[1:] >= times[:-1]))).all()):
+        return np.arange(len(codes)), np.flatnonzero(first)
+    order = np.lexsort((times, codes))
+    starts = np.flatnonzero(np.diff(codes[order], prepend=codes[order[0]] - 1))
     return order, starts
 
 
-def _any_value(column: Any) -> Any:
-    """Something of the column's type, to stand where a value is missing until it is masked."""
-    known = column.dropna()
-    if len(known):
-        return known.iloc[0]
-    return 0 if pd.api.types.is_numeric_dtype(column.dtype) else ""
+def session_codes(session: pd.Series) -> np.ndarray:
+    """(rows,) integers in the order of the ids."""
+    if isinstance(session.dtype, np.dtype) and session.dtype.kind == "i":
+        return session.to_numpy()
+    return pd.factorize(session, sort=True)[0]
+
+
+def _plain(column: pd.Series) -> Any:
+    """Categories as the values that they stand for."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        return column.astype(column.cat.categories.dtype).array
+    return column.array

@@ -1,11 +1,11 @@
 """`pipeline preprocess`: logs in, a data directory out."""
 
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from merlin.schema import ColumnSchema
@@ -15,16 +15,15 @@ from tqdm import tqdm
 
 from pipeline.core import identity
 from pipeline.core.artifact import check_replaceable, new_artifact
-from pipeline.core.columns import ITEM, SCHEMA_FILE, SESSION, SESSIONS_DIRECTORY, TIMESTAMP
+from pipeline.core.columns import SCHEMA_FILE, SESSIONS_DIRECTORY
 from pipeline.core.errors import ConfigError, DataError
-from pipeline.core.fitted import Fitted
+from pipeline.core.fitted import Fitted, ValueType
 from pipeline.core.logfile import find_logs
 from pipeline.core.merlin import has_cudf
 from pipeline.core.recipe import Preprocess
-from pipeline.preprocess import workflow
+from pipeline.preprocess import engine, workflow
 from pipeline.preprocess.cluster import check_shared, on_cluster
-from pipeline.preprocess.source import Interactions, read_interactions
-from pipeline.preprocess.split import split
+from pipeline.preprocess.split import parts_of, rows_of, split_sessions
 
 _ROW_GROUP_SESSIONS = 65_536
 """Rows that the dataloader reads at a time."""
@@ -64,42 +63,71 @@ def preprocess(
     made_from = identity.of_data(recipe, inputs, test_inputs)
     facts: dict[str, Any] = {}
     with (
-        tqdm(total=3, desc="read", unit="step", leave=False, disable=None) as steps,
         new_artifact(out, "data", facts, made_from=made_from) as directory,
-        tempfile.TemporaryDirectory(dir=directory if cluster else None) as scratch,
+        # beside what is written: large, and seen by the workers
+        tempfile.TemporaryDirectory(dir=directory) as scratch,
         on_cluster(cluster) as client,
+        engine.workers(client) as pool,
+        tqdm(desc="read", unit="row", unit_scale=True, leave=False, disable=None) as progress,
     ):
         if client is not None:
             check_shared(client, Path(scratch))
-        log = read_interactions(recipe, inputs)
-        parts = split(recipe, log.frame)
+        log = _read(recipe, inputs, Path(scratch) / "log", pool)
         facts["engine"] = "cudf" if has_cudf() else "pandas"
         facts["rows"] = {"input": _rows(log)}
-        steps.update()
-        steps.set_description("fit")
-        train = Interactions(parts["train"], log.types, log.timestamp_type, log.report)
-        fitted = workflow.fit(recipe, train, Path(scratch))
+        places = _places(recipe, log)
+        progress.set_description("fit")
+        progress.update(log.rows)
+        fitted, items = engine.learn(recipe, log, places, pool)
         if recipe.split.held_out:
-            fitted = workflow.with_items(fitted, log.frame[ITEM])
+            fitted = workflow.with_items(fitted, items)
         if not len(fitted.item.values):
+            trained = sum(
+                int(rows_of(recipe, place, part.lengths)["train"].sum())
+                for place, part in zip(places, log.parts, strict=True)
+            )
             raise DataError(
                 f"No item for training: none is seen {recipe.min_item_count} times or more in "
-                f"{len(train.frame)} interactions. Check `item` or lower `min_item_count`."
+                f"{trained} interactions. Check `item` or lower `min_item_count`."
             )
         fitted.write(directory)
+        sources: dict[str, tuple[engine.Log, list[np.ndarray] | None]] = dict.fromkeys(
+            parts_of(recipe), (log, places)
+        )
         if test_inputs:
-            test_log = read_interactions(recipe, test_inputs, log.types)
-            parts["test"] = test_log.frame
+            test_log = _read(recipe, test_inputs, Path(scratch) / "test", pool, log.types)
             facts["rows"]["test"] = _rows(test_log)
-        steps.update()
-        steps.set_description("transform")
+            sources["test"] = (test_log, None)
+        progress.set_description("transform")
         facts["sessions"] = {}
-        for name, frame in parts.items():
-            facts["sessions"][name] = _write_part(fitted, directory, name, frame, Path(scratch))
-        steps.update()
+        learned = fitted if client is None else directory
+        for name, (source, chosen) in sources.items():
+            found = engine.sessions_of(learned, source, chosen, name, pool)
+            facts["sessions"][name] = _write_part(fitted, directory, name, found)
+        _write_schema(engine.schema_of(fitted, log), directory)
         facts["catalogue_items"] = len(fitted.item.values)
         facts["max_sequence_length"] = recipe.max_sequence_length
     return facts
+
+
+def _read(
+    recipe: Preprocess,
+    files: list[Path],
+    directory: Path,
+    pool: engine.Workers,
+    types: dict[str, ValueType] | None = None,
+) -> engine.Log:
+    directory.mkdir()
+    directory.chmod(0o777)  # workers may run as somebody else
+    return engine.read_sorted(recipe, files, directory, pool, types)
+
+
+def _places(recipe: Preprocess, log: engine.Log) -> list[np.ndarray]:
+    """The parts of all sessions, for each part of the log."""
+    ends = np.concatenate([part.ends for part in log.parts])
+    lengths = np.concatenate([part.lengths for part in log.parts])
+    found = split_sessions(recipe, ends, lengths)
+    return np.split(found, np.cumsum([len(part.lengths) for part in log.parts])[:-1])
 
 
 def _check_times(recipe: Preprocess) -> None:
@@ -113,34 +141,46 @@ def _check_times(recipe: Preprocess) -> None:
 
 
 def _write_part(
-    fitted: Fitted, directory: Path, name: str, frame: pd.DataFrame, scratch: Path
+    fitted: Fitted,
+    directory: Path,
+    name: str,
+    found: Iterable[tuple[pa.Table | None, engine.Facts]],
 ) -> dict[str, Any]:
-    """Transform one part and write it; training rows are cut to the newest L and their target."""
-    longest = fitted.recipe.max_sequence_length + 1
-    graph = workflow.rebuild(fitted, directory, longest if name == "train" else None)
-    sessions = workflow.transform(graph, frame, scratch)
-    table = _table(sessions)
+    """Write sessions in row groups of one size, however they come."""
     target = directory / SESSIONS_DIRECTORY / name
     target.mkdir(parents=True)
-    pq.write_table(table, target / "part-0.parquet", row_group_size=_ROW_GROUP_SESSIONS)
-    if name == "train":
-        _write_schema(graph.output_schema, directory)
+    count, facts = 0, []
+    writer: pq.ParquetWriter | None = None
+    waiting: list[pa.Table] = []
+    for table, part_facts in found:
+        if table is None:
+            continue
+        facts.append(part_facts)
+        count += table.num_rows
+        if writer is None:
+            writer = pq.ParquetWriter(target / "part-0.parquet", table.schema)
+        waiting.append(table)
+        if sum(part.num_rows for part in waiting) >= _ROW_GROUP_SESSIONS:
+            waiting = [_write_groups(writer, pa.concat_tables(waiting))]
+    assert writer is not None  # noqa: S101  no part is without a session
+    rest = pa.concat_tables(waiting)
+    if rest.num_rows:
+        writer.write_table(rest)
+    writer.close()
+    first, last = min(f.first for f in facts), max(f.last for f in facts)
     return {
-        "sessions": table.num_rows,
-        "interactions": len(frame),
-        "first": _date(frame[TIMESTAMP].min()) if fitted.recipe.timestamp else None,
-        "last": _date(frame[TIMESTAMP].max()) if fitted.recipe.timestamp else None,
+        "sessions": count,
+        "interactions": sum(f.interactions for f in facts),
+        "first": _date(first) if fitted.recipe.timestamp else None,
+        "last": _date(last) if fitted.recipe.timestamp else None,
     }
 
 
-def _table(sessions: Any) -> pa.Table:
-    """Arrow without pandas' notes: with those, pandas could not read its own list columns."""
-    if isinstance(sessions, pd.DataFrame):
-        table = pa.Table.from_pandas(sessions, preserve_index=False)
-    else:
-        table = sessions.to_arrow(preserve_index=False)
-    names = [SESSION, *(name for name in table.column_names if name != SESSION)]
-    return table.select(names).replace_schema_metadata(None)
+def _write_groups(writer: pq.ParquetWriter, table: pa.Table) -> pa.Table:
+    """Write whole row groups; the rest."""
+    whole = table.num_rows - table.num_rows % _ROW_GROUP_SESSIONS
+    writer.write_table(table.slice(0, whole), row_group_size=_ROW_GROUP_SESSIONS)
+    return table.slice(whole)
 
 
 def _write_schema(schema: MerlinSchema, directory: Path) -> None:
@@ -162,8 +202,8 @@ def _write_schema(schema: MerlinSchema, directory: Path) -> None:
     metadata.to_proto_text_file(str(directory), SCHEMA_FILE)
 
 
-def _rows(log: Interactions) -> dict[str, Any]:
-    return {"read": log.report.rows, "kept": len(log.frame), **log.report.counts}
+def _rows(log: engine.Log) -> dict[str, Any]:
+    return {"read": log.report.rows, "kept": log.rows, **log.report.counts}
 
 
 def _date(microseconds: int) -> str:

@@ -3,18 +3,21 @@
 Whatever is dropped or set to missing on the way is counted.
 """
 
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.core import values
 from pipeline.core.columns import ITEM, SESSION, TIMESTAMP
 from pipeline.core.errors import DataError
 from pipeline.core.fitted import TimestampType, ValueType
-from pipeline.core.logfile import Report, read_log
+from pipeline.core.logfile import BLOCK_ROWS, Report, scan_log
 from pipeline.core.recipe import Preprocess
 
 
@@ -30,55 +33,146 @@ class Interactions:
     report: Report
 
 
-def read_interactions(
-    recipe: Preprocess, files: list[Path], fitted_types: dict[str, ValueType] | None = None
-) -> Interactions:
-    """Read `files` as one log.
+@dataclass(frozen=True)
+class Block:
+    """Some interactions, whose types may be narrower than those of the log."""
+
+    table: pa.Table
+    """Ids as int64 or as text, numbers as float64, times as microseconds; rows with neither a
+    session nor a time are left out."""
+    types: dict[str, ValueType]
+    timestamp_type: TimestampType | None
+    counts: Counter[str]
+
+
+def id_columns(recipe: Preprocess) -> list[str]:
+    """The session, the item and each categorical feature."""
+    return [SESSION, ITEM, *(f.name for f in recipe.features if f.kind == "categorical")]
+
+
+def raw_blocks(
+    recipe: Preprocess, files: Iterable[Path], report: Report, rows: int = BLOCK_ROWS
+) -> Iterator[tuple[int, pa.Table]]:
+    """Canonical columns as the files hold them, with the number of rows before each block."""
+    before = 0
+    waiting: list[pa.Table] = []
+
+    def gathered() -> tuple[int, pa.Table]:
+        nonlocal before
+        table = pa.concat_tables(waiting)
+        waiting.clear()
+        before += table.num_rows
+        return before - table.num_rows, table
+
+    for file in files:
+        for table in scan_log(recipe, file, report, rows):
+            if waiting and not table.schema.equals(waiting[0].schema):
+                yield gathered()
+            waiting.append(table)
+            if sum(part.num_rows for part in waiting) >= rows:
+                yield gathered()
+    if waiting:
+        yield gathered()
+
+
+def typed_block(
+    recipe: Preprocess, table: pa.Table, before: int, fitted_types: dict[str, ValueType] | None
+) -> Block:
+    """A block as `raw_blocks` gives it, in types.
 
     Where `fitted_types` is given, categorical values are read as those types; otherwise integers
-    stay integers and all else becomes text. DataError for a missing file, a missing column, an
-    unreadable file or a log without a usable row.
+    stay integers and all else becomes text.
     """
-    report = Report()
-    tables = [read_log(recipe, file, report) for file in files]
-    columns: dict[str, pd.Series] = {}
+    counts: Counter[str] = Counter()
+    columns: dict[str, pa.Array] = {}
     types: dict[str, ValueType] = {}
     wanted = fitted_types or {}  # not of the session: its id is never encoded
-    for name in [SESSION, ITEM, *(f.name for f in recipe.features if f.kind == "categorical")]:
-        chunks = [values.plain(table[name]) for table in tables]
-        columns[name], types[name] = values.categories(
-            chunks, None if name == SESSION else wanted.get(name)
-        )
+    for name in id_columns(recipe):
+        kind = None if name == SESSION else wanted.get(name)
+        columns[name], types[name] = values.category_chunk(values.plain(table[name]), kind)
+    columns[SESSION] = values.plain_text(columns[SESSION])
     for feature in recipe.features:
         if feature.kind == "continuous":
-            chunks = [values.plain(table[feature.name]) for table in tables]
-            numbers, bad = values.numbers(chunks, positive=feature.log)
-            columns[feature.name] = pd.Series(numbers)
-            report.counts[f"values of {feature.name} that are no usable number"] += bad
-    times, timestamp_type = _times(recipe, tables)
-    frame = pd.DataFrame({**columns, TIMESTAMP: times})
-    frame = _keep(frame, frame[SESSION].notna(), "rows without a session id", report)
-    frame = _keep(frame, frame[TIMESTAMP] != values.NO_TIME, "rows without a usable time", report)
-    if types[SESSION] == "int64":
-        frame[SESSION] = frame[SESSION].astype(np.int64)
+            chunk = values.plain(table[feature.name])
+            numbers, bad = values.numbers([chunk], positive=feature.log)
+            columns[feature.name] = pa.array(numbers)
+            counts[f"values of {feature.name} that are no usable number"] += bad
+    timestamp_type: TimestampType | None = None
+    if recipe.timestamp is None:
+        times = np.arange(before, before + table.num_rows, dtype=np.int64)
+    else:
+        chunk = values.plain(table[TIMESTAMP])
+        times, timestamp_type = values.microseconds([chunk], recipe.timestamp)
+    columns[TIMESTAMP] = pa.array(times)
+    found = pa.table(columns)
+    found = _keep(found, pc.is_valid(found[SESSION]), "rows without a session id", counts)
+    timed = pc.not_equal(found[TIMESTAMP], values.NO_TIME)
+    found = _keep(found, timed, "rows without a usable time", counts)
+    return Block(found, types, timestamp_type, counts)
+
+
+def _keep(table: pa.Table, kept: pa.ChunkedArray, reason: str, counts: Counter[str]) -> pa.Table:
+    """Drop the rows that are not `kept` and say how many."""
+    dropped = len(kept) - (pc.sum(kept).as_py() or 0)
+    counts[reason] += dropped
+    return table.filter(kept) if dropped else table
+
+
+def common_types(
+    recipe: Preprocess, blocks: Iterable[tuple[dict[str, ValueType], TimestampType | None]]
+) -> tuple[dict[str, ValueType], TimestampType | None]:
+    """Of the log whose blocks have these types."""
+    found = list(blocks)
+    types = {
+        name: values.common_type(types[name] for types, _ in found) for name in id_columns(recipe)
+    }
+    order: tuple[TimestampType, ...] = ("string", "float64", "int64")
+    times = {kind for _, kind in found}
+    return types, next((kind for kind in order if kind in times), None)
+
+
+def check_not_empty(files: Iterable[Path], rows: int, report: Report) -> None:
+    """DataError for a log without a usable row."""
     report.counts = +report.counts  # drops the zeros
-    if frame.empty:
+    if not rows:
         reasons = ", ".join(f"{count} {reason}" for reason, count in report.counts.items())
         raise DataError(
             f"{', '.join(map(str, files))}: no usable row among {report.rows} "
             f"({reasons or 'nothing in it'}). Check `session`, `timestamp` and `delimiter`."
         )
-    return Interactions(frame.reset_index(drop=True), types, timestamp_type, report)
 
 
-def _times(recipe: Preprocess, tables: list[pa.Table]) -> tuple[np.ndarray, TimestampType | None]:
-    if recipe.timestamp is None:
-        return np.arange(sum(table.num_rows for table in tables), dtype=np.int64), None
-    chunks = [values.plain(table[TIMESTAMP]) for table in tables]
-    return values.microseconds(chunks, recipe.timestamp)
+def read_interactions(
+    recipe: Preprocess, files: list[Path], fitted_types: dict[str, ValueType] | None = None
+) -> Interactions:
+    """Read `files` as one log that fits into memory, in the order of its rows.
+
+    DataError for a missing file, a missing column, an unreadable file or a log without a usable
+    row.
+    """
+    report = Report()
+    blocks = []
+    for before, table in raw_blocks(recipe, files, report):
+        blocks.append(typed_block(recipe, table, before, fitted_types))
+        report.counts += blocks[-1].counts
+    types, timestamp_type = common_types(recipe, [(b.types, b.timestamp_type) for b in blocks])
+    tables = []
+    for block in blocks:
+        columns = {name: block.table[name].combine_chunks() for name in block.table.column_names}
+        for name, kind in types.items():
+            columns[name] = values.plain_text(values.as_type(columns[name], kind))
+        tables.append(pa.table(columns))
+    table = pa.concat_tables(tables)
+    check_not_empty(files, table.num_rows, report)
+    return Interactions(to_frame(table), types, timestamp_type, report)
 
 
-def _keep(frame: pd.DataFrame, kept: pd.Series, reason: str, report: Report) -> pd.DataFrame:
-    """Drop the rows that are not `kept` and say how many."""
-    report.counts[reason] += int((~kept).sum())
-    return frame if kept.all() else frame[kept]
+def to_frame(table: pa.Table) -> pd.DataFrame:
+    """Integers as int64, or Int64 where some are missing; text of few values as categories."""
+    return pd.DataFrame({name: _series(table[name]) for name in table.column_names})
+
+
+def _series(column: pa.ChunkedArray) -> pd.Series:
+    if pa.types.is_integer(column.type) and column.null_count:
+        return column.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
+    return column.to_pandas()

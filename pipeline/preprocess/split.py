@@ -1,97 +1,97 @@
-"""Training, validation and test sessions: apart in time, or the last interactions of each."""
+"""Training, validation and test sessions: apart in time, or the last interactions of each.
+
+Sessions stand in the order of their ids, and the interactions of each in that of time.
+"""
 
 import numpy as np
-import pandas as pd
 
-from pipeline.core.columns import SESSION, TIMESTAMP
 from pipeline.core.errors import DataError
 from pipeline.core.recipe import Preprocess
 from pipeline.core.spans import split_seconds
 
 PARTS = ("train", "valid", "test")
+LEFT_OUT = len(PARTS)
+"""In place of a part's position, of a session that is too short for training."""
 
 
-def split(recipe: Preprocess, frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Interactions of each part, by the recipe; a part not asked for is absent.
+def parts_of(recipe: Preprocess) -> list[str]:
+    """Names of the parts that the recipe asks for, in the order of `PARTS`."""
+    if recipe.split.held_out:
+        return [name for name in PARTS if name != "valid" or recipe.split.by == "leave-one-out"]
+    return [name for name in PARTS if name == "train" or getattr(recipe.split, name) is not None]
 
-    DataError if training or a part that was asked for ends up without a session.
+
+def split_sessions(recipe: Preprocess, ends: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """(S,) positions in `PARTS` of all sessions, by when they end (microseconds), or LEFT_OUT.
+
+    Where the last interactions are held out, a session has several parts: then 0 or LEFT_OUT, for
+    training. DataError if training or a part that was asked for ends up without a session.
     """
-    match recipe.split.by:
-        case "time":
-            return temporal_split(recipe, frame)
-        case "leave-one-out" | "leave-last-out":
-            return last_apart(recipe, frame)
+    if recipe.split.held_out:
+        return _check_held_out(recipe, lengths)
+    order = np.argsort(ends, kind="stable")
+    found = np.zeros(len(ends), np.int8)
+    for name in ("test", "valid"):
+        share = getattr(recipe.split, name)
+        if share is None:
+            continue
+        first = _first_of_newest(ends[order], share)
+        if first in (0, len(order)):
+            taken = "every session" if first == 0 else "no session"
+            raise DataError(
+                f"`split.{name}: {share}` takes {taken}: sessions end between "
+                f"{_date(ends[order[0]])} and {_date(ends[order[-1]])}. Choose another share."
+            )
+        found[order[first:]] = PARTS.index(name)
+        order = order[:first]
+    found[(found == 0) & (lengths < recipe.min_session_length)] = LEFT_OUT
+    if not (found == 0).any():
+        raise DataError(
+            f"No session for training: none of {len(order)} has {recipe.min_session_length} "
+            "interactions or more. Check `session` or lower `min_session_length`."
+        )
+    return found
 
 
-def last_apart(recipe: Preprocess, frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Each part has the sessions up to its target: the last interaction, or the one before it.
+def rows_of(recipe: Preprocess, parts: np.ndarray, lengths: np.ndarray) -> dict[str, np.ndarray]:
+    """Which interactions belong to each part: {name: (N,) bool}, of sessions with these `parts`.
 
-    Training ends before both, or before the last where there is no validation. A session with no
-    more than one interaction beside them has no target to spare: it is for training alone, if it
-    is long enough for that. DataError if no session has more.
+    Where the last interactions are held out, each part has the sessions up to its target: the last
+    interaction, or the one before it. Training ends before both, or before the last where there is
+    no validation. A session with no more than one interaction beside them has no target to spare:
+    it is for training alone, if it is long enough for that.
     """
+    if not recipe.split.held_out:
+        whole = np.repeat(parts, lengths)
+        return {name: whole == PARTS.index(name) for name in parts_of(recipe)}
     count = recipe.split.held_out
-    # the order in which sessions are read later: by time, and in the order of the rows
-    order = np.lexsort((frame[TIMESTAMP].to_numpy(), pd.factorize(frame[SESSION])[0]))
-    sessions = frame[SESSION].to_numpy()[order]
-    starts = np.flatnonzero(np.concatenate([[True], sessions[1:] != sessions[:-1]]))
-    lengths = np.diff(np.append(starts, len(sessions)))
-    length, left = np.empty(len(frame), np.int64), np.empty(len(frame), np.int64)
-    length[order] = np.repeat(lengths, lengths)
-    left[order] = np.repeat(starts + lengths, lengths) - np.arange(len(frame))
+    length = np.repeat(lengths, lengths)
+    left = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(length))  # 1 is the last
     held_out = length > count
+    rows = {"train": (np.repeat(parts, lengths) == 0) & ((left > count) | ~held_out)}
+    if recipe.split.by == "leave-one-out":
+        rows["valid"] = held_out & (left > 1)
+    rows["test"] = held_out
+    return rows
+
+
+def _check_held_out(recipe: Preprocess, lengths: np.ndarray) -> np.ndarray:
+    count = recipe.split.held_out
+    held_out = lengths > count
     if not held_out.any():
         raise DataError(
             f"`split: {recipe.split.by}` needs sessions of {count + 1} interactions; the longest "
             f"of {len(lengths)} has {lengths.max()}. Check `session`, or split by time."
         )
-    kept = np.where(held_out, length - count, length)
-    rows = {"train": (kept >= recipe.min_session_length) & ((left > count) | ~held_out)}
-    if recipe.split.by == "leave-one-out":
-        rows["valid"] = held_out & (left > 1)
-    rows["test"] = held_out
-    if not rows["train"].any():
+    kept = np.where(held_out, lengths - count, lengths)
+    found = np.where(kept >= recipe.min_session_length, 0, LEFT_OUT).astype(np.int8)
+    if not (found == 0).any():
         raise DataError(
             f"No session for training: the longest of {len(lengths)} has {lengths.max()} "
             f"interactions, and {recipe.min_session_length} must be left without the last "
             f"{count}. Lower `min_session_length`."
         )
-    return {name: frame[chosen].reset_index(drop=True) for name, chosen in rows.items()}
-
-
-def temporal_split(recipe: Preprocess, frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Interactions of each part, by where their session ends; a part not asked for is absent.
-
-    Sessions shorter than the recipe's `min_session_length` are left out of training alone.
-    DataError if training or a part that was asked for ends up without a session.
-    """
-    sessions = frame.groupby(SESSION, sort=True)[TIMESTAMP].agg(["max", "size"])
-    ends = sessions["max"].sort_values(kind="stable")
-    parts = {}
-    for name in ("test", "valid"):
-        share = getattr(recipe.split, name)
-        if share is None:
-            continue
-        first = _first_of_newest(ends.to_numpy(), share)
-        if first in (0, len(ends)):
-            found = "every session" if first == 0 else "no session"
-            raise DataError(
-                f"`split.{name}: {share}` takes {found}: sessions end between "
-                f"{_date(ends.min())} and {_date(ends.max())}. Choose another share."
-            )
-        parts[name] = ends.index[first:]
-        ends = ends.iloc[:first]
-    long_enough = sessions.loc[ends.index, "size"] >= recipe.min_session_length
-    parts["train"] = ends.index[long_enough.to_numpy()]
-    if parts["train"].empty:
-        raise DataError(
-            f"No session for training: none of {len(ends)} has {recipe.min_session_length} "
-            "interactions or more. Check `session` or lower `min_session_length`."
-        )
-    if len(parts) == 1 and bool(long_enough.all()):
-        return {"train": frame}
-    codes = {name: frame[SESSION].isin(parts[name]) for name in PARTS if name in parts}
-    return {name: frame[rows].reset_index(drop=True) for name, rows in codes.items()}
+    return found
 
 
 def _first_of_newest(ends: np.ndarray, share: str | float) -> int:

@@ -16,14 +16,11 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 from dask.distributed import Client
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from pipeline.cli import cli
 from pipeline.core.artifact import read_manifest
-from pipeline.core.columns import SESSION
 from pipeline.core.errors import ConfigError, PipelineError
-from pipeline.preprocess import workflow
+from pipeline.preprocess import engine
 from pipeline.preprocess.cluster import on_cluster
 from pipeline.preprocess.operators import Encode, GroupSessions
 from pipeline.preprocess.run import preprocess
@@ -80,7 +77,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workflow, "PARTITION_ROWS", 2_000)
+    monkeypatch.setattr(engine, "PART_ROWS", 2_000)
 
 
 def files(directory: Path) -> list[str]:
@@ -91,36 +88,6 @@ def assert_same(one: Path, other: Path) -> None:
     assert files(one) == files(other)
     _, different, failed = filecmp.cmpfiles(one, other, files(one), shallow=False)
     assert (different, failed) == ([], [])
-
-
-@settings(deadline=None)
-@given(
-    sessions=st.lists(st.integers(0, 30) | st.none(), min_size=1, max_size=300),
-    size=st.integers(1, 40),
-    texts=st.booleans(),
-)
-def test_parts_hold_whole_sessions_in_the_order_of_their_ids(
-    sessions: list[int], size: int, texts: bool
-) -> None:
-    ids = [0 if s is None else s for s in sessions]
-    frame = pd.DataFrame({SESSION: [f"s{i:02}" for i in ids] if texts else ids})
-    frame["row"] = np.arange(len(frame))
-    before = workflow.PARTITION_ROWS
-    workflow.PARTITION_ROWS = size
-    try:
-        parts = workflow.partitions(frame)
-    finally:
-        workflow.PARTITION_ROWS = before
-    owned = [set(part[SESSION]) for part in parts]
-    assert all(owned)
-    assert sum(map(len, owned)) == len(set(frame[SESSION]))  # none in two parts
-    assert [sorted(o) for o in owned] == [
-        list(s) for s in np.split(sorted(set(frame[SESSION])), np.cumsum([*map(len, owned)])[:-1])
-    ]
-    assert sorted(row for part in parts for row in part["row"]) == list(range(len(frame)))
-    assert all(part["row"].is_monotonic_increasing for part in parts)
-    largest = frame[SESSION].value_counts().max()
-    assert all(len(part) <= size + largest for part in parts)
 
 
 def test_work_in_parts_gives_what_work_on_the_whole_gives(
@@ -160,13 +127,15 @@ def test_the_loss_of_a_worker_loses_no_work(
         ]
         for process in processes:
             wait_for(process, "Registered to")
-        rebuild = workflow.rebuild
+        sessions_of = engine.sessions_of
 
-        def rebuild_and_kill(*given: object) -> object:
+        def kill_one(*given: object) -> object:
+            found = sessions_of(*given)
+            yield next(found)  # and others are under way
             processes[0].kill()
-            return rebuild(*given)
+            yield from found
 
-        monkeypatch.setattr(workflow, "rebuild", rebuild_and_kill)
+        monkeypatch.setattr(engine, "sessions_of", kill_one)
         given = (shop.recipe.preprocess, [shop.clicks], [])
         preprocess(*given, tmp_path / "there", cluster=address)
         processes[1].kill()
@@ -176,7 +145,7 @@ def test_the_loss_of_a_worker_loses_no_work(
             preprocess(*given, tmp_path / "never", cluster=address)
         assert "\n" not in str(caught.value)
     monkeypatch.undo()
-    monkeypatch.setattr(workflow, "PARTITION_ROWS", 2_000)
+    monkeypatch.setattr(engine, "PART_ROWS", 2_000)
     preprocess(*given, tmp_path / "here")
     assert_same(tmp_path / "here", tmp_path / "there")
 

@@ -13,7 +13,7 @@ from pipeline.core.errors import ConfigError, DataError
 from pipeline.core.fitted import Fitted
 from pipeline.core.recipe import ModelConfig, Preprocess, TrainConfig
 from pipeline.preprocess.run import preprocess
-from pipeline.preprocess.split import last_apart
+from tests.preprocess.frames import split_frame
 
 LINES = """\
 u1 a b c d
@@ -102,7 +102,7 @@ def test_every_part_is_the_beginning_of_the_session_in_time(
     frame = pd.DataFrame(rows, columns=["session_id", "timestamp"])
     frame["row"] = np.arange(len(frame))
     try:
-        parts = last_apart(recipe(min_session_length=shortest, split=split), frame)
+        parts = split_frame(recipe(min_session_length=shortest, split=split), frame)
     except DataError:
         return
     whole = frame.sort_values(["timestamp", "row"]).groupby("session_id")["row"].agg(list)

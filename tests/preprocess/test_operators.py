@@ -2,16 +2,15 @@
 
 import math
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.core.columns import FIRST_ITEM
 from pipeline.preprocess.operators import (
     Cyclic,
     Elapsed,
@@ -22,10 +21,11 @@ from pipeline.preprocess.operators import (
 )
 
 # isort: split
+import dask.dataframe as dd
 from merlin.dag import ColumnSelector
 from merlin.io import Dataset
 from nvtabular import Workflow
-from nvtabular.ops import Groupby, ListSlice, Normalize
+from nvtabular.ops import Categorify, Groupby, ListSlice, Normalize
 
 LISTED = ("item_id", "price", "timestamp")
 MICROSECONDS = st.integers(-(2**53), 2**53)
@@ -171,14 +171,8 @@ def test_no_rows_have_no_order() -> None:
 # --- categories ---------------------------------------------------------------------------------
 
 
-def encoded(directory: Path, values: list, kind: pa.DataType, column: pd.Series) -> list[int]:
-    pq.write_table(pa.table({"brand": pa.array(values, kind)}), directory / "brand.parquet")
-    operator = Encode(
-        freq_threshold={"brand": 1},
-        vocabs={"brand": str(directory / "brand.parquet")},
-        out_path=str(directory),
-        dtype=np.int64,
-    )
+def encoded(values: list, kind: pa.DataType, column: pd.Series) -> list[int]:
+    operator = Encode(vocabularies={"brand": pa.array(values, kind)})
     frame = pd.DataFrame({"brand": column})
     before = frame.copy()
     result = operator.transform(ColumnSelector(["brand"]), frame)["brand"]
@@ -197,9 +191,9 @@ def encoded(directory: Path, values: list, kind: pa.DataType, column: pd.Series)
         (pd.Series([], dtype=np.int64), []),
     ],
 )
-def test_integers_become_indices(tmp_path: Path, column: pd.Series, expected: list[int]) -> None:
+def test_integers_become_indices(column: pd.Series, expected: list[int]) -> None:
     if len(column):
-        assert encoded(tmp_path, [10, 20], pa.int64(), column) == expected
+        assert encoded([10, 20], pa.int64(), column) == expected
 
 
 @pytest.mark.parametrize(
@@ -208,20 +202,73 @@ def test_integers_become_indices(tmp_path: Path, column: pd.Series, expected: li
         (pd.Series(["b", "a", "c"]), [4, 3, 2]),
         (pd.Series(["b", None, "c"]), [4, 1, 2]),
         (pd.Series([None, None], dtype=object), [1, 1]),
+        (pd.Series(["c", None, "b", "b"], dtype="category"), [2, 1, 4, 4]),
+        (pd.Series([None], dtype="category"), [1]),
     ],
 )
-def test_texts_become_indices(tmp_path: Path, column: pd.Series, expected: list[int]) -> None:
-    assert encoded(tmp_path, ["a", "b"], pa.string(), column) == expected
+def test_texts_become_indices(column: pd.Series, expected: list[int]) -> None:
+    assert encoded(["a", "b"], pa.string(), column) == expected
 
 
-def test_a_vocabulary_without_values_makes_all_unknown_or_missing(tmp_path: Path) -> None:
+def test_a_vocabulary_without_values_makes_all_unknown_or_missing() -> None:
     for kind, column in (
         (pa.int64(), pd.Series([5, None], dtype="Int64")),
         (pa.string(), pd.Series(["x", None])),
     ):
-        directory = tmp_path / str(kind)  # NVTabular caches by path
-        directory.mkdir()
-        assert encoded(directory, [], kind, column) == [2, 1]
+        assert encoded([], kind, column) == [2, 1]
+
+
+@given(
+    column=st.lists(st.sampled_from(["a", "b", "c", "d", "ß", "", None]), min_size=1, max_size=40),
+    limit=st.integers(1, 4),
+    parts=st.integers(1, 3),
+    integers=st.booleans(),
+)
+@settings(deadline=None, max_examples=25)
+def test_encode_equals_categorify_but_for_the_order_of_equal_counts(
+    tmp_path_factory: pytest.TempPathFactory,
+    column: list[str | None],
+    limit: int,
+    parts: int,
+    integers: bool,
+) -> None:
+    if integers:
+        frame = pd.DataFrame(
+            {"x": pd.array([v and ord(v) for v in map(_or_none, column)], "Int64")}
+        )
+    else:
+        frame = pd.DataFrame({"x": pd.Series(list(map(_or_none, column)), dtype=object)})
+    if frame["x"].isna().all():
+        return  # which the original does not take
+    ours = Encode(thresholds={"x": limit})
+    theirs = Categorify(freq_threshold=limit, out_path=str(tmp_path_factory.mktemp("categories")))
+    results = {}
+    # nor does it take a partition without a value
+    for operator, count in ((ours, parts), (theirs, 1)):
+        data = Dataset(dd.from_pandas(frame, npartitions=count), cpu=True)
+        graph = Workflow(ColumnSelector(["x"]) >> operator)
+        results[operator] = graph.fit_transform(data).to_ddf().compute()["x"].to_numpy()
+        schema = graph.output_schema["x"]
+        results[operator, "facts"] = (
+            schema.properties["domain"],
+            schema.properties["embedding_sizes"],
+        )
+    assert results[ours, "facts"] == results[theirs, "facts"]
+    counts = frame["x"].value_counts()
+    known = results[theirs] >= FIRST_ITEM
+    np.testing.assert_array_equal(results[ours][~known], results[theirs][~known])
+    np.testing.assert_array_equal(results[ours] >= FIRST_ITEM, known)
+    # the n-th index stands for a value as frequent as the original's n-th
+    values = frame["x"].to_numpy()
+    for index in np.unique(results[theirs][known]):
+        mine, other = values[results[ours] == index], values[results[theirs] == index]
+        assert counts[mine[0]] == counts[other[0]]
+    learned = ours.vocabularies["x"].to_pylist()
+    assert learned == sorted(learned, key=lambda value: (-counts[value], value))
+
+
+def _or_none(text: str | None) -> str | None:
+    return text or None
 
 
 # --- numbers ------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pipeline.core.errors import DataError
 from pipeline.core.recipe import Preprocess
-from pipeline.preprocess.split import temporal_split
+from tests.preprocess.frames import split_frame
 
 HOUR = 3_600 * 1_000_000
 
@@ -26,7 +26,7 @@ def log(*sessions: tuple[int, ...]) -> pd.DataFrame:
 
 
 def parts(frame: pd.DataFrame, **more: object) -> dict[str, list[int]]:
-    found = temporal_split(recipe(**more), frame)
+    found = split_frame(recipe(**more), frame)
     return {name: sorted(set(part["session_id"])) for name, part in found.items()}
 
 
@@ -110,7 +110,7 @@ def test_training_holds_nothing_after_the_first_end_of_what_is_held_out(
     frame = pd.DataFrame(rows, columns=["session_id", "timestamp"])
     frame["row"] = np.arange(len(frame))
     try:
-        found = temporal_split(recipe(valid, test), frame)
+        found = split_frame(recipe(valid, test), frame)
     except DataError:
         return
     asked = {"valid": valid, "test": test}

@@ -16,7 +16,7 @@ from pipeline.core.errors import ArtifactError
 from pipeline.core.fitted import Fitted, Standardisation, Vocabulary
 from pipeline.core.recipe import Preprocess
 from pipeline.preprocess import workflow
-from pipeline.preprocess.operators import Standardise, session_order
+from pipeline.preprocess.operators import Encode, Standardise, session_order
 from pipeline.preprocess.source import Interactions, read_interactions
 
 # isort: split
@@ -67,14 +67,14 @@ def interactions(rows: list[tuple], types: dict | None = None) -> Interactions:
 
 def fitted_to(log: Interactions, directory: Path, recipe: Preprocess = RECIPE) -> Fitted:
     """Fit, write and read back."""
-    with tempfile.TemporaryDirectory() as scratch:
-        fitted = workflow.fit(recipe, log, Path(scratch))
+    parts = [workflow.statistics(recipe, log.frame)]
+    fitted = workflow.fit(recipe, parts, log.types, log.timestamp_type)
     fitted.write(directory)
     return Fitted.read(directory)
 
 
-def sessions_of(fitted: Fitted, directory: Path, frame: pd.DataFrame, keep: int | None) -> list:
-    graph = workflow.rebuild(fitted, directory, keep)
+def sessions_of(fitted: Fitted, frame: pd.DataFrame, keep: int | None) -> list:
+    graph = workflow.rebuild(fitted, keep)
     table = pa.Table.from_pandas(workflow.transform(graph, frame), preserve_index=False)
     return table.to_pylist()
 
@@ -86,9 +86,9 @@ def test_a_rebuilt_workflow_transforms_like_the_fitted_one(
 ) -> None:
     directory = tmp_path_factory.mktemp("data")
     log = interactions(rows)
-    rebuilt = sessions_of(fitted_to(log, directory), directory, log.frame, None)
+    rebuilt = sessions_of(fitted_to(log, directory), log.frame, None)
 
-    encode = workflow._encode(RECIPE, {}, directory / "scratch")
+    encode = Encode(thresholds=workflow._thresholds(RECIPE))
     normalize = Standardise(out_dtype=np.float32)
     graph = Workflow(workflow._interaction_graph(RECIPE, encode, normalize))
     flat = graph.fit_transform(Dataset(log.frame, cpu=True)).to_ddf().compute()
@@ -107,21 +107,20 @@ def rows_by_session(frame: pd.DataFrame) -> list[np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> tuple[Fitted, Path]:
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
     directory = tmp_path_factory.mktemp("shop")
     rows = [(1, "a", 0, "x", 1, 5, 1, 30), (1, "a", 9, "x", 2, -7, 1, 30)]
-    return fitted_to(interactions([*rows, (2, "b", 7, "y", 0, 5, 2, 40)]), directory), directory
+    return fitted_to(interactions([*rows, (2, "b", 7, "y", 0, 5, 2, 40)]), directory)
 
 
 @given(served=ROWS, keep=st.none() | st.integers(1, 4))
 @settings(deadline=None, max_examples=8)
 def test_transforming_never_drops_a_session_or_a_row(
-    shop: tuple[Fitted, Path], served: list[tuple], keep: int | None
+    shop: Fitted, served: list[tuple], keep: int | None
 ) -> None:
-    fitted, directory = shop
-    types = {name: v.type for name, v in fitted.vocabularies.items()} | {"session_id": "int64"}
+    types = {name: v.type for name, v in shop.vocabularies.items()} | {"session_id": "int64"}
     frame = interactions(served, types).frame
-    sessions = sessions_of(fitted, directory, frame, keep)
+    sessions = sessions_of(shop, frame, keep)
     sizes = frame.groupby("session_id").size()
     assert [s["session_id"] for s in sessions] == sizes.index.tolist()
     expected = sizes.clip(upper=keep).tolist()
@@ -145,7 +144,7 @@ def test_unknown_values_become_2_and_missing_ones_1(tmp_path: Path) -> None:
         (2, "a", 4, "", 1, 1, 9, 1),
         (3, "a", 5, "x", 1, 1, None, None),
     ]
-    first, second, third = sessions_of(fitted, tmp_path, interactions(served).frame, None)
+    first, second, third = sessions_of(fitted, interactions(served).frame, None)
     assert first["item_id"] == [3, 4, 2, 1]
     assert first["brand"] == [3, 2, 2, 1]
     assert first["price"][-1] == 0
@@ -171,7 +170,7 @@ def test_columns_without_any_value_in_training_are_served_all_the_same(tmp_path:
     assert len(fitted.vocabularies["brand"].values) == 0
     rows = [(1, "a", 0, "x", 5.0, 5.0, 1, 5.0), (1, "a", 1, None, None, None, None, None)]
     types = {name: v.type for name, v in fitted.vocabularies.items()} | {"session_id": "int64"}
-    (session,) = sessions_of(fitted, tmp_path, interactions(rows, types).frame, None)
+    (session,) = sessions_of(fitted, interactions(rows, types).frame, None)
     assert session["brand"] == [2, 1]
     assert session["dwell"] == [5.0, 0.0]
     assert session["device"] == 2
@@ -185,21 +184,7 @@ def test_ids_of_19_digits_stay_apart_where_some_are_missing(tmp_path: Path) -> N
     log = Interactions(frame, {"session_id": "int64", "item_id": "int64"}, None, None)
     fitted = fitted_to(log, tmp_path, recipe)
     assert fitted.item.values.to_pylist() == ids[:2]
-    assert sessions_of(fitted, tmp_path, frame, None)[0]["item_id"] == [3, 4, 1]
-
-
-def test_a_directory_that_was_replaced_is_read_again(tmp_path: Path) -> None:
-    rows = [(1, item, n, "x", 1, 1, 1, 1) for n, item in enumerate("aab")]
-    log = interactions(rows)
-    first = fitted_to(log, tmp_path)
-    assert sessions_of(first, tmp_path, log.frame, None)[0]["item_id"] == [3, 3, 4]
-    (tmp_path / "other").mkdir()
-    other = fitted_to(interactions([(1, "b", 0, "x", 1, 1, 1, 1)]), tmp_path / "other")
-    # a rebuild without a fit, which alone would empty NVTabular's cache
-    sessions_of(first, tmp_path, log.frame, None)
-    (tmp_path / "fitted").rename(tmp_path / "old")
-    (tmp_path / "other" / "fitted").rename(tmp_path / "fitted")
-    assert sessions_of(other, tmp_path, log.frame, None)[0]["item_id"] == [2, 2, 3]
+    assert sessions_of(fitted, frame, None)[0]["item_id"] == [3, 4, 1]
 
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)

@@ -83,8 +83,8 @@ def open_shop(recipe: Preprocess, training: list[tuple], time_type: pa.DataType)
     """Fit, write, read back; the encoder reads nothing but its own files."""
     directory = Path(tempfile.mkdtemp(dir=SHOPS.name))
     log = interactions(recipe, training, time_type)
-    with tempfile.TemporaryDirectory() as scratch:
-        workflow.fit(recipe, log, Path(scratch)).write(directory)
+    parts = [workflow.statistics(recipe, log.frame)]
+    workflow.fit(recipe, parts, log.types, log.timestamp_type).write(directory)
     fitted = Fitted.read(directory)
     (directory / "encoder").mkdir()
     write_encoder(directory / "encoder", fitted, encoder_spec(fitted, default_k=10, max_k=50))
@@ -98,7 +98,7 @@ def by_workflow(shop: Shop, rows: list[tuple], time_type: pa.DataType) -> dict[s
     log = interactions(fitted.recipe, rows, time_type, types | {"session_id": "int64"})
     assert len(log.frame) == len(rows)
     length = fitted.recipe.max_sequence_length
-    frame = workflow.transform(workflow.rebuild(fitted, shop.directory, length), log.frame)
+    frame = workflow.transform(workflow.rebuild(fitted, length), log.frame)
     table = pa.Table.from_pandas(frame, preserve_index=False)
     padded = {}
     for name in set(table.column_names) - {"session_id", "timestamp"}:

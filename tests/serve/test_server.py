@@ -53,7 +53,7 @@ def offline_lists(run: Path, log: Path, directory: Path, k: int) -> dict[Any, tu
     types = {"session_id": fitted.session_type}
     types |= {name: v.type for name, v in fitted.vocabularies.items()}
     interactions = read_interactions(fitted.recipe, [log], types)
-    sessions = workflow.transform(workflow.rebuild(fitted, run, keep=None), interactions.frame)
+    sessions = workflow.transform(workflow.rebuild(fitted, keep=None), interactions.frame)
     target = directory / "sessions" / "test"
     target.mkdir(parents=True)
     table = pa.Table.from_pandas(sessions, preserve_index=False).replace_schema_metadata(None)

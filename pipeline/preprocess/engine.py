@@ -1,0 +1,257 @@
+"""A log of any size through sorting, learning and transforming, part by part.
+
+Parts are whole sessions in the order of their ids; they are worked on in threads here, or by the
+workers of a Dask cluster. What comes out depends on the log and the recipe alone.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.core.columns import FITTED_DIRECTORY, FITTED_FILE, ITEM, SESSION, TIMESTAMP
+from pipeline.core.fitted import Fitted, TimestampType, ValueType
+from pipeline.core.logfile import Report
+from pipeline.core.recipe import Preprocess
+from pipeline.preprocess import workflow
+from pipeline.preprocess.source import (
+    Block,
+    check_not_empty,
+    common_types,
+    raw_blocks,
+    to_frame,
+    typed_block,
+)
+from pipeline.preprocess.spill import PART_ROWS, Bounds, Spill, read, sorted_part, write
+from pipeline.preprocess.split import rows_of
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Whole sessions on disk, each interaction in its place."""
+
+    path: Path
+    lengths: np.ndarray
+    """(S,) interactions of each session, in the order of their ids."""
+    ends: np.ndarray
+    """(S,) microseconds of the last of each."""
+
+
+@dataclass(frozen=True)
+class Log:
+    """All of a log, in parts."""
+
+    parts: list[Part]
+    types: dict[str, ValueType]
+    timestamp_type: TimestampType | None
+    report: Report
+    rows: int
+    """Interactions that were kept."""
+
+
+class Workers:
+    """Something to be done for each of many, and the results in order, few of them at a time."""
+
+    def __init__(self, submit: Callable[..., Any], count: int) -> None:
+        self._submit = submit
+        self._count = count
+
+    def map(self, work: Callable[..., R], each: Iterable[tuple[Any, ...]]) -> Iterator[R]:
+        """`work` with the arguments of each, results in their order."""
+        waiting: deque[Any] = deque()
+        for arguments in each:
+            waiting.append(self._submit(work, *arguments))
+            if len(waiting) > self._count:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+@contextmanager
+def workers(client: Any = None) -> Iterator[Workers]:
+    """Threads of this process, as many as it may use cores, or those of a Dask `client`."""
+    if client is not None:
+        count = 2 * sum(client.nthreads().values())
+        yield Workers(lambda work, *given: client.submit(work, *given, pure=False), count)
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with ThreadPoolExecutor(cores or 1) as pool:
+        yield Workers(pool.submit, cores or 1)
+
+
+def read_sorted(
+    recipe: Preprocess,
+    files: list[Path],
+    directory: Path,
+    pool: Workers,
+    fitted_types: dict[str, ValueType] | None = None,
+) -> Log:
+    """Read `files` as one log and sort it, below `directory`, which all workers see.
+
+    `fitted_types`, where given, are those of categorical values. DataError for a missing file, a
+    missing column, an unreadable file or a log without a usable row.
+    """
+    report = Report()
+    spill = Spill(directory)
+    kinds = []
+    with workers() as here:  # a log is read where the command runs
+        blocks = (
+            (recipe, spill, number, table, before, fitted_types)
+            for number, (before, table) in enumerate(raw_blocks(recipe, files, report))
+        )
+        for block, written in here.map(_write_block, blocks):
+            kinds.append((block.types, block.timestamp_type))
+            report.counts += block.counts
+            spill.blocks.append(written)
+    types, timestamp_type = common_types(recipe, kinds)
+    check_not_empty(files, spill.rows, report)
+    spill.settle(types[SESSION])
+    spill.blocks = [block for block in spill.blocks if block.rows]
+    bounds = spill.bounds(PART_ROWS)
+    arguments = ((spill, number, part, types) for number, part in enumerate(bounds))
+    parts = list(pool.map(_write_part, arguments))
+    for written in spill.blocks:
+        written.path.unlink()
+    return Log(parts, types, timestamp_type, report, spill.rows)
+
+
+def learn(
+    recipe: Preprocess, log: Log, places: list[np.ndarray], pool: Workers
+) -> tuple[Fitted, pa.Array]:
+    """What is learned from the training sessions, and all items of the log.
+
+    `places` are the parts of the sessions (`split.split_sessions`), for each of the log's parts.
+    """
+    every: list[pa.Array] = []
+
+    def training() -> Iterator[workflow.Statistics]:
+        arguments = ((recipe, part, place) for part, place in zip(log.parts, places, strict=True))
+        for found, items in pool.map(_statistics, arguments):
+            if items is not None:
+                every.append(items)
+            yield found
+
+    fitted = workflow.fit(recipe, training(), log.types, log.timestamp_type)
+    return fitted, pc.unique(pa.chunked_array(every)) if every else pa.array([], pa.null())
+
+
+def sessions_of(
+    fitted: Fitted | Path,
+    log: Log,
+    places: list[np.ndarray] | None,
+    name: str,
+    pool: Workers,
+) -> Iterator[tuple[pa.Table | None, "Facts"]]:
+    """Encoded sessions of the part `name`, in the order of their ids; without `places` all.
+
+    `fitted` is what was learned, or the directory in which workers find it. None for those of the
+    log's parts that hold no session.
+    """
+    arguments = (
+        (fitted, part, None if places is None else places[number], name)
+        for number, part in enumerate(log.parts)
+    )
+    yield from pool.map(_transform, arguments)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Of the interactions that became sessions."""
+
+    interactions: int
+    first: int
+    """Microseconds."""
+    last: int
+
+
+def _write_block(
+    recipe: Preprocess,
+    spill: Spill,
+    number: int,
+    table: pa.Table,
+    before: int,
+    fitted_types: dict[str, ValueType] | None,
+) -> tuple[Block, Any]:
+    block = typed_block(recipe, table, before, fitted_types)
+    written = spill.add(number, block.table)
+    empty = Block(block.table.slice(0, 0), block.types, block.timestamp_type, block.counts)
+    return empty, written
+
+
+def _write_part(spill: Spill, number: int, bounds: Bounds, types: dict[str, ValueType]) -> Part:
+    table, starts = sorted_part(spill, bounds, types)
+    path = spill.directory / f"part-{number}.arrow"
+    write(table, path)
+    stops = np.append(starts[1:], table.num_rows)
+    return Part(path, stops - starts, table[TIMESTAMP].to_numpy()[stops - 1])
+
+
+def _statistics(
+    recipe: Preprocess, part: Part, place: np.ndarray
+) -> tuple[workflow.Statistics, pa.Array | None]:
+    table = read(part.path)
+    items = pc.unique(table[ITEM].combine_chunks()).drop_null() if recipe.split.held_out else None
+    if items is not None and pa.types.is_dictionary(items.type):
+        items = items.dictionary_decode()
+    rows = rows_of(recipe, place, part.lengths)["train"]
+    if not rows.all():
+        table = table.filter(pa.array(rows))
+    return workflow.statistics(recipe, to_frame(table)), items
+
+
+def _transform(
+    fitted: Fitted | Path, part: Part, place: np.ndarray | None, name: str
+) -> tuple[pa.Table | None, Facts]:
+    if isinstance(fitted, Path):
+        fitted = _fitted_in(fitted, (fitted / FITTED_DIRECTORY / FITTED_FILE).stat().st_mtime_ns)
+    table = read(part.path)
+    if place is not None:
+        rows = rows_of(fitted.recipe, place, part.lengths)[name]
+        if not rows.all():
+            table = table.filter(pa.array(rows))
+    if not table.num_rows:
+        return None, Facts(0, 0, 0)
+    graph = workflow.rebuild(fitted, _longest(fitted) if name == "train" else None)
+    times = table[TIMESTAMP].to_numpy()
+    facts = Facts(len(times), int(times.min()), int(times.max()))
+    return as_table(workflow.transform(graph, to_frame(table))), facts
+
+
+@lru_cache(maxsize=1)
+def _fitted_in(directory: Path, _written: int) -> Fitted:
+    """Read once for all parts by each worker, and anew when it was written anew."""
+    return Fitted.read(directory)
+
+
+def schema_of(fitted: Fitted, log: Log) -> Any:
+    """Merlin's schema of the training sessions."""
+    frame = to_frame(read(log.parts[0].path).slice(0, 1))
+    return workflow.output_schema(workflow.rebuild(fitted, _longest(fitted)), frame)
+
+
+def _longest(fitted: Fitted) -> int:
+    """Interactions that a training session keeps: those that the model reads, and a target."""
+    return fitted.recipe.max_sequence_length + 1
+
+
+def as_table(sessions: Any) -> pa.Table:
+    """Arrow without pandas' notes: with those, pandas could not read its own list columns."""
+    if isinstance(sessions, pd.DataFrame):
+        table = pa.Table.from_pandas(sessions, preserve_index=False)
+    else:
+        table = sessions.to_arrow(preserve_index=False)
+    names = [SESSION, *(name for name in table.column_names if name != SESSION)]
+    return table.select(names).replace_schema_metadata(None)
