@@ -34,6 +34,8 @@ class Output:
     """Of the names of list columns."""
     ticks_per_ms: int = 1
     """Unit of the timestamps: 1, or 1,000 for microseconds."""
+    in_order: bool = True
+    """Sessions are compared as they lie; otherwise they are sorted by their ids first."""
 
     def values(self, name: str) -> pa.Array:
         """The values of a categorical column, integers or texts, in the order of indices."""
@@ -43,10 +45,11 @@ class Output:
 
 
 def compare_outputs(one: Output, other: Output) -> dict[str, Any]:
-    """The first difference of `other` from `one`, sessions in the order of their ids.
+    """The first difference of `other` from `one`.
 
     Gives `same`, `sessions` (those that were compared) and `difference`: None, or the column, the
-    session and what stands there on both sides. Of vocabularies the values must be the same.
+    session and what stands there on both sides, times in microseconds. Of vocabularies the values
+    must be the same.
     """
     vocabularies = [{name: output.values(name) for name in CATEGORICAL} for output in (one, other)]
     for name in CATEGORICAL:
@@ -154,24 +157,21 @@ def _difference(column: str, session: int | None, one: Any, other: Any) -> dict[
 
 
 def _parts(output: Output) -> Iterator[pa.Table]:
-    """Sessions in the order of their ids, so many at a time, the last part shorter or empty.
+    """Sessions, so many at a time, the last part shorter or empty.
 
-    Where they lie in another order, all are read at once.
+    Those that have to be sorted are all in memory.
     """
     names = ["session_id", *(name + output.suffix for name in COLUMNS)]
-    ids = np.concatenate(
-        [pq.read_table(file, columns=["session_id"])["session_id"].to_numpy()
-         for file in output.files]
-    )  # fmt: skip
-    if (np.diff(ids) < 0).any():
-        whole = pa.concat_tables(pq.read_table(file, columns=names) for file in output.files)
-        tables: Iterator[pa.Table] = iter([whole.take(np.argsort(ids, kind="stable"))])
-    else:
+    tables: Iterator[pa.Table]
+    if output.in_order or _is_sorted(output):
         tables = (
             pa.Table.from_batches([batch])
             for file in output.files
             for batch in pq.ParquetFile(file).iter_batches(_SESSIONS, columns=names)
         )
+    else:
+        whole = pa.concat_tables(pq.read_table(file, columns=names) for file in output.files)
+        tables = iter([whole.sort_by("session_id")])
     held = pq.read_schema(output.files[0]).empty_table().select(names)
     for table in tables:
         held = pa.concat_tables([held, table])
@@ -179,3 +179,8 @@ def _parts(output: Output) -> Iterator[pa.Table]:
             yield held.slice(0, _SESSIONS)
             held = held.slice(_SESSIONS)
     yield held
+
+
+def _is_sorted(output: Output) -> bool:
+    parts = [pq.read_table(file, columns=["session_id"])["session_id"] for file in output.files]
+    return bool((np.diff(np.concatenate([part.to_numpy() for part in parts])) > 0).all())

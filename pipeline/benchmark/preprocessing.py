@@ -10,6 +10,7 @@ import signal
 import statistics
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,7 @@ def measure_preprocessing(plan: Plan, scratch: Path) -> dict[str, Any]:
         "items": plan.items,
         "seed": plan.seed,
         "newest": NEWEST,
+        "small_rows": SMALL_ROWS,
         "cores": len(used) or os.cpu_count(),
         "log_bytes": log.stat().st_size,
         "versions": {side: found for side, found in versions.items() if found},
@@ -191,7 +193,8 @@ class Runner:
             try:
                 answer, _ = process.communicate()
             except BaseException:
-                os.killpg(process.pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
                 raise
         cost: dict[str, Any] = json.loads(answer) if answer else {"status": process.returncode}
@@ -231,6 +234,7 @@ def _output(side: str, out: Path) -> Output:
         files=tuple(sorted(out.glob("part_*.parquet"))),
         vocabularies={n: out / "categories" / f"unique.{n}.parquet" for n in CATEGORICAL},
         suffix="-list",
+        in_order=False,  # nothing says that they are
     )
 
 

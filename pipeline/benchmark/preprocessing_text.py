@@ -39,7 +39,7 @@ def preprocessing_text(result: dict[str, Any]) -> str:
     if "ours" in result["sides"]:
         lines.append(
             "without imports: as the program says; of pipeline the seconds less those of a log of "
-            "1,000 rows."
+            f"{result['small_rows']:,} rows."
         )
     return "\n".join(lines)
 
