@@ -162,13 +162,18 @@ class Runner:
     def turn(self, side: str, log: Path, small: Path) -> dict[str, Any]:
         """One side's cost of the log: `work_seconds` are those without imports.
 
-        Ours does not tell them: the seconds of a small log, `start_seconds`, are taken off.
+        Ours does not tell them: the seconds of a small log, `start_seconds`, are taken off. What
+        memory that took is `start_peak_bytes`.
         """
         if side != "ours":
             return self.run(side, log)
-        start = self.run(side, small)["seconds"]
+        start = self.run(side, small)
         cost = self.run(side, log)
-        return cost | {"start_seconds": start, "work_seconds": cost["seconds"] - start}
+        return cost | {
+            "start_seconds": start["seconds"],
+            "start_peak_bytes": start["peak_bytes"],
+            "work_seconds": cost["seconds"] - start["seconds"],
+        }
 
     def run(self, side: str, log: Path) -> dict[str, Any]:
         """One run of a side, into a folder of its name. PipelineError if it fails."""

@@ -316,6 +316,7 @@ def test_sides_take_turns_and_a_difference_is_said(
     )
     for cost in costs["ours"]["turns"]:
         assert cost["work_seconds"] == pytest.approx(cost["seconds"] - cost["start_seconds"])
+        assert cost["start_peak_bytes"] > 300e6
     assert found["comparisons"]["polars"] == {
         "with": "ours", "same": True, "sessions": 40, "difference": None,
     }  # fmt: skip
