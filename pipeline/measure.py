@@ -1,5 +1,6 @@
 """`pipeline benchmark`: this project beside others, the same work in turn."""
 
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,10 +26,10 @@ _allocators = ["default", "kept", "both"]
 
 @click.group()
 def benchmark() -> None:
-    """Measure this project beside Transformers4Rec 23.12, the same work in turn on one core.
+    """Measure this project beside others, the same work in turn.
 
-    Transformers4Rec is installed from its package by uv, into an environment of its own, at the
-    first use: a few gigabytes.
+    train, evaluate and accuracy, on one core: beside Transformers4Rec 23.12, which is installed
+    from its package by uv, into an environment of its own, at the first use: a few gigabytes.
     """
 
 
@@ -277,6 +278,77 @@ def serve(
         (out / "serving.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
         (out / "serving.svg").write_text(serving_plot(result), encoding="utf-8")
     print_result(result, as_json, serving_text(result))
+
+
+@benchmark.command(epilog="Example: pipeline benchmark preprocess --rows 500000")
+@click.option(
+    "--rows",
+    type=click.IntRange(1_000),
+    default=5_000_000,
+    show_default=True,
+    help="Interactions of the log.",
+)
+@click.option("--items", type=click.IntRange(1), default=200_000, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the log.")
+@click.option(
+    "--sides",
+    default="ours,polars,nvtabular",
+    show_default=True,
+    metavar="A,B",
+    help="At 5,000,000 rows nvtabular takes minutes.",
+)
+@click.option("--turns", type=click.IntRange(1), default=1, show_default=True, help="Of each side.")
+@click.option(
+    "--cores", type=click.IntRange(1), help="How many to use.  [default: all that may be used]"
+)
+@click.option(
+    "--polars-python",
+    type=path_type,
+    metavar="FILE",
+    help="A Python that has Polars.  [default: this one]",
+)
+@click.option("--out", type=path_type, metavar="DIR", help="Write preprocess.json.")
+@json_option
+def preprocess(
+    rows: int,
+    items: int,
+    seed: int,
+    sides: str,
+    turns: int,
+    cores: int | None,
+    polars_python: Path | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Seconds and peak memory of preprocessing: ours, hand-written Polars and stock NVTabular.
+
+    All read the same log, learn the same vocabularies and write the same sessions, each in a
+    process of its own, one after the other; what they wrote is compared.
+    """
+    import json
+
+    from pipeline.benchmark.machine import machine
+    from pipeline.benchmark.preprocessing import Plan, measure_preprocessing
+    from pipeline.benchmark.preprocessing_text import preprocessing_text
+
+    plan = Plan(
+        rows=rows,
+        items=items,
+        seed=seed,
+        turns=turns,
+        sides=_names(sides),
+        cores=cores,
+        polars_python=polars_python or Path(sys.executable),
+    )
+    plan.check()
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+    before = machine()  # its load is that of others
+    with tempfile.TemporaryDirectory(prefix="pipeline-preprocess-") as scratch:
+        result = {"machine": before} | measure_preprocessing(plan, Path(scratch))
+    if out is not None:
+        (out / "preprocess.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    print_result(result, as_json, preprocessing_text(result))
 
 
 @contextmanager

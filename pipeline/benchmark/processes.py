@@ -108,7 +108,7 @@ class Worker:
             self._process.wait()
             sys.stderr.write(self.log.read_text(encoding="utf-8", errors="replace")[-8_000:])
             raise PipelineError(
-                f"{self.name} ended with status {self._process.returncode}: {_last_line(self.log)}"
+                f"{self.name} ended with status {self._process.returncode}: {last_line(self.log)}"
             )
         message: dict[str, Any] = json.loads(line)
         return message
@@ -196,6 +196,6 @@ def choose_core(core: int | None) -> int | None:
     return max(cores) if core is None else core
 
 
-def _last_line(log: Path) -> str:
+def last_line(log: Path) -> str:
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     return lines[-1][:300] if lines else "it said nothing."

@@ -6,10 +6,11 @@ _ORIGINALS = {"shipped": "Transformers4Rec as shipped", "patient": "... without 
 _HEAPS = {"default": "default allocator", "kept": "kept heap"}
 
 
-def machine_line(machine: dict[str, Any]) -> str:
-    """Processor, cores, load and system."""
+def machine_line(machine: dict[str, Any], cores: int = 1) -> str:
+    """Processor, cores of which so many were used, load and system."""
+    used = "one" if cores == 1 else str(cores)
     return (
-        f"{machine['processor']}, one of {machine['cores']} cores, load {machine['load']}; "
+        f"{machine['processor']}, {used} of {machine['cores']} cores, load {machine['load']}; "
         f"{machine['system']}, Python {machine['python']}"
     )
 

@@ -46,13 +46,13 @@ def open_channel() -> tuple[Channel, dict[str, Any]]:
     task = channel.receive()
     if task is None:
         sys.exit(1)
-    _end_with(task["parent"])
+    end_with(task["parent"])
     if task.get("core") is not None and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {task["core"]})
     return channel, task
 
 
-def _end_with(parent: int) -> None:
+def end_with(parent: int) -> None:
     """Be killed when the parent ends, however it does (Linux, prctl(2))."""
     set_death_signal = 1
     libc = ctypes.CDLL(None)

@@ -1,0 +1,60 @@
+"""The work of `pipeline preprocess` with NVTabular's own operators: FILE OUT.
+
+As in NVTabular's examples of sessions: one data frame, so that no session is cut at the edge of a
+partition, and a workflow from categories to lists. pandas on the processor.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import pipeline.core.merlin  # noqa: F401  settings of dask without which Merlin does not start
+
+# isort: split
+import nvtabular as nvt
+import pandas as pd
+from nvtabular import ops
+
+CATEGORICAL = ["item_id", "category", "event"]
+NEWEST = 20
+SHORTEST = 2
+
+
+def preprocess(log_path: str, out: Path) -> None:
+    """Write part files of sessions to `out`, and NVTabular's files of values to out/categories."""
+    log = pd.read_parquet(log_path)
+    # what is learned comes from sessions that are long enough
+    sizes = log.groupby("session_id")["item_id"].transform("size")
+    log = log[sizes >= SHORTEST].reset_index(drop=True)
+
+    categorical = CATEGORICAL >> ops.Categorify(out_path=str(out))
+    price = ["price"] >> ops.LogOp() >> ops.Normalize() >> ops.FillMissing(0)
+    grouped = categorical + price + ["session_id", "timestamp"] >> ops.Groupby(
+        groupby_cols=["session_id"],
+        sort_cols=["timestamp"],
+        aggs={
+            "item_id": ["list", "count"],
+            **{name: ["list"] for name in ("category", "event", "price", "timestamp")},
+        },
+        name_sep="-",
+    )
+    lists = [f"{name}-list" for name in (*CATEGORICAL, "price", "timestamp")]
+    newest = grouped[lists] >> ops.ListSlice(-NEWEST)
+    kept = (grouped["session_id", "item_id-count"] + newest) >> ops.Filter(
+        f=lambda sessions: sessions["item_id-count"] >= SHORTEST
+    )
+    workflow = nvt.Workflow(kept)
+    dataset = nvt.Dataset(log, cpu=True)
+    workflow.fit(dataset)
+    workflow.transform(dataset).to_parquet(str(out))
+
+
+if __name__ == "__main__":
+    began = time.perf_counter()
+    preprocess(sys.argv[1], Path(sys.argv[2]))
+    said = {
+        "seconds": time.perf_counter() - began,
+        "versions": {"nvtabular": nvt.__version__, "pandas": pd.__version__},
+    }
+    print(json.dumps(said))  # noqa: T201
