@@ -1,5 +1,6 @@
 """The `pipeline` command: one command a stage. Imports stand inside, so that help is instant."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -278,6 +279,10 @@ cli.add_command(tune)
 
 def main() -> None:
     """Run the command; a user's mistake ends it with one line on stderr and the status 2."""
+    if sys.argv[1:2] == ["preprocess"]:
+        from pipeline.core.merlin import leave_out_torch
+
+        leave_out_torch()
     run_command_line(cli)
 
 

@@ -58,6 +58,16 @@ def _complete_cudf() -> None:
 _prepare()
 
 
+def leave_out_torch() -> None:
+    """Keep Merlin from importing torch, in a process that needs it for nothing else.
+
+    Merlin can turn columns into tensors, and imports all that could be asked for: two seconds and
+    half a gigabyte.
+    """
+    for name in ("torch", "tensorflow"):
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]  importing it then fails
+
+
 def has_cudf() -> bool:
     """Whether NVTabular and the dataloader run on a GPU here: a device and cuDF are there."""
     from merlin.core.compat import HAS_GPU, cudf
