@@ -112,7 +112,8 @@ def synthesize(
     envvar="PIPELINE_CLUSTER",
     metavar="ADDRESS",
     help="Dask scheduler whose workers do the work, such as tcp://HOST:8786; --out is in a folder "
-    "that they share.  [env: PIPELINE_CLUSTER]",
+    "that they share. Or local, a process a core, or local-cuda, a process a GPU.  "
+    "[env: PIPELINE_CLUSTER]",
 )
 @if_needed_option
 @set_option

@@ -65,7 +65,8 @@ def leave_out_torch() -> None:
     half a gigabyte.
     """
     for name in ("torch", "tensorflow"):
-        sys.modules.setdefault(name, None)  # type: ignore[arg-type]  importing it then fails
+        # importing it then fails
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]
 
 
 def has_cudf() -> bool:

@@ -1,11 +1,12 @@
-"""A Dask cluster that somebody else runs, as the place where preprocessing works.
+"""A Dask cluster as the place where preprocessing works: somebody else's, or one of this machine.
 
-Statistics and sessions are computed by its workers; logs are read, and what is written is put
-together, where the command runs.
+Sessions are sorted, learned from and encoded by its workers; logs are read, and what is written is
+put together, where the command runs.
 """
 
 import os
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -13,23 +14,71 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.core import merlin as _settings  # noqa: F401  must stand before dask's import
 from pipeline.core.errors import ConfigError, PipelineError
+from pipeline.core.merlin import has_cudf  # and its settings, which must stand before dask
 
 _CONNECT_SECONDS = 60
 _LOOK_SECONDS = 1.0
+_CUDA_POOL, _CUDA_LIMIT = 0.5, 0.8
+"""Shares of a GPU's memory: that RMM takes at the start, and that is used before it spills."""
+LOCAL, LOCAL_CUDA = "local", "local-cuda"
+"""In place of an address: a process a core, or a process a GPU, that end with the command."""
 
 
 @contextmanager
 def on_cluster(address: str | None) -> Iterator[Any]:
-    """The client of the scheduler at `address`, which NVTabular takes up; None without one.
+    """The client of the scheduler at `address`; None without one.
 
-    ConfigError if no scheduler or no worker answers within a minute, PipelineError if the cluster
-    is lost while it works. The loss of one worker of several is not: others do its work again.
+    `LOCAL` and `LOCAL_CUDA` start workers here. ConfigError if no scheduler or no worker answers
+    within a minute, PipelineError if the cluster is lost while it works. The loss of one worker of
+    several is not: others do its work again.
     """
     if not address:
         yield None
-        return
+    elif address in (LOCAL, LOCAL_CUDA):
+        with tempfile.TemporaryDirectory(prefix="pipeline-workers-") as folder:
+            cluster = _cuda_workers(folder) if address == LOCAL_CUDA else _workers(folder)
+            with cluster, _connected(cluster.scheduler_address) as client:
+                yield client
+    else:
+        with _connected(address) as client:
+            yield client
+
+
+def _workers(folder: str) -> Any:
+    """A process a core, on loopback."""
+    from dask.distributed import LocalCluster
+
+    return LocalCluster(
+        n_workers=len(os.sched_getaffinity(0)),
+        threads_per_worker=1,
+        host="127.0.0.1",
+        dashboard_address=None,
+        local_directory=folder,
+    )
+
+
+def _cuda_workers(folder: str) -> Any:
+    """A process a GPU, with a pool of its memory, spilling to the machine's where that is short."""
+    if not has_cudf():
+        raise ConfigError(
+            f"--cluster {LOCAL_CUDA} needs a GPU and the gpu extra: pip install 'pipeline[gpu]'. "
+            f"Without them there is --cluster {LOCAL}."
+        )
+    from dask_cuda import LocalCUDACluster
+
+    return LocalCUDACluster(
+        host="127.0.0.1",
+        dashboard_address=None,
+        local_directory=folder,
+        rmm_pool_size=_CUDA_POOL,
+        device_memory_limit=_CUDA_LIMIT,
+        enable_cudf_spill=True,
+    )
+
+
+@contextmanager
+def _connected(address: str) -> Iterator[Any]:
     from dask.distributed import Client, KilledWorker
     from distributed.client import FutureCancelledError
     from distributed.comm.core import CommClosedError

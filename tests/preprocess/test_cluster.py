@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import dask
@@ -20,6 +20,7 @@ from dask.distributed import Client
 from pipeline.cli import cli
 from pipeline.core.artifact import read_manifest
 from pipeline.core.errors import ConfigError, PipelineError
+from pipeline.core.merlin import has_cudf
 from pipeline.preprocess import engine
 from pipeline.preprocess.cluster import on_cluster
 from pipeline.preprocess.operators import Encode, GroupSessions
@@ -163,6 +164,37 @@ def test_on_workers_comes_out_byte_for_byte_what_comes_out_here(
     # afterwards nothing is left of the cluster in this process
     preprocess(shop.recipe.preprocess, [shop.clicks], [], tmp_path / "again")
     assert_same(tmp_path / "here", tmp_path / "again")
+
+
+def test_workers_of_its_own_give_the_same_and_are_gone_afterwards(
+    shop: Shop, tmp_path: Path, small_parts: None
+) -> None:
+    before = children()
+    preprocess(shop.recipe.preprocess, [shop.clicks], [], tmp_path / "here")
+    preprocess(shop.recipe.preprocess, [shop.clicks], [], tmp_path / "there", cluster="local")
+    assert_same(tmp_path / "here", tmp_path / "there")
+    left = {pid: name for pid, name in children().items() if pid not in before}
+    assert all("resource_tracker" in name for name in left.values()), left
+
+
+def test_workers_on_gpus_are_refused_in_one_line_where_there_is_none(
+    shop: Shop, tmp_path: Path
+) -> None:
+    if has_cudf():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(ConfigError, match="needs a GPU and the gpu extra"):
+        preprocess(shop.recipe.preprocess, [shop.clicks], [], tmp_path / "x", cluster="local-cuda")
+    assert not (tmp_path / "x").exists()
+
+
+def children() -> dict[int, str]:
+    """Command lines of this process's children."""
+    found = {}
+    for listed in Path("/proc/self/task").glob("*/children"):
+        for pid in listed.read_text().split():
+            with suppress(OSError):
+                found[int(pid)] = Path(f"/proc/{pid}/cmdline").read_text()
+    return found
 
 
 def test_the_command_takes_the_cluster_from_the_environment_where_it_is_not_empty(
