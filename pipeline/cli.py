@@ -108,6 +108,14 @@ def synthesize(
 )
 @out_option()
 @click.option(
+    "--from",
+    "base",
+    type=path_type,
+    metavar="DATA",
+    help="Go on from an earlier data directory: known ids keep their indices, new ones get the "
+    "next, numbers keep their scale.",
+)
+@click.option(
     "--cluster",
     envvar="PIPELINE_CLUSTER",
     metavar="ADDRESS",
@@ -123,6 +131,7 @@ def preprocess(
     inputs: tuple[Path, ...],
     tests: tuple[Path, ...],
     out: Path,
+    base: Path | None,
     cluster: str | None,
     if_needed: bool,
     overrides: tuple[str, ...],
@@ -133,16 +142,19 @@ def preprocess(
 
     recipe = Recipe.from_yaml(config, overrides).preprocess
     check_out(out, "data")
+    if base is not None:
+        check_in(base, "data")
     from pipeline.core import identity
     from pipeline.core.logfile import find_logs
 
     logs, test_logs = find_logs(recipe, inputs), find_logs(recipe, tests)
-    if if_needed and is_current(out, "data", identity.of_data(recipe, logs, test_logs), as_json):
+    made_from = identity.of_data(recipe, logs, test_logs, base)
+    if if_needed and is_current(out, "data", made_from, as_json):
         return
     from pipeline.preprocess.run import preprocess as run
     from pipeline.report import data_text
 
-    facts = run(recipe, logs, test_logs, out, cluster=cluster)
+    facts = run(recipe, logs, test_logs, out, cluster=cluster, base=base)
     print_result(facts, as_json, data_text(facts, out))
 
 

@@ -17,7 +17,8 @@ def data_text(facts: dict[str, Any], out: Path) -> str:
             f"{part:>6}  {counts['sessions']:,} sessions, {counts['interactions']:,} interactions"
             f"{span}"
         )
-    lines.append(f"Wrote {out}: {facts['catalogue_items']:,} items, on {facts['engine']}.")
+    new = f", {facts['new_items']:,} of them new" if "new_items" in facts else ""
+    lines.append(f"Wrote {out}: {facts['catalogue_items']:,} items{new}, on {facts['engine']}.")
     return "\n".join(lines)
 
 

@@ -10,10 +10,15 @@ from pipeline.core.artifact import fingerprint
 from pipeline.core.recipe import ModelConfig, Preprocess, TrainConfig
 
 
-def of_data(recipe: Preprocess, inputs: list[Path], test_inputs: list[Path]) -> str:
-    """Of a data directory: the recipe and the content of the logs, in their order."""
+def of_data(
+    recipe: Preprocess, inputs: list[Path], test_inputs: list[Path], base: Path | None = None
+) -> str:
+    """Of a data directory: the recipe and the content of the logs, in their order.
+
+    `base` is the data directory whose indices it goes on with.
+    """
     settings = {"recipe": recipe.model_dump(mode="json"), "inputs": len(inputs)}
-    return fingerprint(settings, [*inputs, *test_inputs], [])
+    return fingerprint(settings, [*inputs, *test_inputs], [] if base is None else [base])
 
 
 def of_run(

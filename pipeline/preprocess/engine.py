@@ -129,9 +129,13 @@ def read_sorted(
 
 
 def learn(
-    recipe: Preprocess, log: Log, places: list[np.ndarray], pool: Workers
+    recipe: Preprocess,
+    log: Log,
+    places: list[np.ndarray],
+    pool: Workers,
+    base: Fitted | None = None,
 ) -> tuple[Fitted, pa.Array]:
-    """What is learned from the training sessions, and all items of the log.
+    """What is learned from the training sessions, beyond `base`, and all items of the log.
 
     `places` are the parts of the sessions (`split.split_sessions`), for each of the log's parts.
     """
@@ -144,7 +148,7 @@ def learn(
                 every.append(items)
             yield found
 
-    fitted = workflow.fit(recipe, training(), log.types, log.timestamp_type)
+    fitted = workflow.fit(recipe, training(), log.types, log.timestamp_type, base)
     return fitted, pc.unique(pa.chunked_array(every)) if every else pa.array([], pa.null())
 
 

@@ -14,7 +14,7 @@ from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
 from tqdm import tqdm
 
 from pipeline.core import identity
-from pipeline.core.artifact import check_replaceable, new_artifact
+from pipeline.core.artifact import check_replaceable, new_artifact, read_manifest
 from pipeline.core.columns import SCHEMA_FILE, SESSIONS_DIRECTORY
 from pipeline.core.errors import ConfigError, DataError
 from pipeline.core.fitted import Fitted, ValueType
@@ -37,6 +37,7 @@ def preprocess(
     out: Path,
     *,
     cluster: str | None = None,
+    base: Path | None = None,
 ) -> dict[str, Any]:
     """Write sessions, schema, fitted state and manifest to `out`; return the manifest's facts.
 
@@ -44,7 +45,8 @@ def preprocess(
     the last ones are held out. `inputs` are files and folders of logs;
     `test_inputs` are such of their own, in place of `split.test`. `cluster` is the address of a
     Dask scheduler, whose workers see the folder of `out` under the same path; what is written does
-    not depend on it.
+    not depend on it. `base` is an earlier data directory: what it knows keeps its index, what is
+    new gets the next ones, and numbers keep their scale.
     """
     if test_inputs and recipe.split.held_out:
         raise ConfigError(
@@ -60,7 +62,8 @@ def preprocess(
         _check_times(recipe)
     check_replaceable(out, "data")
     inputs, test_inputs = find_logs(recipe, inputs), find_logs(recipe, test_inputs)
-    made_from = identity.of_data(recipe, inputs, test_inputs)
+    made_from = identity.of_data(recipe, inputs, test_inputs, base)
+    known = None if base is None else _known(recipe, base)
     facts: dict[str, Any] = {}
     with (
         new_artifact(out, "data", facts, made_from=made_from) as directory,
@@ -72,13 +75,14 @@ def preprocess(
     ):
         if client is not None:
             check_shared(client, Path(scratch))
-        log = _read(recipe, inputs, Path(scratch) / "log", pool)
+        types = None if known is None else {n: v.type for n, v in known.vocabularies.items()}
+        log = _read(recipe, inputs, Path(scratch) / "log", pool, types)
         facts["engine"] = "cudf" if has_cudf() else "pandas"
         facts["rows"] = {"input": _rows(log)}
         places = _places(recipe, log)
         progress.set_description("fit")
         progress.update(log.rows)
-        fitted, items = engine.learn(recipe, log, places, pool)
+        fitted, items = engine.learn(recipe, log, places, pool, known)
         if recipe.split.held_out:
             fitted = workflow.with_items(fitted, items)
         if not len(fitted.item.values):
@@ -106,8 +110,30 @@ def preprocess(
             facts["sessions"][name] = _write_part(fitted, directory, name, found)
         _write_schema(engine.schema_of(fitted, log), directory)
         facts["catalogue_items"] = len(fitted.item.values)
+        if known is not None:
+            facts["new_items"] = len(fitted.item.values) - len(known.item.values)
         facts["max_sequence_length"] = recipe.max_sequence_length
     return facts
+
+
+def _known(recipe: Preprocess, base: Path) -> Fitted:
+    """What `base` learned. ConfigError where the recipe asks for other features."""
+    read_manifest(base, "data")
+    known = Fitted.read(base)
+    for name, one, other in (
+        ("features", _features(recipe), _features(known.recipe)),
+        ("time features", recipe.time_feature_names, known.recipe.time_feature_names),
+    ):
+        if one != other:
+            raise ConfigError(
+                f"The recipe's {name} are not those of {base}. Preprocess all logs without --from, "
+                "or give the recipe that it was made with."
+            )
+    return known
+
+
+def _features(recipe: Preprocess) -> list[tuple[str, str, str, bool]]:
+    return sorted((f.name, f.kind, f.of, f.log) for f in recipe.features)
 
 
 def _read(

@@ -18,6 +18,7 @@ from pipeline.core.columns import ITEM, SESSION, TIMESTAMP
 from pipeline.core.fitted import Fitted, Standardisation, TimestampType, ValueType, Vocabulary
 from pipeline.core.merlin import has_cudf
 from pipeline.core.recipe import Preprocess
+from pipeline.core.values import UNKNOWN_INTEGER
 from pipeline.preprocess.operators import Cyclic, Elapsed, Encode, GroupSessions, Standardise
 from pipeline.preprocess.statistics import (
     Moments,
@@ -57,8 +58,13 @@ def fit(
     parts: Iterable[Statistics],
     types: dict[str, ValueType],
     timestamp_type: TimestampType | None,
+    base: Fitted | None = None,
 ) -> Fitted:
-    """Indices, means and deviations from the statistics of all parts, in their order."""
+    """Indices, means and deviations from the statistics of all parts, in their order.
+
+    What `base` knows keeps its index, and new values get the next ones; means and deviations are
+    those of `base`, so that a model that was trained on them reads numbers as before.
+    """
     counts: dict[str, list[pa.Table]] = {}
     moments: dict[str, Moments] = {}
     for part in parts:
@@ -72,28 +78,36 @@ def fit(
     thresholds = _thresholds(recipe)
     vocabularies = {}
     for name, tables in counts.items():
-        values = vocabulary_of(summed(tables), thresholds.get(name, 1))
-        wanted = pa.int64() if types[name] == "int64" else pa.string()
-        vocabularies[name] = Vocabulary(type=types[name], values=values.cast(wanted))
+        found = vocabulary_of(summed(tables), thresholds.get(name, 1))
+        values = found.cast(pa.int64() if types[name] == "int64" else pa.string())
+        if base is not None:
+            values = _behind(base.vocabularies[name].values, values)
+        vocabularies[name] = Vocabulary(type=types[name], values=values)
+    standardisations = {
+        name: Standardisation(mean=found.mean, deviation=found.deviation)
+        for name, found in moments.items()
+    }
     return Fitted(
         recipe=recipe,
         session_type=types[SESSION],
         timestamp_type=timestamp_type,
         vocabularies=vocabularies,
-        standardisations={
-            name: Standardisation(mean=found.mean, deviation=found.deviation)
-            for name, found in moments.items()
-        },
+        standardisations=standardisations if base is None else base.standardisations,
     )
+
+
+def _behind(known: pa.Array, found: pa.Array) -> pa.Array:
+    """`known`, and behind it what of `found` is new."""
+    if pa.types.is_integer(found.type):  # where the log holds a text
+        found = found.filter(pc.not_equal(found, UNKNOWN_INTEGER))
+    return pa.concat_arrays([known, found.filter(pc.invert(pc.is_in(found, known)))])
 
 
 def with_items(fitted: Fitted, items: pa.Array) -> Fitted:
     """The same with `items` in the catalogue that training never saw, behind those it saw."""
     known = fitted.item
     found = items.cast(known.values.type)
-    new = found.filter(pc.invert(pc.is_in(found, known.values)))
-    values = pa.concat_arrays([known.values, new.take(pc.sort_indices(new))])
-    item = replace(known, values=values)
+    item = replace(known, values=_behind(known.values, found.take(pc.sort_indices(found))))
     return replace(fitted, vocabularies={**fitted.vocabularies, ITEM: item})
 
 
