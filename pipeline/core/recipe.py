@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from pipeline.core.columns import ITEM, SESSION, TIMESTAMP
 from pipeline.core.config import Config
 from pipeline.core.model_recipe import ModelConfig
-from pipeline.core.spans import split_seconds
+from pipeline.core.spans import gap_microseconds, split_seconds
 from pipeline.core.train_recipe import TrainConfig
 
 __all__ = ["Feature", "ModelConfig", "Preprocess", "Recipe", "Split", "Timestamp", "TrainConfig"]
@@ -146,6 +146,11 @@ class Preprocess(Config):
     """Items seen less often in training get no index of their own."""
     split: Split = Split()
     """Parts kept apart for validation and test."""
+    session_gap: str | None = None
+    """Begin a new session after so long without an interaction: `30m`, `2h`. For logs that have
+    users and no sessions; `session` is then the user's column. A server reads the newest one."""
+    drop_repeats: bool = False
+    """Leave out an interaction whose item is that of the one before, as reloads of a page are."""
     filter_seen: bool = False
     """Evaluation ranks no item that came before in the session; for logs in which none comes
     twice."""
@@ -157,8 +162,17 @@ class Preprocess(Config):
             raise ValueError("expected one ASCII character, no quote and no line end")
         return value
 
+    @field_validator("session_gap")
+    @classmethod
+    def _check_gap(cls, value: str | None) -> str | None:
+        if value is not None:
+            gap_microseconds(value)
+        return value
+
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.session_gap is not None and self.timestamp is None:
+            raise ValueError("`session_gap` needs a `timestamp`")
         names = [feature.name for feature in self.features]
         double = {name for name in names if names.count(name) > 1}
         if double:

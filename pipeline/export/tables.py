@@ -9,6 +9,7 @@ import pyarrow as pa
 from pipeline.core.artifact import write_json
 from pipeline.core.columns import ITEM
 from pipeline.core.fitted import Fitted, Vocabulary
+from pipeline.core.spans import gap_microseconds
 
 ELAPSED = "elapsed"
 
@@ -43,6 +44,8 @@ def encoder_spec(fitted: Fitted, default_k: int, max_k: int) -> dict[str, Any]:
         "max_sequence_length": recipe.max_sequence_length,
         "session_type": fitted.session_type,
         "filter_seen": recipe.filter_seen,
+        "session_gap": recipe.session_gap and gap_microseconds(recipe.session_gap),
+        "drop_repeats": recipe.drop_repeats,
         "default_k": default_k,
         "max_k": max_k,
         "columns": columns,

@@ -5,7 +5,7 @@ workers of a Dask cluster. What comes out depends on the log and the recipe alon
 """
 
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,6 +24,7 @@ from pipeline.core.fitted import Fitted, TimestampType, ValueType
 from pipeline.core.logfile import Report
 from pipeline.core.recipe import Preprocess
 from pipeline.preprocess import workflow
+from pipeline.preprocess.sessions import reshaped
 from pipeline.preprocess.source import (
     Block,
     check_not_empty,
@@ -48,6 +49,8 @@ class Part:
     """(S,) interactions of each session, in the order of their ids."""
     ends: np.ndarray
     """(S,) microseconds of the last of each."""
+    counts: dict[str, int]
+    """Interactions that were dropped, by reason."""
 
 
 @dataclass(frozen=True)
@@ -121,11 +124,16 @@ def read_sorted(
     spill.settle(types[SESSION])
     spill.blocks = [block for block in spill.blocks if block.rows]
     bounds = spill.bounds(PART_ROWS)
-    arguments = ((spill, number, part, types) for number, part in enumerate(bounds))
+    arguments = ((recipe, spill, number, part, types) for number, part in enumerate(bounds))
     parts = list(pool.map(_write_part, arguments))
     for written in spill.blocks:
         written.path.unlink()
-    return Log(parts, types, timestamp_type, report, spill.rows)
+    for part in parts:
+        report.counts += Counter(part.counts)
+    if recipe.session_gap is not None:
+        types[SESSION] = "string"
+    kept = sum(int(part.lengths.sum()) for part in parts)
+    return Log(parts, types, timestamp_type, report, kept)
 
 
 def learn(
@@ -195,12 +203,15 @@ def _write_block(
     return empty, written
 
 
-def _write_part(spill: Spill, number: int, bounds: Bounds, types: dict[str, ValueType]) -> Part:
+def _write_part(
+    recipe: Preprocess, spill: Spill, number: int, bounds: Bounds, types: dict[str, ValueType]
+) -> Part:
     table, starts = sorted_part(spill, bounds, types)
+    table, starts, counts = reshaped(recipe, table, starts)
     path = spill.directory / f"part-{number}.arrow"
     write(table, path)
     stops = np.append(starts[1:], table.num_rows)
-    return Part(path, stops - starts, table[TIMESTAMP].to_numpy()[stops - 1])
+    return Part(path, stops - starts, table[TIMESTAMP].to_numpy()[stops - 1], counts)
 
 
 def _statistics(

@@ -53,6 +53,8 @@ class Encoder:
         W is `max_sequence_length`, or `width` if that is less.
         """
         width = self.length if width is None else min(width, self.length)
+        if self.spec["session_gap"] or self.spec["drop_repeats"]:
+            rows = self._reshaped(rows)
         lengths = rows.lengths
         count = len(lengths)
         # most requests: all sessions as long as they are wide, none of which is to be cut
@@ -94,6 +96,38 @@ class Encoder:
             for name, values in found.items():
                 encoded[name] = padded(values if kept is None else values[kept])
         return encoded
+
+    def _reshaped(self, rows: Rows) -> Rows:
+        """Of each row the session that is going on, without repeats, as training has seen them."""
+        order = None if rows.times is None else _by_time(rows.times, rows.lengths)
+        if order is not None:
+            rows = self._taken(rows, order, rows.lengths)
+        if self.spec["session_gap"] and rows.times is not None:
+            starts = np.cumsum(rows.lengths) - rows.lengths
+            place = np.arange(len(rows.times))
+            begins = np.zeros(len(place), bool)
+            begins[1:] = np.diff(rows.times) > self.spec["session_gap"]
+            begins[starts] = True
+            newest_start = np.maximum.reduceat(np.where(begins, place, 0), starts)
+            kept = place >= np.repeat(newest_start, rows.lengths)
+            rows = self._taken(rows, kept, starts + rows.lengths - newest_start)
+        if self.spec["drop_repeats"]:
+            item = rows.columns["item_id"]
+            starts = np.cumsum(rows.lengths) - rows.lengths
+            kept = np.ones(len(item), bool)
+            kept[1:] = (item[1:] != item[:-1]) | (item[1:] == MISSING[self.columns[0]["type"]])
+            kept[starts] = True
+            rows = self._taken(rows, kept, np.add.reduceat(kept, starts))
+        return rows
+
+    def _taken(self, rows: Rows, chosen: np.ndarray, lengths: np.ndarray) -> Rows:
+        """Some interactions, by position or by truth; what is of a session stays."""
+        of_session = {spec["name"] for spec in self.columns if spec["scope"] == "session"}
+        columns = {
+            name: values if name in of_session else values[chosen]
+            for name, values in rows.columns.items()
+        }
+        return Rows(columns, lengths, None if rows.times is None else rows.times[chosen])
 
     def _encode_column(self, spec: dict[str, Any], values: np.ndarray) -> np.ndarray:
         if spec["kind"] == "categorical":
