@@ -17,6 +17,7 @@ from pipeline.core.columns import FIRST_ITEM, FITTED_DIRECTORY, FITTED_FILE, ITE
 from pipeline.core.errors import ArtifactError, ConfigError
 from pipeline.core.recipe import Feature, Preprocess
 
+ITEMS_FILE = "items.parquet"
 ValueType = Literal["int64", "string"]
 TimestampType = Literal["int64", "float64", "string"]
 
@@ -55,6 +56,9 @@ class Fitted:
     """By feature name; the item's under `item_id`."""
     standardisations: dict[str, Standardisation]
     """By feature name; `elapsed` too where the recipe asks for it."""
+    items: pa.Table | None = None
+    """What is known of items: `item_id`, and for each feature that describes items the value that
+    training has last seen, null where it has seen none. None if there is no such feature."""
 
     @property
     def item(self) -> Vocabulary:
@@ -80,6 +84,7 @@ class Fitted:
             recipe=self.recipe.model_copy(update={"features": kept}),
             vocabularies={n: v for n, v in self.vocabularies.items() if n not in dropped},
             standardisations={n: s for n, s in self.standardisations.items() if n not in dropped},
+            items=None if self.items is None else _without(self.items, dropped),
         )
 
     def write(self, directory: Path) -> None:
@@ -100,6 +105,8 @@ class Fitted:
         for name, vocabulary in self.vocabularies.items():
             table = pa.table({name: vocabulary.values})
             pq.write_table(table, category_path(directory, name))
+        if self.items is not None:
+            pq.write_table(self.items, target / ITEMS_FILE)
 
     @classmethod
     def read(cls, directory: Path) -> Self:
@@ -121,11 +128,21 @@ class Fitted:
                 standardisations={
                     name: Standardisation(**values) for name, values in state["continuous"].items()
                 },
+                items=_read_items(directory / FITTED_DIRECTORY / ITEMS_FILE),
             )
         except (KeyError, TypeError, OSError, pa.ArrowException, ConfigError) as error:
             raise ArtifactError(
                 f"{directory}/{FITTED_DIRECTORY} does not hold together: {error}."
             ) from None
+
+
+def _without(items: pa.Table, dropped: set[str]) -> pa.Table | None:
+    kept = items.drop_columns([name for name in items.column_names if name in dropped])
+    return kept if kept.num_columns > 1 else None
+
+
+def _read_items(path: Path) -> pa.Table | None:
+    return pq.read_table(path) if path.exists() else None
 
 
 def category_path(directory: Path, name: str) -> Path:

@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.core.artifact import write_json
-from pipeline.core.columns import ITEM
+from pipeline.core.columns import FIRST_ITEM, ITEM, NULL, OUT_OF_VOCABULARY
 from pipeline.core.fitted import Fitted, Vocabulary
 from pipeline.core.spans import gap_microseconds
 
@@ -31,6 +32,7 @@ def encoder_spec(fitted: Fitted, default_k: int, max_k: int) -> dict[str, Any]:
             column["type"] = fitted.vocabularies[feature.name].type
         else:
             column |= {"type": "float64", **_statistics(fitted, feature.name, log=feature.log)}
+        column["of_item"] = fitted.items is not None and feature.name in fitted.items.column_names
         columns.append(column)
     timestamp: dict[str, Any] | None = None
     recipe = fitted.recipe
@@ -59,6 +61,10 @@ def write_encoder(directory: Path, fitted: Fitted, spec: dict[str, Any]) -> None
     write_json(directory / "encoder.json", spec)
     for name, vocabulary in fitted.vocabularies.items():
         write_values(directory, name, vocabulary)
+    for feature in fitted.recipe.features:
+        if fitted.items is not None and feature.name in fitted.items.column_names:
+            found = _of_items(fitted, fitted.items, feature.name)
+            np.save(directory / f"{feature.name}.of_item.npy", found, allow_pickle=False)
 
 
 def write_values(directory: Path, name: str, vocabulary: Vocabulary) -> None:
@@ -71,6 +77,18 @@ def write_values(directory: Path, name: str, vocabulary: Vocabulary) -> None:
     joined = np.frombuffer(b"".join(encoded), np.uint8)
     np.save(directory / f"{name}.npy", joined, allow_pickle=False)
     np.save(directory / f"{name}.offsets.npy", offsets, allow_pickle=False)
+
+
+def _of_items(fitted: Fitted, items: pa.Table, name: str) -> np.ndarray:
+    """(items,) int32 indices, or float64 numbers with NaN, in the order of the catalogue."""
+    place = pc.index_in(fitted.item.values, value_set=items[ITEM].combine_chunks())
+    values = items[name].combine_chunks().take(place)
+    if name not in fitted.vocabularies:
+        return pc.fill_null(values, np.nan).to_numpy()
+    index = pc.index_in(values, value_set=fitted.vocabularies[name].values)
+    found = pc.fill_null(index, OUT_OF_VOCABULARY - FIRST_ITEM).to_numpy() + FIRST_ITEM
+    found[values.is_null().to_numpy(zero_copy_only=False)] = NULL
+    return found.astype(np.int32)
 
 
 def _statistics(fitted: Fitted, name: str, *, log: bool) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from pipeline.core.fitted import Fitted, TimestampType, ValueType
 from pipeline.core.logfile import Report
 from pipeline.core.recipe import Preprocess
 from pipeline.preprocess import workflow
+from pipeline.preprocess.item_values import newest_of
 from pipeline.preprocess.sessions import reshaped
 from pipeline.preprocess.source import (
     Block,
@@ -183,6 +184,8 @@ def sessions_of(
 class Facts:
     """Of the interactions that became sessions."""
 
+    items: dict[str, pa.Table]
+    """Of training, the newest values of items (`item_values.newest_of`)."""
     interactions: int
     first: int
     """Microseconds."""
@@ -238,10 +241,11 @@ def _transform(
         if not rows.all():
             table = table.filter(pa.array(rows))
     if not table.num_rows:
-        return None, Facts(0, 0, 0)
+        return None, Facts({}, 0, 0, 0)
     graph = workflow.rebuild(fitted, _longest(fitted) if name == "train" else None)
     times = table[TIMESTAMP].to_numpy()
-    facts = Facts(len(times), int(times.min()), int(times.max()))
+    newest = newest_of(fitted, table) if name == "train" else {}
+    facts = Facts(newest, len(times), int(times.min()), int(times.max()))
     return as_table(workflow.transform(graph, to_frame(table))), facts
 
 

@@ -15,14 +15,15 @@ from tqdm import tqdm
 
 from pipeline.core import identity
 from pipeline.core.artifact import check_replaceable, new_artifact, read_manifest
-from pipeline.core.columns import SCHEMA_FILE, SESSIONS_DIRECTORY
+from pipeline.core.columns import FITTED_DIRECTORY, SCHEMA_FILE, SESSIONS_DIRECTORY
 from pipeline.core.errors import ConfigError, DataError
-from pipeline.core.fitted import Fitted, ValueType
+from pipeline.core.fitted import ITEMS_FILE, Fitted, ValueType
 from pipeline.core.logfile import find_logs
 from pipeline.core.merlin import has_cudf
 from pipeline.core.recipe import Preprocess
 from pipeline.preprocess import engine, workflow
 from pipeline.preprocess.cluster import check_shared, on_cluster
+from pipeline.preprocess.item_values import ItemValues
 from pipeline.preprocess.split import parts_of, rows_of, split_sessions
 
 _ROW_GROUP_SESSIONS = 65_536
@@ -82,9 +83,9 @@ def preprocess(
         places = _places(recipe, log)
         progress.set_description("fit")
         progress.update(log.rows)
-        fitted, items = engine.learn(recipe, log, places, pool, known)
+        fitted, every_item = engine.learn(recipe, log, places, pool, known)
         if recipe.split.held_out:
-            fitted = workflow.with_items(fitted, items)
+            fitted = workflow.with_items(fitted, every_item)
         if not len(fitted.item.values):
             trained = sum(
                 int(rows_of(recipe, place, part.lengths)["train"].sum())
@@ -104,10 +105,13 @@ def preprocess(
             sources["test"] = (test_log, None)
         progress.set_description("transform")
         facts["sessions"] = {}
+        items = ItemValues(fitted)
         learned = fitted if client is None else directory
         for name, (source, chosen) in sources.items():
             found = engine.sessions_of(learned, source, chosen, name, pool)
-            facts["sessions"][name] = _write_part(fitted, directory, name, found)
+            facts["sessions"][name] = _write_part(fitted, directory, name, found, items)
+        if (known_items := items.table()) is not None:
+            pq.write_table(known_items, directory / FITTED_DIRECTORY / ITEMS_FILE)
         _write_schema(engine.schema_of(fitted, log), directory)
         facts["catalogue_items"] = len(fitted.item.values)
         if known is not None:
@@ -171,6 +175,7 @@ def _write_part(
     directory: Path,
     name: str,
     found: Iterable[tuple[pa.Table | None, engine.Facts]],
+    items: ItemValues,
 ) -> dict[str, Any]:
     """Write sessions in row groups of one size, however they come."""
     target = directory / SESSIONS_DIRECTORY / name
@@ -182,6 +187,7 @@ def _write_part(
         if table is None:
             continue
         facts.append(part_facts)
+        items.add(part_facts.items)
         count += table.num_rows
         if writer is None:
             writer = pq.ParquetWriter(target / "part-0.parquet", table.schema)

@@ -17,10 +17,11 @@ def counts_of(part: Any, names: list[str]) -> dict[str, pa.Table]:
         part = part[names].to_pandas()
     found = {}
     for name in names:
-        column = pa.array(part[name], from_pandas=True)
-        if pa.types.is_null(column.type):
-            column = column.cast(pa.int64() if is_integer_dtype(part[name].dtype) else pa.string())
-        found[name] = _value_counts(column)
+        counts = _value_counts(pa.array(part[name], from_pandas=True))
+        if pa.types.is_null(counts["value"].type):  # no value, and so no type
+            kind = pa.int64() if is_integer_dtype(part[name].dtype) else pa.string()
+            counts = pa.table({"value": pa.array([], kind), "count": pa.array([], pa.int64())})
+        found[name] = counts
     return found
 
 

@@ -93,6 +93,7 @@ def fit(
         timestamp_type=timestamp_type,
         vocabularies=vocabularies,
         standardisations=standardisations if base is None else base.standardisations,
+        items=None if base is None else base.items,
     )
 
 

@@ -15,6 +15,7 @@ from pipeline.core.errors import ArtifactError, ConfigError, DataError
 from pipeline.core.fitted import Fitted
 from pipeline.core.recipe import Preprocess
 from pipeline.core.schema import Schema, Tags
+from pipeline.preprocess import engine, spill
 from pipeline.preprocess.run import preprocess
 
 DAY = 86_400
@@ -71,6 +72,7 @@ def test_the_directory_holds_sessions_schema_state_and_manifest(shop: tuple[Path
         "manifest.json",
         "schema.pbtxt",
         "fitted/fitted.json",
+        "fitted/items.parquet",
         *(f"fitted/categories/{name}.parquet" for name in ("item_id", "brand", "device")),
         *(f"sessions/{name}/part-0.parquet" for name in ("train", "valid", "test")),
     }
@@ -321,3 +323,55 @@ def test_sessions_one_a_line_with_a_test_file_of_prefixes_and_targets(tmp_path: 
     assert sorted(ids("train")) == [[1, 2], [2, 3, 1], [3, 1]]
     assert sorted(ids("valid")) == [[1, 2, 3], [2, 1]], "the newest lines"
     assert sorted(ids("test")) == [[2, 3], [2, 3, 1]], "the target is the last item"
+
+
+def test_parts_without_a_training_session_are_as_good_as_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # ids in the order of time: the last parts are all test, and hold neither text nor number
+    rows = [
+        (number, f"i{number % 7}", 60 * number + step, "x" if number < 40 else None, 1.0, "phone")
+        for number in range(60)
+        for step in range(2)
+    ]
+    chosen = recipe(split={"test": 0.5}, max_sequence_length=5)
+    preprocess(chosen, [log(tmp_path, rows)], [], tmp_path / "whole")
+    monkeypatch.setattr(engine, "PART_ROWS", 8)
+    monkeypatch.setattr(spill, "_STEP", 2)
+    preprocess(chosen, [tmp_path / "log.parquet"], [], tmp_path / "parts")
+    for name in ("train", "test"):
+        whole, parts = ((tmp_path / d / "sessions" / name) for d in ("whole", "parts"))
+        assert pq.read_table(whole).equals(pq.read_table(parts))
+
+
+def test_what_is_known_of_items_is_what_training_has_last_seen(shop: tuple[Path, dict]) -> None:
+    data, _ = shop
+    known = Fitted.read(data).items
+    assert known is not None
+    assert known.to_pydict() == {
+        "item_id": ["a", "b"],
+        "brand": ["x", "y"],
+        "price": [1.0, 3.0],
+    }
+
+
+@pytest.mark.parametrize("rows", [3, 1_000])
+def test_the_newest_value_of_an_item_counts_and_a_missing_one_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    monkeypatch.setattr(engine, "PART_ROWS", rows)
+    monkeypatch.setattr(spill, "_STEP", 1)
+    table = [
+        ("s2", "a", 10, "old", 1.0, None),
+        ("s2", "b", 20, None, 2.0, None),
+        ("s3", "a", 30, "new", 3.0, None),
+        ("s3", "b", 30, None, None, None),
+        ("s1", "a", 20, "older", 5.0, None),
+        ("s1", "a", 40, None, None, None),
+    ]
+    preprocess(recipe(split={}), [log(tmp_path, table)], [], tmp_path / "data")
+    known = Fitted.read(tmp_path / "data").items
+    assert known is not None
+    assert known.to_pydict() == {
+        "item_id": ["a", "b"], "brand": ["new", None], "price": [3.0, 2.0]
+    }  # fmt: skip

@@ -46,6 +46,10 @@ class Encoder:
                     self.items = item_array(values)
         self.unsent = {c["name"]: self._encode_column(c, missing(c, 1))[0] for c in self.columns}
         """What a missing value of each column becomes."""
+        self.of_item = {
+            c["name"]: self._of_items(directory, c) for c in self.columns[1:] if c["of_item"]
+        }
+        """By feature of items that a request need not hold: (V,) of each index of an item."""
 
     def encode(self, rows: Rows, width: int | None = None) -> dict[str, np.ndarray]:
         """Rows of S sessions -> per feature (S, W) of its newest W interactions, or (S, 1).
@@ -80,6 +84,8 @@ class Encoder:
                     encoded[name] = np.full((count, 1), self.unsent[name])
                 else:
                     encoded[name] = self._encode_column(spec, values)[:, np.newaxis]
+            elif values is None and name in self.of_item:
+                encoded[name] = self.of_item[name][encoded["item_id"]]
             elif values is None:
                 size = count * width if row is None else len(row)
                 encoded[name] = padded(np.full(size, self.unsent[name]))
@@ -96,6 +102,16 @@ class Encoder:
             for name, values in found.items():
                 encoded[name] = padded(values if kept is None else values[kept])
         return encoded
+
+    def _of_items(self, directory: Path, spec: dict[str, Any]) -> np.ndarray:
+        """Encoded values of the reserved indices, then of the items."""
+        known = np.load(directory / f"{spec['name']}.of_item.npy", allow_pickle=False)
+        if spec["kind"] == "continuous":
+            known = standardise(known, spec)
+        unsent = self.unsent[spec["name"]]
+        return np.concatenate(
+            [np.array([0, unsent, unsent], unsent.dtype), known.astype(unsent.dtype)]
+        )
 
     def _reshaped(self, rows: Rows) -> Rows:
         """Of each row the session that is going on, without repeats, as training has seen them."""

@@ -87,8 +87,8 @@ async function loadModel() {
   const others = model.other_columns;
   element("columns").hidden = !others.length;
   element("columns").textContent =
-    `The model reads more than item ids: ${others.join(", ")}. This page does not send them; ` +
-    "they count as missing.";
+    `The model reads more than item ids: ${others.join(", ")}. This page does not send them: ` +
+    "what describes items is that of the catalogue, the rest counts as missing.";
 }
 
 async function loadItems(search, offset) {

@@ -1,0 +1,76 @@
+"""What training has last seen of each item, for a server to fill in where a request lacks it."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.core import values
+from pipeline.core.columns import ITEM, TIMESTAMP
+from pipeline.core.fitted import Fitted
+
+_ROWS = 4_000_000
+"""Values that wait to be reduced to the newest of each item."""
+_ORDER = "order"
+
+
+class ItemValues:
+    """Values of the features that describe items, newest last."""
+
+    def __init__(self, fitted: Fitted) -> None:
+        """Begins with those that `fitted` has of an earlier log."""
+        self._fitted = fitted
+        self._waiting: dict[str, list[pa.Table]] = {}
+        if fitted.items is not None:
+            known = fitted.items
+            for name in known.column_names[1:]:
+                before = pa.array(np.full(len(known), -(2**63)))
+                earlier = pa.table({ITEM: known[ITEM], _ORDER: before, name: known[name]})
+                self._waiting[name] = [earlier.filter(pc.is_valid(known[name]))]
+
+    def add(self, found: dict[str, pa.Table]) -> None:
+        """Those of a part, by feature (`newest_of`)."""
+        for name, table in found.items():
+            waiting = self._waiting.setdefault(name, [])
+            waiting.append(table)
+            if len(waiting) > 1 and sum(len(part) for part in waiting[1:]) > _ROWS:
+                self._waiting[name] = [_newest(pa.concat_tables(waiting))]
+
+    def table(self) -> pa.Table | None:
+        """`item_id` of all items that are known, and a column a feature."""
+        if not self._waiting:
+            return None
+        items = self._fitted.item.values
+        columns = {ITEM: items}
+        for name, waiting in self._waiting.items():
+            newest = _newest(pa.concat_tables(waiting))
+            place = pc.index_in(items, value_set=newest[ITEM].combine_chunks())
+            columns[name] = newest[name].combine_chunks().take(place)
+        return pa.table(columns)
+
+
+def newest_of(fitted: Fitted, table: pa.Table) -> dict[str, pa.Table]:
+    """The newest value of each item, by feature: `item_id`, its time as `order`, the value."""
+    names = [f.name for f in fitted.recipe.features if f.of == "item"]
+    found = {}
+    for name in names:
+        kind = pa.float64()
+        if name in fitted.vocabularies:
+            kind = pa.int64() if fitted.vocabularies[name].type == "int64" else pa.string()
+        column = values.plain_text(table[name].combine_chunks())
+        item = values.plain_text(table[ITEM].combine_chunks()).cast(fitted.item.values.type)
+        seen = pa.table({ITEM: item, _ORDER: table[TIMESTAMP], name: column.cast(kind)})
+        known = pc.and_(pc.is_valid(seen[ITEM]), pc.is_valid(seen[name]))
+        if kind == pa.float64():
+            known = pc.and_(known, pc.is_finite(seen[name]))
+        found[name] = _newest(seen.filter(known))
+    return found
+
+
+def _newest(table: pa.Table) -> pa.Table:
+    """One row an item, the last of those with the greatest `order`, in the order of items."""
+    codes = table[ITEM].combine_chunks().dictionary_encode()
+    order = np.argsort(table[_ORDER].to_numpy(), kind="stable")
+    last = np.zeros(len(codes.dictionary), np.int64)
+    last[codes.indices.to_numpy()[order]] = order  # the last that is assigned stays
+    chosen = table.take(pa.array(last))
+    return chosen.take(pc.sort_indices(chosen[ITEM].combine_chunks()))

@@ -1,0 +1,59 @@
+"""What describes items need not be sent: the server knows it from training."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.csv
+import pytest
+
+from pipeline.core.fitted import Fitted
+from pipeline.serve.front.encoder import Encoder
+from pipeline.serve.front.request import Reader
+from tests.conftest import Shop
+
+
+@pytest.fixture(scope="module")
+def encoder(shop: Shop) -> Encoder:
+    return Encoder(next(Path(shop.repository).glob("*/*/encoder.json")).parent)
+
+
+def encode(encoder: Encoder, **tensors: np.ndarray) -> dict[str, np.ndarray]:
+    return encoder.encode(Reader(encoder).read(tensors).rows)
+
+
+def test_item_ids_alone_are_as_good_as_with_what_describes_them(
+    shop: Shop, encoder: Encoder
+) -> None:
+    clicks = pyarrow.csv.read_csv(shop.clicks).to_pandas().drop_duplicates("product")
+    known = set(Fitted.read(shop.run).item.values.to_pylist())
+    clicks = clicks[clicks["product"].isin(known)].head(60)
+    item = clicks["product"].to_numpy(object).astype(bytes).astype(object).reshape(6, 10)
+    sent = encode(
+        encoder,
+        item_id=item,
+        category=clicks["category"].to_numpy(object).astype(bytes).astype(object).reshape(6, 10),
+        price=clicks["price"].to_numpy(np.float64).reshape(6, 10),
+    )
+    unsent = encode(encoder, item_id=item)
+    assert set(encoder.of_item) == {"category", "price"}
+    for name in ("category", "price"):
+        assert sent[name].dtype == unsent[name].dtype
+        np.testing.assert_array_equal(unsent[name], sent[name])
+        assert len(np.unique(unsent[name])) > 5
+
+
+def test_of_an_unknown_item_and_a_missing_one_nothing_is_known(encoder: Encoder) -> None:
+    found = encode(
+        encoder,
+        item_id=np.array([[b"no such item", b"", b"sku-00001"]], object),
+        length=np.array([[3]], np.int32),
+    )
+    assert found["category"][0, :2].tolist() == [1, 1]  # as a missing value
+    assert found["category"][0, 2] >= 3
+    assert found["price"][0, :2].tolist() == [0, 0]
+    short = encode(
+        encoder,
+        item_id=np.array([[b"sku-00001", b"junk"], [b"sku-00002", b"sku-00003"]], object),
+        length=np.array([[1], [2]], np.int32),
+    )
+    assert short["category"][0, :2].tolist() == [found["category"][0, 2], 0]  # padding stays 0
