@@ -145,8 +145,9 @@ def preprocess(
     if base is not None:
         check_in(base, "data")
     from pipeline.core import identity
-    from pipeline.core.logfile import find_logs
+    from pipeline.core.logfile import check_tables, find_logs
 
+    check_tables(recipe)
     logs, test_logs = find_logs(recipe, inputs), find_logs(recipe, tests)
     made_from = identity.of_data(recipe, logs, test_logs, base)
     if if_needed and is_current(out, "data", made_from, as_json):

@@ -18,7 +18,8 @@ def of_data(
     `base` is the data directory whose indices it goes on with.
     """
     settings = {"recipe": recipe.model_dump(mode="json"), "inputs": len(inputs)}
-    return fingerprint(settings, [*inputs, *test_inputs], [] if base is None else [base])
+    tables = [Path(table.file) for table in recipe.tables]
+    return fingerprint(settings, [*inputs, *test_inputs, *tables], [] if base is None else [base])
 
 
 def of_run(

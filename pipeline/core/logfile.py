@@ -62,6 +62,12 @@ def find_logs(recipe: Preprocess, paths: Iterable[Path]) -> list[Path]:
     return files
 
 
+def check_tables(recipe: Preprocess) -> None:
+    """DataError for the first table beside the log that is missing or of an unknown kind."""
+    for table in recipe.tables:
+        _kind(recipe.model_copy(update={"format": "auto"}), Path(table.file))
+
+
 def _files_below(folder: Path, seen: set[Path]) -> Iterator[Path]:
     """By name; links are followed, each folder is entered once."""
     if folder.resolve() in seen:
@@ -159,7 +165,9 @@ def _sources(recipe: Preprocess) -> dict[str, str]:
     sources = {SESSION: recipe.session, ITEM: recipe.item}
     if recipe.timestamp:
         sources[TIMESTAMP] = recipe.timestamp.column
-    return sources | {feature.name: feature.source for feature in recipe.features}
+    return sources | {
+        feature.name: feature.source for feature in recipe.features if not feature.table
+    }
 
 
 def _check_columns(file: Path, found: list[str], sources: dict[str, str]) -> None:

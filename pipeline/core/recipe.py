@@ -11,7 +11,16 @@ from pipeline.core.model_recipe import ModelConfig
 from pipeline.core.spans import gap_microseconds, split_seconds
 from pipeline.core.train_recipe import TrainConfig
 
-__all__ = ["Feature", "ModelConfig", "Preprocess", "Recipe", "Split", "Timestamp", "TrainConfig"]
+__all__ = [
+    "Feature",
+    "ModelConfig",
+    "Preprocess",
+    "Recipe",
+    "Split",
+    "Table",
+    "Timestamp",
+    "TrainConfig",
+]
 
 TimeUnit = Literal["s", "ms", "us", "ns", "iso"]
 TimeFeature = Literal["hour", "weekday", "elapsed"]
@@ -36,6 +45,8 @@ class Feature(Config):
     """What it describes; a session has one value, that of its oldest interaction."""
     log: bool = False
     """Take log(1 + x) of a number first; for prices and counts, which spread over decades."""
+    table: bool = False
+    """It stands in the `item_table` or the `session_table`, by `of`, and not in the log."""
     min_count: int = Field(default=1, ge=1)
     """Categories seen less often in training count as out of vocabulary."""
 
@@ -54,9 +65,22 @@ class Feature(Config):
             raise ValueError(f"`{self.name}` has a meaning of its own, choose another name")
         if self.kind == "categorical" and self.log:
             raise ValueError("`log` is for continuous features")
+        if self.table and self.of == "interaction":
+            raise ValueError("a table describes items or sessions: `of: item` or `of: session`")
         if self.kind == "continuous" and self.min_count != 1:
             raise ValueError("`min_count` is for categorical features")
         return self
+
+
+class Table(Config):
+    """Features of items, or of sessions or users, that the log does not hold; one row each."""
+
+    file: str
+    """CSV, TSV or Parquet, also .gz; where the command runs, if it is not absolute."""
+    key: str | None = None
+    """Column of the id; the one that the log has it in, where it is not given."""
+    delimiter: str | None = Field(default=None, min_length=1, max_length=1)
+    """Between columns of text, as for the log."""
 
 
 class Timestamp(Config):
@@ -138,6 +162,10 @@ class Preprocess(Config):
     """Where it is missing, the order of the rows is the order of the interactions."""
     features: tuple[Feature, ...] = ()
     """What the model reads beside the item."""
+    item_table: Table | None = None
+    """Holds the features `of: item` that say `table: true`."""
+    session_table: Table | None = None
+    """Holds those `of: session` that do. A request sends them itself."""
     max_sequence_length: int = Field(default=20, ge=1, le=4096)
     """L: newest interactions that the model reads. A training row keeps one more, the target."""
     min_session_length: int = Field(default=2, ge=2)
@@ -171,6 +199,11 @@ class Preprocess(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        for of, table in (("item", self.item_table), ("session", self.session_table)):
+            if (table is None) == any(f.table and f.of == of for f in self.features):
+                raise ValueError(
+                    f"`{of}_table` goes with features that say `of: {of}` and `table: true`"
+                )
         if self.session_gap is not None and self.timestamp is None:
             raise ValueError("`session_gap` needs a `timestamp`")
         names = [feature.name for feature in self.features]
@@ -187,6 +220,11 @@ class Preprocess(Config):
                 f"{self.split.by} ranks the items of all interactions: `min_item_count` 1"
             )
         return self
+
+    @property
+    def tables(self) -> list[Table]:
+        """Those beside the log."""
+        return [table for table in (self.item_table, self.session_table) if table is not None]
 
     @property
     def target_positions(self) -> Literal["all", "last"]:

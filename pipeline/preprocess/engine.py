@@ -36,6 +36,7 @@ from pipeline.preprocess.source import (
 )
 from pipeline.preprocess.spill import PART_ROWS, Bounds, Spill, read, sorted_part, write
 from pipeline.preprocess.split import rows_of
+from pipeline.preprocess.tables import Joined
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -111,9 +112,10 @@ def read_sorted(
     report = Report()
     spill = Spill(directory)
     kinds = []
+    joined = Joined(recipe, report)
     with workers() as here:  # a log is read where the command runs
         blocks = (
-            (recipe, spill, number, table, before, fitted_types)
+            (recipe, spill, number, joined.add_to(table), before, fitted_types)
             for number, (before, table) in enumerate(raw_blocks(recipe, files, report))
         )
         for block, written in here.map(_write_block, blocks):

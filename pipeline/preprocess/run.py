@@ -18,7 +18,7 @@ from pipeline.core.artifact import check_replaceable, new_artifact, read_manifes
 from pipeline.core.columns import FITTED_DIRECTORY, SCHEMA_FILE, SESSIONS_DIRECTORY
 from pipeline.core.errors import ConfigError, DataError
 from pipeline.core.fitted import ITEMS_FILE, Fitted, ValueType
-from pipeline.core.logfile import find_logs
+from pipeline.core.logfile import check_tables, find_logs
 from pipeline.core.merlin import has_cudf
 from pipeline.core.recipe import Preprocess
 from pipeline.preprocess import engine, workflow
@@ -62,6 +62,7 @@ def preprocess(
     if recipe.split.valid or recipe.split.test:
         _check_times(recipe)
     check_replaceable(out, "data")
+    check_tables(recipe)
     inputs, test_inputs = find_logs(recipe, inputs), find_logs(recipe, test_inputs)
     made_from = identity.of_data(recipe, inputs, test_inputs, base)
     known = None if base is None else _known(recipe, base)

@@ -19,6 +19,7 @@ from pipeline.core.errors import DataError
 from pipeline.core.fitted import TimestampType, ValueType
 from pipeline.core.logfile import BLOCK_ROWS, Report, scan_log
 from pipeline.core.recipe import Preprocess
+from pipeline.preprocess.tables import Joined
 
 
 @dataclass(frozen=True)
@@ -152,8 +153,9 @@ def read_interactions(
     """
     report = Report()
     blocks = []
+    joined = Joined(recipe, report)
     for before, table in raw_blocks(recipe, files, report):
-        blocks.append(typed_block(recipe, table, before, fitted_types))
+        blocks.append(typed_block(recipe, joined.add_to(table), before, fitted_types))
         report.counts += blocks[-1].counts
     types, timestamp_type = common_types(recipe, [(b.types, b.timestamp_type) for b in blocks])
     tables = []
