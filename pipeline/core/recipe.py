@@ -1,6 +1,8 @@
 """A recipe: one YAML file that says how a log becomes sessions and which model learns from them."""
 
+import math
 import re
+from itertools import pairwise
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -45,6 +47,9 @@ class Feature(Config):
     """What it describes; a session has one value, that of its oldest interaction."""
     log: bool = False
     """Take log(1 + x) of a number first; for prices and counts, which spread over decades."""
+    buckets: tuple[float, ...] = ()
+    """Of a categorical feature whose column holds numbers: the category of x is how many of these
+    bounds are at most x. They rise."""
     table: bool = False
     """It stands in the `item_table` or the `session_table`, by `of`, and not in the log."""
     min_count: int = Field(default=1, ge=1)
@@ -65,6 +70,10 @@ class Feature(Config):
             raise ValueError(f"`{self.name}` has a meaning of its own, choose another name")
         if self.kind == "categorical" and self.log:
             raise ValueError("`log` is for continuous features")
+        if self.buckets and self.kind == "continuous":
+            raise ValueError("`buckets` make a number a category: `kind: categorical`")
+        if not all(low < high for low, high in pairwise((-math.inf, *self.buckets, math.inf))):
+            raise ValueError("`buckets` are numbers that rise")
         if self.table and self.of == "interaction":
             raise ValueError("a table describes items or sessions: `of: item` or `of: session`")
         if self.kind == "continuous" and self.min_count != 1:

@@ -113,6 +113,12 @@ def numbers(chunks: list[pa.Array], *, positive: bool) -> tuple[np.ndarray, int]
     return np.where(unusable, np.nan, whole), bad + int(unusable.sum())
 
 
+def bucket(numbers: np.ndarray, bounds: tuple[float, ...]) -> pa.Array:
+    """(N,) int64, how many of the rising `bounds` are at most the number; null for NaN."""
+    found = np.searchsorted(np.array(bounds), numbers, side="right").astype(np.int64)
+    return pa.array(found, mask=np.isnan(numbers))
+
+
 def microseconds(chunks: list[pa.Array], config: Timestamp) -> tuple[np.ndarray, TimestampType]:
     """int64 microseconds since 1970 UTC, NO_TIME where there is none, and the raw type."""
     parts, kinds = [], []

@@ -28,7 +28,9 @@ def encoder_spec(fitted: Fitted, default_k: int, max_k: int) -> dict[str, Any]:
     for feature in fitted.recipe.features:
         scope = "session" if feature.of == "session" else "interaction"
         column: dict[str, Any] = {"name": feature.name, "kind": feature.kind, "scope": scope}
-        if feature.kind == "categorical":
+        if feature.buckets:
+            column |= {"type": "float64", "buckets": list(feature.buckets)}
+        elif feature.kind == "categorical":
             column["type"] = fitted.vocabularies[feature.name].type
         else:
             column |= {"type": "float64", **_statistics(fitted, feature.name, log=feature.log)}

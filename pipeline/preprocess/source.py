@@ -88,7 +88,13 @@ def typed_block(
     columns: dict[str, pa.Array] = {}
     types: dict[str, ValueType] = {}
     wanted = fitted_types or {}  # not of the session: its id is never encoded
+    bounds = {f.name: f.buckets for f in recipe.features if f.buckets}
     for name in id_columns(recipe):
+        if name in bounds:
+            numbers, bad = values.numbers([values.plain(table[name])], positive=False)
+            columns[name], types[name] = values.bucket(numbers, bounds[name]), "int64"
+            counts[f"values of {name} that are no usable number"] += bad
+            continue
         kind = None if name == SESSION else wanted.get(name)
         columns[name], types[name] = values.category_chunk(values.plain(table[name]), kind)
     columns[SESSION] = values.plain_text(columns[SESSION])

@@ -48,7 +48,10 @@ FEATURES = [
     {"name": "nothing", "kind": "categorical"},  # likewise
     {"name": "device", "kind": "categorical", "of": "session"},
     {"name": "age", "kind": "continuous", "of": "session", "log": True},
+    {"name": "band", "column": "price", "kind": "categorical", "buckets": [-1, 0.0, 9.99, 1e3]},
+    {"name": "stage", "column": "age", "kind": "categorical", "of": "session", "buckets": [30]},
 ]
+SOURCES = {feature["name"]: feature.get("column", feature["name"]) for feature in FEATURES}
 SHOPS = tempfile.TemporaryDirectory()
 """Goes away with the process."""
 JUNK = {"int64": 12345, "float64": 6.25, "string": b"junk"}
@@ -122,7 +125,10 @@ def request(shop: Shop, rows: list[tuple]) -> dict[str, np.ndarray]:
     groups = [sessions[number] for number in sorted(sessions)]
     width = max(map(len, groups)) + 1
     tensors = {"length": np.array([[len(group)] for group in groups], np.int32)}
-    columns = [(c["name"], c["name"], c["type"], c["scope"]) for c in spec["columns"]]
+    columns = [
+        (c["name"], SOURCES.get(c["name"], c["name"]), c["type"], c["scope"])
+        for c in spec["columns"]
+    ]
     if spec["timestamp"] is not None:
         columns.append(("timestamp", "t", spec["timestamp"]["type"], "interaction"))
     for tensor, name, kind, scope in columns:

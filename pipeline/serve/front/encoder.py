@@ -40,7 +40,8 @@ class Encoder:
         self.lookups: dict[str, IntegerLookup | TextLookup] = {}
         for column in self.columns:
             if column["kind"] == "categorical":
-                values = read_values(directory, column["name"], column["type"])
+                kind = "int64" if "buckets" in column else column["type"]
+                values = read_values(directory, column["name"], kind)
                 self.lookups[column["name"]] = lookup_of(values)
                 if column["name"] == "item_id":
                     self.items = item_array(values)
@@ -146,6 +147,11 @@ class Encoder:
         return Rows(columns, lengths, None if rows.times is None else rows.times[chosen])
 
     def _encode_column(self, spec: dict[str, Any], values: np.ndarray) -> np.ndarray:
+        if "buckets" in spec:
+            with np.errstate(over="ignore"):  # what float32 cannot hold is missing, as in training
+                known = np.isfinite(values.astype(np.float32))
+            found = np.searchsorted(np.array(spec["buckets"]), values, side="right")
+            values = np.where(known, found, MISSING_INTEGER)
         if spec["kind"] == "categorical":
             return self.lookups[spec["name"]](values)
         return standardise(values.astype(np.float64), spec)
