@@ -17,6 +17,7 @@ def open_run(run: Path) -> Any:
     It answers what a server of the run's export would, on the CPU, with lists up to the size of
     the catalogue. ArtifactError if the run is not whole.
     """
+    run = Path(run)
     read_manifest(run, "run")
     import numpy as np
     import torch

@@ -21,6 +21,7 @@ _environment_option = click.option(
 _core_option = click.option(
     "--core", type=click.IntRange(0), help="The core to run on.  [default: the last]"
 )
+MOST_SECONDS = 3_600
 _allocators = ["default", "kept", "both"]
 
 
@@ -249,6 +250,8 @@ def serve(
 
     Without REPOSITORY a model with random weights is made and exported first: it costs as much.
     """
+    if not seconds <= MOST_SECONDS:  # not so either where it is no number
+        raise ConfigError(f"--seconds is {seconds:g}, expected 0.2 to {MOST_SECONDS}.")
     numbers = tuple(_number(text, "--clients") for text in _names(clients))
     if not numbers or min(numbers) < 1:
         raise ConfigError(f"--clients is {clients!r}, expected whole numbers from 1 such as 1,16.")

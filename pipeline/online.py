@@ -1,7 +1,7 @@
 """What serves and what asks: `pipeline serve` and `recommend`."""
 
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -134,10 +134,15 @@ def serve(
         print_result(facts, as_json, "\n".join([*lines, "Stop with Ctrl-C."]))
         sys.stdout.flush()
         in_log = str(log_path) == "-"  # where the supervisor writes of each restart
-        if not wait_for_signal(server, None if in_log else lambda line: click.echo(line, err=True)):
+        if not wait_for_signal(server, None if in_log else _tell):
             reason = server.ending or "Triton ended by itself"
             where = "The log above" if in_log else log_path or "A --log FILE"
             raise ServingError(f"{reason}. {where} tells more.")
+
+
+def _tell(line: str) -> None:
+    with suppress(OSError, ValueError):  # a terminal that was closed must not end the server
+        click.echo(line, err=True)
 
 
 @click.command(

@@ -171,7 +171,8 @@ def environment(allocator: Allocator) -> dict[str, str]:
     kept = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith("MALLOC_") and name not in ("GLIBC_TUNABLES", "LD_PRELOAD")
+        if not name.startswith(("MALLOC_", "_RJEM_MALLOC_"))
+        and name not in ("GLIBC_TUNABLES", "LD_PRELOAD")
     }
     kept |= _ONE_THREAD
     kept |= {

@@ -31,6 +31,12 @@ _NEXT_STEP = {
     "repository": "Run `pipeline export RUN --out {path}` first.",
     "checkpoint": "Go on from another one.",
 }
+_EXPECTED = {
+    "data": "Give one that `pipeline preprocess` wrote.",
+    "run": "Give one that `pipeline train` wrote.",
+    "repository": "Give one that `pipeline export` wrote.",
+    "checkpoint": "Go on from another one.",
+}
 
 
 @contextmanager
@@ -109,6 +115,8 @@ def read_manifest(path: Path, kind: str, *, check_files: bool = True) -> dict[st
     """
     next_step = _NEXT_STEP[kind].format(path=path)
     if not path.is_dir():
+        if path.exists():
+            raise ArtifactError(f"{path} is no directory. {_EXPECTED[kind]}")
         raise ArtifactError(f"{path} does not exist. {next_step}")
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
@@ -123,7 +131,7 @@ def read_manifest(path: Path, kind: str, *, check_files: bool = True) -> dict[st
     except (ValueError, KeyError, TypeError, AttributeError, OSError):
         raise ArtifactError(f"{path}/{MANIFEST} is damaged. {next_step}") from None
     if found != kind:
-        raise ArtifactError(f"{path} is a {found} directory, expected {kind}. {next_step}")
+        raise ArtifactError(f"{path} is a {found} directory, expected {kind}. {_EXPECTED[kind]}")
     if manifest.get("format") != _FORMAT:
         version = repr(manifest.get("format"))
         raise ArtifactError(
@@ -188,6 +196,8 @@ def _write_manifest(
     files = {}
     for file in sorted(p for p in directory.rglob("*") if p.is_file()):
         _sync(file)
+        # what a library wrote for its own user alone is as readable as the rest
+        file.chmod(file.stat().st_mode | directory.stat().st_mode & 0o444)
         name = file.relative_to(directory).as_posix()
         files[name] = {"bytes": file.stat().st_size, "sha256": _hash(file)}
     manifest = {

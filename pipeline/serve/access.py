@@ -39,10 +39,10 @@ class Access(NamedTuple):
     """What a client shows, and whom it trusts."""
 
     key: str | None = None
-    ca: Path | None = None
+    ca: str | Path | None = None
     """PEM of the authority that the server's certificate must be of; the system's without it."""
-    cert: Path | None = None
-    cert_key: Path | None = None
+    cert: str | Path | None = None
+    cert_key: str | Path | None = None
 
     def headers(self, protocol: str) -> dict[str, str]:
         """Headers that each request carries, of `http` or `grpc`."""
@@ -71,10 +71,10 @@ def readable_by_others(path: Path) -> bool:
     return bool(path.stat().st_mode & stat.S_IROTH)
 
 
-def read_file(path: Path, what: str) -> bytes:
+def read_file(path: str | Path, what: str) -> bytes:
     """Content of a file. ConfigError where it cannot be read."""
     try:
-        return path.read_bytes()
+        return Path(path).read_bytes()
     except OSError as error:
         raise ConfigError(
             f"{path} cannot be read: {error.strerror}. Expected a file with {what}."
@@ -115,4 +115,8 @@ def is_loopback(address: str) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    return getattr(error, "reason", None) or os.strerror(getattr(error, "errno", 0) or 0)
+    import ssl
+
+    if isinstance(error, ssl.SSLError):  # whose number is none of the system's
+        return error.reason or "OpenSSL cannot read them"
+    return os.strerror(getattr(error, "errno", 0) or 0)

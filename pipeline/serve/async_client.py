@@ -11,7 +11,7 @@ from pipeline.serve.access import Access
 from pipeline.serve.answers import Answer, frame_of
 from pipeline.serve.client import batches
 from pipeline.serve.served import ServedModel
-from pipeline.serve.tensors import Columns, request_tensors
+from pipeline.serve.tensors import Columns, listed, request_tensors
 from pipeline.serve.wire import TIMEOUT_SECONDS, Wire
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ class AsyncClient:
         name: str = "recommender",
         key: str | None = None,
         timeout: float = TIMEOUT_SECONDS,
-        ca: Path | None = None,
-        cert: Path | None = None,
-        cert_key: Path | None = None,
+        ca: str | Path | None = None,
+        cert: str | Path | None = None,
+        cert_key: str | Path | None = None,
     ) -> None:
         self.name = name
         self.url = url
@@ -91,6 +91,7 @@ class AsyncClient:
         from pipeline.serve.log import sessions_of_frame
 
         served = await self.served()
+        filters = listed(filters)
         free = asyncio.Semaphore(_REQUESTS_AT_ONCE)
 
         async def ask(ids: list[Any], batch: list[Columns]) -> list[dict[str, Any]]:

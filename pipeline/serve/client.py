@@ -13,7 +13,7 @@ from pipeline.serve.access import Access
 from pipeline.serve.answers import Answer, frame_of
 from pipeline.serve.front.request import MOST_IN_ALL
 from pipeline.serve.served import ServedModel
-from pipeline.serve.tensors import Columns, id_lists, request_tensors
+from pipeline.serve.tensors import Columns, id_lists, listed, request_tensors
 from pipeline.serve.wire import TIMEOUT_SECONDS, Wire
 
 if TYPE_CHECKING:
@@ -79,7 +79,9 @@ class Answering(ABC):
         """
         from pipeline.serve.log import read_sessions  # pandas and Arrow, for files alone
 
-        asked = islice(read_sessions(self.served, files), sessions)
+        if isinstance(files, str | Path):
+            files = [Path(files)]
+        asked = islice(read_sessions(self.served, [Path(file) for file in files]), sessions)
         yield from self._records(asked, k, filters)
 
     def recommend_frame(
@@ -96,6 +98,7 @@ class Answering(ABC):
     def _records(
         self, sessions: Iterator[tuple[Any, Columns]], k: int | None, filters: dict[str, Any]
     ) -> Iterator[dict[str, Any]]:
+        filters = listed(filters)
         for ids, batch in batches(sessions, self.served, filters):
             yield from self.recommend(batch, k, **filters).records(ids)
 
@@ -116,9 +119,9 @@ class Client(Answering):
         name: str = "recommender",
         key: str | None = None,
         timeout: float = TIMEOUT_SECONDS,
-        ca: Path | None = None,
-        cert: Path | None = None,
-        cert_key: Path | None = None,
+        ca: str | Path | None = None,
+        cert: str | Path | None = None,
+        cert_key: str | Path | None = None,
     ) -> None:
         self.name = name
         self.url = url

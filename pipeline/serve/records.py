@@ -11,10 +11,13 @@ import re
 import select
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-PREFIX = re.compile(r"([IWEFV])(\d{4} \d\d:\d\d:\d\d\.\d{6}) +(\d+) (\S+?)\] ?(.*)", re.DOTALL)
+PREFIX = re.compile(r"([IWEFV])(\d{4} \d\d:\d\d:\d\d\.\d{6}) +(\d{1,10}) (\S+?)\] ?(.*)", re.DOTALL)
+PLAIN = {"error: ": "error", "terminate called ": "fatal", "Signal (": "fatal"}
+"""How lines begin that Triton writes in no form when it fails, and their level."""
 LEVELS = {"V": "debug", "I": "info", "W": "warning", "E": "error", "F": "fatal"}
 LONGEST_RECORD = 1 << 20
 """Bytes of a record; what is longer becomes several."""
@@ -82,7 +85,8 @@ class Records:
         yield from self._close()
 
     def _add(self, line: str) -> Iterator[str]:
-        if PREFIX.match(line) or self._size + len(line) > LONGEST_RECORD:
+        begins = PREFIX.match(line) or line.startswith(tuple(PLAIN))
+        if begins or self._size + len(line) > LONGEST_RECORD:
             yield from self._close()
         self._lines.append(line)
         self._size += len(line)
@@ -101,7 +105,8 @@ def as_record(text: str, now: datetime) -> dict[str, object]:
     """
     match = PREFIX.match(text)
     if match is None:
-        return {"time": _rfc3339(now), "level": "info", "message": text}
+        level = next((level for start, level in PLAIN.items() if text.startswith(start)), "info")
+        return {"time": _rfc3339(now), "level": level, "message": text}
     level, time, process, source, message = match.groups()
     return {
         "time": _rfc3339(_with_year(time, now)),
@@ -125,13 +130,12 @@ def _with_year(time: str, now: datetime) -> datetime:
 
 
 def _unquoted(message: str) -> str:
-    """Triton quotes as JSON does what it writes in one line."""
-    if message.startswith('"') and message.endswith('"'):
-        try:
-            return str(json.loads(message))
-        except ValueError:
-            return message
-    return message
+    """Triton quotes as JSON does what it writes in one line; others may print below it."""
+    first, end, rest = message.partition("\n")
+    if first.startswith('"') and first.endswith('"'):
+        with suppress(ValueError):
+            first = str(json.loads(first)).encode("utf-8", "replace").decode("utf-8")
+    return first + end + rest
 
 
 def _rfc3339(time: datetime) -> str:

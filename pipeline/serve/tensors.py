@@ -1,6 +1,6 @@
 """Sessions as people hold them to the tensors of a request."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Set, Sized
 from typing import Any
 
 import numpy as np
@@ -30,24 +30,50 @@ def request_tensors(
 
     `exclude` and `candidates` are raw item ids for all sessions, or a list of them for each.
     """
+    _check_sessions(sessions)
     tensors = _columns(served, sessions)
     count = len(sessions)
     if k is not None:
+        if isinstance(k, bool) or not isinstance(k, int | np.integer):
+            raise ConfigError(f"k is {k!r}, expected a whole number, 1 to {served.max_k}.")
         if not -(2**31) <= k < 2**31:
             raise ConfigError(f"k is {k}, expected 1 to {served.max_k}.")
         tensors["k"] = np.full((count, 1), k, np.int32)
-    for name, ids in (("exclude", exclude), ("candidates", candidates)):
+    chosen = listed({"exclude": exclude, "candidates": candidates})
+    for name, ids in chosen.items():
         if ids is not None:
             tensors[name] = _ids(ids, served.types[ITEM], name, count)
     if filter_seen is not None:
+        if not isinstance(filter_seen, bool | np.bool_):
+            raise ConfigError(f"filter_seen is {filter_seen!r}, expected True or False.")
         tensors["filter_seen"] = np.full((count, 1), filter_seen, bool)
     return tensors
+
+
+def listed(filters: dict[str, Any]) -> dict[str, Any]:
+    """The same with lists in place of what can be gone through only once."""
+    return {
+        name: list(given) if isinstance(given, Iterator | Set) else given
+        for name, given in filters.items()
+    }
+
+
+def _check_sessions(sessions: Any) -> None:
+    expected = 'expected a list of sessions such as [{"item_id": [...]}]'
+    if not isinstance(sessions, list | tuple) or not all(isinstance(s, dict) for s in sessions):
+        raise ConfigError(f"The sessions are {type(sessions).__name__}, {expected}.")
+    if not sessions or not any(ITEM in session for session in sessions):
+        raise ConfigError(f"There is no session with an item_id, {expected}.")
 
 
 def _columns(served: ServedModel, sessions: list[Columns]) -> dict[str, np.ndarray]:
     types = dict(served.types)
     if served.timestamp_type is not None:
         types[TIMESTAMP] = served.timestamp_type
+    for session in sessions:
+        for name, given in session.items():
+            if isinstance(given, str | bytes) or not isinstance(given, Sized):
+                raise ConfigError(f"{name} is {given!r}, expected a list of values.")
     lengths = [len(session.get(ITEM, ())) for session in sessions]
     width = max(lengths, default=0)
     tensors = {}
@@ -117,7 +143,10 @@ def _typed(given: list[Any], kind: str, name: str) -> list[Any]:
     except (TypeError, ValueError):
         wanted = "whole numbers" if kind == "int64" else "numbers"
         raise ConfigError(f"{name} is {given!r}, expected {wanted}.") from None
-    return ["" if v is None else str(v) for v in given]
+    try:
+        return ["" if v is None else v.decode() if isinstance(v, bytes) else str(v) for v in given]
+    except UnicodeDecodeError:
+        raise ConfigError(f"{name} is {given!r}, expected text or bytes of UTF-8.") from None
 
 
 def _integer(value: Any) -> int:

@@ -253,13 +253,16 @@ class TritonServer:
         Running requests have `EXIT_SECONDS` to finish; what still lives after `timeout_seconds` is
         killed. Takes 2 to 3 seconds, with an HTTP connection open somewhere `EXIT_SECONDS`.
         """
-        if self._supervisor is not None and self._supervisor.poll() is None:
-            self._supervisor.terminate()
-            try:
+        try:
+            if self._supervisor is not None and self._supervisor.poll() is None:
+                self._supervisor.terminate()
                 with suppress(subprocess.TimeoutExpired):
                     self._supervisor.wait(timeout_seconds)
-            finally:  # also when a second Ctrl-C arrives here
-                self._kill()
+        finally:  # also when a second Ctrl-C arrives here
+            self._kill()
+            self._remove_traces(timeout_seconds)
+
+    def _remove_traces(self, timeout_seconds: float) -> None:
         if pid := self._pid_now():  # then the supervisor did not end by its own will
             end_orphans(pid, self._id, timeout_seconds)
         remove_traces(self._id, self._scratch, self._temporary_log)

@@ -1,6 +1,7 @@
 """Triton's protocols, as both clients speak them."""
 
 import importlib
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
@@ -161,7 +162,7 @@ def _credentials(access: Access) -> Any:
     except OSError as error:  # as ssl.SSLError is
         files = ", ".join(str(path) for path in access[1:] if path is not None)
         raise ConfigError(f"{files}: {error.strerror or error}. Expected PEM files.") from None
-    contents = [None if path is None else path.read_bytes() for path in access[1:]]
+    contents = [None if path is None else Path(path).read_bytes() for path in access[1:]]
     authority, chain, key = contents
     return grpc.ssl_channel_credentials(authority, key, chain)
 

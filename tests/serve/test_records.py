@@ -77,6 +77,24 @@ def test_a_table_and_a_traceback_stay_with_what_they_follow() -> None:
     assert (alone["level"], alone["message"]) == ("info", "Traceback\n  line 1")
 
 
+def test_what_triton_says_when_it_fails_is_a_record_of_its_own() -> None:
+    lines = b'I0101 00:00:01.000001 7 http_server.cc:362] "Started \\"it\\""\nnote\n'
+    lines += b"terminate called after throwing\n  what(): x\nSignal (6) received.\n"
+    lines += b"error: creating server: Internal\n"
+    found = parsed([lines])
+    assert [record["level"] for record in found] == ["info", "fatal", "fatal", "error"]
+    assert found[0]["message"] == 'Started "it"\nnote'
+    assert found[1]["message"] == "terminate called after throwing\n  what(): x"
+
+
+@pytest.mark.parametrize(
+    "text", ['I0101 00:00:01.000001 7 a.cc:1] "\\ud800"', f"I0101 00:00:01.0 {'9' * 5000} a] x"]
+)
+def test_no_line_ends_the_process_that_reads(text: str) -> None:
+    (record,) = parsed([text.encode()])
+    assert isinstance(record["message"], str)
+
+
 @given(cuts=st.lists(st.integers(0, len(EVERY_LOG)), max_size=8))
 def test_it_does_not_matter_how_the_bytes_come(cuts: list[int]) -> None:
     bounds = [0, *sorted(cuts), len(EVERY_LOG)]
@@ -173,7 +191,8 @@ def test_the_command_writes_its_log_to_stderr_and_ends_with_the_last_record(
     finally:
         running.kill()
         running.wait()
-    records = [json.loads(line) for line in errors.splitlines()]
+    # the command's own last word may follow
+    records = [json.loads(line) for line in errors.splitlines() if line != "Stopped."]
     assert any("successfully loaded 'recommender'" in record["message"] for record in records)
     assert any("successfully unloaded 'recommender'" in record["message"] for record in records)
 

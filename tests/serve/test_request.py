@@ -266,7 +266,8 @@ def test_the_package_runs_on_python_3_10_by_itself(reader: Reader) -> None:
     files = {path.name for path in (shop.directory / "encoder").iterdir()}
     assert files == {
         "encoder.json", "item_id.npy", "item_id.offsets.npy", "number.npy", "colour.npy",
-        "colour.offsets.npy", "nothing.npy", "device.npy", "device.offsets.npy",
+        "colour.offsets.npy", "nothing.npy", "band.npy", "stage.npy", "device.npy",
+        "device.offsets.npy",
     }  # fmt: skip
     spec = json.loads((shop.directory / "encoder" / "encoder.json").read_text())
     assert spec["max_sequence_length"] == 3

@@ -1,0 +1,85 @@
+"""What people hand to a client by mistake: it is understood, or refused in one line."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from pipeline.core.errors import ArtifactError, ConfigError
+from pipeline.local import open_run
+from pipeline.serve.client import Client
+from pipeline.serve.local import LocalClient
+from tests.conftest import SESSION, Shop
+
+ITEMS = SESSION["item_id"]
+
+
+@pytest.fixture(scope="module")
+def client(shop: Shop) -> Iterator[LocalClient]:
+    with open_run(str(shop.run)) as opened:
+        yield opened
+
+
+def ids(client: LocalClient, session: Any = None, **more: Any) -> list[Any]:
+    return client.recommend([session or {"item_id": ITEMS}], 5, **more).items[0].tolist()
+
+
+def test_filters_that_are_gone_through_once_are_as_good_as_lists(client: LocalClient) -> None:
+    best = ids(client)[:2]
+    without = ids(client, exclude=best)
+    assert not set(best) & set(without)
+    assert ids(client, exclude=iter(best)) == without
+    assert ids(client, exclude=map(str, best)) == without
+    assert ids(client, exclude=set(best)) == without
+    assert ids(client, exclude=dict.fromkeys(best)) == without
+    assert ids(client, candidates=(b for b in best)) == ids(client, candidates=best)
+
+
+def test_bytes_are_the_text_that_they_hold(client: LocalClient) -> None:
+    best = ids(client)
+    assert ids(client, {"item_id": [item.encode() for item in ITEMS]}) == best
+    assert ids(client, exclude=[best[0].encode()]) == ids(client, exclude=best[:1])
+
+
+@pytest.mark.parametrize(
+    ("sessions", "more", "words"),
+    [
+        ([{"item_id": "sku-00001"}], {}, "item_id is 'sku-00001', expected a list"),
+        ([{"item_id": None}], {}, "item_id is None, expected a list"),
+        ([{"item_id": [b"\xff"]}], {}, "expected text or bytes of UTF-8"),
+        ({"item_id": ITEMS}, {}, "The sessions are dict, expected a list of sessions"),
+        ([], {}, "There is no session with an item_id"),
+        ([{}], {}, "There is no session with an item_id"),
+        ([{"item_id": ITEMS}], {"k": 2.5}, "k is 2.5, expected a whole number"),
+        ([{"item_id": ITEMS}], {"k": True}, "k is True, expected a whole number"),
+        ([{"item_id": ITEMS}], {"k": "2"}, "k is '2', expected a whole number"),
+        ([{"item_id": ITEMS}], {"filter_seen": "no"}, "expected True or False"),
+    ],
+)
+def test_what_is_not_understood_is_refused_in_one_line(
+    client: LocalClient, sessions: Any, more: dict, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        client.recommend(sessions, **more)
+    assert "\n" not in str(caught.value)
+
+
+def test_paths_may_be_text(shop: Shop, client: LocalClient) -> None:
+    record = next(client.recommend_log([str(shop.clicks)], 3, sessions=1))
+    assert next(client.recommend_log(str(shop.clicks), 3, sessions=1)) == record
+    with pytest.raises(ConfigError, match="no/such"):
+        Client("grpcs://127.0.0.1:1", ca="no/such")
+
+
+def test_a_place_that_holds_something_else_is_called_by_its_name(shop: Shop) -> None:
+    with pytest.raises(ArtifactError, match=r"is a repository directory, expected run\. Give one"):
+        open_run(shop.repository)
+    with pytest.raises(ArtifactError, match=r"is no directory\. Give one that `pipeline train`"):
+        open_run(shop.clicks)
+
+
+def test_what_is_written_is_as_readable_as_its_directory(shop: Shop) -> None:
+    for directory in (shop.data, shop.run, shop.repository):
+        readable = directory.stat().st_mode & 0o444
+        for file in directory.rglob("*"):
+            assert file.is_dir() or file.stat().st_mode & 0o444 == readable, file
