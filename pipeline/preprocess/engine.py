@@ -21,9 +21,10 @@ import pyarrow.compute as pc
 
 from pipeline.core.columns import FITTED_DIRECTORY, FITTED_FILE, ITEM, SESSION, TIMESTAMP
 from pipeline.core.fitted import Fitted, TimestampType, ValueType
-from pipeline.core.logfile import Report
+from pipeline.core.logreport import Report
 from pipeline.core.recipe import Preprocess
 from pipeline.preprocess import workflow
+from pipeline.preprocess.repeats import without_long, without_repeats
 from pipeline.preprocess.source import (
     Block,
     check_not_empty,
@@ -48,6 +49,10 @@ class Part:
     """(S,) interactions of each session, in the order of their ids."""
     ends: np.ndarray
     """(S,) microseconds of the last of each."""
+    first: int
+    """Microseconds of the first of all."""
+    report: Report
+    """What was left out when it was sorted."""
 
 
 @dataclass(frozen=True)
@@ -114,18 +119,23 @@ def read_sorted(
         )
         for block, written in here.map(_write_block, blocks):
             kinds.append((block.types, block.timestamp_type))
-            report.counts += block.counts
+            report.add(block.report)
             spill.blocks.append(written)
     types, timestamp_type = common_types(recipe, kinds)
     check_not_empty(files, spill.rows, report)
     spill.settle(types[SESSION])
     spill.blocks = [block for block in spill.blocks if block.rows]
     bounds = spill.bounds(PART_ROWS)
-    arguments = ((spill, number, part, types) for number, part in enumerate(bounds))
+    arguments = ((recipe, spill, number, part, types) for number, part in enumerate(bounds))
     parts = list(pool.map(_write_part, arguments))
     for written in spill.blocks:
         written.path.unlink()
-    return Log(parts, types, timestamp_type, report, spill.rows)
+    for part in parts:
+        report.add(part.report)
+    parts = [part for part in parts if len(part.lengths)]
+    rows = sum(int(part.lengths.sum()) for part in parts)
+    check_not_empty(files, rows, report)
+    return Log(parts, types, timestamp_type, report, rows)
 
 
 def learn(
@@ -187,16 +197,25 @@ def _write_block(
 ) -> tuple[Block, Any]:
     block = typed_block(recipe, table, before, fitted_types)
     written = spill.add(number, block.table)
-    empty = Block(block.table.slice(0, 0), block.types, block.timestamp_type, block.counts)
+    empty = Block(block.table.slice(0, 0), block.types, block.timestamp_type, block.report)
     return empty, written
 
 
-def _write_part(spill: Spill, number: int, bounds: Bounds, types: dict[str, ValueType]) -> Part:
+def _write_part(
+    recipe: Preprocess, spill: Spill, number: int, bounds: Bounds, types: dict[str, ValueType]
+) -> Part:
+    report = Report()
     table, starts = sorted_part(spill, bounds, types)
+    if recipe.timestamp is not None:
+        table, starts = without_repeats(recipe, table, starts, report)
+    if recipe.longest_session is not None:
+        table, starts = without_long(recipe.longest_session, table, starts, report)
     path = spill.directory / f"part-{number}.arrow"
     write(table, path)
-    stops = np.append(starts[1:], table.num_rows)
-    return Part(path, stops - starts, table[TIMESTAMP].to_numpy()[stops - 1])
+    stops = np.append(starts[1:], table.num_rows)[: len(starts)]
+    times = table[TIMESTAMP].to_numpy()
+    first = int(times[starts].min()) if len(starts) else 0
+    return Part(path, stops - starts, times[stops - 1], first, report)
 
 
 def _statistics(
