@@ -585,10 +585,6 @@ def test_an_empty_sequence_file_is_refused(tmp_path: Path) -> None:
     [
         (pa.array([{"a": 1}]), "item_id holds struct<a: int64>, expected text, numbers or times"),
         (pa.array([[[1], [2]]]), "item_id holds list<"),
-        (
-            pa.array([(1, 2, 3)], pa.month_day_nano_interval()),
-            "item_id holds month_day_nano_interv",
-        ),
     ],
 )
 def test_a_column_of_another_kind_is_refused(
