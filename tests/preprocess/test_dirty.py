@@ -5,7 +5,6 @@ import gzip
 import random
 import tempfile
 import time
-from collections import defaultdict
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,16 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.core import logbytes, logcsv, values
+from pipeline.core import logbytes, values
 from pipeline.core.errors import ConfigError, DataError
 from pipeline.core.logfile import read_logs
 from pipeline.core.logreport import Report
-from pipeline.core.recipe import Preprocess
-from pipeline.preprocess import engine, spill
+from pipeline.core.recipe import Preprocess, Recipe
 from pipeline.preprocess.run import preprocess
 from pipeline.preprocess.source import Interactions, read_interactions
 from pipeline.report import data_text
-from tests.preprocess.damage import Case, make_case
+from tests.preprocess.damage import make_case
+from tests.preprocess.sorted_log import sort
 
 HEAD = "session_id,item_id,t\n"
 
@@ -39,89 +38,6 @@ def read(*files: Path, **more: object) -> Interactions:
 def text(folder: Path, content: str | bytes, name: str = "log.csv") -> Path:
     (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
     return folder / name
-
-
-def sort(chosen: Preprocess, files: list[Path]) -> tuple[dict, dict[str, list]]:
-    """Facts, and the interactions of each session by time."""
-    with tempfile.TemporaryDirectory() as folder, engine.workers() as pool:
-        log = engine.read_sorted(chosen, files, Path(folder), pool)
-        found: dict[str, list] = defaultdict(list)
-        for part in log.parts:
-            columns = engine.to_frame(engine.read(part.path)).astype(object)
-            columns = columns.where(columns.notna(), None)
-            names = ["session_id", "timestamp", "item_id"]
-            names += [feature.name for feature in chosen.features]
-            for session, *row in columns[names].itertuples(index=False):
-                row[1] = None if row[1] is None else str(row[1])
-                found[str(session)].append(tuple(row))
-        facts = log.report.facts(log.rows)
-        assert facts["kept"] == sum(map(len, found.values()))
-        return facts, dict(found)
-
-
-# --- the fuzzer --------------------------------------------------------------------------------
-
-
-def check(case: Case, seed: int) -> str:
-    begun = time.perf_counter()
-    try:
-        facts, found = sort(recipe(**case.recipe), case.files)
-    except DataError as error:
-        told = str(error)
-    else:
-        told = ""
-    finally:
-        assert time.perf_counter() - begun < 20, (seed, case.done)
-    if told:
-        assert "\n" not in told, (seed, case.done)
-        assert case.may_refuse, (seed, case.done, told)
-        return "refused"
-    assert facts["read"] == facts["kept"] + sum(facts.get("dropped", {}).values())
-    if case.read is not None:
-        assert facts["read"] == case.read, (seed, case.done, facts)
-    for name, session in case.sessions.items():
-        assert sorted(found[name], key=str) == session, (seed, name, case.done, facts)
-    return "read"
-
-
-def fuzz(
-    seeds: range, folder: Path, monkeypatch: pytest.MonkeyPatch, *, wild: bool
-) -> dict[str, int]:
-    chance = random.Random(seeds.start)
-    outcomes: dict[str, int] = defaultdict(int)
-    for seed in seeds:
-        # small blocks, so that each of their borders is met
-        size = chance.choice([64, 500, 4_096, 1 << 22])
-        monkeypatch.setattr(logbytes, "BLOCK_BYTES", size)
-        monkeypatch.setattr(logbytes, "_PIECE_BYTES", max(16, size // 8))
-        monkeypatch.setattr(logcsv, "_SHORT", chance.choice([64, 1 << 20]))
-        monkeypatch.setattr(engine, "PART_ROWS", chance.choice([16, 100, 10**6]))
-        monkeypatch.setattr(spill, "_STEP", 4)
-        monkeypatch.setattr(spill, "_BATCH_ROWS", 12)
-        (folder / str(seed)).mkdir()
-        case = make_case(seed, folder / str(seed), wild=wild)
-        outcomes[check(case, seed)] += 1
-        outcomes["sessions"] += len(case.sessions)
-    return outcomes
-
-
-@pytest.mark.parametrize("wild", [False, True])
-def test_damaged_logs_are_read_and_every_row_is_accounted_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wild: bool
-) -> None:
-    outcomes = fuzz(range(100), tmp_path, monkeypatch, wild=wild)
-    assert outcomes["read"] > (20 if wild else 50)
-    assert wild or outcomes["sessions"] > 300
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("wild", [False, True])
-def test_thousands_of_damaged_logs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wild: bool
-) -> None:
-    outcomes = fuzz(range(1_000, 4_000), tmp_path, monkeypatch, wild=wild)
-    print(dict(outcomes))
-    assert outcomes["read"] > 1_000
 
 
 @given(st.lists(st.integers(0, 255), max_size=60), st.integers(1, 30))
@@ -320,6 +236,12 @@ def test_rows_outside_of_the_times_that_are_given_are_dropped(tmp_path: Path) ->
     for wrong in ({"earliest": "soon"}, {"earliest": "2020-01-02", "latest": "2020-01-01"}):
         with pytest.raises(ConfigError):
             recipe(timestamp={"column": "t"} | wrong)
+    text(tmp_path, "preprocess: {timestamp: {column: t, latest: 2020-13-01}}", "r.yaml")
+    with pytest.raises(ConfigError, match="not valid YAML: month must be"):
+        Recipe.from_yaml(tmp_path / "r.yaml")
+    text(tmp_path, "preprocess: {}", "r.yaml")
+    with pytest.raises(ConfigError, match="is not a YAML value"):
+        Recipe.from_yaml(tmp_path / "r.yaml", ("preprocess.timestamp.latest=2020-13-01",))
 
 
 def test_a_clock_that_was_wrong_is_told_with_what_to_do(tmp_path: Path) -> None:
