@@ -8,9 +8,13 @@ def data_text(facts: dict[str, Any], out: Path) -> str:
     """Outcome of preprocessing."""
     lines = []
     for source, rows in facts["rows"].items():
-        others = [f"{n:,} {reason}" for reason, n in rows.items() if reason not in ("read", "kept")]
-        kept = f"{rows['kept']:,} of {rows['read']:,} rows kept"
-        lines.append(f"{source:>6}  {'; '.join([kept, *others])}")
+        lines.append(f"{source:>6}  {rows['kept']:,} of {rows['read']:,} rows kept")
+        for group in ("dropped", "repaired", "counted"):
+            if reasons := rows.get(group):
+                told = "; ".join(f"{count:,} {reason}" for reason, count in reasons.items())
+                lines.append(f"        {group}: {told}")
+    if "note" in facts:
+        lines.append(f"  note  {facts['note']}")
     for part, counts in facts["sessions"].items():
         span = f", {counts['first']} to {counts['last']}" if counts["first"] else ""
         lines.append(

@@ -50,7 +50,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read as text: {error}.") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # the latter of a date that is none
         line = " ".join(str(error).split())
         raise ConfigError(f"{path} is not valid YAML: {line}") from None
     if not isinstance(values, dict):
@@ -70,7 +70,7 @@ def _override(values: dict[str, Any], override: str) -> None:
         values = child
     try:
         values[key] = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise ConfigError(f"Override {override!r}: {text!r} is not a YAML value.") from None
 
 

@@ -4,21 +4,22 @@ Canonical columns: `session_id`, `item_id`, `timestamp` and one for each feature
 under its name, with the values as they stand in the file. What is skipped on the way is counted.
 """
 
-import io
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv
 import pyarrow.parquet as pq
 
 from pipeline.core.columns import ITEM, SESSION, TIMESTAMP
 from pipeline.core.errors import DataError
+from pipeline.core.logbytes import TextFile, windows_1252
+from pipeline.core.logcolumns import explode, readable
+from pipeline.core.logcsv import CsvFile
+from pipeline.core.logreport import NO_UTF8, Report
 from pipeline.core.recipe import Preprocess
 
 if TYPE_CHECKING:
@@ -26,19 +27,8 @@ if TYPE_CHECKING:
 
 BLOCK_ROWS = 1_000_000
 """Interactions that are read at a time."""
-_CSV_BLOCK_BYTES = 1 << 24
-
-
-@dataclass
-class Report:
-    """What happened to the rows of a log."""
-
-    rows: int = 0
-    """Rows read, broken ones among them; of sessions one a row, their interactions."""
-    lines: int = 0
-    """Of sequences."""
-    counts: Counter[str] = field(default_factory=Counter)
-    """What was dropped or set to missing, by reason."""
+_LONGEST_SEQUENCE = 1 << 28
+"""Bytes of a line that is a session."""
 
 
 def find_logs(recipe: Preprocess, paths: Iterable[Path]) -> list[Path]:
@@ -86,37 +76,64 @@ def _files_below(folder: Path, seen: set[Path]) -> Iterator[Path]:
             yield entry
 
 
-def read_log(recipe: Preprocess, file: Path, report: Report) -> pa.Table:
-    """One file with canonical names, rows of whole sessions taken apart.
+def read_logs(recipe: Preprocess, files: list[Path], report: Report) -> list[pa.Table]:
+    """Files with canonical names, rows of whole sessions taken apart; a table for each with rows.
 
-    DataError if it is missing, cannot be read or lacks a column.
+    DataError if one is missing, cannot be read or lacks a column.
     """
-    return pa.concat_tables(scan_log(recipe, file, report))
+    check_features(recipe, files)
+    tables = []
+    for file in files:
+        parts = list(scan_log(recipe, file, report))
+        tables += [pa.concat_tables(parts)] if parts else []
+    return tables
+
+
+def check_features(recipe: Preprocess, files: Iterable[Path]) -> None:
+    """DataError if a feature's column is in none of the files; empty ones say nothing."""
+    missing = {f.name: f.source for f in recipe.features if not f.table}
+    found: list[str] = []
+    last = None
+    for file in files:
+        if not missing:
+            return
+        names = _told(file, _kind(recipe, file), partial(_column_names, recipe, file))
+        if names:
+            missing = {name: source for name, source in missing.items() if source not in names}
+            found, last = names, file
+    if missing and last is not None:
+        _check_columns(last, found, missing)
 
 
 def scan_log(
     recipe: Preprocess, file: Path, report: Report, rows: int = BLOCK_ROWS
 ) -> Iterator[pa.Table]:
-    """The same in parts of about so many rows, at least one, so that memory is bounded."""
+    """One file in parts of about so many rows, so that memory is bounded; none if it is empty.
+
+    A feature whose column it lacks is missing in it. DataError as `read_logs`.
+    """
     kind = _kind(recipe, file)
-    if kind == "sequences":
-        parts, sources = _scan_sequences(recipe, file, report, rows), None
-    else:
-        sources = _sources(recipe)
-        scan = _scan_parquet if kind == "parquet" else _scan_csv
-        parts = scan(recipe, file, sources, report, rows)
-    while True:
-        try:
-            table = next(parts, None)
-        except (pa.ArrowException, UnicodeDecodeError, EOFError, OSError) as error:
-            line = " ".join(str(error).split())
-            raise DataError(f"{file} cannot be read as {kind}: {line}") from None
-        if table is None:
-            return
-        if sources is not None:
-            table = _canonical(table, sources, str(file))
-            report.rows += table.num_rows
-        yield table
+    scan = {"sequences": _scan_sequences, "parquet": _scan_parquet, "csv": _scan_csv}[kind]
+    parts = scan(recipe, file, report, rows)
+    before = report.rows
+    first = next_part = _told(file, kind, lambda: next(parts, None))
+    while next_part is not None:
+        yield next_part
+        next_part = _told(file, kind, lambda: next(parts, None))
+    if first is None and report.rows == before:
+        report.counted["empty files"] += 1
+
+
+T = TypeVar("T")
+
+
+def _told(file: Path, kind: str, read: Callable[[], T]) -> T:
+    """What `read` gives. DataError where the file cannot be read."""
+    try:
+        return read()
+    except (pa.ArrowException, UnicodeDecodeError, EOFError, OSError) as error:
+        line = " ".join(str(error).split())
+        raise DataError(f"{file} cannot be read as {kind}: {line}") from None
 
 
 def read_frame(recipe: Preprocess, frame: "pd.DataFrame") -> pa.Table:
@@ -133,13 +150,29 @@ def read_frame(recipe: Preprocess, frame: "pd.DataFrame") -> pa.Table:
     except (pa.ArrowException, TypeError, ValueError) as error:
         line = " ".join(str(error).split())
         raise DataError(f"The frame cannot be read: {line}") from None
-    return _canonical(table, sources, "The frame")
+    return _canonical(table, sources, "The frame", Report())
 
 
-def _canonical(table: pa.Table, sources: dict[str, str], where: str) -> pa.Table:
-    table = pa.table({name: table[source] for name, source in sources.items()})
-    table = _explode(table, where)
-    return pa.table({name: _readable(table[name], name, where) for name in table.column_names})
+def _canonical(table: pa.Table, sources: dict[str, str], where: str, report: Report) -> pa.Table:
+    """Without the columns that the table lacks."""
+    there = {n: source for n, source in sources.items() if source in table.column_names}
+    table = explode(pa.table({name: table[source] for name, source in there.items()}), where)
+    return pa.table(
+        {name: readable(table[name], name, where, report) for name in table.column_names}
+    )
+
+
+def _completed(table: pa.Table, sources: dict[str, str], report: Report) -> pa.Table:
+    """With features that are missing in the whole file, in the order of `sources`."""
+    report.rows += table.num_rows
+    columns = {}
+    for name, source in sources.items():
+        if name in table.column_names:
+            columns[name] = table[name]
+        else:
+            report.repaired[f"rows of files without the column {source}"] += table.num_rows
+            columns[name] = pa.chunked_array([pa.nulls(table.num_rows, pa.string())])
+    return pa.table(columns)
 
 
 def _kind(recipe: Preprocess, file: Path) -> str:
@@ -184,93 +217,73 @@ def _check_columns(file: Path, found: list[str], sources: dict[str, str]) -> Non
             )
 
 
-def _scan_parquet(
-    _recipe: Preprocess, file: Path, sources: dict[str, str], _report: Report, rows: int
-) -> Iterator[pa.Table]:
+def _column_names(recipe: Preprocess, file: Path) -> list[str]:
+    """Of the log; empty where an empty file does not tell."""
+    if _kind(recipe, file) == "parquet":
+        if not file.stat().st_size:
+            return []
+        with pq.ParquetFile(file) as parquet:
+            return list(parquet.schema_arrow.names)
+    csv = CsvFile(recipe, file, Report())
+    with closing(csv.blocks()) as blocks:
+        next(blocks, None)
+    return csv.names
+
+
+def _check_needed(file: Path, found: list[str], sources: dict[str, str]) -> None:
+    """As `_check_columns`; a feature may be missing."""
+    features = set(sources) - {SESSION, ITEM, TIMESTAMP}
+    absent = {name for name in features if sources[name] not in found}
+    _check_columns(file, found, {n: source for n, source in sources.items() if n not in absent})
+
+
+def _scan_parquet(recipe: Preprocess, file: Path, report: Report, rows: int) -> Iterator[pa.Table]:
+    if not file.stat().st_size:
+        return
+    sources = _sources(recipe)
     with pq.ParquetFile(file) as parquet:
-        _check_columns(file, parquet.schema_arrow.names, sources)
-        wanted = sorted(set(sources.values()))
-        batches = parquet.iter_batches(batch_size=rows, columns=wanted)
-        first = next(batches, None)
-        if first is None:
-            schema = parquet.schema_arrow
-            yield pa.schema([schema.field(name) for name in wanted]).empty_table()
+        found = parquet.schema_arrow.names
+        if not parquet.metadata.num_rows:
             return
-        yield pa.Table.from_batches([first])
-        for batch in batches:
-            yield pa.Table.from_batches([batch])
+        _check_needed(file, found, sources)
+        wanted = sorted(set(sources.values()) & set(found))
+        for batch in parquet.iter_batches(batch_size=rows, columns=wanted):
+            table = _canonical(pa.Table.from_batches([batch]), sources, str(file), report)
+            yield _completed(table, sources, report)
 
 
-def _scan_csv(
-    recipe: Preprocess, file: Path, sources: dict[str, str], report: Report, rows: int
-) -> Iterator[pa.Table]:
-    """All columns as text: guessing types from the first block fails on later ones, and turns
-    an id such as 00123 into another."""
-    tab = file.name.lower().removesuffix(".gz").endswith(".tsv")
-    delimiter = recipe.delimiter or ("\t" if tab else ",")
-    compression = "gzip" if file.name.lower().endswith(".gz") else None
-    parse = pa.csv.ParseOptions(
-        delimiter=delimiter, invalid_row_handler=lambda row: _skip(row, report)
-    )
-    read = pa.csv.ReadOptions(
-        column_names=list(recipe.columns) if recipe.columns else None, block_size=_CSV_BLOCK_BYTES
-    )
-    if recipe.columns:
-        _check_columns(file, list(recipe.columns), sources)
-    else:
-        with pa.input_stream(str(file), compression=compression) as stream:
-            found = _header(stream, parse)
-        _check_columns(file, found, sources)
-    wanted = sorted(set(sources.values()))
-    convert = pa.csv.ConvertOptions(
-        column_types={name: pa.string() for name in wanted},
-        include_columns=wanted,
-        strings_can_be_null=True,
-        quoted_strings_can_be_null=True,
-        null_values=[""],
-    )
-    with pa.input_stream(str(file), compression=compression) as stream:
-        reader = pa.csv.open_csv(
-            stream, read_options=read, parse_options=parse, convert_options=convert
-        )
-        yield from _gathered(reader, reader.schema, rows)
+def _scan_csv(recipe: Preprocess, file: Path, report: Report, rows: int) -> Iterator[pa.Table]:
+    sources = _sources(recipe)
+    csv = CsvFile(recipe, file, report)
+    with closing(csv.blocks()) as blocks:
+        first = next(blocks, None)
+        if first is None:
+            return
+        _check_needed(file, csv.names, sources)
+        wanted = sorted(set(sources.values()) & set(csv.names))
+        there = {name: source for name, source in sources.items() if source in wanted}
+        for table in _gathered(csv.tables(chain([first], blocks), wanted), rows):
+            renamed = pa.table({name: table[source] for name, source in there.items()})
+            yield _completed(renamed, sources, report)
 
 
-def _gathered(
-    batches: Iterable[pa.RecordBatch], schema: pa.Schema, rows: int
-) -> Iterator[pa.Table]:
-    """Small batches to tables of at least so many rows, but for the last."""
-    waiting: list[pa.RecordBatch] = []
+def _gathered(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """Small tables to such of at least so many rows, but for the last."""
+    waiting: list[pa.Table] = []
     size, first = 0, True
-    for batch in batches:
-        waiting.append(batch)
-        size += batch.num_rows
+    for table in tables:
+        waiting.append(table)
+        size += table.num_rows
         if size >= rows:
-            yield pa.Table.from_batches(waiting, schema)
+            yield pa.concat_tables(waiting)
             waiting, size, first = [], 0, False
-    if size or first:
-        yield pa.Table.from_batches(waiting, schema)
-
-
-def _header(stream: pa.NativeFile, parse: pa.csv.ParseOptions) -> list[str]:
-    first = stream.read(1 << 16).split(b"\n", 1)[0] + b"\n"
-    if not first.strip():
-        raise pa.ArrowInvalid("the file is empty")
-    options = pa.csv.ParseOptions(delimiter=parse.delimiter)
-    names = pa.csv.read_csv(pa.BufferReader(first), parse_options=options).column_names
-    return [str(name) for name in names]
-
-
-def _skip(_row: object, report: Report) -> str:
-    report.rows += 1
-    report.counts["lines with another number of columns"] += 1
-    return "skip"
+    if size or (first and waiting):
+        yield pa.concat_tables(waiting)
 
 
 def _scan_sequences(
     recipe: Preprocess, file: Path, report: Report, rows: int
 ) -> Iterator[pa.Table]:
-    compression = "gzip" if file.name.lower().endswith(".gz") else None
     sessions: list[str] = []
     items: list[str] = []
 
@@ -281,65 +294,42 @@ def _scan_sequences(
         items.clear()
         return pa.table(found)
 
-    first = True
-    with pa.input_stream(str(file), compression=compression) as stream:
-        for line in io.TextIOWrapper(io.BufferedReader(stream), encoding="utf-8"):
-            words = line.split()
+    read, given = 0, False
+    text = TextFile(file, report, _LONGEST_SEQUENCE)
+    for block in text.blocks():
+        for line in block.splitlines():
+            words = _words(line, report)
             if not words:
                 continue
             report.lines += 1
+            read += 1
             # counted through all files: two of them may have the same name
             session = words.pop(0) if recipe.session_first else str(report.lines)
             if not words:
-                report.counts["lines without an item"] += 1
+                report.counted["lines without an item"] += 1
             sessions += [session] * len(words)
             items += words
             if len(items) >= rows:
                 yield table()
-                first = False
-    if items or first:
+                given = True
+    lost = len(_words(text.cut_line, report)[recipe.session_first :])
+    report.rows += lost
+    report.dropped["interactions of a line cut off with its file"] += lost
+    report.counted[f"lines longer than {_LONGEST_SEQUENCE >> 20} MiB"] += text.long_lines
+    if items or (read and not given):
         yield table()
 
 
-def _explode(table: pa.Table, where: str) -> pa.Table:
-    """Rows that hold whole sessions in list columns to one row an interaction."""
-    lists = [n for n in table.column_names if _is_list(table[n].type)]
-    if not lists:
-        return table
-    if ITEM not in lists:
-        raise DataError(f"{where}: {lists[0]} is a list column but the item is not.")
-    lengths = _list_lengths(table[ITEM])
-    for name in lists:
-        if not np.array_equal(_list_lengths(table[name]), lengths):
-            raise DataError(f"{where}: lists of {name} and of {ITEM} differ in length.")
-    rows = np.repeat(np.arange(table.num_rows), lengths)
-    columns = {}
-    for name in table.column_names:
-        if name in lists:
-            columns[name] = pc.list_flatten(table[name])
-        else:
-            columns[name] = table[name].take(pa.array(rows))
-    return pa.table(columns)
-
-
-def _list_lengths(column: pa.ChunkedArray) -> np.ndarray:
-    return pc.fill_null(pc.list_value_length(column), 0).to_numpy()
-
-
-def _readable(column: pa.ChunkedArray, name: str, where: str) -> pa.ChunkedArray:
-    """Bytes become text. DataError for what is neither text nor a number nor a time."""
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if pa.types.is_nested(kind):
-        raise DataError(f"{where}: {name} holds {kind}, expected text, numbers or times.")
-    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-        return column
+def _words(line: bytes, report: Report) -> list[str]:
     try:
-        return column.cast(pa.string())
-    except pa.ArrowInvalid:
-        raise DataError(f"{where}: {name} holds bytes that are not UTF-8 text.") from None
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    )
+        return line.decode().split()
+    except UnicodeDecodeError:
+        pass
+    words = []
+    for word in line.split():
+        try:
+            words.append(word.decode())
+        except UnicodeDecodeError:
+            words.append(windows_1252(word))
+            report.repaired[NO_UTF8] += 1
+    return words

@@ -2,6 +2,7 @@
 
 import math
 import re
+from datetime import UTC, date, datetime, timedelta
 from itertools import pairwise
 from typing import Any, Literal, Self
 
@@ -99,6 +100,10 @@ class Timestamp(Config):
     """Column of the log."""
     unit: TimeUnit = "iso"
     """Unit of a number since 1970 UTC, or `iso` for text such as `2019-10-01 00:00:00 UTC`."""
+    earliest: str | None = None
+    """Rows before this moment are dropped: a date, or date and time (UTC where no zone stands)."""
+    latest: str | None = None
+    """Rows after this moment are dropped; a date alone stands for the whole of that day."""
     features: tuple[TimeFeature, ...] = ()
     """`hour` and `weekday` as sine and cosine; `elapsed`: log seconds since the one before."""
 
@@ -108,6 +113,44 @@ class Timestamp(Config):
         if len(set(value)) < len(value):
             raise ValueError("a time feature is named twice")
         return value
+
+    @field_validator("earliest", "latest", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        return value.isoformat() if isinstance(value, date) else value  # as YAML reads them
+
+    @field_validator("earliest", "latest")
+    @classmethod
+    def _check_moment(cls, value: str | None) -> str | None:
+        if value is not None:
+            _moment(value)
+        return value
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        first, last = self.bounds
+        if first is not None and last is not None and first > last:
+            raise ValueError("`earliest` is after `latest`")
+        return self
+
+    @property
+    def bounds(self) -> tuple[int | None, int | None]:
+        """First and last microsecond that are kept; None for no bound."""
+        first = None if self.earliest is None else _moment(self.earliest)
+        if self.latest is None:
+            return first, None
+        whole_day = 0 if ":" in self.latest else 86_400 * 10**6 - 1
+        return first, _moment(self.latest) + whole_day
+
+
+def _moment(text: str) -> int:
+    """Microseconds since 1970 UTC."""
+    try:
+        found = datetime.fromisoformat(re.sub(r" ?UTC$", "+00:00", text))
+    except ValueError:
+        raise ValueError("expected a date or a time such as `2019-10-01 00:00:00 UTC`") from None
+    found = found.replace(tzinfo=UTC) if found.tzinfo is None else found
+    return (found - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 
 
 class Split(Config):
@@ -179,6 +222,10 @@ class Preprocess(Config):
     """L: newest interactions that the model reads. A training row keeps one more, the target."""
     min_session_length: int = Field(default=2, ge=2)
     """Shorter sessions are left out of training; never out of what is evaluated or served."""
+    longest_session: int | None = Field(default=None, ge=2)
+    """Sessions with more interactions, such as those of bots, are left out of all parts."""
+    duplicates: Literal["keep", "drop"] = "keep"
+    """Rows equal to one before in session, item, time and all features."""
     min_item_count: int = Field(default=1, ge=1)
     """Items seen less often in training get no index of their own."""
     split: Split = Split()

@@ -140,7 +140,13 @@ def _microseconds(array: pa.Array, config: Timestamp) -> tuple[np.ndarray, Times
         return _from_text(array.cast(pa.string())), "string"
     if _is_text(array.type):
         integers = _as_integers(array)
-        array = integers if integers is not None else pa.array(numbers([array], positive=False)[0])
+        if integers is None:
+            # each value by itself, so that none depends on those it is read with
+            known = _known_integers(array)
+            exact = _from_integers(_without_unknown(known), config.unit)
+            rounded = _from_floats(numbers([array], positive=False)[0], config.unit)[0]
+            return np.where(exact != NO_TIME, exact, rounded), "float64"
+        array = integers
     if pa.types.is_integer(array.type):
         return _from_integers(array, config.unit), "int64"
     return _from_floats(array.cast(pa.float64()).to_numpy(zero_copy_only=False), config.unit)
@@ -210,14 +216,20 @@ def _known_integers(array: pa.Array) -> pa.Array:
     return pc.if_else(unknown, UNKNOWN_INTEGER, whole)
 
 
+def _without_unknown(array: pa.Array) -> pa.Array:
+    return pc.if_else(pc.equal(array, UNKNOWN_INTEGER), None, array)
+
+
 def _as_text(array: pa.Array) -> pa.Array:
-    """Text with the empty one as missing; whole numbers without a decimal point."""
-    if not _is_text(array.type):
-        integers = _as_integers(array)
-        if integers is not None:
-            array = integers
-        elif pa.types.is_floating(array.type):
-            array = pc.if_else(pc.is_nan(array), None, array)
+    """Text with the empty one as missing; whole numbers without a decimal point.
+
+    Each value by itself, so that an id is the same in whichever part of a log it stands.
+    """
+    if pa.types.is_floating(array.type):
+        array = pc.if_else(pc.is_nan(array), None, array)
+        whole = pc.and_(pc.equal(pc.floor(array), array), pc.less(pc.abs(array), 2.0**63))
+        integers = pc.if_else(whole, array, None).cast(pa.int64()).cast(pa.string())
+        return pc.coalesce(integers, array.cast(pa.string()))
     text = array.cast(pa.string())
     return pc.if_else(pc.equal(text, ""), None, text)
 

@@ -5,7 +5,7 @@ workers of a Dask cluster. What comes out depends on the log and the recipe alon
 """
 
 import os
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,10 +21,11 @@ import pyarrow.compute as pc
 
 from pipeline.core.columns import FITTED_DIRECTORY, FITTED_FILE, ITEM, SESSION, TIMESTAMP
 from pipeline.core.fitted import Fitted, TimestampType, ValueType
-from pipeline.core.logfile import Report
+from pipeline.core.logreport import Report
 from pipeline.core.recipe import Preprocess
 from pipeline.preprocess import workflow
 from pipeline.preprocess.item_values import newest_of
+from pipeline.preprocess.repeats import without_long, without_repeats
 from pipeline.preprocess.sessions import reshaped
 from pipeline.preprocess.source import (
     Block,
@@ -51,8 +52,10 @@ class Part:
     """(S,) interactions of each session, in the order of their ids."""
     ends: np.ndarray
     """(S,) microseconds of the last of each."""
-    counts: dict[str, int]
-    """Interactions that were dropped, by reason."""
+    first: int
+    """Microseconds of the first of all."""
+    report: Report
+    """What was left out when it was sorted."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ def read_sorted(
         )
         for block, written in here.map(_write_block, blocks):
             kinds.append((block.types, block.timestamp_type))
-            report.counts += block.counts
+            report.add(block.report)
             spill.blocks.append(written)
     types, timestamp_type = common_types(recipe, kinds)
     check_not_empty(files, spill.rows, report)
@@ -132,11 +135,13 @@ def read_sorted(
     for written in spill.blocks:
         written.path.unlink()
     for part in parts:
-        report.counts += Counter(part.counts)
+        report.add(part.report)
     if recipe.session_gap is not None:
         types[SESSION] = "string"
-    kept = sum(int(part.lengths.sum()) for part in parts)
-    return Log(parts, types, timestamp_type, report, kept)
+    parts = [part for part in parts if len(part.lengths)]
+    rows = sum(int(part.lengths.sum()) for part in parts)
+    check_not_empty(files, rows, report)
+    return Log(parts, types, timestamp_type, report, rows)
 
 
 def learn(
@@ -204,19 +209,26 @@ def _write_block(
 ) -> tuple[Block, Any]:
     block = typed_block(recipe, table, before, fitted_types)
     written = spill.add(number, block.table)
-    empty = Block(block.table.slice(0, 0), block.types, block.timestamp_type, block.counts)
+    empty = Block(block.table.slice(0, 0), block.types, block.timestamp_type, block.report)
     return empty, written
 
 
 def _write_part(
     recipe: Preprocess, spill: Spill, number: int, bounds: Bounds, types: dict[str, ValueType]
 ) -> Part:
+    report = Report()
     table, starts = sorted_part(spill, bounds, types)
-    table, starts, counts = reshaped(recipe, table, starts)
+    if recipe.timestamp is not None:
+        table, starts = without_repeats(recipe, table, starts, report)
+    table, starts = reshaped(recipe, table, starts, report)
+    if recipe.longest_session is not None:
+        table, starts = without_long(recipe.longest_session, table, starts, report)
     path = spill.directory / f"part-{number}.arrow"
     write(table, path)
-    stops = np.append(starts[1:], table.num_rows)
-    return Part(path, stops - starts, table[TIMESTAMP].to_numpy()[stops - 1], counts)
+    stops = np.append(starts[1:], table.num_rows)[: len(starts)]
+    times = table[TIMESTAMP].to_numpy()
+    first = int(times[starts].min()) if len(starts) else 0
+    return Part(path, stops - starts, times[stops - 1], first, report)
 
 
 def _statistics(

@@ -28,6 +28,7 @@ from pipeline.preprocess.split import parts_of, rows_of, split_sessions
 
 _ROW_GROUP_SESSIONS = 65_536
 """Rows that the dataloader reads at a time."""
+_FAR_MICROSECONDS = 10 * 365 * 86_400 * 10**6
 _SCHEMA_PROPERTIES = ("domain", "embedding_sizes", "value_count")
 
 
@@ -80,7 +81,9 @@ def preprocess(
         types = None if known is None else {n: v.type for n, v in known.vocabularies.items()}
         log = _read(recipe, inputs, Path(scratch) / "log", pool, types)
         facts["engine"] = "cudf" if has_cudf() else "pandas"
-        facts["rows"] = {"input": _rows(log)}
+        facts["rows"] = {"input": log.report.facts(log.rows)}
+        if note := _note(recipe, log):
+            facts["note"] = note
         places = _places(recipe, log)
         progress.set_description("fit")
         progress.update(log.rows)
@@ -102,7 +105,7 @@ def preprocess(
         )
         if test_inputs:
             test_log = _read(recipe, test_inputs, Path(scratch) / "test", pool, log.types)
-            facts["rows"]["test"] = _rows(test_log)
+            facts["rows"]["test"] = test_log.report.facts(test_log.rows)
             sources["test"] = (test_log, None)
         progress.set_description("transform")
         facts["sessions"] = {}
@@ -235,8 +238,20 @@ def _write_schema(schema: MerlinSchema, directory: Path) -> None:
     metadata.to_proto_text_file(str(directory), SCHEMA_FILE)
 
 
-def _rows(log: engine.Log) -> dict[str, Any]:
-    return {"read": log.report.rows, "kept": log.rows, **log.report.counts}
+def _note(recipe: Preprocess, log: engine.Log) -> str | None:
+    """What to do about times so far apart that a clock must have been wrong."""
+    if recipe.timestamp is None:
+        return None
+    ends = np.concatenate([part.ends for part in log.parts])
+    first, middle = min(part.first for part in log.parts), int(np.median(ends))
+    last = int(ends.max())
+    if max(last - middle, middle - first) <= _FAR_MICROSECONDS:
+        return None
+    return (
+        f"Times go from {_date(first)} to {_date(last)}, while half of the sessions end before "
+        f"{_date(middle)}. One wrong clock moves a split by time: set `timestamp.earliest` and "
+        "`timestamp.latest` to drop such rows."
+    )
 
 
 def _date(microseconds: int) -> str:

@@ -15,6 +15,7 @@ from merlin.schema import ColumnSchema, Schema
 from nvtabular.ops import Operator
 
 from pipeline.core.columns import ITEM, SESSION, TIMESTAMP
+from pipeline.core.logreport import Report
 from pipeline.core.recipe import Preprocess
 from pipeline.core.spans import gap_microseconds
 from pipeline.preprocess.operators import session_order
@@ -117,13 +118,9 @@ def repeats(item: pa.Array, starts: np.ndarray) -> np.ndarray:
 
 
 def reshaped(
-    recipe: Preprocess, table: pa.Table, starts: np.ndarray
-) -> tuple[pa.Table, np.ndarray, dict[str, int]]:
-    """Interactions by session and time, and where each session begins, as the recipe wants them.
-
-    What was dropped comes third, by reason.
-    """
-    counts = {}
+    recipe: Preprocess, table: pa.Table, starts: np.ndarray, report: Report
+) -> tuple[pa.Table, np.ndarray]:
+    """Interactions by session and time, and where each session begins, as the recipe wants them."""
     if recipe.session_gap is not None:
         times = table[TIMESTAMP].to_numpy()
         begins = cuts(times, starts, gap_microseconds(recipe.session_gap))
@@ -135,5 +132,5 @@ def reshaped(
         lengths = np.add.reduceat(~drop, starts) if len(starts) else starts
         table = table.filter(pa.array(~drop))
         starts = np.cumsum(np.append(0, lengths))[:-1]
-        counts["interactions with the item of the one before"] = int(drop.sum())
-    return table, starts, counts
+        report.dropped["rows with the item of the one before"] += int(drop.sum())
+    return table, starts

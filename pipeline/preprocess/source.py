@@ -3,7 +3,6 @@
 Whatever is dropped or set to missing on the way is counted.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,8 @@ from pipeline.core import values
 from pipeline.core.columns import ITEM, SESSION, TIMESTAMP
 from pipeline.core.errors import DataError
 from pipeline.core.fitted import TimestampType, ValueType
-from pipeline.core.logfile import BLOCK_ROWS, Report, scan_log
+from pipeline.core.logfile import BLOCK_ROWS, check_features, scan_log
+from pipeline.core.logreport import Report
 from pipeline.core.recipe import Preprocess
 from pipeline.preprocess.tables import Joined
 
@@ -43,7 +43,8 @@ class Block:
     session nor a time are left out."""
     types: dict[str, ValueType]
     timestamp_type: TimestampType | None
-    counts: Counter[str]
+    report: Report
+    """What happened between the rows as they were read and those of `table`."""
 
 
 def id_columns(recipe: Preprocess) -> list[str]:
@@ -55,6 +56,8 @@ def raw_blocks(
     recipe: Preprocess, files: Iterable[Path], report: Report, rows: int = BLOCK_ROWS
 ) -> Iterator[tuple[int, pa.Table]]:
     """Canonical columns as the files hold them, with the number of rows before each block."""
+    files = list(files)
+    check_features(recipe, files)
     before = 0
     waiting: list[pa.Table] = []
 
@@ -84,7 +87,7 @@ def typed_block(
     Where `fitted_types` is given, categorical values are read as those types; otherwise integers
     stay integers and all else becomes text.
     """
-    counts: Counter[str] = Counter()
+    report = Report()
     columns: dict[str, pa.Array] = {}
     types: dict[str, ValueType] = {}
     wanted = fitted_types or {}  # not of the session: its id is never encoded
@@ -93,7 +96,7 @@ def typed_block(
         if name in bounds:
             numbers, bad = values.numbers([values.plain(table[name])], positive=False)
             columns[name], types[name] = values.bucket(numbers, bounds[name]), "int64"
-            counts[f"values of {name} that are no usable number"] += bad
+            report.repaired[f"values of {name} that are no usable number"] += bad
             continue
         kind = None if name == SESSION else wanted.get(name)
         columns[name], types[name] = values.category_chunk(values.plain(table[name]), kind)
@@ -103,7 +106,7 @@ def typed_block(
             chunk = values.plain(table[feature.name])
             numbers, bad = values.numbers([chunk], positive=feature.log)
             columns[feature.name] = pa.array(numbers)
-            counts[f"values of {feature.name} that are no usable number"] += bad
+            report.repaired[f"values of {feature.name} that are no usable number"] += bad
     timestamp_type: TimestampType | None = None
     if recipe.timestamp is None:
         times = np.arange(before, before + table.num_rows, dtype=np.int64)
@@ -112,16 +115,24 @@ def typed_block(
         times, timestamp_type = values.microseconds([chunk], recipe.timestamp)
     columns[TIMESTAMP] = pa.array(times)
     found = pa.table(columns)
-    found = _keep(found, pc.is_valid(found[SESSION]), "rows without a session id", counts)
-    timed = pc.not_equal(found[TIMESTAMP], values.NO_TIME)
-    found = _keep(found, timed, "rows without a usable time", counts)
-    return Block(found, types, timestamp_type, counts)
+    found = _keep(found, pc.is_valid(found[SESSION]), "rows without a session id", report)
+    if recipe.timestamp is not None:
+        timed = pc.not_equal(found[TIMESTAMP], values.NO_TIME)
+        found = _keep(found, timed, "rows without a usable time", report)
+        first, last = recipe.timestamp.bounds
+        if first is not None:
+            inside = pc.greater_equal(found[TIMESTAMP], first)
+            found = _keep(found, inside, f"rows before {recipe.timestamp.earliest}", report)
+        if last is not None:
+            inside = pc.less_equal(found[TIMESTAMP], last)
+            found = _keep(found, inside, f"rows after {recipe.timestamp.latest}", report)
+    return Block(found, types, timestamp_type, report)
 
 
-def _keep(table: pa.Table, kept: pa.ChunkedArray, reason: str, counts: Counter[str]) -> pa.Table:
+def _keep(table: pa.Table, kept: pa.ChunkedArray, reason: str, report: Report) -> pa.Table:
     """Drop the rows that are not `kept` and say how many."""
     dropped = len(kept) - (pc.sum(kept).as_py() or 0)
-    counts[reason] += dropped
+    report.dropped[reason] += dropped
     return table.filter(kept) if dropped else table
 
 
@@ -140,7 +151,6 @@ def common_types(
 
 def check_not_empty(files: Iterable[Path], rows: int, report: Report) -> None:
     """DataError for a log without a usable row."""
-    report.counts = +report.counts  # drops the zeros
     if not rows:
         reasons = ", ".join(f"{count} {reason}" for reason, count in report.counts.items())
         raise DataError(
@@ -162,7 +172,8 @@ def read_interactions(
     joined = Joined(recipe, report)
     for before, table in raw_blocks(recipe, files, report):
         blocks.append(typed_block(recipe, joined.add_to(table), before, fitted_types))
-        report.counts += blocks[-1].counts
+        report.add(blocks[-1].report)
+    check_not_empty(files, sum(block.table.num_rows for block in blocks), report)
     types, timestamp_type = common_types(recipe, [(b.types, b.timestamp_type) for b in blocks])
     tables = []
     for block in blocks:
@@ -171,7 +182,6 @@ def read_interactions(
             columns[name] = values.plain_text(values.as_type(columns[name], kind))
         tables.append(pa.table(columns))
     table = pa.concat_tables(tables)
-    check_not_empty(files, table.num_rows, report)
     return Interactions(to_frame(table), types, timestamp_type, report)
 
 

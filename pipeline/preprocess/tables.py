@@ -9,7 +9,8 @@ import pyarrow.compute as pc
 from pipeline.core import values
 from pipeline.core.columns import ITEM, SESSION
 from pipeline.core.errors import DataError
-from pipeline.core.logfile import Report, read_log
+from pipeline.core.logfile import read_logs
+from pipeline.core.logreport import Report
 from pipeline.core.recipe import Preprocess, Table
 
 _OF = {"item": ITEM, "session": SESSION}
@@ -49,7 +50,8 @@ def _read(recipe: Preprocess, of: str, table: Table, report: Report) -> tuple[pa
         {"session": key, "item": key, "features": features, "delimiter": table.delimiter},
         f"{of}_table",
     )
-    found = read_log(reader, Path(table.file), Report())
+    parts = read_logs(reader, [Path(table.file)], Report())
+    found = pa.concat_tables(parts) if parts else pa.table({ITEM: pa.array([], pa.string())})
     keys = _text(found[ITEM])
     rows = np.arange(len(keys))[keys.is_valid().to_numpy(zero_copy_only=False)]
     encoded = keys.take(pa.array(rows)).dictionary_encode()
@@ -57,7 +59,7 @@ def _read(recipe: Preprocess, of: str, table: Table, report: Report) -> tuple[pa
         raise DataError(f"{table.file} has no row with a {key!r}. Check `{of}_table`.")
     first = np.full(len(encoded.dictionary), -1)
     first[encoded.indices.to_numpy()[::-1]] = rows[::-1]  # of several the first one stays
-    report.counts[f"rows of {table.file} without a key, or with that of an earlier row"] += len(
+    report.counted[f"rows of {table.file} without a key, or with that of an earlier row"] += len(
         keys
     ) - len(first)
     return encoded.dictionary, found.select(names).take(pa.array(first))

@@ -11,7 +11,8 @@ import pyarrow as pa
 from pipeline.core import values
 from pipeline.core.columns import SESSION, TIMESTAMP
 from pipeline.core.errors import DataError
-from pipeline.core.logfile import Report, find_logs, read_frame, read_log
+from pipeline.core.logfile import find_logs, read_frame, read_logs
+from pipeline.core.logreport import Report
 from pipeline.core.recipe import Timestamp
 from pipeline.serve.served import ServedModel
 from pipeline.serve.tensors import Columns
@@ -23,8 +24,7 @@ def read_sessions(served: ServedModel, files: list[Path]) -> Iterator[tuple[Any,
     Rows without a session id belong to none and are passed over. DataError for a file that cannot
     be read, lacks a column or holds no row.
     """
-    report = Report()
-    tables = [read_log(served.recipe, f, report) for f in find_logs(served.recipe, files)]
+    tables = read_logs(served.recipe, find_logs(served.recipe, files), Report())
     if not sum(table.num_rows for table in tables):
         raise DataError(f"{', '.join(map(str, files))} holds no row to recommend for.")
     return _sessions(served, tables)

@@ -240,7 +240,10 @@ def test_test_sessions_may_be_a_log_of_their_own(tmp_path: Path) -> None:
     test = [("9", "10", 9, "x", 1.0, "phone"), ("9", "q", 10, "w", 1.0, "phone")]
     files = log(tmp_path, train, "train"), log(tmp_path, test, "test")
     facts = preprocess(recipe(split={}), [files[0]], [files[1]], tmp_path / "data")
-    assert facts["rows"] == {"input": {"read": 4, "kept": 4}, "test": {"read": 2, "kept": 2}}
+    assert facts["rows"] == {
+        "input": {"read": 4, "kept": 4, "counted": {"duplicated rows, kept": 2}},
+        "test": {"read": 2, "kept": 2},
+    }
     found = part(tmp_path / "data", "test")
     assert found["session_id"] == [9]  # read as the type that training has
     assert found["item_id"] == [[3, 2]]

@@ -551,21 +551,16 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("log.csv", b"", "cannot be read as csv: the file is empty"),
-        ("log.csv", b"\n\n", "the file is empty"),
-        ("log.csv.gz", gzip.compress(b"", mtime=0), "the file is empty"),
-        ("log.csv", b"session_id,item_id\n", "no usable row among 0 (nothing in it)"),
+        ("log.csv", b"", "no usable row among 0 (1 empty files)"),
+        ("log.csv", b"\n\n", "(1 empty files)"),
+        ("log.csv.gz", gzip.compress(b"", mtime=0), "(1 empty files)"),
+        ("log.csv", b"session_id,item_id\n", "no usable row among 0 (1 empty files)"),
         ("log.csv", b"session_id,item_id\n,1\n", "(1 rows without a session id)"),
         ("log.csv", b"session_id,item_id\n1\n", "(1 lines with another number of columns)"),
-        ("log.csv", b"session_id,item_id\n1,\xff\xff\n", "cannot be read as csv"),
         ("log.csv.gz", b"session_id,item_id\n1,2\n", "cannot be read as csv"),
-        (
-            "log.csv.gz",
-            gzip.compress(text_of(",", ROWS * 100), mtime=0)[:-20],
-            "cannot be read as csv",
-        ),
+        ("log.csv.gz", gzip.compress(text_of(",", ROWS), mtime=0)[:10], "damaged from its begin"),
         ("log.parquet", b"PAR1", "cannot be read as parquet"),
-        ("log.parquet", b"", "cannot be read as parquet"),
+        ("log.parquet", b"", "(1 empty files)"),
         ("log.xlsx", b"", "cannot tell the format from the name"),
     ],
 )
@@ -580,9 +575,9 @@ def test_a_file_without_anything_usable_is_refused_in_one_line(
 
 def test_an_empty_sequence_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("")
-    assert "nothing in it" in refusal(recipe(format="sequences"), tmp_path / "log")
-    (tmp_path / "log").write_bytes(b"1 \xff\xff")
-    assert "cannot be read as sequences" in refusal(recipe(format="sequences"), tmp_path / "log")
+    assert "(1 empty files)" in refusal(recipe(format="sequences"), tmp_path / "log")
+    (tmp_path / "log").write_text("1\n2\n")
+    assert "(2 lines without an item)" in refusal(recipe(format="sequences"), tmp_path / "log")
 
 
 @pytest.mark.parametrize(
@@ -590,7 +585,6 @@ def test_an_empty_sequence_file_is_refused(tmp_path: Path) -> None:
     [
         (pa.array([{"a": 1}]), "item_id holds struct<a: int64>, expected text, numbers or times"),
         (pa.array([[[1], [2]]]), "item_id holds list<"),
-        (pa.array([b"\xff\xfe"]), "item_id holds bytes that are not UTF-8 text"),
     ],
 )
 def test_a_column_of_another_kind_is_refused(
