@@ -154,7 +154,7 @@ def test_whole_numbers_as_ids_and_an_architecture_that_looks_both_ways(tmp_path:
     ("words", "said"),
     [
         (["{}/rum", "--items", "a"], "is no address, expected http://HOST:PORT, grpc"),
-        (["{}/repository", "--items", "a"], "is a repository directory, expected run. Run `pipe"),
+        (["{}/repository", "--items", "a"], "is a repository directory, expected run. Give one"),
         (
             ["{}/clicks.csv.gz", "--items", "a"],
             "and there is no such directory, expected that of a run",
