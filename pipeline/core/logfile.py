@@ -25,7 +25,7 @@ from pipeline.core.recipe import Preprocess
 if TYPE_CHECKING:
     import pandas as pd
 
-BLOCK_ROWS = 1_000_000
+BLOCK_ROWS = 500_000
 """Interactions that are read at a time."""
 _LONGEST_SEQUENCE = 1 << 28
 """Bytes of a line that is a session."""

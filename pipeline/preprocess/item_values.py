@@ -7,6 +7,7 @@ import pyarrow.compute as pc
 from pipeline.core import values
 from pipeline.core.columns import ITEM, TIMESTAMP
 from pipeline.core.fitted import Fitted
+from pipeline.preprocess.ordering import stable_order
 
 _ROWS = 4_000_000
 """Values that wait to be reduced to the newest of each item."""
@@ -51,25 +52,46 @@ class ItemValues:
 def newest_of(fitted: Fitted, table: pa.Table) -> dict[str, pa.Table]:
     """The newest value of each item, by feature: `item_id`, its time as `order`, the value."""
     names = [f.name for f in fitted.recipe.features if f.of == "item"]
+    if not names:
+        return {}
+    item = table[ITEM].combine_chunks()
+    codes = item if pa.types.is_dictionary(item.type) else item.dictionary_encode()
+    times = table[TIMESTAMP].to_numpy()
+    order = stable_order(times)
+    code = pc.fill_null(codes.indices, -1).to_numpy()[order]
+    items = codes.dictionary.cast(fitted.item.values.type)
     found = {}
     for name in names:
-        kind = pa.float64()
-        if name in fitted.vocabularies:
-            kind = pa.int64() if fitted.vocabularies[name].type == "int64" else pa.string()
-        column = values.plain_text(table[name].combine_chunks())
-        item = values.plain_text(table[ITEM].combine_chunks()).cast(fitted.item.values.type)
-        seen = pa.table({ITEM: item, _ORDER: table[TIMESTAMP], name: column.cast(kind)})
-        known = pc.and_(pc.is_valid(seen[ITEM]), pc.is_valid(seen[name]))
-        if kind == pa.float64():
-            known = pc.and_(known, pc.is_finite(seen[name]))
-        found[name] = _newest(seen.filter(known))
+        column = table[name].combine_chunks()
+        known = column.is_valid().to_numpy(zero_copy_only=False)
+        if name not in fitted.vocabularies:
+            known = known & pc.fill_null(pc.is_finite(column), False).to_numpy(zero_copy_only=False)
+        rows = order if known.all() else order[known[order]]
+        of = code if known.all() else code[known[order]]
+        last = np.full(len(items), -1)
+        last[of[of >= 0]] = rows[of >= 0]  # the last that is assigned stays
+        seen = np.flatnonzero(last >= 0)
+        taken = values.plain_text(column.take(pa.array(last[seen])))
+        found[name] = pa.table(
+            {
+                ITEM: items.take(pa.array(seen)),
+                _ORDER: times[last[seen]],
+                name: taken.cast(_kind(fitted, name)),
+            }
+        )
     return found
+
+
+def _kind(fitted: Fitted, name: str) -> pa.DataType:
+    if name not in fitted.vocabularies:
+        return pa.float64()
+    return pa.int64() if fitted.vocabularies[name].type == "int64" else pa.string()
 
 
 def _newest(table: pa.Table) -> pa.Table:
     """One row an item, the last of those with the greatest `order`, in the order of items."""
     codes = table[ITEM].combine_chunks().dictionary_encode()
-    order = np.argsort(table[_ORDER].to_numpy(), kind="stable")
+    order = stable_order(table[_ORDER].to_numpy())
     last = np.zeros(len(codes.dictionary), np.int64)
     last[codes.indices.to_numpy()[order]] = order  # the last that is assigned stays
     chosen = table.take(pa.array(last))

@@ -19,6 +19,7 @@ from nvtabular.ops.categorify import _emb_sz_rule
 from nvtabular.ops.stat_operator import StatOperator
 
 from pipeline.core.columns import FIRST_ITEM, NULL, OUT_OF_VOCABULARY
+from pipeline.preprocess.ordering import order_by
 from pipeline.preprocess.statistics import (
     Moments,
     counts_of,
@@ -347,7 +348,7 @@ def session_order(session: pd.Series, timestamp: pd.Series) -> tuple[np.ndarray,
     np.not_equal(codes[1:], codes[:-1], out=first[1:])
     if bool(((codes[1:] > codes[:-1]) | (~first[1:] & (times[1:] >= times[:-1]))).all()):
         return np.arange(len(codes)), np.flatnonzero(first)
-    order = np.lexsort((times, codes))
+    order = order_by(codes, times)
     starts = np.flatnonzero(np.diff(codes[order], prepend=codes[order[0]] - 1))
     return order, starts
 

@@ -18,8 +18,9 @@ import pyarrow.compute as pc
 from pipeline.core import values
 from pipeline.core.columns import SESSION, TIMESTAMP
 from pipeline.core.fitted import ValueType
+from pipeline.preprocess.ordering import order_by, stable_order
 
-PART_ROWS = 1_000_000
+PART_ROWS = 500_000
 """Interactions of a part, which are worked on at a time; more only where one session has more."""
 _BATCH_ROWS = 1 << 15
 """Read from a block at a time."""
@@ -117,7 +118,7 @@ def sorted_part(
         tables.append(table)
     table = _one(tables)
     codes = _codes(table[SESSION].combine_chunks())
-    order = np.lexsort((table[TIMESTAMP].to_numpy(), codes))
+    order = order_by(codes, table[TIMESTAMP].to_numpy())
     starts = np.flatnonzero(np.diff(codes[order], prepend=codes[order[:1]] - 1))
     return table.take(pa.array(order)), starts
 
@@ -159,7 +160,7 @@ def _order(session: pa.Array) -> np.ndarray | None:
     codes = _codes(session)
     if len(codes) < 2 or bool((codes[1:] >= codes[:-1]).all()):
         return None
-    return np.argsort(codes, kind="stable")
+    return stable_order(codes)
 
 
 def _codes(session: pa.Array) -> np.ndarray:
