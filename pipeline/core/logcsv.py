@@ -203,11 +203,13 @@ class _Lines:
 
     def __init__(self, delimiter: bytes) -> None:
         end = re.escape(delimiter)
-        inside = rb'[^"]*+(?:""[^"]*+)*+'  # possessive: none of this is ever tried twice
-        values = rb'(?:(?:"%s"[^%s]*+|[^"%s][^%s]*+)?+%s)*+' % (inside, end, end, end, end)
-        self._values = re.compile(values)
+        inside = rb'[^"]*(?:""[^"]*)*'
+        # A quote that closes is followed by no other, so that there is one way alone to read a
+        # line. Possessive quantifiers would say the same, but match wrongly before Python 3.11.5.
+        value = rb'(?:"%s"(?!")[^%s]*|[^"%s][^%s]*)?%s' % (inside, end, end, end, end)
+        self._values = re.compile(rb"(?:%s)*" % value)
         self._inside = re.compile(inside)
-        self._value = re.compile(rb'(?:"%s"[^%s]*+|[^"%s][^%s]*+)?+%s' % (inside, *[end] * 4))
+        self._value = re.compile(value)
         self._ends = (delimiter, b"\r", b"\n", b"")
         self.width = 0
         """Columns of a whole line."""
