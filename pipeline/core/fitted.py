@@ -24,15 +24,22 @@ TimestampType = Literal["int64", "float64", "string"]
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
-    """Values of a categorical column; the one at position i has the index FIRST_ITEM + i."""
+    """Values of a categorical feature; the one at position i has the index `first` + i."""
 
     type: ValueType
     values: pa.Array
+    hash_buckets: int = 0
+    """Indices from FIRST_ITEM on that all other values share, by a hash."""
+
+    @property
+    def first(self) -> int:
+        """Index of the first value."""
+        return FIRST_ITEM + self.hash_buckets
 
     @property
     def num_rows(self) -> int:
         """V: rows of an embedding table, the reserved ones included."""
-        return FIRST_ITEM + len(self.values)
+        return self.first + len(self.values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,16 +82,23 @@ class Fitted:
         """Categorical features of the log, the item not among them."""
         return [f for f in self.recipe.features if f.kind == "categorical"]
 
-    def only(self, names: Collection[str]) -> Self:
-        """Without the features that are not among `names`; those of the time stay as they are."""
-        kept = tuple(feature for feature in self.recipe.features if feature.name in names)
-        dropped = {feature.name for feature in self.recipe.features} - {f.name for f in kept}
+    @property
+    def of_columns(self) -> dict[str, Vocabulary]:
+        """Vocabularies by column: those of several values share theirs."""
+        features = {name: feature.name for feature in self.categorical for name in feature.columns}
+        return {name: self.vocabularies[of] for name, of in {ITEM: ITEM, **features}.items()}
+
+    def only(self, columns: Collection[str]) -> Self:
+        """Without the features whose columns are not among `columns`; those of the time stay."""
+        kept = tuple(f for f in self.recipe.features if set(f.columns) & set(columns))
+        dropped = {f.name for f in self.recipe.features if f not in kept}
+        lost = {name for f in self.recipe.features if f not in kept for name in f.columns}
         return replace(
             self,
             recipe=self.recipe.model_copy(update={"features": kept}),
             vocabularies={n: v for n, v in self.vocabularies.items() if n not in dropped},
             standardisations={n: s for n, s in self.standardisations.items() if n not in dropped},
-            items=None if self.items is None else _without(self.items, dropped),
+            items=None if self.items is None else _without(self.items, lost),
         )
 
     def write(self, directory: Path) -> None:
@@ -113,15 +127,19 @@ class Fitted:
         """Read `fitted/` of an artifact. ArtifactError if it does not hold together."""
         state: dict[str, Any] = read_json(directory / FITTED_DIRECTORY / FITTED_FILE)
         try:
+            recipe = Preprocess.from_dict(state["recipe"], str(directory))
+            hashed = {feature.name: feature.hash_buckets for feature in recipe.features}
             vocabularies = {}
             for name, value_type in state["categorical"].items():
                 column = pq.read_table(category_path(directory, name))[name]
                 wanted = pa.int64() if value_type == "int64" else pa.string()
                 vocabularies[name] = Vocabulary(
-                    type=value_type, values=column.cast(wanted).combine_chunks()
+                    type=value_type,
+                    values=column.cast(wanted).combine_chunks(),
+                    hash_buckets=hashed.get(name, 0),
                 )
             return cls(
-                recipe=Preprocess.from_dict(state["recipe"], str(directory)),
+                recipe=recipe,
                 session_type=state["session_type"],
                 timestamp_type=state["timestamp_type"],
                 vocabularies=vocabularies,

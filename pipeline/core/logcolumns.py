@@ -1,5 +1,7 @@
 """Columns as Parquet and frames hold them: lists taken apart, text made readable."""
 
+from collections.abc import Collection
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -8,6 +10,7 @@ from pipeline.core.columns import ITEM
 from pipeline.core.errors import DataError
 from pipeline.core.logbytes import windows_1252
 from pipeline.core.logreport import NO_UTF8, Report
+from pipeline.core.values import category_chunk, plain, plain_text
 
 _TEXTS = {
     pa.string(), pa.large_string(), pa.string_view(),
@@ -15,9 +18,14 @@ _TEXTS = {
 }  # fmt: skip
 
 
-def explode(table: pa.Table, where: str) -> pa.Table:
-    """Rows that hold whole sessions in list columns to one row an interaction."""
+def explode(table: pa.Table, where: str, several: Collection[str] = ()) -> pa.Table:
+    """Rows that hold whole sessions in list columns to one row an interaction.
+
+    Lists of `several` are such only where the item is one, too.
+    """
     lists = [n for n in table.column_names if _is_list(table[n].type)]
+    if ITEM not in lists:
+        lists = [name for name in lists if name not in several]
     if not lists:
         return table
     if ITEM not in lists:
@@ -34,6 +42,21 @@ def explode(table: pa.Table, where: str) -> pa.Table:
         else:
             columns[name] = table[name].take(pa.array(rows))
     return pa.table(columns)
+
+
+def joined(
+    column: pa.ChunkedArray, separator: str, name: str, where: str, report: Report
+) -> pa.ChunkedArray:
+    """Lists of several categories as one text each; what is no list as it is."""
+    if not _is_list(column.type):
+        return column
+    words = readable(pc.list_flatten(column), name, where, report)
+    text, _ = category_chunk(plain(words), "string")
+    offsets = np.concatenate([[0], np.cumsum(_list_lengths(column))])
+    lists = pa.ListArray.from_arrays(
+        pa.array(offsets, pa.int32()), pc.fill_null(plain_text(text), "")
+    )
+    return pa.chunked_array([pc.binary_join(lists, separator)])
 
 
 def _list_lengths(column: pa.ChunkedArray) -> np.ndarray:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from pipeline.core.columns import ITEM, SESSION, TIMESTAMP
 from pipeline.core.errors import DataError
 from pipeline.core.logbytes import TextFile, windows_1252
-from pipeline.core.logcolumns import explode, readable
+from pipeline.core.logcolumns import explode, joined, readable
 from pipeline.core.logcsv import CsvFile
 from pipeline.core.logreport import NO_UTF8, Report
 from pipeline.core.recipe import Preprocess
@@ -150,15 +150,22 @@ def read_frame(recipe: Preprocess, frame: "pd.DataFrame") -> pa.Table:
     except (pa.ArrowException, TypeError, ValueError) as error:
         line = " ".join(str(error).split())
         raise DataError(f"The frame cannot be read: {line}") from None
-    return _canonical(table, sources, "The frame", Report())
+    return _canonical(recipe, table, sources, "The frame", Report())
 
 
-def _canonical(table: pa.Table, sources: dict[str, str], where: str, report: Report) -> pa.Table:
+def _canonical(
+    recipe: Preprocess, table: pa.Table, sources: dict[str, str], where: str, report: Report
+) -> pa.Table:
     """Without the columns that the table lacks."""
     there = {n: source for n, source in sources.items() if source in table.column_names}
-    table = explode(pa.table({name: table[source] for name, source in there.items()}), where)
+    several = {f.name: f.separator for f in recipe.features if f.values_per_interaction > 1}
+    table = pa.table({name: table[source] for name, source in there.items()})
+    table = explode(table, where, several)
+    columns = {name: table[name] for name in table.column_names}
+    for name in several.keys() & columns.keys():
+        columns[name] = joined(columns[name], several[name], name, where, report)
     return pa.table(
-        {name: readable(table[name], name, where, report) for name in table.column_names}
+        {name: readable(column, name, where, report) for name, column in columns.items()}
     )
 
 
@@ -248,7 +255,8 @@ def _scan_parquet(recipe: Preprocess, file: Path, report: Report, rows: int) -> 
         _check_needed(file, found, sources)
         wanted = sorted(set(sources.values()) & set(found))
         for batch in parquet.iter_batches(batch_size=rows, columns=wanted):
-            table = _canonical(pa.Table.from_batches([batch]), sources, str(file), report)
+            table = pa.Table.from_batches([batch])
+            table = _canonical(recipe, table, sources, str(file), report)
             yield _completed(table, sources, report)
 
 

@@ -7,6 +7,9 @@ from typing import Any
 from pipeline.core.errors import ArtifactError
 from pipeline.core.schema import ColumnSchema, Tags, completed
 
+VALUE_OF = "value_of"
+"""Property of a column that holds one of several values; Merlin has no lists of lists."""
+
 
 def read_columns(path: Path) -> tuple[ColumnSchema, ...]:
     """Columns of a file. ArtifactError if it is missing or no schema."""
@@ -48,6 +51,7 @@ def _from_proto(feature: Any) -> ColumnSchema:
         is_list=bool(metadata.get("is_list")),
         max_length=int(feature.value_count.max or 0),
         axes=axes,
+        value_of=str(metadata.get(VALUE_OF, "")),
     )
 
 
@@ -63,6 +67,7 @@ def merlin_column(column: Any) -> ColumnSchema:
         is_list=bool(column.is_list),
         max_length=0,
         axes=[int(axis.max or 0) for axis in axes[1:]],
+        value_of=str(column.properties.get(VALUE_OF, "")),
     )
 
 
@@ -75,6 +80,7 @@ def _column(
     is_list: bool,
     max_length: int,
     axes: list[int],
+    value_of: str,
 ) -> ColumnSchema:
     """`axes` are the most values along each axis after the rows, 0 where that is not known."""
     max_length = max_length or sum(axes[:1])
@@ -94,6 +100,7 @@ def _column(
         is_list=is_list,
         max_length=max_length,
         values_per_interaction=nested,
+        value_of=value_of,
         width=width,
     )
 

@@ -55,11 +55,25 @@ class Feature(Config):
     """It stands in the `item_table` or the `session_table`, by `of`, and not in the log."""
     min_count: int = Field(default=1, ge=1)
     """Categories seen less often in training count as out of vocabulary."""
+    hash_buckets: int = Field(default=0, ge=0, le=10_000_000)
+    """Categories that are out of vocabulary share so many indices, by a hash of their text, in
+    place of one."""
+    values_per_interaction: int = Field(default=1, ge=1, le=64)
+    """M: the first M of several categories, such as tags; the model takes the mean of theirs."""
+    separator: str = Field(default="|", min_length=1)
+    """Between several categories in a text; lists of Parquet are read as such a text."""
 
     @property
     def source(self) -> str:
         """Column of the log."""
         return self.column or self.name
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Of sessions and of tensors: one, or M of one value each."""
+        if self.values_per_interaction == 1:
+            return (self.name,)
+        return tuple(f"{self.name}_{n}" for n in range(1, self.values_per_interaction + 1))
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -77,8 +91,13 @@ class Feature(Config):
             raise ValueError("`buckets` are numbers that rise")
         if self.table and self.of == "interaction":
             raise ValueError("a table describes items or sessions: `of: item` or `of: session`")
-        if self.kind == "continuous" and self.min_count != 1:
-            raise ValueError("`min_count` is for categorical features")
+        for field, unset in (("min_count", 1), ("hash_buckets", 0), ("values_per_interaction", 1)):
+            if self.kind == "continuous" and getattr(self, field) != unset:
+                raise ValueError(f"`{field}` is for categorical features")
+        if self.buckets and (self.hash_buckets or self.values_per_interaction > 1):
+            raise ValueError("`buckets` make one category of a number: no hash, no several values")
+        if self.separator != "|" and self.values_per_interaction == 1:
+            raise ValueError("`separator` goes with `values_per_interaction` of 2 or more")
         return self
 
 
@@ -269,6 +288,13 @@ class Preprocess(Config):
         clash = set(names) & set(self.time_feature_names)
         if clash:
             raise ValueError(f"{sorted(clash)[0]!r} is the name of a time feature, choose another")
+        columns = [*names, *(c for f in self.features for c in f.columns if c != f.name)]
+        columns += self.time_feature_names
+        double = {name for name in columns if columns.count(name) > 1}
+        if double:
+            raise ValueError(
+                f"{sorted(double)[0]!r} is what one value of several is called, choose another name"
+            )
         if self.format == "sequences" and (self.features or self.timestamp):
             raise ValueError("sequences hold item ids alone: no timestamp and no features")
         if self.split.held_out and self.min_item_count > 1:
@@ -276,6 +302,15 @@ class Preprocess(Config):
                 f"{self.split.by} ranks the items of all interactions: `min_item_count` 1"
             )
         return self
+
+    @property
+    def scalar_features(self) -> tuple[Feature, ...]:
+        """Features of one value each: one of M values is M of them."""
+        return tuple(
+            f if c == f.name else f.model_copy(update={"name": c})
+            for f in self.features
+            for c in f.columns
+        )
 
     @property
     def tables(self) -> list[Table]:

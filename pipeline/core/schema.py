@@ -50,6 +50,8 @@ class ColumnSchema:
     values_per_interaction: int = 0
     """M of a column with several values an interaction, (B, L, M): nested lists, of M values at
     most; -1 where M is not known. 0: one value."""
+    value_of: str = ""
+    """The feature with several values an interaction of which the column holds one."""
     width: int = 0
     """P of a column tagged `embedding`: vectors of P numbers, (B, L, P) or (B, P); else 0."""
 

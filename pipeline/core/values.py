@@ -73,6 +73,36 @@ def category_chunk(chunk: pa.Array, wanted: ValueType | None) -> tuple[pa.Array,
     return (_known_integers(chunk), "int64") if wanted == "int64" else (_as_text(chunk), "string")
 
 
+def several(
+    array: pa.Array, separator: str, most: int, wanted: ValueType | None
+) -> tuple[list[pa.Array], ValueType]:
+    """Texts of several categories to `most` columns of one each, missing after the last.
+
+    Spaces around a category are taken off, empty ones left out. As `category_chunk` otherwise.
+    """
+    encoded = _as_text(array).dictionary_encode()
+    split = pc.split_pattern(encoded.dictionary, separator)
+    words = pc.utf8_trim(pc.list_flatten(split), " \t")
+    filled = pc.not_equal(words, "").to_numpy(zero_copy_only=False)
+    text = pc.list_parent_indices(split).to_numpy()[filled]
+    counts = np.bincount(text, minlength=len(split))
+    found, kind = category_chunk(words.filter(pa.array(filled)), wanted)
+    found = plain_text(found)
+    codes = None
+    if kind == "string":
+        codes = found.dictionary_encode()
+    starts = np.cumsum(counts) - counts
+    columns = []
+    for number in range(most):
+        place = pa.array(starts + number, mask=counts <= number).take(encoded.indices)
+        if codes is None or len(codes.dictionary) * FEW >= len(array):
+            columns.append(found.take(place))
+        else:
+            taken = codes.indices.take(place)
+            columns.append(pa.DictionaryArray.from_arrays(taken, codes.dictionary))
+    return columns, kind
+
+
 def common_type(kinds: Iterable[ValueType]) -> ValueType:
     """Of a column whose parts are of these kinds: integers if each of them is."""
     return "int64" if all(kind == "int64" for kind in kinds) else "string"

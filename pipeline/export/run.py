@@ -127,7 +127,7 @@ def load_served(
         )
     names = model.inputs.feature_names
     fitted = fitted.only(names)  # a column that is only predicted is not asked for
-    session_names = {f.name for f in fitted.recipe.features if f.of == "session"}
+    session_names = {f.name for f in fitted.recipe.scalar_features if f.of == "session"}
     return fitted, torchscript.ServedModel(model, names, session_names, scoring)
 
 

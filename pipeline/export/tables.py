@@ -8,8 +8,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.core.artifact import write_json
-from pipeline.core.columns import FIRST_ITEM, ITEM, NULL, OUT_OF_VOCABULARY
+from pipeline.core.columns import ITEM, NULL, OUT_OF_VOCABULARY, PADDING
 from pipeline.core.fitted import Fitted, Vocabulary
+from pipeline.core.hashing import bucket_of
+from pipeline.core.recipe import Feature
 from pipeline.core.spans import gap_microseconds
 
 ELAPSED = "elapsed"
@@ -28,13 +30,22 @@ def encoder_spec(fitted: Fitted, default_k: int, max_k: int) -> dict[str, Any]:
     for feature in fitted.recipe.features:
         scope = "session" if feature.of == "session" else "interaction"
         column: dict[str, Any] = {"name": feature.name, "kind": feature.kind, "scope": scope}
-        if feature.buckets:
+        if feature.values_per_interaction > 1:
+            column |= {
+                "type": "string",
+                "values": fitted.vocabularies[feature.name].type,
+                "separator": feature.separator,
+                "columns": list(feature.columns),
+            }
+        elif feature.buckets:
             column |= {"type": "float64", "buckets": list(feature.buckets)}
         elif feature.kind == "categorical":
             column["type"] = fitted.vocabularies[feature.name].type
         else:
             column |= {"type": "float64", **_statistics(fitted, feature.name, log=feature.log)}
-        column["of_item"] = fitted.items is not None and feature.name in fitted.items.column_names
+        if feature.hash_buckets:
+            column["hash_buckets"] = feature.hash_buckets
+        column["of_item"] = _is_known(fitted, feature)
         columns.append(column)
     timestamp: dict[str, Any] | None = None
     recipe = fitted.recipe
@@ -64,8 +75,8 @@ def write_encoder(directory: Path, fitted: Fitted, spec: dict[str, Any]) -> None
     for name, vocabulary in fitted.vocabularies.items():
         write_values(directory, name, vocabulary)
     for feature in fitted.recipe.features:
-        if fitted.items is not None and feature.name in fitted.items.column_names:
-            found = _of_items(fitted, fitted.items, feature.name)
+        if _is_known(fitted, feature):
+            found = _of_items(fitted, feature)
             np.save(directory / f"{feature.name}.of_item.npy", found, allow_pickle=False)
 
 
@@ -81,15 +92,39 @@ def write_values(directory: Path, name: str, vocabulary: Vocabulary) -> None:
     np.save(directory / f"{name}.offsets.npy", offsets, allow_pickle=False)
 
 
-def _of_items(fitted: Fitted, items: pa.Table, name: str) -> np.ndarray:
-    """(items,) int32 indices, or float64 numbers with NaN, in the order of the catalogue."""
-    place = pc.index_in(fitted.item.values, value_set=items[ITEM].combine_chunks())
-    values = items[name].combine_chunks().take(place)
-    if name not in fitted.vocabularies:
-        return pc.fill_null(values, np.nan).to_numpy()
-    index = pc.index_in(values, value_set=fitted.vocabularies[name].values)
-    found = pc.fill_null(index, OUT_OF_VOCABULARY - FIRST_ITEM).to_numpy() + FIRST_ITEM
-    found[values.is_null().to_numpy(zero_copy_only=False)] = NULL
+def _is_known(fitted: Fitted, feature: Feature) -> bool:
+    """Whether a server can fill in what training has seen of the items."""
+    return fitted.items is not None and feature.columns[0] in fitted.items.column_names
+
+
+def _of_items(fitted: Fitted, feature: Feature) -> np.ndarray:
+    """(items,) int32 indices, or float64 numbers with NaN, in the order of the catalogue.
+
+    (items, M) indices of several values, 0 behind the last.
+    """
+    assert fitted.items is not None  # noqa: S101
+    place = pc.index_in(fitted.item.values, value_set=fitted.items[ITEM].combine_chunks())
+    columns = [fitted.items[name].combine_chunks().take(place) for name in feature.columns]
+    vocabulary = fitted.vocabularies.get(feature.name)
+    if vocabulary is None:
+        return pc.fill_null(columns[0], np.nan).to_numpy()
+    found = [
+        _indices(values, vocabulary, PADDING if number else NULL)
+        for number, values in enumerate(columns)
+    ]
+    return np.stack(found, 1) if len(found) > 1 else found[0]
+
+
+def _indices(values: pa.Array, vocabulary: Vocabulary, missing: int) -> np.ndarray:
+    index = pc.index_in(values, value_set=vocabulary.values)
+    found = pc.fill_null(index, -1).to_numpy() + vocabulary.first
+    unknown = index.is_null().to_numpy(zero_copy_only=False)
+    if vocabulary.hash_buckets:
+        texts = values.filter(pa.array(unknown)).cast(pa.string()).to_pylist()
+        found[unknown] = [bucket_of(text or "", vocabulary.hash_buckets) for text in texts]
+    else:
+        found[unknown] = OUT_OF_VOCABULARY
+    found[values.is_null().to_numpy(zero_copy_only=False)] = missing
     return found.astype(np.int32)
 
 

@@ -92,7 +92,7 @@ class ServedModel(nn.Module):
         return kinds.count(0), kinds.count(1), kinds.count(2), kinds.count(3)
 
     def _kind(self, name: str) -> int:
-        is_float = name not in self.model.inputs.tables
+        is_float = name not in self.model.inputs.index_columns
         return 2 * (name in self.session_names) + is_float
 
     @property
@@ -215,8 +215,8 @@ def example(served: ServedModel, length: int, sessions: int, seed: int = 0, k: i
     for name in served.names:
         shape = (sessions, 1) if name in served.session_names else (sessions, length)
         inputs = served.model.inputs
-        if name in inputs.tables:
-            rows = inputs.table(name).num_embeddings
+        if name in inputs.index_columns:
+            rows = inputs.table(inputs.index_columns[name]).num_embeddings
             values = torch.randint(1, rows, shape, generator=generator)
         else:
             values = torch.randn(shape, generator=generator)

@@ -27,6 +27,7 @@ from pipeline.model.masking import ARGUMENTS
 from pipeline.model.mlp import MLPBlock
 from pipeline.model.model import Model
 from pipeline.model.pretrained import PretrainedEmbeddings, PretrainedEmbeddingsInitializer
+from pipeline.model.selection import together
 from pipeline.model.targets import (
     BinaryClassificationTask,
     ColumnValues,
@@ -179,7 +180,7 @@ def build_inputs(
 ) -> TabularSequenceFeatures:
     """The input block of the recipe."""
     item = schema.item_id.name
-    features = input_features(schema, config)
+    features, _ = together(input_features(schema, config))
     for name in (*config.embedding_dims, *(t for group in config.shared_tables for t in group)):
         features.select_by_name(name)
     summed = config.aggregation != "concat"
@@ -223,7 +224,7 @@ def build_inputs(
     if config.feature_dropout:
         post.append(TabularDropout(dropout_rate=config.feature_dropout))
     return TabularSequenceFeatures.from_schema(
-        features,
+        input_features(schema, config),
         max_sequence_length=longest,
         embedding_dims=dims,
         embedding_dim_default=config.d_model if summed else config.embedding_dim,

@@ -23,7 +23,7 @@ from pipeline.model.pretrained import (
     check_pretrained,
 )
 from pipeline.model.probe import probe
-from pipeline.model.selection import Tagged, select_features
+from pipeline.model.selection import Tagged, select_features, together
 from pipeline.model.tables import Initializer, build_tables
 from pipeline.model.transformations import (
     TabularLayerNorm,
@@ -64,6 +64,7 @@ class TabularSequenceFeatures(nn.Module):
         *,
         item: str,
         tables: Mapping[str, nn.Embedding],
+        several: Mapping[str, Sequence[str]],
         combiner: Combiner,
         continuous: Sequence[str],
         continuous_projection: nn.Sequential | None,
@@ -100,8 +101,13 @@ class TabularSequenceFeatures(nn.Module):
         """Features that are vectors, (B, L, P) or (B, P)."""
         self.pre = nn.ModuleList(pre)
         self.post = nn.ModuleList(post)
+        self.several = {name: tuple(columns) for name, columns in several.items()}
+        """Columns of one value each, by the feature of several values that they are of."""
         self._axes: dict[str, tuple[int, ...]] = (
-            dict.fromkeys(tables, (1, 2, 3))
+            {
+                column: (1, 2, 3) if column == name else (1, 2)
+                for column, name in self.index_columns.items()
+            }
             | dict.fromkeys(self.continuous, (1, 2))
             | dict.fromkeys(self.vectors, (2, 3))
             | {item: (2,)}
@@ -191,6 +197,7 @@ class TabularSequenceFeatures(nn.Module):
           `pipeline.model.masking`.
         """
         whole = schema if isinstance(schema, Schema) else Schema.from_merlin(schema)
+        whole, several = together(whole)
         item = whole.item_id.name
         chosen = select_features(
             whole, categorical_tags, continuous_tags, pretrained_embeddings_tags
@@ -227,6 +234,7 @@ class TabularSequenceFeatures(nn.Module):
         return cls(
             item=item,
             tables=tables,
+            several={name: columns for name, columns in several.items() if name in categories},
             combiner=combiner,
             continuous=numbers,
             continuous_projection=layers,
@@ -286,7 +294,12 @@ class TabularSequenceFeatures(nn.Module):
     @property
     def feature_names(self) -> list[str]:
         """All features that a batch must hold: categorical ones, continuous ones, vectors."""
-        return [*self._owners, *self.continuous, *self.vectors]
+        return [*self.index_columns, *self.continuous, *self.vectors]
+
+    @property
+    def index_columns(self) -> dict[str, str]:
+        """Columns of a batch that hold indices, with the feature whose table they are of."""
+        return {column: name for name in self._owners for column in self.several.get(name, (name,))}
 
     def forward(self, batch: SessionBatch, items: Tensor | None = None) -> Tensor:
         """SessionBatch -> (B, L, D). DataError if it lacks a feature or has it in another shape.
@@ -294,7 +307,7 @@ class TabularSequenceFeatures(nn.Module):
         `items`: (V, d) to look the items up in, in place of their own table; its gradient is
         sparse.
         """
-        batch = batch.read(self._axes, self.vectors)
+        batch = self._stacked(batch.read(self._axes, self.vectors))
         for noise in self.pre:
             batch = noise(batch)
         return self.combine(self._embed(batch.features, items))
@@ -305,6 +318,13 @@ class TabularSequenceFeatures(nn.Module):
             parts = transformation(parts)
         projected: Tensor = self.projection(self.aggregation(parts))
         return projected
+
+    def _stacked(self, batch: SessionBatch) -> SessionBatch:
+        """Columns of one value each as (B, L, M) of several."""
+        features = dict(batch.features)
+        for name, columns in self.several.items():
+            features[name] = torch.stack([features.pop(column) for column in columns], -1)
+        return SessionBatch(features, batch.lengths)
 
     def _embed(self, features: dict[str, Tensor], items: Tensor | None = None) -> dict[str, Tensor]:
         """Parts by name, (B, L, d) each."""

@@ -1,11 +1,12 @@
 """Which columns of a schema an input block reads, and as what."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from pipeline.core.arguments import closest
 from pipeline.core.errors import ConfigError
-from pipeline.core.schema import Schema, Tags
+from pipeline.core.schema import ColumnSchema, Schema, Tags
 
 Tagged = str | Sequence[str] | None
 """A tag or several; None chooses nothing."""
@@ -64,6 +65,32 @@ def select_features(
                 "Make it by ColumnSchema.create_embedding, or give its shape in the file."
             )
     return found
+
+
+def together(schema: Schema) -> tuple[Schema, dict[str, tuple[str, ...]]]:
+    """Columns of one value each become those of the features of several values that they are of.
+
+    Also the columns of each such feature.
+    """
+    parts: dict[str, list[ColumnSchema]] = {}
+    for column in schema:
+        if column.value_of:
+            parts.setdefault(column.value_of, []).append(column)
+    columns: dict[str, ColumnSchema] = {}
+    for column in schema:
+        values = parts.get(column.value_of, [])
+        name = column.value_of or column.name
+        columns[name] = column
+        if values:
+            columns[name] = replace(
+                column,
+                name=name,
+                num_rows=max(value.num_rows for value in values),
+                values_per_interaction=len(values),
+                value_of="",
+            )
+    named = {name: tuple(column.name for column in values) for name, values in parts.items()}
+    return Schema(tuple(columns.values())), named
 
 
 def _tags(given: Tagged) -> Sequence[str]:

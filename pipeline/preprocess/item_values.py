@@ -23,10 +23,11 @@ class ItemValues:
         self._waiting: dict[str, list[pa.Table]] = {}
         if fitted.items is not None:
             known = fitted.items
-            for name in known.column_names[1:]:
-                before = pa.array(np.full(len(known), -(2**63)))
-                earlier = pa.table({ITEM: known[ITEM], _ORDER: before, name: known[name]})
-                self._waiting[name] = [earlier.filter(pc.is_valid(known[name]))]
+            before = pa.array(np.full(len(known), -(2**63)))
+            for name, columns in _columns(fitted).items():
+                if columns[0] in known.column_names:
+                    earlier = known.select([ITEM, *columns]).add_column(1, _ORDER, before)
+                    self._waiting[name] = [earlier.filter(pc.is_valid(known[columns[0]]))]
 
     def add(self, found: dict[str, pa.Table]) -> None:
         """Those of a part, by feature (`newest_of`)."""
@@ -42,17 +43,18 @@ class ItemValues:
             return None
         items = self._fitted.item.values
         columns = {ITEM: items}
-        for name, waiting in self._waiting.items():
+        for waiting in self._waiting.values():
             newest = _newest(pa.concat_tables(waiting))
             place = pc.index_in(items, value_set=newest[ITEM].combine_chunks())
-            columns[name] = newest[name].combine_chunks().take(place)
+            for column in newest.column_names[2:]:
+                columns[column] = newest[column].combine_chunks().take(place)
         return pa.table(columns)
 
 
 def newest_of(fitted: Fitted, table: pa.Table) -> dict[str, pa.Table]:
-    """The newest value of each item, by feature: `item_id`, its time as `order`, the value."""
-    names = [f.name for f in fitted.recipe.features if f.of == "item"]
-    if not names:
+    """The newest value of each item, by feature: `item_id`, its time as `order`, its columns."""
+    features = _columns(fitted)
+    if not features:
         return {}
     item = table[ITEM].combine_chunks()
     codes = item if pa.types.is_dictionary(item.type) else item.dictionary_encode()
@@ -61,8 +63,8 @@ def newest_of(fitted: Fitted, table: pa.Table) -> dict[str, pa.Table]:
     code = pc.fill_null(codes.indices, -1).to_numpy()[order]
     items = codes.dictionary.cast(fitted.item.values.type)
     found = {}
-    for name in names:
-        column = table[name].combine_chunks()
+    for name, columns in features.items():
+        column = table[columns[0]].combine_chunks()  # missing only if all values are
         known = column.is_valid().to_numpy(zero_copy_only=False)
         if name not in fitted.vocabularies:
             known = known & pc.fill_null(pc.is_finite(column), False).to_numpy(zero_copy_only=False)
@@ -71,15 +73,17 @@ def newest_of(fitted: Fitted, table: pa.Table) -> dict[str, pa.Table]:
         last = np.full(len(items), -1)
         last[of[of >= 0]] = rows[of >= 0]  # the last that is assigned stays
         seen = np.flatnonzero(last >= 0)
-        taken = values.plain_text(column.take(pa.array(last[seen])))
-        found[name] = pa.table(
-            {
-                ITEM: items.take(pa.array(seen)),
-                _ORDER: times[last[seen]],
-                name: taken.cast(_kind(fitted, name)),
-            }
-        )
+        newest = {ITEM: items.take(pa.array(seen)), _ORDER: times[last[seen]]}
+        for column_name in columns:
+            taken = table[column_name].combine_chunks().take(pa.array(last[seen]))
+            newest[column_name] = values.plain_text(taken).cast(_kind(fitted, name))
+        found[name] = pa.table(newest)
     return found
+
+
+def _columns(fitted: Fitted) -> dict[str, tuple[str, ...]]:
+    """Of the features that describe items."""
+    return {f.name: f.columns for f in fitted.recipe.features if f.of == "item"}
 
 
 def _kind(fitted: Fitted, name: str) -> pa.DataType:

@@ -10,23 +10,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 from dask.delayed import delayed
 from merlin.dag import ColumnSelector
 from merlin.schema import ColumnSchema, Schema, Tags
 from nvtabular.ops import Normalize, Operator
-from nvtabular.ops.categorify import _emb_sz_rule
-from nvtabular.ops.stat_operator import StatOperator
 
-from pipeline.core.columns import FIRST_ITEM, NULL, OUT_OF_VOCABULARY
 from pipeline.preprocess.ordering import order_by
 from pipeline.preprocess.statistics import (
     Moments,
-    counts_of,
-    merge_counts,
     merge_moments,
     moments_of,
-    vocabulary_of,
 )
 
 DAY_SECONDS = 86_400
@@ -34,112 +27,6 @@ WEEK_SECONDS = 7 * DAY_SECONDS
 EPOCH_WEEKDAY_SECONDS = 3 * DAY_SECONDS
 """1970-01-01 was a Thursday; weeks are to begin on Monday."""
 PERIODS = {"hour": (DAY_SECONDS, 0), "weekday": (WEEK_SECONDS, EPOCH_WEEKDAY_SECONDS)}
-
-
-class Encode(StatOperator):
-    """NVTabular's Categorify on arrays: each value is looked up once, in Arrow's hash tables.
-
-    Unlike the original it takes a column that is missing throughout, in training or in a
-    partition, and of equally frequent values the smaller one comes first: the original leaves
-    their order to an unstable sort. Indices are the original's: NULL, OUT_OF_VOCABULARY, then the
-    values from FIRST_ITEM on.
-    """
-
-    def __init__(
-        self,
-        thresholds: dict[str, int] | None = None,
-        vocabularies: dict[str, pa.Array] | None = None,
-    ) -> None:
-        """Of columns by name.
-
-        Args:
-            thresholds: how often a value is seen, at least, to get an index of its own; 1 if not
-                given
-            vocabularies: values in the order of their indices; then there is nothing to fit
-        """
-        super().__init__()
-        self.thresholds = thresholds or {}
-        self.vocabularies = dict(vocabularies or {})
-        self.fitted = vocabularies is not None
-
-    def fit(self, col_selector: ColumnSelector, ddf: Any) -> Any:
-        """Counts of each column's values, still to be computed."""
-        parts = [delayed(counts_of)(part, col_selector.names) for part in ddf.to_delayed()]
-        return delayed(merge_counts)(parts)
-
-    def fit_finalize(self, dask_stats: dict[str, pa.Table]) -> None:
-        """Order the values by how often they were seen."""
-        for name, counts in dask_stats.items():
-            self.vocabularies[name] = vocabulary_of(counts, self.thresholds.get(name, 1))
-
-    def clear(self) -> None:
-        """Forget what was learned."""
-        self.vocabularies = {}
-
-    def transform(self, col_selector: ColumnSelector, df: Any) -> Any:
-        """Replace values by their indices; NULL and OUT_OF_VOCABULARY are two of them."""
-        names = col_selector.names
-        if isinstance(df, pd.DataFrame):
-            found = {name: indices_of(df[name], self.vocabularies[name]) for name in names}
-            return pd.DataFrame(found, index=df.index)
-        return type(df)({name: _looked_up(df[name], self.vocabularies[name]) for name in names})
-
-    def _compute_properties(self, col_schema: ColumnSchema, input_schema: Schema) -> ColumnSchema:
-        found = super()._compute_properties(col_schema, input_schema)
-        vocabulary = self.vocabularies.get(col_schema.name)
-        if vocabulary is None:
-            return found
-        cardinality, dimension = _emb_sz_rule(FIRST_ITEM + len(vocabulary))
-        added = {
-            "domain": {"min": 0, "max": cardinality - 1, "name": col_schema.name},
-            "embedding_sizes": {"cardinality": cardinality, "dimension": dimension},
-        }
-        return col_schema.with_properties({**found.properties, **added})
-
-    @property
-    def output_tags(self) -> list[Tags]:
-        """Categorical."""
-        return [Tags.CATEGORICAL]
-
-    @property
-    def output_dtype(self) -> type:
-        """int64 indices."""
-        return np.int64
-
-
-def indices_of(column: pd.Series, vocabulary: pa.Array) -> np.ndarray:
-    """(N,) int64: NULL for a missing value, OUT_OF_VOCABULARY for one that `vocabulary` lacks."""
-    if isinstance(column.dtype, pd.CategoricalDtype):
-        known = pa.array(column.cat.categories, from_pandas=True)
-        of_category = np.append(_positions(known, vocabulary), NULL)
-        return of_category[column.cat.codes.to_numpy()]  # -1 is missing
-    return _positions(pa.array(column, from_pandas=True), vocabulary)
-
-
-def _positions(given: pa.Array, vocabulary: pa.Array) -> np.ndarray:
-    if pa.types.is_null(given.type):
-        return np.full(len(given), NULL, np.int64)
-    if given.type != vocabulary.type:
-        given = given.cast(vocabulary.type)
-    found = pc.index_in(given, value_set=vocabulary)
-    indices = (
-        pc.fill_null(found, OUT_OF_VOCABULARY - FIRST_ITEM).to_numpy().astype(np.int64) + FIRST_ITEM
-    )
-    if given.null_count:
-        indices[given.is_null().to_numpy(zero_copy_only=False)] = NULL
-    return indices
-
-
-def _looked_up(column: Any, vocabulary: pa.Array) -> Any:
-    """The same on cuDF, whose names are those of pandas."""
-    frame = type(column.to_frame())
-    table = frame({"value": vocabulary.to_pandas(), "index": np.arange(len(vocabulary))})
-    rows = frame({"value": column.reset_index(drop=True)})
-    rows["row"] = rows.index
-    joined = rows.merge(table, on="value", how="left").sort_values("row")
-    indices = joined["index"].fillna(OUT_OF_VOCABULARY - FIRST_ITEM).astype("int64") + FIRST_ITEM
-    indices.index = column.index
-    return indices.mask(column.isna(), NULL)
 
 
 class Standardise(Normalize):

@@ -58,7 +58,7 @@ def _repeats(recipe: Preprocess, table: pa.Table, starts: np.ndarray) -> np.ndar
     if not len(rows):
         return rows
     key = np.cumsum(~same[rows])
-    for name in (ITEM, *(feature.name for feature in recipe.features)):
+    for name in (ITEM, *(feature.name for feature in recipe.scalar_features)):
         codes, count = _codes(table[name].combine_chunks().take(pa.array(rows)))
         if int(key.max()) >= _LARGEST // count:
             key, _ = _codes(pa.array(key))

@@ -20,6 +20,7 @@ from pipeline.core.errors import ConfigError, DataError
 from pipeline.core.fitted import ITEMS_FILE, Fitted, ValueType
 from pipeline.core.logfile import check_tables, find_logs
 from pipeline.core.merlin import has_cudf
+from pipeline.core.proto import VALUE_OF
 from pipeline.core.recipe import Preprocess
 from pipeline.preprocess import engine, workflow
 from pipeline.preprocess.cluster import check_shared, on_cluster
@@ -30,6 +31,7 @@ _ROW_GROUP_SESSIONS = 65_536
 """Rows that the dataloader reads at a time."""
 _FAR_MICROSECONDS = 10 * 365 * 86_400 * 10**6
 _SCHEMA_PROPERTIES = ("domain", "embedding_sizes", "value_count")
+"""Of Merlin's, what is written; none of it is a path of this machine."""
 
 
 def preprocess(
@@ -78,7 +80,7 @@ def preprocess(
     ):
         if client is not None:
             check_shared(client, Path(scratch))
-        types = None if known is None else {n: v.type for n, v in known.vocabularies.items()}
+        types = None if known is None else {n: v.type for n, v in known.of_columns.items()}
         log = _read(recipe, inputs, Path(scratch) / "log", pool, types)
         facts["engine"] = "cudf" if has_cudf() else "pandas"
         facts["rows"] = {"input": log.report.facts(log.rows)}
@@ -116,7 +118,7 @@ def preprocess(
             facts["sessions"][name] = _write_part(fitted, directory, name, found, items)
         if (known_items := items.table()) is not None:
             pq.write_table(known_items, directory / FITTED_DIRECTORY / ITEMS_FILE)
-        _write_schema(engine.schema_of(fitted, log), directory)
+        _write_schema(engine.schema_of(fitted, log), recipe, directory)
         facts["catalogue_items"] = len(fitted.item.values)
         if known is not None:
             facts["new_items"] = len(fitted.item.values) - len(known.item.values)
@@ -140,8 +142,11 @@ def _known(recipe: Preprocess, base: Path) -> Fitted:
     return known
 
 
-def _features(recipe: Preprocess) -> list[tuple[str, str, str, bool]]:
-    return sorted((f.name, f.kind, f.of, f.log) for f in recipe.features)
+def _features(recipe: Preprocess) -> list[tuple[object, ...]]:
+    return sorted(
+        (f.name, f.kind, f.of, f.log, f.buckets, f.hash_buckets, len(f.columns))
+        for f in recipe.features
+    )
 
 
 def _read(
@@ -219,14 +224,16 @@ def _write_groups(writer: pq.ParquetWriter, table: pa.Table) -> pa.Table:
     return table.slice(whole)
 
 
-def _write_schema(schema: MerlinSchema, directory: Path) -> None:
+def _write_schema(schema: MerlinSchema, recipe: Preprocess, directory: Path) -> None:
     """`schema.pbtxt` by Merlin's own writer, without paths of this machine."""
+    value_of = {c: {VALUE_OF: f.name} for f in recipe.features for c in f.columns if c != f.name}
     columns = [
         ColumnSchema(
             column.name,
             tags=column.tags,
             dtype=column.dtype,
-            properties={k: v for k, v in column.properties.items() if k in _SCHEMA_PROPERTIES},
+            properties={k: v for k, v in column.properties.items() if k in _SCHEMA_PROPERTIES}
+            | value_of.get(column.name, {}),
             is_list=column.is_list,
             is_ragged=column.is_ragged,
         )

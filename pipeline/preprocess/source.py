@@ -18,7 +18,7 @@ from pipeline.core.errors import DataError
 from pipeline.core.fitted import TimestampType, ValueType
 from pipeline.core.logfile import BLOCK_ROWS, check_features, scan_log
 from pipeline.core.logreport import Report
-from pipeline.core.recipe import Preprocess
+from pipeline.core.recipe import Preprocess, Timestamp
 from pipeline.preprocess.tables import Joined
 
 
@@ -48,8 +48,8 @@ class Block:
 
 
 def id_columns(recipe: Preprocess) -> list[str]:
-    """The session, the item and each categorical feature."""
-    return [SESSION, ITEM, *(f.name for f in recipe.features if f.kind == "categorical")]
+    """The session, the item and the columns of each categorical feature."""
+    return [SESSION, ITEM, *(f.name for f in recipe.scalar_features if f.kind == "categorical")]
 
 
 def raw_blocks(
@@ -88,19 +88,7 @@ def typed_block(
     stay integers and all else becomes text.
     """
     report = Report()
-    columns: dict[str, pa.Array] = {}
-    types: dict[str, ValueType] = {}
-    wanted = fitted_types or {}  # not of the session: its id is never encoded
-    bounds = {f.name: f.buckets for f in recipe.features if f.buckets}
-    for name in id_columns(recipe):
-        if name in bounds:
-            numbers, bad = values.numbers([values.plain(table[name])], positive=False)
-            columns[name], types[name] = values.bucket(numbers, bounds[name]), "int64"
-            report.repaired[f"values of {name} that are no usable number"] += bad
-            continue
-        kind = None if name == SESSION else wanted.get(name)
-        columns[name], types[name] = values.category_chunk(values.plain(table[name]), kind)
-    columns[SESSION] = values.plain_text(columns[SESSION])
+    columns, types = _ids(recipe, table, fitted_types or {}, report)
     for feature in recipe.features:
         if feature.kind == "continuous":
             chunk = values.plain(table[feature.name])
@@ -117,16 +105,47 @@ def typed_block(
     found = pa.table(columns)
     found = _keep(found, pc.is_valid(found[SESSION]), "rows without a session id", report)
     if recipe.timestamp is not None:
-        timed = pc.not_equal(found[TIMESTAMP], values.NO_TIME)
-        found = _keep(found, timed, "rows without a usable time", report)
-        first, last = recipe.timestamp.bounds
-        if first is not None:
-            inside = pc.greater_equal(found[TIMESTAMP], first)
-            found = _keep(found, inside, f"rows before {recipe.timestamp.earliest}", report)
-        if last is not None:
-            inside = pc.less_equal(found[TIMESTAMP], last)
-            found = _keep(found, inside, f"rows after {recipe.timestamp.latest}", report)
+        found = _timed(recipe.timestamp, found, report)
     return Block(found, types, timestamp_type, report)
+
+
+def _ids(
+    recipe: Preprocess, table: pa.Table, wanted: dict[str, ValueType], report: Report
+) -> tuple[dict[str, pa.Array], dict[str, ValueType]]:
+    """Columns of ids and categories, and their types."""
+    read = {SESSION: values.category_chunk(values.plain(table[SESSION]), None)}  # never encoded
+    read[SESSION] = (values.plain_text(read[SESSION][0]), read[SESSION][1])
+    read[ITEM] = values.category_chunk(values.plain(table[ITEM]), wanted.get(ITEM))
+    for feature in recipe.features:
+        name = feature.name
+        if feature.kind == "continuous":
+            continue
+        column, kind = values.plain(table[name]), wanted.get(feature.columns[0])
+        if feature.buckets:
+            numbers, bad = values.numbers([column], positive=False)
+            read[name] = values.bucket(numbers, feature.buckets), "int64"
+            report.repaired[f"values of {name} that are no usable number"] += bad
+        elif feature.values_per_interaction > 1:
+            found, kind = values.several(column, feature.separator, len(feature.columns), kind)
+            read |= {c: (part, kind) for c, part in zip(feature.columns, found, strict=True)}
+        else:
+            read[name] = values.category_chunk(column, kind)
+    columns = {name: column for name, (column, _) in read.items()}
+    return columns, {name: kind for name, (_, kind) in read.items()}
+
+
+def _timed(timestamp: Timestamp, table: pa.Table, report: Report) -> pa.Table:
+    """Rows whose times are to be used."""
+    timed = pc.not_equal(table[TIMESTAMP], values.NO_TIME)
+    table = _keep(table, timed, "rows without a usable time", report)
+    first, last = timestamp.bounds
+    if first is not None:
+        inside = pc.greater_equal(table[TIMESTAMP], first)
+        table = _keep(table, inside, f"rows before {timestamp.earliest}", report)
+    if last is not None:
+        inside = pc.less_equal(table[TIMESTAMP], last)
+        table = _keep(table, inside, f"rows after {timestamp.latest}", report)
+    return table
 
 
 def _keep(table: pa.Table, kept: pa.ChunkedArray, reason: str, report: Report) -> pa.Table:
@@ -144,6 +163,10 @@ def common_types(
     types = {
         name: values.common_type(types[name] for types, _ in found) for name in id_columns(recipe)
     }
+    for feature in recipe.features:
+        if feature.kind == "categorical":
+            kind = values.common_type(types[name] for name in feature.columns)
+            types |= dict.fromkeys(feature.columns, kind)
     order: tuple[TimestampType, ...] = ("string", "float64", "int64")
     times = {kind for _, kind in found}
     return types, next((kind for kind in order if kind in times), None)

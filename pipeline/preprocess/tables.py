@@ -42,7 +42,7 @@ def _read(recipe: Preprocess, of: str, table: Table, report: Report) -> tuple[pa
     names = [f.name for f in recipe.features if f.table and f.of == of]
     key = table.key or (recipe.item if of == "item" else recipe.session)
     features = [
-        {"name": f.name, "column": f.column, "kind": f.kind}
+        f.model_dump(include={"name", "column", "kind", "values_per_interaction", "separator"})
         for f in recipe.features
         if f.name in names
     ]

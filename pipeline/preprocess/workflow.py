@@ -19,7 +19,8 @@ from pipeline.core.fitted import Fitted, Standardisation, TimestampType, ValueTy
 from pipeline.core.merlin import has_cudf
 from pipeline.core.recipe import Preprocess
 from pipeline.core.values import UNKNOWN_INTEGER
-from pipeline.preprocess.operators import Cyclic, Elapsed, Encode, GroupSessions, Standardise
+from pipeline.preprocess.encoding import Encode
+from pipeline.preprocess.operators import Cyclic, Elapsed, GroupSessions, Standardise
 from pipeline.preprocess.statistics import (
     Moments,
     counts_of,
@@ -44,7 +45,7 @@ class Statistics:
 
 def statistics(recipe: Preprocess, frame: pd.DataFrame) -> Statistics:
     """Of interactions, sessions of which are whole."""
-    names = [ITEM, *(f.name for f in recipe.features if f.kind == "categorical")]
+    names = [ITEM, *(f.name for f in recipe.scalar_features if f.kind == "categorical")]
     numbers = _numbers(recipe)
     moments: dict[str, Moments] = {}
     if numbers is not None and len(frame):
@@ -65,24 +66,29 @@ def fit(
     What `base` knows keeps its index, and new values get the next ones; means and deviations are
     those of `base`, so that a model that was trained on them reads numbers as before.
     """
+    feature_of = {c: f.name for f in recipe.features for c in f.columns}
     counts: dict[str, list[pa.Table]] = {}
     moments: dict[str, Moments] = {}
     for part in parts:
         for name, table in part.counts.items():
-            waiting = counts.setdefault(name, [])
+            waiting = counts.setdefault(feature_of.get(name, name), [])
             waiting.append(table)
             if len(waiting) > 1 and sum(t.num_rows for t in waiting[1:]) > _COUNTS_ROWS:
                 counts[name] = [summed(waiting)]
         for name, found in part.moments.items():
             moments[name] = together(moments[name], found) if name in moments else found
-    thresholds = _thresholds(recipe)
+    categorical = {f.name: f for f in recipe.features if f.kind == "categorical"}
     vocabularies = {}
     for name, tables in counts.items():
-        found = vocabulary_of(summed(tables), thresholds.get(name, 1))
-        values = found.cast(pa.int64() if types[name] == "int64" else pa.string())
+        feature = categorical.get(name)
+        limit = recipe.min_item_count if feature is None else feature.min_count
+        kind = types[name if feature is None else feature.columns[0]]
+        found = vocabulary_of(summed(tables), limit)
+        values = found.cast(pa.int64() if kind == "int64" else pa.string())
         if base is not None:
             values = _behind(base.vocabularies[name].values, values)
-        vocabularies[name] = Vocabulary(type=types[name], values=values)
+        buckets = 0 if feature is None else feature.hash_buckets
+        vocabularies[name] = Vocabulary(type=kind, values=values, hash_buckets=buckets)
     standardisations = {
         name: Standardisation(mean=found.mean, deviation=found.deviation)
         for name, found in moments.items()
@@ -117,17 +123,24 @@ def rebuild(fitted: Fitted, keep: int | None) -> Workflow:
 
     `keep`: newest interactions of a session that stay; None keeps all.
     """
-    encode = Encode(vocabularies={n: v.values for n, v in fitted.vocabularies.items()})
+    columns = fitted.of_columns
+    encode = Encode(
+        vocabularies={name: vocabulary.values for name, vocabulary in columns.items()},
+        hash_buckets={name: vocabulary.hash_buckets for name, vocabulary in columns.items()},
+        further=[name for feature in fitted.categorical for name in feature.columns[1:]],
+    )
     normalize = Standardise(out_dtype=np.float32)
     for name, statistics in fitted.standardisations.items():
         normalize.means[name] = statistics.mean
         normalize.stds[name] = statistics.deviation
     normalize.fitted = True
-    session_features = tuple(f.name for f in fitted.recipe.features if f.of == "session")
-    columns = _interaction_graph(fitted.recipe, encode, normalize)
-    columns = columns + (ColumnSelector([SESSION]) >> AddTags([Tags.SESSION, Tags.SESSION_ID]))
-    columns = columns + (ColumnSelector([TIMESTAMP]) >> AddTags([Tags.TIME]))
-    return Workflow(columns >> GroupSessions(SESSION, TIMESTAMP, session_features, keep))
+    session_features = tuple(
+        feature.name for feature in fitted.recipe.scalar_features if feature.of == "session"
+    )
+    graph = _interaction_graph(fitted.recipe, encode, normalize)
+    graph = graph + (ColumnSelector([SESSION]) >> AddTags([Tags.SESSION, Tags.SESSION_ID]))
+    graph = graph + (ColumnSelector([TIMESTAMP]) >> AddTags([Tags.TIME]))
+    return Workflow(graph >> GroupSessions(SESSION, TIMESTAMP, session_features, keep))
 
 
 def transform(workflow: Workflow, interactions: pd.DataFrame) -> Any:
@@ -173,16 +186,11 @@ def _interaction_graph(recipe: Preprocess, encode: Encode, normalize: Standardis
     return graph
 
 
-def _thresholds(recipe: Preprocess) -> dict[str, int]:
-    categorical = {f.name: f.min_count for f in recipe.features if f.kind == "categorical"}
-    return {ITEM: recipe.min_item_count, **categorical}
-
-
 def _groups(recipe: Preprocess, kind: str) -> list[tuple[list[str], list[Tags]]]:
     """Columns of one kind with the tags for what they describe."""
     groups: list[tuple[list[str], list[Tags]]] = []
     for of, tags in (("item", [Tags.ITEM]), ("session", [Tags.SESSION]), ("interaction", [])):
-        names = [f.name for f in recipe.features if f.kind == kind and f.of == of]
+        names = [f.name for f in recipe.scalar_features if f.kind == kind and f.of == of]
         if of == "interaction" and kind == "continuous" and recipe.timestamp:
             names += [ELAPSED] if ELAPSED in recipe.timestamp.features else []
         if names:

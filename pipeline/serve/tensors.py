@@ -74,6 +74,7 @@ def _columns(served: ServedModel, sessions: list[Columns]) -> dict[str, np.ndarr
         for name, given in session.items():
             if isinstance(given, str | bytes) or not isinstance(given, Sized):
                 raise ConfigError(f"{name} is {given!r}, expected a list of values.")
+    separators = {f.name: f.separator for f in served.recipe.features if len(f.columns) > 1}
     lengths = [len(session.get(ITEM, ())) for session in sessions]
     width = max(lengths, default=0)
     tensors = {}
@@ -87,7 +88,10 @@ def _columns(served: ServedModel, sessions: list[Columns]) -> dict[str, np.ndarr
         for row, session in enumerate(sessions):
             if name not in session:
                 continue  # missing throughout
-            given = _typed(session[name], types[name], name)
+            listed = session[name]
+            if name in separators:
+                listed = [_joined(values, separators[name]) for values in listed]
+            given = _typed(listed, types[name], name)
             expected = size if size == 1 and name != ITEM else lengths[row]
             if len(given) != expected:
                 raise ConfigError(
@@ -99,6 +103,13 @@ def _columns(served: ServedModel, sessions: list[Columns]) -> dict[str, np.ndarr
     if len(sessions) > 1:
         tensors["length"] = np.array(lengths, np.int32)[:, np.newaxis]
     return tensors
+
+
+def _joined(given: Any, separator: str) -> Any:
+    """Several values of an interaction as the text that holds them."""
+    if isinstance(given, list | tuple):
+        return separator.join(str(value) for value in given if value is not None)
+    return given
 
 
 def _ids(given: list[Any], kind: str, name: str, count: int) -> np.ndarray:

@@ -23,7 +23,12 @@ def from_data(data: Path, fitted: Fitted, model: ModelConfig, train: TrainConfig
     vectors = {}
     for place, pretrained in enumerate(model.pretrained):
         ids = _values(fitted, pretrained.feature, "`model.pretrained`")
-        vectors[place], _ = read_vectors(Path(pretrained.file), ids)
+        found, _ = read_vectors(Path(pretrained.file), ids)
+        buckets = fitted.vocabularies[pretrained.feature].hash_buckets
+        if buckets:  # what has no index of its own has no vector of its own
+            mean = found[FIRST_ITEM:].mean(0, keepdim=True).expand(buckets, -1)
+            found = torch.cat([found[:FIRST_ITEM], mean, found[FIRST_ITEM:]])
+        vectors[place] = found
     positives = {}
     for target in model.targets:
         kinds = {feature.name: feature.kind for feature in fitted.recipe.features}
@@ -106,8 +111,11 @@ def _table(
 ) -> Tensor:
     """(rows,) the number of each value of a categorical feature, by its index."""
     values = _values(fitted, feature, where)
+    first = fitted.vocabularies[feature].first
+    if any(f.name == feature and len(f.columns) > 1 for f in fitted.recipe.features):
+        raise ConfigError(f"{where} names {feature!r}, which has several values an interaction.")
     places = {str(value): place for place, value in enumerate(values)}
-    table = torch.full((FIRST_ITEM + len(values),), other)
+    table = torch.full((first + len(values),), other)
     for value, number in numbers.items():
         place = places.get(_text(value))
         if place is None:
@@ -115,7 +123,7 @@ def _table(
                 f"{where}: {feature!r} never is {value!r} in the training data. It is: "
                 f"{_some(values)}."
             )
-        table[FIRST_ITEM + place] = number
+        table[first + place] = number
     return table
 
 

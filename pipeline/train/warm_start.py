@@ -129,19 +129,20 @@ def check_separate_tables(config: ModelConfig) -> None:
 def matched_rows(learned: Vocabulary, found: Vocabulary) -> np.ndarray:
     """(V,) for each index of `found`, that of the same raw value in `learned`, or -1.
 
-    The reserved indices are the same everywhere.
+    The reserved indices are the same everywhere, and so are hash buckets, of which both have as
+    many.
     """
     values, known = found.values, learned.values
     if found.type != learned.type:  # a log may give as text what another gives as a number
         values, known = values.cast(pa.string()), known.cast(pa.string())
-    places = pc.fill_null(pc.index_in(values, value_set=known), -1 - FIRST_ITEM)
-    items = np.asarray(places.to_numpy(zero_copy_only=False), dtype=np.int64) + FIRST_ITEM
-    return np.concatenate([np.arange(FIRST_ITEM), items])
+    places = pc.fill_null(pc.index_in(values, value_set=known), -1 - learned.first)
+    items = np.asarray(places.to_numpy(zero_copy_only=False), dtype=np.int64) + learned.first
+    return np.concatenate([np.arange(found.first), items])
 
 
 def item_features(fitted: Fitted) -> list[str]:
-    """Categorical features that describe the item, in the order of the recipe."""
-    return [feature.name for feature in fitted.categorical if feature.of == "item"]
+    """Columns of categorical features that describe the item, in the order of the recipe."""
+    return [feature.columns[0] for feature in fitted.categorical if feature.of == "item"]
 
 
 def features_of_items(sessions: pa.Table, names: list[str], num_rows: int) -> np.ndarray:
@@ -257,7 +258,9 @@ def _settings(model: Mapping[str, object]) -> dict[str, object]:
 def _features(fitted: Fitted) -> list[str]:
     """What the model reads beside the item, in words."""
     own = [
-        f"{feature.name} ({'log ' if feature.log else ''}{feature.kind} of {feature.of})"
+        f"{feature.name} ({'log ' if feature.log else ''}{feature.kind} of {feature.of}"
+        f"{f', {feature.values_per_interaction} values' if len(feature.columns) > 1 else ''}"
+        f"{f', {feature.hash_buckets} buckets' if feature.hash_buckets else ''})"
         for feature in fitted.recipe.features
     ]
     return own + list(fitted.recipe.time_feature_names)

@@ -89,6 +89,12 @@ class Work:
     ) -> "Work":
         check_separate_tables(config)
         fitted = Fitted.read(data)
+        for feature in fitted.categorical:
+            if len(feature.columns) > 1:
+                raise ConfigError(
+                    f"--windows reads one value an interaction, and {feature.name!r} has several. "
+                    "Leave it out of the recipe, or do without --windows."
+                )
         if fitted.recipe.timestamp is None:
             raise ConfigError(
                 f"--windows needs times, but the recipe of {data} has no `timestamp`. Add it to "

@@ -23,7 +23,8 @@ from pipeline.core.errors import ConfigError, PipelineError
 from pipeline.core.merlin import has_cudf
 from pipeline.preprocess import engine
 from pipeline.preprocess.cluster import on_cluster
-from pipeline.preprocess.operators import Encode, GroupSessions
+from pipeline.preprocess.encoding import Encode
+from pipeline.preprocess.operators import GroupSessions
 from pipeline.preprocess.run import preprocess
 from tests.conftest import ROOT, Shop
 

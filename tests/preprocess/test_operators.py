@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.core.columns import FIRST_ITEM
+from pipeline.preprocess.encoding import Encode
 from pipeline.preprocess.operators import (
     Cyclic,
     Elapsed,
-    Encode,
     GroupSessions,
     Standardise,
     session_order,

@@ -16,7 +16,8 @@ from pipeline.core.errors import ArtifactError
 from pipeline.core.fitted import Fitted, Standardisation, Vocabulary
 from pipeline.core.recipe import Preprocess
 from pipeline.preprocess import workflow
-from pipeline.preprocess.operators import Encode, Standardise, session_order
+from pipeline.preprocess.encoding import Encode
+from pipeline.preprocess.operators import Standardise, session_order
 from pipeline.preprocess.source import Interactions, read_interactions
 
 # isort: split
@@ -88,7 +89,7 @@ def test_a_rebuilt_workflow_transforms_like_the_fitted_one(
     log = interactions(rows)
     rebuilt = sessions_of(fitted_to(log, directory), log.frame, None)
 
-    encode = Encode(thresholds=workflow._thresholds(RECIPE))
+    encode = Encode({f.name: f.min_count for f in RECIPE.features if f.kind == "categorical"})
     normalize = Standardise(out_dtype=np.float32)
     graph = Workflow(workflow._interaction_graph(RECIPE, encode, normalize))
     flat = graph.fit_transform(Dataset(log.frame, cpu=True)).to_ddf().compute()

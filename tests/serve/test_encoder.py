@@ -37,6 +37,8 @@ KINDS = {
     "nothing": pa.string(),
     "device": pa.string(),
     "age": pa.float64(),
+    "tags": pa.string(),
+    "codes": pa.string(),
 }
 FEATURES = [
     {"name": "number", "kind": "categorical", "of": "item"},
@@ -50,6 +52,25 @@ FEATURES = [
     {"name": "age", "kind": "continuous", "of": "session", "log": True},
     {"name": "band", "column": "price", "kind": "categorical", "buckets": [-1, 0.0, 9.99, 1e3]},
     {"name": "stage", "column": "age", "kind": "categorical", "of": "session", "buckets": [30]},
+    {"name": "tags", "kind": "categorical", "values_per_interaction": 3},
+    {
+        "name": "codes",
+        "kind": "categorical",
+        "of": "item",
+        "values_per_interaction": 2,
+        "separator": ",",
+        "min_count": 2,
+    },
+    {
+        "name": "topics",
+        "column": "tags",
+        "kind": "categorical",
+        "of": "session",
+        "values_per_interaction": 2,
+        "hash_buckets": 4,
+    },
+    {"name": "bin", "column": "number", "kind": "categorical", "hash_buckets": 3, "min_count": 2},
+    {"name": "shade", "column": "colour", "kind": "categorical", "hash_buckets": 5, "min_count": 2},
 ]
 SOURCES = {feature["name"]: feature.get("column", feature["name"]) for feature in FEATURES}
 SHOPS = tempfile.TemporaryDirectory()
@@ -97,7 +118,7 @@ def open_shop(recipe: Preprocess, training: list[tuple], time_type: pa.DataType)
 def by_workflow(shop: Shop, rows: list[tuple], time_type: pa.DataType) -> dict[str, np.ndarray]:
     """What NVTabular makes of the rows as a log, padded as the model is given it."""
     fitted = shop.fitted
-    types = {name: v.type for name, v in fitted.vocabularies.items()}
+    types = {name: v.type for name, v in fitted.of_columns.items()}
     log = interactions(fitted.recipe, rows, time_type, types | {"session_id": "int64"})
     assert len(log.frame) == len(rows)
     length = fitted.recipe.max_sequence_length
@@ -208,6 +229,7 @@ NUMBERS = st.one_of(
     st.floats(),
     st.floats(0, 1000, width=32),
 )  # fmt: skip
+SEVERAL = st.none() | st.text("xy57| ,\té0-", max_size=9)
 FINITE = st.sampled_from([None, 1.0, 2.5, 2.5, 40.0])
 
 
@@ -262,17 +284,19 @@ def logs(time: st.SearchStrategy, size: int, training: bool = False) -> st.Searc
         st.none() if training else TEXTS,
         st.sampled_from(["phone", "tablet", None]),
         FINITE,
+        SEVERAL,
+        SEVERAL,
         time,
     )
     return st.lists(row, min_size=1, max_size=size)
 
 
 TRAINING = [
-    (1, "a", 7, "red", 9.99, 1.5, 0.1, None, None, "phone", 30.0),
-    (1, "b", 8, "blue", 0.0, -7.5, 0.1, None, None, "phone", 30.0),
-    (2, "a", 7, "red", 9.99, None, 0.1, None, None, "tablet", 2.5),
-    (2, "é", 2053013555631882655, "é", 120.0, 3.25, 0.1, None, None, "tablet", 2.5),
-    (2, "b", None, "blue", None, 1e6, 0.1, None, None, None, None),
+    (1, "a", 7, "red", 9.99, 1.5, 0.1, None, None, "phone", 30.0, "x|y", "5,7"),
+    (1, "b", 8, "blue", 0.0, -7.5, 0.1, None, None, "phone", 30.0, " y ||x|é", "57"),
+    (2, "a", 7, "red", 9.99, None, 0.1, None, None, "tablet", 2.5, "x", "7, 5"),
+    (2, "é", 2053013555631882655, "é", 120.0, 3.25, 0.1, None, None, "tablet", 2.5, None, "57"),
+    (2, "b", None, "blue", None, 1e6, 0.1, None, None, None, None, "|", ""),
 ]
 FEW = settings(
     deadline=None,
@@ -346,6 +370,8 @@ def test_the_encoder_equals_the_workflow_on_a_large_batch() -> None:
             None,
             random.choice(["phone", "tablet"]),
             float(random.integers(90)),
+            "|".join(random.choice(["x", "y", "xy", "é"], random.integers(5))),
+            ",".join(random.choice(["5", "7", "05", "a"], random.integers(4))),
             int(random.integers(2_000_000_000)),
         )
         for _ in range(4_000)

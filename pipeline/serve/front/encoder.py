@@ -12,7 +12,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .lookups import MISSING_INTEGER, IntegerLookup, TextLookup, lookup_of, read_values
+from .lookups import (
+    MISSING_INTEGER,
+    IntegerLookup,
+    SeveralLookup,
+    TextLookup,
+    lookup_of,
+    read_values,
+)
 from .times import names_of, time_feature
 
 
@@ -37,20 +44,26 @@ class Encoder:
         self.length: int = self.spec["max_sequence_length"]
         self.columns: list[dict[str, Any]] = self.spec["columns"]
         self.timestamp: dict[str, Any] | None = self.spec["timestamp"]
-        self.lookups: dict[str, IntegerLookup | TextLookup] = {}
+        self.lookups: dict[str, IntegerLookup | TextLookup | SeveralLookup] = {}
         for column in self.columns:
             if column["kind"] == "categorical":
-                kind = "int64" if "buckets" in column else column["type"]
+                kind = "int64" if "buckets" in column else column.get("values", column["type"])
                 values = read_values(directory, column["name"], kind)
-                self.lookups[column["name"]] = lookup_of(values)
+                lookup = lookup_of(values, column.get("hash_buckets", 0))
+                self.lookups[column["name"]] = (
+                    SeveralLookup(lookup, column["separator"], column["columns"])
+                    if "columns" in column
+                    else lookup
+                )
                 if column["name"] == "item_id":
                     self.items = item_array(values)
         self.unsent = {c["name"]: self._encode_column(c, missing(c, 1))[0] for c in self.columns}
-        """What a missing value of each column becomes."""
+        """What a missing value of each column becomes; (M,) of several values."""
         self.of_item = {
             c["name"]: self._of_items(directory, c) for c in self.columns[1:] if c["of_item"]
         }
-        """By feature of items that a request need not hold: (V,) of each index of an item."""
+        """By feature of items that a request need not hold: (V,) of each index of an item, (V, M)
+        of several values."""
 
     def encode(self, rows: Rows, width: int | None = None) -> dict[str, np.ndarray]:
         """Rows of S sessions -> per feature (S, W) of its newest W interactions, or (S, 1).
@@ -70,8 +83,8 @@ class Encoder:
         def padded(flat: np.ndarray) -> np.ndarray:
             """Of kept interactions."""
             if even:
-                return flat.reshape(count, width)
-            whole = np.zeros((count, width), flat.dtype)
+                return flat.reshape(count, width, *flat.shape[1:])
+            whole = np.zeros((count, width, *flat.shape[1:]), flat.dtype)
             whole[row, column] = flat
             return whole
 
@@ -82,17 +95,22 @@ class Encoder:
             values = rows.columns.get(name)
             if spec["scope"] == "session":
                 if values is None:
-                    encoded[name] = np.full((count, 1), self.unsent[name])
+                    encoded[name] = _repeated(self.unsent[name], (count, 1))
                 else:
                     encoded[name] = self._encode_column(spec, values)[:, np.newaxis]
             elif values is None and name in self.of_item:
                 encoded[name] = self.of_item[name][encoded["item_id"]]
             elif values is None:
                 size = count * width if row is None else len(row)
-                encoded[name] = padded(np.full(size, self.unsent[name]))
+                encoded[name] = padded(_repeated(self.unsent[name], (size,)))
             else:
                 values = values if chosen is None else values[chosen]
                 encoded[name] = padded(self._encode_column(spec, values))
+        for spec in self.columns:
+            if "columns" in spec:
+                several = encoded.pop(spec["name"])
+                for number, name in enumerate(spec["columns"]):
+                    encoded[name] = np.ascontiguousarray(several[..., number])
         for feature in self.spec["time_features"]:
             if rows.times is None:
                 for name in names_of(feature):
@@ -110,9 +128,8 @@ class Encoder:
         if spec["kind"] == "continuous":
             known = standardise(known, spec)
         unsent = self.unsent[spec["name"]]
-        return np.concatenate(
-            [np.array([0, unsent, unsent], unsent.dtype), known.astype(unsent.dtype)]
-        )
+        reserved = np.stack([np.zeros_like(unsent), unsent, unsent])
+        return np.concatenate([reserved, known.astype(unsent.dtype)])
 
     def _reshaped(self, rows: Rows) -> Rows:
         """Of each row the session that is going on, without repeats, as training has seen them."""
@@ -165,6 +182,11 @@ class Encoder:
             assert self.timestamp is not None  # noqa: S101
             found["elapsed"] = standardise(found["elapsed"], self.timestamp["elapsed"])
         return found
+
+
+def _repeated(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """(...) -> (*shape, ...)"""
+    return np.broadcast_to(value, (*shape, *np.shape(value))).copy()
 
 
 def item_array(values: np.ndarray | list[bytes]) -> np.ndarray:

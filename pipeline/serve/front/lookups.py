@@ -1,16 +1,25 @@
-"""Tables between raw values and indices."""
+"""Tables between raw values and indices.
+
+Of a column with `hash_buckets` so many indices from FIRST_ITEM on are shared by what has none of
+its own; those of the values follow.
+"""
 
 from __future__ import annotations
 
+import re
+import zlib
 from pathlib import Path
 
 import numpy as np
 
+PADDING = 0
 NULL = 1
 OUT_OF_VOCABULARY = 2
 FIRST_ITEM = 3
 CLOSE = 4
 """Entries of a table for each of the values that it may have."""
+UNKNOWN_INTEGER = -(2**63) + 1
+_INTEGER = re.compile(rb"0|-?[1-9][0-9]{0,18}")
 MISSING_INTEGER = -(2**63)
 """Stands for a missing value where a request's tensor holds integers."""
 
@@ -18,14 +27,16 @@ MISSING_INTEGER = -(2**63)
 class IntegerLookup:
     """Integers to indices: by a table where they lie close together, else by binary search."""
 
-    def __init__(self, values: np.ndarray) -> None:
+    def __init__(self, values: np.ndarray, hash_buckets: int = 0) -> None:
+        self._hash_buckets = hash_buckets
+        self._shift = FIRST_ITEM + hash_buckets
         self._table: np.ndarray | None = None
         if len(values):
             self._first, self._last = int(values.min()), int(values.max())
             reach = self._last - self._first + 1
             if reach <= CLOSE * len(values):
                 self._table = np.full(reach, OUT_OF_VOCABULARY, np.int32)
-                self._table[values - self._first] = np.arange(len(values)) + FIRST_ITEM
+                self._table[values - self._first] = np.arange(len(values)) + self._shift
                 return
         self._order = np.argsort(values, kind="stable")
         self._sorted = values[self._order]
@@ -40,7 +51,10 @@ class IntegerLookup:
         elif len(self._sorted):
             places = np.minimum(np.searchsorted(self._sorted, values), len(self._sorted) - 1)
             known = self._sorted[places] == values
-            indices[known] = self._order[places[known]] + FIRST_ITEM
+            indices[known] = self._order[places[known]] + self._shift
+        if self._hash_buckets:
+            for place in np.flatnonzero(indices == OUT_OF_VOCABULARY):
+                indices[place] = bucket_of(b"%d" % values[place], self._hash_buckets)
         indices[values == MISSING_INTEGER] = NULL
         return indices
 
@@ -48,15 +62,64 @@ class IntegerLookup:
 class TextLookup:
     """Texts, as UTF-8, to indices by hashing; the empty one is missing."""
 
-    def __init__(self, values: list[bytes]) -> None:
-        self._indices = {value: FIRST_ITEM + i for i, value in enumerate(values)}
+    def __init__(self, values: list[bytes], hash_buckets: int = 0) -> None:
+        shift = FIRST_ITEM + hash_buckets
+        self._hash_buckets = hash_buckets
+        self._indices = {value: shift + i for i, value in enumerate(values)}
         self._indices[b""] = NULL
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
         """(n,) bytes or str -> (n,) int64 indices."""
         get = self._indices.get
         keys = (v if isinstance(v, bytes) else str(v).encode("utf-8") for v in values)
-        return np.fromiter((get(k, OUT_OF_VOCABULARY) for k in keys), np.int64, len(values))
+        if not self._hash_buckets:
+            return np.fromiter((get(k, OUT_OF_VOCABULARY) for k in keys), np.int64, len(values))
+        found = (get(k) or bucket_of(k, self._hash_buckets) for k in keys)
+        return np.fromiter(found, np.int64, len(values))
+
+
+class SeveralLookup:
+    """Texts of several values to M indices each, padding behind the last."""
+
+    def __init__(
+        self, lookup: IntegerLookup | TextLookup, separator: str, columns: list[str]
+    ) -> None:
+        self._lookup = lookup
+        self._separator = separator.encode("utf-8")
+        self._most = len(columns)
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        """(n,) bytes or str -> (n, M) int64 indices."""
+        found = np.full((len(values), self._most), PADDING, np.int64)
+        found[:, :1] = NULL
+        words, places = [], []
+        for row, value in enumerate(values):
+            text = value if isinstance(value, bytes) else str(value).encode("utf-8")
+            given = [word for part in text.split(self._separator) if (word := part.strip(b" \t"))]
+            words += given[: self._most]
+            places += [row * self._most + place for place in range(min(len(given), self._most))]
+        if words:
+            found.reshape(-1)[places] = self._lookup(self._typed(words))
+        return found
+
+    def _typed(self, words: list[bytes]) -> np.ndarray:
+        if isinstance(self._lookup, TextLookup):
+            texts = np.empty(len(words), object)
+            texts[:] = words
+            return texts
+        return np.array([_integer(word) for word in words], np.int64)
+
+
+def _integer(word: bytes) -> int:
+    """An integer in its one form; a value in no table for what is none."""
+    if _INTEGER.fullmatch(word) and -(2**63) <= (number := int(word)) < 2**63:
+        return number
+    return UNKNOWN_INTEGER
+
+
+def bucket_of(text: bytes, hash_buckets: int) -> int:
+    """Index that a value shares with others, by its CRC-32."""
+    return FIRST_ITEM + zlib.crc32(text) % hash_buckets
 
 
 def read_values(directory: Path, name: str, kind: str) -> np.ndarray | list[bytes]:
@@ -68,6 +131,10 @@ def read_values(directory: Path, name: str, kind: str) -> np.ndarray | list[byte
     return [joined[a:b] for a, b in zip(offsets, offsets[1:])]  # noqa: B905, RUF007
 
 
-def lookup_of(values: np.ndarray | list[bytes]) -> IntegerLookup | TextLookup:
+def lookup_of(
+    values: np.ndarray | list[bytes], hash_buckets: int = 0
+) -> IntegerLookup | TextLookup:
     """Raw values to indices."""
-    return TextLookup(values) if isinstance(values, list) else IntegerLookup(values)
+    if isinstance(values, list):
+        return TextLookup(values, hash_buckets)
+    return IntegerLookup(values, hash_buckets)
