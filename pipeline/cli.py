@@ -123,6 +123,12 @@ def synthesize(
     "that they share. Or local, a process a core, or local-cuda, a process a GPU.  "
     "[env: PIPELINE_CLUSTER]",
 )
+@click.option(
+    "--operators",
+    type=path_type,
+    metavar="FILE.py",
+    help="Python file, which is run, with the NVTabular operators that the recipe names.",
+)
 @if_needed_option
 @set_option
 @json_option
@@ -133,6 +139,7 @@ def preprocess(
     out: Path,
     base: Path | None,
     cluster: str | None,
+    operators: Path | None,
     if_needed: bool,
     overrides: tuple[str, ...],
     as_json: bool,
@@ -149,13 +156,17 @@ def preprocess(
 
     check_tables(recipe)
     logs, test_logs = find_logs(recipe, inputs), find_logs(recipe, tests)
-    made_from = identity.of_data(recipe, logs, test_logs, base)
+    if operators is not None and not operators.is_file():
+        from pipeline.core.errors import ConfigError
+
+        raise ConfigError(f"--operators {operators} does not exist. Expected a Python file.")
+    made_from = identity.of_data(recipe, logs, test_logs, base, operators)
     if if_needed and is_current(out, "data", made_from, as_json):
         return
     from pipeline.preprocess.run import preprocess as run
     from pipeline.report import data_text
 
-    facts = run(recipe, logs, test_logs, out, cluster=cluster, base=base)
+    facts = run(recipe, logs, test_logs, out, cluster=cluster, base=base, operators=operators)
     print_result(facts, as_json, data_text(facts, out))
 
 

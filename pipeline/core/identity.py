@@ -11,15 +11,21 @@ from pipeline.core.recipe import ModelConfig, Preprocess, TrainConfig
 
 
 def of_data(
-    recipe: Preprocess, inputs: list[Path], test_inputs: list[Path], base: Path | None = None
+    recipe: Preprocess,
+    inputs: list[Path],
+    test_inputs: list[Path],
+    base: Path | None = None,
+    operators: Path | None = None,
 ) -> str:
     """Of a data directory: the recipe and the content of the logs, in their order.
 
-    `base` is the data directory whose indices it goes on with.
+    `base` is the data directory whose indices it goes on with, `operators` the file of those that
+    make features.
     """
     settings = {"recipe": recipe.model_dump(mode="json"), "inputs": len(inputs)}
-    tables = [Path(table.file) for table in recipe.tables]
-    return fingerprint(settings, [*inputs, *test_inputs, *tables], [] if base is None else [base])
+    others = [Path(table.file) for table in recipe.tables]
+    others += [] if operators is None else [operators]
+    return fingerprint(settings, [*inputs, *test_inputs, *others], [] if base is None else [base])
 
 
 def of_run(

@@ -20,7 +20,7 @@ from pipeline.core.logbytes import TextFile, windows_1252
 from pipeline.core.logcolumns import explode, joined, readable
 from pipeline.core.logcsv import CsvFile
 from pipeline.core.logreport import NO_UTF8, Report
-from pipeline.core.recipe import Preprocess
+from pipeline.core.recipe import Feature, Preprocess
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -91,7 +91,7 @@ def read_logs(recipe: Preprocess, files: list[Path], report: Report) -> list[pa.
 
 def check_features(recipe: Preprocess, files: Iterable[Path]) -> None:
     """DataError if a feature's column is in none of the files; empty ones say nothing."""
-    missing = {f.name: f.source for f in recipe.features if not f.table}
+    missing = _feature_sources(recipe)
     found: list[str] = []
     last = None
     for file in files:
@@ -200,14 +200,23 @@ def _kind(recipe: Preprocess, file: Path) -> str:
     )
 
 
+def input_name(feature: Feature, source: str) -> str:
+    """Canonical name of a column that the operator of a feature gets; none of a feature's own."""
+    return f"{feature.name}.{source}"
+
+
 def _sources(recipe: Preprocess) -> dict[str, str]:
     """Canonical name to column of the log."""
     sources = {SESSION: recipe.session, ITEM: recipe.item}
     if recipe.timestamp:
         sources[TIMESTAMP] = recipe.timestamp.column
-    return sources | {
-        feature.name: feature.source for feature in recipe.features if not feature.table
-    }
+    return sources | _feature_sources(recipe)
+
+
+def _feature_sources(recipe: Preprocess) -> dict[str, str]:
+    """Of features that stand in the log, and what others are made of."""
+    sources = {f.name: f.source for f in recipe.features if not f.table and f.operator is None}
+    return sources | {input_name(f, name): name for f in recipe.features for name in f.inputs}
 
 
 def _check_columns(file: Path, found: list[str], sources: dict[str, str]) -> None:

@@ -51,6 +51,11 @@ class Feature(Config):
     buckets: tuple[float, ...] = ()
     """Of a categorical feature whose column holds numbers: the category of x is how many of these
     bounds are at most x. They rise."""
+    operator: str | None = None
+    """NVTabular operator of the file that `pipeline preprocess --operators` names, which makes it
+    of `inputs`."""
+    inputs: dict[str, Literal["number", "text"]] = Field(default_factory=dict)
+    """Columns of the log that the operator gets, and as what; those of text missing as None."""
     table: bool = False
     """It stands in the `item_table` or the `session_table`, by `of`, and not in the log."""
     min_count: int = Field(default=1, ge=1)
@@ -96,6 +101,10 @@ class Feature(Config):
                 raise ValueError(f"`{field}` is for categorical features")
         if self.buckets and (self.hash_buckets or self.values_per_interaction > 1):
             raise ValueError("`buckets` make one category of a number: no hash, no several values")
+        if (self.operator is None) != (not self.inputs):
+            raise ValueError("`operator` goes with `inputs`, such as {price: number}")
+        if self.operator is not None and (self.table or self.column is not None):
+            raise ValueError("`operator` makes the feature: it has no `column` and no `table`")
         if self.separator != "|" and self.values_per_interaction == 1:
             raise ValueError("`separator` goes with `values_per_interaction` of 2 or more")
         return self

@@ -127,6 +127,13 @@ def load_served(
         )
     names = model.inputs.feature_names
     fitted = fitted.only(names)  # a column that is only predicted is not asked for
+    for feature in fitted.recipe.features:
+        if feature.operator is not None and feature.of != "item":
+            raise ConfigError(
+                f"{run} reads {feature.name!r}, which the operator {feature.operator!r} makes; "
+                "what answers requests runs no code but the project's. Say `of: item` where it "
+                "describes items, whose values training has then seen, or write it into the log."
+            )
     session_names = {f.name for f in fitted.recipe.scalar_features if f.of == "session"}
     return fitted, torchscript.ServedModel(model, names, session_names, scoring)
 

@@ -24,6 +24,7 @@ from pipeline.core.fitted import Fitted, TimestampType, ValueType
 from pipeline.core.logreport import Report
 from pipeline.core.recipe import Preprocess
 from pipeline.preprocess import workflow
+from pipeline.preprocess.computed import Computed
 from pipeline.preprocess.item_values import newest_of
 from pipeline.preprocess.repeats import without_long, without_repeats
 from pipeline.preprocess.sessions import reshaped
@@ -106,19 +107,21 @@ def read_sorted(
     directory: Path,
     pool: Workers,
     fitted_types: dict[str, ValueType] | None = None,
+    operators: Path | None = None,
 ) -> Log:
     """Read `files` as one log and sort it, below `directory`, which all workers see.
 
-    `fitted_types`, where given, are those of categorical values. DataError for a missing file, a
+    `fitted_types`, where given, are those of categorical values; `operators` is the file of those
+    that make features. DataError for a missing file, a
     missing column, an unreadable file or a log without a usable row.
     """
     report = Report()
     spill = Spill(directory)
     kinds = []
-    joined = Joined(recipe, report)
+    joined, computed = Joined(recipe, report), Computed(recipe, operators, report)
     with workers() as here:  # a log is read where the command runs
         blocks = (
-            (recipe, spill, number, joined.add_to(table), before, fitted_types)
+            (recipe, spill, number, computed.add_to(joined.add_to(table)), before, fitted_types)
             for number, (before, table) in enumerate(raw_blocks(recipe, files, report))
         )
         for block, written in here.map(_write_block, blocks):

@@ -42,6 +42,7 @@ def preprocess(
     *,
     cluster: str | None = None,
     base: Path | None = None,
+    operators: Path | None = None,
 ) -> dict[str, Any]:
     """Write sessions, schema, fitted state and manifest to `out`; return the manifest's facts.
 
@@ -50,7 +51,8 @@ def preprocess(
     `test_inputs` are such of their own, in place of `split.test`. `cluster` is the address of a
     Dask scheduler, whose workers see the folder of `out` under the same path; what is written does
     not depend on it. `base` is an earlier data directory: what it knows keeps its index, what is
-    new gets the next ones, and numbers keep their scale.
+    new gets the next ones, and numbers keep their scale. `operators` is a Python file, which is
+    run, with the NVTabular operators that features of the recipe name.
     """
     if test_inputs and recipe.split.held_out:
         raise ConfigError(
@@ -67,7 +69,7 @@ def preprocess(
     check_replaceable(out, "data")
     check_tables(recipe)
     inputs, test_inputs = find_logs(recipe, inputs), find_logs(recipe, test_inputs)
-    made_from = identity.of_data(recipe, inputs, test_inputs, base)
+    made_from = identity.of_data(recipe, inputs, test_inputs, base, operators)
     known = None if base is None else _known(recipe, base)
     facts: dict[str, Any] = {}
     with (
@@ -81,7 +83,7 @@ def preprocess(
         if client is not None:
             check_shared(client, Path(scratch))
         types = None if known is None else {n: v.type for n, v in known.of_columns.items()}
-        log = _read(recipe, inputs, Path(scratch) / "log", pool, types)
+        log = _read(recipe, inputs, Path(scratch) / "log", pool, types, operators)
         facts["engine"] = "cudf" if has_cudf() else "pandas"
         facts["rows"] = {"input": log.report.facts(log.rows)}
         if note := _note(recipe, log):
@@ -106,7 +108,9 @@ def preprocess(
             parts_of(recipe), (log, places)
         )
         if test_inputs:
-            test_log = _read(recipe, test_inputs, Path(scratch) / "test", pool, log.types)
+            test_log = _read(
+                recipe, test_inputs, Path(scratch) / "test", pool, log.types, operators
+            )
             facts["rows"]["test"] = test_log.report.facts(test_log.rows)
             sources["test"] = (test_log, None)
         progress.set_description("transform")
@@ -144,7 +148,7 @@ def _known(recipe: Preprocess, base: Path) -> Fitted:
 
 def _features(recipe: Preprocess) -> list[tuple[object, ...]]:
     return sorted(
-        (f.name, f.kind, f.of, f.log, f.buckets, f.hash_buckets, len(f.columns))
+        (f.name, f.kind, f.of, f.log, f.buckets, f.hash_buckets, len(f.columns), f.operator)
         for f in recipe.features
     )
 
@@ -154,11 +158,12 @@ def _read(
     files: list[Path],
     directory: Path,
     pool: engine.Workers,
-    types: dict[str, ValueType] | None = None,
+    types: dict[str, ValueType] | None,
+    operators: Path | None,
 ) -> engine.Log:
     directory.mkdir()
     directory.chmod(0o777)  # workers may run as somebody else
-    return engine.read_sorted(recipe, files, directory, pool, types)
+    return engine.read_sorted(recipe, files, directory, pool, types, operators)
 
 
 def _places(recipe: Preprocess, log: engine.Log) -> list[np.ndarray]:

@@ -19,6 +19,7 @@ from pipeline.core.fitted import TimestampType, ValueType
 from pipeline.core.logfile import BLOCK_ROWS, check_features, scan_log
 from pipeline.core.logreport import Report
 from pipeline.core.recipe import Preprocess, Timestamp
+from pipeline.preprocess.computed import Computed
 from pipeline.preprocess.tables import Joined
 
 
@@ -192,9 +193,10 @@ def read_interactions(
     """
     report = Report()
     blocks = []
-    joined = Joined(recipe, report)
+    joined, computed = Joined(recipe, report), Computed(recipe, None, report)
     for before, table in raw_blocks(recipe, files, report):
-        blocks.append(typed_block(recipe, joined.add_to(table), before, fitted_types))
+        table = computed.add_to(joined.add_to(table))
+        blocks.append(typed_block(recipe, table, before, fitted_types))
         report.add(blocks[-1].report)
     check_not_empty(files, sum(block.table.num_rows for block in blocks), report)
     types, timestamp_type = common_types(recipe, [(b.types, b.timestamp_type) for b in blocks])
