@@ -5,10 +5,11 @@ a server encodes requests. Nothing in it is code.
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -52,6 +53,36 @@ class Standardisation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TargetEncoding:
+    """Sums of numbers by category, kept apart by the fold of the session."""
+
+    type: ValueType
+    values: pa.Array
+    """(C,) categories."""
+    counts: np.ndarray
+    """(C, folds) training interactions that have a number."""
+    sums: np.ndarray
+    """(C, folds) of their numbers."""
+    smoothing: float
+
+    def means(self, left_out: int | None = None) -> np.ndarray:
+        """(C + 1,) smoothed mean of each category, then that of all, for all others.
+
+        Without the sessions of the fold `left_out`. 0 where nothing is known.
+        """
+        kept = np.ones(self.counts.shape[1], np.bool_)
+        if left_out is not None:
+            kept[left_out] = False
+        counts, sums = self.counts[:, kept].sum(1), self.sums[:, kept].sum(1)
+        mean = sums.sum() / max(counts.sum(), 1)
+        weight = counts + self.smoothing
+        known = np.where(
+            weight > 0, (sums + self.smoothing * mean) / np.maximum(weight, 1e-9), mean
+        )
+        return np.append(known, mean)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Fitted:
     """The recipe's preprocessing and its statistics."""
 
@@ -63,6 +94,8 @@ class Fitted:
     """By feature name; the item's under `item_id`."""
     standardisations: dict[str, Standardisation]
     """By feature name; `elapsed` too where the recipe asks for it."""
+    target_encodings: dict[str, TargetEncoding] = field(default_factory=dict)
+    """By name of a feature with `mean_of`."""
     items: pa.Table | None = None
     """What is known of items: `item_id`, and for each feature that describes items the value that
     training has last seen, null where it has seen none. None if there is no such feature."""
@@ -98,6 +131,7 @@ class Fitted:
             recipe=self.recipe.model_copy(update={"features": kept}),
             vocabularies={n: v for n, v in self.vocabularies.items() if n not in dropped},
             standardisations={n: s for n, s in self.standardisations.items() if n not in dropped},
+            target_encodings={n: e for n, e in self.target_encodings.items() if n not in dropped},
             items=None if self.items is None else _without(self.items, lost),
         )
 
@@ -110,6 +144,7 @@ class Fitted:
             "session_type": self.session_type,
             "timestamp_type": self.timestamp_type,
             "categorical": {name: v.type for name, v in self.vocabularies.items()},
+            "target_encodings": {name: e.type for name, e in self.target_encodings.items()},
             "continuous": {
                 name: {"mean": s.mean, "deviation": s.deviation}
                 for name, s in self.standardisations.items()
@@ -119,6 +154,16 @@ class Fitted:
         for name, vocabulary in self.vocabularies.items():
             table = pa.table({name: vocabulary.values})
             pq.write_table(table, category_path(directory, name))
+        for name, encoding in self.target_encodings.items():
+            kinds = {"count": encoding.counts, "sum": encoding.sums}
+            by_fold = {
+                f"{kind}_{fold}": numbers[:, fold]
+                for kind, numbers in kinds.items()
+                for fold in range(numbers.shape[1])
+            }
+            table = pa.table({"value": encoding.values, **by_fold})
+            (target / "targets").mkdir(exist_ok=True)
+            pq.write_table(table, _target_path(directory, name))
         if self.items is not None:
             pq.write_table(self.items, target / ITEMS_FILE)
 
@@ -146,6 +191,13 @@ class Fitted:
                 standardisations={
                     name: Standardisation(**values) for name, values in state["continuous"].items()
                 },
+                target_encodings={
+                    feature.name: _read_target(
+                        directory, feature, state["target_encodings"][feature.name]
+                    )
+                    for feature in recipe.features
+                    if feature.mean_of is not None
+                },
                 items=_read_items(directory / FITTED_DIRECTORY / ITEMS_FILE),
             )
         except (KeyError, TypeError, OSError, pa.ArrowException, ConfigError) as error:
@@ -157,6 +209,26 @@ class Fitted:
 def _without(items: pa.Table, dropped: set[str]) -> pa.Table | None:
     kept = items.drop_columns([name for name in items.column_names if name in dropped])
     return kept if kept.num_columns > 1 else None
+
+
+def _target_path(directory: Path, name: str) -> Path:
+    return directory / FITTED_DIRECTORY / "targets" / f"{name}.parquet"
+
+
+def _read_target(directory: Path, feature: Feature, kind: ValueType) -> TargetEncoding:
+    table = pq.read_table(_target_path(directory, feature.name))
+    wanted = pa.int64() if kind == "int64" else pa.string()
+    counts, sums = (
+        np.stack([table[f"{what}_{fold}"].to_numpy() for fold in range(feature.folds)], 1)
+        for what in ("count", "sum")
+    )
+    return TargetEncoding(
+        type=kind,
+        values=table["value"].cast(wanted).combine_chunks(),
+        counts=counts,
+        sums=sums,
+        smoothing=feature.smoothing,
+    )
 
 
 def _read_items(path: Path) -> pa.Table | None:

@@ -216,6 +216,7 @@ def _sources(recipe: Preprocess) -> dict[str, str]:
 def _feature_sources(recipe: Preprocess) -> dict[str, str]:
     """Of features that stand in the log, and what others are made of."""
     sources = {f.name: f.source for f in recipe.features if not f.table and f.operator is None}
+    sources |= {f.target_column: f.mean_of for f in recipe.features if f.mean_of is not None}
     return sources | {input_name(f, name): name for f in recipe.features for name in f.inputs}
 
 

@@ -51,6 +51,13 @@ class Feature(Config):
     buckets: tuple[float, ...] = ()
     """Of a categorical feature whose column holds numbers: the category of x is how many of these
     bounds are at most x. They rise."""
+    mean_of: str | None = None
+    """Column of numbers: a continuous feature is then their mean over the training interactions
+    that have its category (target encoding), in training over those of other sessions."""
+    smoothing: float = Field(default=20.0, ge=0)
+    """Interactions with the mean of all that a category's `mean_of` counts beside its own."""
+    folds: int = Field(default=5, ge=2, le=100)
+    """In training a session reads the `mean_of` that the other folds have."""
     operator: str | None = None
     """NVTabular operator of the file that `pipeline preprocess --operators` names, which makes it
     of `inputs`."""
@@ -72,6 +79,11 @@ class Feature(Config):
     def source(self) -> str:
         """Column of the log."""
         return self.column or self.name
+
+    @property
+    def target_column(self) -> str:
+        """Where the numbers of `mean_of` stand until the sessions are encoded."""
+        return f"{self.name}.target"
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -101,6 +113,12 @@ class Feature(Config):
                 raise ValueError(f"`{field}` is for categorical features")
         if self.buckets and (self.hash_buckets or self.values_per_interaction > 1):
             raise ValueError("`buckets` make one category of a number: no hash, no several values")
+        if self.mean_of is not None and (self.kind != "continuous" or self.log):
+            raise ValueError("`mean_of` makes a number of a category: `kind: continuous`, no `log`")
+        if self.mean_of is not None and (self.table or self.operator is not None):
+            raise ValueError("`mean_of` reads two columns of the log: no `table`, no `operator`")
+        if self.mean_of is None and (self.smoothing, self.folds) != (20.0, 5):
+            raise ValueError("`smoothing` and `folds` go with `mean_of`")
         if (self.operator is None) != (not self.inputs):
             raise ValueError("`operator` goes with `inputs`, such as {price: number}")
         if self.operator is not None and (self.table or self.column is not None):

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from pipeline.core.artifact import write_json
 from pipeline.core.columns import ITEM, NULL, OUT_OF_VOCABULARY, PADDING
-from pipeline.core.fitted import Fitted, Vocabulary
+from pipeline.core.fitted import Fitted, TargetEncoding, Vocabulary
 from pipeline.core.hashing import bucket_of
 from pipeline.core.recipe import Feature
 from pipeline.core.spans import gap_microseconds
@@ -41,6 +41,13 @@ def encoder_spec(fitted: Fitted, default_k: int, max_k: int) -> dict[str, Any]:
             column |= {"type": "float64", "buckets": list(feature.buckets)}
         elif feature.kind == "categorical":
             column["type"] = fitted.vocabularies[feature.name].type
+        elif feature.mean_of is not None:
+            encoding = fitted.target_encodings[feature.name]
+            column |= {
+                "type": encoding.type,
+                "mean_of_all": float(encoding.means()[-1]),
+                **_statistics(fitted, feature.name, log=False),
+            }
         else:
             column |= {"type": "float64", **_statistics(fitted, feature.name, log=feature.log)}
         if feature.hash_buckets:
@@ -74,13 +81,16 @@ def write_encoder(directory: Path, fitted: Fitted, spec: dict[str, Any]) -> None
     write_json(directory / "encoder.json", spec)
     for name, vocabulary in fitted.vocabularies.items():
         write_values(directory, name, vocabulary)
+    for name, encoding in fitted.target_encodings.items():
+        write_values(directory, name, encoding)
+        np.save(directory / f"{name}.means.npy", encoding.means()[:-1], allow_pickle=False)
     for feature in fitted.recipe.features:
         if _is_known(fitted, feature):
             found = _of_items(fitted, feature)
             np.save(directory / f"{feature.name}.of_item.npy", found, allow_pickle=False)
 
 
-def write_values(directory: Path, name: str, vocabulary: Vocabulary) -> None:
+def write_values(directory: Path, name: str, vocabulary: Vocabulary | TargetEncoding) -> None:
     """Values in the order of their indices: integers as they are, text as UTF-8 with offsets."""
     if vocabulary.type == "int64":
         np.save(directory / f"{name}.npy", vocabulary.values.to_numpy(), allow_pickle=False)
@@ -106,6 +116,10 @@ def _of_items(fitted: Fitted, feature: Feature) -> np.ndarray:
     place = pc.index_in(fitted.item.values, value_set=fitted.items[ITEM].combine_chunks())
     columns = [fitted.items[name].combine_chunks().take(place) for name in feature.columns]
     vocabulary = fitted.vocabularies.get(feature.name)
+    encoding = fitted.target_encodings.get(feature.name)
+    if encoding is not None:
+        place = pc.index_in(columns[0], value_set=encoding.values)
+        return encoding.means()[pc.fill_null(place, -1).to_numpy()]
     if vocabulary is None:
         return pc.fill_null(columns[0], np.nan).to_numpy()
     found = [

@@ -259,7 +259,8 @@ def _transform(
             table = table.filter(pa.array(rows))
     if not table.num_rows:
         return None, Facts({}, 0, 0, 0)
-    graph = workflow.rebuild(fitted, _longest(fitted) if name == "train" else None)
+    training = name == "train"
+    graph = workflow.rebuild(fitted, _longest(fitted) if training else None, training=training)
     times = table[TIMESTAMP].to_numpy()
     newest = newest_of(fitted, table) if name == "train" else {}
     facts = Facts(newest, len(times), int(times.min()), int(times.max()))

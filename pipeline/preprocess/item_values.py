@@ -66,7 +66,7 @@ def newest_of(fitted: Fitted, table: pa.Table) -> dict[str, pa.Table]:
     for name, columns in features.items():
         column = table[columns[0]].combine_chunks()  # missing only if all values are
         known = column.is_valid().to_numpy(zero_copy_only=False)
-        if name not in fitted.vocabularies:
+        if _kind(fitted, name) == pa.float64():
             known = known & pc.fill_null(pc.is_finite(column), False).to_numpy(zero_copy_only=False)
         rows = order if known.all() else order[known[order]]
         of = code if known.all() else code[known[order]]
@@ -87,9 +87,10 @@ def _columns(fitted: Fitted) -> dict[str, tuple[str, ...]]:
 
 
 def _kind(fitted: Fitted, name: str) -> pa.DataType:
-    if name not in fitted.vocabularies:
+    learned = fitted.vocabularies.get(name) or fitted.target_encodings.get(name)
+    if learned is None:
         return pa.float64()
-    return pa.int64() if fitted.vocabularies[name].type == "int64" else pa.string()
+    return pa.int64() if learned.type == "int64" else pa.string()
 
 
 def _newest(table: pa.Table) -> pa.Table:

@@ -58,7 +58,9 @@ def _repeats(recipe: Preprocess, table: pa.Table, starts: np.ndarray) -> np.ndar
     if not len(rows):
         return rows
     key = np.cumsum(~same[rows])
-    for name in (ITEM, *(feature.name for feature in recipe.scalar_features)):
+    names = [ITEM, *(feature.name for feature in recipe.scalar_features)]
+    names += [feature.target_column for feature in recipe.features if feature.mean_of]
+    for name in names:
         codes, count = _codes(table[name].combine_chunks().take(pa.array(rows)))
         if int(key.max()) >= _LARGEST // count:
             key, _ = _codes(pa.array(key))

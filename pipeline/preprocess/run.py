@@ -82,7 +82,10 @@ def preprocess(
     ):
         if client is not None:
             check_shared(client, Path(scratch))
-        types = None if known is None else {n: v.type for n, v in known.of_columns.items()}
+        types: dict[str, ValueType] | None = None
+        if known is not None:
+            types = {name: vocabulary.type for name, vocabulary in known.of_columns.items()}
+            types |= {name: encoding.type for name, encoding in known.target_encodings.items()}
         log = _read(recipe, inputs, Path(scratch) / "log", pool, types, operators)
         facts["engine"] = "cudf" if has_cudf() else "pandas"
         facts["rows"] = {"input": log.report.facts(log.rows)}
@@ -146,11 +149,10 @@ def _known(recipe: Preprocess, base: Path) -> Fitted:
     return known
 
 
-def _features(recipe: Preprocess) -> list[tuple[object, ...]]:
-    return sorted(
-        (f.name, f.kind, f.of, f.log, f.buckets, f.hash_buckets, len(f.columns), f.operator)
-        for f in recipe.features
-    )
+def _features(recipe: Preprocess) -> list[dict[str, object]]:
+    """What the indices and numbers of a model's features depend on."""
+    place = {"column", "inputs", "min_count", "separator", "table"}
+    return sorted((f.model_dump(exclude=place) for f in recipe.features), key=lambda f: f["name"])
 
 
 def _read(

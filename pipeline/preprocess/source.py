@@ -49,8 +49,9 @@ class Block:
 
 
 def id_columns(recipe: Preprocess) -> list[str]:
-    """The session, the item and the columns of each categorical feature."""
-    return [SESSION, ITEM, *(f.name for f in recipe.scalar_features if f.kind == "categorical")]
+    """The session, the item and the columns of each feature that is read as categories."""
+    features = recipe.scalar_features
+    return [SESSION, ITEM, *(f.name for f in features if f.kind == "categorical" or f.mean_of)]
 
 
 def raw_blocks(
@@ -92,10 +93,11 @@ def typed_block(
     columns, types = _ids(recipe, table, fitted_types or {}, report)
     for feature in recipe.features:
         if feature.kind == "continuous":
-            chunk = values.plain(table[feature.name])
-            numbers, bad = values.numbers([chunk], positive=feature.log)
-            columns[feature.name] = pa.array(numbers)
-            report.repaired[f"values of {feature.name} that are no usable number"] += bad
+            name = feature.name if feature.mean_of is None else feature.target_column
+            source = feature.mean_of or name
+            numbers, bad = values.numbers([values.plain(table[name])], positive=feature.log)
+            columns[name] = pa.array(numbers)
+            report.repaired[f"values of {source} that are no usable number"] += bad
     timestamp_type: TimestampType | None = None
     if recipe.timestamp is None:
         times = np.arange(before, before + table.num_rows, dtype=np.int64)
@@ -119,7 +121,7 @@ def _ids(
     read[ITEM] = values.category_chunk(values.plain(table[ITEM]), wanted.get(ITEM))
     for feature in recipe.features:
         name = feature.name
-        if feature.kind == "continuous":
+        if feature.kind == "continuous" and feature.mean_of is None:
             continue
         column, kind = values.plain(table[name]), wanted.get(feature.columns[0])
         if feature.buckets:

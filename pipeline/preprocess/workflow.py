@@ -29,6 +29,7 @@ from pipeline.preprocess.statistics import (
     together,
     vocabulary_of,
 )
+from pipeline.preprocess.target_encoding import TargetEncode, fitted_encoding, scale_of, sums_of
 
 ELAPSED = "elapsed"
 _COUNTS_ROWS = 4_000_000
@@ -41,6 +42,8 @@ class Statistics:
 
     counts: dict[str, pa.Table]
     moments: dict[str, Moments]
+    sums: dict[str, pa.Table]
+    """By feature with `mean_of`."""
 
 
 def statistics(recipe: Preprocess, frame: pd.DataFrame) -> Statistics:
@@ -51,7 +54,8 @@ def statistics(recipe: Preprocess, frame: pd.DataFrame) -> Statistics:
     if numbers is not None and len(frame):
         transformed = transform(Workflow(numbers), frame)
         moments = moments_of(transformed, list(transformed.columns))
-    return Statistics(counts_of(frame, names), moments)
+    sums = {f.name: sums_of(f, frame) for f in recipe.features if f.mean_of is not None}
+    return Statistics(counts_of(frame, names), moments, sums)
 
 
 def fit(
@@ -69,7 +73,10 @@ def fit(
     feature_of = {c: f.name for f in recipe.features for c in f.columns}
     counts: dict[str, list[pa.Table]] = {}
     moments: dict[str, Moments] = {}
+    sums: dict[str, list[pa.Table]] = {}
     for part in parts:
+        for name, table in part.sums.items():
+            sums.setdefault(name, []).append(table)
         for name, table in part.counts.items():
             waiting = counts.setdefault(feature_of.get(name, name), [])
             waiting.append(table)
@@ -93,12 +100,19 @@ def fit(
         name: Standardisation(mean=found.mean, deviation=found.deviation)
         for name, found in moments.items()
     }
+    encodings = {
+        feature.name: fitted_encoding(feature, sums[feature.name], types[feature.name])
+        for feature in recipe.features
+        if feature.name in sums
+    }
+    standardisations |= {name: scale_of(encoding) for name, encoding in encodings.items()}
     return Fitted(
         recipe=recipe,
         session_type=types[SESSION],
         timestamp_type=timestamp_type,
         vocabularies=vocabularies,
         standardisations=standardisations if base is None else base.standardisations,
+        target_encodings=encodings if base is None else base.target_encodings,
         items=None if base is None else base.items,
     )
 
@@ -118,10 +132,11 @@ def with_items(fitted: Fitted, items: pa.Array) -> Fitted:
     return replace(fitted, vocabularies={**fitted.vocabularies, ITEM: item})
 
 
-def rebuild(fitted: Fitted, keep: int | None) -> Workflow:
+def rebuild(fitted: Fitted, keep: int | None, *, training: bool = False) -> Workflow:
     """The fitted workflow, grouping included.
 
-    `keep`: newest interactions of a session that stay; None keeps all.
+    `keep`: newest interactions of a session that stay; None keeps all. `training`: the sessions
+    are those that it was fitted to.
     """
     columns = fitted.of_columns
     encode = Encode(
@@ -137,7 +152,8 @@ def rebuild(fitted: Fitted, keep: int | None) -> Workflow:
     session_features = tuple(
         feature.name for feature in fitted.recipe.scalar_features if feature.of == "session"
     )
-    graph = _interaction_graph(fitted.recipe, encode, normalize)
+    targets = TargetEncode(fitted.target_encodings, training=training)
+    graph = _interaction_graph(fitted.recipe, encode, normalize, targets)
     graph = graph + (ColumnSelector([SESSION]) >> AddTags([Tags.SESSION, Tags.SESSION_ID]))
     graph = graph + (ColumnSelector([TIMESTAMP]) >> AddTags([Tags.TIME]))
     return Workflow(graph >> GroupSessions(SESSION, TIMESTAMP, session_features, keep))
@@ -169,7 +185,12 @@ def _on_engine(frame: pd.DataFrame) -> Any:
     return cudf.DataFrame.from_pandas(frame.assign(**plain))
 
 
-def _interaction_graph(recipe: Preprocess, encode: Encode, normalize: Standardise) -> Any:
+def _interaction_graph(
+    recipe: Preprocess,
+    encode: Encode,
+    normalize: Standardise,
+    targets: TargetEncode | None = None,
+) -> Any:
     """One row an interaction in and out: indices, standardised numbers, time features.
 
     An operator stands once for each group of tags: NVTabular's executor runs a node anew for each
@@ -179,7 +200,12 @@ def _interaction_graph(recipe: Preprocess, encode: Encode, normalize: Standardis
     for names, tags in _groups(recipe, "categorical"):
         graph = graph + (ColumnSelector(names) >> encode >> AddTags(tags))
     for names, tags in _groups(recipe, "continuous"):
-        graph = graph + (_numbers(recipe, names) >> normalize >> FillMissing(0) >> AddTags(tags))
+        numbers = _numbers(recipe, names)
+        means = [f.name for f in recipe.features if f.mean_of is not None and f.name in names]
+        if means:
+            encoded = ColumnSelector([SESSION, *means]) >> targets
+            numbers = encoded if numbers is None else numbers + encoded
+        graph = graph + (numbers >> normalize >> FillMissing(0) >> AddTags(tags))
     for feature in recipe.timestamp.features if recipe.timestamp else ():
         if feature != ELAPSED:
             graph = graph + (ColumnSelector([TIMESTAMP]) >> Cyclic(feature))
@@ -199,9 +225,13 @@ def _groups(recipe: Preprocess, kind: str) -> list[tuple[list[str], list[Tags]]]
 
 
 def _numbers(recipe: Preprocess, names: list[str] | None = None) -> Any:
-    """Continuous columns, after their logarithm where they have one; None if there are none."""
+    """Continuous columns, after their logarithm where they have one; None if there are none.
+
+    Those with `mean_of` are not among them.
+    """
+    means = {feature.name for feature in recipe.features if feature.mean_of is not None}
     wanted = [name for group, _ in _groups(recipe, "continuous") for name in group]
-    wanted = [name for name in wanted if names is None or name in names]
+    wanted = [n for n in wanted if n not in means and (names is None or n in names)]
     logs = {feature.name for feature in recipe.features if feature.log}
     graph = None
     plain = [name for name in wanted if name not in logs and name != ELAPSED]

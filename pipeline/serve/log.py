@@ -24,8 +24,9 @@ def read_sessions(served: ServedModel, files: list[Path]) -> Iterator[tuple[Any,
     Rows without a session id belong to none and are passed over. DataError for a file that cannot
     be read, lacks a column or holds no row.
     """
-    made = [feature for feature in served.recipe.features if feature.operator is None]
-    recipe = served.recipe.model_copy(update={"features": tuple(made)})  # others are not in a log
+    features = (f for f in served.recipe.features if f.operator is None)  # others are in no log
+    asked = [f.model_copy(update={"mean_of": None}) for f in features]  # known since training
+    recipe = served.recipe.model_copy(update={"features": tuple(asked)})
     tables = read_logs(recipe, find_logs(recipe, files), Report())
     if not sum(table.num_rows for table in tables):
         raise DataError(f"{', '.join(map(str, files))} holds no row to recommend for.")

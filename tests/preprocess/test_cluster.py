@@ -21,11 +21,13 @@ from pipeline.cli import cli
 from pipeline.core.artifact import read_manifest
 from pipeline.core.errors import ConfigError, PipelineError
 from pipeline.core.merlin import has_cudf
+from pipeline.core.recipe import Feature
 from pipeline.preprocess import engine
 from pipeline.preprocess.cluster import on_cluster
 from pipeline.preprocess.encoding import Encode
 from pipeline.preprocess.operators import GroupSessions
 from pipeline.preprocess.run import preprocess
+from pipeline.preprocess.target_encoding import TargetEncode
 from tests.conftest import ROOT, Shop
 
 
@@ -155,15 +157,24 @@ def test_the_loss_of_a_worker_loses_no_work(
 def test_on_workers_comes_out_byte_for_byte_what_comes_out_here(
     shop: Shop, tmp_path: Path, small_parts: None, cluster: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    preprocess(shop.recipe.preprocess, [shop.clicks], [], tmp_path / "here")
+    further = [
+        {"kind": "categorical", "values_per_interaction": 2, "separator": "-", "hash_buckets": 3},
+        {"kind": "continuous", "of": "item", "mean_of": "price"},
+    ]
+    recipe = shop.recipe.preprocess
+    features = [
+        Feature(name=f"more_{n}", column="category", **given) for n, given in enumerate(further)
+    ]
+    recipe = recipe.model_copy(update={"features": (*recipe.features, *features)})
+    preprocess(recipe, [shop.clicks], [], tmp_path / "here")
     with monkeypatch.context() as patched:
-        for operator in (GroupSessions, Encode):  # in this process alone
+        for operator in (GroupSessions, Encode, TargetEncode):  # in this process alone
             patched.setattr(operator, "transform", not_here)
-        preprocess(shop.recipe.preprocess, [shop.clicks], [], tmp_path / "there", cluster=cluster)
+        preprocess(recipe, [shop.clicks], [], tmp_path / "there", cluster=cluster)
     assert_same(tmp_path / "here", tmp_path / "there")
     read_manifest(tmp_path / "there", "data")
     # afterwards nothing is left of the cluster in this process
-    preprocess(shop.recipe.preprocess, [shop.clicks], [], tmp_path / "again")
+    preprocess(recipe, [shop.clicks], [], tmp_path / "again")
     assert_same(tmp_path / "here", tmp_path / "again")
 
 

@@ -69,6 +69,15 @@ FEATURES = [
         "values_per_interaction": 2,
         "hash_buckets": 4,
     },
+    {"name": "rate", "column": "colour", "kind": "continuous", "mean_of": "age", "smoothing": 2},
+    {
+        "name": "worth",
+        "column": "number",
+        "kind": "continuous",
+        "of": "item",
+        "mean_of": "dwell",
+        "folds": 2,
+    },
     {"name": "bin", "column": "number", "kind": "categorical", "hash_buckets": 3, "min_count": 2},
     {"name": "shade", "column": "colour", "kind": "categorical", "hash_buckets": 5, "min_count": 2},
 ]
@@ -119,6 +128,7 @@ def by_workflow(shop: Shop, rows: list[tuple], time_type: pa.DataType) -> dict[s
     """What NVTabular makes of the rows as a log, padded as the model is given it."""
     fitted = shop.fitted
     types = {name: v.type for name, v in fitted.of_columns.items()}
+    types |= {name: e.type for name, e in fitted.target_encodings.items()}
     log = interactions(fitted.recipe, rows, time_type, types | {"session_id": "int64"})
     assert len(log.frame) == len(rows)
     length = fitted.recipe.max_sequence_length

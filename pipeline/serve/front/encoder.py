@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .lookups import (
+    FIRST_ITEM,
     MISSING_INTEGER,
     IntegerLookup,
     SeveralLookup,
@@ -57,6 +58,8 @@ class Encoder:
                 )
                 if column["name"] == "item_id":
                     self.items = item_array(values)
+        self.means = {c["name"]: _means(directory, c) for c in self.columns if "mean_of_all" in c}
+        """By feature: how its categories are looked up, and the mean of each, that of all last."""
         self.unsent = {c["name"]: self._encode_column(c, missing(c, 1))[0] for c in self.columns}
         """What a missing value of each column becomes; (M,) of several values."""
         self.of_item = {
@@ -171,6 +174,10 @@ class Encoder:
             values = np.where(known, found, MISSING_INTEGER)
         if spec["kind"] == "categorical":
             return self.lookups[spec["name"]](values)
+        if spec["name"] in self.means:
+            lookup, means = self.means[spec["name"]]
+            # reserved indices are those of no category
+            values = means[np.maximum(lookup(values) - FIRST_ITEM, -1)]
         return standardise(values.astype(np.float64), spec)
 
     def _time_feature(
@@ -182,6 +189,12 @@ class Encoder:
             assert self.timestamp is not None  # noqa: S101
             found["elapsed"] = standardise(found["elapsed"], self.timestamp["elapsed"])
         return found
+
+
+def _means(directory: Path, spec: dict[str, Any]) -> tuple[IntegerLookup | TextLookup, np.ndarray]:
+    means = np.load(directory / f"{spec['name']}.means.npy", allow_pickle=False)
+    values = read_values(directory, spec["name"], spec["type"])
+    return lookup_of(values), np.append(means, spec["mean_of_all"])
 
 
 def _repeated(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
