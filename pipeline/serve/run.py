@@ -10,7 +10,8 @@ from typing import Any
 from pipeline.core.artifact import read_manifest
 from pipeline.serve.access import Tls
 from pipeline.serve.ports import Ports
-from pipeline.serve.triton import LogFormat, TritonServer
+from pipeline.serve.triton import TritonServer
+from pipeline.serve.triton_log import LogFormat
 
 
 @contextmanager

@@ -7,16 +7,14 @@ this (PR_SET_PDEATHSIG) is not enough: it fires when the *thread* that started t
 
 import json
 import os
-import re
 import secrets
 import shlex
 import signal
-import stat
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -35,8 +33,8 @@ from pipeline.serve.installation import (
 )
 from pipeline.serve.ports import Ports, check_ports, filled, ipv4_address
 from pipeline.serve.supervisor import AT_ONCE, PID_FILE, READY, end_orphans, remove_traces
+from pipeline.serve.triton_log import LogFormat, TritonLog
 
-LogFormat = Literal["text", "json"]
 Api = Literal["model-repository", "shared-memory", "trace", "logging"]
 CLOSED_APIS: tuple[Api, ...] = ("model-repository", "shared-memory", "trace", "logging")
 """Not needed to ask for predictions, and each lets a client change or read the server's machine."""
@@ -49,17 +47,6 @@ SUPERVISOR = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
     "from pipeline.serve.supervisor import supervise; sys.exit(supervise(*sys.argv[2:]))"
 )
-RELAY = (
-    "import sys; sys.path.insert(0, sys.argv[1]); "
-    "from pipeline.serve.records import relay; sys.exit(relay(*sys.argv[2:]))"
-)
-STDERR = "-"
-"""As a log's path, this process' standard error."""
-RELAY_SECONDS = 5  # how long the last records may take to reach the log
-
-# Triton prints these at level E on every machine without a GPU.
-HARMLESS = ("CudaDriverHelper", "unable to create stream", "NVML")
-TELLING = ("failed to load", "Poll failed", "failed to start", "creating server: Invalid")
 
 
 class TritonServer:
@@ -116,8 +103,6 @@ class TritonServer:
         self.repository = Path(repository).absolute()
         self.ports = filled(ports)
         self.host = ipv4_address(host)
-        self.log_path = None if log_path is None else Path(log_path)
-        self._log_format = log_format
         # Names this server's shared memory regions, and the server itself when asked who it is.
         self._id = f"triton_{secrets.token_hex(6)}"
         self._settings = Settings(
@@ -133,12 +118,8 @@ class TritonServer:
             tls=None if tls is None else check_tls(tls),
         )
         self._scratch: Path | None = None
-        self._temporary_log: Path | None = None
-        self._start_log: Path | None = None
-        self._used_log = Path(os.devnull)
-        self._log_start = 0
+        self._log = TritonLog(None if log_path is None else Path(log_path), log_format, self._id)
         self._supervisor: subprocess.Popen[bytes] | None = None
-        self._relay: subprocess.Popen[bytes] | None = None
         self._report: IO[bytes] | None = None
         self._pid = 0
         self._restarts = restarts
@@ -213,17 +194,17 @@ class TritonServer:
         try:
             while not self._is_ready():
                 if not self.is_alive():
-                    raise ServingError(f"Triton did not start: {self._log_summary()}")
+                    raise ServingError(f"Triton did not start: {self._log.summary(ended=True)}")
                 if time.monotonic() > deadline:
                     raise ServingError(
                         f"Triton was not ready after {timeout_seconds:g} seconds:"
-                        f" {self._log_summary()}"
+                        f" {self._log.summary(ended=not self.is_alive())}"
                     )
                 time.sleep(0.05)
             self._supervisor.send_signal(READY)
         except BaseException as error:
             if isinstance(error, ServingError):
-                self._temporary_log = None  # the message names it, so it stays
+                self._log.keep()
             self.stop()
             raise
 
@@ -265,16 +246,12 @@ class TritonServer:
     def _remove_traces(self, timeout_seconds: float) -> None:
         if pid := self._pid_now():  # then the supervisor did not end by its own will
             end_orphans(pid, self._id, timeout_seconds)
-        remove_traces(self._id, self._scratch, self._temporary_log)
-        if self._start_log is not None:
-            self._start_log.unlink(missing_ok=True)
-        self._scratch = self._temporary_log = self._start_log = None
+        remove_traces(self._id, self._scratch, self._log.temporary)
+        self._scratch = None
         if self._report is not None:
             self._report.close()
             self._report = None
-        if self._relay is not None:
-            self._end_relay()
-            self._relay = None
+        self._log.close()
 
     def _kill(self) -> None:
         if self._supervisor is None or self._supervisor.poll() is not None:
@@ -301,7 +278,7 @@ class TritonServer:
 
     def _launch(self, package: Path, scratch: Path) -> None:
         backends = build_backends(package, scratch)
-        log = self._open_log()
+        log = self._log.open()
         reader, writer = os.pipe()
         self._report = os.fdopen(reader, "rb")
         with os.fdopen(log, "ab") as log_end:
@@ -314,7 +291,7 @@ class TritonServer:
                         *(
                             self._id,
                             str(scratch),
-                            str(self._temporary_log or self._start_log or ""),
+                            str(self._log.own_file or ""),
                             str(self._restarts),
                         ),
                         *self._command(package, backends),
@@ -331,64 +308,10 @@ class TritonServer:
                 os.close(writer)
             line = self._report.readline()
         if not line:
-            self._temporary_log = None
-            raise ServingError(f"the Triton server could not be started: {self._log_summary()}")
+            self._log.keep()
+            summary = self._log.summary(ended=not self.is_alive())
+            raise ServingError(f"the Triton server could not be started: {summary}")
         self._pid = int(line)
-
-    def _open_log(self) -> int:
-        """The file descriptor that Triton and its models write to."""
-        if self.log_path is None:
-            log, self._temporary_log = _temporary_file()
-            self._used_log, self._log_start = self._temporary_log, 0
-            return log
-        to_stderr = str(self.log_path) == STDERR
-        try:
-            if to_stderr:
-                log = os.dup(2)
-            else:
-                self.log_path.parent.mkdir(parents=True, exist_ok=True)
-                log = os.open(self.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-        except OSError as error:
-            raise ServingError(
-                f"the log {self.log_path} cannot be written: {error.strerror}"
-            ) from None
-        if self._log_format == "text" and stat.S_ISREG(os.fstat(log).st_mode) and not to_stderr:
-            self._used_log, self._log_start = self.log_path, os.fstat(log).st_size
-            return log
-        # what cannot be read again, or not as Triton's own lines, passes through a process
-        copy, self._start_log = _temporary_file()
-        os.close(copy)
-        self._used_log, self._log_start = self._start_log, 0
-        reader, writer = os.pipe()
-        try:
-            self._relay = subprocess.Popen(
-                [
-                    *(sys.executable, "-I", "-c", RELAY, str(Path(__file__).parents[2])),
-                    *(self._log_format, str(self._used_log), self._id),
-                ],
-                stdin=reader,
-                stdout=log,
-                stderr=subprocess.DEVNULL,
-                cwd="/",
-                start_new_session=True,
-            )
-        except BaseException:
-            os.close(writer)
-            raise
-        finally:
-            os.close(reader)
-            os.close(log)
-        return writer
-
-    def _end_relay(self) -> None:
-        """Wait until all is in the log; only processes that outlived Triton hold it up."""
-        if self._relay is None:
-            return
-        try:
-            self._relay.wait(RELAY_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._relay.kill()
-            self._relay.wait()
 
     def _command(self, package: Path, backends: Path) -> list[str]:
         repository = self.repository
@@ -415,47 +338,9 @@ class TritonServer:
             return bool(json.load(connection.getresponse())["name"] == self._id)
         return False
 
-    def _log_summary(self) -> str:
-        where = self.log_path or self._used_log
-        if self._relay is not None and not self.is_alive():
-            self._end_relay()
-        text = ""
-        with suppress(FileNotFoundError), self._used_log.open("rb") as log:
-            log.seek(self._log_start)
-            text = log.read().decode(errors="replace")
-        return f"{telling_line(text)} (log: {'above' if str(where) == STDERR else where})"
-
-
-def _temporary_file() -> tuple[int, Path]:
-    handle, name = tempfile.mkstemp(prefix="triton-", suffix=".log")
-    return handle, Path(name)
-
 
 def _reachable(host: str) -> str:
     return "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104  compared only
-
-
-def telling_line(log: str) -> str:
-    """The line of a Triton log that says best why a start failed, without prefix and traceback."""
-    errors = list(_error_lines(log))
-    telling = [line for line in errors if any(words in line for words in TELLING)]
-    chosen = (telling or errors or ["the log holds no error"])[0]
-    # libprotobuf says on a line of its own what is wrong with a config.pbtxt.
-    if "failed to read text proto" in chosen and (
-        reason := re.search(r"Error parsing text-format \S+ (.*)", log)
-    ):
-        chosen = f"{chosen}: {reason[1]}"
-    return chosen
-
-
-def _error_lines(log: str) -> Iterator[str]:
-    for line in log.splitlines():
-        # E1122 01:16:53.194137 6005 model_lifecycle.cc:642] "failed to load ..."
-        match = re.match(r"E\d{4} \S+ +\d+ [^]]+\] *(.*)|error: (.*)", line)
-        if match and not any(words in line for words in HARMLESS):
-            message = (match[1] or match[2] or "").strip().strip('"')
-            # Triton escapes the line ends of a Python traceback, which it puts last.
-            yield message.split(r"\n\nAt:")[0].replace(r"\n", " ").strip()
 
 
 def _check_repository(repository: Path, *, may_be_empty: bool) -> None:

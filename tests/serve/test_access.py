@@ -24,7 +24,8 @@ from pipeline.serve.run import describe, running_server
 from pipeline.serve.triton import TritonServer
 from tests.conftest import SESSION, Shop
 from tests.serve.certificates import Pair, make_authority, make_certificate
-from tests.serve.test_triton import READY_SECONDS, add_double
+from tests.serve.double import add_double
+from tests.serve.test_triton import READY_SECONDS
 
 KEY = "every:kind=of,sign/\"'\\$;{}~#%"  # Triton's option separates by some of these
 WRONG = [None, KEY[:-1], KEY + "x", "another-key-of-some-length"]

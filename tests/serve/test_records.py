@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +19,7 @@ from pipeline.serve.records import LONGEST_RECORD, Records, as_record
 from pipeline.serve.triton import TritonServer
 from tests.conftest import ROOT, Shop
 from tests.serve.test_restart import assert_nothing_is_left, processes
-from tests.serve.test_triton import READY_SECONDS, add_double, wait_for
+from tests.serve.test_triton import READY_SECONDS, wait_for
 
 NOW = datetime(2026, 1, 1, 0, 0, 5, tzinfo=UTC)
 FIRST = (
@@ -28,20 +27,6 @@ FIRST = (
 )
 TABLE = "I0101 00:00:01.000001 7 server.cc:604] \n+---+\n| a |\n+---+\n"
 EVERY_LOG = (FIRST + "\n" + TABLE + "\nTraceback\n  line 1\n").encode()
-
-
-@pytest.fixture
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    directory = tmp_path / "temporary"
-    directory.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(directory))
-    return directory
-
-
-@pytest.fixture
-def small_repository(tmp_path: Path) -> Path:
-    add_double(tmp_path / "models")
-    return tmp_path / "models"
 
 
 def parsed(chunks: list[bytes]) -> list[dict[str, object]]:

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from contextlib import closing
 from pathlib import Path
@@ -19,31 +18,15 @@ from pipeline.serve.client import Client
 from pipeline.serve.ports import free_ports
 from pipeline.serve.triton import TritonServer
 from tests.conftest import ROOT, SESSION, Shop
+from tests.serve.double import DOUBLE_MODEL, add_double
 from tests.serve.test_soak import model_processes
 from tests.serve.test_triton import (
-    DOUBLE_MODEL,
     READY_SECONDS,
-    add_double,
     arguments_of,
     is_running,
     regions,
     wait_for,
 )
-
-
-@pytest.fixture
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The directory for temporary files, empty, and used by this test alone."""
-    directory = tmp_path / "temporary"
-    directory.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(directory))
-    return directory
-
-
-@pytest.fixture
-def small_repository(tmp_path: Path) -> Path:
-    add_double(tmp_path / "models")
-    return tmp_path / "models"
 
 
 def processes(name: str) -> list[int]:

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,32 +26,14 @@ from tritonclient.utils import InferenceServerException
 import pipeline.serve.triton
 from pipeline.core.errors import ServingError
 from pipeline.serve.ports import Ports, free_ports
-from pipeline.serve.triton import TritonServer, telling_line
+from pipeline.serve.triton import TritonServer
+from pipeline.serve.triton_log import telling_line
+from tests.serve.double import add_double
 
 L = 4
 NUM_ITEMS = 50
 READY_SECONDS = 90  # generous: other work may share the cores
 
-DOUBLE_MODEL = """
-import triton_python_backend_utils as pb_utils
-
-
-class TritonPythonModel:
-    def execute(self, requests):
-        inputs = [pb_utils.get_input_tensor_by_name(r, "weight").as_numpy() for r in requests]
-        return [
-            pb_utils.InferenceResponse([pb_utils.Tensor("doubled", 2 * array)]) for array in inputs
-        ]
-"""
-DOUBLE_CONFIG = """
-name: "double"
-backend: "python"
-max_batch_size: 32
-input [ { name: "weight" data_type: TYPE_FP32 dims: [ 4 ] } ]
-output [ { name: "doubled" data_type: TYPE_FP32 dims: [ 4 ] } ]
-instance_group [ { kind: KIND_CPU } ]
-dynamic_batching { max_queue_delay_microseconds: 50000 }
-"""
 TOP_CONFIG = """
 name: "top"
 backend: "pytorch"
@@ -116,13 +97,6 @@ class Top(torch.nn.Module):
         return scores, items
 
 
-def add_double(repository: Path, code: str = DOUBLE_MODEL) -> None:
-    version = repository / "double" / "1"
-    version.mkdir(parents=True)
-    (version / "model.py").write_text(code)
-    (version.parent / "config.pbtxt").write_text(DOUBLE_CONFIG)
-
-
 @pytest.fixture(scope="module")
 def top() -> Top:
     torch.manual_seed(0)
@@ -156,22 +130,6 @@ def grpc(server: TritonServer) -> Iterator[Any]:
 def http(server: TritonServer) -> Iterator[Any]:
     with closing(tritonclient.http.InferenceServerClient(server.http_url)) as client:
         yield client
-
-
-@pytest.fixture
-def small_repository(tmp_path: Path) -> Path:
-    """One model that needs nothing but NumPy, so that it starts in a second."""
-    add_double(tmp_path / "models")
-    return tmp_path / "models"
-
-
-@pytest.fixture
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The directory for temporary files, empty, and used by this test alone."""
-    directory = tmp_path / "temporary"
-    directory.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(directory))
-    return directory
 
 
 def ask(
