@@ -155,6 +155,8 @@ def _looked_up(column: Any, vocabulary: pa.Array, hash_buckets: int, missing: in
     indices = indices.mask(column.isna(), missing)
     if hash_buckets:
         unknown = indices == OUT_OF_VOCABULARY
-        given = pa.array(column[unknown].to_pandas(), from_pandas=True).cast(vocabulary.type)
-        indices[unknown] = buckets_of(given, hash_buckets)
+        given = column[unknown]
+        given = given.to_pandas() if hasattr(given, "to_pandas") else given
+        values = pa.array(given, from_pandas=True).cast(vocabulary.type)
+        indices[unknown] = buckets_of(values, hash_buckets)
     return indices

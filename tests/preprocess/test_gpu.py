@@ -5,13 +5,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.core.columns import NULL, PADDING
 from pipeline.core.merlin import has_cudf
+from pipeline.preprocess.encoding import _looked_up, indices_of
 from pipeline.preprocess.operators import GroupSessions
 from tests.conftest import ROOT, Shop
 
@@ -48,6 +52,21 @@ def test_sessions_from_cudf_equal_those_from_pandas(shop: Shop, tmp_path: Path) 
                 assert left == pytest.approx(right, abs=1e-5)
         lengths = [[len(items) for items in t["item_id"].to_pylist()] for t in (gpu, cpu)]
         assert lengths[0] == lengths[1]
+
+
+@given(
+    values=st.lists(st.sampled_from(["a", "b", "c", "rare", "", None]), max_size=30),
+    vocabulary=st.permutations(["a", "b", "c"]),
+    hash_buckets=st.sampled_from([0, 1, 4]),
+    missing=st.sampled_from([NULL, PADDING]),
+)
+@settings(deadline=None)
+def test_the_data_frame_way_of_cudf_encodes_like_the_array_way(
+    values: list[str | None], vocabulary: list[str], hash_buckets: int, missing: int
+) -> None:
+    column = pd.Series(values, dtype=object, index=np.arange(len(values)) * 3 + 1)
+    given = (column, pa.array(vocabulary), hash_buckets, missing)
+    assert _looked_up(*given).tolist() == indices_of(*given).tolist()
 
 
 @given(
