@@ -27,7 +27,7 @@ def data_text(facts: dict[str, Any], out: Path) -> str:
             f"{span}"
         )
     new = f", {facts['new_items']:,} of them new" if "new_items" in facts else ""
-    for part, columns in facts["drift"].items():
+    for part, columns in facts.get("drift", {}).items():
         if columns:
             more = f" and {len(columns) - _NAMED} more" if len(columns) > _NAMED else ""
             lines.append(

@@ -19,6 +19,7 @@ def rendered(package: str, values: dict[str, Any]) -> str:
         autoescape=True,
         loader=jinja2.FunctionLoader(_shared),
         undefined=jinja2.StrictUndefined,
+        optimized=False,  # a page is rendered once: what that saves is less than it takes
         trim_blocks=True,
         lstrip_blocks=True,
     )
