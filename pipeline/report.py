@@ -3,6 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.pages.names import PAGE_FILE
+
+_NAMED = 3
+"""Columns that drift and are named; the page has all."""
+
 
 def data_text(facts: dict[str, Any], out: Path) -> str:
     """Outcome of preprocessing."""
@@ -22,7 +27,14 @@ def data_text(facts: dict[str, Any], out: Path) -> str:
             f"{span}"
         )
     new = f", {facts['new_items']:,} of them new" if "new_items" in facts else ""
+    for part, columns in facts.get("drift", {}).items():
+        if columns:
+            more = f" and {len(columns) - _NAMED} more" if len(columns) > _NAMED else ""
+            lines.append(
+                f" drift  much between train and {part}: {', '.join(columns[:_NAMED])}{more}"
+            )
     lines.append(f"Wrote {out}: {facts['catalogue_items']:,} items{new}, on {facts['engine']}.")
+    lines.append(f"Its report is {out / PAGE_FILE}.")
     return "\n".join(lines)
 
 

@@ -4,7 +4,7 @@ from html import escape
 from typing import Any
 
 from pipeline.benchmark.text import machine_line
-from pipeline.train.report.charts import LineChart, line_chart
+from pipeline.core.charts import LineChart, line_chart
 
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 

@@ -27,7 +27,8 @@ from pipeline.preprocess import workflow
 from pipeline.preprocess.computed import Computed
 from pipeline.preprocess.item_values import newest_of
 from pipeline.preprocess.repeats import without_long, without_repeats
-from pipeline.preprocess.sessions import reshaped
+from pipeline.preprocess.report.counting import Counts, Window, count
+from pipeline.preprocess.sessions import reshaped, without_oldest
 from pipeline.preprocess.source import (
     Block,
     check_not_empty,
@@ -177,17 +178,18 @@ def sessions_of(
     places: list[np.ndarray] | None,
     name: str,
     pool: Workers,
-) -> Iterator[tuple[pa.Table | None, "Facts"]]:
+    window: Window | None = None,
+) -> Iterator[tuple[pa.Table, "Facts"]]:
     """Encoded sessions of the part `name`, in the order of their ids; without `places` all.
 
-    `fitted` is what was learned, or the directory in which workers find it. None for those of the
-    log's parts that hold no session.
+    `fitted` is what was learned, or the directory in which workers find it; `window` the hours
+    that the report counts. Those of the log's parts that hold no session are passed over.
     """
     arguments = (
-        (fitted, part, None if places is None else places[number], name)
+        (fitted, part, None if places is None else places[number], name, window)
         for number, part in enumerate(log.parts)
     )
-    yield from pool.map(_transform, arguments)
+    yield from (found for found in pool.map(_transform, arguments) if found is not None)
 
 
 @dataclass(frozen=True)
@@ -200,6 +202,8 @@ class Facts:
     first: int
     """Microseconds."""
     last: int
+    counts: Counts
+    """For the report, of whole sessions."""
 
 
 def _write_block(
@@ -248,8 +252,8 @@ def _statistics(
 
 
 def _transform(
-    fitted: Fitted | Path, part: Part, place: np.ndarray | None, name: str
-) -> tuple[pa.Table | None, Facts]:
+    fitted: Fitted | Path, part: Part, place: np.ndarray | None, name: str, window: Window | None
+) -> tuple[pa.Table, Facts] | None:
     if isinstance(fitted, Path):
         fitted = _fitted_in(fitted, (fitted / FITTED_DIRECTORY / FITTED_FILE).stat().st_mtime_ns)
     table = read(part.path)
@@ -258,13 +262,15 @@ def _transform(
         if not rows.all():
             table = table.filter(pa.array(rows))
     if not table.num_rows:
-        return None, Facts({}, 0, 0, 0)
+        return None
     training = name == "train"
-    graph = workflow.rebuild(fitted, _longest(fitted) if training else None, training=training)
     times = table[TIMESTAMP].to_numpy()
-    newest = newest_of(fitted, table) if name == "train" else {}
-    facts = Facts(newest, len(times), int(times.min()), int(times.max()))
-    return as_table(workflow.transform(graph, to_frame(table))), facts
+    newest = newest_of(fitted, table) if training else {}
+    graph = workflow.rebuild(fitted, None, training=training)
+    sessions = as_table(workflow.transform(graph, to_frame(table)))
+    counts = count(fitted, table, sessions, name, window)
+    facts = Facts(newest, len(times), int(times.min()), int(times.max()), counts)
+    return without_oldest(sessions, _longest(fitted)) if training else sessions, facts
 
 
 @lru_cache(maxsize=1)

@@ -25,7 +25,9 @@ from pipeline.core.recipe import Preprocess
 from pipeline.preprocess import engine, workflow
 from pipeline.preprocess.cluster import check_shared, on_cluster
 from pipeline.preprocess.item_values import ItemValues
-from pipeline.preprocess.split import parts_of, rows_of, split_sessions
+from pipeline.preprocess.report.counting import Totals, Window, window_of
+from pipeline.preprocess.report.run import write_report
+from pipeline.preprocess.split import LEFT_OUT, parts_of, rows_of, split_sessions
 
 _ROW_GROUP_SESSIONS = 65_536
 """Rows that the dataloader reads at a time."""
@@ -120,9 +122,13 @@ def preprocess(
         facts["sessions"] = {}
         items = ItemValues(fitted)
         learned = fitted if client is None else directory
+        window = _window(recipe, [source for source, _ in sources.values()])
+        totals = {name: Totals(fitted, window) for name in sources}
         for name, (source, chosen) in sources.items():
-            found = engine.sessions_of(learned, source, chosen, name, pool)
-            facts["sessions"][name] = _write_part(fitted, directory, name, found, items)
+            found = engine.sessions_of(learned, source, chosen, name, pool, window)
+            facts["sessions"][name] = _write_part(
+                fitted, directory, name, found, items, totals[name]
+            )
         if (known_items := items.table()) is not None:
             pq.write_table(known_items, directory / FITTED_DIRECTORY / ITEMS_FILE)
         _write_schema(engine.schema_of(fitted, log), recipe, directory)
@@ -130,7 +136,26 @@ def preprocess(
         if known is not None:
             facts["new_items"] = len(fitted.item.values) - len(known.item.values)
         facts["max_sequence_length"] = recipe.max_sequence_length
+        progress.set_description("report")
+        left_out = None if recipe.split.held_out else _left_out(log, places)
+        facts["drift"] = write_report(directory, fitted, facts, totals, left_out)
     return facts
+
+
+def _left_out(log: engine.Log, places: list[np.ndarray]) -> dict[str, int]:
+    """Sessions that are too short for training, and in no other part."""
+    short = [place == LEFT_OUT for place in places]
+    rows = [part.lengths[one] for one, part in zip(short, log.parts, strict=True)]
+    return {"sessions": sum(map(len, rows)), "interactions": sum(int(r.sum()) for r in rows)}
+
+
+def _window(recipe: Preprocess, logs: list[engine.Log]) -> Window | None:
+    """The hours that the report counts."""
+    if recipe.timestamp is None:
+        return None
+    parts = [part for log in logs for part in log.parts]
+    ends = np.concatenate([part.ends for part in parts])
+    return window_of(min(part.first for part in parts), int(np.median(ends)), int(ends.max()))
 
 
 def _known(recipe: Preprocess, base: Path) -> Fitted:
@@ -190,20 +215,22 @@ def _write_part(
     fitted: Fitted,
     directory: Path,
     name: str,
-    found: Iterable[tuple[pa.Table | None, engine.Facts]],
+    found: Iterable[tuple[pa.Table, engine.Facts]],
     items: ItemValues,
+    totals: Totals,
 ) -> dict[str, Any]:
     """Write sessions in row groups of one size, however they come."""
     target = directory / SESSIONS_DIRECTORY / name
     target.mkdir(parents=True)
-    count, facts = 0, []
+    count = interactions = 0
+    spans: list[tuple[int, int]] = []
     writer: pq.ParquetWriter | None = None
     waiting: list[pa.Table] = []
     for table, part_facts in found:
-        if table is None:
-            continue
-        facts.append(part_facts)
         items.add(part_facts.items)
+        totals.add(part_facts.counts)
+        spans.append((part_facts.first, part_facts.last))
+        interactions += part_facts.interactions
         count += table.num_rows
         if writer is None:
             writer = pq.ParquetWriter(target / "part-0.parquet", table.schema)
@@ -215,10 +242,10 @@ def _write_part(
     if rest.num_rows:
         writer.write_table(rest)
     writer.close()
-    first, last = min(f.first for f in facts), max(f.last for f in facts)
+    first, last = min(first for first, _ in spans), max(last for _, last in spans)
     return {
         "sessions": count,
-        "interactions": sum(f.interactions for f in facts),
+        "interactions": interactions,
         "first": _date(first) if fitted.recipe.timestamp else None,
         "last": _date(last) if fitted.recipe.timestamp else None,
     }

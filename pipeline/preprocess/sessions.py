@@ -134,3 +134,19 @@ def reshaped(
         starts = np.cumsum(np.append(0, lengths))[:-1]
         report.dropped["rows with the item of the one before"] += int(drop.sum())
     return table, starts
+
+
+def without_oldest(sessions: pa.Table, keep: int) -> pa.Table:
+    """Sessions as lists, with the newest `keep` interactions of each."""
+    lists = [name for name in sessions.column_names if pa.types.is_list(sessions[name].type)]
+    lengths = pc.list_value_length(sessions[lists[0]].combine_chunks()).to_numpy()
+    if not (lengths > keep).any():
+        return sessions
+    left = np.repeat(np.cumsum(lengths), lengths) - np.arange(lengths.sum())  # 1 is the newest
+    kept = pa.array(left <= keep)
+    offsets = pa.array(np.append(0, np.cumsum(np.minimum(lengths, keep))), pa.int32())
+    for name in lists:
+        column = sessions[name].combine_chunks()
+        cut = pa.ListArray.from_arrays(offsets, column.flatten().filter(kept), column.type)
+        sessions = sessions.set_column(sessions.column_names.index(name), name, cut)
+    return sessions

@@ -70,6 +70,8 @@ def test_the_directory_holds_sessions_schema_state_and_manifest(shop: tuple[Path
     files = {p.relative_to(data).as_posix() for p in data.rglob("*") if p.is_file()}
     assert files == {
         "manifest.json",
+        "report.html",
+        "report.json",
         "schema.pbtxt",
         "fitted/fitted.json",
         "fitted/items.parquet",
@@ -105,6 +107,7 @@ def test_the_manifest_tells_what_was_read_and_written(shop: tuple[Path, dict]) -
             },
         },
         "catalogue_items": 2,
+        "drift": {"valid": [], "test": []},
         "max_sequence_length": 2,
     }
 
@@ -191,7 +194,7 @@ def test_merlin_reads_the_schema_with_the_types_of_the_files(shop: tuple[Path, d
 def test_no_file_holds_a_pickle_or_a_path_of_this_machine(shop: tuple[Path, dict]) -> None:
     data, _ = shop
     for file in (p for p in data.rglob("*") if p.is_file()):
-        assert file.suffix in (".json", ".pbtxt", ".parquet"), file
+        assert file.suffix in (".html", ".json", ".pbtxt", ".parquet"), file
         content = file.read_bytes()
         for trace in (
             str(data.parent),

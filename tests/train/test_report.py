@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from pipeline.core.artifact import read_manifest
+from pipeline.core.charts import WIDTH, interval_chart, line_chart, number, ticks
 from pipeline.core.errors import ArtifactError, ConfigError
-from pipeline.train.report.charts import WIDTH, interval_chart, line_chart, number, ticks
 from pipeline.train.report.page import render
 from pipeline.train.report.run import write_report, write_training_report
 from tests.conftest import Shop

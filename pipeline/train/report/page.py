@@ -1,18 +1,11 @@
-"""The report as HTML: one file, nothing from outside, no script."""
+"""The report of a run as HTML."""
 
-from importlib import resources
 from typing import Any
 
-import jinja2
 import yaml
 
-from pipeline.train.report.charts import (
-    IntervalChart,
-    LineChart,
-    interval_chart,
-    line_chart,
-    number,
-)
+from pipeline.core.charts import IntervalChart, LineChart, interval_chart, line_chart
+from pipeline.core.pages.rendering import rendered
 
 _SHOWN = ("recall", "ndcg", "mrr")
 _LISTS = {"coverage": "coverage", "popularity": "popularity", "popularity_bias": "popularity bias"}
@@ -20,23 +13,15 @@ _LISTS = {"coverage": "coverage", "popularity": "popularity", "popularity_bias":
 
 def render(report: dict[str, Any]) -> str:
     """What `write_report` puts into JSON -> the page. Ids and names are escaped."""
-    environment = jinja2.Environment(
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = number
-    source = resources.files(__package__).joinpath("page.html.jinja").read_text(encoding="utf-8")
     evaluation = report["evaluation"]
-    page: str = environment.from_string(source).render(
-        report=report,
-        evaluation=evaluation,
-        curves=_curves(report["training"]["log"]),
-        config=[(name, _yaml(values)) for name, values in report["config"].items()],
+    values = {
+        "report": report,
+        "evaluation": evaluation,
+        "curves": _curves(report["training"]["log"]),
+        "config": [(name, _yaml(values)) for name, values in report["config"].items()],
         **({} if evaluation is None else _of_evaluation(evaluation)),
-    )
-    return page
+    }
+    return rendered("pipeline.train.report", values)
 
 
 def _of_evaluation(evaluation: dict[str, Any]) -> dict[str, Any]:

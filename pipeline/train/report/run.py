@@ -1,7 +1,6 @@
 """`pipeline report`: a run and data in, a page and the same numbers as JSON out."""
 
 import json
-import math
 import os
 import secrets
 from pathlib import Path
@@ -11,11 +10,11 @@ from pipeline import __version__
 from pipeline.core.artifact import MANIFEST, read_manifest
 from pipeline.core.errors import ArtifactError, ConfigError
 from pipeline.core.fitted import Fitted
+from pipeline.core.pages.names import JSON_FILE, PAGE_FILE
+from pipeline.core.pages.rendering import finite
 from pipeline.train.evaluation import Positions
 from pipeline.train.report.page import render
 
-PAGE_FILE = "report.html"
-JSON_FILE = "report.json"
 _LOG_FILE = "metrics.jsonl"
 _WRITTEN_BY = f"pipeline {__version__}"
 _CONFIG = ("model", "train")
@@ -55,7 +54,7 @@ def write_report(
     report = _training_report(run, facts, run.resolve().name)
     report["evaluation"] = evaluation
     report["examples"] = example_sessions(run, data, part, filter_seen=evaluation["filter_seen"])
-    report = _finite(report)
+    report = finite(report)
     out.parent.mkdir(parents=True, exist_ok=True)
     _replace(numbers, _json(report))
     _replace(out, render(report))
@@ -68,7 +67,7 @@ def write_training_report(directory: Path, facts: dict[str, Any], name: str) -> 
     `facts` are those of its manifest, which is not written yet; `name` is the run's. The log and
     `fitted/` are in `directory`.
     """
-    report = _finite(_training_report(directory, facts, name))
+    report = finite(_training_report(directory, facts, name))
     (directory / JSON_FILE).write_text(_json(report), encoding="utf-8")
     (directory / PAGE_FILE).write_text(render(report), encoding="utf-8")
 
@@ -88,18 +87,6 @@ def _training_report(directory: Path, facts: dict[str, Any], name: str) -> dict[
         "evaluation": None,
         "examples": [],
     }
-
-
-def _finite(value: Any) -> Any:
-    """The same with None for what is no number: JSON has no NaN."""
-    match value:
-        case dict():
-            return {key: _finite(item) for key, item in value.items()}
-        case list():
-            return [_finite(item) for item in value]
-        case float() if not math.isfinite(value):
-            return None
-    return value
 
 
 def _json(report: dict[str, Any]) -> str:

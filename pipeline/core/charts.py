@@ -1,4 +1,4 @@
-"""Geometry of small charts; `page.html.jinja` draws them as SVG in the colours of the page.
+"""Geometry of small charts; `pages/charts.html.jinja` draws them as SVG in the page's colours.
 
 Drawn here and not by a plotting library: a chart is two kilobytes of text that follows the
 reader's light or dark theme, keeps its letters readable on a phone, and is the same each time.
@@ -13,6 +13,7 @@ WIDTH, HEIGHT = 400, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 12, 34
 _ROW = 24
 _LABELS = 132
+_LETTER = 7
 
 
 class Tick(NamedTuple):
@@ -83,14 +84,48 @@ class IntervalChart(NamedTuple):
     width: float = WIDTH
 
 
+class Bar(NamedTuple):
+    """A share of a group."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    series: int
+    """1 is the first."""
+    text: str
+
+
+class BarChart(NamedTuple):
+    """Series of the same groups, side by side."""
+
+    title: str
+    x_label: str
+    x_ticks: list[Tick]
+    y_ticks: list[Tick]
+    labels: list[str]
+    bars: list[Bar]
+    left: float = _LEFT
+    right: float = WIDTH - _RIGHT
+    top: float = _TOP
+    bottom: float = HEIGHT - _BOTTOM
+    width: float = WIDTH
+    height: float = HEIGHT
+
+
 def line_chart(
     title: str,
     x_label: str,
     series: dict[str, list[tuple[float, float]]],
     *,
     from_zero: bool = False,
+    x_texts: list[tuple[float, str]] | None = None,
 ) -> LineChart | None:
-    """Points (x, y) by label -> a chart; None where there is no point."""
+    """Points (x, y) by label -> a chart; None where there is no point.
+
+    `x_texts` are the ticks of the axis and what they say, in place of round numbers; where a point
+    has such an x, it says the same.
+    """
     points = [point for line in series.values() for point in line]
     if not points:
         return None
@@ -110,19 +145,62 @@ def line_chart(
             HEIGHT - _BOTTOM - (y - y_low) / (y_high - y_low) * (HEIGHT - _BOTTOM - _TOP),
         )
 
+    named = dict(x_texts) if x_texts is not None else {x: number(x) for x in x_ticks}
     return LineChart(
         title,
         x_label,
-        [Tick(place(x, y_low)[0], number(x)) for x in x_ticks if x_low <= x <= x_high],
+        [Tick(place(x, y_low)[0], text) for x, text in named.items() if x_low <= x <= x_high],
         [Tick(place(x_low, y)[1], number(y)) for y in y_ticks],
         [
             Line(
                 label,
-                [Point(*place(x, y), f"{label}: {number(y)} at {number(x)}") for x, y in line],
+                [
+                    Point(*place(x, y), f"{label}: {number(y)} at {named.get(x, number(x))}")
+                    for x, y in line
+                ],
             )
             for label, line in series.items()
             if line
         ],
+    )
+
+
+def bar_chart(
+    title: str, x_label: str, groups: list[str], series: dict[str, list[float]]
+) -> BarChart | None:
+    """A value, 0 or more, for each group, by label -> a chart; None where there is no group."""
+    if not groups or not series:
+        return None
+    y_ticks = ticks(0.0, max(max(values) for values in series.values()) or 1.0, about=4)
+    step = (WIDTH - _RIGHT - _LEFT) / len(groups)
+    each = 0.84 * step / len(series)
+    scale = (HEIGHT - _BOTTOM - _TOP) / y_ticks[-1]
+    bars = [
+        Bar(
+            _LEFT + step * (group + 0.08) + each * index,
+            HEIGHT - _BOTTOM - value * scale,
+            each,
+            value * scale,
+            index + 1,
+            f"{label}, {groups[group]}: {number(value)}",
+        )
+        for index, (label, values) in enumerate(series.items())
+        for group, value in enumerate(values)
+    ]
+    # so many labels that they do not run into each other
+    longest = max(len(group) for group in groups)
+    every = max(1, -(-(longest * _LETTER + 6) // step))
+    return BarChart(
+        title,
+        x_label,
+        [
+            Tick(_LEFT + step * (index + 0.5), group)
+            for index, group in enumerate(groups)
+            if index % every == 0
+        ],
+        [Tick(HEIGHT - _BOTTOM - tick * scale, number(tick)) for tick in y_ticks],
+        list(series),
+        bars,
     )
 
 

@@ -1,0 +1,1 @@
+"""What the reports of a run and of data have in common: the look of a page, and its charts."""

@@ -1,0 +1,4 @@
+"""Files of a report."""
+
+PAGE_FILE = "report.html"
+JSON_FILE = "report.json"

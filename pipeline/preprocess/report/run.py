@@ -1,0 +1,31 @@
+"""The report of data beside the data: a page, and the same numbers as JSON."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.fitted import Fitted
+from pipeline.core.pages.names import JSON_FILE, PAGE_FILE
+from pipeline.preprocess.report.counting import Totals
+from pipeline.preprocess.report.drifting import drifting
+from pipeline.preprocess.report.facts import report_of
+
+
+def write_report(
+    directory: Path,
+    fitted: Fitted,
+    facts: dict[str, Any],
+    totals: dict[str, Totals],
+    left_out: dict[str, int] | None,
+) -> dict[str, list[str]]:
+    """Write report.html and report.json into an artifact that is being made.
+
+    Returns the columns that drift much, by part. For the arguments see `facts.report_of`.
+    """
+    report = report_of(fitted, facts, totals, left_out)
+    text = json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    (directory / JSON_FILE).write_text(text, encoding="utf-8")
+    from pipeline.preprocess.report.page import render  # jinja2 takes its time
+
+    (directory / PAGE_FILE).write_text(render(report), encoding="utf-8")
+    return drifting(report)
