@@ -142,11 +142,14 @@ def without_oldest(sessions: pa.Table, keep: int) -> pa.Table:
     lengths = pc.list_value_length(sessions[lists[0]].combine_chunks()).to_numpy()
     if not (lengths > keep).any():
         return sessions
-    left = np.repeat(np.cumsum(lengths), lengths) - np.arange(lengths.sum())  # 1 is the newest
-    kept = pa.array(left <= keep)
+    ends = np.cumsum(lengths)
+    left = np.repeat(ends, lengths) - np.arange(ends[-1])  # 1 is the newest
+    kept = np.flatnonzero(left <= keep)
     offsets = pa.array(np.append(0, np.cumsum(np.minimum(lengths, keep))), pa.int32())
     for name in lists:
         column = sessions[name].combine_chunks()
-        cut = pa.ListArray.from_arrays(offsets, column.flatten().filter(kept), column.type)
+        # far faster than Arrow's own filter
+        values = pa.array(column.flatten().to_numpy()[kept])
+        cut = pa.ListArray.from_arrays(offsets, values, column.type)
         sessions = sessions.set_column(sessions.column_names.index(name), name, cut)
     return sessions
