@@ -8,7 +8,9 @@ import importlib.util
 import logging
 import os
 import sys
+import threading
 import warnings
+from contextlib import suppress
 
 _SETTINGS = {
     # Merlin builds dask graphs by hand, which the query planner of newer dask does not know
@@ -56,6 +58,21 @@ def _complete_cudf() -> None:
 
 
 _prepare()
+
+
+def begin_import(module: str) -> None:
+    """Import one that needs NVTabular, which takes a second, in a thread beside what follows.
+
+    Who imports it again waits until it is there, or gets the error. With cuDF it stays with the
+    thread that uses the GPU.
+    """
+
+    def import_it() -> None:
+        with suppress(Exception):
+            importlib.import_module(module)
+
+    if importlib.util.find_spec("cudf") is None:
+        threading.Thread(target=import_it, name="import").start()
 
 
 def leave_out_torch() -> None:

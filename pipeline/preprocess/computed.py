@@ -11,20 +11,12 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-from merlin.dag import ColumnSelector
-from nvtabular import Workflow
-from nvtabular.ops import Operator
-from nvtabular.ops.stat_operator import StatOperator
 
 from pipeline.core import values
 from pipeline.core.errors import ConfigError
 from pipeline.core.logfile import input_name
 from pipeline.core.logreport import Report
 from pipeline.core.recipe import Feature, Preprocess
-from pipeline.preprocess.workflow import transform
-
-Operators = dict[str, list[Operator]]
-"""Steps by the name of the first feature that they make."""
 
 
 class Computed:
@@ -39,7 +31,7 @@ class Computed:
         self._features = [f for f in recipe.features if f.operator is not None]
         self._report = report
         self._file = file
-        self._operators: Operators = {}
+        self._operators: dict[str, list[Any]] = {}
         if file is None and self._features:
             feature = self._features[0]
             raise ConfigError(
@@ -65,6 +57,12 @@ class Computed:
         return block.drop_columns(sorted(made_of)) if made_of else block
 
     def _column(self, feature: Feature, block: pa.Table) -> pa.Array:
+        # here, as below: a log without such features is read while NVTabular is imported
+        from merlin.dag import ColumnSelector
+        from nvtabular import Workflow
+
+        from pipeline.preprocess.workflow import transform
+
         frame = pd.DataFrame(
             {
                 source: self._read(feature, source, kind, block)
@@ -127,7 +125,10 @@ def _told(file: Path | None, error: BaseException) -> str:
     return f"{place}: {type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _steps(file: Path, known: dict[str, Any], feature: Feature) -> list[Operator]:
+def _steps(file: Path, known: dict[str, Any], feature: Feature) -> list[Any]:
+    from nvtabular.ops import Operator
+    from nvtabular.ops.stat_operator import StatOperator
+
     assert feature.operator is not None  # noqa: S101
     found = known.get(feature.operator)
     steps = list(found) if isinstance(found, list | tuple) else [found]

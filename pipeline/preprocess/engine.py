@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -23,12 +23,11 @@ from pipeline.core.columns import FITTED_DIRECTORY, FITTED_FILE, ITEM, SESSION, 
 from pipeline.core.fitted import Fitted, TimestampType, ValueType
 from pipeline.core.logreport import Report
 from pipeline.core.recipe import Preprocess
-from pipeline.preprocess import workflow
 from pipeline.preprocess.computed import Computed
+from pipeline.preprocess.cutting import reshaped, without_oldest
 from pipeline.preprocess.item_values import newest_of
 from pipeline.preprocess.repeats import without_long, without_repeats
 from pipeline.preprocess.report.counting import Counts, Window, count
-from pipeline.preprocess.sessions import reshaped, without_oldest
 from pipeline.preprocess.source import (
     Block,
     check_not_empty,
@@ -40,6 +39,9 @@ from pipeline.preprocess.source import (
 from pipeline.preprocess.spill import PART_ROWS, Bounds, Spill, read, sorted_part, write
 from pipeline.preprocess.split import rows_of
 from pipeline.preprocess.tables import Joined
+
+if TYPE_CHECKING:
+    from pipeline.preprocess.workflow import Statistics
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -161,7 +163,9 @@ def learn(
     """
     every: list[pa.Array] = []
 
-    def training() -> Iterator[workflow.Statistics]:
+    from pipeline.preprocess import workflow  # NVTabular, imported while the log is read
+
+    def training() -> Iterator["Statistics"]:
         arguments = ((recipe, part, place) for part, place in zip(log.parts, places, strict=True))
         for found, items in pool.map(_statistics, arguments):
             if items is not None:
@@ -240,7 +244,9 @@ def _write_part(
 
 def _statistics(
     recipe: Preprocess, part: Part, place: np.ndarray
-) -> tuple[workflow.Statistics, pa.Array | None]:
+) -> tuple["Statistics", pa.Array | None]:
+    from pipeline.preprocess import workflow
+
     table = read(part.path)
     items = pc.unique(table[ITEM].combine_chunks()).drop_null() if recipe.split.held_out else None
     if items is not None and pa.types.is_dictionary(items.type):
@@ -254,6 +260,8 @@ def _statistics(
 def _transform(
     fitted: Fitted | Path, part: Part, place: np.ndarray | None, name: str, window: Window | None
 ) -> tuple[pa.Table, Facts] | None:
+    from pipeline.preprocess import workflow
+
     if isinstance(fitted, Path):
         fitted = _fitted_in(fitted, (fitted / FITTED_DIRECTORY / FITTED_FILE).stat().st_mtime_ns)
     table = read(part.path)
@@ -273,6 +281,17 @@ def _transform(
     return without_oldest(sessions, _longest(fitted)) if training else sessions, facts
 
 
+@contextmanager
+def lazy_copies() -> Iterator[None]:
+    """Have pandas copy what is written to, and not, as until version 3, what is passed on.
+
+    Merlin's executor passes each column on several times. It is a setting of the whole process, so
+    nothing may change it while threads work.
+    """
+    with pd.option_context("mode.copy_on_write", True):
+        yield
+
+
 @lru_cache(maxsize=1)
 def _fitted_in(directory: Path, _written: int) -> Fitted:
     """Read once for all parts by each worker, and anew when it was written anew."""
@@ -281,6 +300,8 @@ def _fitted_in(directory: Path, _written: int) -> Fitted:
 
 def schema_of(fitted: Fitted, log: Log) -> Any:
     """Merlin's schema of the training sessions."""
+    from pipeline.preprocess import workflow
+
     frame = to_frame(read(log.parts[0].path).slice(0, 1))
     return workflow.output_schema(workflow.rebuild(fitted, _longest(fitted)), frame)
 

@@ -8,21 +8,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from merlin.schema import ColumnSchema
-from merlin.schema import Schema as MerlinSchema
-from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
 from tqdm import tqdm
 
 from pipeline.core import identity
 from pipeline.core.artifact import check_replaceable, new_artifact, read_manifest
-from pipeline.core.columns import FITTED_DIRECTORY, SCHEMA_FILE, SESSIONS_DIRECTORY
+from pipeline.core.columns import FITTED_DIRECTORY, SESSIONS_DIRECTORY
 from pipeline.core.errors import ConfigError, DataError
 from pipeline.core.fitted import ITEMS_FILE, Fitted, ValueType
 from pipeline.core.logfile import check_tables, find_logs
-from pipeline.core.merlin import has_cudf
-from pipeline.core.proto import VALUE_OF
+from pipeline.core.merlin import begin_import, has_cudf
 from pipeline.core.recipe import Preprocess
-from pipeline.preprocess import engine, workflow
+from pipeline.preprocess import engine
 from pipeline.preprocess.cluster import check_shared, on_cluster
 from pipeline.preprocess.item_values import ItemValues
 from pipeline.preprocess.report.counting import Totals, Window, window_of
@@ -32,8 +28,6 @@ from pipeline.preprocess.split import LEFT_OUT, parts_of, rows_of, split_session
 _ROW_GROUP_SESSIONS = 65_536
 """Rows that the dataloader reads at a time."""
 _FAR_MICROSECONDS = 10 * 365 * 86_400 * 10**6
-_SCHEMA_PROPERTIES = ("domain", "embedding_sizes", "value_count")
-"""Of Merlin's, what is written; none of it is a path of this machine."""
 
 
 def preprocess(
@@ -74,7 +68,10 @@ def preprocess(
     made_from = identity.of_data(recipe, inputs, test_inputs, base, operators)
     known = None if base is None else _known(recipe, base)
     facts: dict[str, Any] = {}
+    if cluster is None:
+        begin_import("pipeline.preprocess.workflow")  # a log is read without
     with (
+        engine.lazy_copies(),
         new_artifact(out, "data", facts, made_from=made_from) as directory,
         # beside what is written: large, and seen by the workers
         tempfile.TemporaryDirectory(dir=directory) as scratch,
@@ -89,6 +86,9 @@ def preprocess(
             types = {name: vocabulary.type for name, vocabulary in known.of_columns.items()}
             types |= {name: encoding.type for name, encoding in known.target_encodings.items()}
         log = _read(recipe, inputs, Path(scratch) / "log", pool, types, operators)
+        from pipeline.preprocess.schema_file import write_schema
+        from pipeline.preprocess.workflow import with_items
+
         facts["engine"] = "cudf" if has_cudf() else "pandas"
         facts["rows"] = {"input": log.report.facts(log.rows)}
         if note := _note(recipe, log):
@@ -98,7 +98,7 @@ def preprocess(
         progress.update(log.rows)
         fitted, every_item = engine.learn(recipe, log, places, pool, known)
         if recipe.split.held_out:
-            fitted = workflow.with_items(fitted, every_item)
+            fitted = with_items(fitted, every_item)
         if not len(fitted.item.values):
             trained = sum(
                 int(rows_of(recipe, place, part.lengths)["train"].sum())
@@ -131,7 +131,7 @@ def preprocess(
             )
         if (known_items := items.table()) is not None:
             pq.write_table(known_items, directory / FITTED_DIRECTORY / ITEMS_FILE)
-        _write_schema(engine.schema_of(fitted, log), recipe, directory)
+        write_schema(engine.schema_of(fitted, log), recipe, directory)
         facts["catalogue_items"] = len(fitted.item.values)
         if known is not None:
             facts["new_items"] = len(fitted.item.values) - len(known.item.values)
@@ -256,27 +256,6 @@ def _write_groups(writer: pq.ParquetWriter, table: pa.Table) -> pa.Table:
     whole = table.num_rows - table.num_rows % _ROW_GROUP_SESSIONS
     writer.write_table(table.slice(0, whole), row_group_size=_ROW_GROUP_SESSIONS)
     return table.slice(whole)
-
-
-def _write_schema(schema: MerlinSchema, recipe: Preprocess, directory: Path) -> None:
-    """`schema.pbtxt` by Merlin's own writer, without paths of this machine."""
-    value_of = {c: {VALUE_OF: f.name} for f in recipe.features for c in f.columns if c != f.name}
-    columns = [
-        ColumnSchema(
-            column.name,
-            tags=column.tags,
-            dtype=column.dtype,
-            properties={k: v for k, v in column.properties.items() if k in _SCHEMA_PROPERTIES}
-            | value_of.get(column.name, {}),
-            is_list=column.is_list,
-            is_ragged=column.is_ragged,
-        )
-        for column in schema
-    ]
-    metadata = TensorflowMetadata.from_merlin_schema(MerlinSchema(columns))
-    for feature in metadata.proto_schema.feature:
-        feature.annotation.tag.sort()  # a set of texts; each process would order it its own way
-    metadata.to_proto_text_file(str(directory), SCHEMA_FILE)
 
 
 def _note(recipe: Preprocess, log: engine.Log) -> str | None:
