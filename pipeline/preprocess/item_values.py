@@ -63,15 +63,17 @@ def newest_of(fitted: Fitted, table: pa.Table) -> dict[str, pa.Table]:
     code = pc.fill_null(codes.indices, -1).to_numpy()[order]
     items = codes.dictionary.cast(fitted.item.values.type)
     found = {}
+    whole: np.ndarray | None = None  # the same for all features that are nowhere missing
     for name, columns in features.items():
         column = table[columns[0]].combine_chunks()  # missing only if all values are
         known = column.is_valid().to_numpy(zero_copy_only=False)
         if _kind(fitted, name) == pa.float64():
             known = known & pc.fill_null(pc.is_finite(column), False).to_numpy(zero_copy_only=False)
-        rows = order if known.all() else order[known[order]]
-        of = code if known.all() else code[known[order]]
-        last = np.full(len(items), -1)
-        last[of[of >= 0]] = rows[of >= 0]  # the last that is assigned stays
+        if not known.all():
+            chosen = known[order]
+            last = _last_of(order[chosen], code[chosen], len(items))
+        else:
+            last = whole = _last_of(order, code, len(items)) if whole is None else whole
         seen = np.flatnonzero(last >= 0)
         newest = {ITEM: items.take(pa.array(seen)), _ORDER: times[last[seen]]}
         for column_name in columns:
@@ -79,6 +81,13 @@ def newest_of(fitted: Fitted, table: pa.Table) -> dict[str, pa.Table]:
             newest[column_name] = values.plain_text(taken).cast(_kind(fitted, name))
         found[name] = pa.table(newest)
     return found
+
+
+def _last_of(rows: np.ndarray, code: np.ndarray, count: int) -> np.ndarray:
+    """(count,) the last of the rows with each code, or -1."""
+    last = np.full(count, -1)
+    last[code[code >= 0]] = rows[code >= 0]  # the last that is assigned stays
+    return last
 
 
 def _columns(fitted: Fitted) -> dict[str, tuple[str, ...]]:
