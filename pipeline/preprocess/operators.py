@@ -189,21 +189,11 @@ class GroupSessions(Operator):
             grouped[name] = oldest[name]
         return grouped.reset_index()
 
-    def compute_output_schema(
-        self,
-        input_schema: Schema,
-        col_selector: ColumnSelector,
-        prev_output_schema: Schema | None = None,
-    ) -> Schema:
-        """Same columns; those of interactions become ragged lists."""
-        schema = super().compute_output_schema(input_schema, col_selector, prev_output_schema)
-        columns = []
-        for column in schema:
-            if column.name == self.session or column.name in self.session_features:
-                columns.append(column)
-            else:
-                columns.append(as_list(column, self.keep))
-        return Schema(columns)
+    def compute_column_schema(self, col_name: str, input_schema: Schema) -> ColumnSchema:
+        """The same column; one of interactions becomes a ragged list."""
+        column = super().compute_column_schema(col_name, input_schema)
+        of_session = col_name == self.session or col_name in self.session_features
+        return column if of_session else as_list(column, self.keep)
 
 
 def as_list(column: ColumnSchema, longest: int | None) -> ColumnSchema:

@@ -42,21 +42,13 @@ class CutSessions(Operator):
         result[self.session] = ids.to_numpy()
         return result
 
-    def compute_output_schema(
-        self,
-        input_schema: Schema,
-        col_selector: ColumnSelector,
-        prev_output_schema: Schema | None = None,
-    ) -> Schema:
-        """Same columns; the session is text."""
-        schema = super().compute_output_schema(input_schema, col_selector, prev_output_schema)
-        return Schema(
-            [
-                ColumnSchema(c.name, tags=c.tags, properties=c.properties, dtype="string")
-                if c.name == self.session
-                else c
-                for c in schema
-            ]
+    def compute_column_schema(self, col_name: str, input_schema: Schema) -> ColumnSchema:
+        """The same column; that of the session is text."""
+        column = super().compute_column_schema(col_name, input_schema)
+        if col_name != self.session:
+            return column
+        return ColumnSchema(
+            col_name, tags=column.tags, properties=column.properties, dtype="string"
         )
 
 
