@@ -2,17 +2,14 @@
 
 import asyncio
 from collections.abc import Awaitable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from pipeline.serve.access import Access
 from pipeline.serve.answers import Answer, frame_of
-from pipeline.serve.client import batches
+from pipeline.serve.client import Connection, batches
 from pipeline.serve.served import ServedModel
 from pipeline.serve.tensors import Columns, listed, request_tensors
-from pipeline.serve.wire import TIMEOUT_SECONDS, Wire
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,30 +17,14 @@ if TYPE_CHECKING:
 _REQUESTS_AT_ONCE = 8
 
 
-class AsyncClient:
+class AsyncClient(Connection):
     """As `Client`, with methods to await; open it inside a running event loop.
 
     async with AsyncClient("grpc://127.0.0.1:8001") as client:
         answer = await client.recommend([{"item_id": ["a", "b"]}], k=10)
     """
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        name: str = "recommender",
-        key: str | None = None,
-        timeout: float = TIMEOUT_SECONDS,
-        ca: str | Path | None = None,
-        cert: str | Path | None = None,
-        cert_key: str | Path | None = None,
-    ) -> None:
-        self.name = name
-        self.url = url
-        self._wire = Wire.connect(
-            url, Access(key, ca, cert, cert_key), timeout=timeout, asynchronous=True
-        )
-        self._served: ServedModel | None = None
+    _asynchronous = True
 
     async def __aenter__(self) -> Self:
         return self

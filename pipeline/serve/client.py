@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
@@ -103,14 +103,11 @@ class Answering(ABC):
             yield from self.recommend(batch, k, **filters).records(ids)
 
 
-class Client(Answering):
-    """A connection to one server: http://HOST:PORT, grpc://HOST:PORT, or grpcs with TLS.
+class Connection:
+    """What both clients are made of: the address of a server, and how it is reached."""
 
-    `key` is that of the server's --key-file, `timeout` the seconds that an answer may take. For
-    grpcs, PEM files: `ca`, the authority of the server's certificate, where the system does not
-    know it, `cert` and `cert_key`, the client's own. ServingError where the server does not answer
-    or refuses a request, in its own words.
-    """
+    _asynchronous: ClassVar[bool] = False
+    """Whether calls of tritonclient are awaited."""
 
     def __init__(
         self,
@@ -123,10 +120,23 @@ class Client(Answering):
         cert: str | Path | None = None,
         cert_key: str | Path | None = None,
     ) -> None:
+        """ConfigError where an argument cannot be; whether a server answers shows later."""
         self.name = name
         self.url = url
-        self._wire = Wire.connect(url, Access(key, ca, cert, cert_key), timeout=timeout)
+        self._wire = Wire.connect(
+            url, Access(key, ca, cert, cert_key), timeout=timeout, asynchronous=self._asynchronous
+        )
         self._served: ServedModel | None = None
+
+
+class Client(Connection, Answering):
+    """A connection to one server: http://HOST:PORT, grpc://HOST:PORT, or grpcs with TLS.
+
+    `key` is that of the server's --key-file, `timeout` the seconds that an answer may take. For
+    grpcs, PEM files: `ca`, the authority of the server's certificate, where the system does not
+    know it, `cert` and `cert_key`, the client's own. ServingError where the server does not answer
+    or refuses a request, in its own words.
+    """
 
     def close(self) -> None:
         """Close the connection."""
