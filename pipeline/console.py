@@ -38,6 +38,11 @@ def out_option(default: str | None = None) -> Any:
     return click.option("--out", default=default, type=path_type, help=help_text)
 
 
+def file_option(name: str, help_text: str) -> Any:
+    """One file to read, which may be left out."""
+    return click.option(name, type=path_type, metavar="FILE", help=help_text)
+
+
 def is_current(path: Path, kind: str, made_from: str, as_json: bool) -> bool:
     """Whether the artifact at `path` is what the command would write; says so."""
     from pipeline.core.artifact import current_facts

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from pipeline.console import check_in, json_option, path_type, print_result
+from pipeline.console import check_in, file_option, json_option, path_type, print_result
 from pipeline.core.errors import ConfigError
 
 _environment_option = click.option(
@@ -304,12 +304,7 @@ def serve(
 @click.option(
     "--cores", type=click.IntRange(1), help="How many to use.  [default: all that may be used]"
 )
-@click.option(
-    "--polars-python",
-    type=path_type,
-    metavar="FILE",
-    help="A Python that has Polars.  [default: this one]",
-)
+@file_option("--polars-python", "A Python that has Polars.  [default: this one]")
 @click.option("--out", type=path_type, metavar="DIR", help="Write preprocess.json.")
 @json_option
 def preprocess(

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from pipeline.console import check_in, json_option, out_option, path_type, print_result
+from pipeline.console import check_in, file_option, json_option, out_option, path_type, print_result
 from pipeline.core.errors import ConfigError
 
 _data_option = click.option(
@@ -103,18 +103,8 @@ def report(out: Path, as_json: bool, **asked: Any) -> None:
 @_part_option
 @click.option("--k", type=int, help="Items of a list.  [default: 20]")
 @click.option("--filter-seen", is_flag=True, help="Leave out what stands in the session.")
-@click.option(
-    "--blocked",
-    type=path_type,
-    metavar="FILE",
-    help="Raw ids of items to leave out, one a line.",
-)
-@click.option(
-    "--candidates",
-    type=path_type,
-    metavar="FILE",
-    help="Raw ids of the only items to recommend, one a line.",
-)
+@file_option("--blocked", "Raw ids of items to leave out, one a line.")
+@file_option("--candidates", "Raw ids of the only items to recommend, one a line.")
 @click.option(
     "--embeddings",
     type=click.Choice(["sessions", "items"]),

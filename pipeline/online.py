@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import click
 
-from pipeline.console import json_option, path_type, print_result
+from pipeline.console import file_option, json_option, path_type, print_result
 from pipeline.core.errors import ConfigError, ServingError
 
 
@@ -22,25 +22,12 @@ from pipeline.core.errors import ConfigError, ServingError
 @click.option("--http-port", default=8000, show_default=True, help="0 takes a free one.")
 @click.option("--grpc-port", default=8001, show_default=True, help="0 takes a free one.")
 @click.option("--metrics-port", default=8002, show_default=True, help="0 takes a free one.")
-@click.option(
-    "--key-file",
-    type=path_type,
-    metavar="FILE",
-    help="Answer only who sends the key that stands in FILE; health stays open.",
+@file_option("--key-file", "Answer only who sends the key that stands in FILE; health stays open.")
+@file_option(
+    "--tls-cert", "PEM certificate: gRPC takes TLS alone then, and HTTP this machine alone."
 )
-@click.option(
-    "--tls-cert",
-    type=path_type,
-    metavar="FILE",
-    help="PEM certificate: gRPC takes TLS alone then, and HTTP this machine alone.",
-)
-@click.option("--tls-key", type=path_type, metavar="FILE", help="PEM key of the certificate.")
-@click.option(
-    "--tls-client-ca",
-    type=path_type,
-    metavar="FILE",
-    help="PEM authority whose certificate a client must have.",
-)
+@file_option("--tls-key", "PEM key of the certificate.")
+@file_option("--tls-client-ca", "PEM authority whose certificate a client must have.")
 @click.option("--log", "log_path", type=path_type, help="File for Triton's log; - is stderr.")
 @click.option(
     "--log-format",
@@ -177,15 +164,12 @@ def _tell(line: str) -> None:
     help="Whether items of the session itself are left out.  [default: as the recipe says]",
 )
 @click.option("--name", help="Model of the server to ask.  [default: recommender]")
-@click.option("--key-file", type=path_type, metavar="FILE", help="The key of the server.")
-@click.option(
-    "--ca",
-    type=path_type,
-    metavar="FILE",
-    help="PEM authority of the server's certificate, for grpcs.  [default: the system's]",
+@file_option("--key-file", "The key of the server.")
+@file_option(
+    "--ca", "PEM authority of the server's certificate, for grpcs.  [default: the system's]"
 )
-@click.option("--cert", type=path_type, metavar="FILE", help="PEM certificate of the client.")
-@click.option("--cert-key", type=path_type, metavar="FILE", help="PEM key of that certificate.")
+@file_option("--cert", "PEM certificate of the client.")
+@file_option("--cert-key", "PEM key of that certificate.")
 @click.option(
     "--timeout",
     type=click.FloatRange(0, min_open=True),
