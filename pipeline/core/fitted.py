@@ -65,21 +65,33 @@ class TargetEncoding:
     """(C, folds) of their numbers."""
     smoothing: float
 
-    def means(self, left_out: int | None = None) -> np.ndarray:
+    def means(self) -> np.ndarray:
         """(C + 1,) smoothed mean of each category, then that of all, for all others.
 
-        Without the sessions of the fold `left_out`. 0 where nothing is known.
+        0 where nothing is known.
         """
-        kept = np.ones(self.counts.shape[1], np.bool_)
-        if left_out is not None:
-            kept[left_out] = False
-        counts, sums = self.counts[:, kept].sum(1), self.sums[:, kept].sum(1)
+        counts, sums = self.counts.sum(1), self.sums.sum(1)
         mean = sums.sum() / max(counts.sum(), 1)
-        weight = counts + self.smoothing
-        known = np.where(
-            weight > 0, (sums + self.smoothing * mean) / np.maximum(weight, 1e-9), mean
+        return np.append(self._smoothed(counts, sums, mean), mean)
+
+    def means_without(self, place: np.ndarray, fold: np.ndarray) -> np.ndarray:
+        """(N,) the same for categories at (N,) places, -1 for others, each without a fold."""
+        counts, sums = self.counts.sum(0), self.sums.sum(0)  # (folds,)
+        mean = ((sums.sum() - sums) / np.maximum(counts.sum() - counts, 1))[fold]
+        there = place >= 0
+        rows, of = place[there], fold[there]
+        found = mean.copy()
+        found[there] = self._smoothed(
+            self.counts.sum(1)[rows] - self.counts[rows, of],
+            self.sums.sum(1)[rows] - self.sums[rows, of],
+            mean[there],
         )
-        return np.append(known, mean)
+        return found
+
+    def _smoothed(self, counts: np.ndarray, sums: np.ndarray, mean: Any) -> np.ndarray:
+        weight = counts + self.smoothing
+        known: np.ndarray = (sums + self.smoothing * mean) / np.maximum(weight, 1e-9)
+        return np.where((counts > 0) & (weight > 0), known, mean)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +188,8 @@ class Fitted:
             hashed = {feature.name: feature.hash_buckets for feature in recipe.features}
             vocabularies = {}
             for name, value_type in state["categorical"].items():
+                if name != ITEM and name not in hashed:  # names become paths
+                    raise ArtifactError(f"{directory} has categories of no feature: {name!r}.")
                 column = pq.read_table(category_path(directory, name))[name]
                 wanted = pa.int64() if value_type == "int64" else pa.string()
                 vocabularies[name] = Vocabulary(
@@ -219,8 +233,10 @@ def _read_target(directory: Path, feature: Feature, kind: ValueType) -> TargetEn
     table = pq.read_table(_target_path(directory, feature.name))
     wanted = pa.int64() if kind == "int64" else pa.string()
     counts, sums = (
-        np.stack([table[f"{what}_{fold}"].to_numpy() for fold in range(feature.folds)], 1)
-        for what in ("count", "sum")
+        np.stack(
+            [table[f"{what}_{fold}"].cast(number).to_numpy() for fold in range(feature.folds)], 1
+        )
+        for what, number in (("count", pa.int64()), ("sum", pa.float64()))
     )
     return TargetEncoding(
         type=kind,

@@ -105,6 +105,15 @@ def check_features(recipe: Preprocess, files: Iterable[Path]) -> None:
         _check_columns(last, found, missing)
 
 
+def known_columns(recipe: Preprocess, files: Iterable[Path]) -> set[str]:
+    """Columns that stand in any of the files."""
+    return {
+        name
+        for file in files
+        for name in _told(file, _kind(recipe, file), partial(_column_names, recipe, file))
+    }
+
+
 def scan_log(
     recipe: Preprocess, file: Path, report: Report, rows: int = BLOCK_ROWS
 ) -> Iterator[pa.Table]:
@@ -159,6 +168,12 @@ def _canonical(
     """Without the columns that the table lacks."""
     there = {n: source for n, source in sources.items() if source in table.column_names}
     several = {f.name: f.separator for f in recipe.features if f.values_per_interaction > 1}
+    several |= {
+        input_name(f, source): f.separator
+        for f in recipe.features
+        for source, kind in f.inputs.items()
+        if kind == "text"
+    }
     table = pa.table({name: table[source] for name, source in there.items()})
     table = explode(table, where, several)
     columns = {name: table[name] for name in table.column_names}
@@ -173,11 +188,13 @@ def _completed(table: pa.Table, sources: dict[str, str], report: Report) -> pa.T
     """With features that are missing in the whole file, in the order of `sources`."""
     report.rows += table.num_rows
     columns = {}
-    for name, source in sources.items():
+    missing = [source for name, source in sources.items() if name not in table.column_names]
+    for source in dict.fromkeys(missing):
+        report.repaired[f"rows of files without the column {source}"] += table.num_rows
+    for name in sources:
         if name in table.column_names:
             columns[name] = table[name]
         else:
-            report.repaired[f"rows of files without the column {source}"] += table.num_rows
             columns[name] = pa.chunked_array([pa.nulls(table.num_rows, pa.string())])
     return pa.table(columns)
 
@@ -227,7 +244,8 @@ def _check_columns(file: Path, found: list[str], sources: dict[str, str]) -> Non
                 f"{file} has {found.count(column)} columns named {column!r}. Name them apart."
             )
         if column not in found:
-            role = name if name == column else f"{name}, column {column!r}"
+            feature = name.split(".")[0]  # what a feature is made of stands behind a point
+            role = name if name == column else f"{feature}, column {column!r}"
             raise DataError(
                 f"{file} has no column for {role}. Found: {', '.join(map(repr, found))}. "
                 "Correct the recipe, or `delimiter` if these are not columns."

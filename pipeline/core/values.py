@@ -123,17 +123,22 @@ def plain_text(array: pa.Array) -> pa.Array:
 def numbers(chunks: list[pa.Array], *, positive: bool) -> tuple[np.ndarray, int]:
     """float64 with NaN for what is missing, and how many values were there but no use.
 
+    True is 1 and False 0, as a text too, in which a table of them may be written.
     Not usable are text that is no number, what float32 cannot hold and, if `positive`, what has
     no log(1 + x) in float32.
     """
     parts, bad = [], 0
     for chunk in chunks:
+        if pa.types.is_boolean(chunk.type):
+            chunk = chunk.cast(pa.int8())
         numeric = pa.types.is_floating(chunk.type) or pa.types.is_integer(chunk.type)
         if numeric or pa.types.is_null(chunk.type):
             part = chunk.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
         else:
             text = pc.if_else(pc.equal(chunk.cast(pa.string()), ""), None, chunk.cast(pa.string()))
             part = pd.to_numeric(text.to_pandas(), errors="coerce").to_numpy(np.float64)
+            if np.isnan(part).any():
+                part = _with_truths(part, text)
             bad += int((np.isnan(part) & text.is_valid().to_numpy(zero_copy_only=False)).sum())
         parts.append(part)
     whole = np.concatenate(parts)
@@ -141,6 +146,14 @@ def numbers(chunks: list[pa.Array], *, positive: bool) -> tuple[np.ndarray, int]
         narrow = whole.astype(np.float32)
     unusable = np.isinf(narrow) | (positive & (narrow <= -1))
     return np.where(unusable, np.nan, whole), bad + int(unusable.sum())
+
+
+def _with_truths(numbers: np.ndarray, text: pa.Array) -> np.ndarray:
+    lower = pc.utf8_lower(text)
+    for word, number in (("true", 1.0), ("false", 0.0)):
+        there = pc.fill_null(pc.equal(lower, word), False).to_numpy(zero_copy_only=False)
+        numbers = np.where(there, number, numbers)
+    return numbers
 
 
 def bucket(numbers: np.ndarray, bounds: tuple[float, ...]) -> pa.Array:

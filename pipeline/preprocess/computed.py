@@ -4,7 +4,7 @@ The operators stand in a Python file that the command line names. A recipe only 
 called, and what is written holds no more than that: nothing that reads an artifact runs them.
 """
 
-import importlib.util
+import runpy
 import traceback
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from pipeline.core import values
 from pipeline.core.errors import ConfigError
+from pipeline.core.logcolumns import joined, readable
 from pipeline.core.logfile import input_name
 from pipeline.core.logreport import Report
 from pipeline.core.recipe import Feature, Preprocess
@@ -75,7 +76,7 @@ class Computed:
         where = f"{self._file}: the operator {feature.operator!r}"
         try:
             found = transform(Workflow(node), frame)
-        except Exception as error:  # what a user's own code raises can be anything
+        except (Exception, SystemExit) as error:  # a user's own code may raise anything
             raise ConfigError(f"{where} failed{_told(self._file, error)}") from error
         if len(found.columns) != 1 or len(found) != len(frame):
             raise ConfigError(
@@ -85,7 +86,10 @@ class Computed:
         column = found[found.columns[0]]
         column = column.to_pandas() if hasattr(column, "to_pandas") else column
         try:
-            return pa.array(column, from_pandas=True)
+            made = pa.chunked_array([pa.array(column, from_pandas=True)])
+            if feature.values_per_interaction > 1:
+                made = joined(made, feature.separator, feature.name, where, self._report)
+            return values.plain(readable(made, feature.name, where, self._report))
         except pa.ArrowException as error:
             raise ConfigError(f"{where} makes no column of one type: {error}") from None
 
@@ -104,15 +108,13 @@ def _run(file: Path) -> dict[str, Any]:
     """Names that a Python file defines. ConfigError if it is none or fails."""
     if not file.is_file():
         raise ConfigError(f"--operators {file} does not exist. Expected a Python file.")
-    spec = importlib.util.spec_from_file_location("pipeline_operators", file)
-    if spec is None or spec.loader is None:
+    if file.suffix != ".py":
         raise ConfigError(f"--operators {file} is no Python file: its name does not end in .py.")
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
+        # from its text, never from bytecode of an earlier one
+        return runpy.run_path(str(file), run_name="pipeline_operators")
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"{file} failed{_told(file, error)}") from error
-    return vars(module)
 
 
 def _told(file: Path | None, error: BaseException) -> str:

@@ -11,6 +11,7 @@ from pipeline.core.columns import ITEM, SESSION, TIMESTAMP
 from pipeline.core.logreport import Report
 from pipeline.core.recipe import Preprocess
 from pipeline.core.spans import gap_microseconds
+from pipeline.core.values import UNKNOWN_INTEGER
 
 
 def cuts(times: np.ndarray, starts: np.ndarray, gap: int) -> np.ndarray:
@@ -36,11 +37,17 @@ def numbered(ids: pa.Array, numbers: np.ndarray) -> pa.Array:
 
 
 def repeats(item: pa.Array, starts: np.ndarray) -> np.ndarray:
-    """(N,) bool: whether the item is that of the interaction before; a missing one never is."""
+    """(N,) bool: whether the item is that of the interaction before.
+
+    A missing one never is, nor a text where integers were learned: all of these look alike.
+    """
     same = np.zeros(len(item), bool)
     if len(item) > 1:
         codes = item if pa.types.is_dictionary(item.type) else item.dictionary_encode()
         index = pc.fill_null(codes.indices, -1).to_numpy()
+        if pa.types.is_integer(codes.dictionary.type):
+            unknown = pc.index(codes.dictionary, UNKNOWN_INTEGER).as_py()  # -1 where there is none
+            index = np.where(index == unknown, -1, index)
         same[1:] = (index[1:] == index[:-1]) & (index[1:] >= 0)
     same[starts] = False
     return same

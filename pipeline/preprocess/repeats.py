@@ -2,10 +2,12 @@
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.core.columns import ITEM, TIMESTAMP
 from pipeline.core.logreport import Report
 from pipeline.core.recipe import Preprocess
+from pipeline.core.values import UNKNOWN_INTEGER
 
 _LARGEST = 2**62
 
@@ -58,17 +60,22 @@ def _repeats(recipe: Preprocess, table: pa.Table, starts: np.ndarray) -> np.ndar
     if not len(rows):
         return rows
     key = np.cumsum(~same[rows])
+    unlike = np.zeros(len(rows), np.bool_)  # texts where integers were learned look alike
     names = [ITEM, *(feature.name for feature in recipe.scalar_features)]
     names += [feature.target_column for feature in recipe.features if feature.mean_of]
     for name in names:
-        codes, count = _codes(table[name].combine_chunks().take(pa.array(rows)))
+        column = table[name].combine_chunks().take(pa.array(rows))
+        if pa.types.is_integer(column.type):
+            unknown = pc.fill_null(pc.equal(column, UNKNOWN_INTEGER), False)
+            unlike |= unknown.to_numpy(zero_copy_only=False)
+        codes, count = _codes(column)
         if int(key.max()) >= _LARGEST // count:
             key, _ = _codes(pa.array(key))
         key = key * count + codes
     codes, _ = _codes(pa.array(key))
     # codes are given in the order in which values first occur
     highest = np.maximum.accumulate(codes)
-    return rows[1:][codes[1:] <= highest[:-1]]
+    return rows[1:][(codes[1:] <= highest[:-1]) & ~unlike[1:]]
 
 
 def _codes(column: pa.Array) -> tuple[np.ndarray, int]:

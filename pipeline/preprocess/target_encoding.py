@@ -47,19 +47,24 @@ def sums_of(feature: Feature, frame: pd.DataFrame) -> pa.Table:
     return sums.rename_columns(["value", "fold", "count", "sum"])
 
 
+def together(parts: list[pa.Table]) -> pa.Table:
+    """The `sums_of` several parts, in their order, as of one."""
+    groups = pa.concat_tables(parts).group_by(["value", "fold"], use_threads=False)
+    sums = groups.aggregate([("count", "sum"), ("sum", "sum")])
+    return sums.rename_columns(["value", "fold", "count", "sum"])
+
+
 def fitted_encoding(feature: Feature, parts: list[pa.Table], kind: ValueType) -> TargetEncoding:
     """From the `sums_of` all parts, in their order; categories by value."""
     wanted = pa.int64() if kind == "int64" else pa.string()
-    tables = [t.set_column(0, "value", t["value"].cast(wanted)) for t in parts]
-    together = pa.concat_tables(tables).group_by(["value", "fold"], use_threads=False)
-    sums = together.aggregate([("count", "sum"), ("sum", "sum")])
+    sums = together([t.set_column(0, "value", t["value"].cast(wanted)) for t in parts])
     values = pc.unique(sums["value"])
     values = values.take(pc.sort_indices(values))
     place = pc.index_in(sums["value"].combine_chunks(), value_set=values).to_numpy()
     shape, fold = (len(values), feature.folds), sums["fold"].to_numpy()
     counts, numbers = np.zeros(shape, np.int64), np.zeros(shape)
-    counts[place, fold] = sums["count_sum"].to_numpy()
-    numbers[place, fold] = sums["sum_sum"].to_numpy()
+    counts[place, fold] = sums["count"].to_numpy()
+    numbers[place, fold] = sums["sum"].to_numpy()
     return TargetEncoding(
         type=kind, values=values, counts=counts, sums=numbers, smoothing=feature.smoothing
     )
@@ -99,9 +104,7 @@ class TargetEncode(Operator):
         place = pc.fill_null(place, -1).to_numpy()  # the mean of all stands last
         if not self.training:
             return encoding.means()[place]
-        folds = encoding.counts.shape[1]
-        by_fold = np.stack([encoding.means(left_out=fold) for fold in range(folds)])
-        return by_fold[folds_of(frame[SESSION], folds), place]
+        return encoding.means_without(place, folds_of(frame[SESSION], encoding.counts.shape[1]))
 
     def column_mapping(self, col_selector: ColumnSelector) -> dict[str, list[str]]:
         """Each from the session and itself."""

@@ -19,6 +19,7 @@ from pipeline.core.fitted import Fitted, Standardisation, TimestampType, ValueTy
 from pipeline.core.merlin import has_cudf
 from pipeline.core.recipe import Preprocess
 from pipeline.core.values import UNKNOWN_INTEGER
+from pipeline.preprocess import target_encoding
 from pipeline.preprocess.encoding import Encode
 from pipeline.preprocess.operators import Cyclic, Elapsed, GroupSessions, Standardise
 from pipeline.preprocess.statistics import (
@@ -76,7 +77,10 @@ def fit(
     sums: dict[str, list[pa.Table]] = {}
     for part in parts:
         for name, table in part.sums.items():
-            sums.setdefault(name, []).append(table)
+            found_sums = sums.setdefault(name, [])
+            found_sums.append(table)
+            if len(found_sums) > 1 and sum(t.num_rows for t in found_sums[1:]) > _COUNTS_ROWS:
+                sums[name] = [target_encoding.together(found_sums)]
         for name, table in part.counts.items():
             waiting = counts.setdefault(feature_of.get(name, name), [])
             waiting.append(table)

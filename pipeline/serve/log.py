@@ -11,9 +11,10 @@ import pyarrow as pa
 from pipeline.core import values
 from pipeline.core.columns import SESSION, TIMESTAMP
 from pipeline.core.errors import DataError
-from pipeline.core.logfile import find_logs, read_frame, read_logs
+from pipeline.core.logfile import find_logs, known_columns, read_frame, read_logs
 from pipeline.core.logreport import Report
-from pipeline.core.recipe import Timestamp
+from pipeline.core.recipe import Preprocess, Timestamp
+from pipeline.core.spans import gap_microseconds
 from pipeline.serve.served import ServedModel
 from pipeline.serve.tensors import Columns
 
@@ -24,10 +25,9 @@ def read_sessions(served: ServedModel, files: list[Path]) -> Iterator[tuple[Any,
     Rows without a session id belong to none and are passed over. DataError for a file that cannot
     be read, lacks a column or holds no row.
     """
-    features = (f for f in served.recipe.features if f.operator is None)  # others are in no log
-    asked = [f.model_copy(update={"mean_of": None}) for f in features]  # known since training
-    recipe = served.recipe.model_copy(update={"features": tuple(asked)})
-    tables = read_logs(recipe, find_logs(recipe, files), Report())
+    files = find_logs(served.recipe, files)
+    recipe = _read_as(served.recipe, known_columns(served.recipe, files))
+    tables = read_logs(recipe, files, Report())
     if not sum(table.num_rows for table in tables):
         raise DataError(f"{', '.join(map(str, files))} holds no row to recommend for.")
     return _sessions(served, tables)
@@ -38,8 +38,22 @@ def sessions_of_frame(served: ServedModel, frame: pd.DataFrame) -> Iterator[tupl
 
     DataError where one of these two is.
     """
-    table = read_frame(served.recipe, frame)
+    table = read_frame(_read_as(served.recipe, set(frame.columns)), frame)
     return _sessions(served, [table])
+
+
+def _read_as(recipe: Preprocess, columns: set[str]) -> Preprocess:
+    """The recipe for a log to recommend from, which has these `columns`.
+
+    What operators make stands in no log, and of means the category is asked for. What came from a
+    table beside the log of training is read if it stands in this one.
+    """
+    features = [
+        feature.model_copy(update={"mean_of": None, "table": False})
+        for feature in recipe.features
+        if feature.operator is None and (not feature.table or feature.source in columns)
+    ]
+    return recipe.model_copy(update={"features": tuple(features)})
 
 
 def _sessions(served: ServedModel, tables: list[pa.Table]) -> Iterator[tuple[Any, Columns]]:
@@ -61,12 +75,20 @@ def _sessions(served: ServedModel, tables: list[pa.Table]) -> Iterator[tuple[Any
         parts = [values.plain(table[TIMESTAMP]) for table in tables]
         times = values.microseconds(parts, served.recipe.timestamp)[0]
         if (times != values.NO_TIME).all():  # an interaction without a time keeps its place
+            frame["_time"] = times
             frame = frame.iloc[np.argsort(times, kind="stable")]
+    gap = served.recipe.session_gap and gap_microseconds(served.recipe.session_gap)
     for session, rows in frame.groupby("_session", sort=False, dropna=True):
         taken: Columns = {}
+        first = 0  # the oldest interaction of the session that is going on
+        if gap is not None and "_time" in rows:
+            begins = np.flatnonzero(np.diff(rows["_time"].to_numpy()) > gap) + 1
+            first = int(begins[-1]) if len(begins) else 0
         for name in columns:
             given = [None if pd.isna(v) else v for v in rows[name].tolist()]
-            taken[name] = given[:1] if served.scopes.get(name) == "session" else given
+            if served.scopes.get(name) == "session":
+                given = given[first : first + 1]
+            taken[name] = given
         yield session, taken
 
 

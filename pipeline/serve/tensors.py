@@ -106,10 +106,17 @@ def _columns(served: ServedModel, sessions: list[Columns]) -> dict[str, np.ndarr
 
 
 def _joined(given: Any, separator: str) -> Any:
-    """Several values of an interaction as the text that holds them."""
-    if isinstance(given, list | tuple):
-        return separator.join(str(value) for value in given if value is not None)
-    return given
+    """Several values of an interaction as the text that holds them, as of a list of Parquet."""
+    if isinstance(given, str | bytes) or not isinstance(given, Iterable):
+        return given
+    words = []
+    for value in given:
+        if value is None or (isinstance(value, float | np.floating) and np.isnan(value)):
+            continue
+        if isinstance(value, float | np.floating) and float(value).is_integer():
+            value = int(value)
+        words.append(value.decode() if isinstance(value, bytes) else str(value))
+    return separator.join(words)
 
 
 def _ids(given: list[Any], kind: str, name: str, count: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from pipeline.core.artifact import read_json, read_manifest
 from pipeline.core.columns import FIRST_ITEM, ITEM
 from pipeline.core.errors import ConfigError
 from pipeline.core.fitted import Fitted, Vocabulary
-from pipeline.core.recipe import ModelConfig
+from pipeline.core.recipe import Feature, ModelConfig
 from pipeline.model.build import MODEL_FILE, load_model
 from pipeline.model.model import Model
 from pipeline.model.task import NextItemPredictionTask
@@ -260,10 +260,17 @@ def _features(fitted: Fitted) -> list[str]:
     own = [
         f"{feature.name} ({'log ' if feature.log else ''}{feature.kind} of {feature.of}"
         f"{f', {feature.values_per_interaction} values' if len(feature.columns) > 1 else ''}"
-        f"{f', {feature.hash_buckets} buckets' if feature.hash_buckets else ''})"
+        f"{f', {feature.hash_buckets} hash buckets' if feature.hash_buckets else ''}"
+        f"{f', buckets {list(feature.buckets)}' if feature.buckets else ''}"
+        f"{f', by operator {feature.operator}' if feature.operator else ''}"
+        f"{_mean_of(feature) if feature.mean_of else ''})"
         for feature in fitted.recipe.features
     ]
     return own + list(fitted.recipe.time_feature_names)
+
+
+def _mean_of(feature: Feature) -> str:
+    return f", mean of {feature.mean_of}, smoothing {feature.smoothing:g}, {feature.folds} folds"
 
 
 def _flat(sessions: pa.Table, name: str) -> np.ndarray:

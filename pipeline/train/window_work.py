@@ -89,7 +89,13 @@ class Work:
     ) -> "Work":
         check_separate_tables(config)
         fitted = Fitted.read(data)
-        for feature in fitted.categorical:
+        for feature in fitted.recipe.features:
+            if feature.mean_of is not None:
+                raise ConfigError(
+                    f"--windows learns of each window what came before it, and {feature.name!r} "
+                    "holds means of all of training. Leave it out of the recipe, or do without "
+                    "--windows."
+                )
             if len(feature.columns) > 1:
                 raise ConfigError(
                     f"--windows reads one value an interaction, and {feature.name!r} has several. "

@@ -1,6 +1,7 @@
 """Features that operators of the user's own make."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pipeline.cli import cli
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ConfigError, DataError
+from pipeline.core.fitted import Fitted
 from pipeline.core.recipe import Preprocess, Recipe
 from pipeline.export.run import export
 from pipeline.local import open_run
@@ -38,6 +40,7 @@ clipped = [Clip(max_value=3), LambdaOp(lambda column: column * 2)]
 learned = Normalize()
 shorter = LambdaOp(lambda column: column.head(1))
 broken = LambdaOp(lambda column: column.no_such_thing)
+split = LambdaOp(lambda column: column.str.split("-"))
 number = 7
 """
 PER_KILO = {
@@ -126,6 +129,56 @@ def test_operators_one_after_the_other_and_text_of_a_csv_file(
     assert sorted(found["clip"].to_pylist()) == [2, 5, 6]
     repaired = facts["rows"]["input"]["repaired"]
     assert repaired == {"values of price, for clip, that are no usable number": 1}
+
+
+def test_an_operator_may_make_lists_and_get_those_of_parquet(
+    tmp_path: Path, operators: Path
+) -> None:
+    feature = {**SHORT, "operator": "split", "values_per_interaction": 2, "inputs": {"m": "text"}}
+    sessions = {"s": [1, 1, 2, 2], "i": list("uvuv")}
+    tables = {
+        "text": {**sessions, "m": ["a-b", "a", None, "c-a"]},
+        "list": {**sessions, "m": [["a-b"], ["a"], [], ["c-a"]]},
+    }
+    for name, given in tables.items():
+        path = log(tmp_path, given, f"{name}.parquet")
+        preprocess(recipe(feature), [path], [], tmp_path / name, operators=operators)
+    for name in tables:  # a is the most frequent, then b and c
+        assert sessions_of(tmp_path / name) == ([[3, 3], [1, 5]], [[4, 0], [0, 3]])
+    single = {**feature, "values_per_interaction": 1}
+    with pytest.raises(DataError, match="expected text, numbers or times"):
+        preprocess(
+            recipe(single),
+            [tmp_path / "text.parquet"],
+            [],
+            tmp_path / "single",
+            operators=operators,
+        )
+
+
+def sessions_of(data: Path) -> tuple[list, list]:
+    return sessions(data, "short_1"), sessions(data, "short_2")
+
+
+def test_a_file_is_run_as_it_stands_and_as_python_runs_one(tmp_path: Path) -> None:
+    path, given = tmp_path / "kilos.py", log(tmp_path, columns())
+    source = (
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+        "from nvtabular.ops import LambdaOp\n\n@dataclass\nclass Factor:\n    by: float\n\n"
+        "factor = Factor(FACTOR)\nper_kilo = LambdaOp(lambda column: column * factor.by)\n"
+    )
+    feature = {**PER_KILO, "inputs": {"price": "number"}}
+    means = []
+    for factor in ("1.0", "3.0"):
+        path.write_text(source.replace("FACTOR", factor))
+        os.utime(path, (1, 1))  # as archives have it
+        preprocess(recipe(feature), [given], [], tmp_path / factor, operators=path)
+        means.append(Fitted.read(tmp_path / factor).standardisations["per_kilo"].mean)
+    assert means[1] == pytest.approx(3 * means[0])
+    assert not (tmp_path / "__pycache__").exists()
+    path.write_text("raise SystemExit(0)")
+    with pytest.raises(ConfigError, match="SystemExit"):
+        preprocess(recipe(feature), [given], [], tmp_path / "no", operators=path)
 
 
 @pytest.mark.parametrize(

@@ -248,6 +248,9 @@ def test_a_server_a_run_and_the_data_agree(tmp_path: Path) -> None:
         unsent = client.recommend([asked[2]], 5)
         known = client.recommend([{**asked[2], "tags": [tags[7]]}], 5)
         assert known.scores == pytest.approx(unsent.scores, abs=1e-4)
+        for tags_of_one in (np.array(["t1", "t2"]), {"t1", "t2"}, pd.Series(["t1", None, "t2"])):
+            same = client.recommend([{**asked[3], "tags": [tags_of_one]}], 5)
+            assert same.scores == pytest.approx(theirs.scores[3:], abs=1e-4)
         swapped = client.recommend([{**asked[3], "tags": ["t2|t1"]}], 5)
         assert swapped.scores == pytest.approx(theirs.scores[3:], abs=1e-4)
         assert theirs.scores[2] != pytest.approx(theirs.scores[3], abs=1e-4)

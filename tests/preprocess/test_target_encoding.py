@@ -26,6 +26,7 @@ from pipeline.preprocess.target_encoding import (
     sums_of,
 )
 from pipeline.train.run import train
+from pipeline.train.window_work import Work
 
 # isort: split
 from merlin.dag import ColumnSelector
@@ -102,9 +103,17 @@ def test_what_a_session_is_told_in_training_does_not_depend_on_its_own_numbers(
     )
 )
 @settings(deadline=None, max_examples=20)
-def test_without_folds_it_is_nvtabulars(rows: list[tuple]) -> None:
+def test_without_folds_it_is_nvtabulars(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple]
+) -> None:
     log = frame(rows)
-    operator = TargetEncoding("rate.target", kfold=1, p_smooth=20, out_dtype="float64")
+    operator = TargetEncoding(
+        "rate.target",
+        kfold=1,
+        p_smooth=20,
+        out_dtype="float64",
+        out_path=str(tmp_path_factory.mktemp("nvtabular")),
+    )
     dataset = Dataset(log[["rate", "rate.target"]], cpu=True)
     theirs = Workflow(["rate"] >> operator).fit_transform(dataset).to_ddf().compute()
     ours = encoded(Feature(**RATE), log, training=False)
@@ -138,6 +147,29 @@ def log_of(folder: Path, rows: int = 400, name: str = "log.parquet") -> Path:
     }
     pq.write_table(pa.table(columns), folder / name)
     return folder / name
+
+
+def test_truths_are_1_and_0_in_every_kind_of_log(tmp_path: Path) -> None:
+    whole = pq.read_table(log_of(tmp_path)).to_pandas()
+    whole.to_parquet(tmp_path / "numbers.parquet")
+    truths = whole.assign(bought=whole["bought"] > 0)
+    truths.to_parquet(tmp_path / "truths.parquet")
+    truths.to_csv(tmp_path / "truths.csv", index=False)
+    found = []
+    for name in ("numbers.parquet", "truths.parquet", "truths.csv"):
+        facts = preprocess(recipe(RATE), [tmp_path / name], [], tmp_path / f"data {name}")
+        assert "repaired" not in facts["rows"]["input"]
+        found.append(Fitted.read(tmp_path / f"data {name}").target_encodings["rate"])
+    assert found[0].sums.sum() > 0
+    assert found[0].sums.tolist() == found[1].sums.tolist() == found[2].sums.tolist()
+
+
+def test_windows_are_refused_for_what_all_of_training_has_told(tmp_path: Path) -> None:
+    timed = {"timestamp": {"column": "i", "unit": "s"}}
+    preprocess(recipe(RATE, **timed), [log_of(tmp_path)], [], tmp_path / "data")
+    settings = Recipe()
+    with pytest.raises(ConfigError, match="means of all of training"):
+        Work.read(tmp_path / "data", settings.model, settings.train, None)
 
 
 def test_numbers_are_of_mean_0_and_deviation_1(tmp_path: Path) -> None:

@@ -108,7 +108,9 @@ def test_every_interaction_but_the_first_is_a_target_once(
 def test_an_item_with_the_score_of_the_target_counts_as_ahead_of_it() -> None:
     model = make_model("gpt2", "clm")
     with torch.no_grad():
-        model.inputs.item_table.weight[3:] = 0.1  # every item has the same score
+        # every item has the same score, in whatever order a processor sums up its products
+        model.inputs.item_table.weight[3:] = 0
+        model.inputs.item_table.weight[3:, 0] = 0.1
     ranked = rank_targets(model, [ragged([[4, 5]])], "all")
     assert ranked.ranks.tolist() == [V - 3]
 

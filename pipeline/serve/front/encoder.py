@@ -15,6 +15,7 @@ import numpy as np
 from .lookups import (
     FIRST_ITEM,
     MISSING_INTEGER,
+    UNKNOWN_INTEGER,
     IntegerLookup,
     SeveralLookup,
     TextLookup,
@@ -141,18 +142,16 @@ class Encoder:
             rows = self._taken(rows, order, rows.lengths)
         if self.spec["session_gap"] and rows.times is not None:
             starts = np.cumsum(rows.lengths) - rows.lengths
-            place = np.arange(len(rows.times))
-            begins = np.zeros(len(place), bool)
-            begins[1:] = np.diff(rows.times) > self.spec["session_gap"]
-            begins[starts] = True
-            newest_start = np.maximum.reduceat(np.where(begins, place, 0), starts)
-            kept = place >= np.repeat(newest_start, rows.lengths)
+            newest_start = newest_starts(rows.times, starts, self.spec["session_gap"])
+            kept = np.arange(len(rows.times)) >= np.repeat(newest_start, rows.lengths)
             rows = self._taken(rows, kept, starts + rows.lengths - newest_start)
         if self.spec["drop_repeats"]:
             item = rows.columns["item_id"]
             starts = np.cumsum(rows.lengths) - rows.lengths
             kept = np.ones(len(item), bool)
             kept[1:] = (item[1:] != item[:-1]) | (item[1:] == MISSING[self.columns[0]["type"]])
+            if item.dtype.kind == "i":  # for any text, which no table holds
+                kept[1:] |= item[1:] == UNKNOWN_INTEGER
             kept[starts] = True
             rows = self._taken(rows, kept, np.add.reduceat(kept, starts))
         return rows
@@ -269,6 +268,19 @@ def _by_time(times: np.ndarray, lengths: np.ndarray) -> np.ndarray | None:
     if follows.all():
         return None
     return np.lexsort((times, np.repeat(np.arange(len(lengths)), lengths)))
+
+
+def newest_starts(times: np.ndarray, starts: np.ndarray, gap: int) -> np.ndarray:
+    """(S,) where the session begins that is going on, of interactions by row and time.
+
+    `starts` (S,) is where each row begins.
+    """
+    place = np.arange(len(times))
+    begins = np.zeros(len(place), bool)
+    begins[1:] = np.diff(times) > gap
+    begins[starts] = True
+    found: np.ndarray = np.maximum.reduceat(np.where(begins, place, 0), starts)
+    return found
 
 
 def newest(lengths: np.ndarray, longest: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

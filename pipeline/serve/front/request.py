@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .encoder import MISSING, Encoder, Rows, newest
+from .encoder import MISSING, Encoder, Rows, newest, newest_starts
 from .errors import RequestError
 from .lookups import FIRST_ITEM, MISSING_INTEGER, OUT_OF_VOCABULARY
 from .times import microseconds
@@ -86,7 +86,8 @@ class Reader:
         for column in self.encoder.columns:
             sent = tensors.get(column["name"])
             if sent is not None:
-                columns[column["name"]] = _column(column, sent, layout, times)
+                gap = self.encoder.spec["session_gap"]
+                columns[column["name"]] = _column(column, sent, layout, times, gap)
         rows = Rows(columns, layout.lengths, times)
         excluded = self._indices("exclude", tensors.get("exclude"), layout)
         if self._filters_seen(tensors.get("filter_seen")):
@@ -208,9 +209,13 @@ def _one_of(name: str, requested: np.ndarray) -> Any:
 
 
 def _column(
-    column: dict[str, Any], values: np.ndarray, layout: _Layout, times: np.ndarray | None
+    column: dict[str, Any],
+    values: np.ndarray,
+    layout: _Layout,
+    times: np.ndarray | None,
+    gap: int | None,
 ) -> np.ndarray:
-    """(interactions,) or, of a session, (S,) values."""
+    """(interactions,) or, of a session, (S,) values; one begins after `gap` microseconds."""
     name, of_session = column["name"], column["scope"] == "session"
     count = len(layout.lengths) if of_session else len(layout.cells)
     kind = column["type"]
@@ -229,7 +234,10 @@ def _column(
     starts = np.cumsum(layout.lengths) - layout.lengths
     if times is not None:  # of its oldest interaction, as in preprocessing
         rows = np.repeat(np.arange(count), layout.lengths)
-        starts = np.lexsort((times, rows))[starts]
+        order = np.lexsort((times, rows))
+        if gap is not None:
+            starts = newest_starts(times[order], starts, gap)
+        starts = order[starts]
     return taken[starts]
 
 
