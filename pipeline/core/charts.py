@@ -7,6 +7,7 @@ Lengths are in units of the drawing, WIDTH by HEIGHT, from its top left corner.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 WIDTH, HEIGHT = 400, 220
@@ -120,11 +121,12 @@ def line_chart(
     *,
     from_zero: bool = False,
     x_texts: list[tuple[float, str]] | None = None,
+    x_names: Callable[[float], str] | None = None,
 ) -> LineChart | None:
     """Points (x, y) by label -> a chart; None where there is no point.
 
-    `x_texts` are the ticks of the axis and what they say, in place of round numbers; where a point
-    has such an x, it says the same.
+    `x_texts` are the ticks of the axis and what they say, in place of round numbers; `x_names` says
+    what the x of a point is called, where that is not its number.
     """
     points = [point for line in series.values() for point in line]
     if not points:
@@ -155,7 +157,7 @@ def line_chart(
             Line(
                 label,
                 [
-                    Point(*place(x, y), f"{label}: {number(y)} at {named.get(x, number(x))}")
+                    Point(*place(x, y), f"{label}: {number(y)} at {(x_names or number)(x)}")
                     for x, y in line
                 ],
             )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.core.artifact import MANIFEST
 from pipeline.core.columns import ITEM, SESSION, TIMESTAMP
 from pipeline.core.errors import DataError
 from pipeline.core.logbytes import TextFile, windows_1252
@@ -71,7 +72,8 @@ def _files_below(folder: Path, seen: set[Path]) -> Iterator[Path]:
         if entry.name[0] in "._":
             continue
         if entry.is_dir():
-            yield from _files_below(entry, seen)
+            if not (entry / MANIFEST).is_file():  # what a command wrote is no log
+                yield from _files_below(entry, seen)
         else:
             yield entry
 

@@ -285,6 +285,11 @@ class Preprocess(Config):
     """Evaluation ranks no item that came before in the session; for logs in which none comes
     twice."""
 
+    @field_validator("split", mode="before")
+    @classmethod
+    def _no_split(cls, value: Any) -> Any:
+        return {} if value is None else value  # as YAML reads `split:`
+
     @field_validator("delimiter")
     @classmethod
     def _check_delimiter(cls, value: str | None) -> str | None:

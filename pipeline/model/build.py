@@ -303,7 +303,15 @@ def save_model(
         # tables that are shared have two names; of others a copy would be a second table in memory
         weights[name] = kept.clone() if kept.data_ptr() in seen else kept
         seen.add(kept.data_ptr())
-    save_file(weights, directory / WEIGHTS_FILE)
+    write_tensors(weights, directory / WEIGHTS_FILE)
+
+
+def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write safetensors. OSError where the disk does not take them."""
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        raise OSError(f"{path.name} cannot be written: {' '.join(str(error).split())}") from None
 
 
 def load_model(directory: Path) -> Model:

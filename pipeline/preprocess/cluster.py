@@ -5,6 +5,7 @@ put together, where the command runs.
 """
 
 import os
+import re
 import socket
 import tempfile
 import threading
@@ -41,6 +42,11 @@ def on_cluster(address: str | None) -> Iterator[Any]:
             with cluster, _connected(cluster.scheduler_address) as client:
                 yield client
     else:
+        if "://" not in address and not re.fullmatch(r"[^:/ ]+:\d+", address):
+            raise ConfigError(
+                f"--cluster is {address!r}, expected {LOCAL}, {LOCAL_CUDA}, or the address of a "
+                "Dask scheduler such as tcp://HOST:8786."
+            )
         with _connected(address) as client:
             yield client
 

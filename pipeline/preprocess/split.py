@@ -40,7 +40,8 @@ def split_sessions(recipe: Preprocess, ends: np.ndarray, lengths: np.ndarray) ->
             taken = "every session" if first == 0 else "no session"
             raise DataError(
                 f"`split.{name}: {share}` takes {taken}: sessions end between "
-                f"{_date(ends[order[0]])} and {_date(ends[order[-1]])}. Choose another share."
+                f"{_date(ends[order[0]])} and {_date(ends[order[-1]])}. Choose another share, "
+                "or leave `split` out for a log that is for training alone."
             )
         found[order[first:]] = PARTS.index(name)
         order = order[:first]

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.core.artifact import current_facts, new_artifact, read_json
 from pipeline.core.errors import ConfigError
+from pipeline.model.build import write_tensors
 
 KIND = "checkpoint"
 _TENSORS_FILE = "state.safetensors"
@@ -102,7 +103,7 @@ def write_weights(path: Path, weights: dict[str, Tensor]) -> None:
             value = value.clone()
         seen.add(value.data_ptr())
         separate[name] = value
-    save_file(separate, path)
+    write_tensors(separate, path)
 
 
 def write_state(directory: Path, state: Any) -> None:

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from pipeline.core.errors import ArtifactError
+from pipeline.core.errors import ArtifactError, ConfigError
 from pipeline.core.fitted import Fitted
 from pipeline.core.recipe import Preprocess, Recipe
 from pipeline.local import open_run
+from pipeline.model.build import write_tensors
 from pipeline.preprocess.run import preprocess
 from pipeline.serve.client import Answering
 from pipeline.serve.log import sessions_of_frame
@@ -159,3 +161,28 @@ def test_a_warm_start_tells_features_apart(
         preprocess(recipe(feature), [log], [], tmp_path / name)
         told.append(_features(Fitted.read(tmp_path / name)))
     assert told[0] != told[1]
+
+
+def test_a_folder_of_logs_may_hold_what_was_made_of_them(tmp_path: Path) -> None:
+    log = tmp_path / "logs" / "log.csv"
+    log.parent.mkdir()
+    log.write_text("s,i\n1,1\n1,2\n")
+    for _ in range(2):
+        facts = preprocess(recipe(), [tmp_path / "logs"], [], tmp_path / "logs" / "data")
+        assert facts["rows"]["input"]["read"] == 2
+
+
+def test_no_split_is_written_as_yaml_reads_nothing() -> None:
+    assert Preprocess.from_dict({"split": None}, "test") == Preprocess()
+
+
+def test_a_word_that_is_no_address_is_told_at_once(tmp_path: Path) -> None:
+    log = tmp_path / "log.csv"
+    log.write_text("s,i\n1,1\n1,2\n")
+    with pytest.raises(ConfigError, match="expected local, local-cuda, or the address"):
+        preprocess(recipe(), [log], [], tmp_path / "data", cluster="locl")
+
+
+def test_a_disk_that_is_full_is_no_traceback(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="cannot be written"):
+        write_tensors({"a": torch.zeros(3)}, tmp_path / "none" / "model.safetensors")

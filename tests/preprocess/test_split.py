@@ -69,7 +69,7 @@ def test_short_sessions_leave_training_alone() -> None:
     ("frame", "asked", "expected"),
     [
         (DAYS, {"test": "99d"}, "`split.test: 99d` takes every session: sessions end between "
-         "1970-01-01T01:00:00 and 1970-01-04T00:00:00. Choose another share."),
+         "1970-01-01T01:00:00 and 1970-01-04T00:00:00. Choose another share, or leave"),
         (DAYS, {"test": 0.99}, "takes every session"),
         (log((0, 1)), {"valid": 0.5}, "takes every session"),
         (log((0, 1), (2, 3)), {"test": 0.5, "valid": 0.5}, "`split.valid: 0.5` takes every"),

@@ -82,6 +82,7 @@ def _popularity(parts: dict[str, Any]) -> LineChart | None:
         series,
         from_zero=True,
         x_texts=ticks,
+        x_names=lambda power: f"{number(100 * 10.0**power)} %",
     )
 
 
@@ -98,7 +99,14 @@ def _time(time: dict[str, Any] | None) -> LineChart | None:
     # the first and the last stand at the ends of the axis, where half of a date has room
     ticks = [(float(place), starts[place]) for place in range(step // 2, len(starts), step)]
     title = f"interactions by {time['unit']}"
-    return line_chart(title, "UTC", series, from_zero=True, x_texts=ticks)
+    return line_chart(
+        title,
+        "UTC",
+        series,
+        from_zero=True,
+        x_texts=ticks,
+        x_names=lambda place: str(starts[int(place)]),
+    )
 
 
 def _shares(title: str, label: str, parts: dict[str, Any], key: str) -> BarChart | None:

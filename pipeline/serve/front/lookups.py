@@ -74,7 +74,8 @@ class TextLookup:
         keys = (v if isinstance(v, bytes) else str(v).encode("utf-8") for v in values)
         if not self._hash_buckets:
             return np.fromiter((get(k, OUT_OF_VOCABULARY) for k in keys), np.int64, len(values))
-        found = (get(k) or bucket_of(k, self._hash_buckets) for k in keys)
+        plain = (k.replace(b"\0", b"") for k in keys)  # as in a log, where no NUL stays
+        found = (get(k) or bucket_of(k, self._hash_buckets) for k in plain)
         return np.fromiter(found, np.int64, len(values))
 
 
