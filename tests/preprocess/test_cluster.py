@@ -243,7 +243,7 @@ def test_a_cluster_that_cannot_work_is_told_in_one_line(
     with scheduler() as lonely:
         for address, words in (
             ("tcp://127.0.0.1:9", "No Dask scheduler answers at 'tcp://127.0.0.1:9'"),
-            ("nowhere", "No Dask scheduler answers at 'nowhere'"),
+            ("nowhere", "--cluster is 'nowhere', expected local, local-cuda, or the address"),
             ("http://127.0.0.1:9", "No Dask scheduler answers"),
             (lonely, "has no worker"),
         ):
