@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 
 _SETTINGS = {
@@ -60,28 +61,32 @@ def _complete_cudf() -> None:
 _prepare()
 
 
-def begin_import(module: str) -> None:
+def begin_import(module: str) -> Callable[[], None]:
     """Import one that needs NVTabular, which takes a second, in a thread beside what follows.
 
-    Who imports it again waits until it is there, or gets the error. With cuDF it stays with the
-    thread that uses the GPU.
+    Call what is returned before it, or a part of it, is imported again, which then may give an
+    error: two threads in one circle of modules would wait for each other. With cuDF it stays with
+    the thread that uses the GPU.
     """
 
     def import_it() -> None:
         with suppress(Exception):
             importlib.import_module(module)
 
-    if importlib.util.find_spec("cudf") is None:
-        threading.Thread(target=import_it, name="import").start()
+    if importlib.util.find_spec("cudf") is not None:
+        return lambda: None
+    thread = threading.Thread(target=import_it, name="import")
+    thread.start()
+    return thread.join
 
 
-def leave_out_torch() -> None:
-    """Keep Merlin from importing torch, in a process that needs it for nothing else.
+def leave_out_unused() -> None:
+    """Keep Merlin and dask from importing what a process of preprocessing needs for nothing.
 
     Merlin can turn columns into tensors, and imports all that could be asked for: two seconds and
-    half a gigabyte.
+    half a gigabyte. Dask imports another Fourier transform where there is one.
     """
-    for name in ("torch", "tensorflow"):
+    for name in ("torch", "tensorflow", "tritonclient", "scipy.fftpack"):
         # importing it then fails
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]
 

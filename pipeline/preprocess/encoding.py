@@ -78,7 +78,7 @@ class Encode(StatOperator):
             )
             for name in col_selector.names
         }
-        return pd.DataFrame(found, index=df.index) if on_arrays else type(df)(found)
+        return pd.DataFrame(found, index=df.index, copy=False) if on_arrays else type(df)(found)
 
     def _compute_properties(self, col_schema: ColumnSchema, input_schema: Schema) -> ColumnSchema:
         found = super()._compute_properties(col_schema, input_schema)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -189,8 +190,9 @@ def sessions_of(
     `fitted` is what was learned, or the directory in which workers find it; `window` the hours
     that the report counts. Those of the log's parts that hold no session are passed over.
     """
+    encoder = fitted if isinstance(fitted, Path) else _Encoder(fitted, name)
     arguments = (
-        (fitted, part, None if places is None else places[number], name, window)
+        (encoder, part, None if places is None else places[number], name, window)
         for number, part in enumerate(log.parts)
     )
     yield from (found for found in pool.map(_transform, arguments) if found is not None)
@@ -257,13 +259,37 @@ def _statistics(
     return workflow.statistics(recipe, to_frame(table)), items
 
 
-def _transform(
-    fitted: Fitted | Path, part: Part, place: np.ndarray | None, name: str, window: Window | None
-) -> tuple[pa.Table, Facts] | None:
-    from pipeline.preprocess import workflow
+class _Encoder:
+    """The workflow of one part of the sessions, for all threads that transform them."""
 
-    if isinstance(fitted, Path):
-        fitted = _fitted_in(fitted, (fitted / FITTED_DIRECTORY / FITTED_FILE).stat().st_mtime_ns)
+    def __init__(self, fitted: Fitted, name: str) -> None:
+        from pipeline.preprocess import workflow
+
+        self.fitted = fitted
+        self._transform = workflow.transform
+        self._graph = workflow.rebuild(fitted, None, training=name == "train")
+        self._check = workflow.output_schema
+        self._lock = Lock()
+
+    def encode(self, table: pa.Table) -> pa.Table:
+        """Interactions to sessions."""
+        frame = to_frame(table)
+        with self._lock:  # the first one has the graph find its columns
+            self._check(self._graph, frame)
+        return as_table(self._transform(self._graph, frame))
+
+
+def _transform(
+    encoder: _Encoder | Path,
+    part: Part,
+    place: np.ndarray | None,
+    name: str,
+    window: Window | None,
+) -> tuple[pa.Table, Facts] | None:
+    if isinstance(encoder, Path):
+        written = (encoder / FITTED_DIRECTORY / FITTED_FILE).stat().st_mtime_ns
+        encoder = _encoder_in(encoder, written, name)
+    fitted = encoder.fitted
     table = read(part.path)
     if place is not None:
         rows = rows_of(fitted.recipe, place, part.lengths)[name]
@@ -273,9 +299,9 @@ def _transform(
         return None
     training = name == "train"
     times = table[TIMESTAMP].to_numpy()
-    newest = newest_of(fitted, table) if training else {}
-    graph = workflow.rebuild(fitted, None, training=training)
-    sessions = as_table(workflow.transform(graph, to_frame(table)))
+    sessions = encoder.encode(table)
+    items = sessions[ITEM].combine_chunks().flatten().to_numpy()
+    newest = newest_of(fitted, table, items) if training else {}
     counts = count(fitted, table, sessions, name, window)
     facts = Facts(newest, len(times), int(times.min()), int(times.max()), counts)
     return without_oldest(sessions, _longest(fitted)) if training else sessions, facts
@@ -293,9 +319,9 @@ def lazy_copies() -> Iterator[None]:
 
 
 @lru_cache(maxsize=1)
-def _fitted_in(directory: Path, _written: int) -> Fitted:
+def _encoder_in(directory: Path, _written: int, name: str) -> _Encoder:
     """Read once for all parts by each worker, and anew when it was written anew."""
-    return Fitted.read(directory)
+    return _Encoder(Fitted.read(directory), name)
 
 
 def schema_of(fitted: Fitted, log: Log) -> Any:

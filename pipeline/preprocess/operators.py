@@ -173,7 +173,7 @@ class GroupSessions(Operator):
             values = pa.array(df[name].to_numpy()[order])
             lists = pa.ListArray.from_arrays(offsets, values)
             columns[name] = pd.arrays.ArrowExtensionArray(pa.chunked_array([lists]))
-        return pd.DataFrame(columns)
+        return pd.DataFrame(columns, copy=False)
 
     def _on_cudf(self, df: Any, listed: list[str]) -> Any:
         df = df.reset_index(drop=True)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from pipeline.core import identity
 from pipeline.core.artifact import check_replaceable, new_artifact, read_manifest
-from pipeline.core.columns import FITTED_DIRECTORY, SESSIONS_DIRECTORY
+from pipeline.core.columns import FITTED_DIRECTORY, SESSION, SESSIONS_DIRECTORY, TIMESTAMP
 from pipeline.core.errors import ConfigError, DataError
 from pipeline.core.fitted import ITEMS_FILE, Fitted, ValueType
 from pipeline.core.logfile import check_tables, find_logs
@@ -68,8 +68,9 @@ def preprocess(
     made_from = identity.of_data(recipe, inputs, test_inputs, base, operators)
     known = None if base is None else _known(recipe, base)
     facts: dict[str, Any] = {}
-    if cluster is None:
-        begin_import("pipeline.preprocess.workflow")  # a log is read without
+    imported = None
+    if cluster is None and operators is None:  # a file of operators may import parts of it itself
+        imported = begin_import("pipeline.preprocess.workflow")  # a log is read without
     with (
         engine.lazy_copies(),
         new_artifact(out, "data", facts, made_from=made_from) as directory,
@@ -86,6 +87,8 @@ def preprocess(
             types = {name: vocabulary.type for name, vocabulary in known.of_columns.items()}
             types |= {name: encoding.type for name, encoding in known.target_encodings.items()}
         log = _read(recipe, inputs, Path(scratch) / "log", pool, types, operators)
+        if imported is not None:
+            imported()
         from pipeline.preprocess.schema_file import write_schema
         from pipeline.preprocess.workflow import with_items
 
@@ -233,7 +236,9 @@ def _write_part(
         interactions += part_facts.interactions
         count += table.num_rows
         if writer is None:
-            writer = pq.ParquetWriter(target / "part-0.parquet", table.schema)
+            writer = pq.ParquetWriter(
+                target / "part-0.parquet", table.schema, use_dictionary=_repeating(table.schema)
+            )
         waiting.append(table)
         if sum(part.num_rows for part in waiting) >= _ROW_GROUP_SESSIONS:
             waiting = [_write_groups(writer, pa.concat_tables(waiting))]
@@ -249,6 +254,16 @@ def _write_part(
         "first": _date(first) if fitted.recipe.timestamp else None,
         "last": _date(last) if fitted.recipe.timestamp else None,
     }
+
+
+def _repeating(schema: pa.Schema) -> list[str]:
+    """Parquet's names of the columns whose values occur again and again: neither ids of sessions
+    nor times, for which a dictionary takes time and space."""
+    return [
+        f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name
+        for field in schema
+        if field.name not in (SESSION, TIMESTAMP)
+    ]
 
 
 def _write_groups(writer: pq.ParquetWriter, table: pa.Table) -> pa.Table:

@@ -214,7 +214,8 @@ def read_interactions(
 
 def to_frame(table: pa.Table) -> pd.DataFrame:
     """Integers as int64, or Int64 where some are missing; text of few values as categories."""
-    return pd.DataFrame({name: _series(table[name]) for name in table.column_names})
+    columns = {name: _series(table[name]) for name in table.column_names}
+    return pd.DataFrame(columns, copy=False)  # nothing writes into it
 
 
 def _series(column: pa.ChunkedArray) -> pd.Series:

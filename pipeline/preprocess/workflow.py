@@ -9,8 +9,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from merlin.dag import ColumnSelector
-from merlin.io import Dataset
-from merlin.schema import Tags
+from merlin.dtypes.shape import DefaultShapes
+from merlin.schema import ColumnSchema, Schema, Tags
 from nvtabular import Workflow
 from nvtabular.ops import AddTags, FillMissing, LogOp
 
@@ -172,7 +172,12 @@ def transform(workflow: Workflow, interactions: pd.DataFrame) -> Any:
 def output_schema(workflow: Workflow, interactions: pd.DataFrame) -> Any:
     """Merlin's schema of what `transform` gives."""
     if not workflow.output_schema:
-        workflow.fit_schema(Dataset(_on_engine(interactions.iloc[:1]), cpu=not has_cudf()).schema)
+        # Merlin's Dataset would have dask look at the row, on a cluster as a task within a task
+        types = _on_engine(interactions.iloc[:1]).dtypes
+        columns = [
+            ColumnSchema(name, dtype=types[name], dims=DefaultShapes.SCALAR) for name in types.index
+        ]
+        workflow.fit_schema(Schema(columns))
     return workflow.output_schema
 
 

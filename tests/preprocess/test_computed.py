@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -256,14 +258,17 @@ def test_what_an_operator_makes_of_interactions_is_not_exported(
     assert not (tmp_path / "repository").exists()
 
 
-def command(folder: Path, *more: str) -> Result:
+def words(folder: Path) -> list[str]:
     config = folder / "recipe.yaml"
     config.write_text(json.dumps({"preprocess": recipe(PER_KILO).model_dump(mode="json")}))
     path = folder / "log.parquet"
     if not path.exists():
         log(folder, columns())
-    words = ["preprocess", str(config), "--input", str(path), "--out", str(folder / "data")]
-    return CliRunner().invoke(cli, [*words, *more])
+    return ["preprocess", str(config), "--input", str(path), "--out", str(folder / "data")]
+
+
+def command(folder: Path, *more: str) -> Result:
+    return CliRunner().invoke(cli, [*words(folder), *more])
 
 
 def test_a_changed_file_makes_the_data_anew(tmp_path: Path, operators: Path) -> None:
@@ -274,6 +279,15 @@ def test_a_changed_file_makes_the_data_anew(tmp_path: Path, operators: Path) -> 
     again = command(tmp_path, *given)
     assert again.exit_code == 0
     assert "is up to date" not in again.output
+
+
+def test_a_process_of_its_own_has_what_operators_import(tmp_path: Path) -> None:
+    """`pipeline preprocess` leaves out what Merlin alone would import for nothing."""
+    path = tmp_path / "operators.py"
+    path.write_text("import scipy.fftpack, torch, tritonclient.grpc\n" + OPERATORS)
+    run = [sys.executable, "-m", "pipeline.cli", *words(tmp_path), "--operators", str(path)]
+    found = subprocess.run(run, capture_output=True, encoding="utf-8", check=False)
+    assert found.returncode == 0, found.stderr
 
 
 def test_the_command_tells_of_a_file_that_is_not_there(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Orders equal NumPy's, whatever the keys."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +21,13 @@ def test_orders_are_those_of_numpy(rows: list[tuple[int, int]]) -> None:
     assert order_by(first, second).tolist() == np.lexsort((second, first)).tolist()
 
 
-def test_many_keys_keep_the_order_of_equal_ones() -> None:
-    keys = np.random.default_rng(0).integers(-50, 50, 300_000)
+@pytest.mark.parametrize("spread", [50, 2**15, 2**31, 2**40, 2**62])
+@pytest.mark.parametrize("runs", [1, 10, 100_000])
+def test_many_keys_keep_the_order_of_equal_ones(spread: int, runs: int) -> None:
+    random = np.random.default_rng(0)
+    each = [np.sort(random.integers(-spread, spread, 300_000 // runs)) for _ in range(runs)]
+    keys = np.concatenate(each)
     np.testing.assert_array_equal(stable_order(keys), np.argsort(keys, kind="stable"))
+    times = random.integers(0, 1_000, len(keys))
+    for second in (times, np.arange(len(keys))):
+        np.testing.assert_array_equal(order_by(keys, second), np.lexsort((second, keys)))

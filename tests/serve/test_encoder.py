@@ -187,6 +187,7 @@ def raw(value: Any, kind: str) -> Any:
     if kind == "string":
         return b"" if value is None else str(value).encode()
     if kind == "int64":
+        value = value.replace("\0", "") if isinstance(value, str) else value  # as a log is read
         if value in (None, ""):
             return MISSING_INTEGER
         known = isinstance(value, int) or re.fullmatch("0|-?[1-9][0-9]{0,17}", value)
@@ -224,7 +225,9 @@ def check(shop: Shop, rows: list[tuple], time_type: pa.DataType) -> None:
 # --- raw values ---------------------------------------------------------------------------------
 
 TEXTS = st.one_of(
-    st.sampled_from(["red", "blue", "", "007", "7", "é", "e\N{COMBINING ACUTE ACCENT}"]),
+    st.sampled_from(
+        ["red", "blue", "red\0", "\0", "", "007", "7", "é", "e\N{COMBINING ACUTE ACCENT}"]
+    ),
     st.none(),
     st.text(st.characters(exclude_categories=["Cs"]), max_size=3),
 )
@@ -239,7 +242,7 @@ NUMBERS = st.one_of(
     st.floats(),
     st.floats(0, 1000, width=32),
 )  # fmt: skip
-SEVERAL = st.none() | st.text("xy57| ,\té0-", max_size=9)
+SEVERAL = st.none() | st.text("xy57| ,\té0-\0", max_size=9)
 FINITE = st.sampled_from([None, 1.0, 2.5, 2.5, 40.0])
 
 

@@ -64,19 +64,26 @@ class TextLookup:
 
     def __init__(self, values: list[bytes], hash_buckets: int = 0) -> None:
         shift = FIRST_ITEM + hash_buckets
-        self._hash_buckets = hash_buckets
-        self._indices = {value: shift + i for i, value in enumerate(values)}
+        self._indices = _Indices((value, shift + i) for i, value in enumerate(values))
         self._indices[b""] = NULL
+        self._indices.hash_buckets = hash_buckets
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
         """(n,) bytes or str -> (n,) int64 indices."""
-        get = self._indices.get
+        index = self._indices
         keys = (v if isinstance(v, bytes) else str(v).encode("utf-8") for v in values)
-        if not self._hash_buckets:
-            return np.fromiter((get(k, OUT_OF_VOCABULARY) for k in keys), np.int64, len(values))
-        plain = (k.replace(b"\0", b"") for k in keys)  # as in a log, where no NUL stays
-        found = (get(k) or bucket_of(k, self._hash_buckets) for k in plain)
-        return np.fromiter(found, np.int64, len(values))
+        return np.fromiter((index[k] for k in keys), np.int64, len(values))
+
+
+class _Indices(dict[bytes, int]):
+    """What has no index of its own gets one that it shares."""
+
+    hash_buckets = 0
+
+    def __missing__(self, value: bytes) -> int:
+        if b"\0" in value:  # as in a log, where no NUL stays
+            return self[value.replace(b"\0", b"")]
+        return bucket_of(value, self.hash_buckets) if self.hash_buckets else OUT_OF_VOCABULARY
 
 
 class SeveralLookup:
@@ -96,6 +103,7 @@ class SeveralLookup:
         words, places = [], []
         for row, value in enumerate(values):
             text = value if isinstance(value, bytes) else str(value).encode("utf-8")
+            text = text.replace(b"\0", b"")
             given = [word for part in text.split(self._separator) if (word := part.strip(b" \t"))]
             words += given[: self._most]
             places += [row * self._most + place for place in range(min(len(given), self._most))]
