@@ -82,8 +82,8 @@ class TargetEncoding:
         rows, of = place[there], fold[there]
         found = mean.copy()
         found[there] = self._smoothed(
-            self.counts.sum(1)[rows] - self.counts[rows, of],
-            self.sums.sum(1)[rows] - self.sums[rows, of],
+            self.counts[rows].sum(1) - self.counts[rows, of],
+            self.sums[rows].sum(1) - self.sums[rows, of],
             mean[there],
         )
         return found

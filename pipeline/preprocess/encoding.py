@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 from dask.delayed import delayed
 from merlin.dag import ColumnSelector
 from merlin.schema import ColumnSchema, Schema, Tags
@@ -15,6 +14,7 @@ from nvtabular.ops.stat_operator import StatOperator
 
 from pipeline.core.columns import FIRST_ITEM, NULL, OUT_OF_VOCABULARY, PADDING
 from pipeline.core.hashing import bucket_of
+from pipeline.preprocess.lookup import places
 from pipeline.preprocess.statistics import counts_of, merge_counts, vocabulary_of
 
 
@@ -123,13 +123,14 @@ def _positions(
         return np.full(len(given), missing, np.int64)
     if given.type != vocabulary.type:
         given = given.cast(vocabulary.type)
-    found = pc.index_in(given, value_set=vocabulary)
-    first = FIRST_ITEM + hash_buckets
-    indices = pc.fill_null(found, OUT_OF_VOCABULARY - first).to_numpy().astype(np.int64) + first
+    indices = places(given, vocabulary)
+    unknown = indices < 0
+    indices += FIRST_ITEM + hash_buckets
+    indices[unknown] = OUT_OF_VOCABULARY
     if given.null_count:
         indices[given.is_null().to_numpy(zero_copy_only=False)] = missing
     if hash_buckets:
-        unknown = indices == OUT_OF_VOCABULARY
+        unknown &= indices == OUT_OF_VOCABULARY  # and not missing
         indices[unknown] = buckets_of(given.filter(pa.array(unknown)), hash_buckets)
     return indices
 

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.core import values
 from pipeline.core.columns import ITEM, SESSION
@@ -12,6 +11,7 @@ from pipeline.core.errors import DataError
 from pipeline.core.logfile import read_logs
 from pipeline.core.logreport import Report
 from pipeline.core.recipe import Preprocess, Table
+from pipeline.preprocess.lookup import places
 
 _OF = {"item": ITEM, "session": SESSION}
 
@@ -32,7 +32,8 @@ class Joined:
     def add_to(self, block: pa.Table) -> pa.Table:
         """A block of the log in canonical columns, with those of the tables; missing for others."""
         for column, (keys, found) in self._tables.items():
-            place = pc.index_in(_text(block[column]), value_set=keys)
+            found_at = places(_text(block[column]), keys)
+            place = pa.array(found_at, mask=found_at < 0)
             for name in found.column_names:
                 block = block.append_column(name, found[name].combine_chunks().take(place))
         return block

@@ -18,6 +18,7 @@ from nvtabular.ops import Operator
 from pipeline.core.columns import SESSION
 from pipeline.core.fitted import Standardisation, TargetEncoding, ValueType
 from pipeline.core.recipe import Feature
+from pipeline.preprocess.lookup import places
 
 
 def folds_of(session: pd.Series, folds: int) -> np.ndarray:
@@ -100,10 +101,9 @@ class TargetEncode(Operator):
         given = pa.array(frame[name], from_pandas=True)
         if pa.types.is_dictionary(given.type):
             given = given.dictionary_decode()
-        place = pc.index_in(given.cast(encoding.values.type), value_set=encoding.values)
-        place = pc.fill_null(place, -1).to_numpy()  # the mean of all stands last
+        place = places(given.cast(encoding.values.type), encoding.values)
         if not self.training:
-            return encoding.means()[place]
+            return encoding.means()[place]  # the mean of all stands last
         return encoding.means_without(place, folds_of(frame[SESSION], encoding.counts.shape[1]))
 
     def column_mapping(self, col_selector: ColumnSelector) -> dict[str, list[str]]:

@@ -14,6 +14,7 @@ from pipeline.core import values
 from pipeline.core.columns import FIRST_ITEM, ITEM, OUT_OF_VOCABULARY, PADDING, TIMESTAMP
 from pipeline.core.fitted import Fitted
 from pipeline.core.recipe import Preprocess
+from pipeline.preprocess.lookup import places
 from pipeline.preprocess.report.numbers import NumberCounts, Numbers, counted_numbers
 
 ELAPSED = "elapsed"
@@ -181,8 +182,7 @@ def _raw_numbers(fitted: Fitted, rows: pa.Table, name: str) -> np.ndarray:
     encoding = fitted.target_encodings.get(name)
     if encoding is None:
         return column.to_numpy(zero_copy_only=False)
-    place = pc.index_in(column.cast(encoding.values.type), value_set=encoding.values)
-    return encoding.means()[pc.fill_null(place, -1).to_numpy()]
+    return encoding.means()[places(column.cast(encoding.values.type), encoding.values)]
 
 
 def centre_of(fitted: Fitted, name: str) -> float:
