@@ -151,6 +151,8 @@ def evaluation_text(result: dict[str, Any], *, breakdown: bool = False) -> str:
         f"{', those seen left out' if result['filter_seen'] else ''}, "
         f"{result['unknown_targets']:,} targets unknown"
     ]
+    if result["later_data"]:
+        lines.append(_later_data_text(result))
     for cutoff in cutoffs:
         sure = [f"{name}@{cutoff}" for name in _SURE]
         lists = {f"{name}@{cutoff}": f"{head}@{cutoff}" for name, head in _LISTS.items()}
@@ -166,6 +168,15 @@ def evaluation_text(result: dict[str, Any], *, breakdown: bool = False) -> str:
     if breakdown:
         lines += _breakdown_text(result, f"recall@{cutoffs[-1]}")
     return "\n".join([*lines, "", _LEGEND])
+
+
+def _later_data_text(result: dict[str, Any]) -> str:
+    text = f"The data are later than the run, {result['new_items']:,} of their items new to it."
+    if result["part"] == "train":
+        return f"{text} Baselines could learn from these same sessions alone, so there are none."
+    if len(result["results"]) > 1:
+        text += " The baselines have learned from the train part of the data, the run has not."
+    return text
 
 
 def _differences_text(differences: dict[str, Any], cutoff: int) -> list[str]:

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 
 from pipeline.core.artifact import read_manifest
-from pipeline.core.columns import FIRST_ITEM
+from pipeline.core.columns import FIRST_ITEM, ITEM
 from pipeline.core.errors import ArtifactError
 from pipeline.core.fitted import Fitted
 from pipeline.model.build import load_model
 from pipeline.train.baselines import BASELINES, rank_by_baselines
 from pipeline.train.breakdowns import Targets, break_down, describe_targets
+from pipeline.train.data_indices import rows_for
 from pipeline.train.device import best_device
 from pipeline.train.evaluation import Positions, prefixes, rank_targets
 from pipeline.train.interactions import read_interactions
@@ -46,21 +47,24 @@ def evaluate(
 
     Where `positions` is not given, every position but the first is a target, or the last alone in
     data that were split by leave-one-out; where `filter_seen` is not given, the recipe of the data
-    decides whether what came before a target is ranked.
+    decides whether what came before a target is ranked. `data` may be what preprocessing made of
+    later logs, going on from the run's data: what is new there is unknown to all models. Baselines
+    learn from its train part, and are left out where that is the part to rank.
     Returns {"part", "positions", "filter_seen", "sessions", "targets", "unknown_targets",
-    "catalogue_items", "results", "margins", "differences", "breakdowns", "cost"}. By a model's
-    name, `results` has
-    its metrics, those of ranks and those of its top-K lists, a list for each target, None for what
-    is not defined, such as the popularity bias where training saw none of the targets; `margins`
-    has half the 95 % intervals of the metrics of ranks (see `metrics.margin`). `differences` has,
-    by metric, how far the run is above the best baseline, and the margin of that. `breakdowns` has
-    the same for groups of targets, `cost` seconds and memory.
-    ArtifactError if the run was trained on another catalogue, or on other features or other
-    statistics of them, than those of `data`.
+    "later_data", "new_items", "catalogue_items", "results", "margins", "differences", "breakdowns",
+    "cost"}. `later_data` is whether the data hold values that the run does not know, `new_items`
+    how many items. By a model's name, `results` has its metrics, those of ranks and those of its
+    top-K lists, a list for each target, None for what is not defined, such as the popularity bias
+    where training saw none of the targets; `margins` has half the 95 % intervals of the metrics of
+    ranks (see `metrics.margin`). `differences` has, by metric, how far the run is above the best
+    baseline, and the margin of that. `breakdowns` has the same for groups of targets, `cost`
+    seconds and memory.
+    ArtifactError if `data` has another catalogue that does not go on from the run's, or other
+    features, or other statistics of these.
     """
     read_manifest(run, "run")
     read_manifest(data, "data")
-    check_same_preprocessing(run, data)
+    rows = rows_for(run, data)
     recipe = Fitted.read(data).recipe
     positions = positions or recipe.target_positions
     filter_seen = recipe.filter_seen if filter_seen is None else filter_seen
@@ -73,6 +77,7 @@ def evaluate(
         item=model.inputs.item,
         features=model.inputs.feature_names,
         batch_size=_SESSIONS_AT_ONCE,
+        indices=rows,
     )
     own = _name(run)
     begin = time.monotonic()
@@ -86,9 +91,11 @@ def evaluate(
             f"{data} has no {part} session of two interactions or more: nothing to predict."
         )
     num_rows = model.inputs.item_table.num_embeddings
-    history = read_interactions(data, "train", by_time=True)
+    new_items = len(rows.get(ITEM, range(num_rows))) - num_rows
+    baselines = baselines and not (rows and part == "train")
+    history = read_interactions(data, "train", by_time=True, rows=rows)
     counts = np.bincount(history.values, minlength=num_rows)[FIRST_ITEM:]
-    interactions = read_interactions(data, part)
+    interactions = read_interactions(data, part, rows=rows)
     targets = describe_targets(interactions, positions)
     # groups and baselines see the same targets as the model
     assert np.array_equal(targets.items, ranked.targets)  # noqa: S101
@@ -118,6 +125,8 @@ def evaluate(
         "sessions": num_sessions,
         "targets": len(ranked.ranks),
         "unknown_targets": int((ranked.targets < FIRST_ITEM).sum()),
+        "later_data": bool(rows),
+        "new_items": new_items,
         "catalogue_items": num_rows - FIRST_ITEM,
         "results": {name: _metrics(found, cutoffs, counts) for name, found in rankings.items()},
         "margins": {
@@ -140,29 +149,6 @@ def evaluate(
             "device": str(next(model.parameters()).device),
         },
     }
-
-
-def check_same_preprocessing(run: Path, data: Path) -> None:
-    """ArtifactError unless the indices and numbers of `data` mean what the run learned."""
-    learned, found = Fitted.read(run), Fitted.read(data)
-    same_items = learned.item.values.equals(found.item.values)
-    same = (
-        same_items
-        and learned.recipe.features == found.recipe.features
-        and learned.recipe.timestamp == found.recipe.timestamp
-        and learned.recipe.max_sequence_length == found.recipe.max_sequence_length
-        and learned.standardisations == found.standardisations
-        and learned.vocabularies.keys() == found.vocabularies.keys()
-        and all(
-            v.values.equals(found.vocabularies[n].values) for n, v in learned.vocabularies.items()
-        )
-    )
-    if not same:
-        what = "other features" if same_items else "another catalogue"
-        raise ArtifactError(
-            f"{run} was trained on {what} than those of {data}. Use the data directory that "
-            "it was trained on, or train again."
-        )
 
 
 def _name(run: Path) -> str:

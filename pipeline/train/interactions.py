@@ -1,5 +1,6 @@
 """Interactions of one part of a data directory as ragged arrays, for what needs no model."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,10 +21,16 @@ class Interactions(NamedTuple):
     """(interactions,) microseconds since 1970 UTC, or a number that stands for the order."""
 
 
-def read_interactions(data: Path, part: str, *, by_time: bool = False) -> Interactions:
+def read_interactions(
+    data: Path,
+    part: str,
+    *,
+    by_time: bool = False,
+    rows: Mapping[str, np.ndarray] | None = None,
+) -> Interactions:
     """Sessions in the order of an unshuffled loader, or by the time of their end, if `by_time`.
 
-    ArtifactError if the part is not there.
+    `rows` has other indices, see `data_indices.Rows`. ArtifactError if the part is not there.
     """
     table = read_sessions(data, part, [ITEM, TIMESTAMP])
     if by_time:
@@ -32,8 +39,9 @@ def read_interactions(data: Path, part: str, *, by_time: bool = False) -> Intera
         table = table.take(np.argsort(ends, kind="stable"))
     lists = table[ITEM].combine_chunks()
     lengths = np.diff(lists.offsets.to_numpy())
+    items = lists.flatten().to_numpy()
     return Interactions(
-        lists.flatten().to_numpy(),
+        rows[ITEM][items] if rows and ITEM in rows else items,
         np.concatenate([[0], np.cumsum(lengths)]),
         table[TIMESTAMP].combine_chunks().flatten().to_numpy(),
     )

@@ -5,7 +5,7 @@ windows: which interactions of which session make a row. A training row is a who
 evaluation row may be a part of one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -116,8 +116,13 @@ class SessionLoader:
         seed: int = 0,
         rank: int = 0,
         processes: int = 1,
+        indices: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        """`features` are the columns to read; ArtifactError if the part is not there."""
+        """`features` are the columns to read; `indices` has others by column, see
+        `data_indices.Rows`.
+
+        ArtifactError if the part is not there.
+        """
         # Merlin takes a row of each file to see what is in it
         files = [f for f in session_files(data, part) if pq.read_metadata(f).num_rows]
         self.item = item
@@ -125,6 +130,7 @@ class SessionLoader:
         self._shuffle = shuffle
         self._seed = seed
         self._epoch = 0
+        self._rows = {name: torch.from_numpy(found) for name, found in (indices or {}).items()}
         self._generator = np.random.default_rng(seed)
         self._loader: Loader | None = None
         self._dataset: Dataset | None = None
@@ -179,11 +185,18 @@ class SessionLoader:
         sessions = {}
         for name, values in features.items():
             if name.endswith("__values"):
-                sequences[name.removesuffix("__values")] = values
+                column = name.removesuffix("__values")
+                sequences[column] = self._translated(column, values)
             elif not name.endswith("__offsets"):
-                sessions[name] = values.reshape(-1)
+                sessions[name] = self._translated(name, values.reshape(-1))
         offsets = features[f"{self.item}__offsets"].to(torch.int64)
         return RaggedBatch(sequences, sessions, offsets)
+
+    def _translated(self, column: str, values: Tensor) -> Tensor:
+        if column not in self._rows:
+            return values
+        rows = self._rows[column].to(values.device)
+        return rows[values.to(torch.int64)].to(values.dtype)
 
 
 def _rows_of_groups(files: list[Path]) -> list[int]:

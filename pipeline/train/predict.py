@@ -23,7 +23,7 @@ from pipeline.core.values import categories
 from pipeline.model.batch import SessionBatch
 from pipeline.model.build import load_model
 from pipeline.model.model import Model
-from pipeline.train.comparison import check_same_preprocessing
+from pipeline.train.data_indices import rows_for
 from pipeline.train.device import best_device
 from pipeline.train.lists import Lists, to_raw_ids
 from pipeline.train.loader import RaggedBatch, SessionLoader
@@ -36,9 +36,9 @@ class Recommender:
     """A trained run that recommends in this process, without a server.
 
     `data` is a directory that `pipeline preprocess` wrote, by the preprocessing that the run
-    learned from, and `part` one of its parts: train, valid or test. Sessions come in the order of
-    the part's files, as from `loader.session_ids`; of those of train the data holds the newest
-    L + 1 interactions alone.
+    learned from or going on from that, see `data_indices`, and `part` one of its parts: train,
+    valid or test. Sessions come in the order of the part's files, as from `loader.session_ids`; of
+    those of train the data holds the newest L + 1 interactions alone.
     """
 
     def __init__(self, run: Path, model: Model, fitted: Fitted) -> None:
@@ -108,14 +108,14 @@ class Recommender:
     def _loader(self, data: Path, part: str, batch_size: int) -> SessionLoader:
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}, expected 1 or more.")
-        if (data / FITTED_DIRECTORY).is_dir():
-            check_same_preprocessing(self.run, data)
+        fitted = (data / FITTED_DIRECTORY).is_dir()
         return SessionLoader(
             data,
             part,
             item=self.model.inputs.item,
             features=self.model.inputs.feature_names,
             batch_size=batch_size,
+            indices=rows_for(self.run, data) if fitted else None,
         )
 
     def _indices(self, ids: Sequence[Any]) -> np.ndarray:

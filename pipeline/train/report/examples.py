@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from pipeline.core.columns import FIRST_ITEM
+from pipeline.train.data_indices import rows_for
 from pipeline.train.interactions import read_interactions
 from pipeline.train.lists import to_raw_ids
 from pipeline.train.loader import SessionLoader, session_ids
@@ -31,7 +32,8 @@ def example_sessions(
     model, catalogue = recommender.model, recommender.catalogue
     longest = model.inputs.max_sequence_length
     assert longest is not None  # noqa: S101
-    interactions = read_interactions(data, part)
+    rows_of = rows_for(run, data)
+    interactions = read_interactions(data, part, rows=rows_of)
     lengths = np.diff(interactions.offsets)
     eligible = np.flatnonzero(lengths > 1)
     drawn = np.random.default_rng(_SEED).choice(
@@ -45,6 +47,7 @@ def example_sessions(
         item=model.inputs.item,
         features=model.inputs.feature_names,
         batch_size=_SESSIONS_AT_ONCE,
+        indices=rows_of,
     )
     device = next(model.parameters()).device
     found: list[dict[str, Any]] = []
