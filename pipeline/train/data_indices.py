@@ -73,8 +73,20 @@ def _equal(one: TargetEncoding, other: TargetEncoding) -> bool:
 def _rows(learned: Vocabulary, found: Vocabulary) -> np.ndarray:
     """(V,) of `found`, which goes on from `learned`."""
     rows = np.arange(found.num_rows)
-    rows[learned.num_rows :] = OUT_OF_VOCABULARY
-    if learned.hash_buckets:
-        texts = found.values[len(learned.values) :].cast(pa.string()).to_pylist()
-        rows[learned.num_rows :] = [bucket_of(text, learned.hash_buckets) for text in texts]
+    rows[learned.num_rows :] = unknown_rows(found, first=len(learned.values))[learned.num_rows :]
+    return rows
+
+
+def unknown_rows(vocabulary: Vocabulary, *, first: int = 0) -> np.ndarray:
+    """(V,) the index that a value has while it is unknown, from the `first` value on.
+
+    Reserved indices and hash buckets keep their own.
+    """
+    rows = np.arange(vocabulary.num_rows)
+    rows[vocabulary.first :] = OUT_OF_VOCABULARY
+    if vocabulary.hash_buckets:
+        texts = vocabulary.values[first:].cast(pa.string()).to_pylist()
+        rows[vocabulary.first + first :] = [
+            bucket_of(text, vocabulary.hash_buckets) for text in texts
+        ]
     return rows

@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 from pipeline.core.columns import (
     FIRST_ITEM,
     ITEM,
-    OUT_OF_VOCABULARY,
     SESSIONS_DIRECTORY,
     TIMESTAMP,
 )
@@ -49,6 +48,22 @@ def cut_windows(ends: np.ndarray, seconds: float, trainable: np.ndarray) -> list
         begin = origin + which * width
         windows.append(Window(begin, begin + width, np.flatnonzero(number == which)))
     return windows
+
+
+class Growing(NamedTuple):
+    """A categorical feature of the data, whose values come window by window."""
+
+    columns: tuple[str, ...]
+    """Several where an interaction has several values."""
+    first: int
+    """Index of the first value, behind the reserved ones and hash buckets."""
+    unknown: np.ndarray
+    """(V,) the index of each value before it has occurred."""
+
+    @property
+    def num_rows(self) -> int:
+        """V of the data."""
+        return len(self.unknown)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,21 +107,21 @@ def trainable(sessions: pa.Table, longest: int, shortest: int) -> pa.Table:
     return chosen
 
 
-def mapped(sessions: pa.Table, catalogue: Catalogue, num_rows: dict[str, int]) -> pa.Table:
-    """With the indices of a catalogue; what is not in it is unknown.
-
-    `num_rows` has V of the data by feature.
-    """
+def mapped(sessions: pa.Table, catalogue: Catalogue, features: dict[str, Growing]) -> pa.Table:
+    """With the indices of a catalogue; what is not in it is unknown, or in its hash bucket."""
     for name in catalogue.rows:
-        places = catalogue.places(name, num_rows[name])
-        places[places < 0] = OUT_OF_VOCABULARY
-        column = sessions[name].combine_chunks()
-        if pa.types.is_list(column.type):
-            values = pa.array(places[column.values.to_numpy()], type=column.type.value_type)
-            found = pa.ListArray.from_arrays(column.offsets, values)
-        else:
-            found = pa.array(places[column.to_numpy()], type=column.type)
-        sessions = _with(sessions, name, found)
+        feature = features[name]
+        places = catalogue.places(name, feature.num_rows)
+        # what stands for unknown values is known from the beginning
+        places = np.where(places < 0, places[feature.unknown], places)
+        for column_name in feature.columns:
+            column = sessions[column_name].combine_chunks()
+            if pa.types.is_list(column.type):
+                values = pa.array(places[column.values.to_numpy()], type=column.type.value_type)
+                found = pa.ListArray.from_arrays(column.offsets, values)
+            else:
+                found = pa.array(places[column.to_numpy()], type=column.type)
+            sessions = _with(sessions, column_name, found)
     return sessions
 
 

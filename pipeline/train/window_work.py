@@ -22,9 +22,11 @@ from pipeline.core.recipe import ModelConfig, TrainConfig
 from pipeline.core.schema import Schema, Tags, embedding_size
 from pipeline.model.build import FromData, build_model, input_features
 from pipeline.model.model import Model
+from pipeline.model.selection import together
 from pipeline.train.baseline_ranking import rank_by_baseline
 from pipeline.train.baselines import popularity, sequential_rules
 from pipeline.train.breakdowns import describe_targets
+from pipeline.train.data_indices import unknown_rows
 from pipeline.train.evaluation import prefixes, rank_targets
 from pipeline.train.from_data import from_data
 from pipeline.train.item_vectors import co_visitation_vectors
@@ -43,6 +45,7 @@ from pipeline.train.warm_start import (
 )
 from pipeline.train.window_sessions import (
     Catalogue,
+    Growing,
     Window,
     cut_windows,
     flat,
@@ -77,7 +80,7 @@ class Work:
     train: TrainConfig
     known: FromData
     """By the data's indices."""
-    features: list[str]
+    features: dict[str, Growing]
     """Categorical ones that the model reads: their tables grow."""
     start: Path | None
     earlier: Earlier | None
@@ -96,11 +99,6 @@ class Work:
                     "holds means of all of training. Leave it out of the recipe, or do without "
                     "--windows."
                 )
-            if len(feature.columns) > 1:
-                raise ConfigError(
-                    f"--windows reads one value an interaction, and {feature.name!r} has several. "
-                    "Leave it out of the recipe, or do without --windows."
-                )
         if fitted.recipe.timestamp is None:
             raise ConfigError(
                 f"--windows needs times, but the recipe of {data} has no `timestamp`. Add it to "
@@ -108,6 +106,7 @@ class Work:
             )
         schema = Schema.from_json(data / SCHEMA_FILE)
         categorical = input_features(schema, config).select_by_tag(Tags.CATEGORICAL)
+        whole, several = together(categorical)
         names = [*(c for c in schema.column_names if c != SESSION), TIMESTAMP]
         parts = [
             read_sessions(data, part, list(dict.fromkeys(names)))
@@ -121,7 +120,14 @@ class Work:
             config=config,
             train=train,
             known=from_data(data, fitted, config, train),
-            features=categorical.column_names,
+            features={
+                name: Growing(
+                    several.get(name, (name,)),
+                    fitted.vocabularies[name].first,
+                    unknown_rows(fitted.vocabularies[name]),
+                )
+                for name in whole.column_names
+            },
             start=start,
             earlier=None if start is None else read_earlier(start, fitted, config),
         )
@@ -139,10 +145,10 @@ class Work:
     def begin(self) -> State:
         """Nothing is known, but for the values that an earlier run knew."""
         rows = {
-            name: np.arange(FIRST_ITEM)
+            name: np.arange(feature.first)
             if self.earlier is None
             else np.flatnonzero(self.earlier.rows[name] >= 0)
-            for name in self.features
+            for name, feature in self.features.items()
         }
         return State(Catalogue(rows=rows), self.earlier, None)
 
@@ -157,8 +163,10 @@ class Work:
 
         sessions = self.sessions.take(seen[-1].sessions)
         occurred = {
-            name: np.arange(self._num_rows(name)) if everything else np.unique(flat(sessions, name))
-            for name in self.features
+            name: np.arange(feature.num_rows)
+            if everything
+            else np.unique(np.concatenate([flat(sessions, column) for column in feature.columns]))
+            for name, feature in self.features.items()
         }
         before = {name: len(rows) for name, rows in state.catalogue.rows.items()}
         catalogue = state.catalogue.extended(occurred)
@@ -170,12 +178,14 @@ class Work:
             alike = None
             if self.train.new_items == "features":
                 names = item_features(self.fitted)
-                values = features_of_items(self._sessions_of(seen), names, self._num_rows(ITEM))
+                values = features_of_items(
+                    self._sessions_of(seen), names, self.features[ITEM].num_rows
+                )
                 alike = values[catalogue.rows[model.inputs.item]]
             carry_over(model, self.config, earlier, alike=alike)
         recipe = self.fitted.recipe
         rows = trainable(sessions, recipe.max_sequence_length + 1, recipe.min_session_length)
-        write_part(mapped(rows, catalogue, self._sizes()), scratch, "train")
+        write_part(mapped(rows, catalogue, self.features), scratch, "train")
         one = Processes()
         trainer = Trainer(
             model,
@@ -187,7 +197,10 @@ class Work:
         )
         result = trainer.train()
         check_finite(model)
-        places = {name: catalogue.places(name, self._num_rows(name)) for name in self.features}
+        places = {
+            name: catalogue.places(name, feature.num_rows)
+            for name, feature in self.features.items()
+        }
         told = {
             "trained_sessions": rows.num_rows,
             "catalogue_items": len(catalogue.rows[ITEM]) - FIRST_ITEM,
@@ -204,8 +217,7 @@ class Work:
     ) -> dict[str, Any] | None:
         """Every target of a window among the items of those before; None if it has no target."""
         assert state.model is not None  # noqa: S101
-        sizes = self._sizes()
-        sessions = mapped(self.sessions.take(window.sessions), state.catalogue, sizes)
+        sessions = mapped(self.sessions.take(window.sessions), state.catalogue, self.features)
         write_part(sessions, scratch, "valid")
         interactions = interactions_of(sessions)
         targets = describe_targets(interactions, "all")
@@ -216,7 +228,7 @@ class Work:
         # baselines and sessions are of the same targets as the model
         assert np.array_equal(targets.items, ranked.targets)  # noqa: S101
         ranks = {"model": ranked.ranks}
-        history = interactions_of(mapped(self._sessions_of(seen), state.catalogue, sizes))
+        history = interactions_of(mapped(self._sessions_of(seen), state.catalogue, self.features))
         longest = self.fitted.recipe.max_sequence_length
         before = prefixes(interactions.values, interactions.offsets, "all", longest)
         num_rows = len(state.catalogue.rows[ITEM])
@@ -247,10 +259,13 @@ class Work:
         return model
 
     def _model(self, catalogue: Catalogue, seen: list[Window]) -> Model:
+        rows = {
+            column: len(catalogue.rows[name])
+            for name, feature in self.features.items()
+            for column in feature.columns
+        }
         columns = tuple(
-            replace(column, num_rows=len(catalogue.rows[column.name]))
-            if column.name in catalogue.rows
-            else column
+            replace(column, num_rows=rows.get(column.name, column.num_rows))
             for column in self.schema
         )
         longest = self.fitted.recipe.max_sequence_length
@@ -262,8 +277,8 @@ class Work:
         if not self.config.infer_embedding_sizes:
             return self.config
         widths = {
-            name: embedding_size(self._num_rows(name), self.config.infer_embedding_sizes_multiplier)
-            for name in self.features
+            name: embedding_size(feature.num_rows, self.config.infer_embedding_sizes_multiplier)
+            for name, feature in self.features.items()
             if name != ITEM
         }
         return self.config.model_copy(
@@ -282,7 +297,9 @@ class Work:
             weights = weights[rows.get(self.train.weights.feature, slice(None))]
         counts = None
         if self.known.item_counts is not None:
-            every = np.bincount(flat(self._sessions_of(seen), ITEM), minlength=self._num_rows(ITEM))
+            every = np.bincount(
+                flat(self._sessions_of(seen), ITEM), minlength=self.features[ITEM].num_rows
+            )
             counts = torch.from_numpy(every)[rows[ITEM][FIRST_ITEM:]]
         newest = None
         if self.known.newest is not None:
@@ -292,7 +309,9 @@ class Work:
             sessions = self._sessions_of(seen)[ITEM].combine_chunks()
             items = sessions.flatten().to_numpy(), sessions.offsets.to_numpy()
             for width in self.known.item_vectors:
-                found = co_visitation_vectors(*items, self._num_rows(ITEM), width, self.train.seed)
+                found = co_visitation_vectors(
+                    *items, self.features[ITEM].num_rows, width, self.train.seed
+                )
                 begun[width] = torch.from_numpy(found)[rows[ITEM]]
         return FromData(
             vectors=vectors,
@@ -305,12 +324,6 @@ class Work:
 
     def _sessions_of(self, seen: list[Window]) -> pa.Table:
         return self.sessions.take(np.concatenate([window.sessions for window in seen]))
-
-    def _num_rows(self, name: str) -> int:
-        return self.schema[name].num_rows
-
-    def _sizes(self) -> dict[str, int]:
-        return {name: self._num_rows(name) for name in self.features}
 
 
 def _at(earlier: Earlier, catalogue: Catalogue) -> Earlier:

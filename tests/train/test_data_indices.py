@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.cli import cli
+from pipeline.core.columns import OUT_OF_VOCABULARY
 from pipeline.core.errors import ArtifactError
 from pipeline.core.fitted import Fitted
 from pipeline.core.recipe import ModelConfig, Preprocess, TrainConfig
@@ -84,7 +85,7 @@ def test_new_values_are_unknown_or_in_their_bucket_as_in_a_request(folder: Path)
         assert found[: known.num_rows].tolist() == list(range(known.num_rows))
         assert len(found) == later.num_rows
         assert (found[known.num_rows :] < known.first).all()
-        assert (found[known.num_rows :] >= 1).all()
+        assert (found[known.num_rows :] >= OUT_OF_VOCABULARY).all()
     assert len(set(rows["brand"][week.vocabularies["brand"].num_rows :])) > 1
     assert rows_for(folder / "run", folder / "week") == {}
 
