@@ -229,8 +229,18 @@ def train(
     made_from = identity.of_run(data, recipe.model, recipe.train, windows=seconds, start=start)
     if if_needed and is_current(out, "run", made_from, as_json):
         return
+    from pipeline.core.fitted import other_settings
     from pipeline.report import run_text
 
+    # a recipe for training alone need not have that section
+    if "preprocess" in recipe.model_fields_set:
+        others = [f"`{name}`" for name in other_settings(recipe.preprocess, data)]
+        if others:
+            click.echo(
+                f"Note: {data} was made with other {', '.join(others)} than {config} has now. "
+                "Preprocess again to train with those.",
+                err=True,
+            )
     if seconds is None:
         from pipeline.train.run import train as run
 

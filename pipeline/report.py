@@ -18,13 +18,17 @@ def data_text(facts: dict[str, Any], out: Path) -> str:
             if reasons := rows.get(group):
                 told = "; ".join(f"{count:,} {reason}" for reason, count in reasons.items())
                 lines.append(f"        {group}: {told}")
-    if "note" in facts:
-        lines.append(f"  note  {facts['note']}")
+    lines += [f"  note  {note}" for note in facts["notes"]]
     for part, counts in facts["sessions"].items():
         span = f", {counts['first']} to {counts['last']}" if counts["first"] else ""
         lines.append(
             f"{part:>6}  {counts['sessions']:,} sessions, {counts['interactions']:,} interactions"
             f"{span}"
+        )
+    if facts["left_out"]["sessions"]:
+        sessions, interactions = facts["left_out"]["sessions"], facts["left_out"]["interactions"]
+        lines.append(
+            f"  none  {sessions:,} sessions, {interactions:,} interactions: too short to train on"
         )
     new = f", {facts['new_items']:,} of them new" if "new_items" in facts else ""
     for part, columns in facts.get("drift", {}).items():

@@ -9,9 +9,11 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from pipeline.cli import cli
@@ -364,6 +366,27 @@ def test_a_stage_is_not_done_again_where_its_output_is_what_it_would_write(
     # asked for without --if-needed, work is done
     assert runner.invoke(cli, [*map(str, steps[2])]).exit_code == 0
     assert json.loads((repository / "manifest.json").read_text())["facts"]["version"] == 5
+
+
+def test_train_says_where_the_data_were_made_by_another_recipe(shop: Shop, tmp_path: Path) -> None:
+    recipe = shop.recipe.model_dump(mode="json")
+    small = recipe["model"] | {"d_model": 8, "n_layer": 1}
+    config = tmp_path / "recipe.yaml"
+
+    def told(values: dict[str, Any], *more: str) -> str:
+        config.write_text(yaml.safe_dump(values | {"model": small}))
+        steps = ["train", shop.data, "--config", config, "--out", tmp_path / "run", *more]
+        one = ["--set", "train.epochs=1"]
+        result = CliRunner().invoke(cli, [*map(str, steps), *one], catch_exceptions=False)
+        assert result.exit_code == 0
+        return "".join(line for line in result.stderr.splitlines() if line.startswith("Note: "))
+
+    assert told(recipe) == ""
+    assert told({}) == ""  # it says how to train alone
+    assert told(recipe, "--set", "preprocess.min_item_count=3", "--set", "preprocess.split=") == (
+        f"Note: {shop.data} was made with other `min_item_count`, `split` than {config} has now. "
+        "Preprocess again to train with those."
+    )
 
 
 def test_a_stage_that_is_told_to_stop_cleans_up(shop: Shop, tmp_path: Path) -> None:

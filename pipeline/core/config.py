@@ -10,6 +10,28 @@ from pydantic_core import ErrorDetails
 from pipeline.core.arguments import closest
 from pipeline.core.errors import ConfigError
 
+_SHOWN = 60
+"""Characters of a wrong value that are repeated."""
+_KEYS = 8
+"""Keys of a section that are named."""
+_TYPES = {
+    "string_type": "text",
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
+    "finite_number": "a finite number",
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    **dict.fromkeys(("tuple_type", "list_type"), "a list"),
+    "dict_type": "keys and values",
+}
+_LIMITS = {
+    "greater_than": ("gt", "more than {}"),
+    "greater_than_equal": ("ge", "{} or more"),
+    "less_than": ("lt", "less than {}"),
+    "less_than_equal": ("le", "{} or less"),
+    "literal_error": ("expected", "{}"),
+}
+"""By the validator's name of an error, the limit it tells and how that reads."""
+
 
 class Config(BaseModel):
     """Root of every config section. Fields say their unit or shape letter in their docstring."""
@@ -83,9 +105,25 @@ def _explain(root: type[BaseModel], error: ErrorDetails) -> str:
     if error["type"] == "missing":
         return f"`{location}` is missing. Add it."
     found = repr(error["input"])
-    found = found if len(found) <= 60 else found[:57] + "..."
-    reason = error["msg"].removeprefix("Value error, ")
-    return f"`{location}` is {found}: {reason}{'' if reason[-1] in '.?' else '.'}"
+    # of a whole section the reason says what is wrong with it
+    found = f" is {found}" if len(found) <= _SHOWN else ""
+    reason = _expected(root, error)
+    return f"`{location}`{found}: {reason}{'' if reason[-1] in '.?' else '.'}"
+
+
+def _expected(root: type[BaseModel], error: ErrorDetails) -> str:
+    """What should stand there, in words of YAML."""
+    kind, limits = error["type"], error.get("ctx", {})
+    if kind in ("model_type", "model_attributes_type"):
+        keys = list(_model_at(root, error["loc"]).model_fields)
+        more = ", ..." if len(keys) > _KEYS else ""
+        return f"expected a section with keys: {', '.join(keys[:_KEYS])}{more}"
+    if kind in _TYPES:
+        return f"expected {_TYPES[kind]}"
+    if kind in _LIMITS:
+        name, words = _LIMITS[kind]
+        return f"expected {words.format(limits[name])}"
+    return error["msg"].removeprefix("Value error, ")
 
 
 def _model_at(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:

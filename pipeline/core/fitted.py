@@ -220,6 +220,14 @@ class Fitted:
             ) from None
 
 
+def other_settings(recipe: Preprocess, data: Path) -> list[str]:
+    """Keys of `preprocess` in which `recipe` is not the one that `data` was made by."""
+    made_by = Fitted.read(data).recipe
+    return [
+        name for name in Preprocess.model_fields if getattr(recipe, name) != getattr(made_by, name)
+    ]
+
+
 def _without(items: pa.Table, dropped: set[str]) -> pa.Table | None:
     kept = items.drop_columns([name for name in items.column_names if name in dropped])
     return kept if kept.num_columns > 1 else None

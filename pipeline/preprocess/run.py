@@ -94,8 +94,7 @@ def preprocess(
 
         facts["engine"] = "cudf" if has_cudf() else "pandas"
         facts["rows"] = {"input": log.report.facts(log.rows)}
-        if note := _note(recipe, log):
-            facts["note"] = note
+        facts["notes"] = _notes(recipe, log)
         places = _places(recipe, log)
         progress.set_description("fit")
         progress.update(log.rows)
@@ -140,14 +139,16 @@ def preprocess(
             facts["new_items"] = len(fitted.item.values) - len(known.item.values)
         facts["max_sequence_length"] = recipe.max_sequence_length
         progress.set_description("report")
-        left_out = None if recipe.split.held_out else _left_out(log, places)
-        facts["drift"] = write_report(directory, fitted, facts, totals, left_out)
+        facts["left_out"] = _left_out(recipe, log, places)
+        facts |= write_report(directory, fitted, facts, totals, facts["left_out"])
     return facts
 
 
-def _left_out(log: engine.Log, places: list[np.ndarray]) -> dict[str, int]:
+def _left_out(recipe: Preprocess, log: engine.Log, places: list[np.ndarray]) -> dict[str, int]:
     """Sessions that are too short for training, and in no other part."""
     short = [place == LEFT_OUT for place in places]
+    if count := recipe.split.held_out:  # others have a target in another part
+        short = [one & (part.lengths <= count) for one, part in zip(short, log.parts, strict=True)]
     rows = [part.lengths[one] for one, part in zip(short, log.parts, strict=True)]
     return {"sessions": sum(map(len, rows)), "interactions": sum(int(r.sum()) for r in rows)}
 
@@ -273,20 +274,20 @@ def _write_groups(writer: pq.ParquetWriter, table: pa.Table) -> pa.Table:
     return table.slice(whole)
 
 
-def _note(recipe: Preprocess, log: engine.Log) -> str | None:
+def _notes(recipe: Preprocess, log: engine.Log) -> list[str]:
     """What to do about times so far apart that a clock must have been wrong."""
     if recipe.timestamp is None:
-        return None
+        return []
     ends = np.concatenate([part.ends for part in log.parts])
     first, middle = min(part.first for part in log.parts), int(np.median(ends))
     last = int(ends.max())
     if max(last - middle, middle - first) <= _FAR_MICROSECONDS:
-        return None
-    return (
+        return []
+    return [
         f"Times go from {_date(first)} to {_date(last)}, while half of the sessions end before "
         f"{_date(middle)}. One wrong clock moves a split by time: set `timestamp.earliest` and "
         "`timestamp.latest` to drop such rows."
-    )
+    ]
 
 
 def _date(microseconds: int) -> str:

@@ -82,11 +82,26 @@ def test_no_unknown_key_slips_through(section: str, key: str) -> None:
     [
         (
             {"train": {"epochs": 0}},
-            "`train.epochs` is 0: Input should be greater than or equal to 1",
+            "`train.epochs` is 0: expected 1 or more.",
         ),
         ({"train": {"learning_rate": float("nan")}}, "`train.learning_rate` is nan"),
         ({"train": {"epochs": "many"}}, "`train.epochs` is 'many'"),
-        ({"preprocess": None}, "`preprocess` is None"),
+        ({"preprocess": None}, "`preprocess` is None: expected a section with keys: "),
+        ({"preprocess": {"session": 5}}, "`preprocess.session` is 5: expected text."),
+        ({"preprocess": {"features": 3}}, "`preprocess.features` is 3: expected a list."),
+        (
+            {"preprocess": {"timestamp": "time"}},
+            "`preprocess.timestamp` is 'time': expected a section with keys: column, unit",
+        ),
+        (
+            {"preprocess": {"features": [{"name": "a", "kind": "x"}]}},
+            "`preprocess.features.0.kind` is 'x': expected 'categorical' or 'continuous'.",
+        ),
+        ({"preprocess": {"min_item_count": 1.5}}, "is 1.5: expected a whole number."),
+        ({"preprocess": {"max_sequence_length": "ten"}}, "is 'ten': expected a whole number."),
+        ({"train": {"learning_rate": "fast"}}, "is 'fast': expected a number."),
+        ({"model": {"weight_tying": "perhaps"}}, "is 'perhaps': expected true or false."),
+        ({"model": {"dropout": 1}}, "`model.dropout` is 1: expected less than 1"),
         ({"preprocess": {"features": [{"name": "a"}]}}, "`preprocess.features.0.kind` is missing"),
         ({"preprocess": {"split": {"test": "2w"}}}, "expected days (`2d`), hours (`6h`)"),
         ({"preprocess": {"split": {"test": 1.0}}}, "a fraction between 0 and 1"),

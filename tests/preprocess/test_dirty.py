@@ -249,11 +249,11 @@ def test_a_clock_that_was_wrong_is_told_with_what_to_do(tmp_path: Path) -> None:
     file = text(tmp_path, HEAD + rows + "0,1,2147483647\n")
     time_ = {"column": "t", "unit": "s"}
     facts = preprocess(recipe(timestamp=time_), [file], [], tmp_path / "data")
-    assert "to 2038-01-19T03:14:07Z" in facts["note"]
+    assert "to 2038-01-19T03:14:07Z" in facts["notes"][0]
     assert "timestamp.latest" in data_text(facts, tmp_path)
     facts = preprocess(recipe(timestamp=time_ | {"latest": "2030-01-01"}), [file], [],
                        tmp_path / "data")  # fmt: skip
-    assert "note" not in facts
+    assert facts["notes"] == []
     assert facts["rows"]["input"] == {
         "read": 41, "kept": 40, "dropped": {"rows after 2030-01-01": 1},
     }  # fmt: skip
@@ -318,6 +318,67 @@ def test_sessions_that_are_too_long_are_left_out_of_all_parts(tmp_path: Path) ->
     assert facts["sessions"]["train"]["sessions"] == 100
     with pytest.raises(DataError, match="rows of sessions longer than 2"):
         preprocess(recipe(timestamp=time_, longest_session=2), [file], [], tmp_path / "none")
+
+
+USELESS = {
+    "price": ({"kind": "continuous"}, "cheap", "price has no usable value in training"),
+    "empty": ({"kind": "categorical"}, "", "empty has no usable value in training"),
+    "tags": (
+        {"kind": "categorical", "separator": "|", "values_per_interaction": 2},
+        "|",
+        "tags has no usable value in training",
+    ),
+    "band": ({"kind": "categorical", "buckets": [1]}, "?", "band has no usable value in training"),
+    "rare": (
+        {"kind": "categorical", "min_count": 99},
+        "x",
+        "rare has no usable value that is seen 99 times in training",
+    ),
+    "hashed": ({"kind": "categorical", "min_count": 99, "hash_buckets": 2}, "x", None),
+    "fine": ({"kind": "categorical"}, "x", None),
+    "mean": ({"kind": "continuous", "mean_of": "price"}, "x", "mean has no usable value"),
+    "age": ({"kind": "continuous", "of": "session"}, "old", "age has no usable value"),
+}
+
+
+def test_a_feature_without_a_usable_value_is_told(tmp_path: Path) -> None:
+    head = ",".join(["session_id,item_id", *USELESS])
+    row = ",".join(value for _, value, _ in USELESS.values())
+    log = "".join(f"{n // 2},{n % 3},{row}\n" for n in range(6))
+    features = [{"name": name, **settings} for name, (settings, _, _) in USELESS.items()]
+    file = text(tmp_path, f"{head}\n{log}")
+    facts = preprocess(recipe(features=features), [file], [], tmp_path / "data")
+    expected = [note for _, _, note in USELESS.values() if note]
+    assert len(facts["notes"]) == len(expected)
+    shown, page = data_text(facts, tmp_path), (tmp_path / "data" / "report.html").read_text()
+    for note, begin in zip(facts["notes"], expected, strict=True):
+        assert note.startswith(begin)
+        assert f"  note  {note}\n" in shown
+        assert begin in page
+
+
+@pytest.mark.parametrize("split", [None, "leave-one-out", "leave-last-out"])
+def test_sessions_in_no_part_are_told(tmp_path: Path, split: str | None) -> None:
+    """Of one interaction 10, of two 20, of five 30: each is in a part or told."""
+    lengths = [1] * 10 + [2] * 20 + [5] * 30
+    rows = [(session, n) for session, count in enumerate(lengths) for n in range(count)]
+    file = text(tmp_path, "session_id,item_id\n" + "".join(f"{s},{n}\n" for s, n in rows))
+    by = {} if split is None else {"split": {"by": split}}
+    facts = preprocess(recipe(min_session_length=3, **by), [file], [], tmp_path / "data")
+    found = {
+        session
+        for part in facts["sessions"]
+        for session in pq.read_table(tmp_path / "data" / "sessions" / part)[
+            "session_id"
+        ].to_pylist()
+    }
+    lost = facts["left_out"]["sessions"]
+    assert len(found) + lost == len(lengths)
+    assert lost > 0
+    assert facts["left_out"]["interactions"] == sum(
+        count for session, count in enumerate(lengths) if session not in found
+    )
+    assert f"  none  {lost:,} sessions" in data_text(facts, tmp_path)
 
 
 def test_the_whole_stage_stands_damaged_logs(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.cli import cli
+from pipeline.core.artifact import read_manifest
 from pipeline.core.errors import ArtifactError, ConfigError
 from pipeline.core.fitted import Fitted
 from pipeline.core.recipe import Preprocess
@@ -95,6 +96,10 @@ def test_a_text_where_all_were_integers_stays_out_and_what_is_rare_does_too(tmp_
     day = written(tmp_path, "day", texts, "week", min_item_count=2)
     assert day.item.type == "int64"
     assert day.item.values.to_pylist() == [7, 9, 8]
+    facts = read_manifest(tmp_path / "day", "data")
+    assert facts["rows"]["input"]["counted"] == {
+        "values of item_id that are no integer, as all that are known": 1
+    }
 
 
 def test_a_directory_may_be_the_base_of_its_successor(tmp_path: Path) -> None:

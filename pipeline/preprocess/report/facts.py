@@ -25,12 +25,12 @@ def report_of(
     fitted: Fitted,
     facts: dict[str, Any],
     totals: dict[str, Totals],
-    left_out: dict[str, int] | None,
+    left_out: dict[str, int],
 ) -> dict[str, Any]:
     """All that the page shows, by part.
 
-    `facts` are those of the manifest so far (rows, note, sessions), `left_out` counts the sessions
-    that are in no part, None where a session has several.
+    `facts` are those of the manifest so far (rows, notes, sessions), `left_out` counts the sessions
+    that are in no part.
     """
     recipe = fitted.recipe
     columns = columns_of(recipe)
@@ -50,7 +50,7 @@ def report_of(
     return {
         "written_by": WRITTEN_BY,
         "rows": facts["rows"],
-        "note": facts.get("note"),
+        "notes": facts["notes"] + _useless(fitted, parts["train"]["columns"]),
         "split": recipe.split.by,
         "max_sequence_length": recipe.max_sequence_length,
         "min_session_length": recipe.min_session_length,
@@ -63,6 +63,26 @@ def report_of(
             if name != "train"
         },
     }
+
+
+def _useless(fitted: Fitted, columns: dict[str, Any]) -> list[str]:
+    """What to do about features that have no value in training."""
+    notes = []
+    for feature in fitted.recipe.features:
+        column = columns[feature.name]
+        if feature.mean_of is not None:
+            useless = not fitted.target_encodings[feature.name].counts.any()
+        elif feature.kind == "continuous":
+            useless = column["missing"] == column["counted"]
+        else:
+            useless = not column["seen"] and not (feature.hash_buckets and column["unknown"])
+        if useless:
+            seldom = f" that is seen {feature.min_count} times" if column.get("unknown") else ""
+            notes.append(
+                f"{feature.name} has no usable value{seldom} in training, so that a model learns "
+                "nothing from it. Check its column, or leave the feature out."
+            )
+    return notes
 
 
 def _lengths(found: Totals) -> dict[str, Any]:

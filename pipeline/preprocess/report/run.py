@@ -16,11 +16,12 @@ def write_report(
     fitted: Fitted,
     facts: dict[str, Any],
     totals: dict[str, Totals],
-    left_out: dict[str, int] | None,
-) -> dict[str, list[str]]:
+    left_out: dict[str, int],
+) -> dict[str, Any]:
     """Write report.html and report.json into an artifact that is being made.
 
-    Returns the columns that drift much, by part. For the arguments see `facts.report_of`.
+    Returns for the manifest {"drift", "notes"}: the columns that drift much, by part, and what a
+    person should do. For the arguments see `facts.report_of`.
     """
     report = report_of(fitted, facts, totals, left_out)
     text = json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
@@ -28,4 +29,4 @@ def write_report(
     from pipeline.preprocess.report.page import render  # jinja2 takes its time
 
     (directory / PAGE_FILE).write_text(render(report), encoding="utf-8")
-    return drifting(report)
+    return {"drift": drifting(report), "notes": report["notes"]}
