@@ -4,8 +4,10 @@ Sessions are sorted, learned from and encoded by its workers; logs are read, and
 put together, where the command runs.
 """
 
+import logging
 import os
 import re
+import signal
 import socket
 import tempfile
 import threading
@@ -37,10 +39,14 @@ def on_cluster(address: str | None) -> Iterator[Any]:
     if not address:
         yield None
     elif address in (LOCAL, LOCAL_CUDA):
-        with tempfile.TemporaryDirectory(prefix="pipeline-workers-") as folder:
-            cluster = _cuda_workers(folder) if address == LOCAL_CUDA else _workers(folder)
-            with cluster, _connected(cluster.scheduler_address) as client:
-                yield client
+        start = _cuda_workers if address == LOCAL_CUDA else _workers
+        with (
+            tempfile.TemporaryDirectory(prefix="pipeline-workers-") as folder,
+            start(folder) as cluster,
+            _connected(cluster.scheduler_address) as client,
+        ):
+            client.run(_ignore_interrupts)
+            yield client
     else:
         if "://" not in address and not re.fullmatch(r"[^:/ ]+:\d+", address):
             raise ConfigError(
@@ -61,7 +67,13 @@ def _workers(folder: str) -> Any:
         host="127.0.0.1",
         dashboard_address=None,
         local_directory=folder,
+        silence_logs=logging.ERROR,
     )
+
+
+def _ignore_interrupts() -> None:
+    """A terminal sends a Ctrl-C to workers, too, which the cluster ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _cuda_workers(folder: str) -> Any:
