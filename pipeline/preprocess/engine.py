@@ -300,8 +300,7 @@ def _transform(
     training = name == "train"
     times = table[TIMESTAMP].to_numpy()
     sessions = encoder.encode(table)
-    items = sessions[ITEM].combine_chunks().flatten().to_numpy()
-    newest = newest_of(fitted, table, items) if training else {}
+    newest = newest_of(fitted, table) if training else {}
     counts = count(fitted, table, sessions, name, window)
     facts = Facts(newest, len(times), int(times.min()), int(times.max()), counts)
     return without_oldest(sessions, _longest(fitted)) if training else sessions, facts

@@ -7,6 +7,7 @@ import pyarrow.compute as pc
 from pipeline.core import values
 from pipeline.core.columns import ITEM, TIMESTAMP
 from pipeline.core.fitted import Fitted
+from pipeline.preprocess.lookup import places_of
 
 _ROWS = 4_000_000
 """Values that wait to be reduced to the newest of each item."""
@@ -58,16 +59,16 @@ class ItemValues:
         return pa.table(columns)
 
 
-def newest_of(fitted: Fitted, table: pa.Table, indices: np.ndarray) -> dict[str, pa.Table]:
+def newest_of(fitted: Fitted, table: pa.Table) -> dict[str, pa.Table]:
     """The newest value of each item, by feature.
 
-    The item's place in the catalogue, its time as `order`, and the feature's columns; `indices`
-    are those of the items in `table`. Of equal times the last row counts.
+    The item's place in the catalogue, its time as `order`, and the feature's columns. Of equal
+    times the last row counts.
     """
     features = _columns(fitted)
     if not features:
         return {}
-    place = indices - fitted.item.first
+    place = places_of(table[ITEM].combine_chunks(), fitted.item.values)
     times = table[TIMESTAMP].to_numpy()
     in_catalogue = place >= 0
     found = {}

@@ -23,3 +23,16 @@ def places(given: pa.Array, known: pa.Array) -> np.ndarray:
     position = np.full(len(encoded.dictionary) + 1, -1)  # the last one is for what is missing
     position[of_known.drop_null().to_numpy()] = there
     return position[pc.fill_null(encoded.indices, len(encoded.dictionary)).to_numpy()]
+
+
+def places_of(column: pa.Array, known: pa.Array) -> np.ndarray:
+    """`places` of a column of a log, whose texts may be a dictionary, or which may be all missing.
+
+    They are read as what the `known` ones are.
+    """
+    if pa.types.is_dictionary(column.type):
+        found = np.append(
+            places_of(column.dictionary, known), -1
+        )  # the last is for what is missing
+        return found[pc.fill_null(column.indices, len(column.dictionary)).to_numpy()]
+    return places(column.cast(known.type), known)

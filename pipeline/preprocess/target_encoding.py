@@ -48,8 +48,11 @@ def sums_of(feature: Feature, frame: pd.DataFrame) -> pa.Table:
     return sums.rename_columns(["value", "fold", "count", "sum"])
 
 
-def together(parts: list[pa.Table]) -> pa.Table:
-    """The `sums_of` several parts, in their order, as of one."""
+def together(parts: list[pa.Table], kind: ValueType) -> pa.Table:
+    """The `sums_of` several parts, in their order, as of one; categories of this type."""
+    wanted = pa.int64() if kind == "int64" else pa.string()
+    # of a part without any category the type is not known
+    parts = [part.set_column(0, "value", part["value"].cast(wanted)) for part in parts]
     groups = pa.concat_tables(parts).group_by(["value", "fold"], use_threads=False)
     sums = groups.aggregate([("count", "sum"), ("sum", "sum")])
     return sums.rename_columns(["value", "fold", "count", "sum"])
@@ -57,8 +60,7 @@ def together(parts: list[pa.Table]) -> pa.Table:
 
 def fitted_encoding(feature: Feature, parts: list[pa.Table], kind: ValueType) -> TargetEncoding:
     """From the `sums_of` all parts, in their order; categories by value."""
-    wanted = pa.int64() if kind == "int64" else pa.string()
-    sums = together([t.set_column(0, "value", t["value"].cast(wanted)) for t in parts])
+    sums = together(parts, kind)
     values = pc.unique(sums["value"])
     values = values.take(pc.sort_indices(values))
     place = pc.index_in(sums["value"].combine_chunks(), value_set=values).to_numpy()

@@ -80,12 +80,13 @@ def fit(
             found_sums = sums.setdefault(name, [])
             found_sums.append(table)
             if len(found_sums) > 1 and sum(t.num_rows for t in found_sums[1:]) > _COUNTS_ROWS:
-                sums[name] = [target_encoding.together(found_sums)]
+                sums[name] = [target_encoding.together(found_sums, types[name])]
         for name, table in part.counts.items():
-            waiting = counts.setdefault(feature_of.get(name, name), [])
+            of = feature_of.get(name, name)
+            waiting = counts.setdefault(of, [])
             waiting.append(table)
             if len(waiting) > 1 and sum(t.num_rows for t in waiting[1:]) > _COUNTS_ROWS:
-                counts[name] = [summed(waiting)]
+                counts[of] = [summed(waiting)]
         for name, found in part.moments.items():
             moments[name] = together(moments[name], found) if name in moments else found
     categorical = {f.name: f for f in recipe.features if f.kind == "categorical"}

@@ -20,7 +20,7 @@ from pipeline.export.run import export
 from pipeline.local import open_run
 from pipeline.model.batch import SessionBatch
 from pipeline.model.build import build_inputs, load_model
-from pipeline.preprocess import engine, spill
+from pipeline.preprocess import engine, spill, workflow
 from pipeline.preprocess.run import preprocess
 from pipeline.serve.client import Client
 from pipeline.serve.ports import free_ports
@@ -67,6 +67,28 @@ def test_each_of_several_values_gets_a_column_and_they_share_a_vocabulary(
     assert [list(v) for v in found["tags_1"]] == [[a, a], [NULL, NULL], [b, a]]
     assert [list(v) for v in found["tags_2"]] == [[b, 0], [0, 0], [c, 0]]
     assert [list(v) for v in found["tags_3"]] == [[0, 0], [0, 0], [a, 0]]
+
+
+@pytest.mark.parametrize("base", [None, "base"])
+def test_counts_of_many_parts_come_together_as_those_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: str | None
+) -> None:
+    texts = [f"t{n % 7}|t{n % 3}" if n % 4 else None for n in range(60)]
+    columns = {"s": [n // 3 for n in range(60)], "i": [n % 5 for n in range(60)], "tags": texts}
+    path = log(tmp_path, columns)
+    start = None if base is None else tmp_path / base
+    if start is not None:
+        preprocess(recipe(TAGS), [log(tmp_path, {k: v[:9] for k, v in columns.items()})], [], start)
+        path = log(tmp_path, columns)
+    preprocess(recipe(TAGS), [path], [], tmp_path / "one", base=start)
+    monkeypatch.setattr(engine, "PART_ROWS", 4)
+    monkeypatch.setattr(spill, "_STEP", 2)
+    monkeypatch.setattr(workflow, "_COUNTS_ROWS", 1)
+    preprocess(recipe(TAGS), [path], [], tmp_path / "many", base=start)
+    one, many = (Fitted.read(tmp_path / name).vocabularies for name in ("one", "many"))
+    assert one.keys() == many.keys()
+    for name, vocabulary in one.items():
+        assert vocabulary.values.to_pylist() == many[name].values.to_pylist()
 
 
 def test_lists_of_parquet_are_read_as_their_text(tmp_path: Path) -> None:

@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.core import fitted
 from pipeline.core.columns import SESSION
 from pipeline.core.errors import ConfigError
 from pipeline.core.fitted import Fitted
 from pipeline.core.recipe import Feature, Preprocess, Recipe
 from pipeline.local import open_run
-from pipeline.preprocess import engine
+from pipeline.preprocess import engine, spill, workflow
 from pipeline.preprocess.run import preprocess
 from pipeline.preprocess.target_encoding import (
     TargetEncode,
@@ -134,6 +135,48 @@ def test_parts_come_together_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert tables[0]["session_id"] == tables[1]["session_id"]
     for found, wanted in zip(tables[0]["rate"], tables[1]["rate"], strict=True):
         assert found == pytest.approx(wanted)
+
+
+def test_a_part_without_any_category_adds_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    brands = [None] * 20 + [f"b{n % 3}" for n in range(20)]
+    columns = {
+        "s": [n // 4 for n in range(40)],
+        "i": [n % 5 for n in range(40)],
+        "brand": pa.array(brands, pa.string()),
+        "bought": [n % 2 for n in range(40)],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "log.parquet")
+    preprocess(recipe(RATE), [tmp_path / "log.parquet"], [], tmp_path / "one")
+    monkeypatch.setattr(engine, "PART_ROWS", 4)
+    monkeypatch.setattr(spill, "_STEP", 2)
+    monkeypatch.setattr(workflow, "_COUNTS_ROWS", 1)
+    preprocess(recipe(RATE), [tmp_path / "log.parquet"], [], tmp_path / "many")
+    one, many = (Fitted.read(tmp_path / n).target_encodings["rate"] for n in ("one", "many"))
+    assert one.values.to_pylist() == many.values.to_pylist() == ["b0", "b1", "b2"]
+    assert one.counts.tolist() == many.counts.tolist()
+    assert one.sums.tolist() == many.sums.tolist()
+
+
+@pytest.mark.parametrize("count", [3, 400])
+def test_sums_of_few_and_of_many_rows_are_the_same(count: int) -> None:
+    random = np.random.default_rng(0)
+    encoding = fitted.TargetEncoding(
+        type="int64",
+        values=pa.array(range(100)),
+        counts=random.integers(0, 5, (100, 7)),
+        sums=random.random((100, 7)),
+        smoothing=2.0,
+    )
+    place, fold = random.integers(-1, 100, count), random.integers(0, 7, count)
+    found = encoding.means_without(place, fold)
+    for n, (row, of) in enumerate(zip(place, fold, strict=True)):
+        counts, sums = (np.delete(x, of, axis=1) for x in (encoding.counts, encoding.sums))
+        mean = sums.sum() / counts.sum()
+        known = row >= 0 and counts[row].sum() > 0
+        expected = (sums[row].sum() + 2 * mean) / (counts[row].sum() + 2) if known else mean
+        assert found[n] == pytest.approx(expected)
 
 
 def log_of(folder: Path, rows: int = 400, name: str = "log.parquet") -> Path:

@@ -8,10 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.core.fitted import Fitted
+from pipeline.core.recipe import Preprocess
+from pipeline.export.tables import encoder_spec, write_encoder
+from pipeline.preprocess.run import preprocess
 from pipeline.serve import front
 from pipeline.serve.front.encoder import Encoder
 from pipeline.serve.front.errors import RequestError
-from pipeline.serve.front.lookups import MISSING_INTEGER
+from pipeline.serve.front.lookups import FIRST_ITEM, MISSING_INTEGER
 from pipeline.serve.front.request import MOST_INTERACTIONS, Reader, Request
 from tests.serve.test_encoder import assert_same, shop_with
 
@@ -214,6 +218,39 @@ def test_flat_interactions_are_the_same_as_rows_of_sessions(
     assert request.flat
     found = reader.encoder.encode(request.rows)
     assert_same(found, {n: v if first == [9, 8] else v[::-1] for n, v in rows.items()})
+
+
+def test_session_ids_are_read_without_nul_as_in_a_log(tmp_path: Path) -> None:
+    """Such as `s` and `s` with a NUL, which are one session, and one of NULs alone, which is none.
+
+    Items, too: a repeat is one whatever NULs stand in it, and a missing item is never one.
+    """
+    rows = ["session,item,t", "s,a,1", "s,b,2", "s,c,3", "r,a,1", "r,c,2"]
+    (tmp_path / "log.csv").write_text("\n".join(rows) + "\n")
+    recipe = Preprocess.from_dict(
+        {"timestamp": {"column": "t", "unit": "s"}, "session": "session", "item": "item",
+         "drop_repeats": True}, "test")  # fmt: skip
+    preprocess(recipe, [tmp_path / "log.csv"], [], tmp_path / "data")
+    fitted = Fitted.read(tmp_path / "data")
+    (tmp_path / "encoder").mkdir()
+    write_encoder(tmp_path / "encoder", fitted, encoder_spec(fitted, default_k=1, max_k=2))
+    encoder = Encoder(tmp_path / "encoder")
+    reader = Reader(encoder)
+
+    def items(sent: list[bytes], ids: list[bytes] | None = None) -> list[list[int]]:
+        tensors = {"item_id": np.array([sent], object)}
+        tensors["timestamp"] = np.arange(len(sent))[np.newaxis]
+        if ids is not None:
+            tensors["session_id"] = np.array([ids], object)
+        encoded = encoder.encode(reader.read(tensors).rows)["item_id"]
+        return [[index for index in row if index] for row in encoded.tolist()]
+
+    a, b, c = (fitted.item.values.to_pylist().index(name) + FIRST_ITEM for name in "abc")
+    assert items([b"a", b"a\0", b"\0c"]) == [[a, c]]
+    assert items([b"\0", b"\0\0", b"c"]) == [[1, 1, c]]
+    assert items([b"a", b"b", b"c"], [b"s", b"s\0", b"\0s"]) == [[a, b, c]]
+    with pytest.raises(RequestError, match="session_id is missing"):
+        items([b"a", b"b"], [b"s", b"\0"])
 
 
 def test_a_flat_request_has_a_bounded_number_of_sessions(reader: Reader) -> None:

@@ -21,6 +21,7 @@ from .lookups import (
     TextLookup,
     lookup_of,
     read_values,
+    without_nul,
 )
 from .times import names_of, time_feature
 
@@ -146,7 +147,7 @@ class Encoder:
             kept = np.arange(len(rows.times)) >= np.repeat(newest_start, rows.lengths)
             rows = self._taken(rows, kept, starts + rows.lengths - newest_start)
         if self.spec["drop_repeats"]:
-            item = rows.columns["item_id"]
+            item = without_nul(rows.columns["item_id"])
             starts = np.cumsum(rows.lengths) - rows.lengths
             kept = np.ones(len(item), bool)
             kept[1:] = (item[1:] != item[:-1]) | (item[1:] == MISSING[self.columns[0]["type"]])

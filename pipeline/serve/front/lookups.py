@@ -24,6 +24,20 @@ MISSING_INTEGER = -(2**63)
 """Stands for a missing value where a request's tensor holds integers."""
 
 
+def without_nul(values: np.ndarray) -> np.ndarray:
+    """Texts as they are in a log, where no NUL stays; all else as it is."""
+    if values.dtype.kind not in "OSU":
+        return values
+    found = np.empty(values.size, object)
+    found[:] = [
+        text.replace(b"\0", b"")
+        if isinstance(text, bytes)
+        else (text.replace("\0", "") if isinstance(text, str) else text)
+        for text in values.reshape(-1).tolist()
+    ]
+    return found.reshape(values.shape)
+
+
 class IntegerLookup:
     """Integers to indices: by a table where they lie close together, else by binary search."""
 

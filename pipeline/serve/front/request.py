@@ -11,7 +11,7 @@ import numpy as np
 
 from .encoder import MISSING, Encoder, Rows, newest, newest_starts
 from .errors import RequestError
-from .lookups import FIRST_ITEM, MISSING_INTEGER, OUT_OF_VOCABULARY
+from .lookups import FIRST_ITEM, MISSING_INTEGER, OUT_OF_VOCABULARY, without_nul
 from .times import microseconds
 
 MOST_INTERACTIONS = 100_000
@@ -105,7 +105,7 @@ class Reader:
             ids = np.full((item.shape[0], 1), MISSING[self.session_type], empty)
         else:
             _check_type("session_id", session, self.session_type)
-            ids = session
+            ids = without_nul(session)
         if ids.shape == item.shape and ids.shape[0] == 1 and ids.shape[1] > 1:
             if length is not None:
                 raise RequestError("length is for one session a row, without session_id for each.")
