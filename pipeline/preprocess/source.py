@@ -133,8 +133,8 @@ def _ids(
             read |= {c: (part, kind) for c, part in zip(feature.columns, found, strict=True)}
         else:
             read[name] = values.category_chunk(column, kind)
-    for name, (column, _) in read.items():
-        if wanted.get(name) == "int64":
+    for name, (column, kind) in read.items():
+        if kind == wanted.get(name) == "int64":
             texts = pc.sum(pc.equal(column, values.UNKNOWN_INTEGER)).as_py() or 0
             report.counted[f"values of {name} that are no integer, as all that are known"] += texts
     columns = {name: column for name, (column, _) in read.items()}

@@ -106,7 +106,9 @@ def test_the_manifest_tells_what_was_read_and_written(shop: tuple[Path, dict]) -
                 "last": "1970-01-03T00:00:07Z",
             },
         },
+        "left_out": {"sessions": 1, "interactions": 1},
         "catalogue_items": 2,
+        "notes": [],
         "drift": {"valid": [], "test": []},
         "max_sequence_length": 2,
     }
@@ -245,7 +247,11 @@ def test_test_sessions_may_be_a_log_of_their_own(tmp_path: Path) -> None:
     facts = preprocess(recipe(split={}), [files[0]], [files[1]], tmp_path / "data")
     assert facts["rows"] == {
         "input": {"read": 4, "kept": 4, "counted": {"duplicated rows, kept": 2}},
-        "test": {"read": 2, "kept": 2},
+        "test": {
+            "read": 2,
+            "kept": 2,
+            "counted": {"values of item_id that are no integer, as all that are known": 1},
+        },
     }
     found = part(tmp_path / "data", "test")
     assert found["session_id"] == [9]  # read as the type that training has
