@@ -24,6 +24,8 @@ _CONNECT_SECONDS = 60
 _LOOK_SECONDS = 1.0
 _CUDA_POOL, _CUDA_LIMIT = 0.5, 0.8
 """Shares of a GPU's memory: that RMM takes at the start, and that is used before it spills."""
+_ANY_PORT = {"dashboard_address": "127.0.0.1:0"}
+"""A scheduler without dashboard still answers over HTTP, at 8787, and warns where that is taken."""
 LOCAL, LOCAL_CUDA = "local", "local-cuda"
 """In place of an address: a process a core, or a process a GPU, that end with the command."""
 
@@ -66,6 +68,7 @@ def _workers(folder: str) -> Any:
         threads_per_worker=1,
         host="127.0.0.1",
         dashboard_address=None,
+        scheduler_kwargs=_ANY_PORT,
         local_directory=folder,
         silence_logs=logging.ERROR,
     )
@@ -88,6 +91,7 @@ def _cuda_workers(folder: str) -> Any:
     return LocalCUDACluster(
         host="127.0.0.1",
         dashboard_address=None,
+        scheduler_kwargs=_ANY_PORT,
         local_directory=folder,
         rmm_pool_size=_CUDA_POOL,
         device_memory_limit=_CUDA_LIMIT,

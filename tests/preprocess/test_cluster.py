@@ -4,11 +4,14 @@ import filecmp
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import dask
 import numpy as np
@@ -189,6 +192,24 @@ def test_workers_of_its_own_give_the_same_and_are_gone_afterwards(
     assert_same(tmp_path / "here", tmp_path / "there")
     left = {pid: name for pid, name in children().items() if pid not in before}
     assert all("resource_tracker" in name for name in left.values()), left
+
+
+def test_a_cluster_of_its_own_listens_here_alone_and_where_dasks_port_is_taken() -> None:
+    with socket.socket() as taken, warnings.catch_warnings():
+        with suppress(OSError):  # taken by somebody else
+            taken.bind(("127.0.0.1", 8787))
+            taken.listen()
+        warnings.simplefilter("error")
+        with on_cluster("local") as client:
+            served = client.run_on_scheduler(http_address)
+            workers = client.scheduler_info()["workers"]
+    assert served[0] == "127.0.0.1"
+    assert served[1] != 8787
+    assert all(address.startswith("tcp://127.0.0.1:") for address in workers)
+
+
+def http_address(dask_scheduler: Any) -> tuple[str, int]:
+    return dask_scheduler.http_server.address, dask_scheduler.http_server.port
 
 
 def test_workers_on_gpus_are_refused_in_one_line_where_there_is_none(
