@@ -359,10 +359,7 @@ def _scan_sequences(
 
 
 def _words(line: bytes, report: Report) -> list[str]:
-    try:
-        return line.decode().split()
-    except UnicodeDecodeError:
-        pass
+    """Apart at ASCII's white space alone: other marks are part of an id."""
     words = []
     for word in line.split():
         try:

@@ -3,6 +3,7 @@
 import datetime
 import gzip
 import random
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from pipeline.core import logbytes, values
 from pipeline.core.errors import ConfigError, DataError
+from pipeline.core.logbytes import windows_1252
 from pipeline.core.logfile import read_logs
 from pipeline.core.logreport import Report
 from pipeline.core.recipe import Preprocess, Recipe
@@ -40,18 +42,41 @@ def text(folder: Path, content: str | bytes, name: str = "log.csv") -> Path:
     return folder / name
 
 
-@given(st.lists(st.integers(0, 255), max_size=60), st.integers(1, 30))
-@settings(deadline=None, max_examples=50)
-def test_any_bytes_as_sequences_are_read(codes: list[int], size: int) -> None:
-    content = bytes(codes) + b"\n1 2 3\n"
+CHARACTERS = st.one_of(
+    st.sampled_from([b" ", b"\t", b"\n", b"\r", b"\r\n", b"\0", b"1", b"2", b"1 2", b"\xe2"]),
+    st.sampled_from(["ü", "\u3000", "\x1f", "\x85", "😀"]).map(str.encode),
+    st.integers(0, 255).map(lambda code: bytes([code])),
+)
+
+
+@given(st.lists(CHARACTERS, max_size=60), st.integers(1, 30), st.booleans(), st.booleans())
+@settings(deadline=None, max_examples=200)
+def test_any_bytes_as_sequences_are_read(
+    parts: list[bytes], size: int, packed: bool, session_first: bool
+) -> None:
+    content = b"9 3\n" + b"".join(parts)
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(logbytes, "BLOCK_BYTES", size)
-        try:
-            log = read(text(Path(folder), content, "log"), format="sequences")
-        except DataError as error:  # UTF-16 of a mark by chance
-            assert "\n" not in str(error)  # noqa: PT017
-            return
-    assert log.report.facts(len(log.frame))["read"] == len(log.frame)
+        file = text(Path(folder), gzip.compress(content, mtime=0) if packed else content, "log")
+        file = file.rename(file.with_suffix(".gz")) if packed else file
+        log = read(file, format="sequences", session_first=session_first)
+    lines = [line.split() for line in re.split(rb"\r\n|\r|\n", content.replace(b"\0", b""))]
+    ids: list[list[str]] = []
+    for line in lines:
+        words = [in_one_of_two(word) for word in line]
+        ids += [words[session_first:]] if words else []
+    expected = [item for line in ids for item in line]
+    assert [str(item) for item in log.frame["item_id"]] == expected
+    facts = log.report.facts(len(log.frame))
+    assert facts["read"] == len(expected)
+    assert facts.get("counted", {}).get("lines without an item", 0) == ids.count([])
+
+
+def in_one_of_two(word: bytes) -> str:
+    try:
+        return word.decode()
+    except UnicodeDecodeError:
+        return windows_1252(word)
 
 
 # --- one rule each -----------------------------------------------------------------------------
