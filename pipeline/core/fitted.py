@@ -117,6 +117,9 @@ class Fitted:
     """By feature name; `elapsed` too where the recipe asks for it."""
     target_encodings: dict[str, TargetEncoding] = field(default_factory=dict)
     """By name of a feature with `mean_of`."""
+    learned_until: int | None = None
+    """Microseconds of the newest interaction that these were learned from. None where the order of
+    the rows stands for time."""
     items: pa.Table | None = None
     """What is known of items: `item_id`, and for each feature that describes items the value that
     training has last seen, null where it has seen none. None if there is no such feature."""
@@ -166,6 +169,7 @@ class Fitted:
             "timestamp_type": self.timestamp_type,
             "categorical": {name: v.type for name, v in self.vocabularies.items()},
             "target_encodings": {name: e.type for name, e in self.target_encodings.items()},
+            "learned_until": self.learned_until,
             "continuous": {
                 name: {"mean": s.mean, "deviation": s.deviation}
                 for name, s in self.standardisations.items()
@@ -221,6 +225,7 @@ class Fitted:
                     for feature in recipe.features
                     if feature.mean_of is not None
                 },
+                learned_until=state.get("learned_until"),  # data of before have none
                 items=_read_items(directory / FITTED_DIRECTORY / ITEMS_FILE),
             )
         except (KeyError, TypeError, OSError, pa.ArrowException, ConfigError) as error:

@@ -15,10 +15,12 @@ from merlin.dag import ColumnSelector
 from merlin.schema import Tags
 from nvtabular.ops import Operator
 
-from pipeline.core.columns import SESSION
+from pipeline.core.columns import SESSION, TIMESTAMP
 from pipeline.core.fitted import Standardisation, TargetEncoding, ValueType
 from pipeline.core.recipe import Feature
 from pipeline.preprocess.lookup import places
+
+_KEYS = (SESSION, TIMESTAMP)
 
 
 def folds_of(session: pd.Series, folds: int) -> np.ndarray:
@@ -85,16 +87,23 @@ def scale_of(encoding: TargetEncoding) -> Standardisation:
 
 
 class TargetEncode(Operator):
-    """Categories to smoothed means; with `training` those that other folds' sessions have."""
+    """Categories to smoothed means; with `training` those that other folds' sessions have.
 
-    def __init__(self, encodings: dict[str, TargetEncoding], *, training: bool) -> None:
+    Sessions that begin after `until`, microseconds, are not in the means and read them whole, as a
+    request does; without it all may be in them.
+    """
+
+    def __init__(
+        self, encodings: dict[str, TargetEncoding], *, training: bool, until: int | None = None
+    ) -> None:
         super().__init__()
         self.encodings = encodings
         self.training = training
+        self.until = until
 
     def transform(self, col_selector: ColumnSelector, df: Any) -> Any:
-        """The session and columns of categories to a column of numbers for each of these."""
-        names = [name for name in col_selector.names if name != SESSION]
+        """Session, time and columns of categories to a column of numbers for each of these."""
+        names = [name for name in col_selector.names if name not in _KEYS]
         frame = df if isinstance(df, pd.DataFrame) else df[col_selector.names].to_pandas()
         found = {name: self._encoded(self.encodings[name], frame, name) for name in names}
         return type(df)(pd.DataFrame(found, index=frame.index))
@@ -106,11 +115,23 @@ class TargetEncode(Operator):
         place = places(given.cast(encoding.values.type), encoding.values)
         if not self.training:
             return encoding.means()[place]  # the mean of all stands last
-        return encoding.means_without(place, folds_of(frame[SESSION], encoding.counts.shape[1]))
+        found = encoding.means_without(place, folds_of(frame[SESSION], encoding.counts.shape[1]))
+        if (later := self._is_later(frame)).any():
+            found[later] = encoding.means()[place[later]]
+        return found
+
+    def _is_later(self, frame: pd.DataFrame) -> np.ndarray:
+        """(rows,) whether the session of a row begins after all that the means know."""
+        if self.until is None:
+            return np.zeros(len(frame), bool)
+        codes, sessions = pd.factorize(frame[SESSION])
+        begins = np.full(len(sessions), np.iinfo(np.int64).max)
+        np.minimum.at(begins, codes, frame[TIMESTAMP].to_numpy())
+        return (begins > self.until)[codes]
 
     def column_mapping(self, col_selector: ColumnSelector) -> dict[str, list[str]]:
-        """Each from the session and itself."""
-        return {name: [SESSION, name] for name in col_selector.names if name != SESSION}
+        """Each from the session, its time and itself."""
+        return {name: [*_KEYS, name] for name in col_selector.names if name not in _KEYS}
 
     @property
     def output_dtype(self) -> type:

@@ -45,6 +45,8 @@ class Statistics:
     moments: dict[str, Moments]
     sums: dict[str, pa.Table]
     """By feature with `mean_of`."""
+    last: int | None
+    """Microseconds of the newest; None where the order of the rows stands for time."""
 
 
 def statistics(recipe: Preprocess, frame: pd.DataFrame) -> Statistics:
@@ -56,7 +58,8 @@ def statistics(recipe: Preprocess, frame: pd.DataFrame) -> Statistics:
         transformed = transform(Workflow(numbers), frame)
         moments = moments_of(transformed, list(transformed.columns))
     sums = {f.name: sums_of(f, frame) for f in recipe.features if f.mean_of is not None}
-    return Statistics(counts_of(frame, names), moments, sums)
+    last = None if recipe.timestamp is None or frame.empty else int(frame[TIMESTAMP].max())
+    return Statistics(counts_of(frame, names), moments, sums, last)
 
 
 def fit(
@@ -71,11 +74,14 @@ def fit(
     What `base` knows keeps its index, and new values get the next ones; means and deviations are
     those of `base`, so that a model that was trained on them reads numbers as before.
     """
+    last: int | None = None
     feature_of = {c: f.name for f in recipe.features for c in f.columns}
     counts: dict[str, list[pa.Table]] = {}
     moments: dict[str, Moments] = {}
     sums: dict[str, list[pa.Table]] = {}
     for part in parts:
+        if part.last is not None:
+            last = part.last if last is None else max(last, part.last)
         for name, table in part.sums.items():
             found_sums = sums.setdefault(name, [])
             found_sums.append(table)
@@ -118,6 +124,7 @@ def fit(
         vocabularies=vocabularies,
         standardisations=standardisations if base is None else base.standardisations,
         target_encodings=encodings if base is None else base.target_encodings,
+        learned_until=last if base is None else base.learned_until,
         items=None if base is None else base.items,
     )
 
@@ -141,7 +148,7 @@ def rebuild(fitted: Fitted, keep: int | None, *, training: bool = False) -> Work
     """The fitted workflow, grouping included.
 
     `keep`: newest interactions of a session that stay; None keeps all. `training`: the sessions
-    are those that it was fitted to.
+    are those of training, which it may have been fitted to.
     """
     columns = fitted.of_columns
     encode = Encode(
@@ -157,7 +164,7 @@ def rebuild(fitted: Fitted, keep: int | None, *, training: bool = False) -> Work
     session_features = tuple(
         feature.name for feature in fitted.recipe.scalar_features if feature.of == "session"
     )
-    targets = TargetEncode(fitted.target_encodings, training=training)
+    targets = TargetEncode(fitted.target_encodings, training=training, until=fitted.learned_until)
     graph = _interaction_graph(fitted.recipe, encode, normalize, targets)
     graph = graph + (ColumnSelector([SESSION]) >> AddTags([Tags.SESSION, Tags.SESSION_ID]))
     graph = graph + (ColumnSelector([TIMESTAMP]) >> AddTags([Tags.TIME]))
@@ -213,7 +220,7 @@ def _interaction_graph(
         numbers = _numbers(recipe, names)
         means = [f.name for f in recipe.features if f.mean_of is not None and f.name in names]
         if means:
-            encoded = ColumnSelector([SESSION, *means]) >> targets
+            encoded = ColumnSelector([SESSION, TIMESTAMP, *means]) >> targets
             numbers = encoded if numbers is None else numbers + encoded
         graph = graph + (numbers >> normalize >> FillMissing(0) >> AddTags(tags))
     for feature in recipe.timestamp.features if recipe.timestamp else ():

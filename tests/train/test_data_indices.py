@@ -16,6 +16,7 @@ from pipeline.core.recipe import ModelConfig, Preprocess, TrainConfig
 from pipeline.preprocess.run import preprocess
 from pipeline.train.comparison import evaluate
 from pipeline.train.data_indices import rows_for
+from pipeline.train.loader import read_sessions
 from pipeline.train.predict import predict
 from pipeline.train.report.run import write_report
 from pipeline.train.run import train
@@ -55,8 +56,8 @@ def write_log(path: Path, seed: int, *, new: bool) -> Path:
             item = random.integers(most)
             tags = "|".join(f"t{tag}" for tag in random.integers(most, size=random.integers(3)))
             lines.append(
-                f"{seed}-{session},{item},{100 * session + click},b{item // 2},{tags},{country},"
-                f"{item + random.integers(3)}"
+                f"{seed}-{session},{item},{86_400 * seed + 100 * session + click},b{item // 2},"
+                f"{tags},{country},{item + random.integers(3)}"
             )
     path.write_text("\n".join(lines) + "\n")
     return path
@@ -71,6 +72,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = folder / "week"
     preprocess(RECIPE, logs[1:], [], folder / "day", base=base)
     preprocess(RECIPE, logs[:1], logs[1:], folder / "later", base=folder / "day")
+    preprocess(RECIPE, logs[:1], logs[:1], folder / "week-whole")
     train(base, MODEL, TRAIN, folder / "run")
     return folder
 
@@ -102,9 +104,21 @@ def test_later_data_rank_as_a_test_part_of_the_runs_own(folder: Path) -> None:
         for name in ("targets", "unknown_targets", "catalogue_items"):
             assert found[name] == own[name], name
         assert own["unknown_targets"] > 20
-        if part == "test":  # in training sessions means are those of other folds
-            for metric, value in own["results"]["run"].items():
+        for metric, value in own["results"]["run"].items():
+            if part == "test" or "popularity" not in metric:  # which is that in the train part
                 assert found["results"]["run"][metric] == pytest.approx(value), metric
+
+
+def test_sessions_that_the_means_have_never_seen_read_them_as_a_request_does(folder: Path) -> None:
+    """Those of the day the whole means; those of the week, given again, what the others have."""
+
+    def worth(data: str, part: str) -> dict[str, list[float]]:
+        table = read_sessions(folder / data, part, ["session_id", "worth"])
+        return dict(zip(*table.to_pydict().values(), strict=True))
+
+    assert worth("day", "train") == worth("week", "test")
+    assert worth("later", "train") == worth("week", "train")
+    assert worth("week", "train") != worth("week-whole", "test")
 
 
 def test_baselines_have_the_runs_catalogue_and_never_the_sessions_that_are_ranked(
