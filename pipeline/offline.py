@@ -74,6 +74,7 @@ def evaluate(breakdown: bool, as_json: bool, **asked: Any) -> None:
     from pipeline.train.comparison import evaluate as run_evaluation
 
     result = run_evaluation(**arguments)
+    _note_other_sessions(**asked)
     print_result(result, as_json, evaluation_text(result, breakdown=breakdown))
 
 
@@ -92,6 +93,7 @@ def report(out: Path, as_json: bool, **asked: Any) -> None:
     from pipeline.train.report.run import write_report
 
     facts = write_report(out=out, **arguments)
+    _note_other_sessions(**asked)
     print_result(facts, as_json, report_text(facts))
 
 
@@ -159,7 +161,22 @@ def predict(
             blocked=left_out,
             candidates=among,
         )
+    _note_other_sessions(run, data)
     print_result(facts, as_json, prediction_text(facts, out))
+
+
+def _note_other_sessions(run: Path, data: Path, **_others: Any) -> None:
+    """Say on stderr where a server of `run` would read other sessions from the logs of `data`."""
+    from pipeline.core.fitted import recipe_of
+
+    keys = recipe_of(data).other_sessions(recipe_of(run))
+    if keys:
+        named = ", ".join(f"`{key}`" for key in keys)
+        click.echo(
+            f"Note: {data} was made with other {named} than the data of {run}, so its sessions are "
+            "not those that a server of the run would read.",
+            err=True,
+        )
 
 
 def _read_ids(path: Path) -> list[str]:

@@ -155,8 +155,8 @@ def evaluation_text(result: dict[str, Any], *, breakdown: bool = False) -> str:
         f"{', those seen left out' if result['filter_seen'] else ''}, "
         f"{result['unknown_targets']:,} targets unknown"
     ]
-    if result["later_data"]:
-        lines.append(_later_data_text(result))
+    if result["other_data"]:
+        lines.append(_other_data_text(result))
     for cutoff in cutoffs:
         sure = [f"{name}@{cutoff}" for name in _SURE]
         lists = {f"{name}@{cutoff}": f"{head}@{cutoff}" for name, head in _LISTS.items()}
@@ -174,8 +174,10 @@ def evaluation_text(result: dict[str, Any], *, breakdown: bool = False) -> str:
     return "\n".join([*lines, "", _LEGEND])
 
 
-def _later_data_text(result: dict[str, Any]) -> str:
-    text = f"The data are later than the run, {result['new_items']:,} of their items new to it."
+def _other_data_text(result: dict[str, Any]) -> str:
+    new = result["new_items"]
+    text = "The run was trained on other sessions than the data have"
+    text += f", and does not know {new:,} of their items." if new else "."
     if result["part"] == "train":
         return f"{text} Baselines could learn from these same sessions alone, so there are none."
     if len(result["results"]) > 1:

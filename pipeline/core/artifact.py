@@ -146,6 +146,20 @@ def read_manifest(path: Path, kind: str, *, check_files: bool = True) -> dict[st
     return facts
 
 
+def content_of(path: Path, below: str) -> str:
+    """Stands for the files of an artifact below a folder of it: their names and content.
+
+    ArtifactError as `read_manifest`, if the manifest cannot be read.
+    """
+    try:
+        files = read_json(path / MANIFEST)["files"].items()
+        parts = sorted((name, entry["sha256"]) for name, entry in files)
+    except (KeyError, TypeError, AttributeError):
+        raise ArtifactError(f"{path}/{MANIFEST} is damaged.") from None
+    text = json.dumps([part for part in parts if part[0].startswith(f"{below}/")])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def check_replaceable(path: Path, kind: str) -> None:
     """ArtifactError if something else than an artifact of this kind would be overwritten."""
     if path.is_mount():

@@ -234,9 +234,23 @@ class Fitted:
             ) from None
 
 
+def recipe_of(directory: Path) -> Preprocess:
+    """The recipe of a directory of data or of a run, without what was learned by it.
+
+    ArtifactError if it cannot be read.
+    """
+    try:
+        state = read_json(directory / FITTED_DIRECTORY / FITTED_FILE)
+        return Preprocess.from_dict(state["recipe"], str(directory))
+    except (KeyError, TypeError, ConfigError) as error:
+        raise ArtifactError(
+            f"{directory}/{FITTED_DIRECTORY} does not hold together: {error}."
+        ) from None
+
+
 def other_settings(recipe: Preprocess, data: Path) -> list[str]:
     """Keys of `preprocess` in which `recipe` is not the one that `data` was made by."""
-    made_by = Fitted.read(data).recipe
+    made_by = recipe_of(data)
     return [
         name for name in Preprocess.model_fields if getattr(recipe, name) != getattr(made_by, name)
     ]

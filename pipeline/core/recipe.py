@@ -355,6 +355,17 @@ class Preprocess(Config):
         return "last" if self.split.held_out else "all"
 
     @property
+    def feature_meanings(self) -> list[dict[str, Any]]:
+        """What indices and numbers of the features depend on, wherever they come from; by name."""
+        place = {"column", "inputs", "min_count", "separator", "table"}
+        return sorted((f.model_dump(exclude=place) for f in self.features), key=lambda f: f["name"])
+
+    def other_sessions(self, other: Self) -> list[str]:
+        """Keys by which a log becomes other sessions than with the recipe `other`."""
+        keys = ("session_gap", "drop_repeats", "duplicates", "longest_session")
+        return [key for key in keys if getattr(self, key) != getattr(other, key)]
+
+    @property
     def time_feature_names(self) -> tuple[str, ...]:
         """Names of the continuous features that come from the timestamp."""
         chosen = self.timestamp.features if self.timestamp else ()

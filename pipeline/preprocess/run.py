@@ -94,7 +94,7 @@ def preprocess(
 
         facts["engine"] = "cudf" if has_cudf() else "pandas"
         facts["rows"] = {"input": log.report.facts(log.rows)}
-        facts["notes"] = _notes(recipe, log)
+        facts["notes"] = _notes(recipe, log, known)
         places = _places(recipe, log)
         progress.set_description("fit")
         progress.update(log.rows)
@@ -167,7 +167,7 @@ def _known(recipe: Preprocess, base: Path) -> Fitted:
     read_manifest(base, "data")
     known = Fitted.read(base)
     for name, one, other in (
-        ("features", _features(recipe), _features(known.recipe)),
+        ("features", recipe.feature_meanings, known.recipe.feature_meanings),
         ("time features", recipe.time_feature_names, known.recipe.time_feature_names),
     ):
         if one != other:
@@ -176,12 +176,6 @@ def _known(recipe: Preprocess, base: Path) -> Fitted:
                 "or give the recipe that it was made with."
             )
     return known
-
-
-def _features(recipe: Preprocess) -> list[dict[str, object]]:
-    """What the indices and numbers of a model's features depend on."""
-    place = {"column", "inputs", "min_count", "separator", "table"}
-    return sorted((f.model_dump(exclude=place) for f in recipe.features), key=lambda f: f["name"])
 
 
 def _read(
@@ -274,10 +268,16 @@ def _write_groups(writer: pq.ParquetWriter, table: pa.Table) -> pa.Table:
     return table.slice(whole)
 
 
-def _notes(recipe: Preprocess, log: engine.Log) -> list[str]:
-    """What to do about times so far apart that a clock must have been wrong."""
-    if recipe.timestamp is None:
-        return []
+def _notes(recipe: Preprocess, log: engine.Log, known: Fitted | None) -> list[str]:
+    """What may not be meant: other sessions than in `known`, a clock that must have been wrong."""
+    notes = [] if recipe.timestamp is None else _far_times(log)
+    if known is not None and (others := recipe.other_sessions(known.recipe)):
+        keys = ", ".join(f"`{key}`" for key in others)
+        notes.append(f"The earlier data were made with other {keys}: their sessions are others.")
+    return notes
+
+
+def _far_times(log: engine.Log) -> list[str]:
     ends = np.concatenate([part.ends for part in log.parts])
     first, middle = min(part.first for part in log.parts), int(np.median(ends))
     last = int(ends.max())

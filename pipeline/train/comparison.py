@@ -13,7 +13,7 @@ from pipeline.core.fitted import Fitted
 from pipeline.model.build import load_model
 from pipeline.train.baselines import BASELINES, rank_by_baselines
 from pipeline.train.breakdowns import Targets, break_down, describe_targets
-from pipeline.train.data_indices import rows_for
+from pipeline.train.data_indices import TRAINED_ON, rows_for, training_sessions
 from pipeline.train.device import best_device
 from pipeline.train.evaluation import Positions, prefixes, rank_targets
 from pipeline.train.interactions import read_interactions
@@ -48,23 +48,25 @@ def evaluate(
     Where `positions` is not given, every position but the first is a target, or the last alone in
     data that were split by leave-one-out; where `filter_seen` is not given, the recipe of the data
     decides whether what came before a target is ranked. `data` may be what preprocessing made of
-    later logs, going on from the run's data: what is new there is unknown to all models. Baselines
+    other logs, going on from the run's data: what is new there is unknown to all models. Baselines
     learn from its train part, and are left out where that is the part to rank.
     Returns {"part", "positions", "filter_seen", "sessions", "targets", "unknown_targets",
-    "later_data", "new_items", "catalogue_items", "results", "margins", "differences", "breakdowns",
-    "cost"}. `later_data` is whether the data hold values that the run does not know, `new_items`
-    how many items. By a model's name, `results` has its metrics, those of ranks and those of its
-    top-K lists, a list for each target, None for what is not defined, such as the popularity bias
-    where training saw none of the targets; `margins` has half the 95 % intervals of the metrics of
-    ranks (see `metrics.margin`). `differences` has, by metric, how far the run is above the best
-    baseline, and the margin of that. `breakdowns` has the same for groups of targets, `cost`
-    seconds and memory.
+    "other_data", "new_items", "catalogue_items", "results", "margins", "differences", "breakdowns",
+    "cost"}. `other_data` is whether the run was trained on other sessions than the train part of
+    the data, `new_items` how many of their items it does not know. By a model's name, `results` has
+    its metrics, those of ranks and those of its top-K lists, a list for each target, None for what
+    is not defined, such as the popularity bias where training saw none of the targets; `margins`
+    has half the 95 % intervals of the metrics of ranks (see `metrics.margin`). `differences` has,
+    by metric, how far the run is above the best baseline, and the margin of that. `breakdowns` has
+    the same for groups of targets, `cost` seconds and memory.
     ArtifactError if `data` has another catalogue that does not go on from the run's, or other
-    features, or other statistics of these.
+    features, or other statistics of these, or training sessions that are cut shorter.
     """
-    read_manifest(run, "run")
+    facts = read_manifest(run, "run")
     read_manifest(data, "data")
     rows = rows_for(run, data)
+    trained_on = facts.get(TRAINED_ON)  # of a run of before it is not known
+    other_data = bool(rows) or trained_on not in (None, training_sessions(data))
     recipe = Fitted.read(data).recipe
     positions = positions or recipe.target_positions
     filter_seen = recipe.filter_seen if filter_seen is None else filter_seen
@@ -92,7 +94,7 @@ def evaluate(
         )
     num_rows = model.inputs.item_table.num_embeddings
     new_items = len(rows.get(ITEM, range(num_rows))) - num_rows
-    baselines = baselines and not (rows and part == "train")
+    baselines = baselines and not (other_data and part == "train")
     history = read_interactions(data, "train", by_time=True, rows=rows)
     counts = np.bincount(history.values, minlength=num_rows)[FIRST_ITEM:]
     interactions = read_interactions(data, part, rows=rows)
@@ -125,7 +127,7 @@ def evaluate(
         "sessions": num_sessions,
         "targets": len(ranked.ranks),
         "unknown_targets": int((ranked.targets < FIRST_ITEM).sum()),
-        "later_data": bool(rows),
+        "other_data": other_data,
         "new_items": new_items,
         "catalogue_items": num_rows - FIRST_ITEM,
         "results": {name: _metrics(found, cutoffs, counts) for name, found in rankings.items()},

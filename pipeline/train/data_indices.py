@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline.core.columns import OUT_OF_VOCABULARY
+from pipeline.core.artifact import content_of
+from pipeline.core.columns import OUT_OF_VOCABULARY, SESSIONS_DIRECTORY
 from pipeline.core.errors import ArtifactError
 from pipeline.core.fitted import Fitted, TargetEncoding, Vocabulary
 from pipeline.core.hashing import bucket_of
@@ -21,19 +22,27 @@ Rows = Mapping[str, np.ndarray]
 among them."""
 
 
+TRAINED_ON = "trained_on"
+"""Fact of a run: the `training_sessions` of its data."""
+
+
+def training_sessions(data: Path) -> str:
+    """Stands for the training sessions of a data directory, by their content."""
+    return content_of(data, f"{SESSIONS_DIRECTORY}/train")
+
+
 def rows_for(run: Path, data: Path) -> dict[str, np.ndarray]:
     """How `run` reads the columns of `data`.
 
-    ArtifactError unless the values that the run knows have the same indices in the data, and
-    numbers the same scale.
+    ArtifactError unless the values that the run knows have the same indices in the data, numbers
+    the same scale, and training sessions all that the run reads of them.
     """
     learned, found = Fitted.read(run), Fitted.read(data)
     same_items = _goes_on(learned.item, found.item)
     same = (
         same_items
-        and learned.recipe.features == found.recipe.features
-        and learned.recipe.timestamp == found.recipe.timestamp
-        and learned.recipe.max_sequence_length == found.recipe.max_sequence_length
+        and learned.recipe.feature_meanings == found.recipe.feature_meanings
+        and learned.recipe.time_feature_names == found.recipe.time_feature_names
         and learned.standardisations == found.standardisations
         and learned.vocabularies.keys() == found.vocabularies.keys()
         and all(_goes_on(v, found.vocabularies[n]) for n, v in learned.vocabularies.items())
@@ -47,6 +56,12 @@ def rows_for(run: Path, data: Path) -> dict[str, np.ndarray]:
         raise ArtifactError(
             f"{run} was trained on {what} than those of {data}. Use the data directory that "
             "it was trained on or one that `pipeline preprocess --from` made of it, or train again."
+        )
+    longest = learned.recipe.max_sequence_length
+    if found.recipe.max_sequence_length < longest:
+        raise ArtifactError(
+            f"{data} keeps the newest {found.recipe.max_sequence_length} interactions before the "
+            f"target, {run} reads {longest}. Preprocess with `max_sequence_length: {longest}`."
         )
     known = learned.of_columns
     return {

@@ -65,8 +65,9 @@ def session_files(data: Path, part: str) -> list[Path]:
     files = list((data / SESSIONS_DIRECTORY / part).glob("*.parquet"))
     if not files:
         found = sorted(p.name for p in (data / SESSIONS_DIRECTORY).glob("*") if p.is_dir())
+        others = f"Use --part {' or '.join(found)}, or set" if found else "Set"
         raise ArtifactError(
-            f"{data} has no {part} sessions, it has: {', '.join(found) or 'none'}. Set "
+            f"{data} has no {part} sessions, it has: {', '.join(found) or 'none'}. {others} "
             f"`split.{part}` in the recipe, or give --test files, and preprocess again."
         )
     # Merlin puts part-2 before part-10, whatever order it is given

@@ -19,6 +19,7 @@ from pipeline.core.schema import Schema
 from pipeline.model.build import build_model, save_model
 from pipeline.model.model import Model
 from pipeline.train.checkpoint import Abandoned, Checkpoints
+from pipeline.train.data_indices import TRAINED_ON, training_sessions
 from pipeline.train.from_data import from_data
 from pipeline.train.interactions import read_interactions
 from pipeline.train.loader import SessionLoader
@@ -88,6 +89,7 @@ def _train(
 
     keep_heap()
     read_manifest(data, "data")
+    trained_on = training_sessions(data)
     schema = Schema.from_json(data / SCHEMA_FILE)
     fitted = Fitted.read(data)
     positions = fitted.recipe.target_positions
@@ -149,6 +151,7 @@ def _train(
             parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
             model=model_config.model_dump(mode="json"),
             train=train_config.model_dump(mode="json"),
+            **{TRAINED_ON: trained_on},
         )
         if trainer.best is not None:
             facts["best_epoch"] = trainer.best.epoch

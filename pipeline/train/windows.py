@@ -24,6 +24,7 @@ from pipeline.core.artifact import new_artifact, read_manifest, write_json
 from pipeline.core.errors import ConfigError
 from pipeline.core.recipe import ModelConfig, TrainConfig
 from pipeline.train.checkpoint import Checkpoints
+from pipeline.train.data_indices import TRAINED_ON, training_sessions
 from pipeline.train.processes import announced_processes
 from pipeline.train.run import LOG_FILE, write_run
 from pipeline.train.window_work import Work
@@ -51,6 +52,7 @@ def train_windows(
 
     keep_heap()
     read_manifest(data, "data")
+    trained_on = training_sessions(data)
     work = Work.read(data, model_config, train_config, start)
     cut = work.cut(seconds)
     facts: dict[str, Any] = {}
@@ -106,6 +108,7 @@ def train_windows(
             parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
             model=model_config.model_dump(mode="json"),
             train=train_config.model_dump(mode="json"),
+            **{TRAINED_ON: trained_on},
             windows=result,
         )
         write_run(directory, data, model, work.schema, work.fitted, model_config)

@@ -73,6 +73,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     preprocess(RECIPE, logs[1:], [], folder / "day", base=base)
     preprocess(RECIPE, logs[:1], logs[1:], folder / "later", base=folder / "day")
     preprocess(RECIPE, logs[:1], logs[:1], folder / "week-whole")
+    quiet = write_log(folder / "quiet.csv", 2, new=False)
+    preprocess(RECIPE, [quiet], [], folder / "quiet", base=base)
     train(base, MODEL, TRAIN, folder / "run")
     return folder
 
@@ -92,14 +94,14 @@ def test_new_values_are_unknown_or_in_their_bucket_as_in_a_request(folder: Path)
     assert rows_for(folder / "run", folder / "week") == {}
 
 
-def test_later_data_rank_as_a_test_part_of_the_runs_own(folder: Path) -> None:
+def test_other_data_rank_as_a_test_part_of_the_runs_own(folder: Path) -> None:
     """The features that come from the log, the buckets and the standardised ones included."""
     own = evaluate(folder / "run", folder / "week", part="test", baselines=False)
-    assert not own["later_data"]
+    assert not own["other_data"]
     assert own["new_items"] == 0
     for data, part in (("later", "test"), ("day", "train")):
         found = evaluate(folder / "run", folder / data, part=part, baselines=False)
-        assert found["later_data"]
+        assert found["other_data"]
         assert found["new_items"] == 4
         for name in ("targets", "unknown_targets", "catalogue_items"):
             assert found[name] == own[name], name
@@ -128,8 +130,12 @@ def test_baselines_have_the_runs_catalogue_and_never_the_sessions_that_are_ranke
     found = evaluate(folder / "run", folder / "later", part="test")
     for name, results in own["results"].items():
         assert found["results"][name] == pytest.approx(results), name
-    alone = evaluate(folder / "run", folder / "day", part="train")
-    assert list(alone["results"]) == ["run"]
+    assert evaluate(folder / "run", folder / "week", part="train")["results"].keys() > {"run"}
+    assert rows_for(folder / "run", folder / "quiet") == {}
+    for data in ("day", "quiet"):  # with and without a value that the run does not know
+        alone = evaluate(folder / "run", folder / data, part="train")
+        assert list(alone["results"]) == ["run"]
+        assert alone["other_data"]
 
 
 def test_lists_are_those_of_the_same_sessions_in_the_runs_own_data(folder: Path) -> None:
@@ -170,13 +176,75 @@ def test_means_of_another_log_are_refused(folder: Path, tmp_path: Path) -> None:
         rows_for(tmp_path / "run", tmp_path / "two")
 
 
+OTHERS = "The run was trained on other sessions than the data have"
+NEW = f"{OTHERS}, and does not know 4 of their items."
+NO_BASELINES = "Baselines could learn from these same sessions alone, so there are none."
+
+
+def run_command(*words: Any) -> Any:
+    return CliRunner().invoke(cli, [str(word) for word in words], catch_exceptions=False)
+
+
 @pytest.mark.parametrize(
     ("data", "part", "expected"),
-    [("later", "test", "The baselines have learned from the train part of the data, the run has"),
-     ("day", "train", "Baselines could learn from these same sessions alone, so there are none.")],
+    [("later", "test", f"{NEW} The baselines have learned from the train part of the data, the run"
+      " has not."),
+     ("day", "train", f"{NEW} {NO_BASELINES}"),
+     ("quiet", "train", f"{OTHERS}. {NO_BASELINES}")],
 )  # fmt: skip
 def test_the_command_says_what_is_new(folder: Path, data: str, part: str, expected: str) -> None:
-    command: list[Any] = ["evaluate", folder / "run", "--data", folder / data, "--part", part]
-    result = CliRunner().invoke(cli, [str(word) for word in command], catch_exceptions=False)
-    assert "The data are later than the run, 4 of their items new to it." in result.output
+    result = run_command("evaluate", folder / "run", "--data", folder / data, "--part", part)
     assert expected in result.output
+    assert "Note" not in result.output
+
+
+def test_what_a_part_is_called_is_said_where_another_was_asked_for(folder: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"it has: train\. Use --part train, or set"):
+        run_command("evaluate", folder / "run", "--data", folder / "day")
+
+
+def changed(**settings: Any) -> Preprocess:
+    return Preprocess.from_dict(RECIPE.model_dump(mode="json") | settings, "test")
+
+
+def test_what_no_index_and_no_number_depends_on_may_differ(folder: Path, tmp_path: Path) -> None:
+    """What `preprocess --from` takes, an evaluation takes."""
+    features = RECIPE.model_dump(mode="json")["features"]
+    for feature in features:
+        feature["column"] = feature["column"] or feature["name"]
+    features[0]["min_count"] = 2
+    later = {"column": "time", "unit": "s", "earliest": "1970-01-01"}
+    recipe = changed(features=features[::-1], timestamp=later, max_sequence_length=30)
+    preprocess(recipe, [folder / "True.csv"], [], tmp_path / "day", base=folder / "week")
+    own = evaluate(folder / "run", folder / "day", part="train")
+    found = evaluate(folder / "run", tmp_path / "day", part="train")
+    assert found["results"] == own["results"]
+
+
+def test_sessions_that_are_cut_shorter_than_the_run_reads_are_refused(
+    folder: Path, tmp_path: Path
+) -> None:
+    recipe = changed(max_sequence_length=3)
+    preprocess(recipe, [folder / "True.csv"], [], tmp_path / "day", base=folder / "week")
+    with pytest.raises(ArtifactError, match=r"newest 3 interactions .* reads 20"):
+        rows_for(folder / "run", tmp_path / "day")
+
+
+def test_sessions_that_are_made_otherwise_are_told(folder: Path, tmp_path: Path) -> None:
+    recipe = changed(session_gap="1m", drop_repeats=True)
+    day = tmp_path / "day"
+    facts = preprocess(recipe, [folder / "True.csv"], [], day, base=folder / "week")
+    keys = "`session_gap`, `drop_repeats`"
+    assert facts["notes"] == [
+        f"The earlier data were made with other {keys}: their sessions are others."
+    ]
+    told = f"was made with other {keys} than the data of {folder / 'run'}, so its sessions are not"
+    given = (folder / "run", "--data", day, "--part", "train", "--out")
+    for command in (
+        ("evaluate", *given[:-1]),
+        ("report", *given, tmp_path / "page.html"),
+        ("predict", *given, tmp_path / "lists.parquet", "--k", "3"),
+    ):
+        result = run_command(*command)
+        assert result.exit_code == 0
+        assert told in result.stderr

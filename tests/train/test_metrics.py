@@ -167,7 +167,7 @@ def test_there_is_no_bias_towards_targets_that_training_never_saw() -> None:
     result = {"targets": 1, "unknown_targets": 1, "catalogue_items": 2, "part": "test"}
     ranked = ranking_metrics(np.array([3]), (1,))
     result |= {"positions": "all", "results": {"run": ranked | found}, "differences": {}}
-    result |= {"margins": {"run": dict.fromkeys(ranked)}, "filter_seen": False, "later_data": False}
+    result |= {"margins": {"run": dict.fromkeys(ranked)}, "filter_seen": False, "other_data": False}
     assert "  5.0       -\n" in evaluation_text(result)
 
 
