@@ -156,7 +156,7 @@ def evaluation_text(result: dict[str, Any], *, breakdown: bool = False) -> str:
         f"{result['unknown_targets']:,} targets unknown"
     ]
     if result["other_data"]:
-        lines.append(_other_data_text(result))
+        lines += _other_data_text(result)
     for cutoff in cutoffs:
         sure = [f"{name}@{cutoff}" for name in _SURE]
         lists = {f"{name}@{cutoff}": f"{head}@{cutoff}" for name, head in _LISTS.items()}
@@ -174,15 +174,15 @@ def evaluation_text(result: dict[str, Any], *, breakdown: bool = False) -> str:
     return "\n".join([*lines, "", _LEGEND])
 
 
-def _other_data_text(result: dict[str, Any]) -> str:
-    new = result["new_items"]
-    text = "The run was trained on other sessions than the data have"
-    text += f", and does not know {new:,} of their items." if new else "."
+def _other_data_text(result: dict[str, Any]) -> list[str]:
+    count = result["new_items"]
+    new = f", and does not know {count:,} of their items" if count else ""
+    lines = [f"The run was trained on other sessions than the data have{new}."]
     if result["part"] == "train":
-        return f"{text} Baselines could learn from these same sessions alone, so there are none."
-    if len(result["results"]) > 1:
-        text += " The baselines have learned from the train part of the data, the run has not."
-    return text
+        lines.append("Baselines could learn from these same sessions alone, so there are none.")
+    elif len(result["results"]) > 1:
+        lines.append("The baselines have learned from the train part of the data, the run has not.")
+    return lines
 
 
 def _differences_text(differences: dict[str, Any], cutoff: int) -> list[str]:

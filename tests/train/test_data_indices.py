@@ -187,10 +187,10 @@ def run_command(*words: Any) -> Any:
 
 @pytest.mark.parametrize(
     ("data", "part", "expected"),
-    [("later", "test", f"{NEW} The baselines have learned from the train part of the data, the run"
+    [("later", "test", f"{NEW}\nThe baselines have learned from the train part of the data, the run"
       " has not."),
-     ("day", "train", f"{NEW} {NO_BASELINES}"),
-     ("quiet", "train", f"{OTHERS}. {NO_BASELINES}")],
+     ("day", "train", f"{NEW}\n{NO_BASELINES}"),
+     ("quiet", "train", f"{OTHERS}.\n{NO_BASELINES}")],
 )  # fmt: skip
 def test_the_command_says_what_is_new(folder: Path, data: str, part: str, expected: str) -> None:
     result = run_command("evaluate", folder / "run", "--data", folder / data, "--part", part)
