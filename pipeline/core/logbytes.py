@@ -4,6 +4,7 @@ What is cut off or damaged is read as far as that goes, and counted.
 """
 
 import codecs
+import re
 import zlib
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ LONGEST_LINE = 1 << 24
 """Bytes of a line; a longer one is no row of a log."""
 _PIECE_BYTES = 1 << 16
 _UTF16 = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
+_MARKS_OF_LINES = re.compile(rb"(?<![^\r\n])(?:%s)+" % codecs.BOM_UTF8)
 _WINDOWS_1252 = "".join(
     bytes([byte]).decode("cp1252", errors="ignore") or chr(byte) for byte in range(256)
 )
@@ -48,7 +50,7 @@ class TextFile:
             waiting = reader.submit(next, blocks, None)
             while (block := waiting.result()) is not None:
                 waiting = reader.submit(next, blocks, None)
-                yield block
+                yield self._without_marks(block)
 
     def _blocks(self) -> Iterator[bytes]:
         parts: list[bytes] = []
@@ -78,6 +80,15 @@ class TextFile:
             self.cut_line = rest
         elif rest:
             yield rest
+
+    def _without_marks(self, block: bytes) -> bytes:
+        """Of whole lines, where marked files were put together."""
+        if block.isascii() or codecs.BOM_UTF8 not in block:
+            return block
+        block, found = _MARKS_OF_LINES.subn(b"", block)
+        if found:
+            self._report.repaired["byte order marks inside a file, taken out"] += found
+        return block
 
     def _without_nul(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
         for piece in pieces:

@@ -18,10 +18,11 @@ _TEXTS = {
 }  # fmt: skip
 
 
-def explode(table: pa.Table, where: str, several: Collection[str] = ()) -> pa.Table:
+def explode(table: pa.Table, where: str, report: Report, several: Collection[str] = ()) -> pa.Table:
     """Rows that hold whole sessions in list columns to one row an interaction.
 
-    Lists of `several` are such only where the item is one, too.
+    Lists of `several` are such only where the item is one, too. Rows without an interaction are
+    counted.
     """
     lists = [n for n in table.column_names if _is_list(table[n].type)]
     if ITEM not in lists:
@@ -34,6 +35,8 @@ def explode(table: pa.Table, where: str, several: Collection[str] = ()) -> pa.Ta
     for name in lists:
         if not np.array_equal(_list_lengths(table[name]), lengths):
             raise DataError(f"{where}: lists of {name} and of {ITEM} differ in length.")
+    if empty := int((lengths == 0).sum()):
+        report.counted["rows of lists without an item"] += empty
     rows = np.repeat(np.arange(table.num_rows), lengths)
     columns = {}
     for name in table.column_names:

@@ -101,7 +101,11 @@ class CsvFile:
         """None where a look at each line is needed."""
         if not _is_utf8(block):
             return None
-        if self._header and (block.startswith(self._header) or b"\n" + self._header in block):
+        if self._header and (
+            block.startswith(self._header)
+            or b"\n" + self._header in block
+            or (b"\r" in block and b"\r" + self._header in block)
+        ):
             return None
         table, skipped = self._parse(block, wanted)
         if b'"' in block and (

@@ -177,7 +177,7 @@ def _canonical(
         if kind == "text"
     }
     table = pa.table({name: table[source] for name, source in there.items()})
-    table = explode(table, where, several)
+    table = explode(table, where, report, several)
     columns = {name: table[name] for name in table.column_names}
     for name in several.keys() & columns.keys():
         columns[name] = joined(columns[name], several[name], name, where, report)

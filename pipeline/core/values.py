@@ -176,9 +176,10 @@ def microseconds(chunks: list[pa.Array], config: Timestamp) -> tuple[np.ndarray,
 def _microseconds(array: pa.Array, config: Timestamp) -> tuple[np.ndarray, TimestampType]:
     if pa.types.is_duration(array.type) or pa.types.is_time(array.type):
         raise DataError(f"The timestamp column holds {array.type}, expected moments, not spans.")
-    if pa.types.is_timestamp(array.type) or pa.types.is_date(array.type):
-        times = array.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
-        return _filled(times), "string"
+    if pa.types.is_date(array.type):
+        array = array.cast(pa.timestamp("ms" if pa.types.is_date64(array.type) else "s"))
+    if pa.types.is_timestamp(array.type):
+        return _from_integers(array.cast(pa.int64()), array.type.unit), "string"
     if config.unit == "iso":
         return _from_text(array.cast(pa.string())), "string"
     if _is_text(array.type):
@@ -223,15 +224,11 @@ def _from_text(text: pa.Array) -> np.ndarray:
     return times.to_numpy("datetime64[us]").astype(np.int64)  # NaT is the smallest integer
 
 
-def _filled(array: pa.Array) -> np.ndarray:
-    return pc.fill_null(array, NO_TIME).to_numpy(zero_copy_only=False)
-
-
 def _as_integers(array: pa.Array) -> pa.Array | None:
     """int64 if nothing is lost by it, else None. A column without any value can be either."""
     kind = array.type
     try:
-        if pa.types.is_null(kind) or pa.types.is_integer(kind):
+        if pa.types.is_null(kind) or pa.types.is_integer(kind) or _is_decimal(kind):
             return array.cast(pa.int64())
         if pa.types.is_floating(kind):  # what pandas makes of integers with a gap
             return pc.if_else(pc.is_nan(array), None, array).cast(pa.int64())
@@ -273,8 +270,16 @@ def _as_text(array: pa.Array) -> pa.Array:
         whole = pc.and_(pc.equal(pc.floor(array), array), pc.less(pc.abs(array), 2.0**63))
         integers = pc.if_else(whole, array, None).cast(pa.int64()).cast(pa.string())
         return pc.coalesce(integers, array.cast(pa.string()))
+    if _is_decimal(array.type):
+        text = pc.replace_substring_regex(array.cast(pa.string()), r"\.0+$", "")
+        return pc.replace_substring_regex(text, r"^0E-\d+$", "0")  # as Arrow writes 0.0000000
     text = array.cast(pa.string())
     return pc.if_else(pc.equal(text, ""), None, text)
+
+
+def _is_decimal(kind: pa.DataType) -> bool:
+    """As Parquet has them; Arrow itself knows others, of multiples of ten."""
+    return bool(pa.types.is_decimal(kind)) and kind.scale >= 0
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -51,7 +51,10 @@ def _read(recipe: Preprocess, of: str, table: Table, report: Report) -> tuple[pa
         {"session": key, "item": key, "features": features, "delimiter": table.delimiter},
         f"{of}_table",
     )
-    parts = read_logs(reader, [Path(table.file)], Report())
+    own = Report()
+    parts = read_logs(reader, [Path(table.file)], own)
+    for reason, count in own.counts.items():  # its rows are none of the log's
+        report.counted[f"{reason}, in {table.file}"] += count
     found = pa.concat_tables(parts) if parts else pa.table({ITEM: pa.array([], pa.string())})
     keys = _text(found[ITEM])
     rows = np.arange(len(keys))[keys.is_valid().to_numpy(zero_copy_only=False)]

@@ -6,6 +6,7 @@ import random
 import re
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -44,7 +45,7 @@ def text(folder: Path, content: str | bytes, name: str = "log.csv") -> Path:
 
 CHARACTERS = st.one_of(
     st.sampled_from([b" ", b"\t", b"\n", b"\r", b"\r\n", b"\0", b"1", b"2", b"1 2", b"\xe2"]),
-    st.sampled_from(["ü", "\u3000", "\x1f", "\x85", "😀"]).map(str.encode),
+    st.sampled_from(["ü", "\u3000", "\x1f", "\x85", "😀", "\ufeff"]).map(str.encode),
     st.integers(0, 255).map(lambda code: bytes([code])),
 )
 
@@ -60,7 +61,8 @@ def test_any_bytes_as_sequences_are_read(
         file = text(Path(folder), gzip.compress(content, mtime=0) if packed else content, "log")
         file = file.rename(file.with_suffix(".gz")) if packed else file
         log = read(file, format="sequences", session_first=session_first)
-    lines = [line.split() for line in re.split(rb"\r\n|\r|\n", content.replace(b"\0", b""))]
+    lines = re.split(rb"\r\n|\r|\n", content.replace(b"\0", b""))
+    lines = [re.sub(b"^(\xef\xbb\xbf)+", b"", line).split() for line in lines]
     ids: list[list[str]] = []
     for line in lines:
         words = [in_one_of_two(word) for word in line]
@@ -190,6 +192,24 @@ def test_values_with_line_ends_may_lie_across_blocks(
     values_ = [f"{n}\n{'x' * n}, ,\r\n" for n in range(40)]
     log = read(text(tmp_path, HEAD + "".join(f'{n},"{v}",1\n' for n, v in enumerate(values_))))
     assert log.frame["item_id"].tolist() == values_
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("mark", ["", "\ufeff", "\ufeff\ufeff"])
+def test_files_with_headers_and_marks_may_be_put_together(
+    tmp_path: Path, end: str, mark: str
+) -> None:
+    lines = [mark + HEAD.strip(), "1,2,3", mark + HEAD.strip(), mark + "4,5,6", "7,8,\ufeff9"]
+    log = read(text(tmp_path, end.join(lines)), timestamp={"column": "t", "unit": "s"})
+    assert log.frame["session_id"].tolist() == [1, 4]
+    assert log.report.dropped == {
+        "lines that repeat the header": 1,
+        "rows without a usable time": 1,
+    }
+    marks = 2 * bool(mark) + (len(mark) > 1)  # that of the file itself is none of them
+    assert log.report.repaired == Counter(
+        {"byte order marks inside a file, taken out": marks} if marks else {}
+    )
 
 
 def test_lines_that_are_too_long_empty_or_the_header_again(tmp_path: Path) -> None:

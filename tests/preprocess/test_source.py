@@ -150,6 +150,7 @@ def test_lists_hold_whole_sessions(tmp_path: Path) -> None:
     assert log.frame["device"].tolist() == ["phone", "phone", None]
     assert log.frame["timestamp"].tolist() == [0, 1, 2]  # the order of the rows
     assert log.timestamp_type is None
+    assert log.report.facts(3)["counted"] == {"rows of lists without an item": 2}
 
 
 def test_lists_of_one_length_are_lists_too(tmp_path: Path) -> None:
@@ -279,6 +280,9 @@ def test_ids_that_are_numbers_in_one_file_and_text_in_another_are_text(tmp_path:
         (pa.array([2**63, None, 7], pa.uint64()), ["9223372036854775808", None, "7"]),
         (pa.array([5.5, None, 7.0]), ["5.5", None, "7"]),
         (pa.array([5.5, float("nan"), 7.0]), ["5.5", None, "7"]),
+        (pa.array([5, None, 0]).cast(pa.decimal128(21, 2)), [5, None, 0]),
+        (pa.array([5.5, None, 0.0]).cast(pa.decimal256(19, 8)), ["5.50000000", None, "0"]),
+        (pa.array([-2.5, None, 700.0]).cast(pa.decimal128(9, 1)), ["-2.5", None, "700"]),
         (pa.array([b"x", None, b"y"]), ["x", None, "y"]),
         (pa.array([b"x", None, b"y"], pa.large_binary()), ["x", None, "y"]),
         (pa.array([True, None, False]), ["true", None, "false"]),
@@ -435,6 +439,12 @@ def test_seconds_with_a_fraction_keep_their_milliseconds(seconds: int, milliseco
         (pa.array([2**62, -(2**62), 2**40]), "s", [None, None, 2**40]),
         (pa.array([float("nan"), float("inf"), 1e300, 2.0]), "ms", [None, None, None, 0.002]),
         (pa.array([18_170, None], pa.date32()), "iso", [18_170 * 86_400, None]),
+        (pa.array([2**31 - 1, -1], pa.date32()), "iso", [None, -86_400]),
+        (pa.array([86_400_000, None], pa.date64()), "iso", [86_400, None]),
+        (pa.array([2**60, None, -1], pa.timestamp("s")), "iso", [None, None, -1]),
+        (pa.array([2**62, 5], pa.timestamp("ms", "Asia/Tokyo")), "iso", [None, 0.005]),
+        (pa.array([2**63 - 1, -(2**62) - 10, 5], pa.timestamp("us")), "iso", [None, None, 5e-6]),
+        (pa.array([-1, 1_999], pa.timestamp("ns")), "iso", [-1e-6, 1e-6]),
         (pa.array([None, None], pa.null()), "iso", [None, None]),
         (pa.array([None, None], pa.null()), "s", [None, None]),
     ],

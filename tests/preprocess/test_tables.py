@@ -1,5 +1,6 @@
 """Features from tables beside the log are those that the log itself would have held."""
 
+import gzip
 import random
 from pathlib import Path
 
@@ -69,6 +70,25 @@ def test_joined_features_are_those_of_a_log_that_holds_them(
     monkeypatch.setattr(spill, "_STEP", 8)
     preprocess(recipe(tmp_path, True), [tmp_path / "log.parquet"], [], tmp_path / "parts")
     assert pq.read_table(tmp_path / "parts/sessions/train").equals(one)
+
+
+def test_damage_in_a_table_is_counted_with_its_name(tmp_path: Path) -> None:
+    write(tmp_path, False)
+    whole = (tmp_path / "items.csv").read_bytes().replace(b"b1", "bü".encode("cp1252"))
+    content = gzip.compress(whole + b'31;"not closed;b2\n1;2;3;4;5\n', mtime=0)
+    (tmp_path / "items.csv.gz").write_bytes(content[:-4])
+    values = recipe(tmp_path, True).model_dump(mode="json")
+    values["item_table"]["file"] = str(tmp_path / "items.csv.gz")
+    log, out = [tmp_path / "log.parquet"], tmp_path / "data"
+    counted = preprocess(Preprocess.from_dict(values, "recipe"), log, [], out)["rows"]["input"][
+        "counted"
+    ]
+    where = f"in {tmp_path}/items.csv.gz"
+    mended = whole.count("ü".encode("cp1252"))
+    assert counted[f"values that are no UTF-8, read as Windows-1252, {where}"] == mended > 0
+    assert counted[f"lines with a quote that does not close, {where}"] == 1
+    assert counted[f"lines with another number of columns, {where}"] == 1
+    assert counted[f"files cut off or damaged, {where}"] == 1
 
 
 def flat(rows: dict) -> list[tuple[str, int]]:
