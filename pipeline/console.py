@@ -4,13 +4,14 @@ import json
 import os
 import signal
 import sys
+import warnings
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import click
 
-from pipeline.core.errors import PipelineError
+from pipeline.core.errors import InputWarning, PipelineError
 
 path_type = click.Path(path_type=Path)
 json_option = click.option(
@@ -92,6 +93,15 @@ def run_command_line(command_line: click.Command) -> None:
     to stop, 1 where nobody reads on."""
     # torch's threads wait for each other by spinning, which on a busy machine costs a factor
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    plain = warnings.showwarning
+
+    def show(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, InputWarning):
+            click.echo(f"Warning: {message}", err=True)
+        else:
+            plain(message, category, *where, **more)
+
+    warnings.showwarning = show
     # a container's first process dies of no signal that it does not handle
     signal.signal(signal.SIGTERM, _terminate)
     try:

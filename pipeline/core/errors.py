@@ -8,6 +8,10 @@ class PipelineError(Exception):
     """Root of every error that a user can mend; the command line prints it and exits with 2."""
 
 
+class InputWarning(UserWarning):
+    """Something that a user gave was left out or mended; the command line prints it as a line."""
+
+
 class ConfigError(PipelineError):
     """A recipe, a setting or an argument is not usable."""
 

@@ -1,5 +1,6 @@
 """Raw log files as the sessions of requests."""
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pyarrow as pa
 
 from pipeline.core import values
 from pipeline.core.columns import SESSION, TIMESTAMP
-from pipeline.core.errors import DataError
+from pipeline.core.errors import DataError, InputWarning
 from pipeline.core.logfile import find_logs, known_columns, read_frame, read_logs
 from pipeline.core.logreport import Report
 from pipeline.core.recipe import Preprocess, Timestamp
@@ -22,15 +23,26 @@ from pipeline.serve.tensors import Columns
 def read_sessions(served: ServedModel, files: list[Path]) -> Iterator[tuple[Any, Columns]]:
     """Ids and raw columns of each session, its rows in the order of time.
 
-    Rows without a session id belong to none and are passed over. DataError for a file that cannot
-    be read, lacks a column or holds no row.
+    Rows without a session id belong to none and are passed over. A warning says what else was
+    dropped or repaired. DataError for a file that cannot be read, lacks a column or holds no row.
     """
     files = find_logs(served.recipe, files)
     recipe = _read_as(served.recipe, known_columns(served.recipe, files))
-    tables = read_logs(recipe, files, Report())
+    report = Report()
+    tables = read_logs(recipe, files, report)
     if not sum(table.num_rows for table in tables):
         raise DataError(f"{', '.join(map(str, files))} holds no row to recommend for.")
+    absent = sum(_without_session(table) for table in tables)
+    report.dropped["rows without a session id"] += absent
+    if counts := report.counts:
+        told = "; ".join(f"{count:,} {reason}" for reason, count in counts.items())
+        warnings.warn(f"{', '.join(map(str, files))}: {told}.", InputWarning, stacklevel=2)
     return _sessions(served, tables)
+
+
+def _without_session(table: pa.Table) -> int:
+    found, _ = values.category_chunk(values.plain(table[SESSION]), "string")
+    return int(found.null_count)
 
 
 def sessions_of_frame(served: ServedModel, frame: pd.DataFrame) -> Iterator[tuple[Any, Columns]]:
@@ -98,7 +110,9 @@ def _raw_times(parts: list[pa.Array], kind: str, config: Timestamp | None) -> An
         texts = []
         for part in parts:
             if pa.types.is_timestamp(part.type):
-                part = part.cast(pa.timestamp("us"), safe=False)
+                assert config is not None  # noqa: S101
+                times = values.microseconds([part], config)[0]
+                part = pa.array(times, pa.timestamp("us"), mask=times == values.NO_TIME)
             texts += part.cast(pa.string()).to_pylist()
         return texts
     if kind == "int64":

@@ -17,7 +17,7 @@ from pipeline.core.columns import (
     FITTED_DIRECTORY,
     PADDING,
 )
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ConfigError, InputWarning
 from pipeline.core.fitted import Fitted
 from pipeline.core.values import categories
 from pipeline.model.batch import SessionBatch
@@ -141,6 +141,7 @@ class Recommender:
         if len(unknown):
             warnings.warn(
                 f"{len(unknown)} of {len(ids)} candidates are not in the catalogue: {named}.",
+                InputWarning,
                 stacklevel=3,
             )
         known = np.unique(indices)

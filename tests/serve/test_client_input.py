@@ -1,6 +1,11 @@
 """What people hand to a client by mistake: it is understood, or refused in one line."""
 
+import gzip
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -83,3 +88,27 @@ def test_what_is_written_is_as_readable_as_its_directory(shop: Shop) -> None:
         readable = directory.stat().st_mode & 0o444
         for file in directory.rglob("*"):
             assert file.is_dir() or file.stat().st_mode & 0o444 == readable, file
+
+
+def test_what_could_not_be_read_of_a_log_is_told_on_stderr(shop: Shop, tmp_path: Path) -> None:
+    lines = gzip.decompress(shop.clicks.read_bytes()).splitlines()[:3_000]
+    columns = lines[0].replace(b'"', b"").split(b",")
+    nowhere = lines[1].split(b",")
+    nowhere[columns.index(shop.recipe.preprocess.session.encode())] = b""
+    whole = gzip.compress(b"\n".join([*lines, b"1,2", b",".join(nowhere), *lines[1:]]), mtime=0)
+    log = tmp_path / "cut.csv.gz"
+    log.write_bytes(whole[:-99])
+    words = ["recommend", shop.run, "--input", log, "--sessions", "1", "--k", "2", "--json"]
+    found = subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", *map(str, words)], capture_output=True, text=True
+    )
+    assert found.returncode == 0
+    assert len(json.loads(found.stdout)["sessions"]) == 1
+    [line] = found.stderr.splitlines()
+    assert line.startswith(f"Warning: {log}: ")
+    for reason in (
+        "1 lines with another number of columns",
+        "1 rows without a session id",
+        "1 files cut off or damaged",
+    ):
+        assert reason in line
