@@ -60,7 +60,8 @@ class Answering(ABC):
         """Lists for sessions given as columns by tensor name, such as {"item_id": [...]}.
 
         All values of an interaction's column stand in the order of the interactions; a column of
-        the session holds one value. None is a missing value, and so is a column that is left out.
+        the session holds one value. None is a missing value, and so is a column that only others of
+        the sessions have. A feature of items that none of them has is what training has last seen.
         """
         tensors = request_tensors(self.served, sessions, k=k, **filters)
         return self.infer(tensors, embeddings=embeddings)

@@ -42,6 +42,8 @@ def program() -> Program:
     floats = ["price", "dwell", "flat", "void", "elapsed"]
     floats += [f"{name}_{wave}" for name in ("hour", "weekday") for wave in ("sin", "cos")]
     packing = ["item_id", "number", "colour", "nothing", *floats, "device", "age"]
+    # what is filled in where a request has no price
+    encoder.of_item = {"price": np.arange(3 + len(encoder.items), dtype=np.float32) / 8}
     encoder.spec |= {"packing": packing, "max_batch": 4, "width": WIDTH}
     return Program(encoder, ask)
 

@@ -60,11 +60,16 @@ class Program:
         )
 
     def _encoded(self, requests: list[Request], sessions: int) -> dict[str, np.ndarray]:
-        """All sessions at once where they are alike, put together in their order."""
+        """All sessions at once where they are alike, put together in their order.
+
+        What a request leaves out is filled in, whatever others beside it have sent.
+        """
         longest = max(int(request.rows.lengths.max()) for request in requests)
-        groups: dict[bool, list[int]] = {}
+        groups: dict[tuple[bool, ...], list[int]] = {}
         for place, request in enumerate(requests):
-            groups.setdefault(request.rows.times is None, []).append(place)
+            sent = request.rows.columns
+            form = (request.rows.times is None, *(name in sent for name in self.encoder.of_item))
+            groups.setdefault(form, []).append(place)
         if len(groups) == 1:
             return self.encoder.encode(
                 merge([request.rows for request in requests], self.encoder.columns), longest
