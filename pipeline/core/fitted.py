@@ -121,8 +121,9 @@ class Fitted:
     """Microseconds of the newest interaction that these were learned from. None where the order of
     the rows stands for time."""
     items: pa.Table | None = None
-    """What is known of items: `item_id`, and for each feature that describes items the value that
-    training has last seen, null where it has seen none. None if there is no such feature."""
+    """What is known of items: `item_id`, and for each feature that describes items its value, null
+    where none is known. The catalogue first; behind it the further items of an item table. None if
+    there is no such feature."""
 
     @property
     def item(self) -> Vocabulary:

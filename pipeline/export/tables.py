@@ -15,6 +15,7 @@ from pipeline.core.recipe import Feature
 from pipeline.core.spans import gap_microseconds
 
 ELAPSED = "elapsed"
+FURTHER_ITEMS = "item_id.further"
 
 
 def encoder_spec(fitted: Fitted, default_k: int, max_k: int) -> dict[str, Any]:
@@ -71,6 +72,7 @@ def encoder_spec(fitted: Fitted, default_k: int, max_k: int) -> dict[str, Any]:
         "default_k": default_k,
         "max_k": max_k,
         "columns": columns,
+        "further_items": bool(len(further_items(fitted))),
         "timestamp": timestamp,
         "time_features": list(recipe.timestamp.features) if recipe.timestamp else [],
     }
@@ -84,10 +86,21 @@ def write_encoder(directory: Path, fitted: Fitted, spec: dict[str, Any]) -> None
     for name, encoding in fitted.target_encodings.items():
         write_values(directory, name, encoding)
         np.save(directory / f"{name}.means.npy", encoding.means()[:-1], allow_pickle=False)
+    if spec["further_items"]:
+        further = Vocabulary(type=fitted.item.type, values=further_items(fitted))
+        write_values(directory, FURTHER_ITEMS, further)
     for feature in fitted.recipe.features:
         if _is_known(fitted, feature):
             found = _of_items(fitted, feature)
             np.save(directory / f"{feature.name}.of_item.npy", found, allow_pickle=False)
+
+
+def further_items(fitted: Fitted) -> pa.Array:
+    """Items beyond the catalogue of which something is known."""
+    if fitted.items is None:
+        return fitted.item.values.slice(0, 0)
+    ids = fitted.items[ITEM].combine_chunks()
+    return ids.filter(pc.invert(pc.is_in(ids, value_set=fitted.item.values)))
 
 
 def write_values(directory: Path, name: str, vocabulary: Vocabulary | TargetEncoding) -> None:
@@ -108,12 +121,13 @@ def _is_known(fitted: Fitted, feature: Feature) -> bool:
 
 
 def _of_items(fitted: Fitted, feature: Feature) -> np.ndarray:
-    """(items,) int32 indices, or float64 numbers with NaN, in the order of the catalogue.
+    """(items,) int32 indices, or float64 numbers with NaN: the catalogue, then `further_items`.
 
     (items, M) indices of several values, 0 behind the last.
     """
     assert fitted.items is not None  # noqa: S101
-    place = pc.index_in(fitted.item.values, value_set=fitted.items[ITEM].combine_chunks())
+    items = pa.concat_arrays([fitted.item.values, further_items(fitted)])
+    place = pc.index_in(items, value_set=fitted.items[ITEM].combine_chunks())
     columns = [fitted.items[name].combine_chunks().take(place) for name in feature.columns]
     vocabulary = fitted.vocabularies.get(feature.name)
     encoding = fitted.target_encodings.get(feature.name)

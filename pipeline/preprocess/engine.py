@@ -73,6 +73,8 @@ class Log:
     report: Report
     rows: int
     """Interactions that were kept."""
+    of_items: pa.Table | None
+    """The item table beside it (`Joined.of_items`)."""
 
 
 class Workers:
@@ -148,7 +150,7 @@ def read_sorted(
     parts = [part for part in parts if len(part.lengths)]
     rows = sum(int(part.lengths.sum()) for part in parts)
     check_not_empty(files, rows, report)
-    return Log(parts, types, timestamp_type, report, rows)
+    return Log(parts, types, timestamp_type, report, rows, joined.of_items)
 
 
 def learn(

@@ -1,13 +1,18 @@
-"""What training has last seen of each item, for a server to fill in where a request lacks it."""
+"""What is known of each item, for a server to fill in where a request lacks it.
+
+Of features of the log that is what training has last seen; of an item table beside it, what stands
+there, also for items that training has never seen.
+"""
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.core import values
-from pipeline.core.columns import ITEM, TIMESTAMP
+from pipeline.core.columns import ITEM, SESSION, TIMESTAMP
 from pipeline.core.fitted import Fitted
-from pipeline.preprocess.lookup import places_of
+from pipeline.preprocess.lookup import places, places_of
+from pipeline.preprocess.source import typed_block
 
 _ROWS = 4_000_000
 """Values that wait to be reduced to the newest of each item."""
@@ -22,6 +27,7 @@ class ItemValues:
 
     def __init__(self, fitted: Fitted) -> None:
         """Begins with those that `fitted` has of an earlier log."""
+        self._fitted = fitted
         self._items = fitted.item.values
         self._waiting: dict[str, list[pa.Table]] = {}
         if fitted.items is not None:
@@ -44,18 +50,33 @@ class ItemValues:
             if len(waiting) > 1 and sum(len(part) for part in waiting[1:]) > _ROWS:
                 self._waiting[name] = [_newest(pa.concat_tables(waiting))]
 
-    def table(self) -> pa.Table | None:
-        """`item_id` of all items that are known, and a column a feature."""
-        if not self._waiting:
+    def table(self, of_items: pa.Table | None = None) -> pa.Table | None:
+        """`item_id` of all items that are known, and a column a feature.
+
+        The catalogue comes first; behind it the further items of the table `of_items`
+        (`tables.Joined.of_items`).
+        """
+        beside = None if of_items is None else _values_of(self._fitted, of_items)
+        if not self._waiting and beside is None:
             return None
-        columns = {ITEM: self._items}
+        items = self._items
+        if beside is not None:
+            known = places(beside[ITEM].combine_chunks(), items) >= 0
+            further = beside[ITEM].combine_chunks().filter(pa.array(~known))
+            items = pa.concat_arrays([items, further])
+        columns = {ITEM: items}
         for name in list(self._waiting):
             newest = _newest(pa.concat_tables(self._waiting.pop(name)))
-            row = np.full(len(self._items), -1)
+            row = np.full(len(items), -1)
             row[newest[_PLACE].to_numpy()] = np.arange(len(newest))
             taken = pa.array(row, mask=row < 0)
             for column in newest.column_names[2:]:
                 columns[column] = newest[column].combine_chunks().take(taken)
+        if beside is not None:
+            row = places(items, beside[ITEM].combine_chunks())
+            taken = pa.array(row, mask=row < 0)
+            for column in beside.column_names[1:]:
+                columns[column] = beside[column].combine_chunks().take(taken)
         return pa.table(columns)
 
 
@@ -112,9 +133,36 @@ def _last_of(place: np.ndarray, order: np.ndarray, chosen: np.ndarray | None = N
     return found if rows is None else rows[found]
 
 
+def _values_of(fitted: Fitted, of_items: pa.Table) -> pa.Table:
+    """Of an item table, `item_id` and columns of features as the log would have them.
+
+    Without the ids that are no integer where the catalogue has integers.
+    """
+    features = tuple(f for f in fitted.recipe.features if f.of == "item" and f.table)
+    reader = fitted.recipe.model_copy(update={"features": features, "timestamp": None})
+    types = {name: vocabulary.type for name, vocabulary in fitted.of_columns.items()}
+    block = of_items.append_column(SESSION, of_items[ITEM])
+    typed = typed_block(reader, block, 0, types).table
+    columns = {ITEM: values.plain_text(typed[ITEM].combine_chunks())}
+    for feature in features:
+        for name in feature.columns:
+            column = values.plain_text(typed[name].combine_chunks())
+            columns[name] = _finite(column).cast(_kind(fitted, feature.name))
+    found = pa.table(columns)
+    if fitted.item.type == "int64":
+        found = found.filter(pc.not_equal(found[ITEM], values.UNKNOWN_INTEGER))
+    return found
+
+
+def _finite(column: pa.Array) -> pa.Array:
+    if not pa.types.is_floating(column.type):
+        return column
+    return pc.if_else(pc.is_finite(column), column, None)
+
+
 def _columns(fitted: Fitted) -> dict[str, tuple[str, ...]]:
-    """Of the features that describe items."""
-    return {f.name: f.columns for f in fitted.recipe.features if f.of == "item"}
+    """Of the features of the log that describe items."""
+    return {f.name: f.columns for f in fitted.recipe.features if f.of == "item" and not f.table}
 
 
 def _kind(fitted: Fitted, name: str) -> pa.DataType:

@@ -131,7 +131,7 @@ def preprocess(
             facts["sessions"][name] = _write_part(
                 fitted, directory, name, found, items, totals[name]
             )
-        if (known_items := items.table()) is not None:
+        if (known_items := items.table(log.of_items)) is not None:
             pq.write_table(known_items, directory / FITTED_DIRECTORY / ITEMS_FILE)
         write_schema(engine.schema_of(fitted, log), recipe, directory)
         facts["catalogue_items"] = len(fitted.item.values)

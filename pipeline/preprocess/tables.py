@@ -29,6 +29,14 @@ class Joined:
             if table is not None:
                 self._tables[_OF[of]] = _read(recipe, of, table, report)
 
+    @property
+    def of_items(self) -> pa.Table | None:
+        """Of the item table, if there is one: `item_id` as text, and columns as they were read."""
+        if ITEM not in self._tables:
+            return None
+        keys, found = self._tables[ITEM]
+        return found.add_column(0, ITEM, keys)
+
     def add_to(self, block: pa.Table) -> pa.Table:
         """A block of the log in canonical columns, with those of the tables; missing for others."""
         for column, (keys, found) in self._tables.items():

@@ -15,6 +15,7 @@ import numpy as np
 from .lookups import (
     FIRST_ITEM,
     MISSING_INTEGER,
+    OUT_OF_VOCABULARY,
     UNKNOWN_INTEGER,
     IntegerLookup,
     SeveralLookup,
@@ -67,8 +68,13 @@ class Encoder:
         self.of_item = {
             c["name"]: self._of_items(directory, c) for c in self.columns[1:] if c["of_item"]
         }
-        """By feature of items that a request need not hold: (V,) of each index of an item, (V, M)
-        of several values."""
+        """By feature of items that a request need not hold: (V,) of each index of an item, then of
+        the further items, (V, M) of several values."""
+        self.further: IntegerLookup | TextLookup | None = None
+        """Items that are in no list, but of which features are known."""
+        if self.spec["further_items"]:
+            kind = self.columns[0]["type"]
+            self.further = lookup_of(read_values(directory, "item_id.further", kind))
 
     def encode(self, rows: Rows, width: int | None = None) -> dict[str, np.ndarray]:
         """Rows of S sessions -> per feature (S, W) of its newest W interactions, or (S, 1).
@@ -95,6 +101,7 @@ class Encoder:
 
         chosen = kept if order is None else order if kept is None else order[kept]
         encoded = {}
+        places: np.ndarray | None = None  # in `of_item`
         for spec in self.columns:
             name = spec["name"]
             values = rows.columns.get(name)
@@ -104,13 +111,18 @@ class Encoder:
                 else:
                     encoded[name] = self._encode_column(spec, values)[:, np.newaxis]
             elif values is None and name in self.of_item:
-                encoded[name] = self.of_item[name][encoded["item_id"]]
+                encoded[name] = self.of_item[name][places]
             elif values is None:
                 size = count * width if row is None else len(row)
                 encoded[name] = padded(_repeated(self.unsent[name], (size,)))
             else:
                 values = values if chosen is None else values[chosen]
-                encoded[name] = padded(self._encode_column(spec, values))
+                flat = self._encode_column(spec, values)
+                encoded[name] = padded(flat)
+                if name == "item_id":
+                    places = encoded[name]
+                    if self.further is not None and self.of_item:
+                        places = padded(self._with_further(flat, values))
         for spec in self.columns:
             if "columns" in spec:
                 several = encoded.pop(spec["name"])
@@ -126,6 +138,16 @@ class Encoder:
             for name, values in found.items():
                 encoded[name] = padded(values if kept is None else values[kept])
         return encoded
+
+    def _with_further(self, indices: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """(n,) indices of items, with those of the further items behind the catalogue."""
+        unknown = np.flatnonzero(indices == OUT_OF_VOCABULARY)
+        if not len(unknown) or self.further is None:
+            return indices
+        found = self.further(values[unknown])
+        indices = indices.copy()
+        indices[unknown] = np.where(found >= FIRST_ITEM, found + len(self.items), OUT_OF_VOCABULARY)
+        return indices
 
     def _of_items(self, directory: Path, spec: dict[str, Any]) -> np.ndarray:
         """Encoded values of the reserved indices, then of the items."""
