@@ -1,5 +1,6 @@
 """Requests that are answered together get what each gets alone, in passes of a bounded size."""
 
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -38,13 +39,13 @@ def ask(packed: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def program() -> Program:
-    encoder = shop_with("s", 3, ("elapsed", "hour", "weekday")).encoder
+    encoder = copy(shop_with("s", 3, ("elapsed", "hour", "weekday")).encoder)  # others have it
     floats = ["price", "dwell", "flat", "void", "elapsed"]
     floats += [f"{name}_{wave}" for name in ("hour", "weekday") for wave in ("sin", "cos")]
     packing = ["item_id", "number", "colour", "nothing", *floats, "device", "age"]
     # what is filled in where a request has no price
     encoder.of_item = {"price": np.arange(3 + len(encoder.items), dtype=np.float32) / 8}
-    encoder.spec |= {"packing": packing, "max_batch": 4, "width": WIDTH}
+    encoder.spec = encoder.spec | {"packing": packing, "max_batch": 4, "width": WIDTH}
     return Program(encoder, ask)
 
 
