@@ -46,6 +46,7 @@ class CsvFile:
 
         OSError if the file cannot be read, ArrowInvalid if its header cannot.
         """
+        begun = False
         for block in self._text.blocks():
             if self._header is None:
                 block = block.lstrip(_BLANK)
@@ -53,7 +54,8 @@ class CsvFile:
                 self._header, block = block[:end] or None, block[end:]
                 if self._header is not None:
                     self.names = self._columns(self._header)
-            if not _is_blank(block):
+            if begun or not _is_blank(block):
+                begun = True  # from here on empty lines may stand inside a value
                 yield block
         lost = {
             f"lines longer than {LONGEST_LINE >> 20} MiB": self._text.long_lines,

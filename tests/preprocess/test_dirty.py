@@ -1,7 +1,9 @@
 """Dirty logs: counted, dropped or repaired by a stated rule (docs/preprocessing.md)."""
 
+import csv
 import datetime
 import gzip
+import io
 import random
 import re
 import tempfile
@@ -191,6 +193,25 @@ def test_values_with_line_ends_may_lie_across_blocks(
     monkeypatch.setattr(logbytes, "BLOCK_BYTES", size)
     values_ = [f"{n}\n{'x' * n}, ,\r\n" for n in range(40)]
     log = read(text(tmp_path, HEAD + "".join(f'{n},"{v}",1\n' for n, v in enumerate(values_))))
+    assert log.frame["item_id"].tolist() == values_
+
+
+@given(
+    st.lists(st.lists(st.sampled_from(["a", "\n", "\r", '"', ","]), max_size=12), max_size=9),
+    st.sampled_from(["\n", "\r\n", "\r"]),
+    st.integers(1, 40),
+)
+@settings(deadline=None, max_examples=200)
+def test_no_line_end_inside_a_value_is_lost_wherever_a_block_ends(
+    parts: list[list[str]], end: str, size: int
+) -> None:
+    values_ = ["".join([*part, "z"]) for part in [["\n"], *parts]]
+    stream = io.StringIO()
+    rows = [("session_id", "item_id"), *((str(n), v) for n, v in enumerate(values_))]
+    csv.writer(stream, quoting=csv.QUOTE_ALL, lineterminator=end).writerows(rows)
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logbytes, "BLOCK_BYTES", size)
+        log = read(text(Path(folder), stream.getvalue()))
     assert log.frame["item_id"].tolist() == values_
 
 
