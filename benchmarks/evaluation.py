@@ -64,10 +64,10 @@ def measure(
 
     from pipeline import model as tr
     from pipeline.core.columns import FIRST_ITEM
-    from pipeline.core.recipe import ModelConfig
+    from pipeline.evaluation.targets import hidden_at_targets, rank_targets
     from pipeline.model import ranking_metric
     from pipeline.model.build import build_model
-    from pipeline.train.evaluation import hidden_at_targets, rank_targets
+    from pipeline.recipe.preprocess import ModelConfig
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -110,7 +110,7 @@ def sessions_at_random(num_items: int, num_sessions: int) -> Iterator[object]:
     import torch
 
     from pipeline.core.columns import FIRST_ITEM
-    from pipeline.train.loader import RaggedBatch
+    from pipeline.data.loader import RaggedBatch
 
     generator = np.random.default_rng(0)
     for first in range(0, num_sessions, _BATCH):

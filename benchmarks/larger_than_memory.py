@@ -41,7 +41,7 @@ preprocess:
 @click.option("--folder", type=Path, help="For the log and the output.  [default: temporary]")
 def main(rows: int, items: int, gigabytes: float, every: int, folder: Path | None) -> None:
     """Preprocess, limited, and compare."""
-    from pipeline.benchmark.logs import write_log
+    from benchmarks.logs import write_log
 
     with tempfile.TemporaryDirectory(prefix="pipeline-large-", dir=folder) as scratch:
         place = Path(scratch)
@@ -60,7 +60,7 @@ def main(rows: int, items: int, gigabytes: float, every: int, folder: Path | Non
 
 def limited(place: Path, limit: int) -> tuple[float, int]:
     """Seconds and peak resident bytes of the command."""
-    command = [sys.executable, "-m", "pipeline.cli", "preprocess", str(place / "recipe.yaml")]
+    command = [sys.executable, "-m", "pipeline", "preprocess", str(place / "recipe.yaml")]
     command += ["--input", str(place / "log.parquet"), "--out", str(place / "data")]
     began = time.monotonic()
     process = subprocess.Popen(
@@ -74,10 +74,10 @@ def limited(place: Path, limit: int) -> tuple[float, int]:
 
 def compare(place: Path, part: str, every: int) -> None:
     """Sessions of one part, written in many parts and encoded in one pass."""
-    from pipeline.core.fitted import Fitted
-    from pipeline.preprocess import workflow
-    from pipeline.preprocess.engine import as_table
-    from pipeline.preprocess.source import read_interactions
+    from pipeline.data.fitted import Fitted
+    from pipeline.preprocessing import workflow
+    from pipeline.preprocessing.engine import as_table
+    from pipeline.preprocessing.source import read_interactions
 
     fitted = Fitted.read(place / "data")
     chosen: list[pa.Table] = []

@@ -69,8 +69,8 @@ def write_data(folder: Path, num_items: int) -> None:
     import pyarrow as pa
     import pyarrow.csv
 
-    from pipeline.core.recipe import Preprocess
-    from pipeline.preprocess.run import preprocess
+    from pipeline.preprocessing.run import preprocess
+    from pipeline.recipe.preprocess import Preprocess
 
     items = np.random.default_rng(0).permutation(num_items)
     log = pa.table({"session_id": np.arange(num_items) // _LENGTH, "item_id": items})
@@ -84,8 +84,8 @@ def start(folder: Path, table: str, processes: int, settings: dict[str, Any]) ->
     """Import once, then train in so many processes."""
     import torch
 
-    import pipeline.train.trainer  # noqa: F401
-    from pipeline.serve.ports import free_ports
+    import pipeline.training.trainer  # noqa: F401
+    from pipeline.serve.triton.ports import free_ports
 
     torch.set_num_threads(1)
     port = free_ports().http
@@ -106,8 +106,8 @@ def work(
     """Train as one of several, and write down what it took."""
     from transformers import TrainerCallback
 
-    from pipeline.core.recipe import ModelConfig, TrainConfig
-    from pipeline.train.run import train
+    from pipeline.recipe.preprocess import ModelConfig, TrainConfig
+    from pipeline.training.run import train
 
     os.environ.update(
         WORLD_SIZE=str(count),

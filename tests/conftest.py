@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.core.recipe import Recipe
+from pipeline.recipe.preprocess import Recipe
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
 # each of pytest-xdist's processes takes its share of the cores
@@ -59,10 +59,10 @@ def small_recipe() -> Recipe:
 
 def make_shop(directory: Path, recipe: Recipe, sessions: int = 1_500) -> Shop:
     """Every stage in turn."""
-    from pipeline.export.run import export
-    from pipeline.preprocess.run import preprocess
-    from pipeline.preprocess.synthetic import synthesize
-    from pipeline.train.run import train
+    from pipeline.exporting.run import export
+    from pipeline.preprocessing.run import preprocess
+    from pipeline.preprocessing.synthetic import synthesize
+    from pipeline.training.run import train
 
     shop = Shop(
         recipe,
@@ -87,8 +87,8 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
 @pytest.fixture(scope="session")
 def server(shop: Shop) -> Iterator[object]:
     """A real Triton on the shop's repository. Where it cannot start, tests fail."""
-    from pipeline.serve.ports import free_ports
     from pipeline.serve.run import running_server
+    from pipeline.serve.triton.ports import free_ports
 
     with running_server(shop.repository, ports=free_ports()) as running:
         yield running

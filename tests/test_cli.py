@@ -16,9 +16,9 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from pipeline.cli import cli
+from pipeline.cli.main import cli
 from pipeline.core.errors import PipelineError
-from pipeline.train.baselines import BASELINES
+from pipeline.evaluation.baselines.models import BASELINES
 from tests.conftest import ROOT, Shop
 
 COMMANDS = [
@@ -29,7 +29,7 @@ COMMANDS = [
 
 def pipeline(*arguments: str | Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "pipeline.cli", *map(str, arguments)],
+        [sys.executable, "-m", "pipeline", *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -41,7 +41,7 @@ def pipeline(*arguments: str | Path, timeout: float = 120) -> subprocess.Complet
 def test_help_has_an_example_and_loads_nothing_heavy(command: str) -> None:
     code = (
         "import sys; sys.argv = ['pipeline', *sys.argv[1:]]\n"
-        "from pipeline.cli import main\n"
+        "from pipeline.cli.main import main\n"
         "try: main()\n"
         "finally:\n"
         "    heavy = {'torch', 'nvtabular', 'merlin', 'pandas', 'dask', 'transformers', 'numpy'}\n"
@@ -222,7 +222,7 @@ def test_serve_answers_and_stops_cleanly_when_told(shop: Shop, tmp_path: Path) -
         [
             sys.executable,
             "-m",
-            "pipeline.cli",
+            "pipeline.cli.main",
             "serve",
             str(shop.repository),
             *ports,
@@ -285,7 +285,7 @@ def test_serve_answers_and_stops_cleanly_when_told(shop: Shop, tmp_path: Path) -
 def at_work(folder: Path, arguments: list[str | Path]) -> subprocess.Popen[str]:
     """A command that writes `folder`/data, in the middle of it."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.cli", *map(str, arguments)],
+        [sys.executable, "-m", "pipeline", *map(str, arguments)],
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,

@@ -20,13 +20,18 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.cli import cli
-from pipeline.export.run import export
-from pipeline.serve.client import Client
-from pipeline.serve.installation import build_backends, build_python, environment, locate_package
+from pipeline.cli.main import cli
+from pipeline.exporting.run import export
+from pipeline.serve.client.client import Client
 from pipeline.serve.page.server import FILES
-from pipeline.serve.ports import free_ports
-from pipeline.serve.triton import TritonServer
+from pipeline.serve.triton.installation import (
+    build_backends,
+    build_python,
+    environment,
+    locate_package,
+)
+from pipeline.serve.triton.ports import free_ports
+from pipeline.serve.triton.server import TritonServer
 from tests.conftest import ROOT, SESSION, Shop
 
 TEXT = (ROOT / "docker-compose.yml").read_text()

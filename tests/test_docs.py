@@ -9,11 +9,11 @@ import torch
 import yaml
 
 from pipeline import model as tr
-from pipeline.core import names
-from pipeline.core.recipe import ModelConfig, Recipe, TrainConfig
-from pipeline.export.torchscript import ServedModel, lists, packed, trace
+from pipeline.exporting.torchscript import ServedModel, lists, packed, trace
 from pipeline.model import architectures, losses
 from pipeline.model.build import build_model
+from pipeline.recipe import choices as names
+from pipeline.recipe.preprocess import ModelConfig, Recipe, TrainConfig
 from tests.conftest import ROOT, Shop
 
 BLOCKS = (ROOT / "docs" / "building-blocks.md").read_text(encoding="utf-8")
@@ -99,7 +99,7 @@ def test_a_new_architecture_takes_one_file_and_one_line(
     monkeypatch.setattr(architectures, "__path__", [*architectures.__path__, str(tmp_path)])
     added = run("added = {" + line + "}", {})["added"]
     monkeypatch.setattr(
-        "pipeline.core.names.ARCHITECTURES",
+        "pipeline.recipe.choices.ARCHITECTURES",
         names.ARCHITECTURES | added,  # type: ignore[operator]
     )
     for module in list(sys.modules.values()):
@@ -134,7 +134,7 @@ def test_a_new_loss_takes_one_file_and_one_line(
     monkeypatch.setattr(losses, "__path__", [*losses.__path__, str(tmp_path)])
     added = run(line, {})["SAMPLED_LOSSES"]
     assert added == (*names.SAMPLED_LOSSES, "hinge")
-    for module in ("pipeline.core.names", "pipeline.core.train_recipe", "pipeline.model.losses"):
+    for module in ("pipeline.recipe.choices", "pipeline.recipe.train", "pipeline.model.losses"):
         monkeypatch.setattr(f"{module}.SAMPLED_LOSSES", added)
     train = TrainConfig(loss="hinge", num_negatives=5)
     model = build_model(SCHEMA, ModelConfig(d_model=8), 6, train)

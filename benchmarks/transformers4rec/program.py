@@ -1,6 +1,6 @@
 """Transformers4Rec's side of the benchmark, in an environment of its own.
 
-`program.py TURNS` gets its task from the parent as `pipeline/benchmark/turns.py` says, the file
+`program.py TURNS` gets its task from the parent as `benchmarks/turns.py` says, the file
 that is TURNS. Nothing of pipeline is installed here.
 """
 

@@ -6,23 +6,14 @@ Every module that uses NVTabular or the Merlin dataloader imports this one above
 import importlib
 import importlib.util
 import logging
-import os
 import sys
 import threading
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
 
-_SETTINGS = {
-    # Merlin builds dask graphs by hand, which the query planner of newer dask does not know
-    "DASK_DATAFRAME__QUERY_PLANNING": "False",
-    # Merlin compares dtypes with pandas' object strings
-    "DASK_DATAFRAME__CONVERT_STRING": "False",
-}
-
 
 def _prepare() -> None:
-    os.environ.update(_SETTINGS)
     if "dask" in sys.modules:
         import dask
 

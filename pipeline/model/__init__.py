@@ -1,13 +1,8 @@
 """Building blocks of session-based models: `from pipeline import model as tr`."""
 
-from pipeline.core.schema import ColumnSchema, Schema, Tags
+from pipeline.data.batch import SessionBatch
+from pipeline.data.schema import ColumnSchema, Schema, Tags
 from pipeline.model import ranking_metric
-from pipeline.model.aggregation import (
-    ConcatFeatures,
-    ElementwiseSum,
-    ElementwiseSumItemMulti,
-    StackFeatures,
-)
 from pipeline.model.architectures.albert import AlbertConfig
 from pipeline.model.architectures.bert import BertConfig
 from pipeline.model.architectures.core import CoreConfig
@@ -23,12 +18,25 @@ from pipeline.model.architectures.reformer import ReformerConfig
 from pipeline.model.architectures.roberta import RobertaConfig
 from pipeline.model.architectures.sasrec import SASRecConfig
 from pipeline.model.architectures.xlnet import XLNetConfig
-from pipeline.model.batch import SessionBatch
 from pipeline.model.blocks import ParallelBlock, SequentialBlock, TransformerBlock
-from pipeline.model.continuous import SoftEmbedding
 from pipeline.model.ensemble import Ensemble
-from pipeline.model.features import TabularSequenceFeatures
 from pipeline.model.head import Head
+from pipeline.model.inputs.aggregation import (
+    ConcatFeatures,
+    ElementwiseSum,
+    ElementwiseSumItemMulti,
+    StackFeatures,
+)
+from pipeline.model.inputs.continuous import SoftEmbedding
+from pipeline.model.inputs.features import TabularSequenceFeatures
+from pipeline.model.inputs.pretrained import PretrainedEmbeddings, PretrainedEmbeddingsInitializer
+from pipeline.model.inputs.transformations import (
+    StochasticSharedEmbeddings,
+    StochasticSwapNoise,
+    TabularDropout,
+    TabularLayerNorm,
+)
+from pipeline.model.inputs.vectors import read_vectors
 from pipeline.model.losses import LabelSmoothCrossEntropyLoss
 from pipeline.model.masking import (
     CausalMasking,
@@ -39,17 +47,9 @@ from pipeline.model.masking import (
 )
 from pipeline.model.mlp import MLPBlock
 from pipeline.model.model import Model, TopK
-from pipeline.model.negatives import NegativeSampler
-from pipeline.model.pretrained import PretrainedEmbeddings, PretrainedEmbeddingsInitializer
-from pipeline.model.targets import BinaryClassificationTask, ColumnValues, RegressionTask
-from pipeline.model.task import NextItemPredictionTask
-from pipeline.model.transformations import (
-    StochasticSharedEmbeddings,
-    StochasticSwapNoise,
-    TabularDropout,
-    TabularLayerNorm,
-)
-from pipeline.model.vectors import read_vectors
+from pipeline.model.tasks.negatives import NegativeSampler
+from pipeline.model.tasks.next_item import NextItemPredictionTask
+from pipeline.model.tasks.targets import BinaryClassificationTask, ColumnValues, RegressionTask
 
 __all__ = [
     "AlbertConfig",

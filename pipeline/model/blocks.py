@@ -12,15 +12,15 @@ from transformers.configuration_utils import PretrainedConfig
 from pipeline.core.arguments import checked_arguments
 from pipeline.core.columns import FIRST_ITEM
 from pipeline.core.errors import ConfigError
-from pipeline.model.batch import SessionBatch
-from pipeline.model.dropout import with_fast_dropout
-from pipeline.model.encoder import EncoderConfig
-from pipeline.model.features import TabularSequenceFeatures
-from pipeline.model.huggingface import HuggingFaceEncoder, encoder_of
+from pipeline.data.batch import SessionBatch
+from pipeline.model.encoders.config import EncoderConfig
+from pipeline.model.encoders.huggingface import HuggingFaceEncoder, encoder_of
+from pipeline.model.inputs.features import TabularSequenceFeatures
+from pipeline.model.leakage import check_body
+from pipeline.model.leakage_reference import plain_output_size
 from pipeline.model.masking import MaskedSequence, Masking, NoMasking, ReplacementMasking, Stage
 from pipeline.model.mlp import MLPBlock
-from pipeline.model.plain import plain_output_size
-from pipeline.model.sight import check_body
+from pipeline.model.ops.dropout import with_fast_dropout
 
 
 class TransformerBlock(nn.Module):

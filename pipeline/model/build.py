@@ -13,34 +13,34 @@ from torch import Tensor, nn
 from pipeline.core.artifact import read_json, write_json
 from pipeline.core.columns import TIMESTAMP
 from pipeline.core.errors import ArtifactError, ConfigError
-from pipeline.core.model_recipe import ModelConfig, Tower
-from pipeline.core.schema import Schema, Tags
-from pipeline.core.spans import span_seconds
-from pipeline.core.train_recipe import TrainConfig
+from pipeline.data.schema import Schema, Tags
 from pipeline.model.architectures import find_architecture
 from pipeline.model.blocks import ParallelBlock, SequentialBlock, TransformerBlock
-from pipeline.model.encoder import EncoderConfig
+from pipeline.model.encoders.config import EncoderConfig
 from pipeline.model.ensemble import Ensemble
-from pipeline.model.features import TabularSequenceFeatures
 from pipeline.model.head import Head, Task
-from pipeline.model.masking import ARGUMENTS
-from pipeline.model.mlp import MLPBlock
-from pipeline.model.model import Model
-from pipeline.model.pretrained import PretrainedEmbeddings, PretrainedEmbeddingsInitializer
-from pipeline.model.selection import together
-from pipeline.model.targets import (
-    BinaryClassificationTask,
-    ColumnValues,
-    Recency,
-    RegressionTask,
-)
-from pipeline.model.task import NextItemPredictionTask
-from pipeline.model.transformations import (
+from pipeline.model.inputs.features import TabularSequenceFeatures
+from pipeline.model.inputs.pretrained import PretrainedEmbeddings, PretrainedEmbeddingsInitializer
+from pipeline.model.inputs.selection import together
+from pipeline.model.inputs.transformations import (
     StochasticSharedEmbeddings,
     StochasticSwapNoise,
     TabularDropout,
     TabularLayerNorm,
 )
+from pipeline.model.masking import ARGUMENTS
+from pipeline.model.mlp import MLPBlock
+from pipeline.model.model import Model
+from pipeline.model.tasks.next_item import NextItemPredictionTask
+from pipeline.model.tasks.targets import (
+    BinaryClassificationTask,
+    ColumnValues,
+    Recency,
+    RegressionTask,
+)
+from pipeline.recipe.durations import span_seconds
+from pipeline.recipe.model import ModelConfig, Tower
+from pipeline.recipe.train import TrainConfig
 
 MODEL_FILE = "model.json"
 WEIGHTS_FILE = "model.safetensors"

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from pipeline.core.errors import ConfigError
-from pipeline.model.batch import SessionBatch
+from pipeline.data.batch import SessionBatch
 from pipeline.model.blocks import Encoded
 from pipeline.model.head import Head
 from pipeline.model.masking import Stage

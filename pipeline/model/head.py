@@ -7,16 +7,16 @@ from torch import Tensor, nn
 
 from pipeline.core.arguments import checked_arguments
 from pipeline.core.errors import ConfigError
-from pipeline.core.schema import Schema, Tags
+from pipeline.data.schema import Schema, Tags
 from pipeline.model.blocks import SequentialBlock
-from pipeline.model.features import TabularSequenceFeatures
-from pipeline.model.targets import (
+from pipeline.model.inputs.features import TabularSequenceFeatures
+from pipeline.model.tasks.next_item import NextItemPredictionTask
+from pipeline.model.tasks.targets import (
     BinaryClassificationTask,
     RegressionTask,
     TargetTask,
     check_sight,
 )
-from pipeline.model.task import NextItemPredictionTask
 
 Task = NextItemPredictionTask | TargetTask
 

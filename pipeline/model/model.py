@@ -8,14 +8,14 @@ from torch import Tensor, nn
 from pipeline.core.arguments import checked_arguments
 from pipeline.core.columns import FIRST_ITEM, OUT_OF_VOCABULARY, PADDING
 from pipeline.core.errors import ConfigError
-from pipeline.model.batch import SessionBatch, newest
+from pipeline.data.batch import SessionBatch, newest
 from pipeline.model.blocks import Encoded, SequentialBlock
-from pipeline.model.features import TabularSequenceFeatures
 from pipeline.model.head import Head, Task, check_reduction, check_weights, reduce_losses
+from pipeline.model.inputs.features import TabularSequenceFeatures
 from pipeline.model.masking import ReplacementMasking, Stage
-from pipeline.model.targets import BinaryClassificationTask, RegressionTask
-from pipeline.model.task import NextItemPredictionTask
-from pipeline.model.tied import tie
+from pipeline.model.ops.shared_gradient_embedding import tie
+from pipeline.model.tasks.next_item import NextItemPredictionTask
+from pipeline.model.tasks.targets import BinaryClassificationTask, RegressionTask
 
 ORIGINAL_ARGUMENTS = {
     "optimizer": "`pipeline train` and `Trainer` have their own.",

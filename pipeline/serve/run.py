@@ -8,10 +8,10 @@ from types import FrameType
 from typing import Any
 
 from pipeline.core.artifact import read_manifest
-from pipeline.serve.access import Tls
-from pipeline.serve.ports import Ports
-from pipeline.serve.triton import TritonServer
-from pipeline.serve.triton_log import LogFormat
+from pipeline.serve.triton.access import Tls
+from pipeline.serve.triton.log import LogFormat
+from pipeline.serve.triton.ports import Ports
+from pipeline.serve.triton.server import TritonServer
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline import model as tr
 from pipeline.core.errors import ArgumentError
-from pipeline.model.encoder import EncoderConfig
+from pipeline.model.encoders.config import EncoderConfig
 
 RECORDS = {"SessionBatch", "TopK"}
 """Named tuples, whose constructor is Python's own."""

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.model.losses import LabelSmoothCrossEntropyLoss, catalogue
-from pipeline.model.losses.catalogue import Scratch, catalogue_cross_entropy
-from pipeline.model.tied import tie
+from pipeline.model.losses import LabelSmoothCrossEntropyLoss
+from pipeline.model.ops import catalogue_cross_entropy as catalogue
+from pipeline.model.ops.catalogue_cross_entropy import Scratch, catalogue_cross_entropy
+from pipeline.model.ops.shared_gradient_embedding import tie
 
 FIRST = 3
 

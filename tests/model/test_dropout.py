@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.model.dropout import FastDropout, with_fast_dropout
+from pipeline.model.ops.dropout import FastDropout, with_fast_dropout
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.3, 0.5, 0.9])

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from pipeline.core.errors import ConfigError
-from pipeline.core.recipe import ModelConfig, TrainConfig
 from pipeline.model import ColumnSchema, Ensemble, Model, Schema, SessionBatch
 from pipeline.model.build import build_model, load_model, save_model
+from pipeline.recipe.preprocess import ModelConfig, TrainConfig
 
 SCHEMA = Schema((ColumnSchema.create_categorical("item_id", 30, tags=["item_id"]),))
 CONFIG = ModelConfig(

@@ -10,23 +10,23 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pipeline.core.errors import ArgumentError, ConfigError, DataError
-from pipeline.core.schema import ColumnSchema, Schema, Tags
+from pipeline.data.batch import newest
+from pipeline.data.schema import ColumnSchema, Schema, Tags
 from pipeline.model import MLPBlock, SessionBatch, TabularSequenceFeatures
-from pipeline.model.aggregation import StackFeatures
-from pipeline.model.batch import newest
-from pipeline.model.continuous import SoftEmbedding
-from pipeline.model.masking import MaskedMasking
-from pipeline.model.pretrained import (
+from pipeline.model.inputs.aggregation import StackFeatures
+from pipeline.model.inputs.continuous import SoftEmbedding
+from pipeline.model.inputs.pretrained import (
     PretrainedEmbeddings,
     PretrainedEmbeddingsInitializer,
     VectorProjection,
 )
-from pipeline.model.transformations import (
+from pipeline.model.inputs.transformations import (
     StochasticSharedEmbeddings,
     StochasticSwapNoise,
     TabularDropout,
     TabularLayerNorm,
 )
+from pipeline.model.masking import MaskedMasking
 
 V, P = 20, 3
 ITEM = ColumnSchema.create_categorical("item_id", V - 3, tags=[Tags.ITEM_ID])

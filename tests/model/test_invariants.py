@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.core.errors import ConfigError
-from pipeline.core.names import ARCHITECTURES
-from pipeline.core.recipe import ModelConfig
-from pipeline.export.torchscript import ServedModel, lists, packed, trace
+from pipeline.exporting.torchscript import ServedModel, lists, packed, trace
 from pipeline.model import ColumnSchema, Model, Schema, SessionBatch, Stage
 from pipeline.model.build import build_model, load_model, save_model
+from pipeline.recipe.choices import ARCHITECTURES
+from pipeline.recipe.preprocess import ModelConfig
 
 L, V = 8, 40
 OTHERS = {"llama": ("clm",), "modernbert": ("clm", "mlm", "rtd"), "mamba": ("clm",)}

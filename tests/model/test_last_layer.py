@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.core.recipe import ModelConfig
 from pipeline.model import ColumnSchema, Model, Schema, SessionBatch
 from pipeline.model.blocks import TransformerBlock
 from pipeline.model.build import build_model
+from pipeline.recipe.preprocess import ModelConfig
 
 SCHEMA = Schema((ColumnSchema.create_categorical("item_id", 30, tags=["item_id"]),))
 ARCHITECTURES = ["bert", "roberta", "electra", "xlnet"]

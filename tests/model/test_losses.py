@@ -11,11 +11,11 @@ from scipy import stats
 from torch import Tensor
 
 from pipeline.core.errors import ArgumentError, ConfigError
-from pipeline.core.names import FULL_LOSSES, NEGATIVES, SAMPLED_LOSSES
 from pipeline.model.losses import LabelSmoothCrossEntropyLoss, Sampled, build_loss
 from pipeline.model.losses.bpr_max import BPRMaxLoss
 from pipeline.model.losses.gbce import GBCELoss
-from pipeline.model.negatives import NegativeSampler, is_negative
+from pipeline.model.tasks.negatives import NegativeSampler, is_negative
+from pipeline.recipe.choices import FULL_LOSSES, NEGATIVES, SAMPLED_LOSSES
 
 SCORES = [0.7, -1.2, 0.3, 1.5, -0.4]
 """A catalogue of five items."""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline import model as tr
 from pipeline.core.errors import ArtifactError, ConfigError
-from pipeline.model.batch import newest
+from pipeline.data.batch import newest
 
 ITEM = tr.ColumnSchema(
     name="item_id", tags=frozenset({"categorical", "item_id"}), num_rows=20, is_list=True
@@ -205,8 +205,8 @@ def gpt2_with(masking: str) -> tr.Model:
 def test_weights_of_another_model_are_refused(tmp_path: object) -> None:
     from pathlib import Path
 
-    from pipeline.core.recipe import ModelConfig
     from pipeline.model.build import build_model, load_model, save_model
+    from pipeline.recipe.preprocess import ModelConfig
 
     directory = Path(str(tmp_path))
     config = ModelConfig(d_model=8, n_head=2, n_layer=1)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.model import SessionBatch
-from pipeline.model.transformations import (
+from pipeline.model.inputs.transformations import (
     StochasticSharedEmbeddings,
     StochasticSwapNoise,
     TabularDropout,

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.core.errors import ConfigError, DataError
-from pipeline.model.vectors import read_vectors
+from pipeline.model.inputs.vectors import read_vectors
 
 VECTORS = [[1.0, 2.0], [3.0, 5.0], [9.0, 9.0]]
 

@@ -11,15 +11,15 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.core.artifact import new_artifact
-from pipeline.core.fitted import Vocabulary
-from pipeline.core.recipe import Recipe
-from pipeline.export.tables import write_values
-from pipeline.serve.answers import Answer
-from pipeline.serve.client import Client
+from pipeline.data.fitted import Vocabulary
+from pipeline.exporting.request_tables import write_values
+from pipeline.recipe.preprocess import Recipe
+from pipeline.serve.client.answers import Answer
+from pipeline.serve.client.client import Client
+from pipeline.serve.client.served_model import ServedModel
+from pipeline.serve.client.tensors import request_tensors
 from pipeline.serve.page.api import Api
 from pipeline.serve.page.server import Page
-from pipeline.serve.served import ServedModel
-from pipeline.serve.tensors import request_tensors
 
 
 class Fake:

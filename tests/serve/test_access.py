@@ -14,14 +14,14 @@ import pytest
 import tritonclient.grpc
 from click.testing import CliRunner
 
-from pipeline.cli import cli
+from pipeline.cli.main import cli
 from pipeline.core.errors import ConfigError, ServingError
-from pipeline.serve.access import GRPC_PREFIX, KEY_HEADER, Tls, check_tls, read_key
-from pipeline.serve.async_client import AsyncClient
-from pipeline.serve.client import Client
-from pipeline.serve.ports import free_ports
+from pipeline.serve.client.async_client import AsyncClient
+from pipeline.serve.client.client import Client
 from pipeline.serve.run import describe, running_server
-from pipeline.serve.triton import TritonServer
+from pipeline.serve.triton.access import GRPC_PREFIX, KEY_HEADER, Tls, check_tls, read_key
+from pipeline.serve.triton.ports import free_ports
+from pipeline.serve.triton.server import TritonServer
 from tests.conftest import SESSION, Shop
 from tests.serve.certificates import Pair, make_authority, make_certificate
 from tests.serve.double import add_double

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from pipeline.core.errors import ArtifactError, ConfigError
-from pipeline.local import open_run
-from pipeline.serve.client import Client
-from pipeline.serve.local import LocalClient
+from pipeline.in_process import open_run
+from pipeline.serve.client.client import Client
+from pipeline.serve.client.in_process import LocalClient
 from tests.conftest import SESSION, Shop
 
 ITEMS = SESSION["item_id"]
@@ -100,7 +100,7 @@ def test_what_could_not_be_read_of_a_log_is_told_on_stderr(shop: Shop, tmp_path:
     log.write_bytes(whole[:-99])
     words = ["recommend", shop.run, "--input", log, "--sessions", "1", "--k", "2", "--json"]
     found = subprocess.run(
-        [sys.executable, "-m", "pipeline.cli", *map(str, words)], capture_output=True, text=True
+        [sys.executable, "-m", "pipeline", *map(str, words)], capture_output=True, text=True
     )
     assert found.returncode == 0
     assert len(json.loads(found.stdout)["sessions"]) == 1

@@ -14,16 +14,16 @@ import pytest
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.core import values
-from pipeline.core.fitted import Fitted
-from pipeline.core.recipe import Preprocess, Timestamp
-from pipeline.export.tables import encoder_spec, write_encoder
-from pipeline.preprocess import workflow
-from pipeline.preprocess.source import Interactions, read_interactions
-from pipeline.serve.front.encoder import Encoder
-from pipeline.serve.front.lookups import MISSING_INTEGER
-from pipeline.serve.front.request import Reader
-from pipeline.serve.front.times import microseconds
+from pipeline.data import values
+from pipeline.data.fitted import Fitted
+from pipeline.exporting.request_tables import encoder_spec, write_encoder
+from pipeline.preprocessing import workflow
+from pipeline.preprocessing.source import Interactions, read_interactions
+from pipeline.recipe.preprocess import Preprocess, Timestamp
+from pipeline.serve.runtime.encoder import Encoder
+from pipeline.serve.runtime.lookups import MISSING_INTEGER
+from pipeline.serve.runtime.request import Reader
+from pipeline.serve.runtime.times import microseconds
 
 KINDS = {
     "session_id": pa.int64(),

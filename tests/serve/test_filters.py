@@ -12,17 +12,17 @@ import pytest
 import torch
 
 from pipeline.core.errors import ConfigError, DataError, ServingError
-from pipeline.core.fitted import Fitted
-from pipeline.model.batch import SessionBatch
+from pipeline.data.batch import SessionBatch
+from pipeline.data.fitted import Fitted
 from pipeline.model.build import load_model
 from pipeline.model.model import Model
-from pipeline.serve.async_client import AsyncClient
-from pipeline.serve.client import Client
-from pipeline.serve.front.encoder import Encoder
-from pipeline.serve.front.request import Reader
-from pipeline.serve.ports import free_ports
-from pipeline.serve.tensors import request_tensors
-from pipeline.serve.triton import TritonServer
+from pipeline.serve.client.async_client import AsyncClient
+from pipeline.serve.client.client import Client
+from pipeline.serve.client.tensors import request_tensors
+from pipeline.serve.runtime.encoder import Encoder
+from pipeline.serve.runtime.request import Reader
+from pipeline.serve.triton.ports import free_ports
+from pipeline.serve.triton.server import TritonServer
 from tests.conftest import SESSION, Shop
 
 

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from pipeline.serve.client import Client
-from pipeline.serve.triton import TritonServer
+from pipeline.serve.client.client import Client
+from pipeline.serve.triton.server import TritonServer
 from tests.conftest import SESSION
 from tests.serve.fuzz import HttpAsker, grpc_requests, http_requests
 

@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow.csv
 import pytest
 
-from pipeline.core.fitted import Fitted
-from pipeline.serve.front.encoder import Encoder
-from pipeline.serve.front.request import Reader
+from pipeline.data.fitted import Fitted
+from pipeline.serve.runtime.encoder import Encoder
+from pipeline.serve.runtime.request import Reader
 from tests.conftest import Shop
 
 

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import pytest
 
 from pipeline.core.errors import ServingError
-from pipeline.export import config
-from pipeline.serve.async_client import AsyncClient
-from pipeline.serve.client import Client
+from pipeline.exporting import triton_config as config
+from pipeline.serve.client.async_client import AsyncClient
+from pipeline.serve.client.client import Client
 from tests.conftest import SESSION, Shop
 
 Outcome = tuple[str, float]

@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from pipeline.cli import cli
+from pipeline.cli.main import cli
 from pipeline.core.errors import ConfigError, PipelineError
-from pipeline.core.recipe import Recipe
-from pipeline.export.run import export, load_served
-from pipeline.local import open_run
-from pipeline.preprocess.run import preprocess
-from pipeline.preprocess.synthetic import synthesize
-from pipeline.serve.client import Client
-from pipeline.serve.ports import free_ports
+from pipeline.exporting.run import export, load_served
+from pipeline.in_process import open_run
+from pipeline.preprocessing.run import preprocess
+from pipeline.preprocessing.synthetic import synthesize
+from pipeline.recipe.preprocess import Recipe
+from pipeline.serve.client.client import Client
 from pipeline.serve.run import running_server
-from pipeline.serve.triton import TritonServer
-from pipeline.train.run import train
+from pipeline.serve.triton.ports import free_ports
+from pipeline.serve.triton.server import TritonServer
+from pipeline.training.run import train
 from tests.conftest import SESSION, Shop
 from tests.serve.test_filters import sessions
 
@@ -184,7 +184,7 @@ def test_a_model_that_diverged_is_an_error_and_no_list(
 ) -> None:
     fitted, model = load_served(shop.run)
     model.items.fill_(float("nan"))
-    monkeypatch.setattr("pipeline.export.run.load_served", lambda _: (fitted, model))
+    monkeypatch.setattr("pipeline.exporting.run.load_served", lambda _: (fitted, model))
     with open_run(shop.run) as local, pytest.raises(PipelineError, match="its training diverged"):
         local.recommend([SESSION], 3)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.serve.client import Client
+from pipeline.serve.client.client import Client
 from tests.conftest import ROOT, SESSION, Shop
 
 NOBODY = 65534
@@ -58,7 +58,7 @@ def test_a_copy_that_is_read_only_is_served_by_another_user(shop: Shop, open_fol
     home = open_folder / "home"
     home.mkdir()
     os.chown(home, NOBODY, NOBODY)
-    command = [sys.executable, "-m", "pipeline.cli", "serve", str(copied), "--json"]
+    command = [sys.executable, "-m", "pipeline", "serve", str(copied), "--json"]
     for port in ("--http-port", "--grpc-port", "--metrics-port"):
         command += [port, "0"]
     environment = {"TMPDIR": str(home), "HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1"}

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from pipeline.core.errors import ServingError
-from pipeline.serve.client import Client
+from pipeline.serve.client.client import Client
 from pipeline.serve.page.server import Page
-from pipeline.serve.triton import TritonServer
+from pipeline.serve.triton.server import TritonServer
 from tests.conftest import Shop
 from tests.serve.browser import Tab, find_browser, open_tab
 from tests.serve.shown import ask, lists, say, shown

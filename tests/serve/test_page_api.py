@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from pipeline.core.errors import ServingError
-from pipeline.export.run import export
-from pipeline.serve.client import Client
+from pipeline.exporting.run import export
+from pipeline.serve.client.client import Client
 from pipeline.serve.page.api import Api
 from pipeline.serve.page.server import LARGEST_BODY_BYTES, MOST_CONNECTIONS, Page
-from pipeline.serve.ports import free_ports
 from pipeline.serve.run import running_server
-from pipeline.serve.triton import TritonServer
+from pipeline.serve.triton.ports import free_ports
+from pipeline.serve.triton.server import TritonServer
 from tests.conftest import Shop
 from tests.serve.shown import Fake, ask, lists, say, shown, write_catalogue
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.serve.front.program import Program
-from pipeline.serve.front.request import Reader
+from pipeline.serve.runtime.program import Program
+from pipeline.serve.runtime.request import Reader
 from tests.serve.test_encoder import shop_with
 
 WIDTH = 2

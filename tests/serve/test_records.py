@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.core.errors import ServingError
-from pipeline.serve.ports import free_ports
-from pipeline.serve.records import LONGEST_RECORD, Records, as_record
-from pipeline.serve.triton import TritonServer
+from pipeline.serve.triton.log_relay import LONGEST_RECORD, Records, as_record
+from pipeline.serve.triton.ports import free_ports
+from pipeline.serve.triton.server import TritonServer
 from tests.conftest import ROOT, Shop
 from tests.serve.test_restart import assert_nothing_is_left, processes
 from tests.serve.test_triton import READY_SECONDS, wait_for
@@ -161,7 +161,7 @@ def test_a_server_goes_on_when_nobody_takes_its_log_any_more(
 def test_the_command_writes_its_log_to_stderr_and_ends_with_the_last_record(
     shop: Shop, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-m", "pipeline.cli", "serve", str(shop.repository)]
+    command = [sys.executable, "-m", "pipeline", "serve", str(shop.repository)]
     command += ["--log", "-", "--log-format", "json"]
     for port in ("--http-port", "--grpc-port", "--metrics-port"):
         command += [port, "0"]

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.core.recipe import Recipe
-from pipeline.export.run import export
-from pipeline.serve.client import Client
-from pipeline.serve.ports import free_ports
+from pipeline.exporting.run import export
+from pipeline.recipe.preprocess import Recipe
+from pipeline.serve.client.client import Client
 from pipeline.serve.run import running_server
-from pipeline.train.run import train
+from pipeline.serve.triton.ports import free_ports
+from pipeline.training.run import train
 from tests.conftest import SESSION, Shop
 
 

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.core.fitted import Fitted
-from pipeline.core.recipe import Preprocess
-from pipeline.export.tables import encoder_spec, write_encoder
-from pipeline.preprocess.run import preprocess
-from pipeline.serve import front
-from pipeline.serve.front.encoder import Encoder
-from pipeline.serve.front.errors import RequestError
-from pipeline.serve.front.lookups import FIRST_ITEM, MISSING_INTEGER
-from pipeline.serve.front.request import MOST_INTERACTIONS, Reader, Request
+from pipeline.data.fitted import Fitted
+from pipeline.exporting.request_tables import encoder_spec, write_encoder
+from pipeline.preprocessing.run import preprocess
+from pipeline.recipe.preprocess import Preprocess
+from pipeline.serve import runtime as front
+from pipeline.serve.runtime.encoder import Encoder
+from pipeline.serve.runtime.errors import RequestError
+from pipeline.serve.runtime.lookups import FIRST_ITEM, MISSING_INTEGER
+from pipeline.serve.runtime.request import MOST_INTERACTIONS, Reader, Request
 from tests.serve.test_encoder import assert_same, shop_with
 
 

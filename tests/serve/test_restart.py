@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.core.errors import ServingError
-from pipeline.serve.client import Client
-from pipeline.serve.ports import free_ports
-from pipeline.serve.triton import TritonServer
+from pipeline.serve.client.client import Client
+from pipeline.serve.triton.ports import free_ports
+from pipeline.serve.triton.server import TritonServer
 from tests.conftest import ROOT, SESSION, Shop
 from tests.serve.double import DOUBLE_MODEL, add_double
 from tests.serve.test_soak import model_processes
@@ -59,7 +59,7 @@ def test_a_shape_of_terabytes_over_http_keeps_the_server_away_for_seconds_only(
     log = tmp_path / "triton.log"
     own = tmp_path / "repository"  # the other one may be served beside this
     shutil.copytree(shop.repository, own)
-    command = [sys.executable, "-m", "pipeline.cli", "serve", str(own), "--json"]
+    command = [sys.executable, "-m", "pipeline", "serve", str(own), "--json"]
     for port in ("--http-port", "--grpc-port", "--metrics-port"):
         command += [port, "0"]
     serve = subprocess.Popen(
@@ -232,8 +232,8 @@ def test_nothing_is_left_when_the_caller_is_killed_in_the_middle_of_a_restart(
 ) -> None:
     code = (
         "import os, signal, sys, time\n"
-        "from pipeline.serve.ports import free_ports\n"
-        "from pipeline.serve.triton import TritonServer\n"
+        "from pipeline.serve.triton.ports import free_ports\n"
+        "from pipeline.serve.triton.server import TritonServer\n"
         "server = TritonServer(sys.argv[1], ports=free_ports(), restarts=5)\n"
         "server.start()\n"
         f"server.wait_until_ready({READY_SECONDS})\n"

@@ -18,21 +18,21 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.core.errors import ConfigError, ServingError
-from pipeline.core.fitted import Fitted
-from pipeline.core.recipe import Recipe
-from pipeline.export.run import export
-from pipeline.preprocess import workflow
-from pipeline.preprocess.run import preprocess
-from pipeline.preprocess.source import read_interactions
-from pipeline.preprocess.synthetic import synthesize
-from pipeline.serve.client import Client
-from pipeline.serve.log import read_sessions
-from pipeline.serve.ports import free_ports
+from pipeline.data.fitted import Fitted
+from pipeline.evaluation.recommender import predict
+from pipeline.exporting.run import export
+from pipeline.preprocessing import workflow
+from pipeline.preprocessing.run import preprocess
+from pipeline.preprocessing.source import read_interactions
+from pipeline.preprocessing.synthetic import synthesize
+from pipeline.recipe.preprocess import Recipe
+from pipeline.serve.client.client import Client
+from pipeline.serve.client.logs import read_sessions
+from pipeline.serve.client.tensors import request_tensors
 from pipeline.serve.run import running_server
-from pipeline.serve.tensors import request_tensors
-from pipeline.serve.triton import TritonServer
-from pipeline.train.predict import predict
-from pipeline.train.run import train
+from pipeline.serve.triton.ports import free_ports
+from pipeline.serve.triton.server import TritonServer
+from pipeline.training.run import train
 from tests.conftest import ROOT, SESSION, Shop
 
 PROTOCOLS = ["http", "grpc"]

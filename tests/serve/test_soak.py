@@ -17,14 +17,14 @@ import numpy as np
 import pytest
 
 from pipeline.core.errors import ConfigError, ServingError
-from pipeline.core.recipe import Recipe
-from pipeline.export.run import export
-from pipeline.local import open_run
-from pipeline.serve.answers import Answer
-from pipeline.serve.client import Client
-from pipeline.serve.ports import free_ports
+from pipeline.exporting.run import export
+from pipeline.in_process import open_run
+from pipeline.recipe.preprocess import Recipe
+from pipeline.serve.client.answers import Answer
+from pipeline.serve.client.client import Client
 from pipeline.serve.run import running_server
-from pipeline.train.run import train
+from pipeline.serve.triton.ports import free_ports
+from pipeline.training.run import train
 from tests.conftest import Shop
 from tests.serve.test_filters import sessions
 

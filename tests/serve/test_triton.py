@@ -23,11 +23,11 @@ import tritonclient.grpc
 import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
-import pipeline.serve.triton
+import pipeline.serve.triton.server
 from pipeline.core.errors import ServingError
-from pipeline.serve.ports import Ports, free_ports
-from pipeline.serve.triton import TritonServer
-from pipeline.serve.triton_log import telling_line
+from pipeline.serve.triton.log import telling_line
+from pipeline.serve.triton.ports import Ports, free_ports
+from pipeline.serve.triton.server import TritonServer
 from tests.serve.double import add_double
 
 L = 4
@@ -248,7 +248,7 @@ def test_a_bad_request_fails_alone_and_says_why(top: Top, grpc: Any) -> None:
 def backend(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The file of the "pytorch" backend, outside of Triton's stub."""
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", ModuleType("pb_utils"))
-    path = Path(pipeline.serve.triton.__file__).parent / "backends" / "pytorch" / "model.py"
+    path = Path(pipeline.serve.triton.server.__file__).parent / "backends" / "pytorch" / "model.py"
     spec = importlib.util.spec_from_file_location("pytorch_backend", path)
     assert spec is not None
     assert spec.loader is not None
@@ -419,8 +419,8 @@ def test_the_server_ends_when_its_parent_is_killed(small_repository: Path, tempo
     # Started by a thread that ends at once: a signal tied to that thread would end the server.
     code = (
         "import sys, threading, time\n"
-        "from pipeline.serve.ports import free_ports\n"
-        "from pipeline.serve.triton import TritonServer\n"
+        "from pipeline.serve.triton.ports import free_ports\n"
+        "from pipeline.serve.triton.server import TritonServer\n"
         "server = TritonServer(sys.argv[1], ports=free_ports())\n"
         "thread = threading.Thread(target=server.start)\n"
         "thread.start(); thread.join()\n"

@@ -1,4 +1,4 @@
-"""Sequence encoders, one a file; `pipeline.core.names.ARCHITECTURES` has a line for each.
+"""Sequence encoders, one a file; `pipeline.recipe.choices.ARCHITECTURES` has a line for each.
 
 A file `<name>.py` holds a subclass of EncoderConfig and calls it `CONFIG`.
 """
@@ -7,8 +7,8 @@ import importlib
 
 from pipeline.core.arguments import closest
 from pipeline.core.errors import ConfigError
-from pipeline.core.names import ARCHITECTURES
-from pipeline.model.encoder import EncoderConfig
+from pipeline.model.encoders.config import EncoderConfig
+from pipeline.recipe.choices import ARCHITECTURES
 
 
 def find_architecture(name: str) -> type[EncoderConfig]:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.model.architectures.sasrec import SASRecLayer
-from pipeline.model.encoder import EncoderConfig
-from pipeline.model.layered import LayeredEncoder
+from pipeline.model.encoders.config import EncoderConfig
+from pipeline.model.encoders.layered import LayeredEncoder
 from pipeline.model.masking import Masking
 
 

@@ -3,8 +3,8 @@
 import transformers
 from torch import nn
 
-from pipeline.model.encoder import EncoderConfig
-from pipeline.model.huggingface import encoder_around, made, make_config
+from pipeline.model.encoders.config import EncoderConfig
+from pipeline.model.encoders.huggingface import encoder_around, made, make_config
 from pipeline.model.masking import Masking
 
 

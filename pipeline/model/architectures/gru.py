@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from pipeline.model.recurrent import RecurrentConfig
+from pipeline.model.encoders.recurrent import RecurrentConfig
 
 
 class GRUConfig(RecurrentConfig):

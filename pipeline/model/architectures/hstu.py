@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.model.encoder import EncoderConfig
-from pipeline.model.layered import LayeredEncoder
+from pipeline.model.encoders.config import EncoderConfig
+from pipeline.model.encoders.layered import LayeredEncoder
 from pipeline.model.masking import Masking
 
 

@@ -9,8 +9,8 @@ from torch import nn
 
 from pipeline.core.arguments import checked_arguments, closest
 from pipeline.core.errors import ConfigError
-from pipeline.model.encoder import EncoderConfig, check_shape
-from pipeline.model.huggingface import encoder_around, made, make_config
+from pipeline.model.encoders.config import EncoderConfig, check_shape
+from pipeline.model.encoders.huggingface import encoder_around, made, make_config
 from pipeline.model.masking import Masking
 
 _NAMES = {

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.model.encoder import EncoderConfig
-from pipeline.model.layered import CausalAttention, LayeredEncoder
+from pipeline.model.encoders.config import EncoderConfig
+from pipeline.model.encoders.layered import CausalAttention, LayeredEncoder
 from pipeline.model.masking import Masking
 
 _EXPANSION = 4

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.core.errors import ConfigError
-from pipeline.model.batch import visible_positions
-from pipeline.model.encoder import EncoderConfig
-from pipeline.model.huggingface import made, make_config
+from pipeline.data.batch import visible_positions
+from pipeline.model.encoders.config import EncoderConfig
+from pipeline.model.encoders.huggingface import made, make_config
 from pipeline.model.masking import Masking
 
 _FIXED = (

@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
-from pipeline.model.encoder import EncoderConfig
-from pipeline.model.layered import CausalAttention, LayeredEncoder
+from pipeline.model.encoders.config import EncoderConfig
+from pipeline.model.encoders.layered import CausalAttention, LayeredEncoder
 from pipeline.model.masking import Masking
 
 

@@ -4,8 +4,13 @@ import transformers
 from torch import nn
 
 from pipeline.core.errors import ConfigError
-from pipeline.model.encoder import EncoderConfig
-from pipeline.model.huggingface import HuggingFaceEncoder, encoder_around, made, make_config
+from pipeline.model.encoders.config import EncoderConfig
+from pipeline.model.encoders.huggingface import (
+    HuggingFaceEncoder,
+    encoder_around,
+    made,
+    make_config,
+)
 from pipeline.model.masking import Masking
 
 

@@ -1,4 +1,4 @@
-"""Losses of next-item prediction, one a file; which there are stands in `pipeline.core.names`.
+"""Losses of next-item prediction, one a file; which there are stands in `pipeline.recipe.choices`.
 
 A new one takes a file here, called as the loss is, with `build(options)`, and its name in that
 list. A loss is a module that gives the loss of each of T targets, and says what it reads:
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pipeline.core.arguments import checked_arguments, closest
 from pipeline.core.errors import ConfigError
-from pipeline.core.names import FULL_LOSSES, SAMPLED_LOSSES
+from pipeline.recipe.choices import FULL_LOSSES, SAMPLED_LOSSES
 
 
 class LossOptions(NamedTuple):
@@ -103,7 +103,7 @@ def build_loss(
     regularization: float = 0.0,
     recompute: bool | None = None,
 ) -> nn.Module:
-    """Loss by its name in `pipeline.core.names`. ConfigError for another.
+    """Loss by its name in `pipeline.recipe.choices`. ConfigError for another.
 
     Options that belong to another loss have no effect.
     """

@@ -6,14 +6,14 @@ from torch.nn import functional
 from pipeline.core.arguments import checked_arguments, closest
 from pipeline.core.errors import ConfigError
 from pipeline.model.losses import LossOptions
-from pipeline.model.losses.catalogue import (
+from pipeline.model.ops.catalogue_cross_entropy import (
     MOST_KEPT_BYTES,
     Scratch,
     Settings,
     catalogue_cross_entropy,
 )
-from pipeline.model.losses.sharded import sharded_cross_entropy
-from pipeline.model.shards import Shards
+from pipeline.model.ops.sharded_cross_entropy import sharded_cross_entropy
+from pipeline.model.ops.shards import Shards
 
 REDUCTIONS = ("mean", "sum", "none")
 

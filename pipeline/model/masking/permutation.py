@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from pipeline.core.arguments import checked_arguments
 from pipeline.core.columns import PADDING
 from pipeline.core.errors import ConfigError
-from pipeline.model.batch import visible_positions
+from pipeline.data.batch import visible_positions
 from pipeline.model.masking.sequence import (
     MaskedSequence,
     Stage,

@@ -17,7 +17,7 @@ from torch.nn import functional
 from pipeline.core.arguments import checked_arguments
 from pipeline.core.columns import FIRST_ITEM
 from pipeline.core.errors import ConfigError
-from pipeline.model.batch import SessionBatch, visible_positions
+from pipeline.data.batch import SessionBatch, visible_positions
 from pipeline.model.masking.masked import MaskedMasking
 from pipeline.model.masking.sequence import MaskedSequence, Stage
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.core.errors import ConfigError
-from pipeline.model.batch import visible_positions
+from pipeline.data.batch import visible_positions
 
 
 class Stage(StrEnum):

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 from pipeline.core.artifact import MANIFEST, read_manifest
 from pipeline.core.columns import ITEM, TIMESTAMP
 from pipeline.core.errors import ConfigError, PipelineError
-from pipeline.serve.answers import SCORE
-from pipeline.serve.client import Client
+from pipeline.serve.client.answers import SCORE
+from pipeline.serve.client.client import Client
+from pipeline.serve.client.served_model import ServedModel
 from pipeline.serve.page.catalogue import Catalogue
-from pipeline.serve.served import ServedModel
 
 MOST_ITEMS = 1_000
 """Of a session, and of what is left out."""

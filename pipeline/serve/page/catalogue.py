@@ -6,7 +6,7 @@ from typing import Literal
 
 from pipeline.core.columns import ITEM
 from pipeline.core.errors import ArtifactError
-from pipeline.serve.front.lookups import read_values
+from pipeline.serve.runtime.lookups import read_values
 
 
 class Catalogue:

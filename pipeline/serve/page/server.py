@@ -13,9 +13,9 @@ from typing import Any, NamedTuple, Self
 from urllib.parse import parse_qsl, urlsplit
 
 from pipeline.core.errors import ConfigError, PipelineError, ServingError
-from pipeline.serve.client import Client
+from pipeline.serve.client.client import Client
 from pipeline.serve.page.api import Api
-from pipeline.serve.ports import ipv4_address
+from pipeline.serve.triton.ports import ipv4_address
 
 STATIC = Path(__file__).parent / "static"
 FILES = {

@@ -16,12 +16,12 @@ import triton_python_backend_utils as pb_utils
 sys.dont_write_bytecode = True  # a repository may be mounted read-only
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from front.answer import Lists, answers  # noqa: E402  (beside this file in a repository)
-from front.encoder import Encoder  # noqa: E402
-from front.errors import RequestError  # noqa: E402
-from front.lookups import FIRST_ITEM  # noqa: E402
-from front.program import Program  # noqa: E402
-from front.request import Reader  # noqa: E402
+from request_runtime.answer import Lists, answers  # noqa: E402  (beside this file in a repository)
+from request_runtime.encoder import Encoder  # noqa: E402
+from request_runtime.errors import RequestError  # noqa: E402
+from request_runtime.lookups import FIRST_ITEM  # noqa: E402
+from request_runtime.program import Program  # noqa: E402
+from request_runtime.request import Reader  # noqa: E402
 
 INPUT, OUTPUT = "packed__0", "lists__0"
 """Of the model."""

@@ -1,0 +1,193 @@
+"""Our side of a benchmark, as a process of its own: `python -m benchmarks.ours`."""
+
+from benchmarks.turns import Channel, Memory, Turns, open_channel
+
+if __name__ == "__main__":
+    # before the imports below: threads that they start have this process's core
+    opened = open_channel()
+
+import tempfile
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+import transformers
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
+
+from benchmarks import weights
+from pipeline.core.columns import FIRST_ITEM, ITEM, SCHEMA_FILE
+from pipeline.data.batch import SessionBatch
+from pipeline.data.fitted import Fitted
+from pipeline.data.loader import SessionLoader, count_sessions, read_sessions
+from pipeline.data.schema import Schema
+from pipeline.evaluation.metrics import ranking_metrics
+from pipeline.evaluation.targets import prefixes, rank_targets
+from pipeline.model.build import build_model, load_model
+from pipeline.model.masking import masked
+from pipeline.model.model import Model
+from pipeline.recipe.preprocess import ModelConfig, TrainConfig
+from pipeline.training import run
+from pipeline.training.trainer import Trainer
+
+POOL_BATCHES = 16
+"""Batches whose sessions are sorted by length among each other, as in `pipeline train`."""
+EVALUATION_SESSIONS = 1024
+"""Sessions that are read at a time, as in `pipeline evaluate`."""
+CUTOFFS = (10, 20)
+VERSIONS = {"torch": torch.__version__, "transformers": transformers.__version__}
+
+
+class TurnCallback(TrainerCallback):
+    """Tells the turns of each step."""
+
+    def __init__(self, turns: Turns) -> None:
+        self.turns = turns
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **_others: Any,
+    ) -> None:
+        """Wait where a turn is over; stop where it was the last."""
+        if not self.turns.step_ended():
+            control.should_training_stop = True
+
+
+def train(task: dict[str, Any], channel: Channel) -> None:
+    """Train until there is no further turn."""
+    memory = Memory()
+    data = Path(task["data"])
+    config = TrainConfig.from_dict(task["train"], "train")
+    model = _build(task)
+    loader = _loader(
+        data, "train", model.training_columns, POOL_BATCHES * config.batch_size, seed=config.seed
+    )
+    turns = Turns(channel, memory, task["warm_up"])
+
+    def count(_module: nn.Module, _given: Any, features: dict[str, Any]) -> None:
+        lengths = features["lengths"]
+        turns.count(lengths.numel(), int(lengths.sum()))
+
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = Trainer(
+            model,
+            config,
+            train_loader=loader,
+            valid_loader=None,
+            log_path=Path(scratch) / "log.jsonl",
+            callbacks=[TurnCallback(turns)],
+        )
+        assert isinstance(trainer.model, nn.Module)  # noqa: S101
+        trainer.model.register_forward_pre_hook(count, with_kwargs=True)
+        trainer.train()
+    turns.end({"versions": VERSIONS})
+
+
+def gradients(task: dict[str, Any], channel: Channel) -> None:
+    """Loss and gradients on a batch, from the original's weights, compared with its own."""
+    model = _build(task).train()
+    with np.load(task["original"], allow_pickle=False) as found:
+        original = dict(found)
+    names = weights.copy_from(original, model)
+    with np.load(task["batch"], allow_pickle=False) as given:
+        items = torch.from_numpy(given["items"])
+        hidden = torch.from_numpy(given["hidden"])
+    drawn = mock.Mock(side_effect=lambda _lengths, width, _share: hidden[:, :width])
+    with mock.patch.object(masked, "choose_hidden", drawn):
+        loss = model.loss(SessionBatch.from_features({ITEM: items}, ITEM))
+    if task["model"]["masking"] == "mlm" and not drawn.called:
+        raise RuntimeError("the positions that mlm hides are drawn elsewhere now")
+    loss.backward()
+    channel.send(weights.compare(float(loss.detach()), model, original, names))
+
+
+def evaluate(task: dict[str, Any], channel: Channel) -> None:
+    """Rank the last item of each session in the whole catalogue, once each turn."""
+    memory = Memory()
+    model = _build(task).eval()
+    with np.load(task["original"], allow_pickle=False) as found:
+        weights.copy_from(dict(found), model)
+    data = Path(task["data"])
+    turns = Turns(channel, memory, 1)
+    part = "warm_up"
+    while True:
+        loader = _loader(data, part, model.inputs.feature_names, EVALUATION_SESSIONS)
+        ranked = rank_targets(model, loader, "last")
+        metrics = ranking_metrics(ranked.ranks, CUTOFFS)
+        turns.count(len(ranked.ranks), 0)
+        if not turns.step_ended():
+            break
+        part = "valid"
+    turns.end({"metrics": metrics, "versions": VERSIONS})
+
+
+def accuracy(task: dict[str, Any], channel: Channel) -> None:
+    """Train a run, rank the targets of a part, and write those with what stands before them."""
+    data = Path(task["data"])
+    model_config = ModelConfig.from_dict(task["model"], "model")
+    facts = run.train(
+        data, model_config, TrainConfig.from_dict(task["train"], "train"), Path(task["run"])
+    )
+    model = load_model(Path(task["run"]))
+    loader = _loader(data, task["part"], model.inputs.feature_names, EVALUATION_SESSIONS)
+    ranked = rank_targets(model, loader, task["positions"])
+    np.save(task["out"], ranked.ranks, allow_pickle=False)
+    lists = read_sessions(data, task["part"], [ITEM])[ITEM].combine_chunks()
+    longest = Fitted.read(data).recipe.max_sequence_length
+    before = prefixes(
+        lists.flatten().to_numpy(), lists.offsets.to_numpy(), task["positions"], longest
+    )
+    np.savez(task["prefixes"], **before._asdict())
+    channel.send(
+        {
+            "seconds": facts["seconds"],
+            "loss": facts["train_loss"],
+            "versions": VERSIONS,
+            "facts": {
+                "targets": len(ranked.ranks),
+                "catalogue_items": model.inputs.item_table.num_embeddings - FIRST_ITEM,
+                "train_sessions": count_sessions(data, "train"),
+                "longest": longest,
+            },
+        }
+    )
+
+
+def _build(task: dict[str, Any]) -> Model:
+    config = TrainConfig.from_dict(task["train"], "train")
+    set_seed(config.seed)
+    schema = Schema.from_json(Path(task["data"]) / SCHEMA_FILE)
+    model = ModelConfig.from_dict(task["model"], "model")
+    return build_model(schema, model, task["longest"], config)
+
+
+def _loader(
+    data: Path, part: str, columns: list[str], batch_size: int, *, seed: int | None = None
+) -> SessionLoader:
+    return SessionLoader(
+        data,
+        part,
+        item=ITEM,
+        features=columns,
+        batch_size=batch_size,
+        shuffle=seed is not None,
+        seed=seed or 0,
+    )
+
+
+TASKS = {"train": train, "gradients": gradients, "evaluate": evaluate, "accuracy": accuracy}
+
+
+def main(channel: Channel, task: dict[str, Any]) -> None:
+    """Do the task that the parent sent."""
+    torch.set_num_threads(1)
+    TASKS[task["task"]](task, channel)
+
+
+if __name__ == "__main__":
+    main(*opened)

@@ -1,0 +1,69 @@
+"""A repository of a model with random weights, to serve: what it answers costs as much."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+
+from pipeline.recipe.preprocess import ModelConfig, Preprocess, TrainConfig
+
+LONGEST = 20
+_SESSION = 5
+_CATEGORIES = 500
+_FIRST_ITEM = 10_000_000
+_MODELS: dict[str, dict[str, Any]] = {
+    "xlnet": {"architecture": "xlnet", "masking": "mlm"},
+    "gpt2": {"architecture": "gpt2", "masking": "clm"},
+}
+
+
+def write_repository(folder: Path, *, architecture: str, items: int, d_model: int) -> Path:
+    """A shop with `items`, each clicked once, its data, run and repository below `folder`.
+
+    An interaction has an item (an integer), a category, a price and a time, of which hour and
+    weekday are read.
+    """
+    from pipeline.core.artifact import new_artifact
+    from pipeline.core.columns import SCHEMA_FILE
+    from pipeline.data.fitted import Fitted
+    from pipeline.data.schema import Schema
+    from pipeline.exporting.run import export
+    from pipeline.model.build import build_model
+    from pipeline.preprocessing.run import preprocess
+    from pipeline.training.run import write_run
+
+    random = np.random.default_rng(0)
+    numbers = random.permutation(items)
+    log = pa.table(
+        {
+            "session_id": np.arange(items) // _SESSION,
+            "item_id": numbers + _FIRST_ITEM,
+            "timestamp": np.arange(items) * 7 + 1_700_000_000,
+            "category": numbers % _CATEGORIES,
+            "price": np.round(np.exp(random.normal(3, 1, items)), 2),
+        }
+    )
+    pyarrow.csv.write_csv(log, folder / "log.csv")
+    recipe = Preprocess.from_dict(
+        {
+            "timestamp": {"column": "timestamp", "unit": "s", "features": ["hour", "weekday"]},
+            "features": [
+                {"name": "category", "kind": "categorical"},
+                {"name": "price", "kind": "continuous", "log": True},
+            ],
+            "max_sequence_length": LONGEST,
+            "split": {},
+        },
+        "benchmark",
+    )
+    data, run, out = folder / "data", folder / "run", folder / "repository"
+    preprocess(recipe, [folder / "log.csv"], [], data)
+    config = ModelConfig(**_MODELS[architecture], d_model=d_model, n_head=4, n_layer=2)
+    fitted, schema = Fitted.read(data), Schema.from_json(data / SCHEMA_FILE)
+    model = build_model(schema, config, LONGEST, TrainConfig())
+    with new_artifact(run, "run", {}) as directory:
+        write_run(directory, data, model, schema, fitted, config)
+    export(run, out)
+    return out

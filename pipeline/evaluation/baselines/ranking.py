@@ -1,0 +1,160 @@
+"""Where a target stands in what a baseline scores: in sparse matrices, part by part.
+
+Letters: N prefixes, V rows of the item table, R rows of scores, b of a chunk, C lengths of lists.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from pipeline.core.columns import FIRST_ITEM
+from pipeline.evaluation.metrics import Ranked
+
+Array = NDArray[np.int64]
+
+_SCORES_AT_ONCE = 1 << 22
+"""Stored scores in one chunk; ranking them takes about 60 bytes each."""
+
+
+class Scores(NamedTuple):
+    """Scores of some prefixes. Prefixes may share a row; what is not stored scores 0."""
+
+    matrix: sp.csr_array
+    """(R, V) positive scores, none in a reserved column."""
+    rows: Array
+    """(b,): the row of each prefix."""
+    prefixes: Array
+    """(b,): which prefixes these are, 0..N-1."""
+
+
+class Baseline(Protocol):
+    """Something fitted that scores the catalogue for every prefix."""
+
+    @property
+    def name(self) -> str: ...
+
+    def scores(self, values: Array, offsets: Array) -> Iterator[Scores]:
+        """Ragged prefixes, (N + 1,) offsets -> chunks that hold every prefix once."""
+
+
+def rank_by_baseline(
+    baseline: Baseline,
+    values: Array,
+    offsets: Array,
+    targets: Array,
+    *,
+    num_items: int,
+    list_lengths: tuple[int, ...] = (),
+) -> Ranked:
+    """Rank each target among all items, and count what stands in lists of `list_lengths`.
+
+    A rank is the number of items that score at least what the target scores: ties count against
+    the baseline, and a target without a score is last. A reserved target (out of the vocabulary)
+    ranks behind the catalogue, at `num_items` + 1. A list holds the best scores, of equal ones the
+    lower index; items without a score only where those with one are too few. ValueError unless
+    each prefix has a target.
+    """
+    if len(offsets) != len(targets) + 1:
+        raise ValueError(f"{len(offsets) - 1} prefixes but {len(targets)} targets")
+    ranks = np.empty(len(targets), np.int64)
+    exposure = np.zeros((len(list_lengths), num_items), np.int64)
+    for matrix, rows, prefixes in baseline.scores(values, offsets):
+        if not len(prefixes):
+            continue  # scipy answers an empty look-up with a sparse array
+        order = _ascending(matrix)
+        wanted = targets[prefixes]
+        found = _ranks_in_row(matrix, order)[rows, wanted]  # (b,), 0 where nothing is stored
+        ranks[prefixes] = np.select(
+            [wanted < FIRST_ITEM, found == 0], [num_items + 1, num_items], found
+        )
+        if list_lengths:
+            # what no list can hold is dropped before it is sorted by index as well
+            best = _drop_smaller(matrix, order, max(list_lengths))
+            exposure += _exposure(best, np.bincount(rows, minlength=matrix.shape[0]), list_lengths)
+    return Ranked(ranks, targets, exposure)
+
+
+def chunks(costs: NDArray[np.number]) -> Iterator[slice]:
+    """(R,) costs -> slices over 0..R-1 of at most _SCORES_AT_ONCE together, or of one row."""
+    ends = np.cumsum(costs)
+    begin = 0
+    while begin < len(ends):
+        limit = ends[begin] - costs[begin] + _SCORES_AT_ONCE
+        end = max(begin + 1, int(np.searchsorted(ends, limit, side="right")))
+        yield slice(begin, end)
+        begin = end
+
+
+def _ascending(matrix: sp.csr_array) -> Array:
+    """Places of the stored entries row by row, the smallest of each first."""
+    rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+    return np.lexsort((matrix.data, rows))
+
+
+def _drop_smaller(matrix: sp.csr_array, order: Array, count: int) -> sp.csr_array:
+    """Keep of each row the `count` largest entries and those that equal the last of them."""
+    stored = np.diff(matrix.indptr)
+    last = matrix.indptr[1:] - np.minimum(count, stored)
+    # an empty row at the end has no entry to look at, and none to compare
+    smallest = matrix.data[order][np.minimum(last, matrix.nnz - 1)] if matrix.nnz else stored
+    kept = matrix.data >= np.repeat(smallest, stored)
+    indptr = np.concatenate([[0], np.cumsum(kept)])[matrix.indptr]
+    return sp.csr_array((matrix.data[kept], matrix.indices[kept], indptr), shape=matrix.shape)
+
+
+def _ranks_in_row(matrix: sp.csr_array, order: Array) -> sp.csr_array:
+    """The same structure, each entry the number of entries in its row that are at least it."""
+    rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+    ascending = matrix.data[order]
+    starts_tie = np.ones(matrix.nnz, bool)
+    starts_tie[1:] = (np.diff(ascending) != 0) | (np.diff(rows) != 0)
+    tie = np.maximum.accumulate(np.where(starts_tie, np.arange(matrix.nnz), 0))
+    ranks = np.empty(matrix.nnz, np.int64)
+    ranks[order] = matrix.indptr[rows + 1] - tie
+    return sp.csr_array((ranks, matrix.indices, matrix.indptr), shape=matrix.shape)
+
+
+def _exposure(matrix: sp.csr_array, weights: Array, lengths: tuple[int, ...]) -> Array:
+    """(R, V) scores, (R,) lists made of each row -> (C, items): how many lists hold the item."""
+    num_items = matrix.shape[1] - FIRST_ITEM
+    counts = np.zeros((len(lengths), num_items), np.int64)
+    longest = min(max(lengths), num_items)
+    asked = np.flatnonzero(weights)
+    step = max(1, _SCORES_AT_ONCE // longest)
+    for first in range(0, len(asked), step):
+        rows = asked[first : first + step]
+        best = _best_in_row(matrix[rows], longest) - FIRST_ITEM  # (r, longest)
+        for row, length in enumerate(lengths):
+            shown = best[:, :length]
+            times = np.repeat(weights[rows], shown.shape[1])
+            counts[row] += np.bincount(shown.ravel(), times, num_items).astype(np.int64)
+    return counts
+
+
+def _best_in_row(matrix: sp.csr_array, count: int) -> Array:
+    """(R, V) -> (R, count) columns, best first, of equal scores the lower index.
+
+    A row with fewer scores goes on with the lowest indices that it has none for.
+    """
+    num_rows = matrix.shape[0]
+    rows = np.repeat(np.arange(num_rows), np.diff(matrix.indptr))
+    order = np.lexsort((matrix.indices, -matrix.data, rows))
+    place = np.arange(matrix.nnz) - matrix.indptr[rows]
+    kept = place < count
+    best = np.zeros((num_rows, count), np.int64)
+    best[rows[kept], place[kept]] = matrix.indices[order][kept]
+    stored = np.diff(matrix.indptr)
+    short = np.flatnonzero(stored < count)
+    if len(short):
+        # among so many of the lowest indices there are enough that a short row has no score for
+        width = min(2 * count, matrix.shape[1] - FIRST_ITEM)
+        free = matrix[short][:, FIRST_ITEM : FIRST_ITEM + width].toarray() == 0  # (r, width)
+        needed = count - stored[short]
+        free &= np.cumsum(free, axis=1) <= needed[:, np.newaxis]
+        row, column = np.nonzero(free)
+        nth = np.arange(len(row)) - np.repeat(np.cumsum(needed) - needed, needed)
+        best[short[row], stored[short][row] + nth] = column + FIRST_ITEM
+    return best

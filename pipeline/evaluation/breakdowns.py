@@ -1,0 +1,150 @@
+"""Targets in groups: what a mean over all of them does not tell."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.core.columns import FIRST_ITEM
+from pipeline.data.interactions import Interactions
+from pipeline.evaluation.targets import Positions, target_places
+
+_LENGTHS = (1, 2, 3, 4, 6, 10, 20)
+"""Where groups of targets by the interactions before them begin."""
+_HOURS = 6
+"""Width of a group of hours of the day."""
+_MOST_DAYS = 31
+_MICROSECONDS_A_DAY = 86_400_000_000
+
+
+class Targets(NamedTuple):
+    """N targets, in the order of sessions and positions."""
+
+    items: np.ndarray
+    """(N,) item indices."""
+    sessions: np.ndarray
+    """(N,) the session of each, in rising order."""
+    num_before: np.ndarray
+    """(N,) interactions before it in its session, those included that no model reads any more."""
+    repeated: np.ndarray
+    """(N,) bool: whether the item is among them."""
+    after_unknown: np.ndarray
+    """(N,) bool: whether an unknown or missing item is among them."""
+    times: np.ndarray
+    """(N,) as in `Interactions`."""
+
+
+class Group(NamedTuple):
+    """Some of the targets."""
+
+    label: str
+    members: np.ndarray
+    """(N,) bool."""
+
+
+def describe_targets(interactions: Interactions, positions: Positions) -> Targets:
+    """The targets of `rank_targets` in the same order, and what came before each."""
+    values, offsets, times = interactions
+    where = target_places(values, offsets, positions)
+    session = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    starts = offsets[session[where]]
+    # of equal items of a session the first is no repetition
+    order = np.lexsort((np.arange(len(values)), values, session))
+    same = (np.diff(session[order]) == 0) & (np.diff(values[order]) == 0)
+    repeated = np.zeros(len(values), bool)
+    repeated[order[1:]] = same
+    unknown = np.concatenate([[0], np.cumsum(values < FIRST_ITEM)])
+    return Targets(
+        items=values[where],
+        sessions=session[where],
+        num_before=where - starts,
+        repeated=repeated[where],
+        after_unknown=unknown[where] > unknown[starts],
+        times=times[where],
+    )
+
+
+def break_down(
+    targets: Targets, item_counts: np.ndarray, *, by_time: bool
+) -> dict[str, list[Group]]:
+    """Groups by the name of what tells them apart, none empty; what makes one group is left out.
+
+    `item_counts`: (items,) training interactions. `by_time` where times are times.
+    """
+    known = targets.items >= FIRST_ITEM
+    # an unknown item has no count of its own
+    counts = np.where(known, item_counts[np.maximum(targets.items - FIRST_ITEM, 0)], -1)
+    groups = {
+        "interactions before the target": _by_length(targets.num_before),
+        "popularity of the target": _by_popularity(counts, item_counts),
+        "target": [
+            Group("seen in training", counts > 0),
+            Group("in the catalogue, in no training session", counts == 0),
+            Group("unknown", counts < 0),
+        ],
+        "items before": [
+            Group("all known", ~targets.after_unknown),
+            Group("one or more unknown", targets.after_unknown),
+        ],
+        "known target": [
+            Group("first time in the session", known & ~targets.repeated),
+            Group("seen before in the session", known & targets.repeated),
+        ],
+    }
+    if by_time:
+        groups["hour of the day (UTC)"] = _by_hour(targets.times)
+        groups["day (UTC)"] = _by_day(targets.times)
+    some = {
+        name: [group for group in found if group.members.any()] for name, found in groups.items()
+    }
+    return {name: found for name, found in some.items() if len(found) > 1}
+
+
+def _by_length(num_before: np.ndarray) -> list[Group]:
+    groups = []
+    for first, following in zip(_LENGTHS, (*_LENGTHS[1:], None), strict=True):
+        members = num_before >= first
+        label = f"{first} or more"
+        if following is not None:
+            members &= num_before < following
+            label = f"{first}" if following == first + 1 else f"{first} to {following - 1}"
+        groups.append(Group(label, members))
+    return groups
+
+
+def _by_popularity(counts: np.ndarray, item_counts: np.ndarray) -> list[Group]:
+    """Head, middle and tail: about a third of the training interactions each."""
+    falling = np.sort(item_counts[item_counts > 0])[::-1]
+    if not len(falling):
+        return []
+    before = np.cumsum(falling) - falling
+    thirds = np.searchsorted(before, falling.sum() * np.array([1, 2]) / 3) - 1
+    # items that training saw equally often are not told apart
+    head, middle = falling[thirds].tolist()
+    bounds = [("head", head, None), ("middle", middle, head), ("tail", 1, middle)]
+    groups = []
+    for name, least, above in bounds:
+        members, items = counts >= least, item_counts >= least
+        seen = f"{least:,} times or more"
+        if above is not None:
+            members, items = members & (counts < above), items & (item_counts < above)
+            seen = f"{least:,} to {above - 1:,} times"
+            if above == least + 1:
+                seen = "once" if least == 1 else f"{least:,} times"
+        groups.append(Group(f"{name}: {int(items.sum()):,} items seen {seen}", members))
+    return groups
+
+
+def _by_hour(times: np.ndarray) -> list[Group]:
+    hours = times % _MICROSECONDS_A_DAY * 24 // _MICROSECONDS_A_DAY
+    return [
+        Group(f"{first:02}:00 to {first + _HOURS - 1:02}:59", hours // _HOURS == first // _HOURS)
+        for first in range(0, 24, _HOURS)
+    ]
+
+
+def _by_day(times: np.ndarray) -> list[Group]:
+    days = times // _MICROSECONDS_A_DAY
+    found = np.unique(days)
+    if len(found) > _MOST_DAYS:
+        return []
+    return [Group(str(np.datetime64(int(day), "D")), days == day) for day in found]

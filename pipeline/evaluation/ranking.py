@@ -1,0 +1,247 @@
+"""Ranks of targets in a catalogue of any size, and the best items: a chunk of scores at a time.
+
+No sort and no (T, V): a chunk is small enough to stay in a core's cache, is compared with the
+targets' scores, and is overwritten by the next. Measured on one core at 200,000 items of width
+128: 256 rows of 2,048 scores, 2 MiB, ranked 1,760 targets per second of its time, where the
+products alone reached 2,000; chunks of 16 MiB 1,420.
+
+Letters: T targets, V items of the catalogue, E width of their vectors, K length of a list.
+"""
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pipeline.core.columns import FIRST_ITEM
+from pipeline.model.ops.shards import Shards
+
+_SCORES = {"cpu": 1 << 19, "cuda": 1 << 25}
+"""Scores of a chunk. A GPU wants many at a time; 128 MiB of float32."""
+_WIDTHS = {"cpu": 2048, "cuda": 1 << 14}
+"""Items of a chunk."""
+
+
+class Seen(NamedTuple):
+    """What each of T targets is ranked without: a stretch of (N,) items."""
+
+    items: Tensor
+    """(N,) 0..V-1, or negative where it is no item."""
+    starts: Tensor
+    """(T,) where the stretch begins."""
+    stops: Tensor
+    """(T,) one past its end."""
+
+
+class RankedRows(NamedTuple):
+    """T targets."""
+
+    ranks: Tensor
+    """(T,) int64, 1 is best; V + 1 for a target that is no item."""
+    best: Tensor
+    """(T, K) items, best first, -1 behind the end; K is 0 where no list was asked for."""
+
+
+def rank_in_catalogue(
+    queries: Tensor,
+    items: Tensor,
+    targets: Tensor,
+    list_length: int = 0,
+    *,
+    seen: Seen | None = None,
+) -> RankedRows:
+    """(T, E) queries, (V, E) items, (T,) targets -> ranks and the best `list_length` items.
+
+    A target is 0..V-1, or negative where it is no item. Its rank is the number of items that do
+    not score less, itself included: what has its score counts as ahead of it, and so does what is
+    no number. A list that is longer than the catalogue holds all of it; equal scores stand in it
+    in any order. What is `seen` counts as ahead of nothing and stands in no list; a target that
+    was seen itself has rank V, as it is never recommended.
+    """
+    width = min(_WIDTHS.get(queries.device.type, _WIDTHS["cuda"]), len(items))
+    scores = _SCORES.get(queries.device.type, _SCORES["cuda"])
+    step = max(1, scores // max(1, width))
+    if width < len(items):
+        step = min(step, width)  # the targets' own scores are made in a chunk as well
+    parts = [
+        _rank_rows(
+            queries[first : first + step],
+            targets[first : first + step],
+            items,
+            width,
+            min(list_length, len(items)),
+            None if seen is None else _entries(seen, slice(first, first + step)),
+        )
+        for first in range(0, max(1, len(targets)), step)
+    ]
+    return RankedRows(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+
+def rank_in_shards(
+    queries: Tensor,
+    items: Tensor,
+    targets: Tensor,
+    shards: Shards,
+    *,
+    seen: Seen | None = None,
+) -> Tensor:
+    """The ranks of `rank_in_catalogue` where each process has some queries and some items.
+
+    (n, E) and (n,) of this process's targets, which stand in the whole catalogue, and its own items
+    -> (T,) ranks of the targets of all processes, by rank. All must call it together.
+    """
+    sizes = shards.sizes(len(targets))
+    every, wanted = shards.gather(queries, sizes), shards.gather(targets, sizes)
+    first = max(0, shards.first - FIRST_ITEM)
+    local = torch.where(shards.here(wanted + FIRST_ITEM) & (wanted >= 0), wanted - first, -1)
+    fewest = min(b - max(a, FIRST_ITEM) for a, b in pairwise(shards.bounds))
+    # the same width in all of them, so that scores are rounded in the same way
+    width = min(_WIDTHS.get(queries.device.type, _WIDTHS["cuda"]), fewest)
+    scores = _SCORES.get(queries.device.type, _SCORES["cuda"])
+    step = max(1, min(width, scores // width))
+    if seen is not None:
+        rows, hidden = _entries(seen, slice(None))
+        counts = shards.sizes(len(rows))
+        rows = shards.gather(rows + sum(sizes[: shards.rank]), counts)
+        hidden = shards.gather(hidden, counts)
+    behind = torch.zeros_like(wanted)
+    for start in range(0, len(wanted), step):
+        part = slice(start, start + step)
+        own = _own_scores(every[part], items, local[part].clamp(min=0), width)
+        own = shards.sum(torch.where(local[part].unsqueeze(1) >= 0, own, 0))
+        entries = None
+        if seen is not None:
+            inside = (rows >= start) & (rows < start + step)
+            chosen, there = rows[inside] - start, hidden[inside]
+            own[chosen[wanted[part][chosen] == there]] = float("-inf")
+            mine = shards.here(there + FIRST_ITEM)
+            order = there[mine].argsort()
+            entries = chosen[mine][order], there[mine][order] - first
+        behind[part] = _count_behind(every[part], local[part], own, items, width, _Best(0), entries)
+    behind = shards.sum(behind)
+    num_items = shards.num_rows - FIRST_ITEM
+    return torch.where(wanted >= 0, num_items - behind, num_items + 1)
+
+
+def _entries(seen: Seen, chunk: slice) -> tuple[Tensor, Tensor]:
+    """Rows of a chunk of targets and the items seen in each, both (entries,), by rising item."""
+    starts, stops = seen.starts[chunk], seen.stops[chunk]
+    lengths = stops - starts
+    rows = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
+    nth = torch.arange(len(rows), device=rows.device) - (lengths.cumsum(0) - lengths)[rows]
+    items = seen.items[starts[rows] + nth].to(torch.int64)
+    rows, items = rows[items >= 0], items[items >= 0]
+    order = items.argsort()
+    return rows[order], items[order]
+
+
+def _rank_rows(
+    queries: Tensor,
+    targets: Tensor,
+    items: Tensor,
+    width: int,
+    list_length: int,
+    seen: tuple[Tensor, Tensor] | None,
+) -> RankedRows:
+    """The same for few enough targets that a chunk of their scores is `width` wide."""
+    own = _own_scores(queries, items, targets.clamp(min=0), width)  # (T, 1)
+    if seen is not None:
+        seen_rows, seen_items = seen
+        own[seen_rows[targets[seen_rows] == seen_items]] = float("-inf")
+    best = _Best(list_length)
+    behind = _count_behind(queries, targets, own, items, width, best, seen)
+    ranks = torch.where(targets >= 0, len(items) - behind, len(items) + 1)
+    return RankedRows(ranks, best.items(len(targets), targets.device, drop=seen is not None))
+
+
+def _count_behind(
+    queries: Tensor,
+    targets: Tensor,
+    own: Tensor,
+    items: Tensor,
+    width: int,
+    best: "_Best",
+    seen: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """(T,) items that score less than `own` (T, 1); what scores best goes into `best`.
+
+    A target that is negative is none of these items.
+    """
+    behind = torch.zeros(len(targets), dtype=torch.int64, device=targets.device)
+    # the rows whose target stands in each chunk, found without a look at each chunk
+    order = targets.argsort()
+    starts = torch.arange(0, len(items) + width, width, device=targets.device)
+    bounds = torch.searchsorted(targets[order], starts).tolist()
+    if seen is not None:
+        seen_rows, seen_items = seen
+        seen_bounds = torch.searchsorted(seen_items, starts).tolist()
+    for chunk, first in enumerate(range(0, len(items), width)):
+        begin = min(first, len(items) - width)  # the last overlaps: all have the same width
+        scores = queries @ items[begin : begin + width].T  # (T, width)
+        scores = scores[:, first - begin :]
+        there = order[bounds[chunk] : bounds[chunk + 1]]
+        # equal by construction; a library that rounds by position must not put it behind itself
+        scores[there, targets[there] - first] = own[there, 0]
+        if seen is not None:
+            hidden = slice(seen_bounds[chunk], seen_bounds[chunk + 1])
+            scores[seen_rows[hidden], seen_items[hidden] - first] = float("-inf")
+        best.add(scores, first)
+        # not `>=`: what is no number must not count as behind; floats add up faster than truths
+        behind += scores.lt_(own).sum(1).to(torch.int64)
+    return behind
+
+
+def _own_scores(queries: Tensor, items: Tensor, targets: Tensor, width: int) -> Tensor:
+    """(T, E), (V, E), (T,) -> (T, 1) scores of the targets, as a chunk has them to the last bit.
+
+    Sums that are added in another order would tell an item from its twin with the same vector.
+    """
+    if width == len(items):
+        return (queries @ items.T).gather(1, targets.unsqueeze(1))
+    chosen = items.new_zeros(width, items.size(1))
+    chosen[: len(targets)] = items[targets]
+    return (queries @ chosen.T).diagonal().unsqueeze(1)[: len(targets)]
+
+
+class _Best:
+    """The best items of the chunks so far."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        self._scores: Tensor | None = None
+        self._items: Tensor | None = None
+
+    def add(self, scores: Tensor, first: int) -> None:
+        """(T, C) scores of the items from `first` on."""
+        if not self.length:
+            return
+        if self._scores is None or self._items is None or self._scores.size(1) < self.length:
+            self._extend(scores, first)
+            return
+        # most rows find nothing better in most chunks
+        rows = (~(scores.amax(1) <= self._scores[:, -1])).nonzero().squeeze(1)
+        if len(rows):
+            found = scores[rows].topk(min(self.length, scores.size(1)))
+            merged = torch.cat([self._scores[rows], found.values], 1).topk(self.length)
+            items = torch.cat([self._items[rows], found.indices + first], 1)
+            self._scores[rows] = merged.values
+            self._items[rows] = items.gather(1, merged.indices)
+
+    def items(self, num_rows: int, device: torch.device, *, drop: bool) -> Tensor:
+        """(T, K); -1 in place of what has a score of minus infinity if `drop`."""
+        if self._items is None or self._scores is None:
+            return torch.zeros(num_rows, 0, dtype=torch.int64, device=device)
+        return torch.where(self._scores.isneginf(), -1, self._items) if drop else self._items
+
+    def _extend(self, scores: Tensor, first: int) -> None:
+        found = scores.topk(min(self.length, scores.size(1)))
+        values, items = found.values, found.indices + first
+        if self._scores is not None and self._items is not None:
+            values = torch.cat([self._scores, values], 1)
+            order = values.topk(min(self.length, values.size(1)))
+            values, items = (
+                order.values,
+                torch.cat([self._items, items], 1).gather(1, order.indices),
+            )
+        self._scores, self._items = values, items

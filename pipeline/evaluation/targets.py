@@ -1,0 +1,166 @@
+"""Ranks of the items that came next, in the full catalogue.
+
+Each target is predicted from the interactions before it in its session, the newest L of them, as
+a server would. A model that looks back alone gives all positions of a window in one pass; one
+that looks both ways gets a row for each target.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.core.columns import FIRST_ITEM, OUT_OF_VOCABULARY
+from pipeline.data.loader import RaggedBatch
+from pipeline.evaluation.metrics import Ranked
+from pipeline.evaluation.ranking import Seen, rank_in_catalogue
+from pipeline.model.model import Model
+
+Positions = Literal["all", "last"]
+
+
+class Windows(NamedTuple):
+    """Rows to evaluate, all (W,)."""
+
+    rows: Tensor
+    """Session of the batch."""
+    starts: Tensor
+    """First interaction of the window."""
+    stops: Tensor
+    """One past its last, which is the (last) target."""
+    every: Tensor
+    """bool: whether all positions but the first are targets, or the last alone."""
+
+
+def evaluation_windows(
+    lengths: Tensor, longest: int, positions: Positions, *, causal: bool
+) -> Windows:
+    """Windows of sessions of `lengths` (B,): each target has its newest `longest` before it.
+
+    A session of one interaction has no target and gets no window.
+    """
+    targets = (lengths.to(torch.int64) - 1).clamp(min=0)
+    # the first window answers for as many targets as it holds
+    first = targets.clamp(max=longest if causal else 1)
+    if positions == "last":
+        first, windows = targets, targets.clamp(max=1)
+    else:
+        windows = torch.where(targets > 0, targets - first + 1, 0)
+    rows = torch.arange(len(lengths), device=lengths.device).repeat_interleave(windows)
+    nth = torch.arange(len(rows), device=lengths.device) - (windows.cumsum(0) - windows)[rows]
+    stops = first[rows] + 1 + nth
+    starts = (stops - 1 - longest).clamp(min=0)
+    every = (nth == 0) & (positions == "all") & causal
+    return Windows(rows, starts, stops, every)
+
+
+@torch.inference_mode()
+def rank_targets(
+    model: Model,
+    batches: Iterable[RaggedBatch],
+    positions: Positions,
+    batch_size: int = 512,
+    *,
+    list_lengths: tuple[int, ...] = (),
+    filter_seen: bool = False,
+) -> Ranked:
+    """Rank every target of `batches`, and count what stands in lists of `list_lengths`.
+
+    What came before a target in its session is not ranked if `filter_seen`, also what lies further
+    back than the model reads. A list that is longer than the catalogue holds all of it. The model's
+    mode and device are its caller's. Memory is that of a batch and of the ranks.
+    """
+    device = next(model.parameters()).device
+    catalogue = model.item_embeddings()  # (items, E)
+    ranks = [torch.empty(0, dtype=torch.int64)]
+    targets = [torch.empty(0, dtype=torch.int64)]
+    exposure = torch.zeros(len(list_lengths), len(catalogue), dtype=torch.int64, device=device)
+    for batch in batches:
+        seen = seen_before(batch, model.inputs.item, positions, device) if filter_seen else None
+        for hidden, items in hidden_at_targets(model, [batch], positions, batch_size):
+            found = rank_in_catalogue(
+                model.queries(hidden),
+                catalogue,
+                items - FIRST_ITEM,
+                max(list_lengths, default=0),
+                seen=seen,
+            )
+            ranks.append(found.ranks.cpu())
+            targets.append(items.cpu())
+            for counts, length in zip(exposure, list_lengths, strict=True):
+                shown = found.best[:, :length].reshape(-1)
+                if filter_seen:
+                    shown = shown[shown >= 0]
+                counts.index_add_(0, shown, torch.ones_like(shown))
+    return Ranked(torch.cat(ranks).numpy(), torch.cat(targets).numpy(), exposure.cpu().numpy())
+
+
+def seen_before(batch: RaggedBatch, item: str, positions: Positions, device: torch.device) -> Seen:
+    """What came before each target of a batch, in the order of `hidden_at_targets`."""
+    values = batch.sequences[item].cpu().to(torch.int64)
+    offsets = batch.offsets.cpu().to(torch.int64).numpy()
+    where = target_places(values.numpy(), offsets, positions)
+    starts = np.repeat(offsets[:-1], np.diff(offsets))[where]
+    columns = values - FIRST_ITEM, torch.from_numpy(starts), torch.from_numpy(where)
+    return Seen(*(column.to(device) for column in columns))
+
+
+def hidden_at_targets(
+    model: Model, batches: Iterable[RaggedBatch], positions: Positions, batch_size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(T, D) hidden states with (T,) targets of each batch, in the order of its sessions."""
+    device = next(model.parameters()).device
+    longest = model.inputs.max_sequence_length
+    for batch in batches:
+        windows = evaluation_windows(
+            batch.lengths, longest or 2**31, positions, causal=model.causal
+        )
+        parts = []
+        if not len(windows.rows):
+            continue
+        # windows of about one length go together, so that little is padding
+        for chosen in (windows.stops - windows.starts).argsort(stable=True).split(batch_size):
+            part = Windows(*(column[chosen] for column in windows))
+            found = model.at_targets(batch.window(part.rows, part.starts, part.stops).to(device))
+            wanted = part.every.to(device)[found.rows] | found.is_last
+            places = chosen.to(device)[found.rows[wanted]]
+            parts.append((found.hidden[wanted], found.targets[wanted], places))
+        hidden, targets, places = (torch.cat(column) for column in zip(*parts, strict=True))
+        order = places.argsort(stable=True)
+        yield hidden[order], targets[order]
+
+
+class Prefixes(NamedTuple):
+    """What comes before each target, ragged."""
+
+    values: np.ndarray
+    """Item indices of all prefixes, one after the other, oldest first."""
+    offsets: np.ndarray
+    """(N + 1,) where each begins."""
+    targets: np.ndarray
+    """(N,) item indices."""
+
+
+def target_places(values: np.ndarray, offsets: np.ndarray, positions: Positions) -> np.ndarray:
+    """Ragged sessions -> (N,) where the targets of `rank_targets` stand in `values`, in order."""
+    where = np.arange(len(values))
+    wanted = values >= OUT_OF_VOCABULARY
+    if positions == "last":
+        wanted &= where == np.repeat(offsets[1:], np.diff(offsets)) - 1
+    wanted &= where > np.repeat(offsets[:-1], np.diff(offsets))
+    return where[wanted]
+
+
+def prefixes(
+    values: np.ndarray, offsets: np.ndarray, positions: Positions, longest: int
+) -> Prefixes:
+    """Ragged sessions -> the same targets in the same order as `rank_targets`."""
+    where = target_places(values, offsets, positions)
+    starts = np.repeat(offsets[:-1], np.diff(offsets))
+    first = np.maximum(starts[where], where - longest)
+    lengths = where - first
+    new_offsets = np.concatenate([[0], np.cumsum(lengths)])
+    within = np.arange(new_offsets[-1]) - np.repeat(new_offsets[:-1], lengths)
+    return Prefixes(values[np.repeat(first, lengths) + within], new_offsets, values[where])

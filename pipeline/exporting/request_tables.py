@@ -1,0 +1,161 @@
+"""Fitted preprocessing as what the server's encoder reads: JSON and npy."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.core.artifact import write_json
+from pipeline.core.columns import ITEM, NULL, OUT_OF_VOCABULARY, PADDING
+from pipeline.core.hashing import bucket_of
+from pipeline.data.fitted import Fitted, TargetEncoding, Vocabulary
+from pipeline.recipe.durations import gap_microseconds
+from pipeline.recipe.preprocess import Feature
+
+ELAPSED = "elapsed"
+FURTHER_ITEMS = "item_id.further"
+
+
+def encoder_spec(fitted: Fitted, default_k: int, max_k: int) -> dict[str, Any]:
+    """What the encoder does with each column; see `pipeline/serve/runtime/encoder.py`."""
+    columns: list[dict[str, Any]] = [
+        {
+            "name": ITEM,
+            "kind": "categorical",
+            "scope": "interaction",
+            "type": fitted.item.type,
+        }
+    ]
+    for feature in fitted.recipe.features:
+        scope = "session" if feature.of == "session" else "interaction"
+        column: dict[str, Any] = {"name": feature.name, "kind": feature.kind, "scope": scope}
+        if feature.values_per_interaction > 1:
+            column |= {
+                "type": "string",
+                "values": fitted.vocabularies[feature.name].type,
+                "separator": feature.separator,
+                "columns": list(feature.columns),
+            }
+        elif feature.buckets:
+            column |= {"type": "float64", "buckets": list(feature.buckets)}
+        elif feature.kind == "categorical":
+            column["type"] = fitted.vocabularies[feature.name].type
+        elif feature.mean_of is not None:
+            encoding = fitted.target_encodings[feature.name]
+            column |= {
+                "type": encoding.type,
+                "mean_of_all": float(encoding.means()[-1]),
+                **_statistics(fitted, feature.name, log=False),
+            }
+        else:
+            column |= {"type": "float64", **_statistics(fitted, feature.name, log=feature.log)}
+        if feature.hash_buckets:
+            column["hash_buckets"] = feature.hash_buckets
+        column["of_item"] = _is_known(fitted, feature)
+        columns.append(column)
+    timestamp: dict[str, Any] | None = None
+    recipe = fitted.recipe
+    if recipe.timestamp is not None:
+        kind = fitted.timestamp_type
+        # a time that Parquet holds as such travels as text
+        timestamp = {"type": kind, "unit": "iso" if kind == "string" else recipe.timestamp.unit}
+        if ELAPSED in recipe.timestamp.features:
+            timestamp["elapsed"] = _statistics(fitted, ELAPSED, log=True)
+    return {
+        "max_sequence_length": recipe.max_sequence_length,
+        "session_type": fitted.session_type,
+        "filter_seen": recipe.filter_seen,
+        "session_gap": recipe.session_gap and gap_microseconds(recipe.session_gap),
+        "drop_repeats": recipe.drop_repeats,
+        "default_k": default_k,
+        "max_k": max_k,
+        "columns": columns,
+        "further_items": bool(len(further_items(fitted))),
+        "timestamp": timestamp,
+        "time_features": list(recipe.timestamp.features) if recipe.timestamp else [],
+    }
+
+
+def write_encoder(directory: Path, fitted: Fitted, spec: dict[str, Any]) -> None:
+    """Write `encoder.json` and a table for each categorical column."""
+    write_json(directory / "encoder.json", spec)
+    for name, vocabulary in fitted.vocabularies.items():
+        write_values(directory, name, vocabulary)
+    for name, encoding in fitted.target_encodings.items():
+        write_values(directory, name, encoding)
+        np.save(directory / f"{name}.means.npy", encoding.means()[:-1], allow_pickle=False)
+    if spec["further_items"]:
+        further = Vocabulary(type=fitted.item.type, values=further_items(fitted))
+        write_values(directory, FURTHER_ITEMS, further)
+    for feature in fitted.recipe.features:
+        if _is_known(fitted, feature):
+            found = _of_items(fitted, feature)
+            np.save(directory / f"{feature.name}.of_item.npy", found, allow_pickle=False)
+
+
+def further_items(fitted: Fitted) -> pa.Array:
+    """Items beyond the catalogue of which something is known."""
+    if fitted.items is None:
+        return fitted.item.values.slice(0, 0)
+    ids = fitted.items[ITEM].combine_chunks()
+    return ids.filter(pc.invert(pc.is_in(ids, value_set=fitted.item.values)))
+
+
+def write_values(directory: Path, name: str, vocabulary: Vocabulary | TargetEncoding) -> None:
+    """Values in the order of their indices: integers as they are, text as UTF-8 with offsets."""
+    if vocabulary.type == "int64":
+        np.save(directory / f"{name}.npy", vocabulary.values.to_numpy(), allow_pickle=False)
+        return
+    encoded = [value.encode("utf-8") for value in vocabulary.values.cast(pa.string()).to_pylist()]
+    offsets = np.cumsum([0, *(len(value) for value in encoded)], dtype=np.int64)
+    joined = np.frombuffer(b"".join(encoded), np.uint8)
+    np.save(directory / f"{name}.npy", joined, allow_pickle=False)
+    np.save(directory / f"{name}.offsets.npy", offsets, allow_pickle=False)
+
+
+def _is_known(fitted: Fitted, feature: Feature) -> bool:
+    """Whether a server can fill in what training has seen of the items."""
+    return fitted.items is not None and feature.columns[0] in fitted.items.column_names
+
+
+def _of_items(fitted: Fitted, feature: Feature) -> np.ndarray:
+    """(items,) int32 indices, or float64 numbers with NaN: the catalogue, then `further_items`.
+
+    (items, M) indices of several values, 0 behind the last.
+    """
+    assert fitted.items is not None  # noqa: S101
+    items = pa.concat_arrays([fitted.item.values, further_items(fitted)])
+    place = pc.index_in(items, value_set=fitted.items[ITEM].combine_chunks())
+    columns = [fitted.items[name].combine_chunks().take(place) for name in feature.columns]
+    vocabulary = fitted.vocabularies.get(feature.name)
+    encoding = fitted.target_encodings.get(feature.name)
+    if encoding is not None:
+        place = pc.index_in(columns[0], value_set=encoding.values)
+        return encoding.means()[pc.fill_null(place, -1).to_numpy()]
+    if vocabulary is None:
+        return pc.fill_null(columns[0], np.nan).to_numpy()
+    found = [
+        _indices(values, vocabulary, PADDING if number else NULL)
+        for number, values in enumerate(columns)
+    ]
+    return np.stack(found, 1) if len(found) > 1 else found[0]
+
+
+def _indices(values: pa.Array, vocabulary: Vocabulary, missing: int) -> np.ndarray:
+    index = pc.index_in(values, value_set=vocabulary.values)
+    found = pc.fill_null(index, -1).to_numpy() + vocabulary.first
+    unknown = index.is_null().to_numpy(zero_copy_only=False)
+    if vocabulary.hash_buckets:
+        texts = values.filter(pa.array(unknown)).cast(pa.string()).to_pylist()
+        found[unknown] = [bucket_of(text or "", vocabulary.hash_buckets) for text in texts]
+    else:
+        found[unknown] = OUT_OF_VOCABULARY
+    found[values.is_null().to_numpy(zero_copy_only=False)] = missing
+    return found.astype(np.int32)
+
+
+def _statistics(fitted: Fitted, name: str, *, log: bool) -> dict[str, Any]:
+    statistics = fitted.standardisations[name]
+    return {"log": log, "mean": statistics.mean, "deviation": statistics.deviation}

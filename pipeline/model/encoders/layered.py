@@ -1,0 +1,84 @@
+"""Layers that look back alone, over learned positions: what SASRec and its kin have in common."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pipeline.model.encoders.config import EncoderConfig
+
+
+class LayeredEncoder(nn.Module):
+    """Positions, layers and a last norm. A layer has `forward` and `weights`, both of (B, L, D)."""
+
+    def __init__(self, config: EncoderConfig, layers: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.d_output = config.d_model
+        """Width of the hidden states."""
+        self.positions = nn.Embedding(config.positions(), config.d_model)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(layers)
+        self.norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=config.initializer_range)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+
+    def forward(self, embeddings: Tensor, lengths: Tensor, order: Tensor | None) -> Tensor:  # noqa: ARG002
+        """(B, L, D) -> (B, L, D); padding is on the right, behind all that counts."""
+        hidden = self._positioned(embeddings)
+        for layer in self.layers:
+            hidden = layer(hidden)
+        normed: Tensor = self.norm(hidden)
+        return normed
+
+    def attentions(self, embeddings: Tensor, *_others: Any) -> tuple[Tensor, ...]:
+        """(B, H, L, L) weights of each layer."""
+        hidden, found = self._positioned(embeddings), []
+        for layer in self.layers:
+            found.append(layer.weights(hidden))  # type: ignore[operator]
+            hidden = layer(hidden)
+        return tuple(found)
+
+    def _positioned(self, embeddings: Tensor) -> Tensor:
+        places = self.positions.weight[: embeddings.size(1)]
+        # item vectors are made as large as those of positions, as in both papers' own programs
+        positioned: Tensor = self.dropout(embeddings * self.d_output**0.5 + places)
+        return positioned
+
+
+class CausalAttention(nn.Module):
+    """Several heads of attention to the position itself and those before it."""
+
+    def __init__(self, width: int, n_head: int, dropout: float) -> None:
+        super().__init__()
+        self.n_head = n_head
+        self.dropout = dropout
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.output = nn.Linear(width, width)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(B, L, D) -> (B, L, D)."""
+        mixed = functional.scaled_dot_product_attention(
+            *self._heads(hidden), is_causal=True, dropout_p=self.dropout if self.training else 0.0
+        )
+        output: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
+        return output
+
+    def weights(self, hidden: Tensor) -> Tensor:
+        """(B, L, D) -> (B, H, L, L)."""
+        query, key, _ = self._heads(hidden)
+        scores = query @ key.transpose(2, 3) / query.size(3) ** 0.5
+        ahead = torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1)
+        return scores.masked_fill(ahead, float("-inf")).softmax(3)
+
+    def _heads(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value (B, H, L, D / H)."""
+        query, key, value = (
+            part.unflatten(2, (self.n_head, -1)).transpose(1, 2)
+            for part in self.query_key_value(hidden).chunk(3, -1)
+        )
+        return query, key, value

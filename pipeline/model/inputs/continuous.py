@@ -1,0 +1,80 @@
+"""Continuous features: numbers as they are, through layers, or as soft choices of vectors."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.core.arguments import checked_arguments
+from pipeline.model.inputs.checks import check_names, check_positive
+from pipeline.model.inputs.tables import EMBEDDING_DEVIATION, Initializer
+
+
+class SoftEmbedding(nn.Module):
+    """A number as a mixture of vectors, whose shares depend on it (Tutel et al. 2021).
+
+    softmax(w x + b) chooses among the rows of a table, so that ranges of x get their own vectors.
+    """
+
+    @checked_arguments()
+    def __init__(
+        self,
+        num_embeddings: int,
+        embeddings_dim: int,
+        emb_initializer: Initializer | None = None,
+    ) -> None:
+        super().__init__()
+        check_positive("num_embeddings", num_embeddings)
+        check_positive("embeddings_dim", embeddings_dim)
+        self.projection_layer = nn.Linear(1, num_embeddings)
+        self.embedding_table = nn.Embedding(num_embeddings, embeddings_dim)
+        with torch.no_grad():
+            if emb_initializer is None:
+                nn.init.normal_(self.embedding_table.weight, std=EMBEDDING_DEVIATION)
+            else:
+                emb_initializer(self.embedding_table.weight)
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        """(B, L) -> (B, L, d)."""
+        shares = self.projection_layer(numbers.unsqueeze(-1)).softmax(-1)  # (B, L, rows)
+        return shares @ self.embedding_table.weight
+
+
+def build_soft_embeddings(
+    names: Sequence[str],
+    *,
+    cardinalities: Mapping[str, int],
+    cardinality_default: int,
+    dims: Mapping[str, int],
+    dim_default: int,
+    initializers: Mapping[str, Initializer],
+    layer_norm: bool,
+) -> dict[str, nn.Module]:
+    """A soft embedding of each feature, normalised if asked for. ConfigError for other names."""
+    check_names("soft_embedding_cardinalities", cardinalities, names, "soft")
+    check_names("soft_embedding_dims", dims, names, "soft")
+    modules: dict[str, nn.Module] = {}
+    for name in names:
+        dim = dims.get(name, dim_default)
+        soft = SoftEmbedding(
+            cardinalities.get(name, cardinality_default), dim, initializers.get(name)
+        )
+        # a single number normalised is always 0
+        normed = layer_norm and dim > 1
+        modules[name] = nn.Sequential(soft, nn.LayerNorm(dim)) if normed else soft
+    return modules
+
+
+def build_continuous_projection(
+    num_features: int, dimensions: int | Sequence[int]
+) -> nn.Sequential:
+    """Linear layers with ReLU between and after: (B, L, features) -> (B, L, dimensions[-1])."""
+    dimensions = [dimensions] if isinstance(dimensions, int) else list(dimensions)
+    for dimension in dimensions or [0]:
+        check_positive("continuous_projection", dimension)
+    layers = nn.Sequential()
+    width = num_features
+    for dimension in dimensions:
+        layers.append(nn.Linear(width, dimension)).append(nn.ReLU())
+        width = dimension
+    return layers

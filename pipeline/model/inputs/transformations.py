@@ -1,0 +1,192 @@
+"""What is done to features before they are embedded (`pre`) and to each of them after (`post`)."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.core.arguments import checked_arguments
+from pipeline.core.columns import FIRST_ITEM, PADDING
+from pipeline.core.errors import ConfigError
+from pipeline.data.batch import SessionBatch, visible_positions
+from pipeline.model.inputs.checks import child_name
+
+
+class StochasticSwapNoise(nn.Module):
+    """While training, some values become those of other interactions of the batch.
+
+    Each value by chance and each feature on its own; several indices or a vector of an
+    interaction move together. Padding neither gives nor takes. Features of a session are swapped
+    between sessions.
+    """
+
+    @checked_arguments(
+        instead={
+            "schema": "the input block knows it; leave it out.",
+            "pad_token": "padding is always 0; leave it out.",
+        }
+    )
+    def __init__(self, replacement_prob: float = 0.1) -> None:
+        super().__init__()
+        _check_chance("replacement_prob", replacement_prob)
+        self.replacement_prob = replacement_prob
+
+    def forward(self, batch: SessionBatch) -> SessionBatch:
+        """SessionBatch -> SessionBatch; what it was given stays as it was."""
+        if not self.training:
+            return batch
+        width = batch.width
+        visible = visible_positions(batch.lengths, width)
+        features = {}
+        for name, values in batch.features.items():
+            if values.dim() > 1 and values.size(1) == width:
+                swapped = self._swap(values.flatten(0, 1), visible.flatten())
+            else:
+                swapped = self._swap(values, batch.lengths > 0)
+            features[name] = swapped.reshape(values.shape)
+        return batch._replace(features=features)
+
+    def _swap(self, values: Tensor, is_real: Tensor) -> Tensor:
+        """(N, ...), (N,) -> (N, ...)."""
+        real = is_real.nonzero().squeeze(1)  # (R,)
+        count = real.size(0)
+        if count < 2:
+            return values
+        # 1..R-1 places further on among the real ones, so never the same place
+        steps = torch.randint(1, count, (count,), device=real.device)
+        others = real[(torch.arange(count, device=real.device) + steps) % count]
+        chosen = torch.rand(count, device=real.device) < self.replacement_prob
+        swapped = values.clone()
+        swapped[real[chosen]] = values[others[chosen]]
+        return swapped
+
+
+class StochasticSharedEmbeddings(nn.Module):
+    """SSE-SE (Wu et al. 2019): while training, some indices become any other of their feature.
+
+    Drawn evenly from its known values; padding stays.
+    """
+
+    @checked_arguments()
+    def __init__(self, replacement_prob: float = 0.01) -> None:
+        super().__init__()
+        _check_chance("replacement_prob", replacement_prob)
+        self.replacement_prob = replacement_prob
+        self.num_rows: dict[str, int] | None = None
+
+    def build(self, num_rows: Mapping[str, int]) -> None:
+        """Learn the rows of each categorical feature. ConfigError if built before."""
+        if self.num_rows is not None:
+            raise ConfigError("StochasticSharedEmbeddings belongs to another input block already.")
+        self.num_rows = dict(num_rows)
+
+    def forward(self, batch: SessionBatch) -> SessionBatch:
+        """SessionBatch -> SessionBatch; what it was given stays as it was."""
+        if not self.training:
+            return batch
+        if self.num_rows is None:
+            raise ConfigError("StochasticSharedEmbeddings works as `pre` of an input block.")
+        features = dict(batch.features)
+        for name, rows in self.num_rows.items():
+            indices = features[name]
+            if rows > FIRST_ITEM:
+                drawn = torch.randint_like(indices, FIRST_ITEM, rows)
+                chosen = torch.rand(indices.shape, device=indices.device) < self.replacement_prob
+                features[name] = torch.where(chosen & (indices != PADDING), drawn, indices)
+        return batch._replace(features=features)
+
+
+class TabularLayerNorm(nn.Module):
+    """Layer normalisation of each feature's vector; a single number is left alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = nn.ModuleDict()
+
+    def build(self, widths: Mapping[str, int]) -> None:
+        """Make the layers. ConfigError if built before."""
+        if len(self.norms):
+            raise ConfigError("TabularLayerNorm belongs to another input block already.")
+        for name, width in widths.items():
+            if width > 1:
+                self.norms[child_name(name)] = nn.LayerNorm(width)
+
+    def forward(self, parts: dict[str, Tensor]) -> dict[str, Tensor]:
+        """F of (B, L, d_f) -> the same shapes."""
+        normed = {}
+        for name, part in parts.items():
+            key = child_name(name)
+            normed[name] = self.norms[key](part) if key in self.norms else part
+        return normed
+
+
+class TabularDropout(nn.Module):
+    """Dropout of the numbers of each feature's vector."""
+
+    @checked_arguments()
+    def __init__(self, dropout_rate: float = 0.1) -> None:
+        super().__init__()
+        if not 0 <= dropout_rate < 1:
+            raise ConfigError(f"dropout_rate is {dropout_rate}, expected 0 or more and below 1.")
+        self.dropout = nn.Dropout(dropout_rate)
+
+    def forward(self, parts: dict[str, Tensor]) -> dict[str, Tensor]:
+        """F of (B, L, d_f) -> the same shapes."""
+        return {name: self.dropout(part) for name, part in parts.items()}
+
+
+Transformations = str | nn.Module | Sequence[str | nn.Module] | None
+BEFORE = (StochasticSwapNoise, StochasticSharedEmbeddings)
+AFTER = (TabularLayerNorm, TabularDropout)
+
+
+def build_pre(pre: Transformations, num_rows: Mapping[str, int]) -> list[nn.Module]:
+    """Modules of SessionBatch -> SessionBatch, by name or as they are."""
+    modules = [_module(given, "pre") for given in _each(pre)]
+    for module in modules:
+        if isinstance(module, AFTER):
+            raise ConfigError(f"{type(module).__name__} works on embeddings. Give it as `post`.")
+        if isinstance(module, StochasticSharedEmbeddings):
+            module.build(num_rows)
+    return modules
+
+
+def build_post(post: Transformations) -> list[nn.Module]:
+    """Modules of dict of (B, L, d) -> dict of (B, L, d), by name or as they are."""
+    modules = [_module(given, "post") for given in _each(post)]
+    for module in modules:
+        if isinstance(module, BEFORE):
+            raise ConfigError(
+                f"{type(module).__name__} works on what is not embedded yet. Give it as `pre`."
+            )
+    return modules
+
+
+def _each(given: Transformations) -> Sequence[str | nn.Module]:
+    if given is None:
+        return []
+    return [given] if isinstance(given, str | nn.Module) else given
+
+
+def _module(given: str | nn.Module, argument: str) -> nn.Module:
+    if isinstance(given, nn.Module):
+        return given
+    match given:
+        case "stochastic-swap-noise" | "ssn":
+            return StochasticSwapNoise()
+        case "stochastic-shared-embeddings" | "sse":
+            return StochasticSharedEmbeddings()
+        case "layer-norm":
+            return TabularLayerNorm()
+        case "dropout":
+            return TabularDropout()
+    expected = {
+        "pre": "stochastic-swap-noise (ssn), stochastic-shared-embeddings (sse)",
+        "post": "layer-norm, dropout",
+    }
+    raise ConfigError(f"{argument} is {given!r}. Expected {expected[argument]} or a module.")
+
+
+def _check_chance(what: str, chance: float) -> None:
+    if not 0 <= chance <= 1:
+        raise ConfigError(f"{what} is {chance}, expected 0 to 1.")

@@ -1,0 +1,49 @@
+"""A run: the directory that `pipeline train` wrote."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.artifact import read_manifest
+from pipeline.data.fitted import Fitted
+from pipeline.model.build import load_model
+from pipeline.model.model import Model
+
+
+@dataclass(frozen=True)
+class Run:
+    """Trained weights with the fitted state that they belong to; `open` makes one.
+
+    The manifest is checked when the directory is opened; weights and state are read at first use.
+    """
+
+    path: Path
+    facts: dict[str, Any] = field(repr=False, compare=False)
+    """Facts of the manifest: model and train settings, losses, metrics, seconds."""
+
+    @classmethod
+    def open(cls, path: "Path | str | Run") -> "Run":
+        """Check every file against the manifest. An open run is returned as it is.
+
+        ArtifactError if the directory is missing, incomplete or damaged.
+        """
+        if isinstance(path, Run):
+            return path
+        path = Path(path)
+        return cls(path, read_manifest(path, "run"))
+
+    @property
+    def name(self) -> str:
+        """Name of the directory."""
+        return self.path.resolve().name
+
+    @cached_property
+    def fitted(self) -> Fitted:
+        """Fitted state of the data that the run was trained on."""
+        return Fitted.read(self.path)
+
+    @cached_property
+    def model(self) -> Model:
+        """The trained model in evaluation mode, on the CPU."""
+        return load_model(self.path)

@@ -1,0 +1,244 @@
+"""NVTabular operators for sessions.
+
+On pandas they work on arrays and offsets: NVTabular's own list aggregation goes through a Python
+list for each group. On cuDF they use its group-by. Interactions of one session must be in one
+partition.
+"""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from dask.delayed import delayed
+from merlin.dag import ColumnSelector
+from merlin.schema import ColumnSchema, Schema, Tags
+from nvtabular.ops import Normalize, Operator
+
+from pipeline.preprocessing.sorting.ordering import order_by
+from pipeline.preprocessing.statistics import (
+    Moments,
+    merge_moments,
+    moments_of,
+)
+
+DAY_SECONDS = 86_400
+WEEK_SECONDS = 7 * DAY_SECONDS
+EPOCH_WEEKDAY_SECONDS = 3 * DAY_SECONDS
+"""1970-01-01 was a Thursday; weeks are to begin on Monday."""
+PERIODS = {"hour": (DAY_SECONDS, 0), "weekday": (WEEK_SECONDS, EPOCH_WEEKDAY_SECONDS)}
+
+
+class Standardise(Normalize):
+    """Normalize without cancellation and without infinities.
+
+    The original takes the difference of two large sums, so that the deviation of numbers around
+    a billion is lost and that of a constant is anything small.
+    """
+
+    def fit(self, col_selector: ColumnSelector, ddf: Any) -> Any:
+        """Moments of each column, still to be computed."""
+        parts = [delayed(moments_of)(part, col_selector.names) for part in ddf.to_delayed()]
+        return delayed(merge_moments)(parts)
+
+    def fit_finalize(self, dask_stats: dict[str, Moments]) -> None:
+        """Keep them; a constant has the deviation 0."""
+        for name, found in dask_stats.items():
+            self.means[name], self.stds[name] = found.mean, found.deviation
+
+    def transform(self, col_selector: ColumnSelector, df: Any) -> Any:
+        """Mean 0 and deviation 1; what overflows float32 on the way becomes missing."""
+        with np.errstate(over="ignore"):
+            scaled = super().transform(col_selector, df)
+        for name in col_selector.names:
+            scaled[name] = scaled[name].where(scaled[name].abs() < np.inf)
+        return scaled
+
+
+class Cyclic(Operator):
+    """Hour of the day or day of the week as a point on a circle, so that 23 h is close to 0 h."""
+
+    def __init__(self, feature: str) -> None:
+        super().__init__()
+        self.feature = feature
+
+    def transform(self, col_selector: ColumnSelector, df: Any) -> Any:
+        """Microseconds since 1970 UTC to `<feature>_sin` and `<feature>_cos`."""
+        (name,) = col_selector.names
+        period, shift = PERIODS[self.feature]
+        # whole seconds keep the product exact in float64, on every engine and in the server
+        seconds = (df[name] // 1_000_000 + shift) % period
+        angle = seconds.astype(np.float64) * (2 * np.pi / period)
+        return type(df)(
+            {
+                f"{self.feature}_sin": np.sin(angle).astype(np.float32),
+                f"{self.feature}_cos": np.cos(angle).astype(np.float32),
+            }
+        )
+
+    def column_mapping(self, col_selector: ColumnSelector) -> dict[str, list[str]]:
+        """Two columns from one."""
+        return {f"{self.feature}_{part}": col_selector.names for part in ("sin", "cos")}
+
+    @property
+    def output_dtype(self) -> type:
+        """float32."""
+        return np.float32
+
+    @property
+    def output_tags(self) -> list[Tags]:
+        """Continuous."""
+        return [Tags.CONTINUOUS]
+
+
+class Elapsed(Operator):
+    """Seconds since the interaction before in the same session, 0 for its first."""
+
+    def __init__(self, session: str, timestamp: str) -> None:
+        super().__init__()
+        self.session = session
+        self.timestamp = timestamp
+
+    def transform(self, col_selector: ColumnSelector, df: Any) -> Any:  # noqa: ARG002
+        """One column `elapsed` in the order of the rows."""
+        if isinstance(df, pd.DataFrame):
+            order, starts = session_order(df[self.session], df[self.timestamp])
+            sorted_times = df[self.timestamp].to_numpy()[order]
+            steps = np.diff(sorted_times, prepend=sorted_times[:1])
+            steps[starts] = 0
+            elapsed = np.empty(len(df), np.float64)
+            elapsed[order] = steps / 1e6
+            return pd.DataFrame({"elapsed": elapsed}, index=df.index)
+        rows = df[[self.session, self.timestamp]].reset_index(drop=True)
+        rows["row"] = rows.index
+        rows = rows.sort_values([self.session, self.timestamp, "row"])
+        before = rows.groupby(self.session)[self.timestamp].shift(1)
+        rows["elapsed"] = ((rows[self.timestamp] - before) / 1e6).fillna(0.0)
+        rows = rows.sort_values("row")
+        rows.index = df.index
+        return rows[["elapsed"]]
+
+    def column_mapping(self, col_selector: ColumnSelector) -> dict[str, list[str]]:
+        """One column from two."""
+        return {"elapsed": col_selector.names}
+
+    @property
+    def output_dtype(self) -> type:
+        """float64 seconds."""
+        return np.float64
+
+    @property
+    def output_tags(self) -> list[Tags]:
+        """Continuous."""
+        return [Tags.CONTINUOUS]
+
+
+class GroupSessions(Operator):
+    """Interactions to one row a session: sorted by time, the newest `keep` of them, as lists.
+
+    Rows with equal times keep the order of the log. Sessions come out in the order of their ids.
+    """
+
+    def __init__(
+        self, session: str, timestamp: str, session_features: tuple[str, ...], keep: int | None
+    ) -> None:
+        super().__init__()
+        self.session = session
+        self.timestamp = timestamp
+        self.session_features = session_features
+        self.keep = keep
+
+    def transform(self, col_selector: ColumnSelector, df: Any) -> Any:
+        """(rows) to (sessions); columns of the session hold the value of its oldest row, which
+        is known before anything that is to be predicted."""
+        listed = [n for n in col_selector.names if n not in (self.session, *self.session_features)]
+        if isinstance(df, pd.DataFrame):
+            return self._on_arrays(df, listed)
+        return self._on_cudf(df, listed)
+
+    def _on_arrays(self, df: pd.DataFrame, listed: list[str]) -> pd.DataFrame:
+        order, starts = session_order(df[self.session], df[self.timestamp])
+        ends = np.append(starts[1:], len(order))
+        lengths = ends - starts
+        oldest = order[starts]
+        if self.keep is not None:
+            from_end = np.repeat(ends, lengths) - np.arange(len(order))  # 1 is the newest
+            order = order[from_end <= self.keep]
+            lengths = np.minimum(lengths, self.keep)
+        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+        columns: dict[str, Any] = {self.session: _plain(df[self.session].iloc[oldest])}
+        for name in self.session_features:
+            columns[name] = df[name].to_numpy()[oldest]
+        for name in listed:
+            values = pa.array(df[name].to_numpy()[order])
+            lists = pa.ListArray.from_arrays(offsets, values)
+            columns[name] = pd.arrays.ArrowExtensionArray(pa.chunked_array([lists]))
+        return pd.DataFrame(columns, copy=False)
+
+    def _on_cudf(self, df: Any, listed: list[str]) -> Any:
+        df = df.reset_index(drop=True)
+        df["_row"] = df.index
+        df = df.sort_values([self.session, self.timestamp, "_row"], ignore_index=True)
+        groups = df.groupby(self.session, sort=True)
+        oldest = groups[list(self.session_features)].first() if self.session_features else {}
+        if self.keep is not None:
+            sizes = groups["_row"].transform("count")
+            df = df[sizes - groups.cumcount() <= self.keep]
+        grouped = df.groupby(self.session, sort=True)[listed].agg(list)
+        for name in self.session_features:
+            grouped[name] = oldest[name]
+        return grouped.reset_index()
+
+    def compute_column_schema(self, col_name: str, input_schema: Schema) -> ColumnSchema:
+        """The same column; one of interactions becomes a ragged list."""
+        column = super().compute_column_schema(col_name, input_schema)
+        of_session = col_name == self.session or col_name in self.session_features
+        return column if of_session else as_list(column, self.keep)
+
+
+def as_list(column: ColumnSchema, longest: int | None) -> ColumnSchema:
+    """A ragged list of this column's values, with its shortest and longest length."""
+    # equal bounds would mean to Merlin that the list is not ragged
+    shortest = 0 if longest == 1 else 1
+    bounds = {} if longest is None else {"value_count": {"min": shortest, "max": longest}}
+    return ColumnSchema(
+        column.name,
+        dtype=column.dtype,
+        tags=column.tags,
+        properties={**column.properties, **bounds},
+        is_list=True,
+        is_ragged=True,
+    )
+
+
+def session_order(session: pd.Series, timestamp: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers sorted by session and time, (rows,), and where each session begins in them.
+
+    Ties keep the order of the rows.
+    """
+    if len(session) == 0:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    codes = session_codes(session)
+    times = timestamp.to_numpy()
+    first = np.empty(len(codes), bool)
+    first[0] = True
+    np.not_equal(codes[1:], codes[:-1], out=first[1:])
+    if bool(((codes[1:] > codes[:-1]) | (~first[1:] & (times[1:] >= times[:-1]))).all()):
+        return np.arange(len(codes)), np.flatnonzero(first)
+    order = order_by(codes, times)
+    starts = np.flatnonzero(np.diff(codes[order], prepend=codes[order[0]] - 1))
+    return order, starts
+
+
+def session_codes(session: pd.Series) -> np.ndarray:
+    """(rows,) integers in the order of the ids."""
+    if isinstance(session.dtype, np.dtype) and session.dtype.kind == "i":
+        return session.to_numpy()
+    return pd.factorize(session, sort=True)[0]
+
+
+def _plain(column: pd.Series) -> Any:
+    """Categories as the values that they stand for."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        return column.astype(column.cat.categories.dtype).array
+    return column.array

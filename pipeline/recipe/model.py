@@ -1,0 +1,273 @@
+"""The part of a recipe that says which model learns."""
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from pipeline.core.arguments import closest
+from pipeline.core.columns import ITEM
+from pipeline.core.config import Config
+from pipeline.recipe.choices import ARCHITECTURES
+
+Value = str | int | bool
+"""A category as it stands in the log."""
+
+
+class Pretrained(Config):
+    """Vectors from a file, keyed by the raw values of a categorical feature."""
+
+    file: str
+    """Parquet or CSV: one column of ids, and a list column or columns of numbers."""
+    feature: str = ITEM
+    """Whose values the ids are."""
+    use: Literal["input", "table"] = "input"
+    """`input` adds them to what is known of an interaction; `table` begins the feature's own
+    embeddings with them."""
+    trainable: bool = False
+    """Whether training changes them."""
+    output_dim: int | None = Field(default=None, ge=1)
+    """Width to which an `input` is projected; none where it is not given."""
+    layer_norm: bool = False
+    """Normalise an `input`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.use == "table" and (self.output_dim is not None or self.layer_norm):
+            raise ValueError("`output_dim` and `layer_norm` are for `use: input`")
+        return self
+
+
+class Tower(Config):
+    """Another sequence encoder beside the model's own; both read the same interactions."""
+
+    architecture: str
+    """As in `model`."""
+    model_type: str | None = None
+    """As in `model`."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """As in `model`."""
+    n_head: int = Field(default=4, ge=1)
+    """Attention heads a layer."""
+    n_layer: int = Field(default=1, ge=1)
+    """Layers."""
+
+
+class Member(Config):
+    """A further model of an ensemble: what is given here differs from the first."""
+
+    architecture: str | None = None
+    """As in `model`."""
+    model_type: str | None = None
+    """As in `model`."""
+    options: dict[str, Any] | None = None
+    """As in `model`."""
+    n_head: int | None = None
+    """As in `model`."""
+    n_layer: int | None = None
+    """As in `model`."""
+    d_model: int | None = None
+    """As in `model`."""
+    dropout: float | None = None
+    """As in `model`."""
+    feature_dropout: float | None = None
+    """As in `model`."""
+    item_dropout: float | None = None
+    """As in `model`."""
+    item_vectors: Literal["random", "co-visitation"] | None = None
+    """As in `model`."""
+    temperature: float | None = None
+    """As in `model`."""
+
+
+class Target(Config):
+    """A column that the model predicts beside the next item, and does not read."""
+
+    feature: str
+    """Feature of the preprocessing: a session's, or one of each interaction."""
+    kind: Literal["binary", "regression"]
+    """A chance of yes, or a number."""
+    positive: tuple[Value, ...] = ()
+    """Values of a categorical feature that count as yes."""
+    weight: float = Field(default=1.0, ge=0)
+    """Of its loss; that of the next item has 1."""
+    loss: Literal["mse", "l1", "huber"] = "mse"
+    """Of a number."""
+    summary: Literal["last", "mean"] = "last"
+    """Which hidden state of a session: the one that predicts the next item, or the mean."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.kind == "binary" and not self.positive:
+            raise ValueError("a binary target needs `positive`, the values that count as yes")
+        if self.kind == "regression" and self.positive:
+            raise ValueError("`positive` is for binary targets")
+        return self
+
+
+class ModelConfig(Config):
+    """Shape of the model; with the schema all that is needed to rebuild it from a checkpoint."""
+
+    architecture: str = "gpt2"
+    """Sequence encoder: gpt2, xlnet, bert, albert, electra, roberta, longformer, reformer, gru,
+    lstm, sasrec, hstu, core, ligr, or huggingface with a `model_type`."""
+    model_type: str | None = None
+    """Hugging Face's name of an architecture, such as llama, modernbert or mamba."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of Hugging Face's config of the architecture."""
+    masking: Literal["clm", "mlm", "plm", "rtd"] = "clm"
+    """clm: each position predicts the next item; mlm: hidden ones are predicted from both sides;
+    plm: in a random order; rtd: mlm, and replaced ones are detected."""
+    train_on_last_item_seq_only: bool = False
+    """clm: the last item of a session alone is a target of training."""
+    mlm_probability: float = Field(default=0.2, gt=0, lt=1)
+    """Share of a session's interactions that mlm and rtd hide in training."""
+    plm_probability: float = Field(default=1 / 6, gt=0, lt=1)
+    """Share of a session's interactions that plm predicts in training."""
+    max_span_length: int = Field(default=5, ge=1)
+    """plm: longest run of interactions that are predicted."""
+    permute_all: bool = False
+    """plm: predict all interactions, each from those before it in the order."""
+    sample_from_batch: bool | None = None
+    """rtd: draw whole interactions of the batch; where the item is not the only feature, always."""
+    tied_generator: bool = True
+    """rtd: generator and discriminator are one encoder."""
+    generator_loss_weight: float = Field(default=1.0, ge=0)
+    """rtd: of the loss of hidden items."""
+    discriminator_loss_weight: float = Field(default=1.0, ge=0)
+    """rtd: of the loss of replaced items."""
+    d_model: int = Field(default=64, ge=1)
+    """D: width of interaction embeddings and hidden states."""
+    n_head: int = Field(default=4, ge=1)
+    """Attention heads a layer; must divide `d_model`. A recurrent network has none."""
+    n_layer: int = Field(default=2, ge=1)
+    """Layers of the sequence encoder."""
+    dropout: float = Field(default=0.3, ge=0, lt=1)
+    """Dropout of the encoder, also on interaction embeddings."""
+    hidden_act: str = "gelu"
+    """Activation of the encoder's layers, where the architecture leaves a choice."""
+    mlp: tuple[int, ...] = ()
+    """Widths of layers with ReLU between the input and the encoder."""
+    towers: tuple[Tower, ...] = ()
+    """Encoders side by side with the first; their hidden states are put together."""
+    task_mlp: tuple[int, ...] = ()
+    """Widths of layers with ReLU between the encoder and the scores."""
+    item_dim: int | None = Field(default=None, ge=1)
+    """Width of the item's table; `d_model` where it is not given."""
+    embedding_dim: int = Field(default=16, ge=1)
+    """Width of the tables of other categorical features."""
+    embedding_deviation: float = Field(default=0.05, gt=0)
+    """Of the initial weights of embedding tables."""
+    item_vectors: Literal["random", "co-visitation"] = "random"
+    """The item's table before training: random, or by which items stand near each other in the
+    training sessions, which needs fewer epochs."""
+    embedding_dims: dict[str, int] = Field(default_factory=dict)
+    """Widths of single features' tables."""
+    infer_embedding_sizes: bool = False
+    """Widths of other tables from their cardinality: `multiplier` times its fourth root."""
+    infer_embedding_sizes_multiplier: float = Field(default=2.0, gt=0)
+    """See `infer_embedding_sizes`."""
+    shared_tables: tuple[tuple[str, ...], ...] = ()
+    """Categorical features that share one table."""
+    pretrained: tuple[Pretrained, ...] = ()
+    """Vectors from files."""
+    aggregation: Literal["concat", "stack", "element-wise-sum", "element-wise-sum-item-multi"] = (
+        "concat"
+    )
+    """How the features of an interaction become one vector."""
+    continuous_projection: int | tuple[int, ...] | None = None
+    """Widths of layers with ReLU through which all continuous features go together first."""
+    continuous_soft_embeddings: bool = False
+    """Each continuous feature becomes a mixture of learned vectors."""
+    soft_embedding_cardinality: int = Field(default=10, ge=1)
+    """Vectors of a soft embedding."""
+    soft_embedding_dim: int = Field(default=8, ge=1)
+    """Width of a soft embedding."""
+    feature_layer_norm: bool = False
+    """Normalise the embedding of each feature."""
+    feature_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout of each feature's embedding."""
+    item_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout of the item vectors that score hidden states."""
+    swap_noise: float = Field(default=0.0, ge=0, lt=1)
+    """Chance that training swaps a feature's value with that of another interaction."""
+    shared_embedding_noise: float = Field(default=0.0, ge=0, lt=1)
+    """Chance that training replaces an index by a random one (stochastic shared embeddings)."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Divides the scores."""
+    normalize: bool = False
+    """Score by the cosine of hidden state and item vector; wants a temperature of about 0.07."""
+    weight_tying: bool = True
+    """Score with the item's input embeddings."""
+    targets: tuple[Target, ...] = ()
+    """What is predicted beside the next item."""
+    members: tuple[Member, ...] = ()
+    """Further models that learn beside this one, each from its own loss; items are scored by the
+    mean of all. `{}` is the same model again from other initial weights."""
+
+    @property
+    def each_member(self) -> "tuple[ModelConfig, ...]":
+        """This model and its further members, each by itself."""
+        alone = self.model_dump(mode="json", exclude={"members"})
+        others = []
+        for number, member in enumerate(self.members):
+            changes = member.model_dump(mode="json", exclude_none=True)
+            if "architecture" in changes:  # whose own these are
+                changes = {"model_type": None, "options": {}} | changes
+            try:
+                others.append(ModelConfig.model_validate(alone | changes))
+            except ValidationError as error:
+                reason = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+                raise ValueError(f"`members.{number}`: {reason}") from None
+        return (self.model_copy(update={"members": ()}), *others)
+
+    @property
+    def item_width(self) -> int:
+        """Columns of the item's table, unless vectors from a file begin it."""
+        return self.embedding_dims.get(ITEM) or self.item_dim or self.d_model
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        encoders: list[ModelConfig | Tower] = [self, *self.towers]
+        for encoder in encoders:
+            _check_encoder(encoder, self.masking, self.d_model)
+        projected = self.continuous_projection or ()
+        widths = (projected,) if isinstance(projected, int) else projected
+        if min((*self.mlp, *self.task_mlp, *widths), default=1) < 1:
+            raise ValueError("a width of a layer is 1 or more")
+        uses = [(vectors.feature, vectors.use) for vectors in self.pretrained]
+        if len(set(uses)) < len(uses):
+            raise ValueError("`pretrained` names a feature twice for the same use")
+        if self.item_dim is not None and ITEM in self.embedding_dims:
+            raise ValueError(f"`item_dim` and `embedding_dims: {ITEM}` say the same; keep one")
+        if self.item_vectors != "random" and (ITEM, "table") in uses:
+            raise ValueError(
+                "`item_vectors` and `pretrained` both begin the item's table; keep one"
+            )
+        if self.continuous_soft_embeddings and self.continuous_projection is not None:
+            raise ValueError("choose one of continuous_projection and continuous_soft_embeddings")
+        if self.train_on_last_item_seq_only and self.masking != "clm":
+            raise ValueError("`train_on_last_item_seq_only` is for clm")
+        if ITEM in {target.feature for target in self.targets}:
+            raise ValueError(f"`{ITEM}` is the next item's, which is always predicted")
+        _ = self.each_member  # ValueError where one cannot be
+        return self
+
+
+def _check_encoder(encoder: ModelConfig | Tower, masking: str, d_model: int) -> None:
+    name = encoder.architecture
+    if name not in ARCHITECTURES:
+        raise ValueError(f"there is no architecture {name!r}; {closest(name, [*ARCHITECTURES])}")
+    if masking not in ARCHITECTURES[name]:
+        works = ", ".join(ARCHITECTURES[name])
+        others = [n for n, known in ARCHITECTURES.items() if masking in known]
+        raise ValueError(
+            f"{name} works with {works}, not with {masking}, which works with {', '.join(others)}"
+        )
+    if (name == "huggingface") != (encoder.model_type is not None):
+        raise ValueError("`model_type` belongs to `architecture: huggingface`, and it needs one")
+    if encoder.options and name in ("gru", "lstm", "sasrec", "hstu", "core", "ligr"):
+        raise ValueError(f"`options` are for Hugging Face's architectures, not for {name}")
+    if name not in ("gru", "lstm") and d_model % encoder.n_head:
+        raise ValueError(f"`n_head` {encoder.n_head} does not divide `d_model` {d_model}")
+    if name == "xlnet" and d_model % 2:
+        raise ValueError(f"xlnet's positions need an even `d_model`, found {d_model}")

@@ -1,0 +1,124 @@
+"""Raw log files as the sessions of requests."""
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from pipeline.core.columns import SESSION, TIMESTAMP
+from pipeline.core.errors import DataError, InputWarning
+from pipeline.data import values
+from pipeline.logs.files import find_logs, known_columns, read_frame, read_logs
+from pipeline.logs.row_counts import Report
+from pipeline.recipe.durations import gap_microseconds
+from pipeline.recipe.preprocess import Preprocess, Timestamp
+from pipeline.serve.client.served_model import ServedModel
+from pipeline.serve.client.tensors import Columns
+
+
+def read_sessions(served: ServedModel, files: list[Path]) -> Iterator[tuple[Any, Columns]]:
+    """Ids and raw columns of each session, its rows in the order of time.
+
+    Rows without a session id belong to none and are passed over. A warning says what else was
+    dropped or repaired. DataError for a file that cannot be read, lacks a column or holds no row.
+    """
+    files = find_logs(served.recipe, files)
+    recipe = _read_as(served.recipe, known_columns(served.recipe, files))
+    report = Report()
+    tables = read_logs(recipe, files, report)
+    if not sum(table.num_rows for table in tables):
+        raise DataError(f"{', '.join(map(str, files))} holds no row to recommend for.")
+    absent = sum(_without_session(table) for table in tables)
+    report.dropped["rows without a session id"] += absent
+    if counts := report.counts:
+        told = "; ".join(f"{count:,} {reason}" for reason, count in counts.items())
+        warnings.warn(f"{', '.join(map(str, files))}: {told}.", InputWarning, stacklevel=2)
+    return _sessions(served, tables)
+
+
+def _without_session(table: pa.Table) -> int:
+    found, _ = values.category_chunk(values.plain(table[SESSION]), "string")
+    return int(found.null_count)
+
+
+def sessions_of_frame(served: ServedModel, frame: pd.DataFrame) -> Iterator[tuple[Any, Columns]]:
+    """The same of a frame with the log's columns; all but session and item may be missing.
+
+    DataError where one of these two is.
+    """
+    table = read_frame(_read_as(served.recipe, set(frame.columns)), frame)
+    return _sessions(served, [table])
+
+
+def _read_as(recipe: Preprocess, columns: set[str]) -> Preprocess:
+    """The recipe for a log to recommend from, which has these `columns`.
+
+    What operators make stands in no log, and of means the category is asked for. What came from a
+    table beside the log of training is read if it stands in this one.
+    """
+    features = [
+        feature.model_copy(update={"mean_of": None, "table": False})
+        for feature in recipe.features
+        if feature.operator is None and (not feature.table or feature.source in columns)
+    ]
+    return recipe.model_copy(update={"features": tuple(features)})
+
+
+def _sessions(served: ServedModel, tables: list[pa.Table]) -> Iterator[tuple[Any, Columns]]:
+    known = [name for name in served.columns if name in tables[0].column_names]
+    chunks = {name: [values.plain(table[name]) for table in tables] for name in [SESSION, *known]}
+    sessions = values.categories(chunks.pop(SESSION), None)[0]
+    columns: dict[str, Any] = {}
+    for name, parts in chunks.items():
+        kind = served.types.get(name) or served.timestamp_type
+        if name == TIMESTAMP:
+            columns[name] = _raw_times(parts, str(kind), served.recipe.timestamp)
+        elif kind == "float64":
+            columns[name] = values.numbers(parts, positive=False)[0]
+        else:
+            columns[name] = values.categories(parts, kind)[0]  # type: ignore[arg-type]
+    frame = pd.DataFrame(columns)
+    frame["_session"] = sessions.to_numpy()
+    if served.recipe.timestamp is not None and TIMESTAMP in columns:
+        parts = [values.plain(table[TIMESTAMP]) for table in tables]
+        times = values.microseconds(parts, served.recipe.timestamp)[0]
+        if (times != values.NO_TIME).all():  # an interaction without a time keeps its place
+            frame["_time"] = times
+            frame = frame.iloc[np.argsort(times, kind="stable")]
+    gap = served.recipe.session_gap and gap_microseconds(served.recipe.session_gap)
+    for session, rows in frame.groupby("_session", sort=False, dropna=True):
+        taken: Columns = {}
+        first = 0  # the oldest interaction of the session that is going on
+        if gap is not None and "_time" in rows:
+            begins = np.flatnonzero(np.diff(rows["_time"].to_numpy()) > gap) + 1
+            first = int(begins[-1]) if len(begins) else 0
+        for name in columns:
+            given = [None if pd.isna(v) else v for v in rows[name].tolist()]
+            if served.scopes.get(name) == "session":
+                given = given[first : first + 1]
+            taken[name] = given
+        yield session, taken
+
+
+def _raw_times(parts: list[pa.Array], kind: str, config: Timestamp | None) -> Any:
+    """Times as the server takes them: text, or numbers in the log's unit."""
+    if kind == "string":
+        texts = []
+        for part in parts:
+            if pa.types.is_timestamp(part.type):
+                assert config is not None  # noqa: S101
+                times = values.microseconds([part], config)[0]
+                part = pa.array(times, pa.timestamp("us"), mask=times == values.NO_TIME)
+            texts += part.cast(pa.string()).to_pylist()
+        return texts
+    if kind == "int64":
+        # whole units, also where this log has fractions of them
+        assert config is not None  # noqa: S101
+        times = values.microseconds(parts, config)[0]
+        unit = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}[config.unit]
+        return [None if t == values.NO_TIME else round(t / unit) for t in times.tolist()]
+    return values.numbers(parts, positive=False)[0]

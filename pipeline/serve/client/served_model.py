@@ -1,0 +1,50 @@
+"""What a server's model takes, as the exporter wrote it into the ensemble's configuration."""
+
+import json
+from dataclasses import dataclass
+from typing import Any, Self
+
+from pipeline.core.errors import ServingError
+from pipeline.recipe.preprocess import Preprocess
+
+_PARAMETER = "pipeline"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedModel:
+    """What the server says of the ensemble that it serves."""
+
+    recipe: Preprocess
+    session: str
+    columns: dict[str, str]
+    """Column of the log, by tensor."""
+    types: dict[str, str]
+    scopes: dict[str, str]
+    timestamp_type: str | None
+    time_needed: bool
+    default_k: int
+    max_k: int
+    max_batch: int
+    """Most sessions of a request."""
+    version: int
+    """Of the export; each into the same place is the next one."""
+
+    @classmethod
+    def from_facts(cls, facts: dict[str, Any], source: str) -> Self:
+        """From what the exporter writes for clients. KeyError or TypeError where it is not that."""
+        facts = facts | {"recipe": Preprocess.from_dict(facts["recipe"], source)}
+        return cls(**{field: facts[field] for field in cls.__dataclass_fields__})
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], name: str) -> Self:
+        """From the parameters of the ensemble's configuration."""
+        try:
+            facts = json.loads(config["parameters"][_PARAMETER]["string_value"])
+            policy = config.get("version_policy", {}).get("specific", {})
+            facts["max_batch"] = int(config["max_batch_size"])
+            facts["version"] = int(policy.get("versions", [1])[0])
+            return cls.from_facts(facts, name)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+            raise ServingError(
+                f"The server's model {name!r} was not exported by `pipeline export`."
+            ) from None

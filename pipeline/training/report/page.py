@@ -1,0 +1,102 @@
+"""The report of a run as HTML."""
+
+from typing import Any
+
+import yaml
+
+from pipeline.reports.charts import IntervalChart, LineChart, interval_chart, line_chart
+from pipeline.reports.rendering import rendered
+
+_SHOWN = ("recall", "ndcg", "mrr")
+_LISTS = {"coverage": "coverage", "popularity": "popularity", "popularity_bias": "popularity bias"}
+
+
+def render(report: dict[str, Any]) -> str:
+    """What `write_report` puts into JSON -> the page. Ids and names are escaped."""
+    evaluation = report["evaluation"]
+    values = {
+        "report": report,
+        "evaluation": evaluation,
+        "curves": _curves(report["training"]["log"]),
+        "config": [(name, _yaml(values)) for name, values in report["config"].items()],
+        **({} if evaluation is None else _of_evaluation(evaluation)),
+    }
+    return rendered("pipeline.training.report", values)
+
+
+def _of_evaluation(evaluation: dict[str, Any]) -> dict[str, Any]:
+    results, margins = evaluation["results"], evaluation["margins"]
+    run = next(iter(results))
+    cutoffs = sorted({int(name.split("@")[1]) for name in results[run]})
+    shown = [f"{metric}@{cutoffs[-1]}" for metric in _SHOWN]
+    return {
+        "run": run,
+        "shown": shown,
+        "tables": [
+            {
+                "ranks": [f"{metric}@{cutoff}" for metric in _SHOWN],
+                "lists": {f"{name}@{cutoff}": f"{head}@{cutoff}" for name, head in _LISTS.items()},
+            }
+            for cutoff in reversed(cutoffs)
+        ],
+        "intervals": [_intervals(metric, results, margins) for metric in shown],
+        "highest": {
+            by: max(group["results"][name][shown[0]] for group in groups for name in results)
+            for by, groups in evaluation["breakdowns"].items()
+        },
+    }
+
+
+def _intervals(metric: str, results: dict[str, Any], margins: dict[str, Any]) -> IntervalChart:
+    values = {name: (found[metric], margins[name][metric]) for name, found in results.items()}
+    return interval_chart(metric, values)
+
+
+def _curves(log: list[dict[str, Any]]) -> list[LineChart]:
+    """Charts of what the lines of a training log have in common; some fields may be missing."""
+    x = "epoch" if all("epoch" in line for line in log) else "step"
+
+    def points(field: str) -> list[tuple[float, float]]:
+        return [
+            (float(line[x]), float(line[field]))
+            for line in log
+            if _is_number(line.get(field)) and _is_number(line.get(x))
+        ]
+
+    validation = sorted({name for line in log for name in line if name.startswith("eval_")})
+    quality = {
+        name.removeprefix("eval_"): points(name)
+        for name in validation
+        if name.removeprefix("eval_").split("@")[0] in _SHOWN
+    }
+    cutoffs = sorted({int(name.split("@")[1]) for name in quality})
+    charts = [
+        line_chart("loss", x, {"training": points("loss"), "validation": points("eval_loss")})
+    ]
+    for cutoff in reversed(cutoffs):
+        charts.append(
+            line_chart(
+                f"validation, first {cutoff}",
+                x,
+                {f"{m}@{cutoff}": quality.get(f"{m}@{cutoff}", []) for m in _SHOWN},
+            )
+        )
+    charts += [
+        line_chart(title, x, {title: points(field)}, from_zero=True)
+        for field, title in (
+            ("learning_rate", "learning rate"),
+            ("grad_norm", "norm of the gradient"),
+            ("sessions_per_second", "sessions per second"),
+            ("peak_memory_mb", "peak memory, MiB"),
+        )
+    ]
+    return [chart for chart in charts if chart is not None]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _yaml(values: Any) -> str:
+    text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
+    return text

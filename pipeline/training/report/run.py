@@ -1,0 +1,128 @@
+"""`pipeline report`: a run and data in, a page and the same numbers as JSON out."""
+
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from pipeline import __version__
+from pipeline.core.artifact import MANIFEST, read_manifest
+from pipeline.core.errors import ArtifactError, ConfigError
+from pipeline.data.fitted import Fitted
+from pipeline.evaluation.targets import Positions
+from pipeline.reports.names import JSON_FILE, PAGE_FILE
+from pipeline.reports.rendering import finite
+from pipeline.training.report.page import render
+
+_LOG_FILE = "metrics.jsonl"
+_WRITTEN_BY = f"pipeline {__version__}"
+_CONFIG = ("model", "train")
+
+
+def write_report(
+    run: Path,
+    data: Path,
+    out: Path,
+    *,
+    part: str = "test",
+    positions: Positions | None = None,
+    cutoffs: tuple[int, ...] = (5, 10, 20),
+    baselines: bool = True,
+    filter_seen: bool | None = None,
+) -> dict[str, Any]:
+    """Evaluate `run` and write the page to `out`, the numbers to the same name with .json.
+
+    `positions` and `filter_seen` are those of `comparison.evaluate`.
+    Returns {"page", "json", "evaluation"}. ConfigError where `out` is no name of a page, or is
+    inside a run or another artifact, whose manifest would no longer tell the truth.
+    """
+    numbers = _check_out(out)
+    facts = read_manifest(run, "run")
+    from pipeline.evaluation.run import evaluate
+    from pipeline.training.report.examples import example_sessions
+
+    evaluation = evaluate(
+        run,
+        data,
+        part=part,
+        positions=positions,
+        cutoffs=cutoffs,
+        baselines=baselines,
+        filter_seen=filter_seen,
+    )
+    report = _training_report(run, facts, run.resolve().name)
+    report["evaluation"] = evaluation
+    report["examples"] = example_sessions(run, data, part, filter_seen=evaluation["filter_seen"])
+    report = finite(report)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _replace(numbers, _json(report))
+    _replace(out, render(report))
+    return {"page": str(out), "json": str(numbers), "evaluation": evaluation}
+
+
+def write_training_report(directory: Path, facts: dict[str, Any], name: str) -> None:
+    """Write the part without test data, report.html and report.json, into a run that is being made.
+
+    `facts` are those of its manifest, which is not written yet; `name` is the run's. The log and
+    `fitted/` are in `directory`.
+    """
+    report = finite(_training_report(directory, facts, name))
+    (directory / JSON_FILE).write_text(_json(report), encoding="utf-8")
+    (directory / PAGE_FILE).write_text(render(report), encoding="utf-8")
+
+
+def _training_report(directory: Path, facts: dict[str, Any], name: str) -> dict[str, Any]:
+    log = directory / _LOG_FILE
+    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+    preprocess = Fitted.read(directory).recipe.model_dump(mode="json")
+    return {
+        "written_by": _WRITTEN_BY,
+        "run": name,
+        "training": {
+            "facts": {key: value for key, value in facts.items() if key not in _CONFIG},
+            "log": [json.loads(line) for line in lines if line],
+        },
+        "config": {"preprocess": preprocess, **{key: facts[key] for key in _CONFIG}},
+        "evaluation": None,
+        "examples": [],
+    }
+
+
+def _json(report: dict[str, Any]) -> str:
+    return json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def _check_out(out: Path) -> Path:
+    """Where the numbers go; nothing that is not ours is overwritten."""
+    if out.suffix != ".html":
+        raise ConfigError(f"--out is {out}, expected a name that ends in .html.")
+    for folder in out.resolve().parents:
+        if (folder / MANIFEST).is_file():
+            raise ConfigError(
+                f"{out} would be inside {folder.name}, whose manifest lists all of its files. "
+                f"Choose an --out beside it, such as {folder.name}.html."
+            )
+    numbers = out.with_suffix(".json")
+    for path in (out, numbers):
+        if path.exists() and not (path.is_file() and _is_ours(path)):
+            raise ArtifactError(
+                f"{path} holds something else; it is left alone. Choose another --out."
+            )
+    return numbers
+
+
+def _is_ours(path: Path) -> bool:
+    with path.open("rb") as stream:
+        begin = stream.read(400)
+    return b'"written_by": "pipeline ' in begin or b'name="generator" content="pipeline ' in begin
+
+
+def _replace(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)  # noqa: PTH105
+    finally:
+        partial.unlink(missing_ok=True)

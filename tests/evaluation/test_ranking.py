@@ -1,0 +1,118 @@
+"""Ranks in chunks of the catalogue, against a table of all scores."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.evaluation import ranking
+from pipeline.evaluation.ranking import Seen, rank_in_catalogue
+from pipeline.model import ranking_metric
+
+
+def twins(num_items: int, width: int, seed: int) -> torch.Tensor:
+    """(V, E) of which about half are copies of others: their scores are ties."""
+    generator = torch.Generator().manual_seed(seed)
+    items = torch.randn(num_items, width, generator=generator)
+    copies = torch.randint(num_items, (num_items,), generator=generator)
+    return torch.where(torch.rand(num_items, 1, generator=generator) < 0.5, items[copies], items)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    num_items=st.integers(1, 90),
+    num_targets=st.integers(0, 40),
+    chunk=st.integers(1, 32),
+    scores=st.sampled_from([1, 64, 1 << 19]),
+    list_length=st.integers(0, 95),
+    seed=st.integers(0, 10_000),
+)
+def test_ranks_and_lists_are_those_of_a_table_of_all_scores(
+    num_items: int, num_targets: int, chunk: int, scores: int, list_length: int, seed: int
+) -> None:
+    items = twins(num_items, 8, seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    # whole numbers: sums are the same in any order, so that ties are ties in both
+    items, queries = items.mul(4).round(), torch.randn(num_targets, 8, generator=generator)
+    queries = queries.mul(4).round()
+    targets = torch.randint(-1, num_items, (num_targets,), generator=generator)
+    table = queries @ items.T
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ranking._WIDTHS, "cpu", chunk)
+        patch.setitem(ranking._SCORES, "cpu", scores)
+        found = rank_in_catalogue(queries, items, targets, list_length)
+    assert torch.equal(found.ranks, ranking_metric.ranks(table, targets))
+    longest = min(list_length, num_items)
+    assert found.best.shape == (num_targets, longest)
+    assert torch.equal(table.gather(1, found.best), table.topk(longest).values)
+    assert all(len(set(row)) == longest for row in found.best.tolist())
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    num_items=st.integers(1, 60),
+    num_targets=st.integers(0, 30),
+    chunk=st.integers(1, 32),
+    scores=st.sampled_from([1, 64, 1 << 19]),
+    list_length=st.integers(0, 65),
+    seed=st.integers(0, 10_000),
+)
+def test_what_was_seen_is_ranked_nowhere(
+    num_items: int, num_targets: int, chunk: int, scores: int, list_length: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    items = twins(num_items, 8, seed).mul(4).round()
+    queries = torch.randn(num_targets, 8, generator=generator).mul(4).round()
+    targets = torch.randint(-1, num_items, (num_targets,), generator=generator)
+    stretch = torch.randint(-2, num_items, (40,), generator=generator)
+    starts = torch.randint(0, 40, (num_targets,), generator=generator)
+    stops = (starts + torch.randint(0, 20, (num_targets,), generator=generator)).clamp(max=40)
+    table = queries @ items.T
+    for row, (start, stop) in enumerate(zip(starts.tolist(), stops.tolist(), strict=True)):
+        for item in stretch[start:stop].tolist():
+            if item >= 0:
+                table[row, item] = float("-inf")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ranking._WIDTHS, "cpu", chunk)
+        patch.setitem(ranking._SCORES, "cpu", scores)
+        seen = Seen(stretch, starts, stops)
+        found = rank_in_catalogue(queries, items, targets, list_length, seen=seen)
+    assert torch.equal(found.ranks, ranking_metric.ranks(table, targets))
+    best = table.topk(min(list_length, num_items)).values
+    assert torch.equal(found.best < 0, best.isneginf())
+    shown = table.gather(1, found.best.clamp(min=0)).masked_fill(found.best < 0, float("-inf"))
+    assert torch.equal(shown, best)
+
+
+@pytest.mark.parametrize("width", [64, 96, 100, 128])
+def test_an_item_with_the_same_vector_as_the_target_is_ahead_of_it_in_every_chunk(
+    width: int,
+) -> None:
+    items = twins(7_000, width, seed=width)  # four chunks
+    queries = torch.randn(300, width, generator=torch.Generator().manual_seed(1))
+    targets = torch.arange(0, 6_900, 23)
+    found = rank_in_catalogue(queries, items, targets).ranks
+    scores = queries.double() @ items.double().T
+    own = scores.gather(1, targets.unsqueeze(1))
+    better, not_worse = (scores > own + 1e-4).sum(1), (scores >= own - 1e-4).sum(1)
+    _, kinds, of_each = items.unique(dim=0, return_inverse=True, return_counts=True)
+    assert of_each.max() > 2
+    assert (found >= better + of_each[kinds[targets]]).all()
+    assert (found <= not_worse).all()
+
+
+def test_a_score_that_is_no_number_is_ahead_of_every_target() -> None:
+    items = torch.arange(12.0).unsqueeze(1)
+    items[[2, 9]] = float("nan")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ranking._WIDTHS, "cpu", 5)
+        found = rank_in_catalogue(torch.ones(3, 1), items, torch.tensor([11, 0, 2]), 2)
+    assert found.ranks.tolist() == [3, 12, 12]
+
+
+def test_memory_does_not_grow_with_the_catalogue_times_the_targets() -> None:
+    queries, items = torch.randn(2_000, 4), torch.randn(50_000, 4)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        rank_in_catalogue(queries, items, torch.arange(2_000))
+    largest = max(event.cpu_memory_usage for event in profile.events())
+    assert largest <= 4 * ranking._SCORES["cpu"]  # 400 MB as one table

@@ -1,0 +1,261 @@
+"""The repository on disk: what Triton reads, and what must not be in it."""
+
+import json
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.core import artifact
+from pipeline.core.artifact import read_manifest
+from pipeline.core.errors import ArtifactError, ConfigError, PipelineError
+from pipeline.exporting import torchscript
+from pipeline.exporting import triton_config as config
+from pipeline.exporting.repository import STEPS
+from pipeline.exporting.run import _older_versions, export
+from pipeline.model.build import load_model
+from pipeline.serve.runtime.encoder import Encoder
+from tests.conftest import Shop
+
+
+def test_every_config_is_read_back_by_tritons_own_proto(shop: Shop) -> None:
+    names = {path.parent.name for path in shop.repository.glob("*/config.pbtxt")}
+    assert names == {
+        "recommender",
+        *(f"recommender_{part}_v1" for part in STEPS),
+    }
+    for name in names:
+        read = config.read_config(shop.repository / name)
+        assert read.name == name
+        assert read.max_batch_size == 256
+        assert (shop.repository / name / "1").is_dir()
+    ensemble = config.read_config(shop.repository / "recommender")
+    inputs = {tensor.name for tensor in ensemble.input}
+    outputs = {tensor.name for tensor in ensemble.output}
+    assert not inputs & outputs, "Triton would answer with the input"
+    made = set(inputs)
+    for step in ensemble.ensemble_scheduling.step:
+        assert set(step.input_map.values()) <= made
+        made |= set(step.output_map.values())
+    assert outputs <= made
+
+
+def test_tensors_of_the_steps_fit_each_other(shop: Shop) -> None:
+    ensemble = config.read_config(shop.repository / "recommender")
+    kinds = {t.name: (t.data_type, tuple(t.dims)) for t in ensemble.input}
+    for step in ensemble.ensemble_scheduling.step:
+        model = config.read_config(shop.repository / step.model_name)
+        for tensor in model.input:
+            found = kinds[step.input_map[tensor.name]]
+            assert found == (tensor.data_type, tuple(tensor.dims)), tensor.name
+        for tensor in model.output:
+            kinds[step.output_map[tensor.name]] = (tensor.data_type, tuple(tensor.dims))
+
+
+def test_no_artifact_holds_a_pickle_or_a_path_of_this_machine(shop: Shop) -> None:
+    """TorchScript's own archive has two records in pickle's notation, which its reader takes
+    apart without running anything: an index of the constants, and the (empty) module."""
+    here = [str(Path(__file__).parents[2]), str(shop.data.parent), str(Path.home())]
+    for directory in (shop.data, shop.run, shop.repository):
+        for file in (path for path in directory.rglob("*") if path.is_file()):
+            content = file.read_bytes()
+            assert file.suffix not in (".pkl", ".pickle", ".joblib", ".dill", ".bin", ".pth")
+            assert not any(path.encode() in content for path in here), file
+            if file.suffix == ".pt":
+                with zipfile.ZipFile(file) as archive:
+                    records = [n for n in archive.namelist() if "pkl" in n]
+                assert sorted(Path(n).name for n in records) == ["constants.pkl", "data.pkl"]
+            else:
+                assert not (content[:1] == b"\x80" and content[-1:] == b"."), file
+            if file.suffix == ".npy":
+                np.load(file, allow_pickle=False)
+
+
+def test_the_program_on_disk_equals_the_model(shop: Shop) -> None:
+    model = load_model(shop.run)
+    served = torchscript.ServedModel(model, model.inputs.feature_names, {"device"})
+    program = torchscript.load(shop.repository / "recommender_model_v1" / "1" / "model.pt")
+    assert torchscript.prove_parity(served, program, 20) < 1e-4
+
+
+def test_a_program_that_differs_from_the_model_is_not_exported(shop: Shop) -> None:
+    model = load_model(shop.run)
+    served = torchscript.ServedModel(model, model.inputs.feature_names, {"device"})
+    program = torchscript.trace(served, 20)
+    other = load_model(shop.run)
+    with torch.no_grad():
+        other.inputs.item_table.weight[5] += 1
+    served = torchscript.ServedModel(other, model.inputs.feature_names, {"device"})
+    with pytest.raises(PipelineError, match="differs from the model"):
+        torchscript.prove_parity(served, program, 20)
+
+
+def test_whole_numbers_choose_the_same_lists(shop: Shop, tmp_path: Path) -> None:
+    facts = export(shop.run, tmp_path / "out", scoring="int8")
+    assert facts["scoring"] == "int8"
+    assert facts["largest_score_difference"] < 1e-4
+    model = load_model(shop.run)
+    names = model.inputs.feature_names
+    plain = torchscript.ServedModel(model, names, {"device"})
+    program = torchscript.load(tmp_path / "out" / "recommender_model_v1" / "1" / "model.pt")
+    given = torchscript.example(plain, 20, 9, seed=3)
+    found, wanted = (
+        torchscript.lists(one(given.packed(plain)), plain.width) for one in (program, plain)
+    )
+    assert torch.allclose(found.scores, wanted.scores, atol=1e-4)
+    with pytest.raises(ConfigError, match="int8 is for the CPU"):
+        export(shop.run, tmp_path / "gpu", scoring="int8", device="gpu")
+
+
+def test_raw_ids_become_indices_and_indices_the_same_ids(shop: Shop) -> None:
+    encoder = Encoder(shop.repository / "recommender_requests_v1" / "1")
+    facts = read_manifest(shop.repository, "repository")
+    lookup = encoder.lookups["item_id"]
+    assert lookup(np.array([b"", b"never seen"], object)).tolist() == [1, 2]
+    assert len(encoder.items) == facts["catalogue_items"] > 100
+    assert lookup(encoder.items).tolist() == [*range(3, 3 + len(encoder.items))]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"default_k": 0}, "--k is 0, expected 1 to --max-k"),
+        ({"default_k": 11, "max_k": 10}, "--k is 11"),
+        ({"max_batch": 0}, "--max-batch is 0"),
+        ({"name": "../x"}, "--name is '../x'"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(
+    shop: Shop, tmp_path: Path, arguments: dict[str, object], words: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        export(shop.run, tmp_path / "out", **arguments)  # type: ignore[arg-type]
+    assert words in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_no_run_is_refused(shop: Shop, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="is a data directory, expected run"):
+        export(shop.data, tmp_path / "out")
+    with pytest.raises(ArtifactError, match="does not exist"):
+        export(tmp_path / "none", tmp_path / "out")
+
+
+def test_a_short_catalogue_bounds_the_lists(shop: Shop, tmp_path: Path) -> None:
+    facts = export(shop.run, tmp_path / "out", default_k=10_000, max_k=10_000)
+    assert facts["max_k"] == facts["catalogue_items"]
+
+
+def test_the_next_export_in_the_same_place_is_the_next_version_beside_the_one_before(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "repository"
+    # long enough ago for no server to be busy with them
+    monkeypatch.setattr("pipeline.exporting.run._KEPT_SECONDS", 0)
+    written: dict[int, bytes] = {}
+    for version in (1, 2, 3):
+        assert export(shop.run, repository)["version"] == version
+        models = {path.name for path in repository.iterdir() if path.is_dir()}
+        kept = {version, max(1, version - 1)}
+        assert models == {"recommender"} | {
+            f"recommender_{step}_v{v}" for step in STEPS for v in kept
+        }
+        ensemble = config.read_config(repository / "recommender")
+        asked = {step.model_name for step in ensemble.ensemble_scheduling.step}
+        assert all(name.endswith(f"_v{version}") for name in asked)
+        # what an answer gives as the version of the model
+        assert ensemble.version_policy.specific.versions == [version]
+        found = {p.name for p in (repository / "recommender").iterdir() if p.is_dir()}
+        assert found == {str(v) for v in kept}
+        assert read_manifest(repository, "repository")["version"] == version
+        for v in kept:
+            content = (repository / f"recommender_model_v{v}" / "1" / "model.pt").read_bytes()
+            assert content == written.setdefault(v, content)
+    # under another name there is no version before
+    export(shop.run, repository, name="other")
+    models = {path.name for path in repository.iterdir() if path.is_dir()}
+    assert models == {"other", *(f"other_{s}_v4" for s in STEPS)}
+
+
+def test_what_was_superseded_a_moment_ago_stays_for_a_server_that_is_busy_with_it(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "repository"
+
+    def versions() -> set[str]:
+        return {path.name.split("_v")[1] for path in repository.glob("recommender_model_v*")}
+
+    for _ in range(3):
+        export(shop.run, repository)
+    assert versions() == {"1", "2", "3"}
+    later = time.time() + 1_000
+    monkeypatch.setattr("pipeline.exporting.run.time.time", lambda: later)
+    export(shop.run, repository)
+    assert versions() == {"3", "4"}
+
+
+def test_a_number_that_was_given_out_is_not_given_again(shop: Shop, tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    for _ in range(2):
+        export(shop.run, repository)
+    path = repository / "recommender_model_v2" / "1" / "model.pt"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert export(shop.run, repository)["version"] == 3
+    # what is damaged is not kept
+    assert {p.name for p in repository.glob("*_model_*")} == {"recommender_model_v3"}
+    manifest = json.loads((repository / "manifest.json").read_text())
+    for version in (None, "x", True, -5, 2.5, 2**63, float("inf"), [], {}):
+        manifest["facts"] |= {"version": version, "superseded": {"1": 10**400, "y": []}}
+        (repository / "manifest.json").write_text(json.dumps(manifest))
+        assert _older_versions(repository) == (0, {})
+    manifest["facts"]["version"] = 7
+    (repository / "manifest.json").write_text(json.dumps(manifest))
+    version, kept = _older_versions(repository)
+    assert (version, set(kept)) == (7, {"7"})
+
+
+def test_an_export_changes_nothing_of_the_one_before_until_it_takes_its_place(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server may look at any moment; Triton takes the change of an inode for a newer model."""
+
+    def times() -> dict[str, int]:
+        return {str(p): p.stat().st_ctime_ns for p in [repository, *repository.rglob("*")]}
+
+    repository = tmp_path / "repository"
+    export(shop.run, repository)
+    before, replace = times(), artifact._replace
+    looked = []
+
+    def look_first(partial: Path, path: Path) -> None:
+        looked.append(times())
+        replace(partial, path)
+
+    monkeypatch.setattr(artifact, "_replace", look_first)
+    export(shop.run, repository)
+    assert looked == [before]
+
+
+def test_a_model_for_a_gpu_needs_one_to_be_traced_on(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="torch sees none here"):
+        export(shop.run, tmp_path / "repository", device="gpu")
+
+
+@pytest.mark.gpu
+def test_a_model_for_a_gpu_is_traced_there_and_placed_there(shop: Shop, tmp_path: Path) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device here")
+    export(shop.run, tmp_path / "repository", device="gpu")
+    read = config.read_config(tmp_path / "repository" / "recommender_model_v1")
+    assert read.instance_group[0].kind == config.proto.ModelInstanceGroup.KIND_GPU
+    path = tmp_path / "repository" / "recommender_model_v1" / "1" / "model.pt"
+    program = torch.jit.load(str(path), map_location="cuda")
+    model = load_model(shop.run)
+    served = torchscript.ServedModel(model, model.inputs.feature_names, {"device"}).cuda()
+    assert torchscript.prove_parity(served, program, 20) < 1e-4

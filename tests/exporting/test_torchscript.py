@@ -1,0 +1,168 @@
+"""The served program: exact lists of any shape, and lean parts in place of the model's own."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from pipeline import model as tr
+from pipeline.exporting.topk import best_items, best_items_int8, rounded
+from pipeline.exporting.torchscript import ServedModel, prove_parity, trace
+from pipeline.exporting.xlnet_inference import LeanXlnet, lean
+from tests.conftest import ROOT
+
+L, V, D = 7, 60, 16
+SCHEMA = tr.Schema((tr.ColumnSchema.create_categorical("item_id", V - 1, tags=["item_id"]),))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    rows=st.integers(1, 7),
+    num_items=st.sampled_from([1, 63, 64, 5_000, 4_096, 16_411]),
+    k=st.integers(1, 30),
+    excluded=st.integers(0, 4),
+    candidates=st.integers(0, 40),
+)
+def test_lists_are_those_of_a_sort_of_all_scores(
+    seed: int, rows: int, num_items: int, k: int, excluded: int, candidates: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    # whole numbers, exact in every order of summing; few of them, so that many scores are equal
+    queries = torch.randint(-3, 4, (rows, 4), generator=generator).float()
+    items = torch.randint(-3, 4, (num_items, 4), generator=generator).float()
+    hidden = torch.randint(0, num_items + 3, (rows, excluded), generator=generator)
+    allowed = torch.randint(0, num_items + 3, (rows, candidates), generator=generator)
+    if candidates:
+        allowed[0] = 0  # a row without candidates beside rows with some
+    of = torch.tensor(k), hidden, allowed
+    first = best_items(queries, items, items.t().contiguous(), *of)
+    second = best_items_int8(queries, items, *rounded(items), *of)
+    scores = queries @ items.t()
+    for row in range(rows):
+        if bool((allowed[row] > 0).any()):
+            among = torch.zeros(num_items, dtype=torch.bool)
+            among[allowed[row][allowed[row] >= 3] - 3] = True
+            scores[row, ~among] = -torch.inf
+        scores[row, hidden[row][hidden[row] >= 3] - 3] = -torch.inf
+    best = scores.sort(1, descending=True).values[:, :k]
+    for top, found in (first, second):
+        assert torch.equal(top, best)
+        assert torch.equal(scores.gather(1, found - 3), top), "each item has the score it is given"
+        assert all(len(set(row)) == len(row) for row in found.tolist()), "no item twice"
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    rows=st.integers(1, 9),
+    spread=st.floats(0, 3),
+    k=st.sampled_from([1, 10, 100]),
+)
+def test_whole_numbers_of_8_bits_lose_no_item(seed: int, rows: int, spread: float, k: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    # vectors of very different lengths, as of popular and of rare items
+    items = torch.randn(20_000, 32, generator=generator)
+    items = items * torch.exp(spread * torch.randn(20_000, 1, generator=generator))
+    queries = torch.randn(rows, 32, generator=generator)
+    none = torch.zeros(rows, 0, dtype=torch.int64)
+    of = torch.tensor(k), none, none
+    exact, wanted = best_items(queries, items, items.t().contiguous(), *of)
+    scores, found = best_items_int8(queries, items, *rounded(items), *of)
+    assert torch.allclose(scores, exact, rtol=1e-5, atol=1e-4)
+    # the loss of recall is 0; ties of float32 apart, which stand at the end
+    lost = [len(set(a) - set(b)) for a, b in zip(wanted.tolist(), found.tolist(), strict=True)]
+    assert max(lost) <= 1
+
+
+SKEWED = """
+import torch
+from pipeline.exporting.topk import best_items, best_items_int8, rounded
+generator = torch.Generator().manual_seed(0)
+items, queries = (torch.randn(n, 64, generator=generator) for n in (20_000, 4))
+for vectors in (items, queries):  # directions that all of them share make sums of products large
+    vectors[:, :8] = vectors[:, :8].abs() * 5
+none = torch.zeros(4, 0, dtype=torch.int64)
+of = torch.tensor(20), none, none
+_, wanted = best_items(queries, items, items.t().contiguous(), *of)
+_, found = best_items_int8(queries, items, *rounded(items), *of)
+print([len(set(a) - set(b)) for a, b in zip(wanted.tolist(), found.tolist())])
+"""
+
+
+@pytest.mark.parametrize("widest", ["AVX2", "AVX512_CORE", "ALL"])
+def test_whole_numbers_lose_no_item_on_processors_of_any_age(widest: str) -> None:
+    # those without VNNI add two products in 16 bits, silently cut
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": widest}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", SKEWED],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.stdout.strip() == "[0, 0, 0, 0]", done.stderr[-500:]
+
+
+class Behind(nn.Module):
+    """A block that mixes positions: what stands at all of them matters to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recurrent = nn.GRU(D, D, batch_first=True)
+
+    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+        hidden: torch.Tensor = self.recurrent(embeddings)[0]
+        return hidden
+
+
+def build(masking: str, layers: list[int], *behind: nn.Module) -> tr.Model:
+    torch.manual_seed(1)
+    inputs = tr.TabularSequenceFeatures.from_schema(
+        SCHEMA, max_sequence_length=L, masking=masking, d_output=D
+    )
+    blocks = [
+        tr.TransformerBlock(tr.XLNetConfig.build(D, 2, n, L + 1), masking=inputs.masking)
+        for n in layers
+    ]
+    body = tr.SequentialBlock(inputs, *blocks, *behind)
+    model = tr.Model(tr.Head(body, tr.NextItemPredictionTask()))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(3)
+    return model.eval()
+
+
+@pytest.mark.parametrize("masking", ["clm", "mlm", "rtd"])
+@pytest.mark.parametrize("layers", [[1], [3], [2, 1]])
+def test_a_lean_xlnet_scores_as_the_one_of_hugging_face(masking: str, layers: list[int]) -> None:
+    served = ServedModel(build(masking, layers), ["item_id"], set())
+    assert sum(isinstance(m, LeanXlnet) for m in served.program.modules()) == len(layers)
+    assert prove_parity(served, trace(served, L), L, 1e-5) < 1e-5
+
+
+def test_only_the_last_block_of_a_body_may_skip_positions() -> None:
+    for behind, expected in (((), [False, True]), ((Behind(),), [False, False])):
+        model = build("clm", [1, 1], *behind)
+        found = [m for m in lean(model).modules() if isinstance(m, LeanXlnet)]
+        assert [m.newest_only for m in found] == expected
+        served = ServedModel(model, ["item_id"], set())
+        assert prove_parity(served, trace(served, L), L, 1e-5) < 1e-5
+
+
+def test_a_block_that_stands_twice_is_whole_in_both_places() -> None:
+    inputs = tr.TabularSequenceFeatures.from_schema(
+        SCHEMA, max_sequence_length=L, masking="clm", d_output=D
+    )
+    block = tr.TransformerBlock(tr.XLNetConfig.build(D, 2, 1, L + 1), masking=inputs.masking)
+    body = tr.SequentialBlock(inputs, block, block)
+    model = tr.Model(tr.Head(body, tr.NextItemPredictionTask())).eval()
+    served = ServedModel(model, ["item_id"], set())
+    assert prove_parity(served, trace(served, L), L, 1e-5) < 1e-5

@@ -1,0 +1,26 @@
+"""Files read and sorted, as preprocessing does before it learns anything."""
+
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+
+from pipeline.preprocessing import engine
+from pipeline.recipe.preprocess import Preprocess
+
+
+def sort(chosen: Preprocess, files: list[Path]) -> tuple[dict, dict[str, list]]:
+    """Facts, and the interactions of each session by time."""
+    with tempfile.TemporaryDirectory() as folder, engine.workers() as pool:
+        log = engine.read_sorted(chosen, files, Path(folder), pool)
+        found: dict[str, list] = defaultdict(list)
+        for part in log.parts:
+            columns = engine.to_frame(engine.read(part.path)).astype(object)
+            columns = columns.where(columns.notna(), None)
+            names = ["session_id", "timestamp", "item_id"]
+            names += [feature.name for feature in chosen.features]
+            for session, *row in columns[names].itertuples(index=False):
+                row[1] = None if row[1] is None else str(row[1])
+                found[str(session)].append(tuple(row))
+        facts = log.report.facts(log.rows)
+        assert facts["kept"] == sum(map(len, found.values()))
+        return facts, dict(found)

@@ -1,0 +1,278 @@
+"""Preprocessing in parts, and on a Dask cluster: a scheduler and workers in their own processes."""
+
+import filecmp
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import dask
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from dask.distributed import Client
+
+from pipeline.cli.main import cli
+from pipeline.core.artifact import read_manifest
+from pipeline.core.errors import ConfigError, PipelineError
+from pipeline.core.merlin import has_cudf
+from pipeline.preprocessing import engine
+from pipeline.preprocessing.cluster import on_cluster
+from pipeline.preprocessing.operators.encode import Encode
+from pipeline.preprocessing.operators.sessions import GroupSessions
+from pipeline.preprocessing.operators.target_encoding import TargetEncode
+from pipeline.preprocessing.run import preprocess
+from pipeline.recipe.preprocess import Feature
+from tests.conftest import ROOT, Shop
+
+
+@contextmanager
+def dask_process(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A `dask` command that runs while the block does."""
+    settings = ("DASK_DATAFRAME__QUERY_PLANNING", "DASK_DATAFRAME__CONVERT_STRING")
+    with subprocess.Popen(
+        [sys.executable, "-m", "dask", *arguments, "--no-dashboard"],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **dict.fromkeys(settings, "False")},
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+            process.communicate(timeout=30)
+
+
+def wait_for(process: subprocess.Popen[str], pattern: str) -> str:
+    """The first match in what the process says."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if found := re.search(pattern, line):
+            return found[0]
+    raise AssertionError("dask ended")
+
+
+@contextmanager
+def scheduler() -> Iterator[str]:
+    with dask_process("scheduler", "--host", "127.0.0.1", "--port", "0") as process:
+        yield wait_for(process, r"tcp://[0-9.:]+")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a scheduler with two workers."""
+    options = ["--no-nanny", "--nthreads", "1", "--host", "127.0.0.1"]
+    with scheduler() as address, ExitStack() as running:
+        processes = []
+        for _ in range(2):
+            local = f"--local-directory={tmp_path_factory.mktemp('worker')}"
+            process = dask_process("worker", address, *options, local)
+            processes.append(running.enter_context(process))
+        for process in processes:
+            wait_for(process, "Registered to")
+        yield address
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "PART_ROWS", 2_000)
+
+
+def files(directory: Path) -> list[str]:
+    return sorted(p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file())
+
+
+def assert_same(one: Path, other: Path) -> None:
+    assert files(one) == files(other)
+    _, different, failed = filecmp.cmpfiles(one, other, files(one), shallow=False)
+    assert (different, failed) == ([], [])
+
+
+def test_work_in_parts_gives_what_work_on_the_whole_gives(
+    shop: Shop, tmp_path: Path, small_parts: None
+) -> None:
+    preprocess(shop.recipe.preprocess, [shop.clicks], [], tmp_path / "parts")
+    names = files(shop.data)
+    assert files(tmp_path / "parts") == names
+    for name in names:
+        one, other = shop.data / name, tmp_path / "parts" / name
+        if name == "report.json":
+            assert one.read_bytes() == other.read_bytes()
+        if name.endswith(".parquet"):
+            left, right = pd.read_parquet(one), pd.read_parquet(other)
+            assert list(left.columns) == list(right.columns)
+            for column in left:
+                # standardised numbers may differ in the last bit, where sums were made in parts
+                flat = [np.hstack(f[column].to_numpy()) for f in (left, right)]
+                if flat[0].dtype.kind == "f":
+                    np.testing.assert_allclose(*flat, rtol=0, atol=1e-6)
+                else:
+                    np.testing.assert_array_equal(*flat)
+
+
+def not_here(*_given: object) -> None:
+    raise AssertionError("worked on in the process that asked")
+
+
+def test_the_loss_of_a_worker_loses_no_work(
+    shop: Shop, tmp_path: Path, small_parts: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--no-nanny", "--nthreads", "1", "--host", "127.0.0.1"]
+    with scheduler() as address, ExitStack() as running:
+        processes = [
+            running.enter_context(
+                dask_process("worker", address, *options, f"--local-directory={tmp_path / name}")
+            )
+            for name in ("one", "two")
+        ]
+        for process in processes:
+            wait_for(process, "Registered to")
+        sessions_of = engine.sessions_of
+
+        def kill_one(*given: object) -> object:
+            found = sessions_of(*given)
+            yield next(found)  # and others are under way
+            processes[0].kill()
+            yield from found
+
+        monkeypatch.setattr(engine, "sessions_of", kill_one)
+        given = (shop.recipe.preprocess, [shop.clicks], [])
+        preprocess(*given, tmp_path / "there", cluster=address)
+        processes[1].kill()
+        # and with the last one gone it is one line
+        monkeypatch.setattr("pipeline.preprocessing.cluster._CONNECT_SECONDS", 1)
+        with pytest.raises(PipelineError) as caught:
+            preprocess(*given, tmp_path / "never", cluster=address)
+        assert "\n" not in str(caught.value)
+    monkeypatch.undo()
+    monkeypatch.setattr(engine, "PART_ROWS", 2_000)
+    preprocess(*given, tmp_path / "here")
+    assert_same(tmp_path / "here", tmp_path / "there")
+
+
+def test_on_workers_comes_out_byte_for_byte_what_comes_out_here(
+    shop: Shop, tmp_path: Path, small_parts: None, cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    further = [
+        {"kind": "categorical", "values_per_interaction": 2, "separator": "-", "hash_buckets": 3},
+        {"kind": "continuous", "of": "item", "mean_of": "price"},
+    ]
+    recipe = shop.recipe.preprocess
+    features = [
+        Feature(name=f"more_{n}", column="category", **given) for n, given in enumerate(further)
+    ]
+    recipe = recipe.model_copy(update={"features": (*recipe.features, *features)})
+    preprocess(recipe, [shop.clicks], [], tmp_path / "here")
+    with monkeypatch.context() as patched:
+        for operator in (GroupSessions, Encode, TargetEncode):  # in this process alone
+            patched.setattr(operator, "transform", not_here)
+        preprocess(recipe, [shop.clicks], [], tmp_path / "there", cluster=cluster)
+    assert_same(tmp_path / "here", tmp_path / "there")
+    read_manifest(tmp_path / "there", "data")
+    # afterwards nothing is left of the cluster in this process
+    preprocess(recipe, [shop.clicks], [], tmp_path / "again")
+    assert_same(tmp_path / "here", tmp_path / "again")
+
+
+def test_workers_of_its_own_give_the_same_and_are_gone_afterwards(
+    shop: Shop, tmp_path: Path, small_parts: None
+) -> None:
+    before = children()
+    preprocess(shop.recipe.preprocess, [shop.clicks], [], tmp_path / "here")
+    preprocess(shop.recipe.preprocess, [shop.clicks], [], tmp_path / "there", cluster="local")
+    assert_same(tmp_path / "here", tmp_path / "there")
+    left = {pid: name for pid, name in children().items() if pid not in before}
+    assert all("resource_tracker" in name for name in left.values()), left
+
+
+def test_a_cluster_of_its_own_listens_here_alone_and_where_dasks_port_is_taken() -> None:
+    with socket.socket() as taken, warnings.catch_warnings():
+        with suppress(OSError):  # taken by somebody else
+            taken.bind(("127.0.0.1", 8787))
+            taken.listen()
+        warnings.simplefilter("error")
+        with on_cluster("local") as client:
+            served = client.run_on_scheduler(http_address)
+            workers = client.scheduler_info()["workers"]
+    assert served[0] == "127.0.0.1"
+    assert served[1] != 8787
+    assert all(address.startswith("tcp://127.0.0.1:") for address in workers)
+
+
+def http_address(dask_scheduler: Any) -> tuple[str, int]:
+    return dask_scheduler.http_server.address, dask_scheduler.http_server.port
+
+
+def test_workers_on_gpus_are_refused_in_one_line_where_there_is_none(
+    shop: Shop, tmp_path: Path
+) -> None:
+    if has_cudf():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(ConfigError, match="needs a GPU and the gpu extra"):
+        preprocess(shop.recipe.preprocess, [shop.clicks], [], tmp_path / "x", cluster="local-cuda")
+    assert not (tmp_path / "x").exists()
+
+
+def children() -> dict[int, str]:
+    """Command lines of this process's children."""
+    found = {}
+    for listed in Path("/proc/self/task").glob("*/children"):
+        for pid in listed.read_text().split():
+            with suppress(OSError):
+                found[int(pid)] = Path(f"/proc/{pid}/cmdline").read_text()
+    return found
+
+
+def test_the_command_takes_the_cluster_from_the_environment_where_it_is_not_empty(
+    shop: Shop, tmp_path: Path, cluster: str
+) -> None:
+    arguments = ["preprocess", str(ROOT / "configs" / "demo.yaml"), "--json"]
+    arguments += ["--input", str(shop.clicks), "--out"]
+    for name, address in (("there", cluster), ("here", "")):
+        runner = CliRunner(env={"PIPELINE_CLUSTER": address})
+        result = runner.invoke(cli, [*arguments, str(tmp_path / name)], catch_exceptions=False)
+        assert result.exit_code == 0
+        assert json.loads(result.stdout)["catalogue_items"] == 200
+    assert_same(tmp_path / "here", tmp_path / "there")
+
+
+def test_a_client_that_never_came_up_does_not_stay_the_scheduler() -> None:
+    """Not even where the error that it raised, and with it the client, is kept."""
+    address = "http://127.0.0.1:9"
+    with pytest.raises(ConfigError, match="No Dask scheduler") as kept, on_cluster(address):
+        pass
+    assert kept.value.__context__ is not None
+    assert dask.config.get("scheduler", None) is None
+    with pytest.raises(ValueError, match="No clients found"):
+        Client.current()
+
+
+def test_a_cluster_that_cannot_work_is_told_in_one_line(
+    shop: Shop, tmp_path: Path, cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.preprocessing.cluster._CONNECT_SECONDS", 1)
+    given = (shop.recipe.preprocess, [shop.clicks], [], tmp_path / "data")
+    with scheduler() as lonely:
+        for address, words in (
+            ("tcp://127.0.0.1:9", "No Dask scheduler answers at 'tcp://127.0.0.1:9'"),
+            ("nowhere", "--cluster is 'nowhere', expected local, local-cuda, or the address"),
+            ("http://127.0.0.1:9", "No Dask scheduler answers"),
+            (lonely, "has no worker"),
+        ):
+            with pytest.raises(ConfigError, match=words) as caught:
+                preprocess(*given, cluster=address)
+            assert "\n" not in str(caught.value)
+    # as if the folder were not there for the workers: no file is a link
+    monkeypatch.setattr("pipeline.preprocessing.cluster.os.path.isfile", os.path.islink)
+    with pytest.raises(ConfigError, match=r"worker at tcp://\S+ does not see"):
+        preprocess(*given, cluster=cluster)
+    assert not (tmp_path / "data").exists()

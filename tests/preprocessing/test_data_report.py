@@ -1,0 +1,454 @@
+"""The page about data, and the numbers beside it."""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.cli.results import data_text
+from pipeline.preprocessing.report.counting import Categories, counted_categories
+from pipeline.preprocessing.report.drift import (
+    Drift,
+    category_bins,
+    drift,
+    jensen_shannon,
+    number_bins,
+    per_exposure,
+    psi,
+)
+from pipeline.preprocessing.report.numbers import Numbers, counted_numbers
+from pipeline.preprocessing.report.page import percent, render
+from pipeline.preprocessing.report.periods import exposures
+from pipeline.preprocessing.report.popularity import summary
+from pipeline.preprocessing.run import preprocess
+from pipeline.preprocessing.synthetic import clicks
+from pipeline.recipe.preprocess import Preprocess
+
+DAY = 86_400
+EVIL = '<script>alert("1")</script>'
+
+
+def test_psi_is_the_number_that_a_reader_works_out() -> None:
+    p, q = np.array([0.5, 0.5]), np.array([0.25, 0.75])
+    # -.25 ln .5 + .25 ln 1.5 = .25 ln 3
+    assert psi(p, q) == pytest.approx(0.25 * math.log(3))
+    assert psi(q, p) == pytest.approx(psi(p, q))
+    assert psi(p, p) == 0
+
+
+def test_jensen_shannon_goes_from_0_to_1() -> None:
+    p, q = np.array([0.5, 0.5, 0.0]), np.array([0.0, 0.5, 0.5])
+    # each is half in common: divergence .5, and its root
+    assert jensen_shannon(p, q) == pytest.approx(math.sqrt(0.5))
+    assert jensen_shannon(p, p) == 0
+    assert jensen_shannon(np.array([1.0, 0.0]), np.array([0.0, 1.0])) == pytest.approx(1)
+
+
+def test_what_few_sessions_do_to_psi_is_told_and_taken_off() -> None:
+    found = drift(np.array([500, 500]), np.array([60, 40]), 1000, 100)
+    assert isinstance(found, Drift)
+    assert found.expected == pytest.approx(1 / 1000 + 1 / 100)
+    assert found.excess == pytest.approx(found.psi - found.expected)
+    assert found.word == "little"
+    far = drift(np.array([500, 500]), np.array([90, 10]), 1000, 100)
+    assert far is not None
+    assert far.word == "much"
+    few = drift(np.array([500, 500]), np.array([18, 1]), 1000, 19)
+    assert few is not None
+    assert few.word is None
+    assert drift(np.array([5, 0]), np.array([3, 0]), 5, 3) is None
+
+
+numbers = st.lists(
+    st.one_of(st.just(math.nan), st.floats(-3e38, 3e38), st.integers(-2000, 2000).map(float)),
+    max_size=60,
+)
+
+
+@given(numbers, st.lists(st.integers(0, 60), max_size=4), st.sampled_from([0.0, 17.5, -1e6]))
+@settings(deadline=None, max_examples=60)
+def test_numbers_counted_in_parts_are_those_counted_at_once(
+    values: list[float], cuts: list[int], centre: float
+) -> None:
+    given_numbers = np.array(values, float)
+    whole = Numbers(centre).add(counted_numbers(given_numbers, centre))
+    parts = Numbers(centre)
+    for part in np.split(given_numbers, sorted(cuts)):
+        parts.add(counted_numbers(part, centre))
+    assert whole.summary((0.1, 0.5)) == parts.summary((0.1, 0.5))
+    np.testing.assert_array_equal(whole._sums, parts._sums)
+    assert whole.missing == parts.missing == np.isnan(given_numbers).sum()
+
+
+@given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=6), min_size=1), st.booleans())
+@settings(deadline=None, max_examples=60)
+def test_categories_counted_in_parts_are_those_counted_at_once(
+    sessions: list[list[int]], sparse: bool
+) -> None:
+    size = 100_000 if sparse else 10
+    whole, parts = Categories(size), Categories(size)
+    owner = np.repeat(np.arange(len(sessions)), [len(s) for s in sessions])
+    whole.add(counted_categories(np.concatenate(sessions), owner, size))
+    for session in sessions:
+        parts.add(counted_categories(np.array(session), np.zeros(len(session), int), size))
+    np.testing.assert_array_equal(whole.counts, parts.counts)
+    np.testing.assert_array_equal(whole.sessions, parts.sessions)
+    inside = [sum(index in session for session in sessions) for index in range(10)]
+    assert whole.sessions[:10].tolist() == [min(2, count) for count in inside]
+
+
+@given(st.lists(st.integers(-500, 500), min_size=2))
+def test_statistics_of_small_whole_numbers_are_exact(values: list[int]) -> None:
+    found = Numbers().add(counted_numbers(np.array(values, float)))
+    told = found.summary((0.25, 0.5, 0.99))
+    assert told["mean"] == pytest.approx(np.mean(values), rel=1e-5, abs=1e-6)
+    assert told["deviation"] == pytest.approx(np.std(values, ddof=1), rel=1e-5, abs=1e-6)
+    for share in (0.25, 0.5, 0.99):
+        expected = np.quantile(values, share, method="inverted_cdf")
+        assert told[f"{100 * share:g} %"] == expected
+    assert (told["least"], told["greatest"]) == (min(values), max(values))
+
+
+def test_quantiles_of_large_numbers_are_near_and_means_are_those_of_float32() -> None:
+    random = np.random.default_rng(0)
+    values = np.concatenate([random.lognormal(3, 2, 5000), -random.lognormal(0, 3, 3000), [3e9]])
+    told = Numbers(20).add(counted_numbers(values, 20)).summary((0.05, 0.5, 0.95))
+    assert told["mean"] == pytest.approx(values.mean(), rel=1e-5)
+    assert told["deviation"] == pytest.approx(values.std(ddof=1), rel=1e-4)
+    for share in (0.05, 0.5, 0.95):
+        expected = np.quantile(values, share)
+        assert abs(told[f"{100 * share:g} %"] - expected) <= 0.01 * abs(expected - 20) + 0.1
+
+
+def test_a_constant_that_moves_either_way_is_seen() -> None:
+    constant = Numbers(5.0).add(counted_numbers(np.full(100, 5.0), 5.0))
+    for value, word in ((5.0, None), (4.9, "much"), (5.1, "much")):
+        other = Numbers(5.0).add(counted_numbers(np.full(100, value), 5.0))
+        found = drift(*number_bins(constant, other, 100), 100, 100)
+        assert (found and found.word) == word
+
+
+def test_unknown_values_are_expected_as_often_as_training_has_values_of_one_session() -> None:
+    train, other = Categories(7), Categories(7)
+    # item 0 stands in two sessions, item 1 twice in one, item 2 in none; one value is missing
+    train.add(counted_categories(np.array([3, 3, 4, 4, 1]), np.array([0, 1, 1, 1, 2]), 7))
+    other.add(counted_categories(np.array([3, 5, 2, 4]), np.array([0, 1, 2, 3]), 7))
+    one, two = category_bins(train, other, 20)
+    # top, rest, unknown, missing
+    assert one.tolist() == [2, 0, 2, 1]
+    assert two.tolist() == [1, 1, 2, 0]
+
+
+def test_hours_count_by_how_often_they_came_up() -> None:
+    hour = 3_600 * 10**6
+    hours, weekdays = exposures(0, 36 * hour - 1)
+    assert hours == pytest.approx([2] * 12 + [1] * 12)
+    assert weekdays == pytest.approx([0, 0, 0, 1, 0.5, 0, 0])  # 1970 began on a Thursday
+    steady = per_exposure(np.full(24, 10), hours * 10, (np.ones(24), hours))
+    assert steady is not None
+    assert psi(steady[0] / steady[0].sum(), steady[1] / steady[1].sum()) == pytest.approx(0)
+    assert per_exposure(np.ones(7), np.ones(7), (np.ones(7), weekdays)) is None
+
+
+def test_popularity_is_0_where_all_are_equal_and_near_1_where_one_has_everything() -> None:
+    equal, one = summary(np.full(200, 7)), summary(np.append(10**9, np.ones(999, int)))
+    assert equal["gini"] == pytest.approx(0)
+    assert (equal["top_1_percent"], equal["top_10_percent"]) == (0.01, 0.1)
+    assert one["gini"] == pytest.approx(1, abs=0.002)
+    assert one["curve"][0] == [0.001, pytest.approx(1, abs=1e-5)]
+    assert one["curve"][-1] == [1, 1]
+    assert summary(np.array([3, 1, 0]))["gini"] == pytest.approx(0.25)  # 1, 3: half of a half
+    assert summary(np.zeros(4, int))["gini"] is None
+
+
+@pytest.mark.parametrize("values", [3, 40, 3_000])
+def test_samples_of_one_population_are_not_said_to_drift(values: int) -> None:
+    wrong = {"some": 0, "much": 0, "little": 0}
+    for seed in range(150):
+        random = np.random.default_rng(seed)
+        weights = 1 / np.arange(1, values + 1)
+        weights /= weights.sum()
+        n, m = int(random.integers(100, 2000)), int(random.integers(20, 300))
+        counted = []
+        for sessions in (n, m):
+            # an item is seen several times in a session
+            items = random.choice(values, sessions, p=weights)
+            lengths = random.geometric(0.3, sessions)
+            size = int(sessions / (1 + (lengths.std() / lengths.mean()) ** 2))
+            owner = np.repeat(np.arange(sessions), lengths)
+            found = counted_categories(3 + np.repeat(items, lengths), owner, 3 + values)
+            counted.append((Categories(3 + values).add(found), size))
+        (train, n), (test, m) = counted
+        found_drift = drift(*category_bins(train, test, min(n, m)), n, m)
+        if found_drift is not None and found_drift.word is not None:
+            wrong[found_drift.word] += 1
+    assert wrong["little"] >= 100
+    assert wrong["some"] + wrong["much"] <= 2
+
+
+def recipe(**more: object) -> Preprocess:
+    values: dict = {
+        "session": "session",
+        "item": "product",
+        "timestamp": {"column": "time", "features": ["hour", "elapsed"]},
+        "features": [
+            {"name": "category", "kind": "categorical", "of": "item"},
+            {"name": "action", "kind": "categorical"},
+            {"name": "price", "kind": "continuous", "of": "item", "log": True},
+            {"name": "device", "kind": "categorical", "of": "session"},
+            {
+                "name": "band",
+                "column": "price",
+                "kind": "categorical",
+                "of": "item",
+                "buckets": [10, 50],
+            },
+        ],
+        "max_sequence_length": 6,
+        "split": {"valid": "2d", "test": "2d"},
+    }
+    return Preprocess.from_dict(values | more, "recipe")
+
+
+def shop(seed: int = 0, sessions: int = 4000) -> pd.DataFrame:
+    return clicks(np.random.default_rng(seed), sessions, 300, 16).to_pandas()
+
+
+def written(directory: Path, log: pd.DataFrame, chosen: Preprocess) -> tuple[dict, dict, str]:
+    """Facts, the JSON and the page."""
+    directory.mkdir(exist_ok=True)
+    pq.write_table(pa.Table.from_pandas(log, preserve_index=False), directory / "log.parquet")
+    facts = preprocess(chosen, [directory / "log.parquet"], [], directory / "data")
+    text = (directory / "data" / "report.json").read_text(encoding="utf-8")
+    page = (directory / "data" / "report.html").read_text(encoding="utf-8")
+    return facts, json.loads(text), page
+
+
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, dict, dict, str]:
+    log = shop()
+    log.loc[log.index % 7 == 0, "price"] = np.nan
+    log.loc[log.index % 11 == 0, "action"] = None
+    return log, *written(tmp_path_factory.mktemp("report") / "usual", log, recipe())
+
+
+def split(log: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    times = pd.to_datetime(log["time"], utc=True)
+    log = log.assign(at=times).sort_values(["session", "at"], kind="stable")
+    ends = log.groupby("session")["at"].max()
+    first = ends.max() - pd.Timedelta("2d")
+    second = ends[ends <= first].max() - pd.Timedelta("2d")
+    end = log["session"].map(ends)
+    parts = {"valid": log[(end > second) & (end <= first)], "test": log[end > first]}
+    train = log[end <= second]
+    lengths = train.groupby("session")["at"].transform("size")
+    return {"train": train[lengths > 1], **parts}
+
+
+def test_counts_are_those_of_pandas_on_the_raw_log(
+    usual: tuple[pd.DataFrame, dict, dict, str],
+) -> None:
+    log, _, report, _ = usual
+    parts = split(log)
+    trained = set(parts["train"]["product"])
+    in_parts = 0
+    for name, frame in parts.items():
+        found = report["parts"][name]
+        in_parts += len(frame)
+        lengths = frame.groupby("session").size()
+        assert (found["sessions"], found["interactions"]) == (len(lengths), len(frame))
+        assert found["lengths"]["longer"] == (lengths > 6).sum()
+        for row in found["lengths"]["histogram"]:
+            assert row["sessions"] == lengths.between(row["from"], row["to"]).sum()
+        columns = found["columns"]
+        unknown = ~frame["product"].isin(trained)
+        assert columns["item_id"]["unknown"] == unknown.sum()
+        assert found["sessions_with_unknown_item"] == frame[unknown]["session"].nunique()
+        assert columns["item_id"]["seen"] == frame["product"].nunique() - len(
+            set(frame["product"]) - trained
+        )
+        assert columns["action"]["missing"] == frame["action"].isna().sum()
+        assert columns["price"]["missing"] == frame["price"].isna().sum()
+        assert columns["price"]["mean"] == pytest.approx(frame["price"].mean(), rel=1e-5)
+        assert columns["price"]["deviation"] == pytest.approx(frame["price"].std(), rel=1e-4)
+        assert columns["price"]["50 %"] == pytest.approx(frame["price"].median(), rel=0.01)
+        expected = frame["product"].value_counts()
+        assert [row["count"] for row in columns["item_id"]["top"]] == expected.tolist()[:10]
+        assert all(expected[r["value"]] == r["count"] for r in columns["item_id"]["top"])
+        devices = frame.groupby("session")["device"].first().value_counts()
+        assert {r["value"]: r["count"] for r in columns["device"]["top"]} == devices.to_dict()
+        bands = {r["value"]: r["count"] for r in columns["band"]["top"]}
+        assert bands["10 to 50"] == ((frame["price"] >= 10) & (frame["price"] < 50)).sum()
+        steps = frame.groupby("session")["at"].diff().dropna().dt.total_seconds()
+        assert columns["elapsed"]["mean"] == pytest.approx(steps.mean(), rel=1e-5)
+        hours = frame["at"].dt.hour.value_counts().reindex(range(24), fill_value=0)
+        assert found["hours"] == hours.tolist()
+        weekdays = frame["at"].dt.weekday.value_counts().reindex(range(7), fill_value=0)
+        assert found["weekdays"] == weekdays.tolist()
+        days = frame["at"].dt.strftime("%Y-%m-%d").value_counts()
+        told = dict(zip(report["time"]["starts"], report["time"]["parts"][name], strict=True))
+        assert {day: count for day, count in told.items() if count} == days.to_dict()
+    assert report["left_out"]["interactions"] == len(log) - in_parts
+
+
+def test_the_page_shows_the_numbers_of_the_json_and_needs_nothing_from_outside(
+    usual: tuple[pd.DataFrame, dict, dict, str],
+) -> None:
+    _, _, report, page = usual
+    for part in report["parts"].values():
+        assert f"<td>{part['interactions']:,}</td>" in page
+    for rows in report["drift"].values():
+        for row in rows:
+            shown = f"{row['psi']:.3f}" if "psi" in row else row["why"]
+            assert shown in page
+    assert not re.search(r"https?:|//|url\(|@import|src=|href=|<script", page)
+    assert "prefers-color-scheme: dark" in page
+    assert render(report) == page
+
+
+def test_a_log_that_does_not_drift_is_not_called_out(tmp_path: Path) -> None:
+    for seed in (1, 2, 3):
+        facts, report, page = written(tmp_path / str(seed), shop(seed, 1500), recipe())
+        assert facts["drift"] == {"valid": [], "test": []}
+        told = [row["drift"] for rows in report["drift"].values() for row in rows]
+        assert set(told) <= {"little", None}
+        assert "Much drift" not in page
+        assert " drift  " not in data_text(facts, tmp_path)
+
+
+def test_a_log_that_drifts_is_called_out_by_column(tmp_path: Path) -> None:
+    log = shop()
+    late = pd.to_datetime(log["time"], utc=True) > pd.Timestamp("2026-01-18", tz="UTC")
+    log.loc[late, "price"] *= 3
+    log.loc[late & (log.index % 2 == 0), "action"] = "share"
+    facts, report, page = written(tmp_path, log, recipe())
+    assert set(facts["drift"]["test"]) >= {"price", "band", "action"}
+    assert not {"device", "session length", "category"} & set(facts["drift"]["test"])
+    assert "<strong>Much drift</strong> between train and test: " in page
+    text = data_text(facts, tmp_path / "data")
+    assert "drift  much between train and test: " in text
+    assert str(tmp_path / "data" / "report.html") in text
+    rows = {row["column"]: row for row in report["drift"]["test"]}
+    assert rows["action"]["lost"][0]["value"] == "view"
+    assert report["drift"]["test"][0]["drift"] == "much"  # sorted
+
+
+def test_what_a_log_says_cannot_become_markup_and_is_cut_short(tmp_path: Path) -> None:
+    log = shop(sessions=300)
+    log["product"] = EVIL + log["product"]
+    log["action"] = "x" * 100_000
+    _, report, page = written(tmp_path, log, recipe())
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert len(page) < 200_000
+    assert report["parts"]["train"]["columns"]["action"]["top"][0]["value"] == "x" * 80 + "…"
+
+
+def test_columns_may_be_constant_or_missing_and_parts_small(tmp_path: Path) -> None:
+    log = shop(sessions=60)
+    log["price"], log["action"], log["device"] = 5.0, None, "phone"
+    log["category"] = np.nan
+    facts, report, _ = written(tmp_path, log, recipe())
+    columns = report["parts"]["train"]["columns"]
+    assert (columns["price"]["mean"], columns["price"]["deviation"]) == (5, 0)
+    assert columns["action"]["missing"] == columns["action"]["counted"]
+    assert columns["action"]["top"] == []
+    assert {row["why"] for row in report["drift"]["test"] if row["drift"] is None} >= {
+        "too few sessions"
+    }
+    log["price"] = np.nan
+    _, report, page = written(tmp_path, log, recipe())
+    assert report["parts"]["test"]["columns"]["price"]["mean"] is None
+    assert "–" in page
+    assert facts["drift"]["test"] == []
+
+
+def test_where_the_last_ones_are_held_out_they_alone_are_compared(tmp_path: Path) -> None:
+    log = shop(sessions=500)
+    last = log.sort_values(["session", "time"]).groupby("session").tail(1)
+    _, report, page = written(tmp_path, log, recipe(split="leave-last-out"))
+    lengths = log.groupby("session").size()
+    test = report["parts"]["test"]
+    last = last[last["session"].map(lengths) > 1]
+    assert test["counted"] == "targets"
+    assert test["values"] == len(last) == test["sessions"]
+    expected = last["product"].value_counts()
+    assert test["columns"]["item_id"]["top"][0]["count"] == expected.iloc[0]
+    rows = {row["column"]: row for row in report["drift"]["test"]}
+    assert rows["session length"]["why"] == "the same sessions"
+    assert "the target" in page
+
+
+def test_a_log_without_times_and_parts_has_a_page(tmp_path: Path) -> None:
+    chosen = recipe(timestamp=None, split={}, features=[])
+    facts, report, page = written(tmp_path, shop(sessions=200), chosen)
+    assert report["time"] is None
+    assert (facts["drift"], report["drift"]) == ({}, {})
+    assert "Drift" not in page
+    split_by_share = recipe(timestamp=None, split={"test": 0.2})
+    _, report, _ = written(tmp_path, shop(sessions=200), split_by_share)
+    assert "elapsed" not in report["parts"]["test"]["columns"]
+
+
+def test_times_far_apart_take_no_memory(tmp_path: Path) -> None:
+    log = shop(sessions=200)
+    log.loc[5, "time"] = "1700-01-01 00:00:00 UTC"
+    log["time"] = log["time"].astype(str)
+    _, report, _ = written(tmp_path, log, recipe())
+    assert report["time"]["unit"] == "year"
+    assert len(report["time"]["starts"]) <= 101
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(0, "0 %"), (1, "100 %"), (0.123, "12 %"), (0.0123, "1.2 %"), (1e-9, "under 0.01 %"),
+     (0.99999, "over 99.9 %"), (0.099999, "10 %")],
+)  # fmt: skip
+def test_a_share_is_told_in_two_digits(share: float, text: str) -> None:
+    assert percent(share) == text
+    assert percent(share, 0) == "–"
+
+
+def test_the_parts_of_a_log_do_not_show(
+    usual: tuple[pd.DataFrame, dict, dict, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, _, _, page = usual
+    monkeypatch.setattr("pipeline.preprocessing.engine.PART_ROWS", 2_000)
+    found: Any = written(tmp_path, log, recipe())
+    assert found[2] == page
+
+
+def test_several_values_hashed_ones_and_means_are_counted_as_what_they_are(tmp_path: Path) -> None:
+    features = [
+        {"name": "tags", "kind": "categorical", "values_per_interaction": 3},
+        {"name": "maker", "kind": "categorical", "min_count": 2, "hash_buckets": 1},
+        {"name": "rate", "column": "maker", "kind": "continuous", "mean_of": "n", "smoothing": 0},
+    ]
+    log = tmp_path / "log.parquet"
+    columns = {
+        "s": [1, 1, 2, 2],
+        "i": list("uvuv"),
+        "tags": ["a|b", "a", None, "c|a|b"],
+        "maker": ["x", "x", "rare", None],
+        "n": [1, 3, 8, 99],
+    }
+    pq.write_table(pa.table(columns), log)
+    recipe = Preprocess.from_dict({"session": "s", "item": "i", "features": features}, "test")
+    preprocess(recipe, [log], [], tmp_path / "data")
+    found = json.loads((tmp_path / "data" / "report.json").read_text())["parts"]["train"]["columns"]
+    assert {v["value"]: v["count"] for v in found["tags"]["top"]} == {"a": 3, "b": 2, "c": 1}
+    assert found["tags"]["missing"] == 1
+    assert {v["value"]: v["count"] for v in found["maker"]["top"]} == {"x": 2, "hash bucket 1": 1}
+    assert (found["maker"]["cardinality"], found["maker"]["unknown"]) == (1, 0)
+    # 2 of x, 8 of rare, and the mean of those three, 4, where none is known
+    assert (found["rate"]["least"], found["rate"]["greatest"]) == (2, 8)
+    assert found["rate"]["mean"] == (2 + 2 + 8 + 4) / 4

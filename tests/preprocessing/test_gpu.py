@@ -1,0 +1,138 @@
+"""Preprocessing on a GPU, where there is one."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.core.artifact import read_manifest
+from pipeline.core.columns import NULL, PADDING
+from pipeline.core.merlin import has_cudf
+from pipeline.preprocessing.operators.encode import _looked_up, indices_of
+from pipeline.preprocessing.operators.sessions import GroupSessions
+from tests.conftest import ROOT, Shop
+
+RECIPE = """
+preprocess:
+  session: session
+  item: product
+  timestamp: {column: time, unit: iso, features: [hour, weekday, elapsed]}
+  session_gap: 30m
+  drop_repeats: true
+  split: {valid: 1d, test: 1d}
+  features:
+    - {name: category, kind: categorical, of: item}
+    - {name: parts, kind: categorical, of: item, column: category, values_per_interaction: 2,
+       separator: "-"}
+    - {name: action, kind: categorical, min_count: 9000, hash_buckets: 3}
+    - {name: price, kind: continuous, of: item, log: true}
+    - {name: band, kind: categorical, column: price, buckets: [20, 50]}
+    - {name: worth, kind: continuous, column: category, mean_of: price}
+    - {name: device, kind: categorical, of: session}
+"""
+
+
+def run_preprocess(shop: Shop, out: Path, **environment: str) -> None:
+    recipe = out.with_suffix(".yaml")
+    recipe.write_text(RECIPE)
+    command = ["preprocess", str(recipe), "--input", str(shop.clicks), "--out", str(out)]
+    subprocess.run(
+        [sys.executable, "-m", "pipeline", *command],
+        check=True,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+    )
+
+
+def assert_same_sessions(one: Path, other: Path) -> None:
+    """Row by row and column by column: ids and indices exactly, numbers to 1e-5."""
+    for part in ("train", "valid", "test"):
+        left, right = (pq.read_table(data / "sessions" / part) for data in (one, other))
+        assert left.column_names == right.column_names
+        assert left.num_rows == right.num_rows > 0
+        for name in left.column_names:
+            values, expected = left[name].to_pylist(), right[name].to_pylist()
+            if pa.types.is_floating(getattr(left[name].type, "value_type", left[name].type)):
+                assert list(map(np.size, values)) == list(map(np.size, expected)), name
+                np.testing.assert_allclose(
+                    np.hstack(values), np.hstack(expected), atol=1e-5, err_msg=name
+                )
+            else:
+                assert values == expected, name
+
+
+@pytest.mark.gpu
+def test_sessions_from_cudf_equal_those_from_pandas(shop: Shop, tmp_path: Path) -> None:
+    if not has_cudf():
+        pytest.skip("no CUDA device with cuDF here: install the gpu extra on a machine with a GPU")
+    run_preprocess(shop, tmp_path / "cudf")
+    run_preprocess(shop, tmp_path / "pandas", CUDA_VISIBLE_DEVICES="")
+    engines = [read_manifest(tmp_path / e, "data")["engine"] for e in ("cudf", "pandas")]
+    assert engines == ["cudf", "pandas"]
+    assert_same_sessions(tmp_path / "cudf", tmp_path / "pandas")
+
+
+def test_what_compares_them_sees_one_index_and_one_number(shop: Shop, tmp_path: Path) -> None:
+    """Also without a GPU: the recipe runs, and the comparison can fail."""
+    one, other = tmp_path / "one", tmp_path / "other"
+    run_preprocess(shop, one, CUDA_VISIBLE_DEVICES="")
+    file = "sessions/valid/part-0.parquet"
+    shutil.copytree(one, other)
+    assert_same_sessions(one, other)
+    table = pq.read_table(one / file)
+    assert {"parts_2", "worth", "band", "weekday_sin"} <= set(table.column_names)
+    for name in ("item_id", "parts_2", "worth", "device"):
+        values = table[name].to_pylist()
+        values[3] = [values[3][0] + 1, *values[3][1:]] if name != "device" else values[3] + 1
+        changed = pa.array(values, table[name].type)
+        place = table.column_names.index(name)
+        pq.write_table(table.set_column(place, name, changed), other / file)
+        with pytest.raises(AssertionError, match=name):
+            assert_same_sessions(one, other)
+
+
+@given(
+    values=st.lists(st.sampled_from(["a", "b", "c", "rare", "", None]), max_size=30),
+    vocabulary=st.permutations(["a", "b", "c"]),
+    hash_buckets=st.sampled_from([0, 1, 4]),
+    missing=st.sampled_from([NULL, PADDING]),
+)
+@settings(deadline=None)
+def test_the_data_frame_way_of_cudf_encodes_like_the_array_way(
+    values: list[str | None], vocabulary: list[str], hash_buckets: int, missing: int
+) -> None:
+    column = pd.Series(values, dtype=object, index=np.arange(len(values)) * 3 + 1)
+    given = (column, pa.array(vocabulary), hash_buckets, missing)
+    assert _looked_up(*given).tolist() == indices_of(*given).tolist()
+
+
+@given(
+    rows=st.lists(
+        st.tuples(st.integers(0, 4), st.integers(0, 6), st.integers(0, 99)), min_size=1, max_size=40
+    ),
+    keep=st.none() | st.integers(1, 4),
+)
+@settings(deadline=None)
+def test_the_data_frame_way_of_cudf_groups_like_the_array_way(
+    rows: list[tuple[int, int, int]], keep: int | None
+) -> None:
+    """cuDF follows pandas' names: its branch of the operators runs on pandas as well."""
+    frame = pd.DataFrame(rows, columns=["session_id", "timestamp", "item_id"])
+    frame["device"] = frame["item_id"] % 5
+    group = GroupSessions("session_id", "timestamp", ("device",), keep)
+    listed = ["item_id", "timestamp"]
+    arrays = group._on_arrays(frame, listed)
+    frames = group._on_cudf(frame, listed)
+    assert arrays["session_id"].tolist() == frames["session_id"].tolist()
+    assert arrays["device"].tolist() == frames["device"].tolist()
+    for name in listed:
+        assert [list(v) for v in arrays[name]] == [list(v) for v in frames[name]]

@@ -1,0 +1,147 @@
+"""Sessions cut by time and without repeats: the operators, the stage and the server agree."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.core.errors import ConfigError
+from pipeline.data.fitted import Fitted
+from pipeline.exporting.request_tables import encoder_spec, write_encoder
+from pipeline.preprocessing.run import preprocess
+from pipeline.preprocessing.sessions_dead import CutSessions, DropRepeats
+from pipeline.recipe.preprocess import Preprocess
+from pipeline.serve.runtime.encoder import Encoder
+from pipeline.serve.runtime.request import Reader
+
+# isort: split
+from merlin.dag import ColumnSelector
+from merlin.io import Dataset
+from nvtabular import Workflow
+
+MINUTE = 60_000_000
+ROWS = st.lists(
+    st.tuples(st.integers(1, 3), st.sampled_from(["a", "b", None]), st.integers(0, 200)),
+    min_size=1,
+    max_size=30,
+)
+
+
+def loops(rows: list[tuple], gap: int | None, drop: bool) -> dict[str, list[tuple]]:
+    """What the options mean, row by row: items and minutes of each session."""
+    found: dict[str, list[tuple]] = {}
+    for user in sorted({row[0] for row in rows}):
+        mine = sorted((row for row in rows if row[0] == user), key=lambda row: row[2])
+        number, before = 0, mine[0]
+        for row in mine:
+            if gap is not None and row[2] - before[2] > gap:
+                number += 1
+            session = found.setdefault(f"{user}-{number}" if gap is not None else str(user), [])
+            if not (drop and session and row[1] is not None and before[1] == row[1]):
+                session.append(row[1:])
+            before = row
+    return found
+
+
+@given(rows=ROWS, gap=st.none() | st.integers(1, 60), drop=st.booleans())
+@settings(deadline=None, max_examples=40)
+def test_the_operators_do_what_loops_do(rows: list[tuple], gap: int | None, drop: bool) -> None:
+    frame = pd.DataFrame(rows, columns=["session_id", "item_id", "timestamp"])
+    frame["timestamp"] *= MINUTE
+    frame["item_id"] = frame["item_id"].astype(object).where(frame["item_id"].notna(), None)
+    graph = ColumnSelector(list(frame.columns))
+    if gap is not None:
+        graph = graph >> CutSessions("session_id", "timestamp", gap * MINUTE)
+    if drop:
+        graph = graph >> DropRepeats("session_id", "timestamp", "item_id")
+    if gap is None and not drop:
+        return
+    found = Workflow(graph).fit_transform(Dataset(frame, cpu=True)).to_ddf().compute()
+    found = found.sort_values("timestamp", kind="stable")
+    sessions: dict[str, list[tuple]] = {}
+    for session, item, time in found[["session_id", "item_id", "timestamp"]].itertuples(
+        index=False
+    ):
+        known = None if pd.isna(item) else item
+        sessions.setdefault(str(session), []).append((known, time // MINUTE))
+    assert sessions == loops(rows, gap, drop)
+
+
+def recipe(gap: int | None, drop: bool) -> Preprocess:
+    values = {
+        "session": "user",
+        "timestamp": {"column": "minute", "unit": "s", "features": ["elapsed"]},
+        "session_gap": None if gap is None else f"{gap}s",
+        "drop_repeats": drop,
+        "max_sequence_length": 7,
+    }
+    return Preprocess.from_dict(values, "recipe")
+
+
+@given(rows=ROWS, gap=st.none() | st.integers(1, 60), drop=st.booleans())
+@settings(deadline=None, max_examples=15)
+def test_the_stage_and_the_server_do_what_loops_do(
+    rows: list[tuple], gap: int | None, drop: bool
+) -> None:
+    whole = [*rows, (9, "a", 0), (9, "b", 0)]  # a session to train on, whatever the others are
+    chosen = recipe(gap, drop)
+    with tempfile.TemporaryDirectory() as folder:
+        directory = Path(folder)
+        columns = zip(*whole, strict=True)
+        pq.write_table(pa.table(dict(zip(("user", "item_id", "minute"), columns, strict=True))),
+                       directory / "log.parquet")  # fmt: skip
+        facts = preprocess(chosen, [directory / "log.parquet"], [], directory / "data")
+        fitted = Fitted.read(directory / "data")
+        table = pq.read_table(directory / "data" / "sessions" / "train").to_pydict()
+        (directory / "encoder").mkdir()
+        write_encoder(directory / "encoder", fitted, encoder_spec(fitted, default_k=1, max_k=5))
+        encoder = Encoder(directory / "encoder")
+    expected = loops(whole, gap, drop)
+    names = [None, None, None, *fitted.item.values.to_pylist()]
+    found = {
+        str(session): [names[index] for index in items]
+        for session, items in zip(table["session_id"], table["item_id"], strict=True)
+    }
+    assert found == {k: [i for i, _ in v][-8:] for k, v in expected.items() if len(v) > 1}
+    assert facts["rows"]["input"]["kept"] == sum(map(len, expected.values()))
+    # a request holds all that a user did; the server reads the session that is going on
+    newest: dict[int, list] = {}
+    for session, interactions in expected.items():
+        newest[int(session.split("-")[0])] = interactions
+    users = sorted(newest)
+    mine = [[row for row in whole if row[0] == user] for user in users]
+    width = max(map(len, mine))
+    tensors = {
+        "item_id": np.full((len(users), width), b"junk", object),
+        "timestamp": np.zeros((len(users), width), np.int64),
+        "length": np.array([[len(m)] for m in mine], np.int32),
+    }
+    for row, given_rows in enumerate(mine):
+        for place, (_, item, minute) in enumerate(given_rows):
+            tensors["item_id"][row, place] = (item or "").encode()
+            tensors["timestamp"][row, place] = minute
+    encoded = encoder.encode(Reader(encoder).read(tensors).rows)["item_id"]
+    for row, user in enumerate(users):
+        expected_items = [
+            names.index(item) if item in names[3:] else 2 if item else 1 for item, _ in newest[user]
+        ][-7:]
+        assert encoded[row][encoded[row] > 0].tolist() == expected_items
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"session_gap": "30m"}, "`session_gap` needs a `timestamp`"),
+        ({"session_gap": "soon", "timestamp": {"column": "t"}}, "expected minutes"),
+        ({"session_gap": "0m", "timestamp": {"column": "t"}}, "expected minutes"),
+    ],
+)
+def test_gaps_that_are_none_are_refused(values: dict, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        Preprocess.from_dict(values, "recipe")

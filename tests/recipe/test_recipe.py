@@ -1,0 +1,244 @@
+"""A recipe: one YAML file, every key of it known."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from pipeline.core.errors import ConfigError
+from pipeline.recipe.preprocess import ModelConfig, Preprocess, Recipe, TrainConfig
+from tests.conftest import ROOT
+
+CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
+
+
+def refusal(values: dict) -> str:
+    with pytest.raises(ConfigError) as caught:
+        Recipe.from_dict(values, "shop.yaml")
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith("shop.yaml: ")
+    return message
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.name)
+def test_every_committed_recipe_loads(file: Path) -> None:
+    recipe = Recipe.from_yaml(file)
+    assert recipe.preprocess.session
+    assert recipe.preprocess.item
+
+
+@pytest.mark.parametrize(
+    ("values", "key", "suggestion"),
+    [
+        ({"preproces": {}}, "preproces", "preprocess"),
+        ({"train": {"epoch": 1}}, "train.epoch", "epochs"),
+        ({"preprocess": {"split": {"tset": "2d"}}}, "preprocess.split.tset", "test"),
+        (
+            {"preprocess": {"timestamp": {"column": "t", "units": "s"}}},
+            "preprocess.timestamp.units",
+            "unit",
+        ),
+        (
+            {"preprocess": {"features": [{"name": "a", "kind": "categorical", "colum": "b"}]}},
+            "preprocess.features.0.colum",
+            "column",
+        ),
+        (
+            {"preprocess": {"features": [{}, {"name": "a", "min_cuont": 3}]}},
+            "preprocess.features.1.min_cuont",
+            "min_count",
+        ),
+    ],
+)
+def test_a_misspelt_key_is_an_error_that_suggests_the_right_one(
+    values: dict, key: str, suggestion: str
+) -> None:
+    if key.startswith("preprocess.features.1"):  # the first feature is fine
+        values["preprocess"]["features"][0] = {"name": "b", "kind": "categorical"}
+        values["preprocess"]["features"][1]["kind"] = "categorical"
+    message = refusal(values)
+    assert f"unknown key `{key}`" in message
+    assert f"did you mean `{suggestion}`?" in message
+
+
+def test_a_key_unlike_any_other_gets_the_list_of_what_is_known() -> None:
+    message = refusal({"train": {"zzz": 1}})
+    assert "unknown key `train.zzz`; known here: epochs, batch_size" in message
+
+
+@given(section=st.sampled_from(["preprocess", "model", "train"]), key=st.text(min_size=1))
+def test_no_unknown_key_slips_through(section: str, key: str) -> None:
+    known = {"preprocess": Preprocess, "model": ModelConfig, "train": TrainConfig}[section]
+    if key not in known.model_fields:
+        with pytest.raises(ConfigError, match="unknown key"):
+            Recipe.from_dict({section: {key: 1}}, "shop.yaml")
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (
+            {"train": {"epochs": 0}},
+            "`train.epochs` is 0: expected 1 or more.",
+        ),
+        ({"train": {"learning_rate": float("nan")}}, "`train.learning_rate` is nan"),
+        ({"train": {"epochs": "many"}}, "`train.epochs` is 'many'"),
+        ({"preprocess": None}, "`preprocess` is None: expected a section with keys: "),
+        ({"preprocess": {"session": 5}}, "`preprocess.session` is 5: expected text."),
+        ({"preprocess": {"features": 3}}, "`preprocess.features` is 3: expected a list."),
+        (
+            {"preprocess": {"timestamp": "time"}},
+            "`preprocess.timestamp` is 'time': expected a section with keys: column, unit",
+        ),
+        (
+            {"preprocess": {"features": [{"name": "a", "kind": "x"}]}},
+            "`preprocess.features.0.kind` is 'x': expected 'categorical' or 'continuous'.",
+        ),
+        ({"preprocess": {"min_item_count": 1.5}}, "is 1.5: expected a whole number."),
+        ({"preprocess": {"max_sequence_length": "ten"}}, "is 'ten': expected a whole number."),
+        ({"train": {"learning_rate": "fast"}}, "is 'fast': expected a number."),
+        ({"model": {"weight_tying": "perhaps"}}, "is 'perhaps': expected true or false."),
+        ({"model": {"dropout": 1}}, "`model.dropout` is 1: expected less than 1"),
+        ({"preprocess": {"features": [{"name": "a"}]}}, "`preprocess.features.0.kind` is missing"),
+        ({"preprocess": {"split": {"test": "2w"}}}, "expected days (`2d`), hours (`6h`)"),
+        ({"preprocess": {"split": {"test": 1.0}}}, "a fraction between 0 and 1"),
+        ({"preprocess": {"split": {"test": "0d"}}}, "expected days"),
+        ({"preprocess": {"delimiter": "ab"}}, "`preprocess.delimiter` is 'ab'"),
+        ({"model": {"d_model": 10, "n_head": 3}}, "`n_head` 3 does not divide `d_model` 10"),
+        (
+            {"model": {"architecture": "gpt2", "masking": "mlm"}},
+            "gpt2 works with clm, not with mlm",
+        ),
+        ({"preprocess": {"timestamp": {"column": "t", "features": ["hours"]}}}, "'hour'"),
+        ({"preprocess": {"timestamp": {"column": "t", "features": ["hour"] * 2}}}, "twice"),
+        ({"preprocess": {"format": "sequences", "timestamp": {"column": "t"}}}, "item ids alone"),
+        ({"preprocess": {"delimiter": '"'}}, "one ASCII character, no quote and no line end"),
+        ({"preprocess": {"delimiter": "\n"}}, "one ASCII character"),
+        ({"preprocess": {"delimiter": "§"}}, "one ASCII character"),
+        ({"model": {"temperature": float("inf")}}, "`model.temperature` is inf"),
+        ({"model": {"architecture": "xlnet", "d_model": 9, "n_head": 3}}, "an even `d_model`"),
+        ({"train": {"seed": -1}}, "`train.seed` is -1"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_was_expected(values: dict, expected: str) -> None:
+    assert expected in refusal(values)
+
+
+def feature(name: str, **more: object) -> dict:
+    return {"preprocess": {"features": [{"name": name, "kind": "categorical", **more}]}}
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (feature("item_id"), "a meaning of its own"),
+        (feature("length"), "a meaning of its own"),
+        (feature("encoded_x"), "a meaning of its own"),
+        (feature("../x"), "a letter, then letters, digits and underscores"),
+        (feature("brand__0"), "two underscores"),
+        (feature("brand_"), "one at the end"),
+        (feature("price", log=True), "`log` is for continuous"),
+        (feature("price", kind="continuous", min_count=2), "`min_count` is for categorical"),
+    ],
+)
+def test_a_feature_that_cannot_be_served_is_refused(values: dict, expected: str) -> None:
+    assert expected in refusal(values)
+
+
+def test_two_features_of_one_name_are_refused() -> None:
+    pair = [{"name": "a", "kind": "categorical"}, {"name": "a", "kind": "continuous"}]
+    assert "two features are named 'a'" in refusal({"preprocess": {"features": pair}})
+    clash = feature("hour_sin")
+    clash["preprocess"]["timestamp"] = {"column": "t", "features": ["hour"]}
+    assert "'hour_sin' is the name of a time feature" in refusal(clash)
+
+
+def test_a_section_is_frozen_and_keyword_only() -> None:
+    recipe = Recipe()
+    with pytest.raises(ValidationError, match="frozen"):
+        recipe.train.epochs = 3
+    with pytest.raises(TypeError):
+        TrainConfig(3)
+
+
+def written(directory: Path, text: str) -> Path:
+    file = directory / "shop.yaml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def test_overrides_apply_in_turn_over_what_the_file_says(tmp_path: Path) -> None:
+    file = written(tmp_path, "train: {epochs: 3, seed: 1}\n")
+    recipe = Recipe.from_yaml(
+        file,
+        (
+            "train.epochs=5",
+            "train.epochs=7",
+            "train.learning_rate=1e-3",
+            "model.n_layer=1",  # a section that the file does not have
+            "preprocess.features=[{name: brand, kind: categorical}]",
+            "preprocess.session=a=b",
+        ),
+    )
+    assert recipe.train.epochs == 7
+    assert recipe.train.seed == 1
+    assert recipe.train.learning_rate == 0.001
+    assert recipe.model.n_layer == 1
+    assert [f.name for f in recipe.preprocess.features] == ["brand"]
+    assert recipe.preprocess.session == "a=b"
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("train.epochs", "not of the form section.key=value"),
+        ("=3", "not of the form section.key=value"),
+        ("train.epochs.more=3", "'epochs' is not a section"),
+        ("train.epochs=[1", "is not a YAML value"),
+        ("train.epoch=3", "did you mean `epochs`?"),
+        ("train.epochs=", "`train.epochs` is None"),
+    ],
+)
+def test_an_override_that_cannot_be_applied_is_refused(
+    tmp_path: Path, override: str, expected: str
+) -> None:
+    file = written(tmp_path, "train: {epochs: 3}\n")
+    with pytest.raises(ConfigError) as caught:
+        Recipe.from_yaml(file, (override,))
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "holds no mapping"),
+        ("- a\n", "holds no mapping"),
+        ("train: [1\n", "is not valid YAML"),
+        ("train: !!python/object/apply:os.system [echo]\n", "is not valid YAML"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused_in_one_line(
+    tmp_path: Path, text: str, expected: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Recipe.from_yaml(written(tmp_path, text))
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_path_that_is_no_text_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"does not exist. Expected a recipe in YAML"):
+        Recipe.from_yaml(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match="cannot be read as text"):
+        Recipe.from_yaml(tmp_path)
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="cannot be read as text"):
+        Recipe.from_yaml(tmp_path / "bytes.yaml")
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda f: f.stem)
+def test_every_recipe_that_comes_along_is_one(file: Path) -> None:
+    Recipe.from_yaml(file)

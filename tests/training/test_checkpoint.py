@@ -1,0 +1,238 @@
+"""A training that is killed goes on from its last checkpoint as if nothing had happened."""
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from pipeline.cli.main import main
+from pipeline.core.errors import ConfigError
+from pipeline.recipe.preprocess import ModelConfig, TrainConfig
+from pipeline.training.checkpoint import Checkpoints, read_state, write_state
+from pipeline.training.run import train
+from tests.training.small_data import small_data
+
+MODEL = ModelConfig(d_model=8, n_head=2, n_layer=1)
+TIMES = ("seconds", "sessions_per_second", "peak_memory_mb", "train_runtime")
+
+
+class Killed(BaseException):
+    """In place of SIGKILL, where a process would be too slow a test."""
+
+
+class Kill(TrainerCallback):
+    """Ends a training at its nth event."""
+
+    def __init__(self, event: int) -> None:
+        self.event = event
+        self.seen = 0
+
+    def _count(self, *_arguments: Any, **_others: Any) -> None:
+        self.seen += 1
+        if self.seen == self.event:
+            raise Killed
+
+    on_step_begin = on_step_end = on_log = on_evaluate = on_save = on_epoch_end = _count
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_data(tmp_path_factory.mktemp("killed"))
+
+
+def log(run: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {k: v for k, v in line.items() if k not in TIMES and not k.endswith("_per_second")}
+        for line in lines
+    ]
+
+
+def weights(run: Path) -> bytes:
+    return (run / "model.safetensors").read_bytes()
+
+
+def killed_once(event: int, data: Path, model: ModelConfig, config: TrainConfig, run: Path) -> bool:
+    """Whether the training was killed before it ended."""
+    try:
+        train(data, model, config, run, callbacks=[Kill(event)])
+    except Killed:
+        return True
+    return False
+
+
+@pytest.mark.parametrize(
+    ("settings", "events"),
+    [
+        ({"checkpoint_steps": 2, "batch_size": 32}, range(1, 100, 4)),
+        pytest.param(
+            {"checkpoint_steps": 2, "batch_size": 32}, range(1, 100), marks=pytest.mark.slow
+        ),
+        (
+            {"tensorboard": True, "validate_every": 3, "checkpoint_steps": 1, "metric": "loss"},
+            range(2, 100, 6),
+        ),
+        ({"gradient_accumulation_steps": 2, "checkpoint_minutes": 1e-9}, range(3, 100, 6)),
+        ({"epochs": 5, "patience": 1, "learning_rate": 1e-9}, range(20, 100, 3)),
+    ],
+    ids=["by epochs", "each event", "validation by steps", "accumulated", "stopped early"],
+)
+def test_a_training_killed_at_any_event_ends_as_one_that_was_not(
+    data: Path, tmp_path: Path, settings: dict[str, Any], events: range
+) -> None:
+    config = TrainConfig(**{"epochs": 2, "batch_size": 24, "learning_rate": 0.01, **settings})
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    train(data, MODEL, config, whole)
+    for event in events:
+        if not killed_once(event, data, MODEL, config, run):
+            break
+        assert not run.exists()
+        train(data, MODEL, config, run)
+        assert weights(run) == weights(whole), event
+        assert log(run) == log(whole), event
+        shutil.rmtree(run)
+    assert event > events[2]
+    assert not list(tmp_path.glob(".run.*")), "nothing is left beside a run that is written"
+
+
+def command(data: Path, recipe: Path, out: Path) -> None:
+    """`pipeline train`, in a process that has imported everything."""
+    torch.set_num_threads(1)
+    sys.argv = ["pipeline", "train", str(data), "--config", str(recipe), "--out", str(out)]
+    main()
+
+
+@pytest.mark.slow
+def test_the_command_killed_at_random_moments_ends_as_one_that_was_not(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "model: {d_model: 8, n_head: 2, n_layer: 1}\n"
+        "train: {epochs: 6, batch_size: 12, learning_rate: 0.01, checkpoint_steps: 1}\n"
+    )
+    # a clean process that imports once and of which every command is a copy
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["pipeline.cli.main", "pipeline.training.run", "pipeline.training.trainer"]
+    )
+
+    def start(out: Path) -> Any:
+        process = context.Process(target=command, args=(data, recipe, out))
+        process.start()
+        return process
+
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    unbroken = start(whole)
+    unbroken.join(120)
+    assert unbroken.exitcode == 0
+    checkpoints = tmp_path / ".run.checkpoints"
+    for step in (5, 17, 29):
+        process = start(run)
+        until = time.monotonic() + 120
+        while not any(int(p.name[5:]) >= step for p in checkpoints.glob("step-*")):
+            assert process.is_alive(), "it ended before it was killed"
+            assert time.monotonic() < until
+            time.sleep(0.005)
+        time.sleep(random.uniform(0, 0.3))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    last = start(run)
+    last.join(120)
+    assert last.exitcode == 0
+    assert weights(run) == weights(whole)
+    assert log(run) == log(whole)
+
+
+def interrupted(data: Path, config: TrainConfig, run: Path) -> list[Path]:
+    """Checkpoints that a training left, the newest last."""
+    killed_once(14, data, MODEL, config, run)
+    found = sorted((run.parent / f".{run.name}.checkpoints").iterdir())
+    assert len(found) == 2
+    return found
+
+
+SAVING = TrainConfig(epochs=2, batch_size=24, checkpoint_steps=1)
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_a_half_one_is_none(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, last = interrupted(data, SAVING, tmp_path / "run")
+    with (last / "model.safetensors").open("r+b") as stream:
+        stream.seek(-1, os.SEEK_END)
+        stream.write(b"x")
+    half = last.with_name(f".step-9999999999.partial-{'0' * 16}")
+    shutil.copytree(before, half)
+    train(data, MODEL, SAVING, tmp_path / "run")
+    assert f"Going on from step {int(before.name[5:])}." in capsys.readouterr().err
+    train(data, MODEL, SAVING, tmp_path / "whole")
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("changed", "restart", "words"),
+    [
+        ({"learning_rate": 0.02}, False, "of another recipe or of other data"),
+        ({}, True, ""),
+    ],
+    ids=["another recipe", "--restart"],
+)
+def test_another_recipe_and_a_restart_begin_anew(
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    changed: dict[str, Any],
+    restart: bool,
+    words: str,
+) -> None:
+    interrupted(data, SAVING, tmp_path / "run")
+    capsys.readouterr()
+    config = SAVING.model_copy(update=changed)
+    train(data, MODEL, config, tmp_path / "run", restart=restart)
+    told = capsys.readouterr().err
+    assert "Going on" not in told
+    assert words in told
+    steps = [line["step"] for line in log(tmp_path / "run")]
+    assert steps[0] * 2 == steps[-1]
+
+
+def test_checkpoints_of_other_processes_are_told_apart(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path / "run", "a", 2).write(3) as directory:
+        write_state(directory, {})
+    assert Checkpoints(tmp_path / "run", "a", 2).newest()[0] is not None
+    found, reason = Checkpoints(tmp_path / "run", "a", 1).newest()
+    assert found is None
+    assert reason == "are of 2 processes, this training has 1"
+
+
+def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
+    state = {
+        "lr": 0.1,
+        "betas": (0.9, 0.999),
+        "state": {0: {"step": torch.tensor(3.0), "moment": torch.arange(6.0).view(2, 3)}},
+        "none": [None, True, "text", float("inf"), []],
+    }
+    write_state(tmp_path, state)
+    found = read_state(tmp_path)
+    assert torch.equal(found["state"][0].pop("moment"), state["state"][0].pop("moment"))  # type: ignore[index]
+    assert found == state
+
+
+def test_a_state_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match="has a PosixPath as its state, which no checkpoint can hold"
+    ):
+        write_state(tmp_path, {"callbacks": [tmp_path]})

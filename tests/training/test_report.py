@@ -1,0 +1,200 @@
+"""The page about a run, and the numbers beside it."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.core.artifact import read_manifest
+from pipeline.core.errors import ArtifactError, ConfigError
+from pipeline.reports.charts import WIDTH, interval_chart, line_chart, number, ticks
+from pipeline.training.report.page import render
+from pipeline.training.report.run import write_report, write_training_report
+from tests.conftest import Shop
+
+VOID = {"meta", "line", "polyline", "circle", "br"}
+
+
+class Page(HTMLParser):
+    """Words and tags of a page; fails where a tag is not closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.words: list[str] = []
+        self._open: list[str] = []
+        self.feed(text)
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self._open.pop() == tag
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data.strip())
+
+
+@pytest.fixture(scope="module")
+def written(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("report") / "new" / "shop.html"
+    facts = write_report(shop.run, shop.data, out, cutoffs=(5, 20))
+    assert facts["page"] == str(out)
+    numbers = json.loads(Path(facts["json"]).read_text(encoding="utf-8"))
+    return out.read_text(encoding="utf-8"), numbers
+
+
+def test_the_page_shows_the_numbers_of_the_json(written: tuple[str, dict[str, Any]]) -> None:
+    text, numbers = written
+    words = " ".join(Page(text).words)
+    evaluation = numbers["evaluation"]
+    for model, found in evaluation["results"].items():
+        for metric in ("recall@5", "recall@20", "ndcg@20", "mrr@20"):
+            value, margin = found[metric], evaluation["margins"][model][metric]
+            assert f"{value:.4f} ±{margin:.4f}" in words, (model, metric)
+    for groups in evaluation["breakdowns"].values():
+        for group in groups:
+            assert group["group"] in words
+            assert f"{group['results']['run']['recall@20']:.4f}" in words
+    lines = numbers["training"]["log"]
+    assert sum("loss" in line for line in lines) == 2
+    assert "architecture: gpt2" in words
+    assert f"{numbers['training']['facts']['parameters']:,} parameters" in words
+
+
+def test_examples_are_sessions_of_the_data_with_what_came_next(
+    written: tuple[str, dict[str, Any]],
+) -> None:
+    text, numbers = written
+    assert len(numbers["examples"]) == 8
+    for example in numbers["examples"]:
+        items = [entry["item_id"] for entry in example["recommended"]]
+        assert len(set(items)) == 10
+        assert all(re.fullmatch(r"sku-\d{5}", item) for item in items)
+        assert all(
+            entry["hit"] == (entry["item_id"] == example["next"])
+            for entry in example["recommended"]
+        )
+        assert example["clicked"]
+        # evaluation and prediction agree
+        if example["rank"] is not None:
+            place = items.index(example["next"]) + 1 if example["next"] in items else None
+            assert place == (example["rank"] if example["rank"] <= 10 else None)
+    assert text.count("✓") == sum(e["hit"] for x in numbers["examples"] for e in x["recommended"])
+
+
+def test_a_page_needs_nothing_from_outside_and_no_script(
+    written: tuple[str, dict[str, Any]],
+) -> None:
+    text, _ = written
+    assert not re.search(r"https?:|//|url\(|@import|src=|href=", text)
+    assert not {"script", "link", "img", "iframe", "object"} & set(Page(text).tags)
+    assert "prefers-color-scheme: dark" in text
+    assert 'name="viewport"' in text
+
+
+def test_the_same_numbers_make_the_same_page(written: tuple[str, dict[str, Any]]) -> None:
+    text, numbers = written
+    assert render(numbers) == text
+
+
+def test_what_a_log_says_cannot_become_markup(written: tuple[str, dict[str, Any]]) -> None:
+    _, numbers = written
+    evil = '<script>alert("1")</script>'
+    example = {
+        "session": evil,
+        "clicked": [evil, None],
+        "next": evil,
+        "rank": 1,
+        "recommended": [{"item_id": evil, "score": 1.0, "hit": True}],
+    }
+    config = {**numbers["config"], "preprocess": {"item": f"</pre>{evil}"}}
+    page = Page(render({**numbers, "run": evil, "examples": [example], "config": config}))
+    assert "script" not in page.tags
+    assert page.words.count(evil) == 4  # heading, clicked, next, recommended
+    assert "unknown" in page.words
+
+
+def test_training_alone_makes_a_page_without_test_data(shop: Shop, tmp_path: Path) -> None:
+    facts = read_manifest(shop.run, "run")
+    for name in ("metrics.jsonl", "fitted"):
+        (tmp_path / name).symlink_to(shop.run / name)
+    write_training_report(tmp_path, facts, "shop")
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert {"How it learned", "What it cost", "Settings", "shop"} <= set(page.words)
+    assert not {"How good", "Examples"} & set(page.words)
+    numbers = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert numbers["evaluation"] is None
+    assert numbers["config"]["train"]["epochs"] == 2
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
+        [],
+        [{"step": 1, "loss": None}],
+        [{"step": 1, "loss": 3.0}],
+        [{"step": 5, "epoch": 1.0, "eval_ndcg@7": 0.1}, {"step": 9, "loss": 2.0}],
+        [{"step": 5, "epoch": 1.0, "eval_loss": 0.0, "learning_rate": 0.0, "note": "<b>"}],
+    ],
+)
+def test_a_log_may_lack_anything(
+    written: tuple[str, dict[str, Any]], log: list[dict[str, Any]]
+) -> None:
+    _, numbers = written
+    Page(render({**numbers, "training": {"facts": {}, "log": log}}))
+
+
+def test_a_page_is_not_put_into_a_run_or_over_something_else(shop: Shop, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"expected a name that ends in \.html"):
+        write_report(shop.run, shop.data, tmp_path / "page")
+    with pytest.raises(ConfigError, match="would be inside run, whose manifest"):
+        write_report(shop.run, shop.data, shop.run / "report.html")
+    (tmp_path / "page.json").write_text("{}")
+    with pytest.raises(ArtifactError, match=r"page\.json holds something else"):
+        write_report(shop.run, shop.data, tmp_path / "page.html")
+    assert [path.name for path in tmp_path.iterdir()] == ["page.json"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (3, 3, [2.6, 2.8, 3.0, 3.2, 3.4]),
+        (0, 0, [-1, -0.5, 0, 0.5, 1]),
+        (1, 10, [0, 2, 4, 6, 8, 10]),
+    ],
+)
+def test_ticks_are_round_and_reach_over_the_values(
+    low: float, high: float, expected: list[float]
+) -> None:
+    assert ticks(low, high) == pytest.approx(expected)
+
+
+def test_numbers_are_short() -> None:
+    shown = [number(value) for value in (0, 0.125, 3e-5, 1234.5, 12.0, 507_936.0)]
+    assert shown == ["0", "0.125", "3e-05", "1,234", "12", "507,936"]
+
+
+def test_points_of_a_chart_stand_inside_it_and_higher_means_better() -> None:
+    chart = line_chart("loss", "epoch", {"a": [(1, 5.0), (2, 3.0)], "b": []})
+    assert chart is not None
+    [line] = chart.lines
+    assert line.points[0].y < line.points[1].y  # downwards
+    for point in line.points:
+        assert chart.left <= point.x <= chart.right
+        assert chart.top <= point.y <= chart.bottom
+    assert line_chart("loss", "epoch", {"a": []}) is None
+    rows = interval_chart("mrr", {"run": (0.5, 0.1), "none": (0.0, None)}).rows
+    assert rows[0].low < rows[0].x < rows[0].high <= WIDTH  # type: ignore[operator]
+    assert rows[1].low is None

@@ -1,0 +1,180 @@
+"""Hugging Face's arguments, callbacks and optimizers, as those who know them use them."""
+
+import json
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers import TrainerCallback, TrainingArguments
+
+from pipeline.core.errors import ConfigError
+from pipeline.data.loader import SessionLoader
+from pipeline.data.schema import Schema
+from pipeline.model.build import build_model
+from pipeline.recipe import trainer_arguments
+from pipeline.recipe.preprocess import ModelConfig, Recipe, TrainConfig
+from pipeline.training.arguments import training_arguments
+from pipeline.training.run import train
+from pipeline.training.trainer import Trainer
+from tests.conftest import ROOT, Shop
+
+SMALL = ModelConfig(d_model=8, n_head=2, n_layer=1, dropout=0.0)
+
+
+def test_what_a_recipe_may_set_are_arguments_of_hugging_face() -> None:
+    known = {field.name for field in fields(TrainingArguments)}
+    assert set(trainer_arguments.TRAINER_ARGUMENTS) <= known
+    refused = {*trainer_arguments._FIELDS, *trainer_arguments._REASONS, *trainer_arguments._OTHERS}
+    told = {*trainer_arguments.TRAINER_ARGUMENTS, *refused}
+    assert known <= told, "each is taken, or refused for a reason"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"lr_scheduler_typ": "linear"}, "did you mean `lr_scheduler_type`?"),
+        ({"num_train_epochs": 3}, "`num_train_epochs` is `train.epochs` here"),
+        ({"output_dir": "x"}, "leave out `output_dir`: --out says"),
+        ({"load_best_model_at_end": True}, "always has the weights of its best epoch"),
+        ({"save_safetensors": True}, "nothing else than safetensors"),
+        ({"dataloader_num_workers": 2}, "would do nothing here"),
+    ],
+)
+def test_an_argument_that_cannot_be_is_refused_in_one_line(
+    arguments: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Recipe.from_dict({"train": {"arguments": arguments}}, "shop.yaml")
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match=r"leave out|set that|did you mean"):
+        training_arguments(TrainConfig(), "x", validate=True, given=arguments)
+
+
+def test_a_value_that_hugging_face_refuses_is_one_line() -> None:
+    config = TrainConfig(arguments={"lr_scheduler_type": "zigzag"})
+    with pytest.raises(ConfigError, match=r"`train\.arguments`: .*zigzag"):
+        training_arguments(config, "x", validate=True)
+
+
+def test_arguments_reach_the_trainer() -> None:
+    config = TrainConfig(
+        metric="mrr@7",
+        gradient_accumulation_steps=3,
+        validate_every=7,
+        arguments={"lr_scheduler_type": "polynomial", "logging_steps": 5, "adam_beta2": 0.98},
+    )
+    made = training_arguments(config, "x", validate=True, given=TrainingArguments(max_steps=9))
+    assert made.lr_scheduler_type == "polynomial"
+    assert (made.logging_steps, made.adam_beta2, made.max_steps) == (5, 0.98, 9)
+    assert (made.gradient_accumulation_steps, made.eval_steps) == (3, 7)
+    assert (made.metric_for_best_model, made.greater_is_better) == ("mrr@7", True)
+
+
+class Remember(TrainerCallback):
+    """Learning rates as they were used."""
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+
+    def on_optimizer_step(self, *_arguments: Any, **others: Any) -> None:
+        self.rates.append(others["optimizer"].param_groups[0]["lr"])
+
+
+def test_a_trainer_in_python_takes_callbacks_and_an_optimizer(shop: Shop, tmp_path: Path) -> None:
+    schema = Schema.from_json(shop.data / "schema.pbtxt")
+    model = build_model(schema, SMALL, 20)
+    features = model.inputs.feature_names
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    steady = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _step: 0.5)
+    seen = Remember()
+    trainer = Trainer(
+        model,
+        TrainConfig(metric="recall@3"),
+        train_loader=SessionLoader(
+            shop.data, "train", item="item_id", features=features, batch_size=256, shuffle=True
+        ),
+        valid_loader=SessionLoader(
+            shop.data, "valid", item="item_id", features=features, batch_size=256
+        ),
+        log_path=tmp_path / "log",
+        arguments=TrainingArguments(max_steps=3, eval_on_start=True),
+        callbacks=[seen],
+        optimizers=(optimizer, steady),
+    )
+    trainer.train()
+    assert seen.rates == [0.25] * 3
+    assert trainer.best is not None
+    assert trainer.best.metric == "eval_recall@3"
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert "eval_recall@3" in lines[0]
+
+
+def test_accumulated_gradients_are_those_of_one_large_batch(shop: Shop, tmp_path: Path) -> None:
+    weights = []
+    for size, steps in ((128, 1), (32, 4)):
+        config = TrainConfig(
+            epochs=1,
+            batch_size=size,
+            gradient_accumulation_steps=steps,
+            metric="loss",
+            arguments={"max_steps": 4},
+        )
+        facts = train(shop.data, SMALL, config, tmp_path / str(size))
+        weights.append(facts["valid_loss"])
+    assert weights[0] == pytest.approx(weights[1], rel=1e-5)
+
+
+def test_the_log_tells_speed_and_memory_and_tensorboard_has_the_same(
+    shop: Shop, tmp_path: Path
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = TrainConfig(epochs=2, tensorboard=True, batch_size=256)
+    train(shop.data, SMALL, config, tmp_path / "run")
+    lines = [json.loads(s) for s in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    of_epochs = [line for line in lines if "loss" in line]
+    assert [line["epoch"] for line in of_epochs] == [1, 2]
+    for line in of_epochs:
+        assert line["sessions_per_second"] > 0
+        assert line["peak_memory_mb"] > 50
+        assert {"step", "learning_rate", "grad_norm", "seconds"} <= set(line)
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    told = [event.value for event in events.Scalars("train/loss")]
+    assert told == pytest.approx([line["loss"] for line in of_epochs])
+    assert "eval/ndcg@20" in events.Tags()["scalars"]
+
+
+def test_the_recipe_and_the_program_of_the_page_run(shop: Shop, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    recipes = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    [program] = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    assert len(recipes) == 2
+    for recipe in recipes:
+        Recipe.from_dict(yaml.safe_load(recipe), "docs")
+    (tmp_path / "shop.yaml").write_text("train: {epochs: 1, batch_size: 256}")
+    program = program.replace("data/shop", str(shop.data))
+    program = program.replace("shop.yaml", str(tmp_path / "shop.yaml"))
+    model = build_model(Schema.from_json(shop.data / "schema.pbtxt"), SMALL, 20)
+    known: dict[str, Any] = {"model": model}
+    exec(compile(program, "docs", "exec"), known)  # noqa: S102
+    assert known["trainer"].state.epoch == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("arguments", [{}, {"fp16": True}, {"torch_compile": True}], ids=str)
+def test_a_gpu_learns_what_a_cpu_learns(
+    shop: Shop, tmp_path: Path, arguments: dict[str, Any]
+) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device here")
+    losses = []
+    for name, more in (("gpu", arguments), ("cpu", {"use_cpu": True})):
+        config = TrainConfig(epochs=1, metric="loss", arguments={"max_steps": 20, **more})
+        facts = train(shop.data, SMALL, config, tmp_path / name)
+        losses.append(facts["valid_loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)

@@ -1,0 +1,67 @@
+"""What each of two processes does in test_processes.py: `python -m ... RANK FOLDER`."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from pipeline.cli.main import cli
+from pipeline.core.errors import ProcessError
+from pipeline.recipe.preprocess import ModelConfig, TrainConfig
+from pipeline.training.distributed.processes import joined_processes
+from pipeline.training.run import train
+
+MODEL = ModelConfig(d_model=8, n_head=2, n_layer=1, dropout=0.0)
+CONFIG = TrainConfig(
+    epochs=2, batch_size=12, learning_rate=0.01, arguments={"logging_steps": 1}, metric="loss"
+)
+
+
+class Stop(TrainerCallback):
+    """Ends the training in this process at a step, by an error or for good."""
+
+    def __init__(self, step: int, *, kill: bool = False) -> None:
+        self.step = step
+        self.kill = kill
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_others: Any) -> None:
+        if state.global_step == self.step:
+            if self.kill:
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise KeyboardInterrupt
+
+
+def main(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    data, groups, scarce = folder / "data", folder / "groups", folder / "scarce"
+    train(data, MODEL, CONFIG, folder / "shares")
+
+    words = ["train", data, "--config", folder / "recipe.yaml", "--out", folder / "command"]
+    cli.main([*map(str, words), "--json"], standalone_mode=False)
+
+    # 3 groups of unequal size for two processes; then one group, of which the second has none
+    own = CONFIG.model_copy(update={"process_data": "partitions"})
+    train(groups, MODEL, own, folder / "partitions")
+    train(scarce, MODEL, own, folder / "none")
+
+    saving = CONFIG.model_copy(update={"checkpoint_steps": 1, "checkpoint_minutes": 10.0})
+    try:
+        train(data, MODEL, saving, folder / "resumed", callbacks=[Stop(5)])
+    except KeyboardInterrupt:
+        print("stopped", flush=True)
+    train(data, MODEL, saving, folder / "resumed")
+
+    stop = [Stop(3, kill=True)] if rank == 1 else []
+    try:
+        train(data, MODEL, CONFIG, folder / "lost", callbacks=stop)
+    except ProcessError as error:
+        print(f"lost: {error}", flush=True)
+
+
+if __name__ == "__main__":
+    with joined_processes() as processes:
+        main(processes.rank, Path(sys.argv[1]))
