@@ -26,9 +26,7 @@ def write_repository(folder: Path, *, architecture: str, items: int, d_model: in
     weekday are read.
     """
     from pipeline.core.artifact import new_artifact
-    from pipeline.core.columns import SCHEMA_FILE
-    from pipeline.data.fitted import Fitted
-    from pipeline.data.schema import Schema
+    from pipeline.data.directory import Data
     from pipeline.exporting.run import export
     from pipeline.model.build import build_model
     from pipeline.preprocessing.run import preprocess
@@ -61,9 +59,9 @@ def write_repository(folder: Path, *, architecture: str, items: int, d_model: in
     data, run, out = folder / "data", folder / "run", folder / "repository"
     preprocess(recipe, [folder / "log.csv"], [], data)
     config = ModelConfig(**_MODELS[architecture], d_model=d_model, n_head=4, n_layer=2)
-    fitted, schema = Fitted.read(data), Schema.from_json(data / SCHEMA_FILE)
-    model = build_model(schema, config, LONGEST, TrainConfig())
+    opened = Data.open(data)
+    model = build_model(opened.schema, config, LONGEST, TrainConfig())
     with new_artifact(run, "run", {}) as directory:
-        write_run(directory, data, model, schema, fitted, config)
+        write_run(directory, opened, model, config)
     export(run, out)
     return out

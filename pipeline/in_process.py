@@ -2,23 +2,22 @@
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.core.artifact import read_manifest
+if TYPE_CHECKING:
+    from pipeline.model.run import Run
 
 DEFAULT_K = 10
 """As `pipeline export` has it."""
 SESSIONS_AT_ONCE = 256
 
 
-def open_run(run: Path) -> Any:
+def open_run(run: "Run | Path") -> Any:
     """A `pipeline.serve.client.in_process.LocalClient`, which has the methods of `Client`.
 
     It answers what a server of the run's export would, on the CPU, with lists up to the size of
     the catalogue. ArtifactError if the run is not whole.
     """
-    run = Path(run)
-    read_manifest(run, "run")
     import numpy as np
     import torch
 
@@ -27,9 +26,11 @@ def open_run(run: Path) -> Any:
     from pipeline.exporting.request_tables import write_encoder
     from pipeline.exporting.run import load_served
     from pipeline.exporting.torchscript import NOT_FINITE, lists
+    from pipeline.model.run import Run
     from pipeline.serve.client.in_process import LocalClient
     from pipeline.serve.client.served_model import ServedModel
 
+    run = Run.open(run)
     fitted, model = load_served(run)
     model.eval()
 
@@ -49,4 +50,4 @@ def open_run(run: Path) -> Any:
     # the server's encoder reads files, so it gets them
     with TemporaryDirectory(prefix="pipeline-") as directory:
         write_encoder(Path(directory), fitted, spec)
-        return LocalClient(ServedModel.from_facts(facts, str(run)), Path(directory), ask)
+        return LocalClient(ServedModel.from_facts(facts, str(run.path)), Path(directory), ask)

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline.core.artifact import content_of
-from pipeline.core.columns import OUT_OF_VOCABULARY, SESSIONS_DIRECTORY
+from pipeline.core.columns import OUT_OF_VOCABULARY
 from pipeline.core.errors import ArtifactError
 from pipeline.core.hashing import bucket_of
+from pipeline.data.directory import Data
 from pipeline.data.fitted import Fitted, TargetEncoding, Vocabulary
 
 Rows = Mapping[str, np.ndarray]
@@ -23,21 +23,16 @@ among them."""
 
 
 TRAINED_ON = "trained_on"
-"""Fact of a run: the `training_sessions` of its data."""
+"""Fact of a run: the `training_fingerprint` of its data."""
 
 
-def training_sessions(data: Path) -> str:
-    """Stands for the training sessions of a data directory, by their content."""
-    return content_of(data, f"{SESSIONS_DIRECTORY}/train")
-
-
-def rows_for(run: Path, data: Path) -> dict[str, np.ndarray]:
-    """How `run` reads the columns of `data`.
+def rows_for(run: Path, learned: Fitted, data: Data) -> dict[str, np.ndarray]:
+    """How `run`, whose fitted state is `learned`, reads the columns of `data`.
 
     ArtifactError unless the values that the run knows have the same indices in the data, numbers
     the same scale, and training sessions all that the run reads of them.
     """
-    learned, found = Fitted.read(run), Fitted.read(data)
+    found = data.fitted
     same_items = _goes_on(learned.item, found.item)
     same = (
         same_items
@@ -54,14 +49,14 @@ def rows_for(run: Path, data: Path) -> dict[str, np.ndarray]:
     if not same:
         what = "other features" if same_items else "another catalogue"
         raise ArtifactError(
-            f"{run} was trained on {what} than those of {data}. Use the data directory that "
+            f"{run} was trained on {what} than those of {data.path}. Use the data directory that "
             "it was trained on or one that `pipeline preprocess --from` made of it, or train again."
         )
     longest = learned.recipe.max_sequence_length
     if found.recipe.max_sequence_length < longest:
         raise ArtifactError(
-            f"{data} keeps the newest {found.recipe.max_sequence_length} interactions before the "
-            f"target, {run} reads {longest}. Preprocess with `max_sequence_length: {longest}`."
+            f"{data.path} keeps the newest {found.recipe.max_sequence_length} interactions before "
+            f"the target, {run} reads {longest}. Preprocess with `max_sequence_length: {longest}`."
         )
     known = learned.of_columns
     return {

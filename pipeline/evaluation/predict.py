@@ -11,9 +11,11 @@ from tqdm import tqdm
 
 from pipeline.core.columns import ITEM, SESSION
 from pipeline.core.parquet import check_parquet, new_parquet
+from pipeline.data.directory import Data
 from pipeline.data.loader import count_sessions, session_ids
 from pipeline.evaluation.recommendations import Lists
 from pipeline.evaluation.recommender import Recommender
+from pipeline.model.run import Run
 
 _TYPES = {"int64": pa.int64(), "string": pa.string()}
 _VECTOR = pa.list_(pa.float32())
@@ -21,8 +23,8 @@ _VECTORS_AT_ONCE = 16_384
 
 
 def write_lists(
-    run: Path,
-    data: Path,
+    run: Run | Path,
+    data: Data | Path,
     part: str,
     out: Path,
     *,
@@ -36,7 +38,7 @@ def write_lists(
     session_id is there where the data has it. See `Recommender.recommend` for the filters.
     """
     check_parquet(out)
-    recommender = Recommender.open(run)
+    recommender, data = Recommender.open(run), Data.open(data)
     unknown_candidates = 0
     if candidates is not None:
         known = recommender.is_known(candidates)
@@ -55,7 +57,7 @@ def write_lists(
             short += int((batch.counts < k).sum())
     return {
         "part": part,
-        "sessions": count_sessions(data, part),
+        "sessions": count_sessions(data.path, part),
         "k": k,
         "short_lists": short,
         "unknown_blocked": int((~recommender.is_known(blocked)).sum()),
@@ -63,19 +65,21 @@ def write_lists(
     }
 
 
-def write_session_embeddings(run: Path, data: Path, part: str, out: Path) -> dict[str, Any]:
+def write_session_embeddings(
+    run: Run | Path, data: Data | Path, part: str, out: Path
+) -> dict[str, Any]:
     """Write session_id, where the data has it, and embedding, a row a session; return counts."""
     check_parquet(out)
-    recommender = Recommender.open(run)
+    recommender, data = Recommender.open(run), Data.open(data)
     batches = recommender.session_embeddings(data, part)
     with _session_rows(recommender, data, part, out, {"embedding": _VECTOR}) as write:
         for vectors in batches:
             write([_vectors(vectors)])
     width = recommender.item_embeddings()[1].shape[1]
-    return {"part": part, "sessions": count_sessions(data, part), "width": width}
+    return {"part": part, "sessions": count_sessions(data.path, part), "width": width}
 
 
-def write_item_embeddings(run: Path, out: Path) -> dict[str, Any]:
+def write_item_embeddings(run: Run | Path, out: Path) -> dict[str, Any]:
     """Write item_id and embedding, a row an item of the catalogue; return the counts."""
     check_parquet(out)
     recommender = Recommender.open(run)
@@ -92,15 +96,15 @@ def write_item_embeddings(run: Path, out: Path) -> dict[str, Any]:
 
 @contextmanager
 def _session_rows(
-    recommender: Recommender, data: Path, part: str, out: Path, columns: dict[str, pa.DataType]
+    recommender: Recommender, data: Data, part: str, out: Path, columns: dict[str, pa.DataType]
 ) -> Iterator[Callable[[list[pa.Array]], None]]:
     """Give a function that writes these columns of the next sessions, with the sessions' ids."""
-    ids = session_ids(data, part)
+    ids = session_ids(data.path, part)
     session_type = _TYPES[recommender.fitted.session_type]
     if ids is not None:
         columns = {SESSION: session_type, **columns}
     schema = pa.schema(columns)
-    total = count_sessions(data, part)
+    total = count_sessions(data.path, part)
     written = 0
     with (
         tqdm(total=total, desc="predict", unit="session", leave=False, disable=None) as bar,

@@ -11,22 +11,18 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from pipeline.core.artifact import read_manifest
 from pipeline.core.columns import (
     FIRST_ITEM,
-    FITTED_DIRECTORY,
     PADDING,
 )
 from pipeline.core.errors import ConfigError, InputWarning
 from pipeline.data.batch import SessionBatch
-from pipeline.data.fitted import Fitted
-from pipeline.data.index_mapping import rows_for
+from pipeline.data.directory import Data
 from pipeline.data.loader import RaggedBatch, SessionLoader
 from pipeline.data.values import categories
 from pipeline.evaluation.recommendations import Lists, to_raw_ids
-from pipeline.model.build import load_model
 from pipeline.model.device import best_device
-from pipeline.model.model import Model
+from pipeline.model.run import Run
 
 _SCORES_IN_FLIGHT = 16_000_000
 """Scores held at a time, 64 MB in float32: memory must not grow with sessions times items."""
@@ -41,25 +37,24 @@ class Recommender:
     those of train the data holds the newest L + 1 interactions alone.
     """
 
-    def __init__(self, run: Path, model: Model, fitted: Fitted) -> None:
-        """`open` makes one."""
+    def __init__(self, run: Run) -> None:
+        """Move the model of the run onto a GPU where there is one."""
         self.run = run
-        self.model = model
-        self.fitted = fitted
-        self.catalogue: np.ndarray = fitted.item.values.to_numpy(zero_copy_only=False)
+        self.model = run.model.to(best_device())
+        self.fitted = run.fitted
+        self.catalogue: np.ndarray = self.fitted.item.values.to_numpy(zero_copy_only=False)
         """(items,) raw ids by falling frequency, int64 or text."""
-        self._longest = model.inputs.max_sequence_length
-        self._device = next(model.parameters()).device
+        self._longest = self.model.inputs.max_sequence_length
+        self._device = next(self.model.parameters()).device
 
     @classmethod
-    def open(cls, run: Path) -> Self:
+    def open(cls, run: Run | Path) -> Self:
         """Load the run, onto a GPU where there is one. ArtifactError if it is not whole."""
-        read_manifest(run, "run")
-        return cls(run, load_model(run).to(best_device()), Fitted.read(run))
+        return cls(Run.open(run))
 
     def recommend(
         self,
-        data: Path,
+        data: Data | Path,
         part: str,
         k: int = 20,
         *,
@@ -91,7 +86,7 @@ class Recommender:
         return self._recommend(loader, k, filter_seen, left_out, chosen)
 
     def session_embeddings(
-        self, data: Path, part: str, *, batch_size: int = 256
+        self, data: Data | Path, part: str, *, batch_size: int = 256
     ) -> Iterator[np.ndarray]:
         """(B, E) float32 each: what is multiplied with `item_embeddings` to rank the items."""
         return self._session_embeddings(self._loader(data, part, batch_size))
@@ -105,17 +100,17 @@ class Recommender:
         """(n,) bool: which of these raw ids the catalogue has."""
         return self._indices(ids) >= FIRST_ITEM
 
-    def _loader(self, data: Path, part: str, batch_size: int) -> SessionLoader:
+    def _loader(self, data: Data | Path, part: str, batch_size: int) -> SessionLoader:
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}, expected 1 or more.")
-        fitted = (data / FITTED_DIRECTORY).is_dir()
+        data = Data.open(data)
         return SessionLoader(
-            data,
+            data.path,
             part,
             item=self.model.inputs.item,
             features=self.model.inputs.feature_names,
             batch_size=batch_size,
-            indices=rows_for(self.run, data) if fitted else None,
+            indices=self.run.index_mapping(data),
         )
 
     def _indices(self, ids: Sequence[Any]) -> np.ndarray:
@@ -135,7 +130,7 @@ class Recommender:
         if len(unknown) == len(ids):
             found = f"None of the {len(ids)} candidates ({named}, ...)" if len(ids) else "No id"
             raise ConfigError(
-                f"{found} is in the catalogue of {self.run}, expected some of its "
+                f"{found} is in the catalogue of {self.run.path}, expected some of its "
                 f"{len(self.catalogue)} raw ids, such as {self.catalogue[0]!r}."
             )
         if len(unknown):
@@ -187,11 +182,6 @@ class Recommender:
         stops = batch.lengths[rows]
         starts = (stops - self._longest).clamp(min=0) if self._longest else torch.zeros_like(stops)
         return batch.window(rows, starts, stops).to(self._device)
-
-
-def predict(run: Path, data: Path, part: str, k: int, batch_size: int = 256) -> Iterator[Lists]:
-    """What comes after each session of a part, in the order of its files; see `Recommender`."""
-    return Recommender.open(run).recommend(data, part, k, batch_size=batch_size)
 
 
 def _items(batch: RaggedBatch, rows: Tensor, item: str) -> Tensor:

@@ -6,11 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.core.artifact import read_manifest
 from pipeline.core.columns import FIRST_ITEM, ITEM
 from pipeline.core.errors import ArtifactError
-from pipeline.data.fitted import Fitted
-from pipeline.data.index_mapping import TRAINED_ON, rows_for, training_sessions
+from pipeline.data.directory import Data
 from pipeline.data.interactions import read_interactions
 from pipeline.data.loader import SessionLoader
 from pipeline.evaluation.baselines.models import BASELINES, rank_by_baselines
@@ -24,9 +22,9 @@ from pipeline.evaluation.metrics import (
     ranking_metrics,
 )
 from pipeline.evaluation.targets import Positions, prefixes, rank_targets
-from pipeline.model.build import load_model
 from pipeline.model.device import best_device
 from pipeline.model.resource_usage import peak_memory_mb
+from pipeline.model.run import Run
 
 _SESSIONS_AT_ONCE = 4096
 _GROUP_METRICS = ("recall", "ndcg", "mrr")
@@ -34,8 +32,8 @@ _GROUP_METRICS = ("recall", "ndcg", "mrr")
 
 
 def evaluate(
-    run: Path,
-    data: Path,
+    run: Run | Path,
+    data: Data | Path,
     *,
     part: str = "test",
     positions: Positions | None = None,
@@ -62,19 +60,17 @@ def evaluate(
     ArtifactError if `data` has another catalogue that does not go on from the run's, or other
     features, or other statistics of these, or training sessions that are cut shorter.
     """
-    facts = read_manifest(run, "run")
-    read_manifest(data, "data")
-    rows = rows_for(run, data)
-    trained_on = facts.get(TRAINED_ON)  # of a run of before it is not known
-    other_data = bool(rows) or trained_on not in (None, training_sessions(data))
-    recipe = Fitted.read(data).recipe
+    run, data = Run.open(run), Data.open(data)
+    rows = run.index_mapping(data)
+    other_data = bool(rows) or not run.was_trained_on(data)
+    recipe = data.recipe
     positions = positions or recipe.target_positions
     filter_seen = recipe.filter_seen if filter_seen is None else filter_seen
-    model = load_model(run).to(best_device())
+    model = run.model.to(best_device())
     longest = model.inputs.max_sequence_length
     assert longest is not None  # noqa: S101
     loader = SessionLoader(
-        data,
+        data.path,
         part,
         item=model.inputs.item,
         features=model.inputs.feature_names,
@@ -90,14 +86,14 @@ def evaluate(
     ranked = rankings[own]
     if not len(ranked.ranks):
         raise ArtifactError(
-            f"{data} has no {part} session of two interactions or more: nothing to predict."
+            f"{data.path} has no {part} session of two interactions or more: nothing to predict."
         )
     num_rows = model.inputs.item_table.num_embeddings
     new_items = len(rows.get(ITEM, range(num_rows))) - num_rows
     baselines = baselines and not (other_data and part == "train")
-    history = read_interactions(data, "train", by_time=True, rows=rows)
+    history = read_interactions(data.path, "train", by_time=True, rows=rows)
     counts = np.bincount(history.values, minlength=num_rows)[FIRST_ITEM:]
-    interactions = read_interactions(data, part, rows=rows)
+    interactions = read_interactions(data.path, part, rows=rows)
     targets = describe_targets(interactions, positions)
     # groups and baselines see the same targets as the model
     assert np.array_equal(targets.items, ranked.targets)  # noqa: S101
@@ -153,9 +149,8 @@ def evaluate(
     }
 
 
-def _name(run: Path) -> str:
-    name = run.resolve().name
-    return f"{name} (run)" if name in BASELINES else name
+def _name(run: Run) -> str:
+    return f"{run.name} (run)" if run.name in BASELINES else run.name
 
 
 def _metrics(

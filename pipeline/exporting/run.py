@@ -16,7 +16,7 @@ from pipeline.data.fitted import Fitted
 from pipeline.exporting import torchscript
 from pipeline.exporting.repository import keep_version, write_repository
 from pipeline.exporting.triton_config import Device
-from pipeline.model.build import load_model
+from pipeline.model.run import Run
 
 _LAST_VERSION = 2**31
 _KEPT_SECONDS = 120
@@ -26,7 +26,7 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,99}")
 
 
 def export(
-    run: Path,
+    run: Run | Path,
     out: Path,
     *,
     name: str = "recommender",
@@ -54,9 +54,9 @@ def export(
         raise ConfigError("--scoring int8 is for the CPU. Leave it out, or --device gpu.")
     if device == "gpu" and not torch.cuda.is_available():
         raise ConfigError("--device gpu traces the model on a GPU, and torch sees none here.")
-    read_manifest(run, "run")
+    run = Run.open(run)
     made_from = identity.of_repository(
-        run,
+        run.path,
         name=name,
         default_k=default_k,
         max_k=max_k,
@@ -105,24 +105,23 @@ def export(
             catalogue_items=items,
             max_k=max_k,
             largest_score_difference=difference,
-            run=run.resolve().name,
+            run=run.name,
         )
     return facts
 
 
 def load_served(
-    run: Path, scoring: torchscript.Scoring = "fp32"
+    run: Run, scoring: torchscript.Scoring = "fp32"
 ) -> tuple[Fitted, torchscript.ServedModel]:
     """What encodes requests for a run, and the model that answers them.
 
     ArtifactError where the two do not fit each other.
     """
-    fitted = Fitted.read(run)
-    model = load_model(run)
+    fitted, model = run.fitted, run.model
     items = model.inputs.item_table.num_embeddings - FIRST_ITEM
     if items != len(fitted.item.values):
         raise ArtifactError(
-            f"{run} has {items} items in its model and {len(fitted.item.values)} in fitted/. "
+            f"{run.path} has {items} items in its model and {len(fitted.item.values)} in fitted/. "
             "Train again."
         )
     names = model.inputs.feature_names
@@ -130,8 +129,8 @@ def load_served(
     for feature in fitted.recipe.features:
         if feature.operator is not None and feature.of != "item":
             raise ConfigError(
-                f"{run} reads {feature.name!r}, which the operator {feature.operator!r} makes; "
-                "what answers requests runs no code but the project's. Say `of: item` where it "
+                f"{run.path} reads {feature.name!r}, which the operator {feature.operator!r} "
+                "makes; the server runs no code but the project's. Say `of: item` where it "
                 "describes items, whose values training has then seen, or write it into the log."
             )
     session_names = {f.name for f in fitted.recipe.scalar_features if f.of == "session"}

@@ -5,8 +5,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline.core.artifact import read_manifest
+from pipeline.data.directory import Data
 from pipeline.data.fitted import Fitted
+from pipeline.data.index_mapping import TRAINED_ON, rows_for
 from pipeline.model.build import load_model
 from pipeline.model.model import Model
 
@@ -47,3 +51,15 @@ class Run:
     def model(self) -> Model:
         """The trained model in evaluation mode, on the CPU."""
         return load_model(self.path)
+
+    def index_mapping(self, data: Data) -> dict[str, np.ndarray]:
+        """By column, (V,) for each index of the data that of the run.
+
+        A column that both read alike is not among them. ArtifactError if the data are not those of
+        the run and do not go on from them.
+        """
+        return rows_for(self.path, self.fitted, data)
+
+    def was_trained_on(self, data: Data) -> bool:
+        """Whether the run learned from the train part of the data, as far as its manifest says."""
+        return self.facts.get(TRAINED_ON) in (None, data.training_fingerprint)

@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 
 from pipeline.core.allocator import keep_heap
-from pipeline.core.artifact import new_artifact, read_manifest
+from pipeline.core.artifact import new_artifact
 from pipeline.core.columns import SCHEMA_FILE, SESSIONS_DIRECTORY
 from pipeline.core.errors import ConfigError, ProcessError
 from pipeline.data import fingerprint as identity
-from pipeline.data.fitted import Fitted
-from pipeline.data.index_mapping import TRAINED_ON, training_sessions
+from pipeline.data.directory import Data
+from pipeline.data.index_mapping import TRAINED_ON
 from pipeline.data.interactions import read_interactions
 from pipeline.data.loader import SessionLoader
-from pipeline.data.schema import Schema
 from pipeline.model.build import build_model, save_model
 from pipeline.model.model import Model
 from pipeline.recipe.preprocess import ModelConfig, TrainConfig
@@ -40,7 +39,7 @@ _POOL_BATCHES = 16
 
 
 def train(
-    data: Path,
+    data: Data | Path,
     model_config: ModelConfig,
     train_config: TrainConfig,
     out: Path,
@@ -60,7 +59,14 @@ def train(
     with joined_processes(train_config.arguments.get("ddp_timeout", TIMEOUT_SECONDS)) as processes:
         try:
             return _train(
-                data, model_config, train_config, out, restart, processes, [*callbacks], start
+                Data.open(data),
+                model_config,
+                train_config,
+                out,
+                restart,
+                processes,
+                [*callbacks],
+                start,
             )
         except Exception as error:
             if not is_lost_process(error):
@@ -73,7 +79,7 @@ def train(
 
 
 def _train(
-    data: Path,
+    data: Data,
     model_config: ModelConfig,
     train_config: TrainConfig,
     out: Path,
@@ -88,18 +94,15 @@ def _train(
     from pipeline.training.trainer import Trainer
 
     keep_heap()
-    read_manifest(data, "data")
-    trained_on = training_sessions(data)
-    schema = Schema.from_json(data / SCHEMA_FILE)
-    fitted = Fitted.read(data)
+    schema, fitted = data.schema, data.fitted
     positions = fitted.recipe.target_positions
     if train_config.metric == "loss" and positions != "all":
         raise ConfigError(
             "`train.metric` is loss, which is over all interactions of a session; this split "
             "keeps the last alone for validation. Choose another metric, such as ndcg@10."
         )
-    known = from_data(data, fitted, model_config, train_config)
-    made_from = identity.of_run(data, model_config, train_config, start=start)
+    known = from_data(data.path, fitted, model_config, train_config)
+    made_from = identity.of_run(data.path, model_config, train_config, start=start)
     longest = fitted.recipe.max_sequence_length
     facts: dict[str, Any] = {}
     checkpoints = Checkpoints(out, made_from, processes.count)
@@ -108,15 +111,15 @@ def _train(
         set_seed(train_config.seed)
         model = build_model(schema, model_config, longest, train_config, known)
         if start is not None:
-            begin_from(model, start, data, fitted, model_config, train_config.new_items)
+            begin_from(model, start, data.path, fitted, model_config, train_config.new_items)
         trainer = Trainer(
             model,
             train_config,
-            train_loader=training_loader(data, model, train_config, processes),
+            train_loader=training_loader(data.path, model, train_config, processes),
             valid_loader=evaluation_loader(
-                data, "valid", model, with_loss=train_config.metric == "loss"
+                data.path, "valid", model, with_loss=train_config.metric == "loss"
             )
-            if _has_targets(data, "valid")
+            if _has_targets(data.path, "valid")
             else None,
             valid_positions=positions,
             filter_seen=fitted.recipe.filter_seen,
@@ -151,14 +154,14 @@ def _train(
             parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
             model=model_config.model_dump(mode="json"),
             train=train_config.model_dump(mode="json"),
-            **{TRAINED_ON: trained_on},
+            **{TRAINED_ON: data.training_fingerprint},
         )
         if trainer.best is not None:
             facts["best_epoch"] = trainer.best.epoch
             facts[f"valid_{train_config.metric}"] = trainer.best.value
         if directory is not None:
-            write_run(directory, data, model, schema, fitted, model_config)
-            write_training_report(directory, facts, out.resolve().name)
+            write_run(directory, data, model, model_config)
+            write_training_report(directory, facts, out.resolve().name, fitted.recipe)
     if processes.is_first:
         checkpoints.remove()
     return facts
@@ -173,18 +176,11 @@ def check_finite(model: Model) -> None:
         )
 
 
-def write_run(
-    directory: Path,
-    data: Path,
-    model: Model,
-    schema: Schema,
-    fitted: Fitted,
-    model_config: ModelConfig,
-) -> None:
+def write_run(directory: Path, data: Data, model: Model, model_config: ModelConfig) -> None:
     """Write the model and what it serves and evaluates by without the data it came from."""
-    save_model(directory, model, schema, model_config, fitted.recipe.max_sequence_length)
-    fitted.write(directory)
-    (directory / SCHEMA_FILE).write_bytes((data / SCHEMA_FILE).read_bytes())
+    save_model(directory, model, data.schema, model_config, data.recipe.max_sequence_length)
+    data.fitted.write(directory)
+    (directory / SCHEMA_FILE).write_bytes((data.path / SCHEMA_FILE).read_bytes())
 
 
 def _written_by_first(

@@ -11,11 +11,12 @@ from click.testing import CliRunner
 from pipeline.cli.main import cli
 from pipeline.core.columns import OUT_OF_VOCABULARY
 from pipeline.core.errors import ArtifactError
+from pipeline.data.directory import Data
 from pipeline.data.fitted import Fitted
-from pipeline.data.index_mapping import rows_for
 from pipeline.data.loader import read_sessions
-from pipeline.evaluation.recommender import predict
+from pipeline.evaluation.recommender import Recommender
 from pipeline.evaluation.run import evaluate
+from pipeline.model.run import Run
 from pipeline.preprocessing.run import preprocess
 from pipeline.recipe.preprocess import ModelConfig, Preprocess, TrainConfig
 from pipeline.training.report.run import write_report
@@ -82,7 +83,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_new_values_are_unknown_or_in_their_bucket_as_in_a_request(folder: Path) -> None:
     week, day = Fitted.read(folder / "week"), Fitted.read(folder / "day")
     assert len(day.item.values) > len(week.item.values)
-    rows = rows_for(folder / "run", folder / "day")
+    rows = Run.open(folder / "run").index_mapping(Data.open(folder / "day"))
     assert set(rows) == {"item_id", "brand", "tags_1", "tags_2", "country"}
     for name, found in rows.items():
         known, later = week.of_columns[name], day.of_columns[name]
@@ -91,7 +92,7 @@ def test_new_values_are_unknown_or_in_their_bucket_as_in_a_request(folder: Path)
         assert (found[known.num_rows :] < known.first).all()
         assert (found[known.num_rows :] >= OUT_OF_VOCABULARY).all()
     assert len(set(rows["brand"][week.vocabularies["brand"].num_rows :])) > 1
-    assert rows_for(folder / "run", folder / "week") == {}
+    assert Run.open(folder / "run").index_mapping(Data.open(folder / "week")) == {}
 
 
 def test_other_data_rank_as_a_test_part_of_the_runs_own(folder: Path) -> None:
@@ -131,7 +132,7 @@ def test_baselines_have_the_runs_catalogue_and_never_the_sessions_that_are_ranke
     for name, results in own["results"].items():
         assert found["results"][name] == pytest.approx(results), name
     assert evaluate(folder / "run", folder / "week", part="train")["results"].keys() > {"run"}
-    assert rows_for(folder / "run", folder / "quiet") == {}
+    assert Run.open(folder / "run").index_mapping(Data.open(folder / "quiet")) == {}
     for data in ("day", "quiet"):  # with and without a value that the run does not know
         alone = evaluate(folder / "run", folder / data, part="train")
         assert list(alone["results"]) == ["run"]
@@ -139,8 +140,8 @@ def test_baselines_have_the_runs_catalogue_and_never_the_sessions_that_are_ranke
 
 
 def test_lists_are_those_of_the_same_sessions_in_the_runs_own_data(folder: Path) -> None:
-    own = [*predict(folder / "run", folder / "week", "test", 5)]
-    found = [*predict(folder / "run", folder / "later", "test", 5)]
+    own = [*Recommender.open(folder / "run").recommend(folder / "week", "test", 5)]
+    found = [*Recommender.open(folder / "run").recommend(folder / "later", "test", 5)]
     for one, other in zip(own, found, strict=True):
         assert one.items.tolist() == other.items.tolist()
         assert np.allclose(one.scores, other.scores)
@@ -159,7 +160,7 @@ def test_the_page_shows_what_is_new_as_unknown(folder: Path, tmp_path: Path) -> 
 def test_the_earlier_data_lack_items_of_a_later_run_and_are_refused(folder: Path) -> None:
     train(folder / "day", MODEL, TRAIN, folder / "day-run")
     with pytest.raises(ArtifactError, match="another catalogue"):
-        rows_for(folder / "day-run", folder / "week")
+        Run.open(folder / "day-run").index_mapping(Data.open(folder / "week"))
 
 
 def test_means_of_another_log_are_refused(folder: Path, tmp_path: Path) -> None:
@@ -173,7 +174,7 @@ def test_means_of_another_log_are_refused(folder: Path, tmp_path: Path) -> None:
         preprocess(recipe, [path], [], tmp_path / name)
     train(tmp_path / "one", MODEL, TRAIN, tmp_path / "run")
     with pytest.raises(ArtifactError, match="other features"):
-        rows_for(tmp_path / "run", tmp_path / "two")
+        Run.open(tmp_path / "run").index_mapping(Data.open(tmp_path / "two"))
 
 
 OTHERS = "The run was trained on other sessions than the data have"
@@ -227,7 +228,7 @@ def test_sessions_that_are_cut_shorter_than_the_run_reads_are_refused(
     recipe = changed(max_sequence_length=3)
     preprocess(recipe, [folder / "True.csv"], [], tmp_path / "day", base=folder / "week")
     with pytest.raises(ArtifactError, match=r"newest 3 interactions .* reads 20"):
-        rows_for(folder / "run", tmp_path / "day")
+        Run.open(folder / "run").index_mapping(Data.open(tmp_path / "day"))
 
 
 def test_sessions_that_are_made_otherwise_are_told(folder: Path, tmp_path: Path) -> None:

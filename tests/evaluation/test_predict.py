@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from pipeline.core.errors import ArtifactError, ConfigError
 from pipeline.core.parquet import new_parquet
 from pipeline.data.batch import SessionBatch
-from pipeline.data.fitted import Fitted
 from pipeline.data.loader import session_ids
 from pipeline.data.schema import Schema
 from pipeline.evaluation import recommender as prediction
 from pipeline.evaluation.predict import write_item_embeddings, write_lists, write_session_embeddings
-from pipeline.evaluation.recommender import Recommender, predict
+from pipeline.evaluation.recommender import Recommender
 from pipeline.model.build import build_model
+from pipeline.model.run import Run
 from pipeline.preprocessing.run import preprocess
 from pipeline.recipe.preprocess import ModelConfig, Preprocess, TrainConfig
 from pipeline.training.run import train
@@ -111,14 +111,6 @@ def test_lists_are_the_best_of_what_the_filters_leave(
         padded = expected + [-float("inf")] * (k - len(expected))
         assert best.scores[row].tolist() == pytest.approx(padded, abs=1e-6)
         assert best.items[row].tolist()[len(expected) :] == [0] * (k - len(expected))
-
-
-def test_predicting_is_recommending_without_filters(shop: Shop, recommender: Recommender) -> None:
-    ours = list(recommender.recommend(shop.data, "test", 7, batch_size=50))
-    for lists, again in zip(ours, predict(shop.run, shop.data, "test", 7, 50), strict=True):
-        assert lists.items.tolist() == again.items.tolist()
-        assert lists.counts.tolist() == [7] * len(lists.items)
-        assert (np.diff(lists.scores) <= 0).all()
 
 
 def test_scores_are_held_a_few_sessions_at_a_time(
@@ -246,7 +238,9 @@ def test_embeddings_of_sessions_and_items_rank_like_the_scores(
         temperature=temperature,
     )
     model = build_model(Schema.from_json(shop.data / "schema.pbtxt"), config, 20).eval()
-    recommender = Recommender(shop.run, model, Fitted.read(shop.run))
+    run = Run.open(shop.run)
+    vars(run)["model"] = model
+    recommender = Recommender(run)
     ids, items = recommender.item_embeddings()
     assert ids.tolist() == recommender.catalogue.tolist()
     assert items.dtype == np.float32

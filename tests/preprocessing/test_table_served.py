@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.data.fitted import Fitted
 from pipeline.data.loader import session_ids
-from pipeline.evaluation.recommender import predict
+from pipeline.evaluation.recommender import Recommender
 from pipeline.in_process import open_run
 from pipeline.preprocessing.run import preprocess
 from pipeline.recipe.preprocess import Preprocess, Recipe
@@ -73,7 +73,7 @@ def test_lists_are_those_of_a_server_that_has_no_table(tmp_path: Path, text_ids:
     fitted = Fitted.read(tmp_path / "run")
     assert fitted.items is not None
     assert len(fitted.items) > len(fitted.item.values) + 5, "items that training never saw"
-    found = [*predict(tmp_path / "run", tmp_path / "data", "test", 5)]
+    found = [*Recommender.open(tmp_path / "run").recommend(tmp_path / "data", "test", 5)]
     ids = session_ids(tmp_path / "data", "test")
     assert ids is not None
     lists = [(i, s) for part in found for i, s in zip(part.items, part.scores, strict=True)]

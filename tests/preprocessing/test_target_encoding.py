@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pipeline.core.columns import SESSION
 from pipeline.core.errors import ConfigError
 from pipeline.data import fitted
+from pipeline.data.directory import Data
 from pipeline.data.fitted import Fitted
 from pipeline.in_process import open_run
 from pipeline.preprocessing import engine, workflow
@@ -213,7 +214,7 @@ def test_windows_are_refused_for_what_all_of_training_has_told(tmp_path: Path) -
     preprocess(recipe(RATE, **timed), [log_of(tmp_path)], [], tmp_path / "data")
     settings = Recipe()
     with pytest.raises(ConfigError, match="means of all of training"):
-        Work.read(tmp_path / "data", settings.model, settings.train, None)
+        Work.read(Data.open(tmp_path / "data"), settings.model, settings.train, None)
 
 
 def test_numbers_are_of_mean_0_and_deviation_1(tmp_path: Path) -> None:

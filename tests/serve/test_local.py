@@ -12,6 +12,7 @@ from pipeline.cli.main import cli
 from pipeline.core.errors import ConfigError, PipelineError
 from pipeline.exporting.run import export, load_served
 from pipeline.in_process import open_run
+from pipeline.model.run import Run
 from pipeline.preprocessing.run import preprocess
 from pipeline.preprocessing.synthetic import synthesize
 from pipeline.recipe.preprocess import Recipe
@@ -182,7 +183,7 @@ def test_a_mistake_is_one_line(shop: Shop, words: list[str], said: str) -> None:
 def test_a_model_that_diverged_is_an_error_and_no_list(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fitted, model = load_served(shop.run)
+    fitted, model = load_served(Run.open(shop.run))
     model.items.fill_(float("nan"))
     monkeypatch.setattr("pipeline.exporting.run.load_served", lambda _: (fitted, model))
     with open_run(shop.run) as local, pytest.raises(PipelineError, match="its training diverged"):

@@ -19,7 +19,7 @@ import pytest
 
 from pipeline.core.errors import ConfigError, ServingError
 from pipeline.data.fitted import Fitted
-from pipeline.evaluation.recommender import predict
+from pipeline.evaluation.recommender import Recommender
 from pipeline.exporting.run import export
 from pipeline.preprocessing import workflow
 from pipeline.preprocessing.run import preprocess
@@ -59,7 +59,7 @@ def offline_lists(run: Path, log: Path, directory: Path, k: int) -> dict[Any, tu
     target.mkdir(parents=True)
     table = pa.Table.from_pandas(sessions, preserve_index=False).replace_schema_metadata(None)
     pq.write_table(table, target / "part-0.parquet")
-    parts = list(predict(run, directory, "test", k))
+    parts = list(Recommender.open(run).recommend(directory, "test", k))
     items = np.concatenate([part.items for part in parts]).tolist()
     scores = np.concatenate([part.scores for part in parts]).tolist()
     rows = zip(items, scores, strict=True)

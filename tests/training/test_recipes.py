@@ -14,7 +14,7 @@ from pipeline.core.errors import ConfigError, DataError
 from pipeline.data.batch import SessionBatch
 from pipeline.data.fitted import Fitted
 from pipeline.data.schema import Schema
-from pipeline.evaluation.recommender import predict
+from pipeline.evaluation.recommender import Recommender
 from pipeline.evaluation.run import evaluate
 from pipeline.exporting.run import export
 from pipeline.model.build import build_model, load_model
@@ -135,7 +135,7 @@ def test_vectors_of_a_file_stand_beside_the_item_and_are_saved(shop: Shop, tmp_p
     assert np.allclose(table[3:-1].detach(), matrix), "they were not to be trained"
     assert torch.allclose(table[-1], table[3:-1].mean(0), atol=1e-6), "the mean for one not there"
     assert not bool(table[:3].any())
-    assert len(next(iter(predict(run, shop.data, "test", 5))).items) > 0
+    assert len(next(iter(Recommender.open(run).recommend(shop.data, "test", 5))).items) > 0
     assert export(run, tmp_path / "repository")["largest_score_difference"] < 1e-4
 
 

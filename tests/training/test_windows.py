@@ -200,9 +200,10 @@ def test_windows_may_begin_from_an_earlier_run(data: Path, run: Path, tmp_path: 
 def test_the_run_has_the_catalogue_of_its_data_and_a_log_of_all_windows(
     data: Path, run: Path
 ) -> None:
-    from pipeline.data.index_mapping import rows_for
+    from pipeline.data.directory import Data
+    from pipeline.model.run import Run
 
-    assert rows_for(run, data) == {}
+    assert Run.open(run).index_mapping(Data.open(data)) == {}
     log = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log] == sorted(line["step"] for line in log)
     assert {line["window"] for line in log} == {1, 2, 3, 4}

@@ -8,6 +8,7 @@ import pytest
 from safetensors.torch import load_file
 
 from pipeline.core.hashing import bucket_of
+from pipeline.data.directory import Data
 from pipeline.data.fitted import Fitted
 from pipeline.preprocessing.run import preprocess
 from pipeline.recipe.preprocess import ModelConfig, Preprocess, TrainConfig
@@ -62,7 +63,7 @@ def test_one_window_over_everything_trains_the_weights_of_a_plain_training(
 
 
 def test_a_value_is_in_its_bucket_until_it_has_occurred_in_any_place(data: Path) -> None:
-    work = Work.read(data, MODEL, TRAIN, None)
+    work = Work.read(Data.open(data), MODEL, TRAIN, None)
     fitted = Fitted.read(data)
     brands, tags = (fitted.vocabularies[name] for name in ("brand", "tags"))
     assert work.features["tags"].columns == ("tags_1", "tags_2", "tags_3")

@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 
 from pipeline.core.allocator import keep_heap
-from pipeline.core.artifact import new_artifact, read_manifest, write_json
+from pipeline.core.artifact import new_artifact, write_json
 from pipeline.core.errors import ConfigError
 from pipeline.data import fingerprint as identity
-from pipeline.data.index_mapping import TRAINED_ON, training_sessions
+from pipeline.data.directory import Data
+from pipeline.data.index_mapping import TRAINED_ON
 from pipeline.recipe.preprocess import ModelConfig, TrainConfig
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.distributed.processes import announced_processes
@@ -33,7 +34,7 @@ WINDOWS_FILE = "windows.json"
 
 
 def train_windows(
-    data: Path,
+    data: Data | Path,
     model_config: ModelConfig,
     train_config: TrainConfig,
     out: Path,
@@ -51,12 +52,11 @@ def train_windows(
     from transformers import set_seed
 
     keep_heap()
-    read_manifest(data, "data")
-    trained_on = training_sessions(data)
+    data = Data.open(data)
     work = Work.read(data, model_config, train_config, start)
     cut = work.cut(seconds)
     facts: dict[str, Any] = {}
-    made_from = identity.of_run(data, model_config, train_config, windows=seconds, start=start)
+    made_from = identity.of_run(data.path, model_config, train_config, windows=seconds, start=start)
     with (
         new_artifact(out, "run", facts, made_from=made_from) as directory,
         tempfile.TemporaryDirectory(prefix="pipeline-windows-") as scratch,
@@ -108,10 +108,10 @@ def train_windows(
             parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
             model=model_config.model_dump(mode="json"),
             train=train_config.model_dump(mode="json"),
-            **{TRAINED_ON: trained_on},
+            **{TRAINED_ON: data.training_fingerprint},
             windows=result,
         )
-        write_run(directory, data, model, work.schema, work.fitted, model_config)
+        write_run(directory, data, model, model_config)
     Checkpoints(out, made_from).remove()  # of another training that was interrupted here
     return facts
 

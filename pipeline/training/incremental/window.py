@@ -11,12 +11,11 @@ import torch
 from pipeline.core.columns import (
     FIRST_ITEM,
     ITEM,
-    SCHEMA_FILE,
     SESSION,
-    SESSIONS_DIRECTORY,
     TIMESTAMP,
 )
 from pipeline.core.errors import ArtifactError, ConfigError
+from pipeline.data.directory import Data
 from pipeline.data.fitted import Fitted
 from pipeline.data.index_mapping import unknown_rows
 from pipeline.data.loader import read_sessions
@@ -88,10 +87,10 @@ class Work:
 
     @classmethod
     def read(
-        cls, data: Path, config: ModelConfig, train: TrainConfig, start: Path | None
+        cls, data: Data, config: ModelConfig, train: TrainConfig, start: Path | None
     ) -> "Work":
         check_separate_tables(config)
-        fitted = Fitted.read(data)
+        fitted = data.fitted
         for feature in fitted.recipe.features:
             if feature.mean_of is not None:
                 raise ConfigError(
@@ -101,25 +100,21 @@ class Work:
                 )
         if fitted.recipe.timestamp is None:
             raise ConfigError(
-                f"--windows needs times, but the recipe of {data} has no `timestamp`. Add it to "
-                "the recipe and preprocess again."
+                f"--windows needs times, but the recipe of {data.path} has no `timestamp`. Add it "
+                "to the recipe and preprocess again."
             )
-        schema = Schema.from_json(data / SCHEMA_FILE)
+        schema = data.schema
         categorical = input_features(schema, config).select_by_tag(Tags.CATEGORICAL)
         whole, several = together(categorical)
         names = [*(c for c in schema.column_names if c != SESSION), TIMESTAMP]
-        parts = [
-            read_sessions(data, part, list(dict.fromkeys(names)))
-            for part in ("train", "valid", "test")
-            if (data / SESSIONS_DIRECTORY / part).is_dir()
-        ]
+        parts = [read_sessions(data.path, part, list(dict.fromkeys(names))) for part in data.parts]
         return cls(
             sessions=pa.concat_tables(parts, promote_options="permissive").combine_chunks(),
             fitted=fitted,
             schema=schema,
             config=config,
             train=train,
-            known=from_data(data, fitted, config, train),
+            known=from_data(data.path, fitted, config, train),
             features={
                 name: Growing(
                     several.get(name, (name,)),

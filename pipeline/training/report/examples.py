@@ -7,19 +7,26 @@ import numpy as np
 import torch
 
 from pipeline.core.columns import FIRST_ITEM
-from pipeline.data.index_mapping import rows_for
+from pipeline.data.directory import Data
 from pipeline.data.interactions import read_interactions
 from pipeline.data.loader import SessionLoader, session_ids
 from pipeline.evaluation.ranking import Seen, rank_in_catalogue
 from pipeline.evaluation.recommendations import to_raw_ids
 from pipeline.evaluation.recommender import Recommender
+from pipeline.model.run import Run
 
 _SESSIONS_AT_ONCE = 4096
 _SEED = 0
 
 
 def example_sessions(
-    run: Path, data: Path, part: str, *, count: int = 8, k: int = 10, filter_seen: bool = False
+    run: Run | Path,
+    data: Data | Path,
+    part: str,
+    *,
+    count: int = 8,
+    k: int = 10,
+    filter_seen: bool = False,
 ) -> list[dict[str, Any]]:
     """`count` sessions drawn by a fixed seed, asked for what came last in them.
 
@@ -28,21 +35,22 @@ def example_sessions(
     unknown; and the best `k` items with their scores and whether they are what came next. With
     `filter_seen` what was clicked is neither ranked nor recommended.
     """
+    data = Data.open(data)
     recommender = Recommender.open(run)
     model, catalogue = recommender.model, recommender.catalogue
     longest = model.inputs.max_sequence_length
     assert longest is not None  # noqa: S101
-    rows_of = rows_for(run, data)
-    interactions = read_interactions(data, part, rows=rows_of)
+    rows_of = recommender.run.index_mapping(data)
+    interactions = read_interactions(data.path, part, rows=rows_of)
     lengths = np.diff(interactions.offsets)
     eligible = np.flatnonzero(lengths > 1)
     drawn = np.random.default_rng(_SEED).choice(
         eligible, min(count, len(eligible)), replace=False, shuffle=False
     )
     chosen = np.sort(drawn)
-    ids = session_ids(data, part)
+    ids = session_ids(data.path, part)
     loader = SessionLoader(
-        data,
+        data.path,
         part,
         item=model.inputs.item,
         features=model.inputs.feature_names,

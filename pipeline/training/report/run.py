@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import __version__
-from pipeline.core.artifact import MANIFEST, read_manifest
+from pipeline.core.artifact import MANIFEST
 from pipeline.core.errors import ArtifactError, ConfigError
-from pipeline.data.fitted import Fitted
+from pipeline.data.directory import Data
 from pipeline.evaluation.targets import Positions
+from pipeline.model.run import Run
+from pipeline.recipe.preprocess import Preprocess
 from pipeline.reports.names import JSON_FILE, PAGE_FILE
 from pipeline.reports.rendering import finite
 from pipeline.training.report.page import render
@@ -21,8 +23,8 @@ _CONFIG = ("model", "train")
 
 
 def write_report(
-    run: Path,
-    data: Path,
+    run: Run | Path,
+    data: Data | Path,
     out: Path,
     *,
     part: str = "test",
@@ -38,7 +40,7 @@ def write_report(
     inside a run or another artifact, whose manifest would no longer tell the truth.
     """
     numbers = _check_out(out)
-    facts = read_manifest(run, "run")
+    run, data = Run.open(run), Data.open(data)
     from pipeline.evaluation.run import evaluate
     from pipeline.training.report.examples import example_sessions
 
@@ -51,7 +53,7 @@ def write_report(
         baselines=baselines,
         filter_seen=filter_seen,
     )
-    report = _training_report(run, facts, run.resolve().name)
+    report = _training_report(run.path, run.facts, run.name, run.fitted.recipe)
     report["evaluation"] = evaluation
     report["examples"] = example_sessions(run, data, part, filter_seen=evaluation["filter_seen"])
     report = finite(report)
@@ -61,21 +63,24 @@ def write_report(
     return {"page": str(out), "json": str(numbers), "evaluation": evaluation}
 
 
-def write_training_report(directory: Path, facts: dict[str, Any], name: str) -> None:
+def write_training_report(
+    directory: Path, facts: dict[str, Any], name: str, recipe: Preprocess
+) -> None:
     """Write the part without test data, report.html and report.json, into a run that is being made.
 
-    `facts` are those of its manifest, which is not written yet; `name` is the run's. The log and
-    `fitted/` are in `directory`.
+    `facts` are those of its manifest, which is not written yet; `name` is the run's, `recipe` the
+    preprocessing of its data. The log is in `directory`.
     """
-    report = finite(_training_report(directory, facts, name))
+    report = finite(_training_report(directory, facts, name, recipe))
     (directory / JSON_FILE).write_text(_json(report), encoding="utf-8")
     (directory / PAGE_FILE).write_text(render(report), encoding="utf-8")
 
 
-def _training_report(directory: Path, facts: dict[str, Any], name: str) -> dict[str, Any]:
+def _training_report(
+    directory: Path, facts: dict[str, Any], name: str, recipe: Preprocess
+) -> dict[str, Any]:
     log = directory / _LOG_FILE
     lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
-    preprocess = Fitted.read(directory).recipe.model_dump(mode="json")
     return {
         "written_by": _WRITTEN_BY,
         "run": name,
@@ -83,7 +88,10 @@ def _training_report(directory: Path, facts: dict[str, Any], name: str) -> dict[
             "facts": {key: value for key, value in facts.items() if key not in _CONFIG},
             "log": [json.loads(line) for line in lines if line],
         },
-        "config": {"preprocess": preprocess, **{key: facts[key] for key in _CONFIG}},
+        "config": {
+            "preprocess": recipe.model_dump(mode="json"),
+            **{key: facts[key] for key in _CONFIG},
+        },
         "evaluation": None,
         "examples": [],
     }
