@@ -1,5 +1,6 @@
 """Offline prediction against loops over scores, and the files that it writes."""
 
+import shutil
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.core.artifact import new_artifact
 from pipeline.core.errors import ArtifactError, ConfigError
 from pipeline.core.parquet import new_parquet
 from pipeline.data.batch import SessionBatch
@@ -52,6 +54,18 @@ def numbers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     config = ModelConfig(d_model=8, n_head=2, n_layer=1)
     train(folder / "data", config, TrainConfig(epochs=1), folder / "run")
     return folder / "data", folder / "run"
+
+
+def with_test_files(data: Path, target: Path, files: list[pa.Table], **settings_: Any) -> Path:
+    """A copy of a data directory whose test part is these files, part-0, part-1, ..."""
+    with new_artifact(target, "data", {}) as directory:
+        shutil.copytree(data / "fitted", directory / "fitted")
+        shutil.copyfile(data / "schema.pbtxt", directory / "schema.pbtxt")
+        folder = directory / "sessions" / "test"
+        folder.mkdir(parents=True)
+        for number, table in enumerate(files):
+            pq.write_table(table, folder / f"part-{number}.parquet", **settings_)
+    return target
 
 
 def listed(batches: Any) -> list[list[Any]]:
@@ -270,13 +284,10 @@ def test_sessions_come_in_the_order_of_files_and_row_groups(
         )
     )
     shuffled = table.take(np.random.default_rng(0).permutation(table.num_rows))
-    folder = tmp_path / "sessions" / "test"
-    folder.mkdir(parents=True)
-    for number in range(12):
-        rows = shuffled.slice(number * 10, 10 if number < 11 else table.num_rows)
-        pq.write_table(rows, folder / f"part-{number}.parquet", row_group_size=4)
-    lists = listed(recommender.recommend(tmp_path, "test", 5, batch_size=7))
-    ids = session_ids(tmp_path, "test")
+    files = [shuffled.slice(n * 10, 10 if n < 11 else table.num_rows) for n in range(12)]
+    data = with_test_files(shop.data, tmp_path / "data", files, row_group_size=4)
+    lists = listed(recommender.recommend(data, "test", 5, batch_size=7))
+    ids = session_ids(data, "test")
     assert ids is not None
     assert ids.tolist() == shuffled["session_id"].to_pylist(), "part-2 stands before part-10"
     assert dict(zip(ids.tolist(), lists, strict=True)) == whole
@@ -310,23 +321,19 @@ def test_lists_are_written_with_the_ids_of_their_sessions(
 
 
 def test_lists_of_sessions_without_an_id_have_no_such_column(shop: Shop, tmp_path: Path) -> None:
-    folder = tmp_path / "sessions" / "test"
-    folder.mkdir(parents=True)
     table = pq.read_table(shop.data / "sessions" / "test")
-    pq.write_table(table.drop_columns(["session_id"]), folder / "part-0.parquet")
+    data = with_test_files(shop.data, tmp_path / "data", [table.drop_columns(["session_id"])])
     out = tmp_path / "lists.parquet"
-    write_lists(shop.run, tmp_path, "test", out, k=3, candidates=["sku-00001", "sku-x"])
+    write_lists(shop.run, data, "test", out, k=3, candidates=["sku-00001", "sku-x"])
     assert pq.read_table(out)["item_ids"].to_pylist() == [["sku-00001"]] * table.num_rows
     assert pq.read_schema(out).names == ["item_ids", "scores"]
 
 
 def test_a_part_without_a_session_gives_an_empty_file(shop: Shop, tmp_path: Path) -> None:
-    folder = tmp_path / "sessions" / "test"
-    folder.mkdir(parents=True)
     table = pq.read_table(shop.data / "sessions" / "test")
-    pq.write_table(table.slice(0, 0), folder / "part-0.parquet")
+    data = with_test_files(shop.data, tmp_path / "data", [table.slice(0, 0)])
     out = tmp_path / "lists.parquet"
-    assert write_lists(shop.run, tmp_path, "test", out, filter_seen=True)["sessions"] == 0
+    assert write_lists(shop.run, data, "test", out, filter_seen=True)["sessions"] == 0
     assert pq.read_table(out).num_rows == 0
 
 
