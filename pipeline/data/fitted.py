@@ -46,7 +46,7 @@ class Vocabulary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standardisation:
+class Standardization:
     """(x - mean) / deviation of a continuous column, after the logarithm if it has one."""
 
     mean: float
@@ -113,7 +113,7 @@ class Fitted:
     """None where the order of the rows stands for time."""
     vocabularies: dict[str, Vocabulary]
     """By feature name; the item's under `item_id`."""
-    standardisations: dict[str, Standardisation]
+    standardizations: dict[str, Standardization]
     """By feature name; `elapsed` too where the recipe asks for it."""
     target_encodings: dict[str, TargetEncoding] = field(default_factory=dict)
     """By name of a feature with `mean_of`."""
@@ -155,7 +155,7 @@ class Fitted:
             self,
             recipe=self.recipe.model_copy(update={"features": kept}),
             vocabularies={n: v for n, v in self.vocabularies.items() if n not in dropped},
-            standardisations={n: s for n, s in self.standardisations.items() if n not in dropped},
+            standardizations={n: s for n, s in self.standardizations.items() if n not in dropped},
             target_encodings={n: e for n, e in self.target_encodings.items() if n not in dropped},
             items=None if self.items is None else _without(self.items, lost),
         )
@@ -173,7 +173,7 @@ class Fitted:
             "learned_until": self.learned_until,
             "continuous": {
                 name: {"mean": s.mean, "deviation": s.deviation}
-                for name, s in self.standardisations.items()
+                for name, s in self.standardizations.items()
             },
         }
         write_json(target / FITTED_FILE, state)
@@ -216,8 +216,8 @@ class Fitted:
                 session_type=state["session_type"],
                 timestamp_type=state["timestamp_type"],
                 vocabularies=vocabularies,
-                standardisations={
-                    name: Standardisation(**values) for name, values in state["continuous"].items()
+                standardizations={
+                    name: Standardization(**values) for name, values in state["continuous"].items()
                 },
                 target_encodings={
                     feature.name: _read_target(

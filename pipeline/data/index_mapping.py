@@ -38,7 +38,7 @@ def rows_for(run: Path, learned: Fitted, data: Data) -> dict[str, np.ndarray]:
         same_items
         and learned.recipe.feature_meanings == found.recipe.feature_meanings
         and learned.recipe.time_feature_names == found.recipe.time_feature_names
-        and learned.standardisations == found.standardisations
+        and learned.standardizations == found.standardizations
         and learned.vocabularies.keys() == found.vocabularies.keys()
         and all(_goes_on(v, found.vocabularies[n]) for n, v in learned.vocabularies.items())
         and all(

@@ -157,5 +157,5 @@ def _indices(values: pa.Array, vocabulary: Vocabulary, missing: int) -> np.ndarr
 
 
 def _statistics(fitted: Fitted, name: str, *, log: bool) -> dict[str, Any]:
-    statistics = fitted.standardisations[name]
+    statistics = fitted.standardizations[name]
     return {"log": log, "mean": statistics.mean, "deviation": statistics.deviation}

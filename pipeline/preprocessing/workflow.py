@@ -16,11 +16,11 @@ from nvtabular.ops import AddTags, FillMissing, LogOp
 
 from pipeline.core.columns import ITEM, SESSION, TIMESTAMP
 from pipeline.core.merlin import has_cudf
-from pipeline.data.fitted import Fitted, Standardisation, TimestampType, ValueType, Vocabulary
+from pipeline.data.fitted import Fitted, Standardization, TimestampType, ValueType, Vocabulary
 from pipeline.data.values import UNKNOWN_INTEGER
 from pipeline.preprocessing.operators import target_encoding
 from pipeline.preprocessing.operators.encode import Encode
-from pipeline.preprocessing.operators.sessions import Cyclic, Elapsed, GroupSessions, Standardise
+from pipeline.preprocessing.operators.sessions import Cyclic, Elapsed, GroupSessions, Standardize
 from pipeline.preprocessing.operators.target_encoding import (
     TargetEncode,
     fitted_encoding,
@@ -112,8 +112,8 @@ def fit(
             values = _behind(base.vocabularies[name].values, values)
         buckets = 0 if feature is None else feature.hash_buckets
         vocabularies[name] = Vocabulary(type=kind, values=values, hash_buckets=buckets)
-    standardisations = {
-        name: Standardisation(mean=found.mean, deviation=found.deviation)
+    standardizations = {
+        name: Standardization(mean=found.mean, deviation=found.deviation)
         for name, found in moments.items()
     }
     encodings = {
@@ -121,13 +121,13 @@ def fit(
         for feature in recipe.features
         if feature.name in sums
     }
-    standardisations |= {name: scale_of(encoding) for name, encoding in encodings.items()}
+    standardizations |= {name: scale_of(encoding) for name, encoding in encodings.items()}
     return Fitted(
         recipe=recipe,
         session_type=types[SESSION],
         timestamp_type=timestamp_type,
         vocabularies=vocabularies,
-        standardisations=standardisations if base is None else base.standardisations,
+        standardizations=standardizations if base is None else base.standardizations,
         target_encodings=encodings if base is None else base.target_encodings,
         learned_until=last if base is None else base.learned_until,
         items=None if base is None else base.items,
@@ -161,8 +161,8 @@ def rebuild(fitted: Fitted, keep: int | None, *, training: bool = False) -> Work
         hash_buckets={name: vocabulary.hash_buckets for name, vocabulary in columns.items()},
         further=[name for feature in fitted.categorical for name in feature.columns[1:]],
     )
-    normalize = Standardise(out_dtype=np.float32)
-    for name, statistics in fitted.standardisations.items():
+    normalize = Standardize(out_dtype=np.float32)
+    for name, statistics in fitted.standardizations.items():
         normalize.means[name] = statistics.mean
         normalize.stds[name] = statistics.deviation
     normalize.fitted = True
@@ -210,10 +210,10 @@ def _on_engine(frame: pd.DataFrame) -> Any:
 def _interaction_graph(
     recipe: Preprocess,
     encode: Encode,
-    normalize: Standardise,
+    normalize: Standardize,
     targets: TargetEncode | None = None,
 ) -> Any:
-    """One row an interaction in and out: indices, standardised numbers, time features.
+    """One row an interaction in and out: indices, standardized numbers, time features.
 
     An operator stands once for each group of tags: NVTabular's executor runs a node anew for each
     of those that read it.

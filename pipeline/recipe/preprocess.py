@@ -43,7 +43,7 @@ class Feature(Config):
     column: str | None = None
     """Column of the log; `name` where it is not given."""
     kind: Literal["categorical", "continuous"]
-    """Categorical values get an index, numbers are standardised to mean 0 and deviation 1."""
+    """Categorical values get an index, numbers are standardized to mean 0 and deviation 1."""
     of: Literal["item", "interaction", "session"] = "interaction"
     """What it describes; a session has one value, that of its oldest interaction."""
     log: bool = False

@@ -35,7 +35,7 @@ FEW = settings(
 
 
 def expected_sessions(log: Path) -> list[dict[str, Any]]:
-    """What every side should write, in plain Python; prices standardised, raw values otherwise."""
+    """What every side should write, in plain Python; prices standardized, raw values otherwise."""
     found: dict[int, list[dict[str, Any]]] = {}
     for row in pq.read_table(log).to_pylist():
         found.setdefault(row["session_id"], []).append(row)

@@ -96,7 +96,7 @@ def test_new_values_are_unknown_or_in_their_bucket_as_in_a_request(folder: Path)
 
 
 def test_other_data_rank_as_a_test_part_of_the_runs_own(folder: Path) -> None:
-    """The features that come from the log, the buckets and the standardised ones included."""
+    """The features that come from the log, the buckets and the standardized ones included."""
     own = evaluate(folder / "run", folder / "week", part="test", baselines=False)
     assert not own["other_data"]
     assert own["new_items"] == 0

@@ -111,7 +111,7 @@ def test_work_in_parts_gives_what_work_on_the_whole_gives(
             left, right = pd.read_parquet(one), pd.read_parquet(other)
             assert list(left.columns) == list(right.columns)
             for column in left:
-                # standardised numbers may differ in the last bit, where sums were made in parts
+                # standardized numbers may differ in the last bit, where sums were made in parts
                 flat = [np.hstack(f[column].to_numpy()) for f in (left, right)]
                 if flat[0].dtype.kind == "f":
                     np.testing.assert_allclose(*flat, rtol=0, atol=1e-6)

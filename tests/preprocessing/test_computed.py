@@ -175,7 +175,7 @@ def test_a_file_is_run_as_it_stands_and_as_python_runs_one(tmp_path: Path) -> No
         path.write_text(source.replace("FACTOR", factor))
         os.utime(path, (1, 1))  # as archives have it
         preprocess(recipe(feature), [given], [], tmp_path / factor, operators=path)
-        means.append(Fitted.read(tmp_path / factor).standardisations["per_kilo"].mean)
+        means.append(Fitted.read(tmp_path / factor).standardizations["per_kilo"].mean)
     assert means[1] == pytest.approx(3 * means[0])
     assert not (tmp_path / "__pycache__").exists()
     path.write_text("raise SystemExit(0)")

@@ -80,7 +80,7 @@ def test_other_statistics_come_from_training_alone(tmp_path: Path) -> None:
     chosen = recipe(format="auto", features=features)
     preprocess(chosen, [tmp_path / "log.parquet"], [], tmp_path / "data")
     fitted = Fitted.read(tmp_path / "data")
-    assert fitted.standardisations["price"].mean == 2.0
+    assert fitted.standardizations["price"].mean == 2.0
     assert fitted.vocabularies["brand"].values.to_pylist() == ["x"]
     assert fitted.item.values.to_pylist() == ["a", "b", "c", "d"]
 

@@ -16,7 +16,7 @@ from pipeline.preprocessing.operators.sessions import (
     Cyclic,
     Elapsed,
     GroupSessions,
-    Standardise,
+    Standardize,
     session_order,
 )
 
@@ -275,7 +275,7 @@ def _or_none(text: str | None) -> str | None:
 
 
 def moments(column: list[float], dtype: type = np.float64) -> tuple[float, float]:
-    operator = Standardise(out_dtype=np.float32)
+    operator = Standardize(out_dtype=np.float32)
     frame = pd.DataFrame({"price": np.array(column, dtype)})
     Workflow(ColumnSelector(["price"]) >> operator).fit(Dataset(frame, cpu=True))
     return operator.means["price"], operator.stds["price"]
@@ -301,8 +301,8 @@ def test_a_constant_has_no_deviation(value: float, dtype: type) -> None:
 
 @given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=2, max_size=20, unique=True))
 @settings(deadline=None, max_examples=25)
-def test_standardised_numbers_have_mean_0_and_deviation_1(column: list[float]) -> None:
-    operator = Standardise(out_dtype=np.float32)
+def test_standardized_numbers_have_mean_0_and_deviation_1(column: list[float]) -> None:
+    operator = Standardize(out_dtype=np.float32)
     frame = pd.DataFrame({"price": column})
     workflow = Workflow(ColumnSelector(["price"]) >> operator)
     scaled = workflow.fit_transform(Dataset(frame, cpu=True)).to_ddf().compute()["price"]
@@ -312,7 +312,7 @@ def test_standardised_numbers_have_mean_0_and_deviation_1(column: list[float]) -
 
 
 def test_what_overflows_on_the_way_is_missing() -> None:
-    operator = Standardise(out_dtype=np.float32)
+    operator = Standardize(out_dtype=np.float32)
     operator.means["price"], operator.stds["price"] = 0.0, 1e-30
     frame = pd.DataFrame({"price": [1e30, -1e30, 1e-30, float("nan")]})
     scaled = operator.transform(ColumnSelector(["price"]), frame)["price"]

@@ -50,7 +50,7 @@ def test_known_ids_keep_their_indices_and_numbers_their_scale(tmp_path: Path) ->
     day = written(tmp_path, "day", DAY, "week")
     assert day.item.values.to_pylist() == [7, 9, 8, 5]  # new ones by how often they occur
     assert day.vocabularies["brand"].values.to_pylist() == ["y", "x", "z"]
-    assert day.standardisations == week.standardisations
+    assert day.standardizations == week.standardizations
     (session,) = pq.read_table(tmp_path / "day" / "sessions" / "train").to_pylist()
     assert session["item_id"] == [5, 6, 5, 4]
     assert session["brand"] == [5, 4, 1, 5]

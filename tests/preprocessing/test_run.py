@@ -133,7 +133,7 @@ def test_statistics_come_from_training_sessions_alone(shop: tuple[Path, dict]) -
     fitted = Fitted.read(shop[0])
     assert fitted.item.values.to_pylist() == ["a", "b"]
     assert fitted.vocabularies["brand"].values.to_pylist() == ["x", "y"]
-    assert fitted.standardisations["price"].mean == pytest.approx(1.8)
+    assert fitted.standardizations["price"].mean == pytest.approx(1.8)
     assert fitted.recipe == recipe()
     valid = part(shop[0], "valid")
     assert valid["item_id"] == [[2, 3]]

@@ -220,7 +220,7 @@ def test_windows_are_refused_for_what_all_of_training_has_told(tmp_path: Path) -
 def test_numbers_are_of_mean_0_and_deviation_1(tmp_path: Path) -> None:
     preprocess(recipe(RATE), [log_of(tmp_path, 4000)], [], tmp_path / "data")
     fitted = Fitted.read(tmp_path / "data")
-    assert fitted.standardisations["rate"] == scale_of(fitted.target_encodings["rate"])
+    assert fitted.standardizations["rate"] == scale_of(fitted.target_encodings["rate"])
     found = pq.read_table(tmp_path / "data" / "sessions" / "train")["rate"]
     numbers = np.concatenate(found.to_numpy())
     assert abs(numbers.mean()) < 0.1

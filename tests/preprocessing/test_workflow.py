@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.core.errors import ArtifactError
-from pipeline.data.fitted import Fitted, Standardisation, Vocabulary
+from pipeline.data.fitted import Fitted, Standardization, Vocabulary
 from pipeline.preprocessing import workflow
 from pipeline.preprocessing.operators.encode import Encode
-from pipeline.preprocessing.operators.sessions import Standardise, session_order
+from pipeline.preprocessing.operators.sessions import Standardize, session_order
 from pipeline.preprocessing.source import Interactions, read_interactions
 from pipeline.recipe.preprocess import Preprocess
 
@@ -90,7 +90,7 @@ def test_a_rebuilt_workflow_transforms_like_the_fitted_one(
     rebuilt = sessions_of(fitted_to(log, directory), log.frame, None)
 
     encode = Encode({f.name: f.min_count for f in RECIPE.features if f.kind == "categorical"})
-    normalize = Standardise(out_dtype=np.float32)
+    normalize = Standardize(out_dtype=np.float32)
     graph = Workflow(workflow._interaction_graph(RECIPE, encode, normalize))
     flat = graph.fit_transform(Dataset(log.frame, cpu=True)).to_ddf().compute()
     order, _ = session_order(log.frame["session_id"], log.frame["timestamp"])
@@ -198,7 +198,7 @@ VOCABULARIES = st.one_of(
     ),
 )
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
-STANDARDISATIONS = st.builds(Standardisation, mean=FLOATS, deviation=FLOATS)
+STANDARDIZATIONS = st.builds(Standardization, mean=FLOATS, deviation=FLOATS)
 
 
 @given(
@@ -208,7 +208,7 @@ STANDARDISATIONS = st.builds(Standardisation, mean=FLOATS, deviation=FLOATS)
         session_type=st.sampled_from(["int64", "string"]),
         timestamp_type=st.sampled_from(["int64", "float64", "string", None]),
         vocabularies=st.dictionaries(st.sampled_from(["item_id", "brand"]), VOCABULARIES),
-        standardisations=st.dictionaries(st.sampled_from(["price", "elapsed"]), STANDARDISATIONS),
+        standardizations=st.dictionaries(st.sampled_from(["price", "elapsed"]), STANDARDIZATIONS),
     )
 )
 @settings(deadline=None, max_examples=30)

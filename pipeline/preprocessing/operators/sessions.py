@@ -29,7 +29,7 @@ EPOCH_WEEKDAY_SECONDS = 3 * DAY_SECONDS
 PERIODS = {"hour": (DAY_SECONDS, 0), "weekday": (WEEK_SECONDS, EPOCH_WEEKDAY_SECONDS)}
 
 
-class Standardise(Normalize):
+class Standardize(Normalize):
     """Normalize without cancellation and without infinities.
 
     The original takes the difference of two large sums, so that the deviation of numbers around

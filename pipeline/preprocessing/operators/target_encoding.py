@@ -16,7 +16,7 @@ from merlin.schema import Tags
 from nvtabular.ops import Operator
 
 from pipeline.core.columns import SESSION, TIMESTAMP
-from pipeline.data.fitted import Standardisation, TargetEncoding, ValueType
+from pipeline.data.fitted import Standardization, TargetEncoding, ValueType
 from pipeline.preprocessing.sorting.lookup import places
 from pipeline.recipe.preprocess import Feature
 
@@ -75,15 +75,15 @@ def fitted_encoding(feature: Feature, parts: list[pa.Table], kind: ValueType) ->
     )
 
 
-def scale_of(encoding: TargetEncoding) -> Standardisation:
+def scale_of(encoding: TargetEncoding) -> Standardization:
     """Mean and deviation of the feature over the training interactions, all folds together."""
     counts, means = encoding.counts.sum(1), encoding.means()[:-1]
     if not counts.sum():
-        return Standardisation(mean=0.0, deviation=0.0)
+        return Standardization(mean=0.0, deviation=0.0)
     mean = float(np.average(means, weights=counts))
     deviation = float(np.sqrt(np.average(np.square(means - mean), weights=counts)))
     constant = len(means) < 2 or bool((means == means[0]).all())
-    return Standardisation(mean=mean, deviation=0.0 if constant else deviation)
+    return Standardization(mean=mean, deviation=0.0 if constant else deviation)
 
 
 class TargetEncode(Operator):

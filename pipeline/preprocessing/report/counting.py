@@ -187,7 +187,7 @@ def _raw_numbers(fitted: Fitted, rows: pa.Table, name: str) -> np.ndarray:
 
 def centre_of(fitted: Fitted, name: str) -> float:
     """From where the numbers of a column are counted; of few digits, to depend on no rounding."""
-    known = fitted.standardisations.get(name)
+    known = fitted.standardizations.get(name)
     if name == ELAPSED or known is None:
         return 0.0
     logs = {feature.name for feature in fitted.recipe.features if feature.log}
