@@ -129,7 +129,7 @@ def test_training_alone_makes_a_page_without_test_data(shop: Shop, tmp_path: Pat
     facts = read_manifest(shop.run, "run")
     for name in ("metrics.jsonl", "fitted"):
         (tmp_path / name).symlink_to(shop.run / name)
-    write_training_report(tmp_path, facts, "shop")
+    write_training_report(tmp_path, facts, "shop", shop.recipe.preprocess)
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert {"How it learned", "What it cost", "Settings", "shop"} <= set(page.words)
     assert not {"How good", "Examples"} & set(page.words)
