@@ -12,39 +12,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from benchmarks import load
 from pipeline.core.artifact import read_manifest
-from pipeline.core.errors import ServingError
 from pipeline.exporting import triton_config as config
 from pipeline.exporting.repository import step_names
-from pipeline.serve.runtime.encoder import Encoder, item_array
-from pipeline.serve.runtime.lookups import read_values
+from pipeline.serve.client.client import Client
+from pipeline.serve.load_test import (
+    NUM_REQUESTS,
+    RequestShape,
+    Tensors,
+    random_requests,
+    send_load,
+    table_values,
+)
 from pipeline.serve.triton.ports import free_ports
 from pipeline.serve.triton.server import TritonServer
 
 NOOP = "noop"
-_REQUESTS = 200
-"""Different ones, asked in turn."""
-_WARM_UP_SECONDS = 0.5
-_K = 10
-
-
-class Setting(NamedTuple):
-    """One kind of load."""
-
-    sessions: int
-    """Of a request."""
-    interactions: int
-    """Of a session."""
-    clients: int
-    rate: float | None = None
-    """Requests a second of an open loop; None where a client asks again when it has its answer."""
+_ONE, _TEN = RequestShape(1, 5), RequestShape(32, 10)
 
 
 class Target(NamedTuple):
-    """Who is asked."""
+    """A model of a server."""
 
     label: str
     url: str
@@ -53,38 +41,13 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is measured."""
+    """Loads of a benchmark."""
 
     clients: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     seconds: float = 4.0
     shares: tuple[float, ...] = (0.5, 0.8)
-    """Rates of the open loop, of the closed loop's highest."""
+    """Rates of the open loop as shares of the highest rate of the closed loop."""
     protocol: str = "grpc"
-
-
-def requests_of(folder: Path, sessions: int, interactions: int, seed: int = 0) -> Iterator[Any]:
-    """Tensors of random requests, from the tables of an exported model."""
-    encoder = Encoder(folder)
-    random = np.random.default_rng(seed)
-    values = {
-        column["name"]: item_array(read_values(folder, column["name"], column["type"]))
-        for column in encoder.columns
-        if column["kind"] == "categorical"
-    }
-    for _ in range(_REQUESTS):
-        tensors: dict[str, np.ndarray] = {}
-        for column in encoder.columns:
-            shape = (sessions, 1 if column["scope"] == "session" else interactions)
-            known = values.get(column["name"])
-            if known is None:
-                tensors[column["name"]] = random.uniform(0, 100, shape)
-            elif len(known):
-                tensors[column["name"]] = random.choice(known, shape)
-        if encoder.timestamp is not None and encoder.timestamp["type"] == "int64":
-            steps = random.integers(1, 60, (sessions, interactions)).cumsum(1)
-            tensors["timestamp"] = 1_700_000_000 + steps
-        tensors["k"] = np.full((sessions, 1), _K, np.int32)
-        yield tensors
 
 
 @contextmanager
@@ -118,7 +81,6 @@ def measure_serving(
     facts = read_manifest(repository, "repository")
     name = facts["name"]
     steps = step_names(name, facts["version"])
-    folder = repository / steps[0] / "1"
     affinity = os.sched_getaffinity(0)
     with ExitStack() as stack:
         if core is not None:
@@ -132,18 +94,23 @@ def measure_serving(
         if against:
             targets.append(Target(against, against, name))
         noop = Target("a model that does nothing", url, NOOP)
-        one, ten = (list(requests_of(folder, *shape)) for shape in ((1, 5), (32, 10)))
+        with Client(url, name=name) as client:
+            served = client.served
+        values = table_values(repository)
+        one, ten = (
+            list(random_requests(served, values, shape, NUM_REQUESTS)) for shape in (_ONE, _TEN)
+        )
         items = [{"item_id": tensors["item_id"]} for tensors in one]
-        rows = [_row(noop, items, Setting(1, 5, clients), plan) for clients in (1, 16)]
+        rows = [_row(noop, items, _ONE, clients, plan) for clients in (1, 16)]
         for target in targets:
-            closed = [_row(target, one, Setting(1, 5, n), plan) for n in plan.clients]
+            closed = [_row(target, one, _ONE, n, plan) for n in plan.clients]
             highest = max(row["requests_per_second"] for row in closed)
             rows += closed
             rows += [
-                _row(target, one, Setting(1, 5, 32, round(share * highest, 1)), plan)
+                _row(target, one, _ONE, 32, plan, rate=round(share * highest, 1))
                 for share in plan.shares
             ]
-            rows += [_row(target, ten, Setting(32, 10, n), plan) for n in (1, 4)]
+            rows += [_row(target, ten, _TEN, n, plan) for n in (1, 4)]
         return {
             "items": facts["catalogue_items"],
             "protocol": plan.protocol,
@@ -154,28 +121,25 @@ def measure_serving(
 
 
 def _row(
-    target: Target, tensors: list[dict[str, np.ndarray]], setting: Setting, plan: Plan
+    target: Target,
+    requests: list[Tensors],
+    shape: RequestShape,
+    clients: int,
+    plan: Plan,
+    rate: float | None = None,
 ) -> dict[str, Any]:
-    """What came of one load."""
-    outputs = ("scores",) if target.model == NOOP else ("item_ids", "scores")
-    requests = [load.request_bytes(target.url, target.model, given, outputs) for given in tensors]
-    connections = [load.connect(target.url, target.model) for _ in range(setting.clients)]
-    try:
-        load.closed_loop(connections, requests, _WARM_UP_SECONDS)
-        if setting.rate is None:
-            found = load.closed_loop(connections, requests, plan.seconds)
-        else:
-            found = load.open_loop(connections, requests, plan.seconds, setting.rate)
-    finally:
-        for connection in connections:
-            connection.close()
-    facts = found.facts()
-    if not facts["requests"]:
-        raise ServingError(
-            f"{target.url} answered none of the requests: {next(iter(found.errors))}"
-        )
-    per_second = round(facts["requests_per_second"] * setting.sessions, 1)
-    return {"target": target.label, **setting._asdict(), **facts, "sessions_per_second": per_second}
+    """Result of one load."""
+    result = send_load(
+        target.url,
+        target.model,
+        requests,
+        clients=clients,
+        seconds=plan.seconds,
+        rate=rate,
+        shape=shape,
+        outputs=("scores",) if target.model == NOOP else ("item_ids", "scores"),
+    )
+    return {"target": target.label, **result.to_dict()}
 
 
 def statistics(server: TritonServer, models: tuple[str, ...]) -> dict[str, Any]:

@@ -3,11 +3,9 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import load
 from benchmarks.__main__ import benchmark
 from benchmarks.serving_text import serving_plot
 from pipeline.core.errors import ConfigError
@@ -59,36 +57,3 @@ def test_what_cannot_be_measured_is_refused_at_once(words: list[str], message: s
         CliRunner().invoke(
             benchmark, ["serve", *words], catch_exceptions=False, standalone_mode=False
         )
-
-
-class Late(load.Connection):
-    """Answers each request after some time, and refuses every fourth."""
-
-    def __init__(self) -> None:
-        self.asked = 0
-
-    def send(self, request: bytes) -> str | None:
-        import time
-
-        time.sleep(0.02)
-        self.asked += 1
-        return "no" if self.asked % 4 == 0 else None
-
-    def close(self) -> None: ...
-
-
-def test_a_closed_loop_counts_answers_and_refusals_apart() -> None:
-    connections = [Late(), Late()]
-    found = load.closed_loop(connections, [b"x"], 0.5)
-    asked = sum(connection.asked for connection in connections)
-    assert len(found.latencies) + sum(found.errors.values()) == asked
-    assert found.errors == {"no": sum(connection.asked // 4 for connection in connections)}
-    assert np.median(found.latencies) >= 0.02
-
-
-def test_an_open_loop_counts_from_when_a_request_was_due() -> None:
-    # one connection answers 50 a second; 200 a second are due
-    found = load.open_loop([Late()], [b"x"], 0.5, 200.0)
-    assert len(found.latencies) + sum(found.errors.values()) == 100
-    assert found.latencies.max() > 1.0, "the last ones waited for all before them"
-    assert found.facts()["p99_ms"] > 1_000

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 from pipeline.core.errors import ServingError
@@ -48,3 +49,8 @@ class ServedModel:
             raise ServingError(
                 f"The server's model {name!r} was not exported by `pipeline export`."
             ) from None
+
+
+def request_tables(repository: Path, name: str, version: int) -> Path:
+    """Directory of the request runtime's tables in an exported repository."""
+    return repository / f"{name}_requests_v{version}" / "1"

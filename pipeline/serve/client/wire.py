@@ -13,7 +13,7 @@ from pipeline.serve.triton.access import Access, check_key
 
 TIMEOUT_SECONDS = 30.0
 _EMBEDDING = "embedding"
-NOBODY = Access()
+NO_ACCESS = Access()
 _REFUSALS = ("is restricted", "maximum queue size", "timeout expired")
 """What Triton says of requests with the same status that gRPC has where no server answers."""
 
@@ -34,7 +34,7 @@ class Wire(NamedTuple):
     def connect(
         cls,
         url: str,
-        access: Access = NOBODY,
+        access: Access = NO_ACCESS,
         *,
         timeout: float = TIMEOUT_SECONDS,
         asynchronous: bool = False,
@@ -55,8 +55,8 @@ class Wire(NamedTuple):
             if not asynchronous:
                 options["network_timeout"] = timeout
         if scheme == "grpcs":
-            options["creds"] = _credentials(access)
-        elif access[1:] != NOBODY[1:]:
+            options["creds"] = channel_credentials(access)
+        elif access[1:] != NO_ACCESS[1:]:
             raise ConfigError(f"ca, cert and cert_key are for grpcs://HOST:PORT, not for {url}.")
         client = module.InferenceServerClient(address, **options)
         return cls(url, protocol, module, client, access, timeout)
@@ -147,7 +147,7 @@ class Wire(NamedTuple):
         )
 
 
-def _credentials(access: Access) -> Any:
+def channel_credentials(access: Access) -> Any:
     """Of gRPC, whose errors for files that are no PEM would come as a refused connection."""
     import ssl
 

@@ -17,7 +17,7 @@ from pipeline.core.columns import ITEM, TIMESTAMP
 from pipeline.core.errors import ConfigError, PipelineError
 from pipeline.serve.client.answers import SCORE
 from pipeline.serve.client.client import Client
-from pipeline.serve.client.served_model import ServedModel
+from pipeline.serve.client.served_model import ServedModel, request_tables
 from pipeline.serve.page.catalogue import Catalogue
 
 MOST_ITEMS = 1_000
@@ -136,7 +136,7 @@ class Api:
         served = client.served
         taken_up = served.version == facts["version"]
         if known is None or taken_up or served.version != known.served.version:
-            folder = self._repository / f"{facts['name']}_requests_v{served.version}" / "1"
+            folder = request_tables(self._repository, facts["name"], served.version)
             catalogue = Catalogue.read(folder, served.types[ITEM])  # type: ignore[arg-type]
             known = _Export(client, served, catalogue)
         if taken_up:

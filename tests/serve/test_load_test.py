@@ -1,0 +1,77 @@
+"""Load test of a server: real requests, counts of both loops, and settings that cannot be."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.core.errors import ConfigError, ServingError
+from pipeline.serve.load_test import RequestShape, load_test, measure
+from pipeline.serve.triton.ports import free_ports
+from pipeline.serve.triton.server import TritonServer
+from tests.conftest import Shop
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+@pytest.mark.parametrize("with_repository", [True, False])
+def test_random_requests_are_answered_by_a_server_with_and_without_its_tables(
+    shop: Shop, server: TritonServer, protocol: str, with_repository: bool
+) -> None:
+    address = server.http_url if protocol == "http" else server.grpc_url
+    repository: Path | None = shop.repository if with_repository else None
+    result = load_test(
+        f"{protocol}://{address}",
+        repository,
+        clients=2,
+        seconds=0.5,
+        shape=RequestShape(sessions=3, interactions=4, k=7),
+    )
+    facts = result.to_dict()
+    assert facts["errors"] == {}
+    assert facts["requests"] == len(result.latencies_seconds) > 2
+    assert 0 < facts["p50_ms"] <= facts["p95_ms"] <= facts["p99_ms"]
+    assert facts["sessions_per_second"] == pytest.approx(3 * result.requests_per_second)
+
+
+def test_settings_that_cannot_be_and_a_missing_server_are_one_line(server: TritonServer) -> None:
+    url = f"grpc://{server.grpc_url}"
+    for settings in ({"clients": 0}, {"seconds": 0}, {"rate": -1.0}):
+        with pytest.raises(ConfigError, match="expected at least 1 client"):
+            load_test(url, **settings)  # type: ignore[arg-type]
+    with pytest.raises(ServingError, match="No server answers at"):
+        load_test(f"grpc://127.0.0.1:{free_ports().grpc}")
+
+
+class SlowConnection:
+    """Responds to each request after 20 ms, to every fourth with an error."""
+
+    def __init__(self) -> None:
+        self.num_requests = 0
+
+    def encode(self, tensors: object, outputs: object) -> bytes:
+        return b""
+
+    def send(self, request: bytes) -> str | None:
+        time.sleep(0.02)
+        self.num_requests += 1
+        return "no" if self.num_requests % 4 == 0 else None
+
+    def close(self) -> None: ...
+
+
+def test_closed_loop_counts_answers_and_errors_apart() -> None:
+    connections = [SlowConnection(), SlowConnection()]
+    result = measure(connections, [b"x"], 0.5)
+    sent = sum(connection.num_requests for connection in connections)
+    assert len(result.latencies_seconds) + sum(result.errors.values()) == sent
+    assert result.errors == {"no": sum(c.num_requests // 4 for c in connections)}
+    assert np.median(result.latencies_seconds) >= 0.02
+
+
+def test_open_loop_latency_begins_when_a_request_is_due() -> None:
+    # one connection answers 50 a second; 200 a second are due
+    result = measure([SlowConnection()], [b"x"], 0.5, 200.0)
+    assert len(result.latencies_seconds) + sum(result.errors.values()) == 100
+    assert result.latencies_seconds.max() > 1.0, "the last ones wait for all before them"
+    assert np.quantile(result.latencies_seconds, 0.99) > 1.0
