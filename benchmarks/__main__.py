@@ -1,163 +1,133 @@
-"""`python -m benchmarks`: this project beside others, the same work in turn."""
+"""`python -m benchmarks`: this project beside others, on the same work in turn.
 
+train, evaluate and accuracy run on one core beside Transformers4Rec 23.12, which uv installs from
+its package into an environment of its own at the first use (a few gigabytes).
+"""
+
+import json
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-import click
+import typer
 
-from pipeline.cli.console import (
-    check_in,
-    file_option,
-    json_option,
-    path_type,
-    print_result,
-    run_command_line,
-)
+from pipeline.cli.console import check_input, print_result, run_app, set_up_logging
+from pipeline.cli.options import Json
 from pipeline.core.errors import ConfigError
 
-_environment_option = click.option(
-    "--environment",
-    type=path_type,
-    metavar="DIR",
-    help="Where Transformers4Rec is, or is installed by uv.  [default: in the user's cache folder]",
+MAX_SECONDS = 3_600
+Environment = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Where Transformers4Rec is, or is installed.  [default: in the user's cache folder]",
+    ),
+]
+Core = Annotated[int | None, typer.Option(min=0, help="Core to run on.  [default: the last]")]
+Turns = Annotated[int, typer.Option(min=1, help="Turns of each side.")]
+OutFolder = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Folder for the figures as JSON.")
+]
+
+app = typer.Typer(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    add_completion=False,
 )
-_core_option = click.option(
-    "--core", type=click.IntRange(0), help="The core to run on.  [default: the last]"
-)
-MOST_SECONDS = 3_600
-_allocators = ["default", "kept", "both"]
 
 
-@click.group()
-def benchmark() -> None:
-    """Measure this project beside others, the same work in turn.
-
-    train, evaluate and accuracy, on one core: beside Transformers4Rec 23.12, which is installed
-    from its package by uv, into an environment of its own, at the first use: a few gigabytes.
-    """
+@app.callback()
+def benchmarks() -> None:
+    """Measure this project beside others, on the same work in turn."""
+    set_up_logging(verbose=False)
 
 
-@benchmark.command(epilog="Example: python -m benchmarks train --models gpt2-clm --items 10000")
-@click.option("--models", metavar="A,B", help="xlnet-mlm, gpt2-clm, bert-mlm.  [default: all]")
-@click.option("--items", metavar="N,N", help="10000, 200000.  [default: both]")
-@click.option(
-    "--forms", metavar="A,B", help="exact, bf16, recompute, sampled, of ours.  [default: all]"
-)
-@click.option(
-    "--original",
-    type=click.Choice(["shipped", "patient", "both"]),
-    default="both",
-    show_default=True,
-    help="As shipped, or without its loader's busy wait.",
-)
-@click.option(
-    "--allocator",
-    type=click.Choice(_allocators),
-    default="both",
-    show_default=True,
-    help="glibc's own settings or a heap that is kept, on both sides.",
-)
-@click.option("--turns", type=click.IntRange(1), default=8, show_default=True, help="Of each side.")
-@click.option("--steps", type=click.IntRange(1), help="Of a turn.  [default: 16 or 4]")
-@click.option(
-    "--comparison/--no-comparison",
-    default=True,
-    show_default=True,
-    help="First compare loss and gradients from equal weights.",
-)
-@_environment_option
-@_core_option
-@json_option
+@app.command(epilog="Example: python -m benchmarks train --models gpt2-clm --items 10000")
 def train(
-    models: str | None,
-    items: str | None,
-    forms: str | None,
-    original: str,
-    allocator: str,
-    turns: int,
-    steps: int | None,
-    comparison: bool,
-    environment: Path | None,
-    core: int | None,
-    as_json: bool,
+    models: Annotated[
+        str | None, typer.Option(metavar="A,B", help="xlnet-mlm, gpt2-clm, bert-mlm.")
+    ] = None,
+    items: Annotated[str | None, typer.Option(metavar="N,N", help="10000, 200000.")] = None,
+    forms: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Ours: exact, bf16, recompute, sampled.")
+    ] = None,
+    original: Annotated[
+        Literal["shipped", "patient", "both"],
+        typer.Option(help="As shipped, or without the busy wait of its loader."),
+    ] = "both",
+    allocator: Annotated[
+        Literal["default", "kept", "both"],
+        typer.Option(help="glibc's own settings or a heap that is kept, on both sides."),
+    ] = "both",
+    turns: Turns = 8,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of a turn.  [default: 16 or 4]")
+    ] = None,
+    comparison: Annotated[
+        bool, typer.Option(help="First compare loss and gradients from equal weights.")
+    ] = True,
+    environment: Environment = None,
+    core: Core = None,
+    as_json: Json = False,
 ) -> None:
-    """Sessions a second and peak memory of training, and their ratios."""
+    """Compare training: sessions a second, peak memory, and their ratios."""
     from benchmarks.settings import BATCH_SIZE, FORMS, LONGEST, choose
 
-    chosen = choose(_names(models), tuple(_number(text) for text in _names(items)))
-    known = [form.name for form in FORMS]
+    settings = choose(_names(models), tuple(_number(text) for text in _names(items)))
+    form_names = [form.name for form in FORMS]
     for name in _names(forms):
-        if name not in known:
-            raise ConfigError(f"There is no form {name!r}, expected one of {', '.join(known)}.")
+        if name not in form_names:
+            expected = ", ".join(form_names)
+            raise ConfigError(f"There is no form {name!r}, expected one of {expected}.")
     from benchmarks.machine import machine
     from benchmarks.speed import measure
     from benchmarks.text import speed_text
 
     with _sides(environment, core) as sides:
-        settings = measure(
+        measured = measure(
             sides,
-            chosen,
-            allocators=("default", "kept") if allocator == "both" else (allocator,),  # type: ignore[arg-type]
+            settings,
+            allocators=("default", "kept") if allocator == "both" else (allocator,),
             originals=("shipped", "patient") if original == "both" else (original,),
             forms=_names(forms),
             turns=turns,
             steps=steps,
             comparison=comparison,
         )
-    versions = next(iter(settings[0]["speed"].values()))["versions"]
     result = {
         "machine": machine(),
-        "versions": versions,
+        "versions": next(iter(measured[0]["speed"].values()))["versions"],
         "batch_size": BATCH_SIZE,
         "longest": LONGEST,
-        "settings": settings,
+        "settings": measured,
     }
     print_result(result, as_json, speed_text(result))
 
 
-@benchmark.command(epilog="Example: python -m benchmarks accuracy data/rsc15 --epochs 10 --seeds 3")
-@click.argument("data", type=path_type)
-@click.option("--model", default="xlnet-mlm", show_default=True, help="As in benchmark train.")
-@click.option("--d-model", type=click.IntRange(1), default=64, show_default=True, help="D.")
-@click.option("--epochs", type=click.IntRange(1), default=10, show_default=True)
-@click.option("--learning-rate", type=float, default=1e-3, show_default=True, help="Of both.")
-@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Runs of each.")
-@click.option(
-    "--part",
-    type=click.Choice(["valid", "test"]),
-    default="test",
-    show_default=True,
-    help="Which sessions.",
-)
-@click.option(
-    "--positions",
-    type=click.Choice(["all", "last"]),
-    default="all",
-    show_default=True,
-    help="Every interaction but the first is a target, or the last.",
-)
-@_environment_option
-@_core_option
-@json_option
+@app.command(epilog="Example: python -m benchmarks accuracy data/rsc15 --epochs 10 --seeds 3")
 def accuracy(
-    data: Path,
-    model: str,
-    d_model: int,
-    epochs: int,
-    learning_rate: float,
-    seeds: int,
-    part: str,
-    positions: str,
-    environment: Path | None,
-    core: int | None,
-    as_json: bool,
+    data: Annotated[Path, typer.Argument(help="Directory that preprocess wrote.")],
+    model: Annotated[str, typer.Option(help="As in `train --models`.")] = "xlnet-mlm",
+    d_model: Annotated[int, typer.Option(min=1, help="D: width of the model.")] = 64,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of both.")] = 10,
+    learning_rate: Annotated[float, typer.Option(help="Of both.")] = 1e-3,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each.")] = 1,
+    part: Annotated[Literal["valid", "test"], typer.Option(help="Sessions to rank.")] = "test",
+    positions: Annotated[
+        Literal["all", "last"],
+        typer.Option(help="Targets: every interaction but the first, or the last."),
+    ] = "all",
+    environment: Environment = None,
+    core: Core = None,
+    as_json: Json = False,
 ) -> None:
-    """Train the same model on DATA with both, and rank the same targets by the same code."""
-    check_in(data, "data")
+    """Compare accuracy: both train the same model on DATA and rank the same targets."""
+    check_input(data, "data")
     from benchmarks.accuracy import compare_accuracy
     from benchmarks.machine import machine
     from benchmarks.settings import choose
@@ -165,7 +135,7 @@ def accuracy(
 
     setting = choose((model,), ())[0].with_width(d_model)
     with _sides(environment, core) as sides:
-        found = compare_accuracy(
+        figures = compare_accuracy(
             sides,
             data.absolute(),
             setting,
@@ -175,36 +145,24 @@ def accuracy(
             part=part,
             positions=positions,
         )
-    result = {"machine": machine()} | found
+    result = {"machine": machine()} | figures
     print_result(result, as_json, accuracy_text(result))
 
 
-@benchmark.command(epilog="Example: python -m benchmarks evaluate --sessions 1024")
-@click.option("--model", default="gpt2-clm", show_default=True, help="As in benchmark train.")
-@click.option("--items", type=int, default=200_000, show_default=True, help="10000 or 200000.")
-@click.option("--sessions", type=click.IntRange(1), default=1_024, show_default=True)
-@click.option("--turns", type=click.IntRange(1), default=3, show_default=True, help="Of each side.")
-@click.option(
-    "--allocator",
-    type=click.Choice(_allocators[:2]),
-    default="default",
-    show_default=True,
-    help="As in benchmark train.",
-)
-@_environment_option
-@_core_option
-@json_option
+@app.command(epilog="Example: python -m benchmarks evaluate --sessions 1024")
 def evaluate(
-    model: str,
-    items: int,
-    sessions: int,
-    turns: int,
-    allocator: Any,
-    environment: Path | None,
-    core: int | None,
-    as_json: bool,
+    model: Annotated[str, typer.Option(help="As in `train --models`.")] = "gpt2-clm",
+    items: Annotated[int, typer.Option(help="10000 or 200000.")] = 200_000,
+    sessions: Annotated[int, typer.Option(min=1, help="Sessions to rank.")] = 1_024,
+    turns: Turns = 3,
+    allocator: Annotated[
+        Literal["default", "kept"], typer.Option(help="As in `train`.")
+    ] = "default",
+    environment: Environment = None,
+    core: Core = None,
+    as_json: Json = False,
 ) -> None:
-    """Sessions a second of evaluation over the whole catalogue, and that the numbers agree."""
+    """Compare evaluation over the whole catalogue, and that the ranks agree."""
     from benchmarks.settings import choose
 
     setting = choose((model,), (items,))[0]
@@ -213,125 +171,90 @@ def evaluate(
     from benchmarks.text import evaluation_text
 
     with _sides(environment, core) as sides:
-        found = measure_evaluation(
+        figures = measure_evaluation(
             sides, setting, sessions=sessions, turns=turns, allocator=allocator
         )
-    result = {"machine": machine()} | found
+    result = {"machine": machine()} | figures
     print_result(result, as_json, evaluation_text(result))
 
 
-@benchmark.command(epilog="Example: python -m benchmarks serve --items 40000 --out serving")
-@click.argument("repository", type=path_type, required=False)
-@click.option(
-    "--architecture",
-    type=click.Choice(["xlnet", "gpt2"]),
-    default="xlnet",
-    show_default=True,
-    help="Of a model with random weights, where no REPOSITORY is given.",
-)
-@click.option("--items", type=click.IntRange(100), default=40_000, show_default=True)
-@click.option("--d-model", type=click.IntRange(8), default=64, show_default=True, help="D.")
-@click.option("--clients", default="1,2,4,8,16,32", show_default=True, help="At once.")
-@click.option(
-    "--seconds", type=click.FloatRange(0.2), default=4.0, show_default=True, help="Of each load."
-)
-@click.option("--protocol", type=click.Choice(["grpc", "http"]), default="grpc", show_default=True)
-@click.option("--against", metavar="URL", help="Another server, asked the same: grpc://HOST:PORT.")
-@click.option("--out", type=path_type, metavar="DIR", help="Write serving.json and serving.svg.")
-@_core_option
-@json_option
+@app.command(epilog="Example: python -m benchmarks serve --items 40000 --out serving")
 def serve(
-    repository: Path | None,
-    architecture: str,
-    items: int,
-    d_model: int,
-    clients: str,
-    seconds: float,
-    protocol: str,
-    against: str | None,
-    out: Path | None,
-    core: int | None,
-    as_json: bool,
+    repository: Annotated[Path | None, typer.Argument(help="Directory that export wrote.")] = None,
+    architecture: Annotated[
+        Literal["xlnet", "gpt2"],
+        typer.Option(help="Model with random weights, where no REPOSITORY is named."),
+    ] = "xlnet",
+    items: Annotated[int, typer.Option(min=100, help="Size of its catalogue.")] = 40_000,
+    d_model: Annotated[int, typer.Option(min=8, help="D: its width.")] = 64,
+    clients: Annotated[str, typer.Option(metavar="N,N", help="Clients at once.")] = "1,2,4,8,16,32",
+    seconds: Annotated[float, typer.Option(min=0.2, help="Seconds of each load.")] = 4.0,
+    protocol: Annotated[Literal["grpc", "http"], typer.Option(help="Protocol.")] = "grpc",
+    against: Annotated[
+        str | None, typer.Option(metavar="URL", help="Another server: grpc://HOST:PORT.")
+    ] = None,
+    out: OutFolder = None,
+    core: Core = None,
+    as_json: Json = False,
 ) -> None:
-    """Latency and rate of a server of REPOSITORY, which this starts, under rising load.
+    """Measure latency and rate of a server, which this starts, under rising load.
 
-    Without REPOSITORY a model with random weights is made and exported first: it costs as much.
+    Without REPOSITORY a model with random weights is made and exported first; it costs as much.
     """
-    if not seconds <= MOST_SECONDS:  # not so either where it is no number
-        raise ConfigError(f"--seconds is {seconds:g}, expected 0.2 to {MOST_SECONDS}.")
+    if not seconds <= MAX_SECONDS:
+        raise ConfigError(f"--seconds is {seconds:g}, expected 0.2 to {MAX_SECONDS}.")
     numbers = tuple(_number(text, "--clients") for text in _names(clients))
     if not numbers or min(numbers) < 1:
         raise ConfigError(f"--clients is {clients!r}, expected whole numbers from 1 such as 1,16.")
     if repository is not None:
-        check_in(repository, "repository")
-    import json
-
+        check_input(repository, "repository")
     from benchmarks.machine import machine
     from benchmarks.processes import choose_core
     from benchmarks.serving import Plan, measure_serving
     from benchmarks.serving_text import serving_plot, serving_text
     from benchmarks.shop import write_repository
 
-    chosen = choose_core(core)
+    server_core = choose_core(core)
     with tempfile.TemporaryDirectory(prefix="pipeline-serving-") as scratch:
         folder = Path(scratch)
-        made = repository or write_repository(
+        served = repository or write_repository(
             folder, architecture=architecture, items=items, d_model=d_model
         )
         (folder / "server").mkdir()
         plan = Plan(clients=numbers, seconds=seconds, protocol=protocol)
-        found = measure_serving(made, folder / "server", plan, core=chosen, against=against)
+        figures = measure_serving(
+            served, folder / "server", plan, core=server_core, against=against
+        )
     model = str(repository) if repository else f"{architecture}, D {d_model}, random weights"
-    result = {"machine": machine(), "model": model} | found
+    result = {"machine": machine(), "model": model} | figures
+    _write(result, out, "serving.json")
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "serving.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
         (out / "serving.svg").write_text(serving_plot(result), encoding="utf-8")
     print_result(result, as_json, serving_text(result))
 
 
-@benchmark.command(epilog="Example: python -m benchmarks preprocess --rows 500000")
-@click.option(
-    "--rows",
-    type=click.IntRange(1_000),
-    default=5_000_000,
-    show_default=True,
-    help="Interactions of the log.",
-)
-@click.option("--items", type=click.IntRange(1), default=200_000, show_default=True)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the log.")
-@click.option(
-    "--sides",
-    default="ours,polars,nvtabular",
-    show_default=True,
-    metavar="A,B",
-    help="At 5,000,000 rows nvtabular takes minutes.",
-)
-@click.option("--turns", type=click.IntRange(1), default=1, show_default=True, help="Of each side.")
-@click.option(
-    "--cores", type=click.IntRange(1), help="How many to use.  [default: all that may be used]"
-)
-@file_option("--polars-python", "A Python that has Polars.  [default: this one]")
-@click.option("--out", type=path_type, metavar="DIR", help="Write preprocess.json.")
-@json_option
+@app.command(epilog="Example: python -m benchmarks preprocess --rows 500000")
 def preprocess(
-    rows: int,
-    items: int,
-    seed: int,
-    sides: str,
-    turns: int,
-    cores: int | None,
-    polars_python: Path | None,
-    out: Path | None,
-    as_json: bool,
+    rows: Annotated[int, typer.Option(min=1_000, help="Interactions of the log.")] = 5_000_000,
+    items: Annotated[int, typer.Option(min=1, help="Size of the catalogue.")] = 200_000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the log.")] = 0,
+    sides: Annotated[
+        str, typer.Option(metavar="A,B", help="nvtabular takes minutes for 5,000,000 rows.")
+    ] = "ours,polars,nvtabular",
+    turns: Turns = 1,
+    cores: Annotated[int | None, typer.Option(min=1, help="Cores to use.  [default: all]")] = None,
+    polars_python: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Python that has Polars.  [default: this one]"),
+    ] = None,
+    out: OutFolder = None,
+    as_json: Json = False,
 ) -> None:
-    """Seconds and peak memory of preprocessing: ours, hand-written Polars and stock NVTabular.
+    """Compare preprocessing: ours, hand-written Polars and stock NVTabular.
 
     All read the same log, learn the same vocabularies and write the same sessions, each in a
-    process of its own, one after the other; what they wrote is compared.
+    process of its own, one after the other; their outputs are compared.
     """
-    import json
-
     from benchmarks.machine import machine
     from benchmarks.preprocessing import Plan, measure_preprocessing
     from benchmarks.preprocessing_text import preprocessing_text
@@ -346,19 +269,22 @@ def preprocess(
         polars_python=polars_python or Path(sys.executable),
     )
     plan.check()
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-    before = machine()  # its load is that of others
+    before = machine()  # its load is that of other programs
     with tempfile.TemporaryDirectory(prefix="pipeline-preprocess-") as scratch:
         result = {"machine": before} | measure_preprocessing(plan, Path(scratch))
-    if out is not None:
-        (out / "preprocess.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    _write(result, out, "preprocess.json")
     print_result(result, as_json, preprocessing_text(result))
+
+
+def _write(result: dict[str, Any], out: Path | None, name: str) -> None:
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text(json.dumps(result, indent=1), encoding="utf-8")
 
 
 @contextmanager
 def _sides(environment: Path | None, core: int | None) -> Iterator[Any]:
-    """The `Sides` of a measurement: both programs, and a folder that is gone afterwards."""
+    """Give the `Sides` of a measurement: both programs, and a folder that is removed afterwards."""
     from benchmarks.environment import original_program, our_program
     from benchmarks.processes import choose_core
     from benchmarks.speed import Sides
@@ -383,4 +309,4 @@ def _number(text: str, option: str = "--items") -> int:
 
 
 if __name__ == "__main__":
-    run_command_line(benchmark)
+    run_app(app)

@@ -60,8 +60,8 @@ def main(rows: int, items: int, gigabytes: float, every: int, folder: Path | Non
 
 def limited(place: Path, limit: int) -> tuple[float, int]:
     """Seconds and peak resident bytes of the command."""
-    command = [sys.executable, "-m", "pipeline", "preprocess", str(place / "recipe.yaml")]
-    command += ["--input", str(place / "log.parquet"), "--out", str(place / "data")]
+    command = [sys.executable, "-m", "pipeline", "preprocess", str(place / "log.parquet")]
+    command += ["--recipe", str(place / "recipe.yaml"), "--out", str(place / "data")]
     began = time.monotonic()
     process = subprocess.Popen(
         command, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

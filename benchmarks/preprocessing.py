@@ -213,7 +213,7 @@ class Runner:
 
     def _command(self, side: str, log: Path, out: Path) -> list[str]:
         if side == "ours":
-            words = ["preprocess", self.recipe, "--input", log, "--out", out]
+            words = ["preprocess", log, "--recipe", self.recipe, "--out", out]
             return [sys.executable, "-m", "pipeline", *map(str, words)]
         if side == "nvtabular":
             program = "benchmarks.preprocess_nvtabular"

@@ -1,71 +1,86 @@
-"""`pipeline tune`: a search for the settings of a recipe."""
+"""`pipeline tune`."""
 
 from pathlib import Path
+from typing import Annotated, Any
 
-import click
+import typer
 
-from pipeline.cli.console import (
-    check_in,
-    json_option,
-    out_option,
-    path_type,
-    print_result,
-    set_option,
-)
+from pipeline.cli.console import check_input, print_result
+from pipeline.cli.options import DataArgument, Json, Out, RecipeFile, Settings
 
 
-@click.command(
-    epilog="Example: pipeline tune data/beauty --config configs/beauty.yaml --space space.yaml "
-    "--trials 20 --out tuning"
-)
-@click.argument("data", type=path_type)
-@click.option("--config", required=True, type=path_type, help="Recipe to start from.")
-@click.option(
-    "--space",
-    "space_file",
-    required=True,
-    type=path_type,
-    metavar="FILE",
-    help="YAML: where to look for which setting, as in `train.learning_rate: {log: [1e-4, 1e-2]}`; "
-    "also uniform, int and choice.",
-)
-@click.option(
-    "--trials",
-    required=True,
-    type=click.IntRange(1),
-    metavar="N",
-    help="Trials in all; those that --out holds already are not run again.",
-)
-@click.option("--seed", default=0, show_default=True, help="Same seed, same trials.")
-@out_option()
-@set_option
-@json_option
 def tune(
-    data: Path,
-    config: Path,
-    space_file: Path,
-    trials: int,
-    seed: int,
-    out: Path,
-    overrides: tuple[str, ...],
-    as_json: bool,
+    data: DataArgument,
+    recipe: RecipeFile,
+    space: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE",
+            help="Search space in YAML, as in `train.learning_rate: {log: [1e-4, 1e-2]}`; also "
+            "uniform, int and choice.",
+        ),
+    ],
+    trials: Annotated[
+        int,
+        typer.Option(
+            min=1, metavar="N", help="Trials in all; those of an earlier search in --out count."
+        ),
+    ],
+    out: Out,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same trials.")] = 0,
+    settings: Settings = None,
+    as_json: Json = False,
 ) -> None:
-    """Train the recipe on DATA again and again, with other settings, and keep the best.
+    """Search for the best settings of a recipe.
 
     Trials are compared by `train.metric` on the validation sessions; those that fall behind are
-    stopped. --out gets best.yaml, the recipe with the best settings, trials.json and the runs. A
-    search that was stopped goes on from there.
+    stopped. --out gets best.yaml, the recipe with the best settings, trials.json and the runs.
+    After an interruption the same command goes on.
     """
     from pipeline.core.config import read_values
     from pipeline.recipe.preprocess import Recipe
     from pipeline.recipe.search_space import read_space
 
-    values = read_values(config, overrides)
-    Recipe.from_dict(values, str(config))
-    space = read_space(space_file)
-    check_in(data, "data")
-    from pipeline.cli.results import tuning_text
+    values = read_values(recipe, tuple(settings or ()))
+    Recipe.from_dict(values, str(recipe))
+    ranges = read_space(space)
+    check_input(data, "data")
     from pipeline.training.tune import tune as run
 
-    facts = run(data, values, space, out, num_trials=trials, seed=seed)
-    print_result(facts, as_json, tuning_text(facts, out))
+    facts = run(data, values, ranges, out, num_trials=trials, seed=seed)
+    print_result(facts, as_json, _tuning_text(facts, out))
+
+
+def _tuning_text(facts: dict[str, Any], out: Path) -> str:
+    """Return the table of trials, best first, and where the best settings are."""
+    sign = 1 if facts["metric"] == "loss" else -1
+    trials = sorted(
+        facts["trials"], key=lambda row: (row["state"] != "complete", sign * (row["value"] or 0))
+    )
+    keys = sorted({key for trial in trials for key in trial["settings"]})
+    rows = [["trial", "state", facts["metric"], "epochs", "seconds", *keys]]
+    for trial in trials:
+        value = "-" if trial["value"] is None else f"{trial['value']:.4f}"
+        counts = [str(trial["epochs"]), _short(trial["seconds"])]
+        settings = [_short(trial["settings"].get(key)) for key in keys]
+        rows.append([str(trial["trial"]), trial["state"], value, *counts, *settings])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True))
+        for row in rows
+    ]
+    lines += [f"Trial {trial['trial']}: {trial['reason']}" for trial in trials if trial["reason"]]
+    best = facts["best"]
+    if best is None:
+        return "\n".join([*lines, f"No trial was completed. Wrote {out}/trials.json."])
+    return "\n".join(
+        [
+            *lines,
+            f"Best: trial {best['trial']}, {facts['metric']} {best['value']:.4f} on validation.",
+            f"Wrote {out}/best.yaml; its run is {out}/runs/{best['trial']}.",
+        ]
+    )
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

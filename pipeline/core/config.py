@@ -54,9 +54,12 @@ class Config(BaseModel):
         return cls.from_dict(read_values(path, overrides), str(path))
 
 
-def read_values(path: Path, overrides: tuple[str, ...]) -> dict[str, Any]:
-    """What a YAML file says, changed by `section.key=value` overrides in turn; not validated."""
-    values = read_yaml(path)
+def read_values(path: Path | None, overrides: tuple[str, ...]) -> dict[str, Any]:
+    """Return the sections of a YAML file, changed by `section.key=value` overrides in turn.
+
+    Nothing is validated. Without a file the overrides are all there is.
+    """
+    values = {} if path is None else read_yaml(path)
     for override in overrides:
         _override(values, override)
     return values

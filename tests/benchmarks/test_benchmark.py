@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from click.testing import CliRunner
+from typer.testing import CliRunner
 
 from benchmarks import environment, weights
-from benchmarks.__main__ import benchmark
+from benchmarks.__main__ import app
 from benchmarks.accuracy import _gain
 from benchmarks.data import padded_batch, write_sessions
 from benchmarks.environment import original_program
@@ -35,7 +35,7 @@ COMMANDS = ("train", "accuracy", "evaluate")
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_an_example(command: str) -> None:
-    shown = CliRunner().invoke(benchmark, [command, "--help"])
+    shown = CliRunner().invoke(app, [command, "--help"])
     assert shown.exit_code == 0
     assert f"Example: python -m benchmarks {command}" in shown.output
     assert "--environment" in shown.output
@@ -44,9 +44,9 @@ def test_help_has_an_example(command: str) -> None:
 def test_help_loads_nothing_heavy() -> None:
     code = (
         "import sys\n"
-        "from click.testing import CliRunner\n"
-        "from pipeline.cli.main import cli\n"
-        "assert not CliRunner().invoke(benchmark, ['train', '--help']).exit_code\n"
+        "from typer.testing import CliRunner\n"
+        "from benchmarks.__main__ import app\n"
+        "assert not CliRunner().invoke(app, ['train', '--help']).exit_code\n"
         "assert not {'numpy', 'torch', 'transformers', 'merlin', 'pyarrow'} & {*sys.modules}\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
@@ -64,7 +64,7 @@ def test_help_loads_nothing_heavy() -> None:
     ],
 )
 def test_a_choice_that_is_not_there_is_told(arguments: list[str], message: str) -> None:
-    shown = CliRunner().invoke(benchmark, ["train", *arguments])
+    shown = CliRunner().invoke(app, ["train", *arguments])
     assert isinstance(shown.exception, ConfigError)
     assert message in str(shown.exception)
 

@@ -15,12 +15,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from benchmarks import logs, outputs, preprocessing
-from benchmarks.__main__ import benchmark
+from benchmarks.__main__ import app
 from benchmarks.logs import write_log
 from benchmarks.outputs import Output, compare_outputs
 from benchmarks.preprocessing import Plan, Runner
@@ -293,7 +293,7 @@ def test_sides_take_turns_and_a_difference_is_said(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     words = ["preprocess", "--rows", "1000", "--turns", "2", "--cores", "1"]
     words += ["--out", str(tmp_path / "out"), "--json"]
-    result = CliRunner().invoke(benchmark, words, catch_exceptions=False)
+    result = CliRunner().invoke(app, words, catch_exceptions=False)
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)
     assert json.loads((tmp_path / "out" / "preprocess.json").read_text()) == found
@@ -377,7 +377,7 @@ def test_what_cannot_be_measured_is_one_line(
     words = [str(python) if word == "false" else word for word in words]
     with pytest.raises(ConfigError, match=message) as raised:
         CliRunner().invoke(
-            benchmark, ["preprocess", *words], catch_exceptions=False, standalone_mode=False
+            app, ["preprocess", *words], catch_exceptions=False, standalone_mode=False
         )
     assert "\n" not in str(raised.value)
 

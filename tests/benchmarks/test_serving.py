@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from typer.testing import CliRunner
 
-from benchmarks.__main__ import benchmark
+from benchmarks.__main__ import app
 from benchmarks.serving_text import serving_plot
 from pipeline.core.errors import ConfigError
 from pipeline.serve.triton.server import TritonServer
@@ -18,7 +18,7 @@ def test_the_command_measures_a_repository_beside_a_model_that_does_nothing(
 ) -> None:
     words = ["serve", str(shop.repository), "--clients", "1,4", "--seconds", "0.3"]
     words += ["--against", f"grpc://{server.grpc_url}", "--out", str(tmp_path / "out"), "--json"]
-    result = CliRunner().invoke(benchmark, words, catch_exceptions=False)
+    result = CliRunner().invoke(app, words, catch_exceptions=False)
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)
     assert json.loads((tmp_path / "out" / "serving.json").read_text()) == found
@@ -54,6 +54,4 @@ def test_the_command_measures_a_repository_beside_a_model_that_does_nothing(
 )
 def test_what_cannot_be_measured_is_refused_at_once(words: list[str], message: str) -> None:
     with pytest.raises(ConfigError if "--clients" in words else Exception, match=message):
-        CliRunner().invoke(
-            benchmark, ["serve", *words], catch_exceptions=False, standalone_mode=False
-        )
+        CliRunner().invoke(app, ["serve", *words], catch_exceptions=False, standalone_mode=False)

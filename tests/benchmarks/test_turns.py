@@ -170,16 +170,17 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tes
 from pathlib import Path
 from benchmarks.processes import Program
 from benchmarks.speed import take_turns
-from pipeline.cli.console import run_command_line
-import click
+from pipeline.cli.console import run_app
+import typer
+app = typer.Typer()
 side = Program(command={side.command!r})
 tasks = [(n, side, {{"name": n, "sessions": 1, "warm_up": 1, "nap": 0.05,
           "book": {str(tmp_path / "book")!r}}}) for n in "ot"]
-@click.command()
+@app.command()
 def command():
     take_turns(tasks, allocator="default", core=None, turns=10_000, steps=1,
                logs=Path({str(tmp_path)!r}))
-run_command_line(command)
+run_app(app)
 """
     parent = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from typer.testing import CliRunner
 
-from pipeline.cli.main import cli
+from pipeline.cli.main import app
 from pipeline.core.columns import OUT_OF_VOCABULARY
 from pipeline.core.errors import ArtifactError
 from pipeline.data.directory import Data
@@ -183,7 +183,7 @@ NO_BASELINES = "Baselines could learn from these same sessions alone, so there a
 
 
 def run_command(*words: Any) -> Any:
-    return CliRunner().invoke(cli, [str(word) for word in words], catch_exceptions=False)
+    return CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
 
 
 @pytest.mark.parametrize(

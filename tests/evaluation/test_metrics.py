@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics import retrieval
 
-from pipeline.cli.results import evaluation_text
+from pipeline.cli.evaluate import evaluation_text
 from pipeline.core.columns import FIRST_ITEM, OUT_OF_VOCABULARY
 from pipeline.core.errors import ConfigError
 from pipeline.evaluation import ranking

@@ -17,10 +17,10 @@ import dask
 import numpy as np
 import pandas as pd
 import pytest
-from click.testing import CliRunner
 from dask.distributed import Client
+from typer.testing import CliRunner
 
-from pipeline.cli.main import cli
+from pipeline.cli.main import app
 from pipeline.core.artifact import read_manifest
 from pipeline.core.errors import ConfigError, PipelineError
 from pipeline.core.merlin import has_cudf
@@ -235,11 +235,11 @@ def children() -> dict[int, str]:
 def test_the_command_takes_the_cluster_from_the_environment_where_it_is_not_empty(
     shop: Shop, tmp_path: Path, cluster: str
 ) -> None:
-    arguments = ["preprocess", str(ROOT / "configs" / "demo.yaml"), "--json"]
-    arguments += ["--input", str(shop.clicks), "--out"]
+    recipe = ROOT / "configs" / "demo.yaml"
+    arguments = ["preprocess", str(shop.clicks), "--recipe", str(recipe), "--json", "--out"]
     for name, address in (("there", cluster), ("here", "")):
         runner = CliRunner(env={"PIPELINE_CLUSTER": address})
-        result = runner.invoke(cli, [*arguments, str(tmp_path / name)], catch_exceptions=False)
+        result = runner.invoke(app, [*arguments, str(tmp_path / name)], catch_exceptions=False)
         assert result.exit_code == 0
         assert json.loads(result.stdout)["catalogue_items"] == 200
     assert_same(tmp_path / "here", tmp_path / "there")

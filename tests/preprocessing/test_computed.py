@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner, Result
+from typer.testing import CliRunner, Result
 
-from pipeline.cli.main import cli
+from pipeline.cli.main import app
 from pipeline.core.errors import ConfigError, DataError
 from pipeline.data.fitted import Fitted
 from pipeline.exporting.run import export
@@ -264,11 +264,11 @@ def words(folder: Path) -> list[str]:
     path = folder / "log.parquet"
     if not path.exists():
         log(folder, columns())
-    return ["preprocess", str(config), "--input", str(path), "--out", str(folder / "data")]
+    return ["preprocess", str(path), "--recipe", str(config), "--out", str(folder / "data")]
 
 
 def command(folder: Path, *more: str) -> Result:
-    return CliRunner().invoke(cli, [*words(folder), *more])
+    return CliRunner().invoke(app, [*words(folder), *more])
 
 
 def test_a_changed_file_makes_the_data_anew(tmp_path: Path, operators: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.cli.results import data_text
+from pipeline.cli.preprocess import data_text
 from pipeline.preprocessing.report.counting import Categories, counted_categories
 from pipeline.preprocessing.report.drift import (
     Drift,

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.cli.results import data_text
+from pipeline.cli.preprocess import data_text
 from pipeline.core.errors import ConfigError, DataError
 from pipeline.data import values
 from pipeline.logs import text as logbytes

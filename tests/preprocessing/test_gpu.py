@@ -44,7 +44,7 @@ preprocess:
 def run_preprocess(shop: Shop, out: Path, **environment: str) -> None:
     recipe = out.with_suffix(".yaml")
     recipe.write_text(RECIPE)
-    command = ["preprocess", str(recipe), "--input", str(shop.clicks), "--out", str(out)]
+    command = ["preprocess", str(shop.clicks), "--recipe", str(recipe), "--out", str(out)]
     subprocess.run(
         [sys.executable, "-m", "pipeline", *command],
         check=True,

@@ -23,7 +23,7 @@ MOMENTS = {
 
 
 def start(shop: Shop, out: Path) -> subprocess.Popen[bytes]:
-    command = ["preprocess", "configs/demo.yaml", "--input", str(shop.clicks), "--out", str(out)]
+    command = ["preprocess", str(shop.clicks), "--recipe", "configs/demo.yaml", "--out", str(out)]
     return subprocess.Popen([sys.executable, "-m", "pipeline", *command], cwd=ROOT)
 
 

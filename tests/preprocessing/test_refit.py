@@ -5,11 +5,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
-from pipeline.cli.main import cli
+from pipeline.cli.main import app
 from pipeline.core.artifact import read_manifest
 from pipeline.core.errors import ArtifactError, ConfigError
 from pipeline.data.fitted import Fitted
@@ -129,12 +129,12 @@ def test_the_command_says_how_many_items_are_new_and_does_it_once(tmp_path: Path
         "preprocess:\n  features:\n  - {name: brand, kind: categorical, of: item}\n"
         "  - {name: price, kind: continuous}\n"
     )
-    arguments = ["preprocess", f"{tmp_path}/recipe.yaml", "--input", f"{tmp_path}/log.parquet"]
+    arguments = ["preprocess", f"{tmp_path}/log.parquet", "--recipe", f"{tmp_path}/recipe.yaml"]
     arguments += ["--out", f"{tmp_path}/day", "--if-needed"]
     for base, expected in (("week", "4 items, 2 of them new"), ("week", "is up to date"),
                            ("other", "3 items, 0 of them new")):  # fmt: skip
-        result = CliRunner().invoke(cli, [*arguments, "--from", f"{tmp_path}/{base}"])
+        result = CliRunner().invoke(app, [*arguments, "--from", f"{tmp_path}/{base}"])
         assert result.exit_code == 0, result.output
         assert expected in result.output
-    nowhere = CliRunner().invoke(cli, [*arguments, "--from", f"{tmp_path}/none"])
+    nowhere = CliRunner().invoke(app, [*arguments, "--from", f"{tmp_path}/none"])
     assert isinstance(nowhere.exception, ArtifactError)

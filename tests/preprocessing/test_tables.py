@@ -7,9 +7,9 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner
+from typer.testing import CliRunner
 
-from pipeline.cli.main import cli
+from pipeline.cli.main import app
 from pipeline.core.errors import ConfigError, DataError
 from pipeline.data.fitted import Fitted
 from pipeline.preprocessing import engine
@@ -140,11 +140,11 @@ def test_the_command_tells_of_a_missing_table_and_sees_a_changed_one(tmp_path: P
         f"  item_table: {{file: {tmp_path}/items.csv, key: sku, delimiter: ;}}\n"
         "  features: [{name: brand, kind: categorical, of: item, table: true}]\n"
     )
-    words = ["preprocess", f"{tmp_path}/recipe.yaml", "--input", f"{tmp_path}/log.parquet"]
+    words = ["preprocess", f"{tmp_path}/log.parquet", "--recipe", f"{tmp_path}/recipe.yaml"]
     words += ["--out", f"{tmp_path}/data", "--if-needed"]
     for expected in ("Wrote", "is up to date"):
-        result = CliRunner().invoke(cli, words, catch_exceptions=False)
+        result = CliRunner().invoke(app, words, catch_exceptions=False)
         assert expected in result.output
     text = (tmp_path / "items.csv").read_text().replace("b1", "changed")
     (tmp_path / "items.csv").write_text(text)
-    assert "Wrote" in CliRunner().invoke(cli, words, catch_exceptions=False).output
+    assert "Wrote" in CliRunner().invoke(app, words, catch_exceptions=False).output

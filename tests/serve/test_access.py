@@ -12,9 +12,9 @@ import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc
-from click.testing import CliRunner
+from typer.testing import CliRunner
 
-from pipeline.cli.main import cli
+from pipeline.cli.main import app
 from pipeline.core.errors import ConfigError, ServingError
 from pipeline.serve.client.async_client import AsyncClient
 from pipeline.serve.client.client import Client
@@ -139,17 +139,17 @@ def test_the_command_reads_the_key_from_a_file_and_warns_of_one_that_others_read
     file.write_text(KEY + "\n")
     file.chmod(0o600)
     command = ["recommend", urls(keyed)[1], "--items", "sku-00001", "--k", "2", "--json"]
-    found = CliRunner().invoke(cli, [*command, "--key-file", str(file)], catch_exceptions=False)
+    found = CliRunner().invoke(app, [*command, "--key-file", str(file)], catch_exceptions=False)
     assert len(json.loads(found.stdout)["sessions"][0]["recommendations"]) == 2
     assert found.stderr == ""
     file.chmod(0o644)
-    found = CliRunner().invoke(cli, [*command, "--key-file", str(file)], catch_exceptions=False)
+    found = CliRunner().invoke(app, [*command, "--key-file", str(file)], catch_exceptions=False)
     assert found.exit_code == 0
     assert found.stderr.splitlines() == [
         f"Warning: others on this machine can read {file}; `chmod 600 {file}`."
     ]
     with pytest.raises(ServingError, match="no key"):
-        CliRunner().invoke(cli, command, catch_exceptions=False)
+        CliRunner().invoke(app, command, catch_exceptions=False)
 
 
 @pytest.mark.parametrize("text", ["", "short", "x" * 1025, "with a space inside it", "ümlaut" * 5])
@@ -219,7 +219,7 @@ def test_with_tls_grpc_is_encrypted_and_its_certificate_checked(shop: Shop, file
         key = ca.parent / "key"
         key.write_text(KEY)
         options = ["--ca", str(ca), "--key-file", str(key)]
-        found = CliRunner().invoke(cli, [*command, *options], catch_exceptions=False)
+        found = CliRunner().invoke(app, [*command, *options], catch_exceptions=False)
         assert found.exit_code == 0
         assert "no key" in refused(url, ca=ca)
         assert "right authority" in refused(url, key=KEY, ca=files.stranger.cert)
@@ -282,4 +282,4 @@ def test_files_that_are_no_certificate_are_told_before_anything_starts(
     with pytest.raises(ConfigError, match="timeout is 0"):
         Client(url, timeout=0)
     with pytest.raises(ConfigError, match="both --tls-cert and --tls-key"):
-        CliRunner().invoke(cli, ["serve", "x", "--tls-cert", str(text)], catch_exceptions=False)
+        CliRunner().invoke(app, ["serve", "x", "--tls-cert", str(text)], catch_exceptions=False)

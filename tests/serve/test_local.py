@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from typer.testing import CliRunner
 
-from pipeline.cli.main import cli
+from pipeline.cli.main import app
 from pipeline.core.errors import ConfigError, PipelineError
 from pipeline.exporting.run import export, load_served
 from pipeline.in_process import open_run
@@ -38,7 +38,7 @@ def assert_same(found: Any, wanted: Any) -> None:
 def recommend(*words: Any) -> Any:
     """What the command prints, as JSON."""
     given = ["recommend", *map(str, words), "--json"]
-    result = CliRunner().invoke(cli, given, catch_exceptions=False)
+    result = CliRunner().invoke(app, given, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)["sessions"]
 
@@ -91,7 +91,7 @@ def test_the_command_prints_for_a_run_what_it_prints_for_the_server(
     url = f"http://{server.http_url}"
     log = tmp_path / "new.csv"
     synthesize(log, sessions=90, items=240, seed=5)
-    filters = ["--filter-seen", "--exclude", "sku-00001,sku-00002", "--k", "7"]
+    filters = ["--filter-seen", "--blocked", "sku-00001,sku-00002", "--k", "7"]
     for options in (
         ["--input", log],
         ["--input", log, "--sessions", "3", *filters],
@@ -175,7 +175,7 @@ def test_whole_numbers_as_ids_and_an_architecture_that_looks_both_ways(tmp_path:
 def test_a_mistake_is_one_line(shop: Shop, words: list[str], said: str) -> None:
     given = [word.format(shop.run.parent) for word in words]
     with pytest.raises(PipelineError) as raised:
-        CliRunner().invoke(cli, ["recommend", *given], catch_exceptions=False)
+        CliRunner().invoke(app, ["recommend", *given], catch_exceptions=False)
     assert said in str(raised.value)
     assert "\n" not in str(raised.value)
 

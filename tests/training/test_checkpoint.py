@@ -108,7 +108,7 @@ def test_a_training_killed_at_any_event_ends_as_one_that_was_not(
 def command(data: Path, recipe: Path, out: Path) -> None:
     """`pipeline train`, in a process that has imported everything."""
     torch.set_num_threads(1)
-    sys.argv = ["pipeline", "train", str(data), "--config", str(recipe), "--out", str(out)]
+    sys.argv = ["pipeline", "train", str(data), "--recipe", str(recipe), "--out", str(out)]
     main()
 
 

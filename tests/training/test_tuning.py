@@ -8,9 +8,9 @@ from typing import Any
 import optuna
 import pytest
 import yaml
-from click.testing import CliRunner
+from typer.testing import CliRunner
 
-from pipeline.cli.main import cli
+from pipeline.cli.main import app
 from pipeline.core.errors import ArtifactError, ConfigError
 from pipeline.data.loader import SessionLoader
 from pipeline.evaluation.run import evaluate
@@ -141,16 +141,16 @@ def test_the_command_prints_a_table_or_json(searched: tuple, data: Path, tmp_pat
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
     ranges = {key: {found.kind: list(found.ends)} for key, found in SPACE.items()}
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(ranges))
-    words = [str(data), "--config", str(tmp_path / "recipe.yaml"), "--trials", "3", "--seed", "5"]
+    words = [str(data), "--recipe", str(tmp_path / "recipe.yaml"), "--trials", "3", "--seed", "5"]
     words += ["--space", str(tmp_path / "space.yaml"), "--out", str(searched[0])]
-    told = CliRunner().invoke(cli, ["tune", *words, "--json"], catch_exceptions=False)
+    told = CliRunner().invoke(app, ["tune", *words, "--json"], catch_exceptions=False)
     assert json.loads(told.stdout) == searched[1]
-    table = CliRunner().invoke(cli, ["tune", *words], catch_exceptions=False).stdout
+    table = CliRunner().invoke(app, ["tune", *words], catch_exceptions=False).stdout
     best = searched[1]["best"]
     rows = [line.split() for line in table.splitlines()]
     assert rows[1][:3] == [str(best["trial"]), "complete", f"{best['value']:.4f}"]
     assert f"Best: trial {best['trial']}" in table
-    wrong = CliRunner().invoke(cli, ["tune", *words, "--set", "train.epoch=3"])
+    wrong = CliRunner().invoke(app, ["tune", *words, "--set", "train.epoch=3"])
     assert isinstance(wrong.exception, ConfigError)
 
 

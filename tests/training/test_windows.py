@@ -261,7 +261,7 @@ def test_the_command_tells_windows_from_a_plain_run(
     )
 
     def command(*words: str) -> str:
-        given = ["pipeline", "train", str(data), "--config", str(tmp_path / "recipe.yaml")]
+        given = ["pipeline", "train", str(data), "--recipe", str(tmp_path / "recipe.yaml")]
         monkeypatch.setattr(sys, "argv", [*given, "--out", str(tmp_path / "run"), *words])
         with pytest.raises(SystemExit):
             main()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from pipeline.cli.main import cli
+from pipeline.cli.main import app
 from pipeline.core.errors import ProcessError
 from pipeline.recipe.preprocess import ModelConfig, TrainConfig
 from pipeline.training.distributed.processes import joined_processes
@@ -40,8 +40,8 @@ def main(rank: int, folder: Path) -> None:
     data, groups, scarce = folder / "data", folder / "groups", folder / "scarce"
     train(data, MODEL, CONFIG, folder / "shares")
 
-    words = ["train", data, "--config", folder / "recipe.yaml", "--out", folder / "command"]
-    cli.main([*map(str, words), "--json"], standalone_mode=False)
+    words = ["train", data, "--recipe", folder / "recipe.yaml", "--out", folder / "command"]
+    app([*map(str, words), "--json"], standalone_mode=False)
 
     # 3 groups of unequal size for two processes; then one group, of which the second has none
     own = CONFIG.model_copy(update={"process_data": "partitions"})

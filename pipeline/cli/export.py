@@ -1,0 +1,58 @@
+"""`pipeline export`."""
+
+from typing import Annotated, Any, Literal
+
+import typer
+
+from pipeline.cli.console import check_input, check_output, is_current, print_result
+from pipeline.cli.options import IfNeeded, Json, Out, RunDirectory
+
+
+def export(
+    run: RunDirectory,
+    out: Out,
+    name: Annotated[str, typer.Option(help="Name of the model for clients.")] = "recommender",
+    k: Annotated[int, typer.Option(help="Items of a list where a request has no `k`.")] = 10,
+    max_k: Annotated[int, typer.Option(help="Most items of a list.")] = 100,
+    max_batch: Annotated[int, typer.Option(help="Most sessions of a batch.")] = 256,
+    device: Annotated[
+        Literal["cpu", "gpu"],
+        typer.Option(help="Where the server runs the model; gpu needs one here too."),
+    ] = "cpu",
+    scoring: Annotated[
+        Literal["fp32", "int8"],
+        typer.Option(help="int8: the same lists of a large catalogue in less time, on a CPU."),
+    ] = "fp32",
+    if_needed: IfNeeded = False,
+    as_json: Json = False,
+) -> None:
+    """Write a run as a Triton model repository.
+
+    The served model takes raw columns and returns raw item ids. Over an older repository this
+    writes the next version, which a server with --reload takes up.
+    """
+    check_output(out, "repository")
+    check_input(run, "run")
+    from pipeline.data.fingerprint import of_repository
+
+    settings: dict[str, Any] = {
+        "name": name,
+        "default_k": k,
+        "max_k": max_k,
+        "max_batch": max_batch,
+        "device": device,
+        "scoring": scoring,
+    }
+    if if_needed and is_current(out, "repository", of_repository(run, **settings), as_json):
+        return
+    from pipeline.exporting.run import export as run_export
+
+    facts = run_export(run, out, **settings)
+    text = (
+        f"Wrote {out}, version {facts['version']}: {facts['catalogue_items']:,} items, lists of up "
+        f"to {facts['max_k']}.\n"
+        f"The program's scores differ from the model's by at most "
+        f"{facts['largest_score_difference']:.1e}.\n"
+        f"Next: pipeline serve {out}"
+    )
+    print_result(facts, as_json, text)

@@ -1,0 +1,86 @@
+"""Arguments and options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from pipeline.core.errors import ConfigError
+
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object on stdout, all else on stderr.")
+]
+Out = Annotated[Path, typer.Option("--out", help="Where to write.", show_default=True)]
+IfNeeded = Annotated[
+    bool,
+    typer.Option("--if-needed", help="Do nothing where --out holds what this command would write."),
+]
+RecipeFile = Annotated[Path, typer.Option("--recipe", metavar="FILE", help="Recipe, in YAML.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change a setting of the recipe, as in --set train.epochs=3. Repeatable.",
+    ),
+]
+RunDirectory = Annotated[Path, typer.Argument(metavar="RUN", help="Directory that train wrote.")]
+DataArgument = Annotated[
+    Path, typer.Argument(metavar="DATA", help="Directory that preprocess wrote.")
+]
+DataOption = Annotated[
+    Path, typer.Option("--data", metavar="DATA", help="Directory that preprocess wrote.")
+]
+Blocked = Annotated[
+    str | None,
+    typer.Option(
+        "--blocked",
+        metavar="IDS",
+        help="Item ids that no list holds: A,B,C, or @FILE with an id a line.",
+    ),
+]
+Candidates = Annotated[
+    str | None,
+    typer.Option(
+        "--candidates",
+        metavar="IDS",
+        help="The only item ids that lists hold: A,B,C, or @FILE with an id a line.",
+    ),
+]
+
+
+Part = Annotated[
+    Literal["train", "valid", "test"], typer.Option("--part", help="Sessions to read.")
+]
+
+
+def read_ids(text: str | None) -> list[str] | None:
+    """Return the item ids of `--blocked` or `--candidates`; None where the option is left out.
+
+    ConfigError for a file that cannot be read or holds no id.
+    """
+    if text is None:
+        return None
+    if not text.startswith("@"):
+        return [item for item in text.split(",") if item]
+    path = Path(text[1:])
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not text in UTF-8, expected one item id a line.") from None
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be read: {error.strerror}. Expected text with one item id a line."
+        ) from None
+    ids = [line.strip() for line in lines if line.strip()]
+    if not ids:
+        raise ConfigError(f"{path} is empty, expected one item id a line. Leave the option out.")
+    return ids
+
+
+def parse_cutoffs(text: str) -> tuple[int, ...]:
+    """Return list lengths K from text such as 5,10,20. ConfigError for anything else."""
+    numbers = tuple(int(part) for part in text.split(",") if part.strip().isdecimal())
+    if len(numbers) != len(text.split(",")) or min(numbers) < 1:
+        raise ConfigError(f"--cutoffs is {text!r}, expected whole numbers from 1, such as 10,20.")
+    return numbers

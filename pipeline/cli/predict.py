@@ -1,0 +1,93 @@
+"""`pipeline predict`."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from pipeline.cli.console import check_input, print_result
+from pipeline.cli.evaluate import note_other_sessions
+from pipeline.cli.options import (
+    Blocked,
+    Candidates,
+    DataOption,
+    Json,
+    Out,
+    Part,
+    RunDirectory,
+    read_ids,
+)
+from pipeline.core.errors import ConfigError
+
+_DEFAULT_K = 20
+
+
+def predict(
+    run: RunDirectory,
+    data: DataOption,
+    out: Out,
+    part: Part = "test",
+    k: Annotated[
+        int | None, typer.Option(help=f"Items of a list.  [default: {_DEFAULT_K}]")
+    ] = None,
+    filter_seen: Annotated[
+        bool, typer.Option("--filter-seen", help="Leave out items of the session itself.")
+    ] = False,
+    blocked: Blocked = None,
+    candidates: Candidates = None,
+    embeddings: Annotated[
+        Literal["sessions", "items"] | None,
+        typer.Option(help="Write vectors for an index by inner product in place of lists."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the next items of each session to a Parquet file.
+
+    Columns: session_id, item_ids and scores, best first; or, with --embeddings, session_id or
+    item_id and embedding.
+    """
+    if embeddings and (k is not None or filter_seen or blocked or candidates):
+        raise ConfigError(
+            "--k, --filter-seen, --blocked and --candidates are for lists. Leave them out, or "
+            "--embeddings."
+        )
+    check_input(run, "run")
+    check_input(data, "data")
+    blocked_ids, candidate_ids = read_ids(blocked) or [], read_ids(candidates)
+    from pipeline.core.parquet import check_parquet
+
+    check_parquet(out)
+    from pipeline.evaluation import predict as prediction
+
+    if embeddings == "items":
+        facts = prediction.write_item_embeddings(run, out)
+    elif embeddings == "sessions":
+        facts = prediction.write_session_embeddings(run, data, part, out)
+    else:
+        facts = prediction.write_lists(
+            run,
+            data,
+            part,
+            out,
+            k=_DEFAULT_K if k is None else k,
+            filter_seen=filter_seen,
+            blocked=blocked_ids,
+            candidates=candidate_ids,
+        )
+    note_other_sessions(run, data)
+    print_result(facts, as_json, _prediction_text(facts, out))
+
+
+def _prediction_text(facts: dict[str, Any], out: Path) -> str:
+    if "items" in facts:
+        return f"Wrote {out}: {facts['items']:,} items, vectors of {facts['width']} numbers."
+    sessions = f"{facts['sessions']:,} {facts['part']} sessions"
+    if "width" in facts:
+        return f"Wrote {out}: {sessions}, vectors of {facts['width']} numbers."
+    lines = []
+    for name in ("blocked", "candidates"):
+        if unknown := facts[f"unknown_{name}"]:
+            lines.append(f"{unknown:,} ids of --{name} are not in the catalogue.")
+    if facts["short_lists"]:
+        lines.append(f"{facts['short_lists']:,} lists are shorter: the filters left no more items.")
+    return "\n".join([*lines, f"Wrote {out}: {sessions}, lists of {facts['k']}."])

@@ -1,0 +1,114 @@
+"""`pipeline preprocess`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.cli.console import check_input, check_output, is_current, print_result
+from pipeline.cli.options import IfNeeded, Json, Out, RecipeFile, Settings
+from pipeline.core.errors import ConfigError
+
+_NUM_DRIFTING = 3
+"""Drifting columns that are named on the screen; the report names all."""
+
+
+def preprocess(
+    logs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="LOGS...",
+            help="Logs to learn from: CSV, TSV or Parquet, also .gz, or folders of such.",
+        ),
+    ],
+    recipe: RecipeFile,
+    out: Out,
+    test: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Log of test sessions instead of `split.test`."),
+    ] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="DATA",
+            help="Go on from an earlier data directory: known ids keep their indices, new ones "
+            "get the next, numbers keep their scale.",
+        ),
+    ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            envvar="PIPELINE_CLUSTER",
+            metavar="ADDRESS",
+            help="Dask scheduler such as tcp://HOST:8786, with --out in a folder that its workers "
+            "share; local for a process a core; local-cuda for a process a GPU.",
+        ),
+    ] = None,
+    operators: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.py",
+            help="Python file with the NVTabular operators that the recipe names. It is run.",
+        ),
+    ] = None,
+    if_needed: IfNeeded = False,
+    settings: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Turn raw interactions into sessions with a schema."""
+    from pipeline.recipe.preprocess import Recipe
+
+    config = Recipe.from_yaml(recipe, tuple(settings or ())).preprocess
+    check_output(out, "data")
+    if base is not None:
+        check_input(base, "data")
+    from pipeline.data.fingerprint import of_data
+    from pipeline.logs.files import check_tables, find_logs
+
+    check_tables(config)
+    inputs, tests = find_logs(config, logs), find_logs(config, test or [])
+    if operators is not None and not operators.is_file():
+        raise ConfigError(f"--operators {operators} does not exist. Expected a Python file.")
+    fingerprint = of_data(config, inputs, tests, base, operators)
+    if if_needed and is_current(out, "data", fingerprint, as_json):
+        return
+    from pipeline.preprocessing.run import preprocess as run
+
+    facts = run(config, inputs, tests, out, cluster=cluster, base=base, operators=operators)
+    print_result(facts, as_json, data_text(facts, out))
+
+
+def data_text(facts: dict[str, Any], out: Path) -> str:
+    """Return rows, notes, sessions and drift of a data directory as lines."""
+    from pipeline.reports.names import PAGE_FILE
+
+    lines = []
+    for source, rows in facts["rows"].items():
+        lines.append(f"{source:>6}  {rows['kept']:,} of {rows['read']:,} rows kept")
+        for group in ("dropped", "repaired", "counted"):
+            if reasons := rows.get(group):
+                counts = "; ".join(f"{count:,} {reason}" for reason, count in reasons.items())
+                lines.append(f"        {group}: {counts}")
+    lines += [f"  note  {note}" for note in facts["notes"]]
+    for part, counts in facts["sessions"].items():
+        span = f", {counts['first']} to {counts['last']}" if counts["first"] else ""
+        lines.append(
+            f"{part:>6}  {counts['sessions']:,} sessions, {counts['interactions']:,} interactions"
+            f"{span}"
+        )
+    if facts["left_out"]["sessions"]:
+        sessions, interactions = facts["left_out"]["sessions"], facts["left_out"]["interactions"]
+        lines.append(
+            f"  none  {sessions:,} sessions, {interactions:,} interactions: too short to train on"
+        )
+    for part, columns in facts.get("drift", {}).items():
+        if columns:
+            names = ", ".join(columns[:_NUM_DRIFTING])
+            others = len(columns) - _NUM_DRIFTING
+            more = f" and {others} more" if others > 0 else ""
+            lines.append(f" drift  much between train and {part}: {names}{more}")
+    new = f", {facts['new_items']:,} of them new" if "new_items" in facts else ""
+    lines.append(f"Wrote {out}: {facts['catalogue_items']:,} items{new}, on {facts['engine']}.")
+    lines.append(f"Its report is {out / PAGE_FILE}.")
+    return "\n".join(lines)

@@ -1,0 +1,164 @@
+"""`pipeline recommend`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.cli.console import note, print_result
+from pipeline.cli.options import Blocked, Candidates, Json, read_ids
+from pipeline.core.errors import ConfigError
+
+KeyFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="File with the key of the server.")
+]
+
+
+def recommend(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="URL|RUN",
+            help="http://HOST:PORT, grpc://HOST:PORT, grpcs://HOST:PORT, or a run directory.",
+        ),
+    ],
+    items: Annotated[
+        str | None, typer.Option(metavar="A,B,C", help="Items of one session, oldest first.")
+    ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=V,V,...",
+            help="Another column of that session, one value an interaction. Repeatable.",
+        ),
+    ] = None,
+    inputs: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--input",
+            metavar="FILE",
+            help="Log of raw interactions with the columns of the recipe. Repeatable.",
+        ),
+    ] = None,
+    sessions: Annotated[
+        int | None, typer.Option(min=1, help="Read the first N sessions of the log only.")
+    ] = None,
+    k: Annotated[int | None, typer.Option(help="Items of a list.")] = None,
+    blocked: Blocked = None,
+    candidates: Candidates = None,
+    filter_seen: Annotated[
+        bool | None,
+        typer.Option(
+            "--filter-seen/--keep-seen",
+            help="Leave out items of the session itself.  [default: as the recipe says]",
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Model of the server.  [default: recommender]")
+    ] = None,
+    key_file: KeyFile = None,
+    ca: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="PEM authority of the server's certificate, for grpcs.  [default: the system's]",
+        ),
+    ] = None,
+    cert: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="PEM certificate of the client.")
+    ] = None,
+    cert_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="PEM key of that certificate.")
+    ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="Longest time for an answer.  [default: 30]"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Recommend next items for raw sessions.
+
+    A server answers, or a run directory without a server.
+    """
+    _check_sessions(items, column, inputs, sessions)
+    if timeout is not None and not timeout > 0:
+        raise ConfigError(f"--timeout is {timeout:g}, expected seconds above 0.")
+    filters: dict[str, Any] = {
+        "exclude": read_ids(blocked) or None,
+        "candidates": read_ids(candidates),
+        "filter_seen": filter_seen,
+    }
+    connection = {"ca": ca, "cert": cert, "cert_key": cert_key, "timeout": timeout}
+    with open_client(target, name, read_key_file(key_file), connection) as client:
+        if items:
+            session = {"item_id": items.split(",")} | dict(map(_parse_column, column or ()))
+            records = list(client.recommend([session], k, **filters).records([None]))
+        else:
+            records = list(client.recommend_log(inputs or [], k, sessions=sessions, **filters))
+    print_result({"sessions": records}, as_json, recommendations_text(records))
+
+
+def _check_sessions(
+    items: str | None,
+    columns: list[str] | None,
+    inputs: list[Path] | None,
+    sessions: int | None,
+) -> None:
+    if bool(items) == bool(inputs):
+        raise ConfigError("Give either --items A,B,C or --input FILE.")
+    if columns and inputs:
+        raise ConfigError("--column goes with --items; a file brings its own columns.")
+    if sessions and items:
+        raise ConfigError("--sessions goes with --input; --items are one session.")
+
+
+def open_client(target: str, name: str | None, key: str | None, connection: dict[str, Any]) -> Any:
+    """Return the client of a server, or the in-process client of a run."""
+    if "://" in target:
+        from pipeline.serve.client.client import Client
+
+        options = {option: value for option, value in connection.items() if value is not None}
+        return Client(target, name=name or "recommender", key=key, **options)
+    if not Path(target).is_dir():
+        raise ConfigError(
+            f"{target!r} is no address, expected http://HOST:PORT, grpc://HOST:PORT or "
+            "grpcs://HOST:PORT, and there is no such directory, expected that of a run."
+        )
+    if name is not None:
+        raise ConfigError("--name is for a server, which may have several models; a run is one.")
+    for option, value in {"key_file": key, **connection}.items():
+        if value is not None:
+            raise ConfigError(f"--{option.replace('_', '-')} is for a server; {target} is a run.")
+    from pipeline.in_process import open_run
+
+    return open_run(Path(target))
+
+
+def read_key_file(path: Path | None) -> str | None:
+    """Return the key in a file, and warn if others on this machine can read it."""
+    if path is None:
+        return None
+    from pipeline.serve.triton.access import read_key, readable_by_others
+
+    key = read_key(path)
+    if readable_by_others(path):
+        note(f"Warning: others on this machine can read {path}; `chmod 600 {path}`.")
+    return key
+
+
+def _parse_column(text: str) -> tuple[str, list[str]]:
+    name, equals, values = text.partition("=")
+    if not equals or not name:
+        raise ConfigError(f"--column {text!r} is not of the form NAME=V,V,...")
+    return name, values.split(",")
+
+
+def recommendations_text(records: list[dict[str, Any]]) -> str:
+    """Return the lists of sessions as lines, best item first."""
+    blocks = []
+    for record in records:
+        lines = [] if record["session_id"] is None else [f"session {record['session_id']}"]
+        for rank, entry in enumerate(record["recommendations"], start=1):
+            lines.append(f"{rank:>4}  {entry['item_id']!s:<24} {entry['score']:>9.4f}")
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)

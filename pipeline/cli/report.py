@@ -1,0 +1,58 @@
+"""`pipeline report`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.cli.console import check_input, print_result
+from pipeline.cli.evaluate import (
+    Baselines,
+    Cutoffs,
+    FilterSeen,
+    Positions,
+    note_other_sessions,
+)
+from pipeline.cli.options import (
+    DataOption,
+    Json,
+    Part,
+    RunDirectory,
+    parse_cutoffs,
+)
+
+
+def report(
+    run: RunDirectory,
+    data: DataOption,
+    out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
+    part: Part = "test",
+    positions: Positions = None,
+    cutoffs: Cutoffs = "5,10,20",
+    baselines: Baselines = True,
+    filter_seen: FilterSeen = None,
+    as_json: Json = False,
+) -> None:
+    """Write one page about a run: training, metrics, examples.
+
+    The page is one file without scripts or links to the network. A JSON file beside it holds the
+    same numbers.
+    """
+    numbers = parse_cutoffs(cutoffs)
+    check_input(run, "run")
+    check_input(data, "data")
+    from pipeline.training.report.run import write_report
+
+    facts = write_report(
+        run,
+        data,
+        out,
+        part=part,
+        positions=positions,
+        cutoffs=numbers,
+        baselines=baselines,
+        filter_seen=filter_seen,
+    )
+    note_other_sessions(run, data)
+    text = f"Wrote {facts['page']}, and the same numbers to {facts['json']}."
+    print_result(facts, as_json, text)

@@ -1,0 +1,123 @@
+"""`pipeline serve`."""
+
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from pipeline.cli.console import note, print_result
+from pipeline.cli.options import Json
+from pipeline.cli.recommend import read_key_file
+from pipeline.core.errors import ConfigError, ServingError
+
+
+def serve(
+    repository: Annotated[Path, typer.Argument(help="Directory that export wrote.")],
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 opens the server to the network.")
+    ] = "127.0.0.1",
+    http_port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
+    grpc_port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8001,
+    metrics_port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8002,
+    key_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Answer only clients that send the key in FILE; health stays open.",
+        ),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="PEM certificate: gRPC takes only TLS then, and HTTP only this machine.",
+        ),
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="PEM key of the certificate.")
+    ] = None,
+    tls_client_ca: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="PEM authority of the certificates of clients."),
+    ] = None,
+    log: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File for Triton's log; - is stderr.")
+    ] = None,
+    log_format: Annotated[
+        Literal["text", "json"], typer.Option(help="json: one object a line.")
+    ] = "text",
+    reload_seconds: Annotated[
+        int | None,
+        typer.Option(
+            "--reload",
+            min=1,
+            metavar="SECONDS",
+            help="Look so often for a newer export in the same place, and serve it.",
+        ),
+    ] = None,
+    page: Annotated[
+        bool, typer.Option("--page", help="Serve a page with the catalogue and recommendations.")
+    ] = False,
+    page_port: Annotated[
+        int | None, typer.Option(help="Port of the page; 0 takes a free one.  [default: 8003]")
+    ] = None,
+    restarts: Annotated[
+        int, typer.Option(min=0, help="Restarts of a crashed Triton in 10 minutes.")
+    ] = 5,
+    as_json: Json = False,
+) -> None:
+    """Serve a model repository by Triton until Ctrl-C or SIGTERM."""
+    from pipeline.serve.run import describe, running_server, wait_for_signal
+    from pipeline.serve.triton.access import tls_of
+    from pipeline.serve.triton.ports import Ports
+
+    if page_port is not None and not page:
+        raise ConfigError("--page-port goes with --page.")
+    if log_format == "json" and log is None:
+        raise ConfigError("--log-format json goes with --log FILE, or --log - for stderr.")
+    key, tls = read_key_file(key_file), tls_of(tls_cert, tls_key, tls_client_ca)
+    with ExitStack() as stack:
+        # before Triton, which takes seconds to start: the port may be taken
+        web_page = stack.enter_context(_page(host, page_port, key, tls)) if page else None
+        server = stack.enter_context(
+            running_server(
+                repository,
+                ports=Ports(http=http_port, grpc=grpc_port, metrics=metrics_port),
+                host=host,
+                log_path=log,
+                log_format=log_format,
+                reload_seconds=reload_seconds,
+                restarts=restarts,
+                key=key,
+                tls=tls,
+            )
+        )
+        if web_page is not None:
+            follow = reload_seconds is not None
+            web_page.open(repository, server.grpc_url, key=key, follow=follow)
+        facts = describe(repository, server, web_page.url if web_page else None)
+        lines = [f"Ready: {facts['http']}  {facts['grpc']}  metrics {facts['metrics']}"]
+        lines += [f"Page: {facts['page']}"] if web_page else []
+        print_result(facts, as_json, "\n".join([*lines, "Stop with Ctrl-C."]))
+        sys.stdout.flush()
+        in_log = str(log) == "-"  # there the supervisor writes of each restart itself
+        if not wait_for_signal(server, None if in_log else note):
+            reason = server.ending or "Triton ended by itself"
+            where = "The log above" if in_log else log or "A --log FILE"
+            raise ServingError(f"{reason}. {where} tells more.")
+
+
+def _page(host: str, port: int | None, key: str | None, tls: Any) -> Any:
+    from pipeline.serve.page.server import DEFAULT_PORT, Page
+
+    if tls is not None:
+        raise ConfigError("The page has no TLS. Leave out --page, or --tls-cert.")
+    page = Page(host, DEFAULT_PORT if port is None else port)
+    if key is not None and not page.loopback:
+        raise ConfigError(
+            f"The page asks no key of its visitors, and --host {host} shows it to the network. "
+            "Leave out --page, --key-file or --host."
+        )
+    return page

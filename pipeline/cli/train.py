@@ -1,0 +1,146 @@
+"""`pipeline train`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.cli.console import check_input, check_output, is_current, note, print_result
+from pipeline.cli.options import DataArgument, IfNeeded, Json, Out, Settings
+
+_WINDOW_COLUMNS = {
+    "model": ("recall@20", "mrr@20"),
+    "popularity": ("recall@20",),
+    "sequential-rules": ("recall@20",),
+}
+"""Metrics of the table of windows, by model; windows.json has all."""
+_WINDOW_LEGEND = [
+    "Each window was evaluated before it was trained on; popular and rules are the recall@20",
+    "of popularity and sequential rules. ±: half the 95 % interval. The run learned from all",
+    "sessions of the data, so evaluate it on later ones.",
+]
+
+
+def train(
+    data: DataArgument,
+    out: Out,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            "--recipe",
+            metavar="FILE",
+            help="Recipe with `model` and `train`.  [default: the defaults of both sections]",
+        ),
+    ] = None,
+    restart: Annotated[
+        bool,
+        typer.Option("--restart", help="Start anew where a training of this was interrupted."),
+    ] = False,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="RUN",
+            help="Start from the weights of an earlier run, whose catalogue may be another.",
+        ),
+    ] = None,
+    windows: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WIDTH",
+            help="Train day by day (1d) or by hours (6h); each window is evaluated before it is "
+            "trained on. Reads the valid and test sessions too.",
+        ),
+    ] = None,
+    if_needed: IfNeeded = False,
+    settings: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Train a model on the sessions of a data directory.
+
+    After an interruption the same command goes on from its last checkpoint. Several processes:
+    torchrun --nproc-per-node 2 -m pipeline train ...
+    """
+    from pipeline.core.config import read_values
+    from pipeline.recipe.preprocess import Recipe
+
+    values = read_values(recipe, tuple(settings or ()))
+    config = Recipe.from_dict(values, str(recipe or "--set"))
+    check_output(out, "run")
+    check_input(data, "data")
+    if start is not None:
+        check_input(start, "run")
+    from pipeline.data.fingerprint import of_run
+    from pipeline.recipe.durations import span_seconds
+
+    seconds = None if windows is None else span_seconds(windows)
+    fingerprint = of_run(data, config.model, config.train, windows=seconds, start=start)
+    if if_needed and is_current(out, "run", fingerprint, as_json):
+        return
+    _note_other_settings(config, recipe, data)
+    if seconds is None:
+        from pipeline.training.run import train as run
+
+        facts = run(data, config.model, config.train, out, restart=restart, start=start)
+    else:
+        from pipeline.training.incremental.run import train_windows
+
+        facts = train_windows(data, config.model, config.train, out, seconds=seconds, start=start)
+    print_result(facts, as_json, run_text(facts, out))
+
+
+def _note_other_settings(config: Any, recipe: Path | None, data: Path) -> None:
+    """Note where the data were made by another `preprocess` section than the recipe has."""
+    from pipeline.data.fitted import other_settings
+
+    if "preprocess" in config.model_fields_set:
+        keys = ", ".join(f"`{key}`" for key in other_settings(config.preprocess, data))
+        if keys:
+            note(
+                f"Note: {data} was made with other {keys} than {recipe} has now. "
+                "Preprocess again to train with those."
+            )
+
+
+def run_text(facts: dict[str, Any], out: Path) -> str:
+    """Return the outcome of training as lines."""
+    best = ""
+    if "best_epoch" in facts:
+        metric = facts["train"]["metric"]
+        best = f" Best epoch {facts['best_epoch']:g}: {metric} {facts[f'valid_{metric}']:.4f}."
+    lines = _windows_text(facts["windows"]) if "windows" in facts else []
+    lines += [
+        f"Trained {facts['parameters']:,} parameters in {facts['seconds']:.0f} s on "
+        f"{facts['device']}, loss {facts['train_loss']:.3f}.{best}",
+        f"Wrote {out}.",
+    ]
+    return "\n".join(lines)
+
+
+def _windows_text(windows: dict[str, Any]) -> list[str]:
+    """Return the table of the windows and the mean over them."""
+    heads = ["recall@20", "mrr@20", "popular", "rules"]
+    first = f"{'from':<20}  {'sessions':>8}  {'new items':>9}  {'targets':>8}  {'unknown':>7}"
+    lines = ["  ".join([first, *(f"{head:<13}" for head in heads)]).rstrip()]
+    for window in windows["windows"]:
+        evaluation = window["evaluation"]
+        line = f"{window['from']:<20}  {window['sessions']:>8,}  {window['new_items']:>9,}"
+        if evaluation is not None:
+            counts = f"{evaluation['targets']:>8,}  {evaluation['unknown_targets']:>7,}"
+            line = "  ".join([line, counts, *_window_cells(evaluation)])
+        lines.append(line.rstrip())
+    if windows["mean"] is not None:
+        cells = _window_cells(windows["mean"])
+        lines.append("  ".join([f"{'mean of the windows':<60}", *cells]).rstrip())
+    return [*lines, *_WINDOW_LEGEND]
+
+
+def _window_cells(evaluation: dict[str, Any]) -> list[str]:
+    from pipeline.cli.evaluate import with_margin
+
+    results, margins = evaluation["results"], evaluation["margins"]
+    return [
+        f"{with_margin(results[model][metric], margins[model][metric]):<13}"
+        for model, metrics in _WINDOW_COLUMNS.items()
+        for metric in metrics
+    ]
