@@ -125,23 +125,21 @@ def test_a_new_architecture_takes_one_file_and_one_line(
     sys.modules.pop("pipeline.model.architectures.average")
 
 
-def test_a_new_loss_takes_one_file_and_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = next(code for code in blocks(BLOCKS, "python") if "class HingeLoss(" in code)
+def test_a_new_loss_takes_one_class_and_two_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = next(code for code in blocks(BLOCKS, "python") if "class HingeLoss(" in code)
+    entry = next(code for code in blocks(BLOCKS, "python") if code.startswith('    "hinge"'))
     line = next(code for code in blocks(BLOCKS, "python") if code.startswith("SAMPLED_LOSSES"))
-    (tmp_path / "hinge.py").write_text(file)
-    monkeypatch.setattr(losses, "__path__", [*losses.__path__, str(tmp_path)])
     added = run(line, {})["SAMPLED_LOSSES"]
     assert added == (*names.SAMPLED_LOSSES, "hinge")
-    for module in ("pipeline.recipe.choices", "pipeline.recipe.train", "pipeline.model.losses"):
+    for module in ("pipeline.recipe.choices", "pipeline.recipe.train"):
         monkeypatch.setattr(f"{module}.SAMPLED_LOSSES", added)
+    table = run(program + "\ntable = {" + entry + "}", {})["table"]
+    monkeypatch.setattr(losses, "LOSSES", losses.LOSSES | table)  # type: ignore[operator]
     train = TrainConfig(loss="hinge", num_negatives=5)
     model = build_model(SCHEMA, ModelConfig(d_model=8), 6, train)
     loss = model.loss(batch([6, 3], 6))
     loss.backward()
     assert float(loss) > 0
-    sys.modules.pop("pipeline.model.losses.hinge")
 
 
 def test_the_program_for_those_who_move_runs(shop: Shop) -> None:

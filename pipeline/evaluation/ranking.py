@@ -94,7 +94,7 @@ def rank_in_shards(
     sizes = shards.sizes(len(targets))
     every, wanted = shards.gather(queries, sizes), shards.gather(targets, sizes)
     first = max(0, shards.first - FIRST_ITEM)
-    local = torch.where(shards.here(wanted + FIRST_ITEM) & (wanted >= 0), wanted - first, -1)
+    local = torch.where(shards.owns(wanted + FIRST_ITEM) & (wanted >= 0), wanted - first, -1)
     fewest = min(b - max(a, FIRST_ITEM) for a, b in pairwise(shards.bounds))
     # the same width in all of them, so that scores are rounded in the same way
     width = min(_WIDTHS.get(queries.device.type, _WIDTHS["cuda"]), fewest)
@@ -115,7 +115,7 @@ def rank_in_shards(
             inside = (rows >= start) & (rows < start + step)
             chosen, there = rows[inside] - start, hidden[inside]
             own[chosen[wanted[part][chosen] == there]] = float("-inf")
-            mine = shards.here(there + FIRST_ITEM)
+            mine = shards.owns(there + FIRST_ITEM)
             order = there[mine].argsort()
             entries = chosen[mine][order], there[mine][order] - first
         behind[part] = _count_behind(every[part], local[part], own, items, width, _Best(0), entries)

@@ -22,8 +22,7 @@ from pipeline.evaluation.metrics import (
     ranking_metrics,
 )
 from pipeline.evaluation.targets import Positions, prefixes, rank_targets
-from pipeline.model.device import best_device
-from pipeline.model.resource_usage import peak_memory_mb
+from pipeline.model.device import best_device, peak_memory_mb
 from pipeline.model.run import Run
 
 _SESSIONS_AT_ONCE = 4096

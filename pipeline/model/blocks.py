@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.configuration_utils import PretrainedConfig
 
-from pipeline.core.arguments import checked_arguments
 from pipeline.core.columns import FIRST_ITEM
 from pipeline.core.errors import ConfigError
 from pipeline.data.batch import SessionBatch
@@ -26,12 +25,6 @@ from pipeline.model.ops.dropout import with_fast_dropout
 class TransformerBlock(nn.Module):
     """A sequence encoder: a config of ours, or a config or model of Hugging Face's."""
 
-    @checked_arguments(
-        instead={
-            "prepare_module": "attention follows the masking; leave it out.",
-            "output_fn": "the block gives the last hidden states; leave it out.",
-        }
-    )
     def __init__(
         self,
         transformer: EncoderConfig | PretrainedConfig | PreTrainedModel,
@@ -116,7 +109,6 @@ class ParallelBlock(nn.Module):
     A tower is a block or a list of blocks.
     """
 
-    @checked_arguments()
     def __init__(
         self,
         *towers: nn.Module | list[nn.Module],
@@ -176,7 +168,6 @@ class SequentialBlock(nn.Module):
     ahead; of a tuple, as recurrent modules give, the first part is taken.
     """
 
-    @checked_arguments(instead={"output_size": "it is measured; leave it out."})
     def __init__(self, inputs: TabularSequenceFeatures, *blocks: nn.Module) -> None:
         super().__init__()
         if not isinstance(inputs, TabularSequenceFeatures):

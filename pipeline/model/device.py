@@ -1,8 +1,66 @@
-"""Where a model runs."""
+"""The device that a model runs on: choice, precision of products, timing, memory."""
+
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 
 def best_device() -> torch.device:
-    """A GPU where there is one."""
+    """The first GPU if the machine has one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def matmul_precision(name: str) -> Iterator[None]:
+    """Set torch's precision of float32 matrix products inside the context.
+
+    `name` is "highest", "high" or "medium", as in `torch.set_float32_matmul_precision`.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(name)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Peak memory in units of 2^20 bytes: allocated on the GPU, or resident in this process."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+
+class Stopwatch:
+    """Seconds since the start, interruptions included, and laps without pauses."""
+
+    def __init__(self) -> None:
+        self.start(0.0)
+
+    def start(self, before: float) -> None:
+        """Start at `before` seconds, the time that earlier processes have taken."""
+        now = time.monotonic()
+        self._begin = now - before
+        self._lap = now
+
+    def seconds(self) -> float:
+        """Seconds since the start, pauses included."""
+        return time.monotonic() - self._begin
+
+    def lap(self) -> float:
+        """Seconds since the last lap, without pauses."""
+        now = time.monotonic()
+        lap, self._lap = now - self._lap, now
+        return lap
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time inside the context out of the lap."""
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            self._lap += time.monotonic() - begin

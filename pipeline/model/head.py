@@ -5,7 +5,6 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from pipeline.core.arguments import checked_arguments
 from pipeline.core.errors import ConfigError
 from pipeline.data.schema import Schema, Tags
 from pipeline.model.blocks import SequentialBlock
@@ -29,7 +28,6 @@ class Head(nn.Module):
     task, or one by task name.
     """
 
-    @checked_arguments()
     def __init__(
         self,
         body: SequentialBlock,
@@ -66,7 +64,6 @@ class Head(nn.Module):
         self._build()
 
     @classmethod
-    @checked_arguments(instead={"task_weight_dict": "pass task_weights by task name."})
     def from_schema(
         cls,
         schema: Schema,

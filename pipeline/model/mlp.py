@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from pipeline.core.arguments import checked_arguments
 from pipeline.core.errors import ConfigError
 
 
@@ -15,7 +14,6 @@ class MLPBlock(nn.Sequential):
     is a class of modules or None; `normalization` may be "layer_norm".
     """
 
-    @checked_arguments(instead={"filter_features": "choose features by the schema's tags."})
     def __init__(
         self,
         dimensions: int | list[int],

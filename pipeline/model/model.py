@@ -5,7 +5,6 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pipeline.core.arguments import checked_arguments
 from pipeline.core.columns import FIRST_ITEM, OUT_OF_VOCABULARY, PADDING
 from pipeline.core.errors import ConfigError
 from pipeline.data.batch import SessionBatch, newest
@@ -13,16 +12,9 @@ from pipeline.model.blocks import Encoded, SequentialBlock
 from pipeline.model.head import Head, Task, check_reduction, check_weights, reduce_losses
 from pipeline.model.inputs.features import TabularSequenceFeatures
 from pipeline.model.masking import ReplacementMasking, Stage
-from pipeline.model.ops.shared_gradient_embedding import tie
+from pipeline.model.ops.shared_gradient_embedding import share_gradient
 from pipeline.model.tasks.next_item import NextItemPredictionTask
 from pipeline.model.tasks.targets import BinaryClassificationTask, RegressionTask
-
-ORIGINAL_ARGUMENTS = {
-    "optimizer": "`pipeline train` and `Trainer` have their own.",
-    "max_sequence_length": "pass it to TabularSequenceFeatures.from_schema.",
-    "top_k": "ask with `model.top_k(batch, k)`.",
-    "name": "a model has no name; leave it out.",
-}
 
 
 class TargetHidden(NamedTuple):
@@ -53,7 +45,6 @@ class Model(nn.Module):
     The first head with a next-item task scores the items; `head_weights` weigh the losses of all.
     """
 
-    @checked_arguments(instead=ORIGINAL_ARGUMENTS)
     def __init__(
         self,
         *heads: Head,
@@ -163,7 +154,6 @@ class Model(nn.Module):
         """(V - 3, E) in the order of the catalogue; or of these (C,) `positions` there alone."""
         return self.head.task.items(self.head.item_table, positions)
 
-    @checked_arguments()
     def top_k(
         self,
         batch: SessionBatch,
@@ -268,7 +258,7 @@ class Model(nn.Module):
             )
         looked_up, scored = None, head.item_table
         if task.scores_all_rows and not isinstance(masking, ReplacementMasking):
-            looked_up, scored = tie(scored)
+            looked_up, scored = share_gradient(scored)
         masked = body.masked(cropped, Stage.TRAIN, looked_up)
         # a replaced item is looked for everywhere, in a pass of its own
         encoded = body.through(masked, targets_only=True)

@@ -18,10 +18,9 @@ from pipeline.core.errors import ConfigError
 from pipeline.data.batch import SessionBatch
 from pipeline.data.loader import SessionLoader
 from pipeline.evaluation.targets import Positions
+from pipeline.model.device import Stopwatch, matmul_precision, peak_memory_mb
 from pipeline.model.losses import LabelSmoothCrossEntropyLoss
 from pipeline.model.model import Model
-from pipeline.model.precision import matmul_precision
-from pipeline.model.resource_usage import Stopwatch, peak_memory_mb
 from pipeline.model.tasks.next_item import NextItemPredictionTask
 from pipeline.recipe.preprocess import TrainConfig
 from pipeline.training.arguments import training_arguments, wants_tensorboard
@@ -81,7 +80,7 @@ class TrainingStep(nn.Module):
         if set_to_none:
             for objective, table in self._tables:
                 if table.grad is not None and not table.grad.is_sparse:
-                    objective.gradients.give_back(table.grad)
+                    objective.gradients.release(table.grad)
         for weight in self._weights:
             if set_to_none:
                 weight.grad = None

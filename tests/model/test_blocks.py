@@ -184,31 +184,3 @@ def test_a_config_that_cannot_be_is_refused(build: object, words: str) -> None:
         tr.TransformerBlock(build(), masking=tr.CausalMasking())  # type: ignore[operator]
     assert words in str(error.value)
     assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("call", "words"),
-    [
-        (lambda: tr.GPT2Config.build(d_modle=3), "did you mean `d_model`"),
-        (lambda: tr.XLNetConfig.build(8, 2, 1, attn_type="bi"), "attention follows the masking"),
-        (lambda: tr.XLNetConfig.build(8, 2, 1, log_attention_weights=True), "attention_weights(b"),
-        (lambda: tr.GRUConfig.build(8, n_head=2), "has no heads"),
-        (lambda: tr.MLPBlock(dimension=[3]), "did you mean `dimensions`"),
-        (lambda: tr.NextItemPredictionTask(weight_tieing=True), "did you mean `weight_tying`"),
-        (lambda: tr.NextItemPredictionTask(metrics=[]), "chosen where a model is evaluated"),
-        (lambda: tr.NextItemPredictionTask(sampled_softmax=True), "set loss='sampled-softmax'"),
-        (lambda: tr.TransformerBlock(gpt2(), maskin=None), "did you mean `masking`"),
-        (lambda: tr.Model(head_weigths=[1]), "did you mean `head_weights`"),
-        (lambda: tr.Model(top_k=3), "model.top_k"),
-        (lambda: tr.BinaryClassificationTask("x", sumary_type="mean"), "`summary_type`"),
-        (lambda: tr.RegressionTask("x", los="l1"), "did you mean `loss`"),
-        (lambda: tr.HuggingFaceConfig.build(model_typ="llama"), "did you mean `model_type`"),
-        (lambda: tr.ParallelBlock(nn.Tanh(), agregation="x"), "did you mean `aggregation`"),
-    ],
-)
-def test_a_misspelt_argument_suggests_the_right_one(call: object, words: str) -> None:
-    with pytest.raises(ConfigError) as error:
-        call()  # type: ignore[operator]
-    assert words in str(error.value)
-    with pytest.raises(TypeError):
-        call()  # type: ignore[operator]

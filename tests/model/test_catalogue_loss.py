@@ -12,7 +12,7 @@ from torch.nn import functional
 from pipeline.model.losses import LabelSmoothCrossEntropyLoss
 from pipeline.model.ops import catalogue_cross_entropy as catalogue
 from pipeline.model.ops.catalogue_cross_entropy import Scratch, catalogue_cross_entropy
-from pipeline.model.ops.shared_gradient_embedding import tie
+from pipeline.model.ops.shared_gradient_embedding import share_gradient
 
 FIRST = 3
 
@@ -99,7 +99,7 @@ def test_a_gradient_is_written_into_memory_that_was_given_back() -> None:
 
     expected = gradient().clone()
     spent = torch.full_like(table, float("nan"))
-    gradients.give_back(spent)
+    gradients.release(spent)
     found = gradient()
     assert found.data_ptr() == spent.data_ptr()
     torch.testing.assert_close(found, expected)
@@ -163,7 +163,7 @@ def test_a_tied_table_has_the_gradient_of_both_its_places() -> None:
         return ((read.sum((0, 1)) @ scored.T) ** 2).sum()
 
     (expected,) = torch.autograd.grad(loss(table, table, False), table)
-    found = tie(table)
+    found = share_gradient(table)
     (got,) = torch.autograd.grad(loss(found.looked_up, found.scored, True), table)
     assert not got.is_sparse
     torch.testing.assert_close(got, expected)
@@ -171,9 +171,9 @@ def test_a_tied_table_has_the_gradient_of_both_its_places() -> None:
 
 def test_a_tied_table_of_which_one_place_alone_counts_has_its_gradient() -> None:
     table = torch.randn(20, 4, dtype=torch.float64, requires_grad=True)
-    (scored,) = torch.autograd.grad((tie(table).scored ** 2).sum(), table)
+    (scored,) = torch.autograd.grad((share_gradient(table).scored ** 2).sum(), table)
     torch.testing.assert_close(scored, 2 * table.detach())
-    looked_up = tie(table).looked_up
+    looked_up = share_gradient(table).looked_up
     (rows,) = torch.autograd.grad(functional.embedding(torch.tensor([4]), looked_up).sum(), table)
     assert rows[4].eq(1).all()
     assert rows.sum() == 4

@@ -7,7 +7,7 @@ from typing import Any, Self
 import transformers
 from torch import nn
 
-from pipeline.core.arguments import checked_arguments, closest
+from pipeline.core.arguments import closest
 from pipeline.core.errors import ConfigError
 from pipeline.model.encoders.config import EncoderConfig, check_shape
 from pipeline.model.encoders.huggingface import encoder_around, made, make_config
@@ -51,7 +51,6 @@ class HuggingFaceConfig(EncoderConfig):
     name = "huggingface"
 
     @classmethod
-    @checked_arguments()
     def build(  # type: ignore[override]
         cls,
         model_type: str,

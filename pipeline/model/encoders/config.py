@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from torch import nn
 
-from pipeline.core.arguments import checked_arguments
 from pipeline.core.errors import ConfigError
 from pipeline.model.masking import Masking
 from pipeline.recipe.choices import ARCHITECTURES
@@ -20,15 +19,6 @@ if TYPE_CHECKING:
     from pipeline.model.head import Task
     from pipeline.model.inputs.features import TabularSequenceFeatures
     from pipeline.model.model import Model
-
-ORIGINAL_ARGUMENTS = {
-    "log_attention_weights": "ask for them with `model.attention_weights(batch)`.",
-    "pad_token": "padding is always 0; leave it out.",
-    "attn_type": "attention follows the masking: to the past alone under clm; leave it out.",
-    "mem_len": "nothing is carried from one batch to the next; leave it out.",
-    "axial_pos_shape_first_dim": "positions are not factorised; leave it out.",
-}
-"""Arguments of Transformers4Rec's `build` that have no meaning here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +45,6 @@ class EncoderConfig:
     """As in a recipe."""
 
     @classmethod
-    @checked_arguments(instead=ORIGINAL_ARGUMENTS)
     def build(
         cls,
         d_model: int,
@@ -87,7 +76,6 @@ class EncoderConfig:
         """Fresh weights, built for this masking. ConfigError if the two don't go together."""
         raise NotImplementedError
 
-    @checked_arguments(instead={"task_blocks": "give each task its own `task_block`."})
     def to_torch_model(
         self,
         input_features: "TabularSequenceFeatures",

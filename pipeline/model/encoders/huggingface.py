@@ -21,7 +21,7 @@ from pipeline.core.errors import ConfigError
 from pipeline.data.batch import visible_positions
 from pipeline.model.encoders.config import EncoderConfig
 from pipeline.model.masking import Masking
-from pipeline.model.ops.token_pruning import LastLayer, last_layer_of
+from pipeline.model.ops.token_pruning import TokenPruning, token_pruning_of
 
 transformers.logging.set_verbosity_error()  # it advises on tokens, which sessions do not have
 
@@ -49,7 +49,7 @@ class HuggingFaceEncoder(nn.Module):
         """Width of the hidden states."""
         self.room = room
         """Positions that rows are padded to, where the model must always see the same number."""
-        self.last_layer: LastLayer | None = None
+        self.token_pruning: TokenPruning | None = None
         """Where it can do without some positions."""
 
     def forward(
@@ -63,10 +63,10 @@ class HuggingFaceEncoder(nn.Module):
 
         What stands where (B, L) `wanted` is False may be anything.
         """
-        if wanted is None or self.last_layer is None or self.room is not None:
+        if wanted is None or self.token_pruning is None or self.room is not None:
             with_all = self._run(embeddings, lengths, order).last_hidden_state
             return with_all[:, : embeddings.size(1)]
-        with self.last_layer.only_at(wanted):
+        with self.token_pruning.only_at(wanted):
             return self._run(embeddings, lengths, order).last_hidden_state
 
     def attentions(
@@ -187,7 +187,7 @@ def encoder_around(
         parameter.requires_grad_(False)
     encoder = HuggingFaceEncoder(transformer, found.mask, found.d_output, room, dropout)
     if masking.name in ("mlm", "rtd"):  # they learn from the hidden positions
-        encoder.last_layer = last_layer_of(transformer)
+        encoder.token_pruning = token_pruning_of(transformer)
     return encoder
 
 

@@ -4,7 +4,6 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
-from pipeline.core.arguments import checked_arguments
 from pipeline.core.errors import ConfigError
 from pipeline.model.encoders.config import EncoderConfig, check_shape
 from pipeline.model.masking import Masking
@@ -41,7 +40,6 @@ class RecurrentConfig(EncoderConfig):
     layers: ClassVar[type[nn.GRU] | type[nn.LSTM]]
 
     @classmethod
-    @checked_arguments(instead={"n_head": "a recurrent network has no heads; leave it out."})
     def build(  # type: ignore[override]
         cls,
         d_model: int,

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pipeline.core.arguments import checked_arguments, closest
+from pipeline.core.arguments import closest
 from pipeline.core.errors import ConfigError
 from pipeline.model.inputs.checks import check_positive
 
@@ -43,7 +43,6 @@ class ElementwiseSum(nn.Module):
 class ElementwiseSumItemMulti(nn.Module):
     """The item's embedding times the sum of the others, number by number."""
 
-    @checked_arguments()
     def __init__(self, item: str) -> None:
         super().__init__()
         self.item = item

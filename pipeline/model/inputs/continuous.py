@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from pipeline.core.arguments import checked_arguments
 from pipeline.model.inputs.checks import check_names, check_positive
 from pipeline.model.inputs.tables import EMBEDDING_DEVIATION, Initializer
 
@@ -16,7 +15,6 @@ class SoftEmbedding(nn.Module):
     softmax(w x + b) chooses among the rows of a table, so that ranges of x get their own vectors.
     """
 
-    @checked_arguments()
     def __init__(
         self,
         num_embeddings: int,

@@ -6,7 +6,6 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from pipeline.core.arguments import checked_arguments
 from pipeline.core.errors import ConfigError
 from pipeline.data.batch import SessionBatch
 from pipeline.data.schema import Schema, Tags
@@ -34,21 +33,6 @@ from pipeline.model.masking import Masking, choose_masking
 
 PROJECTED = "continuous_projection"
 """The part that all continuous features together become."""
-
-INSTEAD = {
-    "automatic_build": "sizes always come from the schema.",
-    "item_id": "the item is the column tagged item_id in the schema.",
-    "features": "features are chosen from the schema by their tags.",
-    "feature_config": "tables come from the schema; `shared_tables` lets features share one.",
-    "table_config": "tables come from the schema; `shared_tables` lets features share one.",
-    "emb_initializer": "give `embeddings_initializers`, by feature.",
-    "sequence_combiner": "a vector is read for each interaction; `combiner` is for several indices "
-    "of an interaction.",
-    "eval_on_last_item_seq_only": "choose when evaluating: `pipeline evaluate --positions last`.",
-    "hidden_size": "it is the width of what goes in; leave it out.",
-    "padding_idx": "padding is always 0.",
-    "pad_token": "padding is always 0.",
-}
 
 
 class TabularSequenceFeatures(nn.Module):
@@ -131,7 +115,6 @@ class TabularSequenceFeatures(nn.Module):
         )
 
     @classmethod
-    @checked_arguments(instead=INSTEAD)
     def from_schema(
         cls,
         schema: Schema | Iterable[Any],

@@ -6,7 +6,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pipeline.core.arguments import checked_arguments
 from pipeline.core.columns import FIRST_ITEM, PADDING
 from pipeline.core.errors import ConfigError, DataError
 from pipeline.data.schema import Schema
@@ -23,7 +22,6 @@ class PretrainedEmbeddingsInitializer:
     `read_vectors` makes one. The table does not move in training unless `trainable`.
     """
 
-    @checked_arguments()
     def __init__(self, weight_matrix: Any, trainable: bool = False) -> None:
         self.weight_matrix = as_matrix(weight_matrix)
         self.trainable = trainable
@@ -72,7 +70,6 @@ class PretrainedEmbeddings(nn.Module):
     whether it is `trainable` or not. Of several indices the `combiner` makes one vector.
     """
 
-    @checked_arguments()
     def __init__(
         self,
         weight_matrix: Any,

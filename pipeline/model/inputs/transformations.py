@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from pipeline.core.arguments import checked_arguments
 from pipeline.core.columns import FIRST_ITEM, PADDING
 from pipeline.core.errors import ConfigError
 from pipeline.data.batch import SessionBatch, visible_positions
@@ -20,12 +19,6 @@ class StochasticSwapNoise(nn.Module):
     between sessions.
     """
 
-    @checked_arguments(
-        instead={
-            "schema": "the input block knows it; leave it out.",
-            "pad_token": "padding is always 0; leave it out.",
-        }
-    )
     def __init__(self, replacement_prob: float = 0.1) -> None:
         super().__init__()
         _check_chance("replacement_prob", replacement_prob)
@@ -67,7 +60,6 @@ class StochasticSharedEmbeddings(nn.Module):
     Drawn evenly from its known values; padding stays.
     """
 
-    @checked_arguments()
     def __init__(self, replacement_prob: float = 0.01) -> None:
         super().__init__()
         _check_chance("replacement_prob", replacement_prob)
@@ -123,7 +115,6 @@ class TabularLayerNorm(nn.Module):
 class TabularDropout(nn.Module):
     """Dropout of the numbers of each feature's vector."""
 
-    @checked_arguments()
     def __init__(self, dropout_rate: float = 0.1) -> None:
         super().__init__()
         if not 0 <= dropout_rate < 1:

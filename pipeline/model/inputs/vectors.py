@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from pipeline.core.arguments import checked_arguments
 from pipeline.core.columns import FIRST_ITEM
 from pipeline.core.errors import ConfigError, DataError
 from pipeline.data.values import plain
@@ -19,7 +18,6 @@ from pipeline.data.values import plain
 LAYOUT = "Expected a column of ids and beside it one column of lists, or columns of numbers"
 
 
-@checked_arguments()
 def read_vectors(
     path: str | Path, ids: "Sequence[str] | Sequence[int] | pa.Array", id_column: str | None = None
 ) -> tuple[Tensor, int]:

@@ -3,9 +3,8 @@
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.core.arguments import checked_arguments, closest
+from pipeline.core.arguments import closest
 from pipeline.core.errors import ConfigError
-from pipeline.model.losses import LossOptions
 from pipeline.model.ops.catalogue_cross_entropy import (
     MOST_KEPT_BYTES,
     Scratch,
@@ -21,15 +20,14 @@ REDUCTIONS = ("mean", "sum", "none")
 class LabelSmoothCrossEntropyLoss(nn.Module):
     """-log softmax(s)_p, with label smoothing (Szegedy et al., CVPR 2016).
 
-    The target has probability 1 - smoothing + smoothing / items, every other smoothing / items.
-    `recompute` is of `over_catalogue`: True computes the scores again for the backward pass, so
-    that memory does not grow with targets times items; False keeps them, which is faster; None
-    keeps them up to half a gigabyte.
+    The target has probability 1 - smoothing + smoothing / items, every other item
+    smoothing / items. `reduction` is "mean", "sum" or "none". `recompute` is for `over_catalogue`:
+    True computes the scores again for the backward pass, so that memory does not grow with targets
+    times items; False keeps them, which is faster; None keeps them up to half a gigabyte.
     """
 
     sampled = False
 
-    @checked_arguments(instead={"label_smoothing": "it is called `smoothing`."})
     def __init__(
         self, smoothing: float = 0.0, reduction: str = "mean", recompute: bool | None = None
     ) -> None:
@@ -43,9 +41,9 @@ class LabelSmoothCrossEntropyLoss(nn.Module):
         self.recompute = recompute
         self._scratch = Scratch()
         self.gradients = Scratch()
-        """Takes back the gradient of a table when its step is over."""
+        """Memory of the table's gradient, released when the step is over."""
         self.shards: Shards | None = None
-        """Where the rows of the table are that `over_catalogue` gets, if not all of them there."""
+        """Rows of the table that each process holds, None if the table is whole."""
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """(T, items), (T,) -> (T,) for reduction none, otherwise (); the mean of nothing is 0."""
@@ -57,9 +55,10 @@ class LabelSmoothCrossEntropyLoss(nn.Module):
     def over_catalogue(
         self, queries: Tensor, table: Tensor, targets: Tensor, *, first: int, normalize: bool
     ) -> Tensor:
-        """The same of the scores queries (T, E) @ items (first + items, E), without (T, items).
+        """Loss of queries (T, E) and an item table (first + items, E), without a (T, items) tensor.
 
-        `first` rows of the table are no items; `normalize` gives items length 1.
+        The first `first` rows of the table are not items; `normalize` scales items to length 1.
+        `targets` (T,) are positions among the items. Returns (T,), or () if reduced.
         """
         if self.shards is not None:
             return self._reduced(
@@ -101,10 +100,3 @@ class LabelSmoothCrossEntropyLoss(nn.Module):
             case "sum":
                 return losses.sum()
         return losses
-
-
-def build(options: LossOptions) -> LabelSmoothCrossEntropyLoss:
-    """The loss of each target, with the recipe's label smoothing."""
-    return LabelSmoothCrossEntropyLoss(
-        options.label_smoothing, reduction="none", recompute=options.recompute
-    )

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-from pipeline.core.arguments import checked_arguments
 from pipeline.core.columns import PADDING
 from pipeline.model.masking.sequence import MaskedSequence, Stage
 
@@ -19,7 +18,6 @@ class CausalMasking(nn.Module):
     looks_both_ways = False
     extra_positions = 0
 
-    @checked_arguments()
     def __init__(self, train_on_last_item_seq_only: bool = False) -> None:
         super().__init__()
         self.train_on_last_item_seq_only = train_on_last_item_seq_only

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-from pipeline.core.arguments import checked_arguments
 from pipeline.core.columns import PADDING
 from pipeline.model.masking.sequence import (
     MaskedSequence,
@@ -22,7 +21,6 @@ class MaskedMasking(nn.Module):
     looks_both_ways = True
     extra_positions = 1
 
-    @checked_arguments()
     def __init__(self, width: int, probability: float = 0.2) -> None:
         super().__init__()
         self.probability = check_probability("mlm_probability", probability)

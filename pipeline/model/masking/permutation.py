@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-from pipeline.core.arguments import checked_arguments
 from pipeline.core.columns import PADDING
 from pipeline.core.errors import ConfigError
 from pipeline.data.batch import visible_positions
@@ -30,7 +29,6 @@ class PermutationMasking(nn.Module):
     looks_both_ways = True
     extra_positions = 1
 
-    @checked_arguments()
     def __init__(
         self, probability: float = 1 / 6, max_span_length: int = 5, permute_all: bool = False
     ) -> None:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.core.arguments import checked_arguments
 from pipeline.core.columns import FIRST_ITEM
 from pipeline.core.errors import ConfigError
 from pipeline.data.batch import SessionBatch, visible_positions
@@ -43,7 +42,6 @@ class ReplacementMasking(nn.Module):
     looks_both_ways = True
     extra_positions = 1
 
-    @checked_arguments()
     def __init__(
         self,
         width: int,

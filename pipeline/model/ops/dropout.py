@@ -1,9 +1,9 @@
 """Dropout whose random numbers are cheap on a CPU.
 
-torch draws a float for each number; with rows of a few interactions that is a quarter of a
-training step. Here 64 random bits decide four numbers, each to a 65,536th of the probability, and
-the scale is that of the probability that results. Where numbers are large elsewhere, as on a GPU,
-torch's own is used.
+torch draws a float for each element; with rows of a few interactions that is a quarter of a
+training step. Here 64 random bits decide four elements, with a resolution of 1 / 65,536 in the
+probability, and the scale follows the rounded probability. On other devices torch's dropout is
+used.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ _LOWEST = -(2**63)
 
 
 class FastDropout(nn.Dropout):
-    """Drop-in for nn.Dropout."""
+    """Drop-in replacement of nn.Dropout."""
 
     def forward(self, values: Tensor) -> Tensor:
         """Any shape -> the same shape."""
@@ -32,7 +32,7 @@ class FastDropout(nn.Dropout):
 
 
 def with_fast_dropout(module: nn.Module) -> nn.Module:
-    """The module, with each nn.Dropout inside replaced."""
+    """Replace each nn.Dropout inside the module, in place."""
     for parent in module.modules():
         for name, child in parent.named_children():
             if type(child) is nn.Dropout:
@@ -54,6 +54,6 @@ class _Dropout(Function):
         return values.mul(kept).mul_(ctx.scale)
 
     @staticmethod
-    def backward(ctx: Any, given: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
         (kept,) = ctx.saved_tensors
-        return given.mul(kept).mul_(ctx.scale), None
+        return grad_output.mul(kept).mul_(ctx.scale), None

@@ -1,13 +1,13 @@
-"""Rows of one table spread over processes, and what the processes tell each other about them.
+"""Rows of one embedding table spread over processes, and the collectives that exchange them.
 
-These are torch's own collectives. torch.distributed.tensor (DTensor) has a sharded embedding and a
-`loss_parallel` too, but they are made for a batch that all processes share: every process would
-look up the interactions of all, and scores would be a tensor (T, V / N) kept by autograd, without
-label smoothing. Here each process has a batch of its own, and no two have equally many targets.
+The collectives are torch's. torch.distributed.tensor (DTensor) also has a sharded embedding and a
+`loss_parallel`, but for a batch that all processes share: every process would look up the
+interactions of all, and autograd would keep scores of (T, V / N), without label smoothing. Here
+each process has its own batch, and the number of targets differs between processes.
 
-Every method that says so is one step that all processes must take together, in the same order.
+A method marked "Collective" is a step that all processes take in the same order.
 
-Letters: N processes, V rows of the table, r a process, 0..N - 1.
+Shape letters: N processes, V rows of the table, r the rank of a process, 0..N - 1.
 """
 
 from dataclasses import dataclass
@@ -28,15 +28,15 @@ class Shards:
     rank: int
     """r of this process."""
     count: int
-    """N."""
+    """Number of processes, N."""
     num_rows: int
-    """V."""
+    """Rows of the whole table, V."""
     group: Any = None
-    """Process group of their own, so that nothing of DDP's comes in between; None: torch's."""
+    """Process group apart from DDP's collectives; None is torch's default group."""
 
     @property
     def bounds(self) -> list[int]:
-        """(N + 1,) where the rows of each process begin; the last is V."""
+        """First row of each process, then V: N + 1 numbers."""
         return [rank * self.num_rows // self.count for rank in range(self.count + 1)]
 
     @property
@@ -46,52 +46,52 @@ class Shards:
 
     @property
     def last(self) -> int:
-        """One past its last row."""
+        """Last row of this process plus 1."""
         return self.bounds[self.rank + 1]
 
-    def here(self, rows: Tensor) -> Tensor:
+    def owns(self, rows: Tensor) -> Tensor:
         """(n,) rows -> (n,) bool: whether this process holds them."""
         return (rows >= self.first) & (rows < self.last)
 
     def sizes(self, number: int) -> list[int]:
-        """A number of each process, by rank. Together."""
-        # on the CPU, so that a GPU need not be waited for
-        found = torch.empty(self.count, dtype=torch.int64)
-        distributed.all_gather_single(found, torch.tensor([number]), group=self.group)
-        return found.tolist()
+        """Gather the number of each process, by rank. Collective."""
+        # on the CPU, so that no process waits for its GPU
+        numbers = torch.empty(self.count, dtype=torch.int64)
+        distributed.all_gather_single(numbers, torch.tensor([number]), group=self.group)
+        return numbers.tolist()
 
     def gather(self, values: Tensor, sizes: list[int]) -> Tensor:
-        """(n, ...) of each process, n as in `sizes`, -> all of them by rank. Together."""
+        """(n, ...) of each process, n as in `sizes`, -> (sum of n, ...) by rank. Collective."""
         longest = max(sizes)
         padded = values.new_zeros(longest, *values.shape[1:])
         padded[: len(values)] = values
-        found = values.new_empty(self.count * longest, *values.shape[1:])
-        distributed.all_gather_single(found, padded, group=self.group)
-        parts = found.split(longest) if longest else [found] * self.count
+        gathered = values.new_empty(self.count * longest, *values.shape[1:])
+        distributed.all_gather_single(gathered, padded, group=self.group)
+        parts = gathered.split(longest) if longest else [gathered] * self.count
         return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
-    def exchange(self, values: Tensor, given: list[int], taken: list[int]) -> Tensor:
-        """Rows in the order of the processes they go to -> of those they come from. Together.
+    def exchange(self, values: Tensor, sent: list[int], received: list[int]) -> Tensor:
+        """Rows ordered by receiving process -> rows ordered by sending process. Collective.
 
-        `given` and `taken` are how many go to and come from each.
+        `sent` and `received` are the numbers of rows to and from each process.
         """
-        found = values.new_empty(sum(taken), *values.shape[1:])
-        distributed.all_to_all_single(found, values.contiguous(), taken, given, group=self.group)
-        return found
+        rows = values.new_empty(sum(received), *values.shape[1:])
+        distributed.all_to_all_single(rows, values.contiguous(), received, sent, group=self.group)
+        return rows
 
     def sum_of_own(self, values: Tensor, sizes: list[int]) -> Tensor:
-        """(T, ...) of all, `sizes` of each process -> own ones, added up over all. Together."""
+        """(sum of `sizes`, ...) of each process -> sum of this process's rows. Collective."""
         own = sizes[self.rank]
-        found = self.exchange(values, sizes, [own] * self.count)
-        return found.view(self.count, own, *values.shape[1:]).sum(0)
+        parts = self.exchange(values, sizes, [own] * self.count)
+        return parts.view(self.count, own, *values.shape[1:]).sum(0)
 
     def sum(self, values: Tensor) -> Tensor:
-        """`values` of the same shape everywhere, added up in place. Together."""
+        """Add up `values`, of one shape in all processes, in place. Collective."""
         distributed.all_reduce(values, group=self.group)
         return values
 
     def maximum(self, values: Tensor) -> Tensor:
-        """The largest of each number, in place. Together."""
+        """Elementwise maximum over the processes, in place. Collective."""
         distributed.all_reduce(values, distributed.ReduceOp.MAX, group=self.group)
         return values
 
@@ -99,13 +99,12 @@ class Shards:
 class ShardedEmbedding(torch.nn.Embedding):
     """An embedding table of V rows, of which this process holds its own.
 
-    `weight` is (own rows, d), and so are its gradient and what an optimizer keeps for it. Looking
-    up is a step that all processes take together. The gradient is the mean of the processes'
-    losses', as DDP's are.
+    `weight`, its gradient and its optimizer state are (own rows, d). A lookup is collective. The
+    gradient is that of the mean of the losses of all processes, as in DDP.
     """
 
     def __init__(self, whole: torch.nn.Embedding, shards: Shards) -> None:
-        """Keeps the rows of a `whole` table that are its own, nothing else of it."""
+        """Copy the rows of this process from the `whole` table."""
         own = whole.weight.detach()[shards.first : shards.last].clone()
         super().__init__(len(own), own.size(1), _weight=own)
         self.weight.requires_grad_(whole.weight.requires_grad)
@@ -114,36 +113,37 @@ class ShardedEmbedding(torch.nn.Embedding):
         self.shards = shards
 
     def forward(self, indices: Tensor) -> Tensor:
-        """(...) 0..V-1 -> (..., d). Together."""
+        """(...) indices 0..V-1 -> (..., d). Collective."""
         return self.look_up(indices, self.weight, sparse=self.sparse)
 
     def look_up(self, indices: Tensor, weight: Tensor, *, sparse: bool) -> Tensor:
-        """The same by a `weight` (own rows, d) that stands in for the table's. Together."""
+        """Look up `indices` in a `weight` (own rows, d) in place of the table's. Collective."""
         shards = self.shards
-        # each row goes over the wire once, however often a batch has it
-        wanted, places = indices.to(torch.int64).unique(return_inverse=True)
-        cuts = torch.searchsorted(wanted, wanted.new_tensor(shards.bounds[1:-1])).tolist()
-        taken = [stop - start for start, stop in pairwise([0, *cuts, len(wanted)])]
-        given = shards.exchange(torch.tensor(taken), [1] * shards.count, [1] * shards.count)
-        asked = shards.exchange(wanted, taken, given.tolist()) - shards.first
+        # each row is sent once, however often a batch holds it
+        rows_read, positions = indices.to(torch.int64).unique(return_inverse=True)
+        cuts = torch.searchsorted(rows_read, rows_read.new_tensor(shards.bounds[1:-1])).tolist()
+        received = [stop - start for start, stop in pairwise([0, *cuts, len(rows_read)])]
+        ones = [1] * shards.count
+        sent = shards.exchange(torch.tensor(received), ones, ones).tolist()
+        requests = shards.exchange(rows_read, received, sent) - shards.first
         padding = None
         if self.padding_idx is not None and shards.first <= self.padding_idx < shards.last:
             padding = self.padding_idx - shards.first
-        rows = functional.embedding(asked, weight, padding, sparse=sparse)
-        sent: Tensor = _Exchange.apply(rows, given.tolist(), taken, shards)
-        return functional.embedding(places, sent)
+        rows = functional.embedding(requests, weight, padding, sparse=sparse)
+        vectors: Tensor = _Exchange.apply(rows, sent, received, shards)
+        return functional.embedding(positions, vectors)
 
 
 class _Exchange(Function):
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, given: list[int], taken: list[int], shards: Shards
+        ctx: Any, rows: Tensor, sent: list[int], received: list[int], shards: Shards
     ) -> Tensor:
-        ctx.given, ctx.taken, ctx.shards = given, taken, shards
-        return shards.exchange(rows, given, taken)
+        ctx.sent, ctx.received, ctx.shards = sent, received, shards
+        return shards.exchange(rows, sent, received)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, by_row: Tensor) -> tuple[Tensor, None, None, None]:
-        back = ctx.shards.exchange(by_row, ctx.taken, ctx.given)
-        return back.div_(ctx.shards.count), None, None, None
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None]:
+        grad_rows = ctx.shards.exchange(grad_output, ctx.received, ctx.sent)
+        return grad_rows.div_(ctx.shards.count), None, None, None

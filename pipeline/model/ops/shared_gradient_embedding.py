@@ -1,4 +1,4 @@
-"""One item table in two places of a graph: where items are read and where they are scored."""
+"""One item table in two places of a graph: the input lookup and the scores share one gradient."""
 
 from typing import Any, NamedTuple
 
@@ -7,23 +7,25 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 
-class Tied(NamedTuple):
-    """The same weights (V, E) twice."""
+class SharedGradientTable(NamedTuple):
+    """Two views of the same weights (V, E)."""
 
     looked_up: Tensor
+    """Weights of the input lookup; their gradient may be sparse."""
     scored: Tensor
+    """Weights of the scores, whose gradient is dense."""
 
 
-def tie(table: Tensor) -> Tied:
-    """(V, E) -> the same, of which the first may have a sparse gradient.
+def share_gradient(table: Tensor) -> SharedGradientTable:
+    """(V, E) -> two views whose gradients are added in place.
 
-    autograd adds a few rows to a gradient of all rows by making two more tables: one of zeros and
-    one for the sum. Here the rows are added in place.
+    autograd adds a sparse gradient to a dense one with two more tables in memory: one of zeros and
+    one for the sum.
     """
-    return Tied(*_Tie.apply(table))
+    return SharedGradientTable(*_ShareGradient.apply(table))
 
 
-class _Tie(Function):
+class _ShareGradient(Function):
     @staticmethod
     def forward(ctx: Any, table: Tensor) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
@@ -31,8 +33,10 @@ class _Tie(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(_ctx: Any, by_lookup: Tensor | None, by_score: Tensor | None) -> Tensor | None:
-        if by_lookup is None or by_score is None:
-            return by_score if by_lookup is None else by_lookup
-        # made in this pass and held by nobody else; of a loss of nothing it is one number, spread
-        return by_score.contiguous().add_(by_lookup)
+    def backward(
+        _ctx: Any, grad_lookup: Tensor | None, grad_scores: Tensor | None
+    ) -> Tensor | None:
+        if grad_lookup is None or grad_scores is None:
+            return grad_scores if grad_lookup is None else grad_lookup
+        # no other node holds this gradient; that of an empty loss is one number, expanded
+        return grad_scores.contiguous().add_(grad_lookup)

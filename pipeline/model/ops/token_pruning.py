@@ -1,8 +1,8 @@
-"""The last layer of an encoder at some positions alone.
+"""Token pruning: the last layer of an encoder at some positions only.
 
-What a layer does after its attention it does for each position by itself: feed-forward network,
-dropout and norms, most of its work. Where a masked model learns from the hidden positions alone, a
-fifth of all, the rest of that work is for nothing.
+After its attention a layer works on each position alone: feed-forward network, dropout and norms,
+most of its time. A masked model learns from the masked positions, a fifth of all, so the last
+layer drops the others before this part.
 """
 
 from collections.abc import Iterator
@@ -12,15 +12,18 @@ from typing import Any
 from torch import Tensor, nn
 
 
-class LastLayer:
-    """Hooks around the part of a layer that is the same for each position.
+class TokenPruning:
+    """Hooks around the position-wise part of a layer.
 
-    They keep the layer as it is, its weights' names included, and do nothing outside of `only_at`.
-    What stands at other positions is 0 then.
+    The layer and the names of its weights stay as they are. Outside of `only_at` the hooks do
+    nothing; inside, the output at other positions is 0.
     """
 
     def __init__(self, first: nn.Module, last: nn.Module, *, positions_first: bool) -> None:
-        """The part begins with the inputs of `first` and ends with the output of `last`."""
+        """The part starts at the inputs of `first` and ends at the output of `last`.
+
+        `positions_first` if hidden states are (L, B, D) rather than (B, L, D).
+        """
         self._positions_first = positions_first
         self._rows: Tensor | None = None
         self._shape: tuple[int, ...] = ()
@@ -28,9 +31,9 @@ class LastLayer:
         last.register_forward_hook(self._put_back)
 
     @contextmanager
-    def only_at(self, wanted: Tensor) -> Iterator[None]:
-        """(B, L) bool: for the time of a pass."""
-        order = wanted.T if self._positions_first else wanted
+    def only_at(self, has_target: Tensor) -> Iterator[None]:
+        """Keep the positions of (B, L) bool `has_target` inside the context."""
+        order = has_target.T if self._positions_first else has_target
         self._rows = order.reshape(-1).nonzero().squeeze(1)
         try:
             yield
@@ -51,12 +54,12 @@ class LastLayer:
         return whole.view(*self._shape[:2], -1)
 
 
-def last_layer_of(transformer: Any) -> LastLayer | None:
-    """Of BERT, its kin and XLNet; None of what is built otherwise."""
+def token_pruning_of(transformer: Any) -> TokenPruning | None:
+    """Hooks for BERT, ELECTRA, RoBERTa and XLNet, None for other architectures."""
     if transformer.config.model_type == "xlnet":
         network = transformer.layer[-1].ff
-        return LastLayer(network, network, positions_first=True)
+        return TokenPruning(network, network, positions_first=True)
     layers = getattr(getattr(transformer, "encoder", None), "layer", None)
     if transformer.config.model_type not in ("bert", "electra", "roberta") or layers is None:
         return None
-    return LastLayer(layers[-1].attention.output, layers[-1].output, positions_first=False)
+    return TokenPruning(layers[-1].attention.output, layers[-1].output, positions_first=False)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pipeline.core.arguments import checked_arguments, closest
+from pipeline.core.arguments import closest
 from pipeline.core.errors import ConfigError
 from pipeline.recipe.choices import NEGATIVES
 
@@ -50,12 +50,6 @@ class NegativeSampler(nn.Module):
     cumulative: Tensor | None
     weights: Tensor | None
 
-    @checked_arguments(
-        instead={
-            "item_counts": "it is called `counts`.",
-            "num_sampled": "it is called `num_negatives`.",
-        }
-    )
     def __init__(
         self,
         num_items: int,

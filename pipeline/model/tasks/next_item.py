@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.core.arguments import checked_arguments
 from pipeline.core.columns import FIRST_ITEM
 from pipeline.core.errors import ConfigError
 from pipeline.model.leakage_reference import task_block_size
@@ -18,14 +17,6 @@ from pipeline.model.losses import (
 )
 from pipeline.model.tasks.negatives import NegativeSampler, is_negative
 from pipeline.model.tasks.targets import ColumnValues, Recency
-
-ORIGINAL_ARGUMENTS = {
-    "metrics": "metrics are chosen where a model is evaluated, see `pipeline evaluate`.",
-    "padding_idx": "padding is always 0; leave it out.",
-    "target_dim": "the catalogue's size comes from the schema; leave it out.",
-    "sampled_softmax": "set loss='sampled-softmax'.",
-    "max_n_samples": "set num_negatives.",
-}
 
 
 class NextItemPredictionTask(nn.Module):
@@ -42,7 +33,6 @@ class NextItemPredictionTask(nn.Module):
     a column of the batch with numbers, ColumnValues, or Recency.
     """
 
-    @checked_arguments(instead=ORIGINAL_ARGUMENTS)
     def __init__(
         self,
         *,

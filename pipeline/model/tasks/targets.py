@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.core.arguments import checked_arguments
 from pipeline.core.errors import ConfigError
 from pipeline.data.batch import SessionBatch, visible_positions
 from pipeline.model.leakage_reference import task_block_size
@@ -21,7 +20,6 @@ class ColumnValues(nn.Module):
     So a categorical column becomes a target or a weight: with {purchase: 5, view: 1} as a table.
     """
 
-    @checked_arguments()
     def __init__(self, column: str, table: Tensor | None = None) -> None:
         super().__init__()
         self.column = column
@@ -85,12 +83,6 @@ class BinaryClassificationTask(nn.Module):
     interactions, "first" the oldest one's, which says something only if the model looks both ways.
     """
 
-    @checked_arguments(
-        instead={
-            "loss": "it is binary cross-entropy; leave it out.",
-            "metrics": "compute them from `model.predict(batch)`.",
-        }
-    )
     def __init__(
         self,
         target_name: str | ColumnValues,
@@ -131,7 +123,6 @@ class RegressionTask(nn.Module):
     As BinaryClassificationTask; `loss` is "mse", "l1" or "huber" (of PyTorch's delta, 1).
     """
 
-    @checked_arguments(instead={"metrics": "compute them from `model.predict(batch)`."})
     def __init__(
         self,
         target_name: str | ColumnValues,

@@ -51,7 +51,7 @@ def learned(model: Model) -> tuple[float, list[Tensor]]:
 def test_loss_and_gradients_are_those_of_all_positions(architecture: str, masking: str) -> None:
     model = built(architecture, masking)
     restricted = learned(model)
-    encoder(model).last_layer = None
+    encoder(model).token_pruning = None
     everywhere = learned(model)
     assert restricted[0] == pytest.approx(everywhere[0], abs=1e-6)
     assert len(restricted[1]) == len(everywhere[1])
@@ -82,5 +82,5 @@ def test_a_block_behind_it_that_mixes_positions_gets_all_of_them() -> None:
     body.blocks.append(nn.GRU(8, 8, batch_first=True, bidirectional=False))
     one = learned(model)[0]
     encoder_ = body.blocks[0].encoder
-    encoder_.last_layer = None
+    encoder_.token_pruning = None
     assert one == learned(model)[0]
