@@ -38,7 +38,7 @@ def pipeline(*arguments: str | Path, timeout: float = 120) -> subprocess.Complet
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
-def test_help_has_an_example_and_loads_nothing_heavy(command: str) -> None:
+def test_help_has_an_example_and_imports_no_stage(command: str) -> None:
     code = (
         "import sys; sys.argv = ['pipeline', *sys.argv[1:]]\n"
         "from pipeline.cli.main import main\n"
@@ -109,7 +109,7 @@ def test_help_has_an_example_and_loads_nothing_heavy(command: str) -> None:
         (["demo", "--out", "configs"], "configs holds something else"),
     ],
 )
-def test_a_mistake_is_one_line_on_stderr_and_the_status_2(arguments: list[str], words: str) -> None:
+def test_wrong_arguments_print_one_line_and_exit_with_2(arguments: list[str], words: str) -> None:
     result = pipeline(*arguments)
     assert result.returncode == 2, result.stderr
     assert result.stdout == ""
@@ -119,7 +119,7 @@ def test_a_mistake_is_one_line_on_stderr_and_the_status_2(arguments: list[str], 
     assert words in lines[0]
 
 
-def test_every_stage_says_what_it_did_in_json(shop: Shop, tmp_path: Path) -> None:
+def test_every_stage_prints_its_facts_as_json(shop: Shop, tmp_path: Path) -> None:
     config = tmp_path / "recipe.yaml"
     config.write_text((ROOT / "configs" / "demo.yaml").read_text())
     small = ["--set", "model.d_model=8", "--set", "model.n_layer=1", "--set", "train.epochs=1"]
@@ -149,12 +149,12 @@ def test_every_stage_says_what_it_did_in_json(shop: Shop, tmp_path: Path) -> Non
     assert re.search(r"^4 to 5 +\d+  0\.\d{4} ±\.\d{4} +0\.\d{3} .* 0\.\d{3}$", text, re.MULTILINE)
     page = tmp_path / "page.html"
     words = ["report", run, "--data", data, "--cutoffs", "20", "--out", page]
-    said = runner.invoke(app, list(map(str, words)), catch_exceptions=False).stdout
-    assert said == f"Wrote {page}, and the same numbers to {tmp_path / 'page.json'}.\n"
+    output = runner.invoke(app, list(map(str, words)), catch_exceptions=False).stdout
+    assert output == f"Wrote {page}, and the same numbers to {tmp_path / 'page.json'}.\n"
     assert page.read_text().startswith("<!DOCTYPE html>")
 
 
-def test_predict_writes_lists_or_vectors_and_says_what_it_wrote(shop: Shop, tmp_path: Path) -> None:
+def test_predict_writes_lists_or_vectors(shop: Shop, tmp_path: Path) -> None:
     (tmp_path / "blocked").write_text("sku-00001\r\n\n  sku-00002 \nsku-x")
     out = tmp_path / "lists.parquet"
     runner = CliRunner()
@@ -198,23 +198,23 @@ def test_predict_writes_lists_or_vectors_and_says_what_it_wrote(shop: Shop, tmp_
         (["--data", "{}"], "is incomplete: missing manifest.json"),
     ],
 )
-def test_a_mistake_in_predict_leaves_no_file(
+def test_failed_predict_leaves_no_file(
     shop: Shop, tmp_path: Path, options: list[str], words: str
 ) -> None:
     contents = {"empty": b" \n", "binary": b"\xff\xfe", "others": b"a\nb", "log.parquet": b"PAR1"}
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
     arguments = ["predict", shop.run, "--data", shop.data, "--out", tmp_path / "o.parquet"]
-    given = [*map(str, arguments), *(option.format(tmp_path) for option in options)]
+    options = [*map(str, arguments), *(option.format(tmp_path) for option in options)]
     with pytest.raises(PipelineError) as raised:
-        CliRunner().invoke(app, given, catch_exceptions=False)
+        CliRunner().invoke(app, options, catch_exceptions=False)
     assert words in str(raised.value)
     assert "\n" not in str(raised.value)
     assert {path.name for path in tmp_path.iterdir()} == set(contents)
     assert (tmp_path / "log.parquet").read_bytes() == b"PAR1"
 
 
-def test_serve_answers_and_stops_cleanly_when_told(shop: Shop, tmp_path: Path) -> None:
+def test_serve_answers_and_stops_on_sigterm(shop: Shop, tmp_path: Path) -> None:
     log = tmp_path / "triton.log"
     ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
     ports += ["--page", "--page-port", "0"]
@@ -222,7 +222,7 @@ def test_serve_answers_and_stops_cleanly_when_told(shop: Shop, tmp_path: Path) -
         [
             sys.executable,
             "-m",
-            "pipeline.cli.main",
+            "pipeline",
             "serve",
             str(shop.repository),
             *ports,
@@ -251,9 +251,9 @@ def test_serve_answers_and_stops_cleanly_when_told(shop: Shop, tmp_path: Path) -
             "price": "3.5,4",
             "device": "phone",
         }
-        given = [w for n, v in columns.items() for w in ("--column", f"{n}={v}")]
-        asked = ["recommend", facts["http"], "--items", "sku-00001,sku-00002"]
-        result = pipeline(*asked, *given, "--k", "4")
+        options = [w for n, v in columns.items() for w in ("--column", f"{n}={v}")]
+        question = ["recommend", facts["http"], "--items", "sku-00001,sku-00002"]
+        result = pipeline(*question, *options, "--k", "4")
         assert result.returncode == 0, result.stderr
         assert len(re.findall(r"^ +\d +sku-\d{5} +-?\d+\.\d{4}$", result.stdout, re.MULTILINE)) == 4
         for extra, words in (
@@ -261,12 +261,12 @@ def test_serve_answers_and_stops_cleanly_when_told(shop: Shop, tmp_path: Path) -
             (["--k", "4", "--column", "price=a,b"], "price is ['a', 'b'], expected numbers"),
             (["--name", "nobody"], "nobody"),
         ):
-            result = pipeline(*asked, *given, *extra)
+            result = pipeline(*question, *options, *extra)
             assert result.returncode == 2
             assert words in result.stderr
             assert len(result.stderr.strip().splitlines()) == 1
         few = ["--blocked", "sku-00003", "--candidates", "sku-00003,sku-00004", "--json"]
-        result = pipeline(*asked, *few)
+        result = pipeline(*question, *few)
         [session] = json.loads(result.stdout)["sessions"]
         assert [r["item_id"] for r in session["recommendations"]] == ["sku-00004"]
         assert facts["page"].startswith("http://127.0.0.1:")
@@ -282,7 +282,7 @@ def test_serve_answers_and_stops_cleanly_when_told(shop: Shop, tmp_path: Path) -
         process.communicate()
 
 
-def at_work(folder: Path, arguments: list[str | Path]) -> subprocess.Popen[str]:
+def start_command(folder: Path, arguments: list[str | Path]) -> subprocess.Popen[str]:
     """A command that writes `folder`/data, in the middle of it."""
     process = subprocess.Popen(
         [sys.executable, "-m", "pipeline", *map(str, arguments)],
@@ -298,9 +298,7 @@ def at_work(folder: Path, arguments: list[str | Path]) -> subprocess.Popen[str]:
     return process
 
 
-def test_a_stage_that_is_killed_leaves_nothing_that_the_next_takes_for_whole(
-    shop: Shop, tmp_path: Path
-) -> None:
+def test_killed_stage_leaves_no_usable_output(shop: Shop, tmp_path: Path) -> None:
     data = tmp_path / "data"
     arguments = [
         "preprocess",
@@ -310,7 +308,7 @@ def test_a_stage_that_is_killed_leaves_nothing_that_the_next_takes_for_whole(
         "--out",
         data,
     ]
-    process = at_work(tmp_path, arguments)
+    process = start_command(tmp_path, arguments)
     process.kill()
     process.communicate()
     result = pipeline("train", data, "--recipe", "configs/demo.yaml", "--out", tmp_path / "run")
@@ -320,9 +318,7 @@ def test_a_stage_that_is_killed_leaves_nothing_that_the_next_takes_for_whole(
     assert [path.name for path in tmp_path.iterdir()] == ["data"], "the leftover is gone"
 
 
-def test_a_stage_is_not_done_again_where_its_output_is_what_it_would_write(
-    shop: Shop, tmp_path: Path
-) -> None:
+def test_if_needed_skips_a_stage_with_current_output(shop: Shop, tmp_path: Path) -> None:
     config = tmp_path / "recipe.yaml"
     config.write_text((ROOT / "configs" / "demo.yaml").read_text())
     small = ["--set", "model.d_model=8", "--set", "model.n_layer=1", "--set", "train.epochs=1"]
@@ -368,12 +364,12 @@ def test_a_stage_is_not_done_again_where_its_output_is_what_it_would_write(
     assert json.loads((repository / "manifest.json").read_text())["facts"]["version"] == 5
 
 
-def test_train_says_where_the_data_were_made_by_another_recipe(shop: Shop, tmp_path: Path) -> None:
+def test_train_notes_data_made_by_another_recipe(shop: Shop, tmp_path: Path) -> None:
     recipe = shop.recipe.model_dump(mode="json")
     small = recipe["model"] | {"d_model": 8, "n_layer": 1}
     config = tmp_path / "recipe.yaml"
 
-    def told(values: dict[str, Any], *more: str) -> str:
+    def note_of(values: dict[str, Any], *more: str) -> str:
         config.write_text(yaml.safe_dump(values | {"model": small}))
         steps = ["train", shop.data, "--recipe", config, "--out", tmp_path / "run", *more]
         one = ["--set", "train.epochs=1"]
@@ -381,19 +377,20 @@ def test_train_says_where_the_data_were_made_by_another_recipe(shop: Shop, tmp_p
         assert result.exit_code == 0
         return "".join(line for line in result.stderr.splitlines() if line.startswith("Note: "))
 
-    assert told(recipe) == ""
-    assert told({}) == ""  # it says how to train alone
-    assert told(recipe, "--set", "preprocess.min_item_count=3", "--set", "preprocess.split=") == (
+    assert note_of(recipe) == ""
+    assert note_of({}) == ""  # it says how to train alone
+    changes = ["--set", "preprocess.min_item_count=3", "--set", "preprocess.split="]
+    assert note_of(recipe, *changes) == (
         f"Note: {shop.data} was made with other `min_item_count`, `split` than {config} has now. "
         "Preprocess again to train with those."
     )
 
 
-def test_a_stage_that_is_told_to_stop_cleans_up(shop: Shop, tmp_path: Path) -> None:
+def test_sigterm_removes_partial_output(shop: Shop, tmp_path: Path) -> None:
     arguments = ["preprocess", shop.clicks, "--recipe", "configs/demo.yaml"]
-    process = at_work(tmp_path, [*arguments, "--out", tmp_path / "data"])
+    process = start_command(tmp_path, [*arguments, "--out", tmp_path / "data"])
     process.terminate()
-    _, said = process.communicate(timeout=30)
+    _, output = process.communicate(timeout=30)
     assert process.returncode == 143
-    assert said.splitlines()[-1].endswith("Stopped.")
+    assert output.splitlines()[-1].endswith("Stopped.")
     assert list(tmp_path.iterdir()) == []

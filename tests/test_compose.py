@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 
-from pipeline.cli.main import cli
+from pipeline.cli.main import app
 from pipeline.exporting.run import export
 from pipeline.serve.client.client import Client
 from pipeline.serve.page.server import FILES
@@ -53,7 +54,7 @@ def filled(text: str) -> str:
     return DEFAULTS.sub(lambda m: m[2] or "", text).replace("$$", "$")
 
 
-def test_every_setting_stands_in_env_and_has_its_value_as_default() -> None:
+def test_env_holds_every_setting_with_its_default() -> None:
     used = dict(DEFAULTS.findall(TEXT))
     assert set(used) == set(SETTINGS) - {"COMPOSE_PROJECT_NAME", "COMPOSE_PROFILES"}
     named = {"LOGS": "demo-clicks"}  # of no folder, the volume
@@ -62,7 +63,7 @@ def test_every_setting_stands_in_env_and_has_its_value_as_default() -> None:
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_a_service_may_do_no_more_than_it_must(name: str) -> None:
+def test_services_run_with_least_privileges(name: str) -> None:
     service = SERVICES[name]
     assert service["profiles"]
     assert service["cap_drop"] == ["ALL"]
@@ -76,17 +77,17 @@ def test_a_service_may_do_no_more_than_it_must(name: str) -> None:
         assert re.search(r":v?\d+\.\d+", filled(service["image"])), "not pinned"
 
 
-def test_a_server_reads_the_models_and_cannot_change_them() -> None:
+def test_servers_mount_models_read_only() -> None:
     for name in ("triton", "triton-gpu"):
         assert SERVICES[name]["volumes"] == ["models:/srv/pipeline/models:ro"]
 
 
-def test_stages_wait_for_each_other_and_do_what_is_needed() -> None:
+def test_stages_wait_for_each_other_and_skip_current_outputs() -> None:
     for suffix in ("", "-gpu"):
         chain = ["demo-clicks", "preprocess", "train", "export", "triton", "client"]
         for before, name in pairwise(chain):
-            wanted = "service_healthy" if before == "triton" else "service_completed_successfully"
-            assert SERVICES[name + suffix]["depends_on"] == {before + suffix: {"condition": wanted}}
+            state = "service_healthy" if before == "triton" else "service_completed_successfully"
+            assert SERVICES[name + suffix]["depends_on"] == {before + suffix: {"condition": state}}
         for name in chain[:4]:
             assert "--if-needed" in SERVICES[name + suffix]["command"]
     for name, service in SERVICES.items():
@@ -95,16 +96,16 @@ def test_stages_wait_for_each_other_and_do_what_is_needed() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(SERVICES) - FOREIGN))
-def test_the_command_line_knows_the_options_of_a_service(name: str) -> None:
+def test_commands_of_services_parse(name: str) -> None:
     if "entrypoint" in SERVICES[name]:
         assert SERVICES[name]["entrypoint"][0] == "dask"
         return
     command, *arguments = shlex.split(filled(SERVICES[name]["command"]))
-    context = cli.commands[command].make_context(command, arguments)
+    context = typer.main.get_command(app).commands[command].make_context(command, arguments)
     assert context.params
 
 
-def test_nothing_of_the_machine_that_builds_gets_into_the_image() -> None:
+def test_image_holds_tracked_files_only() -> None:
     rules = (ROOT / ".dockerignore").read_text().splitlines()
     assert "*" in rules
     allowed = {rule[1:] for rule in rules if rule.startswith("!")}
@@ -117,7 +118,7 @@ def test_nothing_of_the_machine_that_builds_gets_into_the_image() -> None:
     assert f"ARG HATCHLING_VERSION={version[1]}\n" in dockerfile
 
 
-def test_the_image_has_all_that_the_wheel_is_made_of() -> None:
+def test_image_holds_all_files_of_the_wheel() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
     dockerfile = (ROOT / "docker/Dockerfile").read_text()
@@ -132,7 +133,7 @@ def test_the_image_has_all_that_the_wheel_is_made_of() -> None:
     assert ignored.stdout == ""
 
 
-def test_the_command_for_nvidias_image_serves_in_the_triton_of_the_wheel(
+def test_command_for_the_stock_image_serves_in_the_triton_of_the_wheel(
     shop: Shop, tmp_path: Path
 ) -> None:
     """All its options are taken, calls are closed, answers come; the image has a newer Triton."""
@@ -146,9 +147,9 @@ def test_the_command_for_nvidias_image_serves_in_the_triton_of_the_wheel(
         f" --http-port={ports.http} --grpc-port={ports.grpc} --metrics-port={ports.metrics}"
         " --http-address=127.0.0.1 --grpc-address=127.0.0.1 --metrics-address=127.0.0.1",
     }
-    for found, wanted in backends.items():
-        assert found in script
-        script = script.replace(found, wanted)
+    for container_path, local_path in backends.items():
+        assert container_path in script
+        script = script.replace(container_path, local_path)
     with tempfile.TemporaryDirectory(prefix="triton-") as scratch:
         directory = build_backends(locate_package(), Path(scratch))
         script += f" --backend-directory={directory}"
@@ -196,22 +197,23 @@ def request(url: str, call: str) -> None:
         pass
 
 
-def test_every_metric_of_the_dashboard_is_one_that_triton_gives(server: TritonServer) -> None:
+def test_triton_exports_every_metric_of_the_dashboard(server: TritonServer) -> None:
     with Client(f"http://{server.http_url}") as client:
         client.recommend([SESSION], 5)
     with urllib.request.urlopen(f"http://{server.metrics_url}/metrics", timeout=5) as response:
         text = response.read().decode()
-    given: dict[str, set[str]] = {}
+    labels_of: dict[str, set[str]] = {}
     for name, labels in re.findall(r"^(\w+)(?:\{([^}]*)\})? ", text, re.MULTILINE):
-        given.setdefault(name, set()).update(re.findall(r"(\w+)=", labels))
+        labels_of.setdefault(name, set()).update(re.findall(r"(\w+)=", labels))
     asked = [t["expr"] for panel in DASHBOARD["panels"] for t in panel["targets"]]
     for expression in asked:
         for metric in re.findall(r"nv_\w+", expression):
-            assert metric in given, metric
+            assert metric in labels_of, metric
         for label in re.findall(r"by \((\w+)\)", expression):
             names = re.findall(r"nv_\w+", expression)
-            assert label == "step" or label in set().union(*(given[n] for n in names)), expression
-    # steps are told by the names of the models
+            labels = set().union(*(labels_of[n] for n in names))
+            assert label == "step" or label in labels, expression
+    # the panels recognise steps by the names of the models
     models = set(re.findall(r'nv_inference_count\{model="([^"]+)"', text))
     (pattern,) = {p for e in asked for p in re.findall(r'model=~"([^"]+)"', e)}
     pattern = pattern.replace("${model}", "recommender")
@@ -220,7 +222,7 @@ def test_every_metric_of_the_dashboard_is_one_that_triton_gives(server: TritonSe
     assert len(steps) == 2
 
 
-def test_the_readers_of_the_monitoring_profile_find_each_other() -> None:
+def test_monitoring_services_name_each_other() -> None:
     scraped = yaml.safe_load((ROOT / "docker/prometheus.yml").read_text())
     targets = [
         t for c in scraped["scrape_configs"] for s in c["static_configs"] for t in s["targets"]

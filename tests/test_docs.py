@@ -1,4 +1,4 @@
-"""What the pages of docs/ show, run."""
+"""Programs, recipes and tables of the pages in docs/, run or compared with the code."""
 
 import re
 import sys
@@ -44,12 +44,12 @@ def batch(lengths: list[int], width: int) -> tr.SessionBatch:
     return tr.SessionBatch({"item_id": ids}, torch.tensor(lengths))
 
 
-def run(code: str, known: dict[str, object]) -> dict[str, object]:
-    exec(compile(code, "docs", "exec"), known)  # noqa: S102
-    return known
+def run(code: str, namespace: dict[str, object]) -> dict[str, object]:
+    exec(compile(code, "docs", "exec"), namespace)  # noqa: S102
+    return namespace
 
 
-def test_the_first_program_of_the_building_blocks_runs(shop: Shop) -> None:
+def test_first_program_of_building_blocks_runs(shop: Shop) -> None:
     program = blocks(BLOCKS, "python")[0].replace("data/shop", str(shop.data))
     model = run(program, {})["model"]
     assert isinstance(model, tr.Model)
@@ -60,37 +60,37 @@ def test_the_first_program_of_the_building_blocks_runs(shop: Shop) -> None:
         for name in model.inputs.feature_names
     }
     features["item_id"] += 5
-    given = tr.SessionBatch(features, torch.tensor([2]))
-    known = {"model": model.eval(), "batch": given, "blocked": None, "allowed": None}
-    found = run(blocks(BLOCKS, "python")[1], known)
-    assert found["best"].items.shape == (1, 20)  # type: ignore[attr-defined]
+    session_batch = tr.SessionBatch(features, torch.tensor([2]))
+    namespace = {"model": model.eval(), "batch": session_batch, "blocked": None, "allowed": None}
+    result = run(blocks(BLOCKS, "python")[1], namespace)
+    assert result["best"].items.shape == (1, 20)  # type: ignore[attr-defined]
 
 
-def test_the_recipes_of_the_building_blocks_are_recipes() -> None:
+def test_recipes_of_building_blocks_are_valid() -> None:
     texts = blocks(BLOCKS, "yaml")
     assert len(texts) == 3
     for text in texts:
         Recipe.from_dict(yaml.safe_load(text), "docs")
 
 
-def test_the_table_of_architectures_is_that_of_the_code() -> None:
+def test_table_of_architectures_equals_the_code() -> None:
     rows = re.findall(r"^\| (`.*)\|$", BLOCKS, flags=re.MULTILINE)
-    told = {}
+    table = {}
     for row in rows:
         cells = [cell.strip() for cell in row.split("|")]
         if len(cells) == 6:
-            found = [m for m, cell in zip(("clm", "mlm", "plm", "rtd"), cells[1:5]) if cell]  # noqa: B905
+            result = [m for m, cell in zip(("clm", "mlm", "plm", "rtd"), cells[1:5]) if cell]  # noqa: B905
             for name in re.findall(r"`([a-z0-9]+)`", cells[0]):
-                told[name] = tuple(found)
-    assert told == names.ARCHITECTURES
+                table[name] = tuple(result)
+    assert table == names.ARCHITECTURES
 
 
-def test_every_loss_stands_in_the_table() -> None:
+def test_every_loss_is_in_building_blocks() -> None:
     for loss in (*names.FULL_LOSSES, *names.SAMPLED_LOSSES, *names.NEGATIVES):
         assert f"`{loss}`" in BLOCKS
 
 
-def test_a_new_architecture_takes_one_file_and_one_line(
+def test_new_architecture_takes_one_file_and_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = next(code for code in blocks(BLOCKS, "python") if "class Average(" in code)
@@ -109,23 +109,25 @@ def test_a_new_architecture_takes_one_file_and_one_line(
             monkeypatch.setattr(module, "ARCHITECTURES", names.ARCHITECTURES)
     config = ModelConfig(architecture="average", d_model=8)
     model = build_model(SCHEMA, config, 6).eval()
-    given = batch([6, 3], 6)
+    session_batch = batch([6, 3], 6)
     served = ServedModel(model, ["item_id"], set())
     with torch.no_grad():
-        scores = model(given)
+        scores = model(session_batch)
         alone = model(
-            tr.SessionBatch({"item_id": given.features["item_id"][1:, :3]}, torch.tensor([3]))
+            tr.SessionBatch(
+                {"item_id": session_batch.features["item_id"][1:, :3]}, torch.tensor([3])
+            )
         )
         program = trace(served, 6)
         none = torch.zeros(2, 1, dtype=torch.int64)
-        inputs = packed(served, [given.features["item_id"]], 5, none, none)
-        found = [lists(one(inputs), served.width).scores for one in (program, served)]
-        assert torch.allclose(*found)
+        inputs = packed(served, [session_batch.features["item_id"]], 5, none, none)
+        result = [lists(one(inputs), served.width).scores for one in (program, served)]
+        assert torch.allclose(*result)
     assert torch.allclose(scores[1], alone[0], atol=1e-6)
     sys.modules.pop("pipeline.model.architectures.average")
 
 
-def test_a_new_loss_takes_one_class_and_two_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_loss_takes_one_class_and_two_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     program = next(code for code in blocks(BLOCKS, "python") if "class HingeLoss(" in code)
     entry = next(code for code in blocks(BLOCKS, "python") if code.startswith('    "hinge"'))
     line = next(code for code in blocks(BLOCKS, "python") if code.startswith("SAMPLED_LOSSES"))
@@ -142,19 +144,19 @@ def test_a_new_loss_takes_one_class_and_two_lines(monkeypatch: pytest.MonkeyPatc
     assert float(loss) > 0
 
 
-def test_the_program_for_those_who_move_runs(shop: Shop) -> None:
+def test_program_of_from_transformers4rec_runs(shop: Shop) -> None:
     program = blocks(MOVING, "python")[0]
-    known = {"tr": tr, "path": shop.data / "schema.pbtxt"}
-    assert isinstance(run(program, known)["model"], tr.Model)
+    namespace = {"tr": tr, "path": shop.data / "schema.pbtxt"}
+    assert isinstance(run(program, namespace)["model"], tr.Model)
 
 
 @pytest.mark.parametrize("name", ORIGINAL_NAMES)
-def test_every_name_of_the_original_is_here_or_told_what_instead(name: str) -> None:
+def test_every_name_of_the_original_exists_or_is_explained(name: str) -> None:
     assert hasattr(tr, name) or re.search(rf"`(tr\.)?{name}\b", MOVING), name
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.name)
-def test_names_that_a_page_uses_exist(page: Path) -> None:
+def test_names_and_links_of_a_page_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for name in set(re.findall(r"\btr\.(\w+)", text)) - {"data"}:
         assert hasattr(tr, name), name

@@ -13,6 +13,7 @@ from pipeline.cli.console import run_app, set_up_logging
 from pipeline.cli.demo import demo
 from pipeline.cli.evaluate import evaluate
 from pipeline.cli.export import export
+from pipeline.cli.load_test import load_test
 from pipeline.cli.predict import predict
 from pipeline.cli.preprocess import preprocess
 from pipeline.cli.recommend import recommend
@@ -34,6 +35,7 @@ EXAMPLES: dict[Callable[..., None], str] = {
     export: "pipeline export runs/shop --out repository",
     serve: "pipeline serve repository --http-port 8000",
     recommend: "pipeline recommend http://127.0.0.1:8000 --items 214716935,214832672",
+    load_test: "pipeline load-test http://127.0.0.1:8000 --clients 1,4,16",
 }
 """Commands in the order in which they are used, each with the example of its help."""
 

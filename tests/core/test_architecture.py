@@ -1,6 +1,7 @@
-"""What may import what, and what nobody may use."""
+"""Import table, import cycles, and code that could run what an artifact holds."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ MAY_IMPORT = {
     "exporting": {"core", "recipe", "data", "model"},
     "serve": {"core", "recipe", "logs", "data"},
 }
-COMMANDS = {"cli", "in_process"}
+COMMANDS = {"api", "cli", "in_process"}
 """They may use every package, inside a function; no package uses them."""
 BY_ITSELF = [
     *(PACKAGE / "serve" / "runtime").rglob("*.py"),
@@ -63,13 +64,13 @@ def imports(node: ast.AST, file: Path) -> Iterator[tuple[str, ast.AST]]:
             # `from pipeline import model` imports pipeline.model
             yield from ((f"{module}.{alias.name}", child) for alias in child.names)
         elif isinstance(child, ast.Call) and dotted(child.func).endswith("import_module"):
-            for given in child.args[:1]:
-                if isinstance(given, ast.Constant):
-                    yield str(given.value), child
+            for argument in child.args[:1]:
+                if isinstance(argument, ast.Constant):
+                    yield str(argument.value), child
 
 
 def dotted(node: ast.AST) -> str:
-    """`torch.jit.load` of an attribute, and "" of what is no plain name."""
+    """Dotted name of an attribute such as `torch.jit.load`; "" for other expressions."""
     if isinstance(node, ast.Name):
         return node.id
     if isinstance(node, ast.Attribute):
@@ -79,51 +80,62 @@ def dotted(node: ast.AST) -> str:
 
 
 def of_ours(file: Path) -> set[str]:
-    """Parts of this project that a file imports."""
-    found = set()
+    """Packages of this project that a file imports."""
+    packages = set()
     for module, _ in imports(tree(file), file):
         if module.split(".")[0] == "pipeline" and module != "pipeline.__version__":
-            found.add(module.split(".")[1])
-    return found
-
-
-def at_import(file: Path) -> set[str]:
-    """Like `of_ours`, of what is imported when the file itself is."""
-    module = tree(file)
-    functions = [n for n in ast.walk(module) if isinstance(n, ast.FunctionDef)]
-    inside = {id(node) for function in functions for node in ast.walk(function)}
-    return {
-        found.split(".")[1]
-        for found, node in imports(module, file)
-        if found.startswith("pipeline.") and id(node) not in inside
-    } - {"__version__"}
+            packages.add(module.split(".")[1])
+    return packages
 
 
 @pytest.mark.parametrize("package", MAY_IMPORT)
-def test_a_package_imports_only_what_the_table_allows(package: str) -> None:
+def test_packages_import_what_the_table_allows(package: str) -> None:
     files = sorted((PACKAGE / package).rglob("*.py"))
     assert files
     wrong = {name(f): of_ours(f) - MAY_IMPORT[package] - {package} for f in files}
-    assert {f: found for f, found in wrong.items() if found} == {}
+    assert {file: packages for file, packages in wrong.items() if packages} == {}
 
 
-def test_every_package_stands_in_the_table() -> None:
+def test_table_names_every_package() -> None:
     parts = {path.stem for path in PACKAGE.iterdir() if path.is_dir() or path.suffix == ".py"}
     assert parts - {"__pycache__", "__init__", "__main__"} == set(MAY_IMPORT) | COMMANDS
 
 
+def import_graph() -> dict[str, set[str]]:
+    """Modules of the package with the modules of the package that each imports, anywhere in it."""
+    files = {
+        ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
+        for file in PACKAGE.rglob("*.py")
+        if file != PACKAGE / "__init__.py"  # imports the public names at first use
+    }
+    graph = {}
+    for module, file in files.items():
+        names = {name for name, _ in imports(tree(file), file)}
+        targets = {n if n in files else n.rpartition(".")[0] for n in names}
+        graph[module] = {target for target in targets if target in files} - {module}
+    return graph
+
+
+def test_imports_have_no_cycle() -> None:
+    sorter = graphlib.TopologicalSorter(import_graph())
+    try:
+        sorter.prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
 @pytest.mark.parametrize("file", BY_ITSELF, ids=name)
-def test_what_runs_inside_triton_imports_nothing_of_ours(file: Path) -> None:
+def test_code_inside_triton_imports_nothing_of_the_project(file: Path) -> None:
     beside_it = ".".join(file.relative_to(ROOT).parent.parts) + "."  # copied with it
-    found = {module for module, _ in imports(tree(file), file)}
-    assert [m for m in found if m.startswith("pipeline.") and not m.startswith(beside_it)] == []
+    modules = {module for module, _ in imports(tree(file), file)}
+    assert [m for m in modules if m.startswith("pipeline.") and not m.startswith(beside_it)] == []
 
 
 @pytest.mark.parametrize("file", sorted((PACKAGE / "serve" / "runtime").glob("*.py")), ids=name)
-def test_what_reads_requests_imports_the_standard_library_and_numpy_alone(file: Path) -> None:
-    found = {module.split(".")[0] for module, _ in imports(tree(file), file)}
+def test_request_runtime_imports_standard_library_and_numpy(file: Path) -> None:
+    modules = {module.split(".")[0] for module, _ in imports(tree(file), file)}
     of_itself = {"pipeline"}  # as `from .encoder` is seen here; see the test above
-    assert found <= {"numpy", *of_itself, *sys.stdlib_module_names}
+    assert modules <= {"numpy", *of_itself, *sys.stdlib_module_names}
 
 
 def test_importing_core_loads_neither_torch_nor_nvtabular() -> None:
@@ -140,28 +152,28 @@ assert not loaded & heavy, loaded & heavy
 
 
 def dangers(module: ast.Module, file: Path) -> list[str]:
-    """Uses of what can run code that stands in data."""
-    found = []
+    """Calls and imports that can run code held in data, with their lines."""
+    uses = []
     for imported, node in imports(module, file):
         if imported.split(".")[0] in RUNS_CODE or imported in LOADERS:
-            found.append(f"line {node.lineno}: import {imported}")
+            uses.append(f"line {node.lineno}: import {imported}")
     for call in (node for node in ast.walk(module) if isinstance(node, ast.Call)):
-        given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        argument = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
         called = dotted(call.func)
         if (
             called in RUNNING_CALLS | LOADERS
             or called.endswith((".read_pickle", ".to_pickle"))
-            or (called in ("np.load", "numpy.load") and given.get("allow_pickle") != "False")
-            or given.get("allow_pickle", "False") != "False"
-            or given.get("weights_only", "True") != "True"
-            or given.get("trust_remote_code", "False") != "False"
+            or (called in ("np.load", "numpy.load") and argument.get("allow_pickle") != "False")
+            or argument.get("allow_pickle", "False") != "False"
+            or argument.get("weights_only", "True") != "True"
+            or argument.get("trust_remote_code", "False") != "False"
         ):
-            found.append(f"line {call.lineno}: {ast.unparse(call)}")
-    return found
+            uses.append(f"line {call.lineno}: {ast.unparse(call)}")
+    return uses
 
 
 @pytest.mark.parametrize("file", SOURCES, ids=name)
-def test_no_file_uses_what_can_run_code_from_data(file: Path) -> None:
+def test_no_module_can_run_code_from_data(file: Path) -> None:
     assert dangers(tree(file), file) == []
 
 
@@ -185,7 +197,7 @@ def test_no_file_uses_what_can_run_code_from_data(file: Path) -> None:
         "AutoModel.from_pretrained(name, trust_remote_code=True)",
     ],
 )
-def test_the_scan_sees_what_it_looks_for(source: str) -> None:
+def test_scan_reports_dangerous_code(source: str) -> None:
     assert dangers(ast.parse(source), PACKAGE / "imagined.py")
 
 
@@ -193,11 +205,11 @@ def test_the_scan_sees_what_it_looks_for(source: str) -> None:
     "source",
     ["model.eval()", "re.compile('x')", "np.load(path, allow_pickle=False)", "yaml.safe_load(x)"],
 )
-def test_the_scan_lets_pass_what_is_safe(source: str) -> None:
+def test_scan_passes_safe_code(source: str) -> None:
     assert dangers(ast.parse(source), PACKAGE / "imagined.py") == []
 
 
-def test_torch_jit_stands_in_three_files() -> None:
+def test_torch_jit_appears_in_exporting_and_the_backend() -> None:
     # two make programs; the third is the backend that reads them, inside Triton
     using = {
         name(file)

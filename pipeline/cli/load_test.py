@@ -1,0 +1,98 @@
+"""`pipeline load-test`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.cli.console import check_input, print_result
+from pipeline.cli.options import Json
+from pipeline.cli.recommend import KeyFile, read_key_file
+from pipeline.core.errors import ConfigError
+
+_MAX_SECONDS = 3_600
+
+
+def load_test(
+    url: Annotated[
+        str, typer.Argument(help="http://HOST:PORT, grpc://HOST:PORT or grpcs://HOST:PORT.")
+    ],
+    repository: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Copy of the served repository, whose ids and values requests take.  [default: "
+            "item ids that the server recommends]",
+        ),
+    ] = None,
+    clients: Annotated[
+        str, typer.Option(metavar="N,N", help="Clients at once, a load for each number.")
+    ] = "1,4,16",
+    seconds: Annotated[float, typer.Option(min=0.2, help="Seconds of each load.")] = 10.0,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            help="Requests a second, sent at random moments whether or not earlier ones are "
+            "answered.  [default: each client sends the next one when it has its answer]"
+        ),
+    ] = None,
+    sessions: Annotated[int, typer.Option(min=1, help="Sessions of a request.")] = 1,
+    interactions: Annotated[int, typer.Option(min=1, help="Interactions of a session.")] = 5,
+    k: Annotated[int, typer.Option(min=1, help="Items of a list.")] = 10,
+    name: Annotated[str, typer.Option(help="Model of the server.")] = "recommender",
+    key_file: KeyFile = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a running server under load: rate and latency.
+
+    Requests are random and valid; they are made before anything is timed.
+    """
+    numbers = [int(text) for text in clients.split(",") if text.strip().isdecimal()]
+    if len(numbers) != len(clients.split(",")) or min(numbers) < 1:
+        raise ConfigError(f"--clients is {clients!r}, expected whole numbers from 1 such as 1,16.")
+    if not seconds <= _MAX_SECONDS:
+        raise ConfigError(f"--seconds is {seconds:g}, expected 0.2 to {_MAX_SECONDS}.")
+    if rate is not None and not rate > 0:
+        raise ConfigError(f"--rate is {rate:g}, expected requests a second above 0.")
+    if repository is not None:
+        check_input(repository, "repository")
+    key = read_key_file(key_file)
+    from pipeline.serve.client.wire import NO_ACCESS
+    from pipeline.serve.load_test import RequestShape
+    from pipeline.serve.load_test import load_test as run
+
+    results = [
+        run(
+            url,
+            repository,
+            model=name,
+            clients=number,
+            seconds=seconds,
+            rate=rate,
+            shape=RequestShape(sessions, interactions, k),
+            access=NO_ACCESS._replace(key=key),
+        ).to_dict()
+        for number in numbers
+    ]
+    print_result({"loads": results}, as_json, _loads_text(results))
+
+
+def _loads_text(loads: list[dict[str, Any]]) -> str:
+    """Return a row for each load."""
+    heads = ["clients", "requests/s", "sessions/s", "p50 ms", "p95 ms", "p99 ms", "failed"]
+    rows = [
+        [
+            f"{load['clients']}",
+            f"{load['requests_per_second']:,.0f}",
+            f"{load['sessions_per_second']:,.0f}",
+            *("-" if load[name] is None else f"{load[name]:.1f}" for name in _QUANTILES),
+            f"{sum(load['errors'].values()):,}",
+        ]
+        for load in loads
+    ]
+    lines = ["  ".join(f"{cell:>10}" for cell in row) for row in [heads, *rows]]
+    errors = {error: count for load in loads for error, count in load["errors"].items()}
+    return "\n".join([*lines, *(f"{count:,} failed: {error}" for error, count in errors.items())])
+
+
+_QUANTILES = ("p50_ms", "p95_ms", "p99_ms")
