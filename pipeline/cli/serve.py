@@ -46,8 +46,8 @@ def serve(
         Path | None, typer.Option(metavar="FILE", help="File for Triton's log; - is stderr.")
     ] = None,
     log_format: Annotated[
-        Literal["text", "json"], typer.Option(help="json: one object a line.")
-    ] = "text",
+        Literal["default", "ISO8601"], typer.Option(help="Triton's own option of this name.")
+    ] = "default",
     reload_seconds: Annotated[
         int | None,
         typer.Option(
@@ -70,14 +70,12 @@ def serve(
 ) -> None:
     """Serve a model repository by Triton until Ctrl-C or SIGTERM."""
     from pipeline.serve.run import describe, running_server, wait_for_signal
-    from pipeline.serve.triton.access import tls_of
+    from pipeline.serve.triton.access import tls_from_options
     from pipeline.serve.triton.ports import Ports
 
     if page_port is not None and not page:
         raise ConfigError("--page-port goes with --page.")
-    if log_format == "json" and log is None:
-        raise ConfigError("--log-format json goes with --log FILE, or --log - for stderr.")
-    key, tls = read_key_file(key_file), tls_of(tls_cert, tls_key, tls_client_ca)
+    key, tls = read_key_file(key_file), tls_from_options(tls_cert, tls_key, tls_client_ca)
     with ExitStack() as stack:
         # before Triton, which takes seconds to start: the port may be taken
         web_page = stack.enter_context(_page(host, page_port, key, tls)) if page else None

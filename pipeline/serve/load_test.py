@@ -24,10 +24,10 @@ from pipeline.core.columns import ITEM, TIMESTAMP
 from pipeline.core.errors import ConfigError, ServingError
 from pipeline.serve.client.client import Client
 from pipeline.serve.client.served_model import ServedModel, request_tables
-from pipeline.serve.client.wire import NO_ACCESS, address_of, channel_credentials
+from pipeline.serve.client.wire import address_of, channel_credentials
 from pipeline.serve.runtime.encoder import item_array
 from pipeline.serve.runtime.lookups import read_values
-from pipeline.serve.triton.access import Access
+from pipeline.serve.triton.access import NO_ACCESS, Access
 
 NUM_REQUESTS = 200
 """Different requests of a test, sent in turn."""

@@ -1,4 +1,4 @@
-"""`pipeline serve`: a model repository in, a running Triton until it is told to stop."""
+"""`pipeline serve`: run Triton on a model repository until it is stopped."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -8,50 +8,25 @@ from types import FrameType
 from typing import Any
 
 from pipeline.core.artifact import read_manifest
-from pipeline.serve.triton.access import Tls
-from pipeline.serve.triton.log import LogFormat
-from pipeline.serve.triton.ports import Ports
 from pipeline.serve.triton.server import TritonServer
 
 
 @contextmanager
 def running_server(
-    repository: Path,
-    *,
-    ports: Ports,
-    host: str = "127.0.0.1",
-    log_path: Path | None = None,
-    log_format: LogFormat = "text",
-    timeout_seconds: float = 120,
-    reload_seconds: int | None = None,
-    key: str | None = None,
-    tls: Tls | None = None,
-    restarts: int = 0,
+    repository: Path, *, timeout_seconds: float = 120, **options: Any
 ) -> Iterator[TritonServer]:
-    """A server that is ready while the block runs. ServingError if it does not come up.
+    """Yield a server that is ready; `options` are those of `TritonServer`.
 
-    With `reload_seconds` it looks that often for a newer export in the place of `repository`.
-    `log_format`, `key`, `tls` and `restarts` are those of `TritonServer`.
+    ArtifactError for a damaged repository, ServingError where the server does not start in time.
     """
     read_manifest(repository, "repository")
-    with TritonServer(
-        repository,
-        ports=ports,
-        host=host,
-        log_path=log_path,
-        log_format=log_format,
-        model_control="none" if reload_seconds is None else "poll",
-        poll_seconds=reload_seconds,
-        key=key,
-        tls=tls,
-        restarts=restarts,
-    ) as server:
+    with TritonServer(repository, **options) as server:
         server.wait_until_ready(timeout_seconds)
         yield server
 
 
 def describe(repository: Path, server: TritonServer, page_url: str | None = None) -> dict[str, Any]:
-    """Where the server answers and with which model; `page` where there is one."""
+    """Return the addresses of a server, its model, and the size of the catalogue."""
     facts = read_manifest(repository, "repository")
     return {
         "http": f"http://{server.http_url}",
@@ -66,19 +41,19 @@ def describe(repository: Path, server: TritonServer, page_url: str | None = None
 def wait_for_signal(
     server: TritonServer, on_restart: Callable[[str], object] | None = None
 ) -> bool:
-    """Block until Ctrl-C, SIGTERM or the server's own end; whether it still runs then.
+    """Block until Ctrl-C, SIGTERM or the end of the server; return whether it still runs.
 
-    `on_restart` gets a line for each time that the server comes back.
+    `on_restart` is called with a line of text for each restart of the server.
     """
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    previous = signal.signal(signal.SIGTERM, interrupt)
     try:
         server.wait(on_restart)
     except KeyboardInterrupt:
         return True
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)
     return False

@@ -253,9 +253,9 @@ def test_with_tls_http_listens_on_loopback_alone(tmp_path: Path, files: Files) -
         host="0.0.0.0",  # noqa: S104  described, never started
         tls=Tls(*files.server),
     )
-    given = open_to_all._settings.arguments(Path("package"), Path("backends"))
-    assert "--http-address=127.0.0.1" in given
-    assert {"--grpc-address=0.0.0.0", "--metrics-address=0.0.0.0"} <= set(given)
+    arguments = open_to_all._options.arguments(Path("package"), Path("backends"))
+    assert "--http-address=127.0.0.1" in arguments
+    assert {"--grpc-address=0.0.0.0", "--metrics-address=0.0.0.0"} <= set(arguments)
 
 
 def test_files_that_are_no_certificate_are_told_before_anything_starts(
@@ -264,10 +264,10 @@ def test_files_that_are_no_certificate_are_told_before_anything_starts(
     text = tmp_path / "text"
     text.write_text("no PEM")
     for tls, words in (
-        (Tls(text, files.server.key), "no certificate and its key"),
-        (Tls(files.server.cert, files.client.key), "no certificate and its key"),
-        (Tls(files.server.cert, tmp_path / "none"), "cannot be read"),
-        (Tls(*files.server, text), "holds no certificate"),
+        (Tls(text, files.server.key), "Expected PEM files"),
+        (Tls(files.server.cert, files.client.key), "KEY_VALUES_MISMATCH"),
+        (Tls(files.server.cert, tmp_path / "none"), "No such file"),
+        (Tls(*files.server, text), "Expected PEM files"),
     ):
         with pytest.raises(ConfigError, match=words) as caught:
             check_tls(tls)

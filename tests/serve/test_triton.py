@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -25,7 +24,6 @@ from tritonclient.utils import InferenceServerException
 
 import pipeline.serve.triton.server
 from pipeline.core.errors import ServingError
-from pipeline.serve.triton.log import telling_line
 from pipeline.serve.triton.ports import Ports, free_ports
 from pipeline.serve.triton.server import TritonServer
 from tests.serve.double import add_double
@@ -384,7 +382,7 @@ def test_stop_leaves_no_process_and_no_file_and_can_be_repeated(
 ) -> None:
     # A path that a shell would split, for Triton starts its Python models through one.
     repository = small_repository.rename(small_repository.parent / "my models; $x")
-    server = TritonServer(repository, ports=free_ports(), allow=["model-repository"])
+    server = TritonServer(repository, ports=free_ports())
     server.stop()
     with server:
         server.wait_until_ready(timeout_seconds=READY_SECONDS)
@@ -392,8 +390,7 @@ def test_stop_leaves_no_process_and_no_file_and_can_be_repeated(
         assert regions(server._id)
         assert list(temporary.iterdir())
         with closing(tritonclient.grpc.InferenceServerClient(server.grpc_url)) as client:
-            (model,) = client.get_model_repository_index().models
-            assert model.state == "READY"
+            assert client.is_model_ready("double")
     assert server.wait() == 0
     assert not is_running(pid)
     assert not regions(server._id)
@@ -449,40 +446,5 @@ def test_the_server_ends_when_its_parent_is_killed(small_repository: Path, tempo
 def test_settings_that_contradict_each_other_are_errors(tmp_path: Path) -> None:
     with pytest.raises(ServingError, match="three different ones"):
         Ports(http=8000, grpc=8000, metrics=8002)
-    with pytest.raises(ServingError, match="it needs 'poll'"):
-        TritonServer(tmp_path, poll_seconds=3)
-    with pytest.raises(ServingError, match="cannot allow"):
-        TritonServer(tmp_path, allow=["inference"])  # type: ignore[list-item]
-
-
-@pytest.mark.parametrize(
-    ("log", "expected"),
-    [
-        (
-            'E1122 01:16:53.1 6005 server.cc:241] "CudaDriverHelper has not been initialized."\n'
-            'E1122 01:16:53.1 6005 backend_model.cc:692] "ERROR: Failed to create instance: X"\n'
-            "E1122 01:16:53.1 6005 model_lifecycle.cc:642] \"failed to load 'a' version 1: "
-            'Internal: ValueError: no table\\n\\nAt:\\n  /a/1/model.py(3): initialize\\n"\n'
-            "error: creating server: Internal - failed to load all models\n",
-            "failed to load 'a' version 1: Internal: ValueError: no table",
-        ),
-        (
-            "[libprotobuf ERROR /x/text_format.cc:337] Error parsing text-format "
-            'inference.ModelConfig: 6:41: Unknown enumeration value of "TYPE_INT65".\n'
-            'E1122 01:17:04.0 6246 model_repository_manager.cc:1460] "Poll failed for model '
-            "directory 'a': failed to read text proto from a/config.pbtxt\"\n",
-            "Poll failed for model directory 'a': failed to read text proto from a/config.pbtxt: "
-            '6:41: Unknown enumeration value of "TYPE_INT65".',
-        ),
-        (
-            'E1122 01:17:35.3 6963 main.cc:245] "failed to start GRPC service: Unavailable - '
-            "Socket '127.0.0.1:8001' already in use \"\n",
-            "failed to start GRPC service: Unavailable - Socket '127.0.0.1:8001' already in use",
-        ),
-        ("I1122 01:17:35.3 6963 main.cc:245] fine\n", "the log holds no error"),
-    ],
-)
-def test_the_line_of_a_log_that_tells_the_cause_is_found(log: str, expected: str) -> None:
-    found = telling_line(log)
-    assert found == expected
-    assert not re.search(r"\n|\\n", found)
+    with pytest.raises(ServingError, match="reload_seconds is 0; expected a whole number from 1"):
+        TritonServer(tmp_path, reload_seconds=0)

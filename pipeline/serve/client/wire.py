@@ -1,7 +1,6 @@
 """Triton's protocols, as both clients speak them."""
 
 import importlib
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
@@ -9,11 +8,10 @@ import numpy as np
 
 from pipeline.core.errors import ConfigError, PipelineError, ServingError
 from pipeline.serve.client.answers import Answer
-from pipeline.serve.triton.access import Access, check_key
+from pipeline.serve.triton.access import NO_ACCESS, Access, check_key, read_pem
 
 TIMEOUT_SECONDS = 30.0
 _EMBEDDING = "embedding"
-NO_ACCESS = Access()
 _REFUSALS = ("is restricted", "maximum queue size", "timeout expired")
 """What Triton says of requests with the same status that gRPC has where no server answers."""
 
@@ -148,22 +146,12 @@ class Wire(NamedTuple):
 
 
 def channel_credentials(access: Access) -> Any:
-    """Of gRPC, whose errors for files that are no PEM would come as a refused connection."""
-    import ssl
-
+    """Return gRPC's credentials. ConfigError for files that are no PEM."""
     import grpc
 
     if (access.cert is None) != (access.cert_key is None):
         raise ConfigError("Give both cert and cert_key, or neither of them.")
-    try:
-        context = ssl.create_default_context(cafile=access.ca)
-        if access.cert is not None:
-            context.load_cert_chain(access.cert, access.cert_key, password=lambda: "")
-    except OSError as error:  # as ssl.SSLError is
-        files = ", ".join(str(path) for path in access[1:] if path is not None)
-        raise ConfigError(f"{files}: {error.strerror or error}. Expected PEM files.") from None
-    contents = [None if path is None else Path(path).read_bytes() for path in access[1:]]
-    authority, chain, key = contents
+    authority, chain, key = read_pem(access.ca, access.cert, access.cert_key)
     return grpc.ssl_channel_credentials(authority, key, chain)
 
 

@@ -1,58 +1,62 @@
-"""The command line of `tritonserver`."""
+"""Command line of `tritonserver`."""
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from ipaddress import ip_address
 from pathlib import Path
 
-from pipeline.serve.triton.access import KEY_HEADER, Tls, is_loopback
+from pipeline.serve.triton.access import KEY_HEADER, Tls
+from pipeline.serve.triton.log import LogFormat
 from pipeline.serve.triton.ports import Ports
 
-KEPT_APIS = ("inference", "metadata", "model-config", "statistics")
-"""What a key opens. Health stays open, for who looks after the server has no key."""
+CLOSED_APIS = ("model-repository", "shared-memory", "trace", "logging")
+"""APIs that no client may use: predictions need none of them, and each lets a client change or read
+the server's machine."""
+KEY_APIS = ("inference", "metadata", "model-config", "statistics")
+"""APIs that take the key. Health stays open, because probes have no key."""
 SHARED_MEMORY_BYTES = 1 << 20
 """First size and growth step of the region between Triton and each Python instance."""
 STUB_TIMEOUT_SECONDS = 120  # importing torch from a cold disk takes longer than Triton's 30
 LATENCY_QUANTILES = "0.5:0.01,0.95:0.005,0.99:0.001"
-"""Of requests and steps, each with the error that it may have."""
+"""Quantiles of requests and steps in the metrics, each with its allowed error."""
 EXIT_SECONDS = 5
-"""How long Triton, told to stop, waits for running requests and for its instances to end. An open
-HTTP connection, though idle, makes it wait all that time, and then report a failure."""
-LOOPBACK = "127.0.0.1"
+"""Time that Triton, asked to stop, has for running requests and for its instances to end. An open
+HTTP connection, even an idle one, makes it wait all that time and then report a failure."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What one server is to do."""
+class TritonOptions:
+    """Options of one server."""
 
-    name: str
-    """Of the server, and of its shared memory."""
+    server_id: str
+    """Name of the server and prefix of its shared memory."""
     repository: Path
     host: str
     """IPv4 address."""
     ports: Ports
-    poll_seconds: int | None
-    """Between two looks at the repository; None for no look but the first."""
-    closed: Sequence[str]
-    """APIs that nobody may use."""
+    reload_seconds: int | None
+    """Interval between two looks at the repository; None for only the first."""
     key: str | None
     tls: Tls | None
+    log_format: LogFormat
 
     @property
     def http_host(self) -> str:
-        """Triton's HTTP knows no TLS: beside gRPC that has it, only this machine may ask it."""
-        return self.host if self.tls is None or is_loopback(self.host) else LOOPBACK
+        """Address of HTTP, which has no TLS in Triton: beside gRPC with TLS, it is loopback."""
+        if self.tls is None or ip_address(self.host).is_loopback:
+            return self.host
+        return "127.0.0.1"
 
     def arguments(self, package: Path, backends: Path) -> list[str]:
-        """Program and options; `package` is pytriton's folder."""
+        """Return program and options; `package` is the folder of pytriton."""
         return [
             str(package / "tritonserver" / "bin" / "tritonserver"),
-            f"--id={self.name}",
+            f"--id={self.server_id}",
             f"--model-repository={self.repository}",
             f"--backend-directory={backends}",
-            f"--model-control-mode={'none' if self.poll_seconds is None else 'poll'}",
-            *([] if self.poll_seconds is None else [f"--repository-poll-secs={self.poll_seconds}"]),
-            # Completion would start each Python instance twice, only to ask for a configuration.
+            f"--log-format={self.log_format}",
+            # completion would start each Python instance twice, only to ask for a configuration
             "--disable-auto-complete-config",
             "--exit-on-error=true",
             "--strict-readiness=true",
@@ -61,11 +65,17 @@ class Settings:
             "--allow-vertex-ai=false",
             "--metrics-config=summary_latencies=true",
             f"--metrics-config=summary_quantiles={LATENCY_QUANTILES}",
+            *self._model_control(),
             *self._addresses(),
             *self._backend_settings(),
             *self._restrictions(),
             *self._tls_options(),
         ]
+
+    def _model_control(self) -> Iterator[str]:
+        yield f"--model-control-mode={'none' if self.reload_seconds is None else 'poll'}"
+        if self.reload_seconds is not None:
+            yield f"--repository-poll-secs={self.reload_seconds}"
 
     def _addresses(self) -> Iterator[str]:
         for protocol in fields(self.ports):
@@ -74,9 +84,9 @@ class Settings:
             yield f"--{protocol.name}-port={getattr(self.ports, protocol.name)}"
 
     def _backend_settings(self) -> Iterator[str]:
-        # The "pytorch" backend is a Python file and takes these settings from "python" as well.
+        # the "pytorch" backend is a Python file and takes these settings from "python" as well
         for setting in (
-            f"shm-region-prefix-name={self.name}_",
+            f"shm-region-prefix-name={self.server_id}_",
             f"shm-default-byte-size={SHARED_MEMORY_BYTES}",
             f"shm-growth-byte-size={SHARED_MEMORY_BYTES}",
             f"stub-timeout-seconds={STUB_TIMEOUT_SECONDS}",
@@ -84,13 +94,11 @@ class Settings:
             yield f"--backend-config=python,{setting}"
 
     def _restrictions(self) -> Iterator[str]:
-        # Triton takes several groups, each with a header of its own, where none shares an API. What
-        # they want stands in the process list: it keeps out the network, not the machine's users.
-        groups = []
-        if self.closed:
-            groups.append(f"{','.join(self.closed)}:closed={secrets.token_hex(16)}")
+        # Triton takes several groups, each with a header of its own, where none shares an API. The
+        # values stand in the process list: they keep out the network, not users of the machine.
+        groups = [f"{','.join(CLOSED_APIS)}:closed={secrets.token_hex(16)}"]
         if self.key is not None:
-            groups.append(f"{','.join(KEPT_APIS)}:{KEY_HEADER}={self.key}")
+            groups.append(f"{','.join(KEY_APIS)}:{KEY_HEADER}={self.key}")
         for group in groups:
             yield f"--http-restricted-api={group}"
             yield f"--grpc-restricted-protocol={group}"

@@ -1,7 +1,8 @@
-"""TCP ports of a server, found and checked before it starts."""
+"""TCP ports of a server, chosen and checked before it starts."""
 
 import errno
 import socket
+from contextlib import ExitStack
 from dataclasses import astuple, dataclass, fields
 
 from pipeline.core.errors import ServingError
@@ -9,7 +10,7 @@ from pipeline.core.errors import ServingError
 
 @dataclass(frozen=True, kw_only=True)
 class Ports:
-    """TCP ports of one server; 0 takes a free one."""
+    """TCP ports of one server; 0 stands for any free one."""
 
     http: int = 8000
     grpc: int = 8001
@@ -25,53 +26,46 @@ class Ports:
 
 
 def free_ports() -> Ports:
-    """Three loopback ports that nothing listens on now; another program may still take them."""
-    # All three are held until the last is found, so that none is found twice.
-    with socket.socket() as a, socket.socket() as b, socket.socket() as c:
-        for held in (a, b, c):
+    """Return three loopback ports without a listener; another program may still take them."""
+    return fill_ports(Ports(http=0, grpc=0, metrics=0))
+
+
+def fill_ports(ports: Ports) -> Ports:
+    """Return the same ports with a free one in place of each 0."""
+    with ExitStack() as stack:  # all are held until the last is chosen, so that they differ
+        chosen = {}
+        for protocol in fields(ports):
+            held = stack.enter_context(socket.socket())
             held.bind(("127.0.0.1", 0))
-        http_port, grpc_port, metrics_port = (held.getsockname()[1] for held in (a, b, c))
-    return Ports(http=http_port, grpc=grpc_port, metrics=metrics_port)
+            chosen[protocol.name] = getattr(ports, protocol.name) or held.getsockname()[1]
+    return Ports(**chosen)
 
 
 def ipv4_address(host: str) -> str:
-    """The IPv4 address of a host: given a name, Triton starts but nobody can connect."""
+    """Return the IPv4 address of a host: with a name, Triton starts but accepts no connection."""
     try:
         return socket.gethostbyname(host)
     except OSError as error:
         raise ServingError(f"host {host!r} has no IPv4 address: {error}") from error
 
 
-def filled(ports: Ports) -> Ports:
-    """The same ports with a free one in place of each 0."""
-    if all(astuple(ports)):
-        return ports
-    free = free_ports()
-    return Ports(
-        http=ports.http or free.http,
-        grpc=ports.grpc or free.grpc,
-        metrics=ports.metrics or free.metrics,
-    )
-
-
-def check_ports(host: str, ports: Ports, *, http_host: str | None = None) -> None:
-    """Say at once what Triton would say only after it has loaded all models.
-
-    `http_host` is the address of HTTP where it has one of its own.
-    """
+def check_ports(host: str, ports: Ports, *, http_host: str) -> None:
+    """ServingError for a port that is taken, which Triton reports only after loading all models."""
     for protocol in fields(ports):
         port = getattr(ports, protocol.name)
-        address = http_host if http_host and protocol.name == "http" else host
-        with socket.socket() as probe:
-            # As Triton does: a port whose last connections are still closing counts as free.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        address = http_host if protocol.name == "http" else host
+        with socket.socket() as listener:
+            # as Triton does: a port whose last connections are still closing counts as free
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind((address, port))
+                listener.bind((address, port))
             except OSError as error:
-                found = f"cannot listen on {address}:{port} for {protocol.name}"
+                reason = error.strerror or str(error)
                 if error.errno == errno.EADDRINUSE:
-                    raise ServingError(
-                        f"{found}: the port is already in use; stop what listens there, or choose"
-                        " another port (0 takes a free one)"
-                    ) from error
-                raise ServingError(f"{found}: {error.strerror or error}") from error
+                    reason = (
+                        "the port is already in use; stop what listens there, or choose another"
+                        " port (0 takes a free one)"
+                    )
+                raise ServingError(
+                    f"cannot listen on {address}:{port} for {protocol.name}: {reason}"
+                ) from error

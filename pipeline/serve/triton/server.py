@@ -1,29 +1,26 @@
-"""Start and stop, without a container, the Triton server that the `nvidia-pytriton` wheel carries.
+"""Start and stop, without a container, the Triton server of the `nvidia-pytriton` wheel.
 
-A small supervisor process stands between the caller and Triton. It ends Triton when the caller is
-gone, however that came about, and removes what Triton leaves behind. The kernel's own signal for
-this (PR_SET_PDEATHSIG) is not enough: it fires when the *thread* that started the process ends.
+A supervisor process between the launcher and Triton ends Triton when the launcher is gone, whatever
+ended it, and removes what Triton leaves behind.
 """
 
 import json
 import os
 import secrets
 import shlex
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Literal, Self
+from typing import IO, Self
 
 from pipeline.core.errors import ServingError
 from pipeline.serve.triton.access import Access, Tls, check_key, check_tls
-from pipeline.serve.triton.command import Settings
+from pipeline.serve.triton.command import TritonOptions
 from pipeline.serve.triton.installation import (
     build_backends,
     build_python,
@@ -32,20 +29,15 @@ from pipeline.serve.triton.installation import (
     locate_package,
 )
 from pipeline.serve.triton.log import LogFormat, TritonLog
-from pipeline.serve.triton.ports import Ports, check_ports, filled, ipv4_address
-from pipeline.serve.triton.supervisor import AT_ONCE, PID_FILE, READY, end_orphans, remove_traces
+from pipeline.serve.triton.ports import Ports, check_ports, fill_ports, ipv4_address
+from pipeline.serve.triton.supervisor import READY, Job, children, end_processes, remove_traces
 
-Api = Literal["model-repository", "shared-memory", "trace", "logging"]
-CLOSED_APIS: tuple[Api, ...] = ("model-repository", "shared-memory", "trace", "logging")
-"""Not needed to ask for predictions, and each lets a client change or read the server's machine."""
-
-DEFAULT_POLL_SECONDS = 5
 DEFAULT_PORTS = Ports()
 
 # One line, because `-c` keeps the modules beside this file from shadowing the standard library's.
-SUPERVISOR = (
+_SUPERVISOR = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
-    "from pipeline.serve.triton.supervisor import supervise; sys.exit(supervise(*sys.argv[2:]))"
+    "from pipeline.serve.triton.supervisor import main; sys.exit(main(sys.argv[2]))"
 )
 
 
@@ -55,8 +47,8 @@ class TritonServer:
     with TritonServer("triton_models", ports=free_ports()) as server:
         server.wait_until_ready(timeout_seconds=60)
 
-    Every method that starts something raises ServingError where a user can mend the cause. When a
-    start fails, nothing stays behind but the log that the message names.
+    ServingError where a user can repair the cause. A start that fails leaves nothing behind but the
+    log that the message names.
     """
 
     def __init__(
@@ -66,10 +58,8 @@ class TritonServer:
         ports: Ports = DEFAULT_PORTS,
         host: str = "127.0.0.1",
         log_path: str | Path | None = None,
-        log_format: LogFormat = "text",
-        poll_seconds: int | None = None,
-        model_control: Literal["none", "poll"] = "none",
-        allow: Collection[Api] = (),
+        log_format: LogFormat = "default",
+        reload_seconds: int | None = None,
         key: str | None = None,
         tls: Tls | None = None,
         restarts: int = 0,
@@ -78,113 +68,100 @@ class TritonServer:
 
         Args:
             repository: model repository, a directory of models with a config.pbtxt each
-            ports: where to listen; ports that are 0 are chosen here
-            host: IPv4 address, or its name, to bind; all but loopback is open to the network
-            log_path: file that Triton's log is appended to, or `STDERR`; None keeps it only if a
-                start fails
-            log_format: "text" as Triton writes it, or "json": an object a line with `time`,
-                `level`, `process`, `source` and `message`
-            poll_seconds: interval between two looks at the repository, with model_control "poll"
-            model_control: "poll" loads new versions as they appear, "none" what is there at start
-            allow: APIs of `CLOSED_APIS` that anybody who reaches the ports may use
-            key: what the header `KEY_HEADER` of a request must hold; health needs none
+            ports: TCP ports; free ones replace those that are 0
+            host: IPv4 address, or its name, to listen on; all but loopback is open to the network
+            log_path: file that Triton's log is appended to, or `STDERR`; None keeps the log only if
+                a start fails
+            log_format: Triton's own option of this name
+            reload_seconds: interval at which Triton looks for new versions; None for never
+            key: required value of the header `KEY_HEADER` of a request; health needs none
             tls: gRPC takes connections with TLS alone, and HTTP only those of this machine
-            restarts: how often in 10 minutes a Triton that was ready comes back after a signal
-                ended it
+            restarts: maximum number of restarts in 10 minutes, of a Triton that was ready and
+                crashed
         """
-        if model_control == "none" and poll_seconds is not None:
+        if reload_seconds is not None and reload_seconds < 1:
             raise ServingError(
-                f"poll_seconds is {poll_seconds} but model_control is 'none'; it needs 'poll'"
+                f"reload_seconds is {reload_seconds}; expected a whole number from 1"
             )
-        if poll_seconds is not None and poll_seconds < 1:
-            raise ServingError(f"poll_seconds is {poll_seconds}; expected a whole number from 1")
-        if unknown := set(allow) - set(CLOSED_APIS):
-            raise ServingError(f"cannot allow {sorted(unknown)}; expected some of {CLOSED_APIS}")
         self.repository = Path(repository).absolute()
-        self.ports = filled(ports)
+        self.ports = fill_ports(ports)
         self.host = ipv4_address(host)
-        # Names this server's shared memory regions, and the server itself when asked who it is.
+        self.ending = ""
+        """Why the server ended by itself, once `wait` has returned."""
         self._id = f"triton_{secrets.token_hex(6)}"
-        self._settings = Settings(
-            name=self._id,
+        self._options = TritonOptions(
+            server_id=self._id,
             repository=self.repository,
             host=self.host,
             ports=self.ports,
-            poll_seconds=(poll_seconds or DEFAULT_POLL_SECONDS)
-            if model_control == "poll"
-            else None,
-            closed=[api for api in CLOSED_APIS if api not in allow],
+            reload_seconds=reload_seconds,
             key=None if key is None else check_key(key),
             tls=None if tls is None else check_tls(tls),
+            log_format=log_format,
         )
+        self._log = TritonLog(None if log_path is None else Path(log_path))
+        self._restarts = restarts
         self._scratch: Path | None = None
-        self._log = TritonLog(None if log_path is None else Path(log_path), log_format, self._id)
         self._supervisor: subprocess.Popen[bytes] | None = None
         self._report: IO[bytes] | None = None
         self._pid = 0
-        self._restarts = restarts
-        self.ending = ""
-        """Why the server ended by itself, once `wait` has returned."""
 
     @property
     def http_url(self) -> str:
-        """Where the HTTP client connects, without a scheme."""
-        return f"{_reachable(self._settings.http_host)}:{self.ports.http}"
+        """HOST:PORT of HTTP."""
+        return f"{_reachable(self._options.http_host)}:{self.ports.http}"
 
     @property
     def grpc_url(self) -> str:
-        """Where the gRPC client connects."""
+        """HOST:PORT of gRPC."""
         return f"{_reachable(self.host)}:{self.ports.grpc}"
 
     @property
     def grpc_scheme(self) -> str:
-        """Of the address that `Client` takes: grpc, or grpcs with TLS."""
-        return "grpc" if self._settings.tls is None else "grpcs"
+        """Scheme of the address that `Client` takes: grpc, or grpcs with TLS."""
+        return "grpc" if self._options.tls is None else "grpcs"
 
     @property
     def metrics_url(self) -> str:
-        """Host and port of Prometheus' `/metrics`."""
+        """HOST:PORT of Prometheus' `/metrics`."""
         return f"{_reachable(self.host)}:{self.ports.metrics}"
 
     @property
     def pid(self) -> int:
-        """Process id of tritonserver itself; the instances of Python models are its children.
+        """Process id of tritonserver, whose children are the instances of Python models.
 
-        Another one after a restart, and the last one while there is none.
+        A restart changes it; between two Tritons it is that of the last one.
         """
-        self._pid = self._pid_now() or self._pid
-        if not self._pid:
+        if self._supervisor is None:
             raise ServingError("the Triton server has not been started")
+        for pid, name, state in children(self._supervisor.pid):
+            if name == "tritonserver" and state != "Z":
+                self._pid = pid
         return self._pid
 
     def __enter__(self) -> Self:
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exception: object) -> None:
         self.stop()
 
     def start(self) -> None:
-        """Start the server and return at once; `wait_until_ready` tells when it answers."""
+        """Start the server without waiting until it answers, which `wait_until_ready` does."""
         if self.is_alive():
             raise ServingError(f"the Triton server runs already, with process id {self._pid}")
-        _check_repository(self.repository, may_be_empty=self._settings.poll_seconds is not None)
-        check_ports(self.host, self.ports, http_host=self._settings.http_host)
+        _check_repository(self.repository, may_be_empty=self._options.reload_seconds is not None)
+        check_ports(self.host, self.ports, http_host=self._options.http_host)
         check_shared_python()
         try:
             self._scratch = Path(tempfile.mkdtemp(prefix="triton-"))
-            self._launch(locate_package(), self._scratch)
+            self._launch(self._scratch)
         except BaseException:
             self.stop()
             raise
 
     def wait_until_ready(self, timeout_seconds: float = 60) -> None:
-        """Return when all models answer.
+        """Block until all models answer.
 
         Raises ServingError, with the server stopped, when it exits or the time is over.
         """
@@ -194,29 +171,27 @@ class TritonServer:
         try:
             while not self._is_ready():
                 if not self.is_alive():
-                    raise ServingError(f"Triton did not start: {self._log.summary(ended=True)}")
+                    raise ServingError(f"Triton did not start: {self._log.failure()}")
                 if time.monotonic() > deadline:
                     raise ServingError(
                         f"Triton was not ready after {timeout_seconds:g} seconds:"
-                        f" {self._log.summary(ended=not self.is_alive())}"
+                        f" {self._log.failure()}"
                     )
                 time.sleep(0.05)
             self._supervisor.send_signal(READY)
-        except BaseException as error:
-            if isinstance(error, ServingError):
-                self._log.keep()
+        except BaseException:
             self.stop()
             raise
 
     def is_alive(self) -> bool:
-        """Whether the server runs, ready or not, or is brought back."""
+        """Whether the server runs, ready or not, or is about to restart."""
         return self._supervisor is not None and self._supervisor.poll() is None
 
     def wait(self, on_restart: Callable[[str], object] | None = None) -> int:
-        """Block until the server ends by itself or by a signal; its exit code, 0 when it was told.
+        """Block until the server ends and return its exit code, 0 when it was stopped.
 
-        A server that a signal killed has the code 128 + signal, as in a shell. `on_restart` gets a
-        line for each time that it comes back.
+        A server that a signal killed has the code 128 + signal, as in a shell. `on_restart` is
+        called with a line of text for each restart.
         """
         if self._supervisor is None:
             raise ServingError("the Triton server has not been started")
@@ -229,97 +204,70 @@ class TritonServer:
         return self._supervisor.wait()
 
     def stop(self, timeout_seconds: float = 15) -> None:
-        """End the server and remove all it left; does nothing where there is nothing to end.
+        """End the server and remove all it left; does nothing where nothing runs.
 
         Running requests have `EXIT_SECONDS` to finish; what still lives after `timeout_seconds` is
         killed. Takes 2 to 3 seconds, with an HTTP connection open somewhere `EXIT_SECONDS`.
         """
+        supervisor = self._supervisor
         try:
-            if self._supervisor is not None and self._supervisor.poll() is None:
-                self._supervisor.terminate()
+            if supervisor is not None and supervisor.poll() is None:
+                supervisor.terminate()
                 with suppress(subprocess.TimeoutExpired):
-                    self._supervisor.wait(timeout_seconds)
+                    supervisor.wait(timeout_seconds)
         finally:  # also when a second Ctrl-C arrives here
-            self._kill()
-            self._remove_traces(timeout_seconds)
+            if supervisor is not None:
+                if supervisor.poll() is None:
+                    supervisor.kill()
+                    supervisor.wait()
+                    end_processes(self._id, 0)
+                elif supervisor.returncode < 0:
+                    end_processes(self._id, timeout_seconds)
+            remove_traces(self._id, self._scratch, self._log.temporary)
+            self._scratch = None
+            if self._report is not None:
+                self._report.close()
+                self._report = None
 
-    def _remove_traces(self, timeout_seconds: float) -> None:
-        if pid := self._pid_now():  # then the supervisor did not end by its own will
-            end_orphans(pid, self._id, timeout_seconds)
-        remove_traces(self._id, self._scratch, self._log.temporary)
-        self._scratch = None
-        if self._report is not None:
-            self._report.close()
-            self._report = None
-        self._log.close()
-
-    def _kill(self) -> None:
-        if self._supervisor is None or self._supervisor.poll() is not None:
-            return
-        self._supervisor.send_signal(AT_ONCE)
-        with suppress(subprocess.TimeoutExpired):
-            self._supervisor.wait(5)
-        if self._supervisor.poll() is not None:
-            return
-        # One that is stopped reaps no Triton: the number in the file stays Triton's.
-        self._supervisor.send_signal(signal.SIGSTOP)
-        if pid := self._pid_now():
-            with suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)
-        self._supervisor.kill()
-        self._supervisor.wait()
-
-    def _pid_now(self) -> int:
-        """0 where there is no Triton."""
-        with suppress(OSError, ValueError):
-            if self._scratch is not None:
-                return int((self._scratch / PID_FILE).read_text())
-        return 0
-
-    def _launch(self, package: Path, scratch: Path) -> None:
+    def _launch(self, scratch: Path) -> None:
+        package = locate_package()
         backends = build_backends(package, scratch)
-        log = self._log.open()
-        reader, writer = os.pipe()
+        python = build_python(scratch)
+        reader, report = os.pipe()
         self._report = os.fdopen(reader, "rb")
-        with os.fdopen(log, "ab") as log_end:
-            try:
-                self._supervisor = subprocess.Popen(
-                    [
-                        *(sys.executable, "-I", "-c", SUPERVISOR),
-                        str(Path(__file__).parents[3]),
-                        *(str(os.getpid()), str(writer)),
-                        *(
-                            self._id,
-                            str(scratch),
-                            str(self._log.own_file or ""),
-                            str(self._restarts),
-                        ),
-                        *self._command(package, backends),
-                    ],
-                    env=environment(package, build_python(scratch)),
-                    cwd=scratch,  # stubs look for modules in it: not where the caller happens to be
-                    stdin=subprocess.DEVNULL,
-                    stdout=log_end,
-                    stderr=log_end,
-                    start_new_session=True,  # Ctrl-C in a terminal reaches the caller alone
-                    pass_fds=(writer,),
-                )
-            finally:
-                os.close(writer)
-            line = self._report.readline()
+        with os.fdopen(report, "wb"), os.fdopen(self._log.open(), "wb") as log:
+            job = Job(
+                parent_pid=os.getpid(),
+                report=report,
+                server_id=self._id,
+                scratch=str(scratch),
+                log=str(self._log.temporary or ""),
+                restarts=self._restarts,
+                command=self._command(package, backends),
+            )
+            root = str(Path(__file__).parents[3])
+            self._supervisor = subprocess.Popen(
+                [sys.executable, "-I", "-c", _SUPERVISOR, root, json.dumps(job)],
+                env=environment(package, python),
+                cwd=scratch,  # stubs look for modules in it: not where the launcher happens to be
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C in a terminal reaches the launcher alone
+                pass_fds=(report,),
+            )
+        line = self._report.readline()
         if not line:
-            self._log.keep()
-            summary = self._log.summary(ended=not self.is_alive())
-            raise ServingError(f"the Triton server could not be started: {summary}")
+            raise ServingError(f"the Triton server could not be started: {self._log.failure()}")
         self._pid = int(line)
 
     def _command(self, package: Path, backends: Path) -> list[str]:
         repository = self.repository
         if shlex.quote(str(repository)) != str(repository):
-            # Triton hands the path to a shell without quoting it.
+            # Triton passes the path to a shell without quoting it
             repository = backends.parent / "repository"
             repository.symlink_to(self.repository, target_is_directory=True)
-        return replace(self._settings, repository=repository).arguments(package, backends)
+        return replace(self._options, repository=repository).arguments(package, backends)
 
     def _is_ready(self) -> bool:
         import http.client  # here, like others below: they make up half of this module's import
@@ -333,8 +281,8 @@ class TritonServer:
             response.read()
             if response.status != 200:
                 return False
-            connection.request("GET", "/v2", headers=Access(self._settings.key).headers("http"))
-            # Another server may have taken the port between our look at it and Triton's.
+            # another server may have taken the port since it was checked
+            connection.request("GET", "/v2", headers=Access(self._options.key).headers("http"))
             return bool(json.load(connection.getresponse())["name"] == self._id)
         return False
 
