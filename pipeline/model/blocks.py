@@ -2,12 +2,10 @@
 
 import copy
 from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.configuration_utils import PretrainedConfig
 
 from pipeline.core.columns import FIRST_ITEM
 from pipeline.core.errors import ConfigError
@@ -21,13 +19,16 @@ from pipeline.model.masking import MaskedSequence, Masking, NoMasking, Replaceme
 from pipeline.model.mlp import MLPBlock
 from pipeline.model.ops.dropout import with_fast_dropout
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
 
 class TransformerBlock(nn.Module):
     """A sequence encoder: a config of ours, or a config or model of Hugging Face's."""
 
     def __init__(
         self,
-        transformer: EncoderConfig | PretrainedConfig | PreTrainedModel,
+        transformer: "EncoderConfig | PretrainedConfig | PreTrainedModel",
         masking: Masking | None = None,
     ) -> None:
         super().__init__()
@@ -40,13 +41,16 @@ class TransformerBlock(nn.Module):
             self.d_model = transformer.d_model
             self.total_seq_length = transformer.total_seq_length
             self.encoder = transformer.encoder(chosen)
-        elif isinstance(transformer, PretrainedConfig | PreTrainedModel):
-            self.encoder, self.d_model, self.total_seq_length = encoder_of(transformer, chosen)
         else:
-            raise ConfigError(
-                f"TransformerBlock got {type(transformer).__name__}, expected a config such as "
-                "GPT2Config.build(...), or one of Hugging Face's."
-            )
+            # here, since it takes two seconds, which the project's own encoders do without
+            from transformers import PretrainedConfig, PreTrainedModel
+
+            if not isinstance(transformer, PretrainedConfig | PreTrainedModel):
+                raise ConfigError(
+                    f"TransformerBlock got {type(transformer).__name__}, expected a config such as "
+                    "GPT2Config.build(...), or one of Hugging Face's."
+                )
+            self.encoder, self.d_model, self.total_seq_length = encoder_of(transformer, chosen)
         with_fast_dropout(self.encoder)
         self.output_size = int(self.encoder.d_output)  # type: ignore[arg-type]
         """Width of the hidden states."""
