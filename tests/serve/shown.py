@@ -80,7 +80,7 @@ def shown(directory: Path, ids: list[Any], host: str = "127.0.0.1") -> Iterator[
     fake = Fake(ids, "recommender")
     repository = write_catalogue(directory, ids)
     with Page(host, 0) as page:
-        page.answer(Api(repository, lambda _: fake, follow=False))  # type: ignore[arg-type,return-value]
+        page.start(Api(repository, lambda _: fake, follow=False))  # type: ignore[arg-type,return-value]
         yield Shown(page, fake)
 
 

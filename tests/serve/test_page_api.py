@@ -1,4 +1,4 @@
-"""What the page asks, asked by others, wrongly, and while the export changes."""
+"""API of the page: right and wrong requests, other sites, newer exports."""
 
 import http.client
 import json
@@ -13,7 +13,7 @@ from pipeline.core.errors import ServingError
 from pipeline.exporting.run import export
 from pipeline.serve.client.client import Client
 from pipeline.serve.page.api import Api
-from pipeline.serve.page.server import LARGEST_BODY_BYTES, MOST_CONNECTIONS, Page
+from pipeline.serve.page.server import MAX_BODY_BYTES, Page
 from pipeline.serve.run import running_server
 from pipeline.serve.triton.ports import free_ports
 from pipeline.serve.triton.server import TritonServer
@@ -57,43 +57,37 @@ def test_the_catalogue_is_searched_in_any_case_and_page_by_page(tmp_path: Path) 
     ("method", "path", "body", "status", "words"),
     [
         ("GET", "/nothing", None, 404, "The page is at /."),
-        ("GET", "/../server.py", None, 404, "nothing here"),
-        ("GET", "/api/items?limit=0", None, 400, 'limit is "0", expected a whole number from 1'),
-        ("GET", "/api/items?limit=201", None, 400, "from 1 to 200"),
-        ("GET", "/api/items?offset=-1", None, 400, 'offset is "-1"'),
-        ("GET", "/api/items?offset=²", None, 400, "offset is"),
-        ("GET", "/api/items?serch=a", None, 400, '"serch" is unknown, expected limit, offset'),
-        ("GET", "/api/items?search=" + "a" * 201, None, 400, "search has 201 characters"),
-        ("GET", "/api/recommend", None, 404, "nothing here"),
-        ("POST", "/api/items", "{}", 404, "Only /api/recommend"),
-        ("PUT", "/api/recommend", "{}", 405, "Only GET and POST"),
-        ("DELETE", "/", None, 405, "Only GET and POST"),
+        ("GET", "/../server.py", None, 404, "Unknown address"),
+        ("GET", "/api/items?limit=0", None, 400, "`limit` is '0': expected 1 or more"),
+        ("GET", "/api/items?limit=201", None, 400, "200 or less"),
+        ("GET", "/api/items?offset=-1", None, 400, "`offset` is '-1'"),
+        ("GET", "/api/items?offset=²", None, 400, "`offset` is"),
+        ("GET", "/api/items?serch=a", None, 400, "unknown key `serch`"),
+        ("GET", "/api/items?search=" + "a" * 201, None, 400, "`search`: "),
+        ("GET", "/api/recommend", None, 405, "Method Not Allowed"),
+        ("POST", "/api/items", "{}", 405, "Method Not Allowed"),
+        ("PUT", "/api/recommend", "{}", 405, "Method Not Allowed"),
+        ("DELETE", "/", None, 405, "Method Not Allowed"),
         ("POST", "/api/recommend", "{", 400, "no JSON"),
         ("POST", "/api/recommend", b"\xff", 400, "no JSON"),
         ("POST", "/api/recommend", "[" * 100_000, 400, "no JSON"),
         ("POST", "/api/recommend", "1" * 5_000, 400, "no JSON"),
-        ("POST", "/api/recommend", "3", 400, "no JSON object"),
-        ("POST", "/api/recommend", "{}", 400, "items is null, expected a list"),
-        ("POST", "/api/recommend", '{"items": []}', 400, "items is empty"),
-        ("POST", "/api/recommend", '{"items": "a"}', 400, 'items is "a"'),
-        ("POST", "/api/recommend", '{"items": [1]}', 400, "each as text"),
-        ("POST", "/api/recommend", '{"items": [""]}', 400, "each as text"),
-        ("POST", "/api/recommend", '{"items": ["\\ud800"]}', 400, "not text in UTF-8"),
+        ("POST", "/api/recommend", "3", 400, "The request: "),
+        ("POST", "/api/recommend", "{}", 400, "`items` is missing"),
+        ("POST", "/api/recommend", '{"items": []}', 400, "`items` is []"),
+        ("POST", "/api/recommend", '{"items": "a"}', 400, "`items` is 'a': expected a list"),
+        ("POST", "/api/recommend", '{"items": [1]}', 400, "`items.0` is 1: expected text"),
+        ("POST", "/api/recommend", '{"items": [""]}', 400, "`items.0` is ''"),
+        ("POST", "/api/recommend", '{"items": ["\\ud800"]}', 400, "The request: `items.0`"),
         ("POST", "/api/recommend", '{"items": ["a"], "k": 0}', 400, "k is 0"),
-        ("POST", "/api/recommend", '{"items": ["a"], "k": true}', 400, "k is true"),
-        ("POST", "/api/recommend", '{"items": ["a"], "k": 1.5}', 400, "k is 1.5"),
+        ("POST", "/api/recommend", '{"items": ["a"], "k": true}', 400, "`k` is True"),
+        ("POST", "/api/recommend", '{"items": ["a"], "k": 1.5}', 400, "`k` is 1.5"),
         ("POST", "/api/recommend", '{"items": ["a"], "k": 101}', 400, "1 to 100"),
         ("POST", "/api/recommend", '{"items": ["a"], "filter_seen": 1}', 400, "true or false"),
-        ("POST", "/api/recommend", '{"items": ["a"], "exclude": {}}', 400, "exclude is {}"),
-        ("POST", "/api/recommend", '{"items": ["a"], "b": 1}', 400, '"b" is unknown'),
-        (
-            "POST",
-            "/api/recommend",
-            json.dumps({"items": ["a"] * 1_001}),
-            400,
-            "items has 1001 item ids, expected up to 1000",
-        ),
-        ("POST", "/api/recommend", " " * (LARGEST_BODY_BYTES + 1), 413, "expected up to 262144"),
+        ("POST", "/api/recommend", '{"items": ["a"], "exclude": {}}', 400, "`exclude` is {}"),
+        ("POST", "/api/recommend", '{"items": ["a"], "b": 1}', 400, "unknown key `b`"),
+        ("POST", "/api/recommend", json.dumps({"items": ["a"] * 1_001}), 400, "`items`: "),
+        ("POST", "/api/recommend", " " * (MAX_BODY_BYTES + 1), 413, "expected up to 262144"),
     ],
 )
 def test_a_wrong_request_gets_one_line_and_the_page_lives_on(
@@ -116,7 +110,7 @@ def test_a_wrong_request_gets_one_line_and_the_page_lives_on(
         ({"Host": "evil.example:8003"}, 421),
         ({"Host": "127.0.0.1.evil.example"}, 421),
         ({"Host": ""}, 421),
-        ({"Host": "[::"}, 421),
+        ({"Host": "[::"}, 400),
         ({"Host": "localhost"}, 200),
         ({"Host": "LOCALHOST:9"}, 200),
         ({"Origin": "http://evil.example"}, 403),
@@ -125,8 +119,8 @@ def test_a_wrong_request_gets_one_line_and_the_page_lives_on(
         ({"Content-Type": "text/plain"}, 415),
         ({"Content-Type": "application/x-www-form-urlencoded"}, 415),
         ({"Content-Type": "application/json; charset=utf-8"}, 200),
-        ({"Content-Length": "-1"}, 411),
-        ({"Content-Length": "many"}, 411),
+        ({"Content-Length": "-1"}, 400),
+        ({"Content-Length": "many"}, 400),
     ],
 )
 def test_another_sites_page_cannot_ask_here(
@@ -136,38 +130,31 @@ def test_another_sites_page_cannot_ask_here(
         found, _, said = say(page, "POST", "/api/recommend", '{"items": ["a"]}', headers)
         assert found == status
         assert bool(fake.tensors) == (status == 200)
-        assert ("error" in said) == (status != 200)
+        if status != 400:  # where Tornado itself refuses, the answer is empty
+            assert ("error" in said) == (status != 200)
 
 
 def test_a_page_that_is_open_to_the_network_answers_under_any_name(tmp_path: Path) -> None:
     with Page("127.0.0.1", 0) as page:
         page.loopback = False  # as on 0.0.0.0, which tests do not open
-        page.answer(
+        page.start(
             Api(write_catalogue(tmp_path, ["a"]), lambda n: Fake(["a"], n), follow=False)  # type: ignore[arg-type,return-value]
         )
         assert say(page, "GET", "/api/model", headers={"Host": "shop.example:8003"})[0] == 200
 
 
-def test_idle_connections_do_not_use_up_the_machine_and_the_port_is_free_afterwards(
-    tmp_path: Path,
-) -> None:
+def test_idle_connections_take_no_thread_and_the_port_is_free_afterwards(tmp_path: Path) -> None:
     with shown(tmp_path, ["a"]) as (page, _):
         port = int(page.url.rstrip("/").rsplit(":", 1)[1])
+        assert say(page, "GET", "/api/model")[0] == 200
         before = threading.active_count()
-        idle = [http.client.HTTPConnection("127.0.0.1", port) for _ in range(MOST_CONNECTIONS + 9)]
+        idle = [http.client.HTTPConnection("127.0.0.1", port) for _ in range(100)]
         for connection in idle:
             connection.connect()
-        with pytest.raises((ConnectionError, http.client.HTTPException)):
-            say(page, "GET", "/api/model")
-        assert threading.active_count() - before <= MOST_CONNECTIONS
+        assert say(page, "GET", "/api/model")[0] == 200
+        assert threading.active_count() - before <= 1
         for connection in idle:
             connection.close()
-        for _ in range(100):
-            try:
-                assert say(page, "GET", "/api/model")[0] == 200
-                break
-            except (ConnectionError, http.client.HTTPException):
-                continue
         with pytest.raises(ServingError, match=r"for the page: .*Choose another --page-port"):
             Page("127.0.0.1", port)
     with Page("127.0.0.1", port):

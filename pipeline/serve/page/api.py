@@ -1,33 +1,49 @@
-"""What the page asks: the model, its catalogue, recommendations. Ids are text on the way.
+"""API of the page: the model, its catalogue, recommendations.
 
-A number of more than 53 bits does not survive a browser; the client makes numbers of them again,
-where the catalogue has numbers.
+Item ids are text: a number of more than 53 bits does not survive a browser. The client makes
+numbers of them again where the catalogue has numbers.
 """
 
-import json
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import Field, StrictBool, StrictInt, StrictStr
 
 from pipeline.core.artifact import MANIFEST, read_manifest
 from pipeline.core.columns import ITEM, TIMESTAMP
+from pipeline.core.config import Config
 from pipeline.core.errors import ConfigError, PipelineError
 from pipeline.serve.client.answers import SCORE
 from pipeline.serve.client.client import Client
 from pipeline.serve.client.served_model import ServedModel, request_tables
 from pipeline.serve.page.catalogue import Catalogue
 
-MOST_ITEMS = 1_000
-"""Of a session, and of what is left out."""
-MOST_LISTED = 200
-"""Items of the catalogue at a time."""
-LONGEST_SEARCH = 200
+MAX_ITEMS = 1_000
+"""Maximum number of items of a session, and of excluded items."""
 
-Connect = Callable[[str], Client]
-"""A client of the model of this name."""
+ItemId = Annotated[StrictStr, Field(min_length=1)]
+
+
+class ItemsRequest(Config):
+    """Query of a part of the catalogue."""
+
+    search: str = Field("", max_length=200)
+    """Text that the item ids contain, in any case."""
+    offset: int = Field(0, ge=0)
+    limit: int = Field(50, ge=1, le=200)
+
+
+class RecommendRequest(Config):
+    """Session, and options of its list."""
+
+    items: list[ItemId] = Field(min_length=1, max_length=MAX_ITEMS)
+    k: StrictInt | None = None
+    filter_seen: StrictBool | None = None
+    exclude: list[ItemId] = Field([], max_length=MAX_ITEMS)
 
 
 class _Export(NamedTuple):
@@ -39,22 +55,26 @@ class _Export(NamedTuple):
 
 
 class Api:
-    """Answers the page's requests; any number of threads may ask at once."""
+    """Answers the page's requests; several threads may call it at once."""
 
-    def __init__(self, repository: Path, connect: Connect, *, follow: bool) -> None:
+    def __init__(
+        self, repository: Path, connect: Callable[[str], Client], *, follow: bool
+    ) -> None:
         """Read the catalogue. ArtifactError or ServingError where that fails.
 
-        With `follow`, what the server has taken up from a newer export counts from then on.
+        `connect` returns a client of the model of a name. With `follow`, a newer export is used as
+        soon as the server has loaded it.
         """
         self._repository = repository
         self._connect = connect
         self._follow = follow
         self._lock = threading.Lock()
-        self._settled: tuple[int, int] | None = None
-        self._export = self._look(None)
+        self._loaded: tuple[int, int] | None = None
+        """Stamp of the export in the repository, if the server has loaded that one."""
+        self._export = self._load(None)
 
     def model(self) -> dict[str, Any]:
-        """Name, sizes and defaults."""
+        """Return name, sizes and defaults of the model."""
         client, served, catalogue = self._current()
         columns = [name for name in served.types if name != ITEM]
         if served.timestamp_type is not None:
@@ -67,53 +87,39 @@ class Api:
             "max_k": served.max_k,
             "filter_seen": served.recipe.filter_seen,
             "other_columns": columns,
-            "most_items": MOST_ITEMS,
+            "most_items": MAX_ITEMS,
         }
 
     def items(self, query: dict[str, str]) -> dict[str, Any]:
-        """Ids of the catalogue that hold `search`, `limit` of them from `offset`. ConfigError."""
-        _check_names(query, {"search", "offset", "limit"})
-        search = query.get("search", "").strip()
-        if len(search) > LONGEST_SEARCH:
-            raise ConfigError(
-                f"search has {len(search)} characters, expected up to {LONGEST_SEARCH}."
-            )
-        offset = _whole(query.get("offset", "0"), "offset", 0, 2**31)
-        limit = _whole(query.get("limit", "50"), "limit", 1, MOST_LISTED)
+        """Return the item ids of an `ItemsRequest`. ConfigError for a wrong one."""
+        request = ItemsRequest.from_dict(query, "The query")
         _, served, catalogue = self._current()
-        found = catalogue.find(search)
+        items = catalogue.search(request.search.strip())
         return {
             "version": served.version,
-            "total": len(found),
-            "items": found[offset : offset + limit],
+            "total": len(items),
+            "items": items[request.offset : request.offset + request.limit],
         }
 
-    def recommend(self, asked: Any) -> dict[str, Any]:
-        """What comes after the session `items`. ConfigError for a wrong request; ServingError."""
-        if not isinstance(asked, dict):
-            raise ConfigError("The request is no JSON object, expected one with items.")
-        _check_names(asked, {"items", "k", "filter_seen", "exclude"})
-        items = _ids(asked.get("items"), "items")
-        if not items:
-            raise ConfigError("items is empty, expected the item ids of a session.")
-        exclude = _ids(asked.get("exclude", []), "exclude")
+    def recommend(self, values: Any) -> dict[str, Any]:
+        """Return the list of a `RecommendRequest`. ConfigError for a wrong one; ServingError."""
+        request = RecommendRequest.from_dict(values, "The request")
         client, served, catalogue = self._current()
-        k = asked.get("k")
-        if k is not None and (type(k) is not int or not 1 <= k <= served.max_k):
-            raise ConfigError(f"k is {_short(k)}, expected a whole number, 1 to {served.max_k}.")
-        filter_seen = asked.get("filter_seen")
-        if filter_seen is not None and type(filter_seen) is not bool:
-            raise ConfigError(f"filter_seen is {_short(filter_seen)}, expected true or false.")
+        if request.k is not None and not 1 <= request.k <= served.max_k:
+            raise ConfigError(f"k is {request.k}, expected 1 to {served.max_k}.")
         begin = time.perf_counter()
         answer = client.recommend(
-            [{ITEM: items}], k, exclude=exclude or None, filter_seen=filter_seen
+            [{ITEM: request.items}],
+            request.k,
+            exclude=request.exclude or None,
+            filter_seen=request.filter_seen,
         )
         milliseconds = (time.perf_counter() - begin) * 1e3
         [record] = answer.records([None])
         return {
             "version": served.version,
             "milliseconds": round(milliseconds, 3),
-            "unknown": sorted({item for item in items if item not in catalogue}),
+            "unknown": sorted({item for item in request.items if item not in catalogue}),
             "recommendations": [
                 {ITEM: str(entry[ITEM]), SCORE: entry[SCORE]} for entry in record["recommendations"]
             ],
@@ -122,66 +128,32 @@ class Api:
     def _current(self) -> _Export:
         if self._follow:
             with self._lock:
-                if _stamp(self._repository) != self._settled:
-                    # while an export takes the other's place, the one that is known goes on
+                if _stamp(self._repository) != self._loaded:
+                    # while one export replaces the other, the last one remains
                     with suppress(PipelineError):
-                        self._export = self._look(self._export)
+                        self._export = self._load(self._export)
         return self._export
 
-    def _look(self, known: _Export | None) -> _Export:
-        """The export that the server has, which takes up a newer one some seconds late."""
+    def _load(self, previous: _Export | None) -> _Export:
+        """Return the export that the server has, which loads a newer one some seconds late."""
         stamp = _stamp(self._repository)
         facts = read_manifest(self._repository, "repository", check_files=False)
         client = self._connect(facts["name"])
         served = client.served
-        taken_up = served.version == facts["version"]
-        if known is None or taken_up or served.version != known.served.version:
-            folder = request_tables(self._repository, facts["name"], served.version)
-            catalogue = Catalogue.read(folder, served.types[ITEM])  # type: ignore[arg-type]
-            known = _Export(client, served, catalogue)
-        if taken_up:
-            self._settled = stamp
-        return known
+        is_newest = served.version == facts["version"]
+        if not is_newest and previous is not None and served.version == previous.served.version:
+            return previous
+        folder = request_tables(self._repository, facts["name"], served.version)
+        export = _Export(client, served, Catalogue.read(folder, served.types[ITEM]))
+        if is_newest:
+            self._loaded = stamp
+        return export
 
 
 def _stamp(repository: Path) -> tuple[int, int] | None:
-    """Differs when another export has taken the place."""
+    """Return a value that differs for each export into the same place."""
     try:
-        found = (repository / MANIFEST).stat()
+        status = (repository / MANIFEST).stat()
     except OSError:
         return None
-    return found.st_ino, found.st_mtime_ns
-
-
-def _check_names(given: dict[str, Any], known: set[str]) -> None:
-    for name in given:
-        if name not in known:
-            raise ConfigError(f"{_short(name)} is unknown, expected {', '.join(sorted(known))}.")
-
-
-def _whole(text: str, name: str, least: int, most: int) -> int:
-    wrong = ConfigError(
-        f"{name} is {_short(text)}, expected a whole number from {least} to {most}."
-    )
-    if not (text.isascii() and text.isdecimal() and len(text) < 12):
-        raise wrong
-    if not least <= int(text) <= most:
-        raise wrong
-    return int(text)
-
-
-def _ids(given: Any, name: str) -> list[str]:
-    if not isinstance(given, list) or not all(isinstance(item, str) and item for item in given):
-        raise ConfigError(f"{name} is {_short(given)}, expected a list of item ids, each as text.")
-    if len(given) > MOST_ITEMS:
-        raise ConfigError(f"{name} has {len(given)} item ids, expected up to {MOST_ITEMS}.")
-    return given
-
-
-def _short(value: Any) -> str:
-    """As JSON, in a line."""
-    try:
-        text = json.dumps(value)
-    except RecursionError:
-        return "nested too deeply"
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return status.st_ino, status.st_mtime_ns

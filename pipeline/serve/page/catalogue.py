@@ -1,8 +1,7 @@
-"""The catalogue of one export, to look for items in."""
+"""Catalogue of one export and its search."""
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
 
 from pipeline.core.columns import ITEM
 from pipeline.core.errors import ArtifactError
@@ -14,13 +13,13 @@ class Catalogue:
 
     def __init__(self, ids: list[str]) -> None:
         self.ids = ids
-        self._known = frozenset(ids)
-        # a person turns the pages of one search, and many searches are of a catalogue's size
-        self.find = lru_cache(maxsize=4)(self._find)
+        self._set = frozenset(ids)
+        # the pages of one search are asked for in turn, and a result may be as large as `ids`
+        self.search = lru_cache(maxsize=4)(self._search)
 
     @classmethod
-    def read(cls, folder: Path, kind: Literal["int64", "string"]) -> "Catalogue":
-        """From the tables that the server itself reads. ArtifactError if they are not there."""
+    def read(cls, folder: Path, kind: str) -> "Catalogue":
+        """Read the tables of the request runtime. ArtifactError if they are missing."""
         try:
             values = read_values(folder, ITEM, kind)
         except (OSError, ValueError) as error:
@@ -30,18 +29,18 @@ class Catalogue:
         return cls([str(value) for value in values.tolist()])
 
     def __contains__(self, item: str) -> bool:
-        return item in self._known
+        return item in self._set
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def _find(self, words: str) -> list[str]:
-        """Ids that hold `words`, in any case; the one that equals them comes first."""
-        if not words:
+    def _search(self, text: str) -> list[str]:
+        """Return the ids that contain `text` in any case, the one that equals it first."""
+        if not text:
             return self.ids
-        wanted = words.casefold()
-        found = [item for item in self.ids if wanted in item.casefold()]
-        if words in self._known:
-            found.remove(words)
-            found.insert(0, words)
-        return found
+        folded = text.casefold()
+        items = [item for item in self.ids if folded in item.casefold()]
+        if text in self._set:
+            items.remove(text)
+            items.insert(0, text)
+        return items
