@@ -57,9 +57,9 @@ def load_test(
     if repository is not None:
         check_input(repository, "repository")
     key = read_key_file(key_file)
-    from pipeline.serve.triton.access import NO_ACCESS
     from pipeline.serve.load_test import RequestShape
     from pipeline.serve.load_test import load_test as run
+    from pipeline.serve.triton.access import NO_ACCESS
 
     results = [
         run(

@@ -110,7 +110,7 @@ def test_a_wrong_request_gets_one_line_and_the_page_lives_on(
         ({"Host": "evil.example:8003"}, 421),
         ({"Host": "127.0.0.1.evil.example"}, 421),
         ({"Host": ""}, 421),
-        ({"Host": "[::"}, 400),
+        ({"Host": "[::"}, 421),
         ({"Host": "localhost"}, 200),
         ({"Host": "LOCALHOST:9"}, 200),
         ({"Origin": "http://evil.example"}, 403),

@@ -57,9 +57,7 @@ class _Export(NamedTuple):
 class Api:
     """Answers the page's requests; several threads may call it at once."""
 
-    def __init__(
-        self, repository: Path, connect: Callable[[str], Client], *, follow: bool
-    ) -> None:
+    def __init__(self, repository: Path, connect: Callable[[str], Client], *, follow: bool) -> None:
         """Read the catalogue. ArtifactError or ServingError where that fails.
 
         `connect` returns a client of the model of a name. With `follow`, a newer export is used as
