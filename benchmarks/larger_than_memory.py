@@ -3,8 +3,8 @@
     python benchmarks/larger_than_memory.py --rows 50000000 --gigabytes 4
 
 `pipeline preprocess` runs with its address space limited (RLIMIT_AS), which counts more than the
-memory that it takes. Then every 50th session is read from the log again and goes through the fitted
-workflow in one pass, on one data frame, and is compared with what the limited run wrote.
+memory that it takes. Then every 50th session is read from the log again, encoded with the fitted
+workflow in a process without a limit, and compared with the output of the limited run.
 """
 
 import os
@@ -75,9 +75,7 @@ def limited(place: Path, limit: int) -> tuple[float, int]:
 def compare(place: Path, part: str, every: int) -> None:
     """Sessions of one part, written in many parts and encoded in one pass."""
     from pipeline.data.fitted import Fitted
-    from pipeline.preprocessing import workflow
-    from pipeline.preprocessing.engine import as_table
-    from pipeline.preprocessing.source import read_interactions
+    from pipeline.preprocessing import engine
 
     fitted = Fitted.read(place / "data")
     chosen: list[pa.Table] = []
@@ -91,16 +89,20 @@ def compare(place: Path, part: str, every: int) -> None:
         rows.append(pa.Table.from_batches([batch]).filter(of_part))
     pq.write_table(pa.concat_tables(rows), place / "some.parquet")
     types = {name: v.type for name, v in fitted.vocabularies.items()}
-    log = read_interactions(fitted.recipe, [place / "some.parquet"], types)
-    longest = fitted.recipe.max_sequence_length + 1 if part == "train" else None
-    again = as_table(workflow.transform(workflow.rebuild(fitted, longest), log.frame))
+    (place / f"sorted-{part}").mkdir()
+    with engine.workers() as pool:
+        log = engine.read_sorted(
+            fitted.recipe, [place / "some.parquet"], place / f"sorted-{part}", pool, types
+        )
+        sessions = list(engine.sessions_of(fitted, log, None, part, pool))
+    again = pa.concat_tables([of_shard.table for of_shard in sessions])
     for name in written.column_names:
         one, other = written[name].combine_chunks(), again[name].combine_chunks()
         if pa.types.is_list(one.type):
             np.testing.assert_array_equal(pc.list_value_length(one), pc.list_value_length(other))
             one, other = one.flatten(), other.flatten()
         np.testing.assert_array_equal(one.to_numpy(), other.to_numpy(), err_msg=name)
-    click.echo(f"{part}: {written.num_rows:,} sessions of {len(log.frame):,} interactions, equal")
+    click.echo(f"{part}: {written.num_rows:,} sessions of {log.rows:,} interactions, equal")
 
 
 if __name__ == "__main__":

@@ -75,13 +75,22 @@ def preprocess(
         return
     from pipeline.preprocessing.run import preprocess as run
 
-    facts = run(config, inputs, tests, out, cluster=cluster, base=base, operators=operators)
+    facts = run(
+        config,
+        inputs,
+        tests,
+        out,
+        cluster=cluster,
+        base=base,
+        operators=operators,
+        fingerprint=fingerprint,
+    )
     print_result(facts, as_json, data_text(facts, out))
 
 
 def data_text(facts: dict[str, Any], out: Path) -> str:
     """Return rows, notes, sessions and drift of a data directory as lines."""
-    from pipeline.reports.names import PAGE_FILE
+    from pipeline.reports import PAGE_FILE
 
     lines = []
     for source, rows in facts["rows"].items():

@@ -1,7 +1,7 @@
-"""A Dask cluster as the place where preprocessing works: somebody else's, or one of this machine.
+"""Connection to a Dask cluster, remote or on this machine.
 
-Sessions are sorted, learned from and encoded by its workers; logs are read, and what is written is
-put together, where the command runs.
+Its workers sort sessions, compute statistics and encode. The command itself reads the logs and
+writes the output.
 """
 
 import logging
@@ -18,30 +18,30 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import ConfigError, PipelineError
-from pipeline.core.merlin import has_cudf  # and its settings, which must stand before dask
+from pipeline.core.merlin import has_cudf  # sets dask's options, before dask is imported
 
 _CONNECT_SECONDS = 60
-_LOOK_SECONDS = 1.0
+_POLL_SECONDS = 1.0
 _CUDA_POOL, _CUDA_LIMIT = 0.5, 0.8
-"""Shares of a GPU's memory: that RMM takes at the start, and that is used before it spills."""
+"""Shares of a GPU's memory: RMM's initial pool, and the limit from which on it spills."""
 _ANY_PORT = {"dashboard_address": "127.0.0.1:0"}
-"""A scheduler without dashboard still answers over HTTP, at 8787, and warns where that is taken."""
+"""Even without a dashboard the scheduler serves HTTP, at 8787, and warns if the port is in use."""
 LOCAL, LOCAL_CUDA = "local", "local-cuda"
-"""In place of an address: a process a core, or a process a GPU, that end with the command."""
+"""Instead of an address: a process for each core or GPU, which ends with the command."""
 
 
 @contextmanager
-def on_cluster(address: str | None) -> Iterator[Any]:
-    """The client of the scheduler at `address`; None without one.
+def connect(address: str | None) -> Iterator[Any]:
+    """Dask client of the scheduler at `address`; None without an address.
 
-    `LOCAL` and `LOCAL_CUDA` start workers here. ConfigError if no scheduler or no worker answers
-    within a minute, PipelineError if the cluster is lost while it works. The loss of one worker of
-    several is not: others do its work again.
+    `LOCAL` and `LOCAL_CUDA` start workers on this machine. ConfigError if no scheduler or no worker
+    answers within a minute; PipelineError if the cluster is lost during the work. If one of several
+    workers is lost, the others repeat its tasks.
     """
     if not address:
         yield None
     elif address in (LOCAL, LOCAL_CUDA):
-        start = _cuda_workers if address == LOCAL_CUDA else _workers
+        start = _start_cuda_workers if address == LOCAL_CUDA else _start_workers
         with (
             tempfile.TemporaryDirectory(prefix="pipeline-workers-") as folder,
             start(folder) as cluster,
@@ -59,8 +59,8 @@ def on_cluster(address: str | None) -> Iterator[Any]:
             yield client
 
 
-def _workers(folder: str) -> Any:
-    """A process a core, on loopback."""
+def _start_workers(folder: str) -> Any:
+    """Cluster of a process for each core, on loopback."""
     from dask.distributed import LocalCluster
 
     return LocalCluster(
@@ -75,12 +75,12 @@ def _workers(folder: str) -> Any:
 
 
 def _ignore_interrupts() -> None:
-    """A terminal sends a Ctrl-C to workers, too, which the cluster ends."""
+    """Ignore the Ctrl-C that a terminal sends to workers, too: the cluster ends them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _cuda_workers(folder: str) -> Any:
-    """A process a GPU, with a pool of its memory, spilling to the machine's where that is short."""
+def _start_cuda_workers(folder: str) -> Any:
+    """Cluster of a process for each GPU, with a memory pool that spills to main memory."""
     if not has_cudf():
         raise ConfigError(
             f"--cluster {LOCAL_CUDA} needs a GPU and the gpu extra: pip install 'pipeline[gpu]'. "
@@ -106,7 +106,7 @@ def _connected(address: str) -> Iterator[Any]:
     from distributed.comm.core import CommClosedError
 
     try:
-        # not dask's default: one that fails to connect would stay it until it is collected
+        # not as default client: one that fails to connect would stay the default
         client = Client(
             address, timeout=_CONNECT_SECONDS, name="pipeline-preprocess", set_as_default=False
         )
@@ -124,7 +124,7 @@ def _connected(address: str) -> Iterator[Any]:
                 f"{address}`."
             ) from None
         try:
-            with _watched(client):
+            with _cancel_without_workers(client):
                 yield client
         except (KilledWorker, FutureCancelledError, CommClosedError) as error:
             raise PipelineError(
@@ -134,43 +134,43 @@ def _connected(address: str) -> Iterator[Any]:
 
 
 @contextmanager
-def _watched(client: Any) -> Iterator[None]:
-    """End what waits when no worker has been there for a while: dask itself waits for ever."""
-    over = threading.Event()
+def _cancel_without_workers(client: Any) -> Iterator[None]:
+    """Cancel pending tasks after a minute without workers; dask itself waits forever."""
+    is_done = threading.Event()
 
-    def give_up() -> None:
+    def cancel() -> None:
         for state in list(client.futures.values()):
             state.cancel(reason="no workers", msg="The scheduler has no worker.")
 
     def watch() -> None:
-        seen = time.monotonic()
-        while not over.wait(_LOOK_SECONDS):
-            with suppress(Exception):  # a lost connection is told by what waits
+        last_worker = time.monotonic()
+        while not is_done.wait(_POLL_SECONDS):
+            with suppress(Exception):  # the pending tasks report a lost connection
                 if client.scheduler_info()["workers"]:
-                    seen = time.monotonic()
-                elif time.monotonic() - seen > _CONNECT_SECONDS:
-                    client.loop.add_callback(give_up)
+                    last_worker = time.monotonic()
+                elif time.monotonic() - last_worker > _CONNECT_SECONDS:
+                    client.loop.add_callback(cancel)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
         yield
     finally:
-        over.set()
+        is_done.set()
         watcher.join()
 
 
 def check_shared(client: Any, directory: Path) -> None:
-    """ConfigError unless all workers see `directory`: they write unique values below it."""
-    probe = directory / "seen"
-    probe.touch()
+    """ConfigError unless all workers see `directory`, in which they write shards."""
+    file = directory / "shared"
+    file.touch()
     try:
-        seen = client.run(os.path.isfile, str(probe))
+        is_visible = client.run(os.path.isfile, str(file))
     finally:
-        probe.unlink()
-    blind = [worker for worker, sees in seen.items() if not sees]
-    if blind:
+        file.unlink()
+    failed = [worker for worker, visible in is_visible.items() if not visible]
+    if failed:
         raise ConfigError(
-            f"The Dask worker at {blind[0]} does not see {directory.parent}. With --cluster, --out "
-            "is in a folder that all workers share, under the same path."
+            f"The Dask worker at {failed[0]} does not see {directory.parent}. With --cluster, "
+            "--out is in a folder that all workers share, under the same path."
         )

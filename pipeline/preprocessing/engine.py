@@ -1,7 +1,7 @@
-"""A log of any size through sorting, learning and transforming, part by part.
+"""Sorting, fitting and transforming a log of any size, shard by shard.
 
-Parts are whole sessions in the order of their ids; they are worked on in threads here, or by the
-workers of a Dask cluster. What comes out depends on the log and the recipe alone.
+A shard holds whole sessions; shards are ordered by session id. They are processed by threads of
+this process or by the workers of a Dask cluster. The results depend on log and recipe alone.
 """
 
 import os
@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
@@ -23,13 +23,7 @@ import pyarrow.compute as pc
 from pipeline.core.columns import FITTED_DIRECTORY, FITTED_FILE, ITEM, SESSION, TIMESTAMP
 from pipeline.data.fitted import Fitted, TimestampType, ValueType
 from pipeline.logs.row_counts import Report
-from pipeline.preprocessing.computed import Computed
-from pipeline.preprocessing.item_values import newest_of
-from pipeline.preprocessing.report.counting import Counts, Window, count
-from pipeline.preprocessing.sorting.cutting import reshaped, without_oldest
-from pipeline.preprocessing.sorting.repeats import without_long, without_repeats
-from pipeline.preprocessing.sorting.spill import PART_ROWS, Bounds, Spill, read, sorted_part, write
-from pipeline.preprocessing.source import (
+from pipeline.preprocessing.blocks import (
     Block,
     check_not_empty,
     common_types,
@@ -37,70 +31,92 @@ from pipeline.preprocessing.source import (
     to_frame,
     typed_block,
 )
+from pipeline.preprocessing.item_values import newest_values
+from pipeline.preprocessing.operator_features import OperatorFeatures
+from pipeline.preprocessing.report.counts import Counts, Window, count_sessions
+from pipeline.preprocessing.side_tables import SideTables
+from pipeline.preprocessing.sorting.session_rules import apply_session_rules, keep_newest
+from pipeline.preprocessing.sorting.spill import (
+    SHARD_ROWS,
+    Bounds,
+    SortedBlock,
+    Spill,
+    read,
+    sorted_shard,
+    write,
+)
 from pipeline.preprocessing.split import rows_of
-from pipeline.preprocessing.tables import Joined
 from pipeline.recipe.preprocess import Preprocess
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # NVTabular is imported while the log is read
     from pipeline.preprocessing.workflow import Statistics
 
-T = TypeVar("T")
 R = TypeVar("R")
 
 
 @dataclass(frozen=True)
-class Part:
-    """Whole sessions on disk, each interaction in its place."""
+class Shard:
+    """Whole sessions on disk, sorted by session and time."""
 
     path: Path
     lengths: np.ndarray
-    """(S,) interactions of each session, in the order of their ids."""
+    """(S,) interactions of each session."""
     ends: np.ndarray
-    """(S,) microseconds of the last of each."""
+    """(S,) microseconds of the last interaction of each session."""
     first: int
-    """Microseconds of the first of all."""
+    """Microseconds of the first interaction."""
     report: Report
-    """What was left out when it was sorted."""
+    """Rows dropped by the session rules."""
 
 
 @dataclass(frozen=True)
 class Log:
-    """All of a log, in parts."""
+    """A whole log in shards."""
 
-    parts: list[Part]
+    shards: list[Shard]
     types: dict[str, ValueType]
     timestamp_type: TimestampType | None
     report: Report
     rows: int
-    """Interactions that were kept."""
-    of_items: pa.Table | None
-    """The item table beside it (`Joined.of_items`)."""
+    """Interactions in all shards."""
+    item_table: pa.Table | None
+    """The item table beside the log (`SideTables.items`)."""
+
+    @property
+    def ends(self) -> np.ndarray:
+        """(S,) microseconds of the last interaction of each session."""
+        return np.concatenate([shard.ends for shard in self.shards])
+
+    @property
+    def first(self) -> int:
+        """Microseconds of the first interaction."""
+        return min(shard.first for shard in self.shards)
 
 
 class Workers:
-    """Something to be done for each of many, and the results in order, few of them at a time."""
+    """Runs tasks in parallel, a few at a time, and yields their results in order."""
 
-    def __init__(self, submit: Callable[..., Any], count: int) -> None:
+    def __init__(self, submit: Callable[..., Any], max_pending: int) -> None:
         self._submit = submit
-        self._count = count
+        self._max_pending = max_pending
 
-    def map(self, work: Callable[..., R], each: Iterable[tuple[Any, ...]]) -> Iterator[R]:
-        """`work` with the arguments of each, results in their order."""
-        waiting: deque[Any] = deque()
-        for arguments in each:
-            waiting.append(self._submit(work, *arguments))
-            if len(waiting) > self._count:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    def map(self, task: Callable[..., R], arguments: Iterable[tuple[Any, ...]]) -> Iterator[R]:
+        """Yield `task(*each)` for each of the arguments, in their order."""
+        pending: deque[Any] = deque()
+        for each in arguments:
+            pending.append(self._submit(task, *each))
+            if len(pending) > self._max_pending:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
 @contextmanager
 def workers(client: Any = None) -> Iterator[Workers]:
-    """Threads of this process, as many as it may use cores, or those of a Dask `client`."""
+    """The workers of a Dask `client`, or a thread for each core that this process may use."""
     if client is not None:
-        count = 2 * sum(client.nthreads().values())
-        yield Workers(lambda work, *given: client.submit(work, *given, pure=False), count)
+        max_pending = 2 * sum(client.nthreads().values())
+        yield Workers(lambda task, *each: client.submit(task, *each, pure=False), max_pending)
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     with ThreadPoolExecutor(cores or 1) as pool:
@@ -115,103 +131,44 @@ def read_sorted(
     fitted_types: dict[str, ValueType] | None = None,
     operators: Path | None = None,
 ) -> Log:
-    """Read `files` as one log and sort it, below `directory`, which all workers see.
+    """Read `files` as one log and sort it into shards below `directory`, which all workers see.
 
-    `fitted_types`, where given, are those of categorical values; `operators` is the file of those
-    that make features. DataError for a missing file, a
-    missing column, an unreadable file or a log without a usable row.
+    `fitted_types` are the types of id columns in an earlier log, `operators` the Python file of the
+    operator features. DataError for a missing or unreadable file, a missing column, or a log
+    without a usable row.
     """
     report = Report()
     spill = Spill(directory)
-    kinds = []
-    joined, computed = Joined(recipe, report), Computed(recipe, operators, report)
-    with workers() as here:  # a log is read where the command runs
+    block_types = []
+    side_tables = SideTables(recipe, report)
+    operator_features = OperatorFeatures(recipe, operators, report)
+    with workers() as threads:  # the log is read where the command runs
         blocks = (
-            (recipe, spill, number, computed.add_to(joined.add_to(table)), before, fitted_types)
+            (recipe, spill, number, operator_features.add_to(side_tables.join(table)), before,
+             fitted_types)
             for number, (before, table) in enumerate(raw_blocks(recipe, files, report))
-        )
-        for block, written in here.map(_write_block, blocks):
-            kinds.append((block.types, block.timestamp_type))
+        )  # fmt: skip
+        for block, written in threads.map(_write_block, blocks):
+            block_types.append((block.types, block.timestamp_type))
             report.add(block.report)
             spill.blocks.append(written)
-    types, timestamp_type = common_types(recipe, kinds)
+    types, timestamp_type = common_types(recipe, block_types)
     check_not_empty(files, spill.rows, report)
-    spill.settle(types[SESSION])
+    spill.unify_sessions(types[SESSION])
     spill.blocks = [block for block in spill.blocks if block.rows]
-    bounds = spill.bounds(PART_ROWS)
-    arguments = ((recipe, spill, number, part, types) for number, part in enumerate(bounds))
-    parts = list(pool.map(_write_part, arguments))
-    for written in spill.blocks:
-        written.path.unlink()
-    for part in parts:
-        report.add(part.report)
+    bounds = spill.bounds(SHARD_ROWS)
+    tasks = ((recipe, spill, number, part, types) for number, part in enumerate(bounds))
+    shards = list(pool.map(_write_shard, tasks))
+    for sorted_block in spill.blocks:
+        sorted_block.path.unlink()
+    for shard in shards:
+        report.add(shard.report)
     if recipe.session_gap is not None:
         types[SESSION] = "string"
-    parts = [part for part in parts if len(part.lengths)]
-    rows = sum(int(part.lengths.sum()) for part in parts)
+    shards = [shard for shard in shards if len(shard.lengths)]
+    rows = sum(int(shard.lengths.sum()) for shard in shards)
     check_not_empty(files, rows, report)
-    return Log(parts, types, timestamp_type, report, rows, joined.of_items)
-
-
-def learn(
-    recipe: Preprocess,
-    log: Log,
-    places: list[np.ndarray],
-    pool: Workers,
-    base: Fitted | None = None,
-) -> tuple[Fitted, pa.Array]:
-    """What is learned from the training sessions, beyond `base`, and all items of the log.
-
-    `places` are the parts of the sessions (`split.split_sessions`), for each of the log's parts.
-    """
-    every: list[pa.Array] = []
-
-    from pipeline.preprocessing import workflow
-
-    def training() -> Iterator["Statistics"]:
-        arguments = ((recipe, part, place) for part, place in zip(log.parts, places, strict=True))
-        for found, items in pool.map(_statistics, arguments):
-            if items is not None:
-                every.append(items)
-            yield found
-
-    fitted = workflow.fit(recipe, training(), log.types, log.timestamp_type, base)
-    return fitted, pc.unique(pa.chunked_array(every)) if every else pa.array([], pa.null())
-
-
-def sessions_of(
-    fitted: Fitted | Path,
-    log: Log,
-    places: list[np.ndarray] | None,
-    name: str,
-    pool: Workers,
-    window: Window | None = None,
-) -> Iterator[tuple[pa.Table, "Facts"]]:
-    """Encoded sessions of the part `name`, in the order of their ids; without `places` all.
-
-    `fitted` is what was learned, or the directory in which workers find it; `window` the hours
-    that the report counts. Those of the log's parts that hold no session are passed over.
-    """
-    encoder = fitted if isinstance(fitted, Path) else _Encoder(fitted, name)
-    arguments = (
-        (encoder, part, None if places is None else places[number], name, window)
-        for number, part in enumerate(log.parts)
-    )
-    yield from (found for found in pool.map(_transform, arguments) if found is not None)
-
-
-@dataclass(frozen=True)
-class Facts:
-    """Of the interactions that became sessions."""
-
-    items: dict[str, pa.Table]
-    """Of training, the newest values of items (`item_values.newest_of`)."""
-    interactions: int
-    first: int
-    """Microseconds."""
-    last: int
-    counts: Counts
-    """For the report, of whole sessions."""
+    return Log(shards, types, timestamp_type, report, rows, side_tables.items)
 
 
 def _write_block(
@@ -221,125 +178,192 @@ def _write_block(
     table: pa.Table,
     before: int,
     fitted_types: dict[str, ValueType] | None,
-) -> tuple[Block, Any]:
+) -> tuple[Block, SortedBlock]:
+    """Write a typed block; the returned `Block` has no rows, to free their memory."""
     block = typed_block(recipe, table, before, fitted_types)
-    written = spill.add(number, block.table)
-    empty = Block(block.table.slice(0, 0), block.types, block.timestamp_type, block.report)
-    return empty, written
+    written = spill.write_block(number, block.table)
+    return replace(block, table=block.table.slice(0, 0)), written
 
 
-def _write_part(
+def _write_shard(
     recipe: Preprocess, spill: Spill, number: int, bounds: Bounds, types: dict[str, ValueType]
-) -> Part:
+) -> Shard:
     report = Report()
-    table, starts = sorted_part(spill, bounds, types)
-    if recipe.timestamp is not None:
-        table, starts = without_repeats(recipe, table, starts, report)
-    table, starts = reshaped(recipe, table, starts, report)
-    if recipe.longest_session is not None:
-        table, starts = without_long(recipe.longest_session, table, starts, report)
-    path = spill.directory / f"part-{number}.arrow"
+    table, starts = sorted_shard(spill, bounds, types)
+    table, starts = apply_session_rules(recipe, table, starts, report)
+    path = spill.directory / f"shard-{number}.arrow"
     write(table, path)
     stops = np.append(starts[1:], table.num_rows)[: len(starts)]
     times = table[TIMESTAMP].to_numpy()
     first = int(times[starts].min()) if len(starts) else 0
-    return Part(path, stops - starts, times[stops - 1], first, report)
+    return Shard(path, stops - starts, times[stops - 1], first, report)
+
+
+def fit(
+    recipe: Preprocess,
+    log: Log,
+    splits: list[np.ndarray],
+    pool: Workers,
+    base: Fitted | None = None,
+) -> Fitted:
+    """Fitted state of the training sessions, continuing that of `base`.
+
+    `splits` are the part numbers of `split.split_sessions` for each shard. If the last interactions
+    are held out, the catalogue has the items of all interactions.
+    """
+    from pipeline.preprocessing import workflow
+
+    items: list[pa.Array] = []
+
+    def statistics() -> Iterator["Statistics"]:
+        tasks = ((recipe, shard, split) for shard, split in zip(log.shards, splits, strict=True))
+        for of_shard, shard_items in pool.map(_statistics, tasks):
+            if shard_items is not None:
+                items.append(shard_items)
+            yield of_shard
+
+    fitted = workflow.fit(recipe, statistics(), log.types, log.timestamp_type, base)
+    if items:
+        fitted = workflow.with_items(fitted, pc.unique(pa.chunked_array(items)))
+    return fitted
 
 
 def _statistics(
-    recipe: Preprocess, part: Part, place: np.ndarray
+    recipe: Preprocess, shard: Shard, split: np.ndarray
 ) -> tuple["Statistics", pa.Array | None]:
+    """Statistics of the training interactions, and all items if the last ones are held out."""
     from pipeline.preprocessing import workflow
 
-    table = read(part.path)
+    table = read(shard.path)
     items = pc.unique(table[ITEM].combine_chunks()).drop_null() if recipe.split.held_out else None
     if items is not None and pa.types.is_dictionary(items.type):
         items = items.dictionary_decode()
-    rows = rows_of(recipe, place, part.lengths)["train"]
+    rows = rows_of(recipe, split, shard.lengths)["train"]
     if not rows.all():
         table = table.filter(pa.array(rows))
     return workflow.statistics(recipe, to_frame(table)), items
 
 
-class _Encoder:
-    """The workflow of one part of the sessions, for all threads that transform them."""
+@dataclass(frozen=True)
+class EncodedSessions:
+    """Sessions of one part and one shard."""
 
-    def __init__(self, fitted: Fitted, name: str) -> None:
+    table: pa.Table
+    """One row a session, sorted by id."""
+    item_values: dict[str, pa.Table]
+    """Newest values of items in training (`item_values.newest_values`)."""
+    interactions: int
+    first: int
+    """Microseconds."""
+    last: int
+    counts: Counts
+    """Counts of the data report, of whole sessions."""
+
+
+def sessions_of(
+    fitted: Fitted | Path,
+    log: Log,
+    splits: list[np.ndarray] | None,
+    part: str,
+    pool: Workers,
+    window: Window | None = None,
+) -> Iterator[EncodedSessions]:
+    """Encoded sessions of a part, sorted by id; all sessions of the log without `splits`.
+
+    `fitted` is the fitted state, or the directory from which workers read it. `window` are the
+    hours that the data report counts. Shards without a session of the part yield nothing.
+    """
+    encoder = fitted if isinstance(fitted, Path) else _Encoder(fitted, part)
+    tasks = (
+        (encoder, shard, None if splits is None else splits[number], part, window)
+        for number, shard in enumerate(log.shards)
+    )
+    yield from (sessions for sessions in pool.map(_encode, tasks) if sessions is not None)
+
+
+class _Encoder:
+    """The workflow of one part, shared by the threads that transform its shards."""
+
+    def __init__(self, fitted: Fitted, part: str) -> None:
         from pipeline.preprocessing import workflow
 
         self.fitted = fitted
-        self._transform = workflow.transform
-        self._graph = workflow.rebuild(fitted, None, training=name == "train")
-        self._check = workflow.output_schema
+        self._workflow = workflow
+        self._graph = workflow.rebuild(fitted, None, training=part == "train")
         self._lock = Lock()
 
     def encode(self, table: pa.Table) -> pa.Table:
         """Interactions to sessions."""
         frame = to_frame(table)
-        with self._lock:  # the first one has the graph find its columns
-            self._check(self._graph, frame)
-        return as_table(self._transform(self._graph, frame))
+        with self._lock:  # the first call fits the schema of the graph
+            self._workflow.output_schema(self._graph, frame)
+        return as_table(self._workflow.transform(self._graph, frame))
 
 
-def _transform(
+@lru_cache(maxsize=1)
+def _cached_encoder(directory: Path, _modified_ns: int, part: str) -> _Encoder:
+    """Encoder of a worker process, kept for all shards of a part."""
+    return _Encoder(Fitted.read(directory), part)
+
+
+def _encode(
     encoder: _Encoder | Path,
-    part: Part,
-    place: np.ndarray | None,
-    name: str,
+    shard: Shard,
+    split: np.ndarray | None,
+    part: str,
     window: Window | None,
-) -> tuple[pa.Table, Facts] | None:
+) -> EncodedSessions | None:
     if isinstance(encoder, Path):
-        written = (encoder / FITTED_DIRECTORY / FITTED_FILE).stat().st_mtime_ns
-        encoder = _encoder_in(encoder, written, name)
+        modified_ns = (encoder / FITTED_DIRECTORY / FITTED_FILE).stat().st_mtime_ns
+        encoder = _cached_encoder(encoder, modified_ns, part)
     fitted = encoder.fitted
-    table = read(part.path)
-    if place is not None:
-        rows = rows_of(fitted.recipe, place, part.lengths)[name]
+    table = read(shard.path)
+    if split is not None:
+        rows = rows_of(fitted.recipe, split, shard.lengths)[part]
         if not rows.all():
             table = table.filter(pa.array(rows))
     if not table.num_rows:
         return None
-    training = name == "train"
     times = table[TIMESTAMP].to_numpy()
     sessions = encoder.encode(table)
-    newest = newest_of(fitted, table) if training else {}
-    counts = count(fitted, table, sessions, name, window)
-    facts = Facts(newest, len(times), int(times.min()), int(times.max()), counts)
-    return without_oldest(sessions, _longest(fitted)) if training else sessions, facts
-
-
-@contextmanager
-def lazy_copies() -> Iterator[None]:
-    """Have pandas copy what is written to, and not, as until version 3, what is passed on.
-
-    Merlin's executor passes each column on several times. It is a setting of the whole process, so
-    nothing may change it while threads work.
-    """
-    with pd.option_context("mode.copy_on_write", True):
-        yield
-
-
-@lru_cache(maxsize=1)
-def _encoder_in(directory: Path, _written: int, name: str) -> _Encoder:
-    """Read once for all parts by each worker, and anew when it was written anew."""
-    return _Encoder(Fitted.read(directory), name)
+    is_training = part == "train"
+    return EncodedSessions(
+        table=keep_newest(sessions, _max_training_length(fitted)) if is_training else sessions,
+        item_values=newest_values(fitted, table) if is_training else {},
+        interactions=len(times),
+        first=int(times.min()),
+        last=int(times.max()),
+        counts=count_sessions(fitted, table, sessions, part, window),
+    )
 
 
 def schema_of(fitted: Fitted, log: Log) -> Any:
     """Merlin's schema of the training sessions."""
     from pipeline.preprocessing import workflow
 
-    frame = to_frame(read(log.parts[0].path).slice(0, 1))
-    return workflow.output_schema(workflow.rebuild(fitted, _longest(fitted)), frame)
+    frame = to_frame(read(log.shards[0].path).slice(0, 1))
+    return workflow.output_schema(workflow.rebuild(fitted, _max_training_length(fitted)), frame)
 
 
-def _longest(fitted: Fitted) -> int:
-    """Interactions that a training session keeps: those that the model reads, and a target."""
+def _max_training_length(fitted: Fitted) -> int:
+    """Interactions of a training session: those that the model reads, and a target."""
     return fitted.recipe.max_sequence_length + 1
 
 
+@contextmanager
+def copy_on_write() -> Iterator[None]:
+    """Have pandas copy columns when they are written to, as pandas 3 does.
+
+    Merlin's executor passes each column on several times. The option is global to the process, so
+    that it must not change while threads work.
+    """
+    with pd.option_context("mode.copy_on_write", True):
+        yield
+
+
 def as_table(sessions: Any) -> pa.Table:
-    """Arrow without pandas' notes: with those, pandas could not read its own list columns."""
+    """Sessions as Arrow table, without pandas' metadata, with which pandas cannot read its own
+    list columns."""
     if isinstance(sessions, pd.DataFrame):
         table = pa.Table.from_pandas(sessions, preserve_index=False)
     else:

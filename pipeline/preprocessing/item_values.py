@@ -1,7 +1,7 @@
-"""What is known of each item, for a server to fill in where a request lacks it.
+"""The table of item values, with which a server fills in what a request lacks.
 
-Of features of the log that is what training has last seen; of an item table beside it, what stands
-there, also for items that training has never seen.
+For features of the log it holds the newest value in training; for an item table beside the log,
+the values of the table, also of items that training never saw.
 """
 
 import numpy as np
@@ -11,168 +11,171 @@ import pyarrow.compute as pc
 from pipeline.core.columns import ITEM, SESSION, TIMESTAMP
 from pipeline.data import values
 from pipeline.data.fitted import Fitted
-from pipeline.preprocessing.sorting.lookup import places, places_of
-from pipeline.preprocessing.source import typed_block
+from pipeline.preprocessing.blocks import typed_block
+from pipeline.preprocessing.lookup import column_positions, positions
 
-_ROWS = 4_000_000
-"""Values that wait to be reduced to the newest of each item."""
-_PLACE = "place"
-_ORDER = "order"
+_BUFFER_ROWS = 4_000_000
+"""Values that are held before they are reduced to the newest of each item."""
+_INDEX, _TIME = "#index", "#time"
+"""Columns of the buffered tables: position in the catalogue, and time."""
 _SPARSE = 4
-"""Times as many places as there are rows: then they are sorted, not counted in a table."""
+"""Ratio of positions to rows from which on positions are sorted instead of counted."""
 
 
 class ItemValues:
-    """Values of the features that describe items, newest last."""
+    """Newest values of the features that describe items, collected part by part.
+
+    Starts from the values that `fitted` has of an earlier log.
+    """
 
     def __init__(self, fitted: Fitted) -> None:
-        """Begins with those that `fitted` has of an earlier log."""
         self._fitted = fitted
         self._items = fitted.item.values
-        self._waiting: dict[str, list[pa.Table]] = {}
+        self._buffers: dict[str, list[pa.Table]] = {}
         if fitted.items is not None:
-            known = fitted.items
-            place = pc.index_in(known[ITEM].combine_chunks(), value_set=self._items).cast("int64")
-            before = pa.array(np.full(len(known), -(2**63)))
-            for name, columns in _columns(fitted).items():
-                if columns[0] in known.column_names:
-                    earlier = pa.table({_PLACE: place, _ORDER: before})
+            earlier = fitted.items
+            index = pc.index_in(earlier[ITEM].combine_chunks(), value_set=self._items).cast("int64")
+            before_all = pa.array(np.full(len(earlier), -(2**63)))
+            for name, columns in _item_columns(fitted).items():
+                if columns[0] in earlier.column_names:
+                    table = pa.table({_INDEX: index, _TIME: before_all})
                     for column in columns:
-                        earlier = earlier.append_column(column, known[column])
-                    there = pc.and_(pc.is_valid(place), pc.is_valid(known[columns[0]]))
-                    self._waiting[name] = [earlier.filter(there)]
+                        table = table.append_column(column, earlier[column])
+                    has_value = pc.and_(pc.is_valid(index), pc.is_valid(earlier[columns[0]]))
+                    self._buffers[name] = [table.filter(has_value)]
 
-    def add(self, found: dict[str, pa.Table]) -> None:
-        """Those of a part, by feature (`newest_of`)."""
-        for name, table in found.items():
-            waiting = self._waiting.setdefault(name, [])
-            waiting.append(table)
-            if len(waiting) > 1 and sum(len(part) for part in waiting[1:]) > _ROWS:
-                self._waiting[name] = [_newest(pa.concat_tables(waiting))]
+    def add(self, newest: dict[str, pa.Table]) -> None:
+        """Add the `newest_values` of a part."""
+        for name, table in newest.items():
+            buffer = self._buffers.setdefault(name, [])
+            buffer.append(table)
+            if len(buffer) > 1 and sum(len(part) for part in buffer[1:]) > _BUFFER_ROWS:
+                self._buffers[name] = [_newest(pa.concat_tables(buffer))]
 
-    def table(self, of_items: pa.Table | None = None) -> pa.Table | None:
-        """`item_id` of all items that are known, and a column a feature.
+    def table(self, item_table: pa.Table | None = None) -> pa.Table | None:
+        """`item_id` and a column for each feature column; None without such a feature.
 
-        The catalogue comes first; behind it the further items of the table `of_items`
-        (`tables.Joined.of_items`).
+        The catalogue comes first, then further items of `item_table` (`SideTables.items`).
         """
-        beside = None if of_items is None else _values_of(self._fitted, of_items)
-        if not self._waiting and beside is None:
+        side_table = None if item_table is None else _typed_items(self._fitted, item_table)
+        if not self._buffers and side_table is None:
             return None
         items = self._items
-        if beside is not None:
-            known = places(beside[ITEM].combine_chunks(), items) >= 0
-            further = beside[ITEM].combine_chunks().filter(pa.array(~known))
-            items = pa.concat_arrays([items, further])
+        if side_table is not None:
+            keys = side_table[ITEM].combine_chunks()
+            is_new = pa.array(positions(keys, items) < 0)
+            items = pa.concat_arrays([items, keys.filter(is_new)])
         columns = {ITEM: items}
-        for name in list(self._waiting):
-            newest = _newest(pa.concat_tables(self._waiting.pop(name)))
+        for name in list(self._buffers):
+            newest = _newest(pa.concat_tables(self._buffers.pop(name)))
             row = np.full(len(items), -1)
-            row[newest[_PLACE].to_numpy()] = np.arange(len(newest))
-            taken = pa.array(row, mask=row < 0)
-            for column in newest.column_names[2:]:
-                columns[column] = newest[column].combine_chunks().take(taken)
-        if beside is not None:
-            row = places(items, beside[ITEM].combine_chunks())
-            taken = pa.array(row, mask=row < 0)
-            for column in beside.column_names[1:]:
-                columns[column] = beside[column].combine_chunks().take(taken)
+            row[newest[_INDEX].to_numpy()] = np.arange(len(newest))
+            columns |= _take(newest.drop_columns([_INDEX, _TIME]), row)
+        if side_table is not None:
+            row = positions(items, side_table[ITEM].combine_chunks())
+            columns |= _take(side_table.drop_columns([ITEM]), row)
         return pa.table(columns)
 
 
-def newest_of(fitted: Fitted, table: pa.Table) -> dict[str, pa.Table]:
-    """The newest value of each item, by feature.
+def _take(table: pa.Table, row: np.ndarray) -> dict[str, pa.Array]:
+    """Values of each column at the (N,) rows, null at -1."""
+    indices = pa.array(row, mask=row < 0)
+    return {name: table[name].combine_chunks().take(indices) for name in table.column_names}
 
-    The item's place in the catalogue, its time as `order`, and the feature's columns. Of equal
-    times the last row counts.
+
+def newest_values(fitted: Fitted, table: pa.Table) -> dict[str, pa.Table]:
+    """Newest value of each item in some interactions, by feature.
+
+    Each table holds the position in the catalogue, the time, and the columns of the feature. For
+    equal times the last row counts.
     """
-    features = _columns(fitted)
+    features = _item_columns(fitted)
     if not features:
         return {}
-    place = places_of(table[ITEM].combine_chunks(), fitted.item.values)
+    index = column_positions(table[ITEM].combine_chunks(), fitted.item.values)
     times = table[TIMESTAMP].to_numpy()
-    in_catalogue = place >= 0
-    found = {}
-    whole: np.ndarray | None = None  # the same for all features that are nowhere missing
+    in_catalogue = index >= 0
+    newest = {}
+    rows_of_all: np.ndarray | None = None  # shared by all features without a missing value
     for name, columns in features.items():
-        column = table[columns[0]].combine_chunks()  # missing only if all values are
-        known = column.is_valid().to_numpy(zero_copy_only=False)
-        if _kind(fitted, name) == pa.float64():
-            known = known & pc.fill_null(pc.is_finite(column), False).to_numpy(zero_copy_only=False)
-        if not known.all():
-            rows = _last_of(place, times, known & in_catalogue)
+        column = table[columns[0]].combine_chunks()  # null only if all columns are
+        is_valid = column.is_valid().to_numpy(zero_copy_only=False)
+        kind = _value_type(fitted, name)
+        if kind == pa.float64():
+            is_finite = pc.fill_null(pc.is_finite(column), False)
+            is_valid = is_valid & is_finite.to_numpy(zero_copy_only=False)
+        if not is_valid.all():
+            rows = _newest_rows(index, times, is_valid & in_catalogue)
         else:
-            rows = whole = _last_of(place, times, in_catalogue) if whole is None else whole
-        newest = {_PLACE: place[rows], _ORDER: times[rows]}
+            if rows_of_all is None:
+                rows_of_all = _newest_rows(index, times, in_catalogue)
+            rows = rows_of_all
+        arrays = {_INDEX: index[rows], _TIME: times[rows]}
         for column_name in columns:
-            taken = table[column_name].combine_chunks().take(pa.array(rows))
-            newest[column_name] = values.plain_text(taken).cast(_kind(fitted, name))
-        found[name] = pa.table(newest)
-    return found
+            column = table[column_name].combine_chunks().take(pa.array(rows))
+            arrays[column_name] = values.plain_text(column).cast(kind)
+        newest[name] = pa.table(arrays)
+    return newest
 
 
-def _last_of(place: np.ndarray, order: np.ndarray, chosen: np.ndarray | None = None) -> np.ndarray:
-    """The row of the greatest `order` at each place, by place; of equal ones the last.
+def _newest_rows(index: np.ndarray, time: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
+    """Row of the greatest `time` for each `index`, ascending by index; the last row of ties.
 
-    Of the `chosen` rows alone, (N,) bool.
+    `mask` (N,) bool selects the rows that count.
     """
-    rows = None if chosen is None or chosen.all() else np.flatnonzero(chosen)
-    if rows is not None:
-        place, order = place[rows], order[rows]
-    size = int(place.max(initial=-1)) + 1
-    seen = None
-    if size > _SPARSE * len(place):
-        seen, place = np.unique(place, return_inverse=True)
-        size = len(seen)
+    selected = None if mask is None or mask.all() else np.flatnonzero(mask)
+    if selected is not None:
+        index, time = index[selected], time[selected]
+    size = int(index.max(initial=-1)) + 1
+    if size > _SPARSE * len(index):
+        unique, index = np.unique(index, return_inverse=True)
+        size = len(unique)
     greatest = np.full(size, np.iinfo(np.int64).min)
-    np.maximum.at(greatest, place, order)
-    newest = np.flatnonzero(order == greatest[place])
+    np.maximum.at(greatest, index, time)
+    newest = np.flatnonzero(time == greatest[index])
     last = np.full(size, -1)
-    last[place[newest]] = newest  # the last that is assigned stays
-    found = last[last >= 0]
-    return found if rows is None else rows[found]
+    last[index[newest]] = newest  # of several assignments the last one stays
+    rows = last[last >= 0]
+    return rows if selected is None else selected[rows]
 
 
-def _values_of(fitted: Fitted, of_items: pa.Table) -> pa.Table:
-    """Of an item table, `item_id` and columns of features as the log would have them.
+def _newest(table: pa.Table) -> pa.Table:
+    """The newest row of each item, ascending by position."""
+    rows = _newest_rows(table[_INDEX].to_numpy(), table[_TIME].to_numpy())
+    return table.take(pa.array(rows))
 
-    Without the ids that are no integer where the catalogue has integers.
+
+def _typed_items(fitted: Fitted, item_table: pa.Table) -> pa.Table:
+    """`item_id` and feature columns of an item table in the types of the log.
+
+    Rows whose id is not an integer are left out if the catalogue has integers.
     """
     features = tuple(f for f in fitted.recipe.features if f.of == "item" and f.table)
     reader = fitted.recipe.model_copy(update={"features": features, "timestamp": None})
     types = {name: vocabulary.type for name, vocabulary in fitted.of_columns.items()}
-    block = of_items.append_column(SESSION, of_items[ITEM])
+    block = item_table.append_column(SESSION, item_table[ITEM])
     typed = typed_block(reader, block, 0, types).table
     columns = {ITEM: values.plain_text(typed[ITEM].combine_chunks())}
     for feature in features:
         for name in feature.columns:
             column = values.plain_text(typed[name].combine_chunks())
-            columns[name] = _finite(column).cast(_kind(fitted, feature.name))
-    found = pa.table(columns)
+            if pa.types.is_floating(column.type):
+                column = pc.if_else(pc.is_finite(column), column, None)
+            columns[name] = column.cast(_value_type(fitted, feature.name))
+    table = pa.table(columns)
     if fitted.item.type == "int64":
-        found = found.filter(pc.not_equal(found[ITEM], values.UNKNOWN_INTEGER))
-    return found
+        table = table.filter(pc.not_equal(table[ITEM], values.UNKNOWN_INTEGER))
+    return table
 
 
-def _finite(column: pa.Array) -> pa.Array:
-    if not pa.types.is_floating(column.type):
-        return column
-    return pc.if_else(pc.is_finite(column), column, None)
-
-
-def _columns(fitted: Fitted) -> dict[str, tuple[str, ...]]:
-    """Of the features of the log that describe items."""
+def _item_columns(fitted: Fitted) -> dict[str, tuple[str, ...]]:
+    """Columns of the features of the log that describe items, by feature."""
     return {f.name: f.columns for f in fitted.recipe.features if f.of == "item" and not f.table}
 
 
-def _kind(fitted: Fitted, name: str) -> pa.DataType:
+def _value_type(fitted: Fitted, name: str) -> pa.DataType:
+    """Type of a feature's raw values."""
     learned = fitted.vocabularies.get(name) or fitted.target_encodings.get(name)
     if learned is None:
         return pa.float64()
     return pa.int64() if learned.type == "int64" else pa.string()
-
-
-def _newest(table: pa.Table) -> pa.Table:
-    """One row an item, the last of those with the greatest `order`, in the order of places."""
-    rows = _last_of(table[_PLACE].to_numpy(), table[_ORDER].to_numpy())
-    return table.take(pa.array(rows))

@@ -1,6 +1,6 @@
-"""Training, validation and test sessions: apart in time, or the last interactions of each.
+"""Split into train, valid and test: by time, or by the last interactions of each session.
 
-Sessions stand in the order of their ids, and the interactions of each in that of time.
+Sessions are sorted by id, and their interactions by time.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from pipeline.recipe.preprocess import Preprocess
 
 PARTS = ("train", "valid", "test")
 LEFT_OUT = len(PARTS)
-"""In place of a part's position, of a session that is too short for training."""
+"""Part number of a session that is too short for training."""
 
 
 def parts_of(recipe: Preprocess) -> list[str]:
@@ -22,15 +22,16 @@ def parts_of(recipe: Preprocess) -> list[str]:
 
 
 def split_sessions(recipe: Preprocess, ends: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """(S,) positions in `PARTS` of all sessions, by when they end (microseconds), or LEFT_OUT.
+    """(S,) part number of each session, its index in `PARTS` or LEFT_OUT.
 
-    Where the last interactions are held out, a session has several parts: then 0 or LEFT_OUT, for
-    training. DataError if training or a part that was asked for ends up without a session.
+    `ends` (S,) are microseconds, `lengths` (S,) interactions. If the last interactions are held
+    out, a session belongs to several parts, and its number is that for training: 0 or LEFT_OUT.
+    DataError if training or a part of the recipe ends up without a session.
     """
     if recipe.split.held_out:
-        return _check_held_out(recipe, lengths)
+        return _split_held_out(recipe, lengths)
     order = np.argsort(ends, kind="stable")
-    found = np.zeros(len(ends), np.int8)
+    part = np.zeros(len(ends), np.int8)
     for name in ("test", "valid"):
         share = getattr(recipe.split, name)
         if share is None:
@@ -43,40 +44,40 @@ def split_sessions(recipe: Preprocess, ends: np.ndarray, lengths: np.ndarray) ->
                 f"{_date(ends[order[0]])} and {_date(ends[order[-1]])}. Choose another share, "
                 "or leave `split` out for a log that is for training alone."
             )
-        found[order[first:]] = PARTS.index(name)
+        part[order[first:]] = PARTS.index(name)
         order = order[:first]
-    found[(found == 0) & (lengths < recipe.min_session_length)] = LEFT_OUT
-    if not (found == 0).any():
+    part[(part == 0) & (lengths < recipe.min_session_length)] = LEFT_OUT
+    if not (part == 0).any():
         raise DataError(
             f"No session for training: none of {len(order)} has {recipe.min_session_length} "
             "interactions or more. Check `session` or lower `min_session_length`."
         )
-    return found
+    return part
 
 
 def rows_of(recipe: Preprocess, parts: np.ndarray, lengths: np.ndarray) -> dict[str, np.ndarray]:
-    """Which interactions belong to each part: {name: (N,) bool}, of sessions with these `parts`.
+    """(N,) bool mask of the interactions of each part, by name.
 
-    Where the last interactions are held out, each part has the sessions up to its target: the last
-    interaction, or the one before it. Training ends before both, or before the last where there is
-    no validation. A session with no more than one interaction beside them has no target to spare:
-    it is for training alone, if it is long enough for that.
+    `parts` (S,) are the part numbers of `split_sessions`. If the last interactions are held out,
+    each part has the sessions up to its target: the last interaction, or the one before it.
+    Training ends before both, or before the last one without validation. A session of no more
+    interactions than are held out is for training alone.
     """
     if not recipe.split.held_out:
         whole = np.repeat(parts, lengths)
         return {name: whole == PARTS.index(name) for name in parts_of(recipe)}
     count = recipe.split.held_out
     length = np.repeat(lengths, lengths)
-    left = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(length))  # 1 is the last
+    from_end = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(length))  # 1 is the last
     held_out = length > count
-    rows = {"train": (np.repeat(parts, lengths) == 0) & ((left > count) | ~held_out)}
+    rows = {"train": (np.repeat(parts, lengths) == 0) & ((from_end > count) | ~held_out)}
     if recipe.split.by == "leave-one-out":
-        rows["valid"] = held_out & (left > 1)
+        rows["valid"] = held_out & (from_end > 1)
     rows["test"] = held_out
     return rows
 
 
-def _check_held_out(recipe: Preprocess, lengths: np.ndarray) -> np.ndarray:
+def _split_held_out(recipe: Preprocess, lengths: np.ndarray) -> np.ndarray:
     count = recipe.split.held_out
     held_out = lengths > count
     if not held_out.any():
@@ -85,18 +86,18 @@ def _check_held_out(recipe: Preprocess, lengths: np.ndarray) -> np.ndarray:
             f"of {len(lengths)} has {lengths.max()}. Check `session`, or split by time."
         )
     kept = np.where(held_out, lengths - count, lengths)
-    found = np.where(kept >= recipe.min_session_length, 0, LEFT_OUT).astype(np.int8)
-    if not (found == 0).any():
+    part = np.where(kept >= recipe.min_session_length, 0, LEFT_OUT).astype(np.int8)
+    if not (part == 0).any():
         raise DataError(
             f"No session for training: the longest of {len(lengths)} has {lengths.max()} "
             f"interactions, and {recipe.min_session_length} must be left without the last "
             f"{count}. Lower `min_session_length`."
         )
-    return found
+    return part
 
 
 def _first_of_newest(ends: np.ndarray, share: str | float) -> int:
-    """Position in sorted `ends` (microseconds) from which on sessions belong to the newest."""
+    """Position in sorted `ends` (microseconds) of the first session of the newest `share`."""
     seconds, fraction = split_seconds(share)
     if seconds is not None:
         return int(np.searchsorted(ends, ends[-1] - seconds * 1e6, side="right"))

@@ -1,70 +1,75 @@
-"""The NVTabular graph from raw interactions to encoded sessions, fitted or rebuilt."""
+"""The NVTabular graph from interactions to encoded sessions: fit, rebuild, transform, schema."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from merlin.dag import ColumnSelector
 from merlin.dtypes.shape import DefaultShapes
 from merlin.schema import ColumnSchema, Schema, Tags
+from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
 from nvtabular import Workflow
 from nvtabular.ops import AddTags, FillMissing, LogOp
 
-from pipeline.core.columns import ITEM, SESSION, TIMESTAMP
+from pipeline.core.columns import ITEM, SCHEMA_FILE, SESSION, TIMESTAMP
 from pipeline.core.merlin import has_cudf
 from pipeline.data.fitted import Fitted, Standardization, TimestampType, ValueType, Vocabulary
+from pipeline.data.proto import VALUE_OF
 from pipeline.data.values import UNKNOWN_INTEGER
-from pipeline.preprocessing.operators import target_encoding
 from pipeline.preprocessing.operators.encode import Encode
 from pipeline.preprocessing.operators.sessions import Cyclic, Elapsed, GroupSessions, Standardize
 from pipeline.preprocessing.operators.target_encoding import (
     TargetEncode,
-    fitted_encoding,
-    scale_of,
-    sums_of,
+    fit_target_encoding,
+    merge_target_sums,
+    standardization_of,
+    target_sums,
 )
 from pipeline.preprocessing.statistics import (
     Moments,
-    counts_of,
+    merge_value_counts,
     moments_of,
-    summed,
-    together,
+    value_counts,
     vocabulary_of,
 )
 from pipeline.recipe.preprocess import Preprocess
 
 ELAPSED = "elapsed"
-_COUNTS_ROWS = 4_000_000
-"""Counts of values that wait to be summed up."""
+_BUFFER_ROWS = 4_000_000
+"""Rows of counts of several parts that are held before they are merged."""
+_SCHEMA_PROPERTIES = ("domain", "embedding_sizes", "value_count")
+"""Merlin's properties that are written; none of them is a path of this machine."""
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What a part of the training interactions adds to what is learned."""
+    """What is learned from a part of the training interactions."""
 
     counts: dict[str, pa.Table]
+    """Value counts by column."""
     moments: dict[str, Moments]
+    """By continuous column, after its logarithm."""
     sums: dict[str, pa.Table]
-    """By feature with `mean_of`."""
+    """Target sums by feature with `mean_of`."""
     last: int | None
-    """Microseconds of the newest; None where the order of the rows stands for time."""
+    """Microseconds of the newest interaction; None without a timestamp."""
 
 
 def statistics(recipe: Preprocess, frame: pd.DataFrame) -> Statistics:
-    """Of interactions, sessions of which are whole."""
+    """Statistics of the interactions of whole sessions."""
     names = [ITEM, *(f.name for f in recipe.scalar_features if f.kind == "categorical")]
     numbers = _numbers(recipe)
     moments: dict[str, Moments] = {}
     if numbers is not None and len(frame):
         transformed = transform(Workflow(numbers), frame)
-        moments = moments_of(transformed, list(transformed.columns))
-    sums = {f.name: sums_of(f, frame) for f in recipe.features if f.mean_of is not None}
+        moments = {name: moments_of(transformed[name]) for name in transformed.columns}
+    sums = {f.name: target_sums(f, frame) for f in recipe.features if f.mean_of is not None}
     last = None if recipe.timestamp is None or frame.empty else int(frame[TIMESTAMP].max())
-    return Statistics(counts_of(frame, names), moments, sums, last)
+    return Statistics(value_counts(frame, names), moments, sums, last)
 
 
 def fit(
@@ -74,119 +79,148 @@ def fit(
     timestamp_type: TimestampType | None,
     base: Fitted | None = None,
 ) -> Fitted:
-    """Indices, means and deviations from the statistics of all parts, in their order.
+    """Fitted state from the statistics of all parts, in their order.
 
-    What `base` knows keeps its index, and new values get the next ones; means and deviations are
-    those of `base`, so that a model that was trained on them reads numbers as before.
+    Values of `base` keep their index and new values get the next ones. Numbers and target
+    encodings stay those of `base`, so that a model trained on them reads the same inputs.
     """
-    last: int | None = None
-    feature_of = {c: f.name for f in recipe.features for c in f.columns}
-    counts: dict[str, list[pa.Table]] = {}
-    moments: dict[str, Moments] = {}
-    sums: dict[str, list[pa.Table]] = {}
-    for part in parts:
-        if part.last is not None:
-            last = part.last if last is None else max(last, part.last)
-        for name, table in part.sums.items():
-            found_sums = sums.setdefault(name, [])
-            found_sums.append(table)
-            if len(found_sums) > 1 and sum(t.num_rows for t in found_sums[1:]) > _COUNTS_ROWS:
-                sums[name] = [target_encoding.together(found_sums, types[name])]
-        for name, table in part.counts.items():
-            of = feature_of.get(name, name)
-            waiting = counts.setdefault(of, [])
-            waiting.append(table)
-            if len(waiting) > 1 and sum(t.num_rows for t in waiting[1:]) > _COUNTS_ROWS:
-                counts[of] = [summed(waiting)]
-        for name, found in part.moments.items():
-            moments[name] = together(moments[name], found) if name in moments else found
-    categorical = {f.name: f for f in recipe.features if f.kind == "categorical"}
-    vocabularies = {}
-    for name, tables in counts.items():
-        feature = categorical.get(name)
-        limit = recipe.min_item_count if feature is None else feature.min_count
-        kind = types[name if feature is None else feature.columns[0]]
-        found = vocabulary_of(summed(tables), limit)
-        values = found.cast(pa.int64() if kind == "int64" else pa.string())
-        if base is not None:
-            values = _behind(base.vocabularies[name].values, values)
-        buckets = 0 if feature is None else feature.hash_buckets
-        vocabularies[name] = Vocabulary(type=kind, values=values, hash_buckets=buckets)
-    standardizations = {
-        name: Standardization(mean=found.mean, deviation=found.deviation)
-        for name, found in moments.items()
-    }
-    encodings = {
-        feature.name: fitted_encoding(feature, sums[feature.name], types[feature.name])
-        for feature in recipe.features
-        if feature.name in sums
-    }
-    standardizations |= {name: scale_of(encoding) for name, encoding in encodings.items()}
+    merged = _merge_statistics(recipe, parts, types)
+    if base is not None:
+        standardizations, encodings = base.standardizations, base.target_encodings
+    else:
+        encodings = {
+            feature.name: fit_target_encoding(
+                feature, merged.sums[feature.name], types[feature.name]
+            )
+            for feature in recipe.features
+            if feature.name in merged.sums
+        }
+        standardizations = {
+            name: Standardization(mean=moments.mean, deviation=moments.deviation)
+            for name, moments in merged.moments.items()
+        } | {name: standardization_of(encoding) for name, encoding in encodings.items()}
     return Fitted(
         recipe=recipe,
         session_type=types[SESSION],
         timestamp_type=timestamp_type,
-        vocabularies=vocabularies,
-        standardizations=standardizations if base is None else base.standardizations,
-        target_encodings=encodings if base is None else base.target_encodings,
-        learned_until=last if base is None else base.learned_until,
+        vocabularies=_fit_vocabularies(recipe, merged.counts, types, base),
+        standardizations=standardizations,
+        target_encodings=encodings,
+        learned_until=merged.last if base is None else base.learned_until,
         items=None if base is None else base.items,
     )
 
 
-def _behind(known: pa.Array, found: pa.Array) -> pa.Array:
-    """`known`, and behind it what of `found` is new."""
-    if pa.types.is_integer(found.type):  # where the log holds a text
-        found = found.filter(pc.not_equal(found, UNKNOWN_INTEGER))
-    return pa.concat_arrays([known, found.filter(pc.invert(pc.is_in(found, known)))])
+class _Buffer:
+    """Tables of several parts by name, merged when they grow beyond `_BUFFER_ROWS`."""
+
+    def __init__(self, merge: Callable[[str, list[pa.Table]], pa.Table]) -> None:
+        self._merge = merge
+        self._tables: dict[str, list[pa.Table]] = {}
+
+    def add(self, name: str, table: pa.Table) -> None:
+        tables = self._tables.setdefault(name, [])
+        tables.append(table)
+        if len(tables) > 1 and sum(t.num_rows for t in tables[1:]) > _BUFFER_ROWS:
+            self._tables[name] = [self._merge(name, tables)]
+
+    def merged(self) -> dict[str, pa.Table]:
+        return {name: self._merge(name, tables) for name, tables in self._tables.items()}
+
+
+def _merge_statistics(
+    recipe: Preprocess, parts: Iterable[Statistics], types: dict[str, ValueType]
+) -> Statistics:
+    """Statistics of all parts, with the value counts by feature instead of by column."""
+    feature_of = {column: f.name for f in recipe.features for column in f.columns}
+    counts = _Buffer(lambda _, tables: merge_value_counts(tables))
+    sums = _Buffer(lambda name, tables: merge_target_sums(tables, types[name]))
+    moments: dict[str, Moments] = {}
+    last: int | None = None
+    for part in parts:
+        if part.last is not None:
+            last = part.last if last is None else max(last, part.last)
+        for name, table in part.sums.items():
+            sums.add(name, table)
+        for column, table in part.counts.items():
+            counts.add(feature_of.get(column, column), table)
+        for name, of_part in part.moments.items():
+            moments[name] = moments.get(name, Moments()).merge(of_part)
+    return Statistics(counts.merged(), moments, sums.merged(), last)
+
+
+def _fit_vocabularies(
+    recipe: Preprocess,
+    counts: dict[str, pa.Table],
+    types: dict[str, ValueType],
+    base: Fitted | None,
+) -> dict[str, Vocabulary]:
+    """Vocabulary of the item and of each categorical feature."""
+    features = {f.name: f for f in recipe.features if f.kind == "categorical"}
+    vocabularies = {}
+    for name, table in counts.items():
+        feature = features.get(name)
+        min_count = recipe.min_item_count if feature is None else feature.min_count
+        kind = types[name if feature is None else feature.columns[0]]
+        values = vocabulary_of(table, min_count)
+        values = values.cast(pa.int64() if kind == "int64" else pa.string())
+        if base is not None:
+            values = _extended(base.vocabularies[name].values, values)
+        hash_buckets = 0 if feature is None else feature.hash_buckets
+        vocabularies[name] = Vocabulary(type=kind, values=values, hash_buckets=hash_buckets)
+    return vocabularies
+
+
+def _extended(vocabulary: pa.Array, values: pa.Array) -> pa.Array:
+    """`vocabulary`, followed by the `values` that it lacks."""
+    if pa.types.is_integer(values.type):  # the placeholder of text is no value
+        values = values.filter(pc.not_equal(values, UNKNOWN_INTEGER))
+    new = values.filter(pc.invert(pc.is_in(values, vocabulary)))
+    return pa.concat_arrays([vocabulary, new])
 
 
 def with_items(fitted: Fitted, items: pa.Array) -> Fitted:
-    """The same with `items` in the catalogue that training never saw, behind those it saw."""
-    known = fitted.item
-    found = items.cast(known.values.type)
-    item = replace(known, values=_behind(known.values, found.take(pc.sort_indices(found))))
+    """Fitted state whose catalogue also has the `items` that training never saw, at its end."""
+    values = items.cast(fitted.item.values.type)
+    values = _extended(fitted.item.values, values.take(pc.sort_indices(values)))
+    item = replace(fitted.item, values=values)
     return replace(fitted, vocabularies={**fitted.vocabularies, ITEM: item})
 
 
 def rebuild(fitted: Fitted, keep: int | None, *, training: bool = False) -> Workflow:
-    """The fitted workflow, grouping included.
+    """Fitted workflow from interactions to sessions.
 
-    `keep`: newest interactions of a session that stay; None keeps all. `training`: the sessions
-    are those of training, which it may have been fitted to.
+    `keep` is the number of newest interactions that a session keeps, None for all. `training` says
+    whether the sessions are those of training, which target encodings were fitted to.
     """
-    columns = fitted.of_columns
+    vocabularies = fitted.of_columns
     encode = Encode(
-        vocabularies={name: vocabulary.values for name, vocabulary in columns.items()},
-        hash_buckets={name: vocabulary.hash_buckets for name, vocabulary in columns.items()},
-        further=[name for feature in fitted.categorical for name in feature.columns[1:]],
+        {name: vocabulary.values for name, vocabulary in vocabularies.items()},
+        {name: vocabulary.hash_buckets for name, vocabulary in vocabularies.items()},
+        padded=[name for feature in fitted.categorical for name in feature.columns[1:]],
     )
-    normalize = Standardize(out_dtype=np.float32)
-    for name, statistics in fitted.standardizations.items():
-        normalize.means[name] = statistics.mean
-        normalize.stds[name] = statistics.deviation
-    normalize.fitted = True
+    standardize = Standardize(fitted.standardizations)
+    targets = TargetEncode(fitted.target_encodings, training=training, until=fitted.learned_until)
     session_features = tuple(
         feature.name for feature in fitted.recipe.scalar_features if feature.of == "session"
     )
-    targets = TargetEncode(fitted.target_encodings, training=training, until=fitted.learned_until)
-    graph = _interaction_graph(fitted.recipe, encode, normalize, targets)
+    graph = _interaction_graph(fitted.recipe, encode, standardize, targets)
     graph = graph + (ColumnSelector([SESSION]) >> AddTags([Tags.SESSION, Tags.SESSION_ID]))
     graph = graph + (ColumnSelector([TIMESTAMP]) >> AddTags([Tags.TIME]))
     return Workflow(graph >> GroupSessions(SESSION, TIMESTAMP, session_features, keep))
 
 
 def transform(workflow: Workflow, interactions: pd.DataFrame) -> Any:
-    """Sessions as a data frame of the engine, pandas or cuDF."""
+    """Output of the workflow as a data frame of the engine, pandas or cuDF."""
     output_schema(workflow, interactions)
-    return workflow.transform(_on_engine(interactions))
+    return workflow.transform(_engine_frame(interactions))
 
 
-def output_schema(workflow: Workflow, interactions: pd.DataFrame) -> Any:
-    """Merlin's schema of what `transform` gives."""
+def output_schema(workflow: Workflow, interactions: pd.DataFrame) -> Schema:
+    """Merlin's schema of what `transform` returns."""
     if not workflow.output_schema:
-        # Merlin's Dataset would have dask look at the row, on a cluster as a task within a task
-        types = _on_engine(interactions.iloc[:1]).dtypes
+        # not by Merlin's Dataset, which calls dask: on a cluster a task within a task
+        types = _engine_frame(interactions.iloc[:1]).dtypes
         columns = [
             ColumnSchema(name, dtype=types[name], dims=DefaultShapes.SCALAR) for name in types.index
         ]
@@ -194,48 +228,69 @@ def output_schema(workflow: Workflow, interactions: pd.DataFrame) -> Any:
     return workflow.output_schema
 
 
-def _on_engine(frame: pd.DataFrame) -> Any:
+def write_schema(schema: Schema, recipe: Preprocess, directory: Path) -> None:
+    """Write `schema.pbtxt` with Merlin's own writer, without paths of this machine."""
+    value_of = {c: {VALUE_OF: f.name} for f in recipe.features for c in f.columns if c != f.name}
+    columns = [
+        ColumnSchema(
+            column.name,
+            tags=column.tags,
+            dtype=column.dtype,
+            properties={k: v for k, v in column.properties.items() if k in _SCHEMA_PROPERTIES}
+            | value_of.get(column.name, {}),
+            is_list=column.is_list,
+            is_ragged=column.is_ragged,
+        )
+        for column in schema
+    ]
+    metadata = TensorflowMetadata.from_merlin_schema(Schema(columns))
+    for feature in metadata.proto_schema.feature:
+        feature.annotation.tag.sort()  # a set, whose order differs between processes
+    metadata.to_proto_text_file(str(directory), SCHEMA_FILE)
+
+
+def _engine_frame(frame: pd.DataFrame) -> Any:
     if not has_cudf():
         return frame
     import cudf
 
-    plain = {
+    decoded = {
         name: frame[name].astype(frame[name].cat.categories.dtype)
         for name in frame.columns
         if isinstance(frame[name].dtype, pd.CategoricalDtype)
     }
-    return cudf.DataFrame.from_pandas(frame.assign(**plain))
+    return cudf.DataFrame.from_pandas(frame.assign(**decoded))
 
 
 def _interaction_graph(
     recipe: Preprocess,
     encode: Encode,
-    normalize: Standardize,
+    standardize: Standardize,
     targets: TargetEncode | None = None,
 ) -> Any:
-    """One row an interaction in and out: indices, standardized numbers, time features.
+    """Graph with one row an interaction: indices, standardized numbers, time features.
 
-    An operator stands once for each group of tags: NVTabular's executor runs a node anew for each
-    of those that read it.
+    There is one node for each group of tags, not one for each column: NVTabular's executor runs a
+    node again for each node that reads it.
     """
     graph = ColumnSelector([ITEM]) >> encode >> AddTags([Tags.ITEM_ID, Tags.ITEM])
-    for names, tags in _groups(recipe, "categorical"):
+    for names, tags in _tag_groups(recipe, "categorical"):
         graph = graph + (ColumnSelector(names) >> encode >> AddTags(tags))
-    for names, tags in _groups(recipe, "continuous"):
+    for names, tags in _tag_groups(recipe, "continuous"):
         numbers = _numbers(recipe, names)
         means = [f.name for f in recipe.features if f.mean_of is not None and f.name in names]
         if means:
             encoded = ColumnSelector([SESSION, TIMESTAMP, *means]) >> targets
             numbers = encoded if numbers is None else numbers + encoded
-        graph = graph + (numbers >> normalize >> FillMissing(0) >> AddTags(tags))
+        graph = graph + (numbers >> standardize >> FillMissing(0) >> AddTags(tags))
     for feature in recipe.timestamp.features if recipe.timestamp else ():
         if feature != ELAPSED:
             graph = graph + (ColumnSelector([TIMESTAMP]) >> Cyclic(feature))
     return graph
 
 
-def _groups(recipe: Preprocess, kind: str) -> list[tuple[list[str], list[Tags]]]:
-    """Columns of one kind with the tags for what they describe."""
+def _tag_groups(recipe: Preprocess, kind: str) -> list[tuple[list[str], list[Tags]]]:
+    """Columns of a kind, grouped by the tags of what they describe."""
     groups: list[tuple[list[str], list[Tags]]] = []
     for of, tags in (("item", [Tags.ITEM]), ("session", [Tags.SESSION]), ("interaction", [])):
         names = [f.name for f in recipe.scalar_features if f.kind == kind and f.of == of]
@@ -247,24 +302,25 @@ def _groups(recipe: Preprocess, kind: str) -> list[tuple[list[str], list[Tags]]]
 
 
 def _numbers(recipe: Preprocess, names: list[str] | None = None) -> Any:
-    """Continuous columns, after their logarithm where they have one; None if there are none.
+    """Graph of the continuous columns, log-transformed where the recipe says so.
 
-    Those with `mean_of` are not among them.
+    Of all columns, or of `names`; without target encodings. None if there is no such column.
     """
-    means = {feature.name for feature in recipe.features if feature.mean_of is not None}
-    wanted = [name for group, _ in _groups(recipe, "continuous") for name in group]
-    wanted = [n for n in wanted if n not in means and (names is None or n in names)]
+    columns = [name for group, _ in _tag_groups(recipe, "continuous") for name in group]
+    encodings = {feature.name for feature in recipe.features if feature.mean_of is not None}
+    columns = [c for c in columns if c not in encodings and (names is None or c in names)]
     logs = {feature.name for feature in recipe.features if feature.log}
+    plain = [name for name in columns if name not in logs and name != ELAPSED]
+    logged = [name for name in columns if name in logs]
+    nodes = []
+    if plain:
+        nodes.append(ColumnSelector(plain) >> AddTags([Tags.CONTINUOUS]))
+    if logged:
+        nodes.append(ColumnSelector(logged) >> LogOp())
+    if ELAPSED in columns:
+        elapsed = ColumnSelector([SESSION, TIMESTAMP]) >> Elapsed(SESSION, TIMESTAMP)
+        nodes.append(elapsed >> LogOp())
     graph = None
-    plain = [name for name in wanted if name not in logs and name != ELAPSED]
-    logged = [name for name in wanted if name in logs]
-    for node in (
-        ColumnSelector(plain) >> AddTags([Tags.CONTINUOUS]) if plain else None,
-        ColumnSelector(logged) >> LogOp() if logged else None,
-        ColumnSelector([SESSION, TIMESTAMP]) >> Elapsed(SESSION, TIMESTAMP) >> LogOp()
-        if ELAPSED in wanted
-        else None,
-    ):
-        if node is not None:
-            graph = node if graph is None else graph + node
+    for node in nodes:
+        graph = node if graph is None else graph + node
     return graph

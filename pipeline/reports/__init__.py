@@ -1,1 +1,4 @@
-"""What the reports of a run and of data have in common: the look of a page, and its charts."""
+"""Shared by the reports of data and of runs: charts, style and rendering of a page."""
+
+PAGE_FILE = "report.html"
+JSON_FILE = "report.json"

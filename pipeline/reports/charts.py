@@ -1,117 +1,119 @@
-"""Geometry of small charts; `pages/charts.html.jinja` draws them as SVG in the page's colours.
+"""Geometry of small SVG charts; `charts.html.jinja` draws them in the colours of the page.
 
-Drawn here and not by a plotting library: a chart is two kilobytes of text that follows the
-reader's light or dark theme, keeps its letters readable on a phone, and is the same each time.
+A plotting library is not used: a chart is two kilobytes of text that follows the reader's light or
+dark theme, stays readable on a phone, and is the same bytes each time.
 
-Lengths are in units of the drawing, WIDTH by HEIGHT, from its top left corner.
+Lengths are in units of the drawing, WIDTH by HEIGHT, with the origin at the top left.
 """
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 WIDTH, HEIGHT = 400, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 12, 34
-_ROW = 24
-_LABELS = 132
-_LETTER = 7
+"""Margins around the plot area."""
+_PLOT_WIDTH, _PLOT_HEIGHT = WIDTH - _LEFT - _RIGHT, HEIGHT - _TOP - _BOTTOM
+_ROW_HEIGHT = 24
+_ROW_LABEL_WIDTH = 132
+_MAX_ROW_LABEL = 18
+_LETTER_WIDTH = 7
+_BAR_SHARE = 0.84
+"""Share of a group's width that its bars fill."""
 
 
 class Tick(NamedTuple):
-    """A number at an axis."""
+    """A label at an axis."""
 
     at: float
     text: str
 
 
 class Point(NamedTuple):
-    """A value in its place."""
+    """A point of a line with its tooltip."""
 
     x: float
     y: float
     text: str
-    """What it says when it is pointed at."""
 
 
 class Line(NamedTuple):
-    """One series."""
+    """A series of a line chart."""
 
     label: str
     points: list[Point]
 
     @property
     def path(self) -> str:
-        """For the attribute `points` of a polyline."""
+        """Value of the attribute `points` of a polyline."""
         return " ".join(f"{point.x:.1f},{point.y:.1f}" for point in self.points)
 
 
-class LineChart(NamedTuple):
-    """Series over one axis."""
-
-    title: str
-    x_label: str
-    x_ticks: list[Tick]
-    y_ticks: list[Tick]
-    lines: list[Line]
-    left: float = _LEFT
-    right: float = WIDTH - _RIGHT
-    top: float = _TOP
-    bottom: float = HEIGHT - _BOTTOM
-    width: float = WIDTH
-    height: float = HEIGHT
-
-
-class Row(NamedTuple):
-    """A value with its interval; x positions, the ends None where there is no interval."""
-
-    label: str
-    y: float
-    x: float
-    low: float | None
-    high: float | None
-    text: str
-
-
-class IntervalChart(NamedTuple):
-    """Values of several models below each other."""
-
-    title: str
-    ticks: list[Tick]
-    rows: list[Row]
-    height: float
-    bottom: float
-    left: float = _LABELS
-    right: float = WIDTH - _RIGHT
-    width: float = WIDTH
-
-
 class Bar(NamedTuple):
-    """A share of a group."""
+    """A bar with its tooltip."""
 
     x: float
     y: float
     width: float
     height: float
     series: int
-    """1 is the first."""
+    """Number of the series, from 1 on."""
     text: str
 
 
-class BarChart(NamedTuple):
-    """Series of the same groups, side by side."""
+class Row(NamedTuple):
+    """A value with its interval in an interval chart, and its tooltip."""
 
+    label: str
+    y: float
+    x: float
+    low: float | None
+    """None without an interval."""
+    high: float | None
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _AxesChart:
     title: str
     x_label: str
     x_ticks: list[Tick]
     y_ticks: list[Tick]
-    labels: list[str]
-    bars: list[Bar]
     left: float = _LEFT
     right: float = WIDTH - _RIGHT
-    top: float = _TOP
     bottom: float = HEIGHT - _BOTTOM
     width: float = WIDTH
     height: float = HEIGHT
+
+
+@dataclass(frozen=True, kw_only=True)
+class LineChart(_AxesChart):
+    """Series over a numeric x axis."""
+
+    lines: list[Line]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BarChart(_AxesChart):
+    """Series over the same groups, with bars side by side."""
+
+    labels: list[str]
+    bars: list[Bar]
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntervalChart:
+    """Values with intervals, one row each."""
+
+    title: str
+    ticks: list[Tick]
+    rows: list[Row]
+    height: float
+    bottom: float
+    left: float = _ROW_LABEL_WIDTH
+    right: float = WIDTH - _RIGHT
+    width: float = WIDTH
 
 
 def line_chart(
@@ -120,121 +122,125 @@ def line_chart(
     series: dict[str, list[tuple[float, float]]],
     *,
     from_zero: bool = False,
-    x_texts: list[tuple[float, str]] | None = None,
-    x_names: Callable[[float], str] | None = None,
+    x_labels: dict[float, str] | None = None,
+    format_x: Callable[[float], str] | None = None,
 ) -> LineChart | None:
-    """Points (x, y) by label -> a chart; None where there is no point.
+    """Chart of points (x, y) by label of the series; None without a point.
 
-    `x_texts` are the ticks of the axis and what they say, in place of round numbers; `x_names` says
-    what the x of a point is called, where that is not its number.
+    `x_labels` are the labels of the x axis by position, instead of round numbers; `format_x` is
+    the text of an x in a tooltip. `from_zero` extends the y axis to 0.
     """
     points = [point for line in series.values() for point in line]
     if not points:
         return None
-    x_ticks = ticks(min(x for x, _ in points), max(x for x, _ in points))
-    lowest = min(y for _, y in points)
-    if from_zero:
-        lowest = min(lowest, 0.0)
-    y_ticks = ticks(lowest, max(y for _, y in points))
-    # the first and last epochs are the ends; the values have room above and below
-    x_low, x_high = _widen(min(x for x, _ in points), max(x for x, _ in points))
-    y_low = min(y_ticks[0], *(y for _, y in points))
-    y_high = max(y_ticks[-1], *(y for _, y in points))
+    xs, ys = zip(*points, strict=True)
+    lowest = min(*ys, 0.0) if from_zero else min(ys)
+    y_ticks = ticks(lowest, max(ys))
+    # the x axis ends at the first and the last point, the y axis at round numbers
+    x_low, x_high = _widen(min(xs), max(xs))
+    y_low, y_high = min(y_ticks[0], *ys), max(y_ticks[-1], *ys)
 
-    def place(x: float, y: float) -> tuple[float, float]:
-        return (
-            _LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - _RIGHT - _LEFT),
-            HEIGHT - _BOTTOM - (y - y_low) / (y_high - y_low) * (HEIGHT - _BOTTOM - _TOP),
+    def at_x(x: float) -> float:
+        return _LEFT + (x - x_low) / (x_high - x_low) * _PLOT_WIDTH
+
+    def at_y(y: float) -> float:
+        return HEIGHT - _BOTTOM - (y - y_low) / (y_high - y_low) * _PLOT_HEIGHT
+
+    if x_labels is None:
+        x_labels = {x: format_number(x) for x in ticks(min(xs), max(xs))}
+    format_x = format_x or format_number
+    lines = [
+        Line(
+            label,
+            [
+                Point(at_x(x), at_y(y), f"{label}: {format_number(y)} at {format_x(x)}")
+                for x, y in line
+            ],
         )
-
-    named = dict(x_texts) if x_texts is not None else {x: number(x) for x in x_ticks}
+        for label, line in series.items()
+        if line
+    ]
     return LineChart(
-        title,
-        x_label,
-        [Tick(place(x, y_low)[0], text) for x, text in named.items() if x_low <= x <= x_high],
-        [Tick(place(x_low, y)[1], number(y)) for y in y_ticks],
-        [
-            Line(
-                label,
-                [
-                    Point(*place(x, y), f"{label}: {number(y)} at {(x_names or number)(x)}")
-                    for x, y in line
-                ],
-            )
-            for label, line in series.items()
-            if line
-        ],
+        title=title,
+        x_label=x_label,
+        x_ticks=[Tick(at_x(x), text) for x, text in x_labels.items() if x_low <= x <= x_high],
+        y_ticks=[Tick(at_y(y), format_number(y)) for y in y_ticks],
+        lines=lines,
     )
 
 
 def bar_chart(
     title: str, x_label: str, groups: list[str], series: dict[str, list[float]]
 ) -> BarChart | None:
-    """A value, 0 or more, for each group, by label -> a chart; None where there is no group."""
+    """Chart of a non-negative value for each group, by label of the series; None without groups."""
     if not groups or not series:
         return None
     y_ticks = ticks(0.0, max(max(values) for values in series.values()) or 1.0, about=4)
-    step = (WIDTH - _RIGHT - _LEFT) / len(groups)
-    each = 0.84 * step / len(series)
-    scale = (HEIGHT - _BOTTOM - _TOP) / y_ticks[-1]
+    step = _PLOT_WIDTH / len(groups)
+    bar_width = _BAR_SHARE * step / len(series)
+    margin = (1 - _BAR_SHARE) / 2
+    scale = _PLOT_HEIGHT / y_ticks[-1]
+    bottom = HEIGHT - _BOTTOM
     bars = [
         Bar(
-            _LEFT + step * (group + 0.08) + each * index,
-            HEIGHT - _BOTTOM - value * scale,
-            each,
+            _LEFT + step * (group + margin) + bar_width * index,
+            bottom - value * scale,
+            bar_width,
             value * scale,
             index + 1,
-            f"{label}, {groups[group]}: {number(value)}",
+            f"{label}, {groups[group]}: {format_number(value)}",
         )
         for index, (label, values) in enumerate(series.items())
         for group, value in enumerate(values)
     ]
-    # so many labels that they do not run into each other
-    longest = max(len(group) for group in groups)
-    every = max(1, -(-(longest * _LETTER + 6) // step))
+    # every n-th label, so that labels do not overlap
+    every = max(1, math.ceil((max(map(len, groups)) * _LETTER_WIDTH + 6) / step))
     return BarChart(
-        title,
-        x_label,
-        [
-            Tick(_LEFT + step * (index + 0.5), group)
-            for index, group in enumerate(groups)
-            if index % every == 0
+        title=title,
+        x_label=x_label,
+        x_ticks=[
+            Tick(_LEFT + step * (index + 0.5), groups[index])
+            for index in range(0, len(groups), every)
         ],
-        [Tick(HEIGHT - _BOTTOM - tick * scale, number(tick)) for tick in y_ticks],
-        list(series),
-        bars,
+        y_ticks=[Tick(bottom - tick * scale, format_number(tick)) for tick in y_ticks],
+        labels=list(series),
+        bars=bars,
     )
 
 
 def interval_chart(title: str, values: dict[str, tuple[float, float | None]]) -> IntervalChart:
-    """By model a value and half its interval -> a chart that begins at 0."""
+    """Chart of a value and half the width of its interval by label; the axis begins at 0."""
     highest = max(value + (margin or 0.0) for value, margin in values.values())
-    scale = ticks(0.0, highest, about=4)
-    end = max(scale[-1], highest)
+    x_ticks = ticks(0.0, highest, about=4)
+    x_high = max(x_ticks[-1], highest)
 
-    def place(value: float) -> float:
-        return _LABELS + max(value, 0.0) / end * (WIDTH - _RIGHT - _LABELS)
+    def at_x(value: float) -> float:
+        plot_width = WIDTH - _RIGHT - _ROW_LABEL_WIDTH
+        return _ROW_LABEL_WIDTH + max(value, 0.0) / x_high * plot_width
 
-    rows = []
-    for index, (label, (value, margin)) in enumerate(values.items()):
-        rows.append(
-            Row(
-                label if len(label) <= 18 else label[:17] + "…",
-                _TOP + _ROW * (index + 0.5),
-                place(value),
-                None if margin is None else place(value - margin),
-                None if margin is None else place(value + margin),
-                f"{label}: {value:.4f}" + ("" if margin is None else f" ±{margin:.4f}"),
-            )
+    rows = [
+        Row(
+            label if len(label) <= _MAX_ROW_LABEL else label[: _MAX_ROW_LABEL - 1] + "…",
+            _TOP + _ROW_HEIGHT * (index + 0.5),
+            at_x(value),
+            None if margin is None else at_x(value - margin),
+            None if margin is None else at_x(value + margin),
+            f"{label}: {value:.4f}" + ("" if margin is None else f" ±{margin:.4f}"),
         )
-    bottom = _TOP + _ROW * len(rows)
+        for index, (label, (value, margin)) in enumerate(values.items())
+    ]
+    bottom = _TOP + _ROW_HEIGHT * len(rows)
     return IntervalChart(
-        title, [Tick(place(t), number(t)) for t in scale], rows, bottom + 24, bottom
+        title=title,
+        ticks=[Tick(at_x(tick), format_number(tick)) for tick in x_ticks],
+        rows=rows,
+        height=bottom + 24,
+        bottom=bottom,
     )
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers, `about` so many, that reach over low..high."""
+    """About `about` round numbers that cover low..high."""
     low, high = _widen(low, high)
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))
@@ -243,8 +249,8 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     return [index * step for index in range(first, last + 1)]
 
 
-def number(value: float) -> str:
-    """As short as it can be read: 1,200 or 0.125 or 3e-05."""
+def format_number(value: float) -> str:
+    """Short text of a number: 1,200 or 0.125 or 3e-05."""
     if value and not 1e-4 <= abs(value) < 1e7:
         return f"{value:.3g}"
     if abs(value) >= 100:
@@ -253,7 +259,7 @@ def number(value: float) -> str:
 
 
 def _widen(low: float, high: float) -> tuple[float, float]:
-    """A span that is not empty."""
+    """A range of positive width around low..high."""
     if high - low > 1e-12 * max(abs(low), abs(high)):
         return low, high
     half = abs(low) * 0.1 or 1.0

@@ -1,4 +1,4 @@
-"""A report as HTML: one file, nothing from outside, no script."""
+"""Reports as one HTML file without scripts or external resources."""
 
 import math
 from importlib import resources
@@ -6,31 +6,33 @@ from typing import Any
 
 import jinja2
 
-from pipeline.reports.charts import number
+from pipeline.reports.charts import format_number
 
 
-def rendered(package: str, values: dict[str, Any]) -> str:
-    """The page of `package`, its `page.html.jinja`, with `values`; all text is escaped.
+def render_page(package: str, values: dict[str, Any]) -> str:
+    """Render `page.html.jinja` of a package; all text is escaped.
 
-    It may include and import the templates that lie beside this file. jinja2.UndefinedError for a
-    value that the page needs and was not given.
+    The template may include and import the templates of this package. jinja2.UndefinedError if it
+    uses a name that `values` lacks.
     """
     environment = jinja2.Environment(
         autoescape=True,
-        loader=jinja2.FunctionLoader(_shared),
+        loader=jinja2.FunctionLoader(
+            lambda name: resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+        ),
         undefined=jinja2.StrictUndefined,
-        optimized=False,  # a page is rendered once: what that saves is less than it takes
+        optimized=False,  # a page is rendered once, so that optimizing takes longer than it saves
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["number"] = number
+    environment.filters["number"] = format_number
     source = resources.files(package).joinpath("page.html.jinja").read_text(encoding="utf-8")
     page: str = environment.from_string(source).render(values)
     return page
 
 
 def finite(value: Any) -> Any:
-    """The same with None for what is no number: JSON has no NaN."""
+    """JSON value with None in place of NaN and infinities, which JSON lacks."""
     match value:
         case dict():
             return {key: finite(item) for key, item in value.items()}
@@ -39,7 +41,3 @@ def finite(value: Any) -> Any:
         case float() if not math.isfinite(value):
             return None
     return value
-
-
-def _shared(name: str) -> str:
-    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")

@@ -13,8 +13,8 @@ def sort(chosen: Preprocess, files: list[Path]) -> tuple[dict, dict[str, list]]:
     with tempfile.TemporaryDirectory() as folder, engine.workers() as pool:
         log = engine.read_sorted(chosen, files, Path(folder), pool)
         found: dict[str, list] = defaultdict(list)
-        for part in log.parts:
-            columns = engine.to_frame(engine.read(part.path)).astype(object)
+        for shard in log.shards:
+            columns = engine.to_frame(engine.read(shard.path)).astype(object)
             columns = columns.where(columns.notna(), None)
             names = ["session_id", "timestamp", "item_id"]
             names += [feature.name for feature in chosen.features]

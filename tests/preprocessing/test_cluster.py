@@ -25,7 +25,7 @@ from pipeline.core.artifact import read_manifest
 from pipeline.core.errors import ConfigError, PipelineError
 from pipeline.core.merlin import has_cudf
 from pipeline.preprocessing import engine
-from pipeline.preprocessing.cluster import on_cluster
+from pipeline.preprocessing.cluster import connect
 from pipeline.preprocessing.operators.encode import Encode
 from pipeline.preprocessing.operators.sessions import GroupSessions
 from pipeline.preprocessing.operators.target_encoding import TargetEncode
@@ -84,7 +84,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "PART_ROWS", 2_000)
+    monkeypatch.setattr(engine, "SHARD_ROWS", 2_000)
 
 
 def files(directory: Path) -> list[str]:
@@ -154,7 +154,7 @@ def test_the_loss_of_a_worker_loses_no_work(
             preprocess(*given, tmp_path / "never", cluster=address)
         assert "\n" not in str(caught.value)
     monkeypatch.undo()
-    monkeypatch.setattr(engine, "PART_ROWS", 2_000)
+    monkeypatch.setattr(engine, "SHARD_ROWS", 2_000)
     preprocess(*given, tmp_path / "here")
     assert_same(tmp_path / "here", tmp_path / "there")
 
@@ -200,7 +200,7 @@ def test_a_cluster_of_its_own_listens_here_alone_and_where_dasks_port_is_taken()
             taken.bind(("127.0.0.1", 8787))
             taken.listen()
         warnings.simplefilter("error")
-        with on_cluster("local") as client:
+        with connect("local") as client:
             served = client.run_on_scheduler(http_address)
             workers = client.scheduler_info()["workers"]
     assert served[0] == "127.0.0.1"
@@ -248,7 +248,7 @@ def test_the_command_takes_the_cluster_from_the_environment_where_it_is_not_empt
 def test_a_client_that_never_came_up_does_not_stay_the_scheduler() -> None:
     """Not even where the error that it raised, and with it the client, is kept."""
     address = "http://127.0.0.1:9"
-    with pytest.raises(ConfigError, match="No Dask scheduler") as kept, on_cluster(address):
+    with pytest.raises(ConfigError, match="No Dask scheduler") as kept, connect(address):
         pass
     assert kept.value.__context__ is not None
     assert dask.config.get("scheduler", None) is None

@@ -50,7 +50,7 @@ def fuzz(
         monkeypatch.setattr(logbytes, "BLOCK_BYTES", size)
         monkeypatch.setattr(logbytes, "_PIECE_BYTES", max(16, size // 8))
         monkeypatch.setattr(logcsv, "_SHORT", chance.choice([64, 1 << 20]))
-        monkeypatch.setattr(engine, "PART_ROWS", chance.choice([16, 100, 10**6]))
+        monkeypatch.setattr(engine, "SHARD_ROWS", chance.choice([16, 100, 10**6]))
         monkeypatch.setattr(spill, "_STEP", 4)
         monkeypatch.setattr(spill, "_BATCH_ROWS", 12)
         (folder / str(seed)).mkdir()

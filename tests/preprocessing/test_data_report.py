@@ -15,20 +15,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.cli.preprocess import data_text
-from pipeline.preprocessing.report.counting import Categories, counted_categories
+from pipeline.preprocessing.report.counts import CategoryTotals, count_categories
 from pipeline.preprocessing.report.drift import (
     Drift,
     category_bins,
-    drift,
     jensen_shannon,
+    measure_drift,
     number_bins,
     per_exposure,
     psi,
 )
-from pipeline.preprocessing.report.numbers import Numbers, counted_numbers
+from pipeline.preprocessing.report.histogram import Histogram
 from pipeline.preprocessing.report.page import percent, render
 from pipeline.preprocessing.report.periods import exposures
-from pipeline.preprocessing.report.popularity import summary
+from pipeline.preprocessing.report.values import popularity
 from pipeline.preprocessing.run import preprocess
 from pipeline.preprocessing.synthetic import clicks
 from pipeline.recipe.preprocess import Preprocess
@@ -54,18 +54,18 @@ def test_jensen_shannon_goes_from_0_to_1() -> None:
 
 
 def test_what_few_sessions_do_to_psi_is_told_and_taken_off() -> None:
-    found = drift(np.array([500, 500]), np.array([60, 40]), 1000, 100)
+    found = measure_drift((np.array([500, 500]), np.array([60, 40])), 1000, 100)
     assert isinstance(found, Drift)
     assert found.expected == pytest.approx(1 / 1000 + 1 / 100)
     assert found.excess == pytest.approx(found.psi - found.expected)
-    assert found.word == "little"
-    far = drift(np.array([500, 500]), np.array([90, 10]), 1000, 100)
+    assert found.drift == "little"
+    far = measure_drift((np.array([500, 500]), np.array([90, 10])), 1000, 100)
     assert far is not None
-    assert far.word == "much"
-    few = drift(np.array([500, 500]), np.array([18, 1]), 1000, 19)
+    assert far.drift == "much"
+    few = measure_drift((np.array([500, 500]), np.array([18, 1])), 1000, 19)
     assert few is not None
-    assert few.word is None
-    assert drift(np.array([5, 0]), np.array([3, 0]), 5, 3) is None
+    assert few.drift is None
+    assert measure_drift((np.array([5, 0]), np.array([3, 0])), 5, 3) is None
 
 
 numbers = st.lists(
@@ -79,14 +79,16 @@ numbers = st.lists(
 def test_numbers_counted_in_parts_are_those_counted_at_once(
     values: list[float], cuts: list[int], centre: float
 ) -> None:
-    given_numbers = np.array(values, float)
-    whole = Numbers(centre).add(counted_numbers(given_numbers, centre))
-    parts = Numbers(centre)
-    for part in np.split(given_numbers, sorted(cuts)):
-        parts.add(counted_numbers(part, centre))
-    assert whole.summary((0.1, 0.5)) == parts.summary((0.1, 0.5))
-    np.testing.assert_array_equal(whole._sums, parts._sums)
-    assert whole.missing == parts.missing == np.isnan(given_numbers).sum()
+    numbers = np.array(values, float)
+    whole = Histogram.of(numbers, centre)
+    merged = Histogram.of(np.empty(0), centre)
+    for part in np.split(numbers, sorted(cuts)):
+        merged = merged.merge(Histogram.of(part, centre))
+    np.testing.assert_array_equal(whole.bins, merged.bins)
+    np.testing.assert_array_equal(whole.counts, merged.counts)
+    np.testing.assert_allclose(whole.sums, merged.sums, rtol=1e-12)
+    assert (whole.low, whole.high) == (merged.low, merged.high)
+    assert whole.missing == merged.missing == np.isnan(numbers).sum()
 
 
 @given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=6), min_size=1), st.booleans())
@@ -95,11 +97,11 @@ def test_categories_counted_in_parts_are_those_counted_at_once(
     sessions: list[list[int]], sparse: bool
 ) -> None:
     size = 100_000 if sparse else 10
-    whole, parts = Categories(size), Categories(size)
+    whole, parts = CategoryTotals(size), CategoryTotals(size)
     owner = np.repeat(np.arange(len(sessions)), [len(s) for s in sessions])
-    whole.add(counted_categories(np.concatenate(sessions), owner, size))
+    whole.add(count_categories(np.concatenate(sessions), owner, size))
     for session in sessions:
-        parts.add(counted_categories(np.array(session), np.zeros(len(session), int), size))
+        parts.add(count_categories(np.array(session), np.zeros(len(session), int), size))
     np.testing.assert_array_equal(whole.counts, parts.counts)
     np.testing.assert_array_equal(whole.sessions, parts.sessions)
     inside = [sum(index in session for session in sessions) for index in range(10)]
@@ -108,8 +110,7 @@ def test_categories_counted_in_parts_are_those_counted_at_once(
 
 @given(st.lists(st.integers(-500, 500), min_size=2))
 def test_statistics_of_small_whole_numbers_are_exact(values: list[int]) -> None:
-    found = Numbers().add(counted_numbers(np.array(values, float)))
-    told = found.summary((0.25, 0.5, 0.99))
+    told = Histogram.of(np.array(values, float)).summary((0.25, 0.5, 0.99))
     assert told["mean"] == pytest.approx(np.mean(values), rel=1e-5, abs=1e-6)
     assert told["deviation"] == pytest.approx(np.std(values, ddof=1), rel=1e-5, abs=1e-6)
     for share in (0.25, 0.5, 0.99):
@@ -121,7 +122,7 @@ def test_statistics_of_small_whole_numbers_are_exact(values: list[int]) -> None:
 def test_quantiles_of_large_numbers_are_near_and_means_are_those_of_float32() -> None:
     random = np.random.default_rng(0)
     values = np.concatenate([random.lognormal(3, 2, 5000), -random.lognormal(0, 3, 3000), [3e9]])
-    told = Numbers(20).add(counted_numbers(values, 20)).summary((0.05, 0.5, 0.95))
+    told = Histogram.of(values, 20).summary((0.05, 0.5, 0.95))
     assert told["mean"] == pytest.approx(values.mean(), rel=1e-5)
     assert told["deviation"] == pytest.approx(values.std(ddof=1), rel=1e-4)
     for share in (0.05, 0.5, 0.95):
@@ -130,18 +131,18 @@ def test_quantiles_of_large_numbers_are_near_and_means_are_those_of_float32() ->
 
 
 def test_a_constant_that_moves_either_way_is_seen() -> None:
-    constant = Numbers(5.0).add(counted_numbers(np.full(100, 5.0), 5.0))
+    constant = Histogram.of(np.full(100, 5.0), 5.0)
     for value, word in ((5.0, None), (4.9, "much"), (5.1, "much")):
-        other = Numbers(5.0).add(counted_numbers(np.full(100, value), 5.0))
-        found = drift(*number_bins(constant, other, 100), 100, 100)
-        assert (found and found.word) == word
+        other = Histogram.of(np.full(100, value), 5.0)
+        found = measure_drift(number_bins(constant, other, 100), 100, 100)
+        assert (found and found.drift) == word
 
 
 def test_unknown_values_are_expected_as_often_as_training_has_values_of_one_session() -> None:
-    train, other = Categories(7), Categories(7)
+    train, other = CategoryTotals(7), CategoryTotals(7)
     # item 0 stands in two sessions, item 1 twice in one, item 2 in none; one value is missing
-    train.add(counted_categories(np.array([3, 3, 4, 4, 1]), np.array([0, 1, 1, 1, 2]), 7))
-    other.add(counted_categories(np.array([3, 5, 2, 4]), np.array([0, 1, 2, 3]), 7))
+    train.add(count_categories(np.array([3, 3, 4, 4, 1]), np.array([0, 1, 1, 1, 2]), 7))
+    other.add(count_categories(np.array([3, 5, 2, 4]), np.array([0, 1, 2, 3]), 7))
     one, two = category_bins(train, other, 20)
     # top, rest, unknown, missing
     assert one.tolist() == [2, 0, 2, 1]
@@ -153,21 +154,21 @@ def test_hours_count_by_how_often_they_came_up() -> None:
     hours, weekdays = exposures(0, 36 * hour - 1)
     assert hours == pytest.approx([2] * 12 + [1] * 12)
     assert weekdays == pytest.approx([0, 0, 0, 1, 0.5, 0, 0])  # 1970 began on a Thursday
-    steady = per_exposure(np.full(24, 10), hours * 10, (np.ones(24), hours))
+    steady = per_exposure((np.full(24, 10), hours * 10), (np.ones(24), hours))
     assert steady is not None
     assert psi(steady[0] / steady[0].sum(), steady[1] / steady[1].sum()) == pytest.approx(0)
-    assert per_exposure(np.ones(7), np.ones(7), (np.ones(7), weekdays)) is None
+    assert per_exposure((np.ones(7), np.ones(7)), (np.ones(7), weekdays)) is None
 
 
 def test_popularity_is_0_where_all_are_equal_and_near_1_where_one_has_everything() -> None:
-    equal, one = summary(np.full(200, 7)), summary(np.append(10**9, np.ones(999, int)))
+    equal, one = popularity(np.full(200, 7)), popularity(np.append(10**9, np.ones(999, int)))
     assert equal["gini"] == pytest.approx(0)
     assert (equal["top_1_percent"], equal["top_10_percent"]) == (0.01, 0.1)
     assert one["gini"] == pytest.approx(1, abs=0.002)
     assert one["curve"][0] == [0.001, pytest.approx(1, abs=1e-5)]
     assert one["curve"][-1] == [1, 1]
-    assert summary(np.array([3, 1, 0]))["gini"] == pytest.approx(0.25)  # 1, 3: half of a half
-    assert summary(np.zeros(4, int))["gini"] is None
+    assert popularity(np.array([3, 1, 0]))["gini"] == pytest.approx(0.25)  # 1, 3: half of a half
+    assert popularity(np.zeros(4, int))["gini"] is None
 
 
 @pytest.mark.parametrize("values", [3, 40, 3_000])
@@ -185,12 +186,14 @@ def test_samples_of_one_population_are_not_said_to_drift(values: int) -> None:
             lengths = random.geometric(0.3, sessions)
             size = int(sessions / (1 + (lengths.std() / lengths.mean()) ** 2))
             owner = np.repeat(np.arange(sessions), lengths)
-            found = counted_categories(3 + np.repeat(items, lengths), owner, 3 + values)
-            counted.append((Categories(3 + values).add(found), size))
+            found = count_categories(3 + np.repeat(items, lengths), owner, 3 + values)
+            totals = CategoryTotals(3 + values)
+            totals.add(found)
+            counted.append((totals, size))
         (train, n), (test, m) = counted
-        found_drift = drift(*category_bins(train, test, min(n, m)), n, m)
-        if found_drift is not None and found_drift.word is not None:
-            wrong[found_drift.word] += 1
+        measured = measure_drift(category_bins(train, test, min(n, m)), n, m)
+        if measured is not None and measured.drift is not None:
+            wrong[measured.drift] += 1
     assert wrong["little"] >= 100
     assert wrong["some"] + wrong["much"] <= 2
 
@@ -422,7 +425,7 @@ def test_the_parts_of_a_log_do_not_show(
     usual: tuple[pd.DataFrame, dict, dict, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log, _, _, page = usual
-    monkeypatch.setattr("pipeline.preprocessing.engine.PART_ROWS", 2_000)
+    monkeypatch.setattr("pipeline.preprocessing.engine.SHARD_ROWS", 2_000)
     found: Any = written(tmp_path, log, recipe())
     assert found[2] == page
 

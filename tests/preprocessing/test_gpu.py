@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pipeline.core.artifact import read_manifest
 from pipeline.core.columns import NULL, PADDING
 from pipeline.core.merlin import has_cudf
-from pipeline.preprocessing.operators.encode import _looked_up, indices_of
+from pipeline.preprocessing.operators.encode import _cudf_indices, indices_of
 from pipeline.preprocessing.operators.sessions import GroupSessions
 from tests.conftest import ROOT, Shop
 
@@ -112,7 +112,7 @@ def test_the_data_frame_way_of_cudf_encodes_like_the_array_way(
 ) -> None:
     column = pd.Series(values, dtype=object, index=np.arange(len(values)) * 3 + 1)
     given = (column, pa.array(vocabulary), hash_buckets, missing)
-    assert _looked_up(*given).tolist() == indices_of(*given).tolist()
+    assert _cudf_indices(*given).tolist() == indices_of(*given).tolist()
 
 
 @given(
@@ -130,8 +130,8 @@ def test_the_data_frame_way_of_cudf_groups_like_the_array_way(
     frame["device"] = frame["item_id"] % 5
     group = GroupSessions("session_id", "timestamp", ("device",), keep)
     listed = ["item_id", "timestamp"]
-    arrays = group._on_arrays(frame, listed)
-    frames = group._on_cudf(frame, listed)
+    arrays = group._group_arrays(frame, listed)
+    frames = group._group_cudf(frame, listed)
     assert arrays["session_id"].tolist() == frames["session_id"].tolist()
     assert arrays["device"].tolist() == frames["device"].tolist()
     for name in listed:

@@ -77,9 +77,9 @@ def test_each_item_has_its_newest_values_however_sessions_are_cut(
         "test",
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "PART_ROWS", 6)
+        patch.setattr(engine, "SHARD_ROWS", 6)
         patch.setattr(spill, "_STEP", 2)
-        patch.setattr(item_values, "_ROWS", 4)
+        patch.setattr(item_values, "_BUFFER_ROWS", 4)
         found = known_of(recipe, rows)
     trained = kept(rows, gap, drop)
     assert {item: v for item, v in found.items() if v != (None, None)} == {

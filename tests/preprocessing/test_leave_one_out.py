@@ -13,7 +13,7 @@ from pipeline.core.errors import ConfigError, DataError
 from pipeline.data.fitted import Fitted
 from pipeline.preprocessing.run import preprocess
 from pipeline.recipe.preprocess import ModelConfig, Preprocess, TrainConfig
-from tests.preprocessing.frames import split_frame
+from tests.preprocessing.split_frames import split_frame
 
 LINES = """\
 u1 a b c d

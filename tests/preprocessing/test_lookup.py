@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.preprocessing.sorting import lookup
-from pipeline.preprocessing.sorting.lookup import places
+from pipeline.preprocessing import lookup
+from pipeline.preprocessing.lookup import positions
 
 
 @pytest.mark.parametrize("kind", [pa.int64(), pa.string()])
@@ -20,7 +20,7 @@ def test_positions_of_values_among_known_ones(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lookup, "_LARGE", large)
-        found = places(
+        found = positions(
             pa.array(values, pa.int64()).cast(kind), pa.array(known, pa.int64()).cast(kind)
         )
     assert found.tolist() == [known.index(v) if v in known else -1 for v in values]

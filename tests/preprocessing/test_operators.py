@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.core.columns import FIRST_ITEM
+from pipeline.data.fitted import Standardization
 from pipeline.preprocessing.operators.encode import Encode
 from pipeline.preprocessing.operators.sessions import (
     Cyclic,
@@ -19,9 +20,14 @@ from pipeline.preprocessing.operators.sessions import (
     Standardize,
     session_order,
 )
+from pipeline.preprocessing.statistics import (
+    merge_value_counts,
+    moments_of,
+    value_counts,
+    vocabulary_of,
+)
 
 # isort: split
-import dask.dataframe as dd
 from merlin.dag import ColumnSelector
 from merlin.io import Dataset
 from nvtabular import Workflow
@@ -240,31 +246,33 @@ def test_encode_equals_categorify_but_for_the_order_of_equal_counts(
         frame = pd.DataFrame({"x": pd.Series(list(map(_or_none, column)), dtype=object)})
     if frame["x"].isna().all():
         return  # which the original does not take
-    ours = Encode(thresholds={"x": limit})
+    # statistics are computed by part; Categorify does not accept a part without a value
+    counts_of_parts = [
+        value_counts(frame[begin::parts], ["x"])["x"] for begin in range(min(parts, len(frame)))
+    ]
+    counts_of_parts = [c for c in counts_of_parts if c.num_rows] or counts_of_parts
+    vocabulary = vocabulary_of(merge_value_counts(counts_of_parts), limit)
+    ours = Encode({"x": vocabulary})
     theirs = Categorify(freq_threshold=limit, out_path=str(tmp_path_factory.mktemp("categories")))
-    results = {}
-    # nor does it take a partition without a value
-    for operator, count in ((ours, parts), (theirs, 1)):
-        data = Dataset(dd.from_pandas(frame, npartitions=count), cpu=True)
+    results, facts = {}, {}
+    for operator in (ours, theirs):
         graph = Workflow(ColumnSelector(["x"]) >> operator)
+        data = Dataset(frame, cpu=True)
         results[operator] = graph.fit_transform(data).to_ddf().compute()["x"].to_numpy()
-        schema = graph.output_schema["x"]
-        results[operator, "facts"] = (
-            schema.properties["domain"],
-            schema.properties["embedding_sizes"],
-        )
-    assert results[ours, "facts"] == results[theirs, "facts"]
+        properties = graph.output_schema["x"].properties
+        facts[operator] = (properties["domain"], properties["embedding_sizes"])
+    assert facts[ours] == facts[theirs]
     counts = frame["x"].value_counts()
-    known = results[theirs] >= FIRST_ITEM
-    np.testing.assert_array_equal(results[ours][~known], results[theirs][~known])
-    np.testing.assert_array_equal(results[ours] >= FIRST_ITEM, known)
-    # the n-th index stands for a value as frequent as the original's n-th
+    in_vocabulary = results[theirs] >= FIRST_ITEM
+    np.testing.assert_array_equal(results[ours][~in_vocabulary], results[theirs][~in_vocabulary])
+    np.testing.assert_array_equal(results[ours] >= FIRST_ITEM, in_vocabulary)
+    # the n-th index stands for a value as frequent as Categorify's n-th
     values = frame["x"].to_numpy()
-    for index in np.unique(results[theirs][known]):
+    for index in np.unique(results[theirs][in_vocabulary]):
         mine, other = values[results[ours] == index], values[results[theirs] == index]
         assert counts[mine[0]] == counts[other[0]]
-    learned = ours.vocabularies["x"].to_pylist()
-    assert learned == sorted(learned, key=lambda value: (-counts[value], value))
+    ordered = vocabulary.to_pylist()
+    assert ordered == sorted(ordered, key=lambda value: (-counts[value], value))
 
 
 def _or_none(text: str | None) -> str | None:
@@ -275,10 +283,17 @@ def _or_none(text: str | None) -> str | None:
 
 
 def moments(column: list[float], dtype: type = np.float64) -> tuple[float, float]:
-    operator = Standardize(out_dtype=np.float32)
-    frame = pd.DataFrame({"price": np.array(column, dtype)})
-    Workflow(ColumnSelector(["price"]) >> operator).fit(Dataset(frame, cpu=True))
-    return operator.means["price"], operator.stds["price"]
+    """Mean and deviation of a column that is read in two parts."""
+    numbers = np.array(column, dtype)
+    half = len(numbers) // 2
+    merged = moments_of(numbers[:half]).merge(moments_of(numbers[half:]))
+    return merged.mean, merged.deviation
+
+
+def standardize(column: list[float], mean: float, deviation: float) -> pd.Series:
+    operator = Standardize({"price": Standardization(mean=mean, deviation=deviation)})
+    frame = pd.DataFrame({"price": column})
+    return operator.transform(ColumnSelector(["price"]), frame)["price"]
 
 
 def test_mean_and_deviation_are_those_of_a_sample() -> None:
@@ -302,19 +317,17 @@ def test_a_constant_has_no_deviation(value: float, dtype: type) -> None:
 @given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=2, max_size=20, unique=True))
 @settings(deadline=None, max_examples=25)
 def test_standardized_numbers_have_mean_0_and_deviation_1(column: list[float]) -> None:
-    operator = Standardize(out_dtype=np.float32)
-    frame = pd.DataFrame({"price": column})
-    workflow = Workflow(ColumnSelector(["price"]) >> operator)
-    scaled = workflow.fit_transform(Dataset(frame, cpu=True)).to_ddf().compute()["price"]
+    scaled = standardize(column, *moments(column))
     assert scaled.dtype == np.float32
     assert scaled.mean() == pytest.approx(0, abs=1e-3)
     assert scaled.std() == pytest.approx(1, abs=1e-3)
 
 
-def test_what_overflows_on_the_way_is_missing() -> None:
-    operator = Standardize(out_dtype=np.float32)
-    operator.means["price"], operator.stds["price"] = 0.0, 1e-30
-    frame = pd.DataFrame({"price": [1e30, -1e30, 1e-30, float("nan")]})
-    scaled = operator.transform(ColumnSelector(["price"]), frame)["price"]
+def test_numbers_that_overflow_float32_become_missing() -> None:
+    scaled = standardize([1e30, -1e30, 1e-30, float("nan")], 0.0, 1e-30)
     assert scaled.isna().tolist() == [True, True, False, True]
     assert scaled[2] == 1
+
+
+def test_a_constant_is_centred() -> None:
+    assert standardize([5.0, 5.0], 5.0, 0.0).tolist() == [0, 0]

@@ -349,7 +349,7 @@ def test_parts_without_a_training_session_are_as_good_as_others(
     ]
     chosen = recipe(split={"test": 0.5}, max_sequence_length=5)
     preprocess(chosen, [log(tmp_path, rows)], [], tmp_path / "whole")
-    monkeypatch.setattr(engine, "PART_ROWS", 8)
+    monkeypatch.setattr(engine, "SHARD_ROWS", 8)
     monkeypatch.setattr(spill, "_STEP", 2)
     preprocess(chosen, [tmp_path / "log.parquet"], [], tmp_path / "parts")
     for name in ("train", "test"):
@@ -372,7 +372,7 @@ def test_what_is_known_of_items_is_what_training_has_last_seen(shop: tuple[Path,
 def test_the_newest_value_of_an_item_counts_and_a_missing_one_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
 ) -> None:
-    monkeypatch.setattr(engine, "PART_ROWS", rows)
+    monkeypatch.setattr(engine, "SHARD_ROWS", rows)
     monkeypatch.setattr(spill, "_STEP", 1)
     table = [
         ("s2", "a", 10, "old", 1.0, None),

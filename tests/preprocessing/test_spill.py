@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.data.values import common_type
 from pipeline.preprocessing.sorting import spill
-from pipeline.preprocessing.sorting.spill import Spill, sorted_part
+from pipeline.preprocessing.sorting.spill import Spill, sorted_shard
 
 IDS = st.one_of(
     st.integers(-3, 9),
@@ -58,17 +58,17 @@ def test_parts_in_turn_are_the_whole_log_by_session_and_time(
                     "label": labels.dictionary_encode() if dictionaries and number % 2 else labels,
                 }
             )
-            spilled.blocks.append(spilled.add(number, table))
+            spilled.blocks.append(spilled.write_block(number, table))
             keys = [str(s) if texts else s for s in sessions]
             expected += zip(keys, table["timestamp"].to_pylist(), numbers, strict=True)
         kind = common_type([block.type for block in spilled.blocks])
-        spilled.settle(kind)
+        spilled.unify_sessions(kind)
         spilled.blocks = [block for block in spilled.blocks if block.rows]
         if not spilled.blocks:
             return
         found, owners = [], []
         for bounds in spilled.bounds(rows):
-            table, starts = sorted_part(spilled, bounds, {"session_id": kind})
+            table, starts = sorted_shard(spilled, bounds, {"session_id": kind})
             part = table.to_pydict()
             found += zip(part["session_id"], part["timestamp"], part["row"], strict=True)
             assert part["label"] == [f"r{n}" for n in part["row"]]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pipeline.core.errors import DataError
 from pipeline.recipe.preprocess import Preprocess
-from tests.preprocessing.frames import split_frame
+from tests.preprocessing.split_frames import split_frame
 
 HOUR = 3_600 * 1_000_000
 

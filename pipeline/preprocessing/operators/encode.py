@@ -1,4 +1,4 @@
-"""Values of categorical columns to indices, as an NVTabular operator."""
+"""Categorical values to indices, as an NVTabular operator."""
 
 from collections.abc import Collection
 from typing import Any
@@ -6,92 +6,67 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from dask.delayed import delayed
 from merlin.dag import ColumnSelector
 from merlin.schema import ColumnSchema, Schema, Tags
+from nvtabular.ops import Operator
 from nvtabular.ops.categorify import _emb_sz_rule
-from nvtabular.ops.stat_operator import StatOperator
 
 from pipeline.core.columns import FIRST_ITEM, NULL, OUT_OF_VOCABULARY, PADDING
 from pipeline.core.hashing import bucket_of
-from pipeline.preprocessing.sorting.lookup import places
-from pipeline.preprocessing.statistics import counts_of, merge_counts, vocabulary_of
+from pipeline.preprocessing.lookup import positions
 
 
-class Encode(StatOperator):
-    """NVTabular's Categorify on arrays: each value is looked up once, in Arrow's hash tables.
+class Encode(Operator):
+    """Index of each value in a vocabulary, as NVTabular's Categorify gives it.
 
-    Unlike the original it takes a column that is missing throughout, in training or in a
-    partition, and of equally frequent values the smaller one comes first: the original leaves
-    their order to an unstable sort. Indices are the original's: NULL, OUT_OF_VOCABULARY, then the
-    values from FIRST_ITEM on, behind hash buckets where a column has some.
+    Looks values up in Arrow's hash tables. Unlike Categorify it accepts a column that is missing
+    throughout. Indices are NULL, OUT_OF_VOCABULARY, the hash buckets of the column from FIRST_ITEM
+    on, then the vocabulary.
+
+    Args:
+        vocabularies: by column, values in the order of their indices
+        hash_buckets: by column, number of indices that values outside the vocabulary share in
+            place of OUT_OF_VOCABULARY
+        padded: second and later columns of a multi-valued feature, in which a missing value is
+            PADDING
     """
 
     def __init__(
         self,
-        thresholds: dict[str, int] | None = None,
-        vocabularies: dict[str, pa.Array] | None = None,
+        vocabularies: dict[str, pa.Array],
         hash_buckets: dict[str, int] | None = None,
-        further: Collection[str] = (),
+        padded: Collection[str] = (),
     ) -> None:
-        """Of columns by name.
-
-        Args:
-            thresholds: how often a value is seen, at least, to get an index of its own; 1 if not
-                given
-            vocabularies: values in the order of their indices; then there is nothing to fit
-            hash_buckets: how many indices values without one of their own share, in place of one
-            further: columns of the second and later ones of several values, where missing is
-                PADDING
-        """
         super().__init__()
-        self.thresholds = thresholds or {}
-        self.vocabularies = dict(vocabularies or {})
+        self.vocabularies = vocabularies
         self.hash_buckets = hash_buckets or {}
-        self.further = frozenset(further)
-        self.fitted = vocabularies is not None
-
-    def fit(self, col_selector: ColumnSelector, ddf: Any) -> Any:
-        """Counts of each column's values, still to be computed."""
-        parts = [delayed(counts_of)(part, col_selector.names) for part in ddf.to_delayed()]
-        return delayed(merge_counts)(parts)
-
-    def fit_finalize(self, dask_stats: dict[str, pa.Table]) -> None:
-        """Order the values by how often they were seen."""
-        for name, counts in dask_stats.items():
-            self.vocabularies[name] = vocabulary_of(counts, self.thresholds.get(name, 1))
-
-    def clear(self) -> None:
-        """Forget what was learned."""
-        self.vocabularies = {}
+        self.padded = frozenset(padded)
 
     def transform(self, col_selector: ColumnSelector, df: Any) -> Any:
-        """Replace values by their indices; NULL and OUT_OF_VOCABULARY are two of them."""
-        on_arrays = isinstance(df, pd.DataFrame)
-        look_up = indices_of if on_arrays else _looked_up
-        found = {
-            name: look_up(
+        """Replace values by int64 indices."""
+        is_pandas = isinstance(df, pd.DataFrame)
+        encode = indices_of if is_pandas else _cudf_indices
+        indices = {
+            name: encode(
                 df[name],
                 self.vocabularies[name],
                 self.hash_buckets.get(name, 0),
-                PADDING if name in self.further else NULL,
+                PADDING if name in self.padded else NULL,
             )
             for name in col_selector.names
         }
-        return pd.DataFrame(found, index=df.index, copy=False) if on_arrays else type(df)(found)
+        return pd.DataFrame(indices, index=df.index, copy=False) if is_pandas else type(df)(indices)
 
     def _compute_properties(self, col_schema: ColumnSchema, input_schema: Schema) -> ColumnSchema:
-        found = super()._compute_properties(col_schema, input_schema)
-        vocabulary = self.vocabularies.get(col_schema.name)
-        if vocabulary is None:
-            return found
-        first = FIRST_ITEM + self.hash_buckets.get(col_schema.name, 0)
-        cardinality, dimension = _emb_sz_rule(first + len(vocabulary))
-        added = {
-            "domain": {"min": 0, "max": cardinality - 1, "name": col_schema.name},
+        column = super()._compute_properties(col_schema, input_schema)
+        name = col_schema.name
+        first = FIRST_ITEM + self.hash_buckets.get(name, 0)
+        cardinality, dimension = _emb_sz_rule(first + len(self.vocabularies[name]))
+        properties = {
+            "domain": {"min": 0, "max": cardinality - 1, "name": name},
             "embedding_sizes": {"cardinality": cardinality, "dimension": dimension},
         }
-        return col_schema.with_properties({**found.properties, **added})
+        return col_schema.with_properties({**column.properties, **properties})
 
     @property
     def output_tags(self) -> list[Tags]:
@@ -107,44 +82,44 @@ class Encode(StatOperator):
 def indices_of(
     column: pd.Series, vocabulary: pa.Array, hash_buckets: int = 0, missing: int = NULL
 ) -> np.ndarray:
-    """(N,) int64: `missing` for what is; OUT_OF_VOCABULARY, or one of the hash buckets behind it,
-    for what `vocabulary` lacks."""
+    """(N,) int64 indices of a column.
+
+    `missing` for null; OUT_OF_VOCABULARY, or a hash bucket, for values outside `vocabulary`.
+    """
     if isinstance(column.dtype, pd.CategoricalDtype):
-        known = pa.array(column.cat.categories, from_pandas=True)
-        of_category = np.append(_positions(known, vocabulary, hash_buckets, missing), missing)
-        return of_category[column.cat.codes.to_numpy()]  # -1 is missing
-    return _positions(pa.array(column, from_pandas=True), vocabulary, hash_buckets, missing)
+        categories = pa.array(column.cat.categories, from_pandas=True)
+        indices = np.append(_indices(categories, vocabulary, hash_buckets, missing), missing)
+        return indices[column.cat.codes.to_numpy()]  # code -1, the last entry, is null
+    return _indices(pa.array(column, from_pandas=True), vocabulary, hash_buckets, missing)
 
 
-def _positions(
-    given: pa.Array, vocabulary: pa.Array, hash_buckets: int, missing: int
-) -> np.ndarray:
-    if pa.types.is_null(given.type):
-        return np.full(len(given), missing, np.int64)
-    if given.type != vocabulary.type:
-        given = given.cast(vocabulary.type)
-    indices = places(given, vocabulary)
-    unknown = indices < 0
+def _indices(values: pa.Array, vocabulary: pa.Array, hash_buckets: int, missing: int) -> np.ndarray:
+    if pa.types.is_null(values.type):
+        return np.full(len(values), missing, np.int64)
+    if values.type != vocabulary.type:
+        values = values.cast(vocabulary.type)
+    indices = positions(values, vocabulary)
+    is_unknown = indices < 0
     indices += FIRST_ITEM + hash_buckets
-    indices[unknown] = OUT_OF_VOCABULARY
-    if given.null_count:
-        indices[given.is_null().to_numpy(zero_copy_only=False)] = missing
+    indices[is_unknown] = OUT_OF_VOCABULARY
+    if values.null_count:
+        indices[values.is_null().to_numpy(zero_copy_only=False)] = missing
     if hash_buckets:
-        unknown &= indices == OUT_OF_VOCABULARY  # and not missing
-        indices[unknown] = buckets_of(given.filter(pa.array(unknown)), hash_buckets)
+        is_unknown &= indices == OUT_OF_VOCABULARY  # and not null
+        indices[is_unknown] = buckets_of(values.filter(pa.array(is_unknown)), hash_buckets)
     return indices
 
 
-def buckets_of(given: pa.Array, hash_buckets: int) -> np.ndarray:
-    """(N,) indices of values that have none of their own."""
-    encoded = given.dictionary_encode()
+def buckets_of(values: pa.Array, hash_buckets: int) -> np.ndarray:
+    """(N,) hash bucket indices of values outside the vocabulary."""
+    encoded = values.dictionary_encode()
     texts = encoded.dictionary.cast(pa.string()).to_pylist()
-    found = np.array([bucket_of(text, hash_buckets) for text in texts], np.int64)
-    return found[encoded.indices.to_numpy()]
+    buckets = np.array([bucket_of(text, hash_buckets) for text in texts], np.int64)
+    return buckets[encoded.indices.to_numpy()]
 
 
-def _looked_up(column: Any, vocabulary: pa.Array, hash_buckets: int, missing: int) -> Any:
-    """The same on cuDF, whose names are those of pandas."""
+def _cudf_indices(column: Any, vocabulary: pa.Array, hash_buckets: int, missing: int) -> Any:
+    """`indices_of` on cuDF, by a join; only functions that pandas has too."""
     frame = type(column.to_frame())
     first = FIRST_ITEM + hash_buckets
     table = frame({"value": vocabulary.to_pandas(), "index": np.arange(len(vocabulary))})
@@ -155,9 +130,10 @@ def _looked_up(column: Any, vocabulary: pa.Array, hash_buckets: int, missing: in
     indices.index = column.index
     indices = indices.mask(column.isna(), missing)
     if hash_buckets:
-        unknown = indices == OUT_OF_VOCABULARY
-        given = column[unknown]
-        given = given.to_pandas() if hasattr(given, "to_pandas") else given
-        values = pa.array(given, from_pandas=True).cast(vocabulary.type)
-        indices[unknown] = buckets_of(values, hash_buckets)
+        is_unknown = indices == OUT_OF_VOCABULARY
+        values = column[is_unknown]
+        values = values.to_pandas() if hasattr(values, "to_pandas") else values
+        indices[is_unknown] = buckets_of(
+            pa.array(values, from_pandas=True).cast(vocabulary.type), hash_buckets
+        )
     return indices

@@ -1,7 +1,7 @@
-"""NVTabular operators for sessions.
+"""NVTabular operators of numbers, times and sessions.
 
 On pandas they work on arrays and offsets: NVTabular's own list aggregation goes through a Python
-list for each group. On cuDF they use its group-by. Interactions of one session must be in one
+list for each group. On cuDF they use its group-by. All interactions of a session must be in one
 partition.
 """
 
@@ -10,63 +10,71 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from dask.delayed import delayed
 from merlin.dag import ColumnSelector
 from merlin.schema import ColumnSchema, Schema, Tags
-from nvtabular.ops import Normalize, Operator
+from nvtabular.ops import Operator
 
+from pipeline.data.fitted import Standardization
 from pipeline.preprocessing.sorting.ordering import order_by
-from pipeline.preprocessing.statistics import (
-    Moments,
-    merge_moments,
-    moments_of,
-)
 
 DAY_SECONDS = 86_400
 WEEK_SECONDS = 7 * DAY_SECONDS
 EPOCH_WEEKDAY_SECONDS = 3 * DAY_SECONDS
-"""1970-01-01 was a Thursday; weeks are to begin on Monday."""
+"""Offset of 1970-01-01, a Thursday, from the Monday on which weeks begin."""
 PERIODS = {"hour": (DAY_SECONDS, 0), "weekday": (WEEK_SECONDS, EPOCH_WEEKDAY_SECONDS)}
 
 
-class Standardize(Normalize):
-    """Normalize without cancellation and without infinities.
+class ContinuousOperator(Operator):
+    """An operator whose outputs are continuous features."""
 
-    The original takes the difference of two large sums, so that the deviation of numbers around
-    a billion is lost and that of a constant is anything small.
+    @property
+    def output_tags(self) -> list[Tags]:
+        """Continuous."""
+        return [Tags.CONTINUOUS]
+
+
+class Standardize(ContinuousOperator):
+    """Numbers to mean 0 and deviation 1, by fitted statistics of each column.
+
+    A result that overflows float32 becomes missing. A constant column (deviation 0) is only
+    centred.
     """
 
-    def fit(self, col_selector: ColumnSelector, ddf: Any) -> Any:
-        """Moments of each column, still to be computed."""
-        parts = [delayed(moments_of)(part, col_selector.names) for part in ddf.to_delayed()]
-        return delayed(merge_moments)(parts)
-
-    def fit_finalize(self, dask_stats: dict[str, Moments]) -> None:
-        """Keep them; a constant has the deviation 0."""
-        for name, found in dask_stats.items():
-            self.means[name], self.stds[name] = found.mean, found.deviation
+    def __init__(self, standardizations: dict[str, Standardization]) -> None:
+        super().__init__()
+        self.standardizations = standardizations
 
     def transform(self, col_selector: ColumnSelector, df: Any) -> Any:
-        """Mean 0 and deviation 1; what overflows float32 on the way becomes missing."""
+        """Scaled columns of the same names."""
+        scaled = type(df)()
         with np.errstate(over="ignore"):
-            scaled = super().transform(col_selector, df)
-        for name in col_selector.names:
-            scaled[name] = scaled[name].where(scaled[name].abs() < np.inf)
+            for name in col_selector.names:
+                statistics = self.standardizations[name]
+                values = df[name] - statistics.mean
+                if statistics.deviation > 0:
+                    values = values / statistics.deviation
+                values = values.astype(np.float32)
+                scaled[name] = values.where(values.abs() < np.inf)
         return scaled
 
+    @property
+    def output_dtype(self) -> type:
+        """float32."""
+        return np.float32
 
-class Cyclic(Operator):
-    """Hour of the day or day of the week as a point on a circle, so that 23 h is close to 0 h."""
+
+class Cyclic(ContinuousOperator):
+    """Hour of the day or day of the week as sine and cosine, so that 23 h is close to 0 h."""
 
     def __init__(self, feature: str) -> None:
         super().__init__()
         self.feature = feature
 
     def transform(self, col_selector: ColumnSelector, df: Any) -> Any:
-        """Microseconds since 1970 UTC to `<feature>_sin` and `<feature>_cos`."""
+        """Columns `<feature>_sin` and `<feature>_cos` of microseconds since 1970 UTC."""
         (name,) = col_selector.names
         period, shift = PERIODS[self.feature]
-        # whole seconds keep the product exact in float64, on every engine and in the server
+        # with whole seconds the product is exact in float64, on every engine and in the server
         seconds = (df[name] // 1_000_000 + shift) % period
         angle = seconds.astype(np.float64) * (2 * np.pi / period)
         return type(df)(
@@ -85,14 +93,9 @@ class Cyclic(Operator):
         """float32."""
         return np.float32
 
-    @property
-    def output_tags(self) -> list[Tags]:
-        """Continuous."""
-        return [Tags.CONTINUOUS]
 
-
-class Elapsed(Operator):
-    """Seconds since the interaction before in the same session, 0 for its first."""
+class Elapsed(ContinuousOperator):
+    """Seconds since the previous interaction of the session, 0 for the first one."""
 
     def __init__(self, session: str, timestamp: str) -> None:
         super().__init__()
@@ -100,7 +103,7 @@ class Elapsed(Operator):
         self.timestamp = timestamp
 
     def transform(self, col_selector: ColumnSelector, df: Any) -> Any:  # noqa: ARG002
-        """One column `elapsed` in the order of the rows."""
+        """Column `elapsed` in the order of the rows."""
         if isinstance(df, pd.DataFrame):
             order, starts = session_order(df[self.session], df[self.timestamp])
             sorted_times = df[self.timestamp].to_numpy()[order]
@@ -112,8 +115,8 @@ class Elapsed(Operator):
         rows = df[[self.session, self.timestamp]].reset_index(drop=True)
         rows["row"] = rows.index
         rows = rows.sort_values([self.session, self.timestamp, "row"])
-        before = rows.groupby(self.session)[self.timestamp].shift(1)
-        rows["elapsed"] = ((rows[self.timestamp] - before) / 1e6).fillna(0.0)
+        previous = rows.groupby(self.session)[self.timestamp].shift(1)
+        rows["elapsed"] = ((rows[self.timestamp] - previous) / 1e6).fillna(0.0)
         rows = rows.sort_values("row")
         rows.index = df.index
         return rows[["elapsed"]]
@@ -127,16 +130,18 @@ class Elapsed(Operator):
         """float64 seconds."""
         return np.float64
 
-    @property
-    def output_tags(self) -> list[Tags]:
-        """Continuous."""
-        return [Tags.CONTINUOUS]
-
 
 class GroupSessions(Operator):
-    """Interactions to one row a session: sorted by time, the newest `keep` of them, as lists.
+    """Interactions to one row a session, with list columns sorted by time.
 
-    Rows with equal times keep the order of the log. Sessions come out in the order of their ids.
+    Rows with equal times keep their order. Sessions are sorted by id.
+
+    Args:
+        session: column of the session id
+        timestamp: column of the time
+        session_features: columns that keep one value, that of the oldest interaction, which is
+            known before anything that is to be predicted
+        keep: number of newest interactions to keep; None keeps all
     """
 
     def __init__(
@@ -149,14 +154,13 @@ class GroupSessions(Operator):
         self.keep = keep
 
     def transform(self, col_selector: ColumnSelector, df: Any) -> Any:
-        """(rows) to (sessions); columns of the session hold the value of its oldest row, which
-        is known before anything that is to be predicted."""
+        """One row a session."""
         listed = [n for n in col_selector.names if n not in (self.session, *self.session_features)]
         if isinstance(df, pd.DataFrame):
-            return self._on_arrays(df, listed)
-        return self._on_cudf(df, listed)
+            return self._group_arrays(df, listed)
+        return self._group_cudf(df, listed)
 
-    def _on_arrays(self, df: pd.DataFrame, listed: list[str]) -> pd.DataFrame:
+    def _group_arrays(self, df: pd.DataFrame, listed: list[str]) -> pd.DataFrame:
         order, starts = session_order(df[self.session], df[self.timestamp])
         ends = np.append(starts[1:], len(order))
         lengths = ends - starts
@@ -166,7 +170,7 @@ class GroupSessions(Operator):
             order = order[from_end <= self.keep]
             lengths = np.minimum(lengths, self.keep)
         offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
-        columns: dict[str, Any] = {self.session: _plain(df[self.session].iloc[oldest])}
+        columns: dict[str, Any] = {self.session: _decoded(df[self.session].iloc[oldest])}
         for name in self.session_features:
             columns[name] = df[name].to_numpy()[oldest]
         for name in listed:
@@ -175,7 +179,7 @@ class GroupSessions(Operator):
             columns[name] = pd.arrays.ArrowExtensionArray(pa.chunked_array([lists]))
         return pd.DataFrame(columns, copy=False)
 
-    def _on_cudf(self, df: Any, listed: list[str]) -> Any:
+    def _group_cudf(self, df: Any, listed: list[str]) -> Any:
         df = df.reset_index(drop=True)
         df["_row"] = df.index
         df = df.sort_values([self.session, self.timestamp, "_row"], ignore_index=True)
@@ -190,16 +194,15 @@ class GroupSessions(Operator):
         return grouped.reset_index()
 
     def compute_column_schema(self, col_name: str, input_schema: Schema) -> ColumnSchema:
-        """The same column; one of interactions becomes a ragged list."""
+        """Schema of the column: a ragged list, except for columns of the session."""
         column = super().compute_column_schema(col_name, input_schema)
-        of_session = col_name == self.session or col_name in self.session_features
-        return column if of_session else as_list(column, self.keep)
+        is_scalar = col_name == self.session or col_name in self.session_features
+        return column if is_scalar else _list_schema(column, self.keep)
 
 
-def as_list(column: ColumnSchema, longest: int | None) -> ColumnSchema:
-    """A ragged list of this column's values, with its shortest and longest length."""
-    # equal bounds would mean to Merlin that the list is not ragged
-    shortest = 0 if longest == 1 else 1
+def _list_schema(column: ColumnSchema, longest: int | None) -> ColumnSchema:
+    """Schema of a ragged list of a column's values, with its shortest and longest length."""
+    shortest = 0 if longest == 1 else 1  # Merlin reads equal bounds as a list that is not ragged
     bounds = {} if longest is None else {"value_count": {"min": shortest, "max": longest}}
     return ColumnSchema(
         column.name,
@@ -212,10 +215,7 @@ def as_list(column: ColumnSchema, longest: int | None) -> ColumnSchema:
 
 
 def session_order(session: pd.Series, timestamp: pd.Series) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers sorted by session and time, (rows,), and where each session begins in them.
-
-    Ties keep the order of the rows.
-    """
+    """(N,) stable order by session and time, and the (S,) positions in it of session starts."""
     if len(session) == 0:
         return np.empty(0, np.int64), np.empty(0, np.int64)
     codes = session_codes(session)
@@ -231,14 +231,14 @@ def session_order(session: pd.Series, timestamp: pd.Series) -> tuple[np.ndarray,
 
 
 def session_codes(session: pd.Series) -> np.ndarray:
-    """(rows,) integers in the order of the ids."""
+    """(N,) integers that sort as the ids."""
     if isinstance(session.dtype, np.dtype) and session.dtype.kind == "i":
         return session.to_numpy()
     return pd.factorize(session, sort=True)[0]
 
 
-def _plain(column: pd.Series) -> Any:
-    """Categories as the values that they stand for."""
+def _decoded(column: pd.Series) -> Any:
+    """Values of a column, categories decoded."""
     if isinstance(column.dtype, pd.CategoricalDtype):
         return column.astype(column.cat.categories.dtype).array
     return column.array

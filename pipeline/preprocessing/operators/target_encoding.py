@@ -1,7 +1,7 @@
-"""Categories to the mean of another column: what is learned, and an NVTabular operator.
+"""Target encoding: a category as the mean of another column over its training interactions.
 
-As NVTabular's TargetEncoding (Micci-Barreca 2001, equation 7, with a fixed weight), but by whole
-sessions: the number of an interaction stands in no feature of its own session in training.
+As NVTabular's TargetEncoding (Micci-Barreca 2001, equation 7, with a fixed weight), but with folds
+of whole sessions: in training, no feature of a session contains the numbers of the session itself.
 """
 
 import zlib
@@ -12,85 +12,85 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from merlin.dag import ColumnSelector
-from merlin.schema import Tags
-from nvtabular.ops import Operator
 
 from pipeline.core.columns import SESSION, TIMESTAMP
 from pipeline.data.fitted import Standardization, TargetEncoding, ValueType
-from pipeline.preprocessing.sorting.lookup import places
+from pipeline.preprocessing.lookup import positions
+from pipeline.preprocessing.operators.sessions import ContinuousOperator
 from pipeline.recipe.preprocess import Feature
 
 _KEYS = (SESSION, TIMESTAMP)
 
 
 def folds_of(session: pd.Series, folds: int) -> np.ndarray:
-    """(rows,) fold of each row, by the CRC-32 of its session's id as text."""
+    """(N,) fold of each row, by the CRC-32 of its session id as text."""
     codes, sessions = pd.factorize(session)
     crc = np.array([zlib.crc32(str(value).encode()) for value in sessions], np.int64)
     return (crc % folds)[codes]
 
 
-def sums_of(feature: Feature, frame: pd.DataFrame) -> pa.Table:
-    """Of some interactions: `value`, `fold`, `count` and `sum`, a row for each that occurs."""
-    found = pa.table(
+def target_sums(feature: Feature, frame: pd.DataFrame) -> pa.Table:
+    """Count and sum of the numbers of some interactions, by `value` and `fold`."""
+    table = pa.table(
         {
             "value": pa.array(frame[feature.name], from_pandas=True),
             "fold": folds_of(frame[SESSION], feature.folds),
             "number": frame[feature.target_column].to_numpy(np.float64),
         }
     )
-    value = found["value"].combine_chunks()
+    value = table["value"].combine_chunks()
     if pa.types.is_dictionary(value.type):
-        found = found.set_column(0, "value", value.dictionary_decode())
-    known = pc.and_(pc.is_valid(found["value"]), pc.is_finite(found["number"]))
-    found = found.filter(known)
-    sums = found.group_by(["value", "fold"], use_threads=False).aggregate(
+        table = table.set_column(0, "value", value.dictionary_decode())
+    table = table.filter(pc.and_(pc.is_valid(table["value"]), pc.is_finite(table["number"])))
+    sums = table.group_by(["value", "fold"], use_threads=False).aggregate(
         [("number", "count"), ("number", "sum")]
     )
     return sums.rename_columns(["value", "fold", "count", "sum"])
 
 
-def together(parts: list[pa.Table], kind: ValueType) -> pa.Table:
-    """The `sums_of` several parts, in their order, as of one; categories of this type."""
-    wanted = pa.int64() if kind == "int64" else pa.string()
-    # of a part without any category the type is not known
-    parts = [part.set_column(0, "value", part["value"].cast(wanted)) for part in parts]
+def merge_target_sums(parts: list[pa.Table], kind: ValueType) -> pa.Table:
+    """Sums of several parts in their order as one table; `value` has the type `kind`."""
+    value_type = pa.int64() if kind == "int64" else pa.string()
+    # a part without any category has no type
+    parts = [part.set_column(0, "value", part["value"].cast(value_type)) for part in parts]
     groups = pa.concat_tables(parts).group_by(["value", "fold"], use_threads=False)
     sums = groups.aggregate([("count", "sum"), ("sum", "sum")])
     return sums.rename_columns(["value", "fold", "count", "sum"])
 
 
-def fitted_encoding(feature: Feature, parts: list[pa.Table], kind: ValueType) -> TargetEncoding:
-    """From the `sums_of` all parts, in their order; categories by value."""
-    sums = together(parts, kind)
+def fit_target_encoding(feature: Feature, sums: pa.Table, kind: ValueType) -> TargetEncoding:
+    """Encoding from the merged `target_sums`; categories are sorted by value."""
     values = pc.unique(sums["value"])
     values = values.take(pc.sort_indices(values))
-    place = pc.index_in(sums["value"].combine_chunks(), value_set=values).to_numpy()
+    row = pc.index_in(sums["value"].combine_chunks(), value_set=values).to_numpy()
     shape, fold = (len(values), feature.folds), sums["fold"].to_numpy()
     counts, numbers = np.zeros(shape, np.int64), np.zeros(shape)
-    counts[place, fold] = sums["count"].to_numpy()
-    numbers[place, fold] = sums["sum"].to_numpy()
+    counts[row, fold] = sums["count"].to_numpy()
+    numbers[row, fold] = sums["sum"].to_numpy()
     return TargetEncoding(
         type=kind, values=values, counts=counts, sums=numbers, smoothing=feature.smoothing
     )
 
 
-def scale_of(encoding: TargetEncoding) -> Standardization:
-    """Mean and deviation of the feature over the training interactions, all folds together."""
+def standardization_of(encoding: TargetEncoding) -> Standardization:
+    """Mean and deviation of the feature over the training interactions of all folds."""
     counts, means = encoding.counts.sum(1), encoding.means()[:-1]
     if not counts.sum():
         return Standardization(mean=0.0, deviation=0.0)
     mean = float(np.average(means, weights=counts))
     deviation = float(np.sqrt(np.average(np.square(means - mean), weights=counts)))
-    constant = len(means) < 2 or bool((means == means[0]).all())
-    return Standardization(mean=mean, deviation=0.0 if constant else deviation)
+    is_constant = len(means) < 2 or bool((means == means[0]).all())
+    return Standardization(mean=mean, deviation=0.0 if is_constant else deviation)
 
 
-class TargetEncode(Operator):
-    """Categories to smoothed means; with `training` those that other folds' sessions have.
+class TargetEncode(ContinuousOperator):
+    """Smoothed mean of each category, as NVTabular operator.
 
-    Sessions that begin after `until`, microseconds, are not in the means and read them whole, as a
-    request does; without it all may be in them.
+    Args:
+        encodings: by column
+        training: whether the sessions are those of training, which read the means of other folds
+        until: microseconds of the newest interaction in the means. Sessions that begin later read
+            the means of all folds, as a request does. None if every session may be in the means.
     """
 
     def __init__(
@@ -102,26 +102,26 @@ class TargetEncode(Operator):
         self.until = until
 
     def transform(self, col_selector: ColumnSelector, df: Any) -> Any:
-        """Session, time and columns of categories to a column of numbers for each of these."""
+        """A column of numbers for each column beside session and time."""
         names = [name for name in col_selector.names if name not in _KEYS]
         frame = df if isinstance(df, pd.DataFrame) else df[col_selector.names].to_pandas()
-        found = {name: self._encoded(self.encodings[name], frame, name) for name in names}
-        return type(df)(pd.DataFrame(found, index=frame.index))
+        means = {name: self._means(self.encodings[name], frame, name) for name in names}
+        return type(df)(pd.DataFrame(means, index=frame.index))
 
-    def _encoded(self, encoding: TargetEncoding, frame: pd.DataFrame, name: str) -> np.ndarray:
-        given = pa.array(frame[name], from_pandas=True)
-        if pa.types.is_dictionary(given.type):
-            given = given.dictionary_decode()
-        place = places(given.cast(encoding.values.type), encoding.values)
+    def _means(self, encoding: TargetEncoding, frame: pd.DataFrame, name: str) -> np.ndarray:
+        categories = pa.array(frame[name], from_pandas=True)
+        if pa.types.is_dictionary(categories.type):
+            categories = categories.dictionary_decode()
+        row = positions(categories.cast(encoding.values.type), encoding.values)
         if not self.training:
-            return encoding.means()[place]  # the mean of all stands last
-        found = encoding.means_without(place, folds_of(frame[SESSION], encoding.counts.shape[1]))
-        if (later := self._is_later(frame)).any():
-            found[later] = encoding.means()[place[later]]
-        return found
+            return encoding.means()[row]  # row -1, the last entry, is the mean of all categories
+        means = encoding.means_without(row, folds_of(frame[SESSION], encoding.counts.shape[1]))
+        if (is_later := self._is_later(frame)).any():
+            means[is_later] = encoding.means()[row[is_later]]
+        return means
 
     def _is_later(self, frame: pd.DataFrame) -> np.ndarray:
-        """(rows,) whether the session of a row begins after all that the means know."""
+        """(N,) bool: whether the session of a row begins after `until`."""
         if self.until is None:
             return np.zeros(len(frame), bool)
         codes, sessions = pd.factorize(frame[SESSION])
@@ -130,15 +130,10 @@ class TargetEncode(Operator):
         return (begins > self.until)[codes]
 
     def column_mapping(self, col_selector: ColumnSelector) -> dict[str, list[str]]:
-        """Each from the session, its time and itself."""
+        """Each output depends on session, time and the column of its name."""
         return {name: [*_KEYS, name] for name in col_selector.names if name not in _KEYS}
 
     @property
     def output_dtype(self) -> type:
         """float64."""
         return np.float64
-
-    @property
-    def output_tags(self) -> list[Tags]:
-        """Continuous."""
-        return [Tags.CONTINUOUS]

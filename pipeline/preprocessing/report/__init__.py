@@ -1,1 +1,1 @@
-"""One page about data: what was read, how sessions look, what drifts between its parts."""
+"""Report of a data directory: rows, sessions, columns, and drift between its parts."""

@@ -1,148 +1,254 @@
-"""How far a later part is from training, column by column.
+"""Drift of each column between training and a later part.
 
-The population stability index (PSI; N. Siddiqi, Credit Risk Scorecards, 2006) and the distance of
-Jensen and Shannon (the square root of J. Lin's divergence, IEEE Transactions on Information
-Theory 37, 1991, to base 2: from 0 to 1), over the bins of a column.
+The population stability index (PSI; N. Siddiqi, Credit Risk Scorecards, 2006) and the
+Jensen-Shannon distance (square root of J. Lin's divergence to base 2, IEEE Transactions on
+Information Theory 37, 1991; from 0 to 1), over the bins of a column.
 
-Both grow where there are few sessions and nothing has changed: without drift PSI is about
-(B - 1)(1/n + 1/m) for B bins and samples of n and m, and spread like chi-squared with B - 1
-degrees of freedom (B. Yurdakul, 2018). n and m count sessions (`counting.Totals.size`): the
-interactions of one resemble each other. What is judged is the part of PSI above its expected value.
+Both grow with small samples even if nothing has changed: without drift PSI is about
+(B - 1)(1/n + 1/m) for B bins and samples of n and m, distributed like chi-squared with B - 1
+degrees of freedom (B. Yurdakul, 2018). n and m count sessions (`PartCounts.effective_sessions`),
+because the interactions of a session resemble each other. The part of PSI above its expected value
+is judged.
 """
 
 import math
-from typing import NamedTuple
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 
 from pipeline.core.columns import FIRST_ITEM, NULL, OUT_OF_VOCABULARY
-from pipeline.preprocessing.report.counting import Categories
-from pipeline.preprocessing.report.numbers import Numbers
+from pipeline.data.fitted import Fitted
+from pipeline.preprocessing.report.counts import (
+    CategoryTotals,
+    PartCounts,
+    columns_of,
+    counts_targets,
+)
+from pipeline.preprocessing.report.histogram import Histogram, round_digits
+from pipeline.preprocessing.report.periods import by_hour, by_weekday, exposures
+from pipeline.preprocessing.report.values import labels_of, most_frequent
 
 LITTLE, SOME, MUCH = "little", "some", "much"
 THRESHOLDS = ((0.1, LITTLE), (0.25, SOME), (math.inf, MUCH))
-"""Siddiqi's: below .1 nothing to see to, from .25 on the population is another one."""
-FEWEST_SESSIONS = 20
-"""With less in either part nothing is said."""
-_RARE = 5
-"""Sessions that a bin should have, at least, in the smaller of the parts (Cochran's rule)."""
+"""Siddiqi's thresholds of PSI: below .1 no action is needed, from .25 on the population differs."""
+LENGTH, HOUR, WEEKDAY = "session length", "hour of the day", "day of the week"
+"""Rows beside the columns; names of features have no spaces."""
+_MIN_SESSIONS = 20
+"""Drift is judged if both parts have as many sessions."""
+_MIN_BIN_SESSIONS = 5
+"""Expected sessions of a bin in the smaller part (Cochran's rule)."""
 _TOP_VALUES = 50
 _NUMBER_BINS = 10
-_ONE_IN_A_THOUSAND = 3.09
-"""Of a normal deviate, the value that one in a thousand exceeds."""
+_MOVERS = 5
+_Z = 3.09
+"""Quantile of the standard normal distribution that one in a thousand exceeds."""
+
+Bins = tuple[np.ndarray, np.ndarray]
+"""(B,) counts of training and of the other part in the bins of a column."""
+Row = dict[str, Any]
 
 
-class Drift(NamedTuple):
-    """Of one column."""
+@dataclass(frozen=True)
+class Drift:
+    """Drift of one column."""
 
+    drift: Literal["little", "some", "much"] | None
+    """None for parts of too few sessions."""
     psi: float
     expected: float
-    """PSI without drift, from the size of the samples alone."""
+    """PSI without drift, from the sample sizes alone."""
     excess: float
-    """What is above that; at least 0."""
+    """PSI above the expected value, at least 0."""
     jensen_shannon: float
     bins: int
-    word: str | None
-    """None where there is too little to tell."""
 
 
-def drift(reference: np.ndarray, found: np.ndarray, n: int, m: int) -> Drift | None:
-    """Of (B,) counts in the bins of a column, where the parts have `n` and `m` sessions.
+def measure_drift(bins: Bins, n: int, m: int) -> Drift | None:
+    """Drift over the bins of a column between parts of `n` and `m` sessions.
 
-    None where fewer than two bins have a count.
+    None if fewer than two bins have a count.
     """
-    there = (reference > 0) | (found > 0)
-    reference, found = reference[there], found[there]
-    if len(reference) < 2 or not reference.sum() or not found.sum():
+    reference, other = bins
+    has_count = (reference > 0) | (other > 0)
+    reference, other = reference[has_count], other[has_count]
+    if len(reference) < 2 or not reference.sum() or not other.sum():
         return None
-    p, q = smoothed(reference, n), smoothed(found, m)
+    p, q = smoothed_shares(reference, n), smoothed_shares(other, m)
     value, spread = psi(p, q), 1 / n + 1 / m
     degrees = len(p) - 1
     expected = degrees * spread
-    # Wilson and Hilferty's approximation of chi-squared
-    part = 2 / (9 * degrees)
-    limit = degrees * (1 - part + _ONE_IN_A_THOUSAND * math.sqrt(part)) ** 3 * spread
+    # Wilson and Hilferty's approximation of the chi-squared quantile
+    term = 2 / (9 * degrees)
+    limit = degrees * (1 - term + _Z * math.sqrt(term)) ** 3 * spread
     excess = max(0.0, value - expected)
     word = None
-    if min(n, m) >= FEWEST_SESSIONS:
+    if min(n, m) >= _MIN_SESSIONS:
         word = LITTLE if value <= limit else next(w for bound, w in THRESHOLDS if excess < bound)
-    return Drift(value, expected, excess, jensen_shannon(p, q), len(p), word)
+    return Drift(word, value, expected, excess, jensen_shannon(p, q), len(p))  # type: ignore[arg-type]
 
 
-def smoothed(counts: np.ndarray, sessions: int) -> np.ndarray:
-    """Shares of (B,) counts, with half a session more in each bin, so that none is 0."""
+def smoothed_shares(counts: np.ndarray, sessions: int) -> np.ndarray:
+    """(B,) shares of counts, with half a session added to each bin so that none is 0."""
     size = min(sessions, int(counts.sum()))
     return (counts * (size / counts.sum()) + 0.5) / (size + 0.5 * len(counts))
 
 
 def psi(p: np.ndarray, q: np.ndarray) -> float:
-    """Population stability index of (B,) shares, none of which is 0; the sum of both divergences.
-
-    The same for (p, q) and (q, p).
-    """
+    """Population stability index of (B,) positive shares; symmetric in p and q."""
     return float(((q - p) * np.log(q / p)).sum())
 
 
 def jensen_shannon(p: np.ndarray, q: np.ndarray) -> float:
-    """Distance of (B,) shares: 0 of equal ones, 1 of such that have no bin in common."""
+    """Jensen-Shannon distance of (B,) shares: 0 if equal, 1 without a common bin."""
     middle = (p + q) / 2
-    parts = [x[x > 0] * np.log2(x[x > 0] / middle[x > 0]) for x in (p, q)]
-    return float(np.sqrt(max(0.0, sum(part.sum() for part in parts) / 2)))
+    terms = [x[x > 0] * np.log2(x[x > 0] / middle[x > 0]) for x in (p, q)]
+    return float(np.sqrt(max(0.0, sum(term.sum() for term in terms) / 2)))
 
 
-def category_bins(
-    reference: Categories, found: Categories, fewest: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """(B,) counts of the most frequent values, the rest, unknown ones and missing ones.
+def category_bins(reference: CategoryTotals, other: CategoryTotals, sessions: int) -> Bins:
+    """Counts of the most frequent values, the rest, unknown values and missing ones.
 
-    `fewest` are the sessions of the smaller part. What training has never seen is unknown. Training
-    has none of that, by construction; as its share counts that of the values which stand in one
-    session alone: they would be unknown if that session were a later one (I. J. Good, 1953).
+    `sessions` is the number of sessions of the smaller part. Values that training lacks are
+    unknown. Training has none of them by construction; instead its values that occur in one session
+    alone are counted: they would be unknown if that session were a later one (I. J. Good, 1953).
     """
-    known = reference.known
-    total = reference.counts.sum()
-    alone = reference.sessions[FIRST_ITEM:] == 1
-    common = np.flatnonzero(known >= max(1, _RARE * total / max(fewest, 1)))
-    top = common[np.argsort(-known[common], kind="stable")[:_TOP_VALUES]]
-    top = top[~alone[top]]
-    rows = []
-    for counts, unseen in ((reference.counts, alone), (found.counts, known == 0)):
-        own = counts[FIRST_ITEM:]
-        unknown = counts[OUT_OF_VOCABULARY] + own[unseen].sum()
-        rest = own.sum() - own[unseen].sum() - own[top].sum()
-        rows.append(np.array([*own[top], rest, unknown, counts[NULL]]))
-    return rows[0], rows[1]
+    min_count = max(1, _MIN_BIN_SESSIONS * reference.counts.sum() / max(sessions, 1))
+    in_one_session = reference.sessions[FIRST_ITEM:] == 1
+    top = most_frequent(reference.values, min_count, _TOP_VALUES)
+    top = top[~in_one_session[top]]
+    bins = []
+    for totals, is_unknown in ((reference, in_one_session), (other, reference.values == 0)):
+        num_unknown = totals.values[is_unknown].sum()
+        rest = totals.values.sum() - num_unknown - totals.values[top].sum()
+        unknown = totals.counts[OUT_OF_VOCABULARY] + num_unknown
+        bins.append(np.array([*totals.values[top], rest, unknown, totals.counts[NULL]]))
+    return bins[0], bins[1]
 
 
 def number_bins(
-    reference: Numbers, found: Numbers, fewest: int, least: float | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """(B,) counts in groups that are about equally frequent in training, and of missing ones.
+    reference: Histogram, other: Histogram, sessions: int, minimum: float | None = None
+) -> Bins:
+    """Counts in groups of about equal size in training, and of missing numbers.
 
-    With `least`, only of numbers that are not below it.
+    `sessions` is the number of sessions of the smaller part. With `minimum`, smaller numbers are
+    left out.
     """
-    if least is not None:
-        reference, found = reference.from_least(least), found.from_least(least)
-    edges = reference.edges(min(_NUMBER_BINS, max(2, fewest // _RARE)))
+    if minimum is not None:
+        reference, other = reference.at_least(minimum), other.at_least(minimum)
+    num_groups = min(_NUMBER_BINS, max(2, sessions // _MIN_BIN_SESSIONS))
+    edges = reference.quantile_edges(num_groups)
     return (
-        np.append(reference.grouped(edges), reference.missing),
-        np.append(found.grouped(edges), found.missing),
+        np.append(reference.group_counts(edges), reference.missing),
+        np.append(other.group_counts(edges), other.missing),
     )
 
 
-def per_exposure(
-    reference: np.ndarray, found: np.ndarray, exposures: tuple[np.ndarray, np.ndarray]
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """(B,) counts of hours or weekdays as they were if each had come up equally often.
+def per_exposure(bins: Bins, exposures: tuple[np.ndarray, np.ndarray]) -> Bins | None:
+    """Counts of hours or weekdays as if each had occurred equally often.
 
-    `exposures` is how often each came up in both parts. One that came up less than half a time is
-    left out; None where more than a quarter is, so that there is nothing to compare.
+    `exposures` is how often each occurred in both parts. Those below half a time are left out; None
+    if these are more than a quarter.
     """
-    usable = (exposures[0] >= 0.5) & (exposures[1] >= 0.5)
-    if usable.mean() < 0.75:
+    is_usable = (exposures[0] >= 0.5) & (exposures[1] >= 0.5)
+    if is_usable.mean() < 0.75:
         return None
+    scaled = []
+    for counts, exposure in zip(bins, exposures, strict=True):
+        rate = counts[is_usable] / exposure[is_usable]
+        scaled.append(rate * (counts.sum() / rate.sum()) if rate.any() else rate)
+    return scaled[0], scaled[1]
+
+
+def drift_rows(fitted: Fitted, train: PartCounts, other: PartCounts, part: str) -> list[Row]:
+    """A row for each column, the most drift first.
+
+    {"column", "drift", "psi", "expected", "excess", "jensen_shannon", "bins"}; categorical columns
+    also have "gained" and "lost", the values whose shares changed most. "drift" is little, some or
+    much; None if it cannot be judged, and then "why" is the reason.
+    """
     rows = []
-    for counts, exposure in zip((reference, found), exposures, strict=True):
-        rate = counts[usable] / exposure[usable]
-        rows.append(rate * (counts.sum() / rate.sum()) if rate.any() else rate)
-    return rows[0], rows[1]
+    for name, kind, of in columns_of(fitted.recipe):
+        if of == "session":
+            n, m = train.sessions, other.sessions
+        else:
+            n, m = train.effective_sessions, other.effective_sessions
+        if kind == "continuous":
+            bins = number_bins(train.numbers[name], other.numbers[name], min(n, m))
+            rows.append(_row(name, bins, n, m))
+        else:
+            totals = train.categories[name], other.categories[name]
+            row = _row(name, category_bins(*totals, min(n, m)), n, m)
+            rows.append(row | _movers(fitted, name, *totals))
+    rows.append(_length_row(fitted, train, other, part))
+    if train.window is not None:
+        rows += _time_rows(train, other)
+    return sorted(rows, key=lambda row: (row["drift"] is None, -(row.get("excess") or 0.0)))
+
+
+def drifting_columns(report: dict[str, Any]) -> dict[str, list[str]]:
+    """Columns of each part that drift much, the most drift first."""
+    return {
+        part: [row["column"] for row in rows if row["drift"] == MUCH]
+        for part, rows in report["drift"].items()
+    }
+
+
+def _row(name: str, bins: Bins, n: int, m: int) -> Row:
+    if min(n, m) < _MIN_SESSIONS:
+        return _unjudged_row(name, "too few sessions")
+    drift = measure_drift(bins, n, m)
+    if drift is None:
+        return _unjudged_row(name, "no values to compare")
+    numbers = {k: round_digits(v) if isinstance(v, float) else v for k, v in asdict(drift).items()}
+    return {"column": name, **numbers}
+
+
+def _unjudged_row(name: str, why: str) -> Row:
+    return {"column": name, "drift": None, "why": why}
+
+
+def _length_row(fitted: Fitted, train: PartCounts, other: PartCounts, part: str) -> Row:
+    """Drift of the lengths of sessions that are long enough for training."""
+    if counts_targets(fitted.recipe, part):
+        return _unjudged_row(LENGTH, "the same sessions")
+    minimum = float(fitted.recipe.min_session_length)
+    num_long = other.lengths.at_least(minimum).count
+    bins = number_bins(train.lengths, other.lengths, min(train.sessions, num_long), minimum)
+    return _row(LENGTH, bins, train.sessions, num_long)
+
+
+def _time_rows(train: PartCounts, other: PartCounts) -> list[Row]:
+    window = train.window
+    assert window is not None  # noqa: S101
+    of_train, of_other = (exposures(*window.clip(p.first, p.last)) for p in (train, other))
+    rows = []
+    for name, index, counts_of, period in (
+        (HOUR, 0, by_hour, "a day"),
+        (WEEKDAY, 1, by_weekday, "a week"),
+    ):
+        counts = counts_of(train.hours, window), counts_of(other.hours, window)
+        bins = per_exposure(counts, (of_train[index], of_other[index]))
+        if bins is None:
+            rows.append(_unjudged_row(name, f"less than {period} of time"))
+        else:
+            rows.append(_row(name, bins, train.effective_sessions, other.effective_sessions))
+    return rows
+
+
+def _movers(fitted: Fitted, name: str, train: CategoryTotals, other: CategoryTotals) -> Row:
+    """Values that gained and lost most, with their shares in training and in the other part."""
+    of_train, of_other = (totals.values / max(totals.counts.sum(), 1) for totals in (train, other))
+    change = of_other - of_train
+    row: Row = {}
+    for key, gain in (("gained", change), ("lost", -change)):
+        top = most_frequent(gain, np.nextafter(0.0, 1.0), _MOVERS)
+        row[key] = [
+            {
+                "value": label,
+                "train": round_digits(of_train[index]),
+                "share": round_digits(of_other[index]),
+            }
+            for label, index in zip(labels_of(fitted, name, top), top, strict=True)
+        ]
+    return row

@@ -1,29 +1,49 @@
-"""The report of data as HTML."""
+"""The data report as HTML page, written beside the same content as JSON."""
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 from pipeline.core.columns import ITEM
-from pipeline.preprocessing.report.drift import LITTLE, MUCH
-from pipeline.preprocessing.report.drifting import drifting
-from pipeline.reports.charts import BarChart, LineChart, bar_chart, line_chart, number
-from pipeline.reports.rendering import rendered
+from pipeline.data.fitted import Fitted
+from pipeline.preprocessing.report.counts import PartCounts
+from pipeline.preprocessing.report.drift import LITTLE, MUCH, drifting_columns
+from pipeline.preprocessing.report.summary import summarize
+from pipeline.reports import JSON_FILE, PAGE_FILE
+from pipeline.reports.charts import BarChart, LineChart, bar_chart, format_number, line_chart
+from pipeline.reports.rendering import render_page
 
 _WEEKDAYS = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"]
 _LENGTH_GROUPS = 12
 _TIME_TICKS = 3
 
 
+def write_report(
+    directory: Path, fitted: Fitted, facts: dict[str, Any], counts: dict[str, PartCounts]
+) -> dict[str, Any]:
+    """Write report.html and report.json into a data directory.
+
+    Takes the arguments of `summary.summarize`. Returns for the manifest {"drift", "notes"}: the
+    columns of each part that drift much, and all notes.
+    """
+    report = summarize(fitted, facts, counts)
+    text = json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    (directory / JSON_FILE).write_text(text, encoding="utf-8")
+    (directory / PAGE_FILE).write_text(render(report), encoding="utf-8")
+    return {"drift": drifting_columns(report), "notes": report["notes"]}
+
+
 def render(report: dict[str, Any]) -> str:
-    """What `facts.report_of` gives -> the page. Values of the log are escaped."""
+    """The page of a report of `summary.summarize`; values of the log are escaped."""
     parts = report["parts"]
     columns = parts["train"]["columns"]
     charts = [
-        _lengths(parts),
-        _popularity(parts),
-        _time(report["time"]),
-        _shares("hour of the day, % of interactions", "hour, UTC", parts, "hours"),
-        _shares("day of the week, % of interactions", "UTC", parts, "weekdays"),
+        _length_chart(parts),
+        _popularity_chart(parts),
+        _time_chart(report["time"]),
+        _share_chart("hour of the day, % of interactions", "hour, UTC", parts, "hours"),
+        _share_chart("day of the week, % of interactions", "UTC", parts, "weekdays"),
     ]
     values = {
         "report": report,
@@ -32,20 +52,20 @@ def render(report: dict[str, Any]) -> str:
         "categorical": [name for name, c in columns.items() if c["kind"] == "categorical"],
         "continuous": [name for name, c in columns.items() if c["kind"] == "continuous"],
         "quantiles": [name for c in columns.values() for name in c if name.endswith(" %")][:7],
-        "drifting": drifting(report),
+        "drifting": drifting_columns(report),
         "item": ITEM,
         "little": LITTLE,
         "much": MUCH,
         "percent": percent,
     }
-    return rendered("pipeline.preprocessing.report", values)
+    return render_page("pipeline.preprocessing.report", values)
 
 
-def percent(count: float, of: float = 1) -> str:
-    """A share with two digits or so: `12 %`, `1.3 %`, `under 0.01 %`; a dash of nothing."""
-    if not of:
+def percent(count: float, total: float = 1) -> str:
+    """A share with about two digits: `12 %`, `1.3 %`, `under 0.01 %`; a dash if `total` is 0."""
+    if not total:
         return "–"
-    share = 100 * count / of
+    share = 100 * count / total
     if 0 < share < 0.01:
         return "under 0.01 %"
     if 99.9 < share < 100:
@@ -53,63 +73,68 @@ def percent(count: float, of: float = 1) -> str:
     return f"{share:.0f} %" if share >= 10 or share == 0 else f"{share:.2g} %"
 
 
-def _lengths(parts: dict[str, Any]) -> BarChart | None:
+def _length_chart(parts: dict[str, Any]) -> BarChart | None:
     longest = max((part["lengths"]["histogram"] for part in parts.values()), key=len)
-    spans = [(group["from"], group["to"]) for group in longest]
-    names = [f"{low}" if low == high else f"{low}–{high}" for low, high in spans]
-    shown = min(len(names), _LENGTH_GROUPS)
-    if shown < len(names):
-        names = [*names[: shown - 1], f"{spans[shown - 1][0]}+"]
+    ranges = [(group["from"], group["to"]) for group in longest]
+    labels = [f"{low}" if low == high else f"{low}–{high}" for low, high in ranges]
+    num_groups = min(len(labels), _LENGTH_GROUPS)
+    if num_groups < len(labels):
+        labels = [*labels[: num_groups - 1], f"{ranges[num_groups - 1][0]}+"]
     series = {}
     for name, part in parts.items():
         counts = [group["sessions"] for group in part["lengths"]["histogram"]]
-        counts += [0] * (len(spans) - len(counts))
-        counts = [*counts[: shown - 1], sum(counts[shown - 1 :])]
+        counts += [0] * (len(ranges) - len(counts))
+        counts = [*counts[: num_groups - 1], sum(counts[num_groups - 1 :])]
         series[name] = [100 * count / part["sessions"] for count in counts]
-    return bar_chart("session length, % of sessions", "interactions", names, series)
+    return bar_chart("session length, % of sessions", "interactions", labels, series)
 
 
-def _popularity(parts: dict[str, Any]) -> LineChart | None:
+def _popularity_chart(parts: dict[str, Any]) -> LineChart | None:
     series = {
-        name: [(math.log10(share), 100 * reached) for share, reached in part["popularity"]["curve"]]
+        name: [
+            (math.log10(items), 100 * interactions)
+            for items, interactions in part["popularity"]["curve"]
+        ]
         for name, part in parts.items()
     }
-    least = min((points[0][0] for points in series.values() if points), default=0.0)
-    ticks = [(float(power), f"{number(100 * 10.0**power)} %") for power in range(int(least), 1)]
+    lowest = min((points[0][0] for points in series.values() if points), default=0.0)
+
+    def label(power: float) -> str:
+        return f"{format_number(100 * 10.0**power)} %"
+
     return line_chart(
         "% of interactions with the most popular items",
         "share of the items",
         series,
         from_zero=True,
-        x_texts=ticks,
-        x_names=lambda power: f"{number(100 * 10.0**power)} %",
+        x_labels={float(power): label(power) for power in range(int(lowest), 1)},
+        format_x=label,
     )
 
 
-def _time(time: dict[str, Any] | None) -> LineChart | None:
+def _time_chart(time: dict[str, Any] | None) -> LineChart | None:
     if time is None:
         return None
     starts = time["starts"]
     series = {}
     for name, counts in time["parts"].items():
-        there = [place for place, count in enumerate(counts) if count]
-        span = range(there[0], there[-1] + 1) if there else range(0)
-        series[name] = [(float(place), float(counts[place])) for place in span]
+        filled = [index for index, count in enumerate(counts) if count]
+        indices = range(filled[0], filled[-1] + 1) if filled else range(0)
+        series[name] = [(float(index), float(counts[index])) for index in indices]
     step = max(1, -(-len(starts) // _TIME_TICKS))
-    # the first and the last stand at the ends of the axis, where half of a date has room
-    ticks = [(float(place), starts[place]) for place in range(step // 2, len(starts), step)]
-    title = f"interactions by {time['unit']}"
+    # labels begin half a step from the end of the axis, where a date would be cut off
+    labels = {float(index): starts[index] for index in range(step // 2, len(starts), step)}
     return line_chart(
-        title,
+        f"interactions by {time['unit']}",
         "UTC",
         series,
         from_zero=True,
-        x_texts=ticks,
-        x_names=lambda place: str(starts[int(place)]),
+        x_labels=labels,
+        format_x=lambda index: str(starts[int(index)]),
     )
 
 
-def _shares(title: str, label: str, parts: dict[str, Any], key: str) -> BarChart | None:
+def _share_chart(title: str, label: str, parts: dict[str, Any], key: str) -> BarChart | None:
     series = {
         name: [100 * count / sum(part[key]) for count in part[key]]
         for name, part in parts.items()

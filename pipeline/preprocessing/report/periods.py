@@ -1,94 +1,86 @@
-"""Interactions over time: by hour, day, week, month or year, by hour of day and by weekday."""
+"""Interactions over time: by period, by hour of the day and by weekday, in UTC."""
 
 from typing import Any
 
 import numpy as np
 
-from pipeline.preprocessing.report.counting import Totals, Window
+from pipeline.preprocessing.report.counts import PartCounts, Window
 
-DAY, WEEK = 24, 7
+DAY_HOURS, WEEK_DAYS = 24, 7
 _EPOCH_WEEKDAY = 3
 """1970-01-01 was a Thursday; weeks begin on Monday."""
 _UNITS = ((3, "hour"), (120, "day"), (900, "week"), (6_000, "month"))
-"""By how many days the window has, at most; years beyond."""
+"""Maximum length of the window in days, and the period; years for longer windows."""
+_DATETIME_UNITS = {"day": "D", "month": "M", "year": "Y"}
 
 
-def periods(totals: dict[str, Totals]) -> dict[str, Any] | None:
+def by_period(parts: dict[str, PartCounts]) -> dict[str, Any] | None:
     """{"unit", "starts", "parts"}: interactions of each part in each period of the window.
 
-    None where there is no time.
+    None without a timestamp.
     """
-    window = next(iter(totals.values())).window
+    window = next(iter(parts.values())).window
     if window is None:
         return None
-    days = (window.last - window.first) / DAY
+    days = (window.last - window.first) / DAY_HOURS
     unit = next((name for limit, name in _UNITS if days <= limit), "year")
-    hours = np.arange(window.first, window.last + 1)
-    number = _numbers(hours, unit)
-    begins = np.flatnonzero(np.diff(number, prepend=number[0] - 1))
+    numbers = _period_numbers(_hours(window), unit)
+    starts = np.flatnonzero(np.diff(numbers, prepend=numbers[0] - 1))
     return {
         "unit": unit,
-        "starts": [_start(int(number[place]), unit) for place in begins],
+        "starts": [_period_start(int(numbers[start]), unit) for start in starts],
         "parts": {
-            name: np.add.reduceat(found.hours, begins).tolist() for name, found in totals.items()
+            name: np.add.reduceat(counts.hours, starts).tolist() for name, counts in parts.items()
         },
     }
 
 
-def _numbers(hours: np.ndarray, unit: str) -> np.ndarray:
-    """(H,) number of the period of each hour."""
-    match unit:
-        case "hour":
-            return hours
-        case "day":
-            return hours // DAY
-        case "week":
-            return (hours // DAY + _EPOCH_WEEKDAY) // WEEK
-    letter = {"month": "M", "year": "Y"}[unit]
-    return hours.astype("datetime64[h]").astype(f"datetime64[{letter}]").astype(np.int64)
+def _hours(window: Window) -> np.ndarray:
+    """(H,) hours since 1970 of a window."""
+    return np.arange(window.first, window.last + 1)
 
 
-def _start(number: int, unit: str) -> str:
-    match unit:
-        case "hour":
-            return f"{np.datetime64(number, 'h')}:00"
-        case "week":
-            return str(np.datetime64(number * WEEK - _EPOCH_WEEKDAY, "D"))
-    return str(np.datetime64(number, {"day": "D", "month": "M", "year": "Y"}[unit]))
+def _period_numbers(hours: np.ndarray, unit: str) -> np.ndarray:
+    """(H,) number of the period of each hour since 1970."""
+    if unit == "hour":
+        return hours
+    if unit == "week":
+        return (hours // DAY_HOURS + _EPOCH_WEEKDAY) // WEEK_DAYS
+    dates = hours.astype("datetime64[h]").astype(f"datetime64[{_DATETIME_UNITS[unit]}]")
+    return dates.astype(np.int64)
 
 
-def by_hour(found: Totals, window: Window) -> np.ndarray:
-    """(24,) interactions in each hour of the day, UTC."""
-    hours = np.arange(window.first, window.last + 1)
-    return np.bincount(hours % DAY, found.hours, minlength=DAY)
+def _period_start(number: int, unit: str) -> str:
+    if unit == "hour":
+        return f"{np.datetime64(number, 'h')}:00"
+    if unit == "week":
+        return str(np.datetime64(number * WEEK_DAYS - _EPOCH_WEEKDAY, "D"))
+    return str(np.datetime64(number, _DATETIME_UNITS[unit]))
 
 
-def by_weekday(found: Totals, window: Window) -> np.ndarray:
-    """(7,) interactions on each day of the week, UTC; Monday is the first."""
-    hours = np.arange(window.first, window.last + 1)
-    return np.bincount((hours // DAY + _EPOCH_WEEKDAY) % WEEK, found.hours, minlength=WEEK)
+def _weekday(hours: np.ndarray) -> np.ndarray:
+    return (hours // DAY_HOURS + _EPOCH_WEEKDAY) % WEEK_DAYS
+
+
+def by_hour(counts: np.ndarray, window: Window) -> np.ndarray:
+    """(24,) interactions by hour of the day, of the (H,) counts of a window."""
+    return np.bincount(_hours(window) % DAY_HOURS, counts, minlength=DAY_HOURS)
+
+
+def by_weekday(counts: np.ndarray, window: Window) -> np.ndarray:
+    """(7,) interactions by weekday, Monday first, of the (H,) counts of a window."""
+    return np.bincount(_weekday(_hours(window)), counts, minlength=WEEK_DAYS)
 
 
 def exposures(first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-    """(24,) and (7,): how often each hour of the day, and each weekday, comes up in a span.
+    """(24,) and (7,): how often each hour of the day and each weekday occurs between two moments.
 
-    `first` and `last` are microseconds; of an hour that is there in part, the part counts.
+    `first` and `last` are microseconds; an hour that is covered in part counts in part.
     """
-    ends = first / 3.6e9, last / 3.6e9
-    hours = np.arange(int(ends[0] // 1), int(ends[1] // 1) + 1)
-    share = np.minimum(hours + 1, ends[1]) - np.maximum(hours, ends[0])
-    weekday = (hours // DAY + _EPOCH_WEEKDAY) % WEEK
+    begin, end = first / 3.6e9, last / 3.6e9
+    hours = np.arange(int(begin // 1), int(end // 1) + 1)
+    share = np.minimum(hours + 1, end) - np.maximum(hours, begin)
     return (
-        np.bincount(hours % DAY, share, minlength=DAY),
-        np.bincount(weekday, share, minlength=WEEK) / DAY,
+        np.bincount(hours % DAY_HOURS, share, minlength=DAY_HOURS),
+        np.bincount(_weekday(hours), share, minlength=WEEK_DAYS) / DAY_HOURS,
     )
-
-
-def weekly_and_daily(found: Totals) -> dict[str, Any]:
-    """{"hours", "weekdays"}, as the report holds them; None where there is no time."""
-    if found.window is None:
-        return {"hours": None, "weekdays": None}
-    return {
-        "hours": by_hour(found, found.window).astype(int).tolist(),
-        "weekdays": by_weekday(found, found.window).astype(int).tolist(),
-    }

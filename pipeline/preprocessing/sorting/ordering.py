@@ -1,47 +1,47 @@
-"""Stable orders: of the integers that a log has, sorted or not, faster than NumPy's."""
+"""Stable sorting of integers, faster than NumPy's for the keys of a log."""
 
 import numpy as np
 
-_DIGIT = 16
-"""Bits that NumPy sorts by counting, in place of comparing."""
-_RUN = 64
-"""Keys of a rising run, in the mean, from which on merging runs is faster than counting."""
+_DIGIT_BITS = 16
+"""Width up to which NumPy sorts integers by counting (radix sort) instead of comparing."""
+_RUN_LENGTH = 64
+"""Mean length of ascending runs from which on merging them is faster than counting."""
 
 
 def stable_order(keys: np.ndarray) -> np.ndarray:
-    """(N,) positions of the `keys` from low to high, equal ones in their order, NaN and NaT last.
+    """(N,) positions that sort `keys`, as `np.argsort(keys, kind="stable")`.
 
-    Integers that come in few rising runs, as those of sorted blocks, are packed with their
-    positions into one each, whose runs are merged, and so are those that two digits do not hold;
-    others are sorted by two digits. What is no signed integer is left to NumPy.
+    Integers in few ascending runs, as in sorted blocks, and integers of more than two digits are
+    packed with their position into one int64 each, whose runs NumPy merges. Others are sorted by
+    two digits of 16 bits. NumPy itself sorts everything but signed integers.
     """
     if not len(keys):
         return np.empty(0, np.int64)
     if keys.dtype.kind != "i":
         return np.argsort(keys, kind="stable")
     low, high = int(keys.min()), int(keys.max())
-    bits = max(1, (len(keys) - 1).bit_length())
-    if high - low >= 1 << (63 - bits):
+    position_bits = max(1, (len(keys) - 1).bit_length())
+    if high - low >= 1 << (63 - position_bits):
         return np.argsort(keys, kind="stable")
-    runs = 1 + int(np.count_nonzero(keys[1:] < keys[:-1]))
-    if high - low < 1 << (2 * _DIGIT) and runs * _RUN > len(keys):
-        return _by_digits((keys - low).astype(np.uint32))
-    packed = ((keys - low) << bits) | np.arange(len(keys))
+    num_runs = 1 + int(np.count_nonzero(keys[1:] < keys[:-1]))
+    if high - low < 1 << (2 * _DIGIT_BITS) and num_runs * _RUN_LENGTH > len(keys):
+        return _radix_order((keys - low).astype(np.uint32))
+    packed = ((keys - low) << position_bits) | np.arange(len(keys))
     packed.sort(kind="stable")
-    return packed & ((1 << bits) - 1)
+    return packed & ((1 << position_bits) - 1)
 
 
-def _by_digits(keys: np.ndarray) -> np.ndarray:
+def _radix_order(keys: np.ndarray) -> np.ndarray:
     order = np.argsort(keys.astype(np.uint16), kind="stable")
-    upper = (keys >> _DIGIT).astype(np.uint16)
+    upper = (keys >> _DIGIT_BITS).astype(np.uint16)
     return order[np.argsort(upper[order], kind="stable")]
 
 
 def order_by(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """(N,) positions by `first`, among equal ones by `second`, among those in their order."""
+    """(N,) positions that sort by `first`, then by `second`; ties keep their order."""
     order = stable_order(first)
     one, other = first[order], second[order]
-    if not ((one[1:] == one[:-1]) & ~(other[1:] >= other[:-1])).any():  # NaN is neither
-        return order  # as in a log that is written as time goes on
+    if not ((one[1:] == one[:-1]) & ~(other[1:] >= other[:-1])).any():  # `>=` is False for NaN
+        return order  # a log that was written in the order of time
     order = stable_order(second)
     return order[stable_order(first[order])]

@@ -5,7 +5,7 @@ from typing import Any
 import yaml
 
 from pipeline.reports.charts import IntervalChart, LineChart, interval_chart, line_chart
-from pipeline.reports.rendering import rendered
+from pipeline.reports.rendering import render_page
 
 _SHOWN = ("recall", "ndcg", "mrr")
 _LISTS = {"coverage": "coverage", "popularity": "popularity", "popularity_bias": "popularity bias"}
@@ -21,7 +21,7 @@ def render(report: dict[str, Any]) -> str:
         "config": [(name, _yaml(values)) for name, values in report["config"].items()],
         **({} if evaluation is None else _of_evaluation(evaluation)),
     }
-    return rendered("pipeline.training.report", values)
+    return render_page("pipeline.training.report", values)
 
 
 def _of_evaluation(evaluation: dict[str, Any]) -> dict[str, Any]:

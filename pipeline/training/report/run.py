@@ -13,7 +13,7 @@ from pipeline.data.directory import Data
 from pipeline.evaluation.targets import Positions
 from pipeline.model.run import Run
 from pipeline.recipe.preprocess import Preprocess
-from pipeline.reports.names import JSON_FILE, PAGE_FILE
+from pipeline.reports import JSON_FILE, PAGE_FILE
 from pipeline.reports.rendering import finite
 from pipeline.training.report.page import render
 

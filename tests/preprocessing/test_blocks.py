@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from pipeline.core.errors import DataError
 from pipeline.data import values
 from pipeline.logs.files import find_logs
-from pipeline.preprocessing.source import Interactions, read_interactions
 from pipeline.recipe.preprocess import Preprocess, Timestamp
+from tests.preprocessing.whole_log import Interactions, read_interactions
 
 HOUR = 3_600 * 1_000_000
 UNITS = {"s": 1_000_000, "ms": 1_000, "us": 1}

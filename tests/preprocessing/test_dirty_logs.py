@@ -25,10 +25,10 @@ from pipeline.logs.files import read_logs
 from pipeline.logs.row_counts import Report
 from pipeline.logs.text import windows_1252
 from pipeline.preprocessing.run import preprocess
-from pipeline.preprocessing.source import Interactions, read_interactions
 from pipeline.recipe.preprocess import Preprocess, Recipe
 from tests.preprocessing.damage import make_case
 from tests.preprocessing.sorted_log import sort
+from tests.preprocessing.whole_log import Interactions, read_interactions
 
 HEAD = "session_id,item_id,t\n"
 

@@ -1,10 +1,9 @@
-"""Sessions cut by time and without repeats: the operators, the stage and the server agree."""
+"""Session gaps and repeats: the rules, the whole stage and the server agree with a loop."""
 
 import tempfile
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,16 +13,12 @@ from hypothesis import strategies as st
 from pipeline.core.errors import ConfigError
 from pipeline.data.fitted import Fitted
 from pipeline.exporting.request_tables import encoder_spec, write_encoder
+from pipeline.logs.row_counts import Report
 from pipeline.preprocessing.run import preprocess
-from pipeline.preprocessing.sessions_dead import CutSessions, DropRepeats
+from pipeline.preprocessing.sorting.session_rules import apply_session_rules
 from pipeline.recipe.preprocess import Preprocess
 from pipeline.serve.runtime.encoder import Encoder
 from pipeline.serve.runtime.request import Reader
-
-# isort: split
-from merlin.dag import ColumnSelector
-from merlin.io import Dataset
-from nvtabular import Workflow
 
 MINUTE = 60_000_000
 ROWS = st.lists(
@@ -51,26 +46,29 @@ def loops(rows: list[tuple], gap: int | None, drop: bool) -> dict[str, list[tupl
 
 @given(rows=ROWS, gap=st.none() | st.integers(1, 60), drop=st.booleans())
 @settings(deadline=None, max_examples=40)
-def test_the_operators_do_what_loops_do(rows: list[tuple], gap: int | None, drop: bool) -> None:
-    frame = pd.DataFrame(rows, columns=["session_id", "item_id", "timestamp"])
-    frame["timestamp"] *= MINUTE
-    frame["item_id"] = frame["item_id"].astype(object).where(frame["item_id"].notna(), None)
-    graph = ColumnSelector(list(frame.columns))
-    if gap is not None:
-        graph = graph >> CutSessions("session_id", "timestamp", gap * MINUTE)
-    if drop:
-        graph = graph >> DropRepeats("session_id", "timestamp", "item_id")
-    if gap is None and not drop:
-        return
-    found = Workflow(graph).fit_transform(Dataset(frame, cpu=True)).to_ddf().compute()
-    found = found.sort_values("timestamp", kind="stable")
+def test_rules_on_arrays_equal_a_loop(rows: list[tuple], gap: int | None, drop: bool) -> None:
+    rows = sorted(rows, key=lambda row: (row[0], row[2]))
+    users, items, minutes = zip(*rows, strict=True)
+    table = pa.table(
+        {
+            "session_id": users,
+            "item_id": pa.array(items, pa.string()),
+            "timestamp": np.array(minutes) * MINUTE,
+        }
+    )
+    starts = np.flatnonzero(np.diff(users, prepend=0))
+    report = Report()
+    chosen = recipe(None if gap is None else gap * 60, drop)
+    table, starts = apply_session_rules(chosen, table, starts, report)
+    ids = table["session_id"].to_pylist()
     sessions: dict[str, list[tuple]] = {}
-    for session, item, time in found[["session_id", "item_id", "timestamp"]].itertuples(
-        index=False
+    for session, item, time in zip(
+        ids, table["item_id"].to_pylist(), table["timestamp"].to_pylist(), strict=True
     ):
-        known = None if pd.isna(item) else item
-        sessions.setdefault(str(session), []).append((known, time // MINUTE))
+        sessions.setdefault(str(session), []).append((item, time // MINUTE))
     assert sessions == loops(rows, gap, drop)
+    assert [ids[start] for start in starts] == list(dict.fromkeys(ids))
+    assert report.dropped.total() == len(rows) - len(ids)
 
 
 def recipe(gap: int | None, drop: bool) -> Preprocess:

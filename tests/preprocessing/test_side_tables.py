@@ -67,7 +67,7 @@ def test_joined_features_are_those_of_a_log_that_holds_them(
     assert one.equals(other)
     assert Fitted.read(tmp_path / "joined").items == Fitted.read(tmp_path / "whole").items
     assert any("items.csv" in reason and n == 3 for reason, n in flat(facts["rows"]["input"]))
-    monkeypatch.setattr(engine, "PART_ROWS", 40)
+    monkeypatch.setattr(engine, "SHARD_ROWS", 40)
     monkeypatch.setattr(spill, "_STEP", 8)
     preprocess(recipe(tmp_path, True), [tmp_path / "log.parquet"], [], tmp_path / "parts")
     assert pq.read_table(tmp_path / "parts/sessions/train").equals(one)

@@ -96,8 +96,8 @@ def sessions(data: Path, name: str) -> list:
 def test_a_made_feature_is_that_of_a_log_that_holds_it(
     tmp_path: Path, operators: Path, monkeypatch: pytest.MonkeyPatch, block_rows: int
 ) -> None:
-    monkeypatch.setattr("pipeline.preprocessing.source.BLOCK_ROWS", block_rows)
-    monkeypatch.setattr(engine, "PART_ROWS", block_rows)
+    monkeypatch.setattr("pipeline.preprocessing.blocks.BLOCK_ROWS", block_rows)
+    monkeypatch.setattr(engine, "SHARD_ROWS", block_rows)
     given = columns()
     path = log(tmp_path, given)
     preprocess(recipe(PER_KILO, SHORT), [path], [], tmp_path / "made", operators=operators)

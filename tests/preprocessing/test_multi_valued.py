@@ -53,11 +53,11 @@ def made(folder: Path, columns: dict[str, Any], chosen: Preprocess, name: str = 
     return folder / name
 
 
-@pytest.mark.parametrize("part_rows", [spill.PART_ROWS, 3])
+@pytest.mark.parametrize("part_rows", [spill.SHARD_ROWS, 3])
 def test_each_of_several_values_gets_a_column_and_they_share_a_vocabulary(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part_rows: int
 ) -> None:
-    monkeypatch.setattr(engine, "PART_ROWS", part_rows)
+    monkeypatch.setattr(engine, "SHARD_ROWS", part_rows)
     texts = ["a|b", " a ", None, "", "b|c|a|d", "||a"]
     columns = {"s": [1, 1, 2, 2, 3, 3], "i": list("uvwuvw"), "tags": texts}
     data = made(tmp_path, columns, recipe(TAGS))
@@ -82,9 +82,9 @@ def test_counts_of_many_parts_come_together_as_those_of_one(
         preprocess(recipe(TAGS), [log(tmp_path, {k: v[:9] for k, v in columns.items()})], [], start)
         path = log(tmp_path, columns)
     preprocess(recipe(TAGS), [path], [], tmp_path / "one", base=start)
-    monkeypatch.setattr(engine, "PART_ROWS", 4)
+    monkeypatch.setattr(engine, "SHARD_ROWS", 4)
     monkeypatch.setattr(spill, "_STEP", 2)
-    monkeypatch.setattr(workflow, "_COUNTS_ROWS", 1)
+    monkeypatch.setattr(workflow, "_BUFFER_ROWS", 1)
     preprocess(recipe(TAGS), [path], [], tmp_path / "many", base=start)
     one, many = (Fitted.read(tmp_path / name).vocabularies for name in ("one", "many"))
     assert one.keys() == many.keys()

@@ -1,0 +1,203 @@
+"""Blocks of a log in canonical columns and types.
+
+Every row that is dropped and every value that is set to missing is counted.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.core.columns import ITEM, SESSION, TIMESTAMP
+from pipeline.core.errors import DataError
+from pipeline.data import values
+from pipeline.data.fitted import TimestampType, ValueType
+from pipeline.logs.files import BLOCK_ROWS, check_features, scan_log
+from pipeline.logs.row_counts import Report
+from pipeline.recipe.preprocess import Feature, Preprocess, Timestamp
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some interactions, whose types may be narrower than those of the whole log."""
+
+    table: pa.Table
+    """Ids as int64 or text, numbers as float64, times as microseconds; rows without a session or a
+    time are dropped."""
+    types: dict[str, ValueType]
+    """Type of each id column."""
+    timestamp_type: TimestampType | None
+    report: Report
+    """Rows and values lost between the block as read and `table`."""
+
+
+def id_columns(recipe: Preprocess) -> list[str]:
+    """Session, item, and the columns of features that are read as categories."""
+    features = recipe.scalar_features
+    return [SESSION, ITEM, *(f.name for f in features if f.kind == "categorical" or f.mean_of)]
+
+
+def raw_blocks(
+    recipe: Preprocess, files: Iterable[Path], report: Report, rows: int = BLOCK_ROWS
+) -> Iterator[tuple[int, pa.Table]]:
+    """Yield (number of rows before, table) of blocks of about `rows` rows, as the files hold them.
+
+    A block has one schema; it may span files.
+    """
+    files = list(files)
+    check_features(recipe, files)
+    before = 0
+    pending: list[pa.Table] = []
+
+    def flush() -> tuple[int, pa.Table]:
+        nonlocal before
+        table = pa.concat_tables(pending)
+        pending.clear()
+        before += table.num_rows
+        return before - table.num_rows, table
+
+    for file in files:
+        for table in scan_log(recipe, file, report, rows):
+            if pending and not table.schema.equals(pending[0].schema):
+                yield flush()
+            pending.append(table)
+            if sum(part.num_rows for part in pending) >= rows:
+                yield flush()
+    if pending:
+        yield flush()
+
+
+def typed_block(
+    recipe: Preprocess, table: pa.Table, before: int, fitted_types: dict[str, ValueType] | None
+) -> Block:
+    """Convert a block of `raw_blocks` to canonical types.
+
+    Id columns get `fitted_types`; without them, columns of integers become int64 and all others
+    text. `before` is the number of rows before the block.
+    """
+    report = Report()
+    columns, types = _id_values(recipe, table, fitted_types or {}, report)
+    for feature in recipe.features:
+        if feature.kind == "continuous":
+            name = feature.name if feature.mean_of is None else feature.target_column
+            source = feature.mean_of or name
+            numbers, bad = values.numbers([values.plain(table[name])], positive=feature.log)
+            columns[name] = pa.array(numbers)
+            report.repaired[f"values of {source} that are no usable number"] += bad
+    timestamp_type: TimestampType | None = None
+    if recipe.timestamp is None:
+        times = np.arange(before, before + table.num_rows, dtype=np.int64)
+    else:
+        times, timestamp_type = values.microseconds(
+            [values.plain(table[TIMESTAMP])], recipe.timestamp
+        )
+    columns[TIMESTAMP] = pa.array(times)
+    typed = pa.table(columns)
+    typed = _filter(typed, pc.is_valid(typed[SESSION]), "rows without a session id", report)
+    if recipe.timestamp is not None:
+        typed = _filter_times(recipe.timestamp, typed, report)
+    return Block(typed, types, timestamp_type, report)
+
+
+def _id_values(
+    recipe: Preprocess, table: pa.Table, types: dict[str, ValueType], report: Report
+) -> tuple[dict[str, pa.Array], dict[str, ValueType]]:
+    """Columns of ids and categories with their types."""
+    session, session_type = values.category_chunk(values.plain(table[SESSION]), None)
+    # sessions are never encoded: no fitted type, no dictionary
+    read: dict[str, tuple[pa.Array, ValueType]] = {
+        SESSION: (values.plain_text(session), session_type),
+        ITEM: values.category_chunk(values.plain(table[ITEM]), types.get(ITEM)),
+    }
+    for feature in recipe.features:
+        if feature.kind == "categorical" or feature.mean_of is not None:
+            column = values.plain(table[feature.name])
+            read |= _category_values(feature, column, types.get(feature.columns[0]), report)
+    for name, (column, kind) in read.items():
+        if kind == types.get(name) == "int64":
+            num_text = pc.sum(pc.equal(column, values.UNKNOWN_INTEGER)).as_py() or 0
+            reason = f"values of {name} that are no integer, as all that are known"
+            report.counted[reason] += num_text
+    columns = {name: column for name, (column, _) in read.items()}
+    return columns, {name: kind for name, (_, kind) in read.items()}
+
+
+def _category_values(
+    feature: Feature, column: pa.Array, kind: ValueType | None, report: Report
+) -> dict[str, tuple[pa.Array, ValueType]]:
+    """Values and type of each column of a feature, read as `kind` if it is known."""
+    if feature.buckets:
+        numbers, bad = values.numbers([column], positive=False)
+        report.repaired[f"values of {feature.name} that are no usable number"] += bad
+        return {feature.name: (values.bucket(numbers, feature.buckets), "int64")}
+    if feature.values_per_interaction > 1:
+        parts, common = values.several(column, feature.separator, len(feature.columns), kind)
+        return {c: (part, common) for c, part in zip(feature.columns, parts, strict=True)}
+    return {feature.name: values.category_chunk(column, kind)}
+
+
+def _filter_times(timestamp: Timestamp, table: pa.Table, report: Report) -> pa.Table:
+    """Drop rows without a usable time and those outside the bounds of the recipe."""
+    has_time = pc.not_equal(table[TIMESTAMP], values.NO_TIME)
+    table = _filter(table, has_time, "rows without a usable time", report)
+    first, last = timestamp.bounds
+    if first is not None:
+        mask = pc.greater_equal(table[TIMESTAMP], first)
+        table = _filter(table, mask, f"rows before {timestamp.earliest}", report)
+    if last is not None:
+        mask = pc.less_equal(table[TIMESTAMP], last)
+        table = _filter(table, mask, f"rows after {timestamp.latest}", report)
+    return table
+
+
+def _filter(table: pa.Table, mask: pa.ChunkedArray, reason: str, report: Report) -> pa.Table:
+    """Keep the rows of `mask` and count the others under `reason`."""
+    num_dropped = len(mask) - (pc.sum(mask).as_py() or 0)
+    report.dropped[reason] += num_dropped
+    return table.filter(mask) if num_dropped else table
+
+
+def common_types(
+    recipe: Preprocess, blocks: Iterable[tuple[dict[str, ValueType], TimestampType | None]]
+) -> tuple[dict[str, ValueType], TimestampType | None]:
+    """Types of a whole log from those of its blocks: text if any block has text."""
+    blocks = list(blocks)
+    types = {
+        name: values.common_type(types[name] for types, _ in blocks) for name in id_columns(recipe)
+    }
+    for feature in recipe.features:
+        if feature.kind == "categorical":
+            kind = values.common_type(types[name] for name in feature.columns)
+            types |= dict.fromkeys(feature.columns, kind)
+    timestamp_types = {kind for _, kind in blocks}
+    order: tuple[TimestampType, ...] = ("string", "float64", "int64")
+    return types, next((kind for kind in order if kind in timestamp_types), None)
+
+
+def check_not_empty(files: Iterable[Path], rows: int, report: Report) -> None:
+    """DataError if a log has no usable row."""
+    if not rows:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in report.counts.items())
+        raise DataError(
+            f"{', '.join(map(str, files))}: no usable row among {report.rows} "
+            f"({reasons or 'nothing in it'}). Check `session`, `timestamp` and `delimiter`."
+        )
+
+
+def to_frame(table: pa.Table) -> pd.DataFrame:
+    """A frame that shares memory with the table where possible.
+
+    Integers are int64, or Int64 if some are null; dictionaries become categories.
+    """
+    columns = {name: _series(table[name]) for name in table.column_names}
+    return pd.DataFrame(columns, copy=False)
+
+
+def _series(column: pa.ChunkedArray) -> pd.Series:
+    if pa.types.is_integer(column.type) and column.null_count:
+        return column.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
+    return column.to_pandas()

@@ -1,0 +1,157 @@
+"""Operator features: columns made by the user's NVTabular operators, block by block.
+
+The operators are defined in a Python file that the command line names. A recipe holds only their
+names, and so do the outputs: nothing that reads an artifact runs them.
+"""
+
+import runpy
+import traceback
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from pipeline.core.errors import ConfigError
+from pipeline.data import values
+from pipeline.logs.columns import joined, readable
+from pipeline.logs.files import input_name
+from pipeline.logs.row_counts import Report
+from pipeline.recipe.preprocess import Feature, Preprocess
+
+
+class OperatorFeatures:
+    """Features of the operators in `file`, which is run.
+
+    ConfigError if the file fails, lacks an operator of the recipe, or is missing or superfluous.
+    Unusable numbers among the inputs are counted in `report`.
+    """
+
+    def __init__(self, recipe: Preprocess, file: Path | None, report: Report) -> None:
+        self._features = [f for f in recipe.features if f.operator is not None]
+        self._report = report
+        self._file = file
+        _check_file(self._features, file)
+        self._operators: dict[str, list[Any]] = {}
+        if file is not None:
+            definitions = _run(file)
+            self._operators = {f.name: _operators(file, definitions, f) for f in self._features}
+
+    def add_to(self, block: pa.Table) -> pa.Table:
+        """Append the features to a block of the log and remove their inputs.
+
+        ConfigError if an operator fails or does not return one column of the block's length.
+        """
+        for feature in self._features:
+            block = block.append_column(feature.name, self._column(feature, block))
+        inputs = {input_name(f, source) for f in self._features for source in f.inputs}
+        return block.drop_columns(sorted(inputs)) if inputs else block
+
+    def _column(self, feature: Feature, block: pa.Table) -> pa.Array:
+        # imported here: NVTabular is imported in the background while a log without such features
+        # is read
+        from merlin.dag import ColumnSelector
+        from nvtabular import Workflow
+
+        from pipeline.preprocessing.workflow import transform
+
+        frame = pd.DataFrame(
+            {
+                source: self._input(feature, source, kind, block)
+                for source, kind in feature.inputs.items()
+            }
+        )
+        node = ColumnSelector(list(feature.inputs))
+        for operator in self._operators[feature.name]:
+            node = node >> operator
+        where = f"{self._file}: the operator {feature.operator!r}"
+        try:
+            result = transform(Workflow(node), frame)
+        except (Exception, SystemExit) as error:  # user code may raise anything
+            raise ConfigError(f"{where} failed{_describe(self._file, error)}") from error
+        if len(result.columns) != 1 or len(result) != len(frame):
+            raise ConfigError(
+                f"{where} makes {len(result.columns)} columns of {len(result)} rows, expected one "
+                f"of {len(frame)}."
+            )
+        series = result[result.columns[0]]
+        series = series.to_pandas() if hasattr(series, "to_pandas") else series
+        try:
+            column = pa.chunked_array([pa.array(series, from_pandas=True)])
+            if feature.values_per_interaction > 1:
+                column = joined(column, feature.separator, feature.name, where, self._report)
+            return values.plain(readable(column, feature.name, where, self._report))
+        except pa.ArrowException as error:
+            raise ConfigError(f"{where} makes no column of one type: {error}") from None
+
+    def _input(self, feature: Feature, source: str, kind: str, block: pa.Table) -> Any:
+        column = values.plain(block[input_name(feature, source)])
+        if kind == "number":
+            numbers, bad = values.numbers([column], positive=False)
+            reason = f"values of {source}, for {feature.name}, that are no usable number"
+            self._report.repaired[reason] += bad
+            return numbers
+        text, _ = values.category_chunk(column, "string")
+        return values.plain_text(text).to_pandas()
+
+
+def _check_file(features: list[Feature], file: Path | None) -> None:
+    """ConfigError unless there is a Python file exactly if there are operator features."""
+    if file is None and features:
+        raise ConfigError(
+            f"Feature {features[0].name!r} is made by the operator {features[0].operator!r}. Give "
+            "the file that has it: --operators FILE.py."
+        )
+    if file is None:
+        return
+    if not features:
+        raise ConfigError(
+            f"No feature of the recipe names an `operator` of {file}. Leave out --operators."
+        )
+    if not file.is_file():
+        raise ConfigError(f"--operators {file} does not exist. Expected a Python file.")
+    if file.suffix != ".py":
+        raise ConfigError(f"--operators {file} is no Python file: its name does not end in .py.")
+
+
+def _run(file: Path) -> dict[str, Any]:
+    """Global names that a Python file defines. ConfigError if it fails."""
+    try:
+        # from the source, never from bytecode of an earlier version
+        return runpy.run_path(str(file), run_name="pipeline_operators")
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"{file} failed{_describe(file, error)}") from error
+
+
+def _describe(file: Path | None, error: BaseException) -> str:
+    """The error and, if it was raised in the file, its line."""
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file)]
+    cause = error.__cause__
+    if not lines and cause is not None:
+        return _describe(file, cause)
+    line = f" in line {lines[-1]}" if lines else ""
+    return f"{line}: {type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _operators(file: Path, definitions: dict[str, Any], feature: Feature) -> list[Any]:
+    """The operator of a feature, or the list of operators that run in turn."""
+    from nvtabular.ops import Operator
+    from nvtabular.ops.stat_operator import StatOperator
+
+    assert feature.operator is not None  # noqa: S101
+    definition = definitions.get(feature.operator)
+    operators = list(definition) if isinstance(definition, list | tuple) else [definition]
+    if not operators or not all(isinstance(operator, Operator) for operator in operators):
+        names = sorted(name for name, value in definitions.items() if isinstance(value, Operator))
+        raise ConfigError(
+            f"{file} has no NVTabular operator {feature.operator!r}, nor a list of some. It has: "
+            f"{', '.join(names) or 'none'}."
+        )
+    for operator in operators:
+        if isinstance(operator, StatOperator):
+            raise ConfigError(
+                f"{file}: {feature.operator!r} has {type(operator).__name__}, which learns from "
+                "all of a log, and operators see a block of it at a time. Use one that only "
+                "transforms."
+            )
+    return operators

@@ -1,4 +1,0 @@
-"""Files of a report."""
-
-PAGE_FILE = "report.html"
-JSON_FILE = "report.json"
