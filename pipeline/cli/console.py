@@ -56,6 +56,10 @@ def check_output(path: Path, kind: str) -> None:
     check_replaceable(path, kind)
 
 
+_EXTRAS = {"tritonclient": "serve", "pytriton": "serve", "grpc": "serve", "optuna": "tune"}
+"""Extra of pyproject.toml by module."""
+
+
 class _Terminated(BaseException):
     """SIGTERM arrived. A BaseException, so that open artifacts are removed on the way out."""
 
@@ -110,7 +114,9 @@ def _exit_code(app: typer.Typer) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (typer.TyperException, PipelineError, OSError, UnicodeError) as error:
+    except (typer.TyperException, PipelineError, OSError, UnicodeError, ImportError) as error:
+        if isinstance(error, ImportError) and _missing_extra(error) is None:
+            raise
         if logging.getLogger("pipeline").isEnabledFor(logging.DEBUG):
             logging.getLogger("pipeline").debug("", exc_info=True)
         note(_error_line(error))
@@ -118,7 +124,18 @@ def _exit_code(app: typer.Typer) -> int:
     return code if isinstance(code, int) else 0
 
 
+def _missing_extra(error: ImportError) -> str | None:
+    """Return the extra of this project that has the module; None for modules of no extra."""
+    return _EXTRAS.get((error.name or "").partition(".")[0])
+
+
 def _error_line(error: Exception) -> str:
+    if isinstance(error, ImportError):
+        extra = _missing_extra(error)
+        return (
+            f"Error: {error.name} is not installed, which comes with the extra `{extra}`. "
+            f"Install it by `pip install 'pipeline[{extra}]'`."
+        )
     if isinstance(error, typer.TyperException):
         message = getattr(error, "format_message", error.__str__)()
         command = getattr(getattr(error, "ctx", None), "command_path", "pipeline")
