@@ -64,6 +64,7 @@ def train(task: dict[str, Any], channel: Channel) -> None:
     data = Path(task["data"])
     config = TrainConfig.from_dict(task["train"], "train")
     model = _build(task)
+    assert config.batch_size is not None  # noqa: S101  (settings say it)
     loader = _loader(
         data, "train", model.training_columns, POOL_BATCHES * config.batch_size, seed=config.seed
     )

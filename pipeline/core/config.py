@@ -89,7 +89,9 @@ def _override(values: dict[str, Any], override: str) -> None:
         raise ConfigError(f"Override {override!r} is not of the form section.key=value.")
     *sections, key = name.split(".")
     for section in sections:
-        child = values.setdefault(section, {})
+        child = values.get(section)
+        if child is None:  # also a section with no key under it
+            child = values[section] = {}
         if not isinstance(child, dict):
             raise ConfigError(f"Override {override!r}: {section!r} is not a section.")
         values = child

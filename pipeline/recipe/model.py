@@ -104,10 +104,27 @@ class Target(Config):
         return self
 
 
-class ModelConfig(Config):
-    """Shape of the model; with the schema all that is needed to rebuild it from a checkpoint."""
+def _item_vectors(fields: dict[str, Any]) -> Literal["random", "co-visitation"]:
+    """Default of `item_vectors`: co-visitation where nothing else begins the item's table."""
+    begun = any(v.feature == ITEM and v.use == "table" for v in fields["pretrained"])
+    shared = any(ITEM in group for group in fields["shared_tables"])
+    return "random" if begun or shared else "co-visitation"
 
-    architecture: str = "gpt2"
+
+def _temperature(fields: dict[str, Any]) -> float:
+    """Default of `temperature`: a cosine is at most 1, too flat for a softmax over a catalogue."""
+    return 0.07 if fields["normalize"] else 1.0
+
+
+class ModelConfig(Config):
+    """Shape of the model; with the schema all that is needed to rebuild it from a checkpoint.
+
+    The defaults are a model that is strong on shop and rating logs of 2,000 to 200,000 sessions
+    (docs/recipes.md); a default that depends on another setting is resolved here, so that a dump
+    holds the value itself.
+    """
+
+    architecture: str = "sasrec"
     """Sequence encoder: gpt2, xlnet, bert, albert, electra, roberta, longformer, reformer, gru,
     lstm, sasrec, hstu, core, ligr, or huggingface with a `model_type`."""
     model_type: str | None = None
@@ -135,7 +152,7 @@ class ModelConfig(Config):
     """rtd: of the loss of hidden items."""
     discriminator_loss_weight: float = Field(default=1.0, ge=0)
     """rtd: of the loss of replaced items."""
-    d_model: int = Field(default=64, ge=1)
+    d_model: int = Field(default=96, ge=1)
     """D: width of interaction embeddings and hidden states."""
     n_head: int = Field(default=4, ge=1)
     """Attention heads a layer; must divide `d_model`. A recurrent network has none."""
@@ -157,9 +174,6 @@ class ModelConfig(Config):
     """Width of the tables of other categorical features."""
     embedding_deviation: float = Field(default=0.05, gt=0)
     """Of the initial weights of embedding tables."""
-    item_vectors: Literal["random", "co-visitation"] = "random"
-    """The item's table before training: random, or by which items stand near each other in the
-    training sessions, which needs fewer epochs."""
     embedding_dims: dict[str, int] = Field(default_factory=dict)
     """Widths of single features' tables."""
     infer_embedding_sizes: bool = False
@@ -170,6 +184,11 @@ class ModelConfig(Config):
     """Categorical features that share one table."""
     pretrained: tuple[Pretrained, ...] = ()
     """Vectors from files."""
+    item_vectors: Literal["random", "co-visitation"] = Field(default_factory=_item_vectors)
+    """The item's table before training: random, or by which items stand near each other in the
+    training sessions, which needs fewer epochs and is better for items that are seen a few times.
+    Where it is not given: co-visitation, unless `pretrained` begins the item's table or the item
+    shares it with another feature (`shared_tables`)."""
     aggregation: Literal["concat", "stack", "element-wise-sum", "element-wise-sum-item-multi"] = (
         "concat"
     )
@@ -184,7 +203,7 @@ class ModelConfig(Config):
     """Width of a soft embedding."""
     feature_layer_norm: bool = False
     """Normalise the embedding of each feature."""
-    feature_dropout: float = Field(default=0.0, ge=0, lt=1)
+    feature_dropout: float = Field(default=0.2, ge=0, lt=1)
     """Dropout of each feature's embedding."""
     item_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout of the item vectors that score hidden states."""
@@ -192,10 +211,10 @@ class ModelConfig(Config):
     """Chance that training swaps a feature's value with that of another interaction."""
     shared_embedding_noise: float = Field(default=0.0, ge=0, lt=1)
     """Chance that training replaces an index by a random one (stochastic shared embeddings)."""
-    temperature: float = Field(default=1.0, gt=0)
-    """Divides the scores."""
-    normalize: bool = False
-    """Score by the cosine of hidden state and item vector; wants a temperature of about 0.07."""
+    normalize: bool = True
+    """Score by the cosine of hidden state and item vector, not by their inner product."""
+    temperature: float = Field(default_factory=_temperature, gt=0)
+    """Divides the scores. Where it is not given: 0.07 for a cosine, 1 for an inner product."""
     weight_tying: bool = True
     """Score with the item's input embeddings."""
     targets: tuple[Target, ...] = ()

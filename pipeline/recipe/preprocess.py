@@ -381,3 +381,9 @@ class Recipe(Config):
     preprocess: Preprocess = Preprocess()
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
+
+    @field_validator("model", "train", mode="before")
+    @classmethod
+    def _fill_empty(cls, section: Any) -> Any:
+        """Read a section with no key under it, which YAML reads as None, as all defaults."""
+        return {} if section is None else section

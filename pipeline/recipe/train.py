@@ -32,16 +32,33 @@ class Weights(Config):
         return self
 
 
+SMALLEST_BATCH, LARGEST_BATCH = 8, 128
+"""Bounds of `batch_size_for`."""
+STEPS_PER_EPOCH = 128
+"""Steps below which an epoch of a small log teaches little."""
+
+
+def batch_size_for(num_sessions: int) -> int:
+    """Largest power of two that makes `STEPS_PER_EPOCH` steps of so many training sessions.
+
+    Between `SMALLEST_BATCH` and `LARGEST_BATCH`: 16 for 2,400 sessions, 32 for 6,500, 128 from
+    16,400 on.
+    """
+    exponent = max(1, num_sessions // STEPS_PER_EPOCH).bit_length() - 1
+    return min(max(2**exponent, SMALLEST_BATCH), LARGEST_BATCH)
+
+
 class TrainConfig(Config):
     """How the model learns."""
 
     epochs: int = Field(default=10, ge=1)
     """Passes over the training sessions."""
-    batch_size: int = Field(default=128, ge=1)
-    """B: sessions that a process reads at once; a step, unless gradients are accumulated."""
+    batch_size: int | None = Field(default=None, ge=1)
+    """B: sessions that a process reads at once; a step, unless gradients are accumulated. Where it
+    is not given, by the number of training sessions (see `batch_size_for`)."""
     gradient_accumulation_steps: int = Field(default=1, ge=1)
     """Batches a step: their gradients count as those of one batch of so many times the size."""
-    learning_rate: float = Field(default=1e-3, gt=0)
+    learning_rate: float = Field(default=2e-3, gt=0)
     """Highest rate of AdamW."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Of matrices; biases and norms have none."""
@@ -127,6 +144,12 @@ class TrainConfig(Config):
         if self.gradient_accumulation_steps > 1 and "gradient_accumulation_steps" in self.arguments:
             raise ValueError("`gradient_accumulation_steps` stands twice; keep one")
         return self
+
+    def for_sessions(self, num_sessions: int) -> Self:
+        """The same with a `batch_size` for so many training sessions, where none is given."""
+        if self.batch_size is not None:
+            return self
+        return self.model_copy(update={"batch_size": batch_size_for(num_sessions)})
 
     def _check_sharded(self) -> None:
         if self.loss != "cross-entropy":

@@ -16,7 +16,7 @@ from pipeline.data import fingerprint as identity
 from pipeline.data.directory import Data
 from pipeline.data.index_mapping import TRAINED_ON
 from pipeline.data.interactions import read_interactions
-from pipeline.data.loader import SessionLoader
+from pipeline.data.loader import SessionLoader, count_sessions
 from pipeline.model.build import build_model, save_model
 from pipeline.model.model import Model
 from pipeline.recipe.preprocess import ModelConfig, TrainConfig
@@ -103,6 +103,7 @@ def _train(
         )
     known = from_data(data.path, fitted, model_config, train_config)
     made_from = identity.of_run(data.path, model_config, train_config, start=start)
+    train_config = train_config.for_sessions(count_sessions(data.path, "train"))
     longest = fitted.recipe.max_sequence_length
     facts: dict[str, Any] = {}
     checkpoints = Checkpoints(out, made_from, processes.count)
@@ -217,6 +218,8 @@ def training_loader(
         "gradient_accumulation_steps", config.gradient_accumulation_steps
     )
     own = config.process_data == "partitions"
+    config = config.for_sessions(count_sessions(data, "train"))
+    assert config.batch_size is not None  # noqa: S101
     step = config.batch_size * accumulated * (1 if own else processes.count)
     return SessionLoader(
         data,

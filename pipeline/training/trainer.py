@@ -128,6 +128,7 @@ class Trainer(HuggingFaceTrainer):
         processes: Processes = Processes(),  # noqa: B008  (a constant)
     ) -> None:
         check_metric(config.metric)
+        config = config.for_sessions(_num_sessions(train_loader, config, processes))
         self.config = config
         self.session_model = model
         self.train_loader = train_loader
@@ -189,14 +190,16 @@ class Trainer(HuggingFaceTrainer):
         accumulated = made.gradient_accumulation_steps
         # every process must make as many steps as the one that has the most
         own = self.config.process_data == "partitions" and count > 1
+        batch_size = self.config.batch_size
+        assert batch_size is not None  # noqa: S101
         shares = accumulated if own else accumulated * count
         num_sessions = float(self.train_loader.num_sessions)
         sizes = sum_over_processes([num_sessions * (r == rank) for r in range(count)])
         self._num_sessions = int(sum(sizes) if own else num_sessions)
-        step_size = self.config.batch_size * shares
+        step_size = batch_size * shares
         return Batches(
             self.train_loader,
-            self.config.batch_size,
+            batch_size,
             self.config.seed,
             shares=shares,
             own=range(shares) if own else range(rank, shares, count),
@@ -390,6 +393,13 @@ class Trainer(HuggingFaceTrainer):
         if checkpoint is not None:
             # NumPy's is in the hands of the loader's thread by now, which seeded it for the pass
             set_random_state(self._random, numpy=False)
+
+
+def _num_sessions(loader: SessionLoader, config: TrainConfig, processes: Processes) -> int:
+    """Training sessions of all processes."""
+    if config.process_data == "partitions" and processes.count > 1:
+        return int(sum_over_processes([float(loader.num_sessions)])[0])
+    return loader.num_sessions
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -109,7 +109,7 @@ def test_members_that_read_differently_are_refused() -> None:
     [
         ({"architecture": "cor"}, "no architecture 'cor'"),
         ({"masking": "mlm"}, "masking"),
-        ({"n_head": 3}, "`members.0`: `n_head` 3 does not divide"),
+        ({"n_head": 5}, "`members.0`: `n_head` 5 does not divide"),
     ],
 )
 def test_a_member_that_cannot_be_is_refused(member: dict, expected: str) -> None:

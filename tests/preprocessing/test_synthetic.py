@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -68,25 +69,54 @@ def test_sessions_are_short_and_some_have_one_click(table: pa.Table) -> None:
     assert 0.02 < (lengths == 1).mean() < 0.1
 
 
-def test_item_and_device_predict_the_next_item_better_than_either_less(table: pa.Table) -> None:
+def share_right(frame: pd.DataFrame, columns: list[str], target: str) -> float:
+    """How often the most frequent `target` of the first half, by `columns`, is right in the second.
+
+    A combination that the first half does not hold counts as wrong.
+    """
+    half = len(frame) // 2
+    first, second = frame.iloc[:half], frame.iloc[half:]
+    best = first.groupby(columns)[target].agg(lambda values: values.mode()[0]).rename("best")
+    return float((second.join(best, on=columns)["best"] == second[target]).mean())
+
+
+@pytest.fixture(scope="module")
+def pairs(table: pa.Table) -> pd.DataFrame:
+    """Each click with a next one: `next_*` of that, and `before`, the last other category."""
     frame = table.to_pandas()
-    frame["next"] = frame.groupby("session")["product"].shift(-1)
-    pairs = frame.dropna(subset="next")
-    half = len(pairs) // 2
-    seen, later = pairs.iloc[:half], pairs.iloc[half:]
+    sessions = frame.groupby("session")
+    left = sessions["category"].shift(1)
+    frame["before"] = left.where(left != frame["category"]).groupby(frame["session"]).ffill()
+    third = frame.groupby("category")["price"].rank(pct=True).mul(3).clip(upper=2.99).astype(int)
+    frame["range"] = third
+    for name in ("product", "category", "range"):
+        frame[f"next_{name}"] = frame.groupby("session")[name].shift(-1)
+    return frame.dropna(subset="next_product")
 
-    def share_right(columns: list[str]) -> float:
-        """How often the most frequent next item of the first half is right in the second."""
-        best = seen.groupby(columns)["next"].agg(lambda items: items.mode()[0])
-        return float(
-            (later.join(best, on=columns, rsuffix="_best")["next_best"] == later["next"]).mean()
-        )
 
-    popular = float((later["next"] == seen["next"].mode()[0]).mean())
-    by_item, by_both = share_right(["product"]), share_right(["product", "device"])
-    assert popular < 0.06 < 0.15 < by_item < by_both
-    # and what no model can know bounds the best
-    assert by_both < synthetic.FOLLOW
+def test_the_action_says_whether_the_visitor_stays_in_the_category(pairs: pd.DataFrame) -> None:
+    stays = (pairs["category"] == pairs["next_category"]).groupby(pairs["action"]).mean()
+    assert stays["view"] > 0.8
+    assert max(stays["cart"], stays["purchase"]) < 0.4
+    without = share_right(pairs, ["category"], "next_category")
+    assert share_right(pairs, ["category", "action"], "next_category") > without + 0.05
+
+
+def test_the_category_before_tells_where_an_errand_goes_on(pairs: pd.DataFrame) -> None:
+    goes_on = pairs[(pairs["action"] != "view") & pairs["before"].notna()]
+    last = share_right(goes_on, ["category"], "next_category")
+    assert share_right(goes_on, ["category", "before"], "next_category") > last + 0.1
+
+
+def test_the_device_prefers_a_price_range(pairs: pd.DataFrame) -> None:
+    without = share_right(pairs, ["category"], "next_range")
+    assert share_right(pairs, ["category", "device"], "next_range") > without + 0.1
+
+
+def test_the_last_item_alone_leaves_most_of_the_next_open(pairs: pd.DataFrame) -> None:
+    popular = float((pairs["next_product"] == pairs["next_product"].mode()[0]).mean())
+    by_item = share_right(pairs, ["product"], "next_product")
+    assert popular < 0.06 < 0.08 < by_item < 0.3
 
 
 def test_numbers_that_are_too_small_and_other_suffixes_are_refused(tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipeline.core.errors import ConfigError
+from pipeline.recipe.choices import ARCHITECTURES
 from pipeline.recipe.preprocess import ModelConfig, Preprocess, Recipe, TrainConfig
+from pipeline.recipe.train import batch_size_for
 from tests.conftest import ROOT
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
@@ -242,3 +244,44 @@ def test_a_path_that_is_no_text_file_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda f: f.stem)
 def test_every_recipe_that_comes_along_is_one(file: Path) -> None:
     Recipe.from_yaml(file)
+
+
+def test_a_section_with_no_key_has_all_defaults(tmp_path: Path) -> None:
+    file = written(tmp_path, "preprocess: {session: s}\nmodel:\ntrain:\n")
+    assert Recipe.from_yaml(file).model == ModelConfig()
+    recipe = Recipe.from_yaml(file, ("model.n_layer=1", "train.epochs=3"))
+    assert (recipe.model.n_layer, recipe.train.epochs) == (1, 3)
+
+
+def test_the_temperature_follows_from_the_kind_of_score() -> None:
+    assert ModelConfig().temperature == 0.07
+    assert ModelConfig(normalize=False).temperature == 1.0
+    assert ModelConfig(temperature=0.1).temperature == 0.1
+    dumped = ModelConfig(normalize=False).model_dump(mode="json")
+    assert dumped["temperature"] == 1.0
+    assert ModelConfig.model_validate(dumped) == ModelConfig(normalize=False)
+
+
+def test_item_vectors_give_way_to_what_begins_the_table_unless_they_were_asked_for() -> None:
+    table = {"pretrained": [{"file": "v.parquet", "use": "table"}]}
+    added = {"pretrained": [{"file": "v.parquet"}]}
+    shared = {"shared_tables": [["item_id", "basket"]]}
+    vectors = [ModelConfig.model_validate(v).item_vectors for v in ({}, added, table, shared)]
+    assert vectors == ["co-visitation", "co-visitation", "random", "random"]
+    with pytest.raises(ConfigError, match="`item_vectors` and `pretrained` both begin"):
+        Recipe.from_dict({"model": {**table, "item_vectors": "co-visitation"}}, "recipe")
+
+
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES])
+def test_every_architecture_and_masking_takes_the_other_defaults(architecture: str) -> None:
+    model_type = "llama" if architecture == "huggingface" else None
+    for masking in ARCHITECTURES[architecture]:
+        model = {"architecture": architecture, "masking": masking, "model_type": model_type}
+        assert ModelConfig.model_validate(model).d_model == 96
+
+
+def test_a_batch_leaves_a_small_log_enough_steps() -> None:
+    sessions = (1, 764, 2_362, 6_562, 13_629, 17_794, 1_000_000)
+    assert [batch_size_for(n) for n in sessions] == [8, 8, 16, 32, 64, 128, 128]
+    assert TrainConfig().for_sessions(764).batch_size == 8
+    assert TrainConfig(batch_size=128).for_sessions(764).batch_size == 128

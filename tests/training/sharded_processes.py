@@ -28,13 +28,19 @@ from pipeline.training.distributed.processes import joined_processes
 from pipeline.training.run import train
 from tests.training.two_processes import Stop
 
+SMALL: dict[str, Any] = {
+    "d_model": 8,
+    "n_head": 2,
+    "n_layer": 1,
+    "dropout": 0.0,
+    "feature_dropout": 0.0,
+    "item_vectors": "random",
+}
 MODELS = {
-    "gpt2": ModelConfig(d_model=8, n_head=2, n_layer=1, dropout=0.0, embedding_dim=4),
-    "bert": ModelConfig(
-        architecture="bert", masking="mlm", d_model=8, n_head=2, n_layer=1, dropout=0.0
-    ),
+    "gpt2": ModelConfig(**SMALL, architecture="gpt2", normalize=False, embedding_dim=4),
+    "bert": ModelConfig(**SMALL, architecture="bert", masking="mlm", normalize=False),
     "cosine": ModelConfig(
-        d_model=8, n_head=2, n_layer=1, dropout=0.0, normalize=True, temperature=0.1, item_dim=6
+        **SMALL, architecture="gpt2", normalize=True, temperature=0.1, item_dim=6
     ),
 }
 CONFIG = TrainConfig(

@@ -22,7 +22,7 @@ from pipeline.training.run import train
 from pipeline.training.trainer import Trainer
 from tests.conftest import ROOT, Shop
 
-SMALL = ModelConfig(d_model=8, n_head=2, n_layer=1, dropout=0.0)
+SMALL = ModelConfig(d_model=8, n_head=2, n_layer=1, dropout=0.0, feature_dropout=0.0)
 
 
 def test_what_a_recipe_may_set_are_arguments_of_hugging_face() -> None:

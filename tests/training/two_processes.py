@@ -15,7 +15,7 @@ from pipeline.recipe.preprocess import ModelConfig, TrainConfig
 from pipeline.training.distributed.processes import joined_processes
 from pipeline.training.run import train
 
-MODEL = ModelConfig(d_model=8, n_head=2, n_layer=1, dropout=0.0)
+MODEL = ModelConfig(d_model=8, n_head=2, n_layer=1, dropout=0.0, feature_dropout=0.0)
 CONFIG = TrainConfig(
     epochs=2, batch_size=12, learning_rate=0.01, arguments={"logging_steps": 1}, metric="loss"
 )
