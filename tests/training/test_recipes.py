@@ -272,7 +272,7 @@ def test_settings_that_do_not_fit_the_data_are_named(
         ({"architecture": "grpt2"}, "did you mean `gpt2`"),
         ({"architecture": "huggingface"}, "it needs one"),
         ({"architecture": "gru", "options": {"a": 1}}, "not for gru"),
-        ({"masking": "plm"}, "gpt2 works with clm, not with plm, which works with xlnet"),
+        ({"masking": "plm"}, "sasrec works with clm, not with plm, which works with xlnet"),
         (
             {"masking": "mlm", "architecture": "bert", "train_on_last_item_seq_only": True},
             "for clm",

@@ -68,7 +68,7 @@ def test_the_page_shows_the_numbers_of_the_json(written: tuple[str, dict[str, An
             assert f"{group['results']['run']['recall@20']:.4f}" in words
     lines = numbers["training"]["log"]
     assert sum("loss" in line for line in lines) == 2
-    assert "architecture: gpt2" in words
+    assert "architecture: sasrec" in words
     assert f"{numbers['training']['facts']['parameters']:,} parameters" in words
 
 

@@ -146,7 +146,7 @@ def test_an_unknown_metric_is_refused(shop: Shop, tmp_path: Path) -> None:
 
 
 def test_evaluation_refuses_another_catalogue(shop: Shop, tmp_path: Path) -> None:
-    recipe = shop.recipe.preprocess.model_copy(update={"min_item_count": 3})
+    recipe = shop.recipe.preprocess.model_copy(update={"min_item_count": 10})
     preprocess(recipe, [shop.clicks], [], tmp_path / "other")
     with pytest.raises(ArtifactError, match="was trained on another catalogue"):
         evaluate(shop.run, tmp_path / "other")
