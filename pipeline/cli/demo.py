@@ -40,7 +40,7 @@ def demo(
 
 def run_demo(out: Path, *, sessions: int, keep_serving: bool) -> dict[str, Any]:
     """Write everything below `out`, print each stage on stderr; return the facts of each stage."""
-    from pipeline.core.resources import find_resource
+    from pipeline.core.files import find_resource
     from pipeline.recipe.preprocess import Recipe
 
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MARKER).exists())):

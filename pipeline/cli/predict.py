@@ -54,7 +54,7 @@ def predict(
     check_input(run, "run")
     check_input(data, "data")
     blocked_ids, candidate_ids = read_ids(blocked) or [], read_ids(candidates)
-    from pipeline.core.parquet import check_parquet
+    from pipeline.core.files import check_parquet
 
     check_parquet(out)
     from pipeline.evaluation import predict as prediction

@@ -1,14 +1,12 @@
-"""Directories that are whole or absent.
+"""Artifact directories: written atomically, described by a manifest, checked when opened.
 
-A stage writes into a hidden sibling of its target and puts that in its place at the end; the
-manifest, written last, holds the size and hash of every file. Whoever opens a directory checks it
-first.
+A stage writes into a hidden sibling of its target, which replaces the target at the end. The
+manifest, written last, holds the size and SHA-256 of every file.
 """
 
 import ctypes
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import re
@@ -17,14 +15,15 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline import __version__
 from pipeline.core.errors import ArtifactError
+from pipeline.core.files import hash_file, sync
 
 MANIFEST = "manifest.json"
 _FORMAT = 1
-_WRITTEN_BY = f"pipeline {__version__}"
+WRITTEN_BY = f"pipeline {__version__}"
 _NEXT_STEP = {
     "data": "Run `pipeline preprocess CONFIG --input FILE --out {path}` first.",
     "run": "Run `pipeline train DATA --out {path}` first.",
@@ -41,21 +40,21 @@ _EXPECTED = {
 
 @contextmanager
 def new_artifact(
-    path: Path, kind: str, facts: dict[str, Any], *, made_from: str | None = None
+    path: Path, kind: str, facts: dict[str, Any], *, fingerprint: str | None = None
 ) -> Iterator[Path]:
-    """Give a directory to write into; it becomes `path` when the block ends without an error.
+    """Yield a directory to write into; it becomes `path` when the block ends without an exception.
 
-    `kind` is data, run, repository or checkpoint. `facts` goes into the manifest as it is when
-    the block ends, so the block may fill it in; `made_from` is what `current_facts` compares. An
-    artifact of the same kind at `path` is replaced; ArtifactError if anything else is there, or if
-    another process is writing it.
+    `kind` is data, run, repository or checkpoint. `facts` is written to the manifest as it is at
+    the end of the block, so the block may fill it in. `fingerprint` identifies what the artifact
+    is made from, see `current_facts`. An artifact of the same kind at `path` is replaced.
+    ArtifactError if anything else is at `path`, or if another process is writing it.
     """
-    path = path.resolve()  # what a link points at is replaced, not the link
+    path = path.resolve()  # the target of a link is replaced, not the link
     check_replaceable(path, kind)
     partial = _sibling(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path.parent):
+        with _exclusive(path.parent):
             if not _remove_leftovers(path):
                 raise ArtifactError(
                     f"{path} is being written by another process. Wait for it, or choose another "
@@ -69,7 +68,7 @@ def new_artifact(
         ) from None
     try:
         yield partial
-        _write_manifest(partial, kind, facts, made_from)
+        _write_manifest(partial, kind, facts, fingerprint)
         _replace(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -77,41 +76,25 @@ def new_artifact(
             os.close(lock)
 
 
-def current_facts(path: Path, kind: str, made_from: str) -> dict[str, Any] | None:
-    """The facts of an artifact that is whole and was made from just this; None if there is none.
+def current_facts(path: Path, kind: str, fingerprint: str) -> dict[str, Any] | None:
+    """Facts of the artifact at `path` if it is whole and has this fingerprint, else None.
 
-    With it a stage that was done before is not done again. What killed writers left is removed, as
-    the stage would do.
+    Directories that killed writers left beside it are removed.
     """
-    with suppress(OSError), _locked(path.resolve().parent):
+    with suppress(OSError), _exclusive(path.resolve().parent):
         _remove_leftovers(path.resolve())
     try:
         facts = read_manifest(path, kind)
     except ArtifactError:
         return None
-    return facts if read_json(path / MANIFEST).get("made_from") == made_from else None
-
-
-def fingerprint(settings: Any, files: list[Path], artifacts: list[Path]) -> str:
-    """Stands for all that an output depends on: settings, logs by content, artifacts by manifest.
-
-    Of a log the name counts as well, which tells its format. OSError for a file that is not there.
-    """
-    parts = {
-        "written_by": _WRITTEN_BY,
-        "settings": settings,
-        "files": [[file.name, _hash(file)] for file in files],
-        "artifacts": [_hash(artifact / MANIFEST) for artifact in artifacts],
-    }
-    text = json.dumps(parts, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return facts if read_json(path / MANIFEST).get("fingerprint") == fingerprint else None
 
 
 def read_manifest(path: Path, kind: str, *, check_files: bool = True) -> dict[str, Any]:
-    """Check a whole artifact and return the facts of its manifest.
+    """Check an artifact against its manifest and return the manifest's facts.
 
     ArtifactError names the first file that is missing or differs. Without `check_files` only the
-    manifest itself is looked at, which takes no time.
+    manifest is read, which is immediate.
     """
     next_step = _NEXT_STEP[kind].format(path=path)
     if not path.is_dir():
@@ -119,63 +102,46 @@ def read_manifest(path: Path, kind: str, *, check_files: bool = True) -> dict[st
             raise ArtifactError(f"{path} is no directory. {_EXPECTED[kind]}")
         raise ArtifactError(f"{path} does not exist. {next_step}")
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        found = manifest["kind"]
-        files = {name: (e["bytes"], e["sha256"]) for name, e in manifest["files"].items()}
-        facts = dict(manifest["facts"])
-        # they stand in errors, which are one line
-        if found not in _NEXT_STEP or not all(name.isprintable() for name in files):
-            raise ValueError
+        manifest = _parse_manifest(path)
     except FileNotFoundError:
         raise ArtifactError(f"{path} is incomplete: missing {MANIFEST}. {next_step}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, OSError):
+    except _DAMAGED:
         raise ArtifactError(f"{path}/{MANIFEST} is damaged. {next_step}") from None
-    if found != kind:
-        raise ArtifactError(f"{path} is a {found} directory, expected {kind}. {_EXPECTED[kind]}")
-    if manifest.get("format") != _FORMAT:
-        version = repr(manifest.get("format"))
+    if manifest.kind != kind:
         raise ArtifactError(
-            f"{path} has format {version}, this version reads {_FORMAT}. {next_step}"
+            f"{path} is a {manifest.kind} directory, expected {kind}. {_EXPECTED[kind]}"
         )
-    for name, (num_bytes, digest) in files.items() if check_files else ():
+    if manifest.format != _FORMAT:
+        raise ArtifactError(
+            f"{path} has format {manifest.format!r}, this version reads {_FORMAT}. {next_step}"
+        )
+    for name, (num_bytes, digest) in manifest.files.items() if check_files else ():
         file = path / name
         if not file.is_file():
             raise ArtifactError(f"{path} is incomplete: missing {name}. {next_step}")
-        if file.stat().st_size != num_bytes or _hash(file) != digest:
+        if file.stat().st_size != num_bytes or hash_file(file) != digest:
             raise ArtifactError(f"{path} is damaged: {name} is not what was written. {next_step}")
-    return facts
-
-
-def content_of(path: Path, below: str) -> str:
-    """Stands for the files of an artifact below a folder of it: their names and content.
-
-    ArtifactError as `read_manifest`, if the manifest cannot be read.
-    """
-    try:
-        files = read_json(path / MANIFEST)["files"].items()
-        parts = sorted((name, entry["sha256"]) for name, entry in files)
-    except (KeyError, TypeError, AttributeError):
-        raise ArtifactError(f"{path}/{MANIFEST} is damaged.") from None
-    text = json.dumps([part for part in parts if part[0].startswith(f"{below}/")])
-    return hashlib.sha256(text.encode()).hexdigest()
+    return manifest.facts
 
 
 def check_replaceable(path: Path, kind: str) -> None:
-    """ArtifactError if something else than an artifact of this kind would be overwritten."""
+    """ArtifactError if `path` holds anything but an artifact of this kind."""
     if path.is_mount():
         raise ArtifactError(f"{path} is a mount point. Choose a directory inside it.")
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        found, files = manifest["kind"], set(manifest["files"])
-        found = found if found in _NEXT_STEP else None
+        existing, files = manifest["kind"], set(manifest["files"])
+        existing = existing if existing in _NEXT_STEP else None
     except (OSError, ValueError, KeyError, TypeError):
-        found, files = None, set()
-    if found != kind:
-        what = f"a {found} directory" if found else "something that this program did not write"
+        existing, files = None, set()
+    if existing != kind:
+        what = (
+            f"a {existing} directory" if existing else "something that this program did not write"
+        )
         raise ArtifactError(f"{path} is {what}; it is left alone. Choose another --out.")
-    foreign = _files_beside(path, files)
+    foreign = _foreign_files(path, files)
     if foreign:
         raise ArtifactError(
             f"{path} holds {foreign[0]}, which is no part of it; it is left alone. Move that away, "
@@ -183,12 +149,33 @@ def check_replaceable(path: Path, kind: str) -> None:
         )
 
 
-def _files_beside(path: Path, known: set[str]) -> list[str]:
+def _foreign_files(path: Path, manifest_files: set[str]) -> list[str]:
     """Files below an artifact that its manifest does not name."""
     names = (p.relative_to(path).as_posix() for p in path.rglob("*") if not p.is_dir())
-    # Python may leave compiled copies beside the code of a repository
-    known = {MANIFEST, *known}
-    return sorted(name for name in names if name not in known and "__pycache__" not in name)
+    expected = {MANIFEST, *manifest_files}
+    # Python may write compiled copies beside the code of a repository
+    return sorted(name for name in names if name not in expected and "__pycache__" not in name)
+
+
+class _Manifest(NamedTuple):
+    kind: str
+    format: object
+    files: dict[str, tuple[int, str]]
+    """Size in bytes and SHA-256 by name."""
+    facts: dict[str, Any]
+
+
+_DAMAGED = (ValueError, KeyError, TypeError, AttributeError, OSError)
+"""What `_parse_manifest` raises, beside FileNotFoundError."""
+
+
+def _parse_manifest(path: Path) -> _Manifest:
+    manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    files = {name: (e["bytes"], e["sha256"]) for name, e in manifest["files"].items()}
+    # kind and names are part of errors, which are one line
+    if manifest["kind"] not in _NEXT_STEP or not all(name.isprintable() for name in files):
+        raise ValueError
+    return _Manifest(manifest["kind"], manifest.get("format"), files, dict(manifest["facts"]))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -197,7 +184,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON of an artifact. ArtifactError if it is none."""
+    """Parse a JSON file of an artifact. ArtifactError if it is missing or no JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -205,29 +192,29 @@ def read_json(path: Path) -> Any:
 
 
 def _write_manifest(
-    directory: Path, kind: str, facts: dict[str, Any], made_from: str | None
+    directory: Path, kind: str, facts: dict[str, Any], fingerprint: str | None
 ) -> None:
     files = {}
     for file in sorted(p for p in directory.rglob("*") if p.is_file()):
-        _sync(file)
-        # what a library wrote for its own user alone is as readable as the rest
+        sync(file)
+        # some libraries create files that only their owner may read
         file.chmod(file.stat().st_mode | directory.stat().st_mode & 0o444)
         name = file.relative_to(directory).as_posix()
-        files[name] = {"bytes": file.stat().st_size, "sha256": _hash(file)}
+        files[name] = {"bytes": file.stat().st_size, "sha256": hash_file(file)}
     manifest = {
         "format": _FORMAT,
         "kind": kind,
-        "written_by": _WRITTEN_BY,
-        "made_from": made_from,
+        "written_by": WRITTEN_BY,
+        "fingerprint": fingerprint,
         "facts": facts,
         "files": files,
     }
     write_json(directory / MANIFEST, manifest)
-    _sync(directory / MANIFEST)
+    sync(directory / MANIFEST)
 
 
 def _replace(partial: Path, path: Path) -> None:
-    """Put `partial` in the place of `path`; what was there ends up at `partial`, or is gone."""
+    """Rename `partial` to `path`; an earlier artifact at `path` ends up at `partial` or is gone."""
     if not path.exists():
         partial.rename(path)
     else:
@@ -237,11 +224,11 @@ def _replace(partial: Path, path: Path) -> None:
             if error.errno not in _NO_EXCHANGE:
                 raise
             _replace_in_two_steps(partial, path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def _exchange(one: Path, other: Path) -> None:
-    """Swap two directories in one step, so that there is never nothing (Linux, renameat2(2))."""
+    """Swap two directories atomically, so that `path` always exists (Linux, renameat2(2))."""
     at_fdcwd, rename_exchange = -100, 2
     libc = ctypes.CDLL(None, use_errno=True)
     if not hasattr(libc, "renameat2"):
@@ -251,11 +238,11 @@ def _exchange(one: Path, other: Path) -> None:
 
 
 _NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
-"""What file systems answer that cannot exchange, some of those over a network."""
+"""Errors of file systems without exchange, such as some network file systems."""
 
 
 def _replace_in_two_steps(partial: Path, path: Path) -> None:
-    """Between the two there is nothing at `path`, and never half of something."""
+    """Without exchange: `path` is missing between the two renames, but never incomplete."""
     old = _sibling(path)
     path.rename(old)
     try:
@@ -267,25 +254,25 @@ def _replace_in_two_steps(partial: Path, path: Path) -> None:
 
 
 def _sibling(path: Path) -> Path:
-    """A hidden name beside `path` that no other writer takes."""
+    """Hidden path beside `path`, unique to this writer."""
     return path.parent / f".{path.name}.partial-{secrets.token_hex(8)}"
 
 
 def _remove_leftovers(path: Path) -> bool:
-    """Remove what writers of `path` left that were killed: nobody holds their lock any more.
+    """Remove partial directories of `path` whose writer was killed, so that their lock is free.
 
-    Returns whether no writer is at work.
+    Returns whether no other writer is at work.
     """
-    ours = re.compile(rf"\.{re.escape(path.name)}\.partial-[0-9a-f]{{16}}")
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.partial-[0-9a-f]{{16}}")
     alone = True
     for old in path.parent.iterdir():
-        if ours.fullmatch(old.name):
+        if pattern.fullmatch(old.name):
             try:
                 lock = _lock(old)
             except BlockingIOError:
                 alone = False
             except OSError:
-                pass  # not ours to remove
+                pass  # of another user
             else:
                 if lock is not None:
                     shutil.rmtree(old, ignore_errors=True)
@@ -294,8 +281,11 @@ def _remove_leftovers(path: Path) -> bool:
 
 
 @contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Alone in `directory`, where that can be had: one writer begins while no other cleans up."""
+def _exclusive(directory: Path) -> Iterator[None]:
+    """Wait for the lock of `directory`: no writer may begin while another removes leftovers.
+
+    No lock where the file system has none.
+    """
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         with suppress(OSError):
@@ -306,9 +296,9 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 def _lock(directory: Path) -> int | None:
-    """Hold a directory until the descriptor is closed or the process has ended, however it did.
+    """Lock a directory until the returned descriptor is closed or the process ends.
 
-    Unlike a process id this holds between containers too. None where the file system has no such
+    Unlike a process id, the lock works between containers. None where the file system has no
     locks; BlockingIOError if another process holds it.
     """
     descriptor = os.open(directory, os.O_RDONLY)
@@ -321,17 +311,3 @@ def _lock(directory: Path) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
-
-
-def _hash(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """The manifest must not reach the disk before what it vouches for."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,22 +1,29 @@
-"""Reserved item indices and the names that the stages agree on."""
+"""Reserved indices, column names and file names that all stages share."""
+
+import zlib
 
 PADDING = 0
 """Fills a row up to the longest session of a batch."""
 NULL = 1
-"""A value that was missing."""
+"""Index of a missing value."""
 OUT_OF_VOCABULARY = 2
-"""A value that training never saw."""
+"""Index of a value that is not in the vocabulary."""
 FIRST_ITEM = 3
-"""Index of the most frequent item; the convention of NVTabular's Categorify."""
+"""Index of the most frequent item, as NVTabular's Categorify assigns it."""
 
 SESSION = "session_id"
-"""Column of the session's raw id, kept for tracing rows back; no model reads it."""
+"""Column of the raw session id; no model reads it."""
 ITEM = "item_id"
-"""Column and feature of the item."""
+"""Column and feature of the item id."""
 TIMESTAMP = "timestamp"
-"""Column of the moment of an interaction, in microseconds since 1970 UTC."""
+"""Column of the time of an interaction, in microseconds since 1970 UTC."""
 
 SCHEMA_FILE = "schema.pbtxt"
 FITTED_DIRECTORY = "fitted"
 FITTED_FILE = "fitted.json"
 SESSIONS_DIRECTORY = "sessions"
+
+
+def bucket_of(text: str, hash_buckets: int) -> int:
+    """Index of the hash bucket of a value, by the CRC-32 of its text (equal on every machine)."""
+    return FIRST_ITEM + zlib.crc32(text.encode("utf-8")) % hash_buckets

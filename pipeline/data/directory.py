@@ -5,8 +5,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.artifact import content_of, read_manifest
+from pipeline.core.artifact import read_manifest
 from pipeline.core.columns import SCHEMA_FILE, SESSIONS_DIRECTORY
+from pipeline.data.fingerprint import folder_fingerprint
 from pipeline.data.fitted import Fitted
 from pipeline.data.schema import Schema
 from pipeline.recipe.preprocess import Preprocess
@@ -52,7 +53,7 @@ class Data:
     @cached_property
     def training_fingerprint(self) -> str:
         """Identifies the sessions of the train part by their content."""
-        return content_of(self.path, f"{SESSIONS_DIRECTORY}/train")
+        return folder_fingerprint(self.path, f"{SESSIONS_DIRECTORY}/train")
 
     @property
     def parts(self) -> list[str]:

@@ -1,34 +1,44 @@
-"""What an output was made from, so that a stage that is done is not done again.
+"""Fingerprints of what an artifact is made from; equal ones mean that a stage need not run again.
 
-The command line asks before it imports a stage, and the stage writes the same into its manifest.
-All of it is text of 64 hexadecimal digits; OSError where a log or a manifest cannot be read.
+The command line compares the fingerprint before it imports a stage, and the stage writes the same
+one into its manifest. A fingerprint is a SHA-256 in 64 hexadecimal digits. All functions raise
+OSError if a file or manifest cannot be read.
 """
 
+import hashlib
+import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from pipeline.core.artifact import fingerprint
-from pipeline.recipe.preprocess import ModelConfig, Preprocess, TrainConfig
+from pipeline.core.artifact import MANIFEST, WRITTEN_BY, read_json
+from pipeline.core.errors import ArtifactError
+from pipeline.core.files import InputFiles, hash_file
+from pipeline.recipe.model import ModelConfig
+from pipeline.recipe.preprocess import Preprocess
+from pipeline.recipe.train import TrainConfig
 
 
-def of_data(
+def data_fingerprint(
     recipe: Preprocess,
-    inputs: list[Path],
-    test_inputs: list[Path],
+    inputs: InputFiles,
+    test_inputs: InputFiles,
     base: Path | None = None,
     operators: Path | None = None,
 ) -> str:
-    """Of a data directory: the recipe and the content of the logs, in their order.
+    """Fingerprint of a data directory: the recipe and the content of the logs, in their order.
 
-    `base` is the data directory whose indices it goes on with, `operators` the file of those that
-    make features.
+    `base` is the data directory whose vocabularies it extends, `operators` the Python file of
+    NVTabular operators.
     """
     settings = {"recipe": recipe.model_dump(mode="json"), "inputs": len(inputs)}
     others = [Path(table.file) for table in recipe.tables]
     others += [] if operators is None else [operators]
-    return fingerprint(settings, [*inputs, *test_inputs, *others], [] if base is None else [base])
+    files = [inputs, test_inputs, InputFiles(tuple(others))]
+    return fingerprint_of(settings, files, [] if base is None else [base])
 
 
-def of_run(
+def run_fingerprint(
     data: Path,
     model: ModelConfig,
     train: TrainConfig,
@@ -36,10 +46,10 @@ def of_run(
     windows: float | None = None,
     start: Path | None = None,
 ) -> str:
-    """Of a run: the data directory, files of vectors, the settings of model and training.
+    """Fingerprint of a run: the data directory, vector files, the model and train sections.
 
-    `windows` is the width of those that it is trained in, in seconds; `start` the run it began
-    from.
+    `windows` is the width of the time windows of incremental training, in seconds; `start` the
+    run whose weights training begins from.
     """
     settings: dict[str, object] = {
         "model": model.model_dump(mode="json"),
@@ -47,12 +57,11 @@ def of_run(
     }
     if windows is not None:
         settings["windows"] = windows
-    begun = [] if start is None else [start]
-    files = [Path(vectors.file) for vectors in model.pretrained]
-    return fingerprint(settings, files, [data, *begun])
+    vectors = InputFiles(tuple(Path(pretrained.file) for pretrained in model.pretrained))
+    return fingerprint_of(settings, [vectors], [data] if start is None else [data, start])
 
 
-def of_repository(
+def repository_fingerprint(
     run: Path,
     *,
     name: str,
@@ -62,6 +71,38 @@ def of_repository(
     device: str,
     scoring: str,
 ) -> str:
-    """Of a model repository: the run and the settings of the export."""
+    """Fingerprint of a model repository: the run and the settings of the export."""
     settings = {"name": name, "k": default_k, "max_k": max_k, "max_batch": max_batch}
-    return fingerprint(settings | {"device": device, "scoring": scoring}, [], [run])
+    return fingerprint_of(settings | {"device": device, "scoring": scoring}, [], [run])
+
+
+def fingerprint_of(settings: Any, files: Iterable[InputFiles], artifacts: Iterable[Path]) -> str:
+    """Fingerprint of settings, files by name and content, and artifacts by their manifest.
+
+    The name of a file counts because it decides the format.
+    """
+    parts = {
+        "written_by": WRITTEN_BY,
+        "settings": settings,
+        "files": [
+            [path.name, digest]
+            for group in files
+            for path, digest in zip(group, group.digests, strict=True)
+        ],
+        "artifacts": [hash_file(artifact / MANIFEST) for artifact in artifacts],
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def folder_fingerprint(artifact: Path, folder: str) -> str:
+    """Fingerprint of the files below a folder of an artifact: their names and content.
+
+    ArtifactError if the manifest cannot be read.
+    """
+    try:
+        files = read_json(artifact / MANIFEST)["files"].items()
+        parts = sorted((name, entry["sha256"]) for name, entry in files)
+    except (KeyError, TypeError, AttributeError):
+        raise ArtifactError(f"{artifact}/{MANIFEST} is damaged.") from None
+    text = json.dumps([part for part in parts if part[0].startswith(f"{folder}/")])
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline.core.columns import OUT_OF_VOCABULARY
+from pipeline.core.columns import OUT_OF_VOCABULARY, bucket_of
 from pipeline.core.errors import ArtifactError
-from pipeline.core.hashing import bucket_of
 from pipeline.data.directory import Data
 from pipeline.data.fitted import Fitted, TargetEncoding, Vocabulary
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from pipeline.core.columns import ITEM, SESSION
-from pipeline.core.parquet import check_parquet, new_parquet
+from pipeline.core.files import check_parquet, new_parquet
 from pipeline.data.directory import Data
 from pipeline.data.loader import count_sessions, session_ids
 from pipeline.evaluation.recommendations import Lists

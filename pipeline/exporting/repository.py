@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from pipeline.core.columns import ITEM, SESSION, TIMESTAMP
-from pipeline.core.resources import find_resource
+from pipeline.core.files import find_resource
 from pipeline.data.fitted import Fitted
 from pipeline.exporting import request_tables as tables
 from pipeline.exporting import torchscript

@@ -8,8 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.core.artifact import write_json
-from pipeline.core.columns import ITEM, NULL, OUT_OF_VOCABULARY, PADDING
-from pipeline.core.hashing import bucket_of
+from pipeline.core.columns import ITEM, NULL, OUT_OF_VOCABULARY, PADDING, bucket_of
 from pipeline.data.fitted import Fitted, TargetEncoding, Vocabulary
 from pipeline.recipe.durations import gap_microseconds
 from pipeline.recipe.preprocess import Feature

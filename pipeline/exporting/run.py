@@ -11,7 +11,7 @@ from tqdm import tqdm
 from pipeline.core.artifact import new_artifact, read_manifest
 from pipeline.core.columns import FIRST_ITEM
 from pipeline.core.errors import ArtifactError, ConfigError
-from pipeline.data import fingerprint as identity
+from pipeline.data.fingerprint import repository_fingerprint
 from pipeline.data.fitted import Fitted
 from pipeline.exporting import torchscript
 from pipeline.exporting.repository import keep_version, write_repository
@@ -55,7 +55,7 @@ def export(
     if device == "gpu" and not torch.cuda.is_available():
         raise ConfigError("--device gpu traces the model on a GPU, and torch sees none here.")
     run = Run.open(run)
-    made_from = identity.of_repository(
+    fingerprint = repository_fingerprint(
         run.path,
         name=name,
         default_k=default_k,
@@ -66,7 +66,7 @@ def export(
     )
     facts: dict[str, Any] = {}
     with (
-        new_artifact(out, "repository", facts, made_from=made_from) as directory,
+        new_artifact(out, "repository", facts, fingerprint=fingerprint) as directory,
         tqdm(total=3, desc="trace", unit="step", leave=False, disable=None) as steps,
     ):
         # here, where no other export of the same place runs

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from pipeline.core.artifact import MANIFEST
 from pipeline.core.columns import ITEM, SESSION, TIMESTAMP
 from pipeline.core.errors import DataError
+from pipeline.core.files import InputFiles
 from pipeline.logs.columns import explode, joined, readable
 from pipeline.logs.csv_repair import CsvFile
 from pipeline.logs.row_counts import NO_UTF8, Report
@@ -32,25 +33,27 @@ _LONGEST_SEQUENCE = 1 << 28
 """Bytes of a line that is a session."""
 
 
-def find_logs(recipe: Preprocess, paths: Iterable[Path]) -> list[Path]:
-    """The files that `paths` name, those of a folder and below it by name; reads none.
+def find_logs(recipe: Preprocess, paths: Iterable[Path]) -> InputFiles:
+    """Log files of `paths`, those of a folder and its subfolders sorted by name; none is read.
 
-    Hidden files, and those that Spark marks with an underscore, are none. DataError for the first
-    one that is missing or of an unknown kind, for a folder that cannot be read, and for one
-    without any.
+    Files whose name begins with `.` or `_` (Spark's markers) are skipped. What `find_logs` returned
+    is returned as it is, so that no log is hashed twice. DataError for a file that is missing or
+    of an unknown format, and for a folder that is empty or cannot be read.
     """
-    files = []
+    if isinstance(paths, InputFiles):
+        return paths
+    files: list[Path] = []
     for path in paths:
         if not path.is_dir():
             files.append(path)
             continue
-        found = list(_files_below(path, set()))
-        if not found:
+        logs = list(_files_below(path, set()))
+        if not logs:
             raise DataError(f"{path} holds no file. Expected logs in CSV, TSV or Parquet.")
-        files += found
+        files += logs
     for file in files:
         _kind(recipe, file)
-    return files
+    return InputFiles(tuple(files))
 
 
 def check_tables(recipe: Preprocess) -> None:

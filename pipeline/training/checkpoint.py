@@ -34,13 +34,13 @@ class Abandoned(Exception):  # noqa: N818  (nothing went wrong)
 class Checkpoints:
     """The checkpoints of one training: of what it is made, by how many processes.
 
-    `made_from` stands for recipe and data, as `pipeline.data.fingerprint` tells them.
+    `fingerprint` stands for recipe and data, as `pipeline.data.fingerprint` tells them.
     """
 
-    def __init__(self, out: Path, made_from: str, processes: int = 1) -> None:
+    def __init__(self, out: Path, fingerprint: str, processes: int = 1) -> None:
         out = out.resolve()
         self.folder = out.parent / f".{out.name}.checkpoints"
-        self.made_from = made_from
+        self.fingerprint = fingerprint
         self.processes = processes
         self.last_step: int | None = None
         """Of the newest that was found or written."""
@@ -49,7 +49,7 @@ class Checkpoints:
         """The newest whole one of this training; or None and why those that are there are none."""
         reason = None
         for path in self._all():
-            facts = current_facts(path, KIND, self.made_from)
+            facts = current_facts(path, KIND, self.fingerprint)
             if facts is None:
                 reason = reason or "are damaged, or of another recipe or of other data"
             elif facts["processes"] != self.processes:
@@ -67,7 +67,7 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step-{step:010d}"
         facts = {"step": step, "processes": self.processes}
-        with new_artifact(path, KIND, facts, made_from=self.made_from) as directory:
+        with new_artifact(path, KIND, facts, fingerprint=self.fingerprint) as directory:
             yield directory
         self.last_step = step
         # after a restart from an older one, those with higher numbers are not newer

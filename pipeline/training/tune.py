@@ -26,7 +26,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from pipeline.core.artifact import read_manifest
 from pipeline.core.columns import SESSIONS_DIRECTORY
 from pipeline.core.errors import ArtifactError, ConfigError
-from pipeline.data import fingerprint as identity
+from pipeline.core.files import write_text
+from pipeline.data.fingerprint import run_fingerprint
 from pipeline.recipe.preprocess import Recipe
 from pipeline.recipe.search_space import Range
 from pipeline.training.checkpoint import Abandoned
@@ -42,7 +43,7 @@ _LOCK_FILE = ".lock"
 _IMPOSSIBLE = "impossible"
 """Attribute of a trial whose settings contradict each other: why."""
 _SECONDS = "seconds"
-_SETTINGS = "made_from"
+_SETTINGS = "fingerprint"
 _Direction = Literal["minimize", "maximize"]
 _DONE = {
     TrialState.COMPLETE: "complete",
@@ -103,7 +104,7 @@ def tune(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with _directory(out) as journal:
         direction: _Direction = "minimize" if base.train.metric == "loss" else "maximize"
-        study = _study(journal, _made_from(data, base, space, seed), direction)
+        study = _study(journal, _fingerprint(data, base, space, seed), direction)
         begun = _counted(study)
         with tqdm(
             total=num_trials, initial=len(begun), desc="tune", unit="trial", disable=None
@@ -187,7 +188,7 @@ def _counted(study: optuna.Study) -> list[FrozenTrial]:
     ]
 
 
-def _study(journal: Path, made_from: str, direction: _Direction) -> optuna.Study:
+def _study(journal: Path, fingerprint: str, direction: _Direction) -> optuna.Study:
     """The search in `journal`, begun or taken up. ConfigError if it is another one."""
     _drop_torn_line(journal)
     new = not journal.exists() or not journal.stat().st_size
@@ -201,8 +202,8 @@ def _study(journal: Path, made_from: str, direction: _Direction) -> optuna.Study
         load_if_exists=True,
     )
     if new or not study.user_attrs:
-        study.set_user_attr(_SETTINGS, made_from)
-    elif study.user_attrs.get(_SETTINGS) != made_from:
+        study.set_user_attr(_SETTINGS, fingerprint)
+    elif study.user_attrs.get(_SETTINGS) != fingerprint:
         raise ConfigError(
             f"{journal.parent} holds a search over other data, another recipe, another space or "
             "another seed. Choose another --out."
@@ -247,9 +248,9 @@ def _directory(out: Path) -> Iterator[Path]:
         os.close(descriptor)
 
 
-def _made_from(data: Path, base: Recipe, space: dict[str, Range], seed: int) -> str:
+def _fingerprint(data: Path, base: Recipe, space: dict[str, Range], seed: int) -> str:
     settings = {
-        "run": identity.of_run(data, base.model, base.train),
+        "run": run_fingerprint(data, base.model, base.train),
         "space": {key: [found.kind, list(found.ends)] for key, found in space.items()},
         "seed": seed,
     }
@@ -263,12 +264,12 @@ def _write(study: optuna.Study, recipe: dict[str, Any], metric: str, out: Path) 
     # of equal ones the first
     best = _better(metric)(complete, key=lambda row: row["value"], default=None)
     facts = {"metric": metric, "trials": trials, "best": best}
-    _replace_file(out / TRIALS_FILE, json.dumps(facts, indent=2, allow_nan=False) + "\n")
+    write_text(out / TRIALS_FILE, json.dumps(facts, indent=2, allow_nan=False) + "\n")
     if best is not None:
         settings = with_values(recipe, best["settings"])
         found = f"{metric} {best['value']:.4f} on validation"
         text = f"# Trial {best['trial']} of {len(trials)}: {found}.\n"
-        _replace_file(out / BEST_FILE, text + yaml.safe_dump(settings, sort_keys=False))
+        write_text(out / BEST_FILE, text + yaml.safe_dump(settings, sort_keys=False))
     return facts
 
 
@@ -297,9 +298,3 @@ def _row(number: int, trial: FrozenTrial, metric: str) -> dict[str, Any]:
         "settings": settings,
         "reason": trial.user_attrs.get(_IMPOSSIBLE),
     }
-
-
-def _replace_file(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

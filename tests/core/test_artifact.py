@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from pipeline.core import artifact
 from pipeline.core.artifact import (
     current_facts,
-    fingerprint,
     new_artifact,
     read_json,
     read_manifest,
 )
 from pipeline.core.errors import ArtifactError
+from pipeline.core.files import InputFiles
+from pipeline.data.fingerprint import fingerprint_of
 
 FILES = {"schema.pbtxt": b"feature", "sessions/train/part-0.parquet": b"PAR1" * 10, "empty": b""}
 
@@ -458,37 +459,37 @@ def test_files_reach_the_disk_before_the_manifest_that_vouches_for_them(
     )
 
 
-def test_what_was_made_from_the_same_is_current_and_nothing_else(tmp_path: Path) -> None:
+def test_only_an_artifact_with_the_same_fingerprint_is_current(tmp_path: Path) -> None:
     def make(settings: dict, log: str) -> str:
         (tmp_path / "log.csv").write_text(log)
-        return fingerprint(settings, [tmp_path / "log.csv"], [])
+        return fingerprint_of(settings, [InputFiles((tmp_path / "log.csv",))], [])
 
     path = tmp_path / "shop"
-    made_from = make({"items": 1}, "a,b")
-    assert current_facts(path, "data", made_from) is None
-    with new_artifact(path, "data", {"rows": 1}, made_from=made_from) as directory:
+    fingerprint = make({"items": 1}, "a,b")
+    assert current_facts(path, "data", fingerprint) is None
+    with new_artifact(path, "data", {"rows": 1}, fingerprint=fingerprint) as directory:
         (directory / "file").write_text("x")
     assert current_facts(path, "data", make({"items": 1}, "a,b")) == {"rows": 1}
-    assert current_facts(path, "run", made_from) is None
+    assert current_facts(path, "run", fingerprint) is None
     assert current_facts(path, "data", make({"items": 2}, "a,b")) is None
     assert current_facts(path, "data", make({"items": 1}, "a,c")) is None
     # what a killed writer left goes, though there is nothing to write
     (tmp_path / f".shop.partial-{0:016x}").mkdir()
-    assert current_facts(path, "data", made_from) == {"rows": 1}
+    assert current_facts(path, "data", fingerprint) == {"rows": 1}
     assert names_in(tmp_path) == ["log.csv", "shop"]
     (path / "file").write_text("y")
-    assert current_facts(path, "data", made_from) is None
+    assert current_facts(path, "data", fingerprint) is None
     # one that was written without saying what from is never current
     write(path)
-    assert current_facts(path, "data", made_from) is None
+    assert current_facts(path, "data", fingerprint) is None
 
 
-def test_the_fingerprint_of_an_output_changes_with_the_artifact_it_is_made_from(
+def test_the_fingerprint_of_an_output_changes_with_the_artifact_it_reads(
     tmp_path: Path,
 ) -> None:
     write(tmp_path / "data")
-    before = fingerprint({}, [], [tmp_path / "data"])
+    before = fingerprint_of({}, [], [tmp_path / "data"])
     write(tmp_path / "data")
-    assert fingerprint({}, [], [tmp_path / "data"]) == before
+    assert fingerprint_of({}, [], [tmp_path / "data"]) == before
     write(tmp_path / "data", files={"other": b"1"})
-    assert fingerprint({}, [], [tmp_path / "data"]) != before
+    assert fingerprint_of({}, [], [tmp_path / "data"]) != before

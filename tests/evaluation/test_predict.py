@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pipeline.core.artifact import new_artifact
 from pipeline.core.errors import ArtifactError, ConfigError
-from pipeline.core.parquet import new_parquet
+from pipeline.core.files import new_parquet
 from pipeline.data.batch import SessionBatch
 from pipeline.data.loader import session_ids
 from pipeline.data.schema import Schema

@@ -10,9 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pipeline.core.columns import FIRST_ITEM, NULL, OUT_OF_VOCABULARY
+from pipeline.core.columns import FIRST_ITEM, NULL, OUT_OF_VOCABULARY, bucket_of
 from pipeline.core.errors import ConfigError, DataError
-from pipeline.core.hashing import bucket_of
 from pipeline.data.batch import SessionBatch
 from pipeline.data.fitted import Fitted
 from pipeline.data.schema import Schema

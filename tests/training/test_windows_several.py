@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from safetensors.torch import load_file
 
-from pipeline.core.hashing import bucket_of
+from pipeline.core.columns import bucket_of
 from pipeline.data.directory import Data
 from pipeline.data.fitted import Fitted
 from pipeline.preprocessing.run import preprocess

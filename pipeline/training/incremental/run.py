@@ -21,8 +21,8 @@ import numpy as np
 from pipeline.core.allocator import keep_heap
 from pipeline.core.artifact import new_artifact, write_json
 from pipeline.core.errors import ConfigError
-from pipeline.data import fingerprint as identity
 from pipeline.data.directory import Data
+from pipeline.data.fingerprint import run_fingerprint
 from pipeline.data.index_mapping import TRAINED_ON
 from pipeline.recipe.preprocess import ModelConfig, TrainConfig
 from pipeline.training.checkpoint import Checkpoints
@@ -56,9 +56,11 @@ def train_windows(
     work = Work.read(data, model_config, train_config, start)
     cut = work.cut(seconds)
     facts: dict[str, Any] = {}
-    made_from = identity.of_run(data.path, model_config, train_config, windows=seconds, start=start)
+    fingerprint = run_fingerprint(
+        data.path, model_config, train_config, windows=seconds, start=start
+    )
     with (
-        new_artifact(out, "run", facts, made_from=made_from) as directory,
+        new_artifact(out, "run", facts, fingerprint=fingerprint) as directory,
         tempfile.TemporaryDirectory(prefix="pipeline-windows-") as scratch,
     ):
         set_seed(train_config.seed)
@@ -112,7 +114,7 @@ def train_windows(
             windows=result,
         )
         write_run(directory, data, model, model_config)
-    Checkpoints(out, made_from).remove()  # of another training that was interrupted here
+    Checkpoints(out, fingerprint).remove()  # of another training that was interrupted here
     return facts
 
 

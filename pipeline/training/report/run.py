@@ -1,14 +1,13 @@
 """`pipeline report`: a run and data in, a page and the same numbers as JSON out."""
 
 import json
-import os
-import secrets
 from pathlib import Path
 from typing import Any
 
 from pipeline import __version__
 from pipeline.core.artifact import MANIFEST
 from pipeline.core.errors import ArtifactError, ConfigError
+from pipeline.core.files import write_text
 from pipeline.data.directory import Data
 from pipeline.evaluation.targets import Positions
 from pipeline.model.run import Run
@@ -58,8 +57,8 @@ def write_report(
     report["examples"] = example_sessions(run, data, part, filter_seen=evaluation["filter_seen"])
     report = finite(report)
     out.parent.mkdir(parents=True, exist_ok=True)
-    _replace(numbers, _json(report))
-    _replace(out, render(report))
+    write_text(numbers, _json(report))
+    write_text(out, render(report))
     return {"page": str(out), "json": str(numbers), "evaluation": evaluation}
 
 
@@ -124,13 +123,3 @@ def _is_ours(path: Path) -> bool:
     with path.open("rb") as stream:
         begin = stream.read(400)
     return b'"written_by": "pipeline ' in begin or b'name="generator" content="pipeline ' in begin
-
-
-def _replace(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)  # noqa: PTH105
-    finally:
-        partial.unlink(missing_ok=True)
