@@ -81,7 +81,7 @@ def _files_below(folder: Path, seen: set[Path]) -> Iterator[Path]:
             yield entry
 
 
-def read_logs(recipe: Preprocess, files: list[Path], report: Report) -> list[pa.Table]:
+def read_logs(recipe: Preprocess, files: Iterable[Path], report: Report) -> list[pa.Table]:
     """Files with canonical names, rows of whole sessions taken apart; a table for each with rows.
 
     DataError if one is missing, cannot be read or lacks a column.

@@ -327,7 +327,7 @@ if sys.argv[3] == "two steps":
     def cannot(*_paths):
         raise OSError(errno.EINVAL, "no such flag")
     artifact._exchange = cannot
-for name in ("_write_manifest", "_sync", "_hash", "write_json", "_exchange"):
+for name in ("_write_manifest", "sync", "hash_file", "write_json", "_exchange"):
     def stepping(*given, inner=getattr(artifact, name), **more):
         step()
         return inner(*given, **more)

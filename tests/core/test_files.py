@@ -1,0 +1,80 @@
+"""Atomic writes, and inputs that are hashed once."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from pipeline.core import files
+from pipeline.core.errors import ConfigError
+from pipeline.core.files import InputFiles, atomic_write, new_parquet, write_text
+
+
+def names_in(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def test_an_atomic_write_replaces_the_file_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    write_text(path, "old")
+    with atomic_write(path) as partial:
+        partial.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert names_in(tmp_path) == ["report.html"]
+
+
+def test_an_exception_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    write_text(path, "old")
+    with pytest.raises(RuntimeError), atomic_write(path) as partial:
+        partial.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert names_in(tmp_path) == ["report.html"]
+
+
+def test_parquet_of_another_program_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.parquet"
+    table = pa.table({"item": [1, 2]})
+    for _ in range(2):
+        with new_parquet(path, table.schema) as append:
+            append(table)
+            append(table)
+    assert pq.read_table(path)["item"].to_pylist() == [1, 2, 1, 2]
+    pq.write_table(table, path)
+    with pytest.raises(ConfigError, match="is left alone"), new_parquet(path, table.schema):
+        pass
+
+
+def test_an_input_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "log.csv").write_text("a")
+    hashed: list[Path] = []
+    monkeypatch.setattr(files, "hash_file", lambda path: hashed.append(path) or "digest")
+    inputs = InputFiles((tmp_path / "log.csv",))
+    assert inputs.digests == inputs.digests == ("digest",)
+    assert hashed == [tmp_path / "log.csv"]
+
+
+def test_preprocess_hashes_each_log_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.cli.main import cli
+
+    for name in ("logs/a.csv", "logs/b.csv", "test.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("session_id,item_id\n1,a\n1,b\n2,a\n2,b\n")
+    (tmp_path / "shop.yaml").write_text("preprocess: {session: session_id}\n")
+    hashed: list[str] = []
+    original = files.hash_file
+
+    def count(path: Path) -> str:
+        hashed.append(path.name)
+        return original(path)
+
+    monkeypatch.setattr(files, "hash_file", count)
+    arguments = ["preprocess", "shop.yaml", "--input", "logs", "--test", "test.csv", "--out", "data"]
+    monkeypatch.chdir(tmp_path)
+    outcome = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+    assert outcome.exit_code == 0, outcome.output
+    assert sorted(hashed) == ["a.csv", "b.csv", "test.csv"]
