@@ -33,7 +33,7 @@ def export(
     """
     check_output(out, "repository")
     check_input(run, "run")
-    from pipeline.data.fingerprint import of_repository
+    from pipeline.data.fingerprint import repository_fingerprint
 
     settings: dict[str, Any] = {
         "name": name,
@@ -43,7 +43,9 @@ def export(
         "device": device,
         "scoring": scoring,
     }
-    if if_needed and is_current(out, "repository", of_repository(run, **settings), as_json):
+    if if_needed and is_current(
+        out, "repository", repository_fingerprint(run, **settings), as_json
+    ):
         return
     from pipeline.exporting.run import export as run_export
 

@@ -63,14 +63,14 @@ def preprocess(
     check_output(out, "data")
     if base is not None:
         check_input(base, "data")
-    from pipeline.data.fingerprint import of_data
+    from pipeline.data.fingerprint import data_fingerprint
     from pipeline.logs.files import check_tables, find_logs
 
     check_tables(config)
     inputs, tests = find_logs(config, logs), find_logs(config, test or [])
     if operators is not None and not operators.is_file():
         raise ConfigError(f"--operators {operators} does not exist. Expected a Python file.")
-    fingerprint = of_data(config, inputs, tests, base, operators)
+    fingerprint = data_fingerprint(config, inputs, tests, base, operators)
     if if_needed and is_current(out, "data", fingerprint, as_json):
         return
     from pipeline.preprocessing.run import preprocess as run

@@ -70,11 +70,11 @@ def train(
     check_input(data, "data")
     if start is not None:
         check_input(start, "run")
-    from pipeline.data.fingerprint import of_run
+    from pipeline.data.fingerprint import run_fingerprint
     from pipeline.recipe.durations import span_seconds
 
     seconds = None if windows is None else span_seconds(windows)
-    fingerprint = of_run(data, config.model, config.train, windows=seconds, start=start)
+    fingerprint = run_fingerprint(data, config.model, config.train, windows=seconds, start=start)
     if if_needed and is_current(out, "run", fingerprint, as_json):
         return
     _note_other_settings(config, recipe, data)

@@ -452,7 +452,7 @@ def test_files_reach_the_disk_before_the_manifest_that_vouches_for_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced = []
-    monkeypatch.setattr(artifact, "_sync", lambda path: synced.append(path.name))
+    monkeypatch.setattr(artifact, "sync", lambda path: synced.append(path.name))
     write(tmp_path / "shop")
     assert synced.index("manifest.json") > max(
         synced.index(name) for name in ("schema.pbtxt", "part-0.parquet", "empty")

@@ -73,7 +73,16 @@ def test_preprocess_hashes_each_log_once(tmp_path: Path, monkeypatch: pytest.Mon
         return original(path)
 
     monkeypatch.setattr(files, "hash_file", count)
-    arguments = ["preprocess", "shop.yaml", "--input", "logs", "--test", "test.csv", "--out", "data"]
+    arguments = [
+        "preprocess",
+        "shop.yaml",
+        "--input",
+        "logs",
+        "--test",
+        "test.csv",
+        "--out",
+        "data",
+    ]
     monkeypatch.chdir(tmp_path)
     outcome = CliRunner().invoke(cli, arguments, catch_exceptions=False)
     assert outcome.exit_code == 0, outcome.output
