@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner
+from typer.testing import CliRunner
 
 from pipeline.core import files
 from pipeline.core.errors import ConfigError
@@ -29,9 +29,8 @@ def test_an_atomic_write_replaces_the_file_at_the_end(tmp_path: Path) -> None:
 def test_an_exception_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     write_text(path, "old")
-    with pytest.raises(RuntimeError), atomic_write(path) as partial:
-        partial.write_text("half")
-        raise RuntimeError
+    with pytest.raises(TypeError), atomic_write(path) as partial, partial.open("w") as stream:
+        stream.writelines(["half", b"no text"])  # type: ignore[list-item]
     assert path.read_text() == "old"
     assert names_in(tmp_path) == ["report.html"]
 
@@ -59,7 +58,7 @@ def test_an_input_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_preprocess_hashes_each_log_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.cli.main import cli
+    from pipeline.cli.main import app
 
     for name in ("logs/a.csv", "logs/b.csv", "test.csv"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -73,17 +72,17 @@ def test_preprocess_hashes_each_log_once(tmp_path: Path, monkeypatch: pytest.Mon
         return original(path)
 
     monkeypatch.setattr(files, "hash_file", count)
+    monkeypatch.chdir(tmp_path)
     arguments = [
         "preprocess",
-        "shop.yaml",
-        "--input",
         "logs",
+        "--recipe",
+        "shop.yaml",
         "--test",
         "test.csv",
         "--out",
         "data",
     ]
-    monkeypatch.chdir(tmp_path)
-    outcome = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+    outcome = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert outcome.exit_code == 0, outcome.output
     assert sorted(hashed) == ["a.csv", "b.csv", "test.csv"]
