@@ -1,14 +1,12 @@
-"""Single files: atomic writes, hashes of inputs, Parquet output, resources of the package."""
+"""Single files: atomic writes, hashes, Parquet output, resources of the package."""
 
 import hashlib
 import os
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING
 
 from pipeline import __version__
 from pipeline.core.errors import ConfigError, PipelineError
@@ -54,30 +52,6 @@ def hash_file(path: Path) -> str:
     """SHA-256 of the content, in hexadecimal digits."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-@dataclass(frozen=True)
-class InputFiles(Sequence[Path]):
-    """Input files of a stage in the order in which it reads them; each is hashed at most once."""
-
-    paths: tuple[Path, ...] = ()
-
-    @cached_property
-    def digests(self) -> tuple[str, ...]:
-        """SHA-256 of each file. OSError if one cannot be read."""
-        return tuple(hash_file(path) for path in self.paths)
-
-    @overload
-    def __getitem__(self, index: int) -> Path: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Path, ...]: ...
-
-    def __getitem__(self, index: int | slice) -> Path | tuple[Path, ...]:
-        return self.paths[index]
-
-    def __len__(self) -> int:
-        return len(self.paths)
 
 
 def check_parquet(path: Path) -> None:

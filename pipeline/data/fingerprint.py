@@ -7,13 +7,13 @@ OSError if a file or manifest cannot be read.
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.core.artifact import MANIFEST, WRITTEN_BY, read_json
 from pipeline.core.errors import ArtifactError
-from pipeline.core.files import InputFiles, hash_file
+from pipeline.core.files import hash_file
 from pipeline.recipe.model import ModelConfig
 from pipeline.recipe.preprocess import Preprocess
 from pipeline.recipe.train import TrainConfig
@@ -21,8 +21,8 @@ from pipeline.recipe.train import TrainConfig
 
 def data_fingerprint(
     recipe: Preprocess,
-    inputs: InputFiles,
-    test_inputs: InputFiles,
+    logs: Sequence[Path],
+    test_logs: Sequence[Path],
     base: Path | None = None,
     operators: Path | None = None,
 ) -> str:
@@ -31,10 +31,9 @@ def data_fingerprint(
     `base` is the data directory whose vocabularies it extends, `operators` the Python file of
     NVTabular operators.
     """
-    settings = {"recipe": recipe.model_dump(mode="json"), "inputs": len(inputs)}
-    others = [Path(table.file) for table in recipe.tables]
-    others += [] if operators is None else [operators]
-    files = [inputs, test_inputs, InputFiles(tuple(others))]
+    settings = {"recipe": recipe.model_dump(mode="json"), "inputs": len(logs)}
+    files = [*logs, *test_logs, *(Path(table.file) for table in recipe.tables)]
+    files += [] if operators is None else [operators]
     return fingerprint_of(settings, files, [] if base is None else [base])
 
 
@@ -57,8 +56,8 @@ def run_fingerprint(
     }
     if windows is not None:
         settings["windows"] = windows
-    vectors = InputFiles(tuple(Path(pretrained.file) for pretrained in model.pretrained))
-    return fingerprint_of(settings, [vectors], [data] if start is None else [data, start])
+    files = [Path(vectors.file) for vectors in model.pretrained]
+    return fingerprint_of(settings, files, [data] if start is None else [data, start])
 
 
 def repository_fingerprint(
@@ -76,7 +75,7 @@ def repository_fingerprint(
     return fingerprint_of(settings | {"device": device, "scoring": scoring}, [], [run])
 
 
-def fingerprint_of(settings: Any, files: Iterable[InputFiles], artifacts: Iterable[Path]) -> str:
+def fingerprint_of(settings: Any, files: list[Path], artifacts: list[Path]) -> str:
     """Fingerprint of settings, files by name and content, and artifacts by their manifest.
 
     The name of a file counts because it decides the format.
@@ -84,11 +83,7 @@ def fingerprint_of(settings: Any, files: Iterable[InputFiles], artifacts: Iterab
     parts = {
         "written_by": WRITTEN_BY,
         "settings": settings,
-        "files": [
-            [path.name, digest]
-            for group in files
-            for path, digest in zip(group, group.digests, strict=True)
-        ],
+        "files": [[file.name, hash_file(file)] for file in files],
         "artifacts": [hash_file(artifact / MANIFEST) for artifact in artifacts],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

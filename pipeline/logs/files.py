@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 from pipeline.core.artifact import MANIFEST
 from pipeline.core.columns import ITEM, SESSION, TIMESTAMP
 from pipeline.core.errors import DataError
-from pipeline.core.files import InputFiles
 from pipeline.logs.columns import explode, joined, readable
 from pipeline.logs.csv_repair import CsvFile
 from pipeline.logs.row_counts import NO_UTF8, Report
@@ -33,15 +32,12 @@ _LONGEST_SEQUENCE = 1 << 28
 """Bytes of a line that is a session."""
 
 
-def find_logs(recipe: Preprocess, paths: Iterable[Path]) -> InputFiles:
+def find_logs(recipe: Preprocess, paths: Iterable[Path]) -> list[Path]:
     """Log files of `paths`, those of a folder and its subfolders sorted by name; none is read.
 
-    Files whose name begins with `.` or `_` (Spark's markers) are skipped. What `find_logs` returned
-    is returned as it is, so that no log is hashed twice. DataError for a file that is missing or
-    of an unknown format, and for a folder that is empty or cannot be read.
+    Files whose name begins with `.` or `_` (Spark's markers) are skipped. DataError for a file that
+    is missing or of an unknown format, and for a folder that is empty or cannot be read.
     """
-    if isinstance(paths, InputFiles):
-        return paths
     files: list[Path] = []
     for path in paths:
         if not path.is_dir():
@@ -53,7 +49,7 @@ def find_logs(recipe: Preprocess, paths: Iterable[Path]) -> InputFiles:
         files += logs
     for file in files:
         _kind(recipe, file)
-    return InputFiles(tuple(files))
+    return files
 
 
 def check_tables(recipe: Preprocess) -> None:

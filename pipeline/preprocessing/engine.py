@@ -6,7 +6,7 @@ this process or by the workers of a Dask cluster. The results depend on log and 
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -125,7 +125,7 @@ def workers(client: Any = None) -> Iterator[Workers]:
 
 def read_sorted(
     recipe: Preprocess,
-    files: Sequence[Path],
+    files: list[Path],
     directory: Path,
     pool: Workers,
     fitted_types: dict[str, ValueType] | None = None,

@@ -15,7 +15,7 @@ from pipeline.core.artifact import check_replaceable, new_artifact, read_manifes
 from pipeline.core.columns import FITTED_DIRECTORY, SESSIONS_DIRECTORY
 from pipeline.core.errors import ConfigError, DataError
 from pipeline.core.merlin import begin_import, has_cudf
-from pipeline.data.fingerprint import of_data
+from pipeline.data.fingerprint import data_fingerprint
 from pipeline.data.fitted import ITEMS_FILE, Fitted, ValueType
 from pipeline.logs.files import check_tables, find_logs
 from pipeline.preprocessing import engine
@@ -96,7 +96,7 @@ def preprocess(
         base: earlier data directory to continue: its values keep their index, new values get the
             next ones, numbers keep their scale
         operators: Python file of the recipe's NVTabular operators; it is run
-        fingerprint: `fingerprint.of_data` of these arguments, if the caller has computed it
+        fingerprint: `data_fingerprint` of these arguments, if the caller has computed it
 
     Returns:
         Facts of the manifest.
@@ -106,12 +106,12 @@ def preprocess(
     check_tables(recipe)
     logs, test_logs = find_logs(recipe, logs), find_logs(recipe, test_logs)
     if fingerprint is None:
-        fingerprint = of_data(recipe, logs, test_logs, base, operators)
+        fingerprint = data_fingerprint(recipe, logs, test_logs, base, operators)
     base_fitted = None if base is None else _read_base(recipe, base)
     facts: dict[str, Any] = {}
     with (
         engine.copy_on_write(),
-        new_artifact(out, "data", facts, made_from=fingerprint) as directory,
+        new_artifact(out, "data", facts, fingerprint=fingerprint) as directory,
         _job(recipe, base_fitted, operators, directory, cluster) as job,
     ):
         log = _read(job, logs, "log")

@@ -20,7 +20,6 @@ from pipeline.core.artifact import (
     read_manifest,
 )
 from pipeline.core.errors import ArtifactError
-from pipeline.core.files import InputFiles
 from pipeline.data.fingerprint import fingerprint_of
 
 FILES = {"schema.pbtxt": b"feature", "sessions/train/part-0.parquet": b"PAR1" * 10, "empty": b""}
@@ -462,7 +461,7 @@ def test_files_reach_the_disk_before_the_manifest_that_vouches_for_them(
 def test_only_an_artifact_with_the_same_fingerprint_is_current(tmp_path: Path) -> None:
     def make(settings: dict, log: str) -> str:
         (tmp_path / "log.csv").write_text(log)
-        return fingerprint_of(settings, [InputFiles((tmp_path / "log.csv",))], [])
+        return fingerprint_of(settings, [tmp_path / "log.csv"], [])
 
     path = tmp_path / "shop"
     fingerprint = make({"items": 1}, "a,b")

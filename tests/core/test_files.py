@@ -1,4 +1,4 @@
-"""Atomic writes, and inputs that are hashed once."""
+"""Atomic writes of single files, and logs that are hashed once."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from pipeline.core import files
 from pipeline.core.errors import ConfigError
-from pipeline.core.files import InputFiles, atomic_write, new_parquet, write_text
+from pipeline.core.files import atomic_write, new_parquet, write_text
 
 
 def names_in(directory: Path) -> list[str]:
@@ -48,41 +48,23 @@ def test_parquet_of_another_program_is_not_replaced(tmp_path: Path) -> None:
         pass
 
 
-def test_an_input_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "log.csv").write_text("a")
-    hashed: list[Path] = []
-    monkeypatch.setattr(files, "hash_file", lambda path: hashed.append(path) or "digest")
-    inputs = InputFiles((tmp_path / "log.csv",))
-    assert inputs.digests == inputs.digests == ("digest",)
-    assert hashed == [tmp_path / "log.csv"]
-
-
 def test_preprocess_hashes_each_log_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pipeline.cli.main import app
+    from pipeline.data import fingerprint
 
     for name in ("logs/a.csv", "logs/b.csv", "test.csv"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("session_id,item_id\n1,a\n1,b\n2,a\n2,b\n")
     (tmp_path / "shop.yaml").write_text("preprocess: {session: session_id}\n")
     hashed: list[str] = []
-    original = files.hash_file
 
     def count(path: Path) -> str:
         hashed.append(path.name)
-        return original(path)
+        return files.hash_file(path)
 
-    monkeypatch.setattr(files, "hash_file", count)
+    monkeypatch.setattr(fingerprint, "hash_file", count)
     monkeypatch.chdir(tmp_path)
-    arguments = [
-        "preprocess",
-        "logs",
-        "--recipe",
-        "shop.yaml",
-        "--test",
-        "test.csv",
-        "--out",
-        "data",
-    ]
-    outcome = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    arguments = "preprocess logs --recipe shop.yaml --test test.csv --out data"
+    outcome = CliRunner().invoke(app, arguments.split(), catch_exceptions=False)
     assert outcome.exit_code == 0, outcome.output
     assert sorted(hashed) == ["a.csv", "b.csv", "test.csv"]

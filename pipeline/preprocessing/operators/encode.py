@@ -11,8 +11,7 @@ from merlin.schema import ColumnSchema, Schema, Tags
 from nvtabular.ops import Operator
 from nvtabular.ops.categorify import _emb_sz_rule
 
-from pipeline.core.columns import FIRST_ITEM, NULL, OUT_OF_VOCABULARY, PADDING
-from pipeline.core.hashing import bucket_of
+from pipeline.core.columns import FIRST_ITEM, NULL, OUT_OF_VOCABULARY, PADDING, bucket_of
 from pipeline.preprocessing.lookup import positions
 
 

@@ -1,7 +1,7 @@
 """Raw log files as the sessions of requests."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from pipeline.serve.client.served_model import ServedModel
 from pipeline.serve.client.tensors import Columns
 
 
-def read_sessions(served: ServedModel, files: Sequence[Path]) -> Iterator[tuple[Any, Columns]]:
+def read_sessions(served: ServedModel, files: list[Path]) -> Iterator[tuple[Any, Columns]]:
     """Ids and raw columns of each session, its rows in the order of time.
 
     Rows without a session id belong to none and are passed over. A warning says what else was
