@@ -18,7 +18,6 @@ read, leaves the action, the errand, the device and much of the taste open; sess
 items of the session, and neither their order nor the columns.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.core.errors import ConfigError
+from pipeline.core.files import atomic_write
 
 ITEMS_PER_CATEGORY = 40
 ERRANDS = 4
@@ -86,19 +86,13 @@ def synthesize(
         raise ConfigError(f"{out}: expected a name that ends in .csv, .csv.gz or .parquet.")
     table = clicks(np.random.default_rng(seed), sessions, items, days)
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{os.getpid()}.{out.name}")
-    try:
+    with atomic_write(out) as partial:
         if name.endswith(".parquet"):
             pq.write_table(table, partial)
         else:
             compression = "gzip" if name.endswith(".gz") else None
             with pa.output_stream(str(partial), compression=compression) as stream:
                 pa.csv.write_csv(table, stream)
-        with partial.open("rb") as written:
-            os.fsync(written.fileno())
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
     return {"interactions": table.num_rows, "sessions": sessions, "items": items, "days": days}
 
 

@@ -12,8 +12,8 @@ from pipeline.core.allocator import keep_heap
 from pipeline.core.artifact import new_artifact
 from pipeline.core.columns import SCHEMA_FILE, SESSIONS_DIRECTORY
 from pipeline.core.errors import ConfigError, ProcessError
-from pipeline.data import fingerprint as identity
 from pipeline.data.directory import Data
+from pipeline.data.fingerprint import run_fingerprint
 from pipeline.data.index_mapping import TRAINED_ON
 from pipeline.data.interactions import read_interactions
 from pipeline.data.loader import SessionLoader, count_sessions
@@ -102,12 +102,12 @@ def _train(
             "keeps the last alone for validation. Choose another metric, such as ndcg@10."
         )
     known = from_data(data.path, fitted, model_config, train_config)
-    made_from = identity.of_run(data.path, model_config, train_config, start=start)
+    fingerprint = run_fingerprint(data.path, model_config, train_config, start=start)
     train_config = train_config.for_sessions(count_sessions(data.path, "train"))
     longest = fitted.recipe.max_sequence_length
     facts: dict[str, Any] = {}
-    checkpoints = Checkpoints(out, made_from, processes.count)
-    with _written_by_first(processes, out, facts, made_from) as directory:
+    checkpoints = Checkpoints(out, fingerprint, processes.count)
+    with _written_by_first(processes, out, facts, fingerprint) as directory:
         found = _interrupted(checkpoints, processes, restart)
         set_seed(train_config.seed)
         model = build_model(schema, model_config, longest, train_config, known)
@@ -185,11 +185,11 @@ def write_run(directory: Path, data: Data, model: Model, model_config: ModelConf
 
 
 def _written_by_first(
-    processes: Processes, out: Path, facts: dict[str, Any], made_from: str
+    processes: Processes, out: Path, facts: dict[str, Any], fingerprint: str
 ) -> AbstractContextManager[Path | None]:
     """The directory of the run in the process that writes it, None in the others."""
     if processes.is_first:
-        return new_artifact(out, "run", facts, made_from=made_from)
+        return new_artifact(out, "run", facts, fingerprint=fingerprint)
     return nullcontext()
 
 
