@@ -14,7 +14,7 @@ from pipeline.recipe.preprocess import Recipe
 if TYPE_CHECKING:
     import pandas as pd
 
-    from pipeline.evaluation.run import Evaluation
+    from pipeline.evaluation.result import Evaluation
 
 Part = Literal["train", "valid", "test"]
 Source = str | Path
@@ -183,9 +183,9 @@ def predict(
     ConfigError if `k` is not between 1 and the size of the catalogue or nothing is left to
     recommend.
     """
-    from pipeline.evaluation.predict import write_lists
+    from pipeline.evaluation.predict import write_recommendations
 
-    write_lists(
+    write_recommendations(
         TrainedRun.open(run),
         Data.open(data),
         part,

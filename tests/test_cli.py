@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from pipeline.cli.main import app
 from pipeline.core.errors import PipelineError
-from pipeline.evaluation.baselines.models import BASELINES
+from pipeline.evaluation.baselines import BASELINES
 from tests.conftest import ROOT, Shop
 
 COMMANDS = [

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.cli.console import note, print_result
-from pipeline.cli.evaluate import evaluation_text
 from pipeline.cli.options import Json
 from pipeline.cli.preprocess import data_text
 from pipeline.cli.recommend import recommendations_text
@@ -70,8 +69,9 @@ def run_demo(out: Path, *, sessions: int, keep_serving: bool) -> dict[str, Any]:
     with _stage(f"pipeline evaluate {run} --data {data} --cutoffs 20"):
         from pipeline.evaluation.run import evaluate
 
-        facts["evaluate"] = evaluate(run, data, cutoffs=(20,))
-        note(evaluation_text(facts["evaluate"]))
+        evaluation = evaluate(run, data, cutoffs=(20,))
+        facts["evaluate"] = evaluation.to_dict()
+        note(str(evaluation))
     with _stage(f"pipeline export {run} --out {repository}"):
         from pipeline.exporting.run import export
 

@@ -64,7 +64,7 @@ def predict(
     elif embeddings == "sessions":
         facts = prediction.write_session_embeddings(run, data, part, out)
     else:
-        facts = prediction.write_lists(
+        facts = prediction.write_recommendations(
             run,
             data,
             part,

@@ -136,7 +136,7 @@ def _windows_text(windows: dict[str, Any]) -> list[str]:
 
 
 def _window_cells(evaluation: dict[str, Any]) -> list[str]:
-    from pipeline.cli.evaluate import with_margin
+    from pipeline.evaluation.result import with_margin
 
     results, margins = evaluation["results"], evaluation["margins"]
     return [

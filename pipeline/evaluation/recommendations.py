@@ -1,4 +1,4 @@
-"""Top-K lists by raw id."""
+"""Top-K recommendations by raw id."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -9,20 +9,20 @@ from pipeline.core.columns import FIRST_ITEM, ITEM, SESSION
 from pipeline.model.model import TopK
 
 
-class Lists(NamedTuple):
-    """Recommendations for B sessions, best first."""
+class Recommendations(NamedTuple):
+    """Lists of B sessions, best first."""
 
     items: np.ndarray
     """(B, K) raw ids; 0 or None behind the end of a list."""
     scores: np.ndarray
-    """(B, K) float32; minus infinity there."""
+    """(B, K) float32; minus infinity behind the end."""
     counts: np.ndarray
-    """(B,) items of each list: K, or fewer where filters left fewer."""
+    """(B,) lengths of the lists: K, or fewer where filters left fewer items."""
 
     def records(self, sessions: Iterable[Any]) -> Iterator[dict[str, Any]]:
-        """One a session, as JSON takes it: its id and its list, without what fills it up.
+        """Yield the id and the list of each session as JSON takes them, without padding.
 
-        `sessions` are B ids, None where there is none.
+        `sessions` are B ids, None for a session without one.
         """
         for session, items, scores, count in zip(
             sessions, self.items, self.scores, self.counts, strict=True
@@ -34,10 +34,10 @@ class Lists(NamedTuple):
             }
 
 
-def to_raw_ids(best: TopK, catalogue: np.ndarray) -> Lists:
-    """Lists by raw id; `catalogue` (items,) holds those from the index FIRST_ITEM on."""
+def to_raw_ids(best: TopK, catalogue: np.ndarray) -> Recommendations:
+    """Item indices -> raw ids; `catalogue` (items,) has those of the indices from FIRST_ITEM."""
     indices, scores = best.items.cpu().numpy(), best.scores.cpu().numpy()
-    there = indices >= FIRST_ITEM
-    items = catalogue[np.where(there, indices - FIRST_ITEM, 0)]
-    items[~there] = None if items.dtype == object else 0
-    return Lists(items, scores, there.sum(1))
+    filled = indices >= FIRST_ITEM
+    items = catalogue[np.where(filled, indices - FIRST_ITEM, 0)]
+    items[~filled] = None if items.dtype == object else 0
+    return Recommendations(items, scores, filled.sum(1))

@@ -1,4 +1,4 @@
-"""Prediction offline: a trained run in this process, over sessions that preprocessing wrote."""
+"""Prediction without a server: a trained run over sessions that preprocessing wrote."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -11,30 +11,27 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from pipeline.core.columns import (
-    FIRST_ITEM,
-    PADDING,
-)
+from pipeline.core.columns import FIRST_ITEM, PADDING
 from pipeline.core.errors import ConfigError, InputWarning
 from pipeline.data.batch import SessionBatch
 from pipeline.data.directory import Data
 from pipeline.data.loader import RaggedBatch, SessionLoader
 from pipeline.data.values import categories
-from pipeline.evaluation.recommendations import Lists, to_raw_ids
+from pipeline.evaluation.recommendations import Recommendations, to_raw_ids
 from pipeline.model.device import best_device
 from pipeline.model.run import Run
 
-_SCORES_IN_FLIGHT = 16_000_000
+_SCORES_PER_STEP = 16_000_000
 """Scores held at a time, 64 MB in float32: memory must not grow with sessions times items."""
 
 
 class Recommender:
     """A trained run that recommends in this process, without a server.
 
-    `data` is a directory that `pipeline preprocess` wrote, by the preprocessing that the run
-    learned from or going on from that, see `data_indices`, and `part` one of its parts: train,
-    valid or test. Sessions come in the order of the part's files, as from `loader.session_ids`; of
-    those of train the data holds the newest L + 1 interactions alone.
+    `data` is a data directory by the preprocessing that the run was trained on, or one that went
+    on from that (`Run.index_mapping`), and `part` one of its parts: train, valid or test. Sessions
+    are in the order of `loader.session_ids`; those of train are cut to their newest L + 1
+    interactions.
     """
 
     def __init__(self, run: Run) -> None:
@@ -62,33 +59,35 @@ class Recommender:
         blocked: Sequence[Any] = (),
         candidates: Sequence[Any] | None = None,
         batch_size: int = 256,
-    ) -> Iterator[Lists]:
-        """Up to `k` items that come after each session, of at most `batch_size` at a time.
+    ) -> Iterator[Recommendations]:
+        """Yield up to `k` items for each session, of at most `batch_size` sessions at a time.
 
-        `filter_seen` leaves out what stands anywhere in the session; `blocked` are raw ids that
-        no list holds, `candidates` the only ones that lists hold. Ids are taken as text or as
-        integers as the catalogue has them; those that it does not have are nothing to block, and
-        among candidates they are told in a warning. ConfigError if `k` is not between 1 and the
-        size of the catalogue, or if the ids leave nothing to recommend.
+        `filter_seen` leaves out every item of the session; `blocked` are raw ids that no list
+        holds, `candidates` the only ones that lists hold. Ids may be text or integers whatever the
+        type of the catalogue. Ids that are not in it are ignored among `blocked`, and named in a
+        warning among `candidates`. ConfigError if `k` is not between 1 and the size of the
+        catalogue, or if the ids leave nothing to recommend.
         """
         if not 1 <= k <= len(self.catalogue):
             raise ConfigError(f"k is {k}, expected 1 to {len(self.catalogue)}.")
         loader = self._loader(data, part, batch_size)
-        chosen = None if candidates is None else self._candidates(candidates)
-        left_out = np.unique(self._indices(blocked))
-        left_out = left_out[left_out >= FIRST_ITEM]
-        among = np.arange(len(self.catalogue)) + FIRST_ITEM if chosen is None else chosen
-        if np.isin(among, left_out).all():
+        candidate_items = None if candidates is None else self._candidates(candidates)
+        blocked_items = np.unique(self._indices(blocked))
+        blocked_items = blocked_items[blocked_items >= FIRST_ITEM]
+        allowed = candidate_items
+        if allowed is None:
+            allowed = np.arange(len(self.catalogue)) + FIRST_ITEM
+        if np.isin(allowed, blocked_items).all():
             raise ConfigError(
-                f"All {len(among)} items that could be recommended are blocked, expected one that "
-                "is not. Block fewer."
+                f"All {len(allowed)} items that could be recommended are blocked, expected one "
+                "that is not. Block fewer."
             )
-        return self._recommend(loader, k, filter_seen, left_out, chosen)
+        return self._recommend(loader, k, filter_seen, blocked_items, candidate_items)
 
     def session_embeddings(
         self, data: Data | Path, part: str, *, batch_size: int = 256
     ) -> Iterator[np.ndarray]:
-        """(B, E) float32 each: what is multiplied with `item_embeddings` to rank the items."""
+        """Yield (B, E) float32; their inner products with `item_embeddings` rank the items."""
         return self._session_embeddings(self._loader(data, part, batch_size))
 
     @torch.inference_mode()
@@ -96,8 +95,8 @@ class Recommender:
         """(items,) raw ids and (items, E) float32, for a vector index by inner product."""
         return self.catalogue, self.model.item_embeddings().cpu().numpy()
 
-    def is_known(self, ids: Sequence[Any]) -> np.ndarray:
-        """(n,) bool: which of these raw ids the catalogue has."""
+    def in_catalogue(self, ids: Sequence[Any]) -> np.ndarray:
+        """(n,) bool: which of these raw ids are in the catalogue."""
         return self._indices(ids) >= FIRST_ITEM
 
     def _loader(self, data: Data | Path, part: str, batch_size: int) -> SessionLoader:
@@ -114,33 +113,33 @@ class Recommender:
         )
 
     def _indices(self, ids: Sequence[Any]) -> np.ndarray:
-        """Raw ids -> (n,) item indices, PADDING for those that the catalogue does not have."""
+        """Raw ids -> (n,) item indices, PADDING for ids that are not in the catalogue."""
         texts = pa.array([None if i is None else str(i) for i in ids], pa.string())
         values, _ = categories([texts], self.fitted.item.type)
-        wanted = pa.Array.from_pandas(values, type=self.fitted.item.values.type)
-        found = pc.index_in(wanted, value_set=self.fitted.item.values)
-        places = pc.fill_null(found, PADDING - FIRST_ITEM).to_numpy(zero_copy_only=False)
-        return places.astype(np.int64) + FIRST_ITEM
+        catalogue = self.fitted.item.values
+        rows = pc.index_in(pa.Array.from_pandas(values, type=catalogue.type), value_set=catalogue)
+        rows = pc.fill_null(rows, PADDING - FIRST_ITEM).to_numpy(zero_copy_only=False)
+        return rows.astype(np.int64) + FIRST_ITEM
 
     def _candidates(self, ids: Sequence[Any]) -> np.ndarray:
         """(C,) item indices, each once."""
         indices = self._indices(ids)
         unknown = np.flatnonzero(indices < FIRST_ITEM)
-        named = ", ".join(repr(ids[at]) for at in unknown[:3])
+        examples = ", ".join(repr(ids[at]) for at in unknown[:3])
         if len(unknown) == len(ids):
-            found = f"None of the {len(ids)} candidates ({named}, ...)" if len(ids) else "No id"
+            none = f"None of the {len(ids)} candidates ({examples}, ...)" if len(ids) else "No id"
             raise ConfigError(
-                f"{found} is in the catalogue of {self.run.path}, expected some of its "
+                f"{none} is in the catalogue of {self.run.path}, expected some of its "
                 f"{len(self.catalogue)} raw ids, such as {self.catalogue[0]!r}."
             )
         if len(unknown):
             warnings.warn(
-                f"{len(unknown)} of {len(ids)} candidates are not in the catalogue: {named}.",
+                f"{len(unknown)} of {len(ids)} candidates are not in the catalogue: {examples}.",
                 InputWarning,
                 stacklevel=3,
             )
-        known = np.unique(indices)
-        return known[known >= FIRST_ITEM]
+        items = np.unique(indices)
+        return items[items >= FIRST_ITEM]
 
     @torch.inference_mode()
     def _recommend(
@@ -150,42 +149,43 @@ class Recommender:
         filter_seen: bool,
         blocked: np.ndarray,
         candidates: np.ndarray | None,
-    ) -> Iterator[Lists]:
-        left_out = torch.from_numpy(blocked).to(self._device)
-        among = None if candidates is None else torch.from_numpy(candidates).to(self._device)
-        step = max(1, _SCORES_IN_FLIGHT // (len(self.catalogue) + FIRST_ITEM))
+    ) -> Iterator[Recommendations]:
+        blocked_items = torch.from_numpy(blocked).to(self._device)
+        allowed = None if candidates is None else torch.from_numpy(candidates).to(self._device)
+        step = max(1, _SCORES_PER_STEP // (len(self.catalogue) + FIRST_ITEM))
         for batch in loader:
-            for rows in torch.arange(batch.lengths.numel(), device=batch.offsets.device).split(
-                step
-            ):
-                excluded = left_out
+            for rows in _all_rows(batch).split(step):
+                excluded = blocked_items
                 if filter_seen:
-                    # of the whole session, not of what the model reads of it
-                    seen = _items(batch, rows, self.model.inputs.item).to(self._device)  # (b, E)
-                    excluded = torch.cat([seen, left_out.expand(len(rows), -1)], 1)
+                    # items of the whole session, not only of what the model reads
+                    seen = _items(batch, rows, self.model.inputs.item).to(self._device)  # (b, X)
+                    excluded = torch.cat([seen, blocked_items.expand(len(rows), -1)], 1)
                 best = self.model.top_k(
                     self._newest(batch, rows),
                     k,
                     excluded=excluded if excluded.numel() else None,
-                    candidates=among,
+                    candidates=allowed,
                 )
                 yield to_raw_ids(best, self.catalogue)
 
     @torch.inference_mode()
     def _session_embeddings(self, loader: SessionLoader) -> Iterator[np.ndarray]:
         for batch in loader:
-            rows = torch.arange(batch.lengths.numel(), device=batch.offsets.device)
-            yield self.model.session_embeddings(self._newest(batch, rows)).cpu().numpy()
+            yield self.model.session_embeddings(self._newest(batch, _all_rows(batch))).cpu().numpy()
 
     def _newest(self, batch: RaggedBatch, rows: Tensor) -> SessionBatch:
-        """(b,) rows -> what the model reads of them."""
+        """(b,) rows -> their newest L interactions, which the model reads."""
         stops = batch.lengths[rows]
         starts = (stops - self._longest).clamp(min=0) if self._longest else torch.zeros_like(stops)
         return batch.window(rows, starts, stops).to(self._device)
 
 
+def _all_rows(batch: RaggedBatch) -> Tensor:
+    return torch.arange(batch.lengths.numel(), device=batch.offsets.device)
+
+
 def _items(batch: RaggedBatch, rows: Tensor, item: str) -> Tensor:
-    """(b,) rows -> (b, E) item indices of the whole sessions, padded."""
-    alone = RaggedBatch({item: batch.sequences[item]}, {}, batch.offsets)
+    """(b,) rows -> (b, X) item indices of the whole sessions, padded."""
+    items = RaggedBatch({item: batch.sequences[item]}, {}, batch.offsets)
     stops = batch.lengths[rows]
-    return alone.window(rows, torch.zeros_like(stops), stops).features[item].to(torch.int64)
+    return items.window(rows, torch.zeros_like(stops), stops).features[item].to(torch.int64)

@@ -1,17 +1,18 @@
-"""`pipeline evaluate`: a run beside the baselines, on the same targets of one part of the data."""
+"""`pipeline evaluate`: a run and the baselines, ranked on the same targets of one part."""
 
 import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pipeline.core.columns import FIRST_ITEM, ITEM
 from pipeline.core.errors import ArtifactError
 from pipeline.data.directory import Data
-from pipeline.data.interactions import read_interactions
+from pipeline.data.interactions import Interactions, read_interactions
 from pipeline.data.loader import SessionLoader
-from pipeline.evaluation.baselines.models import BASELINES, rank_by_baselines
+from pipeline.evaluation.baselines import BASELINES, rank_by_baselines
 from pipeline.evaluation.breakdowns import Targets, break_down, describe_targets
 from pipeline.evaluation.metrics import (
     DEFAULT_CUTOFFS,
@@ -21,13 +22,28 @@ from pipeline.evaluation.metrics import (
     margin,
     ranking_metrics,
 )
+from pipeline.evaluation.result import Cost, Difference, Evaluation, GroupResult
 from pipeline.evaluation.targets import Positions, prefixes, rank_targets
 from pipeline.model.device import best_device, peak_memory_mb
+from pipeline.model.model import Model
 from pipeline.model.run import Run
 
-_SESSIONS_AT_ONCE = 4096
+_SESSIONS_PER_BATCH = 4096
 _GROUP_METRICS = ("recall", "ndcg", "mrr")
 """Metrics of a breakdown; the others follow from them."""
+
+Gains = Mapping[str, np.ndarray]
+"""(N,) gains of the targets by `metric@K`; their means are the metrics."""
+
+
+@dataclass(frozen=True)
+class _Protocol:
+    """Which targets are ranked, and how."""
+
+    part: str
+    positions: Positions
+    cutoffs: tuple[int, ...]
+    filter_seen: bool
 
 
 def evaluate(
@@ -39,170 +55,207 @@ def evaluate(
     cutoffs: tuple[int, ...] = DEFAULT_CUTOFFS,
     baselines: bool = True,
     filter_seen: bool | None = None,
-) -> dict[str, Any]:
-    """Metrics of a run, and of the baselines, on one part of `data`, over the full catalogue.
+) -> Evaluation:
+    """Rank the targets of one part of `data` in the full catalogue; return metrics of each model.
 
-    Where `positions` is not given, every position but the first is a target, or the last alone in
-    data that were split by leave-one-out; where `filter_seen` is not given, the recipe of the data
-    decides whether what came before a target is ranked. `data` may be what preprocessing made of
-    other logs, going on from the run's data: what is new there is unknown to all models. Baselines
-    learn from its train part, and are left out where that is the part to rank.
-    Returns {"part", "positions", "filter_seen", "sessions", "targets", "unknown_targets",
-    "other_data", "new_items", "catalogue_items", "results", "margins", "differences", "breakdowns",
-    "cost"}. `other_data` is whether the run was trained on other sessions than the train part of
-    the data, `new_items` how many of their items it does not know. By a model's name, `results` has
-    its metrics, those of ranks and those of its top-K lists, a list for each target, None for what
-    is not defined, such as the popularity bias where training saw none of the targets; `margins`
-    has half the 95 % intervals of the metrics of ranks (see `metrics.margin`). `differences` has,
-    by metric, how far the run is above the best baseline, and the margin of that. `breakdowns` has
-    the same for groups of targets, `cost` seconds and memory.
+    `positions`: every interaction but the first is a target, or the last; by default all, or the
+    last in data that were split by leave-one-out. `filter_seen` leaves the interactions before a
+    target out of its ranking; by default as the recipe of the data says. `data` may be made of
+    other logs if its preprocessing went on from the run's data: its new items are unknown to all
+    models. Baselines learn from the train part of `data`, and are left out where a run that was
+    trained on other data ranks that part.
     ArtifactError if `data` has another catalogue that does not go on from the run's, or other
-    features, or other statistics of these, or training sessions that are cut shorter.
+    features, or other statistics of these, or training sessions that are cut shorter; also if no
+    session of the part has two interactions.
     """
     run, data = Run.open(run), Data.open(data)
-    rows = run.index_mapping(data)
-    other_data = bool(rows) or not run.was_trained_on(data)
     recipe = data.recipe
-    positions = positions or recipe.target_positions
-    filter_seen = recipe.filter_seen if filter_seen is None else filter_seen
+    index_mapping = run.index_mapping(data)
+    other_data = bool(index_mapping) or not run.was_trained_on(data)
+    protocol = _Protocol(
+        part,
+        positions or recipe.target_positions,
+        cutoffs,
+        recipe.filter_seen if filter_seen is None else filter_seen,
+    )
     model = run.model.to(best_device())
-    longest = model.inputs.max_sequence_length
-    assert longest is not None  # noqa: S101
+    num_rows = model.inputs.item_table.num_embeddings
+    run_name = f"{run.name} (run)" if run.name in BASELINES else run.name
+
+    rankings, seconds = {}, {}
+    rankings[run_name], seconds[run_name] = _rank_by_model(model, data, protocol, index_mapping)
+    history = read_interactions(data.path, "train", by_time=True, rows=index_mapping)
+    interactions = read_interactions(data.path, part, rows=index_mapping)
+    targets = describe_targets(interactions, protocol.positions)
+    # groups and baselines see the same targets as the model
+    assert np.array_equal(targets.items, rankings[run_name].targets)  # noqa: S101
+    if baselines and not (other_data and part == "train"):
+        longest = model.inputs.max_sequence_length
+        assert longest is not None  # noqa: S101
+        for name, ranked, duration in _rank_by_baselines(
+            history, interactions, protocol, num_rows, longest
+        ):
+            rankings[name], seconds[name] = ranked, duration
+
+    item_counts = np.bincount(history.values, minlength=num_rows)[FIRST_ITEM:]
+    gains_by_model = {name: gains(ranked.ranks, cutoffs) for name, ranked in rankings.items()}
+    num_sessions = len(np.unique(targets.sessions))
+    return Evaluation(
+        part=part,
+        positions=protocol.positions,
+        filter_seen=protocol.filter_seen,
+        sessions=num_sessions,
+        targets=len(targets.items),
+        unknown_targets=int((targets.items < FIRST_ITEM).sum()),
+        other_data=other_data,
+        new_items=len(index_mapping.get(ITEM, range(num_rows))) - num_rows,
+        catalogue_items=num_rows - FIRST_ITEM,
+        results={
+            name: {
+                **ranking_metrics(ranked.ranks, cutoffs),
+                **list_metrics(ranked.exposure, cutoffs, ranked.targets, item_counts),
+            }
+            for name, ranked in rankings.items()
+        },
+        margins={
+            name: {metric: margin(values, targets.sessions) for metric, values in by_metric.items()}
+            for name, by_metric in gains_by_model.items()
+        },
+        differences=_differences(gains_by_model, run_name, targets.sessions),
+        breakdowns=_breakdowns(
+            gains_by_model, targets, item_counts, cutoffs, by_time=recipe.timestamp is not None
+        ),
+        cost=_cost(model, seconds, num_sessions, len(targets.items)),
+    )
+
+
+def _rank_by_model(
+    model: Model, data: Data, protocol: _Protocol, index_mapping: Mapping[str, np.ndarray]
+) -> tuple[Ranked, float]:
+    """Return the ranks of the targets by the model, and its seconds."""
     loader = SessionLoader(
         data.path,
-        part,
+        protocol.part,
         item=model.inputs.item,
         features=model.inputs.feature_names,
-        batch_size=_SESSIONS_AT_ONCE,
-        indices=rows,
+        batch_size=_SESSIONS_PER_BATCH,
+        indices=index_mapping,
     )
-    own = _name(run)
-    begin = time.monotonic()
-    rankings = {
-        own: rank_targets(model, loader, positions, list_lengths=cutoffs, filter_seen=filter_seen)
-    }
-    seconds = {own: time.monotonic() - begin}
-    ranked = rankings[own]
+    start = time.monotonic()
+    ranked = rank_targets(
+        model,
+        loader,
+        protocol.positions,
+        list_lengths=protocol.cutoffs,
+        filter_seen=protocol.filter_seen,
+    )
     if not len(ranked.ranks):
         raise ArtifactError(
-            f"{data.path} has no {part} session of two interactions or more: nothing to predict."
+            f"{data.path} has no {protocol.part} session of two interactions or more: nothing to "
+            "predict."
         )
-    num_rows = model.inputs.item_table.num_embeddings
-    new_items = len(rows.get(ITEM, range(num_rows))) - num_rows
-    baselines = baselines and not (other_data and part == "train")
-    history = read_interactions(data.path, "train", by_time=True, rows=rows)
-    counts = np.bincount(history.values, minlength=num_rows)[FIRST_ITEM:]
-    interactions = read_interactions(data.path, part, rows=rows)
-    targets = describe_targets(interactions, positions)
-    # groups and baselines see the same targets as the model
-    assert np.array_equal(targets.items, ranked.targets)  # noqa: S101
-    if baselines:
-        sessions = interactions.values, interactions.offsets
-        before = prefixes(*sessions, positions, longest)
+    return ranked, time.monotonic() - start
+
+
+def _rank_by_baselines(
+    history: Interactions,
+    interactions: Interactions,
+    protocol: _Protocol,
+    num_rows: int,
+    longest: int,
+) -> Iterator[tuple[str, Ranked, float]]:
+    """Fit each baseline on `history`; yield its name, the ranks of the targets and its seconds."""
+    sessions = interactions.values, interactions.offsets
+    read = prefixes(*sessions, protocol.positions, longest)
+    seen = None
+    if protocol.filter_seen:
         # also what lies further back than a model reads
-        whole = prefixes(*sessions, positions, 2**31) if filter_seen else None
-        begin = time.monotonic()
-        for name, found in rank_by_baselines(
-            history.values,
-            history.offsets,
-            num_rows,
-            *before,
-            list_lengths=cutoffs,
-            seen=None if whole is None else (whole.values, whole.offsets),
-        ):
-            rankings[name] = found
-            seconds[name] = time.monotonic() - begin
-            begin = time.monotonic()
-    worth = {name: gains(found.ranks, cutoffs) for name, found in rankings.items()}
-    num_sessions = len(np.unique(targets.sessions))
-    return {
-        "part": part,
-        "positions": positions,
-        "filter_seen": filter_seen,
-        "sessions": num_sessions,
-        "targets": len(ranked.ranks),
-        "unknown_targets": int((ranked.targets < FIRST_ITEM).sum()),
-        "other_data": other_data,
-        "new_items": new_items,
-        "catalogue_items": num_rows - FIRST_ITEM,
-        "results": {name: _metrics(found, cutoffs, counts) for name, found in rankings.items()},
-        "margins": {
-            name: {metric: margin(values, targets.sessions) for metric, values in found.items()}
-            for name, found in worth.items()
-        },
-        "differences": _differences(worth, own, targets.sessions),
-        "breakdowns": _breakdowns(
-            worth,
-            targets,
-            counts,
-            tuple(f"{metric}@{cutoff}" for cutoff in cutoffs for metric in _GROUP_METRICS),
-            by_time=recipe.timestamp is not None,
-        ),
-        "cost": {
-            "seconds": {name: round(value, 3) for name, value in seconds.items()},
-            "sessions_per_second": round(num_sessions / max(seconds[own], 1e-9), 1),
-            "targets_per_second": round(len(ranked.ranks) / max(seconds[own], 1e-9), 1),
-            "peak_memory_mb": peak_memory_mb(next(model.parameters()).device),
-            "device": str(next(model.parameters()).device),
-        },
-    }
-
-
-def _name(run: Run) -> str:
-    return f"{run.name} (run)" if run.name in BASELINES else run.name
-
-
-def _metrics(
-    found: Ranked, cutoffs: tuple[int, ...], counts: np.ndarray
-) -> dict[str, float | None]:
-    return {
-        **ranking_metrics(found.ranks, cutoffs),
-        **list_metrics(found.exposure, cutoffs, found.targets, counts),
-    }
+        whole = prefixes(*sessions, protocol.positions, 2**31)
+        seen = whole.values, whole.offsets
+    start = time.monotonic()
+    for name, ranked in rank_by_baselines(
+        history.values,
+        history.offsets,
+        num_rows,
+        *read,
+        list_lengths=protocol.cutoffs,
+        seen=seen,
+    ):
+        yield name, ranked, time.monotonic() - start
+        start = time.monotonic()
 
 
 def _differences(
-    worth: dict[str, dict[str, np.ndarray]], own: str, sessions: np.ndarray
-) -> dict[str, dict[str, Any]]:
-    """By metric, the run against the baseline that has the highest mean; on the same targets."""
-    baselines = [name for name in worth if name != own]
+    gains_by_model: Mapping[str, Gains], run_name: str, sessions: np.ndarray
+) -> dict[str, Difference]:
+    """By metric, the run minus the baseline with the highest mean; on the same targets."""
+    baselines = [name for name in gains_by_model if name != run_name]
     if not baselines:
         return {}
-    found = {}
-    for metric, values in worth[own].items():
-        best = max(baselines, key=lambda name: float(worth[name][metric].mean()))
-        difference = values - worth[best][metric]
-        found[metric] = {
-            "baseline": best,
-            "difference": float(difference.mean()),
-            "margin": margin(difference, sessions),
-        }
-    return found
+    differences = {}
+    for metric, values in gains_by_model[run_name].items():
+        best = max(baselines, key=lambda name: float(gains_by_model[name][metric].mean()))
+        difference = values - gains_by_model[best][metric]
+        differences[metric] = Difference(
+            best, float(difference.mean()), margin(difference, sessions)
+        )
+    return differences
 
 
 def _breakdowns(
-    worth: dict[str, dict[str, np.ndarray]],
+    gains_by_model: Mapping[str, Gains],
     targets: Targets,
-    counts: np.ndarray,
-    metrics: tuple[str, ...],
+    item_counts: np.ndarray,
+    cutoffs: tuple[int, ...],
     *,
     by_time: bool,
-) -> dict[str, list[dict[str, Any]]]:
-    found: dict[str, list[dict[str, Any]]] = {}
-    for by, groups in break_down(targets, counts, by_time=by_time).items():
-        found[by] = []
-        for label, members in groups:
-            sessions = targets.sessions[members]
-            entry: dict[str, Any] = {
-                "group": label,
-                "targets": int(members.sum()),
-                "sessions": len(np.unique(sessions)),
-                "results": {},
-                "margins": {},
-            }
-            for name, of_each in worth.items():
-                of_group = {metric: of_each[metric][members] for metric in metrics}
-                entry["results"][name] = {m: float(v.mean()) for m, v in of_group.items()}
-                entry["margins"][name] = {m: margin(v, sessions) for m, v in of_group.items()}
-            found[by].append(entry)
-    return found
+) -> dict[str, list[GroupResult]]:
+    metrics = [f"{metric}@{cutoff}" for cutoff in cutoffs for metric in _GROUP_METRICS]
+    breakdowns = {}
+    for by, groups in break_down(targets, item_counts, by_time=by_time).items():
+        breakdowns[by] = [
+            _group_result(gains_by_model, metrics, group.label, group.members, targets.sessions)
+            for group in groups
+        ]
+    return breakdowns
+
+
+def _group_result(
+    gains_by_model: Mapping[str, Gains],
+    metrics: list[str],
+    label: str,
+    members: np.ndarray,
+    sessions: np.ndarray,
+) -> GroupResult:
+    """Metrics over the targets of which `members` (N,) is true."""
+    sessions = sessions[members]
+    members_gains = {
+        name: {metric: by_metric[metric][members] for metric in metrics}
+        for name, by_metric in gains_by_model.items()
+    }
+    return GroupResult(
+        group=label,
+        targets=int(members.sum()),
+        sessions=len(np.unique(sessions)),
+        results={
+            name: {metric: float(values.mean()) for metric, values in by_metric.items()}
+            for name, by_metric in members_gains.items()
+        },
+        margins={
+            name: {metric: margin(values, sessions) for metric, values in by_metric.items()}
+            for name, by_metric in members_gains.items()
+        },
+    )
+
+
+def _cost(model: Model, seconds: dict[str, float], num_sessions: int, num_targets: int) -> Cost:
+    """`seconds` by model, the run first."""
+    device = next(model.parameters()).device
+    model_seconds = max(next(iter(seconds.values())), 1e-9)
+    return Cost(
+        seconds={name: round(value, 3) for name, value in seconds.items()},
+        sessions_per_second=round(num_sessions / model_seconds, 1),
+        targets_per_second=round(num_targets / model_seconds, 1),
+        peak_memory_mb=peak_memory_mb(device),
+        device=str(device),
+    )

@@ -98,18 +98,18 @@ def test_new_values_are_unknown_or_in_their_bucket_as_in_a_request(folder: Path)
 def test_other_data_rank_as_a_test_part_of_the_runs_own(folder: Path) -> None:
     """The features that come from the log, the buckets and the standardized ones included."""
     own = evaluate(folder / "run", folder / "week", part="test", baselines=False)
-    assert not own["other_data"]
-    assert own["new_items"] == 0
+    assert not own.other_data
+    assert own.new_items == 0
     for data, part in (("later", "test"), ("day", "train")):
         found = evaluate(folder / "run", folder / data, part=part, baselines=False)
-        assert found["other_data"]
-        assert found["new_items"] == 4
+        assert found.other_data
+        assert found.new_items == 4
         for name in ("targets", "unknown_targets", "catalogue_items"):
             assert found[name] == own[name], name
-        assert own["unknown_targets"] > 20
-        for metric, value in own["results"]["run"].items():
+        assert own.unknown_targets > 20
+        for metric, value in own.results["run"].items():
             if part == "test" or "popularity" not in metric:  # which is that in the train part
-                assert found["results"]["run"][metric] == pytest.approx(value), metric
+                assert found.results["run"][metric] == pytest.approx(value), metric
 
 
 def test_sessions_that_the_means_have_never_seen_read_them_as_a_request_does(folder: Path) -> None:
@@ -129,14 +129,14 @@ def test_baselines_have_the_runs_catalogue_and_never_the_sessions_that_are_ranke
 ) -> None:
     own = evaluate(folder / "run", folder / "week", part="test")
     found = evaluate(folder / "run", folder / "later", part="test")
-    for name, results in own["results"].items():
-        assert found["results"][name] == pytest.approx(results), name
-    assert evaluate(folder / "run", folder / "week", part="train")["results"].keys() > {"run"}
+    for name, results in own.results.items():
+        assert found.results[name] == pytest.approx(results), name
+    assert evaluate(folder / "run", folder / "week", part="train").results.keys() > {"run"}
     assert Run.open(folder / "run").index_mapping(Data.open(folder / "quiet")) == {}
     for data in ("day", "quiet"):  # with and without a value that the run does not know
         alone = evaluate(folder / "run", folder / data, part="train")
-        assert list(alone["results"]) == ["run"]
-        assert alone["other_data"]
+        assert list(alone.results) == ["run"]
+        assert alone.other_data
 
 
 def test_lists_are_those_of_the_same_sessions_in_the_runs_own_data(folder: Path) -> None:
@@ -179,7 +179,7 @@ def test_means_of_another_log_are_refused(folder: Path, tmp_path: Path) -> None:
 
 OTHERS = "The run was trained on other sessions than the data have"
 NEW = f"{OTHERS}, and does not know 4 of their items."
-NO_BASELINES = "Baselines could learn from these same sessions alone, so there are none."
+NO_BASELINES = "Baselines could learn from these same sessions alone, so they are left out."
 
 
 def run_command(*words: Any) -> Any:
@@ -219,7 +219,7 @@ def test_what_no_index_and_no_number_depends_on_may_differ(folder: Path, tmp_pat
     preprocess(recipe, [folder / "True.csv"], [], tmp_path / "day", base=folder / "week")
     own = evaluate(folder / "run", folder / "day", part="train")
     found = evaluate(folder / "run", tmp_path / "day", part="train")
-    assert found["results"] == own["results"]
+    assert found.results == own.results
 
 
 def test_sessions_that_are_cut_shorter_than_the_run_reads_are_refused(

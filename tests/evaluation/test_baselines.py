@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.core.columns import FIRST_ITEM, NULL, OUT_OF_VOCABULARY, PADDING
-from pipeline.evaluation.baselines import ranking as baseline_ranking
-from pipeline.evaluation.baselines.models import (
+from pipeline.evaluation.baselines import (
     covisitation,
     popularity,
     rank_by_baselines,
@@ -20,6 +19,7 @@ from pipeline.evaluation.baselines.models import (
     sequential_rules,
     session_knn,
 )
+from pipeline.evaluation.baselines import ranking as baseline_ranking
 from pipeline.evaluation.baselines.ranking import Array, Baseline, rank_by_baseline
 
 A, B, C, D, E = range(FIRST_ITEM, FIRST_ITEM + 5)
@@ -60,7 +60,6 @@ def test_recent_popularity_counts_the_newest_tenth_and_then_all() -> None:
     # The newest two of twenty: D 2, B 1; of the others A has more than C
     old = [[A, C], [A, B]] * 9
     baseline = recent_popularity(*ragged([*old, [D], [B, D]]), NUM_ROWS)
-    assert baseline.name == "recent-popularity"
     assert ranks_after(baseline, [A], [D, B, A, C, E]) == [1, 2, 3, 4, LAST]
     # A and C are equal in both
     tied = recent_popularity(*ragged([[A], [C], *[[B]] * 18]), NUM_ROWS)

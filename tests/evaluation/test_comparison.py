@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.evaluation.baselines.models import BASELINES
+from pipeline.evaluation.baselines import BASELINES
 from pipeline.evaluation.metrics import METRICS
 from pipeline.evaluation.run import evaluate
 from tests.conftest import Shop
@@ -13,7 +13,7 @@ from tests.conftest import Shop
 
 @pytest.fixture(scope="module")
 def result(shop: Shop) -> dict[str, Any]:
-    return evaluate(shop.run, shop.data, cutoffs=(5, 20))
+    return evaluate(shop.run, shop.data, cutoffs=(5, 20)).to_dict()
 
 
 def test_every_ranking_metric_of_every_model_has_a_margin(result: dict[str, Any]) -> None:
@@ -54,7 +54,7 @@ def test_the_mean_over_groups_is_the_mean_over_all(result: dict[str, Any]) -> No
 
 
 def test_the_last_positions_are_one_target_a_session(shop: Shop) -> None:
-    result = evaluate(shop.run, shop.data, positions="last", baselines=False)
+    result = evaluate(shop.run, shop.data, positions="last", baselines=False).to_dict()
     assert result["targets"] <= result["sessions"]
     assert list(result["results"]) == ["run"]
     assert result["differences"] == {}

@@ -20,7 +20,11 @@ from pipeline.data.batch import SessionBatch
 from pipeline.data.loader import session_ids
 from pipeline.data.schema import Schema
 from pipeline.evaluation import recommender as prediction
-from pipeline.evaluation.predict import write_item_embeddings, write_lists, write_session_embeddings
+from pipeline.evaluation.predict import (
+    write_item_embeddings,
+    write_recommendations,
+    write_session_embeddings,
+)
 from pipeline.evaluation.recommender import Recommender
 from pipeline.model.build import build_model
 from pipeline.model.run import Run
@@ -131,7 +135,7 @@ def test_scores_are_held_a_few_sessions_at_a_time(
     shop: Shop, recommender: Recommender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = listed(recommender.recommend(shop.data, "valid", 5, filter_seen=True))
-    monkeypatch.setattr(prediction, "_SCORES_IN_FLIGHT", 3 * NUM_ITEMS + 9)
+    monkeypatch.setattr(prediction, "_SCORES_PER_STEP", 3 * NUM_ITEMS + 9)
     parts = list(recommender.recommend(shop.data, "valid", 5, filter_seen=True))
     assert max(len(lists.counts) for lists in parts) == 3
     assert listed(parts) == whole
@@ -173,7 +177,7 @@ def test_ids_of_a_filter_are_taken_as_the_catalogue_has_them(
     recommender = Recommender.open(run)
     lists = listed(recommender.recommend(data, "test", 10, candidates=ids))
     assert all(set(found) == {11, 12} for found in lists)
-    assert recommender.is_known([*ids, "011", "eleven", None, 99, 2.5]).tolist() == [
+    assert recommender.in_catalogue([*ids, "011", "eleven", None, 99, 2.5]).tolist() == [
         *([True] * 2),
         *([False] * 5),
     ]
@@ -298,7 +302,7 @@ def test_lists_are_written_with_the_ids_of_their_sessions(
 ) -> None:
     data, run = numbers
     out = tmp_path / "new" / "lists.parquet"
-    facts = write_lists(run, data, "test", out, k=8, filter_seen=True, blocked=[11, "x"])
+    facts = write_recommendations(run, data, "test", out, k=8, filter_seen=True, blocked=[11, "x"])
     table = pq.read_table(out)
     assert table.schema.types == [pa.int64(), pa.list_(pa.int64()), pa.list_(pa.float32())]
     assert table.column_names == ["session_id", "item_ids", "scores"]
@@ -324,7 +328,7 @@ def test_lists_of_sessions_without_an_id_have_no_such_column(shop: Shop, tmp_pat
     table = pq.read_table(shop.data / "sessions" / "test")
     data = with_test_files(shop.data, tmp_path / "data", [table.drop_columns(["session_id"])])
     out = tmp_path / "lists.parquet"
-    write_lists(shop.run, data, "test", out, k=3, candidates=["sku-00001", "sku-x"])
+    write_recommendations(shop.run, data, "test", out, k=3, candidates=["sku-00001", "sku-x"])
     assert pq.read_table(out)["item_ids"].to_pylist() == [["sku-00001"]] * table.num_rows
     assert pq.read_schema(out).names == ["item_ids", "scores"]
 
@@ -333,7 +337,7 @@ def test_a_part_without_a_session_gives_an_empty_file(shop: Shop, tmp_path: Path
     table = pq.read_table(shop.data / "sessions" / "test")
     data = with_test_files(shop.data, tmp_path / "data", [table.slice(0, 0)])
     out = tmp_path / "lists.parquet"
-    assert write_lists(shop.run, data, "test", out, filter_seen=True)["sessions"] == 0
+    assert write_recommendations(shop.run, data, "test", out, filter_seen=True)["sessions"] == 0
     assert pq.read_table(out).num_rows == 0
 
 
@@ -360,18 +364,18 @@ def test_a_file_of_ours_is_replaced_and_another_is_left_alone(
     data, run = numbers
     out = tmp_path / "lists.parquet"
     for k in (1, 2):
-        write_lists(run, data, "test", out, k=k)
+        write_recommendations(run, data, "test", out, k=k)
         assert len(pq.read_table(out)["item_ids"][0]) == k
     for content in (b"notes", b""):
         out.write_bytes(content)
         with pytest.raises(ConfigError, match="holds something else"):
-            write_lists(run, data, "test", out)
+            write_recommendations(run, data, "test", out)
         assert out.read_bytes() == content
     pq.write_table(pa.table({"click": [1]}), out)
     with pytest.raises(ConfigError, match="holds something else"):
         write_item_embeddings(run, out)
     with pytest.raises(ConfigError, match="expected a name that ends in"):
-        write_lists(run, data, "test", tmp_path / "lists.csv")
+        write_recommendations(run, data, "test", tmp_path / "lists.csv")
 
 
 def test_a_file_is_whole_or_absent(tmp_path: Path) -> None:

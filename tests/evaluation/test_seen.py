@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from pipeline.data.batch import SessionBatch
 from pipeline.data.loader import RaggedBatch
 from pipeline.data.schema import ColumnSchema, Schema
-from pipeline.evaluation.baselines.filter_seen import WithoutSeen
-from pipeline.evaluation.baselines.models import (
+from pipeline.evaluation.baselines import (
     covisitation,
     popularity,
     recent_popularity,
     sequential_rules,
     session_knn,
 )
+from pipeline.evaluation.baselines.filter_seen import WithoutSeen
 from pipeline.evaluation.baselines.ranking import rank_by_baseline
 from pipeline.evaluation.run import evaluate
 from pipeline.evaluation.targets import prefixes, rank_targets
@@ -131,9 +131,9 @@ def test_the_recipe_of_the_data_decides_unless_it_is_said(tmp_path: Path) -> Non
         tmp_path / "data", ModelConfig(architecture="gru", d_model=4), chosen, tmp_path / "run"
     )
     found = evaluate(tmp_path / "run", tmp_path / "data", part="valid", cutoffs=(10,))
-    assert found["filter_seen"]
-    assert facts["valid_mrr@10"] == pytest.approx(found["results"]["run"]["mrr@10"])
-    assert "recent-popularity" in found["results"]
+    assert found.filter_seen
+    assert facts["valid_mrr@10"] == pytest.approx(found.results["run"]["mrr@10"])
+    assert "recent-popularity" in found.results
     facts = write_report(
         tmp_path / "run", tmp_path / "data", tmp_path / "report.html", baselines=False
     )
@@ -147,7 +147,7 @@ def test_the_recipe_of_the_data_decides_unless_it_is_said(tmp_path: Path) -> Non
     kept = evaluate(
         tmp_path / "run", tmp_path / "data", part="valid", cutoffs=(10,), filter_seen=False
     )
-    assert not kept["filter_seen"]
-    for name in kept["results"]:
-        assert kept["results"][name]["mrr@10"] <= found["results"][name]["mrr@10"]
-    assert kept["results"]["run"]["mrr@10"] < found["results"]["run"]["mrr@10"]
+    assert not kept.filter_seen
+    for name in kept.results:
+        assert kept.results[name]["mrr@10"] <= found.results[name]["mrr@10"]
+    assert kept.results["run"]["mrr@10"] < found.results["run"]["mrr@10"]

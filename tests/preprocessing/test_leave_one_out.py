@@ -163,10 +163,10 @@ def test_validation_and_evaluation_look_at_the_last_interaction_alone(tmp_path: 
     chosen = TrainConfig(epochs=1, batch_size=4, metric="ndcg@10")
     facts = train(data, model, chosen, tmp_path / "run")
     found = evaluate(tmp_path / "run", data)
-    assert (found["positions"], found["targets"], found["catalogue_items"]) == ("last", 3, 7)
-    assert found["unknown_targets"] == 0
+    assert (found.positions, found.targets, found.catalogue_items) == ("last", 3, 7)
+    assert found.unknown_targets == 0
     valid = {
-        positions: evaluate(tmp_path / "run", data, part="valid", positions=positions)["results"]
+        positions: evaluate(tmp_path / "run", data, part="valid", positions=positions).results
         for positions in (None, "all")
     }
     assert facts["valid_ndcg@10"] == pytest.approx(valid[None]["run"]["ndcg@10"])

@@ -120,7 +120,7 @@ def test_a_recipe_trains_evaluates_and_exports(
 ) -> None:
     run = trained(shop, tmp_path, recipe(model, **training))
     result = evaluate(run, shop.data, baselines=False, cutoffs=(20,))
-    assert 0 < result["results"]["run"]["recall@20"] <= 1
+    assert 0 < result.results["run"]["recall@20"] <= 1
     facts = export(run, tmp_path / "repository")
     assert facts["largest_score_difference"] < 1e-4
 

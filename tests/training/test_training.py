@@ -87,7 +87,7 @@ def test_a_run_learns_says_so_and_beats_popularity(shop: Shop) -> None:
     assert losses[-1] < losses[0]
     best = max(line["eval_ndcg@20"] for line in lines if "eval_ndcg@20" in line)
     assert facts["valid_ndcg@20"] == best
-    results = evaluate(shop.run, shop.data, cutoffs=(20,))["results"]
+    results = evaluate(shop.run, shop.data, cutoffs=(20,)).results
     assert results["run"]["recall@20"] > results["popularity"]["recall@20"]
     # popularity shows everybody the same 20 of the 200 items
     assert results["popularity"]["coverage@20"] == 0.1
@@ -101,7 +101,7 @@ def test_a_run_learns_says_so_and_beats_popularity(shop: Shop) -> None:
 def test_the_weights_of_a_run_are_those_of_its_best_epoch(shop: Shop) -> None:
     facts = read_manifest(shop.run, "run")
     again = evaluate(shop.run, shop.data, part="valid", cutoffs=(20,), baselines=False)
-    assert again["results"]["run"]["ndcg@20"] == pytest.approx(facts["valid_ndcg@20"], abs=1e-6)
+    assert again.results["run"]["ndcg@20"] == pytest.approx(facts["valid_ndcg@20"], abs=1e-6)
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(
@@ -129,8 +129,8 @@ def test_the_other_architectures_train_and_evaluate(
             positions=positions,
             baselines=False,  # type: ignore[arg-type]
         )
-        assert 0 <= result["results"]["run"]["recall@20"] <= 1
-        assert result["targets"] > 0
+        assert 0 <= result.results["run"]["recall@20"] <= 1
+        assert result.targets > 0
 
 
 def test_training_stops_when_no_better_epoch_comes(shop: Shop, tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_a_feature_of_the_session_tells_nothing_of_its_target(tmp_path: Path) ->
     config = ModelConfig(d_model=16, n_head=2, n_layer=1)
     train(tmp_path / "data", config, TrainConfig(epochs=15, learning_rate=0.01), tmp_path / "run")
     result = evaluate(tmp_path / "run", tmp_path / "data", positions="last", cutoffs=(1,))
-    assert result["results"]["run"]["recall@1"] < 0.35  # 1 in 9 is chance, the leak gave .92
+    assert result.results["run"]["recall@1"] < 0.35  # 1 in 9 is chance, the leak gave .92
 
 
 @pytest.mark.gpu
@@ -230,7 +230,7 @@ def test_training_uses_the_gpu_where_there_is_one(shop: Shop, tmp_path: Path) ->
     )
     assert facts["device"].startswith("cuda")
     result = evaluate(tmp_path / "run", shop.data, baselines=False)
-    assert np.isfinite(result["results"]["run"]["recall@20"])
+    assert np.isfinite(result.results["run"]["recall@20"])
 
 
 @given(weights=st.lists(st.integers(1, 60), min_size=1, max_size=300), mean=st.integers(1, 50))

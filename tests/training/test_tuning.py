@@ -66,7 +66,7 @@ def test_the_best_trial_is_a_recipe_and_a_run(searched: tuple, data: Path) -> No
     assert recipe.model.d_model == best["settings"]["model.d_model"]
     assert recipe.preprocess == Recipe.from_dict(RECIPE, "recipe").preprocess
     run = out / "runs" / str(best["trial"])
-    found = evaluate(run, data, part="valid", baselines=False)["results"][run.name]
+    found = evaluate(run, data, part="valid", baselines=False).results[run.name]
     assert found["ndcg@10"] == pytest.approx(best["value"])
     assert json.loads((out / "trials.json").read_text()) == facts
 

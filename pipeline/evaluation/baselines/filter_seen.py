@@ -1,7 +1,7 @@
-"""Baselines without what a session holds already, for logs in which nothing comes twice.
+"""Baselines that leave the items of the prefix out, for logs in which no item comes twice.
 
-The published figures of the leave-one-out data sets are such. A target that stands in its own past
-cannot be hit then, as it never would be recommended.
+The published metrics of the leave-one-out data sets are measured so. A target that is in its own
+prefix cannot be hit then, as it would never be recommended.
 """
 
 from collections.abc import Iterator
@@ -15,18 +15,13 @@ from pipeline.evaluation.baselines.ranking import Array, Baseline, Scores, chunk
 
 @dataclass(frozen=True)
 class WithoutSeen:
-    """A baseline that has no score for what a prefix holds."""
+    """A baseline without scores for the items of the prefix."""
 
     baseline: Baseline
     values: Array
-    """Items of the whole prefixes, which may be longer than what the baseline scores by."""
+    """Items of the whole prefixes, which may be longer than those that the baseline reads."""
     offsets: Array
     """(N + 1,) where each begins."""
-
-    @property
-    def name(self) -> str:
-        """That of the baseline."""
-        return self.baseline.name
 
     def scores(self, values: Array, offsets: Array) -> Iterator[Scores]:
         """Ragged prefixes, (N + 1,) offsets -> chunks with one row for each prefix."""
@@ -40,13 +35,13 @@ class WithoutSeen:
                 )
 
     def _seen(self, prefixes: Array, num_rows: int) -> sp.csr_array:
-        """(b,) prefixes -> (b, V) with 1 where one holds an item."""
+        """(b,) prefixes -> (b, V) with 1 for the items of each."""
         lengths = np.diff(self.offsets)[prefixes]
         ends = np.cumsum(lengths)
-        places = np.arange(ends[-1] if len(ends) else 0)
-        places += np.repeat(self.offsets[prefixes] - (ends - lengths), lengths)
+        positions = np.arange(ends[-1] if len(ends) else 0)
+        positions += np.repeat(self.offsets[prefixes] - (ends - lengths), lengths)
         rows = np.repeat(np.arange(len(prefixes)), lengths)
-        entries = np.ones(len(places), np.int64), (rows, self.values[places])
+        entries = np.ones(len(positions), np.int64), (rows, self.values[positions])
         matrix = sp.csr_array(entries, shape=(len(prefixes), num_rows))
         matrix.data[:] = 1  # repeated items were summed
         return matrix

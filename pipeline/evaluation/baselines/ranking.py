@@ -1,4 +1,4 @@
-"""Where a target stands in what a baseline scores: in sparse matrices, part by part.
+"""Ranks of targets by the sparse scores of a baseline, a chunk of prefixes at a time.
 
 Letters: N prefixes, V rows of the item table, R rows of scores, b of a chunk, C lengths of lists.
 """
@@ -31,10 +31,7 @@ class Scores(NamedTuple):
 
 
 class Baseline(Protocol):
-    """Something fitted that scores the catalogue for every prefix."""
-
-    @property
-    def name(self) -> str: ...
+    """A fitted baseline that scores the catalogue for every prefix."""
 
     def scores(self, values: Array, offsets: Array) -> Iterator[Scores]:
         """Ragged prefixes, (N + 1,) offsets -> chunks that hold every prefix once."""
@@ -49,7 +46,7 @@ def rank_by_baseline(
     num_items: int,
     list_lengths: tuple[int, ...] = (),
 ) -> Ranked:
-    """Rank each target among all items, and count what stands in lists of `list_lengths`.
+    """Rank each target among all items; count how many lists of `list_lengths` hold each item.
 
     A rank is the number of items that score at least what the target scores: ties count against
     the baseline, and a target without a score is last. A reserved target (out of the vocabulary)
@@ -63,15 +60,16 @@ def rank_by_baseline(
     exposure = np.zeros((len(list_lengths), num_items), np.int64)
     for matrix, rows, prefixes in baseline.scores(values, offsets):
         if not len(prefixes):
-            continue  # scipy answers an empty look-up with a sparse array
+            continue  # scipy returns a sparse array for an empty look-up
         order = _ascending(matrix)
-        wanted = targets[prefixes]
-        found = _ranks_in_row(matrix, order)[rows, wanted]  # (b,), 0 where nothing is stored
+        chunk_targets = targets[prefixes]
+        # (b,), 0 for a target without a score
+        stored = _ranks_in_row(matrix, order)[rows, chunk_targets]
         ranks[prefixes] = np.select(
-            [wanted < FIRST_ITEM, found == 0], [num_items + 1, num_items], found
+            [chunk_targets < FIRST_ITEM, stored == 0], [num_items + 1, num_items], stored
         )
         if list_lengths:
-            # what no list can hold is dropped before it is sorted by index as well
+            # scores that no list can hold are dropped before ties are sorted by index
             best = _drop_smaller(matrix, order, max(list_lengths))
             exposure += _exposure(best, np.bincount(rows, minlength=matrix.shape[0]), list_lengths)
     return Ranked(ranks, targets, exposure)
@@ -89,7 +87,7 @@ def chunks(costs: NDArray[np.number]) -> Iterator[slice]:
 
 
 def _ascending(matrix: sp.csr_array) -> Array:
-    """Places of the stored entries row by row, the smallest of each first."""
+    """Positions of the stored entries row by row, the smallest of each row first."""
     rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
     return np.lexsort((matrix.data, rows))
 
@@ -98,7 +96,7 @@ def _drop_smaller(matrix: sp.csr_array, order: Array, count: int) -> sp.csr_arra
     """Keep of each row the `count` largest entries and those that equal the last of them."""
     stored = np.diff(matrix.indptr)
     last = matrix.indptr[1:] - np.minimum(count, stored)
-    # an empty row at the end has no entry to look at, and none to compare
+    # an empty last row has no entry to read, and none to compare
     smallest = matrix.data[order][np.minimum(last, matrix.nnz - 1)] if matrix.nnz else stored
     kept = matrix.data >= np.repeat(smallest, stored)
     indptr = np.concatenate([[0], np.cumsum(kept)])[matrix.indptr]
@@ -122,10 +120,10 @@ def _exposure(matrix: sp.csr_array, weights: Array, lengths: tuple[int, ...]) ->
     num_items = matrix.shape[1] - FIRST_ITEM
     counts = np.zeros((len(lengths), num_items), np.int64)
     longest = min(max(lengths), num_items)
-    asked = np.flatnonzero(weights)
+    used_rows = np.flatnonzero(weights)
     step = max(1, _SCORES_AT_ONCE // longest)
-    for first in range(0, len(asked), step):
-        rows = asked[first : first + step]
+    for first in range(0, len(used_rows), step):
+        rows = used_rows[first : first + step]
         best = _best_in_row(matrix[rows], longest) - FIRST_ITEM  # (r, longest)
         for row, length in enumerate(lengths):
             shown = best[:, :length]
@@ -137,19 +135,19 @@ def _exposure(matrix: sp.csr_array, weights: Array, lengths: tuple[int, ...]) ->
 def _best_in_row(matrix: sp.csr_array, count: int) -> Array:
     """(R, V) -> (R, count) columns, best first, of equal scores the lower index.
 
-    A row with fewer scores goes on with the lowest indices that it has none for.
+    A row with fewer scores continues with the lowest indices without a score.
     """
     num_rows = matrix.shape[0]
     rows = np.repeat(np.arange(num_rows), np.diff(matrix.indptr))
     order = np.lexsort((matrix.indices, -matrix.data, rows))
-    place = np.arange(matrix.nnz) - matrix.indptr[rows]
-    kept = place < count
+    position = np.arange(matrix.nnz) - matrix.indptr[rows]
+    kept = position < count
     best = np.zeros((num_rows, count), np.int64)
-    best[rows[kept], place[kept]] = matrix.indices[order][kept]
+    best[rows[kept], position[kept]] = matrix.indices[order][kept]
     stored = np.diff(matrix.indptr)
     short = np.flatnonzero(stored < count)
     if len(short):
-        # among so many of the lowest indices there are enough that a short row has no score for
+        # among twice `count` of the lowest indices a short row has enough without a score
         width = min(2 * count, matrix.shape[1] - FIRST_ITEM)
         free = matrix[short][:, FIRST_ITEM : FIRST_ITEM + width].toarray() == 0  # (r, width)
         needed = count - stored[short]

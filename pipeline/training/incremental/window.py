@@ -20,7 +20,7 @@ from pipeline.data.fitted import Fitted
 from pipeline.data.index_mapping import unknown_rows
 from pipeline.data.loader import read_sessions
 from pipeline.data.schema import Schema, Tags, embedding_size
-from pipeline.evaluation.baselines.models import popularity, sequential_rules
+from pipeline.evaluation.baselines import BASELINES
 from pipeline.evaluation.baselines.ranking import rank_by_baseline
 from pipeline.evaluation.breakdowns import describe_targets
 from pipeline.evaluation.metrics import DEFAULT_CUTOFFS, gains, margin
@@ -227,10 +227,10 @@ class Work:
         longest = self.fitted.recipe.max_sequence_length
         before = prefixes(interactions.values, interactions.offsets, "all", longest)
         num_rows = len(state.catalogue.rows[ITEM])
-        for fit in (popularity, sequential_rules):
-            baseline = fit(history.values, history.offsets, num_rows)
+        for name in ("popularity", "sequential-rules"):
+            baseline = BASELINES[name](history.values, history.offsets, num_rows)
             found = rank_by_baseline(baseline, *before, num_items=num_rows - FIRST_ITEM)
-            ranks[baseline.name] = found.ranks
+            ranks[name] = found.ranks
         worth = {name: gains(found, DEFAULT_CUTOFFS, _METRICS) for name, found in ranks.items()}
         return {
             "targets": len(ranked.ranks),

@@ -34,7 +34,7 @@ def write_report(
 ) -> dict[str, Any]:
     """Evaluate `run` and write the page to `out`, the numbers to the same name with .json.
 
-    `positions` and `filter_seen` are those of `comparison.evaluate`.
+    `positions` and `filter_seen` are those of `evaluation.run.evaluate`.
     Returns {"page", "json", "evaluation"}. ConfigError where `out` is no name of a page, or is
     inside a run or another artifact, whose manifest would no longer tell the truth.
     """
@@ -51,7 +51,7 @@ def write_report(
         cutoffs=cutoffs,
         baselines=baselines,
         filter_seen=filter_seen,
-    )
+    ).to_dict()
     report = _training_report(run.path, run.facts, run.name, run.fitted.recipe)
     report["evaluation"] = evaluation
     report["examples"] = example_sessions(run, data, part, filter_seen=evaluation["filter_seen"])

@@ -1,0 +1,204 @@
+"""The result of an evaluation: metrics of each model with margins, differences and groups."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipeline.evaluation.targets import Positions
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_WITH_MARGIN = ("recall", "ndcg", "mrr")
+"""Metrics of the table that come with their margin."""
+_OF_LISTS = {"coverage": "coverage", "popularity": "popularity", "popularity_bias": "bias"}
+"""Metrics of the lists, with their headings."""
+_LEGEND = """\
+±: half the 95 % interval, over sessions. coverage: share of the items that some list holds;
+popularity: mean number of training interactions of the recommended items; bias: this value
+divided by that of the true next items. With one target each, recall is the hit rate, dcg is ndcg
+and map is mrr."""
+_SHORT_NAMES = {
+    "popularity": "popular",
+    "recent-popularity": "recent",
+    "co-visitation": "co-visit",
+    "sequential-rules": "rules",
+    "session-knn": "knn",
+}
+"""Headings of the baselines in tables of many columns."""
+
+Metrics = Mapping[str, float]
+"""Value by `metric@K`."""
+Margins = Mapping[str, float | None]
+"""Half the 95 % interval by `metric@K`; None where `metrics.margin` is None."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A metric of the run minus that of the best baseline, on the same targets."""
+
+    baseline: str
+    difference: float
+    margin: float | None
+
+
+@dataclass(frozen=True)
+class GroupResult:
+    """Metrics over the targets of one group, by model."""
+
+    group: str
+    targets: int
+    sessions: int
+    results: dict[str, Metrics]
+    margins: dict[str, Margins]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Time and memory of an evaluation."""
+
+    seconds: dict[str, float]
+    """Fitting and ranking, by model."""
+    sessions_per_second: float
+    targets_per_second: float
+    peak_memory_mb: float
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Metrics of a run and of the baselines on the targets of one part of the data."""
+
+    part: str
+    positions: Positions
+    filter_seen: bool
+    sessions: int
+    """Sessions with a target."""
+    targets: int
+    unknown_targets: int
+    """Targets that are not in the catalogue of the run."""
+    other_data: bool
+    """Whether the run was trained on other sessions than the train part of the data."""
+    new_items: int
+    """Items of the data that are not in the catalogue of the run."""
+    catalogue_items: int
+    results: dict[str, Mapping[str, float | None]]
+    """By model, the run first: metrics of ranks and of top-K lists by `metric@K`. None where a
+    metric is not defined, such as the popularity bias where training saw none of the targets."""
+    margins: dict[str, Margins]
+    """By model, for the metrics of ranks."""
+    differences: dict[str, Difference]
+    """By metric; empty without baselines."""
+    breakdowns: dict[str, list[GroupResult]]
+    """Groups of targets by the name of what they differ in."""
+    cost: Cost
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON takes them."""
+        return asdict(self)
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Return the metrics with models as rows and `metric@K` as columns."""
+        import pandas as pd
+
+        frame = pd.DataFrame.from_dict(self.results, orient="index")
+        return frame.rename_axis(index="model", columns="metric")
+
+    def to_text(self, *, breakdown: bool = False) -> str:
+        """Return the table of models and metrics; with `breakdown` also those of groups."""
+        return _evaluation_text(self, breakdown=breakdown)
+
+    def __str__(self) -> str:
+        return self.to_text()
+
+
+def _evaluation_text(evaluation: Evaluation, *, breakdown: bool = False) -> str:
+    """Return the table of models and metrics, and of groups of targets with `breakdown`."""
+    models = evaluation.results
+    width = max(len(model) for model in models)
+    cutoffs = sorted({int(name.split("@")[1]) for name in next(iter(models.values()))})
+    lines = [
+        f"{evaluation.targets:,} targets ({evaluation.positions} positions of the "
+        f"{evaluation.part} sessions), {evaluation.catalogue_items:,} items ranked"
+        f"{', seen ones left out' if evaluation.filter_seen else ''}, "
+        f"{evaluation.unknown_targets:,} targets unknown"
+    ]
+    if evaluation.other_data:
+        lines += _other_data_text(evaluation)
+    for cutoff in cutoffs:
+        lines += ["", *_metrics_table(evaluation, cutoff, width)]
+    lines += _differences_text(evaluation.differences, cutoffs[-1])
+    if breakdown:
+        lines += _breakdown_text(evaluation, f"recall@{cutoffs[-1]}")
+    return "\n".join([*lines, "", _LEGEND])
+
+
+def _metrics_table(evaluation: Evaluation, cutoff: int, width: int) -> list[str]:
+    """Return a row for each model; `width` is that of the longest name."""
+    metrics = [f"{name}@{cutoff}" for name in _WITH_MARGIN]
+    of_lists = {f"{name}@{cutoff}": f"{head}@{cutoff}" for name, head in _OF_LISTS.items()}
+    heads = [f"{name:<13}" for name in metrics]
+    lines = ["  ".join([" " * width, *heads, *of_lists.values()])]
+    for model, values in evaluation.results.items():
+        margins = evaluation.margins[model]
+        cells = [f"{with_margin(values[name], margins[name]):<13}" for name in metrics]
+        cells += [f"{_cell(name, values[name]):>{len(head)}}" for name, head in of_lists.items()]
+        lines.append("  ".join([f"{model:<{width}}", *cells]))
+    return lines
+
+
+def _other_data_text(evaluation: Evaluation) -> list[str]:
+    count = evaluation.new_items
+    new = f", and does not know {count:,} of their items" if count else ""
+    lines = [f"The run was trained on other sessions than the data have{new}."]
+    if evaluation.part == "train":
+        lines.append("Baselines could learn from these same sessions alone, so they are left out.")
+    elif len(evaluation.results) > 1:
+        lines.append("The baselines have learned from the train part of the data, the run has not.")
+    return lines
+
+
+def _differences_text(differences: dict[str, Difference], cutoff: int) -> list[str]:
+    """Return the run minus the best baseline, on the same targets."""
+    lines = []
+    for name in (f"{metric}@{cutoff}" for metric in _WITH_MARGIN):
+        if name in differences:
+            entry = differences[name]
+            value = f"{entry.difference:+.4f} {_margin(entry.margin)}"
+            lines.append(f"{name} minus that of {entry.baseline}, the best baseline: {value}")
+    return ["", *lines] if lines else []
+
+
+def _breakdown_text(evaluation: Evaluation, metric: str) -> list[str]:
+    """Return a table for each way to group the targets: groups by models."""
+    run, *baselines = evaluation.results
+    heads = [_SHORT_NAMES.get(name, name) for name in baselines]
+    lines = []
+    for by, groups in evaluation.breakdowns.items():
+        width = max(len(by), *(len(group.group) for group in groups))
+        first = f"{by:<{width}}  {'targets':>9}  {run[:13]:<13}"
+        lines += ["", f"{metric} by {by}", "  ".join([first, *heads]).rstrip()]
+        for group in groups:
+            own = with_margin(group.results[run][metric], group.margins[run][metric])
+            cells = [
+                f"{group.results[name][metric]:>{len(head)}.3f}"
+                for name, head in zip(baselines, heads, strict=True)
+            ]
+            first = f"{group.group:<{width}}  {group.targets:>9,}  {own:<13}"
+            lines.append("  ".join([first, *cells]).rstrip())
+    return lines
+
+
+def with_margin(value: float | None, margin: float | None) -> str:
+    """Return a metric with half its 95 % interval, as in 0.4736 ±.0161."""
+    return f"{value:.4f} {_margin(margin)}".rstrip()
+
+
+def _margin(margin: float | None) -> str:
+    return "" if margin is None else f"±{margin:.4f}".replace("±0", "±")
+
+
+def _cell(name: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.1f}" if name.startswith("popularity@") else f"{value:.4f}"
