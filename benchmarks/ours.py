@@ -99,7 +99,7 @@ def gradients(task: dict[str, Any], channel: Channel) -> None:
         items = torch.from_numpy(given["items"])
         hidden = torch.from_numpy(given["hidden"])
     drawn = mock.Mock(side_effect=lambda _lengths, width, _share: hidden[:, :width])
-    with mock.patch.object(masked, "choose_hidden", drawn):
+    with mock.patch.object(masked, "choose_masked", drawn):
         loss = model.loss(SessionBatch.from_features({ITEM: items}, ITEM))
     if task["model"]["masking"] == "mlm" and not drawn.called:
         raise RuntimeError("the positions that mlm hides are drawn elsewhere now")

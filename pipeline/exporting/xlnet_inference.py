@@ -196,7 +196,7 @@ def _is_xlnet(module: nn.Module) -> bool:
         and module.transformer.config.model_type == "xlnet"
         and module.mask in ("none", "padding")
         and (module.mask == "padding" or module.transformer.attn_type == "uni")
-        and module.room is None
+        and module.fixed_length is None
         and module.transformer.clamp_len <= 0
         and not module.transformer.bi_data
     )

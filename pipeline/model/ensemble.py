@@ -1,23 +1,23 @@
-"""Several models in one, which score by the mean of their scores."""
+"""An ensemble: several models in one, whose score is the mean of their scores."""
 
 import torch
 from torch import Tensor
 
 from pipeline.core.errors import ConfigError
 from pipeline.data.batch import SessionBatch
-from pipeline.model.blocks import Encoded
 from pipeline.model.head import Head
-from pipeline.model.masking import Stage
+from pipeline.model.masking import Encoded, Stage
 from pipeline.model.model import Model
 
 
 class Ensemble(Model):
-    """Members that learn side by side, each from its own loss, and are asked as one.
+    """Members that learn side by side, each from its own loss, and predict as one model.
 
-    Each member is a head with a body of its own and one next-item task; all read the same sessions
-    with the same masking. The mean of inner products is an inner product of vectors side by side,
-    so that whatever reads a model's queries and items, an index of vectors among them, reads an
-    ensemble's: E is the sum of the members'. Further tasks belong to the first member.
+    Each member is a head with its own body and one next-item task; all read the same sessions with
+    the same masking. The mean of inner products is an inner product of concatenated vectors, so
+    that queries and items of an ensemble work like those of a model, in a vector index too: E is
+    the sum over the members. Further tasks belong to the first member. ConfigError for members
+    that differ in masking, max_sequence_length or catalogue.
     """
 
     def __init__(self, *heads: Head) -> None:
@@ -38,29 +38,29 @@ class Ensemble(Model):
             head.task  # noqa: B018  (ConfigError where there is none)
 
     def encode(self, batch: SessionBatch, stage: Stage) -> Encoded:
-        """Queries of all members side by side, where others have hidden states: (B, L, E)."""
-        found = [self._encode(head.body, batch, stage) for head in self._heads()]
+        """Queries of all members side by side in place of hidden states: (B, L, E)."""
+        encoded = [self._encode(head.body, batch, stage) for head in self._heads()]
         queries = [
-            head.task.queries(encoded.hidden)
-            for head, encoded in zip(self._heads(), found, strict=True)
+            head.task.queries(member.hidden)
+            for head, member in zip(self._heads(), encoded, strict=True)
         ]
-        return found[0]._replace(hidden=torch.cat(queries, -1) / len(queries))
+        return encoded[0]._replace(hidden=torch.cat(queries, -1) / len(queries))
 
     def queries(self, hidden: Tensor) -> Tensor:
-        """(..., E) as they are."""
+        """(..., E) unchanged: `encode` returns queries."""
         return hidden
 
     def items(self, positions: Tensor | None = None) -> Tensor:
-        """(V - 3, E) in the order of the catalogue; or of these (C,) `positions` there alone."""
+        """(V - 3, E) item vectors in catalogue order, or (C, E) of (C,) catalogue `positions`."""
         return torch.cat(
             [head.task.items(head.item_table, positions) for head in self._heads()], -1
         )
 
     def predict(self, batch: SessionBatch) -> dict[str, Tensor]:
-        """What each task says, by its name; of the members' next items, their mean alone."""
+        """Predictions by task name; the next-item scores are the mean of the members'."""
         first, *others = self._heads()
-        found = super().predict(batch)
+        predictions = super().predict(batch)
         for head in others:
-            del found[head.task.task_name]
-        found[first.task.task_name] = self(batch)
-        return found
+            del predictions[head.task.task_name]
+        predictions[first.task.task_name] = self(batch)
+        return predictions

@@ -1,4 +1,4 @@
-"""Linear layers in a row."""
+"""Multi-layer perceptron."""
 
 from collections.abc import Callable
 
@@ -8,10 +8,11 @@ from pipeline.core.errors import ConfigError
 
 
 class MLPBlock(nn.Sequential):
-    """Linear layers, each with an activation behind it: (..., input) -> (..., dimensions[-1]).
+    """Linear layers, each followed by an activation: (..., input) -> (..., dimensions[-1]).
 
-    Its input width is that of the block before it, known when it is put behind one. `activation`
-    is a class of modules or None; `normalization` may be "layer_norm".
+    The input width is that of the block before, so the layers are made by `build`. `activation`
+    is a class of modules or None; `normalization` may be "layer_norm". ConfigError for unusable
+    widths and for another normalization.
     """
 
     def __init__(
@@ -23,18 +24,8 @@ class MLPBlock(nn.Sequential):
         normalization: str | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(dimensions, int | list | tuple):
-            raise ConfigError(f"MLPBlock got {dimensions!r}, expected widths such as [64].")
         self.dimensions = [dimensions] if isinstance(dimensions, int) else list(dimensions)
-        if not self.dimensions:
-            raise ConfigError("MLPBlock needs at least one dimension, as in MLPBlock([64]).")
-        if not all(isinstance(d, int) and d > 0 for d in self.dimensions):
-            raise ConfigError(f"MLPBlock got {dimensions!r}, expected whole numbers above 0.")
-        if normalization not in (None, "layer_norm"):
-            raise ConfigError(
-                f"normalization is {normalization!r}, expected 'layer_norm' or None. A batch norm "
-                "would mix sessions with each other and with padding."
-            )
+        _check(self.dimensions, normalization)
         self.activation = activation
         self.use_bias = use_bias
         self.dropout = dropout
@@ -51,7 +42,7 @@ class MLPBlock(nn.Sequential):
         return output
 
     def build(self, width: int) -> None:
-        """Make the layers for an input of this width."""
+        """Make the layers for an input of this width. ConfigError if they are made already."""
         if len(self):
             raise ConfigError("An MLPBlock stands in two places; make one for each.")
         for dimension in self.dimensions:
@@ -63,3 +54,16 @@ class MLPBlock(nn.Sequential):
             if self.dropout:
                 self.append(nn.Dropout(self.dropout))
             width = dimension
+
+
+def _check(dimensions: list[int], normalization: str | None) -> None:
+    """ConfigError for widths that cannot be and an unknown normalization."""
+    if not dimensions:
+        raise ConfigError("MLPBlock needs at least one dimension, as in MLPBlock([64]).")
+    if not all(isinstance(width, int) and width > 0 for width in dimensions):
+        raise ConfigError(f"MLPBlock got {dimensions!r}, expected whole numbers above 0.")
+    if normalization not in (None, "layer_norm"):
+        raise ConfigError(
+            f"normalization is {normalization!r}, expected 'layer_norm' or None. A batch norm "
+            "would mix sessions with each other and with padding."
+        )

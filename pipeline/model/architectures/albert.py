@@ -1,28 +1,22 @@
 """ALBERT (Lan et al. 2020): layers share their weights."""
 
-import transformers
 from torch import nn
 
-from pipeline.model.encoders.config import EncoderConfig
-from pipeline.model.encoders.huggingface import bert_settings, encoder_around, made, make_config
+from pipeline.model.architectures.config import ArchitectureConfig
+from pipeline.model.encoders.huggingface import bert_encoder
 from pipeline.model.masking import Masking
 
 
-class AlbertConfig(EncoderConfig):
-    """Looks both ways, learned positions; under clm its attention is masked to the past."""
+class AlbertConfig(ArchitectureConfig):
+    """Attends to both sides, learned positions; under clm a mask hides the future."""
 
     name = "albert"
 
     def encoder(self, masking: Masking) -> nn.Module:
         """AlbertModel."""
-        self.refuse_others(masking)
-        settings = {
-            **bert_settings(self),
-            "embedding_size": self.d_model,
-        }
-        config = make_config(transformers.AlbertConfig, settings, self.options)
-        model = made("albert", lambda: transformers.AlbertModel(config, add_pooling_layer=False))
-        return encoder_around(model, masking, d_model=self.d_model, positions=self.total_seq_length)
+        self.check_masking(masking)
+        width = {"embedding_size": self.d_model}
+        return bert_encoder(self, masking, "AlbertModel", width, add_pooling_layer=False)
 
 
 CONFIG = AlbertConfig

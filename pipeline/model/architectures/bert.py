@@ -1,25 +1,21 @@
 """BERT (Devlin et al. 2019)."""
 
-import transformers
 from torch import nn
 
-from pipeline.model.encoders.config import EncoderConfig
-from pipeline.model.encoders.huggingface import bert_settings, encoder_around, made, make_config
+from pipeline.model.architectures.config import ArchitectureConfig
+from pipeline.model.encoders.huggingface import bert_encoder
 from pipeline.model.masking import Masking
 
 
-class BertConfig(EncoderConfig):
-    """Looks both ways, learned positions; under clm its attention is masked to the past."""
+class BertConfig(ArchitectureConfig):
+    """Attends to both sides, learned positions; under clm a mask hides the future."""
 
     name = "bert"
 
     def encoder(self, masking: Masking) -> nn.Module:
         """BertModel."""
-        self.refuse_others(masking)
-        settings = bert_settings(self)
-        config = make_config(transformers.BertConfig, settings, self.options)
-        model = made("bert", lambda: transformers.BertModel(config, add_pooling_layer=False))
-        return encoder_around(model, masking, d_model=self.d_model, positions=self.total_seq_length)
+        self.check_masking(masking)
+        return bert_encoder(self, masking, "BertModel", add_pooling_layer=False)
 
 
 CONFIG = BertConfig

@@ -1,39 +1,40 @@
 """CORE (Hou et al., "CORE: simple and effective session-based recommendation within consistent
 representation space", SIGIR 2022).
 
-A session is a mean of the vectors of its interactions; layers only say how much each weighs. The
-hidden state then lies among the item vectors that score it, which generalises where an item was
-seen a few times. Score by the cosine: `normalize` with a temperature of about 0.07. What
-regularises the mean is dropout of item vectors, where they come in (`feature_dropout`) and where
-they score (`item_dropout`).
+A session is a weighted mean of its interaction vectors; the layers compute only the weights. The
+hidden state then lies in the space of the item vectors that score it, which generalizes to items
+with few interactions. Score by the cosine: `normalize` with a temperature of about 0.07. Dropout of
+item vectors regularizes the mean, in the input (`feature_dropout`) and in the scores
+(`item_dropout`).
 """
 
 import torch
 from torch import Tensor, nn
 
+from pipeline.model.architectures.config import ArchitectureConfig
 from pipeline.model.architectures.sasrec import SASRecLayer
 from pipeline.model.encoders.config import EncoderConfig
 from pipeline.model.encoders.layered import LayeredEncoder
 from pipeline.model.masking import Masking
 
 
-class CoreConfig(EncoderConfig):
-    """Looks back alone, learned positions, layers of SASRec; a mean of what came in comes out.
+class CoreConfig(ArchitectureConfig):
+    """Attends to the past only, learned positions, layers of SASRec.
 
-    The paper reads a whole session to weigh it once. Here each position weighs those up to it, so
-    that every position learns in one pass. `hidden_act` and `options` are not read.
+    The paper computes the weights of a whole session once. Here each position weighs those up to
+    it, so that every position learns in one pass. `hidden_act` and `options` have no effect.
     """
 
     name = "core"
 
     def encoder(self, masking: Masking) -> nn.Module:
         """CoreEncoder; clm only."""
-        self.refuse_others(masking)
+        self.check_masking(masking)
         return CoreEncoder(self)
 
 
 class CoreEncoder(nn.Module):
-    """Layers that weigh, and the weighted mean."""
+    """Weights from the layers, and the weighted mean of the input."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -44,10 +45,10 @@ class CoreEncoder(nn.Module):
         self.query = nn.Linear(width, width, bias=False)
         self.key = nn.Linear(width, width, bias=False)
         self.distance = nn.Parameter(torch.zeros(config.positions()))
-        """(L,) added to the scores of what lies so many positions back."""
+        """(L,) added to the attention scores, by the distance in positions."""
 
     def forward(self, embeddings: Tensor, lengths: Tensor, order: Tensor | None) -> Tensor:
-        """(B, L, D) -> (B, L, D); padding is on the right, behind all that counts."""
+        """(B, L, D) -> (B, L, D); padding is on the right, behind all interactions."""
         hidden = self.layers(embeddings, lengths, order)
         mean: Tensor = self._weights(hidden) @ embeddings
         return mean
@@ -60,9 +61,9 @@ class CoreEncoder(nn.Module):
         return (*self.layers.attentions(embeddings), self._weights(hidden).unsqueeze(1))
 
     def _weights(self, hidden: Tensor) -> Tensor:
-        """(B, L, D) -> (B, L, L) shares of what lies behind."""
-        places = torch.arange(hidden.size(1), device=hidden.device)
-        back = places.unsqueeze(1) - places  # (L, L)
+        """(B, L, D) -> (B, L, L) weights of each position and those before it."""
+        positions = torch.arange(hidden.size(1), device=hidden.device)
+        back = positions.unsqueeze(1) - positions  # (L, L)
         scores = self.query(hidden) @ self.key(hidden).transpose(1, 2) / hidden.size(2) ** 0.5
         scores = scores + self.distance[back.clamp(min=0)]
         return scores.masked_fill(back < 0, float("-inf")).softmax(2)

@@ -1,12 +1,48 @@
-"""GRU, as torch has it."""
+"""GRU, as in GRU4Rec (Hidasi et al. 2016), and the config that it shares with LSTM."""
+
+from typing import ClassVar, Self
 
 from torch import nn
 
-from pipeline.model.encoders.recurrent import RecurrentConfig
+from pipeline.model.architectures.config import ArchitectureConfig
+from pipeline.model.encoders.recurrent import RecurrentEncoder
+from pipeline.model.masking import Masking
+
+
+class RecurrentConfig(ArchitectureConfig):
+    """Attends to the past only; any number of positions, no heads."""
+
+    layers: ClassVar[type[nn.GRU] | type[nn.LSTM]]
+
+    def check_heads(self) -> None:
+        """A recurrent network has no heads, so any number passes."""
+
+    @classmethod
+    def build(  # type: ignore[override]
+        cls,
+        d_model: int,
+        n_layer: int = 1,
+        total_seq_length: int | None = None,
+        *,
+        dropout: float = 0.3,
+    ) -> Self:
+        """Make a config; `total_seq_length` has no effect."""
+        return cls(
+            d_model=d_model, n_layer=n_layer, total_seq_length=total_seq_length, dropout=dropout
+        )
+
+    def encoder(self, masking: Masking) -> nn.Module:
+        """RecurrentEncoder; clm only."""
+        self.check_masking(masking)
+        between = self.dropout if self.n_layer > 1 else 0.0
+        layers = self.layers(
+            self.d_model, self.d_model, self.n_layer, batch_first=True, dropout=between
+        )
+        return RecurrentEncoder(layers, self.dropout, self.layer_norm_eps)
 
 
 class GRUConfig(RecurrentConfig):
-    """Looks back alone."""
+    """torch's GRU."""
 
     name = "gru"
     layers = nn.GRU

@@ -1,36 +1,37 @@
 """HSTU (Zhai et al., "Actions speak louder than words", ICML 2024).
 
 Hierarchical sequential transduction units: attention weights are SiLU of the scores, not a
-softmax, so that they tell how much of an interest there is and not only its share; what is
-attended to is gated. Relative positions add to the scores; the paper's time differences do not,
-since sessions carry time as a feature.
+softmax, so that they keep the strength of an interest and not only its share; the attended values
+are gated. Relative positions add to the scores; the paper's time differences do not, since
+sessions carry time as a feature.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeline.model.architectures.config import ArchitectureConfig
 from pipeline.model.encoders.config import EncoderConfig
 from pipeline.model.encoders.layered import LayeredEncoder
 from pipeline.model.masking import Masking
 
 
-class HSTUConfig(EncoderConfig):
-    """Looks back alone, learned and relative positions.
+class HSTUConfig(ArchitectureConfig):
+    """Attends to the past only, learned and relative positions.
 
-    `hidden_act` and `options` are not read: its layers are SiLU.
+    `hidden_act` and `options` have no effect: its layers are SiLU.
     """
 
     name = "hstu"
 
     def encoder(self, masking: Masking) -> nn.Module:
         """LayeredEncoder; clm only."""
-        self.refuse_others(masking)
+        self.check_masking(masking)
         return LayeredEncoder(self, (HSTULayer(self) for _ in range(self.n_layer)))
 
 
 class HSTULayer(nn.Module):
-    """Projection, pointwise attention to the past, gate; added to its input."""
+    """Projection, pointwise attention to the past and gate, added to the input."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -40,7 +41,7 @@ class HSTULayer(nn.Module):
         self.input_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.projection = nn.Linear(width, 4 * width)
         self.distance = nn.Parameter(torch.zeros(self.num_positions))
-        """(L,) added to the scores of what lies so many positions back."""
+        """(L,) added to the attention scores, by the distance in positions."""
         self.attention_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.output = nn.Linear(width, width)
         self.dropout = nn.Dropout(config.dropout)
@@ -53,7 +54,7 @@ class HSTULayer(nn.Module):
         return hidden + output
 
     def weights(self, hidden: Tensor) -> Tensor:
-        """(B, L, D) -> (B, H, L, L); they need not add up to 1."""
+        """(B, L, D) -> (B, H, L, L); rows need not add up to 1."""
         return self._parts(hidden)[2]
 
     def _parts(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -62,8 +63,8 @@ class HSTULayer(nn.Module):
         gate, *parts = projected.chunk(4, -1)
         value, query, key = (p.unflatten(2, (self.n_head, -1)).transpose(1, 2) for p in parts)
         width = hidden.size(1)
-        places = torch.arange(width, device=hidden.device)
-        back = places.unsqueeze(1) - places  # (L, L)
+        positions = torch.arange(width, device=hidden.device)
+        back = positions.unsqueeze(1) - positions  # (L, L)
         scores = query @ key.transpose(2, 3) + self.distance[back.clamp(min=0)]
         # a constant, not the length of the row: no score may depend on the amount of padding
         weights = functional.silu(scores) / self.num_positions

@@ -1,7 +1,7 @@
-"""LiGR layers (Borisyuk et al., "From features to transformers", 2025), as eSASRec has them.
+"""LiGR layers (Borisyuk et al., "From features to transformers", 2025), as in eSASRec.
 
 eSASRec (Tikhonovich et al., RecSys 2025) is these layers with SASRec's objective and a sampled
-softmax. Against SASRec's own, what a layer adds is gated by its input, and the pointwise network
+softmax. Unlike SASRec's layers, their outputs are gated by their inputs, and the pointwise network
 is a SwiGLU (Shazeer 2020).
 """
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeline.model.architectures.config import ArchitectureConfig
 from pipeline.model.encoders.config import EncoderConfig
 from pipeline.model.encoders.layered import CausalAttention, LayeredEncoder
 from pipeline.model.masking import Masking
@@ -17,22 +18,22 @@ _EXPANSION = 4
 """Width of the pointwise network over that of the model, as in eSASRec's Beauty recipe."""
 
 
-class LiGRConfig(EncoderConfig):
-    """Looks back alone, learned positions, norms in front of each part.
+class LiGRConfig(ArchitectureConfig):
+    """Attends to the past only, learned positions, a norm before each part.
 
-    `hidden_act` and `options` are not read: its layers are SiLU.
+    `hidden_act` and `options` have no effect: its layers are SiLU.
     """
 
     name = "ligr"
 
     def encoder(self, masking: Masking) -> nn.Module:
         """LayeredEncoder; clm only."""
-        self.refuse_others(masking)
+        self.check_masking(masking)
         return LayeredEncoder(self, (LiGRLayer(self) for _ in range(self.n_layer)))
 
 
 class LiGRLayer(nn.Module):
-    """Attention to the past, then a pointwise network, each gated and added to its input."""
+    """Attention to the past, then a pointwise network, each gated and added to the input."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()

@@ -1,35 +1,39 @@
 """Longformer (Beltagy et al. 2020)."""
 
-import transformers
 from torch import nn
 
-from pipeline.model.encoders.config import EncoderConfig
-from pipeline.model.encoders.huggingface import bert_settings, encoder_around, made, make_config
+from pipeline.model.architectures.config import ArchitectureConfig
+from pipeline.model.encoders.huggingface import bert_encoder
 from pipeline.model.masking import Masking
 
 
-class LongformerConfig(EncoderConfig):
-    """Looks both ways within a window, the whole session unless `attention_window` is given."""
+class LongformerConfig(ArchitectureConfig):
+    """Attends to both sides within a window, the whole session by default.
+
+    `options` may hold another `attention_window`.
+    """
 
     name = "longformer"
 
     def encoder(self, masking: Masking) -> nn.Module:
         """LongformerModel."""
-        self.refuse_others(masking)
+        self.check_masking(masking)
         positions = self.positions()
         window = int(self.options.get("attention_window", 2 * positions))
-        room = -(-positions // window) * window  # it wants a multiple of the window
+        fixed_length = -(-positions // window) * window  # a multiple of the window
         settings = {
-            **bert_settings(self),
-            "max_position_embeddings": room + 1,  # they begin behind the padding's
-            "attention_window": window,
-            "onnx_export": True,  # its other program holds on to the memory layout of a trace
+            "max_position_embeddings": fixed_length + 1,  # they start behind that of the padding
+            "onnx_export": True,  # the other code path depends on the memory layout of a trace
         }
-        config = make_config(transformers.LongformerConfig, settings, self.options)
-        model = made(
-            "longformer", lambda: transformers.LongformerModel(config, add_pooling_layer=False)
+        return bert_encoder(
+            self,
+            masking,
+            "LongformerModel",
+            settings,
+            {"attention_window": window},
+            fixed_length=fixed_length,
+            add_pooling_layer=False,
         )
-        return encoder_around(model, masking, d_model=self.d_model, room=room)
 
 
 CONFIG = LongformerConfig

@@ -1,12 +1,12 @@
-"""LSTM, as torch has it."""
+"""LSTM (Hochreiter and Schmidhuber 1997)."""
 
 from torch import nn
 
-from pipeline.model.encoders.recurrent import RecurrentConfig
+from pipeline.model.architectures.gru import RecurrentConfig
 
 
 class LSTMConfig(RecurrentConfig):
-    """Looks back alone."""
+    """torch's LSTM."""
 
     name = "lstm"
     layers = nn.LSTM

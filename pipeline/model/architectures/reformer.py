@@ -3,34 +3,19 @@
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.core.errors import ConfigError
 from pipeline.data.batch import visible_positions
-from pipeline.model.encoders.config import EncoderConfig
-from pipeline.model.encoders.huggingface import made, make_config
+from pipeline.model.architectures.config import ArchitectureConfig
+from pipeline.model.encoders.huggingface import build_transformer
 from pipeline.model.masking import Masking
 
-_FIXED = (
-    "attn_layers",
-    "axial_pos_embds",
-    "hidden_size",
-    "is_decoder",
-    "local_attn_chunk_length",
-    "local_num_chunks_before",
-    "local_num_chunks_after",
-    "max_position_embeddings",
-    "num_attention_heads",
-    "attention_head_size",
-)
 
+class ReformerConfig(ArchitectureConfig):
+    """Two residual streams; a session is one chunk with exact attention and no hashing.
 
-class ReformerConfig(EncoderConfig):
-    """Two residual streams; a session is one chunk, in which attention is exact and not hashed.
-
-    Hashed buckets would make scores depend on the amount of padding. Hidden states are the two
+    Hashed buckets would make scores depend on the amount of padding. Hidden states are both
     streams side by side, 2 D wide.
     """
 
@@ -38,42 +23,42 @@ class ReformerConfig(EncoderConfig):
 
     def encoder(self, masking: Masking) -> nn.Module:
         """The layers of a ReformerModel."""
-        self.refuse_others(masking)
-        for name in _FIXED:
-            if name in self.options:
-                raise ConfigError(f"Reformer's {name} follows from the rest; leave it out.")
+        self.check_masking(masking)
         positions = self.positions()
         settings = {
             "vocab_size": 1,
             "hidden_size": self.d_model,
             "attention_head_size": self.d_model // self.n_head,
             "num_attention_heads": self.n_head,
-            "feed_forward_size": 4 * self.d_model,
             "attn_layers": ["local"] * self.n_layer,
             "local_attn_chunk_length": positions,
+            "local_num_chunks_before": 1,
+            "local_num_chunks_after": 0,
             "axial_pos_embds": False,
             "max_position_embeddings": positions,
-            "hidden_act": self.hidden_act,
-            "initializer_range": self.initializer_range,
-            "layer_norm_eps": self.layer_norm_eps,
-            "hidden_dropout_prob": self.dropout,
-            "local_attention_probs_dropout_prob": self.dropout,
             "is_decoder": masking.causal,
             "use_cache": False,
             "pad_token_id": 0,
             "eos_token_id": None,
         }
-        config = make_config(transformers.ReformerConfig, settings, self.options)
-        return ReformerEncoder(
-            made("reformer", lambda: transformers.ReformerModel(config)), causal=masking.causal
-        )
+        defaults = {
+            "feed_forward_size": 4 * self.d_model,
+            "hidden_act": self.hidden_act,
+            "initializer_range": self.initializer_range,
+            "layer_norm_eps": self.layer_norm_eps,
+            "hidden_dropout_prob": self.dropout,
+            "local_attention_probs_dropout_prob": self.dropout,
+        }
+        model = build_transformer("ReformerModel", settings, defaults, self.options)
+        return ReformerEncoder(model, causal=masking.causal)
 
 
 class ReformerEncoder(nn.Module):
     """Hugging Face's layers, run one after the other.
 
-    Its own loop computes activations anew in the backward pass. That cannot be traced, and draws
-    new seeds from the system, so that no training could be repeated; a session is short.
+    The loop of ReformerModel computes activations again in the backward pass. That cannot be
+    traced and draws seeds from the system, so that no training could be repeated; a session is
+    short enough to keep them.
     """
 
     def __init__(self, model: Any, *, causal: bool) -> None:
@@ -103,18 +88,18 @@ class ReformerEncoder(nn.Module):
 
     def _run(self, embeddings: Tensor, lengths: Tensor) -> tuple[Tensor, list[Tensor]]:
         width = embeddings.size(1)
-        places = torch.arange(width, device=lengths.device).expand(embeddings.size(0), -1)
-        # padding is on the right, where a causal model does not look
+        positions = torch.arange(width, device=lengths.device).expand(embeddings.size(0), -1)
+        # padding is on the right, which a causal model does not see
         mask = None if self.causal else visible_positions(lengths.clamp(min=1), width)
-        first = second = self.embeddings(inputs_embeds=embeddings, position_ids=places)
-        found = []
+        first = second = self.embeddings(inputs_embeds=embeddings, position_ids=positions)
+        weights = []
         for layer in self.layers:
             attended = layer.attention(second, attention_mask=mask, output_attentions=True)
-            found.append(attended.attention_probs)
+            weights.append(attended.attention_probs)
             first = first + attended.hidden_states
             second = second + layer.feed_forward(first)
         hidden = self.norm(torch.cat([first, second], -1))
-        return functional.dropout(hidden, self.dropout, self.training), found
+        return functional.dropout(hidden, self.dropout, self.training), weights
 
 
 CONFIG = ReformerConfig

@@ -1,28 +1,23 @@
 """RoBERTa (Liu et al. 2019)."""
 
-import transformers
 from torch import nn
 
-from pipeline.model.encoders.config import EncoderConfig
-from pipeline.model.encoders.huggingface import bert_settings, encoder_around, made, make_config
+from pipeline.model.architectures.config import ArchitectureConfig
+from pipeline.model.encoders.huggingface import bert_encoder
 from pipeline.model.masking import Masking
 
 
-class RobertaConfig(EncoderConfig):
-    """Looks both ways, learned positions; under clm its attention is masked to the past."""
+class RobertaConfig(ArchitectureConfig):
+    """Attends to both sides, learned positions; under clm a mask hides the future."""
 
     name = "roberta"
 
     def encoder(self, masking: Masking) -> nn.Module:
         """RobertaModel."""
-        self.refuse_others(masking)
-        settings = {
-            **bert_settings(self),
-            "max_position_embeddings": self.positions() + 1,  # they begin behind the padding's
-        }
-        config = make_config(transformers.RobertaConfig, settings, self.options)
-        model = made("roberta", lambda: transformers.RobertaModel(config, add_pooling_layer=False))
-        return encoder_around(model, masking, d_model=self.d_model, positions=self.total_seq_length)
+        self.check_masking(masking)
+        # positions start behind that of the padding
+        positions = {"max_position_embeddings": self.positions() + 1}
+        return bert_encoder(self, masking, "RobertaModel", positions, add_pooling_layer=False)
 
 
 CONFIG = RobertaConfig

@@ -2,27 +2,28 @@
 
 from torch import Tensor, nn
 
+from pipeline.model.architectures.config import ArchitectureConfig
 from pipeline.model.encoders.config import EncoderConfig
 from pipeline.model.encoders.layered import CausalAttention, LayeredEncoder
 from pipeline.model.masking import Masking
 
 
-class SASRecConfig(EncoderConfig):
-    """Looks back alone, learned positions, norms in front of each part.
+class SASRecConfig(ArchitectureConfig):
+    """Attends to the past only, learned positions, a norm before each part.
 
-    `hidden_act` and `options` are not read: its layers are ReLU.
+    `hidden_act` and `options` have no effect: its layers are ReLU.
     """
 
     name = "sasrec"
 
     def encoder(self, masking: Masking) -> nn.Module:
         """LayeredEncoder; clm only."""
-        self.refuse_others(masking)
+        self.check_masking(masking)
         return LayeredEncoder(self, (SASRecLayer(self) for _ in range(self.n_layer)))
 
 
 class SASRecLayer(nn.Module):
-    """Attention to the past, then a pointwise network, each added to its input."""
+    """Attention to the past, then a pointwise network, each added to the input."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()

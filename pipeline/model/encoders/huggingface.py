@@ -1,19 +1,17 @@
 """Any Hugging Face architecture that takes `inputs_embeds`, as an encoder of sessions.
 
-Which way an architecture looks is measured, not looked up: the derivative of what it gives at
-early positions by what stands at later ones is exactly zero if it does not look there. What looks
-both ways gets a mask with one row for each position under clm; an architecture that does not heed
-it is refused.
+The direction of an architecture's attention is measured, not looked up: the derivative of early
+outputs by later inputs is exactly zero for a causal model. A model that attends to both sides gets
+a mask of (L, L) under clm; a model that ignores it is refused.
 """
 
 import copy
 import dataclasses
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
-import transformers
 from torch import Tensor, nn
 
 from pipeline.core.arguments import closest
@@ -23,22 +21,31 @@ from pipeline.model.encoders.config import EncoderConfig
 from pipeline.model.masking import Masking
 from pipeline.model.ops.token_pruning import TokenPruning, token_pruning_of
 
-transformers.logging.set_verbosity_error()  # it advises on tokens, which sessions do not have
-
 Mask = Literal["none", "padding", "causal", "order"]
-"""What the attention is told: nothing; which positions are padding; for each position, which ones
-it may see; the same, by the order of a permutation."""
+"""Attention mask: none; of the padding, (B, L); of the future, (L, L); of the order of plm."""
+
+
+def import_transformers() -> Any:
+    """Import Hugging Face transformers at first use; other architectures save the seconds."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()  # its advice is about tokens
+    return transformers
 
 
 class HuggingFaceEncoder(nn.Module):
-    """Encoder around a Hugging Face model."""
+    """Encoder around a Hugging Face model.
+
+    `fixed_length` pads every row to one number of positions; `dropout` applies to the input, for
+    a model without dropout of its own.
+    """
 
     def __init__(
         self,
         transformer: Any,
         mask: Mask,
         d_output: int,
-        room: int | None,
+        fixed_length: int | None,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -47,48 +54,48 @@ class HuggingFaceEncoder(nn.Module):
         self.mask: Mask = mask
         self.d_output = d_output
         """Width of the hidden states."""
-        self.room = room
-        """Positions that rows are padded to, where the model must always see the same number."""
+        self.fixed_length = fixed_length
         self.token_pruning: TokenPruning | None = None
-        """Where it can do without some positions."""
+        """Hooks that skip positions without a target in the last layer."""
 
     def forward(
         self,
         embeddings: Tensor,
         lengths: Tensor,
         order: Tensor | None,
-        wanted: Tensor | None = None,
+        has_target: Tensor | None = None,
     ) -> Tensor:
         """(B, L, D), (B,), (B, L) or None -> (B, L, d_output).
 
-        What stands where (B, L) `wanted` is False may be anything.
+        With `has_target` (B, L) bool the hidden states of other positions are undefined.
         """
-        if wanted is None or self.token_pruning is None or self.room is not None:
-            with_all = self._run(embeddings, lengths, order).last_hidden_state
-            return with_all[:, : embeddings.size(1)]
-        with self.token_pruning.only_at(wanted):
-            return self._run(embeddings, lengths, order).last_hidden_state
+        if has_target is None or self.token_pruning is None or self.fixed_length is not None:
+            hidden: Tensor = self._run(embeddings, lengths, order).last_hidden_state
+            return hidden[:, : embeddings.size(1)]
+        with self.token_pruning.only_at(has_target):
+            pruned: Tensor = self._run(embeddings, lengths, order).last_hidden_state
+        return pruned
 
     def attentions(
         self, embeddings: Tensor, lengths: Tensor, order: Tensor | None
     ) -> tuple[Tensor, ...]:
-        """(B, H, L, L) weights of each layer, as the positions that look by those looked at."""
+        """(B, H, L, L) attention weights of each layer, query position by key position."""
         config = self.transformer.config
         before = config._attn_implementation
-        if hasattr(self.transformer, "set_attn_implementation"):
+        can_switch = hasattr(self.transformer, "set_attn_implementation")
+        if can_switch:
             self.transformer.set_attn_implementation("eager")  # the others keep no weights
         try:
-            found = getattr(
-                self._run(embeddings, lengths, order, attentions=True), "attentions", None
-            )
+            output = self._run(embeddings, lengths, order, attentions=True)
         finally:
-            if hasattr(self.transformer, "set_attn_implementation"):
+            if can_switch:
                 self.transformer.set_attn_implementation(before)
-        if not found or any(layer is None for layer in found):
+        weights = getattr(output, "attentions", None)
+        if not weights or any(layer is None for layer in weights):
             raise ConfigError(f"{config.model_type} gives no attention weights.")
         width = embeddings.size(1)
         # XLNet gives one tensor for each of its two streams; the last one predicts
-        layers = [layer[-1] if isinstance(layer, tuple) else layer for layer in found]
+        layers = [layer[-1] if isinstance(layer, tuple) else layer for layer in weights]
         if config.model_type == "longformer":
             layers = [_by_position(layer) for layer in layers]
         return tuple(layer[:, :, :width, :width] for layer in layers)
@@ -101,28 +108,29 @@ class HuggingFaceEncoder(nn.Module):
         *,
         attentions: bool = False,
     ) -> Any:
-        if self.room is not None:
-            filling = embeddings.new_zeros(1, self.room, embeddings.size(2))
-            filling = filling.expand(embeddings.size(0), -1, -1)
-            embeddings = torch.cat([embeddings, filling], 1)[:, : self.room]
+        if self.fixed_length is not None:
+            padding = embeddings.new_zeros(1, self.fixed_length, embeddings.size(2))
+            padding = padding.expand(embeddings.size(0), -1, -1)
+            embeddings = torch.cat([embeddings, padding], 1)[:, : self.fixed_length]
         masks = self._masks(embeddings, lengths, order)
         if attentions:
             masks["output_attentions"] = True
         return self.transformer(inputs_embeds=self.dropout(embeddings), **masks)
 
     def _masks(self, embeddings: Tensor, lengths: Tensor, order: Tensor | None) -> dict[str, Any]:
+        """Mask arguments of the Hugging Face model."""
         width = embeddings.size(1)
         if self.mask == "none":
-            return {}  # padding is on the right, where no position looks
+            return {}  # padding is on the right, which no position sees
         if self.mask == "causal":
-            ahead = torch.ones(width, width, dtype=torch.bool, device=lengths.device).triu(1)
+            future = torch.ones(width, width, dtype=torch.bool, device=lengths.device).triu(1)
             if self.transformer.config._attn_implementation == "eager":
                 lowest = torch.finfo(embeddings.dtype).min
-                look = embeddings.new_zeros(width, width).masked_fill(ahead, lowest)
+                mask = embeddings.new_zeros(width, width).masked_fill(future, lowest)
             else:
-                look = ~ahead
-            return {"attention_mask": look.expand(embeddings.size(0), 1, -1, -1)}
-        # a row of padding alone would have nothing to attend to
+                mask = ~future
+            return {"attention_mask": mask.expand(embeddings.size(0), 1, -1, -1)}
+        # a row of padding only would have no position to attend to
         visible = visible_positions(lengths.clamp(min=1), width).to(embeddings.dtype)
         if self.mask == "padding":
             return {"attention_mask": visible}
@@ -137,94 +145,95 @@ class HuggingFaceEncoder(nn.Module):
 
 
 def _by_position(weights: Tensor) -> Tensor:
-    """(B, H, L, W + 1) weights of what lies -W/2..W/2 away -> (B, H, L, L)."""
-    length, reach = weights.size(2), weights.size(3) // 2
-    places = torch.arange(length, device=weights.device)
-    away = places - places.unsqueeze(1) + reach  # (L, L)
-    inside = (away >= 0) & (away < weights.size(3))
-    columns = away.clamp(0, weights.size(3) - 1).expand(*weights.shape[:2], -1, -1)
+    """(B, H, L, W + 1) weights at distances -W/2..W/2 -> (B, H, L, L)."""
+    length, half = weights.size(2), weights.size(3) // 2
+    positions = torch.arange(length, device=weights.device)
+    distance = positions - positions.unsqueeze(1) + half  # (L, L)
+    inside = (distance >= 0) & (distance < weights.size(3))
+    columns = distance.clamp(0, weights.size(3) - 1).expand(*weights.shape[:2], -1, -1)
     return weights.gather(3, columns) * inside
 
 
-def encoder_around(
+def wrap_transformer(
     transformer: Any,
     masking: Masking,
     *,
     d_model: int,
     positions: int | None = None,
-    room: int | None = None,
+    fixed_length: int | None = None,
     dropout: float = 0.0,
 ) -> HuggingFaceEncoder:
-    """Find out how a model must be told what it may see. ConfigError if it cannot be.
+    """Measure which attention mask the model needs, and wrap it as an encoder.
 
-    `positions` is how many it has, if there is a limit; `dropout` is of what goes in, for a model
-    that has none of its own.
+    `positions` is the number of positions of the model, None without a limit. ConfigError for a
+    model that ignores the mask it needs.
     """
     kind = transformer.config.model_type
-    width = room or min(4, positions or 4)
-    natural = _probe(transformer, "none", d_model, width, room)
+    width = fixed_length or min(4, positions or 4)
+    measured = _measure_visibility(transformer, "none", d_model, width, fixed_length)
     if masking.causal:
-        found = natural
-        if natural.looks_ahead:
-            found = _probe(transformer, "causal", d_model, width, room)
-        if found.looks_ahead:
+        if measured.sees_later:
+            measured = _measure_visibility(transformer, "causal", d_model, width, fixed_length)
+        if measured.sees_later:
             raise ConfigError(
                 f"{kind} looks both ways and cannot be kept from it, so clm would show it the "
                 "target. Use mlm, or an architecture that looks back alone, such as gpt2."
             )
     else:
-        if masking.looks_both_ways and not natural.looks_ahead:
+        if masking.looks_both_ways and not measured.sees_later:
             raise ConfigError(
                 f"{kind} looks back alone and works with clm, not with {masking.name}."
             )
-        found = natural
-        if natural.looks_ahead:
-            found = _probe(transformer, "padding", d_model, width, room)
-        if found.looks_ahead:
+        if measured.sees_later:
+            measured = _measure_visibility(transformer, "padding", d_model, width, fixed_length)
+        if measured.sees_later:
             raise ConfigError(f"{kind} does not heed a padding mask, so padding would change it.")
-    # its own token table, pooling and the like: what has no part in the result is not trained
-    for parameter in found.unused:
+    # token table, pooling and the like: parameters without a part in the output are not trained
+    for parameter in measured.unused:
         parameter.requires_grad_(False)
-    encoder = HuggingFaceEncoder(transformer, found.mask, found.d_output, room, dropout)
-    if masking.name in ("mlm", "rtd"):  # they learn from the hidden positions
+    encoder = HuggingFaceEncoder(
+        transformer, measured.mask, measured.d_output, fixed_length, dropout
+    )
+    if masking.few_targets:
         encoder.token_pruning = token_pruning_of(transformer)
     return encoder
 
 
-@dataclasses.dataclass(frozen=True)
-class Probe:
-    """What was seen of a model."""
+class Visibility(NamedTuple):
+    """Measurement of a model with one attention mask."""
 
     mask: Mask
-    looks_ahead: bool
+    sees_later: bool
     """Whether early positions depend on later ones (or, with a padding mask, on padding)."""
     d_output: int
     unused: list[nn.Parameter]
-    """Parameters on which the result does not depend."""
+    """Parameters on which the output does not depend."""
 
 
-def _probe(transformer: Any, mask: Mask, d_model: int, width: int, room: int | None) -> Probe:
-    """Two rows of `width` positions, of which the first (two) must not depend on the rest."""
-    seen = min(2, (width + 1) // 2)
-    encoder = HuggingFaceEncoder(transformer, mask, d_model, room)
+def _measure_visibility(
+    transformer: Any, mask: Mask, d_model: int, width: int, fixed_length: int | None
+) -> Visibility:
+    """Run two rows of `width` positions, whose first (two) must not depend on the rest."""
+    early = min(2, (width + 1) // 2)
+    encoder = HuggingFaceEncoder(transformer, mask, d_model, fixed_length)
     training = transformer.training
     transformer.eval()
     device = next(transformer.parameters()).device
     generator = torch.Generator().manual_seed(0)
     embeddings = torch.randn(2, width, d_model, generator=generator).to(device).requires_grad_()
-    lengths = torch.full((2,), seen if mask == "padding" else width, device=device)
+    lengths = torch.full((2,), early if mask == "padding" else width, device=device)
     parameters = [p for p in transformer.parameters() if p.requires_grad]
     try:
         with torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            early = encoder(embeddings, lengths, None)[:, :seen]  # (2, seen, d_output)
-            weights = torch.randn(early.shape, generator=generator).to(device)
+            hidden = encoder(embeddings, lengths, None)[:, :early]  # (2, early, d_output)
+            weights = torch.randn(hidden.shape, generator=generator).to(device)
             by_input, *by_parameter = torch.autograd.grad(
-                (early * weights).sum(), [embeddings, *parameters], allow_unused=True
+                (hidden * weights).sum(), [embeddings, *parameters], allow_unused=True
             )
     except Exception as error:
-        if mask == "causal":  # it does not take such a mask
-            return Probe(mask, True, d_model, [])
+        if mask == "causal":  # the model does not take such a mask
+            return Visibility(mask, True, d_model, [])
         line = " ".join(str(error).split())[:160] or type(error).__name__
         raise ConfigError(
             f"{transformer.config.model_type} does not run on `inputs_embeds`: {line}"
@@ -232,72 +241,155 @@ def _probe(transformer: Any, mask: Mask, d_model: int, width: int, room: int | N
     finally:
         transformer.train(training)
     unused = [p for p, g in zip(parameters, by_parameter, strict=True) if g is None]
-    return Probe(mask, bool(by_input[:, seen:].any()), early.size(-1), unused)
+    return Visibility(mask, bool(by_input[:, early:].any()), hidden.size(-1), unused)
 
 
-def bert_settings(shape: EncoderConfig) -> dict[str, Any]:
-    """What the configs of BERT and its kin call the numbers of a shape."""
-    return {
-        "vocab_size": 1,
-        "hidden_size": shape.d_model,
-        "intermediate_size": 4 * shape.d_model,
-        "num_attention_heads": shape.n_head,
-        "num_hidden_layers": shape.n_layer,
-        "max_position_embeddings": shape.positions(),
-        "hidden_act": shape.hidden_act,
-        "initializer_range": shape.initializer_range,
-        "layer_norm_eps": shape.layer_norm_eps,
-        "hidden_dropout_prob": shape.dropout,
-        "attention_probs_dropout_prob": shape.dropout,
-        "pad_token_id": 0,
-    }
+def bert_encoder(
+    shape: EncoderConfig,
+    masking: Masking,
+    model: str,
+    settings: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+    *,
+    fixed_length: int | None = None,
+    **arguments: Any,
+) -> HuggingFaceEncoder:
+    """Encoder of BERT or of an architecture whose config has BERT's argument names.
+
+    `model` is the name of a class of transformers, `arguments` are those of its constructor;
+    `settings` and `defaults` as in `build_transformer`.
+    """
+    transformer = build_transformer(
+        model,
+        {
+            "vocab_size": 1,
+            "hidden_size": shape.d_model,
+            "num_attention_heads": shape.n_head,
+            "num_hidden_layers": shape.n_layer,
+            "max_position_embeddings": shape.positions(),
+            "pad_token_id": 0,
+            **(settings or {}),
+        },
+        {
+            "intermediate_size": 4 * shape.d_model,
+            "hidden_act": shape.hidden_act,
+            "initializer_range": shape.initializer_range,
+            "layer_norm_eps": shape.layer_norm_eps,
+            "hidden_dropout_prob": shape.dropout,
+            "attention_probs_dropout_prob": shape.dropout,
+            **(defaults or {}),
+        },
+        shape.options,
+        **arguments,
+    )
+    positions = shape.total_seq_length if fixed_length is None else None
+    return wrap_transformer(
+        transformer,
+        masking,
+        d_model=shape.d_model,
+        positions=positions,
+        fixed_length=fixed_length,
+    )
 
 
-def make_config(config_class: Any, settings: dict[str, Any], options: Mapping[str, Any]) -> Any:
-    """A Hugging Face config. ConfigError for an option that it does not have: it takes any."""
-    known = [f.name for f in dataclasses.fields(config_class)] + list(config_class.attribute_map)
+def build_transformer(
+    model: str,
+    settings: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    options: Mapping[str, Any],
+    **arguments: Any,
+) -> Any:
+    """Build a Hugging Face model, by the name of its class, with fresh weights.
+
+    Its config gets `settings`, which `options` may not change, and `defaults`, which they may.
+    """
+    model_class = getattr(import_transformers(), model)
+    config = make_config(model_class.config_class, settings, defaults, options)
+    return construct(config.model_type, model_class, config, **arguments)
+
+
+def make_config(
+    config_class: Any,
+    settings: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> Any:
+    """Make a Hugging Face config.
+
+    ConfigError for an option that it does not have, which Hugging Face would ignore, and for one
+    that `settings` fix.
+    """
+    aliases = config_class.attribute_map
+    names = [f.name for f in dataclasses.fields(config_class)] + list(aliases)
     for name in options:
-        if name not in known:
+        if name not in names:
             raise ConfigError(
-                f"{config_class.__name__} has no option `{name}`; {closest(name, known)}"
+                f"{config_class.__name__} has no option `{name}`; {closest(name, names)}"
             )
-    return made(config_class.__name__, lambda: config_class(**{**settings, **options}))
+        if name in settings or aliases.get(name) in settings:
+            raise ConfigError(
+                f"The option `{name}` of {config_class.__name__} follows from the rest of the "
+                "model; leave it out."
+            )
+    return construct(config_class.__name__, config_class, **{**settings, **defaults, **options})
 
 
-def made(name: str, make: Callable[[], Any]) -> Any:
-    """What `make` gives. ConfigError in one line where another's program refuses."""
+def construct(name: str, constructor: Callable[..., Any], *values: Any, **arguments: Any) -> Any:
+    """Call a constructor of Hugging Face. ConfigError in one line if it raises."""
     try:
-        return make()
+        return constructor(*values, **arguments)
     except Exception as error:
         line = " ".join(str(error).split())[:200] or type(error).__name__
         raise ConfigError(f"{name} cannot be made: {line}") from None
 
 
-def encoder_of(given: Any, masking: Masking) -> tuple[HuggingFaceEncoder, int, int | None]:
-    """Encoder, D and number of positions (None: unlimited) of a Hugging Face config or model.
+class Wrapped(NamedTuple):
+    """Encoder of a Hugging Face config or model that the user has made."""
 
-    Rows have any width: where the model depends on its shape, use `HuggingFaceConfig.build`.
+    encoder: HuggingFaceEncoder
+    d_model: int
+    positions: int | None
+    """Number of positions, None without a limit."""
+
+
+def wrap_config_or_model(transformer: Any, masking: Masking) -> Wrapped:
+    """Wrap a Hugging Face config (with fresh weights) or model; ConfigError for other objects.
+
+    Rows have any width: for a model that depends on its shape use `HuggingFaceConfig.build`.
     """
-    if isinstance(given, transformers.PreTrainedModel):
-        model = given
+    transformers = import_transformers()
+    if isinstance(transformer, transformers.PreTrainedModel):
+        model = transformer
+    elif isinstance(transformer, transformers.PretrainedConfig):
+        config = copy.deepcopy(transformer)
+        model = construct(config.model_type, transformers.AutoModel.from_config, config)
     else:
-        config = copy.deepcopy(given)
-        model = made(given.model_type, lambda: transformers.AutoModel.from_config(config))
+        raise ConfigError(
+            f"TransformerBlock got {type(transformer).__name__}, expected a config such as "
+            "GPT2Config.build(...), or one of Hugging Face's."
+        )
     config = model.config
+    if masking.name == "plm":
+        raise ConfigError("plm works with xlnet: XLNetConfig.build(...).")
     if hasattr(config, "use_cache"):
         config.use_cache = False
     if masking.causal and config.model_type == "xlnet":
         config.attn_type = "uni"
-        model.attn_type = "uni"  # type: ignore[assignment]
-    if masking.name == "plm":
-        raise ConfigError("plm works with xlnet: XLNetConfig.build(...).")
+        model.attn_type = "uni"
     width = getattr(config, "hidden_size", None)
     if not isinstance(width, int):
         raise ConfigError(f"{config.model_type} has no hidden_size, so it is no sequence encoder.")
-    positions = getattr(config, "max_position_embeddings", None)
-    positions = positions if isinstance(positions, int) and positions > 0 else None
+    positions = _num_positions(model)
+    encoder = wrap_transformer(model, masking, d_model=width, positions=positions)
+    return Wrapped(encoder, width, positions)
+
+
+def _num_positions(model: Any) -> int | None:
+    """Number of positions of a Hugging Face model, None without a limit."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions <= 0:
+        return None
     table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
     padding = getattr(table, "padding_idx", None)
-    if positions is not None and padding is not None:
-        positions -= padding + 1  # as RoBERTa's, they begin behind the padding's
-    return encoder_around(model, masking, d_model=width, positions=positions), width, positions
+    # RoBERTa's positions start behind that of the padding
+    return positions if padding is None else positions - padding - 1

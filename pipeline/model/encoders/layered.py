@@ -1,4 +1,4 @@
-"""Layers that look back alone, over learned positions: what SASRec and its kin have in common."""
+"""Causal layers over learned positions: the common parts of SASRec, HSTU, LiGR and CORE."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -11,7 +11,10 @@ from pipeline.model.encoders.config import EncoderConfig
 
 
 class LayeredEncoder(nn.Module):
-    """Positions, layers and a last norm. A layer has `forward` and `weights`, both of (B, L, D)."""
+    """Positions, layers and a last norm.
+
+    A layer has `forward`, (B, L, D) -> (B, L, D), and `weights`, (B, L, D) -> (B, H, L, L).
+    """
 
     def __init__(self, config: EncoderConfig, layers: Iterable[nn.Module]) -> None:
         super().__init__()
@@ -28,7 +31,7 @@ class LayeredEncoder(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, embeddings: Tensor, lengths: Tensor, order: Tensor | None) -> Tensor:  # noqa: ARG002
-        """(B, L, D) -> (B, L, D); padding is on the right, behind all that counts."""
+        """(B, L, D) -> (B, L, D); padding is on the right, behind all interactions."""
         hidden = self._positioned(embeddings)
         for layer in self.layers:
             hidden = layer(hidden)
@@ -37,21 +40,21 @@ class LayeredEncoder(nn.Module):
 
     def attentions(self, embeddings: Tensor, *_others: Any) -> tuple[Tensor, ...]:
         """(B, H, L, L) weights of each layer."""
-        hidden, found = self._positioned(embeddings), []
+        hidden, weights = self._positioned(embeddings), []
         for layer in self.layers:
-            found.append(layer.weights(hidden))  # type: ignore[operator]
+            weights.append(layer.weights(hidden))  # type: ignore[operator]
             hidden = layer(hidden)
-        return tuple(found)
+        return tuple(weights)
 
     def _positioned(self, embeddings: Tensor) -> Tensor:
-        places = self.positions.weight[: embeddings.size(1)]
-        # item vectors are made as large as those of positions, as in both papers' own programs
-        positioned: Tensor = self.dropout(embeddings * self.d_output**0.5 + places)
+        positions = self.positions.weight[: embeddings.size(1)]
+        # scaled to the length of position vectors, as in the programs of SASRec and HSTU
+        positioned: Tensor = self.dropout(embeddings * self.d_output**0.5 + positions)
         return positioned
 
 
 class CausalAttention(nn.Module):
-    """Several heads of attention to the position itself and those before it."""
+    """Multi-head attention to the position itself and those before it."""
 
     def __init__(self, width: int, n_head: int, dropout: float) -> None:
         super().__init__()
@@ -72,8 +75,8 @@ class CausalAttention(nn.Module):
         """(B, L, D) -> (B, H, L, L)."""
         query, key, _ = self._heads(hidden)
         scores = query @ key.transpose(2, 3) / query.size(3) ** 0.5
-        ahead = torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1)
-        return scores.masked_fill(ahead, float("-inf")).softmax(3)
+        future = torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1)
+        return scores.masked_fill(future, float("-inf")).softmax(3)
 
     def _heads(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value (B, H, L, D / H)."""

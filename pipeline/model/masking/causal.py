@@ -1,22 +1,20 @@
 """clm: causal language modelling."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.core.columns import PADDING
-from pipeline.model.masking.sequence import MaskedSequence, Stage
+from pipeline.model.masking.sequence import MaskedSequence, Masking, Stage
 
 
-class CausalMasking(nn.Module):
-    """clm: each position predicts the item after it. Needs attention to the past alone.
+class CausalMasking(Masking):
+    """clm: each position predicts the next item. Attention is to the past only.
 
-    `train_on_last_item_seq_only` trains on the last item of each session alone.
+    `train_on_last_item_seq_only` trains on the last item of each session only.
     """
 
     name = "clm"
     causal = True
-    looks_both_ways = False
-    extra_positions = 0
 
     def __init__(self, train_on_last_item_seq_only: bool = False) -> None:
         super().__init__()
@@ -26,13 +24,12 @@ class CausalMasking(nn.Module):
         self, embeddings: Tensor, item_ids: Tensor, lengths: Tensor, stage: Stage
     ) -> MaskedSequence:
         """(B, L, D), (B, L), (B,) -> MaskedSequence."""
-        if stage == Stage.PREDICT:
-            query = (lengths - 1).clamp(min=0)
-            return MaskedSequence(embeddings, torch.zeros_like(item_ids), lengths, query)
         inputs = (lengths - 1).clamp(min=0)
+        if stage == Stage.PREDICT:
+            return MaskedSequence(embeddings, torch.zeros_like(item_ids), lengths, inputs)
         if item_ids.size(1) == 1:
             return MaskedSequence(embeddings, torch.zeros_like(item_ids), inputs, inputs)
-        # the last item of the longest row is a target alone: one column less to compute
+        # the last item of the longest row is only a target: one column less to compute
         targets = self.at_targets(item_ids)
         query = (inputs - 1).clamp(min=0)
         if stage == Stage.TRAIN and self.train_on_last_item_seq_only:
@@ -43,3 +40,10 @@ class CausalMasking(nn.Module):
     def at_targets(self, values: Tensor) -> Tensor:
         """(B, L) -> (B, L - 1): the value of the interaction after each position."""
         return values[:, 1:] if values.size(1) > 1 else values
+
+    def may_be_targets(self, lengths: Tensor, width: int) -> Tensor:
+        """(B,) lengths -> (B, L) bool: all interactions but the first, or the last only."""
+        columns = torch.arange(width, device=lengths.device)
+        if self.train_on_last_item_seq_only:
+            return (columns > 0) & (columns == (lengths - 1).unsqueeze(1))
+        return (columns > 0).expand(len(lengths), -1)

@@ -8,6 +8,7 @@ from pipeline.core.errors import ConfigError
 from pipeline.data.batch import visible_positions
 from pipeline.model.masking.sequence import (
     MaskedSequence,
+    Masking,
     Stage,
     check_probability,
     last_positions,
@@ -15,17 +16,16 @@ from pipeline.model.masking.sequence import (
 )
 
 
-class PermutationMasking(nn.Module):
-    """Spans of interactions are predicted one after the other, in a random order.
+class PermutationMasking(Masking):
+    """plm: spans of interactions are predicted in a random order.
 
-    Each is predicted from all that are no targets and from the targets before it in the order,
-    whose content is seen as it is. `max_span_length` and the share of interactions that are
-    targets, `probability`, are those of XLNet's pretraining. `permute_all` puts every interaction
-    into the order; all but the first are targets then.
+    A target sees all interactions that are not targets and the targets before it in the order,
+    with their content. `max_span_length` and `probability`, the share of interactions that are
+    targets, are those of XLNet's pretraining. `permute_all` puts every interaction into the order;
+    all but the first are targets then.
     """
 
     name = "plm"
-    causal = False
     looks_both_ways = True
     extra_positions = 1
 
@@ -33,9 +33,9 @@ class PermutationMasking(nn.Module):
         self, probability: float = 1 / 6, max_span_length: int = 5, permute_all: bool = False
     ) -> None:
         super().__init__()
-        self.probability = check_probability("plm_probability", probability)
         if max_span_length < 1:
             raise ConfigError(f"max_span_length is {max_span_length}, expected 1 or more.")
+        self.probability = check_probability("plm_probability", probability)
         self.max_span_length = max_span_length
         self.permute_all = permute_all
 
@@ -45,24 +45,20 @@ class PermutationMasking(nn.Module):
         """(B, L, D), (B, L), (B,) -> MaskedSequence with an order."""
         if stage == Stage.PREDICT:
             grown = nn.functional.pad(embeddings, (0, 0, 0, 1))  # (B, L + 1, D)
-            asked = torch.arange(grown.size(1), device=lengths.device) == lengths.unsqueeze(1)
-            targets = torch.zeros(asked.shape, dtype=item_ids.dtype, device=item_ids.device)
-            # an empty session has nothing to look at but the position itself
-            order = _only(asked & (lengths > 0).unsqueeze(1))
+            is_target = torch.arange(grown.size(1), device=lengths.device) == lengths.unsqueeze(1)
+            targets = torch.zeros(is_target.shape, dtype=item_ids.dtype, device=item_ids.device)
+            # the target of an empty session has no position to see but its own
+            order = _targets_last(is_target & (lengths > 0).unsqueeze(1))
             return MaskedSequence(grown, targets, lengths + 1, lengths, order)
         query = (lengths - 1).clamp(min=0)
         width = item_ids.size(1)
         if stage == Stage.EVALUATE:
-            asked = last_positions(lengths, width)
-            order = _only(asked)
+            is_target = last_positions(lengths, width)
+            order = _targets_last(is_target)
         else:
-            asked, order = self._draw(lengths, width)
-        targets = torch.where(asked, item_ids, PADDING)
+            is_target, order = self._draw(lengths, width)
+        targets = torch.where(is_target, item_ids, PADDING)
         return MaskedSequence(embeddings, targets, lengths, query, order)
-
-    def at_targets(self, values: Tensor) -> Tensor:
-        """(B, L) as they are: a target stands in its own place."""
-        return values
 
     def _draw(self, lengths: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """(B,) -> targets (B, L) bool and their order (B, L)."""
@@ -70,27 +66,27 @@ class PermutationMasking(nn.Module):
         draw = torch.rand(visible.shape, device=lengths.device).masked_fill(~visible, 2.0)
         if self.permute_all:
             order = draw.argsort(1).argsort(1).masked_fill(~visible, -1)
-            return order > 0, order  # the first has nothing to be predicted from
-        asked = some_but_not_all(self._spans(lengths, width), draw, visible)
-        order = draw.masked_fill(~asked, 3.0).argsort(1).argsort(1)
-        return asked, order.masked_fill(~asked, -1)
+            return order > 0, order  # the first has no interaction to be predicted from
+        is_target = some_but_not_all(self._spans(lengths, width), draw, visible)
+        order = draw.masked_fill(~is_target, 3.0).argsort(1).argsort(1)
+        return is_target, order.masked_fill(~is_target, -1)
 
     def _spans(self, lengths: Tensor, width: int) -> Tensor:
-        """(B,) -> (B, L): a span of random length in each stretch of span / probability."""
+        """(B,) -> (B, L) bool: a span of random length in each stretch of span / probability."""
         device = lengths.device
         columns = torch.arange(width, device=device)
         shape = (lengths.numel(), 1)
         begin = torch.zeros(shape, dtype=torch.int64, device=device)
-        asked = torch.zeros(lengths.numel(), width, dtype=torch.bool, device=device)
+        in_span = torch.zeros(lengths.numel(), width, dtype=torch.bool, device=device)
         for _ in range(int(width * self.probability) + 1):  # no stretch is shorter than 1 / p
             span = torch.randint(1, self.max_span_length + 1, shape, device=device)
             stretch = (span / self.probability).round().to(torch.int64)
             first = begin + (torch.rand(shape, device=device) * (stretch - span + 1)).floor()
-            asked |= (columns >= first) & (columns < first + span)
+            in_span |= (columns >= first) & (columns < first + span)
             begin += stretch
-        return asked
+        return in_span
 
 
-def _only(asked: Tensor) -> Tensor:
-    """(B, L) bool -> an order in which what is asked for comes after all else."""
-    return asked.to(torch.int64) - 1
+def _targets_last(is_target: Tensor) -> Tensor:
+    """(B, L) bool -> (B, L) order in which targets come after all other interactions."""
+    return is_target.to(torch.int64) - 1

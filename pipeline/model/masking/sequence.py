@@ -1,17 +1,21 @@
-"""What passes from a masking to the sequence block, and what every masking has."""
+"""What a masking is: the sequence and the targets that it makes, and the loss that they have.
+
+Shape letters: B sessions, L positions, D width.
+"""
 
 from enum import StrEnum
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.core.errors import ConfigError
-from pipeline.data.batch import visible_positions
+from pipeline.data.batch import SessionBatch, visible_positions
+from pipeline.model.ops.shared_gradient_embedding import share_gradient
 
 
 class Stage(StrEnum):
-    """Who calls: training, evaluation with known targets, or prediction without."""
+    """Training, evaluation on sessions that hold their target, or prediction."""
 
     TRAIN = "train"
     EVALUATE = "evaluate"
@@ -19,48 +23,139 @@ class Stage(StrEnum):
 
 
 class MaskedSequence(NamedTuple):
-    """Input of the sequence block with what it is to predict."""
+    """Input of the sequence block with its targets."""
 
     embeddings: Tensor
     """(B, L, D)"""
     targets: Tensor
-    """(B, L) item indices, PADDING where there is nothing to predict."""
+    """(B, L) item indices, PADDING at positions without a target."""
     lengths: Tensor
-    """(B,) positions that attention may see; what follows is padding."""
+    """(B,) number of positions that attention may see; the rest is padding."""
     query: Tensor
     """(B,) position whose hidden state predicts the next item (or the last target)."""
     order: Tensor | None = None
-    """(B, L), of plm: a position sees those of a lower number, and all those of -1."""
+    """(B, L) order of plm: a position sees positions of a lower number and all those of -1."""
 
 
-@runtime_checkable
-class Masking(Protocol):
-    """What every masking has."""
+class Encoded(NamedTuple):
+    """Hidden states with their targets."""
+
+    hidden: Tensor
+    """(B, L, D)"""
+    targets: Tensor
+    """(B, L) item indices, PADDING at positions without a target."""
+    query: Tensor
+    """(B,) position whose hidden state predicts the next item."""
+    lengths: Tensor
+    """(B,) number of positions that are not padding."""
+    order: Tensor | None = None
+    """(B, L) order of plm, see MaskedSequence."""
+
+
+class Body(Protocol):
+    """The part of `SequentialBlock` that maskings run; a protocol, because blocks import them."""
+
+    inputs: Any
+    generator: Any
+
+    def masked(
+        self, batch: SessionBatch, stage: Stage, item_table: Tensor | None = None
+    ) -> MaskedSequence:
+        """Embed and mask a batch."""
+
+    def unmasked(self, batch: SessionBatch) -> MaskedSequence:
+        """Embed a batch without a mask."""
+
+    def through(
+        self, masked: MaskedSequence, *, generator: bool = False, targets_only: bool = False
+    ) -> Encoded:
+        """Run the blocks."""
+
+
+class ItemTask(Protocol):
+    """The part of `NextItemPredictionTask` that maskings use."""
+
+    @property
+    def scores_all_rows(self) -> bool:
+        """Whether the loss scores every row of the input's item table."""
+
+    def logits(self, hidden: Tensor, item_table: Tensor) -> Tensor:
+        """(T, D), (V, E) -> (T, items)."""
+
+    def loss(
+        self, hidden: Tensor, targets: Tensor, item_table: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
+        """(B, L, D), (B, L), (V, E), (B, L) -> ()."""
+
+
+class Masking(nn.Module):
+    """Targets of a session and the positions that may be seen to predict them."""
 
     name: str
-    causal: bool
-    """Whether attention must be to the past alone."""
-    looks_both_ways: bool
-    """Whether attention must be to both sides."""
-    extra_positions: int
-    """Positions beyond L that the sequence block must have room for."""
+    """clm, mlm, plm, rtd or none."""
+    causal = False
+    """Attention must be to the past only."""
+    looks_both_ways = False
+    """Attention must be to both sides."""
+    extra_positions = 0
+    """Positions beyond L that the sequence block must have."""
+    has_targets = True
+    """Whether the masking makes targets for the next-item task."""
+    few_targets = False
+    """Targets of training are a small share of the positions: the last layer may skip the rest."""
+    separate_generator = False
+    """The objective trains a copy of the blocks as a generator."""
+    can_shard = True
+    """The objective works with an item table that is spread over processes."""
+
+    def build(self, d_hidden: int, *, has_encoder: bool) -> None:
+        """Make the layers that read hidden states of width `d_hidden`.
+
+        `has_encoder` says whether a TransformerBlock is among the blocks. ConfigError if the
+        masking needs one.
+        """
+
+    def check(self, width: int, *, item_alone: bool) -> None:
+        """ConfigError if the masking does not fit an input block of output `width`.
+
+        `item_alone`: the item is the only feature.
+        """
 
     def apply_to(
         self, embeddings: Tensor, item_ids: Tensor, lengths: Tensor, stage: Stage
     ) -> MaskedSequence:
         """(B, L, D), (B, L), (B,) -> MaskedSequence."""
+        raise NotImplementedError
 
     def at_targets(self, values: Tensor) -> Tensor:
-        """(B, L) values of interactions -> where the targets of training and evaluation stand."""
+        """Move (B, L) values of interactions to the positions of their targets.
+
+        Unchanged for a masking whose targets stand at their own positions.
+        """
+        return values
+
+    def may_be_targets(self, lengths: Tensor, width: int) -> Tensor:
+        """(B,) lengths -> (B, L) bool: interactions that training may predict."""
+        return torch.ones(len(lengths), width, dtype=torch.bool, device=lengths.device)
+
+    def loss(
+        self, body: Body, task: ItemTask, batch: SessionBatch, weights: Tensor | None
+    ) -> Tensor:
+        """Training loss of a next-item task, ().
+
+        `weights` (B, L) stand at the positions of the targets, as `at_targets` gives them.
+        """
+        table = body.inputs.item_table.weight
+        looked_up, scored = share_gradient(table) if task.scores_all_rows else (None, table)
+        encoded = body.through(body.masked(batch, Stage.TRAIN, looked_up), targets_only=True)
+        return task.loss(encoded.hidden, encoded.targets, scored, weights)
 
 
-class NoMasking(nn.Module):
-    """Nothing to predict from within: for models whose tasks have targets of their own."""
+class NoMasking(Masking):
+    """No targets from the session itself: for models whose tasks read other columns."""
 
     name = "none"
-    causal = False
-    looks_both_ways = False
-    extra_positions = 0
+    has_targets = False
 
     def apply_to(
         self,
@@ -73,35 +168,32 @@ class NoMasking(nn.Module):
         query = (lengths - 1).clamp(min=0)
         return MaskedSequence(embeddings, torch.zeros_like(item_ids), lengths, query)
 
-    def at_targets(self, values: Tensor) -> Tensor:
-        """(B, L) as they are."""
-        return values
-
 
 def check_probability(name: str, value: float) -> float:
-    """ConfigError unless it is a share between 0 and 1."""
+    """Return `value`; ConfigError unless it is between 0 and 1, both excluded."""
     if not isinstance(value, int | float) or not 0 < value < 1:
         raise ConfigError(f"{name} is {value!r}, expected above 0 and below 1.")
     return value
 
 
 def last_positions(lengths: Tensor, width: int) -> Tensor:
-    """(B,) -> (B, L) bool: the last interaction of sessions that have another before it."""
+    """(B,) -> (B, L) bool: the last interaction of each session of at least two."""
     columns = torch.arange(width, device=lengths.device)
     return (columns == (lengths - 1).unsqueeze(1)) & (lengths > 1).unsqueeze(1)
 
 
-def choose_hidden(lengths: Tensor, width: int, probability: float) -> Tensor:
-    """(B,) -> (B, L) bool: each interaction by chance, at least one of a session, never all."""
+def choose_masked(lengths: Tensor, width: int, probability: float) -> Tensor:
+    """(B,) -> (B, L) bool: random interactions, at least one of a session and never all."""
     visible = visible_positions(lengths, width)
     draw = torch.rand(visible.shape, device=lengths.device).masked_fill(~visible, 2.0)
     return some_but_not_all(draw < probability, draw, visible)
 
 
 def some_but_not_all(chosen: Tensor, draw: Tensor, visible: Tensor) -> Tensor:
-    """(B, L) -> (B, L): with the smallest draw of each row, without the largest.
+    """Add the smallest draw of each row to `chosen` (B, L) and remove the largest.
 
-    `draw` is random where `visible`, and 2 elsewhere. A session of one is left with nothing.
+    `draw` is random at `visible` positions and 2 elsewhere. A session of one interaction keeps
+    none.
     """
     if draw.size(0) == 0:
         return chosen

@@ -1,4 +1,4 @@
-"""Negatives of the sampled losses: which items, and how often each was to be expected."""
+"""Negatives of the sampled losses: the drawn items and their expected number of draws."""
 
 import math
 from typing import NamedTuple
@@ -12,25 +12,25 @@ from pipeline.recipe.choices import NEGATIVES
 
 NEED_COUNTS = ("popularity", "in-batch")
 MOST_WEIGHT = 2**53
-"""Whole numbers up to here are exact in float64."""
+"""Largest sum of whole numbers that is exact in float64."""
 
 
 class Negatives(NamedTuple):
-    """Draws with replacement; a draw may hit a row's own target, see `is_negative`."""
+    """Draws with replacement; a draw may equal the row's target, see `is_negative`."""
 
     items: Tensor
-    """(N,) for all targets or (T, N): positions in the catalogue, 0..items - 1."""
+    """(N,) for all targets or (T, N): positions in the catalogue, 0 to items - 1."""
     log_expected: Tensor
-    """Same shape, float32: log(N q_j), how often the item is expected among a row's N draws."""
+    """Same shape, float32: log(N q_j), the log of the expected number among a row's N draws."""
 
 
 def is_negative(items: Tensor, targets: Tensor) -> Tensor:
-    """(N,) or (T, N), (T,) -> (T, N): False where a draw is the row's own target."""
+    """(N,) or (T, N), (T,) -> (T, N) bool: False where a draw equals the row's target."""
     return items != targets.unsqueeze(1)
 
 
 class NegativeSampler(nn.Module):
-    """Independent draws from the catalogue by one of these distributions q.
+    """Independent draws from the catalogue by a distribution q.
 
     | distribution | q of the item at position r of `num_items`                              |
     | ------------ | ----------------------------------------------------------------------- |
@@ -39,12 +39,12 @@ class NegativeSampler(nn.Module):
     |              | that is sorted by falling frequency                                     |
     | popularity   | proportional to `counts`; an item with count 0 is never drawn, so for   |
     |              | sampled-softmax it does not exist                                       |
-    | in-batch     | nothing is drawn: the negatives are the batch's targets, which come by  |
-    |              | their `counts`; count 0 is taken for the smallest one above 0           |
+    | in-batch     | no draw: the negatives are the targets of the batch, q is proportional  |
+    |              | to `counts`; a count of 0 is replaced by the smallest one above 0       |
 
-    `shared` draws one set for all targets, otherwise each target has its own. In-batch has one
-    set whatever `shared` and `num_negatives` say: all T targets, of which a row's own is none of
-    its negatives, so N in log(N q_j) is T - 1.
+    `shared` draws one set for all targets, otherwise each target has its own. In-batch has one set
+    for any `shared` and `num_negatives`: all T targets; a row's own target is not a negative, so N
+    in log(N q_j) is T - 1. ConfigError for sizes below 1 and for unusable counts.
     """
 
     cumulative: Tensor | None
@@ -104,9 +104,9 @@ class NegativeSampler(nn.Module):
             case _:
                 assert self.cumulative is not None  # noqa: S101
                 weight = (chance * self.total_weight).long()
-                # right: an item without weight ends where it begins and is stepped over
+                # right: an item of weight 0 ends where it begins and is skipped
                 items = torch.searchsorted(self.cumulative, weight, right=True)
-        # how expm1 rounds is the device's affair
+        # expm1 rounds differently on each device
         return items.clamp(max=self.num_items - 1)
 
     def _log_expected(self, items: Tensor, draws: int) -> Tensor:
@@ -123,7 +123,7 @@ class NegativeSampler(nn.Module):
 
 
 def _whole_weights(counts: Tensor | None, num_items: int, distribution: str) -> Tensor:
-    """(items,) of any dtype -> (items,) int64, in the same proportion. ConfigError if unusable."""
+    """(items,) of any dtype -> (items,) int64 in proportion. ConfigError for unusable counts."""
     if counts is None:
         raise ConfigError(
             f"Negatives by {distribution} need to know how often each item occurs. Pass "
@@ -141,6 +141,6 @@ def _whole_weights(counts: Tensor | None, num_items: int, distribution: str) -> 
             "each item occurs in training."
         )
     if bool((counts != counts.round()).any()) or float(counts.sum()) > MOST_WEIGHT:
-        # finer than any draw can tell; rounded up, so that nothing above 0 becomes 0
+        # finer than the resolution of a draw; rounded up, so that no count above 0 becomes 0
         counts = (counts * (2.0**40 / counts.sum())).ceil()
     return counts.long()

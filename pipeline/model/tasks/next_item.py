@@ -1,4 +1,8 @@
-"""Next-item prediction over the whole catalogue."""
+"""Next-item prediction over the whole catalogue.
+
+Shape letters: B sessions, L positions, D width of hidden states, V rows of the item table, E width
+of queries and items, T targets, N negatives.
+"""
 
 from typing import Literal
 
@@ -8,7 +12,8 @@ from torch.nn import functional
 
 from pipeline.core.columns import FIRST_ITEM
 from pipeline.core.errors import ConfigError
-from pipeline.model.leakage_reference import task_block_size
+from pipeline.data.batch import SessionBatch
+from pipeline.model.leakage import task_block_output_size
 from pipeline.model.losses import (
     LabelSmoothCrossEntropyLoss,
     OverCatalogue,
@@ -22,15 +27,18 @@ from pipeline.model.tasks.targets import ColumnValues, Recency
 class NextItemPredictionTask(nn.Module):
     """Scores of items from hidden states, and a loss over them.
 
-    `loss` is a name of `pipeline.recipe.choices` or a module of (T, items) scores and (T,) targets.
-    Losses over negatives draw `num_negatives` by `negatives`: uniform, log-uniform (a catalogue
-    stands in falling frequency), popularity (by `item_counts`, (items,)) or in-batch (the other
-    targets; corrected by `item_counts`); one set for the batch if `shared_negatives`.
-    `weight_tying` scores with the item's input embeddings (Inan et al. 2017), otherwise with a
-    table of its own. `normalize` takes the cosine in place of the inner product. `item_dropout`
-    is that of the item vectors that score. `task_block` is a block between hidden states and
-    scores. `recompute` saves memory, see LabelSmoothCrossEntropyLoss. `weights` weigh the targets:
-    a column of the batch with numbers, ColumnValues, or Recency.
+    - `loss`: a name of `pipeline.model.losses`, or a module of (T, items) logits and (T,) targets;
+      its options are `label_smoothing`, `gbce_t`, `regularization` and `recompute`, see
+      LossOptions.
+    - `negatives`: distribution of the `num_negatives` draws of a sampled loss: uniform, log-uniform
+      (for a catalogue in falling frequency), popularity (by `item_counts`, (items,)) or in-batch
+      (the other targets, corrected by `item_counts`); `shared_negatives` draws one set per batch.
+    - `weight_tying`: score with the item's input embeddings (Inan et al. 2017), else with an output
+      table.
+    - `softmax_temperature` divides the scores; `normalize` scores by the cosine.
+    - `item_dropout`: dropout probability of the item vectors that score.
+    - `task_block`: block between hidden states and scores.
+    - `weights` of the targets in the loss: a numeric column, ColumnValues or Recency.
     """
 
     def __init__(
@@ -76,18 +84,21 @@ class NextItemPredictionTask(nn.Module):
         )
         self.sampled = bool(getattr(self.objective, "sampled", False))
         self.sparse_gradients = False
-        """Whether looking up single items gives a sparse gradient; see `sparse_gradients.py`."""
+        """Whether the lookup of single items gives a sparse gradient."""
         self._negatives = (negatives, num_negatives, shared_negatives, item_counts)
         self.sampler: NegativeSampler | None = None
         self.projection: nn.Module = nn.Identity()
         self.output_table: nn.Parameter | None = None
 
     def build(self, d_hidden: int, num_rows: int, d_item: int) -> None:
-        """Make what the widths ask for: a linear layer to the item's, or a table of its own."""
+        """Make the layers: a projection to the item's width or an output table, and the sampler.
+
+        ConfigError if they are made already.
+        """
         if self.output_table is not None or not isinstance(self.projection, nn.Identity):
             raise ConfigError("A NextItemPredictionTask stands in two heads; make one for each.")
         if self.task_block is not None:
-            d_hidden = task_block_size(self.task_block, d_hidden)
+            d_hidden = task_block_output_size(self.task_block, d_hidden)
         if not self.weight_tying:
             self.output_table = nn.Parameter(torch.randn(num_rows, d_hidden) * d_hidden**-0.5)
         elif d_hidden != d_item:
@@ -103,18 +114,35 @@ class NextItemPredictionTask(nn.Module):
             )
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns that the loss reads beside the features."""
+        return () if self.weights is None else self.weights.columns
+
+    def target_weights(self, batch: SessionBatch, item: str) -> Tensor | None:
+        """(B, L) weight of each interaction as a target, None if all weigh the same.
+
+        `item` names the item feature.
+        """
+        if self.weights is None:
+            return None
+        weights: Tensor = self.weights(batch)
+        if weights.dim() == 1:  # of a session
+            weights = weights.unsqueeze(1).expand_as(batch.features[item])
+        return weights
+
+    @property
     def scores_all_rows(self) -> bool:
-        """Whether training scores every row of the table that the input reads."""
+        """Whether the loss scores every row of the input's item table."""
         return self.weight_tying and isinstance(self.objective, OverCatalogue)
 
     @property
     def is_sharded(self) -> bool:
-        """Whether this process holds a part of the items alone."""
+        """Whether this process holds only a part of the items."""
         objective = self.objective
         return isinstance(objective, LabelSmoothCrossEntropyLoss) and objective.shards is not None
 
     def queries(self, hidden: Tensor) -> Tensor:
-        """(..., D) -> (..., E): what is multiplied with `items` to give scores."""
+        """(..., D) -> (..., E): queries, whose products with `items` are the scores."""
         if self.task_block is not None:
             hidden = self.task_block(hidden)
         hidden = self.projection(hidden)
@@ -123,7 +151,10 @@ class NextItemPredictionTask(nn.Module):
         return hidden / self.softmax_temperature
 
     def items(self, item_table: Tensor, positions: Tensor | None = None) -> Tensor:
-        """(V, item width) -> (V - 3, E); or of these `positions` in the catalogue alone."""
+        """(V, item width) -> (V - 3, E), or those at `positions` in the catalogue.
+
+        ConfigError while the table is spread over processes.
+        """
         if self.is_sharded:
             raise ConfigError(
                 "The item table is spread over processes, none of which can score all items. Ask "
@@ -137,14 +168,14 @@ class NextItemPredictionTask(nn.Module):
         return self.as_items(rows)
 
     def as_items(self, rows: Tensor) -> Tensor:
-        """(n, item width) rows of the table -> (n, E): what is multiplied with `queries`."""
+        """(N, item width) rows of the table -> (N, E) item vectors that score."""
         if self.normalize:
             rows = functional.normalize(rows, dim=-1)
         dropped: Tensor = self.item_dropout(rows)
         return dropped
 
     def logits(self, hidden: Tensor, item_table: Tensor) -> Tensor:
-        """(T, D), (V, item width) -> (T, V - 3): items alone, the reserved rows left out."""
+        """(T, D), (V, item width) -> (T, V - 3), without the reserved rows."""
         return self.queries(hidden) @ self.items(item_table).T
 
     def loss(
@@ -154,54 +185,60 @@ class NextItemPredictionTask(nn.Module):
         item_table: Tensor,
         weights: Tensor | None = None,
     ) -> Tensor:
-        """(B, L, D), (B, L), (V, item width) -> (): mean over positions that have a target.
+        """(B, L, D), (B, L), (V, item width) -> (): mean over positions with a target.
 
-        A target that is missing or unknown is none. Without any target the loss is 0. With
-        `weights` (B, L) it is the weighted mean.
+        A missing or unknown item is not a target. Without a target the loss is 0. With `weights`
+        (B, L) it is the weighted mean. ConfigError for weights and a loss that reduces itself.
         """
         # (T, D) rather than (B * L, D): the logits are the largest tensor of a step
         has_target = targets >= FIRST_ITEM
-        wanted = targets[has_target].to(torch.int64) - FIRST_ITEM
-        chosen = hidden[has_target]
-        # with a sharded table, those of other processes need what this one holds
-        if not len(wanted) and not self.is_sharded:
+        positions = targets[has_target].to(torch.int64) - FIRST_ITEM  # (T,) in the catalogue
+        states = hidden[has_target]
+        # with a sharded table, other processes need the rows of this one
+        if not len(positions) and not self.is_sharded:
             # keeps the graph, so that backward works
-            return self.queries(chosen).sum() + item_table.sum() * 0 + hidden.sum() * 0
-        losses = self._losses(chosen, wanted, item_table)
+            return self.queries(states).sum() + item_table.sum() * 0 + hidden.sum() * 0
+        losses = self._losses(states, positions, item_table)
         if weights is None:
-            return losses.mean() if len(wanted) else losses.sum()
+            return losses.mean() if len(positions) else losses.sum()
         if losses.dim() == 0:
             raise ConfigError(
                 f"{type(self.objective).__name__} gives one number for all targets, so they cannot "
                 "be weighted. Give it reduction='none'."
             )
-        # weights may all be tiny, as those of old interactions are; only their ratios count
-        given = weights[has_target].double()
-        given = (given / given.max().clamp(min=torch.finfo(given.dtype).tiny)).to(losses.dtype)
-        return (losses * given).sum() / given.sum().clamp(min=torch.finfo(losses.dtype).tiny)
+        # only ratios count; all weights may be tiny, as those of old interactions are
+        scale = weights[has_target].double()
+        scale = (scale / scale.max().clamp(min=torch.finfo(scale.dtype).tiny)).to(losses.dtype)
+        return (losses * scale).sum() / scale.sum().clamp(min=torch.finfo(losses.dtype).tiny)
 
     def scores(self, hidden: Tensor, item_table: Tensor) -> Tensor:
-        """(B, D), (V, item width) -> (B, V); reserved indices have minus infinity."""
+        """(B, D), (V, item width) -> (B, V), minus infinity for reserved indices."""
         items = self.logits(hidden, item_table)
         return functional.pad(items, (FIRST_ITEM, 0), value=float("-inf"))
 
     def _losses(self, hidden: Tensor, targets: Tensor, item_table: Tensor) -> Tensor:
         """(T, D), (T,) -> (T,), or () from a loss that reduces itself."""
-        if self.sampler is None:
-            if isinstance(self.objective, OverCatalogue):
-                drops = self.training and self.item_dropout.p > 0
-                whole = item_table if self.output_table is None else self.output_table
-                return self.objective.over_catalogue(
-                    self.queries(hidden),
-                    # what is dropped is dropped once for all chunks, so all items stand there
-                    self.items(item_table) if drops else whole,
-                    targets,
-                    first=0 if drops else FIRST_ITEM,
-                    normalize=self.normalize and not drops,
-                )
+        if self.sampler is not None:
+            return self._sampled_losses(self.sampler, hidden, targets, item_table)
+        if not isinstance(self.objective, OverCatalogue):
             losses: Tensor = self.objective(self.logits(hidden, item_table), targets)
             return losses
-        drawn = self.sampler.draw(targets)
+        drops = self.training and self.item_dropout.p > 0
+        table = item_table if self.output_table is None else self.output_table
+        return self.objective.over_catalogue(
+            self.queries(hidden),
+            # one dropout mask for all chunks, so the item vectors are made first
+            self.items(item_table) if drops else table,
+            targets,
+            first=0 if drops else FIRST_ITEM,
+            normalize=self.normalize and not drops,
+        )
+
+    def _sampled_losses(
+        self, sampler: NegativeSampler, hidden: Tensor, targets: Tensor, item_table: Tensor
+    ) -> Tensor:
+        """(T, D), (T,) -> (T,) of a loss over negatives."""
+        drawn = sampler.draw(targets)
         queries = self.queries(hidden)  # (T, E)
         positive = (queries * self.items(item_table, targets)).sum(-1)
         items = self.items(item_table, drawn.items)  # (N, E) or (T, N, E)
@@ -209,12 +246,12 @@ class NextItemPredictionTask(nn.Module):
             negative = queries @ items.T
         else:
             negative = (items @ queries.unsqueeze(-1)).squeeze(-1)
-        given = Sampled(
+        sampled = Sampled(
             positive=positive,
             negative=negative,
             log_expected=drawn.log_expected.to(negative.dtype),
             is_negative=is_negative(drawn.items, targets),
             num_items=item_table.size(0) - FIRST_ITEM,
         )
-        of_each: Tensor = self.objective(given)
-        return of_each
+        losses: Tensor = self.objective(sampled)
+        return losses

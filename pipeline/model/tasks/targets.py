@@ -1,4 +1,7 @@
-"""Tasks whose targets stand in a column of the batch: yes or no, and numbers."""
+"""Tasks whose targets are a column of the batch: binary classification and regression.
+
+Shape letters: B sessions, L positions, D width of hidden states.
+"""
 
 from collections.abc import Callable
 from typing import Literal
@@ -9,15 +12,16 @@ from torch.nn import functional
 
 from pipeline.core.errors import ConfigError
 from pipeline.data.batch import SessionBatch, visible_positions
-from pipeline.model.leakage_reference import task_block_size
+from pipeline.model.leakage import task_block_output_size
+from pipeline.model.masking import Masking
 
 Summary = Literal["last", "mean", "first"] | None
 
 
 class ColumnValues(nn.Module):
-    """Numbers read off a column of the batch; with `table` (rows,) the column holds its indices.
+    """Numbers of a column of the batch, or entries of a `table` (rows,) at the column's indices.
 
-    So a categorical column becomes a target or a weight: with {purchase: 5, view: 1} as a table.
+    With a table a categorical column becomes a target or a weight, as {purchase: 5, view: 1}.
     """
 
     def __init__(self, column: str, table: Tensor | None = None) -> None:
@@ -27,7 +31,7 @@ class ColumnValues(nn.Module):
         self.register_buffer("table", table, persistent=False)
 
     def forward(self, batch: SessionBatch) -> Tensor:
-        """SessionBatch -> (B,) or (B, L) float."""
+        """SessionBatch -> (B,) or (B, L) float. ConfigError if the batch lacks the column."""
         if self.column not in batch.features:
             raise ConfigError(
                 f"The batch has no column {self.column!r}, which a task reads. It has: "
@@ -38,14 +42,14 @@ class ColumnValues(nn.Module):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """What the batch must hold."""
+        """Columns that are read from a batch."""
         return (self.column,)
 
 
 class Recency(nn.Module):
-    """Weights that halve for every `half_life` of age before `newest`, both in the column's units.
+    """Weights that halve for every `half_life` of age before `newest`, in units of the column.
 
-    `others` are weights that multiply them.
+    `others` are further weights to multiply with.
     """
 
     def __init__(
@@ -60,28 +64,32 @@ class Recency(nn.Module):
     def forward(self, batch: SessionBatch) -> Tensor:
         """SessionBatch with whole numbers (B, L) -> (B, L) float64, 1 for the newest.
 
-        What is a thousand half-lives old counts as that.
+        Ages above a thousand half-lives count as a thousand.
         """
         age = (self.newest - batch.features[self.column]).clamp(min=0).double() / self.half_life
         weights = torch.exp2(-age.clamp(max=1000))
         if self.others is None:
             return weights
-        given: Tensor = self.others(batch)
-        return weights * (given.unsqueeze(1) if given.dim() == 1 else given)
+        others: Tensor = self.others(batch)
+        return weights * (others.unsqueeze(1) if others.dim() == 1 else others)
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """What the batch must hold."""
+        """Columns that are read from a batch."""
         return (self.column, *(self.others.columns if self.others is not None else ()))
 
 
-class BinaryClassificationTask(nn.Module):
-    """The chance of a yes, of each session or (with `summary_type` None) of each interaction.
+class TargetTask(nn.Module):
+    """One number from the hidden states of a session or of each interaction.
 
-    `target` is a column of the batch with 0 and 1, (B,) or (B, L), that the model does not read.
-    `summary_type`: "last" is the hidden state that predicts the next item, "mean" that over the
-    interactions, "first" the oldest one's, which says something only if the model looks both ways.
+    `target_name` is a column of the batch, (B,) or (B, L), that the model does not read.
+    `summary_type` is "last" (the hidden state that predicts the next item), "mean" (over the
+    interactions), "first" (of the oldest interaction; only for models that attend to both sides) or
+    None for one target per interaction. `task_block` is a block between hidden states and output.
     """
+
+    kind: str
+    """Suffix of the default task name, as in Transformers4Rec."""
 
     def __init__(
         self,
@@ -92,36 +100,101 @@ class BinaryClassificationTask(nn.Module):
         summary_type: Summary = "last",
     ) -> None:
         super().__init__()
+        if summary_type not in ("last", "mean", "first", None):
+            raise ConfigError(
+                f"summary_type is {summary_type!r}, expected 'last', 'mean', 'first', or None for "
+                "one target an interaction."
+            )
         self.target = ColumnValues(target_name) if isinstance(target_name, str) else target_name
-        self.task_name = task_name or f"{self.target.column}/binary_classification_task"
+        self.task_name = task_name or f"{self.target.column}/{self.kind}"
         self.task_block = task_block
-        self.summary_type = check_summary(summary_type)
+        self.summary_type = summary_type
         self.output: nn.Linear | None = None
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns that the loss reads beside the features."""
+        return (self.target.column,)
+
     def build(self, d_hidden: int) -> None:
-        """Make the last layer for hidden states of this width."""
-        self.output = last_layer(self.output, self.task_block, d_hidden)
+        """Make the output layer for hidden states of this width. ConfigError if it is made."""
+        if self.output is not None:
+            raise ConfigError("A task stands in two heads; make one for each.")
+        if self.task_block is not None:
+            d_hidden = task_block_output_size(self.task_block, d_hidden)
+        self.output = nn.Linear(d_hidden, 1)
 
     def loss(self, hidden: Tensor, query: Tensor, batch: SessionBatch) -> Tensor:
-        """(B, L, D), (B,) -> (): mean binary cross-entropy."""
-        logits = self._logits(hidden, query, batch)
-        objective = functional.binary_cross_entropy_with_logits
-        return target_loss(self.target, logits, batch, objective)
+        """(B, L, D), (B,) -> (): mean over sessions that are not empty, or over interactions."""
+        outputs = self.outputs(hidden, query, batch)
+        targets = self.target(batch).to(outputs.dtype)
+        if outputs.dim() == 2:
+            if targets.dim() != 2:
+                raise ConfigError(
+                    f"{self.target.column!r} has one value a session, and summary_type None wants "
+                    "one an interaction."
+                )
+            outputs = outputs[:, : targets.size(1)]
+            inside = visible_positions(batch.lengths, targets.size(1))
+        else:
+            if targets.dim() != 1:
+                raise ConfigError(
+                    f"{self.target.column!r} has one value an interaction; set summary_type=None."
+                )
+            inside = batch.lengths > 0
+        if not bool(inside.any()):
+            return outputs.sum() * 0
+        return self.objective(outputs[inside], targets[inside])
+
+    def outputs(self, hidden: Tensor, query: Tensor, batch: SessionBatch) -> Tensor:
+        """(B, L, D), (B,) -> (B,) or (B, L) outputs of the last layer."""
+        if self.output is None:
+            raise ConfigError("A task predicts as part of a Head.")
+        summary = self._summarize(hidden, query, batch)  # (B, D) or (B, L, D)
+        rows = summary.flatten(0, -2)
+        numbers: Tensor = self.output(rows if self.task_block is None else self.task_block(rows))
+        return numbers.squeeze(-1).unflatten(0, summary.shape[:-1])
 
     def predict(self, hidden: Tensor, query: Tensor, batch: SessionBatch) -> Tensor:
-        """(B, L, D), (B,) -> (B,) or (B, L) chances."""
-        return self._logits(hidden, query, batch).sigmoid()
+        """(B, L, D), (B,) -> (B,) or (B, L) predictions."""
+        return self.outputs(hidden, query, batch)
 
-    def _logits(self, hidden: Tensor, query: Tensor, batch: SessionBatch) -> Tensor:
-        summary = summarise(self.summary_type, hidden, query, batch)
-        return project(self.output, self.task_block, summary)
+    def objective(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """(N,), (N,) -> ()."""
+        raise NotImplementedError
+
+    def _summarize(self, hidden: Tensor, query: Tensor, batch: SessionBatch) -> Tensor:
+        """(B, L, D), (B,) -> (B, D), or (B, L, D) for one target per interaction."""
+        match self.summary_type:
+            case "last":
+                return hidden[torch.arange(query.size(0), device=query.device), query]
+            case "first":
+                return hidden[:, 0]
+            case "mean":
+                inside = visible_positions(batch.lengths, hidden.size(1)).unsqueeze(-1)
+                inside = inside.to(hidden.dtype)
+                return (hidden * inside).sum(1) / inside.sum(1).clamp(min=1)
+        return hidden
 
 
-class RegressionTask(nn.Module):
-    """A number of each session or (with `summary_type` None) of each interaction.
+class BinaryClassificationTask(TargetTask):
+    """Probability of a positive, trained by binary cross-entropy on a column of 0 and 1."""
 
-    As BinaryClassificationTask; `loss` is "mse", "l1" or "huber" (of PyTorch's delta, 1).
-    """
+    kind = "binary_classification_task"
+
+    def predict(self, hidden: Tensor, query: Tensor, batch: SessionBatch) -> Tensor:
+        """(B, L, D), (B,) -> (B,) or (B, L) probabilities."""
+        return self.outputs(hidden, query, batch).sigmoid()
+
+    def objective(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """(N,) logits, (N,) -> (): mean binary cross-entropy."""
+        return functional.binary_cross_entropy_with_logits(outputs, targets)
+
+
+class RegressionTask(TargetTask):
+    """A number; `loss` is "mse", "l1" or "huber" (with PyTorch's delta, 1)."""
+
+    kind = "regression_task"
 
     def __init__(
         self,
@@ -132,113 +205,34 @@ class RegressionTask(nn.Module):
         task_block: nn.Module | None = None,
         summary_type: Summary = "last",
     ) -> None:
-        super().__init__()
-        losses: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-            "mse": functional.mse_loss,
-            "l1": functional.l1_loss,
-            "huber": functional.huber_loss,
-        }
-        if loss not in losses:
-            raise ConfigError(f"loss is {loss!r}, expected mse, l1 or huber.")
-        self.objective = losses[loss]
-        self.target = ColumnValues(target_name) if isinstance(target_name, str) else target_name
-        self.task_name = task_name or f"{self.target.column}/regression_task"
-        self.task_block = task_block
-        self.summary_type = check_summary(summary_type)
-        self.output: nn.Linear | None = None
-
-    def build(self, d_hidden: int) -> None:
-        """Make the last layer for hidden states of this width."""
-        self.output = last_layer(self.output, self.task_block, d_hidden)
-
-    def loss(self, hidden: Tensor, query: Tensor, batch: SessionBatch) -> Tensor:
-        """(B, L, D), (B,) -> ()."""
-        found = self.predict(hidden, query, batch)
-        return target_loss(self.target, found, batch, self.objective)
-
-    def predict(self, hidden: Tensor, query: Tensor, batch: SessionBatch) -> Tensor:
-        """(B, L, D), (B,) -> (B,) or (B, L) numbers."""
-        summary = summarise(self.summary_type, hidden, query, batch)
-        return project(self.output, self.task_block, summary)
-
-
-TargetTask = BinaryClassificationTask | RegressionTask
-
-
-def check_summary(name: Summary) -> Summary:
-    """ConfigError unless `name` is a way to summarise a session."""
-    if name not in ("last", "mean", "first", None):
-        raise ConfigError(
-            f"summary_type is {name!r}, expected 'last', 'mean', 'first', or None for one target "
-            "an interaction."
+        super().__init__(
+            target_name, task_name=task_name, task_block=task_block, summary_type=summary_type
         )
-    return name
+        if loss not in _LOSSES:
+            raise ConfigError(f"loss is {loss!r}, expected mse, l1 or huber.")
+        self._loss = _LOSSES[loss]
+
+    def objective(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """(N,), (N,) -> (): mean of the chosen loss."""
+        return self._loss(outputs, targets)
 
 
-def check_sight(task: TargetTask, *, causal: bool, masking: str) -> None:
-    """ConfigError if the summary cannot tell anything under this masking."""
-    if task.summary_type == "first" and causal:
+_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mse": functional.mse_loss,
+    "l1": functional.l1_loss,
+    "huber": functional.huber_loss,
+}
+
+
+def check_summary_fits(task: TargetTask, masking: Masking) -> None:
+    """ConfigError if the summary holds no information under the masking."""
+    if task.summary_type == "first" and masking.causal:
         raise ConfigError(
             f"{task.task_name}: summary_type 'first' sees one interaction alone, since the model "
             "looks back. Use 'last' or 'mean'."
         )
-    if task.summary_type != "last" and masking == "plm":
+    if task.summary_type != "last" and masking.name == "plm":
         raise ConfigError(
             f"{task.task_name}: plm has a hidden state for what is predicted alone. Use "
             "summary_type 'last'."
         )
-
-
-def summarise(kind: Summary, hidden: Tensor, query: Tensor, batch: SessionBatch) -> Tensor:
-    """(B, L, D), (B,) -> (B, D), or (B, L, D) of the interactions."""
-    if kind == "last":
-        return hidden[torch.arange(query.size(0), device=query.device), query]
-    if kind == "first":
-        return hidden[:, 0]
-    if kind is None:
-        return hidden
-    inside = visible_positions(batch.lengths, hidden.size(1)).unsqueeze(-1).to(hidden.dtype)
-    return (hidden * inside).sum(1) / inside.sum(1).clamp(min=1)
-
-
-def last_layer(before: nn.Linear | None, task_block: nn.Module | None, width: int) -> nn.Linear:
-    """One number from a hidden state of this width; builds the block in front of it."""
-    if before is not None:
-        raise ConfigError("A task stands in two heads; make one for each.")
-    return nn.Linear(width if task_block is None else task_block_size(task_block, width), 1)
-
-
-def project(output: nn.Linear | None, task_block: nn.Module | None, summary: Tensor) -> Tensor:
-    """(B, D) -> (B,), or (B, L, D) -> (B, L)."""
-    if output is None:
-        raise ConfigError("A task predicts as part of a Head.")
-    rows = summary.flatten(0, -2)
-    numbers: Tensor = output(rows if task_block is None else task_block(rows))
-    return numbers.squeeze(-1).unflatten(0, summary.shape[:-1])
-
-
-def target_loss(
-    target: ColumnValues,
-    found: Tensor,
-    batch: SessionBatch,
-    objective: Callable[[Tensor, Tensor], Tensor],
-) -> Tensor:
-    """Mean over sessions that are not empty, or over interactions."""
-    wanted = target(batch).to(found.dtype)
-    if found.dim() == 2:
-        if wanted.dim() != 2:
-            raise ConfigError(
-                f"{target.column!r} has one value a session, and summary_type None wants one an "
-                "interaction."
-            )
-        found = found[:, : wanted.size(1)]
-        inside = visible_positions(batch.lengths, wanted.size(1))
-    else:
-        if wanted.dim() != 1:
-            raise ConfigError(
-                f"{target.column!r} has one value an interaction; set summary_type=None."
-            )
-        inside = batch.lengths > 0
-    if not bool(inside.any()):
-        return found.sum() * 0
-    return objective(found[inside], wanted[inside])

@@ -19,7 +19,6 @@ from transformers import TrainingArguments
 from pipeline.core.columns import FIRST_ITEM
 from pipeline.core.errors import ConfigError
 from pipeline.model.losses import LabelSmoothCrossEntropyLoss
-from pipeline.model.masking import ReplacementMasking
 from pipeline.model.model import Model
 from pipeline.model.ops.shards import ShardedEmbedding, Shards
 from pipeline.model.tasks.next_item import NextItemPredictionTask
@@ -177,7 +176,7 @@ def check_shardable(model: Model, processes: Processes) -> None:
         reason = "the model predicts no next item"
     elif any(head.body.inputs is not inputs for head, _ in model.tasks_with_heads):
         reason = "the model has several input blocks"
-    elif any(isinstance(head.body.masking, ReplacementMasking) for head, _ in tasks):
+    elif not all(head.body.masking.can_shard for head, _ in tasks):
         reason = "rtd scores all items in each process; choose clm, mlm or plm"
     elif any(task.output_table is not None for _, task in tasks):
         reason = "the model has another table for its scores; set `weight_tying: true`"

@@ -170,7 +170,7 @@ def test_a_task_block_takes_one_row_at_a_time(block: nn.Module, words: str) -> N
 
 def test_reformer_is_not_opened_by_an_option() -> None:
     config = tr.ReformerConfig.build(16, 2, 1, L, options={"is_decoder": False})
-    with pytest.raises(ConfigError, match="is_decoder follows from the rest"):
+    with pytest.raises(ConfigError, match="`is_decoder` of ReformerConfig follows from the rest"):
         tr.TransformerBlock(config, masking=tr.CausalMasking())
 
 
@@ -182,7 +182,7 @@ def test_an_mlp_block_inside_another_module_says_that_it_has_no_layers() -> None
 @pytest.mark.parametrize(
     ("masking", "words"),
     [
-        (tr.MaskedMasking(8), "hides interactions of 8 numbers"),
+        (tr.MaskedMasking(8), "mask vector of the masking has 8 numbers"),
         (tr.CausalMasking, "expected clm, mlm, plm, rtd"),
         (3, "expected clm, mlm, plm, rtd"),
     ],
