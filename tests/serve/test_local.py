@@ -184,7 +184,8 @@ def test_a_model_that_diverged_is_an_error_and_no_list(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fitted, model = load_served(Run.open(shop.run))
-    model.items.fill_(float("nan"))
+    for scored in (model.items, model.transposed):  # a copy of the table where scores are cosines
+        scored.fill_(float("nan"))
     monkeypatch.setattr("pipeline.exporting.run.load_served", lambda _: (fitted, model))
     with open_run(shop.run) as local, pytest.raises(PipelineError, match="its training diverged"):
         local.recommend([SESSION], 3)
