@@ -67,7 +67,7 @@ def measure(
     from pipeline.evaluation.targets import hidden_at_targets, rank_targets
     from pipeline.model import ranking_metric
     from pipeline.model.build import build_model
-    from pipeline.recipe.preprocess import ModelConfig
+    from pipeline.recipe.model import ModelConfig
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -28,7 +28,8 @@ from pipeline.evaluation.targets import prefixes, rank_targets
 from pipeline.model.build import build_model, load_model
 from pipeline.model.masking import masked
 from pipeline.model.model import Model
-from pipeline.recipe.preprocess import ModelConfig, TrainConfig
+from pipeline.recipe.model import ModelConfig
+from pipeline.recipe.train import TrainConfig
 from pipeline.training import run
 from pipeline.training.trainer import Trainer
 

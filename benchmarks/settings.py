@@ -4,7 +4,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.core.errors import ConfigError
-from pipeline.recipe.preprocess import ModelConfig, TrainConfig
+from pipeline.recipe.model import ModelConfig
+from pipeline.recipe.train import TrainConfig
 
 LONGEST = 20
 """L: interactions of the longest session."""

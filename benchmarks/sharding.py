@@ -106,7 +106,8 @@ def work(
     """Train as one of several, and write down what it took."""
     from transformers import TrainerCallback
 
-    from pipeline.recipe.preprocess import ModelConfig, TrainConfig
+    from pipeline.recipe.model import ModelConfig
+    from pipeline.recipe.train import TrainConfig
     from pipeline.training.run import train
 
     os.environ.update(

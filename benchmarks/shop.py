@@ -7,7 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
-from pipeline.recipe.preprocess import ModelConfig, Preprocess, TrainConfig
+from pipeline.recipe.model import ModelConfig
+from pipeline.recipe.preprocess import Preprocess
+from pipeline.recipe.train import TrainConfig
 
 LONGEST = 20
 _SESSION = 5

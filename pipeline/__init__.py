@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipeline.api import Run, evaluate, export, predict, preprocess, train
     from pipeline.data.directory import Data
-    from pipeline.recipe.preprocess import Recipe
+    from pipeline.recipe.recipe import Recipe
     from pipeline.serve.client.client import Client
 
 # Merlin builds dask graphs by hand, which dask's query planner does not know, and compares dtypes

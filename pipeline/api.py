@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.data.directory import Data
 from pipeline.model.run import Run as TrainedRun
-from pipeline.recipe.preprocess import Recipe
+from pipeline.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -123,10 +123,10 @@ def train(
             callbacks=callbacks,
         )
     else:
-        from pipeline.recipe.durations import span_seconds
+        from pipeline.recipe.durations import duration_seconds
         from pipeline.training.incremental.run import train_windows
 
-        seconds = span_seconds(windows)
+        seconds = duration_seconds(windows)
         train_windows(data, recipe.model, recipe.train, Path(out), seconds=seconds, start=base)
     opened = Run.open(out)
     assert isinstance(opened, Run)  # noqa: S101

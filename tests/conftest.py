@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.recipe.preprocess import Recipe
+from pipeline.recipe.recipe import Recipe
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
 # each of pytest-xdist's processes takes its share of the cores
@@ -51,7 +51,7 @@ class Shop:
 
 def small_recipe() -> Recipe:
     """The demo's recipe, with a model that trains in seconds."""
-    return Recipe.from_yaml(
+    return Recipe.load(
         ROOT / "configs" / "demo.yaml",
         ("model.d_model=32", "model.n_layer=1", "train.epochs=2", "train.seed=3"),
     )

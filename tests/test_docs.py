@@ -13,7 +13,9 @@ from pipeline.exporting.torchscript import ServedModel, lists, packed, trace
 from pipeline.model import architectures, losses
 from pipeline.model.build import build_model
 from pipeline.recipe import choices as names
-from pipeline.recipe.preprocess import ModelConfig, Recipe, TrainConfig
+from pipeline.recipe.model import ModelConfig
+from pipeline.recipe.recipe import Recipe
+from pipeline.recipe.train import TrainConfig
 from tests.conftest import ROOT, Shop
 
 BLOCKS = (ROOT / "docs" / "building-blocks.md").read_text(encoding="utf-8")

@@ -40,13 +40,13 @@ def demo(
 def run_demo(out: Path, *, sessions: int, keep_serving: bool) -> dict[str, Any]:
     """Write everything below `out`, print each stage on stderr; return the facts of each stage."""
     from pipeline.core.files import find_resource
-    from pipeline.recipe.preprocess import Recipe
+    from pipeline.recipe.recipe import Recipe
 
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MARKER).exists())):
         raise ArtifactError(f"{out} holds something else; it is left alone. Choose another --out.")
     out.mkdir(parents=True, exist_ok=True)
     (out / MARKER).touch()
-    recipe = Recipe.from_yaml(find_resource("configs/demo.yaml"))
+    recipe = Recipe.load(find_resource("configs/demo.yaml"))
     clicks, data = out / "clicks.csv.gz", out / "data"
     run, repository = out / "run", out / "repository"
     facts: dict[str, Any] = {}

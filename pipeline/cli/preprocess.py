@@ -57,9 +57,9 @@ def preprocess(
     as_json: Json = False,
 ) -> None:
     """Turn raw interactions into sessions with a schema."""
-    from pipeline.recipe.preprocess import Recipe
+    from pipeline.recipe.recipe import Recipe
 
-    config = Recipe.from_yaml(recipe, tuple(settings or ())).preprocess
+    config = Recipe.load(recipe, tuple(settings or ())).preprocess
     check_output(out, "data")
     if base is not None:
         check_input(base, "data")

@@ -62,7 +62,7 @@ def train(
     torchrun --nproc-per-node 2 -m pipeline train ...
     """
     from pipeline.core.config import read_values
-    from pipeline.recipe.preprocess import Recipe
+    from pipeline.recipe.recipe import Recipe
 
     values = read_values(recipe, tuple(settings or ()))
     config = Recipe.from_dict(values, str(recipe or "--set"))
@@ -71,9 +71,9 @@ def train(
     if start is not None:
         check_input(start, "run")
     from pipeline.data.fingerprint import run_fingerprint
-    from pipeline.recipe.durations import span_seconds
+    from pipeline.recipe.durations import duration_seconds
 
-    seconds = None if windows is None else span_seconds(windows)
+    seconds = None if windows is None else duration_seconds(windows)
     fingerprint = run_fingerprint(data, config.model, config.train, windows=seconds, start=start)
     if if_needed and is_current(out, "run", fingerprint, as_json):
         return

@@ -38,7 +38,7 @@ def tune(
     After an interruption the same command goes on.
     """
     from pipeline.core.config import read_values
-    from pipeline.recipe.preprocess import Recipe
+    from pipeline.recipe.recipe import Recipe
     from pipeline.recipe.search_space import read_space
 
     values = read_values(recipe, tuple(settings or ()))

@@ -1,4 +1,4 @@
-"""Configuration that checks itself: frozen, keyword-only, and a misspelt key is an error."""
+"""Root of the typed configuration: frozen, keyword-only, unknown keys are errors."""
 
 from pathlib import Path
 from typing import Any, Self, get_args
@@ -7,13 +7,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
-from pipeline.core.arguments import closest
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ConfigError, closest
 
-_SHOWN = 60
-"""Characters of a wrong value that are repeated."""
-_KEYS = 8
-"""Keys of a section that are named."""
+_MAX_CHARACTERS = 60
+"""Longest wrong value that a message repeats."""
+_MAX_KEYS = 8
+"""Number of keys of a section that a message lists."""
 _TYPES = {
     "string_type": "text",
     **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
@@ -29,12 +28,13 @@ _LIMITS = {
     "less_than": ("lt", "less than {}"),
     "less_than_equal": ("le", "{} or less"),
     "literal_error": ("expected", "{}"),
+    "too_short": ("min_length", "{} or more entries"),
 }
-"""By the validator's name of an error, the limit it tells and how that reads."""
+"""By pydantic's type of an error, the key of its context and the words of the message."""
 
 
 class Config(BaseModel):
-    """Root of every config section. Fields say their unit or shape letter in their docstring."""
+    """Root of all config sections. The docstring of a field gives its unit or shape letter."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
@@ -47,11 +47,6 @@ class Config(BaseModel):
             return cls.model_validate(values)
         except ValidationError as error:
             raise ConfigError(f"{where}: {_explain(cls, error.errors()[0])}") from None
-
-    @classmethod
-    def from_yaml(cls, path: Path, overrides: tuple[str, ...] = ()) -> Self:
-        """Read a YAML file, then apply `section.key=value` overrides in turn."""
-        return cls.from_dict(read_values(path, overrides), str(path))
 
 
 def read_values(path: Path | None, overrides: tuple[str, ...]) -> dict[str, Any]:
@@ -66,7 +61,7 @@ def read_values(path: Path | None, overrides: tuple[str, ...]) -> dict[str, Any]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Parse a YAML mapping. ConfigError if it is missing, not YAML or not a mapping."""
+    """Parse a YAML mapping. ConfigError if the file is missing, not YAML or not a mapping."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -75,7 +70,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read as text: {error}.") from None
-    except (yaml.YAMLError, ValueError) as error:  # the latter of a date that is none
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: no such date
         line = " ".join(str(error).split())
         raise ConfigError(f"{path} is not valid YAML: {line}") from None
     if not isinstance(values, dict):
@@ -102,27 +97,26 @@ def _override(values: dict[str, Any], override: str) -> None:
 
 
 def _explain(root: type[BaseModel], error: ErrorDetails) -> str:
-    location = ".".join(str(part) for part in error["loc"]) or "the whole"
+    keys, model = _locate(root, error["loc"])
+    location = ".".join(keys) or "the whole"
     if error["type"] == "extra_forbidden":
-        *parents, key = error["loc"]
-        known = list(_model_at(root, tuple(parents)).model_fields)
-        return f"unknown key `{location}`; {closest(str(key), known)}"
+        return f"unknown key `{location}`; {closest(keys[-1], [*model.model_fields])}"
     if error["type"] == "missing":
         return f"`{location}` is missing. Add it."
-    found = repr(error["input"])
-    # of a whole section the reason says what is wrong with it
-    found = f" is {found}" if len(found) <= _SHOWN else ""
-    reason = _expected(root, error)
-    return f"`{location}`{found}: {reason}{'' if reason[-1] in '.?' else '.'}"
+    value = repr(error["input"])
+    # a section is too long to repeat
+    value = f" is {value}" if len(value) <= _MAX_CHARACTERS else ""
+    reason = _expected(model, error)
+    return f"`{location}`{value}: {reason}{'' if reason[-1] in '.?' else '.'}"
 
 
-def _expected(root: type[BaseModel], error: ErrorDetails) -> str:
-    """What should stand there, in words of YAML."""
+def _expected(model: type[BaseModel], error: ErrorDetails) -> str:
+    """What the value should be, in terms of YAML."""
     kind, limits = error["type"], error.get("ctx", {})
     if kind in ("model_type", "model_attributes_type"):
-        keys = list(_model_at(root, error["loc"]).model_fields)
-        more = ", ..." if len(keys) > _KEYS else ""
-        return f"expected a section with keys: {', '.join(keys[:_KEYS])}{more}"
+        keys = list(model.model_fields)
+        more = ", ..." if len(keys) > _MAX_KEYS else ""
+        return f"expected a section with keys: {', '.join(keys[:_MAX_KEYS])}{more}"
     if kind in _TYPES:
         return f"expected {_TYPES[kind]}"
     if kind in _LIMITS:
@@ -131,16 +125,26 @@ def _expected(root: type[BaseModel], error: ErrorDetails) -> str:
     return error["msg"].removeprefix("Value error, ")
 
 
-def _model_at(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:
-    """Follow field names (and list indices) down to the model that holds the last one."""
+def _locate(
+    model: type[BaseModel], location: tuple[int | str, ...]
+) -> tuple[list[str], type[BaseModel]]:
+    """Keys and list indices of an error, and the innermost section on their way.
+
+    For a union, pydantic adds a tag to the location, which in our unions is the name of a class.
+    """
+    keys: list[str] = []
+    members: dict[str, type[BaseModel]] = {}
     for part in location:
-        if not isinstance(part, str) or part not in model.model_fields:
+        if part in members:
+            model, members = members[str(part)], {}
             continue
-        for candidate in _types_in(model.model_fields[part].annotation):
-            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-                model = candidate
-                break
-    return model
+        keys.append(str(part))
+        if isinstance(part, str) and part in model.model_fields:
+            types = _types_in(model.model_fields[part].annotation)
+            sections = [t for t in types if isinstance(t, type) and issubclass(t, BaseModel)]
+            members = {section.__name__: section for section in sections}
+            model = sections[0] if sections else model
+    return keys, model
 
 
 def _types_in(annotation: Any) -> list[Any]:

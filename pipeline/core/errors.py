@@ -1,15 +1,18 @@
-"""What a user did wrong, told in one line: what was found, what was expected, what to do next.
+"""Errors that a user can fix, in one line: what was found, what was expected, what to do next.
 
-A bug is not one of these: it keeps its own type and its traceback.
+A bug keeps its own type and its traceback.
 """
+
+import difflib
+from collections.abc import Iterable
 
 
 class PipelineError(Exception):
-    """Root of every error that a user can mend; the command line prints it and exits with 2."""
+    """Root of all errors that a user can fix; the command line prints it and exits with 2."""
 
 
 class InputWarning(UserWarning):
-    """Something that a user gave was left out or mended; the command line prints it as a line."""
+    """Part of the input was dropped or repaired; the command line prints it as one line."""
 
 
 class ConfigError(PipelineError):
@@ -17,20 +20,27 @@ class ConfigError(PipelineError):
 
 
 class ArgumentError(ConfigError, TypeError):
-    """A call has an argument that the function does not know."""
+    """A call has an argument that the function does not have."""
 
 
 class DataError(PipelineError):
-    """Input data lacks something that the recipe asks for."""
+    """Input data lacks something that the recipe needs."""
 
 
 class ArtifactError(PipelineError):
-    """A directory that a stage should have written is missing, incomplete or damaged."""
+    """A directory that a stage writes is missing, incomplete or damaged."""
 
 
 class ServingError(PipelineError):
-    """A server did not start, did not answer, or refused a request."""
+    """A server did not start, did not answer or refused a request."""
 
 
 class ProcessError(PipelineError):
-    """Another of the processes that train together is gone."""
+    """A process of a distributed training has ended."""
+
+
+def closest(name: str, names: Iterable[str]) -> str:
+    """Hint for a misspelt name: the most similar of `names`, or all of them."""
+    names = list(names)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(names)}."

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 from pipeline.core.artifact import read_json, write_json
 from pipeline.core.columns import FIRST_ITEM, FITTED_DIRECTORY, FITTED_FILE, ITEM
 from pipeline.core.errors import ArtifactError, ConfigError
-from pipeline.recipe.preprocess import Feature, Preprocess
+from pipeline.recipe.features import CategoryFeature, Feature, TargetEncodedFeature
+from pipeline.recipe.preprocess import Preprocess
 
 ITEMS_FILE = "items.parquet"
 _FEW = 4
@@ -199,7 +200,10 @@ class Fitted:
         state: dict[str, Any] = read_json(directory / FITTED_DIRECTORY / FITTED_FILE)
         try:
             recipe = Preprocess.from_dict(state["recipe"], str(directory))
-            hashed = {feature.name: feature.hash_buckets for feature in recipe.features}
+            hashed = {
+                f.name: f.hash_buckets if isinstance(f, CategoryFeature) else 0
+                for f in recipe.features
+            }
             vocabularies = {}
             for name, value_type in state["categorical"].items():
                 if name != ITEM and name not in hashed:  # names become paths
@@ -223,8 +227,7 @@ class Fitted:
                     feature.name: _read_target(
                         directory, feature, state["target_encodings"][feature.name]
                     )
-                    for feature in recipe.features
-                    if feature.mean_of is not None
+                    for feature in recipe.target_encoded_features
                 },
                 learned_until=state.get("learned_until"),  # data of before have none
                 items=_read_items(directory / FITTED_DIRECTORY / ITEMS_FILE),
@@ -266,7 +269,7 @@ def _target_path(directory: Path, name: str) -> Path:
     return directory / FITTED_DIRECTORY / "targets" / f"{name}.parquet"
 
 
-def _read_target(directory: Path, feature: Feature, kind: ValueType) -> TargetEncoding:
+def _read_target(directory: Path, feature: TargetEncodedFeature, kind: ValueType) -> TargetEncoding:
     table = pq.read_table(_target_path(directory, feature.name))
     wanted = pa.int64() if kind == "int64" else pa.string()
     counts, sums = (

@@ -121,7 +121,7 @@ class Schema:
     @checked_arguments()
     def from_json(cls, path: str | Path) -> Self:
         """Read JSON or protobuf text (`schema.pbtxt`), told apart by the first character."""
-        from pipeline.data.proto import read_columns
+        from pipeline.data.column_schema import read_columns
 
         return cls(read_columns(Path(path)))
 
@@ -129,7 +129,7 @@ class Schema:
     @checked_arguments()
     def from_merlin(cls, schema: Iterable[Any]) -> Self:
         """Columns of a `merlin.schema.Schema`. ConfigError if it is none."""
-        from pipeline.data.proto import merlin_column
+        from pipeline.data.column_schema import merlin_column
 
         try:
             return cls(tuple(merlin_column(column) for column in schema))

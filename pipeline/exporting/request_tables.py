@@ -10,8 +10,14 @@ import pyarrow.compute as pc
 from pipeline.core.artifact import write_json
 from pipeline.core.columns import ITEM, NULL, OUT_OF_VOCABULARY, PADDING, bucket_of
 from pipeline.data.fitted import Fitted, TargetEncoding, Vocabulary
-from pipeline.recipe.durations import gap_microseconds
-from pipeline.recipe.preprocess import Feature
+from pipeline.recipe.durations import duration_microseconds
+from pipeline.recipe.features import (
+    BucketFeature,
+    CategoryFeature,
+    Feature,
+    NumberFeature,
+    TargetEncodedFeature,
+)
 
 ELAPSED = "elapsed"
 FURTHER_ITEMS = "item_id.further"
@@ -30,27 +36,27 @@ def encoder_spec(fitted: Fitted, default_k: int, max_k: int) -> dict[str, Any]:
     for feature in fitted.recipe.features:
         scope = "session" if feature.of == "session" else "interaction"
         column: dict[str, Any] = {"name": feature.name, "kind": feature.kind, "scope": scope}
-        if feature.values_per_interaction > 1:
+        if isinstance(feature, CategoryFeature) and feature.values_per_interaction > 1:
             column |= {
                 "type": "string",
                 "values": fitted.vocabularies[feature.name].type,
                 "separator": feature.separator,
                 "columns": list(feature.columns),
             }
-        elif feature.buckets:
+        elif isinstance(feature, BucketFeature):
             column |= {"type": "float64", "buckets": list(feature.buckets)}
         elif feature.kind == "categorical":
             column["type"] = fitted.vocabularies[feature.name].type
-        elif feature.mean_of is not None:
+        elif isinstance(feature, TargetEncodedFeature):
             encoding = fitted.target_encodings[feature.name]
             column |= {
                 "type": encoding.type,
                 "mean_of_all": float(encoding.means()[-1]),
                 **_statistics(fitted, feature.name, log=False),
             }
-        else:
+        elif isinstance(feature, NumberFeature):
             column |= {"type": "float64", **_statistics(fitted, feature.name, log=feature.log)}
-        if feature.hash_buckets:
+        if isinstance(feature, CategoryFeature) and feature.hash_buckets:
             column["hash_buckets"] = feature.hash_buckets
         column["of_item"] = _is_known(fitted, feature)
         columns.append(column)
@@ -66,7 +72,7 @@ def encoder_spec(fitted: Fitted, default_k: int, max_k: int) -> dict[str, Any]:
         "max_sequence_length": recipe.max_sequence_length,
         "session_type": fitted.session_type,
         "filter_seen": recipe.filter_seen,
-        "session_gap": recipe.session_gap and gap_microseconds(recipe.session_gap),
+        "session_gap": recipe.session_gap and duration_microseconds(recipe.session_gap),
         "drop_repeats": recipe.drop_repeats,
         "default_k": default_k,
         "max_k": max_k,

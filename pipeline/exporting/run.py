@@ -126,8 +126,8 @@ def load_served(
         )
     names = model.inputs.feature_names
     fitted = fitted.only(names)  # a column that is only predicted is not asked for
-    for feature in fitted.recipe.features:
-        if feature.operator is not None and feature.of != "item":
+    for feature in fitted.recipe.operator_features:
+        if feature.of != "item":
             raise ConfigError(
                 f"{run.path} reads {feature.name!r}, which the operator {feature.operator!r} "
                 "makes; the server runs no code but the project's. Say `of: item` where it "

@@ -21,7 +21,8 @@ from pipeline.logs.columns import explode, joined, readable
 from pipeline.logs.csv_repair import CsvFile
 from pipeline.logs.row_counts import NO_UTF8, Report
 from pipeline.logs.text import TextFile, windows_1252
-from pipeline.recipe.preprocess import Feature, Preprocess
+from pipeline.recipe.features import CategoryFeature, ColumnFeature, Feature, TargetEncodedFeature
+from pipeline.recipe.preprocess import Preprocess
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -168,10 +169,10 @@ def _canonical(
 ) -> pa.Table:
     """Without the columns that the table lacks."""
     there = {n: source for n, source in sources.items() if source in table.column_names}
-    several = {f.name: f.separator for f in recipe.features if f.values_per_interaction > 1}
+    several = {f.name: f.separator for f in recipe.multi_valued_features}
     several |= {
-        input_name(f, source): f.separator
-        for f in recipe.features
+        input_name(f, source): f.separator if isinstance(f, CategoryFeature) else "|"
+        for f in recipe.operator_features
         for source, kind in f.inputs.items()
         if kind == "text"
     }
@@ -233,9 +234,16 @@ def _sources(recipe: Preprocess) -> dict[str, str]:
 
 def _feature_sources(recipe: Preprocess) -> dict[str, str]:
     """Of features that stand in the log, and what others are made of."""
-    sources = {f.name: f.source for f in recipe.features if not f.table and f.operator is None}
-    sources |= {f.target_column: f.mean_of for f in recipe.features if f.mean_of is not None}
-    return sources | {input_name(f, name): name for f in recipe.features for name in f.inputs}
+    in_log = (
+        f
+        for f in recipe.features
+        if isinstance(f, TargetEncodedFeature) or (isinstance(f, ColumnFeature) and not f.table)
+    )
+    sources = {f.name: f.source for f in in_log}
+    sources |= {f.target_column: f.mean_of for f in recipe.target_encoded_features}
+    return sources | {
+        input_name(f, name): name for f in recipe.operator_features for name in f.inputs
+    }
 
 
 def _check_columns(file: Path, found: list[str], sources: dict[str, str]) -> None:

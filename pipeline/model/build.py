@@ -38,7 +38,7 @@ from pipeline.model.tasks.targets import (
     Recency,
     RegressionTask,
 )
-from pipeline.recipe.durations import span_seconds
+from pipeline.recipe.durations import duration_seconds
 from pipeline.recipe.model import ModelConfig, Tower
 from pipeline.recipe.train import TrainConfig
 
@@ -145,7 +145,7 @@ def _weights(train: TrainConfig, known: FromData) -> ColumnValues | Recency | No
     return Recency(
         TIMESTAMP,
         newest=known.newest,
-        half_life=span_seconds(train.half_life, "`half_life`") * 1e6,
+        half_life=duration_seconds(train.half_life, "`half_life`") * 1e6,
         others=by_value,
     )
 

@@ -18,7 +18,15 @@ from pipeline.data import values
 from pipeline.data.fitted import TimestampType, ValueType
 from pipeline.logs.files import BLOCK_ROWS, check_features, scan_log
 from pipeline.logs.row_counts import Report
-from pipeline.recipe.preprocess import Feature, Preprocess, Timestamp
+from pipeline.recipe.features import (
+    BucketFeature,
+    CategoricalFeature,
+    CategoryFeature,
+    Feature,
+    NumberFeature,
+    TargetEncodedFeature,
+)
+from pipeline.recipe.preprocess import Preprocess, Timestamp
 
 
 @dataclass(frozen=True)
@@ -37,8 +45,8 @@ class Block:
 
 def id_columns(recipe: Preprocess) -> list[str]:
     """Session, item, and the columns of features that are read as categories."""
-    features = recipe.scalar_features
-    return [SESSION, ITEM, *(f.name for f in features if f.kind == "categorical" or f.mean_of)]
+    encoded = (CategoricalFeature, TargetEncodedFeature)
+    return [SESSION, ITEM, *(f.name for f in recipe.scalar_features if isinstance(f, encoded))]
 
 
 def raw_blocks(
@@ -83,9 +91,11 @@ def typed_block(
     columns, types = _id_values(recipe, table, fitted_types or {}, report)
     for feature in recipe.features:
         if feature.kind == "continuous":
-            name = feature.name if feature.mean_of is None else feature.target_column
-            source = feature.mean_of or name
-            numbers, bad = values.numbers([values.plain(table[name])], positive=feature.log)
+            name = source = feature.name
+            if isinstance(feature, TargetEncodedFeature):
+                name, source = feature.target_column, feature.mean_of
+            is_log = isinstance(feature, NumberFeature) and feature.log
+            numbers, bad = values.numbers([values.plain(table[name])], positive=is_log)
             columns[name] = pa.array(numbers)
             report.repaired[f"values of {source} that are no usable number"] += bad
     timestamp_type: TimestampType | None = None
@@ -114,7 +124,7 @@ def _id_values(
         ITEM: values.category_chunk(values.plain(table[ITEM]), types.get(ITEM)),
     }
     for feature in recipe.features:
-        if feature.kind == "categorical" or feature.mean_of is not None:
+        if isinstance(feature, CategoricalFeature | TargetEncodedFeature):
             column = values.plain(table[feature.name])
             read |= _category_values(feature, column, types.get(feature.columns[0]), report)
     for name, (column, kind) in read.items():
@@ -130,11 +140,11 @@ def _category_values(
     feature: Feature, column: pa.Array, kind: ValueType | None, report: Report
 ) -> dict[str, tuple[pa.Array, ValueType]]:
     """Values and type of each column of a feature, read as `kind` if it is known."""
-    if feature.buckets:
+    if isinstance(feature, BucketFeature):
         numbers, bad = values.numbers([column], positive=False)
         report.repaired[f"values of {feature.name} that are no usable number"] += bad
         return {feature.name: (values.bucket(numbers, feature.buckets), "int64")}
-    if feature.values_per_interaction > 1:
+    if isinstance(feature, CategoryFeature) and feature.values_per_interaction > 1:
         parts, common = values.several(column, feature.separator, len(feature.columns), kind)
         return {c: (part, common) for c, part in zip(feature.columns, parts, strict=True)}
     return {feature.name: values.category_chunk(column, kind)}

@@ -150,7 +150,7 @@ def _typed_items(fitted: Fitted, item_table: pa.Table) -> pa.Table:
 
     Rows whose id is not an integer are left out if the catalogue has integers.
     """
-    features = tuple(f for f in fitted.recipe.features if f.of == "item" and f.table)
+    features = fitted.recipe.table_features("item")
     reader = fitted.recipe.model_copy(update={"features": features, "timestamp": None})
     types = {name: vocabulary.type for name, vocabulary in fitted.of_columns.items()}
     block = item_table.append_column(SESSION, item_table[ITEM])
@@ -170,7 +170,9 @@ def _typed_items(fitted: Fitted, item_table: pa.Table) -> pa.Table:
 
 def _item_columns(fitted: Fitted) -> dict[str, tuple[str, ...]]:
     """Columns of the features of the log that describe items, by feature."""
-    return {f.name: f.columns for f in fitted.recipe.features if f.of == "item" and not f.table}
+    in_table = fitted.recipe.table_features("item")
+    features = (f for f in fitted.recipe.features if f.of == "item" and f not in in_table)
+    return {f.name: f.columns for f in features}
 
 
 def _value_type(fitted: Fitted, name: str) -> pa.DataType:

@@ -6,6 +6,7 @@ names, and so do the outputs: nothing that reads an artifact runs them.
 
 import runpy
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from pipeline.data import values
 from pipeline.logs.columns import joined, readable
 from pipeline.logs.files import input_name
 from pipeline.logs.row_counts import Report
-from pipeline.recipe.preprocess import Feature, Preprocess
+from pipeline.recipe.features import CategoryFeature, OperatorFeature
+from pipeline.recipe.preprocess import Preprocess
 
 
 class OperatorFeatures:
@@ -28,7 +30,7 @@ class OperatorFeatures:
     """
 
     def __init__(self, recipe: Preprocess, file: Path | None, report: Report) -> None:
-        self._features = [f for f in recipe.features if f.operator is not None]
+        self._features = recipe.operator_features
         self._report = report
         self._file = file
         _check_file(self._features, file)
@@ -47,7 +49,7 @@ class OperatorFeatures:
         inputs = {input_name(f, source) for f in self._features for source in f.inputs}
         return block.drop_columns(sorted(inputs)) if inputs else block
 
-    def _column(self, feature: Feature, block: pa.Table) -> pa.Array:
+    def _column(self, feature: OperatorFeature, block: pa.Table) -> pa.Array:
         # imported here: NVTabular is imported in the background while a log without such features
         # is read
         from merlin.dag import ColumnSelector
@@ -78,13 +80,13 @@ class OperatorFeatures:
         series = series.to_pandas() if hasattr(series, "to_pandas") else series
         try:
             column = pa.chunked_array([pa.array(series, from_pandas=True)])
-            if feature.values_per_interaction > 1:
+            if isinstance(feature, CategoryFeature) and feature.values_per_interaction > 1:
                 column = joined(column, feature.separator, feature.name, where, self._report)
             return values.plain(readable(column, feature.name, where, self._report))
         except pa.ArrowException as error:
             raise ConfigError(f"{where} makes no column of one type: {error}") from None
 
-    def _input(self, feature: Feature, source: str, kind: str, block: pa.Table) -> Any:
+    def _input(self, feature: OperatorFeature, source: str, kind: str, block: pa.Table) -> Any:
         column = values.plain(block[input_name(feature, source)])
         if kind == "number":
             numbers, bad = values.numbers([column], positive=False)
@@ -95,7 +97,7 @@ class OperatorFeatures:
         return values.plain_text(text).to_pandas()
 
 
-def _check_file(features: list[Feature], file: Path | None) -> None:
+def _check_file(features: Sequence[OperatorFeature], file: Path | None) -> None:
     """ConfigError unless there is a Python file exactly if there are operator features."""
     if file is None and features:
         raise ConfigError(
@@ -133,12 +135,11 @@ def _describe(file: Path | None, error: BaseException) -> str:
     return f"{line}: {type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _operators(file: Path, definitions: dict[str, Any], feature: Feature) -> list[Any]:
+def _operators(file: Path, definitions: dict[str, Any], feature: OperatorFeature) -> list[Any]:
     """The operator of a feature, or the list of operators that run in turn."""
     from nvtabular.ops import Operator
     from nvtabular.ops.stat_operator import StatOperator
 
-    assert feature.operator is not None  # noqa: S101
     definition = definitions.get(feature.operator)
     operators = list(definition) if isinstance(definition, list | tuple) else [definition]
     if not operators or not all(isinstance(operator, Operator) for operator in operators):

@@ -52,7 +52,7 @@ def _read_table(
 ) -> tuple[pa.Array, pa.Table]:
     """Unique keys of a table and the row of each; the first row of a key counts."""
     key = table.key or (recipe.item if of == "item" else recipe.session)
-    features = [f for f in recipe.features if f.table and f.of == of]
+    features = recipe.table_features(of)
     fields = {"name", "column", "kind", "values_per_interaction", "separator"}
     reader = Preprocess.from_dict(
         {

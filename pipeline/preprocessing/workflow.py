@@ -18,7 +18,7 @@ from nvtabular.ops import AddTags, FillMissing, LogOp
 from pipeline.core.columns import ITEM, SCHEMA_FILE, SESSION, TIMESTAMP
 from pipeline.core.merlin import has_cudf
 from pipeline.data.fitted import Fitted, Standardization, TimestampType, ValueType, Vocabulary
-from pipeline.data.proto import VALUE_OF
+from pipeline.data.column_schema import VALUE_OF
 from pipeline.data.values import UNKNOWN_INTEGER
 from pipeline.preprocessing.operators.encode import Encode
 from pipeline.preprocessing.operators.sessions import Cyclic, Elapsed, GroupSessions, Standardize
@@ -36,6 +36,7 @@ from pipeline.preprocessing.statistics import (
     value_counts,
     vocabulary_of,
 )
+from pipeline.recipe.features import CategoryFeature
 from pipeline.recipe.preprocess import Preprocess
 
 ELAPSED = "elapsed"
@@ -67,7 +68,7 @@ def statistics(recipe: Preprocess, frame: pd.DataFrame) -> Statistics:
     if numbers is not None and len(frame):
         transformed = transform(Workflow(numbers), frame)
         moments = {name: moments_of(transformed[name]) for name in transformed.columns}
-    sums = {f.name: target_sums(f, frame) for f in recipe.features if f.mean_of is not None}
+    sums = {f.name: target_sums(f, frame) for f in recipe.target_encoded_features}
     last = None if recipe.timestamp is None or frame.empty else int(frame[TIMESTAMP].max())
     return Statistics(value_counts(frame, names), moments, sums, last)
 
@@ -92,7 +93,7 @@ def fit(
             feature.name: fit_target_encoding(
                 feature, merged.sums[feature.name], types[feature.name]
             )
-            for feature in recipe.features
+            for feature in recipe.target_encoded_features
             if feature.name in merged.sums
         }
         standardizations = {
@@ -156,7 +157,7 @@ def _fit_vocabularies(
     base: Fitted | None,
 ) -> dict[str, Vocabulary]:
     """Vocabulary of the item and of each categorical feature."""
-    features = {f.name: f for f in recipe.features if f.kind == "categorical"}
+    features = {f.name: f for f in recipe.categorical_features}
     vocabularies = {}
     for name, table in counts.items():
         feature = features.get(name)
@@ -166,7 +167,7 @@ def _fit_vocabularies(
         values = values.cast(pa.int64() if kind == "int64" else pa.string())
         if base is not None:
             values = _extended(base.vocabularies[name].values, values)
-        hash_buckets = 0 if feature is None else feature.hash_buckets
+        hash_buckets = feature.hash_buckets if isinstance(feature, CategoryFeature) else 0
         vocabularies[name] = Vocabulary(type=kind, values=values, hash_buckets=hash_buckets)
     return vocabularies
 
@@ -278,7 +279,7 @@ def _interaction_graph(
         graph = graph + (ColumnSelector(names) >> encode >> AddTags(tags))
     for names, tags in _tag_groups(recipe, "continuous"):
         numbers = _numbers(recipe, names)
-        means = [f.name for f in recipe.features if f.mean_of is not None and f.name in names]
+        means = [f.name for f in recipe.target_encoded_features if f.name in names]
         if means:
             encoded = ColumnSelector([SESSION, TIMESTAMP, *means]) >> targets
             numbers = encoded if numbers is None else numbers + encoded
@@ -307,9 +308,9 @@ def _numbers(recipe: Preprocess, names: list[str] | None = None) -> Any:
     Of all columns, or of `names`; without target encodings. None if there is no such column.
     """
     columns = [name for group, _ in _tag_groups(recipe, "continuous") for name in group]
-    encodings = {feature.name for feature in recipe.features if feature.mean_of is not None}
+    encodings = {feature.name for feature in recipe.target_encoded_features}
     columns = [c for c in columns if c not in encodings and (names is None or c in names)]
-    logs = {feature.name for feature in recipe.features if feature.log}
+    logs = {feature.name for feature in recipe.log_features}
     plain = [name for name in columns if name not in logs and name != ELAPSED]
     logged = [name for name in columns if name in logs]
     nodes = []

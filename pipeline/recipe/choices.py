@@ -1,6 +1,7 @@
-"""What a recipe can ask for by name, so that it is checked without torch.
+"""Names that a recipe can choose from, so that it is checked without importing torch.
 
-One line for each file in `pipeline/model/architectures` and in `pipeline/model/losses`.
+One line for each architecture of `pipeline/model/architectures` and loss of
+`pipeline/model/losses`.
 """
 
 ARCHITECTURES: dict[str, tuple[str, ...]] = {
@@ -20,11 +21,11 @@ ARCHITECTURES: dict[str, tuple[str, ...]] = {
     "ligr": ("clm",),
     "huggingface": ("clm", "mlm", "rtd"),
 }
-"""Sequence encoders with the maskings that each works with."""
+"""Architectures with the maskings that each supports."""
 
 FULL_LOSSES = ("cross-entropy",)
-"""Losses over the scores of the whole catalogue."""
+"""Losses over the logits of the whole catalogue."""
 SAMPLED_LOSSES = ("sampled-softmax", "gbce", "bpr", "bpr-max", "top1", "top1-max")
-"""Losses over the target and some negatives."""
+"""Losses over the target and N negatives."""
 NEGATIVES = ("uniform", "log-uniform", "popularity", "in-batch")
-"""Where negatives come from."""
+"""Distributions of negatives."""

@@ -1,32 +1,32 @@
-"""The part of a recipe that says which model learns."""
+"""The `model` section of a recipe: the architecture and its inputs."""
 
 from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from pipeline.core.arguments import closest
 from pipeline.core.columns import ITEM
 from pipeline.core.config import Config
+from pipeline.core.errors import closest
 from pipeline.recipe.choices import ARCHITECTURES
 
 Value = str | int | bool
-"""A category as it stands in the log."""
+"""Raw value of a category."""
 
 
 class Pretrained(Config):
-    """Vectors from a file, keyed by the raw values of a categorical feature."""
+    """Pretrained vectors of the values of a categorical feature, read from a file."""
 
     file: str
-    """Parquet or CSV: one column of ids, and a list column or columns of numbers."""
+    """Parquet or CSV: a column of raw values, and a list column or columns of numbers."""
     feature: str = ITEM
-    """Whose values the ids are."""
+    """Feature whose values have vectors."""
     use: Literal["input", "table"] = "input"
-    """`input` adds them to what is known of an interaction; `table` begins the feature's own
-    embeddings with them."""
+    """`input` is a further input of an interaction; `table` initializes the embeddings of the
+    feature."""
     trainable: bool = False
-    """Whether training changes them."""
+    """Whether training updates the vectors."""
     output_dim: int | None = Field(default=None, ge=1)
-    """Width to which an `input` is projected; none where it is not given."""
+    """Width to which an `input` is projected; by default it is not."""
     layer_norm: bool = False
     """Normalise an `input`."""
 
@@ -38,7 +38,7 @@ class Pretrained(Config):
 
 
 class Tower(Config):
-    """Another sequence encoder beside the model's own; both read the same interactions."""
+    """Further sequence encoder that reads the same interactions as the model's own."""
 
     architecture: str
     """As in `model`."""
@@ -53,7 +53,7 @@ class Tower(Config):
 
 
 class Member(Config):
-    """A further model of an ensemble: what is given here differs from the first."""
+    """Further model of an ensemble; fields that are not set are those of the first."""
 
     architecture: str | None = None
     """As in `model`."""
@@ -80,32 +80,32 @@ class Member(Config):
 
 
 class Target(Config):
-    """A column that the model predicts beside the next item, and does not read."""
+    """Column that the model predicts beside the next item, and does not read."""
 
     feature: str
-    """Feature of the preprocessing: a session's, or one of each interaction."""
+    """Feature of the preprocessing, of a session or of each interaction."""
     kind: Literal["binary", "regression"]
-    """A chance of yes, or a number."""
+    """A probability or a number."""
     positive: tuple[Value, ...] = ()
-    """Values of a categorical feature that count as yes."""
+    """Values of a categorical feature that are the positive class."""
     weight: float = Field(default=1.0, ge=0)
-    """Of its loss; that of the next item has 1."""
+    """Weight of the loss; that of the next item is 1."""
     loss: Literal["mse", "l1", "huber"] = "mse"
-    """Of a number."""
+    """Loss of a regression target."""
     summary: Literal["last", "mean"] = "last"
-    """Which hidden state of a session: the one that predicts the next item, or the mean."""
+    """Hidden state that predicts it: the last one of the session, or the mean of all."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.kind == "binary" and not self.positive:
-            raise ValueError("a binary target needs `positive`, the values that count as yes")
+            raise ValueError("a binary target needs `positive`, the values of the positive class")
         if self.kind == "regression" and self.positive:
             raise ValueError("`positive` is for binary targets")
         return self
 
 
 def _item_vectors(fields: dict[str, Any]) -> Literal["random", "co-visitation"]:
-    """Default of `item_vectors`: co-visitation where nothing else begins the item's table."""
+    """Default of `item_vectors`: co-visitation where nothing else initializes the item table."""
     begun = any(v.feature == ITEM and v.use == "table" for v in fields["pretrained"])
     shared = any(ITEM in group for group in fields["shared_tables"])
     return "random" if begun or shared else "co-visitation"
@@ -132,12 +132,12 @@ class ModelConfig(Config):
     options: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of Hugging Face's config of the architecture."""
     masking: Literal["clm", "mlm", "plm", "rtd"] = "clm"
-    """clm: each position predicts the next item; mlm: hidden ones are predicted from both sides;
-    plm: in a random order; rtd: mlm, and replaced ones are detected."""
+    """clm: each position predicts the next item; mlm: masked items are predicted from both sides;
+    plm: items are predicted in a random order; rtd: mlm, and replaced items are detected."""
     train_on_last_item_seq_only: bool = False
-    """clm: the last item of a session alone is a target of training."""
+    """clm: train on the last item of each session alone."""
     mlm_probability: float = Field(default=0.2, gt=0, lt=1)
-    """Share of a session's interactions that mlm and rtd hide in training."""
+    """Share of a session's interactions that mlm and rtd mask in training."""
     plm_probability: float = Field(default=1 / 6, gt=0, lt=1)
     """Share of a session's interactions that plm predicts in training."""
     max_span_length: int = Field(default=5, ge=1)
@@ -145,13 +145,13 @@ class ModelConfig(Config):
     permute_all: bool = False
     """plm: predict all interactions, each from those before it in the order."""
     sample_from_batch: bool | None = None
-    """rtd: draw whole interactions of the batch; where the item is not the only feature, always."""
+    """rtd: replacements are whole interactions of the batch; always so with several features."""
     tied_generator: bool = True
-    """rtd: generator and discriminator are one encoder."""
+    """rtd: generator and discriminator share one encoder."""
     generator_loss_weight: float = Field(default=1.0, ge=0)
-    """rtd: of the loss of hidden items."""
+    """rtd: weight of the loss of masked items."""
     discriminator_loss_weight: float = Field(default=1.0, ge=0)
-    """rtd: of the loss of replaced items."""
+    """rtd: weight of the loss of replaced items."""
     d_model: int = Field(default=96, ge=1)
     """D: width of interaction embeddings and hidden states."""
     n_head: int = Field(default=4, ge=1)
@@ -161,21 +161,21 @@ class ModelConfig(Config):
     dropout: float = Field(default=0.3, ge=0, lt=1)
     """Dropout of the encoder, also on interaction embeddings."""
     hidden_act: str = "gelu"
-    """Activation of the encoder's layers, where the architecture leaves a choice."""
+    """Activation of the encoder's layers, where the architecture has a choice."""
     mlp: tuple[int, ...] = ()
     """Widths of layers with ReLU between the input and the encoder."""
     towers: tuple[Tower, ...] = ()
-    """Encoders side by side with the first; their hidden states are put together."""
+    """Encoders beside the first; their hidden states are combined."""
     task_mlp: tuple[int, ...] = ()
-    """Widths of layers with ReLU between the encoder and the scores."""
+    """Widths of layers with ReLU between the encoder and the item scores."""
     item_dim: int | None = Field(default=None, ge=1)
-    """Width of the item's table; `d_model` where it is not given."""
+    """Width of the item table, by default `d_model`."""
     embedding_dim: int = Field(default=16, ge=1)
     """Width of the tables of other categorical features."""
     embedding_deviation: float = Field(default=0.05, gt=0)
-    """Of the initial weights of embedding tables."""
+    """Standard deviation of the initial weights of embedding tables."""
     embedding_dims: dict[str, int] = Field(default_factory=dict)
-    """Widths of single features' tables."""
+    """Widths of the tables of single features."""
     infer_embedding_sizes: bool = False
     """Widths of other tables from their cardinality: `multiplier` times its fourth root."""
     infer_embedding_sizes_multiplier: float = Field(default=2.0, gt=0)
@@ -185,18 +185,17 @@ class ModelConfig(Config):
     pretrained: tuple[Pretrained, ...] = ()
     """Vectors from files."""
     item_vectors: Literal["random", "co-visitation"] = Field(default_factory=_item_vectors)
-    """The item's table before training: random, or by which items stand near each other in the
-    training sessions, which needs fewer epochs and is better for items that are seen a few times.
-    Where it is not given: co-visitation, unless `pretrained` begins the item's table or the item
-    shares it with another feature (`shared_tables`)."""
+    """Initial item table: random, or by co-visitation in the training sessions, which needs fewer
+    epochs and is better for rare items. By default co-visitation, unless `pretrained` initializes
+    the item table or the item shares it with another feature (`shared_tables`)."""
     aggregation: Literal["concat", "stack", "element-wise-sum", "element-wise-sum-item-multi"] = (
         "concat"
     )
     """How the features of an interaction become one vector."""
     continuous_projection: int | tuple[int, ...] | None = None
-    """Widths of layers with ReLU through which all continuous features go together first."""
+    """Widths of layers with ReLU that project all continuous features together."""
     continuous_soft_embeddings: bool = False
-    """Each continuous feature becomes a mixture of learned vectors."""
+    """Embed each continuous feature as a mixture of learned vectors."""
     soft_embedding_cardinality: int = Field(default=10, ge=1)
     """Vectors of a soft embedding."""
     soft_embedding_dim: int = Field(default=8, ge=1)
@@ -206,31 +205,32 @@ class ModelConfig(Config):
     feature_dropout: float = Field(default=0.2, ge=0, lt=1)
     """Dropout of each feature's embedding."""
     item_dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout of the item vectors that score hidden states."""
+    """Dropout of the item vectors that hidden states are scored with."""
     swap_noise: float = Field(default=0.0, ge=0, lt=1)
-    """Chance that training swaps a feature's value with that of another interaction."""
+    """Probability that training swaps a feature's value with that of another interaction."""
     shared_embedding_noise: float = Field(default=0.0, ge=0, lt=1)
-    """Chance that training replaces an index by a random one (stochastic shared embeddings)."""
+    """Probability that training replaces an index by a random one (stochastic shared
+    embeddings)."""
     normalize: bool = True
     """Score by the cosine of hidden state and item vector, not by their inner product."""
     temperature: float = Field(default_factory=_temperature, gt=0)
-    """Divides the scores. Where it is not given: 0.07 for a cosine, 1 for an inner product."""
+    """Divisor of the scores, by default 0.07 for a cosine and 1 for an inner product."""
     weight_tying: bool = True
     """Score with the item's input embeddings."""
     targets: tuple[Target, ...] = ()
-    """What is predicted beside the next item."""
+    """Targets beside the next item."""
     members: tuple[Member, ...] = ()
-    """Further models that learn beside this one, each from its own loss; items are scored by the
-    mean of all. `{}` is the same model again from other initial weights."""
+    """Further models of an ensemble, each trained on its own loss; scores are the mean of all.
+    `{}` is the same model with other initial weights."""
 
     @property
     def each_member(self) -> "tuple[ModelConfig, ...]":
-        """This model and its further members, each by itself."""
+        """Models of the ensemble, this one first."""
         alone = self.model_dump(mode="json", exclude={"members"})
         others = []
         for number, member in enumerate(self.members):
             changes = member.model_dump(mode="json", exclude_none=True)
-            if "architecture" in changes:  # whose own these are
+            if "architecture" in changes:  # these belong to the first one's architecture
                 changes = {"model_type": None, "options": {}} | changes
             try:
                 others.append(ModelConfig.model_validate(alone | changes))
@@ -241,7 +241,7 @@ class ModelConfig(Config):
 
     @property
     def item_width(self) -> int:
-        """Columns of the item's table, unless vectors from a file begin it."""
+        """Width of the item table, unless pretrained vectors initialize it."""
         return self.embedding_dims.get(ITEM) or self.item_dim or self.d_model
 
     @model_validator(mode="after")
@@ -257,10 +257,10 @@ class ModelConfig(Config):
         if len(set(uses)) < len(uses):
             raise ValueError("`pretrained` names a feature twice for the same use")
         if self.item_dim is not None and ITEM in self.embedding_dims:
-            raise ValueError(f"`item_dim` and `embedding_dims: {ITEM}` say the same; keep one")
+            raise ValueError(f"`item_dim` and `embedding_dims: {ITEM}` are one setting; keep one")
         if self.item_vectors != "random" and (ITEM, "table") in uses:
             raise ValueError(
-                "`item_vectors` and `pretrained` both begin the item's table; keep one"
+                "`item_vectors` and `pretrained` both initialize the item table; keep one"
             )
         if self.continuous_soft_embeddings and self.continuous_projection is not None:
             raise ValueError("choose one of continuous_projection and continuous_soft_embeddings")
@@ -268,7 +268,7 @@ class ModelConfig(Config):
             raise ValueError("`train_on_last_item_seq_only` is for clm")
         if ITEM in {target.feature for target in self.targets}:
             raise ValueError(f"`{ITEM}` is the next item's, which is always predicted")
-        _ = self.each_member  # ValueError where one cannot be
+        _ = self.each_member  # raises ValueError for a wrong member
         return self
 
 
@@ -278,7 +278,7 @@ def _check_encoder(encoder: ModelConfig | Tower, masking: str, d_model: int) -> 
         raise ValueError(f"there is no architecture {name!r}; {closest(name, [*ARCHITECTURES])}")
     if masking not in ARCHITECTURES[name]:
         works = ", ".join(ARCHITECTURES[name])
-        others = [n for n, known in ARCHITECTURES.items() if masking in known]
+        others = [n for n, maskings in ARCHITECTURES.items() if masking in maskings]
         raise ValueError(
             f"{name} works with {works}, not with {masking}, which works with {', '.join(others)}"
         )

@@ -6,9 +6,8 @@ from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.core.arguments import closest
 from pipeline.core.config import Config, read_yaml
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ConfigError, closest
 from pipeline.recipe.model import ModelConfig
 from pipeline.recipe.train import TrainConfig
 

@@ -1,29 +1,80 @@
-"""The part of a recipe that says how the model learns."""
+"""The `train` section of a recipe: how the model is trained."""
 
+from collections.abc import Collection, Iterable
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.core.arguments import closest
 from pipeline.core.config import Config
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ConfigError, closest
 from pipeline.recipe.choices import FULL_LOSSES, SAMPLED_LOSSES
-from pipeline.recipe.durations import span_seconds
+from pipeline.recipe.durations import duration_seconds
 from pipeline.recipe.model import Value
-from pipeline.recipe.trainer_arguments import check_trainer_arguments
 
 TableOptimizer = Literal["adamw", "lazy-adamw", "rowwise-adamw"]
 
 
+_CHECKPOINTS = "checkpoints of a run hold all that resuming needs, and the best weights are kept"
+_LAYOUT = "checkpoints hold whole weights; for a large catalogue set `train.item_table: sharded`"
+_NOT_MEMORY = "the scores of the catalogue take the memory, not the layers; see `train.recompute`"
+_REFUSED = {
+    "output_dir": "--out says where the run is written",
+    "remove_unused_columns": "batches are no dictionaries of columns",
+    "disable_tqdm": "progress is shown on stderr",
+    "logging_nan_inf_filter": "a diverged loss must show",
+    "ddp_backend": "it is gloo on CPUs and nccl on GPUs",
+    "auto_find_batch_size": "another batch size is another training",
+    "greater_is_better": "`train.metric` decides it",
+    **dict.fromkeys(("load_best_model_at_end", "save_total_limit"), _CHECKPOINTS),
+    **dict.fromkeys(("save_only_model", "resume_from_checkpoint"), _CHECKPOINTS),
+    **dict.fromkeys(("deepspeed", "fsdp", "fsdp_config"), _LAYOUT),
+    **dict.fromkeys(("gradient_checkpointing", "activation_checkpointing"), _NOT_MEMORY),
+}
+"""Arguments of Hugging Face that the project sets itself or that its Trainer ignores."""
+_FIELDS = {
+    "num_train_epochs": "epochs",
+    "per_device_train_batch_size": "batch_size",
+    "learning_rate": "learning_rate",
+    "weight_decay": "weight_decay",
+    "warmup_steps": "warmup_ratio",
+    "warmup_ratio": "warmup_ratio",
+    "max_grad_norm": "max_grad_norm",
+    "label_smoothing_factor": "label_smoothing",
+    "seed": "seed",
+    "metric_for_best_model": "metric",
+    "eval_strategy": "validate_every",
+    "eval_steps": "validate_every",
+    "save_strategy": "checkpoint_steps",
+    "save_steps": "checkpoint_steps",
+}
+"""Arguments of Hugging Face that are fields of `TrainConfig`."""
+
+
+def check_trainer_arguments(arguments: Iterable[str], *, names: Collection[str] = ()) -> None:
+    """ValueError for the first of `arguments` that a recipe may not set.
+
+    `names` are the arguments of Hugging Face's TrainingArguments, where they have been imported:
+    then an unknown argument is refused too.
+    """
+    for argument in arguments:
+        if argument in _FIELDS:
+            raise ValueError(f"`{argument}` is `train.{_FIELDS[argument]}` here; set that instead")
+        if argument in _REFUSED:
+            raise ValueError(f"leave out `{argument}`: {_REFUSED[argument]}")
+        if names and argument not in names:
+            hint = closest(argument, names)
+            raise ValueError(f"Hugging Face has no training argument `{argument}`; {hint}")
+
+
 class Weights(Config):
-    """How much an interaction counts as a target, by a categorical feature."""
+    """Weight of an interaction as a target, by a categorical feature."""
 
     feature: str
-    """Such as the type of the event."""
+    """Feature such as the type of the event."""
     values: dict[Value, float] = Field(min_length=1)
     """Weight of each value, such as {purchase: 5, view: 1}."""
     default: float = Field(default=1.0, ge=0)
-    """Of all others."""
+    """Weight of all other values."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -35,11 +86,11 @@ class Weights(Config):
 SMALLEST_BATCH, LARGEST_BATCH = 8, 128
 """Bounds of `batch_size_for`."""
 STEPS_PER_EPOCH = 128
-"""Steps below which an epoch of a small log teaches little."""
+"""Smallest number of steps an epoch; with fewer an epoch of a small log teaches little."""
 
 
 def batch_size_for(num_sessions: int) -> int:
-    """Largest power of two that makes `STEPS_PER_EPOCH` steps of so many training sessions.
+    """Largest power of two with which this number of sessions makes `STEPS_PER_EPOCH` steps.
 
     Between `SMALLEST_BATCH` and `LARGEST_BATCH`: 16 for 2,400 sessions, 32 for 6,500, 128 from
     16,400 on.
@@ -49,104 +100,104 @@ def batch_size_for(num_sessions: int) -> int:
 
 
 class TrainConfig(Config):
-    """How the model learns."""
+    """Settings of the training."""
 
     epochs: int = Field(default=10, ge=1)
     """Passes over the training sessions."""
     batch_size: int | None = Field(default=None, ge=1)
-    """B: sessions that a process reads at once; a step, unless gradients are accumulated. Where it
-    is not given, by the number of training sessions (see `batch_size_for`)."""
+    """B: sessions that a process reads at once; a step, unless gradients are accumulated. By
+    default it follows from the number of training sessions, see `batch_size_for`."""
     gradient_accumulation_steps: int = Field(default=1, ge=1)
-    """Batches a step: their gradients count as those of one batch of so many times the size."""
+    """Batches a step; their gradients are those of one batch that is larger by this factor."""
     learning_rate: float = Field(default=2e-3, gt=0)
-    """Highest rate of AdamW."""
+    """Highest learning rate of AdamW."""
     weight_decay: float = Field(default=0.01, ge=0)
-    """Of matrices; biases and norms have none."""
+    """Weight decay of matrices; biases and norms have none."""
     warmup_ratio: float = Field(default=0.05, ge=0, lt=1)
-    """Share of the steps in which the rate climbs."""
+    """Share of the steps in which the learning rate rises."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """Course of the rate after the warm-up."""
+    """Learning rate after the warm-up."""
     loss: str = "cross-entropy"
     """Over the whole catalogue: cross-entropy. Over negatives: sampled-softmax, gbce, bpr,
     bpr-max, top1, top1-max."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """cross-entropy: share of the target that is spread over the catalogue."""
     recompute: bool | None = None
-    """cross-entropy: compute scores again for the backward pass, so that memory does not grow with
-    targets times items; where it is not given, if they take more than half a gigabyte."""
+    """cross-entropy: compute logits again for the backward pass, so that memory does not grow with
+    T times V; by default if they take more than half a gigabyte."""
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
-    """As in torch: with medium, products of matrices round their factors to bfloat16 and add up in
-    float32 (a CPU rounds some of the loss's gradients too); with high, a GPU may round to
+    """As in torch: with medium, matrix products round their factors to bfloat16 and accumulate in
+    float32 (a CPU rounds some of the loss's gradients too); with high, a GPU may use
     TensorFloat-32."""
     negatives: Literal["uniform", "log-uniform", "popularity", "in-batch"] = "log-uniform"
-    """Where a loss takes negatives from."""
+    """Distribution from which a loss over negatives samples."""
     num_negatives: int = Field(default=256, ge=1)
-    """N: negatives of a target; in-batch ones are as many as there are targets."""
+    """N: negatives of a target; in-batch, the number of targets."""
     shared_negatives: bool = True
     """All targets of a batch have the same negatives, which is much faster."""
     gbce_t: float = Field(default=0.75, ge=0, le=1)
-    """gbce: 0 is plain binary cross-entropy, 1 takes all of its overconfidence away."""
+    """gbce: 0 is binary cross-entropy, 1 corrects all of its overconfidence."""
     regularization: float = Field(default=0.0, ge=0)
-    """bpr-max: of the negatives' scores."""
+    """bpr-max: weight of the penalty on the scores of negatives."""
     weights: Weights | None = None
-    """Some interactions count more than others."""
+    """Weights of interactions as targets."""
     half_life: str | None = None
-    """An interaction counts half as much as a target for every so much time (`2d`, `6h`) between
-    it and the newest one of training; for catalogues and tastes that change."""
+    """Duration (`2d`, `6h`) over which the weight of a target halves, counted back from the newest
+    training interaction; for catalogues and tastes that change."""
     table_optimizer: TableOptimizer = "adamw"
-    """adamw updates every row in each step; lazy-adamw those that the batch touched, which for a
-    loss over negatives makes a step as cheap as the batch; rowwise-adamw has one second moment a
-    row besides, half the memory."""
+    """Optimizer of embedding tables. adamw updates every row in each step; lazy-adamw the rows of
+    the batch, so that with a loss over negatives a step costs no more than its batch;
+    rowwise-adamw also keeps one second moment a row, which halves the memory."""
     item_table: Literal["whole", "sharded"] = "whole"
-    """sharded: each of several processes holds a part of the item's table, with its gradient and
-    the optimizer's state; for catalogues that are too large for one device."""
+    """sharded: each process holds a part of the item table with its gradient and optimizer state;
+    for catalogues that are too large for one device."""
     max_grad_norm: float = Field(default=1.0, gt=0)
-    """Gradients are cut to this norm."""
+    """Norm to which gradients are clipped."""
     seed: int = Field(default=0, ge=0, lt=2**32)
-    """Of initial weights, shuffling and dropout."""
+    """Seed of initial weights, shuffling and dropout."""
     metric: str = "ndcg@20"
-    """Decides which weights are the best on the validation sessions: recall, ndcg, mrr, precision,
-    map or dcg with any cutoff, as in recall@5, or loss."""
+    """Validation metric that decides which weights are the best: recall, ndcg, mrr, precision, map
+    or dcg with any cutoff, as in recall@5, or loss."""
     patience: int | None = Field(default=None, ge=1)
-    """Stop after so many validations without a better `metric`."""
+    """Number of validations without a better `metric` after which training stops."""
     validate_every: int | None = Field(default=None, ge=1)
-    """Validate after so many steps and at the end; after each epoch where it is not given."""
+    """Steps between validations, besides one at the end; by default one after each epoch."""
     checkpoint_steps: int | None = Field(default=None, ge=1)
-    """Write a checkpoint after so many steps too; after each epoch there is one always."""
+    """Steps between checkpoints, besides the one after each epoch."""
     checkpoint_minutes: float | None = Field(default=None, gt=0)
-    """Write a checkpoint whenever so many minutes have passed since the last one."""
+    """Minutes between checkpoints, besides the one after each epoch."""
     process_data: Literal["shared", "partitions"] = "shared"
-    """With several processes: all read the same sessions and each takes its share of a batch, or
-    each reads partitions (row groups) of its own."""
+    """With several processes: all read the same sessions and take their share of each batch, or
+    each reads row groups of its own."""
     tensorboard: bool = False
-    """Write what is logged for TensorBoard too, into `tensorboard/` of the run."""
+    """Write the log for TensorBoard too, to `tensorboard/` in the run."""
     new_items: Literal["mean", "features"] = "mean"
-    """With --windows or --from: where the vectors of new items begin, at the mean of the known ones
-    or of those with the same categorical features."""
+    """With --windows or --from: initial vectors of new items, the mean of the earlier items or of
+    those with the same categorical features."""
     arguments: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of Hugging Face's TrainingArguments, by their own names."""
+    """Further arguments of Hugging Face's TrainingArguments."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        known = [*FULL_LOSSES, *SAMPLED_LOSSES]
-        if self.loss not in known:
-            raise ValueError(f"there is no loss {self.loss!r}; {closest(self.loss, known)}")
+        losses = [*FULL_LOSSES, *SAMPLED_LOSSES]
+        if self.loss not in losses:
+            raise ValueError(f"there is no loss {self.loss!r}; {closest(self.loss, losses)}")
         if self.label_smoothing and self.loss != "cross-entropy":
             raise ValueError("`label_smoothing` is for cross-entropy")
         if self.half_life is not None:
             try:
-                span_seconds(self.half_life, "`half_life`")
-            except ConfigError as error:  # pydantic adds where it stands to a ValueError
+                duration_seconds(self.half_life, "`half_life`")
+            except ConfigError as error:  # pydantic adds the location to a ValueError
                 raise ValueError(str(error)) from None
         check_trainer_arguments(self.arguments)
         if self.item_table == "sharded":
             self._check_sharded()
         if self.gradient_accumulation_steps > 1 and "gradient_accumulation_steps" in self.arguments:
-            raise ValueError("`gradient_accumulation_steps` stands twice; keep one")
+            raise ValueError("`gradient_accumulation_steps` is set twice; keep one")
         return self
 
     def for_sessions(self, num_sessions: int) -> Self:
-        """The same with a `batch_size` for so many training sessions, where none is given."""
+        """Copy with a `batch_size` for this number of training sessions, unless one is set."""
         if self.batch_size is not None:
             return self
         return self.model_copy(update={"batch_size": batch_size_for(num_sessions)})
@@ -156,7 +207,7 @@ class TrainConfig(Config):
             raise ValueError(f"`item_table: sharded` is for cross-entropy, not for {self.loss}")
         if self.table_optimizer != "adamw":
             raise ValueError(f"`item_table: sharded` works with adamw, not {self.table_optimizer}")
-        # which would treat processes apart that must take the same steps
+        # each of these would make processes differ that must take the same steps
         for name in ("optim", "fp16", "torch_compile"):
             if self.arguments.get(name):
                 raise ValueError(f"`item_table: sharded` does not work with `{name}`; leave it out")

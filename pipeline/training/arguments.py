@@ -9,8 +9,7 @@ from transformers import TrainingArguments
 
 from pipeline.core.errors import ConfigError
 from pipeline.evaluation.metrics import LOWER_IS_BETTER
-from pipeline.recipe.preprocess import TrainConfig
-from pipeline.recipe.trainer_arguments import check_trainer_arguments
+from pipeline.recipe.train import TrainConfig, check_trainer_arguments
 from pipeline.training.distributed.processes import TIMEOUT_SECONDS, announced_processes
 
 
@@ -26,7 +25,7 @@ def training_arguments(
     `given` counts before `config.arguments`; of a TrainingArguments what differs from its default.
     ConfigError for what cannot be.
     """
-    added = {**config.arguments, **checked(given)}
+    added = {**checked(config.arguments), **checked(given)}
     tensorboard = added.pop("report_to", [])
     reports = [tensorboard] if isinstance(tensorboard, str) else list(tensorboard or [])
     # ours writes into the run, Hugging Face's beside its checkpoints
@@ -89,7 +88,7 @@ def checked(given: TrainingArguments | Mapping[str, Any] | None) -> dict[str, An
         return {}
     chosen = dict(given) if isinstance(given, Mapping) else _set_by_user(given)
     try:
-        check_trainer_arguments(chosen, known=names)
+        check_trainer_arguments(chosen, names=names)
     except ValueError as error:
         raise ConfigError(f"`arguments`: {error}.") from None
     return chosen

@@ -17,7 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from pipeline.evaluation.metrics import LOWER_IS_BETTER
-from pipeline.recipe.preprocess import TrainConfig
+from pipeline.recipe.train import TrainConfig
 
 _REFRESH_SECONDS = 0.5
 

@@ -19,7 +19,8 @@ from pipeline.data.interactions import read_interactions
 from pipeline.data.loader import SessionLoader, count_sessions
 from pipeline.model.build import build_model, save_model
 from pipeline.model.model import Model
-from pipeline.recipe.preprocess import ModelConfig, TrainConfig
+from pipeline.recipe.model import ModelConfig
+from pipeline.recipe.train import TrainConfig
 from pipeline.training.checkpoint import Abandoned, Checkpoints
 from pipeline.training.distributed.processes import (
     TIMEOUT_SECONDS,

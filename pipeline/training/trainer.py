@@ -22,7 +22,7 @@ from pipeline.model.device import Stopwatch, matmul_precision, peak_memory_mb
 from pipeline.model.losses import LabelSmoothCrossEntropyLoss
 from pipeline.model.model import Model
 from pipeline.model.tasks.next_item import NextItemPredictionTask
-from pipeline.recipe.preprocess import TrainConfig
+from pipeline.recipe.train import TrainConfig
 from pipeline.training.arguments import training_arguments, wants_tensorboard
 from pipeline.training.batches import Batches
 from pipeline.training.callbacks import BestEpoch, JsonLines, ProgressBar, TensorBoard, Timetable

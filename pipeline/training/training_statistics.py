@@ -14,7 +14,8 @@ from pipeline.data.loader import read_sessions
 from pipeline.model.build import FromData
 from pipeline.model.inputs.vectors import read_vectors
 from pipeline.recipe.choices import FULL_LOSSES
-from pipeline.recipe.preprocess import ModelConfig, TrainConfig
+from pipeline.recipe.model import ModelConfig
+from pipeline.recipe.train import TrainConfig
 from pipeline.training.item_vectors import co_visitation_vectors
 
 

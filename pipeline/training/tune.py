@@ -28,7 +28,7 @@ from pipeline.core.columns import SESSIONS_DIRECTORY
 from pipeline.core.errors import ArtifactError, ConfigError
 from pipeline.core.files import write_text
 from pipeline.data.fingerprint import run_fingerprint
-from pipeline.recipe.preprocess import Recipe
+from pipeline.recipe.recipe import Recipe
 from pipeline.recipe.search_space import Range
 from pipeline.training.checkpoint import Abandoned
 from pipeline.training.run import train

@@ -10,7 +10,7 @@ from pipeline.data.loader import RaggedBatch
 from pipeline.evaluation.targets import evaluation_windows, prefixes, rank_targets
 from pipeline.model import ColumnSchema, Model, Schema, SessionBatch
 from pipeline.model.build import build_model
-from pipeline.recipe.preprocess import ModelConfig
+from pipeline.recipe.model import ModelConfig
 
 L, V = 4, 30
 SCHEMA = Schema(

@@ -29,7 +29,9 @@ from pipeline.evaluation.recommender import Recommender
 from pipeline.model.build import build_model
 from pipeline.model.run import Run
 from pipeline.preprocessing.run import preprocess
-from pipeline.recipe.preprocess import ModelConfig, Preprocess, TrainConfig
+from pipeline.recipe.model import ModelConfig
+from pipeline.recipe.preprocess import Preprocess
+from pipeline.recipe.train import TrainConfig
 from pipeline.training.run import train
 from tests.conftest import Shop
 from tests.evaluation.test_evaluation import MODELS, V

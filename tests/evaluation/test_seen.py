@@ -26,7 +26,9 @@ from pipeline.evaluation.run import evaluate
 from pipeline.evaluation.targets import prefixes, rank_targets
 from pipeline.model.build import build_model
 from pipeline.preprocessing.run import preprocess
-from pipeline.recipe.preprocess import ModelConfig, Preprocess, TrainConfig
+from pipeline.recipe.model import ModelConfig
+from pipeline.recipe.preprocess import Preprocess
+from pipeline.recipe.train import TrainConfig
 from pipeline.training.report.run import write_report
 from pipeline.training.run import train
 

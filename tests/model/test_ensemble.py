@@ -8,7 +8,8 @@ import torch
 from pipeline.core.errors import ConfigError
 from pipeline.model import ColumnSchema, Ensemble, Model, Schema, SessionBatch
 from pipeline.model.build import build_model, load_model, save_model
-from pipeline.recipe.preprocess import ModelConfig, TrainConfig
+from pipeline.recipe.model import ModelConfig
+from pipeline.recipe.train import TrainConfig
 
 SCHEMA = Schema((ColumnSchema.create_categorical("item_id", 30, tags=["item_id"]),))
 CONFIG = ModelConfig(

@@ -13,7 +13,7 @@ from pipeline.exporting.torchscript import ServedModel, lists, packed, trace
 from pipeline.model import ColumnSchema, Model, Schema, SessionBatch, Stage
 from pipeline.model.build import build_model, load_model, save_model
 from pipeline.recipe.choices import ARCHITECTURES
-from pipeline.recipe.preprocess import ModelConfig
+from pipeline.recipe.model import ModelConfig
 
 L, V = 8, 40
 OTHERS = {"llama": ("clm",), "modernbert": ("clm", "mlm", "rtd"), "mamba": ("clm",)}

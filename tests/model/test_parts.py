@@ -206,7 +206,7 @@ def test_weights_of_another_model_are_refused(tmp_path: object) -> None:
     from pathlib import Path
 
     from pipeline.model.build import build_model, load_model, save_model
-    from pipeline.recipe.preprocess import ModelConfig
+    from pipeline.recipe.model import ModelConfig
 
     directory = Path(str(tmp_path))
     config = ModelConfig(d_model=8, n_head=2, n_layer=1)

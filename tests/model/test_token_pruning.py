@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pipeline.model import ColumnSchema, Model, Schema, SessionBatch
 from pipeline.model.blocks import TransformerBlock
 from pipeline.model.build import build_model
-from pipeline.recipe.preprocess import ModelConfig
+from pipeline.recipe.model import ModelConfig
 
 SCHEMA = Schema((ColumnSchema.create_categorical("item_id", 30, tags=["item_id"]),))
 ARCHITECTURES = ["bert", "roberta", "electra", "xlnet"]

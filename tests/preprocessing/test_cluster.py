@@ -30,7 +30,7 @@ from pipeline.preprocessing.operators.encode import Encode
 from pipeline.preprocessing.operators.sessions import GroupSessions
 from pipeline.preprocessing.operators.target_encoding import TargetEncode
 from pipeline.preprocessing.run import preprocess
-from pipeline.recipe.preprocess import Feature
+from pipeline.recipe.features import ColumnCategory, TargetEncodedFeature
 from tests.conftest import ROOT, Shop
 
 
@@ -162,13 +162,19 @@ def test_the_loss_of_a_worker_loses_no_work(
 def test_on_workers_comes_out_byte_for_byte_what_comes_out_here(
     shop: Shop, tmp_path: Path, small_parts: None, cluster: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    further = [
-        {"kind": "categorical", "values_per_interaction": 2, "separator": "-", "hash_buckets": 3},
-        {"kind": "continuous", "of": "item", "mean_of": "price"},
-    ]
     recipe = shop.recipe.preprocess
     features = [
-        Feature(name=f"more_{n}", column="category", **given) for n, given in enumerate(further)
+        ColumnCategory(
+            name="more_0",
+            kind="categorical",
+            column="category",
+            values_per_interaction=2,
+            separator="-",
+            hash_buckets=3,
+        ),
+        TargetEncodedFeature(
+            name="more_1", kind="continuous", column="category", of="item", mean_of="price"
+        ),
     ]
     recipe = recipe.model_copy(update={"features": (*recipe.features, *features)})
     preprocess(recipe, [shop.clicks], [], tmp_path / "here")

@@ -14,7 +14,8 @@ from pipeline.data.fitted import Fitted
 from pipeline.in_process import open_run
 from pipeline.model.build import write_tensors
 from pipeline.preprocessing.run import preprocess
-from pipeline.recipe.preprocess import Preprocess, Recipe
+from pipeline.recipe.preprocess import Preprocess
+from pipeline.recipe.recipe import Recipe
 from pipeline.serve.client.client import Answering
 from pipeline.serve.client.logs import sessions_of_frame
 from pipeline.training.incremental.warm_start import _features

@@ -25,7 +25,8 @@ from pipeline.logs.files import read_logs
 from pipeline.logs.row_counts import Report
 from pipeline.logs.text import windows_1252
 from pipeline.preprocessing.run import preprocess
-from pipeline.recipe.preprocess import Preprocess, Recipe
+from pipeline.recipe.preprocess import Preprocess
+from pipeline.recipe.recipe import Recipe
 from tests.preprocessing.damage import make_case
 from tests.preprocessing.sorted_log import sort
 from tests.preprocessing.whole_log import Interactions, read_interactions
@@ -305,10 +306,10 @@ def test_rows_outside_of_the_times_that_are_given_are_dropped(tmp_path: Path) ->
             recipe(timestamp={"column": "t"} | wrong)
     text(tmp_path, "preprocess: {timestamp: {column: t, latest: 2020-13-01}}", "r.yaml")
     with pytest.raises(ConfigError, match="not valid YAML: month must be"):
-        Recipe.from_yaml(tmp_path / "r.yaml")
+        Recipe.load(tmp_path / "r.yaml")
     text(tmp_path, "preprocess: {}", "r.yaml")
     with pytest.raises(ConfigError, match="is not a YAML value"):
-        Recipe.from_yaml(tmp_path / "r.yaml", ("preprocess.timestamp.latest=2020-13-01",))
+        Recipe.load(tmp_path / "r.yaml", ("preprocess.timestamp.latest=2020-13-01",))
 
 
 def test_a_clock_that_was_wrong_is_told_with_what_to_do(tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from pipeline.core.errors import ConfigError, DataError
 from pipeline.data.fitted import Fitted
 from pipeline.preprocessing.run import preprocess
-from pipeline.recipe.preprocess import ModelConfig, Preprocess, TrainConfig
+from pipeline.recipe.model import ModelConfig
+from pipeline.recipe.preprocess import Preprocess
+from pipeline.recipe.train import TrainConfig
 from tests.preprocessing.split_frames import split_frame
 
 LINES = """\

@@ -21,7 +21,8 @@ from pipeline.model.build import build_inputs, load_model
 from pipeline.preprocessing import engine, workflow
 from pipeline.preprocessing.run import preprocess
 from pipeline.preprocessing.sorting import spill
-from pipeline.recipe.preprocess import Preprocess, Recipe
+from pipeline.recipe.preprocess import Preprocess
+from pipeline.recipe.recipe import Recipe
 from pipeline.serve.client.client import Client
 from pipeline.serve.run import running_server
 from pipeline.serve.triton.ports import free_ports

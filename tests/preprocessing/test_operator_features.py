@@ -20,7 +20,8 @@ from pipeline.exporting.run import export
 from pipeline.in_process import open_run
 from pipeline.preprocessing import engine
 from pipeline.preprocessing.run import preprocess
-from pipeline.recipe.preprocess import Preprocess, Recipe
+from pipeline.recipe.preprocess import Preprocess
+from pipeline.recipe.recipe import Recipe
 from pipeline.training.run import train
 
 OPERATORS = """

@@ -11,7 +11,8 @@ from pipeline.data.loader import session_ids
 from pipeline.evaluation.recommender import Recommender
 from pipeline.in_process import open_run
 from pipeline.preprocessing.run import preprocess
-from pipeline.recipe.preprocess import Preprocess, Recipe
+from pipeline.recipe.preprocess import Preprocess
+from pipeline.recipe.recipe import Recipe
 from pipeline.training.run import train
 
 FEATURES: list[dict[str, Any]] = [

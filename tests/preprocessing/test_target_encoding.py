@@ -28,7 +28,9 @@ from pipeline.preprocessing.operators.target_encoding import (
 )
 from pipeline.preprocessing.run import preprocess
 from pipeline.preprocessing.sorting import spill
-from pipeline.recipe.preprocess import Feature, Preprocess, Recipe
+from pipeline.recipe.features import TargetEncodedFeature
+from pipeline.recipe.preprocess import Preprocess
+from pipeline.recipe.recipe import Recipe
 from pipeline.training.incremental.window import Work
 from pipeline.training.run import train
 
@@ -50,7 +52,7 @@ def frame(rows: list[tuple[int, str | None, float | None]]) -> pd.DataFrame:
     return found.astype({"rate.target": np.float64})
 
 
-def encoded(feature: Feature, log: pd.DataFrame, *, training: bool) -> list[float]:
+def encoded(feature: TargetEncodedFeature, log: pd.DataFrame, *, training: bool) -> list[float]:
     sums = merge_target_sums([target_sums(feature, log)], "string")
     encoding = fit_target_encoding(feature, sums, "string")
     operator = TargetEncode({"rate": encoding}, training=training)
@@ -58,7 +60,7 @@ def encoded(feature: Feature, log: pd.DataFrame, *, training: bool) -> list[floa
 
 
 def test_a_mean_is_that_of_its_category_and_some_of_all() -> None:
-    feature = Feature(**{**RATE, "smoothing": 2})
+    feature = TargetEncodedFeature(**{**RATE, "smoothing": 2})
     log = frame([(1, "a", 1), (2, "a", 0), (3, "a", 1), (4, "b", 0), (5, None, 1), (6, "b", None)])
     # the mean of all with a category and a number is 2 of 4
     a, b, other = (2 + 2 * 0.5) / (3 + 2), (0 + 2 * 0.5) / (1 + 2), 0.5
@@ -66,7 +68,7 @@ def test_a_mean_is_that_of_its_category_and_some_of_all() -> None:
 
 
 def test_in_training_a_session_reads_what_the_other_folds_have() -> None:
-    feature = Feature(**{**RATE, "smoothing": 0, "folds": 2})
+    feature = TargetEncodedFeature(**{**RATE, "smoothing": 0, "folds": 2})
     names = [f"session {n}" for n in range(8)]
     fold = folds_of(pd.Series(names), 2)
     assert set(fold) == {0, 1}
@@ -92,7 +94,7 @@ def test_in_training_a_session_reads_what_the_other_folds_have() -> None:
 def test_what_a_session_is_told_in_training_does_not_depend_on_its_own_numbers(
     rows: list[tuple], cut: int
 ) -> None:
-    feature = Feature(**RATE)
+    feature = TargetEncodedFeature(**RATE)
     session = rows[cut % len(rows)][0]
     other = [(s, c, None if s == session else n) for s, c, n in rows]
     own = [place for place, row in enumerate(rows) if row[0] == session]
@@ -121,7 +123,7 @@ def test_without_folds_it_is_nvtabulars(
     )
     dataset = Dataset(log[["rate", "rate.target"]], cpu=True)
     theirs = Workflow(["rate"] >> operator).fit_transform(dataset).to_ddf().compute()
-    ours = encoded(Feature(**RATE), log, training=False)
+    ours = encoded(TargetEncodedFeature(**RATE), log, training=False)
     assert ours == pytest.approx(theirs[theirs.columns[0]].tolist(), abs=1e-6)
 
 
@@ -271,7 +273,7 @@ def test_an_answer_needs_the_category_alone(tmp_path: Path) -> None:
     [
         ({"kind": "categorical"}, "continuous"),
         ({"log": True}, "no `log`"),
-        ({"mean_of": None, "folds": 3}, "go with `mean_of`"),
+        ({"mean_of": None, "folds": 3}, "with `mean_of`"),
         ({"folds": 1}, "folds"),
     ],
 )

@@ -1,5 +1,6 @@
 """A recipe: one YAML file, every key of it known."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,20 @@ from pydantic import ValidationError
 
 from pipeline.core.errors import ConfigError
 from pipeline.recipe.choices import ARCHITECTURES
-from pipeline.recipe.preprocess import ModelConfig, Preprocess, Recipe, TrainConfig
-from pipeline.recipe.train import batch_size_for
+from pipeline.recipe.features import (
+    ColumnBucket,
+    ColumnCategory,
+    ColumnNumber,
+    Feature,
+    OperatorBucket,
+    OperatorCategory,
+    OperatorNumber,
+    TargetEncodedFeature,
+)
+from pipeline.recipe.model import ModelConfig
+from pipeline.recipe.preprocess import Preprocess
+from pipeline.recipe.recipe import Recipe
+from pipeline.recipe.train import TrainConfig, batch_size_for
 from tests.conftest import ROOT
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
@@ -27,7 +40,7 @@ def refusal(values: dict) -> str:
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.name)
 def test_every_committed_recipe_loads(file: Path) -> None:
-    recipe = Recipe.from_yaml(file)
+    recipe = Recipe.load(file)
     assert recipe.preprocess.session
     assert recipe.preprocess.item
 
@@ -144,10 +157,42 @@ def feature(name: str, **more: object) -> dict:
         (feature("brand_"), "one at the end"),
         (feature("price", log=True), "`log` is for continuous"),
         (feature("price", kind="continuous", min_count=2), "`min_count` is for categorical"),
+        (feature("price", smoothing=3), "`smoothing` is for features with `mean_of`"),
+        (feature("price", operator="Round"), "`preprocess.features.0.inputs` is missing"),
+        (feature("price", mean_of="x"), "`mean_of` is for continuous features"),
+        (feature("tags", separator=","), "`values_per_interaction` of 2 or more"),
     ],
 )
 def test_a_feature_that_cannot_be_served_is_refused(values: dict, expected: str) -> None:
     assert expected in refusal(values)
+
+
+FEATURES = [
+    ({}, ColumnCategory),
+    ({"table": True, "of": "item"}, ColumnCategory),
+    ({"buckets": [1, 2.5], "min_count": 2}, ColumnBucket),
+    ({"kind": "continuous", "log": True}, ColumnNumber),
+    ({"kind": "continuous", "mean_of": "price", "folds": 3}, TargetEncodedFeature),
+    ({"operator": "Split", "inputs": {"tags": "text"}, "hash_buckets": 4}, OperatorCategory),
+    ({"operator": "Round", "inputs": {"price": "number"}, "buckets": [1]}, OperatorBucket),
+    ({"kind": "continuous", "operator": "Clip", "inputs": {"p": "number"}}, OperatorNumber),
+]
+
+
+@pytest.mark.parametrize(("keys", "expected"), FEATURES, ids=str)
+def test_dump_of_a_feature_has_the_keys_of_all_kinds_and_loads_again(
+    keys: dict, expected: type[Feature]
+) -> None:
+    values = feature("brand", **keys)["preprocess"]
+    values |= {"item_table": {"file": "items.csv"}} if keys.get("table") else {}
+    recipe = Preprocess.from_dict(values, "shop.yaml")
+    assert type(recipe.features[0]) is expected
+    dump = recipe.model_dump(mode="json")
+    assert ", ".join(dump["features"][0]) == (
+        "name, column, kind, of, log, buckets, mean_of, smoothing, folds, operator, inputs, table, "
+        "min_count, hash_buckets, values_per_interaction, separator"
+    )
+    assert Preprocess.from_dict(json.loads(json.dumps(dump)), "fitted.json") == recipe
 
 
 def test_two_features_of_one_name_are_refused() -> None:
@@ -174,7 +219,7 @@ def written(directory: Path, text: str) -> Path:
 
 def test_overrides_apply_in_turn_over_what_the_file_says(tmp_path: Path) -> None:
     file = written(tmp_path, "train: {epochs: 3, seed: 1}\n")
-    recipe = Recipe.from_yaml(
+    recipe = Recipe.load(
         file,
         (
             "train.epochs=5",
@@ -209,7 +254,7 @@ def test_an_override_that_cannot_be_applied_is_refused(
 ) -> None:
     file = written(tmp_path, "train: {epochs: 3}\n")
     with pytest.raises(ConfigError) as caught:
-        Recipe.from_yaml(file, (override,))
+        Recipe.load(file, (override,))
     assert expected in str(caught.value)
 
 
@@ -226,30 +271,30 @@ def test_a_file_that_is_no_recipe_is_refused_in_one_line(
     tmp_path: Path, text: str, expected: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        Recipe.from_yaml(written(tmp_path, text))
+        Recipe.load(written(tmp_path, text))
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_path_that_is_no_text_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"does not exist. Expected a recipe in YAML"):
-        Recipe.from_yaml(tmp_path / "none.yaml")
+        Recipe.load(tmp_path / "none.yaml")
     with pytest.raises(ConfigError, match="cannot be read as text"):
-        Recipe.from_yaml(tmp_path)
+        Recipe.load(tmp_path)
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="cannot be read as text"):
-        Recipe.from_yaml(tmp_path / "bytes.yaml")
+        Recipe.load(tmp_path / "bytes.yaml")
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda f: f.stem)
 def test_every_recipe_that_comes_along_is_one(file: Path) -> None:
-    Recipe.from_yaml(file)
+    Recipe.load(file)
 
 
 def test_a_section_with_no_key_has_all_defaults(tmp_path: Path) -> None:
     file = written(tmp_path, "preprocess: {session: s}\nmodel:\ntrain:\n")
-    assert Recipe.from_yaml(file).model == ModelConfig()
-    recipe = Recipe.from_yaml(file, ("model.n_layer=1", "train.epochs=3"))
+    assert Recipe.load(file).model == ModelConfig()
+    recipe = Recipe.load(file, ("model.n_layer=1", "train.epochs=3"))
     assert (recipe.model.n_layer, recipe.train.epochs) == (1, 3)
 
 

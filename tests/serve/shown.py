@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipeline.core.artifact import new_artifact
 from pipeline.data.fitted import Vocabulary
 from pipeline.exporting.request_tables import write_values
-from pipeline.recipe.preprocess import Recipe
+from pipeline.recipe.recipe import Recipe
 from pipeline.serve.client.answers import Answer
 from pipeline.serve.client.client import Client
 from pipeline.serve.client.served_model import ServedModel

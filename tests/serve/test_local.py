@@ -15,7 +15,7 @@ from pipeline.in_process import open_run
 from pipeline.model.run import Run
 from pipeline.preprocessing.run import preprocess
 from pipeline.preprocessing.synthetic import synthesize
-from pipeline.recipe.preprocess import Recipe
+from pipeline.recipe.recipe import Recipe
 from pipeline.serve.client.client import Client
 from pipeline.serve.run import running_server
 from pipeline.serve.triton.ports import free_ports

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.exporting.run import export
-from pipeline.recipe.preprocess import Recipe
+from pipeline.recipe.recipe import Recipe
 from pipeline.serve.client.client import Client
 from pipeline.serve.run import running_server
 from pipeline.serve.triton.ports import free_ports

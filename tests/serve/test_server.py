@@ -24,7 +24,7 @@ from pipeline.exporting.run import export
 from pipeline.preprocessing import workflow
 from pipeline.preprocessing.run import preprocess
 from pipeline.preprocessing.synthetic import synthesize
-from pipeline.recipe.preprocess import Recipe
+from pipeline.recipe.recipe import Recipe
 from pipeline.serve.client.client import Client
 from pipeline.serve.client.logs import read_sessions
 from pipeline.serve.client.tensors import request_tensors
@@ -128,7 +128,7 @@ def test_a_thousand_real_sessions_get_from_the_server_what_offline_prediction_gi
     real_data: Path, tmp_path: Path, config: str, file: str, model: tuple[str, ...]
 ) -> None:
     overrides = (*model, "train.epochs=1", "preprocess.split={}")
-    recipe = Recipe.from_yaml(ROOT / "configs" / config, overrides)
+    recipe = Recipe.load(ROOT / "configs" / config, overrides)
     whole = pyarrow.csv.read_csv(
         pa.input_stream(str(real_data / file), compression="gzip"),
         parse_options=pyarrow.csv.ParseOptions(

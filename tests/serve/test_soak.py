@@ -19,7 +19,7 @@ import pytest
 from pipeline.core.errors import ConfigError, ServingError
 from pipeline.exporting.run import export
 from pipeline.in_process import open_run
-from pipeline.recipe.preprocess import Recipe
+from pipeline.recipe.recipe import Recipe
 from pipeline.serve.client.answers import Answer
 from pipeline.serve.client.client import Client
 from pipeline.serve.run import running_server

@@ -22,7 +22,8 @@ from pipeline.evaluation.ranking import Seen, rank_in_catalogue, rank_in_shards
 from pipeline.model.ops.catalogue_cross_entropy import Scratch, Settings
 from pipeline.model.ops.sharded_cross_entropy import sharded_cross_entropy
 from pipeline.model.ops.shards import ShardedEmbedding, Shards
-from pipeline.recipe.preprocess import ModelConfig, TrainConfig
+from pipeline.recipe.model import ModelConfig
+from pipeline.recipe.train import TrainConfig
 from pipeline.serve.triton.ports import free_ports
 from pipeline.training.distributed.processes import joined_processes
 from pipeline.training.run import train

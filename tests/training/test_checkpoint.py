@@ -17,7 +17,8 @@ from transformers import TrainerCallback
 
 from pipeline.cli.main import main
 from pipeline.core.errors import ConfigError
-from pipeline.recipe.preprocess import ModelConfig, TrainConfig
+from pipeline.recipe.model import ModelConfig
+from pipeline.recipe.train import TrainConfig
 from pipeline.training.checkpoint import Checkpoints, read_state, write_state
 from pipeline.training.run import train
 from tests.training.small_data import small_data

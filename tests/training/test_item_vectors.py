@@ -6,7 +6,7 @@ import torch
 
 from pipeline.model import ColumnSchema, Schema
 from pipeline.model.build import FromData, build_model
-from pipeline.recipe.preprocess import ModelConfig
+from pipeline.recipe.model import ModelConfig
 from pipeline.training.item_vectors import co_visitation_vectors
 
 SESSIONS = [[3, 4, 3, 5], [4, 5, 3], [6, 7], [7, 8, 6], [8, 6], [9], [2, 9, 2]]

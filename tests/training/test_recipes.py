@@ -19,7 +19,8 @@ from pipeline.evaluation.run import evaluate
 from pipeline.exporting.run import export
 from pipeline.model.build import build_model, load_model
 from pipeline.preprocessing.run import preprocess
-from pipeline.recipe.preprocess import Preprocess, Recipe
+from pipeline.recipe.preprocess import Preprocess
+from pipeline.recipe.recipe import Recipe
 from pipeline.training.run import train
 from pipeline.training.training_statistics import from_data, item_counts
 from tests.conftest import ROOT, Shop

@@ -12,7 +12,8 @@ import pytest
 from pipeline.core.errors import ConfigError
 from pipeline.data.schema import Schema
 from pipeline.model.build import build_model, load_model
-from pipeline.recipe.preprocess import ModelConfig, TrainConfig
+from pipeline.recipe.model import ModelConfig
+from pipeline.recipe.train import TrainConfig
 from pipeline.training.distributed.processes import Processes
 from pipeline.training.distributed.sharding import check_shardable
 from pipeline.training.run import train

@@ -15,7 +15,9 @@ from pipeline.core.errors import ArtifactError, ConfigError
 from pipeline.data.loader import SessionLoader
 from pipeline.evaluation.run import evaluate
 from pipeline.preprocessing.run import preprocess
-from pipeline.recipe.preprocess import ModelConfig, Preprocess, Split, TrainConfig
+from pipeline.recipe.model import ModelConfig
+from pipeline.recipe.preprocess import Preprocess, Split
+from pipeline.recipe.train import TrainConfig
 from pipeline.training.batches import Batches, even_shares
 from pipeline.training.run import train
 from tests.conftest import Shop

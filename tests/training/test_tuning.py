@@ -15,7 +15,8 @@ from pipeline.core.errors import ArtifactError, ConfigError
 from pipeline.data.loader import SessionLoader
 from pipeline.evaluation.run import evaluate
 from pipeline.preprocessing.run import preprocess
-from pipeline.recipe.preprocess import Preprocess, Recipe, Split
+from pipeline.recipe.preprocess import Preprocess, Split
+from pipeline.recipe.recipe import Recipe
 from pipeline.recipe.search_space import Range, read_space
 from pipeline.training import tune as tuning
 from pipeline.training.tune import suggest, tune
@@ -61,7 +62,7 @@ def test_the_best_trial_is_a_recipe_and_a_run(searched: tuple, data: Path) -> No
     values = [row["value"] for row in facts["trials"] if row["state"] == "complete"]
     best = facts["best"]
     assert best["value"] == max(values)
-    recipe = Recipe.from_yaml(out / "best.yaml")
+    recipe = Recipe.load(out / "best.yaml")
     assert recipe.train.learning_rate == best["settings"]["train.learning_rate"]
     assert recipe.model.d_model == best["settings"]["model.d_model"]
     assert recipe.preprocess == Recipe.from_dict(RECIPE, "recipe").preprocess

@@ -17,7 +17,9 @@ from pipeline.data.schema import Schema
 from pipeline.model.build import build_model, load_model
 from pipeline.model.model import Model
 from pipeline.preprocessing.run import preprocess
-from pipeline.recipe.preprocess import ModelConfig, Preprocess, TrainConfig
+from pipeline.recipe.model import ModelConfig
+from pipeline.recipe.preprocess import Preprocess
+from pipeline.recipe.train import TrainConfig
 from pipeline.training import run as of_run
 from pipeline.training.incremental.warm_start import begin_from, begin_new_rows, matched_rows
 from pipeline.training.run import train

@@ -16,8 +16,10 @@ from pipeline.cli.main import main
 from pipeline.core.artifact import new_artifact
 from pipeline.core.errors import ConfigError
 from pipeline.preprocessing.run import preprocess
-from pipeline.recipe.durations import span_seconds
-from pipeline.recipe.preprocess import ModelConfig, Preprocess, TrainConfig
+from pipeline.recipe.durations import duration_seconds
+from pipeline.recipe.model import ModelConfig
+from pipeline.recipe.preprocess import Preprocess
+from pipeline.recipe.train import TrainConfig
 from pipeline.training.incremental import window as window_work
 from pipeline.training.incremental.run import mean_of_windows, train_windows
 from pipeline.training.incremental.sessions import cut_windows, trainable
@@ -242,7 +244,7 @@ def test_a_mean_over_windows_gives_each_the_same_weight() -> None:
 @pytest.mark.parametrize("width", ["0.5", "2w", "0d", "-1d", ""])
 def test_a_width_that_is_no_time_is_refused(width: str) -> None:
     with pytest.raises(ConfigError, match="expected days"):
-        span_seconds(width)
+        duration_seconds(width)
 
 
 def test_windows_need_times(tmp_path: Path) -> None:

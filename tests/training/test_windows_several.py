@@ -11,7 +11,9 @@ from pipeline.core.columns import bucket_of
 from pipeline.data.directory import Data
 from pipeline.data.fitted import Fitted
 from pipeline.preprocessing.run import preprocess
-from pipeline.recipe.preprocess import ModelConfig, Preprocess, TrainConfig
+from pipeline.recipe.model import ModelConfig
+from pipeline.recipe.preprocess import Preprocess
+from pipeline.recipe.train import TrainConfig
 from pipeline.training.incremental.run import train_windows
 from pipeline.training.incremental.sessions import Catalogue, Growing, mapped
 from pipeline.training.incremental.window import Work

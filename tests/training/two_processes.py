@@ -11,7 +11,8 @@ from transformers import TrainerCallback
 
 from pipeline.cli.main import app
 from pipeline.core.errors import ProcessError
-from pipeline.recipe.preprocess import ModelConfig, TrainConfig
+from pipeline.recipe.model import ModelConfig
+from pipeline.recipe.train import TrainConfig
 from pipeline.training.distributed.processes import joined_processes
 from pipeline.training.run import train
 

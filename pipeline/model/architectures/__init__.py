@@ -5,7 +5,7 @@ A file `<name>.py` holds a subclass of ArchitectureConfig and calls it `CONFIG`.
 
 import importlib
 
-from pipeline.core.arguments import closest
+from pipeline.core.errors import closest
 from pipeline.core.errors import ConfigError
 from pipeline.model.architectures.config import ArchitectureConfig
 from pipeline.recipe.choices import ARCHITECTURES

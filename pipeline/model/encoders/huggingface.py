@@ -14,8 +14,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pipeline.core.arguments import closest
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ConfigError, closest
 from pipeline.data.batch import visible_positions
 from pipeline.model.encoders.config import EncoderConfig
 from pipeline.model.masking import Masking

@@ -5,8 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pipeline.core.arguments import closest
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ConfigError, closest
 from pipeline.model.inputs.checks import check_positive
 
 Aggregation = Literal["concat", "stack", "element-wise-sum", "element-wise-sum-item-multi"]

@@ -17,8 +17,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from pipeline.core.arguments import closest
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ConfigError, closest
 from pipeline.model.losses.cross_entropy import LabelSmoothCrossEntropyLoss
 from pipeline.model.losses.sampled import (
     BPRLoss,

@@ -3,8 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.core.arguments import closest
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ConfigError, closest
 from pipeline.model.ops.catalogue_cross_entropy import (
     MOST_KEPT_BYTES,
     Scratch,

@@ -6,8 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pipeline.core.arguments import closest
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ConfigError, closest
 from pipeline.recipe.choices import NEGATIVES
 
 NEED_COUNTS = ("popularity", "in-batch")

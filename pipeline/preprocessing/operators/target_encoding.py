@@ -17,7 +17,7 @@ from pipeline.core.columns import SESSION, TIMESTAMP
 from pipeline.data.fitted import Standardization, TargetEncoding, ValueType
 from pipeline.preprocessing.lookup import positions
 from pipeline.preprocessing.operators.sessions import ContinuousOperator
-from pipeline.recipe.preprocess import Feature
+from pipeline.recipe.features import TargetEncodedFeature
 
 _KEYS = (SESSION, TIMESTAMP)
 
@@ -29,7 +29,7 @@ def folds_of(session: pd.Series, folds: int) -> np.ndarray:
     return (crc % folds)[codes]
 
 
-def target_sums(feature: Feature, frame: pd.DataFrame) -> pa.Table:
+def target_sums(feature: TargetEncodedFeature, frame: pd.DataFrame) -> pa.Table:
     """Count and sum of the numbers of some interactions, by `value` and `fold`."""
     table = pa.table(
         {
@@ -58,7 +58,9 @@ def merge_target_sums(parts: list[pa.Table], kind: ValueType) -> pa.Table:
     return sums.rename_columns(["value", "fold", "count", "sum"])
 
 
-def fit_target_encoding(feature: Feature, sums: pa.Table, kind: ValueType) -> TargetEncoding:
+def fit_target_encoding(
+    feature: TargetEncodedFeature, sums: pa.Table, kind: ValueType
+) -> TargetEncoding:
     """Encoding from the merged `target_sums`; categories are sorted by value."""
     values = pc.unique(sums["value"])
     values = values.take(pc.sort_indices(values))

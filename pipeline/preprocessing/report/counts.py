@@ -217,7 +217,7 @@ def centre_of(fitted: Fitted, name: str) -> float:
     standardization = fitted.standardizations.get(name)
     if name == ELAPSED or standardization is None:
         return 0.0
-    is_log = any(feature.log for feature in fitted.recipe.features if feature.name == name)
+    is_log = name in {feature.name for feature in fitted.recipe.log_features}
     return float(f"{np.expm1(standardization.mean) if is_log else standardization.mean:.3g}")
 
 

@@ -13,6 +13,7 @@ from pipeline.preprocessing.report.drift import drift_rows
 from pipeline.preprocessing.report.histogram import Histogram
 from pipeline.preprocessing.report.periods import by_hour, by_period, by_weekday
 from pipeline.preprocessing.report.values import labels_of, most_frequent, popularity
+from pipeline.recipe.features import CategoricalFeature, TargetEncodedFeature
 
 WRITTEN_BY = f"pipeline {__version__}"
 _TOP_VALUES = 10
@@ -115,14 +116,16 @@ def _useless_features(fitted: Fitted, columns: dict[str, Any]) -> list[str]:
     notes = []
     for feature in fitted.recipe.features:
         column = columns[feature.name]
-        if feature.mean_of is not None:
+        if isinstance(feature, TargetEncodedFeature):
             is_useless = not fitted.target_encodings[feature.name].counts.any()
         elif feature.kind == "continuous":
             is_useless = column["missing"] == column["counted"]
         else:
-            is_useless = not column["seen"] and not (feature.hash_buckets and column["unknown"])
+            vocabulary = fitted.vocabularies[feature.name]
+            is_useless = not column["seen"] and not (vocabulary.hash_buckets and column["unknown"])
         if is_useless:
-            rare = f" that is seen {feature.min_count} times" if column.get("unknown") else ""
+            min_count = feature.min_count if isinstance(feature, CategoricalFeature) else 1
+            rare = f" that is seen {min_count} times" if column.get("unknown") else ""
             notes.append(
                 f"{feature.name} has no usable value{rare} in training, so that a model learns "
                 "nothing from it. Check its column, or leave the feature out."

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from pipeline.data.fitted import Fitted
 from pipeline.preprocessing.report.histogram import round_digits
+from pipeline.recipe.features import BucketFeature
 from pipeline.reports.charts import format_number
 
 _MAX_LABEL = 80
@@ -22,9 +23,9 @@ def labels_of(fitted: Fitted, name: str, positions: np.ndarray) -> list[Any]:
     vocabulary = fitted.vocabularies[name]
     in_vocabulary = positions - vocabulary.hash_buckets  # hash buckets come before the values
     values = vocabulary.values.take(pa.array(in_vocabulary[in_vocabulary >= 0])).to_pylist()
-    bounds = {feature.name: feature.buckets for feature in fitted.recipe.features}.get(name)
-    if bounds:
-        texts = [format_number(bound) for bound in bounds]
+    feature = next((f for f in fitted.recipe.features if f.name == name), None)
+    if isinstance(feature, BucketFeature):
+        texts = [format_number(bound) for bound in feature.buckets]
         ranges = [f"{low} to {high}" for low, high in pairwise(texts)]
         names = [f"below {texts[0]}", *ranges, f"{texts[-1]} or more"]
         return [names[value] for value in values]

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from pipeline.core.columns import ITEM, SESSION, TIMESTAMP
 from pipeline.data.values import UNKNOWN_INTEGER
 from pipeline.logs.row_counts import Report
-from pipeline.recipe.durations import gap_microseconds
+from pipeline.recipe.durations import duration_microseconds
 from pipeline.recipe.preprocess import Preprocess
 
 _KEY_LIMIT = 2**62
@@ -28,7 +28,7 @@ def apply_session_rules(
     if recipe.timestamp is not None:
         table, starts = drop_duplicates(recipe, table, starts, report)
     if recipe.session_gap is not None:
-        table, starts = cut_at_gaps(table, starts, gap_microseconds(recipe.session_gap))
+        table, starts = cut_at_gaps(table, starts, duration_microseconds(recipe.session_gap))
     if recipe.drop_repeats:
         table, starts = drop_repeats(table, starts, report)
     if recipe.longest_session is not None:
@@ -116,7 +116,7 @@ def _duplicate_rows(recipe: Preprocess, table: pa.Table, starts: np.ndarray) -> 
     key = np.cumsum(~tied[rows])
     is_placeholder = np.zeros(len(rows), np.bool_)  # of text read as integer: never a duplicate
     names = [ITEM, *(feature.name for feature in recipe.scalar_features)]
-    names += [feature.target_column for feature in recipe.features if feature.mean_of]
+    names += [feature.target_column for feature in recipe.target_encoded_features]
     for name in names:
         column = table[name].combine_chunks().take(pa.array(rows))
         if pa.types.is_integer(column.type):

@@ -14,7 +14,8 @@ from pipeline.core.errors import DataError, InputWarning
 from pipeline.data import values
 from pipeline.logs.files import find_logs, known_columns, read_frame, read_logs
 from pipeline.logs.row_counts import Report
-from pipeline.recipe.durations import gap_microseconds
+from pipeline.recipe.durations import duration_microseconds
+from pipeline.recipe.features import ColumnFeature, ColumnNumber, Feature, TargetEncodedFeature
 from pipeline.recipe.preprocess import Preprocess, Timestamp
 from pipeline.serve.client.served_model import ServedModel
 from pipeline.serve.client.tensors import Columns
@@ -57,14 +58,16 @@ def sessions_of_frame(served: ServedModel, frame: pd.DataFrame) -> Iterator[tupl
 def _read_as(recipe: Preprocess, columns: set[str]) -> Preprocess:
     """The recipe for a log to recommend from, which has these `columns`.
 
-    What operators make stands in no log, and of means the category is asked for. What came from a
-    table beside the log of training is read if it stands in this one.
+    Operator features are not read; of target encodings the category is. Features of a side table
+    are read if this log has them.
     """
-    features = [
-        feature.model_copy(update={"mean_of": None, "table": False})
-        for feature in recipe.features
-        if feature.operator is None and (not feature.table or feature.source in columns)
-    ]
+    features: list[Feature] = []
+    for feature in recipe.features:
+        name, column = feature.name, feature.source
+        if isinstance(feature, TargetEncodedFeature):
+            features.append(ColumnNumber(name=name, kind="continuous", column=column))
+        elif isinstance(feature, ColumnFeature) and (not feature.table or column in columns):
+            features.append(feature.model_copy(update={"table": False}))
     return recipe.model_copy(update={"features": tuple(features)})
 
 
@@ -89,7 +92,7 @@ def _sessions(served: ServedModel, tables: list[pa.Table]) -> Iterator[tuple[Any
         if (times != values.NO_TIME).all():  # an interaction without a time keeps its place
             frame["_time"] = times
             frame = frame.iloc[np.argsort(times, kind="stable")]
-    gap = served.recipe.session_gap and gap_microseconds(served.recipe.session_gap)
+    gap = served.recipe.session_gap and duration_microseconds(served.recipe.session_gap)
     for session, rows in frame.groupby("_session", sort=False, dropna=True):
         taken: Columns = {}
         first = 0  # the oldest interaction of the session that is going on

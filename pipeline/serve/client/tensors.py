@@ -74,7 +74,7 @@ def _columns(served: ServedModel, sessions: list[Columns]) -> dict[str, np.ndarr
         for name, given in session.items():
             if isinstance(given, str | bytes) or not isinstance(given, Sized):
                 raise ConfigError(f"{name} is {given!r}, expected a list of values.")
-    separators = {f.name: f.separator for f in served.recipe.features if len(f.columns) > 1}
+    separators = {f.name: f.separator for f in served.recipe.multi_valued_features}
     lengths = [len(session.get(ITEM, ())) for session in sessions]
     width = max(lengths, default=0)
     tensors = {}

@@ -24,7 +24,8 @@ from pipeline.core.errors import ConfigError
 from pipeline.data.directory import Data
 from pipeline.data.fingerprint import run_fingerprint
 from pipeline.data.index_mapping import TRAINED_ON
-from pipeline.recipe.preprocess import ModelConfig, TrainConfig
+from pipeline.recipe.model import ModelConfig
+from pipeline.recipe.train import TrainConfig
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.distributed.processes import announced_processes
 from pipeline.training.incremental.window import Work

@@ -24,7 +24,15 @@ from pipeline.data.loader import read_sessions
 from pipeline.model.build import MODEL_FILE, load_model
 from pipeline.model.model import Model
 from pipeline.model.tasks.next_item import NextItemPredictionTask
-from pipeline.recipe.preprocess import Feature, ModelConfig
+from pipeline.recipe.features import (
+    BucketFeature,
+    CategoryFeature,
+    Feature,
+    NumberFeature,
+    OperatorFeature,
+    TargetEncodedFeature,
+)
+from pipeline.recipe.model import ModelConfig
 
 NewItems = Literal["mean", "features"]
 
@@ -256,21 +264,25 @@ def _settings(model: Mapping[str, object]) -> dict[str, object]:
 
 
 def _features(fitted: Fitted) -> list[str]:
-    """What the model reads beside the item, in words."""
-    own = [
-        f"{feature.name} ({'log ' if feature.log else ''}{feature.kind} of {feature.of}"
-        f"{f', {feature.values_per_interaction} values' if len(feature.columns) > 1 else ''}"
-        f"{f', {feature.hash_buckets} hash buckets' if feature.hash_buckets else ''}"
-        f"{f', buckets {list(feature.buckets)}' if feature.buckets else ''}"
-        f"{f', by operator {feature.operator}' if feature.operator else ''}"
-        f"{_mean_of(feature) if feature.mean_of else ''})"
-        for feature in fitted.recipe.features
-    ]
-    return own + list(fitted.recipe.time_feature_names)
+    """Descriptions of the features that the model reads beside the item."""
+    return [*map(_description, fitted.recipe.features), *fitted.recipe.time_feature_names]
 
 
-def _mean_of(feature: Feature) -> str:
-    return f", mean of {feature.mean_of}, smoothing {feature.smoothing:g}, {feature.folds} folds"
+def _description(feature: Feature) -> str:
+    log = "log " if isinstance(feature, NumberFeature) and feature.log else ""
+    parts = [f"{log}{feature.kind} of {feature.of}"]
+    if isinstance(feature, CategoryFeature) and feature.values_per_interaction > 1:
+        parts.append(f"{feature.values_per_interaction} values")
+    if isinstance(feature, CategoryFeature) and feature.hash_buckets:
+        parts.append(f"{feature.hash_buckets} hash buckets")
+    if isinstance(feature, BucketFeature):
+        parts.append(f"buckets {list(feature.buckets)}")
+    if isinstance(feature, OperatorFeature):
+        parts.append(f"by operator {feature.operator}")
+    if isinstance(feature, TargetEncodedFeature):
+        parts.append(f"mean of {feature.mean_of}")
+        parts.append(f"smoothing {feature.smoothing:g}, {feature.folds} folds")
+    return f"{feature.name} ({', '.join(parts)})"
 
 
 def _flat(sessions: pa.Table, name: str) -> np.ndarray:

@@ -28,7 +28,8 @@ from pipeline.evaluation.targets import prefixes, rank_targets
 from pipeline.model.build import FromData, build_model, input_features
 from pipeline.model.inputs.selection import together
 from pipeline.model.model import Model
-from pipeline.recipe.preprocess import ModelConfig, TrainConfig
+from pipeline.recipe.model import ModelConfig
+from pipeline.recipe.train import TrainConfig
 from pipeline.training.distributed.processes import Processes
 from pipeline.training.incremental.sessions import (
     Catalogue,
@@ -91,13 +92,12 @@ class Work:
     ) -> "Work":
         check_separate_tables(config)
         fitted = data.fitted
-        for feature in fitted.recipe.features:
-            if feature.mean_of is not None:
-                raise ConfigError(
-                    f"--windows learns of each window what came before it, and {feature.name!r} "
-                    "holds means of all of training. Leave it out of the recipe, or do without "
-                    "--windows."
-                )
+        for feature in fitted.recipe.target_encoded_features:
+            raise ConfigError(
+                f"--windows learns of each window what came before it, and {feature.name!r} "
+                "holds means of all of training. Leave it out of the recipe, or do without "
+                "--windows."
+            )
         if fitted.recipe.timestamp is None:
             raise ConfigError(
                 f"--windows needs times, but the recipe of {data.path} has no `timestamp`. Add it "

@@ -1,0 +1,33 @@
+"""A recipe: one YAML file that configures preprocessing, the model and its training."""
+
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import field_validator
+
+from pipeline.core.config import Config, read_values
+from pipeline.recipe.model import ModelConfig
+from pipeline.recipe.preprocess import Preprocess
+from pipeline.recipe.train import TrainConfig
+
+
+class Recipe(Config):
+    """Configuration of all stages for one data set; every section has defaults."""
+
+    preprocess: Preprocess = Preprocess()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+
+    @field_validator("model", "train", mode="before")
+    @classmethod
+    def _fill_empty(cls, section: Any) -> Any:
+        return {} if section is None else section  # a section without keys is None in YAML
+
+    @classmethod
+    def load(cls, path: str | Path | None, overrides: tuple[str, ...] = ()) -> Self:
+        """Read a YAML file, or begin with the defaults, and apply `section.key=value` overrides.
+
+        ConfigError if the file cannot be read or a key or value is wrong.
+        """
+        path = None if path is None else Path(path)
+        return cls.from_dict(read_values(path, overrides), "--set" if path is None else str(path))
