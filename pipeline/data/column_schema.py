@@ -1,0 +1,249 @@
+"""Columns of a session data set, and their conversion from proto files and from Merlin's schema."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Self
+
+from pipeline.core.columns import FIRST_ITEM
+from pipeline.core.errors import ArtifactError, ConfigError
+
+VALUE_OF = "value_of"
+"""Property of a column with one value of a multi-valued feature; Merlin has no nested lists."""
+_FLOAT = 3
+"""FeatureType.FLOAT of tensorflow-metadata."""
+
+
+class Tags(StrEnum):
+    """Roles of a column, by Merlin's names."""
+
+    CATEGORICAL = "categorical"
+    CONTINUOUS = "continuous"
+    ITEM_ID = "item_id"
+    ITEM = "item"
+    SESSION = "session"
+    SESSION_ID = "session_id"
+    TIME = "time"
+    LIST = "list"
+    EMBEDDING = "embedding"
+    TARGET = "target"
+    BINARY_CLASSIFICATION = "binary_classification"
+    REGRESSION = "regression"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnSchema:
+    """One column."""
+
+    name: str
+    tags: frozenset[str] = field(default_factory=frozenset)
+    num_rows: int = 0
+    """Rows of the embedding table of a categorical column: highest index + 1; else 0."""
+    is_float: bool = False
+    is_list: bool = False
+    """One value an interaction; otherwise one a session."""
+    max_length: int = 0
+    """Longest list; 0 if unknown."""
+    values_per_interaction: int = 0
+    """M of a column of nested lists, (B, L, M): at most M values an interaction, -1 if M is
+    unknown; 0 for one value an interaction."""
+    value_of: str = ""
+    """Multi-valued feature of which the column holds one value."""
+    width: int = 0
+    """P of a column tagged `embedding`: vectors of P numbers, (B, L, P) or (B, P); else 0."""
+
+    @classmethod
+    def create_categorical(
+        cls,
+        name: str,
+        num_items: int,
+        *,
+        tags: Iterable[str] = (),
+        is_list: bool = True,
+        max_length: int = 0,
+        values_per_interaction: int = 0,
+    ) -> Self:
+        """Column of the indices of `num_items` values, from 3 on; the tag `categorical` is added.
+
+        Index 0 is padding, 1 missing, 2 out of vocabulary.
+        """
+        if num_items < 0:
+            raise ConfigError(f"num_items of {name} is {num_items}, expected 0 or more.")
+        return cls(
+            name=name,
+            tags=normalize_tags({Tags.CATEGORICAL, *tags}),
+            num_rows=FIRST_ITEM + num_items,
+            is_list=is_list,
+            max_length=max_length,
+            values_per_interaction=values_per_interaction,
+        )
+
+    @classmethod
+    def create_continuous(
+        cls,
+        name: str,
+        *,
+        tags: Iterable[str] = (),
+        is_float: bool = True,
+        is_list: bool = True,
+        max_length: int = 0,
+    ) -> Self:
+        """Column of numbers; the tag `continuous` is added."""
+        return cls(
+            name=name,
+            tags=normalize_tags({Tags.CONTINUOUS, *tags}),
+            is_float=is_float,
+            is_list=is_list,
+            max_length=max_length,
+        )
+
+    @classmethod
+    def create_embedding(
+        cls, name: str, width: int, *, tags: Iterable[str] = (), is_list: bool = True
+    ) -> Self:
+        """Column of vectors of `width` numbers; the tag `embedding` is added."""
+        tags = normalize_tags({Tags.EMBEDDING, *tags})
+        return cls(name=name, tags=tags, is_float=True, is_list=is_list, width=width)
+
+
+def normalize_tags(tags: Iterable[str]) -> frozenset[str]:
+    """Tags in lower case without a prefix; a compound tag such as `item_id` comes with its parts.
+
+    Merlin splits some compound tags in two.
+    """
+    names = {tag.rsplit(".", 1)[-1].lower() for tag in tag_values(tags)}
+    for owner in (Tags.ITEM, Tags.SESSION):
+        if {owner, "id"} <= names:
+            names.add(f"{owner}_id")
+        elif f"{owner}_id" in names:
+            names.add(owner)
+    if {"binary", "classification"} <= names:
+        names.add(Tags.BINARY_CLASSIFICATION)
+    return frozenset(str(name) for name in names)
+
+
+def tag_values(tags: Iterable[str]) -> frozenset[str]:
+    """Tags as text, also those of Merlin's enumeration."""
+    return frozenset(str(getattr(tag, "value", tag)) for tag in tags)
+
+
+def read_columns(path: Path) -> tuple[ColumnSchema, ...]:
+    """Columns of a tensorflow-metadata schema in JSON or protobuf text.
+
+    ArtifactError if the file is missing or no schema.
+    """
+    from google.protobuf import json_format, text_format
+    from tensorflow_metadata.proto.v0 import schema_pb2
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        proto = schema_pb2.Schema()
+        if text.lstrip().startswith("{"):
+            json_format.ParseDict(_add_types(json.loads(text)), proto)
+        else:
+            text_format.Parse(text, proto)
+    except FileNotFoundError:
+        raise ArtifactError(
+            f"{path} does not exist. `pipeline preprocess` writes a schema.pbtxt."
+        ) from None
+    except (json_format.ParseError, text_format.ParseError, OSError, ValueError) as error:
+        line = " ".join(str(error).split())
+        raise ArtifactError(f"{path} is not a schema: {line}") from None
+    return tuple(_proto_column(feature) for feature in proto.feature)
+
+
+def _proto_column(feature: Any) -> ColumnSchema:
+    metadata: dict[str, Any] = {}
+    for packed in feature.annotation.extra_metadata:
+        metadata.update(_unpack(packed))
+    nested = feature.value_counts.value_count  # one for each level of nested lists
+    axes = (
+        [_length(axis) for axis in metadata.get("_dims", [])[1:]]
+        or [int(count.max) for count in nested]
+        or [int(axis.size) for axis in feature.shape.dim[1:]]
+    )
+    return _column(
+        name=feature.name,
+        tags=normalize_tags(feature.annotation.tag),
+        highest=int(feature.int_domain.max),
+        is_float=feature.type == _FLOAT,
+        is_list=bool(metadata.get("is_list")),
+        max_length=int(feature.value_count.max or 0),
+        axes=axes,
+        value_of=str(metadata.get(VALUE_OF, "")),
+    )
+
+
+def merlin_column(column: Any) -> ColumnSchema:
+    """Column of a `merlin.schema.Schema`."""
+    domain = column.int_domain
+    return _column(
+        name=column.name,
+        tags=normalize_tags(column.tags),
+        highest=int(domain.max or 0) if domain else 0,
+        is_float=bool(column.dtype.is_float),
+        is_list=bool(column.is_list),
+        max_length=0,
+        axes=[int(axis.max or 0) for axis in (column.shape.dims or ())[1:]],
+        value_of=str(column.properties.get(VALUE_OF, "")),
+    )
+
+
+def _column(
+    *,
+    name: str,
+    tags: frozenset[str],
+    highest: int,
+    is_float: bool,
+    is_list: bool,
+    max_length: int,
+    axes: list[int],
+    value_of: str,
+) -> ColumnSchema:
+    """`axes` are the lengths of the axes after the rows, 0 where unknown."""
+    max_length = max_length or sum(axes[:1])
+    is_list = is_list or max_length > 0 or bool(axes) or Tags.LIST in tags
+    nested = axes[1] or -1 if len(axes) > 1 else 0
+    width = 0
+    if Tags.EMBEDDING in tags:
+        # a list of numbers is one vector a session, nested lists are one vector an interaction
+        width, nested = max(nested, 0) if nested else max_length, 0
+        is_list = len(axes) > 1
+        max_length = max_length if is_list else 0
+    return ColumnSchema(
+        name=name,
+        tags=tags,
+        num_rows=highest + 1 if tags & {Tags.CATEGORICAL, Tags.ITEM_ID} else 0,
+        is_float=is_float,
+        is_list=is_list,
+        max_length=max_length,
+        values_per_interaction=nested,
+        value_of=value_of,
+        width=width,
+    )
+
+
+def _length(axis: Any) -> int:
+    """Length of an axis, which Merlin writes as a number or as its minimum and maximum."""
+    return int((axis[-1] if isinstance(axis, list) else axis) or 0)
+
+
+def _add_types(value: Any, packed: bool = False) -> Any:
+    """Declare each `extraMetadata` of a JSON schema a Struct, which Merlin's own JSON omits."""
+    if isinstance(value, list):
+        return [_add_types(inner, packed) for inner in value]
+    if not isinstance(value, dict) or "@type" in value:
+        return value
+    if packed:
+        return {"@type": "type.googleapis.com/google.protobuf.Struct", "value": value}
+    return {key: _add_types(inner, key == "extraMetadata") for key, inner in value.items()}
+
+
+def _unpack(packed: Any) -> dict[str, Any]:
+    """Content of an `extra_metadata`, into which Merlin packs a Struct."""
+    from google.protobuf import json_format, struct_pb2
+
+    struct = struct_pb2.Struct()
+    return dict(json_format.MessageToDict(struct)) if packed.Unpack(struct) else {}
