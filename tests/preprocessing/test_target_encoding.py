@@ -272,7 +272,7 @@ def test_an_answer_needs_the_category_alone(tmp_path: Path) -> None:
     ("given", "said"),
     [
         ({"kind": "categorical"}, "continuous"),
-        ({"log": True}, "no `log`"),
+        ({"log": True}, "without `mean_of`"),
         ({"mean_of": None, "folds": 3}, "with `mean_of`"),
         ({"folds": 1}, "folds"),
     ],

@@ -313,7 +313,7 @@ def test_item_vectors_give_way_to_what_begins_the_table_unless_they_were_asked_f
     shared = {"shared_tables": [["item_id", "basket"]]}
     vectors = [ModelConfig.model_validate(v).item_vectors for v in ({}, added, table, shared)]
     assert vectors == ["co-visitation", "co-visitation", "random", "random"]
-    with pytest.raises(ConfigError, match="`item_vectors` and `pretrained` both begin"):
+    with pytest.raises(ConfigError, match="`item_vectors` and `pretrained` both initialize"):
         Recipe.from_dict({"model": {**table, "item_vectors": "co-visitation"}}, "recipe")
 
 
