@@ -19,10 +19,6 @@ class ConfigError(PipelineError):
     """A recipe, a setting or an argument is not usable."""
 
 
-class ArgumentError(ConfigError, TypeError):
-    """A call has an argument that the function does not have."""
-
-
 class DataError(PipelineError):
     """Input data lacks something that the recipe needs."""
 

@@ -17,8 +17,8 @@ from nvtabular.ops import AddTags, FillMissing, LogOp
 
 from pipeline.core.columns import ITEM, SCHEMA_FILE, SESSION, TIMESTAMP
 from pipeline.core.merlin import has_cudf
-from pipeline.data.fitted import Fitted, Standardization, TimestampType, ValueType, Vocabulary
 from pipeline.data.column_schema import VALUE_OF
+from pipeline.data.fitted import Fitted, Standardization, TimestampType, ValueType, Vocabulary
 from pipeline.data.values import UNKNOWN_INTEGER
 from pipeline.preprocessing.operators.encode import Encode
 from pipeline.preprocessing.operators.sessions import Cyclic, Elapsed, GroupSessions, Standardize

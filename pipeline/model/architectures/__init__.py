@@ -5,8 +5,7 @@ A file `<name>.py` holds a subclass of ArchitectureConfig and calls it `CONFIG`.
 
 import importlib
 
-from pipeline.core.errors import closest
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ConfigError, closest
 from pipeline.model.architectures.config import ArchitectureConfig
 from pipeline.recipe.choices import ARCHITECTURES
 

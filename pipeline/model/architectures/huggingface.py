@@ -6,8 +6,7 @@ from typing import Any, Self
 
 from torch import nn
 
-from pipeline.core.errors import closest
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ConfigError, closest
 from pipeline.model.architectures.config import ArchitectureConfig
 from pipeline.model.encoders.huggingface import (
     construct,

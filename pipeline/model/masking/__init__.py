@@ -18,8 +18,7 @@ rtd also learns to detect replaced interactions.
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.core.errors import closest
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ConfigError, closest
 from pipeline.model.masking.causal import CausalMasking
 from pipeline.model.masking.masked import MaskedMasking
 from pipeline.model.masking.permutation import PermutationMasking
