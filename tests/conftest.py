@@ -1,6 +1,7 @@
-"""One small shop through every stage, made once a test run."""
+"""Fixtures of all tests: one small shop through every stage, made once a test run."""
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,30 @@ REAL_DATA = ROOT.parent / "shared" / "data"
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:
-    """Bytes are named by their number: the processes of pytest-xdist must agree on every name,
-    and what a compressor wrote may hold the time of day."""
+    """Name bytes by their number.
+
+    The processes of pytest-xdist must agree on every name, and compressed bytes may hold the time.
+    """
     return f"{len(val)} bytes" if isinstance(val, bytes) else None
+
+
+_STARTS_TRITON = re.compile(r"\b(TritonServer|running_server)\b")
+_TRAINS = re.compile(r"\bpipeline\.(training|cli)\b|make_shop")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by what their module uses: `server` starts Triton, `train` trains a model.
+
+    What is left is the unit tier: `-m "not server and not train"`.
+    """
+    sources: dict[Path, str] = {}
+    for item in items:
+        source = sources.setdefault(item.path, item.path.read_text(encoding="utf-8"))
+        fixtures = getattr(item, "fixturenames", ())
+        if "server" in fixtures or _STARTS_TRITON.search(source):
+            item.add_marker("server")
+        if "shop" in fixtures or _TRAINS.search(source):
+            item.add_marker("train")
 
 
 SESSION: dict[str, list[Any]] = {
@@ -40,7 +62,7 @@ SESSION: dict[str, list[Any]] = {
 
 @dataclass(frozen=True)
 class Shop:
-    """Directories of one small way through the pipeline, and its recipe."""
+    """Directories that the stages wrote for one small shop, and its recipe."""
 
     recipe: Recipe
     clicks: Path
@@ -50,7 +72,7 @@ class Shop:
 
 
 def small_recipe() -> Recipe:
-    """The demo's recipe, with a model that trains in seconds."""
+    """The recipe of the demo, with a model that trains in seconds."""
     return Recipe.load(
         ROOT / "configs" / "demo.yaml",
         ("model.d_model=32", "model.n_layer=1", "train.epochs=2", "train.seed=3"),
@@ -58,7 +80,7 @@ def small_recipe() -> Recipe:
 
 
 def make_shop(directory: Path, recipe: Recipe, sessions: int = 1_500) -> Shop:
-    """Every stage in turn."""
+    """Run every stage for a synthetic log."""
     from pipeline.exporting.run import export
     from pipeline.preprocessing.run import preprocess
     from pipeline.preprocessing.synthetic import synthesize
@@ -80,7 +102,7 @@ def make_shop(directory: Path, recipe: Recipe, sessions: int = 1_500) -> Shop:
 
 @pytest.fixture(scope="session")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
-    """GPT-2 with clm, all kinds of features, text ids."""
+    """A shop with all kinds of features and text ids."""
     return make_shop(tmp_path_factory.mktemp("shop"), small_recipe())
 
 
@@ -96,7 +118,7 @@ def server(shop: Shop) -> Iterator[object]:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """Real logs beside the checkout; they may not be redistributed, so they are not in it."""
+    """Public logs beside the checkout, whose licences do not allow redistribution."""
     if not REAL_DATA.is_dir():
         pytest.skip(f"the real logs are not here: {REAL_DATA.name}/ is missing beside the checkout")
     return REAL_DATA
