@@ -1,4 +1,4 @@
-"""Hugging Face's training arguments: from our config, and what a user adds by their own names."""
+"""Hugging Face's TrainingArguments of a training."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -12,25 +12,20 @@ from pipeline.evaluation.metrics import LOWER_IS_BETTER
 from pipeline.recipe.train import TrainConfig, check_trainer_arguments
 from pipeline.training.distributed.processes import TIMEOUT_SECONDS, announced_processes
 
+Arguments = TrainingArguments | Mapping[str, Any] | None
+
 
 def training_arguments(
-    config: TrainConfig,
-    directory: str,
-    *,
-    validate: bool,
-    given: TrainingArguments | Mapping[str, Any] | None = None,
+    config: TrainConfig, directory: str, *, validate: bool, arguments: Arguments = None
 ) -> TrainingArguments:
-    """Hugging Face's arguments for this config; nothing is saved by it.
+    """Arguments of `config`, then of `config.arguments`, then `arguments`; they save nothing.
 
-    `given` counts before `config.arguments`; of a TrainingArguments what differs from its default.
-    ConfigError for what cannot be.
+    Of a TrainingArguments, those that differ from their default count. ConfigError for an argument
+    that does not exist, has a wrong value, or is set by a field of TrainConfig.
     """
-    added = {**checked(config.arguments), **checked(given)}
-    tensorboard = added.pop("report_to", [])
-    reports = [tensorboard] if isinstance(tensorboard, str) else list(tensorboard or [])
-    # ours writes into the run, Hugging Face's beside its checkpoints
-    reports = [name for name in reports if name not in ("tensorboard", "none")]
-    arguments: dict[str, Any] = {
+    added = {**_by_name(config.arguments), **_by_name(arguments)}
+    reports = _reports(added.pop("report_to", None))
+    own: dict[str, Any] = {
         "output_dir": directory,
         "num_train_epochs": config.epochs,
         "per_device_train_batch_size": config.batch_size,
@@ -46,7 +41,8 @@ def training_arguments(
         "seed": config.seed,
         "logging_strategy": "steps" if "logging_steps" in added else "epoch",
         "save_strategy": "no",
-        "report_to": reports,
+        # ours writes into the run, Hugging Face's beside its checkpoints
+        "report_to": [name for name in reports if name not in ("tensorboard", "none")],
         "logging_nan_inf_filter": False,  # a diverged loss must show
         "disable_tqdm": True,
         "remove_unused_columns": False,
@@ -56,51 +52,48 @@ def training_arguments(
         **_validation(config, validate),
     }
     if announced_processes().count > 1 and not torch.cuda.is_available():
-        arguments["use_cpu"] = True  # only then does accelerate see the other processes
+        own["use_cpu"] = True  # without it accelerate does not see the other processes
     if "bf16" not in added and "fp16" not in added and not added.get("use_cpu"):
-        # emulated, it would be slower than what it replaces
-        arguments["bf16"] = torch.cuda.is_available() and torch.cuda.is_bf16_supported(
+        # emulated bf16 is slower than float32
+        own["bf16"] = torch.cuda.is_available() and torch.cuda.is_bf16_supported(
             including_emulation=False
         )
     try:
-        made = TrainingArguments(**{**arguments, **added})
+        made = TrainingArguments(**{**own, **added})
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         line = " ".join(str(error).split())
         raise ConfigError(f"`train.arguments`: {line[:300]}") from None
-    made._n_gpu = min(made.n_gpu, 1)  # data parallelism is by processes, not by threads
+    made._n_gpu = min(made.n_gpu, 1)  # several GPUs are used by processes, not by threads
     return made
 
 
-def wants_tensorboard(
-    config: TrainConfig, given: TrainingArguments | Mapping[str, Any] | None
-) -> bool:
-    """Whether what is logged goes to TensorBoard."""
-    reports = {**config.arguments, **checked(given)}.get("report_to") or []
-    return config.tensorboard or "tensorboard" in (
-        [reports] if reports == str(reports) else reports
-    )
+def uses_tensorboard(config: TrainConfig, arguments: Arguments) -> bool:
+    """Whether the log is written for TensorBoard too."""
+    reports = {**config.arguments, **_by_name(arguments)}.get("report_to")
+    return config.tensorboard or "tensorboard" in _reports(reports)
 
 
-def checked(given: TrainingArguments | Mapping[str, Any] | None) -> dict[str, Any]:
-    """By name what a user set. ConfigError for what cannot be set, or stands in a TrainConfig."""
-    names = [field.name for field in fields(TrainingArguments)]
-    if given is None:
+def _reports(report_to: str | list[str] | None) -> list[str]:
+    return [report_to] if isinstance(report_to, str) else list(report_to or [])
+
+
+def _by_name(arguments: Arguments) -> dict[str, Any]:
+    """Arguments that a user set. ConfigError for those of TrainConfig, or that do not exist."""
+    if arguments is None:
         return {}
-    chosen = dict(given) if isinstance(given, Mapping) else _set_by_user(given)
+    if isinstance(arguments, TrainingArguments):
+        default = TrainingArguments(output_dir=arguments.output_dir)
+        arguments = {
+            field.name: getattr(arguments, field.name)
+            for field in fields(TrainingArguments)
+            if field.init and getattr(arguments, field.name) != getattr(default, field.name)
+        }
+    names = [field.name for field in fields(TrainingArguments) if field.init]
     try:
-        check_trainer_arguments(chosen, names=names)
+        check_trainer_arguments(arguments, names=names)
     except ValueError as error:
         raise ConfigError(f"`arguments`: {error}.") from None
-    return chosen
-
-
-def _set_by_user(given: TrainingArguments) -> dict[str, Any]:
-    usual = TrainingArguments(output_dir=given.output_dir)
-    return {
-        field.name: getattr(given, field.name)
-        for field in fields(TrainingArguments)
-        if field.init and getattr(given, field.name) != getattr(usual, field.name)
-    }
+    return dict(arguments)
 
 
 def _validation(config: TrainConfig, validate: bool) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Sessions of the loader as batches of a training step, by length, shared out to processes."""
+"""Batches of a training step: sessions grouped by length and divided among processes."""
 
 import math
 from bisect import bisect_left
@@ -11,24 +11,26 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from pipeline.core.columns import FIRST_ITEM
+from pipeline.data.batch import SessionBatch, newest
 from pipeline.data.loader import RaggedBatch, SessionLoader
+from pipeline.model.model import Model
+from pipeline.model.tasks.next_item import NextItemPredictionTask
 
 
 class Batches(IterableDataset[dict[str, Any]]):
     """Training batches as keyword arguments of `TrainingStep.forward`.
 
-    The loader gives a pool of many batches at a time. Sessions of a pool are put together by
-    length, so that hardly any position is padding, and cut where the interactions are shared out
-    evenly: `batch_size` sessions on average, and as many targets in one step as in another. With
-    as many sessions instead, targets of short sessions would weigh more. The order is random, and
-    follows from the seed and the number of the pass.
+    The loader yields a pool of many batches. Sessions of a pool are sorted by length, so that
+    little is padding, and cut into steps of `batch_size` sessions on average with about the same
+    number of targets; with equal numbers of sessions, targets of short ones would weigh more. The
+    order of steps is random and follows from `seed` and the epoch.
 
-    A step may be cut into `shares`: what a process reads while it accumulates gradients, and what
-    each of several processes reads. A share takes every so-manyth session of the step, so that all
-    are of about the same lengths, and the step is the one that a single process makes with a batch
-    of `shares` times the size. `own` says which shares come out here. Where a step has no session
-    for a share, or `num_steps` says that other processes have more steps, a stand-in comes that
-    counts nothing: one session with `share` 0.
+    A step is divided into `shares`, one for each accumulated batch of each process: every
+    `shares`-th session, so that all have about the same lengths, and together they are the step of
+    one process with a batch of `shares` times the size. `own` are the shares of this process. A
+    share without a session, and steps up to `num_steps` that only other processes have sessions
+    for, are one session with `share` 0, whose loss does not count.
     """
 
     def __init__(
@@ -49,20 +51,20 @@ class Batches(IterableDataset[dict[str, Any]]):
         self.num_steps = own_steps if num_steps is None else num_steps
         self._seed = seed
         self._epoch = 0
-        self._stand_in: dict[str, Any] | None = None
+        self._empty: dict[str, Any] | None = None
 
     def __len__(self) -> int:
         return self.num_steps * len(self.own)
 
     def set_epoch(self, epoch: int) -> None:
-        """Number of the next pass, from 0; otherwise passes are counted."""
+        """Set the epoch of the next pass, from 0; without it, passes are counted."""
         self._epoch = epoch
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         random = np.random.default_rng([self._seed, self._epoch])
         self.loader.set_epoch(self._epoch)
         self._epoch += 1
-        given = 0
+        num_steps = 0
         for pool in self.loader:
             rows = torch.argsort(
                 pool.lengths, stable=True
@@ -72,34 +74,61 @@ class Batches(IterableDataset[dict[str, Any]]):
             for index in random.permutation(len(steps)).tolist():
                 for share in self.own:
                     yield self._batch(pool, steps[index][share :: self.shares])
-                given += 1
-        for _ in range((self.num_steps - given) * len(self.own)):
-            yield self._nothing()
+                num_steps += 1
+        for _ in range((self.num_steps - num_steps) * len(self.own)):
+            yield self._empty_share()
 
     def _batch(self, pool: RaggedBatch, rows: Tensor) -> dict[str, Any]:
         if not rows.numel():
-            return self._nothing()
+            return self._empty_share()
         lengths = pool.lengths[rows]
         return pool.window(rows, torch.zeros_like(lengths), lengths)._asdict()
 
-    def _nothing(self) -> dict[str, Any]:
-        if self._stand_in is None:
-            # a real session: an empty one would meet corners of a model that training never meets
-            one = self.loader.any_session()
-            row = torch.zeros(1, dtype=torch.int64, device=one.offsets.device)
-            batch = one.window(row, row, one.lengths[:1])
-            self._stand_in = {**batch._asdict(), "share": torch.zeros(())}
-        return {**self._stand_in}
+    def _empty_share(self) -> dict[str, Any]:
+        if self._empty is None:
+            # a session of the data, as models need not support an empty batch
+            self._empty = {**any_batch(self.loader)._asdict(), "share": torch.zeros(())}
+        return {**self._empty}
 
 
 def even_shares(weights: list[int], mean_size: int) -> list[int]:
     """Sizes of ceil(n / mean_size) consecutive groups, none empty, of about equal weight."""
     num_groups = math.ceil(len(weights) / mean_size)
-    reached = list(accumulate(weights))
+    totals = list(accumulate(weights))
     bounds = [0]
     for group in range(1, num_groups):
-        bound = bisect_left(reached, reached[-1] * group / num_groups) + 1
-        # room for one at least in this group and in each that follows
+        bound = bisect_left(totals, totals[-1] * group / num_groups) + 1
+        # at least one for this group and for each that follows
         bounds.append(min(max(bound, bounds[-1] + 1), len(weights) - (num_groups - group)))
     bounds.append(len(weights))
     return [stop - start for start, stop in pairwise(bounds)]
+
+
+def any_batch(loader: SessionLoader) -> SessionBatch:
+    """Batch of one session, for collective steps of a process that has no sessions left."""
+    pool = loader.any_session()
+    row = torch.zeros(1, dtype=torch.int64, device=pool.offsets.device)
+    return pool.window(row, row, pool.lengths[:1])
+
+
+def loss_scale(model: Model, batch: SessionBatch) -> float:
+    """Total weight of the targets of a batch, over which its loss is a mean.
+
+    clm has them before the model runs. The other maskings draw a fixed share of the interactions
+    inside the model, so all interactions count. Without a next-item task, the sessions do.
+    """
+    head = model.head
+    tasks = [task for task in head.all_tasks if isinstance(task, NextItemPredictionTask)]
+    if not tasks:
+        return float((batch.lengths > 0).sum())
+    inputs = head.body.inputs
+    if inputs.max_sequence_length is not None:
+        batch = newest(batch, inputs.max_sequence_length + 1, inputs.vectors)
+    items = batch.features[inputs.item]  # (B, L)
+    counts = (items >= FIRST_ITEM) & head.body.masking.may_be_targets(batch.lengths, items.size(1))
+    if tasks[0].weights is not None:
+        batch = batch.to(next(model.parameters()).device)
+    weights = tasks[0].target_weights(batch, inputs.item)
+    if weights is None:
+        weights = torch.ones(items.shape, device=items.device)
+    return float((weights.to(items.device) * counts).sum())

@@ -1,11 +1,12 @@
-"""What happens beside the steps: the best weights, when to save, the log, progress.
+"""Callbacks of the Trainer: best weights, times to log and to save, the log files, progress.
 
-The methods' signatures are those of Hugging Face's TrainerCallback.
+Signatures of methods are those of Hugging Face's TrainerCallback.
 """
 
+import copy
 import json
+import logging
 import math
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,16 +15,19 @@ from typing import Any
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer_callback import ExportableState
 
 from pipeline.evaluation.metrics import LOWER_IS_BETTER
 from pipeline.recipe.train import TrainConfig
 
+logger = logging.getLogger(__name__)
+
 _REFRESH_SECONDS = 0.5
 
 
 class BestEpoch(TrainerCallback, ExportableState):
-    """Keeps the best weights by a validation metric and stops when none better come for long."""
+    """Keeps the weights of the best validation; stops training after `patience` worse ones."""
 
     def __init__(self, model: nn.Module, config: TrainConfig) -> None:
         self.model = model
@@ -37,7 +41,7 @@ class BestEpoch(TrainerCallback, ExportableState):
         self.worse = 0
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside the weights."""
+        """Attributes that a checkpoint stores beside the weights."""
         names = ("value", "epoch", "step", "worse")
         return {"args": {}, "attributes": {name: getattr(self, name) for name in names}}
 
@@ -48,7 +52,7 @@ class BestEpoch(TrainerCallback, ExportableState):
         control: TrainerControl,
         **others: Any,
     ) -> None:
-        """Compare with the best so far."""
+        """Copy the weights if the metric is the best so far."""
         value = others["metrics"][self.metric]
         better = self.sign * value > self.sign * self.value
         if self.weights is None or better or math.isnan(self.value):
@@ -62,44 +66,57 @@ class BestEpoch(TrainerCallback, ExportableState):
 
 
 class Timetable(TrainerCallback):
-    """When to log and to save: at the end of each epoch, and as often as the config says.
+    """Times to log and to save: the end of each epoch, and `checkpoint_steps` and `_minutes`."""
 
-    `minutes_passed` tells whether it is time to save; with several processes all must hear the
-    same.
-    """
+    def __init__(self, config: TrainConfig, steps_per_epoch: int, *, saves: bool) -> None:
+        """`saves`: whether there are checkpoints to write at all."""
+        self.steps = config.checkpoint_steps if saves else None
+        self.minutes = config.checkpoint_minutes if saves else None
+        self.steps_per_epoch = steps_per_epoch
+        self.saves = saves
+        self.save_due = False
+        """Whether to save after this step; set by the Trainer, the same in every process."""
+        self._in_epoch = False
+        self._saved_at = time.monotonic()
 
-    def __init__(self, config: TrainConfig, minutes_passed: Callable[[], bool] | None) -> None:
-        self.steps = config.checkpoint_steps
-        self.minutes_passed = minutes_passed
-        self.in_epoch = False
-        """Whether an epoch is under way: its end brings its loss and perhaps a validation."""
+    def minutes_passed(self) -> bool:
+        """Whether the last checkpoint is older than `checkpoint_minutes`."""
+        return self.minutes is not None and time.monotonic() - self._saved_at > 60 * self.minutes
+
+    def saved(self) -> None:
+        """Count the minutes from now on."""
+        self._saved_at = time.monotonic()
+
+    def epoch_end_follows(self, state: TrainerState, control: TrainerControl) -> bool:
+        """Whether the end of the epoch, with its log and its checkpoint, follows without a step."""
+        last_step = state.global_step % self.steps_per_epoch == 0
+        stops = control.should_training_stop or control.should_epoch_stop
+        return self._in_epoch and (last_step or stops)
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_others: Any
     ) -> None:
-        """Note it."""
-        self.in_epoch = True
+        """Note that an epoch is in progress."""
+        self._in_epoch = True
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_others: Any
     ) -> None:
         """Save after so many steps or minutes."""
-        if self.minutes_passed is None:
-            return
-        if (self.steps and state.global_step % self.steps == 0) or self.minutes_passed():
+        if self.save_due or (self.steps and state.global_step % self.steps == 0):
             control.should_save = True
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_others: Any
     ) -> None:
         """Log and save."""
-        self.in_epoch = False
+        self._in_epoch = False
         control.should_log = True
-        control.should_save = self.minutes_passed is not None
+        control.should_save = self.saves
 
 
 class JsonLines(TrainerCallback):
-    """Appends what the Trainer logs to a file, one JSON object a line."""
+    """Appends the Trainer's logs to a file, one JSON object per line."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -116,55 +133,30 @@ class JsonLines(TrainerCallback):
             stream.write(json.dumps({"step": state.global_step, **others["logs"]}) + "\n")
 
 
-class TensorBoard(TrainerCallback):
-    """Writes what the Trainer logs as scalars for TensorBoard, under Hugging Face's names.
-
-    A training that goes on writes what was logged before it was interrupted once more.
-    """
+class TensorBoard(TensorBoardCallback):
+    """Hugging Face's TensorBoard callback, with its events in a directory of the run."""
 
     def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self._writer: Any = None
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_others: Any
-    ) -> None:
-        """Open the file."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(self.directory))
+        super().__init__(SummaryWriter(str(directory)))
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
+        """Begin with the log before the checkpoint, of which no events are left."""
+        super().on_train_begin(args, state, control, **others)
         for line in state.log_history:
-            self._write(line, int(line["step"]))
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **others: Any,
-    ) -> None:
-        """Write the numbers."""
-        self._write(others["logs"], state.global_step)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_others: Any
-    ) -> None:
-        """Close the file."""
-        self._writer.close()
-
-    def _write(self, logs: dict[str, Any], step: int) -> None:
-        for name, value in logs.items():
-            if name != "step":
-                part, rest = ("eval", name[5:]) if name.startswith("eval_") else ("train", name)
-                self._writer.add_scalar(f"{part}/{rest}", value, step)
-        self._writer.flush()
+            earlier = copy.copy(state)
+            earlier.global_step = int(line["step"])
+            self.on_log(args, earlier, control, logs={k: line[k] for k in line if k != "step"})
 
 
 class ProgressBar(TrainerCallback):
-    """Progress on stderr: steps, time left, sessions/s, the loss and validation metrics.
+    """Progress on stderr: steps, time left, sessions/s, loss and validation metrics.
 
-    Where stderr is no terminal, one line an epoch. `running_loss` is the mean since the last line
-    of the log.
+    Logs one line per epoch where stderr is not a terminal. `running_loss` returns the mean loss
+    since the last log.
     """
 
     def __init__(
@@ -195,7 +187,7 @@ class ProgressBar(TrainerCallback):
         """Advance by a step."""
         self._bar.update()
         now = time.monotonic()
-        # to read the loss is to wait for a GPU, so not at each step
+        # reading the loss waits for the GPU, so not in each step
         if not self._bar.disable and now - self._refreshed > _REFRESH_SECONDS:
             self._refreshed = now
             loss = self.running_loss()
@@ -211,7 +203,7 @@ class ProgressBar(TrainerCallback):
         control: TrainerControl,
         **others: Any,
     ) -> None:
-        """Take up loss and metrics of the epoch."""
+        """Show loss and metrics."""
         logs = others["logs"]
         if "loss" in logs:
             self._shown["loss"] = f"{logs['loss']:.3f}"
@@ -223,10 +215,8 @@ class ProgressBar(TrainerCallback):
         if self._bar.disable and self._complete(args, logs):
             seconds = time.monotonic() - self._begin
             words = "  ".join(f"{name} {value}" for name, value in self._shown.items())
-            print(  # noqa: T201
-                f"epoch {state.epoch:.4g} of {state.num_train_epochs:g}  {words}  {seconds:.0f} s",
-                file=sys.stderr,
-            )
+            epochs = f"epoch {state.epoch:.4g} of {state.num_train_epochs:g}"
+            logger.info("%s  %s  %.0f s", epochs, words, seconds)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_others: Any
@@ -241,7 +231,7 @@ class ProgressBar(TrainerCallback):
 
     @staticmethod
     def _complete(args: TrainingArguments, logs: dict[str, Any]) -> bool:
-        """Whether this is the last word on an epoch: its loss comes before its validation."""
+        """Whether nothing more is logged of an epoch: validation follows its loss."""
         if args.eval_strategy == "epoch":
             return any(name.startswith("eval_") for name in logs)
         return "loss" in logs or any(name.startswith("eval_") for name in logs)

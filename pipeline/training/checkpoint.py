@@ -1,11 +1,13 @@
-"""Checkpoints of a training that is under way, so that no work is lost when it is killed.
+"""Checkpoints of a training in progress: what is on disk when it is interrupted.
 
-They stand in a hidden folder beside the run that is to be written, each a directory that is whole
-or absent, as other artifacts are: safetensors and JSON, a manifest of hashes written last. Every
-one holds all that is needed to go on, the best weights so far among it.
+Ctrl-C, a signal or an error ends a training in `Checkpoints.keep_on_interrupt`: the checkpoints
+stay, and the same command continues from the latest one. They are directories in a hidden folder
+beside the run, safetensors and JSON, complete or absent like other artifacts: the manifest of
+hashes is written last. What a Trainer writes into one stands in `resumable_trainer.py`.
 """
 
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,74 +21,103 @@ from torch import Tensor
 from pipeline.core.artifact import current_facts, new_artifact, read_json
 from pipeline.core.errors import ConfigError
 from pipeline.model.build import write_tensors
+from pipeline.training.distributed.processes import Processes, gather_bytes
 
-KIND = "checkpoint"
+logger = logging.getLogger(__name__)
+
+_KIND = "checkpoint"
 _TENSORS_FILE = "state.safetensors"
 _STATE_FILE = "state.json"
-_KEPT = 2
-"""Newest checkpoints: should one be damaged, the one before is there."""
+_NUM_KEPT = 2
+"""Checkpoints on disk: where the latest is damaged, the one before is used."""
 
 
-class Abandoned(Exception):  # noqa: N818  (nothing went wrong)
-    """What a callback raises to end a training that is not to go on later."""
+class TrainingAbandoned(Exception):  # noqa: N818  (a callback's decision, not a failure)
+    """Raised by a callback to end a training that will not be continued."""
 
 
 class Checkpoints:
-    """The checkpoints of one training: of what it is made, by how many processes.
+    """Checkpoints of one training, identified by its fingerprint and the number of processes."""
 
-    `fingerprint` stands for recipe and data, as `pipeline.data.fingerprint` tells them.
-    """
-
-    def __init__(self, out: Path, fingerprint: str, processes: int = 1) -> None:
+    def __init__(self, out: Path, fingerprint: str, processes: Processes = Processes()) -> None:  # noqa: B008  (a constant)
+        """`out` is the directory of the run; `fingerprint` is that of its recipe and data."""
         out = out.resolve()
         self.folder = out.parent / f".{out.name}.checkpoints"
         self.fingerprint = fingerprint
         self.processes = processes
         self.last_step: int | None = None
-        """Of the newest that was found or written."""
+        """Step of the latest checkpoint that was read or written."""
 
-    def newest(self) -> tuple[Path | None, str | None]:
-        """The newest whole one of this training; or None and why those that are there are none."""
-        reason = None
-        for path in self._all():
-            facts = current_facts(path, KIND, self.fingerprint)
-            if facts is None:
-                reason = reason or "are damaged, or of another recipe or of other data"
-            elif facts["processes"] != self.processes:
-                reason = (
-                    f"are of {facts['processes']} processes, this training has {self.processes}"
+    def latest(self) -> Path | None:
+        """Path of the latest complete checkpoint; None if there is none to continue from.
+
+        The first process decides for all and logs the step, or why older checkpoints do not fit.
+        """
+        path = self._latest_of_training() if self.processes.is_first else None
+        name = gather_bytes(b"" if path is None else path.name.encode())[0].decode()
+        return self.folder / name if name else None
+
+    @contextmanager
+    def keep_on_interrupt(self) -> Iterator[None]:
+        """On Ctrl-C or an error, log how to continue; on TrainingAbandoned, remove everything."""
+        try:
+            yield
+        except TrainingAbandoned:
+            self.remove()
+            raise
+        except BaseException:
+            if self.processes.is_first and self.last_step is not None:
+                logger.info(
+                    "Interrupted. The same command continues from step %s.", f"{self.last_step:,}"
                 )
-            else:
-                self.last_step = facts["step"]
-                return path, None
-        return None, reason
+            raise
 
     @contextmanager
     def write(self, step: int) -> Iterator[Path]:
-        """A directory to fill; it becomes the newest checkpoint, and the oldest go."""
+        """Yield a directory to fill; it becomes the latest checkpoint. Removes the oldest ones."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step-{step:010d}"
-        facts = {"step": step, "processes": self.processes}
-        with new_artifact(path, KIND, facts, fingerprint=self.fingerprint) as directory:
+        facts = {"step": step, "processes": self.processes.count}
+        with new_artifact(path, _KIND, facts, fingerprint=self.fingerprint) as directory:
             yield directory
         self.last_step = step
-        # after a restart from an older one, those with higher numbers are not newer
-        kept = [p for p in self._all() if p.name <= path.name][:_KEPT]
+        # after a training continued from an older one, those of higher steps are outdated
+        kept = [p for p in self._all() if p.name <= path.name][:_NUM_KEPT]
         for other in self.folder.iterdir():
             if other not in kept:
                 shutil.rmtree(other, ignore_errors=True)
 
     def remove(self) -> None:
-        """Remove all of them: the training is done, or is not to go on."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove all of them, by the first process: the training is over."""
+        if self.processes.is_first:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _latest_of_training(self) -> Path | None:
+        reason = None
+        for path in self._all():
+            facts = current_facts(path, _KIND, self.fingerprint)
+            if facts is None:
+                reason = reason or "are damaged, or of another recipe or other data"
+            elif facts["processes"] != self.processes.count:
+                reason = (
+                    f"are of {facts['processes']} processes, this training has "
+                    f"{self.processes.count}"
+                )
+            else:
+                self.last_step = facts["step"]
+                logger.info("Continuing from step %s.", f"{self.last_step:,}")
+                return path
+        if reason is not None:
+            logger.info("Starting anew: the checkpoints in %s %s.", self.folder, reason)
+        return None
 
     def _all(self) -> list[Path]:
-        """Newest first, damaged ones too."""
+        """Latest first, damaged ones included."""
         return sorted(self.folder.glob("step-*"), reverse=True)
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """The same file in another directory, without its bytes twice where the disk can do that."""
+    """Put a file into another directory, as a hard link where the file system has them."""
     try:
         target.hardlink_to(source)
     except OSError:
@@ -94,38 +125,34 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def write_weights(path: Path, weights: dict[str, Tensor]) -> None:
-    """Write tensors as they are; such as share their memory are written twice."""
-    seen: set[int] = set()
+    """Write tensors to a safetensors file; those that share memory are written once each."""
+    addresses: set[int] = set()
     separate = {}
     for name, value in weights.items():
         value = value.detach().cpu().contiguous()
-        if value.data_ptr() in seen:
+        if value.data_ptr() in addresses:
             value = value.clone()
-        seen.add(value.data_ptr())
+        addresses.add(value.data_ptr())
         separate[name] = value
     write_tensors(separate, path)
 
 
 def write_state(directory: Path, state: Any) -> None:
-    """Write dicts, lists, tuples, numbers, text and tensors, nested in any way.
-
-    ConfigError if there is anything else, which no checkpoint can hold.
-    """
+    """Write nested dicts, lists, tuples, numbers, strings and tensors. ConfigError for others."""
     tensors: dict[str, Tensor] = {}
     packed = _pack(state, tensors)
     write_weights(directory / _TENSORS_FILE, tensors)
-    # unlike other JSON of ours this may hold infinity: a best value before the first validation
-    text = json.dumps(packed)
-    (directory / _STATE_FILE).write_text(text + "\n", encoding="utf-8")
+    # unlike `write_json` this may hold infinity: the best value before the first validation
+    (directory / _STATE_FILE).write_text(json.dumps(packed) + "\n", encoding="utf-8")
 
 
 def read_state(directory: Path) -> Any:
-    """What `write_state` wrote."""
+    """Return the state that `write_state` wrote."""
     return _unpack(read_json(directory / _STATE_FILE), load_file(directory / _TENSORS_FILE))
 
 
 def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """JSON in place of `value`; what JSON cannot tell apart stands in a dict of one entry."""
+    """JSON of `value`; types that JSON does not have are a dict of one entry, their name."""
     if isinstance(value, Tensor):
         name = str(len(tensors))
         tensors[name] = value

@@ -1,7 +1,7 @@
-"""Item vectors to begin training with, from which items stand near each other in sessions.
+"""Co-visitation vectors: initial item vectors by which items are near each other in sessions.
 
-They are what word2vec's skip-gram would learn, in closed form: positive pointwise mutual
-information of items, with counts that fall with the distance and smoothed contexts, factorised
+They are the closed form of word2vec's skip-gram: positive pointwise mutual information of items,
+with counts that fall with the distance and smoothed contexts, factorised
 (Levy et al., "Improving distributional similarity with lessons learned from word embeddings",
 TACL 2015), by a few steps of subspace iteration from random vectors (Halko et al., "Finding
 structure with randomness", SIAM Review 2011).
@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from pipeline.core.columns import FIRST_ITEM
 
 WINDOW = 5
-"""Interactions between which items count as neighbours."""
+"""Largest distance, in interactions, between neighbours."""
 _CONTEXT_POWER = 0.75
-"""Of how often an item is a neighbour: rare ones would otherwise have the largest information."""
+"""Exponent of the counts of neighbours, without which rare items have the most information."""
 _OVERSAMPLING = 16
-"""Dimensions more than wanted, which make the wanted ones accurate."""
+"""Additional dimensions of the iteration, for the accuracy of the others."""
 _ITERATIONS = 4
 
 
@@ -29,10 +29,9 @@ def co_visitation_vectors(
     width: int,
     seed: int = 0,
 ) -> NDArray[np.float32]:
-    """Ragged sessions -> (V, width) vectors of length 1; 0 of an item without neighbours.
+    """Ragged sessions -> vectors (V, width) of length 1, or 0 for an item without neighbours.
 
-    Rows of the reserved indices are 0 too. Where there are fewer dimensions than `width`, the
-    last ones are 0.
+    Rows of the reserved indices are 0, and so are dimensions beyond the number of items.
     """
     information = _information(_neighbours(values, offsets, num_rows))
     generator = np.random.default_rng(seed)
@@ -46,8 +45,8 @@ def co_visitation_vectors(
     scale = np.sqrt(np.maximum(sizes[largest], 0))
     vectors = np.zeros((num_rows, width), np.float32)
     vectors[:, : len(largest)] = (basis @ directions[:, largest]) * scale
-    known = np.diff(information.indptr) > 0
-    vectors[~known] = 0
+    has_neighbour = np.diff(information.indptr) > 0
+    vectors[~has_neighbour] = 0
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / np.where(lengths > 0, lengths, 1)
 
@@ -55,7 +54,7 @@ def co_visitation_vectors(
 def _neighbours(
     values: NDArray[np.int64], offsets: NDArray[np.int64], num_rows: int
 ) -> sp.csr_array:
-    """(V, V) symmetric: how often two items stand within WINDOW, by 1 / distance."""
+    """Symmetric counts (V, V) of items within WINDOW of each other, weighted by 1 / distance."""
     session = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     counts = sp.csr_array((num_rows, num_rows), dtype=np.float32)
     for distance in range(1, WINDOW + 1):
@@ -75,9 +74,9 @@ def _information(counts: sp.csr_array) -> sp.csr_array:
     contexts /= max(contexts.sum(), np.finfo(np.float32).tiny)
     pairs = counts.tocoo()
     rows, columns = pairs.coords
-    found = np.log(pairs.data / (totals[rows] * contexts[columns]))
-    positive = found > 0
+    values = np.log(pairs.data / (totals[rows] * contexts[columns]))
+    positive = values > 0
     information = sp.csr_array(
-        (found[positive], (rows[positive], columns[positive])), counts.shape, dtype=np.float32
+        (values[positive], (rows[positive], columns[positive])), counts.shape, dtype=np.float32
     )
     return sp.csr_array((information + information.T) / 2)

@@ -1,7 +1,7 @@
-"""AdamW for models whose largest weights are tables.
+"""AdamW for models whose largest weights are embedding tables.
 
-Clipping is folded into the step, and a table whose gradient is sparse is updated in the rows that
-the batch touched alone, so that a step costs what the batch costs and not what the catalogue does.
+Clipping is part of the step. A table with a sparse gradient is updated only in the rows that the
+batch touched, so the cost of a step grows with the batch and not with the catalogue.
 """
 
 from collections.abc import Callable, Iterable
@@ -9,20 +9,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import TrainingArguments
 
 from pipeline.model.model import Model
 from pipeline.model.ops.shards import ShardedEmbedding
+from pipeline.model.tasks.next_item import NextItemPredictionTask
 from pipeline.recipe.train import TableOptimizer
-from pipeline.training.sparse_gradients import set_sparse_gradients
 
 
 class TableAdamW(torch.optim.AdamW):
     """AdamW (Loshchilov and Hutter, ICLR 2019), fused; sparse gradients update touched rows.
 
-    Of a touched row, the moments decay once a touch, and their bias is corrected by the number of
-    its own touches: by that of all steps, the first update of a rare item would be three times
-    too large (as in torch's SparseAdam). Weights decay when they are touched. With `row_wise` a
-    row has one second moment, the mean of its squares, in place of one for each number.
+    The moments of a row decay and its weights decay once per touch, and the bias of the moments is
+    corrected by the row's own number of touches: corrected by the number of steps, as in torch's
+    SparseAdam, the first update of a rare item would be three times too large. With `row_wise` a
+    row has one second moment, the mean of its squared gradients, instead of one per weight.
     """
 
     def __init__(
@@ -37,9 +38,9 @@ class TableAdamW(torch.optim.AdamW):
         row_wise: bool = False,
         sharded: ShardedEmbedding | None = None,
     ) -> None:
-        """`lazy`: weights whose sparse gradients update rows; others' become dense.
+        """`lazy` are the weights whose sparse gradients update rows; those of others become dense.
 
-        Of a table that is `sharded` the other processes' rows count in the norm as well.
+        The norm of the gradients includes the rows of a `sharded` table in other processes.
         """
         super().__init__(params, lr, betas, eps, weight_decay, fused=True)
         self._lazy = {id(weight) for weight in lazy}
@@ -49,9 +50,9 @@ class TableAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def clip(self, max_norm: float) -> Tensor:
-        """(): norm of all gradients; the next step divides them so that it is at most `max_norm`.
+        """Return the norm of all gradients (); the next step scales them to at most `max_norm`.
 
-        The gradients stay as they are.
+        The gradients themselves do not change.
         """
         norms = []
         if self._sharded is not None:
@@ -60,7 +61,7 @@ class TableAdamW(torch.optim.AdamW):
             if weight.grad is None:
                 continue
             if weight.grad.is_sparse:
-                # the same row may stand there several times, whose sum is what counts
+                # the gradient of a row is the sum of its entries
                 weight.grad = weight.grad.coalesce()
                 norm = torch.linalg.vector_norm(weight.grad.values(), dtype=torch.float32)
             else:
@@ -79,7 +80,7 @@ class TableAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update, of gradients that `clip` may have limited."""
+        """Update the weights, with gradients scaled by the last `clip`."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -107,9 +108,9 @@ class TableAdamW(torch.optim.AdamW):
     def _step_rows(self, weight: Tensor, group: dict[str, Any]) -> None:
         assert weight.grad is not None  # noqa: S101
         gradient = weight.grad.coalesce()
-        rows, given = gradient.indices()[0], gradient.values()  # (R,), (R, D)
+        rows, values = gradient.indices()[0], gradient.values()  # (R,), (R, D)
         if self.grad_scale is not None:
-            given = given / self.grad_scale
+            values = values / self.grad_scale
         state = self.state[weight]
         if not state:
             second = weight[:, :1] if self._row_wise else weight
@@ -120,8 +121,8 @@ class TableAdamW(torch.optim.AdamW):
         state["step"] += 1
         first_decay, second_decay = group["betas"]
         touches = state["touches"][rows] + 1
-        mean = state["exp_avg"][rows].lerp_(given, 1 - first_decay)
-        square = given.square()
+        mean = state["exp_avg"][rows].lerp_(values, 1 - first_decay)
+        square = values.square()
         if self._row_wise:
             square = square.mean(1, keepdim=True)
         second = state["exp_avg_sq"][rows].lerp_(square, 1 - second_decay)
@@ -130,40 +131,60 @@ class TableAdamW(torch.optim.AdamW):
         state["exp_avg_sq"].index_copy_(0, rows, second)
         deviation = (second / (1 - second_decay**touches)).sqrt_().add_(group["eps"])
         step = mean / (1 - first_decay**touches) / deviation
-        kept = weight[rows] * (1 - group["lr"] * group["weight_decay"])
-        weight.index_copy_(0, rows, kept.sub_(step, alpha=float(group["lr"])))
+        decayed = weight[rows] * (1 - group["lr"] * group["weight_decay"])
+        weight.index_copy_(0, rows, decayed.sub_(step, alpha=float(group["lr"])))
 
 
 def build_optimizer(
     module: nn.Module,
     model: Model,
     decayed: set[str],
-    *,
-    learning_rate: float,
-    weight_decay: float,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
+    arguments: TrainingArguments,
     tables: TableOptimizer = "adamw",
     sharded: ShardedEmbedding | None = None,
 ) -> TableAdamW:
-    """Optimizer of the weights of `module`, around `model`; `decayed` names those that decay.
+    """Optimizer of the weights of `module`, which wraps `model`; `decayed` are names with decay.
 
-    `tables` says how embedding tables are updated, see `TrainConfig.table_optimizer`; one may
-    be `sharded` over processes.
+    `arguments` have the learning rate and the other settings of AdamW. `tables` is
+    `TrainConfig.table_optimizer`, `sharded` the table that is split among processes.
     """
     lazy = set_sparse_gradients(model, sparse=tables != "adamw")
     named = [(name, weight) for name, weight in module.named_parameters() if weight.requires_grad]
     groups = [
-        {"params": [w for name, w in named if name in decayed], "weight_decay": weight_decay},
-        {"params": [w for name, w in named if name not in decayed], "weight_decay": 0.0},
+        {
+            "params": [weight for name, weight in named if name in decayed],
+            "weight_decay": arguments.weight_decay,
+        },
+        {"params": [weight for name, weight in named if name not in decayed], "weight_decay": 0.0},
     ]
     return TableAdamW(
         [group for group in groups if group["params"]],
-        learning_rate,
-        betas,
-        eps,
-        weight_decay,
+        arguments.learning_rate,
+        (arguments.adam_beta1, arguments.adam_beta2),
+        arguments.adam_epsilon,
+        arguments.weight_decay,
         lazy=lazy,
         row_wise=tables == "rowwise-adamw",
         sharded=sharded,
     )
+
+
+def set_sparse_gradients(model: Model, *, sparse: bool) -> list[Tensor]:
+    """Set whether lookups in tables give sparse gradients; return the weights for which they do.
+
+    The gradient of an item table of which every row is scored is dense in any case.
+    """
+    weights: dict[int, Tensor] = {}
+    for head, task in model.tasks_with_heads:
+        inputs = head.body.inputs
+        scored = None
+        if isinstance(task, NextItemPredictionTask):
+            task.sparse_gradients = sparse and task.sampled
+            if task.sparse_gradients and task.output_table is not None:
+                weights[id(task.output_table)] = task.output_table
+            scored = inputs.item_table if task.weight_tying and not task.sampled else None
+        for table in inputs.tables.values():
+            table.sparse = sparse and table is not scored
+            if table.sparse:
+                weights[id(table.weight)] = table.weight
+    return list(weights.values())

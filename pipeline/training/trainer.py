@@ -1,9 +1,13 @@
-"""Hugging Face's Trainer over session batches."""
+"""Hugging Face's Trainer over session batches.
 
-import json
+Its loop, schedules, precision, accumulation and DistributedDataParallel are used as they are. Here
+stand the batches, the scale of a loss that several batches share, the optimizer, validation by
+ranking the catalogue, and the log. Checkpoints and continuing are in `resumable_trainer.py`; what
+happens on Ctrl-C is in `checkpoint.py`.
+"""
+
 import math
 import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,37 +16,28 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
-from transformers import Trainer as HuggingFaceTrainer
 
-from pipeline.core.errors import ConfigError
 from pipeline.data.batch import SessionBatch
 from pipeline.data.loader import SessionLoader
 from pipeline.evaluation.targets import Positions
-from pipeline.model.device import Stopwatch, matmul_precision, peak_memory_mb
+from pipeline.model.device import matmul_precision, peak_memory_mb
 from pipeline.model.losses import LabelSmoothCrossEntropyLoss
 from pipeline.model.model import Model
 from pipeline.model.tasks.next_item import NextItemPredictionTask
 from pipeline.recipe.train import TrainConfig
-from pipeline.training.arguments import training_arguments, wants_tensorboard
-from pipeline.training.batches import Batches
+from pipeline.training.arguments import training_arguments, uses_tensorboard
+from pipeline.training.batches import Batches, loss_scale
 from pipeline.training.callbacks import BestEpoch, JsonLines, ProgressBar, TensorBoard, Timetable
 from pipeline.training.checkpoint import Checkpoints
-from pipeline.training.distributed.processes import Processes, gather_bytes, sum_over_processes
+from pipeline.training.distributed.processes import announced_processes, sum_over_processes
 from pipeline.training.distributed.sharding import Sharding, check_arguments, names_of
-from pipeline.training.loss_scale import target_weight
 from pipeline.training.optimizer import TableAdamW, build_optimizer
-from pipeline.training.training_state import (
-    random_state,
-    read_training,
-    set_random_state,
-    write_parts,
-    write_training,
-)
+from pipeline.training.resumable_trainer import ResumableTrainer
 from pipeline.training.validation import check_metric, validate
 
 
 class TrainingStep(nn.Module):
-    """A model whose forward is its training loss, as Hugging Face's Trainer wants it."""
+    """A model whose forward returns its training loss, as Hugging Face's Trainer expects."""
 
     def __init__(self, model: Model, sharding: Sharding | None = None) -> None:
         super().__init__()
@@ -54,29 +49,26 @@ class TrainingStep(nn.Module):
             if isinstance(task, NextItemPredictionTask)
             and isinstance(task.objective, LabelSmoothCrossEntropyLoss)
         ]
-        # constants, which DDP would send round at every step
+        # buffers are constants, which DDP would broadcast in each step
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
-        if sharding is not None:  # each process has rows of its own
+        if sharding is not None:  # each process has other rows
             self._ddp_params_and_buffers_to_ignore += names_of(self, sharding.table.weight)
 
     def forward(
         self, features: dict[str, Tensor], lengths: Tensor, share: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """SessionBatch in parts -> {"loss": ()}, times the `share` () of this part of a step."""
+        """SessionBatch as its parts -> {"loss": ()}, times `share` () where a step has several."""
         loss = self.model.loss(SessionBatch(features, lengths))
         return {"loss": loss if share is None else loss * share}
 
     def train(self, mode: bool = True) -> "TrainingStep":
-        """As of any module; the Trainer calls it in each step, so it looks before it walks."""
+        """Set the mode, which the Trainer does in each step, only where it changes."""
         if self.training != mode or self.model.training != mode:
             super().train(mode)
         return self
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """As of any module, without walking through it in each step.
-
-        The gradients of item tables are written over in the next step.
-        """
+        """Zero the gradients; the buffers of item table gradients are reused by the next step."""
         if set_to_none:
             for objective, table in self._tables:
                 if table.grad is not None and not table.grad.is_sparse:
@@ -88,27 +80,17 @@ class TrainingStep(nn.Module):
                 weight.grad.zero_()
 
 
-class Resume(TrainerCallback):
-    """Puts the Trainer's sums back where a checkpoint left them, when training begins."""
-
-    def __init__(self, trainer: "Trainer") -> None:
-        self.trainer = trainer
-
-    def on_train_begin(self, *_arguments: Any, **_others: Any) -> None:
-        """See above."""
-        self.trainer.begin()
-
-
-class Trainer(HuggingFaceTrainer):
+class Trainer(ResumableTrainer):
     """Trainer that reads sessions from the Merlin loader and evaluates by ranking the catalogue.
 
     `callbacks`, `optimizers` (an optimizer and a scheduler, or None) and `arguments` (Hugging
-    Face's TrainingArguments, or some of them by name) are those of Hugging Face's Trainer. After
-    `train` the model has the best weights by `config.metric`, or the last ones where there are no
-    validation sessions. Of an item table that is sharded over processes, the first has all of it
-    then, in main memory, and the others their rows. `valid_positions` are the targets of those
-    sessions, ranked without what came before them if `filter_seen`. `checkpoints` says where to
-    write them, if anywhere; `train` takes the path of one as `resume_from_checkpoint`.
+    Face's TrainingArguments, or some of them by name) are those of Hugging Face's Trainer.
+    Validation ranks the targets at `valid_positions`, without the items before them in the session
+    if `filter_seen`. `checkpoints` are written if there are any.
+
+    After `train` the model has the best weights by `config.metric`, or the last ones where there
+    are no validation sessions. Of an item table that is sharded over processes, the first process
+    then has all rows, in main memory, and the others keep theirs.
     """
 
     def __init__(
@@ -125,116 +107,105 @@ class Trainer(HuggingFaceTrainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
         checkpoints: Checkpoints | None = None,
-        processes: Processes = Processes(),  # noqa: B008  (a constant)
     ) -> None:
         check_metric(config.metric)
-        config = config.for_sessions(_num_sessions(train_loader, config, processes))
+        partitions = config.process_data == "partitions" and announced_processes().count > 1
+        num_sessions = float(train_loader.num_sessions)
+        self._num_sessions = int(
+            sum_over_processes([num_sessions])[0] if partitions else num_sessions
+        )
+        config = config.for_sessions(self._num_sessions)
         self.config = config
-        self.session_model = model
         self.train_loader = train_loader
         self.valid_loader = valid_loader
         self.valid_positions: Positions = valid_positions
         self.filter_seen = filter_seen
-        self.processes = processes
-        self.checkpoints = checkpoints
-        self.log_path = log_path
-        self.best = BestEpoch(model, config) if valid_loader is not None else None
-        self.stopwatch = Stopwatch()
-        self._found: dict[str, Any] | None = None
-        self._save_due = False
         self._epoch_logged = 0.0
-        self._saved_at = time.monotonic()
-        self._timetable = Timetable(config, None if checkpoints is None else self._minutes_passed)
         self._scratch = tempfile.TemporaryDirectory(prefix="pipeline-train-")
         made = training_arguments(
-            config, self._scratch.name, validate=valid_loader is not None, given=arguments
+            config, self._scratch.name, validate=valid_loader is not None, arguments=arguments
         )
-        if made.world_size != processes.count:
-            raise ConfigError(
-                f"The Trainer was told of {processes.count} processes, found {made.world_size}. "
-                "Start them with torchrun, and give it what `joined_processes` yields."
-            )
-        self._shares = made.gradient_accumulation_steps * processes.count
-        self.sharding = None
+        processes = announced_processes()
+        sharding = None
         if config.item_table == "sharded" and processes.count > 1:
             check_arguments(made, optimizers)
-            self.sharding = Sharding(model, processes, made.ddp_timeout)
-        self._batches = self._make_batches(made)
+            sharding = Sharding(model, processes, made.ddp_timeout)
+        self._shares = made.gradient_accumulation_steps * processes.count
+        self._batches = self._make_batches(made.gradient_accumulation_steps)
         # a share of a step is scaled by its targets, not by the number of shares
         self.loss_is_scaled_for_ga = self._shares > 1
+        best = None if valid_loader is None else BestEpoch(model, config)
         writers: list[TrainerCallback] = []
         if processes.is_first:
             writers = [
                 ProgressBar(self._num_sessions, config.metric, self.running_loss),
                 *([JsonLines(log_path)] if log_path else []),
             ]
-            if log_path and wants_tensorboard(config, arguments):
+            if log_path and uses_tensorboard(config, arguments):
                 writers.append(TensorBoard(log_path.parent / "tensorboard"))
         super().__init__(
-            model=TrainingStep(model, self.sharding),
+            session_model=model,
+            best=best,
+            timetable=Timetable(config, self._batches.num_steps, saves=checkpoints is not None),
+            checkpoints=checkpoints,
+            processes=processes,
+            sharding=sharding,
+            log_path=log_path,
+            callbacks=[*writers, *([best] if best else []), *(callbacks or [])],
+            model=TrainingStep(model, sharding),
             args=made,
-            eval_dataset=valid_loader,  # only looked at for being there
-            callbacks=[
-                Resume(self),
-                self._timetable,
-                *writers,
-                *([self.best] if self.best else []),
-                *(callbacks or []),
-            ],
+            eval_dataset=valid_loader,  # Hugging Face only checks that there is one
             optimizers=optimizers,
         )
-        self.remove_callback(PrinterCallback)  # it prints on stdout, which is for results
+        self.remove_callback(PrinterCallback)  # it prints to stdout, which is for results
 
-    def _make_batches(self, made: TrainingArguments) -> Batches:
-        rank, count = self.processes.rank, self.processes.count
-        accumulated = made.gradient_accumulation_steps
-        # every process must make as many steps as the one that has the most
-        own = self.config.process_data == "partitions" and count > 1
-        batch_size = self.config.batch_size
-        assert batch_size is not None  # noqa: S101
-        shares = accumulated if own else accumulated * count
+    def _make_batches(self, accumulation_steps: int) -> Batches:
+        processes = announced_processes()
+        rank, count = processes.rank, processes.count
+        partitions = self.config.process_data == "partitions" and count > 1
+        shares = accumulation_steps if partitions else accumulation_steps * count
         num_sessions = float(self.train_loader.num_sessions)
         sizes = sum_over_processes([num_sessions * (r == rank) for r in range(count)])
-        self._num_sessions = int(sum(sizes) if own else num_sessions)
+        batch_size = self.config.batch_size
+        assert batch_size is not None  # noqa: S101
         step_size = batch_size * shares
         return Batches(
             self.train_loader,
             batch_size,
             self.config.seed,
             shares=shares,
-            own=range(shares) if own else range(rank, shares, count),
+            own=range(shares) if partitions else range(rank, shares, count),
+            # every process takes as many steps as the one with the most sessions
             num_steps=max(math.ceil(size / step_size) for size in sizes),
         )
 
     def get_train_dataloader(self) -> Any:
-        """Batches of the Merlin loader, as they are."""
-        return DataLoader(self._batches, batch_size=None, collate_fn=_as_it_is)
+        """Batches of the Merlin loader, without collation."""
+        return DataLoader(self._batches, batch_size=None, collate_fn=_identity)
 
     def num_examples(self, dataloader: Any) -> int:  # noqa: ARG002  (Hugging Face's signature)
-        """Training sessions of all processes."""
+        """Number of training sessions of all processes."""
         return self._num_sessions
 
     def get_batch_samples(self, *arguments: Any, **keywords: Any) -> Any:
-        """Batches of one step, with the share that each has in its loss.
+        """Batches of one step, each with the share of the step's targets that it has.
 
-        The loss of a step is the mean over its targets wherever they are: in several batches
-        whose gradients are added up, and in those of other processes.
+        The loss of a step is the mean over its targets, which may be in several batches whose
+        gradients are accumulated and in batches of other processes.
         """
         samples, _ = super().get_batch_samples(*arguments, **keywords)
         if self._shares == 1:
-            self._save_due = self._time_to_save()
+            self.timetable.save_due = self.timetable.minutes_passed()
             return samples, None
         weights = [
             0.0
             if "share" in sample
-            else target_weight(
-                self.session_model, SessionBatch(sample["features"], sample["lengths"])
-            )
+            else loss_scale(self.session_model, SessionBatch(sample["features"], sample["lengths"]))
             for sample in samples
         ]
-        due = float(self.processes.is_first and self._time_to_save())
+        due = float(self.processes.is_first and self.timetable.minutes_passed())
         total, due = sum_over_processes([sum(weights), due])
-        self._save_due = due > 0
+        self.timetable.save_due = due > 0
         for sample, weight in zip(samples, weights, strict=True):
             # DDP takes the mean over processes
             share = weight / total * self.processes.count if total else 0.0
@@ -242,7 +213,7 @@ class Trainer(HuggingFaceTrainer):
         return samples, None
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW with the clipping inside, unless one was given or chosen by `arguments`."""
+        """AdamW of `optimizer.py`, unless there is an optimizer or `arguments` name another."""
         if self.optimizer is None and self.args.optim == "adamw_torch_fused":
             module = self.model if model is None else model
             assert module is not None  # noqa: S101
@@ -250,10 +221,7 @@ class Trainer(HuggingFaceTrainer):
                 module,
                 self.session_model,
                 set(self.get_decay_parameter_names(module)),
-                learning_rate=self.args.learning_rate,
-                weight_decay=self.args.weight_decay,
-                betas=(self.args.adam_beta1, self.args.adam_beta2),
-                eps=self.args.adam_epsilon,
+                self.args,
                 tables=self.config.table_optimizer,
                 sharded=None if self.sharding is None else self.sharding.table,
             )
@@ -266,11 +234,11 @@ class Trainer(HuggingFaceTrainer):
         return super()._clip_grad_norm(model)
 
     def train(self, *arguments: Any, **keywords: Any) -> Any:
-        """Train, then go back to the best weights."""
+        """Train, then load the best weights. After an interruption, continue from a checkpoint."""
         if self.sharding is not None:
             self.sharding.check_not_over()
         if self.processes.count > 1:
-            # the same weights everywhere, but not the same dropout
+            # the same weights in every process, but other dropout
             torch.manual_seed(self.args.seed + self.processes.rank)
         try:
             with matmul_precision(self.config.matmul_precision):
@@ -284,7 +252,7 @@ class Trainer(HuggingFaceTrainer):
         return result
 
     def evaluate(self, *_arguments: Any, **_keywords: Any) -> dict[str, float]:
-        """Metrics `eval_<metric>@<K>` over the chosen positions of the validation sessions."""
+        """Metrics `eval_<metric>@<K>` of the targets of the validation sessions."""
         assert self.valid_loader is not None  # noqa: S101
         if self.sharding is not None:
             self.sharding.check_not_over()
@@ -306,7 +274,7 @@ class Trainer(HuggingFaceTrainer):
         return values
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, with throughput and memory beside a loss, and the seconds of training so far."""
+        """Add seconds of training, and throughput and memory beside a loss."""
         if "loss" in logs:
             epochs = (self.state.epoch or 0.0) - self._epoch_logged
             self._epoch_logged = self.state.epoch or 0.0
@@ -317,90 +285,19 @@ class Trainer(HuggingFaceTrainer):
         super().log(logs, start_time)
 
     def running_loss(self) -> float | None:
-        """Mean loss of this process since it was last logged."""
+        """Mean loss of this process since the last log."""
         steps = self.state.global_step - self._globalstep_last_logged
         return float(self._tr_loss) / steps if steps else None
 
-    # What follows is called by Hugging Face's Trainer in the course of its own `train`.
-
     def begin(self) -> None:
-        """Sums and clock of a training that begins or goes on."""
-        found, self._found = self._found, None
-        self.stopwatch.start(0.0 if found is None else found["seconds"])
+        """Set sums and clock when training begins."""
+        super().begin()
         self._epoch_logged = self.state.epoch or 0.0
-        self._saved_at = time.monotonic()
-        if found is None:
-            return
-        self._tr_loss = torch.tensor(found["loss"], device=self.args.device)
-        self._total_loss_scalar = found["total_loss"]
-        self._globalstep_last_logged = found["logged_step"]
-        self._initial_global_step = 0
-        self.control.should_training_stop = found["stopped"]
 
     def _run_epoch(self, *arguments: Any, **keywords: Any) -> None:
-        if self.control.should_training_stop:
-            return  # it had stopped when the checkpoint was written
         self._batches.set_epoch(keywords["epoch"])
         super()._run_epoch(*arguments, **keywords)
 
-    def _time_to_save(self) -> bool:
-        minutes = self.config.checkpoint_minutes
-        return minutes is not None and time.monotonic() - self._saved_at > 60 * minutes
 
-    def _minutes_passed(self) -> bool:
-        return self._save_due
-
-    def _save_checkpoint(self, *_arguments: Any) -> None:
-        if self.checkpoints is None:
-            return
-        last = self.state.global_step % self._batches.num_steps == 0
-        stops = self.control.should_training_stop or self.control.should_epoch_stop
-        if self._timetable.in_epoch and (last or stops):
-            return  # the end of the epoch follows, with its log and validation
-        with self.stopwatch.paused():
-            states = [
-                json.loads(state) for state in gather_bytes(json.dumps(random_state()).encode())
-            ]
-            if self.processes.is_first:
-                with self.checkpoints.write(self.state.global_step) as directory:
-                    write_training(self, directory, states)
-                    write_parts(self, directory)
-            else:
-                write_parts(self, None)
-        self._saved_at = time.monotonic()
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: Any, model: Any = None) -> None:  # noqa: ARG002
-        self._found = read_training(self, Path(resume_from_checkpoint))
-        self._random = self._found["random"][self.processes.rank]
-        set_random_state(self._random, numpy=True)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
-        if checkpoint is None or self._found is None:
-            return
-        assert self.optimizer is not None  # noqa: S101
-        assert self.lr_scheduler is not None  # noqa: S101
-        state = self._found["optimizer"]
-        if self.sharding is not None:
-            state = self.sharding.read_optimizer(Path(checkpoint), self.optimizer, state)
-        self.optimizer.load_state_dict(state)
-        self.lr_scheduler.load_state_dict(self._found["scheduler"])
-
-    def _load_scaler(self, checkpoint: Any) -> None:
-        if checkpoint is not None and self._found is not None and self._found["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(self._found["scaler"])
-
-    def _load_rng_state(self, checkpoint: Any) -> None:
-        if checkpoint is not None:
-            # NumPy's is in the hands of the loader's thread by now, which seeded it for the pass
-            set_random_state(self._random, numpy=False)
-
-
-def _num_sessions(loader: SessionLoader, config: TrainConfig, processes: Processes) -> int:
-    """Training sessions of all processes."""
-    if config.process_data == "partitions" and processes.count > 1:
-        return int(sum_over_processes([float(loader.num_sessions)])[0])
-    return loader.num_sessions
-
-
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch

@@ -1,6 +1,5 @@
-"""What a model takes from its training data beside the schema: vectors, counts, weights."""
+"""Training statistics: what a model needs of its data beside the schema, as item counts."""
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -19,52 +18,63 @@ from pipeline.recipe.train import TrainConfig
 from pipeline.training.item_vectors import co_visitation_vectors
 
 
-def from_data(data: Path, fitted: Fitted, model: ModelConfig, train: TrainConfig) -> FromData:
-    """Read what the settings ask for. ConfigError or DataError for what is not there."""
+def training_statistics(
+    data: Path, fitted: Fitted, model: ModelConfig, train: TrainConfig
+) -> FromData:
+    """Compute what the settings need. ConfigError or DataError for what the data do not have."""
+    counts = None
+    if train.loss not in FULL_LOSSES and train.negatives in ("popularity", "in-batch"):
+        counts = torch.from_numpy(item_counts(data, fitted.item.num_rows))
+    return FromData(
+        vectors=_pretrained_vectors(fitted, model),
+        item_vectors=_item_vectors(data, fitted, model, train),
+        item_counts=counts,
+        positives=_positives(fitted, model),
+        weights=_weights(fitted, train),
+        newest=None if train.half_life is None else _newest(data, fitted),
+    )
+
+
+def _pretrained_vectors(fitted: Fitted, model: ModelConfig) -> dict[int, Tensor]:
+    """Vectors (V, P) of each entry of `model.pretrained`, by its index in the list."""
     vectors = {}
-    for place, pretrained in enumerate(model.pretrained):
+    for index, pretrained in enumerate(model.pretrained):
         ids = _values(fitted, pretrained.feature, "`model.pretrained`")
-        found, _ = read_vectors(Path(pretrained.file), ids)
+        rows, _ = read_vectors(Path(pretrained.file), ids)
         buckets = fitted.vocabularies[pretrained.feature].hash_buckets
-        if buckets:  # what has no index of its own has no vector of its own
-            mean = found[FIRST_ITEM:].mean(0, keepdim=True).expand(buckets, -1)
-            found = torch.cat([found[:FIRST_ITEM], mean, found[FIRST_ITEM:]])
-        vectors[place] = found
+        if buckets:  # values in a bucket have the mean of all vectors
+            mean = rows[FIRST_ITEM:].mean(0, keepdim=True).expand(buckets, -1)
+            rows = torch.cat([rows[:FIRST_ITEM], mean, rows[FIRST_ITEM:]])
+        vectors[index] = rows
+    return vectors
+
+
+def _positives(fitted: Fitted, model: ModelConfig) -> dict[str, Tensor]:
+    """By binary target, (V,) 1 for the values of the feature that are positive."""
+    kinds = {feature.name: feature.kind for feature in fitted.recipe.features}
     positives = {}
     for target in model.targets:
-        kinds = {feature.name: feature.kind for feature in fitted.recipe.features}
         if target.kind == "binary":
-            chosen = dict.fromkeys(target.positive, 1.0)
-            positives[target.feature] = _table(fitted, target.feature, chosen, 0.0, "a target")
+            numbers = dict.fromkeys(target.positive, 1.0)
+            positives[target.feature] = _table(fitted, target.feature, numbers, 0.0, "a target")
         elif kinds.get(target.feature) == "categorical":
             raise ConfigError(
                 f"`model.targets`: {target.feature!r} is categorical, so it cannot be a regression "
                 "target. Choose a continuous feature, or kind: binary."
             )
-    weights = None
-    if train.weights is not None:
-        weights = _table(
-            fitted,
-            train.weights.feature,
-            train.weights.values,
-            train.weights.default,
-            "`train.weights`",
-        )
-    counts = None
-    if train.loss not in FULL_LOSSES and train.negatives in ("popularity", "in-batch"):
-        counts = torch.from_numpy(item_counts(data, fitted.item.num_rows))
-    return FromData(
-        vectors=vectors,
-        item_vectors=_item_vectors(data, fitted, model, train),
-        item_counts=counts,
-        positives=positives,
-        weights=weights,
-        newest=None if train.half_life is None else _newest(data, fitted),
-    )
+    return positives
+
+
+def _weights(fitted: Fitted, train: TrainConfig) -> Tensor | None:
+    """(V,) weight of a target by the values of the feature of `train.weights`."""
+    weights = train.weights
+    if weights is None:
+        return None
+    return _table(fitted, weights.feature, weights.values, weights.default, "`train.weights`")
 
 
 def _newest(data: Path, fitted: Fitted) -> int:
-    """Microseconds since 1970 of the newest training interaction. ConfigError without times."""
+    """Time of the newest training interaction, in microseconds since 1970."""
     if fitted.recipe.timestamp is None:
         raise ConfigError(
             "`train.half_life` needs to know when interactions were, and the recipe of the data "
@@ -75,7 +85,7 @@ def _newest(data: Path, fitted: Fitted) -> int:
 
 
 def item_counts(data: Path, num_rows: int) -> np.ndarray:
-    """(items,) interactions of each item in the training sessions."""
+    """(items,) number of interactions of each item in the training sessions."""
     indices = read_sessions(data, "train", [ITEM])[ITEM].combine_chunks().flatten().to_numpy()
     return np.bincount(indices, minlength=num_rows)[FIRST_ITEM:].astype(np.int64)
 
@@ -83,7 +93,7 @@ def item_counts(data: Path, num_rows: int) -> np.ndarray:
 def _item_vectors(
     data: Path, fitted: Fitted, model: ModelConfig, train: TrainConfig
 ) -> dict[int, Tensor]:
-    """(rows, width) to begin with, by the widths of those members that do not begin randomly."""
+    """Co-visitation vectors (V, width) by width, for the members that are initialized with them."""
     widths = {m.item_width for m in model.each_member if m.item_vectors == "co-visitation"}
     if not widths:
         return {}
@@ -98,10 +108,10 @@ def _item_vectors(
 
 def _values(fitted: Fitted, feature: str, where: str) -> list[object]:
     if feature not in fitted.vocabularies:
-        known = ", ".join(fitted.vocabularies)
+        features = ", ".join(fitted.vocabularies)
         raise ConfigError(
             f"{where} names {feature!r}, which is no categorical feature of the data. These are: "
-            f"{known}."
+            f"{features}."
         )
     values: list[object] = fitted.vocabularies[feature].values.to_pylist()
     return values
@@ -110,28 +120,24 @@ def _values(fitted: Fitted, feature: str, where: str) -> list[object]:
 def _table(
     fitted: Fitted, feature: str, numbers: dict[str | int | bool, float], other: float, where: str
 ) -> Tensor:
-    """(rows,) the number of each value of a categorical feature, by its index."""
+    """(V,) the number of each value of a categorical feature, `other` where it has none."""
     values = _values(fitted, feature, where)
     first = fitted.vocabularies[feature].first
     if any(f.name == feature and len(f.columns) > 1 for f in fitted.recipe.features):
-        raise ConfigError(f"{where} names {feature!r}, which has several values an interaction.")
-    places = {str(value): place for place, value in enumerate(values)}
+        raise ConfigError(f"{where} names {feature!r}, which has several values per interaction.")
+    indices = {str(value): index for index, value in enumerate(values, first)}
     table = torch.full((first + len(values),), other)
     for value, number in numbers.items():
-        place = places.get(_text(value))
-        if place is None:
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        if text not in indices:
             raise ConfigError(
                 f"{where}: {feature!r} never is {value!r} in the training data. It is: "
-                f"{_some(values)}."
+                f"{_listed(values)}."
             )
-        table[first + place] = number
+        table[indices[text]] = number
     return table
 
 
-def _text(value: str | int | bool) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _some(values: Iterable[object], most: int = 10) -> str:
-    words = [str(value) for value in values]
-    return ", ".join(words[:most]) + (" and others" if len(words) > most else "")
+def _listed(values: list[object], maximum: int = 10) -> str:
+    others = " and others" if len(values) > maximum else ""
+    return ", ".join(map(str, values[:maximum])) + others

@@ -1,4 +1,4 @@
-"""How good a model is while it learns, on the validation sessions."""
+"""Validation during training: ranking metrics, or the loss, of the validation sessions."""
 
 import re
 
@@ -11,9 +11,9 @@ from pipeline.evaluation.metrics import METRICS, ranking_metrics
 from pipeline.evaluation.targets import Positions, rank_targets
 from pipeline.model.model import Model
 from pipeline.model.ops.shards import ShardedEmbedding
+from pipeline.training.batches import any_batch, loss_scale
 from pipeline.training.distributed.processes import Processes, gather_rows, sum_over_processes
 from pipeline.training.distributed.sharded_validation import missing_passes, rank_with_others
-from pipeline.training.loss_scale import target_weight
 
 _CUTOFFS = (10, 20)
 _NAME = re.compile(rf"({'|'.join(METRICS)})@([1-9][0-9]*)")
@@ -23,9 +23,9 @@ _LOSS_SESSIONS = 128
 def check_metric(name: str) -> None:
     """ConfigError unless `name` is a validation metric."""
     if name != "loss" and not _NAME.fullmatch(name):
-        known = ", ".join(f"{metric}@K" for metric in METRICS)
+        metrics = ", ".join(f"{metric}@K" for metric in METRICS)
         raise ConfigError(
-            f"`train.metric` is {name!r}, expected one of {known} with a cutoff K such as 20, or "
+            f"`train.metric` is {name!r}, expected one of {metrics} with a cutoff K such as 20, or "
             "loss."
         )
 
@@ -40,44 +40,42 @@ def validate(
     positions: Positions = "all",
     filter_seen: bool = False,
 ) -> dict[str, float]:
-    """Metrics by `name@K` over `positions`; the same in each process, who share the work.
+    """Metrics by `name@K` of the targets at `positions`, the same in each process. Collective.
 
-    `metric` is among them, which may be the loss: as in training, but without dropout, and with
-    the same masks and negatives each time.
+    `metric` is among them. As the loss it is that of training, without dropout and with the same
+    masks and negatives each time.
     """
-    found = _NAME.fullmatch(metric)
-    cutoffs = tuple(sorted({*_CUTOFFS, *([int(found[2])] if found else [])}))
+    match = _NAME.fullmatch(metric)
+    cutoffs = tuple(sorted({*_CUTOFFS, *([int(match[2])] if match else [])}))
     training = model.training
     model.eval()
     ranks = []
-    table = model.inputs.item_table
-    # what a process does while others still have batches
-    stand_in = _stand_in(loader) if isinstance(table, ShardedEmbedding) else None
+    is_sharded = isinstance(model.inputs.item_table, ShardedEmbedding)
+    # input of the passes that a process makes while others still have batches
+    spare = any_batch(loader) if is_sharded else None
     try:
         for batch in loader:
             share = _share(batch, processes)
-            if stand_in is not None:
+            if spare is not None:
                 ranks.append(
-                    rank_with_others(model, share, stand_in, positions, filter_seen=filter_seen)
+                    rank_with_others(model, share, spare, positions, filter_seen=filter_seen)
                 )
                 continue
-            own = rank_targets(model, [share], positions, filter_seen=filter_seen).ranks
-            # batch by batch, so that the order is that of one process
-            ranks += (
-                gather_rows(torch.from_numpy(own))
-                if processes.count > 1
-                else [torch.from_numpy(own)]
+            own = torch.from_numpy(
+                rank_targets(model, [share], positions, filter_seen=filter_seen).ranks
             )
+            # batch by batch, so that the order is that of one process
+            ranks += gather_rows(own) if processes.count > 1 else [own]
         values = ranking_metrics(torch.cat(ranks).numpy(), cutoffs)
         if metric == "loss":
-            values["loss"] = _loss(model, loader, processes, seed, stand_in)
+            values["loss"] = _loss(model, loader, processes, seed, spare)
     finally:
         model.train(training)
     return values
 
 
 def _share(batch: RaggedBatch, processes: Processes) -> RaggedBatch:
-    """Consecutive sessions of a batch, as many in each process but one."""
+    """The consecutive sessions of a batch that this process ranks."""
     rank, count = processes.rank, processes.count
     if count == 1:
         return batch
@@ -91,21 +89,15 @@ def _share(batch: RaggedBatch, processes: Processes) -> RaggedBatch:
     )
 
 
-def _stand_in(loader: SessionLoader) -> SessionBatch:
-    """Some session."""
-    one = loader.any_session()
-    row = torch.zeros(1, dtype=torch.int64, device=one.offsets.device)
-    return one.window(row, row, one.lengths[:1])
-
-
 @torch.no_grad()
 def _loss(
     model: Model,
     loader: SessionLoader,
     processes: Processes,
     seed: int,
-    stand_in: SessionBatch | None,
+    spare: SessionBatch | None,
 ) -> float:
+    """Mean loss of the targets of all processes, with random draws of `seed`. Collective."""
     device = next(model.parameters()).device
     total = weight = 0.0
     devices = [device] if device.type == "cuda" else []
@@ -117,14 +109,14 @@ def _loss(
             for rows in torch.arange(lengths.numel(), device=lengths.device).split(_LOSS_SESSIONS):
                 stops = lengths[rows]
                 batch: SessionBatch = share.window(rows, torch.zeros_like(stops), stops)
-                targets = target_weight(model, batch)
-                if targets:
-                    total += targets * float(model.loss(batch.to(device)))
-                    weight += targets
+                scale = loss_scale(model, batch)
+                if scale:
+                    total += scale * float(model.loss(batch.to(device)))
+                    weight += scale
                     passes += 1
-            if stand_in is not None:
+            if spare is not None:
                 for _ in range(missing_passes(model, passes)):
                     with torch.random.fork_rng(devices=devices):
-                        model.loss(stand_in.to(device))
+                        model.loss(spare.to(device))
     total, weight = sum_over_processes([total, weight])
     return total / weight if weight else float("nan")

@@ -18,7 +18,7 @@ from pipeline.recipe.preprocess import Preprocess
 from pipeline.recipe.recipe import Recipe
 from pipeline.serve.client.client import Answering
 from pipeline.serve.client.logs import sessions_of_frame
-from pipeline.training.incremental.warm_start import _features
+from pipeline.training.incremental.warm_start import feature_descriptions
 from pipeline.training.run import train
 
 HOUR = 3600
@@ -160,7 +160,7 @@ def test_a_warm_start_tells_features_apart(
     told = []
     for name, feature in (("one", one), ("other", other)):
         preprocess(recipe(feature), [log], [], tmp_path / name)
-        told.append(_features(Fitted.read(tmp_path / name)))
+        told.append(feature_descriptions(Fitted.read(tmp_path / name)))
     assert told[0] != told[1]
 
 

@@ -31,7 +31,7 @@ from pipeline.preprocessing.sorting import spill
 from pipeline.recipe.features import TargetEncodedFeature
 from pipeline.recipe.preprocess import Preprocess
 from pipeline.recipe.recipe import Recipe
-from pipeline.training.incremental.window import Work
+from pipeline.training.incremental.incremental_trainer import IncrementalTrainer
 from pipeline.training.run import train
 
 # isort: split
@@ -218,7 +218,7 @@ def test_windows_are_refused_for_what_all_of_training_has_told(tmp_path: Path) -
     preprocess(recipe(RATE, **timed), [log_of(tmp_path)], [], tmp_path / "data")
     settings = Recipe()
     with pytest.raises(ConfigError, match="means of all of training"):
-        Work.read(Data.open(tmp_path / "data"), settings.model, settings.train, None)
+        IncrementalTrainer(Data.open(tmp_path / "data"), settings.model, settings.train)
 
 
 def test_numbers_are_of_mean_0_and_deviation_1(tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
-"""What each process does in test_sharding.py: `python -m tests.training.sharded_processes FOLDER`.
+"""Processes of test_sharding.py: `python -m tests.training.sharded_processes FOLDER`.
 
 Imports once, then forks: two processes, and three.
 """
 
 import json
+import logging
 import multiprocessing
 import os
 import sys
@@ -65,8 +66,8 @@ def config(name: str, table: str, **more: Any) -> TrainConfig:
     return CONFIG.model_copy(update={"item_table": table, **SETTINGS[name], **more})
 
 
-class Look(TrainerCallback):
-    """Notes how many rows this process holds anything for."""
+class RowCounts(TrainerCallback):
+    """Numbers of rows of the table, its gradient and its optimizer state in this process."""
 
     def __init__(self) -> None:
         self.rows: dict[str, int] = {}
@@ -97,10 +98,10 @@ def losses(rank: int, count: int, folder: Path) -> None:
         own = slice(sum(numbers[:rank]), sum(numbers[: rank + 1]))
         settings = Settings(3, smoothing, normalize, Scratch() if kept else None, None)
         queries = every.detach()[own].clone().requires_grad_()
-        found = sharded_cross_entropy(queries, table.weight, targets[own], settings, shards)
-        seen = table(read[rank])
+        values = sharded_cross_entropy(queries, table.weight, targets[own], settings, shards)
+        vectors = table(read[rank])
         # each process scales as the Trainer does, for a mean over processes
-        ((found.sum() / len(targets) + seen.square().sum()) * count).backward()
+        ((values.sum() / len(targets) + vectors.square().sum()) * count).backward()
 
         expected_table = whole.weight.detach().clone().requires_grad_()
         items = expected_table[3:]
@@ -112,8 +113,8 @@ def losses(rank: int, count: int, folder: Path) -> None:
         (expected.mean() + looked_up.square().sum()).backward()
         assert every.grad is not None
         assert expected_table.grad is not None
-        torch.testing.assert_close(found, expected[own])
-        torch.testing.assert_close(seen, looked_up[rank])
+        torch.testing.assert_close(values, expected[own])
+        torch.testing.assert_close(vectors, looked_up[rank])
         torch.testing.assert_close(queries.grad, every.grad[own] * count)
         torch.testing.assert_close(
             table.weight.grad, expected_table.grad[shards.first : shards.last]
@@ -138,14 +139,14 @@ def ranks(rank: int, count: int, folder: Path) -> None:
     for filtered in (False, True):
         every = seen(stretches) if filtered else None
         expected = rank_in_catalogue(queries, items, targets, seen=every).ranks
-        found = rank_in_shards(
+        sharded = rank_in_shards(
             queries[own],
             own_items,
             targets[own],
             shards,
             seen=seen(stretches[own]) if filtered else None,
         )
-        assert found.tolist() == expected.tolist()
+        assert sharded.tolist() == expected.tolist()
     (folder / f"ranks{count}.{rank}").write_text("agree")
 
 
@@ -173,18 +174,18 @@ def two(rank: int, folder: Path) -> None:
     try:
         train(data, MODELS["gpt2"], config("gpt2", "sharded"), folder / "lost", callbacks=stop)
     except ProcessError as error:
-        (folder / "told").write_text(str(error))
+        (folder / "error").write_text(str(error))
 
 
 def three(rank: int, folder: Path) -> None:
     losses(rank, 3, folder)
     ranks(rank, 3, folder)
-    look = Look()
+    counts = RowCounts()
     data, model = folder / "data", MODELS["cosine"]
     train(data, model, config("cosine", "whole"), folder / "cosine-whole")
     sharded = config("cosine", "sharded")
-    train(data, model, sharded, folder / "cosine-sharded", callbacks=[look])
-    (folder / f"rows.{rank}").write_text(json.dumps(look.rows))
+    train(data, model, sharded, folder / "cosine-sharded", callbacks=[counts])
+    (folder / f"rows.{rank}").write_text(json.dumps(counts.rows))
 
 
 def run(work: Callable[[int, Path], None], rank: int, count: int, port: int, folder: Path) -> None:
@@ -201,6 +202,8 @@ def run(work: Callable[[int, Path], None], rank: int, count: int, port: int, fol
 
 
 def main(folder: Path) -> None:
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("pipeline").setLevel(logging.INFO)
     torch.set_num_threads(1)
     fork = multiprocessing.get_context("fork")
     port = free_ports().http

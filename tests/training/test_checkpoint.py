@@ -1,6 +1,7 @@
-"""A training that is killed goes on from its last checkpoint as if nothing had happened."""
+"""Checkpoints: an interrupted training continues and ends like an uninterrupted one."""
 
 import json
+import logging
 import multiprocessing
 import os
 import random
@@ -20,9 +21,11 @@ from pipeline.core.errors import ConfigError
 from pipeline.recipe.model import ModelConfig
 from pipeline.recipe.train import TrainConfig
 from pipeline.training.checkpoint import Checkpoints, read_state, write_state
+from pipeline.training.distributed.processes import Processes
 from pipeline.training.run import train
 from tests.training.small_data import small_data
 
+pytestmark = pytest.mark.usefixtures("logged")
 MODEL = ModelConfig(d_model=8, n_head=2, n_layer=1)
 TIMES = ("seconds", "sessions_per_second", "peak_memory_mb", "train_runtime")
 
@@ -44,6 +47,11 @@ class Kill(TrainerCallback):
             raise Killed
 
     on_step_begin = on_step_end = on_log = on_evaluate = on_save = on_epoch_end = _count
+
+
+@pytest.fixture
+def logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "pipeline")
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +96,7 @@ def killed_once(event: int, data: Path, model: ModelConfig, config: TrainConfig,
     ],
     ids=["by epochs", "each event", "validation by steps", "accumulated", "stopped early"],
 )
-def test_a_training_killed_at_any_event_ends_as_one_that_was_not(
+def test_training_killed_at_any_event_ends_like_an_uninterrupted_one(
     data: Path, tmp_path: Path, settings: dict[str, Any], events: range
 ) -> None:
     config = TrainConfig(**{"epochs": 2, "batch_size": 24, "learning_rate": 0.01, **settings})
@@ -114,7 +122,7 @@ def command(data: Path, recipe: Path, out: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_command_killed_at_random_moments_ends_as_one_that_was_not(
+def test_command_killed_at_random_moments_ends_like_an_uninterrupted_one(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -160,16 +168,16 @@ def test_the_command_killed_at_random_moments_ends_as_one_that_was_not(
 def interrupted(data: Path, config: TrainConfig, run: Path) -> list[Path]:
     """Checkpoints that a training left, the newest last."""
     killed_once(14, data, MODEL, config, run)
-    found = sorted((run.parent / f".{run.name}.checkpoints").iterdir())
-    assert len(found) == 2
-    return found
+    checkpoints = sorted((run.parent / f".{run.name}.checkpoints").iterdir())
+    assert len(checkpoints) == 2
+    return checkpoints
 
 
 SAVING = TrainConfig(epochs=2, batch_size=24, checkpoint_steps=1)
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_a_half_one_is_none(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_damaged_and_partial_checkpoints_are_skipped(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     before, last = interrupted(data, SAVING, tmp_path / "run")
     with (last / "model.safetensors").open("r+b") as stream:
@@ -178,7 +186,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_a_half_one_is_none(
     half = last.with_name(f".step-9999999999.partial-{'0' * 16}")
     shutil.copytree(before, half)
     train(data, MODEL, SAVING, tmp_path / "run")
-    assert f"Going on from step {int(before.name[5:])}." in capsys.readouterr().err
+    assert f"Continuing from step {int(before.name[5:])}." in caplog.text
     train(data, MODEL, SAVING, tmp_path / "whole")
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
 
@@ -186,40 +194,40 @@ def test_a_damaged_checkpoint_is_passed_over_and_a_half_one_is_none(
 @pytest.mark.parametrize(
     ("changed", "restart", "words"),
     [
-        ({"learning_rate": 0.02}, False, "of another recipe or of other data"),
+        ({"learning_rate": 0.02}, False, "of another recipe or other data"),
         ({}, True, ""),
     ],
     ids=["another recipe", "--restart"],
 )
-def test_another_recipe_and_a_restart_begin_anew(
+def test_another_recipe_and_restart_start_from_the_first_step(
     data: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
     changed: dict[str, Any],
     restart: bool,
     words: str,
 ) -> None:
     interrupted(data, SAVING, tmp_path / "run")
-    capsys.readouterr()
+    caplog.clear()
     config = SAVING.model_copy(update=changed)
     train(data, MODEL, config, tmp_path / "run", restart=restart)
-    told = capsys.readouterr().err
-    assert "Going on" not in told
-    assert words in told
+    assert "Continuing" not in caplog.text
+    assert words in caplog.text
     steps = [line["step"] for line in log(tmp_path / "run")]
     assert steps[0] * 2 == steps[-1]
 
 
-def test_checkpoints_of_other_processes_are_told_apart(tmp_path: Path) -> None:
-    with Checkpoints(tmp_path / "run", "a", 2).write(3) as directory:
+def test_checkpoints_of_another_number_of_processes_are_not_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Checkpoints(tmp_path / "run", "a", Processes(0, 2)).write(3) as directory:
         write_state(directory, {})
-    assert Checkpoints(tmp_path / "run", "a", 2).newest()[0] is not None
-    found, reason = Checkpoints(tmp_path / "run", "a", 1).newest()
-    assert found is None
-    assert reason == "are of 2 processes, this training has 1"
+    assert Checkpoints(tmp_path / "run", "a", Processes(0, 2)).latest() is not None
+    assert Checkpoints(tmp_path / "run", "a").latest() is None
+    assert "are of 2 processes, this training has 1." in caplog.text
 
 
-def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_state_survives_a_round_trip(tmp_path: Path) -> None:
     state = {
         "lr": 0.1,
         "betas": (0.9, 0.999),
@@ -227,12 +235,12 @@ def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
         "none": [None, True, "text", float("inf"), []],
     }
     write_state(tmp_path, state)
-    found = read_state(tmp_path)
-    assert torch.equal(found["state"][0].pop("moment"), state["state"][0].pop("moment"))  # type: ignore[index]
-    assert found == state
+    restored = read_state(tmp_path)
+    assert torch.equal(restored["state"][0].pop("moment"), state["state"][0].pop("moment"))  # type: ignore[index]
+    assert restored == state
 
 
-def test_a_state_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+def test_state_of_an_unsupported_type_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match="has a PosixPath as its state, which no checkpoint can hold"
     ):

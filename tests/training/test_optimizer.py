@@ -27,7 +27,7 @@ def batches(steps: int) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("max_norm", [0.5, 1e9])
 @pytest.mark.parametrize("sparse", [False, True])
-def test_steps_are_those_of_adamw_with_clipped_gradients(max_norm: float, sparse: bool) -> None:
+def test_steps_equal_adamw_with_clipped_gradients(max_norm: float, sparse: bool) -> None:
     torch.manual_seed(0)
     ours = Net(sparse)  # a sparse gradient of a table that is not lazy counts as a dense one
     theirs = copy.deepcopy(ours)
@@ -53,7 +53,7 @@ def lazy(net: Net, *, row_wise: bool = False) -> TableAdamW:
 
 
 @pytest.mark.parametrize("row_wise", [False, True])
-def test_rows_that_the_batch_did_not_touch_stay_as_they_are(row_wise: bool) -> None:
+def test_untouched_rows_do_not_change(row_wise: bool) -> None:
     net = Net(sparse=True)
     optimizer = lazy(net, row_wise=row_wise)
     for ids in batches(3):
@@ -70,7 +70,7 @@ def test_rows_that_the_batch_did_not_touch_stay_as_they_are(row_wise: bool) -> N
     assert shape == ((50, 1) if row_wise else (50, 6))
 
 
-def test_a_row_touched_in_every_step_moves_as_by_adamw() -> None:
+def test_row_touched_in_every_step_equals_adamw() -> None:
     torch.manual_seed(0)
     ours = Net(sparse=True)
     theirs = copy.deepcopy(ours)
@@ -88,7 +88,7 @@ def test_a_row_touched_in_every_step_moves_as_by_adamw() -> None:
     torch.testing.assert_close(ours.table.weight[[3, 7]], theirs.table.weight[[3, 7]])
 
 
-def test_the_first_update_of_a_rare_row_is_no_larger_than_that_of_others() -> None:
+def test_first_update_of_a_rare_row_has_the_usual_size() -> None:
     net = Net(sparse=True)
     optimizer = lazy(net)
     for ids in [torch.tensor([1])] * 30 + [torch.tensor([2])]:

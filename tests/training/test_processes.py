@@ -1,4 +1,4 @@
-"""Several processes train what one would, and none waits for ever."""
+"""Training of several processes equals that of one, and none waits forever."""
 
 import json
 import os
@@ -88,7 +88,7 @@ def same_weights(one: Path, other: Path, **tolerance: float) -> None:
         torch.testing.assert_close(left[name], right[name], **(tolerance or {}), msg=name)
 
 
-def test_two_processes_learn_what_one_learns_from_batches_of_twice_the_size(folder: Path) -> None:
+def test_two_processes_equal_one_with_batches_of_twice_the_size(folder: Path) -> None:
     assert read_manifest(folder / "shares", "run")["processes"] == 2
     same_weights(folder / "shares", folder / "one", rtol=1e-3, atol=1e-4)
     one, two = log(folder / "one"), log(folder / "shares")
@@ -98,7 +98,7 @@ def test_two_processes_learn_what_one_learns_from_batches_of_twice_the_size(fold
             assert left[name] == pytest.approx(right[name], rel=1e-4, abs=1e-4), name
 
 
-def test_the_command_of_the_second_process_says_nothing(folder: Path) -> None:
+def test_second_process_prints_nothing(folder: Path) -> None:
     first, second = ((folder / f"stdout{rank}").read_text() for rank in range(2))
     [facts] = [json.loads(line) for line in first.splitlines() if line.startswith("{")]
     assert facts["processes"] == 2
@@ -107,7 +107,7 @@ def test_the_command_of_the_second_process_says_nothing(folder: Path) -> None:
     assert "epoch" not in (folder / "stderr1").read_text()
 
 
-def test_processes_with_partitions_of_unequal_size_make_equally_many_steps(folder: Path) -> None:
+def test_processes_with_unequal_partitions_take_equally_many_steps(folder: Path) -> None:
     # one reads groups of 50 and 27 sessions, 12 at a time, the other one of 17
     assert count_sessions(folder / "data", "train") == 94
     assert read_manifest(folder / "partitions", "run")["steps"] == 2 * 7
@@ -115,21 +115,21 @@ def test_processes_with_partitions_of_unequal_size_make_equally_many_steps(folde
     assert losses[-1] < losses[0]
 
 
-def test_a_process_without_any_session_changes_nothing(folder: Path) -> None:
+def test_process_without_sessions_does_not_change_the_training(folder: Path) -> None:
     """The one that has all of them learns what a single process does."""
     alone = CONFIG.model_copy(update={"process_data": "partitions"})
     train(folder / "scarce", MODEL, alone, folder / "alone")
     same_weights(folder / "none", folder / "alone", rtol=1e-3, atol=1e-4)
 
 
-def test_processes_that_were_interrupted_go_on_together(folder: Path) -> None:
+def test_interrupted_processes_continue_together(folder: Path) -> None:
     assert "stopped" in (folder / "stdout1").read_text()
-    assert "Going on from step 5." in (folder / "stderr0").read_text()
+    assert "Continuing from step 5." in (folder / "stderr0").read_text()
     same_weights(folder / "resumed", folder / "shares")
 
 
-def test_when_one_process_dies_the_other_ends_with_a_line(folder: Path) -> None:
-    told = (folder / "stdout0").read_text()
-    assert "lost: Another process of this training ended, or did not answer in time" in told
-    assert "Start all of them again" in told
+def test_death_of_a_process_ends_the_other_with_one_line(folder: Path) -> None:
+    output = (folder / "stdout0").read_text()
+    assert "lost: Another process of this training ended, or did not answer in time" in output
+    assert "Start all of them again" in output
     assert not (folder / "lost").exists()

@@ -22,7 +22,7 @@ from pipeline.preprocessing.run import preprocess
 from pipeline.recipe.preprocess import Preprocess
 from pipeline.recipe.recipe import Recipe
 from pipeline.training.run import train
-from pipeline.training.training_statistics import from_data, item_counts
+from pipeline.training.training_statistics import item_counts, training_statistics
 from tests.conftest import ROOT, Shop
 
 SMALL = {"d_model": 16, "n_head": 2, "n_layer": 1}
@@ -116,7 +116,7 @@ def vectors_of(shop: Shop, path: Path, width: int = 6) -> np.ndarray:
     ],
     ids=lambda value: "-".join(str(v) for v in value.values() if isinstance(v, str)) or None,
 )
-def test_a_recipe_trains_evaluates_and_exports(
+def test_recipe_trains_evaluates_and_exports(
     shop: Shop, tmp_path: Path, model: dict[str, Any], training: dict[str, Any]
 ) -> None:
     run = trained(shop, tmp_path, recipe(model, **training))
@@ -126,10 +126,10 @@ def test_a_recipe_trains_evaluates_and_exports(
     assert facts["largest_score_difference"] < 1e-4
 
 
-def test_vectors_of_a_file_stand_beside_the_item_and_are_saved(shop: Shop, tmp_path: Path) -> None:
+def test_vectors_of_a_file_are_a_feature_and_are_saved(shop: Shop, tmp_path: Path) -> None:
     matrix = vectors_of(shop, tmp_path / "vectors.parquet")
-    given = {"file": str(tmp_path / "vectors.parquet"), "output_dim": 4, "layer_norm": True}
-    run = trained(shop, tmp_path, recipe({"pretrained": [given]}))
+    vectors = {"file": str(tmp_path / "vectors.parquet"), "output_dim": 4, "layer_norm": True}
+    run = trained(shop, tmp_path, recipe({"pretrained": [vectors]}))
     (tmp_path / "vectors.parquet").unlink()  # a run does without it
     model = load_model(run)
     table = model.inputs.pretrained_table("item_id").weight
@@ -141,19 +141,17 @@ def test_vectors_of_a_file_stand_beside_the_item_and_are_saved(shop: Shop, tmp_p
 
 
 @pytest.mark.parametrize("trainable", [True, False])
-def test_vectors_of_a_file_begin_the_items_table(
+def test_vectors_of_a_file_initialize_the_item_table(
     shop: Shop, tmp_path: Path, trainable: bool
 ) -> None:
     matrix = vectors_of(shop, tmp_path / "vectors.parquet", 16)
-    given = {"file": str(tmp_path / "vectors.parquet"), "use": "table", "trainable": trainable}
-    table = load_model(trained(shop, tmp_path, recipe({"pretrained": [given]}))).inputs.item_table
+    vectors = {"file": str(tmp_path / "vectors.parquet"), "use": "table", "trainable": trainable}
+    table = load_model(trained(shop, tmp_path, recipe({"pretrained": [vectors]}))).inputs.item_table
     kept = np.allclose(table.weight[3:-1].detach(), matrix)
     assert kept != trainable
 
 
-def test_a_target_beside_the_next_item_is_predicted_and_not_asked_for(
-    shop: Shop, tmp_path: Path
-) -> None:
+def test_second_target_is_predicted_and_not_an_input(shop: Shop, tmp_path: Path) -> None:
     chosen = recipe(
         {
             "targets": [
@@ -185,26 +183,31 @@ def test_positives_and_weights_are_tables_by_index(shop: Shop) -> None:
         loss="gbce",
         negatives="popularity",
     )
-    known = from_data(shop.data, fitted, chosen.model, chosen.train)
+    statistics = training_statistics(shop.data, fitted, chosen.model, chosen.train)
     actions = fitted.vocabularies["action"].values.to_pylist()
-    assert known.positives["action"].tolist() == [0, 0, 0, *(float(a == "cart") for a in actions)]
+    assert statistics.positives["action"].tolist() == [
+        0,
+        0,
+        0,
+        *(float(a == "cart") for a in actions),
+    ]
     categories = fitted.vocabularies["category"].values.to_pylist()
-    assert known.weights is not None
-    assert known.weights[3:].tolist() == [3 if c == "category-01" else 0.5 for c in categories]
-    assert known.item_counts is not None
+    assert statistics.weights is not None
+    assert statistics.weights[3:].tolist() == [3 if c == "category-01" else 0.5 for c in categories]
+    assert statistics.item_counts is not None
     total = item_counts(shop.data, fitted.item.num_rows).sum()
-    assert int(known.item_counts.sum()) == total > 0
+    assert int(statistics.item_counts.sum()) == total > 0
 
 
-def test_an_interaction_counts_half_as_much_for_every_half_life(shop: Shop) -> None:
+def test_target_weight_halves_with_every_half_life(shop: Shop) -> None:
     chosen = recipe(
         {}, half_life="6h", weights={"feature": "action", "values": {"cart": 3.0}, "default": 1.0}
     )
     fitted = Fitted.read(shop.data)
-    known = from_data(shop.data, fitted, chosen.model, chosen.train)
-    assert known.newest is not None
+    statistics = training_statistics(shop.data, fitted, chosen.model, chosen.train)
+    assert statistics.newest is not None
     schema = Schema.from_json(shop.data / "schema.pbtxt")
-    model = build_model(schema, chosen.model, 10, chosen.train, known)
+    model = build_model(schema, chosen.model, 10, chosen.train, statistics)
     weigh = model.head.task.weights
     assert weigh is not None
     assert {"timestamp", "action"} <= {*model.training_columns}
@@ -212,7 +215,7 @@ def test_an_interaction_counts_half_as_much_for_every_half_life(shop: Shop) -> N
     cart = fitted.vocabularies["action"].values.to_pylist().index("cart") + 3
     batch = SessionBatch(
         {
-            "timestamp": known.newest - (hours * 3.6e9).to(torch.int64),
+            "timestamp": statistics.newest - (hours * 3.6e9).to(torch.int64),
             "action": torch.tensor([[0, cart, 0, cart]]),
         },
         torch.tensor([4]),
@@ -221,7 +224,7 @@ def test_an_interaction_counts_half_as_much_for_every_half_life(shop: Shop) -> N
     assert torch.allclose(weigh(batch), expected.double(), atol=1e-6)
 
 
-def test_a_half_life_needs_times(tmp_path: Path) -> None:
+def test_half_life_without_timestamps_is_refused(tmp_path: Path) -> None:
     (tmp_path / "log.txt").write_text("u1 a b c d\nu2 b c a d\n")
     settings = Preprocess.from_dict({"format": "sequences"}, "recipe")
     preprocess(settings, [tmp_path / "log.txt"], [], tmp_path / "data")
@@ -230,7 +233,7 @@ def test_a_half_life_needs_times(tmp_path: Path) -> None:
         train(tmp_path / "data", chosen.model, chosen.train, tmp_path / "run")
 
 
-def test_weights_change_what_is_learned(shop: Shop, tmp_path: Path) -> None:
+def test_weights_change_the_scores(shop: Shop, tmp_path: Path) -> None:
     weighted = {"feature": "action", "values": {"view": 0.0}, "default": 1.0}
     plain, other = tmp_path / "plain", tmp_path / "weighted"
     one = load_model(trained(shop, plain, recipe({})))
@@ -256,7 +259,7 @@ def test_weights_change_what_is_learned(shop: Shop, tmp_path: Path) -> None:
         ({"shared_tables": [["item_id", "price"]]}, {}, "price"),
     ],
 )
-def test_settings_that_do_not_fit_the_data_are_named(
+def test_settings_that_do_not_fit_the_data_are_refused_by_name(
     shop: Shop, tmp_path: Path, model: dict[str, Any], training: dict[str, Any], words: str
 ) -> None:
     chosen = recipe(model, **training)
@@ -292,15 +295,13 @@ def test_settings_that_do_not_fit_the_data_are_named(
         ({"train_loss": 1}, "unknown key `model.train_loss`"),
     ],
 )
-def test_settings_that_cannot_be_are_refused_in_the_recipe(
-    section: dict[str, Any], words: str
-) -> None:
+def test_invalid_settings_are_refused_in_the_recipe(section: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError) as error:
         Recipe.from_dict({"model": section}, "recipe.yaml")
     assert words in str(error.value)
 
 
-def test_a_loss_is_checked_in_the_recipe() -> None:
+def test_unknown_loss_is_refused_in_the_recipe() -> None:
     for values, words in (
         ({"loss": "bpr-mx"}, "did you mean `bpr-max`"),
         ({"half_life": "2 days"}, "`half_life` is '2 days', expected days"),
@@ -321,7 +322,7 @@ def test_every_setting_has_a_docstring() -> None:
             assert missing == []
 
 
-def test_the_schema_that_preprocess_wrote_is_merlins_too(shop: Shop) -> None:
+def test_schema_is_readable_by_merlin(shop: Shop) -> None:
     from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
 
     import pipeline.core.merlin  # noqa: F401

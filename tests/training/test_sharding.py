@@ -1,4 +1,4 @@
-"""Item tables in parts: several processes learn what they do with whole tables."""
+"""Sharded item tables: training of several processes equals that with whole tables."""
 
 import json
 import os
@@ -50,14 +50,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("count", [2, 3])
 @pytest.mark.parametrize("what", ["losses", "ranks"])
-def test_in_parts_they_are_those_of_a_whole_catalogue(folder: Path, what: str, count: int) -> None:
+def test_sharded_losses_and_ranks_equal_those_of_the_whole_table(
+    folder: Path, what: str, count: int
+) -> None:
     """The processes compare them; one of them has no target."""
     for rank in range(count):
         assert (folder / f"{what}{count}.{rank}").exists(), (folder / "stderr").read_text()[-2000:]
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_parts_of_a_table_learn_what_a_whole_one_does(folder: Path, name: str) -> None:
+def test_sharded_training_learns_the_weights_of_the_whole_table(folder: Path, name: str) -> None:
     """In two processes, cosine in three."""
     whole, parts = folder / f"{name}-whole", folder / f"{name}-sharded"
     # Adam makes full steps of what is rounding alone: a bias of keys, which changes no attention
@@ -69,7 +71,7 @@ def test_parts_of_a_table_learn_what_a_whole_one_does(folder: Path, name: str) -
             assert left[key] == pytest.approx(right[key], rel=1e-5, abs=2e-6), key
 
 
-def test_a_run_of_parts_has_a_whole_table(folder: Path) -> None:
+def test_run_of_a_sharded_table_has_all_rows(folder: Path) -> None:
     rows = Schema.from_json(folder / "data" / "schema.pbtxt").item_id.num_rows
     assert rows % 2
     assert rows % 3
@@ -77,25 +79,25 @@ def test_a_run_of_parts_has_a_whole_table(folder: Path) -> None:
     assert not [*folder.glob(".*checkpoints")]
 
 
-def test_each_process_holds_its_rows_and_nothing_for_others(folder: Path) -> None:
+def test_process_holds_gradients_and_moments_of_its_rows_only(folder: Path) -> None:
     rows = Schema.from_json(folder / "data" / "schema.pbtxt").item_id.num_rows
     for rank in range(3):
-        found = json.loads((folder / f"rows.{rank}").read_text())
+        counts = json.loads((folder / f"rows.{rank}").read_text())
         own = rows * (rank + 1) // 3 - rows * rank // 3
-        assert found == dict.fromkeys(("weight", "gradient", "exp_avg", "exp_avg_sq"), own)
+        assert counts == dict.fromkeys(("weight", "gradient", "exp_avg", "exp_avg_sq"), own)
 
 
-def test_parts_that_were_interrupted_go_on(folder: Path) -> None:
+def test_interrupted_sharded_training_continues(folder: Path) -> None:
     assert (folder / "stopped.1").exists()
-    assert "Going on from step 5." in (folder / "stderr").read_text()
+    assert "Continuing from step 5." in (folder / "stderr").read_text()
     same_weights(folder / "resumed", folder / "gpt2-sharded", rtol=0, atol=0)
 
 
-def test_when_one_process_dies_the_other_ends_with_a_line(folder: Path) -> None:
-    assert "Another process of this training ended" in (folder / "told").read_text()
+def test_death_of_a_process_ends_the_other_with_one_line(folder: Path) -> None:
+    assert "Another process of this training ended" in (folder / "error").read_text()
 
 
-def test_one_process_keeps_the_table_whole(folder: Path) -> None:
+def test_single_process_keeps_the_whole_table(folder: Path) -> None:
     for table in ("whole", "sharded"):
         train(
             folder / "data",
@@ -115,9 +117,7 @@ def test_one_process_keeps_the_table_whole(folder: Path) -> None:
         ({"arguments": {"fp16": True}}, "does not work with `fp16`"),
     ],
 )
-def test_training_that_does_not_go_with_parts_is_refused(
-    settings: dict[str, Any], says: str
-) -> None:
+def test_incompatible_training_settings_are_refused(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         TrainConfig.from_dict({"item_table": "sharded", **settings}, "recipe")
 
@@ -130,7 +130,7 @@ def test_training_that_does_not_go_with_parts_is_refused(
         ({"item_dropout": 0.1}, "set it to 0"),
     ],
 )
-def test_models_whose_table_cannot_be_in_parts_are_refused(
+def test_models_without_a_shardable_table_are_refused(
     folder: Path, settings: dict[str, Any], says: str
 ) -> None:
     schema = Schema.from_json(folder / "data" / "schema.pbtxt")

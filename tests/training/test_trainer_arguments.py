@@ -1,4 +1,4 @@
-"""Hugging Face's arguments, callbacks and optimizers, as those who know them use them."""
+"""Arguments, callbacks and optimizers of Hugging Face's Trainer."""
 
 import json
 import re
@@ -33,24 +33,22 @@ SMALL = ModelConfig(d_model=8, n_head=2, n_layer=1, dropout=0.0, feature_dropout
         ({"load_best_model_at_end": True}, "the best weights are kept"),
     ],
 )
-def test_an_argument_that_cannot_be_is_refused_in_one_line(
-    arguments: dict[str, Any], words: str
-) -> None:
+def test_unsupported_argument_is_refused_in_one_line(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Recipe.from_dict({"train": {"arguments": arguments}}, "shop.yaml")
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
-    with pytest.raises(ConfigError, match=r"leave out|set that|did you mean"):
-        training_arguments(TrainConfig(), "x", validate=True, given=arguments)
+    with pytest.raises(ConfigError, match=r"leave out|set that"):
+        training_arguments(TrainConfig(), "x", validate=True, arguments=arguments)
 
 
-def test_a_misspelt_argument_is_an_error_that_suggests_the_right_one() -> None:
+def test_misspelt_argument_suggests_the_right_one() -> None:
     config = TrainConfig(arguments={"lr_scheduler_typ": "linear"})
     with pytest.raises(ConfigError, match=r"did you mean `lr_scheduler_type`\?"):
         training_arguments(config, "x", validate=True)
 
 
-def test_a_value_that_hugging_face_refuses_is_one_line() -> None:
+def test_value_refused_by_hugging_face_is_one_line() -> None:
     config = TrainConfig(arguments={"lr_scheduler_type": "zigzag"})
     with pytest.raises(ConfigError, match=r"`train\.arguments`: .*zigzag"):
         training_arguments(config, "x", validate=True)
@@ -63,15 +61,15 @@ def test_arguments_reach_the_trainer() -> None:
         validate_every=7,
         arguments={"lr_scheduler_type": "polynomial", "logging_steps": 5, "adam_beta2": 0.98},
     )
-    made = training_arguments(config, "x", validate=True, given=TrainingArguments(max_steps=9))
+    made = training_arguments(config, "x", validate=True, arguments=TrainingArguments(max_steps=9))
     assert made.lr_scheduler_type == "polynomial"
     assert (made.logging_steps, made.adam_beta2, made.max_steps) == (5, 0.98, 9)
     assert (made.gradient_accumulation_steps, made.eval_steps) == (3, 7)
     assert (made.metric_for_best_model, made.greater_is_better) == ("mrr@7", True)
 
 
-class Remember(TrainerCallback):
-    """Learning rates as they were used."""
+class LearningRates(TrainerCallback):
+    """Learning rate of each step."""
 
     def __init__(self) -> None:
         self.rates: list[float] = []
@@ -80,13 +78,13 @@ class Remember(TrainerCallback):
         self.rates.append(others["optimizer"].param_groups[0]["lr"])
 
 
-def test_a_trainer_in_python_takes_callbacks_and_an_optimizer(shop: Shop, tmp_path: Path) -> None:
+def test_trainer_takes_callbacks_and_an_optimizer(shop: Shop, tmp_path: Path) -> None:
     schema = Schema.from_json(shop.data / "schema.pbtxt")
     model = build_model(schema, SMALL, 20)
     features = model.inputs.feature_names
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     steady = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _step: 0.5)
-    seen = Remember()
+    learning_rates = LearningRates()
     trainer = Trainer(
         model,
         TrainConfig(metric="recall@3"),
@@ -98,18 +96,18 @@ def test_a_trainer_in_python_takes_callbacks_and_an_optimizer(shop: Shop, tmp_pa
         ),
         log_path=tmp_path / "log",
         arguments=TrainingArguments(max_steps=3, eval_on_start=True),
-        callbacks=[seen],
+        callbacks=[learning_rates],
         optimizers=(optimizer, steady),
     )
     trainer.train()
-    assert seen.rates == [0.25] * 3
+    assert learning_rates.rates == [0.25] * 3
     assert trainer.best is not None
     assert trainer.best.metric == "eval_recall@3"
     lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert "eval_recall@3" in lines[0]
 
 
-def test_accumulated_gradients_are_those_of_one_large_batch(shop: Shop, tmp_path: Path) -> None:
+def test_accumulated_gradients_equal_those_of_one_large_batch(shop: Shop, tmp_path: Path) -> None:
     weights = []
     for size, steps in ((128, 1), (32, 4)):
         config = TrainConfig(
@@ -124,7 +122,7 @@ def test_accumulated_gradients_are_those_of_one_large_batch(shop: Shop, tmp_path
     assert weights[0] == pytest.approx(weights[1], rel=1e-5)
 
 
-def test_the_log_tells_speed_and_memory_and_tensorboard_has_the_same(
+def test_log_has_speed_and_memory_and_tensorboard_the_same_losses(
     shop: Shop, tmp_path: Path
 ) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -139,12 +137,12 @@ def test_the_log_tells_speed_and_memory_and_tensorboard_has_the_same(
         assert line["peak_memory_mb"] > 50
         assert {"step", "learning_rate", "grad_norm", "seconds"} <= set(line)
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
-    told = [event.value for event in events.Scalars("train/loss")]
-    assert told == pytest.approx([line["loss"] for line in of_epochs])
+    losses = [event.value for event in events.Scalars("train/loss")]
+    assert losses == pytest.approx([line["loss"] for line in of_epochs])
     assert "eval/ndcg@20" in events.Tags()["scalars"]
 
 
-def test_the_recipe_and_the_program_of_the_page_run(shop: Shop, tmp_path: Path) -> None:
+def test_recipe_and_program_of_the_documentation_run(shop: Shop, tmp_path: Path) -> None:
     page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     recipes = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
     [program] = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
@@ -155,14 +153,14 @@ def test_the_recipe_and_the_program_of_the_page_run(shop: Shop, tmp_path: Path) 
     program = program.replace("data/shop", str(shop.data))
     program = program.replace("shop.yaml", str(tmp_path / "shop.yaml"))
     model = build_model(Schema.from_json(shop.data / "schema.pbtxt"), SMALL, 20)
-    known: dict[str, Any] = {"model": model}
-    exec(compile(program, "docs", "exec"), known)  # noqa: S102
-    assert known["trainer"].state.epoch == 1
+    names: dict[str, Any] = {"model": model}
+    exec(compile(program, "docs", "exec"), names)  # noqa: S102
+    assert names["trainer"].state.epoch == 1
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("arguments", [{}, {"fp16": True}, {"torch_compile": True}], ids=str)
-def test_a_gpu_learns_what_a_cpu_learns(
+def test_gpu_training_equals_cpu_training(
     shop: Shop, tmp_path: Path, arguments: dict[str, Any]
 ) -> None:
     if not torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""The loader, the Trainer and the runs they make."""
+"""The loader, the Trainer and the run."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def make_loader(shop: Shop, part: str, batch_size: int, shuffle: bool = False) -
     )
 
 
-def test_the_loader_gives_what_stands_in_the_files(shop: Shop) -> None:
+def test_loader_yields_the_sessions_of_the_files(shop: Shop) -> None:
     table = pq.read_table(shop.data / "sessions" / "valid")
     items, prices, devices = [], [], []
     for batch in make_loader(shop, "valid", 50):
@@ -45,7 +45,7 @@ def test_the_loader_gives_what_stands_in_the_files(shop: Shop) -> None:
     assert devices == table["device"].to_pylist()
 
 
-def test_a_pass_holds_every_session_once_in_another_order_each_time(shop: Shop) -> None:
+def test_epoch_has_every_session_once_in_a_new_order(shop: Shop) -> None:
     batches = Batches(make_loader(shop, "train", 64 * 4, shuffle=True), 64, seed=0)
     passes = []
     for _ in range(2):
@@ -63,7 +63,7 @@ def test_a_pass_holds_every_session_once_in_another_order_each_time(shop: Shop) 
     assert passes[0] != passes[1]
 
 
-def test_windows_are_padded_parts_of_sessions(shop: Shop) -> None:
+def test_batch_windows_are_padded_parts_of_sessions(shop: Shop) -> None:
     batch = next(iter(make_loader(shop, "valid", 50)))
     lengths = batch.lengths
     rows = torch.tensor([3, 1, 3])
@@ -82,7 +82,7 @@ def test_windows_are_padded_parts_of_sessions(shop: Shop) -> None:
     assert window.features["device"].tolist() == batch.sessions["device"][rows].tolist()
 
 
-def test_a_run_learns_says_so_and_beats_popularity(shop: Shop) -> None:
+def test_run_learns_and_beats_popularity(shop: Shop) -> None:
     facts = read_manifest(shop.run, "run")
     lines = [json.loads(line) for line in (shop.run / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
@@ -100,15 +100,13 @@ def test_a_run_learns_says_so_and_beats_popularity(shop: Shop) -> None:
     }
 
 
-def test_the_weights_of_a_run_are_those_of_its_best_epoch(shop: Shop) -> None:
+def test_run_has_the_weights_of_its_best_epoch(shop: Shop) -> None:
     facts = read_manifest(shop.run, "run")
     again = evaluate(shop.run, shop.data, part="valid", cutoffs=(20,), baselines=False)
     assert again.results["run"]["ndcg@20"] == pytest.approx(facts["valid_ndcg@20"], abs=1e-6)
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_does_not(
-    shop: Shop, tmp_path: Path
-) -> None:
+def test_seed_determines_the_weights(shop: Shop, tmp_path: Path) -> None:
     model = ModelConfig(d_model=8, n_head=2, n_layer=1)
     weights = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
@@ -119,7 +117,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(
 
 
 @pytest.mark.parametrize(("architecture", "masking"), [("xlnet", "mlm"), ("xlnet", "clm")])
-def test_the_other_architectures_train_and_evaluate(
+def test_xlnet_trains_and_evaluates(
     shop: Shop, tmp_path: Path, architecture: str, masking: str
 ) -> None:
     model = ModelConfig(architecture=architecture, masking=masking, d_model=16, n_head=2, n_layer=1)
@@ -135,13 +133,13 @@ def test_the_other_architectures_train_and_evaluate(
         assert result.targets > 0
 
 
-def test_training_stops_when_no_better_epoch_comes(shop: Shop, tmp_path: Path) -> None:
+def test_patience_stops_training(shop: Shop, tmp_path: Path) -> None:
     config = TrainConfig(epochs=6, patience=1, learning_rate=1e-9, warmup_ratio=0)
     facts = train(shop.data, ModelConfig(d_model=8, n_head=2, n_layer=1), config, tmp_path / "run")
     assert facts["epochs"] < 6
 
 
-def test_an_unknown_metric_is_refused(shop: Shop, tmp_path: Path) -> None:
+def test_unknown_metric_is_refused(shop: Shop, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"`train\.metric` is 'hitrate@20', expected one of"):
         train(shop.data, ModelConfig(), TrainConfig(metric="hitrate@20"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -154,7 +152,7 @@ def test_evaluation_refuses_another_catalogue(shop: Shop, tmp_path: Path) -> Non
         evaluate(shop.run, tmp_path / "other")
 
 
-def test_a_part_that_was_not_made_is_named(shop: Shop, tmp_path: Path) -> None:
+def test_missing_part_is_named(shop: Shop, tmp_path: Path) -> None:
     recipe = shop.recipe.preprocess.model_copy(update={"split": Split()})
     preprocess(recipe, [shop.clicks], [], tmp_path / "whole")
     config = ModelConfig(d_model=8, n_head=2, n_layer=1)
@@ -174,14 +172,14 @@ def test_evaluation_refuses_other_features_of_the_same_items(shop: Shop, tmp_pat
         evaluate(shop.run, tmp_path / "other")
 
 
-def test_a_training_that_diverged_leaves_no_run(shop: Shop, tmp_path: Path) -> None:
+def test_diverged_training_leaves_no_run(shop: Shop, tmp_path: Path) -> None:
     config = ModelConfig(d_model=8, n_head=2, n_layer=1, temperature=1e-40)
     with pytest.raises(ConfigError, match="Training diverged: weights are not finite"):
         train(shop.data, config, TrainConfig(epochs=1), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_validation_sessions_of_one_interaction_are_no_validation(tmp_path: Path) -> None:
+def test_validation_sessions_without_targets_are_skipped(tmp_path: Path) -> None:
     log = tmp_path / "log.csv"
     rows = [f"{s},{i},{100 * s + i}" for s in range(8) for i in range(3)] + ["99,1,9999"]
     log.write_text("session_id,item_id,t\n" + "\n".join(rows) + "\n")
@@ -192,7 +190,7 @@ def test_validation_sessions_of_one_interaction_are_no_validation(tmp_path: Path
     assert "best_epoch" not in facts
 
 
-def test_a_feature_may_be_named_type(tmp_path: Path) -> None:
+def test_feature_can_be_named_type(tmp_path: Path) -> None:
     log = tmp_path / "log.csv"
     rows = [f"{s},{i},{i % 2}" for s in range(8) for i in range(3)]
     log.write_text("session_id,item_id,type\n" + "\n".join(rows) + "\n")
@@ -202,7 +200,7 @@ def test_a_feature_may_be_named_type(tmp_path: Path) -> None:
     train(tmp_path / "data", config, TrainConfig(epochs=1), tmp_path / "run")
 
 
-def test_a_feature_of_the_session_tells_nothing_of_its_target(tmp_path: Path) -> None:
+def test_session_feature_does_not_leak_its_target(tmp_path: Path) -> None:
     """The item itself as a feature of the session: at best it repeats the first item."""
     log = tmp_path / "log.csv"
     random = np.random.default_rng(0)
@@ -221,7 +219,7 @@ def test_a_feature_of_the_session_tells_nothing_of_its_target(tmp_path: Path) ->
 
 
 @pytest.mark.gpu
-def test_training_uses_the_gpu_where_there_is_one(shop: Shop, tmp_path: Path) -> None:
+def test_training_uses_an_available_gpu(shop: Shop, tmp_path: Path) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device here")
     facts = train(
@@ -236,9 +234,7 @@ def test_training_uses_the_gpu_where_there_is_one(shop: Shop, tmp_path: Path) ->
 
 
 @given(weights=st.lists(st.integers(1, 60), min_size=1, max_size=300), mean=st.integers(1, 50))
-def test_batches_are_none_empty_and_share_the_interactions_evenly(
-    weights: list[int], mean: int
-) -> None:
+def test_even_shares_are_nonempty_and_cover_all_sessions(weights: list[int], mean: int) -> None:
     weights.sort()
     sizes = even_shares(weights, mean)
     assert sum(sizes) == len(weights)
@@ -246,5 +242,5 @@ def test_batches_are_none_empty_and_share_the_interactions_evenly(
     assert min(sizes) >= 1
 
 
-def test_eight_short_sessions_weigh_as_much_as_two_long_ones() -> None:
+def test_even_shares_balance_interactions() -> None:
     assert even_shares([2] * 8 + [8] * 2, 5) == [8, 2]

@@ -1,4 +1,4 @@
-"""A search for settings: what it tries, what it keeps, and how it goes on."""
+"""Tuning: what a search tries, what it writes, and how it continues."""
 
 import json
 import re
@@ -46,7 +46,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def of_trials(facts: dict[str, Any]) -> list[dict[str, Any]]:
-    """All but the clock."""
+    """Trials without their seconds."""
     return [{k: v for k, v in row.items() if k != "seconds"} for row in facts["trials"]]
 
 
@@ -57,7 +57,7 @@ def searched(data: Path) -> tuple[Path, dict[str, Any]]:
     return out, tune(data, RECIPE, SPACE, out, num_trials=3, seed=5)
 
 
-def test_the_best_trial_is_a_recipe_and_a_run(searched: tuple, data: Path) -> None:
+def test_best_trial_is_a_recipe_and_a_run(searched: tuple, data: Path) -> None:
     out, facts = searched
     values = [row["value"] for row in facts["trials"] if row["state"] == "complete"]
     best = facts["best"]
@@ -67,14 +67,12 @@ def test_the_best_trial_is_a_recipe_and_a_run(searched: tuple, data: Path) -> No
     assert recipe.model.d_model == best["settings"]["model.d_model"]
     assert recipe.preprocess == Recipe.from_dict(RECIPE, "recipe").preprocess
     run = out / "runs" / str(best["trial"])
-    found = evaluate(run, data, part="valid", baselines=False).results[run.name]
-    assert found["ndcg@10"] == pytest.approx(best["value"])
+    results = evaluate(run, data, part="valid", baselines=False).results[run.name]
+    assert results["ndcg@10"] == pytest.approx(best["value"])
     assert json.loads((out / "trials.json").read_text()) == facts
 
 
-def test_the_same_seed_tries_the_same_and_another_does_not(
-    searched: tuple, data: Path, tmp_path: Path
-) -> None:
+def test_seed_determines_the_trials(searched: tuple, data: Path, tmp_path: Path) -> None:
     _, facts = searched
     again = tune(data, RECIPE, SPACE, tmp_path / "again", num_trials=1, seed=5)
     assert of_trials(again)[0] == of_trials(facts)[0]
@@ -82,7 +80,7 @@ def test_the_same_seed_tries_the_same_and_another_does_not(
     assert other["trials"][0]["settings"] != facts["trials"][0]["settings"]
 
 
-def test_a_search_that_was_killed_ends_as_one_that_was_not(
+def test_killed_search_ends_like_an_uninterrupted_one(
     searched: tuple, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, begun = tuning.train, []
@@ -96,15 +94,12 @@ def test_a_search_that_was_killed_ends_as_one_that_was_not(
     monkeypatch.setattr(tuning, "train", dies)
     with pytest.raises(KeyboardInterrupt):
         tune(data, RECIPE, SPACE, tmp_path, num_trials=3, seed=5)
-    with (tmp_path / "journal.jsonl").open("a") as journal:
-        journal.write('{"op_code": 4, "wor')  # a line that was being written
-    (tmp_path / "journal.jsonl.lock").touch()
-    found = tune(data, RECIPE, SPACE, tmp_path, num_trials=3, seed=5)
+    facts = tune(data, RECIPE, SPACE, tmp_path, num_trials=3, seed=5)
     assert len(begun) == 4  # the first trial is not run again
-    assert of_trials(found) == of_trials(searched[1])
+    assert of_trials(facts) == of_trials(searched[1])
 
 
-def test_a_trial_that_was_killed_is_run_anew(
+def test_killed_trial_is_run_again(
     searched: tuple, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, asked = tuning.optuna.trial.Trial.should_prune, []
@@ -119,33 +114,44 @@ def test_a_trial_that_was_killed_is_run_anew(
     with pytest.raises(KeyboardInterrupt):
         tune(data, RECIPE, SPACE, tmp_path, num_trials=1, seed=5)
     assert (tmp_path / "runs" / ".0.checkpoints").is_dir()
-    found = tune(data, RECIPE, SPACE, tmp_path, num_trials=1, seed=5)
-    assert of_trials(found) == of_trials(searched[1])[:1]
+    facts = tune(data, RECIPE, SPACE, tmp_path, num_trials=1, seed=5)
+    assert of_trials(facts) == of_trials(searched[1])[:1]
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["0"]
 
 
-def test_trials_that_are_there_are_not_run_again(
+def test_completed_trials_are_not_run_again(
     searched: tuple, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tuning, "train", None)
     assert tune(data, RECIPE, SPACE, searched[0], num_trials=3, seed=5) == searched[1]
 
 
-def test_the_journal_is_lines_of_json(searched: tuple) -> None:
-    lines = (searched[0] / "journal.jsonl").read_text().splitlines()
-    assert all(isinstance(json.loads(line), dict) for line in lines)
+def test_search_writes_a_study_of_optuna(searched: tuple) -> None:
+    study = optuna.load_study(study_name="tuning", storage=f"sqlite:///{searched[0] / 'study.db'}")
+    assert len(study.trials) == 3
     names = {path.name for path in searched[0].iterdir()}
-    assert names == {".lock", "journal.jsonl", "trials.json", "best.yaml", "runs"}
+    assert names - {".lock"} == {"study.db", "trials.json", "best.yaml", "runs"}
 
 
-def test_the_command_prints_a_table_or_json(searched: tuple, data: Path, tmp_path: Path) -> None:
+def test_two_searches_do_not_share_a_directory(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tune_again(*_arguments: Any, **_keywords: Any) -> dict[str, Any]:
+        return tune(data, RECIPE, SPACE, tmp_path, num_trials=1)
+
+    monkeypatch.setattr(tuning, "train", tune_again)
+    with pytest.raises(ArtifactError, match="is being used by another search"):
+        tune(data, RECIPE, SPACE, tmp_path, num_trials=1)
+
+
+def test_command_prints_a_table_or_json(searched: tuple, data: Path, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
-    ranges = {key: {found.kind: list(found.ends)} for key, found in SPACE.items()}
+    ranges = {key: {each.kind: list(each.ends)} for key, each in SPACE.items()}
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(ranges))
     words = [str(data), "--recipe", str(tmp_path / "recipe.yaml"), "--trials", "3", "--seed", "5"]
     words += ["--space", str(tmp_path / "space.yaml"), "--out", str(searched[0])]
-    told = CliRunner().invoke(app, ["tune", *words, "--json"], catch_exceptions=False)
-    assert json.loads(told.stdout) == searched[1]
+    output = CliRunner().invoke(app, ["tune", *words, "--json"], catch_exceptions=False)
+    assert json.loads(output.stdout) == searched[1]
     table = CliRunner().invoke(app, ["tune", *words], catch_exceptions=False).stdout
     best = searched[1]["best"]
     rows = [line.split() for line in table.splitlines()]
@@ -155,14 +161,14 @@ def test_the_command_prints_a_table_or_json(searched: tuple, data: Path, tmp_pat
     assert isinstance(wrong.exception, ConfigError)
 
 
-def test_another_search_does_not_go_into_the_same_directory(searched: tuple, data: Path) -> None:
+def test_directory_of_another_search_is_refused(searched: tuple, data: Path) -> None:
     with pytest.raises(ConfigError, match="holds a search over other data"):
         tune(data, RECIPE, SPACE, searched[0], num_trials=4, seed=6)
     with pytest.raises(ArtifactError, match="did not write"):
         tune(data, RECIPE, SPACE, data, num_trials=1)
 
 
-def test_the_test_part_is_not_read(
+def test_search_does_not_read_the_test_part(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = []
@@ -179,7 +185,7 @@ def test_the_test_part_is_not_read(
 
 
 @pytest.mark.parametrize("epoch", [1, 2])
-def test_a_trial_that_falls_behind_is_stopped_and_leaves_no_run_and_no_checkpoint(
+def test_pruned_trial_leaves_no_run_and_no_checkpoint(
     epoch: int,
     data: Path,
     tmp_path: Path,
@@ -201,7 +207,7 @@ def test_a_trial_that_falls_behind_is_stopped_and_leaves_no_run_and_no_checkpoin
     assert "Interrupted" not in capfd.readouterr().err
 
 
-def test_the_pruner_is_told_the_metric_of_each_epoch(data: Path, tmp_path: Path) -> None:
+def test_pruner_receives_the_metric_of_each_epoch(data: Path, tmp_path: Path) -> None:
     facts = tune(data, RECIPE, SPACE, tmp_path, num_trials=1)
     log = (tmp_path / "runs" / "0" / "metrics.jsonl").read_text().splitlines()
     values = [line["eval_ndcg@10"] for line in map(json.loads, log) if "eval_ndcg@10" in line]
@@ -209,7 +215,7 @@ def test_the_pruner_is_told_the_metric_of_each_epoch(data: Path, tmp_path: Path)
     assert facts["best"]["value"] == pytest.approx(max(values))
 
 
-def test_the_lowest_loss_is_the_best(tmp_path: Path) -> None:
+def test_lowest_loss_is_the_best(tmp_path: Path) -> None:
     (tmp_path / "log.txt").write_text("\n".join(f"{n} {n % 7} {n % 5} {n % 3}" for n in range(60)))
     chosen = Preprocess.from_dict({"format": "sequences"}, "recipe")
     files = [tmp_path / "log.txt"]
@@ -222,15 +228,13 @@ def test_the_lowest_loss_is_the_best(tmp_path: Path) -> None:
     assert len(set(values)) == 2
 
 
-def test_loss_is_no_metric_for_leave_one_out(data: Path, tmp_path: Path) -> None:
+def test_loss_is_refused_for_leave_one_out(data: Path, tmp_path: Path) -> None:
     recipe = {**RECIPE, "train": {**RECIPE["train"], "metric": "loss"}}
     facts = tune(data, recipe, SPACE, tmp_path, num_trials=1)
     assert "keeps the last alone" in facts["trials"][0]["reason"]
 
 
-def test_settings_that_contradict_each_other_are_a_trial_with_a_reason(
-    data: Path, tmp_path: Path
-) -> None:
+def test_contradicting_settings_are_a_trial_with_a_reason(data: Path, tmp_path: Path) -> None:
     recipe = {**RECIPE, "model": {"architecture": "sasrec", "d_model": 4, "n_layer": 1}}
     space = {"model.n_head": Range("choice", (3,))}
     facts = tune(data, recipe, space, tmp_path, num_trials=1)
@@ -239,7 +243,7 @@ def test_settings_that_contradict_each_other_are_a_trial_with_a_reason(
     assert "does not divide" in facts["trials"][0]["reason"]
 
 
-def test_data_without_validation_are_refused(tmp_path: Path) -> None:
+def test_data_without_validation_sessions_are_refused(tmp_path: Path) -> None:
     (tmp_path / "log.txt").write_text("1 5 6 7\n2 5 6\n")
     chosen = Preprocess.from_dict({"format": "sequences"}, "recipe")
     preprocess(chosen, [tmp_path / "log.txt"], [], tmp_path / "data")
@@ -247,7 +251,7 @@ def test_data_without_validation_are_refused(tmp_path: Path) -> None:
         tune(tmp_path / "data", RECIPE, SPACE, tmp_path / "out", num_trials=1)
 
 
-def test_suggestions_have_the_kinds_that_were_asked_for() -> None:
+def test_suggestions_follow_their_ranges() -> None:
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0))
     space = {
         "a.u": Range("uniform", (0.25, 0.5)),
@@ -255,14 +259,14 @@ def test_suggestions_have_the_kinds_that_were_asked_for() -> None:
         "a.i": Range("int", (1, 3)),
         "a.c": Range("choice", ("x", [1, 2], None)),
     }
-    found = [suggest(study.ask(), space) for _ in range(40)]
-    assert all(0.25 <= one["a.u"] <= 0.5 for one in found)
-    assert sum(one["a.l"] < 1e-3 for one in found) > 8  # a tenth of the range, half of its orders
-    assert {one["a.i"] for one in found} == {1, 2, 3}
-    assert {str(one["a.c"]) for one in found} == {"x", "[1, 2]", "None"}
+    values = [suggest(study.ask(), space) for _ in range(40)]
+    assert all(0.25 <= one["a.u"] <= 0.5 for one in values)
+    assert sum(one["a.l"] < 1e-3 for one in values) > 8  # a tenth of the range, half of its orders
+    assert {one["a.i"] for one in values} == {1, 2, 3}
+    assert {str(one["a.c"]) for one in values} == {"x", "[1, 2]", "None"}
 
 
-def test_the_space_of_the_page_is_one(tmp_path: Path) -> None:
+def test_space_of_the_documentation_is_valid(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "tuning.md").read_text(encoding="utf-8")
     text = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)[0]
     (tmp_path / "space.yaml").write_text(text)
@@ -294,7 +298,7 @@ def test_the_space_of_the_page_is_one(tmp_path: Path) -> None:
         ({}, "is empty"),
     ],
 )
-def test_a_space_that_no_recipe_could_have_is_refused(
+def test_space_of_impossible_settings_is_refused(
     tmp_path: Path, space: dict[str, Any], expected: str
 ) -> None:
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(space))

@@ -20,10 +20,11 @@ from pipeline.recipe.durations import duration_seconds
 from pipeline.recipe.model import ModelConfig
 from pipeline.recipe.preprocess import Preprocess
 from pipeline.recipe.train import TrainConfig
-from pipeline.training.incremental import window as window_work
-from pipeline.training.incremental.run import mean_of_windows, train_windows
-from pipeline.training.incremental.sessions import cut_windows, trainable
-from pipeline.training.incremental.warm_start import Earlier, carry_over
+from pipeline.training.incremental import incremental_trainer
+from pipeline.training.incremental.incremental_trainer import WindowEvaluation
+from pipeline.training.incremental.run import mean_evaluation, train_windows
+from pipeline.training.incremental.warm_start import SourceCheckpoint, copy_weights
+from pipeline.training.incremental.windows import cut_windows, trainable_sessions
 from pipeline.training.run import train
 
 MODEL = ModelConfig(d_model=8, n_head=2, n_layer=1, dropout=0.1)
@@ -89,7 +90,7 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("model_changes", "train_changes"),
     [({}, {}), ({"item_vectors": "co-visitation"}, {"half_life": "1d"})],
 )
-def test_one_window_over_everything_trains_the_weights_of_a_plain_training(
+def test_single_window_trains_the_weights_of_an_ordinary_training(
     data: Path, tmp_path: Path, model_changes: dict[str, Any], train_changes: dict[str, Any]
 ) -> None:
     model, settings = MODEL.model_copy(update=model_changes), TRAIN.model_copy(update=train_changes)
@@ -102,21 +103,19 @@ def test_one_window_over_everything_trains_the_weights_of_a_plain_training(
         assert weight.equal(one[name]), name
 
 
-def test_figures_of_a_window_do_not_change_when_later_ones_are_removed(
+def test_window_figures_do_not_depend_on_later_windows(
     data: Path, run: Path, tmp_path: Path
 ) -> None:
     shorter = first_sessions(data, tmp_path / "data", 2 * DAY)
     train_windows(shorter, MODEL, TRAIN, tmp_path / "run", seconds=DAY)
-    found, expected = figures(tmp_path / "run"), figures(run)
-    assert len(found) == 2
+    windows, expected = figures(tmp_path / "run"), figures(run)
+    assert len(windows) == 2
     assert len(expected) == 4
-    assert found[0] == expected[0]
-    assert found[1]["evaluation"] == expected[1]["evaluation"] is not None
+    assert windows[0] == expected[0]
+    assert windows[1]["evaluation"] == expected[1]["evaluation"] is not None
 
 
-def test_an_item_is_unknown_until_a_window_that_it_occurs_in_was_trained_on(
-    data: Path, run: Path
-) -> None:
+def test_item_is_unknown_until_a_window_with_it_was_trained_on(data: Path, run: Path) -> None:
     windows = figures(run)
     table = pq.read_table(data / "sessions" / "train" / "part-0.parquet")
     seen: set[int] = set()
@@ -133,56 +132,55 @@ def test_an_item_is_unknown_until_a_window_that_it_occurs_in_was_trained_on(
             assert window["evaluation"] is None
         else:
             targets = [item for items in sessions for item in items[1:]]
-            found = window["evaluation"]
-            assert found["targets"] == len(targets)
-            assert found["unknown_targets"] == sum(item not in seen for item in targets) > 0
+            evaluation = window["evaluation"]
+            assert evaluation["targets"] == len(targets)
+            assert evaluation["unknown_targets"] == sum(item not in seen for item in targets) > 0
         new = {item for items in sessions for item in items} - seen
         assert window["new_items"] == len(new)
         seen |= new
         assert window["catalogue_items"] == len(seen)
 
 
-def test_old_rows_stay_and_new_ones_begin_at_the_mean_of_their_kind(
+def test_old_rows_stay_and_new_rows_start_at_the_mean_of_their_kind(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moments = []
 
-    def watched(model: Any, config: Any, earlier: Earlier, **given: Any) -> None:
-        carry_over(model, config, earlier, **given)
-        rows = earlier.rows["item_id"]
-        before = earlier.weights["heads.0.body.inputs._tables.of_item_id.weight"]
+    def spy(model: Any, config: Any, source: SourceCheckpoint, **keywords: Any) -> None:
+        copy_weights(model, config, source, **keywords)
+        rows = source.rows["item_id"]
+        before = source.weights["heads.0.body.inputs._tables.of_item_id.weight"]
         moments.append((before.clone(), rows, model.inputs.item_table.weight.detach().clone()))
-        kinds.append(given.get("alike"))
+        kinds.append(keywords.get("item_features"))
 
     kinds: list[Any] = []
-    monkeypatch.setattr(window_work, "carry_over", watched)
+    monkeypatch.setattr(incremental_trainer, "copy_weights", spy)
     train_windows(data, MODEL, TRAIN, tmp_path / "run", seconds=DAY)
     *grown, final = zip(moments, kinds, strict=True)
     assert len(grown) == 3
-    for (before, rows, after), alike in grown:
-        known = rows >= 0
-        # old ids are not disturbed either: the catalogue grows at its end
+    for (before, rows, after), features in grown:
+        # old rows keep their index: the catalogue grows at its end
         assert (rows[: len(before)] == np.arange(len(before))).all()
-        assert not known[len(before) :].any()
+        assert (rows[len(before) :] < 0).all()
         assert after[: len(before)].equal(before)
         for row in range(len(before), len(after)):
-            same = [r for r in range(3, len(before)) if alike[r, 0] == alike[row, 0]]
+            same = [r for r in range(3, len(before)) if features[r, 0] == features[row, 0]]
             mean = before[same].double().mean(0).float()
             np.testing.assert_allclose(after[row], mean, rtol=1e-6, atol=1e-8)
     assert (final[0][1] >= 0).all()
 
 
-def test_negatives_are_drawn_from_what_has_occurred_by_its_count(
+def test_negatives_are_drawn_from_items_so_far_by_their_counts(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn = []
 
-    def watched(model: Any, config: Any, earlier: Earlier, **given: Any) -> None:
-        carry_over(model, config, earlier, **given)
+    def spy(model: Any, config: Any, source: SourceCheckpoint, **keywords: Any) -> None:
+        copy_weights(model, config, source, **keywords)
         sampler = model.head.task.sampler
         drawn.append((sampler.num_items, int(sampler.weights.sum())))
 
-    monkeypatch.setattr(window_work, "carry_over", watched)
+    monkeypatch.setattr(incremental_trainer, "copy_weights", spy)
     model = ModelConfig(architecture="gru", d_model=8, n_layer=1, weight_tying=False)
     config = TRAIN.model_copy(update={"loss": "sampled-softmax", "negatives": "popularity"})
     facts = train_windows(data, model, config, tmp_path / "run", seconds=DAY)
@@ -192,16 +190,14 @@ def test_negatives_are_drawn_from_what_has_occurred_by_its_count(
     assert len(set(sizes)) == 4
 
 
-def test_windows_may_begin_from_an_earlier_run(data: Path, run: Path, tmp_path: Path) -> None:
+def test_windows_can_start_from_an_earlier_run(data: Path, run: Path, tmp_path: Path) -> None:
     train_windows(data, MODEL, TRAIN, tmp_path / "run", seconds=2 * DAY, start=run)
     windows = figures(tmp_path / "run")
     assert [window["new_items"] for window in windows] == [0, 0]
     assert windows[1]["evaluation"]["unknown_targets"] == 0
 
 
-def test_the_run_has_the_catalogue_of_its_data_and_a_log_of_all_windows(
-    data: Path, run: Path
-) -> None:
+def test_run_has_the_catalogue_of_its_data_and_a_log_of_all_windows(data: Path, run: Path) -> None:
     from pipeline.data.directory import Data
     from pipeline.model.run import Run
 
@@ -211,43 +207,44 @@ def test_the_run_has_the_catalogue_of_its_data_and_a_log_of_all_windows(
     assert {line["window"] for line in log} == {1, 2, 3, 4}
 
 
-def test_sessions_of_any_part_are_cut_as_those_of_training() -> None:
+def test_sessions_of_all_parts_are_cut_like_training_sessions() -> None:
     lists = [[3, 4, 5, 6], [7], [8, 9]]
     table = pa.table({"item_id": lists, "kind": lists, "device": [1, 2, 3]})
-    cut = trainable(table, longest=3, shortest=2)
+    cut = trainable_sessions(table, max_length=3, min_length=2)
     assert cut["item_id"].to_pylist() == cut["kind"].to_pylist() == [[4, 5, 6], [8, 9]]
     assert cut["device"].to_pylist() == [1, 3]
 
 
-def test_windows_begin_at_midnight_and_leave_out_spans_without_a_session_to_train_on() -> None:
+def test_windows_start_at_midnight_and_skip_spans_without_a_trainable_session() -> None:
     hours = np.array([5.0, 23.9, 24.0, 49.0, 80.0])
-    long_enough = np.array([True, True, True, False, True])
-    found = cut_windows((hours * 3.6e9).astype(np.int64), DAY, long_enough)
-    assert [window.sessions.tolist() for window in found] == [[0, 1], [2], [4]]
-    assert [window.begin / 3.6e9 for window in found] == [0, 24, 72]
-    assert [window.end / 3.6e9 for window in found] == [24, 48, 96]
+    is_trainable = np.array([True, True, True, False, True])
+    windows = cut_windows((hours * 3.6e9).astype(np.int64), DAY, is_trainable)
+    assert [window.sessions.tolist() for window in windows] == [[0, 1], [2], [4]]
+    assert [window.begin / 3.6e9 for window in windows] == [0, 24, 72]
+    assert [window.end / 3.6e9 for window in windows] == [24, 48, 96]
 
 
-def test_a_mean_over_windows_gives_each_the_same_weight() -> None:
-    def report(value: float, margin: float | None) -> dict[str, Any]:
-        return {"evaluation": {"results": {"m": {"r": value}}, "margins": {"m": {"r": margin}}}}
+def test_mean_over_windows_weighs_each_window_equally() -> None:
+    def evaluation(value: float, margin: float | None) -> WindowEvaluation:
+        results, margins = {"m": {"r": value}}, {"m": {"r": margin}}
+        return WindowEvaluation(targets=9, unknown_targets=0, results=results, margins=margins)
 
-    mean = mean_of_windows([{"evaluation": None}, report(0.2, 0.03), report(0.4, 0.04)])
+    mean = mean_evaluation([None, evaluation(0.2, 0.03), evaluation(0.4, 0.04)])
     assert mean is not None
     assert mean["results"]["m"]["r"] == pytest.approx(0.3)
     assert mean["margins"]["m"]["r"] == pytest.approx(0.025)
-    unsure = mean_of_windows([report(0.2, 0.03), report(0.4, None)])
-    assert unsure is not None
-    assert unsure["margins"]["m"]["r"] is None
+    undefined = mean_evaluation([evaluation(0.2, 0.03), evaluation(0.4, None)])
+    assert undefined is not None
+    assert undefined["margins"]["m"]["r"] is None
 
 
 @pytest.mark.parametrize("width", ["0.5", "2w", "0d", "-1d", ""])
-def test_a_width_that_is_no_time_is_refused(width: str) -> None:
+def test_invalid_window_width_is_refused(width: str) -> None:
     with pytest.raises(ConfigError, match="expected days"):
         duration_seconds(width)
 
 
-def test_windows_need_times(tmp_path: Path) -> None:
+def test_windows_without_timestamps_are_refused(tmp_path: Path) -> None:
     write_log(tmp_path / "clicks.csv", days=1)
     recipe = RECIPE.model_copy(update={"timestamp": None})
     preprocess(recipe, [tmp_path / "clicks.csv"], [], tmp_path / "data")
@@ -255,7 +252,7 @@ def test_windows_need_times(tmp_path: Path) -> None:
         train_windows(tmp_path / "data", MODEL, TRAIN, tmp_path / "run", seconds=DAY)
 
 
-def test_the_command_tells_windows_from_a_plain_run(
+def test_command_distinguishes_windows_from_an_ordinary_run(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "recipe.yaml").write_text(
@@ -263,8 +260,8 @@ def test_the_command_tells_windows_from_a_plain_run(
     )
 
     def command(*words: str) -> str:
-        given = ["pipeline", "train", str(data), "--recipe", str(tmp_path / "recipe.yaml")]
-        monkeypatch.setattr(sys, "argv", [*given, "--out", str(tmp_path / "run"), *words])
+        words_before = ["pipeline", "train", str(data), "--recipe", str(tmp_path / "recipe.yaml")]
+        monkeypatch.setattr(sys, "argv", [*words_before, "--out", str(tmp_path / "run"), *words])
         with pytest.raises(SystemExit):
             main()
         return capsys.readouterr().out

@@ -14,9 +14,9 @@ from pipeline.preprocessing.run import preprocess
 from pipeline.recipe.model import ModelConfig
 from pipeline.recipe.preprocess import Preprocess
 from pipeline.recipe.train import TrainConfig
+from pipeline.training.incremental.growing_vocabulary import GrowingVocabulary, map_sessions
+from pipeline.training.incremental.incremental_trainer import IncrementalTrainer
 from pipeline.training.incremental.run import train_windows
-from pipeline.training.incremental.sessions import Catalogue, Growing, mapped
-from pipeline.training.incremental.window import Work
 from pipeline.training.run import train
 from tests.training.test_windows import first_sessions
 
@@ -53,7 +53,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "data"
 
 
-def test_one_window_over_everything_trains_the_weights_of_a_plain_training(
+def test_single_window_trains_the_weights_of_an_ordinary_training(
     data: Path, tmp_path: Path
 ) -> None:
     train(data, MODEL, TRAIN, tmp_path / "plain")
@@ -64,37 +64,32 @@ def test_one_window_over_everything_trains_the_weights_of_a_plain_training(
         assert weight.equal(other[name]), name
 
 
-def test_a_value_is_in_its_bucket_until_it_has_occurred_in_any_place(data: Path) -> None:
-    work = Work.read(Data.open(data), MODEL, TRAIN, None)
+def test_value_maps_to_its_bucket_before_it_occurs_in_any_column(data: Path) -> None:
+    vocabularies = IncrementalTrainer(Data.open(data), MODEL, TRAIN).vocabularies
     fitted = Fitted.read(data)
     brands, tags = (fitted.vocabularies[name] for name in ("brand", "tags"))
-    assert work.features["tags"].columns == ("tags_1", "tags_2", "tags_3")
+    assert vocabularies["tags"].columns == ("tags_1", "tags_2", "tags_3")
     first, second = tags.values[:2].to_pylist()
-    catalogue = Catalogue(
-        rows={
-            name: np.arange(f.first + (1 if name == "tags" else 0))
-            for name, f in work.features.items()
-        }
-    )
+    vocabularies["tags"] = vocabularies["tags"].extended(np.array([tags.first]))
     lists = {"tags_1": [[tags.first, 0]], "tags_2": [[tags.first + 1, 1]], "tags_3": [[2, 3]],
              "brand": [[brands.first, brands.first + 1]], "item_id": [[3, 4]]}  # fmt: skip
-    found = mapped(pa.table(lists), catalogue, work.features).to_pylist()[0]
-    assert found["tags_1"] == [tags.first, 0]  # the first tag is known, and padding stays
-    assert found["tags_2"] == [bucket_of(second, 2), 1]
-    assert found["tags_3"] == [2, 3]
-    assert found["brand"] == [bucket_of(name, 4) for name in brands.values[:2].to_pylist()]
-    assert found["item_id"] == [2, 2]  # out of vocabulary
+    mapped = map_sessions(pa.table(lists), vocabularies).to_pylist()[0]
+    assert mapped["tags_1"] == [tags.first, 0]  # the first tag has a row, and padding stays
+    assert mapped["tags_2"] == [bucket_of(second, 2), 1]
+    assert mapped["tags_3"] == [2, 3]
+    assert mapped["brand"] == [bucket_of(name, 4) for name in brands.values[:2].to_pylist()]
+    assert mapped["item_id"] == [2, 2]  # out of vocabulary
     assert first != second
 
 
-def test_what_has_occurred_in_one_place_is_known_in_all() -> None:
-    feature = Growing(("a", "b"), 3, np.array([0, 1, 2, 1, 1]))
-    catalogue = Catalogue(rows={"x": np.arange(3)}).extended({"x": np.array([4])})
-    found = mapped(pa.table({"a": [[4, 3]], "b": [[3, 4]]}), catalogue, {"x": feature})
-    assert found.to_pylist() == [{"a": [3, 1], "b": [1, 3]}]
+def test_value_that_occurred_in_one_column_has_a_row_in_all() -> None:
+    vocabulary = GrowingVocabulary(("a", "b"), np.array([0, 1, 2, 1, 1]), np.arange(3))
+    vocabularies = {"x": vocabulary.extended(np.array([4]))}
+    mapped = map_sessions(pa.table({"a": [[4, 3]], "b": [[3, 4]]}), vocabularies)
+    assert mapped.to_pylist() == [{"a": [3, 1], "b": [1, 3]}]
 
 
-def test_evaluation_of_a_window_knows_nothing_of_later_ones(data: Path, tmp_path: Path) -> None:
+def test_window_evaluation_does_not_depend_on_later_windows(data: Path, tmp_path: Path) -> None:
     facts = train_windows(data, MODEL, TRAIN, tmp_path / "run", seconds=DAY)
     begin = first_sessions(data, tmp_path / "begin", 2 * DAY)
     shorter = train_windows(begin, MODEL, TRAIN, tmp_path / "short", seconds=DAY)

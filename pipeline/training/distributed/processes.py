@@ -1,6 +1,6 @@
-"""Several processes that train one model: who is who, and what they tell each other.
+"""The processes that train one model: rank and number, start, exchange of bytes and sums.
 
-`torchrun` starts them and says by environment variables who they are. Without it there is one.
+`torchrun` starts them and sets their ranks as environment variables. Without it there is one.
 """
 
 import os
@@ -13,37 +13,37 @@ import torch
 from torch import Tensor, distributed
 
 TIMEOUT_SECONDS = 600
-"""How long one waits for another before it gives up."""
+"""Time that a process waits for another before it fails."""
 _LOST = (
     *("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed"),
     *("Timed out waiting", "timed out", "Timeout", "NCCL", "gloo", "collective operation"),
 )
-"""Words of what torch raises when another process is gone."""
+"""Words of the errors that torch raises when another process has ended."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those that train together."""
+    """Rank of this process, and the number of processes that train together."""
 
     rank: int = 0
-    """0..count - 1; 0 writes."""
+    """0 to count - 1; the process of rank 0 writes."""
     count: int = 1
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the one that writes."""
+        """Whether this process writes."""
         return self.rank == 0
 
 
 def announced_processes() -> Processes:
-    """What the environment says; nothing is joined yet."""
+    """Processes by the environment variables of torchrun; does not connect them."""
     count = int(os.environ.get("WORLD_SIZE", "1"))
     return Processes(int(os.environ.get("RANK", "0")), count) if count > 1 else Processes()
 
 
 @contextmanager
 def joined_processes(timeout_seconds: float = TIMEOUT_SECONDS) -> Iterator[Processes]:
-    """Meet the others, unless that is done: gloo on CPUs, nccl for what is on GPUs."""
+    """Connect the processes unless they are: gloo on CPUs, nccl for tensors on GPUs."""
     processes = announced_processes()
     if processes.count == 1 or distributed.is_initialized():
         yield processes
@@ -61,7 +61,7 @@ def joined_processes(timeout_seconds: float = TIMEOUT_SECONDS) -> Iterator[Proce
 
 
 def gather_bytes(data: bytes) -> list[bytes]:
-    """What each process gives, by rank; the same everywhere."""
+    """`data` of each process, by rank. Collective."""
     if not distributed.is_initialized():
         return [data]
     count = distributed.get_world_size()
@@ -77,13 +77,13 @@ def gather_bytes(data: bytes) -> list[bytes]:
 
 
 def gather_rows(values: Tensor) -> list[Tensor]:
-    """(n,) int64 of each process, n its own -> all of them by rank."""
+    """`values` (n,) int64 of each process, of any length n, by rank. Collective."""
     parts = gather_bytes(values.to(torch.int64).cpu().contiguous().numpy().tobytes())
     return [torch.frombuffer(bytearray(p), dtype=torch.int64) if p else values[:0] for p in parts]
 
 
 def sum_over_processes(values: list[float]) -> list[float]:
-    """Sums, number by number."""
+    """Elementwise sums over the processes. Collective."""
     if not distributed.is_initialized():
         return values
     total = torch.tensor(values, dtype=torch.float64)
@@ -92,7 +92,7 @@ def sum_over_processes(values: list[float]) -> list[float]:
 
 
 def is_lost_process(error: Exception) -> bool:
-    """Whether torch raised it because another process ended or does not answer."""
+    """Whether torch raised it because another process ended or does not respond."""
     if not distributed.is_initialized():
         return False
     if isinstance(error, distributed.DistError):

@@ -1,7 +1,7 @@
-"""Ranking by processes that each hold a part of the items.
+"""Ranking by processes that each hold some rows of the item table.
 
-A process can read an interaction and score a target only with the help of the others, so all take
-the same steps. Who has fewer batches than another computes a stand-in, whose result nobody uses.
+Reading an interaction and scoring a target need the rows of all processes, so all take the same
+steps. A process with fewer batches than another runs spare ones, whose results are not used.
 """
 
 import math
@@ -29,14 +29,14 @@ _BATCH_SIZE = 512
 def rank_with_others(
     model: Model,
     batch: RaggedBatch,
-    stand_in: SessionBatch,
+    spare: SessionBatch,
     positions: Positions,
     *,
     filter_seen: bool,
 ) -> Tensor:
-    """This process's sessions -> ranks of the targets of all processes, by rank. Together.
+    """Sessions of this process -> ranks of the targets of all processes, by process. Collective.
 
-    As `pipeline.evaluation.targets.rank_targets`.
+    Ranks are those of `pipeline.evaluation.targets.rank_targets`.
     """
     table, task = _table(model), model.head.task
     device = table.weight.device
@@ -44,10 +44,10 @@ def rank_with_others(
     windows = evaluation_windows(batch.lengths, longest, positions, causal=model.causal)
     hidden = torch.empty(0, model.head.body.output_size, device=device)
     targets = torch.empty(0, dtype=torch.int64, device=device)
-    for found in hidden_at_targets(model, [batch], positions, _BATCH_SIZE):
-        hidden, targets = found
+    for hidden, targets in hidden_at_targets(model, [batch], positions, _BATCH_SIZE):  # noqa: B007
+        pass  # one batch
     for _ in range(missing_passes(model, math.ceil(len(windows.rows) / _BATCH_SIZE))):
-        model.at_targets(stand_in.to(device))
+        model.at_targets(spare.to(device))
     rows = table.weight[max(0, FIRST_ITEM - table.shards.first) :]
     return rank_in_shards(
         task.queries(hidden),
@@ -59,7 +59,7 @@ def rank_with_others(
 
 
 def missing_passes(model: Model, passes: int) -> int:
-    """How many more of them another process makes through the model. Together."""
+    """Number of passes that another process makes beyond those of this one. Collective."""
     return max(_table(model).shards.sizes(passes)) - passes
 
 

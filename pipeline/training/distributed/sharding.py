@@ -1,9 +1,8 @@
-"""A model whose item table is spread over the processes that train it.
+"""Sharding of the item table over the processes that train a model.
 
-While it trains, each process holds its rows, their gradient and what the optimizer keeps for them,
-and nothing of the others'. The whole table is there twice: in each process when the model is made,
-so that it begins with the rows that a table in one piece would have, and in the main memory of the
-first process when training is over, which writes it.
+During training each process holds its own rows, their gradient and their optimizer state. The whole
+table exists twice: in each process when the model is built, so that it has the initial rows of an
+unsharded table, and in the main memory of the first process after training, which writes it.
 """
 
 from collections.abc import Iterator
@@ -28,14 +27,14 @@ from pipeline.training.distributed.processes import Processes
 _WEIGHTS = "weights"
 _BEST = "best"
 _PIECE_BYTES = 2**26
-"""What one process sends to another at a time."""
+"""Size of a message between processes."""
 
 
 class Sharding:
-    """The item table of a model, in parts. Every method but `parts` is taken together."""
+    """Sharded item table of a model. All methods but `parts` are collective."""
 
     def __init__(self, model: Model, processes: Processes, timeout_seconds: float) -> None:
-        """Spread the table of `model`, whole in each process, in place. ConfigError if it can't."""
+        """Shard the table of `model` in place. ConfigError where the model does not allow it."""
         check_shardable(model, processes)
         self.is_over = False
         self.model = model
@@ -55,7 +54,7 @@ class Sharding:
                 task.objective.shards = self.shards
 
     def check_not_over(self) -> None:
-        """ConfigError, in all processes, once the first one has the table: they'd wait for it."""
+        """ConfigError after training: only the first process has the whole table then."""
         if self.is_over:
             raise ConfigError(
                 "This training is over, and the first process has the whole item table: evaluate "
@@ -70,17 +69,17 @@ class Sharding:
     def parts(
         self, optimizer: torch.optim.Optimizer, best: dict[str, Tensor] | None
     ) -> dict[str, Tensor]:
-        """Own rows (own rows, ...) of all that a checkpoint keeps of the table, by name."""
-        found = {_WEIGHTS: self.table.weight.detach()}
+        """Tensors (rows of this process, ...) of the table that a checkpoint stores, by name."""
+        parts = {_WEIGHTS: self.table.weight.detach()}
         if best is not None:
-            found[_BEST] = best[self.names[0]]
+            parts[_BEST] = best[self.names[0]]
         state = optimizer.state.get(self.table.weight, {})
-        return found | {name: value for name, value in state.items() if _has_rows(value)}
+        return parts | {name: value for name, value in state.items() if _has_rows(value)}
 
     def write(self, directory: Path | None, parts: dict[str, Tensor]) -> None:
-        """The first process, which has a directory, writes the parts of all others.
+        """Write the parts of all other processes to the directory of the first one.
 
-        It holds one tensor of one other process at a time.
+        The first process holds one tensor of one other process at a time.
         """
         shards, buffer = self.shards, None
         for rank in range(1, shards.count):
@@ -99,19 +98,19 @@ class Sharding:
     def read(
         self, directory: Path, weights: dict[str, Tensor], name: str = _WEIGHTS
     ) -> dict[str, Tensor]:
-        """Weights that the first process wrote, with this one's rows in place of its."""
+        """Weights of the first process's file, with the rows of this process in their place."""
         own = self._read(directory, name)
         return weights if own is None else weights | dict.fromkeys(self.names, own)
 
     def read_best(self, directory: Path, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The same of the best weights, which may be those of the checkpoint."""
-        found = (directory / _file(_BEST, self.shards.rank)).exists()
-        return self.read(directory, weights, _BEST if found else _WEIGHTS)
+        """Best weights likewise; without a file of their own they are those of the checkpoint."""
+        exists = (directory / _file(_BEST, self.shards.rank)).exists()
+        return self.read(directory, weights, _BEST if exists else _WEIGHTS)
 
     def read_optimizer(
         self, directory: Path, optimizer: torch.optim.Optimizer, state: dict[str, Any]
     ) -> dict[str, Any]:
-        """A `state_dict` that the first process wrote, with what belongs to this one's rows."""
+        """Optimizer `state_dict` of the first process, with the state of this process's rows."""
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         kept = dict(state["state"])
         for place, weight in enumerate(weights):
@@ -123,10 +122,7 @@ class Sharding:
         return {**state, "state": kept}
 
     def collect(self) -> None:
-        """Put the table together in the first process, in main memory; the others keep their rows.
-
-        There the model is then as if its table had never been spread.
-        """
+        """Restore the whole table in the first process, in main memory; others keep their rows."""
         self.is_over = True
         shards, table = self.shards, self.table
         own = table.weight.detach()
@@ -149,7 +145,7 @@ class Sharding:
         distributed.destroy_process_group(shards.group)
 
     def _read(self, directory: Path, name: str) -> Tensor | None:
-        """Own rows, or None in the first process, whose rows stand with the rest."""
+        """Rows of this process, or None in the first one, whose rows are in the common file."""
         if not self.shards.rank:
             return None
         return load_file(directory / _file(name, self.shards.rank))[name]
@@ -164,7 +160,7 @@ class Sharding:
 
 
 def check_shardable(model: Model, processes: Processes) -> None:
-    """ConfigError, in one line, for a model whose item table cannot be spread."""
+    """ConfigError for a model whose item table cannot be sharded."""
     reason = None
     inputs = model.inputs
     tasks = [
@@ -193,14 +189,14 @@ def check_shardable(model: Model, processes: Processes) -> None:
 def check_arguments(
     arguments: TrainingArguments, optimizers: tuple[torch.optim.Optimizer | None, Any]
 ) -> None:
-    """ConfigError for what does not go with a sharded table and may not stand in a recipe."""
-    for name, found in (
+    """ConfigError for arguments of the Trainer that do not work with a sharded table."""
+    for name, is_set in (
         ("an optimizer of your own", optimizers[0] is not None),
         (f"optim {arguments.optim}", arguments.optim != "adamw_torch_fused"),
         ("fp16", arguments.fp16),  # one process may skip a step that another takes
         ("torch_compile", arguments.torch_compile),
     ):
-        if found:
+        if is_set:
             raise ConfigError(
                 f"`item_table: sharded` does not work with {name}; leave that out, or the table "
                 "whole."
@@ -208,13 +204,13 @@ def check_arguments(
 
 
 def names_of(model: nn.Module, weight: Tensor) -> list[str]:
-    """Names of a weight, of which there may be several."""
+    """All names of a weight in the model."""
     named = model.named_parameters(remove_duplicate=False)
     return [name for name, other in named if other is weight]
 
 
 def _put(model: Model, old: nn.Module, new: nn.Module) -> None:
-    """Replace a module wherever it stands."""
+    """Replace a module in all of its parents."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if child is old:
@@ -222,12 +218,12 @@ def _put(model: Model, old: nn.Module, new: nn.Module) -> None:
 
 
 def _has_rows(value: Any) -> bool:
-    """Whether a state of the optimizer is of each row, unlike the number of steps."""
+    """Whether an optimizer state has a value per row, unlike the number of steps."""
     return isinstance(value, Tensor) and value.dim() > 0
 
 
 def _pieces(values: Tensor) -> Iterator[Tensor]:
-    """(rows, ...) in stretches of rows."""
+    """Consecutive rows of (rows, ...), each of the size of a message."""
     row_bytes = values[:1].numel() * values.element_size()
     yield from values.split(max(1, _PIECE_BYTES // max(1, row_bytes)))
 

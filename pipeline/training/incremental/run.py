@@ -1,16 +1,16 @@
-"""`pipeline train --windows`: train on one span of time after another, each first a test.
+"""`pipeline train --windows`: train on one window of time after another, each evaluated before.
 
 The protocol of Moreira et al., "Transformers4Rec: Bridging the Gap between NLP and Sequential /
 Session-Based Recommendation" (RecSys 2021): with the weights of windows 1 to t, evaluate on window
-t+1, then train on it. What has not occurred up to window t is not there yet: values get their
-indices in the order of the windows, so that a catalogue grows at its end, and until then a value
-counts as unknown. A window is an ordinary training whose model begins from the one before.
+t+1, then train on it. Values get their rows in the order of the windows, so the catalogue grows at
+its end, and a value is unknown until a window that it occurs in was trained on. The training of a
+window is an ordinary one whose model starts from the weights of the window before.
 """
 
 import json
+import logging
 import math
 import shutil
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -24,12 +24,20 @@ from pipeline.core.errors import ConfigError
 from pipeline.data.directory import Data
 from pipeline.data.fingerprint import run_fingerprint
 from pipeline.data.index_mapping import TRAINED_ON
+from pipeline.model.run import Run
 from pipeline.recipe.model import ModelConfig
 from pipeline.recipe.train import TrainConfig
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.distributed.processes import announced_processes
-from pipeline.training.incremental.window import Work
-from pipeline.training.run import LOG_FILE, write_run
+from pipeline.training.incremental.incremental_trainer import (
+    IncrementalTrainer,
+    WindowEvaluation,
+    WindowResult,
+)
+from pipeline.training.incremental.windows import Window
+from pipeline.training.run import LOG_FILE, num_parameters, write_run
+
+logger = logging.getLogger(__name__)
 
 WINDOWS_FILE = "windows.json"
 
@@ -43,10 +51,10 @@ def train_windows(
     seconds: float,
     start: Path | None = None,
 ) -> dict[str, Any]:
-    """Train on the sessions of `data`, all parts of it, window by window; write the run to `out`.
+    """Train on the sessions of all parts of `data`, window by window, and write the run to `out`.
 
-    `seconds` is their width. Returns the manifest's facts; `windows.json` of the run has the
-    figures of each window. `start` is an earlier run to begin from.
+    `seconds` is the width of a window, `start` a run whose weights the first one starts from.
+    Returns the facts of the manifest; `windows.json` in the run has the figures of each window.
     """
     if announced_processes().count > 1:
         raise ConfigError("--windows trains in one process. Start it without torchrun.")
@@ -54,111 +62,111 @@ def train_windows(
 
     keep_heap()
     data = Data.open(data)
-    work = Work.read(data, model_config, train_config, start)
-    cut = work.cut(seconds)
-    facts: dict[str, Any] = {}
+    run = None if start is None else Run.open(start)
+    trainer = IncrementalTrainer(data, model_config, train_config, run)
+    windows = trainer.windows(seconds)
     fingerprint = run_fingerprint(
         data.path, model_config, train_config, windows=seconds, start=start
     )
-    with (
-        new_artifact(out, "run", facts, fingerprint=fingerprint) as directory,
-        tempfile.TemporaryDirectory(prefix="pipeline-windows-") as scratch,
-    ):
+    facts: dict[str, Any] = {}
+    with new_artifact(out, "run", facts, fingerprint=fingerprint) as directory:
         set_seed(train_config.seed)
         begin = time.monotonic()
-        reports, steps, epochs, losses = [], 0, 0.0, []
-        state = work.begin()
-        for number, window in enumerate(cut):
-            last = number == len(cut) - 1
-            _say(f"Window {number + 1} of {len(cut)}: {_date(window.begin)}.")
-            report: dict[str, Any] = {
-                "window": number + 1,
-                "from": _date(window.begin),
-                "to": _date(window.end),
-                "sessions": len(window.sessions),
-                "evaluation": None,
-            }
-            folder = Path(scratch) / str(number)
-            folder.mkdir()
-            started = time.monotonic()
-            if state.model is not None:
-                report["evaluation"] = work.evaluate(state, cut[:number], window, folder)
-            evaluated = time.monotonic()
-            state, told = work.learn(state, cut[: number + 1], folder, everything=last)
-            _append_log(directory, folder, number + 1, steps, epochs)
-            shutil.rmtree(folder)
-            device = told.pop("device")
-            steps, epochs = steps + told["steps"], epochs + told["epochs"]
-            losses.append(told["train_loss"])
-            reports.append(
-                report
-                | told
-                | {
-                    "evaluation_seconds": round(evaluated - started, 1),
-                    "training_seconds": round(time.monotonic() - evaluated, 1),
-                }
-            )
-        result = {"width_seconds": seconds, "windows": reports, "mean": mean_of_windows(reports)}
-        write_json(directory / WINDOWS_FILE, result)
-        model = work.final(state)
+        results = _train_windows(trainer, windows, directory)
+        report = {
+            "width_seconds": seconds,
+            "windows": [result.to_dict() for result in results],
+            "mean": mean_evaluation([result.evaluation for result in results]),
+        }
+        write_json(directory / WINDOWS_FILE, report)
+        model = trainer.final_model()
         facts.update(
             seconds=round(time.monotonic() - begin, 1),
-            device=device,
+            device=trainer.device,
             processes=1,
-            steps=steps,
-            epochs=epochs,
-            train_loss=losses[-1],
-            parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+            steps=sum(result.training.steps for result in results),
+            epochs=sum(result.training.epochs for result in results),
+            train_loss=results[-1].training.train_loss,
+            parameters=num_parameters(model),
             model=model_config.model_dump(mode="json"),
             train=train_config.model_dump(mode="json"),
             **{TRAINED_ON: data.training_fingerprint},
-            windows=result,
+            windows=report,
         )
         write_run(directory, data, model, model_config)
-    Checkpoints(out, fingerprint).remove()  # of another training that was interrupted here
+    Checkpoints(out, fingerprint).remove()  # those of an interrupted training without windows
     return facts
 
 
-def mean_of_windows(reports: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Means over the windows that were evaluated, each of the same weight; None if none was.
+def _train_windows(
+    trainer: IncrementalTrainer, windows: list[Window], directory: Path
+) -> list[WindowResult]:
+    """Evaluate and train on each window, and write their logs to `directory`."""
+    results: list[WindowResult] = []
+    for number, window in enumerate(windows, 1):
+        begin, end = (_date(time) for time in (window.begin, window.end))
+        logger.info("Window %d of %d: %s.", number, len(windows), begin)
+        with tempfile.TemporaryDirectory(prefix="pipeline-window-") as folder:
+            scratch = Path(folder)
+            started = time.monotonic()
+            evaluation = None if trainer.model is None else trainer.evaluate(window, scratch)
+            evaluated = time.monotonic()
+            training = trainer.train(window, scratch, is_last=number == len(windows))
+            _append_log(directory, scratch, number, results)
+            trained = time.monotonic()
+        results.append(
+            WindowResult(
+                number=number,
+                begin=begin,
+                end=end,
+                sessions=len(window.sessions),
+                evaluation=evaluation,
+                training=training,
+                evaluation_seconds=round(evaluated - started, 1),
+                training_seconds=round(trained - evaluated, 1),
+            )
+        )
+    return results
 
-    A margin is that of the mean of independent means.
+
+def mean_evaluation(evaluations: list[WindowEvaluation | None]) -> dict[str, Any] | None:
+    """Means over the windows that were evaluated, each with the same weight; None without any.
+
+    The margin is that of a mean of independent means.
     """
-    found = [report["evaluation"] for report in reports if report["evaluation"] is not None]
-    if not found:
+    evaluated = [evaluation for evaluation in evaluations if evaluation is not None]
+    if not evaluated:
         return None
+    count = len(evaluated)
     results: dict[str, dict[str, float]] = {}
     margins: dict[str, dict[str, float | None]] = {}
-    for model, metrics in found[0]["results"].items():
+    for model, metrics in evaluated[0].results.items():
         results[model], margins[model] = {}, {}
         for name in metrics:
-            each = [evaluation["margins"][model][name] for evaluation in found]
-            sure = [value for value in each if value is not None]
-            mean = sum(evaluation["results"][model][name] for evaluation in found) / len(found)
-            results[model][name] = mean
+            results[model][name] = sum(e.results[model][name] for e in evaluated) / count
+            each = [e.margins[model][name] for e in evaluated]
+            finite = [value for value in each if value is not None]
             margins[model][name] = (
-                math.sqrt(sum(value**2 for value in sure)) / len(found)
-                if len(sure) == len(each)
+                math.sqrt(sum(value**2 for value in finite)) / count
+                if len(finite) == count
                 else None
             )
-    return {"windows": len(found), "results": results, "margins": margins}
+    return {"windows": count, "results": results, "margins": margins}
 
 
-def _append_log(directory: Path, scratch: Path, window: int, steps: int, epochs: float) -> None:
-    """A window's log into that of the run, steps and epochs counted on, TensorBoard's beside."""
+def _append_log(directory: Path, scratch: Path, window: int, earlier: list[WindowResult]) -> None:
+    """Append the log of a window to that of the run, with steps and epochs since the start."""
+    steps = sum(result.training.steps for result in earlier)
+    epochs = sum(result.training.epochs for result in earlier)
     with (directory / LOG_FILE).open("a", encoding="utf-8") as stream:
-        for line in (scratch / LOG_FILE).read_text(encoding="utf-8").splitlines():
-            logged = json.loads(line)
-            logged["step"] += steps
-            if "epoch" in logged:
-                logged["epoch"] += epochs
-            stream.write(json.dumps({"window": window, **logged}) + "\n")
+        for text in (scratch / LOG_FILE).read_text(encoding="utf-8").splitlines():
+            line = json.loads(text)
+            line["step"] += steps
+            if "epoch" in line:
+                line["epoch"] += epochs
+            stream.write(json.dumps({"window": window, **line}) + "\n")
     if (scratch / "tensorboard").is_dir():
         shutil.move(scratch / "tensorboard", directory / "tensorboard" / f"window-{window:04d}")
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)  # noqa: T201  (stdout is for results)
 
 
 def _date(microseconds: int) -> str:

@@ -1,0 +1,369 @@
+"""Trains one model on consecutive windows of time, each evaluated before it is trained on."""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from pipeline.core.columns import FIRST_ITEM, ITEM, TIMESTAMP
+from pipeline.core.errors import ConfigError
+from pipeline.data.directory import Data
+from pipeline.data.fitted import Fitted
+from pipeline.data.interactions import Interactions
+from pipeline.data.schema import Schema, Tags, embedding_size
+from pipeline.evaluation.baselines import BASELINES
+from pipeline.evaluation.baselines.ranking import rank_by_baseline
+from pipeline.evaluation.breakdowns import describe_targets
+from pipeline.evaluation.metrics import DEFAULT_CUTOFFS, gains, margin
+from pipeline.evaluation.targets import prefixes, rank_targets
+from pipeline.model.build import FromData, build_model, input_features
+from pipeline.model.inputs.selection import together
+from pipeline.model.model import Model
+from pipeline.model.run import Run
+from pipeline.recipe.model import ModelConfig
+from pipeline.recipe.train import TrainConfig
+from pipeline.training.distributed.processes import Processes
+from pipeline.training.incremental.growing_vocabulary import GrowingVocabulary, map_sessions
+from pipeline.training.incremental.warm_start import (
+    SourceCheckpoint,
+    check_separate_tables,
+    check_shapes,
+    copy_weights,
+    item_feature_columns,
+    item_feature_values,
+)
+from pipeline.training.incremental.windows import (
+    Window,
+    flat_column,
+    interactions_of,
+    read_all_sessions,
+    trainable_sessions,
+    windows_of,
+    write_part,
+)
+from pipeline.training.item_vectors import co_visitation_vectors
+from pipeline.training.run import LOG_FILE, check_finite, evaluation_loader, training_loader
+from pipeline.training.training_statistics import training_statistics
+
+_METRICS = ("recall", "ndcg", "mrr")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowEvaluation:
+    """Metrics of the model and of baselines on the targets of one window."""
+
+    targets: int
+    unknown_targets: int
+    """Targets whose item did not occur in an earlier window."""
+    results: dict[str, dict[str, float]]
+    """By name of the model or baseline, its metrics."""
+    margins: dict[str, dict[str, float | None]]
+    """Half the 95 % intervals of these metrics."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowTraining:
+    """Figures of the training on one window."""
+
+    trained_sessions: int
+    catalogue_items: int
+    new_items: int
+    steps: int
+    epochs: float
+    train_loss: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowResult:
+    """One window: its sessions, its evaluation (None for the first) and its training."""
+
+    number: int
+    """From 1."""
+    begin: str
+    end: str
+    sessions: int
+    evaluation: WindowEvaluation | None
+    training: WindowTraining
+    evaluation_seconds: float
+    training_seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Entry of `windows.json`."""
+        return {
+            "window": self.number,
+            "from": self.begin,
+            "to": self.end,
+            "sessions": self.sessions,
+            "evaluation": None if self.evaluation is None else asdict(self.evaluation),
+            **asdict(self.training),
+            "evaluation_seconds": self.evaluation_seconds,
+            "training_seconds": self.training_seconds,
+        }
+
+
+class IncrementalTrainer:
+    """Model, vocabularies and weights after some windows; `train` adds one.
+
+    Nothing of a later window enters the model, its catalogue or its statistics.
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        model_config: ModelConfig,
+        train_config: TrainConfig,
+        start: Run | None = None,
+    ) -> None:
+        """`start` is the run whose weights the first window starts from."""
+        _check_incremental(data, model_config)
+        self.fitted = data.fitted
+        self.schema = data.schema
+        self.train_config = train_config
+        self._start = None if start is None else start.path
+        self.source = (
+            None if start is None else SourceCheckpoint.of_run(start, self.fitted, model_config)
+        )
+        """Weights that the next window starts from, by the rows of the data."""
+        self.model: Model | None = None
+        """Model to predict with, None before the first window."""
+        self.trained: list[Window] = []
+        self.vocabularies = _empty_vocabularies(self.fitted, self.schema, model_config, self.source)
+        self.model_config = _with_final_widths(model_config, self.vocabularies)
+        self.device = ""
+        self._sessions = read_all_sessions(data)
+        self._statistics = training_statistics(data.path, self.fitted, model_config, train_config)
+        """Statistics of all data, from which those of the windows are selected."""
+
+    def windows(self, seconds: float) -> list[Window]:
+        """Windows of a width in seconds, oldest first."""
+        return windows_of(self._sessions, seconds, self.fitted.recipe.min_session_length)
+
+    def train(self, window: Window, scratch: Path, *, is_last: bool) -> WindowTraining:
+        """Train on a window, from the weights of the one before; the log goes to `scratch`.
+
+        With `is_last`, values that occur only in interactions that preprocessing cut off get their
+        rows too, so that the catalogue becomes that of the data.
+        """
+        from pipeline.training.trainer import Trainer
+
+        num_items = len(self.vocabularies[ITEM].rows)
+        self.trained.append(window)
+        sessions = self._sessions.take(window.sessions)
+        self._extend_vocabularies(None if is_last else sessions)
+        model = self._initial_model()
+        recipe = self.fitted.recipe
+        sessions = trainable_sessions(
+            sessions, recipe.max_sequence_length + 1, recipe.min_session_length
+        )
+        write_part(map_sessions(sessions, self.vocabularies), scratch, "train")
+        trainer = Trainer(
+            model,
+            self.train_config,
+            train_loader=training_loader(scratch, model, self.train_config, Processes()),
+            valid_loader=None,
+            log_path=scratch / LOG_FILE,
+        )
+        result = trainer.train()
+        check_finite(model)
+        self.model = model
+        self.source = SourceCheckpoint(model.state_dict(), self._positions())
+        self.device = str(trainer.args.device)
+        return WindowTraining(
+            trained_sessions=sessions.num_rows,
+            catalogue_items=len(self.vocabularies[ITEM].rows) - FIRST_ITEM,
+            new_items=len(self.vocabularies[ITEM].rows) - num_items,
+            steps=result.global_step,
+            epochs=trainer.state.epoch or 0.0,
+            train_loss=result.training_loss,
+        )
+
+    def evaluate(self, window: Window, scratch: Path) -> WindowEvaluation | None:
+        """Rank every target of a window among the items so far; None if there is no target."""
+        assert self.model is not None  # noqa: S101
+        sessions = map_sessions(self._sessions.take(window.sessions), self.vocabularies)
+        write_part(sessions, scratch, "valid")
+        interactions = interactions_of(sessions)
+        targets = describe_targets(interactions, "all")
+        if not len(targets.items):
+            return None
+        model = self.model.eval()
+        ranked = rank_targets(model, evaluation_loader(scratch, "valid", model), "all")
+        # baselines and sessions are of the same targets as the model
+        assert np.array_equal(targets.items, ranked.targets)  # noqa: S101
+        ranks = {"model": ranked.ranks} | self._baseline_ranks(interactions)
+        values = {name: gains(each, DEFAULT_CUTOFFS, _METRICS) for name, each in ranks.items()}
+        return WindowEvaluation(
+            targets=len(ranked.ranks),
+            unknown_targets=int((ranked.targets < FIRST_ITEM).sum()),
+            results={
+                name: {metric: float(each.mean()) for metric, each in metrics.items()}
+                for name, metrics in values.items()
+            },
+            margins={
+                name: {metric: margin(each, targets.sessions) for metric, each in metrics.items()}
+                for name, metrics in values.items()
+            },
+        )
+
+    def final_model(self) -> Model:
+        """The model after the last window, with its rows in the order of the data's catalogue."""
+        assert self.source is not None  # noqa: S101
+        model = build_model(
+            self.schema,
+            self.model_config,
+            self.fitted.recipe.max_sequence_length,
+            self.train_config,
+            self._statistics,
+        )
+        copy_weights(model, self.model_config, self.source)
+        return model
+
+    def _extend_vocabularies(self, sessions: pa.Table | None) -> None:
+        """Add the values of sessions, or all of the data where they are None."""
+        for name, vocabulary in self.vocabularies.items():
+            indices = (
+                np.arange(vocabulary.num_data_rows)
+                if sessions is None
+                else np.unique(
+                    np.concatenate([flat_column(sessions, name) for name in vocabulary.columns])
+                )
+            )
+            self.vocabularies[name] = vocabulary.extended(indices)
+
+    def _initial_model(self) -> Model:
+        """Model of the vocabularies so far, with the weights of the source checkpoint."""
+        num_rows = {
+            column: len(vocabulary.rows)
+            for vocabulary in self.vocabularies.values()
+            for column in vocabulary.columns
+        }
+        columns = tuple(
+            replace(column, num_rows=num_rows.get(column.name, column.num_rows))
+            for column in self.schema
+        )
+        model = build_model(
+            Schema(columns),
+            self.model_config,
+            self.fitted.recipe.max_sequence_length,
+            self.train_config,
+            self._window_statistics(),
+        )
+        if self.source is not None:
+            source = SourceCheckpoint(
+                self.source.weights,
+                {name: self.source.rows[name][v.rows] for name, v in self.vocabularies.items()},
+            )
+            if self._start is not None and self.model is None:
+                check_shapes(self._start, model, self.model_config, source)
+            copy_weights(model, self.model_config, source, item_features=self._item_features())
+        return model
+
+    def _item_features(self) -> np.ndarray | None:
+        """(V, F) features by which new items take their first vectors, None for `mean`."""
+        if self.train_config.new_items != "features":
+            return None
+        items = self.vocabularies[ITEM]
+        values = item_feature_values(
+            self._trained_sessions(), item_feature_columns(self.fitted), items.num_data_rows
+        )
+        return values[items.rows]
+
+    def _baseline_ranks(self, interactions: Interactions) -> dict[str, np.ndarray]:
+        """Ranks of the targets by baselines of the windows so far."""
+        history = interactions_of(map_sessions(self._trained_sessions(), self.vocabularies))
+        max_length = self.fitted.recipe.max_sequence_length
+        before = prefixes(interactions.values, interactions.offsets, "all", max_length)
+        num_rows = len(self.vocabularies[ITEM].rows)
+        ranks = {}
+        for name in ("popularity", "sequential-rules"):
+            baseline = BASELINES[name](history.values, history.offsets, num_rows)
+            ranked = rank_by_baseline(baseline, *before, num_items=num_rows - FIRST_ITEM)
+            ranks[name] = ranked.ranks
+        return ranks
+
+    def _window_statistics(self) -> FromData:
+        """Statistics of the windows so far, by the rows of the vocabularies."""
+        every, train = self._statistics, self.train_config
+        rows = {name: torch.from_numpy(v.rows) for name, v in self.vocabularies.items()}
+        items, num_items = rows[ITEM], self.vocabularies[ITEM].num_data_rows
+        sessions = self._trained_sessions()
+        weights = every.weights
+        if weights is not None and train.weights is not None:
+            weights = weights[rows.get(train.weights.feature, slice(None))]
+        counts = None
+        if every.item_counts is not None:
+            counted = np.bincount(flat_column(sessions, ITEM), minlength=num_items)
+            counts = torch.from_numpy(counted)[items[FIRST_ITEM:]]
+        ragged = sessions[ITEM].combine_chunks()
+        values, offsets = ragged.flatten().to_numpy(), ragged.offsets.to_numpy()
+        return FromData(
+            vectors={
+                index: vectors[rows[self.model_config.pretrained[index].feature]]
+                for index, vectors in every.vectors.items()
+            },
+            item_vectors={
+                width: torch.from_numpy(
+                    co_visitation_vectors(values, offsets, num_items, width, train.seed)
+                )[items]
+                for width in every.item_vectors
+            },
+            item_counts=counts,
+            positives=every.positives,
+            weights=weights,
+            newest=None if every.newest is None else int(flat_column(sessions, TIMESTAMP).max()),
+        )
+
+    def _positions(self) -> dict[str, np.ndarray]:
+        return {name: vocabulary.positions() for name, vocabulary in self.vocabularies.items()}
+
+    def _trained_sessions(self) -> pa.Table:
+        return self._sessions.take(np.concatenate([window.sessions for window in self.trained]))
+
+
+def _check_incremental(data: Data, config: ModelConfig) -> None:
+    """ConfigError for data or a model that cannot be trained window by window."""
+    check_separate_tables(config)
+    recipe = data.recipe
+    for feature in recipe.target_encoded_features:
+        raise ConfigError(
+            f"--windows learns of each window what came before it, and {feature.name!r} holds "
+            "means of all of training. Leave it out of the recipe, or do without --windows."
+        )
+    if recipe.timestamp is None:
+        raise ConfigError(
+            f"--windows needs times, but the recipe of {data.path} has no `timestamp`. Add it "
+            "to the recipe and preprocess again."
+        )
+
+
+def _empty_vocabularies(
+    fitted: Fitted, schema: Schema, config: ModelConfig, source: SourceCheckpoint | None
+) -> dict[str, GrowingVocabulary]:
+    """By categorical feature of the model, a vocabulary of only the values of the source."""
+    categorical = input_features(schema, config).select_by_tag(Tags.CATEGORICAL)
+    features, multi_valued = together(categorical)
+    return {
+        name: GrowingVocabulary.of(
+            fitted.vocabularies[name],
+            multi_valued.get(name, (name,)),
+            None if source is None else np.flatnonzero(source.rows[name] >= 0),
+        )
+        for name in features.column_names
+    }
+
+
+def _with_final_widths(
+    config: ModelConfig, vocabularies: dict[str, GrowingVocabulary]
+) -> ModelConfig:
+    """Widths of embeddings by the whole catalogue, as they must not grow with it."""
+    if not config.infer_embedding_sizes:
+        return config
+    widths = {
+        name: embedding_size(vocabulary.num_data_rows, config.infer_embedding_sizes_multiplier)
+        for name, vocabulary in vocabularies.items()
+        if name != ITEM
+    }
+    return config.model_copy(update={"embedding_dims": widths | config.embedding_dims})

@@ -1,0 +1,235 @@
+"""Hugging Face's Trainer with checkpoints of safetensors and JSON, from which it continues exactly.
+
+Hugging Face writes the optimizer's state and the random generators as pickles, and continues with
+other sums and another log; here a continued training ends as an uninterrupted one.
+"""
+
+import base64
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import Trainer as HuggingFaceTrainer
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from pipeline.model.device import Stopwatch
+from pipeline.model.model import Model
+from pipeline.training.callbacks import BestEpoch, Timetable
+from pipeline.training.checkpoint import (
+    Checkpoints,
+    link_or_copy,
+    read_state,
+    write_state,
+    write_weights,
+)
+from pipeline.training.distributed.processes import Processes, gather_bytes
+from pipeline.training.distributed.sharding import Sharding
+
+_WEIGHTS_FILE = "model.safetensors"
+_BEST_FILE = "best.safetensors"
+_LOG_FILE = "metrics.jsonl"
+_HUGGING_FACE_STATE = "trainer_state.json"
+"""Read by Hugging Face under this name."""
+
+
+class ResumableTrainer(HuggingFaceTrainer):
+    """Trainer that writes `Checkpoints`; `train(resume_from_checkpoint=path)` reads one."""
+
+    def __init__(
+        self,
+        *,
+        session_model: Model,
+        best: BestEpoch | None,
+        timetable: Timetable,
+        checkpoints: Checkpoints | None,
+        processes: Processes,
+        sharding: Sharding | None,
+        log_path: Path | None,
+        callbacks: list[TrainerCallback],
+        **arguments: Any,
+    ) -> None:
+        """`arguments` are those of Hugging Face's Trainer."""
+        self.session_model = session_model
+        self.best = best
+        self.timetable = timetable
+        self.checkpoints = checkpoints
+        self.processes = processes
+        self.sharding = sharding
+        self.log_path = log_path
+        self.stopwatch = Stopwatch()
+        self._checkpoint: dict[str, Any] | None = None
+        super().__init__(callbacks=[_Begin(self), timetable, *callbacks], **arguments)
+
+    def begin(self) -> None:
+        """Set sums and clock when training begins: to zero, or to those of the checkpoint."""
+        state, self._checkpoint = self._checkpoint, None
+        self.timetable.saved()
+        if state is None:
+            self.stopwatch.start(0.0)
+            return
+        self.stopwatch.start(state["seconds"])
+        self._tr_loss = torch.tensor(state["loss"], device=self.args.device)
+        self._total_loss_scalar = state["total_loss"]
+        self._globalstep_last_logged = state["logged_step"]
+        self._initial_global_step = 0
+        self.control.should_training_stop = state["stopped"]
+
+    # Called by Hugging Face's Trainer in `train`:
+
+    def _run_epoch(self, *arguments: Any, **keywords: Any) -> None:
+        if not self.control.should_training_stop:  # else it stopped before the checkpoint
+            super()._run_epoch(*arguments, **keywords)
+
+    def _save_checkpoint(self, *_arguments: Any) -> None:
+        if self.checkpoints is None or self.timetable.epoch_end_follows(self.state, self.control):
+            return
+        with self.stopwatch.paused():
+            random_states = [
+                json.loads(state) for state in gather_bytes(json.dumps(random_state()).encode())
+            ]
+            if self.processes.is_first:
+                with self.checkpoints.write(self.state.global_step) as directory:
+                    self._write_training(directory, random_states)
+                    self._write_shards(directory)
+            else:
+                self._write_shards(None)
+        self.timetable.saved()
+
+    def _write_training(self, directory: Path, random_states: list[dict[str, Any]]) -> None:
+        """Write weights, best weights, log and state; `random_states` of each process, by rank."""
+        write_weights(directory / _WEIGHTS_FILE, self.session_model.state_dict())
+        if self.best is not None and self.best.weights is not None:
+            if self.best.step == self.state.global_step:
+                link_or_copy(directory / _WEIGHTS_FILE, directory / _BEST_FILE)
+            else:
+                write_weights(directory / _BEST_FILE, self.best.weights)
+        if self.log_path is not None and self.log_path.exists():
+            (directory / _LOG_FILE).write_bytes(self.log_path.read_bytes())
+        assert self.optimizer is not None  # noqa: S101
+        assert self.lr_scheduler is not None  # noqa: S101
+        scaler = getattr(self.accelerator, "scaler", None)
+        state = {
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.lr_scheduler.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "callbacks": [
+                [type(callback).__name__, callback.state()["attributes"]]
+                for callback in self._stateful_callbacks()
+            ],
+            "random": random_states,
+            "loss": float(self._tr_loss),
+            "total_loss": self._total_loss_scalar,
+            "logged_step": self._globalstep_last_logged,
+            "stopped": self.control.should_training_stop,
+            "seconds": self.stopwatch.seconds(),
+        }
+        write_state(directory, state)
+        self.state.save_to_json(str(directory / _HUGGING_FACE_STATE))
+
+    def _write_shards(self, directory: Path | None) -> None:
+        """Write the rows of a sharded table that other processes hold. Collective."""
+        if self.sharding is None:
+            return
+        # best weights that are those of this checkpoint are not sent twice
+        older = self.best is not None and self.best.step != self.state.global_step
+        best = self.best.weights if self.best is not None and older else None
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
+        assert optimizer is not None  # noqa: S101
+        self.sharding.write(directory, self.sharding.parts(optimizer, best))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: Any, model: Any = None) -> None:  # noqa: ARG002
+        """Restore weights, log and callbacks; the rest waits until the Trainer has created it."""
+        directory, sharding = Path(resume_from_checkpoint), self.sharding
+        weights = load_file(directory / _WEIGHTS_FILE)
+        self.session_model.load_state_dict(
+            weights if sharding is None else sharding.read(directory, weights)
+        )
+        if self.best is not None and (directory / _BEST_FILE).exists():
+            best = load_file(directory / _BEST_FILE)
+            self.best.weights = best if sharding is None else sharding.read_best(directory, best)
+        if self.log_path is not None and self.processes.is_first:
+            log = directory / _LOG_FILE
+            self.log_path.write_bytes(log.read_bytes() if log.exists() else b"")
+        state: dict[str, Any] = read_state(directory)
+        for callback, (name, attributes) in zip(
+            self._stateful_callbacks(), state["callbacks"], strict=False
+        ):
+            if type(callback).__name__ == name:
+                vars(callback).update(attributes)
+        self._checkpoint = state
+        self._random_state = state["random"][self.processes.rank]
+        set_random_state(self._random_state, numpy=True)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
+        if checkpoint is None or self._checkpoint is None:
+            return
+        assert self.optimizer is not None  # noqa: S101
+        assert self.lr_scheduler is not None  # noqa: S101
+        state = self._checkpoint["optimizer"]
+        if self.sharding is not None:
+            state = self.sharding.read_optimizer(Path(checkpoint), self.optimizer, state)
+        self.optimizer.load_state_dict(state)
+        self.lr_scheduler.load_state_dict(self._checkpoint["scheduler"])
+
+    def _load_scaler(self, checkpoint: Any) -> None:
+        state = None if self._checkpoint is None else self._checkpoint["scaler"]
+        if checkpoint is not None and state is not None:
+            self.accelerator.scaler.load_state_dict(state)
+
+    def _load_rng_state(self, checkpoint: Any) -> None:
+        if checkpoint is not None:
+            # NumPy's generator belongs to the loader's thread by now, which seeded it for the pass
+            set_random_state(self._random_state, numpy=False)
+
+    def _stateful_callbacks(self) -> list[Any]:
+        return [c for c in self.callback_handler.callbacks if isinstance(c, ExportableState)]
+
+
+class _Begin(TrainerCallback):
+    """Calls `ResumableTrainer.begin` once Hugging Face's Trainer has reset its own sums."""
+
+    def __init__(self, trainer: ResumableTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, *_arguments: Any, **_others: Any) -> None:
+        """Restore the sums."""
+        self.trainer.begin()
+
+
+def random_state() -> dict[str, Any]:
+    """State of the generators of torch (CPU and the current GPU), NumPy and Python, as JSON."""
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002
+    state = {
+        "torch": _text(torch.get_rng_state()),
+        "numpy": [name, np.asarray(keys).tolist(), *rest],
+        "python": random.getstate(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = _text(torch.cuda.get_rng_state())
+    return state
+
+
+def set_random_state(state: dict[str, Any], *, numpy: bool) -> None:
+    """Restore a `random_state`, also one read from JSON; that of NumPy only if `numpy`."""
+    torch.set_rng_state(_tensor(state["torch"]))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(_tensor(state["cuda"]))
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    if numpy:
+        name, keys, *rest = state["numpy"]
+        np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
+
+
+def _text(state: Tensor) -> str:
+    return base64.b64encode(state.numpy().tobytes()).decode()
+
+
+def _tensor(text: str) -> Tensor:
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
