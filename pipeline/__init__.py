@@ -29,7 +29,7 @@ os.environ["DASK_DATAFRAME__CONVERT_STRING"] = "False"
 __version__ = "0.2.0"
 
 _MODULES = {
-    "Recipe": "pipeline.recipe.preprocess",
+    "Recipe": "pipeline.recipe.recipe",
     "Data": "pipeline.data.directory",
     "Client": "pipeline.serve.client.client",
     **dict.fromkeys(
