@@ -13,7 +13,7 @@ SESSIONS_AT_ONCE = 256
 
 
 def open_run(run: "Run | Path") -> Any:
-    """A `pipeline.serve.client.in_process.LocalClient`, which has the methods of `Client`.
+    """A `pipeline.serve.client.in_process.InProcessClient`, which has the methods of `Client`.
 
     It answers what a server of the run's export would, on the CPU, with lists up to the size of
     the catalogue. ArtifactError if the run is not whole.
@@ -27,7 +27,7 @@ def open_run(run: "Run | Path") -> Any:
     from pipeline.exporting.run import load_served
     from pipeline.exporting.torchscript import NOT_FINITE, lists
     from pipeline.model.run import Run
-    from pipeline.serve.client.in_process import LocalClient
+    from pipeline.serve.client.in_process import InProcessClient
     from pipeline.serve.client.served_model import ServedModel
 
     run = Run.open(run)
@@ -50,4 +50,4 @@ def open_run(run: "Run | Path") -> Any:
     # the server's encoder reads files, so it gets them
     with TemporaryDirectory(prefix="pipeline-") as directory:
         write_encoder(Path(directory), fitted, spec)
-        return LocalClient(ServedModel.from_facts(facts, str(run.path)), Path(directory), ask)
+        return InProcessClient(ServedModel.from_facts(facts, str(run.path)), Path(directory), ask)

@@ -150,7 +150,7 @@ def packed(
 ) -> Tensor:
     """Features in the order of `names`, (B, X) and (B, C) indices, 0 for none -> a program's input.
 
-    As `pipeline.serve.runtime.program` does with arrays.
+    As `pipeline.serve.runtime.batching` does with arrays.
     """
     by_name = dict(zip(served.names, features, strict=True))
     in_order = [by_name[name] for name in served.packing]

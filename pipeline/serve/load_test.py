@@ -23,8 +23,8 @@ from pipeline.core.artifact import read_manifest
 from pipeline.core.columns import ITEM, TIMESTAMP
 from pipeline.core.errors import ConfigError, ServingError
 from pipeline.serve.client.client import Client
+from pipeline.serve.client.connection import address_of, channel_credentials
 from pipeline.serve.client.served_model import ServedModel, request_tables
-from pipeline.serve.client.wire import address_of, channel_credentials
 from pipeline.serve.runtime.encoder import item_array
 from pipeline.serve.runtime.lookups import read_values
 from pipeline.serve.triton.access import NO_ACCESS, Access

@@ -16,7 +16,7 @@ from pipeline.model.build import write_tensors
 from pipeline.preprocessing.run import preprocess
 from pipeline.recipe.preprocess import Preprocess
 from pipeline.recipe.recipe import Recipe
-from pipeline.serve.client.client import Answering
+from pipeline.serve.client.client import SyncClient
 from pipeline.serve.client.logs import sessions_of_frame
 from pipeline.training.incremental.warm_start import feature_descriptions
 from pipeline.training.run import train
@@ -49,7 +49,7 @@ def users() -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def asker(tmp_path_factory: pytest.TempPathFactory) -> Answering:
+def asker(tmp_path_factory: pytest.TempPathFactory) -> SyncClient:
     folder = tmp_path_factory.mktemp("cut")
     pd.DataFrame({"s": range(30), "country": [f"c{n % 2}" for n in range(30)]}).to_csv(
         folder / "users.csv", index=False
@@ -62,13 +62,13 @@ def asker(tmp_path_factory: pytest.TempPathFactory) -> Answering:
     return open_run(run_of(folder, users(), chosen))
 
 
-def test_of_a_session_is_what_its_own_oldest_interaction_has(asker: Answering) -> None:
+def test_of_a_session_is_what_its_own_oldest_interaction_has(asker: SyncClient) -> None:
     shuffled = users().sample(frac=1, random_state=1)
     found = dict(sessions_of_frame(asker.served, shuffled))
     assert {tuple(columns["device"]) for columns in found.values()} == {("tablet",)}
 
 
-def test_so_it_is_where_interactions_come_flat(asker: Answering) -> None:
+def test_so_it_is_where_interactions_come_flat(asker: SyncClient) -> None:
     log = users()[lambda frame: frame["s"] < 2].sample(frac=1, random_state=2)
     tensors = {
         "item_id": log["i"].to_numpy()[np.newaxis],

@@ -18,7 +18,7 @@ from pipeline.preprocessing.run import preprocess
 from pipeline.preprocessing.sorting.session_rules import apply_session_rules
 from pipeline.recipe.preprocess import Preprocess
 from pipeline.serve.runtime.encoder import Encoder
-from pipeline.serve.runtime.request import Reader
+from pipeline.serve.runtime.request import RequestReader
 
 MINUTE = 60_000_000
 ROWS = st.lists(
@@ -124,7 +124,7 @@ def test_the_stage_and_the_server_do_what_loops_do(
         for place, (_, item, minute) in enumerate(given_rows):
             tensors["item_id"][row, place] = (item or "").encode()
             tensors["timestamp"][row, place] = minute
-    encoded = encoder.encode(Reader(encoder).read(tensors).rows)["item_id"]
+    encoded = encoder.encode(RequestReader(encoder).read(tensors).rows)["item_id"]
     for row, user in enumerate(users):
         expected_items = [
             names.index(item) if item in names[3:] else 2 if item else 1 for item, _ in newest[user]

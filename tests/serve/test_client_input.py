@@ -13,23 +13,23 @@ import pytest
 from pipeline.core.errors import ArtifactError, ConfigError
 from pipeline.in_process import open_run
 from pipeline.serve.client.client import Client
-from pipeline.serve.client.in_process import LocalClient
+from pipeline.serve.client.in_process import InProcessClient
 from tests.conftest import SESSION, Shop
 
 ITEMS = SESSION["item_id"]
 
 
 @pytest.fixture(scope="module")
-def client(shop: Shop) -> Iterator[LocalClient]:
+def client(shop: Shop) -> Iterator[InProcessClient]:
     with open_run(str(shop.run)) as opened:
         yield opened
 
 
-def ids(client: LocalClient, session: Any = None, **more: Any) -> list[Any]:
+def ids(client: InProcessClient, session: Any = None, **more: Any) -> list[Any]:
     return client.recommend([session or {"item_id": ITEMS}], 5, **more).items[0].tolist()
 
 
-def test_filters_that_are_gone_through_once_are_as_good_as_lists(client: LocalClient) -> None:
+def test_filters_that_are_gone_through_once_are_as_good_as_lists(client: InProcessClient) -> None:
     best = ids(client)[:2]
     without = ids(client, exclude=best)
     assert not set(best) & set(without)
@@ -40,7 +40,7 @@ def test_filters_that_are_gone_through_once_are_as_good_as_lists(client: LocalCl
     assert ids(client, candidates=(b for b in best)) == ids(client, candidates=best)
 
 
-def test_bytes_are_the_text_that_they_hold(client: LocalClient) -> None:
+def test_bytes_are_the_text_that_they_hold(client: InProcessClient) -> None:
     best = ids(client)
     assert ids(client, {"item_id": [item.encode() for item in ITEMS]}) == best
     assert ids(client, exclude=[best[0].encode()]) == ids(client, exclude=best[:1])
@@ -62,14 +62,14 @@ def test_bytes_are_the_text_that_they_hold(client: LocalClient) -> None:
     ],
 )
 def test_what_is_not_understood_is_refused_in_one_line(
-    client: LocalClient, sessions: Any, more: dict, words: str
+    client: InProcessClient, sessions: Any, more: dict, words: str
 ) -> None:
     with pytest.raises(ConfigError, match=words) as caught:
         client.recommend(sessions, **more)
     assert "\n" not in str(caught.value)
 
 
-def test_paths_may_be_text(shop: Shop, client: LocalClient) -> None:
+def test_paths_may_be_text(shop: Shop, client: InProcessClient) -> None:
     record = next(client.recommend_log([str(shop.clicks)], 3, sessions=1))
     assert next(client.recommend_log(str(shop.clicks), 3, sessions=1)) == record
     with pytest.raises(ConfigError, match="no/such"):

@@ -21,7 +21,7 @@ from pipeline.preprocessing import workflow
 from pipeline.recipe.preprocess import Preprocess, Timestamp
 from pipeline.serve.runtime.encoder import Encoder
 from pipeline.serve.runtime.lookups import MISSING_INTEGER
-from pipeline.serve.runtime.request import Reader
+from pipeline.serve.runtime.request import RequestReader
 from pipeline.serve.runtime.times import microseconds
 from tests.preprocessing.whole_log import Interactions, read_interactions
 
@@ -204,7 +204,7 @@ def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -
 
 def encode(shop: Shop, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """A request's tensors as the model is given them."""
-    return shop.encoder.encode(Reader(shop.encoder).read(tensors).rows)
+    return shop.encoder.encode(RequestReader(shop.encoder).read(tensors).rows)
 
 
 def check(shop: Shop, rows: list[tuple], time_type: pa.DataType) -> None:

@@ -20,7 +20,7 @@ from pipeline.serve.client.async_client import AsyncClient
 from pipeline.serve.client.client import Client
 from pipeline.serve.client.tensors import request_tensors
 from pipeline.serve.runtime.encoder import Encoder
-from pipeline.serve.runtime.request import Reader
+from pipeline.serve.runtime.request import RequestReader
 from pipeline.serve.triton.ports import free_ports
 from pipeline.serve.triton.server import TritonServer
 from tests.conftest import SESSION, Shop
@@ -61,7 +61,7 @@ def offline(
 ) -> Any:
     """The model itself, from the tensors that the encoder makes."""
     encoder = Encoder(shop.repository / "recommender_requests_v1" / "1")
-    encoded = encoder.encode(Reader(encoder).read(tensors).rows)
+    encoded = encoder.encode(RequestReader(encoder).read(tensors).rows)
     features = {
         name: torch.from_numpy(values[:, 0] if values.shape[1] == 1 else values)
         for name, values in encoded.items()
@@ -205,7 +205,7 @@ def test_a_frame_gives_what_its_file_gives(
     other = client.recommend_frame(frame, 3, exclude=shown)
     assert len(other) == 450
     assert not set(other["item_id"]) & set(shown)
-    with pytest.raises(ConfigError, match="exclude has lists of its own for sessions"):
+    with pytest.raises(ConfigError, match="exclude has a list for each session"):
         client.recommend_frame(frame, 3, exclude=[["sku-00001"]] * 150)
     few = client.recommend_frame(frame[["session", "product"]], 3)
     assert len(few) == 450

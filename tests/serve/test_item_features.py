@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.data.fitted import Fitted
 from pipeline.serve.runtime.encoder import Encoder
-from pipeline.serve.runtime.request import Reader
+from pipeline.serve.runtime.request import RequestReader
 from tests.conftest import Shop
 
 
@@ -18,7 +18,7 @@ def encoder(shop: Shop) -> Encoder:
 
 
 def encode(encoder: Encoder, **tensors: np.ndarray) -> dict[str, np.ndarray]:
-    return encoder.encode(Reader(encoder).read(tensors).rows)
+    return encoder.encode(RequestReader(encoder).read(tensors).rows)
 
 
 def test_item_ids_alone_are_as_good_as_with_what_describes_them(
@@ -35,7 +35,7 @@ def test_item_ids_alone_are_as_good_as_with_what_describes_them(
         price=clicks["price"].to_numpy(np.float64).reshape(6, 10),
     )
     unsent = encode(encoder, item_id=item)
-    assert set(encoder.of_item) == {"category", "price"}
+    assert set(encoder.item_features) == {"category", "price"}
     for name in ("category", "price"):
         assert sent[name].dtype == unsent[name].dtype
         np.testing.assert_array_equal(unsent[name], sent[name])

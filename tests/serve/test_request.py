@@ -13,10 +13,10 @@ from pipeline.exporting.request_tables import encoder_spec, write_encoder
 from pipeline.preprocessing.run import preprocess
 from pipeline.recipe.preprocess import Preprocess
 from pipeline.serve import runtime as front
+from pipeline.serve.runtime import RequestError
 from pipeline.serve.runtime.encoder import Encoder
-from pipeline.serve.runtime.errors import RequestError
 from pipeline.serve.runtime.lookups import FIRST_ITEM, MISSING_INTEGER
-from pipeline.serve.runtime.request import MOST_INTERACTIONS, Reader, Request
+from pipeline.serve.runtime.request import MAX_REQUEST_VALUES, Request, RequestReader
 from tests.serve.test_encoder import assert_same, shop_with
 
 
@@ -26,8 +26,8 @@ def served() -> Encoder:
 
 
 @pytest.fixture(scope="module")
-def reader(served: Encoder) -> Reader:
-    return Reader(served)
+def reader(served: Encoder) -> RequestReader:
+    return RequestReader(served)
 
 
 COLUMNS = ["number", "colour", "nothing", "price", "dwell", "flat", "void", "device", "age",
@@ -82,12 +82,12 @@ def sessions(**changes: Any) -> dict[str, np.ndarray]:
         ({"filter_seen": np.array([[True], [False]])}, "filter_seen differs within a request"),
         ({"item_id": np.full((200, 1), "a", object), "candidates": np.full((1, 9_000), "a", object),
           **dict.fromkeys(COLUMNS)}, "9000 ids for each of 200 sessions"),
-        ({"price": np.ones((2, MOST_INTERACTIONS))}, "price has 200000 values, expected at most"),
+        ({"price": np.ones((2, MAX_REQUEST_VALUES))}, "price has 200000 values, expected at most"),
         ({"candidates": np.full((2, 10_001), "a", object)}, "10001 ids for each of 2 sessions"),
     ],
 )  # fmt: skip
 def test_a_request_that_cannot_be_answered_says_what_is_wrong(
-    reader: Reader, changes: dict, expected: str
+    reader: RequestReader, changes: dict, expected: str
 ) -> None:
     with pytest.raises(RequestError) as caught:
         reader.read(sessions(**changes))
@@ -96,7 +96,7 @@ def test_a_request_that_cannot_be_answered_says_what_is_wrong(
 
 
 def test_a_time_that_the_model_does_not_know_is_refused() -> None:
-    reader = Reader(shop_with("none", 3, ()).encoder)
+    reader = RequestReader(shop_with("none", 3, ()).encoder)
     with pytest.raises(RequestError, match="trained without"):
         reader.read(sessions())
     reader.read(sessions(timestamp=None))
@@ -112,28 +112,28 @@ def test_a_time_that_the_model_does_not_know_is_refused() -> None:
     ],
 )
 def test_a_list_length_out_of_bounds_is_refused(
-    reader: Reader, k: list[list[int]], expected: str
+    reader: RequestReader, k: list[list[int]], expected: str
 ) -> None:
     with pytest.raises(RequestError) as caught:
         reader.read(sessions(k=np.array(k, np.int32)))
     assert expected in str(caught.value)
 
 
-def test_the_list_length_is_that_of_the_request_or_the_default(reader: Reader) -> None:
+def test_the_list_length_is_that_of_the_request_or_the_default(reader: RequestReader) -> None:
     assert reader.read(sessions()).k == 10
     assert reader.read(sessions(k=np.array([[1], [1]], np.int32))).k == 1
     assert reader.read(sessions(k=np.array([[50]], np.int32))).k == 50
 
 
 @pytest.mark.parametrize("dtype", [object, "S", "U"])
-def test_text_may_come_as_bytes_or_str(reader: Reader, dtype: Any) -> None:
+def test_text_may_come_as_bytes_or_str(reader: RequestReader, dtype: Any) -> None:
     ids = np.array([["a", "é"], ["", "unknown"]])
     ids = np.char.encode(ids, "utf-8") if dtype == "S" else ids.astype(dtype)
     found = reader.encoder.encode(reader.read(sessions(item_id=ids)).rows)
     assert found["item_id"].tolist() == [[3, 5, 0], [1, 2, 0]]
 
 
-def test_integers_of_any_width_are_taken(reader: Reader) -> None:
+def test_integers_of_any_width_are_taken(reader: RequestReader) -> None:
     for dtype in (np.int8, np.int32, np.int64):
         found = reader.encoder.encode(
             reader.read(sessions(number=np.array([[7, 8]] * 2, dtype))).rows
@@ -143,7 +143,7 @@ def test_integers_of_any_width_are_taken(reader: Reader) -> None:
         reader.read(sessions(number=np.array([[7, 8]] * 2, np.uint64)))
 
 
-def test_the_request_is_not_changed(reader: Reader) -> None:
+def test_the_request_is_not_changed(reader: RequestReader) -> None:
     tensors = sessions(price=np.array([[np.inf, -5.0]] * 2))
     before = {name: array.copy() for name, array in tensors.items()}
     reader.encoder.encode(reader.read(tensors).rows)
@@ -152,7 +152,7 @@ def test_the_request_is_not_changed(reader: Reader) -> None:
 
 
 @pytest.mark.parametrize("name", ["price", "colour", "number", "device", "age", "timestamp"])
-def test_a_column_that_is_not_sent_counts_as_missing(reader: Reader, name: str) -> None:
+def test_a_column_that_is_not_sent_counts_as_missing(reader: RequestReader, name: str) -> None:
     missing = {"price": np.nan, "colour": b"", "number": MISSING_INTEGER, "device": b"",
                "age": np.nan}  # fmt: skip
     found = reader.encoder.encode(reader.read(sessions(**{name: None})).rows)
@@ -167,7 +167,7 @@ def test_a_column_that_is_not_sent_counts_as_missing(reader: Reader, name: str) 
     assert_same(found, expected)
 
 
-def test_the_item_ids_alone_are_a_request(reader: Reader) -> None:
+def test_the_item_ids_alone_are_a_request(reader: RequestReader) -> None:
     request = reader.read({"item_id": np.array([["a", "b"]], object)})
     encoded = reader.encoder.encode(request.rows)
     assert encoded["item_id"].tolist() == [[3, 4, 0]]
@@ -175,7 +175,7 @@ def test_the_item_ids_alone_are_a_request(reader: Reader) -> None:
     assert encoded["price"].tolist() == [[0, 0, 0]]
 
 
-def test_excluded_items_and_candidates_become_indices(reader: Reader) -> None:
+def test_excluded_items_and_candidates_become_indices(reader: RequestReader) -> None:
     rows = np.array([["a", "", "unknown"], ["é", "b", ""]], object)
     request = reader.read(sessions(exclude=rows, candidates=rows[:1]))
     assert request.excluded.tolist() == [[3, 0, 2], [5, 4, 0]]
@@ -188,7 +188,7 @@ def test_excluded_items_and_candidates_become_indices(reader: Reader) -> None:
         assert reader.read(sessions(candidates=nothing)).candidates.tolist() == [[2], [2]]
 
 
-def test_items_of_the_whole_session_are_left_out_where_seen_ones_are(reader: Reader) -> None:
+def test_items_of_the_whole_session_are_left_out_where_seen_ones_are(reader: RequestReader) -> None:
     ids = np.array([["b", "é", "x", "a", "b"], ["a", "", "b", "b", "b"]], object)
     tensors = {"item_id": ids, "length": np.array([[5], [3]], np.int32)}
     assert reader.read(tensors).excluded.tolist() == [[], []]
@@ -208,7 +208,7 @@ def flat(tensors: dict[str, np.ndarray], order: list[int]) -> dict[str, np.ndarr
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [2, 0, 3, 1], [1, 3, 0, 2]])
 def test_flat_interactions_are_the_same_as_rows_of_sessions(
-    reader: Reader, order: list[int]
+    reader: RequestReader, order: list[int]
 ) -> None:
     tensors = sessions(timestamp=np.array([[1, 2], [5, 9]]))
     rows = reader.encoder.encode(reader.read(tensors).rows)
@@ -235,7 +235,7 @@ def test_session_ids_are_read_without_nul_as_in_a_log(tmp_path: Path) -> None:
     (tmp_path / "encoder").mkdir()
     write_encoder(tmp_path / "encoder", fitted, encoder_spec(fitted, default_k=1, max_k=2))
     encoder = Encoder(tmp_path / "encoder")
-    reader = Reader(encoder)
+    reader = RequestReader(encoder)
 
     def items(sent: list[bytes], ids: list[bytes] | None = None) -> list[list[int]]:
         tensors = {"item_id": np.array([sent], object)}
@@ -253,20 +253,20 @@ def test_session_ids_are_read_without_nul_as_in_a_log(tmp_path: Path) -> None:
         items([b"a", b"b"], [b"s", b"\0"])
 
 
-def test_a_flat_request_has_a_bounded_number_of_sessions(reader: Reader) -> None:
+def test_a_flat_request_has_a_bounded_number_of_sessions(reader: RequestReader) -> None:
     ids = np.arange(10_001)[np.newaxis]
     with pytest.raises(RequestError, match="names 10001 sessions, expected at most 10000"):
         reader.read({"item_id": np.full(ids.shape, "a", object), "session_id": ids})
 
 
-def test_flat_interactions_all_have_a_session(reader: Reader) -> None:
+def test_flat_interactions_all_have_a_session(reader: RequestReader) -> None:
     tensors = flat(sessions(), [0, 1, 2, 3])
     tensors["session_id"] = np.array([[9, MISSING_INTEGER, 8, 8]])
     with pytest.raises(RequestError, match="session_id is missing for an interaction"):
         reader.read(tensors)
 
 
-def test_filters_of_many_flat_sessions_take_bounded_room(reader: Reader) -> None:
+def test_filters_of_many_flat_sessions_take_bounded_room(reader: RequestReader) -> None:
     ids = np.concatenate([np.zeros(20_000, np.int64), np.arange(1, 9_001)])[np.newaxis]
     tensors = {"item_id": np.full(ids.shape, "a", object), "session_id": ids}
     tensors["filter_seen"] = np.array([[True]])
@@ -275,12 +275,12 @@ def test_filters_of_many_flat_sessions_take_bounded_room(reader: Reader) -> None
     assert request.excluded.max(1).tolist() == [3] * 9_001
 
 
-def test_flat_interactions_have_no_lengths(reader: Reader) -> None:
+def test_flat_interactions_have_no_lengths(reader: RequestReader) -> None:
     with pytest.raises(RequestError, match="length is for one session a row"):
         reader.read(flat(sessions(), [0, 1, 2, 3]) | {"length": np.array([[4]])})
 
 
-def test_a_session_column_of_flat_interactions_is_that_of_the_oldest(reader: Reader) -> None:
+def test_a_session_column_of_flat_interactions_is_that_of_the_oldest(reader: RequestReader) -> None:
     tensors = flat(sessions(timestamp=np.array([[2, 1], [5, 9]])), [0, 1, 2, 3])
     tensors["device"] = np.array([["tablet", "phone", "", "tablet"]], object)
     found = reader.encoder.encode(reader.read(tensors).rows)["device"].tolist()
@@ -288,14 +288,14 @@ def test_a_session_column_of_flat_interactions_is_that_of_the_oldest(reader: Rea
     assert found == reader.encoder.encode(reader.read(wanted).rows)["device"].tolist()
 
 
-def test_a_single_interaction_with_a_session_id_is_a_session(reader: Reader) -> None:
+def test_a_single_interaction_with_a_session_id_is_a_session(reader: RequestReader) -> None:
     request = reader.read({"item_id": np.array([["a"]], object), "session_id": np.array([[7]])})
     assert isinstance(request, Request)
     assert not request.flat
     assert request.session_ids.tolist() == [[7]]
 
 
-def test_the_package_runs_on_python_3_10_by_itself(reader: Reader) -> None:
+def test_the_package_runs_on_python_3_10_by_itself(reader: RequestReader) -> None:
     # that is what NVIDIA's image has
     for file in Path(front.__file__).parent.glob("*.py"):
         ast.parse(file.read_text(encoding="utf-8"), feature_version=(3, 10))

@@ -19,6 +19,7 @@ import pytest
 
 from pipeline.core.errors import ConfigError, ServingError
 from pipeline.data.fitted import Fitted
+from pipeline.data.loader import SessionLoader
 from pipeline.evaluation.recommender import Recommender
 from pipeline.exporting.run import export
 from pipeline.preprocessing import workflow
@@ -59,7 +60,12 @@ def offline_lists(run: Path, log: Path, directory: Path, k: int) -> dict[Any, tu
     target.mkdir(parents=True)
     table = pa.Table.from_pandas(sessions, preserve_index=False).replace_schema_metadata(None)
     pq.write_table(table, target / "part-0.parquet")
-    parts = list(Recommender.open(run).recommend(directory, "test", k))
+    recommender = Recommender.open(run)
+    inputs = recommender.model.inputs
+    loader = SessionLoader(
+        directory, "test", item=inputs.item, features=inputs.feature_names, batch_size=256
+    )
+    parts = list(recommender._recommend(loader, k, False, np.zeros(0, np.int64), None))
     items = np.concatenate([part.items for part in parts]).tolist()
     scores = np.concatenate([part.scores for part in parts]).tolist()
     rows = zip(items, scores, strict=True)

@@ -1,4 +1,4 @@
-"""What a server answered."""
+"""Recommendations that a server or a model in this process returns."""
 
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,29 +14,29 @@ RANK, SCORE = "rank", "score"
 
 
 class Answer(NamedTuple):
-    """Lists of one request, best first."""
+    """Recommendation lists of one request, best item first."""
 
     items: np.ndarray
-    """(B, K) raw ids: int64 or text; of no meaning where the score is minus infinity."""
+    """(B, K) raw ids, int64 or text; without meaning where the score is minus infinity."""
     scores: np.ndarray
-    """(B, K) float32, minus infinity where a list has no more items."""
+    """(B, K) float32, minus infinity behind the end of a short list."""
     embeddings: np.ndarray | None = None
-    """(B, E), where asked for: inner products with `item_embeddings` of the model are scores."""
+    """(B, E) if requested: inner products with `item_embeddings` of the model are the scores."""
 
     @classmethod
-    def of(
+    def from_tensors(
         cls, items: np.ndarray, scores: np.ndarray, embeddings: np.ndarray | None = None
     ) -> "Answer":
-        """From the tensors of an answer, where text is UTF-8."""
+        """Decode the tensors of a response, where text is UTF-8."""
         if items.dtype == np.object_:
             texts = [v.decode("utf-8", "replace") for v in items.reshape(-1)]
             items = np.array(texts, object).reshape(items.shape)
         return cls(items, scores, embeddings)
 
     def records(self, sessions: Iterable[Any]) -> Iterator[dict[str, Any]]:
-        """One a session, as JSON takes it: its id and its list, best first.
+        """Yield the id and the list of each session as JSON takes them.
 
-        `sessions` are B ids, None where there is none.
+        `sessions` are B ids, None for a session without one.
         """
         for session, items, scores in zip(sessions, self.items, self.scores, strict=True):
             pairs = zip(items.tolist(), scores.tolist(), strict=True)
@@ -48,8 +48,8 @@ class Answer(NamedTuple):
             }
 
 
-def frame_of(records: Iterable[dict[str, Any]]) -> "pd.DataFrame":
-    """One row a recommendation: session_id, rank from 1, item_id, score."""
+def records_to_frame(records: Iterable[dict[str, Any]]) -> "pd.DataFrame":
+    """Return one row a recommended item: session_id, rank from 1, item_id, score."""
     import pandas as pd
 
     rows = [

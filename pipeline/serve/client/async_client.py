@@ -1,4 +1,4 @@
-"""The client for programs that do other things while they wait."""
+"""Client with methods to await."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -6,19 +6,20 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from pipeline.serve.client.answers import Answer, frame_of
-from pipeline.serve.client.client import Connection, batches
+from pipeline.serve.client.answers import Answer, records_to_frame
+from pipeline.serve.client.client import batches
+from pipeline.serve.client.connection import Connection
 from pipeline.serve.client.served_model import ServedModel
 from pipeline.serve.client.tensors import Columns, listed, request_tensors
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_REQUESTS_AT_ONCE = 8
+_CONCURRENT_REQUESTS = 8
 
 
 class AsyncClient(Connection):
-    """As `Client`, with methods to await; open it inside a running event loop.
+    """`Client` with methods to await; open it inside a running event loop.
 
     async with AsyncClient("grpc://127.0.0.1:8001") as client:
         answer = await client.recommend([{"item_id": ["a", "b"]}], k=10)
@@ -34,24 +35,20 @@ class AsyncClient(Connection):
 
     async def close(self) -> None:
         """Close the connection."""
-        await self._wire.client.close()
+        await self._client.close()
 
     async def served(self) -> ServedModel:
-        """What the server's model takes; asked once."""
+        """Return the description of the server's model, requested once."""
         if self._served is None:
-            asked = self._wire.config_arguments(self.name)
-            config = await self._ask(self._wire.client.get_model_config(**asked))
-            self._served = ServedModel.from_config(config.get("config", config), self.name)
+            arguments = self._config_arguments()
+            return self._read_config(await self._wait(self._client.get_model_config(**arguments)))
         return self._served
 
     async def infer(self, tensors: dict[str, np.ndarray], *, embeddings: bool = False) -> Answer:
-        """One request of (B, n) tensors as they are."""
-        try:
-            arguments = self._wire.arguments(self.name, tensors, embeddings=embeddings)
-        except Exception as error:
-            raise self._wire.error(error) from None
-        result = await self._ask(self._wire.client.infer(**arguments))
-        return self._wire.answer(result, embeddings=embeddings)
+        """Send one request of (B, n) tensors as they are."""
+        arguments = self._infer_arguments(tensors, embeddings=embeddings)
+        result = await self._wait(self._client.infer(**arguments))
+        return self._read_result(result, embeddings=embeddings)
 
     async def recommend(
         self,
@@ -68,24 +65,24 @@ class AsyncClient(Connection):
     async def recommend_frame(
         self, frame: "pd.DataFrame", k: int | None = None, **filters: Any
     ) -> "pd.DataFrame":
-        """As `Client.recommend_frame`, several requests at a time."""
+        """As `Client.recommend_frame`, with several requests at a time."""
         from pipeline.serve.client.logs import sessions_of_frame
 
         served = await self.served()
         filters = listed(filters)
-        free = asyncio.Semaphore(_REQUESTS_AT_ONCE)
+        slots = asyncio.Semaphore(_CONCURRENT_REQUESTS)
 
         async def ask(ids: list[Any], batch: list[Columns]) -> list[dict[str, Any]]:
-            async with free:
+            async with slots:
                 answer = await self.recommend(batch, k, **filters)
             return list(answer.records(ids))
 
         parts = batches(sessions_of_frame(served, frame), served, filters)
-        found = await asyncio.gather(*(ask(ids, batch) for ids, batch in parts))
-        return frame_of(record for records in found for record in records)
+        results = await asyncio.gather(*(ask(ids, batch) for ids, batch in parts))
+        return records_to_frame(record for records in results for record in records)
 
-    async def _ask(self, call: Awaitable[Any]) -> Any:
+    async def _wait(self, call: Awaitable[Any]) -> Any:
         try:
-            return await asyncio.wait_for(call, self._wire.timeout)
+            return await asyncio.wait_for(call, self._timeout)
         except Exception as error:
-            raise self._wire.error(error) from None
+            raise self._error(error) from None

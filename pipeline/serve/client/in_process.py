@@ -1,4 +1,4 @@
-"""A model in this process that is asked as a server is."""
+"""Client of a model in this process."""
 
 from pathlib import Path
 
@@ -6,61 +6,62 @@ import numpy as np
 
 from pipeline.core.errors import ConfigError
 from pipeline.serve.client.answers import Answer
-from pipeline.serve.client.client import Answering
+from pipeline.serve.client.client import SyncClient
 from pipeline.serve.client.served_model import ServedModel
-from pipeline.serve.runtime.answer import answers
+from pipeline.serve.runtime import RequestError
+from pipeline.serve.runtime.batching import BatchRunner, RunModel
 from pipeline.serve.runtime.encoder import Encoder
-from pipeline.serve.runtime.errors import RequestError
-from pipeline.serve.runtime.program import Ask, Program
-from pipeline.serve.runtime.request import Reader
+from pipeline.serve.runtime.request import RequestReader
+from pipeline.serve.runtime.response import response_tensors
 
 
-class LocalClient(Answering):
-    """Answers as `Client` does: requests are read and encoded by the code that runs in Triton.
+class InProcessClient(SyncClient):
+    """Answers as `Client` does: the code that runs in Triton reads and encodes the requests.
 
-    `pipeline.in_process.open_run` makes one of a run. ConfigError for what a server would refuse.
+    `pipeline.in_process.open_run` makes one from a run. ConfigError for what a server would refuse.
     """
 
-    def __init__(self, served: ServedModel, directory: Path, ask: Ask) -> None:
-        """Read `encoder.json` and its tables in `directory`; `ask` runs the model."""
+    def __init__(self, served: ServedModel, directory: Path, run_model: RunModel) -> None:
+        """Read `encoder.json` and its tables in `directory`."""
         encoder = Encoder(directory)
         self._served = served
-        self._reader = Reader(encoder)
-        self._program = Program(encoder, ask)
+        self._reader = RequestReader(encoder)
+        self._runner = BatchRunner(encoder, run_model)
 
     def close(self) -> None:
-        """Nothing: there is no connection."""
+        """Do nothing: there is no connection."""
 
     @property
     def served(self) -> ServedModel:
-        """What the model takes."""
+        """Description of the model."""
         return self._served
 
     def infer(self, tensors: dict[str, np.ndarray], *, embeddings: bool = False) -> Answer:
-        """One request of (B, n) tensors as they are."""
+        """Run one request of (B, n) tensors as they are."""
         k = tensors.get("k")
         if k is not None and not ((k >= 1) & (k <= self._served.max_k)).all():
             raise ConfigError(
                 f"k is {k.flat[0]}, expected 1 to {self._served.max_k}, the items of the catalogue."
             )
         try:
-            request = self._reader.read({name: _sent(given) for name, given in tensors.items()})
+            request = self._reader.read({name: _as_sent(array) for name, array in tensors.items()})
         except RequestError as error:
             raise ConfigError(str(error)) from None
         except UnicodeError as error:
             raise ConfigError(f"A value is not text in UTF-8: {error}.") from None
-        wanted = ("item_ids", "scores", *(["embedding"] if embeddings else []))
-        lists = self._program([request])
-        found = answers(request, lists, self._reader.encoder.items, wanted)
-        vectors = found["embedding"] if embeddings else None
-        return Answer.of(found["item_ids"], found["scores"], vectors)
+        outputs = ("item_ids", "scores", *(["embedding"] if embeddings else []))
+        items = self._reader.encoder.items
+        response = response_tensors(request, self._runner([request]), items, outputs)
+        return Answer.from_tensors(
+            response["item_ids"], response["scores"], response.get("embedding")
+        )
 
 
-def _sent(given: np.ndarray) -> np.ndarray:
-    """As it arrives at a server: text is bytes there."""
-    if given.dtype.kind not in "OU":
-        return given
-    texts = [v if isinstance(v, bytes) else str(v).encode() for v in given.reshape(-1).tolist()]
-    sent = np.empty(len(texts), object)
-    sent[:] = texts
-    return sent.reshape(given.shape)
+def _as_sent(array: np.ndarray) -> np.ndarray:
+    """Encode text as bytes, which is how it arrives at a server."""
+    if array.dtype.kind not in "OU":
+        return array
+    texts = [v if isinstance(v, bytes) else str(v).encode() for v in array.reshape(-1).tolist()]
+    encoded = np.empty(len(texts), object)
+    encoded[:] = texts
+    return encoded.reshape(array.shape)

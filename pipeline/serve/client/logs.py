@@ -1,4 +1,4 @@
-"""Raw log files as the sessions of requests."""
+"""Sessions of requests from raw logs and data frames."""
 
 import warnings
 from collections.abc import Iterator
@@ -22,41 +22,41 @@ from pipeline.serve.client.tensors import Columns
 
 
 def read_sessions(served: ServedModel, files: list[Path]) -> Iterator[tuple[Any, Columns]]:
-    """Ids and raw columns of each session, its rows in the order of time.
+    """Yield id and raw columns of each session, its rows in the order of time.
 
-    Rows without a session id belong to none and are passed over. A warning says what else was
-    dropped or repaired. DataError for a file that cannot be read, lacks a column or holds no row.
+    Rows without a session id are skipped. A warning lists what else was dropped or repaired.
+    DataError for a file that cannot be read, lacks a column or has no row.
     """
     files = find_logs(served.recipe, files)
-    recipe = _read_as(served.recipe, known_columns(served.recipe, files))
+    recipe = _log_recipe(served.recipe, known_columns(served.recipe, files))
     report = Report()
     tables = read_logs(recipe, files, report)
     if not sum(table.num_rows for table in tables):
         raise DataError(f"{', '.join(map(str, files))} holds no row to recommend for.")
-    absent = sum(_without_session(table) for table in tables)
-    report.dropped["rows without a session id"] += absent
+    missing = sum(_num_missing_sessions(table) for table in tables)
+    report.dropped["rows without a session id"] += missing
     if counts := report.counts:
-        told = "; ".join(f"{count:,} {reason}" for reason, count in counts.items())
-        warnings.warn(f"{', '.join(map(str, files))}: {told}.", InputWarning, stacklevel=2)
+        text = "; ".join(f"{count:,} {reason}" for reason, count in counts.items())
+        warnings.warn(f"{', '.join(map(str, files))}: {text}.", InputWarning, stacklevel=2)
     return _sessions(served, tables)
 
 
-def _without_session(table: pa.Table) -> int:
-    found, _ = values.category_chunk(values.plain(table[SESSION]), "string")
-    return int(found.null_count)
+def _num_missing_sessions(table: pa.Table) -> int:
+    ids, _ = values.category_chunk(values.plain(table[SESSION]), "string")
+    return int(ids.null_count)
 
 
 def sessions_of_frame(served: ServedModel, frame: pd.DataFrame) -> Iterator[tuple[Any, Columns]]:
-    """The same of a frame with the log's columns; all but session and item may be missing.
+    """Yield the sessions of a frame with the log's columns; only session and item are required.
 
-    DataError where one of these two is.
+    DataError where one of these two is missing.
     """
-    table = read_frame(_read_as(served.recipe, set(frame.columns)), frame)
+    table = read_frame(_log_recipe(served.recipe, set(frame.columns)), frame)
     return _sessions(served, [table])
 
 
-def _read_as(recipe: Preprocess, columns: set[str]) -> Preprocess:
-    """The recipe for a log to recommend from, which has these `columns`.
+def _log_recipe(recipe: Preprocess, columns: set[str]) -> Preprocess:
+    """Return the recipe for a log with these `columns` to recommend from.
 
     Operator features are not read; of target encodings the category is. Features of a side table
     are read if this log has them.
@@ -72,43 +72,42 @@ def _read_as(recipe: Preprocess, columns: set[str]) -> Preprocess:
 
 
 def _sessions(served: ServedModel, tables: list[pa.Table]) -> Iterator[tuple[Any, Columns]]:
-    known = [name for name in served.columns if name in tables[0].column_names]
-    chunks = {name: [values.plain(table[name]) for table in tables] for name in [SESSION, *known]}
-    sessions = values.categories(chunks.pop(SESSION), None)[0]
-    columns: dict[str, Any] = {}
-    for name, parts in chunks.items():
-        kind = served.types.get(name) or served.timestamp_type
-        if name == TIMESTAMP:
-            columns[name] = _raw_times(parts, str(kind), served.recipe.timestamp)
-        elif kind == "float64":
-            columns[name] = values.numbers(parts, positive=False)[0]
-        else:
-            columns[name] = values.categories(parts, kind)[0]  # type: ignore[arg-type]
-    frame = pd.DataFrame(columns)
-    frame["_session"] = sessions.to_numpy()
-    if served.recipe.timestamp is not None and TIMESTAMP in columns:
-        parts = [values.plain(table[TIMESTAMP]) for table in tables]
-        times = values.microseconds(parts, served.recipe.timestamp)[0]
-        if (times != values.NO_TIME).all():  # an interaction without a time keeps its place
+    names = [name for name in served.columns if name in tables[0].column_names]
+    frame = pd.DataFrame({name: _column(served, tables, name) for name in names})
+    chunks = [values.plain(table[SESSION]) for table in tables]
+    frame["_session"] = values.categories(chunks, None)[0].to_numpy()
+    if served.recipe.timestamp is not None and TIMESTAMP in names:
+        chunks = [values.plain(table[TIMESTAMP]) for table in tables]
+        times = values.microseconds(chunks, served.recipe.timestamp)[0]
+        if (times != values.NO_TIME).all():  # an interaction without a time keeps its position
             frame["_time"] = times
             frame = frame.iloc[np.argsort(times, kind="stable")]
     gap = served.recipe.session_gap and duration_microseconds(served.recipe.session_gap)
     for session, rows in frame.groupby("_session", sort=False, dropna=True):
-        taken: Columns = {}
-        first = 0  # the oldest interaction of the session that is going on
+        columns: Columns = {}
+        first = 0  # oldest interaction of the current session
         if gap is not None and "_time" in rows:
-            begins = np.flatnonzero(np.diff(rows["_time"].to_numpy()) > gap) + 1
-            first = int(begins[-1]) if len(begins) else 0
-        for name in columns:
-            given = [None if pd.isna(v) else v for v in rows[name].tolist()]
-            if served.scopes.get(name) == "session":
-                given = given[first : first + 1]
-            taken[name] = given
-        yield session, taken
+            starts = np.flatnonzero(np.diff(rows["_time"].to_numpy()) > gap) + 1
+            first = int(starts[-1]) if len(starts) else 0
+        for name in names:
+            column = [None if pd.isna(v) else v for v in rows[name].tolist()]
+            per_session = served.scopes.get(name) == "session"
+            columns[name] = column[first : first + 1] if per_session else column
+        yield session, columns
+
+
+def _column(served: ServedModel, tables: list[pa.Table], name: str) -> Any:
+    kind = served.types.get(name) or served.timestamp_type
+    chunks = [values.plain(table[name]) for table in tables]
+    if name == TIMESTAMP:
+        return _raw_times(chunks, str(kind), served.recipe.timestamp)
+    if kind == "float64":
+        return values.numbers(chunks, positive=False)[0]
+    return values.categories(chunks, kind)[0]  # type: ignore[arg-type]
 
 
 def _raw_times(parts: list[pa.Array], kind: str, config: Timestamp | None) -> Any:
-    """Times as the server takes them: text, or numbers in the log's unit."""
+    """Return times as the server takes them: text, or numbers in the log's unit."""
     if kind == "string":
         texts = []
         for part in parts:

@@ -1,4 +1,4 @@
-"""What a server's model takes, as the exporter wrote it into the ensemble's configuration."""
+"""Description of a served model, which the exporter wrote into the ensemble's configuration."""
 
 import json
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ _PARAMETER = "pipeline"
 
 @dataclass(frozen=True, kw_only=True)
 class ServedModel:
-    """What the server says of the ensemble that it serves."""
+    """Inputs and limits of the model."""
 
     recipe: Preprocess
     session: str
     columns: dict[str, str]
-    """Column of the log, by tensor."""
+    """Column of the log by tensor name."""
     types: dict[str, str]
     scopes: dict[str, str]
     timestamp_type: str | None
@@ -26,19 +26,19 @@ class ServedModel:
     default_k: int
     max_k: int
     max_batch: int
-    """Most sessions of a request."""
+    """Maximum number of sessions of a request."""
     version: int
-    """Of the export; each into the same place is the next one."""
+    """Number of the export; one into the same place has the next."""
 
     @classmethod
     def from_facts(cls, facts: dict[str, Any], source: str) -> Self:
-        """From what the exporter writes for clients. KeyError or TypeError where it is not that."""
+        """Read what the exporter writes for clients. KeyError or TypeError for anything else."""
         facts = facts | {"recipe": Preprocess.from_dict(facts["recipe"], source)}
         return cls(**{field: facts[field] for field in cls.__dataclass_fields__})
 
     @classmethod
     def from_config(cls, config: dict[str, Any], name: str) -> Self:
-        """From the parameters of the ensemble's configuration."""
+        """Read the parameters of the ensemble's configuration."""
         try:
             facts = json.loads(config["parameters"][_PARAMETER]["string_value"])
             policy = config.get("version_policy", {}).get("specific", {})
@@ -52,5 +52,5 @@ class ServedModel:
 
 
 def request_tables(repository: Path, name: str, version: int) -> Path:
-    """Directory of the request runtime's tables in an exported repository."""
+    """Return the directory of the request runtime's tables in an exported repository."""
     return repository / f"{name}_requests_v{version}" / "1"

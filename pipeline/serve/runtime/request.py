@@ -1,6 +1,7 @@
-"""Requests as Triton gives them, checked: sessions, and what their lists may hold.
+"""Requests: checks of the tensors that Triton passes, and their sessions and filters.
 
-Letters: B rows of a request, n its width, S sessions, X excluded items, C candidates, k of a list.
+Letters: B rows of a request, n its width, S sessions, X excluded items, C candidates, k the length
+of a list.
 """
 
 from __future__ import annotations
@@ -9,62 +10,62 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .encoder import MISSING, Encoder, Rows, newest, newest_starts
-from .errors import RequestError
+from . import RequestError
+from .encoder import Encoder
 from .lookups import FIRST_ITEM, MISSING_INTEGER, OUT_OF_VOCABULARY, without_nul
+from .rows import MISSING, Rows, newest, newest_starts
 from .times import microseconds
 
-MOST_INTERACTIONS = 100_000
-"""Of a request; the cells of its widest tensor."""
-MOST_FILTERED = 10_000
-"""Ids of `exclude` and of `candidates` for a session, and of its own items that are filtered:
-requests that are answered together are as wide as the widest of them."""
-MOST_SESSIONS = 10_000
-"""Of a flat request."""
-MOST_IN_ALL = 1_000_000
-"""Of all sessions of a request: one row of ids is for all of them."""
+MAX_REQUEST_VALUES = 100_000
+"""Maximum number of values of each tensor of a request."""
+MAX_SESSION_IDS = 10_000
+"""Maximum number of excluded items and of candidates of a session, its own filtered items included:
+requests of one batch are as wide as the widest of them."""
+MAX_SESSIONS = 10_000
+"""Maximum number of sessions in a flat request."""
+MAX_REQUEST_IDS = 1_000_000
+"""Maximum number of excluded items and of candidates of a request, over all its sessions; a row of
+ids that all sessions share counts for each."""
 KINDS = {"int64": "i", "float64": "fi", "string": "OSU"}
+"""NumPy kinds of a tensor by type of a column."""
 
 
 class Request(NamedTuple):
-    """What was asked."""
+    """Sessions of a request and the options of their lists."""
 
     rows: Rows
     session_ids: np.ndarray
-    """(B, 1), or (1, S) where interactions came flat."""
+    """(B, 1), or (1, S) of a flat request."""
     flat: bool
     k: int
     excluded: np.ndarray
-    """(S, X) item indices, 0 for none."""
+    """(S, X) item indices, padded with 0."""
     candidates: np.ndarray
-    """(S, C) item indices, 0 for none; a row without any may hold the whole catalogue."""
+    """(S, C) item indices, padded with 0; a row without any allows the whole catalogue."""
 
 
 class _Layout(NamedTuple):
-    """Where interactions stand in tensors of the shape of `item_id`."""
+    """Positions of the interactions in tensors of the shape of `item_id`."""
 
     shape: tuple[int, ...]
     cells: np.ndarray
-    """(interactions,) places in a flattened tensor, session by session."""
+    """(interactions,) positions in a flattened tensor, session by session."""
     lengths: np.ndarray
     """(S,)"""
     session_ids: np.ndarray
     flat: bool
 
 
-class Reader:
+class RequestReader:
     """Reads the requests of one model."""
 
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder
-        spec = encoder.spec
         self.types: dict[str, str] = {c["name"]: c["type"] for c in encoder.columns}
-        self.session_type: str = spec["session_type"]
-        self.inputs = [*self.types, "timestamp", "length", "session_id"]
-        self.inputs += ["k", "exclude", "candidates", "filter_seen"]
+        self.session_type: str = encoder.spec["session_type"]
 
     def read(self, tensors: dict[str, np.ndarray]) -> Request:
-        """Check the tensors of a request, by name. RequestError says what is wrong with it."""
+        """Check the tensors of a request. RequestError says what is wrong with it."""
         item = tensors.get("item_id")
         if item is None:
             raise RequestError("item_id is missing. Send the item ids of each session, (B, n).")
@@ -74,25 +75,25 @@ class Reader:
                 "session and one interaction."
             )
         for name, values in tensors.items():
-            # a list of ids for all comes as one for each row
-            most = MOST_IN_ALL if name in ("exclude", "candidates") else MOST_INTERACTIONS
-            if values.size > most:
+            # Triton repeats a list of ids for all sessions in each row
+            limit = MAX_REQUEST_IDS if name in ("exclude", "candidates") else MAX_REQUEST_VALUES
+            if values.size > limit:
                 raise RequestError(
-                    f"{name} has {values.size} values, expected at most {most} in a request."
+                    f"{name} has {values.size} values, expected at most {limit} in a request."
                 )
         layout = self._layout(item, tensors.get("session_id"), tensors.get("length"))
         times = self._times(tensors.get("timestamp"), layout)
-        columns = {}
-        for column in self.encoder.columns:
-            sent = tensors.get(column["name"])
-            if sent is not None:
-                gap = self.encoder.spec["session_gap"]
-                columns[column["name"]] = _column(column, sent, layout, times, gap)
+        gap = self.encoder.spec["session_gap"]
+        columns = {
+            column["name"]: _column(column, tensors[column["name"]], layout, times, gap)
+            for column in self.encoder.columns
+            if column["name"] in tensors
+        }
         rows = Rows(columns, layout.lengths, times)
         excluded = self._indices("exclude", tensors.get("exclude"), layout)
         if self._filters_seen(tensors.get("filter_seen")):
             indices = self.encoder.lookups["item_id"](columns["item_id"])
-            excluded = np.concatenate([excluded, _by_row(indices, layout.lengths)], axis=1)
+            excluded = np.concatenate([excluded, _pad_rows(indices, layout.lengths)], axis=1)
         candidates = self._indices("candidates", tensors.get("candidates"), layout)
         k = self._num_items(tensors.get("k"))
         return Request(rows, layout.session_ids, layout.flat, k, excluded, candidates)
@@ -112,22 +113,22 @@ class Reader:
             missing = MISSING_INTEGER if self.session_type == "int64" else b""
             if (ids == missing).any() or (ids.dtype == object and (ids == "").any()):
                 raise RequestError("session_id is missing for an interaction. Send one for each.")
-            return _of_flat(item.shape, ids[0])
+            return _flat_layout(item.shape, ids[0])
         if ids.shape != (item.shape[0], 1):
             raise RequestError(
                 f"session_id has the shape {list(ids.shape)}, expected [{item.shape[0]}, 1] for "
                 f"item_id's {list(item.shape)}, or [1, n] for both, flat."
             )
-        inside, lengths = _inside(item.shape, length)
-        return _Layout(item.shape, inside.reshape(-1).nonzero()[0], lengths, ids, flat=False)
+        mask, lengths = _read_lengths(item.shape, length)
+        return _Layout(item.shape, mask.reshape(-1).nonzero()[0], lengths, ids, flat=False)
 
     def _times(self, values: np.ndarray | None, layout: _Layout) -> np.ndarray | None:
-        """(interactions,) microseconds."""
+        """Return (interactions,) microseconds."""
         timestamp = self.encoder.timestamp
         if values is None:
             return None
         if timestamp is None:
-            raise RequestError("timestamp is not known here: the model was trained without.")
+            raise RequestError("timestamp is unknown: the model was trained without.")
         if values.shape != layout.shape:
             raise RequestError(
                 f"timestamp has the shape {list(values.shape)}, expected {list(layout.shape)} to "
@@ -135,71 +136,56 @@ class Reader:
             )
         _check_type("timestamp", values, timestamp["type"])
         times = microseconds(values.reshape(-1)[layout.cells], timestamp["unit"])
-        known = times != MISSING_INTEGER
-        if known.all():
-            return times
-        # an interaction without a time keeps its place: it gets that of the one before
-        starts = np.repeat(np.cumsum(layout.lengths) - layout.lengths, layout.lengths)
-        places = np.arange(len(times))
-        last = np.maximum.accumulate(np.where(known, places, starts))
-        filled = times[np.maximum(last, starts)]
-        # those before the first known one of their session get its time
-        after = np.minimum.accumulate(np.where(known, places, len(times) - 1)[::-1])[::-1]
-        ends = starts + np.repeat(layout.lengths, layout.lengths)
-        first = np.where(known[after] & (after < ends), times[after], MISSING_INTEGER)
-        filled = np.where(filled == MISSING_INTEGER, first, filled)
-        return np.where(filled == MISSING_INTEGER, 0, filled)
+        return _fill_times(times, layout.lengths)
 
     def _indices(self, name: str, values: np.ndarray | None, layout: _Layout) -> np.ndarray:
-        """(S, X) item indices of raw ids, (S, 0) where there are none.
+        """Return (S, X) item indices of raw ids, (S, 0) without the tensor.
 
-        What is not in the catalogue stays out of vocabulary: among candidates, it is one that no
-        list can hold.
+        Ids outside the catalogue stay out of vocabulary: as candidates, no list can hold them.
         """
         count = len(layout.lengths)
-        none = np.zeros((count, 0), np.int64)
         if values is None:
-            return none
+            return np.zeros((count, 0), np.int64)
         if values.ndim != 2 or values.shape[0] not in (1, layout.shape[0]):
             raise RequestError(
                 f"{name} has the shape {list(values.shape)}, expected [{layout.shape[0]}, m] with "
                 "the item ids of each session, or [1, m]."
             )
         if values.shape[1] == 0:
-            # a choice of nothing is not the whole catalogue
+            # without any candidate the list is empty and not the whole catalogue
             return np.full((count, int(name == "candidates")), OUT_OF_VOCABULARY)
-        if values.shape[1] > MOST_FILTERED or count * values.shape[1] > MOST_IN_ALL:
+        if values.shape[1] > MAX_SESSION_IDS or count * values.shape[1] > MAX_REQUEST_IDS:
             raise RequestError(
                 f"{name} has {values.shape[1]} ids for each of {count} sessions, expected at most "
-                f"{MOST_FILTERED} for each and {MOST_IN_ALL} in all."
+                f"{MAX_SESSION_IDS} for each and {MAX_REQUEST_IDS} in all."
             )
         _check_type(name, values, self.types["item_id"])
         indices = self.encoder.lookups["item_id"](values.reshape(-1)).reshape(values.shape)
-        found = np.where(indices < OUT_OF_VOCABULARY, 0, indices)  # rows end in missing ids
-        if name == "candidates":  # nor is one of unknown items
-            found[:, 0] = np.where(found.any(1), found[:, 0], OUT_OF_VOCABULARY)
-        return found if len(found) == count else np.repeat(found, count, axis=0)
+        indices = np.where(indices < OUT_OF_VOCABULARY, 0, indices)  # rows end in missing ids
+        if name == "candidates":  # nor is the list of unknown items
+            indices[:, 0] = np.where(indices.any(1), indices[:, 0], OUT_OF_VOCABULARY)
+        return indices if len(indices) == count else np.repeat(indices, count, axis=0)
 
     def _filters_seen(self, requested: np.ndarray | None) -> bool:
         if requested is None:
             return bool(self.encoder.spec["filter_seen"])
         if requested.dtype != np.bool_:
             raise RequestError(f"filter_seen holds {requested.dtype}, expected bool.")
-        return bool(_one_of("filter_seen", requested))
+        return bool(_single_value("filter_seen", requested))
 
     def _num_items(self, requested: np.ndarray | None) -> int:
-        """List length of a request: its `k`, one for all its sessions, or the default."""
+        """Return the list length: `k`, one for all sessions of the request, or the default."""
         if requested is None:
             return int(self.encoder.spec["default_k"])
-        k, most = int(_one_of("k", requested)), int(self.encoder.spec["max_k"])
-        if not 1 <= k <= most:
+        k, max_k = int(_single_value("k", requested)), int(self.encoder.spec["max_k"])
+        if not 1 <= k <= max_k:
             raise RequestError(
-                f"k is {k}, expected 1 to {most}. For longer lists export with a larger --max-k."
+                f"k is {k}, expected 1 to {max_k}. For longer lists export with a larger --max-k."
             )
         return k
 
 
-def _one_of(name: str, requested: np.ndarray) -> Any:
+def _single_value(name: str, requested: np.ndarray) -> Any:
     values = np.unique(requested)
     if values.size != 1:
         raise RequestError(
@@ -215,51 +201,75 @@ def _column(
     times: np.ndarray | None,
     gap: int | None,
 ) -> np.ndarray:
-    """(interactions,) or, of a session, (S,) values; one begins after `gap` microseconds."""
+    """Return (interactions,) values of a column, (S,) of a session column.
+
+    In a flat request, a session takes the value of its oldest interaction, after the last gap of
+    `gap` microseconds.
+    """
     name, of_session = column["name"], column["scope"] == "session"
-    count = len(layout.lengths) if of_session else len(layout.cells)
-    kind = column["type"]
     expected = (layout.shape[0], 1) if of_session and not layout.flat else layout.shape
     if values.shape != expected:
         raise RequestError(
             f"{name} has the shape {list(values.shape)}, expected {list(expected)} to go with "
             f"item_id's {list(layout.shape)}."
         )
-    _check_type(name, values, kind)
+    _check_type(name, values, column["type"])
     if of_session and not layout.flat:
         return values[:, 0]
-    taken = values.reshape(-1)[layout.cells]
+    values = values.reshape(-1)[layout.cells]
     if not of_session:
-        return taken
+        return values
     starts = np.cumsum(layout.lengths) - layout.lengths
     if times is not None:  # of its oldest interaction, as in preprocessing
-        rows = np.repeat(np.arange(count), layout.lengths)
+        rows = np.repeat(np.arange(len(layout.lengths)), layout.lengths)
         order = np.lexsort((times, rows))
         if gap is not None:
             starts = newest_starts(times[order], starts, gap)
         starts = order[starts]
-    return taken[starts]
+    return values[starts]
 
 
-def _of_flat(shape: tuple[int, ...], ids: np.ndarray) -> _Layout:
-    """Interactions of sessions in any order; sessions stand in the order of their first."""
+def _fill_times(times: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Replace missing times, so that an interaction without one keeps its position.
+
+    It takes the time of the interaction before it, or else of the first one after it in the
+    session, or else 0.
+    """
+    present = times != MISSING_INTEGER
+    if present.all():
+        return times
+    starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
+    positions = np.arange(len(times))
+    last = np.maximum.accumulate(np.where(present, positions, starts))
+    filled = times[np.maximum(last, starts)]
+    following = np.minimum.accumulate(np.where(present, positions, len(times) - 1)[::-1])[::-1]
+    ends = starts + np.repeat(lengths, lengths)
+    first = np.where(present[following] & (following < ends), times[following], MISSING_INTEGER)
+    filled = np.where(filled == MISSING_INTEGER, first, filled)
+    return np.where(filled == MISSING_INTEGER, 0, filled)
+
+
+def _flat_layout(shape: tuple[int, ...], ids: np.ndarray) -> _Layout:
+    """Lay out interactions in any order; sessions are ordered by their first interaction."""
     values, first, code = np.unique(ids, return_index=True, return_inverse=True)
     order = np.argsort(first, kind="stable")
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
     session = rank[code.reshape(-1)]
     lengths = np.bincount(session, minlength=len(values))
-    if len(values) > MOST_SESSIONS:
+    if len(values) > MAX_SESSIONS:
         raise RequestError(
-            f"session_id names {len(values)} sessions, expected at most {MOST_SESSIONS} in a "
+            f"session_id names {len(values)} sessions, expected at most {MAX_SESSIONS} in a "
             "request."
         )
     cells = np.argsort(session, kind="stable")
     return _Layout(shape, cells, lengths, values[order][np.newaxis], flat=True)
 
 
-def _inside(shape: tuple[int, ...], length: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """(B, n) bool of cells that hold an interaction, and (B,) lengths."""
+def _read_lengths(
+    shape: tuple[int, ...], length: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (B, n) bool, True for an interaction, and (B,) lengths."""
     if length is None:
         return np.ones(shape, bool), np.full(shape[0], shape[1])
     if length.size != shape[0]:
@@ -276,15 +286,15 @@ def _inside(shape: tuple[int, ...], length: np.ndarray | None) -> tuple[np.ndarr
     return np.arange(shape[1]) < lengths[:, np.newaxis], lengths
 
 
-def _by_row(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """(interactions,) -> (S, longest), filled up with 0; the last ones of a long session."""
-    width = max(1, min(int(lengths.max()), MOST_FILTERED, MOST_IN_ALL // len(lengths)))
+def _pad_rows(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """(interactions,) -> (S, longest), padded with 0; the newest ones of a long session."""
+    width = max(1, min(int(lengths.max()), MAX_SESSION_IDS, MAX_REQUEST_IDS // len(lengths)))
     kept, row, column = newest(lengths, width)
     rows = np.zeros((len(lengths), width), np.int64)
     rows[row, column] = np.where(values < FIRST_ITEM, 0, values)[kept]
     return rows
 
 
-def _check_type(name: str, values: np.ndarray, wanted: str) -> None:
-    if values.dtype.kind not in KINDS[wanted]:
-        raise RequestError(f"{name} holds {values.dtype}, expected {wanted}.")
+def _check_type(name: str, values: np.ndarray, kind: str) -> None:
+    if values.dtype.kind not in KINDS[kind]:
+        raise RequestError(f"{name} holds {values.dtype}, expected {kind}.")

@@ -1,4 +1,4 @@
-"""Times of requests, and what a model reads of them."""
+"""Times of requests and the features made of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import RequestError
+from . import RequestError
 from .lookups import MISSING_INTEGER
 
 DAY_SECONDS = 86_400
@@ -21,15 +21,16 @@ ISO_TIME = re.compile(
     re.ASCII,
 )
 SCALES = {"s": 1_000_000, "ms": 1_000, "us": 1, "ns": 0.001}
+"""Microseconds of each unit."""
 
 
-def names_of(feature: str) -> tuple[str, ...]:
-    """Of the columns of a feature."""
+def time_columns(feature: str) -> tuple[str, ...]:
+    """Return the names of the columns of a time feature."""
     return ("elapsed",) if feature == "elapsed" else (f"{feature}_sin", f"{feature}_cos")
 
 
 def time_feature(feature: str, times: np.ndarray, lengths: np.ndarray) -> dict[str, np.ndarray]:
-    """Microseconds sorted by session and time to one feature, under its names."""
+    """Return the columns of a feature from (interactions,) microseconds by session and time."""
     if feature == "elapsed":
         steps = np.zeros(len(times), np.int64)
         np.subtract(times[1:], times[:-1], out=steps[1:])
@@ -37,12 +38,12 @@ def time_feature(feature: str, times: np.ndarray, lengths: np.ndarray) -> dict[s
         return {"elapsed": steps / 1e6}
     period, shift = PERIODS[feature]
     angle = (times // 1_000_000 + shift) % period * (2 * np.pi / period)
-    sine, cosine = names_of(feature)
+    sine, cosine = time_columns(feature)
     return {sine: np.sin(angle).astype(np.float32), cosine: np.cos(angle).astype(np.float32)}
 
 
 def microseconds(values: np.ndarray, unit: str) -> np.ndarray:
-    """Times as requests hold them to int64 microseconds, MISSING_INTEGER where there is none."""
+    """Return int64 microseconds of the times of a request, MISSING_INTEGER for a missing one."""
     if values.dtype.kind in "OSU":
         flat = [_parse_time(value) for value in values.reshape(-1)]
         return np.array(flat, np.int64).reshape(values.shape)

@@ -1,11 +1,11 @@
-"""Triton adapter: raw sessions in, lists of raw item ids out; asks the model in between.
+"""Triton adapter: raw sessions in, lists of raw item ids out, with a call of the model in between.
 
-All requests of an execution are encoded together and go to the model as one. Triton's own
+All requests of an execution are encoded together and sent to the model as one. Triton's own
 ensemble would take each of them through three models by itself, which on a CPU costs more than
 the work.
 """
 
-import asyncio  # noqa: F401  Triton's stub wants it at the first request, 40 ms of import
+import asyncio  # noqa: F401  Triton's stub imports it at the first request, which takes 40 ms
 import sys
 import time
 from pathlib import Path
@@ -16,90 +16,88 @@ import triton_python_backend_utils as pb_utils
 sys.dont_write_bytecode = True  # a repository may be mounted read-only
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from request_runtime.answer import Lists, answers  # noqa: E402  (beside this file in a repository)
+from request_runtime import RequestError  # noqa: E402  (beside this file in a repository)
+from request_runtime.batching import BatchRunner  # noqa: E402
 from request_runtime.encoder import Encoder  # noqa: E402
-from request_runtime.errors import RequestError  # noqa: E402
 from request_runtime.lookups import FIRST_ITEM  # noqa: E402
-from request_runtime.program import Program  # noqa: E402
-from request_runtime.request import Reader  # noqa: E402
+from request_runtime.request import RequestReader  # noqa: E402
+from request_runtime.response import Recommendations, response_tensors  # noqa: E402
 
 INPUT, OUTPUT = "packed__0", "lists__0"
-"""Of the model."""
+"""Tensor names of the model."""
 LOADING_SECONDS = 60
-"""How long a request waits for the model beside this one, which loads at the same time."""
+"""Time that a request waits for the model beside this one, which loads at the same time."""
 
 
 class TritonPythonModel:
-    """Answers all requests of an execution in one pass of the model."""
+    """Answers all requests of an execution with one call of the model."""
 
     def initialize(self, args):
-        directory = Path(__file__).resolve().parent
-        self.encoder = Encoder(directory)
-        self.reader = Reader(self.encoder)
-        self.program = Program(self.encoder, self._ask)
+        self.encoder = Encoder(Path(__file__).resolve().parent)
+        self.reader = RequestReader(self.encoder)
+        self.runner = BatchRunner(self.encoder, self._run_model)
         self._warm_up()
 
     def _warm_up(self):
-        """Answer a request out of nothing: the first calls of NumPy are slow. Triton's own warm-up
-        is no place to ask another model in, its 2.51 ends there."""
+        """Answer two requests without the model, because the first calls of NumPy are slow.
+
+        Triton's own warm-up must not call another model, which ends its version 2.51.
+        """
         encoder = self.encoder
-        nothing = np.full((1, 2 + self.program.width), FIRST_ITEM, np.int32)
-        ask = Program(encoder, lambda _: nothing)
+        output = np.full((1, 2 + self.runner.width), FIRST_ITEM, np.int32)
+        runner = BatchRunner(encoder, lambda _: output)
         for ids in (encoder.items[:1], encoder.items[:1].repeat(5)):
             request = self.reader.read({"item_id": ids[np.newaxis]})
-            answers(request, ask([request]), encoder.items, ("item_ids", "scores"))
+            response_tensors(request, runner([request]), encoder.items, ("item_ids", "scores"))
 
     def execute(self, requests):
         responses = [None] * len(requests)
         accepted = []
         for index, request in enumerate(requests):
             try:
-                accepted.append((index, self.reader.read(self._tensors(request))))
+                # a loop over what was sent costs less than a look for each possible input
+                tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+                accepted.append((index, self.reader.read(tensors)))
             except Exception as error:
                 responses[index] = _failure(error)
-        found = self._answered([request for _, request in accepted])
-        for (index, request), lists in zip(accepted, found, strict=True):
-            if isinstance(lists, Exception):
-                responses[index] = _failure(lists)
+        results = self._recommend([request for _, request in accepted])
+        for (index, request), result in zip(accepted, results, strict=True):
+            if isinstance(result, Exception):
+                responses[index] = _failure(result)
                 continue
-            wanted = requests[index].requested_output_names()
+            outputs = requests[index].requested_output_names()
+            tensors = response_tensors(request, result, self.encoder.items, outputs)
             responses[index] = pb_utils.InferenceResponse(
-                output_tensors=[
-                    pb_utils.Tensor(name, values)
-                    for name, values in answers(request, lists, self.encoder.items, wanted).items()
-                ]
+                output_tensors=[pb_utils.Tensor(name, array) for name, array in tensors.items()]
             )
         return responses
 
-    def _answered(self, requests):
-        """For each request its lists, or why there are none."""
+    def _recommend(self, requests):
+        """Return recommendations or an exception for each request."""
         if not requests:
             return []
         try:
-            whole = self.program(requests)
+            whole = self.runner(requests)
         except Exception as error:
             if len(requests) == 1 or isinstance(error, NotLoadedError):
                 return [error] * len(requests)
-            # one that fails must not take the others with it
-            return [found for request in requests for found in self._answered([request])]
+            # a request that fails must not fail the others
+            return [result for request in requests for result in self._recommend([request])]
         if len(requests) == 1:
             return [whole]
         ends = np.cumsum([len(request.rows.lengths) for request in requests])[:-1]
-        return [Lists(*parts) for parts in zip(*(np.split(v, ends) for v in whole), strict=True)]
+        parts = zip(*(np.split(array, ends) for array in whole), strict=True)
+        return [Recommendations(*part) for part in parts]
 
-    def _tensors(self, request):
-        # `inputs` holds what was sent; to look for each that might have been costs more
-        return {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-
-    def _ask(self, packed):
-        """One pass of the model."""
-        tensors = [pb_utils.Tensor(INPUT, packed)]
-        until = time.monotonic() + LOADING_SECONDS
+    def _run_model(self, packed):
+        """Run the model on one batch."""
+        inputs = [pb_utils.Tensor(INPUT, packed)]
+        deadline = time.monotonic() + LOADING_SECONDS
         while True:
             request = pb_utils.InferenceRequest(
                 model_name=self.encoder.spec["model"],
                 requested_output_names=[OUTPUT],
-                inputs=tensors,
+                inputs=inputs,
                 preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
             )
             response = request.exec()
@@ -108,17 +106,17 @@ class TritonPythonModel:
             message = response.error().message()
             if "is not ready" not in message and "unknown model" not in message:
                 raise ModelError(message)
-            if time.monotonic() > until:
+            if time.monotonic() > deadline:
                 raise NotLoadedError(message)
             time.sleep(0.05)
 
 
 class ModelError(Exception):
-    """What the model said."""
+    """Error of the model."""
 
 
 class NotLoadedError(Exception):
-    """There is no model to ask."""
+    """The model is not loaded."""
 
 
 def _failure(error):

@@ -1,8 +1,8 @@
 """Triton backend "pytorch" as a Python file: serves `<version>/model.pt` in TorchScript.
 
 It reads the same model repository as NVIDIA's LibTorch backend, and answers as that one does:
-inputs `NAME__INDEX` are given to `forward` by INDEX, outputs `NAME__INDEX` are taken by INDEX from
-the tuple (or the single tensor) that it returns, and an output of another data type than the
+`forward` takes inputs `NAME__INDEX` in the order of INDEX and returns a tuple (or a single tensor)
+of outputs `NAME__INDEX` in that order, and an output of another data type than the
 configuration says is an error. The requests of one dynamic batch become one `forward`.
 
 Runs inside the stub of Triton's Python backend, so it imports nothing of this project. Tensors
@@ -77,10 +77,10 @@ class TritonPythonModel:
         """The inputs of a request in the order in which `forward` takes them."""
         tensors = []
         for name, _ in self.inputs:
-            found = pb_utils.get_input_tensor_by_name(request, name)
-            if found is None:
+            tensor = pb_utils.get_input_tensor_by_name(request, name)
+            if tensor is None:
                 raise ValueError(f"input {name} is missing; a TorchScript model needs all of them")
-            tensors.append(from_dlpack(found.to_dlpack()))
+            tensors.append(from_dlpack(tensor.to_dlpack()))
         if self.can_batch and len({len(tensor) for tensor in tensors}) > 1:
             shapes = {
                 field.name: tuple(tensor.shape)
@@ -90,7 +90,7 @@ class TritonPythonModel:
         return tensors
 
     def run(self, requests: dict[int, list[Tensor]]) -> dict[int, list[Tensor] | Exception]:
-        """For each request its outputs, or why there are none."""
+        """Return the outputs of each request, or its exception."""
         if self.can_batch and len(requests) > 1:
             try:
                 return dict(zip(requests, self.forward(list(requests.values())), strict=True))
@@ -108,23 +108,23 @@ class TritonPythonModel:
 
     @torch.inference_mode()
     def forward(self, batch: list[list[Tensor]]) -> list[list[Tensor]]:
-        """One forward over the rows of all requests: for each request its outputs, in order."""
+        """Run one forward over the rows of all requests; return the outputs of each, in order."""
         inputs = [
             (parts[0] if len(parts) == 1 else torch.cat(parts)).to(self.device)
             for parts in zip(*batch, strict=True)
         ]
         returned = self.model(*inputs)
-        found = list(returned) if isinstance(returned, tuple | list) else [returned]
-        if len(found) < len(self.outputs):
+        tensors = list(returned) if isinstance(returned, tuple | list) else [returned]
+        if len(tensors) < len(self.outputs):
             raise ValueError(
-                f"the model returned {len(found)} outputs, config.pbtxt names {len(self.outputs)}"
+                f"the model returned {len(tensors)} outputs, config.pbtxt names {len(self.outputs)}"
             )
         outputs = [
-            checked(tensor, field) for tensor, field in zip(found, self.outputs, strict=False)
+            checked(tensor, field) for tensor, field in zip(tensors, self.outputs, strict=False)
         ]
         if not self.can_batch:
             return [outputs]
-        num_rows = [len(tensors[0]) for tensors in batch]
+        num_rows = [len(request[0]) for request in batch]
         for tensor, field in zip(outputs, self.outputs, strict=True):
             if len(tensor) != sum(num_rows):
                 raise ValueError(
@@ -167,17 +167,17 @@ def fields_by_index(entries: list[dict[str, Any]], kind: str) -> list[Field]:
 
 def parameter(config: dict[str, Any], key: str) -> str | None:
     """A value of `parameters` in config.pbtxt, or None."""
-    found = config.get("parameters", {}).get(key)
-    return None if found is None else found["string_value"]
+    value = config.get("parameters", {}).get(key)
+    return None if value is None else value["string_value"]
 
 
 def num_threads(config: dict[str, Any]) -> int:
     """Threads of one forward: LibTorch's own parameter, else OMP_NUM_THREADS, else 1.
 
-    Few by default: instances, of which Triton runs several, share the cores better than threads.
+    Few by default: the instances that Triton runs share the cores better than threads do.
     """
-    found = parameter(config, "INTRA_OP_THREAD_COUNT") or os.environ.get("OMP_NUM_THREADS", "1")
-    return max(1, int(found))
+    count = parameter(config, "INTRA_OP_THREAD_COUNT") or os.environ.get("OMP_NUM_THREADS", "1")
+    return max(1, int(count))
 
 
 def choose_device(args: dict[str, str]) -> torch.device:

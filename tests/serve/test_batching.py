@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.serve.runtime.program import Program
-from pipeline.serve.runtime.request import Reader
+from pipeline.serve.runtime.batching import BatchRunner
+from pipeline.serve.runtime.request import RequestReader
 from tests.serve.test_encoder import shop_with
 
 WIDTH = 2
@@ -38,15 +38,15 @@ def ask(packed: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def program() -> Program:
+def program() -> BatchRunner:
     encoder = copy(shop_with("s", 3, ("elapsed", "hour", "weekday")).encoder)  # others have it
     floats = ["price", "dwell", "flat", "void", "elapsed"]
     floats += [f"{name}_{wave}" for name in ("hour", "weekday") for wave in ("sin", "cos")]
     packing = ["item_id", "number", "colour", "nothing", *floats, "device", "age"]
     # what is filled in where a request has no price
-    encoder.of_item = {"price": np.arange(3 + len(encoder.items), dtype=np.float32) / 8}
+    encoder.item_features = {"price": np.arange(3 + len(encoder.items), dtype=np.float32) / 8}
     encoder.spec = encoder.spec | {"packing": packing, "max_batch": 4, "width": WIDTH}
-    return Program(encoder, ask)
+    return BatchRunner(encoder, ask)
 
 
 IDS = st.sampled_from([b"a", b"b", "é".encode(), b"unknown", b""])
@@ -84,9 +84,9 @@ def requests(draw: st.DrawFn) -> dict[str, np.ndarray]:
 @given(asked=st.lists(requests(), min_size=1, max_size=6))
 @settings(deadline=None, max_examples=60)
 def test_requests_do_not_change_each_others_answers(
-    program: Program, asked: list[dict[str, np.ndarray]]
+    program: BatchRunner, asked: list[dict[str, np.ndarray]]
 ) -> None:
-    reader = Reader(program.encoder)
+    reader = RequestReader(program.encoder)
     read = [reader.read(tensors) for tensors in asked]
     together = program(read)
     first = 0

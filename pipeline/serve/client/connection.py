@@ -1,0 +1,182 @@
+"""Connection to a Triton server over HTTP or gRPC, and its errors in one line."""
+
+import importlib
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from pipeline.core.errors import ConfigError, PipelineError, ServingError
+from pipeline.serve.client.answers import Answer
+from pipeline.serve.client.served_model import ServedModel
+from pipeline.serve.triton.access import NO_ACCESS, Access, check_key, read_pem
+
+TIMEOUT_SECONDS = 30.0
+_REFUSALS = ("is restricted", "maximum queue size", "timeout expired")
+"""Messages of Triton with the status that gRPC also has where no server answers."""
+
+Scheme = Literal["http", "grpc", "grpcs"]
+
+
+class Connection:
+    """Common part of `Client` and `AsyncClient`: arguments and results of tritonclient's calls."""
+
+    _asynchronous: ClassVar[bool] = False
+    """Whether calls of tritonclient are awaited."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        name: str = "recommender",
+        key: str | None = None,
+        timeout: float = TIMEOUT_SECONDS,
+        ca: str | Path | None = None,
+        cert: str | Path | None = None,
+        cert_key: str | Path | None = None,
+    ) -> None:
+        """ConfigError for a wrong argument; the first request shows whether a server answers."""
+        self.name = name
+        self.url = url
+        self._timeout = timeout
+        self._access = access = Access(key, ca, cert, cert_key)
+        self._served: ServedModel | None = None
+        scheme, address = address_of(url)
+        self._protocol: Literal["http", "grpc"] = "http" if scheme == "http" else "grpc"
+        if not 0 < timeout < float("inf"):
+            raise ConfigError(f"timeout is {timeout}, expected seconds above 0.")
+        if key is not None:
+            check_key(key)
+        if scheme != "grpcs" and access._replace(key=None) != NO_ACCESS:
+            raise ConfigError(f"ca, cert and cert_key are for grpcs://HOST:PORT, not for {url}.")
+        options: dict[str, Any] = {}
+        if scheme == "grpcs":
+            options["creds"] = channel_credentials(access)
+        elif scheme == "http" and self._asynchronous:
+            options["conn_timeout"] = timeout
+        elif scheme == "http":
+            options |= {"connection_timeout": timeout, "network_timeout": timeout}
+        self._module: Any = importlib.import_module(
+            f"tritonclient.{self._protocol}{'.aio' if self._asynchronous else ''}"
+        )
+        self._client: Any = self._module.InferenceServerClient(address, **options)
+
+    def _config_arguments(self) -> dict[str, Any]:
+        """Arguments of tritonclient's `get_model_config`."""
+        headers = self._access.headers(self._protocol)
+        arguments: dict[str, Any] = {"model_name": self.name, "headers": headers}
+        if self._protocol == "grpc":
+            arguments |= {"as_json": True, "client_timeout": self._timeout}
+        return arguments
+
+    def _read_config(self, config: dict[str, Any]) -> ServedModel:
+        self._served = ServedModel.from_config(config.get("config", config), self.name)
+        return self._served
+
+    def _infer_arguments(
+        self, tensors: dict[str, np.ndarray], *, embeddings: bool
+    ) -> dict[str, Any]:
+        """Arguments of tritonclient's `infer`."""
+        from tritonclient.utils import np_to_triton_dtype
+
+        inputs = []
+        for name, array in tensors.items():
+            field = self._module.InferInput(name, array.shape, np_to_triton_dtype(array.dtype))
+            try:
+                field.set_data_from_numpy(array)
+            except Exception as error:
+                raise self._error(error) from None
+            inputs.append(field)
+        outputs = ["item_ids", "scores", *(["embedding"] if embeddings else [])]
+        arguments: dict[str, Any] = {
+            "model_name": self.name,
+            "inputs": inputs,
+            "outputs": [self._module.InferRequestedOutput(output) for output in outputs],
+            "headers": self._access.headers(self._protocol),
+        }
+        if self._protocol == "grpc":
+            arguments["client_timeout"] = self._timeout
+        return arguments
+
+    def _read_result(self, result: Any, *, embeddings: bool) -> Answer:
+        """Decode the result of `infer`."""
+        vectors = result.as_numpy("embedding") if embeddings else None
+        return Answer.from_tensors(result.as_numpy("item_ids"), result.as_numpy("scores"), vectors)
+
+    def _error(self, error: Exception) -> PipelineError:
+        """Translate an exception of tritonclient into one line."""
+        from tritonclient.utils import InferenceServerException
+
+        if isinstance(error, PipelineError):
+            return error
+        if isinstance(error, InferenceServerException):
+            return self._triton_error(" ".join(str(error.message()).split()), str(error.status()))
+        if isinstance(error, TimeoutError):
+            return self._timeout_error()
+        if isinstance(error, OSError):
+            return self._no_server_error()
+        if isinstance(error, UnicodeError):
+            return ConfigError(f"A value is not text in UTF-8: {error}.")
+        # its HTTP library has many exceptions for a response in another protocol
+        return ServingError(
+            f"The server at {self.url} does not speak Triton's {self._protocol}: "
+            f"{type(error).__name__}. Check the port."
+        )
+
+    def _triton_error(self, message: str, status: str) -> ServingError:
+        if "is restricted" in message:
+            key = "no key" if self._access.key is None else "another key than the server's"
+            return ServingError(
+                f"{self.url} refused: it was asked with {key}. Use the one in the --key-file of "
+                "`pipeline serve`."
+            )
+        if "DEADLINE_EXCEEDED" in status or "timed out" in message:
+            return self._timeout_error()
+        no_server = "failed to connect" in message or "UNAVAILABLE" in status
+        if no_server and not any(words in message for words in _REFUSALS):
+            return self._no_server_error()
+        return ServingError(f"The server refused: {message}")
+
+    def _timeout_error(self) -> ServingError:
+        return ServingError(
+            f"{self.url} did not answer within {self._timeout:g} seconds. It is busy, or no Triton."
+        )
+
+    def _no_server_error(self) -> ServingError:
+        if self.url.startswith("grpcs:"):
+            return ServingError(
+                f"No server answers at {self.url} with a certificate of the right authority, or it"
+                " needs one of the client: check ca, cert and cert_key."
+            )
+        return ServingError(
+            f"No server answers at {self.url}. Start one with `pipeline serve REPOSITORY`."
+        )
+
+
+def channel_credentials(access: Access) -> Any:
+    """Return gRPC's credentials. ConfigError for files that are no PEM."""
+    import grpc
+
+    if (access.cert is None) != (access.cert_key is None):
+        raise ConfigError("Give both cert and cert_key, or neither of them.")
+    authority, chain, key = read_pem(access.ca, access.cert, access.cert_key)
+    return grpc.ssl_channel_credentials(authority, key, chain)
+
+
+def address_of(url: str) -> tuple[Scheme, str]:
+    """Return scheme and HOST:PORT. ConfigError for another form."""
+    parts = urlsplit(url)
+    try:
+        port = parts.port
+    except ValueError:
+        port = None
+    schemes: dict[str, Scheme] = {"http": "http", "grpc": "grpc", "grpcs": "grpcs"}
+    if parts.scheme not in schemes or not parts.hostname or port is None:
+        raise ConfigError(
+            f"{url!r} is no address, expected http://HOST:PORT, grpc://HOST:PORT or "
+            "grpcs://HOST:PORT."
+        )
+    if ":" in parts.hostname:
+        raise ConfigError(f"{url!r} is an address of IPv6, which Triton's clients do not take.")
+    return schemes[parts.scheme], f"{parts.hostname}:{port}"

@@ -1,0 +1,116 @@
+"""Interactions of a request as flat rows: order, current session, newest interactions, padding."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .lookups import MISSING_INTEGER
+
+MISSING: dict[str, Any] = {"int64": MISSING_INTEGER, "float64": np.nan, "string": b""}
+"""Missing value by type of a column."""
+
+
+class Rows(NamedTuple):
+    """Sessions of one or several requests, flattened."""
+
+    columns: dict[str, np.ndarray]
+    """(interactions,) of each feature of an interaction, (sessions,) of one of a session; without
+    those that the request leaves out."""
+    lengths: np.ndarray
+    """(sessions,) number of interactions, at least 1."""
+    times: np.ndarray | None
+    """(interactions,) microseconds, None where the order of the request is that of time."""
+
+
+class Padding:
+    """The newest interactions of each session, padded on the right to a common width."""
+
+    def __init__(self, lengths: np.ndarray, width: int) -> None:
+        self.shape = (len(lengths), width)
+        self.kept: np.ndarray | None = None
+        """(kept,) positions of the kept interactions, None for all."""
+        # in most requests all sessions have the width, so that nothing is cut or padded
+        if not (lengths == width).all():
+            self.kept, self._row, self._column = newest(lengths, width)
+
+    @property
+    def num_kept(self) -> int:
+        """Number of kept interactions."""
+        return self.shape[0] * self.shape[1] if self.kept is None else len(self.kept)
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        """(kept, ...) -> (S, W, ...), 0 behind the end of a session."""
+        if self.kept is None:
+            return values.reshape(*self.shape, *values.shape[1:])
+        padded = np.zeros((*self.shape, *values.shape[1:]), values.dtype)
+        padded[self._row, self._column] = values
+        return padded
+
+
+def merge(parts: list[Rows], specs: list[dict[str, Any]]) -> Rows:
+    """Concatenate sessions of several requests, all with times or all without.
+
+    `specs` describe the columns; one that only some requests have is filled up with missing values.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    times = None
+    if parts[0].times is not None:
+        times = np.concatenate([part.times for part in parts if part.times is not None])
+    columns = {}
+    for spec in specs:
+        name = spec["name"]
+        if any(name in part.columns for part in parts):
+            columns[name] = np.concatenate([_column_or_missing(part, spec) for part in parts])
+    return Rows(columns, np.concatenate([part.lengths for part in parts]), times)
+
+
+def _column_or_missing(rows: Rows, spec: dict[str, Any]) -> np.ndarray:
+    if spec["name"] in rows.columns:
+        return rows.columns[spec["name"]]
+    per_session = spec["scope"] == "session"
+    return missing(spec, len(rows.lengths) if per_session else int(rows.lengths.sum()))
+
+
+def missing(spec: dict[str, Any], count: int) -> np.ndarray:
+    """Return (count,) missing values of a column."""
+    types: dict[str, type] = {"int64": np.int64, "float64": np.float64, "string": object}
+    return np.full(count, MISSING[spec["type"]], types[spec["type"]])
+
+
+def time_order(times: np.ndarray, lengths: np.ndarray) -> np.ndarray | None:
+    """Return the order of interactions by session and time, None where they are sorted already.
+
+    Equal times keep the order of the request.
+    """
+    follows = times[1:] >= times[:-1]
+    follows[np.cumsum(lengths[:-1]) - 1] = True  # from one session to the next
+    if follows.all():
+        return None
+    return np.lexsort((times, np.repeat(np.arange(len(lengths)), lengths)))
+
+
+def newest_starts(times: np.ndarray, starts: np.ndarray, gap: int) -> np.ndarray:
+    """Return (S,) first positions of the current sessions, which begin after the last gap.
+
+    `times` are sorted by row and time, `starts` (S,) the first position of each row, `gap`
+    microseconds.
+    """
+    positions = np.arange(len(times))
+    begins = np.zeros(len(times), bool)
+    begins[1:] = np.diff(times) > gap
+    begins[starts] = True
+    first: np.ndarray = np.maximum.reduceat(np.where(begins, positions, 0), starts)
+    return first
+
+
+def newest(lengths: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the positions of the newest sorted interactions, their row and column when padded."""
+    ends = np.cumsum(lengths)
+    row = np.repeat(np.arange(len(lengths)), lengths)
+    from_end = ends[row] - np.arange(len(row))  # 1 is the newest
+    kept = from_end <= width
+    column = np.minimum(lengths, width)[row] - from_end
+    return kept.nonzero()[0], row[kept], column[kept]
