@@ -1,7 +1,9 @@
-"""The page about a run, and the numbers beside it."""
+"""The report of a run: its page and its numbers."""
 
 import json
 import re
+import sys
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,11 @@ import pytest
 
 from pipeline.core.artifact import read_manifest
 from pipeline.core.errors import ArtifactError, ConfigError
+from pipeline.data.directory import Data
+from pipeline.data.fitted import Fitted
+from pipeline.data.schema import Schema
+from pipeline.model.build import load_model
+from pipeline.model.run import Run
 from pipeline.reports.charts import WIDTH, format_number, interval_chart, line_chart, ticks
 from pipeline.training.report.page import render
 from pipeline.training.report.run import write_report, write_training_report
@@ -54,13 +61,13 @@ def written(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, 
     return out.read_text(encoding="utf-8"), numbers
 
 
-def test_the_page_shows_the_numbers_of_the_json(written: tuple[str, dict[str, Any]]) -> None:
+def test_page_shows_the_numbers_of_the_json(written: tuple[str, dict[str, Any]]) -> None:
     text, numbers = written
     words = " ".join(Page(text).words)
     evaluation = numbers["evaluation"]
-    for model, found in evaluation["results"].items():
+    for model, metrics in evaluation["results"].items():
         for metric in ("recall@5", "recall@20", "ndcg@20", "mrr@20"):
-            value, margin = found[metric], evaluation["margins"][model][metric]
+            value, margin = metrics[metric], evaluation["margins"][model][metric]
             assert f"{value:.4f} ±{margin:.4f}" in words, (model, metric)
     for groups in evaluation["breakdowns"].values():
         for group in groups:
@@ -72,7 +79,7 @@ def test_the_page_shows_the_numbers_of_the_json(written: tuple[str, dict[str, An
     assert f"{numbers['training']['facts']['parameters']:,} parameters" in words
 
 
-def test_examples_are_sessions_of_the_data_with_what_came_next(
+def test_examples_agree_with_the_ranks_of_evaluation(
     written: tuple[str, dict[str, Any]],
 ) -> None:
     text, numbers = written
@@ -93,7 +100,7 @@ def test_examples_are_sessions_of_the_data_with_what_came_next(
     assert text.count("✓") == sum(e["hit"] for x in numbers["examples"] for e in x["recommended"])
 
 
-def test_a_page_needs_nothing_from_outside_and_no_script(
+def test_page_has_no_script_and_no_external_resource(
     written: tuple[str, dict[str, Any]],
 ) -> None:
     text, _ = written
@@ -103,12 +110,46 @@ def test_a_page_needs_nothing_from_outside_and_no_script(
     assert 'name="viewport"' in text
 
 
-def test_the_same_numbers_make_the_same_page(written: tuple[str, dict[str, Any]]) -> None:
+@pytest.mark.parametrize("opened", [False, True], ids=["paths", "open objects"])
+def test_report_opens_each_directory_once(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: bool
+) -> None:
+    run = Run.open(shop.run) if opened else shop.run
+    data = Data.open(shop.data) if opened else shop.data
+    paths = dict.fromkeys(("read_manifest", "load_model", "Fitted.read", "Schema.from_json"), ())
+    for name, function in (("read_manifest", read_manifest), ("load_model", load_model)):
+        for module in [m for n, m in sys.modules.items() if n.startswith("pipeline.")]:
+            if vars(module).get(name) is function:
+                monkeypatch.setattr(module, name, counted(paths, name, function))
+    for owner, method in ((Fitted, "read"), (Schema, "from_json")):
+        name = f"{owner.__name__}.{method}"
+        spy = counted(paths, name, getattr(owner, method))
+        monkeypatch.setattr(owner, method, staticmethod(spy))
+    write_report(run, data, tmp_path / "page.html", baselines=False)
+    assert sorted(paths["read_manifest"]) == ([] if opened else sorted([shop.data, shop.run]))
+    assert paths["load_model"] == (shop.run,)
+    assert sorted(paths["Fitted.read"]) == sorted([shop.data, shop.run])
+    assert len(set(paths["Schema.from_json"])) == len(paths["Schema.from_json"])
+
+
+def counted(
+    paths: dict[str, tuple[Path, ...]], name: str, function: Callable[..., Any]
+) -> Callable[..., Any]:
+    """`function`, with its first argument added to `paths`."""
+
+    def spy(path: Path, *arguments: Any, **keywords: Any) -> Any:
+        paths[name] += (path,)
+        return function(path, *arguments, **keywords)
+
+    return spy
+
+
+def test_page_is_reproducible_from_its_json(written: tuple[str, dict[str, Any]]) -> None:
     text, numbers = written
     assert render(numbers) == text
 
 
-def test_what_a_log_says_cannot_become_markup(written: tuple[str, dict[str, Any]]) -> None:
+def test_ids_and_names_are_escaped(written: tuple[str, dict[str, Any]]) -> None:
     _, numbers = written
     evil = '<script>alert("1")</script>'
     example = {
@@ -125,7 +166,7 @@ def test_what_a_log_says_cannot_become_markup(written: tuple[str, dict[str, Any]
     assert "unknown" in page.words
 
 
-def test_training_alone_makes_a_page_without_test_data(shop: Shop, tmp_path: Path) -> None:
+def test_training_writes_a_page_without_test_data(shop: Shop, tmp_path: Path) -> None:
     facts = read_manifest(shop.run, "run")
     for name in ("metrics.jsonl", "fitted"):
         (tmp_path / name).symlink_to(shop.run / name)
@@ -148,14 +189,14 @@ def test_training_alone_makes_a_page_without_test_data(shop: Shop, tmp_path: Pat
         [{"step": 5, "epoch": 1.0, "eval_loss": 0.0, "learning_rate": 0.0, "note": "<b>"}],
     ],
 )
-def test_a_log_may_lack_anything(
+def test_page_renders_with_missing_log_fields(
     written: tuple[str, dict[str, Any]], log: list[dict[str, Any]]
 ) -> None:
     _, numbers = written
     Page(render({**numbers, "training": {"facts": {}, "log": log}}))
 
 
-def test_a_page_is_not_put_into_a_run_or_over_something_else(shop: Shop, tmp_path: Path) -> None:
+def test_page_is_not_written_into_a_run_or_over_other_files(shop: Shop, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"expected a name that ends in \.html"):
         write_report(shop.run, shop.data, tmp_path / "page")
     with pytest.raises(ConfigError, match="would be inside run, whose manifest"):
@@ -175,7 +216,7 @@ def test_a_page_is_not_put_into_a_run_or_over_something_else(shop: Shop, tmp_pat
         (1, 10, [0, 2, 4, 6, 8, 10]),
     ],
 )
-def test_ticks_are_round_and_reach_over_the_values(
+def test_ticks_are_round_and_cover_the_values(
     low: float, high: float, expected: list[float]
 ) -> None:
     assert ticks(low, high) == pytest.approx(expected)
@@ -186,7 +227,7 @@ def test_numbers_are_short() -> None:
     assert shown == ["0", "0.125", "3e-05", "1,234", "12", "507,936"]
 
 
-def test_points_of_a_chart_stand_inside_it_and_higher_means_better() -> None:
+def test_points_of_a_chart_are_inside_it_with_larger_values_above() -> None:
     chart = line_chart("loss", "epoch", {"a": [(1, 5.0), (2, 3.0)], "b": []})
     assert chart is not None
     [line] = chart.lines

@@ -1,22 +1,41 @@
-"""A few sessions as a person reads them: what was clicked, what came next, what was recommended."""
+"""Example sessions of the report: items of the session, the next item, the recommendations."""
 
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pipeline.core.columns import FIRST_ITEM
 from pipeline.data.directory import Data
 from pipeline.data.interactions import read_interactions
-from pipeline.data.loader import SessionLoader, session_ids
+from pipeline.data.loader import RaggedBatch, SessionLoader, session_ids
 from pipeline.evaluation.ranking import Seen, rank_in_catalogue
-from pipeline.evaluation.recommendations import to_raw_ids
+from pipeline.evaluation.recommendations import Recommendations, to_raw_ids
 from pipeline.evaluation.recommender import Recommender
 from pipeline.model.run import Run
 
 _SESSIONS_AT_ONCE = 4096
 _SEED = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A session and the recommendations after all of its items but the last, by raw id."""
+
+    session: Any
+    """Id of the session, None if the data have none."""
+    clicked: list[Any]
+    """Items but the last, oldest first; None for one that is not in the catalogue."""
+    next: Any
+    """The last item."""
+    rank: int | None
+    """Rank of the last item, None if it is not in the catalogue."""
+    recommended: list[dict[str, Any]]
+    """Best items with their scores and whether they are the last one."""
 
 
 def example_sessions(
@@ -28,26 +47,16 @@ def example_sessions(
     k: int = 10,
     filter_seen: bool = False,
 ) -> list[dict[str, Any]]:
-    """`count` sessions drawn by a fixed seed, asked for what came last in them.
+    """`count` random sessions of a fixed seed with `k` recommendations each, as dicts of `Example`.
 
-    Each is {"session", "clicked", "next", "rank", "recommended"}: raw ids, oldest first, None for
-    an item that the catalogue does not have; the rank of what came next, None where that is
-    unknown; and the best `k` items with their scores and whether they are what came next. With
-    `filter_seen` what was clicked is neither ranked nor recommended.
+    With `filter_seen` the items of a session are neither ranked nor recommended.
     """
     data = Data.open(data)
     recommender = Recommender.open(run)
     model, catalogue = recommender.model, recommender.catalogue
-    longest = model.inputs.max_sequence_length
-    assert longest is not None  # noqa: S101
-    rows_of = recommender.run.index_mapping(data)
-    interactions = read_interactions(data.path, part, rows=rows_of)
-    lengths = np.diff(interactions.offsets)
-    eligible = np.flatnonzero(lengths > 1)
-    drawn = np.random.default_rng(_SEED).choice(
-        eligible, min(count, len(eligible)), replace=False, shuffle=False
-    )
-    chosen = np.sort(drawn)
+    index_mapping = recommender.run.index_mapping(data)
+    interactions = read_interactions(data.path, part, rows=index_mapping)
+    rows = _random_sessions(np.diff(interactions.offsets), count)
     ids = session_ids(data.path, part)
     loader = SessionLoader(
         data.path,
@@ -55,61 +64,84 @@ def example_sessions(
         item=model.inputs.item,
         features=model.inputs.feature_names,
         batch_size=_SESSIONS_AT_ONCE,
-        indices=rows_of,
+        indices=index_mapping,
     )
-    device = next(model.parameters()).device
-    found: list[dict[str, Any]] = []
+    examples = []
+    for chosen, batch_rows, batch in _batches_with(loader, rows):
+        recommendations, ranks = _recommend(recommender, batch, batch_rows, k, filter_seen)
+        records = recommendations.records(ids[chosen] if ids is not None else [None] * len(chosen))
+        for row, rank, record in zip(chosen, ranks, records, strict=True):
+            begin, end = interactions.offsets[row : row + 2]
+            *clicked, last = _raw_ids(interactions.values[begin:end], catalogue)
+            example = Example(
+                session=_scalar(record["session_id"]),
+                clicked=clicked,
+                next=last,
+                rank=None if last is None else rank,
+                recommended=[
+                    {**entry, "hit": last is not None and entry["item_id"] == last}
+                    for entry in record["recommendations"]
+                ],
+            )
+            examples.append(asdict(example))
+    return examples
+
+
+def _random_sessions(lengths: np.ndarray, count: int) -> np.ndarray:
+    """Up to `count` of the sessions with a next item, ascending."""
+    eligible = np.flatnonzero(lengths > 1)
+    generator = np.random.default_rng(_SEED)
+    rows = generator.choice(eligible, min(count, len(eligible)), replace=False, shuffle=False)
+    return np.sort(rows)
+
+
+def _batches_with(
+    loader: SessionLoader, rows: np.ndarray
+) -> Iterator[tuple[np.ndarray, Tensor, RaggedBatch]]:
+    """Batches that have some of the sessions `rows`, with these and their rows in the batch."""
     first = 0
     for batch in loader:
         size = batch.lengths.numel()
-        rows = torch.from_numpy(chosen[(chosen >= first) & (chosen < first + size)] - first)
-        rows = rows.to(batch.lengths.device)
-        if len(rows):
-            stops = batch.lengths[rows] - 1
-            window = batch.window(rows, (stops - longest).clamp(min=0), stops).to(device)
-            sequence, begins = batch.sequences[model.inputs.item], batch.offsets[rows]
-            targets = sequence[begins + stops]
-            seen = excluded = None
-            if filter_seen:
-                seen = Seen(
-                    *(x.to(device) for x in (sequence - FIRST_ITEM, begins, begins + stops))
-                )
-                # also what lies further back than the model reads
-                whole = batch.window(rows, torch.zeros_like(stops), stops)
-                excluded = whole.features[model.inputs.item].to(device)
-            with torch.inference_mode():
-                best = model.top_k(window, min(k, len(catalogue)), excluded=excluded)
-                lists = to_raw_ids(best, catalogue)
-                ranks = rank_in_catalogue(
-                    model.session_embeddings(window),
-                    model.item_embeddings(),
-                    targets.to(device) - FIRST_ITEM,
-                    seen=seen,
-                ).ranks.tolist()
-            records = lists.records(ids[(rows + first).cpu()] if ids is not None else [None] * size)
-            for row, rank, record in zip((rows + first).tolist(), ranks, records, strict=False):
-                begin, end = interactions.offsets[row : row + 2]
-                raw = _raw_ids(interactions.values[begin:end], catalogue)
-                found.append(
-                    {
-                        "session": _plain(record["session_id"]),
-                        "clicked": raw[:-1],
-                        "next": raw[-1],
-                        "rank": rank if raw[-1] is not None else None,
-                        "recommended": [
-                            {**entry, "hit": raw[-1] is not None and entry["item_id"] == raw[-1]}
-                            for entry in record["recommendations"]
-                        ],
-                    }
-                )
+        chosen = rows[(rows >= first) & (rows < first + size)]
+        if len(chosen):
+            yield chosen, torch.from_numpy(chosen - first).to(batch.lengths.device), batch
         first += size
-    return found
+
+
+@torch.inference_mode()
+def _recommend(
+    recommender: Recommender, batch: RaggedBatch, rows: Tensor, k: int, filter_seen: bool
+) -> tuple[Recommendations, list[int]]:
+    """Recommendations after all items but the last of each session, and the rank of the last."""
+    model, catalogue = recommender.model, recommender.catalogue
+    device = next(model.parameters()).device
+    max_length = model.inputs.max_sequence_length
+    assert max_length is not None  # noqa: S101
+    stops = batch.lengths[rows] - 1
+    window = batch.window(rows, (stops - max_length).clamp(min=0), stops).to(device)
+    items, begins = batch.sequences[model.inputs.item], batch.offsets[rows]
+    targets = items[begins + stops]
+    seen = excluded = None
+    if filter_seen:
+        bounds = (items - FIRST_ITEM, begins, begins + stops)
+        seen = Seen(*(values.to(device) for values in bounds))
+        # also items further back than the model reads
+        whole = batch.window(rows, torch.zeros_like(stops), stops)
+        excluded = whole.features[model.inputs.item].to(device)
+    best = model.top_k(window, min(k, len(catalogue)), excluded=excluded)
+    ranked = rank_in_catalogue(
+        model.session_embeddings(window),
+        model.item_embeddings(),
+        targets.to(device) - FIRST_ITEM,
+        seen=seen,
+    )
+    return to_raw_ids(best, catalogue), ranked.ranks.tolist()
 
 
 def _raw_ids(indices: np.ndarray, catalogue: np.ndarray) -> list[Any]:
-    return [_plain(catalogue[i - FIRST_ITEM]) if i >= FIRST_ITEM else None for i in indices]
+    return [_scalar(catalogue[i - FIRST_ITEM]) if i >= FIRST_ITEM else None for i in indices]
 
 
-def _plain(value: Any) -> Any:
-    """What JSON takes, of a NumPy number too."""
+def _scalar(value: Any) -> Any:
+    """Python scalar of a NumPy one, as JSON takes it."""
     return value.item() if isinstance(value, np.generic) else value

@@ -12,7 +12,7 @@ _LISTS = {"coverage": "coverage", "popularity": "popularity", "popularity_bias":
 
 
 def render(report: dict[str, Any]) -> str:
-    """What `write_report` puts into JSON -> the page. Ids and names are escaped."""
+    """HTML page of a report, which is the content of report.json; ids and names are escaped."""
     evaluation = report["evaluation"]
     values = {
         "report": report,
@@ -48,12 +48,12 @@ def _of_evaluation(evaluation: dict[str, Any]) -> dict[str, Any]:
 
 
 def _intervals(metric: str, results: dict[str, Any], margins: dict[str, Any]) -> IntervalChart:
-    values = {name: (found[metric], margins[name][metric]) for name, found in results.items()}
+    values = {name: (each[metric], margins[name][metric]) for name, each in results.items()}
     return interval_chart(metric, values)
 
 
 def _curves(log: list[dict[str, Any]]) -> list[LineChart]:
-    """Charts of what the lines of a training log have in common; some fields may be missing."""
+    """Charts of the fields of a training log, whose lines need not have all of them."""
     x = "epoch" if all("epoch" in line for line in log) else "step"
 
     def points(field: str) -> list[tuple[float, float]]:

@@ -1,4 +1,4 @@
-"""`pipeline report`: a run and data in, a page and the same numbers as JSON out."""
+"""`pipeline report`: reads a run and data, writes a page and the same numbers as JSON."""
 
 import json
 from pathlib import Path
@@ -32,11 +32,11 @@ def write_report(
     baselines: bool = True,
     filter_seen: bool | None = None,
 ) -> dict[str, Any]:
-    """Evaluate `run` and write the page to `out`, the numbers to the same name with .json.
+    """Evaluate `run`, write the page to `out` and its numbers to the same name with .json.
 
-    `positions` and `filter_seen` are those of `evaluation.run.evaluate`.
-    Returns {"page", "json", "evaluation"}. ConfigError where `out` is no name of a page, or is
-    inside a run or another artifact, whose manifest would no longer tell the truth.
+    The other arguments are those of `evaluation.run.evaluate`. Each directory is opened once.
+    Returns {"page", "json", "evaluation"}. ConfigError if `out` is not a name of a page, or is
+    inside an artifact, whose manifest lists all of its files.
     """
     numbers = _check_out(out)
     run, data = Run.open(run), Data.open(data)
@@ -65,10 +65,10 @@ def write_report(
 def write_training_report(
     directory: Path, facts: dict[str, Any], name: str, recipe: Preprocess
 ) -> None:
-    """Write the part without test data, report.html and report.json, into a run that is being made.
+    """Write report.html and report.json, without test data, into the directory of a new run.
 
-    `facts` are those of its manifest, which is not written yet; `name` is the run's, `recipe` the
-    preprocessing of its data. The log is in `directory`.
+    The directory has the log already. `facts` will be those of its manifest, `name` is that of the
+    run and `recipe` the preprocessing of its data.
     """
     report = finite(_training_report(directory, facts, name, recipe))
     (directory / JSON_FILE).write_text(_json(report), encoding="utf-8")
@@ -101,7 +101,7 @@ def _json(report: dict[str, Any]) -> str:
 
 
 def _check_out(out: Path) -> Path:
-    """Where the numbers go; nothing that is not ours is overwritten."""
+    """Path of the numbers. ConfigError or ArtifactError where `out` cannot be written."""
     if out.suffix != ".html":
         raise ConfigError(f"--out is {out}, expected a name that ends in .html.")
     for folder in out.resolve().parents:
@@ -112,14 +112,14 @@ def _check_out(out: Path) -> Path:
             )
     numbers = out.with_suffix(".json")
     for path in (out, numbers):
-        if path.exists() and not (path.is_file() and _is_ours(path)):
+        if path.exists() and not (path.is_file() and _is_report(path)):
             raise ArtifactError(
                 f"{path} holds something else; it is left alone. Choose another --out."
             )
     return numbers
 
 
-def _is_ours(path: Path) -> bool:
+def _is_report(path: Path) -> bool:
     with path.open("rb") as stream:
         begin = stream.read(400)
     return b'"written_by": "pipeline ' in begin or b'name="generator" content="pipeline ' in begin
