@@ -29,7 +29,8 @@ from pipeline.model.inputs.aggregation import (
 )
 from pipeline.model.inputs.continuous import SoftEmbedding
 from pipeline.model.inputs.features import TabularSequenceFeatures
-from pipeline.model.inputs.pretrained import PretrainedEmbeddings, PretrainedEmbeddingsInitializer
+from pipeline.model.inputs.pretrained import PretrainedEmbeddings
+from pipeline.model.inputs.tables import PretrainedEmbeddingsInitializer
 from pipeline.model.inputs.transformations import (
     StochasticSharedEmbeddings,
     StochasticSwapNoise,

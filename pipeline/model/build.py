@@ -1,4 +1,4 @@
-"""A model from its config, and its weights to and from disk, without running anything."""
+"""Build a model from its config, and save and load its weights."""
 
 import functools
 from dataclasses import dataclass, field
@@ -19,9 +19,10 @@ from pipeline.model.blocks import ParallelBlock, SequentialBlock, TransformerBlo
 from pipeline.model.encoders.config import EncoderConfig
 from pipeline.model.ensemble import Ensemble
 from pipeline.model.head import Head, Task
+from pipeline.model.inputs.columns import merge_multi_valued
 from pipeline.model.inputs.features import TabularSequenceFeatures
-from pipeline.model.inputs.pretrained import PretrainedEmbeddings, PretrainedEmbeddingsInitializer
-from pipeline.model.inputs.selection import together
+from pipeline.model.inputs.pretrained import PretrainedEmbeddings
+from pipeline.model.inputs.tables import Initializer, PretrainedEmbeddingsInitializer
 from pipeline.model.inputs.transformations import (
     StochasticSharedEmbeddings,
     StochasticSwapNoise,
@@ -37,9 +38,10 @@ from pipeline.model.tasks.targets import (
     ColumnValues,
     Recency,
     RegressionTask,
+    TargetTask,
 )
 from pipeline.recipe.durations import duration_seconds
-from pipeline.recipe.model import ModelConfig, Tower
+from pipeline.recipe.model import ModelConfig, Target, Tower
 from pipeline.recipe.train import TrainConfig
 
 MODEL_FILE = "model.json"
@@ -47,40 +49,39 @@ WEIGHTS_FILE = "model.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
-class FromData:
-    """What a model takes from the training data beside the schema."""
+class TrainingStatistics:
+    """Values that a model takes from the training data beside the schema."""
 
     vectors: dict[int, Tensor] = field(default_factory=dict)
-    """(rows, P) of each entry of `pretrained`, by its place."""
+    """(rows, P) vectors of each entry of `pretrained`, by its position in the list."""
     item_vectors: dict[int, Tensor] = field(default_factory=dict)
-    """By width, (rows, width) of length 1 to begin the item's table with; 0 of those not known."""
+    """(rows, width) initial item vectors of length 1, by width; rows without a vector are 0."""
     item_counts: Tensor | None = None
-    """(items,) how often each was interacted with."""
+    """(items,) number of interactions of each item."""
     positives: dict[str, Tensor] = field(default_factory=dict)
-    """(rows,) 1 for the values of a categorical target that count as yes, by feature."""
+    """(rows,) 1 for the positive values of a categorical target, by feature."""
     weights: Tensor | None = None
-    """(rows,) of the values of the feature that weighs interactions."""
+    """(rows,) weights of the values of the feature that weighs interactions."""
     newest: int | None = None
-    """Microseconds since 1970 of the newest interaction of training."""
+    """Time of the newest training interaction, microseconds since 1970."""
 
 
-@torch.inference_mode(False)  # weights that one may train, wherever it is called
+@torch.inference_mode(False)  # the weights must be trainable, also if called for inference
 def build_model(
     schema: Schema,
     config: ModelConfig,
     max_sequence_length: int,
     train: TrainConfig | None = None,
-    known: FromData | None = None,
+    statistics: TrainingStatistics | None = None,
 ) -> Model:
-    """The recipe's model with fresh weights; `max_sequence_length` is L.
+    """Build the model of a recipe with fresh weights; `max_sequence_length` is L.
 
-    `train` and `known` say what its loss is; a model that only predicts does without.
+    `train` and `statistics` define the loss; a model that only predicts needs neither.
     """
-    known = known or FromData()
-    members = config.each_member
+    statistics = statistics or TrainingStatistics()
     heads = [
-        _head(schema, member, max_sequence_length, train or TrainConfig(), known, number)
-        for number, member in enumerate(members)
+        _head(schema, member, max_sequence_length, train or TrainConfig(), statistics, number)
+        for number, member in enumerate(config.each_member)
     ]
     return Ensemble(*heads) if len(heads) > 1 else Model(*heads)
 
@@ -90,68 +91,76 @@ def _head(
     config: ModelConfig,
     max_sequence_length: int,
     train: TrainConfig,
-    known: FromData,
+    statistics: TrainingStatistics,
     number: int,
 ) -> Head:
-    """One model of the recipe; `number` is its place among the members."""
-    vectors = known.item_vectors.get(config.item_width)
+    """Build the head of a member of the recipe; `number` is its position among the members."""
+    vectors = statistics.item_vectors.get(config.item_width)
     if config.item_vectors == "random":
         vectors = None
-    inputs = build_inputs(schema, config, max_sequence_length, known.vectors, vectors)
-    masking = inputs.masking
-    assert masking is not None  # noqa: S101
-    weights = _weights(train, known)
-    tasks: list[Task] = [
-        NextItemPredictionTask(
-            task_name=f"next-item-{number + 1}" if number else "next-item",
-            loss=train.loss,
-            task_block=MLPBlock([*config.task_mlp]) if config.task_mlp else None,
-            weight_tying=config.weight_tying,
-            softmax_temperature=config.temperature,
-            normalize=config.normalize,
-            item_dropout=config.item_dropout,
-            label_smoothing=train.label_smoothing,
-            negatives=train.negatives,
-            num_negatives=train.num_negatives,
-            shared_negatives=train.shared_negatives,
-            item_counts=known.item_counts,
-            gbce_t=train.gbce_t,
-            regularization=train.regularization,
-            recompute=train.recompute,
-            weights=weights,
-        )
-    ]
-    # what is a target is read by no member, and learned once
+    inputs = build_inputs(schema, config, max_sequence_length, statistics.vectors, vectors)
+    name = f"next-item-{number + 1}" if number else "next-item"
+    # targets are read by no member and learned by the first
     targets = () if number else config.targets
-    for target in targets:
-        column = ColumnValues(target.feature, known.positives.get(target.feature))
-        summary = None if schema[target.feature].is_list else target.summary
-        if target.kind == "binary":
-            tasks.append(BinaryClassificationTask(column, summary_type=summary))
-        else:
-            tasks.append(RegressionTask(column, summary_type=summary, loss=target.loss))
+    tasks: list[Task] = [
+        _next_item_task(name, config, train, statistics),
+        *(_target_task(schema, target, statistics) for target in targets),
+    ]
     task_weights = [1.0, *(target.weight for target in targets)]
     body = SequentialBlock(inputs, *_blocks(config, inputs, max_sequence_length))
     return Head(body, tasks, task_weights=task_weights, loss_reduction="sum")
 
 
-def _weights(train: TrainConfig, known: FromData) -> ColumnValues | Recency | None:
-    """How much each interaction counts as a target."""
+def _next_item_task(
+    name: str, config: ModelConfig, train: TrainConfig, statistics: TrainingStatistics
+) -> NextItemPredictionTask:
+    """Build the next-item task of a member."""
+    return NextItemPredictionTask(
+        task_name=name,
+        loss=train.loss,
+        task_block=MLPBlock([*config.task_mlp]) if config.task_mlp else None,
+        weight_tying=config.weight_tying,
+        softmax_temperature=config.temperature,
+        normalize=config.normalize,
+        item_dropout=config.item_dropout,
+        label_smoothing=train.label_smoothing,
+        negatives=train.negatives,
+        num_negatives=train.num_negatives,
+        shared_negatives=train.shared_negatives,
+        item_counts=statistics.item_counts,
+        gbce_t=train.gbce_t,
+        regularization=train.regularization,
+        recompute=train.recompute,
+        weights=_weights(train, statistics),
+    )
+
+
+def _target_task(schema: Schema, target: Target, statistics: TrainingStatistics) -> TargetTask:
+    """Build the task of a target of the recipe."""
+    column = ColumnValues(target.feature, statistics.positives.get(target.feature))
+    summary = None if schema[target.feature].is_list else target.summary
+    if target.kind == "binary":
+        return BinaryClassificationTask(column, summary_type=summary)
+    return RegressionTask(column, summary_type=summary, loss=target.loss)
+
+
+def _weights(train: TrainConfig, statistics: TrainingStatistics) -> ColumnValues | Recency | None:
+    """Weights of the interactions as targets."""
     by_value = None
     if train.weights is not None:
-        by_value = ColumnValues(train.weights.feature, known.weights)
-    if train.half_life is None or known.newest is None:
+        by_value = ColumnValues(train.weights.feature, statistics.weights)
+    if train.half_life is None or statistics.newest is None:
         return by_value
     return Recency(
         TIMESTAMP,
-        newest=known.newest,
+        newest=statistics.newest,
         half_life=duration_seconds(train.half_life, "`half_life`") * 1e6,
         others=by_value,
     )
 
 
 def _blocks(config: ModelConfig, inputs: TabularSequenceFeatures, longest: int) -> list[nn.Module]:
-    """What follows the input block."""
+    """Build the blocks after the input block."""
     masking = inputs.masking
     assert masking is not None  # noqa: S101
     blocks: list[nn.Module] = []
@@ -178,41 +187,79 @@ def build_inputs(
     vectors: dict[int, Tensor],
     item_vectors: Tensor | None = None,
 ) -> TabularSequenceFeatures:
-    """The input block of the recipe."""
+    """Build the input block of the recipe.
+
+    `vectors` (rows, P) are those of each entry of `pretrained` by its position, `item_vectors`
+    (rows, width) initial item vectors. ConfigError if vectors are missing or columns unknown.
+    """
     item = schema.item_id.name
-    features, _ = together(input_features(schema, config))
+    features, _ = merge_multi_valued(input_features(schema, config))
     for name in (*config.embedding_dims, *(t for group in config.shared_tables for t in group)):
         features.select_by_name(name)
-    summed = config.aggregation != "concat"
-    added = {}
-    initial = functools.partial(nn.init.normal_, std=config.embedding_deviation)
-    # one object, so that features that share a table agree
-    begun: dict[str, Any] = dict.fromkeys(
-        features.select_by_tag(Tags.CATEGORICAL).column_names, initial
-    )
-    if item_vectors is not None:
-        begun[item] = functools.partial(
-            begin_with, vectors=item_vectors, deviation=config.embedding_deviation
+    initializers = _initializers(features, config, vectors, item_vectors)
+    pretrained = {
+        entry.feature: PretrainedEmbeddings(
+            vectors[position],
+            trainable=entry.trainable,
+            output_dim=entry.output_dim,
+            normalizer="layer-norm" if entry.layer_norm else None,
         )
-    filled = set()
-    for place, pretrained in enumerate(config.pretrained):
-        if place not in vectors:
-            raise ConfigError(f"The vectors of {pretrained.file} were not read.")
-        if pretrained.use == "table":
-            filled.add(pretrained.feature)
-            begun[pretrained.feature] = PretrainedEmbeddingsInitializer(
-                vectors[place], trainable=pretrained.trainable
-            )
-        else:
-            added[pretrained.feature] = PretrainedEmbeddings(
-                vectors[place],
-                trainable=pretrained.trainable,
-                output_dim=pretrained.output_dim,
-                normalizer="layer-norm" if pretrained.layer_norm else None,
-            )
+        for position, entry in enumerate(config.pretrained)
+        if entry.use == "input"
+    }
     dims = {**config.embedding_dims}
-    if item not in filled:
+    if not isinstance(initializers.get(item), PretrainedEmbeddingsInitializer):
         dims.setdefault(item, config.item_width)
+    summed = config.aggregation != "concat"
+    pre, post = _transformations(config)
+    return TabularSequenceFeatures.from_schema(
+        input_features(schema, config),
+        max_sequence_length=longest,
+        embedding_dims=dims,
+        embedding_dim_default=config.d_model if summed else config.embedding_dim,
+        infer_embedding_sizes=config.infer_embedding_sizes,
+        infer_embedding_sizes_multiplier=config.infer_embedding_sizes_multiplier,
+        shared_tables=[list(group) for group in config.shared_tables],
+        embeddings_initializers=initializers,
+        pretrained_embeddings=pretrained,
+        continuous_projection=config.continuous_projection,
+        continuous_soft_embeddings=config.continuous_soft_embeddings,
+        soft_embedding_cardinality_default=config.soft_embedding_cardinality,
+        soft_embedding_dim_default=config.soft_embedding_dim,
+        pre=pre,
+        post=post,
+        aggregation=config.aggregation,
+        # an item alone needs no layer between its embedding and the encoder
+        d_output=config.d_model if len(features) > 1 or pretrained else None,
+        masking=config.masking,
+        **masking_arguments(config),
+    )
+
+
+def _initializers(
+    features: Schema, config: ModelConfig, vectors: dict[int, Tensor], item_vectors: Tensor | None
+) -> dict[str, Initializer]:
+    """Initializer of each table, by feature. ConfigError if vectors of a file are missing."""
+    deviation = config.embedding_deviation
+    # one object, so that features that share a table agree
+    normal: Initializer = functools.partial(nn.init.normal_, std=deviation)
+    initializers = dict.fromkeys(features.select_by_tag(Tags.CATEGORICAL).column_names, normal)
+    if item_vectors is not None:
+        initializers[features.item_id.name] = functools.partial(
+            fill_with_vectors, vectors=item_vectors, deviation=deviation
+        )
+    for position, entry in enumerate(config.pretrained):
+        if position not in vectors:
+            raise ConfigError(f"The vectors of {entry.file} were not read.")
+        if entry.use == "table":
+            initializers[entry.feature] = PretrainedEmbeddingsInitializer(
+                vectors[position], trainable=entry.trainable
+            )
+    return initializers
+
+
+def _transformations(config: ModelConfig) -> tuple[list[nn.Module], list[nn.Module]]:
+    """Transformations before and after the embedding."""
     pre: list[nn.Module] = []
     if config.swap_noise:
         pre.append(StochasticSwapNoise(replacement_prob=config.swap_noise))
@@ -223,40 +270,22 @@ def build_inputs(
         post.append(TabularLayerNorm())
     if config.feature_dropout:
         post.append(TabularDropout(dropout_rate=config.feature_dropout))
-    return TabularSequenceFeatures.from_schema(
-        input_features(schema, config),
-        max_sequence_length=longest,
-        embedding_dims=dims,
-        embedding_dim_default=config.d_model if summed else config.embedding_dim,
-        infer_embedding_sizes=config.infer_embedding_sizes,
-        infer_embedding_sizes_multiplier=config.infer_embedding_sizes_multiplier,
-        shared_tables=[list(group) for group in config.shared_tables],
-        embeddings_initializers=begun,
-        pretrained_embeddings=added or None,
-        continuous_projection=config.continuous_projection,
-        continuous_soft_embeddings=config.continuous_soft_embeddings,
-        soft_embedding_cardinality_default=config.soft_embedding_cardinality,
-        soft_embedding_dim_default=config.soft_embedding_dim,
-        pre=pre or None,
-        post=post or None,
-        aggregation=config.aggregation,
-        # an item alone needs no layer between its embedding and the encoder
-        d_output=config.d_model if len(features) > 1 or added else None,
-        masking=config.masking,
-        **masking_arguments(config),
-    )
+    return pre, post
 
 
 @torch.no_grad()
-def begin_with(table: Tensor, vectors: Tensor, deviation: float) -> None:
-    """Random (rows, width) of `deviation`, and as long as those the `vectors` that are not 0."""
+def fill_with_vectors(table: Tensor, vectors: Tensor, deviation: float) -> None:
+    """Fill a table (rows, width) with `vectors`, scaled to the expected length of random rows.
+
+    Rows whose vector is 0 stay random, with standard `deviation`.
+    """
     nn.init.normal_(table, std=deviation)
-    known = vectors.any(1)
-    table[known] = vectors[known].to(table) * deviation * table.size(1) ** 0.5
+    present = vectors.any(1)
+    table[present] = vectors[present].to(table) * deviation * table.size(1) ** 0.5
 
 
 def input_features(schema: Schema, config: ModelConfig) -> Schema:
-    """Columns that the model reads. ConfigError if it predicts one that is not there."""
+    """Columns that the model reads. ConfigError if the schema lacks a target."""
     targets = [target.feature for target in config.targets]
     schema.select_by_name(*targets)
     features = schema.select_by_tag(Tags.CATEGORICAL, Tags.CONTINUOUS)
@@ -264,7 +293,7 @@ def input_features(schema: Schema, config: ModelConfig) -> Schema:
 
 
 def masking_arguments(config: ModelConfig) -> dict[str, Any]:
-    """Arguments of the masking alone that was chosen."""
+    """Arguments of the chosen masking."""
     return {name: getattr(config, name) for name in ARGUMENTS[config.masking]}
 
 
@@ -297,17 +326,17 @@ def save_model(
     }
     write_json(directory / MODEL_FILE, description)
     weights: dict[str, Tensor] = {}
-    seen: set[int] = set()
+    pointers: set[int] = set()
     for name, value in model.state_dict().items():
         kept = value.detach().cpu().contiguous()
-        # tables that are shared have two names; of others a copy would be a second table in memory
-        weights[name] = kept.clone() if kept.data_ptr() in seen else kept
-        seen.add(kept.data_ptr())
+        # a shared table has two names; other tables are not copied, which would take memory
+        weights[name] = kept.clone() if kept.data_ptr() in pointers else kept
+        pointers.add(kept.data_ptr())
     write_tensors(weights, directory / WEIGHTS_FILE)
 
 
 def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write safetensors. OSError where the disk does not take them."""
+    """Write a safetensors file. OSError if the disk does not take it."""
     try:
         save_file(tensors, path)
     except SafetensorError as error:
@@ -315,17 +344,17 @@ def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def load_model(directory: Path) -> Model:
-    """Rebuild a model in evaluation mode. ArtifactError if the files do not fit each other."""
+    """Load a model in evaluation mode. ArtifactError if the files do not fit each other."""
     description = read_json(directory / MODEL_FILE)
     try:
         config = ModelConfig.from_dict(description["model"], str(directory / MODEL_FILE))
         schema = Schema.from_dicts(description["schema"])
         vectors = {
-            place: torch.zeros(rows, width)
-            for place, (rows, width) in enumerate(description["vectors"])
+            position: torch.zeros(rows, width)
+            for position, (rows, width) in enumerate(description["vectors"])
         }
         longest = int(description["max_sequence_length"])
-        model = build_model(schema, config, longest, known=FromData(vectors=vectors))
+        model = build_model(schema, config, longest, statistics=TrainingStatistics(vectors=vectors))
         model.load_state_dict(load_file(directory / WEIGHTS_FILE))
     except (
         KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError, ConfigError

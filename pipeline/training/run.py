@@ -18,7 +18,7 @@ from pipeline.data.fingerprint import run_fingerprint
 from pipeline.data.index_mapping import TRAINED_ON
 from pipeline.data.interactions import read_interactions
 from pipeline.data.loader import SessionLoader, count_sessions
-from pipeline.model.build import FromData, build_model, save_model
+from pipeline.model.build import TrainingStatistics, build_model, save_model
 from pipeline.model.model import Model
 from pipeline.model.run import Run
 from pipeline.recipe.model import ModelConfig
@@ -157,7 +157,7 @@ def _run_directory(
         yield directory
 
 
-def _initial_model(inputs: TrainingInputs, statistics: FromData) -> Model:
+def _initial_model(inputs: TrainingInputs, statistics: TrainingStatistics) -> Model:
     from transformers import set_seed
 
     data = inputs.data

@@ -10,7 +10,7 @@ from pipeline.core.columns import FIRST_ITEM, ITEM, TIMESTAMP
 from pipeline.core.errors import ConfigError
 from pipeline.data.fitted import Fitted
 from pipeline.data.loader import read_sessions
-from pipeline.model.build import FromData
+from pipeline.model.build import TrainingStatistics
 from pipeline.model.inputs.vectors import read_vectors
 from pipeline.recipe.choices import FULL_LOSSES
 from pipeline.recipe.model import ModelConfig
@@ -20,12 +20,12 @@ from pipeline.training.item_vectors import co_visitation_vectors
 
 def training_statistics(
     data: Path, fitted: Fitted, model: ModelConfig, train: TrainConfig
-) -> FromData:
+) -> TrainingStatistics:
     """Compute what the settings need. ConfigError or DataError for what the data do not have."""
     counts = None
     if train.loss not in FULL_LOSSES and train.negatives in ("popularity", "in-batch"):
         counts = torch.from_numpy(item_counts(data, fitted.item.num_rows))
-    return FromData(
+    return TrainingStatistics(
         vectors=_pretrained_vectors(fitted, model),
         item_vectors=_item_vectors(data, fitted, model, train),
         item_counts=counts,

@@ -1,5 +1,6 @@
 """An unknown keyword argument of the public building blocks is Python's own TypeError."""
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from enum import Enum
@@ -26,9 +27,9 @@ def entries() -> Iterator[tuple[str, Callable[..., Any]]]:
             yield f"{name}.build", member.build
         elif not issubclass(member, Enum):
             yield name, member
-        if hasattr(member, "from_schema"):
-            yield f"{name}.from_schema", member.from_schema
-    yield "TabularSequenceFeatures.from_schema", tr.TabularSequenceFeatures.from_schema
+    yield "Head.from_schema", tr.Head.from_schema
+    inputs = functools.partial(tr.TabularSequenceFeatures.from_schema, tr.Schema(()))
+    yield "TabularSequenceFeatures.from_schema", inputs
 
 
 ENTRIES = dict(entries())

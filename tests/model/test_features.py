@@ -15,11 +15,8 @@ from pipeline.data.schema import ColumnSchema, Schema, Tags
 from pipeline.model import MLPBlock, SessionBatch, TabularSequenceFeatures
 from pipeline.model.inputs.aggregation import StackFeatures
 from pipeline.model.inputs.continuous import SoftEmbedding
-from pipeline.model.inputs.pretrained import (
-    PretrainedEmbeddings,
-    PretrainedEmbeddingsInitializer,
-    VectorProjection,
-)
+from pipeline.model.inputs.pretrained import PretrainedEmbeddings, VectorProjection
+from pipeline.model.inputs.tables import PretrainedEmbeddingsInitializer
 from pipeline.model.inputs.transformations import (
     StochasticSharedEmbeddings,
     StochasticSwapNoise,

@@ -250,7 +250,7 @@ def test_a_server_a_run_and_the_data_agree(tmp_path: Path) -> None:
     whole = Recipe.from_dict(settings, "test")
     data, run = made(tmp_path, columns, whole.preprocess), tmp_path / "run"
     train(data, whole.model, whole.train, run)
-    assert load_model(run).inputs.several["tags"] == ("tags_1", "tags_2", "tags_3")
+    assert load_model(run).inputs.multi_valued["tags"] == ("tags_1", "tags_2", "tags_3")
     export(run, tmp_path / "repository")
     asked = [
         {"item_id": [3, 4], "mood": [["x", "y"], None], "maker": ["m3", "new"]},

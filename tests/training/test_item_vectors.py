@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pipeline.model import ColumnSchema, Schema
-from pipeline.model.build import FromData, build_model
+from pipeline.model.build import TrainingStatistics, build_model
 from pipeline.recipe.model import ModelConfig
 from pipeline.training.item_vectors import co_visitation_vectors
 
@@ -49,7 +49,9 @@ def test_table_starts_with_the_vectors_and_random_rows_elsewhere() -> None:
     config = ModelConfig(architecture="core", d_model=4, n_head=1, item_vectors="co-visitation")
     initial = torch.from_numpy(vectors())
     torch.manual_seed(0)
-    model = build_model(Schema((item,)), config, 5, known=FromData(item_vectors={4: initial}))
+    model = build_model(
+        Schema((item,)), config, 5, statistics=TrainingStatistics(item_vectors={4: initial})
+    )
     table = model.inputs.item_table.weight
     size = config.embedding_deviation * 4**0.5
     assert torch.allclose(table[3:9], initial[3:9] * size), "as long as random ones are on average"

@@ -1,19 +1,24 @@
-"""The features of an interaction become one vector."""
+"""Aggregation of the features of an interaction to one vector.
 
-from typing import Literal
+Shape letters: B sessions, L positions, F features, d width of a feature, D of the result.
+"""
+
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.core.errors import ConfigError, closest
-from pipeline.model.inputs.checks import check_positive
+from pipeline.model.inputs.columns import check_positive
+
+T = TypeVar("T")
 
 Aggregation = Literal["concat", "stack", "element-wise-sum", "element-wise-sum-item-multi"]
 AGGREGATIONS = ["concat", "stack", "element-wise-sum", "element-wise-sum-item-multi"]
 
 
 class ConcatFeatures(nn.Module):
-    """One behind the other."""
+    """Concatenation."""
 
     def forward(self, parts: dict[str, Tensor]) -> Tensor:
         """F of (B, L, d_f) -> (B, L, sum of d_f)."""
@@ -21,9 +26,9 @@ class ConcatFeatures(nn.Module):
 
 
 class StackFeatures(nn.Module):
-    """Side by side along a last axis, (B, L, d, F), flattened since sequence blocks take vectors.
+    """Stack along a last axis (B, L, d, F), flattened, because sequence blocks read vectors.
 
-    The F values of one dimension stand together, where ConcatFeatures keeps those of a feature.
+    The F values of one dimension are adjacent; in ConcatFeatures the d values of one feature are.
     """
 
     def forward(self, parts: dict[str, Tensor]) -> Tensor:
@@ -32,7 +37,7 @@ class StackFeatures(nn.Module):
 
 
 class ElementwiseSum(nn.Module):
-    """Their sum."""
+    """Sum."""
 
     def forward(self, parts: dict[str, Tensor]) -> Tensor:
         """F of (B, L, d) -> (B, L, d)."""
@@ -40,7 +45,7 @@ class ElementwiseSum(nn.Module):
 
 
 class ElementwiseSumItemMulti(nn.Module):
-    """The item's embedding times the sum of the others, number by number."""
+    """Item embedding times the sum of the other features, element by element."""
 
     def __init__(self, item: str) -> None:
         super().__init__()
@@ -53,9 +58,9 @@ class ElementwiseSumItemMulti(nn.Module):
 
 
 def build_aggregation(aggregation: str | nn.Module, item: str, widths: dict[str, int]) -> nn.Module:
-    """Aggregation by its name for parts of these widths; a module of one's own as it is.
+    """Build an aggregation by its name for features of these widths; a module stays as it is.
 
-    ConfigError for an unknown name and for widths that it cannot work with.
+    ConfigError for an unknown name and for widths that do not fit.
     """
     if isinstance(aggregation, nn.Module):
         return aggregation
@@ -63,9 +68,9 @@ def build_aggregation(aggregation: str | nn.Module, item: str, widths: dict[str,
         hint = closest(str(aggregation), AGGREGATIONS)
         raise ConfigError(f"aggregation is {aggregation!r}; {hint}")
     if aggregation != "concat" and len(set(widths.values())) > 1:
-        found = ", ".join(f"{name} {width}" for name, width in widths.items())
+        listed = ", ".join(f"{name} {width}" for name, width in widths.items())
         raise ConfigError(
-            f"{aggregation} needs vectors of one width, found: {found}. Set equal embedding_dims "
+            f"{aggregation} needs vectors of one width, found: {listed}. Set equal embedding_dims "
             "and continuous_projection (or soft embeddings), or use concat."
         )
     match aggregation:
@@ -84,7 +89,7 @@ def build_aggregation(aggregation: str | nn.Module, item: str, widths: dict[str,
 
 
 def build_projection(projection: nn.Module | None, d_output: int | None, width: int) -> nn.Module:
-    """The module as it is, made for `width` if it waits for that; or a linear layer."""
+    """Return the module, built for `width` if it has `build`, or a linear layer to `d_output`."""
     if projection is not None and d_output is not None:
         raise ConfigError("Both projection and d_output are given. Leave out one.")
     if d_output is not None:
@@ -100,3 +105,37 @@ def build_projection(projection: nn.Module | None, d_output: int | None, width: 
     if callable(build):
         build(width)
     return projection
+
+
+@torch.no_grad()
+def run_example(module: nn.Module, example: Any, kind: type[T]) -> T:
+    """Output of a module for an `example` of two interactions, in evaluation mode.
+
+    ConfigError if the module does not take it or does not return a `kind`: a tensor (1, 2, D) or
+    parts {name: (1, 2, d)}.
+    """
+    name = type(module).__name__
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        output = module.eval()(example)
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+        line = " ".join(str(error).split())[:120]
+        raise ConfigError(f"{name} does not take {_shape(example)}: {line}") from None
+    finally:
+        for part, mode in modes:
+            part.training = mode
+    tensors = list(output.values()) if isinstance(output, dict) else [output]
+    fitting = [t for t in tensors if isinstance(t, Tensor) and t.dim() == 3 and t.size(1) == 2]
+    if not isinstance(output, kind) or not tensors or len(fitting) < len(tensors):
+        expected = "{name: (B, L, d)}" if kind is dict else "(B, L, D)"
+        raise ConfigError(f"{name} gives {_shape(output)}, expected {expected}.")
+    return output
+
+
+def _shape(value: object) -> str:
+    if isinstance(value, Tensor):
+        axes = ["B", "L", *map(str, value.shape[2:])] if value.dim() == 3 else value.shape
+        return f"({', '.join(map(str, axes))})"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name}: {_shape(part)}" for name, part in value.items()) + "}"
+    return type(value).__name__

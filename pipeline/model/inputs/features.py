@@ -1,7 +1,12 @@
-"""Input block: the features of each interaction become one vector."""
+"""Input block: the features of each interaction become one vector.
 
+Shape letters: B sessions, L positions, d width of a part, D width of the interaction embedding.
+"""
+
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -9,109 +14,149 @@ from torch import Tensor, nn
 from pipeline.core.errors import ConfigError
 from pipeline.data.batch import SessionBatch
 from pipeline.data.schema import Schema, Tags
-from pipeline.model.inputs.aggregation import Aggregation, build_aggregation, build_projection
-from pipeline.model.inputs.checks import check_names, check_positive, child_name
-from pipeline.model.inputs.combiner import Combiner, check_combiner, look_up
-from pipeline.model.inputs.continuous import build_continuous_projection, build_soft_embeddings
+from pipeline.model.inputs.aggregation import (
+    Aggregation,
+    build_aggregation,
+    build_projection,
+    run_example,
+)
+from pipeline.model.inputs.columns import (
+    SelectedFeatures,
+    Tagged,
+    check_names,
+    check_positive,
+    child_name,
+    merge_multi_valued,
+    select_features,
+)
+from pipeline.model.inputs.continuous import (
+    ContinuousOptions,
+    build_continuous_projection,
+    build_soft_embeddings,
+)
 from pipeline.model.inputs.pretrained import (
-    Normalizer,
     PretrainedEmbeddings,
+    PretrainedOptions,
     VectorProjection,
     build_vector_projections,
     check_pretrained,
 )
-from pipeline.model.inputs.probe import probe
-from pipeline.model.inputs.selection import Tagged, select_features, together
-from pipeline.model.inputs.tables import Initializer, build_tables
+from pipeline.model.inputs.tables import (
+    Combiner,
+    EmbeddingOptions,
+    build_tables,
+    check_combiner,
+    look_up,
+)
 from pipeline.model.inputs.transformations import (
     TabularLayerNorm,
     Transformations,
     build_post,
     build_pre,
 )
-from pipeline.model.masking import Masking, choose_masking
+from pipeline.model.masking import ARGUMENTS, Masking, choose_masking
 
 PROJECTED = "continuous_projection"
-"""The part that all continuous features together become."""
+"""Name of the part that all continuous features make together."""
+MASKING_ARGUMENTS = {name for names in ARGUMENTS.values() for name in names}
+
+Options = TypeVar("Options")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TagOptions:
+    """Tags of the columns of each kind, as `TabularSequenceFeatures.from_schema` takes them."""
+
+    categorical_tags: Tagged = (Tags.CATEGORICAL,)
+    """Columns of indices; the item, tagged `item_id`, is always one."""
+    continuous_tags: Tagged = (Tags.CONTINUOUS,)
+    """Columns of numbers."""
+    pretrained_embeddings_tags: Tagged = (Tags.EMBEDDING,)
+    """Columns of vectors that come with the batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureModules:
+    """Modules that embed the features of an interaction, each by feature name."""
+
+    item: str
+    """Name of the item feature."""
+    tables: Mapping[str, nn.Embedding]
+    """Tables of categorical features; features that share one have the same object."""
+    multi_valued: Mapping[str, Sequence[str]]
+    """Columns of one value each, by multi-valued feature."""
+    combiner: Combiner
+    """Combination of the values of a multi-valued feature."""
+    continuous: Sequence[str]
+    """Continuous features."""
+    continuous_projection: nn.Sequential | None
+    """Layers over all continuous features together, or None."""
+    soft_embeddings: Mapping[str, nn.Module]
+    """Soft embeddings of continuous features."""
+    pretrained: Mapping[str, PretrainedEmbeddings]
+    """Vectors that are looked up by the index of a categorical feature."""
+    vectors: Mapping[str, VectorProjection]
+    """Projections of vectors that come with the batch."""
 
 
 class TabularSequenceFeatures(nn.Module):
-    """Embeddings of categorical features, numbers and vectors, combined per interaction.
+    """Embeddings of categorical features, numbers and vectors, aggregated per interaction.
 
-    Its parts stand in one order: tables, continuous features, vectors looked up by index, vectors
-    of the batch, each in the order of the schema. Features of a session are repeated along its
-    interactions. Use `from_schema`.
+    The order of the parts is: tables, continuous features, pretrained vectors, vectors of the
+    batch, each in the order of the schema. Features of a session are repeated along its
+    interactions. Make one with `from_schema`.
     """
 
     def __init__(
         self,
+        modules: FeatureModules,
         *,
-        item: str,
-        tables: Mapping[str, nn.Embedding],
-        several: Mapping[str, Sequence[str]],
-        combiner: Combiner,
-        continuous: Sequence[str],
-        continuous_projection: nn.Sequential | None,
-        soft_embeddings: Mapping[str, nn.Module],
-        pretrained: Mapping[str, PretrainedEmbeddings],
-        vectors: Mapping[str, VectorProjection],
+        max_sequence_length: int | None,
         pre: Sequence[nn.Module],
         post: Sequence[nn.Module],
         aggregation: Aggregation | nn.Module,
         projection: nn.Module | None,
         d_output: int | None,
-        max_sequence_length: int | None,
         masking: str | Masking | None,
         masking_arguments: Mapping[str, Any],
     ) -> None:
         super().__init__()
-        check_combiner(combiner)
+        check_combiner(modules.combiner)
         if max_sequence_length is not None:
             check_positive("max_sequence_length", max_sequence_length)
-        self.item = item
+        self.item = modules.item
         self.max_sequence_length = max_sequence_length
-        self.combiner = combiner
-        # features that share a table have it under the name of the first, so that it is saved once
+        self.combiner = modules.combiner
+        # a shared table has the name of its first feature, so that it is saved once
+        tables = modules.tables
         owners: dict[int, str] = {}
         self._owners = {name: owners.setdefault(id(table), name) for name, table in tables.items()}
         self._tables = nn.ModuleDict({child_name(owners[id(t)]): t for t in tables.values()})
-        self.continuous = list(continuous)
-        self.continuous_projection = continuous_projection
-        self.soft_embeddings = _module_dict(soft_embeddings)
-        self.pretrained = _module_dict(pretrained)
-        self.vector_projections = _module_dict(vectors)
-        self.pretrained_names = list(pretrained)
-        self.vectors = list(vectors)
+        self.continuous = list(modules.continuous)
+        self.continuous_projection = modules.continuous_projection
+        self.soft_embeddings = _module_dict(modules.soft_embeddings)
+        self.pretrained = _module_dict(modules.pretrained)
+        self.vector_projections = _module_dict(modules.vectors)
+        self.pretrained_names = list(modules.pretrained)
+        self.vectors = list(modules.vectors)
         """Features that are vectors, (B, L, P) or (B, P)."""
         self.pre = nn.ModuleList(pre)
         self.post = nn.ModuleList(post)
-        self.several = {name: tuple(columns) for name, columns in several.items()}
-        """Columns of one value each, by the feature of several values that they are of."""
-        self._axes: dict[str, tuple[int, ...]] = (
-            {
-                column: (1, 2, 3) if column == name else (1, 2)
-                for column, name in self.index_columns.items()
-            }
-            | dict.fromkeys(self.continuous, (1, 2))
-            | dict.fromkeys(self.vectors, (2, 3))
-            | {item: (2,)}
-        )
-        example = self.example_parts()
-        for module in self.post:
-            if isinstance(module, TabularLayerNorm):
-                module.build({name: part.size(-1) for name, part in example.items()})
-            example = probe(module, example, dict)
+        self.multi_valued = {name: tuple(cs) for name, cs in modules.multi_valued.items()}
+        """Columns of one value each, by multi-valued feature."""
+        self._axes = self._allowed_axes()
+        example = self._build_post(self.example_parts())
         widths = {name: part.size(-1) for name, part in example.items()}
-        self.aggregation = build_aggregation(aggregation, item, widths)
-        combined = probe(self.aggregation, example, Tensor)
+        self.aggregation = build_aggregation(aggregation, self.item, widths)
+        combined = run_example(self.aggregation, example, Tensor)
         self.projection = build_projection(projection, d_output, combined.size(-1))
-        self.output_size = int(probe(self.projection, combined, Tensor).size(-1))
-        """D of the vector of an interaction."""
+        self.output_size = int(run_example(self.projection, combined, Tensor).size(-1))
+        """D of the interaction embedding."""
         self.masking: Masking | None = choose_masking(
             masking,
             self.output_size,
             masking_arguments,
-            item_alone=self.feature_names == [item],
+            item_alone=self.feature_names == [self.item],
         )
 
     @classmethod
@@ -119,138 +164,89 @@ class TabularSequenceFeatures(nn.Module):
         cls,
         schema: Schema | Iterable[Any],
         *,
-        categorical_tags: Tagged = (Tags.CATEGORICAL,),
-        continuous_tags: Tagged = (Tags.CONTINUOUS,),
-        pretrained_embeddings_tags: Tagged = (Tags.EMBEDDING,),
         max_sequence_length: int | None = None,
-        embedding_dims: Mapping[str, int] | None = None,
-        embedding_dim_default: int = 64,
-        infer_embedding_sizes: bool = False,
-        infer_embedding_sizes_multiplier: float = 2.0,
-        embeddings_initializers: Mapping[str, Initializer] | None = None,
-        shared_tables: Sequence[Sequence[str]] = (),
-        combiner: Combiner = "mean",
-        continuous_projection: int | Sequence[int] | None = None,
-        continuous_soft_embeddings: bool = False,
-        soft_embedding_cardinalities: Mapping[str, int] | None = None,
-        soft_embedding_cardinality_default: int = 10,
-        soft_embedding_dims: Mapping[str, int] | None = None,
-        soft_embedding_dim_default: int = 8,
-        layer_norm: bool = True,
-        pretrained_embeddings: Mapping[str, PretrainedEmbeddings] | None = None,
-        pretrained_output_dims: int | Mapping[str, int] | None = None,
-        normalizer: Normalizer | None = None,
         pre: Transformations = None,
         post: Transformations = None,
         aggregation: Aggregation | nn.Module = "concat",
         projection: nn.Module | None = None,
         d_output: int | None = None,
         masking: str | Masking | None = None,
-        train_on_last_item_seq_only: bool | None = None,
-        mlm_probability: float | None = None,
-        plm_probability: float | None = None,
-        max_span_length: int | None = None,
-        permute_all: bool | None = None,
-        sample_from_batch: bool | None = None,
-        tied_generator: bool | None = None,
-        generator_loss_weight: float | None = None,
-        discriminator_loss_weight: float | None = None,
+        **options: Any,
     ) -> Self:
-        """Choose features by tag, from our schema or Merlin's own. ConfigError for what can't be.
+        """Build an input block from the features of our schema or Merlin's.
 
-        - `*_tags`: which columns are read as indices, numbers and vectors; None for none. The
-          item, tagged `item_id`, is always read, a column tagged `target` never.
         - `max_sequence_length`: L, the newest interactions that are read at prediction.
-        - `embedding_dims` of some features; of others the width grows with their cardinality if
-          `infer_embedding_sizes`, else it is `embedding_dim_default`.
-        - `embeddings_initializers`: functions that fill a weight, by feature. Reserved rows are 0.
-        - `shared_tables`: lists of features that have one table together.
-        - `combiner` of several indices of an interaction: mean, sum or sqrtn.
-        - `continuous_projection`: widths of linear layers with ReLU over all numbers together.
-        - `continuous_soft_embeddings`: each number as a mixture of vectors, layer-normalised if
-          `layer_norm`; `soft_embedding_*` are the number and width of the vectors.
-        - `pretrained_embeddings`: by categorical feature, vectors to look up by its index beside
-          its own table.
-        - `pretrained_output_dims`, `normalizer`: of columns whose vectors come with the batch.
-        - `pre` and `post`: what is done to a batch before and to each part after it is embedded.
-        - `aggregation` of the parts: concat, stack, element-wise-sum,
-          element-wise-sum-item-multi, or a module of {name: (B, L, d)} -> (B, L, D).
+        - `pre`, `post`: transformations of the batch, and of each part after it is embedded.
+        - `aggregation` of the parts: concat, stack, element-wise-sum, element-wise-sum-item-multi,
+          or a module of {name: (B, L, d)} -> (B, L, D).
         - `projection` of the result by a module, or `d_output` by a linear layer of that width.
-        - `masking`: clm, mlm, plm or rtd, or a masking; the rest are arguments of one of them, see
-          `pipeline.model.masking`.
+        - `masking`: clm, mlm, plm or rtd, or a masking.
+
+        `options` are the fields of these classes, which document them:
+
+        - TagOptions: `categorical_tags`, `continuous_tags`, `pretrained_embeddings_tags`. A column
+          tagged `target` is never read.
+        - EmbeddingOptions: `embedding_dims`, `embedding_dim_default`, `infer_embedding_sizes`,
+          `infer_embedding_sizes_multiplier`, `embeddings_initializers`, `shared_tables`,
+          `combiner`.
+        - ContinuousOptions: `continuous_projection`, `continuous_soft_embeddings`,
+          `soft_embedding_cardinalities`, `soft_embedding_cardinality_default`,
+          `soft_embedding_dims`, `soft_embedding_dim_default`, `layer_norm`.
+        - PretrainedOptions: `pretrained_embeddings`, `pretrained_output_dims`, `normalizer`.
+        - arguments of the masking: `train_on_last_item_seq_only` of clm; `mlm_probability` of mlm
+          and rtd; `plm_probability`, `max_span_length`, `permute_all` of plm; `sample_from_batch`,
+          `tied_generator`, `generator_loss_weight`, `discriminator_loss_weight` of rtd.
+
+        ConfigError for options that do not fit each other or the schema, TypeError for an unknown
+        one.
         """
+        tags = _take(TagOptions, options)
+        embedding = _take(EmbeddingOptions, options)
+        continuous = _take(ContinuousOptions, options)
+        pretrained = _take(PretrainedOptions, options)
+        for name in options:
+            if name not in MASKING_ARGUMENTS:
+                raise TypeError(
+                    f"{cls.__name__}.from_schema() got an unexpected keyword argument {name!r}"
+                )
         whole = schema if isinstance(schema, Schema) else Schema.from_merlin(schema)
-        whole, several = together(whole)
-        item = whole.item_id.name
-        chosen = select_features(
-            whole, categorical_tags, continuous_tags, pretrained_embeddings_tags
+        whole, multi_valued = merge_multi_valued(whole)
+        selected = select_features(
+            whole, tags.categorical_tags, tags.continuous_tags, tags.pretrained_embeddings_tags
         )
-        categories = chosen.categorical.column_names
-        numbers = chosen.continuous.column_names
-        initializers = dict(embeddings_initializers or {})
-        dims = dict(embedding_dims or {})
-        whole.select_by_name(*dims, *initializers)
-        check_names("embedding_dims", dims, categories, "categorical")
-        soft_names = numbers if continuous_soft_embeddings else []
-        embedded = [*categories, *soft_names]
-        check_names("embeddings_initializers", initializers, embedded, "embedded")
-        cardinalities = {column.name: column.num_rows for column in chosen.categorical}
-        check_pretrained(pretrained_embeddings or {}, cardinalities)
-        if continuous_soft_embeddings and continuous_projection is not None:
-            raise ConfigError(
-                "Both continuous_projection and continuous_soft_embeddings are given. Leave out "
-                "one: numbers go through layers together or become vectors each."
-            )
-        tables = build_tables(
-            chosen.categorical,
-            item=item,
-            dims=dims,
-            dim_default=embedding_dim_default,
-            infer_sizes=infer_embedding_sizes,
-            multiplier=infer_embedding_sizes_multiplier,
-            initializers=initializers,
-            shared=shared_tables,
-        )
-        layers = None
-        if numbers and continuous_projection is not None:
-            layers = build_continuous_projection(len(numbers), continuous_projection)
+        _check_names(whole, selected, embedding, continuous)
+        cardinalities = {column.name: column.num_rows for column in selected.categorical}
+        check_pretrained(pretrained.embeddings, cardinalities)
+        modules = _build_modules(whole.item_id.name, selected, embedding, continuous, pretrained)
+        read = {name: columns for name, columns in multi_valued.items() if name in cardinalities}
         return cls(
-            item=item,
-            tables=tables,
-            several={name: columns for name, columns in several.items() if name in categories},
-            combiner=combiner,
-            continuous=numbers,
-            continuous_projection=layers,
-            soft_embeddings=build_soft_embeddings(
-                soft_names,
-                cardinalities=soft_embedding_cardinalities or {},
-                cardinality_default=soft_embedding_cardinality_default,
-                dims=soft_embedding_dims or {},
-                dim_default=soft_embedding_dim_default,
-                initializers=initializers,
-                layer_norm=layer_norm,
-            ),
-            pretrained=pretrained_embeddings or {},
-            vectors=build_vector_projections(chosen.vectors, pretrained_output_dims, normalizer),
+            dataclasses.replace(modules, multi_valued=read),
+            max_sequence_length=max_sequence_length,
             pre=build_pre(pre, cardinalities),
             post=build_post(post),
             aggregation=aggregation,
             projection=projection,
             d_output=d_output,
-            max_sequence_length=max_sequence_length,
             masking=masking,
-            masking_arguments={
-                "train_on_last_item_seq_only": train_on_last_item_seq_only,
-                "mlm_probability": mlm_probability,
-                "plm_probability": plm_probability,
-                "max_span_length": max_span_length,
-                "permute_all": permute_all,
-                "sample_from_batch": sample_from_batch,
-                "tied_generator": tied_generator,
-                "generator_loss_weight": generator_loss_weight,
-                "discriminator_loss_weight": discriminator_loss_weight,
-            },
+            masking_arguments=options,
         )
+
+    def _allowed_axes(self) -> dict[str, tuple[int, ...]]:
+        """Numbers of axes that each column of a batch may have."""
+        indices = {
+            column: (1, 2, 3) if column == name else (1, 2)
+            for column, name in self.index_columns.items()
+        }
+        numbers = dict.fromkeys(self.continuous, (1, 2))
+        return indices | numbers | dict.fromkeys(self.vectors, (2, 3)) | {self.item: (2,)}
+
+    def _build_post(self, example: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Build the transformations in `post`, and return the example after them."""
+        for module in self.post:
+            if isinstance(module, TabularLayerNorm):
+                module.build({name: part.size(-1) for name, part in example.items()})
+            example = run_example(module, example, dict)
+        return example
 
     @property
     def item_table(self) -> nn.Embedding:
@@ -269,26 +265,28 @@ class TabularSequenceFeatures(nn.Module):
         return {name: self.table(name) for name in self._owners}
 
     def pretrained_table(self, name: str) -> nn.Embedding:
-        """Vectors that stand beside the table of a categorical feature."""
+        """Pretrained vectors beside the table of a categorical feature."""
         embeddings = self.pretrained[child_name(name)]
         assert isinstance(embeddings, PretrainedEmbeddings)  # noqa: S101
         return embeddings.table
 
     @property
     def feature_names(self) -> list[str]:
-        """All features that a batch must hold: categorical ones, continuous ones, vectors."""
+        """Features that a batch must hold: categorical, continuous, vectors."""
         return [*self.index_columns, *self.continuous, *self.vectors]
 
     @property
     def index_columns(self) -> dict[str, str]:
-        """Columns of a batch that hold indices, with the feature whose table they are of."""
-        return {column: name for name in self._owners for column in self.several.get(name, (name,))}
+        """Feature of each column of indices in a batch."""
+        return {
+            column: name for name in self._owners for column in self.multi_valued.get(name, (name,))
+        }
 
     def forward(self, batch: SessionBatch, items: Tensor | None = None) -> Tensor:
-        """SessionBatch -> (B, L, D). DataError if it lacks a feature or has it in another shape.
+        """SessionBatch -> (B, L, D).
 
-        `items`: (V, d) to look the items up in, in place of their own table; its gradient is
-        sparse.
+        `items` (V, d) replaces the weight of the item table in the lookup; its gradient is sparse.
+        DataError if the batch lacks a feature or has it in another shape.
         """
         batch = self._stacked(batch.read(self._axes, self.vectors))
         for noise in self.pre:
@@ -303,9 +301,9 @@ class TabularSequenceFeatures(nn.Module):
         return projected
 
     def _stacked(self, batch: SessionBatch) -> SessionBatch:
-        """Columns of one value each as (B, L, M) of several."""
+        """Stack the columns of each multi-valued feature to (B, L, M)."""
         features = dict(batch.features)
-        for name, columns in self.several.items():
+        for name, columns in self.multi_valued.items():
             features[name] = torch.stack([features.pop(column) for column in columns], -1)
         return SessionBatch(features, batch.lengths)
 
@@ -321,8 +319,8 @@ class TabularSequenceFeatures(nn.Module):
         dtype = self.item_table.weight.dtype
         numbers = {name: features[name].to(dtype) for name in self.continuous}
         if self.continuous_projection is not None:
-            together = [values.expand(-1, width) for values in numbers.values()]
-            parts[PROJECTED] = self.continuous_projection(torch.stack(together, -1))
+            expanded = [values.expand(-1, width) for values in numbers.values()]
+            parts[PROJECTED] = self.continuous_projection(torch.stack(expanded, -1))
         elif len(self.soft_embeddings):
             for name, values in numbers.items():
                 parts[name] = self.soft_embeddings[child_name(name)](values)
@@ -336,16 +334,16 @@ class TabularSequenceFeatures(nn.Module):
         return {name: part.expand(-1, width, -1) for name, part in parts.items()}
 
     def example_parts(self) -> dict[str, Tensor]:
-        """Parts of one session of two interactions of padding, for their widths."""
-        where = self.item_table.weight.device
+        """Parts of a session of two padding interactions, (1, 2, d) each, to read their widths."""
+        device = self.item_table.weight.device
         features = {
-            name: torch.zeros(1, 2, dtype=torch.int64, device=where) for name in self._owners
+            name: torch.zeros(1, 2, dtype=torch.int64, device=device) for name in self._owners
         }
-        features |= {name: torch.zeros(1, 2, device=where) for name in self.continuous}
+        features |= {name: torch.zeros(1, 2, device=device) for name in self.continuous}
         for name in self.vectors:
             projection = self.vector_projections[child_name(name)]
             assert isinstance(projection, VectorProjection)  # noqa: S101
-            features[name] = torch.zeros(1, 2, projection.width, device=where)
+            features[name] = torch.zeros(1, 2, projection.width, device=device)
         with torch.no_grad():
             parts = self._embed(features)
         num_continuous = len(self.continuous) if self.continuous_projection is None else 1
@@ -360,3 +358,51 @@ class TabularSequenceFeatures(nn.Module):
 
 def _module_dict(modules: Mapping[str, nn.Module]) -> nn.ModuleDict:
     return nn.ModuleDict({child_name(name): module for name, module in modules.items()})
+
+
+def _take(options_class: type[Options], options: dict[str, Any]) -> Options:
+    """Remove the fields of a class of options from `options`, and make an instance of them."""
+    names = [field.name for field in dataclasses.fields(options_class)]  # type: ignore[arg-type]
+    return options_class(**{name: options.pop(name) for name in names if name in options})
+
+
+def _check_names(
+    schema: Schema,
+    selected: SelectedFeatures,
+    embedding: EmbeddingOptions,
+    continuous: ContinuousOptions,
+) -> None:
+    """ConfigError for options of features that are not embedded."""
+    schema.select_by_name(*embedding.dims, *embedding.initializers)
+    categories = selected.categorical.column_names
+    check_names("embedding_dims", embedding.dims, categories, "categorical")
+    soft = selected.continuous.column_names if continuous.continuous_soft_embeddings else []
+    initializers = embedding.initializers
+    check_names("embeddings_initializers", initializers, [*categories, *soft], "embedded")
+
+
+def _build_modules(
+    item: str,
+    selected: SelectedFeatures,
+    embedding: EmbeddingOptions,
+    continuous: ContinuousOptions,
+    pretrained: PretrainedOptions,
+) -> FeatureModules:
+    """Build the modules of the selected features with fresh weights."""
+    numbers = selected.continuous.column_names
+    tables = build_tables(selected.categorical, item, embedding)
+    layers = None
+    if numbers and continuous.continuous_projection is not None:
+        layers = build_continuous_projection(len(numbers), continuous.continuous_projection)
+    soft = numbers if continuous.continuous_soft_embeddings else []
+    return FeatureModules(
+        item=item,
+        tables=tables,
+        multi_valued={},
+        combiner=embedding.combiner,
+        continuous=numbers,
+        continuous_projection=layers,
+        soft_embeddings=build_soft_embeddings(soft, continuous, embedding.initializers),
+        pretrained=pretrained.embeddings,
+        vectors=build_vector_projections(selected.vectors, pretrained),
+    )

@@ -1,6 +1,7 @@
 """Vectors that were learned elsewhere, from text, images or graphs."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -9,37 +10,14 @@ from torch import Tensor, nn
 from pipeline.core.columns import FIRST_ITEM, PADDING
 from pipeline.core.errors import ConfigError, DataError
 from pipeline.data.schema import Schema
-from pipeline.model.inputs.checks import check_names, check_positive
-from pipeline.model.inputs.combiner import Combiner, check_combiner, look_up
+from pipeline.model.inputs.columns import check_names, check_positive
+from pipeline.model.inputs.tables import Combiner, as_matrix, check_combiner, look_up
 
 Normalizer = Literal["layer-norm"]
 
 
-class PretrainedEmbeddingsInitializer:
-    """Fills the table of a feature, given in `embeddings_initializers`.
-
-    `weight_matrix` is (rows, P) in the order of the feature's indices, rows 0, 1 and 2 reserved;
-    `read_vectors` makes one. The table does not move in training unless `trainable`.
-    """
-
-    def __init__(self, weight_matrix: Any, trainable: bool = False) -> None:
-        self.weight_matrix = as_matrix(weight_matrix)
-        self.trainable = trainable
-
-    def __call__(self, weight: Tensor) -> None:
-        """Fill (rows, P) in place. ConfigError for another shape."""
-        if weight.shape != self.weight_matrix.shape:
-            raise ConfigError(
-                f"The pretrained matrix is {_shape(self.weight_matrix)}, the table "
-                f"{_shape(weight)}. Its rows are the values of the feature and 3 reserved ones."
-            )
-        with torch.no_grad():
-            weight.copy_(self.weight_matrix)
-        weight.requires_grad_(self.trainable)
-
-
 class VectorProjection(nn.Module):
-    """Vectors to another width if `output_dim` is given, then normalised if asked for."""
+    """Project vectors to `output_dim`, None for no projection, then normalize them."""
 
     def __init__(
         self, width: int, output_dim: int | None = None, normalizer: Normalizer | None = None
@@ -55,7 +33,7 @@ class VectorProjection(nn.Module):
         self.normalizer = nn.Identity() if normalizer is None else nn.LayerNorm(self.output_size)
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """(B, L, P) -> (B, L, d). DataError if vectors are not of the width that was told."""
+        """(B, L, P) -> (B, L, d). DataError for vectors of another width than P."""
         if vectors.size(-1) != self.width:
             raise DataError(
                 f"Vectors have {int(vectors.size(-1))} numbers, the schema says {self.width}."
@@ -66,8 +44,8 @@ class VectorProjection(nn.Module):
 class PretrainedEmbeddings(nn.Module):
     """Vectors beside a feature's own table, looked up by the same index.
 
-    `weight_matrix` as in PretrainedEmbeddingsInitializer. It is saved with the model's weights,
-    whether it is `trainable` or not. Of several indices the `combiner` makes one vector.
+    `weight_matrix` as in PretrainedEmbeddingsInitializer. It is saved with the weights of the
+    model, whether it is `trainable` or not. `combiner` makes one vector of several indices.
     """
 
     def __init__(
@@ -96,10 +74,27 @@ class PretrainedEmbeddings(nn.Module):
         return projected
 
 
+@dataclass(frozen=True, kw_only=True)
+class PretrainedOptions:
+    """Options of pretrained vectors, as `TabularSequenceFeatures.from_schema` takes them."""
+
+    pretrained_embeddings: Mapping[str, PretrainedEmbeddings] | None = None
+    """Vectors to look up by the index of a categorical feature, beside its table."""
+    pretrained_output_dims: int | Mapping[str, int] | None = None
+    """Output width of columns whose vectors come with the batch, one for all or by name."""
+    normalizer: Normalizer | None = None
+    """Normalization of these columns."""
+
+    @property
+    def embeddings(self) -> Mapping[str, PretrainedEmbeddings]:
+        """`pretrained_embeddings`, empty for None."""
+        return self.pretrained_embeddings or {}
+
+
 def check_pretrained(
     pretrained: Mapping[str, PretrainedEmbeddings], num_rows: Mapping[str, int]
 ) -> None:
-    """ConfigError for a name that is no categorical feature and a matrix of other rows."""
+    """ConfigError for a name that is not a categorical feature and a matrix of other rows."""
     check_names("pretrained_embeddings", pretrained, num_rows, "categorical")
     if len(set(map(id, pretrained.values()))) < len(pretrained):
         raise ConfigError("pretrained_embeddings gives one object to two features. Make two.")
@@ -113,32 +108,15 @@ def check_pretrained(
 
 
 def build_vector_projections(
-    columns: Schema, output_dims: int | Mapping[str, int] | None, normalizer: Normalizer | None
+    columns: Schema, options: PretrainedOptions
 ) -> dict[str, VectorProjection]:
-    """What is done to each column of vectors; `output_dims` is one width for all or by name."""
+    """Build the projection of each column of vectors, by name."""
+    output_dims = options.pretrained_output_dims
     if isinstance(output_dims, Mapping):
         check_names("pretrained_output_dims", output_dims, columns.column_names, "embedding")
         dims = dict(output_dims)
     else:
         dims = {} if output_dims is None else dict.fromkeys(columns.column_names, output_dims)
-    return {c.name: VectorProjection(c.width, dims.get(c.name), normalizer) for c in columns}
-
-
-def as_matrix(weights: Any) -> Tensor:
-    """(rows, P) float32, a copy, of a tensor, an array or lists. ConfigError for another thing."""
-    try:
-        matrix = torch.as_tensor(weights).detach().to(torch.float32, copy=True)
-    except (TypeError, ValueError, RuntimeError) as error:
-        line = " ".join(str(error).split())[:120]
-        raise ConfigError(f"weight_matrix is no matrix of numbers: {line}") from None
-    if matrix.dim() != 2 or matrix.size(0) < FIRST_ITEM or matrix.size(1) < 1:
-        raise ConfigError(
-            f"weight_matrix is {_shape(matrix)}, expected (rows, numbers), 3 reserved rows first."
-        )
-    if not bool(matrix.isfinite().all()):
-        raise ConfigError("weight_matrix holds numbers that are not finite.")
-    return matrix
-
-
-def _shape(tensor: Tensor) -> str:
-    return f"({', '.join(map(str, tensor.shape))})"
+    return {
+        c.name: VectorProjection(c.width, dims.get(c.name), options.normalizer) for c in columns
+    }

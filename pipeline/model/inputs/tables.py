@@ -1,78 +1,199 @@
-"""Embedding tables of categorical features."""
+"""Embedding tables of categorical features, their options, and lookups.
+
+Shape letters: B sessions, L positions, M values of an interaction, d and P widths.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pipeline.core.columns import FIRST_ITEM, PADDING
 from pipeline.core.errors import ConfigError
 from pipeline.data.schema import Schema, embedding_size
-from pipeline.model.inputs.checks import check_names, check_positive
-from pipeline.model.inputs.pretrained import PretrainedEmbeddingsInitializer
+from pipeline.model.inputs.columns import check_names, check_positive
+from pipeline.model.ops.shards import ShardedEmbedding
 
 EMBEDDING_DEVIATION = 0.05
+"""Standard deviation of initial weights."""
 
 T = TypeVar("T")
 
 Initializer = Callable[[Tensor], object]
-"""Fills a weight, (rows, d), in place."""
+"""Fills a weight (rows, d) in place."""
+
+Combiner = Literal["mean", "sum", "sqrtn"]
+COMBINERS = ("mean", "sum", "sqrtn")
 
 
-def build_tables(
-    columns: Schema,
-    *,
-    item: str,
-    dims: Mapping[str, int],
-    dim_default: int,
-    infer_sizes: bool,
-    multiplier: float,
-    initializers: Mapping[str, Initializer],
-    shared: Sequence[Sequence[str]],
-) -> dict[str, nn.Embedding]:
-    """A table for each column, one for all those of a group in `shared`, with its largest rows.
+def check_combiner(combiner: str) -> None:
+    """ConfigError for an unknown combiner."""
+    if combiner not in COMBINERS:
+        raise ConfigError(f"combiner is {combiner!r}. Expected {', '.join(COMBINERS)}.")
 
-    Its width is the first that is known: of `dims`, of a pretrained matrix, from the rows if
-    `infer_sizes`, `dim_default`. ConfigError for what does not fit.
+
+def look_up(
+    table: nn.Embedding, indices: Tensor, combiner: Combiner, weight: Tensor | None = None
+) -> Tensor:
+    """(B, L) indices -> (B, L, d); (B, L, M) indices -> (B, L, d), combined without padding.
+
+    `sqrtn` divides the sum by the square root of the number of values. `weight` replaces the
+    weight of the table; its gradient is sparse.
     """
-    groups = _groups(columns.column_names, shared)
+    if weight is None:
+        vectors = table(indices)
+    elif isinstance(table, ShardedEmbedding):
+        vectors = table.look_up(indices, weight, sparse=True)
+    else:
+        vectors = functional.embedding(indices, weight, table.padding_idx, sparse=True)
+    if indices.dim() < 3:
+        return vectors
+    total = vectors.sum(-2)  # the row of padding is zero
+    if combiner == "sum":
+        return total
+    number = (indices != PADDING).sum(-1, keepdim=True).clamp(min=1)  # (B, L, 1)
+    return total / (number if combiner == "mean" else number.sqrt())
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingOptions:
+    """Options of the tables, as `TabularSequenceFeatures.from_schema` takes them."""
+
+    embedding_dims: Mapping[str, int] | None = None
+    """Width of single features; it comes before the width of pretrained vectors and the rest."""
+    embedding_dim_default: int = 64
+    """Width of the other features."""
+    infer_embedding_sizes: bool = False
+    """Infer the width of the other features from their cardinality."""
+    infer_embedding_sizes_multiplier: float = 2.0
+    """Factor of the fourth root of the cardinality."""
+    embeddings_initializers: Mapping[str, Initializer] | None = None
+    """Functions that fill a weight, by feature. Reserved rows are 0."""
+    shared_tables: Sequence[Sequence[str]] = ()
+    """Lists of features that share a table, which has the rows of the largest feature."""
+    combiner: Combiner = "mean"
+    """Combination of several indices of an interaction: mean, sum or sqrtn."""
+
+    @property
+    def dims(self) -> Mapping[str, int]:
+        """`embedding_dims`, empty for None."""
+        return self.embedding_dims or {}
+
+    @property
+    def initializers(self) -> Mapping[str, Initializer]:
+        """`embeddings_initializers`, empty for None."""
+        return self.embeddings_initializers or {}
+
+
+class PretrainedEmbeddingsInitializer:
+    """Initializer of a feature's table, for `embeddings_initializers`.
+
+    `weight_matrix` is (rows, P) in the order of the feature's indices, rows 0, 1 and 2 reserved;
+    `read_vectors` makes one. The table is frozen unless `trainable`.
+    """
+
+    def __init__(self, weight_matrix: Any, trainable: bool = False) -> None:
+        self.weight_matrix = as_matrix(weight_matrix)
+        self.trainable = trainable
+
+    def __call__(self, weight: Tensor) -> None:
+        """Fill (rows, P) in place. ConfigError for another shape."""
+        if weight.shape != self.weight_matrix.shape:
+            raise ConfigError(
+                f"The pretrained matrix is {shape_text(self.weight_matrix)}, the table "
+                f"{shape_text(weight)}. Its rows are the values of the feature and 3 reserved ones."
+            )
+        with torch.no_grad():
+            weight.copy_(self.weight_matrix)
+        weight.requires_grad_(self.trainable)
+
+
+def as_matrix(weights: Any) -> Tensor:
+    """Copy a tensor, an array or lists to (rows, P) float32. ConfigError for other values."""
+    try:
+        matrix = torch.as_tensor(weights).detach().to(torch.float32, copy=True)
+    except (TypeError, ValueError, RuntimeError) as error:
+        line = " ".join(str(error).split())[:120]
+        raise ConfigError(f"weight_matrix is no matrix of numbers: {line}") from None
+    if matrix.dim() != 2 or matrix.size(0) < FIRST_ITEM or matrix.size(1) < 1:
+        raise ConfigError(
+            f"weight_matrix is {shape_text(matrix)}, expected (rows, numbers), 3 reserved rows "
+            "first."
+        )
+    if not bool(matrix.isfinite().all()):
+        raise ConfigError("weight_matrix holds numbers that are not finite.")
+    return matrix
+
+
+def shape_text(tensor: Tensor) -> str:
+    return f"({', '.join(map(str, tensor.shape))})"
+
+
+def build_tables(columns: Schema, item: str, options: EmbeddingOptions) -> dict[str, nn.Embedding]:
+    """Build the table of each column, by name; columns of a shared table have the same object.
+
+    ConfigError for options that do not fit the columns.
+    """
     tables: dict[str, nn.Embedding] = {}
-    for name in columns.column_names:
-        if name in tables:
-            continue
-        names = groups[name]
-        rows = max(columns[n].num_rows for n in names)
-        if rows < 1:
-            raise ConfigError(
-                f"The schema does not say how many values {name!r} has. Give it an int_domain, or "
-                "make it by ColumnSchema.create_categorical."
-            )
-        if item in names and rows > columns[item].num_rows:
-            raise ConfigError(
-                f"{_listed(names)} share a table of {rows} rows, but the catalogue has "
-                f"{columns[item].num_rows}: the rest could not be recommended. Share the item's "
-                "table only with features of its own values."
-            )
-        initializer = _the_one(names, initializers, "embeddings_initializers")
-        dim = _the_one(names, dims, "embedding_dims")
-        if isinstance(initializer, PretrainedEmbeddingsInitializer):
-            width = initializer.weight_matrix.size(1)
-            if dim not in (None, width):
-                raise ConfigError(
-                    f"embedding_dims of {name!r} is {dim}, but its pretrained vectors have {width} "
-                    "numbers. Leave it out."
-                )
-            dim = width
-        if dim is None:
-            dim = embedding_size(rows, multiplier) if infer_sizes else dim_default
-        check_positive(f"The embedding width of {name!r}", dim)
-        tables |= dict.fromkeys(names, _table(rows, dim, initializer))
+    for name, names in _groups(columns.column_names, options.shared_tables).items():
+        if name not in tables:
+            tables |= dict.fromkeys(names, _build_table(columns, names, item, options))
     return {name: tables[name] for name in columns.column_names}
 
 
+def _build_table(
+    columns: Schema, names: list[str], item: str, options: EmbeddingOptions
+) -> nn.Embedding:
+    """Build the table that the features `names` share."""
+    name, rows = names[0], _num_rows(columns, names, item)
+    initializer = _common(names, options.initializers, "embeddings_initializers")
+    dim = _common(names, options.dims, "embedding_dims")
+    if isinstance(initializer, PretrainedEmbeddingsInitializer):
+        width = initializer.weight_matrix.size(1)
+        if dim not in (None, width):
+            raise ConfigError(
+                f"embedding_dims of {name!r} is {dim}, but its pretrained vectors have {width} "
+                "numbers. Leave it out."
+            )
+        dim = width
+    if dim is None:
+        multiplier = options.infer_embedding_sizes_multiplier
+        inferred = embedding_size(rows, multiplier) if options.infer_embedding_sizes else None
+        dim = options.embedding_dim_default if inferred is None else inferred
+    check_positive(f"The embedding width of {name!r}", dim)
+    table = nn.Embedding(rows, dim, padding_idx=PADDING)
+    with torch.no_grad():
+        if initializer is None:
+            nn.init.normal_(table.weight, std=EMBEDDING_DEVIATION)
+        else:
+            initializer(table.weight)
+        # training may never show an unknown value, whose vector must then be 0 rather than noise
+        table.weight[:FIRST_ITEM] = 0
+    return table
+
+
+def _num_rows(columns: Schema, names: list[str], item: str) -> int:
+    """Rows of a table: the largest number of its features."""
+    rows = max(columns[name].num_rows for name in names)
+    if rows < 1:
+        raise ConfigError(
+            f"The schema does not say how many values {names[0]!r} has. Give it an int_domain, or "
+            "make it by ColumnSchema.create_categorical."
+        )
+    if item in names and rows > columns[item].num_rows:
+        raise ConfigError(
+            f"{_listed(names)} share a table of {rows} rows, but the catalogue has "
+            f"{columns[item].num_rows}: the rest could not be recommended. Share the item's table "
+            "only with features of its own values."
+        )
+    return rows
+
+
 def _groups(names: list[str], shared: Sequence[Sequence[str]]) -> dict[str, list[str]]:
-    """Per name those that it shares a table with, itself among them."""
+    """Features that share the table of each feature, itself included."""
     groups = {name: [name] for name in names}
     for group in shared:
         if isinstance(group, str) or len(set(group)) < 2:
@@ -88,31 +209,19 @@ def _groups(names: list[str], shared: Sequence[Sequence[str]]) -> dict[str, list
     return groups
 
 
-def _the_one(names: list[str], values: Mapping[str, T], argument: str) -> T | None:
-    """What is given for any of the features of a table. ConfigError if that differs."""
-    found: list[T] = []
+def _common(names: list[str], values: Mapping[str, T], argument: str) -> T | None:
+    """Value of any feature of a table, None if none has one. ConfigError if values differ."""
+    different: list[T] = []
     for name in names:
-        if name in values and not any(values[name] is v or values[name] == v for v in found):
-            found.append(values[name])
-    if len(found) > 1:
+        if name in values and not any(values[name] is v or values[name] == v for v in different):
+            different.append(values[name])
+    if len(different) > 1:
         raise ConfigError(
-            f"{_listed(names)} share a table, but {argument} gives them {len(found)} different "
+            f"{_listed(names)} share a table, but {argument} gives them {len(different)} different "
             "values."
         )
-    return found[0] if found else None
+    return different[0] if different else None
 
 
 def _listed(names: list[str]) -> str:
     return " and ".join(map(repr, names))
-
-
-def _table(rows: int, dim: int, initializer: Initializer | None) -> nn.Embedding:
-    table = nn.Embedding(rows, dim, padding_idx=PADDING)
-    with torch.no_grad():
-        if initializer is None:
-            nn.init.normal_(table.weight, std=EMBEDDING_DEVIATION)
-        else:
-            initializer(table.weight)
-        # training may never show an unknown value: it must then say nothing rather than noise
-        table.weight[:FIRST_ITEM] = 0
-    return table

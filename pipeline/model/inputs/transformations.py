@@ -1,4 +1,4 @@
-"""What is done to features before they are embedded (`pre`) and to each of them after (`post`)."""
+"""Transformations of features before they are embedded (`pre`) and of each after (`post`)."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,15 +8,15 @@ from torch import Tensor, nn
 from pipeline.core.columns import FIRST_ITEM, PADDING
 from pipeline.core.errors import ConfigError
 from pipeline.data.batch import SessionBatch, visible_positions
-from pipeline.model.inputs.checks import child_name
+from pipeline.model.inputs.columns import child_name
 
 
 class StochasticSwapNoise(nn.Module):
-    """While training, some values become those of other interactions of the batch.
+    """In training, replace random values by those of other interactions of the batch.
 
-    Each value by chance and each feature on its own; several indices or a vector of an
-    interaction move together. Padding neither gives nor takes. Features of a session are swapped
-    between sessions.
+    Each feature is drawn independently; all indices, or the vector, of an interaction are replaced
+    together. Padding is neither replaced nor a source. Features of a session are swapped between
+    sessions.
     """
 
     def __init__(self, replacement_prob: float = 0.1) -> None:
@@ -25,7 +25,7 @@ class StochasticSwapNoise(nn.Module):
         self.replacement_prob = replacement_prob
 
     def forward(self, batch: SessionBatch) -> SessionBatch:
-        """SessionBatch -> SessionBatch; what it was given stays as it was."""
+        """SessionBatch -> SessionBatch; the input is not changed."""
         if not self.training:
             return batch
         width = batch.width
@@ -45,7 +45,7 @@ class StochasticSwapNoise(nn.Module):
         count = real.size(0)
         if count < 2:
             return values
-        # 1..R-1 places further on among the real ones, so never the same place
+        # a step of 1..R-1 among the real ones, so never the same interaction
         steps = torch.randint(1, count, (count,), device=real.device)
         others = real[(torch.arange(count, device=real.device) + steps) % count]
         chosen = torch.rand(count, device=real.device) < self.replacement_prob
@@ -55,9 +55,9 @@ class StochasticSwapNoise(nn.Module):
 
 
 class StochasticSharedEmbeddings(nn.Module):
-    """SSE-SE (Wu et al. 2019): while training, some indices become any other of their feature.
+    """SSE-SE (Wu et al. 2019): in training, replace random indices by others of the feature.
 
-    Drawn evenly from its known values; padding stays.
+    Replacements are drawn uniformly from the values of the vocabulary; padding stays.
     """
 
     def __init__(self, replacement_prob: float = 0.01) -> None:
@@ -67,13 +67,13 @@ class StochasticSharedEmbeddings(nn.Module):
         self.num_rows: dict[str, int] | None = None
 
     def build(self, num_rows: Mapping[str, int]) -> None:
-        """Learn the rows of each categorical feature. ConfigError if built before."""
+        """Set the number of rows of each categorical feature. ConfigError if it is set already."""
         if self.num_rows is not None:
             raise ConfigError("StochasticSharedEmbeddings belongs to another input block already.")
         self.num_rows = dict(num_rows)
 
     def forward(self, batch: SessionBatch) -> SessionBatch:
-        """SessionBatch -> SessionBatch; what it was given stays as it was."""
+        """SessionBatch -> SessionBatch; the input is not changed."""
         if not self.training:
             return batch
         if self.num_rows is None:
@@ -89,14 +89,14 @@ class StochasticSharedEmbeddings(nn.Module):
 
 
 class TabularLayerNorm(nn.Module):
-    """Layer normalisation of each feature's vector; a single number is left alone."""
+    """Layer normalization of each feature's vector; a single number stays unchanged."""
 
     def __init__(self) -> None:
         super().__init__()
         self.norms = nn.ModuleDict()
 
     def build(self, widths: Mapping[str, int]) -> None:
-        """Make the layers. ConfigError if built before."""
+        """Make the layers. ConfigError if they are made already."""
         if len(self.norms):
             raise ConfigError("TabularLayerNorm belongs to another input block already.")
         for name, width in widths.items():
@@ -113,7 +113,7 @@ class TabularLayerNorm(nn.Module):
 
 
 class TabularDropout(nn.Module):
-    """Dropout of the numbers of each feature's vector."""
+    """Dropout on each feature's vector."""
 
     def __init__(self, dropout_rate: float = 0.1) -> None:
         super().__init__()
@@ -132,8 +132,8 @@ AFTER = (TabularLayerNorm, TabularDropout)
 
 
 def build_pre(pre: Transformations, num_rows: Mapping[str, int]) -> list[nn.Module]:
-    """Modules of SessionBatch -> SessionBatch, by name or as they are."""
-    modules = [_module(given, "pre") for given in _each(pre)]
+    """Build modules of SessionBatch -> SessionBatch from names or modules."""
+    modules = [_module(transformation, "pre") for transformation in _each(pre)]
     for module in modules:
         if isinstance(module, AFTER):
             raise ConfigError(f"{type(module).__name__} works on embeddings. Give it as `post`.")
@@ -143,8 +143,8 @@ def build_pre(pre: Transformations, num_rows: Mapping[str, int]) -> list[nn.Modu
 
 
 def build_post(post: Transformations) -> list[nn.Module]:
-    """Modules of dict of (B, L, d) -> dict of (B, L, d), by name or as they are."""
-    modules = [_module(given, "post") for given in _each(post)]
+    """Build modules of {name: (B, L, d)} -> {name: (B, L, d)} from names or modules."""
+    modules = [_module(transformation, "post") for transformation in _each(post)]
     for module in modules:
         if isinstance(module, BEFORE):
             raise ConfigError(
@@ -153,16 +153,17 @@ def build_post(post: Transformations) -> list[nn.Module]:
     return modules
 
 
-def _each(given: Transformations) -> Sequence[str | nn.Module]:
-    if given is None:
+def _each(transformations: Transformations) -> Sequence[str | nn.Module]:
+    if transformations is None:
         return []
-    return [given] if isinstance(given, str | nn.Module) else given
+    return [transformations] if isinstance(transformations, str | nn.Module) else transformations
 
 
-def _module(given: str | nn.Module, argument: str) -> nn.Module:
-    if isinstance(given, nn.Module):
-        return given
-    match given:
+def _module(name: str | nn.Module, argument: str) -> nn.Module:
+    """Module of a name; a module stays as it is."""
+    if isinstance(name, nn.Module):
+        return name
+    match name:
         case "stochastic-swap-noise" | "ssn":
             return StochasticSwapNoise()
         case "stochastic-shared-embeddings" | "sse":
@@ -175,7 +176,7 @@ def _module(given: str | nn.Module, argument: str) -> nn.Module:
         "pre": "stochastic-swap-noise (ssn), stochastic-shared-embeddings (sse)",
         "post": "layer-norm, dropout",
     }
-    raise ConfigError(f"{argument} is {given!r}. Expected {expected[argument]} or a module.")
+    raise ConfigError(f"{argument} is {name!r}. Expected {expected[argument]} or a module.")
 
 
 def _check_chance(what: str, chance: float) -> None:

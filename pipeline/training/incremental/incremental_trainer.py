@@ -19,8 +19,8 @@ from pipeline.evaluation.baselines.ranking import rank_by_baseline
 from pipeline.evaluation.breakdowns import describe_targets
 from pipeline.evaluation.metrics import DEFAULT_CUTOFFS, gains, margin
 from pipeline.evaluation.targets import prefixes, rank_targets
-from pipeline.model.build import FromData, build_model, input_features
-from pipeline.model.inputs.selection import together
+from pipeline.model.build import TrainingStatistics, build_model, input_features
+from pipeline.model.inputs.columns import merge_multi_valued
 from pipeline.model.model import Model
 from pipeline.model.run import Run
 from pipeline.recipe.model import ModelConfig
@@ -284,7 +284,7 @@ class IncrementalTrainer:
             ranks[name] = ranked.ranks
         return ranks
 
-    def _window_statistics(self) -> FromData:
+    def _window_statistics(self) -> TrainingStatistics:
         """Statistics of the windows so far, by the rows of the vocabularies."""
         every, train = self._statistics, self.train_config
         rows = {name: torch.from_numpy(v.rows) for name, v in self.vocabularies.items()}
@@ -299,7 +299,7 @@ class IncrementalTrainer:
             counts = torch.from_numpy(counted)[items[FIRST_ITEM:]]
         ragged = sessions[ITEM].combine_chunks()
         values, offsets = ragged.flatten().to_numpy(), ragged.offsets.to_numpy()
-        return FromData(
+        return TrainingStatistics(
             vectors={
                 index: vectors[rows[self.model_config.pretrained[index].feature]]
                 for index, vectors in every.vectors.items()
@@ -344,7 +344,7 @@ def _empty_vocabularies(
 ) -> dict[str, GrowingVocabulary]:
     """By categorical feature of the model, a vocabulary of only the values of the source."""
     categorical = input_features(schema, config).select_by_tag(Tags.CATEGORICAL)
-    features, multi_valued = together(categorical)
+    features, multi_valued = merge_multi_valued(categorical)
     return {
         name: GrowingVocabulary.of(
             fitted.vocabularies[name],

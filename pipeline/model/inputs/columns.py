@@ -1,0 +1,131 @@
+"""Columns of a schema that an input block reads, their kinds and names."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from pipeline.core.errors import ConfigError, closest
+from pipeline.data.schema import ColumnSchema, Schema, Tags
+
+Tagged = str | Sequence[str] | None
+"""A tag or several; None selects no column."""
+
+
+class SelectedFeatures(NamedTuple):
+    """Columns by kind, each in the order of the schema."""
+
+    categorical: Schema
+    """Columns of indices, the item among them."""
+    continuous: Schema
+    """Columns of numbers."""
+    vectors: Schema
+    """Columns of vectors that come with the batch."""
+
+
+def select_features(
+    schema: Schema, categorical: Tagged, continuous: Tagged, vectors: Tagged
+) -> SelectedFeatures:
+    """Select columns by the tags of each kind, without targets; the item is always selected.
+
+    A column with a tag of `vectors` is a vector whatever its other tags. ConfigError for a column
+    of two kinds and for one whose description in the schema is incomplete.
+    """
+    item = schema.item_id
+    _check_tags(schema, _tags(categorical), Tags.CATEGORICAL)
+    _check_tags(schema, _tags(continuous), Tags.CONTINUOUS)
+    _check_tags(schema, _tags(vectors), Tags.EMBEDDING)
+    readable = Schema(tuple(c for c in schema if c == item or Tags.TARGET not in c.tags))
+    indices = readable.select_by_tag(*_tags(categorical)).column_names
+    selected = SelectedFeatures(
+        categorical=Schema(tuple(c for c in readable if c == item or c.name in indices)),
+        continuous=readable.select_by_tag(*_tags(continuous)),
+        vectors=readable.select_by_tag(*_tags(vectors)),
+    )
+    selected = selected._replace(continuous=selected.continuous - selected.vectors)
+    _check_selected(selected)
+    return selected
+
+
+def _check_selected(selected: SelectedFeatures) -> None:
+    """ConfigError for a column of two kinds and for one with an incomplete description."""
+    for column in selected.categorical:
+        if column.name in [*selected.continuous.column_names, *selected.vectors.column_names]:
+            raise ConfigError(
+                f"Column {column.name!r} is tagged {', '.join(sorted(column.tags))}: it is read "
+                "either as indices or as numbers. Keep one of the tags."
+            )
+    for column in selected.continuous:
+        if column.values_per_interaction:
+            raise ConfigError(
+                f"Column {column.name!r} has several numbers an interaction. Tag it embedding, "
+                "with their number as its width, to read them as a vector."
+            )
+    for column in selected.vectors:
+        if column.width < 1:
+            raise ConfigError(
+                f"The schema does not say how many numbers the vectors of {column.name!r} have. "
+                "Make it by ColumnSchema.create_embedding, or give its shape in the file."
+            )
+
+
+def merge_multi_valued(schema: Schema) -> tuple[Schema, dict[str, tuple[str, ...]]]:
+    """Merge the columns of each multi-valued feature, such as tags, into one column.
+
+    Returns the schema and the names of the merged columns by feature.
+    """
+    parts: dict[str, list[ColumnSchema]] = {}
+    for column in schema:
+        if column.value_of:
+            parts.setdefault(column.value_of, []).append(column)
+    columns: dict[str, ColumnSchema] = {}
+    for column in schema:
+        values = parts.get(column.value_of, [])
+        name = column.value_of or column.name
+        columns[name] = column
+        if values:
+            columns[name] = replace(
+                column,
+                name=name,
+                num_rows=max(value.num_rows for value in values),
+                values_per_interaction=len(values),
+                value_of="",
+            )
+    named = {name: tuple(column.name for column in values) for name, values in parts.items()}
+    return Schema(tuple(columns.values())), named
+
+
+def _tags(tags: Tagged) -> Sequence[str]:
+    if tags is None:
+        return ()
+    return (tags,) if isinstance(tags, str) else tags
+
+
+def _check_tags(schema: Schema, tags: Sequence[str], default: str) -> None:
+    """ConfigError for a tag that no column has; the default tag may select none."""
+    present = sorted({tag for column in schema for tag in column.tags})
+    for tag in tags:
+        if str(tag) != str(default) and str(tag) not in present:
+            raise ConfigError(f"No column has the tag {str(tag)!r}; {closest(str(tag), present)}")
+
+
+def child_name(feature: str) -> str:
+    """Name of a feature's module: torch forbids points and names such as `type` and `keys`."""
+    return "of_" + feature.replace("%", "%25").replace(".", "%2E")
+
+
+def check_positive(what: str, number: object) -> None:
+    """ConfigError unless `number` is a whole number above 0."""
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+        raise ConfigError(f"{what} is {number!r}, expected a whole number above 0.")
+
+
+def check_names(
+    argument: str, names: Collection[str], features: Collection[str], kind: str
+) -> None:
+    """ConfigError if an argument names a feature that is not among the `features` of a kind."""
+    for name in names:
+        if name not in features:
+            raise ConfigError(
+                f"{argument} names {name!r}, which is no {kind} feature. Those are: "
+                f"{', '.join(features) or 'none'}."
+            )
