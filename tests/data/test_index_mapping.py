@@ -107,7 +107,7 @@ def test_other_data_rank_as_a_test_part_of_the_runs_own(folder: Path) -> None:
         assert found.other_data
         assert found.new_items == 4
         for name in ("targets", "unknown_targets", "catalogue_items"):
-            assert found[name] == own[name], name
+            assert getattr(found, name) == getattr(own, name), name
         assert own.unknown_targets > 20
         for metric, value in own.results["run"].items():
             if part == "test" or "popularity" not in metric:  # which is that in the train part
