@@ -1,4 +1,4 @@
-"""`pipeline recommend RUN`: a run that answers raw interactions, without a server."""
+"""A client of a run in this process, without a server: `pipeline recommend RUN`."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -8,15 +8,15 @@ if TYPE_CHECKING:
     from pipeline.model.run import Run
 
 DEFAULT_K = 10
-"""As `pipeline export` has it."""
-SESSIONS_AT_ONCE = 256
+"""Default of `pipeline export`."""
+MAX_BATCH = 256
 
 
 def open_run(run: "Run | Path") -> Any:
-    """A `pipeline.serve.client.in_process.InProcessClient`, which has the methods of `Client`.
+    """Return a `pipeline.serve.client.in_process.InProcessClient`, which has the methods of `Client`.
 
-    It answers what a server of the run's export would, on the CPU, with lists up to the size of
-    the catalogue. ArtifactError if the run is not whole.
+    It gives the answers of a server of the exported run, on the CPU, with lists of up to the size
+    of the catalogue. ArtifactError if the run is missing, incomplete or damaged.
     """
     import numpy as np
     import torch
@@ -25,7 +25,7 @@ def open_run(run: "Run | Path") -> Any:
     from pipeline.exporting.repository import client_facts, request_spec
     from pipeline.exporting.request_tables import write_encoder
     from pipeline.exporting.run import load_served
-    from pipeline.exporting.torchscript import NOT_FINITE, lists
+    from pipeline.exporting.torchscript import NOT_FINITE, unpack_answer
     from pipeline.model.run import Run
     from pipeline.serve.client.in_process import InProcessClient
     from pipeline.serve.client.served_model import ServedModel
@@ -36,18 +36,22 @@ def open_run(run: "Run | Path") -> Any:
 
     @torch.inference_mode()
     def ask(packed: np.ndarray) -> np.ndarray:
-        found: torch.Tensor = model(torch.from_numpy(packed))
-        scores = lists(found, model.width).scores
+        answer: torch.Tensor = model(torch.from_numpy(packed))
+        scores = unpack_answer(answer, model.width).scores
         if bool(scores.isnan().any()) or bool(scores.isposinf().any()):
             raise PipelineError(NOT_FINITE)
-        return found.numpy()
+        return answer.numpy()
 
-    items = len(fitted.item.values)
+    num_items = len(fitted.item.values)
     spec = request_spec(
-        fitted, model, default_k=min(DEFAULT_K, items), max_k=items, max_batch=SESSIONS_AT_ONCE
+        fitted,
+        model,
+        default_k=min(DEFAULT_K, num_items),
+        max_k=num_items,
+        max_batch=MAX_BATCH,
     )
-    facts = client_facts(fitted, spec) | {"max_batch": SESSIONS_AT_ONCE, "version": 1}
-    # the server's encoder reads files, so it gets them
+    facts = client_facts(fitted, spec) | {"max_batch": MAX_BATCH, "version": 1}
+    # the request encoder of the server reads its tables from files
     with TemporaryDirectory(prefix="pipeline-") as directory:
         write_encoder(Path(directory), fitted, spec)
         return InProcessClient(ServedModel.from_facts(facts, str(run.path)), Path(directory), ask)

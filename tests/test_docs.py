@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from pipeline import model as tr
-from pipeline.exporting.torchscript import ServedModel, lists, packed, trace
+from pipeline.exporting.torchscript import InferenceModel, pack_request, trace, unpack_answer
 from pipeline.model import architectures, losses
 from pipeline.model.build import build_model
 from pipeline.recipe import choices as names
@@ -112,7 +112,7 @@ def test_new_architecture_takes_one_file_and_one_line(
     config = ModelConfig(architecture="average", d_model=8)
     model = build_model(SCHEMA, config, 6).eval()
     session_batch = batch([6, 3], 6)
-    served = ServedModel(model, ["item_id"], set())
+    served = InferenceModel(model, ["item_id"], set())
     with torch.no_grad():
         scores = model(session_batch)
         alone = model(
@@ -122,8 +122,8 @@ def test_new_architecture_takes_one_file_and_one_line(
         )
         program = trace(served, 6)
         none = torch.zeros(2, 1, dtype=torch.int64)
-        inputs = packed(served, [session_batch.features["item_id"]], 5, none, none)
-        result = [lists(one(inputs), served.width).scores for one in (program, served)]
+        inputs = pack_request(served, [session_batch.features["item_id"]], 5, none, none)
+        result = [unpack_answer(one(inputs), served.width).scores for one in (program, served)]
         assert torch.allclose(*result)
     assert torch.allclose(scores[1], alone[0], atol=1e-6)
     sys.modules.pop("pipeline.model.architectures.average")

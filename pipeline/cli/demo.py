@@ -75,7 +75,7 @@ def run_demo(out: Path, *, sessions: int, keep_serving: bool) -> dict[str, Any]:
     with _stage(f"pipeline export {run} --out {repository}"):
         from pipeline.exporting.run import export
 
-        facts["export"] = export(run, repository)
+        facts["export"] = export(run, repository).to_dict()
         note(f"Scores differ by {facts['export']['largest_score_difference']:.1e} at most.")
     _serve(clicks, repository, facts, keep_serving)
     return facts

@@ -49,12 +49,12 @@ def export(
         return
     from pipeline.exporting.run import export as run_export
 
-    facts = run_export(run, out, **settings)
+    result = run_export(run, out, **settings)
     text = (
-        f"Wrote {out}, version {facts['version']}: {facts['catalogue_items']:,} items, lists of up "
-        f"to {facts['max_k']}.\n"
+        f"Wrote {out}, version {result.version}: {result.catalogue_items:,} items, lists of up "
+        f"to {result.max_k}.\n"
         f"The program's scores differ from the model's by at most "
-        f"{facts['largest_score_difference']:.1e}.\n"
+        f"{result.largest_score_difference:.1e}.\n"
         f"Next: pipeline serve {out}"
     )
-    print_result(facts, as_json, text)
+    print_result(result.to_dict(), as_json, text)

@@ -1,4 +1,4 @@
-"""Fitted preprocessing as what the server's encoder reads: JSON and npy."""
+"""Fitted preprocessing as the files that the request encoder of the server reads: JSON and npy."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ FURTHER_ITEMS = "item_id.further"
 
 
 def encoder_spec(fitted: Fitted, default_k: int, max_k: int) -> dict[str, Any]:
-    """What the encoder does with each column; see `pipeline/serve/runtime/encoder.py`."""
+    """Return how the encoder maps each column; see `pipeline/serve/runtime/encoder.py`."""
     columns: list[dict[str, Any]] = [
         {
             "name": ITEM,
@@ -58,7 +58,7 @@ def encoder_spec(fitted: Fitted, default_k: int, max_k: int) -> dict[str, Any]:
             column |= {"type": "float64", **_statistics(fitted, feature.name, log=feature.log)}
         if isinstance(feature, CategoryFeature) and feature.hash_buckets:
             column["hash_buckets"] = feature.hash_buckets
-        column["of_item"] = _is_known(fitted, feature)
+        column["of_item"] = _has_item_values(fitted, feature)
         columns.append(column)
     timestamp: dict[str, Any] | None = None
     recipe = fitted.recipe
@@ -95,13 +95,13 @@ def write_encoder(directory: Path, fitted: Fitted, spec: dict[str, Any]) -> None
         further = Vocabulary(type=fitted.item.type, values=further_items(fitted))
         write_values(directory, FURTHER_ITEMS, further)
     for feature in fitted.recipe.features:
-        if _is_known(fitted, feature):
-            found = _of_items(fitted, feature)
-            np.save(directory / f"{feature.name}.of_item.npy", found, allow_pickle=False)
+        if _has_item_values(fitted, feature):
+            values = _item_values(fitted, feature)
+            np.save(directory / f"{feature.name}.of_item.npy", values, allow_pickle=False)
 
 
 def further_items(fitted: Fitted) -> pa.Array:
-    """Items beyond the catalogue of which something is known."""
+    """Raw ids of items with fitted values that are not in the catalogue."""
     if fitted.items is None:
         return fitted.item.values.slice(0, 0)
     ids = fitted.items[ITEM].combine_chunks()
@@ -120,45 +120,45 @@ def write_values(directory: Path, name: str, vocabulary: Vocabulary | TargetEnco
     np.save(directory / f"{name}.offsets.npy", offsets, allow_pickle=False)
 
 
-def _is_known(fitted: Fitted, feature: Feature) -> bool:
-    """Whether a server can fill in what training has seen of the items."""
+def _has_item_values(fitted: Fitted, feature: Feature) -> bool:
+    """Whether a server can fill the feature in from the fitted values of the items."""
     return fitted.items is not None and feature.columns[0] in fitted.items.column_names
 
 
-def _of_items(fitted: Fitted, feature: Feature) -> np.ndarray:
-    """(items,) int32 indices, or float64 numbers with NaN: the catalogue, then `further_items`.
+def _item_values(fitted: Fitted, feature: Feature) -> np.ndarray:
+    """(items,) int32 indices or float64 numbers with NaN: the catalogue, then `further_items`.
 
-    (items, M) indices of several values, 0 behind the last.
+    (items, M) indices of a multi-valued feature, 0 behind the last.
     """
     assert fitted.items is not None  # noqa: S101
     items = pa.concat_arrays([fitted.item.values, further_items(fitted)])
-    place = pc.index_in(items, value_set=fitted.items[ITEM].combine_chunks())
-    columns = [fitted.items[name].combine_chunks().take(place) for name in feature.columns]
+    rows = pc.index_in(items, value_set=fitted.items[ITEM].combine_chunks())
+    columns = [fitted.items[name].combine_chunks().take(rows) for name in feature.columns]
     vocabulary = fitted.vocabularies.get(feature.name)
     encoding = fitted.target_encodings.get(feature.name)
     if encoding is not None:
-        place = pc.index_in(columns[0], value_set=encoding.values)
-        return encoding.means()[pc.fill_null(place, -1).to_numpy()]
+        rows = pc.index_in(columns[0], value_set=encoding.values)
+        return encoding.means()[pc.fill_null(rows, -1).to_numpy()]
     if vocabulary is None:
         return pc.fill_null(columns[0], np.nan).to_numpy()
-    found = [
+    indices = [
         _indices(values, vocabulary, PADDING if number else NULL)
         for number, values in enumerate(columns)
     ]
-    return np.stack(found, 1) if len(found) > 1 else found[0]
+    return np.stack(indices, 1) if len(indices) > 1 else indices[0]
 
 
 def _indices(values: pa.Array, vocabulary: Vocabulary, missing: int) -> np.ndarray:
-    index = pc.index_in(values, value_set=vocabulary.values)
-    found = pc.fill_null(index, -1).to_numpy() + vocabulary.first
-    unknown = index.is_null().to_numpy(zero_copy_only=False)
+    rows = pc.index_in(values, value_set=vocabulary.values)
+    indices = pc.fill_null(rows, -1).to_numpy() + vocabulary.first
+    unknown = rows.is_null().to_numpy(zero_copy_only=False)
     if vocabulary.hash_buckets:
         texts = values.filter(pa.array(unknown)).cast(pa.string()).to_pylist()
-        found[unknown] = [bucket_of(text or "", vocabulary.hash_buckets) for text in texts]
+        indices[unknown] = [bucket_of(text or "", vocabulary.hash_buckets) for text in texts]
     else:
-        found[unknown] = OUT_OF_VOCABULARY
-    found[values.is_null().to_numpy(zero_copy_only=False)] = missing
-    return found.astype(np.int32)
+        indices[unknown] = OUT_OF_VOCABULARY
+    indices[values.is_null().to_numpy(zero_copy_only=False)] = missing
+    return indices.astype(np.int32)
 
 
 def _statistics(fitted: Fitted, name: str, *, log: bool) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import re
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -14,15 +15,37 @@ from pipeline.core.errors import ArtifactError, ConfigError
 from pipeline.data.fingerprint import repository_fingerprint
 from pipeline.data.fitted import Fitted
 from pipeline.exporting import torchscript
-from pipeline.exporting.repository import keep_version, write_repository
+from pipeline.exporting.repository import ServingSettings, keep_version, write_repository
 from pipeline.exporting.triton_config import Device
 from pipeline.model.run import Run
 
 _LAST_VERSION = 2**31
 _KEPT_SECONDS = 120
-"""For how long an export that was superseded stays beside newer ones; the newest of them always
-does. A server takes some seconds to take up an export, on a busy machine a minute."""
+"""How long a superseded version is kept; the newest of them is always kept. A server takes some
+seconds to load an export, on a busy machine a minute."""
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,99}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportResult:
+    """Facts of an exported repository, as its manifest has them."""
+
+    name: str
+    """Name of the model for clients."""
+    version: int
+    superseded: dict[str, float]
+    """Older versions that are kept, each with the Unix time when it was superseded."""
+    device: Device
+    scoring: torchscript.Scoring
+    catalogue_items: int
+    max_k: int
+    largest_score_difference: float
+    """Between the program and the model."""
+    run: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON takes them."""
+        return asdict(self)
 
 
 def export(
@@ -35,25 +58,16 @@ def export(
     max_batch: int = 256,
     device: Device = "cpu",
     scoring: torchscript.Scoring = "fp32",
-) -> dict[str, Any]:
-    """Trace the model, prove that the program equals it, write the repository; return its facts.
+) -> ExportResult:
+    """Trace the model, prove that the program equals it, and write the repository.
 
-    `default_k` items are answered where a request names no `k`, at most `max_k` (or the whole
-    catalogue, if it is smaller). `device` is where the server runs the model; gpu needs one here
-    too. `scoring` int8 makes lists of large catalogues, the same ones, in less time on a CPU.
-    A repository at `out` is replaced by its next version.
-    ConfigError for numbers or names that cannot be.
+    A list has `default_k` items if a request has no `k`, and at most `max_k` (or the whole
+    catalogue, if that is smaller). `device` is where the server runs the model; gpu needs one here
+    too. `scoring` int8 makes the same lists of a large catalogue in less time on a CPU. A
+    repository at `out` is replaced by its next version.
+    ConfigError for settings that do not fit each other or this machine.
     """
-    if not _NAME.fullmatch(name):
-        raise ConfigError(f"--name is {name!r}, expected up to 100 letters, digits, - and _.")
-    if not 1 <= default_k <= max_k:
-        raise ConfigError(f"--k is {default_k}, expected 1 to --max-k, which is {max_k}.")
-    if not 1 <= max_batch <= 65_536:
-        raise ConfigError(f"--max-batch is {max_batch}, expected 1 to 65536.")
-    if device == "gpu" and scoring == "int8":
-        raise ConfigError("--scoring int8 is for the CPU. Leave it out, or --device gpu.")
-    if device == "gpu" and not torch.cuda.is_available():
-        raise ConfigError("--device gpu traces the model on a GPU, and torch sees none here.")
+    _check_settings(name, default_k, max_k, max_batch, device, scoring)
     run = Run.open(run)
     fingerprint = repository_fingerprint(
         run.path,
@@ -69,53 +83,71 @@ def export(
         new_artifact(out, "repository", facts, fingerprint=fingerprint) as directory,
         tqdm(total=3, desc="trace", unit="step", leave=False, disable=None) as steps,
     ):
-        # here, where no other export of the same place runs
-        before, superseded = _older_versions(out)
-        fitted, served = load_served(run, scoring)
-        items = len(fitted.item.values)
-        max_k = min(max_k, items)
-        length = fitted.recipe.max_sequence_length
-        served.to("cuda" if device == "gpu" else "cpu")
-        program = torchscript.trace(served, length)
-        steps.update()
-        steps.set_description("compare")
-        difference = torchscript.prove_parity(served, program, length)
-        steps.update()
-        steps.set_description("write")
-        write_repository(
-            directory,
-            name,
-            fitted,
-            served,
-            program,
-            default_k=min(default_k, items),
-            max_k=max_k,
+        # inside the block, where no other export to the same place runs
+        last_version, superseded = _older_versions(out)
+        fitted, model = load_served(run, scoring)
+        num_items = len(fitted.item.values)
+        settings = ServingSettings(
+            name=name,
+            version=last_version + 1,
+            default_k=min(default_k, num_items),
+            max_k=min(max_k, num_items),
             max_batch=max_batch,
-            version=before + 1,
             device=device,
         )
-        for older in superseded:
-            keep_version(out, directory, name, int(older))
-        facts.update(
+        length = fitted.recipe.max_sequence_length
+        model.to("cuda" if device == "gpu" else "cpu")
+        program = torchscript.trace(model, length)
+        steps.update()
+        steps.set_description("compare")
+        difference = torchscript.prove_parity(model, program, length)
+        steps.update()
+        steps.set_description("write")
+        write_repository(directory, fitted, model, program, settings)
+        for version in superseded:
+            keep_version(out, directory, name, int(version))
+        result = ExportResult(
             name=name,
-            version=before + 1,
+            version=settings.version,
             superseded=superseded,
             device=device,
             scoring=scoring,
-            catalogue_items=items,
-            max_k=max_k,
+            catalogue_items=num_items,
+            max_k=settings.max_k,
             largest_score_difference=difference,
             run=run.name,
         )
-    return facts
+        facts.update(result.to_dict())
+    return result
+
+
+def _check_settings(
+    name: str,
+    default_k: int,
+    max_k: int,
+    max_batch: int,
+    device: Device,
+    scoring: torchscript.Scoring,
+) -> None:
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"--name is {name!r}, expected up to 100 letters, digits, - and _.")
+    if not 1 <= default_k <= max_k:
+        raise ConfigError(f"--k is {default_k}, expected 1 to --max-k, which is {max_k}.")
+    if not 1 <= max_batch <= 65_536:
+        raise ConfigError(f"--max-batch is {max_batch}, expected 1 to 65536.")
+    if device == "gpu" and scoring == "int8":
+        raise ConfigError("--scoring int8 is for the CPU. Leave it out, or --device gpu.")
+    if device == "gpu" and not torch.cuda.is_available():
+        raise ConfigError("--device gpu traces the model on a GPU, and torch sees none here.")
 
 
 def load_served(
     run: Run, scoring: torchscript.Scoring = "fp32"
-) -> tuple[Fitted, torchscript.ServedModel]:
-    """What encodes requests for a run, and the model that answers them.
+) -> tuple[Fitted, torchscript.InferenceModel]:
+    """Return the fitted state that encodes requests and the model that answers them.
 
-    ArtifactError where the two do not fit each other.
+    ArtifactError if the two do not fit each other; ConfigError for a feature that a server cannot
+    compute.
     """
     fitted, model = run.fitted, run.model
     items = model.inputs.item_table.num_embeddings - FIRST_ITEM
@@ -125,7 +157,7 @@ def load_served(
             "Train again."
         )
     names = model.inputs.feature_names
-    fitted = fitted.only(names)  # a column that is only predicted is not asked for
+    fitted = fitted.only(names)  # requests hold no column that is only a target
     for feature in fitted.recipe.operator_features:
         if feature.of != "item":
             raise ConfigError(
@@ -134,12 +166,14 @@ def load_served(
                 "describes items, whose values training has then seen, or write it into the log."
             )
     session_names = {f.name for f in fitted.recipe.scalar_features if f.of == "session"}
-    return fitted, torchscript.ServedModel(model, names, session_names, scoring)
+    return fitted, torchscript.InferenceModel(model, names, session_names, scoring)
 
 
 def _older_versions(out: Path) -> tuple[int, dict[str, float]]:
-    """Version of the repository at `out`, 0 where there is none, and those to keep beside the next
-    one with the time when they were superseded: a server may be busy with them still."""
+    """Return the version of the repository at `out`, 0 if there is none, and versions to keep.
+
+    A server may still use those, by version the Unix time when each was superseded.
+    """
     now = time.time()
     try:
         facts = read_manifest(out, "repository", check_files=False)
@@ -151,11 +185,11 @@ def _older_versions(out: Path) -> tuple[int, dict[str, float]]:
     try:
         read_manifest(out, "repository")
     except ArtifactError:
-        return version, {}  # a number that was given out is not given again
+        return version, {}  # a version number is never used twice
     kept = {}
     for older, since in (superseded if isinstance(superseded, dict) else {}).items():
-        known = older.isdecimal() and _is_version(int(older)) and isinstance(since, float)
-        if known and abs(now - since) < _KEPT_SECONDS:
+        is_valid = older.isdecimal() and _is_version(int(older)) and isinstance(since, float)
+        if is_valid and abs(now - since) < _KEPT_SECONDS:
             kept[older] = since
     return version, {**kept, str(version): now}
 

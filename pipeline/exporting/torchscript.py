@@ -1,7 +1,7 @@
-"""The model as a TorchScript program with its top-K; the only module that uses torch.jit.
+"""The model with its top-K as a TorchScript program, proved to equal the model.
 
-torch 2.13 deprecates torch.jit; NVIDIA's Triton image serves it, and loading it runs nothing but
-the program itself, in its own interpreter.
+torch 2.13 deprecates torch.jit; NVIDIA's Triton image serves it, and loading a program runs
+nothing but the program itself, in TorchScript's own interpreter.
 """
 
 import io
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from pipeline.core.columns import FIRST_ITEM, PADDING
 from pipeline.core.errors import ConfigError, PipelineError
 from pipeline.data.batch import SessionBatch
-from pipeline.exporting.topk import best_items, best_items_int8, rounded
-from pipeline.exporting.xlnet_inference import attend, lean
+from pipeline.exporting.topk import best_items, best_items_int8, quantize
+from pipeline.exporting.xlnet_inference import attend, optimize_xlnet
 from pipeline.model.model import Model
 
 NOT_FINITE = (
@@ -27,16 +27,16 @@ NOT_FINITE = (
 
 
 Scoring = Literal["fp32", "int8"]
-"""How the catalogue is scored; int8 for a choice that fp32 then ranks. Lists are exact in both."""
+"""How the catalogue is scored; int8 preselects items that fp32 ranks. Lists are exact in both."""
 
 
-class ServedModel(nn.Module):
-    """Tensors in the order of `names`, then what a list may hold, to the best items."""
+class InferenceModel(nn.Module):
+    """A model with its top-K: a packed request -> items, scores and session embeddings."""
 
     items: Tensor
     """(V - 3, E)"""
     transposed: Tensor
-    """(E, V - 3): one row of scores reads it in two thirds of the time."""
+    """(E, V - 3): scoring one row reads it in two thirds of the time."""
 
     def __init__(
         self,
@@ -48,46 +48,47 @@ class ServedModel(nn.Module):
         super().__init__()
         self.model = model
         self.scoring = scoring
-        self.program = lean(model, torch.jit.script(attend))
+        self.optimized = optimize_xlnet(model, torch.jit.script(attend))
         self.names = names
         self.session_names = session_names
         with torch.no_grad():
-            self.register_buffer("items", self.program.items().detach())
+            self.register_buffer("items", self.optimized.items().detach())
             if scoring == "int8":
                 if self.width < 2:
                     raise ConfigError("--scoring int8 needs item vectors of 2 numbers or more.")
-                for name, values in rounded(self.items)._asdict().items():
+                for name, values in quantize(self.items)._asdict().items():
                     self.register_buffer(name, values)
             else:
                 self.register_buffer("transposed", self.items.t().contiguous())
 
     @property
     def width(self) -> int:
-        """E, of the vectors whose inner products are scores."""
+        """E: width of the vectors whose inner products are scores."""
         return int(self.items.size(1))
 
     def forward(self, packed: Tensor) -> Tensor:
-        """What `packed` gives -> (B, 2 * K + E) int32, which `lists` reads.
+        """Output of `pack_request` -> (B, 2 * K + E) int32, input of `unpack_answer`.
 
-        K is what it asks for, or all items.
+        K is that of the request, or all items if there are fewer.
         """
-        *features, excluded, candidates = unpack(packed, *self.counts)
-        queries = self.program.session_embeddings(self.batch(*self.in_order(features)))
+        *features, excluded, candidates = unpack_request(packed, *self.feature_counts)
+        queries = self.optimized.session_embeddings(self.batch(*self.in_order(features)))
         k = packed[0, 3]
         if self.scoring == "int8":
             scores, items = best_items_int8(
-                *(queries, self.items, self.whole, self.steps, self.errors, self.reach),
+                *(queries, self.items),
+                *(self.quantized, self.scales, self.errors, self.max_row_sum),
                 *(k, excluded, candidates),
             )
         else:
             scores, items = best_items(
                 queries, self.items, self.transposed, k, excluded, candidates
             )
-        return as_integers(items, scores, queries)
+        return pack_answer(items, scores, queries)
 
     @property
-    def counts(self) -> tuple[int, int, int, int]:
-        """How many integer and float features there are of an interaction and of a session."""
+    def feature_counts(self) -> tuple[int, int, int, int]:
+        """Numbers of integer and float features of an interaction, then of a session."""
         kinds = [self._kind(name) for name in self.names]
         return kinds.count(0), kinds.count(1), kinds.count(2), kinds.count(3)
 
@@ -97,16 +98,17 @@ class ServedModel(nn.Module):
 
     @property
     def packing(self) -> list[str]:
-        """Names as `unpack` gives them: of an interaction integers, floats; of a session both."""
+        """Names in the order of `unpack_request`: integers and floats of an interaction, then
+        those of a session."""
         return sorted(self.names, key=self._kind)
 
     def in_order(self, features: list[Tensor]) -> list[Tensor]:
-        """From the order of `packing` to that of `names`."""
-        found = dict(zip(self.packing, features, strict=True))
-        return [found[name] for name in self.names]
+        """Reorder features from `packing` to `names`."""
+        by_name = dict(zip(self.packing, features, strict=True))
+        return [by_name[name] for name in self.names]
 
     def batch(self, *tensors: Tensor) -> SessionBatch:
-        """The features as sessions."""
+        """Features in the order of `names` -> sessions."""
         features = {
             name: values[:, 0] if name in self.session_names else values
             for name, values in zip(self.names, tensors, strict=True)
@@ -116,63 +118,63 @@ class ServedModel(nn.Module):
 
 
 @torch.jit.script
-def unpack(
+def unpack_request(
     packed: Tensor, integers: int, floats: int, session_integers: int, session_floats: int
 ) -> list[Tensor]:
-    """One tensor a feature, then what is excluded and what is a candidate.
+    """Output of `pack_request` -> a tensor for each feature, then excluded items and candidates.
 
-    A session's row holds it all, floats as the bits of integers: each tensor more that Triton
-    passes from process to process costs as much as a layer of a small model.
+    The row of a session holds all of them, floats as the bits of integers: each further tensor
+    that Triton passes from process to process costs as much as a layer of a small model.
     """
     width, excluded, candidates = int(packed[0, 0]), int(packed[0, 1]), int(packed[0, 2])
     count = integers * width + session_integers + excluded + candidates
     indices = packed.narrow(1, 4, count).to(torch.int64)
     numbers = packed.narrow(1, 4 + count, floats * width + session_floats)
     numbers = torch.view_copy(numbers, dtype=torch.float32)
-    found: list[Tensor] = []
+    tensors: list[Tensor] = []
     for i in range(integers):
-        found.append(indices.narrow(1, i * width, width))
+        tensors.append(indices.narrow(1, i * width, width))
     for i in range(floats):
-        found.append(numbers.narrow(1, i * width, width))
-    place = integers * width
+        tensors.append(numbers.narrow(1, i * width, width))
+    position = integers * width
     for i in range(session_integers):
-        found.append(indices.narrow(1, place + i, 1))
-    place += session_integers
+        tensors.append(indices.narrow(1, position + i, 1))
+    position += session_integers
     for i in range(session_floats):
-        found.append(numbers.narrow(1, floats * width + i, 1))
-    found.append(indices.narrow(1, place, excluded))
-    found.append(indices.narrow(1, place + excluded, candidates))
-    return found
+        tensors.append(numbers.narrow(1, floats * width + i, 1))
+    tensors.append(indices.narrow(1, position, excluded))
+    tensors.append(indices.narrow(1, position + excluded, candidates))
+    return tensors
 
 
-def packed(
-    served: ServedModel, features: list[Tensor], k: int, excluded: Tensor, candidates: Tensor
+def pack_request(
+    model: InferenceModel, features: list[Tensor], k: int, excluded: Tensor, candidates: Tensor
 ) -> Tensor:
-    """Features in the order of `names`, (B, X) and (B, C) indices, 0 for none -> a program's input.
+    """Features in the order of `names`, (B, X) and (B, C) indices, 0 for none -> a packed request.
 
     As `pipeline.serve.runtime.batching` does with arrays.
     """
-    by_name = dict(zip(served.names, features, strict=True))
-    in_order = [by_name[name] for name in served.packing]
-    width = by_name[served.model.inputs.item].size(1)
+    by_name = dict(zip(model.names, features, strict=True))
+    in_order = [by_name[name] for name in model.packing]
+    width = by_name[model.model.inputs.item].size(1)
     indices = [t for t in in_order if not t.is_floating_point()]
     numbers = [t.float().view(torch.int32) for t in in_order if t.is_floating_point()]
     rows = excluded.size(0)
     sizes = torch.tensor([[width, excluded.size(1), candidates.size(1), k]], dtype=torch.int32)
-    given = [sizes.expand(rows, 4).to(excluded.device), *indices, excluded, candidates, *numbers]
-    return torch.cat([t.to(torch.int32) for t in given], 1)
+    parts = [sizes.expand(rows, 4).to(excluded.device), *indices, excluded, candidates, *numbers]
+    return torch.cat([t.to(torch.int32) for t in parts], 1)
 
 
 @torch.jit.script
-def as_integers(items: Tensor, scores: Tensor, queries: Tensor) -> Tensor:
-    """Side by side, floats as their bits; `lists` reads it."""
-    # not `view`, which TorchScript has for shapes alone
+def pack_answer(items: Tensor, scores: Tensor, queries: Tensor) -> Tensor:
+    """Concatenate items, scores and queries, floats as their bits."""
+    # not `view`, which has no dtype argument in TorchScript
     bits = torch.view_copy(torch.cat([scores, queries], 1), dtype=torch.int32)
     return torch.cat([items.to(torch.int32), bits], 1)
 
 
-class Lists(NamedTuple):
-    """What a program gives."""
+class ProgramAnswer(NamedTuple):
+    """Answer of a program for B sessions."""
 
     scores: Tensor
     """(B, K), best first."""
@@ -182,63 +184,65 @@ class Lists(NamedTuple):
     """(B, E)"""
 
 
-def lists(output: Tensor, width: int) -> Lists:
-    """Of (B, 2 * K + E) int32, E being the `width`."""
+def unpack_answer(output: Tensor, width: int) -> ProgramAnswer:
+    """(B, 2 * K + E) int32 -> its parts; `width` is E."""
     k = (output.size(1) - width) // 2
     numbers = output[:, k:].contiguous().view(torch.float32)
-    return Lists(numbers[:, :k], output[:, :k].long(), numbers[:, k:])
+    return ProgramAnswer(numbers[:, :k], output[:, :k].long(), numbers[:, k:])
 
 
-class Example(NamedTuple):
-    """Sessions to compare a program with its model by."""
+class ExampleRequest(NamedTuple):
+    """Random sessions for tracing and for the parity check."""
 
     features: list[Tensor]
     excluded: Tensor
     candidates: Tensor
     k: int
 
-    def packed(self, served: ServedModel) -> Tensor:
-        """As the program takes it."""
-        return packed(served, self.features, self.k, self.excluded, self.candidates)
+    def packed(self, model: InferenceModel) -> Tensor:
+        """Return the packed request."""
+        return pack_request(model, self.features, self.k, self.excluded, self.candidates)
 
 
-def example(served: ServedModel, length: int, sessions: int, seed: int = 0, k: int = 10) -> Example:
-    """Random sessions of 1 to `length` interactions, padded to `length`, where the model is.
+def example_request(
+    model: InferenceModel, length: int, sessions: int, seed: int = 0, k: int = 10
+) -> ExampleRequest:
+    """Random sessions of 1 to `length` interactions, padded to `length`, on the model's device.
 
-    With items left out of odd rows, and candidates for every third.
+    Odd rows have excluded items, every third row candidates.
     """
-    device = next(served.parameters()).device  # a traced program holds on to it
+    device = next(model.parameters()).device  # a traced program keeps it
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, length + 1, (sessions, 1), generator=generator)
     inside = torch.arange(length) < lengths
     tensors = []
-    for name in served.names:
-        shape = (sessions, 1) if name in served.session_names else (sessions, length)
-        inputs = served.model.inputs
+    for name in model.names:
+        shape = (sessions, 1) if name in model.session_names else (sessions, length)
+        inputs = model.model.inputs
         if name in inputs.index_columns:
             rows = inputs.table(inputs.index_columns[name]).num_embeddings
             values = torch.randint(1, rows, shape, generator=generator)
         else:
             values = torch.randn(shape, generator=generator)
-        if name not in served.session_names:
+        if name not in model.session_names:
             values = values * inside.to(values.dtype)
         tensors.append(values.to(device))
-    rows = served.items.size(0) + FIRST_ITEM
+    rows = model.items.size(0) + FIRST_ITEM
     row = torch.arange(sessions).unsqueeze(1)
     excluded = torch.randint(0, rows, (sessions, 5), generator=generator) * (row % 2)
     candidates = torch.randint(2, rows, (sessions, 30), generator=generator) * (row % 3 == 2)
-    return Example(tensors, excluded.to(device), candidates.to(device), k)
+    return ExampleRequest(tensors, excluded.to(device), candidates.to(device), k)
 
 
 @torch.no_grad()
-def trace(served: ServedModel, length: int) -> torch.jit.ScriptModule:
-    """Record the program; it takes any number of sessions, of `length` positions or fewer."""
-    served.eval()
+def trace(model: InferenceModel, length: int) -> torch.jit.ScriptModule:
+    """Trace the model into a program for any number of sessions of up to `length` positions."""
+    model.eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            inputs = example(served, length, 2).packed(served)
-            traced = torch.jit.trace(served, (inputs,), check_trace=False)
+            inputs = example_request(model, length, 2).packed(model)
+            traced = torch.jit.trace(model, (inputs,), check_trace=False)
         except RuntimeError as error:
             raise PipelineError(f"The model cannot be made a program: {_line(error)}") from None
         frozen = torch.jit.freeze(traced.eval())
@@ -248,11 +252,11 @@ def trace(served: ServedModel, length: int) -> torch.jit.ScriptModule:
 
 @torch.no_grad()
 def prove_parity(
-    served: ServedModel, program: torch.jit.ScriptModule, length: int, tolerance: float = 1e-4
+    model: InferenceModel, program: torch.jit.ScriptModule, length: int, tolerance: float = 1e-4
 ) -> float:
-    """Largest difference of scores between program and model at shapes that were not traced.
+    """Return the largest difference of scores between program and model, at untraced shapes.
 
-    PipelineError if it is above `tolerance`, or if an item does not have the score it is given.
+    PipelineError if it is above `tolerance`, or if an item has another score than its list says.
     """
     largest = 0.0
     for seed, (sessions, width, k) in enumerate(
@@ -264,10 +268,10 @@ def prove_parity(
             (1, 1, 7),
         ]
     ):
-        given = example(served, width, sessions, seed, k)
-        wanted, scores = expected(served, given)
+        request = example_request(model, width, sessions, seed, k)
+        expected, scores = reference_scores(model, request)
         try:
-            found, found_items, _ = lists(program(given.packed(served)), served.width)
+            answer = unpack_answer(program(request.packed(model)), model.width)
         except RuntimeError as error:
             raise PipelineError(
                 f"The program does not run for {sessions} sessions of {width}: {_line(error)} It "
@@ -275,11 +279,11 @@ def prove_parity(
             ) from None
         if bool(scores.isnan().any()) or bool(scores.isposinf().any()):
             raise PipelineError(NOT_FINITE)
-        difference = _difference(wanted, found)
-        # items may differ where their scores tie; then each must have the score it is given
-        misplaced = _difference(scores.gather(1, found_items), found)
+        difference = _difference(expected, answer.scores)
+        # items may differ where their scores tie; then each must have the score of its position
+        misplaced = _difference(scores.gather(1, answer.items), answer.scores)
         largest = max(largest, difference)
-        # not `>`: a difference that is no number must not pass
+        # not `>`: a difference that is NaN must not pass
         if not (difference <= tolerance and misplaced <= tolerance):
             raise PipelineError(
                 f"The exported program differs from the model by {max(difference, misplaced):.2g} "
@@ -289,25 +293,25 @@ def prove_parity(
     return largest
 
 
-def expected(served: ServedModel, given: Example) -> tuple[Tensor, Tensor]:
-    """(B, K) best scores and (B, V) all of them, by the model itself."""
-    scores = served.model(served.batch(*given.features))
-    allowed = torch.zeros_like(scores, dtype=torch.bool).scatter(1, given.candidates, True)
-    allowed |= (given.candidates == 0).all(1, keepdim=True)
+def reference_scores(model: InferenceModel, request: ExampleRequest) -> tuple[Tensor, Tensor]:
+    """Return (B, K) best scores and (B, V) all scores of the model itself."""
+    scores = model.model(model.batch(*request.features))
+    allowed = torch.zeros_like(scores, dtype=torch.bool).scatter(1, request.candidates, True)
+    allowed |= (request.candidates == 0).all(1, keepdim=True)
     scores = scores.masked_fill(~allowed, float("-inf"))
-    scores = scores.scatter(1, given.excluded, float("-inf"))
-    k = min(given.k, scores.size(1) - FIRST_ITEM)
+    scores = scores.scatter(1, request.excluded, float("-inf"))
+    k = min(request.k, scores.size(1) - FIRST_ITEM)
     return scores[:, FIRST_ITEM:].topk(k).values, scores
 
 
-def _difference(wanted: Tensor, found: Tensor) -> float:
-    """Of scores; infinite where one list is shorter than the other."""
-    same = wanted.isneginf() & found.isneginf()
-    return float((wanted - found).abs().masked_fill(same, 0.0).max())
+def _difference(expected: Tensor, actual: Tensor) -> float:
+    """Largest difference of scores; infinite if one list is shorter than the other."""
+    same = expected.isneginf() & actual.isneginf()
+    return float((expected - actual).abs().masked_fill(same, 0.0).max())
 
 
 def _line(error: Exception) -> str:
-    """The last line of what TorchScript says, which is its reason."""
+    """Return the last line of an error of TorchScript, which is its reason."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[-1].strip()[:200] if lines else type(error).__name__
 

@@ -1,4 +1,4 @@
-"""Triton's model configurations as typed data, by its own proto."""
+"""Triton's model configurations, built with its own proto."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,19 +13,19 @@ CONFIG_FILE = "config.pbtxt"
 Device = Literal["cpu", "gpu"]
 
 
-class Tensor(NamedTuple):
-    """An input or output of a model, the batch dimension left out."""
+class TensorConfig(NamedTuple):
+    """An input or output of a model, without the batch dimension."""
 
     name: str
     type: str
     """Such as TYPE_INT64."""
     dims: tuple[int, ...]
-    """-1 where it varies."""
+    """-1 for a dimension of any size."""
     optional: bool = False
 
 
-class Step(NamedTuple):
-    """One model of an ensemble and how its tensors are named in the whole."""
+class EnsembleStep(NamedTuple):
+    """One model of an ensemble, with the ensemble's names of its inputs and outputs."""
 
     model: str
     inputs: dict[str, str]
@@ -34,58 +34,61 @@ class Step(NamedTuple):
 
 def python_model(
     name: str,
-    inputs: Iterable[Tensor],
-    outputs: Iterable[Tensor],
+    inputs: Iterable[TensorConfig],
+    outputs: Iterable[TensorConfig],
     max_batch: int,
 ) -> proto.ModelConfig:
-    """A model of the Python backend that takes sessions of different lengths in one batch.
+    """Configure a model of the Python backend whose batches hold sessions of different lengths.
 
-    Batches form from what waits already; nothing waits for a batch to fill. A queue policy has no
-    place here: with one, whatever it says, Triton 2.51 leaves some requests lying for half a
-    second, until its batcher looks again by itself.
+    A batch forms from the waiting requests, without a delay to fill it. There is no queue policy:
+    with any, Triton 2.51 leaves some requests in the queue for half a second.
     """
     config = proto.ModelConfig(name=name, backend="python", max_batch_size=max_batch)
     _add_tensors(config, inputs, outputs)
     for tensor in config.input:
         tensor.allow_ragged_batch = True
     config.dynamic_batching.max_queue_delay_microseconds = 0
-    _place(config, "cpu")
+    _set_device(config, "cpu")
     return config
 
 
 def torchscript_model(
-    name: str, inputs: Iterable[Tensor], outputs: Iterable[Tensor], max_batch: int, device: Device
+    name: str,
+    inputs: Iterable[TensorConfig],
+    outputs: Iterable[TensorConfig],
+    max_batch: int,
+    device: Device,
 ) -> proto.ModelConfig:
-    """A model of the PyTorch backend; tensor names end in `__<position>`, as it wants them.
+    """Configure a model of the PyTorch backend; its tensor names must end in `__<position>`.
 
-    Whoever asks it has put requests together already, in rows whose meaning depends on their
-    sizes: Triton must not put further ones beside them.
+    There is no dynamic batching: the request runtime has merged requests into rows whose layout
+    depends on their sizes.
     """
     config = proto.ModelConfig(
         name=name, backend="pytorch", platform="pytorch_libtorch", max_batch_size=max_batch
     )
     _add_tensors(config, inputs, outputs)
     config.parameters["INFERENCE_MODE"].string_value = "true"
-    # else the first calls, and those of new shapes, are slower than the rest by seconds
+    # otherwise the first call, and the first of each shape, takes seconds longer
     config.parameters["DISABLE_OPTIMIZED_EXECUTION"].string_value = "true"
-    _place(config, device)
+    _set_device(config, device)
     return config
 
 
 def ensemble(
     name: str,
-    inputs: Iterable[Tensor],
-    outputs: Iterable[Tensor],
-    steps: Iterable[Step],
+    inputs: Iterable[TensorConfig],
+    outputs: Iterable[TensorConfig],
+    steps: Iterable[EnsembleStep],
     max_batch: int,
     parameters: dict[str, str],
     *,
     version: int,
 ) -> proto.ModelConfig:
-    """The whole, as clients see it, under this version alone.
+    """Configure the model that clients ask, with this version only.
 
-    Triton reads a configuration some time before it looks for versions. One that named none would
-    go under the version of the next export, if that came in between.
+    Triton reads a configuration some time before it lists the versions. Without a version in the
+    configuration, an export in between would serve this configuration as its own version.
     """
     config = proto.ModelConfig(name=name, platform="ensemble", max_batch_size=max_batch)
     config.version_policy.specific.versions.append(version)
@@ -99,10 +102,10 @@ def ensemble(
     return config
 
 
-def warm_up(config: proto.ModelConfig, samples: dict[str, dict[str, np.ndarray]]) -> None:
-    """Have Triton ask a model for these samples, inputs by name, before it calls it ready.
+def add_warm_up(config: proto.ModelConfig, samples: dict[str, dict[str, np.ndarray]]) -> None:
+    """Add samples, inputs by name, that Triton runs before it reports the model as ready.
 
-    Arrays have a batch dimension, which `write_samples` writes one row of: Triton repeats it.
+    Arrays have a batch dimension; `write_samples` writes its first row, which Triton repeats.
     """
     kinds = {tensor.name: tensor.data_type for tensor in config.input}
     for name, inputs in samples.items():
@@ -114,7 +117,7 @@ def warm_up(config: proto.ModelConfig, samples: dict[str, dict[str, np.ndarray]]
 
 
 def write_samples(directory: Path, samples: dict[str, dict[str, np.ndarray]]) -> None:
-    """Write the samples of `warm_up` where Triton looks for them, into the directory of a model."""
+    """Write the samples of `add_warm_up` into the directory of a model, where Triton reads them."""
     folder = directory / "warmup"
     folder.mkdir()
     for name, inputs in samples.items():
@@ -135,12 +138,12 @@ def read_config(directory: Path) -> Any:
 
 
 def type_name(tensor: Any) -> str:
-    """Of a tensor in a configuration that was read, such as TYPE_INT64."""
+    """Return the type of a tensor of a parsed configuration, such as TYPE_INT64."""
     return str(proto.DataType.Name(tensor.data_type))
 
 
 def _add_tensors(
-    config: proto.ModelConfig, inputs: Iterable[Tensor], outputs: Iterable[Tensor]
+    config: proto.ModelConfig, inputs: Iterable[TensorConfig], outputs: Iterable[TensorConfig]
 ) -> None:
     for tensor in inputs:
         config.input.add(
@@ -155,9 +158,9 @@ def _add_tensors(
         )
 
 
-def _place(config: proto.ModelConfig, device: Device) -> None:
+def _set_device(config: proto.ModelConfig, device: Device) -> None:
     kinds = proto.ModelInstanceGroup
     group = config.instance_group.add(count=1, kind=kinds.KIND_CPU)
     if device == "gpu":
         group.kind = kinds.KIND_GPU
-        group.gpus.append(0)  # a traced program holds on to the device that it was traced on
+        group.gpus.append(0)  # a traced program runs on the device that it was traced on

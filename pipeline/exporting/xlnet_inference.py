@@ -1,8 +1,11 @@
-"""XLNet's forward pass with as few operations as it takes, for serving.
+"""XLNet's forward pass with few operations, for serving.
 
-Hugging Face's computes sines and their projections in each call, and runs 400 small operations a
-layer pair: for one session of five on a CPU, more time than the products. Here positions are
-projected once, at export; the numbers are the same, which the exporter proves.
+Hugging Face's XLNet computes sines and their projections in each call, and runs 400 small
+operations in two layers: for one session of five interactions on a CPU they take longer than the
+matrix products. Here positions are projected once, at export; scores are the same, which the
+exporter proves.
+
+Letters: B sessions, L positions, D width, H heads, d width of a head.
 """
 
 import copy
@@ -18,44 +21,45 @@ from pipeline.model.encoders.huggingface import HuggingFaceEncoder
 from pipeline.model.model import Model
 
 Attend = Callable[[Tensor, Tensor, Tensor | None, int], Tensor]
-"""`attend`, or a script of it."""
+"""`attend`, or its TorchScript."""
 
-_HIDDEN = -1e30
-"""Score of a position that may not be seen: Hugging Face takes as much from it."""
+_MASKED = -1e30
+"""Added to the score of a masked position, as in Hugging Face's XLNet."""
 
 
-def attend(projected: Tensor, placed: Tensor, hidden: Tensor | None, longest: int) -> Tensor:
-    """Attention with relative positions; the exporter makes it a script, whose sizes are numbers.
+def attend(projected: Tensor, positions: Tensor, mask: Tensor | None, longest: int) -> Tensor:
+    """Attention with relative positions; the exporter scripts it, so that sizes stay dynamic.
 
-    (B, L, 4 * D) queries of contents and of places, keys and values, (H, d, 2 * longest) positions
-    and what is added to scores -> (B, L, D).
+    (B, L, 4 * D) queries of content and of position, keys and values, (H, d, 2 * longest)
+    projected positions and the mask that is added to scores -> (B, L, D).
     """
     rows, length, heads, width = (
         projected.size(0),
         projected.size(1),
-        placed.size(0),
-        placed.size(1),
+        positions.size(0),
+        positions.size(1),
     )
     parts = projected.view(rows, length, 4, heads, width).permute(2, 0, 3, 1, 4)  # (4, B, H, L, d)
-    # of a position i that looks at j, column longest - i + j
-    near = placed[:, :, longest - length + 1 : longest + length]
-    away = torch.matmul(parts[1], near).contiguous()  # (B, H, L, 2 * L - 1)
-    reach = 2 * length - 1
+    # position i attends to j by column longest - i + j
+    used = positions[:, :, longest - length + 1 : longest + length]
+    by_distance = torch.matmul(parts[1], used).contiguous()  # (B, H, L, 2 * L - 1)
+    distances = 2 * length - 1
     shape = [rows, heads, length, length]
-    strides = [heads * length * reach, length * reach, reach - 1, 1]
-    added = away.as_strided(shape, strides, length - 1)
-    if hidden is not None:
-        added = added + hidden
-    seen = functional.scaled_dot_product_attention(
-        parts[0], parts[2], parts[3], added, 0.0, False, scale=1.0
+    strides = [heads * length * distances, length * distances, distances - 1, 1]
+    bias = by_distance.as_strided(shape, strides, length - 1)
+    if mask is not None:
+        bias = bias + mask
+    context = functional.scaled_dot_product_attention(
+        parts[0], parts[2], parts[3], bias, 0.0, False, scale=1.0
     )
-    return seen.transpose(1, 2).reshape(rows, length, heads * width)
+    return context.transpose(1, 2).reshape(rows, length, heads * width)
 
 
-class LeanXlnet(nn.Module):
-    """In place of the encoder around XLNetModel, for rows of up to `longest`, without dropout.
+class XLNetInference(nn.Module):
+    """Encoder in place of that around XLNetModel, for up to `longest` positions, without dropout.
 
-    With `newest_only` the last layer is computed for the newest position alone and stands at all.
+    With `newest_only` the last layer computes the newest position only, and every position gets
+    its hidden state.
     """
 
     def __init__(
@@ -68,51 +72,53 @@ class LeanXlnet(nn.Module):
         self.newest_only = newest_only
         with torch.no_grad():
             positions = torch.arange(longest, -longest, -1.0)
-            places = torch.arange(0, model.d_model, 2.0)
-            angles = positions.unsqueeze(1) / 10_000 ** (places / model.d_model)
+            dimensions = torch.arange(0, model.d_model, 2.0)
+            angles = positions.unsqueeze(1) / 10_000 ** (dimensions / model.d_model)
             waves = torch.cat([angles.sin(), angles.cos()], 1)  # (2 * longest, D)
             layers = [_Layer(layer, waves, longest, attend) for layer in model.layer]
-        self.first = nn.ModuleList(layers[:-1])
-        self.last = layers[-1]
-        # what a position sees is said by the length of its row; right of it is padding
+        self.first_layers = nn.ModuleList(layers[:-1])
+        self.last_layer = layers[-1]
+        # masks by the length of a row; padding is on the right
         count = torch.arange(longest)
-        beyond = torch.full((longest + 1, longest), _HIDDEN).triu().view(-1, 1, 1, longest)
-        ahead = torch.full((longest, longest), _HIDDEN).triu(1)
-        self.register_buffer("beyond", beyond if encoder.mask == "padding" else None)
-        self.register_buffer("ahead", ahead if model.attn_type == "uni" else None)
-        # of the newest position i of a row that looks at j: column longest - i + j
+        padding = torch.full((longest + 1, longest), _MASKED).triu().view(-1, 1, 1, longest)
+        causal = torch.full((longest, longest), _MASKED).triu(1)
+        self.register_buffer("padding_mask", padding if encoder.mask == "padding" else None)
+        self.register_buffer("causal_mask", causal if model.attn_type == "uni" else None)
+        # the newest position i of a row attends to j by column longest - i + j
         newest = torch.arange(-1, longest).unsqueeze(1)
         columns = (longest - newest + count).clamp(max=2 * longest - 1)
         self.register_buffer("columns", columns.view(-1, 1, 1, longest))
 
-    beyond: Tensor | None
-    ahead: Tensor | None
+    padding_mask: Tensor | None
+    """(longest + 1, 1, 1, longest), by the length of a row."""
+    causal_mask: Tensor | None
+    """(longest, longest)"""
     columns: Tensor
-    """(longest + 1, 1, 1, longest) by the length of a row, as `beyond`."""
+    """(longest + 1, 1, 1, longest), by the length of a row."""
 
     def forward(self, embeddings: Tensor, lengths: Tensor, _order: Tensor | None) -> Tensor:
         """(B, L, D), (B,), None -> (B, L, D)."""
         width = embeddings.size(1)
         lengths = lengths.clamp(min=1)
-        hidden = None
-        if self.beyond is not None:
-            hidden = self.beyond[lengths][:, :, :, :width]
-        of_newest = hidden
-        if self.ahead is not None:
-            ahead = self.ahead[:width, :width]
-            hidden = ahead if hidden is None else torch.minimum(hidden, ahead)
-        state = embeddings
-        for layer in self.first:
-            state = layer(state, hidden)
+        mask = None
+        if self.padding_mask is not None:
+            mask = self.padding_mask[lengths][:, :, :, :width]
+        newest_mask = mask
+        if self.causal_mask is not None:
+            causal = self.causal_mask[:width, :width]
+            mask = causal if mask is None else torch.minimum(mask, causal)
+        hidden = embeddings
+        for layer in self.first_layers:
+            hidden = layer(hidden, mask)
         if not self.newest_only:
-            found: Tensor = self.last(state, hidden)
-            return found
-        if of_newest is None:
-            assert self.ahead is not None  # noqa: S101
-            of_newest = self.ahead[lengths - 1][:, None, None, :width]
+            whole: Tensor = self.last_layer(hidden, mask)
+            return whole
+        if newest_mask is None:
+            assert self.causal_mask is not None  # noqa: S101
+            newest_mask = self.causal_mask[lengths - 1][:, None, None, :width]
         columns = self.columns[lengths][:, :, :, :width]
-        found = self.last.newest(state, lengths, of_newest, columns)
-        return found.expand(-1, width, -1)
+        newest = self.last_layer.newest(hidden, lengths, newest_mask, columns)
+        return newest.expand(-1, width, -1)
 
 
 class _Layer(nn.Module):
@@ -122,7 +128,7 @@ class _Layer(nn.Module):
         attention = layer.rel_attn
         self.longest = longest
         d_model = waves.size(1)
-        # (D, heads, width) of queries, keys and values; scores are scaled with the queries
+        # (D, H, d) of queries, keys and values; the queries hold the scale of the scores
         scaled = attention.q * attention.scale
         weights = [scaled, scaled, attention.k, attention.v]
         self.project = nn.Parameter(
@@ -131,63 +137,67 @@ class _Layer(nn.Module):
         biases = [attention.r_w_bias * attention.scale, attention.r_r_bias * attention.scale]
         none = torch.zeros(2 * d_model)
         self.bias = nn.Parameter(torch.cat([*(bias.reshape(-1) for bias in biases), none]))
-        placed = torch.einsum("pd,dhw->hwp", waves.to(attention.r), attention.r)
-        self.placed = nn.Parameter(placed.contiguous())  # (heads, width, 2 * longest)
-        self.back = nn.Parameter(attention.o.reshape(d_model, -1).contiguous())
+        positions = torch.einsum("pd,dhw->hwp", waves.to(attention.r), attention.r)
+        self.positions = nn.Parameter(positions.contiguous())  # (H, d, 2 * longest)
+        self.output = nn.Parameter(attention.o.reshape(d_model, -1).contiguous())
         self.norm = attention.layer_norm
         self.ff = layer.ff
 
-    def forward(self, state: Tensor, hidden: Tensor | None) -> Tensor:
+    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         """(B, L, D) -> (B, L, D)."""
-        projected = functional.linear(state, self.project, self.bias)
-        seen = self.attend(projected, self.placed, hidden, self.longest)
-        return self._rest(seen, state)
+        projected = functional.linear(hidden, self.project, self.bias)
+        context = self.attend(projected, self.positions, mask, self.longest)
+        return self._feed_forward(context, hidden)
 
-    def newest(self, state: Tensor, lengths: Tensor, hidden: Tensor, columns: Tensor) -> Tensor:
-        """(B, L, D), (B,), what is added to scores, and columns of positions -> (B, 1, D)."""
-        rows, width, d_model = state.size(0), state.size(1), state.size(2)
-        heads, wide = self.placed.size(0), self.placed.size(1)
-        place = (lengths - 1).view(-1, 1, 1).expand(-1, 1, d_model)
-        own = state.gather(1, place)  # (B, 1, D)
+    def newest(self, hidden: Tensor, lengths: Tensor, mask: Tensor, columns: Tensor) -> Tensor:
+        """(B, L, D), (B,) and, by row, the mask and the columns of positions -> (B, 1, D)."""
+        rows, width, d_model = hidden.size(0), hidden.size(1), hidden.size(2)
+        heads, head_width = self.positions.size(0), self.positions.size(1)
+        index = (lengths - 1).view(-1, 1, 1).expand(-1, 1, d_model)
+        newest = hidden.gather(1, index)  # (B, 1, D)
         half = 2 * d_model
-        queries = functional.linear(own, self.project[:half], self.bias[:half])
-        queries = queries.view(rows, 2, heads, 1, wide)
-        looked = functional.linear(state, self.project[half:])
-        keys, values = looked.view(rows, width, 2, heads, wide).permute(2, 0, 3, 1, 4).unbind(0)
-        away = torch.matmul(queries[:, 1], self.placed)  # (B, H, 1, 2 * longest)
-        added = away.gather(3, columns.expand(-1, heads, -1, -1)) + hidden
-        seen = functional.scaled_dot_product_attention(
-            queries[:, 0], keys, values, added, 0.0, False, scale=1.0
+        queries = functional.linear(newest, self.project[:half], self.bias[:half])
+        queries = queries.view(rows, 2, heads, 1, head_width)
+        pairs = functional.linear(hidden, self.project[half:])
+        pairs = pairs.view(rows, width, 2, heads, head_width)
+        keys, values = pairs.permute(2, 0, 3, 1, 4).unbind(0)
+        by_distance = torch.matmul(queries[:, 1], self.positions)  # (B, H, 1, 2 * longest)
+        bias = by_distance.gather(3, columns.expand(-1, heads, -1, -1)) + mask
+        context = functional.scaled_dot_product_attention(
+            queries[:, 0], keys, values, bias, 0.0, False, scale=1.0
         )
-        return self._rest(seen.reshape(rows, 1, d_model), own)
+        return self._feed_forward(context.reshape(rows, 1, d_model), newest)
 
-    def _rest(self, seen: Tensor, state: Tensor) -> Tensor:
-        state = self.norm(functional.linear(seen, self.back) + state)
-        within = self.ff.layer_2(self.ff.activation_function(self.ff.layer_1(state)))
-        normed: Tensor = self.ff.layer_norm(within + state)
-        return normed
+    def _feed_forward(self, context: Tensor, hidden: Tensor) -> Tensor:
+        hidden = self.norm(functional.linear(context, self.output) + hidden)
+        inner = self.ff.layer_2(self.ff.activation_function(self.ff.layer_1(hidden)))
+        output: Tensor = self.ff.layer_norm(inner + hidden)
+        return output
 
 
-def lean(model: Model, attend: Attend = attend) -> Model:
-    """The same model with leaner parts where there are some; the weights are those of `model`."""
+def optimize_xlnet(model: Model, attend: Attend = attend) -> Model:
+    """Return the model with `XLNetInference` in place of XLNet encoders, with the same weights.
+
+    A model without such an encoder is returned as it is.
+    """
     if not any(_is_xlnet(module) for module in model.modules()):
         return model
-    found = copy.deepcopy(model)
+    copied = copy.deepcopy(model)
     longest = model.inputs.max_sequence_length
-    assert longest is not None  # noqa: S101  the exporter knows a length
-    bodies = [module for module in found.modules() if isinstance(module, SequentialBlock)]
+    assert longest is not None  # noqa: S101  an exported model has one
+    bodies = [module for module in copied.modules() if isinstance(module, SequentialBlock)]
     blocks = [id(block) for body in bodies for block in body.blocks]
-    # one that stands in two places is not the last in both
+    # a block that is used twice is not the last in both positions
     last = {id(body.blocks[-1]) for body in bodies if len(body.blocks)}
     last = {block for block in last if blocks.count(block) == 1}
-    for block in list(found.modules()):
+    for block in list(copied.modules()):
         if isinstance(block, TransformerBlock) and _is_xlnet(block.encoder):
             assert isinstance(block.encoder, HuggingFaceEncoder)  # noqa: S101
-            # one position more: a mask stands behind the newest interaction
-            block.encoder = LeanXlnet(
+            # one position more for the mask behind the newest interaction
+            block.encoder = XLNetInference(
                 block.encoder, longest + 1, attend, newest_only=id(block) in last
             )
-    return found.eval()
+    return copied.eval()
 
 
 def _is_xlnet(module: nn.Module) -> bool:

@@ -76,34 +76,34 @@ def test_no_artifact_holds_a_pickle_or_a_path_of_this_machine(shop: Shop) -> Non
 
 def test_the_program_on_disk_equals_the_model(shop: Shop) -> None:
     model = load_model(shop.run)
-    served = torchscript.ServedModel(model, model.inputs.feature_names, {"device"})
+    served = torchscript.InferenceModel(model, model.inputs.feature_names, {"device"})
     program = torchscript.load(shop.repository / "recommender_model_v1" / "1" / "model.pt")
     assert torchscript.prove_parity(served, program, 20) < 1e-4
 
 
 def test_a_program_that_differs_from_the_model_is_not_exported(shop: Shop) -> None:
     model = load_model(shop.run)
-    served = torchscript.ServedModel(model, model.inputs.feature_names, {"device"})
+    served = torchscript.InferenceModel(model, model.inputs.feature_names, {"device"})
     program = torchscript.trace(served, 20)
     other = load_model(shop.run)
     with torch.no_grad():
         other.inputs.item_table.weight[5] += 1
-    served = torchscript.ServedModel(other, model.inputs.feature_names, {"device"})
+    served = torchscript.InferenceModel(other, model.inputs.feature_names, {"device"})
     with pytest.raises(PipelineError, match="differs from the model"):
         torchscript.prove_parity(served, program, 20)
 
 
 def test_whole_numbers_choose_the_same_lists(shop: Shop, tmp_path: Path) -> None:
-    facts = export(shop.run, tmp_path / "out", scoring="int8")
-    assert facts["scoring"] == "int8"
-    assert facts["largest_score_difference"] < 1e-4
+    result = export(shop.run, tmp_path / "out", scoring="int8")
+    assert result.scoring == "int8"
+    assert result.largest_score_difference < 1e-4
     model = load_model(shop.run)
     names = model.inputs.feature_names
-    plain = torchscript.ServedModel(model, names, {"device"})
+    plain = torchscript.InferenceModel(model, names, {"device"})
     program = torchscript.load(tmp_path / "out" / "recommender_model_v1" / "1" / "model.pt")
-    given = torchscript.example(plain, 20, 9, seed=3)
+    given = torchscript.example_request(plain, 20, 9, seed=3)
     found, wanted = (
-        torchscript.lists(one(given.packed(plain)), plain.width) for one in (program, plain)
+        torchscript.unpack_answer(one(given.packed(plain)), plain.width) for one in (program, plain)
     )
     assert torch.allclose(found.scores, wanted.scores, atol=1e-4)
     with pytest.raises(ConfigError, match="int8 is for the CPU"):
@@ -145,8 +145,8 @@ def test_what_is_no_run_is_refused(shop: Shop, tmp_path: Path) -> None:
 
 
 def test_a_short_catalogue_bounds_the_lists(shop: Shop, tmp_path: Path) -> None:
-    facts = export(shop.run, tmp_path / "out", default_k=10_000, max_k=10_000)
-    assert facts["max_k"] == facts["catalogue_items"]
+    result = export(shop.run, tmp_path / "out", default_k=10_000, max_k=10_000)
+    assert result.max_k == result.catalogue_items
 
 
 def test_the_next_export_in_the_same_place_is_the_next_version_beside_the_one_before(
@@ -157,7 +157,7 @@ def test_the_next_export_in_the_same_place_is_the_next_version_beside_the_one_be
     monkeypatch.setattr("pipeline.exporting.run._KEPT_SECONDS", 0)
     written: dict[int, bytes] = {}
     for version in (1, 2, 3):
-        assert export(shop.run, repository)["version"] == version
+        assert export(shop.run, repository).version == version
         models = {path.name for path in repository.iterdir() if path.is_dir()}
         kept = {version, max(1, version - 1)}
         assert models == {"recommender"} | {
@@ -203,7 +203,7 @@ def test_a_number_that_was_given_out_is_not_given_again(shop: Shop, tmp_path: Pa
         export(shop.run, repository)
     path = repository / "recommender_model_v2" / "1" / "model.pt"
     path.write_bytes(path.read_bytes()[:-1])
-    assert export(shop.run, repository)["version"] == 3
+    assert export(shop.run, repository).version == 3
     # what is damaged is not kept
     assert {p.name for p in repository.glob("*_model_*")} == {"recommender_model_v3"}
     manifest = json.loads((repository / "manifest.json").read_text())
@@ -257,5 +257,5 @@ def test_a_model_for_a_gpu_is_traced_there_and_placed_there(shop: Shop, tmp_path
     path = tmp_path / "repository" / "recommender_model_v1" / "1" / "model.pt"
     program = torch.jit.load(str(path), map_location="cuda")
     model = load_model(shop.run)
-    served = torchscript.ServedModel(model, model.inputs.feature_names, {"device"}).cuda()
+    served = torchscript.InferenceModel(model, model.inputs.feature_names, {"device"}).cuda()
     assert torchscript.prove_parity(served, program, 20) < 1e-4

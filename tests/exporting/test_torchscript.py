@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pipeline import model as tr
-from pipeline.exporting.topk import best_items, best_items_int8, rounded
-from pipeline.exporting.torchscript import ServedModel, prove_parity, trace
-from pipeline.exporting.xlnet_inference import LeanXlnet, lean
+from pipeline.exporting.topk import best_items, best_items_int8, quantize
+from pipeline.exporting.torchscript import InferenceModel, prove_parity, trace
+from pipeline.exporting.xlnet_inference import XLNetInference, optimize_xlnet
 from tests.conftest import ROOT
 
 L, V, D = 7, 60, 16
@@ -42,7 +42,7 @@ def test_lists_are_those_of_a_sort_of_all_scores(
         allowed[0] = 0  # a row without candidates beside rows with some
     of = torch.tensor(k), hidden, allowed
     first = best_items(queries, items, items.t().contiguous(), *of)
-    second = best_items_int8(queries, items, *rounded(items), *of)
+    second = best_items_int8(queries, items, *quantize(items), *of)
     scores = queries @ items.t()
     for row in range(rows):
         if bool((allowed[row] > 0).any()):
@@ -73,7 +73,7 @@ def test_whole_numbers_of_8_bits_lose_no_item(seed: int, rows: int, spread: floa
     none = torch.zeros(rows, 0, dtype=torch.int64)
     of = torch.tensor(k), none, none
     exact, wanted = best_items(queries, items, items.t().contiguous(), *of)
-    scores, found = best_items_int8(queries, items, *rounded(items), *of)
+    scores, found = best_items_int8(queries, items, *quantize(items), *of)
     assert torch.allclose(scores, exact, rtol=1e-5, atol=1e-4)
     # the loss of recall is 0; ties of float32 apart, which stand at the end
     lost = [len(set(a) - set(b)) for a, b in zip(wanted.tolist(), found.tolist(), strict=True)]
@@ -82,7 +82,7 @@ def test_whole_numbers_of_8_bits_lose_no_item(seed: int, rows: int, spread: floa
 
 SKEWED = """
 import torch
-from pipeline.exporting.topk import best_items, best_items_int8, rounded
+from pipeline.exporting.topk import best_items, best_items_int8, quantize
 generator = torch.Generator().manual_seed(0)
 items, queries = (torch.randn(n, 64, generator=generator) for n in (20_000, 4))
 for vectors in (items, queries):  # directions that all of them share make sums of products large
@@ -90,7 +90,7 @@ for vectors in (items, queries):  # directions that all of them share make sums 
 none = torch.zeros(4, 0, dtype=torch.int64)
 of = torch.tensor(20), none, none
 _, wanted = best_items(queries, items, items.t().contiguous(), *of)
-_, found = best_items_int8(queries, items, *rounded(items), *of)
+_, found = best_items_int8(queries, items, *quantize(items), *of)
 print([len(set(a) - set(b)) for a, b in zip(wanted.tolist(), found.tolist())])
 """
 
@@ -143,17 +143,17 @@ def build(masking: str, layers: list[int], *behind: nn.Module) -> tr.Model:
 @pytest.mark.parametrize("masking", ["clm", "mlm", "rtd"])
 @pytest.mark.parametrize("layers", [[1], [3], [2, 1]])
 def test_a_lean_xlnet_scores_as_the_one_of_hugging_face(masking: str, layers: list[int]) -> None:
-    served = ServedModel(build(masking, layers), ["item_id"], set())
-    assert sum(isinstance(m, LeanXlnet) for m in served.program.modules()) == len(layers)
+    served = InferenceModel(build(masking, layers), ["item_id"], set())
+    assert sum(isinstance(m, XLNetInference) for m in served.optimized.modules()) == len(layers)
     assert prove_parity(served, trace(served, L), L, 1e-5) < 1e-5
 
 
 def test_only_the_last_block_of_a_body_may_skip_positions() -> None:
     for behind, expected in (((), [False, True]), ((Behind(),), [False, False])):
         model = build("clm", [1, 1], *behind)
-        found = [m for m in lean(model).modules() if isinstance(m, LeanXlnet)]
+        found = [m for m in optimize_xlnet(model).modules() if isinstance(m, XLNetInference)]
         assert [m.newest_only for m in found] == expected
-        served = ServedModel(model, ["item_id"], set())
+        served = InferenceModel(model, ["item_id"], set())
         assert prove_parity(served, trace(served, L), L, 1e-5) < 1e-5
 
 
@@ -164,5 +164,5 @@ def test_a_block_that_stands_twice_is_whole_in_both_places() -> None:
     block = tr.TransformerBlock(tr.XLNetConfig.build(D, 2, 1, L + 1), masking=inputs.masking)
     body = tr.SequentialBlock(inputs, block, block)
     model = tr.Model(tr.Head(body, tr.NextItemPredictionTask())).eval()
-    served = ServedModel(model, ["item_id"], set())
+    served = InferenceModel(model, ["item_id"], set())
     assert prove_parity(served, trace(served, L), L, 1e-5) < 1e-5

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.core.errors import ConfigError
-from pipeline.exporting.torchscript import ServedModel, lists, packed, trace
+from pipeline.exporting.torchscript import InferenceModel, pack_request, trace, unpack_answer
 from pipeline.model import ColumnSchema, Model, Schema, SessionBatch, Stage
 from pipeline.model.build import build_model, load_model, save_model
 from pipeline.recipe.choices import ARCHITECTURES
@@ -185,7 +185,7 @@ def test_torchscript_equals_eager_at_shapes_that_were_not_traced(
     architecture: str, masking: str
 ) -> None:
     model = make_model(architecture, masking)
-    served = ServedModel(model, model.inputs.feature_names, {"device"})
+    served = InferenceModel(model, model.inputs.feature_names, {"device"})
     program = trace(served, L)
     for rows, width in ((1, L), (1, 1), (7, L), (33, 5)):
         batch = sessions([1 + i % width for i in range(rows)], rows, width)
@@ -193,7 +193,9 @@ def test_torchscript_equals_eager_at_shapes_that_were_not_traced(
         inputs = [v.unsqueeze(1) if v.dim() == 1 else v for v in inputs]
         none = torch.zeros(rows, 1, dtype=torch.int64)
         with torch.no_grad():
-            found = lists(program(packed(served, inputs, 10, none, none)), served.width)
+            found = unpack_answer(
+                program(pack_request(served, inputs, 10, none, none)), served.width
+            )
             wanted = model(batch)
         scores, items, _ = found
         best, indices = wanted.topk(10)

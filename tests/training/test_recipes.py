@@ -122,8 +122,7 @@ def test_recipe_trains_evaluates_and_exports(
     run = trained(shop, tmp_path, recipe(model, **training))
     result = evaluate(run, shop.data, baselines=False, cutoffs=(20,))
     assert 0 < result.results["run"]["recall@20"] <= 1
-    facts = export(run, tmp_path / "repository")
-    assert facts["largest_score_difference"] < 1e-4
+    assert export(run, tmp_path / "repository").largest_score_difference < 1e-4
 
 
 def test_vectors_of_a_file_are_a_feature_and_are_saved(shop: Shop, tmp_path: Path) -> None:
@@ -137,7 +136,7 @@ def test_vectors_of_a_file_are_a_feature_and_are_saved(shop: Shop, tmp_path: Pat
     assert torch.allclose(table[-1], table[3:-1].mean(0), atol=1e-6), "the mean for one not there"
     assert not bool(table[:3].any())
     assert len(next(iter(Recommender.open(run).recommend(shop.data, "test", 5))).items) > 0
-    assert export(run, tmp_path / "repository")["largest_score_difference"] < 1e-4
+    assert export(run, tmp_path / "repository").largest_score_difference < 1e-4
 
 
 @pytest.mark.parametrize("trainable", [True, False])
