@@ -1,10 +1,11 @@
-"""`python -m benchmarks`: this project beside others, on the same work in turn.
+"""Command line of the benchmarks: `python -m benchmarks`.
 
-train, evaluate and accuracy run on one core beside Transformers4Rec 23.12, which uv installs from
-its package into an environment of its own at the first use (a few gigabytes).
+`train`, `evaluate` and `accuracy` run on one core beside Transformers4Rec 23.12, which uv installs
+into an environment of its own at the first use (a few gigabytes).
 """
 
 import json
+import logging
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -23,10 +24,12 @@ Environment = Annotated[
     Path | None,
     typer.Option(
         metavar="DIR",
-        help="Where Transformers4Rec is, or is installed.  [default: in the user's cache folder]",
+        help="Environment of Transformers4Rec.  [default: in the user's cache folder]",
     ),
 ]
-Core = Annotated[int | None, typer.Option(min=0, help="Core to run on.  [default: the last]")]
+Core = Annotated[
+    int | None, typer.Option(min=0, help="Core of all processes.  [default: the last]")
+]
 Turns = Annotated[int, typer.Option(min=1, help="Turns of each side.")]
 OutFolder = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Folder for the figures as JSON.")
@@ -43,8 +46,11 @@ app = typer.Typer(
 
 @app.callback()
 def benchmarks() -> None:
-    """Measure this project beside others, on the same work in turn."""
+    """Measure this project, beside others that do the same work."""
     set_up_logging(verbose=False)
+    logger, product = logging.getLogger("benchmarks"), logging.getLogger("pipeline")
+    logger.handlers, logger.propagate = product.handlers, False
+    logger.setLevel(product.level)
 
 
 @app.command(epilog="Example: python -m benchmarks train --models gpt2-clm --items 10000")
@@ -58,18 +64,18 @@ def train(
     ] = None,
     original: Annotated[
         Literal["shipped", "patient", "both"],
-        typer.Option(help="As shipped, or without the busy wait of its loader."),
+        typer.Option(help="Transformers4Rec as shipped, or without the busy wait of its loader."),
     ] = "both",
     allocator: Annotated[
         Literal["default", "kept", "both"],
-        typer.Option(help="glibc's own settings or a heap that is kept, on both sides."),
+        typer.Option(help="glibc's own settings or a kept heap, on both sides."),
     ] = "both",
     turns: Turns = 8,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Steps of a turn.  [default: 16 or 4]")
     ] = None,
     comparison: Annotated[
-        bool, typer.Option(help="First compare loss and gradients from equal weights.")
+        bool, typer.Option(help="Compare loss and gradients from equal weights first.")
     ] = True,
     environment: Environment = None,
     core: Core = None,
@@ -85,20 +91,18 @@ def train(
             expected = ", ".join(form_names)
             raise ConfigError(f"There is no form {name!r}, expected one of {expected}.")
     from benchmarks.machine import machine
-    from benchmarks.speed import measure
-    from benchmarks.text import speed_text
+    from benchmarks.training import Plan, measure_training, training_text
 
+    plan = Plan(
+        allocators=("default", "kept") if allocator == "both" else (allocator,),
+        originals=("shipped", "patient") if original == "both" else (original,),
+        forms=_names(forms),
+        turns=turns,
+        steps=steps,
+        comparison=comparison,
+    )
     with _sides(environment, core) as sides:
-        measured = measure(
-            sides,
-            settings,
-            allocators=("default", "kept") if allocator == "both" else (allocator,),
-            originals=("shipped", "patient") if original == "both" else (original,),
-            forms=_names(forms),
-            turns=turns,
-            steps=steps,
-            comparison=comparison,
-        )
+        measured = measure_training(sides, settings, plan)
     result = {
         "machine": machine(),
         "versions": next(iter(measured[0]["speed"].values()))["versions"],
@@ -106,7 +110,7 @@ def train(
         "longest": LONGEST,
         "settings": measured,
     }
-    print_result(result, as_json, speed_text(result))
+    print_result(result, as_json, training_text(result))
 
 
 @app.command(epilog="Example: python -m benchmarks accuracy data/rsc15 --epochs 10 --seeds 3")
@@ -114,9 +118,9 @@ def accuracy(
     data: Annotated[Path, typer.Argument(help="Directory that preprocess wrote.")],
     model: Annotated[str, typer.Option(help="As in `train --models`.")] = "xlnet-mlm",
     d_model: Annotated[int, typer.Option(min=1, help="D: width of the model.")] = 64,
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs of both.")] = 10,
-    learning_rate: Annotated[float, typer.Option(help="Of both.")] = 1e-3,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each.")] = 1,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of both sides.")] = 10,
+    learning_rate: Annotated[float, typer.Option(help="Learning rate of both sides.")] = 1e-3,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each side.")] = 1,
     part: Annotated[Literal["valid", "test"], typer.Option(help="Sessions to rank.")] = "test",
     positions: Annotated[
         Literal["all", "last"],
@@ -126,26 +130,23 @@ def accuracy(
     core: Core = None,
     as_json: Json = False,
 ) -> None:
-    """Compare accuracy: both train the same model on DATA and rank the same targets."""
+    """Compare accuracy after the same training on DATA, on the same targets."""
     check_input(data, "data")
-    from benchmarks.accuracy import compare_accuracy
+    from benchmarks.accuracy import Plan, accuracy_text, compare_accuracy
     from benchmarks.machine import machine
     from benchmarks.settings import choose
-    from benchmarks.text import accuracy_text
 
-    setting = choose((model,), ())[0].with_width(d_model)
+    plan = Plan(
+        data=data.absolute(),
+        setting=choose((model,), ())[0].with_width(d_model),
+        epochs=epochs,
+        learning_rate=learning_rate,
+        seeds=seeds,
+        part=part,
+        positions=positions,
+    )
     with _sides(environment, core) as sides:
-        figures = compare_accuracy(
-            sides,
-            data.absolute(),
-            setting,
-            epochs=epochs,
-            learning_rate=learning_rate,
-            seeds=seeds,
-            part=part,
-            positions=positions,
-        )
-    result = {"machine": machine()} | figures
+        result = {"machine": machine()} | compare_accuracy(sides, plan)
     print_result(result, as_json, accuracy_text(result))
 
 
@@ -162,13 +163,12 @@ def evaluate(
     core: Core = None,
     as_json: Json = False,
 ) -> None:
-    """Compare evaluation over the whole catalogue, and that the ranks agree."""
+    """Compare speed and metrics of an evaluation over the whole catalogue."""
     from benchmarks.settings import choose
 
     setting = choose((model,), (items,))[0]
-    from benchmarks.evaluation_speed import measure_evaluation
+    from benchmarks.evaluation import evaluation_text, measure_evaluation
     from benchmarks.machine import machine
-    from benchmarks.text import evaluation_text
 
     with _sides(environment, core) as sides:
         figures = measure_evaluation(
@@ -183,11 +183,13 @@ def serve(
     repository: Annotated[Path | None, typer.Argument(help="Directory that export wrote.")] = None,
     architecture: Annotated[
         Literal["xlnet", "gpt2"],
-        typer.Option(help="Model with random weights, where no REPOSITORY is named."),
+        typer.Option(help="Architecture of the random model, without REPOSITORY."),
     ] = "xlnet",
     items: Annotated[int, typer.Option(min=100, help="Size of its catalogue.")] = 40_000,
     d_model: Annotated[int, typer.Option(min=8, help="D: its width.")] = 64,
-    clients: Annotated[str, typer.Option(metavar="N,N", help="Clients at once.")] = "1,2,4,8,16,32",
+    clients: Annotated[
+        str, typer.Option(metavar="N,N", help="Concurrent clients.")
+    ] = "1,2,4,8,16,32",
     seconds: Annotated[float, typer.Option(min=0.2, help="Seconds of each load.")] = 4.0,
     protocol: Annotated[Literal["grpc", "http"], typer.Option(help="Protocol.")] = "grpc",
     against: Annotated[
@@ -197,9 +199,9 @@ def serve(
     core: Core = None,
     as_json: Json = False,
 ) -> None:
-    """Measure latency and rate of a server, which this starts, under rising load.
+    """Start a server and measure its latency and rate under rising load.
 
-    Without REPOSITORY a model with random weights is made and exported first; it costs as much.
+    Without REPOSITORY a model with random weights is exported first; it costs as much.
     """
     if not seconds <= MAX_SECONDS:
         raise ConfigError(f"--seconds is {seconds:g}, expected 0.2 to {MAX_SECONDS}.")
@@ -210,8 +212,7 @@ def serve(
         check_input(repository, "repository")
     from benchmarks.machine import machine
     from benchmarks.processes import choose_core
-    from benchmarks.serving import Plan, measure_serving
-    from benchmarks.serving_text import serving_plot, serving_text
+    from benchmarks.serving import Plan, measure_serving, serving_plot, serving_text
     from benchmarks.shop import write_repository
 
     server_core = choose_core(core)
@@ -239,7 +240,11 @@ def preprocess(
     items: Annotated[int, typer.Option(min=1, help="Size of the catalogue.")] = 200_000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the log.")] = 0,
     sides: Annotated[
-        str, typer.Option(metavar="A,B", help="nvtabular takes minutes for 5,000,000 rows.")
+        str,
+        typer.Option(
+            metavar="A,B",
+            help="ours, polars, nvtabular (minutes for 5,000,000 rows), cudf (ours on a GPU).",
+        ),
     ] = "ours,polars,nvtabular",
     turns: Turns = 1,
     cores: Annotated[int | None, typer.Option(min=1, help="Cores to use.  [default: all]")] = None,
@@ -252,12 +257,12 @@ def preprocess(
 ) -> None:
     """Compare preprocessing: ours, hand-written Polars and stock NVTabular.
 
-    All read the same log, learn the same vocabularies and write the same sessions, each in a
-    process of its own, one after the other; their outputs are compared.
+    Each side runs in a process of its own, one after the other, and writes the same sessions from
+    the same log; the outputs are compared.
     """
     from benchmarks.machine import machine
-    from benchmarks.preprocessing import Plan, measure_preprocessing
-    from benchmarks.preprocessing_text import preprocessing_text
+    from benchmarks.preprocessing import measure_preprocessing, preprocessing_text
+    from benchmarks.runner import Plan
 
     plan = Plan(
         rows=rows,
@@ -265,15 +270,41 @@ def preprocess(
         seed=seed,
         turns=turns,
         sides=_names(sides),
-        cores=cores,
+        num_cores=cores,
         polars_python=polars_python or Path(sys.executable),
     )
     plan.check()
-    before = machine()  # its load is that of other programs
+    before = machine()  # before the load of the measurement itself
     with tempfile.TemporaryDirectory(prefix="pipeline-preprocess-") as scratch:
         result = {"machine": before} | measure_preprocessing(plan, Path(scratch))
     _write(result, out, "preprocess.json")
     print_result(result, as_json, preprocessing_text(result))
+
+
+@app.command(epilog="Example: python -m benchmarks gpu --out gpu")
+def gpu(
+    rows: Annotated[int, typer.Option(min=1_000, help="Rows to preprocess.")] = 5_000_000,
+    batch_size: Annotated[int, typer.Option(min=1, help="B: sessions of a batch.")] = 1_024,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps that are timed.")] = 200,
+    out: OutFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Test the GPU stack of this machine and measure preprocessing and training on it.
+
+    Runs the tests marked gpu, preprocesses a log with cuDF and on the CPU, and trains two models.
+    Exit code 1 if a part fails, 2 without a CUDA device.
+    """
+    from benchmarks.gpu import Measurement, Stack, gpu_text, measure_gpu
+
+    stack = Stack.detect()
+    stack.check()
+    with tempfile.TemporaryDirectory(prefix="pipeline-gpu-") as scratch:
+        measurement = Measurement(Path(scratch), rows, batch_size, steps)
+        result = measure_gpu(measurement, stack)
+    _write(result, out, "gpu.json")
+    print_result(result, as_json, gpu_text(result))
+    if any(part["error"] for part in result["parts"]):
+        raise typer.Exit(1)
 
 
 def _write(result: dict[str, Any], out: Path | None, name: str) -> None:
@@ -284,15 +315,15 @@ def _write(result: dict[str, Any], out: Path | None, name: str) -> None:
 
 @contextmanager
 def _sides(environment: Path | None, core: int | None) -> Iterator[Any]:
-    """Give the `Sides` of a measurement: both programs, and a folder that is removed afterwards."""
+    """Context of the `Sides` of a measurement, with a temporary folder."""
     from benchmarks.environment import original_program, our_program
     from benchmarks.processes import choose_core
-    from benchmarks.speed import Sides
+    from benchmarks.sides import Sides
 
-    chosen = choose_core(core)
+    side_core = choose_core(core)
     original = original_program(environment)
     with tempfile.TemporaryDirectory(prefix="pipeline-benchmark-") as scratch:
-        yield Sides(ours=our_program(), original=original, core=chosen, scratch=Path(scratch))
+        yield Sides(ours=our_program(), original=original, core=side_core, scratch=Path(scratch))
 
 
 def _names(text: str | None) -> tuple[str, ...]:
@@ -309,4 +340,4 @@ def _number(text: str, option: str = "--items") -> int:
 
 
 if __name__ == "__main__":
-    run_app(app)
+    run_app(app, "python -m benchmarks")

@@ -1,84 +1,82 @@
-"""`python -m benchmarks accuracy`: what both sides learn from the same data in as many epochs.
+"""`python -m benchmarks accuracy`: metrics of both sides after as many epochs on the same data.
 
 Both rank the same targets in the whole catalogue after the same prefixes; the original gets each
 prefix as an input of its own, through its inference path.
 """
 
+import logging
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.machine import machine_lines
 from benchmarks.processes import run_task
 from benchmarks.settings import BATCH_SIZE, Setting
-from benchmarks.speed import Sides, say
+from benchmarks.sides import Sides
 
 CUTOFFS = (10, 20)
 WARMUP_RATIO = 0.05
 SCHEDULE = "linear"
-_SHOWN = tuple(f"{metric}@{cutoff}" for cutoff in CUTOFFS for metric in ("recall", "mrr", "ndcg"))
+_METRICS = tuple(f"{metric}@{cutoff}" for cutoff in CUTOFFS for metric in ("recall", "mrr", "ndcg"))
+
+logger = logging.getLogger(__name__)
 
 
-def compare_accuracy(
-    sides: Sides,
-    data: Path,
-    setting: Setting,
-    *,
-    epochs: int,
-    learning_rate: float,
-    seeds: int,
-    part: str,
-    positions: str,
-) -> dict[str, Any]:
-    """Train both sides `seeds` times on `data` and rank the targets of `part`.
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How both sides train and what they rank."""
 
-    `setting` names the model; its number of items is that of the data. Returns the metrics of
-    every run, their means, and the difference of ours with half the width of its 95 % interval
-    over the targets. PipelineError where a side fails.
+    data: Path
+    """Directory that preprocess wrote."""
+    setting: Setting
+    """Model; its number of items is that of the data."""
+    epochs: int
+    learning_rate: float
+    seeds: int
+    """Runs of each side."""
+    part: str
+    """Sessions to rank: valid or test."""
+    positions: str
+    """Targets of a session: all or last."""
+
+
+def compare_accuracy(sides: Sides, plan: Plan) -> dict[str, Any]:
+    """Train both sides once a seed and rank the targets.
+
+    Returns the metrics of every run, their means, and the difference of ours with half the width
+    of its 95 % interval over the targets. PipelineError where a side fails.
     """
     runs = []
     ranks: dict[str, list[np.ndarray]] = {"pipeline": [], "Transformers4Rec": []}
     facts: dict[str, Any] = {}
-    prefixes = sides.scratch / "prefixes.npz"
-    for seed in range(seeds):
-        for side, done in _train_both(
-            sides, data, setting, prefixes, epochs, learning_rate, seed, part, positions
-        ):
-            found = np.load(sides.scratch / "ranks.npy", allow_pickle=False)
-            ranks[side].append(found)
-            facts |= done.get("facts", {})
-            runs.append(
-                {
-                    "side": side,
-                    "seed": seed,
-                    "seconds": done["seconds"],
-                    "loss": done["loss"],
-                    "metrics": _metrics(found),
-                    "versions": done["versions"],
-                }
-            )
-    means = {
-        side: {name: float(np.mean([r["metrics"][name] for r in runs if r["side"] == side]))
-               for name in _SHOWN}
-        for side in ranks
-    }  # fmt: skip
-    difference, half_width = {}, {}
-    for name in _SHOWN:
-        gains = [np.mean([_gain(name, r) for r in ranks[side]], 0) for side in ranks]
-        paired = gains[0] - gains[1]
-        difference[name] = float(paired.mean())
-        half_width[name] = 1.96 * float(paired.std()) / math.sqrt(len(paired))
+    for seed in range(plan.seeds):
+        for side, result in _train_both(sides, plan, seed):
+            run_ranks = np.load(sides.scratch / "ranks.npy", allow_pickle=False)
+            ranks[side].append(run_ranks)
+            facts |= result.get("facts", {})
+            metrics = {name: float(_gains(name, run_ranks).mean()) for name in _METRICS}
+            run = {name: result[name] for name in ("seconds", "loss", "versions")}
+            runs.append({"side": side, "seed": seed, "metrics": metrics} | run)
+    means, difference, half_width = {side: {} for side in ranks}, {}, {}
+    for name in _METRICS:
+        ours, theirs = (np.mean([_gains(name, r) for r in ranks[side]], 0) for side in ranks)
+        for side, gains in zip(ranks, (ours, theirs), strict=True):
+            means[side][name] = float(gains.mean())
+        difference[name] = float((ours - theirs).mean())
+        half_width[name] = 1.96 * float((ours - theirs).std()) / math.sqrt(len(ours))
     versions = {run["side"]: run.pop("versions") for run in runs}
     return facts | {
-        "data": str(data),
-        "model": setting.name,
-        "d_model": setting.d_model,
-        "epochs": epochs,
-        "learning_rate": learning_rate,
-        "part": part,
-        "positions": positions,
+        "data": str(plan.data),
+        "model": plan.setting.name,
+        "d_model": plan.setting.d_model,
+        "epochs": plan.epochs,
+        "learning_rate": plan.learning_rate,
+        "part": plan.part,
+        "positions": plan.positions,
         "versions": versions,
         "runs": runs,
         "mean": means,
@@ -87,69 +85,48 @@ def compare_accuracy(
     }
 
 
-def _train_both(
-    sides: Sides,
-    data: Path,
-    setting: Setting,
-    prefixes: Path,
-    epochs: int,
-    learning_rate: float,
-    seed: int,
-    part: str,
-    positions: str,
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Ours, then the original; each leaves its ranks in ranks.npy."""
+def _train_both(sides: Sides, plan: Plan, seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (side, result) of ours, then of the original; each writes its ranks to ranks.npy."""
     shared = {
         "task": "accuracy",
-        "data": str(data),
-        "prefixes": str(prefixes),
+        "data": str(plan.data),
+        "prefixes": str(sides.scratch / "prefixes.npz"),
         "out": str(sides.scratch / "ranks.npy"),
     }
-    train = setting.train_config(
-        epochs=epochs,
-        learning_rate=learning_rate,
-        seed=seed,
-        schedule=SCHEDULE,
-        warmup_ratio=WARMUP_RATIO,
-    )
-    say(f"seed {seed}: ours")
-    ours = {
-        "model": setting.model_config().model_dump(mode="json"),
+    options = {
+        "epochs": plan.epochs,
+        "learning_rate": plan.learning_rate,
+        "seed": seed,
+        "schedule": SCHEDULE,
+    }
+    train = plan.setting.train_config(**options, warmup_ratio=WARMUP_RATIO)
+    ours = shared | {
+        "model": plan.setting.model_config().model_dump(mode="json"),
         "train": train.model_dump(mode="json"),
         "run": str(sides.scratch / f"run-{seed}"),
-        "part": part,
-        "positions": positions,
+        "part": plan.part,
+        "positions": plan.positions,
     }
+    logger.info("seed %d: ours", seed)
     log = sides.scratch / "accuracy-ours.log"
-    done = run_task("Our program", sides.ours, ours | shared, log=log, core=sides.core)
-    yield "pipeline", done
-    facts = done["facts"]
-    steps = math.ceil(facts["train_sessions"] / BATCH_SIZE) * epochs
-    say(f"seed {seed}: the original")
-    theirs = setting.original(
-        epochs=epochs,
-        learning_rate=learning_rate,
-        seed=seed,
-        schedule=SCHEDULE,
+    result = run_task("Our program", sides.ours, ours, log=log, core=sides.core)
+    yield "pipeline", result
+    facts = result["facts"]
+    steps = math.ceil(facts["train_sessions"] / BATCH_SIZE) * plan.epochs
+    theirs = shared | plan.setting.original(
+        **options,
         warmup_steps=math.ceil(WARMUP_RATIO * steps),
-        # training rows hold their target as well
-        longest=facts["longest"] + 1,
+        longest=facts["longest"] + 1,  # a training row holds its target as well
     )
+    logger.info("seed %d: the original", seed)
     log = sides.scratch / "accuracy-original.log"
-    yield (
-        "Transformers4Rec",
-        run_task("Transformers4Rec", sides.original, theirs | shared, log=log, core=sides.core),
-    )
+    result = run_task("Transformers4Rec", sides.original, theirs, log=log, core=sides.core)
+    yield "Transformers4Rec", result
 
 
-def _metrics(ranks: np.ndarray) -> dict[str, float]:
-    return {name: float(_gain(name, ranks).mean()) for name in _SHOWN}
-
-
-def _gain(name: str, ranks: np.ndarray) -> np.ndarray:
+def _gains(name: str, ranks: np.ndarray) -> np.ndarray:
     """(N,) ranks -> (N,) what each adds to the mean of a metric with one target."""
     metric, _, cutoff = name.partition("@")
-    inside = ranks <= int(cutoff)
     match metric:
         case "mrr":
             gains = 1 / ranks
@@ -157,4 +134,28 @@ def _gain(name: str, ranks: np.ndarray) -> np.ndarray:
             gains = 1 / np.log2(ranks + 1)
         case _:
             gains = np.ones(len(ranks))
-    return np.where(inside, gains, 0.0)
+    return np.where(ranks <= int(cutoff), gains, 0.0)
+
+
+def accuracy_text(result: dict[str, Any]) -> str:
+    """Metrics of both sides by seed, and the difference."""
+
+    def row(label: str, values: dict[str, float]) -> str:
+        return f"{label:<30}" + "".join(f"{values[name]:>12.4f}" for name in names)
+
+    names = list(result["mean"]["pipeline"])
+    lines = [
+        *machine_lines(result),
+        "",
+        f"{result['data']}: {result['targets']:,} targets ({result['positions']} positions), "
+        f"{result['catalogue_items']:,} items ranked; {result['model']}, D {result['d_model']}, "
+        f"{result['epochs']} epochs each",
+        f"{'':<30}" + "".join(f"{name:>12}" for name in names) + f"{'seconds':>10}",
+    ]
+    for run in result["runs"]:
+        label = f"{run['side']}, seed {run['seed']}"
+        lines.append(row(label, run["metrics"]) + f"{run['seconds']:>10.1f}")
+    lines += [row(f"{side}, mean", means) for side, means in result["mean"].items()]
+    lines.append(row("difference", result["difference"]))
+    lines.append(row("95 % interval, +-", result["half_width"]))
+    return "\n".join(lines)

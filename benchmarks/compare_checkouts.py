@@ -20,10 +20,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import click
 import pandas as pd
+import typer
 
 from benchmarks.checkouts.cases import Case
 from benchmarks.checkouts.differences import Ignored, answer_differences, compare_folders
@@ -100,59 +100,49 @@ class Worker:
         return self.errors.get(name, CRASH)
 
 
-@click.command()
-@click.argument("before", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.argument("after", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--recipes", default=200, show_default=True, help="Random recipes to preprocess by.")
-@click.option("--requests", default=1000, show_default=True, help="Random requests to each model.")
-@click.option(
-    "--data",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder of the real logs; without it synthetic ones alone.",
-)
-@click.option("--only", default=",".join(_PARTS), show_default=True, help="Parts to compare.")
-@click.option("--seed", default=0, show_default=True, help="Same seed, same inputs.")
-@click.option("--full", is_flag=True, help="Train rsc15 as its recipe says, not for 2 epochs.")
-@click.option(
-    "--ignore",
-    "ignored_files",
-    multiple=True,
-    metavar="PATTERN",
-    help="Files of a case to leave out, such as data/report.html. Repeatable.",
-)
-@click.option(
-    "--ignore-key",
-    "ignored_keys",
-    multiple=True,
-    metavar="KEY",
-    help="Key of JSON to leave out, at any depth. Repeatable.",
-)
-@click.option(
-    "--keep",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Write inputs, outputs and logs to this new folder and keep them.",
-)
 def main(
-    before: Path,
-    after: Path,
-    recipes: int,
-    requests: int,
-    data: Path | None,
-    only: str,
-    seed: int,
-    full: bool,
-    ignored_files: tuple[str, ...],
-    ignored_keys: tuple[str, ...],
-    keep: Path | None,
+    before: Annotated[Path, typer.Argument(exists=True, file_okay=False)],
+    after: Annotated[Path, typer.Argument(exists=True, file_okay=False)],
+    recipes: Annotated[int, typer.Option(help="Random recipes to preprocess by.")] = 200,
+    requests: Annotated[int, typer.Option(help="Random requests to each model.")] = 1000,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            file_okay=False,
+            help="Folder of the real logs; without it synthetic ones alone.",
+        ),
+    ] = None,
+    only: Annotated[str, typer.Option(help="Parts to compare.")] = ",".join(_PARTS),
+    seed: Annotated[int, typer.Option(help="Same seed, same inputs.")] = 0,
+    full: Annotated[
+        bool, typer.Option("--full", help="Train rsc15 as its recipe says, not for 2 epochs.")
+    ] = False,
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Files of a case to leave out, such as data/report.html. Repeatable.",
+        ),
+    ] = None,
+    ignore_key: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY", help="Key of JSON to leave out, at any depth. Repeatable."),
+    ] = None,
+    keep: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Write inputs, outputs and logs to this new folder and keep them."
+        ),
+    ] = None,
 ) -> None:
     """Compare preprocessing, training and serving of the checkouts BEFORE and AFTER."""
     parts = only.split(",")
     if unknown := set(parts) - set(_PARTS):
-        raise click.UsageError(f"--only {sorted(unknown)[0]!r}: expected {', '.join(_PARTS)}.")
+        raise typer.BadParameter(f"--only {min(unknown)!r}: expected {', '.join(_PARTS)}.")
     checkouts = before.resolve(), after.resolve()
     data = None if data is None else data.resolve()
-    ignored = Ignored(ignored_files, ignored_keys)
+    ignored = Ignored(tuple(ignore or ()), tuple(ignore_key or ()))
     results = []
     with _scratch(keep) as scratch:
         if "preprocess" in parts:
@@ -166,8 +156,8 @@ def main(
             results += compare(scratch, later, checkouts, cases, ignored)
     different = sum(len(result.differences) for result in results)
     compared = sum(result.compared for result in results)
-    click.echo(f"{compared} compared, {different} different")
-    sys.exit(1 if different else 0)
+    typer.echo(f"{compared} compared, {different} different")
+    raise typer.Exit(int(different > 0))
 
 
 @contextmanager
@@ -203,7 +193,7 @@ def compare(
             else:
                 compare_outputs(result, case, before, after, ignored)
         results.append(result)
-        click.echo(result.text)
+        typer.echo(result.text)
     return results
 
 
@@ -261,11 +251,11 @@ def run_worker(folder: Path, checkout: Path, cases: list[Case], hash_seed: int) 
     seconds = time.monotonic() - begin
     results = _read_results(folder / "results.jsonl")
     if not results:
-        raise click.ClickException(
+        raise SystemExit(
             f"The worker of {checkout} did nothing: {(folder / 'worker.log').read_text()[-2000:]}"
         )
     if running := end_processes(mark):
-        raise click.ClickException(f"{checkout} left processes running: {', '.join(running)}.")
+        raise SystemExit(f"{checkout} left processes running: {', '.join(running)}.")
     return Worker(folder, results, seconds)
 
 
@@ -337,7 +327,7 @@ def real_cases(scratch: Path, data: Path) -> list[Case]:
         )
     missing = sorted({*logs, "ml-100k"} - {case.name for case in cases})
     if missing:
-        click.echo(f"without logs, left out: {', '.join(missing)}")
+        typer.echo(f"without logs, left out: {', '.join(missing)}")
     return cases
 
 
@@ -355,4 +345,4 @@ def join_movielens(scratch: Path, folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

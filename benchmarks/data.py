@@ -1,4 +1,4 @@
-"""Synthetic sessions, as both sides read them: Parquet with lists of indices, and a schema."""
+"""Synthetic data directory for both sides: sessions as Parquet lists of indices, and a schema."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ MEAN_LENGTH = 5.0
 SHORTEST = 2
 ZIPF_EXPONENT = 0.8
 _ROW_GROUP_SESSIONS = 4_096
-"""Rows that the loaders read at a time; both have more of it before them in the steady state."""
+"""Sessions that a loader reads at a time."""
 
 _SCHEMA = """\
 feature {{
@@ -48,7 +48,7 @@ feature {{
 def write_sessions(
     directory: Path, *, items: int, longest: int, parts: dict[str, int], seed: int = 0
 ) -> None:
-    """Write `parts`, sessions by name, and the schema.
+    """Write the parts and the schema; `parts` maps a name to its number of sessions.
 
     Lengths are geometric from 2 to `longest`, about 5 on average; items are drawn by a Zipf law,
     the most popular with the lowest index.
@@ -70,8 +70,8 @@ def write_sessions(
 def draw_sessions(
     random: np.random.Generator, sessions: int, items: int, longest: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Item indices of all sessions, and (sessions + 1,) where each begins."""
-    # a little above the mean, which the cut takes back
+    """Return the item indices of all sessions and their (sessions + 1,) offsets."""
+    # a little above the mean, which cutting at `longest` lowers again
     chance = 1 / (MEAN_LENGTH + 0.1 - SHORTEST + 1)
     lengths = np.clip(random.geometric(chance, sessions) + SHORTEST - 1, SHORTEST, longest)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -83,7 +83,7 @@ def draw_sessions(
 def padded_batch(
     random: np.random.Generator, sessions: int, items: int, longest: int, *, full: bool
 ) -> np.ndarray:
-    """(sessions, longest) item indices, 0 behind the end; without any padding if `full`."""
+    """Return (sessions, longest) item indices, padded with 0; without any padding if `full`."""
     values, offsets = draw_sessions(random, sessions, items, longest)
     lengths = np.full(sessions, longest) if full else np.diff(offsets)
     inside = np.arange(longest) < lengths[:, None]

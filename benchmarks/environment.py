@@ -1,7 +1,8 @@
-"""The environment of Transformers4Rec: made by uv on demand, used again afterwards."""
+"""Environment of Transformers4Rec, which uv creates at the first use."""
 
 import hashlib
 import importlib.util
+import logging
 import os
 import shutil
 import subprocess
@@ -9,53 +10,50 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.processes import Program
+from benchmarks.processes import Program, python_path
 from pipeline.core.errors import PipelineError
 
 FOLDER = Path(__file__).with_name("transformers4rec")
 """The original's program and its requirements."""
 EXCLUDE_NEWER = "2026-11-20T00:00:00Z"
-"""Packages as of this day: what builds an sdist is not pinned otherwise."""
+"""Day of the packages, which fixes the build dependencies of sdists too."""
 _MARKER = "pipeline-benchmark.txt"
-"""In a whole environment: the fingerprint of its requirements."""
+"""File of a complete environment with the fingerprint of its requirements."""
+
+logger = logging.getLogger(__name__)
 
 
 def default_environment() -> Path:
-    """In the user's cache folder; other requirements are another environment."""
+    """Return the path of the environment in the user's cache, one for each set of requirements."""
     cache = os.environ.get("XDG_CACHE_HOME")
     folder = Path(cache) if cache else Path.home() / ".cache"
     return folder / "pipeline" / f"transformers4rec-{_fingerprint()[:12]}"
 
 
 def original_program(environment: Path | None) -> Program:
-    """The original's program in its environment, which is made where it is not there.
+    """Return the original's program in its environment, which is created if it is missing.
 
-    PipelineError where that cannot be done, or where something else is at its place.
+    PipelineError if the installation fails or if the path holds something else.
     """
-    place = (environment or default_environment()).expanduser().absolute()
-    python = place / "bin" / "python"
-    if not _is_whole(place):
-        if place.exists() and not place.is_dir():
-            raise PipelineError(f"{place} is no directory. Choose another --environment.")
-        if place.exists() and any(place.iterdir()) and not (place / _MARKER).is_file():
+    path = (environment or default_environment()).expanduser().absolute()
+    python = path / "bin" / "python"
+    if not _is_complete(path):
+        if path.exists() and not path.is_dir():
+            raise PipelineError(f"{path} is no directory. Choose another --environment.")
+        if path.exists() and any(path.iterdir()) and not (path / _MARKER).is_file():
             raise PipelineError(
-                f"{place} is not an environment of this benchmark; it is left alone. Choose "
+                f"{path} is not an environment of this benchmark; it is left alone. Choose "
                 "another --environment."
             )
-        _make(place)
-    folder = FOLDER
+        _create(path)
     turns = Path(__file__).with_name("turns.py")
-    return Program(command=(str(python), str(folder / "program.py"), str(turns)))
+    return Program(command=(str(python), str(FOLDER / "program.py"), str(turns)))
 
 
-def our_program() -> Program:
-    """Our side, in this environment."""
-    root = str(Path(__file__).resolve().parents[1])
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    return Program(
-        command=(sys.executable, "-m", "benchmarks.ours"),
-        variables=(("PYTHONPATH", path),),
-    )
+def our_program(*, gpu: bool = False) -> Program:
+    """Return the program of our side, in the environment of this process."""
+    command = (sys.executable, "-m", "benchmarks.ours")
+    return Program(command=command, variables=(("PYTHONPATH", python_path()),), gpu=gpu)
 
 
 def _fingerprint() -> str:
@@ -63,28 +61,26 @@ def _fingerprint() -> str:
     return hashlib.sha256(requirements + EXCLUDE_NEWER.encode()).hexdigest()
 
 
-def _is_whole(place: Path) -> bool:
+def _is_complete(path: Path) -> bool:
     try:
-        return (place / _MARKER).read_text(encoding="utf-8") == _fingerprint()
+        return (path / _MARKER).read_text(encoding="utf-8") == _fingerprint()
     except OSError:
         return False
 
 
-def _make(place: Path) -> None:
-    """Made beside its place and moved there when it is whole."""
+def _create(path: Path) -> None:
+    """Install the environment beside its path and move it there when it is complete."""
     uv = _find_uv()
-    print(  # noqa: T201
-        f"Transformers4Rec's environment is installed into {place}, once.", file=sys.stderr
-    )
-    place.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
-    made = partial / "environment"
+    logger.info("Transformers4Rec's environment is installed into %s, once.", path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    created = partial / "environment"
     try:
         # from a folder of no project: uv would heed the overrides in the pyproject.toml of ours
-        _run([*uv, "venv", "--relocatable", "--python", sys.executable, str(made)], partial)
+        _run([*uv, "venv", "--relocatable", "--python", sys.executable, str(created)], partial)
         _run(
             [
-                *(*uv, "pip", "install", "--python", str(made / "bin" / "python")),
+                *(*uv, "pip", "install", "--python", str(created / "bin" / "python")),
                 *("--exclude-newer", EXCLUDE_NEWER),
                 "--compile-bytecode",
                 "--no-deps",  # all are pinned; dask-cuda, which needs a newer pandas, is left out
@@ -92,27 +88,27 @@ def _make(place: Path) -> None:
             ],
             partial,
         )
-        (made / _MARKER).write_text(_fingerprint(), encoding="utf-8")
-        if place.exists():
-            shutil.rmtree(place)
-        made.rename(place)
+        (created / _MARKER).write_text(_fingerprint(), encoding="utf-8")
+        if path.exists():
+            shutil.rmtree(path)
+        created.rename(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def _find_uv() -> list[str]:
-    if found := shutil.which("uv"):
-        return [found]
+    if executable := shutil.which("uv"):
+        return [executable]
     if importlib.util.find_spec("uv") is not None:
         return [sys.executable, "-m", "uv"]
     raise PipelineError(
         "uv is needed to install Transformers4Rec, and it is neither on PATH nor a module of this "
-        "Python. Install it (`pip install uv`), or give --environment with one that is whole."
+        "Python. Install it (`pip install uv`), or name a complete one by --environment."
     )
 
 
 def _run(command: list[str], folder: Path) -> None:
-    """Run uv in a folder; all that it says goes to stderr."""
+    """Run uv in a folder, its output on stderr."""
     status = subprocess.run(command, stdout=sys.stderr, cwd=folder, check=False).returncode
     if status:
         raise PipelineError(

@@ -1,133 +1,83 @@
-"""Sessions per second and memory of an evaluation over the whole catalogue.
+"""`python -m benchmarks evaluate`: speed of both evaluations, and the difference of metrics."""
 
-    python benchmarks/evaluation.py --items 200000 --sessions 2000
+from typing import Any
 
-Sessions are random, of 5 interactions on average; each has one target, its last interaction. A
-process of its own evaluates N sessions and another 4 N, so that what grows shows. Time is that of
-one core, however busy the machine. Some ranks are compared with those of a table of all scores.
-"""
+from benchmarks.data import write_sessions
+from benchmarks.machine import machine_lines
+from benchmarks.processes import Allocator
+from benchmarks.settings import LONGEST, Setting
+from benchmarks.sides import COST_HEADER, Sides, cost_cells, ratios, take_turns
+from benchmarks.training import our_task
 
-import json
-import resource
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-
-import click
-
-_LONGEST = 20
-_BATCH = 1024
-_COMPARED = 256
+_TRAIN_SESSIONS = 20_000
+_TRAIN_STEPS = 20
+"""Steps in which the original learns popularity, so that some lists hold their target."""
+_WARM_UP_SESSIONS = 256
 
 
-@click.command()
-@click.option("--items", default=200_000, show_default=True, help="Size of the catalogue.")
-@click.option("--width", default=128, show_default=True, help="D, of item vectors and states.")
-@click.option("--sessions", default=2_000, show_default=True, help="N; 4 N are evaluated as well.")
-@click.option("--list-length", default=0, show_default=True, help="Also count lists of this K.")
-@click.option("--positions", type=click.Choice(["last", "all"]), default="last", show_default=True)
-@click.option("--one", is_flag=True, hidden=True, help="In this process, N sessions alone.")
-def main(
-    items: int, width: int, sessions: int, list_length: int, positions: str, one: bool
-) -> None:
-    """Evaluate a GPT-2 of two layers with random weights."""
-    if one:
-        click.echo(json.dumps(measure(items, width, sessions, list_length, positions)))
-        return
-    click.echo(f"{items:,} items of width {width}, {positions} positions, lists of {list_length}")
-    for number in (sessions, 4 * sessions):
-        words = ["--items", items, "--width", width, "--sessions", number, "--one"]
-        words += ["--list-length", list_length, "--positions", positions]
-        found = json.loads(
-            subprocess.run(
-                [sys.executable, __file__, *map(str, words)],
-                check=True,
-                stdout=subprocess.PIPE,
-                text=True,
-            ).stdout
-        )
-        click.echo(
-            f"{number:>9,} sessions  {found['targets']:>9,} targets  "
-            f"{found['sessions_per_second']:>7,.0f} sessions/s of one core's time "
-            f"({found['wall_sessions_per_second']:,.0f} by the clock)  "
-            f"peak {found['peak_mib']:,.0f} MiB, {found['grown_mib']:,.0f} above the model's  "
-            f"{found['differing_ranks']} of {found['compared_ranks']} ranks differ"
-        )
+def measure_evaluation(
+    sides: Sides, setting: Setting, *, sessions: int, turns: int, allocator: Allocator
+) -> dict[str, Any]:
+    """Rank the last item of each session by both sides in turn, from the same weights.
 
-
-def measure(
-    num_items: int, width: int, num_sessions: int, list_length: int, positions: str
-) -> dict[str, float]:
-    """Evaluate in this process, on one core."""
-    import torch
-
-    from pipeline import model as tr
-    from pipeline.core.columns import FIRST_ITEM
-    from pipeline.evaluation.targets import hidden_at_targets, rank_targets
-    from pipeline.model import ranking_metric
-    from pipeline.model.build import build_model
-    from pipeline.recipe.model import ModelConfig
-
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    schema = tr.Schema(
-        (tr.ColumnSchema.create_categorical("item_id", num_items, tags=["item_id"]),)
+    The original's Trainer computes its own metrics at 10 and 20. The busy wait of its loader is
+    off: the loader of the training before would go on polling beside the evaluation. The metrics
+    that are compared come from a further pass with its reserved rows excluded, as in ours.
+    """
+    data = sides.scratch / "evaluation"
+    parts = {"train": _TRAIN_SESSIONS, "warm_up": _WARM_UP_SESSIONS, "valid": sessions}
+    write_sessions(data, items=setting.items, longest=LONGEST, parts=parts)
+    shared = {"task": "evaluate", "data": str(data)}
+    weights = str(sides.scratch / "weights.npz")
+    original = setting.original() | shared | {"warm_up": _TRAIN_STEPS}
+    original |= {"out": weights, "busy_wait": False}
+    costs = take_turns(
+        [
+            # first: it writes the weights that ours reads
+            ("Transformers4Rec", sides.original, original),
+            ("pipeline", sides.ours, our_task(setting) | shared | {"original": weights}),
+        ],
+        allocator=allocator,
+        core=sides.core,
+        turns=turns,
+        steps=1,
+        logs=sides.scratch,
+        title=f"evaluation of {setting.name}, {setting.items:,} items",
     )
-    config = ModelConfig(architecture="gpt2", d_model=width, n_head=4, n_layer=2)
-    model = build_model(schema, config, _LONGEST).eval()
-    before = _peak_mib()
-    begin, wall = time.process_time(), time.perf_counter()
-    ranked = rank_targets(
-        model,
-        sessions_at_random(num_items, num_sessions),
-        positions,  # type: ignore[arg-type]
-        list_lengths=_lengths(list_length),
-    )
-    found = {
-        "targets": len(ranked.ranks),
-        "sessions_per_second": num_sessions / (time.process_time() - begin),
-        "wall_sessions_per_second": num_sessions / (time.perf_counter() - wall),
-        "peak_mib": _peak_mib(),
-        "grown_mib": _peak_mib() - before,
+    metrics = {name: cost.pop("metrics") for name, cost in costs.items()}
+    theirs = metrics["Transformers4Rec"]
+    metrics["pipeline"] = {name: metrics["pipeline"][name] for name in theirs}
+    return {
+        "model": setting.name,
+        "items": setting.items,
+        "d_model": setting.d_model,
+        "sessions": sessions,
+        "allocator": allocator,
+        "versions": {name: cost.pop("versions") for name, cost in costs.items()},
+        "costs": costs,
+        "ratios": {"Transformers4Rec": ratios(costs["pipeline"], costs["Transformers4Rec"])},
+        "metrics": metrics,
+        "metric_difference": max(abs(metrics["pipeline"][n] - v) for n, v in theirs.items()),
     }
-    few = list(sessions_at_random(num_items, _COMPARED))
-    ranked = rank_targets(model, few, positions, list_lengths=_lengths(list_length))  # type: ignore[arg-type]
-    differing = compared = 0
-    with torch.inference_mode():
-        for hidden, targets in hidden_at_targets(model, few, positions, 512):  # type: ignore[arg-type]
-            for part, wanted in zip(hidden.split(32), targets.split(32), strict=True):
-                scores = model.scores(part)[:, FIRST_ITEM:]
-                expected = ranking_metric.ranks(scores, wanted - FIRST_ITEM).numpy()
-                differing += int((expected != ranked.ranks[compared : compared + len(part)]).sum())
-                compared += len(part)
-    return {**found, "differing_ranks": differing, "compared_ranks": compared}
 
 
-def sessions_at_random(num_items: int, num_sessions: int) -> Iterator[object]:
-    """Batches of sessions of 2 to 21 interactions, 5 on average, as a loader gives them."""
-    import numpy as np
-    import torch
-
-    from pipeline.core.columns import FIRST_ITEM
-    from pipeline.data.loader import RaggedBatch
-
-    generator = np.random.default_rng(0)
-    for first in range(0, num_sessions, _BATCH):
-        size = min(_BATCH, num_sessions - first)
-        lengths = np.clip(1 + generator.geometric(0.25, size), 2, _LONGEST + 1)
-        items = generator.integers(FIRST_ITEM, FIRST_ITEM + num_items, lengths.sum())
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        yield RaggedBatch({"item_id": torch.from_numpy(items)}, {}, torch.from_numpy(offsets))
-
-
-def _lengths(list_length: int) -> tuple[int, ...]:
-    return (list_length,) if list_length else ()
-
-
-def _peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-if __name__ == "__main__":
-    main()
+def evaluation_text(result: dict[str, Any]) -> str:
+    """Rates and metrics of both evaluations."""
+    lines = [
+        *machine_lines(result),
+        "",
+        f"{result['model']}, {result['items']:,} items, D {result['d_model']}: the last item of "
+        f"{result['sessions']:,} sessions, metrics at 10 and 20",
+        f"{'':<28} {COST_HEADER}",
+    ]
+    lines += [f"{name:<28} {cost_cells(cost)}" for name, cost in result["costs"].items()]
+    for name, ratio in result["ratios"].items():
+        lines.append(
+            f"pipeline over {name}: {ratio['speed']:.2f} times, {ratio['cpu_speed']:.2f} by CPU "
+            "time"
+        )
+    for name, values in result["metrics"].items():
+        cells = "  ".join(f"{metric} {value:.6f}" for metric, value in values.items())
+        lines.append(f"{name:<28} {cells}")
+    lines.append(f"largest difference of a metric: {result['metric_difference']:.1e}")
+    return "\n".join(lines)

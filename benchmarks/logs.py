@@ -1,4 +1,4 @@
-"""A log of a shop that never was, to preprocess: any number of rows in bounded memory.
+"""Synthetic log of a shop, of any number of rows, written in bounded memory.
 
 `python -m benchmarks.logs FILE ROWS ITEMS SEED` writes one.
 """
@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 BLOCK_ROWS = 1_000_000
-"""Of a row group; as many are in memory at a time, and those of a block of sessions."""
+"""Rows of a row group; memory holds as many, and the rows of one block of sessions."""
 CATEGORIES = 1_000
 EVENTS = ("view", "cart", "purchase")
 MEAN_LENGTH = 5
 LONGEST = 200
-"""Interactions of a session."""
+"""Maximum number of interactions of a session."""
 SCHEMA = pa.schema(
     {
         "session_id": pa.int64(),
@@ -35,9 +35,9 @@ _FIRST_SESSION = 1_000_000
 _FIRST_ITEM = 100_000_000
 _FIRST_TIME = 1_700_000_000_000
 _SESSION_GAP_MS = 100.0
-"""Mean, from the start of a session to that of the next: they overlap by the thousand."""
+"""Mean time from the start of a session to that of the next; thousands overlap."""
 _PAUSE_MS = 30_000.0
-"""Mean, from an interaction to the next of its session."""
+"""Mean time between interactions of a session."""
 _ZIPF = 1.05
 _EVENT_SHARES = (0.9, 0.07, 0.03)
 _NO_PRICE = 0.01
@@ -46,7 +46,7 @@ Columns = dict[str, np.ndarray]
 
 
 class Catalogue:
-    """The items: their ids, how often each is chosen, their categories and prices."""
+    """Items with ids, popularity, categories and prices."""
 
     def __init__(self, items: int, random: np.random.Generator) -> None:
         # ids with gaps, and the popular ones anywhere among them
@@ -58,17 +58,17 @@ class Catalogue:
         self._cumulative = np.cumsum(weights) / weights.sum()
 
     def choose(self, count: int, random: np.random.Generator) -> np.ndarray:
-        """(count,) positions of items, popular ones more often."""
-        found = np.searchsorted(self._cumulative, random.random(count))
-        return np.minimum(found, len(self.ids) - 1)  # the last sum may be a bit below 1
+        """Draw (count,) positions of items by popularity."""
+        items = np.searchsorted(self._cumulative, random.random(count))
+        return np.minimum(items, len(self.ids) - 1)  # the last sum may be a bit below 1
 
 
 def write_log(path: Path, rows: int, *, items: int = 200_000, seed: int = 0) -> None:
-    """Write so many interactions, the oldest first, as a Parquet file.
+    """Write `rows` interactions as a Parquet file, the oldest first.
 
-    Columns as in `SCHEMA`, timestamps in milliseconds. Category and price are the item's; a price
-    may be missing. The log ends when it has its rows, some sessions with it. The same seed and
-    items give the same bytes, and fewer rows are the beginning of more.
+    Columns are those of `SCHEMA`, timestamps in milliseconds. Category and price depend on the
+    item; a price may be missing. The end of the log cuts its last sessions. The same seed and items
+    give the same bytes, and a shorter log is a prefix of a longer one.
     """
     random = np.random.default_rng(seed)
     catalogue = Catalogue(items, random)
@@ -89,14 +89,14 @@ def write_log(path: Path, rows: int, *, items: int = 200_000, seed: int = 0) -> 
 
 
 def _rows_by_time(random: np.random.Generator, catalogue: Catalogue) -> Iterator[Columns]:
-    """Interactions without end, in order of time, some at a time."""
-    waiting: list[Columns] = []
-    number, moment = 0, _FIRST_TIME
+    """Yield interactions without end, in order of time."""
+    pending: list[Columns] = []
+    session, moment = 0, _FIRST_TIME
     while True:
         lengths = np.minimum(random.geometric(1 / MEAN_LENGTH, _BLOCK_SESSIONS), LONGEST)
         starts = moment + _whole(random.exponential(_SESSION_GAP_MS, _BLOCK_SESSIONS)).cumsum()
-        # ids are not in the order of time, as those of a shop with several servers
-        ids = number + random.permutation(_BLOCK_SESSIONS) + _FIRST_SESSION
+        # ids in random order, as in a shop with several servers
+        ids = session + random.permutation(_BLOCK_SESSIONS) + _FIRST_SESSION
         count = int(lengths.sum())
         firsts = np.cumsum(lengths) - lengths
         # no two interactions of a session at the same time
@@ -104,7 +104,7 @@ def _rows_by_time(random: np.random.Generator, catalogue: Catalogue) -> Iterator
         pauses[firsts] = 0
         since = pauses.cumsum()
         since -= np.repeat(since[firsts], lengths)
-        waiting.append(
+        pending.append(
             {
                 "session": np.repeat(ids, lengths),
                 "time": np.repeat(starts, lengths) + since,
@@ -112,26 +112,26 @@ def _rows_by_time(random: np.random.Generator, catalogue: Catalogue) -> Iterator
                 "event": random.choice(len(EVENTS), count, p=_EVENT_SHARES),
             }
         )
-        number, moment = number + _BLOCK_SESSIONS, int(starts[-1])
-        rows = {name: np.concatenate([part[name] for part in waiting]) for name in waiting[0]}
+        session, moment = session + _BLOCK_SESSIONS, int(starts[-1])
+        rows = {name: np.concatenate([part[name] for part in pending]) for name in pending[0]}
         order = np.argsort(rows["time"], kind="stable")
         rows = {name: values[order] for name, values in rows.items()}
-        # whatever begins later comes after these
+        # later sessions begin after `moment`
         done = int(np.searchsorted(rows["time"], moment))
         yield {name: values[:done] for name, values in rows.items()}
-        waiting = [{name: values[done:] for name, values in rows.items()}]
+        pending = [{name: values[done:] for name, values in rows.items()}]
 
 
 def _in_blocks(parts: Iterator[Columns], rows: int) -> Iterator[Columns]:
-    """The first `rows` of all parts, `BLOCK_ROWS` at a time."""
-    held: list[Columns] = []
+    """Yield the first `rows` rows of all parts, `BLOCK_ROWS` at a time."""
+    pending: list[Columns] = []
     while rows:
         size = min(rows, BLOCK_ROWS)
-        while sum(len(part["time"]) for part in held) < size:
-            held.append(next(parts))
-        joined = {name: np.concatenate([part[name] for part in held]) for name in held[0]}
-        yield {name: values[:size] for name, values in joined.items()}
-        held = [{name: values[size:] for name, values in joined.items()}]
+        while sum(len(part["time"]) for part in pending) < size:
+            pending.append(next(parts))
+        merged = {name: np.concatenate([part[name] for part in pending]) for name in pending[0]}
+        yield {name: values[:size] for name, values in merged.items()}
+        pending = [{name: values[size:] for name, values in merged.items()}]
         rows -= size
 
 

@@ -1,4 +1,4 @@
-"""What a run ran on."""
+"""The machine of a measurement: processor, cores, memory, system."""
 
 import os
 import platform
@@ -7,12 +7,11 @@ from typing import Any
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores that may be used, memory, system."""
+    """Return processor, usable cores, memory, load of the last minute, system and Python."""
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     return {
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": len(cores) if cores else os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "load": round(os.getloadavg()[0], 1),
         "system": f"{platform.system()} {platform.machine()}, {' '.join(platform.libc_ver())}",
@@ -27,3 +26,16 @@ def _processor() -> str:
         return platform.processor()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
+
+
+def machine_lines(result: dict[str, Any], num_cores: int = 1) -> list[str]:
+    """Lines with the machine of a result, and with the versions of each side's packages."""
+    machine = result["machine"]
+    used = "one" if num_cores == 1 else str(num_cores)
+    lines = [
+        f"{machine['processor']}, {used} of {machine['cores']} cores, load {machine['load']}; "
+        f"{machine['system']}, Python {machine['python']}"
+    ]
+    for side, versions in result.get("versions", {}).items():
+        lines.append(f"{side}: " + ", ".join(f"{name} {v}" for name, v in versions.items()))
+    return lines

@@ -1,7 +1,7 @@
-"""Runs one command and says what it cost: PARENT CORES STDOUT COMMAND...
+"""Program that runs one command and prints its cost: PARENT CORES STDOUT COMMAND...
 
-A process of its own because Linux counts the memory of whoever starts a program as the program's:
-its peak begins at that of the starter, and this one has little. The standard library alone.
+It is a process of its own, small and of the standard library alone, because on Linux the peak
+memory of a program begins at that of the process that starts it.
 """
 
 import json
@@ -15,8 +15,8 @@ from benchmarks.turns import end_with
 def main() -> None:
     """Print a line of JSON: seconds, cpu_seconds, peak_bytes and status, negative for a signal.
 
-    What the command prints goes into the file STDOUT; stderr is this process's own. It is killed
-    when this process ends before it.
+    The command's stdout goes to the file STDOUT, its stderr to that of this process. It is killed
+    if this process ends first.
     """
     end_with(int(sys.argv[1]))
     cores = [int(core) for core in sys.argv[2].split(",") if core]
@@ -24,7 +24,7 @@ def main() -> None:
     if cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
     own = os.getpid()
-    began = time.perf_counter()
+    begin = time.perf_counter()
     child = os.fork()
     if child == 0:
         try:
@@ -34,13 +34,13 @@ def main() -> None:
         finally:
             os._exit(127)
     _, status, used = os.wait4(child, 0)
-    said = {
-        "seconds": time.perf_counter() - began,
+    cost = {
+        "seconds": time.perf_counter() - begin,
         "cpu_seconds": used.ru_utime + used.ru_stime,
         "peak_bytes": used.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
         "status": os.waitstatus_to_exitcode(status),
     }
-    print(json.dumps(said), flush=True)  # noqa: T201
+    print(json.dumps(cost), flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""A Triton Python model that does nothing: how long a request takes on the way alone.
+"""Triton Python model that does nothing, to measure the transport of a request alone.
 
-Copied into a model repository, so it imports nothing of this project.
+It is copied into a model repository and imports nothing of this project.
 """
 
 from typing import Any
@@ -10,14 +10,14 @@ import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
 
 
 class TritonPythonModel:
-    """Answers with zeros, as long as a list of recommendations."""
+    """Answer every request with ten zeros."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Make the answer."""
+        """Allocate the answer to one session."""
         self.scores = np.zeros((1, 10), np.float32)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """The same for all."""
+        """Return a row of zeros for each session."""
         answers = []
         for request in requests:
             items = pb_utils.get_input_tensor_by_name(request, "item_id").as_numpy()

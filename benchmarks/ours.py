@@ -1,9 +1,9 @@
-"""Our side of a benchmark, as a process of its own: `python -m benchmarks.ours`."""
+"""Program of our side, a process of its own: `python -m benchmarks.ours`."""
 
 from benchmarks.turns import Channel, Memory, Turns, open_channel
 
 if __name__ == "__main__":
-    # before the imports below: threads that they start have this process's core
+    # before the imports below, whose threads inherit the core
     opened = open_channel()
 
 import tempfile
@@ -36,13 +36,13 @@ from pipeline.training.trainer import Trainer
 POOL_BATCHES = 16
 """Batches whose sessions are sorted by length among each other, as in `pipeline train`."""
 EVALUATION_SESSIONS = 1024
-"""Sessions that are read at a time, as in `pipeline evaluate`."""
+"""Sessions of a batch, as in `pipeline evaluate`."""
 CUTOFFS = (10, 20)
 VERSIONS = {"torch": torch.__version__, "transformers": transformers.__version__}
 
 
 class TurnCallback(TrainerCallback):
-    """Tells the turns of each step."""
+    """Callback that ends a step of the turns."""
 
     def __init__(self, turns: Turns) -> None:
         self.turns = turns
@@ -54,26 +54,28 @@ class TurnCallback(TrainerCallback):
         control: TrainerControl,
         **_others: Any,
     ) -> None:
-        """Wait where a turn is over; stop where it was the last."""
+        """Wait at the end of a turn; stop training after the last one."""
         if not self.turns.step_ended():
             control.should_training_stop = True
 
 
 def train(task: dict[str, Any], channel: Channel) -> None:
-    """Train until there is no further turn."""
+    """Train until the last turn ends, on a GPU if this process sees one."""
     memory = Memory()
     data = Path(task["data"])
     config = TrainConfig.from_dict(task["train"], "train")
     model = _build(task)
-    assert config.batch_size is not None  # noqa: S101  (settings say it)
+    assert config.batch_size is not None  # noqa: S101  each setting has it
     loader = _loader(
         data, "train", model.training_columns, POOL_BATCHES * config.batch_size, seed=config.seed
     )
-    turns = Turns(channel, memory, task["warm_up"])
+    has_gpu = torch.cuda.is_available()
+    synchronize = torch.cuda.synchronize if has_gpu else lambda: None
+    turns = Turns(channel, memory, task["warm_up"], synchronize)
 
-    def count(_module: nn.Module, _given: Any, features: dict[str, Any]) -> None:
+    def count(_module: nn.Module, _inputs: Any, features: dict[str, Any]) -> None:
         lengths = features["lengths"]
-        turns.count(lengths.numel(), int(lengths.sum()))
+        turns.count(lengths.numel(), lengths.sum())  # a tensor: reading it would wait for the GPU
 
     with tempfile.TemporaryDirectory() as scratch:
         trainer = Trainer(
@@ -87,33 +89,34 @@ def train(task: dict[str, Any], channel: Channel) -> None:
         assert isinstance(trainer.model, nn.Module)  # noqa: S101
         trainer.model.register_forward_pre_hook(count, with_kwargs=True)
         trainer.train()
-    turns.end({"versions": VERSIONS})
+    facts = {"peak_gpu_bytes": torch.cuda.max_memory_allocated()} if has_gpu else {}
+    turns.end(facts | {"versions": VERSIONS})
 
 
 def gradients(task: dict[str, Any], channel: Channel) -> None:
-    """Loss and gradients on a batch, from the original's weights, compared with its own."""
+    """Send the differences of loss and gradients on a batch, from the original's weights."""
     model = _build(task).train()
-    with np.load(task["original"], allow_pickle=False) as found:
-        original = dict(found)
+    with np.load(task["original"], allow_pickle=False) as arrays:
+        original = dict(arrays)
     names = weights.copy_from(original, model)
-    with np.load(task["batch"], allow_pickle=False) as given:
-        items = torch.from_numpy(given["items"])
-        hidden = torch.from_numpy(given["hidden"])
-    drawn = mock.Mock(side_effect=lambda _lengths, width, _share: hidden[:, :width])
+    with np.load(task["batch"], allow_pickle=False) as arrays:
+        items = torch.from_numpy(arrays["items"])
+        positions = torch.from_numpy(arrays["masked"])
+    drawn = mock.Mock(side_effect=lambda _lengths, width, _share: positions[:, :width])
     with mock.patch.object(masked, "choose_masked", drawn):
         loss = model.loss(SessionBatch.from_features({ITEM: items}, ITEM))
     if task["model"]["masking"] == "mlm" and not drawn.called:
-        raise RuntimeError("the positions that mlm hides are drawn elsewhere now")
+        raise RuntimeError("mlm draws its masked positions elsewhere, `gradients` must follow")
     loss.backward()
     channel.send(weights.compare(float(loss.detach()), model, original, names))
 
 
 def evaluate(task: dict[str, Any], channel: Channel) -> None:
-    """Rank the last item of each session in the whole catalogue, once each turn."""
+    """Rank the last item of each session in the whole catalogue, once a turn."""
     memory = Memory()
     model = _build(task).eval()
-    with np.load(task["original"], allow_pickle=False) as found:
-        weights.copy_from(dict(found), model)
+    with np.load(task["original"], allow_pickle=False) as arrays:
+        weights.copy_from(dict(arrays), model)
     data = Path(task["data"])
     turns = Turns(channel, memory, 1)
     part = "warm_up"
@@ -129,7 +132,7 @@ def evaluate(task: dict[str, Any], channel: Channel) -> None:
 
 
 def accuracy(task: dict[str, Any], channel: Channel) -> None:
-    """Train a run, rank the targets of a part, and write those with what stands before them."""
+    """Train a run, rank the targets of a part, and write ranks, targets and their prefixes."""
     data = Path(task["data"])
     model_config = ModelConfig.from_dict(task["model"], "model")
     facts = run.train(
@@ -186,7 +189,7 @@ TASKS = {"train": train, "gradients": gradients, "evaluate": evaluate, "accuracy
 
 
 def main(channel: Channel, task: dict[str, Any]) -> None:
-    """Do the task that the parent sent."""
+    """Run the task of the parent."""
     torch.set_num_threads(1)
     TASKS[task["task"]](task, channel)
 

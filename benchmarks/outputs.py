@@ -1,7 +1,6 @@
-"""Whether two programs wrote the same sessions, value by value, in bounded memory.
+"""Comparison of the sessions of two programs, value by value, in bounded memory.
 
-Each encodes by a vocabulary of its own, in which values of equal counts may come in another order:
-raw values are what is compared.
+Raw values are compared, because the vocabularies may order values of equal counts differently.
 """
 
 from collections.abc import Iterator
@@ -20,69 +19,69 @@ CATEGORICAL = ("item_id", "category", "event")
 COLUMNS = (*CATEGORICAL, "price", "timestamp")
 PRICE_TOLERANCE = 1e-4
 _SESSIONS = 65_536
-"""At a time."""
+"""Sessions that are compared at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """What a program wrote: a row a session, a list an interaction's column."""
+    """Sessions that a program wrote: a row a session, a list column for each column of the log."""
 
     files: tuple[Path, ...]
     vocabularies: dict[str, Path]
-    """A file of the values by column, the first of them with the index FIRST_ITEM."""
+    """Parquet file of values by column; the first value has the index FIRST_ITEM."""
     suffix: str = ""
-    """Of the names of list columns."""
+    """Suffix of the names of list columns."""
     ticks_per_ms: int = 1
-    """Unit of the timestamps: 1, or 1,000 for microseconds."""
+    """Ticks of a timestamp: 1 for milliseconds, 1,000 for microseconds."""
     in_order: bool = True
-    """Sessions are compared as they lie; otherwise they are sorted by their ids first."""
+    """Compare sessions in the order of the files; otherwise sort them by id first."""
 
     def values(self, name: str) -> pa.Array:
-        """The values of a categorical column, integers or texts, in the order of indices."""
+        """Return the vocabulary of a categorical column, int64 or text, in the order of indices."""
         column = pq.read_table(self.vocabularies[name], columns=[name])[name]
-        wanted = pa.int64() if pa.types.is_integer(column.type) else pa.string()
-        return pa.concat_arrays(column.cast(wanted).chunks or [pa.array([], wanted)])
+        type_ = pa.int64() if pa.types.is_integer(column.type) else pa.string()
+        return column.cast(type_).combine_chunks()
 
 
 def compare_outputs(one: Output, other: Output) -> dict[str, Any]:
-    """The first difference of `other` from `one`.
+    """Return the first difference of two outputs as JSON facts.
 
-    Gives `same`, `sessions` (those that were compared) and `difference`: None, or the column, the
-    session and what stands there on both sides, times in microseconds. Of vocabularies the values
-    must be the same.
+    `same`, `sessions` (the number that was compared) and `difference`: None, or column, session and
+    the values of both sides, times in microseconds. Vocabularies must hold the same values in any
+    order.
     """
     vocabularies = [{name: output.values(name) for name in CATEGORICAL} for output in (one, other)]
     for name in CATEGORICAL:
-        found = _difference_of_values(name, *(known[name] for known in vocabularies))
-        if found is not None:
-            return {"same": False, "sessions": 0, "difference": found}
+        difference = _vocabulary_difference(name, *(values[name] for values in vocabularies))
+        if difference is not None:
+            return {"same": False, "sessions": 0, "difference": difference}
     sessions = 0
     for first, second in zip(_parts(one), _parts(other), strict=True):
-        found = _difference_of_parts(
+        difference = _part_difference(
             _Part(first, one, vocabularies[0]), _Part(second, other, vocabularies[1])
         )
-        if found is not None:
-            return {"same": False, "sessions": sessions, "difference": found}
+        if difference is not None:
+            return {"same": False, "sessions": sessions, "difference": difference}
         sessions += first.num_rows
         if first.num_rows < _SESSIONS:
             break
     return {"same": True, "sessions": sessions, "difference": None}
 
 
-def _difference_of_values(name: str, one: pa.Array, other: pa.Array) -> dict[str, Any] | None:
-    """Values of a vocabulary that the other has not, whatever their order; a few of them."""
-    lacking = [a.filter(pc.invert(pc.is_in(a, b))) for a, b in ((one, other), (other, one))]
-    if len(one) == len(other) and not any(map(len, lacking)):
+def _vocabulary_difference(name: str, one: pa.Array, other: pa.Array) -> dict[str, Any] | None:
+    """Return sizes of vocabularies and a few values that only one holds; None if they agree."""
+    missing = [a.filter(pc.invert(pc.is_in(a, b))) for a, b in ((one, other), (other, one))]
+    if len(one) == len(other) and not any(map(len, missing)):
         return None
     first, second = (
         {"values": len(values), "alone": alone.slice(0, 5).to_pylist()}
-        for values, alone in zip((one, other), lacking, strict=True)
+        for values, alone in zip((one, other), missing, strict=True)
     )
     return _difference(name, None, first, second)
 
 
 class _Part:
-    """Some sessions of an output, decoded."""
+    """Decoded sessions of an output."""
 
     def __init__(self, table: pa.Table, output: Output, vocabularies: dict[str, pa.Array]) -> None:
         self._table = table
@@ -91,34 +90,33 @@ class _Part:
         self.sessions = table["session_id"].to_numpy()
 
     def lists(self, name: str) -> Any:
-        """The column as one array of lists."""
+        """Return a column as one array of lists."""
         return self._table[name + self._output.suffix].combine_chunks()
 
     def lengths(self, name: str) -> np.ndarray:
-        """(sessions,) of the lists; -1 where there is none."""
+        """Return the (sessions,) lengths of the lists, -1 for null."""
         return pc.fill_null(pc.list_value_length(self.lists(name)), -1).to_numpy()
 
     def raw(self, name: str) -> pa.Array:
-        """The values of all lists, null where an index stands for no value."""
+        """Return the values of all lists, null where the index is not in the vocabulary."""
         values = pc.list_flatten(self.lists(name))
         if name == "timestamp":
             return pc.multiply(values, 1_000 // self._output.ticks_per_ms)
         if name == "price":
             return values.cast(pa.float64())
-        known = self._vocabularies[name]
-        places = pc.subtract(values.cast(pa.int64()), FIRST_ITEM)
-        inside = pc.and_(pc.greater_equal(places, 0), pc.less(places, len(known)))
-        return known.take(pc.if_else(inside, places, None))
+        vocabulary = self._vocabularies[name]
+        rows = pc.subtract(values.cast(pa.int64()), FIRST_ITEM)
+        inside = pc.and_(pc.greater_equal(rows, 0), pc.less(rows, len(vocabulary)))
+        return vocabulary.take(pc.if_else(inside, rows, None))
 
 
-def _difference_of_parts(one: _Part, other: _Part) -> dict[str, Any] | None:
+def _part_difference(one: _Part, other: _Part) -> dict[str, Any] | None:
     count = min(len(one.sessions), len(other.sessions))
     unequal = np.flatnonzero(one.sessions[:count] != other.sessions[:count])
     if len(unequal) or len(one.sessions) != len(other.sessions):
-        place = int(unequal[0]) if len(unequal) else count
+        row = int(unequal[0]) if len(unequal) else count
         first, second = (
-            int(side.sessions[place]) if place < len(side.sessions) else None
-            for side in (one, other)
+            int(side.sessions[row]) if row < len(side.sessions) else None for side in (one, other)
         )
         return _difference("session_id", first if first is not None else second, first, second)
     for name in COLUMNS:
@@ -135,7 +133,7 @@ def _difference_of_parts(one: _Part, other: _Part) -> dict[str, Any] | None:
 
 
 def _equal(name: str, one: pa.Array, other: pa.Array) -> np.ndarray:
-    """(interactions,) whether they are the same; what is missing is never."""
+    """Return (interactions,) whether values are the same; null equals nothing."""
     if name == "price":
         differences = pc.abs(pc.subtract(one, other))
         same = pc.less_equal(differences, PRICE_TOLERANCE)
@@ -148,7 +146,7 @@ def _list_at(part: _Part, name: str, row: int) -> list[Any]:
     lengths = np.maximum(part.lengths(name), 0)
     begin = int(lengths[:row].sum())
     values = part.raw(name).slice(begin, int(lengths[row])).to_pylist()
-    # a number that is none has no place in JSON
+    # JSON has no NaN
     return [None if value != value else value for value in values]
 
 
@@ -157,9 +155,9 @@ def _difference(column: str, session: int | None, one: Any, other: Any) -> dict[
 
 
 def _parts(output: Output) -> Iterator[pa.Table]:
-    """Sessions, so many at a time, the last part shorter or empty.
+    """Yield `_SESSIONS` sessions at a time, in the end fewer or none.
 
-    Those that have to be sorted are all in memory.
+    An output that must be sorted is held in memory.
     """
     names = ["session_id", *(name + output.suffix for name in COLUMNS)]
     tables: Iterator[pa.Table]
@@ -172,13 +170,13 @@ def _parts(output: Output) -> Iterator[pa.Table]:
     else:
         whole = pa.concat_tables(pq.read_table(file, columns=names) for file in output.files)
         tables = iter([whole.sort_by("session_id")])
-    held = pq.read_schema(output.files[0]).empty_table().select(names)
+    pending = pq.read_schema(output.files[0]).empty_table().select(names)
     for table in tables:
-        held = pa.concat_tables([held, table])
-        while held.num_rows >= _SESSIONS:
-            yield held.slice(0, _SESSIONS)
-            held = held.slice(_SESSIONS)
-    yield held
+        pending = pa.concat_tables([pending, table])
+        while pending.num_rows >= _SESSIONS:
+            yield pending.slice(0, _SESSIONS)
+            pending = pending.slice(_SESSIONS)
+    yield pending
 
 
 def _is_sorted(output: Output) -> bool:

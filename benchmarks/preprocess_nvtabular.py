@@ -1,7 +1,7 @@
 """The work of `pipeline preprocess` with NVTabular's own operators: FILE OUT.
 
-As in NVTabular's examples of sessions: one data frame, so that no session is cut at the edge of a
-partition, and a workflow from categories to lists. pandas on the processor.
+As in NVTabular's session-based examples: one data frame, so that no session is cut at the edge of a
+partition, and one workflow from categories to lists, on pandas.
 """
 
 import json
@@ -24,7 +24,7 @@ SHORTEST = 2
 def preprocess(log_path: str, out: Path) -> None:
     """Write part files of sessions to `out`, and NVTabular's files of values to out/categories."""
     log = pd.read_parquet(log_path)
-    # what is learned comes from sessions that are long enough
+    # vocabularies and moments are fitted on sessions that are long enough
     sizes = log.groupby("session_id")["item_id"].transform("size")
     log = log[sizes >= SHORTEST].reset_index(drop=True)
 
@@ -51,10 +51,10 @@ def preprocess(log_path: str, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    began = time.perf_counter()
+    begin = time.perf_counter()
     preprocess(sys.argv[1], Path(sys.argv[2]))
-    said = {
-        "seconds": time.perf_counter() - began,
+    result = {
+        "seconds": time.perf_counter() - begin,
         "versions": {"nvtabular": nvt.__version__, "pandas": pd.__version__},
     }
-    print(json.dumps(said))  # noqa: T201
+    print(json.dumps(result))  # noqa: T201

@@ -1,8 +1,8 @@
-"""The work of `pipeline preprocess` as a Polars program of its own: FILE OUT.
+"""The work of `pipeline preprocess` as a hand-written Polars program: FILE OUT.
 
-Imports nothing of this project, so that any interpreter that has Polars can run it. It is lazy and
-reads the log twice, which was the fastest of the ways that were tried. Sessions of one interaction
-teach nothing; they are dropped after grouping, which is cheaper than looking them up again.
+It imports nothing of this project, so that any interpreter with Polars can run it. It is lazy and
+reads the log twice, the fastest of several variants. Sessions of one interaction are dropped after
+grouping, which is cheaper than a second join.
 """
 
 import json
@@ -14,7 +14,7 @@ import polars as pl
 
 CATEGORICAL = ["item_id", "category", "event"]
 FIRST_INDEX = 3
-"""0 to 2 are for padding, missing and unknown values."""
+"""0 is padding, 1 null, 2 out of vocabulary."""
 NEWEST = 20
 SHORTEST = 2
 
@@ -27,7 +27,7 @@ def preprocess(log_path: str, out: Path) -> None:
     sizes = log.group_by("session_id").len()
     long_enough = sizes.filter(pl.col("len") >= SHORTEST).select("session_id")
     train = log.join(long_enough, on="session_id", how="semi")
-    moments, *found = pl.collect_all(
+    moments, *counted = pl.collect_all(
         [train.select(price.mean().alias("mean"), price.std().alias("deviation"))]
         + [
             train.group_by(name).len().sort(["len", name], descending=[True, False]).select(name)
@@ -35,10 +35,10 @@ def preprocess(log_path: str, out: Path) -> None:
         ]
     )
     mean, deviation = moments.row(0)
-    vocabularies = dict(zip(CATEGORICAL, found, strict=True))
+    vocabularies = dict(zip(CATEGORICAL, counted, strict=True))
 
     items = vocabularies["item_id"].with_row_index("index", offset=FIRST_INDEX)
-    # what only short sessions hold has no index, and is gone with them
+    # values of short sessions alone have no index; those sessions are dropped below
     texts = [
         pl.col(name)
         .cast(pl.Enum(vocabularies[name][name]), strict=False)
@@ -65,7 +65,7 @@ def preprocess(log_path: str, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    began = time.perf_counter()
+    begin = time.perf_counter()
     preprocess(sys.argv[1], Path(sys.argv[2]))
-    said = {"seconds": time.perf_counter() - began, "versions": {"polars": pl.__version__}}
-    print(json.dumps(said))  # noqa: T201
+    result = {"seconds": time.perf_counter() - begin, "versions": {"polars": pl.__version__}}
+    print(json.dumps(result))  # noqa: T201

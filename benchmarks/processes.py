@@ -1,14 +1,14 @@
-"""Processes that are measured: one core, one allocator setting, one at work at a time.
+"""Measured processes: one core, one allocator setting, one at work at a time.
 
-A process that waits for its turn is stopped by the system (SIGSTOP), so that what its threads do
-while it waits, such as polling a queue, costs the others nothing.
+A process that waits for its turn is stopped (SIGSTOP), so that its threads, which may poll a queue,
+take no time from the others.
 """
 
 import json
+import logging
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -26,22 +26,28 @@ _KEPT_HEAP = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
     "MALLOC_TOP_PAD_": str(1 << 28),
 }
-"""glibc: large tensors come from the heap, and the heap is not given back."""
+"""glibc: large tensors come from the heap, and the heap is kept."""
 _ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"
 )
 
 
+logger = logging.getLogger(__name__)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """What runs a side: a command, and what the environment has beside that of this process."""
+    """Program of a side."""
 
     command: tuple[str, ...]
     variables: tuple[tuple[str, str], ...] = ()
+    """Environment variables beside those of `environment`."""
+    gpu: bool = False
+    """Whether it may use a GPU."""
 
 
 class Worker:
-    """A process with a task."""
+    """Process with a task."""
 
     def __init__(
         self,
@@ -53,7 +59,7 @@ class Worker:
         core: int | None,
         log: Path,
     ) -> None:
-        """Start it; `log` takes its stderr. `core` is the only one it runs on."""
+        """Start the process; `log` receives its stderr, `core` is the only core it runs on."""
         self.name = name
         self.log = log
         with log.open("w", encoding="utf-8") as stream:
@@ -62,7 +68,7 @@ class Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stream,
-                env=environment(allocator) | dict(program.variables),
+                env=environment(allocator, gpu=program.gpu) | dict(program.variables),
                 start_new_session=True,  # Ctrl-C is for the parent, which ends its children
                 encoding="utf-8",
             )
@@ -80,12 +86,12 @@ class Worker:
         self.kill()
 
     def wait_until_ready(self) -> None:
-        """Wait for the warm-up to end, then stop it until its first turn."""
+        """Wait for the end of the warm-up, then stop the process until its first turn."""
         self.receive()
         self._stop()
 
     def turn(self, steps: int) -> dict[str, Any]:
-        """Let it do so many steps and give what they cost."""
+        """Run a number of steps and return their cost."""
         self._send({"steps": steps})
         self._signal(signal.SIGCONT)
         cost = self.receive()
@@ -93,7 +99,7 @@ class Worker:
         return cost
 
     def end(self) -> dict[str, Any]:
-        """Let it end by itself and give its last word."""
+        """Let the process end and return its last message."""
         self._send({})
         self._signal(signal.SIGCONT)
         facts = self.receive()
@@ -101,12 +107,12 @@ class Worker:
         return facts
 
     def receive(self) -> dict[str, Any]:
-        """Its next message. PipelineError if it ended without one."""
+        """Return the next message of the process. PipelineError if it ended without one."""
         assert self._process.stdout is not None  # noqa: S101
         line = self._process.stdout.readline()
         if not line:
             self._process.wait()
-            sys.stderr.write(self.log.read_text(encoding="utf-8", errors="replace")[-8_000:])
+            log_tail(self.log)
             raise PipelineError(
                 f"{self.name} ended with status {self._process.returncode}: {last_line(self.log)}"
             )
@@ -114,7 +120,7 @@ class Worker:
         return message
 
     def kill(self) -> None:
-        """End it now, where it has not ended."""
+        """Kill the process if it runs."""
         if self._process.poll() is None:
             self._process.kill()  # works on a stopped process too
             self._process.wait()
@@ -132,9 +138,9 @@ class Worker:
             self.receive()
 
     def _stop(self) -> None:
-        """Stop it, and wait until it is: on a busy machine that takes a moment."""
+        """Stop the process and wait until it is stopped."""
         self._signal(signal.SIGSTOP)
-        # without taking note of an end, which is for the next message to tell
+        # WNOWAIT leaves the exit status for `receive`
         os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def _signal(self, number: signal.Signals) -> None:
@@ -144,7 +150,7 @@ class Worker:
 
 @contextmanager
 def workers(started: list[Worker]) -> Iterator[list[Worker]]:
-    """A list to put processes into; none of them outlives the block."""
+    """Context of a list of processes, all of which are killed at its end."""
     try:
         yield started
     finally:
@@ -161,13 +167,16 @@ def run_task(
     allocator: Allocator = "default",
     core: int | None = None,
 ) -> dict[str, Any]:
-    """Run a task that has one answer, and give it."""
+    """Run a task with one answer and return the answer."""
     with Worker(name, program, task, allocator=allocator, core=core, log=log) as worker:
         return worker.receive()
 
 
-def environment(allocator: Allocator) -> dict[str, str]:
-    """Variables of a measured process: one thread, no GPU, and just this allocator setting."""
+def environment(allocator: Allocator, *, gpu: bool = False) -> dict[str, str]:
+    """Return the variables of a measured process: one thread, this allocator setting.
+
+    It sees the first GPU with `gpu`, none without.
+    """
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -176,27 +185,43 @@ def environment(allocator: Allocator) -> dict[str, str]:
     }
     kept |= _ONE_THREAD
     kept |= {
-        "CUDA_VISIBLE_DEVICES": "",
+        "CUDA_VISIBLE_DEVICES": _first_gpu() if gpu else "",
         "PYTHONWARNINGS": "ignore",
         "TOKENIZERS_PARALLELISM": "false",
     }
     return kept | (_KEPT_HEAP if allocator == "kept" else {})
 
 
-def choose_core(core: int | None) -> int | None:
-    """That core, or the last that this process may use; None where cores cannot be chosen.
+def _first_gpu() -> str:
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
 
-    ConfigError for a core that is not there.
+
+def python_path() -> str:
+    """Return PYTHONPATH with which another process imports this package."""
+    root = str(Path(__file__).resolve().parents[1])
+    return os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+
+
+def choose_core(core: int | None) -> int | None:
+    """Return `core` or the last usable core; None where the system offers no choice.
+
+    ConfigError for a core that this process may not use.
     """
     if not hasattr(os, "sched_getaffinity"):
         return None
     cores = os.sched_getaffinity(0)
     if core is not None and core not in cores:
-        known = ", ".join(map(str, sorted(cores)))
-        raise ConfigError(f"--core is {core}, but this process may use {known}.")
+        usable = ", ".join(map(str, sorted(cores)))
+        raise ConfigError(f"--core is {core}, but this process may use {usable}.")
     return max(cores) if core is None else core
 
 
+def log_tail(log: Path) -> None:
+    """Log the end of what a failed process wrote to stderr."""
+    logger.error("%s", log.read_text(encoding="utf-8", errors="replace")[-8_000:])
+
+
 def last_line(log: Path) -> str:
+    """Return the last line of a log for an error message."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "it said nothing."
+    return lines[-1][:300] if lines else "its log is empty."

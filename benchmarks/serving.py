@@ -1,7 +1,7 @@
-"""`python -m benchmarks serve`: how fast a server answers, beside a model that does nothing.
+"""`python -m benchmarks serve`: latency and rate of a server, beside a model that does nothing.
 
-Server and clients share one core, so that figures do not depend on how many there are; the model
-that does nothing, in the same server and run, says what the way there and back costs.
+Server and clients share one core, so that figures do not depend on the number of cores; the model
+that does nothing, in the same server and run, measures the transport alone.
 """
 
 import os
@@ -9,12 +9,15 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.machine import machine_lines
 from pipeline.core.artifact import read_manifest
 from pipeline.exporting import triton_config as config
 from pipeline.exporting.repository import step_names
+from pipeline.reports.charts import LineChart, line_chart
 from pipeline.serve.client.client import Client
 from pipeline.serve.load_test import (
     NUM_REQUESTS,
@@ -29,10 +32,11 @@ from pipeline.serve.triton.server import TritonServer
 
 NOOP = "noop"
 _ONE, _TEN = RequestShape(1, 5), RequestShape(32, 10)
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 
 
 class Target(NamedTuple):
-    """A model of a server."""
+    """Model of a server."""
 
     label: str
     url: str
@@ -52,7 +56,7 @@ class Plan:
 
 @contextmanager
 def with_noop(repository: Path, scratch: Path) -> Iterator[TritonServer]:
-    """A server on a copy of a repository, a model that does nothing beside it."""
+    """Server on a copy of a repository with a further model that does nothing."""
     copied = scratch / "repository"
     shutil.copytree(repository, copied)
     encoder = config.read_config(copied / read_manifest(repository, "repository")["name"])
@@ -74,9 +78,9 @@ def with_noop(repository: Path, scratch: Path) -> Iterator[TritonServer]:
 def measure_serving(
     repository: Path, scratch: Path, plan: Plan, *, core: int | None, against: str | None
 ) -> dict[str, Any]:
-    """Load on a server of `repository`, on one core with its clients, and on another at `against`.
+    """Measure a server of `repository`, on one core with its clients, and the one at `against`.
 
-    What is asked of both is the same. ServingError where a request is refused.
+    Both get the same requests. ServingError if a request is refused.
     """
     facts = read_manifest(repository, "repository")
     name = facts["name"]
@@ -128,7 +132,7 @@ def _row(
     plan: Plan,
     rate: float | None = None,
 ) -> dict[str, Any]:
-    """Result of one load."""
+    """Return the result of one load."""
     result = send_load(
         target.url,
         target.model,
@@ -143,23 +147,113 @@ def _row(
 
 
 def statistics(server: TritonServer, models: tuple[str, ...]) -> dict[str, Any]:
-    """By model, as Triton counts: requests, sessions, executions, mean microseconds of each."""
+    """Return Triton's counts by model, and the mean microseconds of each step."""
     import tritonclient.http
 
-    found = {}
+    parts = ("queue", "compute_input", "compute_infer", "compute_output")
+    counts = {}
     with tritonclient.http.InferenceServerClient(server.http_url) as client:
         for model in models:
             [entry] = client.get_inference_statistics(model)["model_stats"]
             times = entry["inference_stats"]
-            found[model] = {
+            counts[model] = {
                 "requests": int(times["success"]["count"]),
                 "sessions": int(entry["inference_count"]),
                 "executions": int(entry["execution_count"]),
-                **{
-                    f"{part}_us": round(
-                        int(times[part]["ns"]) / 1e3 / max(1, int(times[part]["count"])), 1
-                    )
-                    for part in ("queue", "compute_input", "compute_infer", "compute_output")
-                },
+            } | {
+                f"{part}_us": round(
+                    int(times[part]["ns"]) / 1e3 / max(1, int(times[part]["count"])), 1
+                )
+                for part in parts
             }
-    return found
+    return counts
+
+
+def serving_text(result: dict[str, Any]) -> str:
+    """Tables of the loads and of the steps of the server."""
+    lines = [
+        *machine_lines(result),
+        f"{result['model']}, {result['items']:,} items; one core for server and clients, "
+        f"{result['protocol']}",
+        "",
+        f"{'':<28}{'clients':>8}{'a second':>10}{'p50 ms':>9}{'p95 ms':>9}{'p99 ms':>9}"
+        f"{'sessions/s':>12}  errors",
+    ]
+    for row in result["rows"]:
+        label = f"{row['target']}, {row['sessions']} of {row['interactions']}"
+        clients = str(row["clients"]) if row["rate"] is None else f"{row['rate']:.0f}/s"
+        errors = sum(row["errors"].values())
+        lines.append(
+            f"{label:<28}{clients:>8}{row['requests_per_second']:>10,.0f}{row['p50_ms']:>9.2f}"
+            f"{row['p95_ms']:>9.2f}{row['p99_ms']:>9.2f}{row['sessions_per_second']:>12,.0f}"
+            f"  {errors or ''}".rstrip()
+        )
+    lines += [
+        "",
+        "clients: so many at once, each sending its next request after the answer; N/s: an open "
+        "loop, latency from the time at which a request was due",
+        "",
+        f"{'':<28}{'requests':>10}{'executions':>12}{'queue us':>10}{'input us':>10}"
+        f"{'infer us':>10}{'output us':>11}",
+    ]
+    for name, step in result["steps"].items():
+        lines.append(
+            f"{name:<28}{step['requests']:>10,}{step['executions']:>12,}{step['queue_us']:>10.0f}"
+            f"{step['compute_input_us']:>10.0f}{step['compute_infer_us']:>10.0f}"
+            f"{step['compute_output_us']:>11.0f}"
+        )
+    return "\n".join(lines)
+
+
+def serving_plot(result: dict[str, Any]) -> str:
+    """SVG of milliseconds by requests a second, closed loop of single sessions."""
+    series: dict[str, list[tuple[float, float]]] = {}
+    for row in result["rows"]:
+        if row["rate"] is None and row["sessions"] == 1 and row["target"] in result["targets"]:
+            for quantile in ("p50", "p99"):
+                label = f"{row['target']}, {quantile}"
+                point = (row["requests_per_second"], row[f"{quantile}_ms"])
+                series.setdefault(label, []).append(point)
+    chart = line_chart("ms by requests a second", "requests a second", series, from_zero=True)
+    assert chart is not None  # noqa: S101  each target has rows
+    return _svg(chart)
+
+
+def _svg(chart: LineChart) -> str:
+    legend = 16 * len(chart.lines)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {chart.width} '
+        f'{chart.height + legend}" font-family="sans-serif" font-size="10">',
+        f'<rect width="{chart.width}" height="{chart.height + legend}" fill="white"/>',
+    ]
+    for tick in chart.y_ticks:
+        parts.append(
+            f'<line x1="{chart.left}" x2="{chart.right}" y1="{tick.at:.1f}" y2="{tick.at:.1f}" '
+            f'stroke="#ddd"/><text x="{chart.left - 6}" y="{tick.at + 3:.1f}" '
+            f'text-anchor="end">{escape(tick.text)} ms</text>'
+        )
+    for tick in chart.x_ticks:
+        parts.append(
+            f'<text x="{tick.at:.1f}" y="{chart.bottom + 14}" text-anchor="middle">'
+            f"{escape(tick.text)}</text>"
+        )
+    middle = (chart.left + chart.right) / 2
+    parts.append(
+        f'<text x="{middle}" y="{chart.bottom + 28}" text-anchor="middle">'
+        f"{escape(chart.x_label)}</text>"
+    )
+    for number, line in enumerate(chart.lines):
+        colour = _COLOURS[number % len(_COLOURS)]
+        parts.append(
+            f'<polyline points="{line.path}" fill="none" stroke="{colour}" stroke-width="1.6"/>'
+        )
+        parts += [
+            f'<circle cx="{point.x:.1f}" cy="{point.y:.1f}" r="2.4" fill="{colour}"/>'
+            for point in line.points
+        ]
+        y = chart.height + 16 * number + 6
+        parts.append(
+            f'<rect x="{chart.left}" y="{y - 7}" width="12" height="3" fill="{colour}"/>'
+            f'<text x="{chart.left + 18}" y="{y}">{escape(line.label)}</text>'
+        )
+    return "\n".join([*parts, "</svg>"]) + "\n"

@@ -1,4 +1,4 @@
-"""What is measured: models, catalogue sizes, and forms of our training."""
+"""Settings of the benchmarks: models, catalogue sizes, and forms of our training."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -8,9 +8,9 @@ from pipeline.recipe.model import ModelConfig
 from pipeline.recipe.train import TrainConfig
 
 LONGEST = 20
-"""L: interactions of the longest session."""
+"""L: maximum number of interactions of a session."""
 BATCH_SIZE = 128
-"""B: sessions a step, in ours on average."""
+"""B: sessions of a batch, in ours on average."""
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.01
 MLM_PROBABILITY = 0.15
@@ -21,19 +21,19 @@ N_LAYER = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """A way in which ours trains the model of a setting."""
+    """A variant of our training of a setting's model."""
 
     name: str
     model: dict[str, Any] = field(default_factory=dict)
-    """Changes of ModelConfig."""
+    """Values of ModelConfig that replace those of the setting."""
     train: dict[str, Any] = field(default_factory=dict)
-    """Changes of TrainConfig."""
+    """Values of TrainConfig that replace those of the setting."""
     same_loss: bool = True
-    """Whether the loss is the original's, so that it can be compared."""
+    """Whether the loss is the original's, so that gradients can be compared."""
 
     @property
-    def known(self) -> bool:
-        """Whether this version has these settings."""
+    def is_supported(self) -> bool:
+        """Whether the installed version has these settings."""
         return (
             self.model.keys() <= ModelConfig.model_fields.keys()
             and self.train.keys() <= TrainConfig.model_fields.keys()
@@ -69,34 +69,30 @@ class Setting:
     steps: int
     """Steps of a turn."""
     forms: tuple[str, ...] = ("exact",)
-    """Names of forms that are measured."""
+    """Names of the forms to measure."""
 
     @property
     def name(self) -> str:
-        """Such as gpt2-clm."""
+        """Architecture and masking, such as gpt2-clm."""
         return f"{self.architecture}-{self.masking}"
 
+    @property
+    def title(self) -> str:
+        """Name, catalogue and width for a line of output."""
+        return f"{self.name}, {self.items:,} items, D {self.d_model}"
+
     def with_width(self, d_model: int) -> "Setting":
-        """The same with another D."""
+        """Return the setting with another D."""
         return replace(self, d_model=d_model)
 
     def model_config(self, form: Form = EXACT, **changes: Any) -> ModelConfig:
-        """Ours."""
-        values = {
-            "architecture": self.architecture,
-            "masking": self.masking,
-            "mlm_probability": MLM_PROBABILITY,
-            "d_model": self.d_model,
-            "n_head": N_HEAD,
-            "n_layer": N_LAYER,
-            "dropout": DROPOUT,
-        }
-        return ModelConfig.from_dict(values | form.model | changes, self.name)
+        """Return the config of our model."""
+        return ModelConfig.from_dict(self._model() | form.model | changes, self.name)
 
     def train_config(self, form: Form = EXACT, **changes: Any) -> TrainConfig:
-        """Ours."""
+        """Return the config of our training."""
         values = {
-            "epochs": 100_000,  # the turns say when it is over
+            "epochs": 100_000,  # training ends with the last turn
             "batch_size": BATCH_SIZE,
             "learning_rate": LEARNING_RATE,
             "weight_decay": WEIGHT_DECAY,
@@ -106,7 +102,16 @@ class Setting:
         return TrainConfig.from_dict(values | form.train | changes, self.name)
 
     def original(self, **changes: Any) -> dict[str, Any]:
-        """The same for the program of the original."""
+        """Return the same model and training as a task of the original's program."""
+        training = {
+            "longest": LONGEST,
+            "batch_size": BATCH_SIZE,
+            "learning_rate": LEARNING_RATE,
+            "weight_decay": WEIGHT_DECAY,
+        }
+        return self._model() | training | changes
+
+    def _model(self) -> dict[str, Any]:
         return {
             "architecture": self.architecture,
             "masking": self.masking,
@@ -115,11 +120,7 @@ class Setting:
             "n_head": N_HEAD,
             "n_layer": N_LAYER,
             "dropout": DROPOUT,
-            "longest": LONGEST,
-            "batch_size": BATCH_SIZE,
-            "learning_rate": LEARNING_RATE,
-            "weight_decay": WEIGHT_DECAY,
-        } | changes
+        }
 
 
 _LARGE = ("exact", "bf16", "recompute", "sampled")
@@ -133,9 +134,9 @@ SETTINGS = (
 
 
 def choose(models: tuple[str, ...], items: tuple[int, ...]) -> list[Setting]:
-    """Settings of these models and catalogues, all where a choice is empty.
+    """Return settings of these models and catalogue sizes; an empty choice selects all.
 
-    ConfigError where that leaves none.
+    ConfigError for an unknown model or size, or if no setting is left.
     """
     names = sorted({setting.name for setting in SETTINGS})
     sizes = sorted({setting.items for setting in SETTINGS})
@@ -152,15 +153,15 @@ def choose(models: tuple[str, ...], items: tuple[int, ...]) -> list[Setting]:
         if (not models or setting.name in models) and (not items or setting.items in items)
     ]
     if not chosen:
-        known = ", ".join(f"{setting.name} with {setting.items}" for setting in SETTINGS)
-        raise ConfigError(f"No setting has these models and items, expected some of: {known}.")
+        pairs = ", ".join(f"{setting.name} with {setting.items}" for setting in SETTINGS)
+        raise ConfigError(f"No setting has these models and items, expected some of: {pairs}.")
     return chosen
 
 
 def choose_forms(setting: Setting, names: tuple[str, ...]) -> list[Form]:
-    """Forms of a setting among `names`, all where that is empty, which this version knows."""
+    """Return supported forms of a setting among `names`, all where that is empty."""
     return [
         form
         for form in FORMS
-        if form.name in setting.forms and form.known and (not names or form.name in names)
+        if form.name in setting.forms and form.is_supported and (not names or form.name in names)
     ]

@@ -1,70 +1,73 @@
-"""Memory and time of processes that train with the item table whole or in parts.
+"""Memory and time of processes that train with a whole or a sharded item table.
 
-    python benchmarks/sharding.py --items 200000 --processes 2
+    python -m benchmarks.sharding --items 200000 --processes 2
 
-Sessions are random, of 5 interactions, so that each item occurs. Each process says how much more
-memory it took than its imports: at most while it trained, validation and a checkpoint included,
-and at most until the run was written.
+Sessions are random, of 5 interactions, and hold each item once. Each process reports its memory
+beyond that of its imports: the peak of training, validation and a checkpoint included, and the peak
+until the run is written.
 """
 
 import json
 import multiprocessing
 import os
 import resource
-import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import click
+import typer
 
 _LENGTH = 5
 
 
-@click.command()
-@click.option("--items", default=200_000, show_default=True, help="Size of the catalogue.")
-@click.option("--width", default=128, show_default=True, help="D, of item vectors and states.")
-@click.option("--processes", default=2, show_default=True, help="N.")
-@click.option("--batch", default=128, show_default=True, help="Sessions of a process.")
-@click.option("--steps", default=6, show_default=True, help="Training steps.")
-@click.option("--recompute/--keep", default=True, show_default=True, help="As `train.recompute`.")
-@click.option("--one", nargs=2, hidden=True, help="Train in these processes: folder and table.")
+@dataclass(frozen=True)
+class Plan:
+    """Training of all processes."""
+
+    folder: Path
+    """Folder of data, runs and results."""
+    d_model: int
+    processes: int
+    batch: int
+    steps: int
+    recompute: bool
+
+
 def main(
-    items: int,
-    width: int,
-    processes: int,
-    batch: int,
-    steps: int,
-    recompute: bool,
-    one: tuple[str, str] | None,
+    items: Annotated[int, typer.Option(help="Size of the catalogue.")] = 200_000,
+    d_model: Annotated[int, typer.Option(help="D: width of items and hidden states.")] = 128,
+    processes: Annotated[int, typer.Option(help="Number of processes.")] = 2,
+    batch: Annotated[int, typer.Option(help="B: sessions of a batch of each process.")] = 128,
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 6,
+    recompute: Annotated[
+        bool, typer.Option("--recompute/--keep", help="As `train.recompute`.")
+    ] = True,
 ) -> None:
     """Train a GPT-2 of two layers."""
-    settings = {"width": width, "batch": batch, "steps": steps, "recompute": recompute}
-    if one:
-        start(Path(one[0]), one[1], processes, settings)
-        return
     with tempfile.TemporaryDirectory(prefix="pipeline-sharding-") as scratch:
-        folder = Path(scratch)
-        write_data(folder, items)
-        click.echo(f"{items:,} items of width {width}, {processes} processes of batch {batch}")
+        plan = Plan(Path(scratch), d_model, processes, batch, steps, recompute)
+        write_data(plan.folder, items)
+        typer.echo(f"{items:,} items, D {d_model}, {processes} processes of batch {batch}")
         for table in ("whole", "sharded"):
-            words = ["--processes", processes, "--width", width, "--batch", batch]
-            words += ["--steps", steps, "--recompute" if recompute else "--keep"]
-            words += ["--one", folder, table]
-            command = [sys.executable, __file__, *map(str, words)]
-            subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+            parent = multiprocessing.get_context("spawn").Process(target=start, args=(plan, table))
+            parent.start()
+            parent.join()
+            if parent.exitcode:
+                typer.echo((plan.folder / f"{table}.log").read_text()[-8_000:], err=True)
+                raise typer.Exit(1)
             for rank in range(processes):
-                found = json.loads((folder / f"{table}.{rank}").read_text())
-                click.echo(
-                    f"{table:>8}  process {rank}  training {found['training_mib']:,.0f} MiB, "
-                    f"to the end {found['end_mib']:,.0f} MiB  {found['step_seconds']:.2f} s a step"
+                cost = json.loads((plan.folder / f"{table}.{rank}").read_text())
+                typer.echo(
+                    f"{table:>8}  process {rank}  training {cost['training_mib']:,.0f} MiB, "
+                    f"to the end {cost['end_mib']:,.0f} MiB  {cost['step_seconds']:.2f} s a step"
                 )
 
 
-def write_data(folder: Path, num_items: int) -> None:
-    """A data directory whose training sessions hold each item once."""
+def write_data(folder: Path, items: int) -> None:
+    """Write a data directory whose training sessions hold each item once."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.csv
@@ -72,16 +75,21 @@ def write_data(folder: Path, num_items: int) -> None:
     from pipeline.preprocessing.run import preprocess
     from pipeline.recipe.preprocess import Preprocess
 
-    items = np.random.default_rng(0).permutation(num_items)
-    log = pa.table({"session_id": np.arange(num_items) // _LENGTH, "item_id": items})
+    ids = np.random.default_rng(0).permutation(items)
+    log = pa.table({"session_id": np.arange(items) // _LENGTH, "item_id": ids})
     pyarrow.csv.write_csv(log, folder / "log.csv")
     split: Any = {"valid": 0.01}
     recipe = Preprocess(split=split, timestamp=None)
     preprocess(recipe, [folder / "log.csv"], [], folder / "data")
 
 
-def start(folder: Path, table: str, processes: int, settings: dict[str, Any]) -> None:
-    """Import once, then train in so many processes."""
+def start(plan: Plan, table: str) -> None:
+    """Import once, then train in forked processes; exit with 1 if one of them fails.
+
+    Their stderr goes to a log in the folder.
+    """
+    log = os.open(plan.folder / f"{table}.log", os.O_WRONLY | os.O_CREAT)
+    os.dup2(log, sys.stderr.fileno())
     import torch
 
     import pipeline.training.trainer  # noqa: F401
@@ -90,20 +98,18 @@ def start(folder: Path, table: str, processes: int, settings: dict[str, Any]) ->
     torch.set_num_threads(1)
     port = free_ports().http
     fork = multiprocessing.get_context("fork")
-    running = [
-        fork.Process(target=work, args=(rank, processes, port, folder, table, settings))
-        for rank in range(processes)
+    workers = [
+        fork.Process(target=work, args=(rank, port, plan, table)) for rank in range(plan.processes)
     ]
-    for process in running:
+    for process in workers:
         process.start()
-    for process in running:
+    for process in workers:
         process.join()
+    sys.exit(int(any(process.exitcode for process in workers)))
 
 
-def work(
-    rank: int, count: int, port: int, folder: Path, table: str, settings: dict[str, Any]
-) -> None:
-    """Train as one of several, and write down what it took."""
+def work(rank: int, port: int, plan: Plan, table: str) -> None:
+    """Train as one process of several, and write the cost to a file."""
     from transformers import TrainerCallback
 
     from pipeline.recipe.model import ModelConfig
@@ -111,45 +117,44 @@ def work(
     from pipeline.training.run import train
 
     os.environ.update(
-        WORLD_SIZE=str(count),
+        WORLD_SIZE=str(plan.processes),
         RANK=str(rank),
         LOCAL_RANK=str(rank),
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
     )
     before = peak_mib()
-    found: dict[str, float] = {}
+    cost: dict[str, float] = {}
 
-    class Look(TrainerCallback):
-        def on_step_begin(self, *_arguments: Any, **_others: Any) -> None:
-            self.began = time.monotonic()
+    class CostCallback(TrainerCallback):
+        def on_step_begin(self, *_args: Any, **_kwargs: Any) -> None:
+            self.begin = time.monotonic()
 
-        def on_step_end(self, *_arguments: Any, **_others: Any) -> None:
-            found["step_seconds"] = time.monotonic() - self.began
+        def on_step_end(self, *_args: Any, **_kwargs: Any) -> None:
+            cost["step_seconds"] = time.monotonic() - self.begin
 
-        def on_train_end(self, *_arguments: Any, **_others: Any) -> None:
-            found["training_mib"] = peak_mib() - before
+        def on_train_end(self, *_args: Any, **_kwargs: Any) -> None:
+            cost["training_mib"] = peak_mib() - before
 
-    width = settings["width"]
-    model = ModelConfig(d_model=width, n_head=4, n_layer=2)
+    model = ModelConfig(d_model=plan.d_model, n_head=4, n_layer=2)
     config = TrainConfig.from_dict(
         {
-            "batch_size": settings["batch"],
-            "recompute": settings["recompute"],
+            "batch_size": plan.batch,
+            "recompute": plan.recompute,
             "item_table": table,
-            "arguments": {"max_steps": settings["steps"]},
+            "arguments": {"max_steps": plan.steps},
         },
         "settings",
     )
-    train(folder / "data", model, config, folder / table, callbacks=[Look()])
-    found["end_mib"] = peak_mib() - before
-    (folder / f"{table}.{rank}").write_text(json.dumps(found))
+    train(plan.folder / "data", model, config, plan.folder / table, callbacks=[CostCallback()])
+    cost["end_mib"] = peak_mib() - before
+    (plan.folder / f"{table}.{rank}").write_text(json.dumps(cost))
 
 
 def peak_mib() -> float:
-    """Most memory so far of this process."""
+    """Return the peak of resident memory of this process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -1,4 +1,4 @@
-"""A repository of a model with random weights, to serve: what it answers costs as much."""
+"""Model repository with random weights, which serves at the same cost as a trained model."""
 
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,10 @@ _MODELS: dict[str, dict[str, Any]] = {
 
 
 def write_repository(folder: Path, *, architecture: str, items: int, d_model: int) -> Path:
-    """A shop with `items`, each clicked once, its data, run and repository below `folder`.
+    """Write log, data, run and repository below `folder`; return the repository.
 
-    An interaction has an item (an integer), a category, a price and a time, of which hour and
-    weekday are read.
+    Each of `items` integer item ids occurs once. The model reads item, category, price, hour and
+    weekday.
     """
     from pipeline.core.artifact import new_artifact
     from pipeline.data.directory import Data

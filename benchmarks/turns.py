@@ -1,8 +1,8 @@
-"""What a measured process does: says that it is ready, works when it is its turn, tells its cost.
+"""Protocol of a measured process: it reports that it is ready, works in its turns, sends the cost.
 
-The other side of `processes.py`. The standard library alone: the original's program, in an
-environment of its own, reads this file too. A message is a line of JSON. The parent sends the task
-first; then each turn is one message to and one from the process, `None` standing for the end.
+The counterpart of `processes.py`. It imports the standard library alone, since the original's
+program loads this file in an environment of its own. A message is a line of JSON. The parent sends
+the task first; then each turn is one message to the process and one from it.
 """
 
 import ctypes
@@ -11,20 +11,21 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 
 class Channel:
-    """Messages to and from the parent; what libraries print goes to stderr."""
+    """Messages to and from the parent; the output of libraries goes to stderr."""
 
     def __init__(self, reader: TextIO, writer: TextIO) -> None:
         self._reader = reader
         self._writer = writer
 
     def receive(self) -> dict[str, Any] | None:
-        """The next message, None where there will be no more."""
+        """Return the next message, None at the end."""
         line = self._reader.readline()
         message = json.loads(line) if line else None
         return message if isinstance(message, dict) else None
@@ -36,9 +37,9 @@ class Channel:
 
 
 def open_channel() -> tuple[Channel, dict[str, Any]]:
-    """The channel and the task; from here on this process ends with its parent.
+    """Return the channel and the task, pin the core, and tie this process to its parent's life.
 
-    Call it before anything else is imported: threads that others start have this process's core.
+    Call it before other imports: threads that they start inherit the core.
     """
     writer = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -53,7 +54,7 @@ def open_channel() -> tuple[Channel, dict[str, Any]]:
 
 
 def end_with(parent: int) -> None:
-    """Be killed when the parent ends, however it does (Linux, prctl(2))."""
+    """Have the system kill this process when its parent ends (Linux, prctl(2))."""
     set_death_signal = 1
     libc = ctypes.CDLL(None)
     if hasattr(libc, "prctl"):
@@ -63,17 +64,17 @@ def end_with(parent: int) -> None:
 
 
 class Memory:
-    """Highest resident memory from now on, beyond what is resident now."""
+    """Peak of resident memory beyond what is resident at construction."""
 
     def __init__(self) -> None:
         self.begin_bytes = _status("VmRSS")
-        """Resident memory at the start: what was imported."""
-        # where it is not Linux, or not allowed, imports may have needed more for a moment
+        """Resident memory at the start, mostly imports."""
+        # elsewhere than on Linux the peak of the imports counts
         with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
     def read(self) -> dict[str, int]:
-        """Bytes: resident at the start, and the peak beyond it."""
+        """Return bytes: resident at the start, and the peak beyond it."""
         return {
             "start_bytes": self.begin_bytes,
             "peak_bytes": max(0, _status("VmHWM") - self.begin_bytes),
@@ -81,28 +82,36 @@ class Memory:
 
 
 def _status(name: str) -> int:
-    """A line of /proc/self/status in bytes; the peak that the system knows where there is none."""
+    """Return a value of /proc/self/status in bytes, elsewhere the peak of getrusage."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     except OSError:
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")]
-    return found[0] if found else 0
+    sizes = [int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")]
+    return sizes[0] if sizes else 0
 
 
 class Turns:
-    """Counts steps, and stops between turns until the parent gives the next one.
+    """Counter of steps that waits between turns for the parent.
 
     A callback of a training loop calls `step_ended` after each step. The time of a turn begins
-    when it is given and ends with its last step, so reading batches is part of it.
+    with the message of the parent and ends with its last step, so reading batches is part of it.
     """
 
-    def __init__(self, channel: Channel, memory: Memory, warm_up: int) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        memory: Memory,
+        warm_up: int,
+        synchronize: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`synchronize` waits for a device to finish its work before the clock is read."""
         self._channel = channel
         self._memory = memory
         self._left = warm_up
+        self._synchronize = synchronize
         self._ready = False
         self._clear()
 
@@ -110,23 +119,24 @@ class Turns:
         self._steps = self._sessions = self._interactions = 0
         self._seconds, self._cpu_seconds = time.perf_counter(), time.process_time()
 
-    def count(self, sessions: int, interactions: int) -> None:
-        """Take note of the work of a step."""
+    def count(self, sessions: int, interactions: Any) -> None:
+        """Add the work of a step; `interactions` may be a tensor on the device."""
         self._sessions += sessions
         self._interactions += interactions
 
     def step_ended(self) -> bool:
-        """Whether there is another step to do; waits for the next turn where one is over."""
+        """Return whether another step follows; at the end of a turn wait for the next one."""
         self._steps += 1
         self._left -= 1
         if self._left > 0:
             return True
+        self._synchronize()
         cost = {
             "seconds": time.perf_counter() - self._seconds,
             "cpu_seconds": time.process_time() - self._cpu_seconds,
             "steps": self._steps,
             "sessions": self._sessions,
-            "interactions": self._interactions,
+            "interactions": int(self._interactions),
         }
         self._channel.send(cost if self._ready else {"ready": True})
         self._ready = True
@@ -138,5 +148,5 @@ class Turns:
         return True
 
     def end(self, facts: dict[str, Any]) -> None:
-        """Say what is known when all turns are over."""
+        """Send the last message: facts and memory."""
         self._channel.send(facts | self._memory.read())

@@ -1,61 +1,62 @@
-"""The original's weights in our model, and gradients of both beside each other.
+"""The original's weights in our model, and differences of loss and gradients.
 
-Both have the same modules of Hugging Face inside, so the names of their weights agree from there
-on. An array file of the original holds `weight/NAME`, `gradient/NAME` and `loss`.
+Both sides contain the same Hugging Face module, so the names of its weights agree. An array file of
+the original holds `weight/NAME`, `gradient/NAME` and `loss`.
 """
 
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from pipeline.core.columns import FIRST_ITEM
 from pipeline.model.model import Model
 
 _TABLE = "embedding_tables.item_id.weight"
-_HIDDEN_ITEM = "masked_item_embedding"
+_MASKED_ITEM = "masked_item_embedding"
 _ENCODER = ".transformer."
 
 Arrays = dict[str, np.ndarray]
 
 
 def copy_from(original: Arrays, model: Model) -> dict[str, str]:
-    """Give `model` the original's weights; return the original's name of each parameter.
+    """Copy the original's weights to `model`; return the original's name of each parameter.
 
-    Positions of which the original has more than ours are left out. KeyError for a parameter that
-    learns and has no counterpart.
+    Further position embeddings of the original are left out. KeyError for a trainable parameter
+    without a counterpart.
     """
     names = {key.removeprefix("weight/") for key in original if key.startswith("weight/")}
     counterparts = {}
-    table, hidden_item = model.inputs.item_table.weight, _hidden_item(model)
+    table = model.inputs.item_table.weight
+    masked_item = getattr(model.inputs.masking, "hidden_item", None)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
             if parameter is table:
                 ending = _TABLE
-            elif parameter is hidden_item:
-                ending = _HIDDEN_ITEM
+            elif parameter is masked_item:
+                ending = _MASKED_ITEM
             else:
                 ending = _ENCODER + name.rpartition(_ENCODER)[2]
-            found = sorted(other for other in names if other.endswith(ending))
-            if not found:
+            counterpart = min((other for other in names if other.endswith(ending)), default=None)
+            if counterpart is None:
                 raise KeyError(f"the original has nothing for {name}")
-            counterparts[name] = found[0]
-            value = torch.from_numpy(original[f"weight/{found[0]}"])
+            counterparts[name] = counterpart
+            value = torch.from_numpy(original[f"weight/{counterpart}"])
             parameter.copy_(value[: parameter.size(0)])
     return counterparts
 
 
 def compare(loss: float, model: Model, original: Arrays, names: dict[str, str]) -> dict[str, Any]:
-    """Relative differences of the loss and, of all parameters the largest, of the gradients.
+    """Return the relative difference of the loss and the largest one of all gradients.
 
-    That of a gradient is the largest difference in it over the largest number in the original's.
-    Rows of reserved indices are left out: the original gives them a share of the softmax.
+    The relative difference of a gradient is its largest absolute difference divided by the largest
+    absolute value of the original's. Rows of reserved indices are left out: the original gives them
+    a share of the softmax.
     """
     their_loss = float(original["loss"])
-    worst, where = 0.0, ""
+    largest, parameter_name = 0.0, ""
     for name, parameter in model.named_parameters():
         if name not in names:
             continue
@@ -65,22 +66,17 @@ def compare(loss: float, model: Model, original: Arrays, names: dict[str, str]) 
         if parameter is model.inputs.item_table.weight:
             ours, theirs = ours[FIRST_ITEM:], theirs[FIRST_ITEM:]
         scale = float(np.abs(theirs).max())
-        # keys' biases in a softmax have no gradient but what rounding leaves
+        # the gradient of a key's bias is zero but for rounding
         if scale < 1e-7:
             continue
         difference = float(np.abs(ours - theirs).max()) / scale
-        if difference > worst:
-            worst, where = difference, name
+        if difference > largest:
+            largest, parameter_name = difference, name
     return {
         "loss": loss,
         "original_loss": their_loss,
         "loss_difference": abs(loss - their_loss) / abs(their_loss),
-        "gradient_difference": worst,
-        "parameter": where,
+        "gradient_difference": largest,
+        "parameter": parameter_name,
         "parameters": len(names),
     }
-
-
-def _hidden_item(model: Model) -> nn.Parameter | None:
-    found = getattr(model.inputs.masking, "hidden_item", None)
-    return found if isinstance(found, nn.Parameter) else None

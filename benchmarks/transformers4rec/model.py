@@ -1,4 +1,4 @@
-"""The original's model of a task, by its own API."""
+"""Transformers4Rec's model of a task, built by its own API."""
 
 import transformers4rec.torch as tr
 from merlin.schema import Schema, Tags
@@ -6,19 +6,19 @@ from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
 from transformers4rec.config import transformer as architectures
 
 RESERVED = 3
-"""Rows of the item table that stand for no item: padding, missing, unknown."""
+"""Rows of the item table without an item: padding, null, out of vocabulary."""
 
 
 def read_schema(data):
-    """The columns that a model reads, of a data directory."""
+    """Return the schema of the columns that a model reads."""
     schema = TensorflowMetadata.from_proto_text_file(data, "schema.pbtxt").to_merlin_schema()
-    chosen = schema.select_by_tag(Tags.CATEGORICAL) + schema.select_by_tag(Tags.CONTINUOUS)
-    # its loader pads what is tagged so
-    return Schema([c.with_tags(Tags.LIST) if c.is_list else c for c in chosen])
+    columns = schema.select_by_tag(Tags.CATEGORICAL) + schema.select_by_tag(Tags.CONTINUOUS)
+    # the loader pads columns with this tag
+    return Schema([c.with_tags(Tags.LIST) if c.is_list else c for c in columns])
 
 
 def build_model(schema, task):
-    """The model of a task with fresh weights."""
+    """Return the model of a task with new weights."""
     inputs = tr.TabularSequenceFeatures.from_schema(
         schema,
         max_sequence_length=task["longest"],
@@ -34,7 +34,7 @@ def build_model(schema, task):
 
 
 def _encoder(task):
-    """The shape that ours has too; what `build` does not pass on is given to Hugging Face."""
+    """Return the config of the transformer, of the same shape as ours."""
     kinds = {
         "xlnet": architectures.XLNetConfig,
         "gpt2": architectures.GPT2Config,
@@ -42,7 +42,7 @@ def _encoder(task):
     }
     options = {}
     if task["architecture"] == "bert":
-        # its `build` ignores the dropout, and leaves BERT's own inner width
+        # `build` passes neither dropout nor inner width on to Hugging Face
         options = {
             "intermediate_size": 4 * task["d_model"],
             "hidden_dropout_prob": task["dropout"],
@@ -60,14 +60,14 @@ def _encoder(task):
     )
 
 
-def leave_out_reserved(model):
-    """Give reserved rows no share of the softmax, as in ours; returns a handle to undo it."""
+def exclude_reserved(model):
+    """Exclude the reserved rows from the softmax, as in ours; return the hook's handle."""
     head = model.heads[0].prediction_task_dict["next-item"].pre.module
 
-    def hide(_module, _given, output):
+    def exclude(_module, _inputs, output):
         scores, targets = output
         scores = scores.clone()
         scores[:, :RESERVED] = float("-inf")
         return scores, targets
 
-    return head.register_forward_hook(hide)
+    return head.register_forward_hook(exclude)

@@ -1,7 +1,7 @@
-"""Transformers4Rec's side of the benchmark, in an environment of its own.
+"""Program of Transformers4Rec's side, in an environment without this project.
 
-`program.py TURNS` gets its task from the parent as `benchmarks/turns.py` says, the file
-that is TURNS. Nothing of pipeline is installed here.
+`program.py TURNS` loads `benchmarks/turns.py` from the path TURNS and receives its task as that
+file says.
 """
 
 import importlib.util
@@ -17,7 +17,7 @@ def _read_turns(path):
 
 
 if __name__ == "__main__":
-    # before the imports below: threads that they start have this process's core
+    # before the imports below, whose threads inherit the core
     channel, task = _read_turns(sys.argv[1]).open_channel()
 
     import tasks

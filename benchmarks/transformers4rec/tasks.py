@@ -1,4 +1,4 @@
-"""What the benchmark asks of the original: training, gradients, evaluation, ranks."""
+"""Tasks of Transformers4Rec's side: training, gradients, evaluation, accuracy."""
 
 import sys
 import tempfile
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import transformers4rec.torch as tr
 from merlin.dataloader import loader_base
-from model import RESERVED, build_model, leave_out_reserved, read_schema
+from model import RESERVED, build_model, exclude_reserved, read_schema
 from transformers import TrainerCallback, set_seed
 from transformers4rec.config.trainer import T4RecTrainingArguments
 from transformers4rec.torch.masking import MaskingInfo
@@ -17,37 +17,37 @@ from transformers4rec.torch.masking import MaskingInfo
 turns = sys.modules["turns"]
 
 PREFIXES_AT_ONCE = 256
-"""Rows of a call of the inference path."""
+"""Batch size of the inference path."""
 CUTOFFS = (10, 20)
 VERSIONS = {name: version(name) for name in ("torch", "transformers", "transformers4rec")}
 NEVER = 10**9
-"""Steps: the turns say when it is over."""
+"""Number of steps that no training reaches: it ends with the last turn."""
 
 
 class TurnCallback(TrainerCallback):
-    """Tells the turns of each step."""
+    """Callback that ends a step of the turns."""
 
     def __init__(self, counted):
         self.counted = counted
 
     def on_step_end(self, args, state, control, **others):
-        """Wait where a turn is over; stop where it was the last."""
+        """Wait at the end of a turn; stop training after the last one."""
         if not self.counted.step_ended():
             control.should_training_stop = True
 
 
 def train(task, channel):
-    """Train until there is no further turn."""
+    """Train until the last turn ends."""
     memory = turns.Memory()
     if not task["busy_wait"]:
-        take_busy_wait_away()
+        remove_busy_wait()
     set_seed(0)
     schema = read_schema(task["data"])
     model = build_model(schema, task)
     counted = turns.Turns(channel, memory, task["warm_up"])
 
-    def count(_module, given):
-        items = given[0]["item_id"]
+    def count(_module, inputs):
+        items = inputs[0]["item_id"]
         counted.count(items.size(0), int((items != 0).sum()))
 
     model.register_forward_pre_hook(count)
@@ -65,15 +65,15 @@ def train(task, channel):
 
 
 def gradients(task, channel):
-    """Weights, loss and gradients on a batch, without dropout, into a file of arrays."""
+    """Write weights, loss and gradients of a batch, without dropout, to a file of arrays."""
     set_seed(0)
     model = build_model(read_schema(task["data"]), task)
-    with np.load(task["batch"], allow_pickle=False) as given:
-        items = torch.from_numpy(given["items"])
-        hidden = torch.from_numpy(given["hidden"])
+    with np.load(task["batch"], allow_pickle=False) as arrays:
+        items = torch.from_numpy(arrays["items"])
+        positions = torch.from_numpy(arrays["masked"])
     if task["masking"] == "mlm":
-        fix_masking(model, hidden)
-    leave_out_reserved(model)
+        fix_masking(model, positions)
+    exclude_reserved(model)
     model.train()
     loss = model({"item_id": items}, training=True)["loss"]
     loss.backward()
@@ -87,10 +87,10 @@ def gradients(task, channel):
 
 
 def evaluate(task, channel):
-    """Train a little, write the weights, then evaluate the last items of sessions, once a turn."""
+    """Train a few steps, write the weights, then evaluate the last items, once a turn."""
     memory = turns.Memory()
     if not task["busy_wait"]:
-        take_busy_wait_away()
+        remove_busy_wait()
     set_seed(0)
     schema = read_schema(task["data"])
     model = build_model(schema, task)
@@ -101,23 +101,24 @@ def evaluate(task, channel):
         weights = {f"weight/{n}": p.detach().numpy() for n, p in model.named_parameters()}
         np.savez(task["out"], **weights)
         counted = turns.Turns(channel, memory, 1)
-        seen = {"sessions": 0}
+        num_sessions = 0
 
-        def count(_module, given):
-            seen["sessions"] += given[0]["item_id"].size(0)
+        def count(_module, inputs):
+            nonlocal num_sessions
+            num_sessions += inputs[0]["item_id"].size(0)
 
         model.register_forward_pre_hook(count)
         part = "warm_up"
         while True:
             trainer.eval_dataset_or_path = files(task["data"], part)
-            seen["sessions"] = 0
+            num_sessions = 0
             trainer.evaluate()
-            counted.count(seen["sessions"], 0)
+            counted.count(num_sessions, 0)
             if not counted.step_ended():
                 break
             part = "valid"
-        # not timed: the same numbers without the reserved rows, which ours never recommends
-        leave_out_reserved(model)
+        # not timed: the same metrics without the reserved rows, as ours has them
+        exclude_reserved(model)
         trainer.eval_dataset_or_path = files(task["data"], "valid")
         metrics = trainer.evaluate()
     counted.end(
@@ -134,7 +135,7 @@ def evaluate(task, channel):
 
 def accuracy(task, channel):
     """Train on a data directory, then rank the target of each prefix by the inference path."""
-    take_busy_wait_away()
+    remove_busy_wait()
     set_seed(task["seed"])
     schema = read_schema(task["data"])
     model = build_model(schema, task)
@@ -142,14 +143,14 @@ def accuracy(task, channel):
         settings = {
             "num_train_epochs": task["epochs"],
             "lr_scheduler_type": task["schedule"],
-            "warmup_steps": task["warmup_steps"],  # its Trainer overlooks a ratio
+            "warmup_steps": task["warmup_steps"],  # its Trainer ignores a ratio
             "seed": task["seed"],
         }
         trainer = make_trainer(model, schema, task, scratch, settings)
         result = trainer.train()
-    with np.load(task["prefixes"], allow_pickle=False) as given:
+    with np.load(task["prefixes"], allow_pickle=False) as arrays:
         ranks = rank_prefixes(
-            model, given["values"], given["offsets"], given["targets"], task["longest"] - 1
+            model, arrays["values"], arrays["offsets"], arrays["targets"], task["longest"] - 1
         )
     np.save(task["out"], ranks, allow_pickle=False)
     channel.send(
@@ -160,10 +161,10 @@ def accuracy(task, channel):
 
 @torch.no_grad()
 def rank_prefixes(model, values, offsets, targets, width):
-    """Ragged prefixes, (N,) targets -> (N,) ranks among all items; ties count against it.
+    """Ragged prefixes, (N,) targets -> (N,) ranks among all items; ties count against the target.
 
-    Padded to `width`, to which mlm's inference adds a position: as many as in training, since the
-    original attends to padding.
+    Prefixes are padded to `width`, to which inference under mlm adds a position: the length of
+    training, since the original attends to padding.
     """
     model.eval()
     num_items = model.heads[0].prediction_task_dict["next-item"].target_dim - RESERVED
@@ -175,16 +176,16 @@ def rank_prefixes(model, values, offsets, targets, width):
         inside = np.arange(width) < lengths[:, None]
         batch[inside] = values[offsets[rows.start] : offsets[rows.stop]]
         scores = model({"item_id": torch.from_numpy(batch)})[:, RESERVED:]
-        wanted = torch.from_numpy(targets[rows.start : rows.stop]) - RESERVED
-        own = scores.gather(1, wanted.clamp(min=0).unsqueeze(1))
-        found = (scores >= own).sum(1).numpy()
-        known = wanted.numpy() >= 0
-        ranks[rows.start : rows.stop][known] = found[known]
+        columns = torch.from_numpy(targets[rows.start : rows.stop]) - RESERVED
+        target_scores = scores.gather(1, columns.clamp(min=0).unsqueeze(1))
+        num_above = (scores >= target_scores).sum(1).numpy()
+        is_item = columns.numpy() >= 0
+        ranks[rows.start : rows.stop][is_item] = num_above[is_item]
     return ranks
 
 
 def make_trainer(model, schema, task, scratch, settings, callbacks=()):
-    """Its own Trainer and, inside, its own loader, as shipped."""
+    """Return Transformers4Rec's Trainer, which creates its own loader, as shipped."""
     return tr.Trainer(
         model=model,
         args=T4RecTrainingArguments(
@@ -198,7 +199,7 @@ def make_trainer(model, schema, task, scratch, settings, callbacks=()):
             report_to=[],
             disable_tqdm=True,
             save_strategy="no",
-            optim="adamw_torch",  # the same program as ours; its default is as fast
+            optim="adamw_torch",  # as ours; its default is as fast
             **settings,
         ),
         schema=schema,
@@ -209,29 +210,29 @@ def make_trainer(model, schema, task, scratch, settings, callbacks=()):
 
 
 def files(data, part):
-    """Parquet files of a part."""
+    """Return the Parquet files of a part."""
     return sorted(str(file) for file in (Path(data) / "sessions" / part).glob("*.parquet"))
 
 
-def take_busy_wait_away():
-    """Let the loader's thread wait for room in its queue for a second, not for a microsecond."""
-    begin = loader_base.ChunkQueue.__init__
+def remove_busy_wait():
+    """Have the loader's thread wait for its full queue a second at a time, not a microsecond."""
+    initialize = loader_base.ChunkQueue.__init__
 
-    def patient(self, *given, **named):
-        begin(self, *given, **named)
+    def patient(self, *args, **kwargs):
+        initialize(self, *args, **kwargs)
         self.put_wait = 1.0
 
     loader_base.ChunkQueue.__init__ = patient
 
 
-def fix_masking(model, hidden):
-    """Hide these positions, (B, L) bool, in place of random ones."""
+def fix_masking(model, positions):
+    """Mask these positions, (B, L) bool, in place of random ones."""
     masking = model.heads[0].body[0].masking
 
-    def chosen(item_ids, training=False, testing=False):
-        return MaskingInfo(hidden, torch.where(hidden, item_ids, torch.zeros_like(item_ids)))
+    def masked_targets(item_ids, training=False, testing=False):
+        return MaskingInfo(positions, torch.where(positions, item_ids, torch.zeros_like(item_ids)))
 
-    masking._compute_masked_targets = chosen
+    masking._compute_masked_targets = masked_targets
 
 
 TASKS = {"train": train, "gradients": gradients, "evaluate": evaluate, "accuracy": accuracy}

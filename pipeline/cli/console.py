@@ -88,8 +88,8 @@ def set_up_logging(verbose: bool) -> None:
     logger.setLevel(logging.DEBUG if verbose else logging.INFO)
 
 
-def run_app(app: typer.Typer) -> None:
-    """Run the command of `sys.argv` and exit.
+def run_app(app: typer.Typer, name: str = "pipeline") -> None:
+    """Run the command of `sys.argv` and exit; `name` is the program in its help.
 
     Exit codes: 0; 2 with one line on stderr for a mistake of the user; 1 where nobody reads
     stdout any more; 130 after Ctrl-C and 143 after SIGTERM.
@@ -99,12 +99,12 @@ def run_app(app: typer.Typer) -> None:
     warnings.showwarning = _show_warning
     # the first process of a container ignores signals that have no handler
     signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(_exit_code(app))
+    sys.exit(_exit_code(app, name))
 
 
-def _exit_code(app: typer.Typer) -> int:
+def _exit_code(app: typer.Typer, name: str) -> int:
     try:
-        code = app(prog_name="pipeline", standalone_mode=False)
+        code = app(prog_name=name, standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         note("Stopped.")
         return 130

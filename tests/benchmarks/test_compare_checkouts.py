@@ -28,7 +28,9 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
     return folders
 
 
-def test_another_value_of_a_table_is_reported_with_column_and_row(pair: tuple[Path, Path]) -> None:
+def test_different_value_of_a_table_is_reported_with_column_and_row(
+    pair: tuple[Path, Path],
+) -> None:
     files = [folder / "part-0.parquet" for folder in pair]
     for file, last in zip(files, (3.0, float("nan")), strict=True):
         pq.write_table(pa.table({"a": [1, 2], "b": pa.array([[0.0], [1.0, last]])}), file)
@@ -36,7 +38,7 @@ def test_another_value_of_a_table_is_reported_with_column_and_row(pair: tuple[Pa
     assert file_difference(files[0], files[0]) is None
 
 
-def test_another_type_and_another_metadata_of_a_table_are_reported(pair: tuple[Path, Path]) -> None:
+def test_different_type_or_compression_of_a_table_is_reported(pair: tuple[Path, Path]) -> None:
     files = [folder / "part-0.parquet" for folder in pair]
     pq.write_table(pa.table({"a": pa.array([1], pa.int64())}), files[0])
     pq.write_table(pa.table({"a": pa.array([1], pa.int32())}), files[1])
@@ -45,7 +47,7 @@ def test_another_type_and_another_metadata_of_a_table_are_reported(pair: tuple[P
     assert file_difference(*files) == "the same values in other bytes"
 
 
-def test_one_bit_of_a_weight_is_reported(pair: tuple[Path, Path]) -> None:
+def test_different_bit_of_a_weight_is_reported(pair: tuple[Path, Path]) -> None:
     files = [folder / "model.safetensors" for folder in pair]
     weights = np.ones((2, 3), np.float32)
     save_file({"head": weights}, files[0])
@@ -56,7 +58,7 @@ def test_one_bit_of_a_weight_is_reported(pair: tuple[Path, Path]) -> None:
     assert difference.startswith("head, weight 5: ")
 
 
-def test_timings_and_the_version_may_differ_and_nothing_else(pair: tuple[Path, Path]) -> None:
+def test_only_timings_and_versions_of_a_manifest_may_differ(pair: tuple[Path, Path]) -> None:
     files = [folder / "manifest.json" for folder in pair]
     manifest = {"written_by": "1", "files": {"b": 1, "a": 2}, "facts": {"seconds": 3, "rows": [7]}}
     files[0].write_text(json.dumps(manifest))
@@ -78,7 +80,7 @@ def test_fitted_state_is_compared_byte_for_byte(pair: tuple[Path, Path]) -> None
     assert file_difference(*files) == "the same values in other bytes"
 
 
-def test_a_missing_file_is_reported_unless_it_is_ignored(pair: tuple[Path, Path]) -> None:
+def test_missing_file_is_reported_unless_ignored(pair: tuple[Path, Path]) -> None:
     (pair[1] / "extra.txt").write_text("")
     assert compare_folders(*pair, Ignored()) == {"extra.txt": "only AFTER"}
     assert compare_folders(*pair, Ignored(files=("extra.*",))) == {}
@@ -94,7 +96,9 @@ def _answer(status: int, scores: list[float]) -> str:
     return json.dumps({"status": status, "header_bytes": str(len(header)), "body": body}) + "\n"
 
 
-def test_of_refused_requests_the_status_is_compared_of_others_all(pair: tuple[Path, Path]) -> None:
+def test_refused_requests_are_compared_by_status_answers_by_tensors(
+    pair: tuple[Path, Path],
+) -> None:
     files = [folder / "answers.jsonl" for folder in pair]
     files[0].write_text(_answer(200, [2, 1]) + _answer(400, [1]) + _answer(400, [1]))
     files[1].write_text(_answer(200, [2, 0]) + _answer(400, [3]) + _answer(200, [1]))
@@ -105,7 +109,7 @@ def test_of_refused_requests_the_status_is_compared_of_others_all(pair: tuple[Pa
     ]
 
 
-def test_the_same_seed_makes_the_same_recipes_and_logs(pair: tuple[Path, Path]) -> None:
+def test_equal_seeds_give_equal_recipes_and_logs(pair: tuple[Path, Path]) -> None:
     for folder in pair:
         for number in range(6):
             random_cases(3, number, folder)
@@ -115,7 +119,7 @@ def test_the_same_seed_makes_the_same_recipes_and_logs(pair: tuple[Path, Path]) 
     assert set(comparisons.values()) == {None}
 
 
-def test_a_request_says_how_many_bytes_each_tensor_has() -> None:
+def test_request_header_holds_the_bytes_of_each_tensor() -> None:
     header_bytes, body = encoded({"item_id": Tensor("BYTES", [["ü", "ab"]])}, ["scores"])
     header = json.loads(body[:header_bytes])
     assert header["inputs"][0]["shape"] == [1, 2]

@@ -1,4 +1,4 @@
-"""The synthetic log of `pipeline benchmark preprocess`."""
+"""Synthetic log of `python -m benchmarks preprocess`."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ FEW = settings(
 
 @given(rows=st.integers(1, 3_000), items=st.integers(1, 500), seed=st.integers(0, 2**32))
 @FEW
-def test_a_log_of_any_size_is_in_order_of_time_and_its_items_keep_category_and_price(
+def test_log_is_sorted_by_time_and_items_keep_category_and_price(
     tmp_path: Path, rows: int, items: int, seed: int
 ) -> None:
     write_log(tmp_path / "a.parquet", rows, items=items, seed=seed)
@@ -35,7 +35,7 @@ def test_a_log_of_any_size_is_in_order_of_time_and_its_items_keep_category_and_p
     assert not log.drop(columns="price").isna().any(axis=None)
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_another_log(tmp_path: Path) -> None:
+def test_equal_seeds_give_equal_bytes_and_other_seeds_other_logs(tmp_path: Path) -> None:
     files = [tmp_path / name for name in "abc"]
     for file, seed in zip(files, (5, 5, 6), strict=True):
         write_log(file, 20_000, items=1_000, seed=seed)
@@ -44,7 +44,9 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_another_log(tmp_pat
     assert first != third
 
 
-def test_blocks_leave_no_trace_in_a_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_does_not_depend_on_the_size_of_its_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(logs, "_BLOCK_SESSIONS", 512)
     write_log(tmp_path / "whole", 20_000, items=300)
     monkeypatch.setattr(logs, "BLOCK_ROWS", 3_000)
@@ -61,7 +63,7 @@ def test_blocks_leave_no_trace_in_a_log(tmp_path: Path, monkeypatch: pytest.Monk
     assert ((ends["min"] < middle) & (ends["max"] > middle)).sum() > 100, "sessions overlap"
 
 
-def test_lengths_and_prices_are_those_of_a_shop(
+def test_log_has_the_documented_lengths_prices_and_popularity(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # many blocks of sessions: an id that two of them used would make longer ones

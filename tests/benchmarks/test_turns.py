@@ -1,4 +1,4 @@
-"""Two sides in turn: whose turn it is, what it costs, and that no process is left behind."""
+"""Turns of measured processes: order, cost, and the end of every process."""
 
 import json
 import os
@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import ratios
 from benchmarks.processes import Program, Worker, environment, run_task
-from benchmarks.speed import take_turns
+from benchmarks.sides import rates, ratios, take_turns
 from pipeline.core.errors import PipelineError
 from tests.conftest import ROOT
 
@@ -38,13 +37,13 @@ while True:
         raise ValueError("no more memory")
     if not turns.step_ended():
         break
-turns.end({"pid": os.getpid(), "given": sorted(n for n in os.environ if "MALLOC" in n)})
+turns.end({"pid": os.getpid(), "variables": sorted(n for n in os.environ if "MALLOC" in n)})
 """
 
 
 @pytest.fixture
 def side(tmp_path: Path) -> Program:
-    """A program that does as it is told, in place of a training."""
+    """Program that follows its task, in place of a training."""
     file = tmp_path / "side.py"
     file.write_text(SIDE, encoding="utf-8")
     return Program(
@@ -53,23 +52,23 @@ def side(tmp_path: Path) -> Program:
 
 
 def task(directory: Path, name: str, **changes: Any) -> dict[str, Any]:
-    given = {"name": name, "sessions": 4, "warm_up": 1, "book": str(directory / "book")}
-    return given | changes
+    values = {"name": name, "sessions": 4, "warm_up": 1, "book": str(directory / "book")}
+    return values | changes
 
 
 def state(pid: int) -> str:
-    """One letter of the system: T for stopped, "" where there is no such process."""
+    """Return the state letter of a process, T for stopped, "" without a process."""
     try:
         status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
     except OSError:
         return ""
-    found = next(line.split()[1] for line in status.splitlines() if line.startswith("State:"))
-    return "" if found == "Z" else found
+    letter = next(line.split()[1] for line in status.splitlines() if line.startswith("State:"))
+    return "" if letter == "Z" else letter
 
 
 @pytest.fixture(autouse=True)
 def others() -> None:
-    """Children of other tests of this process, which are not looked at."""
+    """Remember children of other tests of this process, which `children` leaves out."""
     _others.clear()
     _others.update(all_children())
 
@@ -78,44 +77,44 @@ _others: set[int] = set()
 
 
 def children() -> set[int]:
-    """Processes that this test started."""
+    """Return the processes that this test started."""
     return all_children() - _others
 
 
 def all_children() -> set[int]:
     own = os.getpid()
-    found = Path(f"/proc/{own}/task/{own}/children").read_text(encoding="ascii")
-    return {int(pid) for pid in found.split()}
+    pids = Path(f"/proc/{own}/task/{own}/children").read_text(encoding="ascii")
+    return {int(pid) for pid in pids.split()}
 
 
 def turns(directory: Path, tasks: list[tuple[str, Program, dict[str, Any]]]) -> dict[str, Any]:
     return take_turns(tasks, allocator="default", core=None, turns=2, steps=3, logs=directory)
 
 
-def test_both_sides_work_in_turn_after_their_warm_up(tmp_path: Path, side: Program) -> None:
-    found = turns(
+def test_sides_work_in_turn_after_their_warm_up(tmp_path: Path, side: Program) -> None:
+    costs = turns(
         tmp_path,
         [("ours", side, task(tmp_path, "o")), ("theirs", side, task(tmp_path, "t", sessions=6))],
     )
     assert (tmp_path / "book").read_text() == "o" + "t" + 2 * ("ooo" + "ttt")
-    assert found["ours"]["sessions"] == 2 * 3 * 4
-    assert found["theirs"]["interactions"] == 2 * 3 * 6 * 5
-    assert found["theirs"]["steps"] == 6
-    assert len(found["ours"]["turns"]) == 2
+    assert costs["ours"]["sessions"] == 2 * 3 * 4
+    assert costs["theirs"]["interactions"] == 2 * 3 * 6 * 5
+    assert costs["theirs"]["steps"] == 6
+    assert len(costs["ours"]["turns"]) == 2
 
 
-def test_the_time_of_a_turn_is_that_of_its_own_steps(tmp_path: Path, side: Program) -> None:
+def test_time_of_a_turn_is_that_of_its_steps(tmp_path: Path, side: Program) -> None:
     tasks = [
         ("quick", side, task(tmp_path, "q", nap=0.01)),
         ("slow", side, task(tmp_path, "s", nap=0.1)),
     ]
-    found = turns(tmp_path, tasks)
-    assert found["slow"]["seconds"] >= 0.6
-    assert found["quick"]["seconds"] < found["slow"]["seconds"]
-    assert found["slow"]["cpu_seconds"] < 0.3  # it sleeps
+    costs = turns(tmp_path, tasks)
+    assert costs["slow"]["seconds"] >= 0.6
+    assert costs["quick"]["seconds"] < costs["slow"]["seconds"]
+    assert costs["slow"]["cpu_seconds"] < 0.3  # it sleeps
 
 
-def test_who_waits_is_stopped(tmp_path: Path, side: Program) -> None:
+def test_waiting_processes_are_stopped(tmp_path: Path, side: Program) -> None:
     with Worker(
         "ours",
         side,
@@ -133,15 +132,15 @@ def test_who_waits_is_stopped(tmp_path: Path, side: Program) -> None:
     assert not state(pid)
 
 
-def test_memory_is_counted_from_the_start_of_the_work(tmp_path: Path, side: Program) -> None:
+def test_peak_memory_excludes_what_was_resident_at_the_start(tmp_path: Path, side: Program) -> None:
     big = ("big", side, task(tmp_path, "b", bytes=64_000_000))
-    found = turns(tmp_path, [big, ("small", side, task(tmp_path, "s"))])
-    assert 60e6 < found["big"]["peak_bytes"] < 90e6
-    assert found["small"]["peak_bytes"] < 20e6
+    costs = turns(tmp_path, [big, ("small", side, task(tmp_path, "s"))])
+    assert 60e6 < costs["big"]["peak_bytes"] < 90e6
+    assert costs["small"]["peak_bytes"] < 20e6
 
 
 @pytest.mark.parametrize(("fails", "reason"), [("at once", "model"), ("later", "memory")])
-def test_a_side_that_fails_takes_the_others_with_it(
+def test_failure_of_one_side_ends_the_others(
     tmp_path: Path, side: Program, fails: str, reason: str
 ) -> None:
     tasks = [
@@ -153,7 +152,7 @@ def test_a_side_that_fails_takes_the_others_with_it(
     assert children() == set()
 
 
-def test_a_program_that_does_not_start_is_told_in_one_line(tmp_path: Path) -> None:
+def test_program_that_does_not_start_is_reported_in_one_line(tmp_path: Path) -> None:
     program = Program(command=(sys.executable, str(tmp_path / "nowhere.py")))
     with pytest.raises(PipelineError, match="can't open file") as raised:
         run_task("theirs", program, {}, log=tmp_path / "log")
@@ -166,10 +165,10 @@ def test_no_process_outlives_the_command(
 ) -> None:
     code = f"""
 import signal
-signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore it
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the runner of the tests may ignore it
 from pathlib import Path
 from benchmarks.processes import Program
-from benchmarks.speed import take_turns
+from benchmarks.sides import take_turns
 from pipeline.cli.console import run_app
 import typer
 app = typer.Typer()
@@ -205,20 +204,20 @@ run_app(app)
         time.sleep(0.05)
 
 
-def test_a_rate_is_of_totals_and_a_ratio_of_rates() -> None:
+def test_rates_are_of_totals_and_ratios_of_rates() -> None:
     def turn(seconds: float, sessions: int) -> dict[str, Any]:
         cost = {"seconds": seconds, "cpu_seconds": seconds / 2, "steps": 1}
         return cost | {"sessions": sessions, "interactions": 5 * sessions}
 
-    ours = ratios.rates([turn(1.0, 300), turn(3.0, 100)]) | {"peak_bytes": 50}
-    theirs = ratios.rates([turn(4.0, 80), turn(4.0, 80)]) | {"peak_bytes": 200}
+    ours = rates([turn(1.0, 300), turn(3.0, 100)]) | {"peak_bytes": 50}
+    theirs = rates([turn(4.0, 80), turn(4.0, 80)]) | {"peak_bytes": 200}
     assert ours["sessions_per_second"] == 100
     assert ours["sessions_per_cpu_second"] == 200
     assert theirs["sessions_per_second"] == 20
-    assert ratios.compare(ours, theirs) == {"speed": 5.0, "cpu_speed": 5.0, "memory": 0.25}
+    assert ratios(ours, theirs) == {"speed": 5.0, "cpu_speed": 5.0, "memory": 0.25}
 
 
-def test_both_sides_get_one_allocator_setting_whatever_the_user_has(
+def test_measured_processes_ignore_the_users_allocator_and_threads(
     tmp_path: Path, side: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
@@ -228,18 +227,18 @@ def test_both_sides_get_one_allocator_setting_whatever_the_user_has(
     assert not [name for name in default if name.startswith(("MALLOC_", "LD_PRELOAD"))]
     assert default["OMP_NUM_THREADS"] == kept["OMP_NUM_THREADS"] == "1"
     assert kept["MALLOC_MMAP_MAX_"] == "0"
-    given = take_turns(
+    variables = take_turns(
         [("ours", side, task(tmp_path, "o"))],
         allocator="kept",
         core=None,
         turns=1,
         steps=1,
         logs=tmp_path,
-    )["ours"]["given"]
-    assert given == ["MALLOC_MMAP_MAX_", "MALLOC_TOP_PAD_", "MALLOC_TRIM_THRESHOLD_"]
+    )["ours"]["variables"]
+    assert variables == ["MALLOC_MMAP_MAX_", "MALLOC_TOP_PAD_", "MALLOC_TRIM_THRESHOLD_"]
 
 
-def test_a_side_runs_on_the_core_that_it_is_given(tmp_path: Path) -> None:
+def test_side_runs_on_its_core(tmp_path: Path) -> None:
     file = tmp_path / "core.py"
     file.write_text(
         "import os, sys\n"
@@ -251,14 +250,18 @@ def test_a_side_runs_on_the_core_that_it_is_given(tmp_path: Path) -> None:
     )
     program = Program(command=(sys.executable, str(file), str(ROOT / "benchmarks")))
     core = min(os.sched_getaffinity(0))
-    found = run_task("ours", program, {}, log=tmp_path / "log", core=core)
-    assert found == {"cores": [core]}
+    answer = run_task("ours", program, {}, log=tmp_path / "log", core=core)
+    assert answer == {"cores": [core]}
 
 
 def test_messages_are_lines_of_json(tmp_path: Path, side: Program) -> None:
-    given = json.dumps(task(tmp_path, "o") | {"parent": os.getpid(), "core": None})
+    message = json.dumps(task(tmp_path, "o") | {"parent": os.getpid(), "core": None})
     done = subprocess.run(
-        side.command, input=f'{given}\n{{"steps": 1}}\n', capture_output=True, text=True, timeout=60
+        side.command,
+        input=f'{message}\n{{"steps": 1}}\n',
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     ready, cost, end = [json.loads(line) for line in done.stdout.splitlines()]
     assert ready == {"ready": True}

@@ -1,4 +1,4 @@
-"""`python -m benchmarks preprocess`: what is measured, and how outputs are compared."""
+"""`python -m benchmarks preprocess`: programs, turns, and the comparison of outputs."""
 
 import json
 import os
@@ -19,12 +19,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from benchmarks import logs, outputs, preprocessing
+from benchmarks import logs, outputs
+from benchmarks import runner as runner_module
 from benchmarks.__main__ import app
 from benchmarks.logs import write_log
 from benchmarks.outputs import Output, compare_outputs
-from benchmarks.preprocessing import Plan, Runner
-from benchmarks.preprocessing_text import preprocessing_text
+from benchmarks.preprocessing import preprocessing_text
+from benchmarks.runner import POLARS, Plan, Runner
 from pipeline.core.errors import ConfigError, PipelineError
 from tests.conftest import ROOT
 
@@ -35,11 +36,11 @@ FEW = settings(
 
 
 def expected_sessions(log: Path) -> list[dict[str, Any]]:
-    """What every side should write, in plain Python; prices standardized, raw values otherwise."""
-    found: dict[int, list[dict[str, Any]]] = {}
+    """Sessions of a log in plain Python; prices standardized, raw values otherwise."""
+    rows_of: dict[int, list[dict[str, Any]]] = {}
     for row in pq.read_table(log).to_pylist():
-        found.setdefault(row["session_id"], []).append(row)
-    kept = {session: rows for session, rows in sorted(found.items()) if len(rows) >= 2}
+        rows_of.setdefault(row["session_id"], []).append(row)
+    kept = {session: rows for session, rows in sorted(rows_of.items()) if len(rows) >= 2}
     prices = np.log1p(
         [r["price"] for rows in kept.values() for r in rows if r["price"] is not None]
     )
@@ -59,9 +60,9 @@ def expected_sessions(log: Path) -> list[dict[str, Any]]:
 def write_output(
     folder: Path, sessions: list[dict[str, Any]], values: dict[str, list[Any]], files: int = 1
 ) -> Output:
-    """Sessions encoded by the vocabularies `values`, as a side writes them."""
+    """Write sessions encoded by the vocabularies `values`, as a side does."""
     folder.mkdir()
-    index = {name: {v: 3 + n for n, v in enumerate(known)} for name, known in values.items()}
+    index = {n: {v: 3 + i for i, v in enumerate(column)} for n, column in values.items()}
     rows = [
         row | {name: [index[name].get(v, 2) for v in row[name]] for name in CATEGORICAL}
         for row in sessions
@@ -75,8 +76,8 @@ def write_output(
     for number, part in enumerate(parts):
         share = rows[number * len(rows) // files : (number + 1) * len(rows) // files]
         pq.write_table(pa.Table.from_pylist(share, schema), part, row_group_size=7)
-    for name, known in values.items():
-        pq.write_table(pa.table({name: known}), folder / f"values-{name}.parquet")
+    for name, column in values.items():
+        pq.write_table(pa.table({name: column}), folder / f"values-{name}.parquet")
     vocabularies = {name: folder / f"values-{name}.parquet" for name in values}
     return Output(files=parts, vocabularies=vocabularies)
 
@@ -86,14 +87,14 @@ def values_of(sessions: list[dict[str, Any]]) -> dict[str, list[Any]]:
 
 
 def runner(plan: Plan, scratch: Path) -> Runner:
-    recipe = scratch / "recipe.json"
-    recipe.write_text(json.dumps(preprocessing._RECIPE), encoding="utf-8")
-    return Runner(plan, scratch, recipe, preprocessing._cores())
+    started = Runner(plan, scratch, runner_module.usable_cores())
+    started.recipe.write_text(json.dumps(runner_module._RECIPE), encoding="utf-8")
+    return started
 
 
 @pytest.fixture
 def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """With missing prices, sessions of one interaction and sessions that are cut."""
+    """Log with missing prices, sessions of one interaction and sessions that are cut."""
     monkeypatch.setattr(logs, "_SESSION_GAP_MS", 20_000)  # else the log ends before they do
     write_log(tmp_path / "log.parquet", 3_000, items=400)
     lengths = pd.read_parquet(tmp_path / "log.parquet")["session_id"].value_counts()
@@ -103,7 +104,9 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "log.parquet"
 
 
-def test_ours_and_stock_nvtabular_write_what_plain_python_says(log: Path, tmp_path: Path) -> None:
+def test_ours_and_stock_nvtabular_write_the_sessions_of_plain_python(
+    log: Path, tmp_path: Path
+) -> None:
     sessions = expected_sessions(log)
     expected = write_output(tmp_path / "expected", sessions, values_of(sessions_with_all(log)))
     started = runner(Plan(rows=3_000), tmp_path)
@@ -111,23 +114,27 @@ def test_ours_and_stock_nvtabular_write_what_plain_python_says(log: Path, tmp_pa
         cost = started.run(side, log)
         assert 0 < cost.get("work_seconds", 1) < cost["seconds"] + 1
         assert cost["peak_bytes"] > 100e6
-    ours, original = (preprocessing._output(s, tmp_path / s) for s in ("ours", "nvtabular"))
     same = {"same": True, "sessions": len(sessions), "difference": None}
-    assert compare_outputs(ours, original) == same
+    assert started.compare("ours", "nvtabular") == same
+    ours = runner_module._output("ours", tmp_path / "ours")
     assert compare_outputs(expected, ours) == same
 
 
-def test_polars_writes_what_plain_python_says(log: Path, tmp_path: Path) -> None:
+def test_polars_writes_the_sessions_of_plain_python(log: Path, tmp_path: Path) -> None:
     pytest.importorskip("polars", reason="in the dev group alone")
     sessions = expected_sessions(log)
     expected = write_output(tmp_path / "expected", sessions, values_of(sessions_with_all(log)))
     runner(Plan(rows=3_000), tmp_path).run("polars", log)
-    found = compare_outputs(expected, preprocessing._output("polars", tmp_path / "polars"))
-    assert found == {"same": True, "sessions": len(sessions), "difference": None}
+    polars = runner_module._output("polars", tmp_path / "polars")
+    assert compare_outputs(expected, polars) == {
+        "same": True,
+        "sessions": len(sessions),
+        "difference": None,
+    }
 
 
 def sessions_with_all(log: Path) -> list[dict[str, Any]]:
-    """Sessions uncut: a value that only an old interaction has is in the vocabulary too."""
+    """Uncut sessions: vocabularies hold values of old interactions too."""
     frame = pd.read_parquet(log)
     frame = frame[frame.groupby("session_id")["item_id"].transform("size") >= 2]
     return [{name: frame[name].tolist() for name in CATEGORICAL}]
@@ -148,21 +155,21 @@ SESSIONS: list[dict[str, Any]] = [
 
 @given(seed=st.integers(0, 2**32), part=st.integers(1, 50), files=st.integers(1, 3))
 @FEW
-def test_the_order_of_indices_and_of_sessions_is_no_difference(
+def test_comparison_ignores_the_order_of_indices_and_sessions(
     tmp_path_factory: pytest.TempPathFactory, seed: int, part: int, files: int
 ) -> None:
     folder = tmp_path_factory.mktemp("outputs")
     random = np.random.default_rng(seed)
     values = values_of(SESSIONS)
     one = write_output(folder / "one", SESSIONS, values)
-    shuffled = {name: random.permutation(known).tolist() for name, known in values.items()}
+    shuffled = {name: random.permutation(column).tolist() for name, column in values.items()}
     rows = [SESSIONS[place] for place in random.permutation(len(SESSIONS))]
     other = write_output(folder / "other", rows, shuffled, files)
     other = replace(other, in_order=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(outputs, "_SESSIONS", part)
-        found = compare_outputs(one, other)
-    assert found == {"same": True, "sessions": 40, "difference": None}
+        comparison = compare_outputs(one, other)
+    assert comparison == {"same": True, "sessions": 40, "difference": None}
 
 
 @pytest.mark.parametrize(
@@ -177,7 +184,7 @@ def test_the_order_of_indices_and_of_sessions_is_no_difference(
     ],
 )
 @pytest.mark.parametrize("part", [1, 4, 100])
-def test_a_planted_difference_is_found(
+def test_comparison_reports_the_first_different_value(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: int, name: str, value: Any, shown: Any
 ) -> None:
     monkeypatch.setattr(outputs, "_SESSIONS", part)
@@ -186,12 +193,12 @@ def test_a_planted_difference_is_found(
     planted = [row | ({name: value} if n == place else {}) for n, row in enumerate(SESSIONS)]
     one = write_output(tmp_path / "one", SESSIONS, values)
     other = write_output(tmp_path / "other", planted, values)
-    found = compare_outputs(one, other)
-    assert not found["same"]
-    difference = found["difference"]
+    comparison = compare_outputs(one, other)
+    assert not comparison["same"]
+    difference = comparison["difference"]
     assert (difference["column"], difference["session_id"]) == (name, 17)
     ticks = 1_000 if name == "timestamp" else 1  # shown as microseconds
-    approximate = pytest.approx if name == "price" else (lambda given: given)
+    approximate = pytest.approx if name == "price" else (lambda values: values)
     assert [v for v in difference["other"] if v is not None] == approximate(
         [v * ticks for v in (shown or value) if v is not None]
     )
@@ -199,16 +206,16 @@ def test_a_planted_difference_is_found(
     assert json.dumps(difference, allow_nan=False)
 
 
-def test_another_order_is_a_difference_where_it_is_to_be_the_same(tmp_path: Path) -> None:
+def test_comparison_reports_another_order_of_ordered_outputs(tmp_path: Path) -> None:
     values = values_of(SESSIONS)
     one = write_output(tmp_path / "one", SESSIONS, values)
     swapped = [*SESSIONS[:5], SESSIONS[6], SESSIONS[5], *SESSIONS[7:]]
     other = write_output(tmp_path / "other", swapped, values)
-    found = compare_outputs(one, other)["difference"]
-    assert found == {"column": "session_id", "session_id": 15, "one": 15, "other": 16}
+    difference = compare_outputs(one, other)["difference"]
+    assert difference == {"column": "session_id", "session_id": 15, "one": 15, "other": 16}
 
 
-def test_prices_within_the_tolerance_are_the_same(tmp_path: Path) -> None:
+def test_prices_within_the_tolerance_are_equal(tmp_path: Path) -> None:
     near = [row | {"price": [v + 9e-5 for v in row["price"]]} for row in SESSIONS]
     values = values_of(SESSIONS)
     one = write_output(tmp_path / "one", SESSIONS, values)
@@ -217,7 +224,7 @@ def test_prices_within_the_tolerance_are_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("part", [1, 5, 100])
 @pytest.mark.parametrize("gone", [0, 13, 39])
-def test_a_session_that_is_not_there_is_found(
+def test_comparison_reports_a_missing_session(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: int, gone: int
 ) -> None:
     monkeypatch.setattr(outputs, "_SESSIONS", part)
@@ -225,19 +232,19 @@ def test_a_session_that_is_not_there_is_found(
     one = write_output(tmp_path / "one", SESSIONS, values)
     other = write_output(tmp_path / "other", [*SESSIONS[:gone], *SESSIONS[gone + 1 :]], values)
     for sides in ((one, other), (other, one)):
-        found = compare_outputs(*sides)
-        assert not found["same"]
-        difference = found["difference"]
+        comparison = compare_outputs(*sides)
+        assert not comparison["same"]
+        difference = comparison["difference"]
         assert difference["column"] == "session_id"
         assert 10 + gone in (difference["one"], difference["other"])
 
 
-def test_a_vocabulary_with_other_values_is_found(tmp_path: Path) -> None:
+def test_comparison_reports_other_values_of_a_vocabulary(tmp_path: Path) -> None:
     values = values_of(SESSIONS)
     one = write_output(tmp_path / "one", SESSIONS, values)
     more = values | {"event": [*values["event"], "share"]}
-    found = compare_outputs(one, write_output(tmp_path / "other", SESSIONS, more))
-    assert found["difference"] == {
+    comparison = compare_outputs(one, write_output(tmp_path / "other", SESSIONS, more))
+    assert comparison["difference"] == {
         "column": "event",
         "session_id": None,
         "one": {"values": 2, "alone": []},
@@ -261,7 +268,7 @@ print(json.dumps({"seconds": 0.01, "versions": {name: "1"}}))
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Programs that copy what was prepared, in place of those that work; gives their book."""
+    """Replace the programs by copies of prepared outputs; return the file of their calls."""
     values = values_of(SESSIONS)
     prepared = {side: write_output(tmp_path / side, SESSIONS, values) for side in ("a", "b")}
     planted = [*SESSIONS[:7], SESSIONS[7] | {"event": ["cart"] * 5}, *SESSIONS[8:]]
@@ -276,17 +283,17 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         return [*program, side, str(size), fails]
 
     def output(side: str, out: Path) -> Output:
-        given = prepared[source[side]]
-        vocabularies = {name: out / file.name for name, file in given.vocabularies.items()}
-        return replace(given, files=(out / "0.parquet",), vocabularies=vocabularies)
+        original = prepared[source[side]]
+        vocabularies = {name: out / file.name for name, file in original.vocabularies.items()}
+        return replace(original, files=(out / "0.parquet",), vocabularies=vocabularies)
 
     monkeypatch.setattr(Runner, "_command", command)
-    monkeypatch.setattr(preprocessing, "_output", output)
+    monkeypatch.setattr(runner_module, "_output", output)
     monkeypatch.setattr(Plan, "_check_polars", lambda self: None)
     return tmp_path / "book"
 
 
-def test_sides_take_turns_and_a_difference_is_said(
+def test_sides_take_turns_and_differences_are_reported(
     fake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("POLARS_MAX_THREADS", "1")
@@ -295,8 +302,8 @@ def test_sides_take_turns_and_a_difference_is_said(
     words += ["--out", str(tmp_path / "out"), "--json"]
     result = CliRunner().invoke(app, words, catch_exceptions=False)
     assert result.exit_code == 0, result.stderr
-    found = json.loads(result.stdout)
-    assert json.loads((tmp_path / "out" / "preprocess.json").read_text()) == found
+    facts = json.loads(result.stdout)
+    assert json.loads((tmp_path / "out" / "preprocess.json").read_text()) == facts
     entries = [json.loads(line) for line in fake.read_text().splitlines()]
     warm_up, first, second = (
         ["ours", "polars", "nvtabular"],
@@ -307,27 +314,27 @@ def test_sides_take_turns_and_a_difference_is_said(
     for _, cores, variables in entries:
         assert cores == 1
         assert not [name for name in variables if name.endswith("_THREADS")]
-    costs = found["sides"]
+    costs = facts["sides"]
     assert costs["ours"]["peak_bytes"] > 300e6
-    # a program has the memory that it needs, however much has the process that asks for it
+    # the memory of the parent does not count
     assert 30e6 < costs["polars"]["peak_bytes"] < 60e6
-    assert found["ratios"]["polars"]["peak"] == pytest.approx(
+    assert facts["ratios"]["polars"]["peak"] == pytest.approx(
         costs["ours"]["peak_bytes"] / costs["polars"]["peak_bytes"]
     )
     for cost in costs["ours"]["turns"]:
         assert cost["work_seconds"] == pytest.approx(cost["seconds"] - cost["start_seconds"])
         assert cost["start_peak_bytes"] > 300e6
-    assert found["comparisons"]["polars"] == {
+    assert facts["comparisons"]["polars"] == {
         "with": "ours", "same": True, "sessions": 40, "difference": None,
     }  # fmt: skip
-    assert found["comparisons"]["nvtabular"]["difference"]["session_id"] == 17
-    assert found["same"] is False
-    text = preprocessing_text(found)
+    assert facts["comparisons"]["nvtabular"]["difference"]["session_id"] == 17
+    assert facts["same"] is False
+    text = preprocessing_text(facts)
     assert "Polars and pipeline wrote the same 40 sessions." in text
     assert "NVTabular, stock and pipeline DIFFER in event of session 17: ['cart', 'cart'" in text
 
 
-def test_a_side_that_fails_is_named_with_what_it_said(
+def test_failure_names_the_side_and_its_last_line(
     fake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAILS", "polars")
@@ -335,7 +342,7 @@ def test_a_side_that_fails_is_named_with_what_it_said(
         runner(Plan(), tmp_path).run("polars", tmp_path / "log")
 
 
-def test_a_measured_program_ends_with_who_measures_it(tmp_path: Path) -> None:
+def test_measured_program_ends_with_its_meter(tmp_path: Path) -> None:
     note = tmp_path / "pid"
     program = f"import os, time; open({str(note)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     with subprocess.Popen(
@@ -368,7 +375,7 @@ def test_a_measured_program_ends_with_who_measures_it(tmp_path: Path) -> None:
         (["--polars-python", "false"], "cannot import polars. Install it there .*polars==2.1.0"),
     ],
 )
-def test_what_cannot_be_measured_is_one_line(
+def test_invalid_arguments_are_reported_in_one_line(
     words: list[str], message: str, tmp_path: Path
 ) -> None:
     python = tmp_path / "false"
@@ -382,5 +389,5 @@ def test_what_cannot_be_measured_is_one_line(
     assert "\n" not in str(raised.value)
 
 
-def test_the_hint_names_the_version_of_the_dev_group() -> None:
-    assert f'"{preprocessing.POLARS}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+def test_hint_names_the_polars_version_of_the_dev_group() -> None:
+    assert f'"{POLARS}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")

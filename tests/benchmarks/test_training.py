@@ -1,4 +1,4 @@
-"""What is measured, on which data, in which environment, and how it is told."""
+"""Benchmarks beside Transformers4Rec: settings, data, environment, and the table of results."""
 
 import json
 import math
@@ -16,12 +16,12 @@ from typer.testing import CliRunner
 
 from benchmarks import environment, weights
 from benchmarks.__main__ import app
-from benchmarks.accuracy import _gain
+from benchmarks.accuracy import _gains
 from benchmarks.data import padded_batch, write_sessions
 from benchmarks.environment import original_program
 from benchmarks.processes import choose_core
 from benchmarks.settings import FORMS, SETTINGS, Form, choose, choose_forms
-from benchmarks.text import speed_text
+from benchmarks.training import training_text
 from pipeline.core.columns import FIRST_ITEM
 from pipeline.core.errors import ConfigError, PipelineError
 from pipeline.data.batch import SessionBatch
@@ -31,6 +31,7 @@ from pipeline.model.build import build_model
 from tests.conftest import ROOT
 
 COMMANDS = ("train", "accuracy", "evaluate")
+MACHINE = {"processor": "P", "cores": 2, "load": 0.1, "system": "Linux", "python": "3.11"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -41,7 +42,7 @@ def test_help_has_an_example(command: str) -> None:
     assert "--environment" in shown.output
 
 
-def test_help_loads_nothing_heavy() -> None:
+def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys\n"
         "from typer.testing import CliRunner\n"
@@ -63,17 +64,19 @@ def test_help_loads_nothing_heavy() -> None:
         (["--core", "4096"], "--core is 4096"),
     ],
 )
-def test_a_choice_that_is_not_there_is_told(arguments: list[str], message: str) -> None:
+def test_unknown_choices_are_refused_with_the_valid_ones(
+    arguments: list[str], message: str
+) -> None:
     shown = CliRunner().invoke(app, ["train", *arguments])
     assert isinstance(shown.exception, ConfigError)
     assert message in str(shown.exception)
 
 
-def test_the_last_core_is_taken_where_none_is_chosen() -> None:
+def test_default_core_is_the_last_usable_one() -> None:
     assert choose_core(None) == max(os.sched_getaffinity(0))
 
 
-def test_every_setting_is_a_recipe_and_every_form_changes_one() -> None:
+def test_settings_and_forms_are_valid_configs_of_both_sides() -> None:
     for setting in SETTINGS:
         forms = choose_forms(setting, ())
         assert forms[0].name == "exact"
@@ -83,17 +86,17 @@ def test_every_setting_is_a_recipe_and_every_form_changes_one() -> None:
     assert {form.name for form in FORMS} == {name for s in SETTINGS for name in s.forms}
 
 
-def test_a_form_of_another_version_is_left_out() -> None:
-    assert not Form(name="future", train={"no_such_setting": 1}).known
-    assert Form(name="sampled", train={"loss": "sampled-softmax"}).known
+def test_forms_with_unknown_settings_are_unsupported() -> None:
+    assert not Form(name="future", train={"no_such_setting": 1}).is_supported
+    assert Form(name="sampled", train={"loss": "sampled-softmax"}).is_supported
 
 
-def test_settings_are_chosen_by_model_and_catalogue() -> None:
+def test_choose_filters_settings_by_model_and_catalogue() -> None:
     assert [s.name for s in choose(("gpt2-clm",), (200_000,))] == ["gpt2-clm"]
     assert len(choose((), ())) == len(SETTINGS)
 
 
-def test_sessions_are_short_and_items_popular(tmp_path: Path) -> None:
+def test_synthetic_sessions_have_the_documented_lengths_and_popularity(tmp_path: Path) -> None:
     write_sessions(tmp_path, items=500, longest=20, parts={"train": 20_000, "valid": 10})
     table = pq.read_table(tmp_path / "sessions" / "train")
     lengths = np.diff(table["item_id"].combine_chunks().offsets.to_numpy())
@@ -110,7 +113,7 @@ def test_sessions_are_short_and_items_popular(tmp_path: Path) -> None:
     assert pq.read_metadata(tmp_path / "sessions/valid/part-0.parquet").num_rows == 10
 
 
-def test_a_batch_of_full_sessions_has_no_padding() -> None:
+def test_batch_of_full_sessions_has_no_padding() -> None:
     random = np.random.default_rng(0)
     assert (padded_batch(random, 8, 100, 20, full=True) > 0).all()
     ragged = padded_batch(random, 8, 100, 20, full=False)
@@ -119,7 +122,7 @@ def test_a_batch_of_full_sessions_has_no_padding() -> None:
 
 
 def original_names(name: str) -> str:
-    """What the original calls a parameter of ours."""
+    """Return the original's name of a parameter of ours."""
     if name.endswith("item_id.weight"):
         return "heads.0.body.0.to_merge.categorical_module.embedding_tables.item_id.weight"
     if name.endswith("hidden_item"):
@@ -127,7 +130,7 @@ def original_names(name: str) -> str:
     return "heads.0.body.1.transformer." + name.rpartition(".transformer.")[2]
 
 
-def test_equal_weights_give_equal_gradients_and_a_change_shows(tmp_path: Path) -> None:
+def test_copied_weights_give_equal_gradients_and_a_change_is_reported(tmp_path: Path) -> None:
     write_sessions(tmp_path, items=30, longest=20, parts={"train": 10})
     schema = Schema.from_json(tmp_path / "schema.pbtxt")
     setting = choose(("gpt2-clm",), ())[0].with_width(8)
@@ -147,28 +150,28 @@ def test_equal_weights_give_equal_gradients_and_a_change_shows(tmp_path: Path) -
         if parameter.grad is not None:
             original[f"gradient/{other}"] = parameter.grad.numpy()
     names = weights.copy_from(original, ours)
-    found_loss = ours.loss(batch)
-    found_loss.backward()
-    found = weights.compare(found_loss.item(), ours, original, names)
-    assert found["loss_difference"] < 1e-6
-    assert found["gradient_difference"] < 1e-5
-    assert found["parameters"] == sum(p.requires_grad for p in ours.parameters())
+    our_loss = ours.loss(batch)
+    our_loss.backward()
+    comparison = weights.compare(our_loss.item(), ours, original, names)
+    assert comparison["loss_difference"] < 1e-6
+    assert comparison["gradient_difference"] < 1e-5
+    assert comparison["parameters"] == sum(p.requires_grad for p in ours.parameters())
     changed = next(name for name in names if name.endswith("ln_f.weight"))
     original[f"gradient/{names[changed]}"] = 2 * original[f"gradient/{names[changed]}"]
-    found = weights.compare(found_loss.item(), ours, original, names)
-    assert found["parameter"] == changed
-    assert found["gradient_difference"] == pytest.approx(0.5)
+    comparison = weights.compare(our_loss.item(), ours, original, names)
+    assert comparison["parameter"] == changed
+    assert comparison["gradient_difference"] == pytest.approx(0.5)
     del original[f"weight/{names[changed]}"]
     with pytest.raises(KeyError, match="ln_f"):
         weights.copy_from(original, ours)
 
 
-def test_gains_add_up_to_the_metrics_of_an_evaluation() -> None:
+def test_mean_gains_equal_the_metrics_of_an_evaluation() -> None:
     ranks = np.array([1, 3, 10, 11, 500])
     metrics = ranking_metrics(ranks, (10,))
     for name in ("recall@10", "mrr@10", "ndcg@10"):
-        assert _gain(name, ranks).mean() == pytest.approx(metrics[name])
-    assert _gain("ndcg@10", ranks)[1] == 1 / math.log2(4)
+        assert _gains(name, ranks).mean() == pytest.approx(metrics[name])
+    assert _gains("ndcg@10", ranks)[1] == 1 / math.log2(4)
 
 
 def fake_uv(folder: Path, install: str) -> None:
@@ -183,37 +186,37 @@ def fake_uv(folder: Path, install: str) -> None:
     file.chmod(0o755)
 
 
-def test_an_environment_is_made_once(
+def test_environment_is_created_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     fake_uv(tmp_path / "tools", "true")
     monkeypatch.setenv("PATH", f"{tmp_path / 'tools'}{os.pathsep}{os.environ['PATH']}")
-    place = tmp_path / "cache" / "original"
-    program = original_program(place)
-    assert program.command[0] == str(place / "bin" / "python")
+    path = tmp_path / "cache" / "original"
+    program = original_program(path)
+    assert program.command[0] == str(path / "bin" / "python")
     assert Path(program.command[1]).is_file()
     shown = capfd.readouterr()
     assert shown.out == ""
     # not in the project's folder, whose pyproject.toml overrides a version
-    assert f"uv venv in {place.parent}/." in shown.err
-    assert f"uv pip in {place.parent}/." in shown.err
-    original_program(place)
+    assert f"uv venv in {path.parent}/." in shown.err
+    assert f"uv pip in {path.parent}/." in shown.err
+    original_program(path)
     assert capfd.readouterr().err == ""
-    assert [p.name for p in place.parent.iterdir()] == ["original"]
+    assert [p.name for p in path.parent.iterdir()] == ["original"]
 
 
-def test_an_installation_that_fails_leaves_nothing(
+def test_failed_installation_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_uv(tmp_path / "tools", "exit 7")
     monkeypatch.setenv("PATH", f"{tmp_path / 'tools'}{os.pathsep}{os.environ['PATH']}")
-    place = tmp_path / "cache" / "original"
+    path = tmp_path / "cache" / "original"
     with pytest.raises(PipelineError, match="status 7"):
-        original_program(place)
-    assert list(place.parent.iterdir()) == []
+        original_program(path)
+    assert list(path.parent.iterdir()) == []
 
 
-def test_without_uv_one_line_says_what_to_do(
+def test_missing_uv_is_reported_with_a_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(environment.shutil, "which", lambda _name: None)
@@ -222,7 +225,7 @@ def test_without_uv_one_line_says_what_to_do(
         original_program(tmp_path / "original")
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+def test_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     with pytest.raises(PipelineError, match="it is left alone"):
@@ -240,16 +243,10 @@ def test_requirements_are_pinned_and_name_no_index() -> None:
     assert "://" not in text
 
 
-def test_the_table_shows_rates_memory_and_ratios() -> None:
+def test_training_table_shows_rates_memory_and_ratios() -> None:
     cost = {"sessions_per_second": 1000.0, "sessions_per_cpu_second": 1100.0, "cpu_seconds": 2.0}
     result = {
-        "machine": {
-            "processor": "P",
-            "cores": 2,
-            "load": 0.1,
-            "system": "Linux",
-            "python": "3.11",
-        },
+        "machine": MACHINE,
         "versions": {"pipeline": {"torch": "2"}, "Transformers4Rec": {"torch": "2"}},
         "batch_size": 128,
         "longest": 20,
@@ -280,14 +277,14 @@ def test_the_table_shows_rates_memory_and_ratios() -> None:
             }
         ],
     }
-    text = speed_text(result)
+    text = training_text(result)
     for part in ("kept heap", "2.72, 2.76 times, 0.51", "1,000", "204", "2.0e-06", "bf16"):
         assert part in text
     assert max(map(len, text.splitlines())) < 130
 
 
 @pytest.mark.slow
-def test_the_original_trains_in_an_environment_of_its_own() -> None:
+def test_original_trains_in_an_environment_of_its_own() -> None:
     # needs the network for packages at the first time, and minutes
     shown = subprocess.run(
         [
