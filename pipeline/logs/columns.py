@@ -1,16 +1,23 @@
-"""Columns as Parquet and frames hold them: lists taken apart, text made readable."""
+"""Columns of Parquet files and frames: canonical names, lists exploded, text decoded.
+
+Canonical columns are `session_id`, `item_id`, `timestamp` and the names of the features; their
+values are those of the file.
+"""
 
 from collections.abc import Collection
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.core.columns import ITEM
+from pipeline.core.columns import ITEM, SESSION, TIMESTAMP
 from pipeline.core.errors import DataError
-from pipeline.data.values import category_chunk, plain, plain_text
-from pipeline.logs.row_counts import NO_UTF8, Report
+from pipeline.data.values import category_chunk, decode_dictionary, to_array
+from pipeline.logs.row_counts import NO_UTF8, RowCounts
 from pipeline.logs.text import windows_1252
+from pipeline.recipe.features import CategoryFeature, ColumnFeature, Feature, TargetEncodedFeature
+from pipeline.recipe.preprocess import Preprocess
 
 _TEXTS = {
     pa.string(), pa.large_string(), pa.string_view(),
@@ -18,102 +25,176 @@ _TEXTS = {
 }  # fmt: skip
 
 
-def explode(table: pa.Table, where: str, report: Report, several: Collection[str] = ()) -> pa.Table:
-    """Rows that hold whole sessions in list columns to one row an interaction.
+def log_columns(recipe: Preprocess) -> dict[str, str]:
+    """Columns of the log by canonical name."""
+    columns = {SESSION: recipe.session, ITEM: recipe.item}
+    if recipe.timestamp:
+        columns[TIMESTAMP] = recipe.timestamp.column
+    return columns | feature_columns(recipe)
 
-    Lists of `several` are such only where the item is one, too. Rows without an interaction are
-    counted.
+
+def feature_columns(recipe: Preprocess) -> dict[str, str]:
+    """Columns of the log that features are read or made from, by canonical name."""
+    columns = {
+        f.name: f.source
+        for f in recipe.features
+        if isinstance(f, TargetEncodedFeature) or (isinstance(f, ColumnFeature) and not f.table)
+    }
+    columns |= {f.target_column: f.mean_of for f in recipe.target_encoded_features}
+    return columns | {
+        input_name(f, name): name for f in recipe.operator_features for name in f.inputs
+    }
+
+
+def input_name(feature: Feature, column: str) -> str:
+    """Canonical name of an input of an operator feature; no feature has a name with a dot."""
+    return f"{feature.name}.{column}"
+
+
+def read_frame(recipe: Preprocess, frame: pd.DataFrame) -> pa.Table:
+    """Canonical columns of a frame that has the columns of the log.
+
+    DataError if the column of the session or the item is missing; other columns are optional.
     """
-    lists = [n for n in table.column_names if _is_list(table[n].type)]
-    if ITEM not in lists:
-        lists = [name for name in lists if name not in several]
-    if not lists:
-        return table
-    if ITEM not in lists:
-        raise DataError(f"{where}: {lists[0]} is a list column but the item is not.")
-    lengths = _list_lengths(table[ITEM])
-    for name in lists:
-        if not np.array_equal(_list_lengths(table[name]), lengths):
-            raise DataError(f"{where}: lists of {name} and of {ITEM} differ in length.")
-    if empty := int((lengths == 0).sum()):
-        report.counted["rows of lists without an item"] += empty
-    rows = np.repeat(np.arange(table.num_rows), lengths)
+    columns = {name: c for name, c in log_columns(recipe).items() if c in frame.columns}
+    for name, column in ((SESSION, recipe.session), (ITEM, recipe.item)):
+        if name not in columns:
+            raise DataError(f"The frame has no column {column!r}. It has: {list(frame.columns)}.")
+    try:
+        table = pa.Table.from_pandas(frame[list(dict.fromkeys(columns.values()))])
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        line = " ".join(str(error).split())
+        raise DataError(f"The frame cannot be read: {line}") from None
+    return canonical_table(recipe, table, "The frame", RowCounts())
+
+
+def canonical_table(
+    recipe: Preprocess, table: pa.Table, source: str, row_counts: RowCounts
+) -> pa.Table:
+    """Canonical columns of a table of one interaction or one session a row.
+
+    Columns that the table lacks are left out. `source` names the table in errors.
+    """
+    separators = {f.name: f.separator for f in recipe.multi_valued_features}
+    for f in recipe.operator_features:
+        separator = f.separator if isinstance(f, CategoryFeature) else "|"
+        texts = (input_name(f, column) for column, kind in f.inputs.items() if kind == "text")
+        separators |= dict.fromkeys(texts, separator)
+    names = {name: c for name, c in log_columns(recipe).items() if c in table.column_names}
+    table = pa.table({name: table[column] for name, column in names.items()})
+    table = explode_lists(table, source, row_counts, separators)
     columns = {}
     for name in table.column_names:
-        if name in lists:
-            columns[name] = pc.list_flatten(table[name])
-        else:
-            columns[name] = table[name].take(pa.array(rows))
+        column = table[name]
+        if name in separators:
+            column = join_lists(column, separators[name], name, source, row_counts)
+        columns[name] = decode_text(column, name, source, row_counts)
     return pa.table(columns)
 
 
-def joined(
-    column: pa.ChunkedArray, separator: str, name: str, where: str, report: Report
+def explode_lists(
+    table: pa.Table, source: str, row_counts: RowCounts, multi_valued: Collection[str] = ()
+) -> pa.Table:
+    """One row an interaction, if the item column holds lists, else the table as it is.
+
+    Lists in `multi_valued` columns are sessions only if the item column holds lists too. Empty
+    sessions are counted.
+    """
+    lists = [name for name in table.column_names if _is_list(table[name].type)]
+    if ITEM not in lists:
+        lists = [name for name in lists if name not in multi_valued]
+    if not lists:
+        return table
+    if ITEM not in lists:
+        raise DataError(f"{source}: {lists[0]} is a list column but the item is not.")
+    lengths = _list_lengths(table[ITEM])
+    for name in lists:
+        if not np.array_equal(_list_lengths(table[name]), lengths):
+            raise DataError(f"{source}: lists of {name} and of {ITEM} differ in length.")
+    if empty := int((lengths == 0).sum()):
+        row_counts.warnings["rows of lists without an item"] += empty
+    rows = pa.array(np.repeat(np.arange(table.num_rows), lengths))
+    columns = {
+        name: pc.list_flatten(table[name]) if name in lists else table[name].take(rows)
+        for name in table.column_names
+    }
+    return pa.table(columns)
+
+
+def join_lists(
+    column: pa.ChunkedArray, separator: str, name: str, source: str, row_counts: RowCounts
 ) -> pa.ChunkedArray:
-    """Lists of several categories as one text each; what is no list as it is."""
+    """Lists of categories joined to one text each; a column without lists as it is."""
     if not _is_list(column.type):
         return column
-    words = readable(pc.list_flatten(column), name, where, report)
-    text, _ = category_chunk(plain(words), "string")
+    words = decode_text(pc.list_flatten(column), name, source, row_counts)
+    text, _ = category_chunk(to_array(words), "string")
     offsets = np.concatenate([[0], np.cumsum(_list_lengths(column))])
     lists = pa.ListArray.from_arrays(
-        pa.array(offsets, pa.int32()), pc.fill_null(plain_text(text), "")
+        pa.array(offsets, pa.int32()), pc.fill_null(decode_dictionary(text), "")
     )
     return pa.chunked_array([pc.binary_join(lists, separator)])
 
 
-def _list_lengths(column: pa.ChunkedArray) -> np.ndarray:
-    return pc.fill_null(pc.list_value_length(column), 0).to_numpy()
+def decode_text(
+    column: pa.ChunkedArray, name: str, source: str, row_counts: RowCounts
+) -> pa.ChunkedArray:
+    """Text and bytes as UTF-8 without NUL; numbers and times as they are.
 
-
-def readable(column: pa.ChunkedArray, name: str, where: str, report: Report) -> pa.ChunkedArray:
-    """Text is UTF-8 without NUL. DataError for what is neither text nor a number nor a time."""
+    DataError for any other type.
+    """
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     try:
         pa.array([], kind).cast(pa.string())
     except pa.ArrowException:
-        raise DataError(f"{where}: {name} holds {kind}, expected text, numbers or times.") from None
+        raise DataError(
+            f"{source}: {name} holds {kind}, expected text, numbers or times."
+        ) from None
     if pa.types.is_float16(kind):
-        return column.cast(pa.float32())  # half of Arrow's functions do not know it
+        return column.cast(pa.float32())  # half of Arrow's functions lack float16
     if kind not in _TEXTS and not pa.types.is_fixed_size_binary(kind):
         return column
     if column.type != pa.string():
         column = column.cast(kind) if pa.types.is_dictionary(column.type) else column
         column = column.cast(pa.binary())
     try:
-        column = column.cast(pa.binary()).cast(pa.string())  # checks; copies nothing
+        column = column.cast(pa.binary()).cast(pa.string())  # validates without copying
     except pa.ArrowInvalid:
-        column = _repaired(column.cast(pa.binary()), report)
-    return _without_nul(column, report)
+        column = _decode_each(column.cast(pa.binary()), row_counts)
+    return _remove_nul(column, row_counts)
 
 
-def _repaired(column: pa.ChunkedArray, report: Report) -> pa.ChunkedArray:
+def _decode_each(column: pa.ChunkedArray, row_counts: RowCounts) -> pa.ChunkedArray:
+    """Decode each distinct value by itself: UTF-8, else Windows-1252."""
     chunks = []
     for chunk in column.chunks:
         encoded = chunk.dictionary_encode()
-        texts, broken = [], []
+        texts, is_repaired = [], []
         for value in encoded.dictionary.to_pylist():
             try:
                 texts.append(value.decode())
-                broken.append(False)
+                is_repaired.append(False)
             except UnicodeDecodeError:
                 texts.append(windows_1252(value))
-                broken.append(True)
+                is_repaired.append(True)
         chunks.append(pa.array(texts, pa.string()).take(encoded.indices))
-        found = pa.array(broken, pa.bool_()).take(encoded.indices)
-        report.repaired[NO_UTF8] += pc.sum(found).as_py() or 0
+        repaired = pa.array(is_repaired, pa.bool_()).take(encoded.indices)
+        row_counts.repaired[NO_UTF8] += pc.sum(repaired).as_py() or 0
     return pa.chunked_array(chunks, pa.string())
 
 
-def _without_nul(column: pa.ChunkedArray, report: Report) -> pa.ChunkedArray:
+def _remove_nul(column: pa.ChunkedArray, row_counts: RowCounts) -> pa.ChunkedArray:
     for chunk in column.chunks:
         text = chunk.buffers()[2]
         if text is not None and (np.frombuffer(text, np.uint8) == 0).any():
-            report.repaired["NUL bytes taken out"] += (
-                pc.sum(pc.count_substring(column, "\0")).as_py() or 0
-            )
+            count = pc.sum(pc.count_substring(column, "\0")).as_py() or 0
+            row_counts.repaired["NUL bytes taken out"] += count
             return pc.replace_substring(column, "\0", "")
     return column
+
+
+def _list_lengths(column: pa.ChunkedArray) -> np.ndarray:
+    return pc.fill_null(pc.list_value_length(column), 0).to_numpy()
 
 
 def _is_list(kind: pa.DataType) -> bool:

@@ -1,4 +1,4 @@
-"""What happened to the rows of a log, by reason."""
+"""Counts of the rows of a log: read, dropped and repaired, by reason."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -8,43 +8,40 @@ NO_UTF8 = "values that are no UTF-8, read as Windows-1252"
 
 
 @dataclass
-class Report:
-    """Rows read, and what was dropped, repaired or only counted. Read = kept + dropped."""
+class RowCounts:
+    """Rows read, dropped and repaired, and further warnings. Read = kept + dropped."""
 
     rows: int = 0
-    """Rows read, broken ones among them; of sessions one a row, their interactions."""
+    """Rows read, damaged ones included; interactions if a row is a session."""
     lines: int = 0
-    """Of sequences."""
+    """Lines read of logs with `format: sequences`."""
     dropped: Counter[str] = field(default_factory=Counter)
-    """Rows that were left out, each under one reason."""
+    """Rows dropped, each under one reason."""
     repaired: Counter[str] = field(default_factory=Counter)
-    """Values that were mended or set to missing; their rows stay."""
-    counted: Counter[str] = field(default_factory=Counter)
-    """What changes no row but should be known, such as empty files."""
+    """Values changed or set to missing; their rows are kept."""
+    warnings: Counter[str] = field(default_factory=Counter)
+    """Other oddities, such as empty files; they change no row."""
 
     @property
     def counts(self) -> Counter[str]:
-        """All three together."""
-        return +(self.dropped + self.repaired + self.counted)
+        """Counts of all reasons that occurred."""
+        return +(self.dropped + self.repaired + self.warnings)
 
-    def add(self, other: "Report") -> None:
-        """Take over the counts of a part of the log."""
+    def add(self, other: "RowCounts") -> None:
+        """Add the counts of another part of the log."""
         self.rows += other.rows
         self.lines += other.lines
         self.dropped += other.dropped
         self.repaired += other.repaired
-        self.counted += other.counted
+        self.warnings += other.warnings
 
     def facts(self, kept: int) -> dict[str, Any]:
-        """For the manifest, where `kept` rows are left; reasons that never occurred stand not in.
+        """Counts for the manifest; `kept` is the number of rows left.
 
-        AssertionError if a row is neither kept nor counted as dropped.
+        AssertionError if a row is neither kept nor dropped.
         """
         lost = self.rows - kept - self.dropped.total()
         assert lost == 0, f"{lost} rows are not accounted for"  # noqa: S101
-        found: dict[str, Any] = {"read": self.rows, "kept": kept}
-        for name in ("dropped", "repaired", "counted"):
-            counts = +getattr(self, name)
-            if counts:
-                found[name] = dict(counts)
-        return found
+        groups = {"dropped": self.dropped, "repaired": self.repaired, "counted": self.warnings}
+        reasons = {name: dict(+counts) for name, counts in groups.items() if +counts}
+        return {"read": self.rows, "kept": kept, **reasons}

@@ -1,6 +1,6 @@
-"""Text files as blocks of whole lines: unpacked, without marks and NUL bytes.
+"""Text files as blocks of whole lines: decompressed, UTF-8, without byte order marks and NUL bytes.
 
-What is cut off or damaged is read as far as that goes, and counted.
+A truncated or damaged file is read up to the damage.
 """
 
 import codecs
@@ -8,54 +8,55 @@ import re
 import zlib
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
-from pipeline.logs.row_counts import Report
+from pipeline.logs.row_counts import RowCounts
 
 BLOCK_BYTES = 1 << 22
-"""Read at a time."""
+"""Bytes of a block, about."""
 LONGEST_LINE = 1 << 24
-"""Bytes of a line; a longer one is no row of a log."""
+"""Longest line in bytes; a longer one is no row of a log."""
 _PIECE_BYTES = 1 << 16
 _UTF16 = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
-_MARKS_OF_LINES = re.compile(rb"(?<![^\r\n])(?:%s)+" % codecs.BOM_UTF8)
+_MARKS = re.compile(rb"(?<![^\r\n])(?:%s)+" % codecs.BOM_UTF8)
 _WINDOWS_1252 = "".join(
     bytes([byte]).decode("cp1252", errors="ignore") or chr(byte) for byte in range(256)
 )
-"""Five bytes mean nothing there; they become control characters, as in browsers."""
+"""Characters of all bytes; the five undefined ones are control characters, as in browsers."""
 
 
 class TextFile:
-    """One file, once through."""
+    """Text file that is read once."""
 
-    def __init__(self, file: Path, report: Report, longest: int = LONGEST_LINE) -> None:
+    def __init__(self, file: Path, row_counts: RowCounts, longest: int = LONGEST_LINE) -> None:
         self._file = file
-        self._report = report
+        self._row_counts = row_counts
         self._longest = longest
         self.damaged = False
-        """Whether the file ended before its end; known when all blocks were read."""
+        """Whether the file is truncated or damaged; set after the last block."""
         self.cut_line = b""
-        """The unfinished line at the end of a damaged file; it is in no block."""
+        """Unfinished last line of a damaged file; it is in no block."""
         self.long_lines = 0
-        """Lines beyond `longest`, which are in no block."""
+        """Number of lines longer than `longest` bytes; they are in no block."""
 
     def blocks(self) -> Generator[bytes, None, None]:
-        """Whole lines of about BLOCK_BYTES; only the last may lack its line end.
+        """Blocks of whole lines, about BLOCK_BYTES each; the last line may lack its line end.
 
         OSError if nothing can be read.
         """
-        # the next one is read and unpacked while this one is parsed
+        # the next block is read and decompressed while the caller parses this one
         with ThreadPoolExecutor(1) as reader:
             blocks = self._blocks()
-            waiting = reader.submit(next, blocks, None)
-            while (block := waiting.result()) is not None:
-                waiting = reader.submit(next, blocks, None)
-                yield self._without_marks(block)
+            next_block = reader.submit(next, blocks, None)
+            while (block := next_block.result()) is not None:
+                next_block = reader.submit(next, blocks, None)
+                yield self._remove_marks(block)
 
     def _blocks(self) -> Iterator[bytes]:
         parts: list[bytes] = []
         size, skipping = 0, False
-        for piece in self._without_nul(_decoded(self._pieces(), self._report)):
+        for piece in self._remove_nul(_to_utf8(self._pieces(), self._row_counts)):
             end = _last_line_end(piece)
             if skipping:
                 begin = _first_line_end(piece)
@@ -81,84 +82,82 @@ class TextFile:
         elif rest:
             yield rest
 
-    def _without_marks(self, block: bytes) -> bytes:
-        """Of whole lines, where marked files were put together."""
+    def _remove_marks(self, block: bytes) -> bytes:
+        """Remove byte order marks at the start of lines, where files were concatenated."""
         if block.isascii() or codecs.BOM_UTF8 not in block:
             return block
-        block, found = _MARKS_OF_LINES.subn(b"", block)
-        if found:
-            self._report.repaired["byte order marks inside a file, taken out"] += found
+        block, num_marks = _MARKS.subn(b"", block)
+        if num_marks:
+            self._row_counts.repaired["byte order marks inside a file, taken out"] += num_marks
         return block
 
-    def _without_nul(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    def _remove_nul(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
         for piece in pieces:
             if b"\0" in piece:
-                self._report.repaired["NUL bytes taken out"] += piece.count(b"\0")
+                self._row_counts.repaired["NUL bytes taken out"] += piece.count(b"\0")
                 piece = piece.replace(b"\0", b"")
             yield piece
 
     def _pieces(self) -> Iterator[bytes]:
         if self._file.name.lower().endswith(".gz"):
-            yield from self._unzipped()
+            yield from self._decompressed()
             return
         with self._file.open("rb", buffering=0) as stream:
             while piece := stream.read(BLOCK_BYTES):
                 yield piece
 
-    def _unzipped(self) -> Iterator[bytes]:
-        unzip = zlib.decompressobj(wbits=31)
-        waiting: list[bytes] = []
-        size, begun, inside = 0, False, False
+    def _decompressed(self) -> Iterator[bytes]:
+        gzip = zlib.decompressobj(wbits=31)
+        pending: list[bytes] = []
+        size, has_text, inside = 0, False, False  # inside one of the members of the file
         with self._file.open("rb", buffering=0) as stream:
             while piece := stream.read(_PIECE_BYTES):
                 while piece:
                     if not inside:
-                        piece = piece.lstrip(b"\0")  # padding, as gzip itself takes it
+                        piece = piece.lstrip(b"\0")  # gzip allows padding between members
                         inside = bool(piece)
-                        unzip = zlib.decompressobj(wbits=31)
+                        gzip = zlib.decompressobj(wbits=31)
                         continue
-                    before = unzip.copy()
+                    before = gzip.copy()
                     try:
-                        text = unzip.decompress(piece)
-                        piece, inside = unzip.unused_data, not unzip.eof
+                        text = gzip.decompress(piece)
+                        piece, inside = gzip.unused_data, not gzip.eof
                     except zlib.error:
-                        text, piece, self.damaged = _up_to_damage(before, piece), b"", True
+                        text, piece, self.damaged = _decompress_to_damage(before, piece), b"", True
                     if text:
-                        begun = True
-                        waiting.append(text)
+                        has_text = True
+                        pending.append(text)
                         size += len(text)
                     if size >= BLOCK_BYTES:
-                        yield b"".join(waiting)
-                        waiting, size = [], 0
+                        yield b"".join(pending)
+                        pending, size = [], 0
                 if self.damaged:
                     break
         self.damaged |= inside
-        if self.damaged and not begun:
+        if self.damaged and not has_text:
             raise OSError("it is no gzip file, or damaged from its beginning")
         if self.damaged:
-            self._report.counted["files cut off or damaged"] += 1
-        if waiting:
-            yield b"".join(waiting)
+            self._row_counts.warnings["files cut off or damaged"] += 1
+        if pending:
+            yield b"".join(pending)
 
 
 def windows_1252(text: bytes) -> str:
-    """Any bytes as text."""
+    """Decode any bytes as Windows-1252."""
     return codecs.charmap_decode(text, "strict", _WINDOWS_1252)[0]
 
 
-def _up_to_damage(unzip: "zlib._Decompress", piece: bytes) -> bytes:
-    """Of a piece which cannot be unpacked as a whole."""
-    found = []
-    try:
+def _decompress_to_damage(gzip: "zlib._Decompress", piece: bytes) -> bytes:
+    """Text of a piece up to the byte that cannot be decompressed."""
+    texts = []
+    with suppress(zlib.error):
         for byte in range(len(piece)):
-            found.append(unzip.decompress(piece[byte : byte + 1]))
-    except zlib.error:
-        pass
-    return b"".join(found)
+            texts.append(gzip.decompress(piece[byte : byte + 1]))
+    return b"".join(texts)
 
 
-def _decoded(pieces: Iterator[bytes], report: Report) -> Iterator[bytes]:
-    """UTF-16 with its mark as UTF-8, and everything without a mark."""
+def _to_utf8(pieces: Iterator[bytes], row_counts: RowCounts) -> Iterator[bytes]:
+    """Convert UTF-16 with a byte order mark to UTF-8 and remove the mark of the file."""
     first = b""
     for piece in pieces:
         first += piece
@@ -170,23 +169,23 @@ def _decoded(pieces: Iterator[bytes], report: Report) -> Iterator[bytes]:
         yield from pieces
         return
     decoder = codecs.getincrementaldecoder(_UTF16[first[:2]])(errors="replace")
-    waiting: bytes | None = first[2:]
-    while waiting is not None:
-        following = next(pieces, None)
-        text16 = decoder.decode(waiting, final=following is None)
-        # half of a pair is no character, neither here nor in UTF-8
-        if broken := text16.count("�"):
-            report.repaired["characters that are no UTF-16, replaced"] += broken
-        if text16:
-            yield text16.encode()
-        waiting = following
+    piece16: bytes | None = first[2:]
+    while piece16 is not None:
+        next_piece = next(pieces, None)
+        decoded = decoder.decode(piece16, final=next_piece is None)
+        if replaced := decoded.count("�"):  # such as one half of a surrogate pair
+            row_counts.repaired["characters that are no UTF-16, replaced"] += replaced
+        if decoded:
+            yield decoded.encode()
+        piece16 = next_piece
 
 
 def _last_line_end(piece: bytes) -> int:
-    """Behind it; 0 for none. A carriage return at the end may be the first half of one."""
+    """Position after the last line end, or 0. A final CR may be the first half of CRLF."""
     return piece.rfind(b"\n") + 1 or piece.rfind(b"\r", 0, -1) + 1
 
 
 def _first_line_end(piece: bytes) -> int:
-    found = [at for at in (piece.find(b"\n"), piece.find(b"\r", 0, -1)) if at >= 0]
-    return min(found) + 1 if found else 0
+    """Position after the first line end, or 0."""
+    positions = [at for at in (piece.find(b"\n"), piece.find(b"\r", 0, -1)) if at >= 0]
+    return min(positions) + 1 if positions else 0
