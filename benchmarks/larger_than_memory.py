@@ -79,7 +79,7 @@ def preprocess_limited(directory: Path, limit_bytes: int) -> tuple[float, int]:
 def compare(directory: Path, part: str, every: int) -> None:
     """Compare sessions of a part with those that one pass over their rows gives."""
     from pipeline.data.fitted import Fitted
-    from pipeline.logs.row_counts import Report
+    from pipeline.logs.row_counts import RowCounts
     from pipeline.preprocessing import workflow
     from pipeline.preprocessing.blocks import raw_blocks, to_frame, typed_block
     from pipeline.preprocessing.engine import as_table
@@ -100,7 +100,7 @@ def compare(directory: Path, part: str, every: int) -> None:
     types = {name: vocabulary.type for name, vocabulary in fitted.vocabularies.items()}
     blocks = [
         typed_block(fitted.recipe, table, before, types).table
-        for before, table in raw_blocks(fitted.recipe, [sample], Report())
+        for before, table in raw_blocks(fitted.recipe, [sample], RowCounts())
     ]
     frame = to_frame(pa.concat_tables(blocks).unify_dictionaries())
     longest = fitted.recipe.max_sequence_length + 1 if part == "train" else None

@@ -21,8 +21,9 @@ from benchmarks import weights
 from pipeline.core.columns import FIRST_ITEM, ITEM, SCHEMA_FILE
 from pipeline.data.batch import SessionBatch
 from pipeline.data.fitted import Fitted
-from pipeline.data.loader import SessionLoader, count_sessions, read_sessions
+from pipeline.data.loader import SessionLoader
 from pipeline.data.schema import Schema
+from pipeline.data.sessions import count_sessions, read_sessions
 from pipeline.evaluation.metrics import ranking_metrics
 from pipeline.evaluation.targets import prefixes, rank_targets
 from pipeline.model.build import build_model, load_model

@@ -1,12 +1,11 @@
-"""Session Parquet as batches of sessions, and windows of them as what models read.
+"""Batches of sessions from Parquet files.
 
-A training pass is shuffled by the Merlin dataloader, on the device where it reads. A pass in the
-order of the files reads them with pyarrow: importing Merlin, and dask with it, takes longer than
-reading a million sessions. Both give ragged columns (values, offsets). A row of a model's batch is
-a window of a session: all of it for training, maybe a part of it for evaluation.
+The Merlin dataloader reads and shuffles the passes of training, on a GPU where there is one. A pass
+in the order of the files is read with pyarrow: importing Merlin, and dask with it, takes longer
+than reading a million sessions. Both return ragged columns (values, offsets). A row of a model's
+batch is a window of a session: all of it in training, a part of it in evaluation.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,30 +16,30 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from pipeline.core.columns import SESSION, SESSIONS_DIRECTORY
 from pipeline.core.errors import ArtifactError
 from pipeline.data.batch import SessionBatch
+from pipeline.data.sessions import session_files
 
 if TYPE_CHECKING:
     from merlin.dataloader.torch import Loader
 
 _PUT_WAIT_SECONDS = 0.1
-"""How often the reading thread looks whether it should stop; room in the queue wakes it at once."""
+"""Interval at which Merlin's reading thread checks whether to stop; a free slot wakes it."""
 
 
 class RaggedBatch(NamedTuple):
-    """B whole sessions of any length."""
+    """Batch of B whole sessions."""
 
     sequences: dict[str, Tensor]
-    """Per feature (interactions,): the sessions one after the other."""
+    """(interactions,) by feature of interactions: the sessions one after the other."""
     sessions: dict[str, Tensor]
-    """Per feature of a session (B,)."""
+    """(B,) by feature of sessions."""
     offsets: Tensor
-    """(B + 1,) where each session begins in the sequences."""
+    """(B + 1,) position of the first interaction of each session, then their number."""
 
     @property
     def lengths(self) -> Tensor:
-        """(B,) interactions of each session."""
+        """(B,) number of interactions of each session."""
         return self.offsets.diff()
 
     def window(self, rows: Tensor, starts: Tensor, stops: Tensor) -> SessionBatch:
@@ -53,7 +52,7 @@ class RaggedBatch(NamedTuple):
         positions = torch.where(inside, first + columns, 0)
         features = {}
         for name, values in self.sequences.items():
-            # an empty batch has no value to point at
+            # an empty batch has no value at position 0
             taken = values[positions] if values.numel() else values.new_zeros(positions.shape)
             features[name] = taken * inside.to(taken.dtype)
         for name, values in self.sessions.items():
@@ -61,54 +60,12 @@ class RaggedBatch(NamedTuple):
         return SessionBatch(features, lengths)
 
 
-def session_files(data: Path, part: str) -> list[Path]:
-    """Files of a part in the order in which they are read; ArtifactError if it is not there."""
-    files = list((data / SESSIONS_DIRECTORY / part).glob("*.parquet"))
-    if not files:
-        found = sorted(p.name for p in (data / SESSIONS_DIRECTORY).glob("*") if p.is_dir())
-        others = f"Use --part {' or '.join(found)}, or set" if found else "Set"
-        raise ArtifactError(
-            f"{data} has no {part} sessions, it has: {', '.join(found) or 'none'}. {others} "
-            f"`split.{part}` in the recipe, or give --test files, and preprocess again."
-        )
-    # Merlin puts part-2 before part-10, whatever order it is given
-    return sorted(files, key=lambda file: _natural_sort_key(str(file)))
-
-
-def _natural_sort_key(text: str) -> list[int | str]:
-    """Digits compare as numbers, as `dask.utils.natural_sort_key` does."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)]
-
-
-def read_sessions(data: Path, part: str, columns: list[str]) -> pa.Table:
-    """Columns of a part, (sessions) rows in the order of an unshuffled loader.
-
-    A column that the files do not hold is left out. ArtifactError if the part is not there.
-    """
-    tables = []
-    for file in session_files(data, part):
-        names = pq.read_schema(file).names
-        tables.append(pq.read_table(file, columns=[name for name in columns if name in names]))
-    return pa.concat_tables(tables)
-
-
-def session_ids(data: Path, part: str) -> np.ndarray | None:
-    """(sessions,) raw ids in the order of an unshuffled loader; None where the files hold none."""
-    table = read_sessions(data, part, [SESSION])
-    return table[SESSION].to_numpy() if SESSION in table.column_names else None
-
-
-def count_sessions(data: Path, part: str) -> int:
-    """Sessions of a part. ArtifactError if it is not there."""
-    return sum(pq.read_metadata(file).num_rows for file in session_files(data, part))
-
-
 class SessionLoader:
-    """Batches of one part of a data directory.
+    """Batches of a part of a data directory.
 
-    The order of a shuffled pass follows from the seed and the number of the pass alone, so that
-    a training that was interrupted can read on where it was. With `processes` above 1 it reads the
-    row groups of one process, every `processes`-th from number `rank`; there may be none.
+    The order of a shuffled pass depends on the seed and the number of the pass alone, so that an
+    interrupted training can resume within a pass. With `processes` above 1 the loader reads the row
+    groups of one process: every `processes`-th from number `rank` on, maybe none.
     """
 
     def __init__(
@@ -125,10 +82,10 @@ class SessionLoader:
         processes: int = 1,
         indices: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        """`features` are the columns to read; `indices` has others by column, see
+        """`features` are the columns to read; `indices` maps their indices, see
         `Run.index_mapping`.
 
-        ArtifactError if the part is not there.
+        ArtifactError if there is no such part.
         """
         self._files = [f for f in session_files(data, part) if pq.read_metadata(f).num_rows]
         self.item = item
@@ -150,17 +107,17 @@ class SessionLoader:
             self._loader.indices = self._loader.indices[rank::processes]
 
     def __len__(self) -> int:
-        """Batches of a pass."""
+        """Number of batches of a pass."""
         if self._in_order:
             return -(-self.num_sessions // self._batch_size)
         return 0 if self._loader is None else len(self._loader)
 
     def set_epoch(self, epoch: int) -> None:
-        """Number of the next pass, from 0; otherwise passes are counted."""
+        """Set the number of the next pass, from 0; by default passes are numbered in turn."""
         self._epoch = epoch
 
     def any_session(self) -> RaggedBatch:
-        """Some session of the part, also where this process reads none. ArtifactError if empty."""
+        """A session of the part, whichever process reads it. ArtifactError if there is none."""
         if not self._files:
             raise ArtifactError("The part holds no session. Preprocess a log that has some.")
         return self._ragged(next(_read_in_order(self._files, self._features, 1)))
@@ -179,7 +136,7 @@ class SessionLoader:
             yield self._ragged(columns)
 
     def _merlin_loader(self, batch_size: int, *, split_groups: bool, shuffle: bool) -> "Loader":
-        # first, since its settings must stand before dask is imported
+        # imported first: it makes settings that dask reads when it is imported
         from pipeline.core.merlin import has_cudf  # isort: skip
         from merlin.dataloader.torch import Loader
         from merlin.io import Dataset
@@ -189,7 +146,7 @@ class SessionLoader:
         dataset = Dataset(files, engine="parquet", cpu=not has_cudf(), **split)
         dataset.schema = dataset.schema.select_by_name(self._features)
         loader = Loader(dataset, batch_size=batch_size, shuffle=shuffle, seed_fn=self._draw_seed)
-        # its thread asks a full queue every microsecond for room, which takes a whole core
+        # by default its thread polls a full queue every microsecond, which takes a whole core
         loader._buff.put_wait = _PUT_WAIT_SECONDS
         return loader
 
@@ -202,13 +159,13 @@ class SessionLoader:
         for name, values in features.items():
             if name.endswith("__values"):
                 column = name.removesuffix("__values")
-                sequences[column] = self._translated(column, values)
+                sequences[column] = self._map_indices(column, values)
             elif not name.endswith("__offsets"):
-                sessions[name] = self._translated(name, values.reshape(-1))
+                sessions[name] = self._map_indices(name, values.reshape(-1))
         offsets = features[f"{self.item}__offsets"].to(torch.int64)
         return RaggedBatch(sequences, sessions, offsets)
 
-    def _translated(self, column: str, values: Tensor) -> Tensor:
+    def _map_indices(self, column: str, values: Tensor) -> Tensor:
         if column not in self._rows:
             return values
         rows = self._rows[column].to(values.device)
@@ -219,19 +176,19 @@ def _read_in_order(
     files: list[Path], features: list[str], batch_size: int
 ) -> Iterator[dict[str, Tensor]]:
     """Columns of consecutive sessions, named as the Merlin dataloader names them."""
-    waiting: list[pa.RecordBatch] = []
-    num_waiting = 0
+    pending: list[pa.RecordBatch] = []
+    num_pending = 0
     for file in files:
         for batch in pq.ParquetFile(file).iter_batches(batch_size, columns=features):
-            waiting.append(batch)
-            num_waiting += len(batch)
-            while num_waiting >= batch_size:
-                table = pa.Table.from_batches(waiting)
+            pending.append(batch)
+            num_pending += len(batch)
+            while num_pending >= batch_size:
+                table = pa.Table.from_batches(pending)
                 yield _columns(table.slice(0, batch_size))
-                waiting = table.slice(batch_size).to_batches()
-                num_waiting -= batch_size
-    if num_waiting:
-        yield _columns(pa.Table.from_batches(waiting))
+                pending = table.slice(batch_size).to_batches()
+                num_pending -= batch_size
+    if num_pending:
+        yield _columns(pa.Table.from_batches(pending))
 
 
 def _columns(table: pa.Table) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Columns as a file holds them to the types that the workflow takes: indices, numbers, times."""
+"""Raw columns converted to the types of the workflow: ids and categories, numbers, times."""
 
 from collections.abc import Iterable
 
@@ -12,120 +12,118 @@ from pipeline.data.fitted import TimestampType, ValueType
 from pipeline.recipe.preprocess import Timestamp
 
 UNKNOWN_INTEGER = -(2**63) + 1
-"""Stands for a value that is no integer where integers were learned; in no vocabulary."""
+"""Placeholder of a value that is no integer in a column of integers; in no vocabulary."""
 NO_TIME = -(2**63)
-"""Stands for a time that is missing or not to be read."""
+"""Placeholder of a time that is missing or unreadable."""
 LATEST_MICROSECONDS = 2**62
-"""About the year 148,000; beyond that a number is no time, and differences would overflow."""
+"""About the year 148,000; later times are unreadable, and their differences would overflow."""
 FEW = 16
-"""Text with fewer values than rows by this factor is kept as a dictionary."""
-_GLANCE = 1_000
+"""Ratio of rows to distinct values from which on text is kept as a dictionary."""
+_FIRST_ROWS = 1_000
 ISO_TIME = (
     r"^(1[7-9]|2[01])\d\d-\d\d-\d\d"
     r"([ T]\d\d:\d\d(:\d\d(\.\d{1,9})?)?( ?(UTC|Z|[+-]\d\d:?\d\d))?)?$"
 )
-"""Text that counts as a time: a date, the time of day and the zone where they are given."""
+"""Text that is read as a time: a date, with or without the time of day and the zone."""
 
 
-def plain(column: pa.ChunkedArray) -> pa.Array:
-    """One array with dictionaries decoded."""
+def to_array(column: pa.ChunkedArray) -> pa.Array:
+    """One array, without chunks and dictionary."""
     array = column.combine_chunks()
     if isinstance(array, pa.ChunkedArray):
         array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
     return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
 
 
-def categories(chunks: list[pa.Array], wanted: ValueType | None) -> tuple[pd.Series, ValueType]:
-    """Ids and categories as int64 (nullable where some are missing) or as text.
+def categories(chunks: list[pa.Array], kind: ValueType | None) -> tuple[pd.Series, ValueType]:
+    """Ids or categories as int64 (nullable if some are missing) or as text, and their type.
 
-    They are integers if every one of them is, in every file, and is written the one way that
-    gives the same text back, so that no id is changed; otherwise text. An empty text is missing.
+    Without `kind`, they are integers if each one is an integer in its canonical form, so that its
+    text is not changed; otherwise text. Empty text is missing.
     """
-    read = [category_chunk(chunk, wanted) for chunk in chunks]
-    kind = common_type([found for _, found in read])
-    whole = pa.concat_arrays([plain_text(as_type(part, kind)) for part, _ in read])
-    if kind == "string":
-        return whole.to_pandas(), kind
+    converted = [category_chunk(chunk, kind) for chunk in chunks]
+    common = common_type([chunk_kind for _, chunk_kind in converted])
+    whole = pa.concat_arrays([decode_dictionary(as_type(part, common)) for part, _ in converted])
+    if common == "string":
+        return whole.to_pandas(), common
     if whole.null_count == 0:
-        return pd.Series(whole.to_numpy()), kind
-    return whole.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get), kind
+        return pd.Series(whole.to_numpy()), common
+    return whole.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get), common
 
 
-def category_chunk(chunk: pa.Array, wanted: ValueType | None) -> tuple[pa.Array, ValueType]:
-    """Part of a column of ids: int64 if each of its values is an integer in its one form, or text.
+def category_chunk(chunk: pa.Array, kind: ValueType | None) -> tuple[pa.Array, ValueType]:
+    """Part of a column of ids: int64 if each value is an integer in its canonical form, else text.
 
-    Text of few values is a dictionary. With `wanted` it becomes that type: what is no integer then
-    is `UNKNOWN_INTEGER`.
+    Text with few distinct values is returned as a dictionary. With `kind` it becomes that type; a
+    value that is no integer is `UNKNOWN_INTEGER` then.
     """
     if _is_text(chunk.type):
         encoded = chunk.dictionary_encode()
-        values = encoded.dictionary
-        if len(values) * FEW < len(chunk):
-            found, kind = category_chunk(values, wanted)
-            if kind == "int64" or found.null_count:
-                return plain_text(found.take(encoded.indices)), kind
-            return pa.DictionaryArray.from_arrays(encoded.indices, found), kind
-    if wanted == "string":
+        if len(encoded.dictionary) * FEW < len(chunk):
+            values, value_kind = category_chunk(encoded.dictionary, kind)
+            if value_kind == "int64" or values.null_count:
+                return decode_dictionary(values.take(encoded.indices)), value_kind
+            return pa.DictionaryArray.from_arrays(encoded.indices, values), value_kind
+    if kind == "string":
         return _as_text(chunk), "string"
     integers = _as_integers(chunk)
     if integers is not None:
         return integers, "int64"
-    return (_known_integers(chunk), "int64") if wanted == "int64" else (_as_text(chunk), "string")
+    if kind == "int64":
+        return _integers_or_unknown(chunk), "int64"
+    return _as_text(chunk), "string"
 
 
-def several(
-    array: pa.Array, separator: str, most: int, wanted: ValueType | None
+def split_values(
+    array: pa.Array, separator: str, max_values: int, kind: ValueType | None
 ) -> tuple[list[pa.Array], ValueType]:
-    """Texts of several categories to `most` columns of one each, missing after the last.
+    """Texts of several categories as `max_values` columns of one each, missing after the last.
 
-    Spaces around a category are taken off, empty ones left out. As `category_chunk` otherwise.
+    Spaces around a category are removed, empty categories left out. Types as `category_chunk`.
     """
     encoded = _as_text(array).dictionary_encode()
-    split = pc.split_pattern(encoded.dictionary, separator)
-    words = pc.utf8_trim(pc.list_flatten(split), " \t")
-    filled = pc.not_equal(words, "").to_numpy(zero_copy_only=False)
-    text = pc.list_parent_indices(split).to_numpy()[filled]
-    counts = np.bincount(text, minlength=len(split))
-    found, kind = category_chunk(words.filter(pa.array(filled)), wanted)
-    found = plain_text(found)
-    codes = None
-    if kind == "string":
-        codes = found.dictionary_encode()
+    lists = pc.split_pattern(encoded.dictionary, separator)
+    words = pc.utf8_trim(pc.list_flatten(lists), " \t")
+    is_filled = pc.not_equal(words, "").to_numpy(zero_copy_only=False)
+    text = pc.list_parent_indices(lists).to_numpy()[is_filled]
+    counts = np.bincount(text, minlength=len(lists))
+    values, kind = category_chunk(words.filter(pa.array(is_filled)), kind)
+    values = decode_dictionary(values)
+    codes = values.dictionary_encode() if kind == "string" else None
     starts = np.cumsum(counts) - counts
     columns = []
-    for number in range(most):
-        place = pa.array(starts + number, mask=counts <= number).take(encoded.indices)
+    for number in range(max_values):
+        position = pa.array(starts + number, mask=counts <= number).take(encoded.indices)
         if codes is None or len(codes.dictionary) * FEW >= len(array):
-            columns.append(found.take(place))
+            columns.append(values.take(position))
         else:
-            taken = codes.indices.take(place)
-            columns.append(pa.DictionaryArray.from_arrays(taken, codes.dictionary))
+            indices = codes.indices.take(position)
+            columns.append(pa.DictionaryArray.from_arrays(indices, codes.dictionary))
     return columns, kind
 
 
 def common_type(kinds: Iterable[ValueType]) -> ValueType:
-    """Of a column whose parts are of these kinds: integers if each of them is."""
+    """Type of a column whose parts have these types: integers if all parts are."""
     return "int64" if all(kind == "int64" for kind in kinds) else "string"
 
 
 def as_type(array: pa.Array, kind: ValueType) -> pa.Array:
-    """A chunk as `category_chunk` gives it; integers become the text that they were."""
+    """Convert the integers of a chunk of `category_chunk` to text if `kind` is string."""
     if kind == "string" and pa.types.is_integer(array.type):
         return array.cast(pa.string())
     return array
 
 
-def plain_text(array: pa.Array) -> pa.Array:
-    """Without a dictionary."""
+def decode_dictionary(array: pa.Array) -> pa.Array:
+    """Array without a dictionary."""
     return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
 
 
 def numbers(chunks: list[pa.Array], *, positive: bool) -> tuple[np.ndarray, int]:
-    """float64 with NaN for what is missing, and how many values were there but no use.
+    """float64 with NaN for missing and unusable values, and the number of unusable ones.
 
-    True is 1 and False 0, as a text too, in which a table of them may be written.
-    Not usable are text that is no number, what float32 cannot hold and, if `positive`, what has
-    no log(1 + x) in float32.
+    Unusable are text that is no number, numbers out of the range of float32 and, if `positive`,
+    numbers without log(1 + x) in float32. True is 1 and False 0, as text too.
     """
     parts, bad = [], 0
     for chunk in chunks:
@@ -138,7 +136,7 @@ def numbers(chunks: list[pa.Array], *, positive: bool) -> tuple[np.ndarray, int]
             text = pc.if_else(pc.equal(chunk.cast(pa.string()), ""), None, chunk.cast(pa.string()))
             part = pd.to_numeric(text.to_pandas(), errors="coerce").to_numpy(np.float64)
             if np.isnan(part).any():
-                part = _with_truths(part, text)
+                part = _replace_truths(part, text)
             bad += int((np.isnan(part) & text.is_valid().to_numpy(zero_copy_only=False)).sum())
         parts.append(part)
     whole = np.concatenate(parts)
@@ -148,22 +146,22 @@ def numbers(chunks: list[pa.Array], *, positive: bool) -> tuple[np.ndarray, int]
     return np.where(unusable, np.nan, whole), bad + int(unusable.sum())
 
 
-def _with_truths(numbers: np.ndarray, text: pa.Array) -> np.ndarray:
+def _replace_truths(numbers: np.ndarray, text: pa.Array) -> np.ndarray:
     lower = pc.utf8_lower(text)
     for word, number in (("true", 1.0), ("false", 0.0)):
-        there = pc.fill_null(pc.equal(lower, word), False).to_numpy(zero_copy_only=False)
-        numbers = np.where(there, number, numbers)
+        is_word = pc.fill_null(pc.equal(lower, word), False).to_numpy(zero_copy_only=False)
+        numbers = np.where(is_word, number, numbers)
     return numbers
 
 
 def bucket(numbers: np.ndarray, bounds: tuple[float, ...]) -> pa.Array:
-    """(N,) int64, how many of the rising `bounds` are at most the number; null for NaN."""
-    found = np.searchsorted(np.array(bounds), numbers, side="right").astype(np.int64)
-    return pa.array(found, mask=np.isnan(numbers))
+    """(N,) int64, the number of rising `bounds` that are at most the number; null for NaN."""
+    buckets = np.searchsorted(np.array(bounds), numbers, side="right").astype(np.int64)
+    return pa.array(buckets, mask=np.isnan(numbers))
 
 
 def microseconds(chunks: list[pa.Array], config: Timestamp) -> tuple[np.ndarray, TimestampType]:
-    """int64 microseconds since 1970 UTC, NO_TIME where there is none, and the raw type."""
+    """int64 microseconds since 1970 UTC or NO_TIME, and the raw type."""
     parts, kinds = [], []
     for chunk in chunks:
         part, kind = _microseconds(chunk, config)
@@ -175,7 +173,7 @@ def microseconds(chunks: list[pa.Array], config: Timestamp) -> tuple[np.ndarray,
 
 def _microseconds(array: pa.Array, config: Timestamp) -> tuple[np.ndarray, TimestampType]:
     if pa.types.is_duration(array.type) or pa.types.is_time(array.type):
-        raise DataError(f"The timestamp column holds {array.type}, expected moments, not spans.")
+        raise DataError(f"The timestamp column holds {array.type}, expected times, not durations.")
     if pa.types.is_date(array.type):
         array = array.cast(pa.timestamp("ms" if pa.types.is_date64(array.type) else "s"))
     if pa.types.is_timestamp(array.type):
@@ -185,9 +183,10 @@ def _microseconds(array: pa.Array, config: Timestamp) -> tuple[np.ndarray, Times
     if _is_text(array.type):
         integers = _as_integers(array)
         if integers is None:
-            # each value by itself, so that none depends on those it is read with
-            known = _known_integers(array)
-            exact = _from_integers(_without_unknown(known), config.unit)
+            # value by value, so that none depends on the others of its block
+            integers = _integers_or_unknown(array)
+            integers = pc.if_else(pc.equal(integers, UNKNOWN_INTEGER), None, integers)
+            exact = _from_integers(integers, config.unit)
             rounded = _from_floats(numbers([array], positive=False)[0], config.unit)[0]
             return np.where(exact != NO_TIME, exact, rounded), "float64"
         array = integers
@@ -197,11 +196,11 @@ def _microseconds(array: pa.Array, config: Timestamp) -> tuple[np.ndarray, Times
 
 
 def _from_integers(array: pa.Array, unit: str) -> np.ndarray:
-    known = array.is_valid().to_numpy(zero_copy_only=False)
+    is_valid = array.is_valid().to_numpy(zero_copy_only=False)
     times = pc.fill_null(array, 0).to_numpy(zero_copy_only=False)
     multiplier, divisor = {"s": (10**6, 1), "ms": (1000, 1), "us": (1, 1), "ns": (1, 1000)}[unit]
     latest = min(LATEST_MICROSECONDS / multiplier * divisor, 2.0**63)
-    usable = known & (np.abs(times.astype(np.float64)) < latest)
+    usable = is_valid & (np.abs(times.astype(np.float64)) < latest)
     whole = np.where(usable, times, 0).astype(np.int64)
     return np.where(usable, whole * multiplier // divisor, NO_TIME)
 
@@ -215,9 +214,9 @@ def _from_floats(times: np.ndarray, unit: str) -> tuple[np.ndarray, TimestampTyp
 
 
 def _from_text(text: pa.Array) -> np.ndarray:
-    readable = pc.fill_null(pc.match_substring_regex(text, ISO_TIME), False)
-    text = pc.replace_substring_regex(pc.if_else(readable, text, None), r" ?(UTC|Z)$", "+00:00")
-    # every text gets a zone: pandas gives one without that of the text before it (issue 61389)
+    is_time = pc.fill_null(pc.match_substring_regex(text, ISO_TIME), False)
+    text = pc.replace_substring_regex(pc.if_else(is_time, text, None), r" ?(UTC|Z)$", "+00:00")
+    # each text needs a zone: pandas would use that of the text before it (issue 61389)
     text = pc.replace_substring_regex(text, r"^(.{10})$", r"\1T00:00")
     text = pc.replace_substring_regex(text, r"([ T][0-9:.]+)$", r"\1+00:00")
     times = pd.to_datetime(text.to_pandas(), format="ISO8601", utc=True, errors="coerce")
@@ -225,17 +224,17 @@ def _from_text(text: pa.Array) -> np.ndarray:
 
 
 def _as_integers(array: pa.Array) -> pa.Array | None:
-    """int64 if nothing is lost by it, else None. A column without any value can be either."""
+    """int64 if no value changes by the conversion, else None; int64 for a column of nulls."""
     kind = array.type
     try:
         if pa.types.is_null(kind) or pa.types.is_integer(kind) or _is_decimal(kind):
             return array.cast(pa.int64())
-        if pa.types.is_floating(kind):  # what pandas makes of integers with a gap
+        if pa.types.is_floating(kind):  # pandas turns integers with missing values into floats
             return pc.if_else(pc.is_nan(array), None, array).cast(pa.int64())
         if _is_text(kind):
             text = _as_text(array)
-            # at the first that is none the whole cast fails, but only after it has read all
-            text.slice(0, _GLANCE).cast(pa.int64())
+            # the cast fails at the first text that is no integer, but reads the whole array first
+            text.slice(0, _FIRST_ROWS).cast(pa.int64())
             whole = text.cast(pa.int64())
             return whole if whole.cast(pa.string()).equals(text) else None
     except pa.ArrowInvalid:
@@ -243,27 +242,23 @@ def _as_integers(array: pa.Array) -> pa.Array | None:
     return None
 
 
-def _known_integers(array: pa.Array) -> pa.Array:
-    """int64 of values some of which are no integers; those become UNKNOWN_INTEGER."""
+def _integers_or_unknown(array: pa.Array) -> pa.Array:
+    """int64 of the values that are integers; UNKNOWN_INTEGER for the others."""
     text = _as_text(array)
-    canonical = pc.match_substring_regex(text, r"^(0|-?[1-9][0-9]{0,18})$")
-    # as text of one length, numbers compare as they do themselves
+    is_canonical = pc.match_substring_regex(text, r"^(0|-?[1-9][0-9]{0,18})$")
+    # digits padded to one length compare as the numbers do
     digits = pc.replace_substring_regex(text, "^-", "")
     fits = pc.less_equal(pc.utf8_lpad(digits, 19, "0"), str(2**63 - 1))
-    known = pc.and_(canonical, fits)
-    whole = pc.if_else(known, text, None).cast(pa.int64())
-    unknown = pc.and_(pc.is_valid(text), pc.invert(pc.fill_null(known, False)))
-    return pc.if_else(unknown, UNKNOWN_INTEGER, whole)
-
-
-def _without_unknown(array: pa.Array) -> pa.Array:
-    return pc.if_else(pc.equal(array, UNKNOWN_INTEGER), None, array)
+    is_integer = pc.and_(is_canonical, fits)
+    integers = pc.if_else(is_integer, text, None).cast(pa.int64())
+    is_unknown = pc.and_(pc.is_valid(text), pc.invert(pc.fill_null(is_integer, False)))
+    return pc.if_else(is_unknown, UNKNOWN_INTEGER, integers)
 
 
 def _as_text(array: pa.Array) -> pa.Array:
-    """Text with the empty one as missing; whole numbers without a decimal point.
+    """Text, missing if empty; whole numbers have no decimal point.
 
-    Each value by itself, so that an id is the same in whichever part of a log it stands.
+    Converted value by value, so that an id does not depend on the others of its block.
     """
     if pa.types.is_floating(array.type):
         array = pc.if_else(pc.is_nan(array), None, array)
@@ -278,7 +273,7 @@ def _as_text(array: pa.Array) -> pa.Array:
 
 
 def _is_decimal(kind: pa.DataType) -> bool:
-    """As Parquet has them; Arrow itself knows others, of multiples of ten."""
+    """Decimals of Parquet; Arrow also has some of a negative scale."""
     return bool(pa.types.is_decimal(kind)) and kind.scale >= 0
 
 

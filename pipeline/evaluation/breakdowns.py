@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.core.columns import FIRST_ITEM
-from pipeline.data.interactions import Interactions
+from pipeline.data.sessions import Interactions
 from pipeline.evaluation.targets import Positions, target_places
 
 _LENGTHS = (1, 2, 3, 4, 6, 10, 20)

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from pipeline.core.columns import ITEM, SESSION
 from pipeline.core.files import check_parquet, new_parquet
 from pipeline.data.directory import Data
-from pipeline.data.loader import count_sessions, session_ids
+from pipeline.data.sessions import count_sessions, session_ids
 from pipeline.evaluation.recommendations import Recommendations
 from pipeline.evaluation.recommender import Recommender
 from pipeline.model.run import Run

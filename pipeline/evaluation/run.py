@@ -10,8 +10,8 @@ import numpy as np
 from pipeline.core.columns import FIRST_ITEM, ITEM
 from pipeline.core.errors import ArtifactError
 from pipeline.data.directory import Data
-from pipeline.data.interactions import Interactions, read_interactions
 from pipeline.data.loader import SessionLoader
+from pipeline.data.sessions import Interactions, read_interactions
 from pipeline.evaluation.baselines import BASELINES, rank_by_baselines
 from pipeline.evaluation.breakdowns import Targets, break_down, describe_targets
 from pipeline.evaluation.metrics import (

@@ -162,7 +162,7 @@ class CsvFile:
                 self._drop("lines that repeat the header")
                 at += 1
                 continue
-            num_lines: int | None = 1
+            end = at + 1
             if b'"' in line and self._quotes.is_open(line):
                 num_lines = self._quotes.num_lines(lines, at)
                 if num_lines is None and not is_last and sum(map(len, lines[at:])) < LONGEST_RECORD:
@@ -172,8 +172,9 @@ class CsvFile:
                     at += 1
                     continue
                 self._row_counts.warnings["rows with line ends inside a value"] += 1
-            kept += [self._to_utf8(each) for each in lines[at : at + num_lines]]
-            at += num_lines
+                end = at + num_lines
+            kept += [self._to_utf8(each) for each in lines[at:end]]
+            at = end
         return b"".join(kept), b""
 
     def _drop(self, reason: str) -> None:

@@ -17,7 +17,7 @@ from pipeline.core.errors import DataError
 from pipeline.data import values
 from pipeline.data.fitted import TimestampType, ValueType
 from pipeline.logs.files import BLOCK_ROWS, check_features, scan_log
-from pipeline.logs.row_counts import Report
+from pipeline.logs.row_counts import RowCounts
 from pipeline.recipe.features import (
     BucketFeature,
     CategoricalFeature,
@@ -39,7 +39,7 @@ class Block:
     types: dict[str, ValueType]
     """Type of each id column."""
     timestamp_type: TimestampType | None
-    report: Report
+    report: RowCounts
     """Rows and values lost between the block as read and `table`."""
 
 
@@ -50,7 +50,7 @@ def id_columns(recipe: Preprocess) -> list[str]:
 
 
 def raw_blocks(
-    recipe: Preprocess, files: Iterable[Path], report: Report, rows: int = BLOCK_ROWS
+    recipe: Preprocess, files: Iterable[Path], report: RowCounts, rows: int = BLOCK_ROWS
 ) -> Iterator[tuple[int, pa.Table]]:
     """Yield (number of rows before, table) of blocks of about `rows` rows, as the files hold them.
 
@@ -87,7 +87,7 @@ def typed_block(
     Id columns get `fitted_types`; without them, columns of integers become int64 and all others
     text. `before` is the number of rows before the block.
     """
-    report = Report()
+    report = RowCounts()
     columns, types = _id_values(recipe, table, fitted_types or {}, report)
     for feature in recipe.features:
         if feature.kind == "continuous":
@@ -95,7 +95,7 @@ def typed_block(
             if isinstance(feature, TargetEncodedFeature):
                 name, source = feature.target_column, feature.mean_of
             is_log = isinstance(feature, NumberFeature) and feature.log
-            numbers, bad = values.numbers([values.plain(table[name])], positive=is_log)
+            numbers, bad = values.numbers([values.to_array(table[name])], positive=is_log)
             columns[name] = pa.array(numbers)
             report.repaired[f"values of {source} that are no usable number"] += bad
     timestamp_type: TimestampType | None = None
@@ -103,7 +103,7 @@ def typed_block(
         times = np.arange(before, before + table.num_rows, dtype=np.int64)
     else:
         times, timestamp_type = values.microseconds(
-            [values.plain(table[TIMESTAMP])], recipe.timestamp
+            [values.to_array(table[TIMESTAMP])], recipe.timestamp
         )
     columns[TIMESTAMP] = pa.array(times)
     typed = pa.table(columns)
@@ -114,30 +114,30 @@ def typed_block(
 
 
 def _id_values(
-    recipe: Preprocess, table: pa.Table, types: dict[str, ValueType], report: Report
+    recipe: Preprocess, table: pa.Table, types: dict[str, ValueType], report: RowCounts
 ) -> tuple[dict[str, pa.Array], dict[str, ValueType]]:
     """Columns of ids and categories with their types."""
-    session, session_type = values.category_chunk(values.plain(table[SESSION]), None)
+    session, session_type = values.category_chunk(values.to_array(table[SESSION]), None)
     # sessions are never encoded: no fitted type, no dictionary
     read: dict[str, tuple[pa.Array, ValueType]] = {
-        SESSION: (values.plain_text(session), session_type),
-        ITEM: values.category_chunk(values.plain(table[ITEM]), types.get(ITEM)),
+        SESSION: (values.decode_dictionary(session), session_type),
+        ITEM: values.category_chunk(values.to_array(table[ITEM]), types.get(ITEM)),
     }
     for feature in recipe.features:
         if isinstance(feature, CategoricalFeature | TargetEncodedFeature):
-            column = values.plain(table[feature.name])
+            column = values.to_array(table[feature.name])
             read |= _category_values(feature, column, types.get(feature.columns[0]), report)
     for name, (column, kind) in read.items():
         if kind == types.get(name) == "int64":
             num_text = pc.sum(pc.equal(column, values.UNKNOWN_INTEGER)).as_py() or 0
             reason = f"values of {name} that are no integer, as all that are known"
-            report.counted[reason] += num_text
+            report.warnings[reason] += num_text
     columns = {name: column for name, (column, _) in read.items()}
     return columns, {name: kind for name, (_, kind) in read.items()}
 
 
 def _category_values(
-    feature: Feature, column: pa.Array, kind: ValueType | None, report: Report
+    feature: Feature, column: pa.Array, kind: ValueType | None, report: RowCounts
 ) -> dict[str, tuple[pa.Array, ValueType]]:
     """Values and type of each column of a feature, read as `kind` if it is known."""
     if isinstance(feature, BucketFeature):
@@ -145,12 +145,12 @@ def _category_values(
         report.repaired[f"values of {feature.name} that are no usable number"] += bad
         return {feature.name: (values.bucket(numbers, feature.buckets), "int64")}
     if isinstance(feature, CategoryFeature) and feature.values_per_interaction > 1:
-        parts, common = values.several(column, feature.separator, len(feature.columns), kind)
+        parts, common = values.split_values(column, feature.separator, len(feature.columns), kind)
         return {c: (part, common) for c, part in zip(feature.columns, parts, strict=True)}
     return {feature.name: values.category_chunk(column, kind)}
 
 
-def _filter_times(timestamp: Timestamp, table: pa.Table, report: Report) -> pa.Table:
+def _filter_times(timestamp: Timestamp, table: pa.Table, report: RowCounts) -> pa.Table:
     """Drop rows without a usable time and those outside the bounds of the recipe."""
     has_time = pc.not_equal(table[TIMESTAMP], values.NO_TIME)
     table = _filter(table, has_time, "rows without a usable time", report)
@@ -164,7 +164,7 @@ def _filter_times(timestamp: Timestamp, table: pa.Table, report: Report) -> pa.T
     return table
 
 
-def _filter(table: pa.Table, mask: pa.ChunkedArray, reason: str, report: Report) -> pa.Table:
+def _filter(table: pa.Table, mask: pa.ChunkedArray, reason: str, report: RowCounts) -> pa.Table:
     """Keep the rows of `mask` and count the others under `reason`."""
     num_dropped = len(mask) - (pc.sum(mask).as_py() or 0)
     report.dropped[reason] += num_dropped
@@ -188,7 +188,7 @@ def common_types(
     return types, next((kind for kind in order if kind in timestamp_types), None)
 
 
-def check_not_empty(files: Iterable[Path], rows: int, report: Report) -> None:
+def check_not_empty(files: Iterable[Path], rows: int, report: RowCounts) -> None:
     """DataError if a log has no usable row."""
     if not rows:
         reasons = ", ".join(f"{count} {reason}" for reason, count in report.counts.items())

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from pipeline.core.columns import FITTED_DIRECTORY, FITTED_FILE, ITEM, SESSION, TIMESTAMP
 from pipeline.data.fitted import Fitted, TimestampType, ValueType
-from pipeline.logs.row_counts import Report
+from pipeline.logs.row_counts import RowCounts
 from pipeline.preprocessing.blocks import (
     Block,
     check_not_empty,
@@ -65,7 +65,7 @@ class Shard:
     """(S,) microseconds of the last interaction of each session."""
     first: int
     """Microseconds of the first interaction."""
-    report: Report
+    report: RowCounts
     """Rows dropped by the session rules."""
 
 
@@ -76,7 +76,7 @@ class Log:
     shards: list[Shard]
     types: dict[str, ValueType]
     timestamp_type: TimestampType | None
-    report: Report
+    report: RowCounts
     rows: int
     """Interactions in all shards."""
     item_table: pa.Table | None
@@ -137,7 +137,7 @@ def read_sorted(
     operator features. DataError for a missing or unreadable file, a missing column, or a log
     without a usable row.
     """
-    report = Report()
+    report = RowCounts()
     spill = Spill(directory)
     block_types = []
     side_tables = SideTables(recipe, report)
@@ -188,7 +188,7 @@ def _write_block(
 def _write_shard(
     recipe: Preprocess, spill: Spill, number: int, bounds: Bounds, types: dict[str, ValueType]
 ) -> Shard:
-    report = Report()
+    report = RowCounts()
     table, starts = sorted_shard(spill, bounds, types)
     table, starts = apply_session_rules(recipe, table, starts, report)
     path = spill.directory / f"shard-{number}.arrow"

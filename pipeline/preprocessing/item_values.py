@@ -113,7 +113,7 @@ def newest_values(fitted: Fitted, table: pa.Table) -> dict[str, pa.Table]:
         arrays = {_INDEX: index[rows], _TIME: times[rows]}
         for column_name in columns:
             column = table[column_name].combine_chunks().take(pa.array(rows))
-            arrays[column_name] = values.plain_text(column).cast(kind)
+            arrays[column_name] = values.decode_dictionary(column).cast(kind)
         newest[name] = pa.table(arrays)
     return newest
 
@@ -155,10 +155,10 @@ def _typed_items(fitted: Fitted, item_table: pa.Table) -> pa.Table:
     types = {name: vocabulary.type for name, vocabulary in fitted.of_columns.items()}
     block = item_table.append_column(SESSION, item_table[ITEM])
     typed = typed_block(reader, block, 0, types).table
-    columns = {ITEM: values.plain_text(typed[ITEM].combine_chunks())}
+    columns = {ITEM: values.decode_dictionary(typed[ITEM].combine_chunks())}
     for feature in features:
         for name in feature.columns:
-            column = values.plain_text(typed[name].combine_chunks())
+            column = values.decode_dictionary(typed[name].combine_chunks())
             if pa.types.is_floating(column.type):
                 column = pc.if_else(pc.is_finite(column), column, None)
             columns[name] = column.cast(_value_type(fitted, feature.name))

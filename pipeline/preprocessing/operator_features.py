@@ -15,9 +15,8 @@ import pyarrow as pa
 
 from pipeline.core.errors import ConfigError
 from pipeline.data import values
-from pipeline.logs.columns import joined, readable
-from pipeline.logs.files import input_name
-from pipeline.logs.row_counts import Report
+from pipeline.logs.columns import decode_text, input_name, join_lists
+from pipeline.logs.row_counts import RowCounts
 from pipeline.recipe.features import CategoryFeature, OperatorFeature
 from pipeline.recipe.preprocess import Preprocess
 
@@ -29,7 +28,7 @@ class OperatorFeatures:
     Unusable numbers among the inputs are counted in `report`.
     """
 
-    def __init__(self, recipe: Preprocess, file: Path | None, report: Report) -> None:
+    def __init__(self, recipe: Preprocess, file: Path | None, report: RowCounts) -> None:
         self._features = recipe.operator_features
         self._report = report
         self._file = file
@@ -81,20 +80,20 @@ class OperatorFeatures:
         try:
             column = pa.chunked_array([pa.array(series, from_pandas=True)])
             if isinstance(feature, CategoryFeature) and feature.values_per_interaction > 1:
-                column = joined(column, feature.separator, feature.name, where, self._report)
-            return values.plain(readable(column, feature.name, where, self._report))
+                column = join_lists(column, feature.separator, feature.name, where, self._report)
+            return values.to_array(decode_text(column, feature.name, where, self._report))
         except pa.ArrowException as error:
             raise ConfigError(f"{where} makes no column of one type: {error}") from None
 
     def _input(self, feature: OperatorFeature, source: str, kind: str, block: pa.Table) -> Any:
-        column = values.plain(block[input_name(feature, source)])
+        column = values.to_array(block[input_name(feature, source)])
         if kind == "number":
             numbers, bad = values.numbers([column], positive=False)
             reason = f"values of {source}, for {feature.name}, that are no usable number"
             self._report.repaired[reason] += bad
             return numbers
         text, _ = values.category_chunk(column, "string")
-        return values.plain_text(text).to_pandas()
+        return values.decode_dictionary(text).to_pandas()
 
 
 def _check_file(features: Sequence[OperatorFeature], file: Path | None) -> None:

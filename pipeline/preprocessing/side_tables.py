@@ -9,7 +9,7 @@ from pipeline.core.columns import ITEM, SESSION
 from pipeline.core.errors import DataError
 from pipeline.data import values
 from pipeline.logs.files import read_logs
-from pipeline.logs.row_counts import Report
+from pipeline.logs.row_counts import RowCounts
 from pipeline.preprocessing.lookup import positions
 from pipeline.recipe.preprocess import Preprocess, Table
 
@@ -23,7 +23,7 @@ class SideTables:
     counted in `report`.
     """
 
-    def __init__(self, recipe: Preprocess, report: Report) -> None:
+    def __init__(self, recipe: Preprocess, report: RowCounts) -> None:
         self._tables: dict[str, tuple[pa.Array, pa.Table]] = {}
         for of, table in (("item", recipe.item_table), ("session", recipe.session_table)):
             if table is not None:
@@ -48,7 +48,7 @@ class SideTables:
 
 
 def _read_table(
-    recipe: Preprocess, of: str, table: Table, report: Report
+    recipe: Preprocess, of: str, table: Table, report: RowCounts
 ) -> tuple[pa.Array, pa.Table]:
     """Unique keys of a table and the row of each; the first row of a key counts."""
     key = table.key or (recipe.item if of == "item" else recipe.session)
@@ -63,10 +63,10 @@ def _read_table(
         },
         f"{of}_table",
     )
-    table_report = Report()  # rows of the table are no rows of the log
+    table_report = RowCounts()  # rows of the table are no rows of the log
     parts = read_logs(reader, [Path(table.file)], table_report)
     for reason, count in table_report.counts.items():
-        report.counted[f"{reason}, in {table.file}"] += count
+        report.warnings[f"{reason}, in {table.file}"] += count
     rows = pa.concat_tables(parts) if parts else pa.table({ITEM: pa.array([], pa.string())})
     keys = _as_text(rows[ITEM])
     numbers = np.arange(len(keys))[keys.is_valid().to_numpy(zero_copy_only=False)]
@@ -75,11 +75,11 @@ def _read_table(
         raise DataError(f"{table.file} has no row with a {key!r}. Check `{of}_table`.")
     first = np.full(len(encoded.dictionary), -1)
     first[encoded.indices.to_numpy()[::-1]] = numbers[::-1]  # the last assignment is the first row
-    report.counted[f"rows of {table.file} without a key, or with that of an earlier row"] += len(
+    report.warnings[f"rows of {table.file} without a key, or with that of an earlier row"] += len(
         keys
     ) - len(first)
     return encoded.dictionary, rows.select([f.name for f in features]).take(pa.array(first))
 
 
 def _as_text(column: pa.ChunkedArray) -> pa.Array:
-    return values.plain_text(values.category_chunk(values.plain(column), "string")[0])
+    return values.decode_dictionary(values.category_chunk(values.to_array(column), "string")[0])

@@ -9,7 +9,7 @@ from torch import Tensor
 from pipeline.core.columns import FIRST_ITEM, ITEM, TIMESTAMP
 from pipeline.core.errors import ConfigError
 from pipeline.data.fitted import Fitted
-from pipeline.data.loader import read_sessions
+from pipeline.data.sessions import read_sessions
 from pipeline.model.build import TrainingStatistics
 from pipeline.model.inputs.vectors import read_vectors
 from pipeline.recipe.choices import FULL_LOSSES

@@ -13,7 +13,7 @@ from pipeline.core.columns import OUT_OF_VOCABULARY
 from pipeline.core.errors import ArtifactError
 from pipeline.data.directory import Data
 from pipeline.data.fitted import Fitted
-from pipeline.data.loader import read_sessions
+from pipeline.data.sessions import read_sessions
 from pipeline.evaluation.recommender import Recommender
 from pipeline.evaluation.run import evaluate
 from pipeline.model.run import Run

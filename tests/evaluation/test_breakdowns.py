@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.core.columns import FIRST_ITEM, OUT_OF_VOCABULARY
-from pipeline.data.interactions import Interactions
+from pipeline.data.sessions import Interactions
 from pipeline.evaluation.breakdowns import break_down, describe_targets
 from pipeline.evaluation.targets import prefixes
 

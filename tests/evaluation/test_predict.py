@@ -17,8 +17,8 @@ from pipeline.core.artifact import new_artifact
 from pipeline.core.errors import ArtifactError, ConfigError
 from pipeline.core.files import new_parquet
 from pipeline.data.batch import SessionBatch
-from pipeline.data.loader import session_ids
 from pipeline.data.schema import Schema
+from pipeline.data.sessions import session_ids
 from pipeline.evaluation import recommender as prediction
 from pipeline.evaluation.predict import (
     write_item_embeddings,

@@ -479,7 +479,7 @@ def test_a_span_of_time_is_no_moment(tmp_path: Path) -> None:
     for kind in (pa.duration("s"), pa.time32("s")):
         file = parquet(tmp_path, session_id=[1], item_id=[1], t=pa.array([5], kind))
         message = refusal(recipe(timestamp={"column": "t", "unit": "s"}), file)
-        assert "expected moments, not spans" in message
+        assert "expected times, not durations" in message
 
 
 def test_a_missing_column_is_named_with_what_was_found(tmp_path: Path) -> None:

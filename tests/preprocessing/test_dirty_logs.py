@@ -22,7 +22,7 @@ from pipeline.core.errors import ConfigError, DataError
 from pipeline.data import values
 from pipeline.logs import text as logbytes
 from pipeline.logs.files import read_logs
-from pipeline.logs.row_counts import Report
+from pipeline.logs.row_counts import RowCounts
 from pipeline.logs.text import windows_1252
 from pipeline.preprocessing.run import preprocess
 from pipeline.recipe.preprocess import Preprocess
@@ -101,9 +101,9 @@ def test_empty_files_are_skipped_and_counted(tmp_path: Path) -> None:
         tmp_path / "rows.parquet",
     ]
     log = read(*empty, good)
-    assert log.report.counted == {"empty files": 7}
+    assert log.report.warnings == {"empty files": 7}
     assert log.frame["item_id"].tolist() == [2]
-    assert len(read_logs(recipe(), [*empty, good], Report())) == 1, "so does `recommend --input`"
+    assert len(read_logs(recipe(), [*empty, good], RowCounts())) == 1, "so does `recommend --input`"
     with pytest.raises(DataError, match=r"no usable row among 0 \(.*7 empty files"):
         read(*empty)
 

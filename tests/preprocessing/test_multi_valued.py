@@ -207,7 +207,7 @@ def test_known_values_keep_their_index_behind_the_buckets(tmp_path: Path) -> Non
         ({"kind": "continuous", "values_per_interaction": 2}, "categorical"),
         ({"kind": "continuous", "hash_buckets": 2}, "categorical"),
         ({"kind": "categorical", "separator": ";"}, "values_per_interaction"),
-        ({"kind": "categorical", "buckets": [1], "values_per_interaction": 2}, "several"),
+        ({"kind": "categorical", "buckets": [1], "values_per_interaction": 2}, "without `buckets`"),
         ({"kind": "categorical", "values_per_interaction": 65}, "64"),
         ({"kind": "categorical", "separator": "", "values_per_interaction": 2}, "character"),
     ],

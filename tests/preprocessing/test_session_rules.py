@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pipeline.core.errors import ConfigError
 from pipeline.data.fitted import Fitted
 from pipeline.exporting.request_tables import encoder_spec, write_encoder
-from pipeline.logs.row_counts import Report
+from pipeline.logs.row_counts import RowCounts
 from pipeline.preprocessing.run import preprocess
 from pipeline.preprocessing.sorting.session_rules import apply_session_rules
 from pipeline.recipe.preprocess import Preprocess
@@ -57,7 +57,7 @@ def test_rules_on_arrays_equal_a_loop(rows: list[tuple], gap: int | None, drop: 
         }
     )
     starts = np.flatnonzero(np.diff(users, prepend=0))
-    report = Report()
+    report = RowCounts()
     chosen = recipe(None if gap is None else gap * 60, drop)
     table, starts = apply_session_rules(chosen, table, starts, report)
     ids = table["session_id"].to_pylist()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.data.fitted import Fitted
-from pipeline.data.loader import session_ids
+from pipeline.data.sessions import session_ids
 from pipeline.evaluation.recommender import Recommender
 from pipeline.in_process import open_run
 from pipeline.preprocessing.run import preprocess

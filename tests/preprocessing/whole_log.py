@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from pipeline.data import values
 from pipeline.data.fitted import TimestampType, ValueType
-from pipeline.logs.row_counts import Report
+from pipeline.logs.row_counts import RowCounts
 from pipeline.preprocessing.blocks import (
     check_not_empty,
     common_types,
@@ -28,14 +28,14 @@ class Interactions:
     frame: pd.DataFrame
     types: dict[str, ValueType]
     timestamp_type: TimestampType | None
-    report: Report
+    report: RowCounts
 
 
 def read_interactions(
     recipe: Preprocess, files: list[Path], fitted_types: dict[str, ValueType] | None = None
 ) -> Interactions:
     """Interactions of `files`; id columns get `fitted_types`."""
-    report = Report()
+    report = RowCounts()
     blocks = []
     tables, features = SideTables(recipe, report), OperatorFeatures(recipe, None, report)
     for before, table in raw_blocks(recipe, files, report):
@@ -48,6 +48,6 @@ def read_interactions(
     for block in blocks:
         columns = {name: block.table[name].combine_chunks() for name in block.table.column_names}
         for name, kind in types.items():
-            columns[name] = values.plain_text(values.as_type(columns[name], kind))
+            columns[name] = values.decode_dictionary(values.as_type(columns[name], kind))
         typed.append(pa.table(columns))
     return Interactions(to_frame(pa.concat_tables(typed)), types, timestamp_type, report)

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.core.artifact import new_artifact, read_manifest
-from pipeline.data.loader import count_sessions
+from pipeline.data.sessions import count_sessions
 from pipeline.serve.triton.ports import free_ports
 from pipeline.training.run import train
 from tests.conftest import ROOT

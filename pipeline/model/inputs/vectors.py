@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline.core.columns import FIRST_ITEM
 from pipeline.core.errors import ConfigError, DataError
-from pipeline.data.values import plain
+from pipeline.data.values import to_array
 
 LAYOUT = "Expected a column of ids and beside it one column of lists, or columns of numbers"
 
@@ -36,7 +36,7 @@ def read_vectors(
         raise DataError(
             f"{path} has no column {name!r}. Found: {', '.join(map(repr, table.column_names))}."
         )
-    found = _ids(path, plain(table[name]), name, wanted.type)
+    found = _ids(path, to_array(table[name]), name, wanted.type)
     vectors = _numbers(path, table.drop_columns([name]), found)  # (R, P)
     positions = pc.index_in(wanted, value_set=found)
     known = positions.is_valid().to_numpy(zero_copy_only=False)
@@ -139,7 +139,7 @@ def _ids(path: Path, column: pa.Array, name: str, wanted: pa.DataType) -> pa.Arr
 
 def _numbers(path: Path, table: pa.Table, ids: pa.Array) -> np.ndarray:
     """(R, P) float32, finite."""
-    columns = [plain(column) for column in table.columns]
+    columns = [to_array(column) for column in table.columns]
     if len(columns) == 1 and pa.types.is_string(columns[0].type):
         columns[0] = _split(columns[0])
     if len(columns) == 1 and _is_list(columns[0].type):

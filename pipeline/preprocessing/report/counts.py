@@ -196,7 +196,7 @@ def _merge_values(arrays: list[np.ndarray], owner: np.ndarray) -> tuple[np.ndarr
 
 def _raw_numbers(fitted: Fitted, rows: pa.Table, name: str) -> np.ndarray:
     """(N,) numbers of the log; for a feature with `mean_of` the target encoding."""
-    column = values.plain(rows[name])
+    column = values.to_array(rows[name])
     encoding = fitted.target_encodings.get(name)
     if encoding is None:
         return column.to_numpy(zero_copy_only=False)

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from pipeline.core.columns import ITEM, SESSION, TIMESTAMP
 from pipeline.data.values import UNKNOWN_INTEGER
-from pipeline.logs.row_counts import Report
+from pipeline.logs.row_counts import RowCounts
 from pipeline.recipe.durations import duration_microseconds
 from pipeline.recipe.preprocess import Preprocess
 
@@ -19,7 +19,7 @@ _KEY_LIMIT = 2**62
 
 
 def apply_session_rules(
-    recipe: Preprocess, table: pa.Table, starts: np.ndarray, report: Report
+    recipe: Preprocess, table: pa.Table, starts: np.ndarray, report: RowCounts
 ) -> tuple[pa.Table, np.ndarray]:
     """Apply all rules of the recipe; returns the remaining rows and their `starts`.
 
@@ -57,7 +57,7 @@ def cut_at_gaps(table: pa.Table, starts: np.ndarray, gap: int) -> tuple[pa.Table
 
 
 def drop_repeats(
-    table: pa.Table, starts: np.ndarray, report: Report
+    table: pa.Table, starts: np.ndarray, report: RowCounts
 ) -> tuple[pa.Table, np.ndarray]:
     """Drop interactions with the same item as the interaction before."""
     repeated = _is_repeat(table[ITEM].combine_chunks(), starts)
@@ -84,14 +84,14 @@ def _is_repeat(items: pa.Array, starts: np.ndarray) -> np.ndarray:
 
 
 def drop_duplicates(
-    recipe: Preprocess, table: pa.Table, starts: np.ndarray, report: Report
+    recipe: Preprocess, table: pa.Table, starts: np.ndarray, report: RowCounts
 ) -> tuple[pa.Table, np.ndarray]:
     """Count rows that equal an earlier row; drop them if the recipe says `duplicates: drop`."""
     duplicates = _duplicate_rows(recipe, table, starts)
     if not len(duplicates):
         return table, starts
     if recipe.duplicates == "keep":
-        report.counted["duplicated rows, kept"] += len(duplicates)
+        report.warnings["duplicated rows, kept"] += len(duplicates)
         return table, starts
     report.dropped["duplicated rows, dropped"] += len(duplicates)
     kept = np.ones(table.num_rows, np.bool_)
@@ -140,14 +140,14 @@ def _codes(column: pa.Array) -> tuple[np.ndarray, int]:
 
 
 def drop_overlong(
-    longest: int, table: pa.Table, starts: np.ndarray, report: Report
+    longest: int, table: pa.Table, starts: np.ndarray, report: RowCounts
 ) -> tuple[pa.Table, np.ndarray]:
     """Drop sessions of more than `longest` interactions."""
     lengths = np.diff(np.append(starts, table.num_rows))
     kept = lengths <= longest
     if kept.all():
         return table, starts
-    report.counted[f"sessions longer than {longest}"] += int((~kept).sum())
+    report.warnings[f"sessions longer than {longest}"] += int((~kept).sum())
     report.dropped[f"rows of sessions longer than {longest}"] += int(lengths[~kept].sum())
     lengths, rows = lengths[kept], np.repeat(kept, lengths)
     return table.filter(pa.array(rows)), np.cumsum(lengths) - lengths

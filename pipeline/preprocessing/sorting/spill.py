@@ -157,7 +157,7 @@ def _concatenate(tables: list[pa.Table]) -> pa.Table:
     for name in tables[0].column_names:
         if len({table.schema.field(name).type for table in tables}) > 1:
             for number, table in enumerate(tables):
-                column = values.plain_text(table[name].combine_chunks())
+                column = values.decode_dictionary(table[name].combine_chunks())
                 index = table.column_names.index(name)
                 tables[number] = table.set_column(index, name, column)
     return pa.concat_tables(tables).unify_dictionaries().combine_chunks()

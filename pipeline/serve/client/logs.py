@@ -12,8 +12,9 @@ import pyarrow as pa
 from pipeline.core.columns import SESSION, TIMESTAMP
 from pipeline.core.errors import DataError, InputWarning
 from pipeline.data import values
-from pipeline.logs.files import find_logs, known_columns, read_frame, read_logs
-from pipeline.logs.row_counts import Report
+from pipeline.logs.columns import read_frame
+from pipeline.logs.files import column_names, find_logs, read_logs
+from pipeline.logs.row_counts import RowCounts
 from pipeline.recipe.durations import duration_microseconds
 from pipeline.recipe.features import ColumnFeature, ColumnNumber, Feature, TargetEncodedFeature
 from pipeline.recipe.preprocess import Preprocess, Timestamp
@@ -28,8 +29,8 @@ def read_sessions(served: ServedModel, files: list[Path]) -> Iterator[tuple[Any,
     DataError for a file that cannot be read, lacks a column or has no row.
     """
     files = find_logs(served.recipe, files)
-    recipe = _log_recipe(served.recipe, known_columns(served.recipe, files))
-    report = Report()
+    recipe = _log_recipe(served.recipe, column_names(served.recipe, files))
+    report = RowCounts()
     tables = read_logs(recipe, files, report)
     if not sum(table.num_rows for table in tables):
         raise DataError(f"{', '.join(map(str, files))} holds no row to recommend for.")
@@ -42,7 +43,7 @@ def read_sessions(served: ServedModel, files: list[Path]) -> Iterator[tuple[Any,
 
 
 def _num_missing_sessions(table: pa.Table) -> int:
-    ids, _ = values.category_chunk(values.plain(table[SESSION]), "string")
+    ids, _ = values.category_chunk(values.to_array(table[SESSION]), "string")
     return int(ids.null_count)
 
 
@@ -74,10 +75,10 @@ def _log_recipe(recipe: Preprocess, columns: set[str]) -> Preprocess:
 def _sessions(served: ServedModel, tables: list[pa.Table]) -> Iterator[tuple[Any, Columns]]:
     names = [name for name in served.columns if name in tables[0].column_names]
     frame = pd.DataFrame({name: _column(served, tables, name) for name in names})
-    chunks = [values.plain(table[SESSION]) for table in tables]
+    chunks = [values.to_array(table[SESSION]) for table in tables]
     frame["_session"] = values.categories(chunks, None)[0].to_numpy()
     if served.recipe.timestamp is not None and TIMESTAMP in names:
-        chunks = [values.plain(table[TIMESTAMP]) for table in tables]
+        chunks = [values.to_array(table[TIMESTAMP]) for table in tables]
         times = values.microseconds(chunks, served.recipe.timestamp)[0]
         if (times != values.NO_TIME).all():  # an interaction without a time keeps its position
             frame["_time"] = times
@@ -98,7 +99,7 @@ def _sessions(served: ServedModel, tables: list[pa.Table]) -> Iterator[tuple[Any
 
 def _column(served: ServedModel, tables: list[pa.Table], name: str) -> Any:
     kind = served.types.get(name) or served.timestamp_type
-    chunks = [values.plain(table[name]) for table in tables]
+    chunks = [values.to_array(table[name]) for table in tables]
     if name == TIMESTAMP:
         return _raw_times(chunks, str(kind), served.recipe.timestamp)
     if kind == "float64":

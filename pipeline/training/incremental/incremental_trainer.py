@@ -12,8 +12,8 @@ from pipeline.core.columns import FIRST_ITEM, ITEM, TIMESTAMP
 from pipeline.core.errors import ConfigError
 from pipeline.data.directory import Data
 from pipeline.data.fitted import Fitted
-from pipeline.data.interactions import Interactions
 from pipeline.data.schema import Schema, Tags, embedding_size
+from pipeline.data.sessions import Interactions
 from pipeline.evaluation.baselines import BASELINES
 from pipeline.evaluation.baselines.ranking import rank_by_baseline
 from pipeline.evaluation.breakdowns import describe_targets

@@ -22,7 +22,7 @@ from pipeline.core.columns import FIRST_ITEM, ITEM
 from pipeline.core.errors import ConfigError
 from pipeline.data.directory import Data
 from pipeline.data.fitted import Fitted, Vocabulary
-from pipeline.data.loader import read_sessions
+from pipeline.data.sessions import read_sessions
 from pipeline.model.build import MODEL_FILE
 from pipeline.model.model import Model
 from pipeline.model.run import Run

@@ -10,8 +10,7 @@ import pyarrow.parquet as pq
 from pipeline.core.columns import ITEM, SESSION, SESSIONS_DIRECTORY, TIMESTAMP
 from pipeline.core.errors import ArtifactError
 from pipeline.data.directory import Data
-from pipeline.data.interactions import Interactions
-from pipeline.data.loader import read_sessions
+from pipeline.data.sessions import Interactions, read_sessions
 
 _MICROSECONDS = 1_000_000
 _DAY = 86_400 * _MICROSECONDS
