@@ -16,9 +16,8 @@ from pipeline.core.errors import ConfigError, ProcessError
 from pipeline.data.directory import Data
 from pipeline.data.fingerprint import run_fingerprint
 from pipeline.data.index_mapping import TRAINED_ON
-from pipeline.data.sessions import read_interactions
 from pipeline.data.loader import SessionLoader
-from pipeline.data.sessions import count_sessions
+from pipeline.data.sessions import count_sessions, read_interactions
 from pipeline.model.build import TrainingStatistics, build_model, save_model
 from pipeline.model.model import Model
 from pipeline.model.run import Run

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from pipeline.core.columns import FIRST_ITEM
 from pipeline.data.directory import Data
-from pipeline.data.sessions import read_interactions
 from pipeline.data.loader import RaggedBatch, SessionLoader
-from pipeline.data.sessions import session_ids
+from pipeline.data.sessions import read_interactions, session_ids
 from pipeline.evaluation.ranking import Seen, rank_in_catalogue
 from pipeline.evaluation.recommendations import Recommendations, to_raw_ids
 from pipeline.evaluation.recommender import Recommender
