@@ -61,7 +61,8 @@ def compare_accuracy(sides: Sides, plan: Plan) -> dict[str, Any]:
             metrics = {name: float(_gains(name, run_ranks).mean()) for name in _METRICS}
             run = {name: result[name] for name in ("seconds", "loss", "versions")}
             runs.append({"side": side, "seed": seed, "metrics": metrics} | run)
-    means, difference, half_width = {side: {} for side in ranks}, {}, {}
+    means: dict[str, dict[str, float]] = {side: {} for side in ranks}
+    difference, half_width = {}, {}
     for name in _METRICS:
         ours, theirs = (np.mean([_gains(name, r) for r in ranks[side]], 0) for side in ranks)
         for side, gains in zip(ranks, (ours, theirs), strict=True):
@@ -93,7 +94,7 @@ def _train_both(sides: Sides, plan: Plan, seed: int) -> Iterator[tuple[str, dict
         "prefixes": str(sides.scratch / "prefixes.npz"),
         "out": str(sides.scratch / "ranks.npy"),
     }
-    options = {
+    options: dict[str, Any] = {
         "epochs": plan.epochs,
         "learning_rate": plan.learning_rate,
         "seed": seed,

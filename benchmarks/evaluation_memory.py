@@ -14,9 +14,12 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from pipeline.data.loader import RaggedBatch
 
 _LONGEST = 20
 _BATCH = 1024
@@ -103,7 +106,7 @@ def measure(
     )
 
 
-def random_sessions(items: int, sessions: int) -> Iterator[object]:
+def random_sessions(items: int, sessions: int) -> Iterator["RaggedBatch"]:
     """Yield batches of sessions of 2 to 21 interactions, 5 on average, as a loader does."""
     import numpy as np
     import torch

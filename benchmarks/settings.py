@@ -17,6 +17,8 @@ MLM_PROBABILITY = 0.15
 DROPOUT = 0.3
 N_HEAD = 4
 N_LAYER = 2
+PLAIN = {"item_vectors": "random", "feature_dropout": 0.0, "normalize": False}
+"""Values of ModelConfig without which the model would not be one of Transformers4Rec."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +89,7 @@ class Setting:
 
     def model_config(self, form: Form = EXACT, **changes: Any) -> ModelConfig:
         """Return the config of our model."""
-        return ModelConfig.from_dict(self._model() | form.model | changes, self.name)
+        return ModelConfig.from_dict(self._model() | PLAIN | form.model | changes, self.name)
 
     def train_config(self, form: Form = EXACT, **changes: Any) -> TrainConfig:
         """Return the config of our training."""

@@ -136,7 +136,9 @@ def work(rank: int, port: int, plan: Plan, table: str) -> None:
         def on_train_end(self, *_args: Any, **_kwargs: Any) -> None:
             cost["training_mib"] = peak_mib() - before
 
-    model = ModelConfig(d_model=plan.d_model, n_head=4, n_layer=2)
+    model = ModelConfig(
+        architecture="gpt2", d_model=plan.d_model, n_head=4, n_layer=2, item_vectors="random"
+    )
     config = TrainConfig.from_dict(
         {
             "batch_size": plan.batch,
