@@ -86,8 +86,8 @@ def main() -> None:
     """Run the command line; see `run_app` for the exit codes."""
     # at exit the collector would visit every object twice, which takes half a second
     atexit.register(gc.freeze)
+    gc.set_threshold(_COLLECTOR_THRESHOLD)
     if "preprocess" in sys.argv[1:3]:
-        gc.set_threshold(_COLLECTOR_THRESHOLD)
         # operators of the user may need packages that Merlin does not
         if not any(word.startswith("--operators") for word in sys.argv):
             from pipeline.core.merlin import leave_out_unused
