@@ -27,7 +27,7 @@ WAIT_SECONDS = 20.0
 
 
 def find_browser() -> str | None:
-    return next((found for name in NAMES if (found := shutil.which(name))), None)
+    return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
 class Tab:
@@ -40,12 +40,12 @@ class Tab:
         self.asked: list[str] = []
         """Addresses of all requests."""
         self.complaints: list[str] = []
-        """Errors and warnings of the console, and exceptions nobody caught."""
+        """Errors and warnings of the console, and uncaught exceptions."""
 
-    def call(self, method: str, **given: Any) -> dict[str, Any]:
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """One command and its answer; notes what happened meanwhile."""
         return self._loop.run_until_complete(
-            asyncio.wait_for(self._call(method, given), WAIT_SECONDS)
+            asyncio.wait_for(self._call(method, parameters), WAIT_SECONDS)
         )
 
     def open(self, url: str) -> None:
@@ -54,19 +54,19 @@ class Tab:
 
     def evaluate(self, expression: str) -> Any:
         """The value of an expression of JavaScript."""
-        found = self.call(
+        response = self.call(
             "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
         )
-        assert "exceptionDetails" not in found, found["exceptionDetails"]
-        return found["result"].get("value")
+        assert "exceptionDetails" not in response, response["exceptionDetails"]
+        return response["result"].get("value")
 
     def wait_for(self, expression: str) -> Any:
         """Its value as soon as it is true."""
         deadline = time.monotonic() + WAIT_SECONDS
-        while not (found := self.evaluate(expression)):
+        while not (value := self.evaluate(expression)):
             assert time.monotonic() < deadline, f"{expression} never came true"
             time.sleep(0.03)
-        return found
+        return value
 
     def click(self, selector: str) -> None:
         """Press and release the mouse in the middle of an element, as a person would."""
@@ -84,9 +84,13 @@ class Tab:
         code = {"Enter": 13, "ArrowDown": 40, "/": 191}[key]
         text = {"Enter": "\r", "/": "/"}.get(key, "")
         for kind in ("keyDown", "keyUp"):
-            given = {"text": text} if kind == "keyDown" and text else {}
+            extra = {"text": text} if kind == "keyDown" and text else {}
             self.call(
-                "Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, **given
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key=key,
+                windowsVirtualKeyCode=code,
+                **extra,
             )
 
     def write(self, text: str) -> None:
@@ -107,12 +111,12 @@ class Tab:
             mobile=width < 600,
         )
         time.sleep(0.5)  # what slides has arrived
-        found = self.call("Page.captureScreenshot", captureBeyondViewport=True)
-        file.write_bytes(base64.b64decode(found["data"]))
+        response = self.call("Page.captureScreenshot", captureBeyondViewport=True)
+        file.write_bytes(base64.b64decode(response["data"]))
 
-    async def _call(self, method: str, given: dict[str, Any]) -> dict[str, Any]:
+    async def _call(self, method: str, parameters: dict[str, Any]) -> dict[str, Any]:
         self._number += 1
-        await self._socket.send_json({"id": self._number, "method": method, "params": given})
+        await self._socket.send_json({"id": self._number, "method": method, "params": parameters})
         while True:
             said = await self._socket.receive_json()
             if said.get("id") == self._number:
@@ -122,16 +126,16 @@ class Tab:
             self._note(said)
 
     def _note(self, event: dict[str, Any]) -> None:
-        given = event.get("params", {})
+        parameters = event.get("params", {})
         match event.get("method"):
             case "Network.requestWillBeSent":
-                self.asked.append(given["request"]["url"])
+                self.asked.append(parameters["request"]["url"])
             case "Runtime.exceptionThrown":
-                self.complaints.append(str(given["exceptionDetails"]))
-            case "Runtime.consoleAPICalled" if given["type"] in ("error", "warning", "assert"):
-                self.complaints.append(str(given["args"]))
-            case "Log.entryAdded" if given["entry"]["level"] in ("error", "warning"):
-                self.complaints.append(str(given["entry"]))
+                self.complaints.append(str(parameters["exceptionDetails"]))
+            case "Runtime.consoleAPICalled" if parameters["type"] in ("error", "warning", "assert"):
+                self.complaints.append(str(parameters["args"]))
+            case "Log.entryAdded" if parameters["entry"]["level"] in ("error", "warning"):
+                self.complaints.append(str(parameters["entry"]))
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from tests.conftest import SESSION
 
 NAMES = [
     *(*SESSION, "k", "length", "exclude", "candidates", "filter_seen", "session_id"),
-    *("nobody", ""),
+    *("unknown", ""),
 ]
 KINDS = ["BYTES", "INT64", "INT32", "FP64", "FP32", "BOOL", "UINT8", "FP16", "BF16", "X", "", None]
 DIMENSIONS: list[Any] = [0, 1, 2, 3, 20, 21, 1000, -1, -(2**31), 2**64, 1.5, "2", None, []]
@@ -81,8 +81,8 @@ def binary(chance: random.Random) -> tuple[bytes, str]:
         ids = ids[: chance.randrange(len(ids))]
     size = len(ids) if chance.random() < 0.5 else chance.choice([0, 1, -1, 2**31, 2**63, "x"])
     shape = [1, chance.choice([1, 3, 3, 3, 1_000_000])]
-    given = {"name": "item_id", "shape": shape, "datatype": chance.choice(["BYTES", "INT64"])}
-    head = json.dumps({"inputs": [given | {"parameters": {"binary_data_size": size}}]}).encode()
+    field = {"name": "item_id", "shape": shape, "datatype": chance.choice(["BYTES", "INT64"])}
+    head = json.dumps({"inputs": [field | {"parameters": {"binary_data_size": size}}]}).encode()
     right = str(len(head))
     stated = right if chance.random() < 0.6 else chance.choice(["0", "-1", "9" * 30, "x", "5", ""])
     return head + ids, stated
@@ -107,17 +107,17 @@ def grpc_requests(seed: int, count: int) -> Iterator[bytes]:
     for _ in range(count):
         request = service_pb2.ModelInferRequest(model_name="recommender")
         if chance.random() < 0.05:
-            request.model_name = chance.choice(["", "nobody", "../x", "a" * 2_000])
+            request.model_name = chance.choice(["", "unknown", "../x", "a" * 2_000])
             request.model_version = chance.choice(["", "9", "-1", "x"])
         for _ in range(chance.choice([0, 1, 1, 2, 4])):
             dims = [d for d in DIMENSIONS if isinstance(d, int) and d < 2**63] + LARGE
             shape = [1, 2] if chance.random() < 0.5 else chance.choices(dims, k=chance.randrange(4))
             name = chance.choice([n for n in NAMES if n])
             kind = chance.choice([k for k in KINDS if k is not None])
-            given = request.inputs.add(name=name, datatype=kind, shape=shape)
+            field = request.inputs.add(name=name, datatype=kind, shape=shape)
             if chance.random() < 0.3:
-                given.contents.bytes_contents.extend([b"\xff", b"sku-00001"])
-                given.contents.int_contents.extend([1, -(2**31)])
+                field.contents.bytes_contents.extend([b"\xff", b"sku-00001"])
+                field.contents.int_contents.extend([1, -(2**31)])
             if chance.random() < 0.7:
                 raw = np.random.default_rng(chance.randrange(2**32)).bytes(
                     chance.choice([0, 4, 16])

@@ -1,4 +1,4 @@
-"""A page without a Triton behind it, and how to ask it."""
+"""A page with a fake client, and requests to it."""
 
 import http.client
 import json
@@ -23,8 +23,7 @@ from pipeline.serve.page.server import Page
 
 
 class Fake:
-    """A client whose server recommends the catalogue from its beginning, and notes what it was
-    asked."""
+    """Client that recommends the catalogue from its beginning and keeps the last tensors."""
 
     def __init__(self, ids: list[Any], name: str, version: int = 1) -> None:
         self.name = name
@@ -94,14 +93,14 @@ def say(
     """Status, headers and body of an answer, read as JSON where it is."""
     address = page.url.removeprefix("http://").rstrip("/")
     connection = http.client.HTTPConnection(address, timeout=10)
-    given = {"Content-Type": "application/json"} if body is not None else {}
-    connection.request(method, path, body, given | (headers or {}))
+    defaults = {"Content-Type": "application/json"} if body is not None else {}
+    connection.request(method, path, body, defaults | (headers or {}))
     response = connection.getresponse()
     content = response.read()
     connection.close()
-    found = dict(response.getheaders())
-    is_json = found.get("Content-Type") == "application/json"
-    return response.status, found, json.loads(content) if is_json and content else content
+    received = dict(response.getheaders())
+    is_json = received.get("Content-Type") == "application/json"
+    return response.status, received, json.loads(content) if is_json and content else content
 
 
 def ask(page: Page, **asked: Any) -> tuple[int, Any]:

@@ -1,4 +1,4 @@
-"""Keys and TLS of a real Triton: who has them is answered, and nobody else."""
+"""Keys and TLS of a real Triton: required, checked, and refused with a reason."""
 
 import asyncio
 import http.client
@@ -57,7 +57,7 @@ MODEL = "/v2/models/recommender"
 
 
 @pytest.mark.parametrize("key", WRONG)
-def test_over_http_all_but_health_wants_the_key(keyed: TritonServer, key: str | None) -> None:
+def test_http_requires_the_key_for_all_but_health(keyed: TritonServer, key: str | None) -> None:
     for path in ("/v2", MODEL, f"{MODEL}/config", f"{MODEL}/stats", "/v2/models/stats"):
         assert status(keyed, path, key)[0] == 403, path
         assert status(keyed, path, KEY)[0] == 200, path
@@ -71,7 +71,7 @@ def test_over_http_all_but_health_wants_the_key(keyed: TritonServer, key: str | 
     assert status(keyed, "/v2/repository/index", KEY, "{}")[0] == 403
 
 
-def test_a_shape_of_terabytes_does_nothing_without_the_key(keyed: TritonServer) -> None:
+def test_shape_of_terabytes_is_refused_without_the_key(keyed: TritonServer) -> None:
     shape = {"name": "price", "shape": [1, 4_000_000_000_000], "datatype": "FP64", "data": [1]}
     body = json.dumps({"inputs": [shape]})
     assert status(keyed, f"{MODEL}/infer", None, body)[0] == 403
@@ -79,7 +79,7 @@ def test_a_shape_of_terabytes_does_nothing_without_the_key(keyed: TritonServer) 
 
 
 @pytest.mark.parametrize("key", WRONG)
-def test_over_grpc_all_but_health_wants_the_key(keyed: TritonServer, key: str | None) -> None:
+def test_grpc_requires_the_key_for_all_but_health(keyed: TritonServer, key: str | None) -> None:
     headers = {} if key is None else {GRPC_HEADER: key}
     calls: dict[str, Any] = {
         "metadata": lambda c, h: c.get_server_metadata(headers=h),
@@ -111,7 +111,7 @@ def urls(server: TritonServer) -> list[str]:
     return [f"http://{server.http_url}", f"grpc://{server.grpc_url}"]
 
 
-def test_both_clients_send_the_key_and_say_what_is_wrong_without(keyed: TritonServer) -> None:
+def test_clients_send_the_key_and_report_a_wrong_one(keyed: TritonServer) -> None:
     async def ask(url: str, key: str | None) -> np.ndarray:
         async with AsyncClient(url, key=key) as client:
             return (await client.recommend([SESSION], 3)).items
@@ -132,20 +132,20 @@ def test_both_clients_send_the_key_and_say_what_is_wrong_without(keyed: TritonSe
                 assert KEY not in str(caught.value)
 
 
-def test_the_command_reads_the_key_from_a_file_and_warns_of_one_that_others_read(
+def test_command_reads_the_key_file_and_warns_if_others_can(
     keyed: TritonServer, tmp_path: Path
 ) -> None:
     file = tmp_path / "key"
     file.write_text(KEY + "\n")
     file.chmod(0o600)
     command = ["recommend", urls(keyed)[1], "--items", "sku-00001", "--k", "2", "--json"]
-    found = CliRunner().invoke(app, [*command, "--key-file", str(file)], catch_exceptions=False)
-    assert len(json.loads(found.stdout)["sessions"][0]["recommendations"]) == 2
-    assert found.stderr == ""
+    result = CliRunner().invoke(app, [*command, "--key-file", str(file)], catch_exceptions=False)
+    assert len(json.loads(result.stdout)["sessions"][0]["recommendations"]) == 2
+    assert result.stderr == ""
     file.chmod(0o644)
-    found = CliRunner().invoke(app, [*command, "--key-file", str(file)], catch_exceptions=False)
-    assert found.exit_code == 0
-    assert found.stderr.splitlines() == [
+    result = CliRunner().invoke(app, [*command, "--key-file", str(file)], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert result.stderr.splitlines() == [
         f"Warning: others on this machine can read {file}; `chmod 600 {file}`."
     ]
     with pytest.raises(ServingError, match="no key"):
@@ -153,7 +153,7 @@ def test_the_command_reads_the_key_from_a_file_and_warns_of_one_that_others_read
 
 
 @pytest.mark.parametrize("text", ["", "short", "x" * 1025, "with a space inside it", "ümlaut" * 5])
-def test_a_key_that_no_header_holds_or_that_is_short_is_refused(tmp_path: Path, text: str) -> None:
+def test_short_or_invalid_key_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "key").write_text(text)
     with pytest.raises(ConfigError, match="16 to 1024 visible ASCII"):
         read_key(tmp_path / "key")
@@ -165,7 +165,7 @@ def test_a_key_that_no_header_holds_or_that_is_short_is_refused(tmp_path: Path, 
 
 
 class Files(NamedTuple):
-    """Of one authority for the server, one for clients, and one that nobody asked."""
+    """Certificates of the server, of clients, and of an untrusted authority."""
 
     authority: Pair
     server: Pair
@@ -192,7 +192,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 
 
 def refused(url: str, **arguments: Any) -> str:
-    """What a client is told that must not get in."""
+    """Return the error of a client that must be refused."""
 
     async def ask() -> None:
         async with AsyncClient(url, timeout=10, **arguments) as client:
@@ -206,7 +206,7 @@ def refused(url: str, **arguments: Any) -> str:
     return str(caught.value)
 
 
-def test_with_tls_grpc_is_encrypted_and_its_certificate_checked(shop: Shop, files: Files) -> None:
+def test_tls_encrypts_grpc_and_checks_the_certificate(shop: Shop, files: Files) -> None:
     with running_server(
         shop.repository, ports=free_ports(), key=KEY, tls=Tls(*files.server)
     ) as server:
@@ -219,15 +219,15 @@ def test_with_tls_grpc_is_encrypted_and_its_certificate_checked(shop: Shop, file
         key = ca.parent / "key"
         key.write_text(KEY)
         options = ["--ca", str(ca), "--key-file", str(key)]
-        found = CliRunner().invoke(app, [*command, *options], catch_exceptions=False)
-        assert found.exit_code == 0
+        result = CliRunner().invoke(app, [*command, *options], catch_exceptions=False)
+        assert result.exit_code == 0
         assert "no key" in refused(url, ca=ca)
         assert "right authority" in refused(url, key=KEY, ca=files.stranger.cert)
         assert "right authority" in refused(url, key=KEY)
         assert "No server answers" in refused(f"grpc://{server.grpc_url}", key=KEY)
 
 
-def test_with_an_authority_for_clients_a_certificate_is_wanted(shop: Shop, files: Files) -> None:
+def test_client_authority_requires_a_client_certificate(shop: Shop, files: Files) -> None:
     tls = Tls(*files.server, files.clients.cert)
     with running_server(shop.repository, ports=free_ports(), tls=tls) as server:
         url, ca = f"grpcs://{server.grpc_url}", files.authority.cert
@@ -240,7 +240,7 @@ def test_with_an_authority_for_clients_a_certificate_is_wanted(shop: Shop, files
         assert "No server answers" in refused(f"grpc://{server.grpc_url}")
 
 
-def test_with_tls_http_listens_on_loopback_alone(tmp_path: Path, files: Files) -> None:
+def test_tls_restricts_http_to_loopback(tmp_path: Path, files: Files) -> None:
     add_double(tmp_path / "models")
     with TritonServer(
         tmp_path / "models", ports=free_ports(), host="127.0.0.2", tls=Tls(*files.server)
@@ -258,9 +258,7 @@ def test_with_tls_http_listens_on_loopback_alone(tmp_path: Path, files: Files) -
     assert {"--grpc-address=0.0.0.0", "--metrics-address=0.0.0.0"} <= set(arguments)
 
 
-def test_files_that_are_no_certificate_are_told_before_anything_starts(
-    tmp_path: Path, files: Files
-) -> None:
+def test_wrong_pem_files_are_refused_before_the_start(tmp_path: Path, files: Files) -> None:
     text = tmp_path / "text"
     text.write_text("no PEM")
     for tls, words in (

@@ -1,4 +1,4 @@
-"""Requests that are answered together get what each gets alone, in passes of a bounded size."""
+"""Requests of a batch get what each gets alone; batches have a bounded size."""
 
 from copy import copy
 from typing import Any
@@ -16,7 +16,7 @@ WIDTH = 2
 
 
 def ask(packed: np.ndarray) -> np.ndarray:
-    """In place of the model: numbers that tell all that a row holds, whatever its width."""
+    """Model whose scores are a checksum of all values of a row, whatever its width."""
     width, excluded, candidates, k = packed[0, :4].tolist()
     assert (packed[:, :4] == packed[0, :4]).all()
     # item, number, colour, nothing of an interaction, device of the session; then floats
@@ -26,12 +26,12 @@ def ask(packed: np.ndarray) -> np.ndarray:
     floats = columns[:, :-1].reshape(len(rows), -1, width)
     assert floats.shape[1] == 9
     places = np.arange(1, width + 1)
-    told = (integers * places).sum((1, 2)) + 10 * (floats * places).sum((1, 2))
-    told = told + 100 * rows[:, 4 * width] + 1_000 * columns[:, -1]
+    checksum = (integers * places).sum((1, 2)) + 10 * (floats * places).sum((1, 2))
+    checksum = checksum + 100 * rows[:, 4 * width] + 1_000 * columns[:, -1]
     filters = rows[:, 4 * width + 1 :]
-    told = told + 7 * filters[:, :excluded].sum(1) + 11 * filters[:, excluded:].sum(1)
-    scores = told[:, np.newaxis] - np.arange(k)
-    vectors = np.repeat(told[:, np.newaxis], WIDTH, axis=1)
+    checksum = checksum + 7 * filters[:, :excluded].sum(1) + 11 * filters[:, excluded:].sum(1)
+    scores = checksum[:, np.newaxis] - np.arange(k)
+    vectors = np.repeat(checksum[:, np.newaxis], WIDTH, axis=1)
     bits = np.concatenate([scores, vectors], 1).astype(np.float32).view(np.int32)
     items = np.tile(np.arange(3, 3 + k, dtype=np.int32), (len(rows), 1))
     return np.concatenate([items, bits], 1)
@@ -83,7 +83,7 @@ def requests(draw: st.DrawFn) -> dict[str, np.ndarray]:
 
 @given(asked=st.lists(requests(), min_size=1, max_size=6))
 @settings(deadline=None, max_examples=60)
-def test_requests_do_not_change_each_others_answers(
+def test_requests_of_a_batch_are_independent(
     program: BatchRunner, asked: list[dict[str, np.ndarray]]
 ) -> None:
     reader = RequestReader(program.encoder)

@@ -29,7 +29,7 @@ def ids(client: InProcessClient, session: Any = None, **more: Any) -> list[Any]:
     return client.recommend([session or {"item_id": ITEMS}], 5, **more).items[0].tolist()
 
 
-def test_filters_that_are_gone_through_once_are_as_good_as_lists(client: InProcessClient) -> None:
+def test_filters_may_be_iterators(client: InProcessClient) -> None:
     best = ids(client)[:2]
     without = ids(client, exclude=best)
     assert not set(best) & set(without)
@@ -40,7 +40,7 @@ def test_filters_that_are_gone_through_once_are_as_good_as_lists(client: InProce
     assert ids(client, candidates=(b for b in best)) == ids(client, candidates=best)
 
 
-def test_bytes_are_the_text_that_they_hold(client: InProcessClient) -> None:
+def test_bytes_are_read_as_utf8_text(client: InProcessClient) -> None:
     best = ids(client)
     assert ids(client, {"item_id": [item.encode() for item in ITEMS]}) == best
     assert ids(client, exclude=[best[0].encode()]) == ids(client, exclude=best[:1])
@@ -61,7 +61,7 @@ def test_bytes_are_the_text_that_they_hold(client: InProcessClient) -> None:
         ([{"item_id": ITEMS}], {"filter_seen": "no"}, "expected True or False"),
     ],
 )
-def test_what_is_not_understood_is_refused_in_one_line(
+def test_wrong_arguments_are_refused_in_one_line(
     client: InProcessClient, sessions: Any, more: dict, words: str
 ) -> None:
     with pytest.raises(ConfigError, match=words) as caught:
@@ -76,21 +76,21 @@ def test_paths_may_be_text(shop: Shop, client: InProcessClient) -> None:
         Client("grpcs://127.0.0.1:1", ca="no/such")
 
 
-def test_a_place_that_holds_something_else_is_called_by_its_name(shop: Shop) -> None:
+def test_wrong_directory_kind_is_named_in_the_error(shop: Shop) -> None:
     with pytest.raises(ArtifactError, match=r"is a repository directory, expected run\. Give one"):
         open_run(shop.repository)
     with pytest.raises(ArtifactError, match=r"is no directory\. Give one that `pipeline train`"):
         open_run(shop.clicks)
 
 
-def test_what_is_written_is_as_readable_as_its_directory(shop: Shop) -> None:
+def test_written_files_are_as_readable_as_their_directory(shop: Shop) -> None:
     for directory in (shop.data, shop.run, shop.repository):
         readable = directory.stat().st_mode & 0o444
         for file in directory.rglob("*"):
             assert file.is_dir() or file.stat().st_mode & 0o444 == readable, file
 
 
-def test_what_could_not_be_read_of_a_log_is_told_on_stderr(shop: Shop, tmp_path: Path) -> None:
+def test_unreadable_rows_of_a_log_are_reported_on_stderr(shop: Shop, tmp_path: Path) -> None:
     lines = gzip.decompress(shop.clicks.read_bytes()).splitlines()[:3_000]
     columns = lines[0].replace(b'"', b"").split(b",")
     nowhere = lines[1].split(b",")
@@ -99,12 +99,12 @@ def test_what_could_not_be_read_of_a_log_is_told_on_stderr(shop: Shop, tmp_path:
     log = tmp_path / "cut.csv.gz"
     log.write_bytes(whole[:-99])
     words = ["recommend", shop.run, "--input", log, "--sessions", "1", "--k", "2", "--json"]
-    found = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "pipeline", *map(str, words)], capture_output=True, text=True
     )
-    assert found.returncode == 0
-    assert len(json.loads(found.stdout)["sessions"]) == 1
-    [line] = found.stderr.splitlines()
+    assert result.returncode == 0
+    assert len(json.loads(result.stdout)["sessions"]) == 1
+    [line] = result.stderr.splitlines()
     assert line.startswith(f"Warning: {log}: ")
     for reason in (
         "1 lines with another number of columns",

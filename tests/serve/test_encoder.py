@@ -125,7 +125,7 @@ def open_shop(recipe: Preprocess, training: list[tuple], time_type: pa.DataType)
 
 
 def by_workflow(shop: Shop, rows: list[tuple], time_type: pa.DataType) -> dict[str, np.ndarray]:
-    """What NVTabular makes of the rows as a log, padded as the model is given it."""
+    """What NVTabular makes of the rows as a log, padded as the model reads it."""
     fitted = shop.fitted
     types = {name: v.type for name, v in fitted.of_columns.items()}
     types |= {name: e.type for name, e in fitted.target_encodings.items()}
@@ -166,11 +166,11 @@ def request(shop: Shop, rows: list[tuple]) -> dict[str, np.ndarray]:
         shape = (len(groups), 1 if scope == "session" else width)
         array = np.full(shape, JUNK[kind], {"string": object}.get(kind, kind))
         for number, group in enumerate(groups):
-            given = [raw(row[name], kind) for row in group]
+            entries = [raw(row[name], kind) for row in group]
             if scope == "session":  # of its oldest interaction
                 order = sorted(range(len(group)), key=lambda i: times(shop, group)[i])
-                given = [given[order[0]]]
-            array[number, : len(given)] = given
+                entries = [entries[order[0]]]
+            array[number, : len(entries)] = entries
         tensors[tensor] = array
     return tensors
 
@@ -190,28 +190,28 @@ def raw(value: Any, kind: str) -> Any:
         value = value.replace("\0", "") if isinstance(value, str) else value  # as a log is read
         if value in (None, ""):
             return MISSING_INTEGER
-        known = isinstance(value, int) or re.fullmatch("0|-?[1-9][0-9]{0,17}", value)
-        return int(value) if known else values.UNKNOWN_INTEGER
+        is_integer = isinstance(value, int) or re.fullmatch("0|-?[1-9][0-9]{0,17}", value)
+        return int(value) if is_integer else values.UNKNOWN_INTEGER
     return np.nan if value is None else value
 
 
-def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
-    assert set(found) == set(expected)
+def assert_same(encoded: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert set(encoded) == set(expected)
     for name, array in expected.items():
-        assert found[name].dtype == array.dtype, name
-        np.testing.assert_array_equal(found[name], array, err_msg=name, strict=True)
+        assert encoded[name].dtype == array.dtype, name
+        np.testing.assert_array_equal(encoded[name], array, err_msg=name, strict=True)
 
 
 def encode(shop: Shop, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A request's tensors as the model is given them."""
+    """A request's tensors as the model reads them."""
     return shop.encoder.encode(RequestReader(shop.encoder).read(tensors).rows)
 
 
 def check(shop: Shop, rows: list[tuple], time_type: pa.DataType) -> None:
     """Both ways give the same, and a session's tensors do not depend on the others."""
     tensors = request(shop, rows)
-    found = encode(shop, tensors)
-    assert_same(found, by_workflow(shop, rows, time_type))
+    encoded = encode(shop, tensors)
+    assert_same(encoded, by_workflow(shop, rows, time_type))
     for number, length in enumerate(tensors["length"][:, 0]):
         alone = {
             name: array[number : number + 1, : None if array.shape[1] == 1 else length]
@@ -219,7 +219,7 @@ def check(shop: Shop, rows: list[tuple], time_type: pa.DataType) -> None:
             if name != "length"
         }
         single = encode(shop, alone)
-        assert_same(single, {name: array[number : number + 1] for name, array in found.items()})
+        assert_same(single, {name: array[number : number + 1] for name, array in encoded.items()})
 
 
 # --- raw values ---------------------------------------------------------------------------------
@@ -343,7 +343,7 @@ def shop_with(time: str, length: int, features: tuple[str, ...]) -> Shop:
         ("text", 4, ()),
     ],
 )
-def test_the_encoder_equals_the_workflow_on_whatever_is_served(
+def test_encoder_equals_the_workflow_for_any_request(
     time: str, length: int, features: tuple[str, ...]
 ) -> None:
     shop = shop_with(time, length, features)
@@ -359,7 +359,7 @@ def test_the_encoder_equals_the_workflow_on_whatever_is_served(
 
 @given(data=st.data(), time=st.sampled_from(sorted(TIMES)), length=st.integers(1, 4))
 @settings(FEW)
-def test_the_encoder_equals_the_workflow_whatever_it_was_fitted_to(
+def test_encoder_equals_the_workflow_for_any_fitted_log(
     data: st.DataObject, time: str, length: int
 ) -> None:
     config, kind, moments = TIMES[time]
@@ -369,7 +369,7 @@ def test_the_encoder_equals_the_workflow_whatever_it_was_fitted_to(
     check(shop, data.draw(logs(moments, size=12)), kind)
 
 
-def test_the_encoder_equals_the_workflow_on_a_large_batch() -> None:
+def test_encoder_equals_the_workflow_on_a_large_batch() -> None:
     # long arrays take other paths through NumPy's vector instructions than short ones
     random = np.random.default_rng(0)
     texts, numbers = np.array(["a", "b", "é", "x", None]), [7, 8, 9, -1, None]
@@ -398,8 +398,8 @@ def test_the_encoder_equals_the_workflow_on_a_large_batch() -> None:
 def both_ways(texts: list[str]) -> tuple[list[int], list[int]]:
     by_pandas, kind = values.microseconds([pa.array(texts, pa.string())], Timestamp(column="t"))
     assert kind == "string"
-    given = np.array([text.encode() for text in texts], object)[np.newaxis]
-    return by_pandas.tolist(), microseconds(given, "iso")[0].tolist()
+    tensor = np.array([text.encode() for text in texts], object)[np.newaxis]
+    return by_pandas.tolist(), microseconds(tensor, "iso")[0].tolist()
 
 
 DIGITS = [st.integers(0, top).map(lambda n: f"{n:02}") for top in (13, 32, 25, 61, 61, 25, 61)]
@@ -430,17 +430,17 @@ def nearly_times(draw: st.DrawFn) -> str:
 @example(["2019-10-01 10:00+24:00", "2019-10-01 10:00-23:59", "2019-10-01 10:00+23:60"])
 @example(["1969-12-31 23:59:59.999999999", "1700-01-01+05:00", "1700-01-01 00:00 +0500"])
 @example(["2019-10-01\n", "\n2019-10-01", "2019-10-01\x00", "٢٠١٩-10-01", "", " 2019-10-01"])
-def test_texts_are_the_same_time_to_the_server_as_to_preprocessing(texts: list[str]) -> None:
+def test_text_times_equal_those_of_preprocessing(texts: list[str]) -> None:
     by_pandas, by_encoder = both_ways(texts)
     assert by_encoder == by_pandas
 
 
 @given(iso_times())
-def test_text_in_one_of_the_known_forms_is_a_time(text: str) -> None:
+def test_iso_text_is_a_time(text: str) -> None:
     assert both_ways([text])[1] != [MISSING_INTEGER]
 
 
-def test_a_text_is_read_to_the_microsecond() -> None:
+def test_text_time_has_microseconds() -> None:
     texts = ["1970-01-01", "1970-01-02 00:00 +0530", "1969-12-31T23:59:59.9999999Z", "2019-02-30"]
     day = 86_400_000_000
     expected = [0, day - int(5.5 * 3_600_000_000), -1, MISSING_INTEGER]
@@ -448,7 +448,7 @@ def test_a_text_is_read_to_the_microsecond() -> None:
 
 
 @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
-def test_numbers_are_the_same_time_to_the_server_as_to_preprocessing(unit: str) -> None:
+def test_numeric_times_equal_those_of_preprocessing(unit: str) -> None:
     config = Timestamp(column="t", unit=unit)
     edges = [2**62, 2**62 - 1, -(2**62), 2**63 - 1, -(2**63) + 1, -(2**63), 4_611_686_018_427, 0]
 
@@ -458,30 +458,30 @@ def test_numbers_are_the_same_time_to_the_server_as_to_preprocessing(unit: str) 
     )
     @settings(deadline=None)
     def compare(integers: list[int], floats: list[float]) -> None:
-        for given_, dtype in ((integers, np.int64), (floats, np.float64)):
-            array = np.array([given_], dtype)
+        for spelled, dtype in ((integers, np.int64), (floats, np.float64)):
+            array = np.array([spelled], dtype)
             expected = values.microseconds([pa.array(array[0])], config)[0]
             assert microseconds(array, unit)[0].tolist() == expected.tolist()
 
     compare()
 
 
-def test_an_interaction_without_a_time_keeps_its_place() -> None:
+def test_interaction_without_time_keeps_its_position() -> None:
     shop = shop_with("s", 3, ("elapsed", "hour", "weekday"))
     # only a log may lose rows: here the second one gets the time of the first
     rows = [(0, "a", *TRAINING[0][2:], t) for t in (50, None, 20)]
     rows += [(1, item, *TRAINING[0][2:], t) for item, t in (("a", None), ("b", 5))]
     rows += [(2, item, *TRAINING[0][2:], None) for item in ("b", "a")]
     filled = [50, 50, 20, 5, 5, 0, 0]
-    known = [(*row[:-1], time) for row, time in zip(rows, filled, strict=True)]
-    tensors, expected = request(shop, known), request(shop, known)
+    rows_with_times = [(*row[:-1], time) for row, time in zip(rows, filled, strict=True)]
+    tensors, expected = request(shop, rows_with_times), request(shop, rows_with_times)
     tensors["timestamp"] = np.array([[50, MISSING_INTEGER, 20, 9], [MISSING_INTEGER, 5, 1, 9],
                                      [MISSING_INTEGER, MISSING_INTEGER, 1, 9]])  # fmt: skip
-    found = encode(shop, tensors)
-    assert_same(found, encode(shop, expected))
+    encoded = encode(shop, tensors)
+    assert_same(encoded, encode(shop, expected))
 
 
-def test_a_request_may_leave_out_a_time_that_no_feature_needs() -> None:
+def test_time_is_optional_without_time_features() -> None:
     shop = shop_with("text", 4, ())
     rows = [(0, item, *TRAINING[0][2:], "2019-10-01") for item in ("a", "b", "é")]
     tensors = request(shop, rows)

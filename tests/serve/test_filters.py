@@ -72,7 +72,7 @@ def offline(
         return model.top_k(SessionBatch(features, lengths), k, **filters)
 
 
-def test_lists_with_filters_are_those_of_the_model(
+def test_filtered_lists_equal_those_of_the_model(
     shop: Shop, model: Model, catalogue: list[str], client: Client
 ) -> None:
     random = np.random.default_rng(4)
@@ -85,7 +85,7 @@ def test_lists_with_filters_are_those_of_the_model(
         seen = bool(turn % 4 == 1)
         filters = {"exclude": exclude, "candidates": candidates, "filter_seen": seen}
         answer = client.recommend(asked, k, embeddings=True, **filters)
-        wanted = offline(
+        offline_lists = offline(
             shop,
             model,
             request_tensors(client.served, asked),
@@ -94,14 +94,14 @@ def test_lists_with_filters_are_those_of_the_model(
             excluded=None if exclude is None else torch.tensor([index[i] for i in exclude]),
             candidates=None if candidates is None else torch.tensor([index[i] for i in candidates]),
         )
-        assert answer.scores == pytest.approx(wanted.scores.numpy(), abs=1e-4)
+        assert answer.scores == pytest.approx(offline_lists.scores.numpy(), abs=1e-4)
         for row, record in enumerate(answer.records([None] * len(asked))):
-            found = [entry["item_id"] for entry in record["recommendations"]]
-            expected = [catalogue[i - 3] for i in wanted.items[row].tolist() if i]
-            assert found == expected
-            assert not {*found} & {*(exclude or [])}
-            assert candidates is None or {*found} <= {*candidates}
-            assert not (seen and {*found} & {*asked[row]["item_id"]})
+            ids = [entry["item_id"] for entry in record["recommendations"]]
+            expected = [catalogue[i - 3] for i in offline_lists.items[row].tolist() if i]
+            assert ids == expected
+            assert not {*ids} & {*(exclude or [])}
+            assert candidates is None or {*ids} <= {*candidates}
+            assert not (seen and {*ids} & {*asked[row]["item_id"]})
         # scores are inner products of the vectors
         vectors = model.item_embeddings().detach().numpy()
         assert answer.embeddings is not None
@@ -110,9 +110,7 @@ def test_lists_with_filters_are_those_of_the_model(
             assert best == pytest.approx(answer.scores[:, 0], abs=1e-4)
 
 
-def test_each_session_may_have_items_of_its_own_left_out(
-    client: Client, catalogue: list[str]
-) -> None:
+def test_exclude_may_differ_per_session(client: Client, catalogue: list[str]) -> None:
     first, second = catalogue[:3], catalogue[5:6]
     answer = client.recommend([SESSION, SESSION], 100, exclude=[first, second])
     lists = [set(row.tolist()) for row in answer.items]
@@ -131,7 +129,7 @@ def test_ids_may_come_as_arrays(client: Client, catalogue: list[str]) -> None:
         client.recommend([{"item_id": ["\ud800"]}])
 
 
-def test_candidates_that_nobody_knows_give_an_empty_list(client: Client) -> None:
+def test_unknown_candidates_give_an_empty_list(client: Client) -> None:
     answer = client.recommend([SESSION], 5, candidates=["no such item"])
     [record] = answer.records(["s"])
     assert record == {"session_id": "s", "recommendations": []}
@@ -147,9 +145,7 @@ def test_candidates_that_nobody_knows_give_an_empty_list(client: Client) -> None
         ({"exclude": [["a"], "b"]}, "exclude mixes item ids and lists of them"),
     ],
 )
-def test_filters_that_cannot_be_are_refused(
-    client: Client, filters: dict[str, Any], words: str
-) -> None:
+def test_invalid_filters_are_refused(client: Client, filters: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         client.recommend([SESSION], 5, **filters)
 
@@ -159,7 +155,7 @@ def test_item_ids_are_enough(client: Client) -> None:
     assert len(record["recommendations"]) == 4
 
 
-def test_flat_interactions_get_a_list_for_each_of_their_sessions(
+def test_flat_request_returns_a_list_per_session(
     client: Client, server: TritonServer, shop: Shop
 ) -> None:
     import tritonclient.http
@@ -173,14 +169,14 @@ def test_flat_interactions_get_a_list_for_each_of_their_sessions(
         inputs.append(tritonclient.http.InferInput(name, array.shape, kind))
         inputs[-1].set_data_from_numpy(array)
     with tritonclient.http.InferenceServerClient(server.http_url) as raw:
-        found = raw.infer("recommender", inputs)
-    assert found.as_numpy("session_ids").tolist() == [[b"b", b"a"] if is_text else [2, 1]]
-    lists = found.as_numpy("item_ids").reshape(2, 10)
+        result = raw.infer("recommender", inputs)
+    assert result.as_numpy("session_ids").tolist() == [[b"b", b"a"] if is_text else [2, 1]]
+    lists = result.as_numpy("item_ids").reshape(2, 10)
     alone = client.recommend(
         [{"item_id": ["sku-00003", "sku-00004"]}, {"item_id": ["sku-00001", "sku-00002"]}]
     )
     assert [[v.decode() for v in row] for row in lists] == alone.items.tolist()
-    assert found.as_numpy("scores").reshape(2, 10) == pytest.approx(alone.scores, abs=1e-5)
+    assert result.as_numpy("scores").reshape(2, 10) == pytest.approx(alone.scores, abs=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +185,7 @@ def frame(shop: Shop) -> pd.DataFrame:
     return rows[rows["session"].isin(rows["session"].drop_duplicates()[:150])]
 
 
-def test_a_frame_gives_what_its_file_gives(
+def test_frame_and_file_get_equal_lists(
     client: Client, frame: pd.DataFrame, tmp_path: Path
 ) -> None:
     frame.astype({"time": str}).to_parquet(tmp_path / "log.parquet")
@@ -197,11 +193,11 @@ def test_a_frame_gives_what_its_file_gives(
         r["session_id"]: [e["item_id"] for e in r["recommendations"]]
         for r in client.recommend_log([tmp_path / "log.parquet"], 3)
     }
-    found = client.recommend_frame(frame, 3)
-    assert list(found.columns) == ["session_id", "rank", "item_id", "score"]
-    assert len(found) == 450
-    assert found.groupby("session_id")["item_id"].apply(list).to_dict() == records
-    shown = found["item_id"].unique()
+    table = client.recommend_frame(frame, 3)
+    assert list(table.columns) == ["session_id", "rank", "item_id", "score"]
+    assert len(table) == 450
+    assert table.groupby("session_id")["item_id"].apply(list).to_dict() == records
+    shown = table["item_id"].unique()
     other = client.recommend_frame(frame, 3, exclude=shown)
     assert len(other) == 450
     assert not set(other["item_id"]) & set(shown)
@@ -214,7 +210,7 @@ def test_a_frame_gives_what_its_file_gives(
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
-def test_the_client_to_await_gives_what_the_other_gives(
+def test_async_client_equals_the_client(
     client: Client, server: TritonServer, frame: pd.DataFrame, protocol: str
 ) -> None:
     url = f"{protocol}://{server.http_url if protocol == 'http' else server.grpc_url}"
@@ -228,15 +224,15 @@ def test_the_client_to_await_gives_what_the_other_gives(
                 await waiting.recommend([SESSION], 0)
             return together, await waiting.recommend_frame(frame, 3)
 
-    answers, found = asyncio.run(ask())
+    answers, table = asyncio.run(ask())
     for answer, k in zip(answers, (1, 5, 9), strict=True):
-        wanted = client.recommend([SESSION], k, filter_seen=True)
-        assert answer.items.tolist() == wanted.items.tolist()
-    pd.testing.assert_frame_equal(found, client.recommend_frame(frame, 3), atol=1e-5)
+        expected = client.recommend([SESSION], k, filter_seen=True)
+        assert answer.items.tolist() == expected.items.tolist()
+    pd.testing.assert_frame_equal(table, client.recommend_frame(frame, 3), atol=1e-5)
 
-    async def nobody() -> None:
+    async def ask_missing_server() -> None:
         async with AsyncClient(f"{protocol}://127.0.0.1:{free_ports().http}") as waiting:
             await waiting.recommend([SESSION])
 
     with pytest.raises(ServingError, match="No server answers at"):
-        asyncio.run(nobody())
+        asyncio.run(ask_missing_server())

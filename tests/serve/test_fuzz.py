@@ -18,12 +18,12 @@ def someone_else(server: TritonServer) -> Iterator[list[int]]:
     """A client that asks an ordinary question all the time, and must get its answer."""
     answered, errors, over = [0], [], threading.Event()
     with Client(f"grpc://{server.grpc_url}") as client:
-        wanted = client.recommend([SESSION], 5).items.tolist()
+        expected = client.recommend([SESSION], 5).items.tolist()
 
         def ask() -> None:
             try:
                 while not over.is_set():
-                    assert client.recommend([SESSION], 5).items.tolist() == wanted
+                    assert client.recommend([SESSION], 5).items.tolist() == expected
                     answered[0] += 1
             except BaseException as error:
                 errors.append(error)
@@ -33,7 +33,7 @@ def someone_else(server: TritonServer) -> Iterator[list[int]]:
         yield answered
         over.set()
         asking.join(60)
-        assert client.recommend([SESSION], 5).items.tolist() == wanted
+        assert client.recommend([SESSION], 5).items.tolist() == expected
     assert errors == []
 
 
@@ -41,27 +41,27 @@ def malformed(server: TritonServer, seed: int, count: int) -> Counter[str]:
     """Half over HTTP, half over gRPC; what came back, by status."""
     import grpc
 
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     ask = HttpAsker(server.http_url)
     for content, headers in http_requests(seed, count // 2):
-        found[str(ask(content, headers))] += 1
+        counts[str(ask(content, headers))] += 1
     with grpc.insecure_channel(server.grpc_url) as channel:
         infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
         for message in grpc_requests(seed, count - count // 2):
             code = infer.future(message, timeout=30).code()
-            found["answered" if code is grpc.StatusCode.OK else code.name] += 1
-    assert not {"DEADLINE_EXCEEDED", "UNAVAILABLE"} & set(found), found
-    return found
+            counts["answered" if code is grpc.StatusCode.OK else code.name] += 1
+    assert not {"DEADLINE_EXCEEDED", "UNAVAILABLE"} & set(counts), counts
+    return counts
 
 
 @pytest.mark.parametrize(
     "count", [600, pytest.param(10_000, marks=pytest.mark.slow)], ids=["some", "ten thousand"]
 )
-def test_whatever_is_sent_gets_an_error_or_an_answer(server: TritonServer, count: int) -> None:
+def test_malformed_requests_get_an_error_or_an_answer(server: TritonServer, count: int) -> None:
     with someone_else(server) as answered:
-        found = malformed(server, 1, count)
-    print(dict(found))
-    assert sum(found.values()) == count
-    assert {"200", "400"} <= set(found)
+        counts = malformed(server, 1, count)
+    print(dict(counts))
+    assert sum(counts.values()) == count
+    assert {"200", "400"} <= set(counts)
     assert server.is_alive()
     assert answered[0] > 20

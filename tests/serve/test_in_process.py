@@ -1,4 +1,4 @@
-"""A run without a server answers what a real Triton answers on its export."""
+"""The in-process client of a run answers as a real Triton on its export."""
 
 import json
 from pathlib import Path
@@ -25,35 +25,35 @@ from tests.conftest import SESSION, Shop
 from tests.serve.test_filters import sessions
 
 
-def assert_same(found: Any, wanted: Any) -> None:
+def assert_same(actual: Any, expected: Any) -> None:
     """Ids in their order, scores and vectors to 1e-4; items where a list has ended mean nothing."""
-    there = ~np.isneginf(wanted.scores)
-    assert (np.isneginf(found.scores) == ~there).all()
-    assert found.items.shape == wanted.items.shape
-    assert found.items[there].tolist() == wanted.items[there].tolist()
-    assert found.scores[there] == pytest.approx(wanted.scores[there], abs=1e-4)
-    assert found.embeddings == pytest.approx(wanted.embeddings, abs=1e-4)
+    finite = ~np.isneginf(expected.scores)
+    assert (np.isneginf(actual.scores) == ~finite).all()
+    assert actual.items.shape == expected.items.shape
+    assert actual.items[finite].tolist() == expected.items[finite].tolist()
+    assert actual.scores[finite] == pytest.approx(expected.scores[finite], abs=1e-4)
+    assert actual.embeddings == pytest.approx(expected.embeddings, abs=1e-4)
 
 
 def recommend(*words: Any) -> Any:
     """What the command prints, as JSON."""
-    given = ["recommend", *map(str, words), "--json"]
-    result = CliRunner().invoke(app, given, catch_exceptions=False)
+    arguments = ["recommend", *map(str, words), "--json"]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)["sessions"]
 
 
-def assert_same_records(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> None:
-    assert [r["session_id"] for r in found] == [r["session_id"] for r in wanted]
-    for a, b in zip(found, wanted, strict=True):
+def assert_same_records(actual: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    assert [r["session_id"] for r in actual] == [r["session_id"] for r in expected]
+    for a, b in zip(actual, expected, strict=True):
         pairs = a["recommendations"], b["recommendations"]
         ids, others = ([entry["item_id"] for entry in pair] for pair in pairs)
         assert ids == others
-        scores, wanted_scores = ([entry["score"] for entry in pair] for pair in pairs)
-        assert scores == pytest.approx(wanted_scores, abs=1e-4)
+        scores, expected_scores = ([entry["score"] for entry in pair] for pair in pairs)
+        assert scores == pytest.approx(expected_scores, abs=1e-4)
 
 
-def test_random_requests_get_what_the_server_gives(shop: Shop, server: TritonServer) -> None:
+def test_in_process_client_equals_the_server(shop: Shop, server: TritonServer) -> None:
     random = np.random.default_rng(8)
     catalogue = [f"sku-{i:05}" for i in range(200)]
     with open_run(shop.run) as local, Client(f"grpc://{server.grpc_url}") as client:
@@ -77,7 +77,7 @@ def test_random_requests_get_what_the_server_gives(shop: Shop, server: TritonSer
             )
 
 
-def test_more_sessions_than_a_pass_takes_get_what_each_gets_alone(shop: Shop) -> None:
+def test_sessions_beyond_one_batch_equal_single_requests(shop: Shop) -> None:
     with open_run(shop.run) as local:
         many = [{"item_id": [f"sku-{i % 200:05}"] * (1 + i % 3)} for i in range(300)]
         together = local.recommend(many, 3)
@@ -85,7 +85,7 @@ def test_more_sessions_than_a_pass_takes_get_what_each_gets_alone(shop: Shop) ->
     assert [together.items[i].tolist() for i in (0, 255, 256, 299)] == alone
 
 
-def test_the_command_prints_for_a_run_what_it_prints_for_the_server(
+def test_command_prints_the_same_for_run_and_server(
     shop: Shop, server: TritonServer, tmp_path: Path
 ) -> None:
     url = f"http://{server.http_url}"
@@ -99,9 +99,9 @@ def test_the_command_prints_for_a_run_what_it_prints_for_the_server(
         ["--items", "sku-00005,unknown,sku-00009", "--keep-seen"],
         ["--items", "sku-00005,sku-00009", *filters],
     ):
-        found = recommend(shop.run, *options)
-        assert found
-        assert_same_records(found, recommend(url, *options))
+        records = recommend(shop.run, *options)
+        assert records
+        assert_same_records(records, recommend(url, *options))
     columns = [
         word
         for name, values in SESSION.items()
@@ -109,13 +109,13 @@ def test_the_command_prints_for_a_run_what_it_prints_for_the_server(
         for word in ("--column", f"{name}={','.join(map(str, values))}")
     ]
     items = ["--items", ",".join(SESSION["item_id"])]
-    found = recommend(shop.run, *items, *columns)
-    assert_same_records(found, recommend(url, *items, *columns))
+    records = recommend(shop.run, *items, *columns)
+    assert_same_records(records, recommend(url, *items, *columns))
     plain = recommend(shop.run, *items)
-    assert found[0]["recommendations"] != plain[0]["recommendations"]  # columns are read
+    assert records[0]["recommendations"] != plain[0]["recommendations"]  # columns are read
 
 
-def test_whole_numbers_as_ids_and_an_architecture_that_looks_both_ways(tmp_path: Path) -> None:
+def test_integer_ids_and_a_bidirectional_architecture(tmp_path: Path) -> None:
     random = np.random.default_rng(2)
     rows = ["visitor,thing,at"]
     for visitor in range(400):
@@ -144,10 +144,10 @@ def test_whole_numbers_as_ids_and_an_architecture_that_looks_both_ways(tmp_path:
     export(tmp_path / "run", tmp_path / "repository")
     with running_server(tmp_path / "repository", ports=free_ports()) as server:
         options = ["--input", log, "--sessions", "100"]
-        found = recommend(tmp_path / "run", *options)
-        assert_same_records(found, recommend(f"grpc://{server.grpc_url}", *options))
-    ids = {entry["item_id"] for record in found for entry in record["recommendations"]}
-    assert len(found) == 100
+        records = recommend(tmp_path / "run", *options)
+        assert_same_records(records, recommend(f"grpc://{server.grpc_url}", *options))
+    ids = {entry["item_id"] for record in records for entry in record["recommendations"]}
+    assert len(records) == 100
     assert all((i - 9_007_199_254_740_993) % 1_000_003 == 0 for i in ids)
 
 
@@ -172,17 +172,15 @@ def test_whole_numbers_as_ids_and_an_architecture_that_looks_both_ways(tmp_path:
         (["{}/run"], "Give either --items A,B,C or --input FILE"),
     ],
 )
-def test_a_mistake_is_one_line(shop: Shop, words: list[str], said: str) -> None:
-    given = [word.format(shop.run.parent) for word in words]
+def test_wrong_command_is_one_line(shop: Shop, words: list[str], said: str) -> None:
+    arguments = [word.format(shop.run.parent) for word in words]
     with pytest.raises(PipelineError) as raised:
-        CliRunner().invoke(app, ["recommend", *given], catch_exceptions=False)
+        CliRunner().invoke(app, ["recommend", *arguments], catch_exceptions=False)
     assert said in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
-def test_a_model_that_diverged_is_an_error_and_no_list(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_diverged_model_is_an_error(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     fitted, model = load_served(Run.open(shop.run))
     for scored in (model.items, model.transposed):  # a copy of the table where scores are cosines
         scored.fill_(float("nan"))
@@ -191,7 +189,7 @@ def test_a_model_that_diverged_is_an_error_and_no_list(
         local.recommend([SESSION], 3)
 
 
-def test_what_the_reader_refuses_is_told_as_the_server_tells_it(shop: Shop) -> None:
+def test_refused_request_has_the_message_of_the_server(shop: Shop) -> None:
     with open_run(shop.run) as local:
         with pytest.raises(ConfigError, match="item_id is missing"):
             local.infer({"price": np.ones((1, 2))})

@@ -21,12 +21,10 @@ def encode(encoder: Encoder, **tensors: np.ndarray) -> dict[str, np.ndarray]:
     return encoder.encode(RequestReader(encoder).read(tensors).rows)
 
 
-def test_item_ids_alone_are_as_good_as_with_what_describes_them(
-    shop: Shop, encoder: Encoder
-) -> None:
+def test_item_features_are_filled_in_from_the_catalogue(shop: Shop, encoder: Encoder) -> None:
     clicks = pyarrow.csv.read_csv(shop.clicks).to_pandas().drop_duplicates("product")
-    known = set(Fitted.read(shop.run).item.values.to_pylist())
-    clicks = clicks[clicks["product"].isin(known)].head(60)
+    vocabulary = set(Fitted.read(shop.run).item.values.to_pylist())
+    clicks = clicks[clicks["product"].isin(vocabulary)].head(60)
     item = clicks["product"].to_numpy(object).astype(bytes).astype(object).reshape(6, 10)
     sent = encode(
         encoder,
@@ -42,18 +40,18 @@ def test_item_ids_alone_are_as_good_as_with_what_describes_them(
         assert len(np.unique(unsent[name])) > 5
 
 
-def test_of_an_unknown_item_and_a_missing_one_nothing_is_known(encoder: Encoder) -> None:
-    found = encode(
+def test_unknown_item_has_missing_features(encoder: Encoder) -> None:
+    encoded = encode(
         encoder,
         item_id=np.array([[b"no such item", b"", b"sku-00001"]], object),
         length=np.array([[3]], np.int32),
     )
-    assert found["category"][0, :2].tolist() == [1, 1]  # as a missing value
-    assert found["category"][0, 2] >= 3
-    assert found["price"][0, :2].tolist() == [0, 0]
+    assert encoded["category"][0, :2].tolist() == [1, 1]  # as a missing value
+    assert encoded["category"][0, 2] >= 3
+    assert encoded["price"][0, :2].tolist() == [0, 0]
     short = encode(
         encoder,
         item_id=np.array([[b"sku-00001", b"junk"], [b"sku-00002", b"sku-00003"]], object),
         length=np.array([[1], [2]], np.int32),
     )
-    assert short["category"][0, :2].tolist() == [found["category"][0, 2], 0]  # padding stays 0
+    assert short["category"][0, :2].tolist() == [encoded["category"][0, 2], 0]  # padding stays 0

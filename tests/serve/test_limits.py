@@ -26,7 +26,7 @@ def timed(call: Callable[[], object]) -> Outcome:
     return "answered", time.monotonic() - began
 
 
-def test_nothing_makes_triton_leave_requests_lying(shop: Shop) -> None:
+def test_export_writes_no_queue_policy(shop: Shop) -> None:
     # a queue policy, whatever it says, costs every other request half a second on Triton 2.51
     read = config.read_config(shop.repository / "recommender_requests_v1")
     assert read.HasField("dynamic_batching")
@@ -44,11 +44,11 @@ def test_a_client_waits_no_longer_than_its_timeout(protocol: str) -> None:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         url = f"{protocol}://127.0.0.1:{silent.getsockname()[1]}"
-        wanted = f"{url} did not answer within 0.5 seconds. It is busy, or no Triton."
+        expected = f"{url} did not answer within 0.5 seconds. It is busy, or no Triton."
         for call in (
             lambda: Client(url, timeout=0.5).recommend([SESSION]),
             lambda: asyncio.run(ask(url)),
         ):
             text, seconds = timed(call)
-            assert text == wanted
+            assert text == expected
             assert 0.4 < seconds < 5

@@ -43,7 +43,7 @@ def as_nobody() -> list[str]:
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
-    """Others may enter it; pytest's own folders let nobody in."""
+    """Folder that other users may enter; those of pytest are closed."""
     with tempfile.TemporaryDirectory(prefix="pipeline-") as folder:
         Path(folder).chmod(0o755)
         yield Path(folder)

@@ -26,10 +26,10 @@ QUIET = "document.querySelector('#list').getAttribute('aria-busy') === 'false'"
 
 @pytest.fixture(scope="module")
 def program() -> str:
-    found = find_browser()
-    if found is None:
+    browser = find_browser()
+    if browser is None:
         pytest.skip("no browser to try the page in: neither Chromium nor Chrome is on the PATH")
-    return found
+    return browser
 
 
 @pytest.fixture
@@ -52,13 +52,11 @@ def client(server: TritonServer) -> Iterator[Client]:
 
 
 def wait_for_chips(tab: Tab, items: list[str]) -> None:
-    wanted = json.dumps(items, separators=(",", ":"))
-    tab.wait_for(f"JSON.stringify({CHIPS}) === {json.dumps(wanted)} && {QUIET}")
+    expected = json.dumps(items, separators=(",", ":"))
+    tab.wait_for(f"JSON.stringify({CHIPS}) === {json.dumps(expected)} && {QUIET}")
 
 
-def test_a_person_clicks_through_the_catalogue_and_gets_what_the_client_gets(
-    tab: Tab, page: Page, client: Client
-) -> None:
+def test_clicks_show_the_lists_of_the_client(tab: Tab, page: Page, client: Client) -> None:
     tab.open(page.url)
     tab.wait_for(f"{CATALOGUE}.length === 20")
     assert tab.evaluate("document.querySelector('#range').textContent") == "1–20 of 200"
@@ -115,14 +113,14 @@ def test_search_settings_and_paging_work_from_the_keyboard(
     assert tab.evaluate("document.activeElement.id") == "search"
     tab.write("SKU-0001")
     tab.wait_for(f"{CATALOGUE}.length === 10")
-    found = tab.evaluate(CATALOGUE)
-    assert sorted(found) == [f"sku-0001{i}" for i in range(10)]
+    ids = tab.evaluate(CATALOGUE)
+    assert sorted(ids) == [f"sku-0001{i}" for i in range(10)]
     tab.press("Enter")
-    wait_for_chips(tab, found[:1])
+    wait_for_chips(tab, ids[:1])
     tab.press("ArrowDown")
     tab.press("ArrowDown")
     tab.press("Enter")
-    session = found[:2]
+    session = ids[:2]
     wait_for_chips(tab, session)
     assert tab.evaluate(LIST) == lists(client, session, filter_seen=False)
 
@@ -166,7 +164,7 @@ def test_an_item_id_that_is_html_is_shown_as_text(tab: Tab, tmp_path: Path) -> N
         assert tab.complaints == []
 
 
-def test_the_page_says_what_the_server_says_when_it_refuses(tab: Tab, tmp_path: Path) -> None:
+def test_page_shows_the_error_of_the_server(tab: Tab, tmp_path: Path) -> None:
     with shown(tmp_path, ["a", "b"]) as (page, fake):
         fake.error = ServingError("The server refused: the model is tired")
         tab.open(page.url + "#i=b")

@@ -93,8 +93,8 @@ def test_the_catalogue_is_searched_in_any_case_and_page_by_page(tmp_path: Path) 
 def test_a_wrong_request_gets_one_line_and_the_page_lives_on(
     page: Page, method: str, path: str, body: Any, status: int, words: str
 ) -> None:
-    found, headers, said = say(page, method, path.replace("²", "%C2%B2"), body)
-    assert found == status
+    code, headers, said = say(page, method, path.replace("²", "%C2%B2"), body)
+    assert code == status
     assert set(said) == {"error"}
     assert words in said["error"]
     assert "\n" not in said["error"]
@@ -123,18 +123,18 @@ def test_a_wrong_request_gets_one_line_and_the_page_lives_on(
         ({"Content-Length": "many"}, 400),
     ],
 )
-def test_another_sites_page_cannot_ask_here(
+def test_requests_of_other_sites_are_refused(
     tmp_path: Path, headers: dict[str, str], status: int
 ) -> None:
     with shown(tmp_path, ["a", "b"]) as (page, fake):
-        found, _, said = say(page, "POST", "/api/recommend", '{"items": ["a"]}', headers)
-        assert found == status
+        code, _, said = say(page, "POST", "/api/recommend", '{"items": ["a"]}', headers)
+        assert code == status
         assert bool(fake.tensors) == (status == 200)
         if status != 400:  # where Tornado itself refuses, the answer is empty
             assert ("error" in said) == (status != 200)
 
 
-def test_a_page_that_is_open_to_the_network_answers_under_any_name(tmp_path: Path) -> None:
+def test_open_page_answers_under_any_name(tmp_path: Path) -> None:
     with Page("127.0.0.1", 0) as page:
         page.loopback = False  # as on 0.0.0.0, which tests do not open
         page.start(
@@ -163,7 +163,7 @@ def test_idle_connections_take_no_thread_and_the_port_is_free_afterwards(tmp_pat
         Page("127.0.0.1", 70_000)
 
 
-def test_the_catalogue_of_a_newer_export_counts_once_the_server_has_taken_it_up(
+def test_catalogue_follows_the_export_that_the_server_loaded(
     tmp_path: Path,
 ) -> None:
     served = {"version": 1, "ids": ["a", "b"]}
@@ -186,9 +186,7 @@ def test_the_catalogue_of_a_newer_export_counts_once_the_server_has_taken_it_up(
     assert api.model()["catalogue_items"] == 4
 
 
-def test_a_running_server_and_its_page_go_over_to_the_next_export(
-    shop: Shop, tmp_path: Path
-) -> None:
+def test_server_and_page_load_the_next_export(shop: Shop, tmp_path: Path) -> None:
     repository = tmp_path / "repository"
     export(shop.run, repository, max_k=20)
     with (

@@ -17,7 +17,7 @@ from tests.conftest import SESSION, Shop
 
 
 class Load(threading.Thread):
-    """Asks without a pause until it is told to stop."""
+    """Sends requests without a pause until `over` is set."""
 
     def __init__(self, url: str) -> None:
         super().__init__(daemon=True)
@@ -47,7 +47,7 @@ def other_run(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def test_a_newer_export_takes_over_with_no_request_failed_and_no_mixed_answer(
+def test_reload_fails_no_request_and_mixes_no_versions(
     shop: Shop, other_run: Path, tmp_path: Path
 ) -> None:
     repository = tmp_path / "repository"

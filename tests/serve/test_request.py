@@ -95,7 +95,7 @@ def test_a_request_that_cannot_be_answered_says_what_is_wrong(
     assert "\n" not in str(caught.value)
 
 
-def test_a_time_that_the_model_does_not_know_is_refused() -> None:
+def test_timestamp_without_time_column_is_refused() -> None:
     reader = RequestReader(shop_with("none", 3, ()).encoder)
     with pytest.raises(RequestError, match="trained without"):
         reader.read(sessions())
@@ -129,16 +129,16 @@ def test_the_list_length_is_that_of_the_request_or_the_default(reader: RequestRe
 def test_text_may_come_as_bytes_or_str(reader: RequestReader, dtype: Any) -> None:
     ids = np.array([["a", "é"], ["", "unknown"]])
     ids = np.char.encode(ids, "utf-8") if dtype == "S" else ids.astype(dtype)
-    found = reader.encoder.encode(reader.read(sessions(item_id=ids)).rows)
-    assert found["item_id"].tolist() == [[3, 5, 0], [1, 2, 0]]
+    encoded = reader.encoder.encode(reader.read(sessions(item_id=ids)).rows)
+    assert encoded["item_id"].tolist() == [[3, 5, 0], [1, 2, 0]]
 
 
 def test_integers_of_any_width_are_taken(reader: RequestReader) -> None:
     for dtype in (np.int8, np.int32, np.int64):
-        found = reader.encoder.encode(
+        encoded = reader.encoder.encode(
             reader.read(sessions(number=np.array([[7, 8]] * 2, dtype))).rows
         )
-        assert found["number"][0].tolist()[:2] == [3, 4]
+        assert encoded["number"][0].tolist()[:2] == [3, 4]
     with pytest.raises(RequestError, match="holds uint64"):  # could be too large for int64
         reader.read(sessions(number=np.array([[7, 8]] * 2, np.uint64)))
 
@@ -155,7 +155,7 @@ def test_the_request_is_not_changed(reader: RequestReader) -> None:
 def test_a_column_that_is_not_sent_counts_as_missing(reader: RequestReader, name: str) -> None:
     missing = {"price": np.nan, "colour": b"", "number": MISSING_INTEGER, "device": b"",
                "age": np.nan}  # fmt: skip
-    found = reader.encoder.encode(reader.read(sessions(**{name: None})).rows)
+    encoded = reader.encoder.encode(reader.read(sessions(**{name: None})).rows)
     whole = sessions()
     if name == "timestamp":  # in the order of the request, and what is read of times is 0
         expected = reader.encoder.encode(reader.read(whole).rows)
@@ -164,7 +164,7 @@ def test_a_column_that_is_not_sent_counts_as_missing(reader: RequestReader, name
     else:
         whole[name] = np.full_like(whole[name], missing[name])
         expected = reader.encoder.encode(reader.read(whole).rows)
-    assert_same(found, expected)
+    assert_same(encoded, expected)
 
 
 def test_the_item_ids_alone_are_a_request(reader: RequestReader) -> None:
@@ -188,7 +188,7 @@ def test_excluded_items_and_candidates_become_indices(reader: RequestReader) -> 
         assert reader.read(sessions(candidates=nothing)).candidates.tolist() == [[2], [2]]
 
 
-def test_items_of_the_whole_session_are_left_out_where_seen_ones_are(reader: RequestReader) -> None:
+def test_filter_seen_excludes_the_whole_session(reader: RequestReader) -> None:
     ids = np.array([["b", "é", "x", "a", "b"], ["a", "", "b", "b", "b"]], object)
     tensors = {"item_id": ids, "length": np.array([[5], [3]], np.int32)}
     assert reader.read(tensors).excluded.tolist() == [[], []]
@@ -216,8 +216,8 @@ def test_flat_interactions_are_the_same_as_rows_of_sessions(
     first = [9, 8] if order.index(0) < order.index(2) or order[0] == 1 else [8, 9]
     assert request.session_ids.tolist() == [first]
     assert request.flat
-    found = reader.encoder.encode(request.rows)
-    assert_same(found, {n: v if first == [9, 8] else v[::-1] for n, v in rows.items()})
+    encoded = reader.encoder.encode(request.rows)
+    assert_same(encoded, {n: v if first == [9, 8] else v[::-1] for n, v in rows.items()})
 
 
 def test_session_ids_are_read_without_nul_as_in_a_log(tmp_path: Path) -> None:
@@ -266,7 +266,7 @@ def test_flat_interactions_all_have_a_session(reader: RequestReader) -> None:
         reader.read(tensors)
 
 
-def test_filters_of_many_flat_sessions_take_bounded_room(reader: RequestReader) -> None:
+def test_filters_of_many_flat_sessions_are_bounded(reader: RequestReader) -> None:
     ids = np.concatenate([np.zeros(20_000, np.int64), np.arange(1, 9_001)])[np.newaxis]
     tensors = {"item_id": np.full(ids.shape, "a", object), "session_id": ids}
     tensors["filter_seen"] = np.array([[True]])
@@ -283,9 +283,9 @@ def test_flat_interactions_have_no_lengths(reader: RequestReader) -> None:
 def test_a_session_column_of_flat_interactions_is_that_of_the_oldest(reader: RequestReader) -> None:
     tensors = flat(sessions(timestamp=np.array([[2, 1], [5, 9]])), [0, 1, 2, 3])
     tensors["device"] = np.array([["tablet", "phone", "", "tablet"]], object)
-    found = reader.encoder.encode(reader.read(tensors).rows)["device"].tolist()
-    wanted = sessions(device=np.array([["phone"], [""]], object))
-    assert found == reader.encoder.encode(reader.read(wanted).rows)["device"].tolist()
+    devices = reader.encoder.encode(reader.read(tensors).rows)["device"].tolist()
+    per_row = sessions(device=np.array([["phone"], [""]], object))
+    assert devices == reader.encoder.encode(reader.read(per_row).rows)["device"].tolist()
 
 
 def test_a_single_interaction_with_a_session_id_is_a_session(reader: RequestReader) -> None:

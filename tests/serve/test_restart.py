@@ -31,14 +31,14 @@ from tests.serve.test_triton import (
 
 def processes(name: str) -> list[int]:
     """Triton, its supervisor and its instances, all of whose command lines name the server."""
-    found = []
+    pids = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             if name.encode() in path.read_bytes():
-                found.append(int(path.parent.name))
+                pids.append(int(path.parent.name))
         except OSError:
             continue
-    return found
+    return pids
 
 
 def assert_nothing_is_left(name: str, temporary: Path) -> None:
@@ -53,7 +53,7 @@ def restarted(server: TritonServer, before: int) -> int:
     return server.pid
 
 
-def test_a_shape_of_terabytes_over_http_keeps_the_server_away_for_seconds_only(
+def test_server_recovers_from_a_shape_of_terabytes(
     shop: Shop, tmp_path: Path, temporary: Path
 ) -> None:
     log = tmp_path / "triton.log"
@@ -118,7 +118,7 @@ def lists(url: str) -> object:
 
 
 @pytest.mark.parametrize("step", ["requests", "model"])
-def test_a_model_whose_process_was_killed_answers_again(
+def test_killed_model_process_is_restarted(
     shop: Shop, tmp_path: Path, temporary: Path, step: str
 ) -> None:
     # Triton 2.51 would stay ready and refuse every request: such a process is not started again
@@ -128,19 +128,17 @@ def test_a_model_whose_process_was_killed_answers_again(
         server.wait_until_ready(READY_SECONDS)
         name, before = server._id, server.pid
         url = f"http://{server.http_url}"
-        wanted = lists(url)
-        assert wanted is not None
+        expected = lists(url)
+        assert expected is not None
         [instance] = model_processes(before, f"recommender_{step}_v1")
         os.kill(instance, signal.SIGKILL)
         restarted(server, before)
-        assert lists(url) == wanted
+        assert lists(url) == expected
     assert_nothing_is_left(name, temporary)
 
 
-def test_it_gives_up_after_as_many_times_as_it_was_told(
-    small_repository: Path, temporary: Path
-) -> None:
-    told: list[str] = []
+def test_number_of_restarts_is_bounded(small_repository: Path, temporary: Path) -> None:
+    reports: list[str] = []
     with TritonServer(small_repository, ports=free_ports(), restarts=2) as server:
         server.wait_until_ready(READY_SECONDS)
         name, pid = server._id, server.pid
@@ -150,17 +148,17 @@ def test_it_gives_up_after_as_many_times_as_it_was_told(
             pid = restarted(server, pid)
             assert not old & set(regions(name))
         os.kill(pid, signal.SIGKILL)
-        assert server.wait(told.append) == 128 + signal.SIGKILL
+        assert server.wait(reports.append) == 128 + signal.SIGKILL
         assert not server.is_alive()
     assert_nothing_is_left(name, temporary)
-    assert [line.split(". ")[0] for line in told] == ["Triton was ended by signal 11 (SIGSEGV)"] * 2
-    assert "time 2 of at most 2 in 10 minutes" in told[1]
+    assert [line.split(". ")[0] for line in reports] == [
+        "Triton was ended by signal 11 (SIGSEGV)"
+    ] * 2
+    assert "time 2 of at most 2 in 10 minutes" in reports[1]
     assert server.ending == ("Triton was ended by signal 9 (SIGKILL) after 2 restarts")
 
 
-def test_a_triton_that_never_became_ready_is_not_brought_back(
-    tmp_path: Path, temporary: Path
-) -> None:
+def test_triton_that_was_never_ready_is_not_restarted(tmp_path: Path, temporary: Path) -> None:
     begun = tmp_path / "begun"
     slow = (
         f"    def initialize(self, args):\n        open({str(begun)!r}, 'a').write('x')\n"
@@ -181,7 +179,7 @@ def test_a_triton_that_never_became_ready_is_not_brought_back(
 
 
 @pytest.mark.parametrize("pause", [0.0, 0.1, 0.3, 0.6, 1.2])
-def test_a_stop_in_the_middle_of_a_restart_is_a_stop(
+def test_stop_during_a_restart_stops_the_server(
     small_repository: Path, temporary: Path, pause: float
 ) -> None:
     with TritonServer(small_repository, ports=free_ports(), restarts=5) as server:
@@ -197,7 +195,7 @@ def test_a_stop_in_the_middle_of_a_restart_is_a_stop(
 
 
 @pytest.mark.parametrize("pause", [None, 0.1, 0.6])
-def test_nothing_is_left_of_a_server_whose_supervisor_is_killed(
+def test_killed_supervisor_leaves_nothing(
     small_repository: Path, temporary: Path, pause: float | None
 ) -> None:
     with TritonServer(small_repository, ports=free_ports(), restarts=5) as server:
@@ -211,7 +209,7 @@ def test_nothing_is_left_of_a_server_whose_supervisor_is_killed(
     assert_nothing_is_left(server._id, temporary)
 
 
-def test_a_supervisor_that_hangs_is_ended_with_its_triton(
+def test_hanging_supervisor_is_killed_with_its_triton(
     small_repository: Path, temporary: Path
 ) -> None:
     with TritonServer(small_repository, ports=free_ports(), restarts=5) as server:
@@ -225,7 +223,7 @@ def test_a_supervisor_that_hangs_is_ended_with_its_triton(
 
 
 @pytest.mark.parametrize("pause", [0.1, 0.6])
-def test_nothing_is_left_when_the_caller_is_killed_in_the_middle_of_a_restart(
+def test_launcher_killed_during_a_restart_leaves_nothing(
     small_repository: Path, temporary: Path, pause: float
 ) -> None:
     code = (

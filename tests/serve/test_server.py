@@ -80,12 +80,12 @@ def assert_equal_lists(
     for record in records:
         items, scores = offline[record["session_id"]]
         assert [entry["item_id"] for entry in record["recommendations"]] == items
-        found = [entry["score"] for entry in record["recommendations"]]
-        assert found == pytest.approx(scores, abs=1e-4)
+        actual = [entry["score"] for entry in record["recommendations"]]
+        assert actual == pytest.approx(scores, abs=1e-4)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_a_thousand_sessions_get_from_the_server_what_offline_prediction_gives(
+def test_server_equals_offline_prediction_for_1000_sessions(
     shop: Shop, server: TritonServer, protocol: str, tmp_path: Path
 ) -> None:
     log = tmp_path / "new.parquet"
@@ -98,7 +98,7 @@ def test_a_thousand_sessions_get_from_the_server_what_offline_prediction_gives(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_ten_thousand_requests_at_once_get_what_offline_prediction_gives(
+def test_server_equals_offline_prediction_for_10000_concurrent_requests(
     shop: Shop, server: TritonServer, protocol: str, tmp_path: Path
 ) -> None:
     log = tmp_path / "new.parquet"
@@ -130,7 +130,7 @@ def test_ten_thousand_requests_at_once_get_what_offline_prediction_gives(
         ),
     ],
 )
-def test_a_thousand_real_sessions_get_from_the_server_what_offline_prediction_gives(
+def test_server_equals_offline_prediction_for_real_sessions(
     real_data: Path, tmp_path: Path, config: str, file: str, model: tuple[str, ...]
 ) -> None:
     overrides = (*model, "train.epochs=1", "preprocess.split={}")
@@ -245,7 +245,7 @@ def test_a_bad_request_gets_a_clear_error_and_the_server_lives_on(
     assert client.recommend([SESSION], 3).items.shape == (1, 3)
 
 
-def test_the_client_says_what_is_wrong_before_it_asks(client: Client) -> None:
+def test_client_refuses_wrong_sessions_before_sending(client: Client) -> None:
     with pytest.raises(ConfigError, match="no column 'colour'"):
         client.recommend([{**SESSION, "colour": ["red", "red"]}])
     with pytest.raises(ConfigError, match="price has 1 values, expected 2"):
@@ -292,13 +292,13 @@ def test_sessions_of_different_lengths_from_many_clients_share_a_batch(
 
     def settled() -> tuple[int, int]:
         """Triton counts a request after it has answered it."""
-        found = executions()
+        counts = executions()
         while True:
             time.sleep(0.3)
             again = executions()
-            if again == found:
-                return found
-            found = again
+            if again == counts:
+                return counts
+            counts = again
 
     sessions = [
         {n: v * (1 + i % 5) if n != "device" else v for n, v in SESSION.items()} for i in range(160)
@@ -308,13 +308,13 @@ def test_sessions_of_different_lengths_from_many_clients_share_a_batch(
         with Client(url_of(server, "grpc")) as client:
             return [client.recommend([session], 3).items[0].tolist() for session in part]
 
-    wanted = ask(sessions[:5])
+    expected = ask(sessions[:5])
     before = settled()
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(ask, [sessions[i::16] for i in range(16)]))
     after = settled()
     for start, answer in enumerate(answers):
-        assert answer == [wanted[i % 5] for i in range(start, 160, 16)]
+        assert answer == [expected[i % 5] for i in range(start, 160, 16)]
     assert after[0] - before[0] == 160
     assert after[1] - before[1] < 160
 
@@ -336,7 +336,7 @@ def test_a_repository_serves_when_copied_elsewhere_and_read_only(
     assert sorted(path.relative_to(copied) for path in copied.rglob("*")) == before
 
 
-def test_a_log_is_asked_for_in_batches_that_the_server_takes(shop: Shop, tmp_path: Path) -> None:
+def test_log_is_sent_in_batches_of_the_allowed_size(shop: Shop, tmp_path: Path) -> None:
     export(shop.run, tmp_path / "small", max_batch=4)
     log = tmp_path / "new.parquet"
     synthesize(log, sessions=11, items=200, seed=9)
@@ -352,7 +352,7 @@ def test_a_log_is_asked_for_in_batches_that_the_server_takes(shop: Shop, tmp_pat
             wrong.recommend([SESSION])
 
 
-def test_nobody_at_the_address_is_one_clear_line() -> None:
+def test_unreachable_server_reports_one_line() -> None:
     port = free_ports().http
     for protocol in PROTOCOLS:
         with (

@@ -64,12 +64,12 @@ def asked(runs: list[Path]) -> list[Asked]:
     catalogue = [f"sku-{i:05}" for i in range(200)]
     with ExitStack() as stack:
         local = [stack.enter_context(open_run(run)) for run in runs]
-        found = []
+        requests = []
         for turn in range(KINDS):
             size = 1 if turn % 3 else int(random.integers(2, 40))
-            given = sessions(random, size, catalogue)
+            batch = sessions(random, size, catalogue)
             if turn % 7 == 0:
-                given[0] = {"item_id": random.choice(catalogue, 300).tolist()}
+                batch[0] = {"item_id": random.choice(catalogue, 300).tolist()}
             filters: dict[str, Any] = {}
             if turn % 4 == 0:
                 filters["exclude"] = random.choice(catalogue, 30).tolist()
@@ -78,9 +78,9 @@ def asked(runs: list[Path]) -> list[Asked]:
             if turn % 2:
                 filters["filter_seen"] = True
             k = int(random.integers(1, 30))
-            expected = [one.recommend(given, k, **filters) for one in local]
-            found.append(Asked(given, k, filters, expected))
-    return found
+            expected = [one.recommend(batch, k, **filters) for one in local]
+            requests.append(Asked(batch, k, filters, expected))
+    return requests
 
 
 class Load:
@@ -140,13 +140,13 @@ class Load:
             raise ConfigError("k = 0 was answered")
 
 
-def same(found: Answer, wanted: Answer) -> bool:
-    there = ~np.isneginf(wanted.scores)
+def same(actual: Answer, expected: Answer) -> bool:
+    finite = ~np.isneginf(expected.scores)
     return (
-        found.items.shape == wanted.items.shape
-        and found.items[there].tolist() == wanted.items[there].tolist()
-        and bool((np.isneginf(found.scores) == ~there).all())
-        and np.allclose(found.scores[there], wanted.scores[there], rtol=0, atol=1e-4)
+        actual.items.shape == expected.items.shape
+        and actual.items[finite].tolist() == expected.items[finite].tolist()
+        and bool((np.isneginf(actual.scores) == ~finite).all())
+        and np.allclose(actual.scores[finite], expected.scores[finite], rtol=0, atol=1e-4)
     )
 
 
@@ -171,16 +171,16 @@ def resident(pid: int) -> int:
 
 
 def model_processes(pid: int, name: str) -> list[int]:
-    found = []
+    pids = []
     for process in children(pid):
         command = Path(f"/proc/{process}/cmdline").read_bytes().decode().split("\0")
         if "triton_python_backend_stub" in command[0] and any(name in word for word in command):
-            found.append(process)
-    return found
+            pids.append(process)
+    return pids
 
 
 @pytest.mark.slow
-def test_half_an_hours_worth_of_load_while_versions_change_and_processes_are_killed(
+def test_load_during_reloads_and_killed_processes(
     shop: Shop, runs: list[Path], asked: list[Asked], tmp_path: Path
 ) -> None:
     repository = tmp_path / "repository"

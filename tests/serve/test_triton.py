@@ -80,7 +80,7 @@ ensemble_scheduling {
 
 
 class Top(torch.nn.Module):
-    """Scores all items by their similarity to the weighted sum of the given ones."""
+    """Scores all items by their similarity to the weighted sum of the items."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -162,8 +162,8 @@ def executions(client: Any, model: str) -> tuple[int, int]:
     counts, before = (0, 0), (-1, -1)
     while counts != before:
         time.sleep(0.3)
-        (found,) = client.get_inference_statistics(model).model_stats
-        counts, before = (found.inference_count, found.execution_count), counts
+        (statistics,) = client.get_inference_statistics(model).model_stats
+        counts, before = (statistics.inference_count, statistics.execution_count), counts
     return counts
 
 
@@ -398,7 +398,7 @@ def test_stop_leaves_no_process_and_no_file_and_can_be_repeated(
     server.stop()
 
 
-def test_a_server_that_is_killed_is_noticed_and_swept_up(
+def test_killed_server_is_noticed_and_leaves_nothing(
     small_repository: Path, temporary: Path
 ) -> None:
     with TritonServer(

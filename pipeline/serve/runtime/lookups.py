@@ -17,7 +17,7 @@ NULL = 1
 OUT_OF_VOCABULARY = 2
 FIRST_ITEM = 3
 MAX_ENTRIES_PER_VALUE = 4
-"""Size limit of a direct table; values that lie further apart are found by binary search."""
+"""Size limit of a direct table; values that lie further apart take a binary search."""
 UNKNOWN_INTEGER = -(2**63) + 1
 _INTEGER = re.compile(rb"0|-?[1-9][0-9]{0,18}")
 MISSING_INTEGER = -(2**63)
