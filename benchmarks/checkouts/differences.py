@@ -22,7 +22,7 @@ TIMINGS = {
     *("train_samples_per_second", "train_steps_per_second"),
 }
 """Keys of JSON with time and memory."""
-VERSION = {"written_by", "made_from"}
+VERSION = {"written_by", "made_from", "fingerprint"}
 """Keys of JSON with the version of pipeline, or with a hash that depends on it."""
 JSON_FILES = ("manifest.json", "metrics.jsonl", "report.json", "evaluation.json")
 """Compared by value, without the keys above; all other files byte for byte."""

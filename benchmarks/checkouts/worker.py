@@ -47,7 +47,7 @@ def old_preprocess(recipe: Path, job: dict[str, Any], out: Path) -> Path:
     from pipeline.preprocess.run import preprocess
 
     preprocess(
-        Recipe.load(recipe).preprocess,
+        Recipe.from_yaml(recipe).preprocess,
         [Path(path) for path in job["logs"]],
         [Path(path) for path in job["tests"]],
         out,
@@ -62,7 +62,7 @@ def old_train(recipe: Path, data: Path, out: Path) -> Path:
     from pipeline.core.recipe import Recipe
     from pipeline.train.run import train
 
-    values = Recipe.load(recipe)
+    values = Recipe.from_yaml(recipe)
     train(data, values.model, values.train, out)
     return out
 
