@@ -31,11 +31,13 @@ def pytest_make_parametrize_id(val: object) -> str | None:
 
 
 _STARTS_TRITON = re.compile(r"\b(TritonServer|running_server)\b")
-_TRAINS = re.compile(r"\bpipeline\.(training|cli)\b|make_shop")
+_RUNS_STAGES = re.compile(
+    r"\bpipeline\.(training|cli|exporting|preprocessing\.(run|workflow))\b|\bbenchmarks\b|make_shop"
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by what their module uses: `server` starts Triton, `train` trains a model.
+    """Mark tests by what their module uses: `server` starts Triton, `train` runs a whole stage.
 
     What is left is the unit tier: `-m "not server and not train"`.
     """
@@ -45,7 +47,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         fixtures = getattr(item, "fixturenames", ())
         if "server" in fixtures or _STARTS_TRITON.search(source):
             item.add_marker("server")
-        if "shop" in fixtures or _TRAINS.search(source):
+        if "shop" in fixtures or _RUNS_STAGES.search(source):
             item.add_marker("train")
 
 
