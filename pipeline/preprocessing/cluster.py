@@ -1,7 +1,7 @@
-"""Connection to a Dask cluster, remote or on this machine.
+"""Workers of preprocessing: threads of this process, or a Dask cluster, remote or local.
 
-Its workers sort sessions, compute statistics and encode. The command itself reads the logs and
-writes the output.
+Workers sort sessions, compute statistics and encode. The command itself reads the logs and writes
+the output.
 """
 
 import logging
@@ -12,10 +12,12 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.core.errors import ConfigError, PipelineError
 from pipeline.core.merlin import has_cudf  # sets dask's options, before dask is imported
@@ -24,10 +26,47 @@ _CONNECT_SECONDS = 60
 _POLL_SECONDS = 1.0
 _CUDA_POOL, _CUDA_LIMIT = 0.5, 0.8
 """Shares of a GPU's memory: RMM's initial pool, and the limit from which on it spills."""
-_ANY_PORT = {"dashboard_address": "127.0.0.1:0"}
-"""Even without a dashboard the scheduler serves HTTP, at 8787, and warns if the port is in use."""
+_LOOPBACK: dict[str, Any] = {
+    "host": "127.0.0.1",
+    "dashboard_address": None,
+    # without a dashboard, too, the scheduler serves HTTP; on 8787 it warns if the port is in use
+    "scheduler_kwargs": {"dashboard_address": "127.0.0.1:0"},
+}
 LOCAL, LOCAL_CUDA = "local", "local-cuda"
 """Instead of an address: a process for each core or GPU, which ends with the command."""
+
+
+R = TypeVar("R")
+
+
+class Workers:
+    """Runs tasks in parallel, a few at a time, and yields their results in order."""
+
+    def __init__(self, submit: Callable[..., Any], max_pending: int) -> None:
+        self._submit = submit
+        self._max_pending = max_pending
+
+    def map(self, task: Callable[..., R], arguments: Iterable[tuple[Any, ...]]) -> Iterator[R]:
+        """Yield `task(*each)` for each of the arguments, in their order."""
+        pending: deque[Any] = deque()
+        for each in arguments:
+            pending.append(self._submit(task, *each))
+            if len(pending) > self._max_pending:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+@contextmanager
+def workers(client: Any = None) -> Iterator[Workers]:
+    """The workers of a Dask `client`, or a thread for each core that this process may use."""
+    if client is not None:
+        max_pending = 2 * sum(client.nthreads().values())
+        yield Workers(lambda task, *each: client.submit(task, *each, pure=False), max_pending)
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with ThreadPoolExecutor(cores or 1) as pool:
+        yield Workers(pool.submit, cores or 1)
 
 
 @contextmanager
@@ -66,17 +105,10 @@ def _start_workers(folder: str) -> Any:
     return LocalCluster(
         n_workers=len(os.sched_getaffinity(0)),
         threads_per_worker=1,
-        host="127.0.0.1",
-        dashboard_address=None,
-        scheduler_kwargs=_ANY_PORT,
-        local_directory=folder,
         silence_logs=logging.ERROR,
+        local_directory=folder,
+        **_LOOPBACK,
     )
-
-
-def _ignore_interrupts() -> None:
-    """Ignore the Ctrl-C that a terminal sends to workers, too: the cluster ends them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _start_cuda_workers(folder: str) -> Any:
@@ -89,14 +121,17 @@ def _start_cuda_workers(folder: str) -> Any:
     from dask_cuda import LocalCUDACluster
 
     return LocalCUDACluster(
-        host="127.0.0.1",
-        dashboard_address=None,
-        scheduler_kwargs=_ANY_PORT,
-        local_directory=folder,
         rmm_pool_size=_CUDA_POOL,
         device_memory_limit=_CUDA_LIMIT,
         enable_cudf_spill=True,
+        local_directory=folder,
+        **_LOOPBACK,
     )
+
+
+def _ignore_interrupts() -> None:
+    """Ignore the Ctrl-C that a terminal sends to workers, too: the cluster ends them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextmanager

@@ -13,9 +13,8 @@ from pipeline.data import values
 from pipeline.data.fitted import Fitted
 from pipeline.preprocessing.blocks import typed_block
 from pipeline.preprocessing.lookup import column_positions, positions
+from pipeline.preprocessing.statistics import MergeBuffer
 
-_BUFFER_ROWS = 4_000_000
-"""Values that are held before they are reduced to the newest of each item."""
 _INDEX, _TIME = "#index", "#time"
 """Columns of the buffered tables: position in the catalogue, and time."""
 _SPARSE = 4
@@ -31,7 +30,7 @@ class ItemValues:
     def __init__(self, fitted: Fitted) -> None:
         self._fitted = fitted
         self._items = fitted.item.values
-        self._buffers: dict[str, list[pa.Table]] = {}
+        self._newest = MergeBuffer(lambda _, tables: _newest(pa.concat_tables(tables)))
         if fitted.items is not None:
             earlier = fitted.items
             index = pc.index_in(earlier[ITEM].combine_chunks(), value_set=self._items).cast("int64")
@@ -42,15 +41,12 @@ class ItemValues:
                     for column in columns:
                         table = table.append_column(column, earlier[column])
                     has_value = pc.and_(pc.is_valid(index), pc.is_valid(earlier[columns[0]]))
-                    self._buffers[name] = [table.filter(has_value)]
+                    self._newest.add(name, table.filter(has_value))
 
     def add(self, newest: dict[str, pa.Table]) -> None:
         """Add the `newest_values` of a part."""
         for name, table in newest.items():
-            buffer = self._buffers.setdefault(name, [])
-            buffer.append(table)
-            if len(buffer) > 1 and sum(len(part) for part in buffer[1:]) > _BUFFER_ROWS:
-                self._buffers[name] = [_newest(pa.concat_tables(buffer))]
+            self._newest.add(name, table)
 
     def table(self, item_table: pa.Table | None = None) -> pa.Table | None:
         """`item_id` and a column for each feature column; None without such a feature.
@@ -58,7 +54,8 @@ class ItemValues:
         The catalogue comes first, then further items of `item_table` (`SideTables.items`).
         """
         side_table = None if item_table is None else _typed_items(self._fitted, item_table)
-        if not self._buffers and side_table is None:
+        newest = dict(self._newest.merged())
+        if not newest and side_table is None:
             return None
         items = self._items
         if side_table is not None:
@@ -66,11 +63,10 @@ class ItemValues:
             is_new = pa.array(positions(keys, items) < 0)
             items = pa.concat_arrays([items, keys.filter(is_new)])
         columns = {ITEM: items}
-        for name in list(self._buffers):
-            newest = _newest(pa.concat_tables(self._buffers.pop(name)))
+        for of_feature in newest.values():
             row = np.full(len(items), -1)
-            row[newest[_INDEX].to_numpy()] = np.arange(len(newest))
-            columns |= _take(newest.drop_columns([_INDEX, _TIME]), row)
+            row[of_feature[_INDEX].to_numpy()] = np.arange(len(of_feature))
+            columns |= _take(of_feature.drop_columns([_INDEX, _TIME]), row)
         if side_table is not None:
             row = positions(items, side_table[ITEM].combine_chunks())
             columns |= _take(side_table.drop_columns([ITEM]), row)

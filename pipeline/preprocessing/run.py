@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,16 @@ from pipeline.data.fingerprint import data_fingerprint
 from pipeline.data.fitted import ITEMS_FILE, Fitted, ValueType
 from pipeline.logs.files import check_tables, find_logs
 from pipeline.preprocessing import engine
-from pipeline.preprocessing.cluster import check_shared, connect
+from pipeline.preprocessing.cluster import Workers, check_shared, connect, workers
 from pipeline.preprocessing.item_values import ItemValues
 from pipeline.preprocessing.report.counts import PartCounts, Window, window_of
 from pipeline.preprocessing.session_files import SessionWriter
+from pipeline.preprocessing.sorting.log import Log, read_sorted
 from pipeline.preprocessing.split import LEFT_OUT, parts_of, rows_of, split_sessions
 from pipeline.recipe.preprocess import Preprocess
 
+_PartLog = tuple[Log, list[np.ndarray] | None]
+"""Log from which a part takes its sessions, and their part numbers by shard; None takes all."""
 _WIDE_MICROSECONDS = 10 * 365 * 86_400 * 10**6
 """Distance between the median and the first or last time from which on a note warns of it."""
 
@@ -42,32 +45,12 @@ class _Job:
     """The data directory while it is written."""
     scratch: Path
     """For sorting; seen by all workers."""
-    pool: engine.Workers
+    pool: Workers
     is_remote: bool
     """Whether workers of a cluster read the fitted state from `directory`."""
     wait_for_import: Callable[[], None]
     """Returns when NVTabular is imported."""
     progress: tqdm
-
-
-@dataclass(frozen=True)
-class _PartLog:
-    """The log from which a part takes its sessions."""
-
-    log: engine.Log
-    splits: list[np.ndarray] | None
-    """Part numbers of the sessions by shard; None if the part has all sessions of the log."""
-
-
-@dataclass(frozen=True)
-class _PartFacts:
-    """Facts of a part in the manifest."""
-
-    sessions: int
-    interactions: int
-    first: str | None
-    """Time of the first interaction; None without a timestamp."""
-    last: str | None
 
 
 def preprocess(
@@ -121,18 +104,21 @@ def preprocess(
         facts["notes"] = _notes(recipe, log, base_fitted)
         splits = _split(recipe, log)
         fitted = _fit(job, log, splits)
-        part_logs = dict.fromkeys(parts_of(recipe), _PartLog(log, splits))
+        part_logs: dict[str, _PartLog] = dict.fromkeys(parts_of(recipe), (log, splits))
         if test_logs:
             test_log = _read(job, test_logs, "test", log.types)
             facts["rows"]["test"] = test_log.report.facts(test_log.rows)
-            part_logs["test"] = _PartLog(test_log, None)
+            part_logs["test"] = (test_log, None)
         facts["sessions"], counts = _write_sessions(job, fitted, part_logs)
         facts["catalogue_items"] = len(fitted.item.values)
         if base_fitted is not None:
             facts["new_items"] = len(fitted.item.values) - len(base_fitted.item.values)
         facts["max_sequence_length"] = recipe.max_sequence_length
         facts["left_out"] = _left_out(recipe, log, splits)
-        facts |= _write_report(job, fitted, facts, counts)
+        job.progress.set_description("report")
+        from pipeline.preprocessing.report.page import write_report  # imports jinja2
+
+        facts |= write_report(directory, fitted, facts, counts)
     return facts
 
 
@@ -181,35 +167,28 @@ def _job(
     cluster: str | None,
 ) -> Iterator[_Job]:
     """Workers, scratch directory and progress bar of a run."""
-    wait_for_import: Callable[[], None] = lambda: None  # noqa: E731
-    if cluster is None and operators is None:  # a file of operators imports NVTabular itself
-        wait_for_import = begin_import("pipeline.preprocessing.workflow")
+    if cluster is None and operators is None:
+        wait = begin_import("pipeline.preprocessing.workflow")
+    else:  # a file of operators imports NVTabular itself
+        wait = lambda: None  # noqa: E731
     with ExitStack() as stack:
         # beside the output: it is large, and the workers see it
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=directory)))
         client = stack.enter_context(connect(cluster))
-        pool = stack.enter_context(engine.workers(client))
+        pool = stack.enter_context(workers(client))
         progress = stack.enter_context(
             tqdm(desc="read", unit="row", unit_scale=True, leave=False, disable=None)
         )
         if client is not None:
             check_shared(client, scratch)
         yield _Job(
-            recipe=recipe,
-            base=base,
-            operators=operators,
-            directory=directory,
-            scratch=scratch,
-            pool=pool,
-            is_remote=client is not None,
-            wait_for_import=wait_for_import,
-            progress=progress,
+            recipe, base, operators, directory, scratch, pool, client is not None, wait, progress
         )
 
 
 def _read(
     job: _Job, files: list[Path], name: str, types: dict[str, ValueType] | None = None
-) -> engine.Log:
+) -> Log:
     """Read and sort a log; id columns get `types`, or those of the base."""
     if types is None and job.base is not None:
         types = {column: v.type for column, v in job.base.of_columns.items()}
@@ -217,17 +196,17 @@ def _read(
     directory = job.scratch / name
     directory.mkdir()
     directory.chmod(0o777)  # workers may run as another user
-    return engine.read_sorted(job.recipe, files, directory, job.pool, types, job.operators)
+    return read_sorted(job.recipe, files, directory, job.pool, types, job.operators)
 
 
-def _split(recipe: Preprocess, log: engine.Log) -> list[np.ndarray]:
+def _split(recipe: Preprocess, log: Log) -> list[np.ndarray]:
     """Part numbers of the sessions of each shard."""
     lengths = [shard.lengths for shard in log.shards]
     parts = split_sessions(recipe, log.ends, np.concatenate(lengths))
     return np.split(parts, np.cumsum([len(of_shard) for of_shard in lengths])[:-1])
 
 
-def _fit(job: _Job, log: engine.Log, splits: list[np.ndarray]) -> Fitted:
+def _fit(job: _Job, log: Log, splits: list[np.ndarray]) -> Fitted:
     """Fit the workflow and write its state. DataError if no item is frequent enough."""
     job.progress.set_description("fit")
     job.progress.update(log.rows)
@@ -255,21 +234,15 @@ def _write_sessions(
     from pipeline.preprocessing.workflow import write_schema
 
     job.progress.set_description("transform")
-    window = _report_window(job.recipe, [part_log.log for part_log in part_logs.values()])
+    window = _report_window(job.recipe, [log for log, _ in part_logs.values()])
+    state = job.directory if job.is_remote else fitted
     item_values = ItemValues(fitted)
     facts: dict[str, dict[str, Any]] = {}
     counts = {name: PartCounts(fitted, window) for name in part_logs}
-    for name, part_log in part_logs.items():
-        sessions = engine.sessions_of(
-            job.directory if job.is_remote else fitted,
-            part_log.log,
-            part_log.splits,
-            name,
-            job.pool,
-            window,
-        )
-        facts[name] = asdict(_write_part(job, name, sessions, item_values, counts[name]))
-    log = part_logs["train"].log
+    for name, (log, splits) in part_logs.items():
+        sessions = engine.sessions_of(state, log, splits, name, job.pool, window)
+        facts[name] = _write_part(job, name, sessions, item_values, counts[name])
+    log, _ = part_logs["train"]
     if (items := item_values.table(log.item_table)) is not None:
         pq.write_table(items, job.directory / FITTED_DIRECTORY / ITEMS_FILE)
     write_schema(engine.schema_of(fitted, log), job.recipe, job.directory)
@@ -282,8 +255,8 @@ def _write_part(
     sessions: Iterator[engine.EncodedSessions],
     item_values: ItemValues,
     counts: PartCounts,
-) -> _PartFacts:
-    """Write the sessions of a part and collect their item values and counts."""
+) -> dict[str, Any]:
+    """Write the sessions of a part and collect their item values and counts; returns its facts."""
     writer = SessionWriter(job.directory / SESSIONS_DIRECTORY / name)
     num_sessions = num_interactions = 0
     times = []
@@ -296,15 +269,15 @@ def _write_part(
         writer.write(of_shard.table)
     writer.close()
     has_time = job.recipe.timestamp is not None
-    return _PartFacts(
-        sessions=num_sessions,
-        interactions=num_interactions,
-        first=_date(min(times)) if has_time else None,
-        last=_date(max(times)) if has_time else None,
-    )
+    return {
+        "sessions": num_sessions,
+        "interactions": num_interactions,
+        "first": _date(min(times)) if has_time else None,
+        "last": _date(max(times)) if has_time else None,
+    }
 
 
-def _report_window(recipe: Preprocess, logs: list[engine.Log]) -> Window | None:
+def _report_window(recipe: Preprocess, logs: list[Log]) -> Window | None:
     """Hours that the data report counts; None without a timestamp."""
     if recipe.timestamp is None:
         return None
@@ -312,7 +285,7 @@ def _report_window(recipe: Preprocess, logs: list[engine.Log]) -> Window | None:
     return window_of(min(log.first for log in logs), int(np.median(ends)), int(ends.max()))
 
 
-def _left_out(recipe: Preprocess, log: engine.Log, splits: list[np.ndarray]) -> dict[str, int]:
+def _left_out(recipe: Preprocess, log: Log, splits: list[np.ndarray]) -> dict[str, int]:
     """Number of sessions and interactions that are in no part: too short for training."""
     masks = [split == LEFT_OUT for split in splits]
     if count := recipe.split.held_out:  # longer sessions have a target in another part
@@ -326,17 +299,7 @@ def _left_out(recipe: Preprocess, log: engine.Log, splits: list[np.ndarray]) -> 
     }
 
 
-def _write_report(
-    job: _Job, fitted: Fitted, facts: dict[str, Any], counts: dict[str, PartCounts]
-) -> dict[str, Any]:
-    """Write the data report; returns its facts for the manifest."""
-    from pipeline.preprocessing.report.page import write_report  # imports jinja2
-
-    job.progress.set_description("report")
-    return write_report(job.directory, fitted, facts, counts)
-
-
-def _notes(recipe: Preprocess, log: engine.Log, base: Fitted | None) -> list[str]:
+def _notes(recipe: Preprocess, log: Log, base: Fitted | None) -> list[str]:
     """Warnings: times far apart, and session rules that differ from those of the base."""
     notes = [] if recipe.timestamp is None else _time_notes(log)
     if base is not None and (keys := recipe.other_sessions(base.recipe)):
@@ -345,7 +308,7 @@ def _notes(recipe: Preprocess, log: engine.Log, base: Fitted | None) -> list[str
     return notes
 
 
-def _time_notes(log: engine.Log) -> list[str]:
+def _time_notes(log: Log) -> list[str]:
     """A warning if the first or the last time is far from the median, as of a wrong clock."""
     ends = log.ends
     first, median, last = log.first, int(np.median(ends)), int(ends.max())

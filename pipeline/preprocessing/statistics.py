@@ -1,6 +1,7 @@
 """Value counts and moments of columns, computed by part and merged."""
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from pandas.api.types import is_integer_dtype
+
+from pipeline.data.values import decode_dictionary
+
+_BUFFER_ROWS = 4_000_000
+"""Rows of several parts that are held before they are merged."""
 
 
 def value_counts(frame: Any, names: list[str]) -> dict[str, pa.Table]:
@@ -27,13 +33,8 @@ def value_counts(frame: Any, names: list[str]) -> dict[str, pa.Table]:
 
 
 def _value_counts(column: pa.Array) -> pa.Table:
-    if pa.types.is_dictionary(column.type):
-        codes = column.indices.drop_null().to_numpy()
-        counts = np.bincount(codes, minlength=len(column.dictionary))
-        table = pa.table({"value": column.dictionary, "count": counts})
-        return table.filter(pc.greater(table["count"], 0))
-    counted = pc.value_counts(column.drop_null())
-    return pa.table({"value": counted.field(0), "count": counted.field(1)})
+    counts = pc.value_counts(column.drop_null())
+    return pa.table({"value": decode_dictionary(counts.field(0)), "count": counts.field(1)})
 
 
 def merge_value_counts(counts: list[pa.Table]) -> pa.Table:
@@ -47,6 +48,26 @@ def vocabulary_of(counts: pa.Table, min_count: int) -> pa.Array:
     frequent = counts.filter(pc.greater_equal(counts["count"], min_count))
     order = pc.sort_indices(frequent, [("count", "descending"), ("value", "ascending")])
     return frequent["value"].take(order).combine_chunks()
+
+
+class MergeBuffer:
+    """Tables of several parts by name, merged from time to time to bound their memory."""
+
+    def __init__(self, merge: Callable[[str, list[pa.Table]], pa.Table]) -> None:
+        self._merge = merge
+        self._tables: dict[str, list[pa.Table]] = {}
+
+    def add(self, name: str, table: pa.Table) -> None:
+        """Add the table of a part."""
+        tables = self._tables.setdefault(name, [])
+        tables.append(table)
+        if len(tables) > 1 and sum(t.num_rows for t in tables[1:]) > _BUFFER_ROWS:
+            self._tables[name] = [self._merge(name, tables)]
+
+    def merged(self) -> Iterator[tuple[str, pa.Table]]:
+        """Yield name and merged table, and free the tables of the parts."""
+        for name in list(self._tables):
+            yield name, self._merge(name, self._tables.pop(name))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The NVTabular graph from interactions to encoded sessions: fit, rebuild, transform, schema."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from pipeline.preprocessing.operators.target_encoding import (
     target_sums,
 )
 from pipeline.preprocessing.statistics import (
+    MergeBuffer,
     Moments,
     merge_value_counts,
     moments_of,
@@ -40,8 +41,6 @@ from pipeline.recipe.features import CategoryFeature
 from pipeline.recipe.preprocess import Preprocess
 
 ELAPSED = "elapsed"
-_BUFFER_ROWS = 4_000_000
-"""Rows of counts of several parts that are held before they are merged."""
 _SCHEMA_PROPERTIES = ("domain", "embedding_sizes", "value_count")
 """Merlin's properties that are written; none of them is a path of this machine."""
 
@@ -112,30 +111,13 @@ def fit(
     )
 
 
-class _Buffer:
-    """Tables of several parts by name, merged when they grow beyond `_BUFFER_ROWS`."""
-
-    def __init__(self, merge: Callable[[str, list[pa.Table]], pa.Table]) -> None:
-        self._merge = merge
-        self._tables: dict[str, list[pa.Table]] = {}
-
-    def add(self, name: str, table: pa.Table) -> None:
-        tables = self._tables.setdefault(name, [])
-        tables.append(table)
-        if len(tables) > 1 and sum(t.num_rows for t in tables[1:]) > _BUFFER_ROWS:
-            self._tables[name] = [self._merge(name, tables)]
-
-    def merged(self) -> dict[str, pa.Table]:
-        return {name: self._merge(name, tables) for name, tables in self._tables.items()}
-
-
 def _merge_statistics(
     recipe: Preprocess, parts: Iterable[Statistics], types: dict[str, ValueType]
 ) -> Statistics:
     """Statistics of all parts, with the value counts by feature instead of by column."""
     feature_of = {column: f.name for f in recipe.features for column in f.columns}
-    counts = _Buffer(lambda _, tables: merge_value_counts(tables))
-    sums = _Buffer(lambda name, tables: merge_target_sums(tables, types[name]))
+    counts = MergeBuffer(lambda _, tables: merge_value_counts(tables))
+    sums = MergeBuffer(lambda name, tables: merge_target_sums(tables, types[name]))
     moments: dict[str, Moments] = {}
     last: int | None = None
     for part in parts:
@@ -147,7 +129,7 @@ def _merge_statistics(
             counts.add(feature_of.get(column, column), table)
         for name, of_part in part.moments.items():
             moments[name] = moments.get(name, Moments()).merge(of_part)
-    return Statistics(counts.merged(), moments, sums.merged(), last)
+    return Statistics(dict(counts.merged()), moments, dict(sums.merged()), last)
 
 
 def _fit_vocabularies(

@@ -1,4 +1,4 @@
-"""Logs that are known, damaged in known ways, and what must be left of them."""
+"""Generated logs, damaged in a controlled way, with the rows that must survive."""
 
 import gzip
 import random
@@ -29,7 +29,7 @@ class Case:
     sessions: dict[str, Session]
     """Those that no damage reached, by time."""
     read: int | None
-    """Rows that must be told as read; None where it cannot be known."""
+    """Number of rows that must be counted as read; None if it cannot be computed."""
     may_refuse: bool
     done: list[str] = field(default_factory=list)
     """What was done, for the one who looks for the reason."""
@@ -46,7 +46,7 @@ class _File:
 
 
 def make_case(seed: int, folder: Path, *, wild: bool = False) -> Case:
-    """`wild` flips any bytes: then nothing is known but that there must be no crash."""
+    """`wild` flips any bytes: then the only expectation is that there is no crash."""
     chance = random.Random(seed)
     rows = _rows(chance)
     recipe: dict[str, object] = {
@@ -85,12 +85,12 @@ def make_case(seed: int, folder: Path, *, wild: bool = False) -> Case:
     touched = set().union(*(file.touched for file in files))
     sessions = _expected(rows, recipe, time)
     certain = {name: s for name, s in sessions.items() if name not in touched}
-    known = not wild and not any(file.unknown for file in files)
+    is_exact = not wild and not any(file.unknown for file in files)
     return Case(
         recipe,
         paths,
         {} if wild else certain,
-        sum(len(file.rows) for file in files) if known else None,
+        sum(len(file.rows) for file in files) if is_exact else None,
         wild or not certain or any(file.refused for file in files),
         done,
     )
@@ -169,7 +169,7 @@ _ROWS: list[Callable[[list[Row], random.Random], bool]] = [
 def _expected(
     rows: list[Row], recipe: dict[str, object], time: dict[str, object]
 ) -> dict[str, Session]:
-    found: dict[str, Session] = defaultdict(list)
+    sessions: dict[str, Session] = defaultdict(list)
     for row in rows:
         if not row["session_id"] or not re.fullmatch(r"-?\d{1,12}", row["t"]):
             continue
@@ -177,15 +177,15 @@ def _expected(
         if "earliest" in time and not 1_546_300_800 <= at < 1_672_531_200:
             continue
         price = float(row["price"]) if re.fullmatch(r"-?[\d.]+", row["price"]) else None
-        found[row["session_id"]].append(
+        sessions[row["session_id"]].append(
             (at * SECONDS, row["item_id"] or None, price, row["hue"] or None)  # type: ignore[arg-type]
         )
-    for name, session in found.items():
+    for name, session in sessions.items():
         if recipe["duplicates"] == "drop":
             session = list(dict.fromkeys(session))
-        found[name] = sorted(session, key=str)
+        sessions[name] = sorted(session, key=str)
     longest = recipe["longest_session"] or 10**9
-    return {name: s for name, s in found.items() if len(s) <= longest}  # type: ignore[operator]
+    return {name: s for name, s in sessions.items() if len(s) <= longest}  # type: ignore[operator]
 
 
 # --- damage to files ---------------------------------------------------------------------------
@@ -264,7 +264,7 @@ def _line(columns: list[str], row: Row, delimiter: str, always: bool) -> bytes:
 
 
 def _pick(file: _File, chance: random.Random) -> int:
-    """A line that will be damaged; its session is no longer known."""
+    """A line that will be damaged; its session is not compared."""
     at = chance.randrange(len(file.rows))
     file.touched.add(file.rows[at]["session_id"])
     return at + 1
@@ -319,13 +319,13 @@ _LINES: list[Callable[[_File, list[bytes], str, random.Random], None]] = [
 
 
 def _flipped(content: bytes, chance: random.Random) -> bytes:
-    found = bytearray(content)
+    damaged = bytearray(content)
     for _ in range(chance.randint(1, 8)):
-        if found:
-            found[chance.randrange(len(found))] = chance.choice(
+        if damaged:
+            damaged[chance.randrange(len(damaged))] = chance.choice(
                 [0, 9, 10, 13, 34, 34, 44, 255, chance.randrange(256)]
             )
-    return bytes(found)
+    return bytes(damaged)
 
 
 def _write_parquet(file: _File, path: Path, chance: random.Random, wild: bool) -> list[str]:

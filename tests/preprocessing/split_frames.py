@@ -13,6 +13,6 @@ def split_frame(recipe: Preprocess, frame: pd.DataFrame) -> dict[str, pd.DataFra
     groups = whole.groupby("session_id", sort=True)["timestamp"]
     lengths, ends = groups.size().to_numpy(), groups.max().to_numpy()
     places = split_sessions(recipe, ends, lengths)
-    found = rows_of(recipe, places, lengths)
-    assert all(rows.dtype == np.bool_ and len(rows) == len(frame) for rows in found.values())
-    return {name: whole[rows].sort_index().reset_index(drop=True) for name, rows in found.items()}
+    masks = rows_of(recipe, places, lengths)
+    assert all(rows.dtype == np.bool_ and len(rows) == len(frame) for rows in masks.values())
+    return {name: whole[rows].sort_index().reset_index(drop=True) for name, rows in masks.items()}

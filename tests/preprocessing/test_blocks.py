@@ -105,7 +105,7 @@ def test_a_log_becomes_canonical_columns(plain: Interactions) -> None:
         ("log.csv", text_of(",", ROWS).rstrip(b"\n"), {}),
     ],
 )
-def test_every_form_of_text_gives_the_same(
+def test_all_text_formats_give_equal_data(
     tmp_path: Path, plain: Interactions, name: str, content: bytes, settings: dict
 ) -> None:
     (tmp_path / name).write_bytes(content)
@@ -193,7 +193,7 @@ def test_sessions_without_an_id_stay_apart_across_files_of_one_name(tmp_path: Pa
 
 @given(st.integers(1, len(text_of(",", ROWS[-1:], header=False))))
 @settings(deadline=None)
-def test_a_last_line_that_is_cut_anywhere_is_not_fatal(
+def test_truncated_last_line_is_not_fatal(
     tmp_path_factory: pytest.TempPathFactory, missing: int
 ) -> None:
     file = tmp_path_factory.mktemp("log") / "log.csv"
@@ -293,19 +293,19 @@ def test_ids_of_every_arrow_type_are_integers_or_text(
     tmp_path: Path, array: pa.Array, expected: list
 ) -> None:
     log = read(parquet(tmp_path, session_id=[1, 1, 1], item_id=array))
-    found = [None if pd.isna(value) else value for value in log.frame["item_id"].tolist()]
-    assert found == expected
+    ids = [None if pd.isna(value) else value for value in log.frame["item_id"].tolist()]
+    assert ids == expected
     assert log.types["item_id"] == ("int64" if isinstance(expected[0], int) else "string")
 
 
 def test_types_that_were_fitted_are_kept_and_other_values_become_unknown(tmp_path: Path) -> None:
     largest = 2**63 - 1
-    given = ["7", "", "x", "007", "1.5", str(largest), str(largest + 1), str(-largest), "9" * 30]
-    file = parquet(tmp_path, session_id=[1] * 9, item_id=given)
+    ids = ["7", "", "x", "007", "1.5", str(largest), str(largest + 1), str(-largest), "9" * 30]
+    file = parquet(tmp_path, session_id=[1] * 9, item_id=ids)
     log = read_interactions(recipe(), [file], {"session_id": "int64", "item_id": "int64"})
     unknown = values.UNKNOWN_INTEGER
-    found = [None if pd.isna(value) else value for value in log.frame["item_id"].tolist()]
-    assert found == [7, None, unknown, unknown, unknown, largest, unknown, -largest, unknown]
+    ids = [None if pd.isna(value) else value for value in log.frame["item_id"].tolist()]
+    assert ids == [7, None, unknown, unknown, unknown, largest, unknown, -largest, unknown]
     log = read_interactions(recipe(), [file], {"session_id": "string", "item_id": "string"})
     assert log.frame["item_id"].tolist()[:3] == ["7", None, "x"]
 
@@ -324,7 +324,7 @@ def test_rows_without_a_session_are_dropped_and_counted(tmp_path: Path) -> None:
     assert pd.isna(log.frame["item_id"][1])  # an item that is missing stays an interaction
 
 
-def test_numbers_that_are_no_use_are_missing_and_counted(tmp_path: Path) -> None:
+def test_unusable_numbers_are_missing_and_counted(tmp_path: Path) -> None:
     prices = {"features": [{"name": "price", "kind": "continuous"}]}
     texts = ["1.5", "", "abc", "inf", "-inf", "nan", "1e400", "1e39", " 2 ", "-3", "1e3"]
     expected = [1.5, None, None, None, None, None, None, None, 2.0, -3.0, 1000.0]
@@ -357,8 +357,8 @@ def test_numbers_of_every_arrow_type_are_read(
 def test_numbers_without_a_logarithm_in_float32_are_missing_where_one_is_asked(
     tmp_path: Path,
 ) -> None:
-    given = [-1.0, -2.0, -1 + 1e-12, -0.5, 0.0]
-    file = parquet(tmp_path, session_id=[1] * 5, item_id=[1] * 5, price=given)
+    prices = [-1.0, -2.0, -1 + 1e-12, -0.5, 0.0]
+    file = parquet(tmp_path, session_id=[1] * 5, item_id=[1] * 5, price=prices)
     log = read(file, features=[{"name": "price", "kind": "continuous", "log": True}])
     assert log.frame["price"].isna().tolist() == [True, True, True, False, False]
     assert log.report.counts == {"values of price that are no usable number": 3}
@@ -449,7 +449,7 @@ def test_seconds_with_a_fraction_keep_their_milliseconds(seconds: int, milliseco
         (pa.array([None, None], pa.null()), "s", [None, None]),
     ],
 )
-def test_what_is_no_time_is_missing(array: pa.Array, unit: str, expected: list) -> None:
+def test_invalid_times_are_missing(array: pa.Array, unit: str, expected: list) -> None:
     seconds = [None if t is None else t / 1_000_000 for t in parsed(array, unit)[0]]
     assert seconds == expected
 
@@ -467,7 +467,7 @@ def test_rows_without_a_usable_time_are_dropped_and_counted(tmp_path: Path) -> N
 # --- what cannot be read ------------------------------------------------------------------------
 
 
-def test_a_column_that_stands_twice_is_refused(tmp_path: Path) -> None:
+def test_duplicate_column_is_refused(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text("session_id,item_id,item_id\n1,2,3\n")
     expected = "has 2 columns named 'item_id'. Name them apart."
     assert expected in refusal(recipe(), tmp_path / "log.csv")
@@ -475,14 +475,14 @@ def test_a_column_that_stands_twice_is_refused(tmp_path: Path) -> None:
     assert expected in refusal(headerless, tmp_path / "log.csv")
 
 
-def test_a_span_of_time_is_no_moment(tmp_path: Path) -> None:
+def test_duration_column_is_refused_as_timestamp(tmp_path: Path) -> None:
     for kind in (pa.duration("s"), pa.time32("s")):
         file = parquet(tmp_path, session_id=[1], item_id=[1], t=pa.array([5], kind))
         message = refusal(recipe(timestamp={"column": "t", "unit": "s"}), file)
         assert "expected times, not durations" in message
 
 
-def test_a_missing_column_is_named_with_what_was_found(tmp_path: Path) -> None:
+def test_missing_column_error_lists_the_columns(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_bytes(text_of(",", ROWS))
     message = refusal(recipe(**{**SHOP, "item": "product"}), tmp_path / "log.csv")
     assert "no column for item_id, column 'product'" in message
@@ -495,7 +495,7 @@ def test_a_missing_column_is_named_with_what_was_found(tmp_path: Path) -> None:
     assert "no column for item_id" in refusal(headerless, tmp_path / "log.csv")
 
 
-def test_files_are_found_and_checked_without_reading_them(tmp_path: Path) -> None:
+def test_files_are_listed_and_checked_without_reading(tmp_path: Path) -> None:
     good, other = tmp_path / "log.csv", tmp_path / "log.xlsx"
     for file in (good, other):
         file.write_bytes(b"\xff")
@@ -507,15 +507,15 @@ def test_files_are_found_and_checked_without_reading_them(tmp_path: Path) -> Non
         find_logs(recipe(format="csv"), [good, tmp_path / "none.csv"])
 
 
-def test_a_folder_stands_for_the_logs_in_and_below_it_by_name(tmp_path: Path) -> None:
+def test_folder_expands_to_its_logs_by_name(tmp_path: Path) -> None:
     names = ["b.csv", "a.parquet", "day=2/x.tsv.gz", "day=1/x.csv"]
     for name in [*names, "_SUCCESS", ".a.parquet.crc", ".tmp/x.csv", "day=1/_log/y.csv"]:
         (tmp_path / "logs" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "logs" / name).touch()
     (tmp_path / "more.csv").touch()
-    found = find_logs(recipe(), [tmp_path / "more.csv", tmp_path / "logs"])
-    assert found[0] == tmp_path / "more.csv"
-    assert [f.relative_to(tmp_path / "logs").as_posix() for f in found[1:]] == sorted(names)
+    logs = find_logs(recipe(), [tmp_path / "more.csv", tmp_path / "logs"])
+    assert logs[0] == tmp_path / "more.csv"
+    assert [f.relative_to(tmp_path / "logs").as_posix() for f in logs[1:]] == sorted(names)
     (tmp_path / "logs" / "notes.md").touch()
     with pytest.raises(DataError, match=r"notes.md: cannot tell the format"):
         find_logs(recipe(), [tmp_path / "logs"])
@@ -525,8 +525,8 @@ def test_a_folder_stands_for_the_logs_in_and_below_it_by_name(tmp_path: Path) ->
     (tmp_path / "elsewhere" / "z.csv").touch()
     (tmp_path / "logs" / "day=3").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "logs" / "round").symlink_to(tmp_path / "logs")
-    found = find_logs(recipe(), [tmp_path / "logs"])
-    assert [f.name for f in found] == ["a.parquet", "b.csv", "x.csv", "x.tsv.gz", "z.csv"]
+    logs = find_logs(recipe(), [tmp_path / "logs"])
+    assert [f.name for f in logs] == ["a.parquet", "b.csv", "x.csv", "x.tsv.gz", "z.csv"]
     (tmp_path / "logs" / "gone.csv").symlink_to(tmp_path / "gone.csv")
     with pytest.raises(DataError, match=r"gone.csv does not exist"):
         find_logs(recipe(), [tmp_path / "logs"])
@@ -535,7 +535,7 @@ def test_a_folder_stands_for_the_logs_in_and_below_it_by_name(tmp_path: Path) ->
         find_logs(recipe(), [tmp_path / "none"])
 
 
-def test_a_folder_that_cannot_be_read_is_told(
+def test_unreadable_folder_reports_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "day=1").mkdir()

@@ -30,6 +30,7 @@ from pipeline.preprocessing.operators.encode import Encode
 from pipeline.preprocessing.operators.sessions import GroupSessions
 from pipeline.preprocessing.operators.target_encoding import TargetEncode
 from pipeline.preprocessing.run import preprocess
+from pipeline.preprocessing.sorting import spill
 from pipeline.recipe.features import ColumnCategory, TargetEncodedFeature
 from tests.conftest import ROOT, Shop
 
@@ -56,8 +57,8 @@ def wait_for(process: subprocess.Popen[str], pattern: str) -> str:
     """The first match in what the process says."""
     assert process.stderr is not None
     for line in process.stderr:
-        if found := re.search(pattern, line):
-            return found[0]
+        if match := re.search(pattern, line):
+            return match[0]
     raise AssertionError("dask ended")
 
 
@@ -84,7 +85,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "SHARD_ROWS", 2_000)
+    monkeypatch.setattr(spill, "SHARD_ROWS", 2_000)
 
 
 def files(directory: Path) -> list[str]:
@@ -97,7 +98,7 @@ def assert_same(one: Path, other: Path) -> None:
     assert (different, failed) == ([], [])
 
 
-def test_work_in_parts_gives_what_work_on_the_whole_gives(
+def test_output_does_not_depend_on_shard_size(
     shop: Shop, tmp_path: Path, small_parts: None
 ) -> None:
     preprocess(shop.recipe.preprocess, [shop.clicks], [], tmp_path / "parts")
@@ -119,11 +120,11 @@ def test_work_in_parts_gives_what_work_on_the_whole_gives(
                     np.testing.assert_array_equal(*flat)
 
 
-def not_here(*_given: object) -> None:
+def not_here(*_arguments: object) -> None:
     raise AssertionError("worked on in the process that asked")
 
 
-def test_the_loss_of_a_worker_loses_no_work(
+def test_lost_worker_does_not_change_the_output(
     shop: Shop, tmp_path: Path, small_parts: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = ["--no-nanny", "--nthreads", "1", "--host", "127.0.0.1"]
@@ -138,28 +139,28 @@ def test_the_loss_of_a_worker_loses_no_work(
             wait_for(process, "Registered to")
         sessions_of = engine.sessions_of
 
-        def kill_one(*given: object) -> object:
-            found = sessions_of(*given)
-            yield next(found)  # and others are under way
+        def kill_one(*arguments: object) -> object:
+            results = sessions_of(*arguments)
+            yield next(results)  # and others are under way
             processes[0].kill()
-            yield from found
+            yield from results
 
         monkeypatch.setattr(engine, "sessions_of", kill_one)
-        given = (shop.recipe.preprocess, [shop.clicks], [])
-        preprocess(*given, tmp_path / "there", cluster=address)
+        arguments = (shop.recipe.preprocess, [shop.clicks], [])
+        preprocess(*arguments, tmp_path / "there", cluster=address)
         processes[1].kill()
         # and with the last one gone it is one line
         monkeypatch.setattr("pipeline.preprocessing.cluster._CONNECT_SECONDS", 1)
         with pytest.raises(PipelineError) as caught:
-            preprocess(*given, tmp_path / "never", cluster=address)
+            preprocess(*arguments, tmp_path / "never", cluster=address)
         assert "\n" not in str(caught.value)
     monkeypatch.undo()
-    monkeypatch.setattr(engine, "SHARD_ROWS", 2_000)
-    preprocess(*given, tmp_path / "here")
+    monkeypatch.setattr(spill, "SHARD_ROWS", 2_000)
+    preprocess(*arguments, tmp_path / "here")
     assert_same(tmp_path / "here", tmp_path / "there")
 
 
-def test_on_workers_comes_out_byte_for_byte_what_comes_out_here(
+def test_cluster_writes_the_same_bytes_as_threads(
     shop: Shop, tmp_path: Path, small_parts: None, cluster: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = shop.recipe.preprocess
@@ -189,7 +190,7 @@ def test_on_workers_comes_out_byte_for_byte_what_comes_out_here(
     assert_same(tmp_path / "here", tmp_path / "again")
 
 
-def test_workers_of_its_own_give_the_same_and_are_gone_afterwards(
+def test_local_workers_give_the_same_output_and_end(
     shop: Shop, tmp_path: Path, small_parts: None
 ) -> None:
     before = children()
@@ -200,7 +201,7 @@ def test_workers_of_its_own_give_the_same_and_are_gone_afterwards(
     assert all("resource_tracker" in name for name in left.values()), left
 
 
-def test_a_cluster_of_its_own_listens_here_alone_and_where_dasks_port_is_taken() -> None:
+def test_local_cluster_listens_on_loopback_and_any_port() -> None:
     with socket.socket() as taken, warnings.catch_warnings():
         with suppress(OSError):  # taken by somebody else
             taken.bind(("127.0.0.1", 8787))
@@ -218,9 +219,7 @@ def http_address(dask_scheduler: Any) -> tuple[str, int]:
     return dask_scheduler.http_server.address, dask_scheduler.http_server.port
 
 
-def test_workers_on_gpus_are_refused_in_one_line_where_there_is_none(
-    shop: Shop, tmp_path: Path
-) -> None:
+def test_local_cuda_without_gpu_reports_one_line(shop: Shop, tmp_path: Path) -> None:
     if has_cudf():
         pytest.skip("there is a GPU here")
     with pytest.raises(ConfigError, match="needs a GPU and the gpu extra"):
@@ -230,12 +229,12 @@ def test_workers_on_gpus_are_refused_in_one_line_where_there_is_none(
 
 def children() -> dict[int, str]:
     """Command lines of this process's children."""
-    found = {}
+    commands = {}
     for listed in Path("/proc/self/task").glob("*/children"):
         for pid in listed.read_text().split():
             with suppress(OSError):
-                found[int(pid)] = Path(f"/proc/{pid}/cmdline").read_text()
-    return found
+                commands[int(pid)] = Path(f"/proc/{pid}/cmdline").read_text()
+    return commands
 
 
 def test_the_command_takes_the_cluster_from_the_environment_where_it_is_not_empty(
@@ -262,11 +261,11 @@ def test_a_client_that_never_came_up_does_not_stay_the_scheduler() -> None:
         Client.current()
 
 
-def test_a_cluster_that_cannot_work_is_told_in_one_line(
+def test_unreachable_or_unusable_cluster_reports_one_line(
     shop: Shop, tmp_path: Path, cluster: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.preprocessing.cluster._CONNECT_SECONDS", 1)
-    given = (shop.recipe.preprocess, [shop.clicks], [], tmp_path / "data")
+    arguments = (shop.recipe.preprocess, [shop.clicks], [], tmp_path / "data")
     with scheduler() as lonely:
         for address, words in (
             ("tcp://127.0.0.1:9", "No Dask scheduler answers at 'tcp://127.0.0.1:9'"),
@@ -275,10 +274,10 @@ def test_a_cluster_that_cannot_work_is_told_in_one_line(
             (lonely, "has no worker"),
         ):
             with pytest.raises(ConfigError, match=words) as caught:
-                preprocess(*given, cluster=address)
+                preprocess(*arguments, cluster=address)
             assert "\n" not in str(caught.value)
     # as if the folder were not there for the workers: no file is a link
     monkeypatch.setattr("pipeline.preprocessing.cluster.os.path.isfile", os.path.islink)
     with pytest.raises(ConfigError, match=r"worker at tcp://\S+ does not see"):
-        preprocess(*given, cluster=cluster)
+        preprocess(*arguments, cluster=cluster)
     assert not (tmp_path / "data").exists()

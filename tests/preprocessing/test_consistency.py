@@ -62,13 +62,13 @@ def asker(tmp_path_factory: pytest.TempPathFactory) -> SyncClient:
     return open_run(run_of(folder, users(), chosen))
 
 
-def test_of_a_session_is_what_its_own_oldest_interaction_has(asker: SyncClient) -> None:
+def test_session_features_come_from_the_oldest_interaction(asker: SyncClient) -> None:
     shuffled = users().sample(frac=1, random_state=1)
-    found = dict(sessions_of_frame(asker.served, shuffled))
-    assert {tuple(columns["device"]) for columns in found.values()} == {("tablet",)}
+    sessions = dict(sessions_of_frame(asker.served, shuffled))
+    assert {tuple(columns["device"]) for columns in sessions.values()} == {("tablet",)}
 
 
-def test_so_it_is_where_interactions_come_flat(asker: SyncClient) -> None:
+def test_flat_interactions_keep_multi_valued_lists(asker: SyncClient) -> None:
     log = users()[lambda frame: frame["s"] < 2].sample(frac=1, random_state=2)
     tensors = {
         "item_id": log["i"].to_numpy()[np.newaxis],
@@ -87,7 +87,7 @@ def test_so_it_is_where_interactions_come_flat(asker: SyncClient) -> None:
     assert alone.scores[0] != pytest.approx(other.scores[0], abs=1e-5)
 
 
-def test_a_log_that_holds_what_a_table_held_is_read(tmp_path: Path) -> None:
+def test_log_with_the_columns_of_a_table_is_read(tmp_path: Path) -> None:
     log = users()
     table = log.groupby("s", as_index=False)["device"].first()
     table.to_csv(tmp_path / "users.csv", index=False)
@@ -152,19 +152,19 @@ MEAN = {"name": "mean", "kind": "continuous", "column": "i", "mean_of": "x"}
         ),
     ],
 )
-def test_a_warm_start_tells_features_apart(
+def test_warm_start_distinguishes_multi_valued_features(
     tmp_path: Path, one: dict[str, Any], other: dict[str, Any]
 ) -> None:
     log = tmp_path / "log.csv"
     log.write_text("s,i,x,t\n1,1,1,5\n1,2,3,6\n")
-    told = []
+    features = []
     for name, feature in (("one", one), ("other", other)):
         preprocess(recipe(feature), [log], [], tmp_path / name)
-        told.append(feature_descriptions(Fitted.read(tmp_path / name)))
-    assert told[0] != told[1]
+        features.append(feature_descriptions(Fitted.read(tmp_path / name)))
+    assert features[0] != features[1]
 
 
-def test_a_folder_of_logs_may_hold_what_was_made_of_them(tmp_path: Path) -> None:
+def test_folder_of_logs_may_contain_data_directories(tmp_path: Path) -> None:
     log = tmp_path / "logs" / "log.csv"
     log.parent.mkdir()
     log.write_text("s,i\n1,1\n1,2\n")
@@ -173,17 +173,17 @@ def test_a_folder_of_logs_may_hold_what_was_made_of_them(tmp_path: Path) -> None
         assert facts["rows"]["input"]["read"] == 2
 
 
-def test_no_split_is_written_as_yaml_reads_nothing() -> None:
+def test_empty_split_in_yaml_is_no_split() -> None:
     assert Preprocess.from_dict({"split": None}, "test") == Preprocess()
 
 
-def test_a_word_that_is_no_address_is_told_at_once(tmp_path: Path) -> None:
+def test_invalid_address_reports_one_line(tmp_path: Path) -> None:
     log = tmp_path / "log.csv"
     log.write_text("s,i\n1,1\n1,2\n")
     with pytest.raises(ConfigError, match="expected local, local-cuda, or the address"):
         preprocess(recipe(), [log], [], tmp_path / "data", cluster="locl")
 
 
-def test_a_disk_that_is_full_is_no_traceback(tmp_path: Path) -> None:
+def test_full_disk_reports_one_line(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="cannot be written"):
         write_tensors({"a": torch.zeros(3)}, tmp_path / "none" / "model.safetensors")

@@ -10,7 +10,6 @@ import pytest
 from pipeline.core.errors import DataError
 from pipeline.logs import csv_repair as logcsv
 from pipeline.logs import text as logbytes
-from pipeline.preprocessing import engine
 from pipeline.preprocessing.sorting import spill
 from pipeline.recipe.preprocess import Preprocess
 from tests.preprocessing.damage import Case, make_case
@@ -20,22 +19,22 @@ from tests.preprocessing.sorted_log import sort
 def check(case: Case, seed: int) -> str:
     begun = time.perf_counter()
     try:
-        facts, found = sort(Preprocess.from_dict(case.recipe, "recipe"), case.files)
+        facts, sessions = sort(Preprocess.from_dict(case.recipe, "recipe"), case.files)
     except DataError as error:
-        told = str(error)
+        message = str(error)
     else:
-        told = ""
+        message = ""
     finally:
         assert time.perf_counter() - begun < 20, (seed, case.done)
-    if told:
-        assert "\n" not in told, (seed, case.done)
-        assert case.may_refuse, (seed, case.done, told)
+    if message:
+        assert "\n" not in message, (seed, case.done)
+        assert case.may_refuse, (seed, case.done, message)
         return "refused"
     assert facts["read"] == facts["kept"] + sum(facts.get("dropped", {}).values())
     if case.read is not None:
         assert facts["read"] == case.read, (seed, case.done, facts)
     for name, session in case.sessions.items():
-        assert sorted(found[name], key=str) == session, (seed, name, case.done, facts)
+        assert sorted(sessions[name], key=str) == session, (seed, name, case.done, facts)
     return "read"
 
 
@@ -50,7 +49,7 @@ def fuzz(
         monkeypatch.setattr(logbytes, "BLOCK_BYTES", size)
         monkeypatch.setattr(logbytes, "_PIECE_BYTES", max(16, size // 8))
         monkeypatch.setattr(logcsv, "_SHORT", chance.choice([64, 1 << 20]))
-        monkeypatch.setattr(engine, "SHARD_ROWS", chance.choice([16, 100, 10**6]))
+        monkeypatch.setattr(spill, "SHARD_ROWS", chance.choice([16, 100, 10**6]))
         monkeypatch.setattr(spill, "_STEP", 4)
         monkeypatch.setattr(spill, "_BATCH_ROWS", 12)
         (folder / str(seed)).mkdir()

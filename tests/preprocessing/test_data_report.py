@@ -37,7 +37,7 @@ DAY = 86_400
 EVIL = '<script>alert("1")</script>'
 
 
-def test_psi_is_the_number_that_a_reader_works_out() -> None:
+def test_psi_equals_a_hand_computed_value() -> None:
     p, q = np.array([0.5, 0.5]), np.array([0.25, 0.75])
     # -.25 ln .5 + .25 ln 1.5 = .25 ln 3
     assert psi(p, q) == pytest.approx(0.25 * math.log(3))
@@ -53,12 +53,12 @@ def test_jensen_shannon_goes_from_0_to_1() -> None:
     assert jensen_shannon(np.array([1.0, 0.0]), np.array([0.0, 1.0])) == pytest.approx(1)
 
 
-def test_what_few_sessions_do_to_psi_is_told_and_taken_off() -> None:
-    found = measure_drift((np.array([500, 500]), np.array([60, 40])), 1000, 100)
-    assert isinstance(found, Drift)
-    assert found.expected == pytest.approx(1 / 1000 + 1 / 100)
-    assert found.excess == pytest.approx(found.psi - found.expected)
-    assert found.drift == "little"
+def test_expected_psi_of_small_samples_is_subtracted() -> None:
+    near = measure_drift((np.array([500, 500]), np.array([60, 40])), 1000, 100)
+    assert isinstance(near, Drift)
+    assert near.expected == pytest.approx(1 / 1000 + 1 / 100)
+    assert near.excess == pytest.approx(near.psi - near.expected)
+    assert near.drift == "little"
     far = measure_drift((np.array([500, 500]), np.array([90, 10])), 1000, 100)
     assert far is not None
     assert far.drift == "much"
@@ -76,7 +76,7 @@ numbers = st.lists(
 
 @given(numbers, st.lists(st.integers(0, 60), max_size=4), st.sampled_from([0.0, 17.5, -1e6]))
 @settings(deadline=None, max_examples=60)
-def test_numbers_counted_in_parts_are_those_counted_at_once(
+def test_merged_histograms_equal_one_histogram(
     values: list[float], cuts: list[int], centre: float
 ) -> None:
     numbers = np.array(values, float)
@@ -93,9 +93,7 @@ def test_numbers_counted_in_parts_are_those_counted_at_once(
 
 @given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=6), min_size=1), st.booleans())
 @settings(deadline=None, max_examples=60)
-def test_categories_counted_in_parts_are_those_counted_at_once(
-    sessions: list[list[int]], sparse: bool
-) -> None:
+def test_category_totals_equal_one_count(sessions: list[list[int]], sparse: bool) -> None:
     size = 100_000 if sparse else 10
     whole, parts = CategoryTotals(size), CategoryTotals(size)
     owner = np.repeat(np.arange(len(sessions)), [len(s) for s in sessions])
@@ -110,35 +108,35 @@ def test_categories_counted_in_parts_are_those_counted_at_once(
 
 @given(st.lists(st.integers(-500, 500), min_size=2))
 def test_statistics_of_small_whole_numbers_are_exact(values: list[int]) -> None:
-    told = Histogram.of(np.array(values, float)).summary((0.25, 0.5, 0.99))
-    assert told["mean"] == pytest.approx(np.mean(values), rel=1e-5, abs=1e-6)
-    assert told["deviation"] == pytest.approx(np.std(values, ddof=1), rel=1e-5, abs=1e-6)
+    summary = Histogram.of(np.array(values, float)).summary((0.25, 0.5, 0.99))
+    assert summary["mean"] == pytest.approx(np.mean(values), rel=1e-5, abs=1e-6)
+    assert summary["deviation"] == pytest.approx(np.std(values, ddof=1), rel=1e-5, abs=1e-6)
     for share in (0.25, 0.5, 0.99):
         expected = np.quantile(values, share, method="inverted_cdf")
-        assert told[f"{100 * share:g} %"] == expected
-    assert (told["least"], told["greatest"]) == (min(values), max(values))
+        assert summary[f"{100 * share:g} %"] == expected
+    assert (summary["least"], summary["greatest"]) == (min(values), max(values))
 
 
-def test_quantiles_of_large_numbers_are_near_and_means_are_those_of_float32() -> None:
+def test_quantiles_are_within_bin_width_and_means_exact() -> None:
     random = np.random.default_rng(0)
     values = np.concatenate([random.lognormal(3, 2, 5000), -random.lognormal(0, 3, 3000), [3e9]])
-    told = Histogram.of(values, 20).summary((0.05, 0.5, 0.95))
-    assert told["mean"] == pytest.approx(values.mean(), rel=1e-5)
-    assert told["deviation"] == pytest.approx(values.std(ddof=1), rel=1e-4)
+    summary = Histogram.of(values, 20).summary((0.05, 0.5, 0.95))
+    assert summary["mean"] == pytest.approx(values.mean(), rel=1e-5)
+    assert summary["deviation"] == pytest.approx(values.std(ddof=1), rel=1e-4)
     for share in (0.05, 0.5, 0.95):
         expected = np.quantile(values, share)
-        assert abs(told[f"{100 * share:g} %"] - expected) <= 0.01 * abs(expected - 20) + 0.1
+        assert abs(summary[f"{100 * share:g} %"] - expected) <= 0.01 * abs(expected - 20) + 0.1
 
 
-def test_a_constant_that_moves_either_way_is_seen() -> None:
+def test_shifted_constant_drifts() -> None:
     constant = Histogram.of(np.full(100, 5.0), 5.0)
     for value, word in ((5.0, None), (4.9, "much"), (5.1, "much")):
         other = Histogram.of(np.full(100, value), 5.0)
-        found = measure_drift(number_bins(constant, other, 100), 100, 100)
-        assert (found and found.drift) == word
+        measured = measure_drift(number_bins(constant, other, 100), 100, 100)
+        assert (measured and measured.drift) == word
 
 
-def test_unknown_values_are_expected_as_often_as_training_has_values_of_one_session() -> None:
+def test_expected_unknown_values_are_those_of_one_training_session() -> None:
     train, other = CategoryTotals(7), CategoryTotals(7)
     # item 0 stands in two sessions, item 1 twice in one, item 2 in none; one value is missing
     train.add(count_categories(np.array([3, 3, 4, 4, 1]), np.array([0, 1, 1, 1, 2]), 7))
@@ -149,7 +147,7 @@ def test_unknown_values_are_expected_as_often_as_training_has_values_of_one_sess
     assert two.tolist() == [1, 1, 2, 0]
 
 
-def test_hours_count_by_how_often_they_came_up() -> None:
+def test_hours_are_weighted_by_exposure() -> None:
     hour = 3_600 * 10**6
     hours, weekdays = exposures(0, 36 * hour - 1)
     assert hours == pytest.approx([2] * 12 + [1] * 12)
@@ -160,7 +158,7 @@ def test_hours_count_by_how_often_they_came_up() -> None:
     assert per_exposure((np.ones(7), np.ones(7)), (np.ones(7), weekdays)) is None
 
 
-def test_popularity_is_0_where_all_are_equal_and_near_1_where_one_has_everything() -> None:
+def test_gini_is_0_for_equal_items_and_near_1_for_one_dominant_item() -> None:
     equal, one = popularity(np.full(200, 7)), popularity(np.append(10**9, np.ones(999, int)))
     assert equal["gini"] == pytest.approx(0)
     assert (equal["top_1_percent"], equal["top_10_percent"]) == (0.01, 0.1)
@@ -172,7 +170,7 @@ def test_popularity_is_0_where_all_are_equal_and_near_1_where_one_has_everything
 
 
 @pytest.mark.parametrize("values", [3, 40, 3_000])
-def test_samples_of_one_population_are_not_said_to_drift(values: int) -> None:
+def test_samples_of_one_population_do_not_drift(values: int) -> None:
     wrong = {"some": 0, "much": 0, "little": 0}
     for seed in range(150):
         random = np.random.default_rng(seed)
@@ -186,9 +184,9 @@ def test_samples_of_one_population_are_not_said_to_drift(values: int) -> None:
             lengths = random.geometric(0.3, sessions)
             size = int(sessions / (1 + (lengths.std() / lengths.mean()) ** 2))
             owner = np.repeat(np.arange(sessions), lengths)
-            found = count_categories(3 + np.repeat(items, lengths), owner, 3 + values)
+            counts = count_categories(3 + np.repeat(items, lengths), owner, 3 + values)
             totals = CategoryTotals(3 + values)
-            totals.add(found)
+            totals.add(counts)
             counted.append((totals, size))
         (train, n), (test, m) = counted
         measured = measure_drift(category_bins(train, test, min(n, m)), n, m)
@@ -265,17 +263,17 @@ def test_counts_are_those_of_pandas_on_the_raw_log(
     trained = set(parts["train"]["product"])
     in_parts = 0
     for name, frame in parts.items():
-        found = report["parts"][name]
+        part = report["parts"][name]
         in_parts += len(frame)
         lengths = frame.groupby("session").size()
-        assert (found["sessions"], found["interactions"]) == (len(lengths), len(frame))
-        assert found["lengths"]["longer"] == (lengths > 6).sum()
-        for row in found["lengths"]["histogram"]:
+        assert (part["sessions"], part["interactions"]) == (len(lengths), len(frame))
+        assert part["lengths"]["longer"] == (lengths > 6).sum()
+        for row in part["lengths"]["histogram"]:
             assert row["sessions"] == lengths.between(row["from"], row["to"]).sum()
-        columns = found["columns"]
+        columns = part["columns"]
         unknown = ~frame["product"].isin(trained)
         assert columns["item_id"]["unknown"] == unknown.sum()
-        assert found["sessions_with_unknown_item"] == frame[unknown]["session"].nunique()
+        assert part["sessions_with_unknown_item"] == frame[unknown]["session"].nunique()
         assert columns["item_id"]["seen"] == frame["product"].nunique() - len(
             set(frame["product"]) - trained
         )
@@ -294,12 +292,12 @@ def test_counts_are_those_of_pandas_on_the_raw_log(
         steps = frame.groupby("session")["at"].diff().dropna().dt.total_seconds()
         assert columns["elapsed"]["mean"] == pytest.approx(steps.mean(), rel=1e-5)
         hours = frame["at"].dt.hour.value_counts().reindex(range(24), fill_value=0)
-        assert found["hours"] == hours.tolist()
+        assert part["hours"] == hours.tolist()
         weekdays = frame["at"].dt.weekday.value_counts().reindex(range(7), fill_value=0)
-        assert found["weekdays"] == weekdays.tolist()
+        assert part["weekdays"] == weekdays.tolist()
         days = frame["at"].dt.strftime("%Y-%m-%d").value_counts()
-        told = dict(zip(report["time"]["starts"], report["time"]["parts"][name], strict=True))
-        assert {day: count for day, count in told.items() if count} == days.to_dict()
+        counts = dict(zip(report["time"]["starts"], report["time"]["parts"][name], strict=True))
+        assert {day: count for day, count in counts.items() if count} == days.to_dict()
     assert report["left_out"]["interactions"] == len(log) - in_parts
 
 
@@ -318,17 +316,17 @@ def test_the_page_shows_the_numbers_of_the_json_and_needs_nothing_from_outside(
     assert render(report) == page
 
 
-def test_a_log_that_does_not_drift_is_not_called_out(tmp_path: Path) -> None:
+def test_stable_log_reports_no_drift(tmp_path: Path) -> None:
     for seed in (1, 2, 3):
         facts, report, page = written(tmp_path / str(seed), shop(seed, 1500), recipe())
         assert facts["drift"] == {"valid": [], "test": []}
-        told = [row["drift"] for rows in report["drift"].values() for row in rows]
-        assert set(told) <= {"little", None}
+        words = [row["drift"] for rows in report["drift"].values() for row in rows]
+        assert set(words) <= {"little", None}
         assert "Much drift" not in page
         assert " drift  " not in data_text(facts, tmp_path)
 
 
-def test_a_log_that_drifts_is_called_out_by_column(tmp_path: Path) -> None:
+def test_drifting_log_reports_its_columns(tmp_path: Path) -> None:
     log = shop()
     late = pd.to_datetime(log["time"], utc=True) > pd.Timestamp("2026-01-18", tz="UTC")
     log.loc[late, "price"] *= 3
@@ -345,7 +343,7 @@ def test_a_log_that_drifts_is_called_out_by_column(tmp_path: Path) -> None:
     assert report["drift"]["test"][0]["drift"] == "much"  # sorted
 
 
-def test_what_a_log_says_cannot_become_markup_and_is_cut_short(tmp_path: Path) -> None:
+def test_values_of_the_log_are_escaped_and_shortened(tmp_path: Path) -> None:
     log = shop(sessions=300)
     log["product"] = EVIL + log["product"]
     log["action"] = "x" * 100_000
@@ -356,7 +354,7 @@ def test_what_a_log_says_cannot_become_markup_and_is_cut_short(tmp_path: Path) -
     assert report["parts"]["train"]["columns"]["action"]["top"][0]["value"] == "x" * 80 + "…"
 
 
-def test_columns_may_be_constant_or_missing_and_parts_small(tmp_path: Path) -> None:
+def test_report_handles_constant_and_missing_columns_and_small_parts(tmp_path: Path) -> None:
     log = shop(sessions=60)
     log["price"], log["action"], log["device"] = 5.0, None, "phone"
     log["category"] = np.nan
@@ -375,7 +373,7 @@ def test_columns_may_be_constant_or_missing_and_parts_small(tmp_path: Path) -> N
     assert facts["drift"]["test"] == []
 
 
-def test_where_the_last_ones_are_held_out_they_alone_are_compared(tmp_path: Path) -> None:
+def test_held_out_targets_alone_are_compared(tmp_path: Path) -> None:
     log = shop(sessions=500)
     last = log.sort_values(["session", "time"]).groupby("session").tail(1)
     _, report, page = written(tmp_path, log, recipe(split="leave-last-out"))
@@ -416,21 +414,21 @@ def test_times_far_apart_take_no_memory(tmp_path: Path) -> None:
     [(0, "0 %"), (1, "100 %"), (0.123, "12 %"), (0.0123, "1.2 %"), (1e-9, "under 0.01 %"),
      (0.99999, "over 99.9 %"), (0.099999, "10 %")],
 )  # fmt: skip
-def test_a_share_is_told_in_two_digits(share: float, text: str) -> None:
+def test_percent_has_two_digits(share: float, text: str) -> None:
     assert percent(share) == text
     assert percent(share, 0) == "–"
 
 
-def test_the_parts_of_a_log_do_not_show(
+def test_report_does_not_depend_on_shard_size(
     usual: tuple[pd.DataFrame, dict, dict, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log, _, _, page = usual
-    monkeypatch.setattr("pipeline.preprocessing.engine.SHARD_ROWS", 2_000)
-    found: Any = written(tmp_path, log, recipe())
-    assert found[2] == page
+    monkeypatch.setattr("pipeline.preprocessing.sorting.spill.SHARD_ROWS", 2_000)
+    outputs: Any = written(tmp_path, log, recipe())
+    assert outputs[2] == page
 
 
-def test_several_values_hashed_ones_and_means_are_counted_as_what_they_are(tmp_path: Path) -> None:
+def test_report_counts_multi_valued_hashed_and_target_encoded_features(tmp_path: Path) -> None:
     features = [
         {"name": "tags", "kind": "categorical", "values_per_interaction": 3},
         {"name": "maker", "kind": "categorical", "min_count": 2, "hash_buckets": 1},
@@ -447,11 +445,12 @@ def test_several_values_hashed_ones_and_means_are_counted_as_what_they_are(tmp_p
     pq.write_table(pa.table(columns), log)
     recipe = Preprocess.from_dict({"session": "s", "item": "i", "features": features}, "test")
     preprocess(recipe, [log], [], tmp_path / "data")
-    found = json.loads((tmp_path / "data" / "report.json").read_text())["parts"]["train"]["columns"]
-    assert {v["value"]: v["count"] for v in found["tags"]["top"]} == {"a": 3, "b": 2, "c": 1}
-    assert found["tags"]["missing"] == 1
-    assert {v["value"]: v["count"] for v in found["maker"]["top"]} == {"x": 2, "hash bucket 1": 1}
-    assert (found["maker"]["cardinality"], found["maker"]["unknown"]) == (1, 0)
+    report = json.loads((tmp_path / "data" / "report.json").read_text())
+    columns = report["parts"]["train"]["columns"]
+    assert {v["value"]: v["count"] for v in columns["tags"]["top"]} == {"a": 3, "b": 2, "c": 1}
+    assert columns["tags"]["missing"] == 1
+    assert {v["value"]: v["count"] for v in columns["maker"]["top"]} == {"x": 2, "hash bucket 1": 1}
+    assert (columns["maker"]["cardinality"], columns["maker"]["unknown"]) == (1, 0)
     # 2 of x, 8 of rare, and the mean of those three, 4, where none is known
-    assert (found["rate"]["least"], found["rate"]["greatest"]) == (2, 8)
-    assert found["rate"]["mean"] == (2 + 2 + 8 + 4) / 4
+    assert (columns["rate"]["least"], columns["rate"]["greatest"]) == (2, 8)
+    assert columns["rate"]["mean"] == (2 + 2 + 8 + 4) / 4

@@ -108,7 +108,7 @@ def test_empty_files_are_skipped_and_counted(tmp_path: Path) -> None:
         read(*empty)
 
 
-def test_what_stands_before_the_damage_of_an_archive_is_used(tmp_path: Path) -> None:
+def test_rows_before_the_damage_of_an_archive_are_kept(tmp_path: Path) -> None:
     chance = random.Random(1)
     lines = [f"{n},{chance.random()},{n}\n" for n in range(20_000)]
     whole = gzip.compress((HEAD + "".join(lines)).encode(), mtime=0)
@@ -175,7 +175,7 @@ def test_parquet_has_its_text_repaired_too(tmp_path: Path) -> None:
         }
 
 
-def test_a_quote_that_does_not_close_takes_no_other_line_with_it(tmp_path: Path) -> None:
+def test_unclosed_quote_loses_one_line(tmp_path: Path) -> None:
     lines = '1,"a,1\n2,b,2\n3,"c, d",3\n4,"e\nf",4\n5,g,"5'
     log = read(text(tmp_path, HEAD + lines))
     assert log.frame["session_id"].tolist() == [2, 3, 4]
@@ -219,7 +219,7 @@ def test_no_line_end_inside_a_value_is_lost_wherever_a_block_ends(
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("mark", ["", "\ufeff", "\ufeff\ufeff"])
-def test_files_with_headers_and_marks_may_be_put_together(
+def test_concatenated_files_with_headers_and_byte_order_marks_are_read(
     tmp_path: Path, end: str, mark: str
 ) -> None:
     lines = [mark + HEAD.strip(), "1,2,3", mark + HEAD.strip(), mark + "4,5,6", "7,8,\ufeff9"]
@@ -283,7 +283,7 @@ def test_ids_do_not_depend_on_the_blocks_they_are_read_in(
     )
 
 
-def test_times_do_not_depend_on_what_they_are_read_with() -> None:
+def test_times_do_not_depend_on_their_block() -> None:
     exact = ["1569888000000000999", "1569888000000000001"]
     config = recipe(timestamp={"column": "t", "unit": "ns"}).timestamp
     assert config is not None
@@ -292,7 +292,7 @@ def test_times_do_not_depend_on_what_they_are_read_with() -> None:
     assert mixed[:2].tolist() == alone.tolist()
 
 
-def test_rows_outside_of_the_times_that_are_given_are_dropped(tmp_path: Path) -> None:
+def test_rows_outside_earliest_and_latest_are_dropped(tmp_path: Path) -> None:
     days = ["1999-01-01", "2020-01-01", "2020-01-02 23:59:59.5", "2020-01-03", "2038-01-19"]
     file = text(tmp_path, HEAD + "".join(f"{n % 2},{n},{day}\n" for n, day in enumerate(days)))
     for first in ("2020-01-01", datetime.date(2020, 1, 1), "2020-01-01T01:00+01:00"):
@@ -312,7 +312,7 @@ def test_rows_outside_of_the_times_that_are_given_are_dropped(tmp_path: Path) ->
         Recipe.load(tmp_path / "r.yaml", ("preprocess.timestamp.latest=2020-13-01",))
 
 
-def test_a_clock_that_was_wrong_is_told_with_what_to_do(tmp_path: Path) -> None:
+def test_wrong_clock_adds_a_note(tmp_path: Path) -> None:
     rows = "".join(f"{n // 2},{n % 3},{1_600_000_000 + n}\n" for n in range(40))
     file = text(tmp_path, HEAD + rows + "0,1,2147483647\n")
     time_ = {"column": "t", "unit": "s"}
@@ -338,15 +338,15 @@ def test_duplicated_rows_are_counted_and_dropped_if_asked(tmp_path: Path, duplic
         features=[{"name": "price", "kind": "continuous"}],
         duplicates=duplicates,
     )
-    facts, found = sort(chosen, [file])
+    facts, sessions = sort(chosen, [file])
     if duplicates == "keep":
         assert facts["counted"] == {"duplicated rows, kept": 3}
         assert facts["kept"] == 9
     else:
         assert facts["dropped"] == {"duplicated rows, dropped": 3}
-        items = [(row[0] // 10**6, row[1], row[2]) for row in found["1"]]
+        items = [(row[0] // 10**6, row[1], row[2]) for row in sessions["1"]]
         assert items == [(5, "a", None), (5, "b", 2), (5, "a", 3), (6, "a", None), (7, None, None)]
-        assert len(found["2"]) == 1
+        assert len(sessions["2"]) == 1
 
 
 ROWS = st.lists(st.tuples(*(st.integers(0, 2) for _ in range(4))), min_size=1, max_size=30)
@@ -409,7 +409,7 @@ USELESS = {
 }
 
 
-def test_a_feature_without_a_usable_value_is_told(tmp_path: Path) -> None:
+def test_feature_without_a_usable_value_adds_a_note(tmp_path: Path) -> None:
     head = ",".join(["session_id,item_id", *USELESS])
     row = ",".join(value for _, value, _ in USELESS.values())
     log = "".join(f"{n // 2},{n % 3},{row}\n" for n in range(6))
@@ -426,14 +426,14 @@ def test_a_feature_without_a_usable_value_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("split", [None, "leave-one-out", "leave-last-out"])
-def test_sessions_in_no_part_are_told(tmp_path: Path, split: str | None) -> None:
-    """Of one interaction 10, of two 20, of five 30: each is in a part or told."""
+def test_left_out_sessions_are_counted(tmp_path: Path, split: str | None) -> None:
+    """Of one interaction 10, of two 20, of five 30: each is in a part or counted as left out."""
     lengths = [1] * 10 + [2] * 20 + [5] * 30
     rows = [(session, n) for session, count in enumerate(lengths) for n in range(count)]
     file = text(tmp_path, "session_id,item_id\n" + "".join(f"{s},{n}\n" for s, n in rows))
     by = {} if split is None else {"split": {"by": split}}
     facts = preprocess(recipe(min_session_length=3, **by), [file], [], tmp_path / "data")
-    found = {
+    sessions = {
         session
         for part in facts["sessions"]
         for session in pq.read_table(tmp_path / "data" / "sessions" / part)[
@@ -441,15 +441,15 @@ def test_sessions_in_no_part_are_told(tmp_path: Path, split: str | None) -> None
         ].to_pylist()
     }
     lost = facts["left_out"]["sessions"]
-    assert len(found) + lost == len(lengths)
+    assert len(sessions) + lost == len(lengths)
     assert lost > 0
     assert facts["left_out"]["interactions"] == sum(
-        count for session, count in enumerate(lengths) if session not in found
+        count for session, count in enumerate(lengths) if session not in sessions
     )
     assert f"  none  {lost:,} sessions" in data_text(facts, tmp_path)
 
 
-def test_the_whole_stage_stands_damaged_logs(tmp_path: Path) -> None:
+def test_preprocess_accepts_damaged_logs(tmp_path: Path) -> None:
     done = 0
     for seed in range(8):
         (tmp_path / str(seed)).mkdir()

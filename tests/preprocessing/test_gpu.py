@@ -81,7 +81,7 @@ def test_sessions_from_cudf_equal_those_from_pandas(shop: Shop, tmp_path: Path) 
     assert_same_sessions(tmp_path / "cudf", tmp_path / "pandas")
 
 
-def test_what_compares_them_sees_one_index_and_one_number(shop: Shop, tmp_path: Path) -> None:
+def test_comparison_detects_one_changed_index_and_number(shop: Shop, tmp_path: Path) -> None:
     """Also without a GPU: the recipe runs, and the comparison can fail."""
     one, other = tmp_path / "one", tmp_path / "other"
     run_preprocess(shop, one, CUDA_VISIBLE_DEVICES="")
@@ -107,12 +107,12 @@ def test_what_compares_them_sees_one_index_and_one_number(shop: Shop, tmp_path: 
     missing=st.sampled_from([NULL, PADDING]),
 )
 @settings(deadline=None)
-def test_the_data_frame_way_of_cudf_encodes_like_the_array_way(
+def test_cudf_encoding_equals_pandas_encoding(
     values: list[str | None], vocabulary: list[str], hash_buckets: int, missing: int
 ) -> None:
     column = pd.Series(values, dtype=object, index=np.arange(len(values)) * 3 + 1)
-    given = (column, pa.array(vocabulary), hash_buckets, missing)
-    assert _cudf_indices(*given).tolist() == indices_of(*given).tolist()
+    arguments = (column, pa.array(vocabulary), hash_buckets, missing)
+    assert _cudf_indices(*arguments).tolist() == indices_of(*arguments).tolist()
 
 
 @given(
@@ -122,7 +122,7 @@ def test_the_data_frame_way_of_cudf_encodes_like_the_array_way(
     keep=st.none() | st.integers(1, 4),
 )
 @settings(deadline=None)
-def test_the_data_frame_way_of_cudf_groups_like_the_array_way(
+def test_cudf_grouping_equals_pandas_grouping(
     rows: list[tuple[int, int, int]], keep: int | None
 ) -> None:
     """cuDF follows pandas' names: its branch of the operators runs on pandas as well."""

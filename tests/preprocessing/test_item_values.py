@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.preprocessing import engine, item_values
 from pipeline.preprocessing.run import preprocess
 from pipeline.preprocessing.sorting import spill
 from pipeline.recipe.preprocess import Preprocess
@@ -22,7 +21,7 @@ FEATURES = [
 ]
 
 
-def known_of(recipe: Preprocess, rows: list[tuple[Any, ...]]) -> dict[Any, tuple[Any, Any]]:
+def item_values_of(recipe: Preprocess, rows: list[tuple[Any, ...]]) -> dict[Any, tuple[Any, Any]]:
     """Price and brand of each item in `items.parquet`."""
     with tempfile.TemporaryDirectory() as folder:
         columns = zip(*rows, strict=True)
@@ -30,18 +29,18 @@ def known_of(recipe: Preprocess, rows: list[tuple[Any, ...]]) -> dict[Any, tuple
         log = pa.table(dict(zip(names, map(list, columns), strict=True)))
         pq.write_table(log, Path(folder) / "log.parquet")
         preprocess(recipe, [Path(folder) / "log.parquet"], [], Path(folder) / "data")
-        found = pq.read_table(Path(folder) / "data" / "fitted" / "items.parquet").to_pydict()
-    values = zip(found["price"], found["brand"], strict=True)
-    return dict(zip(found["item_id"], values, strict=True))
+        items = pq.read_table(Path(folder) / "data" / "fitted" / "items.parquet").to_pydict()
+    values = zip(items["price"], items["brand"], strict=True)
+    return dict(zip(items["item_id"], values, strict=True))
 
 
 def newest(rows: list[tuple[Any, ...]]) -> dict[Any, tuple[Any, Any]]:
     """The same from rows in any order, no two of which have one time."""
     log = pd.DataFrame(rows, columns=["session", "item", "time", "price", "brand"])
     log = log.astype({"price": object}).sort_values("time")
-    found = log.groupby("item")[["price", "brand"]].last()  # that is not missing
-    values = found.astype(object).where(found.notna(), None).itertuples(index=False, name=None)
-    return dict(zip(found.index, values, strict=True))
+    newest = log.groupby("item")[["price", "brand"]].last()  # that is not missing
+    values = newest.astype(object).where(newest.notna(), None).itertuples(index=False, name=None)
+    return dict(zip(newest.index, values, strict=True))
 
 
 USERS = st.one_of(  # of other orders as numbers and as texts
@@ -77,12 +76,12 @@ def test_each_item_has_its_newest_values_however_sessions_are_cut(
         "test",
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "SHARD_ROWS", 6)
+        patch.setattr(spill, "SHARD_ROWS", 6)
         patch.setattr(spill, "_STEP", 2)
-        patch.setattr(item_values, "_BUFFER_ROWS", 4)
-        found = known_of(recipe, rows)
+        patch.setattr("pipeline.preprocessing.statistics._BUFFER_ROWS", 4)
+        items = item_values_of(recipe, rows)
     trained = kept(rows, gap, drop)
-    assert {item: v for item, v in found.items() if v != (None, None)} == {
+    assert {item: v for item, v in items.items() if v != (None, None)} == {
         item: v for item, v in newest(trained).items() if v != (None, None)
     }
 
@@ -117,4 +116,4 @@ def test_many_sessions_of_few_users_do_not_mix_their_items() -> None:
         },
         "test",
     )
-    assert known_of(recipe, rows) == newest(rows)
+    assert item_values_of(recipe, rows) == newest(rows)

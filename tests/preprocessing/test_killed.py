@@ -38,7 +38,7 @@ def files(directory: Path) -> list[str]:
         for name in MOMENTS
     ],
 )
-def test_a_killed_run_leaves_nothing_that_the_next_one_would_see(
+def test_killed_run_leaves_no_trace_for_the_next_one(
     shop: Shop, tmp_path: Path, moment: str
 ) -> None:
     out = tmp_path / "data"

@@ -111,14 +111,14 @@ def test_every_part_is_the_beginning_of_the_session_in_time(
     held = {"leave-one-out": {"train": 2, "valid": 1}, "leave-last-out": {"train": 1}}[split]
     assert parts.keys() == {*held, "test"}
     for name, missing in {**held, "test": 0}.items():
-        found = parts[name].sort_values(["timestamp", "row"]).groupby("session_id")["row"].agg(list)
+        rows = parts[name].sort_values(["timestamp", "row"]).groupby("session_id")["row"].agg(list)
         expected = {}
         for session, all_rows in whole.items():
             held_out = len(all_rows) > held["train"]
             kept = all_rows[: len(all_rows) - missing] if held_out else all_rows
             if len(kept) >= shortest if name == "train" else held_out:
                 expected[session] = kept
-        assert found.to_dict() == expected
+        assert rows.to_dict() == expected
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_every_part_is_the_beginning_of_the_session_in_time(
         ("1 5 6 7 8\n", 3, "the longest of 1 has 4 interactions, and 3 must be left"),
     ],
 )
-def test_a_log_that_is_too_short_for_it_is_refused(
+def test_log_of_short_sessions_is_refused(
     tmp_path: Path, text: str, shortest: int, expected: str
 ) -> None:
     with pytest.raises(DataError, match=expected):
@@ -144,12 +144,12 @@ def test_a_log_that_is_too_short_for_it_is_refused(
         ({"min_item_count": 2}, "ranks the items of all interactions"),
     ],
 )
-def test_settings_that_contradict_it_are_refused(more: dict, expected: str) -> None:
+def test_conflicting_settings_are_refused(more: dict, expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
         recipe(**more)
 
 
-def test_test_files_of_their_own_contradict_it(tmp_path: Path) -> None:
+def test_test_files_are_refused_with_held_out_interactions(tmp_path: Path) -> None:
     file = tmp_path / "log.txt"
     file.write_text(LINES)
     with pytest.raises(ConfigError, match="Leave out --test"):
@@ -164,9 +164,9 @@ def test_validation_and_evaluation_look_at_the_last_interaction_alone(tmp_path: 
     model = ModelConfig(architecture="gru", d_model=8, n_layer=1)
     chosen = TrainConfig(epochs=1, batch_size=4, metric="ndcg@10")
     facts = train(data, model, chosen, tmp_path / "run")
-    found = evaluate(tmp_path / "run", data)
-    assert (found.positions, found.targets, found.catalogue_items) == ("last", 3, 7)
-    assert found.unknown_targets == 0
+    evaluation = evaluate(tmp_path / "run", data)
+    assert (evaluation.positions, evaluation.targets, evaluation.catalogue_items) == ("last", 3, 7)
+    assert evaluation.unknown_targets == 0
     valid = {
         positions: evaluate(tmp_path / "run", data, part="valid", positions=positions).results
         for positions in (None, "all")

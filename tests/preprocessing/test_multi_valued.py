@@ -18,7 +18,6 @@ from pipeline.data.schema import Schema
 from pipeline.exporting.run import export
 from pipeline.in_process import open_run
 from pipeline.model.build import build_inputs, load_model
-from pipeline.preprocessing import engine, workflow
 from pipeline.preprocessing.run import preprocess
 from pipeline.preprocessing.sorting import spill
 from pipeline.recipe.preprocess import Preprocess
@@ -54,24 +53,24 @@ def made(folder: Path, columns: dict[str, Any], chosen: Preprocess, name: str = 
 
 
 @pytest.mark.parametrize("part_rows", [spill.SHARD_ROWS, 3])
-def test_each_of_several_values_gets_a_column_and_they_share_a_vocabulary(
+def test_multi_valued_columns_share_a_vocabulary(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part_rows: int
 ) -> None:
-    monkeypatch.setattr(engine, "SHARD_ROWS", part_rows)
+    monkeypatch.setattr(spill, "SHARD_ROWS", part_rows)
     texts = ["a|b", " a ", None, "", "b|c|a|d", "||a"]
     columns = {"s": [1, 1, 2, 2, 3, 3], "i": list("uvwuvw"), "tags": texts}
     data = made(tmp_path, columns, recipe(TAGS))
-    known = Fitted.read(data).vocabularies["tags"].values.to_pylist()
-    assert known == ["a", "b", "c"]  # the fourth value of a row is not read
+    vocabulary = Fitted.read(data).vocabularies["tags"].values.to_pylist()
+    assert vocabulary == ["a", "b", "c"]  # the fourth value of a row is not read
     a, b, c = (FIRST_ITEM + n for n in range(3))
-    found = training(data)
-    assert [list(v) for v in found["tags_1"]] == [[a, a], [NULL, NULL], [b, a]]
-    assert [list(v) for v in found["tags_2"]] == [[b, 0], [0, 0], [c, 0]]
-    assert [list(v) for v in found["tags_3"]] == [[0, 0], [0, 0], [a, 0]]
+    sessions = training(data)
+    assert [list(v) for v in sessions["tags_1"]] == [[a, a], [NULL, NULL], [b, a]]
+    assert [list(v) for v in sessions["tags_2"]] == [[b, 0], [0, 0], [c, 0]]
+    assert [list(v) for v in sessions["tags_3"]] == [[0, 0], [0, 0], [a, 0]]
 
 
 @pytest.mark.parametrize("base", [None, "base"])
-def test_counts_of_many_parts_come_together_as_those_of_one(
+def test_vocabulary_does_not_depend_on_shards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: str | None
 ) -> None:
     texts = [f"t{n % 7}|t{n % 3}" if n % 4 else None for n in range(60)]
@@ -82,9 +81,9 @@ def test_counts_of_many_parts_come_together_as_those_of_one(
         preprocess(recipe(TAGS), [log(tmp_path, {k: v[:9] for k, v in columns.items()})], [], start)
         path = log(tmp_path, columns)
     preprocess(recipe(TAGS), [path], [], tmp_path / "one", base=start)
-    monkeypatch.setattr(engine, "SHARD_ROWS", 4)
+    monkeypatch.setattr(spill, "SHARD_ROWS", 4)
     monkeypatch.setattr(spill, "_STEP", 2)
-    monkeypatch.setattr(workflow, "_BUFFER_ROWS", 1)
+    monkeypatch.setattr("pipeline.preprocessing.statistics._BUFFER_ROWS", 1)
     preprocess(recipe(TAGS), [path], [], tmp_path / "many", base=start)
     one, many = (Fitted.read(tmp_path / name).vocabularies for name in ("one", "many"))
     assert one.keys() == many.keys()
@@ -124,7 +123,7 @@ def test_a_list_column_of_one_value_is_still_an_error(tmp_path: Path) -> None:
         made(tmp_path, columns, recipe({"name": "tags", "kind": "categorical"}))
 
 
-def test_several_values_stand_in_a_table_too(tmp_path: Path) -> None:
+def test_side_table_holds_multi_valued_features(tmp_path: Path) -> None:
     table = tmp_path / "items.csv"
     table.write_text("i,tags\nu,a|b\nv,b\n")
     joined = recipe({**TAGS, "table": True}, item_table={"file": str(table)})
@@ -134,19 +133,19 @@ def test_several_values_stand_in_a_table_too(tmp_path: Path) -> None:
     assert training(one).to_json() == training(other).to_json()
 
 
-def test_the_schema_says_which_columns_belong_together_and_merlin_reads_it(tmp_path: Path) -> None:
+def test_schema_names_the_feature_of_each_column(tmp_path: Path) -> None:
     columns = {"s": [1, 1], "i": ["u", "v"], "tags": ["a|b", "c"]}
     data = made(tmp_path, columns, recipe(TAGS))
-    found = Schema.from_json(data / "schema.pbtxt")
-    assert {c.name: c.value_of for c in found if c.value_of} == dict.fromkeys(
+    schema = Schema.from_json(data / "schema.pbtxt")
+    assert {c.name: c.value_of for c in schema if c.value_of} == dict.fromkeys(
         ["tags_1", "tags_2", "tags_3"], "tags"
     )
     merlin = TensorflowMetadata.from_proto_text_file(str(data)).to_merlin_schema()
-    assert merlin["tags_2"].int_domain.max == found["tags_2"].num_rows - 1
+    assert merlin["tags_2"].int_domain.max == schema["tags_2"].num_rows - 1
     assert Schema.from_merlin(merlin)["tags_2"].value_of == "tags"
 
 
-def test_the_model_reads_the_mean_of_those_values_that_are_there(tmp_path: Path) -> None:
+def test_model_averages_the_embeddings_of_present_values(tmp_path: Path) -> None:
     columns = {"s": [1, 1], "i": ["u", "v"], "tags": ["a|b", "c"]}
     schema = Schema.from_json(made(tmp_path, columns, recipe(TAGS)) / "schema.pbtxt")
     model = Recipe.from_dict({"model": {"embedding_dims": {"tags": 6}}}, "test").model
@@ -171,9 +170,9 @@ def test_values_without_an_index_of_their_own_share_buckets(tmp_path: Path) -> N
     vocabulary = Fitted.read(data).vocabularies["brand"]
     assert (vocabulary.values.to_pylist(), vocabulary.num_rows) == (["big"], FIRST_ITEM + 5 + 1)
     assert Schema.from_json(data / "schema.pbtxt")["brand"].num_rows == FIRST_ITEM + 5 + 1
-    found = [index for row in training(data)["brand"] for index in row]
+    indices = [index for row in training(data)["brand"] for index in row]
     shared = [bucket_of(text, 5) for text in "xyz"]
-    assert found == [FIRST_ITEM + 5] * 4 + shared + [NULL]
+    assert indices == [FIRST_ITEM + 5] * 4 + shared + [NULL]
     assert all(FIRST_ITEM <= index < FIRST_ITEM + 5 for index in shared)
 
 
@@ -217,7 +216,7 @@ def test_what_makes_no_sense_is_refused(feature: dict[str, Any], said: str) -> N
         recipe({"name": "tags", **feature})
 
 
-def test_a_name_that_one_of_several_values_has_is_refused() -> None:
+def test_column_name_of_a_multi_valued_feature_is_refused() -> None:
     with pytest.raises(ConfigError, match="tags_2"):
         recipe(TAGS, {"name": "tags_2", "kind": "categorical"})
 
@@ -269,8 +268,8 @@ def test_a_server_a_run_and_the_data_agree(tmp_path: Path) -> None:
         assert ours.scores == pytest.approx(theirs.scores, abs=1e-4)
         # what is not sent of the item is what the log has of it
         unsent = client.recommend([asked[2]], 5)
-        known = client.recommend([{**asked[2], "tags": [tags[7]]}], 5)
-        assert known.scores == pytest.approx(unsent.scores, abs=1e-4)
+        answer = client.recommend([{**asked[2], "tags": [tags[7]]}], 5)
+        assert answer.scores == pytest.approx(unsent.scores, abs=1e-4)
         for tags_of_one in (np.array(["t1", "t2"]), {"t1", "t2"}, pd.Series(["t1", None, "t2"])):
             same = client.recommend([{**asked[3], "tags": [tags_of_one]}], 5)
             assert same.scores == pytest.approx(theirs.scores[3:], abs=1e-4)
@@ -281,13 +280,15 @@ def test_a_server_a_run_and_the_data_agree(tmp_path: Path) -> None:
         part = {name: list(values[:10]) for name, values in columns.items()}
         part["tags"] = [t and t.split("|") for t in part["tags"]]
         records = [list(asker.recommend_log([log(tmp_path, part)], 5)) for asker in (local, client)]
-        ids = [[[e["item_id"] for e in r["recommendations"]] for r in found] for found in records]
+        ids = [
+            [[e["item_id"] for e in r["recommendations"]] for r in answers] for answers in records
+        ]
         assert ids[0] == ids[1]
 
 
 def test_the_out_of_vocabulary_index_is_for_columns_without_buckets(tmp_path: Path) -> None:
     columns = {"s": [1, 1, 2, 2], "i": list("uvuv"), "tags": ["a|a", "a", "rare", "a|other"]}
     data = made(tmp_path, columns, recipe({**TAGS, "min_count": 2}))
-    found = training(data)
-    assert [list(v) for v in found["tags_1"]] == [[3, 3], [OUT_OF_VOCABULARY, 3]]
-    assert [list(v) for v in found["tags_2"]] == [[3, 0], [0, OUT_OF_VOCABULARY]]
+    sessions = training(data)
+    assert [list(v) for v in sessions["tags_1"]] == [[3, 3], [OUT_OF_VOCABULARY, 3]]
+    assert [list(v) for v in sessions["tags_2"]] == [[3, 0], [0, OUT_OF_VOCABULARY]]

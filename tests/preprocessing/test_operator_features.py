@@ -18,8 +18,8 @@ from pipeline.core.errors import ConfigError, DataError
 from pipeline.data.fitted import Fitted
 from pipeline.exporting.run import export
 from pipeline.in_process import open_run
-from pipeline.preprocessing import engine
 from pipeline.preprocessing.run import preprocess
+from pipeline.preprocessing.sorting import spill
 from pipeline.recipe.preprocess import Preprocess
 from pipeline.recipe.recipe import Recipe
 from pipeline.training.run import train
@@ -84,8 +84,8 @@ def columns(rows: int = 60) -> dict[str, Any]:
     }
 
 
-def log(folder: Path, given: dict[str, Any], name: str = "log.parquet") -> Path:
-    pq.write_table(pa.table(given), folder / name)
+def log(folder: Path, values: dict[str, Any], name: str = "log.parquet") -> Path:
+    pq.write_table(pa.table(values), folder / name)
     return folder / name
 
 
@@ -94,19 +94,20 @@ def sessions(data: Path, name: str) -> list:
 
 
 @pytest.mark.parametrize("block_rows", [500_000, 7])
-def test_a_made_feature_is_that_of_a_log_that_holds_it(
+def test_operator_feature_equals_a_column_of_the_log(
     tmp_path: Path, operators: Path, monkeypatch: pytest.MonkeyPatch, block_rows: int
 ) -> None:
     monkeypatch.setattr("pipeline.preprocessing.blocks.BLOCK_ROWS", block_rows)
-    monkeypatch.setattr(engine, "SHARD_ROWS", block_rows)
-    given = columns()
-    path = log(tmp_path, given)
+    monkeypatch.setattr(spill, "SHARD_ROWS", block_rows)
+    values = columns()
+    path = log(tmp_path, values)
     preprocess(recipe(PER_KILO, SHORT), [path], [], tmp_path / "made", operators=operators)
-    given["per_kilo"] = [p and p / k for p, k in zip(given["price"], given["kilos"], strict=True)]
-    given["short"] = [m and m[:2] for m in given["maker"]]
+    pairs = zip(values["price"], values["kilos"], strict=True)
+    values["per_kilo"] = [p and p / k for p, k in pairs]
+    values["short"] = [m and m[:2] for m in values["maker"]]
     plain = [{"name": "per_kilo", "kind": "continuous", "of": "item"}]
     plain += [{"name": "short", "kind": "categorical"}]
-    whole = log(tmp_path, given, "whole.parquet")
+    whole = log(tmp_path, values, "whole.parquet")
     preprocess(recipe(*plain), [whole], [], tmp_path / "held")
     for name in ("item_id", "per_kilo", "short"):
         assert sessions(tmp_path / "made", name) == sessions(tmp_path / "held", name)
@@ -128,23 +129,21 @@ def test_operators_one_after_the_other_and_text_of_a_csv_file(
         "values_per_interaction": 1,
     }
     facts = preprocess(recipe(feature), [path], [], tmp_path / "data", operators=operators)
-    found = pq.read_table(tmp_path / "data" / "fitted" / "categories" / "clip.parquet")
-    assert sorted(found["clip"].to_pylist()) == [2, 5, 6]
+    categories = pq.read_table(tmp_path / "data" / "fitted" / "categories" / "clip.parquet")
+    assert sorted(categories["clip"].to_pylist()) == [2, 5, 6]
     repaired = facts["rows"]["input"]["repaired"]
     assert repaired == {"values of price, for clip, that are no usable number": 1}
 
 
-def test_an_operator_may_make_lists_and_get_those_of_parquet(
-    tmp_path: Path, operators: Path
-) -> None:
+def test_operator_reads_and_returns_lists(tmp_path: Path, operators: Path) -> None:
     feature = {**SHORT, "operator": "split", "values_per_interaction": 2, "inputs": {"m": "text"}}
     sessions = {"s": [1, 1, 2, 2], "i": list("uvuv")}
     tables = {
         "text": {**sessions, "m": ["a-b", "a", None, "c-a"]},
         "list": {**sessions, "m": [["a-b"], ["a"], [], ["c-a"]]},
     }
-    for name, given in tables.items():
-        path = log(tmp_path, given, f"{name}.parquet")
+    for name, values in tables.items():
+        path = log(tmp_path, values, f"{name}.parquet")
         preprocess(recipe(feature), [path], [], tmp_path / name, operators=operators)
     for name in tables:  # a is the most frequent, then b and c
         assert sessions_of(tmp_path / name) == ([[3, 3], [1, 5]], [[4, 0], [0, 3]])
@@ -163,8 +162,8 @@ def sessions_of(data: Path) -> tuple[list, list]:
     return sessions(data, "short_1"), sessions(data, "short_2")
 
 
-def test_a_file_is_run_as_it_stands_and_as_python_runs_one(tmp_path: Path) -> None:
-    path, given = tmp_path / "kilos.py", log(tmp_path, columns())
+def test_operator_file_runs_from_source_like_a_script(tmp_path: Path) -> None:
+    path, clicks = tmp_path / "kilos.py", log(tmp_path, columns())
     source = (
         "from __future__ import annotations\nfrom dataclasses import dataclass\n"
         "from nvtabular.ops import LambdaOp\n\n@dataclass\nclass Factor:\n    by: float\n\n"
@@ -175,13 +174,13 @@ def test_a_file_is_run_as_it_stands_and_as_python_runs_one(tmp_path: Path) -> No
     for factor in ("1.0", "3.0"):
         path.write_text(source.replace("FACTOR", factor))
         os.utime(path, (1, 1))  # as archives have it
-        preprocess(recipe(feature), [given], [], tmp_path / factor, operators=path)
+        preprocess(recipe(feature), [clicks], [], tmp_path / factor, operators=path)
         means.append(Fitted.read(tmp_path / factor).standardizations["per_kilo"].mean)
     assert means[1] == pytest.approx(3 * means[0])
     assert not (tmp_path / "__pycache__").exists()
     path.write_text("raise SystemExit(0)")
     with pytest.raises(ConfigError, match="SystemExit"):
-        preprocess(recipe(feature), [given], [], tmp_path / "no", operators=path)
+        preprocess(recipe(feature), [clicks], [], tmp_path / "no", operators=path)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +193,7 @@ def test_a_file_is_run_as_it_stands_and_as_python_runs_one(tmp_path: Path) -> No
         ("absent", "no NVTabular operator 'absent'"),
     ],
 )
-def test_an_operator_that_does_not_fit_is_told_in_a_line(
+def test_unsuitable_operator_reports_one_line(
     tmp_path: Path, operators: Path, name: str, said: str
 ) -> None:
     feature = {**PER_KILO, "operator": name, "inputs": {"price": "number"}}
@@ -204,7 +203,7 @@ def test_an_operator_that_does_not_fit_is_told_in_a_line(
     assert not (tmp_path / "data").exists()
 
 
-def test_a_file_that_fails_is_told_with_its_line(tmp_path: Path) -> None:
+def test_failing_operator_file_reports_its_line(tmp_path: Path) -> None:
     broken = tmp_path / "broken.py"
     broken.write_text("import nvtabular\n\nraise RuntimeError('what now')\n")
     path = log(tmp_path, columns())
@@ -273,11 +272,11 @@ def command(folder: Path, *more: str) -> Result:
 
 
 def test_a_changed_file_makes_the_data_anew(tmp_path: Path, operators: Path) -> None:
-    given = ["--operators", str(operators), "--if-needed"]
-    assert command(tmp_path, *given).exit_code == 0
-    assert "is up to date" in command(tmp_path, *given).output
+    arguments = ["--operators", str(operators), "--if-needed"]
+    assert command(tmp_path, *arguments).exit_code == 0
+    assert "is up to date" in command(tmp_path, *arguments).output
     operators.write_text(OPERATORS.replace("price / kilos", "price * kilos"))
-    again = command(tmp_path, *given)
+    again = command(tmp_path, *arguments)
     assert again.exit_code == 0
     assert "is up to date" not in again.output
 
@@ -287,11 +286,11 @@ def test_a_process_of_its_own_has_what_operators_import(tmp_path: Path) -> None:
     path = tmp_path / "operators.py"
     path.write_text("import scipy.fftpack, torch, tritonclient.grpc\n" + OPERATORS)
     run = [sys.executable, "-m", "pipeline", *words(tmp_path), "--operators", str(path)]
-    found = subprocess.run(run, capture_output=True, encoding="utf-8", check=False)
-    assert found.returncode == 0, found.stderr
+    process = subprocess.run(run, capture_output=True, encoding="utf-8", check=False)
+    assert process.returncode == 0, process.stderr
 
 
-def test_the_command_tells_of_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_command_reports_a_missing_operator_file(tmp_path: Path) -> None:
     result = command(tmp_path, "--operators", str(tmp_path / "none.py"))
     assert result.exit_code != 0
     assert isinstance(result.exception, ConfigError)

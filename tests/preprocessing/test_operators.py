@@ -109,9 +109,9 @@ def test_elapsed_equals_a_loop(log: pd.DataFrame) -> None:
         expected.append((row["timestamp"] - max(before)[0]) / 1e6 if before else 0.0)
     log.index = range(100, 100 + len(log))
     operator = Elapsed("session_id", "timestamp")
-    found = operator.transform(ColumnSelector(["session_id", "timestamp"]), log)
-    assert found["elapsed"].tolist() == expected
-    assert found.index.equals(log.index)
+    actual = operator.transform(ColumnSelector(["session_id", "timestamp"]), log)
+    assert actual["elapsed"].tolist() == expected
+    assert actual.index.equals(log.index)
 
 
 @given(st.lists(MICROSECONDS, min_size=1, max_size=9))
@@ -119,15 +119,15 @@ def test_elapsed_equals_a_loop(log: pd.DataFrame) -> None:
 def test_hour_and_weekday_equal_pythons_calendar(times: list[int]) -> None:
     frame = pd.DataFrame({"timestamp": times})
     for feature in ("hour", "weekday"):
-        found = Cyclic(feature).transform(ColumnSelector(["timestamp"]), frame)
+        actual = Cyclic(feature).transform(ColumnSelector(["timestamp"]), frame)
         for row, time in enumerate(times):
             moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=time)
             day = (moment.hour * 3600 + moment.minute * 60 + moment.second) / 86_400
             turn = day if feature == "hour" else (moment.weekday() + day) / 7
-            assert found[f"{feature}_sin"][row] == pytest.approx(
+            assert actual[f"{feature}_sin"][row] == pytest.approx(
                 math.sin(2 * math.pi * turn), abs=1e-6
             )
-            assert found[f"{feature}_cos"][row] == pytest.approx(
+            assert actual[f"{feature}_cos"][row] == pytest.approx(
                 math.cos(2 * math.pi * turn), abs=1e-6
             )
 
@@ -143,7 +143,7 @@ def test_monday_begins_the_week_and_midnight_the_day() -> None:
     assert weekday["weekday_cos"][0] == 1
 
 
-def test_the_operators_say_what_they_give() -> None:
+def test_operators_declare_their_output_schema() -> None:
     frame = pd.DataFrame(
         {"session_id": [1, 1, 2], "timestamp": [0, 5, 7], "item_id": [3, 4, 5], "device": [1, 1, 2]}
     )
@@ -169,7 +169,7 @@ def test_the_operators_say_what_they_give() -> None:
         assert kind.to_pandas_dtype() == schema[name].dtype.to_numpy, name
 
 
-def test_no_rows_have_no_order() -> None:
+def test_session_order_of_no_rows_is_empty() -> None:
     order, starts = session_order(pd.Series([], dtype=object), pd.Series([], dtype=np.int64))
     assert len(order) == len(starts) == 0
 
@@ -216,7 +216,7 @@ def test_texts_become_indices(column: pd.Series, expected: list[int]) -> None:
     assert encoded(["a", "b"], pa.string(), column) == expected
 
 
-def test_a_vocabulary_without_values_makes_all_unknown_or_missing() -> None:
+def test_empty_vocabulary_makes_values_unknown_or_missing() -> None:
     for kind, column in (
         (pa.int64(), pd.Series([5, None], dtype="Int64")),
         (pa.string(), pd.Series(["x", None])),

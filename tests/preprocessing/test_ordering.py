@@ -25,7 +25,7 @@ NUMBERS = st.sampled_from([0.9, 0.1, 0.5, 1.5, np.nan, -np.inf, np.inf, 1.6e9, 1
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), NUMBERS), max_size=40))
-def test_what_is_no_integer_is_sorted_too(rows: list[tuple[int, float]]) -> None:
+def test_floats_and_times_are_sorted_like_numpy(rows: list[tuple[int, float]]) -> None:
     first = np.array([row[0] for row in rows], np.int64)
     second = np.array([row[1] for row in rows], np.float64)
     with np.errstate(invalid="ignore"):

@@ -85,12 +85,12 @@ def test_day_after_day_the_vocabulary_only_grows(
             values = vocabulary.values.to_pylist()
             assert len(set(values)) == len(values)
             if before is not None:
-                known = before.vocabularies[name].values.to_pylist()
-                assert values[: len(known)] == known
+                vocabulary = before.vocabularies[name].values.to_pylist()
+                assert values[: len(vocabulary)] == vocabulary
         before = now
 
 
-def test_a_text_where_all_were_integers_stays_out_and_what_is_rare_does_too(tmp_path: Path) -> None:
+def test_text_among_integers_and_rare_values_stay_out_of_vocabulary(tmp_path: Path) -> None:
     written(tmp_path, "week", WEEK)
     texts = [(row[0], str(row[1]), *row[2:]) for row in DAY] + [(5, "none", "x", 1.0)]
     day = written(tmp_path, "day", texts, "week", min_item_count=2)

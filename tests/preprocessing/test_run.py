@@ -14,7 +14,6 @@ from pipeline.core.artifact import read_manifest
 from pipeline.core.errors import ArtifactError, ConfigError, DataError
 from pipeline.data.fitted import Fitted
 from pipeline.data.schema import Schema, Tags
-from pipeline.preprocessing import engine
 from pipeline.preprocessing.run import preprocess
 from pipeline.preprocessing.sorting import spill
 from pipeline.recipe.preprocess import Preprocess
@@ -81,7 +80,7 @@ def test_the_directory_holds_sessions_schema_state_and_manifest(shop: tuple[Path
     }
 
 
-def test_the_manifest_tells_what_was_read_and_written(shop: tuple[Path, dict]) -> None:
+def test_manifest_counts_rows_read_and_sessions_written(shop: tuple[Path, dict]) -> None:
     data, facts = shop
     assert read_manifest(data, "data") == facts
     assert facts == {
@@ -254,10 +253,10 @@ def test_test_sessions_may_be_a_log_of_their_own(tmp_path: Path) -> None:
             "counted": {"values of item_id that are no integer, as all that are known": 1},
         },
     }
-    found = part(tmp_path / "data", "test")
-    assert found["session_id"] == [9]  # read as the type that training has
-    assert found["item_id"] == [[3, 2]]
-    assert found["brand"] == [[3, 2]]
+    sessions = part(tmp_path / "data", "test")
+    assert sessions["session_id"] == [9]  # read as the type that training has
+    assert sessions["item_id"] == [[3, 2]]
+    assert sessions["brand"] == [[3, 2]]
 
 
 def test_rare_items_have_no_index_of_their_own(tmp_path: Path) -> None:
@@ -267,7 +266,7 @@ def test_rare_items_have_no_index_of_their_own(tmp_path: Path) -> None:
     assert part(tmp_path / "data", "train")["item_id"] == [[3, 2, 3], [3, 2]]
 
 
-def test_a_column_may_have_values_only_where_training_does_not_look(tmp_path: Path) -> None:
+def test_column_may_be_missing_in_training_only(tmp_path: Path) -> None:
     rows = [(s, i, t, None if s < "s4" else brand, *more) for s, i, t, brand, *more in LOG]
     preprocess(recipe(), [log(tmp_path, rows)], [], tmp_path / "data")
     assert part(tmp_path / "data", "train")["brand"] == [[1, 1, 1], [1, 1]]
@@ -310,7 +309,7 @@ def test_an_error_leaves_what_was_there_before(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "log.parquet"]
 
 
-def test_something_else_at_the_target_is_found_before_reading(tmp_path: Path) -> None:
+def test_foreign_files_at_the_target_are_refused_before_reading(tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.tex").write_text("x")
     with pytest.raises(ArtifactError, match="left alone"):
@@ -338,7 +337,7 @@ def test_sessions_one_a_line_with_a_test_file_of_prefixes_and_targets(tmp_path: 
     assert sorted(ids("test")) == [[2, 3], [2, 3, 1]], "the target is the last item"
 
 
-def test_parts_without_a_training_session_are_as_good_as_others(
+def test_shards_without_a_training_session_are_processed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # ids in the order of time: the last parts are all test, and hold neither text nor number
@@ -349,7 +348,7 @@ def test_parts_without_a_training_session_are_as_good_as_others(
     ]
     chosen = recipe(split={"test": 0.5}, max_sequence_length=5)
     preprocess(chosen, [log(tmp_path, rows)], [], tmp_path / "whole")
-    monkeypatch.setattr(engine, "SHARD_ROWS", 8)
+    monkeypatch.setattr(spill, "SHARD_ROWS", 8)
     monkeypatch.setattr(spill, "_STEP", 2)
     preprocess(chosen, [tmp_path / "log.parquet"], [], tmp_path / "parts")
     for name in ("train", "test"):
@@ -357,11 +356,11 @@ def test_parts_without_a_training_session_are_as_good_as_others(
         assert pq.read_table(whole).equals(pq.read_table(parts))
 
 
-def test_what_is_known_of_items_is_what_training_has_last_seen(shop: tuple[Path, dict]) -> None:
+def test_item_values_are_the_newest_in_training(shop: tuple[Path, dict]) -> None:
     data, _ = shop
-    known = Fitted.read(data).items
-    assert known is not None
-    assert known.to_pydict() == {
+    items = Fitted.read(data).items
+    assert items is not None
+    assert items.to_pydict() == {
         "item_id": ["a", "b"],
         "brand": ["x", "y"],
         "price": [1.0, 3.0],
@@ -369,10 +368,10 @@ def test_what_is_known_of_items_is_what_training_has_last_seen(shop: tuple[Path,
 
 
 @pytest.mark.parametrize("rows", [3, 1_000])
-def test_the_newest_value_of_an_item_counts_and_a_missing_one_does_not(
+def test_newest_present_value_of_an_item_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
 ) -> None:
-    monkeypatch.setattr(engine, "SHARD_ROWS", rows)
+    monkeypatch.setattr(spill, "SHARD_ROWS", rows)
     monkeypatch.setattr(spill, "_STEP", 1)
     table = [
         ("s2", "a", 10, "old", 1.0, None),
@@ -383,8 +382,8 @@ def test_the_newest_value_of_an_item_counts_and_a_missing_one_does_not(
         ("s1", "a", 40, None, None, None),
     ]
     preprocess(recipe(split={}), [log(tmp_path, table)], [], tmp_path / "data")
-    known = Fitted.read(tmp_path / "data").items
-    assert known is not None
-    assert known.to_pydict() == {
+    items = Fitted.read(tmp_path / "data").items
+    assert items is not None
+    assert items.to_pydict() == {
         "item_id": ["a", "b"], "brand": ["new", None], "price": [3.0, 2.0]
     }  # fmt: skip

@@ -30,23 +30,23 @@ ROWS = st.lists(
 
 def loops(rows: list[tuple], gap: int | None, drop: bool) -> dict[str, list[tuple]]:
     """What the options mean, row by row: items and minutes of each session."""
-    found: dict[str, list[tuple]] = {}
+    sessions: dict[str, list[tuple]] = {}
     for user in sorted({row[0] for row in rows}):
         mine = sorted((row for row in rows if row[0] == user), key=lambda row: row[2])
         number, before = 0, mine[0]
         for row in mine:
             if gap is not None and row[2] - before[2] > gap:
                 number += 1
-            session = found.setdefault(f"{user}-{number}" if gap is not None else str(user), [])
+            session = sessions.setdefault(f"{user}-{number}" if gap is not None else str(user), [])
             if not (drop and session and row[1] is not None and before[1] == row[1]):
                 session.append(row[1:])
             before = row
-    return found
+    return sessions
 
 
 @given(rows=ROWS, gap=st.none() | st.integers(1, 60), drop=st.booleans())
 @settings(deadline=None, max_examples=40)
-def test_rules_on_arrays_equal_a_loop(rows: list[tuple], gap: int | None, drop: bool) -> None:
+def test_session_rules_equal_a_loop(rows: list[tuple], gap: int | None, drop: bool) -> None:
     rows = sorted(rows, key=lambda row: (row[0], row[2]))
     users, items, minutes = zip(*rows, strict=True)
     table = pa.table(
@@ -84,9 +84,7 @@ def recipe(gap: int | None, drop: bool) -> Preprocess:
 
 @given(rows=ROWS, gap=st.none() | st.integers(1, 60), drop=st.booleans())
 @settings(deadline=None, max_examples=15)
-def test_the_stage_and_the_server_do_what_loops_do(
-    rows: list[tuple], gap: int | None, drop: bool
-) -> None:
+def test_preprocess_and_server_equal_a_loop(rows: list[tuple], gap: int | None, drop: bool) -> None:
     whole = [*rows, (9, "a", 0), (9, "b", 0)]  # a session to train on, whatever the others are
     chosen = recipe(gap, drop)
     with tempfile.TemporaryDirectory() as folder:
@@ -102,11 +100,11 @@ def test_the_stage_and_the_server_do_what_loops_do(
         encoder = Encoder(directory / "encoder")
     expected = loops(whole, gap, drop)
     names = [None, None, None, *fitted.item.values.to_pylist()]
-    found = {
+    sessions = {
         str(session): [names[index] for index in items]
         for session, items in zip(table["session_id"], table["item_id"], strict=True)
     }
-    assert found == {k: [i for i, _ in v][-8:] for k, v in expected.items() if len(v) > 1}
+    assert sessions == {k: [i for i, _ in v][-8:] for k, v in expected.items() if len(v) > 1}
     assert facts["rows"]["input"]["kept"] == sum(map(len, expected.values()))
     # a request holds all that a user did; the server reads the session that is going on
     newest: dict[int, list] = {}
@@ -140,6 +138,6 @@ def test_the_stage_and_the_server_do_what_loops_do(
         ({"session_gap": "0m", "timestamp": {"column": "t"}}, "expected minutes"),
     ],
 )
-def test_gaps_that_are_none_are_refused(values: dict, words: str) -> None:
+def test_invalid_session_gaps_are_refused(values: dict, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         Preprocess.from_dict(values, "recipe")

@@ -12,7 +12,6 @@ from typer.testing import CliRunner
 from pipeline.cli.main import app
 from pipeline.core.errors import ConfigError, DataError
 from pipeline.data.fitted import Fitted
-from pipeline.preprocessing import engine
 from pipeline.preprocessing.run import preprocess
 from pipeline.preprocessing.sorting import spill
 from pipeline.recipe.preprocess import Preprocess
@@ -57,7 +56,7 @@ def write(folder: Path, text_ids: bool) -> None:
 
 
 @pytest.mark.parametrize("text_ids", [False, True])
-def test_joined_features_are_those_of_a_log_that_holds_them(
+def test_side_table_features_equal_columns_of_the_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text_ids: bool
 ) -> None:
     write(tmp_path, text_ids)
@@ -67,7 +66,7 @@ def test_joined_features_are_those_of_a_log_that_holds_them(
     assert one.equals(other)
     assert Fitted.read(tmp_path / "joined").items == Fitted.read(tmp_path / "whole").items
     assert any("items.csv" in reason and n == 3 for reason, n in flat(facts["rows"]["input"]))
-    monkeypatch.setattr(engine, "SHARD_ROWS", 40)
+    monkeypatch.setattr(spill, "SHARD_ROWS", 40)
     monkeypatch.setattr(spill, "_STEP", 8)
     preprocess(recipe(tmp_path, True), [tmp_path / "log.parquet"], [], tmp_path / "parts")
     assert pq.read_table(tmp_path / "parts/sessions/train").equals(one)
@@ -93,10 +92,10 @@ def test_damage_in_a_table_is_counted_with_its_name(tmp_path: Path) -> None:
 
 
 def flat(rows: dict) -> list[tuple[str, int]]:
-    found = []
+    pairs = []
     for name, value in rows.items():
-        found += flat(value) if isinstance(value, dict) else [(name, value)]
-    return found
+        pairs += flat(value) if isinstance(value, dict) else [(name, value)]
+    return pairs
 
 
 @pytest.mark.parametrize(
@@ -115,7 +114,7 @@ def test_recipes_that_contradict_themselves_are_refused(values: dict, words: str
         Preprocess.from_dict(values, "recipe")
 
 
-def test_tables_that_cannot_be_used_are_told_in_one_line(tmp_path: Path) -> None:
+def test_unusable_side_tables_report_one_line(tmp_path: Path) -> None:
     write(tmp_path, False)
     users = recipe(tmp_path, True)
     for content, words in (
@@ -133,7 +132,7 @@ def test_tables_that_cannot_be_used_are_told_in_one_line(tmp_path: Path) -> None
     assert not (tmp_path / "data").exists()
 
 
-def test_the_command_tells_of_a_missing_table_and_sees_a_changed_one(tmp_path: Path) -> None:
+def test_command_reports_a_missing_table_and_rebuilds_for_a_changed_one(tmp_path: Path) -> None:
     write(tmp_path, False)
     (tmp_path / "recipe.yaml").write_text(
         "preprocess:\n  session: user\n  item: product\n"

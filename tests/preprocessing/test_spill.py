@@ -35,7 +35,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     dictionaries=st.booleans(),
 )
 @settings(deadline=None)
-def test_parts_in_turn_are_the_whole_log_by_session_and_time(
+def test_shards_concatenate_to_the_log_by_session_and_time(
     blocks: list[list[tuple]], rows: int, dictionaries: bool
 ) -> None:
     texts = any(isinstance(row[0], str) for block in blocks for row in block)
@@ -66,13 +66,13 @@ def test_parts_in_turn_are_the_whole_log_by_session_and_time(
         spilled.blocks = [block for block in spilled.blocks if block.rows]
         if not spilled.blocks:
             return
-        found, owners = [], []
+        rows_read, owners = [], []
         for bounds in spilled.bounds(rows):
             table, starts = sorted_shard(spilled, bounds, {"session_id": kind})
             part = table.to_pydict()
-            found += zip(part["session_id"], part["timestamp"], part["row"], strict=True)
+            rows_read += zip(part["session_id"], part["timestamp"], part["row"], strict=True)
             assert part["label"] == [f"r{n}" for n in part["row"]]
             assert len(set(part["session_id"])) == len(starts)
             owners += sorted(set(part["session_id"]))
-        assert found == sorted(expected)  # by row where session and time are equal
+        assert rows_read == sorted(expected)  # by row where session and time are equal
         assert len(owners) == len(set(owners))

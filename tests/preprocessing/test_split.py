@@ -26,8 +26,8 @@ def log(*sessions: tuple[int, ...]) -> pd.DataFrame:
 
 
 def parts(frame: pd.DataFrame, **more: object) -> dict[str, list[int]]:
-    found = split_frame(recipe(**more), frame)
-    return {name: sorted(set(part["session_id"])) for name, part in found.items()}
+    frames = split_frame(recipe(**more), frame)
+    return {name: sorted(set(part["session_id"])) for name, part in frames.items()}
 
 
 DAYS = log((0, 1), (24, 25), (30, 50), (49, 49), (60, 72))  # they end at 1, 25, 50, 49, 72
@@ -42,16 +42,16 @@ def test_days_count_back_from_the_last_session_end() -> None:
     assert parts(DAYS, test="0.5d") == {"train": [0, 1, 2, 3], "test": [4]}
 
 
-def test_an_end_exactly_one_span_before_the_last_belongs_to_training() -> None:
+def test_session_end_exactly_at_the_cut_belongs_to_training() -> None:
     assert parts(DAYS, test="22h") == {"train": [0, 1, 2, 3], "test": [4]}
     assert parts(DAYS, test="23h") == {"train": [0, 1, 3], "test": [2, 4]}
 
 
 def test_validation_is_the_newest_of_what_test_leaves() -> None:
-    found = parts(DAYS, test="12h", valid="12h")
-    assert found == {"train": [0, 1], "valid": [2, 3], "test": [4]}
-    found = parts(DAYS, test=0.2, valid=0.25)
-    assert found == {"train": [0, 1, 3], "valid": [2], "test": [4]}
+    frames = parts(DAYS, test="12h", valid="12h")
+    assert frames == {"train": [0, 1], "valid": [2, 3], "test": [4]}
+    frames = parts(DAYS, test=0.2, valid=0.25)
+    assert frames == {"train": [0, 1, 3], "valid": [2], "test": [4]}
 
 
 def test_a_fraction_takes_at_least_one_session() -> None:
@@ -104,28 +104,28 @@ SHARES = st.one_of(
     test=SHARES,
 )
 @settings(deadline=None)
-def test_training_holds_nothing_after_the_first_end_of_what_is_held_out(
+def test_training_sessions_end_before_held_out_sessions(
     rows: list[tuple[int, int]], valid: object, test: object
 ) -> None:
     frame = pd.DataFrame(rows, columns=["session_id", "timestamp"])
     frame["row"] = np.arange(len(frame))
     try:
-        found = split_frame(recipe(valid, test), frame)
+        frames = split_frame(recipe(valid, test), frame)
     except DataError:
         return
     asked = {"valid": valid, "test": test}
-    assert set(found) == {"train"} | {name for name, share in asked.items() if share is not None}
-    ends = {name: part.groupby("session_id")["timestamp"].max() for name, part in found.items()}
+    assert set(frames) == {"train"} | {name for name, share in asked.items() if share is not None}
+    ends = {name: part.groupby("session_id")["timestamp"].max() for name, part in frames.items()}
     for older, newer in (("train", "valid"), ("train", "test"), ("valid", "test")):
-        if older in found and newer in found:
-            assert found[older]["timestamp"].max() <= ends[newer].min()
+        if older in frames and newer in frames:
+            assert frames[older]["timestamp"].max() <= ends[newer].min()
     # every row is in one part, or in a session too short for training
-    taken = pd.concat(found.values())
+    taken = pd.concat(frames.values())
     assert taken["row"].is_unique
     lengths = frame.groupby("session_id").size()
     left = frame[~frame["row"].isin(taken["row"])]
     assert (lengths[left["session_id"]] < 2).all()
-    for part in found.values():
+    for part in frames.values():
         assert part["row"].is_monotonic_increasing
         assert part.index.tolist() == list(range(len(part)))
         whole = lengths[part["session_id"].unique()]

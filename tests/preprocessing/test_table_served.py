@@ -46,8 +46,8 @@ def write(folder: Path, name: str, items: range, *, text_ids: bool) -> Path:
     for session in range(60):
         for _ in range(chance.randint(2, 6)):
             item = chance.choice(items)
-            given = f"sku{item}" if text_ids else item
-            lines.append(f"{session},{given},h{item % 3}")
+            item_text = f"sku{item}" if text_ids else item
+            lines.append(f"{session},{item_text},h{item % 3}")
     (folder / name).write_text("\n".join(lines) + "\n")
     return folder / name
 
@@ -55,11 +55,11 @@ def write(folder: Path, name: str, items: range, *, text_ids: bool) -> Path:
 def write_table(folder: Path, items: range, *, text_ids: bool, brands: int = 5) -> None:
     lines = ["i,brand,tags,cost"]
     for item in items:
-        given = f"sku{item}" if text_ids else item
+        item_text = f"sku{item}" if text_ids else item
         brand = "" if item % 7 == 0 else f"b{item % brands}"
         tags = "|".join(f"t{item % n}" for n in range(2, 2 + item % 4))
         cost = {0: "", 1: "dear", 2: "inf"}.get(item % 11, str(item * 1.5))
-        lines.append(f"{given},{brand},{tags},{cost}")
+        lines.append(f"{item_text},{brand},{tags},{cost}")
     lines.append("no-number,b1,t1,3")
     (folder / "items.csv").write_text("\n".join(lines) + "\n")
 
@@ -74,10 +74,10 @@ def test_lists_are_those_of_a_server_that_has_no_table(tmp_path: Path, text_ids:
     fitted = Fitted.read(tmp_path / "run")
     assert fitted.items is not None
     assert len(fitted.items) > len(fitted.item.values) + 5, "items that training never saw"
-    found = [*Recommender.open(tmp_path / "run").recommend(tmp_path / "data", "test", 5)]
+    batches = [*Recommender.open(tmp_path / "run").recommend(tmp_path / "data", "test", 5)]
     ids = session_ids(tmp_path / "data", "test")
     assert ids is not None
-    lists = [(i, s) for part in found for i, s in zip(part.items, part.scores, strict=True)]
+    lists = [(i, s) for part in batches for i, s in zip(part.items, part.scores, strict=True)]
     offline = dict(zip(map(str, ids), lists, strict=True))
     with open_run(tmp_path / "run") as client:
         served = list(client.recommend_log([later], 5))
@@ -89,7 +89,7 @@ def test_lists_are_those_of_a_server_that_has_no_table(tmp_path: Path, text_ids:
         assert [entry["item_id"] for entry in answer] == items.tolist()
 
 
-def test_a_later_table_counts_and_not_what_an_earlier_one_said(tmp_path: Path) -> None:
+def test_newer_table_replaces_earlier_values(tmp_path: Path) -> None:
     log = write(tmp_path, "log.csv", range(20), text_ids=False)
     write_table(tmp_path, range(30), text_ids=False)
     preprocess(recipe(tmp_path), [log], [], tmp_path / "week")

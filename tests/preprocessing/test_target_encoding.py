@@ -1,4 +1,4 @@
-"""Categories as the mean of another column, without what a session is to be told of itself."""
+"""Target encoding: categories as the mean of another column, without leaks in training."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from pipeline.data import fitted
 from pipeline.data.directory import Data
 from pipeline.data.fitted import Fitted
 from pipeline.in_process import open_run
-from pipeline.preprocessing import engine, workflow
 from pipeline.preprocessing.operators.target_encoding import (
     TargetEncode,
     fit_target_encoding,
@@ -48,8 +47,8 @@ def recipe(*features: dict[str, Any], **more: Any) -> Preprocess:
 
 
 def frame(rows: list[tuple[int, str | None, float | None]]) -> pd.DataFrame:
-    found = pd.DataFrame(rows, columns=[SESSION, "rate", "rate.target"])
-    return found.astype({"rate.target": np.float64})
+    log = pd.DataFrame(rows, columns=[SESSION, "rate", "rate.target"])
+    return log.astype({"rate.target": np.float64})
 
 
 def encoded(feature: TargetEncodedFeature, log: pd.DataFrame, *, training: bool) -> list[float]:
@@ -67,7 +66,7 @@ def test_a_mean_is_that_of_its_category_and_some_of_all() -> None:
     assert encoded(feature, log, training=False) == pytest.approx([a, a, a, b, other, b])
 
 
-def test_in_training_a_session_reads_what_the_other_folds_have() -> None:
+def test_training_reads_the_means_of_other_folds() -> None:
     feature = TargetEncodedFeature(**{**RATE, "smoothing": 0, "folds": 2})
     names = [f"session {n}" for n in range(8)]
     fold = folds_of(pd.Series(names), 2)
@@ -91,15 +90,13 @@ def test_in_training_a_session_reads_what_the_other_folds_have() -> None:
     cut=st.integers(0, 40),
 )
 @settings(deadline=None)
-def test_what_a_session_is_told_in_training_does_not_depend_on_its_own_numbers(
-    rows: list[tuple], cut: int
-) -> None:
+def test_training_encoding_does_not_depend_on_own_numbers(rows: list[tuple], cut: int) -> None:
     feature = TargetEncodedFeature(**RATE)
     session = rows[cut % len(rows)][0]
     other = [(s, c, None if s == session else n) for s, c, n in rows]
     own = [place for place, row in enumerate(rows) if row[0] == session]
-    found, without = (encoded(feature, frame(log), training=True) for log in (rows, other))
-    assert [found[p] for p in own] == pytest.approx([without[p] for p in own])
+    means, without = (encoded(feature, frame(log), training=True) for log in (rows, other))
+    assert [means[p] for p in own] == pytest.approx([without[p] for p in own])
 
 
 @given(
@@ -110,7 +107,7 @@ def test_what_a_session_is_told_in_training_does_not_depend_on_its_own_numbers(
     )
 )
 @settings(deadline=None, max_examples=20)
-def test_without_folds_it_is_nvtabulars(
+def test_target_encoding_without_folds_equals_nvtabular(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple]
 ) -> None:
     log = frame(rows)
@@ -127,10 +124,12 @@ def test_without_folds_it_is_nvtabulars(
     assert ours == pytest.approx(theirs[theirs.columns[0]].tolist(), abs=1e-6)
 
 
-def test_parts_come_together_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_target_encoding_is_independent_of_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     paths = []
     for rows in (500_000, 7):
-        monkeypatch.setattr(engine, "SHARD_ROWS", rows)
+        monkeypatch.setattr(spill, "SHARD_ROWS", rows)
         paths.append(tmp_path / str(rows))
         preprocess(recipe(RATE, max_sequence_length=3), [log_of(tmp_path)], [], paths[-1])
     one, other = (Fitted.read(path).target_encodings["rate"] for path in paths)
@@ -139,8 +138,8 @@ def test_parts_come_together_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert one.sums == pytest.approx(other.sums)
     tables = [pq.read_table(path / "sessions" / "train").to_pydict() for path in paths]
     assert tables[0]["session_id"] == tables[1]["session_id"]
-    for found, wanted in zip(tables[0]["rate"], tables[1]["rate"], strict=True):
-        assert found == pytest.approx(wanted)
+    for mean, expected in zip(tables[0]["rate"], tables[1]["rate"], strict=True):
+        assert mean == pytest.approx(expected)
 
 
 def test_a_part_without_any_category_adds_nothing(
@@ -155,9 +154,9 @@ def test_a_part_without_any_category_adds_nothing(
     }
     pq.write_table(pa.table(columns), tmp_path / "log.parquet")
     preprocess(recipe(RATE), [tmp_path / "log.parquet"], [], tmp_path / "one")
-    monkeypatch.setattr(engine, "SHARD_ROWS", 4)
+    monkeypatch.setattr(spill, "SHARD_ROWS", 4)
     monkeypatch.setattr(spill, "_STEP", 2)
-    monkeypatch.setattr(workflow, "_BUFFER_ROWS", 1)
+    monkeypatch.setattr("pipeline.preprocessing.statistics._BUFFER_ROWS", 1)
     preprocess(recipe(RATE), [tmp_path / "log.parquet"], [], tmp_path / "many")
     one, many = (Fitted.read(tmp_path / n).target_encodings["rate"] for n in ("one", "many"))
     assert one.values.to_pylist() == many.values.to_pylist() == ["b0", "b1", "b2"]
@@ -176,13 +175,13 @@ def test_sums_of_few_and_of_many_rows_are_the_same(count: int) -> None:
         smoothing=2.0,
     )
     place, fold = random.integers(-1, 100, count), random.integers(0, 7, count)
-    found = encoding.means_without(place, fold)
+    means = encoding.means_without(place, fold)
     for n, (row, of) in enumerate(zip(place, fold, strict=True)):
         counts, sums = (np.delete(x, of, axis=1) for x in (encoding.counts, encoding.sums))
         mean = sums.sum() / counts.sum()
-        known = row >= 0 and counts[row].sum() > 0
-        expected = (sums[row].sum() + 2 * mean) / (counts[row].sum() + 2) if known else mean
-        assert found[n] == pytest.approx(expected)
+        has_numbers = row >= 0 and counts[row].sum() > 0
+        expected = (sums[row].sum() + 2 * mean) / (counts[row].sum() + 2) if has_numbers else mean
+        assert means[n] == pytest.approx(expected)
 
 
 def log_of(folder: Path, rows: int = 400, name: str = "log.parquet") -> Path:
@@ -198,22 +197,22 @@ def log_of(folder: Path, rows: int = 400, name: str = "log.parquet") -> Path:
     return folder / name
 
 
-def test_truths_are_1_and_0_in_every_kind_of_log(tmp_path: Path) -> None:
+def test_booleans_are_1_and_0_in_every_format(tmp_path: Path) -> None:
     whole = pq.read_table(log_of(tmp_path)).to_pandas()
     whole.to_parquet(tmp_path / "numbers.parquet")
     truths = whole.assign(bought=whole["bought"] > 0)
     truths.to_parquet(tmp_path / "truths.parquet")
     truths.to_csv(tmp_path / "truths.csv", index=False)
-    found = []
+    encodings = []
     for name in ("numbers.parquet", "truths.parquet", "truths.csv"):
         facts = preprocess(recipe(RATE), [tmp_path / name], [], tmp_path / f"data {name}")
         assert "repaired" not in facts["rows"]["input"]
-        found.append(Fitted.read(tmp_path / f"data {name}").target_encodings["rate"])
-    assert found[0].sums.sum() > 0
-    assert found[0].sums.tolist() == found[1].sums.tolist() == found[2].sums.tolist()
+        encodings.append(Fitted.read(tmp_path / f"data {name}").target_encodings["rate"])
+    assert encodings[0].sums.sum() > 0
+    assert encodings[0].sums.tolist() == encodings[1].sums.tolist() == encodings[2].sums.tolist()
 
 
-def test_windows_are_refused_for_what_all_of_training_has_told(tmp_path: Path) -> None:
+def test_windowed_training_refuses_target_encoding(tmp_path: Path) -> None:
     timed = {"timestamp": {"column": "i", "unit": "s"}}
     preprocess(recipe(RATE, **timed), [log_of(tmp_path)], [], tmp_path / "data")
     settings = Recipe()
@@ -225,8 +224,8 @@ def test_numbers_are_of_mean_0_and_deviation_1(tmp_path: Path) -> None:
     preprocess(recipe(RATE), [log_of(tmp_path, 4000)], [], tmp_path / "data")
     fitted = Fitted.read(tmp_path / "data")
     assert fitted.standardizations["rate"] == standardization_of(fitted.target_encodings["rate"])
-    found = pq.read_table(tmp_path / "data" / "sessions" / "train")["rate"]
-    numbers = np.concatenate(found.to_numpy())
+    rates = pq.read_table(tmp_path / "data" / "sessions" / "train")["rate"]
+    numbers = np.concatenate(rates.to_numpy())
     assert abs(numbers.mean()) < 0.1
     assert 0.8 < numbers.std() < 1.2  # about: of the folds, and of rows without a category
 
@@ -251,7 +250,7 @@ def test_later_logs_read_the_means_of_the_first(tmp_path: Path) -> None:
         )
 
 
-def test_an_answer_needs_the_category_alone(tmp_path: Path) -> None:
+def test_request_needs_only_the_category_of_a_target_encoding(tmp_path: Path) -> None:
     preprocess(recipe({**RATE, "of": "item"}), [log_of(tmp_path)], [], tmp_path / "data")
     settings = Recipe.from_dict(
         {"model": {"d_model": 8, "n_head": 1, "n_layer": 1}, "train": {"epochs": 1}}, "test"
@@ -269,7 +268,7 @@ def test_an_answer_needs_the_category_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("values", "said"),
     [
         ({"kind": "categorical"}, "continuous"),
         ({"log": True}, "without `mean_of`"),
@@ -277,6 +276,6 @@ def test_an_answer_needs_the_category_alone(tmp_path: Path) -> None:
         ({"folds": 1}, "folds"),
     ],
 )
-def test_what_makes_no_sense_is_refused(given: dict[str, Any], said: str) -> None:
+def test_what_makes_no_sense_is_refused(values: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        recipe({**RATE, **given})
+        recipe({**RATE, **values})

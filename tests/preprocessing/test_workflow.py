@@ -94,8 +94,8 @@ def test_sessions_hold_what_each_operator_gives_for_the_interactions(
     flat = workflow.transform(graph, log.frame)
     order, _ = session_order(log.frame["session_id"], log.frame["timestamp"])
     for name in ("item_id", "brand", "price", "dwell", "elapsed", "hour_sin", "weekday_cos"):
-        found = [value for session in rebuilt for value in session[name]]
-        assert found == flat[name].to_numpy()[order].tolist(), name
+        values = [value for session in rebuilt for value in session[name]]
+        assert values == flat[name].to_numpy()[order].tolist(), name
     for name in ("device", "age"):
         oldest = [flat[name].to_numpy()[rows][0] for rows in rows_by_session(log.frame)]
         assert [session[name] for session in rebuilt] == oldest
@@ -232,9 +232,7 @@ def test_fitted_state_survives_the_disk(
         lambda fitted: (fitted / "categories" / "brand.parquet").write_bytes(b"PAR1"),
     ],
 )
-def test_fitted_state_that_does_not_hold_together_is_refused(
-    tmp_path: Path, damage: object
-) -> None:
+def test_inconsistent_fitted_state_is_refused(tmp_path: Path, damage: object) -> None:
     fitted_to(interactions([(1, "a", 0, "x", 1, 1, 1, 1)]), tmp_path)
     damage(tmp_path / "fitted")
     with pytest.raises(ArtifactError) as caught:

@@ -11,7 +11,7 @@ _EPOCH_WEEKDAY = 3
 """1970-01-01 was a Thursday; weeks begin on Monday."""
 _UNITS = ((3, "hour"), (120, "day"), (900, "week"), (6_000, "month"))
 """Maximum length of the window in days, and the period; years for longer windows."""
-_DATETIME_UNITS = {"day": "D", "month": "M", "year": "Y"}
+_DATETIME_UNITS = {"hour": "h", "day": "D", "week": "W", "month": "M", "year": "Y"}
 
 
 def by_period(parts: dict[str, PartCounts]) -> dict[str, Any] | None:
@@ -24,11 +24,16 @@ def by_period(parts: dict[str, PartCounts]) -> dict[str, Any] | None:
         return None
     days = (window.last - window.first) / DAY_HOURS
     unit = next((name for limit, name in _UNITS if days <= limit), "year")
-    numbers = _period_numbers(_hours(window), unit)
-    starts = np.flatnonzero(np.diff(numbers, prepend=numbers[0] - 1))
+    # NumPy's weeks begin on the weekday of the epoch
+    shift = np.timedelta64(_EPOCH_WEEKDAY if unit == "week" else 0, "D")
+    hours = _hours(window).astype("datetime64[h]") + shift
+    periods, starts = np.unique(
+        hours.astype(f"datetime64[{_DATETIME_UNITS[unit]}]"), return_index=True
+    )
+    labels = (periods - shift if unit == "week" else periods).astype(str).tolist()
     return {
         "unit": unit,
-        "starts": [_period_start(int(numbers[start]), unit) for start in starts],
+        "starts": [f"{label}:00" for label in labels] if unit == "hour" else labels,
         "parts": {
             name: np.add.reduceat(counts.hours, starts).tolist() for name, counts in parts.items()
         },
@@ -38,24 +43,6 @@ def by_period(parts: dict[str, PartCounts]) -> dict[str, Any] | None:
 def _hours(window: Window) -> np.ndarray:
     """(H,) hours since 1970 of a window."""
     return np.arange(window.first, window.last + 1)
-
-
-def _period_numbers(hours: np.ndarray, unit: str) -> np.ndarray:
-    """(H,) number of the period of each hour since 1970."""
-    if unit == "hour":
-        return hours
-    if unit == "week":
-        return (hours // DAY_HOURS + _EPOCH_WEEKDAY) // WEEK_DAYS
-    dates = hours.astype("datetime64[h]").astype(f"datetime64[{_DATETIME_UNITS[unit]}]")
-    return dates.astype(np.int64)
-
-
-def _period_start(number: int, unit: str) -> str:
-    if unit == "hour":
-        return f"{np.datetime64(number, 'h')}:00"
-    if unit == "week":
-        return str(np.datetime64(number * WEEK_DAYS - _EPOCH_WEEKDAY, "D"))
-    return str(np.datetime64(number, _DATETIME_UNITS[unit]))
 
 
 def _weekday(hours: np.ndarray) -> np.ndarray:

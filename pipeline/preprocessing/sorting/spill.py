@@ -83,8 +83,9 @@ class Spill:
         """Interactions of all blocks."""
         return sum(block.rows for block in self.blocks)
 
-    def bounds(self, rows: int) -> list[Bounds]:
-        """Bounds of shards of about `rows` interactions, ascending by session."""
+    def bounds(self, rows: int | None = None) -> list[Bounds]:
+        """Bounds of shards of about `rows` (SHARD_ROWS) interactions, ascending by session."""
+        rows = SHARD_ROWS if rows is None else rows
         keys: list[Key] = sorted(
             key
             for block in self.blocks
