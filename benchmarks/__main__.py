@@ -171,10 +171,9 @@ def evaluate(
     from benchmarks.machine import machine
 
     with _sides(environment, core) as sides:
-        figures = measure_evaluation(
+        result = {"machine": machine()} | measure_evaluation(
             sides, setting, sessions=sessions, turns=turns, allocator=allocator
         )
-    result = {"machine": machine()} | figures
     print_result(result, as_json, evaluation_text(result))
 
 

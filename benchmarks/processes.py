@@ -9,11 +9,9 @@ import logging
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, Self
 
 from pipeline.core.errors import ConfigError, PipelineError
@@ -77,13 +75,15 @@ class Worker:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.kill()
+    def __exit__(self, *_exception: object) -> None:
+        """Kill the process if it runs."""
+        if self._process.poll() is None:
+            self._process.kill()  # works on a stopped process too
+            self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with suppress(BrokenPipeError):  # it ended with a message unread
+                    pipe.close()
 
     def wait_until_ready(self) -> None:
         """Wait for the end of the warm-up, then stop the process until its first turn."""
@@ -119,16 +119,6 @@ class Worker:
         message: dict[str, Any] = json.loads(line)
         return message
 
-    def kill(self) -> None:
-        """Kill the process if it runs."""
-        if self._process.poll() is None:
-            self._process.kill()  # works on a stopped process too
-            self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with suppress(BrokenPipeError):  # it ended with a message unread
-                    pipe.close()
-
     def _send(self, message: dict[str, Any]) -> None:
         assert self._process.stdin is not None  # noqa: S101
         try:
@@ -146,16 +136,6 @@ class Worker:
     def _signal(self, number: signal.Signals) -> None:
         if self._process.poll() is None:
             self._process.send_signal(number)
-
-
-@contextmanager
-def workers(started: list[Worker]) -> Iterator[list[Worker]]:
-    """Context of a list of processes, all of which are killed at its end."""
-    try:
-        yield started
-    finally:
-        for worker in started:
-            worker.kill()
 
 
 def run_task(

@@ -2,13 +2,14 @@
 
 import logging
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks.processes import Allocator, Program, Worker, workers
+from benchmarks.processes import Allocator, Program, Worker
 
 COST_HEADER = f"{'sessions/s':>10} {'CPU s':>8} {'/CPU s':>8} {'MB':>7}"
 
@@ -45,24 +46,25 @@ def take_turns(
     """
     with (
         tqdm(total=len(tasks) * (turns + 1), desc=title, unit="turn", disable=None) as bar,
-        workers([]) as started,
+        ExitStack() as stack,
     ):
         if bar.disable:
             logger.info("%s", title)
+        workers: list[Worker] = []
         for name, program, task in tasks:
             log = logs / f"{name.replace(' ', '-')}.log"
             worker = Worker(name, program, task, allocator=allocator, core=core, log=log)
-            started.append(worker)
+            workers.append(stack.enter_context(worker))
             worker.wait_until_ready()
             bar.update()
-        costs: dict[str, list[dict[str, Any]]] = {worker.name: [] for worker in started}
+        costs: dict[str, list[dict[str, Any]]] = {worker.name: [] for worker in workers}
         for _ in range(turns):
-            for worker in started:
+            for worker in workers:
                 costs[worker.name].append(worker.turn(steps))
                 bar.update()
         return {
             worker.name: rates(costs[worker.name]) | worker.end() | {"turns": costs[worker.name]}
-            for worker in started
+            for worker in workers
         }
 
 

@@ -114,6 +114,7 @@ def test_tests_part_counts_outcomes_and_names_failed_tests(
         Measurement(tmp_path).tests()
 
 
+@pytest.mark.train
 def test_parts_that_ran_without_the_gpu_fail(tmp_path: Path) -> None:
     if Stack.detect().device is not None:
         pytest.skip("this machine has a CUDA device")
