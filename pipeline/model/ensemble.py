@@ -35,7 +35,7 @@ class Ensemble(Model):
                     "Members of an Ensemble read the same sessions: they need the same masking, "
                     "max_sequence_length and catalogue."
                 )
-            head.task  # noqa: B018  (ConfigError where there is none)
+            head.task  # noqa: B018  (ConfigError for a head without one)
 
     def encode(self, batch: SessionBatch, stage: Stage) -> Encoded:
         """Queries of all members side by side in place of hidden states: (B, L, E)."""

@@ -1,8 +1,8 @@
-"""Ranking metrics of scores: a rank by counting, and what a target of that rank is worth.
+"""Ranking metrics: the rank of a target by counting, and the gain of a rank.
 
-With one target each, the rank says all. At a cutoff K: Recall (= hit rate) 1 if rank <= K;
-Precision that over K; MRR and MAP 1 / rank; DCG 1 / log2(1 + rank) (Jarvelin and Kekalainen 2002),
-and NDCG the same, since the best DCG of one target is 1.
+With one target per row all metrics follow from its rank. At a cutoff K: Recall (= hit rate) is 1 if
+rank <= K; Precision is Recall / K; MRR and MAP are 1 / rank; DCG is 1 / log2(1 + rank) (Jarvelin
+and Kekalainen 2002), and so is NDCG, since the best DCG of one target is 1.
 """
 
 import torch
@@ -14,14 +14,14 @@ METRICS = ("recall", "ndcg", "dcg", "mrr", "map", "precision")
 def ranks(scores: Tensor, targets: Tensor) -> Tensor:
     """(N, C) scores, (N,) columns of the targets -> (N,) ranks, 1 is best.
 
-    C is all rows of the item table or the items alone. By counting: no sort, no one-hot. What has
-    the target's score counts as ahead of it, and so does a score that is not a number. A negative
-    target is none of the columns and ranks behind them, at C + 1.
+    C is the number of candidates: all rows of the item table, or the items. Ranks are counted,
+    without a sort. A score that equals the target's, or is not a number, ranks before the target. A
+    negative target is not a candidate and has rank C + 1.
     """
     own = scores.gather(1, targets.clamp(min=0).unsqueeze(1))  # (N, 1)
     # not `>=`: a score that is not a number must not count as worse
-    ahead = (~(scores < own)).sum(1)
-    return torch.where(targets >= 0, ahead, scores.size(1) + 1)
+    rank = (~(scores < own)).sum(1)
+    return torch.where(targets >= 0, rank, scores.size(1) + 1)
 
 
 def gains_at(ranks: Tensor, cutoff: int) -> dict[str, Tensor]:
@@ -40,7 +40,7 @@ def gains_at(ranks: Tensor, cutoff: int) -> dict[str, Tensor]:
 
 
 def means(ranks: Tensor, cutoffs: tuple[int, ...]) -> dict[str, float]:
-    """(N,) ranks -> means by `metric@K`; NaN where there is no rank."""
+    """(N,) ranks -> mean gains by `metric@K`; NaN without ranks."""
     return {
         f"{metric}@{cutoff}": float(gains.mean())
         for cutoff in cutoffs

@@ -17,7 +17,7 @@ from pipeline.model.model import Model
 
 @dataclass(frozen=True)
 class Run:
-    """Trained weights with the fitted state that they belong to; `open` makes one.
+    """Trained weights with their fitted state; make one with `open`.
 
     The manifest is checked when the directory is opened; weights and state are read at first use.
     """
@@ -53,13 +53,13 @@ class Run:
         return load_model(self.path)
 
     def index_mapping(self, data: Data) -> dict[str, np.ndarray]:
-        """By column, (V,) for each index of the data that of the run.
+        """Index of the run for each index of the data, (V,) by column.
 
-        A column that both read alike is not among them. ArtifactError if the data are not those of
-        the run and do not go on from them.
+        Columns with equal vocabularies are left out. ArtifactError unless the data are those of
+        the run or a continuation of them.
         """
         return rows_for(self.path, self.fitted, data)
 
     def was_trained_on(self, data: Data) -> bool:
-        """Whether the run learned from the train part of the data, as far as its manifest says."""
+        """Whether the run was trained on the train part of the data, by its manifest."""
         return self.facts.get(TRAINED_ON) in (None, data.training_fingerprint)

@@ -69,8 +69,8 @@ def test_towers_of_one_width_can_be_added() -> None:
     one, two = nn.Linear(16, 8), nn.Linear(16, 8)
     block = tr.ParallelBlock(one, two, aggregation="element-wise-sum")
     tr.SequentialBlock(first, block)
-    given = torch.randn(1, 2, 16)
-    assert torch.allclose(block(given, masked(first)), one(given) + two(given))
+    hidden = torch.randn(1, 2, 16)
+    assert torch.allclose(block(hidden, masked(first)), one(hidden) + two(hidden))
 
 
 @pytest.mark.parametrize("module", [nn.GRU, nn.LSTM, nn.RNN])
@@ -138,11 +138,11 @@ DECODERS = (transformers.Qwen3Config, transformers.MistralConfig)
 )
 def test_a_config_or_model_of_hugging_face_is_a_block_as_it_is(config: type, masking: str) -> None:
     if config is transformers.DistilBertConfig:
-        given = config(vocab_size=1, dim=16, n_heads=2, n_layers=1, hidden_dim=32)
+        transformer_config = config(vocab_size=1, dim=16, n_heads=2, n_layers=1, hidden_dim=32)
     elif config is transformers.XLNetConfig:
-        given = config(vocab_size=4, d_model=16, n_head=2, n_layer=1, d_inner=32)
+        transformer_config = config(vocab_size=4, d_model=16, n_head=2, n_layer=1, d_inner=32)
     else:
-        given = config(
+        transformer_config = config(
             vocab_size=4,
             hidden_size=16,
             num_attention_heads=2,
@@ -150,7 +150,7 @@ def test_a_config_or_model_of_hugging_face_is_a_block_as_it_is(config: type, mas
             intermediate_size=32,
             **({"num_key_value_heads": 2} if config in DECODERS else {}),
         )
-    for transformer in (given, transformers.AutoModel.from_config(given)):
+    for transformer in (transformer_config, transformers.AutoModel.from_config(transformer_config)):
         first = inputs(masking)
         model = model_of(first, tr.TransformerBlock(transformer, masking=first.masking))
         with torch.no_grad():

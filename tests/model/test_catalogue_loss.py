@@ -56,7 +56,7 @@ def test_losses_and_gradients_equal_those_of_all_logits_at_once(
 ) -> None:
     queries, table, targets, weights = given_tensors(num_targets, num_items)
     expected = plain(queries * scale, table, targets, smoothing=smoothing, normalize=normalize)
-    found = catalogue_cross_entropy(
+    result = catalogue_cross_entropy(
         queries * scale,
         table,
         targets,
@@ -65,10 +65,10 @@ def test_losses_and_gradients_equal_those_of_all_logits_at_once(
         normalize=normalize,
         scratch=Scratch() if kept else None,
     )
-    torch.testing.assert_close(found, expected)
-    wanted = torch.autograd.grad((expected * weights).sum(), [queries, table])
+    torch.testing.assert_close(result, expected)
+    reference = torch.autograd.grad((expected * weights).sum(), [queries, table])
     torch.testing.assert_close(
-        torch.autograd.grad((found * weights).sum(), [queries, table]), wanted
+        torch.autograd.grad((result * weights).sum(), [queries, table]), reference
     )
 
 
@@ -83,11 +83,11 @@ def test_a_loss_keeps_its_exponentials_while_another_is_computed() -> None:
         losses.append(
             catalogue_cross_entropy(queries, table, targets, first=FIRST, scratch=scratch).sum()
         )
-    for loss, parts, wanted in zip(losses, inputs, expected, strict=True):
-        torch.testing.assert_close(torch.autograd.grad(loss, parts), wanted)
+    for loss, parts, reference in zip(losses, inputs, expected, strict=True):
+        torch.testing.assert_close(torch.autograd.grad(loss, parts), reference)
 
 
-def test_a_gradient_is_written_into_memory_that_was_given_back() -> None:
+def test_gradient_is_written_into_released_memory() -> None:
     queries, table, targets, _ = given_tensors(6, 40)
     gradients = Scratch()
 
@@ -100,9 +100,9 @@ def test_a_gradient_is_written_into_memory_that_was_given_back() -> None:
     expected = gradient().clone()
     spent = torch.full_like(table, float("nan"))
     gradients.release(spent)
-    found = gradient()
-    assert found.data_ptr() == spent.data_ptr()
-    torch.testing.assert_close(found, expected)
+    result = gradient()
+    assert result.data_ptr() == spent.data_ptr()
+    torch.testing.assert_close(result, expected)
     assert gradient().data_ptr() != spent.data_ptr()  # it is in use
 
 
@@ -123,15 +123,15 @@ def test_products_in_bfloat16_stay_near_the_exact_loss() -> None:
     half = queries.detach().bfloat16().requires_grad_()
     whole = table.detach().float().requires_grad_()
     for scratch in (None, Scratch()):
-        found = catalogue_cross_entropy(half, whole, targets, first=FIRST, scratch=scratch)
-        assert found.dtype == torch.float32
-        torch.testing.assert_close(found.double(), exact.detach(), atol=0.05, rtol=0.02)
-        by_query, by_table = torch.autograd.grad(found.sum(), [half, whole])
+        result = catalogue_cross_entropy(half, whole, targets, first=FIRST, scratch=scratch)
+        assert result.dtype == torch.float32
+        torch.testing.assert_close(result.double(), exact.detach(), atol=0.05, rtol=0.02)
+        by_query, by_table = torch.autograd.grad(result.sum(), [half, whole])
         assert by_query.dtype == torch.bfloat16
         assert by_table.dtype == torch.float32
-        wanted = torch.autograd.grad(exact.sum(), [queries, table], retain_graph=True)
-        torch.testing.assert_close(by_query.double(), wanted[0], atol=0.05, rtol=0.05)
-        torch.testing.assert_close(by_table.double(), wanted[1], atol=0.05, rtol=0.05)
+        expected = torch.autograd.grad(exact.sum(), [queries, table], retain_graph=True)
+        torch.testing.assert_close(by_query.double(), expected[0], atol=0.05, rtol=0.05)
+        torch.testing.assert_close(by_table.double(), expected[1], atol=0.05, rtol=0.05)
 
 
 @pytest.mark.parametrize("recompute", [True, False, None])
@@ -141,8 +141,8 @@ def test_the_loss_module_gives_the_same_over_logits_and_over_the_catalogue(
     queries, table, targets, _ = given_tensors(6, 40)
     for smoothing, reduction in itertools.product((0.0, 0.2), ("mean", "sum", "none")):
         loss = LabelSmoothCrossEntropyLoss(smoothing, reduction, recompute)
-        found = loss.over_catalogue(queries, table, targets, first=FIRST, normalize=False)
-        torch.testing.assert_close(found, loss(queries @ table[FIRST:].T, targets))
+        result = loss.over_catalogue(queries, table, targets, first=FIRST, normalize=False)
+        torch.testing.assert_close(result, loss(queries @ table[FIRST:].T, targets))
 
 
 def test_memory_of_the_recomputing_form_does_not_grow_with_the_catalogue() -> None:
@@ -163,8 +163,8 @@ def test_a_tied_table_has_the_gradient_of_both_its_places() -> None:
         return ((read.sum((0, 1)) @ scored.T) ** 2).sum()
 
     (expected,) = torch.autograd.grad(loss(table, table, False), table)
-    found = share_gradient(table)
-    (got,) = torch.autograd.grad(loss(found.looked_up, found.scored, True), table)
+    result = share_gradient(table)
+    (got,) = torch.autograd.grad(loss(result.looked_up, result.scored, True), table)
     assert not got.is_sparse
     torch.testing.assert_close(got, expected)
 
@@ -188,7 +188,7 @@ def test_rounded_factors_change_the_loss_by_no_more_than_their_rounding(
     queries, table, targets, weights = (
         t.detach().float() if t.is_floating_point() else t for t in given_tensors(40, 60)
     )
-    found = {}
+    result = {}
     before = torch.get_float32_matmul_precision()
     for precision in ("highest", "medium"):
         parts = queries.clone().requires_grad_(), table.clone().requires_grad_()
@@ -205,11 +205,11 @@ def test_rounded_factors_change_the_loss_by_no_more_than_their_rounding(
             (losses * weights).sum().backward()
         finally:
             torch.set_float32_matmul_precision(before)
-        found[precision] = [losses.detach(), *(part.grad for part in parts)]
-    for exact, rounded in zip(found["highest"], found["medium"], strict=True):
+        result[precision] = [losses.detach(), *(part.grad for part in parts)]
+    for exact, rounded in zip(result["highest"], result["medium"], strict=True):
         assert exact.dtype == rounded.dtype
         assert float((exact - rounded).norm() / exact.norm()) < 0.01
-    assert not torch.equal(found["highest"][1], found["medium"][1]), "nothing was rounded"
+    assert not torch.equal(result["highest"][1], result["medium"][1]), "nothing was rounded"
 
 
 @pytest.mark.parametrize("kept", [True, False])

@@ -66,10 +66,10 @@ def test_evaluation_predicts_without_the_last_item(masking: str) -> None:
     changed = {"architecture": "bert", "masking": masking, "members": ({}, {"n_layer": 1})}
     config = CONFIG.model_dump() | (changed if masking == "mlm" else {})
     model = built(ModelConfig.model_validate(config))
-    known = batch()
-    found = model.at_targets(known)
-    scores = model.scores(found.hidden[found.is_last])
-    items, lengths = known.features["item_id"].clone(), known.lengths - 1
+    features = batch()
+    result = model.at_targets(features)
+    scores = model.scores(result.hidden[result.is_last])
+    items, lengths = features.features["item_id"].clone(), features.lengths - 1
     items[torch.arange(len(items)), lengths] = 0
     assert torch.allclose(scores, model(SessionBatch({"item_id": items}, lengths)), atol=1e-5)
 
@@ -80,9 +80,9 @@ def test_vectors_give_the_scores_and_the_best_items() -> None:
     vectors = model.session_embeddings(sessions) @ model.item_embeddings().T
     assert torch.allclose(vectors, scores[:, 3:], atol=1e-5)
     best = model.top_k(sessions, 4, candidates=torch.arange(3, 20))
-    wanted = scores[:, 3:20].topk(4)
-    assert torch.equal(best.items, wanted.indices + 3)
-    assert torch.allclose(best.scores, wanted.values, atol=1e-5)
+    expected = scores[:, 3:20].topk(4)
+    assert torch.equal(best.items, expected.indices + 3)
+    assert torch.allclose(best.scores, expected.values, atol=1e-5)
 
 
 def test_it_comes_back_from_disk(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ every_option = pytest.mark.parametrize("option", OPTIONS)
 
 
 @every_option
-def test_output_has_the_width_that_is_told(option: str) -> None:
+def test_output_size_is_the_width_of_the_output(option: str) -> None:
     inputs = block(ALL, **OPTIONS[option]())
     for lengths in ([3, 1, 0], [1], []):
         batch = sessions(lengths)
@@ -175,8 +175,8 @@ def test_real_positions_depend_neither_on_padding_nor_on_batch_mates(
             else values[row : row + 1]
             for name, values in batch.features.items()
         }
-        found = inputs(SessionBatch(alone, batch.lengths[row : row + 1]))
-        torch.testing.assert_close(found[0], together[row, :length])
+        result = inputs(SessionBatch(alone, batch.lengths[row : row + 1]))
+        torch.testing.assert_close(result[0], together[row, :length])
 
 
 @every_option
@@ -204,8 +204,8 @@ def test_a_traced_block_is_the_block_at_other_shapes(option: str) -> None:
 
         def forward(self, lengths: Tensor, *values: Tensor) -> Tensor:
             features = dict(zip(ALL.column_names, values, strict=True))
-            found: Tensor = self.inputs(SessionBatch(features, lengths))
-            return found
+            result: Tensor = self.inputs(SessionBatch(features, lengths))
+            return result
 
     def arguments(batch: SessionBatch) -> list[Tensor]:
         return [batch.lengths, *(batch.features[name] for name in ALL.column_names)]
@@ -261,11 +261,11 @@ def test_vectors_and_several_indices_may_belong_to_the_session() -> None:
     )
     batch = sessions([3, 2])
     flat = batch.features | {"words": torch.tensor([[[4, 6]], [[8, 0]]])}
-    found = inputs(SessionBatch(flat, batch.lengths))
-    assert found[:, :, 1].tolist() == [[5, 5, 5], [8, 8, 8]]
-    assert torch.equal(found[:, 2, 2:], batch.features["user"])
+    result = inputs(SessionBatch(flat, batch.lengths))
+    assert result[:, :, 1].tolist() == [[5, 5, 5], [8, 8, 8]]
+    assert torch.equal(result[:, 2, 2:], batch.features["user"])
     spread = flat | {"user": batch.features["user"].unsqueeze(1)}
-    assert torch.equal(inputs(SessionBatch(spread, batch.lengths)), found)
+    assert torch.equal(inputs(SessionBatch(spread, batch.lengths)), result)
 
 
 def test_features_are_chosen_by_tag_and_the_item_always() -> None:
@@ -328,9 +328,9 @@ def test_a_shared_table_is_one_parameter_with_the_rows_of_the_largest() -> None:
     assert list(inputs.state_dict()) == ["_tables.of_brand.weight", "_tables.of_item_id.weight"]
     ids = torch.tensor([[5, 6]])
     batch = SessionBatch({"brand": ids, "item_id": ids, "other": ids}, torch.tensor([2]))
-    found = inputs(batch)
-    assert torch.equal(found[..., :2], found[..., -2:])
-    found[..., -2:].sum().backward()
+    result = inputs(batch)
+    assert torch.equal(result[..., :2], result[..., -2:])
+    result[..., -2:].sum().backward()
     gradient = inputs.table("brand").weight.grad
     assert gradient is not None
     assert gradient[5].tolist() == [1, 1]
@@ -372,7 +372,7 @@ def test_a_pretrained_table_has_the_matrix_and_its_width() -> None:
         assert bool(weights[:3].all()), "the matrix that was given stays as it was"
 
 
-def test_vectors_to_look_up_learn_only_if_told_to() -> None:
+def test_pretrained_vectors_are_frozen_unless_trainable() -> None:
     assert not PretrainedEmbeddings(matrix(V)).table.weight.requires_grad
     assert PretrainedEmbeddings(matrix(V), trainable=True).table.weight.requires_grad
 
@@ -386,10 +386,10 @@ def test_vectors_are_projected_and_normalised() -> None:
         pretrained_embeddings={"item_id": PretrainedEmbeddings(matrix(V), output_dim=4)},
     )
     assert inputs.output_size == 1 + 4 + 3 + 5
-    found = inputs(sessions([2, 2]))
-    for part in (found[..., 5:8], found[..., 8:13]):
+    result = inputs(sessions([2, 2]))
+    for part in (result[..., 5:8], result[..., 8:13]):
         torch.testing.assert_close(part.mean(-1), torch.zeros(2, 2), atol=1e-5, rtol=0)
-    assert float(found[..., 1:5].detach().mean(-1).abs().min()) > 1e-4, "not asked for"
+    assert float(result[..., 1:5].detach().mean(-1).abs().min()) > 1e-4, "not asked for"
 
 
 def test_continuous_features_go_through_layers_together() -> None:
@@ -418,12 +418,12 @@ def test_a_soft_embedding_mixes_vectors_by_a_softmax() -> None:
     soft = SoftEmbedding(2, 3, fixed([[1.0, 2.0, 3.0], [5.0, 6.0, 7.0]]))
     soft.projection_layer.weight.data = torch.tensor([[0.0], [1.0]])
     soft.projection_layer.bias.data.zero_()
-    found = soft(torch.tensor([[0.0, torch.tensor(3.0).log()]]))
+    result = soft(torch.tensor([[0.0, torch.tensor(3.0).log()]]))
     # shares 1/2 and 1/2, then 1/4 and 3/4
-    torch.testing.assert_close(found, torch.tensor([[[3.0, 4.0, 5.0], [4.0, 5.0, 6.0]]]))
+    torch.testing.assert_close(result, torch.tensor([[[3.0, 4.0, 5.0], [4.0, 5.0, 6.0]]]))
 
 
-def test_soft_embeddings_have_their_sizes_and_a_layer_norm_unless_told_not_to() -> None:
+def test_soft_embeddings_have_their_sizes_and_a_layer_norm_by_default() -> None:
     arguments = {
         "continuous_soft_embeddings": True,
         "soft_embedding_dims": {"age": 4},
@@ -434,9 +434,9 @@ def test_soft_embeddings_have_their_sizes_and_a_layer_norm_unless_told_not_to() 
     inputs = block(schema, **arguments)
     tables = [m.embedding_table for m in inputs.modules() if isinstance(m, SoftEmbedding)]
     assert [tuple(table.weight.shape) for table in tables] == [(10, 8), (6, 4)]
-    found = inputs(sessions([2, 1]))
-    assert found.size(-1) == 1 + 8 + 4
-    torch.testing.assert_close(found[..., 1:9].mean(-1), torch.zeros(2, 2), atol=1e-5, rtol=0)
+    result = inputs(sessions([2, 1]))
+    assert result.size(-1) == 1 + 8 + 4
+    torch.testing.assert_close(result[..., 1:9].mean(-1), torch.zeros(2, 2), atol=1e-5, rtol=0)
     plain = block(schema, layer_norm=False, **arguments)(sessions([2, 1]))
     assert float(plain[..., 1:9].detach().mean(-1).abs().min()) > 1e-4
 
@@ -526,11 +526,11 @@ def test_layer_norm_is_for_each_feature_and_leaves_single_numbers_alone() -> Non
         Schema((ITEM, DEVICE, PRICE)), embedding_dims={"item_id": 4, "device": 6}, post="layer-norm"
     )
     batch = sessions([3, 2])
-    known = batch.features | {"item_id": batch.features["item_id"].clamp(min=3)}
-    known["device"] = known["device"].clamp(min=3)
-    found = inputs(SessionBatch(known, batch.lengths))
-    assert torch.equal(found[..., 10], batch.features["price"])
-    for part in (found[..., :4], found[..., 4:10]):
+    features = batch.features | {"item_id": batch.features["item_id"].clamp(min=3)}
+    features["device"] = features["device"].clamp(min=3)
+    result = inputs(SessionBatch(features, batch.lengths))
+    assert torch.equal(result[..., 10], batch.features["price"])
+    for part in (result[..., :4], result[..., 4:10]):
         torch.testing.assert_close(part.mean(-1), torch.zeros(2, 3), atol=1e-5, rtol=0)
         torch.testing.assert_close(part.var(-1, correction=0), torch.ones(2, 3), atol=0.1, rtol=0)
 

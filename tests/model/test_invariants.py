@@ -19,8 +19,13 @@ L, V = 8, 40
 OTHERS = {"llama": ("clm",), "modernbert": ("clm", "mlm", "rtd"), "mamba": ("clm",)}
 """Any architecture of Hugging Face goes by `model_type`; these stand for all."""
 CASES = [
-    *((name, m) for name, known in ARCHITECTURES.items() if name != "huggingface" for m in known),
-    *((name, masking) for name, known in OTHERS.items() for masking in known),
+    *(
+        (name, m)
+        for name, maskings in ARCHITECTURES.items()
+        if name != "huggingface"
+        for m in maskings
+    ),
+    *((name, masking) for name, maskings in OTHERS.items() for masking in maskings),
 ]
 every_case = pytest.mark.parametrize(("architecture", "masking"), CASES)
 SCHEMA = Schema(
@@ -97,16 +102,16 @@ def test_evaluating_a_session_is_predicting_it_without_its_last_item(
 ) -> None:
     model, batch = make_model(architecture, masking), sessions(lengths, seed)
     with torch.no_grad():
-        found = model.at_targets(batch)
-        scores = model.scores(found.hidden)
-        last = {int(r): i for i, r in enumerate(found.rows) if found.is_last[i]}
+        result = model.at_targets(batch)
+        scores = model.scores(result.hidden)
+        last = {int(r): i for i, r in enumerate(result.rows) if result.is_last[i]}
         for row, length in enumerate(lengths):
             target = int(batch.features["item_id"][row, length - 1])
             assert (row in last) == (length > 1 and target > 1)
             if row in last:
                 predicted = model(cut(batch, row, 0, length - 1))
                 assert largest(predicted[0], scores[last[row]]) < 1e-5
-                assert int(found.targets[last[row]]) == target
+                assert int(result.targets[last[row]]) == target
 
 
 @every_case
@@ -193,16 +198,16 @@ def test_torchscript_equals_eager_at_shapes_that_were_not_traced(
         inputs = [v.unsqueeze(1) if v.dim() == 1 else v for v in inputs]
         none = torch.zeros(rows, 1, dtype=torch.int64)
         with torch.no_grad():
-            found = unpack_answer(
+            result = unpack_answer(
                 program(pack_request(served, inputs, 10, none, none)), served.width
             )
-            wanted = model(batch)
-        scores, items, _ = found
-        best, indices = wanted.topk(10)
+            expected = model(batch)
+        scores, items, _ = result
+        best, indices = expected.topk(10)
         assert largest(scores, best) < 1e-4
         # a swap of near ties would be no fault of the program
         assert bool(((items == indices) | ((scores - best).abs() < 1e-4)).all())
-        assert largest(wanted.gather(1, items), scores) < 1e-4
+        assert largest(expected.gather(1, items), scores) < 1e-4
 
 
 @every_case
@@ -254,13 +259,13 @@ def test_an_empty_batch_gives_empty_scores_and_no_loss(architecture: str, maskin
 @every_case
 def test_a_session_without_interactions_gets_one_answer(architecture: str, masking: str) -> None:
     model = make_model(architecture, masking)
-    found = []
+    result = []
     for width in (1, L):
         empty = {n: torch.zeros_like(v) for n, v in sessions([1], 0, width).features.items()}
         with torch.no_grad():
-            found.append(model(SessionBatch(empty, torch.tensor([0]))))
-    assert bool(found[0][:, 3:].isfinite().all())
-    assert largest(found[0], found[1]) < 1e-5
+            result.append(model(SessionBatch(empty, torch.tensor([0]))))
+    assert bool(result[0][:, 3:].isfinite().all())
+    assert largest(result[0], result[1]) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -304,9 +309,9 @@ def test_what_has_no_attention_says_so(architecture: str) -> None:
     ("architecture", "masking"),
     [
         (name, masking)
-        for name, known in {**ARCHITECTURES, **OTHERS}.items()
+        for name, maskings in {**ARCHITECTURES, **OTHERS}.items()
         for masking in ("clm", "mlm", "plm", "rtd")
-        if masking not in known and name != "huggingface"
+        if masking not in maskings and name != "huggingface"
     ],
 )
 def test_a_masking_that_an_architecture_cannot_work_with_is_refused(
@@ -342,8 +347,8 @@ def test_sessions_may_be_very_short(architecture: str, masking: str, longest: in
     model = build_model(SCHEMA, config_of(architecture, masking, n_layer=1), longest).eval()
     batch = sessions([longest + 1, 1], 0)
     with torch.no_grad():
-        found = model.at_targets(batch)
-        scores = model.scores(found.hidden)[found.is_last]
+        result = model.at_targets(batch)
+        scores = model.scores(result.hidden)[result.is_last]
         predicted = model(cut(batch, 0, 0, longest))
     assert largest(predicted[0], scores[0]) < 1e-5
 
@@ -363,7 +368,7 @@ def test_dropout_is_what_was_asked_for(architecture: str, masking: str) -> None:
 
 def test_losses_of_rtd_are_weighted_and_the_model_learns_both() -> None:
     batch = sessions([L + 1, L, 3, 2], 2)
-    found = {}
+    result = {}
     for tied in (True, False):
         for generator, discriminator in ((1.0, 0.0), (0.0, 1.0), (2.0, 3.0)):
             torch.manual_seed(0)
@@ -378,7 +383,7 @@ def test_losses_of_rtd_are_weighted_and_the_model_learns_both() -> None:
             model = build_model(SCHEMA, config, L).eval()
             torch.manual_seed(1)  # the same masks and draws
             loss = model.loss(batch)
-            found[tied, generator, discriminator] = float(loss.detach())
+            result[tied, generator, discriminator] = float(loss.detach())
             loss.backward()
             body, hidden = model.head.body, model.head.body.blocks[-1]
             learned = any(p.grad is not None and bool(p.grad.any()) for p in hidden.parameters())
@@ -386,10 +391,10 @@ def test_losses_of_rtd_are_weighted_and_the_model_learns_both() -> None:
             if body.generator is not None:
                 drawn = [p.grad for p in body.generator.parameters() if p.grad is not None]
                 assert any(bool(g.any()) for g in drawn) == (generator > 0)
-        both = 2 * found[tied, 1.0, 0.0] + 3 * found[tied, 0.0, 1.0]
-        assert found[tied, 2.0, 3.0] == pytest.approx(both, rel=1e-5)
+        both = 2 * result[tied, 1.0, 0.0] + 3 * result[tied, 0.0, 1.0]
+        assert result[tied, 2.0, 3.0] == pytest.approx(both, rel=1e-5)
     # untied, the encoder's own loss of hidden items stands beside the generator's
-    assert found[False, 1.0, 0.0] > 1.5 * found[True, 1.0, 0.0]
+    assert result[False, 1.0, 0.0] > 1.5 * result[True, 1.0, 0.0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

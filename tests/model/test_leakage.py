@@ -1,4 +1,4 @@
-"""Leaks that a combination of parts would make are found when the model is put together."""
+"""Leaks of a combination of parts are errors when the model is built."""
 
 from collections.abc import Callable
 from typing import Any
@@ -132,10 +132,10 @@ def test_a_row_of_blocks_that_does_not_leak_is_taken(masking: str, blocks: Block
     ids = torch.randint(3, 40, (2, L + 1))
     rows = tr.SessionBatch({"item_id": ids}, torch.tensor([L + 1, L + 1]))
     with torch.no_grad():
-        found = model.at_targets(rows)
-        scores = model.scores(found.hidden)[found.is_last]
-        wanted = model(tr.SessionBatch({"item_id": ids[:, :-1]}, torch.tensor([L, L])))
-    assert torch.allclose(scores[:, 3:], wanted[:, 3:], atol=1e-5)
+        result = model.at_targets(rows)
+        scores = model.scores(result.hidden)[result.is_last]
+        expected = model(tr.SessionBatch({"item_id": ids[:, :-1]}, torch.tensor([L, L])))
+    assert torch.allclose(scores[:, 3:], expected[:, 3:], atol=1e-5)
     assert len(random) > 0
 
 

@@ -166,8 +166,8 @@ def test_a_draw_that_is_no_negative_takes_no_part(name: str, masked_score: float
 def test_without_negatives_loss_and_gradient_are_zero(name: str, num_negatives: int) -> None:
     nothing = torch.zeros(3, num_negatives)
     sampled = Sampled(torch.tensor([0.5, 1e4, -1e4]), nothing, nothing, nothing.bool(), 5)
-    for found in gradients(name, sampled):
-        assert not found.any()
+    for result in gradients(name, sampled):
+        assert not result.any()
 
 
 @pytest.mark.parametrize("name", SAMPLED_LOSSES)
@@ -211,12 +211,12 @@ def test_no_target_is_no_loss(name: str) -> None:
     loss = build_loss(name)
     if loss.sampled:
         nothing = torch.zeros(0, 4, requires_grad=True)
-        found = loss(Sampled(nothing[:, 0], nothing, nothing, nothing.bool(), 5))
+        result = loss(Sampled(nothing[:, 0], nothing, nothing, nothing.bool(), 5))
     else:
         nothing = torch.zeros(0, 5, requires_grad=True)
-        found = loss(nothing, torch.zeros(0, dtype=torch.long))
-    found.sum().backward()
-    assert found.shape == (0,)
+        result = loss(nothing, torch.zeros(0, dtype=torch.long))
+    result.sum().backward()
+    assert result.shape == (0,)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -254,10 +254,10 @@ def test_gbce_lowers_the_weight_of_the_target_by_its_calibration(t: float) -> No
     # 1 of 4 possible negatives: beta is 1, 1 - 0.5 * 0.75, and 0.25
     kept = torch.ones(1, 1, dtype=torch.bool)
     zero = torch.zeros(1, 1)
-    found = GBCELoss(t)(Sampled(zero[0], zero, zero, kept, 5))
+    result = GBCELoss(t)(Sampled(zero[0], zero, zero, kept, 5))
     beta = 1 - 0.75 * t
     share = beta / (beta + 1)  # of the target, where equal scores stand in balance
-    assert found.item() == pytest.approx(-(beta * math.log(share) + math.log(1 - share)) / 2)
+    assert result.item() == pytest.approx(-(beta * math.log(share) + math.log(1 - share)) / 2)
 
 
 @pytest.mark.parametrize("t", [0.0, 0.75])
@@ -328,13 +328,13 @@ def exact_expectation(name: str, distribution: str) -> list[float]:
             if q[j] * q[k] > 0
         )
 
-    step, found = 1e-5, []
+    step, result = 1e-5, []
     for item in range(5):
         up, down = list(SCORES), list(SCORES)
         up[item] += step
         down[item] -= step
-        found.append((expected(up) - expected(down)) / (2 * step))
-    return found
+        result.append((expected(up) - expected(down)) / (2 * step))
+    return result
 
 
 def sampled_from(
@@ -408,10 +408,10 @@ def test_items_are_drawn_as_often_as_the_distribution_says(distribution: str, sh
         torch.zeros(10_000, dtype=torch.long)
     )
     assert drawn.items.shape == drawn.log_expected.shape == ((50_000,) if shared else (10_000, 5))
-    found = torch.bincount(drawn.items.flatten(), minlength=5).tolist()
+    result = torch.bincount(drawn.items.flatten(), minlength=5).tolist()
     q = DISTRIBUTIONS[distribution]
-    assert all(number == 0 for number, share in zip(found, q, strict=True) if share == 0)
-    pairs = [(number, 50_000 * share) for number, share in zip(found, q, strict=True) if share]
+    assert all(number == 0 for number, share in zip(result, q, strict=True) if share == 0)
+    pairs = [(number, 50_000 * share) for number, share in zip(result, q, strict=True) if share]
     assert stats.chisquare(*zip(*pairs, strict=True)).pvalue > 1e-4
     per_row = drawn.items.shape[-1]
     for item, log in zip(drawn.items.flatten()[:50], drawn.log_expected.flatten(), strict=False):

@@ -122,8 +122,8 @@ def test_rtd_draws_items_by_what_the_generator_gives_them(from_batch: bool) -> N
     chances = torch.tensor([0.2, 0.5, 0.3])
     replaced = masking.replace(batch, "item_id", targets, chances.log().expand(3000, -1))
     drawn = replaced.batch.features["item_id"][:, 3]
-    found = torch.bincount(drawn, minlength=6)[3:] / 3000
-    assert torch.allclose(found, chances, atol=4 * math.sqrt(0.25 / 3000))
+    result = torch.bincount(drawn, minlength=6)[3:] / 3000
+    assert torch.allclose(result, chances, atol=4 * math.sqrt(0.25 / 3000))
     assert float(replaced.is_replaced[:, 3].float().mean()) == pytest.approx(0.7, abs=0.04)
 
 
@@ -136,9 +136,9 @@ def test_detection_is_binary_cross_entropy_over_real_interactions() -> None:
         masking.discriminator.bias[:] = 0.5
     hidden = torch.tensor([[[0.5, 9], [-2.5, 9], [100, 9]], [[1.5, 9], [50, 9], [50, 9]]])
     replaced = torch.tensor([[True, False, True], [False, True, True]])
-    found = masking.detection_loss(hidden, replaced, torch.tensor([2, 1]))
+    result = masking.detection_loss(hidden, replaced, torch.tensor([2, 1]))
     terms = [math.log(1 + math.exp(-1.0)), math.log(1 + math.exp(-2.0)), math.log(1 + math.exp(2))]
-    assert float(found) == pytest.approx(sum(terms) / 3, rel=1e-6)
+    assert float(result) == pytest.approx(sum(terms) / 3, rel=1e-6)
 
 
 def test_a_discriminator_learns_to_tell_what_was_replaced() -> None:

@@ -61,23 +61,23 @@ def test_the_composed_program_runs() -> None:
 
 
 def test_clm_predicts_the_item_after_each_position() -> None:
-    given = batch([[4, 5, 6], [7, 8]])
-    ids, embeddings = given.features["item_id"], torch.zeros(2, 3, 1)
-    masked = tr.CausalMasking().apply_to(embeddings, ids, given.lengths, tr.Stage.TRAIN)
+    session_batch = batch([[4, 5, 6], [7, 8]])
+    ids, embeddings = session_batch.features["item_id"], torch.zeros(2, 3, 1)
+    masked = tr.CausalMasking().apply_to(embeddings, ids, session_batch.lengths, tr.Stage.TRAIN)
     assert masked.targets.tolist() == [[5, 6], [8, 0]]
     assert masked.query.tolist() == [1, 0]
 
 
 def test_mlm_hides_the_last_item_to_evaluate_and_adds_a_position_to_predict() -> None:
-    given = batch([[4, 5, 6], [7, 8]])
-    ids, embeddings = given.features["item_id"], torch.ones(2, 3, 1)
+    session_batch = batch([[4, 5, 6], [7, 8]])
+    ids, embeddings = session_batch.features["item_id"], torch.ones(2, 3, 1)
     masking = tr.MaskedMasking(1)
     hidden = float(masking.hidden_item)
-    evaluated = masking.apply_to(embeddings, ids, given.lengths, tr.Stage.EVALUATE)
+    evaluated = masking.apply_to(embeddings, ids, session_batch.lengths, tr.Stage.EVALUATE)
     assert evaluated.targets.tolist() == [[0, 0, 6], [0, 8, 0]]
     assert evaluated.embeddings[0, :, 0].tolist() == [1, 1, hidden]
     assert evaluated.embeddings[1, :, 0].tolist() == [1, hidden, 1]
-    predicted = masking.apply_to(embeddings, ids, given.lengths, tr.Stage.PREDICT)
+    predicted = masking.apply_to(embeddings, ids, session_batch.lengths, tr.Stage.PREDICT)
     assert predicted.query.tolist() == [3, 2]
     assert predicted.lengths.tolist() == [4, 3]
     assert predicted.embeddings[0, 3].item() == hidden
@@ -138,8 +138,8 @@ def test_the_loss_is_the_mean_negative_log_softmax_of_the_targets() -> None:
                     items = items / items.norm(dim=1, keepdim=True)
                 logits = (items @ h) / 0.5
                 log_p = logits - math.log(sum(math.exp(float(x)) for x in logits))
-                wanted = float(log_p[int(targets[row, position]) - 3])
-                terms.append(-(1 - smoothing) * wanted - smoothing * float(log_p.mean()))
+                expected = float(log_p[int(targets[row, position]) - 3])
+                terms.append(-(1 - smoothing) * expected - smoothing * float(log_p.mean()))
             assert float(task.loss(hidden, targets, table)) == pytest.approx(
                 sum(terms) / 3, rel=1e-5
             )

@@ -51,8 +51,8 @@ def test_a_target_of_the_session_is_learned_from_the_whole_session(masking: str 
         model = one_head(tr.BinaryClassificationTask("bought"), masking)
     chances = model.predict(batch())["bought/binary_classification_task"]
     assert chances.shape == (3,)
-    wanted = -(chances[0].log() + (1 - chances[1]).log() + chances[2].log()) / 3
-    assert float(model.loss(batch())) == pytest.approx(float(wanted), rel=1e-5)
+    expected = -(chances[0].log() + (1 - chances[1]).log() + chances[2].log()) / 3
+    assert float(model.loss(batch())) == pytest.approx(float(expected), rel=1e-5)
     changed = batch()
     changed.features["item_id"][0, 3] = 11  # the last interaction counts
     assert float((model.predict(changed)["bought/binary_classification_task"] - chances)[0]) != 0
@@ -65,10 +65,10 @@ def test_numbers_are_learned_by_the_loss_that_was_chosen() -> None:
         ("huber", lambda d: d * d / 2 if abs(d) < 1 else abs(d) - 0.5),
     ):
         model = one_head(tr.RegressionTask("spent", loss=loss))  # type: ignore[arg-type]
-        found = model.predict(batch())["spent/regression_task"]
-        differences = (found - batch().features["spent"]).tolist()
-        wanted = sum(gain(d) for d in differences) / 3
-        assert float(model.loss(batch())) == pytest.approx(wanted, rel=1e-5)
+        result = model.predict(batch())["spent/regression_task"]
+        differences = (result - batch().features["spent"]).tolist()
+        expected = sum(gain(d) for d in differences) / 3
+        assert float(model.loss(batch())) == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_target_of_each_interaction_leaves_padding_out() -> None:
@@ -96,8 +96,8 @@ def test_a_summary_does_not_depend_on_padding(masking: str, summary: str) -> Non
         {n: v[1:2, :2] if v.dim() == 2 else v[1:2] for n, v in batch().features.items()},
         torch.tensor([2]),
     )
-    found = model.predict(alone)["spent/regression_task"]
-    assert float((found[0] - together[1]).abs()) < 1e-6
+    result = model.predict(alone)["spent/regression_task"]
+    assert float((result[0] - together[1]).abs()) < 1e-6
 
 
 def test_losses_of_tasks_and_heads_are_weighted() -> None:
@@ -119,8 +119,8 @@ def test_losses_of_tasks_and_heads_are_weighted() -> None:
         only.heads = nn.ModuleList([single])
         only.head_weights, only.head_reduction = [1.0], "sum"
         parts.append(float(only.loss(batch())))
-    wanted = (3 * parts[0] + parts[1]) / 4 + 0.5 * parts[2]
-    assert float(model.loss(batch())) == pytest.approx(wanted, rel=1e-5)
+    expected = (3 * parts[0] + parts[1]) / 4 + 0.5 * parts[2]
+    assert float(model.loss(batch())) == pytest.approx(expected, rel=1e-5)
     assert set(model.predict(batch())) == {
         "next-item",
         "bought/binary_classification_task",
@@ -172,13 +172,13 @@ def test_weights_of_interactions_weigh_their_targets() -> None:
     """A purchase (event 4) counts five times a view (event 3)."""
     table = torch.tensor([0, 0, 0, 1.0, 5.0])
     weighted = one_head(tr.NextItemPredictionTask(weights=tr.ColumnValues("event", table)))
-    found = weighted.at_targets(batch())
-    scores = weighted.scores(found.hidden)
-    losses = -scores.log_softmax(1).gather(1, found.targets.unsqueeze(1)).squeeze(1)
+    result = weighted.at_targets(batch())
+    scores = weighted.scores(result.hidden)
+    losses = -scores.log_softmax(1).gather(1, result.targets.unsqueeze(1)).squeeze(1)
     # targets are items 5, 6, 7 of the first session and 9 of the second
     weights = torch.tensor([5.0, 1.0, 5.0, 5.0])
-    wanted = float((losses * weights).sum() / weights.sum())
-    assert float(weighted.loss(batch())) == pytest.approx(wanted, rel=1e-5)
+    expected = float((losses * weights).sum() / weights.sum())
+    assert float(weighted.loss(batch())) == pytest.approx(expected, rel=1e-5)
     assert weighted.training_columns == ["item_id", "event"]
 
 
@@ -248,33 +248,33 @@ def test_sampled_losses_learn_what_the_full_softmax_learns() -> None:
         assert float((best == begin[:, 0] + 4).float().mean()) > 0.9, loss
 
 
-def test_top_k_leaves_out_what_it_is_told_to() -> None:
+def test_top_k_leaves_out_excluded_items() -> None:
     model = one_head(tr.NextItemPredictionTask())
-    given = batch()
+    session_batch = batch()
     with torch.no_grad():
-        scores = model(given)
-        whole = model.top_k(given, 17)
-        wanted, order = scores.sort(1, descending=True)
+        scores = model(session_batch)
+        whole = model.top_k(session_batch, 17)
+        expected, order = scores.sort(1, descending=True)
         assert torch.equal(whole.items, order[:, :17])
-        assert torch.allclose(whole.scores, wanted[:, :17])
+        assert torch.allclose(whole.scores, expected[:, :17])
 
-        unseen = model.top_k(given, 17, filter_seen=True)
+        unseen = model.top_k(session_batch, 17, filter_seen=True)
         assert [int((row > 0).sum()) for row in unseen.items] == [13, 15, 16]
         for row, seen in enumerate([{4, 5, 6, 7}, {8, 9}, {10}]):
             kept = [i for i in order[row, :17].tolist() if i not in seen]
             assert unseen.items[row].tolist() == kept + [0] * len(seen)
             assert unseen.scores[row, len(kept) :].isneginf().all()
 
-        blocked = model.top_k(given, 3, excluded=torch.tensor([int(order[0, 0]), 0]))
+        blocked = model.top_k(session_batch, 3, excluded=torch.tensor([int(order[0, 0]), 0]))
         assert blocked.items[0].tolist() == order[0, 1:4].tolist()
         each = torch.stack([order[0, :2], order[1, 2:4], torch.zeros(2).long()])
-        own = model.top_k(given, 3, excluded=each)
+        own = model.top_k(session_batch, 3, excluded=each)
         assert own.items[0].tolist() == order[0, 2:5].tolist()
         assert own.items[1].tolist() == [*order[1, :2].tolist(), int(order[1, 4])]
         assert own.items[2].tolist() == order[2, :3].tolist()
 
         few = torch.tensor([12, 5, 0, 12])
-        among = model.top_k(given, 3, candidates=few, filter_seen=True)
+        among = model.top_k(session_batch, 3, candidates=few, filter_seen=True)
         assert among.items[0].tolist() == [12, 0, 0]
         best = sorted([5, 12], key=lambda i: -float(scores[1, i]))
         assert among.items[1].tolist() == [*best, 0]
@@ -297,8 +297,8 @@ def test_top_k_refuses_indices_that_are_none(arguments: dict[str, object], words
 
 def test_a_weight_of_the_session_weighs_all_its_targets() -> None:
     weighted = one_head(tr.NextItemPredictionTask(weights="bought"))
-    found = weighted.at_targets(batch())
-    losses = -weighted.scores(found.hidden).log_softmax(1).gather(1, found.targets.unsqueeze(1))
+    result = weighted.at_targets(batch())
+    losses = -weighted.scores(result.hidden).log_softmax(1).gather(1, result.targets.unsqueeze(1))
     # three targets of the first session, which weighs 1; the second weighs 0
     assert float(weighted.loss(batch())) == pytest.approx(float(losses[:3].mean()), rel=1e-5)
 
@@ -338,11 +338,11 @@ def test_core_scores_a_session_by_a_mean_of_its_item_vectors() -> None:
     sequence = tr.SequentialBlock(inputs, tr.TransformerBlock(config, masking=inputs.masking))
     model = tr.Model(tr.Head(sequence, tr.NextItemPredictionTask())).eval()
     items = torch.tensor([[4, 4, 4], [5, 6, 0]])
-    given = tr.SessionBatch({"item_id": items}, torch.tensor([3, 2]))
+    session_batch = tr.SessionBatch({"item_id": items}, torch.tensor([3, 2]))
     with torch.no_grad():
-        sessions = model.session_embeddings(given)
+        sessions = model.session_embeddings(session_batch)
         table = model.inputs.item_table.weight
-        weights = model.attention_weights(given)[-1][1, 0, 1, :2]
+        weights = model.attention_weights(session_batch)[-1][1, 0, 1, :2]
     assert torch.allclose(sessions[0], table[4], atol=1e-6)
     assert torch.allclose(sessions[1], weights @ table[5:7], atol=1e-6)
 

@@ -14,7 +14,7 @@ from pipeline.model.inputs.transformations import (
 
 
 def distinct(lengths: list[int]) -> SessionBatch:
-    """Each real value of a feature is found once in the batch, and in no other feature."""
+    """Each real value of a feature occurs once in the batch, and in no other feature."""
     width = max(lengths)
     inside = torch.arange(width) < torch.tensor(lengths).unsqueeze(1)
     count = len(lengths) * width
@@ -36,10 +36,10 @@ def distinct(lengths: list[int]) -> SessionBatch:
 def test_swap_noise_takes_real_values_of_the_same_feature(lengths: list[int], seed: int) -> None:
     torch.manual_seed(seed)
     batch = distinct(lengths)
-    found = StochasticSwapNoise(0.5).train()(batch)
-    assert torch.equal(found.lengths, batch.lengths)
+    result = StochasticSwapNoise(0.5).train()(batch)
+    assert torch.equal(result.lengths, batch.lengths)
     for name, before in batch.features.items():
-        after = found.features[name]
+        after = result.features[name]
         real = torch.arange(max(lengths)) < batch.lengths.unsqueeze(1)
         if name in ("device", "user"):
             real = torch.ones(before.shape[: before.dim() - 1 or 1], dtype=torch.bool)
@@ -52,14 +52,14 @@ def test_swap_noise_replaces_the_share_that_was_asked_for_and_always_by_another(
     torch.manual_seed(0)
     batch = distinct([50] * 100)
     for chance in (0.0, 0.3, 1.0):
-        found = StochasticSwapNoise(chance).train()(batch)
+        result = StochasticSwapNoise(chance).train()(batch)
         for name in ("item_id", "price", "words"):
-            changed = found.features[name] != batch.features[name]
+            changed = result.features[name] != batch.features[name]
             assert float(changed.float().mean()) == pytest.approx(chance, abs=0.03)
-        both = found.features["words"][..., 1] - found.features["words"][..., 0]
+        both = result.features["words"][..., 1] - result.features["words"][..., 0]
         assert both.unique().tolist() == [1000], "values of an interaction move together"
-    items = found.features["item_id"] - batch.features["item_id"]
-    prices = found.features["price"] - batch.features["price"]
+    items = result.features["item_id"] - batch.features["item_id"]
+    prices = result.features["price"] - batch.features["price"]
     assert not torch.equal(items.float(), prices), "each feature on its own"
 
 
@@ -67,9 +67,9 @@ def test_two_sessions_can_only_swap_with_each_other() -> None:
     torch.manual_seed(0)
     batch = distinct([1, 1])
     for _ in range(20):
-        found = StochasticSwapNoise(1.0).train()(batch)
+        result = StochasticSwapNoise(1.0).train()(batch)
         for name, values in batch.features.items():
-            assert torch.equal(found.features[name], values.flip(0))
+            assert torch.equal(result.features[name], values.flip(0))
 
 
 def test_shared_embeddings_noise_draws_known_indices_evenly() -> None:
@@ -78,9 +78,9 @@ def test_shared_embeddings_noise_draws_known_indices_evenly() -> None:
     noise.build({"item_id": 7, "none": 3})
     ids = torch.tensor([1, 2, 0, 5]).repeat(2500, 4)
     batch = SessionBatch({"item_id": ids, "none": ids.clamp(max=2)}, torch.full((2500,), 16))
-    found = noise.train()(batch)
-    assert torch.equal(found.features["none"], batch.features["none"]), "it has nothing to draw"
-    after = found.features["item_id"]
+    result = noise.train()(batch)
+    assert torch.equal(result.features["none"], batch.features["none"]), "it has nothing to draw"
+    after = result.features["item_id"]
     assert not bool(after[ids == 0].any())
     assert float((after[ids == 1] != 1).float().mean()) == pytest.approx(0.5, abs=0.02)
     shares = after[(ids == 1) & (after != 1)].bincount().float() / int((after[ids == 1] != 1).sum())
@@ -89,6 +89,6 @@ def test_shared_embeddings_noise_draws_known_indices_evenly() -> None:
 
 def test_dropout_leaves_out_numbers_and_scales_the_rest() -> None:
     torch.manual_seed(0)
-    found = TabularDropout(0.25).train()({"a": torch.ones(100, 10, 10)})["a"]
-    assert found.unique().tolist() == pytest.approx([0, 1 / 0.75])
-    assert float((found == 0).float().mean()) == pytest.approx(0.25, abs=0.02)
+    result = TabularDropout(0.25).train()({"a": torch.ones(100, 10, 10)})["a"]
+    assert result.unique().tolist() == pytest.approx([0, 1 / 0.75])
+    assert float((result == 0).float().mean()) == pytest.approx(0.25, abs=0.02)

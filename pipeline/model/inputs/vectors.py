@@ -21,41 +21,41 @@ LAYOUT = "Expected a column of ids and beside it one column of lists, or columns
 def read_vectors(
     path: str | Path, ids: "Sequence[str] | Sequence[int] | pa.Array", id_column: str | None = None
 ) -> tuple[Tensor, int]:
-    """Vectors of `ids`, raw ids in the order of their indices, and how many the file lacks.
+    """Read the vectors of `ids`, raw ids in the order of their indices, from a file.
 
-    The file is Parquet or CSV (with a header): a column of ids, `id_column` or the first, and
-    beside it one column of lists or columns of numbers. -> ((3 + ids, P), missing): reserved
-    rows are 0; an id that is not in the file gets the mean of those that are. DataError, in one
-    line, for a file that is missing or does not hold one vector of finite numbers for an id.
+    The file is Parquet or CSV (with a header): a column of ids, `id_column` or the first, and one
+    column of lists or columns of numbers. Returns the matrix (3 + ids, P) and the number of ids
+    that the file lacks. Reserved rows are 0; a missing id has the mean of the other vectors.
+    DataError, in one line, for a missing file and for ids without one vector of finite numbers.
     """
     path = Path(path)
-    wanted = _wanted(ids)
+    values = _as_array(ids)
     table = _read(path)
     name = id_column or table.column_names[0]
     if name not in table.column_names:
         raise DataError(
             f"{path} has no column {name!r}. Found: {', '.join(map(repr, table.column_names))}."
         )
-    found = _ids(path, to_array(table[name]), name, wanted.type)
-    vectors = _numbers(path, table.drop_columns([name]), found)  # (R, P)
-    positions = pc.index_in(wanted, value_set=found)
-    known = positions.is_valid().to_numpy(zero_copy_only=False)
-    if len(wanted) and not known.any():
+    file_ids = _ids(path, to_array(table[name]), name, values.type)
+    vectors = _numbers(path, table.drop_columns([name]), file_ids)  # (R, P)
+    positions = pc.index_in(values, value_set=file_ids)
+    present = positions.is_valid().to_numpy(zero_copy_only=False)
+    if len(values) and not present.any():
         raise DataError(
-            f"{path} has none of the {len(wanted)} ids: it begins with {found[0].as_py()!r}, they "
-            f"with {wanted[0].as_py()!r}. Write the same ids as the log has."
+            f"{path} has none of the {len(values)} ids: it begins with {file_ids[0].as_py()!r}, "
+            f"they with {values[0].as_py()!r}. Write the same ids as the log has."
         )
-    matrix = np.zeros((FIRST_ITEM + len(wanted), vectors.shape[1]), np.float32)
-    rows = FIRST_ITEM + np.arange(len(wanted))
+    matrix = np.zeros((FIRST_ITEM + len(values), vectors.shape[1]), np.float32)
+    rows = FIRST_ITEM + np.arange(len(values))
     own = vectors[positions.drop_null().to_numpy()]
-    matrix[rows[known]] = own
-    if len(own) < len(wanted):
-        matrix[rows[~known]] = own.mean(0, dtype=np.float64)
-    return torch.from_numpy(matrix), len(wanted) - len(own)
+    matrix[rows[present]] = own
+    if len(own) < len(values):
+        matrix[rows[~present]] = own.mean(0, dtype=np.float64)
+    return torch.from_numpy(matrix), len(values) - len(own)
 
 
-def _wanted(ids: "Sequence[str] | Sequence[int] | pa.Array") -> pa.Array:
-    """Ids as int64 or text."""
+def _as_array(ids: "Sequence[str] | Sequence[int] | pa.Array") -> pa.Array:
+    """Ids as an array of int64 or text. ConfigError for other ids."""
     try:
         array = pa.array(ids)
         if pa.types.is_integer(array.type):
@@ -71,8 +71,8 @@ def _read(path: Path) -> pa.Table:
     """DataError if the file is missing, empty or neither Parquet nor CSV."""
     name = path.name.lower()
     if not path.is_file():
-        found = "is no file" if path.exists() else "does not exist"
-        raise DataError(f"{path} {found}. {LAYOUT}, in Parquet or CSV.")
+        reason = "is no file" if path.exists() else "does not exist"
+        raise DataError(f"{path} {reason}. {LAYOUT}, in Parquet or CSV.")
     try:
         if name.endswith((".parquet", ".pq")):
             table = pq.ParquetFile(path).read()
@@ -95,7 +95,7 @@ def _read(path: Path) -> pa.Table:
 
 
 def _read_csv(path: Path) -> pa.Table:
-    """All columns as text, so that an id such as 00123 stays what it is."""
+    """Read all columns as text, which keeps an id such as 00123."""
     tab = path.name.lower().removesuffix(".gz").endswith(".tsv")
     parse = pa.csv.ParseOptions(delimiter="\t" if tab else ",")
     with pa.input_stream(str(path), compression="detect") as stream:
@@ -107,16 +107,16 @@ def _read_csv(path: Path) -> pa.Table:
         return pa.csv.read_csv(stream, parse_options=parse, convert_options=convert)
 
 
-def _ids(path: Path, column: pa.Array, name: str, wanted: pa.DataType) -> pa.Array:
-    """Ids of the file, as text or int64 like those that are wanted, each one once."""
+def _ids(path: Path, column: pa.Array, name: str, kind: pa.DataType) -> pa.Array:
+    """Ids of the file as `kind`, text or int64. DataError for other ids and for repeated ones."""
     is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
     from_csv = not path.name.lower().endswith((".parquet", ".pq"))
-    expected = "text" if wanted == pa.string() else "integers"
+    expected = "text" if kind == pa.string() else "integers"
     if column.null_count:
         raise DataError(f"{path}: {column.null_count} rows have no id in {name!r}. Leave them out.")
     try:
-        if is_text if wanted == pa.string() else pa.types.is_integer(column.type) or from_csv:
-            column = column.cast(wanted)
+        if is_text if kind == pa.string() else pa.types.is_integer(column.type) or from_csv:
+            column = column.cast(kind)
         else:
             raise DataError(
                 f"{path}: the ids in {name!r} are {column.type}, those of the log are {expected}. "
@@ -167,13 +167,13 @@ def _numbers(path: Path, table: pa.Table, ids: pa.Array) -> np.ndarray:
 
 
 def _split(texts: pa.Array) -> pa.Array:
-    """Vectors written out in one column of a CSV: `[0.1, 0.2]` or `0.1 0.2`."""
+    """Split vectors in one column of a CSV, `[0.1, 0.2]` or `0.1 0.2`, to lists."""
     trimmed = pc.utf8_trim(texts, characters="[]() ")
     return pc.split_pattern_regex(trimmed, pattern=r"[,;\s]+")
 
 
 def _floats(path: Path, column: pa.Array, name: str) -> np.ndarray:
-    """(N,) float32, NaN where there is none."""
+    """(N,) float32, NaN for a missing value."""
     kind = column.type
     try:
         if _is_list(kind) or pa.types.is_boolean(kind) or pa.types.is_temporal(kind):
