@@ -87,10 +87,10 @@ def main() -> None:
     # at exit the collector would visit every object twice, which takes half a second
     atexit.register(gc.freeze)
     gc.set_threshold(_COLLECTOR_THRESHOLD)
-    if "preprocess" in sys.argv[1:3]:
+    has_operators = any(word.startswith("--operators") for word in sys.argv)
+    if "preprocess" in sys.argv[1:3] and not has_operators:
         # operators of the user may need packages that Merlin does not
-        if not any(word.startswith("--operators") for word in sys.argv):
-            from pipeline.core.merlin import leave_out_unused
+        from pipeline.core.merlin import leave_out_unused
 
-            leave_out_unused()
+        leave_out_unused()
     run_app(app)

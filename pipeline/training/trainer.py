@@ -8,14 +8,13 @@ happens on Ctrl-C is in `checkpoint.py`.
 
 import math
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback
 
 from pipeline.data.batch import SessionBatch
 from pipeline.data.loader import SessionLoader
@@ -25,7 +24,7 @@ from pipeline.model.losses import LabelSmoothCrossEntropyLoss
 from pipeline.model.model import Model
 from pipeline.model.tasks.next_item import NextItemPredictionTask
 from pipeline.recipe.train import TrainConfig
-from pipeline.training.arguments import training_arguments, uses_tensorboard
+from pipeline.training.arguments import Arguments, training_arguments, uses_tensorboard
 from pipeline.training.batches import Batches, loss_scale
 from pipeline.training.callbacks import BestEpoch, JsonLines, ProgressBar, TensorBoard, Timetable
 from pipeline.training.checkpoint import Checkpoints
@@ -103,16 +102,17 @@ class Trainer(ResumableTrainer):
         valid_positions: Positions = "all",
         filter_seen: bool = False,
         log_path: Path | None = None,
-        arguments: TrainingArguments | Mapping[str, Any] | None = None,
+        arguments: Arguments = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
         checkpoints: Checkpoints | None = None,
     ) -> None:
         check_metric(config.metric)
-        partitions = config.process_data == "partitions" and announced_processes().count > 1
-        num_sessions = float(train_loader.num_sessions)
-        self._num_sessions = int(
-            sum_over_processes([num_sessions])[0] if partitions else num_sessions
+        processes = announced_processes()
+        self._partitions = config.process_data == "partitions" and processes.count > 1
+        num_sessions = train_loader.num_sessions
+        self._num_sessions = (
+            int(sum_over_processes([float(num_sessions)])[0]) if self._partitions else num_sessions
         )
         config = config.for_sessions(self._num_sessions)
         self.config = config
@@ -125,7 +125,6 @@ class Trainer(ResumableTrainer):
         made = training_arguments(
             config, self._scratch.name, validate=valid_loader is not None, arguments=arguments
         )
-        processes = announced_processes()
         sharding = None
         if config.item_table == "sharded" and processes.count > 1:
             check_arguments(made, optimizers)
@@ -135,14 +134,6 @@ class Trainer(ResumableTrainer):
         # a share of a step is scaled by its targets, not by the number of shares
         self.loss_is_scaled_for_ga = self._shares > 1
         best = None if valid_loader is None else BestEpoch(model, config)
-        writers: list[TrainerCallback] = []
-        if processes.is_first:
-            writers = [
-                ProgressBar(self._num_sessions, config.metric, self.running_loss),
-                *([JsonLines(log_path)] if log_path else []),
-            ]
-            if log_path and uses_tensorboard(config, arguments):
-                writers.append(TensorBoard(log_path.parent / "tensorboard"))
         super().__init__(
             session_model=model,
             best=best,
@@ -151,7 +142,11 @@ class Trainer(ResumableTrainer):
             processes=processes,
             sharding=sharding,
             log_path=log_path,
-            callbacks=[*writers, *([best] if best else []), *(callbacks or [])],
+            callbacks=[
+                *(self._log_writers(log_path, arguments) if processes.is_first else []),
+                *([best] if best else []),
+                *(callbacks or []),
+            ],
             model=TrainingStep(model, sharding),
             args=made,
             eval_dataset=valid_loader,  # Hugging Face only checks that there is one
@@ -159,24 +154,30 @@ class Trainer(ResumableTrainer):
         )
         self.remove_callback(PrinterCallback)  # it prints to stdout, which is for results
 
+    def _log_writers(self, path: Path | None, arguments: Arguments) -> list[TrainerCallback]:
+        """Callbacks of the first process that show and write the log."""
+        progress = ProgressBar(self._num_sessions, self.config.metric, self.running_loss)
+        if path is None:
+            return [progress]
+        if not uses_tensorboard(self.config, arguments):
+            return [progress, JsonLines(path)]
+        return [progress, JsonLines(path), TensorBoard(path.parent / "tensorboard")]
+
     def _make_batches(self, accumulation_steps: int) -> Batches:
-        processes = announced_processes()
-        rank, count = processes.rank, processes.count
-        partitions = self.config.process_data == "partitions" and count > 1
-        shares = accumulation_steps if partitions else accumulation_steps * count
-        num_sessions = float(self.train_loader.num_sessions)
-        sizes = sum_over_processes([num_sessions * (r == rank) for r in range(count)])
+        rank, count = announced_processes().rank, announced_processes().count
         batch_size = self.config.batch_size
         assert batch_size is not None  # noqa: S101
-        step_size = batch_size * shares
+        shares = accumulation_steps if self._partitions else accumulation_steps * count
+        # every process takes as many steps as the one with the most sessions
+        num_sessions = float(self.train_loader.num_sessions)
+        sizes = sum_over_processes([num_sessions * (r == rank) for r in range(count)])
         return Batches(
             self.train_loader,
             batch_size,
             self.config.seed,
             shares=shares,
-            own=range(shares) if partitions else range(rank, shares, count),
-            # every process takes as many steps as the one with the most sessions
-            num_steps=max(math.ceil(size / step_size) for size in sizes),
+            own=range(shares) if self._partitions else range(rank, shares, count),
+            num_steps=max(math.ceil(size / (batch_size * shares)) for size in sizes),
         )
 
     def get_train_dataloader(self) -> Any:
