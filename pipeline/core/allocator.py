@@ -1,8 +1,8 @@
-"""How the C library gives out memory for large tensors.
+"""Settings of glibc's memory allocator for large tensors.
 
-glibc takes every block above 32 MB from the system and hands it back when it is freed, so that a
-training step pays for a page fault in every 4 KB that it writes: up to half of its time where the
-item table is large. Kept on the heap, freed blocks are used again.
+By default glibc returns blocks above 32 MB to the system when they are freed, so that each training
+step has a page fault for every 4 KB that it writes: up to half of its time with a large item table.
+Kept on the heap, freed blocks are reused.
 """
 
 import ctypes
@@ -16,10 +16,10 @@ _TOP_PAD_BYTES = 64 * 2**20
 
 
 def keep_heap() -> bool:
-    """Have this process keep the memory that it frees; whether that was done.
+    """Keep freed memory in this process; return whether that was possible.
 
-    Not where the environment says something of its own (`MALLOC_*`, `GLIBC_TUNABLES`), and not
-    with another C library.
+    Nothing is changed if the environment configures the allocator (`MALLOC_*`, `GLIBC_TUNABLES`) or
+    the C library is not glibc.
     """
     if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
         return False

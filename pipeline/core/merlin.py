@@ -1,6 +1,6 @@
-"""Settings that must stand before Merlin, and with it dask, is first imported.
+"""Settings that must be made before Merlin, and with it dask, is first imported.
 
-Every module that uses NVTabular or the Merlin dataloader imports this one above them.
+Modules that use NVTabular or the Merlin dataloader import this one first.
 """
 
 import importlib
@@ -30,9 +30,9 @@ def _prepare() -> None:
 
 
 def _complete_cudf() -> None:
-    """cuDF 24.12 lacks one name that merlin-core imports where it sees a GPU.
+    """Add the one name that cuDF 24.12 lacks and merlin-core imports on a GPU.
 
-    Merlin calls it for hive-partitioned reads alone, which this project does not do.
+    Merlin calls it only for hive-partitioned files, which this project does not read.
     """
     if importlib.util.find_spec("cudf") is None:
         return
@@ -53,11 +53,11 @@ _prepare()
 
 
 def begin_import(module: str) -> Callable[[], None]:
-    """Import one that needs NVTabular, which takes a second, in a thread beside what follows.
+    """Import a module that needs NVTabular in a background thread, as that takes a second.
 
-    Call what is returned before it, or a part of it, is imported again, which then may give an
-    error: two threads in one circle of modules would wait for each other. With cuDF it stays with
-    the thread that uses the GPU.
+    Call the returned function, which waits for the thread, before the module or a part of it is
+    imported elsewhere: two threads that import the same cycle of modules would deadlock. With cuDF
+    nothing is imported, as that must happen in the thread that uses the GPU.
     """
 
     def import_it() -> None:
@@ -72,18 +72,18 @@ def begin_import(module: str) -> Callable[[], None]:
 
 
 def leave_out_unused() -> None:
-    """Keep Merlin and dask from importing what a process of preprocessing needs for nothing.
+    """Keep Merlin and dask from importing packages that preprocessing does not use.
 
-    Merlin can turn columns into tensors, and imports all that could be asked for: two seconds and
-    half a gigabyte. Dask imports another Fourier transform where there is one.
+    Merlin imports every tensor library that it could convert columns to, which takes two seconds
+    and half a gigabyte.
     """
     for name in ("torch", "tensorflow", "tritonclient", "scipy.fftpack"):
-        # importing it then fails
+        # an import of None raises ImportError
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]
 
 
 def has_cudf() -> bool:
-    """Whether NVTabular and the dataloader run on a GPU here: a device and cuDF are there."""
+    """Whether NVTabular and the dataloader run on a GPU: there are a device and cuDF."""
     from merlin.core.compat import HAS_GPU, cudf
 
     return bool(HAS_GPU and cudf is not None)

@@ -1,4 +1,4 @@
-"""What a model reads: sessions as right-padded rows."""
+"""Batch of sessions as right-padded tensors, the input of a model."""
 
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
@@ -11,20 +11,19 @@ from pipeline.core.errors import DataError
 
 
 class SessionBatch(NamedTuple):
-    """B sessions."""
+    """Batch of B sessions of up to L interactions."""
 
     features: dict[str, Tensor]
-    """Of each interaction: (B, L), 0 after the last; (B, L, M) with several indices an
-    interaction, 0 after the last; (B, L, P) vectors. Of each session: (B,), (B, P) vectors, or
-    anything of the above with L = 1."""
+    """By name. Of interactions: (B, L), (B, L, M) multi-valued, both 0 after the last, or (B, L, P)
+    vectors. Of sessions: (B,), (B, P) vectors, or the shapes of interactions with L = 1."""
     lengths: Tensor
-    """(B,) interactions of each session, 0..L."""
+    """(B,) number of interactions of each session, 0 to L."""
 
     @classmethod
     def from_features(cls, features: dict[str, Tensor], item: str) -> "SessionBatch":
-        """Lengths from the padding of the item column, (B, L).
+        """Batch with the lengths of the item column, (B, L).
 
-        DataError where padding is not on the right, behind all interactions.
+        DataError unless its padding is on the right.
         """
         present = features[item] != PADDING
         if bool((present[:, 1:] & ~present[:, :-1]).any()):
@@ -36,7 +35,7 @@ class SessionBatch(NamedTuple):
 
     @property
     def width(self) -> int:
-        """L: columns of the indices, among which the item always is; vectors do not count."""
+        """L: columns of the indices, which the item always is one of; vectors do not count."""
         tables = [v for v in self.features.values() if v.dim() == 2]
         indices = [v for v in tables if not v.is_floating_point()]
         return max((v.size(1) for v in indices or tables), default=0)
@@ -44,10 +43,10 @@ class SessionBatch(NamedTuple):
     def read(
         self, axes: Mapping[str, Collection[int]], vectors: Collection[str] = ()
     ) -> "SessionBatch":
-        """The features that `axes` names, with an axis of interactions everywhere, L or 1 long.
+        """The features of `axes`, all with an axis of interactions, of length L or 1.
 
-        `axes`: how many a feature may come with; among `vectors` two are sessions and numbers.
-        DataError for a feature that is missing or comes in another shape.
+        `axes` are the numbers of axes that a feature may have; two axes of a feature in `vectors`
+        are sessions and numbers. DataError for a feature that is missing or has another shape.
         """
         features = {}
         for name, allowed in axes.items():
@@ -67,16 +66,16 @@ class SessionBatch(NamedTuple):
         return SessionBatch(features, self.lengths)
 
     def to(self, device: torch.device | str) -> "SessionBatch":
-        """Copy on another device."""
+        """Copy of the batch on another device."""
         moved = {name: values.to(device) for name, values in self.features.items()}
         return SessionBatch(moved, self.lengths.to(device))
 
 
 def newest(batch: SessionBatch, length: int, vectors: Collection[str] = ()) -> SessionBatch:
-    """Keep the newest `length` interactions of each session: (B, L, ...) -> (B, length, ...).
+    """Newest `length` interactions of each session: (B, L, ...) -> (B, length, ...).
 
-    `vectors` names features that are vectors: such a one of a session, (B, P), looks like the
-    numbers of P interactions. A batch that is not wider comes back as it is.
+    `vectors` names the features that are vectors; without it, vectors of sessions (B, P) would be
+    taken for numbers of P interactions. A batch that is not wider is returned as it is.
     """
     width = batch.width
     if width <= length:
@@ -98,5 +97,5 @@ def newest(batch: SessionBatch, length: int, vectors: Collection[str] = ()) -> S
 
 
 def visible_positions(lengths: Tensor, width: int) -> Tensor:
-    """(B,) -> (B, L) bool: true where there is an interaction."""
+    """Padding mask, (B,) lengths -> (B, L) bool: true for an interaction."""
     return torch.arange(width, device=lengths.device) < lengths.unsqueeze(1)

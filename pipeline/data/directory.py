@@ -1,4 +1,4 @@
-"""A data directory that `pipeline preprocess` wrote."""
+"""Data directory: the output of `pipeline preprocess`."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,9 +15,9 @@ from pipeline.recipe.preprocess import Preprocess
 
 @dataclass(frozen=True)
 class Data:
-    """Sessions with their schema and the fitted state of preprocessing; `open` makes one.
+    """Open data directory: sessions, their schema and the fitted state of preprocessing.
 
-    The manifest is checked when the directory is opened; state and schema are read at first use.
+    `open` checks the manifest; state and schema are read at first use.
     """
 
     path: Path
@@ -26,7 +26,7 @@ class Data:
 
     @classmethod
     def open(cls, path: "Path | str | Data") -> "Data":
-        """Check every file against the manifest. An open directory is returned as it is.
+        """Open a directory and check its files. An open directory is returned as it is.
 
         ArtifactError if the directory is missing, incomplete or damaged.
         """
@@ -37,12 +37,12 @@ class Data:
 
     @cached_property
     def fitted(self) -> Fitted:
-        """Vocabularies, moments and the recipe that preprocessing fitted."""
+        """Recipe, vocabularies and statistics."""
         return Fitted.read(self.path)
 
     @property
     def recipe(self) -> Preprocess:
-        """The `preprocess` section that the directory was made by."""
+        """`preprocess` section of the recipe."""
         return self.fitted.recipe
 
     @cached_property
@@ -52,11 +52,11 @@ class Data:
 
     @cached_property
     def training_fingerprint(self) -> str:
-        """Identifies the sessions of the train part by their content."""
+        """Fingerprint of the training sessions."""
         return folder_fingerprint(self.path, f"{SESSIONS_DIRECTORY}/train")
 
     @property
     def parts(self) -> list[str]:
-        """Parts that the directory holds, of train, valid and test."""
+        """Parts of the directory: some of train, valid and test."""
         folder = self.path / SESSIONS_DIRECTORY
         return [part for part in ("train", "valid", "test") if (folder / part).is_dir()]

@@ -1,7 +1,7 @@
-"""What preprocessing learned from the training data, as JSON and Parquet.
+"""Fitted state of preprocessing: vocabularies and statistics of the training data.
 
-From it and the recipe the NVTabular workflow is rebuilt, and export makes the tables with which
-a server encodes requests. Nothing in it is code.
+It is stored as JSON and Parquet, without code. With the recipe it is enough to rebuild the
+NVTabular workflow and to encode the requests of a server.
 """
 
 from collections.abc import Collection
@@ -21,19 +21,19 @@ from pipeline.recipe.preprocess import Preprocess
 
 ITEMS_FILE = "items.parquet"
 _FEW = 4
-"""Times as many rows of a matrix as are asked for: then only these are summed."""
+"""Ratio of the rows of a matrix to the rows asked for from which on only those are summed."""
 ValueType = Literal["int64", "string"]
 TimestampType = Literal["int64", "float64", "string"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
-    """Values of a categorical feature; the one at position i has the index `first` + i."""
+    """Values of a categorical feature; the value at position i has the index `first` + i."""
 
     type: ValueType
     values: pa.Array
     hash_buckets: int = 0
-    """Indices from FIRST_ITEM on that all other values share, by a hash."""
+    """Indices from FIRST_ITEM on that all other values share, by a hash of their text."""
 
     @property
     def first(self) -> int:
@@ -42,22 +42,22 @@ class Vocabulary:
 
     @property
     def num_rows(self) -> int:
-        """V: rows of an embedding table, the reserved ones included."""
+        """V: rows of the embedding table, with the reserved ones."""
         return self.first + len(self.values)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Standardization:
-    """(x - mean) / deviation of a continuous column, after the logarithm if it has one."""
+    """(x - mean) / deviation of a continuous column, after its logarithm if there is one."""
 
     mean: float
     deviation: float
-    """0 where the column is constant: then only the mean is taken off."""
+    """0 for a constant column, of which only the mean is subtracted."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetEncoding:
-    """Sums of numbers by category, kept apart by the fold of the session."""
+    """Sums of a number by category and by fold of the session."""
 
     type: ValueType
     values: pa.Array
@@ -65,40 +65,36 @@ class TargetEncoding:
     counts: np.ndarray
     """(C, folds) training interactions that have a number."""
     sums: np.ndarray
-    """(C, folds) of their numbers."""
+    """(C, folds) sums of their numbers."""
     smoothing: float
 
     def means(self) -> np.ndarray:
-        """(C + 1,) smoothed mean of each category, then that of all, for all others.
-
-        0 where nothing is known.
-        """
+        """(C + 1,) smoothed mean of each category, then the overall mean; 0 without a number."""
         counts, sums = self.counts.sum(1), self.sums.sum(1)
         mean = sums.sum() / max(counts.sum(), 1)
         return np.append(self._smoothed(counts, sums, mean), mean)
 
-    def means_without(self, place: np.ndarray, fold: np.ndarray) -> np.ndarray:
-        """(N,) the same for categories at (N,) places, -1 for others, each without a fold."""
+    def means_without(self, positions: np.ndarray, folds: np.ndarray) -> np.ndarray:
+        """(N,) means of the categories at (N,) positions, -1 for others, each without one fold."""
         counts, sums = self.counts.sum(0), self.sums.sum(0)  # (folds,)
-        mean = ((sums.sum() - sums) / np.maximum(counts.sum() - counts, 1))[fold]
-        there = place >= 0
-        rows, of = place[there], fold[there]
-        found = mean.copy()
-        found[there] = self._smoothed(
-            _row_sums(self.counts, rows) - self.counts[rows, of],
-            _row_sums(self.sums, rows) - self.sums[rows, of],
-            mean[there],
+        means = ((sums.sum() - sums) / np.maximum(counts.sum() - counts, 1))[folds]
+        is_category = positions >= 0
+        rows, columns = positions[is_category], folds[is_category]
+        means[is_category] = self._smoothed(
+            _row_sums(self.counts, rows) - self.counts[rows, columns],
+            _row_sums(self.sums, rows) - self.sums[rows, columns],
+            means[is_category],
         )
-        return found
+        return means
 
     def _smoothed(self, counts: np.ndarray, sums: np.ndarray, mean: Any) -> np.ndarray:
         weight = counts + self.smoothing
-        known: np.ndarray = (sums + self.smoothing * mean) / np.maximum(weight, 1e-9)
-        return np.where((counts > 0) & (weight > 0), known, mean)
+        smoothed: np.ndarray = (sums + self.smoothing * mean) / np.maximum(weight, 1e-9)
+        return np.where((counts > 0) & (weight > 0), smoothed, mean)
 
 
 def _row_sums(matrix: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """`matrix.sum(1)[rows]`, of few rows without the sums of all."""
+    """`matrix.sum(1)[rows]`, without the sums of the other rows if these are few."""
     if len(rows) * _FEW < len(matrix):
         return matrix[rows].sum(1)
     return matrix.sum(1)[rows]
@@ -106,63 +102,61 @@ def _row_sums(matrix: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
-    """The recipe's preprocessing and its statistics."""
+    """Recipe of a data directory, and the vocabularies and statistics that it was fitted with."""
 
     recipe: Preprocess
     session_type: ValueType
     timestamp_type: TimestampType | None
-    """None where the order of the rows stands for time."""
+    """None without a timestamp."""
     vocabularies: dict[str, Vocabulary]
-    """By feature name; the item's under `item_id`."""
+    """Vocabularies by feature; that of the item is `item_id`."""
     standardizations: dict[str, Standardization]
-    """By feature name; `elapsed` too where the recipe asks for it."""
+    """Statistics by continuous feature, and of `elapsed` if the recipe has it."""
     target_encodings: dict[str, TargetEncoding] = field(default_factory=dict)
-    """By name of a feature with `mean_of`."""
+    """Encodings by feature with `mean_of`."""
     learned_until: int | None = None
-    """Microseconds of the newest interaction that these were learned from. None where the order of
-    the rows stands for time."""
+    """Microseconds of the newest fitted interaction; None without a timestamp."""
     items: pa.Table | None = None
-    """What is known of items: `item_id`, and for each feature that describes items its value, null
-    where none is known. The catalogue first; behind it the further items of an item table. None if
-    there is no such feature."""
+    """`item_id` and the values of the features that describe items, null if unknown; the catalogue
+    first, then further items of the item table. None without such a feature."""
 
     @property
     def item(self) -> Vocabulary:
-        """The catalogue."""
+        """Catalogue."""
         return self.vocabularies[ITEM]
 
     @property
-    def continuous(self) -> list[Feature]:
-        """Continuous features of the log, time features not among them."""
-        return [f for f in self.recipe.features if f.kind == "continuous"]
-
-    @property
     def categorical(self) -> list[Feature]:
-        """Categorical features of the log, the item not among them."""
+        """Categorical features, without the item."""
         return [f for f in self.recipe.features if f.kind == "categorical"]
 
     @property
     def of_columns(self) -> dict[str, Vocabulary]:
-        """Vocabularies by column: those of several values share theirs."""
-        features = {name: feature.name for feature in self.categorical for name in feature.columns}
-        return {name: self.vocabularies[of] for name, of in {ITEM: ITEM, **features}.items()}
+        """Vocabularies by column; the columns of a multi-valued feature share one."""
+        columns = {column: f.name for f in self.categorical for column in f.columns}
+        return {c: self.vocabularies[name] for c, name in {ITEM: ITEM, **columns}.items()}
 
     def only(self, columns: Collection[str]) -> Self:
-        """Without the features whose columns are not among `columns`; those of the time stay."""
+        """Copy without the features whose columns are not in `columns`; time features stay."""
         kept = tuple(f for f in self.recipe.features if set(f.columns) & set(columns))
-        dropped = {f.name for f in self.recipe.features if f not in kept}
-        lost = {name for f in self.recipe.features if f not in kept for name in f.columns}
+        dropped = [f for f in self.recipe.features if f not in kept]
+        names = {f.name for f in dropped}
+        items = self.items
+        if items is not None:
+            lost = {column for f in dropped for column in f.columns}
+            items = items.drop_columns([c for c in items.column_names if c in lost])
+            items = items if items.num_columns > 1 else None
         return replace(
             self,
             recipe=self.recipe.model_copy(update={"features": kept}),
-            vocabularies={n: v for n, v in self.vocabularies.items() if n not in dropped},
-            standardizations={n: s for n, s in self.standardizations.items() if n not in dropped},
-            target_encodings={n: e for n, e in self.target_encodings.items() if n not in dropped},
-            items=None if self.items is None else _without(self.items, lost),
+            vocabularies={n: v for n, v in self.vocabularies.items() if n not in names},
+            standardizations={n: v for n, v in self.standardizations.items() if n not in names},
+            target_encodings={n: v for n, v in self.target_encodings.items() if n not in names},
+            items=items,
         )
 
     def write(self, directory: Path) -> None:
-        """Write `fitted/` into an artifact."""
+        """Write `fitted/` of an artifact."""
         target = directory / FITTED_DIRECTORY
         (target / "categories").mkdir(parents=True)
         state = {
@@ -196,25 +190,25 @@ class Fitted:
 
     @classmethod
     def read(cls, directory: Path) -> Self:
-        """Read `fitted/` of an artifact. ArtifactError if it does not hold together."""
+        """Read `fitted/` of an artifact. ArtifactError if it is inconsistent."""
         state: dict[str, Any] = read_json(directory / FITTED_DIRECTORY / FITTED_FILE)
         try:
             recipe = Preprocess.from_dict(state["recipe"], str(directory))
-            hashed = {
-                f.name: f.hash_buckets if isinstance(f, CategoryFeature) else 0
-                for f in recipe.features
+            names = {ITEM, *(feature.name for feature in recipe.features)}
+            buckets = {
+                f.name: f.hash_buckets for f in recipe.features if isinstance(f, CategoryFeature)
             }
             vocabularies = {}
             for name, value_type in state["categorical"].items():
-                if name != ITEM and name not in hashed:  # names become paths
+                if name not in names:  # names become paths
                     raise ArtifactError(f"{directory} has categories of no feature: {name!r}.")
                 column = pq.read_table(category_path(directory, name))[name]
-                wanted = pa.int64() if value_type == "int64" else pa.string()
                 vocabularies[name] = Vocabulary(
                     type=value_type,
-                    values=column.cast(wanted).combine_chunks(),
-                    hash_buckets=hashed.get(name, 0),
+                    values=column.cast(_arrow_type(value_type)).combine_chunks(),
+                    hash_buckets=buckets.get(name, 0),
                 )
+            items = directory / FITTED_DIRECTORY / ITEMS_FILE
             return cls(
                 recipe=recipe,
                 session_type=state["session_type"],
@@ -229,8 +223,8 @@ class Fitted:
                     )
                     for feature in recipe.target_encoded_features
                 },
-                learned_until=state.get("learned_until"),  # data of before have none
-                items=_read_items(directory / FITTED_DIRECTORY / ITEMS_FILE),
+                learned_until=state.get("learned_until"),  # missing in early versions
+                items=pq.read_table(items) if items.exists() else None,
             )
         except (KeyError, TypeError, OSError, pa.ArrowException, ConfigError) as error:
             raise ArtifactError(
@@ -239,7 +233,7 @@ class Fitted:
 
 
 def recipe_of(directory: Path) -> Preprocess:
-    """The recipe of a directory of data or of a run, without what was learned by it.
+    """Recipe of a data directory or a run, without the fitted state.
 
     ArtifactError if it cannot be read.
     """
@@ -253,16 +247,9 @@ def recipe_of(directory: Path) -> Preprocess:
 
 
 def other_settings(recipe: Preprocess, data: Path) -> list[str]:
-    """Keys of `preprocess` in which `recipe` is not the one that `data` was made by."""
-    made_by = recipe_of(data)
-    return [
-        name for name in Preprocess.model_fields if getattr(recipe, name) != getattr(made_by, name)
-    ]
-
-
-def _without(items: pa.Table, dropped: set[str]) -> pa.Table | None:
-    kept = items.drop_columns([name for name in items.column_names if name in dropped])
-    return kept if kept.num_columns > 1 else None
+    """Keys of `preprocess` in which `recipe` differs from the recipe of `data`."""
+    other = recipe_of(data)
+    return [key for key in Preprocess.model_fields if getattr(recipe, key) != getattr(other, key)]
 
 
 def _target_path(directory: Path, name: str) -> Path:
@@ -271,7 +258,6 @@ def _target_path(directory: Path, name: str) -> Path:
 
 def _read_target(directory: Path, feature: TargetEncodedFeature, kind: ValueType) -> TargetEncoding:
     table = pq.read_table(_target_path(directory, feature.name))
-    wanted = pa.int64() if kind == "int64" else pa.string()
     counts, sums = (
         np.stack(
             [table[f"{what}_{fold}"].cast(number).to_numpy() for fold in range(feature.folds)], 1
@@ -280,17 +266,17 @@ def _read_target(directory: Path, feature: TargetEncodedFeature, kind: ValueType
     )
     return TargetEncoding(
         type=kind,
-        values=table["value"].cast(wanted).combine_chunks(),
+        values=table["value"].cast(_arrow_type(kind)).combine_chunks(),
         counts=counts,
         sums=sums,
         smoothing=feature.smoothing,
     )
 
 
-def _read_items(path: Path) -> pa.Table | None:
-    return pq.read_table(path) if path.exists() else None
+def _arrow_type(kind: ValueType) -> pa.DataType:
+    return pa.int64() if kind == "int64" else pa.string()
 
 
 def category_path(directory: Path, name: str) -> Path:
-    """Where the values of a categorical column lie, in the order of their indices."""
+    """Path of the values of a categorical feature, in the order of their indices."""
     return directory / FITTED_DIRECTORY / "categories" / f"{name}.parquet"

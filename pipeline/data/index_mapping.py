@@ -1,11 +1,10 @@
-"""What a run makes of the indices of a data directory.
+"""Mapping of the indices of a data directory to those of a run.
 
-Both may come from one preprocessing, or the data from one that went on from the run's with
-`pipeline preprocess --from`: known values keep their indices there and new ones follow. To the run
-a new value is what it would be in a request, unknown or one of its hash buckets.
+The data are those that the run was trained on, or `pipeline preprocess --from` extended those: old
+values keep their indices and new ones follow. For the run a new value is what it would be in a
+request: out of vocabulary or in one of its hash buckets.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,59 +15,56 @@ from pipeline.core.errors import ArtifactError
 from pipeline.data.directory import Data
 from pipeline.data.fitted import Fitted, TargetEncoding, Vocabulary
 
-Rows = Mapping[str, np.ndarray]
-"""By column, (V,) for each index of the data that of the run; a column that both read alike is not
-among them."""
-
-
 TRAINED_ON = "trained_on"
 """Fact of a run: the `training_fingerprint` of its data."""
 
 
-def rows_for(run: Path, learned: Fitted, data: Data) -> dict[str, np.ndarray]:
-    """How `run`, whose fitted state is `learned`, reads the columns of `data`.
+def rows_for(run: Path, run_fitted: Fitted, data: Data) -> dict[str, np.ndarray]:
+    """(V,) indices of a run for the indices of `data`, by column; equal columns are left out.
 
-    ArtifactError unless the values that the run knows have the same indices in the data, numbers
-    the same scale, and training sessions all that the run reads of them.
+    ArtifactError unless the values of the run have the same indices in `data`, numbers have the
+    same scale, and training sessions are long enough for the run.
     """
-    found = data.fitted
-    same_items = _goes_on(learned.item, found.item)
-    same = (
-        same_items
-        and learned.recipe.feature_meanings == found.recipe.feature_meanings
-        and learned.recipe.time_feature_names == found.recipe.time_feature_names
-        and learned.standardizations == found.standardizations
-        and learned.vocabularies.keys() == found.vocabularies.keys()
-        and all(_goes_on(v, found.vocabularies[n]) for n, v in learned.vocabularies.items())
-        and all(
-            _equal(encoding, found.target_encodings[name])
-            for name, encoding in learned.target_encodings.items()
-        )
-    )
-    if not same:
+    fitted = data.fitted
+    same_items = _extends(fitted.item, run_fitted.item)
+    if not (same_items and _same_features(fitted, run_fitted)):
         what = "other features" if same_items else "another catalogue"
         raise ArtifactError(
             f"{run} was trained on {what} than those of {data.path}. Use the data directory that "
             "it was trained on or one that `pipeline preprocess --from` made of it, or train again."
         )
-    longest = learned.recipe.max_sequence_length
-    if found.recipe.max_sequence_length < longest:
+    longest = run_fitted.recipe.max_sequence_length
+    if fitted.recipe.max_sequence_length < longest:
         raise ArtifactError(
-            f"{data.path} keeps the newest {found.recipe.max_sequence_length} interactions before "
+            f"{data.path} keeps the newest {fitted.recipe.max_sequence_length} interactions before "
             f"the target, {run} reads {longest}. Preprocess with `max_sequence_length: {longest}`."
         )
-    known = learned.of_columns
+    vocabularies = run_fitted.of_columns
     return {
-        name: _rows(known[name], vocabulary)
-        for name, vocabulary in found.of_columns.items()
-        if len(vocabulary.values) > len(known[name].values)
+        name: _rows(vocabulary, vocabularies[name])
+        for name, vocabulary in fitted.of_columns.items()
+        if len(vocabulary.values) > len(vocabularies[name].values)
     }
 
 
-def _goes_on(learned: Vocabulary, found: Vocabulary) -> bool:
-    """Whether all that was learned has the same index in `found`."""
-    begin = found.values[: len(learned.values)]
-    return learned.hash_buckets == found.hash_buckets and learned.values.equals(begin)
+def _same_features(fitted: Fitted, run_fitted: Fitted) -> bool:
+    return (
+        run_fitted.recipe.feature_meanings == fitted.recipe.feature_meanings
+        and run_fitted.recipe.time_feature_names == fitted.recipe.time_feature_names
+        and run_fitted.standardizations == fitted.standardizations
+        and run_fitted.vocabularies.keys() == fitted.vocabularies.keys()
+        and all(_extends(fitted.vocabularies[n], v) for n, v in run_fitted.vocabularies.items())
+        and all(
+            _equal(encoding, fitted.target_encodings[name])
+            for name, encoding in run_fitted.target_encodings.items()
+        )
+    )
+
+
+def _extends(vocabulary: Vocabulary, earlier: Vocabulary) -> bool:
+    """Whether all values of `earlier` have the same index in `vocabulary`."""
+    begin = vocabulary.values[: len(earlier.values)]
+    return earlier.hash_buckets == vocabulary.hash_buckets and earlier.values.equals(begin)
 
 
 def _equal(one: TargetEncoding, other: TargetEncoding) -> bool:
@@ -79,15 +75,16 @@ def _equal(one: TargetEncoding, other: TargetEncoding) -> bool:
     )
 
 
-def _rows(learned: Vocabulary, found: Vocabulary) -> np.ndarray:
-    """(V,) of `found`, which goes on from `learned`."""
-    rows = np.arange(found.num_rows)
-    rows[learned.num_rows :] = unknown_rows(found, first=len(learned.values))[learned.num_rows :]
+def _rows(vocabulary: Vocabulary, earlier: Vocabulary) -> np.ndarray:
+    """(V,) indices in `earlier` for those of `vocabulary`, which extends it."""
+    rows = np.arange(vocabulary.num_rows)
+    unknown = unknown_rows(vocabulary, first=len(earlier.values))
+    rows[earlier.num_rows :] = unknown[earlier.num_rows :]
     return rows
 
 
 def unknown_rows(vocabulary: Vocabulary, *, first: int = 0) -> np.ndarray:
-    """(V,) the index that a value has while it is unknown, from the `first` value on.
+    """(V,) index of each value, from the `first` one on, if it were out of vocabulary.
 
     Reserved indices and hash buckets keep their own.
     """

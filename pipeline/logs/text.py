@@ -107,33 +107,15 @@ class TextFile:
                 yield piece
 
     def _decompressed(self) -> Iterator[bytes]:
-        gzip = zlib.decompressobj(wbits=31)
         pending: list[bytes] = []
-        size, has_text, inside = 0, False, False  # inside one of the members of the file
-        with self._file.open("rb", buffering=0) as stream:
-            while piece := stream.read(_PIECE_BYTES):
-                while piece:
-                    if not inside:
-                        piece = piece.lstrip(b"\0")  # gzip allows padding between members
-                        inside = bool(piece)
-                        gzip = zlib.decompressobj(wbits=31)
-                        continue
-                    before = gzip.copy()
-                    try:
-                        text = gzip.decompress(piece)
-                        piece, inside = gzip.unused_data, not gzip.eof
-                    except zlib.error:
-                        text, piece, self.damaged = _decompress_to_damage(before, piece), b"", True
-                    if text:
-                        has_text = True
-                        pending.append(text)
-                        size += len(text)
-                    if size >= BLOCK_BYTES:
-                        yield b"".join(pending)
-                        pending, size = [], 0
-                if self.damaged:
-                    break
-        self.damaged |= inside
+        size, has_text = 0, False
+        for text in self._decompress_pieces():
+            has_text = True
+            pending.append(text)
+            size += len(text)
+            if size >= BLOCK_BYTES:
+                yield b"".join(pending)
+                pending, size = [], 0
         if self.damaged and not has_text:
             raise OSError("it is no gzip file, or damaged from its beginning")
         if self.damaged:
@@ -141,19 +123,38 @@ class TextFile:
         if pending:
             yield b"".join(pending)
 
+    def _decompress_pieces(self) -> Iterator[bytes]:
+        """Text of the members of a gzip file, up to the first damage."""
+        gzip = None  # decompressor of the current member
+        with self._file.open("rb", buffering=0) as stream:
+            while piece := stream.read(_PIECE_BYTES):
+                while piece := piece if gzip else piece.lstrip(b"\0"):  # padding between members
+                    gzip = gzip or zlib.decompressobj(wbits=31)
+                    before = gzip.copy()
+                    try:
+                        text = gzip.decompress(piece)
+                    except zlib.error:
+                        yield from _decompress_to_damage(before, piece)
+                        self.damaged = True
+                        return
+                    if text:
+                        yield text
+                    piece = gzip.unused_data
+                    gzip = None if gzip.eof else gzip
+        self.damaged = gzip is not None
+
 
 def windows_1252(text: bytes) -> str:
     """Decode any bytes as Windows-1252."""
     return codecs.charmap_decode(text, "strict", _WINDOWS_1252)[0]
 
 
-def _decompress_to_damage(gzip: "zlib._Decompress", piece: bytes) -> bytes:
-    """Text of a piece up to the byte that cannot be decompressed."""
-    texts = []
+def _decompress_to_damage(gzip: "zlib._Decompress", piece: bytes) -> Iterator[bytes]:
+    """Text of a piece, byte by byte, up to the one that cannot be decompressed."""
     with suppress(zlib.error):
-        for byte in range(len(piece)):
-            texts.append(gzip.decompress(piece[byte : byte + 1]))
-    return b"".join(texts)
+        for at in range(len(piece)):
+            if text := gzip.decompress(piece[at : at + 1]):
+                yield text
 
 
 def _to_utf8(pieces: Iterator[bytes], row_counts: RowCounts) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""The space of a search: which settings of a recipe it tries, and where it looks for each."""
+"""Search space of `pipeline tune`: ranges of settings of a recipe."""
 
 import math
 from pathlib import Path
@@ -12,33 +12,32 @@ from pipeline.recipe.model import ModelConfig
 from pipeline.recipe.train import TrainConfig
 
 SECTIONS: dict[str, type[Config]] = {"model": ModelConfig, "train": TrainConfig}
-"""What a search may set: the data are made already."""
-_OF_THE_SEARCH = {
+"""Sections with tunable settings; the data exist before the search."""
+_FIXED = {
     "train.seed": "each trial has its own from --seed",
     "train.metric": "trials are compared by it",
 }
-
-
+"""Settings that the search decides itself, with the reason."""
 KINDS = ("uniform", "log", "int", "choice")
 
 
 class Range(NamedTuple):
-    """Where the search looks for one setting."""
+    """Range of one setting."""
 
     kind: str
-    """uniform: between two numbers; log: the same, each order of magnitude as likely as another;
-    int: whole numbers, both ends included; choice: one of several values."""
+    """uniform: between two numbers; log: log-uniform between them; int: whole numbers, both ends
+    included; choice: one of some values."""
     ends: tuple[Any, ...]
-    """Values of a choice, or the two ends."""
+    """Values of a choice, or the lower and upper end."""
 
 
 def read_space(path: Path) -> dict[str, Range]:
-    """Ranges by `section.key`. ConfigError for a key that no recipe has, or a value it cannot."""
+    """Read ranges by `section.key`. ConfigError for a key or a value that no recipe may have."""
     space = {}
     for key, value in read_yaml(path).items():
         field = _field(key, path)
         space[key] = _range(value, f"{path}: `{key}`")
-        for end in _probes(space[key]):
+        for end in _examples(space[key]):
             _check_value(field, end, f"{path}: `{key}`")
     if not space:
         raise ConfigError(
@@ -48,7 +47,7 @@ def read_space(path: Path) -> dict[str, Range]:
 
 
 def _field(key: Any, path: Path) -> Any:
-    """The field that `key` names."""
+    """Pydantic field of a key."""
     section, _, name = str(key).partition(".")
     if section not in SECTIONS:
         raise ConfigError(
@@ -58,8 +57,8 @@ def _field(key: Any, path: Path) -> Any:
     fields = SECTIONS[section].model_fields
     if name not in fields:
         raise ConfigError(f"{path}: unknown key `{key}`; {closest(name, [*fields])}")
-    if key in _OF_THE_SEARCH:
-        raise ConfigError(f"{path}: `{key}` cannot be searched: {_OF_THE_SEARCH[key]}.")
+    if key in _FIXED:
+        raise ConfigError(f"{path}: `{key}` cannot be searched: {_FIXED[key]}.")
     return fields[name]
 
 
@@ -90,17 +89,16 @@ def _two_numbers(ends: list[Any], where: str) -> tuple[float, float]:
     return numbers[0], numbers[1]
 
 
-def _probes(found: Range) -> tuple[Any, ...]:
-    """Values that the setting must be able to have: the ends, and where there is one, a fraction
-    between them."""
-    if found.kind in ("uniform", "log"):
-        low, high = found.ends
-        return (*found.ends, low + (high - low) * (math.sqrt(5) - 1) / 2)
-    return found.ends
+def _examples(values: Range) -> tuple[Any, ...]:
+    """Values that the setting must accept: the ends, and a number between them for floats."""
+    if values.kind in ("uniform", "log"):
+        low, high = values.ends
+        return (*values.ends, low + (high - low) * (math.sqrt(5) - 1) / 2)
+    return values.ends
 
 
 def _number(value: Any) -> Any:
-    """YAML 1.1 takes 1e-4 for text; here it is a number, as it is where a recipe has one."""
+    """Numbers such as 1e-4, which are text in YAML 1.1, as numbers."""
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:
@@ -108,7 +106,7 @@ def _number(value: Any) -> Any:
 
 
 def _check_value(field: Any, value: Any, where: str) -> None:
-    """ConfigError if the setting cannot have the value, whatever the others are."""
+    """ConfigError if the setting does not accept the value, whatever the other settings are."""
     adapter: TypeAdapter[Any] = TypeAdapter(field.rebuild_annotation())
     try:
         adapter.validate_python(value)
