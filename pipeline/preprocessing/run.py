@@ -64,7 +64,7 @@ def preprocess(
     operators: Path | None = None,
     fingerprint: str | None = None,
 ) -> dict[str, Any]:
-    """Write sessions, schema, fitted state, report and manifest to `out`.
+    """Write a data directory to `out`; returns the facts of its manifest.
 
     Statistics come from the training sessions alone; if the last interactions are held out, the
     catalogue has the items of all interactions.
@@ -72,17 +72,13 @@ def preprocess(
     Args:
         recipe: preprocess section of a recipe
         logs: files and folders of the log
-        test_logs: files and folders of a log of test sessions, in place of `split.test`
-        out: data directory to write or replace
+        test_logs: the same of a log of test sessions, in place of `split.test`
+        out: directory to write or replace
         cluster: address of a Dask scheduler whose workers see the folder of `out` under the same
-            path, or `local`, or `local-cuda`. The output does not depend on it.
-        base: earlier data directory to continue: its values keep their index, new values get the
-            next ones, numbers keep their scale
+            path, or `local`, or `local-cuda`; the output does not depend on it
+        base: data directory whose indices and scales are continued
         operators: Python file of the recipe's NVTabular operators; it is run
-        fingerprint: `data_fingerprint` of these arguments, if the caller has computed it
-
-    Returns:
-        Facts of the manifest.
+        fingerprint: `fingerprint.of_data` of these arguments, if it is already computed
     """
     _check_split(recipe, test_logs)
     check_replaceable(out, "data")
