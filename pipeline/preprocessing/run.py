@@ -22,6 +22,7 @@ from pipeline.preprocessing import engine
 from pipeline.preprocessing.cluster import Workers, check_shared, connect, workers
 from pipeline.preprocessing.item_values import ItemValues
 from pipeline.preprocessing.report.counts import PartCounts, Window, window_of
+from pipeline.preprocessing.report.page import write_report
 from pipeline.preprocessing.session_files import SessionWriter
 from pipeline.preprocessing.sorting.log import Log, read_sorted
 from pipeline.preprocessing.split import LEFT_OUT, parts_of, rows_of, split_sessions
@@ -80,9 +81,7 @@ def preprocess(
         operators: Python file of the recipe's NVTabular operators; it is run
         fingerprint: `fingerprint.of_data` of these arguments, if it is already computed
     """
-    _check_split(recipe, test_logs)
-    check_replaceable(out, "data")
-    check_tables(recipe)
+    _check_arguments(recipe, test_logs, out)
     logs, test_logs = find_logs(recipe, logs), find_logs(recipe, test_logs)
     if fingerprint is None:
         fingerprint = data_fingerprint(recipe, logs, test_logs, base, operators)
@@ -112,14 +111,12 @@ def preprocess(
         facts["max_sequence_length"] = recipe.max_sequence_length
         facts["left_out"] = _left_out(recipe, log, splits)
         job.progress.set_description("report")
-        from pipeline.preprocessing.report.page import write_report  # imports jinja2
-
         facts |= write_report(directory, fitted, facts, counts)
     return facts
 
 
-def _check_split(recipe: Preprocess, test_logs: list[Path]) -> None:
-    """ConfigError for settings of the split that exclude each other."""
+def _check_arguments(recipe: Preprocess, test_logs: list[Path], out: Path) -> None:
+    """ConfigError for settings that exclude each other; ArtifactError if `out` is taken."""
     if test_logs and recipe.split.held_out:
         raise ConfigError(
             f"`split: {recipe.split.by}` takes the test from the log itself. Leave out --test, or "
@@ -136,6 +133,8 @@ def _check_split(recipe: Preprocess, test_logs: list[Path]) -> None:
                 f"`split.{name}: {share}` is a span of time but the recipe has no `timestamp`. "
                 "Add one, or use a fraction."
             )
+    check_replaceable(out, "data")
+    check_tables(recipe)
 
 
 def _read_base(recipe: Preprocess, base: Path) -> Fitted:
