@@ -13,7 +13,7 @@ MAX_BATCH = 256
 
 
 def open_run(run: "Run | Path") -> Any:
-    """Return an `InProcessClient`, which has the methods of `Client`.
+    """Return an `InProcessClient` of the run, which has the methods of `Client`.
 
     It gives the answers of a server of the exported run, on the CPU, with lists of up to the size
     of the catalogue. ArtifactError if the run is missing, incomplete or damaged.

@@ -1,4 +1,4 @@
-"""Targets in groups: what a mean over all of them does not tell."""
+"""Groups of targets, for metrics by session length, popularity, novelty and time."""
 
 from typing import NamedTuple
 
@@ -6,10 +6,10 @@ import numpy as np
 
 from pipeline.core.columns import FIRST_ITEM
 from pipeline.data.sessions import Interactions
-from pipeline.evaluation.targets import Positions, target_places
+from pipeline.evaluation.targets import Positions, target_positions
 
 _LENGTHS = (1, 2, 3, 4, 6, 10, 20)
-"""Where groups of targets by the interactions before them begin."""
+"""First number of interactions before the target, of each group by length."""
 _HOURS = 6
 """Width of a group of hours of the day."""
 _MOST_DAYS = 31
@@ -24,7 +24,7 @@ class Targets(NamedTuple):
     sessions: np.ndarray
     """(N,) the session of each, in rising order."""
     num_before: np.ndarray
-    """(N,) interactions before it in its session, those included that no model reads any more."""
+    """(N,) interactions before it in its session, also those that no model reads."""
     repeated: np.ndarray
     """(N,) bool: whether the item is among them."""
     after_unknown: np.ndarray
@@ -44,7 +44,7 @@ class Group(NamedTuple):
 def describe_targets(interactions: Interactions, positions: Positions) -> Targets:
     """The targets of `rank_targets` in the same order, and what came before each."""
     values, offsets, times = interactions
-    where = target_places(values, offsets, positions)
+    where = target_positions(values, offsets, positions)
     session = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     starts = offsets[session[where]]
     # of equal items of a session the first is no repetition
@@ -66,13 +66,13 @@ def describe_targets(interactions: Interactions, positions: Positions) -> Target
 def break_down(
     targets: Targets, item_counts: np.ndarray, *, by_time: bool
 ) -> dict[str, list[Group]]:
-    """Groups by the name of what tells them apart, none empty; what makes one group is left out.
+    """Return non-empty groups of targets by the name of what they differ in, at least two each.
 
-    `item_counts`: (items,) training interactions. `by_time` where times are times.
+    `item_counts`: (items,) training interactions. `by_time` if the times are times of day.
     """
-    known = targets.items >= FIRST_ITEM
+    in_catalogue = targets.items >= FIRST_ITEM
     # an unknown item has no count of its own
-    counts = np.where(known, item_counts[np.maximum(targets.items - FIRST_ITEM, 0)], -1)
+    counts = np.where(in_catalogue, item_counts[np.maximum(targets.items - FIRST_ITEM, 0)], -1)
     groups = {
         "interactions before the target": _by_length(targets.num_before),
         "popularity of the target": _by_popularity(counts, item_counts),
@@ -86,17 +86,15 @@ def break_down(
             Group("one or more unknown", targets.after_unknown),
         ],
         "known target": [
-            Group("first time in the session", known & ~targets.repeated),
-            Group("seen before in the session", known & targets.repeated),
+            Group("first time in the session", in_catalogue & ~targets.repeated),
+            Group("seen before in the session", in_catalogue & targets.repeated),
         ],
     }
     if by_time:
         groups["hour of the day (UTC)"] = _by_hour(targets.times)
         groups["day (UTC)"] = _by_day(targets.times)
-    some = {
-        name: [group for group in found if group.members.any()] for name, found in groups.items()
-    }
-    return {name: found for name, found in some.items() if len(found) > 1}
+    filled = {name: [g for g in by_name if g.members.any()] for name, by_name in groups.items()}
+    return {name: by_name for name, by_name in filled.items() if len(by_name) > 1}
 
 
 def _by_length(num_before: np.ndarray) -> list[Group]:
@@ -118,7 +116,7 @@ def _by_popularity(counts: np.ndarray, item_counts: np.ndarray) -> list[Group]:
         return []
     before = np.cumsum(falling) - falling
     thirds = np.searchsorted(before, falling.sum() * np.array([1, 2]) / 3) - 1
-    # items that training saw equally often are not told apart
+    # items with equal counts stay in one group
     head, middle = falling[thirds].tolist()
     bounds = [("head", head, None), ("middle", middle, head), ("tail", 1, middle)]
     groups = []
@@ -144,7 +142,7 @@ def _by_hour(times: np.ndarray) -> list[Group]:
 
 def _by_day(times: np.ndarray) -> list[Group]:
     days = times // _MICROSECONDS_A_DAY
-    found = np.unique(days)
-    if len(found) > _MOST_DAYS:
+    unique_days = np.unique(days)
+    if len(unique_days) > _MOST_DAYS:
         return []
-    return [Group(str(np.datetime64(int(day), "D")), days == day) for day in found]
+    return [Group(str(np.datetime64(int(day), "D")), days == day) for day in unique_days]

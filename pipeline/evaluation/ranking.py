@@ -24,23 +24,23 @@ _WIDTHS = {"cpu": 2048, "cuda": 1 << 14}
 
 
 class Seen(NamedTuple):
-    """What each of T targets is ranked without: a stretch of (N,) items."""
+    """Items that each of T targets is ranked without: a slice of (N,) items."""
 
     items: Tensor
     """(N,) 0..V-1, or negative where it is no item."""
     starts: Tensor
-    """(T,) where the stretch begins."""
+    """(T,) first of the slice."""
     stops: Tensor
-    """(T,) one past its end."""
+    """(T,) end of the slice."""
 
 
 class RankedRows(NamedTuple):
-    """T targets."""
+    """Ranks of T targets, and their lists."""
 
     ranks: Tensor
     """(T,) int64, 1 is best; V + 1 for a target that is no item."""
     best: Tensor
-    """(T, K) items, best first, -1 behind the end; K is 0 where no list was asked for."""
+    """(T, K) items, best first, -1 behind the end; K is 0 if no list is needed."""
 
 
 def rank_in_catalogue(
@@ -53,11 +53,11 @@ def rank_in_catalogue(
 ) -> RankedRows:
     """(T, E) queries, (V, E) items, (T,) targets -> ranks and the best `list_length` items.
 
-    A target is 0..V-1, or negative where it is no item. Its rank is the number of items that do
-    not score less, itself included: what has its score counts as ahead of it, and so does what is
-    no number. A list that is longer than the catalogue holds all of it; equal scores stand in it
-    in any order. What is `seen` counts as ahead of nothing and stands in no list; a target that
-    was seen itself has rank V, as it is never recommended.
+    A target is 0..V-1, or negative if it is no item. Its rank is the number of items that do not
+    score less, itself included: ties count against it, and so do scores that are NaN. A list that
+    is longer than the catalogue holds all of it; equal scores are in any order. Items in `seen`
+    count as behind every target and are in no list; a target that is in `seen` has rank V, as it
+    is never recommended.
     """
     width = min(_WIDTHS.get(queries.device.type, _WIDTHS["cuda"]), len(items))
     scores = _SCORES.get(queries.device.type, _SCORES["cuda"])
@@ -86,46 +86,48 @@ def rank_in_shards(
     *,
     seen: Seen | None = None,
 ) -> Tensor:
-    """The ranks of `rank_in_catalogue` where each process has some queries and some items.
+    """Return the ranks of `rank_in_catalogue` if each process has some queries and some items.
 
-    (n, E) and (n,) of this process's targets, which stand in the whole catalogue, and its own items
-    -> (T,) ranks of the targets of all processes, by rank. All must call it together.
+    (n, E) queries and (n,) targets of this process, as items of the whole catalogue, and its own
+    items -> (T,) ranks of the targets of all processes, in the order of processes. A collective.
     """
     sizes = shards.sizes(len(targets))
-    every, wanted = shards.gather(queries, sizes), shards.gather(targets, sizes)
+    queries, targets = shards.gather(queries, sizes), shards.gather(targets, sizes)
     first = max(0, shards.first - FIRST_ITEM)
-    local = torch.where(shards.owns(wanted + FIRST_ITEM) & (wanted >= 0), wanted - first, -1)
+    local = torch.where(shards.owns(targets + FIRST_ITEM) & (targets >= 0), targets - first, -1)
     fewest = min(b - max(a, FIRST_ITEM) for a, b in pairwise(shards.bounds))
     # the same width in all of them, so that scores are rounded in the same way
     width = min(_WIDTHS.get(queries.device.type, _WIDTHS["cuda"]), fewest)
     scores = _SCORES.get(queries.device.type, _SCORES["cuda"])
     step = max(1, min(width, scores // width))
     if seen is not None:
-        rows, hidden = _entries(seen, slice(None))
+        rows, seen_items = _entries(seen, slice(None))
         counts = shards.sizes(len(rows))
         rows = shards.gather(rows + sum(sizes[: shards.rank]), counts)
-        hidden = shards.gather(hidden, counts)
-    behind = torch.zeros_like(wanted)
-    for start in range(0, len(wanted), step):
+        seen_items = shards.gather(seen_items, counts)
+    behind = torch.zeros_like(targets)
+    for start in range(0, len(targets), step):
         part = slice(start, start + step)
-        own = _own_scores(every[part], items, local[part].clamp(min=0), width)
+        own = _own_scores(queries[part], items, local[part].clamp(min=0), width)
         own = shards.sum(torch.where(local[part].unsqueeze(1) >= 0, own, 0))
         entries = None
         if seen is not None:
             inside = (rows >= start) & (rows < start + step)
-            chosen, there = rows[inside] - start, hidden[inside]
-            own[chosen[wanted[part][chosen] == there]] = float("-inf")
-            mine = shards.owns(there + FIRST_ITEM)
-            order = there[mine].argsort()
-            entries = chosen[mine][order], there[mine][order] - first
-        behind[part] = _count_behind(every[part], local[part], own, items, width, _Best(0), entries)
+            part_rows, part_items = rows[inside] - start, seen_items[inside]
+            own[part_rows[targets[part][part_rows] == part_items]] = float("-inf")
+            mine = shards.owns(part_items + FIRST_ITEM)
+            order = part_items[mine].argsort()
+            entries = part_rows[mine][order], part_items[mine][order] - first
+        behind[part] = _count_behind(
+            queries[part], local[part], own, items, width, _Best(0), entries
+        )
     behind = shards.sum(behind)
     num_items = shards.num_rows - FIRST_ITEM
-    return torch.where(wanted >= 0, num_items - behind, num_items + 1)
+    return torch.where(targets >= 0, num_items - behind, num_items + 1)
 
 
 def _entries(seen: Seen, chunk: slice) -> tuple[Tensor, Tensor]:
-    """Rows of a chunk of targets and the items seen in each, both (entries,), by rising item."""
+    """Rows of a chunk of targets and their seen items, both (entries,), sorted by item."""
     starts, stops = seen.starts[chunk], seen.stops[chunk]
     lengths = stops - starts
     rows = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
@@ -144,7 +146,7 @@ def _rank_rows(
     list_length: int,
     seen: tuple[Tensor, Tensor] | None,
 ) -> RankedRows:
-    """The same for few enough targets that a chunk of their scores is `width` wide."""
+    """Return the ranks and lists of targets that share each chunk of `width` items."""
     own = _own_scores(queries, items, targets.clamp(min=0), width)  # (T, 1)
     if seen is not None:
         seen_rows, seen_items = seen
@@ -164,12 +166,12 @@ def _count_behind(
     best: "_Best",
     seen: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
-    """(T,) items that score less than `own` (T, 1); what scores best goes into `best`.
+    """Return (T,) numbers of items that score less than `own` (T, 1); add the scores to `best`.
 
-    A target that is negative is none of these items.
+    A negative target is none of these items.
     """
     behind = torch.zeros(len(targets), dtype=torch.int64, device=targets.device)
-    # the rows whose target stands in each chunk, found without a look at each chunk
+    # rows by the chunk of their target
     order = targets.argsort()
     starts = torch.arange(0, len(items) + width, width, device=targets.device)
     bounds = torch.searchsorted(targets[order], starts).tolist()
@@ -180,22 +182,22 @@ def _count_behind(
         begin = min(first, len(items) - width)  # the last overlaps: all have the same width
         scores = queries @ items[begin : begin + width].T  # (T, width)
         scores = scores[:, first - begin :]
-        there = order[bounds[chunk] : bounds[chunk + 1]]
+        local = order[bounds[chunk] : bounds[chunk + 1]]
         # equal by construction; a library that rounds by position must not put it behind itself
-        scores[there, targets[there] - first] = own[there, 0]
+        scores[local, targets[local] - first] = own[local, 0]
         if seen is not None:
-            hidden = slice(seen_bounds[chunk], seen_bounds[chunk + 1])
-            scores[seen_rows[hidden], seen_items[hidden] - first] = float("-inf")
+            entries = slice(seen_bounds[chunk], seen_bounds[chunk + 1])
+            scores[seen_rows[entries], seen_items[entries] - first] = float("-inf")
         best.add(scores, first)
-        # not `>=`: what is no number must not count as behind; floats add up faster than truths
+        # not `>=`: NaN must not count as behind; floats are summed faster than booleans
         behind += scores.lt_(own).sum(1).to(torch.int64)
     return behind
 
 
 def _own_scores(queries: Tensor, items: Tensor, targets: Tensor, width: int) -> Tensor:
-    """(T, E), (V, E), (T,) -> (T, 1) scores of the targets, as a chunk has them to the last bit.
+    """(T, E), (V, E), (T,) -> (T, 1) scores of the targets, bit for bit as in a chunk.
 
-    Sums that are added in another order would tell an item from its twin with the same vector.
+    Another order of summation would break ties of items with the same vector.
     """
     if width == len(items):
         return (queries @ items.T).gather(1, targets.unsqueeze(1))
@@ -205,7 +207,7 @@ def _own_scores(queries: Tensor, items: Tensor, targets: Tensor, width: int) -> 
 
 
 class _Best:
-    """The best items of the chunks so far."""
+    """Best items of the chunks so far."""
 
     def __init__(self, length: int) -> None:
         self.length = length
@@ -219,12 +221,12 @@ class _Best:
         if self._scores is None or self._items is None or self._scores.size(1) < self.length:
             self._extend(scores, first)
             return
-        # most rows find nothing better in most chunks
+        # most chunks have nothing better for most rows
         rows = (~(scores.amax(1) <= self._scores[:, -1])).nonzero().squeeze(1)
         if len(rows):
-            found = scores[rows].topk(min(self.length, scores.size(1)))
-            merged = torch.cat([self._scores[rows], found.values], 1).topk(self.length)
-            items = torch.cat([self._items[rows], found.indices + first], 1)
+            best = scores[rows].topk(min(self.length, scores.size(1)))
+            merged = torch.cat([self._scores[rows], best.values], 1).topk(self.length)
+            items = torch.cat([self._items[rows], best.indices + first], 1)
             self._scores[rows] = merged.values
             self._items[rows] = items.gather(1, merged.indices)
 
@@ -235,8 +237,8 @@ class _Best:
         return torch.where(self._scores.isneginf(), -1, self._items) if drop else self._items
 
     def _extend(self, scores: Tensor, first: int) -> None:
-        found = scores.topk(min(self.length, scores.size(1)))
-        values, items = found.values, found.indices + first
+        best = scores.topk(min(self.length, scores.size(1)))
+        values, items = best.values, best.indices + first
         if self._scores is not None and self._items is not None:
             values = torch.cat([self._scores, values], 1)
             order = values.topk(min(self.length, values.size(1)))

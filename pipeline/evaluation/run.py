@@ -13,7 +13,7 @@ from pipeline.data.directory import Data
 from pipeline.data.loader import SessionLoader
 from pipeline.data.sessions import Interactions, read_interactions
 from pipeline.evaluation.baselines import BASELINES, rank_by_baselines
-from pipeline.evaluation.breakdowns import Targets, break_down, describe_targets
+from pipeline.evaluation.breakdowns import Group, Targets, break_down, describe_targets
 from pipeline.evaluation.metrics import (
     DEFAULT_CUTOFFS,
     Ranked,
@@ -44,6 +44,18 @@ class _Protocol:
     positions: Positions
     cutoffs: tuple[int, ...]
     filter_seen: bool
+    baselines: bool
+
+
+@dataclass(frozen=True)
+class _Ranking:
+    """Ranks of the same targets by the run, which is first, and by the baselines."""
+
+    by_model: dict[str, Ranked]
+    seconds: dict[str, float]
+    targets: Targets
+    item_counts: np.ndarray
+    """(items,) training interactions."""
 
 
 def evaluate(
@@ -77,28 +89,13 @@ def evaluate(
         positions or recipe.target_positions,
         cutoffs,
         recipe.filter_seen if filter_seen is None else filter_seen,
+        baselines and not (other_data and part == "train"),
     )
-    model = run.model.to(best_device())
-    num_rows = model.inputs.item_table.num_embeddings
-    run_name = f"{run.name} (run)" if run.name in BASELINES else run.name
-
-    rankings, seconds = {}, {}
-    rankings[run_name], seconds[run_name] = _rank_by_model(model, data, protocol, index_mapping)
-    history = read_interactions(data.path, "train", by_time=True, rows=index_mapping)
-    interactions = read_interactions(data.path, part, rows=index_mapping)
-    targets = describe_targets(interactions, protocol.positions)
-    # groups and baselines see the same targets as the model
-    assert np.array_equal(targets.items, rankings[run_name].targets)  # noqa: S101
-    if baselines and not (other_data and part == "train"):
-        longest = model.inputs.max_sequence_length
-        assert longest is not None  # noqa: S101
-        for name, ranked, duration in _rank_by_baselines(
-            history, interactions, protocol, num_rows, longest
-        ):
-            rankings[name], seconds[name] = ranked, duration
-
-    item_counts = np.bincount(history.values, minlength=num_rows)[FIRST_ITEM:]
-    gains_by_model = {name: gains(ranked.ranks, cutoffs) for name, ranked in rankings.items()}
+    ranking = _rank(run, data, protocol, index_mapping)
+    targets, num_items = ranking.targets, len(ranking.item_counts)
+    gains_by_model = {
+        name: gains(ranked.ranks, cutoffs) for name, ranked in ranking.by_model.items()
+    }
     num_sessions = len(np.unique(targets.sessions))
     return Evaluation(
         part=part,
@@ -108,25 +105,47 @@ def evaluate(
         targets=len(targets.items),
         unknown_targets=int((targets.items < FIRST_ITEM).sum()),
         other_data=other_data,
-        new_items=len(index_mapping.get(ITEM, range(num_rows))) - num_rows,
-        catalogue_items=num_rows - FIRST_ITEM,
+        new_items=len(index_mapping[ITEM]) - FIRST_ITEM - num_items if ITEM in index_mapping else 0,
+        catalogue_items=num_items,
         results={
             name: {
                 **ranking_metrics(ranked.ranks, cutoffs),
-                **list_metrics(ranked.exposure, cutoffs, ranked.targets, item_counts),
+                **list_metrics(ranked.exposure, cutoffs, ranked.targets, ranking.item_counts),
             }
-            for name, ranked in rankings.items()
+            for name, ranked in ranking.by_model.items()
         },
         margins={
             name: {metric: margin(values, targets.sessions) for metric, values in by_metric.items()}
             for name, by_metric in gains_by_model.items()
         },
-        differences=_differences(gains_by_model, run_name, targets.sessions),
-        breakdowns=_breakdowns(
-            gains_by_model, targets, item_counts, cutoffs, by_time=recipe.timestamp is not None
-        ),
-        cost=_cost(model, seconds, num_sessions, len(targets.items)),
+        differences=_differences(gains_by_model, targets.sessions),
+        breakdowns=_breakdowns(ranking, gains_by_model, by_time=recipe.timestamp is not None),
+        cost=_cost(run.model, ranking.seconds, num_sessions, len(targets.items)),
     )
+
+
+def _rank(
+    run: Run, data: Data, protocol: _Protocol, index_mapping: Mapping[str, np.ndarray]
+) -> _Ranking:
+    model = run.model.to(best_device())
+    num_rows = model.inputs.item_table.num_embeddings
+    name = f"{run.name} (run)" if run.name in BASELINES else run.name
+    by_model, seconds = {}, {}
+    by_model[name], seconds[name] = _rank_by_model(model, data, protocol, index_mapping)
+    history = read_interactions(data.path, "train", by_time=True, rows=index_mapping)
+    interactions = read_interactions(data.path, protocol.part, rows=index_mapping)
+    targets = describe_targets(interactions, protocol.positions)
+    # groups and baselines see the same targets as the model
+    assert np.array_equal(targets.items, by_model[name].targets)  # noqa: S101
+    if protocol.baselines:
+        longest = model.inputs.max_sequence_length
+        assert longest is not None  # noqa: S101
+        for baseline, ranked, duration in _rank_by_baselines(
+            history, interactions, protocol, num_rows, longest
+        ):
+            by_model[baseline], seconds[baseline] = ranked, duration
+    item_counts = np.bincount(history.values, minlength=num_rows)[FIRST_ITEM:]
+    return _Ranking(by_model, seconds, targets, item_counts)
 
 
 def _rank_by_model(
@@ -186,10 +205,10 @@ def _rank_by_baselines(
 
 
 def _differences(
-    gains_by_model: Mapping[str, Gains], run_name: str, sessions: np.ndarray
+    gains_by_model: Mapping[str, Gains], sessions: np.ndarray
 ) -> dict[str, Difference]:
     """By metric, the run minus the baseline with the highest mean; on the same targets."""
-    baselines = [name for name in gains_by_model if name != run_name]
+    run_name, *baselines = gains_by_model
     if not baselines:
         return {}
     differences = {}
@@ -203,39 +222,30 @@ def _differences(
 
 
 def _breakdowns(
-    gains_by_model: Mapping[str, Gains],
-    targets: Targets,
-    item_counts: np.ndarray,
-    cutoffs: tuple[int, ...],
-    *,
-    by_time: bool,
+    ranking: _Ranking, gains_by_model: Mapping[str, Gains], *, by_time: bool
 ) -> dict[str, list[GroupResult]]:
-    metrics = [f"{metric}@{cutoff}" for cutoff in cutoffs for metric in _GROUP_METRICS]
-    breakdowns = {}
-    for by, groups in break_down(targets, item_counts, by_time=by_time).items():
-        breakdowns[by] = [
-            _group_result(gains_by_model, metrics, group.label, group.members, targets.sessions)
-            for group in groups
-        ]
-    return breakdowns
+    of_groups = {
+        name: {m: values for m, values in by_metric.items() if m.split("@")[0] in _GROUP_METRICS}
+        for name, by_metric in gains_by_model.items()
+    }
+    groups_by_name = break_down(ranking.targets, ranking.item_counts, by_time=by_time)
+    return {
+        by: [_group_result(of_groups, group, ranking.targets.sessions) for group in groups]
+        for by, groups in groups_by_name.items()
+    }
 
 
 def _group_result(
-    gains_by_model: Mapping[str, Gains],
-    metrics: list[str],
-    label: str,
-    members: np.ndarray,
-    sessions: np.ndarray,
+    gains_by_model: Mapping[str, Gains], group: Group, sessions: np.ndarray
 ) -> GroupResult:
-    """Metrics over the targets of which `members` (N,) is true."""
-    sessions = sessions[members]
+    sessions = sessions[group.members]
     members_gains = {
-        name: {metric: by_metric[metric][members] for metric in metrics}
+        name: {metric: values[group.members] for metric, values in by_metric.items()}
         for name, by_metric in gains_by_model.items()
     }
     return GroupResult(
-        group=label,
-        targets=int(members.sum()),
+        group=group.label,
+        targets=int(group.members.sum()),
         sessions=len(np.unique(sessions)),
         results={
             name: {metric: float(values.mean()) for metric, values in by_metric.items()}

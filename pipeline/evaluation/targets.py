@@ -1,8 +1,8 @@
-"""Ranks of the items that came next, in the full catalogue.
+"""Ranks of the true next items in the full catalogue.
 
 Each target is predicted from the interactions before it in its session, the newest L of them, as
-a server would. A model that looks back alone gives all positions of a window in one pass; one
-that looks both ways gets a row for each target.
+by a server. A causal model ranks all positions of a window in one pass; a bidirectional one needs
+a row for each target.
 """
 
 from collections.abc import Iterable, Iterator
@@ -42,7 +42,7 @@ def evaluation_windows(
     A session of one interaction has no target and gets no window.
     """
     targets = (lengths.to(torch.int64) - 1).clamp(min=0)
-    # the first window answers for as many targets as it holds
+    # the first window has all the targets that it holds
     first = targets.clamp(max=longest if causal else 1)
     if positions == "last":
         first, windows = targets, targets.clamp(max=1)
@@ -66,11 +66,11 @@ def rank_targets(
     list_lengths: tuple[int, ...] = (),
     filter_seen: bool = False,
 ) -> Ranked:
-    """Rank every target of `batches`, and count what stands in lists of `list_lengths`.
+    """Rank every target of `batches`; count how many lists of `list_lengths` hold each item.
 
-    What came before a target in its session is not ranked if `filter_seen`, also what lies further
-    back than the model reads. A list that is longer than the catalogue holds all of it. The model's
-    mode and device are its caller's. Memory is that of a batch and of the ranks.
+    With `filter_seen` the interactions before a target are left out of its ranking, also those
+    further back than the model reads. A list that is longer than the catalogue holds all of it.
+    The caller sets the mode and the device of the model. Memory is that of a batch and the ranks.
     """
     device = next(model.parameters()).device
     catalogue = model.item_embeddings()  # (items, E)
@@ -80,17 +80,17 @@ def rank_targets(
     for batch in batches:
         seen = seen_before(batch, model.inputs.item, positions, device) if filter_seen else None
         for hidden, items in hidden_at_targets(model, [batch], positions, batch_size):
-            found = rank_in_catalogue(
+            ranked = rank_in_catalogue(
                 model.queries(hidden),
                 catalogue,
                 items - FIRST_ITEM,
                 max(list_lengths, default=0),
                 seen=seen,
             )
-            ranks.append(found.ranks.cpu())
+            ranks.append(ranked.ranks.cpu())
             targets.append(items.cpu())
             for counts, length in zip(exposure, list_lengths, strict=True):
-                shown = found.best[:, :length].reshape(-1)
+                shown = ranked.best[:, :length].reshape(-1)
                 if filter_seen:
                     shown = shown[shown >= 0]
                 counts.index_add_(0, shown, torch.ones_like(shown))
@@ -98,19 +98,19 @@ def rank_targets(
 
 
 def seen_before(batch: RaggedBatch, item: str, positions: Positions, device: torch.device) -> Seen:
-    """What came before each target of a batch, in the order of `hidden_at_targets`."""
+    """Items before each target of a batch, in the order of `hidden_at_targets`."""
     values = batch.sequences[item].cpu().to(torch.int64)
     offsets = batch.offsets.cpu().to(torch.int64).numpy()
-    where = target_places(values.numpy(), offsets, positions)
-    starts = np.repeat(offsets[:-1], np.diff(offsets))[where]
-    columns = values - FIRST_ITEM, torch.from_numpy(starts), torch.from_numpy(where)
+    stops = target_positions(values.numpy(), offsets, positions)
+    starts = np.repeat(offsets[:-1], np.diff(offsets))[stops]
+    columns = values - FIRST_ITEM, torch.from_numpy(starts), torch.from_numpy(stops)
     return Seen(*(column.to(device) for column in columns))
 
 
 def hidden_at_targets(
     model: Model, batches: Iterable[RaggedBatch], positions: Positions, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(T, D) hidden states with (T,) targets of each batch, in the order of its sessions."""
+    """Yield (T, D) hidden states and (T,) targets of each batch, in the order of its sessions."""
     device = next(model.parameters()).device
     longest = model.inputs.max_sequence_length
     for batch in batches:
@@ -120,20 +120,20 @@ def hidden_at_targets(
         parts = []
         if not len(windows.rows):
             continue
-        # windows of about one length go together, so that little is padding
+        # windows of similar lengths share a batch, so that little is padding
         for chosen in (windows.stops - windows.starts).argsort(stable=True).split(batch_size):
             part = Windows(*(column[chosen] for column in windows))
-            found = model.at_targets(batch.window(part.rows, part.starts, part.stops).to(device))
-            wanted = part.every.to(device)[found.rows] | found.is_last
-            places = chosen.to(device)[found.rows[wanted]]
-            parts.append((found.hidden[wanted], found.targets[wanted], places))
-        hidden, targets, places = (torch.cat(column) for column in zip(*parts, strict=True))
-        order = places.argsort(stable=True)
+            output = model.at_targets(batch.window(part.rows, part.starts, part.stops).to(device))
+            is_target = part.every.to(device)[output.rows] | output.is_last
+            numbers = chosen.to(device)[output.rows[is_target]]
+            parts.append((output.hidden[is_target], output.targets[is_target], numbers))
+        hidden, targets, numbers = (torch.cat(column) for column in zip(*parts, strict=True))
+        order = numbers.argsort(stable=True)
         yield hidden[order], targets[order]
 
 
 class Prefixes(NamedTuple):
-    """What comes before each target, ragged."""
+    """Interactions before each target, ragged."""
 
     values: np.ndarray
     """Item indices of all prefixes, one after the other, oldest first."""
@@ -143,24 +143,24 @@ class Prefixes(NamedTuple):
     """(N,) item indices."""
 
 
-def target_places(values: np.ndarray, offsets: np.ndarray, positions: Positions) -> np.ndarray:
-    """Ragged sessions -> (N,) where the targets of `rank_targets` stand in `values`, in order."""
-    where = np.arange(len(values))
-    wanted = values >= OUT_OF_VOCABULARY
+def target_positions(values: np.ndarray, offsets: np.ndarray, positions: Positions) -> np.ndarray:
+    """Ragged sessions -> (N,) positions in `values` of the targets of `rank_targets`, in order."""
+    index = np.arange(len(values))
+    is_target = values >= OUT_OF_VOCABULARY
     if positions == "last":
-        wanted &= where == np.repeat(offsets[1:], np.diff(offsets)) - 1
-    wanted &= where > np.repeat(offsets[:-1], np.diff(offsets))
-    return where[wanted]
+        is_target &= index == np.repeat(offsets[1:], np.diff(offsets)) - 1
+    is_target &= index > np.repeat(offsets[:-1], np.diff(offsets))
+    return index[is_target]
 
 
 def prefixes(
     values: np.ndarray, offsets: np.ndarray, positions: Positions, longest: int
 ) -> Prefixes:
-    """Ragged sessions -> the same targets in the same order as `rank_targets`."""
-    where = target_places(values, offsets, positions)
+    """Ragged sessions -> prefixes of the targets of `rank_targets`, in the same order."""
+    index = target_positions(values, offsets, positions)
     starts = np.repeat(offsets[:-1], np.diff(offsets))
-    first = np.maximum(starts[where], where - longest)
-    lengths = where - first
+    first = np.maximum(starts[index], index - longest)
+    lengths = index - first
     new_offsets = np.concatenate([[0], np.cumsum(lengths)])
     within = np.arange(new_offsets[-1]) - np.repeat(new_offsets[:-1], lengths)
-    return Prefixes(values[np.repeat(first, lengths) + within], new_offsets, values[where])
+    return Prefixes(values[np.repeat(first, lengths) + within], new_offsets, values[index])

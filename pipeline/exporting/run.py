@@ -2,7 +2,7 @@
 
 import re
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -79,24 +79,41 @@ def export(
         scoring=scoring,
     )
     facts: dict[str, Any] = {}
-    with (
-        new_artifact(out, "repository", facts, fingerprint=fingerprint) as directory,
-        tqdm(total=3, desc="trace", unit="step", leave=False, disable=None) as steps,
-    ):
+    with new_artifact(out, "repository", facts, fingerprint=fingerprint) as directory:
         # inside the block, where no other export to the same place runs
         last_version, superseded = _older_versions(out)
-        fitted, model = load_served(run, scoring)
-        num_items = len(fitted.item.values)
         settings = ServingSettings(
             name=name,
             version=last_version + 1,
-            default_k=min(default_k, num_items),
-            max_k=min(max_k, num_items),
+            default_k=default_k,
+            max_k=max_k,
             max_batch=max_batch,
             device=device,
         )
-        length = fitted.recipe.max_sequence_length
-        model.to("cuda" if device == "gpu" else "cpu")
+        result = _write_version(directory, run, settings, scoring, superseded)
+        for version in superseded:
+            keep_version(out, directory, name, int(version))
+        facts.update(result.to_dict())
+    return result
+
+
+def _write_version(
+    directory: Path,
+    run: Run,
+    settings: ServingSettings,
+    scoring: torchscript.Scoring,
+    superseded: dict[str, float],
+) -> ExportResult:
+    fitted, model = load_served(run, scoring)
+    num_items = len(fitted.item.values)
+    settings = replace(
+        settings,
+        default_k=min(settings.default_k, num_items),
+        max_k=min(settings.max_k, num_items),
+    )
+    length = fitted.recipe.max_sequence_length
+    with tqdm(total=3, desc="trace", unit="step", leave=False, disable=None) as steps:
+        model.to("cuda" if settings.device == "gpu" else "cpu")
         program = torchscript.trace(model, length)
         steps.update()
         steps.set_description("compare")
@@ -104,21 +121,17 @@ def export(
         steps.update()
         steps.set_description("write")
         write_repository(directory, fitted, model, program, settings)
-        for version in superseded:
-            keep_version(out, directory, name, int(version))
-        result = ExportResult(
-            name=name,
-            version=settings.version,
-            superseded=superseded,
-            device=device,
-            scoring=scoring,
-            catalogue_items=num_items,
-            max_k=settings.max_k,
-            largest_score_difference=difference,
-            run=run.name,
-        )
-        facts.update(result.to_dict())
-    return result
+    return ExportResult(
+        name=settings.name,
+        version=settings.version,
+        superseded=superseded,
+        device=settings.device,
+        scoring=scoring,
+        catalogue_items=num_items,
+        max_k=settings.max_k,
+        largest_score_difference=difference,
+        run=run.name,
+    )
 
 
 def _check_settings(
