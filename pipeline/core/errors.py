@@ -1,4 +1,4 @@
-"""Errors that a user can fix, in one line: what was found, what was expected, what to do next.
+"""Errors that a user can fix, in one line: the value, what was expected, what to do next.
 
 A bug keeps its own type and its traceback.
 """

@@ -26,13 +26,13 @@ def run(**environment: str) -> list[str]:
     return done.stdout.split()
 
 
-def test_freed_memory_is_used_again_without_a_page_fault() -> None:
+def test_freed_memory_is_reused_without_page_faults() -> None:
     done, faults = run()
     assert done == "True"
     assert int(faults) < 1000  # 18,500 pages were written
 
 
-def test_what_the_user_set_is_left_alone() -> None:
+def test_allocator_settings_of_the_environment_are_kept() -> None:
     done, faults = run(MALLOC_MMAP_THRESHOLD_="33554432")
     assert done == "False"
     assert int(faults) > 15_000

@@ -31,7 +31,7 @@ def write(path: Path, kind: str = "data", files: dict[str, bytes] = FILES) -> No
         for name, content in files.items():
             (directory / name).parent.mkdir(parents=True, exist_ok=True)
             (directory / name).write_bytes(content)
-        facts["files"] = len(files)  # known at the end of the block
+        facts["files"] = len(files)  # filled in by the block
 
 
 def write_until(path: Path, error: BaseException) -> None:
@@ -51,7 +51,7 @@ def refusal(path: Path, kind: str = "data") -> str:
     return str(caught.value)
 
 
-def test_what_was_written_is_accepted_with_its_facts(tmp_path: Path) -> None:
+def test_whole_artifact_is_read_with_its_facts(tmp_path: Path) -> None:
     write(tmp_path / "a" / "shop")
     assert read_manifest(tmp_path / "a" / "shop", "data") == {"files": 3}
     manifest = json.loads((tmp_path / "a" / "shop" / "manifest.json").read_text())
@@ -59,7 +59,7 @@ def test_what_was_written_is_accepted_with_its_facts(tmp_path: Path) -> None:
     assert names_in(tmp_path / "a") == ["shop"]
 
 
-def test_the_target_does_not_exist_while_it_is_written(tmp_path: Path) -> None:
+def test_target_does_not_exist_while_it_is_written(tmp_path: Path) -> None:
     path = tmp_path / "shop"
     with new_artifact(path, "data", {}) as directory:
         (directory / "file").write_text("x")
@@ -69,13 +69,13 @@ def test_the_target_does_not_exist_while_it_is_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError("disk"), KeyboardInterrupt()])
-def test_an_exception_leaves_nothing_behind(tmp_path: Path, error: BaseException) -> None:
+def test_exception_leaves_nothing_behind(tmp_path: Path, error: BaseException) -> None:
     with pytest.raises(type(error)):
         write_until(tmp_path / "shop", error)
     assert names_in(tmp_path) == []
 
 
-def test_an_exception_leaves_the_previous_artifact_as_it_was(tmp_path: Path) -> None:
+def test_exception_leaves_the_previous_artifact_as_it_was(tmp_path: Path) -> None:
     write(tmp_path / "shop")
     with pytest.raises(RuntimeError):
         write_until(tmp_path / "shop", RuntimeError())
@@ -83,13 +83,13 @@ def test_an_exception_leaves_the_previous_artifact_as_it_was(tmp_path: Path) -> 
     assert names_in(tmp_path) == ["shop"]
 
 
-def test_facts_that_are_no_json_leave_nothing_behind(tmp_path: Path) -> None:
+def test_facts_without_json_form_leave_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(ValueError), new_artifact(tmp_path / "shop", "data", {"x": float("nan")}):
         pass
     assert names_in(tmp_path) == []
 
 
-def test_an_artifact_of_the_same_kind_is_replaced_whole(tmp_path: Path) -> None:
+def test_artifact_of_the_same_kind_is_replaced_whole(tmp_path: Path) -> None:
     write(tmp_path / "shop")
     write(tmp_path / "shop", files={"other": b"1"})
     assert read_manifest(tmp_path / "shop", "data") == {"files": 1}
@@ -97,13 +97,13 @@ def test_an_artifact_of_the_same_kind_is_replaced_whole(tmp_path: Path) -> None:
     assert names_in(tmp_path) == ["shop"]
 
 
-def test_an_empty_directory_may_be_the_target(tmp_path: Path) -> None:
+def test_empty_directory_may_be_the_target(tmp_path: Path) -> None:
     (tmp_path / "shop").mkdir()
     write(tmp_path / "shop")
     read_manifest(tmp_path / "shop", "data")
 
 
-def test_a_link_is_followed_and_what_it_points_at_is_replaced(tmp_path: Path) -> None:
+def test_link_is_followed_and_what_it_points_at_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     write(tmp_path / "disk" / "shop")
     (tmp_path / "latest").symlink_to(tmp_path / "disk" / "shop")
@@ -134,7 +134,7 @@ def foreign_manifest(path: Path) -> None:
     ],
     ids=["directory", "directory with a manifest", "file", "artifact of another kind"],
 )
-def test_something_else_at_the_target_is_left_alone(tmp_path: Path, put: object) -> None:
+def test_target_that_is_no_artifact_is_left_alone(tmp_path: Path, put: object) -> None:
     path = tmp_path / "shop"
     put(path)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
@@ -143,7 +143,7 @@ def test_something_else_at_the_target_is_left_alone(tmp_path: Path, put: object)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
-def test_files_that_somebody_put_into_an_artifact_are_left_alone(tmp_path: Path) -> None:
+def test_artifact_with_foreign_files_is_left_alone(tmp_path: Path) -> None:
     write(tmp_path / "shop")
     (tmp_path / "shop" / "sessions" / "notes.txt").write_text("mine")
     with pytest.raises(ArtifactError, match=r"holds sessions/notes.txt, .* Move that away"):
@@ -157,7 +157,7 @@ def test_files_that_somebody_put_into_an_artifact_are_left_alone(tmp_path: Path)
 
 
 @pytest.mark.parametrize("files", [None, 3, "x", [[1]]])
-def test_an_artifact_whose_manifest_is_damaged_is_left_alone(tmp_path: Path, files: object) -> None:
+def test_artifact_whose_manifest_is_damaged_is_left_alone(tmp_path: Path, files: object) -> None:
     write(tmp_path / "shop")
     text = json.dumps({"kind": "data", "files": files})
     (tmp_path / "shop" / "manifest.json").write_text(text)
@@ -169,7 +169,7 @@ def cannot_exchange(*_paths: Path) -> None:
     raise OSError(errno.EINVAL, "no such flag")
 
 
-def test_a_rename_that_fails_puts_the_previous_artifact_back(
+def test_rename_that_fails_puts_the_previous_artifact_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path / "shop")
@@ -188,7 +188,7 @@ def test_a_rename_that_fails_puts_the_previous_artifact_back(
     assert names_in(tmp_path) == ["shop"]
 
 
-def test_a_mount_point_is_refused_before_the_work_begins(
+def test_mount_point_is_refused_before_the_work_begins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # a rename onto one fails, at the end of hours of training
@@ -199,7 +199,7 @@ def test_a_mount_point_is_refused_before_the_work_begins(
     write(tmp_path / "volume" / "shop")
 
 
-def test_a_target_below_a_file_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_target_below_a_file_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(ArtifactError, match="cannot be written: Not a directory"):
         write(tmp_path / "file" / "deep" / "shop")
@@ -207,14 +207,14 @@ def test_a_target_below_a_file_is_refused_in_one_line(tmp_path: Path) -> None:
         write(tmp_path / "file" / "shop")
 
 
-def test_a_directory_that_does_not_exist_names_the_command_that_writes_it(tmp_path: Path) -> None:
+def test_directory_that_does_not_exist_names_the_command_that_writes_it(tmp_path: Path) -> None:
     for kind, command in (("data", "preprocess"), ("run", "train"), ("repository", "export")):
         message = refusal(tmp_path / "shop", kind)
         assert "does not exist" in message
         assert f"Run `pipeline {command} " in message
 
 
-def test_another_kind_is_not_taken_for_this_one(tmp_path: Path) -> None:
+def test_artifact_of_another_kind_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "shop", "run")
     assert "is a run directory, expected data" in refusal(tmp_path / "shop")
 
@@ -226,7 +226,7 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
     assert "has format 99, this version reads 1" in refusal(tmp_path / "shop")
 
 
-def test_a_glance_looks_at_the_manifest_alone(tmp_path: Path) -> None:
+def test_check_without_files_reads_the_manifest_alone(tmp_path: Path) -> None:
     write(tmp_path / "shop")
     (tmp_path / "shop" / "empty").write_text("changed")
     assert read_manifest(tmp_path / "shop", "data", check_files=False) == {"files": 3}
@@ -235,7 +235,7 @@ def test_a_glance_looks_at_the_manifest_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [*FILES, "manifest.json"])
-def test_a_missing_file_is_found_and_named(tmp_path: Path, name: str) -> None:
+def test_missing_file_is_named(tmp_path: Path, name: str) -> None:
     write(tmp_path / "shop")
     (tmp_path / "shop" / name).unlink()
     assert f"incomplete: missing {name}" in refusal(tmp_path / "shop")
@@ -243,7 +243,7 @@ def test_a_missing_file_is_found_and_named(tmp_path: Path, name: str) -> None:
 
 @given(name=st.sampled_from(sorted(FILES)), data=st.data())
 @settings(deadline=None, max_examples=50)
-def test_a_truncated_longer_or_changed_file_is_found_and_named(
+def test_truncated_longer_or_changed_file_is_named(
     tmp_path_factory: pytest.TempPathFactory, name: str, data: st.DataObject
 ) -> None:
     path = tmp_path_factory.mktemp("artifact") / "shop"
@@ -264,7 +264,7 @@ def test_a_truncated_longer_or_changed_file_is_found_and_named(
 
 @given(st.data())
 @settings(deadline=None, max_examples=50)
-def test_a_manifest_cut_anywhere_is_found(
+def test_truncated_manifest_is_refused(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     path = tmp_path_factory.mktemp("artifact") / "shop"
@@ -283,7 +283,7 @@ JSON = st.recursive(
 
 @given(field=st.sampled_from(["kind", "files", "facts", "format", "entry"]), value=JSON)
 @settings(deadline=None)
-def test_a_manifest_with_anything_in_a_field_raises_nothing_but_our_error(
+def test_manifest_with_any_json_in_a_field_raises_artifact_error_alone(
     tmp_path_factory: pytest.TempPathFactory, field: str, value: object
 ) -> None:
     path = tmp_path_factory.mktemp("artifact") / "shop"
@@ -303,7 +303,7 @@ def test_a_manifest_with_anything_in_a_field_raises_nothing_but_our_error(
         assert field in ("facts", "files") or (field, value) == ("format", 1)
 
 
-def test_json_that_is_none_is_an_artifact_error(tmp_path: Path) -> None:
+def test_invalid_json_raises_artifact_error(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{")
     for name in ("x.json", "none.json"):
         with pytest.raises(ArtifactError, match=f"{name} is missing or damaged"):
@@ -327,13 +327,13 @@ if sys.argv[3] == "two steps":
         raise OSError(errno.EINVAL, "no such flag")
     artifact._exchange = cannot
 for name in ("_write_manifest", "sync", "hash_file", "write_json", "_exchange"):
-    def stepping(*given, inner=getattr(artifact, name), **more):
+    def stepping(*arguments, inner=getattr(artifact, name), **more):
         step()
-        return inner(*given, **more)
+        return inner(*arguments, **more)
     setattr(artifact, name, stepping)
-def renaming(*given, inner=Path.rename):
+def renaming(*arguments, inner=Path.rename):
     step()
-    inner(*given)
+    inner(*arguments)
     step()
 Path.rename = renaming
 
@@ -367,13 +367,13 @@ def killed_writer(path: Path, stop: int, steps: str) -> str:
     ("before", "steps", "expected"),
     [
         (False, "one step", {"absent", "new"}),
-        # where the file system can exchange two directories there is never none
+        # where the file system can exchange two directories one always exists
         (True, "one step", {"old", "new"}),
         (True, "two steps", {"old", "absent", "new"}),
     ],
-    ids=["nothing there", "an older one there", "an older one that cannot be exchanged"],
+    ids=["absent", "existing", "existing, no exchange"],
 )
-def test_a_writer_killed_at_any_moment_leaves_something_whole_or_nothing(
+def test_writer_killed_at_any_moment_leaves_a_whole_artifact_or_none(
     tmp_path: Path, before: bool, steps: str, expected: set[str]
 ) -> None:
     seen = set()
@@ -404,7 +404,7 @@ def test_a_writer_killed_at_any_moment_leaves_something_whole_or_nothing(
     assert seen == expected
 
 
-def test_leftovers_of_the_living_and_of_strangers_stay(tmp_path: Path) -> None:
+def test_partial_directories_of_running_writers_and_other_programs_stay(tmp_path: Path) -> None:
     dead = tmp_path / f".shop.partial-{0:016x}"
     others = [
         tmp_path / ".shop.partial-notes",
@@ -435,7 +435,7 @@ def test_leftovers_of_the_living_and_of_strangers_stay(tmp_path: Path) -> None:
     assert not set(tmp_path.glob(".shop.partial-*")) - set(others)
 
 
-def test_a_second_writer_of_one_target_is_refused_while_the_first_works(tmp_path: Path) -> None:
+def test_second_writer_of_one_target_is_refused_while_the_first_works(tmp_path: Path) -> None:
     # a lock tells, not a process id: in containers theirs may be the same
     with new_artifact(tmp_path / "shop", "data", {"writer": 1}) as first:
         (first / "one").write_text("1")
@@ -447,7 +447,7 @@ def test_a_second_writer_of_one_target_is_refused_while_the_first_works(tmp_path
     assert names_in(tmp_path) == ["shop", "shop2"]
 
 
-def test_files_reach_the_disk_before_the_manifest_that_vouches_for_them(
+def test_files_reach_the_disk_before_the_manifest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced = []
@@ -472,7 +472,7 @@ def test_only_an_artifact_with_the_same_fingerprint_is_current(tmp_path: Path) -
     assert current_facts(path, "run", fingerprint) is None
     assert current_facts(path, "data", make({"items": 2}, "a,b")) is None
     assert current_facts(path, "data", make({"items": 1}, "a,c")) is None
-    # what a killed writer left goes, though there is nothing to write
+    # the partial directory of a killed writer is removed
     (tmp_path / f".shop.partial-{0:016x}").mkdir()
     assert current_facts(path, "data", fingerprint) == {"rows": 1}
     assert names_in(tmp_path) == ["log.csv", "shop"]
@@ -483,7 +483,7 @@ def test_only_an_artifact_with_the_same_fingerprint_is_current(tmp_path: Path) -
     assert current_facts(path, "data", fingerprint) is None
 
 
-def test_the_fingerprint_of_an_output_changes_with_the_artifact_it_reads(
+def test_fingerprint_of_an_output_changes_with_the_artifact_it_reads(
     tmp_path: Path,
 ) -> None:
     write(tmp_path / "data")

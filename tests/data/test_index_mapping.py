@@ -82,40 +82,42 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_new_values_are_unknown_or_in_their_bucket_as_in_a_request(folder: Path) -> None:
+def test_new_values_are_out_of_vocabulary_or_in_their_hash_bucket_as_in_a_request(
+    folder: Path,
+) -> None:
     week, day = Fitted.read(folder / "week"), Fitted.read(folder / "day")
     assert len(day.item.values) > len(week.item.values)
     rows = Run.open(folder / "run").index_mapping(Data.open(folder / "day"))
     assert set(rows) == {"item_id", "brand", "tags_1", "tags_2", "country"}
-    for name, found in rows.items():
-        known, later = week.of_columns[name], day.of_columns[name]
-        assert found[: known.num_rows].tolist() == list(range(known.num_rows))
-        assert len(found) == later.num_rows
-        assert (found[known.num_rows :] < known.first).all()
-        assert (found[known.num_rows :] >= OUT_OF_VOCABULARY).all()
+    for name, indices in rows.items():
+        earlier, later = week.of_columns[name], day.of_columns[name]
+        assert indices[: earlier.num_rows].tolist() == list(range(earlier.num_rows))
+        assert len(indices) == later.num_rows
+        assert (indices[earlier.num_rows :] < earlier.first).all()
+        assert (indices[earlier.num_rows :] >= OUT_OF_VOCABULARY).all()
     assert len(set(rows["brand"][week.vocabularies["brand"].num_rows :])) > 1
     assert Run.open(folder / "run").index_mapping(Data.open(folder / "week")) == {}
 
 
-def test_other_data_rank_as_a_test_part_of_the_runs_own(folder: Path) -> None:
+def test_extended_data_get_the_metrics_of_a_test_part_of_the_runs_own_data(folder: Path) -> None:
     """The features that come from the log, the buckets and the standardized ones included."""
     own = evaluate(folder / "run", folder / "week", part="test", baselines=False)
     assert not own.other_data
     assert own.new_items == 0
     for data, part in (("later", "test"), ("day", "train")):
-        found = evaluate(folder / "run", folder / data, part=part, baselines=False)
-        assert found.other_data
-        assert found.new_items == 4
+        evaluation = evaluate(folder / "run", folder / data, part=part, baselines=False)
+        assert evaluation.other_data
+        assert evaluation.new_items == 4
         for name in ("targets", "unknown_targets", "catalogue_items"):
-            assert getattr(found, name) == getattr(own, name), name
+            assert getattr(evaluation, name) == getattr(own, name), name
         assert own.unknown_targets > 20
         for metric, value in own.results["run"].items():
             if part == "test" or "popularity" not in metric:  # which is that in the train part
-                assert found.results["run"][metric] == pytest.approx(value), metric
+                assert evaluation.results["run"][metric] == pytest.approx(value), metric
 
 
-def test_sessions_that_the_means_have_never_seen_read_them_as_a_request_does(folder: Path) -> None:
-    """Those of the day the whole means; those of the week, given again, what the others have."""
+def test_new_sessions_read_target_encodings_as_a_request_does(folder: Path) -> None:
+    """Those of the day the whole means; those of the week, read again, those of the other folds."""
 
     def worth(data: str, part: str) -> dict[str, list[float]]:
         table = read_sessions(folder / data, part, ["session_id", "worth"])
@@ -130,9 +132,9 @@ def test_baselines_have_the_runs_catalogue_and_never_the_sessions_that_are_ranke
     folder: Path,
 ) -> None:
     own = evaluate(folder / "run", folder / "week", part="test")
-    found = evaluate(folder / "run", folder / "later", part="test")
+    evaluation = evaluate(folder / "run", folder / "later", part="test")
     for name, results in own.results.items():
-        assert found.results[name] == pytest.approx(results), name
+        assert evaluation.results[name] == pytest.approx(results), name
     assert evaluate(folder / "run", folder / "week", part="train").results.keys() > {"run"}
     assert Run.open(folder / "run").index_mapping(Data.open(folder / "quiet")) == {}
     for data in ("day", "quiet"):  # with and without a value that the run does not know
@@ -141,31 +143,31 @@ def test_baselines_have_the_runs_catalogue_and_never_the_sessions_that_are_ranke
         assert alone.other_data
 
 
-def test_lists_are_those_of_the_same_sessions_in_the_runs_own_data(folder: Path) -> None:
+def test_recommendations_are_those_of_the_same_sessions_in_the_runs_own_data(folder: Path) -> None:
     own = [*Recommender.open(folder / "run").recommend(folder / "week", "test", 5)]
-    found = [*Recommender.open(folder / "run").recommend(folder / "later", "test", 5)]
-    for one, other in zip(own, found, strict=True):
+    recommendations = [*Recommender.open(folder / "run").recommend(folder / "later", "test", 5)]
+    for one, other in zip(own, recommendations, strict=True):
         assert one.items.tolist() == other.items.tolist()
         assert np.allclose(one.scores, other.scores)
 
 
-def test_the_page_shows_what_is_new_as_unknown(folder: Path, tmp_path: Path) -> None:
+def test_page_shows_what_is_new_as_unknown(folder: Path, tmp_path: Path) -> None:
     facts = write_report(folder / "run", folder / "later", tmp_path / "page.html")
     assert facts["evaluation"]["new_items"] == 4
     examples = json.loads((tmp_path / "page.json").read_text())["examples"]
-    known = set(Fitted.read(folder / "week").item.values.to_pylist())
+    items = set(Fitted.read(folder / "week").item.values.to_pylist())
     shown = [item for example in examples for item in [*example["clicked"], example["next"]]]
     assert None in shown
-    assert set(shown) <= {*known, None}
+    assert set(shown) <= {*items, None}
 
 
-def test_the_earlier_data_lack_items_of_a_later_run_and_are_refused(folder: Path) -> None:
+def test_data_without_items_of_the_run_are_refused(folder: Path) -> None:
     train(folder / "day", MODEL, TRAIN, folder / "day-run")
     with pytest.raises(ArtifactError, match="another catalogue"):
         Run.open(folder / "day-run").index_mapping(Data.open(folder / "week"))
 
 
-def test_means_of_another_log_are_refused(folder: Path, tmp_path: Path) -> None:
+def test_target_encodings_of_another_log_are_refused(folder: Path, tmp_path: Path) -> None:
     log = (folder / "False.csv").read_text().splitlines()
     other = [*log[:-1], log[-1].rsplit(",", 1)[0] + ",12345"]
     (tmp_path / "log.csv").write_text("\n".join(other) + "\n")
@@ -195,13 +197,13 @@ def run_command(*words: Any) -> Any:
      ("day", "train", f"{NEW}\n{NO_BASELINES}"),
      ("quiet", "train", f"{OTHERS}.\n{NO_BASELINES}")],
 )  # fmt: skip
-def test_the_command_says_what_is_new(folder: Path, data: str, part: str, expected: str) -> None:
+def test_command_says_what_is_new(folder: Path, data: str, part: str, expected: str) -> None:
     result = run_command("evaluate", folder / "run", "--data", folder / data, "--part", part)
     assert expected in result.output
     assert "Note" not in result.output
 
 
-def test_what_a_part_is_called_is_said_where_another_was_asked_for(folder: Path) -> None:
+def test_unknown_part_error_lists_the_parts(folder: Path) -> None:
     with pytest.raises(ArtifactError, match=r"it has: train\. Use --part train, or set"):
         run_command("evaluate", folder / "run", "--data", folder / "day")
 
@@ -210,7 +212,9 @@ def changed(**settings: Any) -> Preprocess:
     return Preprocess.from_dict(RECIPE.model_dump(mode="json") | settings, "test")
 
 
-def test_what_no_index_and_no_number_depends_on_may_differ(folder: Path, tmp_path: Path) -> None:
+def test_settings_that_change_no_index_and_no_number_may_differ(
+    folder: Path, tmp_path: Path
+) -> None:
     """What `preprocess --from` takes, an evaluation takes."""
     features = RECIPE.model_dump(mode="json")["features"]
     for feature in features:
@@ -220,11 +224,11 @@ def test_what_no_index_and_no_number_depends_on_may_differ(folder: Path, tmp_pat
     recipe = changed(features=features[::-1], timestamp=later, max_sequence_length=30)
     preprocess(recipe, [folder / "True.csv"], [], tmp_path / "day", base=folder / "week")
     own = evaluate(folder / "run", folder / "day", part="train")
-    found = evaluate(folder / "run", tmp_path / "day", part="train")
-    assert found.results == own.results
+    evaluation = evaluate(folder / "run", tmp_path / "day", part="train")
+    assert evaluation.results == own.results
 
 
-def test_sessions_that_are_cut_shorter_than_the_run_reads_are_refused(
+def test_data_with_shorter_sessions_than_the_run_reads_are_refused(
     folder: Path, tmp_path: Path
 ) -> None:
     recipe = changed(max_sequence_length=3)
@@ -233,7 +237,7 @@ def test_sessions_that_are_cut_shorter_than_the_run_reads_are_refused(
         Run.open(folder / "run").index_mapping(Data.open(tmp_path / "day"))
 
 
-def test_sessions_that_are_made_otherwise_are_told(folder: Path, tmp_path: Path) -> None:
+def test_other_session_settings_add_a_warning(folder: Path, tmp_path: Path) -> None:
     recipe = changed(session_gap="1m", drop_repeats=True)
     day = tmp_path / "day"
     facts = preprocess(recipe, [folder / "True.csv"], [], day, base=folder / "week")
@@ -241,13 +245,15 @@ def test_sessions_that_are_made_otherwise_are_told(folder: Path, tmp_path: Path)
     assert facts["notes"] == [
         f"The earlier data were made with other {keys}: their sessions are others."
     ]
-    told = f"was made with other {keys} than the data of {folder / 'run'}, so its sessions are not"
-    given = (folder / "run", "--data", day, "--part", "train", "--out")
+    warning = (
+        f"was made with other {keys} than the data of {folder / 'run'}, so its sessions are not"
+    )
+    arguments = (folder / "run", "--data", day, "--part", "train", "--out")
     for command in (
-        ("evaluate", *given[:-1]),
-        ("report", *given, tmp_path / "page.html"),
-        ("predict", *given, tmp_path / "lists.parquet", "--k", "3"),
+        ("evaluate", *arguments[:-1]),
+        ("report", *arguments, tmp_path / "page.html"),
+        ("predict", *arguments, tmp_path / "lists.parquet", "--k", "3"),
     ):
         result = run_command(*command)
         assert result.exit_code == 0
-        assert told in result.stderr
+        assert warning in result.stderr

@@ -65,7 +65,7 @@ def test_protobuf_text_is_read_with_tags_cardinalities_and_lengths(tmp_path: Pat
     assert Schema.from_json(written(tmp_path, PBTXT)) == SCHEMA
 
 
-def test_the_json_form_of_the_same_proto_is_read_alike(tmp_path: Path) -> None:
+def test_json_form_of_the_same_proto_is_read_alike(tmp_path: Path) -> None:
     from google.protobuf import json_format, text_format
     from tensorflow_metadata.proto.v0 import schema_pb2
 
@@ -106,8 +106,8 @@ def test_merlins_own_files_are_read_and_merlin_reads_them_too(tmp_path: Path) ->
     assert Schema.from_json(written(tmp_path, rewritten.to_json())) == SCHEMA
 
 
-def test_a_schema_is_read_in_a_process_that_loaded_nothing_else(tmp_path: Path) -> None:
-    # protobuf only knows the types inside `extra_metadata` that somebody imported
+def test_schema_is_read_in_a_process_that_loaded_nothing_else(tmp_path: Path) -> None:
+    # protobuf only knows the types inside `extra_metadata` that are imported
     code = f"""
 from pipeline.data.schema import Schema
 import sys
@@ -118,14 +118,14 @@ assert "merlin" not in sys.modules
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{'a'", '{"feature": 3}', "feature {", "name: 'x'"])
-def test_what_is_no_schema_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
+def test_file_that_is_no_schema_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
     with pytest.raises(ArtifactError) as caught:
         Schema.from_json(written(tmp_path, text))
     assert "is not a schema" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_schema_names_the_command_that_writes_it(tmp_path: Path) -> None:
+def test_missing_schema_names_the_command_that_writes_it(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="`pipeline preprocess` writes"):
         Schema.from_json(tmp_path / "none.pbtxt")
     with pytest.raises(ArtifactError, match="is not a schema"):
@@ -146,12 +146,12 @@ COLUMNS = st.builds(
 
 
 @given(st.lists(COLUMNS, max_size=4))
-def test_a_schema_survives_json(columns: list[ColumnSchema]) -> None:
+def test_schema_survives_json(columns: list[ColumnSchema]) -> None:
     schema = Schema(tuple(columns))
     assert Schema.from_dicts(json.loads(json.dumps(schema.to_dicts()))) == schema
 
 
-def test_a_schema_of_before_nested_lists_is_read() -> None:
+def test_schema_without_nested_lists_is_read() -> None:
     column = SCHEMA.select_by_name("item_id").to_dicts()[0]
     del column["values_per_interaction"], column["width"]
     assert Schema.from_dicts([column]).columns == (SCHEMA["item_id"],)
@@ -197,7 +197,7 @@ def merlin_schema() -> object:
     )
 
 
-def test_a_merlin_schema_is_read_like_the_file_that_merlin_writes(
+def test_merlin_schema_is_read_like_the_file_that_merlin_writes(
     merlin_schema: object, tmp_path: Path
 ) -> None:
     from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
@@ -217,7 +217,7 @@ def test_a_merlin_schema_is_read_like_the_file_that_merlin_writes(
 def test_nested_lists_and_vectors_have_their_sizes(merlin_schema: object) -> None:
     schema = Schema.from_merlin(merlin_schema)  # type: ignore[arg-type]
     assert (schema["words"].values_per_interaction, schema["words"].max_length) == (4, 20)
-    assert schema["labels"].values_per_interaction == -1, "several, nobody knows how many"
+    assert schema["labels"].values_per_interaction == -1, "multi-valued, of unknown length"
     assert schema["item_id"].values_per_interaction == 0
     assert (schema["image"].width, schema["image"].is_list) == (16, True)
     assert (schema["image"].max_length, schema["image"].values_per_interaction) == (20, 0)
@@ -238,7 +238,7 @@ def test_nested_lists_are_read_in_both_forms_of_the_proto(tmp_path: Path, lists:
 
 
 @pytest.mark.parametrize("thing", [None, 3, [3], "item_id", {"feature": []}])
-def test_what_is_no_merlin_schema_is_refused(thing: object) -> None:
+def test_object_that_is_no_merlin_schema_is_refused(thing: object) -> None:
     with pytest.raises(ConfigError, match=r"Expected a Schema or a merlin\.schema\.Schema"):
         Schema.from_merlin(thing)  # type: ignore[arg-type]
 
@@ -257,7 +257,7 @@ def test_columns_are_made_without_a_file() -> None:
         ColumnSchema.create_categorical("x", -1)
 
 
-def test_columns_are_left_out_and_put_together() -> None:
+def test_columns_are_removed_and_merged() -> None:
     assert SCHEMA.remove_by_tag(Tags.CATEGORICAL).column_names == ["price"]
     assert SCHEMA.remove_by_name("price").column_names == ["item_id", "device"]
     with pytest.raises(ConfigError, match="no column 'prise'"):
@@ -285,7 +285,7 @@ def test_tags_of_merlin_are_tags() -> None:
     assert SCHEMA.select_by_tag(MerlinTags.CONTINUOUS).column_names == ["price"]
 
 
-def test_columns_are_found_by_name_and_by_tag() -> None:
+def test_columns_are_selected_by_name_and_by_tag() -> None:
     assert SCHEMA["price"].is_float
     assert SCHEMA.select_by_tag(Tags.CATEGORICAL).column_names == ["item_id", "device"]
     assert SCHEMA.select_by_tag(Tags.SESSION, Tags.CONTINUOUS).column_names == ["price", "device"]

@@ -1,11 +1,8 @@
 """Dirty logs: counted, dropped or repaired by a stated rule (docs/preprocessing.md)."""
 
-import csv
 import datetime
 import gzip
-import io
 import random
-import re
 import tempfile
 import time
 from collections import Counter
@@ -19,11 +16,9 @@ from hypothesis import strategies as st
 
 from pipeline.cli.preprocess import data_text
 from pipeline.core.errors import ConfigError, DataError
-from pipeline.data import values
 from pipeline.logs import text as logbytes
 from pipeline.logs.files import read_logs
 from pipeline.logs.row_counts import RowCounts
-from pipeline.logs.text import windows_1252
 from pipeline.preprocessing.run import preprocess
 from pipeline.recipe.preprocess import Preprocess
 from pipeline.recipe.recipe import Recipe
@@ -45,44 +40,6 @@ def read(*files: Path, **more: object) -> Interactions:
 def text(folder: Path, content: str | bytes, name: str = "log.csv") -> Path:
     (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
     return folder / name
-
-
-CHARACTERS = st.one_of(
-    st.sampled_from([b" ", b"\t", b"\n", b"\r", b"\r\n", b"\0", b"1", b"2", b"1 2", b"\xe2"]),
-    st.sampled_from(["ü", "\u3000", "\x1f", "\x85", "😀", "\ufeff"]).map(str.encode),
-    st.integers(0, 255).map(lambda code: bytes([code])),
-)
-
-
-@given(st.lists(CHARACTERS, max_size=60), st.integers(1, 30), st.booleans(), st.booleans())
-@settings(deadline=None, max_examples=200)
-def test_any_bytes_as_sequences_are_read(
-    parts: list[bytes], size: int, packed: bool, session_first: bool
-) -> None:
-    content = b"9 3\n" + b"".join(parts)
-    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(logbytes, "BLOCK_BYTES", size)
-        file = text(Path(folder), gzip.compress(content, mtime=0) if packed else content, "log")
-        file = file.rename(file.with_suffix(".gz")) if packed else file
-        log = read(file, format="sequences", session_first=session_first)
-    lines = re.split(rb"\r\n|\r|\n", content.replace(b"\0", b""))
-    lines = [re.sub(b"^(\xef\xbb\xbf)+", b"", line).split() for line in lines]
-    ids: list[list[str]] = []
-    for line in lines:
-        words = [in_one_of_two(word) for word in line]
-        ids += [words[session_first:]] if words else []
-    expected = [item for line in ids for item in line]
-    assert [str(item) for item in log.frame["item_id"]] == expected
-    facts = log.report.facts(len(log.frame))
-    assert facts["read"] == len(expected)
-    assert facts.get("counted", {}).get("lines without an item", 0) == ids.count([])
-
-
-def in_one_of_two(word: bytes) -> str:
-    try:
-        return word.decode()
-    except UnicodeDecodeError:
-        return windows_1252(word)
 
 
 # --- one rule each -----------------------------------------------------------------------------
@@ -198,25 +155,6 @@ def test_values_with_line_ends_may_lie_across_blocks(
     assert log.frame["item_id"].tolist() == values_
 
 
-@given(
-    st.lists(st.lists(st.sampled_from(["a", "\n", "\r", '"', ","]), max_size=12), max_size=9),
-    st.sampled_from(["\n", "\r\n", "\r"]),
-    st.integers(1, 40),
-)
-@settings(deadline=None, max_examples=200)
-def test_no_line_end_inside_a_value_is_lost_wherever_a_block_ends(
-    parts: list[list[str]], end: str, size: int
-) -> None:
-    values_ = ["".join([*part, "z"]) for part in [["\n"], *parts]]
-    stream = io.StringIO()
-    rows = [("session_id", "item_id"), *((str(n), v) for n, v in enumerate(values_))]
-    csv.writer(stream, quoting=csv.QUOTE_ALL, lineterminator=end).writerows(rows)
-    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(logbytes, "BLOCK_BYTES", size)
-        log = read(text(Path(folder), stream.getvalue()))
-    assert log.frame["item_id"].tolist() == values_
-
-
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("mark", ["", "\ufeff", "\ufeff\ufeff"])
 def test_concatenated_files_with_headers_and_byte_order_marks_are_read(
@@ -264,32 +202,6 @@ def test_a_feature_may_be_absent_from_some_files(tmp_path: Path) -> None:
         read(a, c, features=features)
     with pytest.raises(DataError, match="no column for item_id"):
         read(a, text(tmp_path, "session_id\n1\n", "d.csv"))
-
-
-NUMBERS = st.sampled_from([3.0, 1e16, -0.0, 2.5, 1e19, -1e300, float("inf"), float("nan"), None])
-
-
-@given(st.lists(NUMBERS, min_size=1, max_size=12), st.integers(1, 12))
-@settings(deadline=None)
-def test_ids_do_not_depend_on_the_blocks_they_are_read_in(
-    ids: list[float | None], cut: int
-) -> None:
-    column = pa.array(ids, pa.float64())
-    whole, kind = values.categories([column], None)
-    parts, same = values.categories([column[:cut], column[cut:]], None)
-    assert same == kind
-    assert whole.astype(object).where(whole.notna(), None).tolist() == (
-        parts.astype(object).where(parts.notna(), None).tolist()
-    )
-
-
-def test_times_do_not_depend_on_their_block() -> None:
-    exact = ["1569888000000000999", "1569888000000000001"]
-    config = recipe(timestamp={"column": "t", "unit": "ns"}).timestamp
-    assert config is not None
-    alone = values.microseconds([pa.array(exact)], config)[0]
-    mixed = values.microseconds([pa.array([*exact, "soon"])], config)[0]
-    assert mixed[:2].tolist() == alone.tolist()
 
 
 def test_rows_outside_earliest_and_latest_are_dropped(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A recipe: one YAML file, every key of it known."""
+"""Recipes: every key and value is checked, and errors say what to write instead."""
 
 import json
 from pathlib import Path
@@ -68,7 +68,7 @@ def test_every_committed_recipe_loads(file: Path) -> None:
         ),
     ],
 )
-def test_a_misspelt_key_is_an_error_that_suggests_the_right_one(
+def test_misspelt_key_is_an_error_that_suggests_the_right_one(
     values: dict, key: str, suggestion: str
 ) -> None:
     if key.startswith("preprocess.features.1"):  # the first feature is fine
@@ -79,15 +79,15 @@ def test_a_misspelt_key_is_an_error_that_suggests_the_right_one(
     assert f"did you mean `{suggestion}`?" in message
 
 
-def test_a_key_unlike_any_other_gets_the_list_of_what_is_known() -> None:
+def test_key_without_a_similar_one_lists_all_keys() -> None:
     message = refusal({"train": {"zzz": 1}})
     assert "unknown key `train.zzz`; known here: epochs, batch_size" in message
 
 
 @given(section=st.sampled_from(["preprocess", "model", "train"]), key=st.text(min_size=1))
-def test_no_unknown_key_slips_through(section: str, key: str) -> None:
-    known = {"preprocess": Preprocess, "model": ModelConfig, "train": TrainConfig}[section]
-    if key not in known.model_fields:
+def test_unknown_key_is_refused_in_every_section(section: str, key: str) -> None:
+    config = {"preprocess": Preprocess, "model": ModelConfig, "train": TrainConfig}[section]
+    if key not in config.model_fields:
         with pytest.raises(ConfigError, match="unknown key"):
             Recipe.from_dict({section: {key: 1}}, "shop.yaml")
 
@@ -138,7 +138,7 @@ def test_no_unknown_key_slips_through(section: str, key: str) -> None:
         ({"train": {"seed": -1}}, "`train.seed` is -1"),
     ],
 )
-def test_a_wrong_value_is_named_with_what_was_expected(values: dict, expected: str) -> None:
+def test_wrong_value_is_named_with_what_was_expected(values: dict, expected: str) -> None:
     assert expected in refusal(values)
 
 
@@ -163,7 +163,7 @@ def feature(name: str, **more: object) -> dict:
         (feature("tags", separator=","), "`values_per_interaction` of 2 or more"),
     ],
 )
-def test_a_feature_that_cannot_be_served_is_refused(values: dict, expected: str) -> None:
+def test_feature_that_cannot_be_served_is_refused(values: dict, expected: str) -> None:
     assert expected in refusal(values)
 
 
@@ -203,7 +203,7 @@ def test_two_features_of_one_name_are_refused() -> None:
     assert "'hour_sin' is the name of a time feature" in refusal(clash)
 
 
-def test_a_section_is_frozen_and_keyword_only() -> None:
+def test_section_is_frozen_and_keyword_only() -> None:
     recipe = Recipe()
     with pytest.raises(ValidationError, match="frozen"):
         recipe.train.epochs = 3
@@ -249,7 +249,7 @@ def test_overrides_apply_in_turn_over_what_the_file_says(tmp_path: Path) -> None
         ("train.epochs=", "`train.epochs` is None"),
     ],
 )
-def test_an_override_that_cannot_be_applied_is_refused(
+def test_override_that_cannot_be_applied_is_refused(
     tmp_path: Path, override: str, expected: str
 ) -> None:
     file = written(tmp_path, "train: {epochs: 3}\n")
@@ -267,7 +267,7 @@ def test_an_override_that_cannot_be_applied_is_refused(
         ("train: !!python/object/apply:os.system [echo]\n", "is not valid YAML"),
     ],
 )
-def test_a_file_that_is_no_recipe_is_refused_in_one_line(
+def test_file_that_is_no_yaml_mapping_is_refused_in_one_line(
     tmp_path: Path, text: str, expected: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -276,7 +276,7 @@ def test_a_file_that_is_no_recipe_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_a_path_that_is_no_text_file_is_refused(tmp_path: Path) -> None:
+def test_path_that_is_no_text_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"does not exist. Expected a recipe in YAML"):
         Recipe.load(tmp_path / "none.yaml")
     with pytest.raises(ConfigError, match="cannot be read as text"):
@@ -287,18 +287,18 @@ def test_a_path_that_is_no_text_file_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda f: f.stem)
-def test_every_recipe_that_comes_along_is_one(file: Path) -> None:
+def test_every_recipe_of_the_configs_loads(file: Path) -> None:
     Recipe.load(file)
 
 
-def test_a_section_with_no_key_has_all_defaults(tmp_path: Path) -> None:
+def test_section_with_no_key_has_all_defaults(tmp_path: Path) -> None:
     file = written(tmp_path, "preprocess: {session: s}\nmodel:\ntrain:\n")
     assert Recipe.load(file).model == ModelConfig()
     recipe = Recipe.load(file, ("model.n_layer=1", "train.epochs=3"))
     assert (recipe.model.n_layer, recipe.train.epochs) == (1, 3)
 
 
-def test_the_temperature_follows_from_the_kind_of_score() -> None:
+def test_temperature_follows_from_the_kind_of_score() -> None:
     assert ModelConfig().temperature == 0.07
     assert ModelConfig(normalize=False).temperature == 1.0
     assert ModelConfig(temperature=0.1).temperature == 0.1
@@ -307,7 +307,7 @@ def test_the_temperature_follows_from_the_kind_of_score() -> None:
     assert ModelConfig.model_validate(dumped) == ModelConfig(normalize=False)
 
 
-def test_item_vectors_give_way_to_what_begins_the_table_unless_they_were_asked_for() -> None:
+def test_default_item_vectors_give_way_to_pretrained_and_shared_tables() -> None:
     table = {"pretrained": [{"file": "v.parquet", "use": "table"}]}
     added = {"pretrained": [{"file": "v.parquet"}]}
     shared = {"shared_tables": [["item_id", "basket"]]}
@@ -325,7 +325,7 @@ def test_every_architecture_and_masking_takes_the_other_defaults(architecture: s
         assert ModelConfig.model_validate(model).d_model == 96
 
 
-def test_a_batch_leaves_a_small_log_enough_steps() -> None:
+def test_batch_leaves_a_small_log_enough_steps() -> None:
     sessions = (1, 764, 2_362, 6_562, 13_629, 17_794, 1_000_000)
     assert [batch_size_for(n) for n in sessions] == [8, 8, 16, 32, 64, 128, 128]
     assert TrainConfig().for_sessions(764).batch_size == 8
