@@ -187,8 +187,8 @@ def test_a_slice_of_sessions_counts_as_those_sessions_alone() -> None:
     prefixes, targets = ragged([[A], [B, C]]), np.array([C, B])
     sliced = rank_by_baselines(values, offsets[1:-1], NUM_ROWS, *prefixes, targets)
     alone = rank_by_baselines(*ragged(SHOP), NUM_ROWS, *prefixes, targets)
-    for (name, found), (_, expected) in zip(sliced, alone, strict=True):
-        np.testing.assert_array_equal(found.ranks, expected.ranks, err_msg=name)
+    for (name, ranked_prefixes), (_, expected) in zip(sliced, alone, strict=True):
+        np.testing.assert_array_equal(ranked_prefixes.ranks, expected.ranks, err_msg=name)
 
 
 many_sessions = st.lists(st.lists(st.integers(0, NUM_ROWS - 1), max_size=13), max_size=12)
@@ -202,16 +202,21 @@ def test_ranks_equal_those_of_a_dense_loop_however_they_are_cut_into_chunks(
     targets = np.random.default_rng(seed).integers(0, NUM_ROWS, len(prefixes))
     expected = {
         name: [
-            dense_rank((score if prefix or name in SAME else count)(known(train), prefix), target)
-            for prefix, target in zip(known(prefixes), targets, strict=True)
+            dense_rank(
+                (score if prefix or name in SAME else count)(without_reserved(train), prefix),
+                target,
+            )
+            for prefix, target in zip(without_reserved(prefixes), targets, strict=True)
         ]
         for name, score in DENSE.items()
     }
     for scores_at_once in (1 << 22, 20, 1):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(baseline_ranking, "_SCORES_AT_ONCE", scores_at_once)
-            found = rank_by_baselines(*ragged(train), NUM_ROWS, *ragged(prefixes), targets)
-            assert {name: ranked.ranks.tolist() for name, ranked in found} == expected
+            ranked_prefixes = rank_by_baselines(
+                *ragged(train), NUM_ROWS, *ragged(prefixes), targets
+            )
+            assert {name: ranked.ranks.tolist() for name, ranked in ranked_prefixes} == expected
 
 
 @settings(deadline=None)
@@ -219,7 +224,7 @@ def test_ranks_equal_those_of_a_dense_loop_however_they_are_cut_into_chunks(
 def test_session_knn_equals_a_dense_loop_when_neighbours_are_left_out(
     train: Sessions, prefix: list[int]
 ) -> None:
-    scores = sum_neighbours(known(train), prefix, num_neighbours=3, num_newest=4)
+    scores = sum_neighbours(without_reserved(train), prefix, num_neighbours=3, num_newest=4)
     baseline = session_knn(*ragged(train), NUM_ROWS, num_neighbours=3, num_newest=4)
     expected = [dense_rank(scores, target) for target in CATALOGUE]
     assert ranks_after(baseline, prefix, CATALOGUE) == expected
@@ -237,7 +242,7 @@ def test_each_prefix_is_scored_once_nothing_reserved(train: Sessions, prefixes: 
             assert (chunk.matrix.data > 0).all()
 
 
-def known(sessions: Sessions) -> Sessions:
+def without_reserved(sessions: Sessions) -> Sessions:
     return [[item for item in session if item >= FIRST_ITEM] for session in sessions]
 
 
@@ -314,9 +319,11 @@ def test_figures_on_real_clicks_stay_what_was_measured(real_data: Path) -> None:
     num_rows = len(catalogue) + FIRST_ITEM
     ranked = rank_by_baselines(train + FIRST_ITEM, train_offsets, num_rows, *prefixes, targets)
     measured = [(0.089, 0.026), (0.093, 0.027), (0.387, 0.172), (0.615, 0.343), (0.682, 0.354)]
-    for (name, found), figures in zip(ranked, measured, strict=True):
-        hits = found.ranks <= 20
-        assert (hits.mean(), (hits / found.ranks).mean()) == pytest.approx(figures, abs=0.01), name
+    for (name, ranked_prefixes), figures in zip(ranked, measured, strict=True):
+        hits = ranked_prefixes.ranks <= 20
+        assert (hits.mean(), (hits / ranked_prefixes.ranks).mean()) == pytest.approx(
+            figures, abs=0.01
+        ), name
 
 
 def read_clicks(real_data: Path, part: str) -> tuple[Array, Array]:

@@ -21,11 +21,11 @@ def interactions(*sessions: list[int], times: list[int] | None = None) -> Intera
     return Interactions(values, offsets, np.array(times or range(len(values)), np.int64))
 
 
-def sizes(found: dict[str, list], by: str) -> dict[str, int]:  # type: ignore[type-arg]
-    return {group.label: int(group.members.sum()) for group in found[by]}
+def sizes(groups_by_name: dict[str, list], by: str) -> dict[str, int]:  # type: ignore[type-arg]
+    return {group.label: int(group.members.sum()) for group in groups_by_name[by]}
 
 
-def test_a_target_knows_what_came_before_it() -> None:
+def test_targets_are_described_by_their_prefix() -> None:
     targets = describe_targets(interactions([A, B, A, X, A], [C], [X, B]), "all")
     assert targets.items.tolist() == [B, A, X, A, B]
     assert targets.sessions.tolist() == [0, 0, 0, 0, 2]
@@ -39,20 +39,25 @@ def test_a_target_knows_what_came_before_it() -> None:
 
 def test_groups_by_length_novelty_and_repetition() -> None:
     targets = describe_targets(interactions([A, B, A, X, A], [B, D], [B, C]), "all")
-    found = break_down(targets, np.array([9, 5, 0, 1]), by_time=False)
-    assert sizes(found, "interactions before the target") == {"1": 3, "2": 1, "3": 1, "4 to 5": 1}
-    assert sizes(found, "target") == {
+    groups_by_name = break_down(targets, np.array([9, 5, 0, 1]), by_time=False)
+    assert sizes(groups_by_name, "interactions before the target") == {
+        "1": 3,
+        "2": 1,
+        "3": 1,
+        "4 to 5": 1,
+    }
+    assert sizes(groups_by_name, "target") == {
         "seen in training": 4,
         "in the catalogue, in no training session": 1,
         "unknown": 1,
     }
-    assert sizes(found, "items before") == {"all known": 5, "one or more unknown": 1}
+    assert sizes(groups_by_name, "items before") == {"all known": 5, "one or more unknown": 1}
     # an unknown item may or may not be one of those before it
-    assert sizes(found, "known target") == {
+    assert sizes(groups_by_name, "known target") == {
         "first time in the session": 3,
         "seen before in the session": 2,
     }
-    assert "day (UTC)" not in found
+    assert "day (UTC)" not in groups_by_name
 
 
 def test_head_middle_and_tail_hold_a_third_of_the_training_interactions_each() -> None:
@@ -60,8 +65,8 @@ def test_head_middle_and_tail_hold_a_third_of_the_training_interactions_each() -
     counts = np.array([4, 4, 2, 2, 2, 2, 1, 1, 1, 1, 1, 1, 1, 1, 0])
     every = list(range(FIRST_ITEM, FIRST_ITEM + len(counts)))
     targets = describe_targets(interactions([every[0], *every]), "all")
-    found = break_down(targets, counts, by_time=False)
-    assert sizes(found, "popularity of the target") == {
+    groups_by_name = break_down(targets, counts, by_time=False)
+    assert sizes(groups_by_name, "popularity of the target") == {
         "head: 2 items seen 4 times or more": 2,
         "middle: 4 items seen 2 to 3 times": 4,
         "tail: 8 items seen once": 8,
@@ -71,9 +76,9 @@ def test_head_middle_and_tail_hold_a_third_of_the_training_interactions_each() -
 def test_groups_by_hour_and_day_are_those_of_utc() -> None:
     times = [DAY - 1, DAY, DAY + 5 * HOUR, DAY + 6 * HOUR, 3 * DAY - 1]
     targets = describe_targets(interactions([A, B, A, B, A], times=times), "all")
-    found = break_down(targets, np.array([1, 1]), by_time=True)
-    assert sizes(found, "day (UTC)") == {"1970-01-02": 3, "1970-01-03": 1}
-    assert sizes(found, "hour of the day (UTC)") == {
+    groups_by_name = break_down(targets, np.array([1, 1]), by_time=True)
+    assert sizes(groups_by_name, "day (UTC)") == {"1970-01-02": 3, "1970-01-03": 1}
+    assert sizes(groups_by_name, "hour of the day (UTC)") == {
         "00:00 to 05:59": 2,
         "06:00 to 11:59": 1,
         "18:00 to 23:59": 1,
@@ -89,19 +94,19 @@ def test_groups_by_hour_and_day_are_those_of_utc() -> None:
 def test_each_target_is_in_one_group_of_each_kind(
     sessions: list[list[int]], counts: list[int], positions: str
 ) -> None:
-    given_ = interactions(*sessions)
-    targets = describe_targets(given_, positions)  # type: ignore[arg-type]
-    expected = prefixes(given_.values, given_.offsets, positions, 99)  # type: ignore[arg-type]
+    sample = interactions(*sessions)
+    targets = describe_targets(sample, positions)  # type: ignore[arg-type]
+    expected = prefixes(sample.values, sample.offsets, positions, 99)  # type: ignore[arg-type]
     assert targets.items.tolist() == expected.targets.tolist()
     assert targets.num_before.tolist() == np.diff(expected.offsets).tolist()
-    known = targets.items >= FIRST_ITEM
-    seen = known & (np.append(counts, 0)[targets.items - FIRST_ITEM] > 0)
-    whole = {"popularity of the target": seen, "known target": known}
+    in_catalogue = targets.items >= FIRST_ITEM
+    seen = in_catalogue & (np.append(counts, 0)[targets.items - FIRST_ITEM] > 0)
+    whole = {"popularity of the target": seen, "known target": in_catalogue}
     for by, groups in break_down(targets, np.array(counts), by_time=True).items():
         total = sum(group.members.astype(int) for group in groups)
-        assert np.array_equal(total, whole.get(by, np.ones_like(known)).astype(int)), by
+        assert np.array_equal(total, whole.get(by, np.ones_like(in_catalogue)).astype(int)), by
 
 
-def test_what_would_be_one_group_is_left_out() -> None:
+def test_breakdowns_of_a_single_group_are_left_out() -> None:
     targets = describe_targets(interactions([A, B], [A, B]), "all")
     assert break_down(targets, np.array([1, 1]), by_time=False) == {}

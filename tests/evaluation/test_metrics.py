@@ -23,9 +23,9 @@ from pipeline.evaluation.metrics import (
 from pipeline.evaluation.result import Cost, Evaluation
 from pipeline.evaluation.targets import rank_targets
 from pipeline.model import ranking_metric
-from tests.evaluation.test_baselines import DENSE, NUM_ROWS, SAME, known, many_sessions
+from tests.evaluation.test_baselines import DENSE, NUM_ROWS, SAME, many_sessions, without_reserved
 from tests.evaluation.test_baselines import ragged as ragged_arrays
-from tests.evaluation.test_evaluation import MODELS, SESSIONS, V, ragged
+from tests.evaluation.test_targets import MODELS, SESSIONS, V, ragged
 
 INF, NAN = float("inf"), float("nan")
 REFERENCES = {
@@ -99,8 +99,8 @@ def test_intervals_hold_the_truth_as_often_as_they_say_though_targets_of_a_sessi
 def test_a_rank_counts_what_does_not_score_less(
     scores: list[float], target: int, rank: int
 ) -> None:
-    found = ranking_metric.ranks(torch.tensor([scores]), torch.tensor([target]))
-    assert found.tolist() == [rank]
+    result = ranking_metric.ranks(torch.tensor([scores]), torch.tensor([target]))
+    assert result.tolist() == [rank]
 
 
 @pytest.mark.parametrize("cutoff", [1, 5, 20])
@@ -111,21 +111,21 @@ def test_metrics_equal_those_of_torchmetrics(metric: str, cutoff: int) -> None:
     # a permutation a row: without ties, where libraries differ
     scores = torch.rand(num_targets, num_items, generator=generator).argsort(1).float()
     targets = torch.randint(num_items, (num_targets,), generator=generator)
-    found = ranking_metric.means(ranking_metric.ranks(scores, targets), (cutoff,))
+    result = ranking_metric.means(ranking_metric.ranks(scores, targets), (cutoff,))
     relevant = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, targets.unsqueeze(1), True)
     rows = torch.arange(num_targets).unsqueeze(1).expand_as(scores)
     # DCG is NDCG times the best that is possible, 1 for one target
     reference = REFERENCES["ndcg" if metric == "dcg" else metric](top_k=cutoff)
     expected = reference(scores.flatten(), relevant.flatten(), rows.flatten())
-    assert found[f"{metric}@{cutoff}"] == pytest.approx(float(expected), abs=1e-6)
+    assert result[f"{metric}@{cutoff}"] == pytest.approx(float(expected), abs=1e-6)
 
 
 def test_figures_of_the_lists_worked_out_by_hand() -> None:
     # four items, seen 6, 3, 1 and 0 times; lists [0, 1] and [0, 2]; targets 1 and an unknown one
     exposure = np.array([[2, 0, 0, 0], [2, 1, 1, 0]])
     targets = np.array([FIRST_ITEM + 1, OUT_OF_VOCABULARY])
-    found = list_metrics(exposure, (1, 2), targets, np.array([6, 3, 1, 0]))
-    assert found == {
+    result = list_metrics(exposure, (1, 2), targets, np.array([6, 3, 1, 0]))
+    assert result == {
         "coverage@1": 1 / 4,
         "popularity@1": 6,
         "popularity_bias@1": 6 / 1.5,
@@ -137,8 +137,8 @@ def test_figures_of_the_lists_worked_out_by_hand() -> None:
 
 def test_there_is_no_bias_towards_targets_that_training_never_saw() -> None:
     targets = np.array([OUT_OF_VOCABULARY])
-    found = list_metrics(np.array([[1, 0]]), (1,), targets, np.array([5, 1]))
-    assert found == {"coverage@1": 0.5, "popularity@1": 5, "popularity_bias@1": None}
+    result = list_metrics(np.array([[1, 0]]), (1,), targets, np.array([5, 1]))
+    assert result == {"coverage@1": 0.5, "popularity@1": 5, "popularity_bias@1": None}
     ranked = ranking_metrics(np.array([3]), (1,))
     evaluation = Evaluation(
         part="test",
@@ -150,7 +150,7 @@ def test_there_is_no_bias_towards_targets_that_training_never_saw() -> None:
         other_data=False,
         new_items=0,
         catalogue_items=2,
-        results={"run": {**ranked, **found}},
+        results={"run": {**ranked, **result}},
         margins={"run": dict.fromkeys(ranked)},
         differences={},
         breakdowns={},
@@ -159,7 +159,7 @@ def test_there_is_no_bias_towards_targets_that_training_never_saw() -> None:
     assert "  5.0       -\n" in str(evaluation)
     frame = evaluation.to_frame()
     assert frame.loc["run", "coverage@1"] == 0.5
-    assert list(frame.columns) == [*ranked, *found]
+    assert list(frame.columns) == [*ranked, *result]
 
 
 @pytest.mark.parametrize("width", [2048, 4])
@@ -202,9 +202,9 @@ def test_lists_of_baselines_are_counted_as_a_dense_loop_counts_them(
     expected = {}
     for name, score in DENSE.items():
         counts = np.zeros((len(lengths), len(catalogue)), np.int64)
-        for prefix in known(prefixes):
+        for prefix in without_reserved(prefixes):
             chosen = score if prefix or name in SAME else DENSE["popularity"]
-            scores = chosen(known(train), prefix)
+            scores = chosen(without_reserved(train), prefix)
             best = sorted(catalogue, key=lambda item: (-scores.get(item, 0), item))
             for at, length in enumerate(lengths):
                 for item in best[:length]:
@@ -220,5 +220,5 @@ def test_lists_of_baselines_are_counted_as_a_dense_loop_counts_them(
                 targets,
                 list_lengths=tuple(lengths),
             )
-            assert {name: found.exposure.tolist() for name, found in ranked} == expected
+            assert {name: result.exposure.tolist() for name, result in ranked} == expected
     assert list(expected) == list(BASELINES)

@@ -34,7 +34,7 @@ from pipeline.recipe.preprocess import Preprocess
 from pipeline.recipe.train import TrainConfig
 from pipeline.training.run import train
 from tests.conftest import Shop
-from tests.evaluation.test_evaluation import MODELS, V
+from tests.evaluation.test_targets import MODELS, V
 
 NUM_ITEMS = 200
 
@@ -99,7 +99,7 @@ def sessions_of(data: Path, part: str, catalogue: np.ndarray) -> list[list[Any]]
     per_session=st.booleans(),
     k=st.integers(1, V - 3),
 )
-def test_lists_are_the_best_of_what_the_filters_leave(
+def test_top_k_is_the_best_of_the_allowed_items(
     sessions: list[list[int]],
     excluded: list[int],
     candidates: set[int] | None,
@@ -124,16 +124,16 @@ def test_lists_are_the_best_of_what_the_filters_leave(
     allowed = (candidates or set(range(3, V))) - set(excluded)
     for row in range(len(sessions)):
         expected = sorted((float(scores[row, i]) for i in allowed), reverse=True)[:k]
-        found = best.items[row].tolist()[: len(expected)]
-        assert set(found) <= allowed
-        assert len(set(found)) == len(expected)
-        assert scores[row, found].tolist() == pytest.approx(expected, abs=1e-6)
+        items = best.items[row].tolist()[: len(expected)]
+        assert set(items) <= allowed
+        assert len(set(items)) == len(expected)
+        assert scores[row, items].tolist() == pytest.approx(expected, abs=1e-6)
         padded = expected + [-float("inf")] * (k - len(expected))
         assert best.scores[row].tolist() == pytest.approx(padded, abs=1e-6)
         assert best.items[row].tolist()[len(expected) :] == [0] * (k - len(expected))
 
 
-def test_scores_are_held_a_few_sessions_at_a_time(
+def test_number_of_scores_in_memory_is_bounded(
     shop: Shop, recommender: Recommender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = listed(recommender.recommend(shop.data, "valid", 5, filter_seen=True))
@@ -143,7 +143,7 @@ def test_scores_are_held_a_few_sessions_at_a_time(
     assert listed(parts) == whole
 
 
-def test_seen_blocked_and_other_items_than_candidates_are_left_out(
+def test_lists_hold_candidates_without_seen_and_blocked_items(
     shop: Shop, recommender: Recommender
 ) -> None:
     catalogue = recommender.catalogue.tolist()
@@ -154,12 +154,12 @@ def test_seen_blocked_and_other_items_than_candidates_are_left_out(
         )
     )
     sessions = sessions_of(shop.data, "test", recommender.catalogue)
-    for found, session in zip(lists, sessions, strict=True):
-        assert set(found) == set(candidates) - set(blocked) - set(session)
-        assert len(found) == len(set(found))
+    for items, session in zip(lists, sessions, strict=True):
+        assert set(items) == set(candidates) - set(blocked) - set(session)
+        assert len(items) == len(set(items))
 
 
-def test_an_item_is_seen_though_the_model_does_not_read_so_far_back(
+def test_filter_seen_reads_the_whole_session(
     numbers: tuple[Path, Path],
 ) -> None:
     data, run = numbers
@@ -167,25 +167,23 @@ def test_an_item_is_seen_though_the_model_does_not_read_so_far_back(
     sessions = sessions_of(data, "test", recommender.catalogue)
     assert max(len(set(session)) for session in sessions) > 2
     lists = listed(recommender.recommend(data, "test", 10, filter_seen=True))
-    for found, session in zip(lists, sessions, strict=True):
-        assert set(found) == set(recommender.catalogue.tolist()) - set(session)
+    for items, session in zip(lists, sessions, strict=True):
+        assert set(items) == set(recommender.catalogue.tolist()) - set(session)
 
 
 @pytest.mark.parametrize("ids", [[11, 12], ["11", "12"], np.array([11, 12]), [11, "12"]])
-def test_ids_of_a_filter_are_taken_as_the_catalogue_has_them(
-    numbers: tuple[Path, Path], ids: Any
-) -> None:
+def test_filter_ids_may_be_text_or_integers(numbers: tuple[Path, Path], ids: Any) -> None:
     data, run = numbers
     recommender = Recommender.open(run)
     lists = listed(recommender.recommend(data, "test", 10, candidates=ids))
-    assert all(set(found) == {11, 12} for found in lists)
+    assert all(set(items) == {11, 12} for items in lists)
     assert recommender.in_catalogue([*ids, "011", "eleven", None, 99, 2.5]).tolist() == [
         *([True] * 2),
         *([False] * 5),
     ]
 
 
-def test_a_list_that_is_filled_up_says_where_it_ends(
+def test_short_lists_are_padded_and_counted(
     shop: Shop, recommender: Recommender, numbers: tuple[Path, Path]
 ) -> None:
     candidates = recommender.catalogue[:2].tolist()
@@ -215,14 +213,14 @@ def test_a_list_that_is_filled_up_says_where_it_ends(
         ({"batch_size": 0}, "batch_size is 0, expected 1 or more"),
     ],
 )
-def test_a_wrong_argument_is_told_before_anything_is_predicted(
+def test_wrong_arguments_are_refused_before_any_prediction(
     shop: Shop, recommender: Recommender, settings_: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(ConfigError, match=words):
         recommender.recommend(shop.data, "test", **settings_)
 
 
-def test_a_part_that_is_not_there_is_named(shop: Shop, recommender: Recommender) -> None:
+def test_missing_part_is_named(shop: Shop, recommender: Recommender) -> None:
     with pytest.raises(ArtifactError, match="has no night sessions, it has: test, train, valid"):
         recommender.recommend(shop.data, "night")
     with pytest.raises(ArtifactError, match="has no night sessions"):
@@ -265,10 +263,10 @@ def test_embeddings_of_sessions_and_items_rank_like_the_scores(
     assert ids.tolist() == recommender.catalogue.tolist()
     assert items.dtype == np.float32
     vectors = np.concatenate(list(recommender.session_embeddings(shop.data, "valid")))
-    found = np.argsort(-(vectors @ items.T), axis=1)[:, :10]
+    items = np.argsort(-(vectors @ items.T), axis=1)[:, :10]
     lists = list(recommender.recommend(shop.data, "valid", NUM_ITEMS))
     for best, expected, scores in zip(
-        found,
+        items,
         chain.from_iterable(batch.items for batch in lists),
         chain.from_iterable(batch.scores for batch in lists),
         strict=True,
@@ -326,7 +324,7 @@ def test_lists_are_written_with_the_ids_of_their_sessions(
     assert [path.name for path in out.parent.iterdir()] == ["lists.parquet"]
 
 
-def test_lists_of_sessions_without_an_id_have_no_such_column(shop: Shop, tmp_path: Path) -> None:
+def test_sessions_without_ids_have_no_id_column(shop: Shop, tmp_path: Path) -> None:
     table = pq.read_table(shop.data / "sessions" / "test")
     data = with_test_files(shop.data, tmp_path / "data", [table.drop_columns(["session_id"])])
     out = tmp_path / "lists.parquet"
@@ -343,7 +341,7 @@ def test_a_part_without_a_session_gives_an_empty_file(shop: Shop, tmp_path: Path
     assert pq.read_table(out).num_rows == 0
 
 
-def test_vectors_are_written_for_an_index(
+def test_written_embeddings_rank_like_the_lists(
     shop: Shop, recommender: Recommender, tmp_path: Path
 ) -> None:
     of_items, of_sessions = tmp_path / "items.parquet", tmp_path / "sessions.parquet"
@@ -356,13 +354,11 @@ def test_vectors_are_written_for_an_index(
         np.array(sessions["embedding"].to_pylist()) @ np.array(items["embedding"].to_pylist()).T
     )
     best = [items["item_id"][int(i)].as_py() for i in scores.argmax(1)]
-    assert best == [found[0] for found in listed(recommender.recommend(shop.data, "test", 1))]
+    assert best == [items[0] for items in listed(recommender.recommend(shop.data, "test", 1))]
     assert sessions["session_id"].to_pylist() == session_ids(shop.data, "test").tolist()  # type: ignore[union-attr]
 
 
-def test_a_file_of_ours_is_replaced_and_another_is_left_alone(
-    numbers: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_only_files_of_the_command_are_replaced(numbers: tuple[Path, Path], tmp_path: Path) -> None:
     data, run = numbers
     out = tmp_path / "lists.parquet"
     for k in (1, 2):

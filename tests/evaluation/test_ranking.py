@@ -40,12 +40,12 @@ def test_ranks_and_lists_are_those_of_a_table_of_all_scores(
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ranking._WIDTHS, "cpu", chunk)
         patch.setitem(ranking._SCORES, "cpu", scores)
-        found = rank_in_catalogue(queries, items, targets, list_length)
-    assert torch.equal(found.ranks, ranking_metric.ranks(table, targets))
+        ranked = rank_in_catalogue(queries, items, targets, list_length)
+    assert torch.equal(ranked.ranks, ranking_metric.ranks(table, targets))
     longest = min(list_length, num_items)
-    assert found.best.shape == (num_targets, longest)
-    assert torch.equal(table.gather(1, found.best), table.topk(longest).values)
-    assert all(len(set(row)) == longest for row in found.best.tolist())
+    assert ranked.best.shape == (num_targets, longest)
+    assert torch.equal(table.gather(1, ranked.best), table.topk(longest).values)
+    assert all(len(set(row)) == longest for row in ranked.best.tolist())
 
 
 @settings(max_examples=40, deadline=None)
@@ -57,7 +57,7 @@ def test_ranks_and_lists_are_those_of_a_table_of_all_scores(
     list_length=st.integers(0, 65),
     seed=st.integers(0, 10_000),
 )
-def test_what_was_seen_is_ranked_nowhere(
+def test_seen_items_are_behind_every_target(
     num_items: int, num_targets: int, chunk: int, scores: int, list_length: int, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -76,11 +76,11 @@ def test_what_was_seen_is_ranked_nowhere(
         patch.setitem(ranking._WIDTHS, "cpu", chunk)
         patch.setitem(ranking._SCORES, "cpu", scores)
         seen = Seen(stretch, starts, stops)
-        found = rank_in_catalogue(queries, items, targets, list_length, seen=seen)
-    assert torch.equal(found.ranks, ranking_metric.ranks(table, targets))
+        ranked = rank_in_catalogue(queries, items, targets, list_length, seen=seen)
+    assert torch.equal(ranked.ranks, ranking_metric.ranks(table, targets))
     best = table.topk(min(list_length, num_items)).values
-    assert torch.equal(found.best < 0, best.isneginf())
-    shown = table.gather(1, found.best.clamp(min=0)).masked_fill(found.best < 0, float("-inf"))
+    assert torch.equal(ranked.best < 0, best.isneginf())
+    shown = table.gather(1, ranked.best.clamp(min=0)).masked_fill(ranked.best < 0, float("-inf"))
     assert torch.equal(shown, best)
 
 
@@ -91,23 +91,23 @@ def test_an_item_with_the_same_vector_as_the_target_is_ahead_of_it_in_every_chun
     items = twins(7_000, width, seed=width)  # four chunks
     queries = torch.randn(300, width, generator=torch.Generator().manual_seed(1))
     targets = torch.arange(0, 6_900, 23)
-    found = rank_in_catalogue(queries, items, targets).ranks
+    ranked = rank_in_catalogue(queries, items, targets).ranks
     scores = queries.double() @ items.double().T
     own = scores.gather(1, targets.unsqueeze(1))
     better, not_worse = (scores > own + 1e-4).sum(1), (scores >= own - 1e-4).sum(1)
     _, kinds, of_each = items.unique(dim=0, return_inverse=True, return_counts=True)
     assert of_each.max() > 2
-    assert (found >= better + of_each[kinds[targets]]).all()
-    assert (found <= not_worse).all()
+    assert (ranked >= better + of_each[kinds[targets]]).all()
+    assert (ranked <= not_worse).all()
 
 
-def test_a_score_that_is_no_number_is_ahead_of_every_target() -> None:
+def test_nan_scores_are_ahead_of_every_target() -> None:
     items = torch.arange(12.0).unsqueeze(1)
     items[[2, 9]] = float("nan")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ranking._WIDTHS, "cpu", 5)
-        found = rank_in_catalogue(torch.ones(3, 1), items, torch.tensor([11, 0, 2]), 2)
-    assert found.ranks.tolist() == [3, 12, 12]
+        ranked = rank_in_catalogue(torch.ones(3, 1), items, torch.tensor([11, 0, 2]), 2)
+    assert ranked.ranks.tolist() == [3, 12, 12]
 
 
 def test_memory_does_not_grow_with_the_catalogue_times_the_targets() -> None:

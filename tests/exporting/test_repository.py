@@ -49,8 +49,8 @@ def test_tensors_of_the_steps_fit_each_other(shop: Shop) -> None:
     for step in ensemble.ensemble_scheduling.step:
         model = config.read_config(shop.repository / step.model_name)
         for tensor in model.input:
-            found = kinds[step.input_map[tensor.name]]
-            assert found == (tensor.data_type, tuple(tensor.dims)), tensor.name
+            kind = kinds[step.input_map[tensor.name]]
+            assert kind == (tensor.data_type, tuple(tensor.dims)), tensor.name
         for tensor in model.output:
             kinds[step.output_map[tensor.name]] = (tensor.data_type, tuple(tensor.dims))
 
@@ -93,7 +93,7 @@ def test_a_program_that_differs_from_the_model_is_not_exported(shop: Shop) -> No
         torchscript.prove_parity(served, program, 20)
 
 
-def test_whole_numbers_choose_the_same_lists(shop: Shop, tmp_path: Path) -> None:
+def test_int8_scoring_gives_the_same_lists(shop: Shop, tmp_path: Path) -> None:
     result = export(shop.run, tmp_path / "out", scoring="int8")
     assert result.scoring == "int8"
     assert result.largest_score_difference < 1e-4
@@ -101,11 +101,12 @@ def test_whole_numbers_choose_the_same_lists(shop: Shop, tmp_path: Path) -> None
     names = model.inputs.feature_names
     plain = torchscript.InferenceModel(model, names, {"device"})
     program = torchscript.load(tmp_path / "out" / "recommender_model_v1" / "1" / "model.pt")
-    given = torchscript.example_request(plain, 20, 9, seed=3)
-    found, wanted = (
-        torchscript.unpack_answer(one(given.packed(plain)), plain.width) for one in (program, plain)
+    request = torchscript.example_request(plain, 20, 9, seed=3)
+    answer, expected = (
+        torchscript.unpack_answer(one(request.packed(plain)), plain.width)
+        for one in (program, plain)
     )
-    assert torch.allclose(found.scores, wanted.scores, atol=1e-4)
+    assert torch.allclose(answer.scores, expected.scores, atol=1e-4)
     with pytest.raises(ConfigError, match="int8 is for the CPU"):
         export(shop.run, tmp_path / "gpu", scoring="int8", device="gpu")
 
@@ -128,7 +129,7 @@ def test_raw_ids_become_indices_and_indices_the_same_ids(shop: Shop) -> None:
         ({"name": "../x"}, "--name is '../x'"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(
+def test_contradictory_settings_are_refused(
     shop: Shop, tmp_path: Path, arguments: dict[str, object], words: str
 ) -> None:
     with pytest.raises(ConfigError) as error:
@@ -137,7 +138,7 @@ def test_settings_that_cannot_be_are_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_no_run_is_refused(shop: Shop, tmp_path: Path) -> None:
+def test_only_runs_are_exported(shop: Shop, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="is a data directory, expected run"):
         export(shop.data, tmp_path / "out")
     with pytest.raises(ArtifactError, match="does not exist"):
@@ -168,8 +169,8 @@ def test_the_next_export_in_the_same_place_is_the_next_version_beside_the_one_be
         assert all(name.endswith(f"_v{version}") for name in asked)
         # what an answer gives as the version of the model
         assert ensemble.version_policy.specific.versions == [version]
-        found = {p.name for p in (repository / "recommender").iterdir() if p.is_dir()}
-        assert found == {str(v) for v in kept}
+        versions = {p.name for p in (repository / "recommender").iterdir() if p.is_dir()}
+        assert versions == {str(v) for v in kept}
         assert read_manifest(repository, "repository")["version"] == version
         for v in kept:
             content = (repository / f"recommender_model_v{v}" / "1" / "model.pt").read_bytes()
@@ -180,7 +181,7 @@ def test_the_next_export_in_the_same_place_is_the_next_version_beside_the_one_be
     assert models == {"other", *(f"other_{s}_v4" for s in STEPS)}
 
 
-def test_what_was_superseded_a_moment_ago_stays_for_a_server_that_is_busy_with_it(
+def test_recently_superseded_versions_are_kept(
     shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     repository = tmp_path / "repository"
@@ -197,7 +198,7 @@ def test_what_was_superseded_a_moment_ago_stays_for_a_server_that_is_busy_with_i
     assert versions() == {"3", "4"}
 
 
-def test_a_number_that_was_given_out_is_not_given_again(shop: Shop, tmp_path: Path) -> None:
+def test_version_numbers_are_never_used_twice(shop: Shop, tmp_path: Path) -> None:
     repository = tmp_path / "repository"
     for _ in range(2):
         export(shop.run, repository)

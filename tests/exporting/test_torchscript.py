@@ -1,4 +1,4 @@
-"""The served program: exact lists of any shape, and lean parts in place of the model's own."""
+"""The served program: exact lists at any shape, and XLNet inference."""
 
 import os
 import subprocess
@@ -51,10 +51,12 @@ def test_lists_are_those_of_a_sort_of_all_scores(
             scores[row, ~among] = -torch.inf
         scores[row, hidden[row][hidden[row] >= 3] - 3] = -torch.inf
     best = scores.sort(1, descending=True).values[:, :k]
-    for top, found in (first, second):
+    for top, indices in (first, second):
         assert torch.equal(top, best)
-        assert torch.equal(scores.gather(1, found - 3), top), "each item has the score it is given"
-        assert all(len(set(row)) == len(row) for row in found.tolist()), "no item twice"
+        assert torch.equal(scores.gather(1, indices - 3), top), (
+            "each item has the score of its position"
+        )
+        assert all(len(set(row)) == len(row) for row in indices.tolist()), "no item twice"
 
 
 @settings(max_examples=60, deadline=None)
@@ -64,7 +66,7 @@ def test_lists_are_those_of_a_sort_of_all_scores(
     spread=st.floats(0, 3),
     k=st.sampled_from([1, 10, 100]),
 )
-def test_whole_numbers_of_8_bits_lose_no_item(seed: int, rows: int, spread: float, k: int) -> None:
+def test_int8_preselection_loses_no_item(seed: int, rows: int, spread: float, k: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     # vectors of very different lengths, as of popular and of rare items
     items = torch.randn(20_000, 32, generator=generator)
@@ -72,11 +74,11 @@ def test_whole_numbers_of_8_bits_lose_no_item(seed: int, rows: int, spread: floa
     queries = torch.randn(rows, 32, generator=generator)
     none = torch.zeros(rows, 0, dtype=torch.int64)
     of = torch.tensor(k), none, none
-    exact, wanted = best_items(queries, items, items.t().contiguous(), *of)
-    scores, found = best_items_int8(queries, items, *quantize(items), *of)
+    exact, expected = best_items(queries, items, items.t().contiguous(), *of)
+    scores, indices = best_items_int8(queries, items, *quantize(items), *of)
     assert torch.allclose(scores, exact, rtol=1e-5, atol=1e-4)
     # the loss of recall is 0; ties of float32 apart, which stand at the end
-    lost = [len(set(a) - set(b)) for a, b in zip(wanted.tolist(), found.tolist(), strict=True)]
+    lost = [len(set(a) - set(b)) for a, b in zip(expected.tolist(), indices.tolist(), strict=True)]
     assert max(lost) <= 1
 
 
@@ -89,14 +91,14 @@ for vectors in (items, queries):  # directions that all of them share make sums 
     vectors[:, :8] = vectors[:, :8].abs() * 5
 none = torch.zeros(4, 0, dtype=torch.int64)
 of = torch.tensor(20), none, none
-_, wanted = best_items(queries, items, items.t().contiguous(), *of)
-_, found = best_items_int8(queries, items, *quantize(items), *of)
-print([len(set(a) - set(b)) for a, b in zip(wanted.tolist(), found.tolist())])
+_, expected = best_items(queries, items, items.t().contiguous(), *of)
+_, indices = best_items_int8(queries, items, *quantize(items), *of)
+print([len(set(a) - set(b)) for a, b in zip(expected.tolist(), indices.tolist())])
 """
 
 
 @pytest.mark.parametrize("widest", ["AVX2", "AVX512_CORE", "ALL"])
-def test_whole_numbers_lose_no_item_on_processors_of_any_age(widest: str) -> None:
+def test_int8_preselection_loses_no_item_on_any_instruction_set(widest: str) -> None:
     # those without VNNI add two products in 16 bits, silently cut
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": widest}
     done = subprocess.run(
@@ -142,7 +144,7 @@ def build(masking: str, layers: list[int], *behind: nn.Module) -> tr.Model:
 
 @pytest.mark.parametrize("masking", ["clm", "mlm", "rtd"])
 @pytest.mark.parametrize("layers", [[1], [3], [2, 1]])
-def test_a_lean_xlnet_scores_as_the_one_of_hugging_face(masking: str, layers: list[int]) -> None:
+def test_xlnet_inference_scores_as_hugging_face(masking: str, layers: list[int]) -> None:
     served = InferenceModel(build(masking, layers), ["item_id"], set())
     assert sum(isinstance(m, XLNetInference) for m in served.optimized.modules()) == len(layers)
     assert prove_parity(served, trace(served, L), L, 1e-5) < 1e-5
@@ -151,13 +153,13 @@ def test_a_lean_xlnet_scores_as_the_one_of_hugging_face(masking: str, layers: li
 def test_only_the_last_block_of_a_body_may_skip_positions() -> None:
     for behind, expected in (((), [False, True]), ((Behind(),), [False, False])):
         model = build("clm", [1, 1], *behind)
-        found = [m for m in optimize_xlnet(model).modules() if isinstance(m, XLNetInference)]
-        assert [m.newest_only for m in found] == expected
+        indices = [m for m in optimize_xlnet(model).modules() if isinstance(m, XLNetInference)]
+        assert [m.newest_only for m in indices] == expected
         served = InferenceModel(model, ["item_id"], set())
         assert prove_parity(served, trace(served, L), L, 1e-5) < 1e-5
 
 
-def test_a_block_that_stands_twice_is_whole_in_both_places() -> None:
+def test_block_used_twice_computes_all_positions() -> None:
     inputs = tr.TabularSequenceFeatures.from_schema(
         SCHEMA, max_sequence_length=L, masking="clm", d_output=D
     )

@@ -44,13 +44,13 @@ def ragged(sessions: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
     return values, np.concatenate([[0], np.cumsum(lengths)])
 
 
-def wanted(sessions: list[list[int]], positions: str) -> list[tuple[list[int], int]]:
+def prefixes_and_targets(sessions: list[list[int]], positions: str) -> list[tuple[list[int], int]]:
     """What came before each target, and the target."""
-    found = []
+    result = []
     for session in sessions:
         places = range(1, len(session)) if positions == "all" else [len(session) - 1]
-        found += [(session[:n], session[n]) for n in places if n > 0 and session[n] >= 2]
-    return found
+        result += [(session[:n], session[n]) for n in places if n > 0 and session[n] >= 2]
+    return result
 
 
 def model(name: str, masking: str) -> Any:
@@ -67,19 +67,19 @@ MODELS = {"gru": model("gru", "clm"), "bert": model("bert", "mlm")}
 @pytest.mark.parametrize("name", MODELS)
 @given(sessions=SESSIONS)
 @settings(deadline=None, max_examples=25)
-def test_a_model_ranks_among_what_the_session_does_not_hold(
+def test_model_ranks_only_items_outside_the_prefix(
     name: str, positions: Any, sessions: list[list[int]]
 ) -> None:
     chosen = MODELS[name]
     values, offsets = ragged(sessions)
     batch = RaggedBatch({"item_id": torch.from_numpy(values)}, {}, torch.from_numpy(offsets))
-    found = rank_targets(chosen, [batch], positions, list_lengths=(4, 20), filter_seen=True)
+    result = rank_targets(chosen, [batch], positions, list_lengths=(4, 20), filter_seen=True)
     expected = []
     shown = np.zeros((2, NUM_ITEMS), np.int64)
-    for before, target in wanted(sessions, positions):
+    for before, target in prefixes_and_targets(sessions, positions):
         newest = torch.tensor([before[-3:]])
-        given = SessionBatch({"item_id": newest}, torch.tensor([newest.size(1)]))
-        scores = chosen(given)[0]
+        window = SessionBatch({"item_id": newest}, torch.tensor([newest.size(1)]))
+        scores = chosen(window)[0]
         own = scores[target] if target >= 3 else float("inf")
         others = [item for item in range(3, NUM_ITEMS + 3) if item not in before]
         by_score = sorted(others, key=lambda item: -float(scores[item].detach()))
@@ -90,8 +90,8 @@ def test_a_model_ranks_among_what_the_session_does_not_hold(
             expected.append(NUM_ITEMS + 1)
         else:
             expected.append(NUM_ITEMS if target in before else ahead + 1)
-    assert found.ranks.tolist() == expected
-    assert found.exposure.tolist() == shown.tolist()
+    assert result.ranks.tolist() == expected
+    assert result.exposure.tolist() == shown.tolist()
 
 
 @pytest.mark.parametrize(
@@ -99,19 +99,19 @@ def test_a_model_ranks_among_what_the_session_does_not_hold(
 )
 @given(training=SESSIONS, sessions=SESSIONS)
 @settings(deadline=None, max_examples=25)
-def test_a_baseline_ranks_among_what_the_session_does_not_hold(
+def test_baselines_rank_only_items_outside_the_prefix(
     fit: Any, training: list[list[int]], sessions: list[list[int]]
 ) -> None:
     baseline = fit(*ragged(training), NUM_ITEMS + 3)
     before = prefixes(*ragged(sessions), "all", 2)  # it scores by the newest two
     whole = prefixes(*ragged(sessions), "all", 2**31)
     filtered = WithoutSeen(baseline, whole.values, whole.offsets)
-    found = rank_by_baseline(filtered, *before, num_items=NUM_ITEMS)
+    result = rank_by_baseline(filtered, *before, num_items=NUM_ITEMS)
     dense = np.zeros((len(before.targets), NUM_ITEMS + 3))
     for matrix, rows, numbers in baseline.scores(before.values, before.offsets):
         dense[numbers] = matrix.toarray()[rows]
     for rank, scores, (seen, target) in zip(
-        found.ranks, dense, wanted(sessions, "all"), strict=True
+        result.ranks, dense, prefixes_and_targets(sessions, "all"), strict=True
     ):
         if target < 3:
             assert rank == NUM_ITEMS + 1
@@ -122,7 +122,7 @@ def test_a_baseline_ranks_among_what_the_session_does_not_hold(
             assert rank == sum(scores[item] >= scores[target] for item in others)
 
 
-def test_the_recipe_of_the_data_decides_unless_it_is_said(tmp_path: Path) -> None:
+def test_filter_seen_defaults_to_the_recipe_of_the_data(tmp_path: Path) -> None:
     lines = [f"{n} " + " ".join(str((n + i) % 9) for i in range(4)) for n in range(30)]
     (tmp_path / "log.txt").write_text("\n".join(lines))
     values = {"format": "sequences", "split": "leave-one-out", "filter_seen": True}
@@ -132,10 +132,10 @@ def test_the_recipe_of_the_data_decides_unless_it_is_said(tmp_path: Path) -> Non
     facts = train(
         tmp_path / "data", ModelConfig(architecture="gru", d_model=4), chosen, tmp_path / "run"
     )
-    found = evaluate(tmp_path / "run", tmp_path / "data", part="valid", cutoffs=(10,))
-    assert found.filter_seen
-    assert facts["valid_mrr@10"] == pytest.approx(found.results["run"]["mrr@10"])
-    assert "recent-popularity" in found.results
+    result = evaluate(tmp_path / "run", tmp_path / "data", part="valid", cutoffs=(10,))
+    assert result.filter_seen
+    assert facts["valid_mrr@10"] == pytest.approx(result.results["run"]["mrr@10"])
+    assert "recent-popularity" in result.results
     facts = write_report(
         tmp_path / "run", tmp_path / "data", tmp_path / "report.html", baselines=False
     )
@@ -151,5 +151,5 @@ def test_the_recipe_of_the_data_decides_unless_it_is_said(tmp_path: Path) -> Non
     )
     assert not kept.filter_seen
     for name in kept.results:
-        assert kept.results[name]["mrr@10"] <= found.results[name]["mrr@10"]
-    assert kept.results["run"]["mrr@10"] < found.results["run"]["mrr@10"]
+        assert kept.results[name]["mrr@10"] <= result.results[name]["mrr@10"]
+    assert kept.results["run"]["mrr@10"] < result.results["run"]["mrr@10"]

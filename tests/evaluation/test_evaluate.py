@@ -29,15 +29,15 @@ def test_every_ranking_metric_of_every_model_has_a_margin(result: dict[str, Any]
 def test_the_difference_is_from_the_best_baseline_and_surer_than_both(
     result: dict[str, Any],
 ) -> None:
-    for metric, found in result["differences"].items():
+    for metric, difference in result["differences"].items():
         others = {name: result["results"][name][metric] for name in BASELINES}
-        assert found["baseline"] == max(others, key=lambda name: others[name])
-        assert found["difference"] == pytest.approx(
+        assert difference["baseline"] == max(others, key=lambda name: others[name])
+        assert difference["difference"] == pytest.approx(
             result["results"]["run"][metric] - max(others.values()), abs=1e-9
         )
-        margins = [result["margins"][name][metric] for name in ("run", found["baseline"])]
+        margins = [result["margins"][name][metric] for name in ("run", difference["baseline"])]
         # the models are right about the same targets, so that their difference varies less
-        assert 0 < found["margin"] < sum(margins)
+        assert 0 < difference["margin"] < sum(margins)
 
 
 def test_the_mean_over_groups_is_the_mean_over_all(result: dict[str, Any]) -> None:
@@ -48,9 +48,9 @@ def test_the_mean_over_groups_is_the_mean_over_all(result: dict[str, Any]) -> No
         if total < result["targets"]:
             assert by in ("popularity of the target", "known target")
             continue
-        for model, found in result["results"].items():
+        for model, metrics in result["results"].items():
             mean = sum(g["targets"] * g["results"][model]["ndcg@20"] for g in groups) / total
-            assert mean == pytest.approx(found["ndcg@20"], abs=1e-9)
+            assert mean == pytest.approx(metrics["ndcg@20"], abs=1e-9)
 
 
 def test_the_last_positions_are_one_target_a_session(shop: Shop) -> None:

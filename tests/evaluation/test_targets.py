@@ -45,12 +45,12 @@ def ragged(sessions: list[list[int]]) -> RaggedBatch:
 @pytest.mark.parametrize("name", sorted(MODELS))
 @settings(max_examples=25, deadline=None)
 @given(sessions=SESSIONS)
-def test_the_rank_of_a_target_is_that_in_a_prediction_from_what_came_before_it(
+def test_rank_of_a_target_equals_that_of_a_prediction_from_its_prefix(
     name: str, positions: str, sessions: list[list[int]]
 ) -> None:
     model = MODELS[name]
     ranked = rank_targets(model, [ragged(sessions)], positions, batch_size=3)  # type: ignore[arg-type]
-    wanted, targets = [], []
+    expected, targets = [], []
     for session in sessions:
         ends = range(1, len(session)) if positions == "all" else [len(session) - 1]
         for end in ends:
@@ -62,10 +62,10 @@ def test_the_rank_of_a_target_is_that_in_a_prediction_from_what_came_before_it(
                 scores = model(SessionBatch({"item_id": before}, torch.tensor([before.size(1)])))
             others = scores[0, 3:] >= scores[0, target] - 1e-5
             lowest = int((scores[0, 3:] > scores[0, target] + 1e-5).sum()) + 1
-            wanted.append((lowest, int(others.sum())) if target > 2 else (V - 2, V - 2))
+            expected.append((lowest, int(others.sum())) if target > 2 else (V - 2, V - 2))
             targets.append(target)
     assert ranked.targets.tolist() == targets
-    for rank, (low, high) in zip(ranked.ranks.tolist(), wanted, strict=True):
+    for rank, (low, high) in zip(ranked.ranks.tolist(), expected, strict=True):
         assert low <= rank <= high
 
 
@@ -75,18 +75,23 @@ def test_baselines_see_the_targets_of_the_model_in_the_same_order(
 ) -> None:
     values = np.array([item for s in sessions for item in s], np.int64)
     offsets = np.concatenate([[0], np.cumsum([len(s) for s in sessions])]).astype(np.int64)
-    found = prefixes(values, offsets, positions, longest)  # type: ignore[arg-type]
-    wanted = []
+    before_targets = prefixes(values, offsets, positions, longest)  # type: ignore[arg-type]
+    expected = []
     for session in sessions:
         ends = range(1, len(session)) if positions == "all" else [len(session) - 1]
-        wanted += [
+        expected += [
             (session[max(0, end - longest) : end], session[end])
             for end in ends
             if end >= 1 and session[end] >= 2
         ]
-    assert found.targets.tolist() == [target for _, target in wanted]
-    for row, (prefix, _) in enumerate(wanted):
-        assert found.values[found.offsets[row] : found.offsets[row + 1]].tolist() == prefix
+    assert before_targets.targets.tolist() == [target for _, target in expected]
+    for row, (prefix, _) in enumerate(expected):
+        assert (
+            before_targets.values[
+                before_targets.offsets[row] : before_targets.offsets[row + 1]
+            ].tolist()
+            == prefix
+        )
 
 
 @given(
@@ -105,7 +110,7 @@ def test_every_interaction_but_the_first_is_a_target_once(
     assert seen == [(row, end) for row, length in enumerate(lengths) for end in range(1, length)]
 
 
-def test_an_item_with_the_score_of_the_target_counts_as_ahead_of_it() -> None:
+def test_ties_count_against_the_target() -> None:
     model = make_model("gpt2", "clm")
     with torch.no_grad():
         # every item has the same score, in whatever order a processor sums up its products
@@ -115,7 +120,7 @@ def test_an_item_with_the_score_of_the_target_counts_as_ahead_of_it() -> None:
     assert ranked.ranks.tolist() == [V - 3]
 
 
-def test_scores_that_are_no_numbers_do_not_count_as_a_hit() -> None:
+def test_nan_scores_are_no_hit() -> None:
     model = make_model("gpt2", "clm")
     with torch.no_grad():
         model.inputs.item_table.weight[3:] = float("nan")
