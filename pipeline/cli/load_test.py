@@ -13,6 +13,7 @@ from pipeline.core.errors import ConfigError
 _MAX_SECONDS = 3_600
 
 
+# Long: every option is declared here with its help.
 def load_test(
     url: Annotated[
         str, typer.Argument(help="http://HOST:PORT, grpc://HOST:PORT or grpcs://HOST:PORT.")

@@ -13,6 +13,7 @@ _NUM_DRIFTING = 3
 """Drifting columns that are named on the screen; the report names all."""
 
 
+# Long: every option is declared here with its help.
 def preprocess(
     logs: Annotated[
         list[Path],

@@ -14,6 +14,7 @@ KeyFile = Annotated[
 ]
 
 
+# Long: every option is declared here with its help.
 def recommend(
     target: Annotated[
         str,

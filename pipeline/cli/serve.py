@@ -13,6 +13,7 @@ from pipeline.cli.recommend import read_key_file
 from pipeline.core.errors import ConfigError, ServingError
 
 
+# Long: every option is declared here with its help.
 def serve(
     repository: Annotated[Path, typer.Argument(help="Directory that export wrote.")],
     host: Annotated[

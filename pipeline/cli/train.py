@@ -21,6 +21,7 @@ _WINDOW_LEGEND = [
 ]
 
 
+# Long: every option is declared here with its help.
 def train(
     data: DataArgument,
     out: Out,

@@ -58,6 +58,7 @@ class _Ranking:
     """(items,) training interactions."""
 
 
+# Long: half of it is the docstring of a public function.
 def evaluate(
     run: Run | Path,
     data: Data | Path,

@@ -92,6 +92,7 @@ class Trainer(ResumableTrainer):
     then has all rows, in main memory, and the others keep theirs.
     """
 
+    # Long: the keyword arguments are the public API.
     def __init__(
         self,
         model: Model,

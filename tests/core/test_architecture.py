@@ -151,6 +151,31 @@ assert not loaded & heavy, loaded & heavy
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def unexplained_lengths(source: str) -> list[str]:
+    """Functions of more than 60 lines that have no comment `# Long: ...` above them."""
+    lines = source.splitlines()
+    return [
+        node.name
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (node.end_lineno or 0) - node.lineno >= 60
+        and not lines[min([node, *node.decorator_list], key=lambda n: n.lineno).lineno - 2]
+        .strip()
+        .startswith("# Long:")
+    ]
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=name)
+def test_functions_above_60_lines_say_why(file: Path) -> None:
+    assert unexplained_lengths(file.read_text(encoding="utf-8")) == []
+
+
+def test_length_scan_reports_functions_without_a_reason() -> None:
+    source = "def first():\n" + "    pass\n" * 60
+    assert unexplained_lengths(source) == ["first"]
+    assert unexplained_lengths("# Long: a table.\n" + source) == []
+
+
 def dangers(module: ast.Module, file: Path) -> list[str]:
     """Calls and imports that can run code held in data, with their lines."""
     uses = []

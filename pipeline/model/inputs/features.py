@@ -159,6 +159,7 @@ class TabularSequenceFeatures(nn.Module):
             item_alone=self.feature_names == [self.item],
         )
 
+    # Long: the docstring explains the arguments that Transformers4Rec has.
     @classmethod
     def from_schema(
         cls,
