@@ -12,7 +12,16 @@ from benchmarks.checkouts.logs import Column, Log, Shape, random_log, write_text
 from benchmarks.checkouts.requests import Input, Inputs, write_requests
 
 _TRAIN = {"epochs": 2, "batch_size": 24, "learning_rate": 0.003}
-_SMALL = {"d_model": 32, "n_head": 2, "n_layer": 1}
+_SMALL: dict[str, Any] = {
+    "d_model": 32,
+    "n_head": 2,
+    "n_layer": 1,
+    # written out, since versions differ in these defaults
+    "normalize": False,
+    "temperature": 1.0,
+    "item_vectors": "random",
+    "feature_dropout": 0.0,
+}
 _ITEM_ONLY: dict[str, Any] = {
     "session": "session",
     "item": "product",
