@@ -62,8 +62,7 @@ def with_noop(repository: Path, scratch: Path) -> Iterator[TritonServer]:
     encoder = config.read_config(copied / read_manifest(repository, "repository")["name"])
     item = next(tensor for tensor in encoder.input if tensor.name == "item_id")
     kind = config.type_name(item)
-    inputs = [config.TensorConfig("item_id", kind, (-1,))]
-    outputs = [config.TensorConfig("scores", "TYPE_FP32", (-1,))]
+    inputs, outputs = [config.tensor("item_id", kind)], [config.tensor("scores", "TYPE_FP32")]
     config.write_config(
         copied / NOOP, config.python_model(NOOP, inputs, outputs, encoder.max_batch_size)
     )

@@ -22,7 +22,7 @@ def open_run(run: "Run | Path") -> Any:
     import torch
 
     from pipeline.core.errors import PipelineError
-    from pipeline.exporting.repository import client_facts, request_spec
+    from pipeline.exporting.repository import ServingSettings, client_facts, request_spec
     from pipeline.exporting.request_tables import write_encoder
     from pipeline.exporting.run import load_served
     from pipeline.exporting.torchscript import NOT_FINITE, unpack_answer
@@ -43,13 +43,14 @@ def open_run(run: "Run | Path") -> Any:
         return answer.numpy()
 
     num_items = len(fitted.item.values)
-    spec = request_spec(
-        fitted,
-        model,
+    settings = ServingSettings(
+        name="recommender",
+        version=1,
         default_k=min(DEFAULT_K, num_items),
         max_k=num_items,
         max_batch=MAX_BATCH,
     )
+    spec = request_spec(fitted, model, settings)
     facts = client_facts(fitted, spec) | {"max_batch": MAX_BATCH, "version": 1}
     # the request encoder of the server reads its tables from files
     with TemporaryDirectory(prefix="pipeline-") as directory:

@@ -26,12 +26,7 @@ FURTHER_ITEMS = "item_id.further"
 def encoder_spec(fitted: Fitted, default_k: int, max_k: int) -> dict[str, Any]:
     """Return how the encoder maps each column; see `pipeline/serve/runtime/encoder.py`."""
     columns: list[dict[str, Any]] = [
-        {
-            "name": ITEM,
-            "kind": "categorical",
-            "scope": "interaction",
-            "type": fitted.item.type,
-        }
+        {"name": ITEM, "kind": "categorical", "scope": "interaction", "type": fitted.item.type}
     ]
     for feature in fitted.recipe.features:
         scope = "session" if feature.of == "session" else "interaction"

@@ -67,17 +67,17 @@ def export(
     repository at `out` is replaced by its next version.
     ConfigError for settings that do not fit each other or this machine.
     """
-    _check_settings(name, default_k, max_k, max_batch, device, scoring)
+    options: dict[str, Any] = {
+        "name": name,
+        "default_k": default_k,
+        "max_k": max_k,
+        "max_batch": max_batch,
+        "device": device,
+        "scoring": scoring,
+    }
+    _check_options(**options)
     run = Run.open(run)
-    fingerprint = repository_fingerprint(
-        run.path,
-        name=name,
-        default_k=default_k,
-        max_k=max_k,
-        max_batch=max_batch,
-        device=device,
-        scoring=scoring,
-    )
+    fingerprint = repository_fingerprint(run.path, **options)
     facts: dict[str, Any] = {}
     with new_artifact(out, "repository", facts, fingerprint=fingerprint) as directory:
         # inside the block, where no other export to the same place runs
@@ -134,13 +134,8 @@ def _write_version(
     )
 
 
-def _check_settings(
-    name: str,
-    default_k: int,
-    max_k: int,
-    max_batch: int,
-    device: Device,
-    scoring: torchscript.Scoring,
+def _check_options(
+    *, name: str, default_k: int, max_k: int, max_batch: int, device: str, scoring: str
 ) -> None:
     if not _NAME.fullmatch(name):
         raise ConfigError(f"--name is {name!r}, expected up to 100 letters, digits, - and _.")

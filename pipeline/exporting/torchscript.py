@@ -259,15 +259,9 @@ def prove_parity(
     PipelineError if it is above `tolerance`, or if an item has another score than its list says.
     """
     largest = 0.0
-    for seed, (sessions, width, k) in enumerate(
-        [
-            (1, length, 1),
-            (3, length, 10),
-            (33, length, 100),
-            (5, max(1, length // 2), 20),
-            (1, 1, 7),
-        ]
-    ):
+    half = max(1, length // 2)
+    shapes = [(1, length, 1), (3, length, 10), (33, length, 100), (5, half, 20), (1, 1, 7)]
+    for seed, (sessions, width, k) in enumerate(shapes):
         request = example_request(model, width, sessions, seed, k)
         expected, scores = reference_scores(model, request)
         try:
@@ -318,20 +312,11 @@ def _line(error: Exception) -> str:
 
 def save(program: torch.jit.ScriptModule, path: Path) -> None:
     """Write `model.pt` without its debugging records: they hold pickled source positions."""
+    buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        buffer = io.BytesIO()
         torch.jit.save(program, buffer)
     with zipfile.ZipFile(buffer) as whole, zipfile.ZipFile(path, "w") as stripped:
         for record in whole.infolist():
             if not record.filename.endswith(".debug_pkl"):
                 stripped.writestr(record, whole.read(record))
-
-
-def load(path: Path) -> torch.jit.ScriptModule:
-    """Read `model.pt`; nothing runs but TorchScript's own interpreter."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.jit.load(str(path), map_location="cpu")
-    assert isinstance(program, torch.jit.ScriptModule)  # noqa: S101
-    return program

@@ -1,134 +1,142 @@
-"""Triton's model configurations, built with its own proto."""
+"""Triton's model configurations, checked and written with its own proto.
 
-from collections.abc import Iterable
+A configuration is a dict with the names of the proto's fields.
+"""
+
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
-from google.protobuf import text_format
+from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2 as proto
 
 CONFIG_FILE = "config.pbtxt"
 
 Device = Literal["cpu", "gpu"]
+ModelConfig = dict[str, Any]
+TensorConfig = dict[str, Any]
 
 
-class TensorConfig(NamedTuple):
-    """An input or output of a model, without the batch dimension."""
-
-    name: str
-    type: str
-    """Such as TYPE_INT64."""
-    dims: tuple[int, ...]
-    """-1 for a dimension of any size."""
-    optional: bool = False
-
-
-class EnsembleStep(NamedTuple):
-    """One model of an ensemble, with the ensemble's names of its inputs and outputs."""
-
-    model: str
-    inputs: dict[str, str]
-    outputs: dict[str, str]
+def tensor(name: str, data_type: str, size: int = -1, *, optional: bool = False) -> TensorConfig:
+    """Configure an input or output of (B, `size`), -1 for any; `data_type` as TYPE_INT64."""
+    options = {"optional": True} if optional else {}
+    return {"name": name, "data_type": data_type, "dims": [size], **options}
 
 
 def python_model(
-    name: str,
-    inputs: Iterable[TensorConfig],
-    outputs: Iterable[TensorConfig],
-    max_batch: int,
-) -> proto.ModelConfig:
+    name: str, inputs: list[TensorConfig], outputs: list[TensorConfig], max_batch: int
+) -> ModelConfig:
     """Configure a model of the Python backend whose batches hold sessions of different lengths.
 
     A batch forms from the waiting requests, without a delay to fill it. There is no queue policy:
     with any, Triton 2.51 leaves some requests in the queue for half a second.
     """
-    config = proto.ModelConfig(name=name, backend="python", max_batch_size=max_batch)
-    _add_tensors(config, inputs, outputs)
-    for tensor in config.input:
-        tensor.allow_ragged_batch = True
-    config.dynamic_batching.max_queue_delay_microseconds = 0
-    _set_device(config, "cpu")
-    return config
+    return {
+        "name": name,
+        "backend": "python",
+        "max_batch_size": max_batch,
+        "input": [config | {"allow_ragged_batch": True} for config in inputs],
+        "output": outputs,
+        "dynamic_batching": {"max_queue_delay_microseconds": 0},
+        "instance_group": [{"count": 1, "kind": "KIND_CPU"}],
+    }
 
 
 def torchscript_model(
     name: str,
-    inputs: Iterable[TensorConfig],
-    outputs: Iterable[TensorConfig],
+    request: TensorConfig,
+    answer: TensorConfig,
     max_batch: int,
     device: Device,
-) -> proto.ModelConfig:
+    samples: dict[str, np.ndarray],
+) -> ModelConfig:
     """Configure a model of the PyTorch backend; its tensor names must end in `__<position>`.
 
-    There is no dynamic batching: the request runtime has merged requests into rows whose layout
-    depends on their sizes.
+    Triton runs the `samples`, (B, n) requests by name, before it reports the model as ready. There
+    is no dynamic batching: the request runtime has merged requests into rows whose layout depends
+    on their sizes.
     """
-    config = proto.ModelConfig(
-        name=name, backend="pytorch", platform="pytorch_libtorch", max_batch_size=max_batch
-    )
-    _add_tensors(config, inputs, outputs)
-    config.parameters["INFERENCE_MODE"].string_value = "true"
-    # otherwise the first call, and the first of each shape, takes seconds longer
-    config.parameters["DISABLE_OPTIMIZED_EXECUTION"].string_value = "true"
-    _set_device(config, device)
-    return config
+    # a traced program runs on the device that it was traced on
+    instances = {"kind": "KIND_GPU", "gpus": [0]} if device == "gpu" else {"kind": "KIND_CPU"}
+    return {
+        "name": name,
+        "backend": "pytorch",
+        "platform": "pytorch_libtorch",
+        "max_batch_size": max_batch,
+        "input": [request],
+        "output": [answer],
+        "parameters": {
+            "INFERENCE_MODE": {"string_value": "true"},
+            # otherwise the first call, and the first of each shape, takes seconds longer
+            "DISABLE_OPTIMIZED_EXECUTION": {"string_value": "true"},
+        },
+        "instance_group": [{"count": 1, **instances}],
+        "model_warmup": [
+            {
+                "name": sample,
+                "batch_size": len(rows),
+                "inputs": {
+                    request["name"]: {
+                        "data_type": request["data_type"],
+                        "dims": rows.shape[1:],
+                        "input_data_file": f"{sample}_{request['name']}",
+                    }
+                },
+            }
+            for sample, rows in samples.items()
+        ],
+    }
 
 
 def ensemble(
     name: str,
-    inputs: Iterable[TensorConfig],
-    outputs: Iterable[TensorConfig],
-    steps: Iterable[EnsembleStep],
+    inputs: list[TensorConfig],
+    outputs: list[TensorConfig],
+    step: str,
     max_batch: int,
     parameters: dict[str, str],
     *,
     version: int,
-) -> proto.ModelConfig:
-    """Configure the model that clients ask, with this version only.
+) -> ModelConfig:
+    """Configure the model that clients ask: one model, `step`, with the same tensors.
 
-    Triton reads a configuration some time before it lists the versions. Without a version in the
-    configuration, an export in between would serve this configuration as its own version.
+    Triton reads a configuration some time before it lists the versions. Without the one version in
+    the configuration, an export in between would serve this configuration as its own version.
     """
-    config = proto.ModelConfig(name=name, platform="ensemble", max_batch_size=max_batch)
-    config.version_policy.specific.versions.append(version)
-    _add_tensors(config, inputs, outputs)
-    for step in steps:
-        added = config.ensemble_scheduling.step.add(model_name=step.model, model_version=-1)
-        added.input_map.update(step.inputs)
-        added.output_map.update(step.outputs)
-    for key, value in parameters.items():
-        config.parameters[key].string_value = value
-    return config
+    return {
+        "name": name,
+        "platform": "ensemble",
+        "max_batch_size": max_batch,
+        "version_policy": {"specific": {"versions": [version]}},
+        "input": inputs,
+        "output": outputs,
+        "ensemble_scheduling": {
+            "step": [
+                {
+                    "model_name": step,
+                    "model_version": -1,
+                    "input_map": {config["name"]: config["name"] for config in inputs},
+                    "output_map": {config["name"]: config["name"] for config in outputs},
+                }
+            ]
+        },
+        "parameters": {key: {"string_value": value} for key, value in parameters.items()},
+    }
 
 
-def add_warm_up(config: proto.ModelConfig, samples: dict[str, dict[str, np.ndarray]]) -> None:
-    """Add samples, inputs by name, that Triton runs before it reports the model as ready.
-
-    Arrays have a batch dimension; `write_samples` writes its first row, which Triton repeats.
-    """
-    kinds = {tensor.name: tensor.data_type for tensor in config.input}
-    for name, inputs in samples.items():
-        added = config.model_warmup.add(name=name, batch_size=len(next(iter(inputs.values()))))
-        for tensor, values in inputs.items():
-            added.inputs[tensor].data_type = kinds[tensor]
-            added.inputs[tensor].dims.extend(values.shape[1:])
-            added.inputs[tensor].input_data_file = f"{name}_{tensor}"
+def write_config(directory: Path, config: ModelConfig) -> None:
+    """Write `config.pbtxt` into the directory of a model. ParseError for a wrong field."""
+    directory.mkdir(parents=True, exist_ok=True)
+    text = text_format.MessageToString(json_format.ParseDict(config, proto.ModelConfig()))
+    (directory / CONFIG_FILE).write_text(text, encoding="utf-8")
 
 
-def write_samples(directory: Path, samples: dict[str, dict[str, np.ndarray]]) -> None:
-    """Write the samples of `add_warm_up` into the directory of a model, where Triton reads them."""
+def write_samples(directory: Path, samples: dict[str, np.ndarray], request: TensorConfig) -> None:
+    """Write the first row of each sample, which Triton repeats, into the directory of a model."""
     folder = directory / "warmup"
     folder.mkdir()
-    for name, inputs in samples.items():
-        for tensor, values in inputs.items():
-            (folder / f"{name}_{tensor}").write_bytes(np.ascontiguousarray(values[0]).tobytes())
-
-
-def write_config(directory: Path, config: proto.ModelConfig) -> None:
-    """Write `config.pbtxt` into the directory of a model."""
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / CONFIG_FILE).write_text(text_format.MessageToString(config), encoding="utf-8")
+    for sample, rows in samples.items():
+        (folder / f"{sample}_{request['name']}").write_bytes(rows[0].tobytes())
 
 
 def read_config(directory: Path) -> Any:
@@ -140,27 +148,3 @@ def read_config(directory: Path) -> Any:
 def type_name(tensor: Any) -> str:
     """Return the type of a tensor of a parsed configuration, such as TYPE_INT64."""
     return str(proto.DataType.Name(tensor.data_type))
-
-
-def _add_tensors(
-    config: proto.ModelConfig, inputs: Iterable[TensorConfig], outputs: Iterable[TensorConfig]
-) -> None:
-    for tensor in inputs:
-        config.input.add(
-            name=tensor.name,
-            data_type=proto.DataType.Value(tensor.type),
-            dims=tensor.dims,
-            optional=tensor.optional,
-        )
-    for tensor in outputs:
-        config.output.add(
-            name=tensor.name, data_type=proto.DataType.Value(tensor.type), dims=tensor.dims
-        )
-
-
-def _set_device(config: proto.ModelConfig, device: Device) -> None:
-    kinds = proto.ModelInstanceGroup
-    group = config.instance_group.add(count=1, kind=kinds.KIND_CPU)
-    if device == "gpu":
-        group.kind = kinds.KIND_GPU
-        group.gpus.append(0)  # a traced program runs on the device that it was traced on

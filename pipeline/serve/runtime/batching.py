@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import groupby
 
 import numpy as np
 
 from .encoder import Encoder
 from .request import Request
 from .response import Recommendations
-from .rows import merge
+from .rows import Rows, merge
 
 RunModel = Callable[[np.ndarray], np.ndarray]
 """Model: a tensor of `BatchRunner.pack` -> (S, 2 * K + E) int32: item indices, then the bits of
@@ -30,7 +31,7 @@ class BatchRunner:
     def __call__(self, requests: list[Request]) -> Recommendations:
         """Return the lists of all sessions, as long as the longest requested list."""
         num_sessions = sum(len(request.rows.lengths) for request in requests)
-        encoded = self._encode(requests, num_sessions)
+        encoded = self._encode(requests)
         k = max(request.k for request in requests)
         parts = []
         for first in range(0, num_sessions, self.max_batch):
@@ -38,7 +39,7 @@ class BatchRunner:
             excluded = _slice_rows([request.excluded for request in requests], rows)
             candidates = _slice_rows([request.candidates for request in requests], rows)
             parts.append(self.run_model(self.pack(encoded, rows, excluded, candidates, k)))
-        output = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        output = _concatenate(parts)
         k = (output.shape[1] - self.width) // 2
         numbers = output.view(np.float32)
         return Recommendations(numbers[:, k : 2 * k], output[:, :k], numbers[:, 2 * k :])
@@ -64,36 +65,20 @@ class BatchRunner:
             [header, *integers, excluded, candidates, *bits], axis=1, dtype=np.int32
         )
 
-    def _encode(self, requests: list[Request], num_sessions: int) -> dict[str, np.ndarray]:
+    def _encode(self, requests: list[Request]) -> dict[str, np.ndarray]:
         """Encode all sessions, in the order of the requests.
 
-        Requests with the same optional columns are encoded at once: what a request leaves out is
+        Neighbours with the same optional columns are encoded at once: what a request leaves out is
         filled in, whatever the others have.
         """
         longest = max(int(request.rows.lengths.max()) for request in requests)
-        groups: dict[tuple[bool, ...], list[int]] = {}
-        for position, request in enumerate(requests):
-            names = request.rows.columns
-            form = (
-                request.rows.times is None,
-                *(name in names for name in self.encoder.item_features),
-            )
-            groups.setdefault(form, []).append(position)
-        if len(groups) == 1:
-            return self.encoder.encode(
-                merge([request.rows for request in requests], self.encoder.columns), longest
-            )
-        ends = np.cumsum([len(request.rows.lengths) for request in requests])
-        encoded: dict[str, np.ndarray] = {}
-        for positions in groups.values():
-            rows = merge([requests[p].rows for p in positions], self.encoder.columns)
-            sessions = np.concatenate(
-                [np.arange(ends[p] - len(requests[p].rows.lengths), ends[p]) for p in positions]
-            )
-            for name, values in self.encoder.encode(rows, longest).items():
-                shape = (num_sessions, values.shape[1])
-                encoded.setdefault(name, np.zeros(shape, values.dtype))[sessions] = values
-        return encoded
+        columns = self.encoder.columns
+        groups = groupby((request.rows for request in requests), self._optional_columns)
+        parts = [self.encoder.encode(merge(list(rows), columns), longest) for _, rows in groups]
+        return {name: _concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _optional_columns(self, rows: Rows) -> tuple[bool, ...]:
+        return rows.times is None, *(name in rows.columns for name in self.encoder.item_features)
 
 
 def _slice_rows(parts: list[np.ndarray], rows: slice) -> np.ndarray:
@@ -110,11 +95,13 @@ def _slice_rows(parts: list[np.ndarray], rows: slice) -> np.ndarray:
             blocks.append(block)
         first += len(part)
     width = max(block.shape[1] for block in blocks)
-    if all(block.shape[1] == width for block in blocks):
-        return np.concatenate(blocks) if len(blocks) > 1 else blocks[0]
-    padded = np.zeros((rows.stop - rows.start, width), np.int64)
-    first = 0
-    for block in blocks:
-        padded[first : first + len(block), : block.shape[1]] = block
-        first += len(block)
-    return padded
+    return _concatenate([_pad(block, width) for block in blocks])
+
+
+def _pad(rows: np.ndarray, width: int) -> np.ndarray:
+    missing = width - rows.shape[1]  # nearly always 0, and `np.pad` takes 50 microseconds
+    return np.pad(rows, ((0, 0), (0, missing))) if missing else rows
+
+
+def _concatenate(parts: list[np.ndarray]) -> np.ndarray:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
