@@ -3,19 +3,20 @@
 from pipeline.data.batch import SessionBatch
 from pipeline.data.schema import ColumnSchema, Schema, Tags
 from pipeline.model import ranking_metric
-from pipeline.model.architectures.albert import AlbertConfig
-from pipeline.model.architectures.bert import BertConfig
+from pipeline.model.architectures.bert import (
+    AlbertConfig,
+    BertConfig,
+    ElectraConfig,
+    LongformerConfig,
+    RobertaConfig,
+)
 from pipeline.model.architectures.core import CoreConfig
-from pipeline.model.architectures.electra import ElectraConfig
 from pipeline.model.architectures.gpt2 import GPT2Config
-from pipeline.model.architectures.gru import GRUConfig
+from pipeline.model.architectures.gru import GRUConfig, LSTMConfig
 from pipeline.model.architectures.hstu import HSTUConfig
 from pipeline.model.architectures.huggingface import HuggingFaceConfig
 from pipeline.model.architectures.ligr import LiGRConfig
-from pipeline.model.architectures.longformer import LongformerConfig
-from pipeline.model.architectures.lstm import LSTMConfig
 from pipeline.model.architectures.reformer import ReformerConfig
-from pipeline.model.architectures.roberta import RobertaConfig
 from pipeline.model.architectures.sasrec import SASRecConfig
 from pipeline.model.architectures.xlnet import XLNetConfig
 from pipeline.model.blocks import ParallelBlock, SequentialBlock, TransformerBlock

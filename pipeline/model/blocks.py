@@ -47,6 +47,7 @@ class TransformerBlock(nn.Module):
         if isinstance(transformer, EncoderConfig):
             self.d_model = transformer.d_model
             self.total_seq_length = transformer.total_seq_length
+            transformer.check_masking(chosen)
             self.encoder = transformer.encoder(chosen)
         else:
             # only here, because it imports transformers
@@ -101,15 +102,13 @@ class TransformerBlock(nn.Module):
         arguments: list[Tensor | None] = [embeddings, sequence.lengths, sequence.order]
         if targets_only and getattr(self.encoder, "token_pruning", None) is not None:
             arguments.append(sequence.targets >= FIRST_ITEM)
-        hidden: Tensor = self.encoder(*arguments)
-        return hidden
+        return self.encoder(*arguments)
 
     def attentions(self, embeddings: Tensor, sequence: MaskedSequence) -> tuple[Tensor, ...]:
         """(B, H, L, L) attention weights of each layer."""
-        weights: tuple[Tensor, ...] = self.encoder.attentions(  # type: ignore[operator]
+        return self.encoder.attentions(  # type: ignore[operator]
             embeddings, sequence.lengths, sequence.order
         )
-        return weights
 
 
 class ParallelBlock(nn.Module):

@@ -115,8 +115,7 @@ def _encode(body: Any, parts: dict[str, Tensor], lengths: Tensor, stage: Stage) 
     embeddings = body.inputs.combine(parts)
     inside = torch.arange(embeddings.size(1), device=lengths.device) < lengths.unsqueeze(1)
     items = inside.to(torch.int64) * 3
-    encoded: Encoded = body.through(body.masking.apply_to(embeddings, items, lengths, stage))
-    return encoded
+    return body.through(body.masking.apply_to(embeddings, items, lengths, stage))
 
 
 def _gradient(hidden: Tensor, vectors: Tensor) -> Tensor:

@@ -38,8 +38,7 @@ class MLPBlock(nn.Sequential):
                 "An MLPBlock learns its input width from the block in front of it. Put it into the "
                 "row of blocks itself, not inside another module."
             )
-        output: Tensor = super().forward(values)
-        return output
+        return super().forward(values)
 
     def build(self, width: int) -> None:
         """Make the layers for an input of this width. ConfigError if they are made already."""

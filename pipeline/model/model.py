@@ -228,8 +228,7 @@ class Model(nn.Module):
 
     @staticmethod
     def _encode(body: SequentialBlock, batch: SessionBatch, stage: Stage) -> Encoded:
-        encoded: Encoded = body(body.crop(batch, stage), stage)
-        return encoded
+        return body(body.crop(batch, stage), stage)
 
     @staticmethod
     def _task_loss(body: SequentialBlock, task: Task, batch: SessionBatch) -> Tensor:

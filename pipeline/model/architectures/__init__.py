@@ -1,9 +1,10 @@
-"""Architectures, one a file; `pipeline.recipe.choices.ARCHITECTURES` has a line for each.
+"""Architectures; `pipeline.recipe.choices.ARCHITECTURES` has a line for each.
 
-A file `<name>.py` holds a subclass of ArchitectureConfig and calls it `CONFIG`.
+A file of this package holds subclasses of ArchitectureConfig with their `name` in a recipe.
 """
 
 import importlib
+import pkgutil
 
 from pipeline.core.errors import ConfigError, closest
 from pipeline.model.architectures.config import ArchitectureConfig
@@ -12,7 +13,9 @@ from pipeline.recipe.choices import ARCHITECTURES
 
 def find_architecture(name: str) -> type[ArchitectureConfig]:
     """Config class of an architecture by its name. ConfigError for an unknown name."""
-    if name not in ARCHITECTURES:
-        raise ConfigError(f"architecture is {name!r}; {closest(name, list(ARCHITECTURES))}")
-    config: type[ArchitectureConfig] = importlib.import_module(f"{__name__}.{name}").CONFIG
-    return config
+    for module in pkgutil.iter_modules(__path__):
+        for member in vars(importlib.import_module(f"{__name__}.{module.name}")).values():
+            is_config = isinstance(member, type) and issubclass(member, ArchitectureConfig)
+            if is_config and getattr(member, "name", None) == name:
+                return member
+    raise ConfigError(f"architecture is {name!r}; {closest(name, list(ARCHITECTURES))}")

@@ -29,7 +29,6 @@ class CoreConfig(ArchitectureConfig):
 
     def encoder(self, masking: Masking) -> nn.Module:
         """CoreEncoder; clm only."""
-        self.check_masking(masking)
         return CoreEncoder(self)
 
 
@@ -50,8 +49,7 @@ class CoreEncoder(nn.Module):
     def forward(self, embeddings: Tensor, lengths: Tensor, order: Tensor | None) -> Tensor:
         """(B, L, D) -> (B, L, D); padding is on the right, behind all interactions."""
         hidden = self.layers(embeddings, lengths, order)
-        mean: Tensor = self._weights(hidden) @ embeddings
-        return mean
+        return self._weights(hidden) @ embeddings
 
     def attentions(
         self, embeddings: Tensor, lengths: Tensor, order: Tensor | None
@@ -67,6 +65,3 @@ class CoreEncoder(nn.Module):
         scores = self.query(hidden) @ self.key(hidden).transpose(1, 2) / hidden.size(2) ** 0.5
         scores = scores + self.distance[back.clamp(min=0)]
         return scores.masked_fill(back < 0, float("-inf")).softmax(2)
-
-
-CONFIG = CoreConfig

@@ -14,7 +14,6 @@ class GPT2Config(ArchitectureConfig):
 
     def encoder(self, masking: Masking) -> nn.Module:
         """GPT2Model; clm only."""
-        self.check_masking(masking)
         settings = {
             "vocab_size": 1,
             "n_embd": self.d_model,
@@ -38,6 +37,3 @@ class GPT2Config(ArchitectureConfig):
         return wrap_transformer(
             model, masking, d_model=self.d_model, positions=self.total_seq_length
         )
-
-
-CONFIG = GPT2Config

@@ -1,4 +1,4 @@
-"""GRU, as in GRU4Rec (Hidasi et al. 2016), and the config that it shares with LSTM."""
+"""GRU, as in GRU4Rec (Hidasi et al. 2016), and LSTM (Hochreiter and Schmidhuber 1997)."""
 
 from typing import ClassVar, Self
 
@@ -18,7 +18,7 @@ class RecurrentConfig(ArchitectureConfig):
         """A recurrent network has no heads, so any number passes."""
 
     @classmethod
-    def build(  # type: ignore[override]
+    def build(
         cls,
         d_model: int,
         n_layer: int = 1,
@@ -33,7 +33,6 @@ class RecurrentConfig(ArchitectureConfig):
 
     def encoder(self, masking: Masking) -> nn.Module:
         """RecurrentEncoder; clm only."""
-        self.check_masking(masking)
         between = self.dropout if self.n_layer > 1 else 0.0
         layers = self.layers(
             self.d_model, self.d_model, self.n_layer, batch_first=True, dropout=between
@@ -48,4 +47,8 @@ class GRUConfig(RecurrentConfig):
     layers = nn.GRU
 
 
-CONFIG = GRUConfig
+class LSTMConfig(RecurrentConfig):
+    """torch's LSTM."""
+
+    name = "lstm"
+    layers = nn.LSTM

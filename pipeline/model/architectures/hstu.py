@@ -26,7 +26,6 @@ class HSTUConfig(ArchitectureConfig):
 
     def encoder(self, masking: Masking) -> nn.Module:
         """LayeredEncoder; clm only."""
-        self.check_masking(masking)
         return LayeredEncoder(self, (HSTULayer(self) for _ in range(self.n_layer)))
 
 
@@ -69,6 +68,3 @@ class HSTULayer(nn.Module):
         # a constant, not the length of the row: no score may depend on the amount of padding
         weights = functional.silu(scores) / self.num_positions
         return gate, value, weights.masked_fill(back < 0, 0.0)
-
-
-CONFIG = HSTUConfig

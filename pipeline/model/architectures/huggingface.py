@@ -1,6 +1,5 @@
 """Any other architecture of Hugging Face transformers, by its `model_type`."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -34,7 +33,7 @@ _DROPOUTS = (
 """Names of dropout probabilities that `dropout` sets."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class HuggingFaceConfig(ArchitectureConfig):
     """Llama, ModernBERT, Mamba and others that take `inputs_embeds`.
 
@@ -43,33 +42,18 @@ class HuggingFaceConfig(ArchitectureConfig):
 
     model_type: str = ""
     """Name in Hugging Face's table of configs, such as `llama`."""
+    initializer_range: float = 0.02
+    """Standard deviation of initial weights."""
 
     name = "huggingface"
 
     @classmethod
-    def build(  # type: ignore[override]
-        cls,
-        model_type: str,
-        d_model: int,
-        n_head: int,
-        n_layer: int,
-        total_seq_length: int,
-        *,
-        initializer_range: float = 0.02,
-        dropout: float = 0.3,
-        options: Mapping[str, Any] | None = None,
-    ) -> Self:
-        """Make a config; `options` are further arguments of that architecture's own config."""
-        return cls(
-            model_type=model_type,
-            d_model=d_model,
-            n_head=n_head,
-            n_layer=n_layer,
-            total_seq_length=total_seq_length,
-            initializer_range=initializer_range,
-            dropout=dropout,
-            options=dict(options or {}),
-        )
+    def build(cls, model_type: str = "", *sizes: Any, **fields: Any) -> Self:
+        """Make a config from `model_type`, then the fields of every architecture in their order.
+
+        `options` are further arguments of that architecture's own config.
+        """
+        return super().build(*sizes, model_type=model_type, **fields)
 
     def encoder(self, masking: Masking) -> nn.Module:
         """The base model of that architecture, with fresh weights."""
@@ -122,6 +106,3 @@ class HuggingFaceConfig(ArchitectureConfig):
             "head_dim": self.d_model // self.n_head,
         }
         return {name: value for name, value in defaults.items() if hasattr(example, name)}
-
-
-CONFIG = HuggingFaceConfig

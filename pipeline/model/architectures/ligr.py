@@ -28,7 +28,6 @@ class LiGRConfig(ArchitectureConfig):
 
     def encoder(self, masking: Masking) -> nn.Module:
         """LayeredEncoder; clm only."""
-        self.check_masking(masking)
         return LayeredEncoder(self, (LiGRLayer(self) for _ in range(self.n_layer)))
 
 
@@ -71,8 +70,4 @@ class SwiGLU(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
         gate, value = self.wide(hidden).chunk(2, -1)
-        narrow: Tensor = self.narrow(self.dropout(functional.silu(gate) * value))
-        return narrow
-
-
-CONFIG = LiGRConfig
+        return self.narrow(self.dropout(functional.silu(gate) * value))

@@ -23,7 +23,6 @@ class ReformerConfig(ArchitectureConfig):
 
     def encoder(self, masking: Masking) -> nn.Module:
         """The layers of a ReformerModel."""
-        self.check_masking(masking)
         positions = self.positions()
         settings = {
             "vocab_size": 1,
@@ -72,7 +71,7 @@ class ReformerEncoder(nn.Module):
         self.norm = model.encoder.layer_norm
         self.dropout = model.config.hidden_dropout_prob
 
-    def forward(self, embeddings: Tensor, lengths: Tensor, order: Tensor | None) -> Tensor:  # noqa: ARG002
+    def forward(self, embeddings: Tensor, lengths: Tensor, order: Tensor | None) -> Tensor:
         """(B, L, D), (B,) -> (B, L, 2 D)."""
         hidden, _ = self._run(embeddings, lengths)
         return hidden
@@ -81,7 +80,7 @@ class ReformerEncoder(nn.Module):
         self,
         embeddings: Tensor,
         lengths: Tensor,
-        order: Tensor | None,  # noqa: ARG002
+        order: Tensor | None,
     ) -> tuple[Tensor, ...]:
         """(B, H, L, L) weights of each layer."""
         return tuple(self._run(embeddings, lengths)[1])
@@ -100,6 +99,3 @@ class ReformerEncoder(nn.Module):
             second = second + layer.feed_forward(first)
         hidden = self.norm(torch.cat([first, second], -1))
         return functional.dropout(hidden, self.dropout, self.training), weights
-
-
-CONFIG = ReformerConfig

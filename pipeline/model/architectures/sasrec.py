@@ -18,7 +18,6 @@ class SASRecConfig(ArchitectureConfig):
 
     def encoder(self, masking: Masking) -> nn.Module:
         """LayeredEncoder; clm only."""
-        self.check_masking(masking)
         return LayeredEncoder(self, (SASRecLayer(self) for _ in range(self.n_layer)))
 
 
@@ -48,6 +47,3 @@ class SASRecLayer(nn.Module):
     def weights(self, hidden: Tensor) -> Tensor:
         """(B, L, D) -> (B, H, L, L)."""
         return self.attention.weights(self.attention_norm(hidden))
-
-
-CONFIG = SASRecConfig

@@ -19,7 +19,6 @@ class XLNetConfig(ArchitectureConfig):
 
     def encoder(self, masking: Masking) -> nn.Module:
         """XLNetModel, causal exactly if the masking is."""
-        self.check_masking(masking)
         if self.d_model % 2:
             raise ConfigError(f"XLNet's positions need an even d_model, found {self.d_model}.")
         settings = {
@@ -51,6 +50,3 @@ class XLNetConfig(ArchitectureConfig):
             mask_vector.requires_grad_(True)
             return HuggingFaceEncoder(model, "order", encoder.d_output, None)
         return encoder
-
-
-CONFIG = XLNetConfig

@@ -16,7 +16,7 @@ from pipeline.model.masking import Masking
 from pipeline.recipe.choices import ARCHITECTURES
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class EncoderConfig:
     """Shape of a sequence encoder. ConfigError for numbers that cannot be one."""
 
@@ -65,31 +65,9 @@ class EncoderConfig:
             )
 
     @classmethod
-    def build(
-        cls,
-        d_model: int,
-        n_head: int,
-        n_layer: int,
-        total_seq_length: int | None = None,
-        *,
-        hidden_act: str = "gelu",
-        initializer_range: float = 0.01,
-        layer_norm_eps: float = 0.03,
-        dropout: float = 0.3,
-        options: Mapping[str, Any] | None = None,
-    ) -> Self:
-        """Make a config with the argument names of Transformers4Rec, see the fields."""
-        return cls(
-            d_model=d_model,
-            n_head=n_head,
-            n_layer=n_layer,
-            total_seq_length=total_seq_length,
-            hidden_act=hidden_act,
-            initializer_range=initializer_range,
-            layer_norm_eps=layer_norm_eps,
-            dropout=dropout,
-            options=dict(options or {}),
-        )
+    def build(cls, *sizes: Any, **fields: Any) -> Self:
+        """Make a config as in Transformers4Rec: the arguments are the fields, in their order."""
+        return cls(*sizes, **fields)
 
     def encoder(self, masking: Masking) -> nn.Module:
         """Build the encoder with fresh weights. ConfigError if the masking does not fit."""

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from pipeline.core.errors import ConfigError, closest
 from pipeline.data.batch import visible_positions
-from pipeline.model.encoders.config import EncoderConfig
 from pipeline.model.masking import Masking
 from pipeline.model.ops.token_pruning import TokenPruning, token_pruning_of
 
@@ -241,54 +240,6 @@ def _measure_visibility(
         transformer.train(training)
     unused = [p for p, g in zip(parameters, by_parameter, strict=True) if g is None]
     return Visibility(mask, bool(by_input[:, early:].any()), hidden.size(-1), unused)
-
-
-def bert_encoder(
-    shape: EncoderConfig,
-    masking: Masking,
-    model: str,
-    settings: Mapping[str, Any] | None = None,
-    defaults: Mapping[str, Any] | None = None,
-    *,
-    fixed_length: int | None = None,
-    **arguments: Any,
-) -> HuggingFaceEncoder:
-    """Encoder of BERT or of an architecture whose config has BERT's argument names.
-
-    `model` is the name of a class of transformers, `arguments` are those of its constructor;
-    `settings` and `defaults` as in `build_transformer`.
-    """
-    transformer = build_transformer(
-        model,
-        {
-            "vocab_size": 1,
-            "hidden_size": shape.d_model,
-            "num_attention_heads": shape.n_head,
-            "num_hidden_layers": shape.n_layer,
-            "max_position_embeddings": shape.positions(),
-            "pad_token_id": 0,
-            **(settings or {}),
-        },
-        {
-            "intermediate_size": 4 * shape.d_model,
-            "hidden_act": shape.hidden_act,
-            "initializer_range": shape.initializer_range,
-            "layer_norm_eps": shape.layer_norm_eps,
-            "hidden_dropout_prob": shape.dropout,
-            "attention_probs_dropout_prob": shape.dropout,
-            **(defaults or {}),
-        },
-        shape.options,
-        **arguments,
-    )
-    positions = shape.total_seq_length if fixed_length is None else None
-    return wrap_transformer(
-        transformer,
-        masking,
-        d_model=shape.d_model,
-        positions=positions,
-        fixed_length=fixed_length,
-    )
 
 
 def build_transformer(

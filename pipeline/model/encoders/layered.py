@@ -30,13 +30,12 @@ class LayeredEncoder(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
 
-    def forward(self, embeddings: Tensor, lengths: Tensor, order: Tensor | None) -> Tensor:  # noqa: ARG002
+    def forward(self, embeddings: Tensor, lengths: Tensor, order: Tensor | None) -> Tensor:
         """(B, L, D) -> (B, L, D); padding is on the right, behind all interactions."""
         hidden = self._positioned(embeddings)
         for layer in self.layers:
             hidden = layer(hidden)
-        normed: Tensor = self.norm(hidden)
-        return normed
+        return self.norm(hidden)
 
     def attentions(self, embeddings: Tensor, *_others: Any) -> tuple[Tensor, ...]:
         """(B, H, L, L) weights of each layer."""
@@ -49,8 +48,7 @@ class LayeredEncoder(nn.Module):
     def _positioned(self, embeddings: Tensor) -> Tensor:
         positions = self.positions.weight[: embeddings.size(1)]
         # scaled to the length of position vectors, as in the programs of SASRec and HSTU
-        positioned: Tensor = self.dropout(embeddings * self.d_output**0.5 + positions)
-        return positioned
+        return self.dropout(embeddings * self.d_output**0.5 + positions)
 
 
 class CausalAttention(nn.Module):
@@ -68,8 +66,7 @@ class CausalAttention(nn.Module):
         mixed = functional.scaled_dot_product_attention(
             *self._heads(hidden), is_causal=True, dropout_p=self.dropout if self.training else 0.0
         )
-        output: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
-        return output
+        return self.output(mixed.transpose(1, 2).flatten(2))
 
     def weights(self, hidden: Tensor) -> Tensor:
         """(B, L, D) -> (B, H, L, L)."""

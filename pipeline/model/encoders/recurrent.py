@@ -22,10 +22,9 @@ class RecurrentEncoder(nn.Module):
         """Width of the hidden states."""
         self.norm = nn.LayerNorm(self.d_output, eps=layer_norm_eps)
 
-    def forward(self, embeddings: Tensor, lengths: Tensor, order: Tensor | None) -> Tensor:  # noqa: ARG002
+    def forward(self, embeddings: Tensor, lengths: Tensor, order: Tensor | None) -> Tensor:
         """(B, L, D) -> (B, L, D); padding is on the right, behind all interactions."""
-        hidden: Tensor = self.norm(self.layers(self.dropout(embeddings))[0])
-        return hidden
+        return self.norm(self.layers(self.dropout(embeddings))[0])
 
     def attentions(self, *_inputs: Any) -> tuple[Tensor, ...]:
         """ConfigError: a recurrent network has no attention."""

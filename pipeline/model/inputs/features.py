@@ -298,8 +298,7 @@ class TabularSequenceFeatures(nn.Module):
         """Vectors of the features by name, (B, L, d) each -> (B, L, D)."""
         for transformation in self.post:
             parts = transformation(parts)
-        projected: Tensor = self.projection(self.aggregation(parts))
-        return projected
+        return self.projection(self.aggregation(parts))
 
     def _stacked(self, batch: SessionBatch) -> SessionBatch:
         """Stack the columns of each multi-valued feature to (B, L, M)."""

@@ -70,8 +70,7 @@ class PretrainedEmbeddings(nn.Module):
 
     def forward(self, indices: Tensor) -> Tensor:
         """(B, L) or (B, L, M) -> (B, L, d)."""
-        projected: Tensor = self.projection(look_up(self.table, indices, self.combiner))
-        return projected
+        return self.projection(look_up(self.table, indices, self.combiner))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,7 @@ class MaskedMasking(Masking):
         self.hidden_item = nn.Parameter(torch.randn(width) * 0.02)
         """(D,) mask vector; saved weights hold it under this name."""
 
-    def check(self, width: int, *, item_alone: bool) -> None:  # noqa: ARG002
+    def check(self, width: int, *, item_alone: bool) -> None:
         """ConfigError unless the mask vector is as wide as the interaction embeddings."""
         if self.hidden_item.numel() != width:
             raise ConfigError(

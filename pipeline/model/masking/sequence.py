@@ -162,7 +162,7 @@ class NoMasking(Masking):
         embeddings: Tensor,
         item_ids: Tensor,
         lengths: Tensor,
-        stage: Stage,  # noqa: ARG002
+        stage: Stage,
     ) -> MaskedSequence:
         """(B, L, D), (B, L), (B,) -> MaskedSequence without targets."""
         query = (lengths - 1).clamp(min=0)

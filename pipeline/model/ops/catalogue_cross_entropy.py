@@ -98,8 +98,7 @@ def catalogue_cross_entropy(
     of the table that is no longer in use.
     """
     settings = Settings(first, smoothing, normalize, scratch, gradients)
-    losses: Tensor = _CatalogueCrossEntropy.apply(queries, table, targets, settings)
-    return losses
+    return _CatalogueCrossEntropy.apply(queries, table, targets, settings)
 
 
 class _CatalogueCrossEntropy(Function):

@@ -27,8 +27,7 @@ class FastDropout(nn.Dropout):
             return values
         if values.device.type != "cpu" or threshold >= _STEPS:
             return functional.dropout(values, self.p)
-        dropped: Tensor = _Dropout.apply(values, threshold)
-        return dropped
+        return _Dropout.apply(values, threshold)
 
 
 def with_fast_dropout(module: nn.Module) -> nn.Module:

@@ -40,10 +40,7 @@ def sharded_cross_entropy(
     All processes call it in the same step, also a process without targets. The gradient of the
     table is that of the mean over processes, as in DDP.
     """
-    losses: Tensor = _ShardedCrossEntropy.apply(
-        queries, table, targets, settings, shards, recompute
-    )
-    return losses
+    return _ShardedCrossEntropy.apply(queries, table, targets, settings, shards, recompute)
 
 
 class _ShardedCrossEntropy(Function):

@@ -171,8 +171,7 @@ class NextItemPredictionTask(nn.Module):
         """(N, item width) rows of the table -> (N, E) item vectors that score."""
         if self.normalize:
             rows = functional.normalize(rows, dim=-1)
-        dropped: Tensor = self.item_dropout(rows)
-        return dropped
+        return self.item_dropout(rows)
 
     def logits(self, hidden: Tensor, item_table: Tensor) -> Tensor:
         """(T, D), (V, item width) -> (T, V - 3), without the reserved rows."""
@@ -221,8 +220,7 @@ class NextItemPredictionTask(nn.Module):
         if self.sampler is not None:
             return self._sampled_losses(self.sampler, hidden, targets, item_table)
         if not isinstance(self.objective, OverCatalogue):
-            losses: Tensor = self.objective(self.logits(hidden, item_table), targets)
-            return losses
+            return self.objective(self.logits(hidden, item_table), targets)
         drops = self.training and self.item_dropout.p > 0
         table = item_table if self.output_table is None else self.output_table
         return self.objective.over_catalogue(
@@ -253,5 +251,4 @@ class NextItemPredictionTask(nn.Module):
             is_negative=is_negative(drawn.items, targets),
             num_items=item_table.size(0) - FIRST_ITEM,
         )
-        losses: Tensor = self.objective(sampled)
-        return losses
+        return self.objective(sampled)
