@@ -77,10 +77,7 @@ class ReformerEncoder(nn.Module):
         return hidden
 
     def attentions(
-        self,
-        embeddings: Tensor,
-        lengths: Tensor,
-        order: Tensor | None,
+        self, embeddings: Tensor, lengths: Tensor, order: Tensor | None
     ) -> tuple[Tensor, ...]:
         """(B, H, L, L) weights of each layer."""
         return tuple(self._run(embeddings, lengths)[1])

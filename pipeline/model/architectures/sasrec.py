@@ -31,10 +31,7 @@ class SASRecLayer(nn.Module):
         self.attention = CausalAttention(width, config.n_head, config.dropout)
         self.network_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.network = nn.Sequential(
-            nn.Linear(width, width),
-            nn.ReLU(),
-            nn.Dropout(config.dropout),
-            nn.Linear(width, width),
+            nn.Linear(width, width), nn.ReLU(), nn.Dropout(config.dropout), nn.Linear(width, width)
         )
         self.dropout = nn.Dropout(config.dropout)
 

@@ -99,12 +99,7 @@ class HuggingFaceEncoder(nn.Module):
         return tuple(layer[:, :, :width, :width] for layer in layers)
 
     def _run(
-        self,
-        embeddings: Tensor,
-        lengths: Tensor,
-        order: Tensor | None,
-        *,
-        attentions: bool = False,
+        self, embeddings: Tensor, lengths: Tensor, order: Tensor | None, *, attentions: bool = False
     ) -> Any:
         if self.fixed_length is not None:
             padding = embeddings.new_zeros(1, self.fixed_length, embeddings.size(2))

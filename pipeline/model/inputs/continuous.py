@@ -19,10 +19,7 @@ class SoftEmbedding(nn.Module):
     """
 
     def __init__(
-        self,
-        num_embeddings: int,
-        embeddings_dim: int,
-        emb_initializer: Initializer | None = None,
+        self, num_embeddings: int, embeddings_dim: int, emb_initializer: Initializer | None = None
     ) -> None:
         super().__init__()
         check_positive("num_embeddings", num_embeddings)

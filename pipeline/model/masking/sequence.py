@@ -158,11 +158,7 @@ class NoMasking(Masking):
     has_targets = False
 
     def apply_to(
-        self,
-        embeddings: Tensor,
-        item_ids: Tensor,
-        lengths: Tensor,
-        stage: Stage,
+        self, embeddings: Tensor, item_ids: Tensor, lengths: Tensor, stage: Stage
     ) -> MaskedSequence:
         """(B, L, D), (B, L), (B,) -> MaskedSequence without targets."""
         query = (lengths - 1).clamp(min=0)

@@ -14,12 +14,7 @@ from pipeline.core.columns import FIRST_ITEM
 from pipeline.core.errors import ConfigError
 from pipeline.data.batch import SessionBatch
 from pipeline.model.leakage import task_block_output_size
-from pipeline.model.losses import (
-    LabelSmoothCrossEntropyLoss,
-    OverCatalogue,
-    Sampled,
-    build_loss,
-)
+from pipeline.model.losses import LabelSmoothCrossEntropyLoss, OverCatalogue, Sampled, build_loss
 from pipeline.model.tasks.negatives import NegativeSampler, is_negative
 from pipeline.model.tasks.targets import ColumnValues, Recency
 
@@ -178,11 +173,7 @@ class NextItemPredictionTask(nn.Module):
         return self.queries(hidden) @ self.items(item_table).T
 
     def loss(
-        self,
-        hidden: Tensor,
-        targets: Tensor,
-        item_table: Tensor,
-        weights: Tensor | None = None,
+        self, hidden: Tensor, targets: Tensor, item_table: Tensor, weights: Tensor | None = None
     ) -> Tensor:
         """(B, L, D), (B, L), (V, item width) -> (): mean over positions with a target.
 
