@@ -19,10 +19,10 @@ from pipeline.model.blocks import ParallelBlock, SequentialBlock, TransformerBlo
 from pipeline.model.encoders.config import EncoderConfig
 from pipeline.model.ensemble import Ensemble
 from pipeline.model.head import Head, Task
-from pipeline.model.inputs.columns import merge_multi_valued
+from pipeline.model.inputs.columns import Initializer, merge_multi_valued
 from pipeline.model.inputs.features import TabularSequenceFeatures
 from pipeline.model.inputs.pretrained import PretrainedEmbeddings
-from pipeline.model.inputs.tables import Initializer, PretrainedEmbeddingsInitializer
+from pipeline.model.inputs.tables import PretrainedEmbeddingsInitializer
 from pipeline.model.inputs.transformations import (
     StochasticSharedEmbeddings,
     StochasticSwapNoise,

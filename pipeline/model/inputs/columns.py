@@ -1,14 +1,74 @@
-"""Columns of a schema that an input block reads, their kinds and names."""
+"""Columns of a schema that an input block reads, their kinds and names, and its options."""
 
-from collections.abc import Collection, Sequence
-from dataclasses import replace
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor
 
 from pipeline.core.errors import ConfigError, closest
 from pipeline.data.schema import ColumnSchema, Schema, Tags
 
 Tagged = str | Sequence[str] | None
 """A tag or several; None selects no column."""
+Initializer = Callable[[Tensor], object]
+"""Fills a weight (rows, d) in place."""
+Combiner = Literal["mean", "sum", "sqrtn"]
+Normalizer = Literal["layer-norm"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputOptions:
+    """Options of the parts, as TabularSequenceFeatures takes them; None is the default."""
+
+    embedding_dims: Mapping[str, int] = field(default_factory=dict)
+    """Width of single tables; it comes before the width of pretrained vectors and the rest."""
+    embedding_dim_default: int = 64
+    """Width of the other tables."""
+    infer_embedding_sizes: bool = False
+    """Infer the width of the other tables from the cardinality."""
+    infer_embedding_sizes_multiplier: float = 2.0
+    """Factor of the fourth root of the cardinality."""
+    embeddings_initializers: Mapping[str, Initializer] = field(default_factory=dict)
+    """Functions that fill a weight, by feature. Reserved rows are 0."""
+    shared_tables: Sequence[Sequence[str]] = ()
+    """Lists of features that share a table, which has the rows of the largest feature."""
+    combiner: Combiner = "mean"
+    """Combination of several indices of an interaction: mean, sum or sqrtn."""
+    continuous_projection: int | Sequence[int] | None = None
+    """Widths of linear layers with ReLU that read all numbers together."""
+    continuous_soft_embeddings: bool = False
+    """Embed each number as a mixture of vectors."""
+    soft_embedding_cardinalities: Mapping[str, int] = field(default_factory=dict)
+    """Number of vectors of single continuous features."""
+    soft_embedding_cardinality_default: int = 10
+    """Number of vectors of the other continuous features."""
+    soft_embedding_dims: Mapping[str, int] = field(default_factory=dict)
+    """Width of the vectors of single continuous features."""
+    soft_embedding_dim_default: int = 8
+    """Width of the vectors of the other continuous features."""
+    layer_norm: bool = True
+    """Normalize soft embeddings."""
+    pretrained_embeddings: Mapping[str, Any] = field(default_factory=dict)
+    """PretrainedEmbeddings to look up by the index of a categorical feature, beside its table."""
+    pretrained_output_dims: int | Mapping[str, int] | None = None
+    """Output width of columns whose vectors come with the batch, one for all or by name."""
+    normalizer: Normalizer | None = None
+    """Normalization of these columns: layer-norm."""
+
+    def __post_init__(self) -> None:
+        check_combiner(self.combiner)
+        if self.continuous_soft_embeddings and self.continuous_projection is not None:
+            raise ConfigError(
+                "Both continuous_projection and continuous_soft_embeddings are given. Leave out "
+                "one: numbers go through layers together or become vectors each."
+            )
+
+
+def check_combiner(combiner: str) -> None:
+    """ConfigError for an unknown combiner."""
+    if combiner not in ("mean", "sum", "sqrtn"):
+        raise ConfigError(f"combiner is {combiner!r}. Expected mean, sum, sqrtn.")
 
 
 class SelectedFeatures(NamedTuple):

@@ -1,14 +1,12 @@
 """Continuous features: numbers unchanged, through layers, or as soft embeddings."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.core.errors import ConfigError
-from pipeline.model.inputs.columns import check_names, check_positive
-from pipeline.model.inputs.tables import EMBEDDING_DEVIATION, Initializer
+from pipeline.model.inputs.columns import Initializer, InputOptions, check_names, check_positive
+from pipeline.model.inputs.tables import EMBEDDING_DEVIATION
 
 
 class SoftEmbedding(nn.Module):
@@ -38,46 +36,16 @@ class SoftEmbedding(nn.Module):
         return shares @ self.embedding_table.weight
 
 
-@dataclass(frozen=True, kw_only=True)
-class ContinuousOptions:
-    """Options of continuous features, as `TabularSequenceFeatures.from_schema` takes them."""
-
-    continuous_projection: int | Sequence[int] | None = None
-    """Widths of linear layers with ReLU that read all numbers together."""
-    continuous_soft_embeddings: bool = False
-    """Embed each number as a mixture of vectors."""
-    soft_embedding_cardinalities: Mapping[str, int] | None = None
-    """Number of vectors of single features."""
-    soft_embedding_cardinality_default: int = 10
-    """Number of vectors of the other features."""
-    soft_embedding_dims: Mapping[str, int] | None = None
-    """Width of the vectors of single features."""
-    soft_embedding_dim_default: int = 8
-    """Width of the vectors of the other features."""
-    layer_norm: bool = True
-    """Normalize soft embeddings."""
-
-    def __post_init__(self) -> None:
-        if self.continuous_soft_embeddings and self.continuous_projection is not None:
-            raise ConfigError(
-                "Both continuous_projection and continuous_soft_embeddings are given. Leave out "
-                "one: numbers go through layers together or become vectors each."
-            )
-
-
-def build_soft_embeddings(
-    names: Sequence[str], options: ContinuousOptions, initializers: Mapping[str, Initializer]
-) -> dict[str, nn.Module]:
+def build_soft_embeddings(names: Sequence[str], options: InputOptions) -> dict[str, nn.Module]:
     """Build the soft embedding of each feature, by name. ConfigError for other names."""
-    cardinalities = options.soft_embedding_cardinalities or {}
-    dims = options.soft_embedding_dims or {}
+    cardinalities, dims = options.soft_embedding_cardinalities, options.soft_embedding_dims
     check_names("soft_embedding_cardinalities", cardinalities, names, "soft")
     check_names("soft_embedding_dims", dims, names, "soft")
     modules: dict[str, nn.Module] = {}
     for name in names:
         dim = dims.get(name, options.soft_embedding_dim_default)
         rows = cardinalities.get(name, options.soft_embedding_cardinality_default)
-        soft = SoftEmbedding(rows, dim, initializers.get(name))
+        soft = SoftEmbedding(rows, dim, options.embeddings_initializers.get(name))
         # the norm of a single number is always 0
         normed = options.layer_norm and dim > 1
         modules[name] = nn.Sequential(soft, nn.LayerNorm(dim)) if normed else soft

@@ -3,10 +3,8 @@
 Shape letters: B sessions, L positions, d width of a part, D width of the interaction embedding.
 """
 
-import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +19,7 @@ from pipeline.model.inputs.aggregation import (
     run_example,
 )
 from pipeline.model.inputs.columns import (
+    InputOptions,
     SelectedFeatures,
     Tagged,
     check_names,
@@ -29,25 +28,14 @@ from pipeline.model.inputs.columns import (
     merge_multi_valued,
     select_features,
 )
-from pipeline.model.inputs.continuous import (
-    ContinuousOptions,
-    build_continuous_projection,
-    build_soft_embeddings,
-)
+from pipeline.model.inputs.continuous import build_continuous_projection, build_soft_embeddings
 from pipeline.model.inputs.pretrained import (
     PretrainedEmbeddings,
-    PretrainedOptions,
     VectorProjection,
     build_vector_projections,
     check_pretrained,
 )
-from pipeline.model.inputs.tables import (
-    Combiner,
-    EmbeddingOptions,
-    build_tables,
-    check_combiner,
-    look_up,
-)
+from pipeline.model.inputs.tables import build_tables, look_up
 from pipeline.model.inputs.transformations import (
     TabularLayerNorm,
     Transformations,
@@ -60,90 +48,66 @@ PROJECTED = "continuous_projection"
 """Name of the part that all continuous features make together."""
 MASKING_ARGUMENTS = {name for names in ARGUMENTS.values() for name in names}
 
-Options = TypeVar("Options")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TagOptions:
-    """Tags of the columns of each kind, as `TabularSequenceFeatures.from_schema` takes them."""
-
-    categorical_tags: Tagged = (Tags.CATEGORICAL,)
-    """Columns of indices; the item, tagged `item_id`, is always one."""
-    continuous_tags: Tagged = (Tags.CONTINUOUS,)
-    """Columns of numbers."""
-    pretrained_embeddings_tags: Tagged = (Tags.EMBEDDING,)
-    """Columns of vectors that come with the batch."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FeatureModules:
-    """Modules that embed the features of an interaction, each by feature name."""
-
-    item: str
-    """Name of the item feature."""
-    tables: Mapping[str, nn.Embedding]
-    """Tables of categorical features; features that share one have the same object."""
-    multi_valued: Mapping[str, Sequence[str]]
-    """Columns of one value each, by multi-valued feature."""
-    combiner: Combiner
-    """Combination of the values of a multi-valued feature."""
-    continuous: Sequence[str]
-    """Continuous features."""
-    continuous_projection: nn.Sequential | None
-    """Layers over all continuous features together, or None."""
-    soft_embeddings: Mapping[str, nn.Module]
-    """Soft embeddings of continuous features."""
-    pretrained: Mapping[str, PretrainedEmbeddings]
-    """Vectors that are looked up by the index of a categorical feature."""
-    vectors: Mapping[str, VectorProjection]
-    """Projections of vectors that come with the batch."""
-
 
 class TabularSequenceFeatures(nn.Module):
     """Embeddings of categorical features, numbers and vectors, aggregated per interaction.
 
+    - `max_sequence_length`: L, the newest interactions that are read at prediction.
+    - `pre`, `post`: transformations of the batch, and of each part after it is embedded.
+    - `aggregation` of the parts: concat, stack, element-wise-sum, element-wise-sum-item-multi,
+      or a module of {name: (B, L, d)} -> (B, L, D).
+    - `projection` of the result by a module, or `d_output` by a linear layer of that width.
+    - `masking`: clm, mlm, plm or rtd, or a masking.
+    - `categorical_tags` (the item, tagged `item_id`, is always one), `continuous_tags` and
+      `pretrained_embeddings_tags` (vectors that come with the batch) select the columns of each
+      kind. A column tagged `target` is never read.
+    - `options`: the fields of InputOptions, which documents them, and the arguments of the
+      masking: `train_on_last_item_seq_only` of clm; `mlm_probability` of mlm and rtd;
+      `plm_probability`, `max_span_length`, `permute_all` of plm; `sample_from_batch`,
+      `tied_generator`, `generator_loss_weight`, `discriminator_loss_weight` of rtd.
+
     The order of the parts is: tables, continuous features, pretrained vectors, vectors of the
     batch, each in the order of the schema. Features of a session are repeated along its
-    interactions. Make one with `from_schema`.
+    interactions. ConfigError for options that do not fit each other or the schema, TypeError for
+    an unknown one.
     """
 
     def __init__(
         self,
-        modules: FeatureModules,
+        schema: Schema | Iterable[Any],
         *,
-        max_sequence_length: int | None,
-        pre: Sequence[nn.Module],
-        post: Sequence[nn.Module],
-        aggregation: Aggregation | nn.Module,
-        projection: nn.Module | None,
-        d_output: int | None,
-        masking: str | Masking | None,
-        masking_arguments: Mapping[str, Any],
+        max_sequence_length: int | None = None,
+        pre: Transformations = None,
+        post: Transformations = None,
+        aggregation: Aggregation | nn.Module = "concat",
+        projection: nn.Module | None = None,
+        d_output: int | None = None,
+        masking: str | Masking | None = None,
+        categorical_tags: Tagged = (Tags.CATEGORICAL,),
+        continuous_tags: Tagged = (Tags.CONTINUOUS,),
+        pretrained_embeddings_tags: Tagged = (Tags.EMBEDDING,),
+        **options: Any,
     ) -> None:
         super().__init__()
-        check_combiner(modules.combiner)
         if max_sequence_length is not None:
             check_positive("max_sequence_length", max_sequence_length)
-        self.item = modules.item
         self.max_sequence_length = max_sequence_length
-        self.combiner = modules.combiner
-        # a shared table has the name of its first feature, so that it is saved once
-        tables = modules.tables
-        owners: dict[int, str] = {}
-        self._owners = {name: owners.setdefault(id(table), name) for name, table in tables.items()}
-        self._tables = nn.ModuleDict({child_name(owners[id(t)]): t for t in tables.values()})
-        self.continuous = list(modules.continuous)
-        self.continuous_projection = modules.continuous_projection
-        self.soft_embeddings = _module_dict(modules.soft_embeddings)
-        self.pretrained = _module_dict(modules.pretrained)
-        self.vector_projections = _module_dict(modules.vectors)
-        self.pretrained_names = list(modules.pretrained)
-        self.vectors = list(modules.vectors)
-        """Features that are vectors, (B, L, P) or (B, P)."""
-        self.pre = nn.ModuleList(pre)
-        self.post = nn.ModuleList(post)
-        self.multi_valued = {name: tuple(cs) for name, cs in modules.multi_valued.items()}
+        masking_arguments = {n: options.pop(n) for n in MASKING_ARGUMENTS & options.keys()}
+        chosen = InputOptions(**{n: value for n, value in options.items() if value is not None})
+        whole = schema if isinstance(schema, Schema) else Schema.from_merlin(schema)
+        whole, multi_valued = merge_multi_valued(whole)
+        selected = select_features(
+            whole, categorical_tags, continuous_tags, pretrained_embeddings_tags
+        )
+        _check_names(whole, selected, chosen)
+        cardinalities = {column.name: column.num_rows for column in selected.categorical}
+        check_pretrained(chosen.pretrained_embeddings, cardinalities)
+        self.item = whole.item_id.name
+        self.multi_valued = {n: cs for n, cs in multi_valued.items() if n in cardinalities}
         """Columns of one value each, by multi-valued feature."""
+        self._build_parts(selected, chosen)
+        self.pre = nn.ModuleList(build_pre(pre, cardinalities))
+        self.post = nn.ModuleList(build_post(post))
         self._axes = self._allowed_axes()
         example = self._build_post(self.example_parts())
         widths = {name: part.size(-1) for name, part in example.items()}
@@ -161,76 +125,31 @@ class TabularSequenceFeatures(nn.Module):
 
     # Long: the docstring explains the arguments that Transformers4Rec has.
     @classmethod
-    def from_schema(
-        cls,
-        schema: Schema | Iterable[Any],
-        *,
-        max_sequence_length: int | None = None,
-        pre: Transformations = None,
-        post: Transformations = None,
-        aggregation: Aggregation | nn.Module = "concat",
-        projection: nn.Module | None = None,
-        d_output: int | None = None,
-        masking: str | Masking | None = None,
-        **options: Any,
-    ) -> Self:
-        """Build an input block from the features of our schema or Merlin's.
+    def from_schema(cls, schema: Schema | Iterable[Any], **options: Any) -> Self:
+        """Build an input block from the features of our schema or Merlin's, see the class."""
+        return cls(schema, **options)
 
-        - `max_sequence_length`: L, the newest interactions that are read at prediction.
-        - `pre`, `post`: transformations of the batch, and of each part after it is embedded.
-        - `aggregation` of the parts: concat, stack, element-wise-sum, element-wise-sum-item-multi,
-          or a module of {name: (B, L, d)} -> (B, L, D).
-        - `projection` of the result by a module, or `d_output` by a linear layer of that width.
-        - `masking`: clm, mlm, plm or rtd, or a masking.
-
-        `options` are the fields of these classes, which document them:
-
-        - TagOptions: `categorical_tags`, `continuous_tags`, `pretrained_embeddings_tags`. A column
-          tagged `target` is never read.
-        - EmbeddingOptions: `embedding_dims`, `embedding_dim_default`, `infer_embedding_sizes`,
-          `infer_embedding_sizes_multiplier`, `embeddings_initializers`, `shared_tables`,
-          `combiner`.
-        - ContinuousOptions: `continuous_projection`, `continuous_soft_embeddings`,
-          `soft_embedding_cardinalities`, `soft_embedding_cardinality_default`,
-          `soft_embedding_dims`, `soft_embedding_dim_default`, `layer_norm`.
-        - PretrainedOptions: `pretrained_embeddings`, `pretrained_output_dims`, `normalizer`.
-        - arguments of the masking: `train_on_last_item_seq_only` of clm; `mlm_probability` of mlm
-          and rtd; `plm_probability`, `max_span_length`, `permute_all` of plm; `sample_from_batch`,
-          `tied_generator`, `generator_loss_weight`, `discriminator_loss_weight` of rtd.
-
-        ConfigError for options that do not fit each other or the schema, TypeError for an unknown
-        one.
-        """
-        tags = _take(TagOptions, options)
-        embedding = _take(EmbeddingOptions, options)
-        continuous = _take(ContinuousOptions, options)
-        pretrained = _take(PretrainedOptions, options)
-        for name in options:
-            if name not in MASKING_ARGUMENTS:
-                raise TypeError(
-                    f"{cls.__name__}.from_schema() got an unexpected keyword argument {name!r}"
-                )
-        whole = schema if isinstance(schema, Schema) else Schema.from_merlin(schema)
-        whole, multi_valued = merge_multi_valued(whole)
-        selected = select_features(
-            whole, tags.categorical_tags, tags.continuous_tags, tags.pretrained_embeddings_tags
-        )
-        _check_names(whole, selected, embedding, continuous)
-        cardinalities = {column.name: column.num_rows for column in selected.categorical}
-        check_pretrained(pretrained.embeddings, cardinalities)
-        modules = _build_modules(whole.item_id.name, selected, embedding, continuous, pretrained)
-        read = {name: columns for name, columns in multi_valued.items() if name in cardinalities}
-        return cls(
-            dataclasses.replace(modules, multi_valued=read),
-            max_sequence_length=max_sequence_length,
-            pre=build_pre(pre, cardinalities),
-            post=build_post(post),
-            aggregation=aggregation,
-            projection=projection,
-            d_output=d_output,
-            masking=masking,
-            masking_arguments=options,
-        )
+    def _build_parts(self, selected: SelectedFeatures, options: InputOptions) -> None:
+        """Build the module of each feature with fresh weights."""
+        self.combiner = options.combiner
+        tables = build_tables(selected.categorical, self.item, options)
+        # a shared table has the name of its first feature, so that it is saved once
+        owners: dict[int, str] = {}
+        self._owners = {name: owners.setdefault(id(table), name) for name, table in tables.items()}
+        self._tables = nn.ModuleDict({child_name(owners[id(t)]): t for t in tables.values()})
+        self.continuous = selected.continuous.column_names
+        self.continuous_projection: nn.Sequential | None = None
+        if self.continuous and options.continuous_projection is not None:
+            self.continuous_projection = build_continuous_projection(
+                len(self.continuous), options.continuous_projection
+            )
+        soft = self.continuous if options.continuous_soft_embeddings else []
+        self.soft_embeddings = _module_dict(build_soft_embeddings(soft, options))
+        self.pretrained = _module_dict(options.pretrained_embeddings)
+        self.vector_projections = _module_dict(build_vector_projections(selected.vectors, options))
+        self.pretrained_names = list(options.pretrained_embeddings)
+        self.vectors = selected.vectors.column_names
+        """Features that are vectors, (B, L, P) or (B, P)."""
 
     def _allowed_axes(self) -> dict[str, tuple[int, ...]]:
         """Numbers of axes that each column of a batch may have."""
@@ -360,49 +279,11 @@ def _module_dict(modules: Mapping[str, nn.Module]) -> nn.ModuleDict:
     return nn.ModuleDict({child_name(name): module for name, module in modules.items()})
 
 
-def _take(options_class: type[Options], options: dict[str, Any]) -> Options:
-    """Remove the fields of a class of options from `options`, and make an instance of them."""
-    names = [field.name for field in dataclasses.fields(options_class)]  # type: ignore[arg-type]
-    return options_class(**{name: options.pop(name) for name in names if name in options})
-
-
-def _check_names(
-    schema: Schema,
-    selected: SelectedFeatures,
-    embedding: EmbeddingOptions,
-    continuous: ContinuousOptions,
-) -> None:
+def _check_names(schema: Schema, selected: SelectedFeatures, options: InputOptions) -> None:
     """ConfigError for options of features that are not embedded."""
-    schema.select_by_name(*embedding.dims, *embedding.initializers)
+    dims, initializers = options.embedding_dims, options.embeddings_initializers
+    schema.select_by_name(*dims, *initializers)
     categories = selected.categorical.column_names
-    check_names("embedding_dims", embedding.dims, categories, "categorical")
-    soft = selected.continuous.column_names if continuous.continuous_soft_embeddings else []
-    initializers = embedding.initializers
+    check_names("embedding_dims", dims, categories, "categorical")
+    soft = selected.continuous.column_names if options.continuous_soft_embeddings else []
     check_names("embeddings_initializers", initializers, [*categories, *soft], "embedded")
-
-
-def _build_modules(
-    item: str,
-    selected: SelectedFeatures,
-    embedding: EmbeddingOptions,
-    continuous: ContinuousOptions,
-    pretrained: PretrainedOptions,
-) -> FeatureModules:
-    """Build the modules of the selected features with fresh weights."""
-    numbers = selected.continuous.column_names
-    tables = build_tables(selected.categorical, item, embedding)
-    layers = None
-    if numbers and continuous.continuous_projection is not None:
-        layers = build_continuous_projection(len(numbers), continuous.continuous_projection)
-    soft = numbers if continuous.continuous_soft_embeddings else []
-    return FeatureModules(
-        item=item,
-        tables=tables,
-        multi_valued={},
-        combiner=embedding.combiner,
-        continuous=numbers,
-        continuous_projection=layers,
-        soft_embeddings=build_soft_embeddings(soft, continuous, embedding.initializers),
-        pretrained=pretrained.embeddings,
-        vectors=build_vector_projections(selected.vectors, pretrained),
-    )

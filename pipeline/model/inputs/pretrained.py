@@ -1,8 +1,7 @@
 """Vectors that were learned elsewhere, from text, images or graphs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +9,15 @@ from torch import Tensor, nn
 from pipeline.core.columns import FIRST_ITEM, PADDING
 from pipeline.core.errors import ConfigError, DataError
 from pipeline.data.schema import Schema
-from pipeline.model.inputs.columns import check_names, check_positive
-from pipeline.model.inputs.tables import Combiner, as_matrix, check_combiner, look_up
-
-Normalizer = Literal["layer-norm"]
+from pipeline.model.inputs.columns import (
+    Combiner,
+    InputOptions,
+    Normalizer,
+    check_combiner,
+    check_names,
+    check_positive,
+)
+from pipeline.model.inputs.tables import as_matrix, look_up
 
 
 class VectorProjection(nn.Module):
@@ -73,23 +77,6 @@ class PretrainedEmbeddings(nn.Module):
         return self.projection(look_up(self.table, indices, self.combiner))
 
 
-@dataclass(frozen=True, kw_only=True)
-class PretrainedOptions:
-    """Options of pretrained vectors, as `TabularSequenceFeatures.from_schema` takes them."""
-
-    pretrained_embeddings: Mapping[str, PretrainedEmbeddings] | None = None
-    """Vectors to look up by the index of a categorical feature, beside its table."""
-    pretrained_output_dims: int | Mapping[str, int] | None = None
-    """Output width of columns whose vectors come with the batch, one for all or by name."""
-    normalizer: Normalizer | None = None
-    """Normalization of these columns."""
-
-    @property
-    def embeddings(self) -> Mapping[str, PretrainedEmbeddings]:
-        """`pretrained_embeddings`, empty for None."""
-        return self.pretrained_embeddings or {}
-
-
 def check_pretrained(
     pretrained: Mapping[str, PretrainedEmbeddings], num_rows: Mapping[str, int]
 ) -> None:
@@ -106,9 +93,7 @@ def check_pretrained(
             )
 
 
-def build_vector_projections(
-    columns: Schema, options: PretrainedOptions
-) -> dict[str, VectorProjection]:
+def build_vector_projections(columns: Schema, options: InputOptions) -> dict[str, VectorProjection]:
     """Build the projection of each column of vectors, by name."""
     output_dims = options.pretrained_output_dims
     if isinstance(output_dims, Mapping):

@@ -1,11 +1,10 @@
-"""Embedding tables of categorical features, their options, and lookups.
+"""Embedding tables of categorical features, and lookups.
 
 Shape letters: B sessions, L positions, M values of an interaction, d and P widths.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,25 +13,13 @@ from torch.nn import functional
 from pipeline.core.columns import FIRST_ITEM, PADDING
 from pipeline.core.errors import ConfigError
 from pipeline.data.schema import Schema, embedding_size
-from pipeline.model.inputs.columns import check_names, check_positive
+from pipeline.model.inputs.columns import Combiner, InputOptions, check_names, check_positive
 from pipeline.model.ops.shards import ShardedEmbedding
 
 EMBEDDING_DEVIATION = 0.05
 """Standard deviation of initial weights."""
 
 T = TypeVar("T")
-
-Initializer = Callable[[Tensor], object]
-"""Fills a weight (rows, d) in place."""
-
-Combiner = Literal["mean", "sum", "sqrtn"]
-COMBINERS = ("mean", "sum", "sqrtn")
-
-
-def check_combiner(combiner: str) -> None:
-    """ConfigError for an unknown combiner."""
-    if combiner not in COMBINERS:
-        raise ConfigError(f"combiner is {combiner!r}. Expected {', '.join(COMBINERS)}.")
 
 
 def look_up(
@@ -56,36 +43,6 @@ def look_up(
         return total
     number = (indices != PADDING).sum(-1, keepdim=True).clamp(min=1)  # (B, L, 1)
     return total / (number if combiner == "mean" else number.sqrt())
-
-
-@dataclass(frozen=True, kw_only=True)
-class EmbeddingOptions:
-    """Options of the tables, as `TabularSequenceFeatures.from_schema` takes them."""
-
-    embedding_dims: Mapping[str, int] | None = None
-    """Width of single features; it comes before the width of pretrained vectors and the rest."""
-    embedding_dim_default: int = 64
-    """Width of the other features."""
-    infer_embedding_sizes: bool = False
-    """Infer the width of the other features from their cardinality."""
-    infer_embedding_sizes_multiplier: float = 2.0
-    """Factor of the fourth root of the cardinality."""
-    embeddings_initializers: Mapping[str, Initializer] | None = None
-    """Functions that fill a weight, by feature. Reserved rows are 0."""
-    shared_tables: Sequence[Sequence[str]] = ()
-    """Lists of features that share a table, which has the rows of the largest feature."""
-    combiner: Combiner = "mean"
-    """Combination of several indices of an interaction: mean, sum or sqrtn."""
-
-    @property
-    def dims(self) -> Mapping[str, int]:
-        """`embedding_dims`, empty for None."""
-        return self.embedding_dims or {}
-
-    @property
-    def initializers(self) -> Mapping[str, Initializer]:
-        """`embeddings_initializers`, empty for None."""
-        return self.embeddings_initializers or {}
 
 
 class PretrainedEmbeddingsInitializer:
@@ -132,7 +89,7 @@ def shape_text(tensor: Tensor) -> str:
     return f"({', '.join(map(str, tensor.shape))})"
 
 
-def build_tables(columns: Schema, item: str, options: EmbeddingOptions) -> dict[str, nn.Embedding]:
+def build_tables(columns: Schema, item: str, options: InputOptions) -> dict[str, nn.Embedding]:
     """Build the table of each column, by name; columns of a shared table have the same object.
 
     ConfigError for options that do not fit the columns.
@@ -145,12 +102,12 @@ def build_tables(columns: Schema, item: str, options: EmbeddingOptions) -> dict[
 
 
 def _build_table(
-    columns: Schema, names: list[str], item: str, options: EmbeddingOptions
+    columns: Schema, names: list[str], item: str, options: InputOptions
 ) -> nn.Embedding:
     """Build the table that the features `names` share."""
     name, rows = names[0], _num_rows(columns, names, item)
-    initializer = _common(names, options.initializers, "embeddings_initializers")
-    dim = _common(names, options.dims, "embedding_dims")
+    initializer = _common(names, options.embeddings_initializers, "embeddings_initializers")
+    dim = _common(names, options.embedding_dims, "embedding_dims")
     if isinstance(initializer, PretrainedEmbeddingsInitializer):
         width = initializer.weight_matrix.size(1)
         if dim not in (None, width):
