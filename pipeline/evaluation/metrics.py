@@ -1,8 +1,9 @@
 """Metrics of an evaluation: of ranks (Recall, NDCG, MRR and others) and of top-K lists.
 
-Of a rank, at a cutoff K, for targets one by one (`pipeline/model/ranking_metric.py` has the
-formulas): Recall (= hit rate) is 1 if rank <= K, MRR and MAP 1 / rank, NDCG and DCG
-1 / log2(1 + rank), Precision Recall / K. Each is 0 behind the cutoff; a metric is the mean.
+With one target per list all metrics of ranks follow from the rank of the target. At a cutoff K the
+gain of a rank is: Recall (= hit rate) 1, Precision 1 / K, MRR and MAP 1 / rank, DCG
+1 / log2(1 + rank) (Jarvelin and Kekalainen 2002), and so NDCG, since the best DCG of one target is
+1. For a rank beyond K each is 0. A metric is the mean of the gains.
 
 Of the lists, at a cutoff K:
 
@@ -11,14 +12,13 @@ Delgado-Battenfeld and Jannach, RecSys 2010).
 popularity: mean number of training interactions of the items of a list, averaged over lists:
 average recommendation popularity, ARP (Yin et al., "Challenging the long tail recommendation",
 VLDB 2012; Abdollahpouri et al., "Managing popularity bias with personalized re-ranking", 2019).
-popularity_bias: this value divided by the mean popularity of the targets; 1 is as popular as what
-people chose, above 1 leans to popular items. A target that training never saw has 0.
+popularity_bias: this value divided by the mean popularity of the targets; 1 is as popular as the
+true next items, above 1 leans to popular items. A target that training never saw has 0.
 
 The margin of a mean is half its 95 % interval. Targets of one session are not independent, so the
 session is the unit: the variance is cluster-robust (Liang and Zeger 1986; Cameron and Miller, "A
 practitioner's guide to cluster-robust inference", 2015), with Student's t for as many sessions. It
-holds for other sessions of the same kind and for the model as it is; another seed of training
-varies on top of it.
+covers the sampling of sessions, not the variance between training seeds.
 """
 
 import math
@@ -29,13 +29,12 @@ import torch
 from scipy.special import stdtrit
 
 from pipeline.core.columns import FIRST_ITEM
-from pipeline.model import ranking_metric
-from pipeline.model.ranking_metric import METRICS as METRICS
+from pipeline.recipe.choices import METRICS
 
 LOWER_IS_BETTER = ("loss",)
 DEFAULT_CUTOFFS = (5, 10, 20)
 _FEWEST_SESSIONS = 10
-"""With fewer, the interval of a mean of gains between 0 and 1 is wider than that range."""
+"""With fewer sessions the interval is too wide to be useful."""
 
 
 class Ranked(NamedTuple):
@@ -51,7 +50,11 @@ class Ranked(NamedTuple):
 
 def ranking_metrics(ranks: np.ndarray, cutoffs: tuple[int, ...]) -> dict[str, float]:
     """(N,) ranks -> means by `metric@K`; NaN where there is no rank."""
-    return ranking_metric.means(torch.from_numpy(ranks), cutoffs)
+    return {
+        f"{metric}@{cutoff}": float(values.mean())
+        for cutoff in cutoffs
+        for metric, values in _gains_at(ranks, cutoff).items()
+    }
 
 
 def gains(
@@ -60,9 +63,24 @@ def gains(
     """(N,) ranks -> (N,) gains by `metric@K`; their means are the metrics."""
     values: dict[str, np.ndarray] = {}
     for cutoff in cutoffs:
-        by_metric = ranking_metric.gains_at(torch.from_numpy(ranks), cutoff)
+        by_metric = _gains_at(ranks, cutoff)
         values |= {f"{metric}@{cutoff}": by_metric[metric].numpy() for metric in metrics}
     return values
+
+
+def _gains_at(ranks: np.ndarray, cutoff: int) -> dict[str, torch.Tensor]:
+    """(N,) ranks -> (N,) float64 gains, by metric."""
+    rank = torch.from_numpy(ranks).to(torch.float64)
+    hit = (rank <= cutoff).to(torch.float64)
+    reciprocal, discounted = hit / rank, hit / torch.log2(1 + rank)
+    return {
+        "recall": hit,
+        "ndcg": discounted,
+        "dcg": discounted,
+        "mrr": reciprocal,
+        "map": reciprocal,
+        "precision": hit / cutoff,
+    }
 
 
 def margin(values: np.ndarray, sessions: np.ndarray) -> float | None:

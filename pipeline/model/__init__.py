@@ -2,7 +2,6 @@
 
 from pipeline.data.batch import SessionBatch
 from pipeline.data.schema import ColumnSchema, Schema, Tags
-from pipeline.model import ranking_metric
 from pipeline.model.architectures.bert import (
     AlbertConfig,
     BertConfig,
@@ -104,6 +103,5 @@ __all__ = [
     "TopK",
     "TransformerBlock",
     "XLNetConfig",
-    "ranking_metric",
     "read_vectors",
 ]

@@ -4,6 +4,8 @@ One line for each architecture of `pipeline/model/architectures` and loss of
 `pipeline/model/losses`.
 """
 
+import re
+
 ARCHITECTURES: dict[str, tuple[str, ...]] = {
     "gpt2": ("clm",),
     "xlnet": ("clm", "mlm", "plm", "rtd"),
@@ -27,5 +29,9 @@ FULL_LOSSES = ("cross-entropy",)
 """Losses over the logits of the whole catalogue."""
 SAMPLED_LOSSES = ("sampled-softmax", "gbce", "bpr", "bpr-max", "top1", "top1-max")
 """Losses over the target and N negatives."""
+METRICS = ("recall", "ndcg", "dcg", "mrr", "map", "precision")
+"""Ranking metrics."""
+METRIC_NAME = re.compile(rf"({'|'.join(METRICS)})@([1-9][0-9]*)")
+"""A ranking metric at a cutoff, such as ndcg@20."""
 NEGATIVES = ("uniform", "log-uniform", "popularity", "in-batch")
 """Distributions of negatives."""

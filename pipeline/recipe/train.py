@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from pipeline.core.config import Config
 from pipeline.core.errors import ConfigError, closest
-from pipeline.recipe.choices import FULL_LOSSES, SAMPLED_LOSSES
+from pipeline.recipe.choices import FULL_LOSSES, METRIC_NAME, METRICS, SAMPLED_LOSSES
 from pipeline.recipe.durations import duration_seconds
 from pipeline.recipe.model import Value
 
@@ -182,6 +182,12 @@ class TrainConfig(Config):
         losses = [*FULL_LOSSES, *SAMPLED_LOSSES]
         if self.loss not in losses:
             raise ValueError(f"there is no loss {self.loss!r}; {closest(self.loss, losses)}")
+        if self.metric != "loss" and not METRIC_NAME.fullmatch(self.metric):
+            expected = ", ".join(f"{metric}@K" for metric in METRICS)
+            raise ValueError(
+                f"`metric` is {self.metric!r}, expected one of {expected} with a cutoff K such as "
+                "20, or loss"
+            )
         if self.label_smoothing and self.loss != "cross-entropy":
             raise ValueError("`label_smoothing` is for cross-entropy")
         if self.half_life is not None:

@@ -32,7 +32,7 @@ from pipeline.training.distributed.processes import announced_processes, sum_ove
 from pipeline.training.distributed.sharding import Sharding, check_arguments, names_of
 from pipeline.training.optimizer import TableAdamW, build_optimizer
 from pipeline.training.resumable_trainer import ResumableTrainer
-from pipeline.training.validation import check_metric, validate
+from pipeline.training.validation import validate
 
 
 class TrainingStep(nn.Module):
@@ -108,7 +108,6 @@ class Trainer(ResumableTrainer):
         optimizers: tuple[Any, Any] = (None, None),
         checkpoints: Checkpoints | None = None,
     ) -> None:
-        check_metric(config.metric)
         processes = announced_processes()
         self._partitions = config.process_data == "partitions" and processes.count > 1
         num_sessions = train_loader.num_sessions

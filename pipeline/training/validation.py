@@ -1,33 +1,20 @@
 """Validation during training: ranking metrics, or the loss, of the validation sessions."""
 
-import re
-
 import torch
 
-from pipeline.core.errors import ConfigError
 from pipeline.data.batch import SessionBatch
 from pipeline.data.loader import RaggedBatch, SessionLoader
-from pipeline.evaluation.metrics import METRICS, ranking_metrics
+from pipeline.evaluation.metrics import ranking_metrics
 from pipeline.evaluation.targets import Positions, rank_targets
 from pipeline.model.model import Model
 from pipeline.model.ops.shards import ShardedEmbedding
+from pipeline.recipe.choices import METRIC_NAME
 from pipeline.training.batches import any_batch, loss_scale
 from pipeline.training.distributed.processes import Processes, gather_rows, sum_over_processes
 from pipeline.training.distributed.sharded_validation import missing_passes, rank_with_others
 
 _CUTOFFS = (10, 20)
-_NAME = re.compile(rf"({'|'.join(METRICS)})@([1-9][0-9]*)")
 _LOSS_SESSIONS = 128
-
-
-def check_metric(name: str) -> None:
-    """ConfigError unless `name` is a validation metric."""
-    if name != "loss" and not _NAME.fullmatch(name):
-        metrics = ", ".join(f"{metric}@K" for metric in METRICS)
-        raise ConfigError(
-            f"`train.metric` is {name!r}, expected one of {metrics} with a cutoff K such as 20, or "
-            "loss."
-        )
 
 
 def validate(
@@ -45,7 +32,7 @@ def validate(
     `metric` is among them. As the loss it is that of training, without dropout and with the same
     masks and negatives each time.
     """
-    match = _NAME.fullmatch(metric)
+    match = METRIC_NAME.fullmatch(metric)
     cutoffs = tuple(sorted({*_CUTOFFS, *([int(match[2])] if match else [])}))
     training = model.training
     model.eval()

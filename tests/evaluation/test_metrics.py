@@ -14,15 +14,10 @@ from pipeline.evaluation import ranking
 from pipeline.evaluation import targets as evaluation
 from pipeline.evaluation.baselines import BASELINES, rank_by_baselines
 from pipeline.evaluation.baselines import ranking as baseline_ranking
-from pipeline.evaluation.metrics import (
-    METRICS,
-    list_metrics,
-    margin,
-    ranking_metrics,
-)
+from pipeline.evaluation.metrics import list_metrics, margin, ranking_metrics
 from pipeline.evaluation.result import Cost, Evaluation
 from pipeline.evaluation.targets import rank_targets
-from pipeline.model import ranking_metric
+from pipeline.recipe.choices import METRICS
 from tests.evaluation.test_baselines import DENSE, NUM_ROWS, SAME, many_sessions, without_reserved
 from tests.evaluation.test_baselines import ragged as ragged_arrays
 from tests.evaluation.test_targets import MODELS, SESSIONS, V, ragged
@@ -96,10 +91,11 @@ def test_intervals_hold_the_truth_as_often_as_they_say_though_targets_of_a_sessi
         ([-INF, -INF, -INF, 7.0], 3, 1),  # reserved rows of the item table are never ahead
     ],
 )
-def test_a_rank_counts_what_does_not_score_less(
+def test_rank_is_one_plus_the_other_items_with_a_score_not_below(
     scores: list[float], target: int, rank: int
 ) -> None:
-    result = ranking_metric.ranks(torch.tensor([scores]), torch.tensor([target]))
+    items = torch.tensor(scores).unsqueeze(1)  # (C, 1): each score is that of a query of 1
+    result = ranking.rank_in_catalogue(torch.ones(1, 1), items, torch.tensor([target])).ranks
     assert result.tolist() == [rank]
 
 
@@ -111,7 +107,8 @@ def test_metrics_equal_those_of_torchmetrics(metric: str, cutoff: int) -> None:
     # a permutation a row: without ties, where libraries differ
     scores = torch.rand(num_targets, num_items, generator=generator).argsort(1).float()
     targets = torch.randint(num_items, (num_targets,), generator=generator)
-    result = ranking_metric.means(ranking_metric.ranks(scores, targets), (cutoff,))
+    ranks = ranking.rank_in_catalogue(scores, torch.eye(num_items), targets).ranks
+    result = ranking_metrics(ranks.numpy(), (cutoff,))
     relevant = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, targets.unsqueeze(1), True)
     rows = torch.arange(num_targets).unsqueeze(1).expand_as(scores)
     # DCG is NDCG times the best that is possible, 1 for one target

@@ -330,3 +330,9 @@ def test_batch_leaves_a_small_log_enough_steps() -> None:
     assert [batch_size_for(n) for n in sessions] == [8, 8, 16, 32, 64, 128, 128]
     assert TrainConfig().for_sessions(764).batch_size == 8
     assert TrainConfig(batch_size=128).for_sessions(764).batch_size == 128
+
+
+def test_unknown_metric_is_refused_with_the_recipe() -> None:
+    with pytest.raises(ConfigError, match="`metric` is 'hitrate@20', expected one of recall@K"):
+        TrainConfig.from_dict({"metric": "hitrate@20"}, "recipe.yaml")
+    assert TrainConfig.from_dict({"metric": "loss"}, "recipe.yaml").metric == "loss"

@@ -139,12 +139,6 @@ def test_patience_stops_training(shop: Shop, tmp_path: Path) -> None:
     assert facts["epochs"] < 6
 
 
-def test_unknown_metric_is_refused(shop: Shop, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"`train\.metric` is 'hitrate@20', expected one of"):
-        train(shop.data, ModelConfig(), TrainConfig(metric="hitrate@20"), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
 def test_evaluation_refuses_another_catalogue(shop: Shop, tmp_path: Path) -> None:
     recipe = shop.recipe.preprocess.model_copy(update={"min_item_count": 10})
     preprocess(recipe, [shop.clicks], [], tmp_path / "other")
