@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pipeline.core.errors import ConfigError
 from pipeline.data.directory import Data
 from pipeline.model.run import Run as TrainedRun
 from pipeline.recipe.recipe import Recipe
@@ -100,7 +101,7 @@ def train(
 ) -> Run:
     """Train the model of the recipe on `data`; write the run to `out` and open it.
 
-    After an interruption the same call goes on from its last checkpoint, unless `restart`.
+    After an interruption the same call continues from its last checkpoint, unless `restart`.
     `start` is an earlier run whose weights the model starts from. `windows` is a width such as
     `1d`: the sessions of all parts are trained on window by window, each evaluated before.
     `callbacks` are Hugging Face's TrainerCallbacks.
@@ -123,6 +124,8 @@ def train(
             callbacks=callbacks,
         )
     else:
+        if restart or callbacks:
+            raise ConfigError("`restart` and `callbacks` do not go with `windows`. Leave them out.")
         from pipeline.recipe.durations import duration_seconds
         from pipeline.training.incremental.run import train_windows
 

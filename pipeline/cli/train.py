@@ -7,6 +7,7 @@ import typer
 
 from pipeline.cli.console import check_input, check_output, is_current, note, print_result
 from pipeline.cli.options import DataArgument, IfNeeded, Json, Out, Settings
+from pipeline.core.errors import ConfigError
 
 _WINDOW_COLUMNS = {
     "model": ("recall@20", "mrr@20"),
@@ -59,14 +60,16 @@ def train(
 ) -> None:
     """Train a model on the sessions of a data directory.
 
-    After an interruption the same command goes on from its last checkpoint. Several processes:
-    torchrun --nproc-per-node 2 -m pipeline train ...
+    After an interruption the same command continues from its last checkpoint (with --windows it
+    starts again). Several processes: torchrun --nproc-per-node 2 -m pipeline train ...
     """
     from pipeline.core.config import read_values
     from pipeline.recipe.recipe import Recipe
 
     values = read_values(recipe, tuple(settings or ()))
     config = Recipe.from_dict(values, str(recipe or "--set"))
+    if windows is not None and restart:
+        raise ConfigError("--windows has no checkpoints to restart from. Leave out --restart.")
     check_output(out, "run")
     check_input(data, "data")
     if start is not None:

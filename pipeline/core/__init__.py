@@ -1,0 +1,1 @@
+"""Errors, artifact directories, base of the config, column names."""

@@ -25,7 +25,7 @@ MANIFEST = "manifest.json"
 _FORMAT = 1
 WRITTEN_BY = f"pipeline {__version__}"
 _NEXT_STEP = {
-    "data": "Run `pipeline preprocess CONFIG --input FILE --out {path}` first.",
+    "data": "Run `pipeline preprocess LOGS --recipe FILE --out {path}` first.",
     "run": "Run `pipeline train DATA --out {path}` first.",
     "repository": "Run `pipeline export RUN --out {path}` first.",
     "checkpoint": "Go on from another one.",

@@ -1,0 +1,1 @@
+"""A data directory: schema, fitted state, fingerprint, batches, session loader."""

@@ -1,0 +1,1 @@
+"""Export of a run: TorchScript, top-K, Triton configuration, request tables."""

@@ -1,0 +1,1 @@
+"""Reading raw logs: formats, repair of CSV, typed columns, row counts."""

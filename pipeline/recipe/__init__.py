@@ -1,0 +1,1 @@
+"""The YAML recipe as typed config; defaults stand beside the fields."""

@@ -1,0 +1,1 @@
+"""Serving: Triton launcher, clients, request runtime, page, load test."""

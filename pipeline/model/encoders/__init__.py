@@ -1,0 +1,1 @@
+"""Sequence encoders: Hugging Face, recurrent, layered."""

@@ -1,0 +1,1 @@
+"""Kernels with no knowledge of sessions: catalogue cross-entropy, dropout, token pruning."""

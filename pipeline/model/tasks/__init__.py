@@ -1,0 +1,1 @@
+"""Prediction tasks: the next item, binary and regression targets."""

@@ -1,0 +1,1 @@
+"""NVTabular operators of the workflow."""

@@ -1,0 +1,1 @@
+"""Sorting of a log on disk into shards of whole sessions."""

@@ -1,0 +1,1 @@
+"""Clients of a server over HTTP and gRPC, and of a run in this process."""

@@ -1,0 +1,1 @@
+"""Training window by window, and warm starts."""
