@@ -70,7 +70,6 @@ def measure(
     from pipeline import model as tr
     from pipeline.core.columns import FIRST_ITEM
     from pipeline.evaluation.targets import hidden_at_targets, rank_targets
-    from pipeline.model import ranking_metric
     from pipeline.model.build import build_model
     from pipeline.recipe.model import ModelConfig
 
@@ -92,7 +91,10 @@ def measure(
         for hidden, target_ids in hidden_at_targets(model, few, positions, 512):
             for rows, ids in zip(hidden.split(32), target_ids.split(32), strict=True):
                 scores = model.scores(rows)[:, FIRST_ITEM:]
-                expected = ranking_metric.ranks(scores, ids - FIRST_ITEM).numpy()
+                columns = (ids - FIRST_ITEM).unsqueeze(1)  # (b, 1), negative if unknown
+                below = scores < scores.gather(1, columns.clamp(min=0))
+                ranks = torch.where(columns[:, 0] >= 0, (~below).sum(1), scores.size(1) + 1)
+                expected = ranks.numpy()
                 differing += int((expected != ranked.ranks[compared : compared + len(rows)]).sum())
                 compared += len(rows)
     return Cost(

@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 
 from pipeline.evaluation import ranking
 from pipeline.evaluation.ranking import Seen, rank_in_catalogue
-from pipeline.model import ranking_metric
+
+
+def dense_ranks(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """(N, V) scores, (N,) targets -> (N,) ranks: 1 + other items whose score is not below.
+
+    A negative target has rank V + 1.
+    """
+    target_scores = scores.gather(1, targets.clamp(min=0).unsqueeze(1))  # (N, 1)
+    return torch.where(targets >= 0, (~(scores < target_scores)).sum(1), scores.size(1) + 1)
 
 
 def twins(num_items: int, width: int, seed: int) -> torch.Tensor:
@@ -41,7 +49,7 @@ def test_ranks_and_lists_are_those_of_a_table_of_all_scores(
         patch.setitem(ranking._WIDTHS, "cpu", chunk)
         patch.setitem(ranking._SCORES, "cpu", scores)
         ranked = rank_in_catalogue(queries, items, targets, list_length)
-    assert torch.equal(ranked.ranks, ranking_metric.ranks(table, targets))
+    assert torch.equal(ranked.ranks, dense_ranks(table, targets))
     longest = min(list_length, num_items)
     assert ranked.best.shape == (num_targets, longest)
     assert torch.equal(table.gather(1, ranked.best), table.topk(longest).values)
@@ -77,7 +85,7 @@ def test_seen_items_are_behind_every_target(
         patch.setitem(ranking._SCORES, "cpu", scores)
         seen = Seen(stretch, starts, stops)
         ranked = rank_in_catalogue(queries, items, targets, list_length, seen=seen)
-    assert torch.equal(ranked.ranks, ranking_metric.ranks(table, targets))
+    assert torch.equal(ranked.ranks, dense_ranks(table, targets))
     best = table.topk(min(list_length, num_items)).values
     assert torch.equal(ranked.best < 0, best.isneginf())
     shown = table.gather(1, ranked.best.clamp(min=0)).masked_fill(ranked.best < 0, float("-inf"))
