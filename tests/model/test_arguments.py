@@ -17,9 +17,8 @@ RECORDS = {"Schema", "ColumnSchema", "SessionBatch", "TopK", "TabularSequenceFea
 
 def entries() -> Iterator[tuple[str, Callable[..., Any]]]:
     """Public callables: constructors, `build` of configs, functions and `from_schema`."""
-    for name in tr.__all__:
-        member = getattr(tr, name)
-        if inspect.ismodule(member) or name in RECORDS:
+    for name, member in vars(tr).items():
+        if name.startswith("_") or inspect.ismodule(member) or name in RECORDS:
             continue
         if not inspect.isclass(member):
             yield name, member

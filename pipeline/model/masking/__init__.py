@@ -23,10 +23,9 @@ from pipeline.model.masking.causal import CausalMasking
 from pipeline.model.masking.masked import MaskedMasking
 from pipeline.model.masking.permutation import PermutationMasking
 from pipeline.model.masking.replacement import Replaced, ReplacementMasking
-from pipeline.model.masking.sequence import Body, Encoded, MaskedSequence, Masking, NoMasking, Stage
+from pipeline.model.masking.sequence import Encoded, MaskedSequence, Masking, NoMasking, Stage
 
 __all__ = [
-    "Body",
     "CausalMasking",
     "Encoded",
     "MaskedMasking",

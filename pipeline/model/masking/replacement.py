@@ -8,7 +8,7 @@ ones: ELECTRA's discriminator alone could not name the next item.
 """
 
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from pipeline.core.columns import FIRST_ITEM
 from pipeline.core.errors import ConfigError
 from pipeline.data.batch import SessionBatch, visible_positions
 from pipeline.model.masking.masked import MaskedMasking
-from pipeline.model.masking.sequence import Body, ItemTask, MaskedSequence, Masking, Stage
+from pipeline.model.masking.sequence import MaskedSequence, Masking, Stage
 
 
 class Replaced(NamedTuple):
@@ -85,9 +85,7 @@ class ReplacementMasking(Masking):
         """Mask as mlm does."""
         return self.masked.apply_to(embeddings, item_ids, lengths, stage)
 
-    def loss(
-        self, body: Body, task: ItemTask, batch: SessionBatch, weights: Tensor | None
-    ) -> Tensor:
+    def loss(self, body: Any, task: Any, batch: SessionBatch, weights: Tensor | None) -> Tensor:
         """Weighted sum of the loss of masked items and that of the detection, ()."""
         table = body.inputs.item_table.weight
         masked = body.masked(batch, Stage.TRAIN)

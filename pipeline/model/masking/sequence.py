@@ -4,7 +4,7 @@ Shape letters: B sessions, L positions, D width.
 """
 
 from enum import StrEnum
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -50,42 +50,6 @@ class Encoded(NamedTuple):
     """(B,) number of positions that are not padding."""
     order: Tensor | None = None
     """(B, L) order of plm, see MaskedSequence."""
-
-
-class Body(Protocol):
-    """The part of `SequentialBlock` that maskings run; a protocol, because blocks import them."""
-
-    inputs: Any
-    generator: Any
-
-    def masked(
-        self, batch: SessionBatch, stage: Stage, item_table: Tensor | None = None
-    ) -> MaskedSequence:
-        """Embed and mask a batch."""
-
-    def unmasked(self, batch: SessionBatch) -> MaskedSequence:
-        """Embed a batch without a mask."""
-
-    def through(
-        self, masked: MaskedSequence, *, generator: bool = False, targets_only: bool = False
-    ) -> Encoded:
-        """Run the blocks."""
-
-
-class ItemTask(Protocol):
-    """The part of `NextItemPredictionTask` that maskings use."""
-
-    @property
-    def scores_all_rows(self) -> bool:
-        """Whether the loss scores every row of the input's item table."""
-
-    def logits(self, hidden: Tensor, item_table: Tensor) -> Tensor:
-        """(T, D), (V, E) -> (T, items)."""
-
-    def loss(
-        self, hidden: Tensor, targets: Tensor, item_table: Tensor, weights: Tensor | None = None
-    ) -> Tensor:
-        """(B, L, D), (B, L), (V, E), (B, L) -> ()."""
 
 
 class Masking(nn.Module):
@@ -138,10 +102,8 @@ class Masking(nn.Module):
         """(B,) lengths -> (B, L) bool: interactions that training may predict."""
         return torch.ones(len(lengths), width, dtype=torch.bool, device=lengths.device)
 
-    def loss(
-        self, body: Body, task: ItemTask, batch: SessionBatch, weights: Tensor | None
-    ) -> Tensor:
-        """Training loss of a next-item task, ().
+    def loss(self, body: Any, task: Any, batch: SessionBatch, weights: Tensor | None) -> Tensor:
+        """Training loss of a NextItemPredictionTask on a SequentialBlock, ().
 
         `weights` (B, L) stand at the positions of the targets, as `at_targets` gives them.
         """
