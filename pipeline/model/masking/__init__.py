@@ -19,11 +19,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.core.errors import ConfigError, closest
-from pipeline.model.masking.causal import CausalMasking
-from pipeline.model.masking.masked import MaskedMasking
-from pipeline.model.masking.permutation import PermutationMasking
+from pipeline.model.masking.masked import MaskedMasking, PermutationMasking
 from pipeline.model.masking.replacement import Replaced, ReplacementMasking
-from pipeline.model.masking.sequence import Encoded, MaskedSequence, Masking, NoMasking, Stage
+from pipeline.model.masking.sequence import (
+    CausalMasking,
+    Encoded,
+    MaskedSequence,
+    Masking,
+    NoMasking,
+    Stage,
+)
 
 __all__ = [
     "CausalMasking",

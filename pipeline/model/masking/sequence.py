@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pipeline.core.errors import ConfigError
-from pipeline.data.batch import SessionBatch, visible_positions
+from pipeline.core.columns import PADDING
+from pipeline.data.batch import SessionBatch
 from pipeline.model.ops.shared_gradient_embedding import share_gradient
 
 
@@ -127,34 +127,43 @@ class NoMasking(Masking):
         return MaskedSequence(embeddings, torch.zeros_like(item_ids), lengths, query)
 
 
-def check_probability(name: str, value: float) -> float:
-    """Return `value`; ConfigError unless it is between 0 and 1, both excluded."""
-    if not isinstance(value, int | float) or not 0 < value < 1:
-        raise ConfigError(f"{name} is {value!r}, expected above 0 and below 1.")
-    return value
+class CausalMasking(Masking):
+    """clm: each position predicts the next item. Attention is to the past only.
 
-
-def last_positions(lengths: Tensor, width: int) -> Tensor:
-    """(B,) -> (B, L) bool: the last interaction of each session of at least two."""
-    columns = torch.arange(width, device=lengths.device)
-    return (columns == (lengths - 1).unsqueeze(1)) & (lengths > 1).unsqueeze(1)
-
-
-def choose_masked(lengths: Tensor, width: int, probability: float) -> Tensor:
-    """(B,) -> (B, L) bool: random interactions, at least one of a session and never all."""
-    visible = visible_positions(lengths, width)
-    draw = torch.rand(visible.shape, device=lengths.device).masked_fill(~visible, 2.0)
-    return some_but_not_all(draw < probability, draw, visible)
-
-
-def some_but_not_all(chosen: Tensor, draw: Tensor, visible: Tensor) -> Tensor:
-    """Add the smallest draw of each row to `chosen` (B, L) and remove the largest.
-
-    `draw` is random at `visible` positions and 2 elsewhere. A session of one interaction keeps
-    none.
+    `train_on_last_item_seq_only` trains on the last item of each session only.
     """
-    if draw.size(0) == 0:
-        return chosen
-    smallest = draw.argmin(1, keepdim=True)
-    largest = draw.masked_fill(~visible, -1.0).argmax(1, keepdim=True)
-    return chosen.scatter(1, smallest, True).scatter(1, largest, False) & visible
+
+    name = "clm"
+    causal = True
+
+    def __init__(self, train_on_last_item_seq_only: bool = False) -> None:
+        super().__init__()
+        self.train_on_last_item_seq_only = train_on_last_item_seq_only
+
+    def apply_to(
+        self, embeddings: Tensor, item_ids: Tensor, lengths: Tensor, stage: Stage
+    ) -> MaskedSequence:
+        """(B, L, D), (B, L), (B,) -> MaskedSequence."""
+        inputs = (lengths - 1).clamp(min=0)
+        if stage == Stage.PREDICT:
+            return MaskedSequence(embeddings, torch.zeros_like(item_ids), lengths, inputs)
+        if item_ids.size(1) == 1:
+            return MaskedSequence(embeddings, torch.zeros_like(item_ids), inputs, inputs)
+        # the last item of the longest row is only a target: one column less to compute
+        targets = self.at_targets(item_ids)
+        query = (inputs - 1).clamp(min=0)
+        if stage == Stage.TRAIN and self.train_on_last_item_seq_only:
+            columns = torch.arange(targets.size(1), device=lengths.device)
+            targets = torch.where(columns == query.unsqueeze(1), targets, PADDING)
+        return MaskedSequence(embeddings[:, :-1], targets, inputs, query)
+
+    def at_targets(self, values: Tensor) -> Tensor:
+        """(B, L) -> (B, L - 1): the value of the interaction after each position."""
+        return values[:, 1:] if values.size(1) > 1 else values
+
+    def may_be_targets(self, lengths: Tensor, width: int) -> Tensor:
+        """(B,) lengths -> (B, L) bool: all interactions but the first, or the last only."""
+        columns = torch.arange(width, device=lengths.device)
+        if self.train_on_last_item_seq_only:
+            return (columns > 0) & (columns == (lengths - 1).unsqueeze(1))
+        return (columns > 0).expand(len(lengths), -1)
