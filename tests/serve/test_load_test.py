@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import pytest
@@ -43,35 +44,43 @@ def test_settings_that_cannot_be_and_a_missing_server_are_one_line(server: Trito
         load_test(f"grpc://127.0.0.1:{free_ports().grpc}")
 
 
-class SlowConnection:
+class SlowClient:
     """Responds to each request after 20 ms, to every fourth with an error."""
 
     def __init__(self) -> None:
         self.num_requests = 0
 
-    def encode(self, tensors: object, outputs: object) -> bytes:
-        return b""
+    def __enter__(self) -> Self:
+        return self
 
-    def send(self, request: bytes) -> str | None:
+    def __exit__(self, *_exception: object) -> None: ...
+
+    def send(self, request: dict[str, Any]) -> None:
         time.sleep(0.02)
         self.num_requests += 1
-        return "no" if self.num_requests % 4 == 0 else None
-
-    def close(self) -> None: ...
+        if self.num_requests % 4 == 0:
+            raise ServingError("no")
 
 
 def test_closed_loop_counts_answers_and_errors_apart() -> None:
-    connections = [SlowConnection(), SlowConnection()]
-    result = measure(connections, [b"x"], 0.5)
-    sent = sum(connection.num_requests for connection in connections)
+    clients: list[SlowClient] = []
+
+    def connect() -> Any:
+        clients.append(SlowClient())
+        return clients[-1]
+
+    result = measure(connect, 2, [{}], 0.5)
+    sent = sum(client.num_requests - 1 for client in clients)  # the first opens the connection
+    assert len(clients) == 2
     assert len(result.latencies_seconds) + sum(result.errors.values()) == sent
-    assert result.errors == {"no": sum(c.num_requests // 4 for c in connections)}
+    assert result.errors == {"no": sum(client.num_requests // 4 for client in clients)}
     assert np.median(result.latencies_seconds) >= 0.02
 
 
 def test_open_loop_latency_begins_when_a_request_is_due() -> None:
-    # one connection answers 50 a second; 200 a second are due
-    result = measure([SlowConnection()], [b"x"], 0.5, 200.0)
+    # one client gets 50 answers a second; 200 a second are due
+    connect: Any = SlowClient
+    result = measure(connect, 1, [{}], 0.5, 200.0)
     assert len(result.latencies_seconds) + sum(result.errors.values()) == 100
     assert result.latencies_seconds.max() > 1.0, "the last ones wait for all before them"
     assert np.quantile(result.latencies_seconds, 0.99) > 1.0

@@ -1,6 +1,6 @@
 """Recommendations that a server or a model in this process returns."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 RANK, SCORE = "rank", "score"
+OUTPUTS = ("item_ids", "scores")
+OUTPUTS_AND_EMBEDDINGS = (*OUTPUTS, "embedding")
 
 
 class Answer(NamedTuple):
@@ -24,14 +26,13 @@ class Answer(NamedTuple):
     """(B, E) if requested: inner products with `item_embeddings` of the model are the scores."""
 
     @classmethod
-    def from_tensors(
-        cls, items: np.ndarray, scores: np.ndarray, embeddings: np.ndarray | None = None
-    ) -> "Answer":
-        """Decode the tensors of a response, where text is UTF-8."""
+    def from_outputs(cls, read: Callable[[str], Any]) -> "Answer":
+        """Decode the tensors of a response, which `read` returns by name; text is UTF-8."""
+        items = read("item_ids")
         if items.dtype == np.object_:
             texts = [v.decode("utf-8", "replace") for v in items.reshape(-1)]
             items = np.array(texts, object).reshape(items.shape)
-        return cls(items, scores, embeddings)
+        return cls(items, read("scores"), read("embedding"))
 
     def records(self, sessions: Iterable[Any]) -> Iterator[dict[str, Any]]:
         """Yield the id and the list of each session as JSON takes them.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from pipeline.serve.client.answers import Answer, records_to_frame
+from pipeline.serve.client.answers import OUTPUTS, OUTPUTS_AND_EMBEDDINGS, Answer, records_to_frame
 from pipeline.serve.client.client import batches
 from pipeline.serve.client.connection import Connection
 from pipeline.serve.client.served_model import ServedModel
@@ -46,9 +46,9 @@ class AsyncClient(Connection):
 
     async def infer(self, tensors: dict[str, np.ndarray], *, embeddings: bool = False) -> Answer:
         """Send one request of (B, n) tensors as they are."""
-        arguments = self._infer_arguments(tensors, embeddings=embeddings)
-        result = await self._wait(self._client.infer(**arguments))
-        return self._read_result(result, embeddings=embeddings)
+        outputs = OUTPUTS_AND_EMBEDDINGS if embeddings else OUTPUTS
+        result = await self._wait(self._client.infer(**self.prepare(tensors, outputs)))
+        return Answer.from_outputs(result.as_numpy)
 
     async def recommend(
         self,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from pipeline.core.errors import ConfigError
-from pipeline.serve.client.answers import Answer, records_to_frame
+from pipeline.serve.client.answers import OUTPUTS, OUTPUTS_AND_EMBEDDINGS, Answer, records_to_frame
 from pipeline.serve.client.connection import Connection
 from pipeline.serve.client.served_model import ServedModel
 from pipeline.serve.client.tensors import Columns, id_lists, listed, request_tensors
@@ -127,8 +127,12 @@ class Client(Connection, SyncClient):
 
     def infer(self, tensors: dict[str, np.ndarray], *, embeddings: bool = False) -> Answer:
         """Send one request of (B, n) tensors as they are."""
-        arguments = self._infer_arguments(tensors, embeddings=embeddings)
-        return self._read_result(self._call(self._client.infer, arguments), embeddings=embeddings)
+        outputs = OUTPUTS_AND_EMBEDDINGS if embeddings else OUTPUTS
+        return Answer.from_outputs(self.send(self.prepare(tensors, outputs)).as_numpy)
+
+    def send(self, request: dict[str, Any]) -> Any:
+        """Send what `prepare` made; return tritonclient's result."""
+        return self._call(self._client.infer, request)
 
     def _call(self, function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         try:

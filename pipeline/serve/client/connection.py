@@ -1,16 +1,16 @@
 """Connection to a Triton server over HTTP or gRPC, and its errors in one line."""
 
 import importlib
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 import numpy as np
 
 from pipeline.core.errors import ConfigError, PipelineError, ServingError
-from pipeline.serve.client.answers import Answer
+from pipeline.serve.client.answers import OUTPUTS
 from pipeline.serve.client.served_model import ServedModel
-from pipeline.serve.triton.access import NO_ACCESS, Access, check_key, read_pem
+from pipeline.serve.triton.access import NO_ACCESS, Access, PemPath, check_key, read_pem
 
 TIMEOUT_SECONDS = 30.0
 _REFUSALS = ("is restricted", "maximum queue size", "timeout expired")
@@ -32,9 +32,9 @@ class Connection:
         name: str = "recommender",
         key: str | None = None,
         timeout: float = TIMEOUT_SECONDS,
-        ca: str | Path | None = None,
-        cert: str | Path | None = None,
-        cert_key: str | Path | None = None,
+        ca: PemPath = None,
+        cert: PemPath = None,
+        cert_key: PemPath = None,
     ) -> None:
         """ConfigError for a wrong argument; the first request shows whether a server answers."""
         self.name = name
@@ -74,10 +74,10 @@ class Connection:
         self._served = ServedModel.from_config(config.get("config", config), self.name)
         return self._served
 
-    def _infer_arguments(
-        self, tensors: dict[str, np.ndarray], *, embeddings: bool
+    def prepare(
+        self, tensors: dict[str, np.ndarray], outputs: Sequence[str] = OUTPUTS
     ) -> dict[str, Any]:
-        """Arguments of tritonclient's `infer`."""
+        """Return a request of (B, n) tensors as arguments of tritonclient's `infer`."""
         from tritonclient.utils import np_to_triton_dtype
 
         inputs = []
@@ -88,7 +88,6 @@ class Connection:
             except Exception as error:
                 raise self._error(error) from None
             inputs.append(field)
-        outputs = ["item_ids", "scores", *(["embedding"] if embeddings else [])]
         arguments: dict[str, Any] = {
             "model_name": self.name,
             "inputs": inputs,
@@ -98,11 +97,6 @@ class Connection:
         if self._protocol == "grpc":
             arguments["client_timeout"] = self._timeout
         return arguments
-
-    def _read_result(self, result: Any, *, embeddings: bool) -> Answer:
-        """Decode the result of `infer`."""
-        vectors = result.as_numpy("embedding") if embeddings else None
-        return Answer.from_tensors(result.as_numpy("item_ids"), result.as_numpy("scores"), vectors)
 
     def _error(self, error: Exception) -> PipelineError:
         """Translate an exception of tritonclient into one line."""

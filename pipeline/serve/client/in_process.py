@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.core.errors import ConfigError
-from pipeline.serve.client.answers import Answer
+from pipeline.serve.client.answers import OUTPUTS, OUTPUTS_AND_EMBEDDINGS, Answer
 from pipeline.serve.client.client import SyncClient
 from pipeline.serve.client.served_model import ServedModel
 from pipeline.serve.runtime import RequestError
@@ -49,12 +49,10 @@ class InProcessClient(SyncClient):
             raise ConfigError(str(error)) from None
         except UnicodeError as error:
             raise ConfigError(f"A value is not text in UTF-8: {error}.") from None
-        outputs = ("item_ids", "scores", *(["embedding"] if embeddings else []))
+        outputs = OUTPUTS_AND_EMBEDDINGS if embeddings else OUTPUTS
         items = self._reader.encoder.items
         response = response_tensors(request, self._runner([request]), items, outputs)
-        return Answer.from_tensors(
-            response["item_ids"], response["scores"], response.get("embedding")
-        )
+        return Answer.from_outputs(response.get)
 
 
 def _as_sent(array: np.ndarray) -> np.ndarray:
