@@ -9,10 +9,9 @@ from pipeline.serve.client.answers import OUTPUTS, OUTPUTS_AND_EMBEDDINGS, Answe
 from pipeline.serve.client.client import SyncClient
 from pipeline.serve.client.served_model import ServedModel
 from pipeline.serve.runtime import RequestError
-from pipeline.serve.runtime.batching import BatchRunner, RunModel
+from pipeline.serve.runtime.batching import BatchRunner, RunModel, response_tensors
 from pipeline.serve.runtime.encoder import Encoder
 from pipeline.serve.runtime.request import RequestReader
-from pipeline.serve.runtime.response import response_tensors
 
 
 class InProcessClient(SyncClient):

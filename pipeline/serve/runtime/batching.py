@@ -1,20 +1,32 @@
-"""Requests through the model: encoded together, in batches of a bounded size."""
+"""Requests through the model: encoded together, in batches of a bounded size, and responses."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 
 from .encoder import Encoder
+from .lookups import FIRST_ITEM, MISSING_INTEGER
 from .request import Request
-from .response import Recommendations
 from .rows import Rows, merge
 
 RunModel = Callable[[np.ndarray], np.ndarray]
 """Model: a tensor of `BatchRunner.pack` -> (S, 2 * K + E) int32: item indices, then the bits of
 scores and embeddings."""
+
+
+class Recommendations(NamedTuple):
+    """Output of the model for S sessions."""
+
+    scores: np.ndarray
+    """(S, K) best first, minus infinity behind the end of a short list."""
+    items: np.ndarray
+    """(S, K) item indices."""
+    embeddings: np.ndarray
+    """(S, E) vectors of the sessions; inner products with those of items are the scores."""
 
 
 class BatchRunner:
@@ -105,3 +117,30 @@ def _pad(rows: np.ndarray, width: int) -> np.ndarray:
 
 def _concatenate(parts: list[np.ndarray]) -> np.ndarray:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def response_tensors(
+    request: Request, recommendations: Recommendations, items: np.ndarray, outputs: Collection[str]
+) -> dict[str, np.ndarray]:
+    """Return those of the tensors that `outputs` names.
+
+    They are (B, k) `item_ids` and `scores`, (B, E) `embedding` and (B, 1) `session_ids`, of a flat
+    request in one row: (1, S * k), (1, S * E), (1, S). `items` are raw ids in the order of the
+    catalogue. A short list ends in missing ids, whose scores are minus infinity.
+    """
+    scores = recommendations.scores[:, : request.k]
+    rows = 1 if request.flat else len(scores)
+    tensors: dict[str, np.ndarray] = {}
+    if "item_ids" in outputs:
+        ids = items[np.maximum(recommendations.items[:, : request.k] - FIRST_ITEM, 0)]
+        missing = scores == -np.inf
+        if missing.any():
+            ids[missing] = MISSING_INTEGER if ids.dtype.kind == "i" else b""
+        tensors["item_ids"] = ids.reshape(rows, -1)
+    if "scores" in outputs:
+        tensors["scores"] = np.ascontiguousarray(scores).reshape(rows, -1)
+    if "embedding" in outputs:
+        tensors["embedding"] = np.ascontiguousarray(recommendations.embeddings).reshape(rows, -1)
+    if "session_ids" in outputs:
+        tensors["session_ids"] = np.ascontiguousarray(request.session_ids)
+    return tensors

@@ -16,8 +16,6 @@ PADDING = 0
 NULL = 1
 OUT_OF_VOCABULARY = 2
 FIRST_ITEM = 3
-MAX_ENTRIES_PER_VALUE = 4
-"""Size limit of a direct table; values that lie further apart take a binary search."""
 UNKNOWN_INTEGER = -(2**63) + 1
 _INTEGER = re.compile(rb"0|-?[1-9][0-9]{0,18}")
 MISSING_INTEGER = -(2**63)
@@ -39,33 +37,22 @@ def without_nul(values: np.ndarray) -> np.ndarray:
 
 
 class IntegerLookup:
-    """Integers to indices: by a direct table where they lie close together, else by search."""
+    """Integers to indices by binary search."""
 
     def __init__(self, values: np.ndarray, hash_buckets: int = 0) -> None:
         self._hash_buckets = hash_buckets
-        self._shift = FIRST_ITEM + hash_buckets
-        self._table: np.ndarray | None = None
-        if len(values):
-            self._first, self._last = int(values.min()), int(values.max())
-            size = self._last - self._first + 1
-            if size <= MAX_ENTRIES_PER_VALUE * len(values):
-                self._table = np.full(size, OUT_OF_VOCABULARY, np.int32)
-                self._table[values - self._first] = np.arange(len(values)) + self._shift
-                return
-        self._order = np.argsort(values, kind="stable")
-        self._sorted = values[self._order]
+        order = np.argsort(values, kind="stable")
+        self._sorted = values[order]
+        self._indices = order + FIRST_ITEM + hash_buckets
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
         """(n,) -> (n,) int64 indices."""
         values = values.astype(np.int64)
         indices = np.full(values.shape, OUT_OF_VOCABULARY, np.int64)
-        if self._table is not None:
-            in_table = (values >= self._first) & (values <= self._last)
-            indices[in_table] = self._table[values[in_table] - self._first]
-        elif len(self._sorted):
+        if len(self._sorted):
             positions = np.minimum(np.searchsorted(self._sorted, values), len(self._sorted) - 1)
             matches = self._sorted[positions] == values
-            indices[matches] = self._order[positions[matches]] + self._shift
+            indices[matches] = self._indices[positions[matches]]
         if self._hash_buckets:
             for position in np.flatnonzero(indices == OUT_OF_VOCABULARY):
                 indices[position] = bucket_of(b"%d" % values[position], self._hash_buckets)

@@ -1,8 +1,7 @@
 """Command line of `tritonserver`."""
 
 import secrets
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -50,6 +49,22 @@ class TritonOptions:
 
     def arguments(self, package: Path, backends: Path) -> list[str]:
         """Return program and options; `package` is the folder of pytriton."""
+        # Triton takes several groups, each with a header of its own, where none shares an API. The
+        # values stand in the process list: they keep out the network, not users of the machine.
+        groups = [f"{','.join(CLOSED_APIS)}:closed={secrets.token_hex(16)}"]
+        if self.key is not None:
+            groups.append(f"{','.join(KEY_APIS)}:{KEY_HEADER}={self.key}")
+        # the "pytorch" backend is a Python file and takes these settings from "python" as well
+        settings = (
+            f"shm-region-prefix-name={self.server_id}_",
+            f"shm-default-byte-size={SHARED_MEMORY_BYTES}",
+            f"shm-growth-byte-size={SHARED_MEMORY_BYTES}",
+            f"stub-timeout-seconds={STUB_TIMEOUT_SECONDS}",
+        )
+        control = ["--model-control-mode=none"]
+        if self.reload_seconds is not None:
+            seconds = self.reload_seconds
+            control = ["--model-control-mode=poll", f"--repository-poll-secs={seconds}"]
         return [
             str(package / "tritonserver" / "bin" / "tritonserver"),
             f"--id={self.server_id}",
@@ -65,50 +80,21 @@ class TritonOptions:
             "--allow-vertex-ai=false",
             "--metrics-config=summary_latencies=true",
             f"--metrics-config=summary_quantiles={LATENCY_QUANTILES}",
-            *self._model_control(),
-            *self._addresses(),
-            *self._backend_settings(),
-            *self._restrictions(),
-            *self._tls_options(),
+            *control,
+            *(f"--{name}-port={port}" for name, port in asdict(self.ports).items()),
+            f"--http-address={self.http_host}",
+            f"--grpc-address={self.host}",
+            f"--metrics-address={self.host}",
+            *(f"--backend-config=python,{setting}" for setting in settings),
+            *(f"--http-restricted-api={group}" for group in groups),
+            *(f"--grpc-restricted-protocol={group}" for group in groups),
+            *self._tls_arguments(),
         ]
 
-    def _model_control(self) -> Iterator[str]:
-        yield f"--model-control-mode={'none' if self.reload_seconds is None else 'poll'}"
-        if self.reload_seconds is not None:
-            yield f"--repository-poll-secs={self.reload_seconds}"
-
-    def _addresses(self) -> Iterator[str]:
-        for protocol in fields(self.ports):
-            host = self.http_host if protocol.name == "http" else self.host
-            yield f"--{protocol.name}-address={host}"
-            yield f"--{protocol.name}-port={getattr(self.ports, protocol.name)}"
-
-    def _backend_settings(self) -> Iterator[str]:
-        # the "pytorch" backend is a Python file and takes these settings from "python" as well
-        for setting in (
-            f"shm-region-prefix-name={self.server_id}_",
-            f"shm-default-byte-size={SHARED_MEMORY_BYTES}",
-            f"shm-growth-byte-size={SHARED_MEMORY_BYTES}",
-            f"stub-timeout-seconds={STUB_TIMEOUT_SECONDS}",
-        ):
-            yield f"--backend-config=python,{setting}"
-
-    def _restrictions(self) -> Iterator[str]:
-        # Triton takes several groups, each with a header of its own, where none shares an API. The
-        # values stand in the process list: they keep out the network, not users of the machine.
-        groups = [f"{','.join(CLOSED_APIS)}:closed={secrets.token_hex(16)}"]
-        if self.key is not None:
-            groups.append(f"{','.join(KEY_APIS)}:{KEY_HEADER}={self.key}")
-        for group in groups:
-            yield f"--http-restricted-api={group}"
-            yield f"--grpc-restricted-protocol={group}"
-
-    def _tls_options(self) -> Iterator[str]:
+    def _tls_arguments(self) -> list[str]:
         if self.tls is None:
-            return
-        yield "--grpc-use-ssl=true"
-        yield f"--grpc-server-cert={self.tls.cert}"
-        yield f"--grpc-server-key={self.tls.key}"
+            return []
+        files = [f"--grpc-server-cert={self.tls.cert}", f"--grpc-server-key={self.tls.key}"]
         if self.tls.client_ca is not None:
-            yield "--grpc-use-ssl-mutual=true"
-            yield f"--grpc-root-cert={self.tls.client_ca}"
+            files += ["--grpc-use-ssl-mutual=true", f"--grpc-root-cert={self.tls.client_ca}"]
+        return ["--grpc-use-ssl=true", *files]

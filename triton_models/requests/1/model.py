@@ -17,11 +17,14 @@ sys.dont_write_bytecode = True  # a repository may be mounted read-only
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from request_runtime import RequestError  # noqa: E402  (beside this file in a repository)
-from request_runtime.batching import BatchRunner  # noqa: E402
+from request_runtime.batching import (  # noqa: E402
+    BatchRunner,
+    Recommendations,
+    response_tensors,
+)
 from request_runtime.encoder import Encoder  # noqa: E402
 from request_runtime.lookups import FIRST_ITEM  # noqa: E402
 from request_runtime.request import RequestReader  # noqa: E402
-from request_runtime.response import Recommendations, response_tensors  # noqa: E402
 
 INPUT, OUTPUT = "packed__0", "lists__0"
 """Tensor names of the model."""
