@@ -53,8 +53,9 @@ class TransformerBlock(nn.Module):
             # only here, because it imports transformers
             from pipeline.model.encoders.huggingface import wrap_config_or_model
 
-            wrapped = wrap_config_or_model(transformer, chosen)
-            self.encoder, self.d_model, self.total_seq_length = wrapped
+            self.encoder, self.d_model, self.total_seq_length = wrap_config_or_model(
+                transformer, chosen
+            )
         with_fast_dropout(self.encoder)
         self.output_size = int(self.encoder.d_output)  # type: ignore[arg-type]
         """Width of the hidden states."""

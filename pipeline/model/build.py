@@ -114,7 +114,6 @@ def _head(
 def _next_item_task(
     name: str, config: ModelConfig, train: TrainConfig, statistics: TrainingStatistics
 ) -> NextItemPredictionTask:
-    """Build the next-item task of a member."""
     return NextItemPredictionTask(
         task_name=name,
         loss=train.loss,
@@ -136,7 +135,6 @@ def _next_item_task(
 
 
 def _target_task(schema: Schema, target: Target, statistics: TrainingStatistics) -> TargetTask:
-    """Build the task of a target of the recipe."""
     column = ColumnValues(target.feature, statistics.positives.get(target.feature))
     summary = None if schema[target.feature].is_list else target.summary
     if target.kind == "binary":
@@ -160,7 +158,6 @@ def _weights(train: TrainConfig, statistics: TrainingStatistics) -> ColumnValues
 
 
 def _blocks(config: ModelConfig, inputs: TabularSequenceFeatures, longest: int) -> list[nn.Module]:
-    """Build the blocks after the input block."""
     masking = inputs.masking
     assert masking is not None  # noqa: S101
     blocks: list[nn.Module] = []
@@ -211,7 +208,7 @@ def build_inputs(
     if not isinstance(initializers.get(item), PretrainedEmbeddingsInitializer):
         dims.setdefault(item, config.item_width)
     summed = config.aggregation != "concat"
-    pre, post = _transformations(config)
+    swap, shared = config.swap_noise, config.shared_embedding_noise
     return TabularSequenceFeatures.from_schema(
         input_features(schema, config),
         max_sequence_length=longest,
@@ -226,8 +223,14 @@ def build_inputs(
         continuous_soft_embeddings=config.continuous_soft_embeddings,
         soft_embedding_cardinality_default=config.soft_embedding_cardinality,
         soft_embedding_dim_default=config.soft_embedding_dim,
-        pre=pre,
-        post=post,
+        pre=[
+            *([StochasticSwapNoise(replacement_prob=swap)] if swap else []),
+            *([StochasticSharedEmbeddings(replacement_prob=shared)] if shared else []),
+        ],
+        post=[
+            *([TabularLayerNorm()] if config.feature_layer_norm else []),
+            *([TabularDropout(config.feature_dropout)] if config.feature_dropout else []),
+        ],
         aggregation=config.aggregation,
         # an item alone needs no layer between its embedding and the encoder
         d_output=config.d_model if len(features) > 1 or pretrained else None,
@@ -256,21 +259,6 @@ def _initializers(
                 vectors[position], trainable=entry.trainable
             )
     return initializers
-
-
-def _transformations(config: ModelConfig) -> tuple[list[nn.Module], list[nn.Module]]:
-    """Transformations before and after the embedding."""
-    pre: list[nn.Module] = []
-    if config.swap_noise:
-        pre.append(StochasticSwapNoise(replacement_prob=config.swap_noise))
-    if config.shared_embedding_noise:
-        pre.append(StochasticSharedEmbeddings(replacement_prob=config.shared_embedding_noise))
-    post: list[nn.Module] = []
-    if config.feature_layer_norm:
-        post.append(TabularLayerNorm())
-    if config.feature_dropout:
-        post.append(TabularDropout(dropout_rate=config.feature_dropout))
-    return pre, post
 
 
 @torch.no_grad()

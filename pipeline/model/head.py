@@ -104,7 +104,6 @@ class Head(nn.Module):
         return self.body.inputs.item_table.weight
 
     def _set_blocks(self, blocks: nn.Module | dict[str, nn.Module] | None) -> None:
-        """Give each task its block."""
         if isinstance(blocks, dict):
             _check_task_names("task_blocks", blocks, self.task_names)
         for task in self.all_tasks:

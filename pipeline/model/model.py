@@ -223,7 +223,6 @@ class Model(nn.Module):
         return encoded.hidden[rows, encoded.query]
 
     def _heads(self) -> list[Head]:
-        """All heads in order."""
         return [head for head in self.heads if isinstance(head, Head)]
 
     @staticmethod

@@ -623,7 +623,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"pretrained_output_dims": {"price": 3}}, "names 'price', which is no embedding feature"),
     ({"pretrained_output_dims": 0}, "width of vectors is 0"),
     ({"normalizer": "batch-norm"}, "normalizer is 'batch-norm'. Expected 'layer-norm'"),
-    ({"pre": "snn"}, "pre is 'snn'. Expected stochastic-swap-noise (ssn)"),
+    ({"pre": "snn"}, "pre is 'snn'. Expected stochastic-swap-noise, ssn"),
     ({"pre": "layer-norm"}, "TabularLayerNorm works on embeddings. Give it as `post`"),
     ({"post": StochasticSwapNoise()}, "StochasticSwapNoise works on what is not embedded"),
     ({"post": "norm"}, "post is 'norm'. Expected layer-norm, dropout or a module"),

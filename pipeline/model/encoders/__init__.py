@@ -1,1 +1,1 @@
-"""Sequence encoders: Hugging Face, recurrent, layered."""
+"""Sequence encoders: Hugging Face and layered."""

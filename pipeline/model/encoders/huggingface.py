@@ -288,19 +288,13 @@ def construct(name: str, constructor: Callable[..., Any], *values: Any, **argume
         raise ConfigError(f"{name} cannot be made: {line}") from None
 
 
-class Wrapped(NamedTuple):
-    """Encoder of a Hugging Face config or model that the user has made."""
+def wrap_config_or_model(
+    transformer: Any, masking: Masking
+) -> tuple[HuggingFaceEncoder, int, int | None]:
+    """Encoder of a Hugging Face config (with fresh weights) or model, its D and its L (or None).
 
-    encoder: HuggingFaceEncoder
-    d_model: int
-    positions: int | None
-    """Number of positions, None without a limit."""
-
-
-def wrap_config_or_model(transformer: Any, masking: Masking) -> Wrapped:
-    """Wrap a Hugging Face config (with fresh weights) or model; ConfigError for other objects.
-
-    Rows have any width: for a model that depends on its shape use `HuggingFaceConfig.build`.
+    ConfigError for other objects. Rows have any width: for a model that depends on its shape use
+    `HuggingFaceConfig.build`.
     """
     transformers = import_transformers()
     if isinstance(transformer, transformers.PreTrainedModel):
@@ -326,7 +320,7 @@ def wrap_config_or_model(transformer: Any, masking: Masking) -> Wrapped:
         raise ConfigError(f"{config.model_type} has no hidden_size, so it is no sequence encoder.")
     positions = _num_positions(model)
     encoder = wrap_transformer(model, masking, d_model=width, positions=positions)
-    return Wrapped(encoder, width, positions)
+    return encoder, width, positions
 
 
 def _num_positions(model: Any) -> int | None:

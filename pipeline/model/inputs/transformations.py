@@ -127,15 +127,20 @@ class TabularDropout(nn.Module):
 
 
 Transformations = str | nn.Module | Sequence[str | nn.Module] | None
-BEFORE = (StochasticSwapNoise, StochasticSharedEmbeddings)
-AFTER = (TabularLayerNorm, TabularDropout)
+_PRE: dict[str, type[nn.Module]] = {
+    "stochastic-swap-noise": StochasticSwapNoise,
+    "ssn": StochasticSwapNoise,
+    "stochastic-shared-embeddings": StochasticSharedEmbeddings,
+    "sse": StochasticSharedEmbeddings,
+}
+_POST: dict[str, type[nn.Module]] = {"layer-norm": TabularLayerNorm, "dropout": TabularDropout}
 
 
 def build_pre(pre: Transformations, num_rows: Mapping[str, int]) -> list[nn.Module]:
     """Build modules of SessionBatch -> SessionBatch from names or modules."""
-    modules = [_module(transformation, "pre") for transformation in _each(pre)]
+    modules = [_module(transformation, "pre", _PRE) for transformation in _each(pre)]
     for module in modules:
-        if isinstance(module, AFTER):
+        if isinstance(module, tuple(_POST.values())):
             raise ConfigError(f"{type(module).__name__} works on embeddings. Give it as `post`.")
         if isinstance(module, StochasticSharedEmbeddings):
             module.build(num_rows)
@@ -144,9 +149,9 @@ def build_pre(pre: Transformations, num_rows: Mapping[str, int]) -> list[nn.Modu
 
 def build_post(post: Transformations) -> list[nn.Module]:
     """Build modules of {name: (B, L, d)} -> {name: (B, L, d)} from names or modules."""
-    modules = [_module(transformation, "post") for transformation in _each(post)]
+    modules = [_module(transformation, "post", _POST) for transformation in _each(post)]
     for module in modules:
-        if isinstance(module, BEFORE):
+        if isinstance(module, tuple(_PRE.values())):
             raise ConfigError(
                 f"{type(module).__name__} works on what is not embedded yet. Give it as `pre`."
             )
@@ -159,24 +164,13 @@ def _each(transformations: Transformations) -> Sequence[str | nn.Module]:
     return [transformations] if isinstance(transformations, str | nn.Module) else transformations
 
 
-def _module(name: str | nn.Module, argument: str) -> nn.Module:
+def _module(name: str | nn.Module, argument: str, classes: dict[str, type[nn.Module]]) -> nn.Module:
     """Module of a name; a module stays as it is."""
     if isinstance(name, nn.Module):
         return name
-    match name:
-        case "stochastic-swap-noise" | "ssn":
-            return StochasticSwapNoise()
-        case "stochastic-shared-embeddings" | "sse":
-            return StochasticSharedEmbeddings()
-        case "layer-norm":
-            return TabularLayerNorm()
-        case "dropout":
-            return TabularDropout()
-    expected = {
-        "pre": "stochastic-swap-noise (ssn), stochastic-shared-embeddings (sse)",
-        "post": "layer-norm, dropout",
-    }
-    raise ConfigError(f"{argument} is {name!r}. Expected {expected[argument]} or a module.")
+    if name in (every := _PRE | _POST):
+        return every[name]()
+    raise ConfigError(f"{argument} is {name!r}. Expected {', '.join(classes)} or a module.")
 
 
 def _check_chance(what: str, chance: float) -> None:

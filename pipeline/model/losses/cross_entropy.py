@@ -60,9 +60,11 @@ class LabelSmoothCrossEntropyLoss(nn.Module):
         `targets` (T,) are positions among the items. Returns (T,), or () if reduced.
         """
         if self.shards is not None:
-            return self._reduced(
-                self._over_shards(self.shards, queries, table, targets, first, normalize)
+            settings = Settings(first, self.smoothing, normalize, self._scratch, self.gradients)
+            losses = sharded_cross_entropy(
+                queries, table, targets, settings, self.shards, recompute=self.recompute
             )
+            return self._reduced(losses)
         recompute = self.recompute
         if recompute is None:
             recompute = 4 * queries.size(0) * table.size(0) > MOST_KEPT_BYTES
@@ -77,20 +79,6 @@ class LabelSmoothCrossEntropyLoss(nn.Module):
             gradients=self.gradients,
         )
         return self._reduced(losses)
-
-    def _over_shards(
-        self,
-        shards: Shards,
-        queries: Tensor,
-        rows: Tensor,
-        targets: Tensor,
-        first: int,
-        normalize: bool,
-    ) -> Tensor:
-        settings = Settings(first, self.smoothing, normalize, self._scratch, self.gradients)
-        return sharded_cross_entropy(
-            queries, rows, targets, settings, shards, recompute=self.recompute
-        )
 
     def _reduced(self, losses: Tensor) -> Tensor:
         match self.reduction:

@@ -19,31 +19,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.core.errors import ConfigError, closest
-from pipeline.model.masking.masked import MaskedMasking, PermutationMasking
-from pipeline.model.masking.replacement import Replaced, ReplacementMasking
-from pipeline.model.masking.sequence import (
-    CausalMasking,
-    Encoded,
-    MaskedSequence,
-    Masking,
-    NoMasking,
-    Stage,
-)
-
-__all__ = [
-    "CausalMasking",
-    "Encoded",
-    "MaskedMasking",
-    "MaskedSequence",
-    "Masking",
-    "NoMasking",
-    "PermutationMasking",
-    "Replaced",
-    "ReplacementMasking",
-    "Stage",
-    "build_masking",
-    "choose_masking",
-]
+from pipeline.model.masking.masked import MaskedMasking as MaskedMasking
+from pipeline.model.masking.masked import PermutationMasking as PermutationMasking
+from pipeline.model.masking.replacement import Replaced as Replaced
+from pipeline.model.masking.replacement import ReplacementMasking as ReplacementMasking
+from pipeline.model.masking.sequence import CausalMasking as CausalMasking
+from pipeline.model.masking.sequence import Encoded as Encoded
+from pipeline.model.masking.sequence import MaskedSequence as MaskedSequence
+from pipeline.model.masking.sequence import Masking as Masking
+from pipeline.model.masking.sequence import NoMasking as NoMasking
+from pipeline.model.masking.sequence import Stage as Stage
 
 SHORT_NAMES = {
     "clm": "clm",

@@ -1,28 +1,19 @@
 """One item table in two places of a graph: the input lookup and the scores share one gradient."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 
-class SharedGradientTable(NamedTuple):
-    """Two views of the same weights (V, E)."""
-
-    looked_up: Tensor
-    """Weights of the input lookup; their gradient may be sparse."""
-    scored: Tensor
-    """Weights of the scores, whose gradient is dense."""
-
-
-def share_gradient(table: Tensor) -> SharedGradientTable:
-    """(V, E) -> two views whose gradients are added in place.
+def share_gradient(table: Tensor) -> tuple[Tensor, Tensor]:
+    """(V, E) -> views for lookup and for scores, whose gradients are added in place.
 
     autograd adds a sparse gradient to a dense one with two more tables in memory: one of zeros and
     one for the sum.
     """
-    return SharedGradientTable(*_ShareGradient.apply(table))
+    return _ShareGradient.apply(table)
 
 
 class _ShareGradient(Function):

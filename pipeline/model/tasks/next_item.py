@@ -4,6 +4,7 @@ Shape letters: B sessions, L positions, D width of hidden states, V rows of the 
 of queries and items, T targets, N negatives.
 """
 
+import functools
 from typing import Literal
 
 import torch
@@ -80,7 +81,13 @@ class NextItemPredictionTask(nn.Module):
         self.sampled = bool(getattr(self.objective, "sampled", False))
         self.sparse_gradients = False
         """Whether the lookup of single items gives a sparse gradient."""
-        self._negatives = (negatives, num_negatives, shared_negatives, item_counts)
+        self._make_sampler = functools.partial(
+            NegativeSampler,
+            distribution=negatives,
+            num_negatives=num_negatives,
+            shared=shared_negatives,
+            counts=item_counts,
+        )
         self.sampler: NegativeSampler | None = None
         self.projection: nn.Module = nn.Identity()
         self.output_table: nn.Parameter | None = None
@@ -99,14 +106,7 @@ class NextItemPredictionTask(nn.Module):
         elif d_hidden != d_item:
             self.projection = nn.Linear(d_hidden, d_item, bias=False)
         if self.sampled:
-            distribution, number, shared, counts = self._negatives
-            self.sampler = NegativeSampler(
-                num_rows - FIRST_ITEM,
-                distribution=distribution,
-                num_negatives=number,
-                shared=shared,
-                counts=counts,
-            )
+            self.sampler = self._make_sampler(num_rows - FIRST_ITEM)
 
     @property
     def columns(self) -> tuple[str, ...]:
