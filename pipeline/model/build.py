@@ -235,7 +235,7 @@ def build_inputs(
         # an item alone needs no layer between its embedding and the encoder
         d_output=config.d_model if len(features) > 1 or pretrained else None,
         masking=config.masking,
-        **masking_arguments(config),
+        **{name: getattr(config, name) for name in ARGUMENTS[config.masking]},
     )
 
 
@@ -278,11 +278,6 @@ def input_features(schema: Schema, config: ModelConfig) -> Schema:
     schema.select_by_name(*targets)
     features = schema.select_by_tag(Tags.CATEGORICAL, Tags.CONTINUOUS)
     return Schema(tuple(column for column in features if column.name not in targets))
-
-
-def masking_arguments(config: ModelConfig) -> dict[str, Any]:
-    """Arguments of the chosen masking."""
-    return {name: getattr(config, name) for name in ARGUMENTS[config.masking]}
 
 
 def _encoder(config: ModelConfig, encoder: ModelConfig | Tower, positions: int) -> EncoderConfig:

@@ -30,8 +30,6 @@ from pipeline.model.inputs.columns import (
 )
 from pipeline.model.inputs.continuous import build_continuous_projection, build_soft_embeddings
 from pipeline.model.inputs.pretrained import (
-    PretrainedEmbeddings,
-    VectorProjection,
     build_vector_projections,
     check_pretrained,
 )
@@ -175,9 +173,7 @@ class TabularSequenceFeatures(nn.Module):
 
     def table(self, name: str) -> nn.Embedding:
         """Input embeddings of a categorical feature."""
-        table = self._tables[child_name(self._owners[name])]
-        assert isinstance(table, nn.Embedding)  # noqa: S101
-        return table
+        return self._tables[child_name(self._owners[name])]  # type: ignore[return-value]
 
     @property
     def tables(self) -> dict[str, nn.Embedding]:
@@ -186,9 +182,7 @@ class TabularSequenceFeatures(nn.Module):
 
     def pretrained_table(self, name: str) -> nn.Embedding:
         """Pretrained vectors beside the table of a categorical feature."""
-        embeddings = self.pretrained[child_name(name)]
-        assert isinstance(embeddings, PretrainedEmbeddings)  # noqa: S101
-        return embeddings.table
+        return self.pretrained[child_name(name)].table  # type: ignore[return-value]
 
     @property
     def feature_names(self) -> list[str]:
@@ -260,9 +254,8 @@ class TabularSequenceFeatures(nn.Module):
         }
         features |= {name: torch.zeros(1, 2, device=device) for name in self.continuous}
         for name in self.vectors:
-            projection = self.vector_projections[child_name(name)]
-            assert isinstance(projection, VectorProjection)  # noqa: S101
-            features[name] = torch.zeros(1, 2, projection.width, device=device)
+            width = self.vector_projections[child_name(name)].width
+            features[name] = torch.zeros(1, 2, width, device=device)  # type: ignore[call-overload]
         with torch.no_grad():
             parts = self._embed(features)
         num_continuous = len(self.continuous) if self.continuous_projection is None else 1
