@@ -1,5 +1,6 @@
 """`pipeline recommend`."""
 
+import stat
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -139,10 +140,10 @@ def read_key_file(path: Path | None) -> str | None:
     """Return the key in a file, and warn if others on this machine can read it."""
     if path is None:
         return None
-    from pipeline.serve.triton.access import read_key, readable_by_others
+    from pipeline.serve.triton.access import read_key
 
     key = read_key(path)
-    if readable_by_others(path):
+    if path.stat().st_mode & stat.S_IROTH:
         note(f"Warning: others on this machine can read {path}; `chmod 600 {path}`.")
     return key
 

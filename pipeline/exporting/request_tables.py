@@ -25,10 +25,11 @@ FURTHER_ITEMS = "item_id.further"
 
 def encoder_spec(fitted: Fitted, default_k: int, max_k: int) -> dict[str, Any]:
     """Return how the encoder maps each column; see `pipeline/serve/runtime/encoder.py`."""
+    recipe = fitted.recipe
     columns: list[dict[str, Any]] = [
         {"name": ITEM, "kind": "categorical", "scope": "interaction", "type": fitted.item.type}
     ]
-    for feature in fitted.recipe.features:
+    for feature in recipe.features:
         scope = "session" if feature.of == "session" else "interaction"
         column: dict[str, Any] = {"name": feature.name, "kind": feature.kind, "scope": scope}
         if isinstance(feature, CategoryFeature) and feature.values_per_interaction > 1:
@@ -56,7 +57,6 @@ def encoder_spec(fitted: Fitted, default_k: int, max_k: int) -> dict[str, Any]:
         column["of_item"] = _has_item_values(fitted, feature)
         columns.append(column)
     timestamp: dict[str, Any] | None = None
-    recipe = fitted.recipe
     if recipe.timestamp is not None:
         kind = fitted.timestamp_type
         # a time that Parquet holds as such travels as text

@@ -147,17 +147,12 @@ def send_load(
         prepared = [client.prepare(tensors, outputs) for tensors in requests]
     latencies, errors, total_seconds = measure(connect, clients, prepared, seconds, rate)
     if not len(latencies):
-        raise ServingError(
-            f"{url} answered none of the requests: {next(iter(errors), 'none sent')}"
-        )
+        reason = next(iter(errors), "none sent")
+        raise ServingError(f"{url} answered none of the requests: {reason}")
     return LoadTestResult(
-        clients=clients,
-        rate=rate,
-        shape=shape,
-        seconds=total_seconds,
-        latencies_seconds=latencies,
-        errors=errors,
-    )
+        clients=clients, rate=rate, shape=shape, seconds=total_seconds,
+        latencies_seconds=latencies, errors=errors,
+    )  # fmt: skip
 
 
 def table_values(repository: Path) -> dict[str, np.ndarray]:

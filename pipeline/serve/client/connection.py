@@ -107,9 +107,9 @@ class Connection:
         if isinstance(error, InferenceServerException):
             return self._triton_error(" ".join(str(error.message()).split()), str(error.status()))
         if isinstance(error, TimeoutError):
-            return self._timeout_error()
+            return self._triton_error("timed out", "")
         if isinstance(error, OSError):
-            return self._no_server_error()
+            return self._triton_error("", "UNAVAILABLE")
         if isinstance(error, UnicodeError):
             return ConfigError(f"A value is not text in UTF-8: {error}.")
         # its HTTP library has many exceptions for a response in another protocol
@@ -126,18 +126,13 @@ class Connection:
                 "`pipeline serve`."
             )
         if "DEADLINE_EXCEEDED" in status or "timed out" in message:
-            return self._timeout_error()
+            return ServingError(
+                f"{self.url} did not answer within {self._timeout:g} seconds. It is busy, or no "
+                "Triton."
+            )
         no_server = "failed to connect" in message or "UNAVAILABLE" in status
-        if no_server and not any(words in message for words in _REFUSALS):
-            return self._no_server_error()
-        return ServingError(f"The server refused: {message}")
-
-    def _timeout_error(self) -> ServingError:
-        return ServingError(
-            f"{self.url} did not answer within {self._timeout:g} seconds. It is busy, or no Triton."
-        )
-
-    def _no_server_error(self) -> ServingError:
+        if not no_server or any(words in message for words in _REFUSALS):
+            return ServingError(f"The server refused: {message}")
         if self.url.startswith("grpcs:"):
             return ServingError(
                 f"No server answers at {self.url} with a certificate of the right authority, or it"

@@ -88,11 +88,13 @@ class Encoder:
             name = spec["name"]
             values = rows.columns.get(name)
             if spec["scope"] == "session":
-                encoded[name] = self._encode_session_column(spec, values, len(rows.lengths))
+                if values is None:
+                    values = missing(spec, len(rows.lengths))
+                encoded[name] = self._encode_column(spec, values)[:, np.newaxis]
             elif values is None and name in self.item_features:
                 encoded[name] = self.item_features[name][item_rows]
             elif values is None:
-                encoded[name] = padding(_repeat(self.unsent[name], (padding.num_kept,)))
+                encoded[name] = padding(self.unsent[name][np.newaxis].repeat(padding.num_kept, 0))
             else:
                 values = values if chosen is None else values[chosen]
                 flat = self._encode_column(spec, values)
@@ -103,13 +105,6 @@ class Encoder:
                         item_rows = padding(self._with_further(flat, values))
         self._split_tags(encoded)
         return encoded | self._encode_times(rows, order, padding)
-
-    def _encode_session_column(
-        self, spec: dict[str, Any], values: np.ndarray | None, count: int
-    ) -> np.ndarray:
-        if values is None:
-            return _repeat(self.unsent[spec["name"]], (count, 1))
-        return self._encode_column(spec, values)[:, np.newaxis]
 
     def _split_tags(self, encoded: dict[str, np.ndarray]) -> None:
         """Replace each multi-valued column by M columns of one value, in place."""
@@ -131,9 +126,8 @@ class Encoder:
             times = rows.times if order is None else rows.times[order]
             columns = time_feature(feature, times, rows.lengths)
             if feature == "elapsed":
-                assert self.timestamp is not None  # noqa: S101
-                elapsed = standardize(columns["elapsed"], self.timestamp["elapsed"])
-                columns["elapsed"] = elapsed
+                statistics = self.spec["timestamp"]["elapsed"]
+                columns["elapsed"] = standardize(columns["elapsed"], statistics)
             for name, values in columns.items():
                 encoded[name] = padding(values if padding.kept is None else values[padding.kept])
         return encoded
@@ -210,11 +204,6 @@ def _read_means(
     means = np.load(directory / f"{spec['name']}.means.npy", allow_pickle=False)
     values = read_values(directory, spec["name"], spec["type"])
     return lookup_of(values), np.append(means, spec["mean_of_all"])
-
-
-def _repeat(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """(...) -> (*shape, ...)"""
-    return np.broadcast_to(value, (*shape, *np.shape(value))).copy()
 
 
 def item_array(values: np.ndarray | list[bytes]) -> np.ndarray:

@@ -1,7 +1,6 @@
 """Access to a server: key in a header, and PEM files of TLS."""
 
 import ssl
-import stat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,11 +73,6 @@ def read_key(path: Path) -> str:
             f"{path} cannot be read: {error.strerror}. Expected a file with a key."
         ) from None
     return check_key(text.strip(), str(path))
-
-
-def readable_by_others(path: Path) -> bool:
-    """Whether users beyond owner and group of a file may read it."""
-    return bool(path.stat().st_mode & stat.S_IROTH)
 
 
 def read_pem(ca: PemPath, cert: PemPath, cert_key: PemPath) -> tuple[bytes | None, ...]:
