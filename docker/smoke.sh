@@ -251,5 +251,5 @@ ask
 say "Down"
 begin=$SECONDS
 compose down --timeout 20 >"$scratch/down" 2>&1 || { cat "$scratch/down"; fail "down"; }
-[ $((SECONDS - begin)) -lt 20 ] || fail "a container did not end when told to"
+[ $((SECONDS - begin)) -lt 20 ] || fail "a container did not end within 20 seconds"
 [ -z "$(docker ps -aq --filter "label=com.docker.compose.project=$COMPOSE_PROJECT_NAME")" ] || fail "containers are left"
