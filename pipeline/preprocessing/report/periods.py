@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.preprocessing.report.counts import PartCounts, Window
+from pipeline.preprocessing.report.counts import PartCounts
 
 DAY_HOURS, WEEK_DAYS = 24, 7
 _EPOCH_WEEKDAY = 3
@@ -26,7 +26,7 @@ def by_period(parts: dict[str, PartCounts]) -> dict[str, Any] | None:
     unit = next((name for limit, name in _UNITS if days <= limit), "year")
     # NumPy's weeks begin on the weekday of the epoch
     shift = np.timedelta64(_EPOCH_WEEKDAY if unit == "week" else 0, "D")
-    hours = _hours(window).astype("datetime64[h]") + shift
+    hours = window.hours.astype("datetime64[h]") + shift
     periods, starts = np.unique(
         hours.astype(f"datetime64[{_DATETIME_UNITS[unit]}]"), return_index=True
     )
@@ -40,23 +40,16 @@ def by_period(parts: dict[str, PartCounts]) -> dict[str, Any] | None:
     }
 
 
-def _hours(window: Window) -> np.ndarray:
-    """(H,) hours since 1970 of a window."""
-    return np.arange(window.first, window.last + 1)
+def by_clock(hours: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(24,) and (7,) sums of counts by hour of the day and by weekday, Monday first.
 
-
-def _weekday(hours: np.ndarray) -> np.ndarray:
-    return (hours // DAY_HOURS + _EPOCH_WEEKDAY) % WEEK_DAYS
-
-
-def by_hour(counts: np.ndarray, window: Window) -> np.ndarray:
-    """(24,) interactions by hour of the day, of the (H,) counts of a window."""
-    return np.bincount(_hours(window) % DAY_HOURS, counts, minlength=DAY_HOURS)
-
-
-def by_weekday(counts: np.ndarray, window: Window) -> np.ndarray:
-    """(7,) interactions by weekday, Monday first, of the (H,) counts of a window."""
-    return np.bincount(_weekday(_hours(window)), counts, minlength=WEEK_DAYS)
+    `counts` (H,) are those of the `hours` (H,) since 1970.
+    """
+    weekdays = (hours // DAY_HOURS + _EPOCH_WEEKDAY) % WEEK_DAYS
+    return (
+        np.bincount(hours % DAY_HOURS, counts, minlength=DAY_HOURS),
+        np.bincount(weekdays, counts, minlength=WEEK_DAYS),
+    )
 
 
 def exposures(first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
@@ -66,8 +59,5 @@ def exposures(first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
     """
     begin, end = first / 3.6e9, last / 3.6e9
     hours = np.arange(int(begin // 1), int(end // 1) + 1)
-    share = np.minimum(hours + 1, end) - np.maximum(hours, begin)
-    return (
-        np.bincount(hours % DAY_HOURS, share, minlength=DAY_HOURS),
-        np.bincount(_weekday(hours), share, minlength=WEEK_DAYS) / DAY_HOURS,
-    )
+    by_hour, by_weekday = by_clock(hours, np.minimum(hours + 1, end) - np.maximum(hours, begin))
+    return by_hour, by_weekday / DAY_HOURS
