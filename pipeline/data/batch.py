@@ -1,4 +1,8 @@
-"""Batch of sessions as right-padded tensors, the input of a model."""
+"""Batch of sessions as right-padded tensors, the input of a model.
+
+Padding is on the right, so that a causal model never sees it, and a batch of another width gives
+the same hidden states.
+"""
 
 from collections.abc import Collection, Mapping
 from typing import NamedTuple

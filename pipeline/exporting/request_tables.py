@@ -24,7 +24,7 @@ FURTHER_ITEMS = "item_id.further"
 
 
 def encoder_spec(fitted: Fitted, default_k: int, max_k: int) -> dict[str, Any]:
-    """Return how the encoder maps each column; see `pipeline/serve/runtime/encoder.py`."""
+    """Return how the encoder maps each column; see `pipeline/serve/runtime/request_encoder.py`."""
     recipe = fitted.recipe
     columns: list[dict[str, Any]] = [
         {"name": ITEM, "kind": "categorical", "scope": "interaction", "type": fitted.item.type}

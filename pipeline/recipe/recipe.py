@@ -1,4 +1,7 @@
-"""A recipe: one YAML file that configures preprocessing, the model and its training."""
+"""A recipe: one YAML file that configures preprocessing, the model and its training.
+
+Defaults stand beside the fields in preprocess.py, features.py, model.py and train.py.
+"""
 
 from pathlib import Path
 from typing import Any, Self

@@ -26,8 +26,8 @@ from pipeline.serve.client.answers import OUTPUTS
 from pipeline.serve.client.client import Client
 from pipeline.serve.client.connection import TIMEOUT_SECONDS
 from pipeline.serve.client.served_model import ServedModel, request_tables
-from pipeline.serve.runtime.encoder import item_array
 from pipeline.serve.runtime.lookups import read_values
+from pipeline.serve.runtime.request_encoder import item_array
 from pipeline.serve.triton.access import NO_ACCESS, Access
 
 NUM_REQUESTS = 200

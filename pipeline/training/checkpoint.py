@@ -1,7 +1,6 @@
 """Checkpoints of a training in progress: what is on disk when it is interrupted.
 
-Ctrl-C, a signal or an error ends a training in `Checkpoints.keep_on_interrupt`: the checkpoints
-stay, and the same command continues from the latest one. They are directories in a hidden folder
+They are directories in a hidden folder
 beside the run, safetensors and JSON, complete or absent like other artifacts: the manifest of
 hashes is written last. What a Trainer writes into one stands in `resumable_trainer.py`.
 """
@@ -56,21 +55,6 @@ class Checkpoints:
         path = self._latest_of_training() if self.processes.is_first else None
         name = gather_bytes(b"" if path is None else path.name.encode())[0].decode()
         return self.folder / name if name else None
-
-    @contextmanager
-    def keep_on_interrupt(self) -> Iterator[None]:
-        """On Ctrl-C or an error, log how to continue; on TrainingAbandoned, remove everything."""
-        try:
-            yield
-        except TrainingAbandoned:
-            self.remove()
-            raise
-        except BaseException:
-            if self.processes.is_first and self.last_step is not None:
-                logger.info(
-                    "Interrupted. The same command continues from step %s.", f"{self.last_step:,}"
-                )
-            raise
 
     @contextmanager
     def write(self, step: int) -> Iterator[Path]:

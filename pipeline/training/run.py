@@ -31,6 +31,7 @@ from pipeline.training.distributed.processes import (
     joined_processes,
 )
 from pipeline.training.incremental.warm_start import warm_start
+from pipeline.training.interruption import keep_checkpoints
 from pipeline.training.report.run import write_training_report
 from pipeline.training.training_statistics import training_statistics
 
@@ -133,7 +134,7 @@ def _train(inputs: TrainingInputs, processes: Processes) -> dict[str, Any]:
         latest = None if inputs.restart else checkpoints.latest()
         model = _initial_model(inputs, statistics)
         trainer = _trainer(inputs, model, checkpoints, directory)
-        with checkpoints.keep_on_interrupt():
+        with keep_checkpoints(checkpoints):
             result = trainer.train(resume_from_checkpoint=None if latest is None else str(latest))
             check_finite(model)
         facts |= _facts(inputs, trainer, result)

@@ -17,7 +17,7 @@ from pipeline.exporting import triton_config as config
 from pipeline.exporting.repository import STEPS
 from pipeline.exporting.run import _older_versions, export
 from pipeline.model.build import load_model
-from pipeline.serve.runtime.encoder import Encoder
+from pipeline.serve.runtime.request_encoder import Encoder
 from tests.conftest import Shop
 
 

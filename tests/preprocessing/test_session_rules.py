@@ -17,8 +17,8 @@ from pipeline.logs.row_counts import RowCounts
 from pipeline.preprocessing.run import preprocess
 from pipeline.preprocessing.sorting.session_rules import apply_session_rules
 from pipeline.recipe.preprocess import Preprocess
-from pipeline.serve.runtime.encoder import Encoder
 from pipeline.serve.runtime.request import RequestReader
+from pipeline.serve.runtime.request_encoder import Encoder
 
 MINUTE = 60_000_000
 ROWS = st.lists(

@@ -19,9 +19,9 @@ from pipeline.data.fitted import Fitted
 from pipeline.exporting.request_tables import encoder_spec, write_encoder
 from pipeline.preprocessing import workflow
 from pipeline.recipe.preprocess import Preprocess, Timestamp
-from pipeline.serve.runtime.encoder import Encoder
 from pipeline.serve.runtime.lookups import MISSING_INTEGER
 from pipeline.serve.runtime.request import RequestReader
+from pipeline.serve.runtime.request_encoder import Encoder
 from pipeline.serve.runtime.times import microseconds
 from tests.preprocessing.whole_log import Interactions, read_interactions
 

@@ -19,8 +19,8 @@ from pipeline.model.model import Model
 from pipeline.serve.client.async_client import AsyncClient
 from pipeline.serve.client.client import Client
 from pipeline.serve.client.tensors import request_tensors
-from pipeline.serve.runtime.encoder import Encoder
 from pipeline.serve.runtime.request import RequestReader
+from pipeline.serve.runtime.request_encoder import Encoder
 from pipeline.serve.triton.ports import free_ports
 from pipeline.serve.triton.server import TritonServer
 from tests.conftest import SESSION, Shop

@@ -7,8 +7,8 @@ import pyarrow.csv
 import pytest
 
 from pipeline.data.fitted import Fitted
-from pipeline.serve.runtime.encoder import Encoder
 from pipeline.serve.runtime.request import RequestReader
+from pipeline.serve.runtime.request_encoder import Encoder
 from tests.conftest import Shop
 
 

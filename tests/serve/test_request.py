@@ -14,9 +14,9 @@ from pipeline.preprocessing.run import preprocess
 from pipeline.recipe.preprocess import Preprocess
 from pipeline.serve import runtime as front
 from pipeline.serve.runtime import RequestError
-from pipeline.serve.runtime.encoder import Encoder
 from pipeline.serve.runtime.lookups import FIRST_ITEM, MISSING_INTEGER
 from pipeline.serve.runtime.request import MAX_REQUEST_VALUES, Request, RequestReader
+from pipeline.serve.runtime.request_encoder import Encoder
 from tests.serve.test_encoder import assert_same, shop_with
 
 

@@ -10,8 +10,8 @@ from pipeline.serve.client.client import SyncClient
 from pipeline.serve.client.served_model import ServedModel
 from pipeline.serve.runtime import RequestError
 from pipeline.serve.runtime.batching import BatchRunner, RunModel, response_tensors
-from pipeline.serve.runtime.encoder import Encoder
 from pipeline.serve.runtime.request import RequestReader
+from pipeline.serve.runtime.request_encoder import Encoder
 
 
 class InProcessClient(SyncClient):

@@ -1,5 +1,8 @@
 """Request runtime: work of the server before and after the model, on NumPy alone.
 
+request.py checks a request, rows.py pads its sessions, request_encoder.py maps raw values to
+indices with lookups.py, batching.py runs the model and maps item indices back to raw ids.
+
 The exporter copies this package into the model repository, so it imports nothing of this project
 and runs on Python 3.10 and NumPy 1.26, which NVIDIA's stock Triton image has.
 """

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .encoder import Encoder
 from .lookups import FIRST_ITEM, MISSING_INTEGER
 from .request import Request
+from .request_encoder import Encoder
 from .rows import Rows, merge
 
 RunModel = Callable[[np.ndarray], np.ndarray]

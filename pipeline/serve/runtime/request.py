@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import RequestError
-from .encoder import Encoder
 from .lookups import FIRST_ITEM, MISSING_INTEGER, OUT_OF_VOCABULARY, without_nul
+from .request_encoder import Encoder
 from .rows import MISSING, Rows, newest, newest_starts
 from .times import microseconds
 

@@ -22,9 +22,9 @@ from request_runtime.batching import (  # noqa: E402
     Recommendations,
     response_tensors,
 )
-from request_runtime.encoder import Encoder  # noqa: E402
 from request_runtime.lookups import FIRST_ITEM  # noqa: E402
 from request_runtime.request import RequestReader  # noqa: E402
+from request_runtime.request_encoder import Encoder  # noqa: E402
 
 INPUT, OUTPUT = "packed__0", "lists__0"
 """Tensor names of the model."""
