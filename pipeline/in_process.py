@@ -5,6 +5,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from pipeline.model.run import Run
 
 DEFAULT_K = 10
@@ -18,7 +20,6 @@ def open_run(run: "Run | Path") -> Any:
     It gives the answers of a server of the exported run, on the CPU, with lists of up to the size
     of the catalogue. ArtifactError if the run is missing, incomplete or damaged.
     """
-    import numpy as np
     import torch
 
     from pipeline.core.errors import PipelineError
@@ -35,7 +36,7 @@ def open_run(run: "Run | Path") -> Any:
     model.eval()
 
     @torch.inference_mode()
-    def ask(packed: np.ndarray) -> np.ndarray:
+    def ask(packed: "NDArray[Any]") -> "NDArray[Any]":
         answer: torch.Tensor = model(torch.from_numpy(packed))
         scores = unpack_answer(answer, model.width).scores
         if bool(scores.isnan().any()) or bool(scores.isposinf().any()):

@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from pipeline.core.artifact import read_json, write_json
 from pipeline.core.columns import FIRST_ITEM, FITTED_DIRECTORY, FITTED_FILE, ITEM
@@ -62,19 +63,19 @@ class TargetEncoding:
     type: ValueType
     values: pa.Array
     """(C,) categories."""
-    counts: np.ndarray
+    counts: NDArray[Any]
     """(C, folds) training interactions that have a number."""
-    sums: np.ndarray
+    sums: NDArray[Any]
     """(C, folds) sums of their numbers."""
     smoothing: float
 
-    def means(self) -> np.ndarray:
+    def means(self) -> NDArray[Any]:
         """(C + 1,) smoothed mean of each category, then the overall mean; 0 without a number."""
         counts, sums = self.counts.sum(1), self.sums.sum(1)
         mean = sums.sum() / max(counts.sum(), 1)
         return np.append(self._smoothed(counts, sums, mean), mean)
 
-    def means_without(self, positions: np.ndarray, folds: np.ndarray) -> np.ndarray:
+    def means_without(self, positions: NDArray[Any], folds: NDArray[Any]) -> NDArray[Any]:
         """(N,) means of the categories at (N,) positions, -1 for others, each without one fold."""
         counts, sums = self.counts.sum(0), self.sums.sum(0)  # (folds,)
         means = ((sums.sum() - sums) / np.maximum(counts.sum() - counts, 1))[folds]
@@ -87,13 +88,13 @@ class TargetEncoding:
         )
         return means
 
-    def _smoothed(self, counts: np.ndarray, sums: np.ndarray, mean: Any) -> np.ndarray:
+    def _smoothed(self, counts: NDArray[Any], sums: NDArray[Any], mean: Any) -> NDArray[Any]:
         weight = counts + self.smoothing
-        smoothed: np.ndarray = (sums + self.smoothing * mean) / np.maximum(weight, 1e-9)
+        smoothed: NDArray[Any] = (sums + self.smoothing * mean) / np.maximum(weight, 1e-9)
         return np.where((counts > 0) & (weight > 0), smoothed, mean)
 
 
-def _row_sums(matrix: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def _row_sums(matrix: NDArray[Any], rows: NDArray[Any]) -> NDArray[Any]:
     """`matrix.sum(1)[rows]`, without the sums of the other rows if these are few."""
     if len(rows) * _FEW < len(matrix):
         return matrix[rows].sum(1)

@@ -6,9 +6,11 @@ request: out of vocabulary or in one of its hash buckets.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline.core.columns import OUT_OF_VOCABULARY, bucket_of
 from pipeline.core.errors import ArtifactError
@@ -19,7 +21,7 @@ TRAINED_ON = "trained_on"
 """Fact of a run: the `training_fingerprint` of its data."""
 
 
-def rows_for(run: Path, run_fitted: Fitted, data: Data) -> dict[str, np.ndarray]:
+def rows_for(run: Path, run_fitted: Fitted, data: Data) -> dict[str, NDArray[Any]]:
     """(V,) indices of a run for the indices of `data`, by column; equal columns are left out.
 
     ArtifactError unless the values of the run have the same indices in `data`, numbers have the
@@ -75,7 +77,7 @@ def _equal(one: TargetEncoding, other: TargetEncoding) -> bool:
     )
 
 
-def _rows(vocabulary: Vocabulary, earlier: Vocabulary) -> np.ndarray:
+def _rows(vocabulary: Vocabulary, earlier: Vocabulary) -> NDArray[Any]:
     """(V,) indices in `earlier` for those of `vocabulary`, which extends it."""
     rows = np.arange(vocabulary.num_rows)
     unknown = unknown_rows(vocabulary, first=len(earlier.values))
@@ -83,7 +85,7 @@ def _rows(vocabulary: Vocabulary, earlier: Vocabulary) -> np.ndarray:
     return rows
 
 
-def unknown_rows(vocabulary: Vocabulary, *, first: int = 0) -> np.ndarray:
+def unknown_rows(vocabulary: Vocabulary, *, first: int = 0) -> NDArray[Any]:
     """(V,) index of each value, from the `first` one on, if it were out of vocabulary.
 
     Reserved indices and hash buckets keep their own.

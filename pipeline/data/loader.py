@@ -8,12 +8,13 @@ batch is a window of a session: all of it in training, a part of it in evaluatio
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.core.errors import ArtifactError
@@ -80,7 +81,7 @@ class SessionLoader:
         seed: int = 0,
         rank: int = 0,
         processes: int = 1,
-        indices: Mapping[str, np.ndarray] | None = None,
+        indices: Mapping[str, NDArray[Any]] | None = None,
     ) -> None:
         """`features` are the columns to read; `indices` maps their indices, see
         `Run.index_mapping`.

@@ -3,11 +3,12 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from pipeline.core.columns import ITEM, SESSION, SESSIONS_DIRECTORY, TIMESTAMP
 from pipeline.core.errors import ArtifactError
@@ -44,7 +45,7 @@ def read_sessions(data: Path, part: str, columns: list[str]) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def session_ids(data: Path, part: str) -> np.ndarray | None:
+def session_ids(data: Path, part: str) -> NDArray[Any] | None:
     """(sessions,) raw ids in the order of the files; None if the files have none."""
     table = read_sessions(data, part, [SESSION])
     return table[SESSION].to_numpy() if SESSION in table.column_names else None
@@ -58,11 +59,11 @@ def count_sessions(data: Path, part: str) -> int:
 class Interactions(NamedTuple):
     """Interactions of sessions one after the other, oldest first."""
 
-    values: np.ndarray
+    values: NDArray[Any]
     """(interactions,) item indices."""
-    offsets: np.ndarray
+    offsets: NDArray[Any]
     """(sessions + 1,) position of the first interaction of each session, then their number."""
-    times: np.ndarray
+    times: NDArray[Any]
     """(interactions,) microseconds since 1970 UTC, or row numbers without a timestamp."""
 
 
@@ -71,7 +72,7 @@ def read_interactions(
     part: str,
     *,
     by_time: bool = False,
-    rows: Mapping[str, np.ndarray] | None = None,
+    rows: Mapping[str, NDArray[Any]] | None = None,
 ) -> Interactions:
     """Interactions of a part, its sessions in the order of the files or, `by_time`, of their end.
 

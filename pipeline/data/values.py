@@ -1,11 +1,13 @@
 """Raw columns converted to the types of the workflow: ids and categories, numbers, times."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from pipeline.core.errors import DataError
 from pipeline.data.fitted import TimestampType, ValueType
@@ -119,7 +121,7 @@ def decode_dictionary(array: pa.Array) -> pa.Array:
     return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
 
 
-def numbers(chunks: list[pa.Array], *, positive: bool) -> tuple[np.ndarray, int]:
+def numbers(chunks: list[pa.Array], *, positive: bool) -> tuple[NDArray[Any], int]:
     """float64 with NaN for missing and unusable values, and the number of unusable ones.
 
     Unusable are text that is no number, numbers out of the range of float32 and, if `positive`,
@@ -146,7 +148,7 @@ def numbers(chunks: list[pa.Array], *, positive: bool) -> tuple[np.ndarray, int]
     return np.where(unusable, np.nan, whole), bad + int(unusable.sum())
 
 
-def _replace_truths(numbers: np.ndarray, text: pa.Array) -> np.ndarray:
+def _replace_truths(numbers: NDArray[Any], text: pa.Array) -> NDArray[Any]:
     lower = pc.utf8_lower(text)
     for word, number in (("true", 1.0), ("false", 0.0)):
         is_word = pc.fill_null(pc.equal(lower, word), False).to_numpy(zero_copy_only=False)
@@ -154,13 +156,13 @@ def _replace_truths(numbers: np.ndarray, text: pa.Array) -> np.ndarray:
     return numbers
 
 
-def bucket(numbers: np.ndarray, bounds: tuple[float, ...]) -> pa.Array:
+def bucket(numbers: NDArray[Any], bounds: tuple[float, ...]) -> pa.Array:
     """(N,) int64, the number of rising `bounds` that are at most the number; null for NaN."""
     buckets = np.searchsorted(np.array(bounds), numbers, side="right").astype(np.int64)
     return pa.array(buckets, mask=np.isnan(numbers))
 
 
-def microseconds(chunks: list[pa.Array], config: Timestamp) -> tuple[np.ndarray, TimestampType]:
+def microseconds(chunks: list[pa.Array], config: Timestamp) -> tuple[NDArray[Any], TimestampType]:
     """int64 microseconds since 1970 UTC or NO_TIME, and the raw type."""
     parts, kinds = [], []
     for chunk in chunks:
@@ -171,7 +173,7 @@ def microseconds(chunks: list[pa.Array], config: Timestamp) -> tuple[np.ndarray,
     return np.concatenate(parts), next(kind for kind in order if kind in kinds)
 
 
-def _microseconds(array: pa.Array, config: Timestamp) -> tuple[np.ndarray, TimestampType]:
+def _microseconds(array: pa.Array, config: Timestamp) -> tuple[NDArray[Any], TimestampType]:
     if pa.types.is_duration(array.type) or pa.types.is_time(array.type):
         raise DataError(f"The timestamp column holds {array.type}, expected times, not durations.")
     if pa.types.is_date(array.type):
@@ -195,7 +197,7 @@ def _microseconds(array: pa.Array, config: Timestamp) -> tuple[np.ndarray, Times
     return _from_floats(array.cast(pa.float64()).to_numpy(zero_copy_only=False), config.unit)
 
 
-def _from_integers(array: pa.Array, unit: str) -> np.ndarray:
+def _from_integers(array: pa.Array, unit: str) -> NDArray[Any]:
     is_valid = array.is_valid().to_numpy(zero_copy_only=False)
     times = pc.fill_null(array, 0).to_numpy(zero_copy_only=False)
     multiplier, divisor = {"s": (10**6, 1), "ms": (1000, 1), "us": (1, 1), "ns": (1, 1000)}[unit]
@@ -205,7 +207,7 @@ def _from_integers(array: pa.Array, unit: str) -> np.ndarray:
     return np.where(usable, whole * multiplier // divisor, NO_TIME)
 
 
-def _from_floats(times: np.ndarray, unit: str) -> tuple[np.ndarray, TimestampType]:
+def _from_floats(times: NDArray[Any], unit: str) -> tuple[NDArray[Any], TimestampType]:
     with np.errstate(over="ignore"):
         scaled = times * {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}[unit]
     usable = np.abs(scaled) < LATEST_MICROSECONDS  # False for NaN
@@ -213,7 +215,7 @@ def _from_floats(times: np.ndarray, unit: str) -> tuple[np.ndarray, TimestampTyp
     return whole.astype(np.int64), "float64"
 
 
-def _from_text(text: pa.Array) -> np.ndarray:
+def _from_text(text: pa.Array) -> NDArray[Any]:
     is_time = pc.fill_null(pc.match_substring_regex(text, ISO_TIME), False)
     text = pc.replace_substring_regex(pc.if_else(is_time, text, None), r" ?(UTC|Z)$", "+00:00")
     # each text needs a zone: pandas would use that of the text before it (issue 61389)

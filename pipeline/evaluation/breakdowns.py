@@ -1,8 +1,9 @@
 """Groups of targets, for metrics by session length, popularity, novelty and time."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.core.columns import FIRST_ITEM
 from pipeline.data.sessions import Interactions
@@ -19,17 +20,17 @@ _MICROSECONDS_A_DAY = 86_400_000_000
 class Targets(NamedTuple):
     """N targets, in the order of sessions and positions."""
 
-    items: np.ndarray
+    items: NDArray[Any]
     """(N,) item indices."""
-    sessions: np.ndarray
+    sessions: NDArray[Any]
     """(N,) the session of each, in rising order."""
-    num_before: np.ndarray
+    num_before: NDArray[Any]
     """(N,) interactions before it in its session, also those that no model reads."""
-    repeated: np.ndarray
+    repeated: NDArray[Any]
     """(N,) bool: whether the item is among them."""
-    after_unknown: np.ndarray
+    after_unknown: NDArray[Any]
     """(N,) bool: whether an unknown or missing item is among them."""
-    times: np.ndarray
+    times: NDArray[Any]
     """(N,) as in `Interactions`."""
 
 
@@ -37,7 +38,7 @@ class Group(NamedTuple):
     """Some of the targets."""
 
     label: str
-    members: np.ndarray
+    members: NDArray[Any]
     """(N,) bool."""
 
 
@@ -64,7 +65,7 @@ def describe_targets(interactions: Interactions, positions: Positions) -> Target
 
 
 def break_down(
-    targets: Targets, item_counts: np.ndarray, *, by_time: bool
+    targets: Targets, item_counts: NDArray[Any], *, by_time: bool
 ) -> dict[str, list[Group]]:
     """Return non-empty groups of targets by the name of what they differ in, at least two each.
 
@@ -97,7 +98,7 @@ def break_down(
     return {name: by_name for name, by_name in filled.items() if len(by_name) > 1}
 
 
-def _by_length(num_before: np.ndarray) -> list[Group]:
+def _by_length(num_before: NDArray[Any]) -> list[Group]:
     groups = []
     for first, following in zip(_LENGTHS, (*_LENGTHS[1:], None), strict=True):
         members = num_before >= first
@@ -109,7 +110,7 @@ def _by_length(num_before: np.ndarray) -> list[Group]:
     return groups
 
 
-def _by_popularity(counts: np.ndarray, item_counts: np.ndarray) -> list[Group]:
+def _by_popularity(counts: NDArray[Any], item_counts: NDArray[Any]) -> list[Group]:
     """Head, middle and tail: about a third of the training interactions each."""
     falling = np.sort(item_counts[item_counts > 0])[::-1]
     if not len(falling):
@@ -132,7 +133,7 @@ def _by_popularity(counts: np.ndarray, item_counts: np.ndarray) -> list[Group]:
     return groups
 
 
-def _by_hour(times: np.ndarray) -> list[Group]:
+def _by_hour(times: NDArray[Any]) -> list[Group]:
     hours = times % _MICROSECONDS_A_DAY * 24 // _MICROSECONDS_A_DAY
     return [
         Group(f"{first:02}:00 to {first + _HOURS - 1:02}:59", hours // _HOURS == first // _HOURS)
@@ -140,7 +141,7 @@ def _by_hour(times: np.ndarray) -> list[Group]:
     ]
 
 
-def _by_day(times: np.ndarray) -> list[Group]:
+def _by_day(times: NDArray[Any]) -> list[Group]:
     days = times // _MICROSECONDS_A_DAY
     unique_days = np.unique(days)
     if len(unique_days) > _MOST_DAYS:

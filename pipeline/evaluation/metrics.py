@@ -22,10 +22,11 @@ covers the sampling of sessions, not the variance between training seeds.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from pipeline.core.columns import FIRST_ITEM
@@ -40,15 +41,15 @@ _FEWEST_SESSIONS = 10
 class Ranked(NamedTuple):
     """Ranks of N targets, in the order of sessions and positions, and counts of their N lists."""
 
-    ranks: np.ndarray
+    ranks: NDArray[Any]
     """(N,) 1-based; an unknown target is behind the whole catalogue."""
-    targets: np.ndarray
+    targets: NDArray[Any]
     """(N,) item indices."""
-    exposure: np.ndarray
+    exposure: NDArray[Any]
     """(C, items) for each of C lengths, how many of the N lists hold the item."""
 
 
-def ranking_metrics(ranks: np.ndarray, cutoffs: tuple[int, ...]) -> dict[str, float]:
+def ranking_metrics(ranks: NDArray[Any], cutoffs: tuple[int, ...]) -> dict[str, float]:
     """(N,) ranks -> means by `metric@K`; NaN where there is no rank."""
     return {
         f"{metric}@{cutoff}": float(values.mean())
@@ -58,17 +59,17 @@ def ranking_metrics(ranks: np.ndarray, cutoffs: tuple[int, ...]) -> dict[str, fl
 
 
 def gains(
-    ranks: np.ndarray, cutoffs: tuple[int, ...], metrics: tuple[str, ...] = METRICS
-) -> dict[str, np.ndarray]:
+    ranks: NDArray[Any], cutoffs: tuple[int, ...], metrics: tuple[str, ...] = METRICS
+) -> dict[str, NDArray[Any]]:
     """(N,) ranks -> (N,) gains by `metric@K`; their means are the metrics."""
-    values: dict[str, np.ndarray] = {}
+    values: dict[str, NDArray[Any]] = {}
     for cutoff in cutoffs:
         by_metric = _gains_at(ranks, cutoff)
         values |= {f"{metric}@{cutoff}": by_metric[metric].numpy() for metric in metrics}
     return values
 
 
-def _gains_at(ranks: np.ndarray, cutoff: int) -> dict[str, torch.Tensor]:
+def _gains_at(ranks: NDArray[Any], cutoff: int) -> dict[str, torch.Tensor]:
     """(N,) ranks -> (N,) float64 gains, by metric."""
     rank = torch.from_numpy(ranks).to(torch.float64)
     hit = (rank <= cutoff).to(torch.float64)
@@ -83,7 +84,7 @@ def _gains_at(ranks: np.ndarray, cutoff: int) -> dict[str, torch.Tensor]:
     }
 
 
-def margin(values: np.ndarray, sessions: np.ndarray) -> float | None:
+def margin(values: NDArray[Any], sessions: NDArray[Any]) -> float | None:
     """(N,) gains or differences of gains, (N,) sessions in rising order -> half a 95 % interval.
 
     None with fewer than 10 sessions, or if all values are equal, as where nothing was hit.
@@ -100,7 +101,10 @@ def margin(values: np.ndarray, sessions: np.ndarray) -> float | None:
 
 
 def list_metrics(
-    exposure: np.ndarray, cutoffs: tuple[int, ...], targets: np.ndarray, popularity: np.ndarray
+    exposure: NDArray[Any],
+    cutoffs: tuple[int, ...],
+    targets: NDArray[Any],
+    popularity: NDArray[Any],
 ) -> dict[str, float | None]:
     """(C, items) exposure at each cutoff, (N,) targets -> metrics of the lists by `metric@K`.
 

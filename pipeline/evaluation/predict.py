@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pipeline.core.columns import ITEM, SESSION
@@ -135,7 +136,7 @@ def _list_columns(batch: Recommendations, item_type: pa.DataType) -> list[pa.Arr
     ]
 
 
-def _vectors(vectors: np.ndarray) -> pa.Array:
+def _vectors(vectors: NDArray[Any]) -> pa.Array:
     """(n, E) -> (n,) lists."""
     offsets = pa.array(np.arange(len(vectors) + 1) * vectors.shape[1], pa.int32())
     return pa.ListArray.from_arrays(offsets, pa.array(vectors.ravel(), pa.float32()))

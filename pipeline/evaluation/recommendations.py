@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.core.columns import FIRST_ITEM, ITEM, SESSION
 from pipeline.model.model import TopK
@@ -12,11 +13,11 @@ from pipeline.model.model import TopK
 class Recommendations(NamedTuple):
     """Lists of B sessions, best first."""
 
-    items: np.ndarray
+    items: NDArray[Any]
     """(B, K) raw ids; 0 or None behind the end of a list."""
-    scores: np.ndarray
+    scores: NDArray[Any]
     """(B, K) float32; minus infinity behind the end."""
-    counts: np.ndarray
+    counts: NDArray[Any]
     """(B,) lengths of the lists: K, or fewer where filters left fewer items."""
 
     def records(self, sessions: Iterable[Any]) -> Iterator[dict[str, Any]]:
@@ -34,7 +35,7 @@ class Recommendations(NamedTuple):
             }
 
 
-def to_raw_ids(best: TopK, catalogue: np.ndarray) -> Recommendations:
+def to_raw_ids(best: TopK, catalogue: NDArray[Any]) -> Recommendations:
     """Item indices -> raw ids; `catalogue` (items,) has those of the indices from FIRST_ITEM."""
     indices, scores = best.items.cpu().numpy(), best.scores.cpu().numpy()
     filled = indices >= FIRST_ITEM

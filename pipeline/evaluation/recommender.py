@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.core.columns import FIRST_ITEM, PADDING
@@ -39,7 +40,7 @@ class Recommender:
         self.run = run
         self.model = run.model.to(best_device())
         self.fitted = run.fitted
-        self.catalogue: np.ndarray = self.fitted.item.values.to_numpy(zero_copy_only=False)
+        self.catalogue: NDArray[Any] = self.fitted.item.values.to_numpy(zero_copy_only=False)
         """(items,) raw ids by falling frequency, int64 or text."""
         self._longest = self.model.inputs.max_sequence_length
         self._device = next(self.model.parameters()).device
@@ -86,16 +87,16 @@ class Recommender:
 
     def session_embeddings(
         self, data: Data | Path, part: str, *, batch_size: int = 256
-    ) -> Iterator[np.ndarray]:
+    ) -> Iterator[NDArray[Any]]:
         """Yield (B, E) float32; their inner products with `item_embeddings` rank the items."""
         return self._session_embeddings(self._loader(data, part, batch_size))
 
     @torch.inference_mode()
-    def item_embeddings(self) -> tuple[np.ndarray, np.ndarray]:
+    def item_embeddings(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """(items,) raw ids and (items, E) float32, for a vector index by inner product."""
         return self.catalogue, self.model.item_embeddings().cpu().numpy()
 
-    def in_catalogue(self, ids: Sequence[Any]) -> np.ndarray:
+    def in_catalogue(self, ids: Sequence[Any]) -> NDArray[Any]:
         """(n,) bool: which of these raw ids are in the catalogue."""
         return self._indices(ids) >= FIRST_ITEM
 
@@ -112,7 +113,7 @@ class Recommender:
             indices=self.run.index_mapping(data),
         )
 
-    def _indices(self, ids: Sequence[Any]) -> np.ndarray:
+    def _indices(self, ids: Sequence[Any]) -> NDArray[Any]:
         """Raw ids -> (n,) item indices, PADDING for ids that are not in the catalogue."""
         texts = pa.array([None if i is None else str(i) for i in ids], pa.string())
         values, _ = categories([texts], self.fitted.item.type)
@@ -121,7 +122,7 @@ class Recommender:
         rows = pc.fill_null(rows, PADDING - FIRST_ITEM).to_numpy(zero_copy_only=False)
         return rows.astype(np.int64) + FIRST_ITEM
 
-    def _candidates(self, ids: Sequence[Any]) -> np.ndarray:
+    def _candidates(self, ids: Sequence[Any]) -> NDArray[Any]:
         """(C,) item indices, each once."""
         indices = self._indices(ids)
         unknown = np.flatnonzero(indices < FIRST_ITEM)
@@ -147,8 +148,8 @@ class Recommender:
         loader: SessionLoader,
         k: int,
         filter_seen: bool,
-        blocked: np.ndarray,
-        candidates: np.ndarray | None,
+        blocked: NDArray[Any],
+        candidates: NDArray[Any] | None,
     ) -> Iterator[Recommendations]:
         blocked_items = torch.from_numpy(blocked).to(self._device)
         allowed = None if candidates is None else torch.from_numpy(candidates).to(self._device)
@@ -169,7 +170,7 @@ class Recommender:
                 yield to_raw_ids(best, self.catalogue)
 
     @torch.inference_mode()
-    def _session_embeddings(self, loader: SessionLoader) -> Iterator[np.ndarray]:
+    def _session_embeddings(self, loader: SessionLoader) -> Iterator[NDArray[Any]]:
         for batch in loader:
             yield self.model.session_embeddings(self._newest(batch, _all_rows(batch))).cpu().numpy()
 

@@ -4,8 +4,10 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.core.columns import FIRST_ITEM, ITEM
 from pipeline.core.errors import ArtifactError
@@ -32,7 +34,7 @@ _SESSIONS_PER_BATCH = 4096
 _GROUP_METRICS = ("recall", "ndcg", "mrr")
 """Metrics of a breakdown; the others follow from them."""
 
-Gains = Mapping[str, np.ndarray]
+Gains = Mapping[str, NDArray[Any]]
 """(N,) gains of the targets by `metric@K`; their means are the metrics."""
 
 
@@ -54,7 +56,7 @@ class _Ranking:
     by_model: dict[str, Ranked]
     seconds: dict[str, float]
     targets: Targets
-    item_counts: np.ndarray
+    item_counts: NDArray[Any]
     """(items,) training interactions."""
 
 
@@ -126,7 +128,7 @@ def evaluate(
 
 
 def _rank(
-    run: Run, data: Data, protocol: _Protocol, index_mapping: Mapping[str, np.ndarray]
+    run: Run, data: Data, protocol: _Protocol, index_mapping: Mapping[str, NDArray[Any]]
 ) -> _Ranking:
     model = run.model.to(best_device())
     num_rows = model.inputs.item_table.num_embeddings
@@ -150,7 +152,7 @@ def _rank(
 
 
 def _rank_by_model(
-    model: Model, data: Data, protocol: _Protocol, index_mapping: Mapping[str, np.ndarray]
+    model: Model, data: Data, protocol: _Protocol, index_mapping: Mapping[str, NDArray[Any]]
 ) -> tuple[Ranked, float]:
     """Return the ranks of the targets by the model, and its seconds."""
     loader = SessionLoader(
@@ -206,7 +208,7 @@ def _rank_by_baselines(
 
 
 def _differences(
-    gains_by_model: Mapping[str, Gains], sessions: np.ndarray
+    gains_by_model: Mapping[str, Gains], sessions: NDArray[Any]
 ) -> dict[str, Difference]:
     """By metric, the run minus the baseline with the highest mean; on the same targets."""
     run_name, *baselines = gains_by_model
@@ -237,7 +239,7 @@ def _breakdowns(
 
 
 def _group_result(
-    gains_by_model: Mapping[str, Gains], group: Group, sessions: np.ndarray
+    gains_by_model: Mapping[str, Gains], group: Group, sessions: NDArray[Any]
 ) -> GroupResult:
     sessions = sessions[group.members]
     members_gains = {

@@ -6,10 +6,11 @@ a row for each target.
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.core.columns import FIRST_ITEM, OUT_OF_VOCABULARY
@@ -135,15 +136,17 @@ def hidden_at_targets(
 class Prefixes(NamedTuple):
     """Interactions before each target, ragged."""
 
-    values: np.ndarray
+    values: NDArray[Any]
     """Item indices of all prefixes, one after the other, oldest first."""
-    offsets: np.ndarray
+    offsets: NDArray[Any]
     """(N + 1,) where each begins."""
-    targets: np.ndarray
+    targets: NDArray[Any]
     """(N,) item indices."""
 
 
-def target_positions(values: np.ndarray, offsets: np.ndarray, positions: Positions) -> np.ndarray:
+def target_positions(
+    values: NDArray[Any], offsets: NDArray[Any], positions: Positions
+) -> NDArray[Any]:
     """Ragged sessions -> (N,) positions in `values` of the targets of `rank_targets`, in order."""
     index = np.arange(len(values))
     is_target = values >= OUT_OF_VOCABULARY
@@ -154,7 +157,7 @@ def target_positions(values: np.ndarray, offsets: np.ndarray, positions: Positio
 
 
 def prefixes(
-    values: np.ndarray, offsets: np.ndarray, positions: Positions, longest: int
+    values: NDArray[Any], offsets: NDArray[Any], positions: Positions, longest: int
 ) -> Prefixes:
     """Ragged sessions -> prefixes of the targets of `rank_targets`, in the same order."""
     index = target_positions(values, offsets, positions)

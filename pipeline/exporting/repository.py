@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pipeline.core.columns import ITEM, SESSION, TIMESTAMP
 from pipeline.core.files import find_resource
@@ -149,7 +149,7 @@ def _answer_tensors(spec: dict[str, Any]) -> list[config.TensorConfig]:
 
 def _samples(
     model: torchscript.InferenceModel, length: int, settings: ServingSettings
-) -> dict[str, np.ndarray]:
+) -> dict[str, NDArray[Any]]:
     """Return the requests that warm the model up: one session, and a few."""
     samples = {}
     for label, sessions in (("one", 1), ("few", min(8, settings.max_batch))):

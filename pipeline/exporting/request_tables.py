@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from pipeline.core.artifact import write_json
 from pipeline.core.columns import ITEM, NULL, OUT_OF_VOCABULARY, PADDING, bucket_of
@@ -120,7 +121,7 @@ def _has_item_values(fitted: Fitted, feature: Feature) -> bool:
     return fitted.items is not None and feature.columns[0] in fitted.items.column_names
 
 
-def _item_values(fitted: Fitted, feature: Feature) -> np.ndarray:
+def _item_values(fitted: Fitted, feature: Feature) -> NDArray[Any]:
     """(items,) int32 indices or float64 numbers with NaN: the catalogue, then `further_items`.
 
     (items, M) indices of a multi-valued feature, 0 behind the last.
@@ -143,7 +144,7 @@ def _item_values(fitted: Fitted, feature: Feature) -> np.ndarray:
     return np.stack(indices, 1) if len(indices) > 1 else indices[0]
 
 
-def _indices(values: pa.Array, vocabulary: Vocabulary, missing: int) -> np.ndarray:
+def _indices(values: pa.Array, vocabulary: Vocabulary, missing: int) -> NDArray[Any]:
     rows = pc.index_in(values, value_set=vocabulary.values)
     indices = pc.fill_null(rows, -1).to_numpy() + vocabulary.first
     unknown = rows.is_null().to_numpy(zero_copy_only=False)

@@ -6,8 +6,8 @@ A configuration is a dict with the names of the proto's fields.
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from google.protobuf import json_format, text_format
+from numpy.typing import NDArray
 from tritonclient.grpc import model_config_pb2 as proto
 
 CONFIG_FILE = "config.pbtxt"
@@ -48,7 +48,7 @@ def torchscript_model(
     answer: TensorConfig,
     max_batch: int,
     device: Device,
-    samples: dict[str, np.ndarray],
+    samples: dict[str, NDArray[Any]],
 ) -> ModelConfig:
     """Configure a model of the PyTorch backend; its tensor names must end in `__<position>`.
 
@@ -131,7 +131,7 @@ def write_config(directory: Path, config: ModelConfig) -> None:
     (directory / CONFIG_FILE).write_text(text, encoding="utf-8")
 
 
-def write_samples(directory: Path, samples: dict[str, np.ndarray], request: TensorConfig) -> None:
+def write_samples(directory: Path, samples: dict[str, NDArray[Any]], request: TensorConfig) -> None:
     """Write the first row of each sample, which Triton repeats, into the directory of a model."""
     folder = directory / "warmup"
     folder.mkdir()

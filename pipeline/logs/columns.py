@@ -5,11 +5,13 @@ values are those of the file.
 """
 
 from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from pipeline.core.columns import ITEM, SESSION, TIMESTAMP
 from pipeline.core.errors import DataError
@@ -193,7 +195,7 @@ def _remove_nul(column: pa.ChunkedArray, row_counts: RowCounts) -> pa.ChunkedArr
     return column
 
 
-def _list_lengths(column: pa.ChunkedArray) -> np.ndarray:
+def _list_lengths(column: pa.ChunkedArray) -> NDArray[Any]:
     return pc.fill_null(pc.list_value_length(column), 0).to_numpy()
 
 

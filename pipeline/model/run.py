@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.core.artifact import read_manifest
 from pipeline.data.directory import Data
@@ -52,7 +52,7 @@ class Run:
         """The trained model in evaluation mode, on the CPU."""
         return load_model(self.path)
 
-    def index_mapping(self, data: Data) -> dict[str, np.ndarray]:
+    def index_mapping(self, data: Data) -> dict[str, NDArray[Any]]:
         """Index of the run for each index of the data, (V,) by column.
 
         Columns with equal vocabularies are left out. ArtifactError unless the data are those of

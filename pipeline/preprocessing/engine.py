@@ -12,11 +12,11 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from pipeline.core.columns import FITTED_DIRECTORY, FITTED_FILE, ITEM, SESSION, TIMESTAMP
 from pipeline.data.fitted import Fitted
@@ -41,7 +41,7 @@ _ROW_GROUP_SESSIONS = 65_536
 def fit(
     recipe: Preprocess,
     log: Log,
-    splits: list[np.ndarray],
+    splits: list[NDArray[Any]],
     pool: Workers,
     base: Fitted | None = None,
 ) -> Fitted:
@@ -68,7 +68,7 @@ def fit(
 
 
 def _statistics(
-    recipe: Preprocess, shard: Shard, split: np.ndarray
+    recipe: Preprocess, shard: Shard, split: NDArray[Any]
 ) -> tuple["Statistics", pa.Array | None]:
     """Statistics of the training interactions, and all items if the last ones are held out."""
     from pipeline.preprocessing import workflow
@@ -102,7 +102,7 @@ class EncodedSessions:
 def sessions_of(
     fitted: Fitted | Path,
     log: Log,
-    splits: list[np.ndarray] | None,
+    splits: list[NDArray[Any]] | None,
     part: str,
     pool: Workers,
     window: Window | None = None,
@@ -148,7 +148,7 @@ def _cached_encoder(directory: Path, _modified_ns: int, part: str) -> _Encoder:
 def _encode(
     encoder: _Encoder | Path,
     shard: Shard,
-    split: np.ndarray | None,
+    split: NDArray[Any] | None,
     part: str,
     window: Window | None,
 ) -> EncodedSessions | None:

@@ -4,9 +4,12 @@ For features of the log it holds the newest value in training; for an item table
 the values of the table, also of items that training never saw.
 """
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from pipeline.core.columns import ITEM, SESSION, TIMESTAMP
 from pipeline.data import values
@@ -71,7 +74,7 @@ class ItemValues:
         return pa.table(columns)
 
 
-def _take(table: pa.Table, row: np.ndarray) -> dict[str, pa.Array]:
+def _take(table: pa.Table, row: NDArray[Any]) -> dict[str, pa.Array]:
     """Values of each column at the (N,) rows, null at -1."""
     indices = pa.array(row, mask=row < 0)
     return {name: table[name].combine_chunks().take(indices) for name in table.column_names}
@@ -109,7 +112,7 @@ def newest_values(fitted: Fitted, table: pa.Table) -> dict[str, pa.Table]:
     return newest
 
 
-def _newest_rows(index: np.ndarray, time: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def _newest_rows(index: NDArray[Any], time: NDArray[Any], mask: NDArray[Any]) -> NDArray[Any]:
     """Row of the greatest `time` for each `index`, ascending by index; the last row of ties.
 
     `mask` (N,) bool selects the rows that count.

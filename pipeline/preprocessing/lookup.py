@@ -1,14 +1,17 @@
 """Positions of values in a vocabulary of any size."""
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 _LARGE = 4
 """Ratio of vocabulary size to number of values from which on the values are hashed."""
 
 
-def positions(values: pa.Array, vocabulary: pa.Array) -> np.ndarray:
+def positions(values: pa.Array, vocabulary: pa.Array) -> NDArray[Any]:
     """(N,) int64 positions of `values` in `vocabulary`, -1 for null and for unknown values.
 
     `vocabulary` has unique values without null. The smaller side is hashed: building a hash table
@@ -27,7 +30,7 @@ def positions(values: pa.Array, vocabulary: pa.Array) -> np.ndarray:
     return position_of_code[pc.fill_null(encoded.indices, len(encoded.dictionary)).to_numpy()]
 
 
-def column_positions(column: pa.Array, vocabulary: pa.Array) -> np.ndarray:
+def column_positions(column: pa.Array, vocabulary: pa.Array) -> NDArray[Any]:
     """`positions` of a column of the log, cast to the type of `vocabulary`.
 
     The column may be dictionary-encoded or of Arrow's null type.

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pipeline.core.artifact import check_replaceable, new_artifact, read_manifest
@@ -28,7 +29,7 @@ from pipeline.preprocessing.sorting.log import Log, read_sorted
 from pipeline.preprocessing.split import LEFT_OUT, parts_of, rows_of, split_sessions
 from pipeline.recipe.preprocess import Preprocess
 
-_PartLog = tuple[Log, list[np.ndarray] | None]
+_PartLog = tuple[Log, list[NDArray[Any]] | None]
 """Log from which a part takes its sessions, and their part numbers by shard; None takes all."""
 _WIDE_MICROSECONDS = 10 * 365 * 86_400 * 10**6
 """Distance between the median and the first or last time from which on a note warns of it."""
@@ -186,14 +187,14 @@ def _read(
     return read_sorted(job.recipe, files, directory, job.pool, types, job.operators)
 
 
-def _split(recipe: Preprocess, log: Log) -> list[np.ndarray]:
+def _split(recipe: Preprocess, log: Log) -> list[NDArray[Any]]:
     """Part numbers of the sessions of each shard."""
     lengths = [shard.lengths for shard in log.shards]
     parts = split_sessions(recipe, log.ends, np.concatenate(lengths))
     return np.split(parts, np.cumsum([len(of_shard) for of_shard in lengths])[:-1])
 
 
-def _fit(job: _Job, log: Log, splits: list[np.ndarray]) -> Fitted:
+def _fit(job: _Job, log: Log, splits: list[NDArray[Any]]) -> Fitted:
     """Fit the workflow and write its state. DataError if no item is frequent enough."""
     job.progress.set_description("fit")
     job.progress.update(log.rows)
@@ -268,7 +269,7 @@ def _write_part(
     }
 
 
-def _left_out(recipe: Preprocess, log: Log, splits: list[np.ndarray]) -> dict[str, int]:
+def _left_out(recipe: Preprocess, log: Log, splits: list[NDArray[Any]]) -> dict[str, int]:
     """Number of sessions and interactions that are in no part: too short for training."""
     lengths = np.concatenate([shard.lengths for shard in log.shards])
     mask = np.concatenate(splits) == LEFT_OUT

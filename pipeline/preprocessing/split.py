@@ -3,7 +3,10 @@
 Sessions are sorted by id, and their interactions by time.
 """
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.core.errors import DataError
 from pipeline.recipe.durations import split_seconds
@@ -21,7 +24,7 @@ def parts_of(recipe: Preprocess) -> list[str]:
     return [name for name in PARTS if name == "train" or getattr(recipe.split, name) is not None]
 
 
-def split_sessions(recipe: Preprocess, ends: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+def split_sessions(recipe: Preprocess, ends: NDArray[Any], lengths: NDArray[Any]) -> NDArray[Any]:
     """(S,) part number of each session, its index in `PARTS` or LEFT_OUT.
 
     `ends` (S,) are microseconds, `lengths` (S,) interactions. If the last interactions are held
@@ -55,7 +58,9 @@ def split_sessions(recipe: Preprocess, ends: np.ndarray, lengths: np.ndarray) ->
     return part
 
 
-def rows_of(recipe: Preprocess, parts: np.ndarray, lengths: np.ndarray) -> dict[str, np.ndarray]:
+def rows_of(
+    recipe: Preprocess, parts: NDArray[Any], lengths: NDArray[Any]
+) -> dict[str, NDArray[Any]]:
     """(N,) bool mask of the interactions of each part, by name.
 
     `parts` (S,) are the part numbers of `split_sessions`. If the last interactions are held out,
@@ -77,7 +82,7 @@ def rows_of(recipe: Preprocess, parts: np.ndarray, lengths: np.ndarray) -> dict[
     return rows
 
 
-def _split_held_out(recipe: Preprocess, lengths: np.ndarray) -> np.ndarray:
+def _split_held_out(recipe: Preprocess, lengths: NDArray[Any]) -> NDArray[Any]:
     count = recipe.split.held_out
     held_out = lengths > count
     if not held_out.any():
@@ -96,7 +101,7 @@ def _split_held_out(recipe: Preprocess, lengths: np.ndarray) -> np.ndarray:
     return part
 
 
-def _first_of_newest(ends: np.ndarray, share: str | float) -> int:
+def _first_of_newest(ends: NDArray[Any], share: str | float) -> int:
     """Position in sorted `ends` (microseconds) of the first session of the newest `share`."""
     seconds, fraction = split_seconds(share)
     if seconds is not None:

@@ -233,5 +233,5 @@ def _walk(
     return product
 
 
-def _names(prefix: str, numbers: np.ndarray, digits: int) -> pa.Array:
+def _names(prefix: str, numbers: NDArray[Any], digits: int) -> pa.Array:
     return pa.array([f"{prefix}{number:0{digits}d}" for number in numbers.tolist()])

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.core.artifact import read_manifest
 from pipeline.core.columns import ITEM, TIMESTAMP
@@ -35,7 +36,7 @@ NUM_REQUESTS = 200
 _NUM_SAMPLES = 8
 """Requests that ask a server for the ids of its catalogue."""
 
-Tensors = dict[str, np.ndarray]
+Tensors = dict[str, NDArray[Any]]
 
 
 class RequestShape(NamedTuple):
@@ -60,7 +61,7 @@ class LoadTestResult:
     shape: RequestShape
     seconds: float
     """From the first request to the last response."""
-    latencies_seconds: np.ndarray = field(repr=False)
+    latencies_seconds: NDArray[Any] = field(repr=False)
     """(requests,) of the requests that were answered; in an open loop from when each was due."""
     errors: dict[str, int]
     """Number of failed requests by message."""
@@ -155,7 +156,7 @@ def send_load(
     )  # fmt: skip
 
 
-def table_values(repository: Path) -> dict[str, np.ndarray]:
+def table_values(repository: Path) -> dict[str, NDArray[Any]]:
     """Values of each categorical feature by tensor name, from the tables of an export."""
     facts = read_manifest(repository, "repository")
     folder = request_tables(repository, facts["name"], facts["version"])
@@ -167,7 +168,7 @@ def table_values(repository: Path) -> dict[str, np.ndarray]:
     }
 
 
-def _sample_items(client: Client) -> dict[str, np.ndarray]:
+def _sample_items(client: Client) -> dict[str, NDArray[Any]]:
     """Item ids that the server recommends to sessions of random items, the first one unknown."""
     random = np.random.default_rng(0)
     items = np.array([], object)
@@ -180,7 +181,7 @@ def _sample_items(client: Client) -> dict[str, np.ndarray]:
 
 
 def random_requests(
-    served: ServedModel, values: Mapping[str, np.ndarray], shape: RequestShape, count: int
+    served: ServedModel, values: Mapping[str, NDArray[Any]], shape: RequestShape, count: int
 ) -> Iterator[Tensors]:
     """`count` valid requests, the same in each call.
 
@@ -199,7 +200,7 @@ def random_requests(
                 tensors[name] = random.uniform(0, 100, size)
         if served.timestamp_type is not None:
             steps = random.integers(1, 60, (shape.sessions, shape.interactions)).cumsum(1)
-            times: np.ndarray = 1_700_000_000 + steps
+            times: NDArray[Any] = 1_700_000_000 + steps
             if served.timestamp_type == "string":
                 texts = np.datetime_as_string(times.astype("datetime64[s]"))
                 tensors[TIMESTAMP] = texts.astype(object)
@@ -212,7 +213,7 @@ def random_requests(
 class Measurement(NamedTuple):
     """Outcome of `measure`."""
 
-    latencies_seconds: np.ndarray
+    latencies_seconds: NDArray[Any]
     errors: dict[str, int]
     seconds: float
 

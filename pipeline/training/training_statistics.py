@@ -1,9 +1,11 @@
 """Training statistics: what a model needs of its data beside the schema, as item counts."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.core.columns import FIRST_ITEM, ITEM, TIMESTAMP
@@ -84,7 +86,7 @@ def _newest(data: Path, fitted: Fitted) -> int:
     return int(times.flatten().to_numpy().max())
 
 
-def item_counts(data: Path, num_rows: int) -> np.ndarray:
+def item_counts(data: Path, num_rows: int) -> NDArray[Any]:
     """(items,) number of interactions of each item in the training sessions."""
     indices = read_sessions(data, "train", [ITEM])[ITEM].combine_chunks().flatten().to_numpy()
     return np.bincount(indices, minlength=num_rows)[FIRST_ITEM:].astype(np.int64)

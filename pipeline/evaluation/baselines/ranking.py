@@ -75,7 +75,7 @@ def rank_by_baseline(
     return Ranked(ranks, targets, exposure)
 
 
-def chunks(costs: NDArray[np.number]) -> Iterator[slice]:
+def chunks(costs: NDArray[Any]) -> Iterator[slice]:
     """(R,) costs -> slices over 0..R-1 of at most _SCORES_AT_ONCE together, or of one row."""
     ends = np.cumsum(costs)
     begin = 0

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -9,6 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.core.columns import FIRST_ITEM
@@ -137,7 +139,7 @@ def _ids(path: Path, column: pa.Array, name: str, kind: pa.DataType) -> pa.Array
     return column
 
 
-def _numbers(path: Path, table: pa.Table, ids: pa.Array) -> np.ndarray:
+def _numbers(path: Path, table: pa.Table, ids: pa.Array) -> NDArray[Any]:
     """(R, P) float32, finite."""
     columns = [to_array(column) for column in table.columns]
     if len(columns) == 1 and pa.types.is_string(columns[0].type):
@@ -172,7 +174,7 @@ def _split(texts: pa.Array) -> pa.Array:
     return pc.split_pattern_regex(trimmed, pattern=r"[,;\s]+")
 
 
-def _floats(path: Path, column: pa.Array, name: str) -> np.ndarray:
+def _floats(path: Path, column: pa.Array, name: str) -> NDArray[Any]:
     """(N,) float32, NaN for a missing value."""
     kind = column.type
     try:

@@ -8,6 +8,7 @@ import pandas as pd
 import pyarrow as pa
 from merlin.dag import ColumnSelector
 from merlin.schema import ColumnSchema, Schema, Tags
+from numpy.typing import NDArray
 from nvtabular.ops import Operator
 from nvtabular.ops.categorify import _emb_sz_rule
 
@@ -73,7 +74,7 @@ class Encode(Operator):
 
 def indices_of(
     column: pd.Series, vocabulary: pa.Array, hash_buckets: int = 0, missing: int = NULL
-) -> np.ndarray:
+) -> NDArray[Any]:
     """(N,) int64 indices of a column.
 
     `missing` for null; OUT_OF_VOCABULARY, or a hash bucket, for values outside `vocabulary`.
@@ -85,7 +86,9 @@ def indices_of(
     return _indices(pa.array(column, from_pandas=True), vocabulary, hash_buckets, missing)
 
 
-def _indices(values: pa.Array, vocabulary: pa.Array, hash_buckets: int, missing: int) -> np.ndarray:
+def _indices(
+    values: pa.Array, vocabulary: pa.Array, hash_buckets: int, missing: int
+) -> NDArray[Any]:
     if pa.types.is_null(values.type):
         return np.full(len(values), missing, np.int64)
     if values.type != vocabulary.type:
@@ -102,7 +105,7 @@ def _indices(values: pa.Array, vocabulary: pa.Array, hash_buckets: int, missing:
     return indices
 
 
-def buckets_of(values: pa.Array, hash_buckets: int) -> np.ndarray:
+def buckets_of(values: pa.Array, hash_buckets: int) -> NDArray[Any]:
     """(N,) hash bucket indices of values outside the vocabulary."""
     encoded = values.dictionary_encode()
     texts = encoded.dictionary.cast(pa.string()).to_pylist()

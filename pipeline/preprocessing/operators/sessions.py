@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 from merlin.dag import ColumnSelector
 from merlin.schema import ColumnSchema, Schema, Tags
+from numpy.typing import NDArray
 from nvtabular.ops import Operator
 
 from pipeline.data.fitted import Standardization
@@ -198,7 +199,7 @@ class GroupSessions(Operator):
         )
 
 
-def session_order(session: pd.Series, timestamp: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+def session_order(session: pd.Series, timestamp: pd.Series) -> tuple[NDArray[Any], NDArray[Any]]:
     """(N,) stable order by session and time, and the (S,) positions in it of session starts."""
     if len(session) == 0:
         return np.empty(0, np.int64), np.empty(0, np.int64)

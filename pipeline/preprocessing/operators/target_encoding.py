@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from merlin.dag import ColumnSelector
+from numpy.typing import NDArray
 
 from pipeline.core.columns import SESSION, TIMESTAMP
 from pipeline.data.fitted import Standardization, TargetEncoding, ValueType
@@ -23,7 +24,7 @@ from pipeline.recipe.features import TargetEncodedFeature
 _KEYS = (SESSION, TIMESTAMP)
 
 
-def folds_of(session: pd.Series, folds: int) -> np.ndarray:
+def folds_of(session: pd.Series, folds: int) -> NDArray[Any]:
     """(N,) fold of each row, by the CRC-32 of its session id as text."""
     codes, sessions = pd.factorize(session)
     crc = np.array([zlib.crc32(str(value).encode()) for value in sessions], np.int64)
@@ -110,7 +111,7 @@ class TargetEncode(ContinuousOperator):
         means = {name: self._means(self.encodings[name], frame, name) for name in names}
         return type(df)(pd.DataFrame(means, index=frame.index))
 
-    def _means(self, encoding: TargetEncoding, frame: pd.DataFrame, name: str) -> np.ndarray:
+    def _means(self, encoding: TargetEncoding, frame: pd.DataFrame, name: str) -> NDArray[Any]:
         row = column_positions(pa.array(frame[name], from_pandas=True), encoding.values)
         if not self.training:
             return encoding.means()[row]  # row -1, the last entry, is the mean of all categories
@@ -119,7 +120,7 @@ class TargetEncode(ContinuousOperator):
             means[is_later] = encoding.means()[row[is_later]]
         return means
 
-    def _is_later(self, frame: pd.DataFrame) -> np.ndarray:
+    def _is_later(self, frame: pd.DataFrame) -> NDArray[Any]:
         """(N,) bool: whether the session of a row begins after `until`."""
         if self.until is None:
             return np.zeros(len(frame), bool)

@@ -5,11 +5,12 @@ depend on how the log is divided.
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from pipeline.core.columns import FIRST_ITEM, ITEM, OUT_OF_VOCABULARY, PADDING, TIMESTAMP
 from pipeline.data import values
@@ -49,12 +50,12 @@ class Window(NamedTuple):
     last: int
 
     @property
-    def hours(self) -> np.ndarray:
+    def hours(self) -> NDArray[Any]:
         """(H,) all hours."""
         return np.arange(self.first, self.last + 1)
 
 
-def window_of(first: int, ends: np.ndarray) -> Window:
+def window_of(first: int, ends: NDArray[Any]) -> Window:
     """Window of a log from its `first` interaction to its last, at most 50 years from the median.
 
     `ends` (S,) are the ends of sessions in microseconds.
@@ -68,11 +69,11 @@ def window_of(first: int, ends: np.ndarray) -> Window:
 class CategoryCounts:
     """Counts of the U indices of a column that occur in a shard."""
 
-    indices: np.ndarray
+    indices: NDArray[Any]
     """(U,) int64."""
-    counts: np.ndarray
+    counts: NDArray[Any]
     """(U,) int64."""
-    sessions: np.ndarray
+    sessions: NDArray[Any]
     """(U,) uint8, number of sessions with the index: 1, or 2 for more."""
 
 
@@ -89,9 +90,9 @@ class Counts:
     lengths: Histogram
     categories: dict[str, CategoryCounts]
     numbers: dict[str, Histogram]
-    hours: np.ndarray
+    hours: NDArray[Any]
     """(H,) int64, hours of the window that have interactions."""
-    hour_counts: np.ndarray
+    hour_counts: NDArray[Any]
     """(H,) int64, interactions of these hours."""
     first: int
     """Microseconds of the first counted interaction; 0 without a timestamp."""
@@ -167,12 +168,14 @@ def count_sessions(
     )
 
 
-def _flat(column: pa.ChunkedArray) -> np.ndarray:
+def _flat(column: pa.ChunkedArray) -> NDArray[Any]:
     array = column.combine_chunks()
     return (array.flatten() if pa.types.is_list(array.type) else array).to_numpy()
 
 
-def _merge_values(arrays: list[np.ndarray], owner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _merge_values(
+    arrays: list[NDArray[Any]], owner: NDArray[Any]
+) -> tuple[NDArray[Any], NDArray[Any]]:
     """Indices of a feature and the session of each.
 
     A multi-valued feature has several columns; its values of an interaction come side by side,
@@ -185,7 +188,7 @@ def _merge_values(arrays: list[np.ndarray], owner: np.ndarray) -> tuple[np.ndarr
     return indices[has_value], np.repeat(owner, has_value.sum(1))
 
 
-def _raw_numbers(fitted: Fitted, rows: pa.Table, name: str) -> np.ndarray:
+def _raw_numbers(fitted: Fitted, rows: pa.Table, name: str) -> NDArray[Any]:
     """(N,) numbers of the log; for a feature with `mean_of` the target encoding."""
     column = values.to_array(rows[name])
     encoding = fitted.target_encodings.get(name)
@@ -204,9 +207,9 @@ def centre_of(fitted: Fitted, name: str) -> float:
     return float(f"{np.expm1(standardization.mean) if is_log else standardization.mean:.3g}")
 
 
-def count_categories(indices: np.ndarray, session: np.ndarray, size: int) -> CategoryCounts:
+def count_categories(indices: NDArray[Any], session: NDArray[Any], size: int) -> CategoryCounts:
     """Count (N,) indices below `size`; `session` (N,) ascends."""
-    unique: np.ndarray | None = None
+    unique: NDArray[Any] | None = None
     if size > _SPARSE * len(indices):
         unique, indices = np.unique(indices, return_inverse=True)
         size = len(unique)
@@ -240,7 +243,7 @@ class CategoryTotals:
         )
 
     @property
-    def values(self) -> np.ndarray:
+    def values(self) -> NDArray[Any]:
         """(V - 3,) counts of the indices that are not reserved."""
         return self.counts[FIRST_ITEM:]
 

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.core.columns import FIRST_ITEM, NULL, OUT_OF_VOCABULARY
 from pipeline.data.fitted import Fitted
@@ -44,7 +45,7 @@ _MOVERS = 5
 _Z = 3.09
 """Quantile of the standard normal distribution that one in a thousand exceeds."""
 
-Bins = tuple[np.ndarray, np.ndarray]
+Bins = tuple[NDArray[Any], NDArray[Any]]
 """(B,) counts of training and of the other part in the bins of a column."""
 Row = dict[str, Any]
 
@@ -88,18 +89,18 @@ def measure_drift(bins: Bins, n: int, m: int) -> Drift | None:
     return Drift(word, value, expected, excess, jensen_shannon(p, q), len(p))  # type: ignore[arg-type]
 
 
-def smoothed_shares(counts: np.ndarray, sessions: int) -> np.ndarray:
+def smoothed_shares(counts: NDArray[Any], sessions: int) -> NDArray[Any]:
     """(B,) shares of counts, with half a session added to each bin so that none is 0."""
     size = min(sessions, int(counts.sum()))
     return (counts * (size / counts.sum()) + 0.5) / (size + 0.5 * len(counts))
 
 
-def psi(p: np.ndarray, q: np.ndarray) -> float:
+def psi(p: NDArray[Any], q: NDArray[Any]) -> float:
     """Population stability index of (B,) positive shares; symmetric in p and q."""
     return float(((q - p) * np.log(q / p)).sum())
 
 
-def jensen_shannon(p: np.ndarray, q: np.ndarray) -> float:
+def jensen_shannon(p: NDArray[Any], q: NDArray[Any]) -> float:
     """Jensen-Shannon distance of (B,) shares: 0 if equal, 1 without a common bin."""
     middle = (p + q) / 2
     terms = [x[x > 0] * np.log2(x[x > 0] / middle[x > 0]) for x in (p, q)]
@@ -144,7 +145,7 @@ def number_bins(
     )
 
 
-def per_exposure(bins: Bins, exposures: tuple[np.ndarray, np.ndarray]) -> Bins | None:
+def per_exposure(bins: Bins, exposures: tuple[NDArray[Any], NDArray[Any]]) -> Bins | None:
     """Counts of hours or weekdays as if each had occurred equally often.
 
     `exposures` is how often each occurred in both parts. Those below half a time are left out; None

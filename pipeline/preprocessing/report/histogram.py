@@ -5,9 +5,10 @@ distance from a centre, as float32. A bin is 0.4 % of that distance wide.
 """
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 _LOW_BITS = 15
 """Bits of a float32 below the bin."""
@@ -20,11 +21,11 @@ class Histogram:
     """Counts and sums of numbers in U bins that are not empty."""
 
     centre: float
-    bins: np.ndarray
+    bins: NDArray[Any]
     """(U,) int64, ascending with the numbers in them."""
-    counts: np.ndarray
+    counts: NDArray[Any]
     """(U,) int64."""
-    sums: np.ndarray
+    sums: NDArray[Any]
     """(U,) float64, sums of the distances from the centre."""
     missing: int = 0
     low: float = np.inf
@@ -32,7 +33,7 @@ class Histogram:
     high: float = -np.inf
 
     @classmethod
-    def of(cls, numbers: np.ndarray, centre: float = 0.0) -> Self:
+    def of(cls, numbers: NDArray[Any], centre: float = 0.0) -> Self:
         """Histogram of (N,) float64 numbers; NaN is missing."""
         missing = int(np.isnan(numbers).sum())
         if missing:
@@ -89,11 +90,11 @@ class Histogram:
         arrays = {name: getattr(self, name)[kept] for name in ("bins", "counts", "sums")}
         return replace(self, **arrays, low=max(self.low, number))
 
-    def counts_from(self, starts: list[int]) -> np.ndarray:
+    def counts_from(self, starts: list[int]) -> NDArray[Any]:
         """(G,) numbers from each of the ascending `starts` up to the next one."""
         return self.group_counts(_bins(np.array(starts) - self.centre))[1:]
 
-    def quantile_edges(self, num_groups: int) -> np.ndarray:
+    def quantile_edges(self, num_groups: int) -> NDArray[Any]:
         """Ascending bins at which groups of about equal size begin, the first one left out.
 
         At most `num_groups - 1`; for a constant, its bin and the next one.
@@ -104,13 +105,13 @@ class Histogram:
         targets = cumulative[-1] * np.arange(1, num_groups) / num_groups
         return np.unique(self.bins[np.searchsorted(cumulative, targets)] + 1)
 
-    def group_counts(self, edges: np.ndarray) -> np.ndarray:
+    def group_counts(self, edges: NDArray[Any]) -> NDArray[Any]:
         """(G,) int64 numbers in each of the groups that `edges` divide the bins into."""
         group = np.searchsorted(edges, self.bins, side="right")
         return np.bincount(group, self.counts, minlength=len(edges) + 1).astype(np.int64)
 
 
-def _bins(distance: np.ndarray) -> np.ndarray:
+def _bins(distance: NDArray[Any]) -> NDArray[Any]:
     """(N,) int64 bin of each distance from the centre."""
     bits = (distance.astype(np.float32) + np.float32(0)).view(np.int32)  # -0 becomes 0
     # inverting all bits but the sign of negative numbers makes the integers sort as the numbers

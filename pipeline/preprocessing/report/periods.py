@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.preprocessing.report.counts import PartCounts
 
@@ -40,7 +41,7 @@ def by_period(parts: dict[str, PartCounts]) -> dict[str, Any] | None:
     }
 
 
-def by_clock(hours: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def by_clock(hours: NDArray[Any], counts: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """(24,) and (7,) sums of counts by hour of the day and by weekday, Monday first.
 
     `counts` (H,) are those of the `hours` (H,) since 1970.
@@ -52,7 +53,7 @@ def by_clock(hours: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndar
     )
 
 
-def exposures(first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+def exposures(first: int, last: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """(24,) and (7,): how often each hour of the day and each weekday occurs between two moments.
 
     `first` and `last` are microseconds; an hour that is covered in part counts in part.

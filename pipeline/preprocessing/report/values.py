@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline.data.fitted import Fitted
 from pipeline.preprocessing.report.histogram import round_digits
@@ -15,7 +16,7 @@ _MAX_LABEL = 80
 _CURVE_POINTS = 48
 
 
-def labels_of(fitted: Fitted, name: str, positions: np.ndarray) -> list[Any]:
+def labels_of(fitted: Fitted, name: str, positions: NDArray[Any]) -> list[Any]:
     """Raw values at positions behind the reserved indices of a column: integers or short text.
 
     A bucket of numbers is labelled by its bounds, a hash bucket by its number.
@@ -42,7 +43,7 @@ def _short(value: Any) -> Any:
     return value
 
 
-def most_frequent(counts: np.ndarray, min_count: float, num: int) -> np.ndarray:
+def most_frequent(counts: NDArray[Any], min_count: float, num: int) -> NDArray[Any]:
     """Positions of at most `num` counts of `min_count` or more, descending; ties by position."""
     if len(counts) > num:  # a lower bound that few counts reach, so that few are sorted
         min_count = max(min_count, np.partition(counts, -num)[-num])
@@ -50,7 +51,7 @@ def most_frequent(counts: np.ndarray, min_count: float, num: int) -> np.ndarray:
     return candidates[np.argsort(-counts[candidates], kind="stable")][:num]
 
 
-def popularity(counts: np.ndarray) -> dict[str, Any]:
+def popularity(counts: NDArray[Any]) -> dict[str, Any]:
     """Distribution of (V,) interactions over items; items without any are left out.
 
     `curve` is a list of [share of the items, share of the interactions with that many most popular

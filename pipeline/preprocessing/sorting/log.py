@@ -6,9 +6,11 @@ Dask cluster; the result depends on log and recipe alone.
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline.core.columns import SESSION, TIMESTAMP
 from pipeline.data.fitted import TimestampType, ValueType
@@ -39,9 +41,9 @@ class Shard:
     """Whole sessions on disk, sorted by session and time."""
 
     path: Path
-    lengths: np.ndarray
+    lengths: NDArray[Any]
     """(S,) interactions of each session."""
-    ends: np.ndarray
+    ends: NDArray[Any]
     """(S,) microseconds of the last interaction of each session."""
     first: int
     """Microseconds of the first interaction."""
@@ -63,7 +65,7 @@ class Log:
     """The item table beside the log (`SideTables.items`)."""
 
     @property
-    def ends(self) -> np.ndarray:
+    def ends(self) -> NDArray[Any]:
         """(S,) microseconds of the last interaction of each session."""
         return np.concatenate([shard.ends for shard in self.shards])
 

@@ -4,9 +4,12 @@ Functions take interactions sorted by session and time and `starts`, the (S,) ro
 session begins. None needs NVTabular.
 """
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from pipeline.core.columns import ITEM, SESSION, TIMESTAMP
 from pipeline.data.values import UNKNOWN_INTEGER, decode_dictionary
@@ -17,8 +20,8 @@ from pipeline.recipe.preprocess import Preprocess
 
 
 def apply_session_rules(
-    recipe: Preprocess, table: pa.Table, starts: np.ndarray, report: RowCounts
-) -> tuple[pa.Table, np.ndarray]:
+    recipe: Preprocess, table: pa.Table, starts: NDArray[Any], report: RowCounts
+) -> tuple[pa.Table, NDArray[Any]]:
     """Apply all rules of the recipe; returns the remaining rows and their `starts`.
 
     Dropped rows and sessions are counted in `report`.
@@ -47,7 +50,9 @@ def apply_session_rules(
     return table, starts
 
 
-def _filter(table: pa.Table, starts: np.ndarray, kept: np.ndarray) -> tuple[pa.Table, np.ndarray]:
+def _filter(
+    table: pa.Table, starts: NDArray[Any], kept: NDArray[Any]
+) -> tuple[pa.Table, NDArray[Any]]:
     """Rows of the (N,) mask `kept`, and the `starts` of the sessions that have some."""
     if kept.all():
         return table, starts
@@ -56,7 +61,7 @@ def _filter(table: pa.Table, starts: np.ndarray, kept: np.ndarray) -> tuple[pa.T
     return table.filter(pa.array(kept)), np.cumsum(lengths) - lengths
 
 
-def _cut_at_gaps(table: pa.Table, starts: np.ndarray, gap: int) -> tuple[pa.Table, np.ndarray]:
+def _cut_at_gaps(table: pa.Table, starts: NDArray[Any], gap: int) -> tuple[pa.Table, NDArray[Any]]:
     """Begin a new session after more than `gap` microseconds without an interaction.
 
     Session ids become text: the id, a hyphen, and the number of the session from 0 on.
@@ -74,7 +79,7 @@ def _cut_at_gaps(table: pa.Table, starts: np.ndarray, gap: int) -> tuple[pa.Tabl
     return table, np.flatnonzero(is_start)
 
 
-def _is_repeat(items: pa.Array, starts: np.ndarray) -> np.ndarray:
+def _is_repeat(items: pa.Array, starts: NDArray[Any]) -> NDArray[Any]:
     """(N,) bool: whether the item equals that of the row before in the same session.
 
     False for null, and for text read as integer, which is the same placeholder for all text.
@@ -88,12 +93,12 @@ def _is_repeat(items: pa.Array, starts: np.ndarray) -> np.ndarray:
     return same
 
 
-def _is_true(mask: pa.Array) -> np.ndarray:
+def _is_true(mask: pa.Array) -> NDArray[Any]:
     """(N,) bool, False for null."""
     return pc.fill_null(mask, False).to_numpy(zero_copy_only=False)
 
 
-def _duplicate_rows(recipe: Preprocess, table: pa.Table, starts: np.ndarray) -> np.ndarray:
+def _duplicate_rows(recipe: Preprocess, table: pa.Table, starts: NDArray[Any]) -> NDArray[Any]:
     """Ascending row numbers of rows that equal an earlier row in all columns.
 
     Duplicates are among the rows that share session and time with a neighbour, of which most logs

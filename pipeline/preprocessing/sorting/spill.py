@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from pipeline.core.columns import SESSION, TIMESTAMP
 from pipeline.data import values
@@ -110,7 +111,7 @@ class Spill:
 
 def sorted_shard(
     spill: Spill, bounds: Bounds, types: dict[str, ValueType]
-) -> tuple[pa.Table, np.ndarray]:
+) -> tuple[pa.Table, NDArray[Any]]:
     """Interactions of a shard by session and time, and the (S,) row at which each session begins.
 
     Id columns are converted to `types`. Interactions with equal times keep the order of the log.
@@ -161,7 +162,7 @@ def _read_rows(path: Path, begin: int, end: int) -> pa.Table:
     return table.slice(begin - first * _BATCH_ROWS, end - begin)
 
 
-def _session_codes(session: pa.Array) -> np.ndarray:
+def _session_codes(session: pa.Array) -> NDArray[Any]:
     """(N,) integers that sort as the session ids; text sorts by code point."""
     if pa.types.is_integer(session.type):
         return session.to_numpy()

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.core.columns import ITEM, SESSION
 
@@ -18,11 +19,11 @@ OUTPUTS_AND_EMBEDDINGS = (*OUTPUTS, "embedding")
 class Answer(NamedTuple):
     """Recommendation lists of one request, best item first."""
 
-    items: np.ndarray
+    items: NDArray[Any]
     """(B, K) raw ids, int64 or text; without meaning where the score is minus infinity."""
-    scores: np.ndarray
+    scores: NDArray[Any]
     """(B, K) float32, minus infinity behind the end of a short list."""
-    embeddings: np.ndarray | None = None
+    embeddings: NDArray[Any] | None = None
     """(B, E) if requested: inner products with `item_embeddings` of the model are the scores."""
 
     @classmethod

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.serve.client.answers import OUTPUTS, OUTPUTS_AND_EMBEDDINGS, Answer, records_to_frame
 from pipeline.serve.client.client import batches
@@ -44,7 +44,7 @@ class AsyncClient(Connection):
             return self._read_config(await self._wait(self._client.get_model_config(**arguments)))
         return self._served
 
-    async def infer(self, tensors: dict[str, np.ndarray], *, embeddings: bool = False) -> Answer:
+    async def infer(self, tensors: dict[str, NDArray[Any]], *, embeddings: bool = False) -> Answer:
         """Send one request of (B, n) tensors as they are."""
         outputs = OUTPUTS_AND_EMBEDDINGS if embeddings else OUTPUTS
         result = await self._wait(self._client.infer(**self.prepare(tensors, outputs)))

@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.core.errors import ConfigError
 from pipeline.serve.client.answers import OUTPUTS, OUTPUTS_AND_EMBEDDINGS, Answer, records_to_frame
@@ -46,7 +46,7 @@ class SyncClient(ABC):
         """Description of the model."""
 
     @abstractmethod
-    def infer(self, tensors: dict[str, np.ndarray], *, embeddings: bool = False) -> Answer:
+    def infer(self, tensors: dict[str, NDArray[Any]], *, embeddings: bool = False) -> Answer:
         """Send one request of (B, n) tensors as they are."""
 
     def recommend(
@@ -125,7 +125,7 @@ class Client(Connection, SyncClient):
             return self._read_config(self._call(self._client.get_model_config, arguments))
         return self._served
 
-    def infer(self, tensors: dict[str, np.ndarray], *, embeddings: bool = False) -> Answer:
+    def infer(self, tensors: dict[str, NDArray[Any]], *, embeddings: bool = False) -> Answer:
         """Send one request of (B, n) tensors as they are."""
         outputs = OUTPUTS_AND_EMBEDDINGS if embeddings else OUTPUTS
         return Answer.from_outputs(self.send(self.prepare(tensors, outputs)).as_numpy)

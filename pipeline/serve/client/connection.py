@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
-import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.core.errors import ConfigError, PipelineError, ServingError
 from pipeline.serve.client.answers import OUTPUTS
@@ -75,7 +75,7 @@ class Connection:
         return self._served
 
     def prepare(
-        self, tensors: dict[str, np.ndarray], outputs: Sequence[str] = OUTPUTS
+        self, tensors: dict[str, NDArray[Any]], outputs: Sequence[str] = OUTPUTS
     ) -> dict[str, Any]:
         """Return a request of (B, n) tensors as arguments of tritonclient's `infer`."""
         from tritonclient.utils import np_to_triton_dtype

@@ -1,8 +1,10 @@
 """Client of a model in this process."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.core.errors import ConfigError
 from pipeline.serve.client.answers import OUTPUTS, OUTPUTS_AND_EMBEDDINGS, Answer
@@ -35,7 +37,7 @@ class InProcessClient(SyncClient):
         """Description of the model."""
         return self._served
 
-    def infer(self, tensors: dict[str, np.ndarray], *, embeddings: bool = False) -> Answer:
+    def infer(self, tensors: dict[str, NDArray[Any]], *, embeddings: bool = False) -> Answer:
         """Run one request of (B, n) tensors as they are."""
         k = tensors.get("k")
         if k is not None and not ((k >= 1) & (k <= self._served.max_k)).all():
@@ -54,7 +56,7 @@ class InProcessClient(SyncClient):
         return Answer.from_outputs(response.get)
 
 
-def _as_sent(array: np.ndarray) -> np.ndarray:
+def _as_sent(array: NDArray[Any]) -> NDArray[Any]:
     """Encode text as bytes, which is how it arrives at a server."""
     if array.dtype.kind not in "OU":
         return array

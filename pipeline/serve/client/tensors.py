@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Set, Sized
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.core.columns import ITEM, TIMESTAMP
 from pipeline.core.errors import ConfigError
@@ -25,7 +26,7 @@ def request_tensors(
     exclude: list[Any] | None = None,
     candidates: list[Any] | None = None,
     filter_seen: bool | None = None,
-) -> dict[str, np.ndarray]:
+) -> dict[str, NDArray[Any]]:
     """Return tensors by name. ConfigError for an unknown column and a wrong length or type.
 
     `exclude` and `candidates` are raw item ids for all sessions, or a list of them for each.
@@ -69,7 +70,7 @@ def _check_sessions(sessions: Any) -> None:
                 raise ConfigError(f"{name} is {values!r}, expected a list of values.")
 
 
-def _column_tensors(served: ServedModel, sessions: list[Columns]) -> dict[str, np.ndarray]:
+def _column_tensors(served: ServedModel, sessions: list[Columns]) -> dict[str, NDArray[Any]]:
     types = dict(served.types)
     if served.timestamp_type is not None:
         types[TIMESTAMP] = served.timestamp_type
@@ -117,7 +118,7 @@ def _join(values: Any, separator: str) -> Any:
     return separator.join(words)
 
 
-def _id_tensor(ids: list[Any], kind: str, name: str, count: int) -> np.ndarray:
+def _id_tensor(ids: list[Any], kind: str, name: str, count: int) -> NDArray[Any]:
     """Return (B, m) ids, rows padded with missing ids."""
     lists = id_lists(ids, name)
     if lists is not None and len(lists) != count:
@@ -144,7 +145,7 @@ def id_lists(ids: Any, name: str) -> list[list[Any]] | None:
     return [list(row) for row in ids]
 
 
-def _array(shape: tuple[int, int], kind: str) -> np.ndarray:
+def _array(shape: tuple[int, int], kind: str) -> NDArray[Any]:
     return np.full(shape, "" if kind == "string" else MISSING[kind], _NUMPY_TYPES[kind])
 
 

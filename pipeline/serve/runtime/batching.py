@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .lookups import FIRST_ITEM, MISSING_INTEGER
 from .request import Request
 from .request_encoder import Encoder
 from .rows import Rows, merge
 
-RunModel = Callable[[np.ndarray], np.ndarray]
+RunModel = Callable[[NDArray[Any]], NDArray[Any]]
 """Model: a tensor of `BatchRunner.pack` -> (S, 2 * K + E) int32: item indices, then the bits of
 scores and embeddings."""
 
@@ -21,11 +22,11 @@ scores and embeddings."""
 class Recommendations(NamedTuple):
     """Output of the model for S sessions."""
 
-    scores: np.ndarray
+    scores: NDArray[Any]
     """(S, K) best first, minus infinity behind the end of a short list."""
-    items: np.ndarray
+    items: NDArray[Any]
     """(S, K) item indices."""
-    embeddings: np.ndarray
+    embeddings: NDArray[Any]
     """(S, E) vectors of the sessions; inner products with those of items are the scores."""
 
 
@@ -58,12 +59,12 @@ class BatchRunner:
 
     def pack(
         self,
-        encoded: dict[str, np.ndarray],
+        encoded: dict[str, NDArray[Any]],
         rows: slice,
-        excluded: np.ndarray,
-        candidates: np.ndarray,
+        excluded: NDArray[Any],
+        candidates: NDArray[Any],
         k: int,
-    ) -> np.ndarray:
+    ) -> NDArray[Any]:
         """Return (S, n) int32, one session a row, which `unpack` of the model takes apart.
 
         Floats are the bits of integers.
@@ -77,7 +78,7 @@ class BatchRunner:
             [header, *integers, excluded, candidates, *bits], axis=1, dtype=np.int32
         )
 
-    def _encode(self, requests: list[Request]) -> dict[str, np.ndarray]:
+    def _encode(self, requests: list[Request]) -> dict[str, NDArray[Any]]:
         """Encode all sessions, in the order of the requests.
 
         Neighbours with the same optional columns are encoded at once: what a request leaves out is
@@ -93,7 +94,7 @@ class BatchRunner:
         return rows.times is None, *(name in rows.columns for name in self.encoder.item_features)
 
 
-def _slice_rows(parts: list[np.ndarray], rows: slice) -> np.ndarray:
+def _slice_rows(parts: list[NDArray[Any]], rows: slice) -> NDArray[Any]:
     """Return some rows of arrays of different widths below each other, padded with 0.
 
     The result is as wide as the widest of these rows: a wide request costs those beside it in a
@@ -110,18 +111,21 @@ def _slice_rows(parts: list[np.ndarray], rows: slice) -> np.ndarray:
     return _concatenate([_pad(block, width) for block in blocks])
 
 
-def _pad(rows: np.ndarray, width: int) -> np.ndarray:
+def _pad(rows: NDArray[Any], width: int) -> NDArray[Any]:
     missing = width - rows.shape[1]  # nearly always 0, and `np.pad` takes 50 microseconds
     return np.pad(rows, ((0, 0), (0, missing))) if missing else rows
 
 
-def _concatenate(parts: list[np.ndarray]) -> np.ndarray:
+def _concatenate(parts: list[NDArray[Any]]) -> NDArray[Any]:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def response_tensors(
-    request: Request, recommendations: Recommendations, items: np.ndarray, outputs: Collection[str]
-) -> dict[str, np.ndarray]:
+    request: Request,
+    recommendations: Recommendations,
+    items: NDArray[Any],
+    outputs: Collection[str],
+) -> dict[str, NDArray[Any]]:
     """Return those of the tensors that `outputs` names.
 
     They are (B, k) `item_ids` and `scores`, (B, E) `embedding` and (B, 1) `session_ids`, of a flat
@@ -130,7 +134,7 @@ def response_tensors(
     """
     scores = recommendations.scores[:, : request.k]
     rows = 1 if request.flat else len(scores)
-    tensors: dict[str, np.ndarray] = {}
+    tensors: dict[str, NDArray[Any]] = {}
     if "item_ids" in outputs:
         ids = items[np.maximum(recommendations.items[:, : request.k] - FIRST_ITEM, 0)]
         missing = scores == -np.inf

@@ -9,8 +9,10 @@ from __future__ import annotations
 import re
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 PADDING = 0
 NULL = 1
@@ -22,7 +24,7 @@ MISSING_INTEGER = -(2**63)
 """Missing value in an integer tensor of a request."""
 
 
-def without_nul(values: np.ndarray) -> np.ndarray:
+def without_nul(values: NDArray[Any]) -> NDArray[Any]:
     """Remove NUL from texts, as reading of a log does; leave other values as they are."""
     if values.dtype.kind not in "OSU":
         return values
@@ -39,13 +41,13 @@ def without_nul(values: np.ndarray) -> np.ndarray:
 class IntegerLookup:
     """Integers to indices by binary search."""
 
-    def __init__(self, values: np.ndarray, hash_buckets: int = 0) -> None:
+    def __init__(self, values: NDArray[Any], hash_buckets: int = 0) -> None:
         self._hash_buckets = hash_buckets
         order = np.argsort(values, kind="stable")
         self._sorted = values[order]
         self._indices = order + FIRST_ITEM + hash_buckets
 
-    def __call__(self, values: np.ndarray) -> np.ndarray:
+    def __call__(self, values: NDArray[Any]) -> NDArray[Any]:
         """(n,) -> (n,) int64 indices."""
         values = values.astype(np.int64)
         indices = np.full(values.shape, OUT_OF_VOCABULARY, np.int64)
@@ -69,7 +71,7 @@ class TextLookup:
         self._indices[b""] = NULL
         self._indices.hash_buckets = hash_buckets
 
-    def __call__(self, values: np.ndarray) -> np.ndarray:
+    def __call__(self, values: NDArray[Any]) -> NDArray[Any]:
         """(n,) bytes or str -> (n,) int64 indices."""
         index = self._indices
         keys = (v if isinstance(v, bytes) else str(v).encode("utf-8") for v in values)
@@ -97,7 +99,7 @@ class MultiValuedLookup:
         self._separator = separator.encode("utf-8")
         self._max_values = len(columns)
 
-    def __call__(self, values: np.ndarray) -> np.ndarray:
+    def __call__(self, values: NDArray[Any]) -> NDArray[Any]:
         """(n,) bytes or str -> (n, M) int64 indices."""
         indices = np.full((len(values), self._max_values), PADDING, np.int64)
         indices[:, :1] = NULL
@@ -113,7 +115,7 @@ class MultiValuedLookup:
             indices.reshape(-1)[cells] = self._lookup(self._typed(words))
         return indices
 
-    def _typed(self, words: list[bytes]) -> np.ndarray:
+    def _typed(self, words: list[bytes]) -> NDArray[Any]:
         if isinstance(self._lookup, TextLookup):
             texts = np.empty(len(words), object)
             texts[:] = words
@@ -133,7 +135,7 @@ def bucket_of(text: bytes, hash_buckets: int) -> int:
     return FIRST_ITEM + zlib.crc32(text) % hash_buckets
 
 
-def read_values(directory: Path, name: str, kind: str) -> np.ndarray | list[bytes]:
+def read_values(directory: Path, name: str, kind: str) -> NDArray[Any] | list[bytes]:
     """Read the values of a categorical column in the order of their indices."""
     if kind == "int64":
         return np.load(directory / f"{name}.npy", allow_pickle=False)
@@ -143,7 +145,7 @@ def read_values(directory: Path, name: str, kind: str) -> np.ndarray | list[byte
 
 
 def lookup_of(
-    values: np.ndarray | list[bytes], hash_buckets: int = 0
+    values: NDArray[Any] | list[bytes], hash_buckets: int = 0
 ) -> IntegerLookup | TextLookup:
     """Return the lookup for the type of the values."""
     if isinstance(values, list):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from . import RequestError
 from .lookups import FIRST_ITEM, MISSING_INTEGER, OUT_OF_VOCABULARY, without_nul
@@ -34,13 +35,13 @@ class Request(NamedTuple):
     """Sessions of a request and the options of their lists."""
 
     rows: Rows
-    session_ids: np.ndarray
+    session_ids: NDArray[Any]
     """(B, 1), or (1, S) of a flat request."""
     flat: bool
     k: int
-    excluded: np.ndarray
+    excluded: NDArray[Any]
     """(S, X) item indices, padded with 0."""
-    candidates: np.ndarray
+    candidates: NDArray[Any]
     """(S, C) item indices, padded with 0; a row without any allows the whole catalogue."""
 
 
@@ -48,11 +49,11 @@ class _Layout(NamedTuple):
     """Positions of the interactions in tensors of the shape of `item_id`."""
 
     shape: tuple[int, ...]
-    cells: np.ndarray
+    cells: NDArray[Any]
     """(interactions,) positions in a flattened tensor, session by session."""
-    lengths: np.ndarray
+    lengths: NDArray[Any]
     """(S,)"""
-    session_ids: np.ndarray
+    session_ids: NDArray[Any]
     flat: bool
 
 
@@ -64,7 +65,7 @@ class RequestReader:
         self.types: dict[str, str] = {c["name"]: c["type"] for c in encoder.columns}
         self.session_type: str = encoder.spec["session_type"]
 
-    def read(self, tensors: dict[str, np.ndarray]) -> Request:
+    def read(self, tensors: dict[str, NDArray[Any]]) -> Request:
         """Check the tensors of a request. RequestError says what is wrong with it."""
         item = tensors.get("item_id")
         if item is None:
@@ -99,7 +100,7 @@ class RequestReader:
         return Request(rows, layout.session_ids, layout.flat, k, excluded, candidates)
 
     def _layout(
-        self, item: np.ndarray, session: np.ndarray | None, length: np.ndarray | None
+        self, item: NDArray[Any], session: NDArray[Any] | None, length: NDArray[Any] | None
     ) -> _Layout:
         if session is None:
             empty = {"int64": np.int64, "string": object}[self.session_type]
@@ -122,7 +123,7 @@ class RequestReader:
         mask, lengths = _read_lengths(item.shape, length)
         return _Layout(item.shape, mask.reshape(-1).nonzero()[0], lengths, ids, flat=False)
 
-    def _times(self, values: np.ndarray | None, layout: _Layout) -> np.ndarray | None:
+    def _times(self, values: NDArray[Any] | None, layout: _Layout) -> NDArray[Any] | None:
         """Return (interactions,) microseconds."""
         timestamp = self.encoder.timestamp
         if values is None:
@@ -138,7 +139,7 @@ class RequestReader:
         times = microseconds(values.reshape(-1)[layout.cells], timestamp["unit"])
         return _fill_times(times, layout.lengths)
 
-    def _indices(self, name: str, values: np.ndarray | None, layout: _Layout) -> np.ndarray:
+    def _indices(self, name: str, values: NDArray[Any] | None, layout: _Layout) -> NDArray[Any]:
         """Return (S, X) item indices of raw ids, (S, 0) without the tensor.
 
         Ids outside the catalogue stay out of vocabulary: as candidates, no list can hold them.
@@ -166,14 +167,14 @@ class RequestReader:
             indices[:, 0] = np.where(indices.any(1), indices[:, 0], OUT_OF_VOCABULARY)
         return indices if len(indices) == count else np.repeat(indices, count, axis=0)
 
-    def _filters_seen(self, requested: np.ndarray | None) -> bool:
+    def _filters_seen(self, requested: NDArray[Any] | None) -> bool:
         if requested is None:
             return bool(self.encoder.spec["filter_seen"])
         if requested.dtype != np.bool_:
             raise RequestError(f"filter_seen holds {requested.dtype}, expected bool.")
         return bool(_single_value("filter_seen", requested))
 
-    def _num_items(self, requested: np.ndarray | None) -> int:
+    def _num_items(self, requested: NDArray[Any] | None) -> int:
         """Return the list length: `k`, one for all sessions of the request, or the default."""
         if requested is None:
             return int(self.encoder.spec["default_k"])
@@ -185,7 +186,7 @@ class RequestReader:
         return k
 
 
-def _single_value(name: str, requested: np.ndarray) -> Any:
+def _single_value(name: str, requested: NDArray[Any]) -> Any:
     values = np.unique(requested)
     if values.size != 1:
         raise RequestError(
@@ -196,11 +197,11 @@ def _single_value(name: str, requested: np.ndarray) -> Any:
 
 def _column(
     column: dict[str, Any],
-    values: np.ndarray,
+    values: NDArray[Any],
     layout: _Layout,
-    times: np.ndarray | None,
+    times: NDArray[Any] | None,
     gap: int | None,
-) -> np.ndarray:
+) -> NDArray[Any]:
     """Return (interactions,) values of a column, (S,) of a session column.
 
     In a flat request, a session takes the value of its oldest interaction, after the last gap of
@@ -229,7 +230,7 @@ def _column(
     return values[starts]
 
 
-def _fill_times(times: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+def _fill_times(times: NDArray[Any], lengths: NDArray[Any]) -> NDArray[Any]:
     """Replace missing times, so that an interaction without one keeps its position.
 
     It takes the time of the interaction before it, or else of the first one after it in the
@@ -249,7 +250,7 @@ def _fill_times(times: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.where(filled == MISSING_INTEGER, 0, filled)
 
 
-def _flat_layout(shape: tuple[int, ...], ids: np.ndarray) -> _Layout:
+def _flat_layout(shape: tuple[int, ...], ids: NDArray[Any]) -> _Layout:
     """Lay out interactions in any order; sessions are ordered by their first interaction."""
     values, first, code = np.unique(ids, return_index=True, return_inverse=True)
     order = np.argsort(first, kind="stable")
@@ -267,8 +268,8 @@ def _flat_layout(shape: tuple[int, ...], ids: np.ndarray) -> _Layout:
 
 
 def _read_lengths(
-    shape: tuple[int, ...], length: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray]:
+    shape: tuple[int, ...], length: NDArray[Any] | None
+) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return (B, n) bool, True for an interaction, and (B,) lengths."""
     if length is None:
         return np.ones(shape, bool), np.full(shape[0], shape[1])
@@ -286,7 +287,7 @@ def _read_lengths(
     return np.arange(shape[1]) < lengths[:, np.newaxis], lengths
 
 
-def _pad_rows(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+def _pad_rows(values: NDArray[Any], lengths: NDArray[Any]) -> NDArray[Any]:
     """(interactions,) -> (S, longest), padded with 0; the newest ones of a long session."""
     width = max(1, min(int(lengths.max()), MAX_SESSION_IDS, MAX_REQUEST_IDS // len(lengths)))
     kept, row, column = newest(lengths, width)
@@ -295,6 +296,6 @@ def _pad_rows(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return rows
 
 
-def _check_type(name: str, values: np.ndarray, kind: str) -> None:
+def _check_type(name: str, values: NDArray[Any], kind: str) -> None:
     if values.dtype.kind not in KINDS[kind]:
         raise RequestError(f"{name} holds {values.dtype}, expected {kind}.")

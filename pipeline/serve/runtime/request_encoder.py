@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .lookups import (
     FIRST_ITEM,
@@ -69,7 +70,7 @@ class Encoder:
             kind = self.columns[0]["type"]
             self.further = lookup_of(read_values(directory, "item_id.further", kind))
 
-    def encode(self, rows: Rows, width: int | None = None) -> dict[str, np.ndarray]:
+    def encode(self, rows: Rows, width: int | None = None) -> dict[str, NDArray[Any]]:
         """Encode S sessions: per feature (S, W) of the newest W interactions, or (S, 1).
 
         W is `max_sequence_length`, or `width` if that is less.
@@ -82,8 +83,8 @@ class Encoder:
         chosen = padding.kept
         if order is not None:
             chosen = order if chosen is None else order[chosen]
-        encoded: dict[str, np.ndarray] = {}
-        item_rows: np.ndarray | None = None  # of `item_features`; item_id is the first column
+        encoded: dict[str, NDArray[Any]] = {}
+        item_rows: NDArray[Any] | None = None  # of `item_features`; item_id is the first column
         for spec in self.columns:
             name = spec["name"]
             values = rows.columns.get(name)
@@ -106,7 +107,7 @@ class Encoder:
         self._split_tags(encoded)
         return encoded | self._encode_times(rows, order, padding)
 
-    def _split_tags(self, encoded: dict[str, np.ndarray]) -> None:
+    def _split_tags(self, encoded: dict[str, NDArray[Any]]) -> None:
         """Replace each multi-valued column by M columns of one value, in place."""
         for spec in self.columns:
             if "columns" in spec:
@@ -115,8 +116,8 @@ class Encoder:
                     encoded[name] = np.ascontiguousarray(tags[..., number])
 
     def _encode_times(
-        self, rows: Rows, order: np.ndarray | None, padding: Padding
-    ) -> dict[str, np.ndarray]:
+        self, rows: Rows, order: NDArray[Any] | None, padding: Padding
+    ) -> dict[str, NDArray[Any]]:
         encoded = {}
         for feature in self.spec["time_features"]:
             if rows.times is None:
@@ -132,7 +133,7 @@ class Encoder:
                 encoded[name] = padding(values if padding.kept is None else values[padding.kept])
         return encoded
 
-    def _with_further(self, indices: np.ndarray, values: np.ndarray) -> np.ndarray:
+    def _with_further(self, indices: NDArray[Any], values: NDArray[Any]) -> NDArray[Any]:
         """Return (n,) item indices, with those of further items behind the catalogue."""
         unknown = np.flatnonzero(indices == OUT_OF_VOCABULARY)
         if not len(unknown) or self.further is None:
@@ -144,7 +145,7 @@ class Encoder:
         )
         return indices
 
-    def _read_item_feature(self, directory: Path, spec: dict[str, Any]) -> np.ndarray:
+    def _read_item_feature(self, directory: Path, spec: dict[str, Any]) -> NDArray[Any]:
         """Return encoded values of the reserved indices, then of the items."""
         values = np.load(directory / f"{spec['name']}.of_item.npy", allow_pickle=False)
         if spec["kind"] == "continuous":
@@ -174,7 +175,7 @@ class Encoder:
             rows = self._select(rows, kept, np.add.reduceat(kept, starts))
         return rows
 
-    def _select(self, rows: Rows, chosen: np.ndarray, lengths: np.ndarray) -> Rows:
+    def _select(self, rows: Rows, chosen: NDArray[Any], lengths: NDArray[Any]) -> Rows:
         """Return some interactions, by position or by mask; session columns stay."""
         of_session = {spec["name"] for spec in self.columns if spec["scope"] == "session"}
         columns = {
@@ -183,7 +184,7 @@ class Encoder:
         }
         return Rows(columns, lengths, None if rows.times is None else rows.times[chosen])
 
-    def _encode_column(self, spec: dict[str, Any], values: np.ndarray) -> np.ndarray:
+    def _encode_column(self, spec: dict[str, Any], values: NDArray[Any]) -> NDArray[Any]:
         if "buckets" in spec:
             with np.errstate(over="ignore"):  # beyond float32 is missing, as in training
                 is_finite = np.isfinite(values.astype(np.float32))
@@ -200,13 +201,13 @@ class Encoder:
 
 def _read_means(
     directory: Path, spec: dict[str, Any]
-) -> tuple[IntegerLookup | TextLookup, np.ndarray]:
+) -> tuple[IntegerLookup | TextLookup, NDArray[Any]]:
     means = np.load(directory / f"{spec['name']}.means.npy", allow_pickle=False)
     values = read_values(directory, spec["name"], spec["type"])
     return lookup_of(values), np.append(means, spec["mean_of_all"])
 
 
-def item_array(values: np.ndarray | list[bytes]) -> np.ndarray:
+def item_array(values: NDArray[Any] | list[bytes]) -> NDArray[Any]:
     """Return raw item ids in the order of their indices, as a response holds them."""
     if isinstance(values, np.ndarray):
         return values
@@ -215,7 +216,7 @@ def item_array(values: np.ndarray | list[bytes]) -> np.ndarray:
     return items
 
 
-def standardize(values: np.ndarray, spec: dict[str, Any]) -> np.ndarray:
+def standardize(values: NDArray[Any], spec: dict[str, Any]) -> NDArray[Any]:
     """Scale float64 to float32 of mean 0 and deviation 1, missing values to 0.
 
     The steps and their precision are those of NVTabular's LogOp and Normalize.

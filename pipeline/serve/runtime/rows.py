@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .lookups import MISSING_INTEGER
 
@@ -15,21 +16,21 @@ MISSING: dict[str, Any] = {"int64": MISSING_INTEGER, "float64": np.nan, "string"
 class Rows(NamedTuple):
     """Sessions of one or several requests, flattened."""
 
-    columns: dict[str, np.ndarray]
+    columns: dict[str, NDArray[Any]]
     """(interactions,) of each feature of an interaction, (sessions,) of one of a session; without
     those that the request leaves out."""
-    lengths: np.ndarray
+    lengths: NDArray[Any]
     """(sessions,) number of interactions, at least 1."""
-    times: np.ndarray | None
+    times: NDArray[Any] | None
     """(interactions,) microseconds, None where the order of the request is that of time."""
 
 
 class Padding:
     """The newest interactions of each session, padded on the right to a common width."""
 
-    def __init__(self, lengths: np.ndarray, width: int) -> None:
+    def __init__(self, lengths: NDArray[Any], width: int) -> None:
         self.shape = (len(lengths), width)
-        self.kept: np.ndarray | None = None
+        self.kept: NDArray[Any] | None = None
         """(kept,) positions of the kept interactions, None for all."""
         # in most requests all sessions have the width, so that nothing is cut or padded
         if not (lengths == width).all():
@@ -40,7 +41,7 @@ class Padding:
         """Number of kept interactions."""
         return self.shape[0] * self.shape[1] if self.kept is None else len(self.kept)
 
-    def __call__(self, values: np.ndarray) -> np.ndarray:
+    def __call__(self, values: NDArray[Any]) -> NDArray[Any]:
         """(kept, ...) -> (S, W, ...), 0 behind the end of a session."""
         if self.kept is None:
             return values.reshape(*self.shape, *values.shape[1:])
@@ -67,20 +68,20 @@ def merge(parts: list[Rows], specs: list[dict[str, Any]]) -> Rows:
     return Rows(columns, np.concatenate([part.lengths for part in parts]), times)
 
 
-def _column_or_missing(rows: Rows, spec: dict[str, Any]) -> np.ndarray:
+def _column_or_missing(rows: Rows, spec: dict[str, Any]) -> NDArray[Any]:
     if spec["name"] in rows.columns:
         return rows.columns[spec["name"]]
     per_session = spec["scope"] == "session"
     return missing(spec, len(rows.lengths) if per_session else int(rows.lengths.sum()))
 
 
-def missing(spec: dict[str, Any], count: int) -> np.ndarray:
+def missing(spec: dict[str, Any], count: int) -> NDArray[Any]:
     """Return (count,) missing values of a column."""
     types: dict[str, type] = {"int64": np.int64, "float64": np.float64, "string": object}
     return np.full(count, MISSING[spec["type"]], types[spec["type"]])
 
 
-def time_order(times: np.ndarray, lengths: np.ndarray) -> np.ndarray | None:
+def time_order(times: NDArray[Any], lengths: NDArray[Any]) -> NDArray[Any] | None:
     """Return the order of interactions by session and time, None where they are sorted already.
 
     Equal times keep the order of the request.
@@ -92,7 +93,7 @@ def time_order(times: np.ndarray, lengths: np.ndarray) -> np.ndarray | None:
     return np.lexsort((times, np.repeat(np.arange(len(lengths)), lengths)))
 
 
-def newest_starts(times: np.ndarray, starts: np.ndarray, gap: int) -> np.ndarray:
+def newest_starts(times: NDArray[Any], starts: NDArray[Any], gap: int) -> NDArray[Any]:
     """Return (S,) first positions of the current sessions, which begin after the last gap.
 
     `times` are sorted by row and time, `starts` (S,) the first position of each row, `gap`
@@ -102,11 +103,11 @@ def newest_starts(times: np.ndarray, starts: np.ndarray, gap: int) -> np.ndarray
     begins = np.zeros(len(times), bool)
     begins[1:] = np.diff(times) > gap
     begins[starts] = True
-    first: np.ndarray = np.maximum.reduceat(np.where(begins, positions, 0), starts)
+    first: NDArray[Any] = np.maximum.reduceat(np.where(begins, positions, 0), starts)
     return first
 
 
-def newest(lengths: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def newest(lengths: NDArray[Any], width: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Return the positions of the newest sorted interactions, their row and column when padded."""
     ends = np.cumsum(lengths)
     row = np.repeat(np.arange(len(lengths)), lengths)

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from . import RequestError
 from .lookups import MISSING_INTEGER
@@ -29,7 +30,9 @@ def time_columns(feature: str) -> tuple[str, ...]:
     return ("elapsed",) if feature == "elapsed" else (f"{feature}_sin", f"{feature}_cos")
 
 
-def time_feature(feature: str, times: np.ndarray, lengths: np.ndarray) -> dict[str, np.ndarray]:
+def time_feature(
+    feature: str, times: NDArray[Any], lengths: NDArray[Any]
+) -> dict[str, NDArray[Any]]:
     """Return the columns of a feature from (interactions,) microseconds by session and time."""
     if feature == "elapsed":
         steps = np.zeros(len(times), np.int64)
@@ -42,7 +45,7 @@ def time_feature(feature: str, times: np.ndarray, lengths: np.ndarray) -> dict[s
     return {sine: np.sin(angle).astype(np.float32), cosine: np.cos(angle).astype(np.float32)}
 
 
-def microseconds(values: np.ndarray, unit: str) -> np.ndarray:
+def microseconds(values: NDArray[Any], unit: str) -> NDArray[Any]:
     """Return int64 microseconds of the times of a request, MISSING_INTEGER for a missing one."""
     if values.dtype.kind in "OSU":
         flat = [_parse_time(value) for value in values.reshape(-1)]

@@ -1,10 +1,11 @@
 """A vocabulary that grows window by window: a value gets its row when it first occurs."""
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline.core.columns import FIRST_ITEM
 from pipeline.data.fitted import Vocabulary
@@ -20,13 +21,15 @@ class GrowingVocabulary:
 
     columns: tuple[str, ...]
     """Columns of the feature; several where it is multi-valued."""
-    unknown: np.ndarray
+    unknown: NDArray[Any]
     """(V,) index that each index of the data has before its value occurs."""
-    rows: np.ndarray
+    rows: NDArray[Any]
     """(R,) index in the data of each row; the first are the reserved indices and hash buckets."""
 
     @classmethod
-    def of(cls, vocabulary: Vocabulary, columns: tuple[str, ...], rows: np.ndarray | None) -> Self:
+    def of(
+        cls, vocabulary: Vocabulary, columns: tuple[str, ...], rows: NDArray[Any] | None
+    ) -> Self:
         """Vocabulary of the values at `rows`; of no value where they are None."""
         begin = np.arange(vocabulary.first) if rows is None else rows
         return cls(columns, unknown_rows(vocabulary), begin)
@@ -36,12 +39,12 @@ class GrowingVocabulary:
         """V: number of indices in the data."""
         return len(self.unknown)
 
-    def extended(self, indices: np.ndarray) -> Self:
+    def extended(self, indices: NDArray[Any]) -> Self:
         """Vocabulary with the new values among `indices` of the data appended."""
         new = np.setdiff1d(indices, self.rows)  # sorted
         return replace(self, rows=np.concatenate([self.rows, new[new >= FIRST_ITEM]]))
 
-    def positions(self) -> np.ndarray:
+    def positions(self) -> NDArray[Any]:
         """(V,) row of each index of the data, or -1."""
         positions = np.full(self.num_data_rows, -1)
         positions[self.rows] = np.arange(len(self.rows))

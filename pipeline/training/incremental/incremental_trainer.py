@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 
 from pipeline.core.columns import FIRST_ITEM, ITEM, TIMESTAMP
 from pipeline.core.errors import ConfigError
@@ -261,7 +262,7 @@ class IncrementalTrainer:
             copy_weights(model, self.model_config, source, item_features=self._item_features())
         return model
 
-    def _item_features(self) -> np.ndarray | None:
+    def _item_features(self) -> NDArray[Any] | None:
         """(V, F) features by which new items take their first vectors, None for `mean`."""
         if self.train_config.new_items != "features":
             return None
@@ -271,7 +272,7 @@ class IncrementalTrainer:
         )
         return values[items.rows]
 
-    def _baseline_ranks(self, interactions: Interactions) -> dict[str, np.ndarray]:
+    def _baseline_ranks(self, interactions: Interactions) -> dict[str, NDArray[Any]]:
         """Ranks of the targets by baselines of the windows so far."""
         history = interactions_of(map_sessions(self._trained_sessions(), self.vocabularies))
         max_length = self.fitted.recipe.max_sequence_length
@@ -316,7 +317,7 @@ class IncrementalTrainer:
             newest=None if every.newest is None else int(flat_column(sessions, TIMESTAMP).max()),
         )
 
-    def _positions(self) -> dict[str, np.ndarray]:
+    def _positions(self) -> dict[str, NDArray[Any]]:
         return {name: vocabulary.positions() for name, vocabulary in self.vocabularies.items()}
 
     def _trained_sessions(self) -> pa.Table:

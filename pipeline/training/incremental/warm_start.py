@@ -9,12 +9,13 @@ interactions of a new item to correct them.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.core.artifact import read_json
@@ -51,7 +52,7 @@ class SourceCheckpoint:
 
     weights: Mapping[str, Tensor]
     """By name in `state_dict`."""
-    rows: Mapping[str, np.ndarray]
+    rows: Mapping[str, NDArray[Any]]
     """By categorical feature, (V,) row in these weights of each index of the new model, or -1."""
 
     @classmethod
@@ -125,7 +126,7 @@ def check_separate_tables(config: ModelConfig) -> None:
         )
 
 
-def matched_rows(source: Vocabulary, target: Vocabulary) -> np.ndarray:
+def matched_rows(source: Vocabulary, target: Vocabulary) -> NDArray[Any]:
     """(V,) for each index of `target` that of the same raw value in `source`, or -1.
 
     Reserved indices and hash buckets are the same in both.
@@ -143,7 +144,7 @@ def item_feature_columns(fitted: Fitted) -> list[str]:
     return [feature.columns[0] for feature in fitted.categorical if feature.of == "item"]
 
 
-def item_feature_values(sessions: pa.Table, columns: list[str], num_rows: int) -> np.ndarray:
+def item_feature_values(sessions: pa.Table, columns: list[str], num_rows: int) -> NDArray[Any]:
     """(V, F) index of each feature of each item where it first has one in `sessions`, else 0."""
     features = np.zeros((num_rows, len(columns)), np.int64)
     items = sessions[ITEM].combine_chunks().flatten().to_numpy()
@@ -161,7 +162,7 @@ def copy_weights(
     config: ModelConfig,
     source: SourceCheckpoint,
     *,
-    item_features: np.ndarray | None = None,
+    item_features: NDArray[Any] | None = None,
 ) -> None:
     """Copy the weights of a source into `model`, in place; rows without one are initialized.
 
@@ -187,7 +188,7 @@ def copy_weights(
 
 @torch.no_grad()
 def initialize_new_rows(
-    weight: Tensor, is_copied: Tensor, features: np.ndarray | None = None
+    weight: Tensor, is_copied: Tensor, features: NDArray[Any] | None = None
 ) -> None:
     """Set the rows of `weight` (V, D) that are not copied (V,) to means of copied ones, in place.
 

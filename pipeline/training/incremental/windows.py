@@ -1,11 +1,12 @@
 """Windows of time, and the sessions of a window as arrays and as a part of a data directory."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from pipeline.core.columns import ITEM, SESSION, SESSIONS_DIRECTORY, TIMESTAMP
 from pipeline.core.errors import ArtifactError
@@ -25,7 +26,7 @@ class Window(NamedTuple):
     """Microseconds since 1970 UTC."""
     end: int
     """Microseconds since 1970 UTC, exclusive."""
-    sessions: np.ndarray
+    sessions: NDArray[Any]
     """Rows of the sessions in the table of all sessions, ascending."""
 
 
@@ -47,7 +48,7 @@ def windows_of(sessions: pa.Table, seconds: float, min_length: int) -> list[Wind
     return cut_windows(ends, seconds, is_long)
 
 
-def cut_windows(ends: np.ndarray, seconds: float, is_trainable: np.ndarray) -> list[Window]:
+def cut_windows(ends: NDArray[Any], seconds: float, is_trainable: NDArray[Any]) -> list[Window]:
     """Times (M,) of the sessions' last interactions, in microseconds -> windows, oldest first.
 
     Windows are counted from midnight UTC of the first day. Those without a session that
@@ -98,8 +99,10 @@ def interactions_of(sessions: pa.Table) -> Interactions:
     return Interactions(items.values.to_numpy(), offsets, flat_column(sessions, TIMESTAMP))
 
 
-def flat_column(sessions: pa.Table, name: str) -> np.ndarray:
+def flat_column(sessions: pa.Table, name: str) -> NDArray[Any]:
     """Values of a column, one per interaction (N,), or (M,) of one with a value per session."""
     column = sessions[name].combine_chunks()
-    values: np.ndarray = (column.flatten() if pa.types.is_list(column.type) else column).to_numpy()
+    values: NDArray[Any] = (
+        column.flatten() if pa.types.is_list(column.type) else column
+    ).to_numpy()
     return values

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.core.columns import FIRST_ITEM
@@ -87,7 +88,7 @@ def example_sessions(
     return examples
 
 
-def _random_sessions(lengths: np.ndarray, count: int) -> np.ndarray:
+def _random_sessions(lengths: NDArray[Any], count: int) -> NDArray[Any]:
     """Up to `count` of the sessions with a next item, ascending."""
     eligible = np.flatnonzero(lengths > 1)
     generator = np.random.default_rng(_SEED)
@@ -96,8 +97,8 @@ def _random_sessions(lengths: np.ndarray, count: int) -> np.ndarray:
 
 
 def _batches_with(
-    loader: SessionLoader, rows: np.ndarray
-) -> Iterator[tuple[np.ndarray, Tensor, RaggedBatch]]:
+    loader: SessionLoader, rows: NDArray[Any]
+) -> Iterator[tuple[NDArray[Any], Tensor, RaggedBatch]]:
     """Batches that have some of the sessions `rows`, with these and their rows in the batch."""
     first = 0
     for batch in loader:
@@ -138,7 +139,7 @@ def _recommend(
     return to_raw_ids(best, catalogue), ranked.ranks.tolist()
 
 
-def _raw_ids(indices: np.ndarray, catalogue: np.ndarray) -> list[Any]:
+def _raw_ids(indices: NDArray[Any], catalogue: NDArray[Any]) -> list[Any]:
     return [_scalar(catalogue[i - FIRST_ITEM]) if i >= FIRST_ITEM else None for i in indices]
 
 
