@@ -4,7 +4,7 @@ Letters: N prefixes, V rows of the item table, R rows of scores, b of a chunk, C
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import scipy.sparse as sp
