@@ -17,7 +17,7 @@ from benchmarks.machine import machine_lines
 from pipeline.core.artifact import read_manifest
 from pipeline.exporting import triton_config as config
 from pipeline.exporting.repository import step_names
-from pipeline.reports.charts import Chart, line_chart
+from pipeline.reports.charts import LineChart, line_chart
 from pipeline.serve.client.client import Client
 from pipeline.serve.load_test import (
     NUM_REQUESTS,
@@ -218,7 +218,7 @@ def serving_plot(result: dict[str, Any]) -> str:
     return _svg(chart)
 
 
-def _svg(chart: Chart) -> str:
+def _svg(chart: LineChart) -> str:
     legend = 16 * len(chart.lines)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {chart.width} '

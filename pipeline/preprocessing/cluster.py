@@ -10,11 +10,12 @@ import re
 import signal
 import socket
 import tempfile
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,8 +23,15 @@ from pipeline.core.errors import ConfigError, PipelineError
 from pipeline.core.merlin import has_cudf  # sets dask's options, before dask is imported
 
 _CONNECT_SECONDS = 60
+_POLL_SECONDS = 1.0
 _CUDA_POOL, _CUDA_LIMIT = 0.5, 0.8
 """Shares of a GPU's memory: RMM's initial pool, and the limit from which on it spills."""
+_LOOPBACK: dict[str, Any] = {
+    "host": "127.0.0.1",
+    "dashboard_address": None,
+    # without a dashboard, too, the scheduler serves HTTP; on 8787 it warns if the port is in use
+    "scheduler_kwargs": {"dashboard_address": "127.0.0.1:0"},
+}
 LOCAL, LOCAL_CUDA = "local", "local-cuda"
 """Instead of an address: a process for each core or GPU, which ends with the command."""
 
@@ -49,34 +57,12 @@ class Workers:
             yield pending.popleft().result()
 
 
-@dataclass(frozen=True)
-class _Task:
-    """A task of a Dask client."""
-
-    client: Any
-    future: Any
-
-    def result(self) -> Any:
-        """Result of the task. PipelineError without workers; dask itself waits forever."""
-        has_workers = True
-        while True:
-            try:
-                return self.future.result(timeout=_CONNECT_SECONDS)
-            except TimeoutError:
-                had_workers = has_workers
-                has_workers = bool(self.client.scheduler_info()["workers"])
-                if not had_workers and not has_workers:
-                    raise PipelineError(
-                        "The Dask scheduler has no worker left. Look at its log, and start again."
-                    ) from None
-
-
 @contextmanager
 def workers(client: Any = None) -> Iterator[Workers]:
     """The workers of a Dask `client`, or a thread for each core that this process may use."""
     if client is not None:
         max_pending = 2 * sum(client.nthreads().values())
-        yield Workers(lambda *call: _Task(client, client.submit(*call, pure=False)), max_pending)
+        yield Workers(lambda task, *each: client.submit(task, *each, pure=False), max_pending)
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     with ThreadPoolExecutor(cores or 1) as pool:
@@ -94,9 +80,10 @@ def connect(address: str | None) -> Iterator[Any]:
     if not address:
         yield None
     elif address in (LOCAL, LOCAL_CUDA):
+        start = _start_cuda_workers if address == LOCAL_CUDA else _start_workers
         with (
             tempfile.TemporaryDirectory(prefix="pipeline-workers-") as folder,
-            _start_workers(address, folder) as cluster,
+            start(folder) as cluster,
             _connected(cluster.scheduler_address) as client,
         ):
             client.run(_ignore_interrupts)
@@ -111,20 +98,21 @@ def connect(address: str | None) -> Iterator[Any]:
             yield client
 
 
-def _start_workers(address: str, folder: str) -> Any:
-    """Cluster on loopback of a process for each core, or for each GPU with a memory pool."""
-    options = {
-        "local_directory": folder,
-        "host": "127.0.0.1",
-        "dashboard_address": None,
-        # without a dashboard, too, the scheduler serves HTTP; on 8787 it warns if that is in use
-        "scheduler_kwargs": {"dashboard_address": "127.0.0.1:0"},
-    }
-    if address == LOCAL:
-        from dask.distributed import LocalCluster
+def _start_workers(folder: str) -> Any:
+    """Cluster of a process for each core, on loopback."""
+    from dask.distributed import LocalCluster
 
-        cores = len(os.sched_getaffinity(0))
-        return LocalCluster(cores, threads_per_worker=1, silence_logs=logging.ERROR, **options)
+    return LocalCluster(
+        n_workers=len(os.sched_getaffinity(0)),
+        threads_per_worker=1,
+        silence_logs=logging.ERROR,
+        local_directory=folder,
+        **_LOOPBACK,
+    )
+
+
+def _start_cuda_workers(folder: str) -> Any:
+    """Cluster of a process for each GPU, with a memory pool that spills to main memory."""
     if not has_cudf():
         raise ConfigError(
             f"--cluster {LOCAL_CUDA} needs a GPU and the gpu extra: pip install 'pipeline[gpu]'. "
@@ -132,8 +120,13 @@ def _start_workers(address: str, folder: str) -> Any:
         )
     from dask_cuda import LocalCUDACluster
 
-    pool = {"rmm_pool_size": _CUDA_POOL, "device_memory_limit": _CUDA_LIMIT}
-    return LocalCUDACluster(**pool, enable_cudf_spill=True, **options)
+    return LocalCUDACluster(
+        rmm_pool_size=_CUDA_POOL,
+        device_memory_limit=_CUDA_LIMIT,
+        enable_cudf_spill=True,
+        local_directory=folder,
+        **_LOOPBACK,
+    )
 
 
 def _ignore_interrupts() -> None:
@@ -166,12 +159,40 @@ def _connected(address: str) -> Iterator[Any]:
                 f"{address}`."
             ) from None
         try:
-            yield client
+            with _cancel_without_workers(client):
+                yield client
         except (KilledWorker, FutureCancelledError, CommClosedError) as error:
             raise PipelineError(
                 f"The Dask cluster at {address} was lost while it worked "
                 f"({type(error).__name__}). Look at its log, and start again."
             ) from None
+
+
+@contextmanager
+def _cancel_without_workers(client: Any) -> Iterator[None]:
+    """Cancel pending tasks after a minute without workers; dask itself waits forever."""
+    is_done = threading.Event()
+
+    def cancel() -> None:
+        for state in list(client.futures.values()):
+            state.cancel(reason="no workers", msg="The scheduler has no worker.")
+
+    def watch() -> None:
+        last_worker = time.monotonic()
+        while not is_done.wait(_POLL_SECONDS):
+            with suppress(Exception):  # the pending tasks report a lost connection
+                if client.scheduler_info()["workers"]:
+                    last_worker = time.monotonic()
+                elif time.monotonic() - last_worker > _CONNECT_SECONDS:
+                    client.loop.add_callback(cancel)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        is_done.set()
+        watcher.join()
 
 
 def check_shared(client: Any, directory: Path) -> None:

@@ -5,9 +5,9 @@ depend on log and recipe alone.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -15,12 +15,10 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.core.columns import FITTED_DIRECTORY, FITTED_FILE, ITEM, SESSION, TIMESTAMP
 from pipeline.data.fitted import Fitted
-from pipeline.data.values import decode_dictionary
 from pipeline.preprocessing.blocks import to_frame
 from pipeline.preprocessing.cluster import Workers
 from pipeline.preprocessing.item_values import newest_values
@@ -33,9 +31,6 @@ from pipeline.recipe.preprocess import Preprocess
 
 if TYPE_CHECKING:  # NVTabular is imported while the log is read
     from pipeline.preprocessing.workflow import Statistics
-
-_ROW_GROUP_SESSIONS = 65_536
-"""Sessions of a row group, the unit in which the loader reads."""
 
 
 def fit(
@@ -74,9 +69,9 @@ def _statistics(
     from pipeline.preprocessing import workflow
 
     table = read(shard.path)
-    items = None
-    if recipe.split.held_out:
-        items = decode_dictionary(pc.unique(table[ITEM].combine_chunks()).drop_null())
+    items = pc.unique(table[ITEM].combine_chunks()).drop_null() if recipe.split.held_out else None
+    if items is not None and pa.types.is_dictionary(items.type):
+        items = items.dictionary_decode()
     rows = rows_of(recipe, split, shard.lengths)["train"]
     if not rows.all():
         table = table.filter(pa.array(rows))
@@ -189,29 +184,15 @@ def _max_training_length(fitted: Fitted) -> int:
     return fitted.recipe.max_sequence_length + 1
 
 
-def write_sessions(directory: Path, tables: Iterator[pa.Table]) -> None:
-    """Write `part-0.parquet` below a new directory, independent of how the tables are cut."""
-    directory.mkdir(parents=True)
-    first = next(tables)  # a part has at least one session
-    # ids and times have few equal values, so that a dictionary would take time and space
-    dictionary_columns = [
-        f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name
-        for field in first.schema
-        if field.name not in (SESSION, TIMESTAMP)
-    ]
-    path = directory / "part-0.parquet"
-    with pq.ParquetWriter(path, first.schema, use_dictionary=dictionary_columns) as writer:
-        pending: list[pa.Table] = []
-        for table in chain([first], tables):
-            pending.append(table)
-            if sum(part.num_rows for part in pending) >= _ROW_GROUP_SESSIONS:
-                whole = pa.concat_tables(pending)
-                num_rows = whole.num_rows - whole.num_rows % _ROW_GROUP_SESSIONS
-                writer.write_table(whole.slice(0, num_rows), row_group_size=_ROW_GROUP_SESSIONS)
-                pending = [whole.slice(num_rows)]
-        rest = pa.concat_tables(pending)
-        if rest.num_rows:
-            writer.write_table(rest)
+@contextmanager
+def copy_on_write() -> Iterator[None]:
+    """Have pandas copy columns when they are written to, as pandas 3 does.
+
+    Merlin's executor passes each column on several times. The option is global to the process, so
+    that it must not change while threads work.
+    """
+    with pd.option_context("mode.copy_on_write", True):
+        yield
 
 
 def as_table(sessions: Any) -> pa.Table:

@@ -20,6 +20,8 @@ from pipeline.preprocessing.statistics import MergeBuffer
 
 _INDEX, _TIME = "#index", "#time"
 """Columns of the buffered tables: position in the catalogue, and time."""
+_SPARSE = 4
+"""Ratio of positions to rows from which on positions are sorted instead of counted."""
 
 
 class ItemValues:
@@ -93,17 +95,20 @@ def newest_values(fitted: Fitted, table: pa.Table) -> dict[str, pa.Table]:
     times = table[TIMESTAMP].to_numpy()
     in_catalogue = index >= 0
     newest = {}
-    rows_of_all = _newest_rows(index, times, in_catalogue)
+    rows_of_all: NDArray[Any] | None = None  # shared by all features without a missing value
     for name, columns in features.items():
         column = table[columns[0]].combine_chunks()  # null only if all columns are
-        is_valid = column.is_valid()
+        is_valid = column.is_valid().to_numpy(zero_copy_only=False)
         kind = _value_type(fitted, name)
         if kind == pa.float64():
-            is_valid = pc.fill_null(pc.is_finite(column), False)
-        rows = rows_of_all
-        if pc.sum(is_valid).as_py() != len(column):
-            is_valid = is_valid.to_numpy(zero_copy_only=False)
+            is_finite = pc.fill_null(pc.is_finite(column), False)
+            is_valid = is_valid & is_finite.to_numpy(zero_copy_only=False)
+        if not is_valid.all():
             rows = _newest_rows(index, times, is_valid & in_catalogue)
+        else:
+            if rows_of_all is None:
+                rows_of_all = _newest_rows(index, times, in_catalogue)
+            rows = rows_of_all
         arrays = {_INDEX: index[rows], _TIME: times[rows]}
         for column_name in columns:
             column = table[column_name].combine_chunks().take(pa.array(rows))
@@ -112,20 +117,33 @@ def newest_values(fitted: Fitted, table: pa.Table) -> dict[str, pa.Table]:
     return newest
 
 
-def _newest_rows(index: NDArray[Any], time: NDArray[Any], mask: NDArray[Any]) -> NDArray[Any]:
+def _newest_rows(
+    index: NDArray[Any], time: NDArray[Any], mask: NDArray[Any] | None = None
+) -> NDArray[Any]:
     """Row of the greatest `time` for each `index`, ascending by index; the last row of ties.
 
     `mask` (N,) bool selects the rows that count.
     """
-    rows = np.flatnonzero(mask)
-    rows = rows[np.lexsort((time[rows], index[rows]))]
-    return rows[np.diff(index[rows], append=-1) != 0]
+    selected = None if mask is None or mask.all() else np.flatnonzero(mask)
+    if selected is not None:
+        index, time = index[selected], time[selected]
+    size = int(index.max(initial=-1)) + 1
+    if size > _SPARSE * len(index):
+        unique, index = np.unique(index, return_inverse=True)
+        size = len(unique)
+    greatest = np.full(size, np.iinfo(np.int64).min)
+    np.maximum.at(greatest, index, time)
+    newest = np.flatnonzero(time == greatest[index])
+    last = np.full(size, -1)
+    last[index[newest]] = newest  # of several assignments the last one stays
+    rows = last[last >= 0]
+    return rows if selected is None else selected[rows]
 
 
 def _newest(table: pa.Table) -> pa.Table:
     """The newest row of each item, ascending by position."""
-    index, time = table[_INDEX].to_numpy(), table[_TIME].to_numpy()
-    return table.take(pa.array(_newest_rows(index, time, np.ones(len(index), bool))))
+    rows = _newest_rows(table[_INDEX].to_numpy(), table[_TIME].to_numpy())
+    return table.take(pa.array(rows))
 
 
 def _typed_items(fitted: Fitted, item_table: pa.Table) -> pa.Table:

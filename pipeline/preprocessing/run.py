@@ -2,13 +2,12 @@
 
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tqdm import tqdm
@@ -23,8 +22,9 @@ from pipeline.logs.files import check_tables, find_logs
 from pipeline.preprocessing import engine
 from pipeline.preprocessing.cluster import Workers, check_shared, connect, workers
 from pipeline.preprocessing.item_values import ItemValues
-from pipeline.preprocessing.report.counts import PartCounts, window_of
+from pipeline.preprocessing.report.counts import PartCounts, Window, window_of
 from pipeline.preprocessing.report.page import write_report
+from pipeline.preprocessing.session_files import SessionWriter
 from pipeline.preprocessing.sorting.log import Log, read_sorted
 from pipeline.preprocessing.split import LEFT_OUT, parts_of, rows_of, split_sessions
 from pipeline.recipe.preprocess import Preprocess
@@ -48,8 +48,8 @@ class _Job:
     scratch: Path
     """For sorting; seen by all workers."""
     pool: Workers
-    client: Any
-    """Dask client; None for threads."""
+    is_remote: bool
+    """Whether workers of a cluster read the fitted state from `directory`."""
     wait_for_import: Callable[[], None]
     """Returns when NVTabular is imported."""
     progress: tqdm
@@ -87,53 +87,33 @@ def preprocess(
     if fingerprint is None:
         fingerprint = data_fingerprint(recipe, logs, test_logs, base, operators)
     base_fitted = None if base is None else _read_base(recipe, base)
-    # a cluster and a file of operators import NVTabular themselves
-    is_local = cluster is None and operators is None
-    wait = begin_import("pipeline.preprocessing.workflow") if is_local else lambda: None
     facts: dict[str, Any] = {}
     with (
-        # as pandas 3 does: Merlin's executor passes each column on several times. The option is
-        # global to the process, so that it must not change while threads work
-        pd.option_context("mode.copy_on_write", True),
+        engine.copy_on_write(),
         new_artifact(out, "data", facts, fingerprint=fingerprint) as directory,
-        # beside the output: it is large, and the workers see it
-        tempfile.TemporaryDirectory(dir=directory) as scratch,
-        connect(cluster) as client,
-        workers(client) as pool,
-        tqdm(desc="read", unit="row", unit_scale=True, leave=False, disable=None) as progress,
+        _job(recipe, base_fitted, operators, directory, cluster) as job,
     ):
-        job = _Job(
-            recipe, base_fitted, operators, directory, Path(scratch), pool, client, wait, progress
-        )
-        if client is not None:
-            check_shared(client, job.scratch)
-        _run(job, logs, test_logs, facts)
+        log = _read(job, logs, "log")
+        job.wait_for_import()
+        facts["engine"] = "cudf" if has_cudf() else "pandas"
+        facts["rows"] = {"input": log.report.facts(log.rows)}
+        facts["notes"] = _notes(recipe, log, base_fitted)
+        splits = _split(recipe, log)
+        fitted = _fit(job, log, splits)
+        part_logs: dict[str, _PartLog] = dict.fromkeys(parts_of(recipe), (log, splits))
+        if test_logs:
+            test_log = _read(job, test_logs, "test", log.types)
+            facts["rows"]["test"] = test_log.report.facts(test_log.rows)
+            part_logs["test"] = (test_log, None)
+        facts["sessions"], counts = _write_sessions(job, fitted, part_logs)
+        facts["catalogue_items"] = len(fitted.item.values)
+        if base_fitted is not None:
+            facts["new_items"] = len(fitted.item.values) - len(base_fitted.item.values)
+        facts["max_sequence_length"] = recipe.max_sequence_length
+        facts["left_out"] = _left_out(recipe, log, splits)
+        job.progress.set_description("report")
+        facts |= write_report(directory, fitted, facts, counts)
     return facts
-
-
-def _run(job: _Job, logs: list[Path], test_logs: list[Path], facts: dict[str, Any]) -> None:
-    """Write everything but the manifest, whose `facts` are filled in."""
-    recipe = job.recipe
-    log = _read(job, logs, "log")
-    job.wait_for_import()
-    facts["engine"] = "cudf" if has_cudf() else "pandas"
-    facts["rows"] = {"input": log.report.facts(log.rows)}
-    facts["notes"] = _notes(recipe, log, job.base)
-    splits = _split(recipe, log)
-    fitted = _fit(job, log, splits)
-    part_logs: dict[str, _PartLog] = dict.fromkeys(parts_of(recipe), (log, splits))
-    if test_logs:
-        test_log = _read(job, test_logs, "test", log.types)
-        facts["rows"]["test"] = test_log.report.facts(test_log.rows)
-        part_logs["test"] = (test_log, None)
-    facts["sessions"], counts = _write_sessions(job, fitted, part_logs)
-    facts["catalogue_items"] = len(fitted.item.values)
-    if job.base is not None:
-        facts["new_items"] = len(fitted.item.values) - len(job.base.item.values)
-    facts["max_sequence_length"] = recipe.max_sequence_length
-    facts["left_out"] = _left_out(recipe, log, splits)
-    job.progress.set_description("report")
-    facts |= write_report(job.directory, fitted, facts, counts)
 
 
 def _check_arguments(recipe: Preprocess, test_logs: list[Path], out: Path) -> None:
@@ -172,6 +152,34 @@ def _read_base(recipe: Preprocess, base: Path) -> Fitted:
                 "or give the recipe that it was made with."
             )
     return fitted
+
+
+@contextmanager
+def _job(
+    recipe: Preprocess,
+    base: Fitted | None,
+    operators: Path | None,
+    directory: Path,
+    cluster: str | None,
+) -> Iterator[_Job]:
+    """Workers, scratch directory and progress bar of a run."""
+    if cluster is None and operators is None:
+        wait = begin_import("pipeline.preprocessing.workflow")
+    else:  # a file of operators imports NVTabular itself
+        wait = lambda: None  # noqa: E731
+    with ExitStack() as stack:
+        # beside the output: it is large, and the workers see it
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=directory)))
+        client = stack.enter_context(connect(cluster))
+        pool = stack.enter_context(workers(client))
+        progress = stack.enter_context(
+            tqdm(desc="read", unit="row", unit_scale=True, leave=False, disable=None)
+        )
+        if client is not None:
+            check_shared(client, scratch)
+        yield _Job(
+            recipe, base, operators, directory, scratch, pool, client is not None, wait, progress
+        )
 
 
 def _read(
@@ -222,11 +230,8 @@ def _write_sessions(
     from pipeline.preprocessing.workflow import write_schema
 
     job.progress.set_description("transform")
-    window = None
-    if job.recipe.timestamp is not None:
-        logs = [log for log, _ in part_logs.values()]
-        window = window_of(min(log.first for log in logs), np.concatenate([x.ends for x in logs]))
-    state = fitted if job.client is None else job.directory
+    window = _report_window(job.recipe, [log for log, _ in part_logs.values()])
+    state = job.directory if job.is_remote else fitted
     item_values = ItemValues(fitted)
     facts: dict[str, dict[str, Any]] = {}
     counts = {name: PartCounts(fitted, window) for name in part_logs}
@@ -248,50 +253,68 @@ def _write_part(
     counts: PartCounts,
 ) -> dict[str, Any]:
     """Write the sessions of a part and collect their item values and counts; returns its facts."""
-    shards = []
-
-    def tables() -> Iterator[pa.Table]:
-        for of_shard in sessions:
-            item_values.add(of_shard.item_values)
-            counts.add(of_shard.counts)
-            num_sessions = of_shard.table.num_rows
-            shards.append((num_sessions, of_shard.interactions, of_shard.first, of_shard.last))
-            yield of_shard.table
-
-    engine.write_sessions(job.directory / SESSIONS_DIRECTORY / name, tables())
-    num_sessions, num_interactions, first, last = zip(*shards, strict=True)
+    writer = SessionWriter(job.directory / SESSIONS_DIRECTORY / name)
+    num_sessions = num_interactions = 0
+    times = []
+    for of_shard in sessions:
+        item_values.add(of_shard.item_values)
+        counts.add(of_shard.counts)
+        times += [of_shard.first, of_shard.last]
+        num_interactions += of_shard.interactions
+        num_sessions += of_shard.table.num_rows
+        writer.write(of_shard.table)
+    writer.close()
     has_time = job.recipe.timestamp is not None
     return {
-        "sessions": sum(num_sessions),
-        "interactions": sum(num_interactions),
-        "first": _date(min(first)) if has_time else None,
-        "last": _date(max(last)) if has_time else None,
+        "sessions": num_sessions,
+        "interactions": num_interactions,
+        "first": _date(min(times)) if has_time else None,
+        "last": _date(max(times)) if has_time else None,
     }
+
+
+def _report_window(recipe: Preprocess, logs: list[Log]) -> Window | None:
+    """Hours that the data report counts; None without a timestamp."""
+    if recipe.timestamp is None:
+        return None
+    ends = np.concatenate([log.ends for log in logs])
+    return window_of(min(log.first for log in logs), int(np.median(ends)), int(ends.max()))
 
 
 def _left_out(recipe: Preprocess, log: Log, splits: list[NDArray[Any]]) -> dict[str, int]:
     """Number of sessions and interactions that are in no part: too short for training."""
-    lengths = np.concatenate([shard.lengths for shard in log.shards])
-    mask = np.concatenate(splits) == LEFT_OUT
+    masks = [split == LEFT_OUT for split in splits]
     if count := recipe.split.held_out:  # longer sessions have a target in another part
-        mask &= lengths <= count
-    return {"sessions": int(mask.sum()), "interactions": int(lengths[mask].sum())}
+        masks = [
+            mask & (shard.lengths <= count) for mask, shard in zip(masks, log.shards, strict=True)
+        ]
+    lengths = [shard.lengths[mask] for mask, shard in zip(masks, log.shards, strict=True)]
+    return {
+        "sessions": sum(map(len, lengths)),
+        "interactions": sum(int(of_shard.sum()) for of_shard in lengths),
+    }
 
 
 def _notes(recipe: Preprocess, log: Log, base: Fitted | None) -> list[str]:
     """Warnings: times far apart, and session rules that differ from those of the base."""
-    notes = []
-    first, median, last = log.first, int(np.median(log.ends)), int(log.ends.max())
-    if recipe.timestamp and max(last - median, median - first) > _WIDE_MICROSECONDS:
-        notes.append(
-            f"Times go from {_date(first)} to {_date(last)}, while half of the sessions end before "
-            f"{_date(median)}. One wrong clock moves a split by time: set `timestamp.earliest` and "
-            "`timestamp.latest` to drop such rows."
-        )
+    notes = [] if recipe.timestamp is None else _time_notes(log)
     if base is not None and (keys := recipe.other_sessions(base.recipe)):
         names = ", ".join(f"`{key}`" for key in keys)
         notes.append(f"The earlier data were made with other {names}: their sessions are others.")
     return notes
+
+
+def _time_notes(log: Log) -> list[str]:
+    """A warning if the first or the last time is far from the median, as of a wrong clock."""
+    ends = log.ends
+    first, median, last = log.first, int(np.median(ends)), int(ends.max())
+    if max(last - median, median - first) <= _WIDE_MICROSECONDS:
+        return []
+    return [
+        f"Times go from {_date(first)} to {_date(last)}, while half of the sessions end before "
+        f"{_date(median)}. One wrong clock moves a split by time: set `timestamp.earliest` and "
+        "`timestamp.latest` to drop such rows."
+    ]
 
 
 def _date(microseconds: int) -> str:

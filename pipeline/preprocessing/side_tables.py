@@ -69,13 +69,16 @@ def _read_table(
         report.warnings[f"{reason}, in {table.file}"] += count
     rows = pa.concat_tables(parts) if parts else pa.table({ITEM: pa.array([], pa.string())})
     keys = _as_text(rows[ITEM])
-    series = keys.to_pandas()
-    first = pa.array(np.flatnonzero(series.notna() & ~series.duplicated()))
-    if not len(first):
+    numbers = np.arange(len(keys))[keys.is_valid().to_numpy(zero_copy_only=False)]
+    encoded = keys.take(pa.array(numbers)).dictionary_encode()
+    if not len(encoded):
         raise DataError(f"{table.file} has no row with a {key!r}. Check `{of}_table`.")
-    reason = f"rows of {table.file} without a key, or with that of an earlier row"
-    report.warnings[reason] += len(keys) - len(first)
-    return keys.take(first), rows.select([f.name for f in features]).take(first)
+    first = np.full(len(encoded.dictionary), -1)
+    first[encoded.indices.to_numpy()[::-1]] = numbers[::-1]  # the last assignment is the first row
+    report.warnings[f"rows of {table.file} without a key, or with that of an earlier row"] += len(
+        keys
+    ) - len(first)
+    return encoded.dictionary, rows.select([f.name for f in features]).take(pa.array(first))
 
 
 def _as_text(column: pa.ChunkedArray) -> pa.Array:

@@ -71,10 +71,13 @@ def synthesize(
     Columns: session, product, time (text, UTC), category, price, action, device. ConfigError for
     a number that is too small or another kind of file.
     """
-    if min(sessions, items) < 10 or not 1 <= days <= 36_500 or seed < 0:
+    if sessions < 10 or items < 10 or days < 1:
         raise ConfigError(
-            f"Found {sessions} sessions, {items} items, {days} days, seed {seed}; expected at "
-            "least 10 sessions and items, 1 to 36500 days, and a seed from 0."
+            f"Found {sessions} sessions, {items} items, {days} days; expected at least 10, 10, 1."
+        )
+    if not 1 <= days <= 36_500 or seed < 0:
+        raise ConfigError(
+            f"Found {days} days, seed {seed}; expected 1 to 36500 days, a seed from 0."
         )
     if out.exists() and not overwrite:
         raise ConfigError(f"{out} exists; it is left alone. Choose another --out, or --overwrite.")
@@ -96,8 +99,7 @@ def synthesize(
 def clicks(random: np.random.Generator, sessions: int, items: int, days: int) -> pa.Table:
     """Clicks of all sessions, sorted by time."""
     shop = _open_shop(random, items)
-    lengths = 1 + np.minimum(random.geometric(1 / (MEAN_LENGTH - 1), sessions), LONGEST - 1)
-    lengths[random.random(sessions) < ONE_CLICK] = 1
+    lengths = _session_lengths(random, sessions)
     device = random.choice(len(DEVICES), sessions, p=DEVICE_SHARES)
     action = random.choice(len(ACTIONS), (sessions, int(lengths.max())), p=ACTION_SHARES)
     product = _walk(random, shop, lengths, device, action)
@@ -174,16 +176,21 @@ def _open_shop(random: np.random.Generator, items: int) -> _Shop:
     suits = random.random((items, TASTES)).argsort(axis=1) < SUITS
     popularity = 1 / np.arange(1, items + 1) ** POPULARITY_POWER
     every = np.arange(items)
-    rounds = random.random((ERRANDS, num_categories)).argsort(axis=1)  # through all categories
-    next_category = np.empty_like(rounds)
-    np.put_along_axis(next_category, rounds, np.roll(rounds, -1, axis=1), axis=1)
     return _Shop(
         category=category,
         price=np.round(price, 2),
-        next_category=next_category,
+        next_category=_errands(random, num_categories),
         popular=_Choice.by_weights(np.zeros_like(every), every, popularity),
         suitable=_suitable(category, price, suits, popularity),
     )
+
+
+def _errands(random: np.random.Generator, num_categories: int) -> Ints:
+    """(ERRANDS, categories) the category after each, in rounds through all of them."""
+    rounds = random.random((ERRANDS, num_categories)).argsort(axis=1)
+    following = np.empty_like(rounds)
+    np.put_along_axis(following, rounds, np.roll(rounds, -1, axis=1), axis=1)
+    return following
 
 
 def _suitable(
@@ -206,6 +213,12 @@ def _suitable(
     return _Choice.by_weights(
         np.concatenate(groups), np.concatenate(entries), np.concatenate(weights)
     )
+
+
+def _session_lengths(random: np.random.Generator, sessions: int) -> Ints:
+    lengths = 1 + np.minimum(random.geometric(1 / (MEAN_LENGTH - 1), sessions), LONGEST - 1)
+    lengths[random.random(sessions) < ONE_CLICK] = 1
+    return lengths
 
 
 def _walk(

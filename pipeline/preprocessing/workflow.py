@@ -1,7 +1,5 @@
 """The NVTabular graph from interactions to encoded sessions: fit, rebuild, transform, schema."""
 
-import functools
-import operator
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -91,9 +89,11 @@ def fit(
         standardizations, encodings = base.standardizations, base.target_encodings
     else:
         encodings = {
-            f.name: fit_target_encoding(f, merged.sums[f.name], types[f.name])
-            for f in recipe.target_encoded_features
-            if f.name in merged.sums
+            feature.name: fit_target_encoding(
+                feature, merged.sums[feature.name], types[feature.name]
+            )
+            for feature in recipe.target_encoded_features
+            if feature.name in merged.sums
         }
         standardizations = {
             name: Standardization(mean=moments.mean, deviation=moments.deviation)
@@ -119,16 +119,17 @@ def _merge_statistics(
     counts = MergeBuffer(lambda _, tables: merge_value_counts(tables))
     sums = MergeBuffer(lambda name, tables: merge_target_sums(tables, types[name]))
     moments: dict[str, Moments] = {}
-    times = []
+    last: int | None = None
     for part in parts:
-        times += [] if part.last is None else [part.last]
+        if part.last is not None:
+            last = part.last if last is None else max(last, part.last)
         for name, table in part.sums.items():
             sums.add(name, table)
         for column, table in part.counts.items():
             counts.add(feature_of.get(column, column), table)
         for name, of_part in part.moments.items():
             moments[name] = moments.get(name, Moments()).merge(of_part)
-    return Statistics(dict(counts.merged()), moments, dict(sums.merged()), max(times, default=None))
+    return Statistics(dict(counts.merged()), moments, dict(sums.merged()), last)
 
 
 def _fit_vocabularies(
@@ -292,12 +293,17 @@ def _numbers(recipe: Preprocess, names: list[str] | None = None) -> Any:
     encodings = {feature.name for feature in recipe.target_encoded_features}
     columns = [c for c in columns if c not in encodings and (names is None or c in names)]
     logs = {feature.name for feature in recipe.log_features}
+    plain = [name for name in columns if name not in logs and name != ELAPSED]
+    logged = [name for name in columns if name in logs]
     nodes = []
-    if unscaled := [name for name in columns if name not in logs and name != ELAPSED]:
-        nodes.append(ColumnSelector(unscaled) >> AddTags([Tags.CONTINUOUS]))
-    if logged := [name for name in columns if name in logs]:
+    if plain:
+        nodes.append(ColumnSelector(plain) >> AddTags([Tags.CONTINUOUS]))
+    if logged:
         nodes.append(ColumnSelector(logged) >> LogOp())
     if ELAPSED in columns:
         elapsed = ColumnSelector([SESSION, TIMESTAMP]) >> Elapsed(SESSION, TIMESTAMP)
         nodes.append(elapsed >> LogOp())
-    return functools.reduce(operator.add, nodes) if nodes else None
+    graph = None
+    for node in nodes:
+        graph = node if graph is None else graph + node
+    return graph

@@ -7,7 +7,7 @@ Lengths are in units of the drawing, WIDTH by HEIGHT, with the origin at the top
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -75,23 +75,45 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chart:
-    """A chart of lines, of bars side by side in groups, or of rows with intervals."""
-
+class _AxesChart:
     title: str
+    x_label: str
     x_ticks: list[Tick]
-    x_label: str = ""
-    y_ticks: Sequence[Tick] = ()
-    labels: Sequence[str] = ()
-    """Labels of the series of bars."""
-    lines: Sequence[Line] = ()
-    bars: Sequence[Bar] = ()
-    rows: Sequence[Row] = ()
+    y_ticks: list[Tick]
     left: float = _LEFT
     right: float = WIDTH - _RIGHT
     bottom: float = HEIGHT - _BOTTOM
     width: float = WIDTH
     height: float = HEIGHT
+
+
+@dataclass(frozen=True, kw_only=True)
+class LineChart(_AxesChart):
+    """Series over a numeric x axis."""
+
+    lines: list[Line]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BarChart(_AxesChart):
+    """Series over the same groups, with bars side by side."""
+
+    labels: list[str]
+    bars: list[Bar]
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntervalChart:
+    """Values with intervals, one row each."""
+
+    title: str
+    ticks: list[Tick]
+    rows: list[Row]
+    height: float
+    bottom: float
+    left: float = _ROW_LABEL_WIDTH
+    right: float = WIDTH - _RIGHT
+    width: float = WIDTH
 
 
 def line_chart(
@@ -102,7 +124,7 @@ def line_chart(
     from_zero: bool = False,
     x_labels: dict[float, str] | None = None,
     format_x: Callable[[float], str] | None = None,
-) -> Chart | None:
+) -> LineChart | None:
     """Chart of points (x, y) by label of the series; None without a point.
 
     `x_labels` are the labels of the x axis by position, instead of round numbers; `format_x` is
@@ -127,14 +149,18 @@ def line_chart(
     if x_labels is None:
         x_labels = {x: format_number(x) for x in ticks(min(xs), max(xs))}
     format_x = format_x or format_number
-
-    def point(label: str, x: float, y: float) -> Point:
-        return Point(at_x(x), at_y(y), f"{label}: {format_number(y)} at {format_x(x)}")
-
     lines = [
-        Line(label, [point(label, x, y) for x, y in line]) for label, line in series.items() if line
+        Line(
+            label,
+            [
+                Point(at_x(x), at_y(y), f"{label}: {format_number(y)} at {format_x(x)}")
+                for x, y in line
+            ],
+        )
+        for label, line in series.items()
+        if line
     ]
-    return Chart(
+    return LineChart(
         title=title,
         x_label=x_label,
         x_ticks=[Tick(at_x(x), text) for x, text in x_labels.items() if x_low <= x <= x_high],
@@ -145,7 +171,7 @@ def line_chart(
 
 def bar_chart(
     title: str, x_label: str, groups: list[str], series: dict[str, list[float]]
-) -> Chart | None:
+) -> BarChart | None:
     """Chart of a non-negative value for each group, by label of the series; None without groups."""
     if not groups or not series:
         return None
@@ -155,20 +181,21 @@ def bar_chart(
     margin = (1 - _BAR_SHARE) / 2
     scale = _PLOT_HEIGHT / y_ticks[-1]
     bottom = HEIGHT - _BOTTOM
-
-    def bar(index: int, label: str, group: int, value: float) -> Bar:
-        x, height = _LEFT + step * (group + margin) + bar_width * index, value * scale
-        text = f"{label}, {groups[group]}: {format_number(value)}"
-        return Bar(x, bottom - height, bar_width, height, index + 1, text)
-
     bars = [
-        bar(index, label, group, value)
+        Bar(
+            _LEFT + step * (group + margin) + bar_width * index,
+            bottom - value * scale,
+            bar_width,
+            value * scale,
+            index + 1,
+            f"{label}, {groups[group]}: {format_number(value)}",
+        )
         for index, (label, values) in enumerate(series.items())
         for group, value in enumerate(values)
     ]
     # every n-th label, so that labels do not overlap
     every = max(1, math.ceil((max(map(len, groups)) * _LETTER_WIDTH + 6) / step))
-    return Chart(
+    return BarChart(
         title=title,
         x_label=x_label,
         x_ticks=[
@@ -181,7 +208,7 @@ def bar_chart(
     )
 
 
-def interval_chart(title: str, values: dict[str, tuple[float, float | None]]) -> Chart:
+def interval_chart(title: str, values: dict[str, tuple[float, float | None]]) -> IntervalChart:
     """Chart of a value and half the width of its interval by label; the axis begins at 0."""
     highest = max(value + (margin or 0.0) for value, margin in values.values())
     x_ticks = ticks(0.0, highest, about=4)
@@ -191,21 +218,22 @@ def interval_chart(title: str, values: dict[str, tuple[float, float | None]]) ->
         plot_width = WIDTH - _RIGHT - _ROW_LABEL_WIDTH
         return _ROW_LABEL_WIDTH + max(value, 0.0) / x_high * plot_width
 
-    rows = []
-    for index, (label, (value, margin)) in enumerate(values.items()):
-        short = label if len(label) <= _MAX_ROW_LABEL else label[: _MAX_ROW_LABEL - 1] + "…"
-        y, text = _TOP + _ROW_HEIGHT * (index + 0.5), f"{label}: {value:.4f}"
-        if margin is None:
-            rows.append(Row(short, y, at_x(value), None, None, text))
-        else:
-            low, high = at_x(value - margin), at_x(value + margin)
-            rows.append(Row(short, y, at_x(value), low, high, f"{text} ±{margin:.4f}"))
+    rows = [
+        Row(
+            label if len(label) <= _MAX_ROW_LABEL else label[: _MAX_ROW_LABEL - 1] + "…",
+            _TOP + _ROW_HEIGHT * (index + 0.5),
+            at_x(value),
+            None if margin is None else at_x(value - margin),
+            None if margin is None else at_x(value + margin),
+            f"{label}: {value:.4f}" + ("" if margin is None else f" ±{margin:.4f}"),
+        )
+        for index, (label, (value, margin)) in enumerate(values.items())
+    ]
     bottom = _TOP + _ROW_HEIGHT * len(rows)
-    return Chart(
+    return IntervalChart(
         title=title,
-        x_ticks=[Tick(at_x(tick), format_number(tick)) for tick in x_ticks],
+        ticks=[Tick(at_x(tick), format_number(tick)) for tick in x_ticks],
         rows=rows,
-        left=_ROW_LABEL_WIDTH,
         height=bottom + 24,
         bottom=bottom,
     )

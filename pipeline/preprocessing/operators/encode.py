@@ -1,7 +1,7 @@
 """Categorical values to indices, as an NVTabular operator."""
 
 from collections.abc import Collection
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,9 +30,6 @@ class Encode(Operator):
         padded: second and later columns of a multi-valued feature, in which a missing value is
             PADDING
     """
-
-    output_tags: ClassVar = [Tags.CATEGORICAL]
-    output_dtype = np.int64
 
     def __init__(
         self,
@@ -70,6 +67,16 @@ class Encode(Operator):
             "embedding_sizes": {"cardinality": cardinality, "dimension": dimension},
         }
         return col_schema.with_properties({**column.properties, **properties})
+
+    @property
+    def output_tags(self) -> list[Tags]:
+        """Categorical."""
+        return [Tags.CATEGORICAL]
+
+    @property
+    def output_dtype(self) -> type:
+        """int64 indices."""
+        return np.int64
 
 
 def indices_of(

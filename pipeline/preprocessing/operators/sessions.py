@@ -5,7 +5,7 @@ list for each group. On cuDF they use its group-by. All interactions of a sessio
 partition.
 """
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from nvtabular.ops import Operator
 
 from pipeline.data.fitted import Standardization
+from pipeline.preprocessing.sorting.ordering import order_by
 
 DAY_SECONDS = 86_400
 WEEK_SECONDS = 7 * DAY_SECONDS
@@ -27,8 +28,10 @@ PERIODS = {"hour": (DAY_SECONDS, 0), "weekday": (WEEK_SECONDS, EPOCH_WEEKDAY_SEC
 class ContinuousOperator(Operator):
     """An operator whose outputs are continuous features."""
 
-    output_tags: ClassVar = [Tags.CONTINUOUS]
-    output_dtype: ClassVar[type] = np.float32
+    @property
+    def output_tags(self) -> list[Tags]:
+        """Continuous."""
+        return [Tags.CONTINUOUS]
 
 
 class Standardize(ContinuousOperator):
@@ -54,6 +57,11 @@ class Standardize(ContinuousOperator):
                 values = values.astype(np.float32)
                 scaled[name] = values.where(values.abs() < np.inf)
         return scaled
+
+    @property
+    def output_dtype(self) -> type:
+        """float32."""
+        return np.float32
 
 
 class Cyclic(ContinuousOperator):
@@ -81,11 +89,14 @@ class Cyclic(ContinuousOperator):
         """Two columns from one."""
         return {f"{self.feature}_{part}": col_selector.names for part in ("sin", "cos")}
 
+    @property
+    def output_dtype(self) -> type:
+        """float32."""
+        return np.float32
+
 
 class Elapsed(ContinuousOperator):
     """Seconds since the previous interaction of the session, 0 for the first one."""
-
-    output_dtype = np.float64
 
     def __init__(self, session: str, timestamp: str) -> None:
         super().__init__()
@@ -114,6 +125,11 @@ class Elapsed(ContinuousOperator):
     def column_mapping(self, col_selector: ColumnSelector) -> dict[str, list[str]]:
         """One column from two."""
         return {"elapsed": col_selector.names}
+
+    @property
+    def output_dtype(self) -> type:
+        """float64 seconds."""
+        return np.float64
 
 
 class GroupSessions(Operator):
@@ -155,10 +171,7 @@ class GroupSessions(Operator):
             order = order[from_end <= self.keep]
             lengths = np.minimum(lengths, self.keep)
         offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
-        ids = df[self.session].iloc[oldest]
-        if isinstance(ids.dtype, pd.CategoricalDtype):
-            ids = ids.astype(ids.cat.categories.dtype)
-        columns: dict[str, Any] = {self.session: ids.array}
+        columns: dict[str, Any] = {self.session: _decoded(df[self.session].iloc[oldest])}
         for name in self.session_features:
             columns[name] = df[name].to_numpy()[oldest]
         for name in listed:
@@ -184,31 +197,49 @@ class GroupSessions(Operator):
     def compute_column_schema(self, col_name: str, input_schema: Schema) -> ColumnSchema:
         """Schema of the column: a ragged list, except for columns of the session."""
         column = super().compute_column_schema(col_name, input_schema)
-        if col_name in (self.session, *self.session_features):
-            return column
-        bounds = {}
-        if self.keep is not None:  # Merlin reads equal bounds as a list that is not ragged
-            bounds = {"value_count": {"min": 0 if self.keep == 1 else 1, "max": self.keep}}
-        return ColumnSchema(
-            column.name,
-            dtype=column.dtype,
-            tags=column.tags,
-            properties={**column.properties, **bounds},
-            is_list=True,
-            is_ragged=True,
-        )
+        is_scalar = col_name == self.session or col_name in self.session_features
+        return column if is_scalar else _list_schema(column, self.keep)
+
+
+def _list_schema(column: ColumnSchema, longest: int | None) -> ColumnSchema:
+    """Schema of a ragged list of a column's values, with its shortest and longest length."""
+    shortest = 0 if longest == 1 else 1  # Merlin reads equal bounds as a list that is not ragged
+    bounds = {} if longest is None else {"value_count": {"min": shortest, "max": longest}}
+    return ColumnSchema(
+        column.name,
+        dtype=column.dtype,
+        tags=column.tags,
+        properties={**column.properties, **bounds},
+        is_list=True,
+        is_ragged=True,
+    )
 
 
 def session_order(session: pd.Series, timestamp: pd.Series) -> tuple[NDArray[Any], NDArray[Any]]:
     """(N,) stable order by session and time, and the (S,) positions in it of session starts."""
     if len(session) == 0:
         return np.empty(0, np.int64), np.empty(0, np.int64)
-    is_integer = isinstance(session.dtype, np.dtype) and session.dtype.kind == "i"
-    codes = session.to_numpy() if is_integer else pd.factorize(session, sort=True)[0]
+    codes = session_codes(session)
     times = timestamp.to_numpy()
-    first = np.append(True, codes[1:] != codes[:-1])
+    first = np.empty(len(codes), bool)
+    first[0] = True
+    np.not_equal(codes[1:], codes[:-1], out=first[1:])
     if bool(((codes[1:] > codes[:-1]) | (~first[1:] & (times[1:] >= times[:-1]))).all()):
         return np.arange(len(codes)), np.flatnonzero(first)
-    order = np.lexsort((times, codes))
+    order = order_by(codes, times)
     starts = np.flatnonzero(np.diff(codes[order], prepend=codes[order[0]] - 1))
     return order, starts
+
+
+def session_codes(session: pd.Series) -> NDArray[Any]:
+    """(N,) integers that sort as the ids."""
+    if isinstance(session.dtype, np.dtype) and session.dtype.kind == "i":
+        return session.to_numpy()
+    return pd.factorize(session, sort=True)[0]
+
+
+def _decoded(column: pd.Series) -> Any:
+    """Values of a column, categories decoded."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        return column.astype(column.cat.categories.dtype).array
+    return column.array

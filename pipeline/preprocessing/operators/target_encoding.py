@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.core.columns import SESSION, TIMESTAMP
 from pipeline.data.fitted import Standardization, TargetEncoding, ValueType
-from pipeline.data.values import decode_dictionary
-from pipeline.preprocessing.lookup import column_positions
+from pipeline.preprocessing.lookup import positions
 from pipeline.preprocessing.operators.sessions import ContinuousOperator
 from pipeline.recipe.features import TargetEncodedFeature
 
@@ -35,11 +34,14 @@ def target_sums(feature: TargetEncodedFeature, frame: pd.DataFrame) -> pa.Table:
     """Count and sum of the numbers of some interactions, by `value` and `fold`."""
     table = pa.table(
         {
-            "value": decode_dictionary(pa.array(frame[feature.name], from_pandas=True)),
+            "value": pa.array(frame[feature.name], from_pandas=True),
             "fold": folds_of(frame[SESSION], feature.folds),
             "number": frame[feature.target_column].to_numpy(np.float64),
         }
     )
+    value = table["value"].combine_chunks()
+    if pa.types.is_dictionary(value.type):
+        table = table.set_column(0, "value", value.dictionary_decode())
     table = table.filter(pc.and_(pc.is_valid(table["value"]), pc.is_finite(table["number"])))
     sums = table.group_by(["value", "fold"], use_threads=False).aggregate(
         [("number", "count"), ("number", "sum")]
@@ -94,8 +96,6 @@ class TargetEncode(ContinuousOperator):
             the means of all folds, as a request does. None if every session may be in the means.
     """
 
-    output_dtype = np.float64
-
     def __init__(
         self, encodings: dict[str, TargetEncoding], *, training: bool, until: int | None = None
     ) -> None:
@@ -112,7 +112,10 @@ class TargetEncode(ContinuousOperator):
         return type(df)(pd.DataFrame(means, index=frame.index))
 
     def _means(self, encoding: TargetEncoding, frame: pd.DataFrame, name: str) -> NDArray[Any]:
-        row = column_positions(pa.array(frame[name], from_pandas=True), encoding.values)
+        categories = pa.array(frame[name], from_pandas=True)
+        if pa.types.is_dictionary(categories.type):
+            categories = categories.dictionary_decode()
+        row = positions(categories.cast(encoding.values.type), encoding.values)
         if not self.training:
             return encoding.means()[row]  # row -1, the last entry, is the mean of all categories
         means = encoding.means_without(row, folds_of(frame[SESSION], encoding.counts.shape[1]))
@@ -132,3 +135,8 @@ class TargetEncode(ContinuousOperator):
     def column_mapping(self, col_selector: ColumnSelector) -> dict[str, list[str]]:
         """Each output depends on session, time and the column of its name."""
         return {name: [*_KEYS, name] for name in col_selector.names if name not in _KEYS}
+
+    @property
+    def output_dtype(self) -> type:
+        """float64."""
+        return np.float64

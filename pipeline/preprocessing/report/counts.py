@@ -49,19 +49,17 @@ class Window(NamedTuple):
     first: int
     last: int
 
-    @property
-    def hours(self) -> NDArray[Any]:
-        """(H,) all hours."""
-        return np.arange(self.first, self.last + 1)
+    def clip(self, first: int, last: int) -> tuple[int, int]:
+        """The part of a range of microseconds that is inside."""
+        return (
+            max(first, self.first * _HOUR_MICROSECONDS),
+            min(last, (self.last + 1) * _HOUR_MICROSECONDS),
+        )
 
 
-def window_of(first: int, ends: NDArray[Any]) -> Window:
-    """Window of a log from its `first` interaction to its last, at most 50 years from the median.
-
-    `ends` (S,) are the ends of sessions in microseconds.
-    """
-    moments = (first, int(np.median(ends)), int(ends.max()))
-    first, median, last = (moment // _HOUR_MICROSECONDS for moment in moments)
+def window_of(first: int, median: int, last: int) -> Window:
+    """Window from the first to the last microsecond, at most 50 years from the median."""
+    first, median, last = (moment // _HOUR_MICROSECONDS for moment in (first, median, last))
     return Window(max(first, median - _HALF_WINDOW_HOURS), min(last, median + _HALF_WINDOW_HOURS))
 
 
@@ -107,6 +105,22 @@ def counts_targets(recipe: Preprocess, part: str) -> bool:
     return bool(recipe.split.held_out) and part != "train"
 
 
+@dataclass(frozen=True)
+class _Selection:
+    """Counted interactions of some sessions."""
+
+    starts: NDArray[Any]
+    """(S,) row of the first interaction of each session."""
+    targets: NDArray[Any] | None
+    """(S,) rows that are counted; None counts all."""
+    session: NDArray[Any]
+    """(N,) session of each counted interaction."""
+
+    def of(self, column: NDArray[Any]) -> NDArray[Any]:
+        """(N,) values of the counted interactions."""
+        return column if self.targets is None else column[self.targets]
+
+
 def count_sessions(
     fitted: Fitted, rows: pa.Table, sessions: pa.Table, part: str, window: Window | None
 ) -> Counts:
@@ -118,41 +132,36 @@ def count_sessions(
     recipe = fitted.recipe
     lengths = pc.list_value_length(sessions[ITEM].combine_chunks()).to_numpy().astype(np.int64)
     ends = np.cumsum(lengths)
-    starts = ends - lengths
     every_session = np.arange(len(lengths))
-    if counts_targets(recipe, part):
-        counted, session = ends - 1, every_session
-    else:
-        counted, session = slice(None), np.repeat(every_session, lengths)
-    columns_by_feature = {feature.name: feature.columns for feature in recipe.features}
+    targets = ends - 1 if counts_targets(recipe, part) else None
+    session = np.repeat(every_session, lengths) if targets is None else every_session
+    selection = _Selection(ends - lengths, targets, session)
+    features = {feature.name: feature.columns for feature in recipe.features}
     categories, numbers = {}, {}
     unknown_item_sessions = 0
     for name, kind, of in columns_of(recipe):
         if kind == "categorical":
-            arrays = [_flat(sessions[column]) for column in columns_by_feature.get(name, (name,))]
+            arrays = [_flat(sessions[column]) for column in features.get(name, (name,))]
             if of != "session":
-                arrays = [array[counted] for array in arrays]
-            indices, owner = _merge_values(arrays, every_session if of == "session" else session)
-            categories[name] = count_categories(indices, owner, fitted.vocabularies[name].num_rows)
+                arrays = [selection.of(array) for array in arrays]
+            owner = every_session if of == "session" else session
+            indices, owner = _merge_values(arrays, owner)
+            size = fitted.vocabularies[name].num_rows
+            categories[name] = count_categories(indices, owner, size)
             if name == ITEM:
                 unknown_item_sessions = len(np.unique(owner[indices == OUT_OF_VOCABULARY]))
         elif name != ELAPSED:
-            raw = _raw_numbers(fitted, rows, name)[starts if of == "session" else counted]
+            raw = _raw_numbers(fitted, rows, name)
+            raw = raw[selection.starts] if of == "session" else selection.of(raw)
             numbers[name] = Histogram.of(raw, centre_of(fitted, name))
     first = last = 0
     hours = hour_counts = np.empty(0, np.int64)
     if window is not None:
         times = rows[TIMESTAMP].to_numpy()
-        elapsed = np.diff(times, prepend=times[:1]) / 1e6
-        elapsed[starts] = np.nan
-        elapsed = elapsed[counted]
-        numbers[ELAPSED] = Histogram.of(elapsed[~np.isnan(elapsed)])
-        times = times[counted]
+        numbers[ELAPSED] = Histogram.of(_elapsed_seconds(times, selection))
+        times = selection.of(times)
         first, last = int(times.min()), int(times.max())
-        hour = times // _HOUR_MICROSECONDS - window.first
-        counts = np.bincount(hour[(hour >= 0) & (hour <= window.last - window.first)])
-        hours = np.flatnonzero(counts)
-        hour_counts = counts[hours]
+        hours, hour_counts = _count_hours(times, window)
     return Counts(
         sessions=len(lengths),
         interactions=len(session),
@@ -197,6 +206,14 @@ def _raw_numbers(fitted: Fitted, rows: pa.Table, name: str) -> NDArray[Any]:
     return encoding.means()[positions(column.cast(encoding.values.type), encoding.values)]
 
 
+def _elapsed_seconds(times: NDArray[Any], selection: _Selection) -> NDArray[Any]:
+    """Seconds since the interaction before, of counted interactions that are not the first."""
+    seconds = np.diff(times, prepend=times[:1]) / 1e6
+    has_previous = np.ones(len(times), bool)
+    has_previous[selection.starts] = False
+    return selection.of(seconds)[selection.of(has_previous)]
+
+
 def centre_of(fitted: Fitted, name: str) -> float:
     """Centre of a column's histogram: its mean, with three digits so that rounding does not
     matter."""
@@ -224,6 +241,14 @@ def count_categories(indices: NDArray[Any], session: NDArray[Any], size: int) ->
         counts[occurring],
         np.where(is_several, _SEVERAL, 1).astype(np.uint8),
     )
+
+
+def _count_hours(times: NDArray[Any], window: Window) -> tuple[NDArray[Any], NDArray[Any]]:
+    hour = times // _HOUR_MICROSECONDS - window.first
+    is_inside = (hour >= 0) & (hour <= window.last - window.first)
+    counts = np.bincount(hour if is_inside.all() else hour[is_inside])
+    hours = np.flatnonzero(counts)
+    return hours, counts[hours]
 
 
 class CategoryTotals:
@@ -265,7 +290,8 @@ class PartCounts:
                 self.numbers[column.name] = Histogram.of(np.empty(0), centre)
         self.first, self.last = np.iinfo(np.int64).max, np.iinfo(np.int64).min
         self.window = window
-        self.hours = np.zeros(0 if window is None else len(window.hours), np.int64)
+        num_hours = 0 if window is None else window.last - window.first + 1
+        self.hours = np.zeros(num_hours, np.int64)
         """Interactions in each hour of the window."""
 
     def add(self, counts: Counts) -> None:

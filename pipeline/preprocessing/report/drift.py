@@ -27,7 +27,7 @@ from pipeline.preprocessing.report.counts import (
     counts_targets,
 )
 from pipeline.preprocessing.report.histogram import Histogram, round_digits
-from pipeline.preprocessing.report.periods import by_clock, exposures
+from pipeline.preprocessing.report.periods import by_hour, by_weekday, exposures
 from pipeline.preprocessing.report.values import labels_of, most_frequent
 
 LITTLE, SOME, MUCH = "little", "some", "much"
@@ -222,16 +222,14 @@ def _length_row(fitted: Fitted, train: PartCounts, other: PartCounts, part: str)
 def _time_rows(train: PartCounts, other: PartCounts) -> list[Row]:
     window = train.window
     assert window is not None  # noqa: S101
-    low, high = window.first * 3_600 * 10**6, (window.last + 1) * 3_600 * 10**6
+    of_train, of_other = (exposures(*window.clip(p.first, p.last)) for p in (train, other))
     rows = []
-    for name, period, *pairs in zip(
-        (HOUR, WEEKDAY),
-        ("a day", "a week"),
-        *(by_clock(window.hours, part.hours) for part in (train, other)),
-        *(exposures(max(p.first, low), min(p.last, high)) for p in (train, other)),
-        strict=True,
+    for name, index, counts_of, period in (
+        (HOUR, 0, by_hour, "a day"),
+        (WEEKDAY, 1, by_weekday, "a week"),
     ):
-        bins = per_exposure((pairs[0], pairs[1]), (pairs[2], pairs[3]))
+        counts = counts_of(train.hours, window), counts_of(other.hours, window)
+        bins = per_exposure(counts, (of_train[index], of_other[index]))
         if bins is None:
             rows.append(_unjudged_row(name, f"less than {period} of time"))
         else:
@@ -241,13 +239,17 @@ def _time_rows(train: PartCounts, other: PartCounts) -> list[Row]:
 
 def _movers(fitted: Fitted, name: str, train: CategoryTotals, other: CategoryTotals) -> Row:
     """Values that gained and lost most, with their shares in training and in the other part."""
-    shares = [totals.values / max(totals.counts.sum(), 1) for totals in (train, other)]
+    of_train, of_other = (totals.values / max(totals.counts.sum(), 1) for totals in (train, other))
+    change = of_other - of_train
     row: Row = {}
-    for key, gain in (("gained", shares[1] - shares[0]), ("lost", shares[0] - shares[1])):
+    for key, gain in (("gained", change), ("lost", -change)):
         top = most_frequent(gain, np.nextafter(0.0, 1.0), _MOVERS)
-        entries = zip(labels_of(fitted, name, top), *(share[top] for share in shares), strict=True)
         row[key] = [
-            {"value": label, "train": round_digits(of_train), "share": round_digits(of_other)}
-            for label, of_train, of_other in entries
+            {
+                "value": label,
+                "train": round_digits(of_train[index]),
+                "share": round_digits(of_other[index]),
+            }
+            for label, index in zip(labels_of(fitted, name, top), top, strict=True)
         ]
     return row

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 _LOW_BITS = 15
 """Bits of a float32 below the bin."""
-_LOWEST_BIN = -1 << 31 - _LOW_BITS
 _FLOAT32_MAX = np.finfo(np.float32).max
 
 
@@ -35,15 +34,22 @@ class Histogram:
     @classmethod
     def of(cls, numbers: NDArray[Any], centre: float = 0.0) -> Self:
         """Histogram of (N,) float64 numbers; NaN is missing."""
-        missing = int(np.isnan(numbers).sum())
+        is_missing = np.isnan(numbers)
+        missing = int(np.count_nonzero(is_missing))
         if missing:
-            numbers = numbers[~np.isnan(numbers)]
-        distance = np.clip(numbers - centre, -_FLOAT32_MAX, _FLOAT32_MAX)
-        bins = _bins(distance) - _LOWEST_BIN
-        counts, sums = np.bincount(bins), np.bincount(bins, distance)
+            numbers = numbers[~is_missing]
+        if not len(numbers):
+            return cls(centre, np.empty(0, int), np.empty(0, int), np.empty(0), missing)
+        low, high = float(numbers.min()), float(numbers.max())
+        distance = numbers - centre
+        if max(high - centre, centre - low) > _FLOAT32_MAX:
+            distance = np.clip(distance, -_FLOAT32_MAX, _FLOAT32_MAX)
+        bins = _bins(distance)
+        first = int(bins.min())
+        counts = np.bincount(bins - first)
+        sums = np.bincount(bins - first, distance)
         filled = np.flatnonzero(counts)
-        low, high = float(numbers.min(initial=np.inf)), float(numbers.max(initial=-np.inf))
-        return cls(centre, filled + _LOWEST_BIN, counts[filled], sums[filled], missing, low, high)
+        return cls(centre, filled + first, counts[filled], sums[filled], missing, low, high)
 
     def merge(self, other: Self) -> Self:
         """Histogram of the numbers of both, which have the same centre."""
@@ -87,8 +93,13 @@ class Histogram:
     def at_least(self, number: float) -> Self:
         """Histogram without the bins below that of `number`."""
         kept = self.bins >= _bins(np.array([number - self.centre]))[0]
-        arrays = {name: getattr(self, name)[kept] for name in ("bins", "counts", "sums")}
-        return replace(self, **arrays, low=max(self.low, number))
+        return replace(
+            self,
+            bins=self.bins[kept],
+            counts=self.counts[kept],
+            sums=self.sums[kept],
+            low=max(self.low, number),
+        )
 
     def counts_from(self, starts: list[int]) -> NDArray[Any]:
         """(G,) numbers from each of the ascending `starts` up to the next one."""

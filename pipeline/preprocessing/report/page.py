@@ -11,7 +11,7 @@ from pipeline.preprocessing.report.counts import PartCounts
 from pipeline.preprocessing.report.drift import LITTLE, MUCH, drifting_columns
 from pipeline.preprocessing.report.summary import summarize
 from pipeline.reports import JSON_FILE, PAGE_FILE
-from pipeline.reports.charts import Chart, bar_chart, format_number, line_chart
+from pipeline.reports.charts import BarChart, LineChart, bar_chart, format_number, line_chart
 from pipeline.reports.rendering import render_page
 
 _WEEKDAYS = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"]
@@ -73,7 +73,7 @@ def percent(count: float, total: float = 1) -> str:
     return f"{share:.0f} %" if share >= 10 or share == 0 else f"{share:.2g} %"
 
 
-def _length_chart(parts: dict[str, Any]) -> Chart | None:
+def _length_chart(parts: dict[str, Any]) -> BarChart | None:
     longest = max((part["lengths"]["histogram"] for part in parts.values()), key=len)
     ranges = [(group["from"], group["to"]) for group in longest]
     labels = [f"{low}" if low == high else f"{low}–{high}" for low, high in ranges]
@@ -89,7 +89,7 @@ def _length_chart(parts: dict[str, Any]) -> Chart | None:
     return bar_chart("session length, % of sessions", "interactions", labels, series)
 
 
-def _popularity_chart(parts: dict[str, Any]) -> Chart | None:
+def _popularity_chart(parts: dict[str, Any]) -> LineChart | None:
     series = {
         name: [
             (math.log10(items), 100 * interactions)
@@ -112,7 +112,7 @@ def _popularity_chart(parts: dict[str, Any]) -> Chart | None:
     )
 
 
-def _time_chart(time: dict[str, Any] | None) -> Chart | None:
+def _time_chart(time: dict[str, Any] | None) -> LineChart | None:
     if time is None:
         return None
     starts = time["starts"]
@@ -134,7 +134,7 @@ def _time_chart(time: dict[str, Any] | None) -> Chart | None:
     )
 
 
-def _share_chart(title: str, label: str, parts: dict[str, Any], key: str) -> Chart | None:
+def _share_chart(title: str, label: str, parts: dict[str, Any], key: str) -> BarChart | None:
     series = {
         name: [100 * count / sum(part[key]) for count in part[key]]
         for name, part in parts.items()

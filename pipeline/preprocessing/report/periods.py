@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.preprocessing.report.counts import PartCounts
+from pipeline.preprocessing.report.counts import PartCounts, Window
 
 DAY_HOURS, WEEK_DAYS = 24, 7
 _EPOCH_WEEKDAY = 3
@@ -27,7 +27,7 @@ def by_period(parts: dict[str, PartCounts]) -> dict[str, Any] | None:
     unit = next((name for limit, name in _UNITS if days <= limit), "year")
     # NumPy's weeks begin on the weekday of the epoch
     shift = np.timedelta64(_EPOCH_WEEKDAY if unit == "week" else 0, "D")
-    hours = window.hours.astype("datetime64[h]") + shift
+    hours = _hours(window).astype("datetime64[h]") + shift
     periods, starts = np.unique(
         hours.astype(f"datetime64[{_DATETIME_UNITS[unit]}]"), return_index=True
     )
@@ -41,16 +41,23 @@ def by_period(parts: dict[str, PartCounts]) -> dict[str, Any] | None:
     }
 
 
-def by_clock(hours: NDArray[Any], counts: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """(24,) and (7,) sums of counts by hour of the day and by weekday, Monday first.
+def _hours(window: Window) -> NDArray[Any]:
+    """(H,) hours since 1970 of a window."""
+    return np.arange(window.first, window.last + 1)
 
-    `counts` (H,) are those of the `hours` (H,) since 1970.
-    """
-    weekdays = (hours // DAY_HOURS + _EPOCH_WEEKDAY) % WEEK_DAYS
-    return (
-        np.bincount(hours % DAY_HOURS, counts, minlength=DAY_HOURS),
-        np.bincount(weekdays, counts, minlength=WEEK_DAYS),
-    )
+
+def _weekday(hours: NDArray[Any]) -> NDArray[Any]:
+    return (hours // DAY_HOURS + _EPOCH_WEEKDAY) % WEEK_DAYS
+
+
+def by_hour(counts: NDArray[Any], window: Window) -> NDArray[Any]:
+    """(24,) interactions by hour of the day, of the (H,) counts of a window."""
+    return np.bincount(_hours(window) % DAY_HOURS, counts, minlength=DAY_HOURS)
+
+
+def by_weekday(counts: NDArray[Any], window: Window) -> NDArray[Any]:
+    """(7,) interactions by weekday, Monday first, of the (H,) counts of a window."""
+    return np.bincount(_weekday(_hours(window)), counts, minlength=WEEK_DAYS)
 
 
 def exposures(first: int, last: int) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -60,5 +67,8 @@ def exposures(first: int, last: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """
     begin, end = first / 3.6e9, last / 3.6e9
     hours = np.arange(int(begin // 1), int(end // 1) + 1)
-    by_hour, by_weekday = by_clock(hours, np.minimum(hours + 1, end) - np.maximum(hours, begin))
-    return by_hour, by_weekday / DAY_HOURS
+    share = np.minimum(hours + 1, end) - np.maximum(hours, begin)
+    return (
+        np.bincount(hours % DAY_HOURS, share, minlength=DAY_HOURS),
+        np.bincount(_weekday(hours), share, minlength=WEEK_DAYS) / DAY_HOURS,
+    )

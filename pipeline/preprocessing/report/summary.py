@@ -11,10 +11,11 @@ from pipeline.data.fitted import Fitted
 from pipeline.preprocessing.report.counts import Column, PartCounts, columns_of, counts_targets
 from pipeline.preprocessing.report.drift import drift_rows
 from pipeline.preprocessing.report.histogram import Histogram
-from pipeline.preprocessing.report.periods import by_clock, by_period
+from pipeline.preprocessing.report.periods import by_hour, by_period, by_weekday
 from pipeline.preprocessing.report.values import labels_of, most_frequent, popularity
 from pipeline.recipe.features import CategoricalFeature, TargetEncodedFeature
 
+WRITTEN_BY = f"pipeline {__version__}"
 _TOP_VALUES = 10
 _QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 _LENGTH_QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
@@ -34,7 +35,7 @@ def summarize(
         for name, of_part in counts.items()
     }
     return {
-        "written_by": f"pipeline {__version__}",
+        "written_by": WRITTEN_BY,
         "rows": facts["rows"],
         "notes": facts["notes"] + _useless_features(fitted, parts["train"]["columns"]),
         "split": recipe.split.by,
@@ -55,8 +56,8 @@ def _part(fitted: Fitted, name: str, counts: PartCounts) -> dict[str, Any]:
     recipe, window = fitted.recipe, counts.window
     hours = weekdays = None
     if window is not None:
-        by_hour, by_weekday = by_clock(window.hours, counts.hours)
-        hours, weekdays = by_hour.astype(int).tolist(), by_weekday.astype(int).tolist()
+        hours = by_hour(counts.hours, window).astype(int).tolist()
+        weekdays = by_weekday(counts.hours, window).astype(int).tolist()
     return {
         "counted": "targets" if counts_targets(recipe, name) else "interactions",
         "values": counts.interactions,

@@ -32,12 +32,12 @@ def labels_of(fitted: Fitted, name: str, positions: NDArray[Any]) -> list[Any]:
         return [names[value] for value in values]
     remaining = iter(values)
     return [
-        _short(next(remaining)) if index >= 0 else f"hash bucket {position + 1}"
+        _shorten(next(remaining)) if index >= 0 else f"hash bucket {position + 1}"
         for position, index in zip(positions.tolist(), in_vocabulary, strict=True)
     ]
 
 
-def _short(value: Any) -> Any:
+def _shorten(value: Any) -> Any:
     if isinstance(value, str) and len(value) > _MAX_LABEL:
         return value[:_MAX_LABEL] + "…"
     return value

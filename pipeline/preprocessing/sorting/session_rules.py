@@ -1,6 +1,6 @@
 """Rules of the recipe that redefine sessions: gaps, repeats, duplicates, overlong sessions.
 
-Functions take interactions sorted by session and time and `starts`, the (S,) row at which each
+All functions take interactions sorted by session and time and `starts`, the (S,) row at which each
 session begins. None needs NVTabular.
 """
 
@@ -12,11 +12,13 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.core.columns import ITEM, SESSION, TIMESTAMP
-from pipeline.data.values import UNKNOWN_INTEGER, decode_dictionary
+from pipeline.data.values import UNKNOWN_INTEGER
 from pipeline.logs.row_counts import RowCounts
-from pipeline.preprocessing.blocks import to_frame
 from pipeline.recipe.durations import duration_microseconds
 from pipeline.recipe.preprocess import Preprocess
+
+_KEY_LIMIT = 2**62
+"""Combined row keys stay below this, so that they do not overflow int64."""
 
 
 def apply_session_rules(
@@ -27,47 +29,25 @@ def apply_session_rules(
     Dropped rows and sessions are counted in `report`.
     """
     if recipe.timestamp is not None:
-        duplicates = _duplicate_rows(recipe, table, starts)
-        if recipe.duplicates == "keep":
-            report.warnings["duplicated rows, kept"] += len(duplicates)
-        else:
-            report.dropped["duplicated rows, dropped"] += len(duplicates)
-            kept = np.ones(table.num_rows, np.bool_)
-            kept[duplicates] = False
-            table, starts = _filter(table, starts, kept)
+        table, starts = drop_duplicates(recipe, table, starts, report)
     if recipe.session_gap is not None:
-        table, starts = _cut_at_gaps(table, starts, duration_microseconds(recipe.session_gap))
+        table, starts = cut_at_gaps(table, starts, duration_microseconds(recipe.session_gap))
     if recipe.drop_repeats:
-        repeated = _is_repeat(table[ITEM].combine_chunks(), starts)
-        report.dropped["rows with the item of the one before"] += int(repeated.sum())
-        table, starts = _filter(table, starts, ~repeated)
-    if (longest := recipe.longest_session) is not None:
-        lengths = np.diff(np.append(starts, table.num_rows))
-        overlong = lengths > longest
-        report.warnings[f"sessions longer than {longest}"] += int(overlong.sum())
-        report.dropped[f"rows of sessions longer than {longest}"] += int(lengths[overlong].sum())
-        table, starts = _filter(table, starts, np.repeat(~overlong, lengths))
+        table, starts = drop_repeats(table, starts, report)
+    if recipe.longest_session is not None:
+        table, starts = drop_overlong(recipe.longest_session, table, starts, report)
     return table, starts
 
 
-def _filter(
-    table: pa.Table, starts: NDArray[Any], kept: NDArray[Any]
-) -> tuple[pa.Table, NDArray[Any]]:
-    """Rows of the (N,) mask `kept`, and the `starts` of the sessions that have some."""
-    if kept.all():
-        return table, starts
-    lengths = np.add.reduceat(kept, starts, dtype=np.int64)
-    lengths = lengths[lengths > 0]
-    return table.filter(pa.array(kept)), np.cumsum(lengths) - lengths
-
-
-def _cut_at_gaps(table: pa.Table, starts: NDArray[Any], gap: int) -> tuple[pa.Table, NDArray[Any]]:
+def cut_at_gaps(table: pa.Table, starts: NDArray[Any], gap: int) -> tuple[pa.Table, NDArray[Any]]:
     """Begin a new session after more than `gap` microseconds without an interaction.
 
     Session ids become text: the id, a hyphen, and the number of the session from 0 on.
     """
     times = table[TIMESTAMP].to_numpy()
-    is_start = np.diff(times, prepend=times[:1]) > gap
+    is_start = np.empty(len(times), bool)
+    is_start[:1] = True
+    np.greater(np.diff(times), gap, out=is_start[1:])
     is_start[starts] = True
     number = np.cumsum(is_start) - 1
     lengths = np.diff(np.append(starts, len(times)))
@@ -79,23 +59,48 @@ def _cut_at_gaps(table: pa.Table, starts: NDArray[Any], gap: int) -> tuple[pa.Ta
     return table, np.flatnonzero(is_start)
 
 
+def drop_repeats(
+    table: pa.Table, starts: NDArray[Any], report: RowCounts
+) -> tuple[pa.Table, NDArray[Any]]:
+    """Drop interactions with the same item as the interaction before."""
+    repeated = _is_repeat(table[ITEM].combine_chunks(), starts)
+    lengths = np.add.reduceat(~repeated, starts) if len(starts) else starts
+    report.dropped["rows with the item of the one before"] += int(repeated.sum())
+    return table.filter(pa.array(~repeated)), np.cumsum(np.append(0, lengths))[:-1]
+
+
 def _is_repeat(items: pa.Array, starts: NDArray[Any]) -> NDArray[Any]:
     """(N,) bool: whether the item equals that of the row before in the same session.
 
     False for null, and for text read as integer, which is the same placeholder for all text.
     """
-    items = decode_dictionary(items)
     same = np.zeros(len(items), bool)
-    same[1:] = _is_true(pc.equal(items[1:], items[:-1]))
-    if pa.types.is_integer(items.type):
-        same &= ~_is_true(pc.equal(items, UNKNOWN_INTEGER))
+    if len(items) > 1:
+        encoded = items if pa.types.is_dictionary(items.type) else items.dictionary_encode()
+        codes = pc.fill_null(encoded.indices, -1).to_numpy()
+        if pa.types.is_integer(encoded.dictionary.type):
+            placeholder = pc.index(encoded.dictionary, UNKNOWN_INTEGER).as_py()  # -1 if absent
+            codes = np.where(codes == placeholder, -1, codes)
+        same[1:] = (codes[1:] == codes[:-1]) & (codes[1:] >= 0)
     same[starts] = False
     return same
 
 
-def _is_true(mask: pa.Array) -> NDArray[Any]:
-    """(N,) bool, False for null."""
-    return pc.fill_null(mask, False).to_numpy(zero_copy_only=False)
+def drop_duplicates(
+    recipe: Preprocess, table: pa.Table, starts: NDArray[Any], report: RowCounts
+) -> tuple[pa.Table, NDArray[Any]]:
+    """Count rows that equal an earlier row; drop them if the recipe says `duplicates: drop`."""
+    duplicates = _duplicate_rows(recipe, table, starts)
+    if not len(duplicates):
+        return table, starts
+    if recipe.duplicates == "keep":
+        report.warnings["duplicated rows, kept"] += len(duplicates)
+        return table, starts
+    report.dropped["duplicated rows, dropped"] += len(duplicates)
+    kept = np.ones(table.num_rows, np.bool_)
+    kept[duplicates] = False
+    # the first row of a session has no earlier row to equal, so that no session is lost
+    return table.filter(pa.array(kept)), starts - np.searchsorted(duplicates, starts)
 
 
 def _duplicate_rows(recipe: Preprocess, table: pa.Table, starts: NDArray[Any]) -> NDArray[Any]:
@@ -109,13 +114,46 @@ def _duplicate_rows(recipe: Preprocess, table: pa.Table, starts: NDArray[Any]) -
     np.equal(times[1:], times[:-1], out=tied[1:-1])
     tied[starts] = False
     rows = np.flatnonzero(tied[:-1] | tied[1:])
+    if not len(rows):
+        return rows
+    key = np.cumsum(~tied[rows])
+    is_placeholder = np.zeros(len(rows), np.bool_)  # of text read as integer: never a duplicate
     names = [ITEM, *(feature.name for feature in recipe.scalar_features)]
     names += [feature.target_column for feature in recipe.target_encoded_features]
-    frame = to_frame(table.select(names).take(pa.array(rows)))
-    # the placeholder of text read as integer: never a duplicate
-    is_placeholder = (frame == UNKNOWN_INTEGER).any(axis=1)
-    group = np.cumsum(~tied[rows])
-    return rows[(frame.assign(**{SESSION: group}).duplicated() & ~is_placeholder).to_numpy()]
+    for name in names:
+        column = table[name].combine_chunks().take(pa.array(rows))
+        if pa.types.is_integer(column.type):
+            unknown = pc.fill_null(pc.equal(column, UNKNOWN_INTEGER), False)
+            is_placeholder |= unknown.to_numpy(zero_copy_only=False)
+        codes, num_codes = _codes(column)
+        if int(key.max()) >= _KEY_LIMIT // num_codes:
+            key, _ = _codes(pa.array(key))
+        key = key * num_codes + codes
+    codes, _ = _codes(pa.array(key))
+    # codes are numbered by first occurrence: a code that is not a new maximum occurred before
+    highest = np.maximum.accumulate(codes)
+    return rows[1:][(codes[1:] <= highest[:-1]) & ~is_placeholder[1:]]
+
+
+def _codes(column: pa.Array) -> tuple[NDArray[Any], int]:
+    """(N,) integers, equal where values are equal, null included; and an upper bound of them."""
+    encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    indices = encoded.indices.fill_null(len(encoded.dictionary))
+    return indices.to_numpy().astype(np.int64), len(encoded.dictionary) + 1
+
+
+def drop_overlong(
+    longest: int, table: pa.Table, starts: NDArray[Any], report: RowCounts
+) -> tuple[pa.Table, NDArray[Any]]:
+    """Drop sessions of more than `longest` interactions."""
+    lengths = np.diff(np.append(starts, table.num_rows))
+    kept = lengths <= longest
+    if kept.all():
+        return table, starts
+    report.warnings[f"sessions longer than {longest}"] += int((~kept).sum())
+    report.dropped[f"rows of sessions longer than {longest}"] += int(lengths[~kept].sum())
+    lengths, rows = lengths[kept], np.repeat(kept, lengths)
+    return table.filter(pa.array(rows)), np.cumsum(lengths) - lengths
 
 
 def keep_newest(sessions: pa.Table, keep: int) -> pa.Table:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pipeline.core.columns import SESSION, TIMESTAMP
 from pipeline.data import values
 from pipeline.data.fitted import ValueType
+from pipeline.preprocessing.sorting.ordering import order_by, stable_order
 
 SHARD_ROWS = 500_000
 """Interactions of a shard, which is processed in memory; exceeded only by a longer session."""
@@ -56,9 +57,9 @@ class Spill:
         """Sort and write a block of canonical columns. Thread-safe: it does not add to `blocks`."""
         session = table[SESSION].combine_chunks()
         kind: ValueType = "int64" if pa.types.is_integer(session.type) else "string"
-        codes = _session_codes(session)
-        if (codes[1:] < codes[:-1]).any():
-            table = table.take(pa.array(np.argsort(codes, kind="stable")))
+        order = _session_order(session)
+        if order is not None:
+            table = table.take(pa.array(order))
             session = table[SESSION].combine_chunks()
         path = self.directory / f"block-{number}.arrow"
         write(table, path)
@@ -73,8 +74,9 @@ class Spill:
             if block.type != kind:
                 table = read(block.path)
                 text = values.as_type(table[SESSION].combine_chunks(), kind)
+                index = table.column_names.index(SESSION)
                 self.blocks[number] = self.write_block(
-                    number, _with_columns(table, {SESSION: text})
+                    number, table.set_column(index, SESSION, text)
                 )
 
     @property
@@ -84,7 +86,7 @@ class Spill:
 
     def bounds(self, rows: int | None = None) -> list[Bounds]:
         """Bounds of shards of about `rows` (SHARD_ROWS) interactions, ascending by session."""
-        rows = rows or SHARD_ROWS
+        rows = SHARD_ROWS if rows is None else rows
         keys: list[Key] = sorted(
             key
             for block in self.blocks
@@ -116,29 +118,18 @@ def sorted_shard(
 
     Id columns are converted to `types`. Interactions with equal times keep the order of the log.
     """
-    tables = [
-        _with_columns(
-            table,
-            {n: values.as_type(table[n].combine_chunks(), kind) for n, kind in types.items()},
-        )
-        for table in spill.read(bounds)
-    ]
-    for name in tables[0].column_names:
-        if len({table.schema.field(name).type for table in tables}) > 1:  # some are dictionaries
-            columns = [values.decode_dictionary(table[name].combine_chunks()) for table in tables]
-            tables = [_with_columns(t, {name: c}) for t, c in zip(tables, columns, strict=True)]
-    table = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+    tables = []
+    for table in spill.read(bounds):
+        for name, kind in types.items():
+            column = table[name].combine_chunks()
+            index = table.column_names.index(name)
+            table = table.set_column(index, name, values.as_type(column, kind))
+        tables.append(table)
+    table = _concatenate(tables)
     codes = _session_codes(table[SESSION].combine_chunks())
-    order = np.lexsort((table[TIMESTAMP].to_numpy(), codes))
+    order = order_by(codes, table[TIMESTAMP].to_numpy())
     starts = np.flatnonzero(np.diff(codes[order], prepend=codes[order[:1]] - 1))
     return table.take(pa.array(order)), starts
-
-
-def _with_columns(table: pa.Table, columns: dict[str, pa.Array]) -> pa.Table:
-    """The table with other values of some columns, in the same order."""
-    for name, column in columns.items():
-        table = table.set_column(table.column_names.index(name), name, column)
-    return table
 
 
 def write(table: pa.Table, path: Path) -> None:
@@ -160,6 +151,26 @@ def _read_rows(path: Path, begin: int, end: int) -> pa.Table:
         batches = [reader.get_batch(number) for number in range(first, last)]
         table = pa.Table.from_batches(batches, reader.schema)
     return table.slice(begin - first * _BATCH_ROWS, end - begin)
+
+
+def _concatenate(tables: list[pa.Table]) -> pa.Table:
+    """One table with one chunk a column; columns that are dictionaries in some tables only are
+    decoded."""
+    for name in tables[0].column_names:
+        if len({table.schema.field(name).type for table in tables}) > 1:
+            for number, table in enumerate(tables):
+                column = values.decode_dictionary(table[name].combine_chunks())
+                index = table.column_names.index(name)
+                tables[number] = table.set_column(index, name, column)
+    return pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+
+
+def _session_order(session: pa.Array) -> NDArray[Any] | None:
+    """Stable order by session; None if the sessions are already in order."""
+    codes = _session_codes(session)
+    if len(codes) < 2 or bool((codes[1:] >= codes[:-1]).all()):
+        return None
+    return stable_order(codes)
 
 
 def _session_codes(session: pa.Array) -> NDArray[Any]:

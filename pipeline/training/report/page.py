@@ -4,7 +4,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.reports.charts import Chart, interval_chart, line_chart
+from pipeline.reports.charts import IntervalChart, LineChart, interval_chart, line_chart
 from pipeline.reports.rendering import render_page
 
 _SHOWN = ("recall", "ndcg", "mrr")
@@ -47,12 +47,12 @@ def _of_evaluation(evaluation: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _intervals(metric: str, results: dict[str, Any], margins: dict[str, Any]) -> Chart:
+def _intervals(metric: str, results: dict[str, Any], margins: dict[str, Any]) -> IntervalChart:
     values = {name: (each[metric], margins[name][metric]) for name, each in results.items()}
     return interval_chart(metric, values)
 
 
-def _curves(log: list[dict[str, Any]]) -> list[Chart]:
+def _curves(log: list[dict[str, Any]]) -> list[LineChart]:
     """Charts of the fields of a training log, whose lines need not have all of them."""
     x = "epoch" if all("epoch" in line for line in log) else "step"
 
