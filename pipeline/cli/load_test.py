@@ -16,7 +16,10 @@ _MAX_SECONDS = 3_600
 # Long: every option is declared here with its help.
 def load_test(
     url: Annotated[
-        str, typer.Argument(help="http://HOST:PORT, grpc://HOST:PORT or grpcs://HOST:PORT.")
+        str,
+        typer.Argument(
+            metavar="URL", help="http://HOST:PORT, grpc://HOST:PORT or grpcs://HOST:PORT."
+        ),
     ],
     repository: Annotated[
         Path | None,

@@ -45,7 +45,7 @@ def recommend(
     sessions: Annotated[
         int | None, typer.Option(min=1, help="Read the first N sessions of the log only.")
     ] = None,
-    k: Annotated[int | None, typer.Option(help="Items of a list.")] = None,
+    k: Annotated[int | None, typer.Option(help="Items of a list.  [default: 10]")] = None,
     blocked: Blocked = None,
     candidates: Candidates = None,
     filter_seen: Annotated[

@@ -15,7 +15,9 @@ from pipeline.core.errors import ConfigError, ServingError
 
 # Long: every option is declared here with its help.
 def serve(
-    repository: Annotated[Path, typer.Argument(help="Directory that export wrote.")],
+    repository: Annotated[
+        Path, typer.Argument(metavar="REPOSITORY", help="Directory that export wrote.")
+    ],
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0 opens the server to the network.")
     ] = "127.0.0.1",

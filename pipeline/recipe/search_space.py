@@ -14,7 +14,7 @@ from pipeline.recipe.train import TrainConfig
 SECTIONS: dict[str, type[Config]] = {"model": ModelConfig, "train": TrainConfig}
 """Sections with tunable settings; the data exist before the search."""
 _FIXED = {
-    "train.seed": "each trial has its own from --seed",
+    "train.seed": "every trial trains with the recipe's seed; --set train.seed=N varies it",
     "train.metric": "trials are compared by it",
 }
 """Settings that the search decides itself, with the reason."""
