@@ -1,6 +1,7 @@
 """Public functions: the stages, from Python.
 
-Paths may be text or `Path`; a run or a data directory may be a path or an open object.
+Paths may be text or `Path`; a recipe, a run or a data directory may be a
+path or an object.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,20 +30,29 @@ class Run(TrainedRun):
         self,
         sessions: Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Sequence[Any]]],
         k: int = 10,
-        **filters: Any,
+        *,
+        blocked: Sequence[Any] = (),
+        candidates: Sequence[Any] | None = None,
+        filter_seen: bool | None = None,
     ) -> "pd.DataFrame":
         """Return the next items of raw sessions as rows of session, rank, item_id and score.
 
         A session maps column names of the recipe to its values, oldest interaction first;
-        `item_id` is enough. `sessions` is one or several of them. `filters` are `exclude`,
-        `candidates` (raw ids) and `filter_seen`, as in `Client.recommend`. The result is what a
-        server of the exported run answers. ConfigError for a request that a server would refuse.
+        `item_id` is enough. `sessions` is one or several of them. `blocked` are raw ids that no
+        list holds, `candidates` the only ones; `filter_seen` leaves out items of the session, by
+        default as the recipe says. The result is what a server of the exported run answers.
+        ConfigError for a request that a server would refuse.
         """
         import pandas as pd
 
         from pipeline.in_process import open_run
 
         several = [sessions] if isinstance(sessions, Mapping) else list(sessions)
+        filters = {
+            "exclude": list(blocked) or None,
+            "candidates": None if candidates is None else list(candidates),
+            "filter_seen": filter_seen,
+        }
         with open_run(self) as client:
             records = client.recommend(several, k, **filters).records(range(len(several)))
             rows = [
@@ -54,7 +64,7 @@ class Run(TrainedRun):
 
 
 def preprocess(
-    recipe: Recipe,
+    recipe: Recipe | Source,
     logs: Source | Sequence[Source],
     *,
     out: Source,
@@ -75,7 +85,7 @@ def preprocess(
     from pipeline.logs.files import check_tables, find_logs
     from pipeline.preprocessing.run import preprocess as run
 
-    config = recipe.preprocess
+    config = _recipe(recipe).preprocess
     check_tables(config)
     run(
         config,
@@ -90,7 +100,7 @@ def preprocess(
 
 
 def train(
-    recipe: Recipe,
+    recipe: Recipe | Source,
     data: Data | Source,
     *,
     out: Source,
@@ -108,7 +118,7 @@ def train(
 
     ConfigError for settings that do not fit the data, and for a training that diverged.
     """
-    data, base = Data.open(data), None
+    recipe, data, base = _recipe(recipe), Data.open(data), None
     if start is not None:
         base = start.path if isinstance(start, TrainedRun) else Path(start)
     if windows is None:
@@ -154,6 +164,10 @@ def evaluate(
 
     ArtifactError if the data are not those of the run and do not go on from them.
     """
+    if isinstance(cutoffs, int) or not cutoffs or min(cutoffs) < 1:
+        raise ConfigError(
+            f"cutoffs is {cutoffs!r}, expected list lengths from 1, such as (10, 20)."
+        )
     from pipeline.evaluation.run import evaluate as run_evaluation
 
     return run_evaluation(
@@ -234,6 +248,10 @@ def export(
         scoring=scoring,
     )
     return Path(out)
+
+
+def _recipe(recipe: Recipe | Source) -> Recipe:
+    return recipe if isinstance(recipe, Recipe) else Recipe.load(Path(recipe))
 
 
 def _paths(sources: Source | Sequence[Source]) -> list[Path]:

@@ -104,7 +104,7 @@ def test_help_has_an_example_and_imports_no_stage(command: str) -> None:
         (["recommend", "http://127.0.0.1:9"], "Give either --items A,B,C or --input FILE"),
         (["recommend", "http://127.0.0.1:9", "--items", "1"], "No server answers at"),
         (["synthesize", "--out", "x.txt"], "ends in .csv, .csv.gz or .parquet"),
-        (["synthesize", "--out", "x.csv", "--sessions", "-4"], "Found -4 sessions"),
+        (["synthesize", "--out", "x.csv", "--sessions", "-4"], "--sessions is -4"),
         (["synthesize", "--out", "configs/demo.yaml.csv/x.csv", "--seed", "-1"], "seed -1"),
         (["demo", "--out", "configs"], "configs holds something else"),
     ],
@@ -117,6 +117,39 @@ def test_wrong_arguments_print_one_line_and_exit_with_2(arguments: list[str], wo
     assert len(lines) == 1, result.stderr
     assert lines[0].startswith("Error: ")
     assert words in lines[0]
+
+
+WRONG = {
+    "tune {data} --recipe {recipe} --space x.yaml --trials 1 --out {run}": "did not write",
+    "report {run} --data {data} --out page": "ends in .html",
+    "export {run} --out out --max-k 0": "expected 1 to --max-k",
+    "export {run} --out out --name ../x": "--name is '../x'",
+    "predict {run} --data {data} --out lists.parquet --k 0": "--k is 0, expected 1 or more",
+    "recommend {run} --items a --k 0": "--k is 0, expected 1 or more",
+    "recommend {run} --items a --column price": "NAME=V,V",
+    "recommend {run} --input none.csv": "none.csv does not exist",
+    "recommend {data} --items a": "is a data directory, expected run",
+    "train {data} --recipe {recipe} --out out --set train.metric=foo": "`metric` is 'foo'",
+    "train {data} --recipe {recipe} --out out --windows 1d --restart": "Leave out --restart",
+}
+"""Command lines with the reason why each is refused."""
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_wrong_arguments_are_refused_before_heavy_imports(shop: Shop, line: str) -> None:
+    code = (
+        "import sys; sys.argv = ['pipeline', *sys.argv[1:]]\n"
+        "from pipeline.cli.main import main\n"
+        "try: main()\n"
+        "finally: assert not {'torch', 'merlin', 'pandas', 'transformers'} & {*sys.modules}\n"
+    )
+    names = {"data": shop.data, "run": shop.run, "recipe": "configs/demo.yaml"}
+    words = line.format(**names).split()
+    command = [sys.executable, "-c", code, *words]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 2, result.stderr
+    assert WRONG[line] in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_every_stage_prints_its_facts_as_json(shop: Shop, tmp_path: Path) -> None:
@@ -187,7 +220,7 @@ def test_predict_writes_lists_or_vectors(shop: Shop, tmp_path: Path) -> None:
     ("options", "words"),
     [
         (["--k", "201"], "k is 201, expected 1 to 200."),
-        (["--k", "0"], "k is 0, expected 1 to 200."),
+        (["--k", "0"], "--k is 0, expected 1 or more."),
         (["--blocked", "@{}/none"], "none cannot be read: No such file or directory."),
         (["--candidates", "@{}"], "cannot be read: Is a directory."),
         (["--candidates", "@{}/empty"], "empty is empty, expected one item id a line."),
@@ -257,7 +290,7 @@ def test_serve_answers_and_stops_on_sigterm(shop: Shop, tmp_path: Path) -> None:
         assert result.returncode == 0, result.stderr
         assert len(re.findall(r"^ +\d +sku-\d{5} +-?\d+\.\d{4}$", result.stdout, re.MULTILINE)) == 4
         for extra, words in (
-            (["--k", "-1"], "k is -1, expected 1 to 100"),
+            (["--k", "101"], "k is 101, expected 1 to 100"),
             (["--k", "4", "--column", "price=a,b"], "price is ['a', 'b'], expected numbers"),
             (["--name", "nobody"], "nobody"),
         ):

@@ -141,9 +141,10 @@ def _error_line(error: Exception) -> str:
         command = getattr(getattr(error, "ctx", None), "command_path", "pipeline")
         if type(error).__name__ == "NoArgsIsHelpError":
             return str(message)
-        return f"Error: {' '.join(message.split())} See `{command} --help`."
+        line = " ".join(message.split()).replace("Value error, ", "")
+        return f"Error: {line}{'' if line[-1] in '.?' else '.'} See `{command} --help`."
     if isinstance(error, PipelineError):
         return f"Error: {error}"
     if isinstance(error, OSError):  # a full disk, a name that is too long
-        return f"Error: {error.filename or 'A file'}: {error.strerror or error}."
+        return f"Error: {error.filename or 'Standard output'}: {error.strerror or error}."
     return f"Error: an argument is not text in UTF-8: {error}."

@@ -31,9 +31,8 @@ def export(
     The served model takes raw columns and returns raw item ids. Over an older repository this
     writes the next version, which a server with --reload takes up.
     """
-    check_output(out, "repository")
-    check_input(run, "run")
     from pipeline.data.fingerprint import repository_fingerprint
+    from pipeline.exporting.options import check_options
 
     settings: dict[str, Any] = {
         "name": name,
@@ -43,6 +42,9 @@ def export(
         "device": device,
         "scoring": scoring,
     }
+    check_options(**settings)
+    check_output(out, "repository")
+    check_input(run, "run")
     if if_needed and is_current(
         out, "repository", repository_fingerprint(run, **settings), as_json
     ):

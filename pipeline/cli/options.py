@@ -78,6 +78,12 @@ def read_ids(text: str | None) -> list[str] | None:
     return ids
 
 
+def check_k(k: int | None) -> None:
+    """ConfigError for a length of lists below 1; the stage knows the upper limit."""
+    if k is not None and k < 1:
+        raise ConfigError(f"--k is {k}, expected 1 or more.")
+
+
 def parse_cutoffs(text: str) -> tuple[int, ...]:
     """Return list lengths K from text such as 5,10,20. ConfigError for anything else."""
     numbers = tuple(int(part) for part in text.split(",") if part.strip().isdecimal())

@@ -15,6 +15,7 @@ from pipeline.cli.options import (
     Out,
     Part,
     RunDirectory,
+    check_k,
     read_ids,
 )
 from pipeline.core.errors import ConfigError
@@ -51,6 +52,7 @@ def predict(
             "--k, --filter-seen, --blocked and --candidates are for lists. Leave them out, or "
             "--embeddings."
         )
+    check_k(k)
     check_input(run, "run")
     check_input(data, "data")
     blocked_ids, candidate_ids = read_ids(blocked) or [], read_ids(candidates)

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.cli.console import note, print_result
-from pipeline.cli.options import Blocked, Candidates, Json, read_ids
+from pipeline.cli.console import check_input, note, print_result
+from pipeline.cli.options import Blocked, Candidates, Json, check_k, read_ids
 from pipeline.core.errors import ConfigError
 
 KeyFile = Annotated[
@@ -83,6 +83,8 @@ def recommend(
     A server answers, or a run directory without a server.
     """
     _check_sessions(items, column, inputs, sessions)
+    check_k(k)
+    columns = dict(map(_parse_column, column or ()))
     if timeout is not None and not timeout > 0:
         raise ConfigError(f"--timeout is {timeout:g}, expected seconds above 0.")
     filters: dict[str, Any] = {
@@ -93,7 +95,7 @@ def recommend(
     connection = {"ca": ca, "cert": cert, "cert_key": cert_key, "timeout": timeout}
     with open_client(target, name, read_key_file(key_file), connection) as client:
         if items:
-            session = {"item_id": items.split(",")} | dict(map(_parse_column, column or ()))
+            session = {"item_id": items.split(",")} | columns
             records = list(client.recommend([session], k, **filters).records([None]))
         else:
             records = list(client.recommend_log(inputs or [], k, sessions=sessions, **filters))
@@ -112,6 +114,9 @@ def _check_sessions(
         raise ConfigError("--column goes with --items; a file brings its own columns.")
     if sessions and items:
         raise ConfigError("--sessions goes with --input; --items are one session.")
+    for path in inputs or ():
+        if not path.exists():
+            raise ConfigError(f"{path} does not exist. Expected a log, or a folder of logs.")
 
 
 def open_client(target: str, name: str | None, key: str | None, connection: dict[str, Any]) -> Any:
@@ -131,6 +136,7 @@ def open_client(target: str, name: str | None, key: str | None, connection: dict
     for option, value in {"key_file": key, **connection}.items():
         if value is not None:
             raise ConfigError(f"--{option.replace('_', '-')} is for a server; {target} is a run.")
+    check_input(Path(target), "run")
     from pipeline.in_process import open_run
 
     return open_run(Path(target))
@@ -162,5 +168,7 @@ def recommendations_text(records: list[dict[str, Any]]) -> str:
         lines = [] if record["session_id"] is None else [f"session {record['session_id']}"]
         for rank, entry in enumerate(record["recommendations"], start=1):
             lines.append(f"{rank:>4}  {entry['item_id']!s:<24} {entry['score']:>9.4f}")
+        if not record["recommendations"]:
+            lines.append("   no item to recommend: the filters leave none")
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)

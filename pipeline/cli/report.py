@@ -38,7 +38,10 @@ def report(
     The page is one file without scripts or links to the network. A JSON file beside it holds the
     same numbers.
     """
+    from pipeline.core.outputs import check_report
+
     numbers = parse_cutoffs(cutoffs)
+    check_report(out)
     check_input(run, "run")
     check_input(data, "data")
     from pipeline.training.report.run import write_report

@@ -38,9 +38,11 @@ def tune(
     After an interruption the same command goes on.
     """
     from pipeline.core.config import read_values
+    from pipeline.core.outputs import check_search
     from pipeline.recipe.recipe import Recipe
     from pipeline.recipe.search_space import read_space
 
+    check_search(out)
     values = read_values(recipe, tuple(settings or ()))
     Recipe.from_dict(values, str(recipe))
     ranges = read_space(space)

@@ -60,14 +60,14 @@ def read_values(path: Path | None, overrides: tuple[str, ...]) -> dict[str, Any]
     return values
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(
+    path: Path, what: str = "a recipe in YAML, such as those in configs/"
+) -> dict[str, Any]:
     """Parse a YAML mapping. ConfigError if the file is missing, not YAML or not a mapping."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(
-            f"{path} does not exist. Expected a recipe in YAML, such as those in configs/."
-        ) from None
+        raise ConfigError(f"{path} does not exist. Expected {what}.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read as text: {error}.") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: no such date
@@ -104,8 +104,9 @@ def _explain(root: type[BaseModel], error: ErrorDetails) -> str:
     if error["type"] == "missing":
         return f"`{location}` is missing. Add it."
     value = repr(error["input"])
-    # a section is too long to repeat
-    value = f" is {value}" if len(value) <= _MAX_CHARACTERS else ""
+    # a section is not repeated: its reason names the key
+    is_section = isinstance(error["input"], dict)
+    value = "" if is_section or len(value) > _MAX_CHARACTERS else f" is {value}"
     reason = _expected(model, error)
     return f"`{location}`{value}: {reason}{'' if reason[-1] in '.?' else '.'}"
 

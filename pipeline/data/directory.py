@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.core.artifact import read_manifest
 from pipeline.core.columns import SCHEMA_FILE, SESSIONS_DIRECTORY
+from pipeline.core.errors import ConfigError
 from pipeline.data.fingerprint import folder_fingerprint
 from pipeline.data.fitted import Fitted
 from pipeline.data.schema import Schema
@@ -32,6 +33,8 @@ class Data:
         """
         if isinstance(path, Data):
             return path
+        if not isinstance(path, str | Path):
+            raise ConfigError(f"Expected a data directory or its path, got {type(path).__name__}.")
         path = Path(path)
         return cls(path, read_manifest(path, "data"))
 

@@ -25,6 +25,7 @@ from pipeline.data.fitted import Fitted
 from pipeline.exporting import request_tables as tables
 from pipeline.exporting import torchscript
 from pipeline.exporting import triton_config as config
+from pipeline.exporting.options import Device
 
 TRITON_TYPES = {"int64": "TYPE_INT64", "float64": "TYPE_FP64", "string": "TYPE_STRING"}
 STEPS = ("requests", "model")
@@ -48,7 +49,7 @@ class ServingSettings:
     max_k: int
     max_batch: int
     """Most sessions of a batch."""
-    device: config.Device = "cpu"
+    device: Device = "cpu"
 
 
 def write_repository(

@@ -1,6 +1,5 @@
 """`pipeline export`: a run in, a Triton model repository out."""
 
-import re
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,15 +14,14 @@ from pipeline.core.errors import ArtifactError, ConfigError
 from pipeline.data.fingerprint import repository_fingerprint
 from pipeline.data.fitted import Fitted
 from pipeline.exporting import torchscript
+from pipeline.exporting.options import Device, Scoring, check_options
 from pipeline.exporting.repository import ServingSettings, keep_version, write_repository
-from pipeline.exporting.triton_config import Device
 from pipeline.model.run import Run
 
 _LAST_VERSION = 2**31
 _KEPT_SECONDS = 120
 """How long a superseded version is kept; the newest of them is always kept. A server takes some
 seconds to load an export, on a busy machine a minute."""
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,99}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +34,7 @@ class ExportResult:
     superseded: dict[str, float]
     """Older versions that are kept, each with the Unix time when it was superseded."""
     device: Device
-    scoring: torchscript.Scoring
+    scoring: Scoring
     catalogue_items: int
     max_k: int
     largest_score_difference: float
@@ -57,7 +55,7 @@ def export(
     max_k: int = 100,
     max_batch: int = 256,
     device: Device = "cpu",
-    scoring: torchscript.Scoring = "fp32",
+    scoring: Scoring = "fp32",
 ) -> ExportResult:
     """Trace the model, prove that the program equals it, and write the repository.
 
@@ -75,7 +73,9 @@ def export(
         "device": device,
         "scoring": scoring,
     }
-    _check_options(**options)
+    check_options(**options)
+    if device == "gpu" and not torch.cuda.is_available():
+        raise ConfigError("--device gpu traces the model on a GPU, and torch sees none here.")
     run = Run.open(run)
     fingerprint = repository_fingerprint(run.path, **options)
     facts: dict[str, Any] = {}
@@ -101,7 +101,7 @@ def _write_version(
     directory: Path,
     run: Run,
     settings: ServingSettings,
-    scoring: torchscript.Scoring,
+    scoring: Scoring,
     superseded: dict[str, float],
 ) -> ExportResult:
     fitted, model = load_served(run, scoring)
@@ -134,24 +134,7 @@ def _write_version(
     )
 
 
-def _check_options(
-    *, name: str, default_k: int, max_k: int, max_batch: int, device: str, scoring: str
-) -> None:
-    if not _NAME.fullmatch(name):
-        raise ConfigError(f"--name is {name!r}, expected up to 100 letters, digits, - and _.")
-    if not 1 <= default_k <= max_k:
-        raise ConfigError(f"--k is {default_k}, expected 1 to --max-k, which is {max_k}.")
-    if not 1 <= max_batch <= 65_536:
-        raise ConfigError(f"--max-batch is {max_batch}, expected 1 to 65536.")
-    if device == "gpu" and scoring == "int8":
-        raise ConfigError("--scoring int8 is for the CPU. Leave it out, or --device gpu.")
-    if device == "gpu" and not torch.cuda.is_available():
-        raise ConfigError("--device gpu traces the model on a GPU, and torch sees none here.")
-
-
-def load_served(
-    run: Run, scoring: torchscript.Scoring = "fp32"
-) -> tuple[Fitted, torchscript.InferenceModel]:
+def load_served(run: Run, scoring: Scoring = "fp32") -> tuple[Fitted, torchscript.InferenceModel]:
     """Return the fitted state that encodes requests and the model that answers them.
 
     ArtifactError if the two do not fit each other; ConfigError for a feature that a server cannot

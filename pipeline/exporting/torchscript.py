@@ -8,7 +8,7 @@ import io
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pipeline.core.columns import FIRST_ITEM, PADDING
 from pipeline.core.errors import ConfigError, PipelineError
 from pipeline.data.batch import SessionBatch
+from pipeline.exporting.options import Scoring
 from pipeline.exporting.topk import best_items, best_items_int8, quantize
 from pipeline.exporting.xlnet_inference import attend, optimize_xlnet
 from pipeline.model.model import Model
@@ -26,7 +27,6 @@ NOT_FINITE = (
 )
 
 
-Scoring = Literal["fp32", "int8"]
 """How the catalogue is scored; int8 preselects items that fp32 ranks. Lists are exact in both."""
 
 

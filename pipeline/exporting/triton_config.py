@@ -4,15 +4,16 @@ A configuration is a dict with the names of the proto's fields.
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from google.protobuf import json_format, text_format
 from numpy.typing import NDArray
 from tritonclient.grpc import model_config_pb2 as proto
 
+from pipeline.exporting.options import Device
+
 CONFIG_FILE = "config.pbtxt"
 
-Device = Literal["cpu", "gpu"]
 ModelConfig = dict[str, Any]
 TensorConfig = dict[str, Any]
 

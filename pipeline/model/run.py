@@ -8,6 +8,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from pipeline.core.artifact import read_manifest
+from pipeline.core.errors import ConfigError
 from pipeline.data.directory import Data
 from pipeline.data.fitted import Fitted
 from pipeline.data.index_mapping import TRAINED_ON, rows_for
@@ -34,6 +35,8 @@ class Run:
         """
         if isinstance(path, Run):
             return path
+        if not isinstance(path, str | Path):
+            raise ConfigError(f"Expected a run or its path, got {type(path).__name__}.")
         path = Path(path)
         return cls(path, read_manifest(path, "run"))
 

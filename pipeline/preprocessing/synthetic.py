@@ -73,11 +73,12 @@ def synthesize(
     """
     if sessions < 10 or items < 10 or days < 1:
         raise ConfigError(
-            f"Found {sessions} sessions, {items} items, {days} days; expected at least 10, 10, 1."
+            f"--sessions is {sessions}, --items {items} and --days {days}, expected at least "
+            "10, 10 and 1."
         )
     if not 1 <= days <= 36_500 or seed < 0:
         raise ConfigError(
-            f"Found {days} days, seed {seed}; expected 1 to 36500 days, a seed from 0."
+            f"--days is {days} and --seed {seed}, expected 1 to 36500 days and a seed from 0."
         )
     if out.exists() and not overwrite:
         raise ConfigError(f"{out} exists; it is left alone. Choose another --out, or --overwrite.")

@@ -34,7 +34,7 @@ class Range(NamedTuple):
 def read_space(path: Path) -> dict[str, Range]:
     """Read ranges by `section.key`. ConfigError for a key or a value that no recipe may have."""
     space = {}
-    for key, value in read_yaml(path).items():
+    for key, value in read_yaml(path, "a search space in YAML").items():
         field = _field(key, path)
         space[key] = _range(value, f"{path}: `{key}`")
         for end in _examples(space[key]):

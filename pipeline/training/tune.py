@@ -26,6 +26,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from pipeline.core.columns import SESSIONS_DIRECTORY
 from pipeline.core.errors import ArtifactError, ConfigError
 from pipeline.core.files import write_text
+from pipeline.core.outputs import LOCK_FILE, STUDY_FILE, check_search
 from pipeline.data.directory import Data
 from pipeline.data.fingerprint import run_fingerprint
 from pipeline.recipe.recipe import Recipe
@@ -33,11 +34,9 @@ from pipeline.recipe.search_space import Range
 from pipeline.training.checkpoint import TrainingAbandoned
 from pipeline.training.run import train
 
-STUDY_FILE = "study.db"
 TRIALS_FILE = "trials.json"
 BEST_FILE = "best.yaml"
 RUNS_DIRECTORY = "runs"
-_LOCK_FILE = ".lock"
 _STUDY = "tuning"
 _FINGERPRINT = "fingerprint"
 _REASON = "reason"
@@ -285,16 +284,10 @@ def _open_study(search: Search) -> optuna.Study:
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
     """Create `out` and hold it for this search. ArtifactError if it is in use or of others."""
-    is_study = (out / STUDY_FILE).exists()
-    is_new = not out.exists() or (out.is_dir() and not {*out.iterdir()} - {out / _LOCK_FILE})
-    if not is_study and not is_new:
-        raise ArtifactError(
-            f"{out} is something that this program did not write; it is left alone. Choose another "
-            "--out."
-        )
+    check_search(out)
     out.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(out / _LOCK_FILE, timeout=0):
+        with FileLock(out / LOCK_FILE, timeout=0):
             yield
     except Timeout:
         raise ArtifactError(

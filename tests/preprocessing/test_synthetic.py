@@ -120,7 +120,7 @@ def test_the_last_item_alone_leaves_most_of_the_next_open(pairs: pd.DataFrame) -
 
 
 def test_numbers_that_are_too_small_and_other_suffixes_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="Found 5 sessions"):
+    with pytest.raises(ConfigError, match="--sessions is 5, "):
         synthesize(tmp_path / "x.csv", sessions=5)
     with pytest.raises(ConfigError, match=r"ends in .csv, .csv.gz or .parquet"):
         synthesize(tmp_path / "x.xlsx")

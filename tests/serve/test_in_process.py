@@ -163,7 +163,7 @@ def test_integer_ids_and_a_bidirectional_architecture(tmp_path: Path) -> None:
         (["https://127.0.0.1:9", "--items", "a"], "is no address, expected http://HOST:PORT"),
         (["{}/run", "--items", "a", "--name", "other"], "--name is for a server"),
         (["{}/run", "--items", "a", "--k", "201"], "k is 201, expected 1 to 200, the items of"),
-        (["{}/run", "--items", "a", "--k", "0"], "k is 0, expected 1 to 200"),
+        (["{}/run", "--items", "a", "--k", "0"], "--k is 0, expected 1 or more"),
         (["{}/run", "--items", "a", "--column", "colour=red"], "has no column 'colour'"),
         (["{}/run", "--items", "a", "--column", "price=dear"], "expected numbers"),
         (["{}/run", "--input", "{}/none.csv"], "none.csv does not exist"),

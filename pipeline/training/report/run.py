@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import __version__
-from pipeline.core.artifact import MANIFEST
-from pipeline.core.errors import ArtifactError, ConfigError
 from pipeline.core.files import write_text
+from pipeline.core.outputs import check_report
 from pipeline.data.directory import Data
 from pipeline.evaluation.targets import Positions
 from pipeline.model.run import Run
@@ -38,7 +37,7 @@ def write_report(
     Returns {"page", "json", "evaluation"}. ConfigError if `out` is not a name of a page, or is
     inside an artifact, whose manifest lists all of its files.
     """
-    numbers = _check_out(out)
+    numbers = check_report(out)
     run, data = Run.open(run), Data.open(data)
     from pipeline.evaluation.run import evaluate
     from pipeline.training.report.examples import example_sessions
@@ -98,28 +97,3 @@ def _training_report(
 
 def _json(report: dict[str, Any]) -> str:
     return json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-
-
-def _check_out(out: Path) -> Path:
-    """Path of the numbers. ConfigError or ArtifactError where `out` cannot be written."""
-    if out.suffix != ".html":
-        raise ConfigError(f"--out is {out}, expected a name that ends in .html.")
-    for folder in out.resolve().parents:
-        if (folder / MANIFEST).is_file():
-            raise ConfigError(
-                f"{out} would be inside {folder.name}, whose manifest lists all of its files. "
-                f"Choose an --out beside it, such as {folder.name}.html."
-            )
-    numbers = out.with_suffix(".json")
-    for path in (out, numbers):
-        if path.exists() and not (path.is_file() and _is_report(path)):
-            raise ArtifactError(
-                f"{path} holds something else; it is left alone. Choose another --out."
-            )
-    return numbers
-
-
-def _is_report(path: Path) -> bool:
-    with path.open("rb") as stream:
-        begin = stream.read(400)
-    return b'"written_by": "pipeline ' in begin or b'name="generator" content="pipeline ' in begin

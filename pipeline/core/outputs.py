@@ -1,0 +1,50 @@
+"""Checks of outputs that are no artifact, before a stage is imported: report pages, searches."""
+
+from pathlib import Path
+
+from pipeline.core.artifact import MANIFEST
+from pipeline.core.errors import ArtifactError, ConfigError
+
+STUDY_FILE = "study.db"
+"""Trials of `pipeline tune`."""
+LOCK_FILE = ".lock"
+
+
+def check_report(out: Path) -> Path:
+    """Return the path of the numbers beside the page `out`.
+
+    ConfigError if `out` is not a name of a page or is inside an artifact, whose manifest lists all
+    of its files; ArtifactError if a file of another program would be overwritten.
+    """
+    if out.suffix != ".html":
+        raise ConfigError(f"--out is {out}, expected a name that ends in .html.")
+    for folder in out.resolve().parents:
+        if (folder / MANIFEST).is_file():
+            raise ConfigError(
+                f"{out} would be inside {folder.name}, whose manifest lists all of its files. "
+                f"Choose an --out beside it, such as {folder.name}.html."
+            )
+    numbers = out.with_suffix(".json")
+    for path in (out, numbers):
+        if path.exists() and not (path.is_file() and _is_report(path)):
+            raise ArtifactError(
+                f"{path} holds something else; it is left alone. Choose another --out."
+            )
+    return numbers
+
+
+def _is_report(path: Path) -> bool:
+    with path.open("rb") as stream:
+        begin = stream.read(400)
+    return b'"written_by": "pipeline ' in begin or b'name="generator" content="pipeline ' in begin
+
+
+def check_search(out: Path) -> None:
+    """ArtifactError if `out` exists and is no directory of `pipeline tune`."""
+    is_study = (out / STUDY_FILE).exists()
+    is_new = not out.exists() or (out.is_dir() and not {*out.iterdir()} - {out / LOCK_FILE})
+    if not is_study and not is_new:
+        raise ArtifactError(
+            f"{out} is something that `pipeline tune` did not write; it is left alone. Choose "
+            "another --out."
+        )
