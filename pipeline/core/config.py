@@ -104,8 +104,8 @@ def _explain(root: type[BaseModel], error: ErrorDetails) -> str:
     if error["type"] == "missing":
         return f"`{location}` is missing. Add it."
     value = repr(error["input"])
-    # a section is not repeated: its reason names the key
-    is_section = isinstance(error["input"], dict)
+    # a section that contradicts itself is not repeated: its reason names the key
+    is_section = error["type"] == "value_error" and isinstance(error["input"], dict)
     value = "" if is_section or len(value) > _MAX_CHARACTERS else f" is {value}"
     reason = _expected(model, error)
     return f"`{location}`{value}: {reason}{'' if reason[-1] in '.?' else '.'}"
