@@ -56,7 +56,7 @@ def test_each_member_learns_from_a_loss_of_its_own(loss: str) -> None:
     whole = model.loss(batch())
     torch.manual_seed(1)
     parts = [member.loss(batch()) for member in members(model)]
-    assert float(whole) == pytest.approx(sum(float(part) for part in parts) / 3, abs=1e-5)
+    assert whole.item() == pytest.approx(sum(part.item() for part in parts) / 3, abs=1e-5)
     whole.backward()
     assert all(bool(member.inputs.item_table.weight.grad.any()) for member in members(model))
 
