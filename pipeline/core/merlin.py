@@ -3,6 +3,7 @@
 Modules that use NVTabular or the Merlin dataloader import this one first.
 """
 
+import functools
 import importlib
 import importlib.util
 import logging
@@ -11,6 +12,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 
 def _prepare() -> None:
@@ -30,23 +32,64 @@ def _prepare() -> None:
 
 
 def _complete_cudf() -> None:
-    """Add the one name that cuDF 24.12 lacks and merlin-core imports on a GPU.
-
-    Merlin calls it only for hive-partitioned files, which this project does not read.
-    """
+    """Mend cuDF where it is installed and finds a device."""
     if importlib.util.find_spec("cudf") is None:
         return
     from dask.distributed.diagnostics import nvml
 
     if nvml.device_get_count() == 0:
         return
-    column = importlib.import_module("cudf.core.column")
-    if not hasattr(column, "build_categorical_column"):
+    _add_categorical_column(importlib.import_module("cudf.core.column"))
+    _pass_columns_to_series(importlib.import_module("cudf"))
+    with suppress(ModuleNotFoundError):  # later versions have no such module
+        _allow_size_of_text(importlib.import_module("cudf._lib.groupby"))
 
-        def build_categorical_column(*_args: object, **_kwargs: object) -> None:
-            raise NotImplementedError("hive-partitioned Parquet is not read through cuDF")
 
-        column.build_categorical_column = build_categorical_column  # type: ignore[attr-defined]
+def _add_categorical_column(column: Any) -> None:
+    """Add the one name that merlin-core 23.8 imports on a GPU and that cuDF 24.12 lacks.
+
+    Merlin calls it only for hive-partitioned files, which this project does not read.
+    """
+    if hasattr(column, "build_categorical_column"):
+        return
+
+    def build_categorical_column(*_args: object, **_kwargs: object) -> None:
+        raise NotImplementedError("hive-partitioned Parquet is not read through cuDF")
+
+    column.build_categorical_column = build_categorical_column
+
+
+def _pass_columns_to_series(cudf: Any) -> None:
+    """Let `Series(column)` be `Series._from_column(column)`, which cuDF 24.12 asks for.
+
+    merlin-core 23.8 makes the lists of its dataloader by `Series(column)`, and a training ends at
+    the first batch with a TypeError. A cuDF without `_from_column` takes a column itself.
+    """
+    series = cudf.Series
+    if not hasattr(series, "_from_column") or getattr(series.__init__, "takes_columns", False):
+        return
+    column_type = importlib.import_module("cudf.core.column").ColumnBase
+    construct = series.__init__
+
+    @functools.wraps(construct)
+    def __init__(self: Any, data: Any = None, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        if isinstance(data, column_type):
+            data = series._from_column(data)
+        construct(self, data, *args, **kwargs)
+
+    __init__.takes_columns = True  # type: ignore[attr-defined]
+    series.__init__ = __init__
+
+
+def _allow_size_of_text(groupby: Any) -> None:
+    """Let groups of a text column be counted by the aggregation "size", as Categorify does.
+
+    cuDF 24.12 allows "SIZE" and compares the name as the caller wrote it, so that NVTabular 23.8
+    ends with "function is not supported for this dtype: size".
+    """
+    allowed = getattr(groupby, "_STRING_AGGS", None)
+    if allowed is not None:
+        allowed.add("size")
 
 
 _prepare()
