@@ -22,6 +22,7 @@ covers the sampling of sessions, not the variance between training seeds.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -98,6 +99,22 @@ def margin(values: NDArray[Any], sessions: NDArray[Any]) -> float | None:
     if variance <= np.finfo(np.float64).eps ** 2:
         return None
     return float(stdtrit(len(starts) - 1, 0.975) * math.sqrt(variance))
+
+
+def means_and_margins(
+    gains_by_model: Mapping[str, Mapping[str, NDArray[Any]]], sessions: NDArray[Any]
+) -> dict[str, Any]:
+    """Return {"results": means, "margins": margins} of gains, each by model and metric."""
+    return {
+        "results": {
+            model: {name: float(values.mean()) for name, values in gains.items()}
+            for model, gains in gains_by_model.items()
+        },
+        "margins": {
+            model: {name: margin(values, sessions) for name, values in gains.items()}
+            for model, gains in gains_by_model.items()
+        },
+    }
 
 
 def list_metrics(

@@ -13,8 +13,7 @@ from pipeline.core.columns import ITEM, SESSION
 from pipeline.core.files import check_parquet, new_parquet
 from pipeline.data.directory import Data
 from pipeline.data.sessions import count_sessions, session_ids
-from pipeline.evaluation.recommendations import Recommendations
-from pipeline.evaluation.recommender import Recommender
+from pipeline.evaluation.recommender import Recommendations, Recommender
 from pipeline.model.run import Run
 
 _TYPES = {"int64": pa.int64(), "string": pa.string()}

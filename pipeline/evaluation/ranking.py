@@ -118,9 +118,7 @@ def rank_in_shards(
             mine = shards.owns(part_items + FIRST_ITEM)
             order = part_items[mine].argsort()
             entries = part_rows[mine][order], part_items[mine][order] - first
-        behind[part] = _count_behind(
-            queries[part], local[part], own, items, width, _Best(0), entries
-        )
+        behind[part] = _count_behind(queries[part], local[part], own, items, width, entries)
     behind = shards.sum(behind)
     num_items = shards.num_rows - FIRST_ITEM
     return torch.where(targets >= 0, num_items - behind, num_items + 1)
@@ -151,10 +149,10 @@ def _rank_rows(
     if seen is not None:
         seen_rows, seen_items = seen
         own[seen_rows[targets[seen_rows] == seen_items]] = float("-inf")
-    best = _Best(list_length)
-    behind = _count_behind(queries, targets, own, items, width, best, seen)
+    best = _Best(queries, list_length)
+    behind = _count_behind(queries, targets, own, items, width, seen, best)
     ranks = torch.where(targets >= 0, len(items) - behind, len(items) + 1)
-    return RankedRows(ranks, best.items(len(targets), targets.device, drop=seen is not None))
+    return RankedRows(ranks, best.items)
 
 
 def _count_behind(
@@ -163,8 +161,8 @@ def _count_behind(
     own: Tensor,
     items: Tensor,
     width: int,
-    best: "_Best",
     seen: tuple[Tensor, Tensor] | None,
+    best: "_Best | None" = None,
 ) -> Tensor:
     """Return (T,) numbers of items that score less than `own` (T, 1); add the scores to `best`.
 
@@ -188,7 +186,8 @@ def _count_behind(
         if seen is not None:
             entries = slice(seen_bounds[chunk], seen_bounds[chunk + 1])
             scores[seen_rows[entries], seen_items[entries] - first] = float("-inf")
-        best.add(scores, first)
+        if best is not None:
+            best.add(scores, first)
         # not `>=`: NaN must not count as behind; floats are summed faster than booleans
         behind += scores.lt_(own).sum(1).to(torch.int64)
     return behind
@@ -209,41 +208,22 @@ def _own_scores(queries: Tensor, items: Tensor, targets: Tensor, width: int) -> 
 class _Best:
     """Best items of the chunks so far."""
 
-    def __init__(self, length: int) -> None:
-        self.length = length
-        self._scores: Tensor | None = None
-        self._items: Tensor | None = None
+    def __init__(self, queries: Tensor, length: int) -> None:
+        """(T, E) queries, length K of a list."""
+        self.scores = queries.new_full((len(queries), length), float("-inf"))
+        self.items = torch.full_like(self.scores, -1, dtype=torch.int64)
 
     def add(self, scores: Tensor, first: int) -> None:
-        """(T, C) scores of the items from `first` on."""
-        if not self.length:
-            return
-        if self._scores is None or self._items is None or self._scores.size(1) < self.length:
-            self._extend(scores, first)
+        """(T, C) scores of the items from `first` on; those of minus infinity are in no list."""
+        length = self.scores.size(1)
+        if not length:
             return
         # most chunks have nothing better for most rows
-        rows = (~(scores.amax(1) <= self._scores[:, -1])).nonzero().squeeze(1)
+        rows = (~(scores.amax(1) <= self.scores[:, -1])).nonzero().squeeze(1)
         if len(rows):
-            best = scores[rows].topk(min(self.length, scores.size(1)))
-            merged = torch.cat([self._scores[rows], best.values], 1).topk(self.length)
-            items = torch.cat([self._items[rows], best.indices + first], 1)
-            self._scores[rows] = merged.values
-            self._items[rows] = items.gather(1, merged.indices)
-
-    def items(self, num_rows: int, device: torch.device, *, drop: bool) -> Tensor:
-        """(T, K); -1 in place of what has a score of minus infinity if `drop`."""
-        if self._items is None or self._scores is None:
-            return torch.zeros(num_rows, 0, dtype=torch.int64, device=device)
-        return torch.where(self._scores.isneginf(), -1, self._items) if drop else self._items
-
-    def _extend(self, scores: Tensor, first: int) -> None:
-        best = scores.topk(min(self.length, scores.size(1)))
-        values, items = best.values, best.indices + first
-        if self._scores is not None and self._items is not None:
-            values = torch.cat([self._scores, values], 1)
-            order = values.topk(min(self.length, values.size(1)))
-            values, items = (
-                order.values,
-                torch.cat([self._items, items], 1).gather(1, order.indices),
-            )
-        self._scores, self._items = values, items
+            best = scores[rows].topk(min(length, scores.size(1)))
+            merged = torch.cat([self.scores[rows], best.values], 1).topk(length)
+            items = torch.cat([self.items[rows], best.indices + first], 1)
+            self.scores[rows] = merged.values
+            self.items[rows] = items.gather(1, merged.indices)
+            self.items[self.scores.isneginf()] = -1

@@ -1,9 +1,9 @@
 """Prediction without a server: a trained run over sessions that preprocessing wrote."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -12,18 +12,52 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.core.columns import FIRST_ITEM, PADDING
+from pipeline.core.columns import FIRST_ITEM, ITEM, PADDING, SESSION
 from pipeline.core.errors import ConfigError, InputWarning
 from pipeline.data.batch import SessionBatch
 from pipeline.data.directory import Data
 from pipeline.data.loader import RaggedBatch, SessionLoader
 from pipeline.data.values import categories
-from pipeline.evaluation.recommendations import Recommendations, to_raw_ids
 from pipeline.model.device import best_device
+from pipeline.model.model import TopK
 from pipeline.model.run import Run
 
 _SCORES_PER_STEP = 16_000_000
 """Scores held at a time, 64 MB in float32: memory must not grow with sessions times items."""
+
+
+class Recommendations(NamedTuple):
+    """Lists of B sessions, best first."""
+
+    items: NDArray[Any]
+    """(B, K) raw ids; 0 or None behind the end of a list."""
+    scores: NDArray[Any]
+    """(B, K) float32; minus infinity behind the end."""
+    counts: NDArray[Any]
+    """(B,) lengths of the lists: K, or fewer where filters left fewer items."""
+
+    def records(self, sessions: Iterable[Any]) -> Iterator[dict[str, Any]]:
+        """Yield the id and the list of each session as JSON takes them, without padding.
+
+        `sessions` are B ids, None for a session without one.
+        """
+        for session, items, scores, count in zip(
+            sessions, self.items, self.scores, self.counts, strict=True
+        ):
+            pairs = zip(items[:count].tolist(), scores[:count].tolist(), strict=True)
+            yield {
+                SESSION: session,
+                "recommendations": [{ITEM: item, "score": score} for item, score in pairs],
+            }
+
+
+def to_raw_ids(best: TopK, catalogue: NDArray[Any]) -> Recommendations:
+    """Item indices -> raw ids; `catalogue` (items,) has those of the indices from FIRST_ITEM."""
+    indices, scores = best.items.cpu().numpy(), best.scores.cpu().numpy()
+    filled = indices >= FIRST_ITEM
+    items = catalogue[np.where(filled, indices - FIRST_ITEM, 0)]
+    items[~filled] = None if items.dtype == object else 0
+    return Recommendations(items, scores, filled.sum(1))
 
 
 class Recommender:

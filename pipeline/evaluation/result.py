@@ -106,35 +106,28 @@ class Evaluation:
 
     def to_text(self, *, breakdown: bool = False) -> str:
         """Return the table of models and metrics; with `breakdown` also those of groups."""
-        return _evaluation_text(self, breakdown=breakdown)
+        cutoffs = sorted({int(name.split("@")[1]) for name in next(iter(self.results.values()))})
+        lines = [
+            f"{self.targets:,} targets ({self.positions} positions of the {self.part} sessions), "
+            f"{self.catalogue_items:,} items ranked"
+            f"{', seen ones left out' if self.filter_seen else ''}, "
+            f"{self.unknown_targets:,} targets unknown"
+        ]
+        if self.other_data:
+            lines += _other_data_text(self)
+        for cutoff in cutoffs:
+            lines += ["", *_metrics_table(self, cutoff)]
+        lines += _differences_text(self.differences, cutoffs[-1])
+        if breakdown:
+            lines += _breakdown_text(self, f"recall@{cutoffs[-1]}")
+        return "\n".join([*lines, "", _LEGEND])
 
-    def __str__(self) -> str:
-        return self.to_text()
-
-
-def _evaluation_text(evaluation: Evaluation, *, breakdown: bool = False) -> str:
-    """Return the table of models and metrics, and of groups of targets with `breakdown`."""
-    models = evaluation.results
-    width = max(len(model) for model in models)
-    cutoffs = sorted({int(name.split("@")[1]) for name in next(iter(models.values()))})
-    lines = [
-        f"{evaluation.targets:,} targets ({evaluation.positions} positions of the "
-        f"{evaluation.part} sessions), {evaluation.catalogue_items:,} items ranked"
-        f"{', seen ones left out' if evaluation.filter_seen else ''}, "
-        f"{evaluation.unknown_targets:,} targets unknown"
-    ]
-    if evaluation.other_data:
-        lines += _other_data_text(evaluation)
-    for cutoff in cutoffs:
-        lines += ["", *_metrics_table(evaluation, cutoff, width)]
-    lines += _differences_text(evaluation.differences, cutoffs[-1])
-    if breakdown:
-        lines += _breakdown_text(evaluation, f"recall@{cutoffs[-1]}")
-    return "\n".join([*lines, "", _LEGEND])
+    __str__ = to_text
 
 
-def _metrics_table(evaluation: Evaluation, cutoff: int, width: int) -> list[str]:
-    """Return a row for each model; `width` is that of the longest name."""
+def _metrics_table(evaluation: Evaluation, cutoff: int) -> list[str]:
+    """Return a row for each model."""
+    width = max(map(len, evaluation.results))
     metrics = [f"{name}@{cutoff}" for name in _WITH_MARGIN]
     of_lists = {f"{name}@{cutoff}": f"{head}@{cutoff}" for name, head in _OF_LISTS.items()}
     heads = [f"{name:<13}" for name in metrics]

@@ -22,6 +22,7 @@ from pipeline.evaluation.metrics import (
     gains,
     list_metrics,
     margin,
+    means_and_margins,
     ranking_metrics,
 )
 from pipeline.evaluation.result import Cost, Difference, Evaluation, GroupResult
@@ -117,10 +118,7 @@ def evaluate(
             }
             for name, ranked in ranking.by_model.items()
         },
-        margins={
-            name: {metric: margin(values, targets.sessions) for metric, values in by_metric.items()}
-            for name, by_metric in gains_by_model.items()
-        },
+        margins=means_and_margins(gains_by_model, targets.sessions)["margins"],
         differences=_differences(gains_by_model, targets.sessions),
         breakdowns=_breakdowns(ranking, gains_by_model, by_time=recipe.timestamp is not None),
         cost=_cost(run.model, ranking.seconds, num_sessions, len(targets.items)),
@@ -227,38 +225,21 @@ def _differences(
 def _breakdowns(
     ranking: _Ranking, gains_by_model: Mapping[str, Gains], *, by_time: bool
 ) -> dict[str, list[GroupResult]]:
-    of_groups = {
-        name: {m: values for m, values in by_metric.items() if m.split("@")[0] in _GROUP_METRICS}
-        for name, by_metric in gains_by_model.items()
-    }
+    def result(group: Group) -> GroupResult:
+        sessions = ranking.targets.sessions[group.members]
+        values = {
+            name: {
+                metric: each[group.members]
+                for metric, each in by_metric.items()
+                if metric.split("@")[0] in _GROUP_METRICS
+            }
+            for name, by_metric in gains_by_model.items()
+        }
+        counts = int(group.members.sum()), len(np.unique(sessions))
+        return GroupResult(group.label, *counts, **means_and_margins(values, sessions))
+
     groups_by_name = break_down(ranking.targets, ranking.item_counts, by_time=by_time)
-    return {
-        by: [_group_result(of_groups, group, ranking.targets.sessions) for group in groups]
-        for by, groups in groups_by_name.items()
-    }
-
-
-def _group_result(
-    gains_by_model: Mapping[str, Gains], group: Group, sessions: NDArray[Any]
-) -> GroupResult:
-    sessions = sessions[group.members]
-    members_gains = {
-        name: {metric: values[group.members] for metric, values in by_metric.items()}
-        for name, by_metric in gains_by_model.items()
-    }
-    return GroupResult(
-        group=group.label,
-        targets=int(group.members.sum()),
-        sessions=len(np.unique(sessions)),
-        results={
-            name: {metric: float(values.mean()) for metric, values in by_metric.items()}
-            for name, by_metric in members_gains.items()
-        },
-        margins={
-            name: {metric: margin(values, sessions) for metric, values in by_metric.items()}
-            for name, by_metric in members_gains.items()
-        },
-    )
+    return {by: [result(group) for group in groups] for by, groups in groups_by_name.items()}
 
 
 def _cost(model: Model, seconds: dict[str, float], num_sessions: int, num_targets: int) -> Cost:

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer_callback import ExportableState
 
@@ -37,7 +37,7 @@ class BestEpoch(TrainerCallback, ExportableState):
         self.sign = -1 if config.metric in LOWER_IS_BETTER else 1
         self.value = math.nan
         self.epoch = 0.0
-        self.step = 0
+        self.step: int | None = None
         self.worse = 0
 
     def state(self) -> dict[str, Any]:
@@ -46,11 +46,7 @@ class BestEpoch(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": {name: getattr(self, name) for name in names}}
 
     def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **others: Any,
+        self, args: Any, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
         """Copy the weights if the metric is the best so far."""
         value = others["metrics"][self.metric]
@@ -84,7 +80,6 @@ class Timetable(TrainerCallback):
         return self.minutes is not None and time.monotonic() - self._saved_at > 60 * self.minutes
 
     def saved(self) -> None:
-        """Count the minutes from now on."""
         self._saved_at = time.monotonic()
 
     def epoch_end_follows(self, state: TrainerState, control: TrainerControl) -> bool:
@@ -93,23 +88,14 @@ class Timetable(TrainerCallback):
         stops = control.should_training_stop or control.should_epoch_stop
         return self._in_epoch and (last_step or stops)
 
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_others: Any
-    ) -> None:
-        """Note that an epoch is in progress."""
+    def on_epoch_begin(self, *_arguments: Any, **_: Any) -> None:
         self._in_epoch = True
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_others: Any
-    ) -> None:
-        """Save after so many steps or minutes."""
+    def on_step_end(self, args: Any, state: Any, control: TrainerControl, **_: Any) -> None:
         if self.save_due or (self.steps and state.global_step % self.steps == 0):
             control.should_save = True
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_others: Any
-    ) -> None:
-        """Log and save."""
+    def on_epoch_end(self, args: Any, state: Any, control: TrainerControl, **_: Any) -> None:
         self._in_epoch = False
         control.should_log = True
         control.should_save = self.saves
@@ -121,14 +107,7 @@ class JsonLines(TrainerCallback):
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **others: Any,
-    ) -> None:
-        """Write one line."""
+    def on_log(self, args: Any, state: TrainerState, *_: Any, **others: Any) -> None:
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({"step": state.global_step, **others["logs"]}) + "\n")
 
@@ -142,7 +121,7 @@ class TensorBoard(TensorBoardCallback):
         super().__init__(SummaryWriter(str(directory)))
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+        self, args: Any, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
         """Begin with the log before the checkpoint, of which no events are left."""
         super().on_train_begin(args, state, control, **others)
@@ -166,14 +145,9 @@ class ProgressBar(TrainerCallback):
         self.metrics = dict.fromkeys([metric, "recall@20", "ndcg@20"])
         self.running_loss = running_loss
         self._bar: Any = None
-        self._begin = self._refreshed = 0.0
-        self._begin_epoch = 0.0
         self._shown: dict[str, str] = {}
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_others: Any
-    ) -> None:
-        """Open the bar."""
+    def on_train_begin(self, args: Any, state: TrainerState, *_arguments: Any, **_: Any) -> None:
         self._bar = tqdm(
             total=state.max_steps, initial=state.global_step, desc="train", unit="step",
             disable=None,
@@ -181,10 +155,7 @@ class ProgressBar(TrainerCallback):
         self._begin = self._refreshed = time.monotonic()
         self._begin_epoch = state.epoch or 0.0
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_others: Any
-    ) -> None:
-        """Advance by a step."""
+    def on_step_end(self, args: Any, state: TrainerState, *_arguments: Any, **_: Any) -> None:
         self._bar.update()
         now = time.monotonic()
         # reading the loss waits for the GPU, so not in each step
@@ -196,14 +167,7 @@ class ProgressBar(TrainerCallback):
             self._show_rate(state)
             self._bar.set_postfix(self._shown)
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **others: Any,
-    ) -> None:
-        """Show loss and metrics."""
+    def on_log(self, args: Any, state: TrainerState, *_: Any, **others: Any) -> None:
         logs = others["logs"]
         if "loss" in logs:
             self._shown["loss"] = f"{logs['loss']:.3f}"
@@ -212,26 +176,20 @@ class ProgressBar(TrainerCallback):
                 self._shown[f"valid {name}"] = f"{logs[f'eval_{name}']:.3f}"
         self._show_rate(state)
         self._bar.set_postfix(self._shown)
-        if self._bar.disable and self._complete(args, logs):
+        is_validated = any(name.startswith("eval_") for name in logs)
+        # after an epoch, the validation follows the loss
+        if self._bar.disable and (
+            is_validated or ("loss" in logs and args.eval_strategy != "epoch")
+        ):
             seconds = time.monotonic() - self._begin
             words = "  ".join(f"{name} {value}" for name, value in self._shown.items())
             epochs = f"epoch {state.epoch:.4g} of {state.num_train_epochs:g}"
             logger.info("%s  %s  %.0f s", epochs, words, seconds)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_others: Any
-    ) -> None:
-        """Close the bar."""
+    def on_train_end(self, *_arguments: Any, **_: Any) -> None:
         self._bar.close()
 
     def _show_rate(self, state: TrainerState) -> None:
         done = ((state.epoch or 0.0) - self._begin_epoch) * self.num_sessions
         seconds = time.monotonic() - self._begin
         self._shown["sessions/s"] = f"{done / max(seconds, 1e-9):,.0f}"
-
-    @staticmethod
-    def _complete(args: TrainingArguments, logs: dict[str, Any]) -> bool:
-        """Whether nothing more is logged of an epoch: validation follows its loss."""
-        if args.eval_strategy == "epoch":
-            return any(name.startswith("eval_") for name in logs)
-        return "loss" in logs or any(name.startswith("eval_") for name in logs)

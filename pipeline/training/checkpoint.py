@@ -100,14 +100,6 @@ class Checkpoints:
         return sorted(self.folder.glob("step-*"), reverse=True)
 
 
-def link_or_copy(source: Path, target: Path) -> None:
-    """Put a file into another directory, as a hard link where the file system has them."""
-    try:
-        target.hardlink_to(source)
-    except OSError:
-        shutil.copyfile(source, target)
-
-
 def write_weights(path: Path, weights: dict[str, Tensor]) -> None:
     """Write tensors to a safetensors file; those that share memory are written once each."""
     addresses: set[int] = set()
@@ -147,10 +139,8 @@ def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
         return {"tuple": [_pack(v, tensors) for v in value]}
     if isinstance(value, list):
         return [_pack(v, tensors) for v in value]
-    if isinstance(value, np.generic):
-        return value.item()
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
+    if value is None or isinstance(value, bool | int | float | str | np.generic):
+        return value.item() if isinstance(value, np.generic) else value
     raise ConfigError(
         f"The optimizer, the scheduler or a callback has a {type(value).__name__} as its state, "
         "which no checkpoint can hold; expected numbers, text and tensors. Use another one."

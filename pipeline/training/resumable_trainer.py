@@ -4,7 +4,6 @@ Hugging Face writes the optimizer's state and the random generators as pickles, 
 other sums and another log; here a continued training ends as an uninterrupted one.
 """
 
-import base64
 import json
 import random
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 from transformers import Trainer as HuggingFaceTrainer
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
@@ -21,13 +19,7 @@ from transformers.trainer_callback import ExportableState
 from pipeline.model.device import Stopwatch
 from pipeline.model.model import Model
 from pipeline.training.callbacks import BestEpoch, Timetable
-from pipeline.training.checkpoint import (
-    Checkpoints,
-    link_or_copy,
-    read_state,
-    write_state,
-    write_weights,
-)
+from pipeline.training.checkpoint import Checkpoints, read_state, write_state, write_weights
 from pipeline.training.distributed.processes import Processes, gather_bytes
 from pipeline.training.distributed.sharding import Sharding
 
@@ -41,35 +33,21 @@ _HUGGING_FACE_STATE = "trainer_state.json"
 class ResumableTrainer(HuggingFaceTrainer):
     """Trainer that writes `Checkpoints`; `train(resume_from_checkpoint=path)` reads one."""
 
-    def __init__(
-        self,
-        *,
-        session_model: Model,
-        best: BestEpoch | None,
-        timetable: Timetable,
-        checkpoints: Checkpoints | None,
-        processes: Processes,
-        sharding: Sharding | None,
-        log_path: Path | None,
-        callbacks: list[TrainerCallback],
-        **arguments: Any,
-    ) -> None:
-        """`arguments` are those of Hugging Face's Trainer."""
-        self.session_model = session_model
-        self.best = best
-        self.timetable = timetable
-        self.checkpoints = checkpoints
-        self.processes = processes
-        self.sharding = sharding
-        self.log_path = log_path
-        self.stopwatch = Stopwatch()
-        self._checkpoint: dict[str, Any] | None = None
-        super().__init__(callbacks=[_Begin(self), timetable, *callbacks], **arguments)
+    session_model: Model
+    best: BestEpoch | None
+    timetable: Timetable
+    checkpoints: Checkpoints | None
+    processes: Processes
+    sharding: Sharding | None
+    log_path: Path | None
+    stopwatch: Stopwatch
+    _checkpoint: dict[str, Any] | None = None
 
     def begin(self) -> None:
         """Set sums and clock when training begins: to zero, or to those of the checkpoint."""
         state, self._checkpoint = self._checkpoint, None
         self.timetable.saved()
+        self._epoch_logged = self.state.epoch or 0.0
         if state is None:
             self.stopwatch.start(0.0)
             return
@@ -104,11 +82,9 @@ class ResumableTrainer(HuggingFaceTrainer):
     def _write_training(self, directory: Path, random_states: list[dict[str, Any]]) -> None:
         """Write weights, best weights, log and state; `random_states` of each process, by rank."""
         write_weights(directory / _WEIGHTS_FILE, self.session_model.state_dict())
-        if self.best is not None and self.best.weights is not None:
-            if self.best.step == self.state.global_step:
-                link_or_copy(directory / _WEIGHTS_FILE, directory / _BEST_FILE)
-            else:
-                write_weights(directory / _BEST_FILE, self.best.weights)
+        # best weights that are those of this step are not written twice
+        if self.best and self.best.weights and self.best.step != self.state.global_step:
+            write_weights(directory / _BEST_FILE, self.best.weights)
         if self.log_path is not None and self.log_path.exists():
             (directory / _LOG_FILE).write_bytes(self.log_path.read_bytes())
         assert self.optimizer is not None  # noqa: S101
@@ -150,9 +126,6 @@ class ResumableTrainer(HuggingFaceTrainer):
         self.session_model.load_state_dict(
             weights if sharding is None else sharding.read(directory, weights)
         )
-        if self.best is not None and (directory / _BEST_FILE).exists():
-            best = load_file(directory / _BEST_FILE)
-            self.best.weights = best if sharding is None else sharding.read_best(directory, best)
         if self.log_path is not None and self.processes.is_first:
             log = directory / _LOG_FILE
             self.log_path.write_bytes(log.read_bytes() if log.exists() else b"")
@@ -162,6 +135,10 @@ class ResumableTrainer(HuggingFaceTrainer):
         ):
             if type(callback).__name__ == name:
                 vars(callback).update(attributes)
+        if self.best is not None and self.best.step is not None:
+            path = directory / _BEST_FILE
+            best = load_file(path if path.exists() else directory / _WEIGHTS_FILE)
+            self.best.weights = best if sharding is None else sharding.read_best(directory, best)
         self._checkpoint = state
         self._random_state = state["random"][self.processes.rank]
         set_random_state(self._random_state, numpy=True)
@@ -191,14 +168,13 @@ class ResumableTrainer(HuggingFaceTrainer):
         return [c for c in self.callback_handler.callbacks if isinstance(c, ExportableState)]
 
 
-class _Begin(TrainerCallback):
+class Begin(TrainerCallback):
     """Calls `ResumableTrainer.begin` once Hugging Face's Trainer has reset its own sums."""
 
     def __init__(self, trainer: ResumableTrainer) -> None:
         self.trainer = trainer
 
     def on_train_begin(self, *_arguments: Any, **_others: Any) -> None:
-        """Restore the sums."""
         self.trainer.begin()
 
 
@@ -206,30 +182,22 @@ def random_state() -> dict[str, Any]:
     """State of the generators of torch (CPU and the current GPU), NumPy and Python, as JSON."""
     name, keys, *rest = np.random.get_state()  # noqa: NPY002
     state = {
-        "torch": _text(torch.get_rng_state()),
+        "torch": torch.get_rng_state().tolist(),
         "numpy": [name, np.asarray(keys).tolist(), *rest],
         "python": random.getstate(),
     }
     if torch.cuda.is_available():
-        state["cuda"] = _text(torch.cuda.get_rng_state())
+        state["cuda"] = torch.cuda.get_rng_state().tolist()
     return state
 
 
 def set_random_state(state: dict[str, Any], *, numpy: bool) -> None:
     """Restore a `random_state`, also one read from JSON; that of NumPy only if `numpy`."""
-    torch.set_rng_state(_tensor(state["torch"]))
+    torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
     if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(_tensor(state["cuda"]))
+        torch.cuda.set_rng_state(torch.tensor(state["cuda"], dtype=torch.uint8))
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     if numpy:
         name, keys, *rest = state["numpy"]
         np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
-
-
-def _text(state: Tensor) -> str:
-    return base64.b64encode(state.numpy().tobytes()).decode()
-
-
-def _tensor(text: str) -> Tensor:
-    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)

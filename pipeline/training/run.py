@@ -1,8 +1,8 @@
 """`pipeline train`: reads a data directory, writes a run."""
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,32 +50,17 @@ class DivergenceError(ConfigError, TrainingAbandoned):
     """Weights are not finite."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainingInputs:
-    """Everything that a training reads, and where it writes."""
+@dataclass(frozen=True)
+class _Inputs:
+    """Arguments of `train`."""
 
     data: Data
     model: ModelConfig
     train: TrainConfig
     out: Path
-    restart: bool = False
-    """Ignore the checkpoints of an interrupted training."""
-    callbacks: Sequence[Any] = ()
-    """Hugging Face's TrainerCallbacks."""
-    start: Path | None = None
-    """Run whose weights the model starts from."""
-
-    def fingerprint(self) -> str:
-        """Identifies the run by its data and settings."""
-        return run_fingerprint(self.data.path, self.model, self.train, start=self.start)
-
-    def check(self) -> None:
-        """ConfigError where the metric does not fit the split of the data."""
-        if self.train.metric == "loss" and self.data.recipe.target_positions != "all":
-            raise ConfigError(
-                "`train.metric` is loss, which is over all interactions of a session; this split "
-                "keeps the last alone for validation. Choose another metric, such as ndcg@10."
-            )
+    restart: bool
+    callbacks: Sequence[Any]
+    start: Path | None
 
 
 def train(
@@ -96,15 +81,13 @@ def train(
     without a run, and `TrainingAbandoned` without checkpoints. `start` is the run whose weights
     the model starts from.
     """
-    inputs = TrainingInputs(
-        data=Data.open(data),
-        model=model_config,
-        train=train_config,
-        out=out,
-        restart=restart,
-        callbacks=callbacks,
-        start=start,
-    )
+    data = Data.open(data)
+    if train_config.metric == "loss" and data.recipe.target_positions != "all":
+        raise ConfigError(
+            "`train.metric` is loss, which is over all interactions of a session; this split "
+            "keeps the last alone for validation. Choose another metric, such as ndcg@10."
+        )
+    inputs = _Inputs(data, model_config, train_config, out, restart, callbacks, start)
     timeout_seconds = train_config.arguments.get("ddp_timeout", TIMEOUT_SECONDS)
     with joined_processes(timeout_seconds) as processes:
         try:
@@ -119,18 +102,18 @@ def train(
             ) from None
 
 
-def _train(inputs: TrainingInputs, processes: Processes) -> dict[str, Any]:
+def _train(inputs: _Inputs, processes: Processes) -> dict[str, Any]:
     keep_heap()
-    inputs.check()
     data = inputs.data
     # before the fingerprint, which needs the files of vectors that this checks
     statistics = training_statistics(data.path, data.fitted, inputs.model, inputs.train)
-    fingerprint = inputs.fingerprint()
+    fingerprint = run_fingerprint(data.path, inputs.model, inputs.train, start=inputs.start)
     num_sessions = count_sessions(data.path, "train")
     inputs = replace(inputs, train=inputs.train.for_sessions(num_sessions))
     checkpoints = Checkpoints(inputs.out, fingerprint, processes)
     facts: dict[str, Any] = {}
-    with _run_directory(inputs.out, processes, facts, fingerprint) as directory:
+    run = new_artifact(inputs.out, "run", facts, fingerprint=fingerprint)
+    with run if processes.is_first else nullcontext() as directory:
         latest = None if inputs.restart else checkpoints.latest()
         model = _initial_model(inputs, statistics)
         trainer = _trainer(inputs, model, checkpoints, directory)
@@ -146,19 +129,7 @@ def _train(inputs: TrainingInputs, processes: Processes) -> dict[str, Any]:
     return facts
 
 
-@contextmanager
-def _run_directory(
-    out: Path, processes: Processes, facts: dict[str, Any], fingerprint: str
-) -> Iterator[Path | None]:
-    """Directory of the run in the process that writes it, None in the others."""
-    if not processes.is_first:
-        yield None
-        return
-    with new_artifact(out, "run", facts, fingerprint=fingerprint) as directory:
-        yield directory
-
-
-def _initial_model(inputs: TrainingInputs, statistics: TrainingStatistics) -> Model:
+def _initial_model(inputs: _Inputs, statistics: TrainingStatistics) -> Model:
     from transformers import set_seed
 
     data = inputs.data
@@ -172,7 +143,7 @@ def _initial_model(inputs: TrainingInputs, statistics: TrainingStatistics) -> Mo
 
 
 def _trainer(
-    inputs: TrainingInputs, model: Model, checkpoints: Checkpoints, directory: Path | None
+    inputs: _Inputs, model: Model, checkpoints: Checkpoints, directory: Path | None
 ) -> "Trainer":
     # Hugging Face's Trainer takes seconds to import, and evaluation works without it
     from pipeline.training.trainer import Trainer
@@ -194,7 +165,7 @@ def _trainer(
     )
 
 
-def _facts(inputs: TrainingInputs, trainer: "Trainer", result: Any) -> dict[str, Any]:
+def _facts(inputs: _Inputs, trainer: "Trainer", result: Any) -> dict[str, Any]:
     facts = {
         "seconds": round(trainer.stopwatch.seconds(), 1),
         "device": str(trainer.args.device),

@@ -19,7 +19,7 @@ from transformers import PrinterCallback, TrainerCallback
 from pipeline.data.batch import SessionBatch
 from pipeline.data.loader import SessionLoader
 from pipeline.evaluation.targets import Positions
-from pipeline.model.device import matmul_precision, peak_memory_mb
+from pipeline.model.device import Stopwatch, matmul_precision, peak_memory_mb
 from pipeline.model.losses import LabelSmoothCrossEntropyLoss
 from pipeline.model.model import Model
 from pipeline.model.tasks.next_item import NextItemPredictionTask
@@ -31,7 +31,7 @@ from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.distributed.processes import announced_processes, sum_over_processes
 from pipeline.training.distributed.sharding import Sharding, check_arguments, names_of
 from pipeline.training.optimizer import TableAdamW, build_optimizer
-from pipeline.training.resumable_trainer import ResumableTrainer
+from pipeline.training.resumable_trainer import Begin, ResumableTrainer
 from pipeline.training.validation import validate
 
 
@@ -120,7 +120,6 @@ class Trainer(ResumableTrainer):
         self.valid_loader = valid_loader
         self.valid_positions: Positions = valid_positions
         self.filter_seen = filter_seen
-        self._epoch_logged = 0.0
         self._scratch = tempfile.TemporaryDirectory(prefix="pipeline-train-")
         made = training_arguments(
             config, self._scratch.name, validate=valid_loader is not None, arguments=arguments
@@ -133,18 +132,20 @@ class Trainer(ResumableTrainer):
         self._batches = self._make_batches(made.gradient_accumulation_steps)
         # a share of a step is scaled by its targets, not by the number of shares
         self.loss_is_scaled_for_ga = self._shares > 1
-        best = None if valid_loader is None else BestEpoch(model, config)
+        self.session_model = model
+        self.best = None if valid_loader is None else BestEpoch(model, config)
+        self.timetable = Timetable(config, self._batches.num_steps, saves=checkpoints is not None)
+        self.checkpoints = checkpoints
+        self.processes = processes
+        self.sharding = sharding
+        self.log_path = log_path
+        self.stopwatch = Stopwatch()
         super().__init__(
-            session_model=model,
-            best=best,
-            timetable=Timetable(config, self._batches.num_steps, saves=checkpoints is not None),
-            checkpoints=checkpoints,
-            processes=processes,
-            sharding=sharding,
-            log_path=log_path,
             callbacks=[
+                Begin(self),
+                self.timetable,
                 *(self._log_writers(log_path, arguments) if processes.is_first else []),
-                *([best] if best else []),
+                *([self.best] if self.best else []),
                 *(callbacks or []),
             ],
             model=TrainingStep(model, sharding),
@@ -289,11 +290,6 @@ class Trainer(ResumableTrainer):
         """Mean loss of this process since the last log."""
         steps = self.state.global_step - self._globalstep_last_logged
         return float(self._tr_loss) / steps if steps else None
-
-    def begin(self) -> None:
-        """Set sums and clock when training begins."""
-        super().begin()
-        self._epoch_logged = self.state.epoch or 0.0
 
     def _run_epoch(self, *arguments: Any, **keywords: Any) -> None:
         self._batches.set_epoch(keywords["epoch"])

@@ -27,12 +27,15 @@ def training_statistics(
     counts = None
     if train.loss not in FULL_LOSSES and train.negatives in ("popularity", "in-batch"):
         counts = torch.from_numpy(item_counts(data, fitted.item.num_rows))
+    weights = None
+    if (w := train.weights) is not None:
+        weights = _table(fitted, w.feature, w.values, w.default, "`train.weights`")
     return TrainingStatistics(
         vectors=_pretrained_vectors(fitted, model),
         item_vectors=_item_vectors(data, fitted, model, train),
         item_counts=counts,
         positives=_positives(fitted, model),
-        weights=_weights(fitted, train),
+        weights=weights,
         newest=None if train.half_life is None else _newest(data, fitted),
     )
 
@@ -65,14 +68,6 @@ def _positives(fitted: Fitted, model: ModelConfig) -> dict[str, Tensor]:
                 "target. Choose a continuous feature, or kind: binary."
             )
     return positives
-
-
-def _weights(fitted: Fitted, train: TrainConfig) -> Tensor | None:
-    """(V,) weight of a target by the values of the feature of `train.weights`."""
-    weights = train.weights
-    if weights is None:
-        return None
-    return _table(fitted, weights.feature, weights.values, weights.default, "`train.weights`")
 
 
 def _newest(data: Path, fitted: Fitted) -> int:
@@ -134,12 +129,7 @@ def _table(
         if text not in indices:
             raise ConfigError(
                 f"{where}: {feature!r} never is {value!r} in the training data. It is: "
-                f"{_listed(values)}."
+                f"{', '.join(map(str, values[:10]))}{' and others' if len(values) > 10 else ''}."
             )
         table[indices[text]] = number
     return table
-
-
-def _listed(values: list[object], maximum: int = 10) -> str:
-    others = " and others" if len(values) > maximum else ""
-    return ", ".join(map(str, values[:maximum])) + others

@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,9 +21,8 @@ import yaml
 from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial, Trial, TrialState
 from tqdm import tqdm
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
-from pipeline.core.columns import SESSIONS_DIRECTORY
 from pipeline.core.errors import ArtifactError, ConfigError
 from pipeline.core.files import write_text
 from pipeline.core.outputs import LOCK_FILE, STUDY_FILE, check_search
@@ -61,13 +60,7 @@ class Pruning(TrainerCallback):
         self.trial = trial
         self.metric = f"eval_{metric}"
 
-    def on_evaluate(
-        self,
-        args: TrainingArguments,  # noqa: ARG002
-        state: TrainerState,
-        control: TrainerControl,  # noqa: ARG002
-        **others: Any,
-    ) -> None:
+    def on_evaluate(self, args: Any, state: TrainerState, *_: Any, **others: Any) -> None:  # noqa: ARG002
         """TrialPruned if the metric is worse than the median of earlier trials."""
         self.trial.report(others["metrics"][self.metric], round(state.epoch or 0))
         if self.trial.should_prune():
@@ -92,12 +85,12 @@ class TrialResult:
     """Why the settings are impossible."""
 
     @classmethod
-    def of(cls, number: int, trial: FrozenTrial, *, minimize: bool) -> Self:
+    def of(cls, number: int, trial: FrozenTrial, best: Callable[..., Any]) -> Self:
         """Result of an Optuna trial."""
         values = trial.intermediate_values
         value = trial.value
         if trial.state != TrialState.COMPLETE:
-            value = (min if minimize else max)(values.values(), default=None)
+            value = best(values.values(), default=None)
         return cls(
             trial=number,
             state=_STATES[trial.state],
@@ -113,7 +106,7 @@ class TrialResult:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Search:
     """What is searched, on which data, and where it is written."""
 
@@ -132,13 +125,10 @@ class Search:
         """Metric that trials are compared by."""
         return self.base.train.metric
 
-    def check(self) -> None:
-        """ConfigError for data without validation sessions."""
-        if not (self.data.path / SESSIONS_DIRECTORY / "valid").is_dir():
-            raise ConfigError(
-                f"{self.data.path} has no validation sessions, by which trials are compared. Set "
-                "`split.valid`, or `split: leave-one-out`, and preprocess again."
-            )
+    @property
+    def best(self) -> Callable[..., Any]:
+        """`min` or `max` of the metric."""
+        return min if self.metric == "loss" else max
 
     def fingerprint(self) -> str:
         """Identifies the search by data, recipe, space and seed."""
@@ -166,32 +156,30 @@ def tune(
     was interrupted continues as if it had not been. Its run is `out/runs/n`; a pruned trial has
     none. ConfigError if the data have no validation part, or `out` holds another search.
     """
-    search = Search(
-        data=Data.open(data),
-        recipe=recipe,
-        base=Recipe.from_dict(recipe, "the recipe"),
-        space=space,
-        out=out,
-        seed=seed,
-    )
-    search.check()
+    data = Data.open(data)
+    search = Search(data, recipe, Recipe.from_dict(recipe, "the recipe"), space, out, seed)
+    if "valid" not in data.parts:
+        raise ConfigError(
+            f"{data.path} has no validation sessions, by which trials are compared. Set "
+            "`split.valid`, or `split: leave-one-out`, and preprocess again."
+        )
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     with _locked(out):
         study = _open_study(search)
         first = len(_ended_trials(study))
-        with tqdm(
-            total=num_trials, initial=first, desc="tune", unit="trial", disable=None
-        ) as progress:
-            for number in range(first, num_trials):
-                # a sampler per trial: what it proposes depends only on the trials before it, and
-                # not on whether this process ran them
-                study.sampler = optuna.samplers.TPESampler(seed=seed + number)
-                _run_trial(study, search, number)
-                facts = _write(study, search)
-                progress.update()
-                if facts["best"] is not None:
-                    progress.set_postfix({search.metric: f"{facts['best']['value']:.4f}"})
+        progress = tqdm(
+            range(first, num_trials), total=num_trials, initial=first,
+            desc="tune", unit="trial", disable=None,
+        )  # fmt: skip
+        for number in progress:
+            # a sampler per trial: what it proposes depends only on the trials before it, and not
+            # on whether this process ran them
+            study.sampler = optuna.samplers.TPESampler(seed=seed + number)
+            _run_trial(study, search, number)
+            facts = _write(study, search)
+            if facts["best"] is not None:
+                progress.set_postfix({search.metric: f"{facts['best']['value']:.4f}"})
         return _write(study, search)
 
 
@@ -236,14 +224,14 @@ def _run_trial(study: optuna.Study, search: Search, number: int) -> None:
             restart=True,  # a continued training would not report its earlier epochs
             callbacks=[Pruning(trial, recipe.train.metric)],
         )
-    except optuna.TrialPruned:
+    except (TrialPruned, ConfigError) as error:
         trial.set_user_attr(_SECONDS, round(time.monotonic() - begin, 1))
-        study.tell(trial, state=TrialState.PRUNED)
-    except ConfigError as error:
+        if isinstance(error, TrialPruned):
+            study.tell(trial, state=TrialState.PRUNED)
+            return
         # settings that contradict each other, such as heads that do not divide the width, or a
         # learning rate at which training diverges
         trial.set_user_attr(_REASON, str(error))
-        trial.set_user_attr(_SECONDS, round(time.monotonic() - begin, 1))
         study.tell(trial, state=TrialState.FAIL)
     else:
         trial.set_user_attr(_SECONDS, facts["seconds"])
@@ -297,16 +285,13 @@ def _locked(out: Path) -> Iterator[None]:
 
 def _write(study: optuna.Study, search: Search) -> dict[str, Any]:
     """Write `trials.json`, and `best.yaml` once a trial is complete."""
-    minimize = search.metric == "loss"
     trials = [
-        TrialResult.of(number, trial, minimize=minimize)
+        TrialResult.of(number, trial, search.best)
         for number, trial in enumerate(_ended_trials(study))
     ]
     complete = [trial for trial in trials if trial.state == "complete" and trial.value is not None]
     # the first of equal ones
-    best: TrialResult | None = (min if minimize else max)(
-        complete, key=lambda trial: trial.value or 0.0, default=None
-    )
+    best: TrialResult | None = search.best(complete, key=lambda trial: trial.value, default=None)
     facts = {
         "metric": search.metric,
         "trials": [asdict(trial) for trial in trials],

@@ -20,8 +20,7 @@ from pipeline.evaluation.baselines import (
     sequential_rules,
     session_knn,
 )
-from pipeline.evaluation.baselines.filter_seen import WithoutSeen
-from pipeline.evaluation.baselines.ranking import rank_by_baseline
+from pipeline.evaluation.baselines.ranking import WithoutSeen, incidence, rank_by_baseline
 from pipeline.evaluation.run import evaluate
 from pipeline.evaluation.targets import prefixes, rank_targets
 from pipeline.model.build import build_model
@@ -105,7 +104,8 @@ def test_baselines_rank_only_items_outside_the_prefix(
     baseline = fit(*ragged(training), NUM_ITEMS + 3)
     before = prefixes(*ragged(sessions), "all", 2)  # it scores by the newest two
     whole = prefixes(*ragged(sessions), "all", 2**31)
-    filtered = WithoutSeen(baseline, whole.values, whole.offsets)
+    seen = incidence(whole.values, whole.offsets, NUM_ITEMS + 3)
+    filtered = WithoutSeen(baseline, seen)
     result = rank_by_baseline(filtered, *before, num_items=NUM_ITEMS)
     dense = np.zeros((len(before.targets), NUM_ITEMS + 3))
     for matrix, rows, numbers in baseline.scores(before.values, before.offsets):

@@ -21,7 +21,6 @@ from pipeline.recipe.model import ModelConfig
 from pipeline.recipe.preprocess import Preprocess
 from pipeline.recipe.train import TrainConfig
 from pipeline.training.incremental import incremental_trainer
-from pipeline.training.incremental.incremental_trainer import WindowEvaluation
 from pipeline.training.incremental.run import mean_evaluation, train_windows
 from pipeline.training.incremental.warm_start import SourceCheckpoint, copy_weights
 from pipeline.training.incremental.windows import cut_windows, trainable_sessions
@@ -225,9 +224,9 @@ def test_windows_start_at_midnight_and_skip_spans_without_a_trainable_session() 
 
 
 def test_mean_over_windows_weighs_each_window_equally() -> None:
-    def evaluation(value: float, margin: float | None) -> WindowEvaluation:
+    def evaluation(value: float, margin: float | None) -> dict[str, Any]:
         results, margins = {"m": {"r": value}}, {"m": {"r": margin}}
-        return WindowEvaluation(targets=9, unknown_targets=0, results=results, margins=margins)
+        return {"targets": 9, "unknown_targets": 0, "results": results, "margins": margins}
 
     mean = mean_evaluation([None, evaluation(0.2, 0.03), evaluation(0.4, 0.04)])
     assert mean is not None

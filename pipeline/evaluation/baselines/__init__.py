@@ -11,10 +11,19 @@ Letters: N prefixes, M training sessions, V rows of the item table, R rows of sc
 from collections.abc import Callable, Iterator
 
 from pipeline.core.columns import FIRST_ITEM
-from pipeline.evaluation.baselines.filter_seen import WithoutSeen
-from pipeline.evaluation.baselines.item_rules import covisitation, sequential_rules
-from pipeline.evaluation.baselines.popularity import popularity, recent_popularity
-from pipeline.evaluation.baselines.ranking import Array, Baseline, rank_by_baseline
+from pipeline.evaluation.baselines.item_rules import (
+    covisitation,
+    popularity,
+    recent_popularity,
+    sequential_rules,
+)
+from pipeline.evaluation.baselines.ranking import (
+    Array,
+    Baseline,
+    WithoutSeen,
+    incidence,
+    rank_by_baseline,
+)
 from pipeline.evaluation.baselines.session_knn import session_knn
 from pipeline.evaluation.metrics import Ranked
 
@@ -47,15 +56,13 @@ def rank_by_baselines(
     for name, fit in BASELINES.items():
         baseline = fit(train_values, train_offsets, num_rows)
         if seen is not None:
-            baseline = WithoutSeen(baseline, *seen)
-        yield (
-            name,
-            rank_by_baseline(
-                baseline,
-                prefix_values,
-                prefix_offsets,
-                targets,
-                num_items=num_rows - FIRST_ITEM,
-                list_lengths=list_lengths,
-            ),
+            baseline = WithoutSeen(baseline, incidence(*seen, num_rows))
+        ranked = rank_by_baseline(
+            baseline,
+            prefix_values,
+            prefix_offsets,
+            targets,
+            num_items=num_rows - FIRST_ITEM,
+            list_lengths=list_lengths,
         )
+        yield name, ranked

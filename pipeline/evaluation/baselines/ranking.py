@@ -1,9 +1,14 @@
 """Ranks of targets by the sparse scores of a baseline, a chunk of prefixes at a time.
 
+Sessions are ragged: `values` (item indices, oldest interaction first) and `offsets` (one more).
+Reserved indices are dropped before anything is counted, so that the interactions on either side
+become neighbours.
+
 Letters: N prefixes, V rows of the item table, R rows of scores, b of a chunk, C lengths of lists.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -73,6 +78,48 @@ def rank_by_baseline(
             best = _drop_smaller(matrix, order, max(list_lengths))
             exposure += _exposure(best, np.bincount(rows, minlength=matrix.shape[0]), list_lengths)
     return Ranked(ranks, targets, exposure)
+
+
+@dataclass(frozen=True)
+class WithoutSeen:
+    """A baseline without scores for the items of the prefix, for logs in which no item comes twice.
+
+    The published metrics of the leave-one-out data sets are measured so. A target that is in its
+    own prefix cannot be hit then, as it would never be recommended.
+    """
+
+    baseline: Baseline
+    seen: sp.csr_array
+    """(N, V) 1 for the items of the whole prefixes, also of what the baseline does not read."""
+
+    def scores(self, values: Array, offsets: Array) -> Iterator[Scores]:
+        """Ragged prefixes, (N + 1,) offsets -> chunks with one row for each prefix."""
+        for matrix, rows, prefixes in self.baseline.scores(values, offsets):
+            for chunk in chunks(np.diff(matrix.indptr)[rows]):
+                own = matrix[rows[chunk]]  # (b, V)
+                kept = own - own.multiply(self.seen[prefixes[chunk]]).tocsr()
+                yield Scores(kept, np.arange(own.shape[0]), prefixes[chunk])
+
+
+def drop_reserved(values: Array, offsets: Array) -> tuple[Array, Array]:
+    """The same sessions without reserved indices; a session may end up empty."""
+    values, offsets = values[offsets[0] : offsets[-1]], offsets - offsets[0]  # a slice starts later
+    kept = values >= FIRST_ITEM
+    return values[kept], np.concatenate([[0], np.cumsum(kept)])[offsets]
+
+
+def session_numbers(offsets: Array) -> Array:
+    """(M + 1,) offsets -> number of the session of each value."""
+    return np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+
+
+def incidence(values: Array, offsets: Array, num_rows: int) -> sp.csr_array:
+    """Ragged sessions -> (M, V) with 1 where a session holds an item."""
+    values, offsets = drop_reserved(values, offsets)
+    entries = np.ones(len(values), np.int64), (session_numbers(offsets), values)
+    matrix = sp.csr_array(entries, shape=(len(offsets) - 1, num_rows))
+    matrix.data[:] = 1  # repeated items were summed
+    return matrix
 
 
 def chunks(costs: NDArray[Any]) -> Iterator[slice]:

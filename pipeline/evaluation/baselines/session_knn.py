@@ -6,9 +6,15 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
-from pipeline.evaluation.baselines.popularity import Popularity, popularity
-from pipeline.evaluation.baselines.ranking import Array, Scores, chunks
-from pipeline.evaluation.baselines.sessions import drop_reserved, incidence, session_numbers
+from pipeline.evaluation.baselines.item_rules import Popularity, popularity
+from pipeline.evaluation.baselines.ranking import (
+    Array,
+    Scores,
+    chunks,
+    drop_reserved,
+    incidence,
+    session_numbers,
+)
 
 
 @dataclass(frozen=True)

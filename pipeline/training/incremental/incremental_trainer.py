@@ -1,6 +1,6 @@
 """Trains one model on consecutive windows of time, each evaluated before it is trained on."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from pipeline.data.sessions import Interactions
 from pipeline.evaluation.baselines import BASELINES
 from pipeline.evaluation.baselines.ranking import rank_by_baseline
 from pipeline.evaluation.breakdowns import describe_targets
-from pipeline.evaluation.metrics import DEFAULT_CUTOFFS, gains, margin
+from pipeline.evaluation.metrics import DEFAULT_CUTOFFS, gains, means_and_margins
 from pipeline.evaluation.targets import prefixes, rank_targets
 from pipeline.model.build import TrainingStatistics, build_model, input_features
 from pipeline.model.inputs.columns import merge_multi_valued
@@ -77,34 +77,6 @@ class WindowTraining:
     train_loss: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class WindowResult:
-    """One window: its sessions, its evaluation (None for the first) and its training."""
-
-    number: int
-    """From 1."""
-    begin: str
-    end: str
-    sessions: int
-    evaluation: WindowEvaluation | None
-    training: WindowTraining
-    evaluation_seconds: float
-    training_seconds: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Entry of `windows.json`."""
-        return {
-            "window": self.number,
-            "from": self.begin,
-            "to": self.end,
-            "sessions": self.sessions,
-            "evaluation": None if self.evaluation is None else asdict(self.evaluation),
-            **asdict(self.training),
-            "evaluation_seconds": self.evaluation_seconds,
-            "training_seconds": self.training_seconds,
-        }
-
-
 class IncrementalTrainer:
     """Model, vocabularies and weights after some windows; `train` adds one.
 
@@ -123,7 +95,7 @@ class IncrementalTrainer:
         self.fitted = data.fitted
         self.schema = data.schema
         self.train_config = train_config
-        self._start = None if start is None else start.path
+        self._start = start
         self.source = (
             None if start is None else SourceCheckpoint.of_run(start, self.fitted, model_config)
         )
@@ -170,7 +142,8 @@ class IncrementalTrainer:
         result = trainer.train()
         check_finite(model)
         self.model = model
-        self.source = SourceCheckpoint(model.state_dict(), self._positions())
+        positions = {name: vocabulary.positions() for name, vocabulary in self.vocabularies.items()}
+        self.source = SourceCheckpoint(model.state_dict(), positions)
         self.device = str(trainer.args.device)
         return WindowTraining(
             trained_sessions=sessions.num_rows,
@@ -199,39 +172,27 @@ class IncrementalTrainer:
         return WindowEvaluation(
             targets=len(ranked.ranks),
             unknown_targets=int((ranked.targets < FIRST_ITEM).sum()),
-            results={
-                name: {metric: float(each.mean()) for metric, each in metrics.items()}
-                for name, metrics in values.items()
-            },
-            margins={
-                name: {metric: margin(each, targets.sessions) for metric, each in metrics.items()}
-                for name, metrics in values.items()
-            },
+            **means_and_margins(values, targets.sessions),
         )
 
     def final_model(self) -> Model:
         """The model after the last window, with its rows in the order of the data's catalogue."""
         assert self.source is not None  # noqa: S101
-        model = build_model(
-            self.schema,
-            self.model_config,
-            self.fitted.recipe.max_sequence_length,
-            self.train_config,
-            self._statistics,
-        )
+        model = self._build(self.schema, self._statistics)
         copy_weights(model, self.model_config, self.source)
         return model
+
+    def _build(self, schema: Schema, statistics: TrainingStatistics) -> Model:
+        max_length = self.fitted.recipe.max_sequence_length
+        return build_model(schema, self.model_config, max_length, self.train_config, statistics)
 
     def _extend_vocabularies(self, sessions: pa.Table | None) -> None:
         """Add the values of sessions, or all of the data where they are None."""
         for name, vocabulary in self.vocabularies.items():
-            indices = (
-                np.arange(vocabulary.num_data_rows)
-                if sessions is None
-                else np.unique(
-                    np.concatenate([flat_column(sessions, name) for name in vocabulary.columns])
-                )
-            )
+            indices = np.arange(vocabulary.num_data_rows)
+            if sessions is not None:
+                columns = [flat_column(sessions, column) for column in vocabulary.columns]
+                indices = np.concatenate(columns)
             self.vocabularies[name] = vocabulary.extended(indices)
 
     def _initial_model(self) -> Model:
@@ -241,24 +202,13 @@ class IncrementalTrainer:
             for vocabulary in self.vocabularies.values()
             for column in vocabulary.columns
         }
-        columns = tuple(
-            replace(column, num_rows=num_rows.get(column.name, column.num_rows))
-            for column in self.schema
-        )
-        model = build_model(
-            Schema(columns),
-            self.model_config,
-            self.fitted.recipe.max_sequence_length,
-            self.train_config,
-            self._window_statistics(),
-        )
+        columns = (replace(c, num_rows=num_rows.get(c.name, c.num_rows)) for c in self.schema)
+        model = self._build(Schema(tuple(columns)), self._window_statistics())
         if self.source is not None:
-            source = SourceCheckpoint(
-                self.source.weights,
-                {name: self.source.rows[name][v.rows] for name, v in self.vocabularies.items()},
-            )
+            rows = {name: self.source.rows[name][v.rows] for name, v in self.vocabularies.items()}
+            source = SourceCheckpoint(self.source.weights, rows)
             if self._start is not None and self.model is None:
-                check_shapes(self._start, model, self.model_config, source)
+                check_shapes(self._start.path, model, self.model_config, source)
             copy_weights(model, self.model_config, source, item_features=self._item_features())
         return model
 
@@ -316,9 +266,6 @@ class IncrementalTrainer:
             weights=weights,
             newest=None if every.newest is None else int(flat_column(sessions, TIMESTAMP).max()),
         )
-
-    def _positions(self) -> dict[str, NDArray[Any]]:
-        return {name: vocabulary.positions() for name, vocabulary in self.vocabularies.items()}
 
     def _trained_sessions(self) -> pa.Table:
         return self._sessions.take(np.concatenate([window.sessions for window in self.trained]))

@@ -13,6 +13,7 @@ import math
 import shutil
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,7 @@ from pipeline.recipe.model import ModelConfig
 from pipeline.recipe.train import TrainConfig
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.distributed.processes import announced_processes
-from pipeline.training.incremental.incremental_trainer import (
-    IncrementalTrainer,
-    WindowEvaluation,
-    WindowResult,
-)
+from pipeline.training.incremental.incremental_trainer import IncrementalTrainer
 from pipeline.training.incremental.windows import Window
 from pipeline.training.run import LOG_FILE, num_parameters, write_run
 
@@ -75,8 +72,8 @@ def train_windows(
         results = _train_windows(trainer, windows, directory)
         report = {
             "width_seconds": seconds,
-            "windows": [result.to_dict() for result in results],
-            "mean": mean_evaluation([result.evaluation for result in results]),
+            "windows": results,
+            "mean": mean_evaluation([result["evaluation"] for result in results]),
         }
         write_json(directory / WINDOWS_FILE, report)
         model = trainer.final_model()
@@ -84,9 +81,9 @@ def train_windows(
             seconds=round(time.monotonic() - begin, 1),
             device=trainer.device,
             processes=1,
-            steps=sum(result.training.steps for result in results),
-            epochs=sum(result.training.epochs for result in results),
-            train_loss=results[-1].training.train_loss,
+            steps=sum(result["steps"] for result in results),
+            epochs=sum(result["epochs"] for result in results),
+            train_loss=results[-1]["train_loss"],
             parameters=num_parameters(model),
             model=model_config.model_dump(mode="json"),
             train=train_config.model_dump(mode="json"),
@@ -100,9 +97,9 @@ def train_windows(
 
 def _train_windows(
     trainer: IncrementalTrainer, windows: list[Window], directory: Path
-) -> list[WindowResult]:
-    """Evaluate and train on each window, and write their logs to `directory`."""
-    results: list[WindowResult] = []
+) -> list[dict[str, Any]]:
+    """Entries of `windows.json`; writes the logs of the windows to `directory`."""
+    results: list[dict[str, Any]] = []
     for number, window in enumerate(windows, 1):
         begin, end = (_date(time) for time in (window.begin, window.end))
         logger.info("Window %d of %d: %s.", number, len(windows), begin)
@@ -115,21 +112,21 @@ def _train_windows(
             _append_log(directory, scratch, number, results)
             trained = time.monotonic()
         results.append(
-            WindowResult(
-                number=number,
-                begin=begin,
-                end=end,
-                sessions=len(window.sessions),
-                evaluation=evaluation,
-                training=training,
-                evaluation_seconds=round(evaluated - started, 1),
-                training_seconds=round(trained - evaluated, 1),
-            )
+            {
+                "window": number,
+                "from": begin,
+                "to": end,
+                "sessions": len(window.sessions),
+                "evaluation": None if evaluation is None else asdict(evaluation),
+                **asdict(training),
+                "evaluation_seconds": round(evaluated - started, 1),
+                "training_seconds": round(trained - evaluated, 1),
+            }
         )
     return results
 
 
-def mean_evaluation(evaluations: list[WindowEvaluation | None]) -> dict[str, Any] | None:
+def mean_evaluation(evaluations: list[dict[str, Any] | None]) -> dict[str, Any] | None:
     """Means over the windows that were evaluated, each with the same weight; None without any.
 
     The margin is that of a mean of independent means.
@@ -138,26 +135,22 @@ def mean_evaluation(evaluations: list[WindowEvaluation | None]) -> dict[str, Any
     if not evaluated:
         return None
     count = len(evaluated)
-    results: dict[str, dict[str, float]] = {}
-    margins: dict[str, dict[str, float | None]] = {}
-    for model, metrics in evaluated[0].results.items():
-        results[model], margins[model] = {}, {}
-        for name in metrics:
-            results[model][name] = sum(e.results[model][name] for e in evaluated) / count
-            each = [e.margins[model][name] for e in evaluated]
-            finite = [value for value in each if value is not None]
-            margins[model][name] = (
-                math.sqrt(sum(value**2 for value in finite)) / count
-                if len(finite) == count
-                else None
-            )
-    return {"windows": count, "results": results, "margins": margins}
+    means: dict[str, Any] = {"windows": count, "results": {}, "margins": {}}
+    for model, metrics in evaluated[0]["results"].items():
+        values = {name: [e["results"][model][name] for e in evaluated] for name in metrics}
+        margins = {name: [e["margins"][model][name] for e in evaluated] for name in metrics}
+        means["results"][model] = {name: sum(each) / count for name, each in values.items()}
+        means["margins"][model] = {
+            name: None if None in each else math.sqrt(sum(m**2 for m in each)) / count
+            for name, each in margins.items()
+        }
+    return means
 
 
-def _append_log(directory: Path, scratch: Path, window: int, earlier: list[WindowResult]) -> None:
+def _append_log(directory: Path, scratch: Path, window: int, earlier: list[dict[str, Any]]) -> None:
     """Append the log of a window to that of the run, with steps and epochs since the start."""
-    steps = sum(result.training.steps for result in earlier)
-    epochs = sum(result.training.epochs for result in earlier)
+    steps = sum(result["steps"] for result in earlier)
+    epochs = sum(result["epochs"] for result in earlier)
     with (directory / LOG_FILE).open("a", encoding="utf-8") as stream:
         for text in (scratch / LOG_FILE).read_text(encoding="utf-8").splitlines():
             line = json.loads(text)

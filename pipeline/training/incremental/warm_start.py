@@ -66,13 +66,10 @@ class SourceCheckpoint:
         # settings that an older version did not have are at their defaults
         earlier = ModelConfig.from_dict(described["model"], str(run.path / MODEL_FILE))
         _check_settings(run.path, earlier, config)
+        length = described["max_sequence_length"]
         for name, of_run, of_data in (
             ("features", feature_descriptions(run.fitted), feature_descriptions(fitted)),
-            (
-                "max_sequence_length",
-                described["max_sequence_length"],
-                fitted.recipe.max_sequence_length,
-            ),
+            ("max_sequence_length", length, fitted.recipe.max_sequence_length),
         ):
             if of_run != of_data:
                 raise ConfigError(
@@ -255,7 +252,9 @@ def _tables(model: Model, config: ModelConfig) -> dict[str, _Table]:
 
 def _check_settings(run: Path, earlier: ModelConfig, config: ModelConfig) -> None:
     """ConfigError for the first setting in which the models would give other scores."""
-    of_run, of_recipe = (_settings(c.model_dump(mode="json")) for c in (earlier, config))
+    # paths of files of vectors may differ
+    ignored: Any = dict.fromkeys(_TRAINING_SETTINGS, True) | {"pretrained": {"__all__": {"file"}}}
+    of_run, of_recipe = (c.model_dump(mode="json", exclude=ignored) for c in (earlier, config))
     for name, value in of_recipe.items():
         if of_run.get(name) != value:
             raise ConfigError(
@@ -263,17 +262,6 @@ def _check_settings(run: Path, earlier: ModelConfig, config: ModelConfig) -> Non
                 "needs the same architecture, widths and features; change the recipe, or leave "
                 "out --from."
             )
-
-
-def _settings(model: Mapping[str, object]) -> dict[str, object]:
-    """Settings that the scores depend on, without the paths of files of vectors."""
-    settings = {name: value for name, value in model.items() if name not in _TRAINING_SETTINGS}
-    pretrained = settings.get("pretrained")
-    if isinstance(pretrained, list):
-        settings["pretrained"] = [
-            {key: value for key, value in entry.items() if key != "file"} for entry in pretrained
-        ]
-    return settings
 
 
 def feature_descriptions(fitted: Fitted) -> list[str]:
@@ -284,15 +272,17 @@ def feature_descriptions(fitted: Fitted) -> list[str]:
 def _description(feature: Feature) -> str:
     log = "log " if isinstance(feature, NumberFeature) and feature.log else ""
     parts = [f"{log}{feature.kind} of {feature.of}"]
-    if isinstance(feature, CategoryFeature) and feature.values_per_interaction > 1:
-        parts.append(f"{feature.values_per_interaction} values")
-    if isinstance(feature, CategoryFeature) and feature.hash_buckets:
-        parts.append(f"{feature.hash_buckets} hash buckets")
-    if isinstance(feature, BucketFeature):
-        parts.append(f"buckets {list(feature.buckets)}")
-    if isinstance(feature, OperatorFeature):
-        parts.append(f"by operator {feature.operator}")
-    if isinstance(feature, TargetEncodedFeature):
-        parts.append(f"mean of {feature.mean_of}")
-        parts.append(f"smoothing {feature.smoothing:g}, {feature.folds} folds")
+    match feature:
+        case CategoryFeature():
+            if feature.values_per_interaction > 1:
+                parts.append(f"{feature.values_per_interaction} values")
+            if feature.hash_buckets:
+                parts.append(f"{feature.hash_buckets} hash buckets")
+        case BucketFeature():
+            parts.append(f"buckets {list(feature.buckets)}")
+        case OperatorFeature():
+            parts.append(f"by operator {feature.operator}")
+        case TargetEncodedFeature():
+            parts.append(f"mean of {feature.mean_of}")
+            parts.append(f"smoothing {feature.smoothing:g}, {feature.folds} folds")
     return f"{feature.name} ({', '.join(parts)})"

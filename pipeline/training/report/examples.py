@@ -1,7 +1,6 @@
 """Example sessions of the report: items of the session, the next item, the recommendations."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +14,11 @@ from pipeline.data.directory import Data
 from pipeline.data.loader import RaggedBatch, SessionLoader
 from pipeline.data.sessions import read_interactions, session_ids
 from pipeline.evaluation.ranking import Seen, rank_in_catalogue
-from pipeline.evaluation.recommendations import Recommendations, to_raw_ids
-from pipeline.evaluation.recommender import Recommender
+from pipeline.evaluation.recommender import Recommendations, Recommender, to_raw_ids
 from pipeline.model.run import Run
 
 _SESSIONS_AT_ONCE = 4096
 _SEED = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Example:
-    """A session and the recommendations after all of its items but the last, by raw id."""
-
-    session: Any
-    """Id of the session, None if the data have none."""
-    clicked: list[Any]
-    """Items but the last, oldest first; None for one that is not in the catalogue."""
-    next: Any
-    """The last item."""
-    rank: int | None
-    """Rank of the last item, None if it is not in the catalogue."""
-    recommended: list[dict[str, Any]]
-    """Best items with their scores and whether they are the last one."""
 
 
 def example_sessions(
@@ -48,9 +30,11 @@ def example_sessions(
     k: int = 10,
     filter_seen: bool = False,
 ) -> list[dict[str, Any]]:
-    """`count` random sessions of a fixed seed with `k` recommendations each, as dicts of `Example`.
+    """`count` random sessions of a fixed seed with `k` recommendations each.
 
-    With `filter_seen` the items of a session are neither ranked nor recommended.
+    An entry has the raw ids of the `session`, the `clicked` items and the `next` one, None for what
+    is not in the catalogue, its `rank`, and the items `recommended` before it, with scores. With
+    `filter_seen` the items of a session are neither ranked nor recommended.
     """
     data = Data.open(data)
     recommender = Recommender.open(run)
@@ -74,17 +58,17 @@ def example_sessions(
         for row, rank, record in zip(chosen, ranks, records, strict=True):
             begin, end = interactions.offsets[row : row + 2]
             *clicked, last = _raw_ids(interactions.values[begin:end], catalogue)
-            example = Example(
-                session=_scalar(record["session_id"]),
-                clicked=clicked,
-                next=last,
-                rank=None if last is None else rank,
-                recommended=[
+            example = {
+                "session": _scalar(record["session_id"]),
+                "clicked": clicked,
+                "next": last,
+                "rank": None if last is None else rank,
+                "recommended": [
                     {**entry, "hit": last is not None and entry["item_id"] == last}
                     for entry in record["recommendations"]
                 ],
-            )
-            examples.append(asdict(example))
+            }
+            examples.append(example)
     return examples
 
 

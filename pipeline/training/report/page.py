@@ -63,24 +63,16 @@ def _curves(log: list[dict[str, Any]]) -> list[LineChart]:
             if _is_number(line.get(field)) and _is_number(line.get(x))
         ]
 
-    validation = sorted({name for line in log for name in line if name.startswith("eval_")})
-    quality = {
-        name.removeprefix("eval_"): points(name)
-        for name in validation
-        if name.removeprefix("eval_").split("@")[0] in _SHOWN
-    }
-    cutoffs = sorted({int(name.split("@")[1]) for name in quality})
+    validation = {name for line in log for name in line if name.startswith("eval_")}
+    names = [name.removeprefix("eval_").split("@") for name in validation]
+    cutoffs = sorted({int(cutoff[0]) for metric, *cutoff in names if metric in _SHOWN})
     charts = [
         line_chart("loss", x, {"training": points("loss"), "validation": points("eval_loss")})
     ]
     for cutoff in reversed(cutoffs):
-        charts.append(
-            line_chart(
-                f"validation, first {cutoff}",
-                x,
-                {f"{m}@{cutoff}": quality.get(f"{m}@{cutoff}", []) for m in _SHOWN},
-            )
-        )
+        metrics = [f"{metric}@{cutoff}" for metric in _SHOWN]
+        lines = {metric: points(f"eval_{metric}") for metric in metrics}
+        charts.append(line_chart(f"validation, first {cutoff}", x, lines))
     charts += [
         line_chart(title, x, {title: points(field)}, from_zero=True)
         for field, title in (

@@ -8,7 +8,6 @@ from pipeline import __version__
 from pipeline.core.files import write_text
 from pipeline.core.outputs import check_report
 from pipeline.data.directory import Data
-from pipeline.evaluation.targets import Positions
 from pipeline.model.run import Run
 from pipeline.recipe.preprocess import Preprocess
 from pipeline.reports import JSON_FILE, PAGE_FILE
@@ -26,14 +25,11 @@ def write_report(
     out: Path,
     *,
     part: str = "test",
-    positions: Positions | None = None,
-    cutoffs: tuple[int, ...] = (5, 10, 20),
-    baselines: bool = True,
-    filter_seen: bool | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
     """Evaluate `run`, write the page to `out` and its numbers to the same name with .json.
 
-    The other arguments are those of `evaluation.run.evaluate`. Each directory is opened once.
+    `part` and `options` are those of `evaluation.run.evaluate`. Each directory is opened once.
     Returns {"page", "json", "evaluation"}. ConfigError if `out` is not a name of a page, or is
     inside an artifact, whose manifest lists all of its files.
     """
@@ -42,15 +38,7 @@ def write_report(
     from pipeline.evaluation.run import evaluate
     from pipeline.training.report.examples import example_sessions
 
-    evaluation = evaluate(
-        run,
-        data,
-        part=part,
-        positions=positions,
-        cutoffs=cutoffs,
-        baselines=baselines,
-        filter_seen=filter_seen,
-    ).to_dict()
+    evaluation = evaluate(run, data, part=part, **options).to_dict()
     report = _training_report(run.path, run.facts, run.name, run.fitted.recipe)
     report["evaluation"] = evaluation
     report["examples"] = example_sessions(run, data, part, filter_seen=evaluation["filter_seen"])
