@@ -66,7 +66,7 @@ def rank_by_baseline(
     for matrix, rows, prefixes in baseline.scores(values, offsets):
         if not len(prefixes):
             continue  # scipy returns a sparse array for an empty look-up
-        order = _ascending(matrix)
+        order = _best_first(matrix)
         chunk_targets = targets[prefixes]
         # (b,), 0 for a target without a score
         stored = _ranks_in_row(matrix, order)[rows, chunk_targets]
@@ -74,9 +74,8 @@ def rank_by_baseline(
             [chunk_targets < FIRST_ITEM, stored == 0], [num_items + 1, num_items], stored
         )
         if list_lengths:
-            # scores that no list can hold are dropped before ties are sorted by index
-            best = _drop_smaller(matrix, order, max(list_lengths))
-            exposure += _exposure(best, np.bincount(rows, minlength=matrix.shape[0]), list_lengths)
+            num_lists = np.bincount(rows, minlength=matrix.shape[0])
+            exposure += _exposure(matrix, order, num_lists, list_lengths)
     return Ranked(ranks, targets, exposure)
 
 
@@ -133,73 +132,64 @@ def chunks(costs: NDArray[Any]) -> Iterator[slice]:
         begin = end
 
 
-def _ascending(matrix: sp.csr_array) -> Array:
-    """Positions of the stored entries row by row, the smallest of each row first."""
-    rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
-    return np.lexsort((matrix.data, rows))
+def _rows(matrix: sp.csr_array) -> Array:
+    """Row of each stored entry."""
+    return np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
 
 
-def _drop_smaller(matrix: sp.csr_array, order: Array, count: int) -> sp.csr_array:
-    """Keep of each row the `count` largest entries and those that equal the last of them."""
-    stored = np.diff(matrix.indptr)
-    last = matrix.indptr[1:] - np.minimum(count, stored)
-    # an empty last row has no entry to read, and none to compare
-    smallest = matrix.data[order][np.minimum(last, matrix.nnz - 1)] if matrix.nnz else stored
-    kept = matrix.data >= np.repeat(smallest, stored)
-    indptr = np.concatenate([[0], np.cumsum(kept)])[matrix.indptr]
-    return sp.csr_array((matrix.data[kept], matrix.indices[kept], indptr), shape=matrix.shape)
+def _best_first(matrix: sp.csr_array) -> Array:
+    """Positions of the stored entries row by row, best first, of equal ones the lower index."""
+    matrix.sort_indices()
+    return np.lexsort((-matrix.data, _rows(matrix)))
 
 
 def _ranks_in_row(matrix: sp.csr_array, order: Array) -> sp.csr_array:
     """The same structure, each entry the number of entries in its row that are at least it."""
-    rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
-    ascending = matrix.data[order]
-    starts_tie = np.ones(matrix.nnz, bool)
-    starts_tie[1:] = (np.diff(ascending) != 0) | (np.diff(rows) != 0)
-    tie = np.maximum.accumulate(np.where(starts_tie, np.arange(matrix.nnz), 0))
+    rows, values = _rows(matrix), matrix.data[order]
+    ends_tie = np.ones(matrix.nnz, bool)
+    ends_tie[:-1] = (np.diff(values) != 0) | (np.diff(rows) != 0)
+    last = np.flatnonzero(ends_tie)
     ranks = np.empty(matrix.nnz, np.int64)
-    ranks[order] = matrix.indptr[rows + 1] - tie
+    ranks[order] = np.repeat(last + 1, np.diff(last, prepend=-1)) - matrix.indptr[rows]
     return sp.csr_array((ranks, matrix.indices, matrix.indptr), shape=matrix.shape)
 
 
-def _exposure(matrix: sp.csr_array, weights: Array, lengths: tuple[int, ...]) -> Array:
+def _exposure(
+    matrix: sp.csr_array, order: Array, num_lists: Array, lengths: tuple[int, ...]
+) -> Array:
     """(R, V) scores, (R,) lists made of each row -> (C, items): how many lists hold the item."""
     num_items = matrix.shape[1] - FIRST_ITEM
     counts = np.zeros((len(lengths), num_items), np.int64)
     longest = min(max(lengths), num_items)
-    used_rows = np.flatnonzero(weights)
     step = max(1, _SCORES_AT_ONCE // longest)
-    for first in range(0, len(used_rows), step):
-        rows = used_rows[first : first + step]
-        best = _best_in_row(matrix[rows], longest) - FIRST_ITEM  # (r, longest)
-        for row, length in enumerate(lengths):
+    for first in range(0, matrix.shape[0], step):
+        rows = np.arange(first, min(first + step, matrix.shape[0]))
+        best = _best_in_rows(matrix, order, rows, longest) - FIRST_ITEM  # (r, longest)
+        for counted, length in zip(counts, lengths, strict=True):
             shown = best[:, :length]
-            times = np.repeat(weights[rows], shown.shape[1])
-            counts[row] += np.bincount(shown.ravel(), times, num_items).astype(np.int64)
+            times = np.repeat(num_lists[rows], shown.shape[1])
+            counted += np.bincount(shown.ravel(), times, num_items).astype(np.int64)
     return counts
 
 
-def _best_in_row(matrix: sp.csr_array, count: int) -> Array:
-    """(R, V) -> (R, count) columns, best first, of equal scores the lower index.
+def _best_in_rows(matrix: sp.csr_array, order: Array, rows: Array, count: int) -> Array:
+    """(R, V), (r,) rows -> (r, count) columns, best first.
 
     A row with fewer scores continues with the lowest indices without a score.
     """
-    num_rows = matrix.shape[0]
-    rows = np.repeat(np.arange(num_rows), np.diff(matrix.indptr))
-    order = np.lexsort((matrix.indices, -matrix.data, rows))
-    position = np.arange(matrix.nnz) - matrix.indptr[rows]
-    kept = position < count
-    best = np.zeros((num_rows, count), np.int64)
-    best[rows[kept], position[kept]] = matrix.indices[order][kept]
-    stored = np.diff(matrix.indptr)
+    stored = np.diff(matrix.indptr)[rows]
+    nth = np.arange(count)
+    best = np.zeros((len(rows), count), np.int64)
+    filled = nth < stored[:, np.newaxis]
+    best[filled] = matrix.indices[order[(matrix.indptr[rows, np.newaxis] + nth)[filled]]]
     short = np.flatnonzero(stored < count)
     if len(short):
         # among twice `count` of the lowest indices a short row has enough without a score
         width = min(2 * count, matrix.shape[1] - FIRST_ITEM)
-        free = matrix[short][:, FIRST_ITEM : FIRST_ITEM + width].toarray() == 0  # (r, width)
-        needed = count - stored[short]
-        free &= np.cumsum(free, axis=1) <= needed[:, np.newaxis]
-        row, column = np.nonzero(free)
-        nth = np.arange(len(row)) - np.repeat(np.cumsum(needed) - needed, needed)
-        best[short[row], stored[short][row] + nth] = column + FIRST_ITEM
+        lowest = matrix[rows[short]][:, FIRST_ITEM : FIRST_ITEM + width]
+        free = lowest.toarray() == 0  # (r, width)
+        free &= np.cumsum(free, axis=1) <= (count - stored[short])[:, np.newaxis]
+        missing = np.zeros_like(filled)
+        missing[short] = ~filled[short]
+        best[missing] = np.nonzero(free)[1] + FIRST_ITEM
     return best
