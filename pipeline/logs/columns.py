@@ -17,7 +17,7 @@ from pipeline.core.columns import ITEM, SESSION, TIMESTAMP
 from pipeline.core.errors import DataError
 from pipeline.data.values import category_chunk, decode_dictionary, to_array
 from pipeline.logs.row_counts import NO_UTF8, RowCounts
-from pipeline.logs.text import windows_1252
+from pipeline.logs.text import decode
 from pipeline.recipe.features import CategoryFeature, ColumnFeature, Feature, TargetEncodedFeature
 from pipeline.recipe.preprocess import Preprocess
 
@@ -156,13 +156,12 @@ def decode_text(
         return column.cast(pa.float32())  # half of Arrow's functions lack float16
     if kind not in _TEXTS and not pa.types.is_fixed_size_binary(kind):
         return column
-    if column.type != pa.string():
-        column = column.cast(kind) if pa.types.is_dictionary(column.type) else column
-        column = column.cast(pa.binary())
+    column = column.cast(kind) if pa.types.is_dictionary(column.type) else column
+    column = column.cast(pa.binary())
     try:
-        column = column.cast(pa.binary()).cast(pa.string())  # validates without copying
+        column = column.cast(pa.string())  # validates without copying
     except pa.ArrowInvalid:
-        column = _decode_each(column.cast(pa.binary()), row_counts)
+        column = _decode_each(column, row_counts)
     return _remove_nul(column, row_counts)
 
 
@@ -171,16 +170,11 @@ def _decode_each(column: pa.ChunkedArray, row_counts: RowCounts) -> pa.ChunkedAr
     chunks = []
     for chunk in column.chunks:
         encoded = chunk.dictionary_encode()
-        texts, is_repaired = [], []
-        for value in encoded.dictionary.to_pylist():
-            try:
-                texts.append(value.decode())
-                is_repaired.append(False)
-            except UnicodeDecodeError:
-                texts.append(windows_1252(value))
-                is_repaired.append(True)
-        chunks.append(pa.array(texts, pa.string()).take(encoded.indices))
-        repaired = pa.array(is_repaired, pa.bool_()).take(encoded.indices)
+        values = [decode(value) for value in encoded.dictionary.to_pylist()]
+        texts = pa.array([text for text, _ in values], pa.string())
+        chunks.append(texts.take(encoded.indices))
+        is_repaired = pa.array([repaired for _, repaired in values], pa.bool_())
+        repaired = is_repaired.take(encoded.indices)
         row_counts.repaired[NO_UTF8] += pc.sum(repaired).as_py() or 0
     return pa.chunked_array(chunks, pa.string())
 

@@ -16,12 +16,10 @@ import pyarrow as pa
 import pyarrow.csv
 
 from pipeline.logs.row_counts import NO_UTF8, RowCounts
-from pipeline.logs.text import LONGEST_LINE, TextFile, windows_1252
+from pipeline.logs.text import LONGEST_LINE, TextFile, decode
 from pipeline.recipe.preprocess import Preprocess
 
 _THREADS = 2
-_SHORT = 1 << 20
-"""Bytes of text below which Python validates UTF-8 as fast as Arrow."""
 R = TypeVar("R")
 LONGEST_RECORD = 1 << 16
 """Longest interaction with line ends inside its values, in bytes."""
@@ -90,17 +88,13 @@ class CsvFile:
         return table
 
     def _parse_header(self, header: bytes) -> list[str]:
-        try:
-            text = header.decode()
-        except UnicodeDecodeError:
-            text = windows_1252(header)
-        options = pa.csv.ParseOptions(delimiter=self._delimiter)
-        names = pa.csv.read_csv(
+        text, _ = decode(header)
+        table = pa.csv.read_csv(
             pa.BufferReader(text.encode() + b"\n"),
             read_options=pa.csv.ReadOptions(block_size=len(header) * 4 + 2, use_threads=False),
-            parse_options=options,
-        ).column_names
-        return [str(name) for name in names]
+            parse_options=pa.csv.ParseOptions(delimiter=self._delimiter),
+        )
+        return list(table.column_names)
 
     def _parse_intact(self, block: bytes, columns: list[str]) -> tuple[pa.Table, int] | None:
         """As `_parse`; None if the block needs repair."""
@@ -109,13 +103,13 @@ class CsvFile:
         if self._header and (
             block.startswith(self._header)
             or b"\n" + self._header in block
-            or (b"\r" in block and b"\r" + self._header in block)
+            or b"\r" + self._header in block
         ):
             return None
         table, num_skipped = self._parse(block, columns)
         if b'"' in block and (
             # an open quote makes further lines part of its value
-            not _has_lines(block, table.num_rows + num_skipped)
+            _num_lines(block) != table.num_rows + num_skipped
             or self._quotes.is_open(_last_line(block))
         ):
             return None
@@ -123,15 +117,14 @@ class CsvFile:
 
     def _parse(self, block: bytes, columns: list[str]) -> tuple[pa.Table, int]:
         """Table of a block, and the number of skipped lines with another number of columns."""
-        num_skipped = 0
-
-        def skip(_row: object) -> str:
-            nonlocal num_skipped
-            num_skipped += 1
-            return "skip"
-
         if _is_blank(block):
             return pa.table({name: pa.array([], pa.string()) for name in columns}), 0
+        skipped = []
+
+        def skip(row: pa.csv.InvalidRow) -> str:
+            skipped.append(row.number)
+            return "skip"
+
         table = pa.csv.read_csv(
             pa.BufferReader(block),
             read_options=pa.csv.ReadOptions(
@@ -149,7 +142,7 @@ class CsvFile:
                 check_utf8=False,  # the block is validated as a whole
             ),
         )
-        return table, num_skipped
+        return table, len(skipped)
 
     def _repair(self, block: bytes, *, is_last: bool) -> tuple[bytes, bytes]:
         """Lines that can be parsed, in UTF-8, and lines that the next block may complete."""
@@ -182,15 +175,11 @@ class CsvFile:
         self._row_counts.dropped[reason] += 1
 
     def _to_utf8(self, line: bytes) -> bytes:
-        if line.isascii() or _is_utf8(line):
+        if _is_utf8(line):
             return line
-        delimiter = self._delimiter.encode()
-        values = line.split(delimiter)
-        for at, value in enumerate(values):
-            if not _is_utf8(value):
-                values[at] = windows_1252(value).encode()
-                self._row_counts.repaired[NO_UTF8] += 1
-        return delimiter.join(values)
+        values = [decode(value) for value in line.split(self._delimiter.encode())]
+        self._row_counts.repaired[NO_UTF8] += sum(is_repaired for _, is_repaired in values)
+        return self._delimiter.join(text for text, _ in values).encode()
 
 
 def _map_ahead(
@@ -264,49 +253,25 @@ class _Quotes:
 
 
 def _is_blank(block: bytes) -> bool:
-    return not block[:1024].strip(_LINE_ENDS) and not block.strip(_LINE_ENDS)
+    return not block.strip(_LINE_ENDS)
 
 
 def _is_utf8(text: bytes) -> bool:
-    if text.isascii():
-        return True
-    if len(text) < _SHORT:
-        try:
-            text.decode()
-        except UnicodeDecodeError:
-            return False
-        return True
-    offsets = pa.py_buffer(np.array([0, len(text)], np.int32))
-    whole = pa.Array.from_buffers(pa.binary(), 1, [None, offsets, pa.py_buffer(text)])
     try:
-        whole.cast(pa.string())  # validates without copying
-    except pa.ArrowInvalid:
+        text.decode()
+    except UnicodeDecodeError:
         return False
     return True
 
 
-def _has_lines(block: bytes, number: int) -> bool:
-    """Whether the block has this number of lines that are not empty."""
+def _num_lines(block: bytes) -> int:
+    """Number of lines that are not empty."""
     codes = np.frombuffer(block, np.uint8)
-    feeds = codes == 10
-    # too large if there are empty lines, too small if there are lone carriage returns
-    estimate = int(np.count_nonzero(feeds)) + (not block.endswith(b"\n"))
-    if b"\r" not in block:
-        if number == estimate:
-            return True
-        returns = np.zeros_like(feeds)
-    else:
-        returns = codes == 13
-        pairs = np.count_nonzero(returns[:-1] & feeds[1:])
-        if number == estimate and pairs == np.count_nonzero(returns):
-            return True
-    inside = ~(feeds | returns)
-    return number == int(np.count_nonzero(inside[1:] & ~inside[:-1])) + bool(inside[0])
+    is_text = (codes != ord("\n")) & (codes != ord("\r"))
+    return int(np.count_nonzero(is_text[1:] & ~is_text[:-1])) + bool(is_text[0])
 
 
 def _last_line(block: bytes) -> bytes:
-    """Last line that is not empty."""
-    end = len(block) - len(block[-1024:]) + len(block[-1024:].rstrip(_LINE_ENDS))
-    if end <= len(block) - 1024:
-        end = len(block.rstrip(_LINE_ENDS))
-    return block[max(block.rfind(b"\n", 0, end), block.rfind(b"\r", 0, end)) + 1 :]
+    """Last line that is not empty, without its line end."""
+    text = block.rstrip(_LINE_ENDS)
+    return text[max(text.rfind(b"\n"), text.rfind(b"\r")) + 1 :]

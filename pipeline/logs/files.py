@@ -1,8 +1,8 @@
 """Log files: the files of a path, and their rows as tables of canonical columns."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 
 import pyarrow as pa
 
@@ -23,7 +23,6 @@ from pipeline.recipe.preprocess import Preprocess
 BLOCK_ROWS = 500_000
 """Interactions of a block."""
 _SCANS = {"sequences": scan_sequences, "parquet": scan_parquet, "csv": scan_csv}
-T = TypeVar("T")
 
 
 def find_logs(recipe: Preprocess, paths: Iterable[Path]) -> list[Path]:
@@ -110,23 +109,25 @@ def scan_log(
     """
     kind = format_of(recipe, file)
     rows_before = row_counts.rows
-    blocks = _SCANS[kind](recipe, file, row_counts, num_rows)
-    first = block = _read(file, kind, lambda: next(blocks, None))
-    while block is not None:
-        yield block
-        block = _read(file, kind, lambda: next(blocks, None))
-    if first is None and row_counts.rows == rows_before:
+    is_empty = True
+    with _reading(file, kind):
+        for block in _SCANS[kind](recipe, file, row_counts, num_rows):
+            yield block
+            is_empty = False
+    if is_empty and row_counts.rows == rows_before:
         row_counts.warnings["empty files"] += 1
 
 
 def _file_columns(recipe: Preprocess, file: Path) -> list[str]:
-    return _read(file, format_of(recipe, file), lambda: file_columns(recipe, file))
+    with _reading(file, format_of(recipe, file)):
+        return file_columns(recipe, file)
 
 
-def _read(file: Path, kind: str, read: Callable[[], T]) -> T:
-    """Call `read`. DataError if the file cannot be read."""
+@contextmanager
+def _reading(file: Path, kind: str) -> Iterator[None]:
+    """DataError if the file cannot be read."""
     try:
-        return read()
+        yield
     except (pa.ArrowException, UnicodeDecodeError, EOFError, OSError) as error:
         line = " ".join(str(error).split())
         raise DataError(f"{file} cannot be read as {kind}: {line}") from None

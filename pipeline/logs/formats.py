@@ -13,7 +13,7 @@ from pipeline.core.errors import DataError
 from pipeline.logs.columns import canonical_table, log_columns
 from pipeline.logs.csv_repair import CsvFile
 from pipeline.logs.row_counts import NO_UTF8, RowCounts
-from pipeline.logs.text import TextFile, windows_1252
+from pipeline.logs.text import TextFile, decode
 from pipeline.recipe.preprocess import Preprocess
 
 _LONGEST_SEQUENCE_BYTES = 1 << 28
@@ -115,14 +115,11 @@ def _add_missing(recipe: Preprocess, table: pa.Table, row_counts: RowCounts) -> 
     """Canonical columns in order, with nulls for features that the file lacks; counts the rows."""
     row_counts.rows += table.num_rows
     columns = log_columns(recipe)
-    missing = {column for name, column in columns.items() if name not in table.column_names}
-    for column in dict.fromkeys(columns.values()):
-        if column in missing:
-            reason = f"rows of files without the column {column}"
-            row_counts.repaired[reason] += table.num_rows
+    missing = {name: c for name, c in columns.items() if name not in table.column_names}
+    for column in dict.fromkeys(missing.values()):
+        row_counts.repaired[f"rows of files without the column {column}"] += table.num_rows
     nulls = pa.chunked_array([pa.nulls(table.num_rows, pa.string())])
-    present = set(table.column_names)
-    return pa.table({name: table[name] if name in present else nulls for name in columns})
+    return pa.table({name: nulls if name in missing else table[name] for name in columns})
 
 
 def _merge_small(tables: Iterable[pa.Table], num_rows: int) -> Iterator[pa.Table]:
@@ -179,11 +176,6 @@ def _sequence_table(sessions: list[str], items: list[str], row_counts: RowCounts
 
 def _words(line: bytes, row_counts: RowCounts) -> list[str]:
     """Split at ASCII white space alone: other white space may be part of an id."""
-    words = []
-    for word in line.split():
-        try:
-            words.append(word.decode())
-        except UnicodeDecodeError:
-            words.append(windows_1252(word))
-            row_counts.repaired[NO_UTF8] += 1
-    return words
+    words = [decode(word) for word in line.split()]
+    row_counts.repaired[NO_UTF8] += sum(is_repaired for _, is_repaired in words)
+    return [text for text, _ in words]

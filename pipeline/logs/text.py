@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
 from pipeline.logs.row_counts import RowCounts
@@ -20,6 +21,7 @@ LONGEST_LINE = 1 << 24
 _PIECE_BYTES = 1 << 16
 _UTF16 = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 _MARKS = re.compile(rb"(?<![^\r\n])(?:%s)+" % codecs.BOM_UTF8)
+_LINE_END = re.compile(rb"\n|\r(?!\Z)")
 _WINDOWS_1252 = "".join(
     bytes([byte]).decode("cp1252", errors="ignore") or chr(byte) for byte in range(256)
 )
@@ -57,22 +59,17 @@ class TextFile:
         parts: list[bytes] = []
         size, skipping = 0, False
         for piece in self._remove_nul(_to_utf8(self._pieces(), self._row_counts)):
-            end = _last_line_end(piece)
             if skipping:
-                begin = _first_line_end(piece)
-                if begin == 0:
+                line_end = _LINE_END.search(piece)
+                if line_end is None:
                     continue
-                piece, skipping = piece[begin:], False
-                end = _last_line_end(piece)
+                piece, skipping = piece[line_end.end() :], False
+            end = _last_line_end(piece)
             if end:
-                if parts:
-                    yield b"".join([*parts, piece[:end]])
-                else:
-                    yield piece[:end]
+                yield b"".join([*parts, piece[:end]])
                 parts, size = [], 0
-            if end < len(piece):
-                parts.append(piece[end:])
-                size += len(piece) - end
+            parts.append(piece[end:])
+            size += len(piece) - end
             if size > self._longest:
                 self.long_lines += 1
                 parts, size, skipping = [], 0, True
@@ -87,16 +84,13 @@ class TextFile:
         if block.isascii() or codecs.BOM_UTF8 not in block:
             return block
         block, num_marks = _MARKS.subn(b"", block)
-        if num_marks:
-            self._row_counts.repaired["byte order marks inside a file, taken out"] += num_marks
+        self._row_counts.repaired["byte order marks inside a file, taken out"] += num_marks
         return block
 
     def _remove_nul(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
         for piece in pieces:
-            if b"\0" in piece:
-                self._row_counts.repaired["NUL bytes taken out"] += piece.count(b"\0")
-                piece = piece.replace(b"\0", b"")
-            yield piece
+            self._row_counts.repaired["NUL bytes taken out"] += piece.count(b"\0")
+            yield piece.replace(b"\0", b"")
 
     def _pieces(self) -> Iterator[bytes]:
         if self._file.name.lower().endswith(".gz"):
@@ -144,9 +138,12 @@ class TextFile:
         self.damaged = gzip is not None
 
 
-def windows_1252(text: bytes) -> str:
-    """Decode any bytes as Windows-1252."""
-    return codecs.charmap_decode(text, "strict", _WINDOWS_1252)[0]
+def decode(text: bytes) -> tuple[str, bool]:
+    """Text in UTF-8, else in Windows-1252, and whether it is the latter."""
+    try:
+        return text.decode(), False
+    except UnicodeDecodeError:
+        return codecs.charmap_decode(text, "strict", _WINDOWS_1252)[0], True
 
 
 def _decompress_to_damage(gzip: "zlib._Decompress", piece: bytes) -> Iterator[bytes]:
@@ -160,33 +157,18 @@ def _decompress_to_damage(gzip: "zlib._Decompress", piece: bytes) -> Iterator[by
 def _to_utf8(pieces: Iterator[bytes], row_counts: RowCounts) -> Iterator[bytes]:
     """Convert UTF-16 with a byte order mark to UTF-8 and remove the mark of the file."""
     first = b""
-    for piece in pieces:
+    while len(first) < len(codecs.BOM_UTF8) and (piece := next(pieces, b"")):
         first += piece
-        if len(first) >= len(codecs.BOM_UTF8):
-            break
     if first[:2] not in _UTF16:
-        if text := first.removeprefix(codecs.BOM_UTF8):
-            yield text
-        yield from pieces
+        yield from filter(None, chain([first.removeprefix(codecs.BOM_UTF8)], pieces))
         return
-    decoder = codecs.getincrementaldecoder(_UTF16[first[:2]])(errors="replace")
-    piece16: bytes | None = first[2:]
-    while piece16 is not None:
-        next_piece = next(pieces, None)
-        decoded = decoder.decode(piece16, final=next_piece is None)
-        if replaced := decoded.count("�"):  # such as one half of a surrogate pair
+    text16 = chain([first[2:]], pieces)
+    for text in codecs.iterdecode(text16, _UTF16[first[:2]], errors="replace"):
+        if replaced := text.count("�"):  # such as one half of a surrogate pair
             row_counts.repaired["characters that are no UTF-16, replaced"] += replaced
-        if decoded:
-            yield decoded.encode()
-        piece16 = next_piece
+        yield text.encode()
 
 
 def _last_line_end(piece: bytes) -> int:
     """Position after the last line end, or 0. A final CR may be the first half of CRLF."""
     return piece.rfind(b"\n") + 1 or piece.rfind(b"\r", 0, -1) + 1
-
-
-def _first_line_end(piece: bytes) -> int:
-    """Position after the first line end, or 0."""
-    positions = [at for at in (piece.find(b"\n"), piece.find(b"\r", 0, -1)) if at >= 0]
-    return min(positions) + 1 if positions else 0

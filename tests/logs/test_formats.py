@@ -60,7 +60,7 @@ def decode(word: bytes) -> str:
     try:
         return word.decode()
     except UnicodeDecodeError:
-        return text.windows_1252(word)
+        return "".join(text._WINDOWS_1252[byte] for byte in word)
 
 
 @given(
