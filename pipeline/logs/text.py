@@ -89,8 +89,10 @@ class TextFile:
 
     def _remove_nul(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
         for piece in pieces:
-            self._row_counts.repaired["NUL bytes taken out"] += piece.count(b"\0")
-            yield piece.replace(b"\0", b"")
+            if b"\0" in piece:
+                self._row_counts.repaired["NUL bytes taken out"] += piece.count(b"\0")
+                piece = piece.replace(b"\0", b"")
+            yield piece
 
     def _pieces(self) -> Iterator[bytes]:
         if self._file.name.lower().endswith(".gz"):
