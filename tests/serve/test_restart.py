@@ -23,7 +23,6 @@ from tests.serve.test_soak import model_processes
 from tests.serve.test_triton import (
     READY_SECONDS,
     arguments_of,
-    is_running,
     regions,
     wait_for,
 )
@@ -191,34 +190,6 @@ def test_stop_during_a_restart_stops_the_server(
         assert time.monotonic() - began < 10
         # the stop may come before the supervisor has seen the end, which is then what it was
         assert server.wait() in ((0, 128 + signal.SIGKILL) if pause == 0 else (0,))
-    assert_nothing_is_left(server._id, temporary)
-
-
-@pytest.mark.parametrize("pause", [None, 0.1, 0.6])
-def test_killed_supervisor_leaves_nothing(
-    small_repository: Path, temporary: Path, pause: float | None
-) -> None:
-    with TritonServer(small_repository, ports=free_ports(), restarts=5) as server:
-        server.wait_until_ready(READY_SECONDS)
-        if pause is not None:
-            os.kill(server.pid, signal.SIGKILL)
-            time.sleep(pause)
-        assert server._supervisor is not None
-        server._supervisor.kill()
-        assert server.wait() == -signal.SIGKILL
-    assert_nothing_is_left(server._id, temporary)
-
-
-def test_hanging_supervisor_is_killed_with_its_triton(
-    small_repository: Path, temporary: Path
-) -> None:
-    with TritonServer(small_repository, ports=free_ports(), restarts=5) as server:
-        server.wait_until_ready(READY_SECONDS)
-        pid = server.pid
-        assert server._supervisor is not None
-        server._supervisor.send_signal(signal.SIGSTOP)
-        server.stop(timeout_seconds=0.5)
-        assert not is_running(pid)
     assert_nothing_is_left(server._id, temporary)
 
 

@@ -4,7 +4,6 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -15,9 +14,10 @@ LogFormat = Literal["default", "ISO8601"]
 STDERR = "-"
 """Log path that stands for standard error of this process."""
 
-_HARMLESS = ("CudaDriverHelper", "unable to create stream", "NVML")
-"""Errors that Triton prints on every machine without a GPU."""
-_CAUSES = ("failed to load", "Poll failed", "failed to start", "creating server: Invalid")
+_CAUSE = re.compile(
+    r"(?:failed to load|Poll failed|failed to start|creating server: Invalid|(?<=^error: )).*",
+    re.MULTILINE,
+)
 
 
 class TritonLog:
@@ -67,23 +67,11 @@ class TritonLog:
 
 def failure_line(log: str) -> str:
     """Return the cause of a failed start in a Triton log, without prefix and traceback."""
-    errors = list(_error_messages(log))
-    causes = [line for line in errors if any(words in line for words in _CAUSES)]
-    cause = (causes or errors or ["the log holds no error"])[0]
+    match = _CAUSE.search(log)
+    if match is None:
+        return "the log holds no error"
+    # Triton escapes the line ends of a Python traceback, which it puts last
+    cause = match[0].split(r"\n\nAt:")[0].replace(r"\n", " ").strip(' "')
     # libprotobuf writes on a line of its own what is wrong with a config.pbtxt
-    if "failed to read text proto" in cause and (
-        reason := re.search(r"Error parsing text-format \S+ (.*)", log)
-    ):
-        cause = f"{cause}: {reason[1]}"
-    return cause
-
-
-def _error_messages(log: str) -> Iterator[str]:
-    for line in log.splitlines():
-        # E1122 01:16:53.194137 6005 model_lifecycle.cc:642] "failed to load ..."
-        # 2026-11-22T01:16:53Z E 6005 model_lifecycle.cc:642] "failed to load ..."
-        match = re.match(r"(?:E\d{4} \S+|\S+Z E) +\d+ [^]]+\] *(.*)|error: (.*)", line)
-        if match and not any(words in line for words in _HARMLESS):
-            message = (match[1] or match[2] or "").strip().strip('"')
-            # Triton escapes the line ends of a Python traceback, which it puts last
-            yield message.split(r"\n\nAt:")[0].replace(r"\n", " ").strip()
+    reason = re.search(r"Error parsing text-format \S+ (.*)", log)
+    return f"{cause}: {reason[1]}" if reason and "failed to read text proto" in cause else cause

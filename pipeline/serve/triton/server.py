@@ -30,7 +30,7 @@ from pipeline.serve.triton.installation import (
 )
 from pipeline.serve.triton.log import LogFormat, TritonLog
 from pipeline.serve.triton.ports import Ports, check_ports, fill_ports, ipv4_address
-from pipeline.serve.triton.supervisor import READY, Job, children, end_processes, remove_traces
+from pipeline.serve.triton.supervisor import READY, Job, children, remove_traces
 
 DEFAULT_PORTS = Ports()
 
@@ -79,10 +79,6 @@ class TritonServer:
             restarts: maximum number of restarts in 10 minutes, of a Triton that was ready and
                 crashed
         """
-        if reload_seconds is not None and reload_seconds < 1:
-            raise ServingError(
-                f"reload_seconds is {reload_seconds}; expected a whole number from 1"
-            )
         self.repository = Path(repository).absolute()
         self.ports = fill_ports(ports)
         self.host = ipv4_address(host)
@@ -150,7 +146,6 @@ class TritonServer:
         """Start the server without waiting until it answers, which `wait_until_ready` does."""
         if self.is_alive():
             raise ServingError(f"the Triton server runs already, with process id {self._pid}")
-        _check_repository(self.repository, may_be_empty=self._options.reload_seconds is not None)
         check_ports(self.host, self.ports, http_host=self._options.http_host)
         check_shared_python()
         try:
@@ -203,26 +198,17 @@ class TritonServer:
                 on_restart(text[1:])
         return self._supervisor.wait()
 
-    def stop(self, timeout_seconds: float = 15) -> None:
+    def stop(self) -> None:
         """End the server and remove all it left; does nothing where nothing runs.
 
-        Running requests have `EXIT_SECONDS` to finish; what still lives after `timeout_seconds` is
+        Running requests have `EXIT_SECONDS` to finish; what still lives after `STOP_SECONDS` is
         killed. Takes 2 to 3 seconds, with an HTTP connection open somewhere `EXIT_SECONDS`.
         """
-        supervisor = self._supervisor
         try:
-            if supervisor is not None and supervisor.poll() is None:
-                supervisor.terminate()
-                with suppress(subprocess.TimeoutExpired):
-                    supervisor.wait(timeout_seconds)
-        finally:  # also when a second Ctrl-C arrives here
-            if supervisor is not None:
-                if supervisor.poll() is None:
-                    supervisor.kill()
-                    supervisor.wait()
-                    end_processes(self._id, 0)
-                elif supervisor.returncode < 0:
-                    end_processes(self._id, timeout_seconds)
+            if self._supervisor is not None:
+                self._supervisor.terminate()
+                self._supervisor.wait()
+        finally:  # also when a second Ctrl-C arrives here; the supervisor then stops Triton alone
             remove_traces(self._id, self._scratch, self._log.temporary)
             self._scratch = None
             if self._report is not None:
@@ -289,15 +275,3 @@ class TritonServer:
 
 def _reachable(host: str) -> str:
     return "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104  compared only
-
-
-def _check_repository(repository: Path, *, may_be_empty: bool) -> None:
-    if not repository.is_dir():
-        raise ServingError(
-            f"no model repository at {repository}; expected a directory with one folder per model"
-        )
-    if not may_be_empty and not any(repository.glob("*/config.pbtxt")):
-        raise ServingError(
-            f"model repository {repository} has no model; expected MODEL/config.pbtxt and"
-            " MODEL/VERSION/ in it"
-        )

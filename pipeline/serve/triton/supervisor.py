@@ -32,7 +32,8 @@ STACK_BYTES = 1 << 30
 """Stack of each thread of Triton, address space that is used as it fills. Triton before 26.05 reads
 JSON recursively, 80 bytes a level: 100,000 brackets end it on the usual 8 MiB. With this size, ten
 million get their error."""
-ORPHAN_STOP_SECONDS = 15  # time that Triton has to stop when the launcher is gone
+STOP_SECONDS = 15
+"""Time that Triton has to stop before it is killed."""
 RESTART_WINDOW_SECONDS = 600
 """Period in which the number of restarts is bounded."""
 FIRST_PAUSE_SECONDS = 0.25
@@ -87,20 +88,8 @@ class Supervisor:
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         code, reason = self._run_triton()
         while self._may_restart(code):
-            remove_regions(self.job.server_id)
-            pause = min(FIRST_PAUSE_SECONDS * 2 ** len(self.restarts), MAX_PAUSE_SECONDS)
-            self.restarts.append(time.monotonic())
-            self._report(
-                f"+{reason}. It starts again in {pause:g} s, time {len(self.restarts)} of at most "
-                f"{self.job.restarts} in {RESTART_WINDOW_SECONDS // 60} minutes."
-            )
-            until = time.monotonic() + pause
-            while not self.stopped and time.monotonic() < until:
-                self._read_signals(until - time.monotonic())
-            if self.stopped:
-                code = 0
-                break
-            code, reason = self._run_triton()
+            self._pause(reason)
+            code, reason = (0, "") if self.stopped else self._run_triton()
         if not self.stopped:
             count = len(self.restarts)
             self._report(f"-{reason}" + (f" after {count} restarts" if count else ""))
@@ -109,6 +98,19 @@ class Supervisor:
         if self.stopped and (code >= 0 or code == -signal.SIGTERM):
             return 0
         return 128 - code if code < 0 else code
+
+    def _pause(self, reason: str) -> None:
+        """Report a restart and wait for its moment, or until the server is stopped."""
+        remove_regions(self.job.server_id)
+        pause = min(FIRST_PAUSE_SECONDS * 2 ** len(self.restarts), MAX_PAUSE_SECONDS)
+        self.restarts.append(time.monotonic())
+        self._report(
+            f"+{reason}. It starts again in {pause:g} s, time {len(self.restarts)} of at most "
+            f"{self.job.restarts} in {RESTART_WINDOW_SECONDS // 60} minutes."
+        )
+        until = self.restarts[-1] + pause
+        while not self.stopped and time.monotonic() < until:
+            self._read_signals(until - time.monotonic())
 
     def _may_restart(self, code: int) -> bool:
         while self.restarts and self.restarts[0] < time.monotonic() - RESTART_WINDOW_SECONDS:
@@ -136,19 +138,16 @@ class Supervisor:
             self._write_report(str(server.pid))
             os.set_blocking(self.job.report, False)  # the launcher may never read what follows
         dead_polls: Counter[int] = Counter()
-        terminated = lost_instance = False
-        deadline = float("inf")
+        lost_instance = False
+        deadline: float | None = None
         while server.poll() is None:
             self._read_signals(POLL_SECONDS)
-            if self.stopped:
-                if not terminated:
-                    server.terminate()
-                    terminated = True
-                    if self.orphaned:
-                        deadline = time.monotonic() + ORPHAN_STOP_SECONDS
-                if time.monotonic() > deadline:
-                    server.kill()
-            elif self.was_ready and self.job.restarts:
+            if self.stopped and deadline is None:
+                server.terminate()
+                deadline = time.monotonic() + STOP_SECONDS
+            elif deadline is not None and time.monotonic() > deadline:
+                server.kill()
+            elif not self.stopped and self.was_ready and self.job.restarts:
                 dead = dead_instances(server.pid)
                 dead_polls = Counter({pid: dead_polls[pid] + 1 for pid in dead})
                 if any(count >= DEAD_POLLS for count in dead_polls.values()):
@@ -222,31 +221,6 @@ def dead_instances(pid: int) -> list[int]:
         for child, name, state in children(pid)
         if name.startswith("triton_python_b") and state == "Z"
     ]
-
-
-def end_processes(server_id: str, seconds: float) -> None:
-    """Wait for the processes of a server to end, that long at most, and kill the rest.
-
-    For a server whose supervisor was killed: the kernel has then asked Triton to stop. One that was
-    still starting ends at once and leaves instances behind. The id is part of the command lines of
-    Triton and of its instances.
-    """
-    deadline = time.monotonic() + seconds
-    while (processes := _processes(server_id)) and time.monotonic() < deadline + 5:
-        for process in processes:
-            if time.monotonic() >= deadline:
-                with suppress(ProcessLookupError):
-                    os.kill(process, signal.SIGKILL)
-        time.sleep(0.05)
-
-
-def _processes(server_id: str) -> list[int]:
-    processes = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(OSError):
-            if server_id.encode() in path.read_bytes():
-                processes.append(int(path.parent.name))
-    return processes
 
 
 def remove_regions(server_id: str) -> None:
