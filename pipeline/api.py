@@ -43,9 +43,8 @@ class Run(TrainedRun):
         default as the recipe says. The result is what a server of the exported run answers.
         ConfigError for a request that a server would refuse.
         """
-        import pandas as pd
-
         from pipeline.in_process import open_run
+        from pipeline.serve.client.answers import records_to_frame
 
         several = [sessions] if isinstance(sessions, Mapping) else list(sessions)
         filters = {
@@ -55,12 +54,7 @@ class Run(TrainedRun):
         }
         with open_run(self) as client:
             records = client.recommend(several, k, **filters).records(range(len(several)))
-            rows = [
-                (record["session_id"], rank, entry["item_id"], entry["score"])
-                for record in records
-                for rank, entry in enumerate(record["recommendations"], start=1)
-            ]
-        return pd.DataFrame(rows, columns=["session", "rank", "item_id", "score"])
+            return records_to_frame(records).rename(columns={"session_id": "session"})
 
 
 def preprocess(
@@ -235,11 +229,10 @@ def export(
 
     ConfigError for settings that cannot be; ArtifactError if `out` holds something else.
     """
+    from pipeline.exporting.options import ExportOptions
     from pipeline.exporting.run import export as run_export
 
-    run_export(
-        TrainedRun.open(run),
-        Path(out),
+    options = ExportOptions(
         name=name,
         default_k=default_k,
         max_k=max_k,
@@ -247,6 +240,7 @@ def export(
         device=device,
         scoring=scoring,
     )
+    run_export(TrainedRun.open(run), Path(out), options)
     return Path(out)
 
 

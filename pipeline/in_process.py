@@ -9,10 +9,6 @@ if TYPE_CHECKING:
 
     from pipeline.model.run import Run
 
-DEFAULT_K = 10
-"""Default of `pipeline export`."""
-MAX_BATCH = 256
-
 
 def open_run(run: "Run | Path") -> Any:
     """Return an `InProcessClient` of the run, which has the methods of `Client`.
@@ -23,7 +19,8 @@ def open_run(run: "Run | Path") -> Any:
     import torch
 
     from pipeline.core.errors import PipelineError
-    from pipeline.exporting.repository import ServingSettings, client_facts, request_spec
+    from pipeline.exporting.options import ExportOptions
+    from pipeline.exporting.repository import client_facts, request_spec
     from pipeline.exporting.request_tables import write_encoder
     from pipeline.exporting.run import load_served
     from pipeline.exporting.torchscript import NOT_FINITE, unpack_answer
@@ -44,15 +41,9 @@ def open_run(run: "Run | Path") -> Any:
         return answer.numpy()
 
     num_items = len(fitted.item.values)
-    settings = ServingSettings(
-        name="recommender",
-        version=1,
-        default_k=min(DEFAULT_K, num_items),
-        max_k=num_items,
-        max_batch=MAX_BATCH,
-    )
-    spec = request_spec(fitted, model, settings)
-    facts = client_facts(fitted, spec) | {"max_batch": MAX_BATCH, "version": 1}
+    options = ExportOptions(default_k=min(ExportOptions.default_k, num_items), max_k=num_items)
+    spec = request_spec(fitted, model, options)
+    facts = client_facts(fitted, spec) | {"max_batch": options.max_batch, "version": 1}
     # the request encoder of the server reads its tables from files
     with TemporaryDirectory(prefix="pipeline-") as directory:
         write_encoder(Path(directory), fitted, spec)

@@ -12,6 +12,7 @@ from typing import Any
 
 import typer
 
+from pipeline.core.artifact import current_facts, read_manifest
 from pipeline.core.errors import InputWarning, PipelineError
 
 
@@ -31,8 +32,6 @@ def note(text: str) -> None:
 
 def is_current(path: Path, kind: str, fingerprint: str, as_json: bool) -> bool:
     """Return whether the artifact at `path` is what the command would write, and print so."""
-    from pipeline.core.artifact import current_facts
-
     facts = current_facts(path, kind, fingerprint)
     if facts is not None:
         print_result(facts, as_json, f"{path} is up to date.")
@@ -44,16 +43,7 @@ def check_input(path: Path, kind: str) -> None:
 
     The stage checks the files; this error comes before its imports.
     """
-    from pipeline.core.artifact import read_manifest
-
     read_manifest(path, kind, check_files=False)
-
-
-def check_output(path: Path, kind: str) -> None:
-    """Check that writing an artifact to `path` overwrites nothing else."""
-    from pipeline.core.artifact import check_replaceable
-
-    check_replaceable(path, kind)
 
 
 _EXTRAS = {"tritonclient": "serve", "pytriton": "serve", "grpc": "serve", "optuna": "tune"}

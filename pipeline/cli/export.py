@@ -1,11 +1,13 @@
 """`pipeline export`."""
 
-from typing import Annotated, Any, Literal
+from dataclasses import asdict
+from typing import Annotated, Literal
 
 import typer
 
-from pipeline.cli.console import check_input, check_output, is_current, print_result
+from pipeline.cli.console import check_input, is_current, print_result
 from pipeline.cli.options import IfNeeded, Json, Out, RunDirectory
+from pipeline.core.artifact import check_replaceable
 
 
 def export(
@@ -31,27 +33,21 @@ def export(
     The served model takes raw columns and returns raw item ids. Over an older repository this
     writes the next version, which a server with --reload takes up.
     """
-    from pipeline.data.fingerprint import repository_fingerprint
-    from pipeline.exporting.options import check_options
+    from pipeline.data.fingerprint import fingerprint_of
+    from pipeline.exporting.options import ExportOptions
 
-    settings: dict[str, Any] = {
-        "name": name,
-        "default_k": k,
-        "max_k": max_k,
-        "max_batch": max_batch,
-        "device": device,
-        "scoring": scoring,
-    }
-    check_options(**settings)
-    check_output(out, "repository")
+    options = ExportOptions(
+        name=name, default_k=k, max_k=max_k, max_batch=max_batch, device=device, scoring=scoring
+    )
+    check_replaceable(out, "repository")
     check_input(run, "run")
-    if if_needed and is_current(
-        out, "repository", repository_fingerprint(run, **settings), as_json
-    ):
-        return
+    if if_needed:
+        fingerprint = fingerprint_of(asdict(options), [], [run])
+        if is_current(out, "repository", fingerprint, as_json):
+            return
     from pipeline.exporting.run import export as run_export
 
-    result = run_export(run, out, **settings)
+    result = run_export(run, out, options)
     text = (
         f"Wrote {out}, version {result.version}: {result.catalogue_items:,} items, lists of up "
         f"to {result.max_k}.\n"

@@ -84,9 +84,9 @@ def check_k(k: int | None) -> None:
         raise ConfigError(f"--k is {k}, expected 1 or more.")
 
 
-def parse_cutoffs(text: str) -> tuple[int, ...]:
-    """Return list lengths K from text such as 5,10,20. ConfigError for anything else."""
+def parse_numbers(option: str, text: str) -> tuple[int, ...]:
+    """Return the numbers of text such as 5,10,20. ConfigError for anything else."""
     numbers = tuple(int(part) for part in text.split(",") if part.strip().isdecimal())
     if len(numbers) != len(text.split(",")) or min(numbers) < 1:
-        raise ConfigError(f"--cutoffs is {text!r}, expected whole numbers from 1, such as 10,20.")
+        raise ConfigError(f"{option} is {text!r}, expected whole numbers from 1, such as 10,20.")
     return numbers

@@ -60,21 +60,6 @@ def run_fingerprint(
     return fingerprint_of(settings, files, [data] if start is None else [data, start])
 
 
-def repository_fingerprint(
-    run: Path,
-    *,
-    name: str,
-    default_k: int,
-    max_k: int,
-    max_batch: int,
-    device: str,
-    scoring: str,
-) -> str:
-    """Fingerprint of a model repository: the run and the settings of the export."""
-    settings = {"name": name, "k": default_k, "max_k": max_k, "max_batch": max_batch}
-    return fingerprint_of(settings | {"device": device, "scoring": scoring}, [], [run])
-
-
 def fingerprint_of(settings: Any, files: list[Path], artifacts: list[Path]) -> str:
     """Fingerprint of settings, files by name and content, and artifacts by their manifest.
 

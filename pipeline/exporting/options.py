@@ -1,6 +1,7 @@
 """Options of an export, checked without torch."""
 
 import re
+from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.core.errors import ConfigError
@@ -10,15 +11,33 @@ Scoring = Literal["fp32", "int8"]
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,99}")
 
 
-def check_options(
-    *, name: str, default_k: int, max_k: int, max_batch: int, device: str, scoring: str
-) -> None:
-    """ConfigError for options that are out of range or do not fit each other."""
-    if not _NAME.fullmatch(name):
-        raise ConfigError(f"--name is {name!r}, expected up to 100 letters, digits, - and _.")
-    if not 1 <= default_k <= max_k:
-        raise ConfigError(f"--k is {default_k}, expected 1 to --max-k, which is {max_k}.")
-    if not 1 <= max_batch <= 65_536:
-        raise ConfigError(f"--max-batch is {max_batch}, expected 1 to 65536.")
-    if device == "gpu" and scoring == "int8":
-        raise ConfigError("--scoring int8 is for the CPU. Leave it out, or --device gpu.")
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """How a repository serves its model. ConfigError for options that do not fit each other."""
+
+    name: str = "recommender"
+    """Name of the model for clients."""
+    default_k: int = 10
+    """Items of a list if a request has no `k`."""
+    max_k: int = 100
+    """Most items of a list; the whole catalogue, if that is smaller."""
+    max_batch: int = 256
+    """Most sessions of a batch."""
+    device: Device = "cpu"
+    """Where the server runs the model; gpu needs one at the export too."""
+    scoring: Scoring = "fp32"
+    """int8 makes the same lists of a large catalogue in less time on a CPU."""
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise ConfigError(
+                f"--name is {self.name!r}, expected up to 100 letters, digits, - and _."
+            )
+        if not 1 <= self.default_k <= self.max_k:
+            raise ConfigError(
+                f"--k is {self.default_k}, expected 1 to --max-k, which is {self.max_k}."
+            )
+        if not 1 <= self.max_batch <= 65_536:
+            raise ConfigError(f"--max-batch is {self.max_batch}, expected 1 to 65536.")
+        if self.device == "gpu" and self.scoring == "int8":
+            raise ConfigError("--scoring int8 is for the CPU. Leave it out, or --device gpu.")

@@ -12,7 +12,6 @@ export with the model of another.
 
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from pipeline.data.fitted import Fitted
 from pipeline.exporting import request_tables as tables
 from pipeline.exporting import torchscript
 from pipeline.exporting import triton_config as config
-from pipeline.exporting.options import Device
+from pipeline.exporting.options import ExportOptions
 
 TRITON_TYPES = {"int64": "TYPE_INT64", "float64": "TYPE_FP64", "string": "TYPE_STRING"}
 STEPS = ("requests", "model")
@@ -37,43 +36,29 @@ _LISTS = config.tensor("lists__0", "TYPE_INT32")
 _NO_BYTECODE = shutil.ignore_patterns("__pycache__")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ServingSettings:
-    """How a repository serves its model."""
-
-    name: str
-    """Name of the model for clients."""
-    version: int
-    default_k: int
-    """Items of a list if a request has no `k`."""
-    max_k: int
-    max_batch: int
-    """Most sessions of a batch."""
-    device: Device = "cpu"
-
-
 def write_repository(
     directory: Path,
     fitted: Fitted,
     model: torchscript.InferenceModel,
     program: torch.jit.ScriptModule,
-    settings: ServingSettings,
+    options: ExportOptions,
+    version: int,
 ) -> None:
-    """Write three models below `directory`; clients ask the one called `settings.name`."""
-    requests_name, model_name = step_names(settings.name, settings.version)
-    spec = request_spec(fitted, model, settings) | {"model": model_name}
+    """Write three models below `directory`; clients ask the one called `options.name`."""
+    requests_name, model_name = step_names(options.name, version)
+    spec = request_spec(fitted, model, options) | {"model": model_name}
     inputs, outputs = _request_tensors(spec), _answer_tensors(spec)
 
-    requests = config.python_model(requests_name, inputs, outputs, settings.max_batch)
+    requests = config.python_model(requests_name, inputs, outputs, options.max_batch)
     version_directory = _new_model(directory, requests)
     _copy_adapter(version_directory)
     tables.write_encoder(version_directory, fitted, spec)
 
-    samples = _samples(model, fitted.recipe.max_sequence_length, settings)
+    samples = _samples(model, fitted.recipe.max_sequence_length, options)
     version_directory = _new_model(
         directory,
         config.torchscript_model(
-            model_name, _PACKED, _LISTS, settings.max_batch, settings.device, samples
+            model_name, _PACKED, _LISTS, options.max_batch, options.device, samples
         ),
     )
     config.write_samples(directory / model_name, samples, _PACKED)
@@ -83,21 +68,21 @@ def write_repository(
     version_directory = _new_model(
         directory,
         config.ensemble(
-            settings.name, inputs, outputs, requests_name, settings.max_batch, facts,
-            version=settings.version,
+            options.name, inputs, outputs, requests_name, options.max_batch, facts,
+            version=version,
         ),
-        settings.version,
+        version,
     )  # fmt: skip
     (version_directory / ".keep").touch()  # Triton needs a version directory, git and tar a file
 
 
 def request_spec(
-    fitted: Fitted, model: torchscript.InferenceModel, settings: ServingSettings
+    fitted: Fitted, model: torchscript.InferenceModel, options: ExportOptions
 ) -> dict[str, Any]:
     """Return `encoder.json` without the name of the model: how requests become its input."""
-    return tables.encoder_spec(fitted, settings.default_k, settings.max_k) | {
-        "max_batch": settings.max_batch,
-        "packing": model.packing,
+    return tables.encoder_spec(fitted, options.default_k, options.max_k) | {
+        "max_batch": options.max_batch,
+        "packing": model.names,
         "width": model.width,
     }
 
@@ -149,13 +134,13 @@ def _answer_tensors(spec: dict[str, Any]) -> list[config.TensorConfig]:
 
 
 def _samples(
-    model: torchscript.InferenceModel, length: int, settings: ServingSettings
+    model: torchscript.InferenceModel, length: int, options: ExportOptions
 ) -> dict[str, NDArray[Any]]:
     """Return the requests that warm the model up: one session, and a few."""
     samples = {}
-    for label, sessions in (("one", 1), ("few", min(8, settings.max_batch))):
+    for label, sessions in (("one", 1), ("few", min(8, options.max_batch))):
         # without excluded items and candidates, which take other branches of the program
-        request = torchscript.example_request(model, length, sessions, k=settings.default_k)
+        request = torchscript.example_request(model, length, sessions, k=options.default_k)
         none = torch.zeros_like(request.excluded[:, :0])
         packed = request._replace(excluded=none, candidates=none).packed(model)
         samples[label] = packed.cpu().numpy()

@@ -27,9 +27,6 @@ NOT_FINITE = (
 )
 
 
-"""How the catalogue is scored; int8 preselects items that fp32 ranks. Lists are exact in both."""
-
-
 class InferenceModel(nn.Module):
     """A model with its top-K: a packed request -> items, scores and session embeddings."""
 
@@ -37,6 +34,9 @@ class InferenceModel(nn.Module):
     """(V - 3, E)"""
     transposed: Tensor
     """(E, V - 3): scoring one row reads it in two thirds of the time."""
+    names: list[str]
+    """Features in the order of `unpack_request`: integers and floats of an interaction, then
+    those of a session."""
 
     def __init__(
         self,
@@ -49,8 +49,8 @@ class InferenceModel(nn.Module):
         self.model = model
         self.scoring = scoring
         self.optimized = optimize_xlnet(model, torch.jit.script(attend))
-        self.names = names
         self.session_names = session_names
+        self.names = sorted(names, key=self._kind)
         with torch.no_grad():
             self.register_buffer("items", self.optimized.items().detach())
             if scoring == "int8":
@@ -72,7 +72,7 @@ class InferenceModel(nn.Module):
         K is that of the request, or all items if there are fewer.
         """
         *features, excluded, candidates = unpack_request(packed, *self.feature_counts)
-        queries = self.optimized.session_embeddings(self.batch(*self.in_order(features)))
+        queries = self.optimized.session_embeddings(self.batch(*features))
         k = packed[0, 3]
         if self.scoring == "int8":
             scores, items = best_items_int8(
@@ -95,17 +95,6 @@ class InferenceModel(nn.Module):
     def _kind(self, name: str) -> int:
         is_float = name not in self.model.inputs.index_columns
         return 2 * (name in self.session_names) + is_float
-
-    @property
-    def packing(self) -> list[str]:
-        """Names in the order of `unpack_request`: integers and floats of an interaction, then
-        those of a session."""
-        return sorted(self.names, key=self._kind)
-
-    def in_order(self, features: list[Tensor]) -> list[Tensor]:
-        """Reorder features from `packing` to `names`."""
-        by_name = dict(zip(self.packing, features, strict=True))
-        return [by_name[name] for name in self.names]
 
     def batch(self, *tensors: Tensor) -> SessionBatch:
         """Features in the order of `names` -> sessions."""
@@ -154,11 +143,9 @@ def pack_request(
 
     As `pipeline.serve.runtime.batching` does with arrays.
     """
-    by_name = dict(zip(model.names, features, strict=True))
-    in_order = [by_name[name] for name in model.packing]
-    width = by_name[model.model.inputs.item].size(1)
-    indices = [t for t in in_order if not t.is_floating_point()]
-    numbers = [t.float().view(torch.int32) for t in in_order if t.is_floating_point()]
+    width = features[model.names.index(model.model.inputs.item)].size(1)
+    indices = [t for t in features if not t.is_floating_point()]
+    numbers = [t.float().view(torch.int32) for t in features if t.is_floating_point()]
     rows = excluded.size(0)
     sizes = torch.tensor([[width, excluded.size(1), candidates.size(1), k]], dtype=torch.int32)
     parts = [sizes.expand(rows, 4).to(excluded.device), *indices, excluded, candidates, *numbers]

@@ -1,6 +1,5 @@
 """The repository on disk: what Triton reads, and what must not be in it."""
 
-import json
 import time
 import zipfile
 from pathlib import Path
@@ -14,8 +13,9 @@ from pipeline.core.artifact import read_manifest
 from pipeline.core.errors import ArtifactError, ConfigError, PipelineError
 from pipeline.exporting import torchscript
 from pipeline.exporting import triton_config as config
+from pipeline.exporting.options import ExportOptions
 from pipeline.exporting.repository import STEPS
-from pipeline.exporting.run import _older_versions, export
+from pipeline.exporting.run import export
 from pipeline.model.build import load_model
 from pipeline.serve.runtime.request_encoder import Encoder
 from tests.conftest import Shop
@@ -96,7 +96,7 @@ def test_a_program_that_differs_from_the_model_is_not_exported(shop: Shop) -> No
 
 
 def test_int8_scoring_gives_the_same_lists(shop: Shop, tmp_path: Path) -> None:
-    result = export(shop.run, tmp_path / "out", scoring="int8")
+    result = export(shop.run, tmp_path / "out", ExportOptions(scoring="int8"))
     assert result.scoring == "int8"
     assert result.largest_score_difference < 1e-4
     model = load_model(shop.run)
@@ -112,7 +112,7 @@ def test_int8_scoring_gives_the_same_lists(shop: Shop, tmp_path: Path) -> None:
     )
     assert torch.allclose(answer.scores, expected.scores, atol=1e-4)
     with pytest.raises(ConfigError, match="int8 is for the CPU"):
-        export(shop.run, tmp_path / "gpu", scoring="int8", device="gpu")
+        export(shop.run, tmp_path / "gpu", ExportOptions(scoring="int8", device="gpu"))
 
 
 def test_raw_ids_become_indices_and_indices_the_same_ids(shop: Shop) -> None:
@@ -137,7 +137,7 @@ def test_contradictory_settings_are_refused(
     shop: Shop, tmp_path: Path, arguments: dict[str, object], words: str
 ) -> None:
     with pytest.raises(ConfigError) as error:
-        export(shop.run, tmp_path / "out", **arguments)  # type: ignore[arg-type]
+        export(shop.run, tmp_path / "out", ExportOptions(**arguments))  # type: ignore[arg-type]
     assert words in str(error.value)
     assert not (tmp_path / "out").exists()
 
@@ -150,7 +150,7 @@ def test_only_runs_are_exported(shop: Shop, tmp_path: Path) -> None:
 
 
 def test_a_short_catalogue_bounds_the_lists(shop: Shop, tmp_path: Path) -> None:
-    result = export(shop.run, tmp_path / "out", default_k=10_000, max_k=10_000)
+    result = export(shop.run, tmp_path / "out", ExportOptions(default_k=10_000, max_k=10_000))
     assert result.max_k == result.catalogue_items
 
 
@@ -180,7 +180,7 @@ def test_the_next_export_in_the_same_place_is_the_next_version_beside_the_one_be
             content = (repository / f"recommender_model_v{v}" / "1" / "model.pt").read_bytes()
             assert content == written.setdefault(v, content)
     # under another name there is no version before
-    export(shop.run, repository, name="other")
+    export(shop.run, repository, ExportOptions(name="other"))
     models = {path.name for path in repository.iterdir() if path.is_dir()}
     assert models == {"other", *(f"other_{s}_v4" for s in STEPS)}
 
@@ -211,15 +211,6 @@ def test_version_numbers_are_never_used_twice(shop: Shop, tmp_path: Path) -> Non
     assert export(shop.run, repository).version == 3
     # what is damaged is not kept
     assert {p.name for p in repository.glob("*_model_*")} == {"recommender_model_v3"}
-    manifest = json.loads((repository / "manifest.json").read_text())
-    for version in (None, "x", True, -5, 2.5, 2**63, float("inf"), [], {}):
-        manifest["facts"] |= {"version": version, "superseded": {"1": 10**400, "y": []}}
-        (repository / "manifest.json").write_text(json.dumps(manifest))
-        assert _older_versions(repository) == (0, {})
-    manifest["facts"]["version"] = 7
-    (repository / "manifest.json").write_text(json.dumps(manifest))
-    version, kept = _older_versions(repository)
-    assert (version, set(kept)) == (7, {"7"})
 
 
 def test_an_export_changes_nothing_of_the_one_before_until_it_takes_its_place(
@@ -249,14 +240,14 @@ def test_a_model_for_a_gpu_needs_one_to_be_traced_on(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="torch sees none here"):
-        export(shop.run, tmp_path / "repository", device="gpu")
+        export(shop.run, tmp_path / "repository", ExportOptions(device="gpu"))
 
 
 @pytest.mark.gpu
 def test_a_model_for_a_gpu_is_traced_there_and_placed_there(shop: Shop, tmp_path: Path) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device here")
-    export(shop.run, tmp_path / "repository", device="gpu")
+    export(shop.run, tmp_path / "repository", ExportOptions(device="gpu"))
     read = config.read_config(tmp_path / "repository" / "recommender_model_v1")
     assert read.instance_group[0].kind == config.proto.ModelInstanceGroup.KIND_GPU
     path = tmp_path / "repository" / "recommender_model_v1" / "1" / "model.pt"

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline.core.errors import ServingError
+from pipeline.exporting.options import ExportOptions
 from pipeline.exporting.run import export
 from pipeline.serve.client.client import Client
 from pipeline.serve.page.api import Api
@@ -188,7 +189,7 @@ def test_catalogue_follows_the_export_that_the_server_loaded(
 
 def test_server_and_page_load_the_next_export(shop: Shop, tmp_path: Path) -> None:
     repository = tmp_path / "repository"
-    export(shop.run, repository, max_k=20)
+    export(shop.run, repository, ExportOptions(max_k=20))
     with (
         Page("127.0.0.1", 0) as page,
         running_server(repository, ports=free_ports(), reload_seconds=1) as server,
@@ -196,7 +197,7 @@ def test_server_and_page_load_the_next_export(shop: Shop, tmp_path: Path) -> Non
         page.open(repository, server.grpc_url, follow=True)
         assert say(page, "GET", "/api/model")[2]["max_k"] == 20
         assert ask(page, items=["sku-00001"], k=30)[0] == 400
-        export(shop.run, repository, max_k=40)
+        export(shop.run, repository, ExportOptions(max_k=40))
         with Client(f"http://{server.http_url}") as client:
             for _ in range(600):
                 status, answer = ask(page, items=["sku-00001"], k=20)

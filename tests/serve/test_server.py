@@ -21,6 +21,7 @@ from pipeline.core.errors import ConfigError, ServingError
 from pipeline.data.fitted import Fitted
 from pipeline.data.loader import SessionLoader
 from pipeline.evaluation.recommender import Recommender
+from pipeline.exporting.options import ExportOptions
 from pipeline.exporting.run import export
 from pipeline.preprocessing import workflow
 from pipeline.preprocessing.run import preprocess
@@ -337,7 +338,7 @@ def test_a_repository_serves_when_copied_elsewhere_and_read_only(
 
 
 def test_log_is_sent_in_batches_of_the_allowed_size(shop: Shop, tmp_path: Path) -> None:
-    export(shop.run, tmp_path / "small", max_batch=4)
+    export(shop.run, tmp_path / "small", ExportOptions(max_batch=4))
     log = tmp_path / "new.parquet"
     synthesize(log, sessions=11, items=200, seed=9)
     with (
