@@ -125,14 +125,11 @@ def _first_session(clicks: Path) -> dict[str, list[Any]]:
     table = pyarrow.csv.read_csv(clicks).to_pandas()
     sizes = table.groupby("session", sort=False).size()
     rows = table[table["session"] == sizes.index[int((sizes >= 3).to_numpy().argmax())]].head(3)
-    return {
-        "item_id": rows["product"].tolist(),
-        "timestamp": rows["time"].astype(str).tolist(),
-        "category": rows["category"].tolist(),
-        "action": rows["action"].tolist(),
-        "price": rows["price"].tolist(),
-        "device": rows["device"].tolist()[-1:],
-    }
+    session = rows[["product", "time", "category", "action", "price", "device"]].astype(
+        {"time": str}
+    )
+    session = session.rename(columns={"product": "item_id", "time": "timestamp"})
+    return session.to_dict("list") | {"device": rows["device"].tolist()[-1:]}
 
 
 @contextmanager

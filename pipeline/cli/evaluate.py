@@ -11,7 +11,7 @@ from pipeline.cli.options import (
     Json,
     Part,
     RunDirectory,
-    parse_cutoffs,
+    parse_numbers,
 )
 
 Positions = Annotated[
@@ -61,7 +61,7 @@ def evaluate(
 
     Every target is ranked in the whole catalogue.
     """
-    numbers = parse_cutoffs(cutoffs)
+    numbers = parse_numbers("--cutoffs", cutoffs)
     check_input(run, "run")
     check_input(data, "data")
     from pipeline.evaluation.run import evaluate as run_evaluation

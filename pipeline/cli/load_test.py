@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.cli.console import check_input, print_result
-from pipeline.cli.options import Json
+from pipeline.cli.options import Json, parse_numbers
 from pipeline.cli.recommend import KeyFile, read_key_file
 from pipeline.core.errors import ConfigError
 
@@ -51,9 +51,7 @@ def load_test(
 
     Requests are random and valid; they are made before anything is timed.
     """
-    numbers = [int(text) for text in clients.split(",") if text.strip().isdecimal()]
-    if len(numbers) != len(clients.split(",")) or min(numbers) < 1:
-        raise ConfigError(f"--clients is {clients!r}, expected whole numbers from 1 such as 1,16.")
+    numbers = parse_numbers("--clients", clients)
     if not seconds <= _MAX_SECONDS:
         raise ConfigError(f"--seconds is {seconds:g}, expected 0.2 to {_MAX_SECONDS}.")
     if rate is not None and not rate > 0:

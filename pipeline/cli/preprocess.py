@@ -5,8 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.cli.console import check_input, check_output, is_current, print_result
+from pipeline.cli.console import check_input, is_current, print_result
 from pipeline.cli.options import IfNeeded, Json, Out, RecipeFile, Settings
+from pipeline.core.artifact import check_replaceable
 from pipeline.core.errors import ConfigError
 
 _NUM_DRIFTING = 3
@@ -61,7 +62,7 @@ def preprocess(
     from pipeline.recipe.recipe import Recipe
 
     config = Recipe.load(recipe, tuple(settings or ())).preprocess
-    check_output(out, "data")
+    check_replaceable(out, "data")
     if base is not None:
         check_input(base, "data")
     from pipeline.data.fingerprint import data_fingerprint

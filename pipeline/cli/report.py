@@ -18,7 +18,7 @@ from pipeline.cli.options import (
     Json,
     Part,
     RunDirectory,
-    parse_cutoffs,
+    parse_numbers,
 )
 
 
@@ -40,7 +40,7 @@ def report(
     """
     from pipeline.core.outputs import check_report
 
-    numbers = parse_cutoffs(cutoffs)
+    numbers = parse_numbers("--cutoffs", cutoffs)
     check_report(out)
     check_input(run, "run")
     check_input(data, "data")

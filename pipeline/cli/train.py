@@ -5,8 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.cli.console import check_input, check_output, is_current, note, print_result
+from pipeline.cli.console import check_input, is_current, note, print_result
 from pipeline.cli.options import DataArgument, IfNeeded, Json, Out, Settings
+from pipeline.core.artifact import check_replaceable
 from pipeline.core.errors import ConfigError
 
 _WINDOW_COLUMNS = {
@@ -70,7 +71,7 @@ def train(
     config = Recipe.from_dict(values, str(recipe or "--set"))
     if windows is not None and restart:
         raise ConfigError("--windows has no checkpoints to restart from. Leave out --restart.")
-    check_output(out, "run")
+    check_replaceable(out, "run")
     check_input(data, "data")
     if start is not None:
         check_input(start, "run")

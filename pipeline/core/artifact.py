@@ -131,30 +131,20 @@ def check_replaceable(path: Path, kind: str) -> None:
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        existing, files = manifest["kind"], set(manifest["files"])
-        existing = existing if existing in _NEXT_STEP else None
-    except (OSError, ValueError, KeyError, TypeError):
-        existing, files = None, set()
-    if existing != kind:
-        what = (
-            f"a {existing} directory" if existing else "something that this program did not write"
-        )
+        manifest = _parse_manifest(path)
+        what = f"a {manifest.kind} directory"
+    except _DAMAGED:
+        manifest, what = None, "something that this program did not write"
+    if manifest is None or manifest.kind != kind:
         raise ArtifactError(f"{path} is {what}; it is left alone. Choose another --out.")
-    foreign = _foreign_files(path, files)
+    names = (p.relative_to(path).as_posix() for p in path.rglob("*") if not p.is_dir())
+    # Python may write compiled copies beside the code of a repository
+    foreign = {name for name in names if "__pycache__" not in name} - {MANIFEST, *manifest.files}
     if foreign:
         raise ArtifactError(
-            f"{path} holds {foreign[0]}, which is no part of it; it is left alone. Move that away, "
-            "or choose another --out."
+            f"{path} holds {min(foreign)}, which is no part of it; it is left alone. Move that "
+            "away, or choose another --out."
         )
-
-
-def _foreign_files(path: Path, manifest_files: set[str]) -> list[str]:
-    """Files below an artifact that its manifest does not name."""
-    names = (p.relative_to(path).as_posix() for p in path.rglob("*") if not p.is_dir())
-    expected = {MANIFEST, *manifest_files}
-    # Python may write compiled copies beside the code of a repository
-    return sorted(name for name in names if name not in expected and "__pycache__" not in name)
 
 
 class _Manifest(NamedTuple):
@@ -166,7 +156,7 @@ class _Manifest(NamedTuple):
 
 
 _DAMAGED = (ValueError, KeyError, TypeError, AttributeError, OSError)
-"""What `_parse_manifest` raises, beside FileNotFoundError."""
+"""What `_parse_manifest` raises."""
 
 
 def _parse_manifest(path: Path) -> _Manifest:
@@ -231,8 +221,6 @@ def _exchange(one: Path, other: Path) -> None:
     """Swap two directories atomically, so that `path` always exists (Linux, renameat2(2))."""
     at_fdcwd, rename_exchange = -100, 2
     libc = ctypes.CDLL(None, use_errno=True)
-    if not hasattr(libc, "renameat2"):
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     if libc.renameat2(at_fdcwd, os.fsencode(one), at_fdcwd, os.fsencode(other), rename_exchange):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(other))
 
@@ -304,10 +292,9 @@ def _lock(directory: Path) -> int | None:
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except OSError as error:
         os.close(descriptor)
-        raise
-    except OSError:
-        os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            raise
         return None
     return descriptor

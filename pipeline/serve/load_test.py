@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from pipeline.core.artifact import read_manifest
 from pipeline.core.columns import ITEM, TIMESTAMP
-from pipeline.core.errors import ConfigError, ServingError
+from pipeline.core.errors import ServingError
 from pipeline.serve.client.answers import OUTPUTS
 from pipeline.serve.client.client import Client
 from pipeline.serve.client.connection import TIMEOUT_SECONDS
@@ -138,11 +138,6 @@ def send_load(
     access: Access = NO_ACCESS,
 ) -> LoadTestResult:
     """Measure `model` with `requests`, sent in turn."""
-    if clients < 1 or seconds <= 0 or (rate is not None and rate <= 0):
-        raise ConfigError(
-            f"The load is {clients} clients, {seconds} seconds and rate {rate}; expected at least "
-            "1 client, and seconds and a rate above 0."
-        )
     connect = partial(Client, url, name=model, **access._asdict())
     with connect() as client:
         prepared = [client.prepare(tensors, outputs) for tensors in requests]

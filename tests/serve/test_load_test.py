@@ -7,7 +7,7 @@ from typing import Any, Self
 import numpy as np
 import pytest
 
-from pipeline.core.errors import ConfigError, ServingError
+from pipeline.core.errors import ServingError
 from pipeline.serve.load_test import RequestShape, load_test, measure
 from pipeline.serve.triton.ports import free_ports
 from pipeline.serve.triton.server import TritonServer
@@ -35,11 +35,7 @@ def test_random_requests_are_answered_by_a_server_with_and_without_its_tables(
     assert facts["sessions_per_second"] == pytest.approx(3 * result.requests_per_second)
 
 
-def test_settings_that_cannot_be_and_a_missing_server_are_one_line(server: TritonServer) -> None:
-    url = f"grpc://{server.grpc_url}"
-    for settings in ({"clients": 0}, {"seconds": 0}, {"rate": -1.0}):
-        with pytest.raises(ConfigError, match="expected at least 1 client"):
-            load_test(url, **settings)  # type: ignore[arg-type]
+def test_missing_server_is_one_line() -> None:
     with pytest.raises(ServingError, match="No server answers at"):
         load_test(f"grpc://127.0.0.1:{free_ports().grpc}")
 
