@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.model.losses import LabelSmoothCrossEntropyLoss
-from pipeline.model.ops import catalogue_cross_entropy as catalogue
-from pipeline.model.ops.catalogue_cross_entropy import Scratch, catalogue_cross_entropy
+from pipeline.model.ops import catalogue_scan_cpu, catalogue_scan_device
+from pipeline.model.ops.catalogue_chunks import Scratch
+from pipeline.model.ops.catalogue_cross_entropy import catalogue_cross_entropy
 from pipeline.model.ops.shared_gradient_embedding import share_gradient
 
 FIRST = 3
@@ -20,8 +21,10 @@ FIRST = 3
 @pytest.fixture(autouse=True)
 def many_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several chunks even of a small catalogue."""
-    monkeypatch.setitem(catalogue._CHUNK_BYTES, "cpu", 400)
-    monkeypatch.setattr(catalogue, "_FEWEST_ITEMS", 3)
+    monkeypatch.setattr(catalogue_scan_cpu, "CHUNK_BYTES", 400)
+    monkeypatch.setattr(catalogue_scan_cpu, "FEWEST_ITEMS", 3)
+    monkeypatch.setattr(catalogue_scan_device, "CPU_CHUNK_BYTES", 400)
+    monkeypatch.setattr(catalogue_scan_device, "MULTIPLE", 3)
 
 
 def given_tensors(num_targets: int, num_items: int, seed: int = 0) -> tuple[Tensor, ...]:

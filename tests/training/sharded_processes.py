@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 import pipeline.training.trainer  # noqa: F401  (slow to import, so before the fork)
 from pipeline.core.errors import ProcessError
 from pipeline.evaluation.ranking import Seen, rank_in_catalogue, rank_in_shards
-from pipeline.model.ops.catalogue_cross_entropy import Scratch, Settings
+from pipeline.model.ops.catalogue_chunks import Scratch, Settings
 from pipeline.model.ops.sharded_cross_entropy import sharded_cross_entropy
 from pipeline.model.ops.shards import ShardedEmbedding, Shards
 from pipeline.recipe.model import ModelConfig

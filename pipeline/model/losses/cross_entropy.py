@@ -4,10 +4,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.core.errors import ConfigError, closest
+from pipeline.model.ops.catalogue_chunks import Scratch, Settings
 from pipeline.model.ops.catalogue_cross_entropy import (
     MOST_KEPT_BYTES,
-    Scratch,
-    Settings,
     catalogue_cross_entropy,
 )
 from pipeline.model.ops.sharded_cross_entropy import sharded_cross_entropy

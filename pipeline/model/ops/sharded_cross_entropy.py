@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from pipeline.model.ops.catalogue_chunks import Settings, add_row_gradients, rounded, rows_of
 from pipeline.model.ops.catalogue_cross_entropy import (
     MOST_KEPT_BYTES,
-    Settings,
-    add_row_gradients,
-    rows_of,
+    autocast_factors,
+    full_precision,
     scan,
     softmax_gradient,
 )
@@ -40,7 +40,9 @@ def sharded_cross_entropy(
     All processes call it in the same step, also a process without targets. The gradient of the
     table is that of the mean over processes, as in DDP.
     """
-    return _ShardedCrossEntropy.apply(queries, table, targets, settings, shards, recompute)
+    settings = settings._replace(factors=autocast_factors(queries))
+    with full_precision(queries):
+        return _ShardedCrossEntropy.apply(queries, table, targets, settings, shards, recompute)
 
 
 class _ShardedCrossEntropy(Function):
@@ -67,12 +69,12 @@ class _ShardedCrossEntropy(Function):
         sums = scan(
             every, table, settings, mix=ctx.needs_input_grad[0], gradient=ctx.needs_input_grad[1]
         )
-        precise = sums.total.dtype
+        kind = settings.factors
         positions = shards.owns(target_rows).nonzero().squeeze(1)
         rows = target_rows[positions] - shards.first
-        target_items = rows_of(table, rows, settings.normalize).to(precise)
+        target_items = rounded(rows_of(table, rows, settings.normalize), kind)
         at_target = torch.zeros_like(sums.total)
-        at_target[positions] = (every[positions].to(precise) * target_items).sum(-1)
+        at_target[positions] = (rounded(every[positions], kind) * target_items).sum(-1)
         top = shards.maximum(sums.top.clone())
         shrink = (sums.top - top).exp_()
         total, at_target = shards.sum(torch.stack([sums.total * shrink, at_target]))
@@ -85,7 +87,7 @@ class _ShardedCrossEntropy(Function):
         if smoothing:
             part -= spread * sums.item_sum
             item_sum = shards.sum(sums.item_sum)
-            losses = losses - spread * (queries.to(precise) @ item_sum)
+            losses = losses - spread * (rounded(queries, kind) @ item_sum)
         direction = shards.sum_of_own(part, sizes) if ctx.needs_input_grad[0] else None
         ctx.save_for_backward(every, table, rows, positions, direction, log_total, sums.tops)
         ctx.settings, ctx.shards, ctx.sizes = settings, shards, sizes
@@ -106,11 +108,11 @@ class _ShardedCrossEntropy(Function):
         if ctx.needs_input_grad[1]:
             grad_output = shards.gather(grad_output.to(log_total.dtype), ctx.sizes)
             grad_output.div_(shards.count)
-            kept, ctx.kept = ctx.kept, None
+            kept, ctx.kept = ctx.kept, ()
             grad_table = softmax_gradient(
                 every, table, grad_output, log_total, settings, ctx.spread, tops=tops, kept=kept
             )
-            grad_rows = every[positions].to(log_total.dtype)
-            grad_rows *= (grad_output[positions] * (settings.smoothing - 1)).unsqueeze(1)
+            grad_rows = rounded(every[positions], settings.factors)
+            grad_rows = grad_rows * (grad_output[positions] * (settings.smoothing - 1)).unsqueeze(1)
             add_row_gradients(grad_table, grad_rows, table, rows, settings.normalize)
         return grad_queries, grad_table, None, None, None, None
