@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from pipeline.core.columns import FIRST_ITEM
+from pipeline.model.device import device_chunk_bytes
 from pipeline.model.ops.shards import Shards
 
-_SCORES = {"cpu": 1 << 19, "cuda": 1 << 25}
-"""Scores of a chunk. A GPU wants many at a time; 128 MiB of float32."""
-_WIDTHS = {"cpu": 2048, "cuda": 1 << 14}
+_SCORES = {"cpu": 1 << 19}
+"""Scores of a chunk. A GPU wants many at a time, see `device_chunk_bytes`."""
+_WIDTHS = {"cpu": 2048, "cuda": 1 << 15}
 """Items of a chunk."""
 
 
@@ -60,7 +61,7 @@ def rank_in_catalogue(
     is never recommended.
     """
     width = min(_WIDTHS.get(queries.device.type, _WIDTHS["cuda"]), len(items))
-    scores = _SCORES.get(queries.device.type, _SCORES["cuda"])
+    scores = _scores_of_chunk(queries.device)
     step = max(1, scores // max(1, width))
     if width < len(items):
         step = min(step, width)  # the targets' own scores are made in a chunk as well
@@ -98,7 +99,7 @@ def rank_in_shards(
     fewest = min(b - max(a, FIRST_ITEM) for a, b in pairwise(shards.bounds))
     # the same width in all of them, so that scores are rounded in the same way
     width = min(_WIDTHS.get(queries.device.type, _WIDTHS["cuda"]), fewest)
-    scores = _SCORES.get(queries.device.type, _SCORES["cuda"])
+    scores = _scores_of_chunk(queries.device)
     step = max(1, min(width, scores // width))
     if seen is not None:
         rows, seen_items = _entries(seen, slice(None))
@@ -122,6 +123,10 @@ def rank_in_shards(
     behind = shards.sum(behind)
     num_items = shards.num_rows - FIRST_ITEM
     return torch.where(targets >= 0, num_items - behind, num_items + 1)
+
+
+def _scores_of_chunk(device: torch.device) -> int:
+    return _SCORES.get(device.type) or device_chunk_bytes(device) // 4
 
 
 def _entries(seen: Seen, chunk: slice) -> tuple[Tensor, Tensor]:
@@ -169,28 +174,82 @@ def _count_behind(
     A negative target is none of these items.
     """
     behind = torch.zeros(len(targets), dtype=torch.int64, device=targets.device)
-    # rows by the chunk of their target
-    order = targets.argsort()
-    starts = torch.arange(0, len(items) + width, width, device=targets.device)
-    bounds = torch.searchsorted(targets[order], starts).tolist()
-    if seen is not None:
-        seen_rows, seen_items = seen
-        seen_bounds = torch.searchsorted(seen_items, starts).tolist()
+    known = _KnownScores if _on_cpu(targets) else _MaskedKnownScores
+    known_scores = known(targets, own, seen, torch.arange(0, len(items) + width, width))
     for chunk, first in enumerate(range(0, len(items), width)):
         begin = min(first, len(items) - width)  # the last overlaps: all have the same width
         scores = queries @ items[begin : begin + width].T  # (T, width)
+        known_scores.write(scores, chunk, begin)
         scores = scores[:, first - begin :]
-        local = order[bounds[chunk] : bounds[chunk + 1]]
-        # equal by construction; a library that rounds by position must not put it behind itself
-        scores[local, targets[local] - first] = own[local, 0]
-        if seen is not None:
-            entries = slice(seen_bounds[chunk], seen_bounds[chunk + 1])
-            scores[seen_rows[entries], seen_items[entries] - first] = float("-inf")
         if best is not None:
             best.add(scores, first)
         # not `>=`: NaN must not count as behind; floats are summed faster than booleans
         behind += scores.lt_(own).sum(1).to(torch.int64)
     return behind
+
+
+class _KnownScores:
+    """Scores that need no product: the targets' own, and minus infinity of seen items.
+
+    A target's own score is equal by construction; a library that rounds by position must not put
+    it behind itself.
+    """
+
+    def __init__(
+        self,
+        targets: Tensor,
+        own: Tensor,
+        seen: tuple[Tensor, Tensor] | None,
+        starts: Tensor,
+    ) -> None:
+        """(T,), (T, 1), rows and items of `seen`, (chunks + 1,) first items of chunks."""
+        self.targets, self.own, self.seen = targets, own, seen
+        # rows by the chunk of their target
+        self._order = targets.argsort()
+        self._bounds = torch.searchsorted(targets[self._order], starts).tolist()
+        self._seen_bounds = [] if seen is None else torch.searchsorted(seen[1], starts).tolist()
+
+    def write(self, scores: Tensor, chunk: int, begin: int) -> None:
+        """(T, C) scores of the items from `begin` on."""
+        rows = self._order[self._bounds[chunk] : self._bounds[chunk + 1]]
+        scores[rows, self.targets[rows] - begin] = self.own[rows, 0]
+        if self.seen is not None:
+            entries = slice(self._seen_bounds[chunk], self._seen_bounds[chunk + 1])
+            rows, items = self.seen[0][entries], self.seen[1][entries]
+            scores[rows, items - begin] = float("-inf")
+
+
+class _MaskedKnownScores:
+    """The same on a GPU, which no chunk waits for: what is outside a chunk changes nothing."""
+
+    def __init__(
+        self,
+        targets: Tensor,
+        own: Tensor,
+        seen: tuple[Tensor, Tensor] | None,
+        _starts: Tensor,
+    ) -> None:
+        self.targets, self.own, self.seen = targets, own, seen
+
+    def write(self, scores: Tensor, _chunk: int, begin: int) -> None:
+        """(T, C) scores of the items from `begin` on."""
+        width = scores.size(1)
+        columns, inside = self._columns(self.targets.unsqueeze(1), begin, width)
+        scores.scatter_(1, columns, torch.where(inside, self.own, scores.gather(1, columns)))
+        if self.seen is not None:
+            rows, items = self.seen
+            columns, inside = self._columns(items, begin, width)
+            highest = torch.where(inside, float("-inf"), float("inf")).to(scores.dtype)
+            scores.view(-1).scatter_reduce_(0, rows * width + columns, highest, "amin")
+
+    @staticmethod
+    def _columns(items: Tensor, begin: int, width: int) -> tuple[Tensor, Tensor]:
+        columns = items - begin
+        return columns.clamp(0, width - 1), (columns >= 0) & (columns < width)
+
+
+def _on_cpu(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu"
 
 
 def _own_scores(queries: Tensor, items: Tensor, targets: Tensor, width: int) -> Tensor:
@@ -215,15 +274,21 @@ class _Best:
 
     def add(self, scores: Tensor, first: int) -> None:
         """(T, C) scores of the items from `first` on; those of minus infinity are in no list."""
-        length = self.scores.size(1)
-        if not length:
+        if not self.scores.size(1):
+            return
+        if not _on_cpu(scores):  # to know which rows gain would wait for the device
+            self._merge(slice(None), scores, first)
             return
         # most chunks have nothing better for most rows
         rows = (~(scores.amax(1) <= self.scores[:, -1])).nonzero().squeeze(1)
         if len(rows):
-            best = scores[rows].topk(min(length, scores.size(1)))
-            merged = torch.cat([self.scores[rows], best.values], 1).topk(length)
-            items = torch.cat([self.items[rows], best.indices + first], 1)
-            self.scores[rows] = merged.values
-            self.items[rows] = items.gather(1, merged.indices)
-            self.items[self.scores.isneginf()] = -1
+            self._merge(rows, scores[rows], first)
+
+    def _merge(self, rows: Tensor | slice, scores: Tensor, first: int) -> None:
+        length = self.scores.size(1)
+        best = scores.topk(min(length, scores.size(1)))
+        merged = torch.cat([self.scores[rows], best.values], 1).topk(length)
+        items = torch.cat([self.items[rows], best.indices + first], 1)
+        self.scores[rows] = merged.values
+        self.items[rows] = items.gather(1, merged.indices)
+        self.items.masked_fill_(self.scores.isneginf(), -1)

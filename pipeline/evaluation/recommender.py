@@ -18,12 +18,14 @@ from pipeline.data.batch import SessionBatch
 from pipeline.data.directory import Data
 from pipeline.data.loader import RaggedBatch, SessionLoader
 from pipeline.data.values import categories
-from pipeline.model.device import best_device
+from pipeline.model.device import best_device, device_chunk_bytes
 from pipeline.model.model import TopK
 from pipeline.model.run import Run
 
-_SCORES_PER_STEP = 16_000_000
-"""Scores held at a time, 64 MB in float32: memory must not grow with sessions times items."""
+_SCORES_PER_STEP = {"cpu": 16_000_000}
+"""Scores held at a time, 64 MB in float32: memory must not grow with sessions times items.
+
+A GPU wants more at a time, see `device_chunk_bytes`."""
 
 
 class Recommendations(NamedTuple):
@@ -187,7 +189,8 @@ class Recommender:
     ) -> Iterator[Recommendations]:
         blocked_items = torch.from_numpy(blocked).to(self._device)
         allowed = None if candidates is None else torch.from_numpy(candidates).to(self._device)
-        step = max(1, _SCORES_PER_STEP // (len(self.catalogue) + FIRST_ITEM))
+        scores = _SCORES_PER_STEP.get(self._device.type) or device_chunk_bytes(self._device) // 4
+        step = max(1, scores // (len(self.catalogue) + FIRST_ITEM))
         for batch in loader:
             for rows in _all_rows(batch).split(step):
                 excluded = blocked_items

@@ -75,8 +75,9 @@ def rank_targets(
     """
     device = next(model.parameters()).device
     catalogue = model.item_embeddings()  # (items, E)
-    ranks = [torch.empty(0, dtype=torch.int64)]
-    targets = [torch.empty(0, dtype=torch.int64)]
+    # on the device until the end, as each copy would wait for it
+    ranks = [torch.empty(0, dtype=torch.int64, device=device)]
+    targets = [torch.empty(0, dtype=torch.int64, device=device)]
     exposure = torch.zeros(len(list_lengths), len(catalogue), dtype=torch.int64, device=device)
     for batch in batches:
         seen = seen_before(batch, model.inputs.item, positions, device) if filter_seen else None
@@ -88,14 +89,15 @@ def rank_targets(
                 max(list_lengths, default=0),
                 seen=seen,
             )
-            ranks.append(ranked.ranks.cpu())
-            targets.append(items.cpu())
+            ranks.append(ranked.ranks)
+            targets.append(items)
             for counts, length in zip(exposure, list_lengths, strict=True):
                 shown = ranked.best[:, :length].reshape(-1)
                 if filter_seen:
                     shown = shown[shown >= 0]
                 counts.index_add_(0, shown, torch.ones_like(shown))
-    return Ranked(torch.cat(ranks).numpy(), torch.cat(targets).numpy(), exposure.cpu().numpy())
+    every = torch.cat(ranks).cpu(), torch.cat(targets).cpu(), exposure.cpu()
+    return Ranked(*(column.numpy() for column in every))
 
 
 def seen_before(batch: RaggedBatch, item: str, positions: Positions, device: torch.device) -> Seen:

@@ -36,6 +36,15 @@ def quantize(items: Tensor) -> QuantizedItems:
 
 
 @torch.jit.script
+def lower_excluded(scores: Tensor, excluded: Tensor, lowest: float) -> Tensor:
+    """(B, V) scores -> `lowest` for (B, X) excluded items, without waiting for a GPU."""
+    first = 3
+    unchanged = torch.full(excluded.shape, float("inf"), dtype=scores.dtype, device=scores.device)
+    values = unchanged.masked_fill(excluded >= first, lowest)
+    return scores.scatter_reduce_(1, (excluded - first).clamp(min=0), values, "amin")
+
+
+@torch.jit.script
 def mask_excluded(scores: Tensor, excluded: Tensor, candidates: Tensor, lowest: float) -> Tensor:
     """(B, V) scores -> `lowest` for (B, X) excluded items and for all but (B, C) candidates.
 
@@ -48,7 +57,9 @@ def mask_excluded(scores: Tensor, excluded: Tensor, candidates: Tensor, lowest: 
             (scores.size(0), scores.size(1) + first), dtype=torch.bool, device=scores.device
         ).scatter(1, candidates, True)
         scores = scores.masked_fill(has_candidates & ~allowed[:, first:], lowest)
-    if excluded.size(1) > 0:
+    if excluded.size(1) > 0 and scores.is_cuda:
+        scores = lower_excluded(scores, excluded, lowest)
+    elif excluded.size(1) > 0:
         positions = (excluded >= first).nonzero()
         rows = positions[:, 0]
         columns = excluded[rows, positions[:, 1]] - first
@@ -83,6 +94,13 @@ def topk_by_blocks(scores: Tensor, k: int, transposed: bool) -> tuple[Tensor, Te
 
 
 @torch.jit.script
+def rows_at_once(items: Tensor) -> int:
+    """Rows whose scores of (V, E) items are held at a time: 64 MiB, 512 MiB on a GPU."""
+    scores = 134217728 if items.is_cuda else 16777216
+    return max(1, scores // max(1, items.size(0)))
+
+
+@torch.jit.script
 def best_items(
     queries: Tensor,
     items: Tensor,
@@ -98,7 +116,7 @@ def best_items(
     """
     first = 3
     k = min(int(num_items), items.size(0))
-    at_once = max(1, 16777216 // max(1, items.size(0)))
+    at_once = rows_at_once(items)
     best: list[Tensor] = []
     indices: list[Tensor] = []
     for begin in range(0, queries.size(0), at_once):
@@ -139,7 +157,7 @@ def best_items_int8(
     first, lowest = 3, -2147483648.0
     k = min(int(num_items), items.size(0))
     m = min(4 * k + 256, items.size(0))
-    at_once = max(1, 16777216 // max(1, items.size(0)))
+    at_once = rows_at_once(items)
     best: list[Tensor] = []
     indices: list[Tensor] = []
     for begin in range(0, queries.size(0), at_once):

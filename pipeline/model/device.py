@@ -13,6 +13,23 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+_SHARE_OF_MEMORY = 1 / 128
+_CHUNK_BYTES = 64 * 2**20, 512 * 2**20
+
+
+@torch.compiler.assume_constant_result
+def device_chunk_bytes(device: torch.device) -> int:
+    """Size of a chunk of scores on a GPU: a 128th of its memory, 64 to 512 MiB.
+
+    Larger products are no faster, and several chunks are alive at a time.
+    """
+    smallest, largest = _CHUNK_BYTES
+    if device.type != "cuda":
+        return smallest
+    memory = torch.cuda.get_device_properties(device).total_memory
+    return min(max(int(memory * _SHARE_OF_MEMORY), smallest), largest)
+
+
 @contextmanager
 def matmul_precision(name: str) -> Iterator[None]:
     """Set torch's precision of float32 matrix products inside the context.

@@ -137,7 +137,7 @@ def test_number_of_scores_in_memory_is_bounded(
     shop: Shop, recommender: Recommender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = listed(recommender.recommend(shop.data, "valid", 5, filter_seen=True))
-    monkeypatch.setattr(prediction, "_SCORES_PER_STEP", 3 * NUM_ITEMS + 9)
+    monkeypatch.setitem(prediction._SCORES_PER_STEP, "cpu", 3 * NUM_ITEMS + 9)
     parts = list(recommender.recommend(shop.data, "valid", 5, filter_seen=True))
     assert max(len(lists.counts) for lists in parts) == 3
     assert listed(parts) == whole

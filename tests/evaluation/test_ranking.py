@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pipeline.evaluation import ranking
 from pipeline.evaluation.ranking import Seen, rank_in_catalogue
@@ -34,9 +35,16 @@ def twins(num_items: int, width: int, seed: int) -> torch.Tensor:
     scores=st.sampled_from([1, 64, 1 << 19]),
     list_length=st.integers(0, 95),
     seed=st.integers(0, 10_000),
+    on_cpu=st.booleans(),
 )
 def test_ranks_and_lists_are_those_of_a_table_of_all_scores(
-    num_items: int, num_targets: int, chunk: int, scores: int, list_length: int, seed: int
+    num_items: int,
+    num_targets: int,
+    chunk: int,
+    scores: int,
+    list_length: int,
+    seed: int,
+    on_cpu: bool,
 ) -> None:
     items = twins(num_items, 8, seed)
     generator = torch.Generator().manual_seed(seed + 1)
@@ -48,6 +56,7 @@ def test_ranks_and_lists_are_those_of_a_table_of_all_scores(
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ranking._WIDTHS, "cpu", chunk)
         patch.setitem(ranking._SCORES, "cpu", scores)
+        patch.setattr(ranking, "_on_cpu", lambda _: on_cpu)
         ranked = rank_in_catalogue(queries, items, targets, list_length)
     assert torch.equal(ranked.ranks, dense_ranks(table, targets))
     longest = min(list_length, num_items)
@@ -64,9 +73,16 @@ def test_ranks_and_lists_are_those_of_a_table_of_all_scores(
     scores=st.sampled_from([1, 64, 1 << 19]),
     list_length=st.integers(0, 65),
     seed=st.integers(0, 10_000),
+    on_cpu=st.booleans(),
 )
 def test_seen_items_are_behind_every_target(
-    num_items: int, num_targets: int, chunk: int, scores: int, list_length: int, seed: int
+    num_items: int,
+    num_targets: int,
+    chunk: int,
+    scores: int,
+    list_length: int,
+    seed: int,
+    on_cpu: bool,
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     items = twins(num_items, 8, seed).mul(4).round()
@@ -83,6 +99,7 @@ def test_seen_items_are_behind_every_target(
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ranking._WIDTHS, "cpu", chunk)
         patch.setitem(ranking._SCORES, "cpu", scores)
+        patch.setattr(ranking, "_on_cpu", lambda _: on_cpu)
         seen = Seen(stretch, starts, stops)
         ranked = rank_in_catalogue(queries, items, targets, list_length, seen=seen)
     assert torch.equal(ranked.ranks, dense_ranks(table, targets))
@@ -124,3 +141,19 @@ def test_memory_does_not_grow_with_the_catalogue_times_the_targets() -> None:
         rank_in_catalogue(queries, items, torch.arange(2_000))
     largest = max(event.cpu_memory_usage for event in profile.events())
     assert largest <= 4 * ranking._SCORES["cpu"]  # 400 MB as one table
+
+
+@pytest.mark.parametrize("list_length", [0, 20])
+def test_ranking_on_a_gpu_waits_for_no_chunk(
+    monkeypatch: pytest.MonkeyPatch, list_length: int
+) -> None:
+    """Fake tensors raise an exception where an operator needs a value from the device."""
+    monkeypatch.setattr(ranking, "device_chunk_bytes", lambda _: 2**29)
+    with FakeTensorMode():
+        queries = torch.empty(1_024, 64, device="cuda")
+        items = torch.empty(1_000_000, 64, device="cuda")
+        targets = torch.empty(1_024, dtype=torch.int64, device="cuda")
+        ranked = rank_in_catalogue(queries, items, targets, list_length)
+    assert ranked.ranks.shape == (1_024,)
+    assert ranked.best.shape == (1_024, list_length)
+    assert ranked.ranks.device.type == ranked.best.device.type == "cuda"

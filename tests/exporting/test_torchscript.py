@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pipeline import model as tr
-from pipeline.exporting.topk import best_items, best_items_int8, quantize
+from pipeline.exporting.topk import (
+    best_items,
+    best_items_int8,
+    lower_excluded,
+    mask_excluded,
+    quantize,
+)
 from pipeline.exporting.torchscript import InferenceModel, prove_parity, trace
 from pipeline.exporting.xlnet_inference import XLNetInference, optimize_xlnet
 from tests.conftest import ROOT
@@ -57,6 +63,20 @@ def test_lists_are_those_of_a_sort_of_all_scores(
             "each item has the score of its position"
         )
         assert all(len(set(row)) == len(row) for row in indices.tolist()), "no item twice"
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 10_000), rows=st.integers(1, 5), excluded=st.integers(1, 40))
+def test_excluded_items_are_lowered_on_a_gpu_as_on_a_cpu(
+    seed: int, rows: int, excluded: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(rows, 20, generator=generator)
+    indices = torch.randint(0, 23, (rows, excluded), generator=generator)
+    none = torch.zeros(rows, 0, dtype=torch.int64)
+    lowest = float("-inf")
+    expected = mask_excluded(scores.clone(), indices, none, lowest)
+    assert torch.equal(lower_excluded(scores.clone(), indices, lowest), expected)
 
 
 @settings(max_examples=60, deadline=None)

@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor
 
+from pipeline.model.device import device_chunk_bytes
 from pipeline.model.ops.catalogue_chunks import (
     Scan,
     Settings,
@@ -22,10 +23,6 @@ from pipeline.model.ops.catalogue_chunks import (
 
 CPU_CHUNK_BYTES = 3 * 2**19
 """Size of a chunk of scores on a CPU, which stays in a core's cache."""
-SHARE_OF_MEMORY = 1 / 128
-"""Size of a chunk of scores, by the memory of a device."""
-CHUNK_BYTES = 64 * 2**20, 512 * 2**20
-"""Smallest and largest chunk on a device: larger products are no faster."""
 MULTIPLE = 64
 """Items of a chunk are a multiple of it, as tensor cores need aligned rows."""
 _HALF_SHIFT = 14 * math.log(2)
@@ -135,13 +132,3 @@ def _chunks(queries: Tensor, table: Tensor, settings: Settings) -> list[slice]:
     step = max(2 * MULTIPLE, size // (4 * max(queries.size(0), 1)))
     bounds = chunk_bounds(table.size(0) - first, step, MULTIPLE)
     return [slice(first + start, first + stop) for start, stop in bounds]
-
-
-@torch.compiler.assume_constant_result
-def device_chunk_bytes(device: torch.device) -> int:
-    """Size of a chunk of scores on a device."""
-    smallest, largest = CHUNK_BYTES
-    if device.type != "cuda":
-        return smallest
-    memory = torch.cuda.get_device_properties(device).total_memory
-    return min(max(int(memory * SHARE_OF_MEMORY), smallest), largest)
