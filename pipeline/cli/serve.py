@@ -73,12 +73,12 @@ def serve(
 ) -> None:
     """Serve a model repository by Triton until Ctrl-C or SIGTERM."""
     from pipeline.serve.run import describe, running_server, wait_for_signal
-    from pipeline.serve.triton.access import tls_from_options
+    from pipeline.serve.triton.access import read_tls
     from pipeline.serve.triton.ports import Ports
 
     if page_port is not None and not page:
         raise ConfigError("--page-port goes with --page.")
-    key, tls = read_key_file(key_file), tls_from_options(tls_cert, tls_key, tls_client_ca)
+    key, tls = read_key_file(key_file), read_tls(tls_cert, tls_key, tls_client_ca)
     with ExitStack() as stack:
         # before Triton, which takes seconds to start: the port may be taken
         web_page = stack.enter_context(_page(host, page_port, key, tls)) if page else None

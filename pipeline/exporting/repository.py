@@ -148,20 +148,12 @@ def _samples(
 
 
 def client_facts(fitted: Fitted, spec: dict[str, Any]) -> dict[str, Any]:
-    """Return what clients need: columns of the log by tensor, types, limits of a request."""
-    recipe = fitted.recipe
-    columns = {ITEM: recipe.item} | {f.name: f.source for f in recipe.features}
-    if recipe.timestamp is not None:
-        columns["timestamp"] = recipe.timestamp.column
+    """Return what clients need: the recipe, types of the tensors, limits of a request."""
     return {
-        "recipe": recipe.model_dump(mode="json"),
-        "session": recipe.session,
-        "session_type": fitted.session_type,
-        "columns": columns,
+        "recipe": fitted.recipe.model_dump(mode="json"),
         "types": {c["name"]: c["type"] for c in spec["columns"]},
         "scopes": {c["name"]: c["scope"] for c in spec["columns"]},
         "timestamp_type": None if spec["timestamp"] is None else spec["timestamp"]["type"],
-        "time_needed": bool(spec["time_features"]),
         "default_k": spec["default_k"],
         "max_k": spec["max_k"],
     }

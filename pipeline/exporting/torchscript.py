@@ -35,8 +35,8 @@ class InferenceModel(nn.Module):
     transposed: Tensor
     """(E, V - 3): scoring one row reads it in two thirds of the time."""
     names: list[str]
-    """Features in the order of `unpack_request`: integers and floats of an interaction, then
-    those of a session."""
+    """Features in the order of `unpack_request`: integers of an interaction, then of a session,
+    then floats of both."""
 
     def __init__(
         self,
@@ -88,13 +88,14 @@ class InferenceModel(nn.Module):
 
     @property
     def feature_counts(self) -> tuple[int, int, int, int]:
-        """Numbers of integer and float features of an interaction, then of a session."""
+        """Numbers of integers of an interaction and of a session, then of such floats."""
         kinds = [self._kind(name) for name in self.names]
-        return kinds.count(0), kinds.count(1), kinds.count(2), kinds.count(3)
+        integers, floats = ((kinds.count((kind, 0)), kinds.count((kind, 1))) for kind in (0, 1))
+        return *integers, *floats
 
-    def _kind(self, name: str) -> int:
+    def _kind(self, name: str) -> tuple[int, int]:
         is_float = name not in self.model.inputs.index_columns
-        return 2 * (name in self.session_names) + is_float
+        return int(is_float), int(name in self.session_names)
 
     def batch(self, *tensors: Tensor) -> SessionBatch:
         """Features in the order of `names` -> sessions."""
@@ -108,7 +109,7 @@ class InferenceModel(nn.Module):
 
 @torch.jit.script
 def unpack_request(
-    packed: Tensor, integers: int, floats: int, session_integers: int, session_floats: int
+    packed: Tensor, integers: int, session_integers: int, floats: int, session_floats: int
 ) -> list[Tensor]:
     """Output of `pack_request` -> a tensor for each feature, then excluded items and candidates.
 
@@ -120,20 +121,10 @@ def unpack_request(
     indices = packed.narrow(1, 4, count).to(torch.int64)
     numbers = packed.narrow(1, 4 + count, floats * width + session_floats)
     numbers = torch.view_copy(numbers, dtype=torch.float32)
-    tensors: list[Tensor] = []
-    for i in range(integers):
-        tensors.append(indices.narrow(1, i * width, width))
-    for i in range(floats):
-        tensors.append(numbers.narrow(1, i * width, width))
-    position = integers * width
-    for i in range(session_integers):
-        tensors.append(indices.narrow(1, position + i, 1))
-    position += session_integers
-    for i in range(session_floats):
-        tensors.append(numbers.narrow(1, floats * width + i, 1))
-    tensors.append(indices.narrow(1, position, excluded))
-    tensors.append(indices.narrow(1, position + excluded, candidates))
-    return tensors
+    ids = [excluded, candidates]
+    tensors = indices.split([width] * integers + [1] * session_integers + ids, 1)
+    features = numbers.split([width] * floats + [1] * session_floats, 1)
+    return tensors[:-2] + features + tensors[-2:]
 
 
 def pack_request(

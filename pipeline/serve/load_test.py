@@ -141,14 +141,11 @@ def send_load(
     connect = partial(Client, url, name=model, **access._asdict())
     with connect() as client:
         prepared = [client.prepare(tensors, outputs) for tensors in requests]
-    latencies, errors, total_seconds = measure(connect, clients, prepared, seconds, rate)
-    if not len(latencies):
-        reason = next(iter(errors), "none sent")
+    result = measure(connect, clients, prepared, seconds, rate, shape)
+    if not len(result.latencies_seconds):
+        reason = next(iter(result.errors), "none sent")
         raise ServingError(f"{url} answered none of the requests: {reason}")
-    return LoadTestResult(
-        clients=clients, rate=rate, shape=shape, seconds=total_seconds,
-        latencies_seconds=latencies, errors=errors,
-    )  # fmt: skip
+    return result
 
 
 def table_values(repository: Path) -> dict[str, NDArray[Any]]:
@@ -205,21 +202,14 @@ def random_requests(
         yield tensors
 
 
-class Measurement(NamedTuple):
-    """Outcome of `measure`."""
-
-    latencies_seconds: NDArray[Any]
-    errors: dict[str, int]
-    seconds: float
-
-
 def measure(
     connect: Callable[[], Client],
     clients: int,
     requests: Sequence[dict[str, Any]],
     seconds: float,
     rate: float | None = None,
-) -> Measurement:
+    shape: RequestShape = RequestShape(),  # noqa: B008  immutable
+) -> LoadTestResult:
     """Send prepared `requests` in turn by as many clients.
 
     A closed loop without `rate`. In the open loop, a latency begins when the request was due, so
@@ -257,6 +247,8 @@ def measure(
 
     with ThreadPoolExecutor(clients) as pool:
         asked = [pool.submit(ask) for _ in range(clients)]
-    return Measurement(
-        np.array(latencies), dict(Counter(errors)), max(future.result() for future in asked)
-    )
+    return LoadTestResult(
+        clients=clients, rate=rate, shape=shape,
+        seconds=max(future.result() for future in asked),
+        latencies_seconds=np.array(latencies), errors=dict(Counter(errors)),
+    )  # fmt: skip

@@ -19,7 +19,7 @@ from pipeline.core.errors import ConfigError, ServingError
 from pipeline.serve.client.async_client import AsyncClient
 from pipeline.serve.client.client import Client
 from pipeline.serve.run import describe, running_server
-from pipeline.serve.triton.access import GRPC_PREFIX, KEY_HEADER, Tls, check_tls, read_key
+from pipeline.serve.triton.access import GRPC_PREFIX, KEY_HEADER, Tls, read_key, read_tls
 from pipeline.serve.triton.ports import free_ports
 from pipeline.serve.triton.server import TritonServer
 from tests.conftest import SESSION, Shop
@@ -262,13 +262,13 @@ def test_wrong_pem_files_are_refused_before_the_start(tmp_path: Path, files: Fil
     text = tmp_path / "text"
     text.write_text("no PEM")
     for tls, words in (
-        (Tls(text, files.server.key), "Expected PEM files"),
-        (Tls(files.server.cert, files.client.key), "KEY_VALUES_MISMATCH"),
-        (Tls(files.server.cert, tmp_path / "none"), "No such file"),
-        (Tls(*files.server, text), "Expected PEM files"),
+        ((text, files.server.key, None), "Expected PEM files"),
+        ((files.server.cert, files.client.key, None), "KEY_VALUES_MISMATCH"),
+        ((files.server.cert, tmp_path / "none", None), "No such file"),
+        ((*files.server, text), "Expected PEM files"),
     ):
         with pytest.raises(ConfigError, match=words) as caught:
-            check_tls(tls)
+            read_tls(*tls)
         assert "\n" not in str(caught.value)
     url = "grpcs://127.0.0.1:1"
     with pytest.raises(ConfigError, match="Expected PEM"):

@@ -62,13 +62,15 @@ class Connection:
         )
         self._client: Any = self._module.InferenceServerClient(address, **options)
 
+    def _arguments(self) -> dict[str, Any]:
+        """Arguments of each call of tritonclient."""
+        headers = self._access.headers(self._protocol)
+        timeout = {"client_timeout": self._timeout} if self._protocol == "grpc" else {}
+        return {"model_name": self.name, "headers": headers, **timeout}
+
     def _config_arguments(self) -> dict[str, Any]:
         """Arguments of tritonclient's `get_model_config`."""
-        headers = self._access.headers(self._protocol)
-        arguments: dict[str, Any] = {"model_name": self.name, "headers": headers}
-        if self._protocol == "grpc":
-            arguments |= {"as_json": True, "client_timeout": self._timeout}
-        return arguments
+        return self._arguments() | ({"as_json": True} if self._protocol == "grpc" else {})
 
     def _read_config(self, config: dict[str, Any]) -> ServedModel:
         self._served = ServedModel.from_config(config.get("config", config), self.name)
@@ -88,15 +90,8 @@ class Connection:
             except Exception as error:
                 raise self._error(error) from None
             inputs.append(field)
-        arguments: dict[str, Any] = {
-            "model_name": self.name,
-            "inputs": inputs,
-            "outputs": [self._module.InferRequestedOutput(output) for output in outputs],
-            "headers": self._access.headers(self._protocol),
-        }
-        if self._protocol == "grpc":
-            arguments["client_timeout"] = self._timeout
-        return arguments
+        requested = [self._module.InferRequestedOutput(output) for output in outputs]
+        return self._arguments() | {"inputs": inputs, "outputs": requested}
 
     def _error(self, error: Exception) -> PipelineError:
         """Translate an exception of tritonclient into one line."""

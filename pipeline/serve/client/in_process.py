@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.core.errors import ConfigError
@@ -12,6 +11,7 @@ from pipeline.serve.client.client import SyncClient
 from pipeline.serve.client.served_model import ServedModel
 from pipeline.serve.runtime import RequestError
 from pipeline.serve.runtime.batching import BatchRunner, RunModel, response_tensors
+from pipeline.serve.runtime.lookups import object_array
 from pipeline.serve.runtime.request import RequestReader
 from pipeline.serve.runtime.request_encoder import Encoder
 
@@ -61,6 +61,4 @@ def _as_sent(array: NDArray[Any]) -> NDArray[Any]:
     if array.dtype.kind not in "OU":
         return array
     texts = [v if isinstance(v, bytes) else str(v).encode() for v in array.reshape(-1).tolist()]
-    encoded = np.empty(len(texts), object)
-    encoded[:] = texts
-    return encoded.reshape(array.shape)
+    return object_array(texts).reshape(array.shape)

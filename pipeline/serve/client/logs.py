@@ -73,7 +73,7 @@ def _log_recipe(recipe: Preprocess, columns: set[str]) -> Preprocess:
 
 
 def _sessions(served: ServedModel, tables: list[pa.Table]) -> Iterator[tuple[Any, Columns]]:
-    names = [name for name in served.columns if name in tables[0].column_names]
+    names = [name for name in (*served.types, TIMESTAMP) if name in tables[0].column_names]
     frame = pd.DataFrame({name: _column(served, tables, name) for name in names})
     chunks = [values.to_array(table[SESSION]) for table in tables]
     frame["_session"] = values.categories(chunks, None)[0].to_numpy()
@@ -110,14 +110,7 @@ def _column(served: ServedModel, tables: list[pa.Table], name: str) -> Any:
 def _raw_times(parts: list[pa.Array], kind: str, config: Timestamp | None) -> Any:
     """Return times as the server takes them: text, or numbers in the log's unit."""
     if kind == "string":
-        texts = []
-        for part in parts:
-            if pa.types.is_timestamp(part.type):
-                assert config is not None  # noqa: S101
-                times = values.microseconds([part], config)[0]
-                part = pa.array(times, pa.timestamp("us"), mask=times == values.NO_TIME)
-            texts += part.cast(pa.string()).to_pylist()
-        return texts
+        return [text for part in parts for text in part.cast(pa.string()).to_pylist()]
     if kind == "int64":
         # whole units, also where this log has fractions of them
         assert config is not None  # noqa: S101

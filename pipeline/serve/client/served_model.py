@@ -16,13 +16,10 @@ class ServedModel:
     """Inputs and limits of the model."""
 
     recipe: Preprocess
-    session: str
-    columns: dict[str, str]
-    """Column of the log by tensor name."""
     types: dict[str, str]
+    """Type of each column but the timestamp, by tensor name."""
     scopes: dict[str, str]
     timestamp_type: str | None
-    time_needed: bool
     default_k: int
     max_k: int
     max_batch: int

@@ -83,22 +83,23 @@ def _column_tensors(served: ServedModel, sessions: list[Columns]) -> dict[str, N
                 f"The model has no column {name!r}. It has: {', '.join(sorted(types))}."
             )
         per_session = served.scopes.get(name) == "session"
-        array = _array((len(sessions), 1 if per_session else max(lengths)), types[name])
-        for row, session in enumerate(sessions):
+        rows: list[list[Any]] = []
+        for session, length in zip(sessions, lengths, strict=True):
             if name not in session:
-                continue  # missing throughout
+                rows.append([])  # missing throughout
+                continue
             values = session[name]
             if name in separators:
                 values = [_join(value, separators[name]) for value in values]
             values = _typed(values, types[name], name)
-            expected = 1 if per_session and name != ITEM else lengths[row]
+            expected = 1 if per_session and name != ITEM else length
             if len(values) != expected:
                 raise ConfigError(
                     f"{name} has {len(values)} values, expected {expected} to go with "
-                    f"{lengths[row]} item ids."
+                    f"{length} item ids."
                 )
-            array[row, : len(values)] = values
-        tensors[name] = array
+            rows.append(values)
+        tensors[name] = _padded(rows, 1 if per_session else max(lengths), types[name])
     if len(sessions) > 1:
         tensors["length"] = np.array(lengths, np.int32)[:, np.newaxis]
     return tensors
@@ -124,13 +125,10 @@ def _id_tensor(ids: list[Any], kind: str, name: str, count: int) -> NDArray[Any]
     if lists is not None and len(lists) != count:
         raise ConfigError(f"{name} has lists for {len(lists)} sessions, expected {count}.")
     rows = [_typed(row, kind, name) for row in ([list(ids)] if lists is None else lists)]
-    array = _array((count, max(1, *map(len, rows))), kind)
-    for row in range(count):
-        values = rows[0 if lists is None else row]
-        array[row, : len(values)] = values
+    array = _padded(rows, max(1, *map(len, rows)), kind)
     if name == "candidates" and not all(rows):
         raise ConfigError("candidates is empty, expected item ids. Leave it out for all items.")
-    return array
+    return array.repeat(count, 0) if lists is None else array
 
 
 def id_lists(ids: Any, name: str) -> list[list[Any]] | None:
@@ -145,8 +143,13 @@ def id_lists(ids: Any, name: str) -> list[list[Any]] | None:
     return [list(row) for row in ids]
 
 
-def _array(shape: tuple[int, int], kind: str) -> NDArray[Any]:
-    return np.full(shape, "" if kind == "string" else MISSING[kind], _NUMPY_TYPES[kind])
+def _padded(rows: list[list[Any]], width: int, kind: str) -> NDArray[Any]:
+    """Return (rows, width) values, missing ones behind the end of a row."""
+    missing = "" if kind == "string" else MISSING[kind]
+    array = np.full((len(rows), width), missing, _NUMPY_TYPES[kind])
+    for row, values in zip(array, rows, strict=True):
+        row[: len(values)] = values
+    return array
 
 
 def _typed(values: list[Any], kind: str, name: str) -> list[Any]:

@@ -28,14 +28,20 @@ def without_nul(values: NDArray[Any]) -> NDArray[Any]:
     """Remove NUL from texts, as reading of a log does; leave other values as they are."""
     if values.dtype.kind not in "OSU":
         return values
-    texts = np.empty(values.size, object)
-    texts[:] = [
+    texts = [
         text.replace(b"\0", b"")
         if isinstance(text, bytes)
         else (text.replace("\0", "") if isinstance(text, str) else text)
         for text in values.reshape(-1).tolist()
     ]
-    return texts.reshape(values.shape)
+    return object_array(texts).reshape(values.shape)
+
+
+def object_array(values: list[Any]) -> NDArray[Any]:
+    """Return (n,) Python objects."""
+    array = np.empty(len(values), object)
+    array[:] = values
+    return array
 
 
 class IntegerLookup:
@@ -117,9 +123,7 @@ class MultiValuedLookup:
 
     def _typed(self, words: list[bytes]) -> NDArray[Any]:
         if isinstance(self._lookup, TextLookup):
-            texts = np.empty(len(words), object)
-            texts[:] = words
-            return texts
+            return object_array(words)
         return np.array([_integer(word) for word in words], np.int64)
 
 

@@ -22,6 +22,7 @@ from .lookups import (
     MultiValuedLookup,
     TextLookup,
     lookup_of,
+    object_array,
     read_values,
     without_nul,
 )
@@ -209,11 +210,7 @@ def _read_means(
 
 def item_array(values: NDArray[Any] | list[bytes]) -> NDArray[Any]:
     """Return raw item ids in the order of their indices, as a response holds them."""
-    if isinstance(values, np.ndarray):
-        return values
-    items = np.empty(len(values), object)
-    items[:] = values
-    return items
+    return values if isinstance(values, np.ndarray) else object_array(values)
 
 
 def standardize(values: NDArray[Any], spec: dict[str, Any]) -> NDArray[Any]:

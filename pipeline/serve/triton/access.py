@@ -24,15 +24,6 @@ class Tls(NamedTuple):
     """Authority of the clients; with it, each client needs a certificate."""
 
 
-def tls_from_options(cert: Path | None, key: Path | None, client_ca: Path | None) -> Tls | None:
-    """Return None without any file. ConfigError where certificate or key is missing."""
-    if cert is None and key is None and client_ca is None:
-        return None
-    if cert is None or key is None:
-        raise ConfigError("TLS takes both --tls-cert and --tls-key.")
-    return Tls(cert, key, client_ca)
-
-
 class Access(NamedTuple):
     """Credentials of a client, and the authority that it trusts."""
 
@@ -99,8 +90,11 @@ def read_pem(ca: PemPath, cert: PemPath, cert_key: PemPath) -> tuple[bytes | Non
     return tuple(contents)
 
 
-def check_tls(tls: Tls) -> Tls:
-    """Return the same files with absolute paths. ConfigError as of `read_pem`."""
-    read_pem(tls.client_ca, tls.cert, tls.key)
-    client_ca = None if tls.client_ca is None else tls.client_ca.absolute()
-    return Tls(tls.cert.absolute(), tls.key.absolute(), client_ca)
+def read_tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> Tls | None:
+    """Return the files of a server, None without any. ConfigError as of `read_pem`."""
+    if cert is None and key is None and client_ca is None:
+        return None
+    if cert is None or key is None:
+        raise ConfigError("TLS takes both --tls-cert and --tls-key.")
+    read_pem(client_ca, cert, key)
+    return Tls(cert.absolute(), key.absolute(), client_ca and client_ca.absolute())

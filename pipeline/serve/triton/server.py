@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Self
 
 from pipeline.core.errors import ServingError
-from pipeline.serve.triton.access import Access, Tls, check_key, check_tls
+from pipeline.serve.triton.access import Access, Tls, check_key
 from pipeline.serve.triton.command import TritonOptions
 from pipeline.serve.triton.installation import (
     build_backends,
@@ -92,7 +92,7 @@ class TritonServer:
             ports=self.ports,
             reload_seconds=reload_seconds,
             key=None if key is None else check_key(key),
-            tls=None if tls is None else check_tls(tls),
+            tls=tls,
             log_format=log_format,
         )
         self._log = TritonLog(None if log_path is None else Path(log_path))
