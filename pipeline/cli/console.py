@@ -107,8 +107,7 @@ def _exit_code(app: typer.Typer, name: str) -> int:
     except (typer.TyperException, PipelineError, OSError, UnicodeError, ImportError) as error:
         if isinstance(error, ImportError) and _missing_extra(error) is None:
             raise
-        if logging.getLogger("pipeline").isEnabledFor(logging.DEBUG):
-            logging.getLogger("pipeline").debug("", exc_info=True)
+        logging.getLogger("pipeline").debug("", exc_info=True)
         note(_error_line(error))
         return 2
     return code if isinstance(code, int) else 0

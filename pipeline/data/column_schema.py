@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self
@@ -164,63 +164,51 @@ def _proto_column(feature: Any) -> ColumnSchema:
         or [int(count.max) for count in nested]
         or [int(axis.size) for axis in feature.shape.dim[1:]]
     )
-    return _column(
+    column = ColumnSchema(
         name=feature.name,
         tags=normalize_tags(feature.annotation.tag),
-        highest=int(feature.int_domain.max),
         is_float=feature.type == _FLOAT,
         is_list=bool(metadata.get("is_list")),
         max_length=int(feature.value_count.max or 0),
-        axes=axes,
         value_of=str(metadata.get(VALUE_OF, "")),
     )
+    return _complete(column, int(feature.int_domain.max), axes)
 
 
 def merlin_column(column: Any) -> ColumnSchema:
     """Column of a `merlin.schema.Schema`."""
     domain = column.int_domain
-    return _column(
+    converted = ColumnSchema(
         name=column.name,
         tags=normalize_tags(column.tags),
-        highest=int(domain.max or 0) if domain else 0,
         is_float=bool(column.dtype.is_float),
         is_list=bool(column.is_list),
-        max_length=0,
-        axes=[int(axis.max or 0) for axis in (column.shape.dims or ())[1:]],
         value_of=str(column.properties.get(VALUE_OF, "")),
     )
+    axes = [int(axis.max or 0) for axis in (column.shape.dims or ())[1:]]
+    return _complete(converted, int(domain.max or 0) if domain else 0, axes)
 
 
-def _column(
-    *,
-    name: str,
-    tags: frozenset[str],
-    highest: int,
-    is_float: bool,
-    is_list: bool,
-    max_length: int,
-    axes: list[int],
-    value_of: str,
-) -> ColumnSchema:
-    """`axes` are the lengths of the axes after the rows, 0 where unknown."""
-    max_length = max_length or sum(axes[:1])
-    is_list = is_list or max_length > 0 or bool(axes) or Tags.LIST in tags
+def _complete(column: ColumnSchema, highest: int, axes: list[int]) -> ColumnSchema:
+    """Add what follows from the highest index and from the lengths of the axes after the rows.
+
+    A length is 0 where unknown.
+    """
+    max_length = column.max_length or sum(axes[:1])
+    is_list = column.is_list or max_length > 0 or bool(axes) or Tags.LIST in column.tags
     nested = axes[1] or -1 if len(axes) > 1 else 0
     width = 0
-    if Tags.EMBEDDING in tags:
+    if Tags.EMBEDDING in column.tags:
         # a list of numbers is one vector a session, nested lists are one vector an interaction
         width, nested = max(nested, 0) if nested else max_length, 0
         is_list = len(axes) > 1
         max_length = max_length if is_list else 0
-    return ColumnSchema(
-        name=name,
-        tags=tags,
-        num_rows=highest + 1 if tags & {Tags.CATEGORICAL, Tags.ITEM_ID} else 0,
-        is_float=is_float,
+    return replace(
+        column,
+        num_rows=highest + 1 if column.tags & {Tags.CATEGORICAL, Tags.ITEM_ID} else 0,
         is_list=is_list,
         max_length=max_length,
         values_per_interaction=nested,
-        value_of=value_of,
         width=width,
     )
 

@@ -5,7 +5,7 @@ NVTabular workflow and to encode the requests of a server.
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -21,8 +21,6 @@ from pipeline.recipe.features import CategoryFeature, Feature, TargetEncodedFeat
 from pipeline.recipe.preprocess import Preprocess
 
 ITEMS_FILE = "items.parquet"
-_FEW = 4
-"""Ratio of the rows of a matrix to the rows asked for from which on only those are summed."""
 ValueType = Literal["int64", "string"]
 TimestampType = Literal["int64", "float64", "string"]
 
@@ -82,8 +80,8 @@ class TargetEncoding:
         is_category = positions >= 0
         rows, columns = positions[is_category], folds[is_category]
         means[is_category] = self._smoothed(
-            _row_sums(self.counts, rows) - self.counts[rows, columns],
-            _row_sums(self.sums, rows) - self.sums[rows, columns],
+            self.counts.sum(1)[rows] - self.counts[rows, columns],
+            self.sums.sum(1)[rows] - self.sums[rows, columns],
             means[is_category],
         )
         return means
@@ -92,13 +90,6 @@ class TargetEncoding:
         weight = counts + self.smoothing
         smoothed: NDArray[Any] = (sums + self.smoothing * mean) / np.maximum(weight, 1e-9)
         return np.where((counts > 0) & (weight > 0), smoothed, mean)
-
-
-def _row_sums(matrix: NDArray[Any], rows: NDArray[Any]) -> NDArray[Any]:
-    """`matrix.sum(1)[rows]`, without the sums of the other rows if these are few."""
-    if len(rows) * _FEW < len(matrix):
-        return matrix[rows].sum(1)
-    return matrix.sum(1)[rows]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,8 +135,8 @@ class Fitted:
         names = {f.name for f in dropped}
         items = self.items
         if items is not None:
-            lost = {column for f in dropped for column in f.columns}
-            items = items.drop_columns([c for c in items.column_names if c in lost])
+            lost = {column for f in dropped for column in f.columns} & {*items.column_names}
+            items = items.drop_columns(sorted(lost))
             items = items if items.num_columns > 1 else None
         return replace(
             self,
@@ -167,10 +158,7 @@ class Fitted:
             "categorical": {name: v.type for name, v in self.vocabularies.items()},
             "target_encodings": {name: e.type for name, e in self.target_encodings.items()},
             "learned_until": self.learned_until,
-            "continuous": {
-                name: {"mean": s.mean, "deviation": s.deviation}
-                for name, s in self.standardizations.items()
-            },
+            "continuous": {name: asdict(s) for name, s in self.standardizations.items()},
         }
         write_json(target / FITTED_FILE, state)
         for name, vocabulary in self.vocabularies.items():

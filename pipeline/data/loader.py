@@ -102,9 +102,7 @@ class SessionLoader:
         rows = _rows_of_groups(self._files)[rank::processes]
         self.num_sessions = sum(rows)
         if self.num_sessions and not self._in_order:
-            self._loader = self._merlin_loader(
-                batch_size, split_groups=processes > 1, shuffle=shuffle
-            )
+            self._loader = self._merlin_loader(split_groups=processes > 1)
             self._loader.indices = self._loader.indices[rank::processes]
 
     def __len__(self) -> int:
@@ -136,7 +134,7 @@ class SessionLoader:
         for columns, _ in self._loader or ():
             yield self._ragged(columns)
 
-    def _merlin_loader(self, batch_size: int, *, split_groups: bool, shuffle: bool) -> "Loader":
+    def _merlin_loader(self, *, split_groups: bool) -> "Loader":
         # imported first: it makes settings that dask reads when it is imported
         from pipeline.core.merlin import has_cudf  # isort: skip
         from merlin.dataloader.torch import Loader
@@ -146,7 +144,9 @@ class SessionLoader:
         files = [str(file) for file in self._files]
         dataset = Dataset(files, engine="parquet", cpu=not has_cudf(), **split)
         dataset.schema = dataset.schema.select_by_name(self._features)
-        loader = Loader(dataset, batch_size=batch_size, shuffle=shuffle, seed_fn=self._draw_seed)
+        loader = Loader(
+            dataset, batch_size=self._batch_size, shuffle=self._shuffle, seed_fn=self._draw_seed
+        )
         # by default its thread polls a full queue every microsecond, which takes a whole core
         loader._buff.put_wait = _PUT_WAIT_SECONDS
         return loader
