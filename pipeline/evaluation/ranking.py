@@ -174,12 +174,12 @@ def _count_behind(
     A negative target is none of these items.
     """
     behind = torch.zeros(len(targets), dtype=torch.int64, device=targets.device)
-    known = _KnownScores if _on_cpu(targets) else _MaskedKnownScores
-    known_scores = known(targets, own, seen, torch.arange(0, len(items) + width, width))
+    form = _PresetScores if _on_cpu(targets) else _MaskedPresetScores
+    preset = form(targets, own, seen, torch.arange(0, len(items) + width, width))
     for chunk, first in enumerate(range(0, len(items), width)):
         begin = min(first, len(items) - width)  # the last overlaps: all have the same width
         scores = queries @ items[begin : begin + width].T  # (T, width)
-        known_scores.write(scores, chunk, begin)
+        preset.write(scores, chunk, begin)
         scores = scores[:, first - begin :]
         if best is not None:
             best.add(scores, first)
@@ -188,7 +188,7 @@ def _count_behind(
     return behind
 
 
-class _KnownScores:
+class _PresetScores:
     """Scores that need no product: the targets' own, and minus infinity of seen items.
 
     A target's own score is equal by construction; a library that rounds by position must not put
@@ -219,7 +219,7 @@ class _KnownScores:
             scores[rows, items - begin] = float("-inf")
 
 
-class _MaskedKnownScores:
+class _MaskedPresetScores:
     """The same on a GPU, which no chunk waits for: what is outside a chunk changes nothing."""
 
     def __init__(
