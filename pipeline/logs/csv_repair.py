@@ -20,8 +20,6 @@ from pipeline.logs.text import LONGEST_LINE, TextFile, decode
 from pipeline.recipe.preprocess import Preprocess
 
 _THREADS = 2
-_SHORT = 1 << 20
-"""Bytes of text below which Python validates UTF-8 as fast as Arrow."""
 _TEXT = re.compile(rb"[^\r\n]")
 R = TypeVar("R")
 LONGEST_RECORD = 1 << 16
@@ -178,7 +176,7 @@ class CsvFile:
         self._row_counts.dropped[reason] += 1
 
     def _to_utf8(self, line: bytes) -> bytes:
-        if _is_utf8(line):
+        if line.isascii():
             return line
         values = [decode(value) for value in line.split(self._delimiter.encode())]
         self._row_counts.repaired[NO_UTF8] += sum(is_repaired for _, is_repaired in values)
@@ -261,12 +259,6 @@ def _is_blank(block: bytes) -> bool:
 
 def _is_utf8(text: bytes) -> bool:
     if text.isascii():
-        return True
-    if len(text) < _SHORT:
-        try:
-            text.decode()
-        except UnicodeDecodeError:
-            return False
         return True
     offsets = pa.py_buffer(np.array([0, len(text)], np.int32))
     whole = pa.Array.from_buffers(pa.binary(), 1, [None, offsets, pa.py_buffer(text)])
