@@ -88,7 +88,8 @@ def measure(
     ranked = rank_targets(model, few, positions, list_lengths=lengths)
     differing = compared = 0
     with torch.inference_mode():
-        for hidden, target_ids in hidden_at_targets(model, few, positions, 512):
+        for batch in few:
+            hidden, target_ids = hidden_at_targets(model, batch, positions)
             for rows, ids in zip(hidden.split(32), target_ids.split(32), strict=True):
                 scores = model.scores(rows)[:, FIRST_ITEM:]
                 columns = (ids - FIRST_ITEM).unsqueeze(1)  # (b, 1), negative if unknown

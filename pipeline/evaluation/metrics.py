@@ -52,37 +52,29 @@ class Ranked(NamedTuple):
 
 def ranking_metrics(ranks: NDArray[Any], cutoffs: tuple[int, ...]) -> dict[str, float]:
     """(N,) ranks -> means by `metric@K`; NaN where there is no rank."""
-    return {
-        f"{metric}@{cutoff}": float(values.mean())
-        for cutoff in cutoffs
-        for metric, values in _gains_at(ranks, cutoff).items()
-    }
+    values = gains(ranks, cutoffs)
+    return {name: float(torch.from_numpy(gain).mean()) for name, gain in values.items()}
 
 
 def gains(
     ranks: NDArray[Any], cutoffs: tuple[int, ...], metrics: tuple[str, ...] = METRICS
 ) -> dict[str, NDArray[Any]]:
     """(N,) ranks -> (N,) gains by `metric@K`; their means are the metrics."""
+    rank = torch.from_numpy(ranks).to(torch.float64)
     values: dict[str, NDArray[Any]] = {}
     for cutoff in cutoffs:
-        by_metric = _gains_at(ranks, cutoff)
+        hit = (rank <= cutoff).to(torch.float64)
+        reciprocal, discounted = hit / rank, hit / torch.log2(1 + rank)
+        by_metric = {
+            "recall": hit,
+            "ndcg": discounted,
+            "dcg": discounted,
+            "mrr": reciprocal,
+            "map": reciprocal,
+            "precision": hit / cutoff,
+        }
         values |= {f"{metric}@{cutoff}": by_metric[metric].numpy() for metric in metrics}
     return values
-
-
-def _gains_at(ranks: NDArray[Any], cutoff: int) -> dict[str, torch.Tensor]:
-    """(N,) ranks -> (N,) float64 gains, by metric."""
-    rank = torch.from_numpy(ranks).to(torch.float64)
-    hit = (rank <= cutoff).to(torch.float64)
-    reciprocal, discounted = hit / rank, hit / torch.log2(1 + rank)
-    return {
-        "recall": hit,
-        "ndcg": discounted,
-        "dcg": discounted,
-        "mrr": reciprocal,
-        "map": reciprocal,
-        "precision": hit / cutoff,
-    }
 
 
 def margin(values: NDArray[Any], sessions: NDArray[Any]) -> float | None:

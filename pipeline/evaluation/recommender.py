@@ -18,6 +18,7 @@ from pipeline.data.batch import SessionBatch
 from pipeline.data.directory import Data
 from pipeline.data.loader import RaggedBatch, SessionLoader
 from pipeline.data.values import categories
+from pipeline.evaluation.targets import evaluation_loader
 from pipeline.model.device import best_device, device_chunk_bytes
 from pipeline.model.model import TopK
 from pipeline.model.run import Run
@@ -140,14 +141,8 @@ class Recommender:
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}, expected 1 or more.")
         data = Data.open(data)
-        return SessionLoader(
-            data.path,
-            part,
-            item=self.model.inputs.item,
-            features=self.model.inputs.feature_names,
-            batch_size=batch_size,
-            indices=self.run.index_mapping(data),
-        )
+        indices = self.run.index_mapping(data)
+        return evaluation_loader(data.path, part, self.model, batch_size, indices=indices)
 
     def _indices(self, ids: Sequence[Any]) -> NDArray[Any]:
         """Raw ids -> (n,) item indices, PADDING for ids that are not in the catalogue."""

@@ -1,7 +1,7 @@
 """`pipeline evaluate`: a run and the baselines, ranked on the same targets of one part."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from pipeline.core.columns import FIRST_ITEM, ITEM
 from pipeline.core.errors import ArtifactError
 from pipeline.data.directory import Data
-from pipeline.data.loader import SessionLoader
-from pipeline.data.sessions import Interactions, read_interactions
+from pipeline.data.sessions import read_interactions
 from pipeline.evaluation.baselines import BASELINES, rank_by_baselines
 from pipeline.evaluation.breakdowns import Group, Targets, break_down, describe_targets
 from pipeline.evaluation.metrics import (
@@ -26,7 +25,7 @@ from pipeline.evaluation.metrics import (
     ranking_metrics,
 )
 from pipeline.evaluation.result import Cost, Difference, Evaluation, GroupResult
-from pipeline.evaluation.targets import Positions, prefixes, rank_targets
+from pipeline.evaluation.targets import Positions, evaluation_loader, prefixes, rank_targets
 from pipeline.model.device import best_device, peak_memory_mb
 from pipeline.model.model import Model
 from pipeline.model.run import Run
@@ -129,80 +128,44 @@ def _rank(
     run: Run, data: Data, protocol: _Protocol, index_mapping: Mapping[str, NDArray[Any]]
 ) -> _Ranking:
     model = run.model.to(best_device())
-    num_rows = model.inputs.item_table.num_embeddings
+    positions, filter_seen = protocol.positions, protocol.filter_seen
     name = f"{run.name} (run)" if run.name in BASELINES else run.name
-    by_model, seconds = {}, {}
-    by_model[name], seconds[name] = _rank_by_model(model, data, protocol, index_mapping)
-    history = read_interactions(data.path, "train", by_time=True, rows=index_mapping)
-    interactions = read_interactions(data.path, protocol.part, rows=index_mapping)
-    targets = describe_targets(interactions, protocol.positions)
-    # groups and baselines see the same targets as the model
-    assert np.array_equal(targets.items, by_model[name].targets)  # noqa: S101
-    if protocol.baselines:
-        longest = model.inputs.max_sequence_length
-        assert longest is not None  # noqa: S101
-        for baseline, ranked, duration in _rank_by_baselines(
-            history, interactions, protocol, num_rows, longest
-        ):
-            by_model[baseline], seconds[baseline] = ranked, duration
-    item_counts = np.bincount(history.values, minlength=num_rows)[FIRST_ITEM:]
-    return _Ranking(by_model, seconds, targets, item_counts)
-
-
-def _rank_by_model(
-    model: Model, data: Data, protocol: _Protocol, index_mapping: Mapping[str, NDArray[Any]]
-) -> tuple[Ranked, float]:
-    """Return the ranks of the targets by the model, and its seconds."""
-    loader = SessionLoader(
-        data.path,
-        protocol.part,
-        item=model.inputs.item,
-        features=model.inputs.feature_names,
-        batch_size=_SESSIONS_PER_BATCH,
-        indices=index_mapping,
+    loader = evaluation_loader(
+        data.path, protocol.part, model, _SESSIONS_PER_BATCH, indices=index_mapping
     )
     start = time.monotonic()
-    ranked = rank_targets(
-        model,
-        loader,
-        protocol.positions,
-        list_lengths=protocol.cutoffs,
-        filter_seen=protocol.filter_seen,
-    )
-    if not len(ranked.ranks):
+    by_model = {
+        name: rank_targets(
+            model, loader, positions, list_lengths=protocol.cutoffs, filter_seen=filter_seen
+        )
+    }
+    seconds = {name: time.monotonic() - start}
+    history = read_interactions(data.path, "train", by_time=True, rows=index_mapping)
+    interactions = read_interactions(data.path, protocol.part, rows=index_mapping)
+    targets = describe_targets(interactions, positions)
+    if not len(targets.items):
         raise ArtifactError(
             f"{data.path} has no {protocol.part} session of two interactions or more: nothing to "
             "predict."
         )
-    return ranked, time.monotonic() - start
-
-
-def _rank_by_baselines(
-    history: Interactions,
-    interactions: Interactions,
-    protocol: _Protocol,
-    num_rows: int,
-    longest: int,
-) -> Iterator[tuple[str, Ranked, float]]:
-    """Fit each baseline on `history`; yield its name, the ranks of the targets and its seconds."""
-    sessions = interactions.values, interactions.offsets
-    read = prefixes(*sessions, protocol.positions, longest)
-    seen = None
-    if protocol.filter_seen:
+    # groups and baselines see the same targets as the model
+    assert np.array_equal(targets.items, by_model[name].targets)  # noqa: S101
+    num_rows, longest = model.inputs.item_table.num_embeddings, model.inputs.max_sequence_length
+    assert longest is not None  # noqa: S101
+    if protocol.baselines:
+        sessions = interactions.values, interactions.offsets
+        read = prefixes(*sessions, positions, longest)
         # also what lies further back than a model reads
-        whole = prefixes(*sessions, protocol.positions, 2**31)
-        seen = whole.values, whole.offsets
-    start = time.monotonic()
-    for name, ranked in rank_by_baselines(
-        history.values,
-        history.offsets,
-        num_rows,
-        *read,
-        list_lengths=protocol.cutoffs,
-        seen=seen,
-    ):
-        yield name, ranked, time.monotonic() - start
+        seen = prefixes(*sessions, positions, 2**31)[:2] if filter_seen else None
+        train = history.values, history.offsets
         start = time.monotonic()
+        for baseline, ranked in rank_by_baselines(
+            *train, num_rows, *read, list_lengths=protocol.cutoffs, seen=seen
+        ):
+            by_model[baseline], seconds[baseline] = ranked, time.monotonic() - start
+            start = time.monotonic()
+    item_counts = np.bincount(history.values, minlength=num_rows)[FIRST_ITEM:]
+    return _Ranking(by_model, seconds, targets, item_counts)
 
 
 def _differences(

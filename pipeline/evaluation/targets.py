@@ -5,7 +5,8 @@ by a server. A causal model ranks all positions of a window in one pass; a bidir
 a row for each target.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.core.columns import FIRST_ITEM, OUT_OF_VOCABULARY
-from pipeline.data.loader import RaggedBatch
+from pipeline.data.loader import RaggedBatch, SessionLoader
 from pipeline.evaluation.metrics import Ranked
 from pipeline.evaluation.ranking import Seen, rank_in_catalogue
 from pipeline.model.model import Model
@@ -57,6 +58,29 @@ def evaluation_windows(
     return Windows(rows, starts, stops, every)
 
 
+def evaluation_loader(
+    data: Path,
+    part: str,
+    model: Model,
+    batch_size: int,
+    *,
+    indices: Mapping[str, NDArray[Any]] | None = None,
+    with_loss: bool = False,
+) -> SessionLoader:
+    """Sessions of a part in their order, with the columns that a loss needs if `with_loss`.
+
+    `indices` are those of `Run.index_mapping`.
+    """
+    return SessionLoader(
+        data,
+        part,
+        item=model.inputs.item,
+        features=model.training_columns if with_loss else model.inputs.feature_names,
+        batch_size=batch_size,
+        indices=indices,
+    )
+
+
 @torch.inference_mode()
 def rank_targets(
     model: Model,
@@ -81,21 +105,21 @@ def rank_targets(
     exposure = torch.zeros(len(list_lengths), len(catalogue), dtype=torch.int64, device=device)
     for batch in batches:
         seen = seen_before(batch, model.inputs.item, positions, device) if filter_seen else None
-        for hidden, items in hidden_at_targets(model, [batch], positions, batch_size):
-            ranked = rank_in_catalogue(
-                model.queries(hidden),
-                catalogue,
-                items - FIRST_ITEM,
-                max(list_lengths, default=0),
-                seen=seen,
-            )
-            ranks.append(ranked.ranks)
-            targets.append(items)
-            for counts, length in zip(exposure, list_lengths, strict=True):
-                shown = ranked.best[:, :length].reshape(-1)
-                if filter_seen:
-                    shown = shown[shown >= 0]
-                counts.index_add_(0, shown, torch.ones_like(shown))
+        hidden, items = hidden_at_targets(model, batch, positions, batch_size)
+        ranked = rank_in_catalogue(
+            model.queries(hidden),
+            catalogue,
+            items - FIRST_ITEM,
+            max(list_lengths, default=0),
+            seen=seen,
+        )
+        ranks.append(ranked.ranks)
+        targets.append(items)
+        for counts, length in zip(exposure, list_lengths, strict=True):
+            shown = ranked.best[:, :length].reshape(-1)
+            if filter_seen:
+                shown = shown[shown >= 0]
+            counts.index_add_(0, shown, torch.ones_like(shown))
     every = torch.cat(ranks).cpu(), torch.cat(targets).cpu(), exposure.cpu()
     return Ranked(*(column.numpy() for column in every))
 
@@ -111,28 +135,26 @@ def seen_before(batch: RaggedBatch, item: str, positions: Positions, device: tor
 
 
 def hidden_at_targets(
-    model: Model, batches: Iterable[RaggedBatch], positions: Positions, batch_size: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (T, D) hidden states and (T,) targets of each batch, in the order of its sessions."""
+    model: Model, batch: RaggedBatch, positions: Positions, batch_size: int = 512
+) -> tuple[Tensor, Tensor]:
+    """Return (T, D) hidden states and (T,) targets of a batch, in the order of its sessions."""
     device = next(model.parameters()).device
-    longest = model.inputs.max_sequence_length
-    for batch in batches:
-        windows = evaluation_windows(
-            batch.lengths, longest or 2**31, positions, causal=model.causal
-        )
-        parts = []
-        if not len(windows.rows):
-            continue
-        # windows of similar lengths share a batch, so that little is padding
-        for chosen in (windows.stops - windows.starts).argsort(stable=True).split(batch_size):
-            part = Windows(*(column[chosen] for column in windows))
-            output = model.at_targets(batch.window(part.rows, part.starts, part.stops).to(device))
-            is_target = part.every.to(device)[output.rows] | output.is_last
-            numbers = chosen.to(device)[output.rows[is_target]]
-            parts.append((output.hidden[is_target], output.targets[is_target], numbers))
-        hidden, targets, numbers = (torch.cat(column) for column in zip(*parts, strict=True))
-        order = numbers.argsort(stable=True)
-        yield hidden[order], targets[order]
+    longest = model.inputs.max_sequence_length or 2**31
+    windows = evaluation_windows(batch.lengths, longest, positions, causal=model.causal)
+    if not len(windows.rows):
+        width = model.head.body.output_size
+        return torch.empty(0, width, device=device), windows.rows.to(device)
+    parts = []
+    # windows of similar lengths share a batch, so that little is padding
+    for chosen in (windows.stops - windows.starts).argsort(stable=True).split(batch_size):
+        part = Windows(*(column[chosen] for column in windows))
+        output = model.at_targets(batch.window(part.rows, part.starts, part.stops).to(device))
+        is_target = part.every.to(device)[output.rows] | output.is_last
+        numbers = chosen.to(device)[output.rows[is_target]]
+        parts.append((output.hidden[is_target], output.targets[is_target], numbers))
+    hidden, targets, numbers = (torch.cat(column) for column in zip(*parts, strict=True))
+    order = numbers.argsort(stable=True)
+    return hidden[order], targets[order]
 
 
 class Prefixes(NamedTuple):

@@ -18,6 +18,7 @@ from pipeline.data.fingerprint import run_fingerprint
 from pipeline.data.index_mapping import TRAINED_ON
 from pipeline.data.loader import SessionLoader
 from pipeline.data.sessions import count_sessions, read_interactions
+from pipeline.evaluation.targets import evaluation_loader
 from pipeline.model.build import TrainingStatistics, build_model, save_model
 from pipeline.model.model import Model
 from pipeline.model.run import Run
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LOG_FILE = "metrics.jsonl"
-_EVALUATION_SESSIONS = 1024
+EVALUATION_SESSIONS = 1024
 _POOL_BATCHES = 16
 """Number of batches whose sessions are sorted by length together."""
 
@@ -151,7 +152,9 @@ def _trainer(
     data, config = inputs.data.path, inputs.train
     valid_loader = None
     if _has_targets(data, "valid"):
-        valid_loader = evaluation_loader(data, "valid", model, with_loss=config.metric == "loss")
+        valid_loader = evaluation_loader(
+            data, "valid", model, EVALUATION_SESSIONS, with_loss=config.metric == "loss"
+        )
     return Trainer(
         model,
         config,
@@ -226,19 +229,6 @@ def training_loader(
         seed=config.seed,
         rank=processes.rank if partitions else 0,
         processes=processes.count if partitions else 1,
-    )
-
-
-def evaluation_loader(
-    data: Path, part: str, model: Model, *, with_loss: bool = False
-) -> SessionLoader:
-    """Sessions of a part in their order, with the columns that a loss needs if `with_loss`."""
-    return SessionLoader(
-        data,
-        part,
-        item=model.inputs.item,
-        features=model.training_columns if with_loss else model.inputs.feature_names,
-        batch_size=_EVALUATION_SESSIONS,
     )
 
 

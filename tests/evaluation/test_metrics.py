@@ -171,16 +171,15 @@ def test_lists_of_a_model_are_counted_as_sets_count_them(
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ranking._WIDTHS, "cpu", width)
         ranked = rank_targets(model, [ragged(sessions)], "all", list_lengths=tuple(lengths))
-        hidden = evaluation.hidden_at_targets(model, [ragged(sessions)], "all", 512)
         with torch.no_grad():
-            scored = [model.scores(states)[:, FIRST_ITEM:] for states, _ in hidden]
+            hidden, _ = evaluation.hidden_at_targets(model, ragged(sessions), "all")
+            scores = model.scores(hidden)[:, FIRST_ITEM:]
     expected = np.zeros((len(lengths), num_items), np.int64)
-    for scores in scored:
-        for row in scores.tolist():
-            best = sorted(range(num_items), key=lambda item: -row[item])
-            for at, length in enumerate(lengths):
-                for item in best[:length]:
-                    expected[at, item] += 1
+    for row in scores.tolist():
+        best = sorted(range(num_items), key=lambda item: -row[item])
+        for at, length in enumerate(lengths):
+            for item in best[:length]:
+                expected[at, item] += 1
     assert ranked.exposure.tolist() == expected.tolist()
     assert ranked.ranks.tolist() == rank_targets(model, [ragged(sessions)], "all").ranks.tolist()
 

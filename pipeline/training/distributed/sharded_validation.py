@@ -42,10 +42,7 @@ def rank_with_others(
     device = table.weight.device
     longest = model.inputs.max_sequence_length or 2**31
     windows = evaluation_windows(batch.lengths, longest, positions, causal=model.causal)
-    hidden = torch.empty(0, model.head.body.output_size, device=device)
-    targets = torch.empty(0, dtype=torch.int64, device=device)
-    for hidden, targets in hidden_at_targets(model, [batch], positions, _BATCH_SIZE):  # noqa: B007
-        pass  # one batch
+    hidden, targets = hidden_at_targets(model, batch, positions, _BATCH_SIZE)
     for _ in range(missing_passes(model, math.ceil(len(windows.rows) / _BATCH_SIZE))):
         model.at_targets(spare.to(device))
     rows = table.weight[max(0, FIRST_ITEM - table.shards.first) :]

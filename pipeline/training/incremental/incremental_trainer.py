@@ -19,7 +19,7 @@ from pipeline.evaluation.baselines import BASELINES
 from pipeline.evaluation.baselines.ranking import rank_by_baseline
 from pipeline.evaluation.breakdowns import describe_targets
 from pipeline.evaluation.metrics import DEFAULT_CUTOFFS, gains, means_and_margins
-from pipeline.evaluation.targets import prefixes, rank_targets
+from pipeline.evaluation.targets import evaluation_loader, prefixes, rank_targets
 from pipeline.model.build import TrainingStatistics, build_model, input_features
 from pipeline.model.inputs.columns import merge_multi_valued
 from pipeline.model.model import Model
@@ -46,7 +46,7 @@ from pipeline.training.incremental.windows import (
     write_part,
 )
 from pipeline.training.item_vectors import co_visitation_vectors
-from pipeline.training.run import LOG_FILE, check_finite, evaluation_loader, training_loader
+from pipeline.training.run import EVALUATION_SESSIONS, LOG_FILE, check_finite, training_loader
 from pipeline.training.training_statistics import training_statistics
 
 _METRICS = ("recall", "ndcg", "mrr")
@@ -164,7 +164,8 @@ class IncrementalTrainer:
         if not len(targets.items):
             return None
         model = self.model.eval()
-        ranked = rank_targets(model, evaluation_loader(scratch, "valid", model), "all")
+        loader = evaluation_loader(scratch, "valid", model, EVALUATION_SESSIONS)
+        ranked = rank_targets(model, loader, "all")
         # baselines and sessions are of the same targets as the model
         assert np.array_equal(targets.items, ranked.targets)  # noqa: S101
         ranks = {"model": ranked.ranks} | self._baseline_ranks(interactions)

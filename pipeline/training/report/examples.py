@@ -15,6 +15,7 @@ from pipeline.data.loader import RaggedBatch, SessionLoader
 from pipeline.data.sessions import read_interactions, session_ids
 from pipeline.evaluation.ranking import Seen, rank_in_catalogue
 from pipeline.evaluation.recommender import Recommendations, Recommender, to_raw_ids
+from pipeline.evaluation.targets import evaluation_loader
 from pipeline.model.run import Run
 
 _SESSIONS_AT_ONCE = 4096
@@ -38,18 +39,13 @@ def example_sessions(
     """
     data = Data.open(data)
     recommender = Recommender.open(run)
-    model, catalogue = recommender.model, recommender.catalogue
+    catalogue = recommender.catalogue
     index_mapping = recommender.run.index_mapping(data)
     interactions = read_interactions(data.path, part, rows=index_mapping)
     rows = _random_sessions(np.diff(interactions.offsets), count)
     ids = session_ids(data.path, part)
-    loader = SessionLoader(
-        data.path,
-        part,
-        item=model.inputs.item,
-        features=model.inputs.feature_names,
-        batch_size=_SESSIONS_AT_ONCE,
-        indices=index_mapping,
+    loader = evaluation_loader(
+        data.path, part, recommender.model, _SESSIONS_AT_ONCE, indices=index_mapping
     )
     examples = []
     for chosen, batch_rows, batch in _batches_with(loader, rows):
