@@ -84,10 +84,17 @@ def read_interactions(
         times = table[TIMESTAMP].combine_chunks()
         ends = times.flatten().to_numpy()[times.offsets.to_numpy()[1:] - 1]
         table = table.take(np.argsort(ends, kind="stable"))
-    lists = table[ITEM].combine_chunks()
+    return interactions_of(table, rows)
+
+
+def interactions_of(
+    sessions: pa.Table, rows: Mapping[str, NDArray[Any]] | None = None
+) -> Interactions:
+    """Interactions of a table of sessions; `rows` maps indices as in `read_interactions`."""
+    lists = sessions[ITEM].combine_chunks()
     items = lists.flatten().to_numpy()
     return Interactions(
         rows[ITEM][items] if rows and ITEM in rows else items,
         np.concatenate([[0], np.cumsum(np.diff(lists.offsets.to_numpy()))]),
-        table[TIMESTAMP].combine_chunks().flatten().to_numpy(),
+        sessions[TIMESTAMP].combine_chunks().flatten().to_numpy(),
     )

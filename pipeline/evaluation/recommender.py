@@ -188,13 +188,13 @@ class Recommender:
         step = max(1, scores // (len(self.catalogue) + FIRST_ITEM))
         for batch in loader:
             for rows in _all_rows(batch).split(step):
-                excluded = blocked_items
+                excluded, stops = blocked_items, batch.lengths[rows]
                 if filter_seen:
                     # items of the whole session, not only of what the model reads
-                    seen = _items(batch, rows, self.model.inputs.item).to(self._device)  # (b, X)
+                    seen = self.items(batch, rows, stops)  # (b, X)
                     excluded = torch.cat([seen, blocked_items.expand(len(rows), -1)], 1)
                 best = self.model.top_k(
-                    self._newest(batch, rows),
+                    self.newest(batch, rows, stops),
                     k,
                     excluded=excluded if excluded.numel() else None,
                     candidates=allowed,
@@ -204,21 +204,21 @@ class Recommender:
     @torch.inference_mode()
     def _session_embeddings(self, loader: SessionLoader) -> Iterator[NDArray[Any]]:
         for batch in loader:
-            yield self.model.session_embeddings(self._newest(batch, _all_rows(batch))).cpu().numpy()
+            window = self.newest(batch, _all_rows(batch), batch.lengths)
+            yield self.model.session_embeddings(window).cpu().numpy()
 
-    def _newest(self, batch: RaggedBatch, rows: Tensor) -> SessionBatch:
-        """(b,) rows -> their newest L interactions, which the model reads."""
-        stops = batch.lengths[rows]
-        starts = (stops - self._longest).clamp(min=0) if self._longest else torch.zeros_like(stops)
+    def newest(self, batch: RaggedBatch, rows: Tensor, stops: Tensor) -> SessionBatch:
+        """(b,) rows -> their newest L interactions before `stops` (b,), which the model reads."""
+        starts = (stops - (self._longest or 2**31)).clamp(min=0)
         return batch.window(rows, starts, stops).to(self._device)
+
+    def items(self, batch: RaggedBatch, rows: Tensor, stops: Tensor) -> Tensor:
+        """(b,) rows -> (b, X) item indices of the whole sessions before `stops` (b,), padded."""
+        item = self.model.inputs.item
+        sessions = RaggedBatch({item: batch.sequences[item]}, {}, batch.offsets)
+        whole = sessions.window(rows, torch.zeros_like(stops), stops)
+        return whole.features[item].to(self._device, torch.int64)
 
 
 def _all_rows(batch: RaggedBatch) -> Tensor:
     return torch.arange(batch.lengths.numel(), device=batch.offsets.device)
-
-
-def _items(batch: RaggedBatch, rows: Tensor, item: str) -> Tensor:
-    """(b,) rows -> (b, X) item indices of the whole sessions, padded."""
-    items = RaggedBatch({item: batch.sequences[item]}, {}, batch.offsets)
-    stops = batch.lengths[rows]
-    return items.window(rows, torch.zeros_like(stops), stops).features[item].to(torch.int64)

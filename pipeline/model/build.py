@@ -1,6 +1,7 @@
 """Build a model from its config, and save and load its weights."""
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -308,20 +309,20 @@ def save_model(
         "vectors": _vector_shapes(model, config),
     }
     write_json(directory / MODEL_FILE, description)
-    weights: dict[str, Tensor] = {}
+    write_tensors(model.state_dict(), directory / WEIGHTS_FILE)
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file. OSError if the disk does not take it."""
+    separate: dict[str, Tensor] = {}
     pointers: set[int] = set()
-    for name, value in model.state_dict().items():
+    for name, value in tensors.items():
         kept = value.detach().cpu().contiguous()
         # a shared table has two names; other tables are not copied, which would take memory
-        weights[name] = kept.clone() if kept.data_ptr() in pointers else kept
+        separate[name] = kept.clone() if kept.data_ptr() in pointers else kept
         pointers.add(kept.data_ptr())
-    write_tensors(weights, directory / WEIGHTS_FILE)
-
-
-def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write a safetensors file. OSError if the disk does not take it."""
     try:
-        save_file(tensors, path)
+        save_file(separate, path)
     except SafetensorError as error:
         raise OSError(f"{path.name} cannot be written: {' '.join(str(error).split())}") from None
 

@@ -25,6 +25,7 @@ def training_arguments(
     """
     added = {**_by_name(config.arguments), **_by_name(arguments)}
     reports = _reports(added.pop("report_to", None))
+    every = "epoch" if config.validate_every is None else "steps"
     own: dict[str, Any] = {
         "output_dir": directory,
         "num_train_epochs": config.epochs,
@@ -49,7 +50,8 @@ def training_arguments(
         "ddp_timeout": TIMEOUT_SECONDS,
         "metric_for_best_model": config.metric,
         "greater_is_better": config.metric not in LOWER_IS_BETTER,
-        **_validation(config, validate),
+        "eval_strategy": "no" if not validate else every,
+        "eval_steps": config.validate_every,
     }
     if announced_processes().count > 1 and not torch.cuda.is_available():
         own["use_cpu"] = True  # without it accelerate does not see the other processes
@@ -94,11 +96,3 @@ def _by_name(arguments: Arguments) -> dict[str, Any]:
     except ValueError as error:
         raise ConfigError(f"`arguments`: {error}.") from None
     return dict(arguments)
-
-
-def _validation(config: TrainConfig, validate: bool) -> dict[str, Any]:
-    if not validate:
-        return {"eval_strategy": "no"}
-    if config.validate_every is None:
-        return {"eval_strategy": "epoch"}
-    return {"eval_strategy": "steps", "eval_steps": config.validate_every}

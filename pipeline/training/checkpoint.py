@@ -100,24 +100,11 @@ class Checkpoints:
         return sorted(self.folder.glob("step-*"), reverse=True)
 
 
-def write_weights(path: Path, weights: dict[str, Tensor]) -> None:
-    """Write tensors to a safetensors file; those that share memory are written once each."""
-    addresses: set[int] = set()
-    separate = {}
-    for name, value in weights.items():
-        value = value.detach().cpu().contiguous()
-        if value.data_ptr() in addresses:
-            value = value.clone()
-        addresses.add(value.data_ptr())
-        separate[name] = value
-    write_tensors(separate, path)
-
-
 def write_state(directory: Path, state: Any) -> None:
     """Write nested dicts, lists, tuples, numbers, strings and tensors. ConfigError for others."""
     tensors: dict[str, Tensor] = {}
     packed = _pack(state, tensors)
-    write_weights(directory / _TENSORS_FILE, tensors)
+    write_tensors(tensors, directory / _TENSORS_FILE)
     # unlike `write_json` this may hold infinity: the best value before the first validation
     (directory / _STATE_FILE).write_text(json.dumps(packed) + "\n", encoding="utf-8")
 

@@ -16,10 +16,11 @@ from transformers import Trainer as HuggingFaceTrainer
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from pipeline.model.build import write_tensors
 from pipeline.model.device import Stopwatch
 from pipeline.model.model import Model
 from pipeline.training.callbacks import BestEpoch, Timetable
-from pipeline.training.checkpoint import Checkpoints, read_state, write_state, write_weights
+from pipeline.training.checkpoint import Checkpoints, read_state, write_state
 from pipeline.training.distributed.processes import Processes, gather_bytes
 from pipeline.training.distributed.sharding import Sharding
 
@@ -81,10 +82,10 @@ class ResumableTrainer(HuggingFaceTrainer):
 
     def _write_training(self, directory: Path, random_states: list[dict[str, Any]]) -> None:
         """Write weights, best weights, log and state; `random_states` of each process, by rank."""
-        write_weights(directory / _WEIGHTS_FILE, self.session_model.state_dict())
+        write_tensors(self.session_model.state_dict(), directory / _WEIGHTS_FILE)
         # best weights that are those of this step are not written twice
         if self.best and self.best.weights and self.best.step != self.state.global_step:
-            write_weights(directory / _BEST_FILE, self.best.weights)
+            write_tensors(self.best.weights, directory / _BEST_FILE)
         if self.log_path is not None and self.log_path.exists():
             (directory / _LOG_FILE).write_bytes(self.log_path.read_bytes())
         assert self.optimizer is not None  # noqa: S101

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +10,8 @@ import numpy as np
 
 from pipeline.core.allocator import keep_heap
 from pipeline.core.artifact import new_artifact
-from pipeline.core.columns import SCHEMA_FILE, SESSIONS_DIRECTORY
-from pipeline.core.errors import ConfigError, ProcessError
+from pipeline.core.columns import SCHEMA_FILE
+from pipeline.core.errors import ConfigError
 from pipeline.data.directory import Data
 from pipeline.data.fingerprint import run_fingerprint
 from pipeline.data.index_mapping import TRAINED_ON
@@ -25,12 +24,7 @@ from pipeline.model.run import Run
 from pipeline.recipe.model import ModelConfig
 from pipeline.recipe.train import TrainConfig
 from pipeline.training.checkpoint import Checkpoints, TrainingAbandoned
-from pipeline.training.distributed.processes import (
-    TIMEOUT_SECONDS,
-    Processes,
-    is_lost_process,
-    joined_processes,
-)
+from pipeline.training.distributed.processes import TIMEOUT_SECONDS, Processes, joined_processes
 from pipeline.training.incremental.warm_start import warm_start
 from pipeline.training.interruption import keep_checkpoints
 from pipeline.training.report.run import write_training_report
@@ -49,19 +43,6 @@ _POOL_BATCHES = 16
 
 class DivergenceError(ConfigError, TrainingAbandoned):
     """Weights are not finite."""
-
-
-@dataclass(frozen=True)
-class _Inputs:
-    """Arguments of `train`."""
-
-    data: Data
-    model: ModelConfig
-    train: TrainConfig
-    out: Path
-    restart: bool
-    callbacks: Sequence[Any]
-    start: Path | None
 
 
 def train(
@@ -88,87 +69,82 @@ def train(
             "`train.metric` is loss, which is over all interactions of a session; this split "
             "keeps the last alone for validation. Choose another metric, such as ndcg@10."
         )
-    inputs = _Inputs(data, model_config, train_config, out, restart, callbacks, start)
     timeout_seconds = train_config.arguments.get("ddp_timeout", TIMEOUT_SECONDS)
     with joined_processes(timeout_seconds) as processes:
-        try:
-            return _train(inputs, processes)
-        except Exception as error:
-            if not is_lost_process(error):
-                raise
-            raise ProcessError(
-                "Another process of this training ended, or did not answer in time: "
-                f"{' '.join(str(error).split())[:200]} Start all of them again; they continue from "
-                "the last checkpoint."
-            ) from None
-
-
-def _train(inputs: _Inputs, processes: Processes) -> dict[str, Any]:
-    keep_heap()
-    data = inputs.data
-    # before the fingerprint, which needs the files of vectors that this checks
-    statistics = training_statistics(data.path, data.fitted, inputs.model, inputs.train)
-    fingerprint = run_fingerprint(data.path, inputs.model, inputs.train, start=inputs.start)
-    num_sessions = count_sessions(data.path, "train")
-    inputs = replace(inputs, train=inputs.train.for_sessions(num_sessions))
-    checkpoints = Checkpoints(inputs.out, fingerprint, processes)
-    facts: dict[str, Any] = {}
-    run = new_artifact(inputs.out, "run", facts, fingerprint=fingerprint)
-    with run if processes.is_first else nullcontext() as directory:
-        latest = None if inputs.restart else checkpoints.latest()
-        model = _initial_model(inputs, statistics)
-        trainer = _trainer(inputs, model, checkpoints, directory)
-        with keep_checkpoints(checkpoints):
-            result = trainer.train(resume_from_checkpoint=None if latest is None else str(latest))
-            check_finite(model)
-        facts |= _facts(inputs, trainer, result)
-        if directory is not None:
-            write_run(directory, data, model, inputs.model)
-            name = inputs.out.resolve().name
-            write_training_report(directory, facts, name, data.recipe)
-    checkpoints.remove()
+        keep_heap()
+        # before the fingerprint, which needs the files of vectors that this checks
+        statistics = training_statistics(data.path, data.fitted, model_config, train_config)
+        fingerprint = run_fingerprint(data.path, model_config, train_config, start=start)
+        config = train_config.for_sessions(count_sessions(data.path, "train"))
+        checkpoints = Checkpoints(out, fingerprint, processes)
+        facts: dict[str, Any] = {}
+        run = new_artifact(out, "run", facts, fingerprint=fingerprint)
+        with run if processes.is_first else nullcontext() as directory:
+            latest = None if restart else checkpoints.latest()
+            model = _initial_model(data, model_config, config, statistics, start)
+            trainer = _trainer(data, model, config, checkpoints, directory, callbacks)
+            with keep_checkpoints(checkpoints):
+                path = None if latest is None else str(latest)
+                result = trainer.train(resume_from_checkpoint=path)
+                check_finite(model)
+            facts |= _facts(data, model_config, trainer, result)
+            if directory is not None:
+                write_run(directory, data, model, model_config)
+                write_training_report(directory, facts, out.resolve().name, data.recipe)
+        checkpoints.remove()
     return facts
 
 
-def _initial_model(inputs: _Inputs, statistics: TrainingStatistics) -> Model:
+def _initial_model(
+    data: Data,
+    model_config: ModelConfig,
+    config: TrainConfig,
+    statistics: TrainingStatistics,
+    start: Path | None,
+) -> Model:
     from transformers import set_seed
 
-    data = inputs.data
-    set_seed(inputs.train.seed)
+    set_seed(config.seed)
     max_length = data.recipe.max_sequence_length
-    model = build_model(data.schema, inputs.model, max_length, inputs.train, statistics)
-    if inputs.start is not None:
-        run = Run.open(inputs.start)
-        warm_start(model, run, data, inputs.model, inputs.train.new_items)
+    model = build_model(data.schema, model_config, max_length, config, statistics)
+    if start is not None:
+        warm_start(model, Run.open(start), data, model_config, config.new_items)
     return model
 
 
 def _trainer(
-    inputs: _Inputs, model: Model, checkpoints: Checkpoints, directory: Path | None
+    data: Data,
+    model: Model,
+    config: TrainConfig,
+    checkpoints: Checkpoints,
+    directory: Path | None,
+    callbacks: Sequence[Any],
 ) -> "Trainer":
     # Hugging Face's Trainer takes seconds to import, and evaluation works without it
     from pipeline.training.trainer import Trainer
 
-    data, config = inputs.data.path, inputs.train
     valid_loader = None
     if _has_targets(data, "valid"):
         valid_loader = evaluation_loader(
-            data, "valid", model, EVALUATION_SESSIONS, with_loss=config.metric == "loss"
+            data.path, "valid", model, EVALUATION_SESSIONS, with_loss=config.metric == "loss"
         )
     return Trainer(
         model,
         config,
-        train_loader=training_loader(data, model, config, checkpoints.processes),
+        train_loader=training_loader(data.path, model, config, checkpoints.processes),
         valid_loader=valid_loader,
-        valid_positions=inputs.data.recipe.target_positions,
-        filter_seen=inputs.data.recipe.filter_seen,
+        valid_positions=data.recipe.target_positions,
+        filter_seen=data.recipe.filter_seen,
         log_path=None if directory is None else directory / LOG_FILE,
-        callbacks=[*inputs.callbacks],
+        callbacks=[*callbacks],
         checkpoints=checkpoints,
     )
 
 
-def _facts(inputs: _Inputs, trainer: "Trainer", result: Any) -> dict[str, Any]:
+def _facts(
+    data: Data, model_config: ModelConfig, trainer: "Trainer", result: Any
+) -> dict[str, Any]:
+    config = trainer.config
     facts = {
         "seconds": round(trainer.stopwatch.seconds(), 1),
         "device": str(trainer.args.device),
@@ -177,13 +153,13 @@ def _facts(inputs: _Inputs, trainer: "Trainer", result: Any) -> dict[str, Any]:
         "epochs": trainer.state.epoch,
         "train_loss": result.training_loss,
         "parameters": num_parameters(trainer.session_model),
-        "model": inputs.model.model_dump(mode="json"),
-        "train": inputs.train.model_dump(mode="json"),
-        TRAINED_ON: inputs.data.training_fingerprint,
+        "model": model_config.model_dump(mode="json"),
+        "train": config.model_dump(mode="json"),
+        TRAINED_ON: data.training_fingerprint,
     }
     if trainer.best is not None:
         facts["best_epoch"] = trainer.best.epoch
-        facts[f"valid_{inputs.train.metric}"] = trainer.best.value
+        facts[f"valid_{config.metric}"] = trainer.best.value
     return facts
 
 
@@ -232,8 +208,8 @@ def training_loader(
     )
 
 
-def _has_targets(data: Path, part: str) -> bool:
+def _has_targets(data: Data, part: str) -> bool:
     """Whether a part exists and has a session of two interactions."""
-    if not (data / SESSIONS_DIRECTORY / part).is_dir():
+    if part not in data.parts:
         return False
-    return bool((np.diff(read_interactions(data, part).offsets) > 1).any())
+    return bool((np.diff(read_interactions(data.path, part).offsets) > 1).any())

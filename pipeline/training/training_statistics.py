@@ -1,11 +1,12 @@
 """Training statistics: what a model needs of its data beside the schema, as item counts."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.core.columns import FIRST_ITEM, ITEM, TIMESTAMP
@@ -24,20 +25,51 @@ def training_statistics(
     data: Path, fitted: Fitted, model: ModelConfig, train: TrainConfig
 ) -> TrainingStatistics:
     """Compute what the settings need. ConfigError or DataError for what the data do not have."""
-    counts = None
-    if train.loss not in FULL_LOSSES and train.negatives in ("popularity", "in-batch"):
-        counts = torch.from_numpy(item_counts(data, fitted.item.num_rows))
     weights = None
     if (w := train.weights) is not None:
         weights = _table(fitted, w.feature, w.values, w.default, "`train.weights`")
-    return TrainingStatistics(
+    statistics = TrainingStatistics(
         vectors=_pretrained_vectors(fitted, model),
-        item_vectors=_item_vectors(data, fitted, model, train),
-        item_counts=counts,
         positives=_positives(fitted, model),
         weights=weights,
-        newest=None if train.half_life is None else _newest(data, fitted),
     )
+
+    def column(name: str) -> pa.ListArray:
+        return read_sessions(data, "train", [name])[name].combine_chunks()
+
+    return with_session_statistics(statistics, column, fitted, model, train)
+
+
+def with_session_statistics(
+    statistics: TrainingStatistics,
+    column: Callable[[str], pa.ListArray],
+    fitted: Fitted,
+    model: ModelConfig,
+    train: TrainConfig,
+) -> TrainingStatistics:
+    """Add what the settings need of sessions; `column` reads one of theirs by its name."""
+    counts, vectors, newest = None, {}, None
+    num_rows = fitted.item.num_rows
+    if train.loss not in FULL_LOSSES and train.negatives in ("popularity", "in-batch"):
+        items = column(ITEM).flatten().to_numpy()
+        counts = torch.from_numpy(np.bincount(items, minlength=num_rows)[FIRST_ITEM:])
+    # the members that are initialized with co-visitation vectors
+    widths = {m.item_width for m in model.each_member if m.item_vectors == "co-visitation"}
+    if widths:
+        sessions = column(ITEM)
+        ragged = sessions.flatten().to_numpy(), sessions.offsets.to_numpy()
+        vectors = {
+            width: torch.from_numpy(co_visitation_vectors(*ragged, num_rows, width, train.seed))
+            for width in sorted(widths)
+        }
+    if train.half_life is not None:
+        if fitted.recipe.timestamp is None:
+            raise ConfigError(
+                "`train.half_life` needs to know when interactions were, and the recipe of the "
+                "data has no `timestamp`. Add one and preprocess again, or leave it out."
+            )
+        newest = int(column(TIMESTAMP).flatten().to_numpy().max())
+    return replace(statistics, item_counts=counts, item_vectors=vectors, newest=newest)
 
 
 def _pretrained_vectors(fitted: Fitted, model: ModelConfig) -> dict[int, Tensor]:
@@ -68,39 +100,6 @@ def _positives(fitted: Fitted, model: ModelConfig) -> dict[str, Tensor]:
                 "target. Choose a continuous feature, or kind: binary."
             )
     return positives
-
-
-def _newest(data: Path, fitted: Fitted) -> int:
-    """Time of the newest training interaction, in microseconds since 1970."""
-    if fitted.recipe.timestamp is None:
-        raise ConfigError(
-            "`train.half_life` needs to know when interactions were, and the recipe of the data "
-            "has no `timestamp`. Add one and preprocess again, or leave it out."
-        )
-    times = read_sessions(data, "train", [TIMESTAMP])[TIMESTAMP].combine_chunks()
-    return int(times.flatten().to_numpy().max())
-
-
-def item_counts(data: Path, num_rows: int) -> NDArray[Any]:
-    """(items,) number of interactions of each item in the training sessions."""
-    indices = read_sessions(data, "train", [ITEM])[ITEM].combine_chunks().flatten().to_numpy()
-    return np.bincount(indices, minlength=num_rows)[FIRST_ITEM:].astype(np.int64)
-
-
-def _item_vectors(
-    data: Path, fitted: Fitted, model: ModelConfig, train: TrainConfig
-) -> dict[int, Tensor]:
-    """Co-visitation vectors (V, width) by width, for the members that are initialized with them."""
-    widths = {m.item_width for m in model.each_member if m.item_vectors == "co-visitation"}
-    if not widths:
-        return {}
-    sessions = read_sessions(data, "train", [ITEM])[ITEM].combine_chunks()
-    values, offsets = sessions.flatten().to_numpy(), sessions.offsets.to_numpy()
-    rows = fitted.item.num_rows
-    return {
-        width: torch.from_numpy(co_visitation_vectors(values, offsets, rows, width, train.seed))
-        for width in sorted(widths)
-    }
 
 
 def _values(fitted: Fitted, feature: str, where: str) -> list[object]:

@@ -12,6 +12,8 @@ from datetime import timedelta
 import torch
 from torch import Tensor, distributed
 
+from pipeline.core.errors import ProcessError
+
 TIMEOUT_SECONDS = 600
 """Time that a process waits for another before it fails."""
 _LOST = (
@@ -43,21 +45,32 @@ def announced_processes() -> Processes:
 
 @contextmanager
 def joined_processes(timeout_seconds: float = TIMEOUT_SECONDS) -> Iterator[Processes]:
-    """Connect the processes unless they are: gloo on CPUs, nccl for tensors on GPUs."""
+    """Connect the processes unless they are: gloo on CPUs, nccl for tensors on GPUs.
+
+    ProcessError where torch reports that another process ended, or does not respond.
+    """
     processes = announced_processes()
-    if processes.count == 1 or distributed.is_initialized():
-        yield processes
-        return
-    cuda = torch.cuda.is_available()
-    if cuda:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    distributed.init_process_group(
-        "cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout_seconds)
-    )
+    joins = processes.count > 1 and not distributed.is_initialized()
+    if joins:
+        cuda = torch.cuda.is_available()
+        if cuda:
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        distributed.init_process_group(
+            "cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout_seconds)
+        )
     try:
         yield processes
+    except Exception as error:
+        if not _is_lost_process(error):
+            raise
+        raise ProcessError(
+            "Another process of this training ended, or did not answer in time: "
+            f"{' '.join(str(error).split())[:200]} Start all of them again; they continue from "
+            "the last checkpoint."
+        ) from None
     finally:
-        distributed.destroy_process_group()
+        if joins:
+            distributed.destroy_process_group()
 
 
 def gather_bytes(data: bytes) -> list[bytes]:
@@ -91,7 +104,7 @@ def sum_over_processes(values: list[float]) -> list[float]:
     return [float(value) for value in total]
 
 
-def is_lost_process(error: Exception) -> bool:
+def _is_lost_process(error: Exception) -> bool:
     """Whether torch raised it because another process ended or does not respond."""
     if not distributed.is_initialized():
         return False

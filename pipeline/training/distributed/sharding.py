@@ -17,11 +17,11 @@ from transformers import TrainingArguments
 
 from pipeline.core.columns import FIRST_ITEM
 from pipeline.core.errors import ConfigError
+from pipeline.model.build import write_tensors
 from pipeline.model.losses import LabelSmoothCrossEntropyLoss
 from pipeline.model.model import Model
 from pipeline.model.ops.shards import ShardedEmbedding, Shards
 from pipeline.model.tasks.next_item import NextItemPredictionTask
-from pipeline.training.checkpoint import write_weights
 from pipeline.training.distributed.processes import Processes
 
 _WEIGHTS = "weights"
@@ -91,7 +91,7 @@ class Sharding:
                         buffer = torch.empty(most, parts[name].size(1), dtype=parts[name].dtype)
                     into = buffer[:rows]
                     self._receive(into, rank)
-                    write_weights(directory / _file(name, rank), {name: into})
+                    write_tensors({name: into}, directory / _file(name, rank))
                 elif rank == shards.rank:
                     self._send(parts[name])
 

@@ -9,12 +9,12 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from pipeline.core.columns import FIRST_ITEM, ITEM, TIMESTAMP
+from pipeline.core.columns import FIRST_ITEM, ITEM
 from pipeline.core.errors import ConfigError
 from pipeline.data.directory import Data
 from pipeline.data.fitted import Fitted
 from pipeline.data.schema import Schema, Tags, embedding_size
-from pipeline.data.sessions import Interactions
+from pipeline.data.sessions import Interactions, interactions_of
 from pipeline.evaluation.baselines import BASELINES
 from pipeline.evaluation.baselines.ranking import rank_by_baseline
 from pipeline.evaluation.breakdowns import describe_targets
@@ -39,15 +39,13 @@ from pipeline.training.incremental.warm_start import (
 from pipeline.training.incremental.windows import (
     Window,
     flat_column,
-    interactions_of,
     read_all_sessions,
     trainable_sessions,
     windows_of,
     write_part,
 )
-from pipeline.training.item_vectors import co_visitation_vectors
 from pipeline.training.run import EVALUATION_SESSIONS, LOG_FILE, check_finite, training_loader
-from pipeline.training.training_statistics import training_statistics
+from pipeline.training.training_statistics import training_statistics, with_session_statistics
 
 _METRICS = ("recall", "ndcg", "mrr")
 
@@ -240,32 +238,24 @@ class IncrementalTrainer:
         """Statistics of the windows so far, by the rows of the vocabularies."""
         every, train = self._statistics, self.train_config
         rows = {name: torch.from_numpy(v.rows) for name, v in self.vocabularies.items()}
-        items, num_items = rows[ITEM], self.vocabularies[ITEM].num_data_rows
-        sessions = self._trained_sessions()
-        weights = every.weights
+        items, sessions = rows[ITEM], self._trained_sessions()
+
+        def column(name: str) -> pa.ListArray:
+            return sessions[name].combine_chunks()
+
+        so_far = with_session_statistics(every, column, self.fitted, self.model_config, train)
+        weights, counts = every.weights, so_far.item_counts
         if weights is not None and train.weights is not None:
             weights = weights[rows.get(train.weights.feature, slice(None))]
-        counts = None
-        if every.item_counts is not None:
-            counted = np.bincount(flat_column(sessions, ITEM), minlength=num_items)
-            counts = torch.from_numpy(counted)[items[FIRST_ITEM:]]
-        ragged = sessions[ITEM].combine_chunks()
-        values, offsets = ragged.flatten().to_numpy(), ragged.offsets.to_numpy()
-        return TrainingStatistics(
+        return replace(
+            so_far,
             vectors={
                 index: vectors[rows[self.model_config.pretrained[index].feature]]
                 for index, vectors in every.vectors.items()
             },
-            item_vectors={
-                width: torch.from_numpy(
-                    co_visitation_vectors(values, offsets, num_items, width, train.seed)
-                )[items]
-                for width in every.item_vectors
-            },
-            item_counts=counts,
-            positives=every.positives,
+            item_vectors={width: vectors[items] for width, vectors in so_far.item_vectors.items()},
+            item_counts=None if counts is None else counts[items[FIRST_ITEM:] - FIRST_ITEM],
             weights=weights,
-            newest=None if every.newest is None else int(flat_column(sessions, TIMESTAMP).max()),
         )
 
     def _trained_sessions(self) -> pa.Table:

@@ -28,14 +28,6 @@ from pipeline.model.build import MODEL_FILE
 from pipeline.model.model import Model
 from pipeline.model.run import Run
 from pipeline.model.tasks.next_item import NextItemPredictionTask
-from pipeline.recipe.features import (
-    BucketFeature,
-    CategoryFeature,
-    Feature,
-    NumberFeature,
-    OperatorFeature,
-    TargetEncodedFeature,
-)
 from pipeline.recipe.model import ModelConfig
 
 _TRAINING_SETTINGS = (
@@ -266,23 +258,10 @@ def _check_settings(run: Path, earlier: ModelConfig, config: ModelConfig) -> Non
 
 def feature_descriptions(fitted: Fitted) -> list[str]:
     """Features of a model beside the item, described so that equal ones have equal meaning."""
-    return [*map(_description, fitted.recipe.features), *fitted.recipe.time_feature_names]
-
-
-def _description(feature: Feature) -> str:
-    log = "log " if isinstance(feature, NumberFeature) and feature.log else ""
-    parts = [f"{log}{feature.kind} of {feature.of}"]
-    match feature:
-        case CategoryFeature():
-            if feature.values_per_interaction > 1:
-                parts.append(f"{feature.values_per_interaction} values")
-            if feature.hash_buckets:
-                parts.append(f"{feature.hash_buckets} hash buckets")
-        case BucketFeature():
-            parts.append(f"buckets {list(feature.buckets)}")
-        case OperatorFeature():
-            parts.append(f"by operator {feature.operator}")
-        case TargetEncodedFeature():
-            parts.append(f"mean of {feature.mean_of}")
-            parts.append(f"smoothing {feature.smoothing:g}, {feature.folds} folds")
-    return f"{feature.name} ({', '.join(parts)})"
+    recipe = fitted.recipe
+    meanings = {meaning.pop("name"): meaning for meaning in recipe.feature_meanings}
+    descriptions = [
+        f"{feature.name} ({', '.join(f'{k}: {v}' for k, v in meanings[feature.name].items())})"
+        for feature in recipe.features
+    ]
+    return [*descriptions, *recipe.time_feature_names]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.core.columns import ITEM, SESSION, SESSIONS_DIRECTORY, TIMESTAMP
 from pipeline.core.errors import ArtifactError
 from pipeline.data.directory import Data
-from pipeline.data.sessions import Interactions, read_sessions
+from pipeline.data.sessions import read_sessions
 
 _MICROSECONDS = 1_000_000
 _DAY = 86_400 * _MICROSECONDS
@@ -90,13 +90,6 @@ def write_part(sessions: pa.Table, directory: Path, part: str) -> None:
     folder = directory / SESSIONS_DIRECTORY / part
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(sessions, folder / "part-0.parquet", row_group_size=_ROW_GROUP_SESSIONS)
-
-
-def interactions_of(sessions: pa.Table) -> Interactions:
-    """Items and times of the sessions as ragged arrays."""
-    items = sessions[ITEM].combine_chunks()
-    offsets = items.offsets.to_numpy().astype(np.int64)
-    return Interactions(items.values.to_numpy(), offsets, flat_column(sessions, TIMESTAMP))
 
 
 def flat_column(sessions: pa.Table, name: str) -> NDArray[Any]:

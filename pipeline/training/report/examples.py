@@ -96,10 +96,8 @@ def _recommend(
     """Recommendations after all items but the last of each session, and the rank of the last."""
     model, catalogue = recommender.model, recommender.catalogue
     device = next(model.parameters()).device
-    max_length = model.inputs.max_sequence_length
-    assert max_length is not None  # noqa: S101
     stops = batch.lengths[rows] - 1
-    window = batch.window(rows, (stops - max_length).clamp(min=0), stops).to(device)
+    window = recommender.newest(batch, rows, stops)
     items, begins = batch.sequences[model.inputs.item], batch.offsets[rows]
     targets = items[begins + stops]
     seen = excluded = None
@@ -107,8 +105,7 @@ def _recommend(
         bounds = (items - FIRST_ITEM, begins, begins + stops)
         seen = Seen(*(values.to(device) for values in bounds))
         # also items further back than the model reads
-        whole = batch.window(rows, torch.zeros_like(stops), stops)
-        excluded = whole.features[model.inputs.item].to(device)
+        excluded = recommender.items(batch, rows, stops)
     best = model.top_k(window, min(k, len(catalogue)), excluded=excluded)
     ranked = rank_in_catalogue(
         model.session_embeddings(window),

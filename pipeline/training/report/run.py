@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline import __version__
+from pipeline.core.artifact import WRITTEN_BY
 from pipeline.core.files import write_text
 from pipeline.core.outputs import check_report
 from pipeline.data.directory import Data
@@ -15,7 +15,6 @@ from pipeline.reports.rendering import finite
 from pipeline.training.report.page import render
 
 _LOG_FILE = "metrics.jsonl"
-_WRITTEN_BY = f"pipeline {__version__}"
 _CONFIG = ("model", "train")
 
 
@@ -68,7 +67,7 @@ def _training_report(
     log = directory / _LOG_FILE
     lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
     return {
-        "written_by": _WRITTEN_BY,
+        "written_by": WRITTEN_BY,
         "run": name,
         "training": {
             "facts": {key: value for key, value in facts.items() if key not in _CONFIG},
