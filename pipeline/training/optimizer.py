@@ -54,27 +54,23 @@ class TableAdamW(torch.optim.AdamW):
 
         The gradients themselves do not change.
         """
-        norms = []
-        if self._sharded is not None:
-            own = torch.zeros((), device=self._sharded.weight.device)
-        for weight in self._weights():
+        norms: dict[int, Tensor] = {}
+        for weight in (weight for group in self.param_groups for weight in group["params"]):
             if weight.grad is None:
                 continue
-            if weight.grad.is_sparse:
+            values = weight.grad
+            if values.is_sparse:
                 # the gradient of a row is the sum of its entries
-                weight.grad = weight.grad.coalesce()
-                norm = torch.linalg.vector_norm(weight.grad.values(), dtype=torch.float32)
-            else:
-                norm = torch.linalg.vector_norm(weight.grad, dtype=torch.float32)
-            if self._sharded is not None and weight is self._sharded.weight:
-                own = norm
-            else:
-                norms.append(norm)
+                weight.grad = values.coalesce()
+                values = weight.grad.values()
+            norms[id(weight)] = torch.linalg.vector_norm(values, dtype=torch.float32)
         if self._sharded is not None:
-            norms.append(self._sharded.shards.sum(own.square()).sqrt())
+            table = self._sharded.weight
+            own = norms.pop(id(table), torch.zeros((), device=table.device))
+            norms[id(table)] = self._sharded.shards.sum(own.square()).sqrt()
         if not norms:
             return torch.zeros(())
-        norm = torch.linalg.vector_norm(torch.stack(norms))
+        norm = torch.linalg.vector_norm(torch.stack([*norms.values()]))
         self.grad_scale = (norm / max_norm).clamp(min=1.0)
         return norm
 
@@ -101,9 +97,6 @@ class TableAdamW(torch.optim.AdamW):
             weight.grad = gradient
         self.grad_scale = None
         return loss
-
-    def _weights(self) -> Iterable[Tensor]:
-        return (weight for group in self.param_groups for weight in group["params"])
 
     def _step_rows(self, weight: Tensor, group: dict[str, Any]) -> None:
         assert weight.grad is not None  # noqa: S101

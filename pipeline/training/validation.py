@@ -1,19 +1,37 @@
-"""Validation during training: ranking metrics, or the loss, of the validation sessions."""
+"""Validation during training: ranking metrics, or the loss, of the validation sessions.
 
+Where processes each hold some rows of the item table, reading an interaction and scoring a target
+need the rows of all of them, so all take the same steps. A process with fewer batches than another
+runs spare ones, whose results are not used.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from pipeline.core.columns import FIRST_ITEM
 from pipeline.data.batch import SessionBatch
 from pipeline.data.loader import RaggedBatch, SessionLoader
 from pipeline.evaluation.metrics import ranking_metrics
-from pipeline.evaluation.targets import Positions, rank_targets
+from pipeline.evaluation.ranking import rank_in_shards
+from pipeline.evaluation.targets import (
+    Positions,
+    evaluation_windows,
+    hidden_at_targets,
+    rank_targets,
+    seen_before,
+)
 from pipeline.model.model import Model
 from pipeline.model.ops.shards import ShardedEmbedding
 from pipeline.recipe.choices import METRIC_NAME
 from pipeline.training.batches import any_batch, loss_scale
-from pipeline.training.distributed.processes import Processes, gather_rows, sum_over_processes
-from pipeline.training.distributed.sharded_validation import missing_passes, rank_with_others
+from pipeline.training.distributed.processes import Processes, gather_bytes, sum_over_processes
 
 _CUTOFFS = (10, 20)
+_BATCH_SIZE = 512
 _LOSS_SESSIONS = 128
 
 
@@ -37,23 +55,18 @@ def validate(
     training = model.training
     model.eval()
     ranks = []
-    is_sharded = isinstance(model.inputs.item_table, ShardedEmbedding)
     # input of the passes that a process makes while others still have batches
-    spare = any_batch(loader) if is_sharded else None
+    spare = any_batch(loader) if isinstance(model.inputs.item_table, ShardedEmbedding) else None
     try:
         for batch in loader:
             share = _share(batch, processes)
-            if spare is not None:
-                ranks.append(
-                    rank_with_others(model, share, spare, positions, filter_seen=filter_seen)
-                )
-                continue
-            own = torch.from_numpy(
-                rank_targets(model, [share], positions, filter_seen=filter_seen).ranks
-            )
-            # batch by batch, so that the order is that of one process
-            ranks += gather_rows(own) if processes.count > 1 else [own]
-        values = ranking_metrics(torch.cat(ranks).numpy(), cutoffs)
+            if spare is None:
+                own = rank_targets(model, [share], positions, filter_seen=filter_seen).ranks
+                # batch by batch, so that the order is that of one process
+                ranks += [np.frombuffer(part, own.dtype) for part in gather_bytes(own.tobytes())]
+            else:
+                ranks.append(_rank_with_others(model, share, spare, positions, filter_seen))
+        values = ranking_metrics(np.concatenate(ranks), cutoffs)
         if metric == "loss":
             values["loss"] = _loss(model, loader, processes, seed, spare)
     finally:
@@ -74,6 +87,39 @@ def _share(batch: RaggedBatch, processes: Processes) -> RaggedBatch:
         {name: values[first:last] for name, values in batch.sessions.items()},
         batch.offsets[first : last + 1] - begin,
     )
+
+
+@torch.inference_mode()
+def _rank_with_others(
+    model: Model, batch: RaggedBatch, spare: SessionBatch, positions: Positions, filter_seen: bool
+) -> NDArray[Any]:
+    """Sessions of this process -> ranks of `rank_targets` of all, by process. Collective."""
+    table, task = _sharded_table(model), model.head.task
+    device = table.weight.device
+    longest = model.inputs.max_sequence_length or 2**31
+    windows = evaluation_windows(batch.lengths, longest, positions, causal=model.causal)
+    hidden, targets = hidden_at_targets(model, batch, positions, _BATCH_SIZE)
+    for _ in range(_missing_passes(model, math.ceil(len(windows.rows) / _BATCH_SIZE))):
+        model.at_targets(spare.to(device))
+    ranks = rank_in_shards(
+        task.queries(hidden),
+        task.as_items(table.weight[max(0, FIRST_ITEM - table.shards.first) :]),
+        targets.to(torch.int64) - FIRST_ITEM,
+        table.shards,
+        seen=seen_before(batch, model.inputs.item, positions, device) if filter_seen else None,
+    )
+    return ranks.cpu().numpy()
+
+
+def _missing_passes(model: Model, passes: int) -> int:
+    """Number of passes that another process makes beyond those of this one. Collective."""
+    return max(_sharded_table(model).shards.sizes(passes)) - passes
+
+
+def _sharded_table(model: Model) -> ShardedEmbedding:
+    table = model.inputs.item_table
+    assert isinstance(table, ShardedEmbedding)  # noqa: S101
+    return table
 
 
 @torch.no_grad()
@@ -102,7 +148,7 @@ def _loss(
                     weight += scale
                     passes += 1
             if spare is not None:
-                for _ in range(missing_passes(model, passes)):
+                for _ in range(_missing_passes(model, passes)):
                     with torch.random.fork_rng(devices=devices):
                         model.loss(spare.to(device))
     total, weight = sum_over_processes([total, weight])

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
-from torch import Tensor, distributed
+from torch import distributed
 
 from pipeline.core.errors import ProcessError
 
@@ -87,12 +87,6 @@ def gather_bytes(data: bytes) -> list[bytes]:
     parts = [torch.zeros_like(padded) for _ in range(count)]
     distributed.all_gather(parts, padded)
     return [part[: int(size)].numpy().tobytes() for part, size in zip(parts, sizes, strict=True)]
-
-
-def gather_rows(values: Tensor) -> list[Tensor]:
-    """`values` (n,) int64 of each process, of any length n, by rank. Collective."""
-    parts = gather_bytes(values.to(torch.int64).cpu().contiguous().numpy().tobytes())
-    return [torch.frombuffer(bytearray(p), dtype=torch.int64) if p else values[:0] for p in parts]
 
 
 def sum_over_processes(values: list[float]) -> list[float]:

@@ -1,6 +1,5 @@
 """Example sessions of the report: items of the session, the next item, the recommendations."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from pipeline.core.columns import FIRST_ITEM
 from pipeline.data.directory import Data
-from pipeline.data.loader import RaggedBatch, SessionLoader
+from pipeline.data.loader import RaggedBatch
 from pipeline.data.sessions import read_interactions, session_ids
 from pipeline.evaluation.ranking import Seen, rank_in_catalogue
 from pipeline.evaluation.recommender import Recommendations, Recommender, to_raw_ids
@@ -48,7 +47,13 @@ def example_sessions(
         data.path, part, recommender.model, _SESSIONS_AT_ONCE, indices=index_mapping
     )
     examples = []
-    for chosen, batch_rows, batch in _batches_with(loader, rows):
+    end_of_batch = 0
+    for batch in loader:
+        first, end_of_batch = end_of_batch, end_of_batch + batch.lengths.numel()
+        chosen = rows[(rows >= first) & (rows < end_of_batch)]
+        if not len(chosen):
+            continue
+        batch_rows = torch.from_numpy(chosen - first).to(batch.lengths.device)
         recommendations, ranks = _recommend(recommender, batch, batch_rows, k, filter_seen)
         records = recommendations.records(ids[chosen] if ids is not None else [None] * len(chosen))
         for row, rank, record in zip(chosen, ranks, records, strict=True):
@@ -74,19 +79,6 @@ def _random_sessions(lengths: NDArray[Any], count: int) -> NDArray[Any]:
     generator = np.random.default_rng(_SEED)
     rows = generator.choice(eligible, min(count, len(eligible)), replace=False, shuffle=False)
     return np.sort(rows)
-
-
-def _batches_with(
-    loader: SessionLoader, rows: NDArray[Any]
-) -> Iterator[tuple[NDArray[Any], Tensor, RaggedBatch]]:
-    """Batches that have some of the sessions `rows`, with these and their rows in the batch."""
-    first = 0
-    for batch in loader:
-        size = batch.lengths.numel()
-        chosen = rows[(rows >= first) & (rows < first + size)]
-        if len(chosen):
-            yield chosen, torch.from_numpy(chosen - first).to(batch.lengths.device), batch
-        first += size
 
 
 @torch.inference_mode()
