@@ -127,9 +127,9 @@ def test_top_k_is_the_best_of_the_allowed_items(
         items = best.items[row].tolist()[: len(expected)]
         assert set(items) <= allowed
         assert len(set(items)) == len(expected)
-        assert scores[row, items].tolist() == pytest.approx(expected, abs=1e-6)
+        assert scores[row, items].tolist() == pytest.approx(expected, rel=1e-6, abs=1e-6)
         padded = expected + [-float("inf")] * (k - len(expected))
-        assert best.scores[row].tolist() == pytest.approx(padded, abs=1e-6)
+        assert best.scores[row].tolist() == pytest.approx(padded, rel=1e-6, abs=1e-6)
         assert best.items[row].tolist()[len(expected) :] == [0] * (k - len(expected))
 
 
