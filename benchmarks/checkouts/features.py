@@ -9,6 +9,8 @@ from typing import Any
 from benchmarks.checkouts.logs import Column, Of, Shape, id_text
 
 ID_STYLES = ("int", "large", "negative", "padded", "text", "unicode", "comma", "mixed")
+CLEAN_STYLES = tuple(style for style in ID_STYLES if style != "comma")
+"""Styles that CSV writes without quotes."""
 
 
 @dataclass
@@ -23,6 +25,13 @@ class Draft:
     tables: dict[Of, list[Column]] = field(default_factory=lambda: {"item": [], "session": []})
     """Columns that stand in a table of items or of sessions, and not in the log."""
     uses_operators: bool = False
+    is_clean: bool = False
+    """Whether the log is without damage and quotes."""
+
+    def id_style(self) -> str:
+        """How the ids of a column look."""
+        styles = CLEAN_STYLES if self.is_clean else ID_STYLES
+        return self.chance.choice(styles)
 
     def of(self) -> Of:
         """What a feature describes."""
@@ -76,7 +85,7 @@ def _categorical(draft: Draft, name: str) -> None:
         feature["min_count"] = chance.choice([2, 3, 10])
     if chance.random() < 0.4:
         feature["hash_buckets"] = chance.choice([1, 3, 50])
-    draw = _category(chance.choice(ID_STYLES), chance.choice([2, 8, 100]), _missing(chance))
+    draw = _category(draft.id_style(), chance.choice([2, 8, 100]), _missing(chance))
     _source(draft, name, feature, Column(f"{name} raw", of, draw))
 
 
@@ -120,7 +129,7 @@ def _target_encoding(draft: Draft, name: str) -> None:
         feature |= {"smoothing": chance.choice([0.0, 1.0, 50.0]), "folds": chance.choice([2, 3, 7])}
     number = _number(chance.choice(["flag", "price"]), _missing(chance))
     draft.columns.append(Column(f"{name} number", "interaction", number, is_number=True))
-    draw = _category(chance.choice(ID_STYLES), chance.choice([3, 30]), _missing(chance))
+    draw = _category(draft.id_style(), chance.choice([3, 30]), _missing(chance))
     _source(draft, name, feature, Column(f"{name} raw", of, draw))
 
 
@@ -130,7 +139,7 @@ def _table_feature(draft: Draft, name: str) -> None:
     feature: dict[str, Any] = {"name": name, "of": of, "table": True}
     if chance.random() < 0.5:
         feature["kind"] = "categorical"
-        column = Column(name, of, _category(chance.choice(ID_STYLES), 15, _missing(chance)))
+        column = Column(name, of, _category(draft.id_style(), 15, _missing(chance)))
     else:
         feature["kind"] = "continuous"
         column = Column(name, of, _number("price", _missing(chance)), is_number=True)
@@ -156,3 +165,5 @@ FEATURES: tuple[Callable[[Draft, str], None], ...] = (
     *(_target_encoding, _table_feature, _operator),
 )
 """Functions that add one feature to a draft; the frequent ones stand twice."""
+CLEAN_FEATURES = tuple(make for make in FEATURES if make is not _operator)
+"""Those that need no NVTabular operator of the user."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.checkouts.cases import Case, write_recipe
-from benchmarks.checkouts.features import FEATURES, ID_STYLES, Draft
+from benchmarks.checkouts.features import CLEAN_FEATURES, FEATURES, ID_STYLES, Draft
 from benchmarks.checkouts.logs import (
     TIME_STYLES,
     Log,
@@ -38,20 +38,26 @@ rounded = [Ratio(), LambdaOp(lambda column: column.round(1))]
 """
 
 
-def random_cases(seed: int, number: int, folder: Path) -> list[Case]:
-    """One random recipe: a case, or two of which the second goes on from the first."""
+def random_cases(seed: int, number: int, folder: Path, *, clean: bool = False) -> list[Case]:
+    """One random recipe: a case, or two of which the second goes on from the first.
+
+    With `clean`, the log has one row a line and needs no repair, and no operator of the user.
+    """
     chance = random.Random(f"{seed} {number}")  # noqa: S311
     folder = folder / f"random-{number:04d}"
     folder.mkdir()
-    if chance.random() < 0.1:
+    if chance.random() < 0.1 and not clean:
         return [_sequences_case(chance, folder)]
-    draft = Draft(chance, folder, _shape(chance))
+    draft = Draft(chance, folder, _shape(chance), is_clean=clean)
+    if clean:
+        styles = {"session_style": draft.id_style(), "item_style": draft.id_style()}
+        draft.shape = replace(draft.shape, **styles)
     for position in range(chance.choice([0, 1, 2, 3, 4, 6])):
-        make = chance.choice(FEATURES)
+        make = chance.choice(CLEAN_FEATURES if clean else FEATURES)
         make(draft, f"f{position}")
     draft.shape = replace(draft.shape, columns=tuple(draft.columns))
     recipe = _recipe(draft)
-    log_format, settings, suffix = _format(chance)
+    log_format, settings, suffix = _format(chance, clean=clean)
     logs = _write_logs(draft, draft.folder, log_format, suffix, chance.randint(1, 3))
     if log_format == "headerless":
         settings["columns"] = list(logs.names)
@@ -208,7 +214,7 @@ class Files:
     names: tuple[str, ...]
 
 
-def _format(chance: random.Random) -> tuple[str, dict[str, Any], str]:
+def _format(chance: random.Random, *, clean: bool) -> tuple[str, dict[str, Any], str]:
     """(format, settings of the recipe, suffix of the files)."""
     choices: list[tuple[str, dict[str, Any], str]] = [
         ("text", {}, ".csv"),
@@ -220,8 +226,8 @@ def _format(chance: random.Random) -> tuple[str, dict[str, Any], str]:
         ("headerless", {"delimiter": ","}, ".dat.gz"),
         ("parquet", {}, ".parquet"),
         ("parquet", {}, ".pq"),
-        ("lists", {}, ".parquet"),
     ]
+    choices += [] if clean else [("lists", {}, ".parquet")]
     return chance.choice(choices)
 
 
@@ -238,7 +244,7 @@ def _write_logs(
     log = random_log(chance, shape)
     if names is not None:
         log.names = list(names)
-    dirty = chance if chance.random() < 0.35 else None
+    dirty = chance if chance.random() < 0.35 and not draft.is_clean else None
     if dirty is not None:
         damage_rows(chance, log, shape)
     delimiter = {".tsv": "\t", ".tsv.gz": "\t", ".txt": ";", ".log": "|"}.get(suffix, ",")
@@ -252,7 +258,7 @@ def _write_logs(
             part.rows = log.rows[number * size : (number + 1) * size]
         path = folder / f"log-{number}{suffix}"
         if log_format == "parquet":
-            write_parquet(path, part, lists=chance.random() < 0.5)
+            write_parquet(path, part, lists=chance.random() < 0.5 and not draft.is_clean)
         elif log_format == "lists":
             write_session_lists(path, part, shape.session)
         else:

@@ -127,6 +127,8 @@ def leave_out_unused() -> None:
 
 def has_cudf() -> bool:
     """Whether NVTabular and the dataloader run on a GPU: there are a device and cuDF."""
+    if importlib.util.find_spec("cudf") is None:  # Merlin may be on import in another thread
+        return False
     from merlin.core.compat import HAS_GPU, cudf
 
     return bool(HAS_GPU and cudf is not None)

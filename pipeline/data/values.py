@@ -199,12 +199,22 @@ def _microseconds(array: pa.Array, config: Timestamp) -> tuple[NDArray[Any], Tim
 
 def _from_integers(array: pa.Array, unit: str) -> NDArray[Any]:
     is_valid = array.is_valid().to_numpy(zero_copy_only=False)
-    times = pc.fill_null(array, 0).to_numpy(zero_copy_only=False)
+    return scale_times(pc.fill_null(array, 0).to_numpy(zero_copy_only=False), is_valid, unit)
+
+
+def scale_times(
+    times: NDArray[Any], is_valid: NDArray[Any], unit: str, arrays: Any = np
+) -> NDArray[Any]:
+    """(N,) int64 microseconds of integers, NO_TIME where these are not valid or out of range.
+
+    `arrays` is the module of the arrays: NumPy or CuPy.
+    """
     multiplier, divisor = {"s": (10**6, 1), "ms": (1000, 1), "us": (1, 1), "ns": (1, 1000)}[unit]
     latest = min(LATEST_MICROSECONDS / multiplier * divisor, 2.0**63)
-    usable = is_valid & (np.abs(times.astype(np.float64)) < latest)
-    whole = np.where(usable, times, 0).astype(np.int64)
-    return np.where(usable, whole * multiplier // divisor, NO_TIME)
+    usable = is_valid & (abs(times.astype(np.float64)) < latest)
+    whole = arrays.where(usable, times, 0).astype(np.int64)
+    scaled: NDArray[Any] = arrays.where(usable, whole * multiplier // divisor, NO_TIME)
+    return scaled
 
 
 def _from_floats(times: NDArray[Any], unit: str) -> tuple[NDArray[Any], TimestampType]:

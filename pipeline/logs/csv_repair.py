@@ -32,11 +32,13 @@ class CsvFile:
 
     def __init__(self, recipe: Preprocess, file: Path, row_counts: RowCounts) -> None:
         tab = file.name.lower().removesuffix(".gz").endswith(".tsv")
-        self._delimiter = recipe.delimiter or ("\t" if tab else ",")
+        self.delimiter = recipe.delimiter or ("\t" if tab else ",")
+        """Between the values of a line."""
         self._text = TextFile(file, row_counts)
         self._row_counts = row_counts
-        self._header = b"" if recipe.columns else None
-        self._quotes = _Quotes(self._delimiter.encode())
+        self.header = b"" if recipe.columns else None
+        """Header line without its end, empty without one; None before the first block."""
+        self._quotes = _Quotes(self.delimiter.encode())
         self.names = list(recipe.columns or ())
         """Names of all columns; set after the first block."""
 
@@ -47,12 +49,12 @@ class CsvFile:
         """
         has_rows = False
         for block in self._text.blocks():
-            if self._header is None:
+            if self.header is None:
                 block = block.lstrip(_LINE_ENDS)
                 end = re.search(rb"[\r\n]|$", block).start()  # type: ignore[union-attr]
-                self._header, block = block[:end] or None, block[end:]
-                if self._header is not None:
-                    self.names = self._parse_header(self._header)
+                self.header, block = block[:end] or None, block[end:]
+                if self.header is not None:
+                    self.names = self._parse_header(self.header)
             if has_rows or not _is_blank(block):
                 has_rows = True  # from here on empty lines may be part of a value
                 yield block
@@ -93,18 +95,18 @@ class CsvFile:
         table = pa.csv.read_csv(
             pa.BufferReader(text.encode() + b"\n"),
             read_options=pa.csv.ReadOptions(block_size=len(header) * 4 + 2, use_threads=False),
-            parse_options=pa.csv.ParseOptions(delimiter=self._delimiter),
+            parse_options=pa.csv.ParseOptions(delimiter=self.delimiter),
         )
         return list(table.column_names)
 
     def _parse_intact(self, block: bytes, columns: list[str]) -> tuple[pa.Table, int] | None:
         """As `_parse`; None if the block needs repair."""
-        if not _is_utf8(block):
+        if not is_utf8(block):
             return None
-        if self._header and (
-            block.startswith(self._header)
-            or b"\n" + self._header in block
-            or (b"\r" in block and b"\r" + self._header in block)
+        if self.header and (
+            block.startswith(self.header)
+            or b"\n" + self.header in block
+            or (b"\r" in block and b"\r" + self.header in block)
         ):
             return None
         table, num_skipped = self._parse(block, columns)
@@ -132,7 +134,7 @@ class CsvFile:
                 column_names=self.names, block_size=len(block) + 1, use_threads=False
             ),
             parse_options=pa.csv.ParseOptions(
-                delimiter=self._delimiter, newlines_in_values=True, invalid_row_handler=skip
+                delimiter=self.delimiter, newlines_in_values=True, invalid_row_handler=skip
             ),
             convert_options=pa.csv.ConvertOptions(
                 column_types={name: pa.string() for name in columns},
@@ -152,7 +154,7 @@ class CsvFile:
         at = 0
         while at < len(lines):
             line = lines[at]
-            if self._header and line.rstrip(_LINE_ENDS) == self._header:
+            if self.header and line.rstrip(_LINE_ENDS) == self.header:
                 self._drop("lines that repeat the header")
                 at += 1
                 continue
@@ -178,9 +180,9 @@ class CsvFile:
     def _to_utf8(self, line: bytes) -> bytes:
         if line.isascii():
             return line
-        values = [decode(value) for value in line.split(self._delimiter.encode())]
+        values = [decode(value) for value in line.split(self.delimiter.encode())]
         self._row_counts.repaired[NO_UTF8] += sum(is_repaired for _, is_repaired in values)
-        return self._delimiter.join(text for text, _ in values).encode()
+        return self.delimiter.join(text for text, _ in values).encode()
 
 
 def _map_ahead(
@@ -257,7 +259,8 @@ def _is_blank(block: bytes) -> bool:
     return _TEXT.search(block) is None
 
 
-def _is_utf8(text: bytes) -> bool:
+def is_utf8(text: bytes) -> bool:
+    """Whether the bytes are UTF-8."""
     if text.isascii():
         return True
     offsets = pa.py_buffer(np.array([0, len(text)], np.int32))

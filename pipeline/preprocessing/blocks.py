@@ -16,7 +16,7 @@ from pipeline.core.columns import ITEM, SESSION, TIMESTAMP
 from pipeline.core.errors import DataError
 from pipeline.data import values
 from pipeline.data.fitted import TimestampType, ValueType
-from pipeline.logs.files import BLOCK_ROWS, check_features, scan_log
+from pipeline.logs import files as log_files
 from pipeline.logs.row_counts import RowCounts
 from pipeline.recipe.features import (
     BucketFeature,
@@ -50,14 +50,16 @@ def id_columns(recipe: Preprocess) -> list[str]:
 
 
 def raw_blocks(
-    recipe: Preprocess, files: Iterable[Path], report: RowCounts, rows: int = BLOCK_ROWS
+    recipe: Preprocess, files: Iterable[Path], report: RowCounts, rows: int | None = None
 ) -> Iterator[tuple[int, pa.Table]]:
-    """Yield (number of rows before, table) of blocks of about `rows` rows, as the files hold them.
+    """Yield (number of rows before, table) of blocks of about `rows` (BLOCK_ROWS) rows, as the
+    files hold them.
 
     A block has one schema; it may span files.
     """
+    rows = log_files.BLOCK_ROWS if rows is None else rows
     files = list(files)
-    check_features(recipe, files)
+    log_files.check_features(recipe, files)
     before = 0
     pending: list[pa.Table] = []
 
@@ -69,7 +71,7 @@ def raw_blocks(
         return before - table.num_rows, table
 
     for file in files:
-        for table in scan_log(recipe, file, report, rows):
+        for table in log_files.scan_log(recipe, file, report, rows):
             if pending and not table.schema.equals(pending[0].schema):
                 yield flush()
             pending.append(table)

@@ -12,6 +12,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,6 +22,8 @@ from pipeline.core.columns import FITTED_DIRECTORY, FITTED_FILE, ITEM, SESSION, 
 from pipeline.data.fitted import Fitted
 from pipeline.preprocessing.blocks import to_frame
 from pipeline.preprocessing.cluster import Workers
+from pipeline.preprocessing.gpu import frames
+from pipeline.preprocessing.gpu.log import DeviceShard
 from pipeline.preprocessing.item_values import newest_values
 from pipeline.preprocessing.report.counts import Counts, Window, count_sessions
 from pipeline.preprocessing.sorting.log import Log, Shard
@@ -30,6 +33,7 @@ from pipeline.preprocessing.split import rows_of
 from pipeline.recipe.preprocess import Preprocess
 
 if TYPE_CHECKING:  # NVTabular is imported while the log is read
+    from pipeline.preprocessing.gpu.shards import DeviceEncoder
     from pipeline.preprocessing.workflow import Statistics
 
 
@@ -66,16 +70,27 @@ def _statistics(
     recipe: Preprocess, shard: Shard, split: NDArray[Any]
 ) -> tuple["Statistics", pa.Array | None]:
     """Statistics of the training interactions, and all items if the last ones are held out."""
+    rows = rows_of(recipe, split, shard.lengths)["train"]
+    if (device := frames.device_frames()) is not None:
+        from pipeline.preprocessing.gpu import shards
+
+        return shards.statistics(recipe, shards.interactions_of(device, shard), rows)
     from pipeline.preprocessing import workflow
 
-    table = read(shard.path)
+    table = _read(shard)
     items = pc.unique(table[ITEM].combine_chunks()).drop_null() if recipe.split.held_out else None
     if items is not None and pa.types.is_dictionary(items.type):
         items = items.dictionary_decode()
-    rows = rows_of(recipe, split, shard.lengths)["train"]
-    if not rows.all():
-        table = table.filter(pa.array(rows))
-    return workflow.statistics(recipe, to_frame(table)), items
+    return workflow.statistics(recipe, to_frame(_filter(table, rows))), items
+
+
+def _read(shard: Shard) -> pa.Table:
+    assert shard.path is not None  # noqa: S101  shards on a device have an engine of their own
+    return read(shard.path)
+
+
+def _filter(table: pa.Table, rows: NDArray[Any]) -> pa.Table:
+    return table if rows.all() else table.filter(pa.array(rows))
 
 
 @dataclass(frozen=True)
@@ -107,7 +122,7 @@ def sessions_of(
     `fitted` is the fitted state, or the directory from which workers read it. `window` are the
     hours that the data report counts. Shards without a session of the part yield nothing.
     """
-    encoder = fitted if isinstance(fitted, Path) else _Encoder(fitted, part)
+    encoder = fitted if isinstance(fitted, Path) else _encoder_of(fitted, part)
     tasks = (
         (encoder, shard, None if splits is None else splits[number], part, window)
         for number, shard in enumerate(log.shards)
@@ -126,22 +141,32 @@ class _Encoder:
         self._graph = workflow.rebuild(fitted, None, training=part == "train")
         self._lock = Lock()
 
-    def encode(self, table: pa.Table) -> pa.Table:
-        """Interactions to sessions."""
+    def encode(self, shard: Shard, rows: NDArray[Any]) -> tuple[pa.Table, pa.Table]:
+        """Raw interactions of a mask, by session and time, and their encoded sessions."""
+        table = _filter(_read(shard), rows)
         frame = to_frame(table)
         with self._lock:  # the first call fits the schema of the graph
             self._workflow.output_schema(self._graph, frame)
-        return as_table(self._workflow.transform(self._graph, frame))
+        return table, as_table(self._workflow.transform(self._graph, frame))
+
+
+def _encoder_of(fitted: Fitted, part: str) -> "_Encoder | DeviceEncoder":
+    """Encoder of the engine of this process."""
+    if (device := frames.device_frames()) is None:
+        return _Encoder(fitted, part)
+    from pipeline.preprocessing.gpu.shards import DeviceEncoder
+
+    return DeviceEncoder(device, fitted, part)
 
 
 @lru_cache(maxsize=1)
-def _cached_encoder(directory: Path, _modified_ns: int, part: str) -> _Encoder:
+def _cached_encoder(directory: Path, _modified_ns: int, part: str) -> "_Encoder | DeviceEncoder":
     """Encoder of a worker process, kept for all shards of a part."""
-    return _Encoder(Fitted.read(directory), part)
+    return _encoder_of(Fitted.read(directory), part)
 
 
 def _encode(
-    encoder: _Encoder | Path,
+    encoder: "_Encoder | DeviceEncoder | Path",
     shard: Shard,
     split: NDArray[Any] | None,
     part: str,
@@ -151,15 +176,14 @@ def _encode(
         modified_ns = (encoder / FITTED_DIRECTORY / FITTED_FILE).stat().st_mtime_ns
         encoder = _cached_encoder(encoder, modified_ns, part)
     fitted = encoder.fitted
-    table = read(shard.path)
-    if split is not None:
+    if split is None:
+        rows = np.ones(int(shard.lengths.sum()), np.bool_)
+    else:
         rows = rows_of(fitted.recipe, split, shard.lengths)[part]
-        if not rows.all():
-            table = table.filter(pa.array(rows))
-    if not table.num_rows:
+    if not rows.any():
         return None
+    table, sessions = encoder.encode(shard, rows)
     times = table[TIMESTAMP].to_numpy()
-    sessions = encoder.encode(table)
     is_training = part == "train"
     return EncodedSessions(
         table=keep_newest(sessions, _max_training_length(fitted)) if is_training else sessions,
@@ -175,8 +199,13 @@ def schema_of(fitted: Fitted, log: Log) -> Any:
     """Merlin's schema of the training sessions."""
     from pipeline.preprocessing import workflow
 
-    frame = to_frame(read(log.shards[0].path).slice(0, 1))
-    return workflow.output_schema(workflow.rebuild(fitted, _max_training_length(fitted)), frame)
+    shard = log.shards[0]
+    if isinstance(shard, DeviceShard):
+        table = shard.interactions.first_row()
+    else:
+        table = _read(shard).slice(0, 1)
+    graph = workflow.rebuild(fitted, _max_training_length(fitted))
+    return workflow.output_schema(graph, to_frame(table))
 
 
 def _max_training_length(fitted: Fitted) -> int:
@@ -195,12 +224,9 @@ def copy_on_write() -> Iterator[None]:
         yield
 
 
-def as_table(sessions: Any) -> pa.Table:
+def as_table(sessions: pd.DataFrame) -> pa.Table:
     """Sessions as Arrow table, without pandas' metadata, with which pandas cannot read its own
     list columns."""
-    if isinstance(sessions, pd.DataFrame):
-        table = pa.Table.from_pandas(sessions, preserve_index=False)
-    else:
-        table = sessions.to_arrow(preserve_index=False)
+    table = pa.Table.from_pandas(sessions, preserve_index=False)
     names = [SESSION, *(name for name in table.column_names if name != SESSION)]
     return table.select(names).replace_schema_metadata(None)

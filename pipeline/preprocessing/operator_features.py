@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 
 from pipeline.core.errors import ConfigError
+from pipeline.core.merlin import has_cudf
 from pipeline.data import values
 from pipeline.logs.columns import decode_text, input_name, join_lists
 from pipeline.logs.row_counts import RowCounts
@@ -67,7 +68,7 @@ class OperatorFeatures:
             node = node >> operator
         where = f"{self._file}: the operator {feature.operator!r}"
         try:
-            result = transform(Workflow(node), frame)
+            result = transform(Workflow(node), _engine_frame(frame))
         except (Exception, SystemExit) as error:  # user code may raise anything
             raise ConfigError(f"{where} failed{_describe(self._file, error)}") from error
         if len(result.columns) != 1 or len(result) != len(frame):
@@ -94,6 +95,15 @@ class OperatorFeatures:
             return numbers
         text, _ = values.category_chunk(column, "string")
         return values.decode_dictionary(text).to_pandas()
+
+
+def _engine_frame(frame: pd.DataFrame) -> Any:
+    """The frame as cuDF's where NVTabular runs on a GPU."""
+    if not has_cudf():
+        return frame
+    import cudf
+
+    return cudf.DataFrame.from_pandas(frame)
 
 
 def _check_file(features: Sequence[OperatorFeature], file: Path | None) -> None:

@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,9 @@ from pipeline.data.fitted import ITEMS_FILE, Fitted, ValueType
 from pipeline.logs.files import check_tables, find_logs
 from pipeline.preprocessing import engine
 from pipeline.preprocessing.cluster import Workers, check_shared, connect, workers
+from pipeline.preprocessing.gpu import frames
+from pipeline.preprocessing.gpu.log import read_on_device
+from pipeline.preprocessing.gpu.reading import NotOnDeviceError
 from pipeline.preprocessing.item_values import ItemValues
 from pipeline.preprocessing.report.counts import PartCounts, Window, window_of
 from pipeline.preprocessing.report.page import write_report
@@ -53,6 +56,8 @@ class _Job:
     wait_for_import: Callable[[], None]
     """Returns when NVTabular is imported."""
     progress: tqdm
+    notes: list[str] = field(default_factory=list)
+    """Logs that the GPU engine leaves to the CPU engine."""
 
 
 def preprocess(
@@ -105,6 +110,7 @@ def preprocess(
             test_log = _read(job, test_logs, "test", log.types)
             facts["rows"]["test"] = test_log.report.facts(test_log.rows)
             part_logs["test"] = (test_log, None)
+        facts["notes"] += job.notes
         facts["sessions"], counts = _write_sessions(job, fitted, part_logs)
         facts["catalogue_items"] = len(fitted.item.values)
         if base_fitted is not None:
@@ -189,6 +195,13 @@ def _read(
     if types is None and job.base is not None:
         types = {column: v.type for column, v in job.base.of_columns.items()}
         types |= {column: e.type for column, e in job.base.target_encodings.items()}
+    if (device := frames.device_frames()) is not None and not job.is_remote:
+        try:
+            return read_on_device(device, job.recipe, files, types)
+        except NotOnDeviceError as reason:
+            job.notes.append(f"The {name} was sorted by the CPU: {reason}.")
+        except MemoryError:
+            job.notes.append(f"The {name} was sorted by the CPU: the memory of the GPU was full.")
     directory = job.scratch / name
     directory.mkdir()
     directory.chmod(0o777)  # workers may run as another user

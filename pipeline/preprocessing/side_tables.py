@@ -39,12 +39,21 @@ class SideTables:
 
     def join(self, block: pa.Table) -> pa.Table:
         """Append the columns of the tables to a block; null for keys that a table lacks."""
-        for key_column, (keys, columns) in self._tables.items():
-            row = positions(_as_text(block[key_column]), keys)
-            indices = pa.array(row, mask=row < 0)
+        for key_column, (_, columns) in self._tables.items():
+            indices = self._rows(key_column, block[key_column])
             for name in columns.column_names:
                 block = block.append_column(name, columns[name].combine_chunks().take(indices))
         return block
+
+    def values_of(self, key_column: str, name: str, keys: pa.Array) -> pa.Array:
+        """Values of one column at the keys; null for keys that the table lacks."""
+        column = self._tables[key_column][1][name].combine_chunks()
+        return column.take(self._rows(key_column, pa.chunked_array([keys])))
+
+    def _rows(self, key_column: str, keys: pa.ChunkedArray) -> pa.Array:
+        """Row of each key, null for keys that the table lacks."""
+        row = positions(_as_text(keys), self._tables[key_column][0])
+        return pa.array(row, mask=row < 0)
 
 
 def _read_table(

@@ -17,10 +17,8 @@ _BUFFER_ROWS = 4_000_000
 """Rows of several parts that are held before they are merged."""
 
 
-def value_counts(frame: Any, names: list[str]) -> dict[str, pa.Table]:
+def value_counts(frame: pd.DataFrame, names: list[str]) -> dict[str, pa.Table]:
     """Occurrences of each value by column, null left out: columns `value` and `count`."""
-    if not isinstance(frame, pd.DataFrame):
-        frame = frame[names].to_pandas()
     counts = {}
     for name in names:
         counts[name] = _value_counts(pa.array(frame[name], from_pandas=True))
@@ -114,8 +112,7 @@ class Moments:
 
 
 def moments_of(column: Any) -> Moments:
-    """Moments of a column of a frame (pandas or cuDF), or of an array with NaN for missing."""
-    column = column.to_pandas() if hasattr(column, "to_pandas") else column
+    """Moments of a column of a frame, or of an array with NaN for missing."""
     if not isinstance(column, np.ndarray):
         column = column.to_numpy(np.float64, na_value=np.nan)
     numbers = column[~np.isnan(column)]

@@ -1,6 +1,6 @@
 """The NVTabular graph from interactions to encoded sessions: fit, rebuild, transform, schema."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from nvtabular import Workflow
 from nvtabular.ops import AddTags, FillMissing, LogOp
 
 from pipeline.core.columns import ITEM, SCHEMA_FILE, SESSION, TIMESTAMP
-from pipeline.core.merlin import has_cudf
 from pipeline.data.column_schema import VALUE_OF
 from pipeline.data.fitted import Fitted, Standardization, TimestampType, ValueType, Vocabulary
 from pipeline.data.values import UNKNOWN_INTEGER
@@ -59,9 +58,15 @@ class Statistics:
     """Microseconds of the newest interaction; None without a timestamp."""
 
 
-def statistics(recipe: Preprocess, frame: pd.DataFrame) -> Statistics:
-    """Statistics of the interactions of whole sessions."""
-    names = [ITEM, *(f.name for f in recipe.scalar_features if f.kind == "categorical")]
+def statistics(
+    recipe: Preprocess, frame: pd.DataFrame, counts: dict[str, pa.Table] | None = None
+) -> Statistics:
+    """Statistics of the interactions of whole sessions.
+
+    With `counts`, the value counts of the categorical columns, the frame needs no such columns.
+    """
+    if counts is None:
+        counts = value_counts(frame, category_columns(recipe))
     numbers = _numbers(recipe)
     moments: dict[str, Moments] = {}
     if numbers is not None and len(frame):
@@ -69,7 +74,12 @@ def statistics(recipe: Preprocess, frame: pd.DataFrame) -> Statistics:
         moments = {name: moments_of(transformed[name]) for name in transformed.columns}
     sums = {f.name: target_sums(f, frame) for f in recipe.target_encoded_features}
     last = None if recipe.timestamp is None or frame.empty else int(frame[TIMESTAMP].max())
-    return Statistics(value_counts(frame, names), moments, sums, last)
+    return Statistics(counts, moments, sums, last)
+
+
+def category_columns(recipe: Preprocess) -> list[str]:
+    """Columns that become indices: the item and the categorical features."""
+    return [ITEM, *(f.name for f in recipe.scalar_features if f.kind == "categorical")]
 
 
 def fit(
@@ -182,28 +192,42 @@ def rebuild(fitted: Fitted, keep: int | None, *, training: bool = False) -> Work
         {name: vocabulary.hash_buckets for name, vocabulary in vocabularies.items()},
         padded=[name for feature in fitted.categorical for name in feature.columns[1:]],
     )
-    standardize = Standardize(fitted.standardizations)
-    targets = TargetEncode(fitted.target_encodings, training=training, until=fitted.learned_until)
     session_features = tuple(
         feature.name for feature in fitted.recipe.scalar_features if feature.of == "session"
     )
-    graph = _interaction_graph(fitted.recipe, encode, standardize, targets)
+    graph = _interaction_graph(fitted.recipe, encode, *_scaling(fitted, training=training))
     graph = graph + (ColumnSelector([SESSION]) >> AddTags([Tags.SESSION, Tags.SESSION_ID]))
     graph = graph + (ColumnSelector([TIMESTAMP]) >> AddTags([Tags.TIME]))
     return Workflow(graph >> GroupSessions(SESSION, TIMESTAMP, session_features, keep))
 
 
-def transform(workflow: Workflow, interactions: pd.DataFrame) -> Any:
-    """Output of the workflow as a data frame of the engine, pandas or cuDF."""
+def rebuild_numbers(fitted: Fitted, *, training: bool) -> Workflow | None:
+    """The part of `rebuild` that makes the continuous features, with one row an interaction.
+
+    None if there are none.
+    """
+    graph = None
+    for node in _scaled_nodes(fitted.recipe, *_scaling(fitted, training=training)):
+        graph = node if graph is None else graph + node
+    return None if graph is None else Workflow(graph)
+
+
+def _scaling(fitted: Fitted, *, training: bool) -> tuple[Standardize, TargetEncode]:
+    targets = TargetEncode(fitted.target_encodings, training=training, until=fitted.learned_until)
+    return Standardize(fitted.standardizations), targets
+
+
+def transform(workflow: Workflow, interactions: Any) -> Any:
+    """Output of the workflow as a data frame of the type of `interactions`, pandas or cuDF."""
     output_schema(workflow, interactions)
-    return workflow.transform(_engine_frame(interactions))
+    return workflow.transform(interactions)
 
 
-def output_schema(workflow: Workflow, interactions: pd.DataFrame) -> Schema:
+def output_schema(workflow: Workflow, interactions: Any) -> Schema:
     """Merlin's schema of what `transform` returns."""
     if not workflow.output_schema:
         # not by Merlin's Dataset, which calls dask: on a cluster a task within a task
-        types = _engine_frame(interactions.iloc[:1]).dtypes
+        types = interactions.iloc[:1].dtypes
         columns = [
             ColumnSchema(name, dtype=types[name], dims=DefaultShapes.SCALAR) for name in types.index
         ]
@@ -232,19 +256,6 @@ def write_schema(schema: Schema, recipe: Preprocess, directory: Path) -> None:
     metadata.to_proto_text_file(str(directory), SCHEMA_FILE)
 
 
-def _engine_frame(frame: pd.DataFrame) -> Any:
-    if not has_cudf():
-        return frame
-    import cudf
-
-    decoded = {
-        name: frame[name].astype(frame[name].cat.categories.dtype)
-        for name in frame.columns
-        if isinstance(frame[name].dtype, pd.CategoricalDtype)
-    }
-    return cudf.DataFrame.from_pandas(frame.assign(**decoded))
-
-
 def _interaction_graph(
     recipe: Preprocess,
     encode: Encode,
@@ -259,17 +270,25 @@ def _interaction_graph(
     graph = ColumnSelector([ITEM]) >> encode >> AddTags([Tags.ITEM_ID, Tags.ITEM])
     for names, tags in _tag_groups(recipe, "categorical"):
         graph = graph + (ColumnSelector(names) >> encode >> AddTags(tags))
+    for node in _scaled_nodes(recipe, standardize, targets):
+        graph = graph + node
+    return graph
+
+
+def _scaled_nodes(
+    recipe: Preprocess, standardize: Standardize, targets: TargetEncode | None
+) -> Iterator[Any]:
+    """Nodes of the continuous features of interactions: standardized numbers, time features."""
     for names, tags in _tag_groups(recipe, "continuous"):
         numbers = _numbers(recipe, names)
         means = [f.name for f in recipe.target_encoded_features if f.name in names]
         if means:
             encoded = ColumnSelector([SESSION, TIMESTAMP, *means]) >> targets
             numbers = encoded if numbers is None else numbers + encoded
-        graph = graph + (numbers >> standardize >> FillMissing(0) >> AddTags(tags))
+        yield numbers >> standardize >> FillMissing(0) >> AddTags(tags)
     for feature in recipe.timestamp.features if recipe.timestamp else ():
         if feature != ELAPSED:
-            graph = graph + (ColumnSelector([TIMESTAMP]) >> Cyclic(feature))
-    return graph
+            yield ColumnSelector([TIMESTAMP]) >> Cyclic(feature)
 
 
 def _tag_groups(recipe: Preprocess, kind: str) -> list[tuple[list[str], list[Tags]]]:

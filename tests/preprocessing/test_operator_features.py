@@ -97,7 +97,7 @@ def sessions(data: Path, name: str) -> list:
 def test_operator_feature_equals_a_column_of_the_log(
     tmp_path: Path, operators: Path, monkeypatch: pytest.MonkeyPatch, block_rows: int
 ) -> None:
-    monkeypatch.setattr("pipeline.preprocessing.blocks.BLOCK_ROWS", block_rows)
+    monkeypatch.setattr("pipeline.logs.files.BLOCK_ROWS", block_rows)
     monkeypatch.setattr(spill, "SHARD_ROWS", block_rows)
     values = columns()
     path = log(tmp_path, values)

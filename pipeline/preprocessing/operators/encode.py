@@ -88,14 +88,15 @@ def indices_of(
     """
     if isinstance(column.dtype, pd.CategoricalDtype):
         categories = pa.array(column.cat.categories, from_pandas=True)
-        indices = np.append(_indices(categories, vocabulary, hash_buckets, missing), missing)
+        indices = np.append(value_indices(categories, vocabulary, hash_buckets, missing), missing)
         return indices[column.cat.codes.to_numpy()]  # code -1, the last entry, is null
-    return _indices(pa.array(column, from_pandas=True), vocabulary, hash_buckets, missing)
+    return value_indices(pa.array(column, from_pandas=True), vocabulary, hash_buckets, missing)
 
 
-def _indices(
-    values: pa.Array, vocabulary: pa.Array, hash_buckets: int, missing: int
+def value_indices(
+    values: pa.Array, vocabulary: pa.Array, hash_buckets: int = 0, missing: int = NULL
 ) -> NDArray[Any]:
+    """`indices_of` of an array."""
     if pa.types.is_null(values.type):
         return np.full(len(values), missing, np.int64)
     if values.type != vocabulary.type:

@@ -38,9 +38,10 @@ from pipeline.recipe.preprocess import Preprocess
 
 @dataclass(frozen=True)
 class Shard:
-    """Whole sessions on disk, sorted by session and time."""
+    """Whole sessions, sorted by session and time."""
 
-    path: Path
+    path: Path | None
+    """Arrow file; None for a shard in the memory of a GPU."""
     lengths: NDArray[Any]
     """(S,) interactions of each session."""
     ends: NDArray[Any]

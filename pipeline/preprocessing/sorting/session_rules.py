@@ -90,7 +90,7 @@ def drop_duplicates(
     recipe: Preprocess, table: pa.Table, starts: NDArray[Any], report: RowCounts
 ) -> tuple[pa.Table, NDArray[Any]]:
     """Count rows that equal an earlier row; drop them if the recipe says `duplicates: drop`."""
-    duplicates = _duplicate_rows(recipe, table, starts)
+    duplicates = duplicate_rows(recipe, table, starts)
     if not len(duplicates):
         return table, starts
     if recipe.duplicates == "keep":
@@ -103,7 +103,7 @@ def drop_duplicates(
     return table.filter(pa.array(kept)), starts - np.searchsorted(duplicates, starts)
 
 
-def _duplicate_rows(recipe: Preprocess, table: pa.Table, starts: NDArray[Any]) -> NDArray[Any]:
+def duplicate_rows(recipe: Preprocess, table: pa.Table, starts: NDArray[Any]) -> NDArray[Any]:
     """Ascending row numbers of rows that equal an earlier row in all columns.
 
     Duplicates are among the rows that share session and time with a neighbour, of which most logs

@@ -63,7 +63,7 @@ class Spill:
             session = table[SESSION].combine_chunks()
         path = self.directory / f"block-{number}.arrow"
         write(table, path)
-        keys = session.take(pa.array(np.arange(0, len(session), _STEP)))
+        keys = sample_keys(session)
         return SortedBlock(
             path, len(session), kind, keys.to_numpy() if kind == "int64" else keys.to_pylist()
         )
@@ -86,15 +86,12 @@ class Spill:
 
     def bounds(self, rows: int | None = None) -> list[Bounds]:
         """Bounds of shards of about `rows` (SHARD_ROWS) interactions, ascending by session."""
-        rows = SHARD_ROWS if rows is None else rows
         keys: list[Key] = sorted(
             key
             for block in self.blocks
             for key in (block.keys.tolist() if block.type == "int64" else block.keys)
         )
-        step = max(1, rows // _STEP)
-        chosen = keys[step::step] if self.rows > rows else []
-        cuts = [key for key in dict.fromkeys(chosen) if key != keys[0]]  # nothing is before keys[0]
+        cuts = cut_keys(keys, self.rows, rows)
         return list(pairwise([None, *cuts, None]))
 
     def read(self, bounds: Bounds) -> Iterator[pa.Table]:
@@ -109,6 +106,22 @@ class Spill:
                 begin = 0 if low is None else _rows_before(table, low)
                 end = table.num_rows if high is None else _rows_before(table, high)
                 yield table.slice(begin, end - begin)
+
+
+def sample_keys(keys: Any) -> Any:
+    """Every `_STEP`th session id of a sorted block, as an array of Arrow, NumPy or CuPy."""
+    return keys[::_STEP]
+
+
+def cut_keys(keys: list[Any], num_rows: int, shard_rows: int | None = None) -> list[Any]:
+    """First session of each shard but the first, for `shard_rows` (SHARD_ROWS) interactions each.
+
+    `keys` are the `sample_keys` of all blocks, ascending.
+    """
+    shard_rows = SHARD_ROWS if shard_rows is None else shard_rows
+    step = max(1, shard_rows // _STEP)
+    chosen = keys[step::step] if num_rows > shard_rows else []
+    return [key for key in dict.fromkeys(chosen) if key != keys[0]]  # nothing is before keys[0]
 
 
 def sorted_shard(
