@@ -3,7 +3,7 @@
 Its loop, schedules, precision, accumulation and DistributedDataParallel are used as they are. Here
 stand the batches, the scale of a loss that several batches share, the optimizer, validation by
 ranking the catalogue, and the log. Checkpoints and continuing are in `resumable_trainer.py`; what
-happens on Ctrl-C is in `checkpoint.py`.
+happens on Ctrl-C is in `interruption.py`.
 """
 
 import math
@@ -24,7 +24,6 @@ from pipeline.model.losses import LabelSmoothCrossEntropyLoss
 from pipeline.model.model import Model
 from pipeline.model.tasks.next_item import NextItemPredictionTask
 from pipeline.recipe.train import TrainConfig
-from pipeline.training.arguments import Arguments, training_arguments, uses_tensorboard
 from pipeline.training.batches import Batches, loss_scale
 from pipeline.training.callbacks import BestEpoch, JsonLines, ProgressBar, TensorBoard, Timetable
 from pipeline.training.checkpoint import Checkpoints
@@ -32,6 +31,7 @@ from pipeline.training.distributed.processes import announced_processes, sum_ove
 from pipeline.training.distributed.sharding import Sharding, check_arguments, names_of
 from pipeline.training.optimizer import TableAdamW, build_optimizer
 from pipeline.training.resumable_trainer import Begin, ResumableTrainer
+from pipeline.training.trainer_arguments import Arguments, training_arguments, uses_tensorboard
 from pipeline.training.validation import validate
 
 

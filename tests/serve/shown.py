@@ -34,12 +34,9 @@ class Fake:
         ).preprocess
         self.served = ServedModel(
             recipe=recipe,
-            session="s",
-            columns={"item_id": "i"},
             types={"item_id": kind},
             scopes={"item_id": "interaction"},
             timestamp_type=None,
-            time_needed=False,
             default_k=2,
             max_k=len(ids),
             max_batch=8,

@@ -120,8 +120,6 @@ def test_a_wrong_request_gets_one_line_and_the_page_lives_on(
         ({"Content-Type": "text/plain"}, 415),
         ({"Content-Type": "application/x-www-form-urlencoded"}, 415),
         ({"Content-Type": "application/json; charset=utf-8"}, 200),
-        ({"Content-Length": "-1"}, 400),
-        ({"Content-Length": "many"}, 400),
     ],
 )
 def test_requests_of_other_sites_are_refused(
@@ -131,8 +129,13 @@ def test_requests_of_other_sites_are_refused(
         code, _, said = say(page, "POST", "/api/recommend", '{"items": ["a"]}', headers)
         assert code == status
         assert bool(fake.tensors) == (status == 200)
-        if status != 400:  # where Tornado itself refuses, the answer is empty
-            assert ("error" in said) == (status != 200)
+        assert ("error" in said) == (status != 200)
+
+
+@pytest.mark.parametrize("length", ["-1", "many"])
+def test_a_length_that_is_no_number_is_refused_before_the_body(page: Page, length: str) -> None:
+    # without a body: its sender might be cut off before it reads the answer
+    assert say(page, "POST", "/api/recommend", headers={"Content-Length": length})[0] == 400
 
 
 def test_open_page_answers_under_any_name(tmp_path: Path) -> None:

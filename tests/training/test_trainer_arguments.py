@@ -17,9 +17,9 @@ from pipeline.model.build import build_model
 from pipeline.recipe.model import ModelConfig
 from pipeline.recipe.recipe import Recipe
 from pipeline.recipe.train import TrainConfig
-from pipeline.training.arguments import training_arguments
 from pipeline.training.run import train
 from pipeline.training.trainer import Trainer
+from pipeline.training.trainer_arguments import training_arguments
 from tests.conftest import ROOT, Shop
 
 SMALL = ModelConfig(d_model=8, n_head=2, n_layer=1, dropout=0.0, feature_dropout=0.0)

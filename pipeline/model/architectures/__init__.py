@@ -1,6 +1,7 @@
-"""Architectures; `pipeline.recipe.choices.ARCHITECTURES` has a line for each.
+"""Architectures.
 
-A file of this package holds subclasses of ArchitectureConfig with their `name` in a recipe.
+A new architecture takes a file in this package, with a subclass of ArchitectureConfig that has its
+`name` in a recipe, and a line in `pipeline.recipe.choices.ARCHITECTURES`.
 """
 
 import importlib
