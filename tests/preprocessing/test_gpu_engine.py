@@ -182,6 +182,21 @@ def test_clean_files_are_read_on_the_device(tmp_path: Path) -> None:
         assert notes_of(write_parquet(tmp_path / name, **columns), Frames()) == []
 
 
+def test_sessions_cut_at_gaps_are_in_the_order_of_the_cpu_engine(tmp_path: Path) -> None:
+    """Ids sort as text after the cut, and as integers before it: 9 and 10, 9-2 and 9-10."""
+    lines = [
+        f"{user},a{minute},2024-03-01 {hour}:0{minute}:00,1"
+        for user in (9, 10, 100, 11)
+        for hour in range(10, 22)
+        for minute in range(2)
+    ]
+    recipe = {**RECIPE, "session_gap": "30m"}
+    assert notes_of(write_csv(tmp_path, lines), Frames(), recipe) == []
+    sessions = pq.read_table(tmp_path / "gpu" / "sessions" / "train")["session_id"].to_pylist()
+    assert len(sessions) == 48
+    assert sessions == sorted(sessions)
+
+
 @pytest.mark.parametrize(
     ("line", "note"),
     [

@@ -56,7 +56,8 @@ def read_clean(frames: Frames, recipe: Preprocess, files: list[Path]) -> RawLog:
         parts, pieces = _read_parquet(frames, files, sources, columns.get(TIMESTAMP))
     else:
         parts, pieces = _read_csv(frames, recipe, files, sources)
-    return RawLog(frames.concatenate(parts), columns, _block_rows(pieces))
+    frame = frames.concatenate(parts) if len(parts) > 1 else parts[0]
+    return RawLog(frame, columns, _block_rows(pieces))
 
 
 def _check_size(frames: Frames, files: list[Path], expansion: int) -> None:
