@@ -282,27 +282,39 @@ def preprocess(
 
 @app.command(epilog="Example: python -m benchmarks gpu --out gpu")
 def gpu(
-    rows: Annotated[int, typer.Option(min=1_000, help="Rows to preprocess.")] = 5_000_000,
-    batch_size: Annotated[int, typer.Option(min=1, help="B: sessions of a batch.")] = 1_024,
-    steps: Annotated[int, typer.Option(min=1, help="Training steps that are timed.")] = 200,
+    seconds: Annotated[
+        float, typer.Option(min=10, help="Time of the whole; what does not fit is not run.")
+    ] = 240.0,
+    device: Annotated[
+        Literal["cuda", "cpu"],
+        typer.Option(help="cpu runs what a CPU can, with pandas in place of cuDF."),
+    ] = "cuda",
+    tiny: Annotated[
+        bool, typer.Option("--tiny", help="Small sizes, to see whether all parts run.")
+    ] = False,
+    parts: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", help="Beginnings of names, such as train.  [default: all]"),
+    ] = None,
     out: OutFolder = None,
     as_json: Json = False,
 ) -> None:
-    """Test the GPU stack of this machine and measure preprocessing and training on it.
+    """Test the GPU stack of this machine and measure all stages on it.
 
-    Runs the tests marked gpu, preprocesses a log with cuDF and on the CPU, and trains two models.
-    Exit code 1 if a part fails, 2 without a CUDA device.
+    Each part runs in a process of its own with a time limit: the stack and the tests marked gpu,
+    training beside loops by hand, preprocessing on cuDF, on the CPU, by hand and by stock
+    NVTabular, evaluation over a million items, the exported model. Exit code 1 if a part fails, 2
+    without a CUDA device.
     """
-    from benchmarks.gpu import Measurement, Stack, gpu_text, measure_gpu
+    from benchmarks.gpu.measure import check_device, gpu_text, measure_gpu, scratch_plan
 
-    stack = Stack.detect()
-    stack.check()
+    check_device(device)
     with tempfile.TemporaryDirectory(prefix="pipeline-gpu-") as scratch:
-        measurement = Measurement(Path(scratch), rows, batch_size, steps)
-        result = measure_gpu(measurement, stack)
+        plan = scratch_plan(Path(scratch), device, seconds, tiny=tiny)
+        result = measure_gpu(plan, _names(parts))
     _write(result, out, "gpu.json")
     print_result(result, as_json, gpu_text(result))
-    if any(part["error"] for part in result["parts"]):
+    if any(part["failed"] for part in result["parts"]):
         raise typer.Exit(1)
 
 

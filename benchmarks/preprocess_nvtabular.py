@@ -8,6 +8,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pipeline.core.merlin  # noqa: F401  settings of dask without which Merlin does not start
 
@@ -21,12 +22,15 @@ NEWEST = 20
 SHORTEST = 2
 
 
-def preprocess(log_path: str, out: Path) -> None:
-    """Write part files of sessions to `out`, and NVTabular's files of values to out/categories."""
-    log = pd.read_parquet(log_path)
+def preprocess(log_path: str, out: Path, frames: Any = pd) -> None:
+    """Write part files of sessions to `out`, and NVTabular's files of values to out/categories.
+
+    `frames` is pandas or cuDF, which NVTabular then runs on.
+    """
+    log = frames.read_parquet(log_path)
     # vocabularies and moments are fitted on sessions that are long enough
-    sizes = log.groupby("session_id")["item_id"].transform("size")
-    log = log[sizes >= SHORTEST].reset_index(drop=True)
+    sizes = log.groupby("session_id").size()
+    log = log[log["session_id"].isin(sizes[sizes >= SHORTEST].index)].reset_index(drop=True)
 
     categorical = CATEGORICAL >> ops.Categorify(out_path=str(out))
     price = ["price"] >> ops.LogOp() >> ops.Normalize() >> ops.FillMissing(0)
@@ -41,11 +45,8 @@ def preprocess(log_path: str, out: Path) -> None:
     )
     lists = [f"{name}-list" for name in (*CATEGORICAL, "price", "timestamp")]
     newest = grouped[lists] >> ops.ListSlice(-NEWEST)
-    kept = (grouped["session_id", "item_id-count"] + newest) >> ops.Filter(
-        f=lambda sessions: sessions["item_id-count"] >= SHORTEST
-    )
-    workflow = nvt.Workflow(kept)
-    dataset = nvt.Dataset(log, cpu=True)
+    workflow = nvt.Workflow(grouped["session_id", "item_id-count"] + newest)
+    dataset = nvt.Dataset(log, cpu=frames is pd)
     workflow.fit(dataset)
     workflow.transform(dataset).to_parquet(str(out))
 

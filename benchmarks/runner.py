@@ -33,7 +33,7 @@ SMALL_ROWS = 1_000
 """Rows of the log that measures the start of a program alone."""
 POLARS = "polars==2.1.0"
 
-_RECIPE = {
+RECIPE = {
     "preprocess": {
         "session": "session_id",
         "item": "item_id",
@@ -47,6 +47,7 @@ _RECIPE = {
         "min_session_length": 2,
     }
 }
+"""Recipe of `pipeline preprocess` for the log."""
 _THREAD_LIMITS = ("_NUM_THREADS", "_MAX_THREADS", "_THREAD_LIMIT")
 """Endings of variables that would keep a program from using its cores."""
 
@@ -118,7 +119,7 @@ class Runner:
         write_log(runner.log, plan.rows, items=plan.items, seed=plan.seed)
         write_log(runner.small, SMALL_ROWS, items=plan.items, seed=plan.seed)
         os.sync()  # or the system would write to disk while the first program is timed
-        runner.recipe.write_text(yaml.safe_dump(_RECIPE), encoding="utf-8")
+        runner.recipe.write_text(yaml.safe_dump(RECIPE), encoding="utf-8")
         return runner
 
     @property
@@ -187,7 +188,7 @@ class Runner:
 
     def compare(self, one: str, other: str) -> dict[str, Any]:
         """Return the comparison of the outputs of two sides."""
-        return compare_outputs(*(_output(side, self.scratch / side) for side in (one, other)))
+        return compare_outputs(*(output_of(side, self.scratch / side) for side in (one, other)))
 
     def _command(self, side: str, log: Path, out: Path) -> list[str]:
         if side == "nvtabular":
@@ -201,7 +202,8 @@ class Runner:
         return [sys.executable, "-m", "pipeline", *map(str, words)]
 
 
-def _output(side: str, out: Path) -> Output:
+def output_of(side: str, out: Path) -> Output:
+    """Return the files that a side wrote to `out`."""
     if side == "polars":
         return Output(
             files=(out / "sessions.parquet",),

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
+from pipeline.exporting.options import Device, ExportOptions
 from pipeline.recipe.model import ModelConfig
 from pipeline.recipe.preprocess import Preprocess
 from pipeline.recipe.train import TrainConfig
@@ -21,7 +22,9 @@ _MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-def write_repository(folder: Path, *, architecture: str, items: int, d_model: int) -> Path:
+def write_repository(
+    folder: Path, *, architecture: str, items: int, d_model: int, device: Device = "cpu"
+) -> Path:
     """Write log, data, run and repository below `folder`; return the repository.
 
     Each of `items` integer item ids occurs once. The model reads item, category, price, hour and
@@ -65,5 +68,5 @@ def write_repository(folder: Path, *, architecture: str, items: int, d_model: in
     model = build_model(opened.schema, config, LONGEST, TrainConfig())
     with new_artifact(run, "run", {}) as directory:
         write_run(directory, opened, model, config)
-    export(run, out)
+    export(run, out, ExportOptions(device=device))
     return out

@@ -88,7 +88,7 @@ def values_of(sessions: list[dict[str, Any]]) -> dict[str, list[Any]]:
 
 def runner(plan: Plan, scratch: Path) -> Runner:
     started = Runner(plan, scratch, runner_module.usable_cores())
-    started.recipe.write_text(json.dumps(runner_module._RECIPE), encoding="utf-8")
+    started.recipe.write_text(json.dumps(runner_module.RECIPE), encoding="utf-8")
     return started
 
 
@@ -116,7 +116,7 @@ def test_ours_and_stock_nvtabular_write_the_sessions_of_plain_python(
         assert cost["peak_bytes"] > 100e6
     same = {"same": True, "sessions": len(sessions), "difference": None}
     assert started.compare("ours", "nvtabular") == same
-    ours = runner_module._output("ours", tmp_path / "ours")
+    ours = runner_module.output_of("ours", tmp_path / "ours")
     assert compare_outputs(expected, ours) == same
 
 
@@ -125,7 +125,7 @@ def test_polars_writes_the_sessions_of_plain_python(log: Path, tmp_path: Path) -
     sessions = expected_sessions(log)
     expected = write_output(tmp_path / "expected", sessions, values_of(sessions_with_all(log)))
     runner(Plan(rows=3_000), tmp_path).run("polars", log)
-    polars = runner_module._output("polars", tmp_path / "polars")
+    polars = runner_module.output_of("polars", tmp_path / "polars")
     assert compare_outputs(expected, polars) == {
         "same": True,
         "sessions": len(sessions),
@@ -288,7 +288,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         return replace(original, files=(out / "0.parquet",), vocabularies=vocabularies)
 
     monkeypatch.setattr(Runner, "_command", command)
-    monkeypatch.setattr(runner_module, "_output", output)
+    monkeypatch.setattr(runner_module, "output_of", output)
     monkeypatch.setattr(Plan, "_check_polars", lambda self: None)
     return tmp_path / "book"
 
