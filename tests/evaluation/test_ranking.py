@@ -157,3 +157,29 @@ def test_ranking_on_a_gpu_waits_for_no_chunk(
     assert ranked.ranks.shape == (1_024,)
     assert ranked.best.shape == (1_024, list_length)
     assert ranked.ranks.device.type == ranked.best.device.type == "cuda"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("list_length", [0, 20])
+def test_ranks_and_lists_of_a_gpu_are_those_of_a_cpu(list_length: int) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device here")
+    generator = torch.Generator().manual_seed(0)
+    # whole numbers: sums are the same in any order
+    items = torch.randint(-9, 10, (70_000, 16), generator=generator).float()  # three chunks
+    queries = torch.randint(-9, 10, (300, 16), generator=generator).float()
+    targets = torch.randint(-1, 70_000, (300,), generator=generator)
+    seen = Seen(
+        torch.randint(-1, 70_000, (3_000,), generator=generator),
+        torch.arange(300) * 10,
+        torch.arange(300) * 10 + 9,
+    )
+    expected = rank_in_catalogue(queries, items, targets, list_length, seen=seen)
+    ranked = rank_in_catalogue(
+        *(part.cuda() for part in (queries, items, targets)),
+        list_length,
+        seen=Seen(*(part.cuda() for part in seen)),
+    )
+    assert torch.equal(ranked.ranks.cpu(), expected.ranks)
+    scores = queries @ items.T
+    assert torch.equal(scores.gather(1, ranked.best.cpu()), scores.gather(1, expected.best))

@@ -65,6 +65,23 @@ def test_lists_are_those_of_a_sort_of_all_scores(
         assert all(len(set(row)) == len(row) for row in indices.tolist()), "no item twice"
 
 
+@pytest.mark.gpu
+def test_lists_of_a_gpu_are_those_of_a_cpu() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device here")
+    generator = torch.Generator().manual_seed(0)
+    queries = torch.randint(-9, 10, (16, 8), generator=generator).float()
+    items = torch.randint(-9, 10, (20_000, 8), generator=generator).float()
+    excluded = torch.randint(0, 20_003, (16, 30), generator=generator)
+    candidates = torch.randint(0, 20_003, (16, 500), generator=generator) * (
+        torch.arange(16).unsqueeze(1) % 2
+    )
+    inputs = queries, items, items.t().contiguous(), torch.tensor(20), excluded, candidates
+    expected, _ = best_items(*inputs)
+    scores, _ = best_items(*(part.cuda() for part in inputs))
+    assert torch.equal(scores.cpu(), expected)
+
+
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 10_000), rows=st.integers(1, 5), excluded=st.integers(1, 40))
 def test_excluded_items_are_lowered_on_a_gpu_as_on_a_cpu(

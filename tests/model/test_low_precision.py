@@ -274,3 +274,58 @@ def test_chunk_of_a_device_is_a_share_of_its_memory(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, p=properties: p)
         sizes[gigabytes] = device_chunk_bytes(torch.device("cuda")) / 2**20
     assert sizes == {4: 64, 16: 128, 32: 256, 80: 512}
+
+
+@pytest.fixture
+def gpu() -> torch.device:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device here")
+    return torch.device("cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_loss_on_a_gpu_is_near_float64(
+    gpu: torch.device, kind: torch.dtype, smoothing: float, normalize: bool
+) -> None:
+    hidden, targets, table, weights = trained_tensors(40, 1_500, 0.5)
+    positions = targets.flatten().clamp(FIRST_ITEM) - FIRST_ITEM
+    results = []
+    for device, dtype in ((torch.device("cpu"), torch.float64), (gpu, torch.float32)):
+        parts = [part.to(device, dtype, copy=True) for part in (hidden.flatten(0, 1), table)]
+        parts = [part.requires_grad_() for part in parts]
+        low = dtype == torch.float32 and kind != torch.float32
+        with torch.autocast(device.type, kind if low else torch.bfloat16, enabled=low):
+            losses = catalogue.catalogue_cross_entropy(
+                *parts,
+                positions.to(device),
+                first=FIRST_ITEM,
+                smoothing=smoothing,
+                normalize=normalize,
+            )
+        loss = (losses * weights.flatten().to(device)).sum()
+        (loss * LOSS_SCALE).backward()
+        results.append((float(loss.detach()), [part.grad.cpu() for part in parts]))
+    (exact, exact_gradients), (result, gradients) = results
+    assert abs(result - exact) < 2e-3 * abs(exact)
+    for expected, gradient in zip(exact_gradients, gradients, strict=True):
+        assert cosine(gradient, expected) > 0.999
+
+
+@pytest.mark.gpu
+def test_million_items_take_the_memory_of_fake_tensors(gpu: torch.device) -> None:
+    settings = Settings(FIRST_ITEM, 0.1, True, None, None, torch.bfloat16)
+    counted = losses_and_gradients_on_a_fake_gpu(4_096, 1_000_000, settings).peak
+    torch.cuda.reset_peak_memory_stats(gpu)
+    before = torch.cuda.memory_allocated(gpu)
+    queries = torch.randn(4_096, 128, device=gpu, requires_grad=True)
+    table = torch.randn(1_000_000 + FIRST_ITEM, 128, device=gpu, requires_grad=True)
+    positions = torch.randint(0, 1_000_000, (4_096,), device=gpu)
+    with torch.autocast("cuda", torch.bfloat16):
+        losses = catalogue.catalogue_cross_entropy(
+            queries, table, positions, first=FIRST_ITEM, smoothing=0.1, normalize=True
+        )
+    losses.sum().backward()
+    assert torch.cuda.max_memory_allocated(gpu) - before < 1.2 * counted
