@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from benchmarks.checkouts.cases import Case
 from benchmarks.checkouts.recipes import random_cases
-from pipeline.core.errors import PipelineError
+from pipeline.core.artifact import read_manifest
+from pipeline.core.errors import DataError, PipelineError
 from pipeline.core.merlin import has_cudf
 from pipeline.logs import files, text
 from pipeline.preprocessing.gpu import frames, reading
@@ -174,12 +175,88 @@ def notes_of(path: Path, device: Frames, recipe: dict[str, Any] = RECIPE) -> lis
     return facts["notes"]
 
 
+def errors_of_both(path: Path, match: str) -> None:
+    errors = []
+    for name, device in (("cpu", None), ("gpu", Frames())):
+        with engine(device, {}), pytest.raises(DataError, match=match) as error:
+            preprocess(Preprocess.from_dict(RECIPE, "preprocess"), [path], [], path.parent / name)
+        errors.append(str(error.value))
+    assert errors[0] == errors[1]
+
+
 def test_clean_files_are_read_on_the_device(tmp_path: Path) -> None:
     assert notes_of(write_csv(tmp_path, LINES), Frames()) == []
     times = pa.array(pd.date_range("2024-03-01", periods=len(LINES), freq="7min"))
     for name, columns in (("text", {}), ("times", {"at": times.cast(pa.timestamp("us"))})):
         (tmp_path / name).mkdir()
         assert notes_of(write_parquet(tmp_path / name, **columns), Frames()) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "counts"),
+    [
+        ({"drop_repeats": True}, {"rows with the item of the one before": 1}),
+        (
+            {"timestamp": {"column": "at", "earliest": "2024-03-01 00:01", "latest": "2024-03-02"}},
+            {"rows before 2024-03-01 00:01": 1, "rows after 2024-03-02": 1},
+        ),
+        ({"duplicates": "drop"}, {"duplicated rows, dropped": 2}),
+        ({"longest_session": 3}, {"rows of sessions longer than 3": 6}),
+        ({"timestamp": {"column": "at", "features": ["elapsed", "hour"]}}, {}),
+        ({"features": [{"name": "price", "kind": "continuous", "log": True}]}, {}),
+    ],
+)
+def test_rules_at_their_bounds_drop_the_rows_of_the_cpu_engine(
+    tmp_path: Path, settings: dict[str, Any], counts: dict[str, int]
+) -> None:
+    lines = [
+        "1,a,2024-03-01,2",
+        *["1,,2024-03-01 00:01,3"] * 2,  # a missing item is no repeat, and may be a duplicate
+        *["1,b,2024-03-01 00:02:00.5,4"] * 2,
+        "1,,2024-03-02T23:59:59.999999Z,",
+        "2,b,2024-03-03,1e39",
+        "2,a,2024-03-02 12:00:00+02:00,-1",
+        "2,c,2024-03-02 12:00,1",
+        "3,c,soon,1",
+        ",c,2024-03-02,1",
+    ]
+    dropped = {"rows without a session id": 1, "rows without a usable time": 1, **counts}
+    assert notes_of(write_csv(tmp_path, lines), Frames(), {**RECIPE, **settings}) == []
+    assert read_manifest(tmp_path / "gpu", "data")["rows"]["input"]["dropped"] == dropped
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("at", pa.array([1] * 45)),
+        ("at", pa.array([1.5] * 45)),
+        ("user", pa.array([None] * 45, pa.string())),
+    ],
+)
+def test_log_without_a_usable_row_gives_the_error_of_the_cpu_engine(
+    tmp_path: Path, column: str, values: pa.Array
+) -> None:
+    errors_of_both(write_parquet(tmp_path, **{column: values}), "no usable row")
+
+
+def test_damaged_files_give_the_error_of_the_cpu_engine(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path)
+    content = path.read_bytes()
+    path.write_bytes(content[:4] + b"\xff" * 60 + content[64:])
+    errors_of_both(path, "cannot be read as parquet")
+    errors_of_both(write_csv(tmp_path, LINES, "user,sku,when,price"), "no column for")
+
+
+def test_text_in_a_test_log_of_integers_is_unknown_and_no_repeat(tmp_path: Path) -> None:
+    log, test_log = tmp_path / "log.csv", tmp_path / "test.csv"
+    log.write_text("user,sku,at,price\n" + "1,7,2024-03-01,1\n1,8,2024-03-02,1\n" * 3)
+    test_log.write_text("user,sku,at,price\n" + "a,x,2024-03-03,1\na,y,2024-03-04,1\n" * 2)
+    recipe = Preprocess.from_dict({**RECIPE, "drop_repeats": True}, "preprocess")
+    for name, device in (("cpu", None), ("gpu", Frames())):
+        with engine(device, {}):
+            facts = preprocess(recipe, [log], [test_log], tmp_path / name)
+    assert contents(tmp_path / "cpu") == contents(tmp_path / "gpu")
+    assert (facts["notes"], facts["rows"]["test"]["kept"]) == ([], 4)
 
 
 def test_sessions_cut_at_gaps_are_in_the_order_of_the_cpu_engine(tmp_path: Path) -> None:
@@ -205,6 +282,7 @@ def test_sessions_cut_at_gaps_are_in_the_order_of_the_cpu_engine(tmp_path: Path)
         ("1,a,2024-03-01 10:00:00 UTC,1,2", "quotes or lines to repair in log.csv"),
         ("1, a,2024-03-01 10:00:00 UTC,1", "quotes or lines to repair in log.csv"),
         ("user,sku,at,price", "quotes or lines to repair in log.csv"),
+        ("1,a,2024-03-01 10:00:00 UTC,1\r", "quotes or lines to repair in log.csv"),
         ("1,\0a,2024-03-01 10:00:00 UTC,1", "log.csv is damaged"),
     ],
 )
@@ -218,6 +296,9 @@ def test_csv_to_repair_is_left_to_the_cpu(tmp_path: Path, line: str, note: str) 
     [
         ({"sku": pa.array(["a\0"] * 45)}, "text of item_id to repair"),
         ({"user": pa.array([True] * 45)}, "column 'user' of type bool"),
+        ({"at": pa.array(["2024-03-01\0"] * 45)}, "text of timestamp to repair"),
+        ({"at": pa.array([b"2024-03-01"] * 44 + [b"\xff"]).view("str")}, "text of timestamp to"),
+        ({"sku": pa.array([b"a\xff"] * 45).view("str")}, "text of item_id to repair"),
         ({"sku": pa.array(["a"] * 45).dictionary_encode()}, "column 'sku' of type dictionary<"),
         ({"at": pa.array([0] * 45, pa.timestamp("s", "UTC"))}, "column 'at' of type timestamp[ms,"),
     ],

@@ -161,7 +161,7 @@ class ColumnTypes:
         series = self._series(TIMESTAMP)
         assert series is not None  # noqa: S101  the log has it
         kind: TimestampType
-        if series.dtype.kind == "i":
+        if series.dtype.kind == "i" and config.unit != "iso":
             times = series.fillna(0).astype("int64").values
             times = values.scale_times(times, ~series.isna().values, config.unit, self._arrays)
             kind = "int64"
@@ -182,7 +182,11 @@ class ColumnTypes:
 
         A log has few dates and few times of day, but as many pairs as rows.
         """
-        days, rests = (self._encode(series.str.slice(*part)) for part in ((0, 10), (10, None)))
+        try:
+            texts = [series.str.slice(*part) for part in ((0, 10), (10, None))]
+        except pa.ArrowInvalid:
+            raise NotOnDeviceError(f"text of {TIMESTAMP} to repair") from None
+        days, rests = (self._checked(TIMESTAMP, self._encode(text)) for text in texts)
         config = self._recipe.timestamp
         assert config is not None  # noqa: S101
         on_first_day = pc.binary_join_element_wise("1970-01-01", rests.values, "")

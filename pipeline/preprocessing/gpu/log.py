@@ -104,9 +104,9 @@ class _Sorter:
         for reason, mask in masks.items():
             self._report.dropped[reason] += int((is_kept & ~mask).sum())
             is_kept &= mask
-        last = self._arrays.asarray(np.cumsum(block_rows) - 1)
-        kept = self._frames.host(self._count(is_kept)[last])
-        self._block_rows = np.diff(kept, prepend=0).tolist()
+        last_rows = self._arrays.asarray(np.cumsum(block_rows) - 1)
+        num_kept = self._frames.host(self._count(is_kept)[last_rows])
+        self._block_rows = np.diff(num_kept, prepend=0).tolist()
         self._keep(is_kept)
 
     def sort(self) -> list[int]:

@@ -1,7 +1,7 @@
 """Clean logs read on the device; other logs are refused with the reason."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,18 +77,26 @@ def _read_parquet(
 ) -> tuple[list[Any], list[list[int]]]:
     parts, pieces, schemas = [], [], []
     for file in files:
-        try:
+        with _refusing(file):
             metadata = pq.read_metadata(file)
-        except (pa.ArrowException, OSError):
-            raise NotOnDeviceError(f"{file.name} cannot be read") from None
         schema = metadata.schema.to_arrow_schema()
         schemas.append([_type_of(schema, name, name == timestamp) for name in columns])
         if schemas[-1] != schemas[0] or not metadata.num_rows:
             raise NotOnDeviceError("files of several schemas, or without rows")
-        parts.append(frames.read_parquet(file, columns))
+        with _refusing(file):
+            parts.append(frames.read_parquet(file, columns))
         whole, rest = divmod(metadata.num_rows, log_files.BLOCK_ROWS)
         pieces.append([log_files.BLOCK_ROWS] * whole + [rest] * bool(rest))
     return parts, pieces
+
+
+@contextmanager
+def _refusing(file: Path) -> Iterator[None]:
+    """NotOnDeviceError for a file that cannot be read; the CPU reader says why."""
+    try:
+        yield
+    except (pa.ArrowException, EOFError, OSError, RuntimeError):  # the last one is libcudf's
+        raise NotOnDeviceError(f"{file.name} cannot be read") from None
 
 
 def _type_of(schema: pa.Schema, name: str, is_time: bool) -> pa.DataType:
@@ -127,22 +135,17 @@ def _csv_frames(
     """Blocks of a CSV file as frames. NotOnDeviceError from the first block that needs repair."""
     counts = RowCounts()
     text = CsvFile(recipe, file, counts)
-    try:
-        with closing(text.blocks()) as blocks:
-            for block in blocks:
-                if len(set(text.names)) != len(text.names) or not set(columns) <= set(text.names):
-                    raise NotOnDeviceError(
-                        f"a header of {file.name} that lacks or repeats a column"
-                    )
-                lines = block.lstrip(b"\n")
-                if not lines:
-                    continue
-                lines += b"" if lines.endswith(b"\n") else b"\n"
-                if not _is_plain(frames, lines, text):
-                    raise NotOnDeviceError(f"quotes or lines to repair in {file.name}")
-                yield frames.read_csv(lines, text.names, columns, text.delimiter)[columns]
-    except (pa.ArrowException, EOFError, OSError):
-        raise NotOnDeviceError(f"{file.name} cannot be read") from None
+    with _refusing(file), closing(text.blocks()) as blocks:
+        for block in blocks:
+            if len(set(text.names)) != len(text.names) or not set(columns) <= set(text.names):
+                raise NotOnDeviceError(f"a header of {file.name} that lacks or repeats a column")
+            lines = block.lstrip(b"\n")
+            if not lines:
+                continue
+            lines += b"" if lines.endswith(b"\n") else b"\n"
+            if not _is_plain(frames, lines, text):
+                raise NotOnDeviceError(f"quotes or lines to repair in {file.name}")
+            yield frames.read_csv(lines, text.names, columns, text.delimiter)[columns]
     if counts.counts:
         raise NotOnDeviceError(f"{file.name} is damaged")
 
