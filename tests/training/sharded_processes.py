@@ -21,6 +21,7 @@ import pipeline.training.trainer  # noqa: F401  (slow to import, so before the f
 from pipeline.core.errors import ProcessError
 from pipeline.evaluation.ranking import Seen, rank_in_catalogue, rank_in_shards
 from pipeline.model.ops.catalogue_chunks import Scratch, Settings
+from pipeline.model.ops.catalogue_cross_entropy import catalogue_cross_entropy
 from pipeline.model.ops.sharded_cross_entropy import sharded_cross_entropy
 from pipeline.model.ops.shards import ShardedEmbedding, Shards
 from pipeline.recipe.model import ModelConfig
@@ -119,7 +120,43 @@ def losses(rank: int, count: int, folder: Path) -> None:
         torch.testing.assert_close(
             table.weight.grad, expected_table.grad[shards.first : shards.last]
         )
+        compare_low_precision(every.detach().float(), table, targets, settings, shards, own, whole)
     (folder / f"losses{count}.{rank}").write_text("agree")
+
+
+def compare_low_precision(
+    every: Tensor,
+    table: ShardedEmbedding,
+    targets: Tensor,
+    settings: Settings,
+    shards: Shards,
+    own: slice,
+    whole: nn.Embedding,
+) -> None:
+    """Under autocast factors are rounded alike, and exponentials by the maximum of a chunk."""
+    queries, all_queries = (part.clone().requires_grad_() for part in (every[own], every))
+    weight = whole.weight.detach().clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        values = sharded_cross_entropy(queries, table.weight, targets[own], settings, shards)
+        expected = catalogue_cross_entropy(
+            all_queries,
+            weight,
+            targets,
+            first=settings.first,
+            smoothing=settings.smoothing,
+            normalize=settings.normalize,
+        )
+    assert values.dtype == torch.float32
+    torch.testing.assert_close(values, expected[own], rtol=1e-5, atol=1e-5)
+    table.weight.grad = None
+    (values.sum() * shards.count).backward()
+    expected.sum().backward()
+    assert all_queries.grad is not None
+    assert weight.grad is not None
+    torch.testing.assert_close(queries.grad, all_queries.grad[own] * shards.count, rtol=0, atol=0.1)
+    torch.testing.assert_close(
+        table.weight.grad, weight.grad[shards.first : shards.last], rtol=0, atol=0.05
+    )
 
 
 def ranks(rank: int, count: int, folder: Path) -> None:

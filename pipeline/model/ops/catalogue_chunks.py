@@ -83,10 +83,9 @@ class Scan(NamedTuple):
     """Exponentials of the chunks, empty unless they are kept: one buffer or a tensor a chunk."""
 
 
-def rounded(values: Tensor, factors: torch.dtype | None) -> Tensor:
-    """Values as they stand in a product: rounded to `factors`, in float32 or finer."""
-    precise = torch.promote_types(values.dtype, torch.float32)
-    return values.to(precise) if factors is None else values.to(factors).to(precise)
+def rounded(values: Tensor, factors: torch.dtype | None, precise: torch.dtype) -> Tensor:
+    """Values as they stand in a product that rounds to `factors`, in the type `precise`."""
+    return (values if factors is None else values.to(factors)).to(precise)
 
 
 def item_rows(table: Tensor, start: int, stop: int, normalize: bool) -> Tensor:

@@ -79,11 +79,11 @@ class _CatalogueCrossEntropy(Function):
         sums = scan(
             queries, table, settings, mix=ctx.needs_input_grad[0], gradient=ctx.needs_input_grad[1]
         )
-        kind = settings.factors
+        kind, precise = settings.factors, sums.total.dtype
         log_total = sums.top + sums.total.log()
         # rounded as in the products, or the target could score more than the whole catalogue
-        target_rows = rounded(rows_of(table, targets + first, settings.normalize), kind)
-        query_factors = rounded(queries, kind)
+        target_rows = rounded(rows_of(table, targets + first, settings.normalize), kind, precise)
+        query_factors = rounded(queries, kind, precise)
         at_target = (query_factors * target_rows).sum(-1)
         losses = log_total - (1 - smoothing) * at_target
         # d loss / d query: the mean item under the softmax minus the target
@@ -110,7 +110,7 @@ class _CatalogueCrossEntropy(Function):
             grad_table = softmax_gradient(
                 queries, table, grad_output, log_total, ctx.settings, spread, tops=tops, kept=kept
             )
-            grad_rows = rounded(queries, ctx.settings.factors)
+            grad_rows = rounded(queries, ctx.settings.factors, log_total.dtype)
             grad_rows = grad_rows * (grad_output * (smoothing - 1)).unsqueeze(1)
             add_row_gradients(grad_table, grad_rows, table, targets + first, ctx.settings.normalize)
         return grad_queries, grad_table, None, None

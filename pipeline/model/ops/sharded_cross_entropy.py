@@ -69,12 +69,12 @@ class _ShardedCrossEntropy(Function):
         sums = scan(
             every, table, settings, mix=ctx.needs_input_grad[0], gradient=ctx.needs_input_grad[1]
         )
-        kind = settings.factors
+        kind, precise = settings.factors, sums.total.dtype
         positions = shards.owns(target_rows).nonzero().squeeze(1)
         rows = target_rows[positions] - shards.first
-        target_items = rounded(rows_of(table, rows, settings.normalize), kind)
+        target_items = rounded(rows_of(table, rows, settings.normalize), kind, precise)
         at_target = torch.zeros_like(sums.total)
-        at_target[positions] = (rounded(every[positions], kind) * target_items).sum(-1)
+        at_target[positions] = (rounded(every[positions], kind, precise) * target_items).sum(-1)
         top = shards.maximum(sums.top.clone())
         shrink = (sums.top - top).exp_()
         total, at_target = shards.sum(torch.stack([sums.total * shrink, at_target]))
@@ -87,7 +87,7 @@ class _ShardedCrossEntropy(Function):
         if smoothing:
             part -= spread * sums.item_sum
             item_sum = shards.sum(sums.item_sum)
-            losses = losses - spread * (rounded(queries, kind) @ item_sum)
+            losses = losses - spread * (rounded(queries, kind, precise) @ item_sum)
         direction = shards.sum_of_own(part, sizes) if ctx.needs_input_grad[0] else None
         ctx.save_for_backward(every, table, rows, positions, direction, log_total, sums.tops)
         ctx.settings, ctx.shards, ctx.sizes = settings, shards, sizes
@@ -112,7 +112,7 @@ class _ShardedCrossEntropy(Function):
             grad_table = softmax_gradient(
                 every, table, grad_output, log_total, settings, ctx.spread, tops=tops, kept=kept
             )
-            grad_rows = rounded(every[positions], settings.factors)
+            grad_rows = rounded(every[positions], settings.factors, log_total.dtype)
             grad_rows = grad_rows * (grad_output[positions] * (settings.smoothing - 1)).unsqueeze(1)
             add_row_gradients(grad_table, grad_rows, table, rows, settings.normalize)
         return grad_queries, grad_table, None, None, None, None
