@@ -280,6 +280,7 @@ def test_sessions_cut_at_gaps_are_in_the_order_of_the_cpu_engine(tmp_path: Path)
         ('1,"a, b",2024-03-01 10:00:00 UTC,1', "quotes or lines to repair in log.csv"),
         ("1,a,2024-03-01 10:00:00 UTC", "quotes or lines to repair in log.csv"),
         ("1,a,2024-03-01 10:00:00 UTC,1,2", "quotes or lines to repair in log.csv"),
+        ("1,a,2024-03-01\n1,a,2024-03-01,1,2", "quotes or lines to repair in log.csv"),
         ("1, a,2024-03-01 10:00:00 UTC,1", "quotes or lines to repair in log.csv"),
         ("user,sku,at,price", "quotes or lines to repair in log.csv"),
         ("1,a,2024-03-01 10:00:00 UTC,1\r", "quotes or lines to repair in log.csv"),

@@ -57,8 +57,10 @@ def read_on_device(
     raw = read_clean(frames, recipe, files)
     report.rows += len(raw.frame)
     log = ColumnTypes(frames, recipe, raw, side_tables, report).convert(fitted_types or {})
+    block_rows = raw.block_rows
+    del raw  # its text is not needed for the sort
     sorter = _Sorter(frames, recipe, log, report)
-    sorter.drop_unusable(raw.block_rows)
+    sorter.drop_unusable(block_rows)
     check_not_empty(files, sorter.num_rows, report)
     cuts = sorter.sort()
     sorter.apply_session_rules()
