@@ -150,15 +150,15 @@ def test_passes_of_a_gpu_give_the_loss_and_gradients_of_the_cpu(
     torch.testing.assert_close(gradients(), expected)
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-def test_low_precision_loss_compiles_without_a_graph_break(recompute: bool) -> None:
+@pytest.mark.parametrize(("recompute", "autocast"), [(False, True), (True, True), (None, False)])
+def test_loss_compiles_without_a_graph_break(recompute: bool | None, autocast: bool) -> None:
     hidden, targets, table, weights = trained_tensors(40, 1_500, 0.5)
     loss = LabelSmoothCrossEntropyLoss(0.1, "none", recompute)
     positions = targets.flatten().clamp(FIRST_ITEM) - FIRST_ITEM
     inputs = hidden.flatten(0, 1).float().requires_grad_(), table.float().requires_grad_()
 
     def weighted_loss(queries: Tensor, items: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             losses = loss.over_catalogue(queries, items, positions, first=3, normalize=True)
         return (losses * weights.flatten()).sum()
 

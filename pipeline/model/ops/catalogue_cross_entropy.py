@@ -147,4 +147,6 @@ def softmax_gradient(
 
 
 def _fits_cache(queries: Tensor, settings: Settings) -> bool:
-    return queries.device.type == "cpu" and settings.factors is None
+    """Whether the passes for a CPU are to run: their buffers cannot be compiled."""
+    is_plain = settings.factors is None and not torch.compiler.is_compiling()
+    return queries.device.type == "cpu" and is_plain
