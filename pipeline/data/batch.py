@@ -22,6 +22,14 @@ class SessionBatch(NamedTuple):
     vectors. Of sessions: (B,), (B, P) vectors, or the shapes of interactions with L = 1."""
     lengths: Tensor
     """(B,) number of interactions of each session, 0 to L."""
+    most_interactions: int | None = None
+    """Largest sum of the lengths in the static form of a training step, None for the packed form,
+    see `pipeline.model.ops.slots`."""
+
+    @property
+    def is_static(self) -> bool:
+        """Whether a training step has fixed shapes."""
+        return self.most_interactions is not None
 
     @classmethod
     def from_features(cls, features: dict[str, Tensor], item: str) -> "SessionBatch":
@@ -42,7 +50,7 @@ class SessionBatch(NamedTuple):
         """L: columns of the indices, which the item always is one of; vectors do not count."""
         tables = [v for v in self.features.values() if v.dim() == 2]
         indices = [v for v in tables if not v.is_floating_point()]
-        return max((v.size(1) for v in indices or tables), default=0)
+        return max([0, *(v.size(1) for v in indices or tables)])
 
     def read(
         self, axes: Mapping[str, Collection[int]], vectors: Collection[str] = ()
@@ -67,12 +75,12 @@ class SessionBatch(NamedTuple):
                 )
             of_session = values.dim() == 1 or (name in vectors and values.dim() == 2)
             features[name] = values.unsqueeze(1) if of_session else values
-        return SessionBatch(features, self.lengths)
+        return self._replace(features=features)
 
     def to(self, device: torch.device | str) -> "SessionBatch":
         """Copy of the batch on another device."""
         moved = {name: values.to(device) for name, values in self.features.items()}
-        return SessionBatch(moved, self.lengths.to(device))
+        return self._replace(features=moved, lengths=self.lengths.to(device))
 
 
 def newest(batch: SessionBatch, length: int, vectors: Collection[str] = ()) -> SessionBatch:
@@ -97,7 +105,7 @@ def newest(batch: SessionBatch, length: int, vectors: Collection[str] = ()) -> S
             index = positions.reshape(shape).expand(-1, -1, *values.shape[2:])
             values = values.gather(1, index) * inside.reshape(shape).to(values.dtype)
         features[name] = values
-    return SessionBatch(features, kept)
+    return batch._replace(features=features, lengths=kept)
 
 
 def visible_positions(lengths: Tensor, width: int) -> Tensor:

@@ -43,10 +43,28 @@ class RaggedBatch(NamedTuple):
         """(B,) number of interactions of each session."""
         return self.offsets.diff()
 
-    def window(self, rows: Tensor, starts: Tensor, stops: Tensor) -> SessionBatch:
-        """Interactions starts..stops-1 of the sessions `rows`, all (W,), padded to the longest."""
+    def tensors(self) -> list[Tensor]:
+        """Tensors of the batch."""
+        return [*self.sequences.values(), *self.sessions.values(), self.offsets]
+
+    def to(self, device: torch.device) -> "RaggedBatch":
+        """Copy of the batch on another device; the host does not wait for it."""
+        return RaggedBatch(
+            {name: to_device(values, device) for name, values in self.sequences.items()},
+            {name: to_device(values, device) for name, values in self.sessions.items()},
+            to_device(self.offsets, device),
+        )
+
+    def window(
+        self, rows: Tensor, starts: Tensor, stops: Tensor, width: int | None = None
+    ) -> SessionBatch:
+        """Interactions starts..stops-1 of the sessions `rows`, all (W,).
+
+        Padded to `width` positions, by default to the longest.
+        """
         lengths = stops - starts
-        width = max(int(lengths.max()), 1) if lengths.numel() else 1
+        if width is None:
+            width = max(int(lengths.max()), 1) if lengths.numel() else 1
         columns = torch.arange(width, device=lengths.device)
         inside = columns < lengths.unsqueeze(1)  # (W, width)
         first = (self.offsets[rows] + starts).unsqueeze(1)
@@ -91,7 +109,7 @@ class SessionLoader:
         self._files = [f for f in session_files(data, part) if pq.read_metadata(f).num_rows]
         self.item = item
         self._features = features
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self._shuffle = shuffle
         self._seed = seed
         self._epoch = 0
@@ -101,6 +119,7 @@ class SessionLoader:
         self._in_order = not shuffle and processes == 1
         rows = _rows_of_groups(self._files)[rank::processes]
         self.num_sessions = sum(rows)
+        self.num_interactions = sum(_interactions_of_groups(self._files, item)[rank::processes])
         if self.num_sessions and not self._in_order:
             self._loader = self._merlin_loader(split_groups=processes > 1)
             self._loader.indices = self._loader.indices[rank::processes]
@@ -108,8 +127,13 @@ class SessionLoader:
     def __len__(self) -> int:
         """Number of batches of a pass."""
         if self._in_order:
-            return -(-self.num_sessions // self._batch_size)
+            return -(-self.num_sessions // self.batch_size)
         return 0 if self._loader is None else len(self._loader)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of all sessions, at eight bytes a value; those of sessions count as others."""
+        return 8 * self.num_interactions * len(self._features)
 
     def set_epoch(self, epoch: int) -> None:
         """Set the number of the next pass, from 0; by default passes are numbered in turn."""
@@ -125,7 +149,7 @@ class SessionLoader:
         self._generator = np.random.default_rng([self._seed, self._epoch])
         self._epoch += 1
         if self._in_order:
-            for columns in _read_in_order(self._files, self._features, self._batch_size):
+            for columns in _read_in_order(self._files, self._features, self.batch_size):
                 yield self._ragged(columns)
             return
         if self._shuffle:
@@ -145,7 +169,7 @@ class SessionLoader:
         dataset = Dataset(files, engine="parquet", cpu=not has_cudf(), **split)
         dataset.schema = dataset.schema.select_by_name(self._features)
         loader = Loader(
-            dataset, batch_size=self._batch_size, shuffle=self._shuffle, seed_fn=self._draw_seed
+            dataset, batch_size=self.batch_size, shuffle=self._shuffle, seed_fn=self._draw_seed
         )
         # by default its thread polls a full queue every microsecond, which takes a whole core
         loader._buff.put_wait = _PUT_WAIT_SECONDS
@@ -208,6 +232,23 @@ def _columns(table: pa.Table) -> dict[str, Tensor]:
 def _tensor(values: pa.Array) -> Tensor:
     # a copy, as memory of Arrow is read-only
     return torch.from_numpy(values.to_numpy(zero_copy_only=False).copy())
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Copy to a device without waiting for it, which takes memory that is pinned."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
+
+
+def _interactions_of_groups(files: list[Path], item: str) -> list[int]:
+    counts = []
+    for metadata in map(pq.read_metadata, files):
+        paths = [metadata.schema.column(n).path for n in range(metadata.num_columns)]
+        column = [path.split(".")[0] for path in paths].index(item)
+        groups = range(metadata.num_row_groups)
+        counts += [metadata.row_group(group).column(column).num_values for group in groups]
+    return counts
 
 
 def _rows_of_groups(files: list[Path]) -> list[int]:

@@ -102,7 +102,8 @@ class TransformerBlock(nn.Module):
             return empty + embeddings.sum() * 0
         arguments: list[Tensor | None] = [embeddings, sequence.lengths, sequence.order]
         if targets_only and getattr(self.encoder, "token_pruning", None) is not None:
-            arguments.append(sequence.targets >= FIRST_ITEM)
+            has_target = sequence.targets >= FIRST_ITEM
+            return self.encoder(*arguments, has_target, sequence.most_targets)
         return self.encoder(*arguments)
 
     def attentions(self, embeddings: Tensor, sequence: MaskedSequence) -> tuple[Tensor, ...]:
@@ -212,7 +213,11 @@ class SequentialBlock(nn.Module):
         """SessionBatch -> input of the blocks; `item_table` as in TabularSequenceFeatures."""
         embeddings = self.inputs(batch, item_table)
         items = batch.features[self.inputs.item]
-        return self.masking.apply_to(embeddings, items, batch.lengths, stage)
+        sequence = self.masking.apply_to(embeddings, items, batch.lengths, stage)
+        if stage != Stage.TRAIN or batch.most_interactions is None:
+            return sequence
+        most = self.masking.most_targets(items.size(0), batch.most_interactions)
+        return sequence._replace(most_targets=most)
 
     def unmasked(self, batch: SessionBatch) -> MaskedSequence:
         """SessionBatch -> input of the blocks without mask and targets, for rtd's discriminator."""
@@ -233,7 +238,7 @@ class SequentialBlock(nn.Module):
         hidden = run_blocks(blocks, masked.embeddings, masked)
         if last is not None:
             hidden = last(hidden, masked, targets_only=True)
-        return Encoded(hidden, masked.targets, masked.query, masked.lengths, masked.order)
+        return Encoded(hidden, **{name: getattr(masked, name) for name in Encoded._fields[1:]})
 
     def attentions(self, batch: SessionBatch) -> list[Tensor]:
         """(B, H, L, L) attention weights of every layer at prediction."""

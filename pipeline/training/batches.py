@@ -13,9 +13,10 @@ from torch.utils.data import IterableDataset
 
 from pipeline.core.columns import FIRST_ITEM
 from pipeline.data.batch import SessionBatch, newest
-from pipeline.data.loader import RaggedBatch, SessionLoader
+from pipeline.data.loader import RaggedBatch, SessionLoader, to_device
 from pipeline.model.model import Model
 from pipeline.model.tasks.next_item import NextItemPredictionTask
+from pipeline.training.pools import Pool, Pools, StepShapes
 
 
 class Batches(IterableDataset[dict[str, Any]]):
@@ -31,6 +32,9 @@ class Batches(IterableDataset[dict[str, Any]]):
     one process with a batch of `shares` times the size. `own` are the shares of this process. A
     share without a session, and steps up to `num_steps` that only other processes have sessions
     for, are one session with `share` 0, whose loss does not count.
+
+    With `shapes` the batches have the static form on `device`: empty sessions and positions fill
+    each to one of few shapes.
     """
 
     def __init__(
@@ -42,8 +46,12 @@ class Batches(IterableDataset[dict[str, Any]]):
         shares: int = 1,
         own: range = range(1),
         num_steps: int | None = None,
+        device: torch.device | None = None,
+        shapes: StepShapes | None = None,
     ) -> None:
         self.loader = loader
+        self.pools = Pools(loader, device or torch.device("cpu"), seed)
+        self.shapes = shapes
         self.step_size = batch_size * shares
         self.shares = shares
         self.own = own
@@ -62,15 +70,14 @@ class Batches(IterableDataset[dict[str, Any]]):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         random = np.random.default_rng([self._seed, self._epoch])
-        self.loader.set_epoch(self._epoch)
+        pools = self.pools.of_epoch(self._epoch)
         self._epoch += 1
         num_steps = 0
-        for pool in self.loader:
-            rows = torch.argsort(
-                pool.lengths, stable=True
-            )  # ties stay in the loader's random order
-            sizes = even_shares(pool.lengths[rows].tolist(), self.step_size)
-            steps = rows.split(sizes)
+        for pool in pools:
+            # ties stay in the loader's random order
+            order = torch.argsort(pool.lengths, stable=True)
+            sizes = even_shares(pool.lengths[order].tolist(), self.step_size)
+            steps = order.split(sizes)
             for index in random.permutation(len(steps)).tolist():
                 for share in self.own:
                     yield self._batch(pool, steps[index][share :: self.shares])
@@ -78,17 +85,41 @@ class Batches(IterableDataset[dict[str, Any]]):
         for _ in range((self.num_steps - num_steps) * len(self.own)):
             yield self._empty_share()
 
-    def _batch(self, pool: RaggedBatch, rows: Tensor) -> dict[str, Any]:
-        if not rows.numel():
+    def _batch(self, pool: Pool, chosen: Tensor) -> dict[str, Any]:
+        if not chosen.numel():
             return self._empty_share()
-        lengths = pool.lengths[rows]
-        return pool.window(rows, torch.zeros_like(lengths), lengths)._asdict()
+        rows, lengths = pool.rows[chosen], pool.lengths[chosen]
+        if self.shapes is None:
+            batch = pool.sessions.window(rows, torch.zeros_like(lengths), lengths)
+        else:
+            batch = static_batch(pool.sessions, rows, lengths, self.shapes)
+        return batch._asdict()
 
     def _empty_share(self) -> dict[str, Any]:
         if self._empty is None:
             # a session of the data, as models need not support an empty batch
-            self._empty = {**any_batch(self.loader)._asdict(), "share": torch.zeros(())}
+            session = self.loader.any_session()
+            pool = Pool(session.to(self.pools.device), torch.zeros(1).long(), session.lengths.cpu())
+            self._empty = {**self._batch(pool, pool.rows), "share": torch.zeros(())}
         return {**self._empty}
+
+
+def static_batch(
+    sessions: RaggedBatch, rows: Tensor, lengths: Tensor, shapes: StepShapes
+) -> SessionBatch:
+    """Batch of the static form of the sessions `rows` (B,) of `lengths` (B,), both on the CPU."""
+    device = sessions.offsets.device
+    starts = torch.zeros_like(lengths)
+    if shapes.longest is not None:
+        starts = (lengths - shapes.longest).clamp(min=0)
+    shape = shapes.of(lengths - starts)
+    missing = shape.rows - len(rows)
+    rows, starts, lengths = (
+        to_device(torch.nn.functional.pad(values, (0, missing)), device)
+        for values in (rows, starts, lengths)
+    )
+    batch = sessions.window(rows, starts, lengths, shape.width)
+    return batch._replace(most_interactions=shape.most_interactions)
 
 
 def even_shares(weights: list[int], mean_size: int) -> list[int]:
@@ -102,6 +133,19 @@ def even_shares(weights: list[int], mean_size: int) -> list[int]:
         bounds.append(min(max(bound, bounds[-1] + 1), len(weights) - (num_groups - group)))
     bounds.append(len(weights))
     return [stop - start for start, stop in pairwise(bounds)]
+
+
+def step_shapes(loader: SessionLoader, batch_size: int, longest: int | None) -> StepShapes:
+    """Shapes of batches of `batch_size` sessions on average, each of at most `longest`."""
+    mean_length = loader.num_interactions / max(loader.num_sessions, 1)
+    return StepShapes(batch_size * mean_length, loader.batch_size, longest)
+
+
+def longest_session(model: Model) -> int | None:
+    """Number of interactions that training reads of a session, None for all."""
+    lengths = [head.body.inputs.max_sequence_length for head, _ in model.tasks_with_heads]
+    limits = [length for length in lengths if length is not None]
+    return max(limits) + 1 if len(limits) == len(lengths) else None
 
 
 def any_batch(loader: SessionLoader) -> SessionBatch:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from pipeline.data.batch import SessionBatch
 from pipeline.data.loader import SessionLoader
@@ -24,9 +24,10 @@ from pipeline.model.losses import LabelSmoothCrossEntropyLoss
 from pipeline.model.model import Model
 from pipeline.model.tasks.next_item import NextItemPredictionTask
 from pipeline.recipe.train import TrainConfig
-from pipeline.training.batches import Batches, loss_scale
+from pipeline.training.batches import Batches, longest_session, loss_scale, step_shapes
 from pipeline.training.callbacks import BestEpoch, JsonLines, ProgressBar, TensorBoard, Timetable
 from pipeline.training.checkpoint import Checkpoints
+from pipeline.training.compilation import Compiler, take_compiler
 from pipeline.training.distributed.processes import announced_processes, sum_over_processes
 from pipeline.training.distributed.sharding import Sharding, check_arguments, names_of
 from pipeline.training.optimizer import TableAdamW, build_optimizer
@@ -38,9 +39,12 @@ from pipeline.training.validation import validate
 class TrainingStep(nn.Module):
     """A model whose forward returns its training loss, as Hugging Face's Trainer expects."""
 
-    def __init__(self, model: Model, sharding: Sharding | None = None) -> None:
+    def __init__(
+        self, model: Model, sharding: Sharding | None = None, compiler: Compiler | None = None
+    ) -> None:
         super().__init__()
         self.model = model
+        self._loss = model.loss if compiler is None else compiler(model.loss)
         self._weights = list(model.parameters())
         self._tables = [
             (task.objective, head.item_table if task.output_table is None else task.output_table)
@@ -54,10 +58,14 @@ class TrainingStep(nn.Module):
             self._ddp_params_and_buffers_to_ignore += names_of(self, sharding.table.weight)
 
     def forward(
-        self, features: dict[str, Tensor], lengths: Tensor, share: Tensor | None = None
+        self,
+        features: dict[str, Tensor],
+        lengths: Tensor,
+        most_interactions: int | None = None,
+        share: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """SessionBatch as its parts -> {"loss": ()}, times `share` () where a step has several."""
-        loss = self.model.loss(SessionBatch(features, lengths))
+        loss = self._loss(SessionBatch(features, lengths, most_interactions))
         return {"loss": loss if share is None else loss * share}
 
     def train(self, mode: bool = True) -> "TrainingStep":
@@ -129,7 +137,10 @@ class Trainer(ResumableTrainer):
             check_arguments(made, optimizers)
             sharding = Sharding(model, processes, made.ddp_timeout)
         self._shares = made.gradient_accumulation_steps * processes.count
-        self._batches = self._make_batches(made.gradient_accumulation_steps)
+        compiler = take_compiler(made)
+        # the packed form is faster on a CPU; a GPU would wait for its shapes in each step
+        is_static = made.device.type != "cpu" or compiler is not None
+        self._batches = self._make_batches(made, longest_session(model), is_static=is_static)
         # a share of a step is scaled by its targets, not by the number of shares
         self.loss_is_scaled_for_ga = self._shares > 1
         self.session_model = model
@@ -148,7 +159,7 @@ class Trainer(ResumableTrainer):
                 *([self.best] if self.best else []),
                 *(callbacks or []),
             ],
-            model=TrainingStep(model, sharding),
+            model=TrainingStep(model, sharding, compiler),
             args=made,
             eval_dataset=valid_loader,  # Hugging Face only checks that there is one
             optimizers=optimizers,
@@ -164,7 +175,10 @@ class Trainer(ResumableTrainer):
             return [progress, JsonLines(path)]
         return [progress, JsonLines(path), TensorBoard(path.parent / "tensorboard")]
 
-    def _make_batches(self, accumulation_steps: int) -> Batches:
+    def _make_batches(
+        self, arguments: TrainingArguments, longest: int | None, *, is_static: bool
+    ) -> Batches:
+        accumulation_steps = arguments.gradient_accumulation_steps
         rank, count = announced_processes().rank, announced_processes().count
         batch_size = self.config.batch_size
         assert batch_size is not None  # noqa: S101
@@ -179,6 +193,8 @@ class Trainer(ResumableTrainer):
             shares=shares,
             own=range(shares) if self._partitions else range(rank, shares, count),
             num_steps=max(math.ceil(size / (batch_size * shares)) for size in sizes),
+            device=arguments.device,
+            shapes=step_shapes(self.train_loader, batch_size, longest) if is_static else None,
         )
 
     def get_train_dataloader(self) -> Any:

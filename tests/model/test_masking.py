@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pipeline import model as tr
 from pipeline.core.errors import ConfigError
 from pipeline.model.masking import build_masking
+from pipeline.model.ops.slots import Slots
 
 WIDTH = 12
 
@@ -101,7 +102,7 @@ def test_rtd_replaces_hidden_interactions_whole_and_leaves_the_batch_alone() -> 
     )
     before = {name: values.clone() for name, values in batch.features.items()}
     targets = torch.tensor([[0, 6, 0], [0, 9, 0]])
-    replaced = masking.replace(batch, "item_id", targets, torch.zeros(2, 20))
+    replaced = masking.replace(batch, "item_id", Slots.of(targets > 0, None), torch.zeros(2, 20))
     assert all(torch.equal(batch.features[n], v) for n, v in before.items())
     new = replaced.batch.features
     assert torch.allclose(new["price"], new["item_id"] * 0.1), "whole interactions are drawn"
@@ -120,7 +121,8 @@ def test_rtd_draws_items_by_what_the_generator_gives_them(from_batch: bool) -> N
     batch = tr.SessionBatch({"item_id": ids}, torch.full((3000,), 4))
     targets = torch.tensor([[0, 0, 0, 5]]).repeat(3000, 1)
     chances = torch.tensor([0.2, 0.5, 0.3])
-    replaced = masking.replace(batch, "item_id", targets, chances.log().expand(3000, -1))
+    slots = Slots.of(targets > 0, None)
+    replaced = masking.replace(batch, "item_id", slots, chances.log().expand(3000, -1))
     drawn = replaced.batch.features["item_id"][:, 3]
     result = torch.bincount(drawn, minlength=6)[3:] / 3000
     assert torch.allclose(result, chances, atol=4 * math.sqrt(0.25 / 3000))
@@ -136,7 +138,7 @@ def test_detection_is_binary_cross_entropy_over_real_interactions() -> None:
         masking.discriminator.bias[:] = 0.5
     hidden = torch.tensor([[[0.5, 9], [-2.5, 9], [100, 9]], [[1.5, 9], [50, 9], [50, 9]]])
     replaced = torch.tensor([[True, False, True], [False, True, True]])
-    result = masking.detection_loss(hidden, replaced, torch.tensor([2, 1]))
+    result = masking.detection_loss(hidden, replaced, tr.SessionBatch({}, torch.tensor([2, 1])))
     terms = [math.log(1 + math.exp(-1.0)), math.log(1 + math.exp(-2.0)), math.log(1 + math.exp(2))]
     assert float(result) == pytest.approx(sum(terms) / 3, rel=1e-6)
 

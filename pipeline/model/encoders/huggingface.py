@@ -62,15 +62,17 @@ class HuggingFaceEncoder(nn.Module):
         lengths: Tensor,
         order: Tensor | None,
         has_target: Tensor | None = None,
+        most_targets: int | None = None,
     ) -> Tensor:
         """(B, L, D), (B,), (B, L) or None -> (B, L, d_output).
 
         With `has_target` (B, L) bool the hidden states of other positions are undefined.
+        `most_targets` as in MaskedSequence.
         """
         if has_target is None or self.token_pruning is None or self.fixed_length is not None:
             hidden: Tensor = self._run(embeddings, lengths, order).last_hidden_state
             return hidden[:, : embeddings.size(1)]
-        with self.token_pruning.only_at(has_target):
+        with self.token_pruning.only_at(has_target, most_targets):
             pruned: Tensor = self._run(embeddings, lengths, order).last_hidden_state
         return pruned
 
@@ -112,10 +114,14 @@ class HuggingFaceEncoder(nn.Module):
 
     def _masks(self, embeddings: Tensor, lengths: Tensor, order: Tensor | None) -> dict[str, Any]:
         """Mask arguments of the Hugging Face model."""
-        width = embeddings.size(1)
-        if self.mask == "none":
+        width, kind = embeddings.size(1), self.mask
+        whole = prefers_whole_masks(embeddings) and self.transformer.training
+        whole = whole and self.transformer.config._attn_implementation == "sdpa"
+        if kind == "none" and whole:
+            kind = "causal"
+        if kind == "none":
             return {}  # padding is on the right, which no position sees
-        if self.mask == "causal":
+        if kind == "causal":
             future = torch.ones(width, width, dtype=torch.bool, device=lengths.device).triu(1)
             if self.transformer.config._attn_implementation == "eager":
                 lowest = torch.finfo(embeddings.dtype).min
@@ -125,7 +131,9 @@ class HuggingFaceEncoder(nn.Module):
             return {"attention_mask": mask.expand(embeddings.size(0), 1, -1, -1)}
         # a row of padding only would have no position to attend to
         visible = visible_positions(lengths.clamp(min=1), width).to(embeddings.dtype)
-        if self.mask == "padding":
+        if kind == "padding" and whole:
+            return {"attention_mask": visible.bool()[:, None, None].expand(-1, 1, width, -1)}
+        if kind == "padding":
             return {"attention_mask": visible}
         assert order is not None  # noqa: S101
         later = (order.unsqueeze(1) >= order.unsqueeze(2)) & (order.unsqueeze(1) >= 0)  # (B, L, L)
@@ -135,6 +143,15 @@ class HuggingFaceEncoder(nn.Module):
             "perm_mask": later.to(embeddings.dtype),
             "target_mapping": own.expand(embeddings.size(0), -1, -1),
         }
+
+
+def prefers_whole_masks(values: Tensor) -> bool:
+    """Whether to give masks of (B, 1, L, L), which Hugging Face's models take as they are.
+
+    In training they read smaller ones to see whether any position is masked, for which a GPU would
+    have to finish its work first.
+    """
+    return values.device.type != "cpu"
 
 
 def _by_position(weights: Tensor) -> Tensor:

@@ -218,7 +218,7 @@ class TabularSequenceFeatures(nn.Module):
         features = dict(batch.features)
         for name, columns in self.multi_valued.items():
             features[name] = torch.stack([features.pop(column) for column in columns], -1)
-        return SessionBatch(features, batch.lengths)
+        return batch._replace(features=features)
 
     def _embed(self, features: dict[str, Tensor], items: Tensor | None = None) -> dict[str, Tensor]:
         """Parts by name, (B, L, d) each."""

@@ -9,6 +9,7 @@ from pipeline.core.columns import FIRST_ITEM, PADDING
 from pipeline.core.errors import ConfigError
 from pipeline.data.batch import SessionBatch, visible_positions
 from pipeline.model.inputs.columns import child_name
+from pipeline.model.ops.slots import Slots
 
 
 class StochasticSwapNoise(nn.Module):
@@ -41,17 +42,15 @@ class StochasticSwapNoise(nn.Module):
 
     def _swap(self, values: Tensor, is_real: Tensor) -> Tensor:
         """(N, ...), (N,) -> (N, ...)."""
-        real = is_real.nonzero().squeeze(1)  # (R,)
-        count = real.size(0)
-        if count < 2:
-            return values
+        real = Slots.of(is_real, is_real.numel())  # a slot for each row, R of them filled
+        count, slot = real.num_filled(), torch.arange(is_real.numel(), device=is_real.device)
         # a step of 1..R-1 among the real ones, so never the same interaction
-        steps = torch.randint(1, count, (count,), device=real.device)
-        others = real[(torch.arange(count, device=real.device) + steps) % count]
-        chosen = torch.rand(count, device=real.device) < self.replacement_prob
-        swapped = values.clone()
-        swapped[real[chosen]] = values[others[chosen]]
-        return swapped
+        steps = 1 + torch.rand(slot.shape, device=slot.device) * (count - 1)
+        others = (slot + steps.to(torch.int64).clamp(max=count - 1)) % count.clamp(min=1)
+        chosen = (torch.rand(slot.shape, device=slot.device) < self.replacement_prob) & (count > 1)
+        own = real.take(values)
+        chosen = chosen.reshape(-1, *[1] * (values.dim() - 1))
+        return real.put(values, torch.where(chosen, own[others], own))
 
 
 class StochasticSharedEmbeddings(nn.Module):

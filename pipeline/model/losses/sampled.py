@@ -3,7 +3,6 @@
 Shape letters: T positions with a target, N negatives of each.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -30,6 +29,8 @@ class Sampled(NamedTuple):
     """(T, N) bool, False where the draw equals the target."""
     num_items: int
     """Number of items in the catalogue."""
+    num_draws: Tensor | None = None
+    """Number of draws of each target, (), None for N."""
 
     def scores(self) -> tuple[Tensor, Tensor]:
         """(T, 1) and (T, N) scores in float32 or finer, 0 for a draw that is not a negative.
@@ -104,9 +105,14 @@ class GBCELoss(nn.Module):
     def forward(self, sampled: Sampled) -> Tensor:
         """Sampled of (T,) and (T, N) -> (T,)."""
         positive, negative = sampled.scores()
-        alpha = min(negative.size(1) / max(sampled.num_items - 1, 1), 1.0)
+        draws = sampled.num_draws
+        if draws is None:
+            draws = torch.full((), negative.size(1), device=negative.device)
+        draws = draws.double()
+        alpha = (draws / max(sampled.num_items - 1, 1)).clamp(max=1.0)
         beta = 1 - self.t * (1 - alpha)  # the same, without the division by alpha
-        offset = math.log(max(beta, 1e-3) / max(negative.size(1), 1))
+        offset = (beta.clamp(min=1e-3) / draws.clamp(min=1)).log().to(positive.dtype)
+        beta = beta.to(positive.dtype)
         liked = beta * functional.logsigmoid(positive + offset).squeeze(1)  # (T,)
         others = sampled.total(functional.logsigmoid(-negative - offset))  # (T,)
         return sampled.or_zero(-(liked + others) / (sampled.num_negatives() + 1))

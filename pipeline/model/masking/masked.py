@@ -4,6 +4,8 @@ mlm: masked language modelling (Devlin et al. 2019; BERT4Rec, Sun et al. 2019). 
 language modelling (Yang et al. 2019, "XLNet").
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -75,6 +77,17 @@ class MaskedMasking(InPlaceMasking):
     def draw(self, lengths: Tensor, width: int) -> tuple[Tensor, None]:
         """(B,) -> random interactions (B, L) bool, without an order."""
         return choose_masked(lengths, width, self.probability), None
+
+    def most_targets(self, num_sessions: int, most_interactions: int) -> int:
+        """Mean number of targets and eight standard deviations, at least.
+
+        More would be drawn once in 10^15 steps, and would not be learned.
+        """
+        chance = self.probability
+        # a session of two, the shortest with a target, gets one: 1 - 2 p more than its share
+        extra = max(0.0, 1 - 2 * chance) * num_sessions
+        spread = math.sqrt(most_interactions * chance * (1 - chance))
+        return min(math.ceil(most_interactions * chance + extra + 8 * spread), most_interactions)
 
     def hide(self, sequence: MaskedSequence, is_target: Tensor) -> MaskedSequence:
         """Put the mask vector at the targets."""

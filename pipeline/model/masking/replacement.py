@@ -19,6 +19,7 @@ from pipeline.core.errors import ConfigError
 from pipeline.data.batch import SessionBatch, visible_positions
 from pipeline.model.masking.masked import MaskedMasking
 from pipeline.model.masking.sequence import MaskedSequence, Masking, Stage
+from pipeline.model.ops.slots import Slots
 
 
 class Replaced(NamedTuple):
@@ -85,23 +86,29 @@ class ReplacementMasking(Masking):
         """Mask as mlm does."""
         return self.masked.apply_to(embeddings, item_ids, lengths, stage)
 
+    def most_targets(self, num_sessions: int, most_interactions: int) -> int:
+        """Number of mlm."""
+        return self.masked.most_targets(num_sessions, most_interactions)
+
     def loss(self, body: Any, task: Any, batch: SessionBatch, weights: Tensor | None) -> Tensor:
         """Weighted sum of the loss of masked items and that of the detection, ()."""
         table = body.inputs.item_table.weight
         masked = body.masked(batch, Stage.TRAIN)
         # detection reads all positions, in a pass of its own
         encoded = body.through(masked, targets_only=True)
-        loss = task.loss(encoded.hidden, encoded.targets, table, weights)
+        most = encoded.most_targets
+        loss = task.loss(encoded.hidden, encoded.targets, table, weights, most)
         generated = encoded
         if body.generator is not None:
             generated = body.through(masked, generator=True)
-            loss = loss + task.loss(generated.hidden, generated.targets, table, weights)
+            loss = loss + task.loss(generated.hidden, generated.targets, table, weights, most)
+        slots = Slots.of(encoded.targets >= FIRST_ITEM, most)
         with torch.no_grad():
-            logits = task.logits(generated.hidden[generated.targets >= FIRST_ITEM], table)
+            logits = task.logits(slots.take(generated.hidden), table)
         inputs = body.inputs
-        replaced = self.replace(batch, inputs.item, encoded.targets, logits, inputs.vectors)
+        replaced = self.replace(batch, inputs.item, slots, logits, inputs.vectors)
         hidden = body.through(body.unmasked(replaced.batch)).hidden
-        detection = self.detection_loss(hidden, replaced.is_replaced, batch.lengths)
+        detection = self.detection_loss(hidden, replaced.is_replaced, replaced.batch)
         return self.generator_loss_weight * loss + self.discriminator_loss_weight * detection
 
     @torch.no_grad()
@@ -109,56 +116,77 @@ class ReplacementMasking(Masking):
         self,
         batch: SessionBatch,
         item: str,
-        targets: Tensor,
+        masked: Slots,
         logits: Tensor,
         vectors: Collection[str] = (),
     ) -> Replaced:
-        """Replace the interactions at `targets` (B, L) by draws of the generator.
+        """Replace the `masked` interactions by draws of the generator.
 
-        `logits` (T, V - 3) are the generator's at the targets, row by row; `item` names the item
-        feature, `vectors` the features that are vectors. The batch itself is not changed.
+        `logits` (T, V - 3) are the generator's at these; `item` names the item feature, `vectors`
+        the features that are vectors. The batch itself is not changed.
         """
         ids = batch.features[item]
-        masked = targets >= FIRST_ITEM  # (B, L)
         if not len(logits):
-            return Replaced(batch, torch.zeros_like(masked))
+            return Replaced(batch, torch.zeros_like(ids, dtype=torch.bool))
+        # a number for each position, so that a draw does not depend on the form of the slots
+        draw = masked.take(torch.rand(ids.shape, device=ids.device))  # (T,)
         if self.sample_from_batch:
-            features = _draw_interactions(batch, ids, masked, logits, vectors)
+            features = _draw_interactions(batch, ids, masked, logits, draw, vectors)
         else:
-            drawn = torch.multinomial(logits.float().softmax(1), 1).squeeze(1)  # (T,)
-            changed = ids.clone()
-            changed[masked] = (drawn + FIRST_ITEM).to(ids.dtype)
-            features = {**batch.features, item: changed}
-        return Replaced(SessionBatch(features, batch.lengths), features[item] != ids)
+            drawn = _drawn_columns(logits.float().softmax(1), draw) + FIRST_ITEM
+            features = {**batch.features, item: masked.put(ids, drawn.to(ids.dtype))}
+        return Replaced(batch._replace(features=features), features[item] != ids)
 
-    def detection_loss(self, hidden: Tensor, is_replaced: Tensor, lengths: Tensor) -> Tensor:
-        """(B, L, D), (B, L), (B,) -> (): binary cross-entropy over all interactions."""
+    def detection_loss(self, hidden: Tensor, is_replaced: Tensor, batch: SessionBatch) -> Tensor:
+        """(B, L, D), (B, L) -> (): binary cross-entropy over all interactions of a batch."""
         if self.discriminator is None:
             raise ConfigError("ReplacementMasking works as the masking of an input block.")
-        inside = visible_positions(lengths, hidden.size(1))
-        scores = self.discriminator(hidden).squeeze(-1)[inside]
-        if not scores.numel():
-            return hidden.sum() * 0
-        return functional.binary_cross_entropy_with_logits(
-            scores, is_replaced[inside].to(scores.dtype)
+        inside = visible_positions(batch.lengths, hidden.size(1))
+        slots = Slots.of(inside, batch.most_interactions)
+        scores = self.discriminator(slots.take(hidden)).squeeze(-1)
+        labels = slots.take(is_replaced).to(scores.dtype)
+        return slots.mean(
+            functional.binary_cross_entropy_with_logits(scores, labels, reduction="none")
         )
 
 
 def _draw_interactions(
-    batch: SessionBatch, ids: Tensor, masked: Tensor, logits: Tensor, vectors: Collection[str]
+    batch: SessionBatch,
+    ids: Tensor,
+    masked: Slots,
+    logits: Tensor,
+    draw: Tensor,
+    vectors: Collection[str],
 ) -> dict[str, Tensor]:
-    """Features with the `masked` (B, L) interactions replaced by others of the batch."""
+    """Features with the `masked` interactions replaced by others of the batch.
+
+    `draw` (T,) are random numbers in [0, 1).
+    """
     is_item = ids >= FIRST_ITEM  # (B, L)
-    pool = ids[is_item]  # (P,) one entry for each interaction of the batch
+    pool = Slots.of(is_item, batch.most_interactions)  # one slot for each interaction, P
+    items = (pool.take(ids).to(torch.int64) - FIRST_ITEM).clamp(min=0)
     # the count of an item in the batch does not change its probability
-    _, which, times = pool.unique(return_inverse=True, return_counts=True)
-    chances = (logits[:, pool - FIRST_ITEM].float() - times[which].log()).softmax(1)
-    drawn = torch.multinomial(chances, 1).squeeze(1)  # (T,) positions in the pool
+    ones = pool.only_filled(torch.ones_like(items), 0)
+    times = ones.new_zeros(logits.size(1)).index_add(0, items, ones)
+    scores = logits[:, items].float() - times[items].log()
+    drawn = _drawn_columns(pool.only_filled(scores, float("-inf")).softmax(1), draw)
     features = dict(batch.features)
     for name, values in batch.features.items():
         of_session = values.dim() < 2 or (name in vectors and values.dim() == 2)
         if of_session or values.shape[:2] != ids.shape:
             continue
-        features[name] = values.clone()
-        features[name][masked] = values[is_item][drawn]
+        features[name] = masked.put(values, pool.take(values)[drawn])
     return features
+
+
+def _drawn_columns(chances: Tensor, draw: Tensor) -> Tensor:
+    """(T, C) probabilities, (T,) random numbers in [0, 1) -> (T,) columns.
+
+    The inverse of the distribution function: torch.multinomial waits for the device, and takes as
+    many random numbers as there are probabilities.
+    """
+    total = chances.cumsum(1)
+    # above 0, so that the column has a probability above 0
+    height = (1 - draw).unsqueeze(1) * total[:, -1:]
+    columns = torch.searchsorted(total, height).squeeze(1)
+    return columns.clamp(max=chances.size(1) - 1)  # without any probability, the last one

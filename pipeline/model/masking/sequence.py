@@ -35,6 +35,8 @@ class MaskedSequence(NamedTuple):
     """(B,) position whose hidden state predicts the next item (or the last target)."""
     order: Tensor | None = None
     """(B, L) order of plm: a position sees positions of a lower number and all those of -1."""
+    most_targets: int | None = None
+    """Number of target slots in the static form of a training step, None for the packed form."""
 
 
 class Encoded(NamedTuple):
@@ -50,6 +52,8 @@ class Encoded(NamedTuple):
     """(B,) number of positions that are not padding."""
     order: Tensor | None = None
     """(B, L) order of plm, see MaskedSequence."""
+    most_targets: int | None = None
+    """Number of target slots, see MaskedSequence."""
 
 
 class Masking(nn.Module):
@@ -102,15 +106,21 @@ class Masking(nn.Module):
         """(B,) lengths -> (B, L) bool: interactions that training may predict."""
         return torch.ones(len(lengths), width, dtype=torch.bool, device=lengths.device)
 
+    def most_targets(self, num_sessions: int, most_interactions: int) -> int:
+        """Largest number of targets of training among so many sessions and interactions."""
+        return most_interactions
+
     def loss(self, body: Any, task: Any, batch: SessionBatch, weights: Tensor | None) -> Tensor:
         """Training loss of a NextItemPredictionTask on a SequentialBlock, ().
 
         `weights` (B, L) stand at the positions of the targets, as `at_targets` gives them.
         """
         table = body.inputs.item_table.weight
-        looked_up, scored = share_gradient(table) if task.scores_all_rows else (None, table)
+        looked_up, scored = None, table
+        if task.scores_all_rows and not batch.is_static:  # a graph has no sparse gradients
+            looked_up, scored = share_gradient(table)
         encoded = body.through(body.masked(batch, Stage.TRAIN, looked_up), targets_only=True)
-        return task.loss(encoded.hidden, encoded.targets, scored, weights)
+        return task.loss(encoded.hidden, encoded.targets, scored, weights, encoded.most_targets)
 
 
 class NoMasking(Masking):
@@ -160,6 +170,10 @@ class CausalMasking(Masking):
     def at_targets(self, values: Tensor) -> Tensor:
         """(B, L) -> (B, L - 1): the value of the interaction after each position."""
         return values[:, 1:] if values.size(1) > 1 else values
+
+    def most_targets(self, num_sessions: int, most_interactions: int) -> int:
+        """All interactions, or one of each session."""
+        return num_sessions if self.train_on_last_item_seq_only else most_interactions
 
     def may_be_targets(self, lengths: Tensor, width: int) -> Tensor:
         """(B,) lengths -> (B, L) bool: all interactions but the first, or the last only."""

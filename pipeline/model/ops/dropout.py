@@ -25,7 +25,8 @@ class FastDropout(nn.Dropout):
         threshold = round(self.p * _STEPS)
         if not self.training or threshold == 0:
             return values
-        if values.device.type != "cpu" or threshold >= _STEPS:
+        traced = torch.compiler.is_compiling()
+        if traced or values.device.type != "cpu" or threshold >= _STEPS:
             return functional.dropout(values, self.p)
         return _Dropout.apply(values, threshold)
 

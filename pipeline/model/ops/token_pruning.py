@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pipeline.model.ops.slots import Slots
+
 
 class TokenPruning:
     """Hooks around the position-wise part of a layer.
@@ -25,33 +27,33 @@ class TokenPruning:
         `positions_first` if hidden states are (L, B, D) rather than (B, L, D).
         """
         self._positions_first = positions_first
-        self._rows: Tensor | None = None
+        self._slots: Slots | None = None
         self._shape: tuple[int, ...] = ()
         first.register_forward_pre_hook(self._choose)
         last.register_forward_hook(self._put_back)
 
     @contextmanager
-    def only_at(self, has_target: Tensor) -> Iterator[None]:
-        """Keep the positions of (B, L) bool `has_target` inside the context."""
-        order = has_target.T if self._positions_first else has_target
-        self._rows = order.reshape(-1).nonzero().squeeze(1)
+    def only_at(self, has_target: Tensor, most: int | None = None) -> Iterator[None]:
+        """Keep the positions of (B, L) bool `has_target` inside the context.
+
+        `most` is the number of slots, None for the packed form.
+        """
+        self._slots = Slots.of(has_target.T if self._positions_first else has_target, most)
         try:
             yield
         finally:
-            self._rows = None
+            self._slots = None
 
     def _choose(self, _module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if self._rows is None:
+        if self._slots is None:
             return None
         self._shape = tuple(inputs[0].shape)
-        return tuple(hidden.reshape(-1, hidden.size(-1))[self._rows] for hidden in inputs)
+        return tuple(self._slots.take(hidden) for hidden in inputs)
 
     def _put_back(self, _module: nn.Module, _inputs: Any, output: Tensor) -> Tensor | None:
-        if self._rows is None:
+        if self._slots is None:
             return None
-        count = self._shape[0] * self._shape[1]
-        whole = output.new_zeros(count, output.size(-1)).index_copy(0, self._rows, output)
-        return whole.view(*self._shape[:2], -1)
+        return self._slots.put(output.new_zeros(*self._shape[:2], output.size(-1)), output)
 
 
 def token_pruning_of(transformer: Any) -> TokenPruning | None:

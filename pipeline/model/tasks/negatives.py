@@ -82,10 +82,13 @@ class NegativeSampler(nn.Module):
             self.weights = weights
 
     @torch.no_grad()
-    def draw(self, targets: Tensor) -> Negatives:
-        """(T,) positions in the catalogue -> Negatives, on the device of the targets."""
+    def draw(self, targets: Tensor, num_targets: Tensor | None = None) -> Negatives:
+        """(T,) positions in the catalogue -> Negatives, on the device of the targets.
+
+        `num_targets` () is the number of targets that in-batch counts, by default T.
+        """
         if self.distribution == "in-batch":
-            draws = max(targets.numel() - 1, 1)
+            draws = max(targets.numel() - 1, 1) if num_targets is None else num_targets - 1
             return Negatives(targets, self._log_expected(targets, draws))
         size = (self.num_negatives,) if self.shared else (targets.numel(), self.num_negatives)
         # float64 rather than torch.randint, whose draws are uneven over a large range
@@ -108,7 +111,7 @@ class NegativeSampler(nn.Module):
         # expm1 rounds differently on each device
         return items.clamp(max=self.num_items - 1)
 
-    def _log_expected(self, items: Tensor, draws: int) -> Tensor:
+    def _log_expected(self, items: Tensor, draws: int | Tensor) -> Tensor:
         """Any shape -> the same shape: log(draws q_j)."""
         match self.distribution:
             case "uniform":

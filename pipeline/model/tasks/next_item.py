@@ -16,6 +16,7 @@ from pipeline.core.errors import ConfigError
 from pipeline.data.batch import SessionBatch
 from pipeline.model.leakage import task_block_output_size
 from pipeline.model.losses import LabelSmoothCrossEntropyLoss, OverCatalogue, Sampled, build_loss
+from pipeline.model.ops.slots import Slots
 from pipeline.model.tasks.negatives import NegativeSampler, is_negative
 from pipeline.model.tasks.targets import ColumnValues, Recency
 
@@ -173,31 +174,40 @@ class NextItemPredictionTask(nn.Module):
         return self.queries(hidden) @ self.items(item_table).T
 
     def loss(
-        self, hidden: Tensor, targets: Tensor, item_table: Tensor, weights: Tensor | None = None
+        self,
+        hidden: Tensor,
+        targets: Tensor,
+        item_table: Tensor,
+        weights: Tensor | None = None,
+        most_targets: int | None = None,
     ) -> Tensor:
         """(B, L, D), (B, L), (V, item width) -> (): mean over positions with a target.
 
         A missing or unknown item is not a target. Without a target the loss is 0. With `weights`
-        (B, L) it is the weighted mean. ConfigError for weights and a loss that reduces itself.
+        (B, L) it is the weighted mean. `most_targets` is T in the static form, None for the packed
+        form. ConfigError for weights, or the static form, and a loss that reduces itself.
         """
         # (T, D) rather than (B * L, D): the logits are the largest tensor of a step
-        has_target = targets >= FIRST_ITEM
-        positions = targets[has_target].to(torch.int64) - FIRST_ITEM  # (T,) in the catalogue
-        states = hidden[has_target]
+        slots = Slots.of(targets >= FIRST_ITEM, most_targets)
+        # positions in the catalogue, (T,)
+        positions = (slots.take(targets).to(torch.int64) - FIRST_ITEM).clamp(min=0)
+        states = slots.take(hidden)
         # with a sharded table, other processes need the rows of this one
         if not len(positions) and not self.is_sharded:
             # keeps the graph, so that backward works
             return self.queries(states).sum() + item_table.sum() * 0 + hidden.sum() * 0
-        losses = self._losses(states, positions, item_table)
-        if weights is None:
-            return losses.mean() if len(positions) else losses.sum()
+        losses = self._losses(states, positions, item_table, slots)
         if losses.dim() == 0:
+            if weights is None and slots.filled is None:
+                return losses
             raise ConfigError(
                 f"{type(self.objective).__name__} gives one number for all targets, so they cannot "
-                "be weighted. Give it reduction='none'."
+                "be weighted, nor trained on a GPU. Give it reduction='none'."
             )
+        if weights is None:
+            return slots.mean(losses)
         # only ratios count; all weights may be tiny, as those of old interactions are
-        scale = weights[has_target].double()
+        scale = slots.only_filled(slots.take(weights).double(), 0.0)
         scale = (scale / scale.max().clamp(min=torch.finfo(scale.dtype).tiny)).to(losses.dtype)
         return (losses * scale).sum() / scale.sum().clamp(min=torch.finfo(losses.dtype).tiny)
 
@@ -206,10 +216,10 @@ class NextItemPredictionTask(nn.Module):
         items = self.logits(hidden, item_table)
         return functional.pad(items, (FIRST_ITEM, 0), value=float("-inf"))
 
-    def _losses(self, hidden: Tensor, targets: Tensor, item_table: Tensor) -> Tensor:
+    def _losses(self, hidden: Tensor, targets: Tensor, item_table: Tensor, slots: Slots) -> Tensor:
         """(T, D), (T,) -> (T,), or () from a loss that reduces itself."""
         if self.sampler is not None:
-            return self._sampled_losses(self.sampler, hidden, targets, item_table)
+            return self._sampled_losses(self.sampler, hidden, targets, item_table, slots)
         if not isinstance(self.objective, OverCatalogue):
             return self.objective(self.logits(hidden, item_table), targets)
         drops = self.training and self.item_dropout.p > 0
@@ -224,10 +234,21 @@ class NextItemPredictionTask(nn.Module):
         )
 
     def _sampled_losses(
-        self, sampler: NegativeSampler, hidden: Tensor, targets: Tensor, item_table: Tensor
+        self,
+        sampler: NegativeSampler,
+        hidden: Tensor,
+        targets: Tensor,
+        item_table: Tensor,
+        slots: Slots,
     ) -> Tensor:
         """(T, D), (T,) -> (T,) of a loss over negatives."""
-        drawn = sampler.draw(targets)
+        num_draws = None
+        if sampler.distribution == "in-batch" and slots.filled is not None:
+            num_draws = slots.num_filled()
+        drawn = sampler.draw(targets, num_draws)
+        kept = is_negative(drawn.items, targets)
+        if num_draws is not None:
+            kept = slots.only_filled(kept, False)
         queries = self.queries(hidden)  # (T, E)
         positive = (queries * self.items(item_table, targets)).sum(-1)
         items = self.items(item_table, drawn.items)  # (N, E) or (T, N, E)
@@ -239,7 +260,8 @@ class NextItemPredictionTask(nn.Module):
             positive=positive,
             negative=negative,
             log_expected=drawn.log_expected.to(negative.dtype),
-            is_negative=is_negative(drawn.items, targets),
+            is_negative=kept,
             num_items=item_table.size(0) - FIRST_ITEM,
+            num_draws=num_draws,
         )
         return self.objective(sampled)

@@ -14,6 +14,7 @@ from pipeline.core.errors import ConfigError
 from pipeline.data.batch import SessionBatch, visible_positions
 from pipeline.model.leakage import task_block_output_size
 from pipeline.model.masking import Masking
+from pipeline.model.ops.slots import Slots
 
 Summary = Literal["last", "mean", "first"] | None
 
@@ -142,9 +143,8 @@ class TargetTask(nn.Module):
                     f"{self.target.column!r} has one value an interaction; set summary_type=None."
                 )
             inside = batch.lengths > 0
-        if not bool(inside.any()):
-            return outputs.sum() * 0
-        return self.objective(outputs[inside], targets[inside])
+        slots = Slots.of(inside, inside.numel() if batch.is_static else None)
+        return slots.mean(self.objective(slots.take(outputs), slots.take(targets)))
 
     def outputs(self, hidden: Tensor, query: Tensor, batch: SessionBatch) -> Tensor:
         """(B, L, D), (B,) -> (B,) or (B, L) outputs of the last layer."""
@@ -160,7 +160,7 @@ class TargetTask(nn.Module):
         return self.outputs(hidden, query, batch)
 
     def objective(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """(N,), (N,) -> ()."""
+        """(N,), (N,) -> (N,)."""
         raise NotImplementedError
 
     def _summarize(self, hidden: Tensor, query: Tensor, batch: SessionBatch) -> Tensor:
@@ -187,8 +187,8 @@ class BinaryClassificationTask(TargetTask):
         return self.outputs(hidden, query, batch).sigmoid()
 
     def objective(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """(N,) logits, (N,) -> (): mean binary cross-entropy."""
-        return functional.binary_cross_entropy_with_logits(outputs, targets)
+        """(N,) logits, (N,) -> (N,): binary cross-entropy."""
+        return functional.binary_cross_entropy_with_logits(outputs, targets, reduction="none")
 
 
 class RegressionTask(TargetTask):
@@ -213,11 +213,11 @@ class RegressionTask(TargetTask):
         self._loss = _LOSSES[loss]
 
     def objective(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """(N,), (N,) -> (): mean of the chosen loss."""
-        return self._loss(outputs, targets)
+        """(N,), (N,) -> (N,): the chosen loss."""
+        return self._loss(outputs, targets, reduction="none")
 
 
-_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+_LOSSES: dict[str, Callable[..., Tensor]] = {
     "mse": functional.mse_loss,
     "l1": functional.l1_loss,
     "huber": functional.huber_loss,
