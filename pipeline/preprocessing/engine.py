@@ -135,19 +135,24 @@ class _Encoder:
 
     def __init__(self, fitted: Fitted, part: str) -> None:
         from pipeline.preprocessing import workflow
+        from pipeline.preprocessing.operators.sessions import session_order
 
         self.fitted = fitted
-        self._workflow = workflow
+        self._workflow, self._order = workflow, session_order
         self._graph = workflow.rebuild(fitted, None, training=part == "train")
         self._lock = Lock()
 
-    def encode(self, shard: Shard, rows: NDArray[Any]) -> tuple[pa.Table, pa.Table]:
-        """Raw interactions of a mask, by session and time, and their encoded sessions."""
+    def encode(self, shard: Shard, rows: NDArray[Any]) -> tuple[pa.Table, pa.Table, pa.Table]:
+        """Interactions of a mask: raw as in the shard, raw by session id, and encoded sessions."""
         table = _filter(_read(shard), rows)
         frame = to_frame(table)
         with self._lock:  # the first call fits the schema of the graph
             self._workflow.output_schema(self._graph, frame)
-        return table, as_table(self._workflow.transform(self._graph, frame))
+        by_id = table
+        if self.fitted.recipe.session_gap is not None:  # ids are text since the shard was sorted
+            order, _ = self._order(frame[SESSION], frame[TIMESTAMP])
+            by_id = table.take(pa.array(order))
+        return table, by_id, as_table(self._workflow.transform(self._graph, frame))
 
 
 def _encoder_of(fitted: Fitted, part: str) -> "_Encoder | DeviceEncoder":
@@ -182,7 +187,7 @@ def _encode(
         rows = rows_of(fitted.recipe, split, shard.lengths)[part]
     if not rows.any():
         return None
-    table, sessions = encoder.encode(shard, rows)
+    table, by_id, sessions = encoder.encode(shard, rows)
     times = table[TIMESTAMP].to_numpy()
     is_training = part == "train"
     return EncodedSessions(
@@ -191,7 +196,7 @@ def _encode(
         interactions=len(times),
         first=int(times.min()),
         last=int(times.max()),
-        counts=count_sessions(fitted, table, sessions, part, window),
+        counts=count_sessions(fitted, by_id, sessions, part, window),
     )
 
 

@@ -400,6 +400,21 @@ def test_a_log_without_times_and_parts_has_a_page(tmp_path: Path) -> None:
     assert "elapsed" not in report["parts"]["test"]["columns"]
 
 
+def test_sessions_cut_at_gaps_are_counted_by_their_own_interactions(tmp_path: Path) -> None:
+    """Session 10-0 comes before 9-0, and user 9 before user 10."""
+    seconds = {9: (1000, 1010), 10: (2000, 2020, 2040)}
+    rows = [(user, f"a{n}", at) for user, times in seconds.items() for n, at in enumerate(times)]
+    pd.DataFrame(rows, columns=["user", "sku", "at"]).to_csv(tmp_path / "log.csv", index=False)
+    chosen = Preprocess(
+        session="user", item="sku", timestamp={"column": "at", "unit": "s"}, session_gap="30m"
+    )
+    preprocess(chosen, [tmp_path / "log.csv"], [], tmp_path / "data")
+    report = json.loads((tmp_path / "data" / "report.json").read_text(encoding="utf-8"))
+    elapsed = report["parts"]["train"]["columns"]["elapsed"]
+    assert (elapsed["least"], elapsed["greatest"]) == (10, 20)
+    assert elapsed["mean"] == pytest.approx(50 / 3, rel=1e-5)
+
+
 def test_times_far_apart_take_no_memory(tmp_path: Path) -> None:
     log = shop(sessions=200)
     log.loc[5, "time"] = "1700-01-01 00:00:00 UTC"

@@ -86,12 +86,12 @@ class DeviceEncoder:
         self._lookups: dict[str, tuple[pa.Array, Any]] = {}
         self._padded = {name for f in fitted.categorical for name in f.columns[1:]}
 
-    def encode(self, shard: Shard, rows: NDArray[Any]) -> tuple[pa.Table, pa.Table]:
-        """Raw interactions of a mask, by session and time, and their encoded sessions."""
+    def encode(self, shard: Shard, rows: NDArray[Any]) -> tuple[pa.Table, pa.Table, pa.Table]:
+        """Interactions of a mask: raw as in the shard, raw by session id, and encoded sessions."""
         recipe = self.fitted.recipe
         selected = interactions_of(self._frames, shard).select(rows)
         in_order = selected
-        if recipe.session_gap is not None:
+        if recipe.session_gap is not None:  # ids are text since the shard was sorted
             in_order = selected.sorted_by_id()
         columns = {name: self._indices(in_order, name) for name in self.fitted.of_columns}
         if self._numbers is not None:
@@ -101,7 +101,9 @@ class DeviceEncoder:
             scaled = workflow.transform(self._numbers, frame)
             columns |= {name: scaled[name].to_numpy() for name in scaled.columns}
         columns[TIMESTAMP] = self._frames.host(in_order.rows[TIMESTAMP])
-        return selected.table(selected.rows), self._sessions(in_order, columns)
+        table = selected.table(selected.rows)
+        by_id = table if in_order is selected else in_order.table(in_order.rows)
+        return table, by_id, self._sessions(in_order, columns)
 
     def _indices(self, interactions: Interactions, name: str) -> NDArray[Any]:
         """(N,) int64 indices of a column, by a table of the index of each distinct value."""
