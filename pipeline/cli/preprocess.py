@@ -92,6 +92,7 @@ def preprocess(
 
 def data_text(facts: dict[str, Any], out: Path) -> str:
     """Return rows, notes, sessions and drift of a data directory as lines."""
+    from pipeline.logs.row_counts import describe
     from pipeline.reports import PAGE_FILE
 
     lines = []
@@ -99,7 +100,8 @@ def data_text(facts: dict[str, Any], out: Path) -> str:
         lines.append(f"{source:>6}  {rows['kept']:,} of {rows['read']:,} rows kept")
         for group in ("dropped", "repaired", "counted"):
             if reasons := rows.get(group):
-                counts = "; ".join(f"{count:,} {reason}" for reason, count in reasons.items())
+                examples = rows.get("examples", {})
+                counts = "; ".join(describe(n, reason, examples) for reason, n in reasons.items())
                 lines.append(f"        {group}: {counts}")
     lines += [f"  note  {note}" for note in facts["notes"]]
     for part, counts in facts["sessions"].items():

@@ -16,6 +16,8 @@ SESSION = "session_id"
 ITEM = "item_id"
 """Column and feature of the item id."""
 TIMESTAMP = "timestamp"
+ORDER = "order."
+"""Beginning of the names of further columns of the order; no feature has a dot in its name."""
 """Column of the time of an interaction, in microseconds since 1970 UTC."""
 
 SCHEMA_FILE = "schema.pbtxt"

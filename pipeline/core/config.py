@@ -60,19 +60,35 @@ def read_values(path: Path | None, overrides: tuple[str, ...]) -> dict[str, Any]
     return values
 
 
+class _Loader(yaml.SafeLoader):
+    """Safe loader that refuses a key that occurs twice, of which PyYAML keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            if isinstance(key_node, yaml.ScalarNode) and key_node.value != "<<":
+                key, line = self.construct_object(key_node), key_node.start_mark.line + 1
+                if key in lines:
+                    raise yaml.YAMLError(
+                        f"`{key}` is in line {lines[key]} and again in line {line}. Keep one"
+                    )
+                lines[key] = line
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(
     path: Path, what: str = "a recipe in YAML, such as those in configs/"
 ) -> dict[str, Any]:
     """Parse a YAML mapping. ConfigError if the file is missing, not YAML or not a mapping."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = _Loader(path.read_text(encoding="utf-8")).get_single_data()
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist. Expected {what}.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read as text: {error}.") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: no such date
         line = " ".join(str(error).split())
-        raise ConfigError(f"{path} is not valid YAML: {line}") from None
+        raise ConfigError(f"{path} is not valid YAML: {line}.") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no mapping. Expected sections such as `preprocess:`.")
     return values

@@ -62,6 +62,7 @@ def encoder_spec(fitted: Fitted, default_k: int, max_k: int) -> dict[str, Any]:
         kind = fitted.timestamp_type
         # a time that Parquet holds as such travels as text
         timestamp = {"type": kind, "unit": "iso" if kind == "string" else recipe.timestamp.unit}
+        timestamp["format"] = recipe.timestamp.format
         if ELAPSED in recipe.timestamp.features:
             timestamp["elapsed"] = _statistics(fitted, ELAPSED, log=True)
     return {
@@ -70,6 +71,7 @@ def encoder_spec(fitted: Fitted, default_k: int, max_k: int) -> dict[str, Any]:
         "filter_seen": recipe.filter_seen,
         "session_gap": recipe.session_gap and duration_microseconds(recipe.session_gap),
         "drop_repeats": recipe.drop_repeats,
+        "missing": list(recipe.missing),
         "default_k": default_k,
         "max_k": max_k,
         "columns": columns,

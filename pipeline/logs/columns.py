@@ -6,6 +6,7 @@ values are those of the file.
 
 from collections.abc import Collection
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pandas as pd
@@ -13,18 +14,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.core.columns import ITEM, SESSION, TIMESTAMP
+from pipeline.core.columns import ITEM, ORDER, SESSION, TIMESTAMP
 from pipeline.core.errors import DataError
 from pipeline.data.values import category_chunk, decode_dictionary, to_array
 from pipeline.logs.row_counts import NO_UTF8, RowCounts
 from pipeline.logs.text import decode
 from pipeline.recipe.features import CategoryFeature, ColumnFeature, Feature, TargetEncodedFeature
 from pipeline.recipe.preprocess import Preprocess
+from pipeline.serve.runtime.lookups import SEPARATOR_IN_TAG
 
-_TEXTS = {
-    pa.string(), pa.large_string(), pa.string_view(),
-    pa.binary(), pa.large_binary(), pa.binary_view(),
-}  # fmt: skip
+_STRINGS = {pa.string(), pa.large_string(), pa.string_view()}
+_TEXTS = {*_STRINGS, pa.binary(), pa.large_binary(), pa.binary_view()}
+_UUID_BYTES = 16
 
 
 def log_columns(recipe: Preprocess) -> dict[str, str]:
@@ -32,6 +33,7 @@ def log_columns(recipe: Preprocess) -> dict[str, str]:
     columns = {SESSION: recipe.session, ITEM: recipe.item}
     if recipe.timestamp:
         columns[TIMESTAMP] = recipe.timestamp.column
+    columns |= {f"{ORDER}{number}": column for number, column in enumerate(recipe.order)}
     return columns | feature_columns(recipe)
 
 
@@ -131,20 +133,21 @@ def join_lists(
         return column
     words = decode_text(pc.list_flatten(column), name, source, row_counts)
     text, _ = category_chunk(to_array(words), "string")
+    text = pc.replace_substring(decode_dictionary(text), separator, SEPARATOR_IN_TAG)
     offsets = np.concatenate([[0], np.cumsum(_list_lengths(column))])
-    lists = pa.ListArray.from_arrays(
-        pa.array(offsets, pa.int32()), pc.fill_null(decode_dictionary(text), "")
-    )
+    lists = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pc.fill_null(text, ""))
     return pa.chunked_array([pc.binary_join(lists, separator)])
 
 
 def decode_text(
     column: pa.ChunkedArray, name: str, source: str, row_counts: RowCounts
 ) -> pa.ChunkedArray:
-    """Text and bytes as UTF-8 without NUL; numbers and times as they are.
+    """Text as UTF-8 without NUL, other bytes in hexadecimal; numbers and times as they are.
 
     DataError for any other type.
     """
+    if isinstance(column.type, pa.BaseExtensionType):  # such as arrow.uuid
+        column = column.cast(column.type.storage_type)
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     try:
         pa.array([], kind).cast(pa.string())
@@ -157,12 +160,52 @@ def decode_text(
     if kind not in _TEXTS and not pa.types.is_fixed_size_binary(kind):
         return column
     column = column.cast(kind) if pa.types.is_dictionary(column.type) else column
+    if kind not in _STRINGS and _holds_bytes(column):
+        return _hexadecimal(column)
     column = column.cast(pa.binary())
     try:
         column = column.cast(pa.string())  # validates without copying
     except pa.ArrowInvalid:
         column = _decode_each(column, row_counts)
     return _remove_nul(column, row_counts)
+
+
+def _holds_bytes(column: pa.ChunkedArray) -> bool:
+    """Whether binary values are no text: some value has a control character."""
+    for chunk in column.cast(pa.large_binary()).chunks:
+        if (data := chunk.buffers()[2]) is not None:
+            codes = np.frombuffer(data, np.uint8)
+            if ((codes < ord("\t")) | ((codes > ord("\r")) & (codes < ord(" ")))).any():
+                return True
+    return False
+
+
+def _hexadecimal(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Bytes as text: 16 of them as UUID, others in hexadecimal."""
+    chunks = []
+    for chunk in column.chunks:
+        encoded = chunk.cast(pa.binary()).dictionary_encode()
+        values = encoded.dictionary.to_pylist()
+        texts = [str(UUID(bytes=v)) if len(v) == _UUID_BYTES else v.hex() for v in values]
+        chunks.append(pa.array(texts, pa.string()).take(encoded.indices))
+    return pa.chunked_array(chunks, pa.string())
+
+
+def replace_missing(recipe: Preprocess, table: pa.Table, row_counts: RowCounts) -> pa.Table:
+    """Null in place of the values that the recipe names as `missing`."""
+    for index, name in enumerate(table.column_names if recipe.missing else ()):
+        column = table[name]
+        is_text = pa.types.is_string(column.type)
+        words = pa.array(recipe.missing)
+        if not is_text:
+            words = pa.array(pd.to_numeric(words.to_pandas(), errors="coerce")).drop_null()
+        if is_text or pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+            is_missing = pc.is_in(column if is_text else column.cast(pa.float64()), words)
+            row_counts.repaired[f"values of {name} that `missing` names"] += (
+                pc.sum(is_missing).as_py() or 0
+            )
+            table = table.set_column(index, name, pc.if_else(is_missing, None, column))
+    return table
 
 
 def _decode_each(column: pa.ChunkedArray, row_counts: RowCounts) -> pa.ChunkedArray:

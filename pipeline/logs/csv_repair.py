@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -38,7 +38,7 @@ class CsvFile:
         self._row_counts = row_counts
         self.header = b"" if recipe.columns else None
         """Header line without its end, empty without one; None before the first block."""
-        self._quotes = _Quotes(self.delimiter.encode())
+        self._quotes = None if recipe.quote == "none" else _Quotes(self.delimiter.encode())
         self.names = list(recipe.columns or ())
         """Names of all columns; set after the first block."""
 
@@ -63,6 +63,8 @@ class CsvFile:
             "lines cut off with their file": int(self._text.cut_line.strip(_LINE_ENDS) != b""),
         }
         for reason, lines in lost.items():
+            if lines and self._text.cut_line:
+                self._row_counts.add_example(reason, decode(self._text.cut_line)[0])
             self._row_counts.rows += lines
             self._row_counts.dropped[reason] += lines
 
@@ -72,7 +74,8 @@ class CsvFile:
         Types are not inferred: those of the first block may not fit later ones, and an id such as
         00123 would become 123.
         """
-        self._quotes.width = len(self.names)
+        if self._quotes is not None:
+            self._quotes.width = len(self.names)
         rest = b""
         # not Arrow's own threads: its reader hung on files with damaged lines
         with ThreadPoolExecutor(_THREADS) as pool:
@@ -85,9 +88,12 @@ class CsvFile:
             repaired, _ = self._repair(rest, is_last=True)
             yield self._count_skipped(*self._parse(repaired, columns))
 
-    def _count_skipped(self, table: pa.Table, num_skipped: int) -> pa.Table:
-        self._row_counts.rows += num_skipped
-        self._row_counts.dropped["lines with another number of columns"] += num_skipped
+    def _count_skipped(self, table: pa.Table, skipped: list[str]) -> pa.Table:
+        reason = "lines with another number of columns"
+        self._row_counts.rows += len(skipped)
+        self._row_counts.dropped[reason] += len(skipped)
+        for line in skipped[:1]:
+            self._row_counts.add_example(reason, line)
         return table
 
     def _parse_header(self, header: bytes) -> list[str]:
@@ -95,11 +101,15 @@ class CsvFile:
         table = pa.csv.read_csv(
             pa.BufferReader(text.encode() + b"\n"),
             read_options=pa.csv.ReadOptions(block_size=len(header) * 4 + 2, use_threads=False),
-            parse_options=pa.csv.ParseOptions(delimiter=self.delimiter),
+            parse_options=self._parse_options(),
         )
         return list(table.column_names)
 
-    def _parse_intact(self, block: bytes, columns: list[str]) -> tuple[pa.Table, int] | None:
+    def _parse_options(self, **options: Any) -> pa.csv.ParseOptions:
+        quote = False if self._quotes is None else '"'
+        return pa.csv.ParseOptions(delimiter=self.delimiter, quote_char=quote, **options)
+
+    def _parse_intact(self, block: bytes, columns: list[str]) -> tuple[pa.Table, list[str]] | None:
         """As `_parse`; None if the block needs repair."""
         if not is_utf8(block):
             return None
@@ -109,23 +119,28 @@ class CsvFile:
             or (b"\r" in block and b"\r" + self.header in block)
         ):
             return None
-        table, num_skipped = self._parse(block, columns)
-        if b'"' in block and (
-            # an open quote makes further lines part of its value
-            not _has_lines(block, table.num_rows + num_skipped)
-            or self._quotes.is_open(_last_line(block))
+        table, skipped = self._parse(block, columns)
+        if (
+            self._quotes is not None
+            and b'"' in block
+            and (
+                # an open quote makes further lines part of its value
+                not _has_lines(block, table.num_rows + len(skipped))
+                or self._quotes.is_open(_last_line(block))
+                or self._quotes.has_text_after(block)
+            )
         ):
             return None
-        return table, num_skipped
+        return table, skipped
 
-    def _parse(self, block: bytes, columns: list[str]) -> tuple[pa.Table, int]:
-        """Table of a block, and the number of skipped lines with another number of columns."""
+    def _parse(self, block: bytes, columns: list[str]) -> tuple[pa.Table, list[str]]:
+        """Table of a block, and the skipped lines with another number of columns."""
         if _is_blank(block):
-            return pa.table({name: pa.array([], pa.string()) for name in columns}), 0
-        skipped = []
+            return pa.table({name: pa.array([], pa.string()) for name in columns}), []
+        skipped: list[str] = []
 
         def skip(row: pa.csv.InvalidRow) -> str:
-            skipped.append(row.number)
+            skipped.append(row.text)
             return "skip"
 
         table = pa.csv.read_csv(
@@ -133,8 +148,8 @@ class CsvFile:
             read_options=pa.csv.ReadOptions(
                 column_names=self.names, block_size=len(block) + 1, use_threads=False
             ),
-            parse_options=pa.csv.ParseOptions(
-                delimiter=self.delimiter, newlines_in_values=True, invalid_row_handler=skip
+            parse_options=self._parse_options(
+                newlines_in_values=self._quotes is not None, invalid_row_handler=skip
             ),
             convert_options=pa.csv.ConvertOptions(
                 column_types={name: pa.string() for name in columns},
@@ -145,7 +160,7 @@ class CsvFile:
                 check_utf8=False,  # the block is validated as a whole
             ),
         )
-        return table, len(skipped)
+        return table, skipped
 
     def _repair(self, block: bytes, *, is_last: bool) -> tuple[bytes, bytes]:
         """Lines that can be parsed, in UTF-8, and lines that the next block may complete."""
@@ -155,26 +170,32 @@ class CsvFile:
         while at < len(lines):
             line = lines[at]
             if self.header and line.rstrip(_LINE_ENDS) == self.header:
-                self._drop("lines that repeat the header")
+                self._drop("lines that repeat the header", line)
                 at += 1
                 continue
             end = at + 1
-            if b'"' in line and self._quotes.is_open(line):
+            if self._quotes is None or b'"' not in line:
+                kept.append(self._to_utf8(line))
+                at = end
+                continue
+            if self._quotes.is_open(line):
                 num_lines = self._quotes.num_lines(lines, at)
                 if num_lines is None and not is_last and sum(map(len, lines[at:])) < LONGEST_RECORD:
                     return b"".join(kept), b"".join(lines[at:])
                 if not num_lines:
-                    self._drop("lines with a quote that does not close")
+                    self._drop("lines with a quote that does not close", line)
                     at += 1
                     continue
                 self._row_counts.warnings["rows with line ends inside a value"] += 1
                 end = at + num_lines
-            kept += [self._to_utf8(each) for each in lines[at:end]]
+            record = b"".join(self._to_utf8(each) for each in lines[at:end])
+            kept.append(self._quotes.quote_whole(record))
             at = end
         return b"".join(kept), b""
 
-    def _drop(self, reason: str) -> None:
+    def _drop(self, reason: str, line: bytes) -> None:
         self._row_counts.rows += 1
+        self._row_counts.add_example(reason, decode(line.rstrip(_LINE_ENDS))[0])
         self._row_counts.dropped[reason] += 1
 
     def _to_utf8(self, line: bytes) -> bytes:
@@ -212,6 +233,8 @@ class _Quotes:
         self._inside = re.compile(inside)
         self._value = re.compile(value)
         self._ends = (delimiter, b"\r", b"\n", b"")
+        self._quoted = re.compile(rb'(?<![^%s])"%s"(?!")([^%s\r\n]*)' % (end, inside, end))
+        self._is_end = np.isin(np.arange(256), [*delimiter, *_LINE_ENDS])
         self.width = 0
         """Number of columns."""
 
@@ -222,6 +245,31 @@ class _Quotes:
             return False
         end = self._inside.match(line, at + 1).end()  # type: ignore[union-attr]
         return line[end : end + 1] != b'"'
+
+    def has_text_after(self, block: bytes) -> bool:
+        """Whether a line may have text after a closing quote, such as `"Weird" Al`."""
+        codes = np.frombuffer(b"\n" + block + b"\n", np.uint8)
+        quotes = np.flatnonzero(codes == ord('"'))
+        before, after = codes[quotes - 1], codes[quotes + 1]
+        is_first = self._is_end[before]
+        is_empty = (before == ord('"')) & self._is_end[codes[quotes - 2]]
+        is_inside = ~self._is_end[after] & (after != ord('"'))
+        is_inside &= (~is_first & (before != ord('"'))) | is_empty
+        if not is_inside.any():
+            return False
+        # a quote inside a value matters if a value of its line begins with one
+        ends = np.flatnonzero((codes == 10) | (codes == 13))
+        lines = np.searchsorted(ends, quotes)
+        return bool(np.isin(lines[is_inside], lines[is_first]).any())
+
+    def quote_whole(self, record: bytes) -> bytes:
+        """Put quotes around values that begin with a quoted word, so that they keep its quotes."""
+
+        def quoted(match: re.Match[bytes]) -> bytes:
+            value = match.group()
+            return b'"' + value.replace(b'"', b'""') + b'"' if match.group(1) else value
+
+        return self._quoted.sub(quoted, record)
 
     def num_lines(self, lines: list[bytes], begin: int) -> int | None:
         """Number of lines of the interaction that begins with the open line at `begin`.

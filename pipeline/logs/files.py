@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from pipeline.core.artifact import MANIFEST
 from pipeline.core.errors import DataError
-from pipeline.logs.columns import feature_columns
+from pipeline.logs.columns import feature_columns, replace_missing
 from pipeline.logs.formats import (
     check_columns,
     file_columns,
@@ -112,7 +112,7 @@ def scan_log(
     is_empty = True
     with _reading(file, kind):
         for block in _SCANS[kind](recipe, file, row_counts, num_rows):
-            yield block
+            yield replace_missing(recipe, block, row_counts)
             is_empty = False
     if is_empty and row_counts.rows == rows_before:
         row_counts.warnings["empty files"] += 1

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.core.columns import ITEM, SESSION, TIMESTAMP
+from pipeline.core.columns import ITEM, ORDER, SESSION, TIMESTAMP
 from pipeline.core.errors import DataError
 from pipeline.logs.columns import canonical_table, log_columns
 from pipeline.logs.csv_repair import CsvFile
@@ -106,6 +106,7 @@ def _present_columns(recipe: Preprocess, file: Path, names: list[str]) -> dict[s
     """Columns of the log by canonical name; those of features may be missing in the file."""
     required = {SESSION, ITEM, TIMESTAMP}
     columns = log_columns(recipe).items()
+    required |= {name for name, _ in columns if name.startswith(ORDER)}
     present = {name: column for name, column in columns if name in required or column in names}
     check_columns(file, names, present)
     return present

@@ -1,9 +1,11 @@
 """Counts of the rows of a log: read, dropped and repaired, by reason."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+_LONGEST_EXAMPLE = 60
 NO_UTF8 = "values that are no UTF-8, read as Windows-1252"
 
 
@@ -22,10 +24,24 @@ class RowCounts:
     warnings: Counter[str] = field(default_factory=Counter)
     """Other oddities, such as empty files; they change no row."""
 
+    examples: dict[str, str] = field(default_factory=dict)
+    """First value of a reason and its row in the log."""
+
     @property
     def counts(self) -> Counter[str]:
         """Counts of all reasons that occurred."""
         return +(self.dropped + self.repaired + self.warnings)
+
+    @property
+    def sentences(self) -> list[str]:
+        """A count with its reason and example for all reasons that occurred."""
+        return [describe(count, reason, self.examples) for reason, count in self.counts.items()]
+
+    def add_example(self, reason: str, value: Any, row: int | None = None) -> None:
+        """Keep the first example of a reason."""
+        place = "" if row is None else f" in row {row:,}"
+        text = repr(value) if len(repr(value)) <= _LONGEST_EXAMPLE else f"{value!r:.60}..."
+        self.examples.setdefault(reason, f"{text}{place}")
 
     def add(self, other: "RowCounts") -> None:
         """Add the counts of another part of the log."""
@@ -34,6 +50,7 @@ class RowCounts:
         self.dropped += other.dropped
         self.repaired += other.repaired
         self.warnings += other.warnings
+        self.examples = other.examples | self.examples
 
     def facts(self, kept: int) -> dict[str, Any]:
         """Counts for the manifest; `kept` is the number of rows left.
@@ -43,5 +60,15 @@ class RowCounts:
         lost = self.rows - kept - self.dropped.total()
         assert lost == 0, f"{lost} rows are not accounted for"  # noqa: S101
         groups = {"dropped": self.dropped, "repaired": self.repaired, "counted": self.warnings}
-        reasons = {name: dict(+counts) for name, counts in groups.items() if +counts}
+        reasons: dict[str, Any] = {
+            name: dict(+counts) for name, counts in groups.items() if +counts
+        }
+        if self.examples:
+            reasons["examples"] = self.examples
         return {"read": self.rows, "kept": kept, **reasons}
+
+
+def describe(count: int, reason: str, examples: Mapping[str, str]) -> str:
+    """A count with its reason and the example of it."""
+    example = f" (such as {examples[reason]})" if reason in examples else ""
+    return f"{count:,} {reason}{example}"

@@ -6,16 +6,19 @@ Every row that is dropped and every value that is set to missing is counted.
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
-from pipeline.core.columns import ITEM, SESSION, TIMESTAMP
+from pipeline.core.columns import ITEM, ORDER, SESSION, TIMESTAMP
 from pipeline.core.errors import DataError
 from pipeline.data import values
 from pipeline.data.fitted import TimestampType, ValueType
+from pipeline.data.times import NO_TIME, check_unit, microseconds
 from pipeline.logs import files as log_files
 from pipeline.logs.row_counts import RowCounts
 from pipeline.recipe.features import (
@@ -27,6 +30,8 @@ from pipeline.recipe.features import (
     TargetEncodedFeature,
 )
 from pipeline.recipe.preprocess import Preprocess, Timestamp
+
+NO_USABLE_TIME = "rows without a usable time"
 
 
 @dataclass(frozen=True)
@@ -90,24 +95,33 @@ def typed_block(
     text. `before` is the number of rows before the block.
     """
     report = RowCounts()
-    columns, types = _id_values(recipe, table, fitted_types or {}, report)
+    columns, types = _id_values(recipe, table, fitted_types or {}, report, before)
     for feature in recipe.features:
         if feature.kind == "continuous":
             name = source = feature.name
             if isinstance(feature, TargetEncodedFeature):
                 name, source = feature.target_column, feature.mean_of
             is_log = isinstance(feature, NumberFeature) and feature.log
-            numbers, bad = values.numbers([values.to_array(table[name])], positive=is_log)
+            raw = values.to_array(table[name])
+            numbers, bad = values.numbers([raw], positive=is_log, decimal=recipe.decimal)
             columns[name] = pa.array(numbers)
-            report.repaired[f"values of {source} that are no usable number"] += bad
+            _count_numbers(source, raw, bad, report, before)
     timestamp_type: TimestampType | None = None
     if recipe.timestamp is None:
         times = np.arange(before, before + table.num_rows, dtype=np.int64)
     else:
-        times, timestamp_type = values.microseconds(
-            [values.to_array(table[TIMESTAMP])], recipe.timestamp
-        )
+        raw = values.to_array(table[TIMESTAMP])
+        check_unit(raw, recipe.timestamp)
+        times, timestamp_type = microseconds([raw], recipe.timestamp)
+        no_time = pc.and_(pc.is_valid(raw), pa.array(times == NO_TIME))
+        _add_example(report, NO_USABLE_TIME, raw, no_time, before)
     columns[TIMESTAMP] = pa.array(times)
+    for number in range(len(recipe.order)):
+        name = f"{ORDER}{number}"
+        raw = values.to_array(table[name])
+        numbers, bad = values.numbers([raw], positive=False, decimal=recipe.decimal)
+        columns[name] = pa.array(numbers)
+        _count_numbers(recipe.order[number], raw, bad, report, before)
     typed = pa.table(columns)
     typed = _filter(typed, pc.is_valid(typed[SESSION]), "rows without a session id", report)
     if recipe.timestamp is not None:
@@ -116,7 +130,11 @@ def typed_block(
 
 
 def _id_values(
-    recipe: Preprocess, table: pa.Table, types: dict[str, ValueType], report: RowCounts
+    recipe: Preprocess,
+    table: pa.Table,
+    types: dict[str, ValueType],
+    report: RowCounts,
+    before: int,
 ) -> tuple[dict[str, pa.Array], dict[str, ValueType]]:
     """Columns of ids and categories with their types."""
     session, session_type = values.category_chunk(values.to_array(table[SESSION]), None)
@@ -128,7 +146,12 @@ def _id_values(
     for feature in recipe.features:
         if isinstance(feature, CategoricalFeature | TargetEncodedFeature):
             column = values.to_array(table[feature.name])
-            read |= _category_values(feature, column, types.get(feature.columns[0]), report)
+            if isinstance(feature, BucketFeature):
+                numbers, bad = values.numbers([column], positive=False, decimal=recipe.decimal)
+                _count_numbers(feature.name, column, bad, report, before)
+                read[feature.name] = values.bucket(numbers, feature.buckets), "int64"
+            else:
+                read |= _category_values(feature, column, types.get(feature.columns[0]))
     for name, (column, kind) in read.items():
         if kind == types.get(name) == "int64":
             num_text = pc.sum(pc.equal(column, values.UNKNOWN_INTEGER)).as_py() or 0
@@ -139,23 +162,35 @@ def _id_values(
 
 
 def _category_values(
-    feature: Feature, column: pa.Array, kind: ValueType | None, report: RowCounts
+    feature: Feature, column: pa.Array, kind: ValueType | None
 ) -> dict[str, tuple[pa.Array, ValueType]]:
     """Values and type of each column of a feature, read as `kind` if it is known."""
-    if isinstance(feature, BucketFeature):
-        numbers, bad = values.numbers([column], positive=False)
-        report.repaired[f"values of {feature.name} that are no usable number"] += bad
-        return {feature.name: (values.bucket(numbers, feature.buckets), "int64")}
     if isinstance(feature, CategoryFeature) and feature.values_per_interaction > 1:
         parts, common = values.split_values(column, feature.separator, len(feature.columns), kind)
         return {c: (part, common) for c, part in zip(feature.columns, parts, strict=True)}
     return {feature.name: values.category_chunk(column, kind)}
 
 
+def _count_numbers(
+    name: str, raw: pa.Array, bad: NDArray[Any], report: RowCounts, before: int
+) -> None:
+    reason = f"values of {name} that are no usable number"
+    report.repaired[reason] += int(bad.sum())
+    _add_example(report, reason, raw, pa.array(bad), before)
+
+
+def _add_example(
+    report: RowCounts, reason: str, raw: pa.Array, mask: pa.Array, before: int
+) -> None:
+    """Keep the first raw value under `mask`, which begins after `before` rows, as an example."""
+    if reason not in report.examples and (at := pc.index(mask, True).as_py()) >= 0:
+        report.add_example(reason, raw[at].as_py(), before + at + 1)
+
+
 def _filter_times(timestamp: Timestamp, table: pa.Table, report: RowCounts) -> pa.Table:
     """Drop rows without a usable time and those outside the bounds of the recipe."""
-    has_time = pc.not_equal(table[TIMESTAMP], values.NO_TIME)
-    table = _filter(table, has_time, "rows without a usable time", report)
+    has_time = pc.not_equal(table[TIMESTAMP], NO_TIME)
+    table = _filter(table, has_time, NO_USABLE_TIME, report)
     first, last = timestamp.bounds
     if first is not None:
         mask = pc.greater_equal(table[TIMESTAMP], first)
@@ -193,7 +228,7 @@ def common_types(
 def check_not_empty(files: Iterable[Path], rows: int, report: RowCounts) -> None:
     """DataError if a log has no usable row."""
     if not rows:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in report.counts.items())
+        reasons = ", ".join(report.sentences)
         raise DataError(
             f"{', '.join(map(str, files))}: no usable row among {report.rows} "
             f"({reasons or 'nothing in it'}). Check `session`, `timestamp` and `delimiter`."

@@ -33,6 +33,7 @@ class OperatorFeatures:
         self._features = recipe.operator_features
         self._report = report
         self._file = file
+        self._decimal = recipe.decimal
         _check_file(self._features, file)
         self._operators: dict[str, list[Any]] = {}
         if file is not None:
@@ -89,9 +90,9 @@ class OperatorFeatures:
     def _input(self, feature: OperatorFeature, source: str, kind: str, block: pa.Table) -> Any:
         column = values.to_array(block[input_name(feature, source)])
         if kind == "number":
-            numbers, bad = values.numbers([column], positive=False)
+            numbers, bad = values.numbers([column], positive=False, decimal=self._decimal)
             reason = f"values of {source}, for {feature.name}, that are no usable number"
-            self._report.repaired[reason] += bad
+            self._report.repaired[reason] += int(bad.sum())
             return numbers
         text, _ = values.category_chunk(column, "string")
         return values.decode_dictionary(text).to_pandas()

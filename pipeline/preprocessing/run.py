@@ -25,6 +25,7 @@ from pipeline.preprocessing.gpu import frames
 from pipeline.preprocessing.gpu.log import read_on_device
 from pipeline.preprocessing.gpu.reading import NotOnDeviceError
 from pipeline.preprocessing.item_values import ItemValues
+from pipeline.preprocessing.notes import date, notes
 from pipeline.preprocessing.report.counts import PartCounts, Window, window_of
 from pipeline.preprocessing.report.page import write_report
 from pipeline.preprocessing.session_files import SessionWriter
@@ -34,8 +35,6 @@ from pipeline.recipe.preprocess import Preprocess
 
 _PartLog = tuple[Log, list[NDArray[Any]] | None]
 """Log from which a part takes its sessions, and their part numbers by shard; None takes all."""
-_WIDE_MICROSECONDS = 10 * 365 * 86_400 * 10**6
-"""Distance between the median and the first or last time from which on a note warns of it."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +101,9 @@ def preprocess(
         job.wait_for_import()
         facts["engine"] = "cudf" if has_cudf() else "pandas"
         facts["rows"] = {"input": log.report.facts(log.rows)}
-        facts["notes"] = _notes(recipe, log, base_fitted)
         splits = _split(recipe, log)
         fitted = _fit(job, log, splits)
+        facts["notes"] = notes(recipe, log, fitted, base_fitted)
         part_logs: dict[str, _PartLog] = dict.fromkeys(parts_of(recipe), (log, splits))
         if test_logs:
             test_log = _read(job, test_logs, "test", log.types)
@@ -281,8 +280,8 @@ def _write_part(
     return {
         "sessions": num_sessions,
         "interactions": num_interactions,
-        "first": _date(min(times)) if has_time else None,
-        "last": _date(max(times)) if has_time else None,
+        "first": date(min(times)) if has_time else None,
+        "last": date(max(times)) if has_time else None,
     }
 
 
@@ -306,29 +305,3 @@ def _left_out(recipe: Preprocess, log: Log, splits: list[NDArray[Any]]) -> dict[
         "sessions": sum(map(len, lengths)),
         "interactions": sum(int(of_shard.sum()) for of_shard in lengths),
     }
-
-
-def _notes(recipe: Preprocess, log: Log, base: Fitted | None) -> list[str]:
-    """Warnings: times far apart, and session rules that differ from those of the base."""
-    notes = [] if recipe.timestamp is None else _time_notes(log)
-    if base is not None and (keys := recipe.other_sessions(base.recipe)):
-        names = ", ".join(f"`{key}`" for key in keys)
-        notes.append(f"The earlier data were made with other {names}: their sessions are others.")
-    return notes
-
-
-def _time_notes(log: Log) -> list[str]:
-    """A warning if the first or the last time is far from the median, as of a wrong clock."""
-    ends = log.ends
-    first, median, last = log.first, int(np.median(ends)), int(ends.max())
-    if max(last - median, median - first) <= _WIDE_MICROSECONDS:
-        return []
-    return [
-        f"Times go from {_date(first)} to {_date(last)}, while half of the sessions end before "
-        f"{_date(median)}. One wrong clock moves a split by time: set `timestamp.earliest` and "
-        "`timestamp.latest` to drop such rows."
-    ]
-
-
-def _date(microseconds: int) -> str:
-    return f"{np.datetime64(int(microseconds), 'us').astype('datetime64[s]')}Z"

@@ -25,9 +25,25 @@ class SideTables:
 
     def __init__(self, recipe: Preprocess, report: RowCounts) -> None:
         self._tables: dict[str, tuple[pa.Array, pa.Table]] = {}
+        self._files: dict[str, str] = {}
+        self._unmatched: dict[str, str | None] = {}
+        """Tables of which no key is in the log so far, with an id of the log."""
         for of, table in (("item", recipe.item_table), ("session", recipe.session_table)):
             if table is not None:
                 self._tables[_KEY_COLUMN[of]] = _read_table(recipe, of, table, report)
+                self._files[_KEY_COLUMN[of]] = table.file
+                self._unmatched[_KEY_COLUMN[of]] = None
+
+    def check_matched(self) -> None:
+        """DataError if no row of the log has a key of a table."""
+        for key_column, example in self._unmatched.items():
+            if example is not None:
+                keys, _ = self._tables[key_column]
+                raise DataError(
+                    f"{self._files[key_column]}: none of its {len(keys):,} keys, such as "
+                    f"{keys[0].as_py()!r}, is a {key_column} of the log, such as {example!r}. "
+                    "Write them alike, or correct `key`."
+                )
 
     @property
     def items(self) -> pa.Table | None:
@@ -52,7 +68,12 @@ class SideTables:
 
     def _rows(self, key_column: str, keys: pa.ChunkedArray) -> pa.Array:
         """Row of each key, null for keys that the table lacks."""
-        row = positions(_as_text(keys), self._tables[key_column][0])
+        ids = _as_text(keys)
+        row = positions(ids, self._tables[key_column][0])
+        if (row >= 0).any():
+            self._unmatched.pop(key_column, None)
+        elif key_column in self._unmatched and len(ids.drop_null()):
+            self._unmatched[key_column] = ids.drop_null()[0].as_py()
         return pa.array(row, mask=row < 0)
 
 

@@ -40,7 +40,9 @@ class Timestamp(Config):
     column: str
     """Column of the log."""
     unit: TimeUnit = "iso"
-    """Unit of a number since 1970 UTC, or `iso` for text such as `2019-10-01 00:00:00 UTC`."""
+    """Unit of a number since 1970 UTC, or `iso` for text: ISO 8601, RFC 2822 and the like."""
+    format: str | None = None
+    """Format of other text, as of Python's `strptime`: `%d.%m.%Y %H:%M`. UTC without a zone."""
     earliest: str | None = None
     """Rows before this moment are dropped: a date, or date and time (UTC without a zone)."""
     latest: str | None = None
@@ -53,6 +55,19 @@ class Timestamp(Config):
     def _check(cls, value: tuple[TimeFeature, ...]) -> tuple[TimeFeature, ...]:
         if len(set(value)) < len(value):
             raise ValueError("a time feature is named twice")
+        return value
+
+    @field_validator("format")
+    @classmethod
+    def _check_format(cls, value: str | None) -> str | None:
+        if value is not None:
+            moment = datetime(2020, 12, 31, tzinfo=UTC)
+            try:
+                date_read = datetime.strptime(moment.strftime(value), value)
+            except (ValueError, re.error):
+                raise ValueError("expected a format such as `%d.%m.%Y %H:%M`") from None
+            if date_read.date() != moment.date():
+                raise ValueError("a format has the year, the month and the day: `%d.%m.%Y %H:%M`")
         return value
 
     @field_validator("earliest", "latest", mode="before")
@@ -69,6 +84,8 @@ class Timestamp(Config):
 
     @model_validator(mode="after")
     def _check_order(self) -> Self:
+        if self.format is not None and self.unit != "iso":
+            raise ValueError("`format` is for text; leave out `unit`, which is for numbers")
         first, last = self.bounds
         if first is not None and last is not None and first > last:
             raise ValueError("`earliest` is after `latest`")
@@ -142,6 +159,12 @@ class Preprocess(Config):
     text with one session a line, items separated by spaces."""
     delimiter: str | None = Field(default=None, min_length=1, max_length=1)
     """Between columns of text; by default a comma, or a tab for .tsv."""
+    quote: Literal["double", "none"] = "double"
+    """Quotes around a value of text, which may hold the delimiter; `none` reads them as letters."""
+    decimal: Literal[".", ","] | None = None
+    """Decimal mark of numbers as text that have marks of thousands or a currency: `1.234,50 €`."""
+    missing: tuple[str, ...] = ()
+    """Values that are missing, beside empty ones: `[NULL, "\\N", -1]`."""
     columns: tuple[str, ...] | None = None
     """Names of the columns of text without a header line."""
     session: str = "session_id"
@@ -152,6 +175,8 @@ class Preprocess(Config):
     """Column of the item id. If it holds lists, a row is a session and other columns may too."""
     timestamp: Timestamp | None = None
     """Without it, the order of the rows is the order of the interactions."""
+    order: tuple[str, ...] = ()
+    """Columns of numbers that order interactions at the same time, the smallest first."""
     features: tuple[AnyFeature, ...] = ()
     """Features that the model reads beside the item."""
     item_table: Table | None = None
@@ -184,6 +209,15 @@ class Preprocess(Config):
     def _empty_split(cls, value: Any) -> Any:
         return {} if value is None else value  # `split:` without keys is None in YAML
 
+    @field_validator("missing", mode="before")
+    @classmethod
+    def _words(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            return value
+        # YAML reads NULL without quotes as nothing
+        words = [["null", "NULL", "Null"] if word is None else [str(word)] for word in value]
+        return [word for each in words for word in each]
+
     @field_validator("delimiter")
     @classmethod
     def _check_delimiter(cls, value: str | None) -> str | None:
@@ -207,6 +241,8 @@ class Preprocess(Config):
                 )
         if self.session_gap is not None and self.timestamp is None:
             raise ValueError("`session_gap` needs a `timestamp`")
+        if self.order and self.timestamp is None:
+            raise ValueError("`order` is for interactions at the same time and needs a `timestamp`")
         if self.format == "sequences" and (self.features or self.timestamp):
             raise ValueError("sequences hold item ids alone: no timestamp and no features")
         if self.split.held_out and self.min_item_count > 1:

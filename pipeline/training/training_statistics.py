@@ -25,13 +25,10 @@ def training_statistics(
     data: Path, fitted: Fitted, model: ModelConfig, train: TrainConfig
 ) -> TrainingStatistics:
     """Compute what the settings need. ConfigError or DataError for what the data do not have."""
-    weights = None
-    if (w := train.weights) is not None:
-        weights = _table(fitted, w.feature, w.values, w.default, "`train.weights`")
     statistics = TrainingStatistics(
         vectors=_pretrained_vectors(fitted, model),
         positives=_positives(fitted, model),
-        weights=weights,
+        weights=_weights(fitted, train),
     )
 
     def column(name: str) -> pa.ListArray:
@@ -100,6 +97,22 @@ def _positives(fitted: Fitted, model: ModelConfig) -> dict[str, Tensor]:
                 "target. Choose a continuous feature, or kind: binary."
             )
     return positives
+
+
+def _weights(fitted: Fitted, train: TrainConfig) -> Tensor | None:
+    """(V,) weight of a target by the values of the feature of `train.weights`."""
+    weights = train.weights
+    if weights is None:
+        return None
+    table = _table(fitted, weights.feature, weights.values, weights.default, "`train.weights`")
+    # interactions have the values of the vocabulary, and index 1 or 2 only where that is short
+    if not table[fitted.vocabularies[weights.feature].first :].any():
+        raise ConfigError(
+            f"`train.weights`: every value of {weights.feature!r} in training has weight 0, so "
+            f"nothing would be learned. Give one of {', '.join(map(str, weights.values))} a weight "
+            "above 0."
+        )
+    return table
 
 
 def _values(fitted: Fitted, feature: str, where: str) -> list[object]:

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data import values
+from pipeline.data.times import microseconds
 from pipeline.recipe.preprocess import Timestamp
 
 NUMBERS = st.sampled_from([3.0, 1e16, -0.0, 2.5, 1e19, -1e300, float("inf"), float("nan"), None])
@@ -27,6 +28,6 @@ def test_ids_do_not_depend_on_the_blocks_they_are_read_in(
 def test_times_do_not_depend_on_their_block() -> None:
     exact = ["1569888000000000999", "1569888000000000001"]
     config = Timestamp(column="t", unit="ns")
-    alone = values.microseconds([pa.array(exact)], config)[0]
-    mixed = values.microseconds([pa.array([*exact, "soon"])], config)[0]
+    alone = microseconds([pa.array(exact)], config)[0]
+    mixed = microseconds([pa.array([*exact, "soon"])], config)[0]
     assert mixed[:2].tolist() == alone.tolist()

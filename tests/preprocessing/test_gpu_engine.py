@@ -164,7 +164,7 @@ def write_parquet(folder: Path, **columns: pa.Array) -> Path:
 
 
 def notes_of(path: Path, device: Frames, recipe: dict[str, Any] = RECIPE) -> list[str]:
-    """Notes of the GPU engine, whose output is that of the CPU engine."""
+    """Notes on why the CPU took over from the GPU engine, whose output is that of the CPU's."""
     outputs = []
     for name, of_engine in (("cpu", None), ("gpu", device)):
         with engine(of_engine, {}):
@@ -172,7 +172,7 @@ def notes_of(path: Path, device: Frames, recipe: dict[str, Any] = RECIPE) -> lis
             facts = preprocess(chosen, [path], [], path.with_name(name))
         outputs.append(contents(path.with_name(name)))
     assert outputs[0] == outputs[1]
-    return facts["notes"]
+    return [note for note in facts["notes"] if "was sorted by the CPU" in note]
 
 
 def errors_of_both(path: Path, match: str) -> None:
@@ -307,8 +307,8 @@ def test_csv_to_repair_is_left_to_the_cpu(tmp_path: Path, line: str, note: str) 
 def test_parquet_of_other_types_is_left_to_the_cpu(
     tmp_path: Path, columns: dict[str, pa.Array], note: str
 ) -> None:
-    (only,) = notes_of(write_parquet(tmp_path, **columns), Frames())
-    assert only.startswith(f"The log was sorted by the CPU: {note}")
+    notes = notes_of(write_parquet(tmp_path, **columns), Frames())
+    assert any(line.startswith(f"The log was sorted by the CPU: {note}") for line in notes)
 
 
 class SmallDevice(Frames):

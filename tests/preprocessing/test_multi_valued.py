@@ -23,7 +23,9 @@ from pipeline.preprocessing.sorting import spill
 from pipeline.recipe.preprocess import Preprocess
 from pipeline.recipe.recipe import Recipe
 from pipeline.serve.client.client import Client
+from pipeline.serve.client.tensors import _join
 from pipeline.serve.run import running_server
+from pipeline.serve.runtime.lookups import MultiValuedLookup, lookup_of
 from pipeline.serve.triton.ports import free_ports
 from pipeline.training.run import train
 
@@ -92,12 +94,22 @@ def test_vocabulary_does_not_depend_on_shards(
 
 
 def test_lists_of_parquet_are_read_as_their_text(tmp_path: Path) -> None:
-    lists = [["a", "b"], ["a"], None, [], ["b", None, "a|c"], [" ", "a"]]
-    texts = ["a|b", "a", None, "", "b|a|c", "a"]
+    lists = [["a", "b"], ["a"], None, [], ["b", None, "c"], [" ", "a"]]
+    texts = ["a|b", "a", None, "", "b|c", "a"]
     sessions = {"s": [1, 1, 2, 2, 3, 3], "i": list("uvwuvw")}
     as_lists = made(tmp_path, {**sessions, "tags": lists}, recipe(TAGS), "lists")
     as_texts = made(tmp_path, {**sessions, "tags": texts}, recipe(TAGS), "texts")
     assert training(as_lists).to_json() == training(as_texts).to_json()
+
+
+def test_an_element_of_a_list_is_one_tag_whatever_is_in_it(tmp_path: Path) -> None:
+    lists = [["a|b", "a"], ["a|b"], ["b"], ["a"], ["b"], ["a|b"]]
+    sessions = {"s": [1, 1, 2, 2, 3, 3], "i": list("uvwuvw")}
+    fitted = Fitted.read(made(tmp_path, {**sessions, "tags": lists}, recipe(TAGS), "lists"))
+    assert sorted(fitted.vocabularies["tags"].values.to_pylist()) == ["a", "a|b", "b"]
+    lookup = MultiValuedLookup(lookup_of([b"a|b", b"a", b"b"]), "|", ["tags_1", "tags_2"])
+    sent = _join(["a|b", "b"], "|")
+    assert lookup(np.array([sent.encode()], object)).tolist() == [[3, 5]]
 
 
 def test_rows_of_whole_sessions_hold_lists_of_lists(tmp_path: Path) -> None:

@@ -16,13 +16,16 @@ from hypothesis import strategies as st
 
 from pipeline.data import values
 from pipeline.data.fitted import Fitted
+from pipeline.data.times import NO_TIME
+from pipeline.data.times import microseconds as log_microseconds
 from pipeline.exporting.request_tables import encoder_spec, write_encoder
 from pipeline.preprocessing import workflow
 from pipeline.recipe.preprocess import Preprocess, Timestamp
+from pipeline.serve.runtime import RequestError
 from pipeline.serve.runtime.lookups import MISSING_INTEGER
 from pipeline.serve.runtime.request import RequestReader
 from pipeline.serve.runtime.request_encoder import Encoder
-from pipeline.serve.runtime.times import microseconds
+from pipeline.serve.runtime.times import microseconds, parse_time
 from tests.preprocessing.whole_log import Interactions, read_interactions
 
 KINDS = {
@@ -94,6 +97,10 @@ class Shop(NamedTuple):
     fitted: Fitted
     directory: Path
     encoder: Encoder
+
+
+EARLY = {"earliest": "1700-01-01"}
+"""Times of any size are right."""
 
 
 def recipe(length: int, timestamp: dict | None) -> Preprocess:
@@ -179,7 +186,7 @@ def times(shop: Shop, group: list[dict]) -> list[int]:
     config = shop.fitted.recipe.timestamp
     if config is None:
         return list(range(len(group)))
-    return values.microseconds([pa.array([row["t"] for row in group])], config)[0].tolist()
+    return log_microseconds([pa.array([row["t"] for row in group])], config)[0].tolist()
 
 
 def raw(value: Any, kind: str) -> Any:
@@ -322,7 +329,7 @@ ALL_FEATURES = ["elapsed", "hour", "weekday"]
 @functools.cache
 def shop_with(time: str, length: int, features: tuple[str, ...]) -> Shop:
     config, kind, _ = TIMES[time]
-    timestamp = config and {"column": "t", "features": list(features), **config}
+    timestamp = config and {"column": "t", "features": list(features), **EARLY, **config}
     moments: Any = {"string": "2019-10-0{} 12:30", "double": "{}.5", "int64": "{}"}[str(kind)]
     cast = {"string": str, "double": float, "int64": int}[str(kind)]
     rows = [(*row, cast(moments.format(n + 1))) for n, row in enumerate(TRAINING)]
@@ -363,7 +370,7 @@ def test_encoder_equals_the_workflow_for_any_fitted_log(
     data: st.DataObject, time: str, length: int
 ) -> None:
     config, kind, moments = TIMES[time]
-    timestamp = config and {"column": "t", "features": ALL_FEATURES, **config}
+    timestamp = config and {"column": "t", "features": ALL_FEATURES, **EARLY, **config}
     training = data.draw(logs(moments, size=12, training=True))
     shop = open_shop(recipe(length, timestamp), training, kind)
     check(shop, data.draw(logs(moments, size=12)), kind)
@@ -395,11 +402,12 @@ def test_encoder_equals_the_workflow_on_a_large_batch() -> None:
 # --- times --------------------------------------------------------------------------------------
 
 
-def both_ways(texts: list[str]) -> tuple[list[int], list[int]]:
-    by_pandas, kind = values.microseconds([pa.array(texts, pa.string())], Timestamp(column="t"))
+def both_ways(texts: list[str], time_format: str | None = None) -> tuple[list[int], list[int]]:
+    config = Timestamp(column="t", format=time_format)
+    of_log, kind = log_microseconds([pa.array(texts, pa.string())], config)
     assert kind == "string"
-    tensor = np.array([text.encode() for text in texts], object)[np.newaxis]
-    return by_pandas.tolist(), microseconds(tensor, "iso")[0].tolist()
+    parsed = [parse_time(text, time_format) for text in texts]
+    return of_log.tolist(), [MISSING_INTEGER if time is None else time for time in parsed]
 
 
 DIGITS = [st.integers(0, top).map(lambda n: f"{n:02}") for top in (13, 32, 25, 61, 61, 25, 61)]
@@ -429,10 +437,11 @@ def nearly_times(draw: st.DrawFn) -> str:
 @example(["2019-10-01 10:00+05:30", "2019-10-01 10:00", "2019-10-01", "2019-10-01 10:00Z"])
 @example(["2019-10-01 10:00+24:00", "2019-10-01 10:00-23:59", "2019-10-01 10:00+23:60"])
 @example(["1969-12-31 23:59:59.999999999", "1700-01-01+05:00", "1700-01-01 00:00 +0500"])
+@example(["2019-10-01 10:00 EST", "2019-10-01 10:00 Asia/Tokyo", "2019-10-01,5", "20191001 1000"])
 @example(["2019-10-01\n", "\n2019-10-01", "2019-10-01\x00", "٢٠١٩-10-01", "", " 2019-10-01"])
 def test_text_times_equal_those_of_preprocessing(texts: list[str]) -> None:
-    by_pandas, by_encoder = both_ways(texts)
-    assert by_encoder == by_pandas
+    of_log, of_request = both_ways(texts)
+    assert of_request == of_log
 
 
 @given(iso_times())
@@ -440,11 +449,77 @@ def test_iso_text_is_a_time(text: str) -> None:
     assert both_ways([text])[1] != [MISSING_INTEGER]
 
 
-def test_text_time_has_microseconds() -> None:
-    texts = ["1970-01-01", "1970-01-02 00:00 +0530", "1969-12-31T23:59:59.9999999Z", "2019-02-30"]
-    day = 86_400_000_000
-    expected = [0, day - int(5.5 * 3_600_000_000), -1, MISSING_INTEGER]
-    assert both_ways(texts) == (expected, expected)
+def spellings(moment: datetime) -> list[str]:
+    """Forms of ISO 8601 with the whole seconds of a moment in UTC."""
+    year, week, day = moment.isocalendar()
+    days = [f"{moment:%Y-%m-%d}", f"{moment:%Y%m%d}", f"{year:04}-W{week:02}-{day}",
+            f"{year:04}W{week:02}{day}"]  # fmt: skip
+    clocks = [f"{moment:%H:%M:%S}", f"{moment:%H%M%S}"]
+    zones = ["", "Z", "+00:00", "-0000", "+00"]
+    return [f"{d}{s}{c}{z}" for d in days for s in "T _" for c in clocks for z in zones]
+
+
+@given(st.datetimes(datetime(1701, 1, 1), datetime(2198, 12, 1)), st.data())
+@settings(deadline=None)
+def test_every_iso_form_of_python_is_read(moment: datetime, data: st.DataObject) -> None:
+    moment = moment.replace(microsecond=0)
+    text = data.draw(st.sampled_from(spellings(moment)))
+    assert datetime.fromisoformat(text).replace(tzinfo=None) == moment
+    expected = int(np.datetime64(moment, "us").astype(np.int64))
+    assert both_ways([text]) == ([expected], [expected])
+
+
+@pytest.mark.parametrize(
+    ("text", "utc"),
+    [
+        ("2020/01/01 00:00:21", "2020-01-01T00:00:21"),
+        ("2020/01/01", "2020-01-01"),
+        ("2020-01-01 00:00:21,123", "2020-01-01T00:00:21.123"),
+        ("2020-01-01 00:00:21.12+00", "2020-01-01T00:00:21.12"),
+        ("20200101T000021Z", "2020-01-01T00:00:21"),
+        ("20200101", "2020-01-01"),
+        ("2020-01-01t00:00:21z", "2020-01-01T00:00:21"),
+        ("2020-01-01T07", "2020-01-01T07"),
+        ("2020-01-01T07+02", "2020-01-01T05"),
+        ("2020-01-01T07-0230", "2020-01-01T09:30"),
+        ("Tue, 03 Apr 2012 18:00:09 GMT", "2012-04-03T18:00:09"),
+        ("3 Apr 2012 18:00 EDT", "2012-04-03T22:00"),
+        ("Tue Apr 03 18:00:09 +0000 2012", "2012-04-03T18:00:09"),
+        ("Tue Apr  3 18:00:09 2012", "2012-04-03T18:00:09"),
+        ("03/Apr/2012:18:00:09 +0200", "2012-04-03T16:00:09"),
+        ("2020-06-01 10:00 Europe/Berlin", "2020-06-01T08:00"),
+        ("2020-06-01 10:00 CET", "2020-06-01T08:00"),
+    ],
+)
+def test_times_of_common_logs_are_read(text: str, utc: str) -> None:
+    expected = [int(np.datetime64(utc, "us").astype(np.int64))]
+    assert both_ways([text]) == (expected, expected)
+
+
+@pytest.mark.parametrize("text", ["03.04.2012", "1512", "soon", "2020-01-01 10:00 localtime",
+                                  "2020-01-01 10:00 Nowhere/Here", "2020-01/01"])  # fmt: skip
+def test_text_that_is_no_time_is_an_error_of_the_request(text: str) -> None:
+    assert both_ways([text]) == ([NO_TIME], [MISSING_INTEGER])
+    with pytest.raises(RequestError, match=re.escape(f"timestamp is {text!r}, expected a time")):
+        microseconds(np.array([[text.encode()]], object), "iso")
+    assert microseconds(np.array([[b"", ""]], object), "iso").tolist() == [[MISSING_INTEGER] * 2]
+
+
+@pytest.mark.parametrize(
+    ("time_format", "texts"),
+    [
+        ("%d.%m.%Y %H:%M", ["03.04.2012 18:00", "31.02.2012 18:00", "03.04.2012", "x", ""]),
+        ("%m/%d/%y", ["04/03/12", "04/03/2012", "31/12/12"]),
+        ("%Y%m%d%H%M%S", ["20120403180009", "2012"]),
+        ("%d %B %Y, %H:%M:%S.%f", ["03 April 2012, 18:00:09.25", "03 Apr 2012, 18:00:09.25"]),
+        ("%Y-%m-%dT%H:%M:%S%z", ["2012-04-03T18:00:09+0200", "2012-04-03T18:00:09"]),
+        ("%d.%m.%Y", ["03.04.1699", "03.04.1700", "31.12.2199", "01.01.2200"]),
+    ],
+)
+def test_a_format_reads_the_same_in_log_and_request(time_format: str, texts: list[str]) -> None:
+    of_log, of_request = both_ways(texts, time_format)
+    assert of_log == of_request
+    assert set(of_log) != {NO_TIME}
 
 
 @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
@@ -460,7 +535,7 @@ def test_numeric_times_equal_those_of_preprocessing(unit: str) -> None:
     def compare(integers: list[int], floats: list[float]) -> None:
         for spelled, dtype in ((integers, np.int64), (floats, np.float64)):
             array = np.array([spelled], dtype)
-            expected = values.microseconds([pa.array(array[0])], config)[0]
+            expected = log_microseconds([pa.array(array[0])], config)[0]
             assert microseconds(array, unit)[0].tolist() == expected.tolist()
 
     compare()

@@ -9,13 +9,21 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from pipeline.core.columns import ITEM, SESSION, TIMESTAMP
 from pipeline.data import values
 from pipeline.data.fitted import TimestampType, ValueType
+from pipeline.data.times import (
+    ISO_TIME,
+    NO_TIME,
+    check_unit,
+    microseconds,
+    sample_step,
+    scale_times,
+)
 from pipeline.logs.columns import decode_text
 from pipeline.logs.row_counts import RowCounts
+from pipeline.preprocessing.blocks import NO_USABLE_TIME
 from pipeline.preprocessing.gpu.frames import Frames
 from pipeline.preprocessing.gpu.reading import NotOnDeviceError, RawLog
 from pipeline.preprocessing.side_tables import SideTables
@@ -26,7 +34,7 @@ from pipeline.recipe.features import (
     NumberFeature,
     TargetEncodedFeature,
 )
-from pipeline.recipe.preprocess import Preprocess
+from pipeline.recipe.preprocess import Preprocess, Timestamp
 
 
 @dataclass(frozen=True)
@@ -145,12 +153,13 @@ class ColumnTypes:
                 narrow = numbers.astype(np.float32)
             unusable = (self._arrays.isinf(narrow) | (positive & (narrow <= -1))) & ~is_missing
             self._report.repaired[reason] += int(unusable.sum())
+            self._add_example(reason, name, unusable)
             return self._arrays.where(is_missing | unusable, np.nan, numbers)
         raw = self._raw_values(name)
-        numbers, _ = values.numbers([raw.values], positive=positive)
-        is_bad = np.isnan(numbers) & _is_filled(raw.values)
-        num_bad = self._arrays.asarray(np.append(is_bad, False))[raw.codes].sum()
-        self._report.repaired[reason] += int(num_bad)
+        numbers, is_bad = values.numbers([raw.values], positive=positive)
+        bad = self._arrays.asarray(np.append(is_bad, False))[raw.codes]
+        self._report.repaired[reason] += int(bad.sum())
+        self._add_example(reason, name, bad)
         return self._arrays.asarray(np.append(numbers, np.nan))[raw.codes]
 
     def _add_times(self) -> None:
@@ -163,19 +172,29 @@ class ColumnTypes:
         kind: TimestampType
         if series.dtype.kind == "i" and config.unit != "iso":
             times = series.fillna(0).astype("int64").values
-            times = values.scale_times(times, ~series.isna().values, config.unit, self._arrays)
+            times = scale_times(times, ~series.isna().values, config.unit, self._arrays)
             kind = "int64"
         elif _is_text(series) and config.unit == "iso":
             times, kind = self._text_times(series), "string"
         elif _is_text(series):
             raw = self._raw_values(TIMESTAMP)
-            of_values, kind = values.microseconds([raw.values], config)
-            times = self._arrays.asarray(np.append(of_values, values.NO_TIME))[raw.codes]
+            of_values, kind = microseconds([raw.values], config)
+            times = self._arrays.asarray(np.append(of_values, NO_TIME))[raw.codes]
         else:
-            on_host, kind = values.microseconds([self._frames.arrow(series)], config)
+            on_host, kind = microseconds([self._frames.arrow(series)], config)
             times = self._arrays.asarray(on_host)
+        self._check_unit(series, config)
         self._typed.rows[TIMESTAMP] = times
         self._typed.timestamp_type = kind
+        no_time = (times == NO_TIME) & ~series.isna().values
+        self._add_example(NO_USABLE_TIME, TIMESTAMP, no_time)
+
+    def _check_unit(self, series: Any, config: Timestamp) -> None:
+        """As the CPU engine checks each block."""
+        stops = np.cumsum(self._log.block_rows).tolist()
+        for stop, size in zip(stops, self._log.block_rows, strict=True):
+            block = series.iloc[stop - size : stop : sample_step(size)]
+            check_unit(self._frames.arrow(block), config)
 
     def _text_times(self, series: Any) -> Any:
         """Times of ISO text: each distinct date, and each distinct rest of the text, is read once.
@@ -190,12 +209,25 @@ class ColumnTypes:
         config = self._recipe.timestamp
         assert config is not None  # noqa: S101
         on_first_day = pc.binary_join_element_wise("1970-01-01", rests.values, "")
+        midnights = pc.binary_join_element_wise(days.values, "T00:00", "")
+        if not all(_is_usual(text) for text in (on_first_day, midnights)):
+            raw = self._raw_values(TIMESTAMP)
+            times, _ = microseconds([raw.values], config)
+            return self._arrays.asarray(np.append(times, NO_TIME))[raw.codes]
         parts = []
         for codes, text in ((days.codes, days.values), (rests.codes, on_first_day)):
-            times, _ = values.microseconds([text], config)
-            parts.append(self._arrays.asarray(np.append(times, values.NO_TIME))[codes])
-        usable = (parts[0] != values.NO_TIME) & (parts[1] != values.NO_TIME)
-        return self._arrays.where(usable, parts[0] + parts[1], values.NO_TIME)
+            times, _ = microseconds([text], config)
+            parts.append(self._arrays.asarray(np.append(times, NO_TIME))[codes])
+        usable = (parts[0] != NO_TIME) & (parts[1] != NO_TIME)
+        return self._arrays.where(usable, parts[0] + parts[1], NO_TIME)
+
+    def _add_example(self, reason: str, name: str, mask: Any) -> None:
+        """Keep the first value under the mask as the example of a reason."""
+        if bool(mask.any()):
+            row, raw = int(mask.argmax()), self._raw_values(name)
+            code = int(raw.codes[row])
+            value = None if code < 0 else raw.values[code].as_py()
+            self._report.add_example(reason, value, row + 1)
 
     def _series(self, name: str) -> Any:
         """Column of the log; None for a column of a side table."""
@@ -231,11 +263,6 @@ def _is_text(series: Any) -> bool:
     return series.dtype.kind not in "iufM"
 
 
-def _is_filled(array: pa.Array) -> NDArray[Any]:
-    """(N,) bool: whether a value is neither null nor NaN nor empty text."""
-    is_filled = array.is_valid()
-    if pa.types.is_floating(array.type):
-        is_filled = pc.and_(is_filled, pc.invert(pc.is_nan(array)))
-    elif pa.types.is_string(array.type):
-        is_filled = pc.and_(is_filled, pc.not_equal(array, ""))
-    return pc.fill_null(is_filled, False).to_numpy(zero_copy_only=False)
+def _is_usual(text: pa.Array) -> bool:
+    """Whether all times have the form that is read column by column, without a named zone."""
+    return bool(pc.all(pc.match_substring_regex(text, ISO_TIME)).as_py() in (True, None))

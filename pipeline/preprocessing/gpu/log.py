@@ -14,13 +14,14 @@ import pyarrow.compute as pc
 
 from pipeline.core.columns import ITEM, SESSION, TIMESTAMP
 from pipeline.data.fitted import ValueType
-from pipeline.data.values import NO_TIME, UNKNOWN_INTEGER
+from pipeline.data.times import NO_TIME
+from pipeline.data.values import UNKNOWN_INTEGER
 from pipeline.logs.row_counts import RowCounts
-from pipeline.preprocessing.blocks import check_not_empty
+from pipeline.preprocessing.blocks import NO_USABLE_TIME, check_not_empty
 from pipeline.preprocessing.gpu.columns import ColumnTypes, TypedLog
 from pipeline.preprocessing.gpu.frames import Frames
 from pipeline.preprocessing.gpu.interactions import Interactions, host_columns
-from pipeline.preprocessing.gpu.reading import NotOnDeviceError, read_clean
+from pipeline.preprocessing.gpu.reading import check_recipe, read_clean
 from pipeline.preprocessing.side_tables import SideTables
 from pipeline.preprocessing.sorting.log import Log, Shard
 from pipeline.preprocessing.sorting.session_rules import duplicate_rows
@@ -38,6 +39,11 @@ class DeviceShard(Shard):
 
     interactions: Interactions
 
+    def session(self, number: int) -> int | str:
+        """Id of a session."""
+        session: int | str = self.interactions.session_ids[number].as_py()
+        return session
+
 
 def read_on_device(
     frames: Frames,
@@ -50,13 +56,13 @@ def read_on_device(
     Arguments and errors are those of `sorting.log.read_sorted`. NotOnDeviceError for a log that
     the CPU engine has to read.
     """
-    if recipe.operator_features:
-        raise NotOnDeviceError("operators of the user")
+    check_recipe(recipe)
     report = RowCounts()
     side_tables = SideTables(recipe, report)
     raw = read_clean(frames, recipe, files)
     report.rows += len(raw.frame)
     log = ColumnTypes(frames, recipe, raw, side_tables, report).convert(fitted_types or {})
+    side_tables.check_matched()
     block_rows = raw.block_rows
     del raw  # its text is not needed for the sort
     sorter = _Sorter(frames, recipe, log, report)
@@ -96,7 +102,7 @@ class _Sorter:
         timestamp, times = self._recipe.timestamp, self._rows[TIMESTAMP]
         masks = {"rows without a session id": self._rows[SESSION] >= 0}
         if timestamp is not None:
-            masks["rows without a usable time"] = times != NO_TIME
+            masks[NO_USABLE_TIME] = times != NO_TIME
             first, last = timestamp.bounds
             if first is not None:
                 masks[f"rows before {timestamp.earliest}"] = times >= first
@@ -141,19 +147,14 @@ class _Sorter:
             self._drop_overlong(recipe.longest_session)
 
     def _drop_duplicates(self) -> None:
-        times = self._rows[TIMESTAMP]
-        tied = ~self._is_start()  # with the row before
-        tied[1:] &= times[1:] == times[:-1]
-        has_tie = tied.copy()
-        has_tie[:-1] |= tied[1:]
-        rows = self._arrays.flatnonzero(has_tie)
+        rows = self._arrays.flatnonzero(self._has_tie())
         if not len(rows):
             return
         names = [ITEM, *(f.name for f in self._recipe.scalar_features)]
         names += [f.target_column for f in self._recipe.target_encoded_features]
         taken = {name: self._rows[name][rows] for name in (TIMESTAMP, *names)}
         table = pa.table(host_columns(self._frames, taken, self._dictionaries))
-        starts = np.flatnonzero(~self._frames.host(tied[rows]))
+        starts = np.flatnonzero(~self._frames.host(self._is_tied()[rows]))
         duplicates = duplicate_rows(self._recipe, table, starts)
         if not len(duplicates):
             return
@@ -199,9 +200,11 @@ class _Sorter:
         first_sessions = self._frames.host(
             self._arrays.searchsorted(keys, self._arrays.asarray(np.array(cuts, np.int64)))
         )
-        lengths = np.diff(self._frames.host(starts), append=self.num_rows)
+        starts_on_host = self._frames.host(starts)
+        lengths = np.diff(starts_on_host, append=self.num_rows)
+        tied = self._frames.host(self._has_tie()).astype(np.int64)
         last_rows = self._arrays.asarray(np.cumsum(lengths) - 1)
-        first, ends = self._frames.host(times), self._frames.host(self._rows[TIMESTAMP][last_rows])
+        begins, ends = self._frames.host(times), self._frames.host(self._rows[TIMESTAMP][last_rows])
         left_out = (_KEY, _NUMBER, SESSION)
         rows = {name: column for name, column in self._rows.items() if name not in left_out}
         log = Interactions(self._frames, ids, lengths, rows, self._dictionaries)
@@ -210,13 +213,27 @@ class _Sorter:
                 path=None,
                 lengths=lengths[low:high],
                 ends=ends[low:high],
-                first=int(first[low:high].min()),
+                begins=begins[low:high],
+                tied=int(np.add.reduceat(tied, starts_on_host)[low:high].sum()),
                 report=RowCounts(),
                 interactions=log.slice(low, high),
             )
             for low, high in pairwise([0, *first_sessions.tolist(), len(lengths)])
             if low < high
         ]
+
+    def _is_tied(self) -> Any:
+        """(N,) bool: whether a row has the time of the row before it in its session."""
+        times = self._rows[TIMESTAMP]
+        tied = ~self._is_start()
+        tied[1:] &= times[1:] == times[:-1]
+        return tied
+
+    def _has_tie(self) -> Any:
+        """(N,) bool: whether a row has the time of a neighbour in its session."""
+        has_tie = self._is_tied()
+        has_tie[:-1] |= has_tie[1:]
+        return has_tie
 
     def _is_start(self) -> Any:
         """(N,) bool: whether a row is the first of its session."""

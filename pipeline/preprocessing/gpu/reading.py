@@ -40,6 +40,22 @@ class RawLog:
     """Rows of each block in which the CPU engine reads the log."""
 
 
+def check_recipe(recipe: Preprocess) -> None:
+    """NotOnDeviceError for settings that only the CPU engine knows."""
+    timestamp = recipe.timestamp
+    settings = {
+        "operators of the user": recipe.operator_features,
+        "`order`": recipe.order,
+        "`missing`": recipe.missing,
+        "`decimal`": recipe.decimal,
+        "`quote: none`": recipe.quote == "none",
+        "`timestamp.format`": timestamp is not None and timestamp.format,
+    }
+    for name, is_set in settings.items():
+        if is_set:
+            raise NotOnDeviceError(name)
+
+
 def read_clean(frames: Frames, recipe: Preprocess, files: list[Path]) -> RawLog:
     """Read Parquet and CSV files of one schema without lists and damage.
 

@@ -30,6 +30,7 @@ from pipeline.preprocessing.sorting.spill import (
     Bounds,
     SortedBlock,
     Spill,
+    read,
     sorted_shard,
     write,
 )
@@ -46,10 +47,19 @@ class Shard:
     """(S,) interactions of each session."""
     ends: NDArray[Any]
     """(S,) microseconds of the last interaction of each session."""
-    first: int
-    """Microseconds of the first interaction."""
+    begins: NDArray[Any]
+    """(S,) microseconds of the first interaction of each session."""
+    tied: int
+    """Interactions at the time of another one of their session."""
     report: RowCounts
     """Rows dropped by the session rules."""
+
+    def session(self, number: int) -> int | str:
+        """Id of a session."""
+        assert self.path is not None  # noqa: S101
+        row = int(self.lengths[:number].sum())
+        session: int | str = read(self.path)[SESSION][row].as_py()
+        return session
 
 
 @dataclass(frozen=True)
@@ -73,7 +83,7 @@ class Log:
     @property
     def first(self) -> int:
         """Microseconds of the first interaction."""
-        return min(shard.first for shard in self.shards)
+        return min(int(shard.begins.min()) for shard in self.shards)
 
 
 def read_sorted(
@@ -105,6 +115,7 @@ def read_sorted(
             block_types.append((block.types, block.timestamp_type))
             report.add(block.report)
             spill.blocks.append(written)
+    side_tables.check_matched()
     types, timestamp_type = common_types(recipe, block_types)
     check_not_empty(files, spill.rows, report)
     spill.unify_sessions(types[SESSION])
@@ -148,5 +159,7 @@ def _write_shard(
     write(table, path)
     stops = np.append(starts[1:], table.num_rows)[: len(starts)]
     times = table[TIMESTAMP].to_numpy()
-    first = int(times[starts].min()) if len(starts) else 0
-    return Shard(path, stops - starts, times[stops - 1], first, report)
+    same = times[1:] == times[:-1]
+    same[starts[1:] - 1] = False
+    tied = int(np.count_nonzero(np.append(same, False) | np.append(False, same)))
+    return Shard(path, stops - starts, times[stops - 1], times[starts], tied, report)

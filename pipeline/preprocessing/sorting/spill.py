@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.core.columns import SESSION, TIMESTAMP
+from pipeline.core.columns import ORDER, SESSION, TIMESTAMP
 from pipeline.data import values
 from pipeline.data.fitted import ValueType
 from pipeline.preprocessing.sorting.ordering import order_by, stable_order
@@ -140,7 +140,14 @@ def sorted_shard(
         tables.append(table)
     table = _concatenate(tables)
     codes = _session_codes(table[SESSION].combine_chunks())
-    order = order_by(codes, table[TIMESTAMP].to_numpy())
+    times = table[TIMESTAMP].to_numpy()
+    further = [name for name in table.column_names if name.startswith(ORDER)]
+    if further:
+        keys = [table[name].to_numpy() for name in reversed(further)]  # NaN is last
+        order = np.lexsort((*keys, times, codes))
+        table = table.drop_columns(further)
+    else:
+        order = order_by(codes, times)
     starts = np.flatnonzero(np.diff(codes[order], prepend=codes[order[:1]] - 1))
     return table.take(pa.array(order)), starts
 

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from pipeline.core.columns import SESSION, TIMESTAMP
+from pipeline.core.columns import ORDER, SESSION, TIMESTAMP
 from pipeline.core.errors import DataError, InputWarning
 from pipeline.data import values
+from pipeline.data.times import NO_TIME, microseconds
 from pipeline.logs.columns import read_frame
 from pipeline.logs.files import column_names, find_logs, read_logs
 from pipeline.logs.row_counts import RowCounts
@@ -36,8 +37,8 @@ def read_sessions(served: ServedModel, files: list[Path]) -> Iterator[tuple[Any,
         raise DataError(f"{', '.join(map(str, files))} holds no row to recommend for.")
     missing = sum(_num_missing_sessions(table) for table in tables)
     report.dropped["rows without a session id"] += missing
-    if counts := report.counts:
-        text = "; ".join(f"{count:,} {reason}" for reason, count in counts.items())
+    if report.counts:
+        text = "; ".join(report.sentences)
         warnings.warn(f"{', '.join(map(str, files))}: {text}.", InputWarning, stacklevel=2)
     return _sessions(served, tables)
 
@@ -69,7 +70,8 @@ def _log_recipe(recipe: Preprocess, columns: set[str]) -> Preprocess:
             features.append(ColumnNumber(name=name, kind="continuous", column=column))
         elif isinstance(feature, ColumnFeature) and (not feature.table or column in columns):
             features.append(feature.model_copy(update={"table": False}))
-    return recipe.model_copy(update={"features": tuple(features)})
+    order = tuple(column for column in recipe.order if column in columns)
+    return recipe.model_copy(update={"features": tuple(features), "order": order})
 
 
 def _sessions(served: ServedModel, tables: list[pa.Table]) -> Iterator[tuple[Any, Columns]]:
@@ -79,10 +81,17 @@ def _sessions(served: ServedModel, tables: list[pa.Table]) -> Iterator[tuple[Any
     frame["_session"] = values.categories(chunks, None)[0].to_numpy()
     if served.recipe.timestamp is not None and TIMESTAMP in names:
         chunks = [values.to_array(table[TIMESTAMP]) for table in tables]
-        times = values.microseconds(chunks, served.recipe.timestamp)[0]
-        if (times != values.NO_TIME).all():  # an interaction without a time keeps its position
+        times = microseconds(chunks, served.recipe.timestamp)[0]
+        if (times != NO_TIME).all():  # an interaction without a time keeps its position
             frame["_time"] = times
-            frame = frame.iloc[np.argsort(times, kind="stable")]
+            keys = [
+                values.numbers([values.to_array(table[name]) for table in tables], positive=False)[
+                    0
+                ]
+                for name in reversed(tables[0].column_names)
+                if name.startswith(ORDER)
+            ]
+            frame = frame.iloc[np.lexsort((*keys, times))]
     gap = served.recipe.session_gap and duration_microseconds(served.recipe.session_gap)
     for session, rows in frame.groupby("_session", sort=False, dropna=True):
         columns: Columns = {}
@@ -103,18 +112,25 @@ def _column(served: ServedModel, tables: list[pa.Table], name: str) -> Any:
     if name == TIMESTAMP:
         return _raw_times(chunks, str(kind), served.recipe.timestamp)
     if kind == "float64":
-        return values.numbers(chunks, positive=False)[0]
+        return values.numbers(chunks, positive=False, decimal=served.recipe.decimal)[0]
     return values.categories(chunks, kind)[0]  # type: ignore[arg-type]
 
 
 def _raw_times(parts: list[pa.Array], kind: str, config: Timestamp | None) -> Any:
     """Return times as the server takes them: text, or numbers in the log's unit."""
     if kind == "string":
-        return [text for part in parts for text in part.cast(pa.string()).to_pylist()]
+        assert config is not None  # noqa: S101
+        times = microseconds(parts, config)[0]
+        # what is no time is missing, as a server would refuse the request
+        moments = pa.array(times, pa.timestamp("us", "UTC"), mask=times == NO_TIME)
+        if config.format is None:
+            return moments.cast(pa.timestamp("us")).cast(pa.string()).to_pylist()
+        texts = moments.to_pandas().dt.strftime(config.format)
+        return texts.where(texts.notna(), None).tolist()
     if kind == "int64":
         # whole units, also where this log has fractions of them
         assert config is not None  # noqa: S101
-        times = values.microseconds(parts, config)[0]
+        times = microseconds(parts, config)[0]
         unit = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}[config.unit]
-        return [None if t == values.NO_TIME else round(t / unit) for t in times.tolist()]
+        return [None if t == NO_TIME else round(t / unit) for t in times.tolist()]
     return values.numbers(parts, positive=False)[0]

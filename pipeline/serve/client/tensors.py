@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pipeline.core.columns import ITEM, TIMESTAMP
 from pipeline.core.errors import ConfigError
 from pipeline.serve.client.served_model import ServedModel
-from pipeline.serve.runtime.lookups import MISSING_INTEGER
+from pipeline.serve.runtime.lookups import MISSING_INTEGER, SEPARATOR_IN_TAG
 from pipeline.serve.runtime.rows import MISSING
 
 Columns = dict[str, list[Any]]
@@ -115,7 +115,8 @@ def _join(values: Any, separator: str) -> Any:
             continue
         if isinstance(value, float | np.floating) and float(value).is_integer():
             value = int(value)
-        words.append(value.decode() if isinstance(value, bytes) else str(value))
+        word = value.decode() if isinstance(value, bytes) else str(value)
+        words.append(word.replace(separator, SEPARATOR_IN_TAG))
     return separator.join(words)
 
 

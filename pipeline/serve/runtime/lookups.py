@@ -95,6 +95,13 @@ class _Indices(dict[bytes, int]):
         return bucket_of(value, self.hash_buckets) if self.hash_buckets else OUT_OF_VOCABULARY
 
 
+SEPARATOR_IN_TAG = "\x1f"
+"""Stands for the separator inside a tag of a list, so that the tag stays one."""
+
+
+_IN_TAG = SEPARATOR_IN_TAG.encode()
+
+
 class MultiValuedLookup:
     """Texts of several tags to M indices each, padding behind the last."""
 
@@ -114,7 +121,7 @@ class MultiValuedLookup:
             text = value if isinstance(value, bytes) else str(value).encode("utf-8")
             text = text.replace(b"\0", b"")
             tags = [word for part in text.split(self._separator) if (word := part.strip(b" \t"))]
-            tags = tags[: self._max_values]
+            tags = [tag.replace(_IN_TAG, self._separator) for tag in tags[: self._max_values]]
             words += tags
             cells += [row * self._max_values + position for position in range(len(tags))]
         if words:

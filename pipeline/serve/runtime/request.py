@@ -63,6 +63,7 @@ class RequestReader:
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder
         self.types: dict[str, str] = {c["name"]: c["type"] for c in encoder.columns}
+        self.missing = frozenset(encoder.spec["missing"])
         self.session_type: str = encoder.spec["session_type"]
 
     def read(self, tensors: dict[str, NDArray[Any]]) -> Request:
@@ -90,6 +91,8 @@ class RequestReader:
             for column in self.encoder.columns
             if column["name"] in tensors
         }
+        for name, values in columns.items() if self.missing else ():
+            columns[name] = _replace(values, self.missing, MISSING[self.types[name]])
         rows = Rows(columns, layout.lengths, times)
         excluded = self._indices("exclude", tensors.get("exclude"), layout)
         if self._filters_seen(tensors.get("filter_seen")):
@@ -136,7 +139,8 @@ class RequestReader:
                 "go with item_id."
             )
         _check_type("timestamp", values, timestamp["type"])
-        times = microseconds(values.reshape(-1)[layout.cells], timestamp["unit"])
+        values = values.reshape(-1)[layout.cells]
+        times = microseconds(values, timestamp["unit"], timestamp["format"])
         return _fill_times(times, layout.lengths)
 
     def _indices(self, name: str, values: NDArray[Any] | None, layout: _Layout) -> NDArray[Any]:
@@ -184,6 +188,16 @@ class RequestReader:
                 f"k is {k}, expected 1 to {max_k}. For longer lists export with a larger --max-k."
             )
         return k
+
+
+def _replace(values: NDArray[Any], words: frozenset[str], missing: Any) -> NDArray[Any]:
+    """Return values with a missing one in place of those whose text is among `words`."""
+    replaced = values.copy()
+    for index, value in enumerate(values.tolist()):
+        text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+        if text in words:
+            replaced[index] = missing
+    return replaced
 
 
 def _single_value(name: str, requested: NDArray[Any]) -> Any:

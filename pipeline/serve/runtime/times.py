@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +18,31 @@ WEEK_SECONDS = 7 * DAY_SECONDS
 PERIODS = {"hour": (DAY_SECONDS, 0), "weekday": (WEEK_SECONDS, 3 * DAY_SECONDS)}
 """Length and shift in seconds: 1970-01-01 was a Thursday, a week begins on Monday."""
 LATEST_MICROSECONDS = 2**62
-ISO_TIME = re.compile(
-    r"((?:1[7-9]|2[01])\d\d-\d\d-\d\d)"
-    r"(?:[ T](\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?)(?: ?(UTC|Z|[+-]\d\d:?\d\d))?)?",
-    re.ASCII,
+MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+US_ZONES = {"EST": -5, "EDT": -4, "CST": -6, "CDT": -5, "MST": -7, "MDT": -6, "PST": -8, "PDT": -7}
+"""Hours east of UTC of the names in RFC 2822; other names are those of the IANA database."""
+_YEAR = r"(?P<year>(?:1[7-9]|2[01])\d\d)"
+_CLOCK = r"(?P<hour>\d\d)(?::?(?P<minute>\d\d)(?::?(?P<second>\d\d)(?:[.,](?P<fraction>\d+))?)?)?"
+_ZONE = r"(?P<zone>[+-]\d\d(?::?\d\d)?|[A-Za-z][A-Za-z0-9_+/-]*)"
+_CLOCK_AND_ZONE = rf"{_CLOCK}(?: ?{_ZONE})?"
+_MONTH_NAME = r"(?P<name>[A-Za-z]{3})"
+TIMES = tuple(
+    re.compile(pattern, re.ASCII)
+    for pattern in (
+        # ISO 8601: calendar dates, also with slashes, and dates by week
+        rf"{_YEAR}(?P<dash>[-/]?)(?P<month>\d\d)(?P=dash)(?P<day>\d\d)(?:\D{_CLOCK_AND_ZONE})?",
+        rf"{_YEAR}(?P<dash>-?)W(?P<week>\d\d)(?:(?P=dash)(?P<day>\d))?(?:\D{_CLOCK_AND_ZONE})?",
+        # RFC 2822, and logs of web servers: 03/Apr/2012:18:00:09 +0000
+        rf"(?:[A-Za-z]{{3,9}}, ?)?(?P<day>\d\d?)[ /-]{_MONTH_NAME}[ /-]{_YEAR}[ :]"
+        rf"{_CLOCK_AND_ZONE}",
+        # C and Unix: Tue Apr 03 18:00:09 +0000 2012
+        rf"[A-Za-z]{{3}} {_MONTH_NAME} +(?P<day>\d\d?) {_CLOCK}(?: {_ZONE})? {_YEAR}",
+    )
 )
+"""Text that is read as a time."""
+_UTC = timezone.utc  # noqa: UP017 - Python 3.10 has no datetime.UTC
+_EPOCH = datetime(1970, 1, 1, tzinfo=_UTC)
+_MICROSECOND = timedelta(microseconds=1)
 SCALES = {"s": 1_000_000, "ms": 1_000, "us": 1, "ns": 0.001}
 """Microseconds of each unit."""
 
@@ -45,10 +67,13 @@ def time_feature(
     return {sine: np.sin(angle).astype(np.float32), cosine: np.cos(angle).astype(np.float32)}
 
 
-def microseconds(values: NDArray[Any], unit: str) -> NDArray[Any]:
-    """Return int64 microseconds of the times of a request, MISSING_INTEGER for a missing one."""
+def microseconds(values: NDArray[Any], unit: str, time_format: str | None = None) -> NDArray[Any]:
+    """Return int64 microseconds of the times of a request, MISSING_INTEGER for a missing one.
+
+    RequestError for text that is no time; empty text is missing.
+    """
     if values.dtype.kind in "OSU":
-        flat = [_parse_time(value) for value in values.reshape(-1)]
+        flat = [_time_of(value, time_format) for value in values.reshape(-1)]
         return np.array(flat, np.int64).reshape(values.shape)
     if unit == "iso":
         raise RequestError("timestamp holds numbers, expected text such as 2026-01-31 12:00:00.")
@@ -66,23 +91,68 @@ def microseconds(values: NDArray[Any], unit: str) -> NDArray[Any]:
     return np.where(usable, times, MISSING_INTEGER)
 
 
-def _parse_time(value: Any) -> int:
+def _time_of(value: Any, time_format: str | None) -> int:
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-    match = ISO_TIME.fullmatch(text)
-    if match is None:
+    if not text:
         return MISSING_INTEGER
-    date, clock, zone = match.groups()
-    clock = clock or "00:00"
-    whole, _, fraction = clock.partition(".")
+    time = parse_time(text, time_format)
+    if time is None:
+        example = "2026-01-31 12:00:00 UTC" if time_format is None else time_format
+        raise RequestError(f"timestamp is {text[:60]!r}, expected a time such as {example}.")
+    return time
+
+
+def parse_time(text: str, time_format: str | None = None) -> int | None:
+    """Return microseconds since 1970 UTC of a time between 1700 and 2199, None for other text.
+
+    A time without a zone is UTC. `time_format` is that of `datetime.strptime`; without it the
+    forms of `TIMES` are read.
+    """
     try:
-        moment = int(np.datetime64(f"{date}T{whole}", "s").astype(np.int64)) * 1_000_000
-    except ValueError:
-        return MISSING_INTEGER
-    moment += int(fraction[:6].ljust(6, "0")) if fraction else 0
-    if zone and zone not in ("UTC", "Z"):
-        digits = zone[1:].replace(":", "")
-        if int(digits[:2]) > 23 or int(digits[2:]) > 59:
-            return MISSING_INTEGER
-        shift = (int(digits[:2]) * 3_600 + int(digits[2:]) * 60) * 1_000_000
-        moment += -shift if zone[0] == "+" else shift
-    return moment
+        moment = _parse(text) if time_format is None else datetime.strptime(text, time_format)
+    except (ValueError, OverflowError, OSError, KeyError):  # no such day, no such zone
+        return None
+    if moment is None or not 1700 <= moment.year < 2200:
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=_UTC)
+    return (moment - _EPOCH) // _MICROSECOND
+
+
+def _parse(text: str) -> datetime | None:
+    match = next(filter(None, (pattern.fullmatch(text) for pattern in TIMES)), None)
+    if match is None:
+        return None
+    parts = match.groupdict()
+    year = int(parts["year"])
+    if parts.get("week"):
+        day = date.fromisocalendar(year, int(parts["week"]), int(parts["day"] or 1))
+    else:
+        month = int(parts.get("month") or MONTHS.index(parts["name"].lower()) + 1)
+        day = date(year, month, int(parts["day"]))
+    clock = time(
+        int(parts["hour"] or 0),
+        int(parts["minute"] or 0),
+        int(parts["second"] or 0),
+        int((parts["fraction"] or "")[:6].ljust(6, "0")),
+        tzinfo=_zone(parts["zone"]),
+    )
+    return datetime.combine(day, clock)
+
+
+def _zone(text: str | None) -> tzinfo | None:
+    """Return the zone of an offset or a name. KeyError or ValueError for an unknown one."""
+    if text is None or text.upper() in ("Z", "UTC", "GMT", "UT"):
+        return _UTC
+    if text in US_ZONES:
+        return timezone(timedelta(hours=US_ZONES[text]))
+    if text[0] not in "+-":
+        if "/" not in text and not text.isupper():  # such as `localtime`, that of the machine
+            raise ValueError("a zone is an offset or a name such as Europe/Berlin")
+        return ZoneInfo(text)
+    digits = text[1:].replace(":", "").ljust(4, "0")
+    hours, minutes = int(digits[:2]), int(digits[2:])
+    if minutes > 59:
+        raise ValueError("an hour has 60 minutes")
+    offset = timedelta(hours=hours, minutes=minutes)
+    return timezone(-offset if text[0] == "-" else offset)

@@ -1,0 +1,140 @@
+"""Notes on a log that is read as it is and may be meant otherwise."""
+
+import re
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.core.columns import ITEM
+from pipeline.data.fitted import Fitted
+from pipeline.preprocessing.sorting.log import Log
+from pipeline.recipe.features import CategoryFeature
+from pipeline.recipe.preprocess import Preprocess
+
+_WIDE_MICROSECONDS = 10 * 365 * 86_400 * 10**6
+"""Distance between the median and the first or last time from which on a note warns of it."""
+_DAY_MICROSECONDS = 86_400 * 10**6
+_LARGE_SESSION = 1_000
+_LARGE_SHARE = 0.01
+"""A session of more rows and of a larger share of all rows is outsized."""
+_TIED_SHARE = 0.01
+_NULL_WORDS = pa.array(
+    ["null", "NULL", "Null", "None", "NaN", "nan", "\\N", "NA", "N/A", "n/a", "undefined", "(null)"]
+)
+_LIST = re.compile(r"\[.*\]|[^|]+(?:\|[^|]+)+", re.DOTALL)
+"""Text of a cell that looks like several values: ['a', 'b'], a|b, JSON."""
+_NUM_SAMPLES = 1_000
+
+
+def notes(recipe: Preprocess, log: Log, fitted: Fitted, base: Fitted | None) -> list[str]:
+    """Sentences on times, sessions and ids that look wrong, each with what to do."""
+    of_base = [] if base is None else _base_notes(recipe, base)
+    of_time = [] if recipe.timestamp is None else [*_time_notes(log), *_order_notes(recipe, log)]
+    return [*of_time, *of_base, *_session_notes(recipe, log), *_id_notes(fitted)]
+
+
+def _base_notes(recipe: Preprocess, base: Fitted) -> list[str]:
+    """Session rules that differ from those of the earlier data."""
+    keys = recipe.other_sessions(base.recipe)
+    names = ", ".join(f"`{key}`" for key in keys)
+    text = f"The earlier data were made with other {names}: their sessions are others."
+    return [text] if keys else []
+
+
+def _time_notes(log: Log) -> Iterator[str]:
+    """First or last times far from the median, as of a wrong clock."""
+    first, median, last = log.first, int(np.median(log.ends)), int(log.ends.max())
+    if max(last - median, median - first) > _WIDE_MICROSECONDS:
+        yield (
+            f"Times go from {date(first)} to {date(last)}, while half of the sessions end before "
+            f"{date(median)}. One wrong clock moves a split by time: set `timestamp.earliest` and "
+            "`timestamp.latest` to drop such rows."
+        )
+
+
+def _order_notes(recipe: Preprocess, log: Log) -> Iterator[str]:
+    """Interactions whose order is that of the rows."""
+    tied = sum(shard.tied for shard in log.shards)
+    if tied > _TIED_SHARE * log.rows and not recipe.order:
+        yield (
+            f"{tied:,} of {log.rows:,} interactions share their time with another of their "
+            "session and keep the order of the rows. If a column orders them, name it in "
+            "`preprocess.order`."
+        )
+
+
+def _session_notes(recipe: Preprocess, log: Log) -> Iterator[str]:
+    """A session of an outsized share of the rows, and visitors taken for sessions."""
+    shard = max(log.shards, key=lambda shard: int(shard.lengths.max()))
+    longest = int(shard.lengths.max())
+    if longest > max(_LARGE_SESSION, _LARGE_SHARE * log.rows):
+        session = shard.session(int(shard.lengths.argmax()))
+        yield (
+            f"Session {session!r} has {longest:,} of {log.rows:,} rows. If it stands for no "
+            "session, name it in `preprocess.missing`; `longest_session` drops those of robots."
+        )
+    if recipe.timestamp is None or recipe.session_gap is not None or recipe.split.held_out:
+        return
+    durations = np.concatenate([shard.ends - shard.begins for shard in log.shards])
+    durations = durations[durations > 0]
+    if len(durations) and np.median(durations) > _DAY_MICROSECONDS:
+        yield (
+            "Half of the sessions last more than a day. If "
+            f"`session: {recipe.session}` is the id of a visitor, set `session_gap: 30m`."
+        )
+
+
+def _id_notes(fitted: Fitted) -> Iterator[str]:
+    """Ids and categories that stand for nothing, that differ in notation, or that are lists."""
+    columns = {ITEM: fitted.recipe.item} | {f.name: f.source for f in fitted.categorical}
+    for name, vocabulary in fitted.vocabularies.items():
+        if vocabulary.type != "string" or not len(vocabulary.values):
+            continue
+        column = columns[name]
+        words = vocabulary.values.filter(pc.is_in(vocabulary.values, _NULL_WORDS)).to_pylist()
+        if words:
+            names = ", ".join(map(repr, words))
+            yield (
+                f"{column} is {names} in some rows, read as any other value. If that means "
+                f"nothing, write `missing: [{', '.join(words)}]` into `preprocess`."
+            )
+        yield from _notation_notes(column, vocabulary.values)
+        yield from _list_notes(fitted, name, column, vocabulary.values)
+
+
+def _notation_notes(column: str, values: pa.Array) -> Iterator[str]:
+    """Values that differ in blanks, `.0`, leading zeros or the form of Unicode alone."""
+    plain = pc.utf8_normalize(pc.utf8_trim_whitespace(values), "NFKC")
+    plain = pc.replace_substring_regex(plain, r"\s+", " ")
+    plain = pc.replace_substring_regex(plain, r"^0*(\d+)(?:\.0+)?$", r"\1")
+    encoded = plain.dictionary_encode()
+    counts = np.bincount(encoded.indices.to_numpy(), minlength=len(encoded.dictionary))
+    if (counts > 1).any():
+        same = encoded.indices.to_numpy() == int(counts.argmax())
+        examples = values.filter(pa.array(same)).slice(0, 2).to_pylist()
+        yield (
+            f"{int(counts[counts > 1].sum()):,} values of {column} differ from another in blanks, "
+            "`.0`, leading zeros or the form of Unicode alone, such as "
+            f"{' and '.join(map(repr, examples))}. They are different values here."
+        )
+
+
+def _list_notes(fitted: Fitted, name: str, column: str, values: pa.Array) -> Iterator[str]:
+    """Categories whose text looks like a list."""
+    feature = next((f for f in fitted.categorical if f.name == name), None)
+    if not isinstance(feature, CategoryFeature) or feature.values_per_interaction > 1:
+        return
+    sample = values.slice(0, _NUM_SAMPLES).to_pylist()
+    lists = [text for text in sample if _LIST.fullmatch(text)]
+    if 2 * len(lists) > len(sample):
+        yield (
+            f"Values of {column} look like lists, such as {lists[0]!r}, and each text is one "
+            "category. For several categories set `values_per_interaction` and `separator`."
+        )
+
+
+def date(microseconds: int) -> str:
+    """Date and time in UTC."""
+    return f"{np.datetime64(int(microseconds), 'us').astype('datetime64[s]')}Z"
