@@ -18,7 +18,7 @@ from pipeline.recipe.train import TableOptimizer
 
 
 class TableAdamW(torch.optim.AdamW):
-    """AdamW (Loshchilov and Hutter, ICLR 2019), fused; sparse gradients update touched rows.
+    """AdamW (Loshchilov and Hutter, ICLR 2019), fused; lazy weights update touched rows.
 
     The moments of a row decay and its weights decay once per touch, and the bias of the moments is
     corrected by the row's own number of touches: corrected by the number of steps, as in torch's
@@ -38,8 +38,10 @@ class TableAdamW(torch.optim.AdamW):
         row_wise: bool = False,
         sharded: ShardedEmbedding | None = None,
     ) -> None:
-        """`lazy` are the weights whose sparse gradients update rows; those of others become dense.
+        """`lazy` are the weights of which a step updates the rows that have a gradient.
 
+        Those of a sparse gradient are its rows; of a dense one, as a GPU computes it without
+        waiting, those that are not 0. Sparse gradients of other weights become dense.
         The norm of the gradients includes the rows of a `sharded` table in other processes.
         """
         super().__init__(params, lr, betas, eps, weight_decay, fused=True)
@@ -84,13 +86,14 @@ class TableAdamW(torch.optim.AdamW):
         rows: list[tuple[Tensor, Tensor]] = []
         for group in self.param_groups:
             for weight in group["params"]:
-                if weight.grad is None or not weight.grad.is_sparse:
+                if weight.grad is None:
                     continue
                 if id(weight) in self._lazy:
-                    self._step_rows(weight, group)
+                    update = self._step_rows if weight.grad.is_sparse else self._step_dense
+                    update(weight, group)
                     rows.append((weight, weight.grad))
                     weight.grad = None
-                else:
+                elif weight.grad.is_sparse:
                     weight.grad = weight.grad.to_dense()
         super().step()
         for weight, gradient in rows:
@@ -104,14 +107,7 @@ class TableAdamW(torch.optim.AdamW):
         rows, values = gradient.indices()[0], gradient.values()  # (R,), (R, D)
         if self.grad_scale is not None:
             values = values / self.grad_scale
-        state = self.state[weight]
-        if not state:
-            second = weight[:, :1] if self._row_wise else weight
-            state["step"] = torch.zeros((), dtype=torch.float32, device=weight.device)
-            state["exp_avg"] = torch.zeros_like(weight)
-            state["exp_avg_sq"] = torch.zeros_like(second, memory_format=torch.contiguous_format)
-            state["touches"] = torch.zeros(weight.size(0), 1, device=weight.device)
-        state["step"] += 1
+        state = self._row_state(weight)
         first_decay, second_decay = group["betas"]
         touches = state["touches"][rows] + 1
         mean = state["exp_avg"][rows].lerp_(values, 1 - first_decay)
@@ -127,6 +123,38 @@ class TableAdamW(torch.optim.AdamW):
         decayed = weight[rows] * (1 - group["lr"] * group["weight_decay"])
         weight.index_copy_(0, rows, decayed.sub_(step, alpha=float(group["lr"])))
 
+    def _step_dense(self, weight: Tensor, group: dict[str, Any]) -> None:
+        """Do what `_step_rows` does for the rows of a dense gradient that are not 0."""
+        assert weight.grad is not None  # noqa: S101
+        values = weight.grad if self.grad_scale is None else weight.grad / self.grad_scale
+        touched = values.any(1, keepdim=True).to(weight.dtype)  # (V, 1)
+        state = self._row_state(weight)
+        first_decay, second_decay = group["betas"]
+        touches, mean, second = state["touches"], state["exp_avg"], state["exp_avg_sq"]
+        touches += touched
+        mean.lerp_(values, touched * (1 - first_decay))
+        square = values.square()
+        if self._row_wise:
+            square = square.mean(1, keepdim=True)
+        second.lerp_(square, touched * (1 - second_decay))
+        counts = touches.clamp(min=1)
+        deviation = (second / (1 - second_decay**counts)).sqrt_().add_(group["eps"])
+        step = mean / (1 - first_decay**counts) / deviation
+        weight.mul_(1 - touched * (group["lr"] * group["weight_decay"]))
+        weight.sub_(step * touched, alpha=float(group["lr"]))
+
+    def _row_state(self, weight: Tensor) -> dict[str, Tensor]:
+        """State of a lazy weight in one more step."""
+        state: dict[str, Tensor] = self.state[weight]
+        if not state:
+            second = weight[:, :1] if self._row_wise else weight
+            state["step"] = torch.zeros((), dtype=torch.float32, device=weight.device)
+            state["exp_avg"] = torch.zeros_like(weight)
+            state["exp_avg_sq"] = torch.zeros_like(second, memory_format=torch.contiguous_format)
+            state["touches"] = torch.zeros(weight.size(0), 1, device=weight.device)
+        state["step"] += 1
+        return state
+
 
 def build_optimizer(
     module: nn.Module,
@@ -135,13 +163,17 @@ def build_optimizer(
     arguments: TrainingArguments,
     tables: TableOptimizer = "adamw",
     sharded: ShardedEmbedding | None = None,
+    dense_gradients: bool = False,
 ) -> TableAdamW:
     """Optimizer of the weights of `module`, which wraps `model`; `decayed` are names with decay.
 
     `arguments` have the learning rate and the other settings of AdamW. `tables` is
     `TrainConfig.table_optimizer`, `sharded` the table that is split among processes.
+    `dense_gradients` of all lookups have fixed shapes.
     """
     lazy = set_sparse_gradients(model, sparse=tables != "adamw")
+    if dense_gradients:
+        set_sparse_gradients(model, sparse=False)
     named = [(name, weight) for name, weight in module.named_parameters() if weight.requires_grad]
     groups = [
         {

@@ -242,6 +242,7 @@ class Trainer(ResumableTrainer):
                 self.args,
                 tables=self.config.table_optimizer,
                 sharded=None if self.sharding is None else self.sharding.table,
+                dense_gradients=self._batches.shapes is not None,
             )
         return super().create_optimizer(model)
 

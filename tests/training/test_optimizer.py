@@ -98,3 +98,26 @@ def test_first_update_of_a_rare_row_has_the_usual_size() -> None:
         optimizer.step()
     moved = (net.table.weight[2] - before[2] * (1 - 0.01 * 0.1)).abs()
     torch.testing.assert_close(moved, torch.full_like(moved, 0.01))
+
+
+@pytest.mark.parametrize("row_wise", [False, True])
+def test_a_dense_gradient_updates_the_rows_of_a_sparse_one(row_wise: bool) -> None:
+    torch.manual_seed(0)
+    sparse = Net(sparse=True)
+    dense = copy.deepcopy(sparse)
+    dense.table.sparse = False
+    optimizers = [lazy(net, row_wise=row_wise) for net in (sparse, dense)]
+    for ids in batches(6):
+        for net, optimizer in zip((sparse, dense), optimizers, strict=True):
+            net(ids).backward()
+            optimizer.clip(0.5)
+            optimizer.step()
+            net.zero_grad()
+        torch.testing.assert_close(dense.table.weight, sparse.table.weight)
+    states = [
+        optimizer.state[net.table.weight]
+        for net, optimizer in zip((sparse, dense), optimizers, strict=True)
+    ]
+    assert states[0]["touches"].any()
+    assert not states[0]["touches"].all()
+    torch.testing.assert_close(states[1], states[0])

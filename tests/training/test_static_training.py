@@ -180,13 +180,22 @@ class NoSyncInSteps(TrainerCallback):
         self.mode.__exit__(None, None, None)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"loss": "sampled-softmax", "num_negatives": 9, "table_optimizer": "lazy-adamw"},
+        {"loss": "bpr", "num_negatives": 9, "table_optimizer": "rowwise-adamw"},
+    ],
+    ids=str,
+)
 def test_a_whole_step_does_not_wait_for_the_device(
-    clicks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clicks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
 ) -> None:
     """Forward, backward, clipping, optimizer, learning rate and gradients set to zero."""
     monkeypatch.setattr(huggingface, "prefers_whole_masks", lambda _: True)
     monkeypatch.setattr(trainer_module, "take_compiler", lambda _: lambda loss: loss)
-    config = TrainConfig(epochs=1, batch_size=32)
+    config = TrainConfig.from_dict({"epochs": 1, "batch_size": 32, **settings}, "train")
     model = build_model(Data.open(clicks).schema, ModelConfig.from_dict(SMALL, "model"), 20, config)
     watch = NoSyncInSteps()
     Trainer(
