@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.plan import Plan
+from benchmarks.gpu.plan import COMPILED, Plan
 from benchmarks.machine import machine, machine_lines
 from benchmarks.processes import last_line, python_path
 from pipeline.core.errors import ConfigError
@@ -71,7 +71,8 @@ def phases(plan: Plan) -> list[list[Part]]:
     ]
     first = [Part("stack", 60), Part("log", 60), Part("tests marked gpu", 120)]
     important = 3  # of the settings; the others come last
-    ordered = [*training[:important], *others, *training[important:]]
+    compiled = [Part(f"train compiled {each.title}", 150) for each in plan.training[:COMPILED]]
+    ordered = [*training[:important], *others, *training[important:], *compiled]
     return [first, *([part] for part in ordered)]
 
 

@@ -61,6 +61,8 @@ TRAINING = (
     TrainingSetting(setting=_gpt2(200_000, 128), batch_size=1_024),
 )
 """Settings by importance: the last ones are left out first where time is short."""
+COMPILED = 2
+"""The first settings are also trained with `torch_compile: true`, which compiles each shape."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,7 +46,7 @@ def measure(plan: Plan, number: int) -> Iterator[tuple[str, Figures]]:
         batches = _batches(plan, setting, device)
         for name, backend in (
             ("by hand, eager", None),
-            ("by hand, compiled", "inductor" if device.type == "cuda" else "aot_eager"),
+            ("by hand, compiled", _backend(device)),
         ):
             try:
                 yield name, train_by_hand(plan, setting, batches, backend)
@@ -55,6 +55,12 @@ def measure(plan: Plan, number: int) -> Iterator[tuple[str, Figures]]:
             torch.compiler.reset()
             if device.type == "cuda":
                 torch.cuda.empty_cache()
+
+
+def measure_compiled(plan: Plan, number: int) -> Iterator[tuple[str, Figures]]:
+    """Yield the figures of ours with `torch_compile: true`, compilation not counted."""
+    device = torch.device(plan.device)
+    yield "ours, compiled", train_ours(plan, plan.training[number], device, compiled=True)
 
 
 class EpochClock(TrainerCallback):
@@ -126,13 +132,17 @@ class EpochClock(TrainerCallback):
             }
 
 
-def train_ours(plan: Plan, setting: TrainingSetting, device: torch.device) -> Figures:
+def train_ours(
+    plan: Plan, setting: TrainingSetting, device: torch.device, *, compiled: bool = False
+) -> Figures:
     """Train by the Trainer, with the session loader, as `pipeline train` does."""
     data = plan.scratch / f"sessions-{setting.setting.items}-{setting.batch_size}"
     if not data.is_dir():
         parts = {"train": plan.training_sessions}
         write_sessions(data, items=setting.setting.items, longest=plan.longest, parts=parts)
-    arguments = {"bf16": setting.bf16, "use_cpu": device.type == "cpu"}
+    arguments: dict[str, Any] = {"bf16": setting.bf16, "use_cpu": device.type == "cpu"}
+    if compiled:
+        arguments |= {"torch_compile": True, "torch_compile_backend": _backend(device)}
     config = setting.setting.train_config(
         setting.form, batch_size=setting.batch_size, arguments=arguments
     )
@@ -229,6 +239,11 @@ def train_by_hand(
         least_seconds=plan.training_seconds,
         profiled=_PROFILED,
     )
+
+
+def _backend(device: torch.device) -> str:
+    """Compiler of a device; Inductor takes minutes on a CPU."""
+    return "inductor" if device.type == "cuda" else "aot_eager"
 
 
 def _batches(plan: Plan, setting: TrainingSetting, device: torch.device) -> list[Tensor]:

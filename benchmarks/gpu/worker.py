@@ -28,9 +28,11 @@ PARTS: dict[str, tuple[str, str, tuple[Any, ...]]] = {
 
 def rows_of(part: str, plan: Plan) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield names and figures of the rows of a part."""
-    titles = [f"train {each.title}" for each in plan.training]
-    if part in titles:
-        module, function, arguments = "training", "measure", (titles.index(part),)
+    titles = [each.title for each in plan.training]
+    title = part.removeprefix("train ").removeprefix("compiled ")
+    if title in titles:
+        function = "measure_compiled" if part.startswith("train compiled") else "measure"
+        module, arguments = "training", (titles.index(title),)
     else:
         module, function, arguments = PARTS[part]
     measure = getattr(importlib.import_module(f"benchmarks.gpu.{module}"), function)

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from benchmarks.__main__ import app
 from benchmarks.gpu import measure, stack
 from benchmarks.gpu.measure import Part, measure_gpu, phases, run_part
-from benchmarks.gpu.plan import Plan
+from benchmarks.gpu.plan import COMPILED, Plan
 from benchmarks.gpu.preprocessing import sessions_by_hand
 from benchmarks.gpu.profile import StepProfile, union_length
 from benchmarks.gpu.worker import PARTS, rows_of
@@ -56,6 +56,7 @@ def test_every_part_has_a_function(plan: Plan) -> None:
     for each in (plan, Plan(scratch=plan.scratch)):
         names = [part.name for phase in phases(each) for part in phase]
         titles = [f"train {setting.title}" for setting in each.training]
+        titles += [f"train compiled {setting.title}" for setting in each.training[:COMPILED]]
         assert sorted(names) == sorted([*PARTS, *titles])
         assert len(set(names)) == len(names)
 
@@ -140,6 +141,13 @@ def test_training_parts_run_on_a_cpu(plan: Plan, number: int) -> None:
         rate = plan.training[number].batch_size / figures["milliseconds"] * 1_000
         assert figures["sessions_per_second"] == pytest.approx(rate, rel=0.01)
         assert figures["host_syncs"] > 0
+
+
+@pytest.mark.train
+def test_compiled_training_runs_on_a_cpu(plan: Plan) -> None:
+    rows = dict(rows_of(f"train compiled {plan.training[1].title}", plan))
+    assert rows.keys() == {"ours, compiled"}
+    assert rows["ours, compiled"]["sessions_per_second"] > 0
 
 
 @pytest.mark.train
