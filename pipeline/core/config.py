@@ -1,5 +1,6 @@
 """Root of the typed configuration: frozen, keyword-only, unknown keys are errors."""
 
+from datetime import date
 from pathlib import Path
 from typing import Any, Self, get_args
 
@@ -119,7 +120,8 @@ def _explain(root: type[BaseModel], error: ErrorDetails) -> str:
         return f"unknown key `{location}`; {closest(keys[-1], [*model.model_fields])}"
     if error["type"] == "missing":
         return f"`{location}` is missing. Add it."
-    value = repr(error["input"])
+    value = error["input"]
+    value = str(value) if isinstance(value, date) else repr(value)
     # a section that contradicts itself is not repeated: its reason names the key
     is_section = error["type"] == "value_error" and isinstance(error["input"], dict)
     value = "" if is_section or len(value) > _MAX_CHARACTERS else f" is {value}"
@@ -134,6 +136,8 @@ def _expected(model: type[BaseModel], error: ErrorDetails) -> str:
         keys = list(model.model_fields)
         more = ", ..." if len(keys) > _MAX_KEYS else ""
         return f"expected a section with keys: {', '.join(keys[:_MAX_KEYS])}{more}"
+    if kind == "string_type" and isinstance(error["input"], bool):
+        return "expected text. YAML reads yes and no without quotes as true and false"
     if kind in _TYPES:
         return f"expected {_TYPES[kind]}"
     if kind in _LIMITS:

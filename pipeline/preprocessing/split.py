@@ -53,9 +53,14 @@ def split_sessions(recipe: Preprocess, ends: NDArray[Any], lengths: NDArray[Any]
     if not (part == 0).any():
         raise DataError(
             f"No session for training: none of {len(order)} has {recipe.min_session_length} "
-            "interactions or more. Check `session` or lower `min_session_length`."
+            f"interactions or more{_left_by_repeats(recipe)}. Check `session` or lower "
+            "`min_session_length`."
         )
     return part
+
+
+def _left_by_repeats(recipe: Preprocess) -> str:
+    return " after `drop_repeats`" if recipe.drop_repeats else ""
 
 
 def rows_of(

@@ -127,6 +127,11 @@ class Split(Config):
     test: str | float | None = None
     """Newest part of the whole log; only `evaluate` reads it."""
 
+    @field_validator("valid", "test", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        return value.isoformat() if isinstance(value, date) else value  # YAML parses dates
+
     @field_validator("valid", "test")
     @classmethod
     def _check(cls, value: str | float | None) -> str | float | None:
@@ -224,6 +229,11 @@ class Preprocess(Config):
         if value is not None and (not value.isascii() or value in '"\r\n'):
             raise ValueError("expected one ASCII character, no quote and no line end")
         return value
+
+    @field_validator("session_gap", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        return value.isoformat() if isinstance(value, date) else value  # YAML parses dates
 
     @field_validator("session_gap")
     @classmethod

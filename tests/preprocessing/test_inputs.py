@@ -136,8 +136,8 @@ def test_a_time_of_the_page_is_read_as_it_says(row: list[str], tmp_path: Path) -
 def test_a_number_of_the_page_is_read_as_it_says(row: list[str], tmp_path: Path) -> None:
     written, settings, expected = row
     features = [{"name": "price", "kind": "continuous"}]
-    given = {"features": features, **settings_of(settings)}
-    (number,) = read_value(tmp_path, given, price=f'"{code(written)}"')["price"]
+    settings_of_row = {"features": features, **settings_of(settings)}
+    (number,) = read_value(tmp_path, settings_of_row, price=f'"{code(written)}"')["price"]
     assert np.isnan(number) if expected == "missing" else number == float(expected)
 
 
@@ -226,7 +226,7 @@ def test_every_message_of_the_page_has_a_case() -> None:
 
 
 @pytest.mark.parametrize("row", rows_of("What is told"), ids=lambda row: row[0])
-def test_a_message_of_the_page_is_given(row: list[str], tmp_path: Path) -> None:
+def test_the_command_says_a_message_of_the_page(row: list[str], tmp_path: Path) -> None:
     message = MESSAGES[row[0]](tmp_path)
     for part in row[1].split("`; `"):
         assert code(part) in message

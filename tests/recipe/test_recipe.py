@@ -336,3 +336,25 @@ def test_unknown_metric_is_refused_with_the_recipe() -> None:
     with pytest.raises(ConfigError, match="`metric` is 'hitrate@20', expected one of recall@K"):
         TrainConfig.from_dict({"metric": "hitrate@20"}, "recipe.yaml")
     assert TrainConfig.from_dict({"metric": "loss"}, "recipe.yaml").metric == "loss"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("preprocess: {item: no}", "YAML reads yes and no without quotes as true and false"),
+        ("preprocess: {split: {valid: 2020-01-01}}", "is 2020-01-01: expected days"),
+        ("preprocess: {session_gap: 2020-01-01}", "is 2020-01-01: expected minutes"),
+        ("train: {epochs: 1}\nmodel: {}\ntrain: {}", "`train` is in line 1 and again in line 3"),
+        ("train: {epochs: 1, epochs: 2}", "`epochs` is in line 1 and again in line 1"),
+        ("preprocess: {timestamp: {column: t, format: '%H'}}", "the year, the month and the day"),
+        ("preprocess: {timestamp: {column: t, format: '%d.%m.%Y', unit: s}}", "leave out `unit`"),
+        ("preprocess: {order: [step]}", "needs a `timestamp`"),
+    ],
+)
+def test_a_value_that_yaml_reads_otherwise_is_explained(
+    tmp_path: Path, text: str, words: str
+) -> None:
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(ConfigError) as error:
+        Recipe.load(tmp_path / "r.yaml")
+    assert words in str(error.value)
