@@ -26,6 +26,7 @@ from pipeline.preprocessing.run import preprocess
 from pipeline.preprocessing.sorting import spill
 from pipeline.recipe.preprocess import Preprocess
 from pipeline.recipe.recipe import Recipe
+from tests.preprocessing.strict_frames import StrictFrames
 
 SIZES: tuple[dict[tuple[Any, str], int], ...] = (
     {},
@@ -115,6 +116,13 @@ def test_clean_logs_of_random_recipes_give_the_bytes_of_the_cpu_engine(
     compare(number, tmp_path, clean=True)
 
 
+@pytest.mark.parametrize("number", range(8))
+def test_engine_uses_what_cudf_and_cupy_have_and_moves_arrays_itself(
+    number: int, tmp_path: Path
+) -> None:
+    compare(number, tmp_path, clean=number % 4 > 0, device=StrictFrames())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("clean", [False, True])
 @pytest.mark.parametrize("number", range(200))
@@ -177,7 +185,7 @@ def notes_of(path: Path, device: Frames, recipe: dict[str, Any] = RECIPE) -> lis
 
 def errors_of_both(path: Path, match: str) -> None:
     errors = []
-    for name, device in (("cpu", None), ("gpu", Frames())):
+    for name, device in (("cpu", None), ("gpu", StrictFrames())):
         with engine(device, {}), pytest.raises(DataError, match=match) as error:
             preprocess(Preprocess.from_dict(RECIPE, "preprocess"), [path], [], path.parent / name)
         errors.append(str(error.value))
@@ -185,11 +193,11 @@ def errors_of_both(path: Path, match: str) -> None:
 
 
 def test_clean_files_are_read_on_the_device(tmp_path: Path) -> None:
-    assert notes_of(write_csv(tmp_path, LINES), Frames()) == []
+    assert notes_of(write_csv(tmp_path, LINES), StrictFrames()) == []
     times = pa.array(pd.date_range("2024-03-01", periods=len(LINES), freq="7min"))
     for name, columns in (("text", {}), ("times", {"at": times.cast(pa.timestamp("us"))})):
         (tmp_path / name).mkdir()
-        assert notes_of(write_parquet(tmp_path / name, **columns), Frames()) == []
+        assert notes_of(write_parquet(tmp_path / name, **columns), StrictFrames()) == []
 
 
 @pytest.mark.parametrize(
@@ -221,7 +229,7 @@ def test_rules_at_their_bounds_drop_the_rows_of_the_cpu_engine(
         ",c,2024-03-02,1",
     ]
     dropped = {"rows without a session id": 1, "rows without a usable time": 1, **counts}
-    assert notes_of(write_csv(tmp_path, lines), Frames(), {**RECIPE, **settings}) == []
+    assert notes_of(write_csv(tmp_path, lines), StrictFrames(), {**RECIPE, **settings}) == []
     assert read_manifest(tmp_path / "gpu", "data")["rows"]["input"]["dropped"] == dropped
 
 
@@ -252,7 +260,7 @@ def test_text_in_a_test_log_of_integers_is_unknown_and_no_repeat(tmp_path: Path)
     log.write_text("user,sku,at,price\n" + "1,7,2024-03-01,1\n1,8,2024-03-02,1\n" * 3)
     test_log.write_text("user,sku,at,price\n" + "a,x,2024-03-03,1\na,y,2024-03-04,1\n" * 2)
     recipe = Preprocess.from_dict({**RECIPE, "drop_repeats": True}, "preprocess")
-    for name, device in (("cpu", None), ("gpu", Frames())):
+    for name, device in (("cpu", None), ("gpu", StrictFrames())):
         with engine(device, {}):
             facts = preprocess(recipe, [log], [test_log], tmp_path / name)
     assert contents(tmp_path / "cpu") == contents(tmp_path / "gpu")
@@ -268,7 +276,7 @@ def test_sessions_cut_at_gaps_are_in_the_order_of_the_cpu_engine(tmp_path: Path)
         for minute in range(2)
     ]
     recipe = {**RECIPE, "session_gap": "30m"}
-    assert notes_of(write_csv(tmp_path, lines), Frames(), recipe) == []
+    assert notes_of(write_csv(tmp_path, lines), StrictFrames(), recipe) == []
     sessions = pq.read_table(tmp_path / "gpu" / "sessions" / "train")["session_id"].to_pylist()
     assert len(sessions) == 48
     assert sessions == sorted(sessions)
@@ -289,7 +297,7 @@ def test_sessions_cut_at_gaps_are_in_the_order_of_the_cpu_engine(tmp_path: Path)
 )
 def test_csv_to_repair_is_left_to_the_cpu(tmp_path: Path, line: str, note: str) -> None:
     path = write_csv(tmp_path, [*LINES[:9], line, *LINES[9:]])
-    assert notes_of(path, Frames()) == [f"The log was sorted by the CPU: {note}."]
+    assert notes_of(path, StrictFrames()) == [f"The log was sorted by the CPU: {note}."]
 
 
 @pytest.mark.parametrize(
@@ -307,7 +315,7 @@ def test_csv_to_repair_is_left_to_the_cpu(tmp_path: Path, line: str, note: str) 
 def test_parquet_of_other_types_is_left_to_the_cpu(
     tmp_path: Path, columns: dict[str, pa.Array], note: str
 ) -> None:
-    notes = notes_of(write_parquet(tmp_path, **columns), Frames())
+    notes = notes_of(write_parquet(tmp_path, **columns), StrictFrames())
     assert any(line.startswith(f"The log was sorted by the CPU: {note}") for line in notes)
 
 
@@ -401,7 +409,7 @@ def test_text_sorts_by_code_point_and_is_cut_by_character(device: Frames) -> Non
 def test_order_is_stable(pairs: list[tuple[int, int]]) -> None:
     first, second = (np.array([pair[n] for pair in pairs], np.int64) for n in (0, 1))
     expected = sorted(range(len(pairs)), key=lambda row: pairs[row])
-    for device in [Frames(), *([frames.CudfFrames()] if has_cudf() else [])]:
+    for device in [Frames(), StrictFrames(), *([frames.CudfFrames()] if has_cudf() else [])]:
         arrays = device.arrays
         order = device.order_by(arrays.asarray(first), arrays.asarray(second))
         assert device.host(order).tolist() == expected

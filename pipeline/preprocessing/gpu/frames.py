@@ -1,10 +1,15 @@
 """Data frames and arrays of one device: pandas and NumPy, or cuDF and CuPy.
 
-Both classes have the same methods, all that the engine does not write alike for the two. Checked
-against the source of cuDF 24.12 and the documentation of CuPy 13 alone, where no GPU is at hand:
-`factorize` (missing is -1, distinct values in any order), `isna`, `fillna`, `astype`, `argsort` of
-text by code point, `str.slice`; and of arrays `argsort`, `cumsum`, `diff`, `flatnonzero`,
-`searchsorted`, `bincount`, `unique`, and indices below 0.
+The two classes hold what is written differently for the two; all else in this package is written
+once. Checked against the source of cuDF 24.12 and the documentation of CuPy 13 alone, as long as
+no GPU is at hand:
+
+- `Series.factorize`: missing is -1, distinct values in any order; `isna` is True for NaN
+- `Series.argsort` sorts text by the bytes of UTF-8; `str.slice` counts characters
+- `read_csv` with quoting off, and without the default words for missing values
+- arrays: `argsort` is stable, an index of -1 is the last entry, sums of bool are int64
+
+Arrays move between host and device by `asarray` and `Frames.host` alone.
 """
 
 import csv

@@ -231,8 +231,9 @@ class _Sorter:
 
     def _has_tie(self) -> Any:
         """(N,) bool: whether a row has the time of a neighbour in its session."""
-        has_tie = self._is_tied()
-        has_tie[:-1] |= has_tie[1:]
+        tied = self._is_tied()
+        has_tie = tied.copy()  # CuPy cannot write to what it reads
+        has_tie[:-1] |= tied[1:]
         return has_tie
 
     def _is_start(self) -> Any:
