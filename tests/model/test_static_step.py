@@ -9,12 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 
 from pipeline import model as tr
 from pipeline.core.errors import ConfigError
 from pipeline.model.build import TrainingStatistics, build_model
 from pipeline.model.encoders import huggingface
 from pipeline.model.inputs.transformations import StochasticSwapNoise
+from pipeline.model.ops import catalogue_scan_device
 from pipeline.model.ops.slots import Slots
 from pipeline.recipe.choices import FULL_LOSSES, NEGATIVES, SAMPLED_LOSSES
 from pipeline.recipe.model import ModelConfig
@@ -48,6 +50,11 @@ OBJECTIVES = [("cross-entropy", "uniform", True)] + [
 @pytest.fixture(autouse=True)
 def masks_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface, "prefers_whole_masks", lambda _: True)
+
+
+@pytest.fixture
+def large_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalogue_scan_device, "device_chunk_bytes", lambda _: 512 * 2**20)
 
 
 def built(
@@ -283,3 +290,56 @@ def test_step_is_one_graph(body: tuple[str, str], loss: str) -> None:
     static = [learned(model, batch(70, seed)) for seed in range(3)]
     assert graphs.frame_count == 1
     torch.testing.assert_close(static, packed, atol=1e-5, rtol=1e-5)
+
+
+def fake(values: Tensor) -> Tensor:
+    return torch.empty(values.shape, dtype=values.dtype, device="cuda")
+
+
+def on_a_fake_gpu(model: tr.Model) -> tr.Model:
+    """The model with fake weights on a GPU, inside of a FakeTensorMode."""
+    for module in model.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                module._parameters[name] = nn.Parameter(fake(weight), weight.requires_grad)
+        for name, values in module._buffers.items():
+            if values is not None:
+                module._buffers[name] = fake(values)
+    return model
+
+
+def fake_loss(model: tr.Model, sessions: tr.SessionBatch) -> Tensor:
+    """Loss of a fake GPU, of which autograd would need a real one."""
+    with FakeTensorMode(), torch.no_grad():
+        features = {name: fake(values) for name, values in sessions.features.items()}
+        batch = sessions._replace(features=features, lengths=fake(sessions.lengths))
+        return on_a_fake_gpu(model).loss(batch)
+
+
+FAKE = "gpt2-clm sasrec-clm hstu-clm xlnet-mlm xlnet-plm bert-rtd in-batch noise tasks"
+
+
+@pytest.mark.usefixtures("large_gpu")
+@pytest.mark.parametrize("name", FAKE.split())
+def test_forward_pass_has_one_device_and_reads_no_value(name: str) -> None:
+    """A recurrent network is left out: cuDNN is asked for its buffers, and is not here."""
+    options = {"dropout": 0.1, "feature_dropout": 0.1}
+    sessions = batch(70)
+    if name == "tasks":
+        model, sessions = other_tasks(), with_features(sessions)
+    elif name == "in-batch":
+        model = built(("sasrec", "clm"), {"item_dropout": 0.1}, loss="gbce", negatives="in-batch")
+    elif name == "noise":
+        noise = {"swap_noise": 0.3, "shared_embedding_noise": 0.3}
+        model = built(("gpt2", "clm"), {**options, **noise})
+    else:
+        architecture, masking = name.split("-")
+        model = built((architecture, masking), options)
+    loss = fake_loss(model, sessions)
+    assert loss.device.type == "cuda"
+    assert loss.shape == ()
+
+
+def test_packed_form_reads_a_value_of_a_gpu() -> None:
+    with pytest.raises(DynamicOutputShapeException):
+        fake_loss(built(("sasrec", "clm")), batch(None))
