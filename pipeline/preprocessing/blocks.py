@@ -113,8 +113,7 @@ def typed_block(
         raw = values.to_array(table[TIMESTAMP])
         check_unit(raw, recipe.timestamp)
         times, timestamp_type = microseconds([raw], recipe.timestamp)
-        no_time = pc.and_(pc.is_valid(raw), pa.array(times == NO_TIME))
-        _add_example(report, NO_USABLE_TIME, raw, no_time, before)
+        _add_example(report, NO_USABLE_TIME, raw, times == NO_TIME, before)
     columns[TIMESTAMP] = pa.array(times)
     for number in range(len(recipe.order)):
         name = f"{ORDER}{number}"
@@ -175,16 +174,19 @@ def _count_numbers(
     name: str, raw: pa.Array, bad: NDArray[Any], report: RowCounts, before: int
 ) -> None:
     reason = f"values of {name} that are no usable number"
-    report.repaired[reason] += int(bad.sum())
-    _add_example(report, reason, raw, pa.array(bad), before)
+    report.repaired[reason] += int(np.count_nonzero(bad))
+    _add_example(report, reason, raw, bad, before)
 
 
 def _add_example(
-    report: RowCounts, reason: str, raw: pa.Array, mask: pa.Array, before: int
+    report: RowCounts, reason: str, raw: pa.Array, mask: NDArray[np.bool_], before: int
 ) -> None:
-    """Keep the first raw value under `mask`, which begins after `before` rows, as an example."""
-    if reason not in report.examples and (at := pc.index(mask, True).as_py()) >= 0:
-        report.add_example(reason, raw[at].as_py(), before + at + 1)
+    """Keep the first raw value under `mask` that is not null as an example; `before` are rows."""
+    if reason in report.examples or not mask.any():
+        return
+    at = int((mask & raw.is_valid().to_numpy(zero_copy_only=False)).argmax())
+    if (value := raw[at].as_py()) is not None:
+        report.add_example(reason, value, before + at + 1)
 
 
 def _filter_times(timestamp: Timestamp, table: pa.Table, report: RowCounts) -> pa.Table:
