@@ -319,6 +319,26 @@ def test_parquet_of_other_types_is_left_to_the_cpu(
     assert any(line.startswith(f"The log was sorted by the CPU: {note}") for line in notes)
 
 
+@pytest.mark.parametrize(
+    ("settings", "note"),
+    [
+        ({"order": ["price"]}, "`order`"),
+        ({"missing": ["sku-1"]}, "`missing`"),
+        ({"decimal": "."}, "`decimal`"),
+        ({"quote": "none"}, "`quote: none`"),
+        (
+            {"timestamp": {"column": "at", "format": "%Y-%m-%d %H:%M:%S UTC"}},
+            "`timestamp.format`",
+        ),
+    ],
+)
+def test_recipes_of_the_cpu_reader_are_encoded_on_the_device(
+    tmp_path: Path, settings: dict[str, Any], note: str
+) -> None:
+    notes = notes_of(write_csv(tmp_path, LINES), StrictFrames(), {**RECIPE, **settings})
+    assert f"The log was sorted by the CPU: {note}." in notes
+
+
 class SmallDevice(Frames):
     """A device with little free memory."""
 
