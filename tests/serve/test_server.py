@@ -124,10 +124,11 @@ def test_server_equals_offline_prediction_for_10000_concurrent_requests(
     ("config", "file", "model"),
     [
         ("rsc15.yaml", "rsc15-100k/test.tsv.gz", ("model.d_model=32",)),
-        (
+        pytest.param(
             "rees46.yaml",
             "rees46-sample/events.csv.gz",
             ("model.d_model=32", "model.architecture=xlnet", "model.masking=mlm"),
+            marks=pytest.mark.slow,
         ),
     ],
 )

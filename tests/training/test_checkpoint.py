@@ -83,16 +83,16 @@ def killed_once(event: int, data: Path, model: ModelConfig, config: TrainConfig,
 @pytest.mark.parametrize(
     ("settings", "events"),
     [
-        ({"checkpoint_steps": 2, "batch_size": 32}, range(1, 100, 4)),
+        ({"checkpoint_steps": 2, "batch_size": 32}, range(1, 100, 12)),
         pytest.param(
             {"checkpoint_steps": 2, "batch_size": 32}, range(1, 100), marks=pytest.mark.slow
         ),
         (
             {"tensorboard": True, "validate_every": 3, "checkpoint_steps": 1, "metric": "loss"},
-            range(2, 100, 6),
+            range(2, 100, 18),
         ),
-        ({"gradient_accumulation_steps": 2, "checkpoint_minutes": 1e-9}, range(3, 100, 6)),
-        ({"epochs": 5, "patience": 1, "learning_rate": 1e-9}, range(20, 100, 3)),
+        ({"gradient_accumulation_steps": 2, "checkpoint_minutes": 1e-9}, range(3, 100, 18)),
+        ({"epochs": 5, "patience": 1, "learning_rate": 1e-9}, range(20, 100, 9)),
     ],
     ids=["by epochs", "each event", "validation by steps", "accumulated", "stopped early"],
 )
