@@ -69,6 +69,13 @@ def serve(
     restarts: Annotated[
         int, typer.Option(min=0, help="Restarts of a crashed Triton in 10 minutes.")
     ] = 5,
+    proxy: Annotated[
+        bool,
+        typer.Option(
+            "--proxy/--no-proxy",
+            help="Keep requests that end Triton 2.51 away from it, by a proxy in front of it.",
+        ),
+    ] = True,
     as_json: Json = False,
 ) -> None:
     """Serve a model repository by Triton until Ctrl-C or SIGTERM."""
@@ -93,6 +100,7 @@ def serve(
                 restarts=restarts,
                 key=key,
                 tls=tls,
+                proxy=proxy,
             )
         )
         if web_page is not None:

@@ -13,14 +13,14 @@ from pipeline.serve.triton.server import TritonServer
 
 @contextmanager
 def running_server(
-    repository: Path, *, timeout_seconds: float = 120, **options: Any
+    repository: Path, *, timeout_seconds: float = 120, proxy: bool = True, **options: Any
 ) -> Iterator[TritonServer]:
     """Yield a server that is ready; `options` are those of `TritonServer`.
 
     ArtifactError for a damaged repository, ServingError where the server does not start in time.
     """
     read_manifest(repository, "repository")
-    with TritonServer(repository, **options) as server:
+    with TritonServer(repository, proxy=proxy, **options) as server:
         server.wait_until_ready(timeout_seconds)
         yield server
 

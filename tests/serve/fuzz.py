@@ -1,9 +1,12 @@
-"""Malformed requests, made from a seed: broken JSON, absurd shapes, types, sizes and values."""
+"""Malformed requests, made from a seed: broken JSON, absurd shapes, types, sizes, values, and all
+parameters of the KServe protocol and of Triton's extensions."""
 
+import gzip
 import http.client
 import json
 import random
 import struct
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,17 +19,67 @@ NAMES = [
     *("unknown", ""),
 ]
 KINDS = ["BYTES", "INT64", "INT32", "FP64", "FP32", "BOOL", "UINT8", "FP16", "BF16", "X", "", None]
-DIMENSIONS: list[Any] = [0, 1, 2, 3, 20, 21, 1000, -1, -(2**31), 2**64, 1.5, "2", None, []]
-"""None that is large: the Triton of the wheel, 2.51, makes room for as many values as the shape of
-a tensor in JSON says, and ends where there is no such room. See docs/serving.md."""
-LARGE = [2**31, 2**40, 2**62]
+DIMENSIONS: list[Any] = [
+    *(0, 1, 2, 3, 20, 21, 1000, -1, -(2**31), 2**31, 2**40, 2**62, 2**64, 4e12, 1.5, "2", None, [])
+]
 VALUES: list[Any] = [
     *("sku-00001", "", "\0", "a\0b", "\ud800", "\udfff\ud800", "é" * 50, "x" * 3_000),
     *("2026-01-05", "2026-13-45 99:99", "9" * 400, 0, 1, -1, 10, 2**31, -(2**63), 2**63, 2**64),
     *(1e308, -1e308, float("1e400"), 5e-324, float("nan"), True, False, None, [], {}, [[1]]),
     {"a": 1},
 ]
+OUTPUTS = ["item_ids", "scores", "embedding", "session_ids", "x", ""]
+PARAMETERS: dict[str, list[Any]] = {
+    "classification": [0, 1, 3, 2**31, -1, "1", True],
+    "binary_data": [True, False, 1, "x"],
+    "binary_data_output": [True, False, 0],
+    "binary_data_size": [0, 1, 2**31, 2**63, -1, "x"],
+    "shared_memory_region": ["region", "", 7],
+    "shared_memory_byte_size": [0, 16, 2**62, -1, "x"],
+    "shared_memory_offset": [0, 16, 2**62, -1],
+    "sequence_id": [0, 1, 2**63, -1, "session", ""],
+    "sequence_start": [True, False, 1],
+    "sequence_end": [True, False, "x"],
+    "priority": [0, 1, 2**63, -1, "x"],
+    "timeout": [0, 1, 1_000_000, 2**63, -1, "x"],
+    "triton_enable_empty_final_response": [True, False],
+    "headers": ["x"],
+    "unknown": [0, 1.5, "x", True],
+}
+"""Names and values of parameters of requests, inputs and outputs, right and wrong."""
+HEADERS: dict[str, list[str]] = {
+    "Content-Encoding": ["gzip", "deflate", "identity", "br", "gzip, gzip", ""],
+    "Accept-Encoding": ["gzip", "deflate", "x", ""],
+    "Content-Type": ["application/json", "application/octet-stream", "x"],
+    "triton-request-id": ["1", "x" * 300],
+    "Expect": ["x"],
+}
+PATHS = [
+    *("/v2/models/recommender/infer",) * 12,
+    *(f"/v2/models/recommender/versions/{v}/infer" for v in (1, 9, -1, "x")),
+    *("/v2/models/recommender/generate", "/v2/models/recommender/generate_stream"),
+    *("/v2//models/recommender/infer", "/v2/models/%72ecommender/infer", "/v2/models/x/infer"),
+    *("/v2/systemsharedmemory/status", "/v2/repository/index", "/v2/logging", "/v2/trace/setting"),
+]
 HEADER = "Inference-Header-Content-Length"
+
+
+def parameters(chance: random.Random) -> dict[str, Any]:
+    """Some parameters, nearly always of a value that the protocol knows."""
+    names = chance.sample(list(PARAMETERS), chance.choice([1, 1, 2, 4]))
+    return {
+        name: chance.choice(PARAMETERS[name] if chance.random() < 0.9 else VALUES) for name in names
+    }
+
+
+def outputs(chance: random.Random) -> list[dict[str, Any]]:
+    """Requested outputs with parameters."""
+    names = chance.choices(OUTPUTS, weights=(6, 4, 2, 2, 1, 1), k=chance.choice([1, 1, 2, 4]))
+    made: list[dict[str, Any]] = [{"name": name} for name in names]
+    for output in made:
+        if chance.random() < 0.6:
+            output["parameters"] = parameters(chance)
+    return made
 
 
 def tensor(chance: random.Random) -> dict[str, Any]:
@@ -43,6 +96,8 @@ def tensor(chance: random.Random) -> dict[str, Any]:
     if chance.random() < 0.5:
         data = {"BYTES": ["sku-00001"], "INT32": [2], "BOOL": [True]}.get(str(kind), [1.5]) * size
     made = {"name": name, "shape": shape, "datatype": kind, "data": data}
+    if chance.random() < 0.1:
+        made["parameters"] = parameters(chance)
     for key in list(made):
         if chance.random() < 0.04:
             del made[key]
@@ -57,10 +112,14 @@ def body(chance: random.Random) -> bytes:
     if chance.random() < 0.6:
         inputs.append({"name": "item_id", "shape": [1, 2], "datatype": "BYTES", "data": ["a", "b"]})
     whole: Any = {"inputs": inputs if chance.random() < 0.95 else chance.choice(VALUES)}
-    if chance.random() < 0.2:
-        whole["outputs"] = chance.choice([[], [{"name": "scores"}], [{"name": "x"}], 3, [{}]])
-    if chance.random() < 0.1:
-        whole["parameters"] = chance.choice([{"timeout": -1}, {"priority": 2**63}, {"x": []}, 7])
+    if chance.random() < 0.4:
+        whole["outputs"] = outputs(chance) if chance.random() < 0.9 else chance.choice(VALUES)
+    if chance.random() < 0.3:
+        whole["parameters"] = parameters(chance) if chance.random() < 0.9 else chance.choice(VALUES)
+    if chance.random() < 0.01:
+        whole["parameters"] = {f"key{number}": number for number in range(40_000)}
+    if chance.random() < 0.05:
+        whole["id"] = chance.choice(VALUES)
     if chance.random() < 0.03:
         return b"[" * chance.choice([10, 5_000, 200_000])
     text = json.dumps(whole).encode()
@@ -88,15 +147,58 @@ def binary(chance: random.Random) -> tuple[bytes, str]:
     return head + ids, stated
 
 
-def http_requests(seed: int, count: int) -> Iterator[tuple[bytes, dict[str, str]]]:
-    """Bodies and headers."""
+def body_without_error(chance: random.Random) -> bytes:
+    """A request that is right but for its parameters and outputs."""
+    whole: dict[str, Any] = {
+        "inputs": [{"name": "item_id", "shape": [1, 2], "datatype": "BYTES", "data": ["a", "b"]}],
+        "outputs": outputs(chance),
+    }
+    if chance.random() < 0.5:
+        whole["parameters"] = parameters(chance)
+    return json.dumps(whole).encode()
+
+
+def http_requests(seed: int, count: int) -> Iterator[tuple[str, bytes, dict[str, str]]]:
+    """Paths, bodies and headers."""
     chance = random.Random(seed)
     for _ in range(count):
+        headers = {}
+        if chance.random() < 0.2:
+            name = chance.choice(list(HEADERS))
+            headers[name] = chance.choice(HEADERS[name])
         if chance.random() < 0.3:
-            content, stated = binary(chance)
-            yield content, {HEADER: stated}
+            content, headers[HEADER] = binary(chance)
         else:
-            yield body(chance), {}
+            content = body_without_error(chance) if chance.random() < 0.3 else body(chance)
+        packing = {"gzip": gzip.compress, "deflate": zlib.compress}
+        pack = packing.get(headers.get("Content-Encoding", ""))
+        if pack is not None and chance.random() < 0.8:
+            content = pack(content if chance.random() < 0.8 else content + bytes(100 << 20))
+        yield chance.choice(PATHS), content, headers
+
+
+def set_parameters(chance: random.Random, field: Any) -> None:
+    """Set parameters of a message, of the type of their values or of another one."""
+    for name, value in parameters(chance).items():
+        parameter = field.parameters[name]
+        if isinstance(value, bool):
+            parameter.bool_param = value
+        elif isinstance(value, int) and -(2**63) <= value < 2**63:
+            parameter.int64_param = value
+        elif isinstance(value, int) and 0 <= value < 2**64:
+            parameter.uint64_param = value
+        elif isinstance(value, float):
+            parameter.double_param = value
+        elif isinstance(value, str) and value.isascii():
+            parameter.string_param = value
+
+
+def ordinary(request: Any) -> Any:
+    """Replace the inputs of a message by one that the model takes."""
+    del request.inputs[:], request.raw_input_contents[:]
+    request.inputs.add(name="item_id", datatype="BYTES", shape=[1, 1])
+    request.raw_input_contents.append(b"\x09\0\0\0sku-00001")
+    return request
 
 
 def grpc_requests(seed: int, count: int) -> Iterator[bytes]:
@@ -110,11 +212,13 @@ def grpc_requests(seed: int, count: int) -> Iterator[bytes]:
             request.model_name = chance.choice(["", "unknown", "../x", "a" * 2_000])
             request.model_version = chance.choice(["", "9", "-1", "x"])
         for _ in range(chance.choice([0, 1, 1, 2, 4])):
-            dims = [d for d in DIMENSIONS if isinstance(d, int) and d < 2**63] + LARGE
+            dims = [d for d in DIMENSIONS if isinstance(d, int) and d < 2**63]
             shape = [1, 2] if chance.random() < 0.5 else chance.choices(dims, k=chance.randrange(4))
             name = chance.choice([n for n in NAMES if n])
             kind = chance.choice([k for k in KINDS if k is not None])
             field = request.inputs.add(name=name, datatype=kind, shape=shape)
+            if chance.random() < 0.1:
+                set_parameters(chance, field)
             if chance.random() < 0.3:
                 field.contents.bytes_contents.extend([b"\xff", b"sku-00001"])
                 field.contents.int_contents.extend([1, -(2**31)])
@@ -123,6 +227,14 @@ def grpc_requests(seed: int, count: int) -> Iterator[bytes]:
                     chance.choice([0, 4, 16])
                 )
                 request.raw_input_contents.append(raw)
+        if chance.random() < 0.4:
+            request = ordinary(request)
+        for name in chance.choices(OUTPUTS, k=chance.choice([0, 1, 2])):
+            output = request.outputs.add(name=name)
+            if chance.random() < 0.6:
+                set_parameters(chance, output)
+        if chance.random() < 0.3:
+            set_parameters(chance, request)
         message = request.SerializeToString()
         if chance.random() < 0.1:
             message = message[: chance.randrange(len(message) + 1)]
@@ -136,16 +248,16 @@ class HttpAsker:
         self.address = address
         self.connection = http.client.HTTPConnection(address, timeout=30)
 
-    def __call__(self, content: bytes, headers: dict[str, str]) -> int:
+    def __call__(self, path: str, content: bytes, headers: dict[str, str]) -> int:
         """The status; the server may close the connection with it."""
-        url = "/v2/models/recommender/infer"
         try:
-            self.connection.request("POST", url, content, headers)
-            response = self.connection.getresponse()
-            response.read()
+            return self._ask(path, content, headers)
         except (http.client.HTTPException, ConnectionError):
             self.connection.close()
-            self.connection.request("POST", url, content, headers)
-            response = self.connection.getresponse()
-            response.read()
+            return self._ask(path, content, headers)
+
+    def _ask(self, path: str, content: bytes, headers: dict[str, str]) -> int:
+        self.connection.request("POST", path, content, headers)
+        response = self.connection.getresponse()
+        response.read()
         return response.status

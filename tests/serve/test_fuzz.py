@@ -3,7 +3,7 @@
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -43,12 +43,19 @@ def malformed(server: TritonServer, seed: int, count: int) -> Counter[str]:
 
     counts: Counter[str] = Counter()
     ask = HttpAsker(server.http_url)
-    for content, headers in http_requests(seed, count // 2):
-        counts[str(ask(content, headers))] += 1
+    for request in http_requests(seed, count // 2):
+        counts[str(ask(*request))] += 1
     with grpc.insecure_channel(server.grpc_url) as channel:
         infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
-        for message in grpc_requests(seed, count - count // 2):
-            code = infer.future(message, timeout=30).code()
+        stream = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
+        for number, message in enumerate(grpc_requests(seed, count - count // 2)):
+            if number % 10:
+                code = infer.future(message, timeout=30).code()
+            else:
+                call = stream(iter([message]), timeout=30)
+                with suppress(grpc.RpcError):
+                    list(call)
+                code = call.code()
             counts["answered" if code is grpc.StatusCode.OK else code.name] += 1
     assert not {"DEADLINE_EXCEEDED", "UNAVAILABLE"} & set(counts), counts
     return counts
@@ -58,10 +65,12 @@ def malformed(server: TritonServer, seed: int, count: int) -> Counter[str]:
     "count", [600, pytest.param(10_000, marks=pytest.mark.slow)], ids=["some", "ten thousand"]
 )
 def test_malformed_requests_get_an_error_or_an_answer(server: TritonServer, count: int) -> None:
+    before = server.pid
     with someone_else(server) as answered:
         counts = malformed(server, 1, count)
     print(dict(counts))
     assert sum(counts.values()) == count
     assert {"200", "400"} <= set(counts)
+    assert server.pid == before
     assert server.is_alive()
     assert answered[0] > 20

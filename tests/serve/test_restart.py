@@ -52,13 +52,13 @@ def restarted(server: TritonServer, before: int) -> int:
     return server.pid
 
 
-def test_server_recovers_from_a_shape_of_terabytes(
+def test_server_without_a_proxy_recovers_from_a_shape_of_terabytes(
     shop: Shop, tmp_path: Path, temporary: Path
 ) -> None:
     log = tmp_path / "triton.log"
     own = tmp_path / "repository"  # the other one may be served beside this
     shutil.copytree(shop.repository, own)
-    command = [sys.executable, "-m", "pipeline", "serve", str(own), "--json"]
+    command = [sys.executable, "-m", "pipeline", "serve", str(own), "--no-proxy", "--json"]
     for port in ("--http-port", "--grpc-port", "--metrics-port"):
         command += [port, "0"]
     serve = subprocess.Popen(

@@ -39,6 +39,8 @@ class TritonOptions:
     key: str | None
     tls: Tls | None
     log_format: LogFormat
+    metrics_host: str
+    """IPv4 address."""
 
     @property
     def http_host(self) -> str:
@@ -84,7 +86,7 @@ class TritonOptions:
             *(f"--{name}-port={port}" for name, port in asdict(self.ports).items()),
             f"--http-address={self.http_host}",
             f"--grpc-address={self.host}",
-            f"--metrics-address={self.host}",
+            f"--metrics-address={self.metrics_host}",
             *(f"--backend-config=python,{setting}" for setting in settings),
             *(f"--http-restricted-api={group}" for group in groups),
             *(f"--grpc-restricted-protocol={group}" for group in groups),

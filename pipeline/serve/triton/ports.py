@@ -2,7 +2,7 @@
 
 import errno
 import socket
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import astuple, dataclass, fields
 
 from pipeline.core.errors import ServingError
@@ -39,6 +39,16 @@ def fill_ports(ports: Ports) -> Ports:
             held.bind(("127.0.0.1", 0))
             chosen[protocol.name] = getattr(ports, protocol.name) or held.getsockname()[1]
     return Ports(**chosen)
+
+
+def inner_ports(ports: Ports) -> Ports:
+    """Return free loopback ports for a Triton behind a proxy; those of metrics stay."""
+    with ExitStack() as stack:
+        for port in (ports.http, ports.grpc):
+            held = stack.enter_context(socket.socket())
+            with suppress(OSError):  # taken, so that it is not chosen either
+                held.bind(("127.0.0.1", port))
+        return fill_ports(Ports(http=0, grpc=0, metrics=ports.metrics))
 
 
 def ipv4_address(host: str) -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Self
 
 from pipeline.core.errors import ServingError
+from pipeline.serve.proxy.proxy import Proxy, ProxyOptions
 from pipeline.serve.triton.access import Access, Tls, check_key
 from pipeline.serve.triton.command import TritonOptions
 from pipeline.serve.triton.installation import (
@@ -29,7 +30,7 @@ from pipeline.serve.triton.installation import (
     locate_package,
 )
 from pipeline.serve.triton.log import LogFormat, TritonLog
-from pipeline.serve.triton.ports import Ports, check_ports, fill_ports, ipv4_address
+from pipeline.serve.triton.ports import Ports, check_ports, fill_ports, inner_ports, ipv4_address
 from pipeline.serve.triton.supervisor import READY, Job, children, remove_traces
 
 DEFAULT_PORTS = Ports()
@@ -63,6 +64,7 @@ class TritonServer:
         key: str | None = None,
         tls: Tls | None = None,
         restarts: int = 0,
+        proxy: bool = False,
     ) -> None:
         """Describe a server; nothing runs before `start`.
 
@@ -78,6 +80,8 @@ class TritonServer:
             tls: gRPC takes connections with TLS alone, and HTTP only those of this machine
             restarts: maximum number of restarts in 10 minutes, of a Triton that was ready and
                 crashed
+            proxy: whether a proxy listens at `host`, once the server is ready, and keeps requests
+                that end Triton away from it; Triton then listens on loopback ports of its own
         """
         self.repository = Path(repository).absolute()
         self.ports = fill_ports(ports)
@@ -85,6 +89,7 @@ class TritonServer:
         self.ending = ""
         """Why the server ended by itself, once `wait` has returned."""
         self._id = f"triton_{secrets.token_hex(6)}"
+        self._tls = tls
         self._options = TritonOptions(
             server_id=self._id,
             repository=self.repository,
@@ -94,7 +99,10 @@ class TritonServer:
             key=None if key is None else check_key(key),
             tls=tls,
             log_format=log_format,
+            metrics_host=self.host,
         )
+        self._http_host = self._options.http_host
+        self._proxy = self._add_proxy() if proxy else None
         self._log = TritonLog(None if log_path is None else Path(log_path))
         self._restarts = restarts
         self._scratch: Path | None = None
@@ -105,7 +113,7 @@ class TritonServer:
     @property
     def http_url(self) -> str:
         """HOST:PORT of HTTP."""
-        return f"{_reachable(self._options.http_host)}:{self.ports.http}"
+        return f"{_reachable(self._http_host)}:{self.ports.http}"
 
     @property
     def grpc_url(self) -> str:
@@ -115,7 +123,7 @@ class TritonServer:
     @property
     def grpc_scheme(self) -> str:
         """Scheme of the address that `Client` takes: grpc, or grpcs with TLS."""
-        return "grpc" if self._options.tls is None else "grpcs"
+        return "grpc" if self._tls is None else "grpcs"
 
     @property
     def metrics_url(self) -> str:
@@ -146,7 +154,7 @@ class TritonServer:
         """Start the server without waiting until it answers, which `wait_until_ready` does."""
         if self.is_alive():
             raise ServingError(f"the Triton server runs already, with process id {self._pid}")
-        check_ports(self.host, self.ports, http_host=self._options.http_host)
+        check_ports(self.host, self.ports, http_host=self._http_host)
         check_shared_python()
         try:
             self._scratch = Path(tempfile.mkdtemp(prefix="triton-"))
@@ -174,6 +182,8 @@ class TritonServer:
                     )
                 time.sleep(0.05)
             self._supervisor.send_signal(READY)
+            if self._proxy is not None:
+                self._proxy.start()
         except BaseException:
             self.stop()
             raise
@@ -205,6 +215,8 @@ class TritonServer:
         killed. Takes 2 to 3 seconds, with an HTTP connection open somewhere `EXIT_SECONDS`.
         """
         try:
+            if self._proxy is not None:
+                self._proxy.stop()
             if self._supervisor is not None:
                 self._supervisor.terminate()
                 self._supervisor.wait()
@@ -214,6 +226,22 @@ class TritonServer:
             if self._report is not None:
                 self._report.close()
                 self._report = None
+
+    def _add_proxy(self) -> Proxy:
+        """Return a proxy at the addresses of Triton's HTTP and gRPC, and move these to loopback."""
+        inner = inner_ports(self.ports)
+        proxy = Proxy(
+            ProxyOptions(
+                http_host=self._http_host,
+                grpc_host=self.host,
+                ports=self.ports,
+                triton_ports=inner,
+                key=self._options.key,
+                tls=self._tls,
+            )
+        )
+        self._options = replace(self._options, host="127.0.0.1", ports=inner, tls=None)
+        return proxy
 
     def _launch(self, scratch: Path) -> None:
         package = locate_package()
@@ -258,9 +286,11 @@ class TritonServer:
     def _is_ready(self) -> bool:
         import http.client  # here, like others below: they make up half of this module's import
 
+        # past the proxy
+        address = f"{_reachable(self._options.http_host)}:{self._options.ports.http}"
         with (
             suppress(OSError, http.client.HTTPException, ValueError),
-            closing(http.client.HTTPConnection(self.http_url, timeout=2)) as connection,
+            closing(http.client.HTTPConnection(address, timeout=2)) as connection,
         ):
             connection.request("GET", "/v2/health/ready")
             response = connection.getresponse()

@@ -1,0 +1,1 @@
+"""Proxy in front of Triton, which keeps requests that would end it away from it."""

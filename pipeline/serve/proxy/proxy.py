@@ -1,0 +1,78 @@
+"""Proxy of a Triton on loopback, in a thread of the launcher."""
+
+import asyncio
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.core.errors import ServingError
+from pipeline.serve.triton.access import Tls
+from pipeline.serve.triton.ports import Ports
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProxyOptions:
+    """Where a proxy listens, and where its Triton does."""
+
+    http_host: str
+    grpc_host: str
+    ports: Ports
+    triton_ports: Ports
+    """Ports of Triton on loopback."""
+    key: str | None
+    tls: Tls | None
+
+
+class Proxy:
+    """Listens from `start` to `stop`."""
+
+    def __init__(self, options: ProxyOptions) -> None:
+        self._options = options
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop
+        self._stopped: asyncio.Event
+        self._error: Exception | None = None
+
+    def start(self) -> None:
+        """Listen; return when connections are accepted. ServingError where that fails."""
+        started = threading.Event()
+        run = lambda: asyncio.run(self._serve(started))  # noqa: E731
+        self._thread = threading.Thread(target=run, name="proxy", daemon=True)
+        self._thread.start()
+        started.wait()
+        if self._error is not None:
+            self.stop()
+            raise ServingError(f"cannot listen: {self._error}. Choose other ports.") from None
+
+    def stop(self) -> None:
+        """Close all connections; does nothing where nothing runs."""
+        if self._thread is None:
+            return
+        if self._error is None:
+            self._loop.call_soon_threadsafe(self._stopped.set)
+        self._thread.join()
+        self._thread = None
+
+    async def _serve(self, started: threading.Event) -> None:
+        from pipeline.serve.proxy.grpc_proxy import GrpcProxy
+        from pipeline.serve.proxy.http_proxy import HttpProxy
+
+        options = self._options
+        self._loop, self._stopped = asyncio.get_running_loop(), asyncio.Event()
+        http = HttpProxy(f"127.0.0.1:{options.triton_ports.http}", options.key)
+        grpc = GrpcProxy(f"127.0.0.1:{options.triton_ports.grpc}")
+        servers: list[Any] = []
+        try:
+            try:
+                servers.append(http)
+                await http.start(options.http_host, options.ports.http)
+                servers.append(grpc)
+                await grpc.start(f"{options.grpc_host}:{options.ports.grpc}", options.tls)
+            except Exception as error:
+                self._error = error
+            started.set()
+            if self._error is None:
+                await self._stopped.wait()
+        finally:
+            for server in servers:
+                await server.stop()
