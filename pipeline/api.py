@@ -69,7 +69,8 @@ def preprocess(
 ) -> Data:
     """Turn raw interactions into sessions with a schema; write them to `out` and open it.
 
-    `logs` are CSV, TSV or Parquet files, or folders of such; `test` logs of test sessions instead
+    `logs` are CSV, TSV, JSON lines or Parquet files, folders of such, globs, or addresses that
+    fsspec knows; `test` logs of test sessions instead
     of `split.test`. `base` is an earlier data directory to go on from: known ids keep their
     indices. `cluster` is the address of a Dask scheduler, `local` or `local-cuda`. `operators` is
     a Python file, which is run, with the NVTabular operators that the recipe names.
@@ -77,19 +78,21 @@ def preprocess(
     DataError if the logs lack a column of the recipe; ArtifactError if `out` holds something else.
     """
     from pipeline.logs.files import check_tables, find_logs
+    from pipeline.logs.sources import local_logs
     from pipeline.preprocessing.run import preprocess as run
 
-    config = _recipe(recipe).preprocess
+    config, out = _recipe(recipe).preprocess, Path(out)
     check_tables(config)
-    run(
-        config,
-        find_logs(config, _paths(logs)),
-        find_logs(config, _paths(test)),
-        Path(out),
-        cluster=cluster,
-        base=base.path if isinstance(base, Data) else None if base is None else Path(base),
-        operators=None if operators is None else Path(operators),
-    )
+    with local_logs(_texts(logs), out) as inputs, local_logs(_texts(test), out) as tests:
+        run(
+            config,
+            find_logs(config, inputs),
+            find_logs(config, tests),
+            out,
+            cluster=cluster,
+            base=base.path if isinstance(base, Data) else None if base is None else Path(base),
+            operators=None if operators is None else Path(operators),
+        )
     return Data.open(out)
 
 
@@ -248,7 +251,5 @@ def _recipe(recipe: Recipe | Source) -> Recipe:
     return recipe if isinstance(recipe, Recipe) else Recipe.load(Path(recipe))
 
 
-def _paths(sources: Source | Sequence[Source]) -> list[Path]:
-    if isinstance(sources, str | Path):
-        return [Path(sources)]
-    return [Path(source) for source in sources]
+def _texts(sources: Source | Sequence[Source]) -> list[str]:
+    return list(map(str, [sources] if isinstance(sources, str | Path) else sources))

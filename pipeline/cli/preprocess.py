@@ -17,16 +17,18 @@ _NUM_DRIFTING = 3
 # Long: every option is declared here with its help.
 def preprocess(
     logs: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
             metavar="LOGS...",
-            help="Logs to learn from: CSV, TSV or Parquet, also .gz, or folders of such.",
+            help="Logs to learn from: CSV, TSV, .inter, JSON lines (.jsonl) or Parquet, text also "
+            "as .gz, .zst, .bz2, .xz or .zip, or folders of such; globs in quotes; "
+            "s3://, gs:// and https:// addresses; - for the standard input.",
         ),
     ],
     recipe: RecipeFile,
     out: Out,
     test: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Option(metavar="FILE", help="Log of test sessions instead of `split.test`."),
     ] = None,
     base: Annotated[
@@ -67,26 +69,28 @@ def preprocess(
         check_input(base, "data")
     from pipeline.data.fingerprint import data_fingerprint
     from pipeline.logs.files import check_tables, find_logs
+    from pipeline.logs.sources import local_logs
 
     check_tables(config)
-    inputs, tests = find_logs(config, logs), find_logs(config, test or [])
     if operators is not None and not operators.is_file():
         raise ConfigError(f"--operators {operators} does not exist. Expected a Python file.")
-    fingerprint = data_fingerprint(config, inputs, tests, base, operators)
-    if if_needed and is_current(out, "data", fingerprint, as_json):
-        return
-    from pipeline.preprocessing.run import preprocess as run
+    with local_logs(logs, out) as log_paths, local_logs(test or [], out) as test_paths:
+        inputs, tests = find_logs(config, log_paths), find_logs(config, test_paths)
+        fingerprint = data_fingerprint(config, inputs, tests, base, operators)
+        if if_needed and is_current(out, "data", fingerprint, as_json):
+            return
+        from pipeline.preprocessing.run import preprocess as run
 
-    facts = run(
-        config,
-        inputs,
-        tests,
-        out,
-        cluster=cluster,
-        base=base,
-        operators=operators,
-        fingerprint=fingerprint,
-    )
+        facts = run(
+            config,
+            inputs,
+            tests,
+            out,
+            cluster=cluster,
+            base=base,
+            operators=operators,
+            fingerprint=fingerprint,
+        )
     print_result(facts, as_json, data_text(facts, out))
 
 

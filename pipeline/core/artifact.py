@@ -23,6 +23,7 @@ from pipeline.core.files import hash_file, sync
 
 MANIFEST = "manifest.json"
 _FORMAT = 1
+_REMOTE = re.compile(r"[a-z][a-z0-9+]+:/")
 WRITTEN_BY = f"pipeline {__version__}"
 _NEXT_STEP = {
     "data": "Run `pipeline preprocess LOGS --recipe FILE --out {path}` first.",
@@ -125,7 +126,16 @@ def read_manifest(path: Path, kind: str, *, check_files: bool = True) -> dict[st
 
 
 def check_replaceable(path: Path, kind: str) -> None:
-    """ArtifactError if `path` holds anything but an artifact of this kind."""
+    """ArtifactError if `path` is remote, the working directory, or holds anything else."""
+    if _REMOTE.match(str(path)):
+        raise ArtifactError(
+            f"--out {path} is no local directory. Write to one and copy it from there."
+        )
+    if path.resolve() == Path.cwd():
+        raise ArtifactError(
+            f"--out {path} is the working directory. Name a directory in it, such as "
+            f"--out {kind}/shop."
+        )
     if path.is_mount():
         raise ArtifactError(f"{path} is a mount point. Choose a directory inside it.")
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):

@@ -4,8 +4,11 @@ Canonical columns are `session_id`, `item_id`, `timestamp` and the names of the 
 values are those of the file.
 """
 
+import re
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 from uuid import UUID
 
 import numpy as np
@@ -25,7 +28,9 @@ from pipeline.serve.runtime.lookups import SEPARATOR_IN_TAG
 
 _STRINGS = {pa.string(), pa.large_string(), pa.string_view()}
 _TEXTS = {*_STRINGS, pa.binary(), pa.large_binary(), pa.binary_view()}
+_RECBOLE_TYPE = re.compile(r":(?:token|float)(?:_seq)?\Z")
 _UUID_BYTES = 16
+_NO_FOLDER_VALUE = "__HIVE_DEFAULT_PARTITION__"
 
 
 def log_columns(recipe: Preprocess) -> dict[str, str]:
@@ -47,6 +52,27 @@ def feature_columns(recipe: Preprocess) -> dict[str, str]:
     columns |= {f.target_column: f.mean_of for f in recipe.target_encoded_features}
     return columns | {
         input_name(f, name): name for f in recipe.operator_features for name in f.inputs
+    }
+
+
+def recipe_names(recipe: Preprocess, names: list[str]) -> list[str]:
+    """Names of columns as the recipe has them.
+
+    `item` stands for `events.item` with `explode: events`, and for RecBole's `item:token`.
+    """
+    absent = set(log_columns(recipe).values()) - set(names)
+    short = [_RECBOLE_TYPE.sub("", name).removeprefix(f"{recipe.explode}.") for name in names]
+    return [new if new in absent else name for name, new in zip(names, short, strict=True)]
+
+
+def folder_values(recipe: Preprocess, file: Path) -> dict[str, str | None]:
+    """Values of the columns of the recipe that folders of a file name, as `day=2020-01-01` does."""
+    pairs = [part.split("=", 1) for part in file.absolute().parts[:-1] if "=" in part]
+    columns = set(log_columns(recipe).values())
+    return {
+        unquote(key): None if value == _NO_FOLDER_VALUE else unquote(value)
+        for key, value in pairs
+        if unquote(key) in columns
     }
 
 

@@ -5,35 +5,40 @@ does not close, text that is no UTF-8 or a repeated header, the lines are examin
 """
 
 import re
-from collections import deque
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 
+from pipeline.logs.columns import recipe_names
+from pipeline.logs.compression import inner_name
 from pipeline.logs.row_counts import NO_UTF8, RowCounts
-from pipeline.logs.text import LONGEST_LINE, TextFile, decode
+from pipeline.logs.text import TextFile, decode, has_lines, map_ahead
 from pipeline.recipe.preprocess import Preprocess
 
 _THREADS = 2
 _TEXT = re.compile(rb"[^\r\n]")
-R = TypeVar("R")
 LONGEST_RECORD = 1 << 16
 """Longest interaction with line ends inside its values, in bytes."""
 _LINE_ENDS = b"\r\n"
+_UNIT_SEPARATOR = "\x1f"
+_TAB_SUFFIXES = (".tsv", ".inter", ".item", ".user")
 
 
 class CsvFile:
     """CSV file that is read once."""
 
     def __init__(self, recipe: Preprocess, file: Path, row_counts: RowCounts) -> None:
-        tab = file.name.lower().removesuffix(".gz").endswith(".tsv")
-        self.delimiter = recipe.delimiter or ("\t" if tab else ",")
-        """Between the values of a line."""
+        is_tab = inner_name(file).endswith(_TAB_SUFFIXES)
+        self._separator = recipe.delimiter or ("\t" if is_tab else ",")
+        self.delimiter = self._separator if len(self._separator) == 1 else _UNIT_SEPARATOR
+        """Character between the values of a line in `blocks`."""
+        self._recipe = recipe
         self._text = TextFile(file, row_counts)
         self._row_counts = row_counts
         self.header = b"" if recipe.columns else None
@@ -49,24 +54,18 @@ class CsvFile:
         """
         has_rows = False
         for block in self._text.blocks():
+            if self.delimiter != self._separator:  # Arrow's parser knows single characters alone
+                block = block.replace(self._separator.encode(), self.delimiter.encode())
             if self.header is None:
                 block = block.lstrip(_LINE_ENDS)
                 end = re.search(rb"[\r\n]|$", block).start()  # type: ignore[union-attr]
                 self.header, block = block[:end] or None, block[end:]
                 if self.header is not None:
-                    self.names = self._parse_header(self.header)
+                    self.names = recipe_names(self._recipe, self._parse_header(self.header))
             if has_rows or not _is_blank(block):
                 has_rows = True  # from here on empty lines may be part of a value
                 yield block
-        lost = {
-            f"lines longer than {LONGEST_LINE >> 20} MiB": self._text.long_lines,
-            "lines cut off with their file": int(self._text.cut_line.strip(_LINE_ENDS) != b""),
-        }
-        for reason, lines in lost.items():
-            if lines and self._text.cut_line:
-                self._row_counts.add_example(reason, decode(self._text.cut_line)[0])
-            self._row_counts.rows += lines
-            self._row_counts.dropped[reason] += lines
+        self._text.count_lost()
 
     def tables(self, blocks: Iterator[bytes], columns: list[str]) -> Iterator[pa.Table]:
         """Tables of `columns` as text, one a block.
@@ -79,7 +78,7 @@ class CsvFile:
         rest = b""
         # not Arrow's own threads: its reader hung on files with damaged lines
         with ThreadPoolExecutor(_THREADS) as pool:
-            for block, parsed in _map_ahead(pool, lambda b: self._parse_intact(b, columns), blocks):
+            for block, parsed in map_ahead(pool, lambda b: self._parse_intact(b, columns), blocks):
                 if rest or parsed is None:
                     repaired, rest = self._repair(rest + block, is_last=False)
                     parsed = self._parse(repaired, columns)
@@ -93,7 +92,13 @@ class CsvFile:
         self._row_counts.rows += len(skipped)
         self._row_counts.dropped[reason] += len(skipped)
         for line in skipped[:1]:
-            self._row_counts.add_example(reason, line)
+            self._row_counts.add_example(reason, line.replace(self.delimiter, self._separator))
+        if self.delimiter != self._separator:  # those inside quotes
+            columns = [
+                pc.replace_substring(column, self.delimiter, self._separator)
+                for column in table.columns
+            ]
+            table = pa.table(columns, table.column_names)
         return table
 
     def _parse_header(self, header: bytes) -> list[str]:
@@ -125,7 +130,7 @@ class CsvFile:
             and b'"' in block
             and (
                 # an open quote makes further lines part of its value
-                not _has_lines(block, table.num_rows + len(skipped))
+                not has_lines(block, table.num_rows + len(skipped))
                 or self._quotes.is_open(_last_line(block))
                 or self._quotes.has_text_after(block)
             )
@@ -195,7 +200,8 @@ class CsvFile:
 
     def _drop(self, reason: str, line: bytes) -> None:
         self._row_counts.rows += 1
-        self._row_counts.add_example(reason, decode(line.rstrip(_LINE_ENDS))[0])
+        text = decode(line.rstrip(_LINE_ENDS))[0]
+        self._row_counts.add_example(reason, text.replace(self.delimiter, self._separator))
         self._row_counts.dropped[reason] += 1
 
     def _to_utf8(self, line: bytes) -> bytes:
@@ -204,20 +210,6 @@ class CsvFile:
         values = [decode(value) for value in line.split(self.delimiter.encode())]
         self._row_counts.repaired[NO_UTF8] += sum(is_repaired for _, is_repaired in values)
         return self.delimiter.join(text for text, _ in values).encode()
-
-
-def _map_ahead(
-    pool: ThreadPoolExecutor, function: Callable[[bytes], R], blocks: Iterator[bytes]
-) -> Iterator[tuple[bytes, R]]:
-    """Blocks with the result of `function`, which is computed a few blocks ahead."""
-    pending: deque[tuple[bytes, Future[R]]] = deque()
-    for block in blocks:
-        pending.append((block, pool.submit(function, block)))
-        if len(pending) > _THREADS:
-            block, future = pending.popleft()
-            yield block, future.result()
-    for block, future in pending:
-        yield block, future.result()
 
 
 class _Quotes:
@@ -318,17 +310,6 @@ def is_utf8(text: bytes) -> bool:
     except pa.ArrowInvalid:
         return False
     return True
-
-
-def _has_lines(block: bytes, number: int) -> bool:
-    """Whether the block has this number of lines that are not empty."""
-    codes = np.frombuffer(block, np.uint8)
-    # too large if there are empty lines, too small if there are lone carriage returns
-    estimate = int(np.count_nonzero(codes == ord("\n"))) + (not block.endswith(b"\n"))
-    if number == estimate and (b"\r" not in block or block.count(b"\r\n") == block.count(b"\r")):
-        return True
-    is_text = (codes != ord("\n")) & (codes != ord("\r"))
-    return number == int(np.count_nonzero(is_text[1:] & ~is_text[:-1])) + bool(is_text[0])
 
 
 def _last_line(block: bytes) -> bytes:

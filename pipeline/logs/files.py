@@ -8,12 +8,14 @@ import pyarrow as pa
 
 from pipeline.core.artifact import MANIFEST
 from pipeline.core.errors import DataError
+from pipeline.data import values
 from pipeline.logs.columns import feature_columns, replace_missing
 from pipeline.logs.formats import (
     check_columns,
     file_columns,
     format_of,
     scan_csv,
+    scan_jsonl,
     scan_parquet,
     scan_sequences,
 )
@@ -22,20 +24,32 @@ from pipeline.recipe.preprocess import Preprocess
 
 BLOCK_ROWS = 500_000
 """Interactions of a block."""
-_SCANS = {"sequences": scan_sequences, "parquet": scan_parquet, "csv": scan_csv}
+_SCANS = {
+    "csv": scan_csv,
+    "jsonl": scan_jsonl,
+    "parquet": scan_parquet,
+    "sequences": scan_sequences,
+}
+
+
+_NVTABULAR_FILES = ("schema.pbtxt", "_file_list.txt")
+"""NVTabular writes them beside its Parquet files, with others that are no data."""
 
 
 def find_logs(recipe: Preprocess, paths: Iterable[Path]) -> list[Path]:
     """Log files of `paths`, those of a folder and its subfolders sorted by name; none is read.
 
-    Files whose name begins with `.` or `_` (Spark's markers) are skipped. DataError for a file that
+    Files whose name begins with `.` or `_` (Spark's markers) are skipped, and what NVTabular writes
+    beside its Parquet files. DataError for a file that
     is missing or of an unknown format, and for a folder that is empty or cannot be read.
     """
     files: list[Path] = []
     for path in paths:
         logs = list(_files_below(path, set())) if path.is_dir() else [path]
         if not logs:
-            raise DataError(f"{path} holds no file. Expected logs in CSV, TSV or Parquet.")
+            raise DataError(
+                f"{path} holds no file. Expected logs in CSV, TSV, JSON lines or Parquet."
+            )
         files += logs
     for file in files:
         format_of(recipe, file)
@@ -57,8 +71,11 @@ def _files_below(folder: Path, visited: set[Path]) -> Iterator[Path]:
         entries = sorted(folder.iterdir())
     except OSError as error:
         raise DataError(f"{folder} cannot be read: {error.strerror}.") from None
+    is_nvtabular = any(entry.name in _NVTABULAR_FILES for entry in entries)
     for entry in entries:
         if entry.name[0] in "._":
+            continue
+        if is_nvtabular and entry.is_file() and entry.suffix != ".parquet":
             continue
         if not entry.is_dir():
             yield entry
@@ -76,8 +93,20 @@ def read_logs(recipe: Preprocess, files: Iterable[Path], row_counts: RowCounts) 
     tables = []
     for file in files:
         blocks = list(scan_log(recipe, file, row_counts))
-        tables += [pa.concat_tables(blocks)] if blocks else []
+        tables += [_concatenate(blocks)] if blocks else []
     return tables
+
+
+def _concatenate(blocks: list[pa.Table]) -> pa.Table:
+    """One table of all blocks; a column whose types differ between them is text."""
+    columns = {}
+    for name in blocks[0].column_names:
+        chunks = [values.to_array(block[name]) for block in blocks]
+        if len({chunk.type for chunk in chunks}) > 1:
+            texts = [values.category_chunk(chunk, "string")[0] for chunk in chunks]
+            chunks = [values.decode_dictionary(text) for text in texts]
+        columns[name] = pa.chunked_array(chunks)
+    return pa.table(columns)
 
 
 def check_features(recipe: Preprocess, files: Iterable[Path]) -> None:
@@ -92,7 +121,7 @@ def check_features(recipe: Preprocess, files: Iterable[Path]) -> None:
             missing = {name: column for name, column in missing.items() if column not in names}
             last = file, names
     if missing and last is not None:
-        check_columns(*last, missing)
+        check_columns(recipe, *last, missing)
 
 
 def column_names(recipe: Preprocess, files: Iterable[Path]) -> set[str]:

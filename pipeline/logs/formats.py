@@ -1,7 +1,11 @@
-"""Formats of log files: CSV, Parquet and item sequences, read in blocks of canonical columns."""
+"""Formats of log files: CSV, JSON lines, Parquet and item sequences, read in blocks.
+
+A block is a table of canonical columns.
+"""
 
 from collections.abc import Iterable, Iterator
 from contextlib import closing
+from difflib import get_close_matches
 from itertools import chain
 from pathlib import Path
 
@@ -10,50 +14,74 @@ import pyarrow.parquet as pq
 
 from pipeline.core.columns import ITEM, ORDER, SESSION, TIMESTAMP
 from pipeline.core.errors import DataError
-from pipeline.logs.columns import canonical_table, log_columns
+from pipeline.logs.columns import canonical_table, folder_values, log_columns, recipe_names
+from pipeline.logs.compression import inner_name
 from pipeline.logs.csv_repair import CsvFile
+from pipeline.logs.json_lines import JsonLines, flatten
 from pipeline.logs.row_counts import NO_UTF8, RowCounts
 from pipeline.logs.text import TextFile, decode
 from pipeline.recipe.preprocess import Preprocess
 
 _LONGEST_SEQUENCE_BYTES = 1 << 28
 _SUFFIXES = {
-    **dict.fromkeys((".csv", ".tsv", ".txt", ".dat"), "csv"),
+    **dict.fromkeys((".csv", ".tsv", ".txt", ".dat", ".inter", ".item", ".user"), "csv"),
+    **dict.fromkeys((".jsonl", ".ndjson", ".json"), "jsonl"),
     **dict.fromkeys((".parquet", ".pq"), "parquet"),
 }
 
 
+_SEPARATORS = ("::", "\t", ";", "|", ",")
+_FEW_COLUMNS = 3
+"""A header read with a wrong delimiter has fewer columns."""
+
+
 def format_of(recipe: Preprocess, file: Path) -> str:
-    """Format of a log file: csv, parquet or sequences.
+    """Format of a log file: csv, jsonl, parquet or sequences.
 
     DataError if the file is missing or its name ends in no known suffix.
     """
     if not file.is_file():
         state = "is no file" if file.exists() else "does not exist"
-        raise DataError(f"{file} {state}. Expected a log in CSV, TSV or Parquet.")
+        raise DataError(f"{file} {state}. Expected a log in CSV, TSV, JSON lines or Parquet.")
     if recipe.format != "auto":
         return recipe.format
-    name = file.name.lower().removesuffix(".gz")
+    name = inner_name(file)
     for suffix, kind in _SUFFIXES.items():
         if name.endswith(suffix):
             return kind
     raise DataError(
-        f"{file}: cannot tell the format from the name. Expected .csv, .tsv, .txt, .dat or "
-        ".parquet, the text ones also with .gz; or set `format` in the recipe."
+        f"{file}: cannot tell the format from the name. Expected .csv, .tsv, .txt, .dat, .inter, "
+        ".jsonl or .parquet, the text ones also with .gz, .zst, .bz2, .xz or .zip; or set "
+        "`format` in the recipe."
     )
 
 
 def file_columns(recipe: Preprocess, file: Path) -> list[str]:
-    """Names of the columns of a CSV or Parquet file; empty for an empty file."""
-    if format_of(recipe, file) == "parquet":
-        return list(pq.read_schema(file).names) if file.stat().st_size else []
+    """Names of the columns of a file and its folders; empty for an empty file.
+
+    Those of JSON are the fields of its first block.
+    """
+    names = _names_inside(recipe, file)
+    return [*names, *(folder_values(recipe, file).keys() - names)] if names else []
+
+
+def _names_inside(recipe: Preprocess, file: Path) -> list[str]:
+    kind = format_of(recipe, file)
+    if kind == "parquet":
+        return _schema_names(recipe, pq.read_schema(file)) if file.stat().st_size else []
+    if kind == "jsonl":
+        with closing(JsonLines(file, RowCounts()).tables()) as tables:
+            table = flatten(next(tables, pa.table({})), recipe.explode, RowCounts())
+        return recipe_names(recipe, table.column_names)
     csv = CsvFile(recipe, file, RowCounts())
     with closing(csv.blocks()) as blocks:
         next(blocks, None)
     return csv.names
 
 
-def check_columns(file: Path, names: list[str], columns: dict[str, str]) -> None:
+def check_columns(
+    recipe: Preprocess, file: Path, names: list[str], columns: dict[str, str]
+) -> None:
     """DataError unless each of `columns` is in the file, whose columns are `names`, once."""
     for name, column in columns.items():
         if names.count(column) > 1:
@@ -62,11 +90,29 @@ def check_columns(file: Path, names: list[str], columns: dict[str, str]) -> None
             )
         if column not in names:
             feature = name.split(".")[0]  # inputs of a feature have its name and a dot
-            role = name if name == column else f"{feature}, column {column!r}"
+            role = feature if feature == column else f"{feature}, column {column!r}"
+            keys = {SESSION: "session", ITEM: "item", TIMESTAMP: "timestamp.column"}
+            key = "order" if name.startswith(ORDER) else keys.get(name, "features")
+            if recipe.session == recipe.item:  # a side table
+                key = "key"
             raise DataError(
                 f"{file} has no column for {role}. Found: {', '.join(map(repr, names))}. "
-                "Correct the recipe, or `delimiter` if these are not columns."
+                f"{_advice(recipe, key, column, names)}"
             )
+
+
+def _advice(recipe: Preprocess, key: str, column: str, names: list[str]) -> str:
+    """What to write into the recipe for a column that a file lacks."""
+    separators = [each for each in _SEPARATORS if any(each in name for name in names)]
+    if separators and len(names) < _FEW_COLUMNS:
+        return f"The columns look separated by {separators[0]!r}: set `delimiter` to that."
+    if recipe.explode is not None and not any(n.startswith(f"{recipe.explode}.") for n in names):
+        return f"No line has objects in `explode: {recipe.explode}`. Correct the recipe."
+    lower = {name.lower(): name for name in names}
+    advice = f"Correct `{key}` in the recipe"
+    if closest := get_close_matches(column.lower(), lower, 1, cutoff=0.5):
+        advice += f": the closest is {lower[closest[0]]!r}"
+    return f"{advice}."
 
 
 def scan_parquet(
@@ -78,12 +124,46 @@ def scan_parquet(
     with pq.ParquetFile(file) as parquet:
         if not parquet.metadata.num_rows:
             return
-        columns = _present_columns(recipe, file, parquet.schema_arrow.names)
-        selected = sorted(set(columns.values()))
-        for batch in parquet.iter_batches(batch_size=num_rows, columns=selected):
+        names = _schema_names(recipe, parquet.schema_arrow)
+        columns = _present_columns(recipe, file, names)
+        selected = sorted(set(columns.values()).intersection(names))
+        nested = recipe.explode is not None or not set(selected) <= set(parquet.schema_arrow.names)
+        for batch in parquet.iter_batches(
+            batch_size=num_rows, columns=None if nested else selected
+        ):
             table = pa.Table.from_batches([batch])
+            if nested:
+                table = flatten(table, recipe.explode, row_counts).rename_columns(names)
+            table = _add_folder_values(recipe, file, table)
             table = canonical_table(recipe, table, str(file), row_counts)
             yield _add_missing(recipe, table, row_counts)
+
+
+def _schema_names(recipe: Preprocess, schema: pa.Schema) -> list[str]:
+    """Columns of a Parquet file as the recipe names them."""
+    table = flatten(schema.empty_table(), recipe.explode, RowCounts())
+    return recipe_names(recipe, table.column_names)
+
+
+def scan_jsonl(
+    recipe: Preprocess, file: Path, row_counts: RowCounts, num_rows: int
+) -> Iterator[pa.Table]:
+    """Canonical columns of JSON lines; a block has the types of its values."""
+    is_first = True
+    for raw in JsonLines(file, row_counts).tables():
+        if not raw.num_columns:  # no line holds an object
+            continue
+        table = flatten(raw, recipe.explode, row_counts)
+        table = table.rename_columns(recipe_names(recipe, table.column_names))
+        table = _add_folder_values(recipe, file, table)
+        if is_first:
+            _present_columns(recipe, file, table.column_names)
+            is_first = False
+        for column in set(log_columns(recipe).values()) - set(table.column_names):
+            table = table.append_column(column, pa.nulls(table.num_rows, pa.string()))
+        table = canonical_table(recipe, table, str(file), row_counts)
+        for at in range(0, max(table.num_rows, 1), num_rows):
+            yield _add_missing(recipe, table.slice(at, num_rows), row_counts)
 
 
 def scan_csv(
@@ -96,8 +176,10 @@ def scan_csv(
         if first is None:
             return
         columns = _present_columns(recipe, file, csv.names)
-        tables = csv.tables(chain([first], blocks), sorted(set(columns.values())))
-        for table in _merge_small(tables, num_rows):
+        selected = sorted(set(columns.values()).intersection(csv.names))
+        tables = csv.tables(chain([first], blocks), selected)
+        for part in _merge_small(tables, num_rows):
+            table = _add_folder_values(recipe, file, part)
             renamed = pa.table({name: table[column] for name, column in columns.items()})
             yield _add_missing(recipe, renamed, row_counts)
 
@@ -107,9 +189,19 @@ def _present_columns(recipe: Preprocess, file: Path, names: list[str]) -> dict[s
     required = {SESSION, ITEM, TIMESTAMP}
     columns = log_columns(recipe).items()
     required |= {name for name, _ in columns if name.startswith(ORDER)}
+    names = [*names, *(folder_values(recipe, file).keys() - names)]
     present = {name: column for name, column in columns if name in required or column in names}
-    check_columns(file, names, present)
+    check_columns(recipe, file, names, present)
     return present
+
+
+def _add_folder_values(recipe: Preprocess, file: Path, table: pa.Table) -> pa.Table:
+    """Columns that the folders name, as text; a column of the file comes first."""
+    for name, value in folder_values(recipe, file).items():
+        if name not in table.column_names:
+            column = pa.repeat(pa.scalar(value, pa.string()), table.num_rows)
+            table = table.append_column(name, column)
+    return table
 
 
 def _add_missing(recipe: Preprocess, table: pa.Table, row_counts: RowCounts) -> pa.Table:

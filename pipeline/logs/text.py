@@ -5,20 +5,24 @@ A truncated or damaged file is read up to the damage.
 
 import codecs
 import re
-import zlib
-from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
+import numpy as np
+
+from pipeline.logs.compression import DAMAGE, compression_of, decompress
 from pipeline.logs.row_counts import RowCounts
 
 BLOCK_BYTES = 1 << 22
 """Bytes of a block, about."""
 LONGEST_LINE = 1 << 24
 """Longest line in bytes; a longer one is no row of a log."""
-_PIECE_BYTES = 1 << 16
+_BLOCKS_AHEAD = 2
+R = TypeVar("R")
 _UTF16 = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 _MARKS = re.compile(rb"(?<![^\r\n])(?:%s)+" % codecs.BOM_UTF8)
 _LINE_END = re.compile(rb"\n|\r(?!\Z)")
@@ -54,6 +58,18 @@ class TextFile:
             while (block := next_block.result()) is not None:
                 next_block = reader.submit(next, blocks, None)
                 yield self._remove_marks(block)
+
+    def count_lost(self) -> None:
+        """Count the lines that are in no block, each as a row."""
+        lost = {
+            f"lines longer than {self._longest >> 20} MiB": self.long_lines,
+            "lines cut off with their file": int(self.cut_line.strip(b"\r\n") != b""),
+        }
+        for reason, lines in lost.items():
+            if lines and self.cut_line:
+                self._row_counts.add_example(reason, decode(self.cut_line)[0])
+            self._row_counts.rows += lines
+            self._row_counts.dropped[reason] += lines
 
     def _blocks(self) -> Iterator[bytes]:
         parts: list[bytes] = []
@@ -95,49 +111,35 @@ class TextFile:
             yield piece
 
     def _pieces(self) -> Iterator[bytes]:
-        if self._file.name.lower().endswith(".gz"):
-            yield from self._decompressed()
+        if compression := compression_of(self._file):
+            yield from self._decompressed(compression)
             return
         with self._file.open("rb", buffering=0) as stream:
             while piece := stream.read(BLOCK_BYTES):
                 yield piece
 
-    def _decompressed(self) -> Iterator[bytes]:
+    def _decompressed(self, compression: str) -> Iterator[bytes]:
         pending: list[bytes] = []
         size, has_text = 0, False
-        for text in self._decompress_pieces():
-            has_text = True
-            pending.append(text)
-            size += len(text)
-            if size >= BLOCK_BYTES:
-                yield b"".join(pending)
-                pending, size = [], 0
-        if self.damaged and not has_text:
-            raise OSError("it is no gzip file, or damaged from its beginning")
-        if self.damaged:
+        try:
+            for text in decompress(self._file, compression):
+                has_text = True
+                pending.append(text)
+                size += len(text)
+                if size >= BLOCK_BYTES:
+                    yield b"".join(pending)
+                    pending, size = [], 0
+        except DAMAGE as error:
+            if isinstance(error, OSError) and error.errno:  # such as a disk that fails
+                raise
+            if not has_text:
+                raise OSError(
+                    f"it is no {compression} file, or damaged from its beginning"
+                ) from None
+            self.damaged = True
             self._row_counts.warnings["files cut off or damaged"] += 1
         if pending:
             yield b"".join(pending)
-
-    def _decompress_pieces(self) -> Iterator[bytes]:
-        """Text of the members of a gzip file, up to the first damage."""
-        gzip = None  # decompressor of the current member
-        with self._file.open("rb", buffering=0) as stream:
-            while piece := stream.read(_PIECE_BYTES):
-                while piece := piece if gzip else piece.lstrip(b"\0"):  # padding between members
-                    gzip = gzip or zlib.decompressobj(wbits=31)
-                    before = gzip.copy()
-                    try:
-                        text = gzip.decompress(piece)
-                    except zlib.error:
-                        yield from _decompress_to_damage(before, piece)
-                        self.damaged = True
-                        return
-                    if text:
-                        yield text
-                    piece = gzip.unused_data
-                    gzip = None if gzip.eof else gzip
-        self.damaged = gzip is not None
 
 
 def decode(text: bytes) -> tuple[str, bool]:
@@ -148,12 +150,29 @@ def decode(text: bytes) -> tuple[str, bool]:
         return codecs.charmap_decode(text, "strict", _WINDOWS_1252)[0], True
 
 
-def _decompress_to_damage(gzip: "zlib._Decompress", piece: bytes) -> Iterator[bytes]:
-    """Text of a piece, byte by byte, up to the one that cannot be decompressed."""
-    with suppress(zlib.error):
-        for at in range(len(piece)):
-            if text := gzip.decompress(piece[at : at + 1]):
-                yield text
+def map_ahead(
+    pool: ThreadPoolExecutor, function: Callable[[bytes], R], blocks: Iterator[bytes]
+) -> Iterator[tuple[bytes, R]]:
+    """Blocks with the result of `function`, which is computed a few blocks ahead."""
+    pending: deque[tuple[bytes, Future[R]]] = deque()
+    for block in blocks:
+        pending.append((block, pool.submit(function, block)))
+        if len(pending) > _BLOCKS_AHEAD:
+            block, future = pending.popleft()
+            yield block, future.result()
+    for block, future in pending:
+        yield block, future.result()
+
+
+def has_lines(block: bytes, number: int) -> bool:
+    """Whether the block has this number of lines that are not empty."""
+    codes = np.frombuffer(block, np.uint8)
+    # too large if there are empty lines, too small if there are lone carriage returns
+    estimate = int(np.count_nonzero(codes == ord("\n"))) + (not block.endswith(b"\n"))
+    if number == estimate and (b"\r" not in block or block.count(b"\r\n") == block.count(b"\r")):
+        return True
+    is_text = (codes != ord("\n")) & (codes != ord("\r"))
+    return number == int(np.count_nonzero(is_text[1:] & ~is_text[:-1])) + bool(is_text[0])
 
 
 def _to_utf8(pieces: Iterator[bytes], row_counts: RowCounts) -> Iterator[bytes]:

@@ -27,10 +27,10 @@ class Table(Config):
     """Side table: features of items or sessions that are not in the log, one row an id."""
 
     file: str
-    """CSV, TSV or Parquet, also .gz; relative to the working directory."""
+    """CSV, TSV, JSON lines or Parquet, also compressed; relative to the working directory."""
     key: str | None = None
     """Column of the id; by default the same as in the log."""
-    delimiter: str | None = Field(default=None, min_length=1, max_length=1)
+    delimiter: str | None = Field(default=None, min_length=1, max_length=8)
     """Between columns of text, as `preprocess.delimiter`."""
 
 
@@ -159,11 +159,15 @@ class Split(Config):
 class Preprocess(Config):
     """How a log of raw interactions becomes sessions."""
 
-    format: Literal["auto", "csv", "parquet", "sequences"] = "auto"
-    """`auto` goes by the file name (.csv, .tsv, .parquet, with or without .gz); `sequences` is
-    text with one session a line, items separated by spaces."""
-    delimiter: str | None = Field(default=None, min_length=1, max_length=1)
-    """Between columns of text; by default a comma, or a tab for .tsv."""
+    format: Literal["auto", "csv", "jsonl", "parquet", "sequences"] = "auto"
+    """`auto` goes by the file name (.csv, .tsv, .jsonl, .parquet, text also with .gz, .zst, .bz2,
+    .xz or .zip); `sequences` is text with one session a line, items separated by spaces."""
+    explode: str | None = None
+    """Field with a list of objects, for JSON and Parquet: each becomes a row with the other
+    fields of its line. `item: aid` names a field of such an object, `user.id` one of another."""
+    delimiter: str | None = Field(default=None, min_length=1, max_length=8)
+    """Between columns of text, also several characters: `::`. By default a comma, or a tab for
+    .tsv and RecBole's .inter, .item and .user."""
     quote: Literal["double", "none"] = "double"
     """Quotes around a value of text, which may hold the delimiter; `none` reads them as letters."""
     decimal: Literal[".", ","] | None = None
@@ -226,8 +230,8 @@ class Preprocess(Config):
     @field_validator("delimiter")
     @classmethod
     def _check_delimiter(cls, value: str | None) -> str | None:
-        if value is not None and (not value.isascii() or value in '"\r\n'):
-            raise ValueError("expected one ASCII character, no quote and no line end")
+        if value is not None and (not value.isascii() or set(value) & set('"\r\n')):
+            raise ValueError("expected ASCII characters, no quote and no line end")
         return value
 
     @field_validator("session_gap", mode="before")

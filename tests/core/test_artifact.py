@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from pipeline.core import artifact
 from pipeline.core.artifact import (
+    check_replaceable,
     current_facts,
     new_artifact,
     read_json,
@@ -154,6 +155,25 @@ def test_artifact_with_foreign_files_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "shop" / "__pycache__" / "model.pyc").write_text("x")
     write(tmp_path / "shop")
     assert not (tmp_path / "shop" / "__pycache__").exists()
+
+
+@pytest.mark.parametrize(
+    ("out", "expected"),
+    [
+        (".", r"--out \. is the working directory\. Name a directory in it"),
+        ("s3://bucket/shop", r"is no local directory\. Write to one and copy"),
+        ("https://host/shop", "is no local directory"),
+    ],
+)
+def test_working_directory_and_remote_targets_are_refused(
+    out: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ArtifactError, match=expected):
+        check_replaceable(Path(out), "data")
+    with pytest.raises(ArtifactError, match="is the working directory"):
+        write(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("files", [None, 3, "x", [[1]]])

@@ -489,7 +489,7 @@ def test_missing_column_error_lists_the_columns(tmp_path: Path) -> None:
     assert "no column for item_id, column 'product'" in message
     assert "Found: 'visit', 'sku', 'time', 'price', 'colour'" in message
     message = refusal(recipe(session="visit", delimiter=";"), tmp_path / "log.csv")
-    assert "`delimiter` if these are not columns" in message
+    assert "The columns look separated by ',': set `delimiter` to that." in message
     file = parquet(tmp_path, session_id=[1], sku=[2])
     assert "no column for item_id. Found: 'session_id', 'sku'" in refusal(recipe(), file)
     headerless = recipe(columns=["session_id", "sku"])
@@ -572,7 +572,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
             b"session_id,item_id\n1\n",
             "(1 lines with another number of columns (such as '1'))",
         ),
-        ("log.csv.gz", b"session_id,item_id\n1,2\n", "cannot be read as csv"),
+        ("log.csv.gz", b"\x1f\x8b\0session_id,item_id\n1,2\n", "cannot be read as csv"),
         ("log.csv.gz", gzip.compress(text_of(",", ROWS), mtime=0)[:10], "damaged from its begin"),
         ("log.parquet", b"PAR1", "cannot be read as parquet"),
         ("log.parquet", b"", "(1 empty files)"),
@@ -598,7 +598,7 @@ def test_an_empty_sequence_file_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("column", "expected"),
     [
-        (pa.array([{"a": 1}]), "item_id holds struct<a: int64>, expected text, numbers or times"),
+        (pa.array([{"a": 1}]), "Correct `item` in the recipe: the closest is 'item_id.a'."),
         (pa.array([[[1], [2]]]), "item_id holds list<"),
     ],
 )

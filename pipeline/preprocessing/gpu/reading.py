@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from pipeline.core.columns import TIMESTAMP
 from pipeline.logs import files as log_files
 from pipeline.logs.columns import log_columns
+from pipeline.logs.compression import compression_of
 from pipeline.logs.csv_repair import CsvFile, is_utf8
 from pipeline.logs.formats import format_of
 from pipeline.logs.row_counts import RowCounts
@@ -48,6 +49,8 @@ def check_recipe(recipe: Preprocess) -> None:
         "`order`": recipe.order,
         "`missing`": recipe.missing,
         "`decimal`": recipe.decimal,
+        "`delimiter` of several characters": len(recipe.delimiter or "") > 1,
+        "`explode`": recipe.explode,
         "`quote: none`": recipe.quote == "none",
         "`timestamp.format`": timestamp is not None and timestamp.format,
     }
@@ -63,8 +66,10 @@ def read_clean(frames: Frames, recipe: Preprocess, files: list[Path]) -> RawLog:
     """
     formats = {format_of(recipe, file) for file in files}
     if len(formats) > 1 or not formats <= _EXPANSION.keys():
-        raise NotOnDeviceError("files of several formats, or of sequences")
+        raise NotOnDeviceError(f"logs as {' and '.join(sorted(formats))}")
     (kind,) = formats
+    if kind == "csv" and not {compression_of(file) for file in files} <= {None, "gzip"}:
+        raise NotOnDeviceError("compression other than gzip")
     _check_size(frames, files, _EXPANSION[kind])
     columns = log_columns(recipe)
     sources = sorted(set(columns.values()))
@@ -81,7 +86,7 @@ def _check_size(frames: Frames, files: list[Path], expansion: int) -> None:
     if free is None:
         return
     sizes = (
-        file.stat().st_size * (_GZIP_EXPANSION if file.name.lower().endswith(".gz") else 1)
+        file.stat().st_size * (1 if compression_of(file) is None else _GZIP_EXPANSION)
         for file in files
     )
     if sum(sizes) * expansion > free:

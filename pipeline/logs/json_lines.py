@@ -1,0 +1,171 @@
+"""JSON lines as tables: an object a line, nested objects and lists of them as columns.
+
+Arrow parses a block of lines as it is. Only where it cannot, because a line is damaged or a field
+holds numbers in one line and text in another, the lines are examined one by one.
+"""
+
+import json
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.json
+
+from pipeline.core.errors import DataError
+from pipeline.logs.row_counts import RowCounts
+from pipeline.logs.text import TextFile, decode, has_lines, map_ahead
+
+_NO_OBJECT = "lines that are no JSON object"
+_EXACT = 2.0**53
+"""Integers of this size and above may lose digits as float64."""
+_UNREADABLE = (pa.ArrowInvalid, pa.ArrowNotImplementedError)
+
+
+class JsonLines:
+    """File of JSON lines that is read once."""
+
+    def __init__(self, file: Path, row_counts: RowCounts) -> None:
+        self._file = file
+        self._text = TextFile(file, row_counts)
+        self._row_counts = row_counts
+
+    def tables(self) -> Generator[pa.Table, None, None]:
+        """Objects as rows, a table a block; types are those of the block.
+
+        OSError if the file cannot be read, DataError if it holds one array.
+        """
+        with ThreadPoolExecutor(1) as pool:
+            for block, table in map_ahead(pool, _parse_intact, self._blocks()):
+                yield self._repair(block) if table is None else table
+        self._text.count_lost()
+
+    def _blocks(self) -> Iterator[bytes]:
+        is_first = True
+        for block in self._text.blocks():
+            if not block.strip():
+                continue
+            if is_first and block.lstrip().startswith(b"["):
+                raise DataError(
+                    f"{self._file} holds one JSON array. Expected an object a line, as "
+                    "`jq -c '.[]'` writes them."
+                )
+            is_first = False
+            yield block
+
+    def _repair(self, block: bytes) -> pa.Table:
+        """Objects of the lines that hold one; scalars as text if types differ within a field."""
+        lines, texts = [], []
+        for line in filter(bytes.strip, block.splitlines()):
+            try:
+                texts.append(_scalars_as_text(line))
+                lines.append(line)
+            except (ValueError, RecursionError):
+                self._row_counts.rows += 1
+                self._row_counts.dropped[_NO_OBJECT] += 1
+                self._row_counts.add_example(_NO_OBJECT, decode(line)[0])
+        if not lines:
+            return pa.table({})
+        table = _parse_intact(b"\n".join(lines))
+        return _parse(b"\n".join(texts)) if table is None else table
+
+
+def flatten(table: pa.Table, explode: str | None, row_counts: RowCounts) -> pa.Table:
+    """Fields of objects as columns `object.field`, and a row for each element of `explode`.
+
+    A table without the column `explode` is returned flat.
+    """
+    table = _flat(table)
+    if explode is None or explode not in table.column_names:
+        return table
+    lists = table[explode]
+    if pa.types.is_null(lists.type):
+        lists = lists.cast(pa.list_(pa.null()))
+    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
+    if empty := int((lengths == 0).sum()):
+        row_counts.warnings["rows of lists without an item"] += empty
+    rows = pa.array(np.repeat(np.arange(table.num_rows), lengths))
+    columns = {name: table[name].take(rows) for name in table.column_names if name != explode}
+    return _flat(pa.table(columns | {explode: pc.list_flatten(lists)}))
+
+
+def _flat(table: pa.Table) -> pa.Table:
+    while any(pa.types.is_struct(field.type) for field in table.schema):
+        table = table.flatten()
+    return table
+
+
+def _parse_intact(block: bytes) -> pa.Table | None:
+    """Objects as rows; None if the lines must be examined."""
+    try:
+        table = _parse(block)
+    except _UNREADABLE:
+        return None
+    if not has_lines(block, table.num_rows) or any(map(_loses_digits, table.columns)):
+        return None
+    return table
+
+
+def _parse(block: bytes) -> pa.Table:
+    """Objects as rows. Text stays text where Arrow would read times."""
+    table = _read_json(block, None)
+    times = [(field.name, _without_times(field.type)) for field in table.schema]
+    if fields := [(name, kind) for name, kind in times if kind is not None]:
+        table = _read_json(block, pa.schema(fields))
+    return table
+
+
+def _read_json(block: bytes, schema: pa.Schema | None) -> pa.Table:
+    return pa.json.read_json(
+        pa.BufferReader(block),
+        read_options=pa.json.ReadOptions(block_size=len(block) + 1, use_threads=False),
+        parse_options=pa.json.ParseOptions(explicit_schema=schema),
+    )
+
+
+def _without_times(kind: pa.DataType) -> pa.DataType | None:
+    """Type with text in place of times, without fields that have none; None without times."""
+    if pa.types.is_timestamp(kind):
+        return pa.string()
+    if pa.types.is_list(kind):
+        element = _without_times(kind.value_type)
+        return None if element is None else pa.list_(element)
+    if pa.types.is_struct(kind):
+        kinds = [(kind.field(i).name, _without_times(kind.field(i).type)) for i in range(len(kind))]
+        fields = [(name, each) for name, each in kinds if each is not None]
+        return pa.struct(fields) if fields else None
+    return None
+
+
+def _loses_digits(column: Any) -> bool:
+    """Whether floats of a column, or nested in it, may stand for larger integers."""
+    kind = column.type
+    if pa.types.is_list(kind):
+        return _loses_digits(pc.list_flatten(column))
+    if pa.types.is_struct(kind):
+        fields = range(kind.num_fields)
+        return any(_loses_digits(pc.struct_field(column, [field])) for field in fields)
+    if not pa.types.is_floating(kind):
+        return False
+    return bool(pc.any(pc.greater_equal(pc.abs(column), _EXACT)).as_py())
+
+
+def _scalars_as_text(line: bytes) -> bytes:
+    """JSON with all numbers and booleans as text. ValueError if the line is no object."""
+    record = json.loads(
+        decode(line)[0], strict=False, parse_int=str, parse_float=str, parse_constant=str
+    )
+    if not isinstance(record, dict):
+        raise ValueError("no object")
+    return json.dumps(_booleans_as_text(record), ensure_ascii=False).encode()
+
+
+def _booleans_as_text(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _booleans_as_text(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_booleans_as_text(each) for each in value]
+    return str(value).lower() if isinstance(value, bool) else value

@@ -1,0 +1,117 @@
+"""Logs by glob, on standard input and in remote storage, as local files."""
+
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+from pipeline.core.errors import DataError
+from pipeline.logs.row_counts import RowCounts
+from pipeline.logs.text import TextFile
+
+STANDARD_INPUT = "-"
+_GLOB = re.compile(r"[*?\[]")
+_PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "http": "aiohttp", "https": "aiohttp", "abfs": "adlfs"}
+
+
+@contextmanager
+def local_logs(addresses: Sequence[str], out: Path) -> Iterator[list[Path]]:
+    """Local paths of logs, in their order.
+
+    A glob stands for what it matches, by name. Remote files and standard input are copied into a
+    folder beside `out`, which is removed at the end. DataError for an address of which nothing can
+    be read.
+    """
+    with ExitStack() as stack:
+        paths: list[Path] = []
+        for address in addresses:
+            if address == STANDARD_INPUT or "://" in address:
+                parent = next(each for each in out.absolute().parents if each.is_dir())
+                scratch = tempfile.TemporaryDirectory(dir=parent, prefix=f".{out.name}-logs-")
+                folder = Path(stack.enter_context(scratch))
+                is_input = address == STANDARD_INPUT
+                paths += [_spool(folder)] if is_input else _fetch(address, folder)
+            elif _GLOB.search(address) and not Path(address).exists():
+                paths += _matches(address, map(Path, _storage(address)[0].glob(address)))
+            else:
+                paths.append(Path(address))
+        yield paths
+
+
+def _matches(address: str, paths: Iterator[Path]) -> list[Path]:
+    files = sorted(path for path in paths if path.name[:1] not in {".", "_"})
+    if not files:
+        raise DataError(f"{address} matches no file.")
+    return files
+
+
+def _spool(folder: Path) -> Path:
+    """Copy of standard input, its suffix by its content."""
+    file = folder / "stdin"
+    with file.open("wb") as stream:
+        shutil.copyfileobj(sys.stdin.buffer, stream)
+    with file.open("rb") as stream:
+        is_parquet = stream.read(4) == b"PAR1"
+    suffix = ".parquet" if is_parquet else _text_suffix(file)
+    return file.rename(file.with_suffix(suffix))
+
+
+def _text_suffix(file: Path) -> str:
+    try:
+        first = next(TextFile(file, RowCounts()).blocks(), b"")
+    except OSError as error:
+        raise DataError(f"The standard input cannot be read: {error}.") from None
+    return ".jsonl" if first.lstrip()[:1] in {b"{", b"["} else ".csv"
+
+
+def _fetch(address: str, folder: Path) -> list[Path]:
+    """Copies of a remote file, of all files of a folder, or of those that a glob matches."""
+    protocol = address.split("://")[0]
+    try:
+        return _copy(address, folder)
+    except ImportError:
+        package = _PACKAGES.get(protocol, f"the package of fsspec for {protocol}://")
+        raise DataError(f"{address} cannot be read: install {package} first.") from None
+    except DataError:
+        raise
+    except FileNotFoundError:
+        raise DataError(f"{address} does not exist.") from None
+    except Exception as error:  # each storage has errors of its own
+        line = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{address} cannot be read: {line}") from None
+
+
+def _storage(address: str) -> tuple[Any, str]:
+    """File system of an address, and the path in it."""
+    from fsspec.core import url_to_fs  # loaded for such logs alone
+
+    storage, path = url_to_fs(address)
+    return storage, path
+
+
+def _copy(address: str, folder: Path) -> list[Path]:
+    storage, path = _storage(address)
+    if address.startswith("http"):  # folders and globs would be links of a page
+        return [_copy_file(storage, path, folder)]
+    if _GLOB.search(path):
+        copies = (_copy_file(storage, file, folder) for file in storage.glob(path))
+        return _matches(address, copies)
+    if not storage.isdir(path):
+        return [_copy_file(storage, path, folder)]
+    for file in storage.find(path):
+        _copy_file(storage, file, folder)
+    return [folder]
+
+
+def _copy_file(storage: Any, path: str, folder: Path) -> Path:
+    """Copy with the folders of its path, as they may name columns."""
+    parts = [part for part in PurePosixPath(urlsplit(path).path).parts if part not in {"/", ".."}]
+    target = folder.joinpath(*parts)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    storage.get_file(path, str(target))
+    return target
