@@ -1,6 +1,10 @@
 """The tables of docs/inputs.md, row by row."""
 
+import bz2
 import gzip
+import json
+import lzma
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,6 +71,37 @@ def sessions_in_rows(path: Path) -> None:
     pq.write_table(pa.table({"session": [1, 2], **lists}), path)
 
 
+def packed(codec: str) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(pa.compress(csv().encode(), codec, asbytes=True))
+
+
+def zipped(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("log.csv", csv())
+
+
+def json_lines() -> str:
+    rows = zip(SESSIONS["session"], SESSIONS["item"], TIMES, strict=True)
+    return "".join(json.dumps({"session": s, "item": i, "time": t}) + "\n" for s, i, t in rows)
+
+
+def events(path: Path) -> None:
+    rows = list(zip(SESSIONS["item"], TIMES, strict=True))
+    lines = [
+        {"session": session, "events": [{"item": item, "time": time} for item, time in part]}
+        for session, part in ((1, rows[:2]), (2, rows[2:]))
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def folders(path: Path) -> None:
+    for day, part in ((1, slice(2)), (2, slice(2, 4))):
+        folder = path / f"day=2020-01-0{day}"
+        folder.mkdir(parents=True)
+        columns = {name: values[part] for name, values in SESSIONS.items()}
+        pq.write_table(pa.table({**columns, "second": [0, 9]}), folder / "part.parquet")
+
+
 FILES: dict[str, tuple[str, Callable[[Path], object]]] = {
     "`log.csv`": ("log.csv", lambda p: p.write_text(csv())),
     "`log.tsv`": ("log.tsv", lambda p: p.write_text(csv("\t"))),
@@ -83,7 +118,31 @@ FILES: dict[str, tuple[str, Callable[[Path], object]]] = {
         "log.csv",
         lambda p: p.write_bytes(csv(end="\r\n").encode("utf-8-sig")),
     ),
+    "`log.csv.zst`": ("log.csv.zst", packed("zstd")),
+    "`log.csv.bz2`": ("log.csv.bz2", lambda p: p.write_bytes(bz2.compress(csv().encode()))),
+    "`log.csv.xz`": ("log.csv.xz", lambda p: p.write_bytes(lzma.compress(csv().encode()))),
+    "`log.csv.zip`": ("log.csv.zip", zipped),
+    "`log.jsonl`": ("log.jsonl", lambda p: p.write_text(json_lines())),
+    "`log.jsonl.gz`": (
+        "log.jsonl.gz",
+        lambda p: p.write_bytes(gzip.compress(json_lines().encode())),
+    ),
+    "`log.jsonl` with a session a line, its events in a list": ("log.jsonl", events),
+    "`log.dat` with `::` between values": (
+        "log.dat",
+        lambda p: p.write_text(csv("::", header=False)),
+    ),
+    "`log.inter` of RecBole": (
+        "log.inter",
+        lambda p: p.write_text(
+            csv("\t").replace("session\titem\ttime", "session:token\titem:token\ttime:token")
+        ),
+    ),
     "`log/` with a file a day": ("log", days),
+    "`log/day=2020-01-01/part.parquet`, the time in the folder's name and a column of seconds": (
+        "log",
+        folders,
+    ),
     "`log.parquet` with a session a row, its items and times as lists": (
         "log.parquet",
         sessions_in_rows,
@@ -105,7 +164,8 @@ def test_a_file_of_the_page_gives_the_same_interactions(row: list[str], tmp_path
     )
     assert log.frame["session_id"].tolist() == SESSIONS["session"]
     assert log.frame["item_id"].tolist() == SESSIONS["item"]
-    expected = np.array(TIMES, "datetime64[us]").astype(np.int64)
+    times = [time[:10] for time in TIMES] if name == "log" and "day=" in row[0] else TIMES
+    expected = np.array(times, "datetime64[us]").astype(np.int64)
     assert log.frame["timestamp"].tolist() == expected.tolist()
 
 
