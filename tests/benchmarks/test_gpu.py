@@ -143,6 +143,7 @@ def test_training_parts_run_on_a_cpu(plan: Plan, number: int) -> None:
         assert figures["host_syncs"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.train
 def test_compiled_training_runs_on_a_cpu(plan: Plan) -> None:
     rows = dict(rows_of(f"train compiled {plan.training[1].title}", plan))

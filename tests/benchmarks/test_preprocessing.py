@@ -104,6 +104,7 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "log.parquet"
 
 
+@pytest.mark.slow
 def test_ours_and_stock_nvtabular_write_the_sessions_of_plain_python(
     log: Path, tmp_path: Path
 ) -> None:

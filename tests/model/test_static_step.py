@@ -261,7 +261,7 @@ def test_masked_interactions_fit_their_slots(
 # Each takes seconds, most of them to trace the model twice.
 COMPILED = [
     pytest.param(
-        body, loss, marks=() if number < 4 else pytest.mark.slow, id="-".join([*body, loss])
+        body, loss, marks=() if number < 2 else pytest.mark.slow, id="-".join([*body, loss])
     )
     for number, (body, loss) in enumerate(
         [

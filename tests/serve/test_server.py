@@ -190,7 +190,7 @@ def test_a_file_of_raw_interactions_may_come_unsorted(
         {"category": ["no-such-category", None]},
         {"action": [None, None], "price": [None, float("inf")], "device": [None]},
         {"price": [-5.0, float("nan")]},
-        {"timestamp": [None, "not a time"]},
+        {"timestamp": [None, ""]},
         {name: values[:1] for name, values in SESSION.items()},
         {name: values * 50 if name != "device" else values for name, values in SESSION.items()},
     ],
@@ -204,6 +204,11 @@ def test_unknown_and_missing_values_and_any_length_get_an_answer(
     assert np.isfinite(answer.scores).all()
     assert (np.diff(answer.scores[0]) <= 0).all()
     assert all(str(item).startswith("sku-") for item in answer.items[0])
+
+
+def test_a_time_that_cannot_be_read_is_refused_by_its_value(client: Client) -> None:
+    with pytest.raises(ServingError, match="timestamp is 'not a time', expected a time such as"):
+        client.recommend([{**SESSION, "timestamp": [None, "not a time"]}], 7)
 
 
 def test_sessions_of_one_request_get_what_each_gets_alone(client: Client) -> None:

@@ -92,7 +92,7 @@ def killed_once(event: int, data: Path, model: ModelConfig, config: TrainConfig,
             range(2, 100, 18),
         ),
         ({"gradient_accumulation_steps": 2, "checkpoint_minutes": 1e-9}, range(3, 100, 18)),
-        ({"epochs": 5, "patience": 1, "learning_rate": 1e-9}, range(20, 100, 9)),
+        ({"epochs": 5, "patience": 1, "learning_rate": 1e-9}, range(20, 100, 6)),
     ],
     ids=["by epochs", "each event", "validation by steps", "accumulated", "stopped early"],
 )
