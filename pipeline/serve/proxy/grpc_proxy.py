@@ -1,5 +1,6 @@
 """gRPC part of the proxy: messages pass as bytes, whatever the method."""
 
+import hmac
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
@@ -7,7 +8,7 @@ import grpc
 import grpc.aio
 
 from pipeline.serve.proxy.request_checks import MAX_BODY_BYTES, RefusedRequestError, check_message
-from pipeline.serve.triton.access import Tls
+from pipeline.serve.triton.access import GRPC_PREFIX, KEY_HEADER, Tls
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 STREAM_INFER = "ModelStreamInfer"
@@ -29,8 +30,9 @@ _CHANNEL_OPTIONS = [
 class GrpcProxy(grpc.GenericRpcHandler):
     """Passes calls on to the Triton at `address`, after a check of the requests."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, key: str | None) -> None:
         self._address = address
+        self._key = key
         self._channel: grpc.aio.Channel
         self._server: grpc.aio.Server
 
@@ -58,7 +60,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
         if method == INFER:
             return self._infer
         if method.endswith(f"/{STREAM_INFER}"):
-            handler = _stream_handler(self._channel.stream_stream(method))
+            handler = _stream_handler(self._channel.stream_stream(method), self._key)
             return grpc.stream_stream_rpc_method_handler(handler)
         return grpc.unary_unary_rpc_method_handler(_handler(self._channel.unary_unary(method)))
 
@@ -79,8 +81,15 @@ def _handler(call: Any) -> Callable[[bytes, Any], Coroutine[Any, Any, bytes]]:
     return answer
 
 
-def _stream_handler(call: Any) -> Callable[[AsyncIterator[bytes], Any], AsyncIterator[bytes]]:
+def _stream_handler(
+    call: Any, key: str | None
+) -> Callable[[AsyncIterator[bytes], Any], AsyncIterator[bytes]]:
     async def answer(messages: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        # grpc.aio loses the status of a stream that Triton refuses at its beginning
+        sent = dict(context.invocation_metadata() or ()).get(GRPC_PREFIX + KEY_HEADER, "")
+        if key is not None and not hmac.compare_digest(sent.encode(), key.encode()):
+            line = f"This protocol is restricted, expecting header '{GRPC_PREFIX}{KEY_HEADER}'"
+            await context.abort(grpc.StatusCode.UNAVAILABLE, line)
         refusals: list[RefusedRequestError] = []
 
         async def checked() -> AsyncIterator[bytes]:

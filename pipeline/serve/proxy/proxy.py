@@ -60,7 +60,7 @@ class Proxy:
         options = self._options
         self._loop, self._stopped = asyncio.get_running_loop(), asyncio.Event()
         http = HttpProxy(f"127.0.0.1:{options.triton_ports.http}", options.key)
-        grpc = GrpcProxy(f"127.0.0.1:{options.triton_ports.grpc}")
+        grpc = GrpcProxy(f"127.0.0.1:{options.triton_ports.grpc}", options.key)
         servers: list[Any] = []
         try:
             try:
