@@ -1,6 +1,8 @@
 """`pipeline export`."""
 
+import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -8,6 +10,7 @@ import typer
 from pipeline.cli.console import check_input, is_current, print_result
 from pipeline.cli.options import IfNeeded, Json, Out, RunDirectory
 from pipeline.core.artifact import check_replaceable
+from pipeline.core.errors import ConfigError
 
 
 def export(
@@ -25,34 +28,57 @@ def export(
         Literal["fp32", "int8"],
         typer.Option(help="int8: the same lists of a large catalogue in less time, on a CPU."),
     ] = "fp32",
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Remove the repository's models of other names.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove them without a question.")] = False,
     if_needed: IfNeeded = False,
     as_json: Json = False,
 ) -> None:
     """Write a run as a Triton model repository.
 
-    The served model takes raw columns and returns raw item ids. Over an older repository this
-    writes the next version, which a server with --reload takes up.
+    The served model takes raw columns and returns raw item ids. Into an older repository this
+    writes the next version, which a server with --reload takes up; models of another --name stay.
     """
     from pipeline.data.fingerprint import fingerprint_of
     from pipeline.exporting.options import ExportOptions
+    from pipeline.exporting.served_models import read_models
 
     options = ExportOptions(
         name=name, default_k=k, max_k=max_k, max_batch=max_batch, device=device, scoring=scoring
     )
     check_replaceable(out, "repository")
     check_input(run, "run")
-    if if_needed:
+    others = sorted(read_models(out).others(name))
+    if replace and others:
+        _confirm_removal(out, others, yes)
+    if if_needed and not (replace and others):
         fingerprint = fingerprint_of(asdict(options), [], [run])
         if is_current(out, "repository", fingerprint, as_json):
             return
     from pipeline.exporting.run import export as run_export
 
-    result = run_export(run, out, options)
+    result = run_export(run, out, options, replace_others=replace)
+    beside = f" Beside it: {', '.join(sorted(result.other_models))}." if result.other_models else ""
     text = (
         f"Wrote {out}, version {result.version}: {result.catalogue_items:,} items, lists of up "
-        f"to {result.max_k}.\n"
+        f"to {result.max_k}.{beside}\n"
         f"The program's scores differ from the model's by at most "
         f"{result.largest_score_difference:.1e}.\n"
         f"Next: pipeline serve {out}"
     )
     print_result(result.to_dict(), as_json, text)
+
+
+def _confirm_removal(out: Path, others: list[str], yes: bool) -> None:
+    """Ask on a terminal whether models may go. ConfigError without a terminal and --yes."""
+    if yes:
+        return
+    models = f"{', '.join(others)} from {out}"
+    if not _is_terminal():
+        raise ConfigError(f"--replace removes {models}. Say --replace --yes, or leave it out.")
+    typer.confirm(f"Remove {models}?", abort=True, err=True)
+
+
+def _is_terminal() -> bool:
+    return sys.stdin.isatty()

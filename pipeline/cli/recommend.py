@@ -99,7 +99,22 @@ def recommend(
             records = list(client.recommend([session], k, **filters).records([None]))
         else:
             records = list(client.recommend_log(inputs or [], k, sessions=sessions, **filters))
+    warn_of_unknown_sessions(records)
     print_result({"sessions": records}, as_json, recommendations_text(records))
+
+
+def warn_of_unknown_sessions(records: list[dict[str, Any]]) -> None:
+    """Write a line about sessions without any item of the catalogue."""
+    unknown = [record["session_id"] for record in records if not record["num_known"]]
+    if not unknown:
+        return
+    which = "the session"
+    if unknown[0] is not None:
+        which = f"{len(unknown):,} of {len(records):,} sessions, such as {unknown[0]}"
+    note(
+        f"Warning: no item id of {which} is in the model's catalogue. Check that the ids are those "
+        "of the log."
+    )
 
 
 def _check_sessions(

@@ -12,6 +12,7 @@ export with the model of another.
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.core.columns import ITEM, SESSION, TIMESTAMP
+from pipeline.core.errors import ConfigError
 from pipeline.core.files import find_resource
 from pipeline.data.fitted import Fitted
 from pipeline.exporting import request_tables as tables
@@ -99,8 +101,19 @@ def keep_version(previous: Path, directory: Path, name: str, version: int) -> No
     Copies, not links: a link changes the inode, for which a polling server would load the ensemble
     again while half of the files are old.
     """
-    steps = (path.name for path in previous.glob(f"{name}_*_v{version}"))
-    for part in (*sorted(steps), f"{name}/{version}"):
+    for part in (*step_names(name, version), f"{name}/{version}"):
+        if (previous / part).is_dir():
+            shutil.copytree(previous / part, directory / part, ignore=_NO_BYTECODE)
+
+
+def keep_model(previous: Path, directory: Path, name: str, versions: Iterable[int | str]) -> None:
+    """Copy another model of an older repository as it is. ConfigError where a name is taken."""
+    steps = [step for version in versions for step in step_names(name, int(version))]
+    for part in (name, *steps):
+        if (directory / part).exists():
+            raise ConfigError(
+                f"--name makes a model {part}, which the repository has already. Choose another."
+            )
         if (previous / part).is_dir():
             shutil.copytree(previous / part, directory / part, ignore=_NO_BYTECODE)
 
@@ -127,6 +140,7 @@ def _answer_tensors(spec: dict[str, Any]) -> list[config.TensorConfig]:
         # not item_id: tensors of an ensemble share one name space with its inputs
         "item_ids": TRITON_TYPES[item],
         "scores": "TYPE_FP32",
+        "num_known": "TYPE_INT32",
         "embedding": "TYPE_FP32",
         "session_ids": TRITON_TYPES[spec["session_type"]],
     }

@@ -15,7 +15,8 @@ from pipeline.data.fingerprint import fingerprint_of
 from pipeline.data.fitted import Fitted
 from pipeline.exporting import torchscript
 from pipeline.exporting.options import Device, ExportOptions, Scoring
-from pipeline.exporting.repository import keep_version, write_repository
+from pipeline.exporting.repository import keep_model, keep_version, write_repository
+from pipeline.exporting.served_models import ServedModels, read_models
 from pipeline.model.run import Run
 
 _KEPT_SECONDS = 120
@@ -39,6 +40,8 @@ class ExportResult:
     largest_score_difference: float
     """Between the program and the model."""
     run: str
+    other_models: dict[str, dict[str, Any]]
+    """Facts of the other models of the repository, by name."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON takes them."""
@@ -49,10 +52,14 @@ def export(
     run: Run | Path,
     out: Path,
     options: ExportOptions = ExportOptions(),  # noqa: B008  immutable
+    *,
+    replace_others: bool = False,
 ) -> ExportResult:
     """Trace the model, prove that the program equals it, and write the repository.
 
-    A repository at `out` is replaced by its next version. ConfigError for a GPU that is not there.
+    In a repository at `out`, a model of the same name gets its next version; those of other names
+    stay, or go with `replace_others`. ConfigError for a GPU that is not there, ArtifactError for a
+    damaged repository whose other models cannot stay.
     """
     if options.device == "gpu" and not torch.cuda.is_available():
         raise ConfigError("--device gpu traces the model on a GPU, and torch sees none here.")
@@ -61,10 +68,16 @@ def export(
     facts: dict[str, Any] = {}
     with new_artifact(out, "repository", facts, fingerprint=fingerprint) as directory:
         # inside the block, where no other export to the same place runs
-        last_version, superseded = _older_versions(out)
-        result = _write_version(directory, run, options, last_version + 1, superseded)
+        models = read_models(out)
+        others = {} if replace_others else models.others(options.name)
+        superseded = _superseded(out, models, options.name, others)
+        result = _write_version(
+            directory, run, options, models.last_version + 1, superseded, others
+        )
         for version in superseded:
             keep_version(out, directory, options.name, int(version))
+        for name, other in others.items():
+            keep_model(out, directory, name, (other["version"], *other["superseded"]))
         facts.update(result.to_dict())
     return result
 
@@ -75,6 +88,7 @@ def _write_version(
     options: ExportOptions,
     version: int,
     superseded: dict[str, float],
+    others: dict[str, dict[str, Any]],
 ) -> ExportResult:
     fitted, model = load_served(run, options.scoring)
     num_items = len(fitted.item.values)
@@ -101,6 +115,7 @@ def _write_version(
         max_k=options.max_k,
         largest_score_difference=difference,
         run=run.name,
+        other_models=others,
     )
 
 
@@ -130,21 +145,27 @@ def load_served(run: Run, scoring: Scoring = "fp32") -> tuple[Fitted, torchscrip
     return fitted, torchscript.InferenceModel(model, names, session_names, scoring)
 
 
-def _older_versions(out: Path) -> tuple[int, dict[str, float]]:
-    """Return the version of the repository at `out`, 0 if there is none, and versions to keep.
+def _superseded(
+    out: Path, models: ServedModels, name: str, others: dict[str, dict[str, Any]]
+) -> dict[str, float]:
+    """Return the versions of a model to keep, as a server may still use them.
 
-    A server may still use those, by version the Unix time when each was superseded.
+    By version the Unix time when each was superseded. ArtifactError where `others` must stay in a
+    damaged repository.
     """
     try:
-        facts = read_manifest(out, "repository", check_files=False)
-    except ArtifactError:
-        return 0, {}
-    version: int = facts["version"]
-    try:
         read_manifest(out, "repository")
-    except ArtifactError:
-        return version, {}  # a version number is never used twice
+    except ArtifactError as error:
+        if others:
+            raise ArtifactError(
+                f"{error} It holds other models as well ({', '.join(sorted(others))}): "
+                "--replace removes them."
+            ) from None
+        return {}
+    facts = models.models.get(name)
+    if facts is None:
+        return {}
     now = time.time()
     superseded = facts["superseded"].items()
     kept = {older: since for older, since in superseded if abs(now - since) < _KEPT_SECONDS}
-    return version, {**kept, str(version): now}
+    return {**kept, str(facts["version"]): now}

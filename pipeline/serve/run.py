@@ -34,6 +34,7 @@ def describe(repository: Path, server: TritonServer, page_url: str | None = None
         "metrics": f"http://{server.metrics_url}/metrics",
         **({} if page_url is None else {"page": page_url}),
         "model": facts["name"],
+        "other_models": sorted(facts.get("other_models", ())),
         "catalogue_items": facts["catalogue_items"],
     }
 

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from pipeline.cli.main import app
 from pipeline.core import artifact
 from pipeline.core.artifact import read_manifest
 from pipeline.core.errors import ArtifactError, ConfigError, PipelineError
@@ -16,6 +18,7 @@ from pipeline.exporting import triton_config as config
 from pipeline.exporting.options import ExportOptions
 from pipeline.exporting.repository import STEPS
 from pipeline.exporting.run import export
+from pipeline.exporting.served_models import read_models
 from pipeline.model.build import load_model
 from pipeline.serve.runtime.request_encoder import Encoder
 from tests.conftest import Shop
@@ -179,10 +182,69 @@ def test_the_next_export_in_the_same_place_is_the_next_version_beside_the_one_be
         for v in kept:
             content = (repository / f"recommender_model_v{v}" / "1" / "model.pt").read_bytes()
             assert content == written.setdefault(v, content)
-    # under another name there is no version before
+
+
+def test_another_name_adds_a_model_and_keeps_the_others(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.exporting.run._KEPT_SECONDS", 0)
+    repository = tmp_path / "repository"
+
+    def models() -> set[str]:
+        return {path.name for path in repository.iterdir() if path.is_dir()}
+
+    def folders(name: str, *versions: int) -> set[str]:
+        return {name, *(f"{name}_{step}_v{v}" for step in STEPS for v in versions)}
+
+    export(shop.run, repository)
+    content = {
+        path.relative_to(repository): path.read_bytes()
+        for path in repository.rglob("*")
+        if path.is_file() and path.name != "manifest.json"
+    }
+    result = export(shop.run, repository, ExportOptions(name="other"))
+    assert (result.version, list(result.other_models)) == (2, ["recommender"])
+    assert models() == folders("recommender", 1) | folders("other", 2)
+    assert {path: (repository / path).read_bytes() for path in content} == content
+    read_manifest(repository, "repository")
+    # a new version of one
+    result = export(shop.run, repository)
+    assert (result.version, list(result.superseded)) == (3, ["1"])
+    assert models() == folders("recommender", 1, 3) | folders("other", 2)
+    with pytest.raises(ConfigError, match="makes a model other_model_v2, which"):
+        export(shop.run, repository, ExportOptions(name="other_model_v2"))
+    # damage: nothing that another model needs is copied or lost
+    (repository / "other" / "config.pbtxt").write_text("")
+    with pytest.raises(ArtifactError, match=r"other models as well \(other\): --replace"):
+        export(shop.run, repository)
+    result = export(shop.run, repository, replace_others=True)
+    assert (result.version, result.other_models) == (4, {})
+    assert models() == folders("recommender", 4)
+
+
+def test_replace_asks_on_a_terminal_and_needs_yes_elsewhere(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "repository"
     export(shop.run, repository, ExportOptions(name="other"))
-    models = {path.name for path in repository.iterdir() if path.is_dir()}
-    assert models == {"other", *(f"other_{s}_v4" for s in STEPS)}
+    command = ["export", str(shop.run), "--out", str(repository), "--replace"]
+
+    def models() -> set[str]:
+        return set(read_models(repository).models)
+
+    with pytest.raises(ConfigError, match=r"--replace removes other from .* Say --replace --yes"):
+        CliRunner().invoke(app, command, catch_exceptions=False)
+    monkeypatch.setattr("pipeline.cli.export._is_terminal", lambda: True)
+    refused = CliRunner().invoke(app, command, input="n\n")
+    assert (refused.exit_code, models()) == (1, {"other"})
+    assert f"Remove other from {repository}?" in refused.output
+    assert CliRunner().invoke(app, command, input="y\n").exit_code == 0
+    assert models() == {"recommender"}
+    export(shop.run, repository, ExportOptions(name="other"))
+    assert models() == {"recommender", "other"}
+    monkeypatch.setattr("pipeline.cli.export._is_terminal", lambda: False)
+    assert CliRunner().invoke(app, [*command, "--yes"]).exit_code == 0
+    assert models() == {"recommender"}
 
 
 def test_recently_superseded_versions_are_kept(

@@ -28,7 +28,7 @@ VALUES: list[Any] = [
     *(1e308, -1e308, float("1e400"), 5e-324, float("nan"), True, False, None, [], {}, [[1]]),
     {"a": 1},
 ]
-OUTPUTS = ["item_ids", "scores", "embedding", "session_ids", "x", ""]
+OUTPUTS = ["item_ids", "scores", "embedding", "session_ids", "num_known", "x", ""]
 PARAMETERS: dict[str, list[Any]] = {
     "classification": [0, 1, 3, 2**31, -1, "1", True],
     "binary_data": [True, False, 1, "x"],
@@ -74,7 +74,7 @@ def parameters(chance: random.Random) -> dict[str, Any]:
 
 def outputs(chance: random.Random) -> list[dict[str, Any]]:
     """Requested outputs with parameters."""
-    names = chance.choices(OUTPUTS, weights=(6, 4, 2, 2, 1, 1), k=chance.choice([1, 1, 2, 4]))
+    names = chance.choices(OUTPUTS, weights=(6, 4, 2, 2, 2, 1, 1), k=chance.choice([1, 1, 2, 4]))
     made: list[dict[str, Any]] = [{"name": name} for name in names]
     for output in made:
         if chance.random() < 0.6:

@@ -52,7 +52,7 @@ class Fake:
         self.tensors = request_tensors(self.served, sessions, k=k, **filters)
         items = self.ids[: k or 2]
         scores = np.linspace(1, 0.5, len(items), dtype=np.float32)[np.newaxis]
-        return Answer(np.array([items]), scores)
+        return Answer(np.array([items]), scores, np.array([[1]], np.int32))
 
 
 def write_catalogue(directory: Path, ids: list[Any], version: int = 1) -> Path:

@@ -132,7 +132,7 @@ def test_ids_may_come_as_arrays(client: Client, catalogue: list[str]) -> None:
 def test_unknown_candidates_give_an_empty_list(client: Client) -> None:
     answer = client.recommend([SESSION], 5, candidates=["no such item"])
     [record] = answer.records(["s"])
-    assert record == {"session_id": "s", "recommendations": []}
+    assert record == {"session_id": "s", "num_known": 2, "recommendations": []}
     assert np.isneginf(answer.scores).all()
 
 
@@ -169,7 +169,10 @@ def test_flat_request_returns_a_list_per_session(
         inputs.append(tritonclient.http.InferInput(name, array.shape, kind))
         inputs[-1].set_data_from_numpy(array)
     with tritonclient.http.InferenceServerClient(server.http_url) as raw:
-        result = raw.infer("recommender", inputs)
+        names = ("session_ids", "item_ids", "scores", "num_known")
+        requested = [tritonclient.http.InferRequestedOutput(name) for name in names]
+        result = raw.infer("recommender", inputs, outputs=requested)
+    assert result.as_numpy("num_known").tolist() == [[2, 2]]
     assert result.as_numpy("session_ids").tolist() == [[b"b", b"a"] if is_text else [2, 1]]
     lists = result.as_numpy("item_ids").reshape(2, 10)
     alone = client.recommend(

@@ -46,6 +46,7 @@ def recommend(*words: Any) -> Any:
 def assert_same_records(actual: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
     assert [r["session_id"] for r in actual] == [r["session_id"] for r in expected]
     for a, b in zip(actual, expected, strict=True):
+        assert a["num_known"] == b["num_known"]
         pairs = a["recommendations"], b["recommendations"]
         ids, others = ([entry["item_id"] for entry in pair] for pair in pairs)
         assert ids == others
@@ -113,6 +114,29 @@ def test_command_prints_the_same_for_run_and_server(
     assert_same_records(records, recommend(url, *items, *columns))
     plain = recommend(shop.run, *items)
     assert records[0]["recommendations"] != plain[0]["recommendations"]  # columns are read
+
+
+def test_command_warns_of_sessions_without_a_known_item(
+    shop: Shop, server: TritonServer, tmp_path: Path
+) -> None:
+    log = tmp_path / "new.csv"
+    log.write_text(
+        "session,product,time,category,action,price,device\n"
+        "one,sku-00001,2026-01-01,,,,\none,nothing,2026-01-02,,,,\ntwo,nothing,2026-01-03,,,,\n"
+    )
+    whole = "Warning: no item id of {} is in the model's catalogue."
+    for target in (shop.run, f"http://{server.http_url}"):
+        for words, counts, warning in (
+            (["--items", "sku-00001,unknown,sku-00002"], [2], ""),
+            (["--items", "unknown,1"], [0], whole.format("the session")),
+            (["--input", str(log)], [1, 0], whole.format("1 of 2 sessions, such as two")),
+        ):
+            command = ["recommend", str(target), *words, "--json"]
+            result = CliRunner().invoke(app, command, catch_exceptions=False)
+            records = json.loads(result.stdout)["sessions"]
+            assert [record["num_known"] for record in records] == counts
+            lines = [line for line in result.stderr.splitlines() if "catalogue" in line]
+            assert [line[: len(warning)] for line in lines] == [warning] * bool(warning)
 
 
 def test_integer_ids_and_a_bidirectional_architecture(tmp_path: Path) -> None:

@@ -147,6 +147,10 @@ def test_other_requests_pass_with_their_answers(living: TritonServer) -> None:
     status, plain = post(living, body)
     assert status == 200
     assert post(living, gzip.compress(body), {"Content-Encoding": "gzip"}) == (200, plain)
+    names = ["item_ids", "num_known", "scores"]
+    request = {"inputs": [ITEM], "outputs": [{"name": name} for name in names]}
+    status, answer = post(living, json.dumps(request).encode())
+    assert sorted(output["name"] for output in json.loads(answer)["outputs"]) == names
     status, packed = post(living, body, {"Accept-Encoding": "gzip"})
     assert (status, json.loads(gzip.decompress(packed))) == (200, json.loads(plain))
     generate = json.dumps({"item_id": "sku-00001"}).encode()

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.exporting.options import ExportOptions
 from pipeline.exporting.run import export
 from pipeline.recipe.recipe import Recipe
 from pipeline.serve.client.client import Client
-from pipeline.serve.run import running_server
+from pipeline.serve.run import describe, running_server
 from pipeline.serve.triton.ports import free_ports
 from pipeline.training.run import train
 from tests.conftest import SESSION, Shop
@@ -77,3 +78,28 @@ def test_reload_fails_no_request_and_mixes_no_versions(
         assert load.error is None
         # one list for each run: nothing of one export ran with anything of another
         assert len(load.answers) == 2, load.answers
+
+
+def test_models_of_one_repository_are_served_side_by_side(
+    shop: Shop, other_run: Path, tmp_path: Path
+) -> None:
+    repository = tmp_path / "repository"
+    export(shop.run, repository)
+    export(other_run, repository, ExportOptions(name="other"))
+    with running_server(repository, ports=free_ports(), reload_seconds=1) as server:
+
+        def lists(name: str) -> tuple[int, list[str]]:
+            with Client(f"grpc://{server.grpc_url}", name=name) as client:
+                return client.served.version, client.recommend([SESSION], 20).items[0].tolist()
+
+        first, second = lists("recommender"), lists("other")
+        assert (first[0], second[0]) == (1, 2)
+        assert first[1] != second[1]
+        export(other_run, repository)  # a new version of one of them
+        deadline = time.monotonic() + 60
+        while lists("recommender") != (3, second[1]):
+            assert time.monotonic() < deadline, "the newer export is not served"
+            assert lists("other") == second
+            time.sleep(0.2)
+        assert lists("other") == second
+        assert describe(repository, server)["other_models"] == ["other"]

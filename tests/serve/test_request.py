@@ -308,3 +308,13 @@ def test_the_package_runs_on_python_3_10_by_itself(reader: RequestReader) -> Non
     assert files == expected | {f"{name}.offsets.npy" for name in texts}
     spec = json.loads((shop.directory / "encoder" / "encoder.json").read_text())
     assert spec["max_sequence_length"] == 3
+
+
+def test_known_interactions_are_counted_by_session(reader: RequestReader) -> None:
+    items = np.array([[b"a", b"b", b"x"], [b"x", b"x", b"a"]], object)
+    request = reader.read({"item_id": items, "length": np.array([[3], [2]])})
+    assert request.num_known.tolist() == [2, 0]
+    assert request.num_known.dtype == np.int32
+    flat = np.array([[b"x", b"a", b"b", b"x"]], object)
+    request = reader.read({"item_id": flat, "session_id": np.array([[2, 1, 1, 2]])})
+    assert request.num_known.tolist() == [0, 2]

@@ -11,8 +11,8 @@ from pipeline.core.columns import ITEM, SESSION
 if TYPE_CHECKING:
     import pandas as pd
 
-RANK, SCORE = "rank", "score"
-OUTPUTS = ("item_ids", "scores")
+RANK, SCORE, NUM_KNOWN = "rank", "score", "num_known"
+OUTPUTS = ("item_ids", "scores", "num_known")
 OUTPUTS_AND_EMBEDDINGS = (*OUTPUTS, "embedding")
 
 
@@ -23,6 +23,8 @@ class Answer(NamedTuple):
     """(B, K) raw ids, int64 or text; without meaning where the score is minus infinity."""
     scores: NDArray[Any]
     """(B, K) float32, minus infinity behind the end of a short list."""
+    num_known: NDArray[Any]
+    """(B, 1) int32, interactions of each session whose item is in the catalogue."""
     embeddings: NDArray[Any] | None = None
     """(B, E) if requested: inner products with `item_embeddings` of the model are the scores."""
 
@@ -33,17 +35,20 @@ class Answer(NamedTuple):
         if items.dtype == np.object_:
             texts = [v.decode("utf-8", "replace") for v in items.reshape(-1)]
             items = np.array(texts, object).reshape(items.shape)
-        return cls(items, read("scores"), read("embedding"))
+        return cls(items, read("scores"), read(NUM_KNOWN), read("embedding"))
 
     def records(self, sessions: Iterable[Any]) -> Iterator[dict[str, Any]]:
         """Yield the id and the list of each session as JSON takes them.
 
         `sessions` are B ids, None for a session without one.
         """
-        for session, items, scores in zip(sessions, self.items, self.scores, strict=True):
+        counts = self.num_known.reshape(-1).tolist()
+        rows = zip(sessions, self.items, self.scores, counts, strict=True)
+        for session, items, scores, num_known in rows:
             pairs = zip(items.tolist(), scores.tolist(), strict=True)
             yield {
                 SESSION: session,
+                NUM_KNOWN: num_known,
                 "recommendations": [
                     {ITEM: item, SCORE: score} for item, score in pairs if score != float("-inf")
                 ],

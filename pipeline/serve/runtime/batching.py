@@ -128,9 +128,10 @@ def response_tensors(
 ) -> dict[str, NDArray[Any]]:
     """Return those of the tensors that `outputs` names.
 
-    They are (B, k) `item_ids` and `scores`, (B, E) `embedding` and (B, 1) `session_ids`, of a flat
-    request in one row: (1, S * k), (1, S * E), (1, S). `items` are raw ids in the order of the
-    catalogue. A short list ends in missing ids, whose scores are minus infinity.
+    They are (B, k) `item_ids` and `scores`, (B, E) `embedding`, (B, 1) `num_known` and
+    `session_ids`, of a flat request in one row: (1, S * k), (1, S * E), (1, S). `items` are raw ids
+    in the order of the catalogue. A short list ends in missing ids, whose scores are minus
+    infinity.
     """
     scores = recommendations.scores[:, : request.k]
     rows = 1 if request.flat else len(scores)
@@ -145,6 +146,8 @@ def response_tensors(
         tensors["scores"] = np.ascontiguousarray(scores).reshape(rows, -1)
     if "embedding" in outputs:
         tensors["embedding"] = np.ascontiguousarray(recommendations.embeddings).reshape(rows, -1)
+    if "num_known" in outputs:
+        tensors["num_known"] = request.num_known.reshape(rows, -1)
     if "session_ids" in outputs:
         tensors["session_ids"] = np.ascontiguousarray(request.session_ids)
     return tensors

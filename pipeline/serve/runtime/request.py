@@ -43,6 +43,8 @@ class Request(NamedTuple):
     """(S, X) item indices, padded with 0."""
     candidates: NDArray[Any]
     """(S, C) item indices, padded with 0; a row without any allows the whole catalogue."""
+    num_known: NDArray[Any]
+    """(S,) int32, interactions whose item is in the catalogue."""
 
 
 class _Layout(NamedTuple):
@@ -94,13 +96,15 @@ class RequestReader:
         for name, values in columns.items() if self.missing else ():
             columns[name] = _replace(values, self.missing, MISSING[self.types[name]])
         rows = Rows(columns, layout.lengths, times)
+        indices = self.encoder.lookups["item_id"](columns["item_id"])
         excluded = self._indices("exclude", tensors.get("exclude"), layout)
         if self._filters_seen(tensors.get("filter_seen")):
-            indices = self.encoder.lookups["item_id"](columns["item_id"])
             excluded = np.concatenate([excluded, _pad_rows(indices, layout.lengths)], axis=1)
         candidates = self._indices("candidates", tensors.get("candidates"), layout)
         k = self._num_items(tensors.get("k"))
-        return Request(rows, layout.session_ids, layout.flat, k, excluded, candidates)
+        starts = np.cumsum(layout.lengths) - layout.lengths
+        num_known = np.add.reduceat(indices >= FIRST_ITEM, starts, dtype=np.int32)
+        return Request(rows, layout.session_ids, layout.flat, k, excluded, candidates, num_known)
 
     def _layout(
         self, item: NDArray[Any], session: NDArray[Any] | None, length: NDArray[Any] | None
