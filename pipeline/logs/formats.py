@@ -17,7 +17,7 @@ from pipeline.core.errors import DataError
 from pipeline.logs.columns import canonical_table, folder_values, log_columns, recipe_names
 from pipeline.logs.compression import inner_name
 from pipeline.logs.csv_repair import CsvFile
-from pipeline.logs.json_lines import JsonLines, flatten
+from pipeline.logs.json_lines import JsonLines, flatten, object_lists
 from pipeline.logs.row_counts import NO_UTF8, RowCounts
 from pipeline.logs.text import TextFile, decode
 from pipeline.recipe.preprocess import Preprocess
@@ -31,6 +31,7 @@ _SUFFIXES = {
 
 
 _SEPARATORS = ("::", "\t", ";", "|", ",")
+_NESTED = ("jsonl", "parquet")
 _FEW_COLUMNS = 3
 """A header read with a wrong delimiter has fewer columns."""
 
@@ -66,17 +67,20 @@ def file_columns(recipe: Preprocess, file: Path) -> list[str]:
 
 
 def _names_inside(recipe: Preprocess, file: Path) -> list[str]:
-    kind = format_of(recipe, file)
-    if kind == "parquet":
-        return _schema_names(recipe, pq.read_schema(file)) if file.stat().st_size else []
-    if kind == "jsonl":
-        with closing(JsonLines(file, RowCounts()).tables()) as tables:
-            table = flatten(next(tables, pa.table({})), recipe.explode, RowCounts())
-        return recipe_names(recipe, table.column_names)
+    if format_of(recipe, file) in _NESTED:
+        return _schema_names(recipe, _schema(recipe, file))
     csv = CsvFile(recipe, file, RowCounts())
     with closing(csv.blocks()) as blocks:
         next(blocks, None)
     return csv.names
+
+
+def _schema(recipe: Preprocess, file: Path) -> pa.Schema:
+    """Columns of a Parquet file, or of the first block of JSON lines; empty for an empty file."""
+    if format_of(recipe, file) == "parquet":
+        return pq.read_schema(file) if file.stat().st_size else pa.schema([])
+    with closing(JsonLines(file, RowCounts()).tables()) as tables:
+        return next(tables, pa.table({})).schema
 
 
 def check_columns(
@@ -97,17 +101,19 @@ def check_columns(
                 key = "key"
             raise DataError(
                 f"{file} has no column for {role}. Found: {', '.join(map(repr, names))}. "
-                f"{_advice(recipe, key, column, names)}"
+                f"{_advice(recipe, file, key, column, names)}"
             )
 
 
-def _advice(recipe: Preprocess, key: str, column: str, names: list[str]) -> str:
+def _advice(recipe: Preprocess, file: Path, key: str, column: str, names: list[str]) -> str:
     """What to write into the recipe for a column that a file lacks."""
     separators = [each for each in _SEPARATORS if any(each in name for name in names)]
     if separators and len(names) < _FEW_COLUMNS:
         return f"The columns look separated by {separators[0]!r}: set `delimiter` to that."
-    if recipe.explode is not None and not any(n.startswith(f"{recipe.explode}.") for n in names):
-        return f"No line has objects in `explode: {recipe.explode}`. Correct the recipe."
+    if format_of(recipe, file) in _NESTED:
+        lists = object_lists(_schema(recipe, file))
+        if lists and recipe.explode not in lists:
+            return f"For a row an object of the list {lists[0]!r}, set `explode: {lists[0]}`."
     lower = {name.lower(): name for name in names}
     advice = f"Correct `{key}` in the recipe"
     if closest := get_close_matches(column.lower(), lower, 1, cutoff=0.5):
@@ -149,16 +155,21 @@ def scan_jsonl(
     recipe: Preprocess, file: Path, row_counts: RowCounts, num_rows: int
 ) -> Iterator[pa.Table]:
     """Canonical columns of JSON lines; a block has the types of its values."""
-    is_first = True
+    has_lists: bool | None = None
     for raw in JsonLines(file, row_counts).tables():
         if not raw.num_columns:  # no line holds an object
             continue
+        is_first = has_lists is None
+        raw = flatten(raw, None, row_counts)
+        if is_first:
+            has_lists = recipe.explode in raw.column_names
+        elif has_lists and recipe.explode not in raw.column_names:
+            raw = raw.append_column(recipe.explode, pa.nulls(raw.num_rows))
         table = flatten(raw, recipe.explode, row_counts)
         table = table.rename_columns(recipe_names(recipe, table.column_names))
         table = _add_folder_values(recipe, file, table)
         if is_first:
             _present_columns(recipe, file, table.column_names)
-            is_first = False
         for column in set(log_columns(recipe).values()) - set(table.column_names):
             table = table.append_column(column, pa.nulls(table.num_rows, pa.string()))
         table = canonical_table(recipe, table, str(file), row_counts)

@@ -92,6 +92,16 @@ def flatten(table: pa.Table, explode: str | None, row_counts: RowCounts) -> pa.T
     return _flat(pa.table(columns | {explode: pc.list_flatten(lists)}))
 
 
+def object_lists(schema: pa.Schema) -> list[str]:
+    """Names of the columns that hold lists of objects."""
+    fields = _flat(schema.empty_table()).schema
+    return [f.name for f in fields if _is_list(f.type) and pa.types.is_struct(f.type.value_type)]
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
 def _flat(table: pa.Table) -> pa.Table:
     while any(pa.types.is_struct(field.type) for field in table.schema):
         table = table.flatten()

@@ -109,10 +109,25 @@ def test_array_of_objects_is_refused_with_the_command_that_converts_it(tmp_path:
         read(file, {})
 
 
-def test_missing_item_names_what_the_file_has(tmp_path: Path) -> None:
-    file = write(tmp_path / "log.jsonl", [{"session": 1, "events": events(1)}])
-    with pytest.raises(DataError, match=r"no column for item_id.*'events'"):
-        read(file, OTTO | {"explode": None, "features": [], "timestamp": None})
+@pytest.mark.parametrize("keys", [OTTO, OTTO | {"features": [], "timestamp": None}])
+def test_message_names_the_list_of_events(keys: dict[str, Any], tmp_path: Path) -> None:
+    lines = [{"session": 1, "events": events(1)}]
+    pq.write_table(pa.Table.from_pylist(lines), tmp_path / "log.parquet")
+    for file in (write(tmp_path / "log.jsonl", lines), tmp_path / "log.parquet"):
+        with pytest.raises(DataError, match=r"Found: 'session', 'events'.*set `explode: events`"):
+            read(file, keys | {"explode": None})
+        with pytest.raises(DataError, match=r"has no column for item_id, column 'sku'\. Found"):
+            read(file, keys | {"item": "sku", "features": []})
+
+
+def test_block_without_events_has_no_interaction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text, "BLOCK_BYTES", 1)  # a line a block
+    lines = [{"session": 1, "events": events(1)}, {"session": 2}, {"session": 3, "events": []}]
+    table, row_counts = read(write(tmp_path / "log.jsonl", lines), OTTO)
+    assert table["session_id"].to_pylist() == [1]
+    assert row_counts.warnings["rows of lists without an item"] == 2
 
 
 IDS = st.one_of(
