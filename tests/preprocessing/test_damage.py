@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.core.errors import DataError
+from pipeline.logs import compression
 from pipeline.logs import text as logbytes
 from pipeline.preprocessing.sorting import spill
 from pipeline.recipe.preprocess import Preprocess
@@ -46,7 +47,7 @@ def fuzz(
         # small blocks, so that each of their borders is met
         size = chance.choice([64, 500, 4_096, 1 << 22])
         monkeypatch.setattr(logbytes, "BLOCK_BYTES", size)
-        monkeypatch.setattr(logbytes, "_PIECE_BYTES", max(16, size // 8))
+        monkeypatch.setattr(compression, "_PIECE_BYTES", max(16, size // 8))
         monkeypatch.setattr(spill, "SHARD_ROWS", chance.choice([16, 100, 10**6]))
         monkeypatch.setattr(spill, "_STEP", 4)
         monkeypatch.setattr(spill, "_BATCH_ROWS", 12)
