@@ -282,10 +282,10 @@ MESSAGES: dict[str, Callable[[Path], str]] = {
 
 
 def test_every_message_of_the_page_has_a_case() -> None:
-    assert [row[0] for row in rows_of("What is told")] == list(MESSAGES)
+    assert [row[0] for row in rows_of("Messages")] == list(MESSAGES)
 
 
-@pytest.mark.parametrize("row", rows_of("What is told"), ids=lambda row: row[0])
+@pytest.mark.parametrize("row", rows_of("Messages"), ids=lambda row: row[0])
 def test_the_command_says_a_message_of_the_page(row: list[str], tmp_path: Path) -> None:
     message = MESSAGES[row[0]](tmp_path)
     for part in row[1].split("`; `"):
