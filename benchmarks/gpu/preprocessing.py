@@ -1,7 +1,7 @@
 """Preprocessing of one log: ours on cuDF and on the CPU, cuDF by hand, and stock NVTabular.
 
 Each side runs in a process of its own, first on a small log, so that imports and compiled kernels
-are ready when the clock starts. On a CPU pandas stands in for cuDF.
+are ready when the clock starts. On a CPU pandas replaces cuDF.
 """
 
 import shutil

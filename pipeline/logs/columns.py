@@ -58,7 +58,7 @@ def feature_columns(recipe: Preprocess) -> dict[str, str]:
 def recipe_names(recipe: Preprocess, names: list[str]) -> list[str]:
     """Names of columns as the recipe has them.
 
-    `item` stands for `events.item` with `explode: events`, and for RecBole's `item:token`.
+    `item` is short for `events.item` with `explode: events`, and for RecBole's `item:token`.
     """
     absent = set(log_columns(recipe).values()) - set(names)
     short = [_RECBOLE_TYPE.sub("", name).removeprefix(f"{recipe.explode}.") for name in names]

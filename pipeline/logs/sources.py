@@ -23,9 +23,9 @@ _PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "http": "aiohttp", "https": "aiohttp",
 def local_logs(addresses: Sequence[str], out: Path) -> Iterator[list[Path]]:
     """Local paths of logs, in their order.
 
-    A glob stands for what it matches, by name. Remote files and standard input are copied into a
-    folder beside `out`, which is removed at the end. DataError for an address of which nothing can
-    be read.
+    A glob is replaced by its matches in the order of their names. Remote files and standard input
+    are copied into a folder beside `out`, which is removed at the end. DataError for an address of
+    which nothing can be read.
     """
     with ExitStack() as stack:
         paths: list[Path] = []

@@ -72,7 +72,7 @@ def _session_notes(recipe: Preprocess, log: Log) -> Iterator[str]:
     if longest > max(_LARGE_SESSION, _LARGE_SHARE * log.rows):
         session = shard.session(int(shard.lengths.argmax()))
         yield (
-            f"Session {session!r} has {longest:,} of {log.rows:,} rows. If it stands for no "
+            f"Session {session!r} has {longest:,} of {log.rows:,} rows. If it means no "
             "session, name it in `preprocess.missing`; `longest_session` drops those of robots."
         )
     if recipe.timestamp is None or recipe.session_gap is not None or recipe.split.held_out:

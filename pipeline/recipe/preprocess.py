@@ -23,6 +23,11 @@ TimeUnit = Literal["s", "ms", "us", "ns", "iso"]
 TimeFeature = Literal["hour", "weekday", "elapsed"]
 
 
+def date_text(value: Any) -> Any:
+    """Text of a date, which YAML parses; other values as they are."""
+    return value.isoformat() if isinstance(value, date) else value
+
+
 class Table(Config):
     """Side table: features of items or sessions that are not in the log, one row an id."""
 
@@ -70,10 +75,7 @@ class Timestamp(Config):
                 raise ValueError("a format has the year, the month and the day: `%d.%m.%Y %H:%M`")
         return value
 
-    @field_validator("earliest", "latest", mode="before")
-    @classmethod
-    def _as_text(cls, value: Any) -> Any:
-        return value.isoformat() if isinstance(value, date) else value  # YAML parses dates
+    _dates = field_validator("earliest", "latest", mode="before")(date_text)
 
     @field_validator("earliest", "latest")
     @classmethod
@@ -127,10 +129,7 @@ class Split(Config):
     test: str | float | None = None
     """Newest part of the whole log; only `evaluate` reads it."""
 
-    @field_validator("valid", "test", mode="before")
-    @classmethod
-    def _as_text(cls, value: Any) -> Any:
-        return value.isoformat() if isinstance(value, date) else value  # YAML parses dates
+    _dates = field_validator("valid", "test", mode="before")(date_text)
 
     @field_validator("valid", "test")
     @classmethod
@@ -234,10 +233,7 @@ class Preprocess(Config):
             raise ValueError("expected ASCII characters, no quote and no line end")
         return value
 
-    @field_validator("session_gap", mode="before")
-    @classmethod
-    def _as_text(cls, value: Any) -> Any:
-        return value.isoformat() if isinstance(value, date) else value  # YAML parses dates
+    _dates = field_validator("session_gap", mode="before")(date_text)
 
     @field_validator("session_gap")
     @classmethod
