@@ -12,8 +12,8 @@ from pipeline.core.errors import ArtifactError, ConfigError
 
 VALUE_OF = "value_of"
 """Property of a column with one value of a multi-valued feature; Merlin has no nested lists."""
-_FLOAT = 3
-"""FeatureType.FLOAT of tensorflow-metadata."""
+_INT, _FLOAT = 2, 3
+"""FeatureType.INT and FLOAT of tensorflow-metadata."""
 
 
 class Tags(StrEnum):
@@ -132,7 +132,8 @@ def tag_values(tags: Iterable[str]) -> frozenset[str]:
 def read_columns(path: Path) -> tuple[ColumnSchema, ...]:
     """Columns of a tensorflow-metadata schema in JSON or protobuf text.
 
-    ArtifactError if the file is missing or no schema.
+    Unknown fields are ignored, as other versions of the proto have them. ArtifactError if the file
+    is missing or no schema.
     """
     from google.protobuf import json_format, text_format
     from tensorflow_metadata.proto.v0 import schema_pb2
@@ -141,9 +142,12 @@ def read_columns(path: Path) -> tuple[ColumnSchema, ...]:
         text = path.read_text(encoding="utf-8")
         proto = schema_pb2.Schema()
         if text.lstrip().startswith("{"):
-            json_format.ParseDict(_add_types(json.loads(text)), proto)
+            content = _add_types(json.loads(text))
+            json_format.ParseDict(content, proto, ignore_unknown_fields=True)
         else:
-            text_format.Parse(text, proto)
+            text_format.Parse(text, proto, allow_unknown_field=True)
+        if not proto.feature and text.strip() not in ("", "{}"):
+            raise ValueError("it has no feature.")
     except FileNotFoundError:
         raise ArtifactError(
             f"{path} does not exist. `pipeline preprocess` writes a schema.pbtxt."
@@ -152,6 +156,41 @@ def read_columns(path: Path) -> tuple[ColumnSchema, ...]:
         line = " ".join(str(error).split())
         raise ArtifactError(f"{path} is not a schema: {line}") from None
     return tuple(_proto_column(feature) for feature in proto.feature)
+
+
+def proto_text(columns: Iterable[ColumnSchema]) -> str:
+    """Protobuf text of a tensorflow-metadata schema, the inverse of `read_columns`."""
+    from google.protobuf import text_format
+    from tensorflow_metadata.proto.v0 import schema_pb2
+
+    proto = schema_pb2.Schema()
+    for column in columns:
+        _add_feature(proto, column)
+    return str(text_format.MessageToString(proto))
+
+
+def _add_feature(proto: Any, column: ColumnSchema) -> None:
+    from google.protobuf import struct_pb2
+
+    feature = proto.feature.add(name=column.name, type=_FLOAT if column.is_float else _INT)
+    feature.annotation.tag.extend(sorted(column.tags))
+    if column.num_rows:
+        feature.int_domain.name = column.name
+        feature.int_domain.max = column.num_rows - 1
+        feature.int_domain.is_categorical = True
+    axes = [column.max_length] if column.is_list else []
+    if column.width or column.values_per_interaction:
+        axes.append(column.width or max(column.values_per_interaction, 0))
+    properties: dict[str, Any] = {"is_list": bool(axes)}
+    if axes:
+        properties["_dims"] = [[0, None], *([0, size or None] for size in axes)]
+    if len(axes) == 1 and axes[0]:
+        feature.value_count.max = axes[0]
+    if column.value_of:
+        properties[VALUE_OF] = column.value_of
+    struct = struct_pb2.Struct()
+    struct.update(properties)
+    feature.annotation.extra_metadata.add().Pack(struct)
 
 
 def _proto_column(feature: Any) -> ColumnSchema:

@@ -6,7 +6,7 @@ than reading a million sessions. Both return ragged columns (values, offsets). A
 batch is a window of a session: all of it in training, a part of it in evaluation.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -89,7 +89,7 @@ class SessionLoader:
 
     def __init__(
         self,
-        data: Path,
+        data: Path | Sequence[Path],
         part: str,
         *,
         item: str,
@@ -101,12 +101,14 @@ class SessionLoader:
         processes: int = 1,
         indices: Mapping[str, NDArray[Any]] | None = None,
     ) -> None:
-        """`features` are the columns to read; `indices` maps their indices, see
-        `Run.index_mapping`.
+        """`data` is a data directory, or Parquet files with a row for each session.
+
+        `features` are the columns to read; `indices` maps their indices, see `Run.index_mapping`.
 
         ArtifactError if there is no such part.
         """
-        self._files = [f for f in session_files(data, part) if pq.read_metadata(f).num_rows]
+        files = session_files(data, part) if isinstance(data, Path) else data
+        self._files = [file for file in files if pq.read_metadata(file).num_rows]
         self.item = item
         self._features = features
         self.batch_size = batch_size

@@ -16,6 +16,7 @@ from pipeline.data.column_schema import (
     ColumnSchema,
     Tags,
     merlin_column,
+    proto_text,
     read_columns,
     tag_values,
 )
@@ -43,6 +44,10 @@ class Schema:
             raise ConfigError(
                 f"Expected a Schema or a merlin.schema.Schema, found {type(schema).__name__}."
             ) from None
+
+    def to_proto_text(self) -> str:
+        """Columns as protobuf text, which `from_json` and Merlin read."""
+        return proto_text(self.columns)
 
     @classmethod
     def from_dicts(cls, columns: Iterable[dict[str, Any]]) -> Self:
@@ -94,19 +99,22 @@ class Schema:
             )
         return items[0]
 
-    def select_by_tag(self, *tags: str) -> "Schema":
-        """Columns that have any of `tags`."""
-        return Schema(tuple(c for c in self if c.tags & tag_values(tags)))
+    def select_by_tag(self, *tags: str | Iterable[str]) -> "Schema":
+        """Columns that have any of `tags`, names or lists of them."""
+        return Schema(tuple(c for c in self if c.tags & tag_values(_flat(tags))))
 
-    def remove_by_tag(self, *tags: str) -> "Schema":
-        """Columns that have none of `tags`."""
-        return Schema(tuple(c for c in self if not c.tags & tag_values(tags)))
+    def remove_by_tag(self, *tags: str | Iterable[str]) -> "Schema":
+        """Columns that have none of `tags`, names or lists of them."""
+        return Schema(tuple(c for c in self if not c.tags & tag_values(_flat(tags))))
 
-    def select_by_name(self, *names: str) -> "Schema":
-        """Columns of these names, in their order. ConfigError for an unknown name."""
-        return Schema(tuple(self[name] for name in names))
+    def select_by_name(self, *names: str | Iterable[str]) -> "Schema":
+        """Columns of `names`, names or lists of them, in their order.
 
-    def remove_by_name(self, *names: str) -> "Schema":
+        ConfigError for an unknown name.
+        """
+        return Schema(tuple(self[name] for name in _flat(names)))
+
+    def remove_by_name(self, *names: str | Iterable[str]) -> "Schema":
         """Columns of all other names. ConfigError for an unknown name."""
         return self - self.select_by_name(*names)
 
@@ -118,6 +126,15 @@ class Schema:
         """Width of each categorical column: the fourth root of its rows times `multiplier`."""
         cardinalities = self.categorical_cardinalities()
         return {name: embedding_size(rows, multiplier) for name, rows in cardinalities.items()}
+
+
+def _flat(names: Iterable[str | Iterable[str]]) -> list[str]:
+    """Names of which some come in lists; Merlin's tags are enumerations and not text."""
+    flat: list[str] = []
+    for name in names:
+        is_list = isinstance(name, list | tuple | set | frozenset)
+        flat += name if is_list else [name]  # type: ignore[list-item]
+    return flat
 
 
 def embedding_size(num_rows: int, multiplier: float = 2.0) -> int:

@@ -300,3 +300,40 @@ def test_one_column_is_the_item() -> None:
         _ = SCHEMA.select_by_name("price").item_id
     with pytest.raises(ConfigError, match="found 2 among"):
         _ = Schema((SCHEMA["item_id"], SCHEMA["item_id"])).item_id
+
+
+WRITTEN = Schema(
+    (
+        *SCHEMA,
+        ColumnSchema.create_categorical("tags", 4, max_length=6, values_per_interaction=3),
+        ColumnSchema.create_categorical("topics", 4, values_per_interaction=-1),
+        ColumnSchema.create_embedding("image", 5),
+        ColumnSchema.create_embedding("text", 7, is_list=False),
+        ColumnSchema(name="genre.1", tags=frozenset({"categorical"}), num_rows=9, value_of="genre"),
+        ColumnSchema(name="purchase", tags=frozenset({"target", "binary_classification"})),
+    )
+)
+
+
+def test_proto_text_is_read_back_alike_by_us_and_by_merlin(tmp_path: Path) -> None:
+    import pipeline.core.merlin  # noqa: F401, I001
+    from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
+
+    path = written(tmp_path, WRITTEN.to_proto_text())
+    assert Schema.from_json(path) == WRITTEN
+    metadata = TensorflowMetadata.from_proto_text_file(str(tmp_path), "schema")
+    assert Schema.from_merlin(metadata.to_merlin_schema()) == WRITTEN
+
+
+def test_fields_of_another_version_of_the_proto_are_ignored(tmp_path: Path) -> None:
+    later = PBTXT.replace("type: FLOAT", "type: FLOAT novelty { level: 3 }")
+    assert Schema.from_json(written(tmp_path, later)) == SCHEMA
+    text = json.dumps({"feature": [{"name": "a", "type": "INT", "novelty": 3}], "novelty": {}})
+    assert Schema.from_json(written(tmp_path, text)).column_names == ["a"]
+
+
+def test_names_and_tags_may_come_in_lists() -> None:
+    assert SCHEMA.select_by_name(["price", "item_id"]).column_names == ["price", "item_id"]
+    assert SCHEMA.remove_by_name(["price"], "device").column_names == ["item_id"]
+    assert SCHEMA.select_by_tag([Tags.CONTINUOUS, "session"]).column_names == ["price", "device"]
+    assert SCHEMA.remove_by_tag(["categorical"]).column_names == ["price"]
