@@ -44,8 +44,8 @@ def predict(
 ) -> None:
     """Write the next items of each session to a Parquet file.
 
-    Columns: session_id, item_ids and scores, best first; or, with --embeddings, session_id or
-    item_id and embedding.
+    Columns: session_id, item_ids and scores, best first, and the predictions of `model.targets` by
+    name; or, with --embeddings, session_id or item_id and embedding.
     """
     if embeddings and (k is not None or filter_seen or blocked or candidates):
         raise ConfigError(
@@ -84,6 +84,10 @@ def _prediction_text(facts: dict[str, Any], out: Path) -> str:
     if "items" in facts:
         return f"Wrote {out}: {facts['items']:,} items, vectors of {facts['width']} numbers."
     sessions = f"{facts['sessions']:,} {facts['part']} sessions"
+    if facts.get("targets"):
+        sessions += f", {' and '.join(facts['targets'])}"
+    if "k" not in facts and "width" not in facts:
+        return f"Wrote {out}: {sessions}."
     if "width" in facts:
         return f"Wrote {out}: {sessions}, vectors of {facts['width']} numbers."
     lines = []

@@ -33,10 +33,15 @@ from scipy.special import stdtrit
 from pipeline.core.columns import FIRST_ITEM
 from pipeline.recipe.choices import METRICS
 
-LOWER_IS_BETTER = ("loss",)
+_LOWER_IS_BETTER = ("loss", "log_loss", "calibration_error", "rmse", "mae")
 DEFAULT_CUTOFFS = (5, 10, 20)
 _FEWEST_SESSIONS = 10
 """With fewer sessions the interval is too wide to be useful."""
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether a smaller value of a validation metric, such as loss or price.rmse, is better."""
+    return metric.split(".")[-1] in _LOWER_IS_BETTER
 
 
 class Ranked(NamedTuple):

@@ -34,10 +34,13 @@ def write_recommendations(
 ) -> dict[str, Any]:
     """Write session_id, item_ids and scores, a row a session, best item first; return the counts.
 
-    session_id is left out if the data have none. See `Recommender.recommend` for the filters.
+    session_id is left out if the data have none. Predictions of tasks beside the next item stand in
+    columns by their names. See `Recommender.recommend` for the filters.
     """
     check_parquet(out)
     recommender, data = Recommender.open(run), Data.open(data)
+    if not recommender.model.ranks_items:
+        return _write_targets(recommender, data, part, out)
     num_unknown = 0
     if candidates is not None:
         in_catalogue = recommender.in_catalogue(candidates)
@@ -48,24 +51,43 @@ def write_recommendations(
         data, part, k, filter_seen=filter_seen, blocked=blocked, candidates=candidates
     )
     item_type = _TYPES[recommender.fitted.item.type]
+    targets = recommender.predict_targets(data, part)
     num_short = 0
 
     def columns() -> Iterator[list[pa.Array]]:
         nonlocal num_short
+        stop = 0
         for batch in batches:
+            first, stop = stop, stop + len(batch.counts)
             num_short += int((batch.counts < k).sum())
-            yield _list_columns(batch, item_type)
+            yield [*_list_columns(batch, item_type), *_slices(targets, first, stop)]
 
-    schema = {"item_ids": pa.list_(item_type), "scores": _VECTOR}
+    lists = {"item_ids": pa.list_(item_type), "scores": _VECTOR}
+    schema = lists | dict.fromkeys(targets, pa.float32())
     num_sessions = _write_sessions(recommender, data, part, out, schema, columns())
     return {
         "part": part,
         "sessions": num_sessions,
+        "targets": [*targets],
         "k": k,
         "short_lists": num_short,
         "unknown_blocked": int((~recommender.in_catalogue(blocked)).sum()),
         "unknown_candidates": num_unknown,
     }
+
+
+def _write_targets(recommender: Recommender, data: Data, part: str, out: Path) -> dict[str, Any]:
+    """Write session_id and the predictions of a run without a next item; return the counts."""
+    targets = recommender.predict_targets(data, part)
+    starts = range(0, count_sessions(data.path, part), _VECTORS_PER_TABLE)
+    columns = (_slices(targets, first, first + _VECTORS_PER_TABLE) for first in starts)
+    types = dict.fromkeys(targets, pa.float32())
+    num_sessions = _write_sessions(recommender, data, part, out, types, columns)
+    return {"part": part, "sessions": num_sessions, "targets": [*targets]}
+
+
+def _slices(columns: dict[str, NDArray[Any]], first: int, stop: int) -> list[pa.Array]:
+    return [pa.array(values[first:stop], pa.float32()) for values in columns.values()]
 
 
 def write_session_embeddings(

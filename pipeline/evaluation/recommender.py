@@ -106,6 +106,11 @@ class Recommender:
         warning among `candidates`. ConfigError if `k` is not between 1 and the size of the
         catalogue, or if the ids leave nothing to recommend.
         """
+        if not self.model.ranks_items:
+            raise ConfigError(
+                f"{self.run.path} does not predict the next item (`next_item: false`), so it "
+                "recommends nothing."
+            )
         if not 1 <= k <= len(self.catalogue):
             raise ConfigError(f"k is {k}, expected 1 to {len(self.catalogue)}.")
         loader = self._loader(data, part, batch_size)
@@ -127,6 +132,25 @@ class Recommender:
     ) -> Iterator[NDArray[Any]]:
         """Yield (B, E) float32; their inner products with `item_embeddings` rank the items."""
         return self._session_embeddings(self._loader(data, part, batch_size))
+
+    @torch.inference_mode()
+    def predict_targets(
+        self, data: Data | Path, part: str, *, batch_size: int = 256
+    ) -> dict[str, NDArray[Any]]:
+        """Return (sessions,) float32 predictions of the tasks beside the next item, by name.
+
+        They are probabilities, or numbers in the units of the log; where each interaction has a
+        target, that of the newest.
+        """
+        parts: dict[str, list[NDArray[Any]]] = {
+            task.task_name: [] for _, task in self.model.target_tasks
+        }
+        for batch in self._loader(data, part, batch_size) if parts else ():
+            answer = self.model.answer(self.newest(batch, _all_rows(batch), batch.lengths))
+            for name, values in answer.targets.items():
+                parts[name].append(values.float().cpu().numpy())
+        empty = np.empty(0, np.float32)
+        return {name: np.concatenate([empty, *values]) for name, values in parts.items()}
 
     @torch.inference_mode()
     def item_embeddings(self) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from pipeline.evaluation.target_metrics import TargetKind
 from pipeline.evaluation.targets import Positions
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ _SHORT_NAMES = {
     "session-knn": "knn",
 }
 """Headings of the baselines in tables of many columns."""
+
+TRAINING_MEAN = "training-mean"
+"""Baseline of a task beside the next item."""
 
 Metrics = Mapping[str, float]
 """Value by `metric@K`."""
@@ -51,6 +55,19 @@ class GroupResult:
     sessions: int
     results: dict[str, Metrics]
     margins: dict[str, Margins]
+
+
+@dataclass(frozen=True)
+class TargetResult:
+    """Metrics of a task beside the next item."""
+
+    kind: TargetKind
+    targets: int
+    mean: float
+    """Share of positives, or mean number in the units of the log."""
+    results: dict[str, Mapping[str, float | None]]
+    """By model, the run first, see `pipeline.evaluation.target_metrics`; TRAINING_MEAN predicts the
+    mean target of the train part for all."""
 
 
 @dataclass(frozen=True)
@@ -84,13 +101,16 @@ class Evaluation:
     catalogue_items: int
     results: dict[str, Mapping[str, float | None]]
     """By model, the run first: metrics of ranks and of top-K lists by `metric@K`. None where a
-    metric is not defined, such as the popularity bias where training saw none of the targets."""
+    metric is not defined, such as the popularity bias where training saw none of the targets.
+    Empty for a run that does not predict the next item."""
     margins: dict[str, Margins]
     """By model, for the metrics of ranks."""
     differences: dict[str, Difference]
     """By metric; empty without baselines."""
     breakdowns: dict[str, list[GroupResult]]
     """Groups of targets by the name of what they differ in."""
+    tasks: dict[str, TargetResult]
+    """By target, the tasks beside the next item."""
     cost: Cost
 
     def to_dict(self) -> dict[str, Any]:
@@ -106,23 +126,50 @@ class Evaluation:
 
     def to_text(self, *, breakdown: bool = False) -> str:
         """Return the table of models and metrics; with `breakdown` also those of groups."""
-        cutoffs = sorted({int(name.split("@")[1]) for name in next(iter(self.results.values()))})
-        lines = [
-            f"{self.targets:,} targets ({self.positions} positions of the {self.part} sessions), "
-            f"{self.catalogue_items:,} items ranked"
-            f"{', seen ones left out' if self.filter_seen else ''}, "
-            f"{self.unknown_targets:,} targets unknown"
-        ]
-        if self.other_data:
-            lines += _other_data_text(self)
-        for cutoff in cutoffs:
-            lines += ["", *_metrics_table(self, cutoff)]
-        lines += _differences_text(self.differences, cutoffs[-1])
-        if breakdown:
-            lines += _breakdown_text(self, f"recall@{cutoffs[-1]}")
-        return "\n".join([*lines, "", _LEGEND])
+        lines = _ranking_text(self, breakdown=breakdown) if self.results else []
+        for name, task in self.tasks.items():
+            lines += ["", *_task_table(name, task)]
+        return "\n".join(lines).lstrip("\n")
 
     __str__ = to_text
+
+
+def _ranking_text(evaluation: Evaluation, *, breakdown: bool) -> list[str]:
+    results = evaluation.results
+    cutoffs = sorted({int(name.split("@")[1]) for name in next(iter(results.values()))})
+    lines = [
+        f"{evaluation.targets:,} targets ({evaluation.positions} positions of the "
+        f"{evaluation.part} sessions), {evaluation.catalogue_items:,} items ranked"
+        f"{', seen ones left out' if evaluation.filter_seen else ''}, "
+        f"{evaluation.unknown_targets:,} targets unknown"
+    ]
+    if evaluation.other_data:
+        lines += _other_data_text(evaluation)
+    for cutoff in cutoffs:
+        lines += ["", *_metrics_table(evaluation, cutoff)]
+    lines += _differences_text(evaluation.differences, cutoffs[-1])
+    if breakdown:
+        lines += _breakdown_text(evaluation, f"recall@{cutoffs[-1]}")
+    return [*lines, "", _LEGEND]
+
+
+def _task_table(name: str, task: TargetResult) -> list[str]:
+    """Return the metrics of a task beside the next item, a row for each model."""
+    mean = f"{task.mean:.1%} positive" if task.kind == "binary" else f"mean {task.mean:.4g}"
+    width = max(map(len, task.results))
+    heads = next(iter(task.results.values()))
+    lines = [f"{name}: {task.targets:,} targets, {mean}"]
+    lines.append("  ".join([" " * width, *(f"{head:>9}" for head in heads)]))
+    for model, values in task.results.items():
+        cells = [f"{_number(values[head]):>{max(9, len(head))}}" for head in heads]
+        lines.append("  ".join([f"{model:<{width}}", *cells]))
+    return lines
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if abs(value) < 1000 else f"{value:,.1f}"
 
 
 def _metrics_table(evaluation: Evaluation, cutoff: int) -> list[str]:

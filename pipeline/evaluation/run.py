@@ -1,5 +1,6 @@
 """`pipeline evaluate`: a run and the baselines, ranked on the same targets of one part."""
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from numpy.typing import NDArray
 from pipeline.core.columns import FIRST_ITEM, ITEM
 from pipeline.core.errors import ArtifactError
 from pipeline.data.directory import Data
-from pipeline.data.sessions import read_interactions
+from pipeline.data.loader import SessionLoader
+from pipeline.data.sessions import count_sessions, read_interactions
 from pipeline.evaluation.baselines import BASELINES, rank_by_baselines
 from pipeline.evaluation.breakdowns import Group, Targets, break_down, describe_targets
 from pipeline.evaluation.metrics import (
@@ -24,11 +26,21 @@ from pipeline.evaluation.metrics import (
     means_and_margins,
     ranking_metrics,
 )
-from pipeline.evaluation.result import Cost, Difference, Evaluation, GroupResult
+from pipeline.evaluation.result import (
+    TRAINING_MEAN,
+    Cost,
+    Difference,
+    Evaluation,
+    GroupResult,
+    TargetResult,
+)
+from pipeline.evaluation.target_metrics import target_metrics
+from pipeline.evaluation.target_predictions import mean_targets, predict_targets
 from pipeline.evaluation.targets import Positions, evaluation_loader, prefixes, rank_targets
 from pipeline.model.device import best_device, peak_memory_mb
 from pipeline.model.model import Model
 from pipeline.model.run import Run
+from pipeline.recipe.preprocess import Preprocess
 
 _SESSIONS_PER_BATCH = 4096
 _GROUP_METRICS = ("recall", "ndcg", "mrr")
@@ -73,6 +85,8 @@ def evaluate(
 ) -> Evaluation:
     """Rank the targets of one part of `data` in the full catalogue; return metrics of each model.
 
+    Of a task beside the next item, its predictions are compared with its targets.
+
     `positions`: every interaction but the first is a target, or the last; by default all, or the
     last in data that were split by leave-one-out. `filter_seen` leaves the interactions before a
     target out of its ranking; by default as the recipe of the data says. `data` may be made of
@@ -80,8 +94,8 @@ def evaluate(
     models. Baselines learn from the train part of `data`, and are left out where a run that was
     trained on other data ranks that part.
     ArtifactError if `data` has another catalogue that does not go on from the run's, or other
-    features, or other statistics of these, or training sessions that are cut shorter; also if no
-    session of the part has two interactions.
+    features, or other statistics of these, or training sessions that are cut shorter; also if the
+    part has nothing to predict.
     """
     run, data = Run.open(run), Data.open(data)
     recipe = data.recipe
@@ -94,34 +108,93 @@ def evaluate(
         recipe.filter_seen if filter_seen is None else filter_seen,
         baselines and not (other_data and part == "train"),
     )
-    ranking = _rank(run, data, protocol, index_mapping)
-    targets, num_items = ranking.targets, len(ranking.item_counts)
-    gains_by_model = {
-        name: gains(ranked.ranks, cutoffs) for name, ranked in ranking.by_model.items()
-    }
-    num_sessions = len(np.unique(targets.sessions))
+    num_items = run.model.inputs.item_table.num_embeddings - FIRST_ITEM
+    start = time.monotonic()
+    tasks = _evaluate_tasks(run, data, protocol, index_mapping)
+    seconds = {run.name: time.monotonic() - start}
+    if run.model.ranks_items:
+        ranking = _rank(run, data, protocol, index_mapping)
+        ranked, seconds = _ranking_results(ranking, protocol, recipe), ranking.seconds
+    else:
+        ranked = _no_ranking(data, part)
     return Evaluation(
         part=part,
         positions=protocol.positions,
         filter_seen=protocol.filter_seen,
-        sessions=num_sessions,
-        targets=len(targets.items),
-        unknown_targets=int((targets.items < FIRST_ITEM).sum()),
         other_data=other_data,
         new_items=len(index_mapping[ITEM]) - FIRST_ITEM - num_items if ITEM in index_mapping else 0,
         catalogue_items=num_items,
-        results={
+        tasks=tasks,
+        cost=_cost(run.model, seconds, ranked["sessions"], ranked["targets"]),
+        **ranked,
+    )
+
+
+def _ranking_results(ranking: _Ranking, protocol: _Protocol, recipe: Preprocess) -> dict[str, Any]:
+    """Return the fields of an Evaluation that follow from the ranks."""
+    cutoffs, targets = protocol.cutoffs, ranking.targets
+    gains_by_model = {
+        name: gains(ranked.ranks, cutoffs) for name, ranked in ranking.by_model.items()
+    }
+    return {
+        "sessions": len(np.unique(targets.sessions)),
+        "targets": len(targets.items),
+        "unknown_targets": int((targets.items < FIRST_ITEM).sum()),
+        "results": {
             name: {
                 **ranking_metrics(ranked.ranks, cutoffs),
                 **list_metrics(ranked.exposure, cutoffs, ranked.targets, ranking.item_counts),
             }
             for name, ranked in ranking.by_model.items()
         },
-        margins=means_and_margins(gains_by_model, targets.sessions)["margins"],
-        differences=_differences(gains_by_model, targets.sessions),
-        breakdowns=_breakdowns(ranking, gains_by_model, by_time=recipe.timestamp is not None),
-        cost=_cost(run.model, ranking.seconds, num_sessions, len(targets.items)),
-    )
+        "margins": means_and_margins(gains_by_model, targets.sessions)["margins"],
+        "differences": _differences(gains_by_model, targets.sessions),
+        "breakdowns": _breakdowns(ranking, gains_by_model, by_time=recipe.timestamp is not None),
+    }
+
+
+def _no_ranking(data: Data, part: str) -> dict[str, Any]:
+    """Return these fields for a run that does not predict the next item."""
+    empty = ("results", "margins", "differences", "breakdowns")
+    counts = {"targets": 0, "unknown_targets": 0, "sessions": count_sessions(data.path, part)}
+    return {**counts, **{name: {} for name in empty}}
+
+
+def _evaluate_tasks(
+    run: Run, data: Data, protocol: _Protocol, index_mapping: Mapping[str, NDArray[Any]]
+) -> dict[str, TargetResult]:
+    """Metrics of the tasks beside the next item by name, of the run and of the training mean.
+
+    ArtifactError if no session of the part has the target of a task.
+    """
+    model = run.model.to(best_device())
+    if not model.target_tasks:
+        return {}
+
+    def loader(part: str) -> SessionLoader:
+        return evaluation_loader(data.path, part, model, _SESSIONS_PER_BATCH, indices=index_mapping)
+
+    predicted = predict_targets(model, loader(protocol.part), protocol.positions)
+    means = mean_targets(model, loader("train")) if protocol.baselines else {}
+    results = {}
+    for name, values in predicted.items():
+        if not len(values.targets):
+            raise ArtifactError(f"{data.path} has no {protocol.part} session with a {name!r}.")
+        by_model: dict[str, Mapping[str, float | None]] = {
+            run.name: _defined(target_metrics(values))
+        }
+        if protocol.baselines:
+            constant = np.full_like(values.predictions, means[name])
+            constant_values = values._replace(predictions=constant)
+            by_model[TRAINING_MEAN] = _defined(target_metrics(constant_values))
+        mean = float(values.targets.mean(dtype=np.float64))
+        results[name] = TargetResult(values.kind, len(values.targets), mean, by_model)
+    return results
+
+
+def _defined(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """Metrics with None for those that are not defined, as JSON takes them."""
+    return {name: None if math.isnan(value) else value for name, value in metrics.items()}
 
 
 def _rank(

@@ -67,15 +67,16 @@ def evaluation_loader(
     indices: Mapping[str, NDArray[Any]] | None = None,
     with_loss: bool = False,
 ) -> SessionLoader:
-    """Sessions of a part in their order, with the columns that a loss needs if `with_loss`.
+    """Sessions of a part in their order, with the columns of the targets that the model predicts.
 
-    `indices` are those of `Run.index_mapping`.
+    With `with_loss` also those that only the loss reads. `indices` are those of
+    `Run.index_mapping`.
     """
     return SessionLoader(
         data,
         part,
         item=model.inputs.item,
-        features=model.training_columns if with_loss else model.inputs.feature_names,
+        features=model.training_columns if with_loss else model.columns,
         batch_size=batch_size,
         indices=indices,
     )

@@ -201,7 +201,8 @@ class SequentialBlock(nn.Module):
         longest = self.inputs.max_sequence_length
         if longest is None:
             return batch
-        return newest(batch, longest + (stage != Stage.PREDICT), self.inputs.vectors)
+        has_target = stage in (Stage.TRAIN, Stage.EVALUATE)
+        return newest(batch, longest + has_target, self.inputs.vectors)
 
     def forward(self, batch: SessionBatch, stage: Stage) -> Encoded:
         """SessionBatch -> Encoded."""
@@ -214,7 +215,8 @@ class SequentialBlock(nn.Module):
         embeddings = self.inputs(batch, item_table)
         items = batch.features[self.inputs.item]
         sequence = self.masking.apply_to(embeddings, items, batch.lengths, stage)
-        if stage != Stage.TRAIN or batch.most_interactions is None:
+        training = stage in (Stage.TRAIN, Stage.TRAIN_WHOLE)
+        if not training or batch.most_interactions is None:
             return sequence
         most = self.masking.most_targets(items.size(0), batch.most_interactions)
         return sequence._replace(most_targets=most)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pipeline.core.artifact import read_json, write_json
 from pipeline.core.columns import TIMESTAMP
 from pipeline.core.errors import ArtifactError, ConfigError
+from pipeline.data.fitted import Fitted
 from pipeline.data.schema import Schema, Tags
 from pipeline.model.architectures import find_architecture
 from pipeline.model.blocks import ParallelBlock, SequentialBlock, TransformerBlock
@@ -33,6 +34,7 @@ from pipeline.model.inputs.transformations import (
 from pipeline.model.masking import ARGUMENTS
 from pipeline.model.mlp import MLPBlock
 from pipeline.model.model import Model
+from pipeline.model.target_labels import Labels, Units, target_labels
 from pipeline.model.tasks.next_item import NextItemPredictionTask
 from pipeline.model.tasks.targets import (
     BinaryClassificationTask,
@@ -59,8 +61,8 @@ class TrainingStatistics:
     """(rows, width) initial item vectors of length 1, by width; rows without a vector are 0."""
     item_counts: Tensor | None = None
     """(items,) number of interactions of each item."""
-    positives: dict[str, Tensor] = field(default_factory=dict)
-    """(rows,) 1 for the positive values of a categorical target, by feature."""
+    labels: dict[str, Labels] = field(default_factory=dict)
+    """Labels of `targets`, by feature."""
     weights: Tensor | None = None
     """(rows,) weights of the values of the feature that weighs interactions."""
     newest: int | None = None
@@ -103,11 +105,11 @@ def _head(
     name = f"next-item-{number + 1}" if number else "next-item"
     # targets are read by no member and learned by the first
     targets = () if number else config.targets
-    tasks: list[Task] = [
-        _next_item_task(name, config, train, statistics),
-        *(_target_task(schema, target, statistics) for target in targets),
-    ]
-    task_weights = [1.0, *(target.weight for target in targets)]
+    tasks: list[Task] = [_target_task(schema, target, statistics) for target in targets]
+    task_weights = [target.weight for target in targets]
+    if config.next_item:
+        tasks = [_next_item_task(name, config, train, statistics), *tasks]
+        task_weights = [1.0, *task_weights]
     body = SequentialBlock(inputs, *_blocks(config, inputs, max_sequence_length))
     return Head(body, tasks, task_weights=task_weights, loss_reduction="sum")
 
@@ -136,11 +138,14 @@ def _next_item_task(
 
 
 def _target_task(schema: Schema, target: Target, statistics: TrainingStatistics) -> TargetTask:
-    column = ColumnValues(target.feature, statistics.positives.get(target.feature))
-    summary = None if schema[target.feature].is_list else target.summary
+    name, labels = target.feature, statistics.labels.get(target.feature)
+    summary = None if schema[name].is_list else target.summary
     if target.kind == "binary":
-        return BinaryClassificationTask(column, summary_type=summary)
-    return RegressionTask(column, summary_type=summary, loss=target.loss)
+        table = None if isinstance(labels, Units) else labels
+        column = ColumnValues(name, table)
+        return BinaryClassificationTask(column, task_name=name, summary_type=summary)
+    units = labels if isinstance(labels, Units) else Units()
+    return RegressionTask(name, task_name=name, summary_type=summary, loss=target.loss, units=units)
 
 
 def _weights(train: TrainConfig, statistics: TrainingStatistics) -> ColumnValues | Recency | None:
@@ -327,8 +332,11 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
         raise OSError(f"{path.name} cannot be written: {' '.join(str(error).split())}") from None
 
 
-def load_model(directory: Path) -> Model:
-    """Load a model in evaluation mode. ArtifactError if the files do not fit each other."""
+def load_model(directory: Path, fitted: Fitted | None = None) -> Model:
+    """Load a model in evaluation mode. ArtifactError if the files do not fit each other.
+
+    `fitted` has the labels of the targets, without which nothing can be said about them.
+    """
     description = read_json(directory / MODEL_FILE)
     try:
         config = ModelConfig.from_dict(description["model"], str(directory / MODEL_FILE))
@@ -338,7 +346,9 @@ def load_model(directory: Path) -> Model:
             for position, (rows, width) in enumerate(description["vectors"])
         }
         longest = int(description["max_sequence_length"])
-        model = build_model(schema, config, longest, statistics=TrainingStatistics(vectors=vectors))
+        labels = {} if fitted is None else target_labels(fitted, config)
+        statistics = TrainingStatistics(vectors=vectors, labels=labels)
+        model = build_model(schema, config, longest, statistics=statistics)
         model.load_state_dict(load_file(directory / WEIGHTS_FILE))
     except (
         KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError, ConfigError

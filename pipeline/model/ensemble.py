@@ -37,6 +37,14 @@ class Ensemble(Model):
                 )
             head.task  # noqa: B018  (ConfigError for a head without one)
 
+    def _session_queries(self, encoded: dict[int, Encoded]) -> Tensor:
+        """(B, E) `session_embeddings` of what `_encode_all` returns."""
+        queries = [
+            head.task.queries(self.session_embedding(encoded[id(head.body)]))
+            for head in self._heads()
+        ]
+        return torch.cat(queries, -1) / len(queries)
+
     def encode(self, batch: SessionBatch, stage: Stage) -> Encoded:
         """Queries of all members side by side in place of hidden states: (B, L, E)."""
         encoded = [self._encode(head.body, batch, stage) for head in self._heads()]

@@ -23,7 +23,9 @@ from pipeline.model.head import (
 )
 from pipeline.model.inputs.features import TabularSequenceFeatures
 from pipeline.model.masking import Encoded, Stage
+from pipeline.model.task_losses import task_losses
 from pipeline.model.tasks.next_item import NextItemPredictionTask
+from pipeline.model.tasks.targets import TargetTask
 
 
 class TargetHidden(NamedTuple):
@@ -46,6 +48,16 @@ class TopK(NamedTuple):
     """(B, K), minus infinity where fewer than K items are left."""
     items: Tensor
     """(B, K) item indices, PADDING where fewer than K items are left."""
+
+
+class SessionAnswer(NamedTuple):
+    """Predictions for B sessions."""
+
+    embeddings: Tensor | None
+    """(B, E) `session_embeddings`, None without a next-item task."""
+    targets: dict[str, Tensor]
+    """(B,) predictions of the tasks beside the next item by name, of the newest interaction for a
+    task with one target an interaction."""
 
 
 class Model(nn.Module):
@@ -87,6 +99,16 @@ class Model(nn.Module):
         return [(head, task) for head in self._heads() for task in head.all_tasks]
 
     @property
+    def target_tasks(self) -> list[tuple[Head, TargetTask]]:
+        """Every task beside the next item with its head."""
+        return [(head, t) for head, t in self.tasks_with_heads if isinstance(t, TargetTask)]
+
+    @property
+    def ranks_items(self) -> bool:
+        """Whether a task predicts the next item."""
+        return any(isinstance(t, NextItemPredictionTask) for _, t in self.tasks_with_heads)
+
+    @property
     def inputs(self) -> TabularSequenceFeatures:
         """Input block of the head that scores items."""
         return self.head.body.inputs
@@ -97,12 +119,17 @@ class Model(nn.Module):
         return self.head.body.masking.causal
 
     @property
+    def columns(self) -> list[str]:
+        """Columns of a batch of evaluation: features, and targets beside the next item."""
+        features = [name for head in self._heads() for name in head.body.inputs.feature_names]
+        targets = [name for _, task in self.target_tasks for name in task.columns]
+        return list(dict.fromkeys([*self.inputs.feature_names, *features, *targets]))
+
+    @property
     def training_columns(self) -> list[str]:
-        """Columns of a training batch: features, targets of other tasks, weights."""
-        names = list(self.inputs.feature_names)
-        for head, task in self.tasks_with_heads:
-            names += [*head.body.inputs.feature_names, *task.columns]
-        return list(dict.fromkeys(names))
+        """Columns of a training batch: those of evaluation, and weights."""
+        others = [name for _, task in self.tasks_with_heads for name in task.columns]
+        return list(dict.fromkeys([*self.columns, *others]))
 
     def forward(self, batch: SessionBatch) -> Tensor:
         """Scores of the next item (B, V), from the newest L interactions."""
@@ -110,29 +137,45 @@ class Model(nn.Module):
 
     def predict(self, batch: SessionBatch) -> dict[str, Tensor]:
         """Predictions by task name: scores (B, V), probabilities or numbers (B,) or (B, L)."""
-        by_body: dict[int, Encoded] = {}
+        encoded = self._encode_all(batch)
         predictions = {}
         for head, task in self.tasks_with_heads:
-            body = head.body
-            if id(body) not in by_body:
-                by_body[id(body)] = self._encode(body, batch, Stage.PREDICT)
-            encoded = by_body[id(body)]
             if isinstance(task, NextItemPredictionTask):
-                values = task.scores(self.session_embedding(encoded), head.item_table)
-            else:
-                cropped = body.crop(batch, Stage.PREDICT)
-                values = task.predict(encoded.hidden, encoded.query, cropped)
-                if values.dim() == 2:
-                    values = values[:, : cropped.features[body.inputs.item].size(1)]
-            predictions[task.task_name] = values
-        return predictions
+                hidden = self.session_embedding(encoded[id(head.body)])
+                predictions[task.task_name] = task.scores(hidden, head.item_table)
+        return predictions | self._predict_targets(batch, encoded)
 
-    def loss(self, batch: SessionBatch) -> Tensor:
-        """Training loss, ()."""
-        heads = []
-        for head in self._heads():
-            losses = [self._task_loss(head.body, task, batch) for task in head.all_tasks]
-            heads.append(reduce_losses(losses, head.task_weights, head.loss_reduction))
+    def predict_targets(self, batch: SessionBatch) -> dict[str, Tensor]:
+        """Predictions of the tasks beside the next item by name, (B,) or (B, L)."""
+        return self._predict_targets(batch, self._encode_all(batch))
+
+    def answer(self, batch: SessionBatch) -> SessionAnswer:
+        """What a server tells of sessions, with one pass of each encoder."""
+        encoded = self._encode_all(batch)
+        values = self._predict_targets(batch, encoded)
+        for head, task in self.target_tasks:
+            if not task.of_session:
+                newest = (head.body.crop(batch, Stage.PREDICT).lengths - 1).clamp(min=0)
+                values[task.task_name] = values[task.task_name].gather(1, newest[:, None])[:, 0]
+        return SessionAnswer(self._session_queries(encoded) if self.ranks_items else None, values)
+
+    def loss(self, batch: SessionBatch, shares: Tensor | None = None) -> Tensor:
+        """Training loss, (). `shares` are factors of the losses in the order of the tasks."""
+        by_task: dict[int, Tensor] = {}
+        for body, tasks in self._tasks_by_body():
+            losses = task_losses(body, tasks, batch)
+            by_task |= {id(task): loss for task, loss in zip(tasks, losses, strict=True)}
+        if shares is not None:
+            for share, (_, task) in zip(shares, self.tasks_with_heads, strict=True):
+                by_task[id(task)] = by_task[id(task)] * share
+        heads = [
+            reduce_losses(
+                [by_task[id(task)] for task in head.all_tasks],
+                head.task_weights,
+                head.loss_reduction,
+            )
+            for head in self._heads()
+        ]
         return reduce_losses(heads, self.head_weights, self.head_reduction)
 
     def at_targets(self, batch: SessionBatch) -> TargetHidden:
@@ -229,19 +272,32 @@ class Model(nn.Module):
     def _encode(body: SequentialBlock, batch: SessionBatch, stage: Stage) -> Encoded:
         return body(body.crop(batch, stage), stage)
 
-    @staticmethod
-    def _task_loss(body: SequentialBlock, task: Task, batch: SessionBatch) -> Tensor:
-        """Training loss of one task, ()."""
-        if not isinstance(task, NextItemPredictionTask):
-            # such a task reads the whole session, in training as in prediction
-            cropped = body.crop(batch, Stage.PREDICT)
-            encoded: Encoded = body(cropped, Stage.PREDICT)
-            return task.loss(encoded.hidden, encoded.query, cropped)
-        cropped = body.crop(batch, Stage.TRAIN)
-        weights = task.target_weights(cropped, body.inputs.item)
-        if weights is not None:
-            weights = body.masking.at_targets(weights)
-        return body.masking.loss(body, task, cropped, weights)
+    def _encode_all(self, batch: SessionBatch) -> dict[int, Encoded]:
+        """Hidden states of prediction by the identity of the body, each encoded once."""
+        bodies = {id(head.body): head.body for head in self._heads()}
+        return {key: self._encode(body, batch, Stage.PREDICT) for key, body in bodies.items()}
+
+    def _session_queries(self, encoded: dict[int, Encoded]) -> Tensor:
+        """(B, E) `session_embeddings` of what `_encode_all` returns."""
+        return self.queries(self.session_embedding(encoded[id(self.head.body)]))
+
+    def _predict_targets(
+        self, batch: SessionBatch, encoded: dict[int, Encoded]
+    ) -> dict[str, Tensor]:
+        predictions = {}
+        for head, task in self.target_tasks:
+            cropped, states = head.body.crop(batch, Stage.PREDICT), encoded[id(head.body)]
+            values = task.predict(states.hidden, states.query, cropped)
+            if not task.of_session:
+                values = values[:, : cropped.features[head.body.inputs.item].size(1)]
+            predictions[task.task_name] = values
+        return predictions
+
+    def _tasks_by_body(self) -> list[tuple[SequentialBlock, list[Task]]]:
+        by_body: dict[int, tuple[SequentialBlock, list[Task]]] = {}
+        for head, task in self.tasks_with_heads:
+            by_body.setdefault(id(head.body), (head.body, []))[1].append(task)
+        return [*by_body.values()]
 
 
 def mask_items(scores: Tensor, candidates: Tensor, items: Tensor, num_rows: int) -> Tensor:

@@ -53,7 +53,7 @@ class Run:
     @cached_property
     def model(self) -> Model:
         """The trained model in evaluation mode, on the CPU."""
-        return load_model(self.path)
+        return load_model(self.path, self.fitted)
 
     def index_mapping(self, data: Data) -> dict[str, NDArray[Any]]:
         """Index of the run for each index of the data, (V,) by column.

@@ -33,5 +33,14 @@ METRICS = ("recall", "ndcg", "dcg", "mrr", "map", "precision")
 """Ranking metrics."""
 METRIC_NAME = re.compile(rf"({'|'.join(METRICS)})@([1-9][0-9]*)")
 """A ranking metric at a cutoff, such as ndcg@20."""
+TARGET_METRICS = {
+    "binary": ("auc", "log_loss", "precision", "recall", "calibration_error"),
+    "regression": ("rmse", "mae"),
+}
+"""Metrics of a target beside the next item that can choose the best weights, by its kind."""
+TARGET_METRIC_NAME = re.compile(
+    rf"([A-Za-z]\w*)\.({'|'.join(name for names in TARGET_METRICS.values() for name in names)})"
+)
+"""A metric of a target, such as purchase.auc."""
 NEGATIVES = ("uniform", "log-uniform", "popularity", "in-batch")
 """Distributions of negatives."""

@@ -219,6 +219,8 @@ class ModelConfig(Config):
     """Score with the item's input embeddings."""
     targets: tuple[Target, ...] = ()
     """Targets beside the next item."""
+    next_item: bool = True
+    """Predict the next item; false for a model of `targets` alone."""
     members: tuple[Member, ...] = ()
     """Further models of an ensemble, each trained on its own loss; scores are the mean of all.
     `{}` is the same model with other initial weights."""
@@ -266,10 +268,20 @@ class ModelConfig(Config):
             raise ValueError("choose one of continuous_projection and continuous_soft_embeddings")
         if self.train_on_last_item_seq_only and self.masking != "clm":
             raise ValueError("`train_on_last_item_seq_only` is for clm")
-        if ITEM in {target.feature for target in self.targets}:
-            raise ValueError(f"`{ITEM}` is the next item's, which is always predicted")
+        self._check_targets()
         _ = self.each_member  # raises ValueError for a wrong member
         return self
+
+    def _check_targets(self) -> None:
+        features = [target.feature for target in self.targets]
+        if len(set(features)) < len(features):
+            raise ValueError("`targets` names a feature twice")
+        if not self.next_item and (not self.targets or self.members):
+            raise ValueError("`next_item: false` needs `targets`, and goes without `members`")
+        if ITEM in features:
+            raise ValueError(
+                f"`{ITEM}` is the next item's; `next_item` says whether it is predicted"
+            )
 
 
 def _check_encoder(encoder: ModelConfig | Tower, masking: str, d_model: int) -> None:

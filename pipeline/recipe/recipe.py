@@ -6,9 +6,10 @@ Defaults stand beside the fields in preprocess.py, features.py, model.py and tra
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from pipeline.core.config import Config, read_values
+from pipeline.core.errors import ConfigError
 from pipeline.recipe.model import ModelConfig
 from pipeline.recipe.preprocess import Preprocess
 from pipeline.recipe.train import TrainConfig
@@ -25,6 +26,14 @@ class Recipe(Config):
     @classmethod
     def _fill_empty(cls, section: Any) -> Any:
         return {} if section is None else section  # a section without keys is None in YAML
+
+    @model_validator(mode="after")
+    def _fit_metric(self) -> Self:
+        try:
+            train = self.train.for_model(self.model)
+        except ConfigError as error:  # pydantic adds the location to a ValueError
+            raise ValueError(str(error)) from None
+        return self if train is self.train else self.model_copy(update={"train": train})
 
     @classmethod
     def load(cls, path: str | Path | None, overrides: tuple[str, ...] = ()) -> Self:

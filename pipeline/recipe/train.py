@@ -7,9 +7,16 @@ from pydantic import Field, model_validator
 
 from pipeline.core.config import Config
 from pipeline.core.errors import ConfigError, closest
-from pipeline.recipe.choices import FULL_LOSSES, METRIC_NAME, METRICS, SAMPLED_LOSSES
+from pipeline.recipe.choices import (
+    FULL_LOSSES,
+    METRIC_NAME,
+    METRICS,
+    SAMPLED_LOSSES,
+    TARGET_METRIC_NAME,
+    TARGET_METRICS,
+)
 from pipeline.recipe.durations import duration_seconds
-from pipeline.recipe.model import Value
+from pipeline.recipe.model import ModelConfig, Value
 
 TableOptimizer = Literal["adamw", "lazy-adamw", "rowwise-adamw"]
 
@@ -157,7 +164,9 @@ class TrainConfig(Config):
     """Seed of initial weights, shuffling and dropout."""
     metric: str = "ndcg@20"
     """Validation metric that decides which weights are the best: recall, ndcg, mrr, precision, map
-    or dcg with any cutoff, as in recall@5, or loss."""
+    or dcg with any cutoff, as in recall@5, or loss; of a target beside the next item, its metric as
+    in purchase.auc or price.rmse. By default that of the first target where the recipe has no next
+    item."""
     patience: int | None = Field(default=None, ge=1)
     """Number of validations without a better `metric` after which training stops."""
     validate_every: int | None = Field(default=None, ge=1)
@@ -182,11 +191,12 @@ class TrainConfig(Config):
         losses = [*FULL_LOSSES, *SAMPLED_LOSSES]
         if self.loss not in losses:
             raise ValueError(f"there is no loss {self.loss!r}; {closest(self.loss, losses)}")
-        if self.metric != "loss" and not METRIC_NAME.fullmatch(self.metric):
+        names = METRIC_NAME, TARGET_METRIC_NAME
+        if self.metric != "loss" and not any(name.fullmatch(self.metric) for name in names):
             expected = ", ".join(f"{metric}@K" for metric in METRICS)
             raise ValueError(
                 f"`metric` is {self.metric!r}, expected one of {expected} with a cutoff K such as "
-                "20, or loss"
+                "20, loss, or that of a target, such as purchase.auc or price.rmse"
             )
         if self.label_smoothing and self.loss != "cross-entropy":
             raise ValueError("`label_smoothing` is for cross-entropy")
@@ -200,6 +210,34 @@ class TrainConfig(Config):
             self._check_sharded()
         if self.gradient_accumulation_steps > 1 and "gradient_accumulation_steps" in self.arguments:
             raise ValueError("`gradient_accumulation_steps` is set twice; keep one")
+        return self
+
+    def for_model(self, model: ModelConfig) -> Self:
+        """Copy whose `metric` is one of what the model predicts. ConfigError if it is set to none.
+
+        The default is that of the next item, or of the first target without a next item.
+        """
+        kinds = {target.feature: target.kind for target in model.targets}
+        if not model.next_item and "metric" not in self.model_fields_set:
+            feature, kind = next(iter(kinds.items()))
+            return self.model_copy(update={"metric": f"{feature}.{TARGET_METRICS[kind][0]}"})
+        possible = [f"{name}.{m}" for name, kind in kinds.items() for m in TARGET_METRICS[kind]]
+        match = TARGET_METRIC_NAME.fullmatch(self.metric)
+        if match and self.metric not in possible:
+            raise ConfigError(
+                f"`train.metric` is {self.metric!r}, and `model.targets` has no such target. Its "
+                f"metrics: {', '.join(possible) or 'none, as it has no target'}."
+            )
+        if match and self.item_table == "sharded":
+            raise ConfigError(
+                f"`train.metric` is {self.metric!r}, which training cannot compute with "
+                "`item_table: sharded`. Choose a ranking metric."
+            )
+        if not match and self.metric != "loss" and not model.next_item:
+            raise ConfigError(
+                f"`train.metric` is {self.metric!r}, and the model has `next_item: false`. "
+                f"Expected loss or one of {', '.join(possible)}."
+            )
         return self
 
     def for_sessions(self, num_sessions: int) -> Self:

@@ -18,7 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer_callback import ExportableState
 
-from pipeline.evaluation.metrics import LOWER_IS_BETTER
+from pipeline.evaluation.metrics import lower_is_better
 from pipeline.recipe.train import TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class BestEpoch(TrainerCallback, ExportableState):
         self.metric = f"eval_{config.metric}"
         self.patience = config.patience
         self.weights: dict[str, Tensor] | None = None
-        self.sign = -1 if config.metric in LOWER_IS_BETTER else 1
+        self.sign = -1 if lower_is_better(config.metric) else 1
         self.value = math.nan
         self.epoch = 0.0
         self.step: int | None = None

@@ -64,6 +64,7 @@ def train(
     the model starts from.
     """
     data = Data.open(data)
+    train_config = train_config.for_model(model_config)
     if train_config.metric == "loss" and data.recipe.target_positions != "all":
         raise ConfigError(
             "`train.metric` is loss, which is over all interactions of a session; this split "

@@ -8,7 +8,7 @@ import torch
 from transformers import TrainingArguments
 
 from pipeline.core.errors import ConfigError
-from pipeline.evaluation.metrics import LOWER_IS_BETTER
+from pipeline.evaluation.metrics import lower_is_better
 from pipeline.recipe.train import TrainConfig, check_trainer_arguments
 from pipeline.training.distributed.processes import TIMEOUT_SECONDS, announced_processes
 
@@ -49,7 +49,7 @@ def training_arguments(
         "remove_unused_columns": False,
         "ddp_timeout": TIMEOUT_SECONDS,
         "metric_for_best_model": config.metric,
-        "greater_is_better": config.metric not in LOWER_IS_BETTER,
+        "greater_is_better": not lower_is_better(config.metric),
         "eval_strategy": "no" if not validate else every,
         "eval_steps": config.validate_every,
     }

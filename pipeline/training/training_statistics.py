@@ -15,6 +15,7 @@ from pipeline.data.fitted import Fitted
 from pipeline.data.sessions import read_sessions
 from pipeline.model.build import TrainingStatistics
 from pipeline.model.inputs.vectors import read_vectors
+from pipeline.model.target_labels import target_labels, value_table, vocabulary_values
 from pipeline.recipe.choices import FULL_LOSSES
 from pipeline.recipe.model import ModelConfig
 from pipeline.recipe.train import TrainConfig
@@ -27,7 +28,7 @@ def training_statistics(
     """Compute what the settings need. ConfigError or DataError for what the data do not have."""
     statistics = TrainingStatistics(
         vectors=_pretrained_vectors(fitted, model),
-        positives=_positives(fitted, model),
+        labels=target_labels(fitted, model),
         weights=_weights(fitted, train),
     )
 
@@ -73,7 +74,7 @@ def _pretrained_vectors(fitted: Fitted, model: ModelConfig) -> dict[int, Tensor]
     """Vectors (V, P) of each entry of `model.pretrained`, by its index in the list."""
     vectors = {}
     for index, pretrained in enumerate(model.pretrained):
-        ids = _values(fitted, pretrained.feature, "`model.pretrained`")
+        ids = vocabulary_values(fitted, pretrained.feature, "`model.pretrained`")
         rows, _ = read_vectors(Path(pretrained.file), ids)
         buckets = fitted.vocabularies[pretrained.feature].hash_buckets
         if buckets:  # values in a bucket have the mean of all vectors
@@ -83,28 +84,12 @@ def _pretrained_vectors(fitted: Fitted, model: ModelConfig) -> dict[int, Tensor]
     return vectors
 
 
-def _positives(fitted: Fitted, model: ModelConfig) -> dict[str, Tensor]:
-    """By binary target, (V,) 1 for the values of the feature that are positive."""
-    kinds = {feature.name: feature.kind for feature in fitted.recipe.features}
-    positives = {}
-    for target in model.targets:
-        if target.kind == "binary":
-            numbers = dict.fromkeys(target.positive, 1.0)
-            positives[target.feature] = _table(fitted, target.feature, numbers, 0.0, "a target")
-        elif kinds.get(target.feature) == "categorical":
-            raise ConfigError(
-                f"`model.targets`: {target.feature!r} is categorical, so it cannot be a regression "
-                "target. Choose a continuous feature, or kind: binary."
-            )
-    return positives
-
-
 def _weights(fitted: Fitted, train: TrainConfig) -> Tensor | None:
     """(V,) weight of a target by the values of the feature of `train.weights`."""
     weights = train.weights
     if weights is None:
         return None
-    table = _table(fitted, weights.feature, weights.values, weights.default, "`train.weights`")
+    table = value_table(fitted, weights.feature, weights.values, weights.default, "`train.weights`")
     # interactions have the values of the vocabulary, and index 1 or 2 only where that is short
     if not table[fitted.vocabularies[weights.feature].first :].any():
         raise ConfigError(
@@ -112,36 +97,4 @@ def _weights(fitted: Fitted, train: TrainConfig) -> Tensor | None:
             f"nothing would be learned. Give one of {', '.join(map(str, weights.values))} a weight "
             "above 0."
         )
-    return table
-
-
-def _values(fitted: Fitted, feature: str, where: str) -> list[object]:
-    if feature not in fitted.vocabularies:
-        features = ", ".join(fitted.vocabularies)
-        raise ConfigError(
-            f"{where} names {feature!r}, which is no categorical feature of the data. These are: "
-            f"{features}."
-        )
-    values: list[object] = fitted.vocabularies[feature].values.to_pylist()
-    return values
-
-
-def _table(
-    fitted: Fitted, feature: str, numbers: dict[str | int | bool, float], other: float, where: str
-) -> Tensor:
-    """(V,) the number of each value of a categorical feature, `other` where it has none."""
-    values = _values(fitted, feature, where)
-    first = fitted.vocabularies[feature].first
-    if any(f.name == feature and len(f.columns) > 1 for f in fitted.recipe.features):
-        raise ConfigError(f"{where} names {feature!r}, which has several values per interaction.")
-    indices = {str(value): index for index, value in enumerate(values, first)}
-    table = torch.full((first + len(values),), other)
-    for value, number in numbers.items():
-        text = str(value).lower() if isinstance(value, bool) else str(value)
-        if text not in indices:
-            raise ConfigError(
-                f"{where}: {feature!r} never is {value!r} in the training data. It is: "
-                f"{', '.join(map(str, values[:10]))}{' and others' if len(values) > 10 else ''}."
-            )
-        table[indices[text]] = number
     return table

@@ -28,6 +28,7 @@ from pipeline.core.files import write_text
 from pipeline.core.outputs import LOCK_FILE, STUDY_FILE, check_search
 from pipeline.data.directory import Data
 from pipeline.data.fingerprint import run_fingerprint
+from pipeline.evaluation.metrics import lower_is_better
 from pipeline.recipe.recipe import Recipe
 from pipeline.recipe.search_space import Range
 from pipeline.training.checkpoint import TrainingAbandoned
@@ -128,7 +129,7 @@ class Search:
     @property
     def best(self) -> Callable[..., Any]:
         """`min` or `max` of the metric."""
-        return min if self.metric == "loss" else max
+        return min if lower_is_better(self.metric) else max
 
     def fingerprint(self) -> str:
         """Identifies the search by data, recipe, space and seed."""
@@ -254,7 +255,7 @@ def _open_study(search: Search) -> optuna.Study:
     study = optuna.create_study(
         storage=f"sqlite:///{search.out.resolve() / STUDY_FILE}",
         study_name=_STUDY,
-        direction="minimize" if search.metric == "loss" else "maximize",
+        direction="minimize" if lower_is_better(search.metric) else "maximize",
         pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1),
         load_if_exists=True,
     )

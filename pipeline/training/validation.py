@@ -1,4 +1,4 @@
-"""Validation during training: ranking metrics, or the loss, of the validation sessions.
+"""Validation during training: metrics, or the loss, of the validation sessions.
 
 Where processes each hold some rows of the item table, reading an interaction and scoring a target
 need the rows of all of them, so all take the same steps. A process with fewer batches than another
@@ -17,6 +17,8 @@ from pipeline.data.batch import SessionBatch
 from pipeline.data.loader import RaggedBatch, SessionLoader
 from pipeline.evaluation.metrics import ranking_metrics
 from pipeline.evaluation.ranking import rank_in_shards
+from pipeline.evaluation.target_metrics import target_metrics
+from pipeline.evaluation.target_predictions import predict_targets
 from pipeline.evaluation.targets import (
     Positions,
     evaluation_windows,
@@ -45,32 +47,64 @@ def validate(
     positions: Positions = "all",
     filter_seen: bool = False,
 ) -> dict[str, float]:
-    """Metrics by `name@K` of the targets at `positions`, the same in each process. Collective.
+    """Metrics of the targets at `positions`, the same in each process. Collective.
 
-    `metric` is among them. As the loss it is that of training, without dropout and with the same
-    masks and negatives each time.
+    Of the next item by `name@K`, of other tasks by `task.name`; `metric` is among them. As the loss
+    it is that of training, without dropout and with the same masks and negatives each time.
     """
-    match = METRIC_NAME.fullmatch(metric)
-    cutoffs = tuple(sorted({*_CUTOFFS, *([int(match[2])] if match else [])}))
     training = model.training
     model.eval()
-    ranks = []
     # input of the passes that a process makes while others still have batches
     spare = any_batch(loader) if isinstance(model.inputs.item_table, ShardedEmbedding) else None
+    values: dict[str, float] = {}
     try:
-        for batch in loader:
-            share = _share(batch, processes)
-            if spare is None:
-                own = rank_targets(model, [share], positions, filter_seen=filter_seen).ranks
-                # batch by batch, so that the order is that of one process
-                ranks += [np.frombuffer(part, own.dtype) for part in gather_bytes(own.tobytes())]
-            else:
-                ranks.append(_rank_with_others(model, share, spare, positions, filter_seen))
-        values = ranking_metrics(np.concatenate(ranks), cutoffs)
+        if model.ranks_items:
+            ranks = _ranks(model, loader, processes, spare, positions, filter_seen)
+            match = METRIC_NAME.fullmatch(metric)
+            cutoffs = {*_CUTOFFS, *([int(match[2])] if match else [])}
+            values |= ranking_metrics(ranks, tuple(sorted(cutoffs)))
+        if model.target_tasks and spare is None:
+            values |= _target_metrics(model, loader, processes, positions)
         if metric == "loss":
             values["loss"] = _loss(model, loader, processes, seed, spare)
     finally:
         model.train(training)
+    return values
+
+
+def _ranks(
+    model: Model,
+    loader: SessionLoader,
+    processes: Processes,
+    spare: SessionBatch | None,
+    positions: Positions,
+    filter_seen: bool,
+) -> NDArray[Any]:
+    """(N,) ranks of the targets of all processes. Collective."""
+    ranks = []
+    for batch in loader:
+        share = _share(batch, processes)
+        if spare is None:
+            own = rank_targets(model, [share], positions, filter_seen=filter_seen).ranks
+            # batch by batch, so that the order is that of one process
+            ranks += [np.frombuffer(part, own.dtype) for part in gather_bytes(own.tobytes())]
+        else:
+            ranks.append(_rank_with_others(model, share, spare, positions, filter_seen))
+    return np.concatenate(ranks)
+
+
+def _target_metrics(
+    model: Model, loader: SessionLoader, processes: Processes, positions: Positions
+) -> dict[str, float]:
+    """Metrics of the tasks beside the next item by `task.metric`. Collective."""
+    shares = (_share(batch, processes) for batch in loader)
+    values: dict[str, float] = {}
+    for task, own in predict_targets(model, shares, positions).items():
+        columns = np.stack([own.predictions, own.targets])  # (2, N) float32
+        parts = gather_bytes(columns.tobytes())
+        every = np.concatenate([np.frombuffer(p, columns.dtype).reshape(2, -1) for p in parts], 1)
+        metrics = target_metrics(own._replace(predictions=every[0], targets=every[1]))
+        values |= {f"{task}.{name}": value for name, value in metrics.items()}
     return values
 
 

@@ -1,5 +1,6 @@
 """Settings of the model and of training, from a recipe through training, evaluation and export."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +177,7 @@ def test_second_target_is_predicted_and_not_an_input(shop: Shop, tmp_path: Path)
     assert not {"action", "device", "price"} & asked
 
 
-def test_positives_and_weights_are_tables_by_index(shop: Shop) -> None:
+def test_labels_and_weights_are_tables_by_index(shop: Shop) -> None:
     fitted = Fitted.read(shop.data)
     chosen = recipe(
         {"targets": [{"feature": "action", "kind": "binary", "positive": ["cart"]}]},
@@ -186,12 +187,11 @@ def test_positives_and_weights_are_tables_by_index(shop: Shop) -> None:
     )
     statistics = training_statistics(shop.data, fitted, chosen.model, chosen.train)
     actions = fitted.vocabularies["action"].values.to_pylist()
-    assert statistics.positives["action"].tolist() == [
-        0,
-        0,
-        0,
-        *(float(a == "cart") for a in actions),
-    ]
+    labels = statistics.labels["action"]
+    assert isinstance(labels, torch.Tensor)
+    assert labels[[0, 2]].tolist() == [0, 0]
+    assert math.isnan(labels[1]), "a missing value has no label"
+    assert labels[3:].tolist() == [float(a == "cart") for a in actions]
     categories = fitted.vocabularies["category"].values.to_pylist()
     assert statistics.weights is not None
     assert statistics.weights[3:].tolist() == [3 if c == "category-01" else 0.5 for c in categories]
@@ -248,7 +248,7 @@ def test_weights_change_the_scores(shop: Shop, tmp_path: Path) -> None:
         ({"pretrained": [{"file": "nowhere.parquet"}]}, {}, "nowhere.parquet"),
         ({"pretrained": [{"file": "x.parquet", "feature": "price"}]}, {}, "no categorical feature"),
         ({"embedding_dims": {"brnad": 3}}, {}, "no column 'brnad'"),
-        ({"targets": [{"feature": "actoin", "kind": "regression"}]}, {}, "no column 'actoin'"),
+        ({"targets": [{"feature": "actoin", "kind": "regression"}]}, {}, "no column 'actoin' of numbers"),
         ({"targets": [{"feature": "action", "kind": "regression"}]}, {}, "is categorical"),
         (
             {"targets": [{"feature": "action", "kind": "binary", "positive": ["buy"]}]},

@@ -15,9 +15,14 @@ from pipeline.model.ops.shared_gradient_embedding import share_gradient
 
 
 class Stage(StrEnum):
-    """Training, evaluation on sessions that hold their target, or prediction."""
+    """Training, evaluation on sessions that hold their target, or prediction.
+
+    `TRAIN_WHOLE` is training with the last interaction as an input too, which tasks beside the
+    next item read; for maskings with `encodes_once`.
+    """
 
     TRAIN = "train"
+    TRAIN_WHOLE = "train-whole"
     EVALUATE = "evaluate"
     PREDICT = "predict"
 
@@ -75,6 +80,8 @@ class Masking(nn.Module):
     """The objective trains a copy of the blocks as a generator."""
     can_shard = True
     """The objective works with an item table that is spread over processes."""
+    encodes_once = False
+    """Tasks beside the next item can read the hidden states of its training pass."""
 
     def build(self, d_hidden: int, *, has_encoder: bool) -> None:
         """Make the layers that read hidden states of width `d_hidden`.
@@ -115,12 +122,21 @@ class Masking(nn.Module):
 
         `weights` (B, L) stand at the positions of the targets, as `at_targets` gives them.
         """
-        table = body.inputs.item_table.weight
-        looked_up, scored = None, table
-        if task.scores_all_rows and not batch.is_static:  # a graph has no sparse gradients
-            looked_up, scored = share_gradient(table)
-        encoded = body.through(body.masked(batch, Stage.TRAIN, looked_up), targets_only=True)
-        return task.loss(encoded.hidden, encoded.targets, scored, weights, encoded.most_targets)
+        return loss_and_encoded(body, task, batch, weights, Stage.TRAIN)[0]
+
+
+def loss_and_encoded(
+    body: Any, task: Any, batch: SessionBatch, weights: Tensor | None, stage: Stage
+) -> tuple[Tensor, Encoded]:
+    """Loss () of a next-item task, and what it read; at TRAIN only positions with a target."""
+    table = body.inputs.item_table.weight
+    looked_up, scored = None, table
+    if task.scores_all_rows and not batch.is_static:  # a graph has no sparse gradients
+        looked_up, scored = share_gradient(table)
+    masked = body.masked(batch, stage, looked_up)
+    encoded: Encoded = body.through(masked, targets_only=stage == Stage.TRAIN)
+    most = encoded.most_targets
+    return task.loss(encoded.hidden, encoded.targets, scored, weights, most), encoded
 
 
 class NoMasking(Masking):
@@ -145,6 +161,7 @@ class CausalMasking(Masking):
 
     name = "clm"
     causal = True
+    encodes_once = True
 
     def __init__(self, train_on_last_item_seq_only: bool = False) -> None:
         super().__init__()
@@ -157,15 +174,24 @@ class CausalMasking(Masking):
         inputs = (lengths - 1).clamp(min=0)
         if stage == Stage.PREDICT:
             return MaskedSequence(embeddings, torch.zeros_like(item_ids), lengths, inputs)
+        if stage == Stage.TRAIN_WHOLE:
+            targets = self._targets(nn.functional.pad(item_ids[:, 1:], (0, 1)), inputs - 1)
+            return MaskedSequence(embeddings, targets, lengths, inputs)
         if item_ids.size(1) == 1:
             return MaskedSequence(embeddings, torch.zeros_like(item_ids), inputs, inputs)
         # the last item of the longest row is only a target: one column less to compute
         targets = self.at_targets(item_ids)
         query = (inputs - 1).clamp(min=0)
-        if stage == Stage.TRAIN and self.train_on_last_item_seq_only:
-            columns = torch.arange(targets.size(1), device=lengths.device)
-            targets = torch.where(columns == query.unsqueeze(1), targets, PADDING)
+        if stage == Stage.TRAIN:
+            targets = self._targets(targets, query)
         return MaskedSequence(embeddings[:, :-1], targets, inputs, query)
+
+    def _targets(self, targets: Tensor, last: Tensor) -> Tensor:
+        """(B, L) -> the targets that training has: all, or those at the positions `last` (B,)."""
+        if not self.train_on_last_item_seq_only:
+            return targets
+        columns = torch.arange(targets.size(1), device=last.device)
+        return torch.where(columns == last.unsqueeze(1), targets, PADDING)
 
     def at_targets(self, values: Tensor) -> Tensor:
         """(B, L) -> (B, L - 1): the value of the interaction after each position."""

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ConfigError, DataError
 from pipeline.data.batch import SessionBatch, visible_positions
 from pipeline.model.leakage import task_block_output_size
 from pipeline.model.masking import Masking
 from pipeline.model.ops.slots import Slots
+from pipeline.model.target_labels import Units
 
 Summary = Literal["last", "mean", "first"] | None
 
@@ -128,23 +129,52 @@ class TargetTask(nn.Module):
     def loss(self, hidden: Tensor, query: Tensor, batch: SessionBatch) -> Tensor:
         """(B, L, D), (B,) -> (): mean over sessions that are not empty, or over interactions."""
         outputs = self.outputs(hidden, query, batch)
-        targets = self.target(batch).to(outputs.dtype)
+        targets = self.labels(batch).to(outputs.dtype)
         if outputs.dim() == 2:
-            if targets.dim() != 2:
-                raise ConfigError(
-                    f"{self.target.column!r} has one value a session, and summary_type None wants "
-                    "one an interaction."
-                )
             outputs = outputs[:, : targets.size(1)]
-            inside = visible_positions(batch.lengths, targets.size(1))
-        else:
-            if targets.dim() != 1:
-                raise ConfigError(
-                    f"{self.target.column!r} has one value an interaction; set summary_type=None."
-                )
-            inside = batch.lengths > 0
-        slots = Slots.of(inside, inside.numel() if batch.is_static else None)
-        return slots.mean(self.objective(slots.take(outputs), slots.take(targets)))
+        has_target = self.has_target(batch)
+        slots = Slots.of(has_target, has_target.numel() if batch.is_static else None)
+        if not batch.is_static:  # which would wait for the device
+            self.check(targets[has_target])
+        # an empty slot has the target of some row, which may be none
+        return slots.mean(self.objective(slots.take(outputs), slots.take(targets).nan_to_num()))
+
+    @property
+    def of_session(self) -> bool:
+        """Whether there is one target a session, and not one an interaction."""
+        return self.summary_type is not None
+
+    def labels(self, batch: SessionBatch) -> Tensor:
+        """(B,) or (B, L) targets as the loss reads them; NaN where there is none.
+
+        ConfigError unless the column has one value a session, or an interaction, as the summary.
+        """
+        targets: Tensor = self.target(batch)
+        if self.of_session and targets.dim() != 1:
+            raise ConfigError(
+                f"{self.target.column!r} has one value an interaction; set summary_type=None."
+            )
+        if not self.of_session and targets.dim() != 2:
+            raise ConfigError(
+                f"{self.target.column!r} has one value a session, and summary_type None wants "
+                "one an interaction."
+            )
+        return targets
+
+    def has_target(self, batch: SessionBatch) -> Tensor:
+        """(B,) or (B, L) bool: sessions, or interactions, with a target."""
+        labels = self.labels(batch)
+        inside = batch.lengths > 0
+        if not self.of_session:
+            inside = visible_positions(batch.lengths, labels.size(1))
+        return inside & ~labels.isnan()
+
+    def check(self, targets: Tensor) -> None:
+        """DataError for (N,) targets that the task cannot learn."""
+
+    def in_units(self, values: Tensor) -> Tensor:
+        """Predictions or targets of the loss -> those that users read, of the same shape."""
+        return values
 
     def outputs(self, hidden: Tensor, query: Tensor, batch: SessionBatch) -> Tensor:
         """(B, L, D), (B,) -> (B,) or (B, L) outputs of the last layer."""
@@ -157,7 +187,7 @@ class TargetTask(nn.Module):
 
     def predict(self, hidden: Tensor, query: Tensor, batch: SessionBatch) -> Tensor:
         """(B, L, D), (B,) -> (B,) or (B, L) predictions."""
-        return self.outputs(hidden, query, batch)
+        return self.in_units(self.outputs(hidden, query, batch))
 
     def objective(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """(N,), (N,) -> (N,)."""
@@ -178,9 +208,21 @@ class TargetTask(nn.Module):
 
 
 class BinaryClassificationTask(TargetTask):
-    """Probability of a positive, trained by binary cross-entropy on a column of 0 and 1."""
+    """Probability of a positive, trained by binary cross-entropy on a column of 0 and 1.
+
+    DataError for any other number in a batch.
+    """
 
     kind = "binary_classification_task"
+
+    def check(self, targets: Tensor) -> None:
+        """DataError for (N,) targets other than 0 and 1."""
+        wrong = targets[(targets != 0) & (targets != 1)]
+        if len(wrong):
+            raise DataError(
+                f"{self.target.column!r} has {float(wrong[0]):g} as a binary target, expected 0 "
+                "or 1. Use RegressionTask for numbers."
+            )
 
     def predict(self, hidden: Tensor, query: Tensor, batch: SessionBatch) -> Tensor:
         """(B, L, D), (B,) -> (B,) or (B, L) probabilities."""
@@ -192,7 +234,10 @@ class BinaryClassificationTask(TargetTask):
 
 
 class RegressionTask(TargetTask):
-    """A number; `loss` is "mse", "l1" or "huber" (with PyTorch's delta, 1)."""
+    """A number; `loss` is "mse", "l1" or "huber" (with PyTorch's delta, 1).
+
+    The loss is over the numbers of the column; predictions are restored to its `units`.
+    """
 
     kind = "regression_task"
 
@@ -201,6 +246,7 @@ class RegressionTask(TargetTask):
         target_name: str | ColumnValues,
         *,
         loss: Literal["mse", "l1", "huber"] = "mse",
+        units: Units = Units(),  # noqa: B008  immutable
         task_name: str | None = None,
         task_block: nn.Module | None = None,
         summary_type: Summary = "last",
@@ -211,6 +257,11 @@ class RegressionTask(TargetTask):
         if loss not in _LOSSES:
             raise ConfigError(f"loss is {loss!r}, expected mse, l1 or huber.")
         self._loss = _LOSSES[loss]
+        self._units = units
+
+    def in_units(self, values: Tensor) -> Tensor:
+        """Standardized numbers -> numbers in the units of the log, of the same shape."""
+        return self._units.restore(values)
 
     def objective(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """(N,), (N,) -> (N,): the chosen loss."""

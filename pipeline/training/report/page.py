@@ -26,6 +26,8 @@ def render(report: dict[str, Any]) -> str:
 
 def _of_evaluation(evaluation: dict[str, Any]) -> dict[str, Any]:
     results, margins = evaluation["results"], evaluation["margins"]
+    if not results:  # the run does not predict the next item
+        return {}
     run = next(iter(results))
     cutoffs = sorted({int(name.split("@")[1]) for name in results[run]})
     shown = [f"{metric}@{cutoffs[-1]}" for metric in _SHOWN]
@@ -73,6 +75,10 @@ def _curves(log: list[dict[str, Any]]) -> list[LineChart]:
         metrics = [f"{metric}@{cutoff}" for metric in _SHOWN]
         lines = {metric: points(f"eval_{metric}") for metric in metrics}
         charts.append(line_chart(f"validation, first {cutoff}", x, lines))
+    of_targets = sorted(name for name in validation if name.endswith((".auc", ".rmse")))
+    for name in of_targets:
+        metric = name.removeprefix("eval_")
+        charts.append(line_chart(f"validation, {metric}", x, {metric: points(name)}))
     charts += [
         line_chart(title, x, {title: points(field)}, from_zero=True)
         for field, title in (

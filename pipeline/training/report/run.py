@@ -40,7 +40,9 @@ def write_report(
     evaluation = evaluate(run, data, part=part, **options).to_dict()
     report = _training_report(run.path, run.facts, run.name, run.fitted.recipe)
     report["evaluation"] = evaluation
-    report["examples"] = example_sessions(run, data, part, filter_seen=evaluation["filter_seen"])
+    if evaluation["results"]:
+        filter_seen = evaluation["filter_seen"]
+        report["examples"] = example_sessions(run, data, part, filter_seen=filter_seen)
     report = finite(report)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(numbers, _json(report))

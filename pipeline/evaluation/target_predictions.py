@@ -1,0 +1,116 @@
+"""Predictions of the tasks beside the next item, with their targets.
+
+A target of a session is predicted from its newest L interactions, and one of an interaction from
+the newest L up to it, as by a server that is asked at this moment.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.data.batch import SessionBatch, visible_positions
+from pipeline.data.loader import RaggedBatch
+from pipeline.evaluation.target_metrics import TargetKind, TargetPredictions
+from pipeline.evaluation.targets import Positions, Windows, evaluation_windows
+from pipeline.model.model import Model
+from pipeline.model.tasks.targets import BinaryClassificationTask, TargetTask
+
+_Rows = tuple[Tensor, Tensor, Tensor]
+"""(n,) predictions, targets and places in the order of the sessions."""
+
+
+@torch.inference_mode()
+def predict_targets(
+    model: Model, batches: Iterable[RaggedBatch], positions: Positions, batch_size: int = 512
+) -> dict[str, TargetPredictions]:
+    """Predictions of each task by its name, in the order of sessions and positions.
+
+    `positions`: all interactions have a target, or the last of each session. Sessions and
+    interactions whose value is missing are left out. The caller sets the mode and the device.
+    """
+    tasks = {task.task_name: task for _, task in model.target_tasks}
+    by_task: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in tasks}
+    for batch in batches:
+        for name, values in _of_batch(model, tasks, batch, positions, batch_size).items():
+            by_task[name].append(values)
+    return {name: _joined(tasks[name], values) for name, values in by_task.items()}
+
+
+def mean_targets(model: Model, batches: Iterable[RaggedBatch]) -> dict[str, float]:
+    """Mean target of each task over whole sessions by its name, in the units of the log."""
+    sums = {task.task_name: torch.zeros(2, dtype=torch.float64) for _, task in model.target_tasks}
+    for batch in batches:
+        starts = torch.zeros_like(batch.lengths)
+        rows = torch.arange(len(starts), device=starts.device)
+        whole = batch.window(rows, starts, batch.lengths)
+        for _, task in model.target_tasks:
+            labels = task.in_units(task.labels(whole))[task.has_target(whole)].double()
+            sums[task.task_name] += torch.stack([labels.sum(), torch.tensor(float(len(labels)))])
+    return {name: float(total / count.clamp(min=1)) for name, (total, count) in sums.items()}
+
+
+def _joined(task: TargetTask, values: list[tuple[Tensor, Tensor]]) -> TargetPredictions:
+    empty = torch.empty(0)
+    predictions, targets = (torch.cat([empty, *column]) for column in zip(*values, strict=True))
+    kind: TargetKind = "binary" if isinstance(task, BinaryClassificationTask) else "regression"
+    return TargetPredictions(kind, predictions.numpy(), targets.numpy().astype(np.float32))
+
+
+def _of_batch(
+    model: Model,
+    tasks: dict[str, TargetTask],
+    batch: RaggedBatch,
+    positions: Positions,
+    batch_size: int,
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Predictions and targets of a batch by task, on the CPU."""
+    device = next(model.parameters()).device
+    parts: dict[str, list[_Rows]] = {name: [] for name in tasks}
+    windows = _windows(model, tasks, batch, positions)
+    for chosen in (windows.stops - windows.starts).argsort(stable=True).split(batch_size):
+        part = Windows(*(column[chosen] for column in windows))
+        window = batch.window(part.rows, part.starts, part.stops).to(device)
+        predictions = model.predict_targets(window)
+        ends = part.stops == batch.lengths[part.rows]
+        for name, task in tasks.items():
+            taken = _targets_of(task, window, part.every.to(device), ends.to(device))
+            places = chosen.to(device).unsqueeze(1).expand(taken.shape)
+            labels = task.in_units(task.labels(window)).reshape(taken.shape)
+            values = predictions[name].reshape(taken.shape)
+            parts[name].append((values[taken], labels[taken], places[taken]))
+    return {name: _in_order(rows) for name, rows in parts.items()}
+
+
+def _in_order(rows: list[_Rows]) -> tuple[Tensor, Tensor]:
+    if not rows:
+        return torch.empty(0), torch.empty(0)
+    predictions, targets, places = (torch.cat(column) for column in zip(*rows, strict=True))
+    order = places.argsort(stable=True)
+    return predictions[order].float().cpu(), targets[order].float().cpu()
+
+
+def _windows(
+    model: Model, tasks: dict[str, TargetTask], batch: RaggedBatch, positions: Positions
+) -> Windows:
+    """Windows that end with an interaction, the last of a session among them."""
+    if all(task.of_session for task in tasks.values()):
+        positions = "last"
+    longest = model.inputs.max_sequence_length or 2**31
+    # the target of a window stands behind its last interaction
+    windows = evaluation_windows(batch.lengths + 1, longest, positions, causal=model.causal)
+    return windows._replace(stops=windows.stops - 1)
+
+
+def _targets_of(task: TargetTask, window: SessionBatch, every: Tensor, ends: Tensor) -> Tensor:
+    """(b, 1) or (b, L) bool: what a task predicts in windows.
+
+    `every` (b,): all positions, or the last alone; `ends` (b,): whether the session ends there.
+    """
+    has_target = task.has_target(window)
+    if task.of_session:
+        return (has_target & ends).unsqueeze(1)
+    last = torch.arange(has_target.size(1), device=ends.device) == (window.lengths - 1).unsqueeze(1)
+    inside = visible_positions(window.lengths, has_target.size(1))
+    return has_target & inside & (last | every.unsqueeze(1))
