@@ -35,7 +35,7 @@ def open_run(run: "Run | Path") -> Any:
     @torch.inference_mode()
     def ask(packed: "NDArray[Any]") -> "NDArray[Any]":
         answer: torch.Tensor = model(torch.from_numpy(packed))
-        scores = unpack_answer(answer, model.width).scores
+        scores = unpack_answer(answer, model.width, len(model.targets)).scores
         if bool(scores.isnan().any()) or bool(scores.isposinf().any()):
             raise PipelineError(NOT_FINITE)
         return answer.numpy()

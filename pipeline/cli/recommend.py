@@ -55,6 +55,10 @@ def recommend(
             help="Leave out items of the session itself.  [default: as the recipe says]",
         ),
     ] = None,
+    targets: Annotated[
+        bool,
+        typer.Option("--targets", help="Also the predictions of `model.targets` of the recipe."),
+    ] = False,
     name: Annotated[
         str | None, typer.Option(help="Model of the server.  [default: recommender]")
     ] = None,
@@ -91,6 +95,7 @@ def recommend(
         "exclude": read_ids(blocked) or None,
         "candidates": read_ids(candidates),
         "filter_seen": filter_seen,
+        "targets": targets,
     }
     connection = {"ca": ca, "cert": cert, "cert_key": cert_key, "timeout": timeout}
     with open_client(target, name, read_key_file(key_file), connection) as client:
@@ -183,7 +188,9 @@ def recommendations_text(records: list[dict[str, Any]]) -> str:
         lines = [] if record["session_id"] is None else [f"session {record['session_id']}"]
         for rank, entry in enumerate(record["recommendations"], start=1):
             lines.append(f"{rank:>4}  {entry['item_id']!s:<24} {entry['score']:>9.4f}")
-        if not record["recommendations"]:
+        for target, value in record.get("targets", {}).items():
+            lines.append(f"      {target:<24} {value:>9.4f}")
+        if not record["recommendations"] and "targets" not in record:
             lines.append("   no item to recommend: the filters leave none")
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)

@@ -86,6 +86,8 @@ def request_spec(
         "max_batch": options.max_batch,
         "packing": model.names,
         "width": model.width,
+        "ranks_items": model.model.ranks_items,
+        "targets": model.targets,
     }
 
 
@@ -126,8 +128,10 @@ def _request_tensors(spec: dict[str, Any]) -> list[config.TensorConfig]:
         types[TIMESTAMP] = spec["timestamp"]["type"]
     types[SESSION] = spec["session_type"]
     kinds = {name: TRITON_TYPES[kind] for name, kind in types.items()}
-    kinds |= {"exclude": kinds[ITEM], "candidates": kinds[ITEM]}
-    single = {"length": "TYPE_INT32", "k": "TYPE_INT32", "filter_seen": "TYPE_BOOL"}
+    single = {"length": "TYPE_INT32"}
+    if spec["ranks_items"]:
+        kinds |= {"exclude": kinds[ITEM], "candidates": kinds[ITEM]}
+        single |= {"k": "TYPE_INT32", "filter_seen": "TYPE_BOOL"}
     return [
         *(config.tensor(name, kind, optional=True) for name, kind in kinds.items()),
         *(config.tensor(name, kind, 1, optional=True) for name, kind in single.items()),
@@ -136,14 +140,12 @@ def _request_tensors(spec: dict[str, Any]) -> list[config.TensorConfig]:
 
 def _answer_tensors(spec: dict[str, Any]) -> list[config.TensorConfig]:
     item = next(column["type"] for column in spec["columns"] if column["name"] == ITEM)
-    kinds = {
+    kinds = {"num_known": "TYPE_INT32", "session_ids": TRITON_TYPES[spec["session_type"]]}
+    if spec["ranks_items"]:
         # not item_id: tensors of an ensemble share one name space with its inputs
-        "item_ids": TRITON_TYPES[item],
-        "scores": "TYPE_FP32",
-        "num_known": "TYPE_INT32",
-        "embedding": "TYPE_FP32",
-        "session_ids": TRITON_TYPES[spec["session_type"]],
-    }
+        lists = {"item_ids": TRITON_TYPES[item], "scores": "TYPE_FP32"}
+        kinds = lists | kinds | {"embedding": "TYPE_FP32"}
+    kinds |= dict.fromkeys(spec["targets"], "TYPE_FP32")
     return [config.tensor(name, kind) for name, kind in kinds.items()]
 
 
@@ -170,6 +172,8 @@ def client_facts(fitted: Fitted, spec: dict[str, Any]) -> dict[str, Any]:
         "timestamp_type": None if spec["timestamp"] is None else spec["timestamp"]["type"],
         "default_k": spec["default_k"],
         "max_k": spec["max_k"],
+        "ranks_items": spec["ranks_items"],
+        "targets": spec["targets"],
     }
 
 

@@ -5,6 +5,7 @@ nothing but the program itself, in TorchScript's own interpreter.
 """
 
 import io
+import re
 import warnings
 import zipfile
 from pathlib import Path
@@ -21,14 +22,18 @@ from pipeline.exporting.topk import best_items, best_items_int8, quantize
 from pipeline.exporting.xlnet_inference import attend, optimize_xlnet
 from pipeline.model.model import Model
 
+RESERVED_OUTPUTS = ("item_ids", "scores", "num_known", "embedding", "session_ids")
 NOT_FINITE = (
-    "The model gives scores that are not finite; its training diverged. Train again with a lower "
+    "The model gives numbers that are not finite; its training diverged. Train again with a lower "
     "`train.learning_rate`."
 )
 
 
 class InferenceModel(nn.Module):
-    """A model with its top-K: a packed request -> items, scores and session embeddings."""
+    """A model with its top-K: a packed request -> items, scores, session embeddings, targets.
+
+    A model that does not predict the next item has targets alone.
+    """
 
     items: Tensor
     """(V - 3, E)"""
@@ -51,7 +56,11 @@ class InferenceModel(nn.Module):
         self.optimized = optimize_xlnet(model, torch.jit.script(attend))
         self.session_names = session_names
         self.names = sorted(names, key=self._kind)
+        self.targets = target_names(model)
         with torch.no_grad():
+            if not model.ranks_items:
+                self.register_buffer("items", torch.empty(0, 0))
+                return
             self.register_buffer("items", self.optimized.items().detach())
             if scoring == "int8":
                 if self.width < 2:
@@ -67,12 +76,17 @@ class InferenceModel(nn.Module):
         return int(self.items.size(1))
 
     def forward(self, packed: Tensor) -> Tensor:
-        """Output of `pack_request` -> (B, 2 * K + E) int32, input of `unpack_answer`.
+        """Output of `pack_request` -> (B, 2 * K + E + N) int32, input of `unpack_answer`.
 
-        K is that of the request, or all items if there are fewer.
+        K is that of the request, or all items if there are fewer; N is the number of targets.
         """
         *features, excluded, candidates = unpack_request(packed, *self.feature_counts)
-        queries = self.optimized.session_embeddings(self.batch(*features))
+        answer = self.optimized.answer(self.batch(*features))
+        numbers = [values.unsqueeze(1) for values in answer.targets.values()]
+        queries = answer.embeddings
+        if queries is None:
+            none = packed[:, :0]
+            return pack_answer(none, none.to(numbers[0].dtype), torch.cat(numbers, 1))
         k = packed[0, 3]
         if self.scoring == "int8":
             scores, items = best_items_int8(
@@ -84,7 +98,7 @@ class InferenceModel(nn.Module):
             scores, items = best_items(
                 queries, self.items, self.transposed, k, excluded, candidates
             )
-        return pack_answer(items, scores, queries)
+        return pack_answer(items, scores, torch.cat([queries, *numbers], 1))
 
     @property
     def feature_counts(self) -> tuple[int, int, int, int]:
@@ -144,10 +158,10 @@ def pack_request(
 
 
 @torch.jit.script
-def pack_answer(items: Tensor, scores: Tensor, queries: Tensor) -> Tensor:
-    """Concatenate items, scores and queries, floats as their bits."""
+def pack_answer(items: Tensor, scores: Tensor, numbers: Tensor) -> Tensor:
+    """Concatenate items, scores and other numbers, floats as their bits."""
     # not `view`, which has no dtype argument in TorchScript
-    bits = torch.view_copy(torch.cat([scores, queries], 1), dtype=torch.int32)
+    bits = torch.view_copy(torch.cat([scores, numbers], 1), dtype=torch.int32)
     return torch.cat([items.to(torch.int32), bits], 1)
 
 
@@ -160,13 +174,31 @@ class ProgramAnswer(NamedTuple):
     """(B, K) indices."""
     queries: Tensor
     """(B, E)"""
+    targets: Tensor
+    """(B, N) predictions of the tasks beside the next item."""
 
 
-def unpack_answer(output: Tensor, width: int) -> ProgramAnswer:
-    """(B, 2 * K + E) int32 -> its parts; `width` is E."""
-    k = (output.size(1) - width) // 2
+def unpack_answer(output: Tensor, width: int, targets: int = 0) -> ProgramAnswer:
+    """(B, 2 * K + E + N) int32 -> its parts; `width` is E, `targets` N."""
+    k = (output.size(1) - width - targets) // 2
     numbers = output[:, k:].contiguous().view(torch.float32)
-    return ProgramAnswer(numbers[:, :k], output[:, :k].long(), numbers[:, k:])
+    scores, queries, values = numbers.split([k, width, targets], 1)
+    return ProgramAnswer(scores, output[:, :k].long(), queries, values)
+
+
+def target_names(model: Model) -> list[str]:
+    """Output names of the tasks beside the next item, in their order.
+
+    ConfigError for names that clients could not tell apart.
+    """
+    names = [re.sub(r"\W", "_", task.task_name) for _, task in model.target_tasks]
+    for name in names:
+        if names.count(name) > 1 or name in RESERVED_OUTPUTS:
+            raise ConfigError(
+                f"The task {name!r} has the name of another output of a server. Set another "
+                "task_name."
+            )
+    return names
 
 
 class ExampleRequest(NamedTuple):
@@ -243,15 +275,20 @@ def prove_parity(
         request = example_request(model, width, sessions, seed, k)
         expected, scores = reference_scores(model, request)
         try:
-            answer = unpack_answer(program(request.packed(model)), model.width)
+            output = program(request.packed(model))
+            answer = unpack_answer(output, model.width, len(model.targets))
         except RuntimeError as error:
             raise PipelineError(
                 f"The program does not run for {sessions} sessions of {width}: {_line(error)} It "
                 "was not written."
             ) from None
-        if bool(scores.isnan().any()) or bool(scores.isposinf().any()):
+        finite = not (scores.isnan().any() or scores.isposinf().any())
+        if not finite or not answer.targets.isfinite().all():
             raise PipelineError(NOT_FINITE)
-        difference = _difference(expected, answer.scores)
+        difference = max(
+            _difference(expected, answer.scores),
+            _target_difference(model, request, answer.targets),
+        )
         # items may differ where their scores tie; then each must have the score of its position
         misplaced = _difference(scores.gather(1, answer.items), answer.scores)
         largest = max(largest, difference)
@@ -267,6 +304,9 @@ def prove_parity(
 
 def reference_scores(model: InferenceModel, request: ExampleRequest) -> tuple[Tensor, Tensor]:
     """Return (B, K) best scores and (B, V) all scores of the model itself."""
+    if not model.model.ranks_items:
+        none = torch.zeros(len(request.excluded), 0)
+        return none, none
     scores = model.model(model.batch(*request.features))
     allowed = torch.zeros_like(scores, dtype=torch.bool).scatter(1, request.candidates, True)
     allowed |= (request.candidates == 0).all(1, keepdim=True)
@@ -279,7 +319,15 @@ def reference_scores(model: InferenceModel, request: ExampleRequest) -> tuple[Te
 def _difference(expected: Tensor, actual: Tensor) -> float:
     """Largest difference of scores; infinite if one list is shorter than the other."""
     same = expected.isneginf() & actual.isneginf()
-    return float((expected - actual).abs().masked_fill(same, 0.0).max())
+    differences = (expected - actual).abs().masked_fill(same, 0.0)
+    return float(differences.max()) if differences.numel() else 0.0
+
+
+def _target_difference(model: InferenceModel, request: ExampleRequest, actual: Tensor) -> float:
+    """Largest difference of the targets' predictions, of a number relative to its size."""
+    values = model.model.answer(model.batch(*request.features)).targets.values()
+    expected = torch.stack([*values], 1) if values else actual[:, :0]
+    return _difference(expected / expected.abs().clamp(min=1), actual / expected.abs().clamp(min=1))
 
 
 def _line(error: Exception) -> str:

@@ -18,7 +18,9 @@ from torch.nn import functional
 
 from pipeline.model.blocks import SequentialBlock, TransformerBlock
 from pipeline.model.encoders.huggingface import HuggingFaceEncoder
+from pipeline.model.head import Head
 from pipeline.model.model import Model
+from pipeline.model.tasks.targets import TargetTask
 
 Attend = Callable[[Tensor, Tensor, Tensor | None, int], Tensor]
 """`attend`, or its TorchScript."""
@@ -189,6 +191,8 @@ def optimize_xlnet(model: Model, attend: Attend = attend) -> Model:
     blocks = [id(block) for body in bodies for block in body.blocks]
     # a block that is used twice is not the last in both positions
     last = {id(body.blocks[-1]) for body in bodies if len(body.blocks)}
+    if not all(_reads_newest_alone(head, task) for head, task in copied.target_tasks):
+        last = set()
     last = {block for block in last if blocks.count(block) == 1}
     for block in list(copied.modules()):
         if isinstance(block, TransformerBlock) and _is_xlnet(block.encoder):
@@ -198,6 +202,12 @@ def optimize_xlnet(model: Model, attend: Attend = attend) -> Model:
                 block.encoder, longest + 1, attend, newest_only=id(block) in last
             )
     return copied.eval()
+
+
+def _reads_newest_alone(head: Head, task: TargetTask) -> bool:
+    """Whether a task reads the hidden state that predicts the next item and no other."""
+    of_interactions = task.summary_type is None and head.body.masking.causal
+    return task.summary_type == "last" or of_interactions
 
 
 def _is_xlnet(module: nn.Module) -> bool:

@@ -35,12 +35,12 @@ class Ensemble(Model):
                     "Members of an Ensemble read the same sessions: they need the same masking, "
                     "max_sequence_length and catalogue."
                 )
-            head.task  # noqa: B018  (ConfigError for a head without one)
+            head.next_item_task()  # ConfigError for a head without one
 
     def _session_queries(self, encoded: dict[int, Encoded]) -> Tensor:
         """(B, E) `session_embeddings` of what `_encode_all` returns."""
         queries = [
-            head.task.queries(self.session_embedding(encoded[id(head.body)]))
+            head.next_item_task().queries(self.session_embedding(encoded[id(head.body)]))
             for head in self._heads()
         ]
         return torch.cat(queries, -1) / len(queries)
@@ -49,7 +49,7 @@ class Ensemble(Model):
         """Queries of all members side by side in place of hidden states: (B, L, E)."""
         encoded = [self._encode(head.body, batch, stage) for head in self._heads()]
         queries = [
-            head.task.queries(member.hidden)
+            head.next_item_task().queries(member.hidden)
             for head, member in zip(self._heads(), encoded, strict=True)
         ]
         return encoded[0]._replace(hidden=torch.cat(queries, -1) / len(queries))
@@ -61,7 +61,7 @@ class Ensemble(Model):
     def items(self, positions: Tensor | None = None) -> Tensor:
         """(V - 3, E) item vectors in catalogue order, or (C, E) of (C,) catalogue `positions`."""
         return torch.cat(
-            [head.task.items(head.item_table, positions) for head in self._heads()], -1
+            [head.next_item_task().items(head.item_table, positions) for head in self._heads()], -1
         )
 
     def predict(self, batch: SessionBatch) -> dict[str, Tensor]:
@@ -69,6 +69,6 @@ class Ensemble(Model):
         first, *others = self._heads()
         predictions = super().predict(batch)
         for head in others:
-            del predictions[head.task.task_name]
-        predictions[first.task.task_name] = self(batch)
+            del predictions[head.next_item_task().task_name]
+        predictions[first.next_item_task().task_name] = self(batch)
         return predictions

@@ -90,9 +90,8 @@ class Head(nn.Module):
         """Names of the tasks in order."""
         return [task.task_name for task in self.all_tasks]
 
-    @property
-    def task(self) -> NextItemPredictionTask:
-        """The next-item task. ConfigError if the head has none."""
+    def next_item_task(self) -> NextItemPredictionTask:
+        """Return the next-item task. ConfigError if the head has none."""
         for task in self.all_tasks:
             if isinstance(task, NextItemPredictionTask):
                 return task

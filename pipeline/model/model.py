@@ -197,11 +197,11 @@ class Model(nn.Module):
 
     def queries(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., E): queries, whose products with `items` are the scores."""
-        return self.head.task.queries(hidden)
+        return self.head.next_item_task().queries(hidden)
 
     def items(self, positions: Tensor | None = None) -> Tensor:
         """(V - 3, E) item vectors in catalogue order, or (C, E) of (C,) catalogue `positions`."""
-        return self.head.task.items(self.head.item_table, positions)
+        return self.head.next_item_task().items(self.head.item_table, positions)
 
     def top_k(
         self,

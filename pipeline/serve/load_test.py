@@ -121,7 +121,7 @@ def load_test(
     requests = list(random_requests(served, values, shape, NUM_REQUESTS))
     return send_load(
         url, model, requests, clients=clients, seconds=seconds, rate=rate, shape=shape,
-        access=access,
+        outputs=OUTPUTS if served.ranks_items else served.targets, access=access,
     )  # fmt: skip
 
 

@@ -128,7 +128,7 @@ def _rank_with_others(
     model: Model, batch: RaggedBatch, spare: SessionBatch, positions: Positions, filter_seen: bool
 ) -> NDArray[Any]:
     """Sessions of this process -> ranks of `rank_targets` of all, by process. Collective."""
-    table, task = _sharded_table(model), model.head.task
+    table, task = _sharded_table(model), model.head.next_item_task()
     device = table.weight.device
     longest = model.inputs.max_sequence_length or 2**31
     windows = evaluation_windows(batch.lengths, longest, positions, causal=model.causal)

@@ -100,7 +100,7 @@ def test_members_that_read_differently_are_refused() -> None:
     )
     with pytest.raises(ConfigError, match="Two tasks have one name"):
         Ensemble(*one.heads, *other.heads)
-    other.head.task.task_name = "another"
+    other.head.next_item_task().task_name = "another"
     with pytest.raises(ConfigError, match="the same masking"):
         Ensemble(*one.heads, *other.heads)
 

@@ -152,8 +152,8 @@ def test_a_table_of_its_own_scores_where_weights_are_not_tied() -> None:
     config = tr.GPT2Config.build(d_model=8, n_head=2, n_layer=1, total_seq_length=5)
     model = config.to_torch_model(inputs, tr.NextItemPredictionTask(weight_tying=False))
     model.loss(batch([[4, 5, 6]])).backward()
-    assert model.head.task.output_table is not None
-    assert float(model.head.task.output_table.grad.abs().sum()) > 0
+    assert model.head.next_item_task().output_table is not None
+    assert float(model.head.next_item_task().output_table.grad.abs().sum()) > 0
 
 
 def test_newest_keeps_the_newest() -> None:

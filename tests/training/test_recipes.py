@@ -209,7 +209,7 @@ def test_target_weight_halves_with_every_half_life(shop: Shop) -> None:
     assert statistics.newest is not None
     schema = Schema.from_json(shop.data / "schema.pbtxt")
     model = build_model(schema, chosen.model, 10, chosen.train, statistics)
-    weigh = model.head.task.weights
+    weigh = model.head.next_item_task().weights
     assert weigh is not None
     assert {"timestamp", "action"} <= {*model.training_columns}
     hours = torch.tensor([[0.0, 6.0, 3.0, 24.0]])
@@ -248,7 +248,11 @@ def test_weights_change_the_scores(shop: Shop, tmp_path: Path) -> None:
         ({"pretrained": [{"file": "nowhere.parquet"}]}, {}, "nowhere.parquet"),
         ({"pretrained": [{"file": "x.parquet", "feature": "price"}]}, {}, "no categorical feature"),
         ({"embedding_dims": {"brnad": 3}}, {}, "no column 'brnad'"),
-        ({"targets": [{"feature": "actoin", "kind": "regression"}]}, {}, "no column 'actoin' of numbers"),
+        (
+            {"targets": [{"feature": "actoin", "kind": "regression"}]},
+            {},
+            "no column 'actoin' of numbers",
+        ),
         ({"targets": [{"feature": "action", "kind": "regression"}]}, {}, "is categorical"),
         (
             {"targets": [{"feature": "action", "kind": "binary", "positive": ["buy"]}]},

@@ -176,7 +176,7 @@ def test_negatives_are_drawn_from_items_so_far_by_their_counts(
 
     def spy(model: Any, config: Any, source: SourceCheckpoint, **keywords: Any) -> None:
         copy_weights(model, config, source, **keywords)
-        sampler = model.head.task.sampler
+        sampler = model.head.next_item_task().sampler
         drawn.append((sampler.num_items, int(sampler.weights.sum())))
 
     monkeypatch.setattr(incremental_trainer, "copy_weights", spy)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from numpy.typing import NDArray
 
-from pipeline.serve.client.answers import OUTPUTS, OUTPUTS_AND_EMBEDDINGS, Answer, records_to_frame
+from pipeline.serve.client.answers import Answer, outputs_of, records_to_frame, target_frame
 from pipeline.serve.client.client import batches
 from pipeline.serve.client.connection import Connection
 from pipeline.serve.client.served_model import ServedModel
@@ -44,11 +44,25 @@ class AsyncClient(Connection):
             return self._read_config(await self._wait(self._client.get_model_config(**arguments)))
         return self._served
 
-    async def infer(self, tensors: dict[str, NDArray[Any]], *, embeddings: bool = False) -> Answer:
-        """Send one request of (B, n) tensors as they are."""
-        outputs = OUTPUTS_AND_EMBEDDINGS if embeddings else OUTPUTS
+    async def infer(
+        self,
+        tensors: dict[str, NDArray[Any]],
+        *,
+        lists: bool = True,
+        embeddings: bool = False,
+        targets: bool = False,
+    ) -> Answer:
+        """Send one request of (B, n) tensors as they are; ask for `lists` and others."""
+        served = await self.served()
+        outputs = outputs_of(served, lists=lists, embeddings=embeddings, targets=targets)
         result = await self._wait(self._client.infer(**self.prepare(tensors, outputs)))
-        return Answer.from_outputs(result.as_numpy)
+        return Answer.from_outputs(result.as_numpy, served.targets if targets else ())
+
+    async def predict(self, sessions: list[Columns]) -> "pd.DataFrame":
+        """As `Client.predict`."""
+        tensors = request_tensors(await self.served(), sessions)
+        answer = await self.infer(tensors, lists=False, targets=True)
+        return target_frame(answer.records(range(len(sessions))))
 
     async def recommend(
         self,
@@ -56,11 +70,14 @@ class AsyncClient(Connection):
         k: int | None = None,
         *,
         embeddings: bool = False,
+        targets: bool = False,
         **filters: Any,
     ) -> Answer:
         """As `Client.recommend`."""
-        tensors = request_tensors(await self.served(), sessions, k=k, **filters)
-        return await self.infer(tensors, embeddings=embeddings)
+        served = await self.served()
+        tensors = request_tensors(served, sessions, k=k, **filters)
+        lists = served.ranks_items or not targets
+        return await self.infer(tensors, lists=lists, embeddings=embeddings, targets=targets)
 
     async def recommend_frame(
         self, frame: "pd.DataFrame", k: int | None = None, **filters: Any

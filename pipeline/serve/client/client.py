@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 from numpy.typing import NDArray
 
 from pipeline.core.errors import ConfigError
-from pipeline.serve.client.answers import OUTPUTS, OUTPUTS_AND_EMBEDDINGS, Answer, records_to_frame
+from pipeline.serve.client.answers import Answer, outputs_of, records_to_frame, target_frame
 from pipeline.serve.client.connection import Connection
 from pipeline.serve.client.served_model import ServedModel
 from pipeline.serve.client.tensors import Columns, id_lists, listed, request_tensors
@@ -46,8 +46,24 @@ class SyncClient(ABC):
         """Description of the model."""
 
     @abstractmethod
-    def infer(self, tensors: dict[str, NDArray[Any]], *, embeddings: bool = False) -> Answer:
-        """Send one request of (B, n) tensors as they are."""
+    def infer(
+        self,
+        tensors: dict[str, NDArray[Any]],
+        *,
+        lists: bool = True,
+        embeddings: bool = False,
+        targets: bool = False,
+    ) -> Answer:
+        """Send one request of (B, n) tensors as they are; ask for `lists` and others."""
+
+    def predict(self, sessions: list[Columns]) -> "pd.DataFrame":
+        """Return the targets beside the next item by name, one row a session, without lists.
+
+        Probabilities, or numbers in the units of the log. ConfigError for a model without targets.
+        """
+        tensors = request_tensors(self.served, sessions)
+        answer = self.infer(tensors, lists=False, targets=True)
+        return target_frame(answer.records(range(len(sessions))))
 
     def recommend(
         self,
@@ -55,16 +71,19 @@ class SyncClient(ABC):
         k: int | None = None,
         *,
         embeddings: bool = False,
+        targets: bool = False,
         **filters: Any,
     ) -> Answer:
         """Return lists for sessions, each a dict of columns such as {"item_id": [...]}.
 
         A column has one value an interaction, oldest first; a column of the session has one value.
         None is a missing value, and so is a column that only other sessions have. A feature of
-        items that no session has takes the value that training last saw for each item.
+        items that no session has takes the value that training last saw for each item. With
+        `targets` the answer also has the predictions beside the next item, or has them alone.
         """
         tensors = request_tensors(self.served, sessions, k=k, **filters)
-        return self.infer(tensors, embeddings=embeddings)
+        lists = self.served.ranks_items or not targets
+        return self.infer(tensors, lists=lists, embeddings=embeddings, targets=targets)
 
     def recommend_log(
         self,
@@ -125,10 +144,19 @@ class Client(Connection, SyncClient):
             return self._read_config(self._call(self._client.get_model_config, arguments))
         return self._served
 
-    def infer(self, tensors: dict[str, NDArray[Any]], *, embeddings: bool = False) -> Answer:
-        """Send one request of (B, n) tensors as they are."""
-        outputs = OUTPUTS_AND_EMBEDDINGS if embeddings else OUTPUTS
-        return Answer.from_outputs(self.send(self.prepare(tensors, outputs)).as_numpy)
+    def infer(
+        self,
+        tensors: dict[str, NDArray[Any]],
+        *,
+        lists: bool = True,
+        embeddings: bool = False,
+        targets: bool = False,
+    ) -> Answer:
+        """Send one request of (B, n) tensors as they are; ask for `lists` and others."""
+        served = self.served
+        outputs = outputs_of(served, lists=lists, embeddings=embeddings, targets=targets)
+        result = self.send(self.prepare(tensors, outputs))
+        return Answer.from_outputs(result.as_numpy, served.targets if targets else ())
 
     def send(self, request: dict[str, Any]) -> Any:
         """Send what `prepare` made; return tritonclient's result."""

@@ -6,7 +6,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from pipeline.core.errors import ConfigError
-from pipeline.serve.client.answers import OUTPUTS, OUTPUTS_AND_EMBEDDINGS, Answer
+from pipeline.serve.client.answers import Answer, outputs_of
 from pipeline.serve.client.client import SyncClient
 from pipeline.serve.client.served_model import ServedModel
 from pipeline.serve.runtime import RequestError
@@ -37,8 +37,17 @@ class InProcessClient(SyncClient):
         """Description of the model."""
         return self._served
 
-    def infer(self, tensors: dict[str, NDArray[Any]], *, embeddings: bool = False) -> Answer:
+    def infer(
+        self,
+        tensors: dict[str, NDArray[Any]],
+        *,
+        lists: bool = True,
+        embeddings: bool = False,
+        targets: bool = False,
+    ) -> Answer:
         """Run one request of (B, n) tensors as they are."""
+        served = self._served
+        outputs = outputs_of(served, lists=lists, embeddings=embeddings, targets=targets)
         k = tensors.get("k")
         if k is not None and not ((k >= 1) & (k <= self._served.max_k)).all():
             raise ConfigError(
@@ -50,10 +59,9 @@ class InProcessClient(SyncClient):
             raise ConfigError(str(error)) from None
         except UnicodeError as error:
             raise ConfigError(f"A value is not text in UTF-8: {error}.") from None
-        outputs = OUTPUTS_AND_EMBEDDINGS if embeddings else OUTPUTS
-        items = self._reader.encoder.items
-        response = response_tensors(request, self._runner([request]), items, outputs)
-        return Answer.from_outputs(response.get)
+        results = self._runner([request])
+        response = response_tensors(request, results, self._reader.encoder, outputs)
+        return Answer.from_outputs(response.get, served.targets if targets else ())
 
 
 def _as_sent(array: NDArray[Any]) -> NDArray[Any]:

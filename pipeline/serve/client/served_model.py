@@ -22,6 +22,10 @@ class ServedModel:
     timestamp_type: str | None
     default_k: int
     max_k: int
+    ranks_items: bool
+    """Whether it recommends; otherwise it has `targets` alone."""
+    targets: list[str]
+    """Names of the predictions beside the next item."""
     max_batch: int
     """Maximum number of sessions of a request."""
     version: int

@@ -15,8 +15,8 @@ from .request_encoder import Encoder
 from .rows import Rows, merge
 
 RunModel = Callable[[NDArray[Any]], NDArray[Any]]
-"""Model: a tensor of `BatchRunner.pack` -> (S, 2 * K + E) int32: item indices, then the bits of
-scores and embeddings."""
+"""Model: a tensor of `BatchRunner.pack` -> (S, 2 * K + E + N) int32: item indices, then the bits of
+scores, embeddings and N targets."""
 
 
 class Recommendations(NamedTuple):
@@ -28,6 +28,8 @@ class Recommendations(NamedTuple):
     """(S, K) item indices."""
     embeddings: NDArray[Any]
     """(S, E) vectors of the sessions; inner products with those of items are the scores."""
+    targets: NDArray[Any]
+    """(S, N) predictions of the targets beside the next item."""
 
 
 class BatchRunner:
@@ -40,6 +42,7 @@ class BatchRunner:
         """Names of the encoded columns in the order of the packed tensor."""
         self.max_batch: int = encoder.spec["max_batch"]
         self.width: int = encoder.spec["width"]
+        self.targets: list[str] = encoder.spec["targets"]
 
     def __call__(self, requests: list[Request]) -> Recommendations:
         """Return the lists of all sessions, as long as the longest requested list."""
@@ -53,9 +56,12 @@ class BatchRunner:
             candidates = _slice_rows([request.candidates for request in requests], rows)
             parts.append(self.run_model(self.pack(encoded, rows, excluded, candidates, k)))
         output = _concatenate(parts)
-        k = (output.shape[1] - self.width) // 2
+        end = output.shape[1] - len(self.targets)
+        k = (end - self.width) // 2
         numbers = output.view(np.float32)
-        return Recommendations(numbers[:, k : 2 * k], output[:, :k], numbers[:, 2 * k :])
+        return Recommendations(
+            numbers[:, k : 2 * k], output[:, :k], numbers[:, 2 * k : end], numbers[:, end:]
+        )
 
     def pack(
         self,
@@ -123,21 +129,20 @@ def _concatenate(parts: list[NDArray[Any]]) -> NDArray[Any]:
 def response_tensors(
     request: Request,
     recommendations: Recommendations,
-    items: NDArray[Any],
+    encoder: Encoder,
     outputs: Collection[str],
 ) -> dict[str, NDArray[Any]]:
     """Return those of the tensors that `outputs` names.
 
-    They are (B, k) `item_ids` and `scores`, (B, E) `embedding`, (B, 1) `num_known` and
-    `session_ids`, of a flat request in one row: (1, S * k), (1, S * E), (1, S). `items` are raw ids
-    in the order of the catalogue. A short list ends in missing ids, whose scores are minus
-    infinity.
+    They are (B, k) `item_ids` and `scores`, (B, E) `embedding`, (B, 1) `num_known`, `session_ids`
+    and each target, of a flat request in one row: (1, S * k), (1, S * E), (1, S). A short list ends
+    in missing ids, whose scores are minus infinity.
     """
     scores = recommendations.scores[:, : request.k]
     rows = 1 if request.flat else len(scores)
     tensors: dict[str, NDArray[Any]] = {}
     if "item_ids" in outputs:
-        ids = items[np.maximum(recommendations.items[:, : request.k] - FIRST_ITEM, 0)]
+        ids = encoder.items[np.maximum(recommendations.items[:, : request.k] - FIRST_ITEM, 0)]
         missing = scores == -np.inf
         if missing.any():
             ids[missing] = MISSING_INTEGER if ids.dtype.kind == "i" else b""
@@ -148,6 +153,10 @@ def response_tensors(
         tensors["embedding"] = np.ascontiguousarray(recommendations.embeddings).reshape(rows, -1)
     if "num_known" in outputs:
         tensors["num_known"] = request.num_known.reshape(rows, -1)
+    for column, name in enumerate(encoder.spec["targets"]):
+        if name in outputs:
+            values = np.ascontiguousarray(recommendations.targets[:, column])
+            tensors[name] = values.reshape(rows, -1)
     if "session_ids" in outputs:
         tensors["session_ids"] = np.ascontiguousarray(request.session_ids)
     return tensors

@@ -47,11 +47,13 @@ class TritonPythonModel:
         Triton's own warm-up must not call another model, which ends its version 2.51.
         """
         encoder = self.encoder
-        output = np.full((1, 2 + self.runner.width), FIRST_ITEM, np.int32)
+        lists = ("item_ids", "scores") if encoder.spec["ranks_items"] else ()
+        columns = len(lists) + self.runner.width + len(self.runner.targets)
+        output = np.full((1, columns), FIRST_ITEM, np.int32)
         runner = BatchRunner(encoder, lambda _: output)
         for ids in (encoder.items[:1], encoder.items[:1].repeat(5)):
             request = self.reader.read({"item_id": ids[np.newaxis]})
-            response_tensors(request, runner([request]), encoder.items, ("item_ids", "scores"))
+            response_tensors(request, runner([request]), encoder, lists)
 
     def execute(self, requests):
         responses = [None] * len(requests)
@@ -69,7 +71,7 @@ class TritonPythonModel:
                 responses[index] = _failure(result)
                 continue
             outputs = requests[index].requested_output_names()
-            tensors = response_tensors(request, result, self.encoder.items, outputs)
+            tensors = response_tensors(request, result, self.encoder, outputs)
             responses[index] = pb_utils.InferenceResponse(
                 output_tensors=[pb_utils.Tensor(name, array) for name, array in tensors.items()]
             )
