@@ -54,10 +54,10 @@ def _labels(fitted: Fitted, target: Target) -> Labels:
             "Choose a continuous feature, or kind: binary."
         )
     if name not in fitted.standardizations:
-        known = [*fitted.standardizations]
+        columns = [*fitted.standardizations]
         raise ConfigError(
             f"`model.targets`: the data have no column {name!r} of numbers; "
-            f"{closest(name, known) if known else 'they have no numbers at all.'}"
+            f"{closest(name, columns) if columns else 'they have no numbers at all.'}"
         )
     statistics = fitted.standardizations[name]
     # the time since the interaction before has no feature of its own, and is a logarithm

@@ -40,6 +40,8 @@ class Fake:
             default_k=2,
             max_k=len(ids),
             max_batch=8,
+            ranks_items=True,
+            targets=[],
             version=version,
         )
         self.ids = ids

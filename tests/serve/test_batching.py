@@ -45,7 +45,12 @@ def program() -> BatchRunner:
     packing = ["item_id", "number", "colour", "nothing", *floats, "device", "age"]
     # what is filled in where a request has no price
     encoder.item_features = {"price": np.arange(3 + len(encoder.items), dtype=np.float32) / 8}
-    encoder.spec = encoder.spec | {"packing": packing, "max_batch": 4, "width": WIDTH}
+    encoder.spec = encoder.spec | {
+        "packing": packing,
+        "max_batch": 4,
+        "width": WIDTH,
+        "targets": [],
+    }
     return BatchRunner(encoder, ask)
 
 
