@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 
+from pipeline import compat
 from pipeline import model as tr
 from pipeline.exporting.torchscript import InferenceModel, pack_request, trace, unpack_answer
 from pipeline.model import architectures, losses
@@ -19,19 +20,6 @@ from pipeline.recipe.train import TrainConfig
 from tests.conftest import ROOT, Shop
 
 BLOCKS = (ROOT / "docs" / "building-blocks.md").read_text(encoding="utf-8")
-MOVING = (ROOT / "docs" / "from-transformers4rec.md").read_text(encoding="utf-8")
-ORIGINAL_NAMES = """
-Schema ranking_metric requires_schema T4RecConfig GPT2Config XLNetConfig TransfoXLConfig
-LongformerConfig AlbertConfig ReformerConfig ElectraConfig T4RecTrainingArguments
-SequentialBlock right_shift_block build_blocks BlockBase TabularBlock Block MLPBlock
-TabularTransformation SequentialTabularTransformations TabularAggregation StochasticSwapNoise
-TabularLayerNorm TabularDropout TransformerBlock ContinuousFeatures EmbeddingFeatures
-SoftEmbeddingFeatures PretrainedEmbeddingsInitializer PretrainedEmbeddingFeatures
-TabularSequenceFeatures SequenceEmbeddingFeatures FeatureConfig TableConfig TabularFeatures Head
-Model PredictionTask AsTabular ConcatFeatures FilterFeatures ElementwiseSum
-ElementwiseSumItemMulti MergeTabular StackFeatures BinaryClassificationTask RegressionTask
-NextItemPredictionTask TabularModule SoftEmbedding Trainer LabelSmoothCrossEntropyLoss data
-""".split()  # noqa: SIM905
 SCHEMA = tr.Schema((tr.ColumnSchema.create_categorical("item_id", 27, tags=["item_id"]),))
 
 
@@ -146,21 +134,11 @@ def test_new_loss_takes_one_class_and_two_lines(monkeypatch: pytest.MonkeyPatch)
     assert float(loss) > 0
 
 
-def test_program_of_from_transformers4rec_runs(shop: Shop) -> None:
-    program = blocks(MOVING, "python")[0]
-    namespace = {"tr": tr, "path": shop.data / "schema.pbtxt"}
-    assert isinstance(run(program, namespace)["model"], tr.Model)
-
-
-@pytest.mark.parametrize("name", ORIGINAL_NAMES)
-def test_every_name_of_the_original_exists_or_is_explained(name: str) -> None:
-    assert hasattr(tr, name) or re.search(rf"`(tr\.)?{name}\b", MOVING), name
-
-
 @pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.name)
 def test_names_and_links_of_a_page_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    for name in set(re.findall(r"\btr\.(\w+)", text)) - {"data"}:
-        assert hasattr(tr, name), name
+    package = compat if page.stem == "from-transformers4rec" else tr
+    for name in set(re.findall(r"\btr\.(\w+)", text)):
+        assert hasattr(package, name), name
     for link in re.findall(r"\]\((?!http)([^)#]+)", text):
         assert (page.parent / link).exists(), link

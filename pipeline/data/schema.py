@@ -45,8 +45,13 @@ class Schema:
                 f"Expected a Schema or a merlin.schema.Schema, found {type(schema).__name__}."
             ) from None
 
+    @classmethod
+    def from_proto_text(cls, path: str | Path) -> Self:
+        """Read protobuf text or JSON, as `from_json` does."""
+        return cls.from_json(path)
+
     def to_proto_text(self) -> str:
-        """Columns as protobuf text, which `from_json` and Merlin read."""
+        """Columns as protobuf text, which `from_proto_text` and Merlin read."""
         return proto_text(self.columns)
 
     @classmethod

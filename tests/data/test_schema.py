@@ -320,7 +320,7 @@ def test_proto_text_is_read_back_alike_by_us_and_by_merlin(tmp_path: Path) -> No
     from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
 
     path = written(tmp_path, WRITTEN.to_proto_text())
-    assert Schema.from_json(path) == WRITTEN
+    assert Schema.from_json(path) == Schema().from_proto_text(path) == WRITTEN
     metadata = TensorflowMetadata.from_proto_text_file(str(tmp_path), "schema")
     assert Schema.from_merlin(metadata.to_merlin_schema()) == WRITTEN
 

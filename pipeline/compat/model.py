@@ -1,0 +1,234 @@
+"""Head and Model with the arguments and methods of Transformers4Rec.
+
+Shape letters: B sessions, L positions, V rows of the item table, K list length, T targets.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from pipeline import model as blocks
+from pipeline.compat.arguments import PAGE, expect, naming_the_page
+from pipeline.compat.construction import Rebuildable
+from pipeline.compat.evaluation import evaluate_batches, targets_of
+from pipeline.compat.features import as_schema, as_sessions
+from pipeline.compat.fitting import fit
+from pipeline.compat.saving import load_model, save_model
+from pipeline.core.errors import ConfigError
+from pipeline.data.batch import SessionBatch
+from pipeline.data.schema import ColumnSchema, Schema
+from pipeline.model.head import Task
+from pipeline.model.tasks.next_item import NextItemPredictionTask
+
+Batch = Mapping[str, Tensor] | SessionBatch
+"""Features by name, (B, L) or (B,), or ragged as `NAME__values` and `NAME__offsets`."""
+
+
+class Head(Rebuildable, blocks.Head):
+    """One or several tasks on one body."""
+
+    def __init__(
+        self,
+        body: blocks.SequentialBlock,
+        prediction_tasks: Any,
+        task_blocks: nn.Module | dict[str, nn.Module] | None = None,
+        task_weights: list[float] | None = None,
+        loss_reduction: Literal["mean", "sum"] = "mean",
+        inputs: Any = None,
+    ) -> None:
+        arguments = (body, prediction_tasks, task_blocks, task_weights, loss_reduction, inputs)
+        with naming_the_page():
+            super().__init__(*arguments)
+
+    @classmethod
+    def from_schema(
+        cls,
+        schema: Schema | Iterable[Any],
+        body: blocks.SequentialBlock,
+        task_blocks: nn.Module | dict[str, nn.Module] | None = None,
+        task_weight_dict: dict[str, float] | None = None,
+        loss_reduction: Literal["mean", "sum"] = "mean",
+        inputs: Any = None,
+    ) -> Self:
+        """Make a task for each column that is tagged binary_classification or regression.
+
+        `task_weight_dict` are weights by task name, 1 for the others.
+        """
+        expect("inputs", inputs, None, body.inputs, because="the body begins with its input block")
+        made = super().from_schema(
+            as_schema(schema), body, task_blocks, task_weight_dict, loss_reduction
+        )
+        assert isinstance(made, cls)  # noqa: S101
+        return made
+
+    def to_model(self, **arguments: Any) -> "Model":
+        """Build a model with this head."""
+        return Model(self, **arguments)
+
+
+class Model(Rebuildable, blocks.Model):
+    """Model that reads dictionaries, trains and evaluates itself, and is saved without pickle.
+
+    `top_k` is the length of the lists that a call returns, see `forward`; as a method,
+    `model.top_k(batch, k)` returns them with filters. `optimizer` is the class that `fit` uses.
+    """
+
+    def __init__(
+        self,
+        *head: blocks.Head,
+        head_weights: list[float] | None = None,
+        head_reduction: Literal["mean", "sum"] = "mean",
+        optimizer: Any = torch.optim.Adam,
+        name: str | None = None,
+        max_sequence_length: int | None = None,
+        top_k: int | None = None,
+    ) -> None:
+        super().__init__(*head, head_weights=head_weights, head_reduction=head_reduction)
+        longest = self.inputs.max_sequence_length
+        reason = f"the input block reads {longest}"
+        expect("max_sequence_length", max_sequence_length, None, longest, because=reason)
+        self.optimizer = optimizer
+        self.name = name
+        self.list_length: int | None = None
+        """K of the lists that a call returns, None for scores of the catalogue."""
+        if top_k is not None:
+            self._set_list_length(top_k)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """`model.top_k = k` sets the length of the lists; the method of that name stays."""
+        if name == "top_k":
+            self._set_list_length(value)
+        else:
+            super().__setattr__(name, value)
+
+    def _set_list_length(self, length: int | None) -> None:
+        if length is not None and (not isinstance(length, int) or length < 1):
+            raise ConfigError(f"top_k is {length!r}, expected a whole number above 0, or None.")
+        self.list_length = length
+
+    def forward(
+        self,
+        inputs: Batch,
+        targets: Mapping[str, Tensor] | None = None,
+        training: bool = False,
+        testing: bool = False,
+    ) -> Any:
+        """Predict, or with `training` or `testing` return the loss.
+
+        A SessionBatch gives scores (B, V). A dictionary gives the prediction of the task, of
+        several tasks a dictionary by name: scores (B, V), with `top_k` (scores, items) (B, K)
+        each, probabilities or numbers. `training` gives {"loss": ()}, with the masks of training;
+        `testing` gives {"loss", "labels" (T,), "predictions" (T, V)} of the interactions that an
+        evaluation predicts.
+        """
+        batch = as_sessions(self.inputs, inputs, targets)
+        if training:
+            return {"loss": self.loss(batch)}
+        if testing:
+            return self._tested(batch)
+        if isinstance(inputs, SessionBatch):
+            return super().forward(batch)
+        predictions: dict[str, Any] = self.predict(batch)
+        if self.list_length is not None:
+            best = self.top_k(batch, self.list_length)
+            predictions[self.head.task.task_name] = best.scores, best.items
+        return predictions if len(predictions) > 1 else next(iter(predictions.values()))
+
+    def _tested(self, batch: SessionBatch) -> dict[str, Tensor]:
+        """Loss, labels and scores at the targets of an evaluation."""
+        hidden, labels = targets_of(self, batch)
+        loss = self.head.task.loss(hidden[None], labels[None], self.head.item_table)
+        return {"loss": loss, "labels": labels, "predictions": self.scores(hidden)}
+
+    def fit(
+        self,
+        dataloader: Iterable[Any],
+        optimizer: Any = None,
+        eval_dataloader: Iterable[Any] | None = None,
+        num_epochs: int = 1,
+        *,
+        amp: bool = False,
+        train: bool = True,
+        verbose: bool = True,
+        compute_metric: bool = True,
+    ) -> list[dict[str, float]]:
+        """Take one step for each batch of a loader; return the loss of each epoch.
+
+        Batches are (features, targets) or features. `optimizer` is a class, such as
+        torch.optim.Adam, or an optimizer. With `eval_dataloader` each epoch also has its metrics.
+        Schedules, accumulation, checkpoints and several processes are the Trainer's.
+        """
+        expect("train", train, True, because="`evaluate` computes losses without training")
+        metrics = eval_dataloader if compute_metric else None
+        chosen = self.optimizer if optimizer is None else optimizer
+        return fit(self, dataloader, chosen, metrics, num_epochs, amp=amp, verbose=verbose)
+
+    def evaluate(
+        self,
+        dataloader: Iterable[Any],
+        targets: Any = None,
+        testing: bool = True,
+        verbose: bool = True,  # noqa: ARG002  (nothing is printed)
+        mode: str = "eval",
+    ) -> dict[str, float]:
+        """Metrics of the tasks by `MODE_/TASK/METRIC`, and the mean loss as `MODE_/loss`.
+
+        Batches are (features, targets) or features.
+        """
+        expect("targets", targets, None, because="they come with the batches")
+        expect("testing", testing, True, because="an evaluation always tests")
+        return evaluate_batches(self, dataloader, prefix=mode)
+
+    @property
+    def prediction_tasks(self) -> dict[str, Task]:
+        """Tasks by name."""
+        return {task.task_name: task for _, task in self.tasks_with_heads}
+
+    @property
+    def input_schema(self) -> Schema:
+        """Columns that a batch must have."""
+        columns = getattr(self.inputs, "schema", None)
+        if columns is None:
+            raise ConfigError(
+                "The input block keeps no schema. Make it by `pipeline.compat`, as in "
+                f"TabularSequenceFeatures.from_schema(schema). See {PAGE}."
+            )
+        names = self.inputs.feature_names
+        return Schema(tuple(column for column in columns if column.name in names))
+
+    @property
+    def output_schema(self) -> Schema:
+        """Columns that a call returns: one for each task, or scores and items with `top_k`."""
+        columns = []
+        for _, task in self.tasks_with_heads:
+            is_list = isinstance(task, NextItemPredictionTask)
+            if is_list and self.list_length is not None:
+                items = {"is_list": True, "max_length": self.list_length}
+                columns.append(ColumnSchema(name="item_id_scores", is_float=True, **items))  # type: ignore[arg-type]
+                columns.append(ColumnSchema(name="item_ids", **items))  # type: ignore[arg-type]
+            else:
+                columns.append(ColumnSchema(name=task.task_name, is_float=True, is_list=is_list))
+        return Schema(tuple(columns))
+
+    def save(self, path: str | Path, model_name: str = "t4rec_model_class") -> None:
+        """Write `model.json` and `model.safetensors` to a directory, for `load`.
+
+        ConfigError for a model that cannot be built again from JSON, such as one with a module of
+        one's own; its weights are `model.state_dict()`. `model_name` is read by nothing.
+        """
+        del model_name
+        save_model(self, Path(path))
+
+    @classmethod
+    def load(cls, path: str | Path, model_name: str = "t4rec_model_class") -> "Model":
+        """Build the model that `save` wrote; nothing of the files is run.
+
+        ArtifactError if the files do not fit each other. `model_name` is read by nothing.
+        """
+        del model_name
+        model = load_model(Path(path))
+        assert isinstance(model, Model)  # noqa: S101
+        return model

@@ -1,0 +1,359 @@
+"""Methods of the original's model: dictionaries, fit, evaluate, schemas, save and load."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline import compat as tr
+from pipeline.core.errors import ArtifactError, ConfigError, DataError
+
+DATA = tr.data.music_streaming_testing_data
+FEATURES = tr.data.tabular_sequence_testing_data.schema
+BATCH = tr.data.tabular_sequence_testing_data.torch_synthetic_data(40)
+
+
+def features(masking: str | None = "clm", **options: Any) -> tr.TabularSequenceFeatures:
+    return tr.TabularSequenceFeatures.from_schema(
+        FEATURES, max_sequence_length=20, d_output=16, masking=masking, **options
+    )
+
+
+def model_of(config: Any = tr.GPT2Config, masking: str = "clm", **options: Any) -> tr.Model:
+    torch.manual_seed(0)
+    built = config.build(16, 2, 1, 20, dropout=0.0)
+    return built.to_torch_model(features(masking), tr.NextItemPredictionTask(**options)).eval()
+
+
+def same(one: Any, other: Any) -> bool:
+    return torch.equal(torch.nan_to_num(one), torch.nan_to_num(other))
+
+
+@torch.no_grad()
+def test_padded_ragged_and_session_batches_have_the_same_scores() -> None:
+    model = model_of()
+    ragged = tr.data.tabular_sequence_testing_data.torch_synthetic_data(40, ragged=True)
+    lengths = (BATCH["item_id"] != 0).sum(1)
+    scores = model(tr.SessionBatch(BATCH, lengths))
+    assert scores.shape == (40, 53)
+    assert scores[:, :3].isneginf().all()
+    assert torch.allclose(scores[:, 3:], model(BATCH)[:, 3:], atol=1e-6)
+    assert torch.allclose(scores[:, 3:], model(ragged)[:, 3:], atol=1e-5)
+    columns = {name: v.unsqueeze(1) if v.dim() == 1 else v for name, v in BATCH.items()}
+    assert torch.allclose(scores[:, 3:], model(columns)[:, 3:], atol=1e-6)
+
+
+def test_padding_on_the_left_is_refused() -> None:
+    flipped = {name: v.flip(1) if v.dim() == 2 else v for name, v in BATCH.items()}
+    with pytest.raises(DataError, match="padding on the right"):
+        model_of()(flipped)
+
+
+@torch.no_grad()
+def test_top_k_makes_a_call_return_lists() -> None:
+    model = model_of()
+    scores = model(BATCH)
+    model.top_k = 5
+    best, items = model(BATCH)
+    expected = scores.topk(5)
+    assert torch.allclose(best, expected.values)
+    assert (items == expected.indices).float().mean() > 0.99
+    assert model.output_schema.column_names == ["item_id_scores", "item_ids"]
+    batch = tr.SessionBatch(BATCH, (BATCH["item_id"] != 0).sum(1))
+    unseen = model.top_k(batch, 5, filter_seen=True).items
+    assert not (unseen[:, :, None] == BATCH["item_id"][:, None, :]).any()
+    model.top_k = None
+    assert same(model(BATCH), scores)
+    with pytest.raises(ConfigError, match="top_k is 0"):
+        model.top_k = 0
+
+
+def test_testing_hides_the_last_item_and_training_has_a_loss() -> None:
+    model = model_of()
+    result = model(BATCH, testing=True)
+    lengths = (BATCH["item_id"] != 0).sum(1)
+    last = lengths - 1
+    assert torch.equal(result["labels"], BATCH["item_id"][torch.arange(40), last])
+    earlier = {
+        name: v * (torch.arange(20) < last[:, None]) if v.dim() == 2 else v
+        for name, v in BATCH.items()
+    }
+    assert torch.allclose(result["predictions"][:, 3:], model(earlier)[:, 3:], atol=1e-5)
+    loss = model(BATCH, training=True)["loss"]
+    loss.backward()
+    again = model.loss(tr.SessionBatch(BATCH, lengths))
+    assert loss.item() == pytest.approx(again.item())
+
+
+def test_fit_lowers_the_loss_of_every_task() -> None:
+    torch.manual_seed(0)
+    gru = tr.Block(nn.GRU(16, 16, batch_first=True), [None, 20, 16])
+    body = tr.SequentialBlock(features("clm"), tr.MLPBlock([16]), gru)
+    head = tr.Head(
+        body,
+        [
+            tr.NextItemPredictionTask(),
+            tr.BinaryClassificationTask("click"),
+            tr.RegressionTask("play_percentage"),
+        ],
+        task_weights=[1.0, 0.5, 2.0],
+    )
+    model = head.to_model(optimizer=torch.optim.Adam)
+    loader = tr.MerlinDataLoader.from_schema(DATA.schema, DATA.path, 20)
+    before = model.evaluate(loader)
+    losses = model.fit(loader, lambda p: torch.optim.Adam(p, 0.01), loader, num_epochs=6)
+    assert [epoch["loss"] for epoch in losses] == sorted((e["loss"] for e in losses), reverse=True)
+    after = model.evaluate(loader)
+    assert after == pytest.approx({k: losses[-1][k] for k in after}, abs=1e-6)
+    squared = "eval_/play_percentage/regression_task/mean_squared_error"
+    assert after["eval_/loss"] < before["eval_/loss"]
+    assert after[squared] < before[squared]
+    assert after["eval_/next-item/recall_at_10"] > before["eval_/next-item/recall_at_10"] + 0.2
+
+
+def test_metrics_of_targets_are_those_of_the_predictions() -> None:
+    torch.manual_seed(0)
+    body = tr.SequentialBlock(features("clm"), nn.Tanh())
+    tasks = [tr.BinaryClassificationTask("click"), tr.RegressionTask("play_percentage")]
+    model = body.to_model(tasks).eval()
+    data = DATA.torch_synthetic_data(60)
+    targets = {name: data.pop(name) for name in ("click", "play_percentage")}
+    with torch.no_grad():
+        click, played = model(data).values()
+    values = model.evaluate([(data, targets)], mode="test")
+    name = "test_/click/binary_classification_task"
+    hits = ((click >= 0.5) & (targets["click"] == 1)).sum() / (click >= 0.5).sum().clamp(min=1)
+    assert values[f"{name}/precision"] == pytest.approx(float(hits))
+    accuracy = ((click >= 0.5) == (targets["click"] == 1)).float().mean()
+    assert values[f"{name}/accuracy"] == pytest.approx(float(accuracy))
+    error = (played - targets["play_percentage"]).square().mean()
+    assert values["test_/play_percentage/regression_task/mean_squared_error"] == pytest.approx(
+        float(error), rel=1e-5
+    )
+    logits = nn.functional.binary_cross_entropy(click, targets["click"].float())
+    assert values["test_/loss"] == pytest.approx(float(logits + error) / 2, rel=1e-5)
+
+
+def gru_model() -> tr.Model:
+    inputs = features(
+        "clm",
+        pre=[tr.StochasticSwapNoise(FEATURES, replacement_prob=0.2)],
+        post=["layer-norm", tr.TabularDropout(0.1)],
+        embeddings_initializers={"category": nn.init.normal_},
+        infer_embedding_sizes=True,
+    )
+    gru = tr.Block(nn.GRU(16, 24, batch_first=True), [None, 20, 24])
+    body = tr.SequentialBlock(inputs, tr.MLPBlock([16], activation=nn.Tanh), gru)
+    return body.to_model(tr.NextItemPredictionTask(loss=nn.CrossEntropyLoss(label_smoothing=0.1)))
+
+
+def two_towers() -> tr.Model:
+    inputs = features("mlm", continuous_projection=[8, 4], aggregation="concat")
+    config = tr.XLNetConfig.build(16, 2, 1, 20)
+    body = tr.SequentialBlock(
+        inputs,
+        tr.ParallelBlock([tr.TransformerBlock(config, masking=inputs.masking)], [tr.MLPBlock([8])]),
+    )
+    tasks = [
+        tr.NextItemPredictionTask(sampled_softmax=True, max_n_samples=20, weight_tying=False),
+        tr.BinaryClassificationTask("click", task_block=tr.MLPBlock([4])),
+    ]
+    return tr.Head(body, tasks, task_weights=[1.0, 0.5]).to_model(top_k=4)
+
+
+def with_vectors() -> tr.Model:
+    torch.manual_seed(1)
+    initializer = tr.PretrainedEmbeddingsInitializer(torch.randn(53, 6), trainable=True)
+    inputs = features(
+        "plm",
+        embeddings_initializers={"item_id": initializer},
+        pretrained_embeddings={"category": tr.PretrainedEmbeddings(torch.randn(13, 5))},
+        plm_probability=0.3,
+    )
+    config = tr.XLNetConfig.build(16, 2, 1, 20)
+    return config.to_torch_model(inputs, tr.NextItemPredictionTask())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        gru_model,
+        two_towers,
+        with_vectors,
+        *(lambda c=c: model_of(c) for c in (tr.GPT2Config, tr.AlbertConfig, tr.SASRecConfig)),
+        lambda: model_of(tr.ElectraConfig, "rtd"),
+    ],
+)
+@torch.no_grad()
+def test_saved_model_has_the_same_predictions(make: Callable[[], tr.Model], tmp_path: Path) -> None:
+    model = make().eval()
+    model.save(tmp_path / "model")
+    loaded = tr.Model.load(tmp_path / "model")
+    one, other = model(BATCH), loaded(BATCH)
+    if isinstance(one, dict):
+        assert list(one) == list(other) == ["next-item", "click/binary_classification_task"]
+        assert torch.equal(one["next-item"][1], other["next-item"][1])
+        assert torch.equal(*(p["click/binary_classification_task"] for p in (one, other)))
+    else:
+        assert same(one, other)
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    assert loaded.input_schema == model.input_schema
+    assert [file.suffix for file in sorted((tmp_path / "model").iterdir())] == [
+        ".json",
+        ".safetensors",
+    ]
+    loss = loaded.train().loss  # it trains on
+    with torch.enable_grad():
+        batch = tr.SessionBatch({**BATCH, "click": torch.ones(40)}, (BATCH["item_id"] != 0).sum(1))
+        loss(batch).backward()
+
+
+class Mean(nn.Module):
+    """Mean of the present and the past of each session."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(B, L, D) -> (B, L, D)."""
+        count = torch.arange(1, hidden.size(1) + 1, device=hidden.device)
+        return hidden.cumsum(1) / count[:, None]
+
+
+def test_model_with_a_module_of_ones_own_says_that_it_cannot_be_saved(tmp_path: Path) -> None:
+    model = tr.SequentialBlock(features(), Mean()).to_model(tr.NextItemPredictionTask())
+    with pytest.raises(ConfigError, match=r"SequentialBlock holds a Mean.*state_dict"):
+        model.save(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_damaged_or_foreign_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError):
+        tr.Model.load(tmp_path)
+    model_of().save(tmp_path)
+    description = json.loads((tmp_path / "model.json").read_text())
+    for damage in (
+        {"format": "other"},
+        {"model": {"class": "os.system", "arguments": [], "keywords": {}}},
+        {"model": {"surprise": 1}},
+    ):
+        (tmp_path / "model.json").write_text(json.dumps({**description, **damage}))
+        with pytest.raises(ArtifactError, match=r"holds no model|does not hold a model"):
+            tr.Model.load(tmp_path)
+    model_of(tr.GPT2Config).save(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ArtifactError, match="does not hold a model"):
+        tr.Model.load(tmp_path)
+
+
+def test_schemas_of_a_model_are_its_columns() -> None:
+    model = model_of()
+    assert model.input_schema == FEATURES
+    assert model.input_schema["item_id"].num_rows == 53
+    assert model.output_schema.column_names == ["next-item"]
+    config = tr.GPT2Config.build(16, 2, 1, 20)
+    plain = tr.TabularSequenceFeatures.mro()[2].from_schema(  # of pipeline.model
+        FEATURES, max_sequence_length=20, d_output=16, masking="clm"
+    )
+    with pytest.raises(ConfigError, match="keeps no schema"):
+        config.to_torch_model(plain, tr.NextItemPredictionTask()).input_schema  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("config", "maskings"),
+    [
+        (tr.GPT2Config, ["clm"]),
+        (tr.XLNetConfig, ["clm", "mlm", "plm", "rtd"]),
+        (tr.AlbertConfig, ["clm", "mlm", "rtd"]),
+        (tr.ElectraConfig, ["clm", "mlm", "rtd"]),
+        (tr.BertConfig, ["clm", "mlm", "rtd"]),
+        (tr.RobertaConfig, ["clm", "mlm", "rtd"]),
+        (tr.LongformerConfig, ["mlm", "rtd"]),
+        (tr.ReformerConfig, ["clm", "mlm", "rtd"]),
+    ],
+)
+@torch.no_grad()
+def test_total_length_is_the_length_of_sessions_for_every_masking(
+    config: Any, maskings: list[str]
+) -> None:
+    full = {n: torch.full_like(v, 5) if v.dtype == torch.int64 else v for n, v in BATCH.items()}
+    for masking in maskings:
+        scores = model_of(config, masking)(full)
+        assert scores[:, 3:].isfinite().all()
+
+
+def test_traced_model_equals_the_model() -> None:
+    model = model_of(tr.XLNetConfig, "mlm")
+    with torch.no_grad():
+        traced = torch.jit.trace(model, BATCH, strict=True)
+        assert same(traced(BATCH), model(BATCH))
+
+
+def test_arguments_with_one_value_here_say_why() -> None:
+    for make, reason in (
+        (lambda: tr.XLNetConfig.build(16, 2, 1, 20, attn_type="bi"), "follows the masking"),
+        (lambda: tr.XLNetConfig.build(16, 2, 1, 20, mem_len=9), "nothing is carried"),
+        (lambda: tr.NextItemPredictionTask(target_dim=4), "the size of the catalogue"),
+        (lambda: tr.BinaryClassificationTask("click", loss=nn.MSELoss()), "binary cross-entropy"),
+        (lambda: tr.RegressionTask("click", summary_type="attn"), "last, mean, first"),
+        (lambda: tr.MLPBlock([4], filter_features=["a"]), "tags of the schema"),
+        (lambda: features(automatic_build=False), "sizes follow from the schema"),
+        (lambda: tr.TransformerBlock(None, prepare_module=Mean), "follows the masking"),
+        (lambda: features(padding_idx=1), "padding is index 0"),
+    ):
+        with pytest.raises(ConfigError, match=rf"{reason}.*docs/from-transformers4rec.md"):
+            make()
+    assert tr.XLNetConfig.build(16, 2, 1, 20, mem_len=1, pad_token=0, d_inner=7).options == {
+        "d_inner": 7
+    }
+
+
+def test_leaks_of_the_original_are_refused_in_a_line_that_names_the_page() -> None:
+    for make, reason in (
+        (lambda: model_of(tr.LongformerConfig, "clm"), "longformer works with mlm, rtd"),
+        (lambda: tr.SequentialBlock(features(), tr.Block(nn.GRU(16, 16))), "batch_first=True"),
+        (lambda: tr.MLPBlock([16], normalization="batch_norm"), "mix sessions"),
+        (
+            lambda: tr.SequentialBlock(features(), nn.Tanh()).to_model(
+                tr.BinaryClassificationTask("click", summary_type="first")
+            ),
+            "sees one interaction alone",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=rf"{reason}.*docs/from-transformers4rec.md"):
+            make()
+
+
+def test_misspelt_argument_is_pythons_type_error() -> None:
+    for make in (
+        tr.NextItemPredictionTask,
+        tr.MLPBlock,
+        tr.Head,
+        tr.Model,
+        tr.BinaryClassificationTask,
+        tr.NDCGAt,
+        lambda **o: tr.TabularSequenceFeatures.from_schema(FEATURES, **o),
+        lambda **o: tr.MerlinDataLoader.from_schema(DATA.schema, DATA.path, 2, **o),
+        lambda **o: tr.T4RecTrainingArguments("out", **o),
+        lambda **o: tr.Trainer(None, None, **o),
+    ):
+        with pytest.raises(TypeError, match="'maskng'"):
+            make(maskng="clm")
+
+
+def test_parts_fit_together_as_in_the_original() -> None:
+    inputs = features("clm", item_id="category")
+    assert inputs.item_id == "category"
+    encoder = tr.TransformerBlock.from_registry("gpt2", 16, 2, 1, 20, inputs.masking)
+    task = tr.NextItemPredictionTask()
+    model = task.to_model(tr.SequentialBlock(inputs, encoder, output_size=[None, 20, 16]), inputs)
+    assert isinstance(task, tr.PredictionTask)
+    assert isinstance(tr.GPT2Config.build(16, 2, 1, 20), tr.T4RecConfig)
+    assert model(BATCH).shape == (40, 13)
+    head = tr.Head.from_schema(
+        DATA.schema,
+        tr.SequentialBlock(features("clm"), nn.Tanh()),
+        task_weight_dict={"click/binary_classification_task": 3.0},
+    )
+    assert head.task_weights == [3.0, 1.0]
