@@ -13,17 +13,20 @@ from torch import Tensor
 from pipeline.compat.features import TabularSequenceFeatures, as_ragged, as_sessions
 from pipeline.compat.ranking_metric import RankingMetric, default_metrics
 from pipeline.core.columns import FIRST_ITEM
-from pipeline.data.batch import SessionBatch, visible_positions
+from pipeline.data.batch import SessionBatch
 from pipeline.data.loader import RaggedBatch
 from pipeline.evaluation.ranking import rank_in_catalogue
+from pipeline.evaluation.target_metrics import (
+    THRESHOLD,
+    TargetKind,
+    TargetPredictions,
+    target_metrics,
+)
 from pipeline.evaluation.targets import Positions, hidden_at_targets
 from pipeline.model.masking import Stage
 from pipeline.model.model import Model
 from pipeline.model.tasks.next_item import NextItemPredictionTask
-from pipeline.model.tasks.targets import BinaryClassificationTask, TargetTask
-
-POSITIVE = 0.5
-"""Probability from which a prediction is positive."""
+from pipeline.model.tasks.targets import BinaryClassificationTask
 
 
 def positions_of(model: Model) -> Positions:
@@ -109,44 +112,38 @@ def _on_device(model: Model, batch: Any) -> SessionBatch | RaggedBatch:
 def _add(
     model: Model, batch: SessionBatch | RaggedBatch, sums: dict[str, Sums], *, with_metrics: bool
 ) -> None:
-    for head, task in model.tasks_with_heads:
-        if isinstance(task, TargetTask):
-            _add_target(model, head.body, task, batch, sums[task.task_name], with_metrics)
-        elif head is model.head:
-            hidden, targets = targets_of(model, batch)
-            loss = task.loss(hidden[None], targets[None], head.item_table)
-            sums[task.task_name].add_loss(loss, int((targets >= FIRST_ITEM).sum()))
-            if with_metrics:
-                ranked = rank_in_catalogue(
-                    model.queries(hidden), model.items(), targets - FIRST_ITEM
-                )
-                sums[task.task_name].ranks.append(ranked.ranks.cpu())
+    if model.ranks_items:
+        head, task = model.head, model.head.next_item_task()
+        hidden, targets = targets_of(model, batch)
+        loss = task.loss(hidden[None], targets[None], head.item_table)
+        sums[task.task_name].add_loss(loss, int((targets >= FIRST_ITEM).sum()))
+        if with_metrics:
+            ranked = rank_in_catalogue(model.queries(hidden), model.items(), targets - FIRST_ITEM)
+            sums[task.task_name].ranks.append(ranked.ranks.cpu())
+    if model.target_tasks:
+        _add_targets(model, batch, sums, with_metrics=with_metrics)
 
 
-def _add_target(
-    model: Model,
-    body: Any,
-    task: TargetTask,
-    batch: SessionBatch | RaggedBatch,
-    sums: Sums,
-    with_metrics: bool,
+def _add_targets(
+    model: Model, batch: SessionBatch | RaggedBatch, sums: dict[str, Sums], *, with_metrics: bool
 ) -> None:
+    """Add the tasks beside the next item, which read whole sessions."""
     if isinstance(batch, RaggedBatch):
         rows = torch.arange(len(batch.lengths), device=batch.offsets.device)
         batch = batch.window(rows, torch.zeros_like(batch.lengths), batch.lengths)
-    cropped = body.crop(batch, Stage.PREDICT)
-    encoded = model._encode(body, batch, Stage.PREDICT)
-    loss = task.loss(encoded.hidden, encoded.query, cropped)
-    predictions = task.predict(encoded.hidden, encoded.query, cropped)
-    targets = task.target(cropped)
-    inside = cropped.lengths > 0
-    if targets.dim() == 2:
-        predictions = predictions[:, : targets.size(1)]
-        inside = visible_positions(cropped.lengths, targets.size(1))
-    sums.add_loss(loss, int(inside.sum()))
-    if with_metrics:
-        sums.predictions.append(predictions[inside].cpu().double())
-        sums.targets.append(targets[inside].cpu().double())
+    encoded = model._encode_all(batch)
+    for head, task in model.target_tasks:
+        states = encoded[id(head.body)]
+        whole = head.body.crop(batch, Stage.PREDICT)
+        has_target, labels = task.has_target(whole), task.labels(whole)
+        loss = task.loss(states.hidden, states.query, whole)
+        sums[task.task_name].add_loss(loss, int(has_target.sum()))
+        if with_metrics:
+            predictions = task.predict(states.hidden, states.query, whole)
+            if not task.of_session:
+                predictions = predictions[:, : labels.size(1)]
+            sums[task.task_name].predictions.append(predictions[has_target].cpu())
+            sums[task.task_name].targets.append(task.in_units(labels)[has_target].cpu())
 
 
 def _loss(model: Model, sums: dict[str, Sums]) -> float:
@@ -172,16 +169,13 @@ def _metrics(task: Any, sums: Sums) -> Iterator[tuple[str, float]]:
         for metric in chosen:
             yield from metric.of_ranks(ranks).items()
     elif sums.predictions:
-        predictions, targets = torch.cat(sums.predictions), torch.cat(sums.targets)
-        if isinstance(task, BinaryClassificationTask):
-            yield from _binary_metrics(predictions >= POSITIVE, targets >= POSITIVE)
+        kind: TargetKind = "binary" if isinstance(task, BinaryClassificationTask) else "regression"
+        predictions, targets = torch.cat(sums.predictions), torch.cat(sums.targets).float()
+        values = TargetPredictions(kind, predictions.float().numpy(), targets.numpy())
+        metrics = target_metrics(values)
+        yield from metrics.items()
+        if kind == "binary":
+            positive = values.predictions >= THRESHOLD
+            yield "accuracy", float((positive == (values.targets == 1)).mean())
         else:
-            yield "mean_squared_error", float(((predictions - targets) ** 2).mean())
-
-
-def _binary_metrics(positive: Tensor, true: Tensor) -> Iterator[tuple[str, float]]:
-    """(N,) decisions and truths -> precision, recall and accuracy; 0 of nothing."""
-    hits = float((positive & true).sum())
-    yield "precision", hits / max(float(positive.sum()), 1.0)
-    yield "recall", hits / max(float(true.sum()), 1.0)
-    yield "accuracy", float((positive == true).double().mean())
+            yield "mean_squared_error", metrics["rmse"] ** 2

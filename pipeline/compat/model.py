@@ -134,13 +134,13 @@ class Model(Rebuildable, blocks.Model):
         predictions: dict[str, Any] = self.predict(batch)
         if self.list_length is not None:
             best = self.top_k(batch, self.list_length)
-            predictions[self.head.task.task_name] = best.scores, best.items
+            predictions[self.head.next_item_task().task_name] = best.scores, best.items
         return predictions if len(predictions) > 1 else next(iter(predictions.values()))
 
     def _tested(self, batch: SessionBatch) -> dict[str, Tensor]:
         """Loss, labels and scores at the targets of an evaluation."""
         hidden, labels = targets_of(self, batch)
-        loss = self.head.task.loss(hidden[None], labels[None], self.head.item_table)
+        loss = self.head.next_item_task().loss(hidden[None], labels[None], self.head.item_table)
         return {"loss": loss, "labels": labels, "predictions": self.scores(hidden)}
 
     def fit(

@@ -78,7 +78,8 @@ def _ranking_metrics(metrics: Sequence[RankingMetric] | None) -> list[RankingMet
 class BinaryClassificationTask(PredictionTask, blocks.BinaryClassificationTask):
     """Probability of a positive, see `pipeline.model.BinaryClassificationTask`.
 
-    The loss is binary cross-entropy; `metrics` are precision, recall and accuracy at 0.5.
+    The loss is binary cross-entropy. An evaluation gives precision, recall and accuracy at 0.5,
+    AUC, log loss and calibration.
     """
 
     def __init__(
@@ -101,8 +102,8 @@ class BinaryClassificationTask(PredictionTask, blocks.BinaryClassificationTask):
 class RegressionTask(PredictionTask, blocks.RegressionTask):
     """A number, see `pipeline.model.RegressionTask`.
 
-    `loss` is a name or one of torch's MSELoss, L1Loss and HuberLoss; `metrics` is the mean squared
-    error.
+    `loss` is a name or one of torch's MSELoss, L1Loss and HuberLoss. An evaluation gives the mean
+    squared error, RMSE and MAE.
     """
 
     def __init__(
