@@ -16,6 +16,7 @@ from pipeline.data.batch import SessionBatch, newest
 from pipeline.data.loader import RaggedBatch, SessionLoader, to_device
 from pipeline.model.model import Model
 from pipeline.model.tasks.next_item import NextItemPredictionTask
+from pipeline.training.distributed.processes import sum_of_tensor
 from pipeline.training.pools import Pool, Pools, StepShapes
 
 
@@ -100,7 +101,8 @@ class Batches(IterableDataset[dict[str, Any]]):
             # a session of the data, as models need not support an empty batch
             session = self.loader.any_session()
             pool = Pool(session.to(self.pools.device), torch.zeros(1).long(), session.lengths.cpu())
-            self._empty = {**self._batch(pool, pool.rows), "share": torch.zeros(())}
+            share = torch.zeros((), device=self.pools.device)
+            self._empty = {**self._batch(pool, pool.rows), "share": share}
         return {**self._empty}
 
 
@@ -155,8 +157,28 @@ def any_batch(loader: SessionLoader) -> SessionBatch:
     return pool.window(row, row, pool.lengths[:1])
 
 
-def loss_scale(model: Model, batch: SessionBatch) -> float:
-    """Total weight of the targets of a batch, over which its loss is a mean.
+def set_shares(model: Model, samples: list[dict[str, Any]], num_processes: int) -> None:
+    """Give each batch of one step the share of the step's targets that it has, () float32.
+
+    The loss of a step is the mean over its targets, which may be in several batches whose gradients
+    are accumulated and in batches of other processes. A batch that comes with the share 0 keeps it.
+    Collective; does not wait for a GPU.
+    """
+    scales = [
+        sample["share"].double()
+        if "share" in sample
+        else loss_scale(model, SessionBatch(sample["features"], sample["lengths"]))
+        for sample in samples
+    ]
+    total = sum_of_tensor(sum(scales, torch.zeros_like(scales[0])))
+    for sample, scale in zip(samples, scales, strict=True):
+        # DDP takes the mean over processes
+        share = torch.where(total > 0, scale / total * num_processes, 0.0)
+        sample["share"] = share.to(torch.float32)
+
+
+def loss_scale(model: Model, batch: SessionBatch) -> Tensor:
+    """Total weight of the targets of a batch, over which its loss is a mean, () float64.
 
     clm has them before the model runs. The other maskings draw a fixed share of the interactions
     inside the model, so all interactions count. Without a next-item task, the sessions do.
@@ -164,7 +186,7 @@ def loss_scale(model: Model, batch: SessionBatch) -> float:
     head = model.head
     tasks = [task for task in head.all_tasks if isinstance(task, NextItemPredictionTask)]
     if not tasks:
-        return float((batch.lengths > 0).sum())
+        return (batch.lengths > 0).sum().double()
     inputs = head.body.inputs
     if inputs.max_sequence_length is not None:
         batch = newest(batch, inputs.max_sequence_length + 1, inputs.vectors)
@@ -175,4 +197,4 @@ def loss_scale(model: Model, batch: SessionBatch) -> float:
     weights = tasks[0].target_weights(batch, inputs.item)
     if weights is None:
         weights = torch.ones(items.shape, device=items.device)
-    return float((weights.to(items.device) * counts).sum())
+    return (weights.to(items.device) * counts).sum().double()

@@ -1,4 +1,4 @@
-"""Compilation of the loss by `torch.compile`, as one graph for each shape of a batch."""
+"""Compilation of a training step by `torch.compile`, as one graph for each shape of a batch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -35,12 +35,17 @@ def take_compiler(arguments: TrainingArguments) -> Compiler | None:
 
 
 def compiled(loss: Loss, **options: Any) -> Loss:
-    """`loss` as one graph for each shape of a batch. An exception if it is none."""
+    """`loss`, which may differentiate too, as one graph for each shape; an exception if it is none.
+
+    `options` are those of `torch.compile`.
+    """
     graph = torch.compile(loss, fullgraph=True, dynamic=False, **options)
 
     def call(batch: SessionBatch) -> Tensor:
-        # recurrent networks are operators of a graph like others
-        with torch._dynamo.config.patch(allow_rnn=True, recompile_limit=_MOST_GRAPHS):
+        # recurrent networks and `torch.autograd.grad` are operators of a graph like others
+        with torch._dynamo.config.patch(
+            allow_rnn=True, trace_autograd_ops=True, recompile_limit=_MOST_GRAPHS
+        ):
             return graph(batch)
 
     return call

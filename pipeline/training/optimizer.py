@@ -107,7 +107,8 @@ class TableAdamW(torch.optim.AdamW):
         rows, values = gradient.indices()[0], gradient.values()  # (R,), (R, D)
         if self.grad_scale is not None:
             values = values / self.grad_scale
-        state = self._row_state(weight)
+        state = self.state_of(weight)
+        state["step"] += 1
         first_decay, second_decay = group["betas"]
         touches = state["touches"][rows] + 1
         mean = state["exp_avg"][rows].lerp_(values, 1 - first_decay)
@@ -127,33 +128,51 @@ class TableAdamW(torch.optim.AdamW):
         """Do what `_step_rows` does for the rows of a dense gradient that are not 0."""
         assert weight.grad is not None  # noqa: S101
         values = weight.grad if self.grad_scale is None else weight.grad / self.grad_scale
-        touched = values.any(1, keepdim=True).to(weight.dtype)  # (V, 1)
-        state = self._row_state(weight)
-        first_decay, second_decay = group["betas"]
-        touches, mean, second = state["touches"], state["exp_avg"], state["exp_avg_sq"]
-        touches += touched
-        mean.lerp_(values, touched * (1 - first_decay))
-        square = values.square()
-        if self._row_wise:
-            square = square.mean(1, keepdim=True)
-        second.lerp_(square, touched * (1 - second_decay))
-        counts = touches.clamp(min=1)
-        deviation = (second / (1 - second_decay**counts)).sqrt_().add_(group["eps"])
-        step = mean / (1 - first_decay**counts) / deviation
-        weight.mul_(1 - touched * (group["lr"] * group["weight_decay"]))
-        weight.sub_(step * touched, alpha=float(group["lr"]))
+        overflowed = getattr(self, "found_inf", None)  # by GradScaler, under fp16
+        if overflowed is not None:
+            values = torch.where(overflowed > 0, 0.0, values)  # no row is touched
+        update_touched_rows(weight, values, self.state_of(weight), group["lr"], group)
 
-    def _row_state(self, weight: Tensor) -> dict[str, Tensor]:
-        """State of a lazy weight in one more step."""
+    def state_of(self, weight: Tensor) -> dict[str, Tensor]:
+        """State of a weight, which is all zeros before its first step."""
         state: dict[str, Tensor] = self.state[weight]
         if not state:
-            second = weight[:, :1] if self._row_wise else weight
+            is_lazy = id(weight) in self._lazy
+            second = weight[:, :1] if is_lazy and self._row_wise else weight
             state["step"] = torch.zeros((), dtype=torch.float32, device=weight.device)
             state["exp_avg"] = torch.zeros_like(weight)
             state["exp_avg_sq"] = torch.zeros_like(second, memory_format=torch.contiguous_format)
-            state["touches"] = torch.zeros(weight.size(0), 1, device=weight.device)
-        state["step"] += 1
+            if is_lazy:
+                state["touches"] = torch.zeros(weight.size(0), 1, device=weight.device)
         return state
+
+
+def update_touched_rows(
+    weight: Tensor,
+    values: Tensor,
+    state: dict[str, Tensor],
+    rate: float | Tensor,
+    settings: dict[str, Any],
+) -> None:
+    """Update the rows of a weight (V, D) for which its gradient `values` (V, D) is not 0.
+
+    `state` is that of a lazy weight, `rate` the learning rate, () if it is a tensor.
+    """
+    touched = values.any(1, keepdim=True).to(weight.dtype)  # (V, 1)
+    first_decay, second_decay = settings["betas"]
+    touches, mean, second = state["touches"], state["exp_avg"], state["exp_avg_sq"]
+    state["step"] += 1
+    touches += touched
+    mean.lerp_(values, touched * (1 - first_decay))
+    square = values.square()
+    if second.size(1) < values.size(1):  # one second moment a row
+        square = square.mean(1, keepdim=True)
+    second.lerp_(square, touched * (1 - second_decay))
+    counts = touches.clamp(min=1)
+    deviation = (second / (1 - second_decay**counts)).sqrt_().add_(settings["eps"])
+    step = mean / (1 - first_decay**counts) / deviation
+    weight.mul_(1 - touched * (rate * settings["weight_decay"]))
+    weight.sub_(step * (touched * rate))
 
 
 def build_optimizer(

@@ -22,6 +22,11 @@ _GROWTH = 1.5
 """Widths of batches are 4, 6, 9, 14, 21, 32, 48, ... positions."""
 
 
+def prefers_static_steps(device: torch.device) -> bool:
+    """Whether steps of fixed shapes are faster: a CPU need not wait for the packed form."""
+    return device.type != "cpu"
+
+
 class Pool(NamedTuple):
     """Sessions of many batches."""
 

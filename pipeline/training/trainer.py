@@ -24,14 +24,16 @@ from pipeline.model.losses import LabelSmoothCrossEntropyLoss
 from pipeline.model.model import Model
 from pipeline.model.tasks.next_item import NextItemPredictionTask
 from pipeline.recipe.train import TrainConfig
-from pipeline.training.batches import Batches, longest_session, loss_scale, step_shapes
+from pipeline.training.batches import Batches, longest_session, set_shares, step_shapes
 from pipeline.training.callbacks import BestEpoch, JsonLines, ProgressBar, TensorBoard, Timetable
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.compilation import Compiler, take_compiler
 from pipeline.training.distributed.processes import announced_processes, sum_over_processes
 from pipeline.training.distributed.sharding import Sharding, check_arguments, names_of
 from pipeline.training.optimizer import TableAdamW, build_optimizer
+from pipeline.training.pools import prefers_static_steps
 from pipeline.training.resumable_trainer import Begin, ResumableTrainer
+from pipeline.training.step_graph import StepGraph
 from pipeline.training.trainer_arguments import Arguments, training_arguments, uses_tensorboard
 from pipeline.training.validation import validate
 
@@ -138,8 +140,12 @@ class Trainer(ResumableTrainer):
             sharding = Sharding(model, processes, made.ddp_timeout)
         self._shares = made.gradient_accumulation_steps * processes.count
         compiler = take_compiler(made)
-        # the packed form is faster on a CPU; a GPU would wait for its shapes in each step
-        is_static = made.device.type != "cpu" or compiler is not None
+        # accumulated and scaled gradients, and other optimizers, stay outside of the graph
+        own_optimizer = optimizers[0] is None and made.optim == "adamw_torch_fused"
+        is_whole = own_optimizer and self._shares == 1 and not made.fp16
+        self._step_compiler = compiler if is_whole else None
+        self._step_graph: StepGraph | None = None
+        is_static = prefers_static_steps(made.device) or compiler is not None
         self._batches = self._make_batches(made, longest_session(model), is_static=is_static)
         # a share of a step is scaled by its targets, not by the number of shares
         self.loss_is_scaled_for_ga = self._shares > 1
@@ -159,7 +165,7 @@ class Trainer(ResumableTrainer):
                 *([self.best] if self.best else []),
                 *(callbacks or []),
             ],
-            model=TrainingStep(model, sharding, compiler),
+            model=TrainingStep(model, sharding, None if is_whole else compiler),
             args=made,
             eval_dataset=valid_loader,  # Hugging Face only checks that there is one
             optimizers=optimizers,
@@ -206,28 +212,14 @@ class Trainer(ResumableTrainer):
         return self._num_sessions
 
     def get_batch_samples(self, *arguments: Any, **keywords: Any) -> Any:
-        """Batches of one step, each with the share of the step's targets that it has.
-
-        The loss of a step is the mean over its targets, which may be in several batches whose
-        gradients are accumulated and in batches of other processes.
-        """
+        """Batches of one step, each with the share of the step's targets that it has."""
         samples, _ = super().get_batch_samples(*arguments, **keywords)
-        if self._shares == 1:
-            self.timetable.save_due = self.timetable.minutes_passed()
-            return samples, None
-        weights = [
-            0.0
-            if "share" in sample
-            else loss_scale(self.session_model, SessionBatch(sample["features"], sample["lengths"]))
-            for sample in samples
-        ]
-        due = float(self.processes.is_first and self.timetable.minutes_passed())
-        total, due = sum_over_processes([sum(weights), due])
-        self.timetable.save_due = due > 0
-        for sample, weight in zip(samples, weights, strict=True):
-            # DDP takes the mean over processes
-            share = weight / total * self.processes.count if total else 0.0
-            sample["share"] = torch.tensor(share, dtype=torch.float32)
+        due = self.timetable.minutes_passed()
+        if self._shares > 1:
+            set_shares(self.session_model, samples, self.processes.count)
+            if self.timetable.minutes is not None:  # the clock of the first process counts for all
+                due = sum_over_processes([float(self.processes.is_first and due)]) > [0.0]
+        self.timetable.save_due = due
         return samples, None
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -246,7 +238,33 @@ class Trainer(ResumableTrainer):
             )
         return super().create_optimizer(model)
 
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *others: Any) -> Tensor:
+        """Compute the gradients of a batch; the graph of a whole step updates the weights too.
+
+        After it there are no gradients left, so clipping and the optimizer have nothing to do.
+        """
+        if self._step_compiler is None:
+            return super().training_step(model, inputs, *others)
+        model.train()
+        if self._step_graph is None:
+            self._step_graph = self._make_step_graph(self._step_compiler)
+        batch: Any = self._prepare_inputs(inputs)
+        return self._step_graph(SessionBatch(**batch))
+
+    def _make_step_graph(self, compiler: Compiler) -> StepGraph:
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
+        assert isinstance(optimizer, TableAdamW)  # noqa: S101
+        return StepGraph(
+            self.session_model.loss,
+            optimizer,
+            compiler,
+            self.args.max_grad_norm,
+            lambda: torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16),
+        )
+
     def _clip_grad_norm(self, model: nn.Module) -> Any:
+        if self._step_graph is not None:
+            return self._step_graph.norm
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
         if isinstance(optimizer, TableAdamW) and self.accelerator.scaler is None:
             return optimizer.clip(self.args.max_grad_norm)
@@ -256,6 +274,7 @@ class Trainer(ResumableTrainer):
         """Train, then load the best weights. After an interruption, continue from a checkpoint."""
         if self.sharding is not None:
             self.sharding.check_not_over()
+        self._step_graph = None
         if self.processes.count > 1:
             # the same weights in every process, but other dropout
             torch.manual_seed(self.args.seed + self.processes.rank)

@@ -176,7 +176,7 @@ def _loss(
             for rows in torch.arange(lengths.numel(), device=lengths.device).split(_LOSS_SESSIONS):
                 stops = lengths[rows]
                 batch: SessionBatch = share.window(rows, torch.zeros_like(stops), stops)
-                scale = loss_scale(model, batch)
+                scale = float(loss_scale(model, batch))
                 if scale:
                     total += scale * float(model.loss(batch.to(device)))
                     weight += scale

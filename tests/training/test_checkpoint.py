@@ -93,8 +93,16 @@ def killed_once(event: int, data: Path, model: ModelConfig, config: TrainConfig,
         ),
         ({"gradient_accumulation_steps": 2, "checkpoint_minutes": 1e-9}, range(3, 100, 18)),
         ({"epochs": 5, "patience": 1, "learning_rate": 1e-9}, range(20, 100, 6)),
+        pytest.param(
+            {"checkpoint_steps": 2, "arguments": {"torch_compile_backend": "eager"}},
+            range(12, 100, 20),
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["by epochs", "each event", "validation by steps", "accumulated", "stopped early"],
+    ids=[
+        *("by epochs", "each event", "validation by steps", "accumulated", "stopped early"),
+        "compiled",
+    ],
 )
 def test_training_killed_at_any_event_ends_like_an_uninterrupted_one(
     data: Path, tmp_path: Path, settings: dict[str, Any], events: range

@@ -121,3 +121,15 @@ def test_a_dense_gradient_updates_the_rows_of_a_sparse_one(row_wise: bool) -> No
     assert states[0]["touches"].any()
     assert not states[0]["touches"].all()
     torch.testing.assert_close(states[1], states[0])
+
+
+@pytest.mark.parametrize("row_wise", [False, True])
+def test_gradients_that_overflow_in_half_precision_change_no_weight(row_wise: bool) -> None:
+    net = Net(sparse=False)
+    optimizer = lazy(net, row_wise=row_wise)
+    before = copy.deepcopy(net.state_dict())
+    (net(batches(1)[0]) * torch.inf).backward()
+    optimizer.found_inf = torch.ones(())  # type: ignore[attr-defined]  # as GradScaler sets it
+    optimizer.step()
+    assert all(torch.equal(values, before[name]) for name, values in net.state_dict().items())
+    assert not optimizer.state[net.table.weight]["touches"].any()

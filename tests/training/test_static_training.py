@@ -1,5 +1,7 @@
 """Training with steps of fixed shapes, as on a GPU, and with compiled ones, on the CPU."""
 
+import json
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import TrainerCallback
 
 from pipeline.data.batch import SessionBatch
@@ -23,10 +24,11 @@ from pipeline.training.batches import (
     Batches,
     even_shares,
     longest_session,
+    set_shares,
     static_batch,
     step_shapes,
 )
-from pipeline.training.compilation import compiled
+from pipeline.training.compilation import Loss, compiled
 from pipeline.training.distributed.processes import Processes
 from pipeline.training.pools import Pools, StepShapes, joined
 from pipeline.training.run import train, training_loader
@@ -120,6 +122,24 @@ def test_a_share_without_sessions_has_a_shape_of_the_others(shop: Shop) -> None:
     assert last["most_interactions"] is not None
 
 
+@pytest.mark.parametrize("masking", ["clm", "mlm"])
+def test_shares_of_a_step_are_those_of_its_targets(shop: Shop, masking: str) -> None:
+    model = small_model(shop, architecture="xlnet", masking=masking)
+    _, static = static_pair(shop, model, shares=3)
+    samples = list(islice(static, 3))
+    empty = {**samples[0], "share": torch.zeros(())}
+    with NoSynchronization():
+        set_shares(model, [*samples, empty], num_processes=2)
+    # clm does not predict the first interaction of a session
+    targets = [
+        int(sample["lengths"].sum()) - (masking == "clm") * int((sample["lengths"] > 0).sum())
+        for sample in samples
+    ]
+    assert empty["share"] == 0
+    shares = [float(sample["share"]) for sample in samples]
+    assert shares == pytest.approx([2 * number / sum(targets) for number in targets])
+
+
 def test_long_sessions_are_cut_to_the_newest_interactions() -> None:
     shapes = StepShapes(40.0, 16, 5)
     ragged = RaggedBatch({"item_id": torch.arange(3, 13)}, {}, torch.tensor([0, 8, 10]))
@@ -146,23 +166,6 @@ def test_resident_sessions_come_once_a_pass_in_a_new_order(shop: Shop) -> None:
     assert len(whole.sequences["item_id"]) == loader.num_interactions
 
 
-def test_no_recompilation_over_a_hundred_batches(shop: Shop) -> None:
-    torch._dynamo.reset()
-    model = small_model(shop, architecture="sasrec").train()
-    data = training_loader(shop.data, model, TrainConfig(batch_size=32), Processes())
-    static = Batches(data, 32, 0, shapes=step_shapes(data, 32, longest_session(model)))
-    graphs = CompileCounterWithBackend("eager")
-    loss = compiled(model.loss, backend=graphs)
-    widths, count = set(), 0
-    while count < 100:
-        for batch in static:
-            assert loss(SessionBatch(**batch)).isfinite()
-            widths.add(batch["features"]["item_id"].size(1))
-            count += 1
-    assert len(widths) > 1
-    assert graphs.frame_count <= len(widths)
-
-
 class NoSyncInSteps(TrainerCallback):
     """Forbids to wait for the device between the beginning and the end of a step."""
 
@@ -180,33 +183,125 @@ class NoSyncInSteps(TrainerCallback):
         self.mode.__exit__(None, None, None)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"loss": "sampled-softmax", "num_negatives": 9, "table_optimizer": "lazy-adamw"},
-        {"loss": "bpr", "num_negatives": 9, "table_optimizer": "rowwise-adamw"},
-    ],
-    ids=str,
-)
+OPTIMIZERS: list[dict[str, Any]] = [
+    {},
+    {"loss": "sampled-softmax", "num_negatives": 9, "table_optimizer": "lazy-adamw"},
+    {"loss": "bpr", "num_negatives": 9, "table_optimizer": "rowwise-adamw"},
+]
+
+
+def trainer(
+    data: Path,
+    out: Path,
+    settings: dict[str, Any],
+    callbacks: list[TrainerCallback] | None = None,
+    **model: str,
+) -> Trainer:
+    config = TrainConfig.from_dict({"epochs": 1, "batch_size": 32, **settings}, "train")
+    model_config = ModelConfig.from_dict({**SMALL, **model}, "model")
+    built = build_model(Data.open(data).schema, model_config, 20, config)
+    return Trainer(
+        built,
+        config,
+        train_loader=training_loader(data, built, config, Processes()),
+        valid_loader=None,
+        log_path=out / "log.jsonl",
+        callbacks=callbacks,
+    )
+
+
+@pytest.mark.parametrize("settings", OPTIMIZERS, ids=str)
 def test_a_whole_step_does_not_wait_for_the_device(
     clicks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
 ) -> None:
     """Forward, backward, clipping, optimizer, learning rate and gradients set to zero."""
     monkeypatch.setattr(huggingface, "prefers_whole_masks", lambda _: True)
-    monkeypatch.setattr(trainer_module, "take_compiler", lambda _: lambda loss: loss)
-    config = TrainConfig.from_dict({"epochs": 1, "batch_size": 32, **settings}, "train")
-    model = build_model(Data.open(clicks).schema, ModelConfig.from_dict(SMALL, "model"), 20, config)
+    monkeypatch.setattr(trainer_module, "prefers_static_steps", lambda _: True)
     watch = NoSyncInSteps()
-    Trainer(
-        model,
-        config,
-        train_loader=training_loader(clicks, model, config, Processes()),
-        valid_loader=None,
-        log_path=tmp_path / "log.jsonl",
-        callbacks=[watch],
-    ).train()
+    try:
+        trainer(clicks, tmp_path, settings, [watch]).train()
+    except RuntimeError:
+        watch.on_step_end()  # or the mode would stay for other tests
+        raise
     assert watch.steps > 1
+
+
+class WatchedGraphs:
+    """Backend of `torch.compile` that runs graphs as they are and forbids to wait for the device.
+
+    `shapes` are those of the batches, `graphs` the number of graphs.
+    """
+
+    def __init__(self) -> None:
+        self.shapes: set[tuple[int, ...]] = set()
+        self.graphs = 0
+
+    def __call__(self, graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Any:
+        self.graphs += 1
+
+        def run(*arguments: Any) -> Any:
+            with NoSynchronization():
+                return graph(*arguments)
+
+        return run
+
+    def compiler(self, step: Loss) -> Loss:
+        graph = compiled(step, backend=self)
+
+        def call(batch: SessionBatch) -> torch.Tensor:
+            assert batch.most_interactions is not None
+            self.shapes.add((*batch.features["item_id"].shape, batch.most_interactions))
+            return graph(batch)
+
+        return call
+
+
+# Each takes seconds, to trace a step of each shape.
+STEPS = [
+    pytest.param(
+        *body.split("-"), settings, marks=() if fast else pytest.mark.slow, id=f"{body}-{number}"
+    )
+    for body, numbers, fast in [
+        ("sasrec-clm", (0, 1), True),
+        ("gpt2-clm", (0,), True),
+        ("hstu-clm", (0,), True),
+        ("gru-clm", (0,), True),
+        ("sasrec-clm", (2,), False),
+        ("xlnet-clm", (0,), False),
+        ("xlnet-mlm", (0,), False),
+        ("xlnet-plm", (0,), False),
+        ("xlnet-rtd", (0,), False),
+        ("bert-clm", (0,), False),
+        ("bert-mlm", (0,), False),
+        ("bert-rtd", (0,), False),
+    ]
+    for number, settings in enumerate(OPTIMIZERS)
+    if number in numbers
+]
+
+
+@pytest.mark.parametrize(("architecture", "masking", "settings"), STEPS)
+def test_a_whole_step_is_one_graph_while_the_learning_rate_changes(
+    clicks: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    architecture: str,
+    masking: str,
+    settings: dict[str, Any],
+) -> None:
+    """Forward, loss, backward, clipping and optimizer, in 100 steps of mixed lengths."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(huggingface, "prefers_whole_masks", lambda _: True)
+    watched = WatchedGraphs()
+    monkeypatch.setattr(trainer_module, "take_compiler", lambda _: watched.compiler)
+    arguments = {"max_steps": 100, "logging_steps": 1, "lr_scheduler_type": "cosine"}
+    settings = {**settings, "batch_size": 32, "epochs": 30, "arguments": arguments}
+    trainer(clicks, tmp_path, settings, architecture=architecture, masking=masking).train()
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    rates = [line["learning_rate"] for line in lines if "learning_rate" in line]
+    assert len(set(rates)) == 100
+    assert len({width for _, width, _ in watched.shapes}) > 1
+    assert watched.graphs == len(watched.shapes)
 
 
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])

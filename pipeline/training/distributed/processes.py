@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 from pipeline.core.errors import ProcessError
 
@@ -96,6 +96,13 @@ def sum_over_processes(values: list[float]) -> list[float]:
     total = torch.tensor(values, dtype=torch.float64)
     distributed.all_reduce(total)
     return [float(value) for value in total]
+
+
+def sum_of_tensor(values: Tensor) -> Tensor:
+    """Elementwise sum over the processes, on the device of `values`. Collective."""
+    if distributed.is_initialized():
+        distributed.all_reduce(values)
+    return values
 
 
 def _is_lost_process(error: Exception) -> bool:
