@@ -217,13 +217,13 @@ def _scaling(fitted: Fitted, *, training: bool) -> tuple[Standardize, TargetEnco
     return Standardize(fitted.standardizations), targets
 
 
-def transform(workflow: Workflow, interactions: Any) -> Any:
-    """Output of the workflow as a data frame of the type of `interactions`, pandas or cuDF."""
+def transform(workflow: Workflow, interactions: pd.DataFrame) -> pd.DataFrame:
+    """Output of the workflow for a data frame of interactions."""
     output_schema(workflow, interactions)
     return workflow.transform(interactions)
 
 
-def output_schema(workflow: Workflow, interactions: Any) -> Schema:
+def output_schema(workflow: Workflow, interactions: pd.DataFrame) -> Schema:
     """Merlin's schema of what `transform` returns."""
     if not workflow.output_schema:
         # not by Merlin's Dataset, which calls dask: on a cluster a task within a task

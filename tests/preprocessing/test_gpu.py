@@ -6,19 +6,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from pipeline.core.artifact import read_manifest
-from pipeline.core.columns import NULL, PADDING
 from pipeline.core.merlin import has_cudf
-from pipeline.preprocessing.operators.encode import _cudf_indices, indices_of
-from pipeline.preprocessing.operators.sessions import GroupSessions
 from tests.conftest import ROOT, Shop
 
 RECIPE = """
@@ -83,41 +75,3 @@ def test_recipe_of_the_comparison_has_every_kind_of_output(shop: Shop, tmp_path:
     assert {*parts, *fitted, "fitted/categories/action.parquet", "schema.pbtxt"} <= files.keys()
     columns = set(pq.read_schema(data / "sessions" / "train" / "part-0.parquet").names)
     assert {"parts_2", "worth", "band", "weekday_sin", "device", "elapsed"} <= columns
-
-
-@given(
-    values=st.lists(st.sampled_from(["a", "b", "c", "rare", "", None]), max_size=30),
-    vocabulary=st.permutations(["a", "b", "c"]),
-    hash_buckets=st.sampled_from([0, 1, 4]),
-    missing=st.sampled_from([NULL, PADDING]),
-)
-@settings(deadline=None)
-def test_cudf_encoding_equals_pandas_encoding(
-    values: list[str | None], vocabulary: list[str], hash_buckets: int, missing: int
-) -> None:
-    column = pd.Series(values, dtype=object, index=np.arange(len(values)) * 3 + 1)
-    arguments = (column, pa.array(vocabulary), hash_buckets, missing)
-    assert _cudf_indices(*arguments).tolist() == indices_of(*arguments).tolist()
-
-
-@given(
-    rows=st.lists(
-        st.tuples(st.integers(0, 4), st.integers(0, 6), st.integers(0, 99)), min_size=1, max_size=40
-    ),
-    keep=st.none() | st.integers(1, 4),
-)
-@settings(deadline=None)
-def test_cudf_grouping_equals_pandas_grouping(
-    rows: list[tuple[int, int, int]], keep: int | None
-) -> None:
-    """cuDF follows pandas' names: its branch of the operators runs on pandas as well."""
-    frame = pd.DataFrame(rows, columns=["session_id", "timestamp", "item_id"])
-    frame["device"] = frame["item_id"] % 5
-    group = GroupSessions("session_id", "timestamp", ("device",), keep)
-    listed = ["item_id", "timestamp"]
-    arrays = group._group_arrays(frame, listed)
-    frames = group._group_cudf(frame, listed)
-    assert arrays["session_id"].tolist() == frames["session_id"].tolist()
-    assert arrays["device"].tolist() == frames["device"].tolist()
-    for name in listed:
-        assert [list(v) for v in arrays[name]] == [list(v) for v in frames[name]]

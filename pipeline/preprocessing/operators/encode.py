@@ -44,10 +44,8 @@ class Encode(Operator):
 
     def transform(self, col_selector: ColumnSelector, df: Any) -> Any:
         """Replace values by int64 indices."""
-        is_pandas = isinstance(df, pd.DataFrame)
-        encode = indices_of if is_pandas else _cudf_indices
         indices = {
-            name: encode(
+            name: indices_of(
                 df[name],
                 self.vocabularies[name],
                 self.hash_buckets.get(name, 0),
@@ -55,7 +53,7 @@ class Encode(Operator):
             )
             for name in col_selector.names
         }
-        return pd.DataFrame(indices, index=df.index, copy=False) if is_pandas else type(df)(indices)
+        return pd.DataFrame(indices, index=df.index, copy=False)
 
     def _compute_properties(self, col_schema: ColumnSchema, input_schema: Schema) -> ColumnSchema:
         column = super()._compute_properties(col_schema, input_schema)
@@ -119,24 +117,3 @@ def buckets_of(values: pa.Array, hash_buckets: int) -> NDArray[Any]:
     texts = encoded.dictionary.cast(pa.string()).to_pylist()
     buckets = np.array([bucket_of(text, hash_buckets) for text in texts], np.int64)
     return buckets[encoded.indices.to_numpy()]
-
-
-def _cudf_indices(column: Any, vocabulary: pa.Array, hash_buckets: int, missing: int) -> Any:
-    """`indices_of` on cuDF, by a join; only functions that pandas has too."""
-    frame = type(column.to_frame())
-    first = FIRST_ITEM + hash_buckets
-    table = frame({"value": vocabulary.to_pandas(), "index": np.arange(len(vocabulary))})
-    rows = frame({"value": column.reset_index(drop=True)})
-    rows["row"] = rows.index
-    joined = rows.merge(table, on="value", how="left").sort_values("row")
-    indices = joined["index"].fillna(OUT_OF_VOCABULARY - first).astype("int64") + first
-    indices.index = column.index
-    indices = indices.mask(column.isna(), missing)
-    if hash_buckets:
-        is_unknown = indices == OUT_OF_VOCABULARY
-        values = column[is_unknown]
-        values = values.to_pandas() if hasattr(values, "to_pandas") else values
-        indices[is_unknown] = buckets_of(
-            pa.array(values, from_pandas=True).cast(vocabulary.type), hash_buckets
-        )
-    return indices

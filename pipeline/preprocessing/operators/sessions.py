@@ -1,8 +1,8 @@
 """NVTabular operators of numbers, times and sessions.
 
-On pandas they work on arrays and offsets: NVTabular's own list aggregation goes through a Python
-list for each group. On cuDF they use its group-by. All interactions of a session must be in one
-partition.
+They work on arrays and offsets: NVTabular's own list aggregation goes through a Python
+list for each group. A GPU has an engine of its own (`preprocessing/gpu`). All interactions of a
+session must be in one partition.
 """
 
 from typing import Any
@@ -47,7 +47,7 @@ class Standardize(ContinuousOperator):
 
     def transform(self, col_selector: ColumnSelector, df: Any) -> Any:
         """Scaled columns of the same names."""
-        scaled = type(df)()
+        scaled = pd.DataFrame()
         with np.errstate(over="ignore"):
             for name in col_selector.names:
                 statistics = self.standardizations[name]
@@ -78,7 +78,7 @@ class Cyclic(ContinuousOperator):
         # with whole seconds the product is exact in float64, on every engine and in the server
         seconds = (df[name] // 1_000_000 + shift) % period
         angle = seconds.astype(np.float64) * (2 * np.pi / period)
-        return type(df)(
+        return pd.DataFrame(
             {
                 f"{self.feature}_sin": np.sin(angle).astype(np.float32),
                 f"{self.feature}_cos": np.cos(angle).astype(np.float32),
@@ -105,22 +105,13 @@ class Elapsed(ContinuousOperator):
 
     def transform(self, col_selector: ColumnSelector, df: Any) -> Any:  # noqa: ARG002
         """Column `elapsed` in the order of the rows."""
-        if isinstance(df, pd.DataFrame):
-            order, starts = session_order(df[self.session], df[self.timestamp])
-            sorted_times = df[self.timestamp].to_numpy()[order]
-            steps = np.diff(sorted_times, prepend=sorted_times[:1])
-            steps[starts] = 0
-            elapsed = np.empty(len(df), np.float64)
-            elapsed[order] = steps / 1e6
-            return pd.DataFrame({"elapsed": elapsed}, index=df.index)
-        rows = df[[self.session, self.timestamp]].reset_index(drop=True)
-        rows["row"] = rows.index
-        rows = rows.sort_values([self.session, self.timestamp, "row"])
-        previous = rows.groupby(self.session)[self.timestamp].shift(1)
-        rows["elapsed"] = ((rows[self.timestamp] - previous) / 1e6).fillna(0.0)
-        rows = rows.sort_values("row")
-        rows.index = df.index
-        return rows[["elapsed"]]
+        order, starts = session_order(df[self.session], df[self.timestamp])
+        sorted_times = df[self.timestamp].to_numpy()[order]
+        steps = np.diff(sorted_times, prepend=sorted_times[:1])
+        steps[starts] = 0
+        elapsed = np.empty(len(df), np.float64)
+        elapsed[order] = steps / 1e6
+        return pd.DataFrame({"elapsed": elapsed}, index=df.index)
 
     def column_mapping(self, col_selector: ColumnSelector) -> dict[str, list[str]]:
         """One column from two."""
@@ -157,11 +148,6 @@ class GroupSessions(Operator):
     def transform(self, col_selector: ColumnSelector, df: Any) -> Any:
         """One row a session."""
         listed = [n for n in col_selector.names if n not in (self.session, *self.session_features)]
-        if isinstance(df, pd.DataFrame):
-            return self._group_arrays(df, listed)
-        return self._group_cudf(df, listed)
-
-    def _group_arrays(self, df: pd.DataFrame, listed: list[str]) -> pd.DataFrame:
         order, starts = session_order(df[self.session], df[self.timestamp])
         ends = np.append(starts[1:], len(order))
         lengths = ends - starts
@@ -179,20 +165,6 @@ class GroupSessions(Operator):
             lists = pa.ListArray.from_arrays(offsets, values)
             columns[name] = pd.arrays.ArrowExtensionArray(pa.chunked_array([lists]))
         return pd.DataFrame(columns, copy=False)
-
-    def _group_cudf(self, df: Any, listed: list[str]) -> Any:
-        df = df.reset_index(drop=True)
-        df["_row"] = df.index
-        df = df.sort_values([self.session, self.timestamp, "_row"], ignore_index=True)
-        groups = df.groupby(self.session, sort=True)
-        oldest = groups[list(self.session_features)].first() if self.session_features else {}
-        if self.keep is not None:
-            sizes = groups["_row"].transform("count")
-            df = df[sizes - groups.cumcount() <= self.keep]
-        grouped = df.groupby(self.session, sort=True)[listed].agg(list)
-        for name in self.session_features:
-            grouped[name] = oldest[name]
-        return grouped.reset_index()
 
     def compute_column_schema(self, col_name: str, input_schema: Schema) -> ColumnSchema:
         """Schema of the column: a ragged list, except for columns of the session."""

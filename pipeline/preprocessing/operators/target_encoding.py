@@ -107,9 +107,8 @@ class TargetEncode(ContinuousOperator):
     def transform(self, col_selector: ColumnSelector, df: Any) -> Any:
         """A column of numbers for each column beside session and time."""
         names = [name for name in col_selector.names if name not in _KEYS]
-        frame = df if isinstance(df, pd.DataFrame) else df[col_selector.names].to_pandas()
-        means = {name: self._means(self.encodings[name], frame, name) for name in names}
-        return type(df)(pd.DataFrame(means, index=frame.index))
+        means = {name: self._means(self.encodings[name], df, name) for name in names}
+        return pd.DataFrame(means, index=df.index)
 
     def _means(self, encoding: TargetEncoding, frame: pd.DataFrame, name: str) -> NDArray[Any]:
         categories = pa.array(frame[name], from_pandas=True)
