@@ -3,13 +3,16 @@
 import statistics
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.data import write_sessions
 from benchmarks.gpu.plan import Plan
-from benchmarks.gpu.profile import Figures, peak, reset_peak, synchronize
+from benchmarks.gpu.profile import Figures, figures_or_error, peak, reset_peak, synchronize
 from benchmarks.settings import Setting
 from benchmarks.shop import write_repository
 from pipeline.core.columns import ITEM, SCHEMA_FILE
@@ -20,6 +23,7 @@ from pipeline.evaluation.targets import rank_targets
 from pipeline.exporting.run import load_served
 from pipeline.exporting.torchscript import example_request
 from pipeline.model.build import build_model
+from pipeline.model.model import Model
 from pipeline.model.run import Run
 
 _BATCH_SESSIONS = 1_024
@@ -43,24 +47,30 @@ def measure_evaluation(plan: Plan) -> Iterator[tuple[str, Figures]]:
     schema = Schema.from_json(data / SCHEMA_FILE)
     model = build_model(schema, setting.model_config(), plan.longest, setting.train_config())
     model = model.to(device).eval()
-    for list_lengths in ((), (20,)):
-        for part in parts:
-            loader = SessionLoader(
-                data,
-                part,
-                item=ITEM,
-                features=model.inputs.feature_names,
-                batch_size=_BATCH_SESSIONS,
-            )
-            reset_peak(device)
-            synchronize(device)
-            begin = time.perf_counter()
-            ranked = rank_targets(model, loader, "last", list_lengths=list_lengths)
-            seconds = time.perf_counter() - begin
-        if len(ranked.ranks) != plan.evaluation_sessions:
-            raise PipelineError(f"{len(ranked.ranks)} targets, expected one a session.")
-        figures = {"sessions_per_second": len(ranked.ranks) / seconds, "work_seconds": seconds}
-        yield ("ranks and lists" if list_lengths else "ranks"), figures | peak(device)
+    for name, list_lengths in (("ranks", ()), ("ranks and lists", (20,))):
+        yield name, figures_or_error(partial(_time_ranks, plan, model, data, list_lengths))
+
+
+def _time_ranks(plan: Plan, model: Model, data: Path, list_lengths: tuple[int, ...]) -> Figures:
+    """Rank the sessions of the part `test`, after those of `valid`."""
+    device = torch.device(plan.device)
+    for part in ("valid", "test"):
+        loader = SessionLoader(
+            data,
+            part,
+            item=ITEM,
+            features=model.inputs.feature_names,
+            batch_size=_BATCH_SESSIONS,
+        )
+        reset_peak(device)
+        synchronize(device)
+        begin = time.perf_counter()
+        ranked = rank_targets(model, loader, "last", list_lengths=list_lengths)
+        seconds = time.perf_counter() - begin
+    if len(ranked.ranks) != plan.evaluation_sessions:
+        raise PipelineError(f"{len(ranked.ranks)} targets, expected one a session.")
+    figures = {"sessions_per_second": len(ranked.ranks) / seconds, "work_seconds": seconds}
+    return figures | peak(device)
 
 
 def measure_export(plan: Plan) -> Iterator[tuple[str, Figures]]:
@@ -81,20 +91,27 @@ def measure_export(plan: Plan) -> Iterator[tuple[str, Figures]]:
     model = model.to(device)
     for sessions in _BATCH_SIZES:
         request = example_request(model, _SESSION, sessions).packed(model)
-        with torch.inference_mode():
-            times = []
-            for _ in range(plan.calls + 5):
-                begin = time.perf_counter()
-                program(request).cpu()
-                times.append(time.perf_counter() - begin)
-        middle = statistics.median(times[5:])
-        figures = {"sessions_per_second": sessions / middle, "milliseconds": 1_000 * middle}
-        yield f"program, batch of {sessions}", figures | peak(device)
+        yield (
+            f"program, batch of {sessions}",
+            figures_or_error(partial(_time_program, program, request, sessions, plan)),
+        )
+
+
+def _time_program(program: Any, request: Tensor, sessions: int, plan: Plan) -> Figures:
+    """Median time of the exported program on a request of so many sessions."""
+    with torch.inference_mode():
+        times = []
+        for _ in range(plan.calls + 5):
+            begin = time.perf_counter()
+            program(request).cpu()
+            times.append(time.perf_counter() - begin)
+    middle = statistics.median(times[5:])
+    figures = {"sessions_per_second": sessions / middle, "milliseconds": 1_000 * middle}
+    return figures | peak(torch.device(plan.device))
 
 
 def measure_serving(plan: Plan) -> Iterator[tuple[str, Figures]]:
     """Time a server of the exported model, which Triton runs on a GPU if it has a backend there."""
-    from pipeline.serve.load_test import RequestShape, load_test
     from pipeline.serve.triton.ports import free_ports
     from pipeline.serve.triton.server import TritonServer
 
@@ -104,20 +121,27 @@ def measure_serving(plan: Plan) -> Iterator[tuple[str, Figures]]:
     with TritonServer(repository, ports=free_ports()) as server:
         server.wait_until_ready(60)
         for clients in _CLIENTS:
-            result = load_test(
-                f"grpc://{server.grpc_url}",
-                repository,
-                clients=clients,
-                seconds=min(3.0, plan.calls / 20),
-                shape=RequestShape(1, _SESSION),
-            ).to_dict()
-            if result["errors"]:
-                raise PipelineError(f"Requests failed: {result['errors']}")
             yield (
                 f"server, {clients} clients",
-                {
-                    "sessions_per_second": result["sessions_per_second"],
-                    "milliseconds": result["p50_ms"],
-                    "note": f"p99 {result['p99_ms']} ms",
-                },
+                figures_or_error(partial(_load_server, server.grpc_url, plan, clients)),
             )
+
+
+def _load_server(grpc_url: str, plan: Plan, clients: int) -> Figures:
+    """Rate and times of requests by so many clients at once."""
+    from pipeline.serve.load_test import RequestShape, load_test
+
+    result = load_test(
+        f"grpc://{grpc_url}",
+        plan.scratch / _REPOSITORY,
+        clients=clients,
+        seconds=min(3.0, plan.calls / 20),
+        shape=RequestShape(1, _SESSION),
+    ).to_dict()
+    if result["errors"]:
+        raise PipelineError(f"Requests failed: {result['errors']}")
+    return {
+        "sessions_per_second": result["sessions_per_second"],
+        "milliseconds": result["p50_ms"],
+        "note": f"p99 {result['p99_ms']} ms",
+    }

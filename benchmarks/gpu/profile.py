@@ -16,6 +16,14 @@ _READ = {"aten::_local_scalar_dense", "aten::nonzero"}
 Figures = dict[str, Any]
 
 
+def figures_or_error(measure: Callable[[], Figures]) -> Figures:
+    """Figures of a row, or its error, after which the next row is measured."""
+    try:
+        return measure()
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+
+
 class StepProfile:
     """Profile of a few steps, from `start` to `stop`."""
 

@@ -6,13 +6,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.gpu.plan import Plan
-from benchmarks.gpu.profile import Figures
+from benchmarks.gpu.profile import Figures, figures_or_error
 from pipeline.core.errors import PipelineError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,10 +30,11 @@ def check(plan: Plan) -> Iterator[tuple[str, Figures]]:
         "dataloader": check_loader,
     }
     for name, run in checks.items():
-        try:
-            yield name, {"note": run(plan)}
-        except Exception as error:
-            yield name, {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+        yield name, figures_or_error(partial(_note, run, plan))
+
+
+def _note(run: Callable[[Plan], str], plan: Plan) -> Figures:
+    return {"note": run(plan)}
 
 
 def check_torch(plan: Plan) -> str:

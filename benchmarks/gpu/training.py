@@ -3,6 +3,7 @@
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,15 @@ from transformers import (
 
 from benchmarks.data import padded_batch, write_sessions
 from benchmarks.gpu.plan import Plan, TrainingSetting
-from benchmarks.gpu.profile import Figures, StepProfile, peak, reset_peak, synchronize, time_loop
+from benchmarks.gpu.profile import (
+    Figures,
+    StepProfile,
+    figures_or_error,
+    peak,
+    reset_peak,
+    synchronize,
+    time_loop,
+)
 from benchmarks.settings import DROPOUT, LEARNING_RATE, N_HEAD, N_LAYER, WEIGHT_DECAY
 from pipeline.core.columns import FIRST_ITEM, ITEM, SCHEMA_FILE
 from pipeline.data.loader import SessionLoader
@@ -41,20 +50,22 @@ def measure(plan: Plan, number: int) -> Iterator[tuple[str, Figures]]:
     """Yield the figures of a setting: ours, and the loops by hand where there are some."""
     setting = plan.training[number]
     device = torch.device(plan.device)
-    yield "ours", train_ours(plan, setting, device)
+    yield "ours", figures_or_error(lambda: train_ours(plan, setting, device))
     if setting.has_hand_written:
         batches = _batches(plan, setting, device)
         for name, backend in (
             ("by hand, eager", None),
             ("by hand, compiled", _backend(device)),
         ):
-            try:
-                yield name, train_by_hand(plan, setting, batches, backend)
-            except Exception as error:
-                yield name, {"error": " ".join(str(error).split())[:300] or type(error).__name__}
-            torch.compiler.reset()
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
+            _free(device)
+            yield name, figures_or_error(partial(train_by_hand, plan, setting, batches, backend))
+
+
+def _free(device: torch.device) -> None:
+    """Forget graphs and memory of the row before."""
+    torch.compiler.reset()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def measure_compiled(plan: Plan, number: int) -> Iterator[tuple[str, Figures]]:

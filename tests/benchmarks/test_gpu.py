@@ -18,7 +18,7 @@ from torch.autograd import DeviceType
 from typer.testing import CliRunner
 
 from benchmarks.__main__ import app
-from benchmarks.gpu import measure, stack
+from benchmarks.gpu import measure, stack, training
 from benchmarks.gpu.measure import Part, measure_gpu, phases, run_part
 from benchmarks.gpu.plan import COMPILED, Plan
 from benchmarks.gpu.preprocessing import sessions_by_hand
@@ -141,6 +141,20 @@ def test_training_parts_run_on_a_cpu(plan: Plan, number: int) -> None:
         rate = plan.training[number].batch_size / figures["milliseconds"] * 1_000
         assert figures["sessions_per_second"] == pytest.approx(rate, rel=0.01)
         assert figures["host_syncs"] > 0
+
+
+@pytest.mark.train
+def test_our_training_fails_without_the_loops_by_hand(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("out of\nmemory")
+
+    monkeypatch.setattr(training, "train_ours", fail)
+    rows = dict(rows_of(f"train {plan.training[1].title}", plan))
+    assert rows.pop("ours") == {"error": "RuntimeError: out of memory"}
+    assert rows.keys() == {"by hand, eager", "by hand, compiled"}
+    assert all(figures["sessions_per_second"] > 0 for figures in rows.values())
 
 
 @pytest.mark.slow

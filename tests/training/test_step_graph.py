@@ -2,10 +2,13 @@
 
 import copy
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
 
 from pipeline.data.batch import SessionBatch
 from pipeline.training.compilation import compiled
@@ -67,3 +70,34 @@ def test_a_graph_updates_weights_as_the_optimizer_does(tables: str, max_norm: fl
             for name, values in reference.state[other].items():
                 assert_close(optimizer.state[weight][name], values)
     assert torch.equal(net.unused, torch.ones(2))
+
+
+@pytest.mark.parametrize("tables", ["adamw", "rowwise-adamw"])
+def test_all_but_the_batch_stays_at_its_address_so_that_a_cuda_graph_copies_nothing_else(
+    tables: str,
+) -> None:
+    """torch records no CUDA graph of a graph that changes an input whose address may change."""
+    torch._dynamo.reset()
+    graphs = []
+
+    def record(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        context = torch._guards.TracingContext.get()
+        assert context.fw_metadata is not None
+        graphs.append((context.fw_metadata, inputs))
+        return make_boxed_func(graph.forward)
+
+    net = Net()
+    backend = aot_autograd(fw_compiler=record, inference_compiler=record)
+    graph = StepGraph(
+        net.loss,
+        optimizer_of(net, tables),
+        lambda step: compiled(step, backend=backend),
+        1.0,
+        nullcontext,
+    )
+    graph(SessionBatch({"item_id": torch.randint(50, (8, 2))}, torch.full((8,), 2), 16))
+    [(metadata, inputs)] = graphs
+    fixed = set(metadata.static_input_indices)
+    assert set(metadata.mutated_inp_runtime_indices) <= fixed
+    [batch] = [values for number, values in enumerate(inputs) if number not in fixed]
+    assert batch.shape == (8, 2)
