@@ -295,7 +295,7 @@ def test_a_whole_step_is_one_graph_while_the_learning_rate_changes(
     watched = WatchedGraphs()
     monkeypatch.setattr(trainer_module, "take_compiler", lambda _: watched.compiler)
     arguments = {"max_steps": 100, "logging_steps": 1, "lr_scheduler_type": "cosine"}
-    settings = {**settings, "batch_size": 32, "epochs": 30, "arguments": arguments}
+    settings = {**settings, "batch_size": 48, "epochs": 50, "arguments": arguments}
     trainer(clicks, tmp_path, settings, architecture=architecture, masking=masking).train()
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     rates = [line["learning_rate"] for line in lines if "learning_rate" in line]
