@@ -12,6 +12,7 @@ from pipeline.compat.data import session_frame
 from tests.conftest import ROOT
 from tests.test_docs import blocks, run
 
+pytestmark = pytest.mark.train
 PAGE = (ROOT / "docs" / "from-transformers4rec.md").read_text(encoding="utf-8")
 BEFORE, AFTER = blocks(PAGE, "python")
 SCHEMA = tr.Schema(

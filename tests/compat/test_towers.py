@@ -12,6 +12,7 @@ from torch import nn
 from pipeline import compat as tr
 from pipeline.core.errors import ConfigError
 
+pytestmark = pytest.mark.train
 DATA = tr.data.tabular_testing_data
 ROWS = DATA.torch_synthetic_data(30)
 

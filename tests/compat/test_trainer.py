@@ -15,6 +15,7 @@ from pipeline.core.errors import ConfigError, DataError
 from pipeline.evaluation.metrics import ranking_metrics
 from pipeline.evaluation.targets import rank_targets
 
+pytestmark = pytest.mark.train
 DATA = tr.data.tabular_sequence_testing_data
 
 
