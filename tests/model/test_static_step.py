@@ -106,10 +106,32 @@ def test_loss_and_gradients_are_those_of_the_packed_form(body: tuple[str, str]) 
     check_forms_agree(built(body))
 
 
-@pytest.mark.parametrize(("loss", "negatives", "shared"), OBJECTIVES)
-@pytest.mark.parametrize("body", [("sasrec", "clm"), ("bert", "mlm")], ids="-".join)
+FAST = (("sasrec", "clm"), ("bert", "mlm"))
+AGREEING = [
+    pytest.param(
+        body, *objective, marks=() if body in FAST else pytest.mark.slow, id=f"{body}-{objective}"
+    )
+    for body in BODIES
+    for objective in OBJECTIVES
+    # rtd draws negatives for each slot, then replacements, which are others where slots are empty
+    if body[1] != "rtd" or objective[2]
+]
+
+
+@pytest.mark.parametrize(("body", "loss", "negatives", "shared"), AGREEING)
 def test_every_loss_agrees(body: tuple[str, str], loss: str, negatives: str, shared: bool) -> None:
     check_forms_agree(built(body, loss=loss, negatives=negatives, shared_negatives=shared))
+
+
+@pytest.mark.parametrize("loss", SAMPLED_LOSSES)
+def test_rtd_with_negatives_of_each_target_does_not_wait_for_the_device(loss: str) -> None:
+    model = built(("bert", "rtd"), loss=loss, negatives="popularity", shared_negatives=False)
+    _, expected = learned(model, batch(None))
+    with NoSynchronization():
+        result, gradients = learned(model, batch(70))
+    assert result > 0
+    assert gradients.keys() == expected.keys()
+    assert all(values.isfinite().all() for values in gradients.values())
 
 
 def test_every_loss_and_distribution_is_covered() -> None:

@@ -188,6 +188,7 @@ OPTIMIZERS: list[dict[str, Any]] = [
     {"loss": "sampled-softmax", "num_negatives": 9, "table_optimizer": "lazy-adamw"},
     {"loss": "bpr", "num_negatives": 9, "table_optimizer": "rowwise-adamw"},
 ]
+ACCUMULATED: dict[str, Any] = {"gradient_accumulation_steps": 2}
 
 
 def trainer(
@@ -210,7 +211,7 @@ def trainer(
     )
 
 
-@pytest.mark.parametrize("settings", OPTIMIZERS, ids=str)
+@pytest.mark.parametrize("settings", [*OPTIMIZERS, ACCUMULATED], ids=str)
 def test_a_whole_step_does_not_wait_for_the_device(
     clicks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
 ) -> None:
@@ -304,15 +305,23 @@ def test_a_whole_step_is_one_graph_while_the_learning_rate_changes(
     assert watched.graphs == len(watched.shapes)
 
 
-@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("backend", "settings"),
+    [
+        ("eager", {}),
+        pytest.param("eager", ACCUMULATED, marks=pytest.mark.slow),
+        pytest.param("inductor", {}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_compiled_training_is_that_of_the_packed_form(
-    clicks: Path, tmp_path: Path, backend: str
+    clicks: Path, tmp_path: Path, backend: str, settings: dict[str, Any]
 ) -> None:
     torch._dynamo.reset()
     model = ModelConfig.from_dict(SMALL, "model")
     facts = []
     for name, arguments in (("packed", {}), ("compiled", {"torch_compile_backend": backend})):
-        config = TrainConfig(epochs=2, batch_size=32, arguments=arguments)
+        config = TrainConfig(epochs=2, batch_size=32, arguments=arguments, **settings)
         facts.append(train(clicks, model, config, tmp_path / name))
     assert facts[1]["train_loss"] == pytest.approx(facts[0]["train_loss"], rel=1e-4)
     assert facts[1]["valid_ndcg@20"] == pytest.approx(facts[0]["valid_ndcg@20"], rel=1e-3)
