@@ -306,22 +306,25 @@ def test_a_whole_step_is_one_graph_while_the_learning_rate_changes(
 
 
 @pytest.mark.parametrize(
-    ("backend", "settings"),
+    ("backend", "settings", "bf16"),
     [
-        ("eager", {}),
-        pytest.param("eager", ACCUMULATED, marks=pytest.mark.slow),
-        pytest.param("inductor", {}, marks=pytest.mark.slow),
+        ("eager", {}, False),
+        pytest.param("eager", {}, True, marks=pytest.mark.slow),
+        pytest.param("eager", ACCUMULATED, False, marks=pytest.mark.slow),
+        pytest.param("inductor", {}, False, marks=pytest.mark.slow),
     ],
-    ids=str,
+    ids=["eager", "bf16", "accumulated", "inductor"],
 )
 def test_compiled_training_is_that_of_the_packed_form(
-    clicks: Path, tmp_path: Path, backend: str, settings: dict[str, Any]
+    clicks: Path, tmp_path: Path, backend: str, settings: dict[str, Any], bf16: bool
 ) -> None:
     torch._dynamo.reset()
     model = ModelConfig.from_dict(SMALL, "model")
     facts = []
     for name, arguments in (("packed", {}), ("compiled", {"torch_compile_backend": backend})):
+        arguments = {**arguments, "bf16": bf16, "use_cpu": True}
         config = TrainConfig(epochs=2, batch_size=32, arguments=arguments, **settings)
         facts.append(train(clicks, model, config, tmp_path / name))
-    assert facts[1]["train_loss"] == pytest.approx(facts[0]["train_loss"], rel=1e-4)
-    assert facts[1]["valid_ndcg@20"] == pytest.approx(facts[0]["valid_ndcg@20"], rel=1e-3)
+    tolerance = 1e-2 if bf16 else 1e-4
+    assert facts[1]["train_loss"] == pytest.approx(facts[0]["train_loss"], rel=tolerance)
+    assert facts[1]["valid_ndcg@20"] == pytest.approx(facts[0]["valid_ndcg@20"], rel=10 * tolerance)
