@@ -16,8 +16,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.api import Run, evaluate, export, predict, preprocess, train
-    from pipeline.data.directory import Data
+    from pipeline.api import Data, Run, evaluate, export, predict, preprocess, train
     from pipeline.recipe.recipe import Recipe
     from pipeline.serve.client.client import Client
 
@@ -30,10 +29,9 @@ __version__ = "0.2.0"
 
 _MODULES = {
     "Recipe": "pipeline.recipe.recipe",
-    "Data": "pipeline.data.directory",
     "Client": "pipeline.serve.client.client",
     **dict.fromkeys(
-        ("Run", "preprocess", "train", "evaluate", "predict", "export"), "pipeline.api"
+        ("Data", "Run", "preprocess", "train", "evaluate", "predict", "export"), "pipeline.api"
     ),
 }
 """Module of each public name."""

@@ -1,15 +1,17 @@
 """Public functions: the stages, from Python.
 
-Paths may be text or `Path`; a recipe, a run or a data directory may be a
-path or an object.
+Paths may be text or `Path`; a recipe, a run or a data directory may be a path or an object. Where a
+run is taken, so is a model that was put together in Python.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pipeline.core.errors import ConfigError
-from pipeline.data.directory import Data
+from pipeline.data.directory import Data as DataDirectory
+from pipeline.model.model import Model
 from pipeline.model.run import Run as TrainedRun
 from pipeline.recipe.recipe import Recipe
 
@@ -23,12 +25,32 @@ Source = str | Path
 """A file or a directory."""
 
 
+class Data(DataDirectory):
+    """A data directory that can also be made of a frame."""
+
+    @classmethod
+    def from_frame(cls, frame: Any, recipe: Recipe | Source, *, out: Source | None = None) -> Self:
+        """Preprocess raw interactions of a pandas, Polars or Arrow table, and open the result.
+
+        `frame` has the columns of a log that `recipe` names. `out` is the data directory to write,
+        by default a temporary one that is removed with the object. DataError if the frame lacks a
+        column.
+        """
+        scratch = TemporaryDirectory(prefix="pipeline-data-")
+        log, folder = Path(scratch.name) / "frame.parquet", Path(scratch.name) / "data"
+        _write_frame(frame, log)
+        preprocess(recipe, log, out=folder if out is None else out)
+        data = cls.open(folder if out is None else out)
+        data.__dict__["_scratch"] = scratch  # lives as long as the object
+        return data
+
+
 class Run(TrainedRun):
     """A run that also recommends for raw sessions, without a server."""
 
     def recommend(
         self,
-        sessions: Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Sequence[Any]]],
+        sessions: Any,
         k: int = 10,
         *,
         blocked: Sequence[Any] = (),
@@ -38,7 +60,8 @@ class Run(TrainedRun):
         """Return the next items of raw sessions as rows of session, rank, item_id and score.
 
         A session maps column names of the recipe to its values, oldest interaction first;
-        `item_id` is enough. `sessions` is one or several of them. `blocked` are raw ids that no
+        `item_id` is enough. `sessions` is one or several of them, or a pandas, Polars or Arrow
+        table of interactions with the columns of the log. `blocked` are raw ids that no
         list holds, `candidates` the only ones; `filter_seen` leaves out items of the session, by
         default as the recipe says. The result is what a server of the exported run answers.
         ConfigError for a request that a server would refuse.
@@ -46,15 +69,19 @@ class Run(TrainedRun):
         from pipeline.in_process import open_run
         from pipeline.serve.client.answers import records_to_frame
 
-        several = [sessions] if isinstance(sessions, Mapping) else list(sessions)
         filters = {
             "exclude": list(blocked) or None,
             "candidates": None if candidates is None else list(candidates),
             "filter_seen": filter_seen,
         }
         with open_run(self) as client:
-            records = client.recommend(several, k, **filters).records(range(len(several)))
-            return records_to_frame(records).rename(columns={"session_id": "session"})
+            if hasattr(sessions, "columns"):
+                lists = client.recommend_frame(_as_pandas(sessions), k, **filters)
+            else:
+                several = [sessions] if isinstance(sessions, Mapping) else list(sessions)
+                answer = client.recommend(several, k, **filters)
+                lists = records_to_frame(answer.records(range(len(several))))
+            return lists.rename(columns={"session_id": "session"})
 
 
 def preprocess(
@@ -63,7 +90,7 @@ def preprocess(
     *,
     out: Source,
     test: Source | Sequence[Source] = (),
-    base: Source | Data | None = None,
+    base: Source | DataDirectory | None = None,
     cluster: str | None = None,
     operators: Source | None = None,
 ) -> Data:
@@ -82,6 +109,7 @@ def preprocess(
     from pipeline.preprocessing.run import preprocess as run
 
     config, out = _recipe(recipe).preprocess, Path(out)
+    path = base.path if isinstance(base, DataDirectory) else base
     check_tables(config)
     with local_logs(_texts(logs), out) as inputs, local_logs(_texts(test), out) as tests:
         run(
@@ -90,7 +118,7 @@ def preprocess(
             find_logs(config, tests),
             out,
             cluster=cluster,
-            base=base.path if isinstance(base, Data) else None if base is None else Path(base),
+            base=None if path is None else Path(path),
             operators=None if operators is None else Path(operators),
         )
     return Data.open(out)
@@ -98,9 +126,10 @@ def preprocess(
 
 def train(
     recipe: Recipe | Source,
-    data: Data | Source,
+    data: DataDirectory | Source,
     *,
     out: Source,
+    model: Model | None = None,
     start: TrainedRun | Source | None = None,
     restart: bool = False,
     windows: str | None = None,
@@ -109,9 +138,11 @@ def train(
     """Train the model of the recipe on `data`; write the run to `out` and open it.
 
     After an interruption the same call continues from its last checkpoint, unless `restart`.
-    `start` is an earlier run whose weights the model starts from. `windows` is a width such as
-    `1d`: the sessions of all parts are trained on window by window, each evaluated before.
-    `callbacks` are Hugging Face's TrainerCallbacks.
+    `model` is one that was put together in Python, which `recipe.train` trains in place of
+    `recipe.model`; the run holds its program, see `Run.save`. `start` is an earlier run whose
+    weights the model starts from. `windows` is a width such as `1d`: the sessions of all parts are
+    trained on window by window, each evaluated before. `callbacks` are Hugging Face's
+    TrainerCallbacks.
 
     ConfigError for settings that do not fit the data, and for a training that diverged.
     """
@@ -129,10 +160,13 @@ def train(
             restart=restart,
             start=base,
             callbacks=callbacks,
+            model=model,
         )
     else:
-        if restart or callbacks:
-            raise ConfigError("`restart` and `callbacks` do not go with `windows`. Leave them out.")
+        if restart or callbacks or model is not None:
+            raise ConfigError(
+                "`restart`, `callbacks` and `model` do not go with `windows`. Leave them out."
+            )
         from pipeline.recipe.durations import duration_seconds
         from pipeline.training.incremental.run import train_windows
 
@@ -144,8 +178,8 @@ def train(
 
 
 def evaluate(
-    run: TrainedRun | Source,
-    data: Data | Source,
+    run: TrainedRun | Model | Source,
+    data: DataDirectory | Source,
     *,
     part: Part = "test",
     positions: Literal["all", "last"] | None = None,
@@ -168,7 +202,7 @@ def evaluate(
     from pipeline.evaluation.run import evaluate as run_evaluation
 
     return run_evaluation(
-        TrainedRun.open(run),
+        _run(run, data),
         Data.open(data),
         part=part,
         positions=positions,
@@ -179,8 +213,8 @@ def evaluate(
 
 
 def predict(
-    run: TrainedRun | Source,
-    data: Data | Source,
+    run: TrainedRun | Model | Source,
+    data: DataDirectory | Source,
     *,
     out: Source,
     part: Part = "test",
@@ -200,7 +234,7 @@ def predict(
     from pipeline.evaluation.predict import write_recommendations
 
     write_recommendations(
-        TrainedRun.open(run),
+        _run(run, data),
         Data.open(data),
         part,
         Path(out),
@@ -213,9 +247,10 @@ def predict(
 
 
 def export(
-    run: TrainedRun | Source,
+    run: TrainedRun | Model | Source,
     *,
     out: Source,
+    data: DataDirectory | Source | None = None,
     name: str = "recommender",
     default_k: int = 10,
     max_k: int = 100,
@@ -225,6 +260,7 @@ def export(
 ) -> Path:
     """Write a run as a Triton model repository; return its path.
 
+    A model that was put together in Python needs the `data` that it was trained on.
     `name` is the model's for clients, `default_k` the items of a list where a request has no `k`,
     `max_k` the most. `device` is where the server runs the model. `scoring` int8 gives the same
     lists of a large catalogue in less time on a CPU. An older repository at `out` gets a new
@@ -243,8 +279,40 @@ def export(
         device=device,
         scoring=scoring,
     )
-    run_export(TrainedRun.open(run), Path(out), options)
+    run_export(_run(run, data), Path(out), options)
     return Path(out)
+
+
+def _run(run: TrainedRun | Model | Source, data: DataDirectory | Source | None) -> TrainedRun:
+    if not isinstance(run, Model):
+        return Run.open(run)
+    if data is None:
+        raise ConfigError("A model in memory needs the `data` that it was trained on.")
+    return Run.of(run, data)
+
+
+def _as_pandas(frame: Any) -> Any:
+    """Frame of pandas, of Polars or of Arrow -> pandas. ConfigError for anything else."""
+    import pandas as pd
+
+    if isinstance(frame, pd.DataFrame):
+        return frame
+    if hasattr(frame, "to_pandas"):
+        return frame.to_pandas()
+    raise ConfigError(f"Expected a table of pandas, Polars or Arrow, got {type(frame).__name__}.")
+
+
+def _write_frame(frame: Any, path: Path) -> None:
+    """Write a table as Parquet, with its columns as they are."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if hasattr(frame, "to_arrow"):  # Polars
+        frame = frame.to_arrow()
+    table = frame if isinstance(frame, pa.Table) else None
+    if table is None:
+        table = pa.Table.from_pandas(_as_pandas(frame), preserve_index=False)
+    pq.write_table(table, path)
 
 
 def _recipe(recipe: Recipe | Source) -> Recipe:

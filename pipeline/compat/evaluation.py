@@ -150,7 +150,7 @@ def _loss(model: Model, sums: dict[str, Sums]) -> float:
     """Loss of the model: means of the tasks, weighed and reduced as in training."""
     means = {name: s.loss / s.count if s.count else 0.0 for name, s in sums.items()}
     losses = []
-    for head in model._heads():
+    for head in model.all_heads:
         weighed = [
             weight * means[task.task_name]
             for task, weight in zip(head.all_tasks, head.task_weights, strict=True)

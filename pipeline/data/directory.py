@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pipeline.core.artifact import read_manifest
 from pipeline.core.columns import SCHEMA_FILE, SESSIONS_DIRECTORY
@@ -26,13 +26,13 @@ class Data:
     """Facts of the manifest: row counts, sessions of each part, notes."""
 
     @classmethod
-    def open(cls, path: "Path | str | Data") -> "Data":
+    def open(cls, path: "Path | str | Data") -> Self:
         """Open a directory and check its files. An open directory is returned as it is.
 
         ArtifactError if the directory is missing, incomplete or damaged.
         """
         if isinstance(path, Data):
-            return path
+            return path  # type: ignore[return-value]
         if not isinstance(path, str | Path):
             raise ConfigError(f"Expected a data directory or its path, got {type(path).__name__}.")
         path = Path(path)

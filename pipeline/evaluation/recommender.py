@@ -80,7 +80,7 @@ class Recommender:
         self.catalogue: NDArray[Any] = self.fitted.item.values.to_numpy(zero_copy_only=False)
         """(items,) raw ids by falling frequency, int64 or text."""
         self._longest = self.model.inputs.max_sequence_length
-        self._device = next(self.model.parameters()).device
+        self._device = self.model.device
 
     @classmethod
     def open(cls, run: Run | Path) -> Self:

@@ -280,7 +280,7 @@ def _breakdowns(
 
 def _cost(model: Model, seconds: dict[str, float], num_sessions: int, num_targets: int) -> Cost:
     """`seconds` by model, the run first."""
-    device = next(model.parameters()).device
+    device = model.device
     model_seconds = max(next(iter(seconds.values())), 1e-9)
     return Cost(
         seconds={name: round(value, 3) for name, value in seconds.items()},

@@ -66,7 +66,7 @@ def _of_batch(
     batch_size: int,
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Predictions and targets of a batch by task, on the CPU."""
-    device = next(model.parameters()).device
+    device = model.device
     parts: dict[str, list[_Rows]] = {name: [] for name in tasks}
     windows = _windows(model, tasks, batch, positions)
     for chosen in (windows.stops - windows.starts).argsort(stable=True).split(batch_size):

@@ -98,7 +98,7 @@ def rank_targets(
     further back than the model reads. A list that is longer than the catalogue holds all of it.
     The caller sets the mode and the device of the model. Memory is that of a batch and the ranks.
     """
-    device = next(model.parameters()).device
+    device = model.device
     catalogue = model.item_embeddings()  # (items, E)
     # on the device until the end, as each copy would wait for it
     ranks = [torch.empty(0, dtype=torch.int64, device=device)]
@@ -139,12 +139,11 @@ def hidden_at_targets(
     model: Model, batch: RaggedBatch, positions: Positions, batch_size: int = 512
 ) -> tuple[Tensor, Tensor]:
     """Return (T, D) hidden states and (T,) targets of a batch, in the order of its sessions."""
-    device = next(model.parameters()).device
+    device = model.device
     longest = model.inputs.max_sequence_length or 2**31
     windows = evaluation_windows(batch.lengths, longest, positions, causal=model.causal)
     if not len(windows.rows):
-        width = model.head.body.output_size
-        return torch.empty(0, width, device=device), windows.rows.to(device)
+        return torch.empty(0, model.query_width, device=device), windows.rows.to(device)
     parts = []
     # windows of similar lengths share a batch, so that little is padding
     for chosen in (windows.stops - windows.starts).argsort(stable=True).split(batch_size):

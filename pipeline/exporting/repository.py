@@ -27,6 +27,7 @@ from pipeline.exporting import request_tables as tables
 from pipeline.exporting import torchscript
 from pipeline.exporting import triton_config as config
 from pipeline.exporting.options import ExportOptions
+from pipeline.model.program import save_program
 
 TRITON_TYPES = {"int64": "TYPE_INT64", "float64": "TYPE_FP64", "string": "TYPE_STRING"}
 STEPS = ("requests", "model")
@@ -64,7 +65,7 @@ def write_repository(
         ),
     )
     config.write_samples(directory / model_name, samples, _PACKED)
-    torchscript.save(program, version_directory / "model.pt")
+    save_program(program, version_directory / "model.pt")
 
     facts = {CLIENT_PARAMETER: json.dumps(client_facts(fitted, spec))}
     version_directory = _new_model(

@@ -64,7 +64,10 @@ def export(
     if options.device == "gpu" and not torch.cuda.is_available():
         raise ConfigError("--device gpu traces the model on a GPU, and torch sees none here.")
     run = Run.open(run)
-    fingerprint = fingerprint_of(asdict(options), [], [run.path])
+
+    fingerprint = None
+    if not run.in_memory:
+        fingerprint = fingerprint_of(asdict(options), [], [run.path])
     facts: dict[str, Any] = {}
     with new_artifact(out, "repository", facts, fingerprint=fingerprint) as directory:
         # inside the block, where no other export to the same place runs

@@ -4,11 +4,8 @@ torch 2.13 deprecates torch.jit; NVIDIA's Triton image serves it, and loading a 
 nothing but the program itself, in TorchScript's own interpreter.
 """
 
-import io
 import re
 import warnings
-import zipfile
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -221,7 +218,7 @@ def example_request(
 
     Odd rows have excluded items, every third row candidates.
     """
-    device = next(model.parameters()).device  # a traced program keeps it
+    device = model.model.device  # a traced program keeps it
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, length + 1, (sessions, 1), generator=generator)
     inside = torch.arange(length) < lengths
@@ -334,15 +331,3 @@ def _line(error: Exception) -> str:
     """Return the last line of an error of TorchScript, which is its reason."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[-1].strip()[:200] if lines else type(error).__name__
-
-
-def save(program: torch.jit.ScriptModule, path: Path) -> None:
-    """Write `model.pt` without its debugging records: they hold pickled source positions."""
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.jit.save(program, buffer)
-    with zipfile.ZipFile(buffer) as whole, zipfile.ZipFile(path, "w") as stripped:
-        for record in whole.infolist():
-            if not record.filename.endswith(".debug_pkl"):
-                stripped.writestr(record, whole.read(record))

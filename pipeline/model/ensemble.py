@@ -41,16 +41,16 @@ class Ensemble(Model):
         """(B, E) `session_embeddings` of what `_encode_all` returns."""
         queries = [
             head.next_item_task().queries(self.session_embedding(encoded[id(head.body)]))
-            for head in self._heads()
+            for head in self.all_heads
         ]
         return torch.cat(queries, -1) / len(queries)
 
     def encode(self, batch: SessionBatch, stage: Stage) -> Encoded:
         """Queries of all members side by side in place of hidden states: (B, L, E)."""
-        encoded = [self._encode(head.body, batch, stage) for head in self._heads()]
+        encoded = [self._encode(head.body, batch, stage) for head in self.all_heads]
         queries = [
             head.next_item_task().queries(member.hidden)
-            for head, member in zip(self._heads(), encoded, strict=True)
+            for head, member in zip(self.all_heads, encoded, strict=True)
         ]
         return encoded[0]._replace(hidden=torch.cat(queries, -1) / len(queries))
 
@@ -61,12 +61,12 @@ class Ensemble(Model):
     def items(self, positions: Tensor | None = None) -> Tensor:
         """(V - 3, E) item vectors in catalogue order, or (C, E) of (C,) catalogue `positions`."""
         return torch.cat(
-            [head.next_item_task().items(head.item_table, positions) for head in self._heads()], -1
+            [head.next_item_task().items(head.item_table, positions) for head in self.all_heads], -1
         )
 
     def predict(self, batch: SessionBatch) -> dict[str, Tensor]:
         """Predictions by task name; the next-item scores are the mean of the members'."""
-        first, *others = self._heads()
+        first, *others = self.all_heads
         predictions = super().predict(batch)
         for head in others:
             del predictions[head.next_item_task().task_name]

@@ -87,7 +87,7 @@ class Model(nn.Module):
     @property
     def head(self) -> Head:
         """The head that scores items, or the first if no head does."""
-        heads = self._heads()
+        heads = self.all_heads
         for head in heads:
             if any(isinstance(task, NextItemPredictionTask) for task in head.all_tasks):
                 return head
@@ -96,7 +96,7 @@ class Model(nn.Module):
     @property
     def tasks_with_heads(self) -> list[tuple[Head, Task]]:
         """Every task with its head."""
-        return [(head, task) for head in self._heads() for task in head.all_tasks]
+        return [(head, task) for head in self.all_heads for task in head.all_tasks]
 
     @property
     def target_tasks(self) -> list[tuple[Head, TargetTask]]:
@@ -114,6 +114,21 @@ class Model(nn.Module):
         return self.head.body.inputs
 
     @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return next(self.parameters()).device
+
+    @property
+    def num_rows(self) -> int:
+        """V: rows of the item table, with the reserved ones."""
+        return self.inputs.item_table.num_embeddings
+
+    @property
+    def query_width(self) -> int:
+        """D of the hidden states that `queries` takes."""
+        return self.head.body.output_size
+
+    @property
     def causal(self) -> bool:
         """Whether hidden states depend on the past only."""
         return self.head.body.masking.causal
@@ -121,7 +136,7 @@ class Model(nn.Module):
     @property
     def columns(self) -> list[str]:
         """Columns of a batch of evaluation: features, and targets beside the next item."""
-        features = [name for head in self._heads() for name in head.body.inputs.feature_names]
+        features = [name for head in self.all_heads for name in head.body.inputs.feature_names]
         targets = [name for _, task in self.target_tasks for name in task.columns]
         return list(dict.fromkeys([*self.inputs.feature_names, *features, *targets]))
 
@@ -174,7 +189,7 @@ class Model(nn.Module):
                 head.task_weights,
                 head.loss_reduction,
             )
-            for head in self._heads()
+            for head in self.all_heads
         ]
         return reduce_losses(heads, self.head_weights, self.head_reduction)
 
@@ -221,11 +236,10 @@ class Model(nn.Module):
         if not isinstance(k, int) or k < 1:
             raise ConfigError(f"k is {k!r}, expected 1 or more.")
         for name, indices in (("excluded", excluded), ("candidates", candidates)):
-            check_indices(name, indices, self.head.item_table.size(0))
+            check_indices(name, indices, self.num_rows)
         queries = self.session_embeddings(batch)
-        table = self.head.item_table
         if candidates is None:
-            candidates = torch.arange(FIRST_ITEM, table.size(0), device=table.device)
+            candidates = torch.arange(FIRST_ITEM, self.num_rows, device=queries.device)
         candidates = candidates[candidates >= FIRST_ITEM].unique()
         scores = queries @ self.items(candidates - FIRST_ITEM).T  # (B, C)
         removed = [] if excluded is None else [excluded.expand(scores.size(0), -1)]
@@ -233,7 +247,7 @@ class Model(nn.Module):
             removed.append(batch.features[self.inputs.item])
         if removed:
             indices = torch.cat([items.to(torch.int64) for items in removed], 1)
-            scores = mask_items(scores, candidates, indices, table.size(0))
+            scores = mask_items(scores, candidates, indices, self.num_rows)
         best, columns = scores.topk(min(k, scores.size(1)))
         items = torch.where(best.isneginf(), PADDING, candidates[columns])
         missing = max(0, k - best.size(1))
@@ -265,7 +279,9 @@ class Model(nn.Module):
         rows = torch.arange(encoded.query.size(0), device=encoded.query.device)
         return encoded.hidden[rows, encoded.query]
 
-    def _heads(self) -> list[Head]:
+    @property
+    def all_heads(self) -> list[Head]:
+        """The heads in order."""
         return [head for head in self.heads if isinstance(head, Head)]
 
     @staticmethod
@@ -274,7 +290,7 @@ class Model(nn.Module):
 
     def _encode_all(self, batch: SessionBatch) -> dict[int, Encoded]:
         """Hidden states of prediction by the identity of the body, each encoded once."""
-        bodies = {id(head.body): head.body for head in self._heads()}
+        bodies = {id(head.body): head.body for head in self.all_heads}
         return {key: self._encode(body, batch, Stage.PREDICT) for key, body in bodies.items()}
 
     def _session_queries(self, encoded: dict[int, Encoded]) -> Tensor:

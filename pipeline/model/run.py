@@ -1,19 +1,28 @@
-"""A run: the directory that `pipeline train` wrote."""
+"""A run: the directory that `pipeline train` wrote, or a model in memory with its data."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import torch
 from numpy.typing import NDArray
 
-from pipeline.core.artifact import read_manifest
-from pipeline.core.errors import ConfigError
+from pipeline.core.artifact import new_artifact, read_json, read_manifest, write_json
+from pipeline.core.columns import SCHEMA_FILE
+from pipeline.core.errors import ArtifactError, ConfigError
+from pipeline.data.batch import SessionBatch
 from pipeline.data.directory import Data
 from pipeline.data.fitted import Fitted
 from pipeline.data.index_mapping import TRAINED_ON, rows_for
-from pipeline.model.build import load_model
+from pipeline.data.loader import RaggedBatch, SessionLoader
+from pipeline.model.build import MODEL_FILE, WEIGHTS_FILE, load_model, write_tensors
 from pipeline.model.model import Model
+from pipeline.model.program import read_program, write_program
+
+PROGRAM = "program"
+"""Key of the description of a run whose model is a program."""
+_SESSIONS = 33
 
 
 @dataclass(frozen=True)
@@ -26,19 +35,56 @@ class Run:
     path: Path
     facts: dict[str, Any] = field(repr=False, compare=False)
     """Facts of the manifest: model and train settings, losses, metrics, seconds."""
+    in_memory: bool = field(default=False, repr=False)
+    """Whether it is a model in memory, and `path` is only its name."""
 
     @classmethod
-    def open(cls, path: "Path | str | Run") -> "Run":
+    def open(cls, path: "Path | str | Run") -> Self:
         """Check every file against the manifest. An open run is returned as it is.
 
         ArtifactError if the directory is missing, incomplete or damaged.
         """
         if isinstance(path, Run):
-            return path
+            return path  # type: ignore[return-value]
         if not isinstance(path, str | Path):
             raise ConfigError(f"Expected a run or its path, got {type(path).__name__}.")
         path = Path(path)
         return cls(path, read_manifest(path, "run"))
+
+    @classmethod
+    def of(cls, model: Model, data: Data | Path | str, name: str = "model") -> Self:
+        """Make a run of a model in memory; it can do what a run of a directory can.
+
+        `data` are what the model was trained on. ConfigError if the model does not fit them.
+        """
+        if not isinstance(model, Model):
+            raise ConfigError(f"Expected a run, its path or a Model, got {type(model).__name__}.")
+        data = Data.open(data)
+        check_fits(model, data)
+        run = cls(Path(name), {TRAINED_ON: data.training_fingerprint}, in_memory=True)
+        run.__dict__.update(model=model.eval(), fitted=data.fitted)  # in place of what is read
+        return run
+
+    @classmethod
+    def save(cls, model: Model, data: Data | Path | str, out: Path | str) -> Self:
+        """Write a run of a model that was put together in Python, and open it.
+
+        It holds the weights and a program, which predicts without the code that the model was made
+        of: the command line evaluates, predicts with, recommends by and exports it. It cannot be
+        trained further there, and has no attention weights. ConfigError if the model does not fit
+        `data`, PipelineError if it cannot be made a program.
+        """
+        data, out = Data.open(data), Path(out)
+        run = cls.of(model, data)
+        facts = {
+            "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "model": {},
+            "train": {},
+            **run.facts,
+        }
+        with new_artifact(out, "run", facts) as directory:
+            facts["model"] = write_program_run(directory, data, model)
+        return cls.open(out)
 
     @property
     def name(self) -> str:
@@ -53,6 +99,13 @@ class Run:
     @cached_property
     def model(self) -> Model:
         """The trained model in evaluation mode, on the CPU."""
+        description = read_json(self.path / MODEL_FILE).get(PROGRAM)
+        if description is not None:
+            try:
+                return read_program(self.path, description)
+            except (KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
+                line = " ".join(str(error).split())[:200]
+                raise ArtifactError(f"{self.path} does not hold a program: {line}") from None
         return load_model(self.path, self.fitted)
 
     def index_mapping(self, data: Data) -> dict[str, NDArray[Any]]:
@@ -66,3 +119,55 @@ class Run:
     def was_trained_on(self, data: Data) -> bool:
         """Whether the run was trained on the train part of the data, by its manifest."""
         return self.facts.get(TRAINED_ON) in (None, data.training_fingerprint)
+
+
+def write_program_run(directory: Path, data: Data, model: Model) -> dict[str, Any]:
+    """Write a model as a program with all that serving and evaluation need; return its settings."""
+    was_training, device = model.training, model.device
+    model.to("cpu").eval()
+    try:
+        description = write_program(directory, model, _sessions(model, data))
+        write_tensors(model.state_dict(), directory / WEIGHTS_FILE)
+    finally:
+        model.to(device).train(was_training)
+    write_json(directory / MODEL_FILE, {PROGRAM: description})
+    data.fitted.write(directory)
+    (directory / SCHEMA_FILE).write_bytes((data.path / SCHEMA_FILE).read_bytes())
+    blocks = [type(block).__name__ for head in model.all_heads for block in head.body.blocks]
+    return {"architecture": PROGRAM, "blocks": blocks}
+
+
+def _sessions(model: Model, data: Data) -> list[SessionBatch]:
+    """Training sessions of different numbers and lengths, the first two as long as can be."""
+    features = list(model.inputs.feature_names)
+    loader = SessionLoader(
+        data.path, "train", item=model.inputs.item, features=features, batch_size=_SESSIONS
+    )
+    sessions: RaggedBatch = next(iter(loader))
+    longest = model.inputs.max_sequence_length or int(sessions.lengths.max())
+    rows = torch.arange(len(sessions.lengths), device=sessions.lengths.device)
+    starts = (sessions.lengths - longest).clamp(min=0)
+    one = sessions.lengths - 1
+    batches = [
+        sessions.window(rows[:2], starts[:2], sessions.lengths[:2], longest),
+        sessions.window(rows[:1], starts[:1], sessions.lengths[:1]),
+        sessions.window(rows, starts, sessions.lengths),
+        sessions.window(rows[:5], one[:5], sessions.lengths[:5]),
+    ]
+    return [batch.to("cpu") for batch in batches]
+
+
+def check_fits(model: Model, data: Data) -> None:
+    """ConfigError unless the model reads columns of the data and has a row for each item."""
+    missing = [name for name in model.inputs.feature_names if name not in data.schema.column_names]
+    if missing:
+        raise ConfigError(
+            f"The model reads {missing[0]!r}, and {data.path} has no such column. It has: "
+            f"{', '.join(data.schema.column_names)}."
+        )
+    rows = model.inputs.item_table.num_embeddings
+    if rows != data.fitted.item.num_rows:
+        raise ConfigError(
+            f"The model has {rows} rows for items, {data.path} has {data.fitted.item.num_rows}. "
+            "Build it from the schema of these data."
+        )

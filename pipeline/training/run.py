@@ -20,7 +20,7 @@ from pipeline.data.sessions import count_sessions, read_interactions
 from pipeline.evaluation.targets import evaluation_loader
 from pipeline.model.build import TrainingStatistics, build_model, save_model
 from pipeline.model.model import Model
-from pipeline.model.run import Run
+from pipeline.model.run import Run, check_fits, write_program_run
 from pipeline.recipe.model import ModelConfig
 from pipeline.recipe.train import TrainConfig
 from pipeline.training.checkpoint import Checkpoints, TrainingAbandoned
@@ -54,6 +54,7 @@ def train(
     restart: bool = False,
     callbacks: Sequence[Any] = (),
     start: Path | None = None,
+    model: Model | None = None,
 ) -> dict[str, Any]:
     """Train a model on `data`, write the run to `out` and return the facts of its manifest.
 
@@ -61,10 +62,14 @@ def train(
     unless `restart`. Under `torchrun`, all processes train one model and the first one writes.
     `callbacks` are Hugging Face's TrainerCallbacks; an exception of theirs ends the training
     without a run, and `TrainingAbandoned` without checkpoints. `start` is the run whose weights
-    the model starts from.
+    the model starts from. `model` was put together in Python and is trained in place of that of
+    `model_config`; it has no checkpoints, as nothing tells whether they are of the same model.
     """
     data = Data.open(data)
-    train_config = train_config.for_model(model_config)
+    if model is None:
+        train_config = train_config.for_model(model_config)
+    else:
+        check_fits(model, data)
     if train_config.metric == "loss" and data.recipe.target_positions != "all":
         raise ConfigError(
             "`train.metric` is loss, which is over all interactions of a session; this split "
@@ -81,16 +86,19 @@ def train(
         facts: dict[str, Any] = {}
         run = new_artifact(out, "run", facts, fingerprint=fingerprint)
         with run if processes.is_first else nullcontext() as directory:
-            latest = None if restart else checkpoints.latest()
-            model = _initial_model(data, model_config, config, statistics, start)
-            trainer = _trainer(data, model, config, checkpoints, directory, callbacks)
+            latest = None if restart or model is not None else checkpoints.latest()
+            initial = model or _initial_model(data, model_config, config, statistics, start)
+            trainer = _trainer(data, initial, config, checkpoints, directory, callbacks)
             with keep_checkpoints(checkpoints):
                 path = None if latest is None else str(latest)
                 result = trainer.train(resume_from_checkpoint=path)
-                check_finite(model)
+                check_finite(initial)
             facts |= _facts(data, model_config, trainer, result)
-            if directory is not None:
-                write_run(directory, data, model, model_config)
+            if directory is not None and model is not None:
+                facts["model"] = write_program_run(directory, data, model)
+                write_training_report(directory, facts, out.resolve().name, data.recipe)
+            elif directory is not None:
+                write_run(directory, data, initial, model_config)
                 write_training_report(directory, facts, out.resolve().name, data.recipe)
         checkpoints.remove()
     return facts

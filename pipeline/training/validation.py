@@ -165,7 +165,7 @@ def _loss(
     spare: SessionBatch | None,
 ) -> float:
     """Mean loss of the targets of all processes, with random draws of `seed`. Collective."""
-    device = next(model.parameters()).device
+    device = model.device
     total = weight = 0.0
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):

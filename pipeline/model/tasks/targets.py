@@ -257,11 +257,11 @@ class RegressionTask(TargetTask):
         if loss not in _LOSSES:
             raise ConfigError(f"loss is {loss!r}, expected mse, l1 or huber.")
         self._loss = _LOSSES[loss]
-        self._units = units
+        self.units = units
 
     def in_units(self, values: Tensor) -> Tensor:
         """Standardized numbers -> numbers in the units of the log, of the same shape."""
-        return self._units.restore(values)
+        return self.units.restore(values)
 
     def objective(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """(N,), (N,) -> (N,): the chosen loss."""

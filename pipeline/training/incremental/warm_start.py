@@ -26,7 +26,7 @@ from pipeline.data.fitted import Fitted, Vocabulary
 from pipeline.data.sessions import read_sessions
 from pipeline.model.build import MODEL_FILE
 from pipeline.model.model import Model
-from pipeline.model.run import Run
+from pipeline.model.run import PROGRAM, Run
 from pipeline.model.tasks.next_item import NextItemPredictionTask
 from pipeline.recipe.model import ModelConfig
 
@@ -55,6 +55,11 @@ class SourceCheckpoint:
         and features of `config` and `fitted`, and an item of theirs.
         """
         described = read_json(run.path / MODEL_FILE)
+        if PROGRAM in described:
+            raise ConfigError(
+                f"{run.path} holds a program, which cannot be trained. Train the model where it is "
+                "made, and save it again."
+            )
         # settings that an older version did not have are at their defaults
         earlier = ModelConfig.from_dict(described["model"], str(run.path / MODEL_FILE))
         _check_settings(run.path, earlier, config)

@@ -87,7 +87,7 @@ def _recommend(
 ) -> tuple[Recommendations, list[int]]:
     """Recommendations after all items but the last of each session, and the rank of the last."""
     model, catalogue = recommender.model, recommender.catalogue
-    device = next(model.parameters()).device
+    device = model.device
     stops = batch.lengths[rows] - 1
     window = recommender.newest(batch, rows, stops)
     items, begins = batch.sequences[model.inputs.item], batch.offsets[rows]

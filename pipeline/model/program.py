@@ -1,0 +1,335 @@
+"""A model as a program: TorchScript that predicts without the code that the model was made of.
+
+A run of a model that was put together in Python, or with plugins, holds its program, so that the
+command line can evaluate, predict with, recommend by and export it. It cannot be trained further,
+as it has no loss, and it has no attention weights.
+
+Shape letters: B sessions, L positions, E width of queries and items, N targets, V rows of the item
+table.
+"""
+
+import io
+import warnings
+import zipfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn, Self
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pipeline.core.errors import ConfigError, PipelineError
+from pipeline.data.batch import SessionBatch, newest
+from pipeline.model.head import Head
+from pipeline.model.masking import Stage
+from pipeline.model.model import Model, SessionAnswer, TargetHidden
+from pipeline.model.program_check import checked_archive
+from pipeline.model.target_labels import Units
+from pipeline.model.tasks.targets import (
+    BinaryClassificationTask,
+    ColumnValues,
+    RegressionTask,
+    TargetTask,
+)
+
+PROGRAM_FILE = "program.pt"
+STATE_FILE = "program.safetensors"
+_TOLERANCE = 1e-4
+_NO_PARTS = (
+    "The run holds a program, which predicts and cannot be trained. Train the model where it is "
+    "made."
+)
+
+
+class NoPartsError(ConfigError, AttributeError):
+    """A program was asked for a part of the model; `hasattr`, which tracing uses, says no."""
+
+
+class _Answers(nn.Module):
+    """A model whose answer is one tensor, as `torch.jit.trace` wants it."""
+
+    def __init__(self, model: Model, names: list[str]) -> None:
+        super().__init__()
+        self.model = model
+        self.names = names
+
+    def forward(self, lengths: Tensor, *features: Tensor) -> Tensor:
+        """(B,), features in the order of `names` -> (B, E + N)."""
+        batch = SessionBatch(dict(zip(self.names, features, strict=True)), lengths)
+        answer = self.model.answer(batch)
+        columns = [] if answer.embeddings is None else [answer.embeddings]
+        columns += [values.unsqueeze(1) for values in answer.targets.values()]
+        return torch.cat([column.float() for column in columns], 1)
+
+
+class _Table(NamedTuple):
+    """Size of an embedding table."""
+
+    num_embeddings: int
+
+
+class ProgramInputs:
+    """What a program reads, as the input block of a model tells it."""
+
+    def __init__(self, description: dict[str, Any]) -> None:
+        self.item: str = description["item"]
+        self.feature_names: list[str] = description["features"]
+        self.max_sequence_length: int = description["max_sequence_length"]
+        self.vectors: tuple[str, ...] = ()
+        self.index_columns = {name: name for name in description["rows"]}
+        self._rows: dict[str, int] = description["rows"]
+
+    @property
+    def item_table(self) -> _Table:
+        """Size of the catalogue with the reserved rows."""
+        return self.table(self.item)
+
+    def table(self, column: str) -> _Table:
+        """Size of the table of a column."""
+        return _Table(self._rows[column])
+
+
+class ProgramModel(Model):
+    """A model whose encoder is a program; it predicts the newest position of a session alone."""
+
+    causal = False  # so that each target is predicted by itself
+
+    def __init__(
+        self, program: torch.jit.ScriptModule, description: dict[str, Any], state: dict[str, Tensor]
+    ) -> None:
+        nn.Module.__init__(self)
+        self.program = program
+        self._inputs = ProgramInputs(description)
+        self.tasks = nn.ModuleList(_target_tasks(description["targets"], state))
+        self.register_buffer("item_vectors", state.get("items"))
+
+    item_vectors: Tensor | None
+    """(V - 3, E), None without a next-item task."""
+
+    @property
+    def inputs(self) -> ProgramInputs:  # type: ignore[override]
+        """What the program reads."""
+        return self._inputs
+
+    @property
+    def head(self) -> NoReturn:
+        """ConfigError: a program has no parts."""
+        raise NoPartsError(_NO_PARTS)
+
+    def __getattr__(self, name: str) -> Any:
+        # Python asks here where a property raises an AttributeError
+        if name == "head":
+            raise NoPartsError(_NO_PARTS)
+        return super().__getattr__(name)
+
+    @property
+    def all_heads(self) -> list[Head]:
+        """None: a program has no parts."""
+        return []
+
+    @property
+    def ranks_items(self) -> bool:
+        """Whether a task predicts the next item."""
+        return self.item_vectors is not None
+
+    @property
+    def target_tasks(self) -> list[tuple[Head, TargetTask]]:
+        """The tasks beside the next item, for their labels; their heads are in the program."""
+        return [(None, task) for task in self.tasks if isinstance(task, TargetTask)]  # type: ignore[misc]
+
+    @property
+    def num_rows(self) -> int:
+        """V"""
+        return self.inputs.item_table.num_embeddings
+
+    def answer(self, batch: SessionBatch) -> SessionAnswer:
+        """What a server tells of sessions."""
+        inputs = self.inputs
+        batch = newest(batch, inputs.max_sequence_length)
+        features = [batch.features[name] for name in inputs.feature_names]
+        output = self.program(batch.lengths, *features)
+        width = 0 if self.item_vectors is None else self.item_vectors.size(1)
+        names = [task.task_name for _, task in self.target_tasks]
+        targets = {name: output[:, width + column] for column, name in enumerate(names)}
+        return SessionAnswer(output[:, :width] if self.ranks_items else None, targets)
+
+    def session_embeddings(self, batch: SessionBatch) -> Tensor:
+        """(B, E): a session's inner products with `item_embeddings` are its scores."""
+        embeddings = self.answer(batch).embeddings
+        if embeddings is None:
+            raise ConfigError("The model does not predict the next item.")
+        return embeddings
+
+    def forward(self, batch: SessionBatch) -> Tensor:
+        """Scores of the next item (B, V)."""
+        return self.scores(self.session_embeddings(batch))
+
+    def queries(self, hidden: Tensor) -> Tensor:
+        """(..., E) unchanged: the program returns queries."""
+        return hidden
+
+    def items(self, positions: Tensor | None = None) -> Tensor:
+        """(V - 3, E) item vectors in catalogue order, or (C, E) of (C,) catalogue `positions`."""
+        assert self.item_vectors is not None  # noqa: S101
+        return self.item_vectors if positions is None else self.item_vectors[positions]
+
+    def at_targets(self, batch: SessionBatch) -> TargetHidden:
+        """Queries before the last interaction of each session, which is the target."""
+        last = (batch.lengths - 1).clamp(min=0)
+        targets = batch.features[self.inputs.item].gather(1, last[:, None])[:, 0]
+        inside = torch.arange(batch.width, device=last.device) < last[:, None]
+        features = {
+            name: values * inside.to(values.dtype) if values.dim() == 2 else values
+            for name, values in batch.features.items()
+        }
+        rows = (targets > 1).nonzero()[:, 0]
+        hidden = self.session_embeddings(SessionBatch(features, last))
+        return TargetHidden(hidden[rows], targets[rows], rows, torch.ones_like(rows).bool())
+
+    def predict_targets(self, batch: SessionBatch) -> dict[str, Tensor]:
+        """Predictions of the tasks beside the next item by name, (B,) or (B, L).
+
+        Of (B, L), the newest position is predicted; the others are 0.
+        """
+        values = self.answer(batch).targets
+        last = (batch.lengths - 1).clamp(min=0)[:, None]
+        for _, task in self.target_tasks:
+            if not task.of_session:
+                newest_value = values[task.task_name][:, None]
+                wide = newest_value.new_zeros(len(last), batch.width)
+                values[task.task_name] = wide.scatter(1, last, newest_value)
+        return values
+
+    def loss(self, batch: SessionBatch, shares: Tensor | None = None) -> NoReturn:
+        """ConfigError: a program cannot be trained."""
+        raise NoPartsError(_NO_PARTS)
+
+    def encode(self, batch: SessionBatch, stage: Stage) -> NoReturn:
+        """ConfigError: a program has no hidden states."""
+        raise NoPartsError(_NO_PARTS)
+
+    @property
+    def device(self) -> torch.device:
+        """CPU: a program stays on the device that it was traced on."""
+        return torch.device("cpu")
+
+    def to(self, *_arguments: Any, **_keywords: Any) -> Self:
+        """Return the model as it is: a program stays on the device that it was traced on."""
+        return self
+
+    @property
+    def query_width(self) -> int:
+        """E, 0 without a next-item task."""
+        return 0 if self.item_vectors is None else int(self.item_vectors.size(1))
+
+
+def write_program(directory: Path, model: Model, batches: list[SessionBatch]) -> dict[str, Any]:
+    """Trace a model, write the program to `directory`, and return its description.
+
+    `batches` are sessions of different numbers and lengths: the program is traced on the first, and
+    must give what the model gives on all. PipelineError where that cannot be.
+    """
+    names = list(model.inputs.feature_names)
+    model = model.eval()
+    answers = _Answers(model, names)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            traced = torch.jit.trace(answers, _arguments(batches[0], names), check_trace=False)
+        except RuntimeError as error:
+            line = " ".join(str(error).split())[:200]
+            raise PipelineError(f"The model cannot be made a program: {line}") from None
+        program = torch.jit.freeze(traced.eval())
+        for batch in batches:
+            _check_same(answers, program, batch, names)
+        save_program(program, directory / PROGRAM_FILE)
+        state = {"items": model.items().detach().cpu().clone()} if model.ranks_items else {}
+    targets = []
+    for _, task in model.target_tasks:
+        targets.append(_described(task))
+        table = task.target.table
+        if table is not None:
+            state[f"labels.{task.task_name}"] = table.cpu()
+    save_file({name: value.contiguous() for name, value in state.items()}, directory / STATE_FILE)
+    inputs = model.inputs
+    return {
+        "item": inputs.item,
+        "features": names,
+        "max_sequence_length": inputs.max_sequence_length,
+        "rows": {name: _rows_of(inputs, name) for name in names if name in inputs.index_columns},
+        "targets": targets,
+    }
+
+
+def read_program(directory: Path, description: dict[str, Any]) -> ProgramModel:
+    """Read what `write_program` has written.
+
+    ArtifactError for a program with an operator that no model needs, before it is loaded.
+    """
+    program = torch.jit.load(checked_archive(directory / PROGRAM_FILE), map_location="cpu")
+    return ProgramModel(program, description, load_file(directory / STATE_FILE)).eval()
+
+
+def _rows_of(inputs: Any, name: str) -> int:
+    return int(inputs.table(inputs.index_columns[name]).num_embeddings)
+
+
+def _arguments(batch: SessionBatch, names: list[str]) -> tuple[Tensor, ...]:
+    return batch.lengths, *(batch.features[name] for name in names)
+
+
+def _check_same(
+    answers: nn.Module, program: torch.jit.ScriptModule, batch: SessionBatch, names: list[str]
+) -> None:
+    arguments = _arguments(batch, names)
+    try:
+        expected, actual = answers(*arguments), program(*arguments)
+    except RuntimeError as error:
+        line = " ".join(str(error).split())[-200:]
+        raise PipelineError(
+            f"The program does not run for {len(batch.lengths)} sessions: {line}"
+        ) from None
+    size = max(1.0, float(expected.abs().max())) if expected.numel() else 1.0
+    difference = float((expected - actual).abs().max()) / size if expected.numel() else 0.0
+    if not difference <= _TOLERANCE:
+        raise PipelineError(
+            f"The program differs from the model by {difference:.2g} of its numbers, allowed is "
+            f"{_TOLERANCE:.0e}. Does a block of the model depend on the number or length of the "
+            "sessions?"
+        )
+
+
+def _described(task: TargetTask) -> dict[str, Any]:
+    units = task.units if isinstance(task, RegressionTask) else None
+    return {
+        "name": task.task_name,
+        "column": task.target.column,
+        "summary": task.summary_type,
+        "units": None if units is None else asdict(units),
+    }
+
+
+def _target_tasks(targets: list[dict[str, Any]], state: dict[str, Tensor]) -> list[TargetTask]:
+    """Tasks without layers, which tell what the columns of their targets mean."""
+    tasks: list[TargetTask] = []
+    for target in targets:
+        column = ColumnValues(target["column"], state.get(f"labels.{target['name']}"))
+        names = {"task_name": target["name"], "summary_type": target["summary"]}
+        if target["units"] is None:
+            tasks.append(BinaryClassificationTask(column, **names))
+        else:
+            tasks.append(RegressionTask(column, units=Units(**target["units"]), **names))
+    return tasks
+
+
+def save_program(program: torch.jit.ScriptModule, path: Path) -> None:
+    """Write a program without its debugging records: they hold pickled source positions."""
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(program, buffer)
+    with zipfile.ZipFile(buffer) as whole, zipfile.ZipFile(path, "w") as stripped:
+        for record in whole.infolist():
+            if not record.filename.endswith(".debug_pkl"):
+                stripped.writestr(record, whole.read(record))

@@ -1,0 +1,121 @@
+"""Check of a TorchScript program before it is loaded.
+
+TorchScript can read and write files, also while it loads, so a program that somebody replaced could
+act. The source text in the archive is read without running it, and every operator that it names
+must be one that computes with tensors.
+"""
+
+import ast
+import functools
+import io
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from pipeline.core.errors import ArtifactError
+
+_OPERATORS_FILE = Path(__file__).with_name("program_operators.txt")
+"""Operators and properties that programs may name beside the core operators of ATen, which compute
+with tensors alone by their definition; a name a line."""
+_BUILTINS = (
+    *("int", "float", "bool", "len", "range", "min", "max"),
+    *("annotate", "unchecked_cast", "uninitialized", "isinstance"),
+)
+
+
+def checked_archive(path: Path) -> io.BytesIO:
+    """Return the records of a program as an archive, so that what is loaded is what was checked.
+
+    ArtifactError if it names an operator that no model needs, or is no archive of TorchScript.
+    """
+    records = _records(path)
+    refused = sorted(set(unknown_operators(records)))
+    if refused:
+        raise ArtifactError(
+            f"{path} holds a program with {refused[0]!r}, which no model needs. It was not loaded. "
+            "Somebody may have replaced it; make it again."
+        )
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as written:
+        for name, content in records.items():
+            written.writestr(name, content)
+    archive.seek(0)
+    return archive
+
+
+def _records(path: Path) -> dict[str, bytes]:
+    """Return the content of an archive by the name of its records."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            # readers of archives differ in which of two records they take
+            if len({name.lower() for name in names}) < len(names):
+                raise zipfile.BadZipFile
+            return {name: archive.read(name) for name in names}
+    except (OSError, zipfile.BadZipFile):
+        raise ArtifactError(f"{path} is not a program that this project wrote.") from None
+
+
+def unknown_operators(records: dict[str, bytes]) -> Iterator[str]:
+    """Yield the operators of a program that are not allowed, and text that is no program."""
+    try:
+        sources = [text.decode() for name, text in records.items() if name.lower().endswith(".py")]
+        trees = [ast.parse(source) for source in sources]
+    except (ValueError, SyntaxError, RecursionError):
+        yield "text that is no TorchScript"
+        return
+    definitions = ast.FunctionDef | ast.ClassDef
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    own = {node.name for node in nodes if isinstance(node, definitions)} - _operators()
+    before_dots = {id(node.value) for node in nodes if isinstance(node, ast.Attribute)}
+    for node in nodes:
+        if isinstance(node, ast.Name) and node.id in ("torch", "ops"):
+            if id(node) not in before_dots:  # it would get another name
+                yield node.id
+        else:
+            yield from _refused(node, own)
+
+
+def _refused(node: ast.AST, own: set[str]) -> Iterator[str]:
+    """Names of a node that are not allowed, besides those of its children.
+
+    What follows a dot may be called, so each is no operator, or an allowed one, or a name of the
+    program itself that no operator has.
+    """
+    match node:
+        case ast.Attribute(value=ast.Name(id="ops")):
+            if node.attr not in ("prim", "aten"):
+                yield f"ops.{node.attr}"
+        case ast.Attribute(attr="classes"):  # of C++
+            yield "classes"
+        case ast.Attribute():
+            if node.attr in _operators() - _allowed() - own:
+                yield node.attr
+        case ast.Call(func=ast.Name(id=name)) if name not in _BUILTINS:
+            yield name
+        case ast.Import() | ast.ImportFrom() | ast.Lambda() | ast.With():
+            yield type(node).__name__.lower()
+
+
+@functools.cache
+def _operators() -> frozenset[str]:
+    """Names of all operators that TorchScript knows."""
+    names = {schema.name.partition("::")[2] for schema in torch._C._jit_get_all_schemas()}
+    return frozenset(names)
+
+
+@functools.cache
+def _allowed() -> frozenset[str]:
+    names = set(_OPERATORS_FILE.read_text(encoding="utf-8").split())
+    for schema in torch._C._jit_get_all_schemas():
+        namespace, _, name = schema.name.partition("::")
+        if namespace != "aten":
+            continue
+        operator = getattr(torch.ops.aten, name, None)
+        overload = getattr(operator, schema.overload_name or "default", None)
+        tags = getattr(overload, "tags", ())
+        if torch.Tag.core in tags or torch.Tag.pointwise in tags:
+            names.add(name)
+    return frozenset(names)

@@ -1,0 +1,211 @@
+"""A model that was put together in Python does what a run does, from evaluation to the server."""
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+import pipeline
+from pipeline import model as tr
+from pipeline.cli.main import app
+from pipeline.core.errors import ArtifactError, ConfigError
+from pipeline.data.directory import Data
+from pipeline.model.program import PROGRAM_FILE
+from pipeline.model.run import Run
+from pipeline.recipe.recipe import Recipe
+from pipeline.serve.client.client import Client
+from pipeline.serve.run import running_server
+from pipeline.serve.triton.ports import free_ports
+from tests.conftest import ROOT, Shop
+
+
+class GatedResidual(nn.Module):
+    """A block that the project does not have."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(width, width)
+        self.gate = nn.Linear(width, width)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden + self.inner(hidden).tanh() * self.gate(hidden).sigmoid()
+
+
+class FocalLoss(nn.Module):
+    """A loss that the project does not have (Lin et al. 2017)."""
+
+    def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        chance = logits.log_softmax(1).gather(1, targets[:, None])[:, 0]
+        return -((1 - chance.exp()) ** 2) * chance
+
+
+def hand_built(data: Data, masking: str = "clm") -> tr.Model:
+    torch.manual_seed(5)
+    schema = data.schema.select_by_name("item_id", "category", "price", "device")
+    target = pipeline.model.tasks.targets.BinaryClassificationTask  # type: ignore[attr-defined]
+    labels = torch.tensor([0.0, torch.nan, 0.0, *([0.0, 1.0] * 20)])
+    rows = data.fitted.vocabularies["action"].num_rows
+    column = pipeline.model.tasks.targets.ColumnValues("action", labels[:rows])  # type: ignore[attr-defined]
+    inputs = tr.TabularSequenceFeatures.from_schema(
+        schema, max_sequence_length=12, d_output=16, masking=masking, embedding_dim_default=16
+    )
+    config = tr.BertConfig.build(16, 2, 1, 13)
+    body = tr.SequentialBlock(
+        inputs, GatedResidual(16), tr.TransformerBlock(config, masking=inputs.masking)
+    )
+    tasks = [
+        tr.NextItemPredictionTask(loss=FocalLoss()),
+        target(column, task_name="cart", summary_type=None),
+    ]
+    return tr.Model(tr.Head(body, tasks))
+
+
+RECIPE = Recipe.from_dict(
+    {"train": {"epochs": 4, "batch_size": 64, "learning_rate": 0.01, "metric": "recall@10"}}, "test"
+)
+
+
+@dataclass(frozen=True)
+class Trained:
+    model: tr.Model
+    run: Path
+    """What `train` wrote of it."""
+
+
+@pytest.fixture(scope="module", params=["clm", "mlm"])
+def trained(
+    shop: Shop, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Trained:
+    run = tmp_path_factory.mktemp("live") / "own"
+    model = hand_built(Data.open(shop.data), request.param)
+    pipeline.train(RECIPE, shop.data, model=model, out=run)
+    return Trained(model, run)
+
+
+def test_a_live_model_and_its_program_are_one_run(shop: Shop, trained: Trained) -> None:
+    live = pipeline.evaluate(trained.model, shop.data, cutoffs=(5, 20))
+    saved = pipeline.evaluate(trained.run, shop.data, cutoffs=(5, 20))
+    assert saved.targets == live.targets > 100
+    assert saved.results["own"] == pytest.approx(live.results["model"], abs=1e-6)
+    assert saved.tasks["cart"].results["own"] == pytest.approx(
+        live.tasks["cart"].results["model"], abs=1e-5
+    )
+    popularity = live.results["popularity"]["recall@20"]
+    assert live.results["model"]["recall@20"] > popularity, "it has learned"
+
+
+def test_lists_of_python_of_the_file_and_of_the_server_agree(
+    shop: Shop, trained: Trained, tmp_path: Path
+) -> None:
+    files = {"live": trained.model, "saved": trained.run}
+    frames = {}
+    for name, run in files.items():
+        pipeline.predict(run, shop.data, out=tmp_path / f"{name}.parquet", k=10)
+        frames[name] = pd.read_parquet(tmp_path / f"{name}.parquet")
+    items = {name: np.stack(frame["item_ids"]) for name, frame in frames.items()}
+    assert (items["live"] == items["saved"]).mean() > 0.999, "but for near ties"
+    np.testing.assert_allclose(frames["live"]["cart"], frames["saved"]["cart"], atol=1e-5)
+    pipeline.export(trained.model, data=shop.data, out=tmp_path / "one")
+    pipeline.export(trained.run, out=tmp_path / "two")
+    sessions = [{"item_id": ["sku-00001", "sku-00002"], "price": [3.0, 4.0]}, {"item_id": ["x"]}]
+    answers = []
+    for repository in ("one", "two"):
+        with (
+            running_server(tmp_path / repository, ports=free_ports()) as server,
+            Client(f"grpc://{server.grpc_url}") as client,
+        ):
+            answers.append(client.recommend(sessions, 5, targets=True))
+    assert (answers[0].items == answers[1].items).all()
+    np.testing.assert_allclose(answers[0].scores, answers[1].scores, atol=1e-4)
+    np.testing.assert_allclose(answers[0].targets["cart"], answers[1].targets["cart"], atol=1e-5)
+    local = pipeline.Run.of(trained.model, shop.data).recommend(sessions, 5)
+    assert local["item_id"].tolist() == answers[0].items.reshape(-1).tolist()
+
+
+def test_the_command_line_takes_it_up_without_its_code(
+    shop: Shop, trained: Trained, tmp_path: Path
+) -> None:
+    def run(*words: object) -> str:
+        command = [sys.executable, "-m", "pipeline", *map(str, words)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "cart: " in run("evaluate", trained.run, "--data", shop.data, "--no-baselines")
+    assert "sku-" in run("recommend", trained.run, "--items", "sku-00001", "--targets")
+    run("predict", trained.run, "--data", shop.data, "--out", "lists.parquet")
+    run("export", trained.run, "--out", "repository")
+    run("report", trained.run, "--data", shop.data, "--out", "report.html")
+    assert "GatedResidual" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_what_a_program_cannot_do_is_refused(shop: Shop, trained: Trained, tmp_path: Path) -> None:
+    words = ["train", shop.data, "--from", trained.run, "--out", tmp_path / "next"]
+    with pytest.raises(ConfigError, match="holds a program, which cannot be trained"):
+        CliRunner().invoke(app, [*map(str, words)], catch_exceptions=False)
+    with pytest.raises(ConfigError, match="predicts and cannot be trained"):
+        Run.open(trained.run).model.loss(None)  # type: ignore[arg-type]
+
+
+def test_a_replaced_program_is_not_loaded(shop: Shop, trained: Trained, tmp_path: Path) -> None:
+    class Planted(nn.Module):
+        def __init__(self, path: str) -> None:
+            super().__init__()
+            self.path = path
+
+        def forward(self, values: torch.Tensor) -> torch.Tensor:
+            return values + torch.from_file(self.path, True, 4)
+
+    program = tmp_path / PROGRAM_FILE
+    torch.jit.script(Planted(str(tmp_path / "planted"))).save(str(program))
+    from pipeline.model.program_check import checked_archive
+
+    with pytest.raises(ArtifactError, match="'from_file', which no model needs"):
+        checked_archive(program)
+    assert not (tmp_path / "planted").exists()
+
+
+def test_a_model_of_other_data_is_refused(shop: Shop, tmp_path: Path) -> None:
+    data = Data.open(shop.data)
+    other = tr.ColumnSchema.create_categorical("item_id", 17, tags=["item_id"])
+    inputs = tr.TabularSequenceFeatures.from_schema(
+        tr.Schema((other,)), max_sequence_length=5, masking="clm"
+    )
+    body = tr.SequentialBlock(inputs, nn.Linear(inputs.output_size, 8))
+    model = tr.Model(tr.Head(body, tr.NextItemPredictionTask()))
+    with pytest.raises(ConfigError, match="rows for items"):
+        pipeline.evaluate(model, data)
+    with pytest.raises(ConfigError, match="needs the `data`"):
+        pipeline.export(model, out=tmp_path / "repository")
+
+
+@pytest.mark.parametrize("kind", ["pandas", "polars", "arrow"])
+def test_a_notebook_needs_no_directory(shop: Shop, kind: str) -> None:
+    log = pd.read_csv(shop.clicks)
+    frames: dict[str, Any] = {
+        "pandas": log,
+        "polars": pl.from_pandas(log),
+        "arrow": pa.Table.from_pandas(log),
+    }
+    data = pipeline.Data.from_frame(frames[kind], shop.recipe)
+    folder = data.path
+    assert data.fitted.item.values.equals(Data.open(shop.data).fitted.item.values)
+    run = pipeline.Run.open(shop.run)
+    lists = run.recommend(frames[kind].head(40) if kind != "arrow" else frames[kind][:40], k=3)
+    assert lists.columns.tolist() == ["session", "rank", "item_id", "score"]
+    assert lists["rank"].max() == 3
+    assert lists["session"].nunique() == log.head(40)["session"].nunique()
+    del data
+    assert not folder.exists(), "a temporary directory goes with its object"
