@@ -95,7 +95,7 @@ def killed_once(event: int, data: Path, model: ModelConfig, config: TrainConfig,
         ({"epochs": 5, "patience": 1, "learning_rate": 1e-9}, range(20, 100, 6)),
         pytest.param(
             {"checkpoint_steps": 2, "arguments": {"torch_compile_backend": "eager"}},
-            range(12, 100, 20),
+            range(5, 100, 12),
             marks=pytest.mark.slow,
         ),
     ],
