@@ -3,9 +3,12 @@
 import gzip
 import http.client
 import json
+import random
+import socket
 import zlib
 from collections.abc import Iterator
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from typing import Any
 
 import grpc
@@ -17,12 +20,29 @@ from tritonclient.grpc import service_pb2
 
 from pipeline.core.errors import ServingError
 from pipeline.serve.client.client import Client
+from pipeline.serve.proxy.http2 import (
+    CONTINUATION,
+    DATA,
+    END_HEADERS,
+    HEADERS,
+    MAX_HEADER_BYTES,
+    PREFACE,
+    SETTINGS,
+    WINDOW_UPDATE,
+    FrameReader,
+    ProtocolError,
+    read_window_update,
+    write_data,
+    write_frame,
+    write_window_update,
+)
 from pipeline.serve.proxy.request_checks import (
     MAX_BODY_BYTES,
     RefusedRequestError,
     check_body,
     check_message,
     inflate,
+    inflate_message,
 )
 from pipeline.serve.run import running_server
 from pipeline.serve.triton.ports import Ports
@@ -130,16 +150,16 @@ def stream_request(classify: bool) -> bytes:
     return message
 
 
-def test_stream_of_requests_is_answered_up_to_a_refused_one(living: TritonServer) -> None:
+def test_stream_of_requests_ends_at_a_refused_one(living: TritonServer) -> None:
     with grpc.insecure_channel(living.grpc_url) as channel:
         stream = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
         answers = list(stream(iter([stream_request(False)] * 3), timeout=20))
         assert len(answers) == 3
         assert all(b"sku-" in answer for answer in answers)
         call = stream(iter([stream_request(False), stream_request(True)]), timeout=20)
-        answers = []
         with pytest.raises(grpc.RpcError, match="classification is not supported"):
-            answers.extend(call)
+            list(call)
+        assert call.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 def test_other_requests_pass_with_their_answers(living: TritonServer) -> None:
@@ -207,12 +227,22 @@ def test_ambiguous_body_is_refused(body: bytes, lengths: list[str], words: str) 
         check_body(body, lengths)
 
 
-def test_bytes_that_python_would_not_read_are_left_to_triton() -> None:
-    check_body(b'{"inputs": [{"shape": [1], "data": ["\xff\x01"]}], "x": NaN}', [])
-    check_body(b'{"inputs": [3, {"shape": "x"}], "outputs": [[]]}', [])
-    check_body(b"[1]", [])
-    check_body(b"", [])
-    check_body(b'{"inputs": []}\xff\x00', ["14"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"inputs": [{"shape": [1], "data": ["\xff\x01"]}], "x": NaN}',
+        b'{"inputs": [3, {"shape": "x"}], "outputs": [[]]}',
+        b"[1]",
+        b"",
+    ],
+)
+def test_bytes_that_python_would_not_read_are_left_to_triton(body: bytes) -> None:
+    assert check_body(body, []) == (body, None)
+
+
+def test_bytes_behind_the_json_are_left_as_they_are() -> None:
+    body = b'{"inputs": []}\xff\x00'
+    assert check_body(body, ["14"]) == (body, 14)
 
 
 def test_inflated_size_is_bounded() -> None:
@@ -230,7 +260,161 @@ def test_inflated_size_is_bounded() -> None:
             inflate(body, encoding)
 
 
-def test_message_of_grpc_is_parsed_only_for_the_word() -> None:
-    check_message(b"\xff" * 20)
+def test_message_that_is_no_request_passes_without_the_word() -> None:
+    message = b"\xff" * 20
+    assert check_message(message) is message
     with pytest.raises(RefusedRequestError, match="no ModelInferRequest"):
         check_message(b"\xffclassification")
+
+
+LISTS = ["item_ids", "num_known", "scores"]
+ALL_OUTPUTS = sorted([*LISTS, "embedding", "session_ids"])
+
+
+def http_outputs(server: TritonServer, request_: dict[str, Any]) -> list[str]:
+    status, answer = post(server, json.dumps(request_).encode())
+    assert status == 200, answer
+    return sorted(output["name"] for output in json.loads(answer)["outputs"])
+
+
+@pytest.mark.parametrize(
+    ("more", "names"),
+    [
+        ({}, LISTS),
+        ({"outputs": []}, LISTS),
+        ({"outputs": [{"name": "embedding"}]}, ["embedding"]),
+        ({"outputs": [{"name": name} for name in ALL_OUTPUTS]}, ALL_OUTPUTS),
+    ],
+    ids=["none", "empty", "embedding", "all"],
+)
+def test_outputs_of_http_are_those_that_a_request_names(
+    living: TritonServer, more: dict[str, Any], names: list[str]
+) -> None:
+    assert http_outputs(living, {"inputs": [ITEM], **more}) == names
+    assert http_outputs(living, {**more, "inputs": [ITEM]}) == names
+
+
+@pytest.mark.parametrize("names", [(), ("embedding",), tuple(ALL_OUTPUTS)])
+@pytest.mark.parametrize("compression", [None, "gzip", "deflate"])
+def test_outputs_of_grpc_are_those_that_a_request_names(
+    living: TritonServer, names: tuple[str, ...], compression: str | None
+) -> None:
+    outputs = [tritonclient.grpc.InferRequestedOutput(name) for name in names] or None
+    with closing(tritonclient.grpc.InferenceServerClient(living.grpc_url)) as client:
+        answer = client.infer(
+            "recommender", [item()], outputs=outputs, compression_algorithm=compression
+        ).get_response()
+    assert sorted(output.name for output in answer.outputs) == sorted(names or LISTS)
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_binary_request_gets_the_lists_in_the_form_that_it_asks_for(
+    living: TritonServer, binary: bool
+) -> None:
+    """tritonclient asks for binary outputs in the parameters of a request without outputs."""
+    tensor = tritonclient.http.InferInput("item_id", [1, 1], "BYTES")
+    tensor.set_data_from_numpy(np.array([["sku-00001"]], object), binary_data=binary)
+    with closing(tritonclient.http.InferenceServerClient(living.http_url)) as client:
+        answer = client.infer("recommender", [tensor])
+    names = sorted(output["name"] for output in answer.get_response()["outputs"])
+    sizes = [
+        output["parameters"]["binary_data_size"] for output in answer.get_response()["outputs"]
+    ]
+    assert names == LISTS
+    assert all(sizes)
+    assert answer.as_numpy("scores").shape == (1, 10)
+
+
+def test_request_for_another_model_is_passed_as_it_is() -> None:
+    body = b'{"inputs": [{"name": "packed__0", "shape": [1]}]}'
+    assert check_body(body, []) == (body, None)
+    request = service_pb2.ModelInferRequest(model_name="model")
+    request.inputs.add(name="packed__0")
+    message = request.SerializeToString()
+    assert check_message(message) is message
+
+
+def test_long_messages_pass_in_both_directions(living: TritonServer) -> None:
+    """Longer than the windows of HTTP/2, next to each other on one connection."""
+    sessions = [SESSION] * 64
+    ids = [f"no-such-item-{i:06}" for i in range(9_000)]
+    with Client(f"grpc://{living.grpc_url}") as client, ThreadPoolExecutor(4) as pool:
+        expected = client.recommend(sessions, 100)
+        for _ in range(3):
+            asked = [pool.submit(client.recommend, sessions, 100, exclude=ids) for _ in range(4)]
+            for answer in asked:
+                assert answer.result().items.tolist() == expected.items.tolist()
+
+
+def test_message_of_more_than_64_mib_is_refused_by_its_size(living: TritonServer) -> None:
+    with grpc.insecure_channel(
+        living.grpc_url, options=[("grpc.max_send_message_length", -1)]
+    ) as channel:
+        infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        with pytest.raises(grpc.RpcError, match="the message has more than 67108864 bytes"):
+            infer(bytes(MAX_BODY_BYTES + 1), timeout=60)
+
+
+def test_compressed_message_that_inflates_to_gigabytes_is_refused(living: TritonServer) -> None:
+    packed = gzip.compress(bytes(MAX_BODY_BYTES + 1))
+    with pytest.raises(RefusedRequestError, match="the message inflates to more than"):
+        inflate_message(packed)
+
+
+def test_random_frames_of_http2_leave_triton_alone(living: TritonServer) -> None:
+    """Each connection sends 40 frames, some of them of a real request cut in pieces."""
+    chance = random.Random(5)
+    request = stream_request(False)
+    message = b"\0" + len(request).to_bytes(4, "big") + request
+    for _ in range(150):
+        frames = [write_frame(SETTINGS, 0, 0, b"")]
+        for _ in range(40):
+            kind, flags = chance.choice([*range(10), DATA, HEADERS]), chance.choice([0, 1, 4, 5, 8])
+            start = chance.randrange(len(message))
+            payload = chance.choice([chance.randbytes(chance.randrange(30)), message[start:]])
+            frames.append(write_frame(kind, flags, chance.choice([0, 1, 2, 3, 2**31 - 1]), payload))
+        with (
+            closing(socket.create_connection(living.grpc_url.split(":"), 5)) as connection,
+            suppress(ConnectionError, TimeoutError),
+        ):
+            connection.sendall(PREFACE + b"".join(frames))
+            connection.settimeout(0.05)
+            while connection.recv(65_536):
+                pass
+
+
+def test_other_protocols_are_closed_on_the_port_of_grpc(living: TritonServer) -> None:
+    with closing(socket.create_connection(living.grpc_url.split(":"), 5)) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        assert connection.recv(100) == b""
+
+
+def test_reader_cuts_frames_wherever_the_bytes_are_split() -> None:
+    block = write_frame(HEADERS, 0, 1, b"one") + write_frame(CONTINUATION, END_HEADERS, 1, b"two")
+    content = write_data(1, bytes(40_000), ends=True)
+    whole = block + content + write_window_update(0, 7)
+    for size in (1, 7, 1_000, len(whole)):
+        reader = FrameReader()
+        parts = [whole[i : i + size] for i in range(0, len(whole), size)]
+        frames = [frame for part in parts for frame in reader.feed(part)]
+        assert b"".join(frame.raw for frame in frames) == whole
+        assert [frame.kind for frame in frames] == [HEADERS, DATA, DATA, DATA, WINDOW_UPDATE]
+        assert [len(frame.payload) for frame in frames[1:4]] == [16_384, 16_384, 7_232]
+        assert [frame.flags for frame in frames[1:4]] == [0, 0, 1]
+        assert read_window_update(frames[4]) == 7
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        write_frame(CONTINUATION, END_HEADERS, 1, b""),
+        write_frame(HEADERS, 0, 1, b"") + write_frame(DATA, 0, 1, b""),
+        write_frame(HEADERS, 0, 1, b"") + write_frame(CONTINUATION, END_HEADERS, 3, b""),
+        write_frame(HEADERS, 0, 1, b"")
+        + write_frame(CONTINUATION, 0, 1, bytes(16_384)) * (MAX_HEADER_BYTES // 16_384),
+    ],
+    ids=["alone", "data within", "other stream", "endless"],
+)
+def test_headers_that_other_frames_interrupt_end_the_connection(frames: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        list(FrameReader().feed(frames))

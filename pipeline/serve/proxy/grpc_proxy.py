@@ -1,128 +1,316 @@
-"""gRPC part of the proxy: messages pass as bytes, whatever the method."""
+"""gRPC part of the proxy: frames of HTTP/2 pass as they are, whole messages after a check.
 
-import hmac
-from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any
+Each connection has one to Triton, so that headers need not be decoded: both sides keep their HPACK
+tables. DATA of requests is collected until a message is whole; its flow control is the proxy's own,
+as it may wait and get longer here. All other frames pass unchanged.
+"""
 
-import grpc
-import grpc.aio
+import asyncio
+import ssl
+import struct
+from dataclasses import dataclass, field
 
-from pipeline.serve.proxy.request_checks import MAX_BODY_BYTES, RefusedRequestError, check_message
-from pipeline.serve.triton.access import GRPC_PREFIX, KEY_HEADER, Tls
+from pipeline.serve.proxy import http2
+from pipeline.serve.proxy.request_checks import (
+    MAX_BODY_BYTES,
+    RefusedRequestError,
+    check_message,
+    inflate_message,
+)
+from pipeline.serve.triton.access import Tls
 
-INFER = "/inference.GRPCInferenceService/ModelInfer"
-STREAM_INFER = "ModelStreamInfer"
-_SERVER_OPTIONS = [
-    ("grpc.max_receive_message_length", MAX_BODY_BYTES),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.so_reuseport", 0),
-]
-_CHANNEL_OPTIONS = [
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    # Triton may restart: look for it soon
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 500),
-]
+INVALID_ARGUMENT = 3
+CONNECT_SECONDS = 5
+_PREFIX = struct.Struct(">BL")
+"""Before each message: whether it is compressed, and its size."""
+_WINDOW_BYTES = 1 << 20
+"""What a client may send beyond HTTP/2's first window before the proxy has read it."""
 
 
-class GrpcProxy(grpc.GenericRpcHandler):
-    """Passes calls on to the Triton at `address`, after a check of the requests."""
+class GrpcProxy:
+    """Passes connections on to the Triton at 127.0.0.1:`port`."""
 
-    def __init__(self, address: str, key: str | None) -> None:
-        self._address = address
-        self._key = key
-        self._channel: grpc.aio.Channel
-        self._server: grpc.aio.Server
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._server: asyncio.Server
+        self._connections: set[_Client] = set()
 
-    async def start(self, address: str, tls: Tls | None) -> None:
-        """Listen at HOST:PORT."""
-        self._channel = grpc.aio.insecure_channel(self._address, options=_CHANNEL_OPTIONS)
-        self._infer = grpc.unary_unary_rpc_method_handler(
-            _handler(self._channel.unary_unary(INFER))
+    async def start(self, host: str, port: int, tls: Tls | None) -> None:
+        """Listen."""
+        loop = asyncio.get_running_loop()
+        context = None if tls is None else _context(tls)
+        self._server = await loop.create_server(
+            lambda: _Client(self._port, self._connections), host, port, ssl=context, backlog=1024
         )
-        self._server = grpc.aio.server(handlers=[self], options=_SERVER_OPTIONS)
-        if tls is None:
-            self._server.add_insecure_port(address)
-        else:
-            self._server.add_secure_port(address, _credentials(tls))
-        await self._server.start()
 
     async def stop(self) -> None:
         """Close all connections."""
-        await self._server.stop(0)
-        await self._channel.close()
-
-    def service(self, handler_call_details: Any) -> Any:
-        """Return the handler of a method."""
-        method = handler_call_details.method
-        if method == INFER:
-            return self._infer
-        if method.endswith(f"/{STREAM_INFER}"):
-            handler = _stream_handler(self._channel.stream_stream(method), self._key)
-            return grpc.stream_stream_rpc_method_handler(handler)
-        return grpc.unary_unary_rpc_method_handler(_handler(self._channel.unary_unary(method)))
+        self._server.close()
+        for connection in list(self._connections):
+            connection.close()
 
 
-# grpc.aio takes coroutine functions, and no objects that can be called
-def _handler(call: Any) -> Callable[[bytes, Any], Coroutine[Any, Any, bytes]]:
-    async def answer(message: bytes, context: Any) -> bytes:
+@dataclass
+class _Stream:
+    """Request of one call."""
+
+    window: int
+    """Bytes that Triton takes."""
+    received: bytearray = field(default_factory=bytearray)
+    """Beginning of a message."""
+    waiting: bytearray = field(default_factory=bytearray)
+    """Checked messages that Triton's window does not let through yet."""
+    is_ended: bool = False
+    """Whether the client has sent all."""
+    has_headers: bool = False
+    """Whether Triton has begun to answer."""
+    debt: int = 0
+    """Bytes from the client that it has not got back for its window."""
+
+
+class _Side(asyncio.Protocol):
+    """One side of a connection, which waits where the other is slow."""
+
+    transport: asyncio.Transport
+    other: "_Side"
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]
+
+    def pause_writing(self) -> None:
+        self.other.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self.other.transport.resume_reading()
+
+
+class _Triton(_Side):
+    """Connection to Triton."""
+
+    def __init__(self, client: "_Client") -> None:
+        self.other = self._client = client
+
+    def data_received(self, data: bytes) -> None:
+        self._client.answer_received(data)
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        self._client.close()
+
+
+class _Client(_Side):
+    """Connection of a client, with its streams and the windows of Triton."""
+
+    def __init__(self, port: int, connections: "set[_Client]") -> None:
+        self._port = port
+        self._connections = connections
+        self._requests, self._answers = http2.FrameReader(), http2.FrameReader()
+        self._preface = bytearray()
+        self._streams: dict[int, _Stream] = {}
+        self._window = self._first_window = http2.DEFAULT_WINDOW
+        self._debt = 0
+        self._to_triton: list[bytes] = []
+        self._to_client: list[bytes] = []
+        self._is_open = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._connections.add(self)
+        self.transport.pause_reading()
+        self._connecting = asyncio.get_running_loop().create_task(self._connect())
+
+    async def _connect(self) -> None:
+        loop = asyncio.get_running_loop()
         try:
-            check_message(message)
+            async with asyncio.timeout(CONNECT_SECONDS):
+                _, self.other = await loop.create_connection(
+                    lambda: _Triton(self), "127.0.0.1", self._port
+                )
+        except OSError:  # Triton is away: the client sees a connection that closes
+            self.close()
+            return
+        if self.transport.is_closing():
+            self.other.transport.close()
+        else:
+            self.transport.resume_reading()
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close both sides."""
+        self._connections.discard(self)
+        for side in (self, getattr(self, "other", None)):
+            if side is not None:
+                side.transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        """Pass on what the client sends."""
+        try:
+            for frame in self._requests.feed(self._without_preface(data)):
+                self._pass_request(frame)
+        except http2.ProtocolError:
+            self.close()
+            return
+        self._write()
+
+    def answer_received(self, data: bytes) -> None:
+        """Pass on what Triton sends."""
+        try:
+            for frame in self._answers.feed(data):
+                self._pass_answer(frame)
+        except http2.ProtocolError:
+            self.close()
+            return
+        self._write()
+
+    def _write(self) -> None:
+        if self._to_triton:
+            self.other.transport.write(b"".join(self._to_triton))
+            self._to_triton.clear()
+        if self._to_client:
+            self.transport.write(b"".join(self._to_client))
+            self._to_client.clear()
+
+    def _without_preface(self, data: bytes) -> bytes:
+        missing = len(http2.PREFACE) - len(self._preface)
+        if not missing:
+            return data
+        self._preface += data[:missing]
+        if not http2.PREFACE.startswith(self._preface):
+            raise http2.ProtocolError("no preface of HTTP/2")
+        self._to_triton.append(data[:missing])
+        return data[missing:]
+
+    def _pass_request(self, frame: http2.Frame) -> None:
+        if frame.kind == http2.DATA:
+            self._take_data(frame)
+            return
+        if frame.kind == http2.HEADERS:
+            if frame.stream not in self._streams:
+                self._streams[frame.stream] = _Stream(self._first_window)
+        elif frame.kind == http2.RESET:
+            self._streams.pop(frame.stream, None)
+        self._to_triton.append(frame.raw)
+
+    def _pass_answer(self, frame: http2.Frame) -> None:
+        if frame.kind == http2.WINDOW_UPDATE:
+            self._widen(frame)
+            return
+        self._to_client.append(frame.raw)
+        if frame.kind == http2.SETTINGS:
+            self._take_settings(frame)
+        elif frame.kind == http2.RESET or (
+            frame.kind in (http2.DATA, http2.HEADERS) and frame.flags & http2.END_STREAM
+        ):
+            self._streams.pop(frame.stream, None)
+        elif frame.kind == http2.HEADERS and frame.stream in self._streams:
+            self._streams[frame.stream].has_headers = True
+
+    def _take_data(self, frame: http2.Frame) -> None:
+        """Collect DATA of a request, and pass on the messages that are whole."""
+        if frame.flags & ~http2.END_STREAM:  # Triton's gRPC takes no padding either
+            raise http2.ProtocolError("DATA with padding")
+        self._credit(0, len(frame.payload))
+        stream = self._streams.get(frame.stream)
+        if stream is None:  # refused, or answered already
+            return
+        stream.received += frame.payload
+        stream.debt += len(frame.payload)
+        stream.is_ended = bool(frame.flags & http2.END_STREAM)
+        try:
+            while message := _next_message(stream.received):
+                stream.waiting += message
         except RefusedRequestError as error:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        try:
-            response: bytes = await call(message, **_arguments(context))
-        except grpc.aio.AioRpcError as error:
-            await context.abort(error.code(), error.details() or "")
-        return response
+            self._refuse(frame.stream, stream, str(error))
+            return
+        self._flush(frame.stream, stream)
 
-    return answer
+    def _credit(self, stream: int, size: int) -> None:
+        """Let the client send as much again: at once for a stream, in large steps otherwise."""
+        if stream == 0:
+            self._debt += size
+            if self._debt < _WINDOW_BYTES // 2:
+                return
+            size, self._debt = self._debt, 0
+        if size:
+            self._to_client.append(http2.write_window_update(stream, size))
+
+    def _refuse(self, number: int, stream: _Stream, reason: str) -> None:
+        del self._streams[number]
+        self._to_triton.append(http2.write_reset(number))
+        self._to_client.append(
+            http2.write_status(number, INVALID_ARGUMENT, reason, has_headers=stream.has_headers)
+        )
+
+    def _flush(self, number: int, stream: _Stream) -> None:
+        """Send what the windows of Triton take, and let the client go on when nothing waits."""
+        size = max(0, min(len(stream.waiting), stream.window, self._window))
+        is_last = size == len(stream.waiting)
+        if size or (is_last and stream.is_ended):
+            content = bytes(stream.waiting[:size])
+            del stream.waiting[:size]
+            stream.window -= size
+            self._window -= size
+            ends = is_last and stream.is_ended
+            self._to_triton.append(http2.write_data(number, content, ends=ends))
+        if is_last and not stream.is_ended:
+            self._credit(number, stream.debt)
+            stream.debt = 0
+
+    def _widen(self, frame: http2.Frame) -> None:
+        """Add to the windows of Triton."""
+        size = http2.read_window_update(frame)
+        if frame.stream == 0:
+            self._window += size
+            self._flush_waiting()
+        elif stream := self._streams.get(frame.stream):
+            stream.window += size
+            if stream.waiting:
+                self._flush(frame.stream, stream)
+
+    def _take_settings(self, frame: http2.Frame) -> None:
+        """Follow the size of Triton's windows; its first settings open the connection."""
+        if frame.flags & http2.ACK:
+            return
+        if not self._is_open:
+            self._is_open = True
+            self._to_client.append(http2.write_window_update(0, _WINDOW_BYTES))
+        size = http2.read_settings(frame).get(http2.INITIAL_WINDOW_SIZE, self._first_window)
+        for stream in self._streams.values():
+            stream.window += size - self._first_window
+        self._first_window = size
+        self._flush_waiting()
+
+    def _flush_waiting(self) -> None:
+        for number, stream in self._streams.items():
+            if stream.waiting:
+                self._flush(number, stream)
 
 
-def _stream_handler(
-    call: Any, key: str | None
-) -> Callable[[AsyncIterator[bytes], Any], AsyncIterator[bytes]]:
-    async def answer(messages: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
-        # grpc.aio loses the status of a stream that Triton refuses at its beginning
-        sent = dict(context.invocation_metadata() or ()).get(GRPC_PREFIX + KEY_HEADER, "")
-        if key is not None and not hmac.compare_digest(sent.encode(), key.encode()):
-            line = f"This protocol is restricted, expecting header '{GRPC_PREFIX}{KEY_HEADER}'"
-            await context.abort(grpc.StatusCode.UNAVAILABLE, line)
-        refusals: list[RefusedRequestError] = []
-
-        async def checked() -> AsyncIterator[bytes]:
-            async for message in messages:
-                try:
-                    check_message(message)
-                except RefusedRequestError as error:
-                    refusals.append(error)
-                    return  # requests before this one get their answers
-                yield message
-
-        try:
-            async for response in call(checked(), **_arguments(context)):
-                yield response
-        except grpc.aio.AioRpcError as error:
-            await context.abort(error.code(), error.details() or "")
-        for refusal in refusals:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(refusal))
-
-    return answer
+def _next_message(received: bytearray) -> bytes:
+    """Take a checked message off the beginning, with its prefix; empty until one is whole."""
+    if len(received) < _PREFIX.size:
+        return b""
+    compressed, size = _PREFIX.unpack_from(received)
+    if size > MAX_BODY_BYTES:
+        raise RefusedRequestError(f"the message has more than {MAX_BODY_BYTES} bytes.")
+    stop = _PREFIX.size + size
+    if len(received) < stop:
+        return b""
+    whole = bytes(received[:stop])
+    del received[:stop]
+    message = whole[_PREFIX.size :]
+    if compressed:
+        message = inflate_message(message)
+    checked = check_message(message)
+    return whole if checked is message else _PREFIX.pack(0, len(checked)) + checked
 
 
-def _arguments(context: Any) -> dict[str, Any]:
-    """Return metadata and deadline of a call for the next one."""
-    metadata = [
-        (name, value)
-        for name, value in context.invocation_metadata() or ()
-        if not name.startswith(("grpc-", ":")) and name != "user-agent"
-    ]
-    return {"metadata": metadata, "timeout": context.time_remaining()}
-
-
-def _credentials(tls: Tls) -> Any:
-    authority = None if tls.client_ca is None else tls.client_ca.read_bytes()
-    pair = (tls.key.read_bytes(), tls.cert.read_bytes())
-    return grpc.ssl_server_credentials([pair], authority, tls.client_ca is not None)
+def _context(tls: Tls) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(tls.cert, tls.key)
+    context.set_alpn_protocols(["h2"])
+    if tls.client_ca is not None:
+        context.load_verify_locations(tls.client_ca)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context

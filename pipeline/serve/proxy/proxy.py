@@ -59,15 +59,15 @@ class Proxy:
 
         options = self._options
         self._loop, self._stopped = asyncio.get_running_loop(), asyncio.Event()
-        http = HttpProxy(f"127.0.0.1:{options.triton_ports.http}", options.key)
-        grpc = GrpcProxy(f"127.0.0.1:{options.triton_ports.grpc}", options.key)
+        http = HttpProxy(options.triton_ports.http, options.key)
+        grpc = GrpcProxy(options.triton_ports.grpc)
         servers: list[Any] = []
         try:
             try:
                 servers.append(http)
                 await http.start(options.http_host, options.ports.http)
                 servers.append(grpc)
-                await grpc.start(f"{options.grpc_host}:{options.ports.grpc}", options.tls)
+                await grpc.start(options.grpc_host, options.ports.grpc, options.tls)
             except Exception as error:
                 self._error = error
             started.set()

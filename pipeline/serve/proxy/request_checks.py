@@ -1,4 +1,4 @@
-"""Checks of requests that end or block Triton 2.51, see docs/serving.md.
+"""Checks of requests that end or block Triton 2.51, see docs/serving.md, and their default outputs.
 
 They refuse what Triton cannot stand and nothing else: the request runtime checks what a request
 says.
@@ -7,7 +7,13 @@ says.
 import json
 import zlib
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
+
+from google.protobuf.message import DecodeError
+from tritonclient.grpc.service_pb2 import ModelInferRequest
+
+from pipeline.core.columns import ITEM
+from pipeline.serve.client.answers import OUTPUTS
 
 MAX_BODY_BYTES = 64 << 20
 """Largest body of HTTP and message of gRPC, inflated."""
@@ -19,6 +25,13 @@ NO_CLASSIFICATION = (
     "classification is not supported: lists are ranked already. Leave the parameter out."
 )
 _WINDOW_BITS = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
+_ANY_WINDOW_BITS = zlib.MAX_WBITS | 32
+"""Of both, told apart by their first bytes."""
+_JSON_OUTPUTS = [{"name": name} for name in OUTPUTS]
+_BINARY_OUTPUTS = [{"name": name, "parameters": {"binary_data": True}} for name in OUTPUTS]
+_MESSAGE_OUTPUTS = ModelInferRequest(
+    outputs=[ModelInferRequest.InferRequestedOutputTensor(name=name) for name in OUTPUTS]
+).SerializeToString()
 
 
 class RefusedRequestError(ValueError):
@@ -30,29 +43,47 @@ class RefusedRequestError(ValueError):
         """Status of HTTP."""
 
 
+class CheckedBody(NamedTuple):
+    """Body of a request as Triton gets it."""
+
+    content: bytes
+    json_length: int | None
+    """Size of the JSON before binary tensors, None where the body is JSON alone."""
+
+
 def inflate(body: bytes, encoding: str) -> bytes:
     """Return the content of a body with a Content-Encoding; a bounded part of it is inflated."""
     if encoding in ("", "identity"):
         return body
     if encoding not in _WINDOW_BITS:
         raise RefusedRequestError("Content-Encoding is not one of gzip and deflate.", 415)
-    stream = zlib.decompressobj(_WINDOW_BITS[encoding])
+    return _inflate(body, _WINDOW_BITS[encoding], f"body is not {encoding}")
+
+
+def inflate_message(message: bytes) -> bytes:
+    """Return the content of a compressed message of gRPC; a bounded part of it is inflated."""
+    return _inflate(message, _ANY_WINDOW_BITS, "message is not gzip or deflate")
+
+
+def _inflate(packed: bytes, window_bits: int, refusal: str) -> bytes:
+    stream = zlib.decompressobj(window_bits)
+    what = refusal.split()[0]
     try:
-        content = stream.decompress(body, MAX_BODY_BYTES + 1)
+        content = stream.decompress(packed, MAX_BODY_BYTES + 1)
     except zlib.error:
-        raise RefusedRequestError(f"the body is not {encoding}") from None
+        raise RefusedRequestError(f"the {refusal}") from None
     if len(content) > MAX_BODY_BYTES:
-        raise RefusedRequestError(f"the body inflates to more than {MAX_BODY_BYTES} bytes.", 413)
+        raise RefusedRequestError(f"the {what} inflates to more than {MAX_BODY_BYTES} bytes.", 413)
     if not stream.eof:
-        raise RefusedRequestError(f"the body ends within its {encoding}")
+        raise RefusedRequestError(f"the {what} ends within its compressed content")
     return content
 
 
-def check_body(body: bytes, json_lengths: list[str]) -> None:
+def check_body(body: bytes, json_lengths: list[str]) -> CheckedBody:
     """Check the body of a POST; `json_lengths` are the Inference-Header-Content-Length headers.
 
     JSON that Python and Triton could read differently, such as an object with a key twice, is
-    refused.
+    refused. A request that names no outputs gets `OUTPUTS`.
     """
     head = body
     if json_lengths:
@@ -62,36 +93,60 @@ def check_body(body: bytes, json_lengths: list[str]) -> None:
         if not length or len(length) > len(str(len(body))) or int(length) > len(body):
             raise RefusedRequestError("Inference-Header-Content-Length is not within the body")
         head = body[: int(length)]
-    if not head:
-        return
+    request = _read_json(head) if head else None
+    if isinstance(request, dict):
+        _check_shapes(request.get("inputs"), len(body))
+        _check_outputs(request.get("outputs"))
+        if not request.get("outputs", ()) and _has_items(_dicts(request.get("inputs"))):
+            body, head = _with_outputs(body, head, request)
+    return CheckedBody(body, len(head) if json_lengths else None)
+
+
+def check_message(message: bytes) -> bytes:
+    """Check a message of gRPC; return it, or one that names `OUTPUTS` if it names no outputs.
+
+    A message of another method than ModelInfer has no inputs, or is none of ModelInfer at all.
+    """
+    try:
+        request = ModelInferRequest.FromString(message)
+    except DecodeError:
+        if CLASSIFICATION.encode() in message:
+            raise RefusedRequestError("the message is no ModelInferRequest") from None
+        return message
+    if any(CLASSIFICATION in output.parameters for output in request.outputs):
+        raise RefusedRequestError(NO_CLASSIFICATION)
+    if request.outputs or not any(tensor.name == ITEM for tensor in request.inputs):
+        return message
+    # messages one after the other are one message with the fields of both
+    return message + _MESSAGE_OUTPUTS
+
+
+def _read_json(head: bytes) -> Any:
     try:
         # bytes that are no UTF-8 are left to Triton
         text = head.decode("utf-8", "surrogateescape")
-        request = json.loads(text, strict=False, object_pairs_hook=_unique_keys)
+        return json.loads(text, strict=False, object_pairs_hook=_unique_keys)
     except RefusedRequestError:
         raise
     except RecursionError:
         raise RefusedRequestError("the JSON is nested too deeply") from None
     except ValueError as error:
         raise RefusedRequestError(f"the body is not JSON: {error}") from None
-    if isinstance(request, dict):
-        _check_shapes(request.get("inputs"), len(body))
-        _check_outputs(request.get("outputs"))
 
 
-def check_message(message: bytes) -> None:
-    """Check a ModelInfer message of gRPC; one without the word `classification` is not parsed."""
-    if CLASSIFICATION.encode() not in message:
-        return
-    from google.protobuf.message import DecodeError
-    from tritonclient.grpc import service_pb2
+def _has_items(inputs: Iterable[dict[str, Any]]) -> bool:
+    """Return whether a request asks for recommendations: other models have no such input."""
+    return any(tensor.get("name") == ITEM for tensor in inputs)
 
-    try:
-        request = service_pb2.ModelInferRequest.FromString(message)
-    except DecodeError:
-        raise RefusedRequestError("the message is no ModelInferRequest") from None
-    if any(CLASSIFICATION in output.parameters for output in request.outputs):
-        raise RefusedRequestError(NO_CLASSIFICATION)
+
+def _with_outputs(body: bytes, head: bytes, request: dict[str, Any]) -> tuple[bytes, bytes]:
+    """Return body and JSON with `OUTPUTS` as the first key, all else as it was sent."""
+    parameters = request.get("parameters")
+    is_binary = isinstance(parameters, dict) and parameters.get("binary_data_output") is True
+    outputs = json.dumps(_BINARY_OUTPUTS if is_binary else _JSON_OUTPUTS)
+    start = head.index(b"{") + 1
+    longer = head[:start] + f'"outputs": {outputs}, '.encode() + head[start:]
+    return longer + body[len(head) :], longer
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,0 +1,161 @@
+"""Frames of HTTP/2 (RFC 9113), as far as the proxy reads and writes them."""
+
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+"""First bytes of a client."""
+DATA, HEADERS, RESET, SETTINGS, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 8, 9
+"""Types of frames."""
+ACK = END_STREAM = 0x1
+END_HEADERS = 0x4
+INITIAL_WINDOW_SIZE = 4
+"""Setting: how many bytes of DATA a stream takes at its beginning."""
+DEFAULT_WINDOW = 65_535
+MAX_WINDOW = 2**31 - 1
+MAX_FRAME_BYTES = 16_384
+"""Largest payload that each receiver takes."""
+MAX_HEADER_BYTES = 1 << 20
+"""Largest block of headers, over all of its frames."""
+_CANCEL = 8
+_HEADER = struct.Struct(">HBBBL")
+_SETTING = struct.Struct(">HL")
+_NUMBER = struct.Struct(">L")
+
+
+class ProtocolError(ValueError):
+    """Bytes that are no HTTP/2, or frames that gRPC never sends."""
+
+
+class Frame(NamedTuple):
+    """A frame, or a block of headers with all its CONTINUATION frames."""
+
+    kind: int
+    flags: int
+    stream: int
+    payload: bytes
+    """Of the first frame."""
+    raw: bytes
+    """All bytes, with the header of each frame."""
+
+
+class FrameReader:
+    """Cuts what a connection receives into frames."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+        self._first: Frame | None = None
+        """Block of headers whose end has not arrived."""
+
+    def feed(self, data: bytes) -> Iterator[Frame]:
+        """Yield the frames that end in `data`."""
+        received = self._bytes
+        received += data
+        start, end = 0, len(received)
+        while end - start >= _HEADER.size:
+            high, low, kind, flags, stream = _HEADER.unpack_from(received, start)
+            stop = start + _HEADER.size + (high << 8 | low)
+            if stop > end:
+                break
+            raw = bytes(received[start:stop])
+            start = stop
+            frame = Frame(kind, flags, stream & MAX_WINDOW, raw[_HEADER.size :], raw)
+            if self._first is not None or kind in (HEADERS, CONTINUATION):
+                block = self._with_headers(frame)
+                if block is None:
+                    continue
+                frame = block
+            yield frame
+        del received[:start]
+
+    def _with_headers(self, frame: Frame) -> Frame | None:
+        """Return a block of headers once it is whole: no other frame may come within it."""
+        first = self._first
+        if first is None:
+            if frame.kind == CONTINUATION:
+                raise ProtocolError("CONTINUATION without HEADERS")
+            first = frame
+        elif frame.kind != CONTINUATION or frame.stream != first.stream:
+            raise ProtocolError("a frame within a block of headers")
+        else:
+            first = first._replace(raw=first.raw + frame.raw)
+        if len(first.raw) > MAX_HEADER_BYTES:
+            raise ProtocolError("a block of headers that does not end")
+        is_whole = bool(frame.flags & END_HEADERS)
+        self._first = None if is_whole else first
+        return first if is_whole else None
+
+
+def write_frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    """Return the bytes of a frame."""
+    size = len(payload)
+    return _HEADER.pack(size >> 8, size & 0xFF, kind, flags, stream) + payload
+
+
+def write_data(stream: int, content: bytes, *, ends: bool) -> bytes:
+    """Return the DATA frames of some content, the last of which may end the stream."""
+    parts = [content[i : i + MAX_FRAME_BYTES] for i in range(0, len(content), MAX_FRAME_BYTES)]
+    last = parts.pop() if parts else b""
+    frames = [write_frame(DATA, 0, stream, part) for part in parts]
+    return b"".join([*frames, write_frame(DATA, END_STREAM if ends else 0, stream, last)])
+
+
+def write_window_update(stream: int, size: int) -> bytes:
+    """Return a frame that lets the other side send `size` bytes more, 0 for the connection."""
+    return write_frame(WINDOW_UPDATE, 0, stream, _NUMBER.pack(size))
+
+
+def write_reset(stream: int) -> bytes:
+    """Return a frame that cancels a stream."""
+    return write_frame(RESET, 0, stream, _NUMBER.pack(_CANCEL))
+
+
+def write_status(stream: int, code: int, message: str, *, has_headers: bool) -> bytes:
+    """Return the frame that ends a call of gRPC; `has_headers`, whether its answer has begun.
+
+    The headers are literals that enter no table, so that those of Triton stay as they are.
+    """
+    # entries 8, `:status: 200`, and 31, `content-type`, of the static table of HPACK
+    start = b"" if has_headers else b"\x88\x0f\x10" + _text("application/grpc")
+    fields = {"grpc-status": str(code), "grpc-message": _percent_encode(message)}
+    literals = [b"\0" + _text(name) + _text(value) for name, value in fields.items()]
+    return write_frame(HEADERS, END_STREAM | END_HEADERS, stream, start + b"".join(literals))
+
+
+def read_window_update(frame: Frame) -> int:
+    """Return how many more bytes a frame allows."""
+    if len(frame.payload) != _NUMBER.size:
+        raise ProtocolError("WINDOW_UPDATE of another size")
+    (size,) = _NUMBER.unpack(frame.payload)
+    return int(size) & MAX_WINDOW
+
+
+def read_settings(frame: Frame) -> dict[int, int]:
+    """Return the settings of a SETTINGS frame by their number."""
+    if len(frame.payload) % _SETTING.size:
+        raise ProtocolError("SETTINGS of another size")
+    return dict(_SETTING.iter_unpack(frame.payload))
+
+
+def _text(text: str) -> bytes:
+    """Return a string literal of HPACK: the length, 7 bits first, and the bytes."""
+    content = text.encode("ascii")
+    length, prefix = len(content), bytearray()
+    if length < 127:
+        prefix.append(length)
+    else:
+        prefix.append(127)
+        length -= 127
+        while length >= 128:
+            prefix.append(length & 127 | 128)
+            length >>= 7
+        prefix.append(length)
+    return bytes(prefix) + content
+
+
+def _percent_encode(message: str) -> str:
+    return "".join(
+        chr(byte) if 32 <= byte < 127 and byte != 37 else f"%{byte:02X}"
+        for byte in message.encode()
+    )
