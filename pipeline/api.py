@@ -53,7 +53,7 @@ class Run(TrainedRun):
         sessions: Any,
         k: int = 10,
         *,
-        blocked: Sequence[Any] = (),
+        exclude: Sequence[Any] = (),
         candidates: Sequence[Any] | None = None,
         filter_seen: bool | None = None,
     ) -> "pd.DataFrame":
@@ -61,7 +61,7 @@ class Run(TrainedRun):
 
         A session maps column names of the recipe to its values, oldest interaction first;
         `item_id` is enough. `sessions` is one or several of them, or a pandas, Polars or Arrow
-        table of interactions with the columns of the log. `blocked` are raw ids that no
+        table of interactions with the columns of the log. `exclude` are raw ids that no
         list holds, `candidates` the only ones; `filter_seen` leaves out items of the session, by
         default as the recipe says. The result is what a server of the exported run answers.
         ConfigError for a request that a server would refuse.
@@ -70,7 +70,7 @@ class Run(TrainedRun):
         from pipeline.serve.client.answers import records_to_frame
 
         filters = {
-            "exclude": list(blocked) or None,
+            "exclude": list(exclude) or None,
             "candidates": None if candidates is None else list(candidates),
             "filter_seen": filter_seen,
         }
@@ -220,12 +220,12 @@ def predict(
     part: Part = "test",
     k: int = 20,
     filter_seen: bool = False,
-    blocked: Sequence[Any] = (),
+    exclude: Sequence[Any] = (),
     candidates: Sequence[Any] | None = None,
 ) -> Path:
     """Write the next `k` items of each session of a part to a Parquet file; return its path.
 
-    Columns: session_id, item_ids and scores, best first. `blocked` are raw ids that no list
+    Columns: session_id, item_ids and scores, best first. `exclude` are raw ids that no list
     holds, `candidates` the only ones; `filter_seen` leaves out items of the session itself.
 
     ConfigError if `k` is not between 1 and the size of the catalogue or nothing is left to
@@ -240,7 +240,7 @@ def predict(
         Path(out),
         k=k,
         filter_seen=filter_seen,
-        blocked=blocked,
+        exclude=exclude,
         candidates=candidates,
     )
     return Path(out)

@@ -34,7 +34,7 @@ def test_run_recommends_for_one_and_for_several_sessions(run: Any) -> None:
 
 def test_run_recommends_with_the_filters_of_predict(run: Any) -> None:
     best = run.recommend(SESSION, k=3)["item_id"].tolist()
-    assert best[0] not in run.recommend(SESSION, k=3, blocked=best[:1])["item_id"].tolist()
+    assert best[0] not in run.recommend(SESSION, k=3, exclude=best[:1])["item_id"].tolist()
     only = run.recommend(SESSION, k=3, candidates=best[1:], filter_seen=False)
     assert sorted(only["item_id"]) == sorted(best[1:])
 

@@ -188,7 +188,7 @@ def test_every_stage_prints_its_facts_as_json(shop: Shop, tmp_path: Path) -> Non
 
 
 def test_predict_writes_lists_or_vectors(shop: Shop, tmp_path: Path) -> None:
-    (tmp_path / "blocked").write_text("sku-00001\r\n\n  sku-00002 \nsku-x")
+    (tmp_path / "excluded").write_text("sku-00001\r\n\n  sku-00002 \nsku-x")
     out = tmp_path / "lists.parquet"
     runner = CliRunner()
 
@@ -198,11 +198,11 @@ def test_predict_writes_lists_or_vectors(shop: Shop, tmp_path: Path) -> None:
         assert result.exit_code == 0
         return result.stdout
 
-    filters = ["--filter-seen", "--blocked", f"@{tmp_path}/blocked"]
+    filters = ["--filter-seen", "--exclude", f"@{tmp_path}/excluded"]
     facts = json.loads(predict("--k", "5", *filters, "--json"))
     table = pq.read_table(out)
     assert facts["sessions"] == table.num_rows > 50
-    assert facts["unknown_blocked"] == 1
+    assert facts["unknown_excluded"] == 1
     assert not {"sku-00001", "sku-00002"} & {
         i for row in table["item_ids"].to_pylist() for i in row
     }
@@ -221,10 +221,10 @@ def test_predict_writes_lists_or_vectors(shop: Shop, tmp_path: Path) -> None:
     [
         (["--k", "201"], "k is 201, expected 1 to 200."),
         (["--k", "0"], "--k is 0, expected 1 or more."),
-        (["--blocked", "@{}/none"], "none cannot be read: No such file or directory."),
+        (["--exclude", "@{}/none"], "none cannot be read: No such file or directory."),
         (["--candidates", "@{}"], "cannot be read: Is a directory."),
         (["--candidates", "@{}/empty"], "empty is empty, expected one item id a line."),
-        (["--blocked", "@{}/binary"], "binary is not text in UTF-8"),
+        (["--exclude", "@{}/binary"], "binary is not text in UTF-8"),
         (["--candidates", "@{}/others"], "None of the 2 candidates ('a', 'b', ...) is in"),
         (["--out", "{}/lists.csv"], "expected a name that ends in .parquet"),
         (["--out", "{}/log.parquet"], "log.parquet holds something else"),
@@ -298,7 +298,7 @@ def test_serve_answers_and_stops_on_sigterm(shop: Shop, tmp_path: Path) -> None:
             assert result.returncode == 2
             assert words in result.stderr
             assert len(result.stderr.strip().splitlines()) == 1
-        few = ["--blocked", "sku-00003", "--candidates", "sku-00003,sku-00004", "--json"]
+        few = ["--exclude", "sku-00003", "--candidates", "sku-00003,sku-00004", "--json"]
         result = pipeline(*question, *few)
         [session] = json.loads(result.stdout)["sessions"]
         assert [r["item_id"] for r in session["recommendations"]] == ["sku-00004"]

@@ -31,10 +31,10 @@ DataArgument = Annotated[
 DataOption = Annotated[
     Path, typer.Option("--data", metavar="DATA", help="Directory that preprocess wrote.")
 ]
-Blocked = Annotated[
+Exclude = Annotated[
     str | None,
     typer.Option(
-        "--blocked",
+        "--exclude",
         metavar="IDS",
         help="Item ids that no list holds: A,B,C, or @FILE with an id a line.",
     ),
@@ -55,7 +55,7 @@ Part = Annotated[
 
 
 def read_ids(text: str | None) -> list[str] | None:
-    """Return the item ids of `--blocked` or `--candidates`; None where the option is left out.
+    """Return the item ids of `--exclude` or `--candidates`; None where the option is left out.
 
     ConfigError for a file that cannot be read or holds no id.
     """
@@ -76,6 +76,11 @@ def read_ids(text: str | None) -> list[str] | None:
     if not ids:
         raise ConfigError(f"{path} is empty, expected one item id a line. Leave the option out.")
     return ids
+
+
+def unknown_ids_text(option: str, count: int) -> str:
+    """Return a sentence about ids of an option that are not in the catalogue."""
+    return f"{count:,} ids of --{option} are not in the catalogue."
 
 
 def check_k(k: int | None) -> None:

@@ -8,15 +8,16 @@ import typer
 from pipeline.cli.console import check_input, print_result
 from pipeline.cli.evaluate import note_other_sessions
 from pipeline.cli.options import (
-    Blocked,
     Candidates,
     DataOption,
+    Exclude,
     Json,
     Out,
     Part,
     RunDirectory,
     check_k,
     read_ids,
+    unknown_ids_text,
 )
 from pipeline.core.errors import ConfigError
 
@@ -34,7 +35,7 @@ def predict(
     filter_seen: Annotated[
         bool, typer.Option("--filter-seen", help="Leave out items of the session itself.")
     ] = False,
-    blocked: Blocked = None,
+    exclude: Exclude = None,
     candidates: Candidates = None,
     embeddings: Annotated[
         Literal["sessions", "items"] | None,
@@ -47,15 +48,15 @@ def predict(
     Columns: session_id, item_ids and scores, best first, and the predictions of `model.targets` by
     name; or, with --embeddings, session_id or item_id and embedding.
     """
-    if embeddings and (k is not None or filter_seen or blocked or candidates):
+    if embeddings and (k is not None or filter_seen or exclude or candidates):
         raise ConfigError(
-            "--k, --filter-seen, --blocked and --candidates are for lists. Leave them out, or "
+            "--k, --filter-seen, --exclude and --candidates are for lists. Leave them out, or "
             "--embeddings."
         )
     check_k(k)
     check_input(run, "run")
     check_input(data, "data")
-    blocked_ids, candidate_ids = read_ids(blocked) or [], read_ids(candidates)
+    excluded_ids, candidate_ids = read_ids(exclude) or [], read_ids(candidates)
     from pipeline.core.files import check_parquet
 
     check_parquet(out)
@@ -73,7 +74,7 @@ def predict(
             out,
             k=_DEFAULT_K if k is None else k,
             filter_seen=filter_seen,
-            blocked=blocked_ids,
+            exclude=excluded_ids,
             candidates=candidate_ids,
         )
     note_other_sessions(run, data)
@@ -91,9 +92,9 @@ def _prediction_text(facts: dict[str, Any], out: Path) -> str:
     if "width" in facts:
         return f"Wrote {out}: {sessions}, vectors of {facts['width']} numbers."
     lines = []
-    for name in ("blocked", "candidates"):
+    for option, name in (("exclude", "excluded"), ("candidates", "candidates")):
         if unknown := facts[f"unknown_{name}"]:
-            lines.append(f"{unknown:,} ids of --{name} are not in the catalogue.")
+            lines.append(unknown_ids_text(option, unknown))
     if facts["short_lists"]:
         lines.append(f"{facts['short_lists']:,} lists are shorter: the filters left no more items.")
     return "\n".join([*lines, f"Wrote {out}: {sessions}, lists of {facts['k']}."])

@@ -1,13 +1,22 @@
 """`pipeline recommend`."""
 
 import stat
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from pipeline.cli.console import check_input, note, print_result
-from pipeline.cli.options import Blocked, Candidates, Json, check_k, read_ids
+from pipeline.cli.options import (
+    Candidates,
+    Exclude,
+    Json,
+    check_k,
+    read_ids,
+    unknown_ids_text,
+)
 from pipeline.core.errors import ConfigError
 
 KeyFile = Annotated[
@@ -35,18 +44,20 @@ def recommend(
         ),
     ] = None,
     inputs: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Option(
             "--input",
-            metavar="FILE",
-            help="Log of raw interactions with the columns of the recipe. Repeatable.",
+            metavar="LOG",
+            help="Log of raw interactions with the columns of the recipe: a file, a folder, a glob "
+            "in quotes, an s3://, gs:// or https:// address, or - for the standard input. "
+            "Repeatable.",
         ),
     ] = None,
     sessions: Annotated[
         int | None, typer.Option(min=1, help="Read the first N sessions of the log only.")
     ] = None,
     k: Annotated[int | None, typer.Option(help="Items of a list.  [default: 10]")] = None,
-    blocked: Blocked = None,
+    exclude: Exclude = None,
     candidates: Candidates = None,
     filter_seen: Annotated[
         bool | None,
@@ -92,20 +103,41 @@ def recommend(
     if timeout is not None and not timeout > 0:
         raise ConfigError(f"--timeout is {timeout:g}, expected seconds above 0.")
     filters: dict[str, Any] = {
-        "exclude": read_ids(blocked) or None,
+        "exclude": read_ids(exclude) or None,
         "candidates": read_ids(candidates),
         "filter_seen": filter_seen,
         "targets": targets,
     }
     connection = {"ca": ca, "cert": cert, "cert_key": cert_key, "timeout": timeout}
-    with open_client(target, name, read_key_file(key_file), connection) as client:
+    from pipeline.logs.sources import local_logs
+
+    with (
+        local_logs(inputs or [], Path(tempfile.gettempdir(), "recommend")) as logs,
+        open_client(target, name, read_key_file(key_file), connection) as client,
+    ):
+        _check_logs(logs)
+        check_candidates(client, filters["candidates"], target)
         if items:
             session = {"item_id": items.split(",")} | columns
             records = list(client.recommend([session], k, **filters).records([None]))
         else:
-            records = list(client.recommend_log(inputs or [], k, sessions=sessions, **filters))
+            records = list(client.recommend_log(logs, k, sessions=sessions, **filters))
     warn_of_unknown_sessions(records)
     print_result({"sessions": records}, as_json, recommendations_text(records))
+
+
+def check_candidates(client: Any, ids: Sequence[str] | None, target: str) -> None:
+    """Warn of candidates that the model does not know. ConfigError if it knows none of them."""
+    if ids is None:
+        return
+    ids = list(dict.fromkeys(ids))
+    num_unknown = len(ids) - client.num_known(ids)
+    if num_unknown == len(ids):
+        examples = ", ".join(map(repr, ids[:3]))
+        none = f"None of the {len(ids)} candidates ({examples}, ...)" if ids else "No id"
+        raise ConfigError(f"{none} is in the catalogue of {target}, expected some of its raw ids.")
+    if num_unknown:
+        note(f"Warning: {unknown_ids_text('candidates', num_unknown)}")
 
 
 def warn_of_unknown_sessions(records: list[dict[str, Any]]) -> None:
@@ -125,16 +157,19 @@ def warn_of_unknown_sessions(records: list[dict[str, Any]]) -> None:
 def _check_sessions(
     items: str | None,
     columns: list[str] | None,
-    inputs: list[Path] | None,
+    inputs: list[str] | None,
     sessions: int | None,
 ) -> None:
     if bool(items) == bool(inputs):
-        raise ConfigError("Give either --items A,B,C or --input FILE.")
+        raise ConfigError("Give either --items A,B,C or --input LOG.")
     if columns and inputs:
         raise ConfigError("--column goes with --items; a file brings its own columns.")
     if sessions and items:
         raise ConfigError("--sessions goes with --input; --items are one session.")
-    for path in inputs or ():
+
+
+def _check_logs(logs: list[Path]) -> None:
+    for path in logs:
         if not path.exists():
             raise ConfigError(f"{path} does not exist. Expected a log, or a folder of logs.")
 

@@ -29,7 +29,7 @@ def write_recommendations(
     *,
     k: int = 20,
     filter_seen: bool = False,
-    blocked: Sequence[Any] = (),
+    exclude: Sequence[Any] = (),
     candidates: Sequence[Any] | None = None,
 ) -> dict[str, Any]:
     """Write session_id, item_ids and scores, a row a session, best item first; return the counts.
@@ -48,7 +48,7 @@ def write_recommendations(
             num_unknown = int((~in_catalogue).sum())
             candidates = [candidates[i] for i in np.flatnonzero(in_catalogue)]
     batches = recommender.recommend(
-        data, part, k, filter_seen=filter_seen, blocked=blocked, candidates=candidates
+        data, part, k, filter_seen=filter_seen, exclude=exclude, candidates=candidates
     )
     item_type = _TYPES[recommender.fitted.item.type]
     targets = recommender.predict_targets(data, part)
@@ -71,7 +71,7 @@ def write_recommendations(
         "targets": [*targets],
         "k": k,
         "short_lists": num_short,
-        "unknown_blocked": int((~recommender.in_catalogue(blocked)).sum()),
+        "unknown_excluded": int((~recommender.in_catalogue(exclude)).sum()),
         "unknown_candidates": num_unknown,
     }
 

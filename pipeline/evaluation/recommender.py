@@ -94,15 +94,15 @@ class Recommender:
         k: int = 20,
         *,
         filter_seen: bool = False,
-        blocked: Sequence[Any] = (),
+        exclude: Sequence[Any] = (),
         candidates: Sequence[Any] | None = None,
         batch_size: int = 256,
     ) -> Iterator[Recommendations]:
         """Yield up to `k` items for each session, of at most `batch_size` sessions at a time.
 
-        `filter_seen` leaves out every item of the session; `blocked` are raw ids that no list
+        `filter_seen` leaves out every item of the session; `exclude` are raw ids that no list
         holds, `candidates` the only ones that lists hold. Ids may be text or integers whatever the
-        type of the catalogue. Ids that are not in it are ignored among `blocked`, and named in a
+        type of the catalogue. Ids that are not in it are ignored among `exclude`, and named in a
         warning among `candidates`. ConfigError if `k` is not between 1 and the size of the
         catalogue, or if the ids leave nothing to recommend.
         """
@@ -115,17 +115,17 @@ class Recommender:
             raise ConfigError(f"k is {k}, expected 1 to {len(self.catalogue)}.")
         loader = self._loader(data, part, batch_size)
         candidate_items = None if candidates is None else self._candidates(candidates)
-        blocked_items = np.unique(self._indices(blocked))
-        blocked_items = blocked_items[blocked_items >= FIRST_ITEM]
+        excluded_items = np.unique(self._indices(exclude))
+        excluded_items = excluded_items[excluded_items >= FIRST_ITEM]
         allowed = candidate_items
         if allowed is None:
             allowed = np.arange(len(self.catalogue)) + FIRST_ITEM
-        if np.isin(allowed, blocked_items).all():
+        if np.isin(allowed, excluded_items).all():
             raise ConfigError(
-                f"All {len(allowed)} items that could be recommended are blocked, expected one "
-                "that is not. Block fewer."
+                f"All {len(allowed)} items that could be recommended are excluded, expected one "
+                "that is not. Exclude fewer."
             )
-        return self._recommend(loader, k, filter_seen, blocked_items, candidate_items)
+        return self._recommend(loader, k, filter_seen, excluded_items, candidate_items)
 
     def session_embeddings(
         self, data: Data | Path, part: str, *, batch_size: int = 256
@@ -203,20 +203,20 @@ class Recommender:
         loader: SessionLoader,
         k: int,
         filter_seen: bool,
-        blocked: NDArray[Any],
+        excluded_items: NDArray[Any],
         candidates: NDArray[Any] | None,
     ) -> Iterator[Recommendations]:
-        blocked_items = torch.from_numpy(blocked).to(self._device)
+        always_excluded = torch.from_numpy(excluded_items).to(self._device)
         allowed = None if candidates is None else torch.from_numpy(candidates).to(self._device)
         scores = _SCORES_PER_STEP.get(self._device.type) or device_chunk_bytes(self._device) // 4
         step = max(1, scores // (len(self.catalogue) + FIRST_ITEM))
         for batch in loader:
             for rows in _all_rows(batch).split(step):
-                excluded, stops = blocked_items, batch.lengths[rows]
+                excluded, stops = always_excluded, batch.lengths[rows]
                 if filter_seen:
                     # items of the whole session, not only of what the model reads
                     seen = self.items(batch, rows, stops)  # (b, X)
-                    excluded = torch.cat([seen, blocked_items.expand(len(rows), -1)], 1)
+                    excluded = torch.cat([seen, always_excluded.expand(len(rows), -1)], 1)
                 best = self.model.top_k(
                     self.newest(batch, rows, stops),
                     k,

@@ -143,19 +143,19 @@ def test_number_of_scores_in_memory_is_bounded(
     assert listed(parts) == whole
 
 
-def test_lists_hold_candidates_without_seen_and_blocked_items(
+def test_lists_hold_candidates_without_seen_and_excluded_items(
     shop: Shop, recommender: Recommender
 ) -> None:
     catalogue = recommender.catalogue.tolist()
-    candidates, blocked = catalogue[:12], [*catalogue[5:8], "nobody sells this"]
+    candidates, excluded = catalogue[:12], [*catalogue[5:8], "nobody sells this"]
     lists = listed(
         recommender.recommend(
-            shop.data, "test", 12, filter_seen=True, blocked=blocked, candidates=candidates
+            shop.data, "test", 12, filter_seen=True, exclude=excluded, candidates=candidates
         )
     )
     sessions = sessions_of(shop.data, "test", recommender.catalogue)
     for items, session in zip(lists, sessions, strict=True):
-        assert set(items) == set(candidates) - set(blocked) - set(session)
+        assert set(items) == set(candidates) - set(excluded) - set(session)
         assert len(items) == len(set(items))
 
 
@@ -209,7 +209,7 @@ def test_short_lists_are_padded_and_counted(
         ({"k": 201}, "k is 201, expected 1 to 200"),
         ({"candidates": ["a", "b"]}, r"None of the 2 candidates \('a', 'b', ...\) is in"),
         ({"candidates": []}, "No id is in the catalogue of"),
-        ({"candidates": ["sku-00001"], "blocked": ["sku-00001"]}, "All 1 items that could be"),
+        ({"candidates": ["sku-00001"], "exclude": ["sku-00001"]}, "All 1 items that could be"),
         ({"batch_size": 0}, "batch_size is 0, expected 1 or more"),
     ],
 )
@@ -302,12 +302,12 @@ def test_lists_are_written_with_the_ids_of_their_sessions(
 ) -> None:
     data, run = numbers
     out = tmp_path / "new" / "lists.parquet"
-    facts = write_recommendations(run, data, "test", out, k=8, filter_seen=True, blocked=[11, "x"])
+    facts = write_recommendations(run, data, "test", out, k=8, filter_seen=True, exclude=[11, "x"])
     table = pq.read_table(out)
     assert table.schema.types == [pa.int64(), pa.list_(pa.int64()), pa.list_(pa.float32())]
     assert table.column_names == ["session_id", "item_ids", "scores"]
     recommender = Recommender.open(run)
-    lists = listed(recommender.recommend(data, "test", 8, filter_seen=True, blocked=[11]))
+    lists = listed(recommender.recommend(data, "test", 8, filter_seen=True, exclude=[11]))
     assert table["item_ids"].to_pylist() == lists
     stored = pq.read_table(data / "sessions" / "test")["session_id"].to_pylist()
     assert table["session_id"].to_pylist() == stored
@@ -317,7 +317,7 @@ def test_lists_are_written_with_the_ids_of_their_sessions(
         "sessions": len(lists),
         "k": 8,
         "short_lists": sum(len(i) < 8 for i in lists),
-        "unknown_blocked": 1,
+        "unknown_excluded": 1,
         "unknown_candidates": 0,
     }
     assert facts["short_lists"] > 0

@@ -92,7 +92,7 @@ def test_command_prints_the_same_for_run_and_server(
     url = f"http://{server.http_url}"
     log = tmp_path / "new.csv"
     synthesize(log, sessions=90, items=240, seed=5)
-    filters = ["--filter-seen", "--blocked", "sku-00001,sku-00002", "--k", "7"]
+    filters = ["--filter-seen", "--exclude", "sku-00001,sku-00002", "--k", "7"]
     for options in (
         ["--input", log],
         ["--input", log, "--sessions", "3", *filters],

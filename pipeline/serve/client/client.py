@@ -1,13 +1,14 @@
 """Clients: raw interactions in, recommended raw item ids out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from numpy.typing import NDArray
 
+from pipeline.core.columns import ITEM
 from pipeline.core.errors import ConfigError
 from pipeline.serve.client.answers import Answer, outputs_of, records_to_frame, target_frame
 from pipeline.serve.client.connection import Connection
@@ -84,6 +85,10 @@ class SyncClient(ABC):
         tensors = request_tensors(self.served, sessions, k=k, **filters)
         lists = self.served.ranks_items or not targets
         return self.infer(tensors, lists=lists, embeddings=embeddings, targets=targets)
+
+    def num_known(self, ids: Sequence[Any]) -> int:
+        """Return how many of some raw item ids are in the model's catalogue."""
+        return int(self.recommend([{ITEM: list(ids)}], 1).num_known[0, 0]) if ids else 0
 
     def recommend_log(
         self,
