@@ -11,6 +11,7 @@ import struct
 from dataclasses import dataclass, field
 
 from pipeline.serve.proxy import http2
+from pipeline.serve.proxy.connection import CONNECT_SECONDS, Side
 from pipeline.serve.proxy.request_checks import (
     MAX_BODY_BYTES,
     RefusedRequestError,
@@ -20,7 +21,6 @@ from pipeline.serve.proxy.request_checks import (
 from pipeline.serve.triton.access import Tls
 
 INVALID_ARGUMENT = 3
-CONNECT_SECONDS = 5
 _PREFIX = struct.Struct(">BL")
 """Before each message: whether it is compressed, and its size."""
 _WINDOW_BYTES = 1 << 20
@@ -68,23 +68,7 @@ class _Stream:
     """Bytes from the client that it has not got back for its window."""
 
 
-class _Side(asyncio.Protocol):
-    """One side of a connection, which waits where the other is slow."""
-
-    transport: asyncio.Transport
-    other: "_Side"
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport  # type: ignore[assignment]
-
-    def pause_writing(self) -> None:
-        self.other.transport.pause_reading()
-
-    def resume_writing(self) -> None:
-        self.other.transport.resume_reading()
-
-
-class _Triton(_Side):
+class _Triton(Side):
     """Connection to Triton."""
 
     def __init__(self, client: "_Client") -> None:
@@ -97,7 +81,7 @@ class _Triton(_Side):
         self._client.close()
 
 
-class _Client(_Side):
+class _Client(Side):
     """Connection of a client, with its streams and the windows of Triton."""
 
     def __init__(self, port: int, connections: "set[_Client]") -> None:
@@ -129,7 +113,7 @@ class _Client(_Side):
             self.close()
             return
         if self.transport.is_closing():
-            self.other.transport.close()
+            self.close()
         else:
             self.transport.resume_reading()
 
@@ -139,9 +123,9 @@ class _Client(_Side):
     def close(self) -> None:
         """Close both sides."""
         self._connections.discard(self)
-        for side in (self, getattr(self, "other", None)):
-            if side is not None:
-                side.transport.close()
+        self.transport.close()
+        if self.other is not None:
+            self.other.transport.close()
 
     def data_received(self, data: bytes) -> None:
         """Pass on what the client sends."""
@@ -164,7 +148,7 @@ class _Client(_Side):
         self._write()
 
     def _write(self) -> None:
-        if self._to_triton:
+        if self._to_triton and self.other is not None:
             self.other.transport.write(b"".join(self._to_triton))
             self._to_triton.clear()
         if self._to_client:

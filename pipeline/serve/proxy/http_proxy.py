@@ -1,212 +1,225 @@
-"""HTTP part of the proxy: aiohttp's server, and connections to Triton that stay open."""
+"""HTTP part of the proxy: requests pass after a check of their bodies, answers as they are."""
 
 import asyncio
 import hmac
-from collections.abc import AsyncIterator
 
-from aiohttp import web
-
+from pipeline.serve.proxy.connection import CONNECT_SECONDS, Side
+from pipeline.serve.proxy.http1 import AnswerReader, Request, RequestReader, write_error
 from pipeline.serve.proxy.request_checks import (
-    MAX_BODY_BYTES,
-    CheckedBody,
     RefusedRequestError,
     check_body,
     inflate,
 )
 from pipeline.serve.triton.access import KEY_HEADER
 
-JSON_LENGTH = "Inference-Header-Content-Length"
-_OWN_HEADERS = {
-    *(b"connection", b"keep-alive", b"trailer", b"transfer-encoding", b"upgrade"),
-    *(b"proxy-connection", b"content-length", b"content-encoding", b"expect"),
-    JSON_LENGTH.lower().encode(),
-}
-"""Headers of one connection, and those that describe the body as it arrived."""
-_NOT_RETURNED = {"connection", "keep-alive", "transfer-encoding", "content-length"}
-_MAX_IDLE = 64
-"""Connections to Triton that wait for a request."""
-_MAX_HEAD_BYTES = 1 << 20
-_CONNECT_SECONDS = 5
-_FAILURES = (OSError, EOFError, ValueError, asyncio.LimitOverrunError)
-"""What a connection raises whose other side is gone, or speaks something else."""
+JSON_LENGTH = b"inference-header-content-length"
+_DESCRIBES_BODY = frozenset([JSON_LENGTH, b"content-encoding"])
+"""Headers that are written anew, as the body may be another one."""
+_MAX_WAITING_BYTES = 64 << 10
+"""What a client may send ahead of its next request."""
+_LINGER_SECONDS = 2
+"""Time that a client has to read the last answer while what it still sends is thrown away."""
+_UNAVAILABLE = RefusedRequestError("Triton is unavailable", 503)
 
 
 class HttpProxy:
     """Passes requests on to the Triton at 127.0.0.1:`port`, after a check of their bodies."""
 
     def __init__(self, port: int, key: str | None) -> None:
-        self._port = port
-        self._key = key
-        self._idle: list[_Connection] = []
-        self._runner: web.ServerRunner
+        self.port = port
+        self.key = None if key is None else key.encode()
+        self.connections: set[_Client] = set()
+        self._server: asyncio.Server
 
     async def start(self, host: str, port: int) -> None:
         """Listen."""
-        server = web.Server(self._answer, access_log=None, auto_decompress=False)
-        self._runner = web.ServerRunner(server, handle_signals=False)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, host, port, backlog=1024, reuse_address=True).start()
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: _Client(self), host, port, backlog=1024)
 
     async def stop(self) -> None:
         """Close all connections."""
-        await self._runner.cleanup()
-        for connection in self._idle:
-            connection.close()
+        self._server.close()
+        for connection in list(self.connections):
+            connection.transport.close()
 
-    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        try:
-            body = await self._read(request)
-        except RefusedRequestError as error:
-            return web.json_response({"error": str(error)}, status=error.status)
-        if not request.raw_path.startswith("/"):
-            return web.json_response({"error": "the address is no path"}, status=400)
-        content = _request_head(request, body) + (b"" if body is None else body.content)
-        try:
-            connection = await self._send(content)
-        except _FAILURES:
-            return web.json_response({"error": "Triton is unavailable"}, status=503)
-        try:
-            response = await _pass_back(request, connection)
-        except _FAILURES:  # nothing has been sent back yet
-            connection.close()
-            return web.json_response({"error": "Triton is unavailable"}, status=503)
-        except BaseException:
-            connection.close()
-            raise
-        # Triton sends a body after HEAD: only what is certain to be at its end is used again
-        is_certain = request.method in ("GET", "POST") and response.status == 200
-        if is_certain and connection.is_open() and len(self._idle) < _MAX_IDLE:
-            self._idle.append(connection)
-        else:
-            connection.close()
-        return response
 
-    async def _send(self, content: bytes) -> "_Connection":
-        """Send a request; return the connection, which has the beginning of the answer.
+class _Triton(Side):
+    """Connection to Triton, which belongs to one client."""
 
-        A connection that waited may be closed by now: a new one takes the request then.
-        """
-        while self._idle:
-            connection = self._idle.pop()
-            if connection.is_open() and await connection.send(content):
-                return connection
-            connection.close()
-        async with asyncio.timeout(_CONNECT_SECONDS):
-            streams = await asyncio.open_connection("127.0.0.1", self._port, limit=_MAX_HEAD_BYTES)
-        connection = _Connection(*streams)
-        if await connection.send(content):
-            return connection
-        connection.close()
-        raise ConnectionError
+    def __init__(self, client: "_Client") -> None:
+        self.other = self._client = client
 
-    async def _read(self, request: web.BaseRequest) -> CheckedBody | None:
-        """Return the checked body, plain; without the key, which Triton refuses, an empty one."""
-        if not request.can_read_body:
-            return None
-        if not self._has_key(request):
-            return CheckedBody(b"", None)
-        parts: list[bytes] = []
-        size = 0
-        async for part in request.content.iter_any():
-            size += len(part)
-            if size > MAX_BODY_BYTES:
-                raise RefusedRequestError(f"the body has more than {MAX_BODY_BYTES} bytes.", 413)
-            parts.append(part)
-        encodings = request.headers.getall("Content-Encoding", [])
-        body = inflate(b"".join(parts), ", ".join(encodings).strip().lower())
-        return check_body(body, request.headers.getall(JSON_LENGTH, []))
+    def data_received(self, data: bytes) -> None:
+        self._client.answer_received(data)
 
-    def _has_key(self, request: web.BaseRequest) -> bool:
-        if self._key is None:
+    def connection_lost(self, _error: Exception | None) -> None:
+        self._client.triton_lost(self)
+
+
+class _Client(Side):
+    """Connection of a client: one request after the other."""
+
+    def __init__(self, proxy: HttpProxy) -> None:
+        self._proxy = proxy
+        self._reader = RequestReader()
+        self._request = b""
+        """What Triton is asked now."""
+        self._answer: AnswerReader | None = None
+        self._is_first = True
+        """Whether Triton's connection has carried no request before."""
+        self._is_last = self._is_ended = False
+        self._connecting: asyncio.Task[None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._proxy.connections.add(self)
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        self._proxy.connections.discard(self)
+        self._is_ended = True
+        if self.other is not None:
+            self.other.transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        """Take what the client sends."""
+        if self._is_ended:
+            return
+        self._reader.received += data
+        if self._answer is None:
+            self._read_requests()
+        elif len(self._reader.received) > _MAX_WAITING_BYTES:
+            self.transport.pause_reading()
+
+    def _read_requests(self) -> None:
+        """Read on until Triton has something to answer."""
+        while self._answer is None and not self._is_ended:
+            try:
+                request = self._next_request()
+            except RefusedRequestError as error:  # where it ends is unknown
+                self.transport.write(write_error(error, closes=True))
+                self._end()
+                return
+            if request is None:
+                return
+            try:
+                content = self._checked(request)
+            except RefusedRequestError as error:
+                self.transport.write(write_error(error, closes=request.closes))
+                if request.closes:
+                    self._end()
+                continue
+            self._ask(request, content)
+
+    def _next_request(self) -> Request | None:
+        """Return a request with its body; without the key, which Triton refuses, before it."""
+        reader = self._reader
+        if reader.request is None:
+            request = reader.read_head()
+            if request is None:
+                return None
+            if request.has_body and not self._has_key(request):
+                self._is_last = True
+                return request
+            if request.has_body and request.expects_continue and not reader.received:
+                self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        return reader.read_body()
+
+    def _has_key(self, request: Request) -> bool:
+        if self._proxy.key is None:
             return True
-        sent = request.headers.get(KEY_HEADER, "")
-        return hmac.compare_digest(sent.encode("utf-8", "surrogateescape"), self._key.encode())
+        sent = (request.values(KEY_HEADER.encode()) or [""])[0]
+        return hmac.compare_digest(sent.encode("latin-1"), self._proxy.key)
 
+    def _checked(self, request: Request) -> bytes:
+        """Return the request for Triton."""
+        if not request.body:
+            return request.write(b"", frozenset(), [])
+        encodings = ", ".join(request.values(b"content-encoding"))
+        body = inflate(request.body, encodings.strip().lower())
+        checked = check_body(body, request.values(JSON_LENGTH))
+        length = checked.json_length
+        lines = [] if length is None else [b"%s: %d" % (JSON_LENGTH, length)]
+        return request.write(checked.content, _DESCRIBES_BODY, lines)
 
-class _Connection:
-    """Connection to Triton, for one request at a time."""
+    def _ask(self, request: Request, content: bytes) -> None:
+        self._request = content
+        self._answer = AnswerReader(request.method)
+        self._is_last = self._is_last or request.closes
+        if self.other is None:
+            self._connecting = asyncio.get_running_loop().create_task(self._connect())
+        else:
+            self.other.transport.write(content)
 
-    status: int
-    headers: list[tuple[str, str]]
-    length: int | None
-    """Bytes of the answer's body; None where it comes in chunks."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader, self._writer = reader, writer
-        self._closes = False
-
-    def is_open(self) -> bool:
-        """Return whether another request can be sent."""
-        return not (self._closes or self._reader.at_eof() or self._writer.is_closing())
-
-    def close(self) -> None:
-        """Close without waiting."""
-        self._writer.close()
-
-    async def send(self, content: bytes) -> bool:
-        """Send a request and read the head of its answer; return whether one came."""
-        self._writer.write(content)
+    async def _connect(self) -> None:
+        loop = asyncio.get_running_loop()
         try:
-            head = await self._reader.readuntil(b"\r\n\r\n")
-        except (OSError, EOFError):
-            return False
-        except BaseException:
-            self.close()
-            raise
-        status, *lines = head[:-4].decode("latin-1").split("\r\n")
-        self.status = int(status.split()[1])
-        pairs = (line.partition(":") for line in lines)
-        self.headers = [(name, value.strip()) for name, _, value in pairs]
-        by_name = {name.lower(): value.lower() for name, value in self.headers}
-        is_chunked = by_name.get("transfer-encoding") == "chunked"
-        self.length = None if is_chunked else int(by_name.get("content-length", "0"))
-        self._closes = by_name.get("connection") == "close"
-        return True
+            async with asyncio.timeout(CONNECT_SECONDS):
+                _, triton = await loop.create_connection(
+                    lambda: _Triton(self), "127.0.0.1", self._proxy.port
+                )
+        except OSError:
+            self._fail()
+            return
+        if self._is_ended:
+            triton.transport.close()
+            return
+        self.other, self._is_first = triton, True
+        triton.transport.write(self._request)
 
-    async def read(self, size: int) -> bytes:
-        """Read that many bytes of a body."""
-        return await self._reader.readexactly(size)
+    def answer_received(self, data: bytes) -> None:
+        """Pass on what Triton sends; the answer's end is the beginning of the next request."""
+        answer = self._answer
+        try:
+            part = b"" if answer is None else answer.feed(data)
+        except (ValueError, IndexError):
+            self.transport.abort()
+            return
+        if part:
+            self.transport.write(part)
+        if answer is None or not answer.is_done:
+            return
+        self._answer, self._is_first = None, False
+        if not answer.can_continue:
+            self._drop_triton()
+        if self._is_last:
+            self._end()
+            return
+        self.transport.resume_reading()
+        if self._reader.received:
+            self._read_requests()
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """Yield the chunks of a body as they come."""
-        while size := int(await self._reader.readuntil(b"\r\n"), 16):
-            yield (await self._reader.readexactly(size + 2))[:-2]
-        await self._reader.readuntil(b"\r\n")
+    def triton_lost(self, triton: _Triton) -> None:
+        """Ask again where a connection that waited was closed, else tell the client."""
+        if triton is not self.other:
+            return
+        self.other = None
+        if self._answer is None or self._is_ended:
+            return
+        if self._answer.has_head:
+            self.transport.abort()  # the client must not take it for the end
+        elif self._is_first:
+            self._fail()
+        else:
+            self._connecting = asyncio.get_running_loop().create_task(self._connect())
 
+    def _fail(self) -> None:
+        """Answer that there is no Triton."""
+        self._answer = None
+        self.transport.write(write_error(_UNAVAILABLE, closes=True))
+        self._end()
 
-def _request_head(request: web.BaseRequest, body: CheckedBody | None) -> bytes:
-    """Return the first lines of a request for Triton, written anew from what aiohttp has read."""
-    lines = [f"{request.method} {request.raw_path} HTTP/1.1".encode("utf-8", "surrogateescape")]
-    lines += [
-        name + b": " + value
-        for name, value in request.raw_headers
-        if name.lower() not in _OWN_HEADERS
-    ]
-    if body is not None:
-        lines.append(b"Content-Length: %d" % len(body.content))
-        if body.json_length is not None:
-            lines.append(f"{JSON_LENGTH}: {body.json_length}".encode())
-    return b"\r\n".join(lines) + b"\r\n\r\n"
+    def _drop_triton(self) -> None:
+        triton, self.other = self.other, None
+        if triton is not None:
+            triton.transport.close()
 
-
-async def _pass_back(request: web.BaseRequest, connection: _Connection) -> web.StreamResponse:
-    """Send Triton's answer, as it comes where its length is unknown."""
-    headers = [(k, v) for k, v in connection.headers if k.lower() not in _NOT_RETURNED]
-    status, length = connection.status, connection.length
-    if request.method == "HEAD":
-        return web.Response(status=status, headers=headers)
-    if length is not None:
-        body = await connection.read(length)
-        return web.Response(status=status, headers=headers, body=body)
-    response = web.StreamResponse(status=status, headers=headers)
-    await response.prepare(request)
-    try:
-        async for part in connection.chunks():
-            await response.write(part)
-    except _FAILURES:
-        connection.close()
-        if request.transport is not None:
-            request.transport.abort()  # the client must not take it for the end
-        return response
-    await response.write_eof()
-    return response
+    def _end(self) -> None:
+        """Close the connection once the client has read the last answer."""
+        self._is_ended = True
+        self._reader.received.clear()
+        self._drop_triton()
+        if self.transport.is_closing():
+            return
+        self.transport.write_eof()
+        self.transport.resume_reading()
+        asyncio.get_running_loop().call_later(_LINGER_SECONDS, self.transport.close)
