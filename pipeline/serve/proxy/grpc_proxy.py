@@ -8,6 +8,7 @@ as it may wait and get longer here. All other frames pass unchanged.
 import asyncio
 import ssl
 import struct
+from collections import deque
 from dataclasses import dataclass, field
 
 from pipeline.serve.proxy import http2
@@ -91,6 +92,8 @@ class _Client(Side):
         self._preface = bytearray()
         self._streams: dict[int, _Stream] = {}
         self._window = self._first_window = http2.DEFAULT_WINDOW
+        self._new_windows: deque[int] = deque()
+        """First windows of Triton's settings that the client has not acknowledged."""
         self._debt = 0
         self._to_triton: list[bytes] = []
         self._to_client: list[bytes] = []
@@ -175,6 +178,8 @@ class _Client(Side):
         elif frame.kind == http2.RESET:
             self._streams.pop(frame.stream, None)
         self._to_triton.append(frame.raw)
+        if frame.kind == http2.SETTINGS and frame.flags & http2.ACK:
+            self._apply_settings()
 
     def _pass_answer(self, frame: http2.Frame) -> None:
         if frame.kind == http2.WINDOW_UPDATE:
@@ -253,13 +258,20 @@ class _Client(Side):
                 self._flush(frame.stream, stream)
 
     def _take_settings(self, frame: http2.Frame) -> None:
-        """Follow the size of Triton's windows; its first settings open the connection."""
+        """Note the size of Triton's windows; its first settings open the connection."""
         if frame.flags & http2.ACK:
             return
         if not self._is_open:
             self._is_open = True
             self._to_client.append(http2.write_window_update(0, _WINDOW_BYTES))
-        size = http2.read_settings(frame).get(http2.INITIAL_WINDOW_SIZE, self._first_window)
+        last = self._new_windows[-1] if self._new_windows else self._first_window
+        self._new_windows.append(http2.read_settings(frame).get(http2.INITIAL_WINDOW_SIZE, last))
+
+    def _apply_settings(self) -> None:
+        """Change the windows of all streams once the client's acknowledgement is on its way."""
+        if not self._new_windows:
+            raise http2.ProtocolError("an acknowledgement without settings")
+        size = self._new_windows.popleft()
         for stream in self._streams.values():
             stream.window += size - self._first_window
         self._first_window = size

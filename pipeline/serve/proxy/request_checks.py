@@ -26,7 +26,7 @@ NO_CLASSIFICATION = (
 )
 _WINDOW_BITS = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
 _ANY_WINDOW_BITS = zlib.MAX_WBITS | 32
-"""Of both, told apart by their first bytes."""
+"""Of both: zlib sees by the first bytes which one it is."""
 _JSON_OUTPUTS = [{"name": name} for name in OUTPUTS]
 _BINARY_OUTPUTS = [{"name": name, "parameters": {"binary_data": True}} for name in OUTPUTS]
 _MESSAGE_OUTPUTS = ModelInferRequest(
