@@ -101,7 +101,7 @@ def test_help_has_an_example_and_imports_no_stage(command: str) -> None:
         (["serve", "none", "--page-port", "8003"], "--page-port goes with --page."),
         (["serve", "none", "--page", "--page-port", "70000"], "Choose another --page-port"),
         (["recommend", "localhost", "--items", "1"], "is no address, expected http://HOST:PORT"),
-        (["recommend", "http://127.0.0.1:9"], "Give either --items A,B,C or --input FILE"),
+        (["recommend", "http://127.0.0.1:9"], "Give either --items A,B,C or --input LOG"),
         (["recommend", "http://127.0.0.1:9", "--items", "1"], "No server answers at"),
         (["synthesize", "--out", "x.txt"], "ends in .csv, .csv.gz or .parquet"),
         (["synthesize", "--out", "x.csv", "--sessions", "-4"], "--sessions is -4"),

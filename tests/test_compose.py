@@ -82,16 +82,29 @@ def test_servers_mount_models_read_only() -> None:
         assert SERVICES[name]["volumes"] == ["models:/srv/pipeline/models:ro"]
 
 
+def test_requests_reach_the_stock_image_through_the_proxy_alone() -> None:
+    published = {name: service.get("ports", []) for name, service in SERVICES.items()}
+    ends = {name: [port.rsplit(":", 1)[1] for port in published[name]] for name in published}
+    assert ends["triton"] == ["8000", "8001", "8002"]
+    assert ends["triton-gpu"] == ["8002"]
+    assert ends["proxy-gpu"] == ["8000", "8001"]
+    assert SERVICES["proxy-gpu"]["command"].startswith("proxy triton-gpu ")
+    assert " http://proxy-gpu:8000 " in SERVICES["client-gpu"]["command"]
+
+
 def test_stages_wait_for_each_other_and_skip_current_outputs() -> None:
     for suffix in ("", "-gpu"):
         chain = ["demo-clicks", "preprocess", "train", "export", "triton", "client"]
+        if suffix:
+            chain.insert(-1, "proxy")
         for before, name in pairwise(chain):
-            state = "service_healthy" if before == "triton" else "service_completed_successfully"
+            is_server = before in ("triton", "proxy")
+            state = "service_healthy" if is_server else "service_completed_successfully"
             assert SERVICES[name + suffix]["depends_on"] == {before + suffix: {"condition": state}}
         for name in chain[:4]:
             assert "--if-needed" in SERVICES[name + suffix]["command"]
     for name, service in SERVICES.items():
-        gpus = name.endswith("-gpu") and not name.startswith(("demo-clicks", "client"))
+        gpus = name.endswith("-gpu") and not name.startswith(("demo-clicks", "proxy", "client"))
         assert ("resources" in service.get("deploy", {})) == gpus, name
 
 

@@ -34,8 +34,13 @@ def is_current(path: Path, kind: str, fingerprint: str, as_json: bool) -> bool:
     """Return whether the artifact at `path` is what the command would write, and print so."""
     facts = current_facts(path, kind, fingerprint)
     if facts is not None:
-        print_result(facts, as_json, f"{path} is up to date.")
+        print_current(path, facts, as_json)
     return facts is not None
+
+
+def print_current(path: Path, facts: dict[str, Any], as_json: bool) -> None:
+    """Print that `path` is up to date."""
+    print_result(facts, as_json, f"{path} is up to date.")
 
 
 def check_input(path: Path, kind: str) -> None:

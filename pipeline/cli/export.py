@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipeline.cli.console import check_input, is_current, print_result
+from pipeline.cli.console import check_input, print_current, print_result
 from pipeline.cli.options import IfNeeded, Json, Out, RunDirectory
 from pipeline.core.artifact import check_replaceable
 from pipeline.core.errors import ConfigError
@@ -42,7 +42,7 @@ def export(
     """
     from pipeline.data.fingerprint import fingerprint_of
     from pipeline.exporting.options import ExportOptions
-    from pipeline.exporting.served_models import read_models
+    from pipeline.exporting.served_models import current_model, read_models
 
     options = ExportOptions(
         name=name, default_k=k, max_k=max_k, max_batch=max_batch, device=device, scoring=scoring
@@ -53,8 +53,9 @@ def export(
     if replace and others:
         _confirm_removal(out, others, yes)
     if if_needed and not (replace and others):
-        fingerprint = fingerprint_of(asdict(options), [], [run])
-        if is_current(out, "repository", fingerprint, as_json):
+        facts = current_model(out, name, fingerprint_of(asdict(options), [], [run]))
+        if facts is not None:
+            print_current(out, facts, as_json)
             return
     from pipeline.exporting.run import export as run_export
 

@@ -16,6 +16,7 @@ from pipeline.cli.export import export
 from pipeline.cli.load_test import load_test
 from pipeline.cli.predict import predict
 from pipeline.cli.preprocess import preprocess
+from pipeline.cli.proxy import proxy
 from pipeline.cli.recommend import recommend
 from pipeline.cli.report import report
 from pipeline.cli.serve import serve
@@ -34,6 +35,7 @@ EXAMPLES: dict[Callable[..., None], str] = {
     report: "pipeline report runs/shop --data data/shop --out shop.html",
     export: "pipeline export runs/shop --out repository",
     serve: "pipeline serve repository --http-port 8000",
+    proxy: "pipeline proxy triton.example --http-port 8000",
     recommend: "pipeline recommend http://127.0.0.1:8000 --items 214716935,214832672",
     load_test: "pipeline load-test http://127.0.0.1:8000 --clients 1,4,16",
 }

@@ -128,14 +128,16 @@ def recommend(
 
 def check_candidates(client: Any, ids: Sequence[str] | None, target: str) -> None:
     """Warn of candidates that the model does not know. ConfigError if it knows none of them."""
-    if ids is None:
+    if not ids:  # an empty list is refused with the request
         return
     ids = list(dict.fromkeys(ids))
     num_unknown = len(ids) - client.num_known(ids)
     if num_unknown == len(ids):
         examples = ", ".join(map(repr, ids[:3]))
-        none = f"None of the {len(ids)} candidates ({examples}, ...)" if ids else "No id"
-        raise ConfigError(f"{none} is in the catalogue of {target}, expected some of its raw ids.")
+        raise ConfigError(
+            f"None of the {len(ids)} candidates ({examples}, ...) is in the catalogue of {target}, "
+            "expected some of its raw ids."
+        )
     if num_unknown:
         note(f"Warning: {unknown_ids_text('candidates', num_unknown)}")
 

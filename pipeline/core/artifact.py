@@ -78,17 +78,24 @@ def new_artifact(
 
 
 def current_facts(path: Path, kind: str, fingerprint: str) -> dict[str, Any] | None:
-    """Facts of the artifact at `path` if it is whole and has this fingerprint, else None.
+    """Facts of the artifact at `path` if it is whole and has this fingerprint, else None."""
+    facts = whole_facts(path, kind)
+    if facts is None or read_json(path / MANIFEST).get("fingerprint") != fingerprint:
+        return None
+    return facts
+
+
+def whole_facts(path: Path, kind: str) -> dict[str, Any] | None:
+    """Facts of the artifact at `path` if it is whole, else None.
 
     Directories that killed writers left beside it are removed.
     """
     with suppress(OSError), _exclusive(path.resolve().parent):
         _remove_leftovers(path.resolve())
     try:
-        facts = read_manifest(path, kind)
+        return read_manifest(path, kind)
     except ArtifactError:
         return None
-    return facts if read_json(path / MANIFEST).get("fingerprint") == fingerprint else None
 
 
 def read_manifest(path: Path, kind: str, *, check_files: bool = True) -> dict[str, Any]:

@@ -40,6 +40,8 @@ class ExportResult:
     largest_score_difference: float
     """Between the program and the model."""
     run: str
+    fingerprint: str
+    """Of the run and the options, see `pipeline.data.fingerprint`."""
     other_models: dict[str, dict[str, Any]]
     """Facts of the other models of the repository, by name."""
 
@@ -93,6 +95,7 @@ def _write_version(
     superseded: dict[str, float],
     others: dict[str, dict[str, Any]],
 ) -> ExportResult:
+    fingerprint = fingerprint_of(asdict(options), [], [run.path])
     fitted, model = load_served(run, options.scoring)
     num_items = len(fitted.item.values)
     options = replace(
@@ -118,6 +121,7 @@ def _write_version(
         max_k=options.max_k,
         largest_score_difference=difference,
         run=run.name,
+        fingerprint=fingerprint,
         other_models=others,
     )
 

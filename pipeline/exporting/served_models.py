@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.core.artifact import read_manifest
+from pipeline.core.artifact import read_manifest, whole_facts
 from pipeline.core.errors import ArtifactError
 
 OTHER_MODELS = "other_models"
@@ -21,6 +21,13 @@ class ServedModels(NamedTuple):
     def others(self, name: str) -> dict[str, dict[str, Any]]:
         """Return the models that have another name."""
         return {other: facts for other, facts in self.models.items() if other != name}
+
+
+def current_model(repository: Path, name: str, fingerprint: str) -> dict[str, Any] | None:
+    """Return the facts of a model of a whole repository if it has this fingerprint, else None."""
+    facts = read_models(repository).models.get(name, {})
+    is_current = facts.get("fingerprint") == fingerprint
+    return facts if is_current and whole_facts(repository, "repository") is not None else None
 
 
 def read_models(repository: Path) -> ServedModels:

@@ -8,6 +8,8 @@ from types import FrameType
 from typing import Any
 
 from pipeline.core.artifact import read_manifest
+from pipeline.core.errors import ArtifactError
+from pipeline.serve.client.answers import OUTPUTS
 from pipeline.serve.triton.server import TritonServer
 
 
@@ -19,10 +21,21 @@ def running_server(
 
     ArtifactError for a damaged repository, ServingError where the server does not start in time.
     """
-    read_manifest(repository, "repository")
+    _check_outputs(repository, read_manifest(repository, "repository"))
     with TritonServer(repository, proxy=proxy, **options) as server:
         server.wait_until_ready(timeout_seconds)
         yield server
+
+
+def _check_outputs(repository: Path, facts: dict[str, Any]) -> None:
+    """ArtifactError for a model of an older version, which lacks an output that clients read."""
+    for name in (facts["name"], *facts.get("other_models", ())):
+        config = (repository / name / "config.pbtxt").read_text(encoding="utf-8")
+        if any(f'name: "{output}"' not in config for output in OUTPUTS):
+            raise ArtifactError(
+                f"{repository}: an older version exported the model {name}. Export its run again, "
+                f"by `pipeline export RUN --out {repository} --name {name}`."
+            )
 
 
 def describe(repository: Path, server: TritonServer, page_url: str | None = None) -> dict[str, Any]:

@@ -222,6 +222,27 @@ def test_another_name_adds_a_model_and_keeps_the_others(
     assert models() == folders("recommender", 4)
 
 
+def test_models_that_are_exported_in_turn_are_compared_each_by_itself(
+    shop: Shop, tmp_path: Path
+) -> None:
+    repository = tmp_path / "repository"
+
+    def export_if_needed(name: str, *options: str) -> str:
+        words = ["export", shop.run, "--out", repository, "--name", name, "--if-needed", *options]
+        result = CliRunner().invoke(app, list(map(str, words)), catch_exceptions=False)
+        assert result.exit_code == 0
+        return result.stdout
+
+    assert "version 1: " in export_if_needed("one")
+    assert "version 2: " in export_if_needed("two")
+    for name in ("one", "two", "one"):
+        assert export_if_needed(name) == f"{repository} is up to date.\n"
+    assert "version 3: " in export_if_needed("one", "--k", "5")
+    assert export_if_needed("two") == f"{repository} is up to date.\n"
+    (repository / "two" / "config.pbtxt").write_text("")
+    assert "version 4: " in export_if_needed("one", "--k", "5", "--replace", "--yes")
+
+
 def test_replace_asks_on_a_terminal_and_needs_yes_elsewhere(
     shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

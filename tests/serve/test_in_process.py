@@ -1,9 +1,11 @@
 """The in-process client of a run answers as a real Triton on its export."""
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -116,6 +118,47 @@ def test_command_prints_the_same_for_run_and_server(
     assert records[0]["recommendations"] != plain[0]["recommendations"]  # columns are read
 
 
+def test_command_refuses_candidates_of_which_none_is_known(
+    shop: Shop, server: TritonServer
+) -> None:
+    for target in (shop.run, f"http://{server.http_url}", f"grpc://{server.grpc_url}"):
+        command = ["recommend", str(target), "--items", "sku-00001", "--candidates"]
+        with pytest.raises(
+            ConfigError, match=r"^None of the 2 candidates \('a', 'b', \.\.\.\) is in the catalogue"
+        ):
+            CliRunner().invoke(app, [*command, "a,b"], catch_exceptions=False)
+        result = CliRunner().invoke(app, [*command, "a,sku-00003,b,a"], catch_exceptions=False)
+        assert "sku-00003" in result.stdout
+        assert result.stderr == "Warning: 2 ids of --candidates are not in the catalogue.\n"
+        result = CliRunner().invoke(app, [*command, "sku-00003"], catch_exceptions=False)
+        assert (result.exit_code, result.stderr) == (0, "")
+
+
+def test_input_is_a_glob_standard_input_or_remote(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "session,product,time,category,action,price,device\n{},sku-00001,2026-01-01,,,,\n"
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.csv").write_text(text.format(name))
+        fsspec.filesystem("memory").pipe_file(f"/recommend/{name}.csv", text.format(name).encode())
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    for words, ids in (
+        ([f"{tmp_path}/*.csv"], ["a", "b"]),
+        ([f"{tmp_path}/b.csv", "memory://recommend/a.csv"], ["b", "a"]),
+        (["memory://recommend/*.csv"], ["a", "b"]),
+        (["-"], ["c"]),
+    ):
+        options = [option for word in words for option in ("--input", word)]
+        command = ["recommend", str(shop.run), *options, "--json"]
+        result = CliRunner().invoke(app, command, input=text.format("c"), catch_exceptions=False)
+        records = json.loads(result.stdout)["sessions"]
+        assert [record["session_id"] for record in records] == ids
+        assert all(record["num_known"] == 1 for record in records)
+    assert list(temporary.iterdir()) == []
+
+
 def test_command_warns_of_sessions_without_a_known_item(
     shop: Shop, server: TritonServer, tmp_path: Path
 ) -> None:
@@ -193,7 +236,7 @@ def test_integer_ids_and_a_bidirectional_architecture(tmp_path: Path) -> None:
         (["{}/run", "--input", "{}/none.csv"], "none.csv does not exist"),
         (["http://[::1]:9", "--items", "a"], "an address of IPv6"),
         (["{}/run", "--items", "a", "--candidates", ""], "candidates is empty"),
-        (["{}/run"], "Give either --items A,B,C or --input FILE"),
+        (["{}/run"], "Give either --items A,B,C or --input LOG"),
     ],
 )
 def test_wrong_command_is_one_line(shop: Shop, words: list[str], said: str) -> None:

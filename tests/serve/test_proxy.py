@@ -4,11 +4,15 @@ import gzip
 import http.client
 import json
 import random
+import signal
 import socket
+import subprocess
+import sys
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -18,7 +22,8 @@ import tritonclient.grpc
 import tritonclient.http
 from tritonclient.grpc import service_pb2
 
-from pipeline.core.errors import ServingError
+from pipeline.core.artifact import new_artifact
+from pipeline.core.errors import ArtifactError, ServingError
 from pipeline.serve.client.client import Client
 from pipeline.serve.proxy.http2 import (
     CONTINUATION,
@@ -45,9 +50,9 @@ from pipeline.serve.proxy.request_checks import (
     inflate_message,
 )
 from pipeline.serve.run import running_server
-from pipeline.serve.triton.ports import Ports
+from pipeline.serve.triton.ports import Ports, free_ports
 from pipeline.serve.triton.server import TritonServer
-from tests.conftest import SESSION, Shop
+from tests.conftest import ROOT, SESSION, Shop
 
 ITEM = {"name": "item_id", "shape": [1, 1], "datatype": "BYTES", "data": ["sku-00001"]}
 INFER = "/v2/models/recommender/infer"
@@ -193,6 +198,49 @@ def test_other_requests_pass_with_their_answers(living: TritonServer) -> None:
                 response_compression_algorithm=way,
             )
             assert answer.as_numpy("item_ids").shape == (1, 10)
+
+
+def test_command_serves_a_triton_that_runs_elsewhere(living: TritonServer) -> None:
+    inner = living._options.ports
+    ports = ["--triton-http-port", inner.http, "--triton-grpc-port", inner.grpc]
+    words = ["proxy", "127.0.0.1", *ports, "--http-port", 0, "--grpc-port", 0, "--json"]
+    command = [sys.executable, "-m", "pipeline", *map(str, words)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        try:
+            assert process.stdout is not None
+            facts = json.loads(process.stdout.readline())
+            for url in (facts["http"], facts["grpc"]):
+                with Client(url) as client:
+                    assert client.recommend([SESSION], 3).items.shape == (1, 3)
+            address = facts["http"].removeprefix("http://")
+            with closing(http.client.HTTPConnection(address, timeout=30)) as connection:
+                connection.request("POST", INFER, json.dumps(CLASSIFY))
+                assert connection.getresponse().status == 400
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
+
+
+def test_repository_of_an_older_version_is_named_at_once(shop: Shop, tmp_path: Path) -> None:
+    """Its ensemble has no output `num_known`."""
+    repository = tmp_path / "repository"
+    with new_artifact(repository, "repository", {"name": "old"}) as directory:
+        (directory / "old").mkdir()
+        (directory / "old" / "config.pbtxt").write_text('output { name: "item_ids" }')
+    with (
+        pytest.raises(ArtifactError, match="an older version exported the model old"),
+        running_server(repository, ports=free_ports()),
+    ):
+        pass
+
+
+def test_model_of_an_older_version_is_named_by_the_client(server: TritonServer) -> None:
+    with (
+        Client(f"grpc://{server.grpc_url}") as client,
+        pytest.raises(ServingError, match="An older version exported the model 'recommender'"),
+    ):
+        client.send(client.prepare({"item_id": np.array([["a"]], object)}, ["item_ids", "newer"]))
 
 
 def test_proxy_answers_while_triton_is_away(shop: Shop) -> None:

@@ -88,7 +88,7 @@ class SyncClient(ABC):
 
     def num_known(self, ids: Sequence[Any]) -> int:
         """Return how many of some raw item ids are in the model's catalogue."""
-        return int(self.recommend([{ITEM: list(ids)}], 1).num_known[0, 0]) if ids else 0
+        return int(self.recommend([{ITEM: list(ids)}], 1).num_known[0, 0])
 
     def recommend_log(
         self,

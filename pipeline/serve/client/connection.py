@@ -120,6 +120,11 @@ class Connection:
                 f"{self.url} refused: it was asked with {key}. Use the one in the --key-file of "
                 "`pipeline serve`."
             )
+        if "unexpected inference output" in message:
+            return ServingError(
+                f"An older version exported the model {self.name!r} of {self.url}. Export its run "
+                "again, by `pipeline export`."
+            )
         if "DEADLINE_EXCEEDED" in status or "timed out" in message:
             return ServingError(
                 f"{self.url} did not answer within {self._timeout:g} seconds. It is busy, or no "

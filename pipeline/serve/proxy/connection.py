@@ -3,7 +3,11 @@
 import asyncio
 
 CONNECT_SECONDS = 5
-"""Time to connect to a Triton on this machine."""
+"""Time to connect to Triton."""
+
+
+Address = tuple[str, int]
+"""Host and port."""
 
 
 class Side(asyncio.Protocol):

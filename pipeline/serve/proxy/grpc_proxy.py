@@ -12,7 +12,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from pipeline.serve.proxy import http2
-from pipeline.serve.proxy.connection import CONNECT_SECONDS, Side
+from pipeline.serve.proxy.connection import CONNECT_SECONDS, Address, Side
 from pipeline.serve.proxy.request_checks import (
     MAX_BODY_BYTES,
     RefusedRequestError,
@@ -29,10 +29,10 @@ _WINDOW_BYTES = 1 << 20
 
 
 class GrpcProxy:
-    """Passes connections on to the Triton at 127.0.0.1:`port`."""
+    """Passes connections on to the Triton at `address`."""
 
-    def __init__(self, port: int) -> None:
-        self._port = port
+    def __init__(self, address: Address) -> None:
+        self._address = address
         self._server: asyncio.Server
         self._connections: set[_Client] = set()
 
@@ -41,7 +41,7 @@ class GrpcProxy:
         loop = asyncio.get_running_loop()
         context = None if tls is None else _context(tls)
         self._server = await loop.create_server(
-            lambda: _Client(self._port, self._connections), host, port, ssl=context, backlog=1024
+            lambda: _Client(self._address, self._connections), host, port, ssl=context, backlog=1024
         )
 
     async def stop(self) -> None:
@@ -85,8 +85,8 @@ class _Triton(Side):
 class _Client(Side):
     """Connection of a client, with its streams and the windows of Triton."""
 
-    def __init__(self, port: int, connections: "set[_Client]") -> None:
-        self._port = port
+    def __init__(self, address: Address, connections: "set[_Client]") -> None:
+        self._address = address
         self._connections = connections
         self._requests, self._answers = http2.FrameReader(), http2.FrameReader()
         self._preface = bytearray()
@@ -109,9 +109,7 @@ class _Client(Side):
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                _, self.other = await loop.create_connection(
-                    lambda: _Triton(self), "127.0.0.1", self._port
-                )
+                _, self.other = await loop.create_connection(lambda: _Triton(self), *self._address)
         except OSError:  # Triton is away: the client sees a connection that closes
             self.close()
             return

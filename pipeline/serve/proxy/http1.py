@@ -18,7 +18,7 @@ _REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") (/[!-~\x80-\xff]*) (HTTP/1\.[01
 _HEADER = re.compile(rb"(" + _TOKEN + rb"):[ \t]*([\t -~\x80-\xff]*)")
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[\t -~\x80-\xff]*)?")
 _ONE_CONNECTION = {
-    *(b"connection", b"keep-alive", b"trailer", b"transfer-encoding", b"upgrade", b"te"),
+    *(b"connection", b"keep-alive", b"trailer", b"transfer-encoding", b"upgrade"),
     *(b"proxy-connection", b"content-length", b"expect"),
 }
 """Headers that are not passed on."""

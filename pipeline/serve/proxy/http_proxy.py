@@ -3,7 +3,7 @@
 import asyncio
 import hmac
 
-from pipeline.serve.proxy.connection import CONNECT_SECONDS, Side
+from pipeline.serve.proxy.connection import CONNECT_SECONDS, Address, Side
 from pipeline.serve.proxy.http1 import AnswerReader, Request, RequestReader, write_error
 from pipeline.serve.proxy.request_checks import (
     RefusedRequestError,
@@ -23,10 +23,10 @@ _UNAVAILABLE = RefusedRequestError("Triton is unavailable", 503)
 
 
 class HttpProxy:
-    """Passes requests on to the Triton at 127.0.0.1:`port`, after a check of their bodies."""
+    """Passes requests on to the Triton at `address`, after a check of their bodies."""
 
-    def __init__(self, port: int, key: str | None) -> None:
-        self.port = port
+    def __init__(self, address: Address, key: str | None) -> None:
+        self.address = address
         self.key = None if key is None else key.encode()
         self.connections: set[_Client] = set()
         self._server: asyncio.Server
@@ -155,7 +155,7 @@ class _Client(Side):
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 _, triton = await loop.create_connection(
-                    lambda: _Triton(self), "127.0.0.1", self._proxy.port
+                    lambda: _Triton(self), *self._proxy.address
                 )
         except OSError:
             self._fail()

@@ -1,4 +1,4 @@
-"""Proxy of a Triton on loopback, in a thread of the launcher."""
+"""Proxy of a Triton, in a thread of the launcher."""
 
 import asyncio
 import threading
@@ -17,8 +17,8 @@ class ProxyOptions:
     http_host: str
     grpc_host: str
     ports: Ports
+    triton_host: str
     triton_ports: Ports
-    """Ports of Triton on loopback."""
     key: str | None
     tls: Tls | None
 
@@ -59,8 +59,9 @@ class Proxy:
 
         options = self._options
         self._loop, self._stopped = asyncio.get_running_loop(), asyncio.Event()
-        http = HttpProxy(options.triton_ports.http, options.key)
-        grpc = GrpcProxy(options.triton_ports.grpc)
+        host, ports = options.triton_host, options.triton_ports
+        http = HttpProxy((host, ports.http), options.key)
+        grpc = GrpcProxy((host, ports.grpc))
         servers: list[Any] = []
         try:
             try:

@@ -1,0 +1,55 @@
+"""`pipeline proxy`."""
+
+import signal
+import sys
+from typing import Annotated
+
+import typer
+
+from pipeline.cli.console import print_result
+from pipeline.cli.options import Json
+
+_STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
+
+
+def proxy(
+    triton: Annotated[
+        str, typer.Argument(metavar="HOST", help="Host of a Triton, such as NVIDIA's image.")
+    ],
+    triton_http_port: Annotated[int, typer.Option(help="HTTP port of that Triton.")] = 8000,
+    triton_grpc_port: Annotated[int, typer.Option(help="gRPC port of that Triton.")] = 8001,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 opens the proxy to the network.")
+    ] = "127.0.0.1",
+    http_port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
+    grpc_port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8001,
+    as_json: Json = False,
+) -> None:
+    """Pass requests on to a Triton that runs elsewhere, but those that end it.
+
+    `pipeline serve` has this proxy in front of its own Triton.
+    """
+    from pipeline.serve.proxy.proxy import Proxy, ProxyOptions
+    from pipeline.serve.triton.ports import Ports, fill_ports, ipv4_address
+
+    address = ipv4_address(host)
+    ports = fill_ports(Ports(http=http_port, grpc=grpc_port, metrics=0))
+    server = Proxy(
+        ProxyOptions(
+            http_host=address,
+            grpc_host=address,
+            ports=ports,
+            triton_host=triton,
+            triton_ports=Ports(http=triton_http_port, grpc=triton_grpc_port, metrics=0),
+            key=None,
+            tls=None,
+        )
+    )
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    server.start()
+    facts = {"http": f"http://{host}:{ports.http}", "grpc": f"grpc://{host}:{ports.grpc}"}
+    text = f"Ready: {facts['http']}  {facts['grpc']}  for the Triton of {triton}."
+    print_result(facts, as_json, f"{text}\nStop with Ctrl-C.")
+    sys.stdout.flush()
+    signal.sigwait(_STOP_SIGNALS)
+    server.stop()
