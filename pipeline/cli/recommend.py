@@ -2,7 +2,8 @@
 
 import stat
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -109,13 +110,10 @@ def recommend(
         "targets": targets,
     }
     connection = {"ca": ca, "cert": cert, "cert_key": cert_key, "timeout": timeout}
-    from pipeline.logs.sources import local_logs
-
     with (
-        local_logs(inputs or [], Path(tempfile.gettempdir(), "recommend")) as logs,
+        _open_logs(inputs or []) as logs,
         open_client(target, name, read_key_file(key_file), connection) as client,
     ):
-        _check_logs(logs)
         check_candidates(client, filters["candidates"], target)
         if items:
             session = {"item_id": items.split(",")} | columns
@@ -170,10 +168,16 @@ def _check_sessions(
         raise ConfigError("--sessions goes with --input; --items are one session.")
 
 
-def _check_logs(logs: list[Path]) -> None:
-    for path in logs:
-        if not path.exists():
-            raise ConfigError(f"{path} does not exist. Expected a log, or a folder of logs.")
+@contextmanager
+def _open_logs(addresses: list[str]) -> Iterator[list[Path]]:
+    """Local paths of logs, checked before anything expensive is imported."""
+    from pipeline.logs.sources import local_logs
+
+    with local_logs(addresses, Path(tempfile.gettempdir(), "recommend")) as logs:
+        for path in logs:
+            if not path.exists():
+                raise ConfigError(f"{path} does not exist. Expected a log, or a folder of logs.")
+        yield logs
 
 
 def open_client(target: str, name: str | None, key: str | None, connection: dict[str, Any]) -> Any:

@@ -91,7 +91,7 @@ def test_request_that_two_servers_could_read_differently_is_refused(
 
 
 @pytest.mark.parametrize("step", [1, 7, 1_000])
-def test_end_of_an_answer_is_found(step: int) -> None:
+def test_reader_sees_the_end_of_an_answer(step: int) -> None:
     answers = {
         b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello": True,
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n": True,
