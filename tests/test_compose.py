@@ -78,7 +78,7 @@ def test_services_run_with_least_privileges(name: str) -> None:
 
 
 def test_servers_mount_models_read_only() -> None:
-    for name in ("triton", "triton-gpu"):
+    for name in ("triton", "triton-gpu", "proxy-gpu"):
         assert SERVICES[name]["volumes"] == ["models:/srv/pipeline/models:ro"]
 
 

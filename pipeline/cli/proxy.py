@@ -2,11 +2,12 @@
 
 import signal
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipeline.cli.console import print_result
+from pipeline.cli.console import check_input, print_result
 from pipeline.cli.options import Json
 
 _STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
@@ -23,6 +24,13 @@ def proxy(
     ] = "127.0.0.1",
     http_port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
     grpc_port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8001,
+    repository: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="What that Triton serves: requests that name no outputs get lists alone.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Pass requests on to a Triton that runs elsewhere, but those that end it.
@@ -32,6 +40,8 @@ def proxy(
     from pipeline.serve.proxy.proxy import Proxy, ProxyOptions
     from pipeline.serve.triton.ports import Ports, fill_ports, ipv4_address
 
+    if repository is not None:
+        check_input(repository, "repository")
     address = ipv4_address(host)
     ports = fill_ports(Ports(http=http_port, grpc=grpc_port, metrics=0))
     server = Proxy(
@@ -39,6 +49,7 @@ def proxy(
             http_host=address,
             grpc_host=address,
             ports=ports,
+            repository=repository,
             triton_host=triton,
             triton_ports=Ports(http=triton_http_port, grpc=triton_grpc_port, metrics=0),
             key=None,

@@ -9,7 +9,8 @@ from typing import Any
 
 from pipeline.core.artifact import read_manifest
 from pipeline.core.errors import ArtifactError
-from pipeline.serve.client.answers import OUTPUTS
+from pipeline.serve.client.answers import NUM_KNOWN
+from pipeline.serve.proxy.ranking_models import model_configs
 from pipeline.serve.triton.server import TritonServer
 
 
@@ -21,17 +22,17 @@ def running_server(
 
     ArtifactError for a damaged repository, ServingError where the server does not start in time.
     """
-    _check_outputs(repository, read_manifest(repository, "repository"))
+    read_manifest(repository, "repository")
+    _check_outputs(repository)
     with TritonServer(repository, proxy=proxy, **options) as server:
         server.wait_until_ready(timeout_seconds)
         yield server
 
 
-def _check_outputs(repository: Path, facts: dict[str, Any]) -> None:
+def _check_outputs(repository: Path) -> None:
     """ArtifactError for a model of an older version, which lacks an output that clients read."""
-    for name in (facts["name"], *facts.get("other_models", ())):
-        config = (repository / name / "config.pbtxt").read_text(encoding="utf-8")
-        if any(f'name: "{output}"' not in config for output in OUTPUTS):
+    for name, config in model_configs(repository).items():
+        if f'name: "{NUM_KNOWN}"' not in config:
             raise ArtifactError(
                 f"{repository}: an older version exported the model {name}. Export its run again, "
                 f"by `pipeline export RUN --out {repository} --name {name}`."

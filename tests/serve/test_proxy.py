@@ -4,6 +4,7 @@ import gzip
 import http.client
 import json
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -41,6 +42,7 @@ from pipeline.serve.proxy.http2 import (
     write_frame,
     write_window_update,
 )
+from pipeline.serve.proxy.ranking_models import RankingModels
 from pipeline.serve.proxy.request_checks import (
     MAX_BODY_BYTES,
     RefusedRequestError,
@@ -56,6 +58,8 @@ from tests.conftest import ROOT, SESSION, Shop
 
 ITEM = {"name": "item_id", "shape": [1, 1], "datatype": "BYTES", "data": ["sku-00001"]}
 INFER = "/v2/models/recommender/infer"
+LISTS = ["item_ids", "num_known", "scores"]
+ALL_OUTPUTS = sorted([*LISTS, "embedding", "session_ids"])
 CLASSIFY = {
     "inputs": [ITEM],
     "outputs": [{"name": "item_ids", "parameters": {"classification": 1}}],
@@ -204,6 +208,7 @@ def test_command_serves_a_triton_that_runs_elsewhere(living: TritonServer) -> No
     inner = living._options.ports
     ports = ["--triton-http-port", inner.http, "--triton-grpc-port", inner.grpc]
     words = ["proxy", "127.0.0.1", *ports, "--http-port", 0, "--grpc-port", 0, "--json"]
+    words += ["--repository", living.repository]
     command = [sys.executable, "-m", "pipeline", *map(str, words)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         try:
@@ -215,7 +220,10 @@ def test_command_serves_a_triton_that_runs_elsewhere(living: TritonServer) -> No
             address = facts["http"].removeprefix("http://")
             with closing(http.client.HTTPConnection(address, timeout=30)) as connection:
                 connection.request("POST", INFER, json.dumps(CLASSIFY))
-                assert connection.getresponse().status == 400
+                assert connection.getresponse().read().startswith(b'{"error": "classification')
+                connection.request("POST", INFER, json.dumps({"inputs": [ITEM]}))
+                outputs = json.load(connection.getresponse())["outputs"]
+                assert sorted(output["name"] for output in outputs) == LISTS
             process.send_signal(signal.SIGTERM)
             assert process.wait(20) == 0
         finally:
@@ -315,10 +323,6 @@ def test_message_that_is_no_request_passes_without_the_word() -> None:
         check_message(b"\xffclassification")
 
 
-LISTS = ["item_ids", "num_known", "scores"]
-ALL_OUTPUTS = sorted([*LISTS, "embedding", "session_ids"])
-
-
 def http_outputs(server: TritonServer, request_: dict[str, Any]) -> list[str]:
     status, answer = post(server, json.dumps(request_).encode())
     assert status == 200, answer
@@ -374,12 +378,38 @@ def test_binary_request_gets_the_lists_in_the_form_that_it_asks_for(
 
 
 def test_request_for_another_model_is_passed_as_it_is() -> None:
-    body = b'{"inputs": [{"name": "packed__0", "shape": [1]}]}'
+    body = json.dumps({"inputs": [ITEM]}).encode()
     assert check_body(body, []) == (body, None)
-    request = service_pb2.ModelInferRequest(model_name="model")
-    request.inputs.add(name="packed__0")
+    assert b'"outputs"' in check_body(body, [], ranks_items=True).content
+    request = service_pb2.ModelInferRequest(model_name="other")
+    request.inputs.add(name="item_id")
     message = request.SerializeToString()
-    assert check_message(message) is message
+    assert check_message(message, {"recommender"}) is message
+    longer = service_pb2.ModelInferRequest.FromString(check_message(message, {"other"}))
+    assert sorted(output.name for output in longer.outputs) == LISTS
+
+
+def test_models_that_recommend_are_those_of_the_last_export(tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+
+    def write(**outputs: str) -> None:
+        names = list(outputs)
+        facts = {"name": names[0], "other_models": {name: {} for name in names[1:]}}
+        with new_artifact(repository, "repository", facts) as directory:
+            for name, texts in outputs.items():
+                (directory / name).mkdir()
+                lines = [f'output {{ name: "{text}" }}' for text in texts.split()]
+                (directory / name / "config.pbtxt").write_text("\n".join(lines))
+
+    models = RankingModels(repository)
+    assert "one" not in models
+    write(one="item_ids scores num_known embedding", other="num_known buys")
+    assert [name in models for name in ("one", "other", "..")] == [True, False, False]
+    write(new="scores item_ids num_known")
+    assert [name in models for name in ("one", "new")] == [False, True]
+    shutil.rmtree(repository)
+    assert "new" in models
+    assert "new" not in RankingModels(None)
 
 
 def test_long_messages_pass_in_both_directions(living: TritonServer) -> None:

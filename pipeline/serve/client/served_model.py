@@ -48,7 +48,8 @@ class ServedModel:
             return cls.from_facts(facts, name)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError):
             raise ServingError(
-                f"The server's model {name!r} was not exported by `pipeline export`."
+                f"The server's model {name!r} was not exported by this version of `pipeline "
+                "export`. Export its run again."
             ) from None
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from pipeline.serve.proxy import http2
 from pipeline.serve.proxy.connection import CONNECT_SECONDS, Address, Side
+from pipeline.serve.proxy.ranking_models import RankingModels
 from pipeline.serve.proxy.request_checks import (
     MAX_BODY_BYTES,
     RefusedRequestError,
@@ -31,23 +32,24 @@ _WINDOW_BYTES = 1 << 20
 class GrpcProxy:
     """Passes connections on to the Triton at `address`."""
 
-    def __init__(self, address: Address) -> None:
-        self._address = address
+    def __init__(self, address: Address, models: RankingModels) -> None:
+        self.address = address
+        self.models = models
         self._server: asyncio.Server
-        self._connections: set[_Client] = set()
+        self.connections: set[_Client] = set()
 
     async def start(self, host: str, port: int, tls: Tls | None) -> None:
         """Listen."""
         loop = asyncio.get_running_loop()
         context = None if tls is None else _context(tls)
         self._server = await loop.create_server(
-            lambda: _Client(self._address, self._connections), host, port, ssl=context, backlog=1024
+            lambda: _Client(self), host, port, ssl=context, backlog=1024
         )
 
     async def stop(self) -> None:
         """Close all connections."""
         self._server.close()
-        for connection in list(self._connections):
+        for connection in list(self.connections):
             connection.close()
 
 
@@ -85,9 +87,8 @@ class _Triton(Side):
 class _Client(Side):
     """Connection of a client, with its streams and the windows of Triton."""
 
-    def __init__(self, address: Address, connections: "set[_Client]") -> None:
-        self._address = address
-        self._connections = connections
+    def __init__(self, proxy: GrpcProxy) -> None:
+        self._proxy = proxy
         self._requests, self._answers = http2.FrameReader(), http2.FrameReader()
         self._preface = bytearray()
         self._streams: dict[int, _Stream] = {}
@@ -101,7 +102,7 @@ class _Client(Side):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._connections.add(self)
+        self._proxy.connections.add(self)
         self.transport.pause_reading()
         self._connecting = asyncio.get_running_loop().create_task(self._connect())
 
@@ -109,7 +110,9 @@ class _Client(Side):
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                _, self.other = await loop.create_connection(lambda: _Triton(self), *self._address)
+                _, self.other = await loop.create_connection(
+                    lambda: _Triton(self), *self._proxy.address
+                )
         except OSError:  # Triton is away: the client sees a connection that closes
             self.close()
             return
@@ -123,7 +126,7 @@ class _Client(Side):
 
     def close(self) -> None:
         """Close both sides."""
-        self._connections.discard(self)
+        self._proxy.connections.discard(self)
         self.transport.close()
         if self.other is not None:
             self.other.transport.close()
@@ -205,7 +208,7 @@ class _Client(Side):
         stream.debt += len(frame.payload)
         stream.is_ended = bool(frame.flags & http2.END_STREAM)
         try:
-            while message := _next_message(stream.received):
+            while message := _next_message(stream.received, self._proxy.models):
                 stream.waiting += message
         except RefusedRequestError as error:
             self._refuse(frame.stream, stream, str(error))
@@ -281,7 +284,7 @@ class _Client(Side):
                 self._flush(number, stream)
 
 
-def _next_message(received: bytearray) -> bytes:
+def _next_message(received: bytearray, models: RankingModels) -> bytes:
     """Take a checked message off the beginning, with its prefix; empty until one is whole."""
     if len(received) < _PREFIX.size:
         return b""
@@ -296,7 +299,7 @@ def _next_message(received: bytearray) -> bytes:
     message = whole[_PREFIX.size :]
     if compressed:
         message = inflate_message(message)
-    checked = check_message(message)
+    checked = check_message(message, models)
     return whole if checked is message else _PREFIX.pack(0, len(checked)) + checked
 
 

@@ -2,9 +2,11 @@
 
 import asyncio
 import hmac
+import re
 
 from pipeline.serve.proxy.connection import CONNECT_SECONDS, Address, Side
 from pipeline.serve.proxy.http1 import AnswerReader, Request, RequestReader, write_error
+from pipeline.serve.proxy.ranking_models import RankingModels
 from pipeline.serve.proxy.request_checks import (
     RefusedRequestError,
     check_body,
@@ -15,6 +17,7 @@ from pipeline.serve.triton.access import KEY_HEADER
 JSON_LENGTH = b"inference-header-content-length"
 _DESCRIBES_BODY = frozenset([JSON_LENGTH, b"content-encoding"])
 """Headers that are written anew, as the body may be another one."""
+_INFER = re.compile(rb"/v2/models/([\w.-]+)(?:/versions/\d+)?/infer")
 _MAX_WAITING_BYTES = 64 << 10
 """What a client may send ahead of its next request."""
 _LINGER_SECONDS = 2
@@ -25,8 +28,9 @@ _UNAVAILABLE = RefusedRequestError("Triton is unavailable", 503)
 class HttpProxy:
     """Passes requests on to the Triton at `address`, after a check of their bodies."""
 
-    def __init__(self, address: Address, key: str | None) -> None:
+    def __init__(self, address: Address, models: RankingModels, key: str | None) -> None:
         self.address = address
+        self.models = models
         self.key = None if key is None else key.encode()
         self.connections: set[_Client] = set()
         self._server: asyncio.Server
@@ -136,7 +140,12 @@ class _Client(Side):
             return request.write(b"", frozenset(), [])
         encodings = ", ".join(request.values(b"content-encoding"))
         body = inflate(request.body, encodings.strip().lower())
-        checked = check_body(body, request.values(JSON_LENGTH))
+        model = _INFER.fullmatch(request.path)
+        checked = check_body(
+            body,
+            request.values(JSON_LENGTH),
+            ranks_items=model is not None and model[1].decode() in self._proxy.models,
+        )
         length = checked.json_length
         lines = [] if length is None else [b"%s: %d" % (JSON_LENGTH, length)]
         return request.write(checked.content, _DESCRIBES_BODY, lines)

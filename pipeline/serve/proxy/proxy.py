@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import ServingError
@@ -17,6 +18,8 @@ class ProxyOptions:
     http_host: str
     grpc_host: str
     ports: Ports
+    repository: Path | None
+    """What Triton serves, for the outputs of requests that name none."""
     triton_host: str
     triton_ports: Ports
     key: str | None
@@ -56,12 +59,14 @@ class Proxy:
     async def _serve(self, started: threading.Event) -> None:
         from pipeline.serve.proxy.grpc_proxy import GrpcProxy
         from pipeline.serve.proxy.http_proxy import HttpProxy
+        from pipeline.serve.proxy.ranking_models import RankingModels
 
         options = self._options
         self._loop, self._stopped = asyncio.get_running_loop(), asyncio.Event()
         host, ports = options.triton_host, options.triton_ports
-        http = HttpProxy((host, ports.http), options.key)
-        grpc = GrpcProxy((host, ports.grpc))
+        models = RankingModels(options.repository)
+        http = HttpProxy((host, ports.http), models, options.key)
+        grpc = GrpcProxy((host, ports.grpc), models)
         servers: list[Any] = []
         try:
             try:

@@ -6,13 +6,12 @@ says.
 
 import json
 import zlib
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any, NamedTuple
 
 from google.protobuf.message import DecodeError
 from tritonclient.grpc.service_pb2 import ModelInferRequest
 
-from pipeline.core.columns import ITEM
 from pipeline.serve.client.answers import OUTPUTS
 
 MAX_BODY_BYTES = 64 << 20
@@ -79,11 +78,12 @@ def _inflate(packed: bytes, window_bits: int, refusal: str) -> bytes:
     return content
 
 
-def check_body(body: bytes, json_lengths: list[str]) -> CheckedBody:
+def check_body(body: bytes, json_lengths: list[str], *, ranks_items: bool = False) -> CheckedBody:
     """Check the body of a POST; `json_lengths` are the Inference-Header-Content-Length headers.
 
     JSON that Python and Triton could read differently, such as an object with a key twice, is
-    refused. A request that names no outputs gets `OUTPUTS`.
+    refused. With `ranks_items`, a request for a model that recommends, one that names no outputs
+    gets `OUTPUTS`.
     """
     head = body
     if json_lengths:
@@ -97,15 +97,16 @@ def check_body(body: bytes, json_lengths: list[str]) -> CheckedBody:
     if isinstance(request, dict):
         _check_shapes(request.get("inputs"), len(body))
         _check_outputs(request.get("outputs"))
-        if not request.get("outputs", ()) and _has_items(_dicts(request.get("inputs"))):
+        if ranks_items and not request.get("outputs", ()):
             body, head = _with_outputs(body, head, request)
     return CheckedBody(body, len(head) if json_lengths else None)
 
 
-def check_message(message: bytes) -> bytes:
-    """Check a message of gRPC; return it, or one that names `OUTPUTS` if it names no outputs.
+def check_message(message: bytes, ranking_models: Container[str] = ()) -> bytes:
+    """Check a message of gRPC and return it.
 
-    A message of another method than ModelInfer has no inputs, or is none of ModelInfer at all.
+    A request for one of the models that recommend gets `OUTPUTS` if it names no outputs. A message
+    of another method than ModelInfer has no inputs, or is none of ModelInfer at all.
     """
     try:
         request = ModelInferRequest.FromString(message)
@@ -115,7 +116,7 @@ def check_message(message: bytes) -> bytes:
         return message
     if any(CLASSIFICATION in output.parameters for output in request.outputs):
         raise RefusedRequestError(NO_CLASSIFICATION)
-    if request.outputs or not any(tensor.name == ITEM for tensor in request.inputs):
+    if request.outputs or not request.inputs or request.model_name not in ranking_models:
         return message
     # messages one after the other are one message with the fields of both
     return message + _MESSAGE_OUTPUTS
@@ -132,11 +133,6 @@ def _read_json(head: bytes) -> Any:
         raise RefusedRequestError("the JSON is nested too deeply") from None
     except ValueError as error:
         raise RefusedRequestError(f"the body is not JSON: {error}") from None
-
-
-def _has_items(inputs: Iterable[dict[str, Any]]) -> bool:
-    """Return whether a request asks for recommendations: other models have no such input."""
-    return any(tensor.get("name") == ITEM for tensor in inputs)
 
 
 def _with_outputs(body: bytes, head: bytes, request: dict[str, Any]) -> tuple[bytes, bytes]:

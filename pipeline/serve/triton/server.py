@@ -235,6 +235,7 @@ class TritonServer:
                 http_host=self._http_host,
                 grpc_host=self.host,
                 ports=self.ports,
+                repository=self.repository,
                 triton_host="127.0.0.1",
                 triton_ports=inner,
                 key=self._options.key,

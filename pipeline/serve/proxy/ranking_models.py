@@ -1,0 +1,47 @@
+"""Models of a repository that recommend lists of items."""
+
+from pathlib import Path
+
+from pipeline.core.artifact import MANIFEST, read_manifest
+from pipeline.core.errors import ArtifactError
+from pipeline.serve.client.answers import OUTPUTS
+
+
+class RankingModels:
+    """Set of their names, which follows the exports into a repository; empty without one."""
+
+    def __init__(self, repository: Path | None) -> None:
+        self._repository = repository
+        self._names: frozenset[str] = frozenset()
+        self._manifest: tuple[int, int] | None = None
+        """Inode and time of the manifest that was read."""
+
+    def __contains__(self, name: object) -> bool:
+        if self._repository is not None:
+            try:
+                stat = (self._repository / MANIFEST).stat()
+            except OSError:  # exchanged in this moment, or gone
+                return name in self._names
+            if self._manifest != (stat.st_ino, stat.st_mtime_ns):
+                self._manifest = (stat.st_ino, stat.st_mtime_ns)
+                self._names = _ranking_models(self._repository)
+        return name in self._names
+
+
+def model_configs(repository: Path) -> dict[str, str]:
+    """Return the configuration of each model that clients ask, by name. ArtifactError, OSError."""
+    facts = read_manifest(repository, "repository", check_files=False)
+    names = (facts["name"], *facts.get("other_models", ()))
+    return {name: (repository / name / "config.pbtxt").read_text("utf-8") for name in names}
+
+
+def _ranking_models(repository: Path) -> frozenset[str]:
+    try:
+        configs = model_configs(repository)
+    except (ArtifactError, OSError):
+        return frozenset()
+    return frozenset(
+        name
+        for name, config in configs.items()
+        if all(f'name: "{output}"' in config for output in OUTPUTS)
+    )
