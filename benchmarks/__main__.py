@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from pipeline.cli.console import check_input, print_result, run_app, set_up_logging
-from pipeline.cli.options import Json
+from pipeline.cli.options import Json, parse_numbers
 from pipeline.core.errors import ConfigError
 
 MAX_SECONDS = 3_600
@@ -231,6 +231,40 @@ def serve(
     if out is not None:
         (out / "serving.svg").write_text(serving_plot(result), encoding="utf-8")
     print_result(result, as_json, serving_text(result))
+
+
+@app.command(epilog="Example: python -m benchmarks proxy repository --clients 1,16")
+def proxy(
+    repository: Annotated[Path | None, typer.Argument(help="Directory that export wrote.")] = None,
+    items: Annotated[
+        int, typer.Option(min=100, help="Catalogue of a random model, without REPOSITORY.")
+    ] = 200,
+    clients: Annotated[str, typer.Option(metavar="N,N", help="Concurrent clients.")] = "1,16",
+    seconds: Annotated[float, typer.Option(min=0.2, help="Seconds of each load.")] = 3.0,
+    turns: Turns = 4,
+    out: OutFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Measure what the proxy of `pipeline serve` costs: loads with it and without, in turn."""
+    if not seconds <= MAX_SECONDS:
+        raise ConfigError(f"--seconds is {seconds:g}, expected 0.2 to {MAX_SECONDS}.")
+    numbers = parse_numbers("--clients", clients)
+    if repository is not None:
+        check_input(repository, "repository")
+    from benchmarks.machine import machine
+    from benchmarks.proxy import Plan, measure_proxy, proxy_text
+    from benchmarks.shop import write_repository
+
+    before = machine()
+    with tempfile.TemporaryDirectory(prefix="pipeline-proxy-") as scratch:
+        served = repository or write_repository(
+            Path(scratch), architecture="xlnet", items=items, d_model=32
+        )
+        figures = measure_proxy(served, Plan(clients=numbers, seconds=seconds, turns=turns))
+    model = str(repository) if repository else "xlnet, D 32, random weights"
+    result = {"machine": before, "model": model} | figures
+    _write(result, out, "proxy.json")
+    print_result(result, as_json, proxy_text(result))
 
 
 @app.command(epilog="Example: python -m benchmarks preprocess --rows 500000")

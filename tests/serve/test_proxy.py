@@ -205,7 +205,7 @@ def test_other_requests_pass_with_their_answers(living: TritonServer) -> None:
 
 
 def test_command_serves_a_triton_that_runs_elsewhere(living: TritonServer) -> None:
-    inner = living._options.ports
+    inner = living.triton_ports
     ports = ["--triton-http-port", inner.http, "--triton-grpc-port", inner.grpc]
     words = ["proxy", "127.0.0.1", *ports, "--http-port", 0, "--grpc-port", 0, "--json"]
     words += ["--repository", living.repository]

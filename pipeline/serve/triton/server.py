@@ -131,6 +131,11 @@ class TritonServer:
         return f"{_reachable(self.host)}:{self.ports.metrics}"
 
     @property
+    def triton_ports(self) -> Ports:
+        """Ports of Triton itself: behind a proxy, others than `ports`, on loopback."""
+        return self._options.ports
+
+    @property
     def pid(self) -> int:
         """Process id of tritonserver, whose children are the instances of Python models.
 
