@@ -10,8 +10,10 @@ from pipeline.cli.options import (
     DataOption,
     Json,
     Part,
+    Plugins,
     RunDirectory,
     parse_numbers,
+    run_plugins,
 )
 
 Positions = Annotated[
@@ -48,6 +50,7 @@ def evaluate(
     cutoffs: Cutoffs = "5,10,20",
     baselines: Baselines = True,
     filter_seen: FilterSeen = None,
+    plugins: Plugins = None,
     breakdown: Annotated[
         bool,
         typer.Option(
@@ -62,6 +65,7 @@ def evaluate(
     Every target is ranked in the whole catalogue.
     """
     numbers = parse_numbers("--cutoffs", cutoffs)
+    run_plugins(plugins)
     check_input(run, "run")
     check_input(data, "data")
     from pipeline.evaluation.run import evaluate as run_evaluation

@@ -24,6 +24,14 @@ Settings = Annotated[
         help="Change a setting of the recipe, as in --set train.epochs=3. Repeatable.",
     ),
 ]
+Plugins = Annotated[
+    Path | None,
+    typer.Option(
+        "--plugins",
+        metavar="FILE.py",
+        help="Python file that registers losses, architectures and metrics. It is run.",
+    ),
+]
 RunDirectory = Annotated[Path, typer.Argument(metavar="RUN", help="Directory that train wrote.")]
 DataArgument = Annotated[
     Path, typer.Argument(metavar="DATA", help="Directory that preprocess wrote.")
@@ -52,6 +60,14 @@ Candidates = Annotated[
 Part = Annotated[
     Literal["train", "valid", "test"], typer.Option("--part", help="Sessions to read.")
 ]
+
+
+def run_plugins(file: Path | None) -> None:
+    """Run the file of `--plugins`, if there is one."""
+    if file is not None:
+        from pipeline.plugins import load_plugins  # imports torch
+
+        load_plugins(file)
 
 
 def read_ids(text: str | None) -> list[str] | None:

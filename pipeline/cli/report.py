@@ -17,8 +17,10 @@ from pipeline.cli.options import (
     DataOption,
     Json,
     Part,
+    Plugins,
     RunDirectory,
     parse_numbers,
+    run_plugins,
 )
 
 
@@ -31,6 +33,7 @@ def report(
     cutoffs: Cutoffs = "5,10,20",
     baselines: Baselines = True,
     filter_seen: FilterSeen = None,
+    plugins: Plugins = None,
     as_json: Json = False,
 ) -> None:
     """Write one page about a run: training, metrics, examples.
@@ -42,6 +45,7 @@ def report(
 
     numbers = parse_numbers("--cutoffs", cutoffs)
     check_report(out)
+    run_plugins(plugins)
     check_input(run, "run")
     check_input(data, "data")
     from pipeline.training.report.run import write_report

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.cli.console import check_input, is_current, note, print_result
-from pipeline.cli.options import DataArgument, IfNeeded, Json, Out, Settings
+from pipeline.cli.options import DataArgument, IfNeeded, Json, Out, Plugins, Settings, run_plugins
 from pipeline.core.artifact import check_replaceable
 from pipeline.core.errors import ConfigError
 
@@ -55,6 +55,7 @@ def train(
             "trained on. Reads the valid and test sessions too.",
         ),
     ] = None,
+    plugins: Plugins = None,
     if_needed: IfNeeded = False,
     settings: Settings = None,
     as_json: Json = False,
@@ -67,6 +68,7 @@ def train(
     from pipeline.core.config import read_values
     from pipeline.recipe.recipe import Recipe
 
+    run_plugins(plugins)
     values = read_values(recipe, tuple(settings or ()))
     config = Recipe.from_dict(values, str(recipe or "--set"))
     if windows is not None and restart:
@@ -79,18 +81,29 @@ def train(
     from pipeline.recipe.durations import duration_seconds
 
     seconds = None if windows is None else duration_seconds(windows)
-    fingerprint = run_fingerprint(data, config.model, config.train, windows=seconds, start=start)
+    fingerprint = run_fingerprint(
+        data,
+        config.model,
+        config.train,
+        windows=seconds,
+        start=start,
+        plugins=plugins,
+    )
     if if_needed and is_current(out, "run", fingerprint, as_json):
         return
     _note_other_settings(config, recipe, data)
     if seconds is None:
         from pipeline.training.run import train as run
 
-        facts = run(data, config.model, config.train, out, restart=restart, start=start)
+        facts = run(
+            data, config.model, config.train, out, restart=restart, start=start, plugins=plugins
+        )
     else:
         from pipeline.training.incremental.run import train_windows
 
-        facts = train_windows(data, config.model, config.train, out, seconds=seconds, start=start)
+        facts = train_windows(
+            data, config.model, config.train, out, seconds=seconds, start=start, plugins=plugins
+        )
     print_result(facts, as_json, run_text(facts, out))
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.cli.console import check_input, print_result
-from pipeline.cli.options import DataArgument, Json, Out, RecipeFile, Settings
+from pipeline.cli.options import DataArgument, Json, Out, Plugins, RecipeFile, Settings, run_plugins
 
 
 def tune(
@@ -28,6 +28,7 @@ def tune(
     ],
     out: Out,
     seed: Annotated[int, typer.Option(help="The same seed gives the same trials.")] = 0,
+    plugins: Plugins = None,
     settings: Settings = None,
     as_json: Json = False,
 ) -> None:
@@ -42,6 +43,7 @@ def tune(
     from pipeline.recipe.recipe import Recipe
     from pipeline.recipe.search_space import read_space
 
+    run_plugins(plugins)
     check_search(out)
     values = read_values(recipe, tuple(settings or ()))
     Recipe.from_dict(values, str(recipe))
@@ -55,7 +57,9 @@ def tune(
 
 def _tuning_text(facts: dict[str, Any], out: Path) -> str:
     """Return the table of trials, best first, and where the best settings are."""
-    sign = 1 if facts["metric"] == "loss" else -1
+    from pipeline.evaluation.metrics import lower_is_better
+
+    sign = 1 if lower_is_better(facts["metric"]) else -1
     trials = sorted(
         facts["trials"], key=lambda row: (row["state"] != "complete", sign * (row["value"] or 0))
     )

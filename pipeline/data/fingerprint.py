@@ -44,11 +44,12 @@ def run_fingerprint(
     *,
     windows: float | None = None,
     start: Path | None = None,
+    plugins: Path | None = None,
 ) -> str:
     """Fingerprint of a run: the data directory, vector files, the model and train sections.
 
     `windows` is the width of the time windows of incremental training, in seconds; `start` the
-    run whose weights training begins from.
+    run whose weights training begins from, `plugins` the file of `pipeline.plugins`.
     """
     settings: dict[str, object] = {
         "model": model.model_dump(mode="json"),
@@ -57,6 +58,7 @@ def run_fingerprint(
     if windows is not None:
         settings["windows"] = windows
     files = [Path(vectors.file) for vectors in model.pretrained]
+    files += [] if plugins is None else [plugins]
     return fingerprint_of(settings, files, [data] if start is None else [data, start])
 
 

@@ -22,7 +22,7 @@ covers the sampling of sessions, not the variance between training seeds.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,6 +44,10 @@ def lower_is_better(metric: str) -> bool:
     return metric.split(".")[-1] in _LOWER_IS_BETTER
 
 
+GAINS: dict[str, Callable[[torch.Tensor, int], torch.Tensor]] = {}
+"""Metrics that `pipeline.plugins` has registered: (N,) ranks and a cutoff -> (N,) gains."""
+
+
 class Ranked(NamedTuple):
     """Ranks of N targets, in the order of sessions and positions, and counts of their N lists."""
 
@@ -62,9 +66,12 @@ def ranking_metrics(ranks: NDArray[Any], cutoffs: tuple[int, ...]) -> dict[str, 
 
 
 def gains(
-    ranks: NDArray[Any], cutoffs: tuple[int, ...], metrics: tuple[str, ...] = METRICS
+    ranks: NDArray[Any], cutoffs: tuple[int, ...], metrics: tuple[str, ...] | None = None
 ) -> dict[str, NDArray[Any]]:
-    """(N,) ranks -> (N,) gains by `metric@K`; their means are the metrics."""
+    """(N,) ranks -> (N,) gains by `metric@K`; their means are the metrics.
+
+    `metrics` are names of METRICS and GAINS, None for all.
+    """
     rank = torch.from_numpy(ranks).to(torch.float64)
     values: dict[str, NDArray[Any]] = {}
     for cutoff in cutoffs:
@@ -78,7 +85,9 @@ def gains(
             "map": reciprocal,
             "precision": hit / cutoff,
         }
-        values |= {f"{metric}@{cutoff}": by_metric[metric].numpy() for metric in metrics}
+        by_metric |= {name: gain(rank, cutoff) for name, gain in GAINS.items()}
+        for metric in metrics or (*METRICS, *GAINS):
+            values[f"{metric}@{cutoff}"] = by_metric[metric].numpy()
     return values
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.evaluation.target_metrics import TargetKind
 from pipeline.evaluation.targets import Positions
+from pipeline.recipe.choices import PLUGIN_METRICS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -175,7 +176,9 @@ def _number(value: float | None) -> str:
 def _metrics_table(evaluation: Evaluation, cutoff: int) -> list[str]:
     """Return a row for each model."""
     width = max(map(len, evaluation.results))
-    metrics = [f"{name}@{cutoff}" for name in _WITH_MARGIN]
+    of_run = next(iter(evaluation.results.values()))
+    own = [name for name in PLUGIN_METRICS if f"{name}@{cutoff}" in of_run]
+    metrics = [f"{name}@{cutoff}" for name in (*_WITH_MARGIN, *own)]
     of_lists = {f"{name}@{cutoff}": f"{head}@{cutoff}" for name, head in _OF_LISTS.items()}
     heads = [f"{name:<13}" for name in metrics]
     lines = ["  ".join([" " * width, *heads, *of_lists.values()])]

@@ -1,7 +1,6 @@
 """Check of a TorchScript program before it is loaded.
 
-TorchScript can read and write files, also while it loads, so a program that somebody replaced could
-act. The source text in the archive is read without running it, and every operator that it names
+TorchScript can read and write files, also while it loads, so a program that was replaced could act. The source text in the archive is read without running it, and every operator that it names
 must be one that computes with tensors.
 """
 
@@ -35,7 +34,7 @@ def checked_archive(path: Path) -> io.BytesIO:
     if refused:
         raise ArtifactError(
             f"{path} holds a program with {refused[0]!r}, which no model needs. It was not loaded. "
-            "Somebody may have replaced it; make it again."
+            "It may have been replaced; make it again."
         )
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as written:

@@ -31,8 +31,10 @@ SAMPLED_LOSSES = ("sampled-softmax", "gbce", "bpr", "bpr-max", "top1", "top1-max
 """Losses over the target and N negatives."""
 METRICS = ("recall", "ndcg", "dcg", "mrr", "map", "precision")
 """Ranking metrics."""
-METRIC_NAME = re.compile(rf"({'|'.join(METRICS)})@([1-9][0-9]*)")
-"""A ranking metric at a cutoff, such as ndcg@20."""
+PLUGIN_LOSSES: set[str] = set()
+"""Losses that `pipeline.plugins` has registered."""
+PLUGIN_METRICS: set[str] = set()
+"""Ranking metrics that `pipeline.plugins` has registered."""
 TARGET_METRICS = {
     "binary": ("auc", "log_loss", "precision", "recall", "calibration_error"),
     "regression": ("rmse", "mae"),
@@ -44,3 +46,10 @@ TARGET_METRIC_NAME = re.compile(
 """A metric of a target, such as purchase.auc."""
 NEGATIVES = ("uniform", "log-uniform", "popularity", "in-batch")
 """Distributions of negatives."""
+
+
+def ranking_cutoff(metric: str) -> int | None:
+    """Cutoff of a ranking metric such as ndcg@20, None for any other text."""
+    name, _, cutoff = metric.partition("@")
+    is_number = cutoff.isascii() and cutoff.isdigit() and not cutoff.startswith("0")
+    return int(cutoff) if is_number and name in {*METRICS, *PLUGIN_METRICS} else None

@@ -9,11 +9,12 @@ from pipeline.core.config import Config
 from pipeline.core.errors import ConfigError, closest
 from pipeline.recipe.choices import (
     FULL_LOSSES,
-    METRIC_NAME,
     METRICS,
+    PLUGIN_LOSSES,
     SAMPLED_LOSSES,
     TARGET_METRIC_NAME,
     TARGET_METRICS,
+    ranking_cutoff,
 )
 from pipeline.recipe.durations import duration_seconds
 from pipeline.recipe.model import ModelConfig, Value
@@ -188,11 +189,11 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        losses = [*FULL_LOSSES, *SAMPLED_LOSSES]
+        losses = [*FULL_LOSSES, *SAMPLED_LOSSES, *PLUGIN_LOSSES]
         if self.loss not in losses:
             raise ValueError(f"there is no loss {self.loss!r}; {closest(self.loss, losses)}")
-        names = METRIC_NAME, TARGET_METRIC_NAME
-        if self.metric != "loss" and not any(name.fullmatch(self.metric) for name in names):
+        of_target = TARGET_METRIC_NAME.fullmatch(self.metric)
+        if self.metric != "loss" and not of_target and ranking_cutoff(self.metric) is None:
             expected = ", ".join(f"{metric}@K" for metric in METRICS)
             raise ValueError(
                 f"`metric` is {self.metric!r}, expected one of {expected} with a cutoff K such as "

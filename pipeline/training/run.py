@@ -18,6 +18,7 @@ from pipeline.data.index_mapping import TRAINED_ON
 from pipeline.data.loader import SessionLoader
 from pipeline.data.sessions import count_sessions, read_interactions
 from pipeline.evaluation.targets import evaluation_loader
+from pipeline.model.architectures import REGISTERED
 from pipeline.model.build import TrainingStatistics, build_model, save_model
 from pipeline.model.model import Model
 from pipeline.model.run import Run, check_fits, write_program_run
@@ -55,6 +56,7 @@ def train(
     callbacks: Sequence[Any] = (),
     start: Path | None = None,
     model: Model | None = None,
+    plugins: Path | None = None,
 ) -> dict[str, Any]:
     """Train a model on `data`, write the run to `out` and return the facts of its manifest.
 
@@ -80,7 +82,9 @@ def train(
         keep_heap()
         # before the fingerprint, which needs the files of vectors that this checks
         statistics = training_statistics(data.path, data.fitted, model_config, train_config)
-        fingerprint = run_fingerprint(data.path, model_config, train_config, start=start)
+        fingerprint = run_fingerprint(
+            data.path, model_config, train_config, start=start, plugins=plugins
+        )
         config = train_config.for_sessions(count_sessions(data.path, "train"))
         checkpoints = Checkpoints(out, fingerprint, processes)
         facts: dict[str, Any] = {}
@@ -102,6 +106,13 @@ def train(
                 write_training_report(directory, facts, out.resolve().name, data.recipe)
         checkpoints.remove()
     return facts
+
+
+def uses_plugins(model: ModelConfig) -> bool:
+    """Whether the model cannot be built without a file of plugins."""
+    members = model.each_member
+    names = {m.architecture for m in members} | {t.architecture for m in members for t in m.towers}
+    return not names.isdisjoint(REGISTERED)
 
 
 def _initial_model(
@@ -187,7 +198,13 @@ def check_finite(model: Model) -> None:
 
 
 def write_run(directory: Path, data: Data, model: Model, model_config: ModelConfig) -> None:
-    """Write the model with all that serving and evaluation need, so that they need no data."""
+    """Write the model with all that serving and evaluation need, so that they need no data.
+
+    A model that cannot be built without a file of plugins is written as a program.
+    """
+    if uses_plugins(model_config):
+        write_program_run(directory, data, model)
+        return
     save_model(directory, model, data.schema, model_config, data.recipe.max_sequence_length)
     data.fitted.write(directory)
     (directory / SCHEMA_FILE).write_bytes((data.path / SCHEMA_FILE).read_bytes())

@@ -28,7 +28,7 @@ from pipeline.evaluation.targets import (
 )
 from pipeline.model.model import Model
 from pipeline.model.ops.shards import ShardedEmbedding
-from pipeline.recipe.choices import METRIC_NAME
+from pipeline.recipe.choices import ranking_cutoff
 from pipeline.training.batches import any_batch, loss_scale
 from pipeline.training.distributed.processes import Processes, gather_bytes, sum_over_processes
 
@@ -60,8 +60,7 @@ def validate(
     try:
         if model.ranks_items:
             ranks = _ranks(model, loader, processes, spare, positions, filter_seen)
-            match = METRIC_NAME.fullmatch(metric)
-            cutoffs = {*_CUTOFFS, *([int(match[2])] if match else [])}
+            cutoffs = {*_CUTOFFS, ranking_cutoff(metric) or _CUTOFFS[0]}
             values |= ranking_metrics(ranks, tuple(sorted(cutoffs)))
         if model.target_tasks and spare is None:
             values |= _target_metrics(model, loader, processes, positions)

@@ -151,6 +151,7 @@ def test_there_is_no_bias_towards_targets_that_training_never_saw() -> None:
         margins={"run": dict.fromkeys(ranked)},
         differences={},
         breakdowns={},
+        tasks={},
         cost=Cost({"run": 0.1}, 10.0, 10.0, 100.0, "cpu"),
     )
     assert "  5.0       -\n" in str(evaluation)

@@ -47,10 +47,12 @@ def train_windows(
     *,
     seconds: float,
     start: Path | None = None,
+    plugins: Path | None = None,
 ) -> dict[str, Any]:
     """Train on the sessions of all parts of `data`, window by window, and write the run to `out`.
 
-    `seconds` is the width of a window, `start` a run whose weights the first one starts from.
+    `seconds` is the width of a window, `start` a run whose weights the first one starts from,
+    `plugins` the file of `pipeline.plugins`.
     Returns the facts of the manifest; `windows.json` in the run has the figures of each window.
     """
     if announced_processes().count > 1:
@@ -63,7 +65,7 @@ def train_windows(
     trainer = IncrementalTrainer(data, model_config, train_config, run)
     windows = trainer.windows(seconds)
     fingerprint = run_fingerprint(
-        data.path, model_config, train_config, windows=seconds, start=start
+        data.path, model_config, train_config, windows=seconds, start=start, plugins=plugins
     )
     facts: dict[str, Any] = {}
     with new_artifact(out, "run", facts, fingerprint=fingerprint) as directory:

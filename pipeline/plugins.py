@@ -1,0 +1,115 @@
+"""Losses, architectures and metrics of one's own, by their names in a recipe.
+
+A Python file registers them, and `--plugins FILE.py` of the command line runs it:
+
+    from pipeline.plugins import register_loss
+
+    @register_loss("focal")
+    class FocalLoss(nn.Module):
+        def forward(self, logits, targets):  # (T, items), (T,) -> (T,)
+            ...
+
+A run of an architecture of one's own holds its program, so that what is done with the run later
+needs neither the file nor `--plugins`.
+"""
+
+import runpy
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from torch import Tensor, nn
+
+from pipeline.core.errors import ConfigError
+from pipeline.evaluation.metrics import GAINS
+from pipeline.model.architectures import REGISTERED
+from pipeline.model.architectures.config import ArchitectureConfig
+from pipeline.model.losses import LOSSES
+from pipeline.recipe import choices
+
+Loss = TypeVar("Loss", bound=type[nn.Module])
+Architecture = TypeVar("Architecture", bound=type[ArchitectureConfig])
+Gain = TypeVar("Gain", bound=Callable[[Tensor, int], Tensor])
+_MASKINGS = ("clm", "mlm", "plm", "rtd")
+
+
+def register_loss(name: str) -> Callable[[Loss], Loss]:
+    """Name a loss: a module without arguments, which `pipeline.model.losses` describes.
+
+    ConfigError for a name that is taken by another loss of the project.
+    """
+    own = choices.FULL_LOSSES, choices.SAMPLED_LOSSES
+    _check_name("loss", name, [n for names in own for n in names])
+
+    def register(loss: Loss) -> Loss:
+        LOSSES[name] = lambda _options: loss()
+        choices.PLUGIN_LOSSES.add(name)
+        return loss
+
+    return register
+
+
+def register_architecture(*maskings: str) -> Callable[[Architecture], Architecture]:
+    """Name an architecture that works with `maskings`: a config with `name` and `encoder`.
+
+    ConfigError for an unknown masking and for a name that is taken by one of the project.
+    """
+    unknown = sorted(set(maskings) - set(_MASKINGS))
+    if unknown or not maskings:
+        raise ConfigError(
+            f"register_architecture names {unknown or 'no masking'}, expected some of "
+            f"{', '.join(_MASKINGS)}."
+        )
+
+    def register(config: Architecture) -> Architecture:
+        name = getattr(config, "name", "")
+        own = [n for n in choices.ARCHITECTURES if n not in REGISTERED]
+        _check_name("architecture", name, own)
+        REGISTERED[name] = config
+        choices.ARCHITECTURES[name] = maskings
+        return config
+
+    return register
+
+
+def register_metric(name: str) -> Callable[[Gain], Gain]:
+    """Name a ranking metric: (N,) float64 ranks from 1 and a cutoff -> (N,) gains.
+
+    The metric is the mean of the gains; a rank beyond the cutoff should gain 0. ConfigError for a
+    name that is taken by one of the project.
+    """
+    _check_name("metric", name, choices.METRICS)
+
+    def register(gain: Gain) -> Gain:
+        GAINS[name] = gain
+        choices.PLUGIN_METRICS.add(name)
+        return gain
+
+    return register
+
+
+def load_plugins(file: Path | None) -> None:
+    """Run a file that registers plugins. ConfigError if there is none, or if it fails."""
+    if file is None:
+        return
+    if not file.is_file():
+        raise ConfigError(f"--plugins {file} does not exist. Expected a Python file.")
+    if file.suffix != ".py":
+        raise ConfigError(f"--plugins {file} is no Python file: its name does not end in .py.")
+    try:
+        # from the source, never from bytecode of an earlier version
+        runpy.run_path(str(file), run_name="pipeline_plugins")
+    except (Exception, SystemExit) as error:
+        lines = [
+            f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file)
+        ]
+        place = f" at line {lines[-1]}" if lines else ""
+        raise ConfigError(f"{file} failed{place}: {type(error).__name__}: {error}.") from error
+
+
+def _check_name(kind: str, name: str, taken: object) -> None:
+    if not isinstance(name, str) or not name or not name.replace("-", "_").isidentifier():
+        raise ConfigError(f"The {kind} has the name {name!r}, expected letters, digits and dashes.")
+    if name in taken:  # type: ignore[operator]
+        raise ConfigError(f"The project has a {kind} {name!r}; choose another name.")
