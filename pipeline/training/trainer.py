@@ -254,12 +254,13 @@ class Trainer(ResumableTrainer):
     def _make_step_graph(self, compiler: Compiler) -> StepGraph:
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
         assert isinstance(optimizer, TableAdamW)  # noqa: S101
+        device_type, bf16 = self.args.device.type, self.args.bf16
         return StepGraph(
             self.session_model.loss,
             optimizer,
             compiler,
             self.args.max_grad_norm,
-            lambda: torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16),
+            lambda: torch.autocast(device_type, torch.bfloat16, enabled=bf16),
         )
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
