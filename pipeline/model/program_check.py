@@ -1,7 +1,8 @@
 """Check of a TorchScript program before it is loaded.
 
-TorchScript can read and write files, also while it loads, so a program that was replaced could act. The source text in the archive is read without running it, and every operator that it names
-must be one that computes with tensors.
+TorchScript can read and write files, also while it loads, so a program that was replaced could act.
+The source text in the archive is read without running it, and every operator that it names must be
+one that computes with tensors.
 """
 
 import ast
