@@ -10,6 +10,7 @@ from pipeline.compat.arguments import expect, naming_the_page
 from pipeline.compat.construction import Rebuildable
 from pipeline.compat.model import Head, Model
 from pipeline.model.architectures import find_architecture
+from pipeline.model.encoders.config import EncoderConfig
 from pipeline.model.masking import Masking
 
 MORE_POSITIONS = 1
@@ -54,6 +55,11 @@ class TransformerBlock(Rebuildable, blocks.TransformerBlock):
         reason = "attention follows the masking, and the last hidden states are returned"
         expect("prepare_module", prepare_module, None, because=reason)
         expect("output_fn", output_fn, None, because=reason)
+        sides = "uni" if masking is not None and masking.causal else "bi"
+        reason = f"attention follows the masking, which is {sides}, so that no target is seen"
+        if isinstance(transformer, EncoderConfig):
+            asked = getattr(transformer, "attn_type", None)
+            expect("attn_type", asked, None, sides, because=reason)
         with naming_the_page():
             super().__init__(transformer, masking)
 

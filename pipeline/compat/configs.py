@@ -1,7 +1,7 @@
 """Configs of architectures with the arguments of Transformers4Rec."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from torch import nn
 
@@ -14,7 +14,6 @@ from pipeline.model.architectures.config import ArchitectureConfig
 _FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     "pad_token": ((0,), "padding is index 0"),
     "log_attention_weights": ((False,), "`model.attention_weights(batch)` returns them"),
-    "attn_type": ((None,), "attention follows the masking, so that no target is seen"),
     "mem_len": ((None, 0, 1), "nothing is carried from a batch to the next"),
     "axial_pos_shape_first_dim": ((None,), "a session is one chunk"),
 }
@@ -24,6 +23,9 @@ work."""
 
 class T4RecConfig(ArchitectureConfig):
     """Config of an architecture; `build` has the arguments of Transformers4Rec."""
+
+    attn_type: ClassVar[str | None] = None
+    """Attention of XLNet that a program asks for, uni or bi; it must be that of the masking."""
 
     @classmethod
     def build(
@@ -44,9 +46,12 @@ class T4RecConfig(ArchitectureConfig):
             expect(name, others.pop(name), *allowed, because=reason)
         fields = {name: others.pop(name) for name in _names(cls) & others.keys()}
         positions = None if total_seq_length is None else total_seq_length + MORE_POSITIONS
-        return cls(
+        attn_type = others.pop("attn_type", None)
+        config = cls(
             d_model, n_head, n_layer, positions, options={**(options or {}), **others}, **fields
         )
+        config.__dict__["attn_type"] = attn_type  # no field: it is checked, and then the masking's
+        return config
 
     def to_torch_model(
         self,

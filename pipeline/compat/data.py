@@ -32,6 +32,15 @@ class Dataset:
     def __init__(self, schema: Schema) -> None:
         self.schema = schema
 
+    @property
+    def merlin_schema(self) -> Any:
+        """The schema as Merlin's object."""
+        import pipeline.core.merlin  # noqa: F401, I001  (settings of Merlin)
+        from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
+
+        metadata = TensorflowMetadata.from_proto_text(self.schema.to_proto_text())
+        return metadata.to_merlin_schema()
+
     @functools.cached_property
     def path(self) -> str:
         """A Parquet file of 200 sessions or rows, in a temporary folder that goes at exit."""

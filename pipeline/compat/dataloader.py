@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import pyarrow.parquet as pq
@@ -18,18 +19,36 @@ from pipeline.data.schema import Schema, Tags
 from pipeline.model.model import Model
 
 Paths = str | Path | Sequence[str | Path] | Any
-"""Parquet files, folders of such or globs, or a `merlin.io.Dataset` of files."""
+"""Parquet files, folders of such or globs, a `merlin.io.Dataset` or a DataFrame."""
 
 
-def parquet_files(paths: Paths) -> list[Path]:
+class Files(list[Path]):
+    """Parquet files; those of data in memory are in a temporary folder that goes with the list."""
+
+    folder: TemporaryDirectory[str] | None = None
+
+    @classmethod
+    def of_frame(cls, frame: Any) -> Self:
+        """One file of a DataFrame."""
+        folder = TemporaryDirectory(prefix="pipeline-data-")
+        files = cls([Path(folder.name) / "data.parquet"])
+        files.folder = folder
+        frame.to_parquet(files[0], index=False)
+        return files
+
+
+def parquet_files(paths: Paths) -> Files:
     """Files of paths, folders and globs, in order. DataError if there is none."""
     if isinstance(paths, MerlinDataLoader):
         return paths.files
     engine = getattr(paths, "engine", None)  # of a merlin.io.Dataset
     if engine is not None:
-        paths = list(getattr(engine, "paths", []))
+        dataset: Any = paths
+        paths = getattr(engine, "paths", None) or dataset.to_ddf().compute()
+    if hasattr(paths, "to_parquet"):
+        return Files.of_frame(paths)
     texts = [paths] if isinstance(paths, str | Path) else list(paths or [])
-    files: list[Path] = []
+    files = Files()
     for text in map(str, texts):
         path = Path(text)
         if path.is_dir():
@@ -57,8 +76,8 @@ def session_loader(
         if missing:
             raise DataError(f"{file} has no column {', '.join(missing)}, which the model reads.")
     is_tower = model.inputs.item == ROW
-    loader = RowLoader if is_tower else SessionLoader
-    return loader(
+    kind = RowLoader if is_tower else SessionLoader
+    loader = kind(
         files,
         "train",
         item=columns[0] if is_tower else model.inputs.item,
@@ -67,6 +86,8 @@ def session_loader(
         shuffle=shuffle,
         seed=seed,
     )
+    loader.source = files  # type: ignore[attr-defined]  # keeps a temporary folder
+    return loader
 
 
 class RowLoader(SessionLoader):

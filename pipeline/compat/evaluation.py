@@ -3,14 +3,14 @@
 Shape letters: D width of hidden states, T targets, N rows with a target of another task.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipeline.compat.features import TabularSequenceFeatures, as_ragged, as_sessions
+from pipeline.compat.features import TabularSequenceFeatures, as_ragged, sessions_of
 from pipeline.compat.ranking_metric import RankingMetric, default_metrics
 from pipeline.core.columns import FIRST_ITEM
 from pipeline.data.batch import SessionBatch
@@ -102,11 +102,7 @@ def _on_device(model: Model, batch: Any) -> SessionBatch | RaggedBatch:
     device = next(model.parameters()).device
     if isinstance(batch, RaggedBatch):
         return batch.to(device)
-    if isinstance(batch, Mapping | SessionBatch):
-        features, targets = batch, None
-    else:
-        features, targets = batch
-    return as_sessions(model.inputs, features, targets).to(device)
+    return sessions_of(model.inputs, batch).to(device)
 
 
 def _add(

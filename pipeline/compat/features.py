@@ -184,20 +184,43 @@ def as_sessions(
     """
     if isinstance(features, SessionBatch):
         return features
-    labels = {n: v.reshape(len(v), -1).squeeze(1) for n, v in (targets or {}).items()}
+    labels = {n: v.reshape(v.size(0), -1).squeeze(1) for n, v in (targets or {}).items()}
     columns = {**features, **labels}
     if inputs.item == ROW:
         return as_rows(columns)
-    ragged = [n.removesuffix(_VALUES) for n in columns if n.endswith(_VALUES)]
-    if not ragged:
-        padded = {name: _without_unit_axis(v) for name, v in columns.items()}
-        return SessionBatch.from_features(padded, inputs.item)
-    sequences = {name: columns.pop(name + _VALUES).reshape(-1) for name in ragged}
-    offsets = {name: columns.pop(name + _OFFSETS).reshape(-1) for name in ragged}
-    sessions = {name: _without_unit_axis(v) for name, v in columns.items()}
-    batch = RaggedBatch(sequences, sessions, offsets[inputs.item].to(torch.int64))
-    rows = torch.arange(len(batch.lengths), device=batch.offsets.device)
-    return batch.window(rows, torch.zeros_like(batch.lengths), batch.lengths)
+    if any(name.endswith(_VALUES) for name in columns):
+        return _padded(inputs, columns)
+    padded = {name: _without_unit_axis(v) for name, v in columns.items()}
+    return SessionBatch.from_features(padded, inputs.item)
+
+
+def _padded(inputs: blocks.TabularSequenceFeatures, columns: Mapping[str, Tensor]) -> SessionBatch:
+    """Batch of ragged columns, padded.
+
+    With a `max_sequence_length` its width does not depend on the batch, so that a traced model
+    takes sessions of other lengths: it has the newest interactions and a target.
+    """
+    ragged = [name.removesuffix(_VALUES) for name in columns if name.endswith(_VALUES)]
+    sequences = {name: columns[name + _VALUES].reshape(-1) for name in ragged}
+    endings = (_VALUES, _OFFSETS)
+    sessions = {n: _without_unit_axis(v) for n, v in columns.items() if not n.endswith(endings)}
+    offsets = columns[inputs.item + _OFFSETS].reshape(-1).to(torch.int64)
+    batch = RaggedBatch(sequences, sessions, offsets)
+    lengths, longest = batch.lengths, inputs.max_sequence_length
+    starts, width = torch.zeros_like(lengths), None
+    if longest is not None:
+        width = longest + 1
+        starts = (lengths - width).clamp(min=0)
+    rows = torch.arange(lengths.size(0), device=lengths.device)
+    return batch.window(rows, starts, lengths, width)
+
+
+def sessions_of(inputs: blocks.TabularSequenceFeatures, batch: Any) -> SessionBatch:
+    """Batch of what a loader yields: (features, targets), features or a SessionBatch."""
+    if isinstance(batch, Mapping | SessionBatch):
+        return as_sessions(inputs, batch)
+    features, targets = batch
+    return as_sessions(inputs, features, targets)
 
 
 def _without_unit_axis(values: Tensor) -> Tensor:

@@ -1,14 +1,15 @@
 """Training a model on the batches of any loader, one step each."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pipeline.compat.evaluation import evaluate_batches
-from pipeline.compat.features import as_sessions
-from pipeline.data.batch import SessionBatch
+from pipeline.compat.features import sessions_of
 from pipeline.model.model import Model
 
 logger = logging.getLogger(__name__)
@@ -23,11 +24,12 @@ def fit(
     *,
     amp: bool,
     verbose: bool,
-) -> list[dict[str, float]]:
-    """Train for `num_epochs` passes over `batches`; return loss and metrics of each epoch.
+) -> NDArray[Any]:
+    """Train for `num_epochs` passes over `batches`; return (epochs,) mean losses.
 
     `optimizer` is an optimizer or makes one of parameters. `amp` computes in bfloat16 where torch
-    does so by autocast.
+    does so by autocast. With `verbose` the loss of each epoch is logged, and the metrics of
+    `evaluation`.
     """
     if not isinstance(optimizer, torch.optim.Optimizer):
         optimizer = optimizer(model.parameters())
@@ -37,21 +39,15 @@ def fit(
         model.train()
         losses = []
         for batch in batches:
-            if isinstance(batch, Mapping | SessionBatch):
-                features, targets = batch, None
-            else:
-                features, targets = batch
-            sessions = as_sessions(model.inputs, features, targets).to(device)
+            sessions = sessions_of(model.inputs, batch).to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=amp):
                 loss = model.loss(sessions)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             losses.append(loss.detach())
-        values = {"loss": float(torch.stack(losses).mean()) if losses else float("nan")}
-        if evaluation is not None:
-            values |= evaluate_batches(model, evaluation)
+        epochs.append(float(torch.stack(losses).mean()) if losses else float("nan"))
         if verbose:
-            logger.info("epoch %d of %d  loss %.3f", epoch + 1, num_epochs, values["loss"])
-        epochs.append(values)
-    return epochs
+            metrics = {} if evaluation is None else evaluate_batches(model, evaluation)
+            logger.info("epoch %d of %d  loss %.3f  %s", epoch + 1, num_epochs, epochs[-1], metrics)
+    return np.array(epochs)

@@ -3,18 +3,21 @@
 Shape letters: B sessions, L positions, V rows of the item table, K list length, T targets.
 """
 
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from pipeline import model as blocks
 from pipeline.compat.arguments import PAGE, expect, naming_the_page
 from pipeline.compat.construction import Rebuildable
 from pipeline.compat.evaluation import evaluate_batches, targets_of
-from pipeline.compat.features import as_schema, as_sessions
+from pipeline.compat.features import ROW, as_schema, as_sessions
 from pipeline.compat.fitting import fit
 from pipeline.compat.saving import load_model, save_model
 from pipeline.core.errors import ConfigError
@@ -22,6 +25,8 @@ from pipeline.data.batch import SessionBatch
 from pipeline.data.schema import ColumnSchema, Schema
 from pipeline.model.head import Task
 from pipeline.model.tasks.next_item import NextItemPredictionTask
+
+logger = logging.getLogger(__name__)
 
 Batch = Mapping[str, Tensor] | SessionBatch
 """Features by name, (B, L) or (B,), or ragged as `NAME__values` and `NAME__offsets`."""
@@ -87,11 +92,11 @@ class Model(Rebuildable, blocks.Model):
         top_k: int | None = None,
     ) -> None:
         super().__init__(*head, head_weights=head_weights, head_reduction=head_reduction)
-        longest = self.inputs.max_sequence_length
-        reason = f"the input block reads {longest}"
-        expect("max_sequence_length", max_sequence_length, None, longest, because=reason)
+        set_longest(self, max_sequence_length)
         self.optimizer = optimizer
         self.name = name
+        self.last_metrics: dict[str, float] = {}
+        """Metrics and loss of the last evaluation."""
         self.list_length: int | None = None
         """K of the lists that a call returns, None for scores of the catalogue."""
         if top_k is not None:
@@ -149,38 +154,49 @@ class Model(Rebuildable, blocks.Model):
         optimizer: Any = None,
         eval_dataloader: Iterable[Any] | None = None,
         num_epochs: int = 1,
-        *,
         amp: bool = False,
         train: bool = True,
         verbose: bool = True,
         compute_metric: bool = True,
-    ) -> list[dict[str, float]]:
-        """Take one step for each batch of a loader; return the loss of each epoch.
+    ) -> NDArray[Any]:
+        """Take one step for each batch of a loader; return (epochs,) mean losses.
 
-        Batches are (features, targets) or features. `optimizer` is a class, such as
-        torch.optim.Adam, or an optimizer. With `eval_dataloader` each epoch also has its metrics.
-        Schedules, accumulation, checkpoints and several processes are the Trainer's.
+        Batches are (features, targets) or features; of a torch DataLoader its data set has them.
+        `optimizer` is a class, such as torch.optim.Adam, or an optimizer. The metrics of
+        `eval_dataloader` are logged. Schedules, accumulation and several processes are the
+        Trainer's.
         """
         expect("train", train, True, because="`evaluate` computes losses without training")
-        metrics = eval_dataloader if compute_metric else None
+        batches = batches_of(dataloader)
+        evaluation = batches_of(eval_dataloader) if compute_metric and eval_dataloader else None
         chosen = self.optimizer if optimizer is None else optimizer
-        return fit(self, dataloader, chosen, metrics, num_epochs, amp=amp, verbose=verbose)
+        return fit(self, batches, chosen, evaluation, num_epochs, amp=amp, verbose=verbose)
 
     def evaluate(
         self,
         dataloader: Iterable[Any],
         targets: Any = None,
+        training: bool = False,
         testing: bool = True,
         verbose: bool = True,  # noqa: ARG002  (nothing is printed)
         mode: str = "eval",
     ) -> dict[str, float]:
-        """Metrics of the tasks by `MODE_/TASK/METRIC`, and the mean loss as `MODE_/loss`.
+        """Metrics of the tasks by `TASK/METRIC`, and the mean loss as `loss`.
 
-        Batches are (features, targets) or features.
+        Batches as in `fit`. `mode` is read by nothing, as for a single task of the original.
         """
         expect("targets", targets, None, because="they come with the batches")
-        expect("testing", testing, True, because="an evaluation always tests")
-        return evaluate_batches(self, dataloader, prefix=mode)
+        expect("training", training, False, because="an evaluation tests")
+        expect("testing", testing, True, because="an evaluation tests")
+        values = evaluate_batches(self, batches_of(dataloader), prefix=mode)
+        self.last_metrics = {k.removeprefix(f"{mode}_/"): value for k, value in values.items()}
+        return dict(self.last_metrics)
+
+    def compute_metrics(self, mode: str | None = None) -> dict[str, Tensor]:
+        """Metrics of the last evaluation, also by the Trainer, by `TASK/METRIC`."""
+        prefix = "" if mode is None else f"{mode}_"
+        metrics = {k: v for k, v in self.last_metrics.items() if k != "loss"}
+        return {prefix + name: torch.tensor(value) for name, value in metrics.items()}
 
     @property
     def prediction_tasks(self) -> dict[str, Task]:
@@ -232,3 +248,27 @@ class Model(Rebuildable, blocks.Model):
         model = load_model(Path(path))
         assert isinstance(model, Model)  # noqa: S101
         return model
+
+
+def set_longest(model: blocks.Model, length: int | None) -> None:
+    """Let the input blocks read the newest `length` interactions.
+
+    An input block that has a length of its own keeps it, and a line says so.
+    """
+    if length is None:
+        return
+    for head in model._heads():
+        inputs = head.body.inputs
+        if inputs.max_sequence_length is None and inputs.item != ROW:
+            inputs.max_sequence_length = length
+        elif inputs.max_sequence_length != length:
+            logger.warning(
+                "max_sequence_length %d: the input block reads %s interactions. See %s.",
+                *(length, inputs.max_sequence_length, PAGE),
+            )
+
+
+def batches_of(dataloader: Iterable[Any]) -> Iterable[Any]:
+    """Batches of a loader; of a torch DataLoader, its data set has them, as in the original."""
+    batches: Any = dataloader.dataset if isinstance(dataloader, DataLoader) else dataloader
+    return batches

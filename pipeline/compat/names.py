@@ -20,7 +20,7 @@ NAMES: dict[str, str] = {
     "requires_schema": "schemas are arguments",
     "T4RecConfig": "the same: the class of all configs",
     "GPT2Config": SAME,
-    "XLNetConfig": "attention follows the masking, so `attn_type` and `mem_len` are no settings",
+    "XLNetConfig": "the same; attention follows the masking, with which `attn_type` must agree",
     "TransfoXLConfig": "Hugging Face has removed the architecture; `XLNetConfig` is its successor",
     "LongformerConfig": "the same, without clm, which would see its targets",
     "AlbertConfig": "the same; causal under clm",

@@ -20,9 +20,9 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_utils import PredictionOutput, TrainOutput
 
 from pipeline.compat.arguments import expect
-from pipeline.compat.dataloader import Paths, T4RecDataLoader, session_loader
+from pipeline.compat.dataloader import MerlinDataLoader, Paths, T4RecDataLoader, session_loader
 from pipeline.compat.evaluation import evaluate_batches, positions_of
-from pipeline.compat.model import Model
+from pipeline.compat.model import Model, set_longest
 from pipeline.compat.windows import wipe_memory
 from pipeline.core.errors import ConfigError
 from pipeline.core.files import atomic_write
@@ -57,7 +57,7 @@ class T4RecTrainingArguments(TrainingArguments):
     """
 
     max_sequence_length: int | None = None
-    """Newest interactions of a session that are read; the input block's is what counts."""
+    """Newest interactions of a session that are read, unless the input block has a number."""
     shuffle_buffer_size: int = 0
     """Without effect: whole files are shuffled."""
     data_loader_engine: str = "merlin"
@@ -99,6 +99,18 @@ class T4RecTrainingArguments(TrainingArguments):
         super().__post_init__()
 
 
+def _alias(name: str) -> Any:
+    """Another name of an attribute."""
+
+    def get(trainer: "Trainer") -> Any:
+        return getattr(trainer, name)
+
+    def set_value(trainer: "Trainer", value: Any) -> None:
+        setattr(trainer, name, value)
+
+    return property(get, set_value, doc=f"Another name of `{name}`.")
+
+
 class Trainer:
     """Trains and evaluates a model on Parquet files, which may be others for each call.
 
@@ -136,29 +148,12 @@ class Trainer:
         self.optimizer, self.lr_scheduler = optimizers
         self.state = TrainerState()
         """State of Hugging Face's Trainer; steps count on from one `train` to the next."""
-        longest = model.inputs.max_sequence_length
-        expect(
-            "max_sequence_length", args.max_sequence_length, None, longest,
-            because=f"the input block reads {longest}",
-        )  # fmt: skip
+        set_longest(model, args.max_sequence_length)
 
-    @property
-    def train_dataset(self) -> Paths:
-        """`train_dataset_or_path`, under the name of the original's documentation."""
-        return self.train_dataset_or_path
-
-    @train_dataset.setter
-    def train_dataset(self, paths: Paths) -> None:
-        self.train_dataset_or_path = paths
-
-    @property
-    def eval_dataset(self) -> Paths:
-        """`eval_dataset_or_path`, under the name of the original's documentation."""
-        return self.eval_dataset_or_path
-
-    @eval_dataset.setter
-    def eval_dataset(self, paths: Paths) -> None:
-        self.eval_dataset_or_path = paths
+    # the original's documentation and notebooks set data by these names
+    train_dataset = train_dataloader = _alias("train_dataset_or_path")
+    eval_dataset = eval_dataloader = _alias("eval_dataset_or_path")
+    test_dataset = test_dataloader = _alias("test_dataset_or_path")
 
     def add_callback(self, callback: TrainerCallback) -> None:
         """Add a callback of Hugging Face to the next trainings."""
@@ -188,7 +183,8 @@ class Trainer:
         if self.train_dataset_or_path is None:
             raise ConfigError("Set `train_dataset_or_path` before `train`.")
         sessions = session_loader(self.model, self.train_dataset_or_path, 1).num_sessions
-        return training_config(self.args, sessions)
+        config = training_config(self.args, sessions)
+        return config if self.model.ranks_items else config.model_copy(update={"metric": "loss"})
 
     def _session_trainer(self, config: TrainConfig) -> SessionTrainer:
         assert config.batch_size is not None  # noqa: S101
@@ -225,23 +221,29 @@ class Trainer:
     ) -> dict[str, float]:
         """Metrics of `eval_dataset_or_path` by `PREFIX_/TASK/METRIC`, and `PREFIX_/loss`.
 
-        The prefix train reads `eval_steps_on_train_set` batches of the training files. Ranking
-        metrics need `compute_metrics`.
+        The prefix train reads the first `eval_steps_on_train_set` batches. Metrics need
+        `compute_metrics`.
         """
-        on_train = metric_key_prefix == "train"
-        paths = self.train_dataset_or_path if on_train else self.eval_dataset_or_path
-        paths = paths if eval_dataset is None else eval_dataset
+        paths = self.eval_dataset_or_path if eval_dataset is None else eval_dataset
         if paths is None:
             raise ConfigError("Set `eval_dataset_or_path` before `evaluate`.")
         loader = session_loader(self.model, paths, self.args.per_device_eval_batch_size)
-        steps = self.args.eval_steps_on_train_set if on_train else None
-        return evaluate_batches(
+        steps = self.args.eval_steps_on_train_set if metric_key_prefix == "train" else None
+        values = evaluate_batches(
             self.model,
             islice(loader, steps),
             prefix=metric_key_prefix,
             with_metrics=self.compute_metrics,
             metrics_every=self.args.compute_metrics_each_n_steps,
         )
+        prefix = f"{metric_key_prefix}_/"
+        self.model.last_metrics = {k.removeprefix(prefix): v for k, v in values.items()}
+        self.log(values)
+        return values
+
+    def log(self, logs: dict[str, float]) -> None:
+        """Add a line to the history of the log."""
+        self.state.log_history.append({**logs, "step": self.state.global_step})
 
     @torch.no_grad()
     def predict(
@@ -293,6 +295,30 @@ class Trainer:
         if not self.args.output_dir:
             raise ConfigError("Set `output_dir` of the arguments, or name a folder.")
         return Path(self.args.output_dir)
+
+    def get_train_dataloader(self) -> MerlinDataLoader:
+        """Batches of the training files in random order."""
+        return self._dataloader(self.train_dataset_or_path, self.args.per_device_train_batch_size)
+
+    def get_eval_dataloader(self, eval_dataset: Paths = None) -> MerlinDataLoader:
+        """Batches of the evaluation files in their order."""
+        paths = self.eval_dataset_or_path if eval_dataset is None else eval_dataset
+        return self._dataloader(paths, self.args.per_device_eval_batch_size, shuffle=False)
+
+    def get_test_dataloader(self, test_dataset: Paths = None) -> MerlinDataLoader:
+        """Batches of the test files in their order."""
+        paths = self.test_dataset_or_path if test_dataset is None else test_dataset
+        return self._dataloader(paths, self.args.per_device_eval_batch_size, shuffle=False)
+
+    def _dataloader(self, paths: Paths, batch_size: int, shuffle: bool = True) -> MerlinDataLoader:
+        if isinstance(paths, MerlinDataLoader):
+            return paths
+        if self.schema is None:
+            raise ConfigError("A loader needs the `schema` of the Trainer.")
+        longest = self.model.inputs.max_sequence_length
+        return MerlinDataLoader.from_schema(
+            self.schema, paths, batch_size, longest, shuffle=shuffle
+        )
 
     def save_model(self, output_dir: str | Path | None = None) -> None:
         """Write the model to `output_dir`, as `model.save` does."""

@@ -106,13 +106,25 @@ def test_fit_lowers_the_loss_of_every_task() -> None:
     loader = tr.MerlinDataLoader.from_schema(DATA.schema, DATA.path, 20)
     before = model.evaluate(loader)
     losses = model.fit(loader, lambda p: torch.optim.Adam(p, 0.01), loader, num_epochs=6)
-    assert [epoch["loss"] for epoch in losses] == sorted((e["loss"] for e in losses), reverse=True)
+    assert losses.tolist() == sorted(losses, reverse=True)
     after = model.evaluate(loader)
-    assert after == pytest.approx({k: losses[-1][k] for k in after}, abs=1e-6)
-    squared = "eval_/play_percentage/regression_task/mean_squared_error"
-    assert after["eval_/loss"] < before["eval_/loss"]
+    squared = "play_percentage/regression_task/mean_squared_error"
+    assert after["loss"] < before["loss"]
     assert after[squared] < before[squared]
-    assert after["eval_/next-item/recall_at_10"] > before["eval_/next-item/recall_at_10"] + 0.2
+    assert after["next-item/recall_at_10"] > before["next-item/recall_at_10"] + 0.2
+    computed = model.compute_metrics(mode="eval")
+    assert computed["eval_next-item/recall_at_10"].item() == pytest.approx(
+        after["next-item/recall_at_10"]
+    )
+
+
+def test_fit_takes_the_batches_of_a_torch_data_set() -> None:
+    model = model_of()
+    data = torch.utils.data.DataLoader([(BATCH, None), (BATCH, {})], batch_size=7)
+    losses = model.fit(data, num_epochs=3)
+    assert losses.shape == (3,)
+    assert losses[2] < losses[0]
+    assert model.evaluate(data)["loss"] == pytest.approx(model.evaluate([BATCH])["loss"])
 
 
 def test_metrics_of_targets_are_those_of_the_predictions() -> None:
@@ -125,17 +137,17 @@ def test_metrics_of_targets_are_those_of_the_predictions() -> None:
     with torch.no_grad():
         click, played = model(data).values()
     values = model.evaluate([(data, targets)], mode="test")
-    name = "test_/click/binary_classification_task"
+    name = "click/binary_classification_task"
     hits = ((click >= 0.5) & (targets["click"] == 1)).sum() / (click >= 0.5).sum().clamp(min=1)
     assert values[f"{name}/precision"] == pytest.approx(float(hits))
     accuracy = ((click >= 0.5) == (targets["click"] == 1)).float().mean()
     assert values[f"{name}/accuracy"] == pytest.approx(float(accuracy))
     error = (played - targets["play_percentage"]).square().mean()
-    assert values["test_/play_percentage/regression_task/mean_squared_error"] == pytest.approx(
+    assert values["play_percentage/regression_task/mean_squared_error"] == pytest.approx(
         float(error), rel=1e-5
     )
     logits = nn.functional.binary_cross_entropy(click, targets["click"].float())
-    assert values["test_/loss"] == pytest.approx(float(logits + error) / 2, rel=1e-5)
+    assert values["loss"] == pytest.approx(float(logits + error) / 2, rel=1e-5)
 
 
 def gru_model() -> tr.Model:
@@ -283,16 +295,43 @@ def test_total_length_is_the_length_of_sessions_for_every_masking(
         assert scores[:, 3:].isfinite().all()
 
 
-def test_traced_model_equals_the_model() -> None:
-    model = model_of(tr.XLNetConfig, "mlm")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("config", [tr.XLNetConfig, tr.GPT2Config, tr.BertConfig])
+def test_model_traced_with_a_ragged_batch_takes_other_batches(config: Any) -> None:
+    masking = "clm" if config is tr.GPT2Config else "mlm"
+    model = tr.Model(model_of(config, masking).heads[0], top_k=10).eval()
+    data = tr.data.tabular_sequence_testing_data
+    short = data.torch_synthetic_data(30, 3, 4, ragged=True)
+    longer = data.torch_synthetic_data(17, 10, 26, ragged=True)
     with torch.no_grad():
-        traced = torch.jit.trace(model, BATCH, strict=True)
-        assert same(traced(BATCH), model(BATCH))
+        traced = torch.jit.trace(model, short, strict=True)
+        for batch in (short, longer):
+            scores, items = model(batch)
+            traced_scores, traced_items = traced(batch)
+            assert torch.allclose(scores, traced_scores, atol=1e-5)
+            assert (items == traced_items).float().mean() > 0.99
+
+
+def test_length_may_be_an_argument_of_the_model_or_the_trainer(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    inputs = tr.TabularSequenceFeatures.from_schema(FEATURES, d_output=16, masking="clm")
+    body = tr.SequentialBlock(inputs, nn.Tanh())
+    model = body.to_model(tr.NextItemPredictionTask(), max_sequence_length=4)
+    assert model.inputs.max_sequence_length == 4
+    assert not caplog.records
+    tr.Model(model.heads[0], max_sequence_length=9)
+    assert "the input block reads 4 interactions. See docs/from" in caplog.text
+
+
+def bidirectional(masking: str) -> tr.Model:
+    config = tr.XLNetConfig.build(16, 2, 1, 20, attn_type="bi", summary_type="first")
+    return config.to_torch_model(features(masking), tr.NextItemPredictionTask())
 
 
 def test_arguments_with_one_value_here_say_why() -> None:
     for make, reason in (
-        (lambda: tr.XLNetConfig.build(16, 2, 1, 20, attn_type="bi"), "follows the masking"),
+        (lambda: bidirectional("clm"), "follows the masking, which is uni"),
         (lambda: tr.XLNetConfig.build(16, 2, 1, 20, mem_len=9), "nothing is carried"),
         (lambda: tr.NextItemPredictionTask(target_dim=4), "the size of the catalogue"),
         (lambda: tr.BinaryClassificationTask("click", loss=nn.MSELoss()), "binary cross-entropy"),
@@ -304,6 +343,7 @@ def test_arguments_with_one_value_here_say_why() -> None:
     ):
         with pytest.raises(ConfigError, match=rf"{reason}.*docs/from-transformers4rec.md"):
             make()
+    assert bidirectional("mlm")(BATCH).shape == (40, 53)
     assert tr.XLNetConfig.build(16, 2, 1, 20, mem_len=1, pad_token=0, d_inner=7).options == {
         "d_inner": 7
     }

@@ -83,10 +83,11 @@ def test_metrics_are_those_of_our_evaluation(tmp_path: Path, masking: str, last:
     assert values["test_/next-item/mean_reciprocal_rank_at_20"] == pytest.approx(
         ours["mrr@20"], abs=1e-9
     )
-    with torch.no_grad():
-        assert model.evaluate(
-            tr.MerlinDataLoader.from_schema(DATA.schema, DATA.path, 50, shuffle=False), mode="test"
-        ) == pytest.approx(values, abs=1e-6)
+    computed = {f"test_/{name}": value.item() for name, value in model.compute_metrics().items()}
+    assert computed == pytest.approx({k: v for k, v in values.items() if k != "test_/loss"})
+    loader = tr.MerlinDataLoader.from_schema(DATA.schema, DATA.path, 50, shuffle=False)
+    again = {f"test_/{name}": value for name, value in model.evaluate(loader).items()}
+    assert again == pytest.approx(values, abs=1e-6)
 
 
 def test_loss_of_an_evaluation_is_that_of_the_scores(tmp_path: Path) -> None:
@@ -122,6 +123,44 @@ def test_predictions_are_the_lists_of_the_model(tmp_path: Path) -> None:
         best, indices = model.eval()(batch[0])
     assert np.allclose(scores, best.numpy(), atol=1e-5)
     assert (items == indices.numpy()).mean() > 0.99  # equal scores are in any order
+
+
+def test_data_in_memory_are_read_too(tmp_path: Path) -> None:
+    import pipeline.core.merlin  # noqa: F401, I001
+    from merlin.io import Dataset
+
+    trainer = trainer_of(small_model(), tmp_path)
+    frame = pd.read_parquet(DATA.path)
+    expected = trainer.evaluate()
+    for data in (frame, Dataset(frame, cpu=True), Dataset(DATA.path, cpu=True)):
+        assert trainer.evaluate(data) == expected
+    loader = tr.MerlinDataLoader.from_schema(DATA.merlin_schema, Dataset(frame, cpu=True), 64)
+    trainer.test_dataloader = loader
+    trainer.args.predict_top_k = 3
+    assert trainer.predict().predictions[0].shape == (200, 3)
+
+
+def test_evaluating_as_train_reads_some_batches(tmp_path: Path) -> None:
+    trainer = trainer_of(small_model(), tmp_path, eval_steps_on_train_set=2)
+    values = trainer.evaluate(metric_key_prefix="train")
+    first = list(session_loader(trainer.model, DATA.path, 32))[:2]
+    ranks = rank_targets(trainer.model.eval(), first, "last").ranks
+    expected = ranking_metrics(ranks, (10,))["recall@10"]
+    assert values["train_/next-item/recall_at_10"] == pytest.approx(expected)
+    assert trainer.state.log_history[-1]["train_/loss"] == values["train_/loss"]
+
+
+def test_loaders_of_the_trainer_have_its_batch_sizes(tmp_path: Path) -> None:
+    trainer = trainer_of(small_model(), tmp_path)
+    assert trainer.get_train_dataloader().batch_size == 16
+    assert len(trainer.get_eval_dataloader()) == 7
+    assert trainer.get_test_dataloader(DATA.path).max_sequence_length == 20
+    loader = trainer.get_train_dataloader()
+    trainer.train_dataloader = loader
+    assert trainer.get_train_dataloader() is loader
+    trainer.schema = None
+    with pytest.raises(ConfigError, match="needs the `schema`"):
+        trainer.get_eval_dataloader()
 
 
 def test_schedule_stays_at_its_end_until_it_is_reset(tmp_path: Path) -> None:
@@ -197,8 +236,6 @@ def test_arguments_that_cannot_be_are_refused(tmp_path: Path) -> None:
         arguments(tmp_path, log_predictions=True)
     with pytest.raises(ConfigError, match="the loader is merlin"):
         arguments(tmp_path, data_loader_engine="tfrecord")
-    with pytest.raises(ConfigError, match="the input block reads 20"):
-        trainer_of(small_model(), tmp_path, max_sequence_length=30)
     with pytest.raises(ConfigError, match="leave out `deepspeed`"):
         further_arguments(_with(arguments(tmp_path), deepspeed="zero.json"))
     trainer = tr.Trainer(small_model(), arguments(tmp_path))
