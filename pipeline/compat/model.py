@@ -257,7 +257,7 @@ def set_longest(model: blocks.Model, length: int | None) -> None:
     """
     if length is None:
         return
-    for head in model._heads():
+    for head in model.all_heads:
         inputs = head.body.inputs
         if inputs.max_sequence_length is None and inputs.item != ROW:
             inputs.max_sequence_length = length
