@@ -80,6 +80,12 @@ def _microseconds(array: pa.Array, config: Timestamp) -> tuple[NDArray[Any], Tim
 
 
 def _from_integers(array: pa.Array, unit: str) -> NDArray[Any]:
+    if len(array) and not array.null_count:  # the usual column, without copies
+        low, high = (float(value.as_py()) for value in pc.min_max(array).values())
+        multiplier, divisor, latest = _scale(unit)
+        if max(-low, high) < latest:
+            times: NDArray[Any] = array.cast(pa.int64()).to_numpy()
+            return times * multiplier if divisor == 1 else times // divisor
     is_valid = array.is_valid().to_numpy(zero_copy_only=False)
     return scale_times(pc.fill_null(array, 0).to_numpy(zero_copy_only=False), is_valid, unit)
 
@@ -91,12 +97,17 @@ def scale_times(
 
     `arrays` is the module of the arrays: NumPy or CuPy.
     """
-    multiplier, divisor = {"s": (10**6, 1), "ms": (1000, 1), "us": (1, 1), "ns": (1, 1000)}[unit]
-    latest = min(LATEST_MICROSECONDS / multiplier * divisor, 2.0**63)
+    multiplier, divisor, latest = _scale(unit)
     usable = is_valid & (abs(times.astype(np.float64)) < latest)
     whole = arrays.where(usable, times, 0).astype(np.int64)
     scaled: NDArray[Any] = arrays.where(usable, whole * multiplier // divisor, NO_TIME)
     return scaled
+
+
+def _scale(unit: str) -> tuple[int, int, float]:
+    """Multiplier and divisor to microseconds, and the bound of usable times in the unit."""
+    multiplier, divisor = {"s": (10**6, 1), "ms": (1000, 1), "us": (1, 1), "ns": (1, 1000)}[unit]
+    return multiplier, divisor, min(LATEST_MICROSECONDS / multiplier * divisor, 2.0**63)
 
 
 def _from_floats(times: NDArray[Any], unit: str) -> tuple[NDArray[Any], TimestampType]:
@@ -115,6 +126,7 @@ def _from_text(text: pa.Array, time_format: str | None) -> NDArray[Any]:
     other = pc.if_else(pa.array(times == NO_TIME), text, None)
     if other.null_count == len(other):
         return times
+    other = pc.ascii_trim_whitespace(other)
     for pattern, replacement in _NOTATIONS:
         other = pc.replace_substring_regex(other, pattern, replacement)
     times = np.where(times == NO_TIME, _from_iso(other), times)
@@ -168,9 +180,9 @@ def check_unit(array: pa.Array, config: Timestamp) -> None:
     if config.unit == "iso" and _is_date(value):
         return
     scale = _MICROSECONDS.get(config.unit)
-    if scale is not None and _is_plausible(value * scale):
+    if scale is not None and is_plausible(value * scale):
         return
-    units = [unit for unit, scale in _MICROSECONDS.items() if _is_plausible(value * scale)]
+    units = [unit for unit, scale in _MICROSECONDS.items() if is_plausible(value * scale)]
     units += ["iso"] * _is_date(value)
     if not units:
         return
@@ -203,7 +215,7 @@ def _wrong_unit(value: str, unit: str, place: str, better: str) -> str:
     )
 
 
-def _is_plausible(microseconds: float) -> bool:
+def is_plausible(microseconds: float) -> bool:
     """Whether a time is between 1990 and tomorrow."""
     return _YEAR_1990 <= microseconds <= (time.time() + 86_400) * 1e6
 
@@ -211,4 +223,4 @@ def _is_plausible(microseconds: float) -> bool:
 def _is_date(value: float) -> bool:
     """Whether a number has the digits of a date, such as 20200101."""
     moment = parse_time(f"{value:.0f}") if 19_900_101 <= value <= 99_991_231 else None
-    return moment is not None and _is_plausible(moment)
+    return moment is not None and is_plausible(moment)

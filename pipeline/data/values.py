@@ -17,6 +17,7 @@ UNKNOWN_INTEGER = -(2**63) + 1
 FEW = 16
 """Ratio of rows to distinct values from which on text is kept as a dictionary."""
 _FIRST_ROWS = 1_000
+_NUMBER = r"^[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?$"
 _CURRENCY = (
     r"^\s*(?:\p{Sc}|[A-Z]{3})?[\s\x{a0}]*([+-]?[0-9.,].*?)[\s\x{a0}]*(?:\p{Sc}|[A-Z]{3}|%)?\s*$"
 )
@@ -29,6 +30,12 @@ def to_array(column: pa.ChunkedArray) -> pa.Array:
     if isinstance(array, pa.ChunkedArray):
         array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
     return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+
+
+def example(array: pa.Array, at: int) -> Any:
+    """Value at a position for a message; times as text, which Python's types do not all hold."""
+    value = array.slice(at, 1)
+    return (value.cast(pa.string()) if pa.types.is_temporal(array.type) else value)[0].as_py()
 
 
 def categories(chunks: list[pa.Array], kind: ValueType | None) -> tuple[pd.Series, ValueType]:
@@ -53,6 +60,8 @@ def category_chunk(chunk: pa.Array, kind: ValueType | None) -> tuple[pa.Array, V
     Text with few distinct values is returned as a dictionary. With `kind` it becomes that type; a
     value that is no integer is `UNKNOWN_INTEGER` then.
     """
+    if kind != "string" and (integers := as_integers(chunk)) is not None:
+        return integers, "int64"
     if is_text(chunk.type):
         encoded = chunk.dictionary_encode()
         if len(encoded.dictionary) * FEW < len(chunk):
@@ -60,11 +69,6 @@ def category_chunk(chunk: pa.Array, kind: ValueType | None) -> tuple[pa.Array, V
             if value_kind == "int64" or values.null_count:
                 return decode_dictionary(values.take(encoded.indices)), value_kind
             return pa.DictionaryArray.from_arrays(encoded.indices, values), value_kind
-    if kind == "string":
-        return as_text(chunk), "string"
-    integers = as_integers(chunk)
-    if integers is not None:
-        return integers, "int64"
     if kind == "int64":
         return integers_or_unknown(chunk), "int64"
     return as_text(chunk), "string"
@@ -134,18 +138,15 @@ def numbers(
             part = chunk.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
             bad.append(np.zeros(len(part), np.bool_))
         else:
-            text = pc.if_else(pc.equal(chunk.cast(pa.string()), ""), None, chunk.cast(pa.string()))
-            is_value = text.is_valid().to_numpy(zero_copy_only=False)
-            text = text if decimal is None else _without_marks(text, decimal)
-            part = pd.to_numeric(text.to_pandas(), errors="coerce").to_numpy(np.float64)
-            if np.isnan(part).any():
-                part = _replace_truths(part, text)
-            bad.append(np.isnan(part) & is_value)
+            part, is_bad = _numbers_of_text(chunk.cast(pa.string()), decimal)
+            bad.append(is_bad)
         parts.append(part)
-    whole = np.concatenate(parts)
+    whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
     with np.errstate(over="ignore"):
         narrow = whole.astype(np.float32)
-    unusable = np.isinf(narrow) | (positive & (narrow <= -1))
+    unusable = np.isinf(narrow)
+    if positive:
+        unusable |= narrow <= -1
     return np.where(unusable, np.nan, whole), np.concatenate(bad) | unusable
 
 
@@ -160,12 +161,30 @@ def _without_marks(text: pa.Array, decimal: str) -> pa.Array:
     return pc.replace_substring(text, decimal, ".")
 
 
-def _replace_truths(numbers: NDArray[Any], text: pa.Array) -> NDArray[Any]:
+def _numbers_of_text(text: pa.Array, decimal: str | None) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """float64 with NaN for text that is no number, and (N,) bool, True where it is not empty."""
+    try:
+        if decimal is None:  # the usual column, in which every text is a number
+            part = text.cast(pa.float64()).to_numpy(zero_copy_only=False)
+            return part, np.isnan(part) & _is_filled(text)
+    except pa.ArrowInvalid:
+        pass
+    plain = pc.ascii_trim_whitespace(text) if decimal is None else _without_marks(text, decimal)
+    plain = pc.if_else(pc.match_substring_regex(plain, _NUMBER), plain, None)
+    part = plain.cast(pa.float64()).to_numpy(zero_copy_only=False)
     lower = pc.utf8_lower(text)
     for word, number in (("true", 1.0), ("false", 0.0)):
         is_word = pc.fill_null(pc.equal(lower, word), False).to_numpy(zero_copy_only=False)
-        numbers = np.where(is_word, number, numbers)
-    return numbers
+        part = np.where(is_word, number, part)
+    return part, np.isnan(part) & _is_filled(text)
+
+
+def _is_filled(text: pa.Array) -> NDArray[np.bool_]:
+    """(N,) bool: whether a text is neither null nor empty."""
+    is_filled: NDArray[np.bool_] = pc.fill_null(pc.not_equal(text, ""), False).to_numpy(
+        zero_copy_only=False
+    )
+    return is_filled
 
 
 def bucket(numbers: NDArray[Any], bounds: tuple[float, ...]) -> pa.Array:
@@ -183,9 +202,9 @@ def as_integers(array: pa.Array) -> pa.Array | None:
         if pa.types.is_floating(kind):  # pandas turns integers with missing values into floats
             return pc.if_else(pc.is_nan(array), None, array).cast(pa.int64())
         if is_text(kind):
-            text = as_text(array)
             # the cast fails at the first text that is no integer, but reads the whole array first
-            text.slice(0, _FIRST_ROWS).cast(pa.int64())
+            as_text(array.slice(0, _FIRST_ROWS)).cast(pa.int64())
+            text = as_text(array)
             whole = text.cast(pa.int64())
             return whole if whole.cast(pa.string()).equals(text) else None
     except pa.ArrowInvalid:
@@ -220,7 +239,8 @@ def as_text(array: pa.Array) -> pa.Array:
         text = pc.replace_substring_regex(array.cast(pa.string()), r"\.0+$", "")
         return pc.replace_substring_regex(text, r"^0E-\d+$", "0")  # as Arrow writes 0.0000000
     text = array.cast(pa.string())
-    return pc.if_else(pc.equal(text, ""), None, text)
+    is_empty = pc.equal(text, "")
+    return pc.if_else(is_empty, None, text) if pc.any(is_empty).as_py() else text
 
 
 def _is_decimal(kind: pa.DataType) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
+from numpy.typing import NDArray
 
 from pipeline.logs.columns import recipe_names
 from pipeline.logs.compression import inner_name
@@ -26,6 +27,7 @@ _TEXT = re.compile(rb"[^\r\n]")
 LONGEST_RECORD = 1 << 16
 """Longest interaction with line ends inside its values, in bytes."""
 _LINE_ENDS = b"\r\n"
+_CACHED_BYTES = 1 << 17
 _UNIT_SEPARATOR = "\x1f"
 _TAB_SUFFIXES = (".tsv", ".inter", ".item", ".user")
 
@@ -241,6 +243,8 @@ class _Quotes:
     def has_text_after(self, block: bytes) -> bool:
         """Whether a line may have text after a closing quote, such as `"Weird" Al`."""
         codes = np.frombuffer(b"\n" + block + b"\n", np.uint8)
+        if not self._has_quote_inside(codes):
+            return False
         quotes = np.flatnonzero(codes == ord('"'))
         before, after = codes[quotes - 1], codes[quotes + 1]
         is_first = self._is_end[before]
@@ -253,6 +257,15 @@ class _Quotes:
         ends = np.flatnonzero((codes == 10) | (codes == 13))
         lines = np.searchsorted(ends, quotes)
         return bool(np.isin(lines[is_inside], lines[is_first]).any())
+
+    def _has_quote_inside(self, codes: NDArray[np.uint8]) -> bool:
+        """Whether a quote has neither a delimiter nor a line end beside it."""
+        for begin in range(1, len(codes) - 1, _CACHED_BYTES):  # parts that the cache holds
+            part = codes[begin - 1 : begin + _CACHED_BYTES + 1]
+            is_end = (part == ord(self._ends[0])) | (part == 10) | (part == 13)
+            if ((part[1:-1] == ord('"')) > (is_end[:-2] | is_end[2:])).any():
+                return True
+        return False
 
     def quote_whole(self, record: bytes) -> bytes:
         """Put quotes around values that begin with a quoted word, so that they keep its quotes."""

@@ -109,7 +109,9 @@ def parse_time(text: str, time_format: str | None = None) -> int | None:
     forms of `TIMES` are read.
     """
     try:
-        moment = _parse(text) if time_format is None else datetime.strptime(text, time_format)
+        moment = (
+            _parse(text.strip()) if time_format is None else datetime.strptime(text, time_format)
+        )
     except (ValueError, OverflowError, OSError, KeyError):  # no such day, no such zone
         return None
     if moment is None or not 1700 <= moment.year < 2200:
