@@ -77,6 +77,32 @@ def new_artifact(
             os.close(lock)
 
 
+@contextmanager
+def scratch_beside(path: Path, word: str) -> Iterator[Path]:
+    """Yield an empty directory beside `path` that is removed at the end.
+
+    Those of `word` that killed processes left are removed first. ArtifactError if the folder of
+    `path` cannot be written.
+    """
+    parent = next(each for each in path.absolute().parents if each.is_dir())
+    directory = _sibling(parent / path.name, word)
+    try:
+        with _exclusive(parent):
+            _remove_leftovers(parent / path.name, word)
+            directory.mkdir(mode=0o700)
+            lock = _lock(directory)
+    except OSError as error:
+        raise ArtifactError(
+            f"{parent} cannot be written: {error.strerror}. Choose another --out."
+        ) from None
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
 def current_facts(path: Path, kind: str, fingerprint: str) -> dict[str, Any] | None:
     """Facts of the artifact at `path` if it is whole and has this fingerprint, else None."""
     facts = whole_facts(path, kind)
@@ -258,17 +284,17 @@ def _replace_in_two_steps(partial: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _sibling(path: Path) -> Path:
+def _sibling(path: Path, word: str = "partial") -> Path:
     """Hidden path beside `path`, unique to this writer."""
-    return path.parent / f".{path.name}.partial-{secrets.token_hex(8)}"
+    return path.parent / f".{path.name}.{word}-{secrets.token_hex(8)}"
 
 
-def _remove_leftovers(path: Path) -> bool:
-    """Remove partial directories of `path` whose writer was killed, so that their lock is free.
+def _remove_leftovers(path: Path, word: str = "partial") -> bool:
+    """Remove hidden siblings of `path` whose writer was killed, so that their lock is free.
 
     Returns whether no other writer is at work.
     """
-    pattern = re.compile(rf"\.{re.escape(path.name)}\.partial-[0-9a-f]{{16}}")
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.{word}-[0-9a-f]{{16}}")
     alone = True
     for old in path.parent.iterdir():
         if pattern.fullmatch(old.name):

@@ -110,7 +110,10 @@ def _override(values: dict[str, Any], override: str) -> None:
     try:
         values[key] = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError):
-        raise ConfigError(f"Override {override!r}: {text!r} is not a YAML value.") from None
+        raise ConfigError(
+            f"Override {override!r}: {text!r} is not a YAML value. Text is in quotes: "
+            f"'{name}=\"{text}\"'."
+        ) from None
 
 
 def _explain(root: type[BaseModel], error: ErrorDetails) -> str:

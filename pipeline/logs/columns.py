@@ -30,6 +30,7 @@ _STRINGS = {pa.string(), pa.large_string(), pa.string_view()}
 _TEXTS = {*_STRINGS, pa.binary(), pa.large_binary(), pa.binary_view()}
 _RECBOLE_TYPE = re.compile(r":(?:token|float)(?:_seq)?\Z")
 _UUID_BYTES = 16
+_CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f]")
 _NO_FOLDER_VALUE = "__HIVE_DEFAULT_PARTITION__"
 
 
@@ -186,35 +187,26 @@ def decode_text(
     if kind not in _TEXTS and not pa.types.is_fixed_size_binary(kind):
         return column
     column = column.cast(kind) if pa.types.is_dictionary(column.type) else column
-    if kind not in _STRINGS and _holds_bytes(column):
-        return _hexadecimal(column)
+    has_bytes = kind not in _STRINGS and _has_control_character(column)
     column = column.cast(pa.binary())
     try:
-        column = column.cast(pa.string())  # validates without copying
+        text = column.cast(pa.string())  # validates without copying
     except pa.ArrowInvalid:
-        column = _decode_each(column, row_counts)
+        text = None
+    if text is None or has_bytes:
+        text = _decode_each(column, row_counts, is_binary=kind not in _STRINGS)
+    column = text
     return _remove_nul(column, row_counts)
 
 
-def _holds_bytes(column: pa.ChunkedArray) -> bool:
-    """Whether binary values are no text: some value has a control character."""
+def _has_control_character(column: pa.ChunkedArray) -> bool:
+    """Whether a binary value has a control character, which text has not."""
     for chunk in column.cast(pa.large_binary()).chunks:
         if (data := chunk.buffers()[2]) is not None:
             codes = np.frombuffer(data, np.uint8)
             if ((codes < ord("\t")) | ((codes > ord("\r")) & (codes < ord(" ")))).any():
                 return True
     return False
-
-
-def _hexadecimal(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Bytes as text: 16 of them as UUID, others in hexadecimal."""
-    chunks = []
-    for chunk in column.chunks:
-        encoded = chunk.cast(pa.binary()).dictionary_encode()
-        values = encoded.dictionary.to_pylist()
-        texts = [str(UUID(bytes=v)) if len(v) == _UUID_BYTES else v.hex() for v in values]
-        chunks.append(pa.array(texts, pa.string()).take(encoded.indices))
-    return pa.chunked_array(chunks, pa.string())
 
 
 def replace_missing(recipe: Preprocess, table: pa.Table, row_counts: RowCounts) -> pa.Table:
@@ -234,12 +226,20 @@ def replace_missing(recipe: Preprocess, table: pa.Table, row_counts: RowCounts) 
     return table
 
 
-def _decode_each(column: pa.ChunkedArray, row_counts: RowCounts) -> pa.ChunkedArray:
-    """Decode each distinct value by itself: UTF-8, else Windows-1252."""
+def _decode_each(
+    column: pa.ChunkedArray, row_counts: RowCounts, *, is_binary: bool
+) -> pa.ChunkedArray:
+    """Decode each distinct value by itself, so that none depends on the others of its block.
+
+    UTF-8, else Windows-1252. If the column is binary, 16 bytes that are no UTF-8 are a UUID, and
+    bytes with a control character are hexadecimal digits.
+    """
     chunks = []
     for chunk in column.chunks:
         encoded = chunk.dictionary_encode()
-        values = [decode(value) for value in encoded.dictionary.to_pylist()]
+        values = [
+            _decode_binary(v) if is_binary else decode(v) for v in encoded.dictionary.to_pylist()
+        ]
         texts = pa.array([text for text, _ in values], pa.string())
         chunks.append(texts.take(encoded.indices))
         is_repaired = pa.array([repaired for _, repaired in values], pa.bool_())
@@ -248,10 +248,19 @@ def _decode_each(column: pa.ChunkedArray, row_counts: RowCounts) -> pa.ChunkedAr
     return pa.chunked_array(chunks, pa.string())
 
 
+def _decode_binary(value: bytes) -> tuple[str, bool]:
+    """Text of bytes, and whether it is Windows-1252."""
+    has_control = _CONTROL.search(value) is not None
+    text, is_windows_1252 = decode(value)
+    if len(value) == _UUID_BYTES and (has_control or is_windows_1252):
+        return str(UUID(bytes=value)), False
+    return (value.hex(), False) if has_control else (text, is_windows_1252)
+
+
 def _remove_nul(column: pa.ChunkedArray, row_counts: RowCounts) -> pa.ChunkedArray:
     for chunk in column.chunks:
         text = chunk.buffers()[2]
-        if text is not None and (np.frombuffer(text, np.uint8) == 0).any():
+        if text is not None and text.size and not np.frombuffer(text, np.uint8).min():
             count = pc.sum(pc.count_substring(column, "\0")).as_py() or 0
             row_counts.repaired["NUL bytes taken out"] += count
             return pc.replace_substring(column, "\0", "")

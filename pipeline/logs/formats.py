@@ -17,7 +17,7 @@ from pipeline.core.errors import DataError
 from pipeline.logs.columns import canonical_table, folder_values, log_columns, recipe_names
 from pipeline.logs.compression import inner_name
 from pipeline.logs.csv_repair import CsvFile
-from pipeline.logs.json_lines import JsonLines, flatten, object_lists
+from pipeline.logs.json_lines import Fields, JsonLines, flatten, object_lists
 from pipeline.logs.row_counts import NO_UTF8, RowCounts
 from pipeline.logs.text import TextFile, decode
 from pipeline.recipe.preprocess import Preprocess
@@ -79,7 +79,7 @@ def _schema(recipe: Preprocess, file: Path) -> pa.Schema:
     """Columns of a Parquet file, or of the first block of JSON lines; empty for an empty file."""
     if format_of(recipe, file) == "parquet":
         return pq.read_schema(file) if file.stat().st_size else pa.schema([])
-    with closing(JsonLines(file, RowCounts()).tables()) as tables:
+    with closing(JsonLines(file, RowCounts(), _fields(recipe)).tables()) as tables:
         return next(tables, pa.table({})).schema
 
 
@@ -107,6 +107,12 @@ def check_columns(
 
 def _advice(recipe: Preprocess, file: Path, key: str, column: str, names: list[str]) -> str:
     """What to write into the recipe for a column that a file lacks."""
+    if names[0].startswith("PAR1"):
+        return "It is a Parquet file: set `format: parquet`."
+    if names[0].startswith("{"):
+        return "It holds JSON lines: set `format: jsonl`."
+    if len(names) > 1 and all(name.startswith(" ") for name in names[1:]):
+        return 'A blank follows each delimiter: set `delimiter: ", "`.'
     separators = [each for each in _SEPARATORS if any(each in name for name in names)]
     if separators and len(names) < _FEW_COLUMNS:
         return f"The columns look separated by {separators[0]!r}: set `delimiter` to that."
@@ -156,7 +162,7 @@ def scan_jsonl(
 ) -> Iterator[pa.Table]:
     """Canonical columns of JSON lines; a block has the types of its values."""
     has_lists: bool | None = None
-    for raw in JsonLines(file, row_counts).tables():
+    for raw in JsonLines(file, row_counts, _fields(recipe)).tables():
         if not raw.num_columns:  # no line holds an object
             continue
         is_first = has_lists is None
@@ -175,6 +181,16 @@ def scan_jsonl(
         table = canonical_table(recipe, table, str(file), row_counts)
         for at in range(0, max(table.num_rows, 1), num_rows):
             yield _add_missing(recipe, table.slice(at, num_rows), row_counts)
+
+
+def _fields(recipe: Preprocess) -> Fields:
+    """Fields of JSON that a recipe reads."""
+    columns = set(log_columns(recipe).values())
+    lists = {recipe.item, *(f.source for f in recipe.multi_valued_features)}
+    if recipe.explode is not None:  # names of its fields may lack its own
+        columns |= {f"{recipe.explode}.{name}" for name in columns}
+        lists = {f"{recipe.explode}.{name}" for name in lists} | lists | {recipe.explode}
+    return Fields(frozenset(columns), frozenset(lists))
 
 
 def scan_csv(

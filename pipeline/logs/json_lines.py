@@ -1,14 +1,15 @@
 """JSON lines as tables: an object a line, nested objects and lists of them as columns.
 
 Arrow parses a block of lines as it is. Only where it cannot, because a line is damaged or a field
-holds numbers in one line and text in another, the lines are examined one by one.
+holds values of several types, the lines are examined one by one.
 """
 
 import json
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -16,20 +17,22 @@ import pyarrow.compute as pc
 import pyarrow.json
 
 from pipeline.core.errors import DataError
-from pipeline.logs.row_counts import RowCounts
+from pipeline.logs.row_counts import NO_OBJECT, RowCounts
 from pipeline.logs.text import TextFile, decode, has_lines, map_ahead
 
-_NO_OBJECT = "lines that are no JSON object"
 _EXACT = 2.0**53
 """Integers of this size and above may lose digits as float64."""
+_AROUND_OBJECTS = b" \t,\x1e"
+"""Blanks, commas of an array and the separators of RFC 7464, which may be beside an object."""
 _UNREADABLE = (pa.ArrowInvalid, pa.ArrowNotImplementedError)
 
 
 class JsonLines:
     """File of JSON lines that is read once."""
 
-    def __init__(self, file: Path, row_counts: RowCounts) -> None:
+    def __init__(self, file: Path, row_counts: RowCounts, fields: "Fields") -> None:
         self._file = file
+        self._fields = fields
         self._text = TextFile(file, row_counts)
         self._row_counts = row_counts
 
@@ -58,19 +61,94 @@ class JsonLines:
 
     def _repair(self, block: bytes) -> pa.Table:
         """Objects of the lines that hold one; scalars as text if types differ within a field."""
-        lines, texts = [], []
+        lines, records = [], []
         for line in filter(bytes.strip, block.splitlines()):
+            line = line.strip(_AROUND_OBJECTS)
             try:
-                texts.append(_scalars_as_text(line))
+                records.append(_scalars_as_text(line))
                 lines.append(line)
             except (ValueError, RecursionError):
                 self._row_counts.rows += 1
-                self._row_counts.dropped[_NO_OBJECT] += 1
-                self._row_counts.add_example(_NO_OBJECT, decode(line)[0])
+                self._row_counts.dropped[NO_OBJECT] += 1
+                self._row_counts.add_example(NO_OBJECT, decode(line)[0])
         if not lines:
             return pa.table({})
         table = _parse_intact(b"\n".join(lines))
-        return _parse(b"\n".join(texts)) if table is None else table
+        if table is not None:
+            return table
+        try:
+            return _parse(_as_lines(records))
+        except _UNREADABLE:
+            self._fields.make_alike(records, self._row_counts)
+            return _parse(_as_lines(records))
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Fields that a recipe reads, by their names with dots."""
+
+    columns: frozenset[str]
+    """Fields that are read as they are."""
+    lists: frozenset[str]
+    """Those of them, and of their objects, of which a single value stands for a list of one."""
+
+    def make_alike(
+        self, records: list[dict[str, Any]], row_counts: RowCounts, prefix: str = ""
+    ) -> None:
+        """Change records whose fields hold objects or lists in some lines and not in others.
+
+        A field that is not read is removed. Of one that is read, a single value becomes a list of
+        one among lists; else the values become JSON text, or are missing where a field of an object
+        is read. These are counted.
+        """
+        for name in {key for record in records for key in record}:
+            path = prefix + name
+            if not any(f"{used}.".startswith(f"{path}.") for used in self.columns | self.lists):
+                for record in records:
+                    record.pop(name, None)
+                continue
+            fields = [(each, name) for each in records if each.get(name) is not None]
+            self._unite(path, fields, row_counts, is_field=True)
+            lists = [each[name] for each, _ in fields if isinstance(each[name], list)]
+            elements = [(each, at) for each in lists for at in range(len(each))]
+            self._unite(path, elements, row_counts, is_field=False)
+            objects = [holder[key] for holder, key in (*fields, *elements)]
+            if inner := [each for each in objects if isinstance(each, dict)]:
+                self.make_alike(inner, row_counts, f"{path}.")
+
+    def _unite(
+        self, path: str, places: list[tuple[Any, Any]], row_counts: RowCounts, *, is_field: bool
+    ) -> None:
+        """Change values, each at an object or a list and a key, if their kinds differ."""
+        kinds = {_kind_of(holder[key]) for holder, key in places} - {"null"}
+        if len(kinds) < 2:
+            return
+        if is_field and path in self.lists and "list" in kinds:
+            for holder, key in places:
+                if not isinstance(holder[key], list):
+                    holder[key] = [holder[key]]
+            return
+        as_text = path in self.columns
+        action = "read as text" if as_text else "set to missing"
+        reason = f"values of {path} that are of another type than in other lines, {action}"
+        for holder, key in places:
+            kind, text = _kind_of(holder[key]), json.dumps(holder[key], ensure_ascii=False)
+            if kind in ("list", "object") if as_text else kind in ("list", "scalar"):
+                row_counts.repaired[reason] += 1
+                row_counts.add_example(reason, text)
+                holder[key] = text if as_text else None
+
+
+def _kind_of(value: Any) -> Literal["null", "scalar", "list", "object"]:
+    if value is None:
+        return "null"
+    if isinstance(value, dict):
+        return "object"
+    return "list" if isinstance(value, list) else "scalar"
+
+
+def _as_lines(records: list[dict[str, Any]]) -> bytes:
+    return "\n".join(json.dumps(record, ensure_ascii=False) for record in records).encode()
 
 
 def flatten(table: pa.Table, explode: str | None, row_counts: RowCounts) -> pa.Table:
@@ -82,6 +160,10 @@ def flatten(table: pa.Table, explode: str | None, row_counts: RowCounts) -> pa.T
     if explode is None or explode not in table.column_names:
         return table
     lists = table[explode]
+    if not (pa.types.is_null(lists.type) or _is_list(lists.type)):
+        raise DataError(
+            f"`explode: {explode}` names a column of {lists.type}. Expected a list of objects."
+        )
     if pa.types.is_null(lists.type):
         lists = lists.cast(pa.list_(pa.null()))
     lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
@@ -163,14 +245,16 @@ def _loses_digits(column: Any) -> bool:
     return bool(pc.any(pc.greater_equal(pc.abs(column), _EXACT)).as_py())
 
 
-def _scalars_as_text(line: bytes) -> bytes:
-    """JSON with all numbers and booleans as text. ValueError if the line is no object."""
+def _scalars_as_text(line: bytes) -> dict[str, Any]:
+    """Object of a line, with all numbers and booleans as text. ValueError for another line."""
     record = json.loads(
         decode(line)[0], strict=False, parse_int=str, parse_float=str, parse_constant=str
     )
     if not isinstance(record, dict):
         raise ValueError("no object")
-    return json.dumps(_booleans_as_text(record), ensure_ascii=False).encode()
+    json.dumps(record, ensure_ascii=False).encode()  # fails for half of a surrogate pair
+    whole: dict[str, Any] = _booleans_as_text(record)
+    return whole
 
 
 def _booleans_as_text(value: Any) -> Any:

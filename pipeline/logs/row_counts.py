@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 _LONGEST_EXAMPLE = 60
+_NOTHING = "nothing"
+"""Example of a missing value, which any other one replaces."""
+NO_OBJECT = "lines that are no JSON object"
 NO_UTF8 = "values that are no UTF-8, read as Windows-1252"
 
 
@@ -40,7 +43,8 @@ class RowCounts:
     def add_example(self, reason: str, value: Any, row: int | None = None) -> None:
         """Keep the first example of a reason."""
         place = "" if row is None else f" in row {row:,}"
-        text = repr(value) if len(repr(value)) <= _LONGEST_EXAMPLE else f"{value!r:.60}..."
+        text = _NOTHING if value is None else repr(value)
+        text = text if len(text) <= _LONGEST_EXAMPLE else f"{text[:_LONGEST_EXAMPLE]}..."
         self.examples.setdefault(reason, f"{text}{place}")
 
     def add(self, other: "RowCounts") -> None:
@@ -50,7 +54,10 @@ class RowCounts:
         self.dropped += other.dropped
         self.repaired += other.repaired
         self.warnings += other.warnings
-        self.examples = other.examples | self.examples
+        for reason, text in other.examples.items():
+            own = self.examples.setdefault(reason, text)
+            if own.startswith(_NOTHING) and not text.startswith(_NOTHING):
+                self.examples[reason] = text
 
     def facts(self, kept: int) -> dict[str, Any]:
         """Counts for the manifest; `kept` is the number of rows left.

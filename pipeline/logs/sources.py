@@ -3,20 +3,27 @@
 import re
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
+from pipeline.core.artifact import scratch_beside
 from pipeline.core.errors import DataError
 from pipeline.logs.row_counts import RowCounts
 from pipeline.logs.text import TextFile
 
 STANDARD_INPUT = "-"
 _GLOB = re.compile(r"[*?\[]")
-_PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "http": "aiohttp", "https": "aiohttp", "abfs": "adlfs"}
+_PACKAGES = {
+    **dict.fromkeys(("s3", "s3a"), "s3fs"),
+    **dict.fromkeys(("gs", "gcs"), "gcsfs"),
+    **dict.fromkeys(("abfs", "abfss", "az", "adl"), "adlfs"),
+    **dict.fromkeys(("http", "https"), "aiohttp"),
+    **dict.fromkeys(("sftp", "ssh"), "paramiko"),
+}
+_LONGEST_REASON = 300
 
 
 @contextmanager
@@ -24,16 +31,14 @@ def local_logs(addresses: Sequence[str], out: Path) -> Iterator[list[Path]]:
     """Local paths of logs, in their order.
 
     A glob is replaced by its matches in the order of their names. Remote files and standard input
-    are copied into a folder beside `out`, which is removed at the end. DataError for an address of
-    which nothing can be read.
+    are copied into a folder beside `out`, which is removed at the end, or by the next run if this
+    one is killed. DataError for an address of which nothing can be read.
     """
     with ExitStack() as stack:
         paths: list[Path] = []
         for address in addresses:
             if address == STANDARD_INPUT or "://" in address:
-                parent = next(each for each in out.absolute().parents if each.is_dir())
-                scratch = tempfile.TemporaryDirectory(dir=parent, prefix=f".{out.name}-logs-")
-                folder = Path(stack.enter_context(scratch))
+                folder = stack.enter_context(scratch_beside(out, "logs"))
                 is_input = address == STANDARD_INPUT
                 paths += [_spool(folder)] if is_input else _fetch(address, folder)
             elif _GLOB.search(address) and not Path(address).exists():
@@ -74,15 +79,17 @@ def _fetch(address: str, folder: Path) -> list[Path]:
     protocol = address.split("://")[0]
     try:
         return _copy(address, folder)
-    except ImportError:
-        package = _PACKAGES.get(protocol, f"the package of fsspec for {protocol}://")
-        raise DataError(f"{address} cannot be read: install {package} first.") from None
+    except ImportError as error:
+        package = _PACKAGES.get(protocol)
+        advice = f"Run `pip install {package}` first." if package else f"{error}"
+        raise DataError(f"{address} cannot be read without a package. {advice}") from None
     except DataError:
         raise
     except FileNotFoundError:
         raise DataError(f"{address} does not exist.") from None
     except Exception as error:  # each storage has errors of its own
         line = " ".join(str(error).split()) or type(error).__name__
+        line = line if len(line) <= _LONGEST_REASON else f"{line[:_LONGEST_REASON]}..."
         raise DataError(f"{address} cannot be read: {line}") from None
 
 
@@ -98,20 +105,32 @@ def _copy(address: str, folder: Path) -> list[Path]:
     storage, path = _storage(address)
     if address.startswith("http"):  # folders and globs would be links of a page
         return [_copy_file(storage, path, folder)]
-    if _GLOB.search(path):
-        copies = (_copy_file(storage, file, folder) for file in storage.glob(path))
-        return _matches(address, copies)
+    if not _GLOB.search(path) or storage.exists(path):
+        return [_copy_tree(storage, path, folder)]
+    return _matches(address, (_copy_tree(storage, each, folder) for each in storage.glob(path)))
+
+
+def _copy_tree(storage: Any, path: str, folder: Path) -> Path:
+    """Copy of a file, or of all files of a folder."""
     if not storage.isdir(path):
-        return [_copy_file(storage, path, folder)]
+        return _copy_file(storage, path, folder)
+    target = _target(path, folder)
+    target.mkdir(parents=True, exist_ok=True)
     for file in storage.find(path):
         _copy_file(storage, file, folder)
-    return [folder]
+    return target
 
 
 def _copy_file(storage: Any, path: str, folder: Path) -> Path:
-    """Copy with the folders of its path, as they may name columns."""
-    parts = [part for part in PurePosixPath(urlsplit(path).path).parts if part not in {"/", ".."}]
-    target = folder.joinpath(*parts)
+    target = _target(path, folder)
     target.parent.mkdir(parents=True, exist_ok=True)
     storage.get_file(path, str(target))
     return target
+
+
+def _target(path: str, folder: Path) -> Path:
+    """Path of a copy with the folders of the original, as they may name columns."""
+    if "://" in path:  # of a web server, whose query is no part of a name
+        path = urlsplit(path).path
+    parts = [part for part in PurePosixPath(path).parts if part not in {"/", ".."}]
+    return folder.joinpath(*parts)

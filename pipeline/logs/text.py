@@ -23,6 +23,8 @@ LONGEST_LINE = 1 << 24
 """Longest line in bytes; a longer one is no row of a log."""
 _BLOCKS_AHEAD = 2
 R = TypeVar("R")
+_UTF16_CHARACTERS = 4
+"""Characters from which UTF-16 without a byte order mark is recognised."""
 _UTF16 = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 _MARKS = re.compile(rb"(?<![^\r\n])(?:%s)+" % codecs.BOM_UTF8)
 _LINE_END = re.compile(rb"\n|\r(?!\Z)")
@@ -176,18 +178,32 @@ def has_lines(block: bytes, number: int) -> bool:
 
 
 def _to_utf8(pieces: Iterator[bytes], row_counts: RowCounts) -> Iterator[bytes]:
-    """Convert UTF-16 with a byte order mark to UTF-8 and remove the mark of the file."""
+    """Convert UTF-16 to UTF-8 and remove the byte order mark of the file."""
     first = b""
     while len(first) < len(codecs.BOM_UTF8) and (piece := next(pieces, b"")):
         first += piece
-    if first[:2] not in _UTF16:
+    encoding = _UTF16.get(first[:2]) or _unmarked_utf16(first)
+    if encoding is None:
         yield from filter(None, chain([first.removeprefix(codecs.BOM_UTF8)], pieces))
         return
-    text16 = chain([first[2:]], pieces)
-    for text in codecs.iterdecode(text16, _UTF16[first[:2]], errors="replace"):
+    text16 = chain([first[2:] if first[:2] in _UTF16 else first], pieces)
+    for text in codecs.iterdecode(text16, encoding, errors="replace"):
         if replaced := text.count("�"):  # such as one half of a surrogate pair
             row_counts.repaired["characters that are no UTF-16, replaced"] += replaced
         yield text.encode()
+
+
+def _unmarked_utf16(text: bytes) -> str | None:
+    """Encoding of text in UTF-16 without a byte order mark, None for other text.
+
+    Its first characters, as of a header, are ASCII, and each is beside a NUL byte.
+    """
+    head = text[: 2 * _UTF16_CHARACTERS]
+    if len(head) == 2 * _UTF16_CHARACTERS:
+        for encoding, nul in (("utf-16-le", head[1::2]), ("utf-16-be", head[::2])):
+            if not any(nul) and head.count(0) == _UTF16_CHARACTERS:
+                return encoding
+    return None
 
 
 def _last_line_end(piece: bytes) -> int:

@@ -20,7 +20,7 @@ from pipeline.data import values
 from pipeline.data.fitted import TimestampType, ValueType
 from pipeline.data.times import NO_TIME, check_unit, microseconds
 from pipeline.logs import files as log_files
-from pipeline.logs.row_counts import RowCounts
+from pipeline.logs.row_counts import NO_OBJECT, RowCounts
 from pipeline.recipe.features import (
     BucketFeature,
     CategoricalFeature,
@@ -181,12 +181,15 @@ def _count_numbers(
 def _add_example(
     report: RowCounts, reason: str, raw: pa.Array, mask: NDArray[np.bool_], before: int
 ) -> None:
-    """Keep the first raw value under `mask` that is not null as an example; `before` are rows."""
+    """Keep the first raw value under `mask` as an example, a null only if all are null.
+
+    `before` is the number of rows before those of `raw`.
+    """
     if reason in report.examples or not mask.any():
         return
-    at = int((mask & raw.is_valid().to_numpy(zero_copy_only=False)).argmax())
-    if (value := raw[at].as_py()) is not None:
-        report.add_example(reason, value, before + at + 1)
+    filled = mask & raw.is_valid().to_numpy(zero_copy_only=False)
+    at = int((filled if filled.any() else mask).argmax())
+    report.add_example(reason, values.example(raw, at), before + at + 1)
 
 
 def _filter_times(timestamp: Timestamp, table: pa.Table, report: RowCounts) -> pa.Table:
@@ -231,9 +234,17 @@ def check_not_empty(files: Iterable[Path], rows: int, report: RowCounts) -> None
     """DataError if a log has no usable row."""
     if not rows:
         reasons = ", ".join(report.sentences)
+        advice = "Check `session`, `timestamp` and `delimiter`."
+        if report.dropped[NO_USABLE_TIME] == report.rows > 0:
+            advice = (
+                "Set `timestamp.unit` for numbers, or `timestamp.format` for other text, such as "
+                "`%d.%m.%Y %H:%M`."
+            )
+        elif report.dropped[NO_OBJECT] == report.rows > 0:
+            advice = "Expected an object a line, as `jq -c .` writes them."
         raise DataError(
             f"{', '.join(map(str, files))}: no usable row among {report.rows} "
-            f"({reasons or 'nothing in it'}). Check `session`, `timestamp` and `delimiter`."
+            f"({reasons or 'nothing in it'}). {advice}"
         )
 
 

@@ -1,7 +1,7 @@
 """Notes on a log that is read as it is and may be meant otherwise."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -9,9 +9,11 @@ import pyarrow.compute as pc
 
 from pipeline.core.columns import ITEM
 from pipeline.data.fitted import Fitted
+from pipeline.data.times import is_plausible
+from pipeline.preprocessing.report.counts import PartCounts
 from pipeline.preprocessing.sorting.log import Log
 from pipeline.recipe.features import CategoryFeature
-from pipeline.recipe.preprocess import Preprocess
+from pipeline.recipe.preprocess import Preprocess, Timestamp
 
 _WIDE_MICROSECONDS = 10 * 365 * 86_400 * 10**6
 """Distance between the median and the first or last time from which on a note warns of it."""
@@ -23,15 +25,23 @@ _TIED_SHARE = 0.01
 _NULL_WORDS = pa.array(
     ["null", "NULL", "Null", "None", "NaN", "nan", "\\N", "NA", "N/A", "n/a", "undefined", "(null)"]
 )
-_LIST = re.compile(r"\[.*\]|[^|]+(?:\|[^|]+)+", re.DOTALL)
-"""Text of a cell that looks like several values: ['a', 'b'], a|b, JSON."""
+_LIST = re.compile(
+    r"\[.*\]|\{.*\}|[^|]+(?:\|[^|]+)+|[^\s,]+(?:,[^\s,]+)+|[^\s;]+(?:;[^\s;]+)+", re.DOTALL
+)
+"""Text of a cell that looks like several values: ['a', 'b'], {a,b}, a|b, a,b, a;b."""
+_ROUNDED = r"^-?[0-9]\.[0-9]+[eE]\+?[0-9]+$"
+"""Long number as a spreadsheet shows and saves it."""
 _NUM_SAMPLES = 1_000
 
 
 def notes(recipe: Preprocess, log: Log, fitted: Fitted, base: Fitted | None) -> list[str]:
     """Sentences on times, sessions and ids that look wrong, each with what to do."""
     of_base = [] if base is None else _base_notes(recipe, base)
-    of_time = [] if recipe.timestamp is None else [*_time_notes(log), *_order_notes(recipe, log)]
+    of_time = (
+        []
+        if recipe.timestamp is None
+        else [*_time_notes(recipe.timestamp, log), *_order_notes(recipe, log)]
+    )
     return [*of_time, *of_base, *_session_notes(recipe, log), *_id_notes(fitted)]
 
 
@@ -43,14 +53,36 @@ def _base_notes(recipe: Preprocess, base: Fitted) -> list[str]:
     return [text] if keys else []
 
 
-def _time_notes(log: Log) -> Iterator[str]:
-    """First or last times far from the median, as of a wrong clock."""
+def unknown_notes(base: Fitted, counts: Mapping[str, PartCounts]) -> list[str]:
+    """A sentence on the columns of which the earlier data have no value of the log."""
+    unknown = []
+    for name, earlier in base.vocabularies.items():
+        indices = slice(earlier.first, earlier.first + len(earlier.values))
+        totals = [of_part.categories[name].counts for of_part in counts.values()]
+        if len(earlier.values) and not sum(int(each[indices].sum()) for each in totals):
+            unknown.append(name)
+    if not unknown:
+        return []
+    names = ", ".join(unknown)
+    return [
+        f"No value of {names} in this log is known to the earlier data. If they are of the same "
+        "shop, write ids alike and check the recipe; if not, preprocess without --from."
+    ]
+
+
+def _time_notes(timestamp: Timestamp, log: Log) -> Iterator[str]:
+    """First or last times far from the median, as of a wrong clock, and a median out of place."""
     first, median, last = log.first, int(np.median(log.ends)), int(log.ends.max())
     if max(last - median, median - first) > _WIDE_MICROSECONDS:
         yield (
             f"Times go from {date(first)} to {date(last)}, while half of the sessions end before "
             f"{date(median)}. One wrong clock moves a split by time: set `timestamp.earliest` and "
             "`timestamp.latest` to drop such rows."
+        )
+    if timestamp.bounds == (None, None) and not is_plausible(median):
+        yield (
+            f"Half of the sessions end by {date(median)}. If that is wrong, correct "
+            "`timestamp.unit` or `timestamp.format`; if it is right, set `timestamp.earliest`."
         )
 
 
@@ -90,23 +122,29 @@ def _id_notes(fitted: Fitted) -> Iterator[str]:
     """Ids and categories that stand for nothing, that differ in notation, or that are lists."""
     columns = {ITEM: fitted.recipe.item} | {f.name: f.source for f in fitted.categorical}
     for name, vocabulary in fitted.vocabularies.items():
-        if vocabulary.type != "string" or not len(vocabulary.values):
-            continue
-        column = columns[name]
-        words = vocabulary.values.filter(pc.is_in(vocabulary.values, _NULL_WORDS)).to_pylist()
-        if words:
-            names = ", ".join(map(repr, words))
-            yield (
-                f"{column} is {names} in some rows, read as any other value. If that means "
-                f"nothing, write `missing: [{', '.join(words)}]` into `preprocess`."
-            )
-        yield from _notation_notes(column, vocabulary.values)
-        yield from _list_notes(fitted, name, column, vocabulary.values)
+        column, values = columns[name], vocabulary.values
+        if vocabulary.type == "string" and len(values):
+            yield from _null_notes(column, values.filter(pc.is_in(values, _NULL_WORDS)).to_pylist())
+            yield from _notation_notes(column, values)
+            yield from _list_notes(fitted, name, column, values)
+        elif vocabulary.type == "int64":
+            negative = values.filter(pc.less(values, 0)).to_pylist()
+            yield from _null_notes(column, negative if negative == [-1] else [])
+
+
+def _null_notes(column: str, words: list[int | str]) -> Iterator[str]:
+    if words:
+        yield (
+            f"{column} is {', '.join(map(repr, words))} in some rows, read as any other value. If "
+            f"that means nothing, write `missing: [{', '.join(map(str, words))}]` into "
+            "`preprocess`."
+        )
 
 
 def _notation_notes(column: str, values: pa.Array) -> Iterator[str]:
     """Values that differ in blanks, `.0`, leading zeros or the form of Unicode alone."""
-    plain = pc.utf8_normalize(pc.utf8_trim_whitespace(values), "NFKC")
+    plain = pc.replace_substring_regex(values, r"\p{Cf}", "")  # such as a space of no width
+    plain = pc.utf8_normalize(pc.utf8_trim_whitespace(plain), "NFKC")
     plain = pc.replace_substring_regex(plain, r"\s+", " ")
     plain = pc.replace_substring_regex(plain, r"^0*(\d+)(?:\.0+)?$", r"\1")
     encoded = plain.dictionary_encode()
@@ -118,6 +156,13 @@ def _notation_notes(column: str, values: pa.Array) -> Iterator[str]:
             f"{int(counts[counts > 1].sum()):,} values of {column} differ from another in blanks, "
             "`.0`, leading zeros or the form of Unicode alone, such as "
             f"{' and '.join(map(repr, examples))}. They are different values here."
+        )
+    rounded = values.filter(pc.match_substring_regex(values, _ROUNDED))
+    if len(rounded):
+        yield (
+            f"{len(rounded):,} values of {column} are rounded numbers, such as "
+            f"{rounded[0].as_py()!r}, as a spreadsheet writes long ids. Different ids may have "
+            "become the same: export the log without it."
         )
 
 

@@ -25,7 +25,7 @@ from pipeline.preprocessing.gpu import frames
 from pipeline.preprocessing.gpu.log import read_on_device
 from pipeline.preprocessing.gpu.reading import NotOnDeviceError
 from pipeline.preprocessing.item_values import ItemValues
-from pipeline.preprocessing.notes import date, notes
+from pipeline.preprocessing.notes import date, notes, unknown_notes
 from pipeline.preprocessing.report.counts import PartCounts, Window, window_of
 from pipeline.preprocessing.report.page import write_report
 from pipeline.preprocessing.session_files import SessionWriter
@@ -88,8 +88,7 @@ def preprocess(
     """
     _check_arguments(recipe, test_logs, out)
     logs, test_logs = find_logs(recipe, logs), find_logs(recipe, test_logs)
-    if fingerprint is None:
-        fingerprint = data_fingerprint(recipe, logs, test_logs, base, operators)
+    fingerprint = fingerprint or data_fingerprint(recipe, logs, test_logs, base, operators)
     base_fitted = None if base is None else _read_base(recipe, base)
     facts: dict[str, Any] = {}
     with (
@@ -113,6 +112,7 @@ def preprocess(
         facts["sessions"], counts = _write_sessions(job, fitted, part_logs)
         facts["catalogue_items"] = len(fitted.item.values)
         if base_fitted is not None:
+            facts["notes"] += unknown_notes(base_fitted, counts)
             facts["new_items"] = len(fitted.item.values) - len(base_fitted.item.values)
         facts["max_sequence_length"] = recipe.max_sequence_length
         facts["left_out"] = _left_out(recipe, log, splits)
@@ -208,9 +208,13 @@ def _read(
 
 
 def _split(recipe: Preprocess, log: Log) -> list[NDArray[Any]]:
-    """Part numbers of the sessions of each shard."""
+    """Part numbers of the sessions of each shard. DataError if a part has no session."""
     lengths = [shard.lengths for shard in log.shards]
-    parts = split_sessions(recipe, log.ends, np.concatenate(lengths))
+    try:
+        parts = split_sessions(recipe, log.ends, np.concatenate(lengths))
+    except DataError as error:
+        reasons = "; ".join(log.report.sentences)
+        raise DataError(f"{error} Of the log: {reasons}." if reasons else str(error)) from None
     return np.split(parts, np.cumsum([len(of_shard) for of_shard in lengths])[:-1])
 
 

@@ -159,3 +159,57 @@ def as_text(value: Any) -> str | None:
     if isinstance(value, bool):
         return str(value).lower()
     return None if value is None or value == "" else str(value)
+
+
+def alike(tmp_path: Path, lines: list[Any], **keys: Any) -> tuple[dict[str, Any], RowCounts]:
+    """Columns of lines whose fields differ in type, as a recipe with these keys reads them."""
+    table, row_counts = read(
+        write(tmp_path / "log.jsonl", lines), {"session": "s", "item": "i", **keys}
+    )
+    return table.to_pydict(), row_counts
+
+
+@pytest.mark.parametrize("value", ["text", 1, [1], [[1]], {"b": 1}, {"a": {}}, [{"b": 2}, 3]])
+def test_types_of_a_field_that_is_not_read_do_not_matter(value: Any, tmp_path: Path) -> None:
+    lines = [{"s": 1, "i": 2, "x": {"a": 1}}, {"s": 1, "i": 3, "x": value}]
+    columns, row_counts = alike(tmp_path, lines)
+    assert [int(item) for item in columns["item_id"]] == [2, 3]
+    assert not row_counts.counts
+
+
+def test_a_single_value_among_lists_is_a_list_of_one(tmp_path: Path) -> None:
+    features = [{"name": "tags", "kind": "categorical", "values_per_interaction": 2}]
+    lines = [{"s": 1, "i": "a", "tags": ["p", "q"]}, {"s": 1, "i": "b", "tags": "p"}]
+    columns, row_counts = alike(tmp_path, lines, features=features)
+    assert columns["tags"] == ["p|q", "p"]
+    lines = [{"s": 1, "e": [{"i": "a"}, {"i": "b"}]}, {"s": 2, "e": {"i": "c"}}]
+    columns, more_counts = alike(tmp_path, lines, explode="e")
+    assert columns == {"session_id": ["1", "1", "2"], "item_id": ["a", "b", "c"]}
+    assert not row_counts.counts + more_counts.counts
+
+
+def test_an_object_among_texts_is_text_and_counted(tmp_path: Path) -> None:
+    lines = [{"s": 1, "i": "a"}, {"s": 1, "i": {"id": 7}}, {"s": 1, "i": None}]
+    columns, row_counts = alike(tmp_path, lines)
+    assert columns["item_id"] == ["a", '{"id": "7"}', None]
+    reason = "values of i that are of another type than in other lines, read as text"
+    assert row_counts.repaired == {reason: 1}
+    assert row_counts.examples == {reason: '\'{"id": "7"}\''}
+
+
+def test_another_value_where_a_field_of_an_object_is_read_is_missing(tmp_path: Path) -> None:
+    lines = [{"s": 1, "i": {"id": "a"}}, {"s": 1, "i": "b"}, {"s": 1, "i": ["c"]}]
+    columns, row_counts = alike(tmp_path, lines, item="i.id")
+    assert columns["item_id"] == ["a", None, None]
+    reason = "values of i that are of another type than in other lines, set to missing"
+    assert row_counts.repaired == {reason: 2}
+    lines = [{"s": 1, "e": [{"i": "a"}, "b"]}, {"s": 1, "e": [{"i": {"x": 1}}]}]
+    columns, row_counts = alike(tmp_path, lines, explode="e")
+    assert columns["item_id"] == ["a", None, '{"x": "1"}']
+    assert row_counts.repaired.total() == 2
+
+
+def test_exploding_what_is_no_list_is_one_line(tmp_path: Path) -> None:
+    lines = [{"s": 1, "e": '[{"i": 1}]'}]
+    with pytest.raises(DataError, match="`explode: e` names a column of string"):
+        alike(tmp_path, lines, explode="e")

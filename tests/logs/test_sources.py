@@ -1,9 +1,11 @@
 """Logs by glob, on standard input, on a web server and in fsspec's memory."""
 
+import fcntl
 import functools
 import gzip
 import http.server
 import io
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -95,6 +97,17 @@ def test_folder_of_remote_storage_is_read_with_the_columns_of_its_folders(
     assert read("memory://logs/shop", out=tmp_path / "out")[0] == ["1", "2"]
 
 
+def test_glob_of_remote_storage_may_match_folders_and_any_name(
+    memory: fsspec.AbstractFileSystem, tmp_path: Path
+) -> None:
+    for name in ("1/a#1.csv", "1/a#2.csv", "2/a?3.csv"):
+        content = f"session_id,item_id\n1,{name}\n".encode()
+        memory.pipe_file(f"/logs/session_id={name}", content)
+    items = ["1/a#1.csv", "1/a#2.csv", "2/a?3.csv"]
+    assert read("memory://logs/session_id=[0-9]", out=tmp_path / "out")[0] == items
+    assert read("memory://logs/session_id=2/a?3.csv", out=tmp_path / "out")[0] == items[2:]
+
+
 def test_glob_of_remote_storage_is_read_by_name(
     memory: fsspec.AbstractFileSystem, tmp_path: Path
 ) -> None:
@@ -109,7 +122,7 @@ def test_storage_that_is_not_installed_names_its_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "s3fs", None)
-    with pytest.raises(DataError, match=r"s3://bucket/log\.csv cannot be read: install s3fs"):
+    with pytest.raises(DataError, match=r"Run `pip install s3fs` first"):
         read("s3://bucket/log.csv", out=tmp_path / "out")
     with pytest.raises(DataError, match=r"xyz://log\.csv cannot be read: .*xyz"):
         read("xyz://log.csv", out=tmp_path / "out")
@@ -176,3 +189,19 @@ def test_command_reads_a_remote_log_again_only_if_it_changed(
         reads.append(out.stat().st_ino != before)
     assert reads == [True, False, True]
     assert {path.name for path in tmp_path.iterdir()} == {"r.yaml", "out"}
+
+
+def test_copies_that_a_killed_run_left_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left, in_use = (tmp_path / f".out.logs-{digit * 16}" for digit in "ab")
+    for folder in (left, in_use):
+        folder.mkdir()
+        (folder / "log.csv").write_bytes(CSV)
+    descriptor = os.open(in_use, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)  # as the run that reads them
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(CSV)))
+    with local_logs(["-"], tmp_path / "out") as paths:
+        assert [path.name for path in paths] == ["stdin.csv"]
+    os.close(descriptor)
+    assert list(tmp_path.iterdir()) == [in_use]

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from pipeline.cli.preprocess import data_text
 from pipeline.core.errors import ConfigError, DataError
 from pipeline.logs import text as logbytes
+from pipeline.logs.columns import decode_text
 from pipeline.logs.files import read_logs
 from pipeline.logs.row_counts import RowCounts
 from pipeline.preprocessing.run import preprocess
@@ -142,7 +143,12 @@ UUIDS = [UUID(int=number << 64) for number in (1, 2)]
         (pa.array([u.bytes for u in UUIDS]).dictionary_encode(), [str(u) for u in UUIDS]),
         (pa.array([b"a\0b", b"a\0c"]), ["610062", "610063"]),
         (pa.array([b"a\0", b"a\1"], pa.large_binary()), ["6100", "6101"]),
-        (pa.array([b"ab", b"\0\0"], pa.binary(2)), ["6162", "0000"]),
+        (pa.array([b"ab", b"\0\0"], pa.binary(2)), ["ab", "0000"]),
+        (
+            pa.array([b"\xe4" * 16, b"abc\xe9" * 4]),
+            [str(UUID("e4" * 16)), str(UUID("616263e9" * 4))],
+        ),
+        (pa.array([b"0123456789abcdef", "é".encode() * 8]), ["0123456789abcdef", "é" * 8]),
         (pa.array([b"a\xfc", b"b"]), ["aü", "b"]),  # text that Spark wrote as bytes
         (pa.array([b"ab", b"cd"], pa.binary(2)), ["ab", "cd"]),
     ],
@@ -153,6 +159,15 @@ def test_bytes_that_are_no_text_are_hexadecimal(
     pq.write_table(pa.table({"session_id": [1, 1], "item_id": column}), tmp_path / "l.pq")
     # ids that are all digits become integers
     assert list(map(str, read(tmp_path / "l.pq").frame["item_id"])) == expected
+
+
+@given(st.lists(st.binary(min_size=1, max_size=17) | st.just(b"text"), min_size=1, max_size=6))
+@settings(deadline=None)
+def test_bytes_are_read_as_if_they_were_alone(values: list[bytes]) -> None:
+    together = decode_text(pa.chunked_array([pa.array(values)]), "i", "log", RowCounts())
+    for value, text_of_value in zip(values, together.to_pylist(), strict=True):
+        alone = decode_text(pa.chunked_array([pa.array([value])]), "i", "log", RowCounts())
+        assert alone.to_pylist() == [text_of_value]
 
 
 def test_unclosed_quote_loses_one_line(tmp_path: Path) -> None:

@@ -114,6 +114,10 @@ FILES: dict[str, tuple[str, Callable[[Path], object]]] = {
     ),
     "`log.csv` without a header": ("log.csv", lambda p: p.write_text(csv(header=False))),
     "`log.csv` in UTF-16": ("log.csv", lambda p: p.write_text(csv(), encoding="utf-16")),
+    "`log.csv` in UTF-16 without a byte order mark": (
+        "log.csv",
+        lambda p: p.write_text(csv(), encoding="utf-16-le"),
+    ),
     "`log.csv` with CRLF and a byte order mark": (
         "log.csv",
         lambda p: p.write_bytes(csv(end="\r\n").encode("utf-8-sig")),
@@ -126,6 +130,10 @@ FILES: dict[str, tuple[str, Callable[[Path], object]]] = {
     "`log.jsonl.gz`": (
         "log.jsonl.gz",
         lambda p: p.write_bytes(gzip.compress(json_lines().encode())),
+    ),
+    "`log.jsonl` with a comma after each line": (
+        "log.jsonl",
+        lambda p: p.write_text(json_lines().replace("}\n", "},\n")),
     ),
     "`log.jsonl` with a session a line, its events in a list": ("log.jsonl", events),
     "`log.dat` with `::` between values": (
@@ -213,7 +221,7 @@ def test_an_id_of_the_page_is_read_as_it_says(row: list[str], tmp_path: Path) ->
 # --- messages -----------------------------------------------------------------------------------
 
 
-def log_of(path: Path, items: list[str], times: list[Any], sessions: list[Any]) -> Path:
+def log_of(path: Path, items: list[Any], times: list[Any], sessions: list[Any]) -> Path:
     pq.write_table(pa.table({"session": sessions, "item": items, "time": times}), path)
     return path
 
@@ -240,6 +248,15 @@ def item_table(folder: Path) -> str:
     return spoken(path, {"timestamp": {"column": "time"}, "features": features, **table})
 
 
+def continued(folder: Path) -> str:
+    earlier = log_of(folder / "earlier.parquet", list("xyxz"), TIMES, PAIRS)
+    settings = recipe({"timestamp": {"column": "time"}})
+    preprocess(settings, [earlier], [], folder / "earlier")
+    later = log_of(folder / "later.parquet", ABC, TIMES, PAIRS)
+    facts = preprocess(settings, [later], [], folder / "data", base=folder / "earlier")
+    return "\n".join(facts["notes"])
+
+
 def repeated_key(folder: Path) -> str:
     section = "preprocess:\n  session: s\n  item: i\n"
     (folder / "r.yaml").write_text(f"{section}model: {{}}\ntrain: {{}}\n{section}")
@@ -254,7 +271,7 @@ def tags(folder: Path) -> str:
     return spoken(folder / "l.parquet", {"features": [{"name": "tags", "kind": "categorical"}]})
 
 
-def noted(items: list[str], times: list[Any], sessions: list[Any], timestamp: Any = None) -> Any:
+def noted(items: list[Any], times: list[Any], sessions: list[Any], timestamp: Any = None) -> Any:
     """Case that preprocesses a log of these columns."""
     settings = {} if timestamp is None else {"timestamp": timestamp}
     return lambda f: spoken(log_of(f / "l.parquet", items, times, sessions), settings)
@@ -264,8 +281,18 @@ MESSAGES: dict[str, Callable[[Path], str]] = {
     "milliseconds read as seconds": noted(ABC, [1577836800000] * 4, PAIRS, SECONDS),
     "text read as seconds": noted(ABC, TIMES, PAIRS, SECONDS),
     "dates as numbers read as seconds": noted(ABC, [20200101] * 4, PAIRS, SECONDS),
+    "days of a spreadsheet read as seconds": noted(
+        ABC, [43831.5 + n for n in range(4)], PAIRS, SECONDS
+    ),
+    "`20200101103000` as text": noted(ABC, ["20200101103000"] * 4, PAIRS, {"column": "time"}),
+    "times of which too few are read": noted(
+        ABC, [TIMES[0], "soon", TIMES[2], None], PAIRS, {"column": "time"}
+    ),
     "items named NULL and None": noted(["a", "NULL", "None", "a"], TIMES, PAIRS),
     "items that differ in `.0` alone": noted(["a", "12.0", "12", "a"], TIMES, PAIRS),
+    "items that differ in a space of no width": noted(["a", "a\u200b", "b", "a"], TIMES, PAIRS),
+    "items named -1": noted([-1, 5, 6, 5], TIMES, PAIRS),
+    "long ids rounded by a spreadsheet": noted(["1.23457E+12", "5", "6", "5"], TIMES, PAIRS),
     "tags in a cell": tags,
     "a session named null of most rows": noted(
         ABC * 500, TIMES * 500, ["null"] * 1500 + ["1"] * 500
@@ -277,6 +304,7 @@ MESSAGES: dict[str, Callable[[Path], str]] = {
         ABC, ["2020-01-01"] * 2 + ["2020-01-02"] * 2, PAIRS, {"column": "time"}
     ),
     "an item table with other ids": item_table,
+    "a log of other ids with `--from`": continued,
     "a key twice in the recipe": repeated_key,
 }
 

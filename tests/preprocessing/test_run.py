@@ -108,7 +108,10 @@ def test_manifest_counts_rows_read_and_sessions_written(shop: tuple[Path, dict])
         },
         "left_out": {"sessions": 1, "interactions": 1},
         "catalogue_items": 2,
-        "notes": [],
+        "notes": [
+            "Half of the sessions end by 1970-01-01T00:00:40Z. If that is wrong, correct "
+            "`timestamp.unit` or `timestamp.format`; if it is right, set `timestamp.earliest`."
+        ],
         "drift": {"valid": [], "test": []},
         "max_sequence_length": 2,
     }

@@ -186,8 +186,11 @@ class ColumnTypes:
         self._check_unit(series, config)
         self._typed.rows[TIMESTAMP] = times
         self._typed.timestamp_type = kind
-        no_time = (times == NO_TIME) & ~series.isna().values
-        self._add_example(NO_USABLE_TIME, TIMESTAMP, no_time)
+        no_time = times == NO_TIME
+        unreadable = no_time & ~series.isna().values
+        self._add_example(
+            NO_USABLE_TIME, TIMESTAMP, unreadable if bool(unreadable.any()) else no_time
+        )
 
     def _check_unit(self, series: Any, config: Timestamp) -> None:
         """As the CPU engine checks each block."""
@@ -226,7 +229,7 @@ class ColumnTypes:
         if bool(mask.any()):
             row, raw = int(mask.argmax()), self._raw_values(name)
             code = int(raw.codes[row])
-            value = None if code < 0 else raw.values[code].as_py()
+            value = None if code < 0 else values.example(raw.values, code)
             self._report.add_example(reason, value, row + 1)
 
     def _series(self, name: str) -> Any:
