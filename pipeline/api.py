@@ -44,6 +44,43 @@ class Data(DataDirectory):
         data.__dict__["_scratch"] = scratch  # lives as long as the object
         return data
 
+    @classmethod
+    def from_parquet(
+        cls,
+        paths: Source | Sequence[Source],
+        schema: Source,
+        *,
+        out: Source | None = None,
+        valid: Source | Sequence[Source] = (),
+        test: Source | Sequence[Source] = (),
+        categories: Source | None = None,
+        max_sequence_length: int | None = None,
+    ) -> Self:
+        """Make a data directory of sessions that another workflow has written, and open it.
+
+        `paths` are Parquet files, or folders of them, with a row a session, and `schema` is their
+        schema.pbtxt, as stock NVTabular writes both. Files and folders called valid and test are
+        those parts, as are `valid` and `test`. `categories` is the folder of Categorify's
+        `unique.COLUMN.parquet`, which has the raw ids; by default one called so beside the files.
+        `out` is the directory to write, by default a temporary one. DataError for files that are
+        not what the schema says.
+        """
+        from pipeline.preprocessing.parquet_sessions import import_sessions, parts_of
+
+        parts = parts_of(*([Path(path) for path in _texts(p)] for p in (paths, valid, test)))
+        scratch = TemporaryDirectory(prefix="pipeline-data-")
+        folder = Path(scratch.name) / "data" if out is None else Path(out)
+        import_sessions(
+            parts,
+            Path(schema),
+            folder,
+            categories=None if categories is None else Path(categories),
+            max_sequence_length=max_sequence_length,
+        )
+        data = cls.open(folder)
+        data.__dict__["_scratch"] = scratch  # lives as long as the object
+        return data
+
 
 class Run(TrainedRun):
     """A run that also recommends for raw sessions, without a server."""

@@ -55,6 +55,30 @@ def train(
             "trained on. Reads the valid and test sessions too.",
         ),
     ] = None,
+    schema: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="DATA is Parquet with a row a session, as stock NVTabular writes it; this is its "
+            "schema.pbtxt. The data directory becomes OUT-data.",
+        ),
+    ] = None,
+    valid: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="PARQUET", help="With --schema: validation sessions. Repeatable."),
+    ] = None,
+    test: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="PARQUET", help="With --schema: test sessions. Repeatable."),
+    ] = None,
+    categories: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="With --schema: Categorify's unique.COLUMN.parquet, which have the raw ids.  "
+            "[default: categories/ beside the files]",
+        ),
+    ] = None,
     plugins: Plugins = None,
     if_needed: IfNeeded = False,
     settings: Settings = None,
@@ -74,7 +98,7 @@ def train(
     if windows is not None and restart:
         raise ConfigError("--windows has no checkpoints to restart from. Leave out --restart.")
     check_replaceable(out, "run")
-    check_input(data, "data")
+    data = _imported(data, out, schema, valid, test, categories)
     if start is not None:
         check_input(start, "run")
     from pipeline.data.fingerprint import run_fingerprint
@@ -105,6 +129,34 @@ def train(
             data, config.model, config.train, out, seconds=seconds, start=start, plugins=plugins
         )
     print_result(facts, as_json, run_text(facts, out))
+
+
+def _imported(
+    data: Path,
+    out: Path,
+    schema: Path | None,
+    valid: list[Path] | None,
+    test: list[Path] | None,
+    categories: Path | None,
+) -> Path:
+    """Return the data directory: DATA, or with --schema what is made of its Parquet files."""
+    if schema is None:
+        if valid or test or categories:
+            raise ConfigError("--valid, --test and --categories go with --schema.")
+        check_input(data, "data")
+        return data
+    from pipeline.preprocessing.parquet_sessions import import_sessions, parts_of
+
+    folder = out.with_name(f"{out.name}-data")
+    parts = parts_of([data], valid or (), test or ())
+    facts = import_sessions(parts, schema, folder, categories=categories)
+    for line in facts["notes"]:
+        note(f"Note: {line}")
+    parts_text = ", ".join(f"{n['sessions']:,} {p}" for p, n in facts["sessions"].items())
+    note(f"Wrote {folder}: {parts_text} sessions. Evaluate with --data {folder}.")
+    if "valid" not in facts["sessions"]:
+        note("Note: there are no validation sessions, so the last weights are kept. See --valid.")
+    return folder
 
 
 def _note_other_settings(config: Any, recipe: Path | None, data: Path) -> None:

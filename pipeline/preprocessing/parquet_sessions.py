@@ -1,0 +1,461 @@
+"""Sessions that another workflow has written: Parquet with a schema, as stock NVTabular makes them.
+
+They become a data directory, with which everything else works. Columns are chosen by their tags:
+the item is the list tagged item_id, features are tagged categorical or continuous. Where
+Categorify's `unique.COLUMN.parquet` are at hand, indices get their raw values back, so that lists
+and requests have raw ids; otherwise the indices themselves are the ids.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.core.artifact import new_artifact
+from pipeline.core.columns import (
+    FIRST_ITEM,
+    ITEM,
+    SCHEMA_FILE,
+    SESSION,
+    SESSIONS_DIRECTORY,
+    TIMESTAMP,
+)
+from pipeline.core.errors import ConfigError, DataError, closest
+from pipeline.data.fingerprint import fingerprint_of
+from pipeline.data.fitted import Fitted, Standardization, ValueType, Vocabulary
+from pipeline.data.schema import ColumnSchema, Schema, Tags
+from pipeline.preprocessing.session_files import SessionWriter
+from pipeline.recipe.preprocess import Preprocess
+
+PARTS = ("train", "valid", "test")
+_AGGREGATE = re.compile(r"[-_](list|first|last|count|nunique|sum|mean|min|max|std|var|median)$")
+_VALUES = ("list", "first", "last")
+"""Aggregates whose columns hold values of the log."""
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column of the Parquet files and what it becomes."""
+
+    source: str
+    name: str
+    """Name in the data directory."""
+    raw: str
+    """Name in the log, and in `unique.RAW.parquet`."""
+    kind: Literal["categorical", "continuous"]
+    is_list: bool
+    num_rows: int
+    """Rows of its embedding table by the schema, 0 if it says nothing."""
+
+
+# Long: the docstring and the steps in their order.
+def import_sessions(
+    files: Mapping[str, Sequence[Path]],
+    schema_file: Path,
+    out: Path,
+    *,
+    categories: Path | None = None,
+    max_sequence_length: int | None = None,
+) -> dict[str, Any]:
+    """Write a data directory of the sessions in Parquet files, by part; return its facts.
+
+    `files` are those of train, valid and test; `categories` is the folder of
+    `unique.COLUMN.parquet`, by default one called so beside the files or the schema.
+    `max_sequence_length` is L, by default the longest list of the schema or of the files.
+    ArtifactError for a schema that cannot be read; DataError if the files are not what it says.
+    """
+    schema = Schema.from_json(schema_file)
+    item, features, notes = _chosen_columns(schema)
+    columns = [item, *features]
+    places = [schema_file.parent, *(path.parent for paths in files.values() for path in paths)]
+    tables = _vocabulary_files(columns, categories, places)
+    session = _session_column(schema)
+    first = pq.read_schema(files["train"][0])
+    missing = [c.source for c in columns if c.source not in first.names]
+    if missing:
+        raise DataError(
+            f"{files['train'][0]} has no column {missing[0]!r}, which {schema_file} describes; "
+            f"{closest(missing[0], first.names)}"
+        )
+    length = max_sequence_length or schema[item.source].max_length or _longest(files, item)
+    recipe = _recipe(item, features, session, length)
+    vocabularies = {c.name: _vocabulary(c, tables, files) for c in columns if _is_index(c)}
+    notes += _notes(columns, tables)
+    fitted = Fitted(
+        recipe=recipe,
+        session_type=_session_type(first, session),
+        timestamp_type=None,
+        vocabularies=vocabularies,
+        standardizations={
+            c.name: Standardization(mean=0.0, deviation=1.0) for c in features if not _is_index(c)
+        },
+    )
+    settings = {"schema": schema_file.read_text("utf-8"), "length": length}
+    every = [path for part in PARTS for path in files.get(part, ())]
+    fingerprint = fingerprint_of(settings, [*every, *tables.values()], [])
+    facts: dict[str, Any] = {
+        "engine": "parquet",
+        "notes": notes,
+        "sessions": {},
+        "catalogue_items": len(fitted.item.values),
+        "max_sequence_length": length,
+    }
+    with new_artifact(out, "data", facts, fingerprint=fingerprint) as directory:
+        fitted.write(directory)
+        counter = _Counter()
+        for part in (name for name in PARTS if files.get(name)):
+            facts["sessions"][part] = _write_part(
+                directory, part, files[part], columns, session, fitted, counter
+            )
+        text = _schema(columns, fitted, length).to_proto_text()
+        (directory / SCHEMA_FILE).write_text(text, encoding="utf-8")
+        facts["left_out"] = {"sessions": counter.left_out}
+        facts["rows"] = {"input": {"read": counter.read, "kept": counter.read - counter.left_out}}
+    return facts
+
+
+def parts_of(
+    inputs: Sequence[Path], valid: Sequence[Path] = (), test: Sequence[Path] = ()
+) -> dict[str, list[Path]]:
+    """Parquet files of each part: those of folders and files called so, the rest is for training.
+
+    `valid` and `test` are further files or folders of these parts. DataError if there is none for
+    training.
+    """
+    parts: dict[str, list[Path]] = {name: [] for name in PARTS}
+    for path in inputs:
+        for file in _parquet_files(path):
+            within = (
+                [file.stem, *file.relative_to(path).parts[:-1]] if path.is_dir() else [file.stem]
+            )
+            part = next((name for name in PARTS[1:] if name in within), "train")
+            parts[part].append(file)
+    for name, paths in (("valid", valid), ("test", test)):
+        parts[name] += [file for path in paths for file in _parquet_files(path)]
+    if not parts["train"]:
+        raise DataError("There is no Parquet file to train on. Give a file or a folder of them.")
+    return parts
+
+
+def _parquet_files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise DataError(f"{path} does not exist. Expected a Parquet file or a folder of them.")
+    return sorted(f for f in path.rglob("*.parquet") if "categories" not in f.parts)
+
+
+def _chosen_columns(schema: Schema) -> tuple[_Column, list[_Column], list[str]]:
+    """The item, the features and notes of what is left out. ConfigError without an item."""
+    items = [c for c in schema if Tags.ITEM_ID in c.tags and c.is_list and _holds_values(c.name)]
+    if len(items) != 1:
+        tagged = ", ".join(c.name for c in items) or "none"
+        raise ConfigError(
+            f"The schema has {tagged} as list tagged item_id, expected one. Tag the column of "
+            "items with Tags.ITEM_ID."
+        )
+    features: list[_Column] = []
+    left_out: list[str] = []
+    for column in schema:
+        is_feature = {Tags.CATEGORICAL, Tags.CONTINUOUS} & column.tags
+        targets = {Tags.TARGET, Tags.BINARY_CLASSIFICATION, Tags.REGRESSION} & column.tags
+        if column.name == items[0].name:
+            continue
+        if is_feature and not targets and _holds_values(column.name) and not _is_id(column):
+            features.append(_column(column))
+        elif is_feature:
+            left_out.append(column.name)
+    names = [ITEM, *(feature.name for feature in features)]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"Two columns of the schema become one among {', '.join(names)}.")
+    notes = [f"Left out {', '.join(left_out)}: no values of the log."] if left_out else []
+    return _column(items[0], ITEM), features, notes
+
+
+def _is_id(column: ColumnSchema) -> bool:
+    return bool({Tags.SESSION_ID, Tags.ITEM_ID, "user_id"} & column.tags)
+
+
+def _holds_values(name: str) -> bool:
+    match = _AGGREGATE.search(name)
+    return match is None or match[1] in _VALUES
+
+
+def _column(column: ColumnSchema, name: str | None = None) -> _Column:
+    raw = _AGGREGATE.sub("", column.name)
+    safe = re.sub(r"\W+", "_", raw).strip("_")
+    kind: Any = "categorical" if Tags.CATEGORICAL in column.tags else "continuous"
+    return _Column(column.name, name or safe, raw, kind, column.is_list, column.num_rows)
+
+
+def _is_index(column: _Column) -> bool:
+    return column.kind == "categorical"
+
+
+def _session_column(schema: Schema) -> str | None:
+    """Column of the session's id: tagged so, or called so."""
+    for column in schema:
+        if not column.is_list and (Tags.SESSION_ID in column.tags or column.name == SESSION):
+            return column.name
+    return None
+
+
+def _session_type(first: pa.Schema, session: str | None) -> ValueType:
+    if session is None or session not in first.names:
+        return "string"
+    return "int64" if pa.types.is_integer(first.field(session).type) else "string"
+
+
+def _recipe(
+    item: _Column, features: Sequence[_Column], session: str | None, length: int
+) -> Preprocess:
+    """Recipe that says what the columns of a log of these sessions are."""
+    described = [
+        {
+            "name": feature.name,
+            "column": feature.raw,
+            "kind": feature.kind,
+            "of": "interaction" if feature.is_list else "session",
+        }
+        for feature in features
+    ]
+    values = {
+        "session": session or SESSION,
+        "item": item.raw,
+        "features": described,
+        "max_sequence_length": length,
+    }
+    return Preprocess.from_dict(values, "the schema")
+
+
+def _vocabulary_files(
+    columns: Sequence[_Column], categories: Path | None, places: Sequence[Path]
+) -> dict[str, Path]:
+    """`unique.COLUMN.parquet` of each categorical column that has one, by the column's name."""
+    if categories is not None and not categories.is_dir():
+        raise ConfigError(f"--categories {categories} is no folder of `unique.COLUMN.parquet`.")
+    near = [place / up / "categories" for place in places for up in (".", "..")]
+    tables = {}
+    for column in filter(_is_index, columns):
+        for folder in [categories] if categories is not None else near:
+            path = folder / f"unique.{column.raw}.parquet"
+            if path.is_file():
+                tables[column.name] = path
+                break
+    return tables
+
+
+def _vocabulary(
+    column: _Column, tables: Mapping[str, Path], files: Mapping[str, Sequence[Path]]
+) -> Vocabulary:
+    """Raw values of the indices; the indices themselves where no file has them."""
+    path = tables.get(column.name)
+    if path is None:
+        last = column.num_rows - 1 if column.num_rows else _largest(column, files)
+        return Vocabulary(type="int64", values=pa.array(np.arange(FIRST_ITEM, last + 1)))
+    table = pq.read_table(path)
+    if column.raw not in table.column_names:
+        raise DataError(f"{path} has no column {column.raw!r}. Is it from NVTabular's Categorify?")
+    values = table[column.raw].combine_chunks()
+    # releases of NVTabular differ in whether the file begins with rows of reserved indices
+    values = values.filter(pc.is_valid(values))
+    if column.num_rows and len(values) + FIRST_ITEM != column.num_rows:
+        raise DataError(
+            f"{path} has {len(values)} values, the schema {column.num_rows - FIRST_ITEM} of "
+            f"{column.source!r}. Are they of one workflow?"
+        )
+    is_integer = pa.types.is_integer(values.type)
+    kind: ValueType = "int64" if is_integer else "string"
+    return Vocabulary(type=kind, values=values.cast(pa.int64() if is_integer else pa.string()))
+
+
+def _notes(columns: Sequence[_Column], tables: Mapping[str, Path]) -> list[str]:
+    codes = [c.name for c in columns if _is_index(c) and c.name not in tables]
+    numbers = [c.name for c in columns if not _is_index(c)]
+    notes = []
+    if codes:
+        notes.append(
+            f"The ids of {', '.join(codes)} are codes of the workflow, as no `unique.*.parquet` "
+            "says what they stand for. Give the folder with --categories."
+        )
+    if numbers:
+        notes.append(
+            f"Requests give {', '.join(numbers)} as the workflow made them: no file says how."
+        )
+    return notes
+
+
+def _longest(files: Mapping[str, Sequence[Path]], item: _Column) -> int:
+    lengths = [
+        pc.max(
+            pc.list_value_length(pq.read_table(path, columns=[item.source])[item.source])
+        ).as_py()
+        for paths in files.values()
+        for path in paths
+    ]
+    return max(1, *(length or 0 for length in lengths))
+
+
+def _largest(column: _Column, files: Mapping[str, Sequence[Path]]) -> int:
+    values = [
+        pq.read_table(path, columns=[column.source])[column.source].combine_chunks()
+        for paths in files.values()
+        for path in paths
+    ]
+    flat = [v.flatten() if column.is_list else v for v in values]
+    return max([FIRST_ITEM, *(pc.max(v).as_py() or 0 for v in flat)])
+
+
+@dataclass
+class _Counter:
+    """Sessions that were read, and those in no part."""
+
+    read: int = 0
+    left_out: int = 0
+
+
+def _write_part(
+    directory: Path,
+    part: str,
+    files: Sequence[Path],
+    columns: Sequence[_Column],
+    session: str | None,
+    fitted: Fitted,
+    counter: _Counter,
+) -> dict[str, Any]:
+    writer = SessionWriter(directory / SESSIONS_DIRECTORY / part)
+    num_sessions = num_interactions = 0
+    for path in files:
+        for batch in pq.ParquetFile(path).iter_batches(batch_size=65_536):
+            table = pa.Table.from_batches([batch])
+            sessions = _sessions(table, path, columns, session, fitted)
+            counter.read += len(sessions)
+            lengths = pc.list_value_length(sessions[ITEM]).to_numpy()
+            kept = lengths > (1 if part == "train" else 0)
+            counter.left_out += int((~kept).sum())
+            sessions = sessions.filter(pa.array(kept))
+            num_sessions += len(sessions)
+            num_interactions += int(lengths[kept].sum())
+            if len(sessions):
+                writer.write(sessions)
+    if not num_sessions:
+        raise DataError(f"No session of the {part} files has the two interactions that it needs.")
+    writer.close()
+    return {"sessions": num_sessions, "interactions": num_interactions, "first": None, "last": None}
+
+
+def _sessions(
+    table: pa.Table,
+    path: Path,
+    columns: Sequence[_Column],
+    session: str | None,
+    fitted: Fitted,
+) -> pa.Table:
+    """Sessions with the names of a data directory, without padding, cut to the newest L + 1."""
+    item = columns[0]
+    lengths, offsets = _lengths(table[item.source].combine_chunks(), path, item.source)
+    longest = fitted.recipe.max_sequence_length + 1
+    kept = np.minimum(lengths, longest)
+    new_offsets = np.concatenate([[0], np.cumsum(kept)])
+    # positions of what is kept among all values
+    within = np.arange(new_offsets[-1]) - np.repeat(new_offsets[:-1], kept)
+    positions = np.repeat(offsets[:-1] + lengths - kept, kept) + within
+    arrays: dict[str, Any] = {}
+    if session is not None and session in table.column_names:
+        kind = pa.int64() if fitted.session_type == "int64" else pa.string()
+        arrays[SESSION] = table[session].combine_chunks().cast(kind)
+    list_offsets = pa.array(new_offsets, pa.int32())
+    for column in columns:
+        values = table[column.source].combine_chunks()
+        if column.is_list:
+            flat = _flat_values(values, offsets, path, column)
+            flat = flat.take(pa.array(positions))
+        else:
+            flat = values
+        flat = _checked(flat, path, column, fitted)
+        arrays[column.name] = (
+            pa.ListArray.from_arrays(list_offsets, flat) if column.is_list else flat
+        )
+    order = pa.array(np.arange(new_offsets[-1]))  # stands for times, which the order follows
+    arrays[TIMESTAMP] = pa.ListArray.from_arrays(list_offsets, order)
+    return pa.table(arrays)
+
+
+def _lengths(lists: pa.ListArray, path: Path, source: str) -> tuple[NDArray[Any], NDArray[Any]]:
+    """(sessions,) numbers of interactions, and (sessions + 1,) offsets with the padding."""
+    if not pa.types.is_list(lists.type) and not pa.types.is_large_list(lists.type):
+        if not pa.types.is_fixed_size_list(lists.type):
+            raise DataError(f"{path}: {source!r} is {lists.type}, expected lists, one a session.")
+        lists = lists.cast(pa.list_(lists.type.value_type))
+    widths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy().astype(np.int64)
+    offsets = np.concatenate([[0], np.cumsum(widths)])
+    present = pc.fill_null(lists.flatten(), 0).to_numpy() != 0
+    rows = np.repeat(np.arange(len(widths)), widths)
+    lengths = np.bincount(rows[present], minlength=len(widths))
+    after = np.arange(len(present)) - offsets[:-1][rows] >= lengths[rows]
+    if bool((present & after).any()):
+        raise DataError(
+            f"{path}: {source!r} has the padding index 0 before other values. Sessions stand on "
+            "the left, padding on the right."
+        )
+    return lengths, offsets
+
+
+def _flat_values(lists: pa.Array, offsets: NDArray[Any], path: Path, column: _Column) -> pa.Array:
+    flat = lists.flatten()
+    if len(flat) != offsets[-1]:
+        raise DataError(
+            f"{path}: {column.source!r} has {len(flat)} values, the items {offsets[-1]}. Each list "
+            "of a session has one value an interaction."
+        )
+    return flat
+
+
+def _checked(values: pa.Array, path: Path, column: _Column, fitted: Fitted) -> pa.Array:
+    """Indices as int64 within the table, or numbers as float32."""
+    if not _is_index(column):
+        return pc.fill_null(values.cast(pa.float32()), 0.0)
+    if not pa.types.is_integer(values.type):
+        raise DataError(
+            f"{path}: {column.source!r} is {values.type}, expected the indices of Categorify."
+        )
+    indices = pc.fill_null(values.cast(pa.int64()), 1)
+    num_rows = fitted.vocabularies[column.name].num_rows
+    low, high = pc.min_max(indices).as_py().values()
+    if low is not None and not 0 <= low <= high < num_rows:
+        raise DataError(
+            f"{path}: {column.source!r} has the indices {low} to {high}, expected 0 to "
+            f"{num_rows - 1} by its domain."
+        )
+    return indices
+
+
+def _schema(columns: Sequence[_Column], fitted: Fitted, length: int) -> Schema:
+    described = []
+    for column in columns:
+        longest = length + 1 if column.is_list else 0
+        if _is_index(column):
+            tags = [Tags.ITEM_ID, Tags.ITEM] if column.name == ITEM else []
+            described.append(
+                ColumnSchema.create_categorical(
+                    column.name,
+                    len(fitted.vocabularies[column.name].values),
+                    tags=tags,
+                    is_list=column.is_list,
+                    max_length=longest,
+                )
+            )
+        else:
+            described.append(
+                ColumnSchema.create_continuous(
+                    column.name, is_list=column.is_list, max_length=longest
+                )
+            )
+    return Schema(tuple(described))
