@@ -380,7 +380,8 @@ def test_binary_request_gets_the_lists_in_the_form_that_it_asks_for(
 def test_request_for_another_model_is_passed_as_it_is() -> None:
     body = json.dumps({"inputs": [ITEM]}).encode()
     assert check_body(body, []) == (body, None)
-    assert b'"outputs"' in check_body(body, [], ranks_items=True).content
+    assert check_body(body, [], "recommender", {"other"}) == (body, None)
+    assert b'"outputs"' in check_body(body, [], "other", {"other"}).content
     request = service_pb2.ModelInferRequest(model_name="other")
     request.inputs.add(name="item_id")
     message = request.SerializeToString()

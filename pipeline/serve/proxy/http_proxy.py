@@ -141,11 +141,8 @@ class _Client(Side):
         encodings = ", ".join(request.values(b"content-encoding"))
         body = inflate(request.body, encodings.strip().lower())
         model = _INFER.fullmatch(request.path)
-        checked = check_body(
-            body,
-            request.values(JSON_LENGTH),
-            ranks_items=model is not None and model[1].decode() in self._proxy.models,
-        )
+        name = "" if model is None else model[1].decode()
+        checked = check_body(body, request.values(JSON_LENGTH), name, self._proxy.models)
         length = checked.json_length
         lines = [] if length is None else [b"%s: %d" % (JSON_LENGTH, length)]
         return request.write(checked.content, _DESCRIBES_BODY, lines)

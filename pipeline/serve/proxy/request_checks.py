@@ -78,12 +78,13 @@ def _inflate(packed: bytes, window_bits: int, refusal: str) -> bytes:
     return content
 
 
-def check_body(body: bytes, json_lengths: list[str], *, ranks_items: bool = False) -> CheckedBody:
+def check_body(
+    body: bytes, json_lengths: list[str], model: str = "", ranking_models: Container[str] = ()
+) -> CheckedBody:
     """Check the body of a POST; `json_lengths` are the Inference-Header-Content-Length headers.
 
     JSON that Python and Triton could read differently, such as an object with a key twice, is
-    refused. With `ranks_items`, a request for a model that recommends, one that names no outputs
-    gets `OUTPUTS`.
+    refused. A request for one of the models that recommend gets `OUTPUTS` if it names no outputs.
     """
     head = body
     if json_lengths:
@@ -97,7 +98,7 @@ def check_body(body: bytes, json_lengths: list[str], *, ranks_items: bool = Fals
     if isinstance(request, dict):
         _check_shapes(request.get("inputs"), len(body))
         _check_outputs(request.get("outputs"))
-        if ranks_items and not request.get("outputs", ()):
+        if not request.get("outputs", ()) and model in ranking_models:
             body, head = _with_outputs(body, head, request)
     return CheckedBody(body, len(head) if json_lengths else None)
 
