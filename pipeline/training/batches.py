@@ -12,8 +12,10 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from pipeline.core.columns import FIRST_ITEM
-from pipeline.data.batch import SessionBatch, newest
+from pipeline.data.batch import SessionBatch
 from pipeline.data.loader import RaggedBatch, SessionLoader, to_device
+from pipeline.model.head import Head
+from pipeline.model.masking import Stage
 from pipeline.model.model import Model
 from pipeline.model.tasks.next_item import NextItemPredictionTask
 from pipeline.training.distributed.processes import sum_of_tensor
@@ -158,16 +160,16 @@ def any_batch(loader: SessionLoader) -> SessionBatch:
 
 
 def set_shares(model: Model, samples: list[dict[str, Any]], num_processes: int) -> None:
-    """Give each batch of one step the share of the step's targets that it has, () float32.
+    """Give each batch of one step its share of the step's targets, (tasks,) float32.
 
-    The loss of a step is the mean over its targets, which may be in several batches whose gradients
-    are accumulated and in batches of other processes. A batch that comes with the share 0 keeps it.
-    Collective; does not wait for a GPU.
+    The loss of a task in a step is the mean over its targets, which may be in several batches whose
+    gradients are accumulated and in batches of other processes. A batch that comes with the share 0
+    keeps it. Collective; does not wait for a GPU.
     """
     scales = [
-        sample["share"].double()
+        sample["share"].double().expand(len(model.tasks_with_heads))
         if "share" in sample
-        else loss_scale(model, SessionBatch(sample["features"], sample["lengths"]))
+        else loss_scales(model, SessionBatch(sample["features"], sample["lengths"]))
         for sample in samples
     ]
     total = sum_of_tensor(sum(scales, torch.zeros_like(scales[0])))
@@ -177,24 +179,34 @@ def set_shares(model: Model, samples: list[dict[str, Any]], num_processes: int) 
         sample["share"] = share.to(torch.float32)
 
 
-def loss_scale(model: Model, batch: SessionBatch) -> Tensor:
-    """Total weight of the targets of a batch, over which its loss is a mean, () float64.
+def loss_scales(model: Model, batch: SessionBatch) -> Tensor:
+    """Total weight of the targets of each task in a batch, over which its loss is a mean.
+
+    (tasks,) float64 in the order of `tasks_with_heads`.
+    """
+    scales = [
+        _next_item_scale(head, task, batch)
+        if isinstance(task, NextItemPredictionTask)
+        else task.has_target(head.body.crop(batch, Stage.PREDICT)).sum().double()
+        for head, task in model.tasks_with_heads
+    ]
+    return torch.stack(scales)
+
+
+def _next_item_scale(head: Head, task: NextItemPredictionTask, batch: SessionBatch) -> Tensor:
+    """Weight of the next items of a batch, () float64.
 
     clm has them before the model runs. The other maskings draw a fixed share of the interactions
-    inside the model, so all interactions count. Without a next-item task, the sessions do.
+    inside the model, so all interactions count.
     """
-    head = model.head
-    tasks = [task for task in head.all_tasks if isinstance(task, NextItemPredictionTask)]
-    if not tasks:
-        return (batch.lengths > 0).sum().double()
-    inputs = head.body.inputs
-    if inputs.max_sequence_length is not None:
-        batch = newest(batch, inputs.max_sequence_length + 1, inputs.vectors)
-    items = batch.features[inputs.item]  # (B, L)
-    counts = (items >= FIRST_ITEM) & head.body.masking.may_be_targets(batch.lengths, items.size(1))
-    if tasks[0].weights is not None:
-        batch = batch.to(next(model.parameters()).device)
-    weights = tasks[0].target_weights(batch, inputs.item)
+    body = head.body
+    shares_pass = body.masking.encodes_once and len(head.all_tasks) > 1
+    batch = body.crop(batch, Stage.TRAIN_WHOLE if shares_pass else Stage.TRAIN)
+    items = batch.features[body.inputs.item]  # (B, L)
+    counts = (items >= FIRST_ITEM) & body.masking.may_be_targets(batch.lengths, items.size(1))
+    if task.weights is not None:
+        batch = batch.to(head.item_table.device)
+    weights = task.target_weights(batch, body.inputs.item)
     if weights is None:
         weights = torch.ones(items.shape, device=items.device)
     return (weights.to(items.device) * counts).sum().double()

@@ -9,7 +9,8 @@ from transformers import TrainingArguments
 
 from pipeline.data.batch import SessionBatch
 
-Loss = Callable[[SessionBatch], Tensor]
+Loss = Callable[..., Tensor]
+"""A SessionBatch, and maybe the share of each task, -> ()."""
 Compiler = Callable[[Loss], Loss]
 _MOST_GRAPHS = 64
 """More than there are shapes of the batches of a training."""
@@ -41,11 +42,11 @@ def compiled(loss: Loss, **options: Any) -> Loss:
     """
     graph = torch.compile(loss, fullgraph=True, dynamic=False, **options)
 
-    def call(batch: SessionBatch) -> Tensor:
+    def call(*arguments: SessionBatch | Tensor) -> Tensor:
         # recurrent networks and `torch.autograd.grad` are operators of a graph like others
         with torch._dynamo.config.patch(
             allow_rnn=True, trace_autograd_ops=True, recompile_limit=_MOST_GRAPHS
         ):
-            return graph(batch)
+            return graph(*arguments)
 
     return call

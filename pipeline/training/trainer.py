@@ -66,9 +66,9 @@ class TrainingStep(nn.Module):
         most_interactions: int | None = None,
         share: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """SessionBatch as its parts -> {"loss": ()}, times `share` () where a step has several."""
-        loss = self._loss(SessionBatch(features, lengths, most_interactions))
-        return {"loss": loss if share is None else loss * share}
+        """SessionBatch as its parts -> {"loss": ()}; `share` (tasks,) where a step has several."""
+        batch = SessionBatch(features, lengths, most_interactions)
+        return {"loss": self._loss(batch) if share is None else self._loss(batch, share)}
 
     def train(self, mode: bool = True) -> "TrainingStep":
         """Set the mode, which the Trainer does in each step, only where it changes."""

@@ -6,6 +6,7 @@ runs spare ones, whose results are not used.
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from pipeline.evaluation.targets import (
 from pipeline.model.model import Model
 from pipeline.model.ops.shards import ShardedEmbedding
 from pipeline.recipe.choices import ranking_cutoff
-from pipeline.training.batches import any_batch, loss_scale
+from pipeline.training.batches import any_batch, loss_scales
 from pipeline.training.distributed.processes import Processes, gather_bytes, sum_over_processes
 
 _CUTOFFS = (10, 20)
@@ -165,24 +166,40 @@ def _loss(
 ) -> float:
     """Mean loss of the targets of all processes, with random draws of `seed`. Collective."""
     device = model.device
-    total = weight = 0.0
+    totals = sum_over_processes(_total_scales(model, loader, processes))
+    share_of = torch.tensor([1 / total if total else 0.0 for total in totals])
+    loss = 0.0
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         for pool in loader:
-            share = _share(pool, processes)
-            lengths, passes = share.lengths, 0
-            for rows in torch.arange(lengths.numel(), device=lengths.device).split(_LOSS_SESSIONS):
-                stops = lengths[rows]
-                batch: SessionBatch = share.window(rows, torch.zeros_like(stops), stops)
-                scale = float(loss_scale(model, batch))
-                if scale:
-                    total += scale * float(model.loss(batch.to(device)))
-                    weight += scale
+            share, passes = _share(pool, processes), 0
+            for batch in _whole_sessions(share):
+                scales = loss_scales(model, batch).cpu()
+                if scales.any():
+                    shares = (scales * share_of).float().to(device)
+                    loss += float(model.loss(batch.to(device), shares))
                     passes += 1
             if spare is not None:
                 for _ in range(_missing_passes(model, passes)):
                     with torch.random.fork_rng(devices=devices):
                         model.loss(spare.to(device))
-    total, weight = sum_over_processes([total, weight])
-    return total / weight if weight else float("nan")
+    (loss,) = sum_over_processes([loss])
+    return loss if any(totals) else float("nan")
+
+
+def _total_scales(model: Model, loader: SessionLoader, processes: Processes) -> list[float]:
+    """Weight of the targets of each task in the sessions of this process."""
+    total = torch.zeros(len(model.tasks_with_heads), dtype=torch.float64)
+    for pool in loader:
+        for batch in _whole_sessions(_share(pool, processes)):
+            total += loss_scales(model, batch).cpu()
+    return total.tolist()
+
+
+def _whole_sessions(sessions: RaggedBatch) -> Iterator[SessionBatch]:
+    """A few whole sessions at a time."""
+    lengths = sessions.lengths
+    for rows in torch.arange(lengths.numel(), device=lengths.device).split(_LOSS_SESSIONS):
+        stops = lengths[rows]
+        yield sessions.window(rows, torch.zeros_like(stops), stops)

@@ -22,6 +22,20 @@ CONFIG = TrainConfig(
 )
 
 
+FEATURES = [
+    {"name": "device", "kind": "categorical", "of": "session"},
+    {"name": "price", "kind": "continuous"},
+    {"name": "action", "kind": "categorical"},
+]
+TARGETS = [
+    {"feature": "device", "kind": "binary", "positive": ["phone"], "weight": 2.0},
+    {"feature": "price", "kind": "regression"},
+    {"feature": "action", "kind": "binary", "positive": ["cart"], "weight": 0.5},
+]
+TARGET_MODEL = ModelConfig.from_dict({**MODEL.model_dump(), "targets": TARGETS}, "test")
+"""A next item, and targets of sessions and of interactions."""
+
+
 class Stop(TrainerCallback):
     """Ends the training in this process at a step, by an error or for good."""
 
@@ -40,6 +54,8 @@ def main(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     data, groups, scarce = folder / "data", folder / "groups", folder / "scarce"
     train(data, MODEL, CONFIG, folder / "shares")
+
+    train(folder / "targets" / "data", TARGET_MODEL, CONFIG, folder / "target-shares")
 
     words = ["train", data, "--recipe", folder / "recipe.yaml", "--out", folder / "command"]
     app([*map(str, words), "--json"], standalone_mode=False)
