@@ -98,8 +98,10 @@ class RowLoader(SessionLoader):
         lists = [name for name in values if name.endswith("__offsets")]
         if lists:
             raise DataError(f"{lists[0].removesuffix('__offsets')} has lists; use `model.fit`.")
-        count = len(next(iter(values.values())))
-        return RaggedBatch({ROW: torch.full((count,), FIRST_ITEM)}, values, torch.arange(count + 1))
+        first = next(iter(values.values()))
+        rows = torch.full((len(first),), FIRST_ITEM, device=first.device)
+        offsets = torch.arange(len(first) + 1, device=first.device)
+        return RaggedBatch({ROW: rows}, values, offsets)
 
 
 class MerlinDataLoader:
@@ -194,11 +196,11 @@ class MerlinDataLoader:
             lengths = ragged.lengths
             if self.drop_last and len(lengths) < self.batch_size:
                 continue
-            rows, starts = torch.arange(len(lengths)), torch.zeros_like(lengths)
+            rows = torch.arange(len(lengths), device=lengths.device)
             width, longest = None, self.max_sequence_length
             if longest is not None:
                 width = max(longest, int(lengths.max()))
-            batch = ragged.window(rows.to(lengths.device), starts, lengths, width)
+            batch = ragged.window(rows, torch.zeros_like(lengths), lengths, width)
             if longest is not None:
                 batch = newest(batch, longest)
             features = {name: v for name, v in batch.features.items() if name != ROW}

@@ -46,6 +46,12 @@ def targets_of(model: Model, batch: SessionBatch | RaggedBatch) -> tuple[Tensor,
     return output.hidden[output.is_last], output.targets[output.is_last]
 
 
+def whole_sessions(batch: RaggedBatch) -> SessionBatch:
+    """The sessions of a batch, padded to the longest."""
+    rows = torch.arange(len(batch.lengths), device=batch.offsets.device)
+    return batch.window(rows, torch.zeros_like(batch.lengths), batch.lengths)
+
+
 @dataclass
 class Sums:
     """Values of a task over the batches so far."""
@@ -125,8 +131,7 @@ def _add_targets(
 ) -> None:
     """Add the tasks beside the next item, which read whole sessions."""
     if isinstance(batch, RaggedBatch):
-        rows = torch.arange(len(batch.lengths), device=batch.offsets.device)
-        batch = batch.window(rows, torch.zeros_like(batch.lengths), batch.lengths)
+        batch = whole_sessions(batch)
     encoded = model._encode_all(batch)
     for head, task in model.target_tasks:
         states = encoded[id(head.body)]

@@ -21,7 +21,7 @@ from transformers.trainer_utils import PredictionOutput, TrainOutput
 
 from pipeline.compat.arguments import expect
 from pipeline.compat.dataloader import MerlinDataLoader, Paths, T4RecDataLoader, session_loader
-from pipeline.compat.evaluation import evaluate_batches, positions_of
+from pipeline.compat.evaluation import evaluate_batches, positions_of, whole_sessions
 from pipeline.compat.model import Model, set_longest
 from pipeline.compat.windows import wipe_memory
 from pipeline.core.errors import ConfigError
@@ -29,6 +29,7 @@ from pipeline.core.files import atomic_write
 from pipeline.model.build import WEIGHTS_FILE, write_tensors
 from pipeline.model.tasks.next_item import NextItemPredictionTask
 from pipeline.recipe.train import TrainConfig, check_trainer_arguments
+from pipeline.training.distributed.processes import announced_processes
 from pipeline.training.trainer import Trainer as SessionTrainer
 
 _POOL_BATCHES = 16
@@ -188,7 +189,7 @@ class Trainer:
 
     def _session_trainer(self, config: TrainConfig) -> SessionTrainer:
         assert config.batch_size is not None  # noqa: S101
-        step = config.batch_size * config.gradient_accumulation_steps
+        step = config.batch_size * config.gradient_accumulation_steps * announced_processes().count
         loader = session_loader(
             self.model,
             self.train_dataset_or_path,
@@ -266,8 +267,7 @@ class Trainer:
         model.eval()
         try:
             for sessions in session_loader(model, paths, self.args.per_device_eval_batch_size):
-                rows, starts = torch.arange(len(sessions.lengths)), sessions.lengths * 0
-                batch = sessions.window(rows, starts, sessions.lengths).to(device)
+                batch = whole_sessions(sessions).to(device)
                 for name, values in self._predictions(batch).items():
                     parts[name].append(values)
         finally:

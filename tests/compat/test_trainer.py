@@ -1,5 +1,9 @@
 """Trainer, its arguments, loaders and time windows under the names of the original."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ from pipeline.compat.trainer import further_arguments, metric_name, training_con
 from pipeline.core.errors import ConfigError, DataError
 from pipeline.evaluation.metrics import ranking_metrics
 from pipeline.evaluation.targets import rank_targets
+from tests.conftest import ROOT
 
 pytestmark = pytest.mark.train
 DATA = tr.data.tabular_sequence_testing_data
@@ -324,3 +329,21 @@ def test_windows_are_trained_on_and_evaluated_on_the_next(tmp_path: Path) -> Non
     assert last["eval_/next-item/recall_at_10"] == pytest.approx(recalls[1])
     with pytest.raises(DataError, match="save_time_based_splits writes"):
         tr.fit_and_evaluate(trainer, 3, 3, folder)
+
+
+def test_two_processes_end_as_one(tmp_path: Path) -> None:
+    program = [str(Path(__file__).with_name("two_processes.py")), DATA.path, str(tmp_path)]
+    launchers = {1: [sys.executable], 2: [sys.executable, "-m", "torch.distributed.run"]}
+    launchers[2] += ["--standalone", "--nproc_per_node=2"]
+    metrics = []
+    for launcher in launchers.values():
+        output = subprocess.run(
+            [*launcher, *program],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            check=True,
+            text=True,
+        ).stdout
+        metrics.append(json.loads(output.splitlines()[-1]))
+    assert metrics[0]["eval_/next-item/recall_at_10"] > 0.8
+    assert metrics[1] == pytest.approx(metrics[0], abs=1e-3)
