@@ -1,6 +1,7 @@
 """Programs, recipes and tables of the pages in docs/, run or compared with the code."""
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,28 +11,15 @@ import yaml
 
 from pipeline import compat
 from pipeline import model as tr
-from pipeline.exporting.torchscript import InferenceModel, pack_request, trace, unpack_answer
-from pipeline.model import architectures, losses
-from pipeline.model.build import build_model
 from pipeline.recipe import choices as names
-from pipeline.recipe.model import ModelConfig
 from pipeline.recipe.recipe import Recipe
-from pipeline.recipe.train import TrainConfig
 from tests.conftest import ROOT, Shop
 
 BLOCKS = (ROOT / "docs" / "building-blocks.md").read_text(encoding="utf-8")
-SCHEMA = tr.Schema((tr.ColumnSchema.create_categorical("item_id", 27, tags=["item_id"]),))
 
 
 def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL)
-
-
-def batch(lengths: list[int], width: int) -> tr.SessionBatch:
-    generator = torch.Generator().manual_seed(0)
-    inside = torch.arange(width) < torch.tensor(lengths).unsqueeze(1)
-    ids = torch.randint(3, 30, inside.shape, generator=generator) * inside
-    return tr.SessionBatch({"item_id": ids}, torch.tensor(lengths))
 
 
 def run(code: str, namespace: dict[str, object]) -> dict[str, object]:
@@ -58,7 +46,7 @@ def test_first_program_of_building_blocks_runs(shop: Shop) -> None:
 
 def test_recipes_of_building_blocks_are_valid() -> None:
     texts = blocks(BLOCKS, "yaml")
-    assert len(texts) == 3
+    assert len(texts) == 4
     for text in texts:
         Recipe.from_dict(yaml.safe_load(text), "docs")
 
@@ -80,58 +68,50 @@ def test_every_loss_is_in_building_blocks() -> None:
         assert f"`{loss}`" in BLOCKS
 
 
-def test_new_architecture_takes_one_file_and_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = next(code for code in blocks(BLOCKS, "python") if "class Average(" in code)
-    line = next(code for code in blocks(BLOCKS, "python") if code.startswith('    "average"'))
-    (tmp_path / "average.py").write_text(file)
-    monkeypatch.setattr(architectures, "__path__", [*architectures.__path__, str(tmp_path)])
-    added = run("added = {" + line + "}", {})["added"]
-    monkeypatch.setattr(
-        "pipeline.recipe.choices.ARCHITECTURES",
-        names.ARCHITECTURES | added,  # type: ignore[operator]
+def test_plugins_of_the_page_work_in_a_recipe(tmp_path: Path) -> None:
+    program = next(code for code in blocks(BLOCKS, "python") if "class AverageConfig(" in code)
+    (tmp_path / "own.py").write_text(program, encoding="utf-8")
+    (tmp_path / "check.py").write_text(PLUGIN_CHECK, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "check.py"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
     )
-    for module in list(sys.modules.values()):
-        if getattr(module, "__name__", "").startswith("pipeline") and hasattr(
-            module, "ARCHITECTURES"
-        ):
-            monkeypatch.setattr(module, "ARCHITECTURES", names.ARCHITECTURES)
-    config = ModelConfig(architecture="average", d_model=8)
-    model = build_model(SCHEMA, config, 6).eval()
-    session_batch = batch([6, 3], 6)
-    served = InferenceModel(model, ["item_id"], set())
-    with torch.no_grad():
-        scores = model(session_batch)
-        alone = model(
-            tr.SessionBatch(
-                {"item_id": session_batch.features["item_id"][1:, :3]}, torch.tensor([3])
-            )
-        )
-        program = trace(served, 6)
-        none = torch.zeros(2, 1, dtype=torch.int64)
-        inputs = pack_request(served, [session_batch.features["item_id"]], 5, none, none)
-        result = [unpack_answer(one(inputs), served.width).scores for one in (program, served)]
-        assert torch.allclose(*result)
-    assert torch.allclose(scores[1], alone[0], atol=1e-6)
-    sys.modules.pop("pipeline.model.architectures.average")
+    assert done.returncode == 0, done.stderr
 
 
-def test_new_loss_takes_one_class_and_two_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    program = next(code for code in blocks(BLOCKS, "python") if "class HingeLoss(" in code)
-    entry = next(code for code in blocks(BLOCKS, "python") if code.startswith('    "hinge"'))
-    line = next(code for code in blocks(BLOCKS, "python") if code.startswith("SAMPLED_LOSSES"))
-    added = run(line, {})["SAMPLED_LOSSES"]
-    assert added == (*names.SAMPLED_LOSSES, "hinge")
-    for module in ("pipeline.recipe.choices", "pipeline.recipe.train"):
-        monkeypatch.setattr(f"{module}.SAMPLED_LOSSES", added)
-    table = run(program + "\ntable = {" + entry + "}", {})["table"]
-    monkeypatch.setattr(losses, "LOSSES", losses.LOSSES | table)  # type: ignore[operator]
-    train = TrainConfig(loss="hinge", num_negatives=5)
-    model = build_model(SCHEMA, ModelConfig(d_model=8), 6, train)
-    loss = model.loss(batch([6, 3], 6))
-    loss.backward()
-    assert float(loss) > 0
+PLUGIN_CHECK = """
+from pathlib import Path
+
+import torch
+
+from pipeline import model as tr
+from pipeline.evaluation.metrics import gains
+from pipeline.model.build import build_model
+from pipeline.plugins import load_plugins
+from pipeline.recipe.recipe import Recipe
+
+load_plugins(Path("own.py"))
+recipe = Recipe.from_dict(
+    {
+        "model": {"architecture": "average", "d_model": 8, "item_vectors": "random"},
+        "train": {"loss": "hinge", "num_negatives": 5, "metric": "first@3"},
+    },
+    "test",
+)
+item = tr.ColumnSchema.create_categorical("item_id", 17, tags=["item_id"])
+model = build_model(tr.Schema((item,)), recipe.model, 6, recipe.train).eval()
+items = torch.tensor([[4, 5, 6, 7], [8, 9, 0, 0]])
+loss = model.loss(tr.SessionBatch({"item_id": items}, torch.tensor([4, 2])))
+loss.backward()
+assert float(loss.detach()) > 0
+scores = model(tr.SessionBatch({"item_id": items}, torch.tensor([4, 2])))
+alone = model(tr.SessionBatch({"item_id": items[1:, :2]}, torch.tensor([2])))
+assert torch.allclose(scores[1], alone[0], atol=1e-6)
+assert gains(torch.tensor([1, 2]).numpy(), (3,))["first@3"].tolist() == [1, 0]
+"""
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.name)
