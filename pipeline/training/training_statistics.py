@@ -1,5 +1,6 @@
 """Training statistics: what a model needs of its data beside the schema, as item counts."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.core.columns import FIRST_ITEM, ITEM, TIMESTAMP
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ConfigError, InputWarning
 from pipeline.data.fitted import Fitted
 from pipeline.data.sessions import read_sessions
 from pipeline.model.build import TrainingStatistics
@@ -32,9 +33,12 @@ def training_statistics(
         weights=_weights(fitted, train),
     )
 
-    def column(name: str) -> pa.ListArray:
+    def column(name: str) -> pa.Array:
         return read_sessions(data, "train", [name])[name].combine_chunks()
 
+    for target in model.targets:
+        if target.kind == "regression":
+            _warn_of_missing(target.feature, column(target.feature))
     return with_session_statistics(statistics, column, fitted, model, train)
 
 
@@ -68,6 +72,19 @@ def with_session_statistics(
             )
         newest = int(column(TIMESTAMP).flatten().to_numpy().max())
     return replace(statistics, item_counts=counts, item_vectors=vectors, newest=newest)
+
+
+def _warn_of_missing(name: str, values: pa.Array) -> None:
+    """Warn of numbers of a target that are missing, which preprocessing has set to the mean."""
+    numbers = (values.flatten() if pa.types.is_list(values.type) else values).to_numpy()
+    if missing := int((numbers == 0).sum()):
+        warnings.warn(
+            f"`model.targets`: {name!r} is missing, or exactly its mean, in {missing:,} of "
+            f"{len(numbers):,} training targets, which are learned as the mean. Leave such rows "
+            "out of the log if they are missing.",
+            InputWarning,
+            stacklevel=2,
+        )
 
 
 def _pretrained_vectors(fitted: Fitted, model: ModelConfig) -> dict[int, Tensor]:

@@ -12,7 +12,7 @@ import torch
 
 from pipeline.core.columns import FIRST_ITEM
 from pipeline.core.config import Config
-from pipeline.core.errors import ConfigError, DataError
+from pipeline.core.errors import ConfigError, DataError, InputWarning
 from pipeline.data.batch import SessionBatch
 from pipeline.data.fitted import Fitted
 from pipeline.data.schema import Schema
@@ -198,6 +198,25 @@ def test_labels_and_weights_are_tables_by_index(shop: Shop) -> None:
     assert statistics.item_counts is not None
     items = read_interactions(shop.data, "train").values
     assert int(statistics.item_counts.sum()) == (items >= FIRST_ITEM).sum() > 0
+
+
+def test_numbers_that_a_target_lacks_are_counted(tmp_path: Path) -> None:
+    rows = [f"{n % 20},{n % 5},{n},{'' if n % 4 == 0 else n % 7}" for n in range(200)]
+    (tmp_path / "log.csv").write_text("s,i,t,price\n" + "\n".join(rows), encoding="utf-8")
+    values = {
+        "preprocess": {
+            "session": "s",
+            "item": "i",
+            "timestamp": {"column": "t", "unit": "s", "earliest": "1970-01-01"},
+            "features": [{"name": "price", "kind": "continuous"}],
+        },
+        "model": {"targets": [{"feature": "price", "kind": "regression"}]},
+    }
+    chosen = Recipe.from_dict(values, "test")
+    preprocess(chosen.preprocess, [tmp_path / "log.csv"], [], tmp_path / "data")
+    fitted = Fitted.read(tmp_path / "data")
+    with pytest.warns(InputWarning, match="'price' is missing, or exactly its mean, in 50 of 200"):
+        training_statistics(tmp_path / "data", fitted, chosen.model, chosen.train)
 
 
 def test_target_weight_halves_with_every_half_life(shop: Shop) -> None:
