@@ -20,6 +20,7 @@ MORE_POSITIONS = 1
 class SequentialBlock(Rebuildable, blocks.SequentialBlock):
     """Input block, then blocks that each read the output of the block before.
 
+    A TransformerBlock without a masking gets that of the input block, with fresh weights.
     `output_size` is measured; the argument is read by nothing.
     """
 
@@ -29,8 +30,9 @@ class SequentialBlock(Rebuildable, blocks.SequentialBlock):
         *others: nn.Module,
         output_size: Any = None,  # noqa: ARG002
     ) -> None:
+        masking = getattr(inputs, "masking", None)
         with naming_the_page():
-            super().__init__(inputs, *others)
+            super().__init__(inputs, *(_with_masking(block, masking) for block in others))
 
     def to_model(
         self, prediction_task_or_head: Any, inputs: Any = None, **model_arguments: Any
@@ -40,6 +42,13 @@ class SequentialBlock(Rebuildable, blocks.SequentialBlock):
         if not isinstance(head, blocks.Head):
             head = Head(self, head, inputs=inputs)
         return Model(head, **model_arguments)
+
+
+def _with_masking(block: nn.Module, masking: Masking | None) -> nn.Module:
+    """The block, or the same with `masking` if it is a TransformerBlock without one."""
+    if isinstance(block, TransformerBlock) and masking is not None and block.masking_name == "none":
+        return TransformerBlock(block.__dict__["transformer"], masking)
+    return block
 
 
 class TransformerBlock(Rebuildable, blocks.TransformerBlock):
@@ -55,13 +64,14 @@ class TransformerBlock(Rebuildable, blocks.TransformerBlock):
         reason = "attention follows the masking, and the last hidden states are returned"
         expect("prepare_module", prepare_module, None, because=reason)
         expect("output_fn", output_fn, None, because=reason)
-        sides = "uni" if masking is not None and masking.causal else "bi"
-        reason = f"attention follows the masking, which is {sides}, so that no target is seen"
-        if isinstance(transformer, EncoderConfig):
+        if isinstance(transformer, EncoderConfig) and masking is not None:
+            sides = "uni" if masking.causal else "bi"
+            reason = f"attention follows the masking, which is {sides}, so that no target is seen"
             asked = getattr(transformer, "attn_type", None)
             expect("attn_type", asked, None, sides, because=reason)
         with naming_the_page():
             super().__init__(transformer, masking)
+        self.__dict__["transformer"] = transformer  # not a part of the module
 
     @classmethod
     def from_registry(

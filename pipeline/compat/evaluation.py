@@ -23,10 +23,14 @@ from pipeline.evaluation.target_metrics import (
     target_metrics,
 )
 from pipeline.evaluation.targets import Positions, hidden_at_targets
+from pipeline.model.head import reduce_losses
 from pipeline.model.masking import Stage
 from pipeline.model.model import Model
 from pipeline.model.tasks.next_item import NextItemPredictionTask
 from pipeline.model.tasks.targets import BinaryClassificationTask
+
+_BINARY_NAMES = {"precision": "binary_precision", "recall": "binary_recall"}
+"""Names of the original."""
 
 
 def positions_of(model: Model) -> Positions:
@@ -148,18 +152,20 @@ def _add_targets(
 
 
 def _loss(model: Model, sums: dict[str, Sums]) -> float:
-    """Loss of the model: means of the tasks, weighed and reduced as in training."""
+    """Loss of the model from the mean of each task."""
     means = {name: s.loss / s.count if s.count else 0.0 for name, s in sums.items()}
-    losses = []
-    for head in model.all_heads:
-        weighed = [
-            weight * means[task.task_name]
-            for task, weight in zip(head.all_tasks, head.task_weights, strict=True)
-        ]
-        divisor = sum(head.task_weights) if head.loss_reduction == "mean" else 1.0
-        losses.append(sum(weighed) / divisor)
-    total = sum(w * loss for w, loss in zip(model.head_weights, losses, strict=True))
-    return total / (sum(model.head_weights) if model.head_reduction == "mean" else 1.0)
+    return float(_reduced(model, {name: torch.tensor(mean) for name, mean in means.items()}))
+
+
+def _reduced(model: Model, losses: dict[str, Tensor]) -> Tensor:
+    """Losses () by task, weighed and reduced as in training -> ()."""
+    heads = [
+        reduce_losses(
+            [losses[name] for name in head.task_names], head.task_weights, head.loss_reduction
+        )
+        for head in model.all_heads
+    ]
+    return reduce_losses(heads, model.head_weights, model.head_reduction)
 
 
 def _metrics(task: Any, sums: Sums) -> Iterator[tuple[str, float]]:
@@ -173,10 +179,40 @@ def _metrics(task: Any, sums: Sums) -> Iterator[tuple[str, float]]:
         kind: TargetKind = "binary" if isinstance(task, BinaryClassificationTask) else "regression"
         predictions, targets = torch.cat(sums.predictions), torch.cat(sums.targets).float()
         values = TargetPredictions(kind, predictions.float().numpy(), targets.numpy())
-        metrics = target_metrics(values)
-        yield from metrics.items()
+        for name, value in target_metrics(values).items():
+            yield _BINARY_NAMES.get(name, name) if kind == "binary" else name, value
         if kind == "binary":
             positive = values.predictions >= THRESHOLD
-            yield "accuracy", float((positive == (values.targets == 1)).mean())
+            yield "binary_accuracy", float((positive == (values.targets == 1)).mean())
         else:
-            yield "mean_squared_error", metrics["rmse"] ** 2
+            errors = values.predictions.astype(float) - values.targets
+            yield "mean_squared_error", float((errors**2).mean())
+
+
+def tested(model: Model, batch: SessionBatch) -> dict[str, Any]:
+    """Loss, labels and predictions at the targets of an evaluation.
+
+    Of one task labels (T,) and predictions (T, V) or (N,), of several dictionaries by task name.
+    """
+    labels: dict[str, Tensor] = {}
+    predictions: dict[str, Tensor] = {}
+    losses: dict[str, Tensor] = {}
+    if model.ranks_items:
+        head, task = model.head, model.head.next_item_task()
+        hidden, labels[task.task_name] = targets_of(model, batch)
+        predictions[task.task_name] = model.scores(hidden)
+        targets = labels[task.task_name]
+        losses[task.task_name] = task.loss(hidden[None], targets[None], head.item_table)
+    encoded = model._encode_all(batch) if model.target_tasks else {}
+    for head, target in model.target_tasks:
+        states, whole = encoded[id(head.body)], head.body.crop(batch, Stage.PREDICT)
+        has_target, name = target.has_target(whole), target.task_name
+        values = target.predict(states.hidden, states.query, whole)
+        values = values if target.of_session else values[:, : has_target.size(1)]
+        predictions[name], labels[name] = values[has_target], target.labels(whole)[has_target]
+        losses[name] = target.loss(states.hidden, states.query, whole)
+    loss = _reduced(model, losses)
+    if len(labels) > 1:
+        return {"loss": loss, "labels": labels, "predictions": predictions}
+    (label,), (prediction,) = labels.values(), predictions.values()
+    return {"loss": loss, "labels": label, "predictions": prediction}

@@ -91,13 +91,14 @@ class TabularFeatures(TabularSequenceFeatures):
     Called with a dictionary of (B,) or, for several values a row, (B, M), it gives (B, D), or
     without an `aggregation` the vectors (B, d) of each feature. In a SequentialBlock each row is a
     session of one interaction, so that blocks, tasks and the Trainer are those of sessions.
+    `max_sequence_length` is read by nothing.
     """
 
     def __init__(
         self, schema: Schema | Iterable[Any], *, aggregation: Any = None, **options: Any
     ) -> None:
-        for name in ("masking", "max_sequence_length"):
-            expect(name, options.pop(name, None), None, because="a row is no session")
+        expect("masking", options.pop("masking", None), None, because="a row is no session")
+        options.pop("max_sequence_length", None)
         columns = as_schema(schema)
         if ROW in columns.column_names:
             raise ConfigError(f"A column is called {ROW!r}, which names the rows. Rename it.")

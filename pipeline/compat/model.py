@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader
 from pipeline import model as blocks
 from pipeline.compat.arguments import PAGE, expect, naming_the_page
 from pipeline.compat.construction import Rebuildable
-from pipeline.compat.evaluation import evaluate_batches, targets_of
+from pipeline.compat.evaluation import evaluate_batches, tested
 from pipeline.compat.features import ROW, as_schema, as_sessions
 from pipeline.compat.fitting import fit
+from pipeline.compat.ranking_metric import default_metrics
 from pipeline.compat.saving import load_model, save_model
 from pipeline.core.errors import ConfigError
 from pipeline.data.batch import SessionBatch
@@ -117,7 +118,7 @@ class Model(Rebuildable, blocks.Model):
     def forward(
         self,
         inputs: Batch,
-        targets: Mapping[str, Tensor] | None = None,
+        targets: Mapping[str, Tensor] | Tensor | None = None,
         training: bool = False,
         testing: bool = False,
     ) -> Any:
@@ -126,14 +127,14 @@ class Model(Rebuildable, blocks.Model):
         A SessionBatch gives scores (B, V). A dictionary gives the prediction of the task, of
         several tasks a dictionary by name: scores (B, V), with `top_k` (scores, items) (B, K)
         each, probabilities or numbers. `training` gives {"loss": ()}, with the masks of training;
-        `testing` gives {"loss", "labels" (T,), "predictions" (T, V)} of the interactions that an
-        evaluation predicts.
+        `testing` gives {"loss", "labels" (T,), "predictions" (T, V)} of what an evaluation
+        predicts, by name for several tasks. `targets` are columns, or the values of the only one.
         """
-        batch = as_sessions(self.inputs, inputs, targets)
+        batch = as_sessions(self.inputs, inputs, self._named(targets))
         if training:
             return {"loss": self.loss(batch)}
         if testing:
-            return self._tested(batch)
+            return tested(self, batch)
         if isinstance(inputs, SessionBatch):
             return super().forward(batch)
         predictions: dict[str, Any] = self.predict(batch)
@@ -142,11 +143,14 @@ class Model(Rebuildable, blocks.Model):
             predictions[self.head.next_item_task().task_name] = best.scores, best.items
         return predictions if len(predictions) > 1 else next(iter(predictions.values()))
 
-    def _tested(self, batch: SessionBatch) -> dict[str, Tensor]:
-        """Loss, labels and scores at the targets of an evaluation."""
-        hidden, labels = targets_of(self, batch)
-        loss = self.head.next_item_task().loss(hidden[None], labels[None], self.head.item_table)
-        return {"loss": loss, "labels": labels, "predictions": self.scores(hidden)}
+    def _named(self, targets: Any) -> Any:
+        """Targets by column; a tensor is the target of the only task that has one."""
+        columns = {task.target.column for _, task in self.target_tasks}
+        if not isinstance(targets, Tensor):
+            return targets
+        if len(columns) != 1:
+            raise ConfigError(f"Give targets by column: {', '.join(sorted(columns)) or 'none'}.")
+        return {columns.pop(): targets}
 
     def fit(
         self,
@@ -191,6 +195,18 @@ class Model(Rebuildable, blocks.Model):
         values = evaluate_batches(self, batches_of(dataloader), prefix=mode)
         self.last_metrics = {k.removeprefix(f"{mode}_/"): value for k, value in values.items()}
         return dict(self.last_metrics)
+
+    def calculate_metrics(self, predictions: Any, targets: Any) -> dict[str, Tensor]:
+        """Ranking metrics of scores (T, V) and items (T,), as `testing` gives them; (cutoffs,)."""
+        task = self.head.next_item_task()
+        name = task.task_name
+        if isinstance(predictions, Mapping):
+            predictions, targets = predictions[name], targets[name]
+        metrics = getattr(task, "metrics", None) or default_metrics()
+        return {
+            f"{name}/{m.name}": type(m)(m.top_ks, labels_onehot=True)(predictions, targets)
+            for m in metrics
+        }
 
     def compute_metrics(self, mode: str | None = None) -> dict[str, Tensor]:
         """Metrics of the last evaluation, also by the Trainer, by `TASK/METRIC`."""

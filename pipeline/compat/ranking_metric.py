@@ -28,10 +28,10 @@ class RankingMetric(Rebuildable):
     name: ClassVar[str]
     """Name in the keys of an evaluation, before the cutoff."""
 
-    def __init__(self, top_ks: Sequence[int] = (2, 5), labels_onehot: bool = False) -> None:
-        if not top_ks or min(top_ks) < 1:
+    def __init__(self, top_ks: int | Sequence[int] = (2, 5), labels_onehot: bool = False) -> None:
+        self.top_ks = [top_ks] if isinstance(top_ks, int) else [int(k) for k in top_ks]
+        if not self.top_ks or min(self.top_ks) < 1:
             raise ConfigError(f"top_ks is {top_ks!r}, expected lengths of lists from 1.")
-        self.top_ks = list(top_ks)
         self.labels_onehot = labels_onehot
         self._ranks: list[Tensor] = []
 

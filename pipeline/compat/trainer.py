@@ -67,8 +67,8 @@ class T4RecTrainingArguments(TrainingArguments):
     """Without effect, as there."""
     eval_steps_on_train_set: int = 20
     """Batches that `evaluate(metric_key_prefix="train")` reads."""
-    predict_top_k: int = 100
-    """K of the lists of `predict`."""
+    predict_top_k: int | None = 100
+    """K of the lists of `predict`; None for the `top_k` of the model, or all scores."""
     learning_rate_num_cosine_cycles_by_epoch: float = 1.25
     """Cycles of a cosine schedule for each epoch."""
     log_predictions: bool = False
@@ -95,7 +95,8 @@ class T4RecTrainingArguments(TrainingArguments):
             self.max_sequence_length = self.avg_session_length
         expect("log_predictions", self.log_predictions, False, because="`predict` returns them")
         T4RecDataLoader.parse(self.data_loader_engine)
-        if self.compute_metrics_each_n_steps < 1 or self.predict_top_k < 1:
+        lengths = [self.compute_metrics_each_n_steps, self.predict_top_k or 1]
+        if min(lengths) < 1:
             raise ConfigError("compute_metrics_each_n_steps and predict_top_k are 1 or more.")
         super().__post_init__()
 
@@ -286,7 +287,11 @@ class Trainer:
             values = {t.task_name: predictions[t.task_name].cpu().numpy() for t in others}
         for name, task in model.prediction_tasks.items():
             if _ranks(task):
-                best = model.top_k(batch, self.args.predict_top_k)
+                k = self.args.predict_top_k or model.list_length
+                if k is None:
+                    values[name] = model(batch).cpu().numpy()
+                    continue
+                best = model.top_k(batch, k)
                 values[name] = best.items.cpu().numpy(), best.scores.cpu().numpy()
         return values
 

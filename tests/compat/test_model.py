@@ -83,6 +83,12 @@ def test_testing_hides_the_last_item_and_training_has_a_loss() -> None:
         for name, v in BATCH.items()
     }
     assert torch.allclose(result["predictions"][:, 3:], model(earlier)[:, 3:], atol=1e-5)
+    computed = model.calculate_metrics(result["predictions"], result["labels"])
+    evaluated = model.evaluate([BATCH])
+    assert computed["next-item/ndcg_at"].tolist() == pytest.approx(
+        [evaluated["next-item/ndcg_at_10"], evaluated["next-item/ndcg_at_20"]]
+    )
+    assert result["loss"].item() == pytest.approx(evaluated["loss"], abs=1e-6)
     loss = model(BATCH, training=True)["loss"]
     loss.backward()
     again = model.loss(tr.SessionBatch(BATCH, lengths))
@@ -139,15 +145,38 @@ def test_metrics_of_targets_are_those_of_the_predictions() -> None:
     values = model.evaluate([(data, targets)], mode="test")
     name = "click/binary_classification_task"
     hits = ((click >= 0.5) & (targets["click"] == 1)).sum() / (click >= 0.5).sum().clamp(min=1)
-    assert values[f"{name}/precision"] == pytest.approx(float(hits))
+    assert values[f"{name}/binary_precision"] == pytest.approx(float(hits))
     accuracy = ((click >= 0.5) == (targets["click"] == 1)).float().mean()
-    assert values[f"{name}/accuracy"] == pytest.approx(float(accuracy))
+    assert values[f"{name}/binary_accuracy"] == pytest.approx(float(accuracy))
     error = (played - targets["play_percentage"]).square().mean()
     assert values["play_percentage/regression_task/mean_squared_error"] == pytest.approx(
         float(error), rel=1e-5
     )
     logits = nn.functional.binary_cross_entropy(click, targets["click"].float())
     assert values["loss"] == pytest.approx(float(logits + error) / 2, rel=1e-5)
+
+
+def test_target_of_the_only_task_may_be_a_tensor() -> None:
+    torch.manual_seed(0)
+    config = tr.XLNetConfig.build(16, 2, 1, 20, dropout=0.0)
+    encoder = tr.TransformerBlock(config)  # gets the masking of the input block
+    body = tr.SequentialBlock(features("clm"), encoder)
+    one = tr.Head(body, tr.NextItemPredictionTask())
+    model = tr.Model(one, tr.BinaryClassificationTask("click", summary_type="mean").to_head(body))
+    clicks = torch.randint(0, 2, (40,))
+    result = model.eval()(BATCH, targets=clicks, testing=True)
+    assert set(result["labels"]) == {"next-item", "click/binary_classification_task"}
+    losses = [
+        nn.functional.cross_entropy(
+            result["predictions"]["next-item"], result["labels"]["next-item"]
+        ),
+        nn.functional.binary_cross_entropy(
+            result["predictions"]["click/binary_classification_task"], clicks.float()
+        ),
+    ]
+    assert result["loss"].item() == pytest.approx(sum(loss.item() for loss in losses) / 2, abs=1e-5)
+    alone = model(BATCH, targets={"click": clicks}, training=True)["loss"]
+    assert alone.item() == pytest.approx(model(BATCH, clicks, training=True)["loss"].item())
 
 
 def gru_model() -> tr.Model:

@@ -123,11 +123,16 @@ def test_predictions_are_the_lists_of_the_model(tmp_path: Path) -> None:
     items, scores = trainer.predict(DATA.path).predictions
     assert items.shape == scores.shape == (200, 7)
     batch = next(iter(tr.MerlinDataLoader.from_schema(DATA.schema, DATA.path, 200, shuffle=False)))
-    model.top_k = 7
     with torch.no_grad():
-        best, indices = model.eval()(batch[0])
+        catalogue = model.eval()(batch[0])
+        model.top_k = 7
+        best, indices = model(batch[0])
     assert np.allclose(scores, best.numpy(), atol=1e-5)
     assert (items == indices.numpy()).mean() > 0.99  # equal scores are in any order
+    trainer.args.predict_top_k = None
+    assert trainer.predict(DATA.path).predictions[0].shape == (200, 7)
+    model.top_k = None
+    assert np.allclose(trainer.predict(DATA.path).predictions, catalogue.numpy(), atol=1e-5)
 
 
 def test_data_in_memory_are_read_too(tmp_path: Path) -> None:
