@@ -280,6 +280,11 @@ def test_weights_change_the_scores(shop: Shop, tmp_path: Path) -> None:
         ),
         ({}, {"weights": {"feature": "price", "values": {"3": 2}}}, "no categorical feature"),
         ({}, {"weights": {"feature": "action", "values": {"vew": 2}}}, "never is 'vew'"),
+        (
+            {},
+            {"weights": {"feature": "action", "values": {"view": 0}, "default": 0}},
+            "every value of 'action' in training has weight 0",
+        ),
         ({"shared_tables": [["item_id", "price"]]}, {}, "price"),
     ],
 )
