@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
+import pipeline
 from pipeline import compat as tr
 from tests.conftest import ROOT
 
@@ -87,6 +88,25 @@ def test_saved_and_exported_model_is_the_trained_one(way: Way) -> None:
     with torch.no_grad():
         assert torch.equal(way.model.cpu().eval()(batch)[:, 3:], loaded(batch)[:, 3:])
     assert (way.repository / "manifest.json").exists()
+
+
+def test_model_is_a_run_with_the_files_of_the_workflow(way: Way) -> None:
+    folder = way.sessions.folder
+    data = pipeline.Data.from_parquet(
+        sorted((folder / "days").glob("*/train.parquet")),
+        folder / "schema.pbtxt",
+        valid=folder / "days/3/valid.parquet",
+        categories=way.sessions.categories,
+        max_sequence_length=20,
+    )
+    result = pipeline.evaluate(
+        way.model, data, part="valid", positions="last", filter_seen=False, cutoffs=(10, 20)
+    )
+    for name, values in way.over_time.items():  # the last of them are those of day 3
+        metric = name.rpartition("/")[2]
+        assert values[-1] == pytest.approx(result.results["model"][metric], abs=1e-9)
+    lists = pipeline.Run.of(way.model, data).recommend({"item_id": ["sku-00001"]}, 3)
+    assert set(lists["item_id"]) <= set(way.log["item_id"])
 
 
 def expected_lists(way: Way, session: pd.DataFrame) -> tuple[list[str], torch.Tensor]:
