@@ -40,8 +40,8 @@ class ExportResult:
     largest_score_difference: float
     """Between the program and the model."""
     run: str
-    fingerprint: str
-    """Of the run and the options, see `pipeline.data.fingerprint`."""
+    fingerprint: str | None
+    """Of the run and the options, see `pipeline.data.fingerprint`; None for a model in memory."""
     other_models: dict[str, dict[str, Any]]
     """Facts of the other models of the repository, by name."""
 
@@ -67,9 +67,7 @@ def export(
         raise ConfigError("--device gpu traces the model on a GPU, and torch sees none here.")
     run = Run.open(run)
 
-    fingerprint = None
-    if not run.in_memory:
-        fingerprint = fingerprint_of(asdict(options), [], [run.path])
+    fingerprint = _fingerprint(run, options)
     facts: dict[str, Any] = {}
     with new_artifact(out, "repository", facts, fingerprint=fingerprint) as directory:
         # inside the block, where no other export to the same place runs
@@ -95,7 +93,7 @@ def _write_version(
     superseded: dict[str, float],
     others: dict[str, dict[str, Any]],
 ) -> ExportResult:
-    fingerprint = fingerprint_of(asdict(options), [], [run.path])
+    fingerprint = _fingerprint(run, options)
     fitted, model = load_served(run, options.scoring)
     num_items = len(fitted.item.values)
     options = replace(
@@ -124,6 +122,11 @@ def _write_version(
         fingerprint=fingerprint,
         other_models=others,
     )
+
+
+def _fingerprint(run: Run, options: ExportOptions) -> str | None:
+    """Fingerprint of a run and the options; None for a model in memory, which has no files."""
+    return None if run.in_memory else fingerprint_of(asdict(options), [], [run.path])
 
 
 def load_served(run: Run, scoring: Scoring = "fp32") -> tuple[Fitted, torchscript.InferenceModel]:
