@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pipeline.core.columns import ITEM, SESSION
+from pipeline.core.errors import ConfigError
 from pipeline.core.files import check_parquet, new_parquet
 from pipeline.data.directory import Data
 from pipeline.data.sessions import count_sessions, session_ids
@@ -35,11 +36,18 @@ def write_recommendations(
     """Write session_id, item_ids and scores, a row a session, best item first; return the counts.
 
     session_id is left out if the data have none. Predictions of tasks beside the next item stand in
-    columns by their names. See `Recommender.recommend` for the filters.
+    columns by their names. See `Recommender.recommend` for the filters. ConfigError for filters of
+    a run without lists, and for a task that has the name of another column.
     """
     check_parquet(out)
     recommender, data = Recommender.open(run), Data.open(data)
+    _check_names(recommender)
     if not recommender.model.ranks_items:
+        if filter_seen or len(exclude) or candidates is not None:
+            raise ConfigError(
+                f"{recommender.run.path} does not predict the next item (`next_item: false`), so "
+                "there are no lists to filter. Leave out the filters."
+            )
         return _write_targets(recommender, data, part, out)
     num_unknown = 0
     if candidates is not None:
@@ -74,6 +82,15 @@ def write_recommendations(
         "unknown_excluded": int((~recommender.in_catalogue(exclude)).sum()),
         "unknown_candidates": num_unknown,
     }
+
+
+def _check_names(recommender: Recommender) -> None:
+    for _, task in recommender.model.target_tasks:
+        if task.task_name in (SESSION, "item_ids", "scores"):
+            raise ConfigError(
+                f"The task {task.task_name!r} has the name of another column of the file. Set "
+                "another task_name."
+            )
 
 
 def _write_targets(recommender: Recommender, data: Data, part: str, out: Path) -> dict[str, Any]:

@@ -231,6 +231,8 @@ def write_program(directory: Path, model: Model, batches: list[SessionBatch]) ->
     must give what the model gives on all. PipelineError where that cannot be.
     """
     names = list(model.inputs.feature_names)
+    for _, task in model.target_tasks:
+        _check_labels(task)
     model = model.eval()
     answers = _Answers(model, names)
     with torch.no_grad(), warnings.catch_warnings():
@@ -300,8 +302,27 @@ def _check_same(
         )
 
 
+def _check_labels(task: TargetTask) -> None:
+    """PipelineError for a task whose labels are not those of a column as it is.
+
+    The predictions of any task are in the program; what they are compared with is not.
+    """
+    own = ("labels", "has_target", "in_units", "of_session")
+    names = [n for n in own if getattr(type(task), n) not in _methods(n)]
+    if names or type(task.target) is not ColumnValues:
+        raise PipelineError(
+            f"The task {task.task_name!r} has {names[0] if names else 'a target'} of its own, "
+            "which a program does not hold. Make a column of what it computes, before training."
+        )
+
+
+def _methods(name: str) -> list[Any]:
+    return [getattr(c, name) for c in (TargetTask, BinaryClassificationTask, RegressionTask)]
+
+
 def _described(task: TargetTask) -> dict[str, Any]:
-    units = task.units if isinstance(task, RegressionTask) else None
+    is_binary = isinstance(task, BinaryClassificationTask)
+    units = None if is_binary else getattr(task, "units", Units())
     return {
         "name": task.task_name,
         "column": task.target.column,

@@ -144,7 +144,8 @@ def _sessions(model: Model, data: Data) -> list[SessionBatch]:
         data.path, "train", item=model.inputs.item, features=features, batch_size=_SESSIONS
     )
     sessions: RaggedBatch = next(iter(loader))
-    longest = model.inputs.max_sequence_length or int(sessions.lengths.max())
+    longest = model.inputs.max_sequence_length
+    assert longest is not None  # noqa: S101  `check_fits`
     rows = torch.arange(len(sessions.lengths), device=sessions.lengths.device)
     starts = (sessions.lengths - longest).clamp(min=0)
     one = sessions.lengths - 1
@@ -158,7 +159,10 @@ def _sessions(model: Model, data: Data) -> list[SessionBatch]:
 
 
 def check_fits(model: Model, data: Data) -> None:
-    """ConfigError unless the model reads columns of the data and has a row for each item."""
+    """ConfigError unless the model reads columns of the data and has a row for each item.
+
+    A run also needs float32, which all ways of predicting share, and L, the same for all of them.
+    """
     missing = [name for name in model.inputs.feature_names if name not in data.schema.column_names]
     if missing:
         raise ConfigError(
@@ -170,4 +174,14 @@ def check_fits(model: Model, data: Data) -> None:
         raise ConfigError(
             f"The model has {rows} rows for items, {data.path} has {data.fitted.item.num_rows}. "
             "Build it from the schema of these data."
+        )
+    types = {p.dtype for p in model.parameters() if p.is_floating_point()} - {torch.float32}
+    if types:
+        raise ConfigError(
+            f"The model has weights of {types.pop()}, expected float32. Call `model.float()`."
+        )
+    if model.inputs.max_sequence_length is None:
+        raise ConfigError(
+            "The model has no `max_sequence_length`, so nothing says how much of a session it "
+            f"reads. Build its inputs with one, as {data.recipe.max_sequence_length} of the data."
         )

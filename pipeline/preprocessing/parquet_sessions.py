@@ -77,14 +77,13 @@ def import_sessions(
     places = [schema_file.parent, *(path.parent for paths in files.values() for path in paths)]
     tables = _vocabulary_files(columns, categories, places)
     session = _session_column(schema)
-    first = pq.read_schema(files["train"][0])
-    missing = [c.source for c in columns if c.source not in first.names]
-    if missing:
-        raise DataError(
-            f"{files['train'][0]} has no column {missing[0]!r}, which {schema_file} describes; "
-            f"{closest(missing[0], first.names)}"
-        )
-    length = max_sequence_length or schema[item.source].max_length or _longest(files, item)
+    first = _read_schema(files["train"][0])
+    has_ids = session is not None and session in first.names
+    for path in (path for paths in files.values() for path in paths):
+        _check_columns(path, columns, session if has_ids else None, schema_file)
+    length = max_sequence_length
+    if length is None:
+        length = schema[item.source].max_length or _longest(files, item)
     recipe = _recipe(item, features, session, length)
     vocabularies = {c.name: _vocabulary(c, tables, files) for c in columns if _is_index(c)}
     notes += _notes(columns, tables)
@@ -150,6 +149,39 @@ def _parquet_files(path: Path) -> list[Path]:
     if not path.is_dir():
         raise DataError(f"{path} does not exist. Expected a Parquet file or a folder of them.")
     return sorted(f for f in path.rglob("*.parquet") if "categories" not in f.parts)
+
+
+def _read_schema(path: Path) -> pa.Schema:
+    try:
+        return pq.read_schema(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path} is no Parquet file: {str(error).splitlines()[0]}") from None
+
+
+def _check_columns(
+    path: Path, columns: Sequence[_Column], session: str | None, schema_file: Path
+) -> None:
+    """DataError for a file that lacks a column, or has one of another type."""
+    schema = _read_schema(path)
+    for name in [*(column.source for column in columns), *([session] if session else [])]:
+        if name not in schema.names:
+            raise DataError(
+                f"{path} has no column {name!r}, which {schema_file} describes; "
+                f"{closest(name, schema.names)}"
+            )
+    for column in columns:
+        kind = schema.field(column.source).type
+        is_list = any(
+            check(kind)
+            for check in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+        )
+        value = kind.value_type if is_list else kind
+        is_number = pa.types.is_integer(value) or pa.types.is_floating(value)
+        fits = pa.types.is_integer(value) if _is_index(column) else is_number
+        if is_list != column.is_list or not (fits or pa.types.is_null(value)):
+            values = "the indices of Categorify" if _is_index(column) else "numbers"
+            lists = ", in lists, one a session" if column.is_list else ", one a session"
+            raise DataError(f"{path}: {column.source!r} is {kind}, expected {values}{lists}.")
 
 
 def _chosen_columns(schema: Schema) -> tuple[_Column, list[_Column], list[str]]:
@@ -271,6 +303,8 @@ def _vocabulary(
             f"{path} has {len(values)} values, the schema {column.num_rows - FIRST_ITEM} of "
             f"{column.source!r}. Are they of one workflow?"
         )
+    if len(values.unique()) < len(values):
+        raise DataError(f"{path} has a value twice, so it does not tell the indices of values.")
     is_integer = pa.types.is_integer(values.type)
     kind: ValueType = "int64" if is_integer else "string"
     return Vocabulary(type=kind, values=values.cast(pa.int64() if is_integer else pa.string()))
@@ -390,9 +424,7 @@ def _sessions(
 
 def _lengths(lists: pa.ListArray, path: Path, source: str) -> tuple[NDArray[Any], NDArray[Any]]:
     """(sessions,) numbers of interactions, and (sessions + 1,) offsets with the padding."""
-    if not pa.types.is_list(lists.type) and not pa.types.is_large_list(lists.type):
-        if not pa.types.is_fixed_size_list(lists.type):
-            raise DataError(f"{path}: {source!r} is {lists.type}, expected lists, one a session.")
+    if pa.types.is_fixed_size_list(lists.type):
         lists = lists.cast(pa.list_(lists.type.value_type))
     widths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy().astype(np.int64)
     offsets = np.concatenate([[0], np.cumsum(widths)])
@@ -409,23 +441,24 @@ def _lengths(lists: pa.ListArray, path: Path, source: str) -> tuple[NDArray[Any]
 
 
 def _flat_values(lists: pa.Array, offsets: NDArray[Any], path: Path, column: _Column) -> pa.Array:
-    flat = lists.flatten()
-    if len(flat) != offsets[-1]:
+    widths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
+    wrong = np.flatnonzero(widths != np.diff(offsets))
+    if len(wrong):
         raise DataError(
-            f"{path}: {column.source!r} has {len(flat)} values, the items {offsets[-1]}. Each list "
-            "of a session has one value an interaction."
+            f"{path}: {column.source!r} has {widths[wrong[0]]} values where the items have "
+            f"{np.diff(offsets)[wrong[0]]}. Each list of a session has one value an interaction."
         )
-    return flat
+    return lists.flatten()
 
 
 def _checked(values: pa.Array, path: Path, column: _Column, fitted: Fitted) -> pa.Array:
     """Indices as int64 within the table, or numbers as float32."""
     if not _is_index(column):
-        return pc.fill_null(values.cast(pa.float32()), 0.0)
-    if not pa.types.is_integer(values.type):
-        raise DataError(
-            f"{path}: {column.source!r} is {values.type}, expected the indices of Categorify."
-        )
+        numbers = pc.fill_null(values.cast(pa.float32()), 0.0)
+        numbers = pc.if_else(pc.is_nan(numbers), pa.scalar(0.0, pa.float32()), numbers)
+        if pc.any(pc.is_inf(numbers)).as_py():
+            raise DataError(f"{path}: {column.source!r} has infinite numbers. Leave them out.")
+        return numbers
     indices = pc.fill_null(values.cast(pa.int64()), 1)
     num_rows = fitted.vocabularies[column.name].num_rows
     low, high = pc.min_max(indices).as_py().values()

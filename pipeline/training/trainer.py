@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
+from pipeline.core.errors import ConfigError
 from pipeline.data.batch import SessionBatch
 from pipeline.data.loader import SessionLoader
 from pipeline.evaluation.targets import Positions
@@ -304,6 +305,12 @@ class Trainer(ResumableTrainer):
                 seed=self.args.seed,
                 positions=self.valid_positions,
                 filter_seen=self.filter_seen,
+            )
+        if self.config.metric not in metrics:
+            raise ConfigError(
+                f"`train.metric` is {self.config.metric}, which the validation sessions do not "
+                "define: they have no target of it, or one class alone. Choose another, such as "
+                "loss."
             )
         values = {f"eval_{name}": value for name, value in metrics.items()}
         self.log(values)

@@ -96,7 +96,10 @@ def _ranks(
 def _target_metrics(
     model: Model, loader: SessionLoader, processes: Processes, positions: Positions
 ) -> dict[str, float]:
-    """Metrics of the tasks beside the next item by `task.metric`. Collective."""
+    """Metrics of the tasks beside the next item by `task.metric`. Collective.
+
+    One that the targets do not define, as the auc of a single class, is left out.
+    """
     shares = (_share(batch, processes) for batch in loader)
     values: dict[str, float] = {}
     for task, own in predict_targets(model, shares, positions).items():
@@ -104,7 +107,8 @@ def _target_metrics(
         parts = gather_bytes(columns.tobytes())
         every = np.concatenate([np.frombuffer(p, columns.dtype).reshape(2, -1) for p in parts], 1)
         metrics = target_metrics(own._replace(predictions=every[0], targets=every[1]))
-        values |= {f"{task}.{name}": value for name, value in metrics.items()}
+        diverged = bool(np.isnan(every[0]).any())
+        values |= {f"{task}.{n}": v for n, v in metrics.items() if diverged or not math.isnan(v)}
     return values
 
 

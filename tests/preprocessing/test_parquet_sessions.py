@@ -182,13 +182,26 @@ def changed(stock: Stock, tmp_path: Path, column: str, change: Any) -> Path:
     return tmp_path / "part.parquet"
 
 
+def infinite(lists: pa.ChunkedArray) -> list[list[float]]:
+    return [[np.inf for _ in values] for values in lists.to_pylist()]
+
+
+def moved(lists: pa.ChunkedArray) -> list[list[int]]:
+    first, second, *others = lists.to_pylist()
+    return [[*first, second[-1]], second[:-1], *others]
+
+
 @pytest.mark.parametrize(
     ("column", "change", "words"),
     [
         ("item_id-list", lambda c: pa.array([[999, 5]] * len(c)), "expected 0 to 62"),
         ("item_id-list", lambda c: pa.array([[0, 5]] * len(c)), "padding on the right"),
         ("category-list", lambda c: pa.array([[3]] * len(c)), "one value an interaction"),
-        ("item_id-list", lambda c: pa.array([5] * len(c)), "expected lists, one a session"),
+        ("item_id-list", lambda c: pa.array([5] * len(c)), "in lists, one a session"),
+        ("price-list", lambda c: pa.array([["a"]] * len(c)), "expected numbers, in lists"),
+        ("price-list", lambda c: pa.array(infinite(c)), "infinite numbers"),
+        # as many values as items in all, in other sessions
+        ("category-list", lambda c: pa.array(moved(c)), "one value an interaction"),
     ],
 )
 def test_files_that_are_not_what_the_schema_says_are_refused(
@@ -197,6 +210,37 @@ def test_files_that_are_not_what_the_schema_says_are_refused(
     path = changed(stock, tmp_path, column, change)
     with pytest.raises(DataError, match=words):
         pipeline.Data.from_parquet(path, stock.schema, categories=stock.categories)
+
+
+def test_every_file_has_the_columns(stock: Stock, tmp_path: Path) -> None:
+    table = pq.read_table(stock.sessions / "part_0.parquet")
+    pq.write_table(table, tmp_path / "a.parquet")
+    pq.write_table(table.drop_columns("price-list"), tmp_path / "b.parquet")
+    with pytest.raises(DataError, match=r"b\.parquet has no column 'price-list'"):
+        pipeline.Data.from_parquet(tmp_path, stock.schema, categories=stock.categories)
+    (tmp_path / "b.parquet").write_text("text")
+    with pytest.raises(DataError, match=r"b\.parquet is no Parquet file"):
+        pipeline.Data.from_parquet(tmp_path, stock.schema, categories=stock.categories)
+
+
+def test_missing_numbers_are_the_mean(stock: Stock, tmp_path: Path) -> None:
+    def missing(lists: pa.ChunkedArray) -> pa.Array:
+        return pa.array([[np.nan, *values[1:]] for values in lists.to_pylist()], from_pandas=False)
+
+    path = changed(stock, tmp_path, "price-list", missing)
+    data = pipeline.Data.from_parquet(path, stock.schema, categories=stock.categories)
+    sessions = pq.read_table(data.path / "sessions" / "train")
+    assert {values[0] for values in sessions["price"].to_pylist()} == {0.0}
+
+
+def test_a_value_has_one_index(stock: Stock, tmp_path: Path) -> None:
+    for path in stock.categories.glob("unique.*.parquet"):
+        table = pq.read_table(path).to_pandas()
+        if path.name == "unique.item_id.parquet":
+            table.loc[len(table) - 1, "item_id"] = table["item_id"].iloc[-2]
+        table.to_parquet(tmp_path / path.name)
+    with pytest.raises(DataError, match="has a value twice"):
+        pipeline.Data.from_parquet(stock.sessions, stock.schema, categories=tmp_path)
 
 
 def test_parts_follow_names_and_options(tmp_path: Path) -> None:

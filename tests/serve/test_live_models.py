@@ -18,10 +18,11 @@ from typer.testing import CliRunner
 import pipeline
 from pipeline import model as tr
 from pipeline.cli.main import app
-from pipeline.core.errors import ArtifactError, ConfigError
+from pipeline.core.errors import ArtifactError, ConfigError, PipelineError
 from pipeline.data.directory import Data
 from pipeline.model.program import PROGRAM_FILE
 from pipeline.model.run import Run
+from pipeline.model.tasks.targets import TargetTask
 from pipeline.recipe.recipe import Recipe
 from pipeline.serve.client.client import Client
 from pipeline.serve.run import running_server
@@ -189,6 +190,65 @@ def test_a_model_of_other_data_is_refused(shop: Shop, tmp_path: Path) -> None:
         pipeline.evaluate(model, data)
     with pytest.raises(ConfigError, match="needs the `data`"):
         pipeline.export(model, out=tmp_path / "repository")
+
+
+def with_task(data: Data, task: TargetTask, length: int | None = 12) -> tr.Model:
+    inputs = tr.TabularSequenceFeatures.from_schema(
+        data.schema.select_by_name("item_id"), max_sequence_length=length, masking="clm"
+    )
+    body = tr.SequentialBlock(inputs, nn.Linear(inputs.output_size, 8))
+    return tr.Model(tr.Head(body, [tr.NextItemPredictionTask(), task]))
+
+
+class Poisson(tr.RegressionTask):
+    """A task that the project does not have: the logarithm of a rate is learned."""
+
+    def objective(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return outputs.exp() - targets * outputs
+
+    def predict(self, *arguments: Any) -> torch.Tensor:
+        return self.outputs(*arguments).exp()
+
+
+class Squares(TargetTask):
+    """A task of neither kind."""
+
+    kind = "squares"
+
+    def objective(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return (outputs - targets) ** 2
+
+
+class Above(tr.BinaryClassificationTask):
+    """A task whose labels are not the column."""
+
+    def labels(self, batch: Any) -> torch.Tensor:
+        return (super().labels(batch) > 0).float()
+
+
+@pytest.mark.parametrize("task", [Poisson, Squares])
+def test_a_task_of_ones_own_is_saved_as_it_is(shop: Shop, tmp_path: Path, task: Any) -> None:
+    data = Data.open(shop.data)
+    model = with_task(data, task("price", summary_type=None, task_name="price"))
+    run = Run.save(model, data, tmp_path / "run")
+    live = pipeline.evaluate(model, data, baselines=False).tasks["price"]
+    saved = pipeline.evaluate(run, data, baselines=False).tasks["price"]
+    assert saved.kind == live.kind == "regression"
+    assert saved.results["run"] == pytest.approx(live.results["model"], abs=1e-5)
+
+
+def test_models_that_a_run_cannot_hold_are_refused(shop: Shop, tmp_path: Path) -> None:
+    data, out = Data.open(shop.data), tmp_path / "run"
+    with pytest.raises(PipelineError, match="'price' has labels of its own"):
+        Run.save(with_task(data, Above("price", summary_type=None, task_name="price")), data, out)
+    task = tr.RegressionTask("price", summary_type=None, task_name="scores")
+    with pytest.raises(ConfigError, match="'scores' has the name of another column"):
+        pipeline.predict(with_task(data, task), data, out=tmp_path / "x.parquet")
+    with pytest.raises(ConfigError, match="has weights of torch"):
+        pipeline.evaluate(hand_built(data).double(), data)
+    task = tr.RegressionTask("price", summary_type=None)
+    with pytest.raises(ConfigError, match="has no `max_sequence_length`"):
+        pipeline.evaluate(with_task(data, task, length=None), data)
 
 
 @pytest.mark.parametrize("kind", ["pandas", "polars", "arrow"])

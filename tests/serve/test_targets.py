@@ -25,6 +25,7 @@ from pipeline.serve.client.client import Client
 from pipeline.serve.run import running_server
 from pipeline.serve.triton.ports import free_ports
 from pipeline.serve.triton.server import TritonServer
+from pipeline.training.incremental.run import train_windows
 from pipeline.training.report.run import write_report
 from pipeline.training.run import train
 from tests.conftest import Shop
@@ -220,3 +221,26 @@ def test_settings_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=words):
         recipe(model, **training)
+
+
+def test_a_metric_without_both_classes_ends_the_training(shop: Shop, tmp_path: Path) -> None:
+    everything = ["view", "cart", "purchase"]
+    target = {"feature": "action", "kind": "binary", "positive": everything}
+    chosen = recipe({"next_item": False, "targets": [target]})
+    with pytest.raises(ConfigError, match="which the validation sessions do not"):
+        train(shop.data, chosen.model, chosen.train, tmp_path / "run")
+    chosen = recipe({"next_item": False, "targets": [target]}, metric="action.log_loss")
+    train(shop.data, chosen.model, chosen.train, tmp_path / "run")
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8")
+    assert "eval_action.log_loss" in lines
+    assert "NaN" not in lines
+
+
+def test_lists_are_not_asked_of_a_run_without_them(shop: Shop, runs: Runs, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no lists to filter"):
+        write_recommendations(
+            runs.alone, shop.data, "test", tmp_path / "x.parquet", filter_seen=True
+        )
+    chosen = recipe({"next_item": False, "targets": TARGETS})
+    with pytest.raises(ConfigError, match="evaluates the next item of each window"):
+        train_windows(shop.data, chosen.model, chosen.train, tmp_path / "run", seconds=86_400)

@@ -265,6 +265,11 @@ class IncrementalTrainer:
 def _check_incremental(data: Data, config: ModelConfig) -> None:
     """ConfigError for data or a model that cannot be trained window by window."""
     check_separate_tables(config)
+    if not config.next_item:
+        raise ConfigError(
+            "--windows evaluates the next item of each window, and the model has `next_item: "
+            "false`. Train it without --windows."
+        )
     recipe = data.recipe
     for feature in recipe.target_encoded_features:
         raise ConfigError(
