@@ -288,6 +288,7 @@ def export(
     *,
     out: Source,
     data: DataDirectory | Source | None = None,
+    format: Literal["triton", "onnx"] = "triton",  # noqa: A002  as the option
     name: str = "recommender",
     default_k: int = 10,
     max_k: int = 100,
@@ -295,9 +296,11 @@ def export(
     device: Literal["cpu", "gpu"] = "cpu",
     scoring: Literal["fp32", "int8"] = "fp32",
 ) -> Path:
-    """Write a run as a Triton model repository; return its path.
+    """Write a run as a Triton model repository, or its model as ONNX; return the directory.
 
-    A model that was put together in Python needs the `data` that it was trained on.
+    A model that was put together in Python needs the `data` that it was trained on. `format` onnx
+    writes `model.onnx` and the tables of its ids; of the options below it takes `default_k` and
+    `max_k`.
     `name` is the model's for clients, `default_k` the items of a list where a request has no `k`,
     `max_k` the most. `device` is where the server runs the model. `scoring` int8 gives the same
     lists of a large catalogue in less time on a CPU. An older repository at `out` gets a new
@@ -309,6 +312,7 @@ def export(
     from pipeline.exporting.run import export as run_export
 
     options = ExportOptions(
+        format=format,
         name=name,
         default_k=default_k,
         max_k=max_k,
@@ -316,7 +320,12 @@ def export(
         device=device,
         scoring=scoring,
     )
-    run_export(_run(run, data), Path(out), options)
+    if format == "onnx":
+        from pipeline.exporting.onnx_directory import export_onnx
+
+        export_onnx(_run(run, data), Path(out), options)
+    else:
+        run_export(_run(run, data), Path(out), options)
     return Path(out)
 
 

@@ -3,19 +3,26 @@
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pipeline.cli.console import check_input, print_current, print_result
+from pipeline.cli.console import check_input, is_current, print_current, print_result
 from pipeline.cli.options import IfNeeded, Json, Out, RunDirectory
 from pipeline.core.artifact import check_replaceable
 from pipeline.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipeline.exporting.options import ExportOptions
 
 
 def export(
     run: RunDirectory,
     out: Out,
+    format: Annotated[  # noqa: A002  the name of the option
+        Literal["triton", "onnx"],
+        typer.Option(help="A Triton model repository, or an ONNX file with the tables of its ids."),
+    ] = "triton",
     name: Annotated[str, typer.Option(help="Name of the model for clients.")] = "recommender",
     k: Annotated[int, typer.Option(help="Items of a list where a request has no `k`.")] = 10,
     max_k: Annotated[int, typer.Option(help="Most items of a list.")] = 100,
@@ -35,7 +42,7 @@ def export(
     if_needed: IfNeeded = False,
     as_json: Json = False,
 ) -> None:
-    """Write a run as a Triton model repository.
+    """Write a run as a Triton model repository, or as an ONNX file.
 
     The served model takes raw columns and returns raw item ids. Into an older repository this
     writes the next version, which a server with --reload takes up; models of another --name stay.
@@ -45,8 +52,17 @@ def export(
     from pipeline.exporting.served_models import current_model, read_models
 
     options = ExportOptions(
-        name=name, default_k=k, max_k=max_k, max_batch=max_batch, device=device, scoring=scoring
+        format=format,
+        name=name,
+        default_k=k,
+        max_k=max_k,
+        max_batch=max_batch,
+        device=device,
+        scoring=scoring,
     )
+    if format == "onnx":
+        _export_onnx(run, out, options, if_needed=if_needed, as_json=as_json)
+        return
     check_replaceable(out, "repository")
     check_input(run, "run")
     others = sorted(read_models(out).others(name))
@@ -57,6 +73,12 @@ def export(
         if facts is not None:
             print_current(out, facts, as_json)
             return
+    _export_repository(run, out, options, replace=replace, as_json=as_json)
+
+
+def _export_repository(
+    run: Path, out: Path, options: "ExportOptions", *, replace: bool, as_json: bool
+) -> None:
     from pipeline.exporting.run import export as run_export
 
     result = run_export(run, out, options, replace_others=replace)
@@ -67,6 +89,31 @@ def export(
         f"The program's scores differ from the model's by at most "
         f"{result.largest_score_difference:.1e}.\n"
         f"Next: pipeline serve {out}"
+    )
+    print_result(result.to_dict(), as_json, text)
+
+
+def _export_onnx(
+    run: Path, out: Path, options: "ExportOptions", *, if_needed: bool, as_json: bool
+) -> None:
+    from pipeline.data.fingerprint import fingerprint_of
+
+    check_replaceable(out, "onnx")
+    check_input(run, "run")
+    if if_needed and is_current(out, "onnx", fingerprint_of(asdict(options), [], [run]), as_json):
+        return
+    from pipeline.exporting.onnx_directory import MODEL_FILE, export_onnx
+
+    result = export_onnx(run, out, options)
+    if result.largest_difference is None:
+        compared = "onnxruntime is not installed, so the file was not compared with the model."
+    else:
+        compared = f"It differs from the model by at most {result.largest_difference:.1e}."
+    text = (
+        f"Wrote {out / MODEL_FILE}: {result.catalogue_items:,} items, lists of up to "
+        f"{result.max_k}.\n{compared}\n"
+        f"Inputs: {', '.join(tensor['name'] for tensor in result.inputs)}. "
+        f"Outputs: {', '.join(tensor['name'] for tensor in result.outputs)}."
     )
     print_result(result.to_dict(), as_json, text)
 

@@ -29,12 +29,14 @@ _NEXT_STEP = {
     "data": "Run `pipeline preprocess LOGS --recipe FILE --out {path}` first.",
     "run": "Run `pipeline train DATA --out {path}` first.",
     "repository": "Run `pipeline export RUN --out {path}` first.",
+    "onnx": "Run `pipeline export RUN --format onnx --out {path}` first.",
     "checkpoint": "Go on from another one.",
 }
 _EXPECTED = {
     "data": "Give one that `pipeline preprocess` wrote.",
     "run": "Give one that `pipeline train` wrote.",
     "repository": "Give one that `pipeline export` wrote.",
+    "onnx": "Give one that `pipeline export --format onnx` wrote.",
     "checkpoint": "Go on from another one.",
 }
 
@@ -45,8 +47,8 @@ def new_artifact(
 ) -> Iterator[Path]:
     """Yield a directory to write into; it becomes `path` when the block ends without an exception.
 
-    `kind` is data, run, repository or checkpoint. `facts` is written to the manifest as it is at
-    the end of the block, so the block may fill it in. `fingerprint` identifies what the artifact
+    `kind` is data, run, repository, onnx or checkpoint. `facts` is written to the manifest as it is
+    at the end of the block, so the block may fill it in. `fingerprint` identifies what the artifact
     is made from, see `current_facts`. An artifact of the same kind at `path` is replaced.
     ArtifactError if anything else is at `path`, or if another process is writing it.
     """

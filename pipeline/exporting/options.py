@@ -1,20 +1,23 @@
 """Options of an export, checked without torch."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from pipeline.core.errors import ConfigError
 
 Device = Literal["cpu", "gpu"]
 Scoring = Literal["fp32", "int8"]
+Format = Literal["triton", "onnx"]
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,99}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """How a repository serves its model. ConfigError for options that do not fit each other."""
+    """How a model is written and served. ConfigError for options that do not fit each other."""
 
+    format: Format = "triton"
+    """A Triton model repository, or an ONNX file with the tables that encode raw ids."""
     name: str = "recommender"
     """Name of the model for clients."""
     default_k: int = 10
@@ -41,3 +44,10 @@ class ExportOptions:
             raise ConfigError(f"--max-batch is {self.max_batch}, expected 1 to 65536.")
         if self.device == "gpu" and self.scoring == "int8":
             raise ConfigError("--scoring int8 is for the CPU. Leave it out, or --device gpu.")
+        for field in fields(self) if self.format == "onnx" else ():
+            of_onnx = field.name in ("format", "default_k", "max_k")
+            if not of_onnx and getattr(self, field.name) != field.default:
+                raise ConfigError(
+                    f"--{field.name.replace('_', '-')} is an option of a Triton repository. Leave "
+                    "it out with --format onnx."
+                )
