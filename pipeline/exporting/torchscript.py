@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pipeline.core.columns import FIRST_ITEM, PADDING
+from pipeline.core.columns import FIRST_ITEM, ITEM, PADDING, SESSION, TIMESTAMP
 from pipeline.core.errors import ConfigError, PipelineError
 from pipeline.data.batch import SessionBatch
 from pipeline.exporting.options import Scoring
@@ -20,6 +20,7 @@ from pipeline.exporting.xlnet_inference import attend, optimize_xlnet
 from pipeline.model.model import Model
 
 RESERVED_OUTPUTS = ("item_ids", "scores", "num_known", "embedding", "session_ids")
+REQUEST_TENSORS = (ITEM, SESSION, TIMESTAMP, "length", "k", "exclude", "candidates", "filter_seen")
 NOT_FINITE = (
     "The model gives numbers that are not finite; its training diverged. Train again with a lower "
     "`train.learning_rate`."
@@ -189,11 +190,13 @@ def target_names(model: Model) -> list[str]:
     ConfigError for names that clients could not tell apart.
     """
     names = [re.sub(r"\W", "_", task.task_name) for _, task in model.target_tasks]
+    # inputs and outputs of a served ensemble share one name space
+    taken = {*RESERVED_OUTPUTS, *REQUEST_TENSORS, *model.inputs.feature_names}
     for name in names:
-        if names.count(name) > 1 or name in RESERVED_OUTPUTS:
+        if names.count(name) > 1 or name in taken:
             raise ConfigError(
-                f"The task {name!r} has the name of another output of a server. Set another "
-                "task_name."
+                f"The task {name!r} has the name of another input or output of a server. Set "
+                "another task_name."
             )
     return names
 

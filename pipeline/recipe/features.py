@@ -31,6 +31,7 @@ _RESERVED = {
     *(ITEM, SESSION, TIMESTAMP, "elapsed"),
     # tensors of the served ensemble share one name space
     *("k", "length", "item_ids", "scores", "num_items", "item_index", "item_score"),
+    *("exclude", "candidates", "filter_seen", "session_ids", "num_known", "embedding"),
 }
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _OF_CATEGORY = "categorical features without `buckets`"

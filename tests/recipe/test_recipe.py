@@ -152,6 +152,8 @@ def feature(name: str, **more: object) -> dict:
         (feature("item_id"), "a meaning of its own"),
         (feature("length"), "a meaning of its own"),
         (feature("encoded_x"), "a meaning of its own"),
+        (feature("embedding"), "a meaning of its own"),
+        (feature("candidates"), "a meaning of its own"),
         (feature("../x"), "a letter, then letters, digits and underscores"),
         (feature("brand__0"), "two underscores"),
         (feature("brand_"), "one at the end"),

@@ -244,6 +244,9 @@ def test_models_that_a_run_cannot_hold_are_refused(shop: Shop, tmp_path: Path) -
     task = tr.RegressionTask("price", summary_type=None, task_name="scores")
     with pytest.raises(ConfigError, match="'scores' has the name of another column"):
         pipeline.predict(with_task(data, task), data, out=tmp_path / "x.parquet")
+    task = tr.RegressionTask("price", summary_type=None, task_name="item_id")
+    with pytest.raises(ConfigError, match="'item_id' has the name of another input or output"):
+        pipeline.export(with_task(data, task), data=data, out=tmp_path / "repository")
     with pytest.raises(ConfigError, match="has weights of torch"):
         pipeline.evaluate(hand_built(data).double(), data)
     task = tr.RegressionTask("price", summary_type=None)
