@@ -61,7 +61,7 @@ def export_onnx(run: Run | Path, out: Path, options: ExportOptions) -> OnnxResul
         fitted, served = load_served(run)
         num_items = len(fitted.item.values)
         max_k, length = min(options.max_k, num_items), fitted.recipe.max_sequence_length
-        served.eval()
+        served.cpu().eval()
         model = OnnxModel(served, max_k, filter_seen=fitted.recipe.filter_seen)
         write_onnx(served, model, length, directory / MODEL_FILE)
         difference = compare_onnx(served, model, directory / MODEL_FILE, length)
