@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from pipeline.core.errors import ConfigError
@@ -82,7 +83,17 @@ def register_metric(name: str) -> Callable[[Gain], Gain]:
     _check_name("metric", name, choices.METRICS)
 
     def register(gain: Gain) -> Gain:
-        GAINS[name] = gain
+        def checked(ranks: Tensor, cutoff: int) -> Tensor:
+            gains = gain(ranks, cutoff)
+            if not isinstance(gains, Tensor) or gains.shape != ranks.shape:
+                shape = tuple(gains.shape) if isinstance(gains, Tensor) else type(gains).__name__
+                raise ConfigError(
+                    f"The metric {name!r} gives {shape} of {tuple(ranks.shape)} ranks, expected a "
+                    "gain of each. The mean of the gains is taken afterwards."
+                )
+            return gains.to(torch.float64)
+
+        GAINS[name] = checked
         choices.PLUGIN_METRICS.add(name)
         return gain
 
@@ -105,7 +116,8 @@ def load_plugins(file: Path | None) -> None:
             f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file)
         ]
         place = f" at line {lines[-1]}" if lines else ""
-        raise ConfigError(f"{file} failed{place}: {type(error).__name__}: {error}.") from error
+        reason = " ".join(str(error).split()).removesuffix(".")
+        raise ConfigError(f"{file} failed{place}: {type(error).__name__}: {reason}.") from error
 
 
 def _check_name(kind: str, name: str, taken: object) -> None:

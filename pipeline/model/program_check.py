@@ -66,6 +66,8 @@ def unknown_operators(records: dict[str, bytes]) -> Iterator[str]:
     except (ValueError, SyntaxError, RecursionError):
         yield "text that is no TorchScript"
         return
+    if any(b"torch.classes" in text for name, text in records.items() if name.endswith(".pkl")):
+        yield "classes"  # objects of C++, which are made while the records are read
     definitions = ast.FunctionDef | ast.ClassDef
     nodes = [node for tree in trees for node in ast.walk(tree)]
     own = {node.name for node in nodes if isinstance(node, definitions)} - _operators()

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,16 @@ def test_a_replaced_program_is_not_loaded(shop: Shop, trained: Trained, tmp_path
     with pytest.raises(ArtifactError, match="'from_file', which no model needs"):
         checked_archive(program)
     assert not (tmp_path / "planted").exists()
+    # an object of C++ is made while the pickled records are read, without a line of the program
+    with zipfile.ZipFile(trained.run / PROGRAM_FILE) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    name = next(name for name in records if name.endswith("data.pkl"))
+    records[name] = b"\x80\x02c__torch__.torch.classes.rnn\nCellParamsBase\n)\x81}b."
+    with zipfile.ZipFile(program, "w") as archive:
+        for name, content in records.items():
+            archive.writestr(name, content)
+    with pytest.raises(ArtifactError, match="'classes', which no model needs"):
+        checked_archive(program)
 
 
 def test_a_model_of_other_data_is_refused(shop: Shop, tmp_path: Path) -> None:

@@ -106,6 +106,7 @@ def test_a_metric_of_ones_own_stands_beside_the_others(shop: Shop, folder: Path)
             "from pipeline.plugins import register_loss\n\n@register_loss('bpr')\nclass L: ...\n",
             "has a loss 'bpr'",
         ),
+        ("raise ValueError('two\\nlines')", "ValueError: two lines."),
         ("from pipeline.plugins import register_architecture as r\nr('clmm')", "clm, mlm"),
     ],
 )
@@ -123,3 +124,11 @@ def test_a_file_that_cannot_be_used_is_refused(
 def test_an_unknown_name_without_the_file_is_refused(shop: Shop, tmp_path: Path) -> None:
     words = "train", shop.data, "--set", "train.loss=focal", "--out", "run"
     assert "there is no loss 'focal'" in run(tmp_path, *words, code=2)
+
+
+def test_a_metric_without_a_gain_of_each_rank_is_refused(shop: Shop, tmp_path: Path) -> None:
+    text = "from pipeline.plugins import register_metric\n\n@register_metric('average')\n"
+    (tmp_path / "own.py").write_text(f"{text}def average(ranks, cutoff): return ranks.mean()\n")
+    words = ["--set", "train.metric=average@5", "--set", "train.epochs=1"]
+    error = run(tmp_path, "train", shop.data, "--plugins", "own.py", "--out", "run", *words, code=2)
+    assert "'average' gives () of" in error
