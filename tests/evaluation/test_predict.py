@@ -315,6 +315,7 @@ def test_lists_are_written_with_the_ids_of_their_sessions(
     assert facts == {
         "part": "test",
         "sessions": len(lists),
+        "targets": [],
         "k": 8,
         "short_lists": sum(len(i) < 8 for i in lists),
         "unknown_excluded": 1,
