@@ -219,6 +219,11 @@ class TrainConfig(Config):
         The default is that of the next item, or of the first target without a next item.
         """
         kinds = {target.feature: target.kind for target in model.targets}
+        if not model.next_item and self.item_table == "sharded":
+            raise ConfigError(
+                "`item_table: sharded` is for scores of the next item, and the model has "
+                "`next_item: false`. Leave it out."
+            )
         if not model.next_item and "metric" not in self.model_fields_set:
             feature, kind = next(iter(kinds.items()))
             return self.model_copy(update={"metric": f"{feature}.{TARGET_METRICS[kind][0]}"})

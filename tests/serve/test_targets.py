@@ -211,6 +211,7 @@ def test_best_weights_are_those_of_the_metric_of_a_target(runs: Runs) -> None:
     [
         ({"next_item": False}, {}, "needs `targets`"),
         ({"next_item": False, "targets": TARGETS}, {"metric": "recall@5"}, "device.auc"),
+        ({"next_item": False, "targets": TARGETS}, {"item_table": "sharded"}, "Leave it out"),
         ({"targets": TARGETS}, {"metric": "phone.auc"}, "no such target"),
         ({"targets": TARGETS}, {"metric": "price.auc"}, "price.rmse, price.mae"),
         ({"targets": [TARGETS[0], TARGETS[0]]}, {}, "twice"),
