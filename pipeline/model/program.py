@@ -93,7 +93,9 @@ class ProgramInputs:
 class ProgramModel(Model):
     """A model whose encoder is a program; it predicts the newest position of a session alone."""
 
-    causal = False  # so that each target is predicted by itself
+    causal = False
+    """Whatever the model was: evaluation then makes a window for each target, which it predicts
+    from the end of the window, as a program gives the newest position alone."""
 
     def __init__(
         self, program: torch.jit.ScriptModule, description: dict[str, Any], state: dict[str, Tensor]
@@ -175,7 +177,11 @@ class ProgramModel(Model):
         return self.item_vectors if positions is None else self.item_vectors[positions]
 
     def at_targets(self, batch: SessionBatch) -> TargetHidden:
-        """Queries before the last interaction of each session, which is the target."""
+        """Queries at the last interaction of each session, which is the target.
+
+        The batch is cut before it, as the program would read it. One target a session: evaluation
+        calls this for a window of each target, see `causal`.
+        """
         last = (batch.lengths - 1).clamp(min=0)
         targets = batch.features[self.inputs.item].gather(1, last[:, None])[:, 0]
         inside = torch.arange(batch.width, device=last.device) < last[:, None]
