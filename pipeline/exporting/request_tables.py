@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.core.artifact import write_json
-from pipeline.core.columns import ITEM, NULL, OUT_OF_VOCABULARY, PADDING, bucket_of
+from pipeline.core.columns import ELAPSED, ITEM, NULL, OUT_OF_VOCABULARY, PADDING, bucket_of
 from pipeline.data.fitted import Fitted, TargetEncoding, Vocabulary
 from pipeline.recipe.durations import duration_microseconds
 from pipeline.recipe.features import (
@@ -20,7 +20,6 @@ from pipeline.recipe.features import (
     TargetEncodedFeature,
 )
 
-ELAPSED = "elapsed"
 FURTHER_ITEMS = "item_id.further"
 
 

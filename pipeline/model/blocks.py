@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
-from pipeline.core.columns import FIRST_ITEM
+from pipeline.core.columns import ELAPSED, FIRST_ITEM
 from pipeline.core.errors import ConfigError
 from pipeline.data.batch import SessionBatch, newest
 from pipeline.model.encoders.config import EncoderConfig
@@ -59,6 +59,8 @@ class TransformerBlock(nn.Module):
         with_fast_dropout(self.encoder)
         self.output_size = int(self.encoder.d_output)  # type: ignore[arg-type]
         """Width of the hidden states."""
+        self.reads_elapsed = bool(getattr(self.encoder, "reads_elapsed", False))
+        """Whether the encoder takes the feature `elapsed` beside the embeddings."""
 
     def check(self, masking: Masking, width: int, max_sequence_length: int | None) -> None:
         """ConfigError if masking, input width or length do not fit the encoder."""
@@ -101,6 +103,8 @@ class TransformerBlock(nn.Module):
             empty = embeddings.new_zeros(0, embeddings.size(1), self.output_size)
             return empty + embeddings.sum() * 0
         arguments: list[Tensor | None] = [embeddings, sequence.lengths, sequence.order]
+        if self.reads_elapsed:
+            return self.encoder(*arguments, sequence.elapsed)
         if targets_only and getattr(self.encoder, "token_pruning", None) is not None:
             has_target = sequence.targets >= FIRST_ITEM
             return self.encoder(*arguments, has_target, sequence.most_targets)
@@ -108,9 +112,10 @@ class TransformerBlock(nn.Module):
 
     def attentions(self, embeddings: Tensor, sequence: MaskedSequence) -> tuple[Tensor, ...]:
         """(B, H, L, L) attention weights of each layer."""
-        return self.encoder.attentions(  # type: ignore[operator]
-            embeddings, sequence.lengths, sequence.order
-        )
+        arguments = [embeddings, sequence.lengths, sequence.order]
+        if self.reads_elapsed:
+            arguments.append(sequence.elapsed)
+        return self.encoder.attentions(*arguments)  # type: ignore[operator]
 
 
 class ParallelBlock(nn.Module):
@@ -178,6 +183,12 @@ class SequentialBlock(nn.Module):
         """D of the hidden states."""
         has_encoder = any(isinstance(module, TransformerBlock) for module in self.modules())
         self.masking.build(self.output_size, has_encoder=has_encoder)
+        self.reads_elapsed = any(getattr(m, "reads_elapsed", False) for m in self.modules())
+        if self.reads_elapsed and ELAPSED not in inputs.continuous:
+            raise ConfigError(
+                f"A time bias needs the feature {ELAPSED!r} of the interactions. Add it to "
+                "`preprocess.timestamp.features`, or leave `time_bias` out."
+            )
         separate = self.masking.separate_generator
         self.generator: nn.ModuleList | None = copy.deepcopy(self.blocks) if separate else None
         """Blocks of rtd's own generator."""
@@ -215,6 +226,9 @@ class SequentialBlock(nn.Module):
         embeddings = self.inputs(batch, item_table)
         items = batch.features[self.inputs.item]
         sequence = self.masking.apply_to(embeddings, items, batch.lengths, stage)
+        if self.reads_elapsed:  # clm drops the newest position at most
+            elapsed = batch.features[ELAPSED][:, : sequence.embeddings.size(1)]
+            sequence = sequence._replace(elapsed=elapsed)
         training = stage in (Stage.TRAIN, Stage.TRAIN_WHOLE)
         if not training or batch.most_interactions is None:
             return sequence

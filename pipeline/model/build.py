@@ -17,6 +17,7 @@ from pipeline.core.errors import ArtifactError, ConfigError
 from pipeline.data.fitted import Fitted
 from pipeline.data.schema import Schema, Tags
 from pipeline.model.architectures import find_architecture
+from pipeline.model.architectures.hstu import HSTUEncoder
 from pipeline.model.blocks import ParallelBlock, SequentialBlock, TransformerBlock
 from pipeline.model.encoders.config import EncoderConfig
 from pipeline.model.ensemble import Ensemble
@@ -65,6 +66,8 @@ class TrainingStatistics:
     """Labels of `targets`, by feature."""
     weights: Tensor | None = None
     """(rows,) weights of the values of the feature that weighs interactions."""
+    elapsed: Units | None = None
+    """Units of the feature `elapsed`."""
     newest: int | None = None
     """Time of the newest training interaction, microseconds since 1970."""
 
@@ -111,6 +114,9 @@ def _head(
         tasks = [_next_item_task(name, config, train, statistics), *tasks]
         task_weights = [1.0, *task_weights]
     body = SequentialBlock(inputs, *_blocks(config, inputs, max_sequence_length))
+    for module in body.modules():
+        if isinstance(module, HSTUEncoder) and statistics.elapsed is not None:
+            module.set_units(statistics.elapsed.mean, statistics.elapsed.deviation)
     return Head(body, tasks, task_weights=task_weights, loss_reduction="sum")
 
 

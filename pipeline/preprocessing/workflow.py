@@ -15,7 +15,7 @@ from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
 from nvtabular import Workflow
 from nvtabular.ops import AddTags, FillMissing, LogOp
 
-from pipeline.core.columns import ITEM, SCHEMA_FILE, SESSION, TIMESTAMP
+from pipeline.core.columns import ELAPSED, ITEM, SCHEMA_FILE, SESSION, TIMESTAMP
 from pipeline.data.column_schema import VALUE_OF
 from pipeline.data.fitted import Fitted, Standardization, TimestampType, ValueType, Vocabulary
 from pipeline.data.values import UNKNOWN_INTEGER
@@ -39,7 +39,6 @@ from pipeline.preprocessing.statistics import (
 from pipeline.recipe.features import CategoryFeature
 from pipeline.recipe.preprocess import Preprocess
 
-ELAPSED = "elapsed"
 _SCHEMA_PROPERTIES = ("domain", "embedding_sizes", "value_count")
 """Merlin's properties that are written; none of them is a path of this machine."""
 

@@ -130,7 +130,7 @@ class ModelConfig(Config):
     model_type: str | None = None
     """Hugging Face's name of an architecture, such as llama, modernbert or mamba."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of Hugging Face's config of the architecture."""
+    """Further arguments of Hugging Face's config of the architecture; of hstu `time_bias`."""
     masking: Literal["clm", "mlm", "plm", "rtd"] = "clm"
     """clm: each position predicts the next item; mlm: masked items are predicted from both sides;
     plm: items are predicted in a random order; rtd: mlm, and replaced items are detected."""
@@ -296,7 +296,9 @@ def _check_encoder(encoder: ModelConfig | Tower, masking: str, d_model: int) -> 
         )
     if (name == "huggingface") != (encoder.model_type is not None):
         raise ValueError("`model_type` belongs to `architecture: huggingface`, and it needs one")
-    if encoder.options and name in ("gru", "lstm", "sasrec", "hstu", "core", "ligr"):
+    if name == "hstu" and encoder.options not in ({}, {"time_bias": True}, {"time_bias": False}):
+        raise ValueError("`options` of hstu are `time_bias: true` or `false`")
+    if encoder.options and name in ("gru", "lstm", "sasrec", "core", "ligr"):
         raise ValueError(f"`options` are for Hugging Face's architectures, not for {name}")
     if name not in ("gru", "lstm") and d_model % encoder.n_head:
         raise ValueError(f"`n_head` {encoder.n_head} does not divide `d_model` {d_model}")

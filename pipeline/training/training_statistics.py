@@ -10,13 +10,13 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from pipeline.core.columns import FIRST_ITEM, ITEM, TIMESTAMP
+from pipeline.core.columns import ELAPSED, FIRST_ITEM, ITEM, TIMESTAMP
 from pipeline.core.errors import ConfigError, InputWarning
 from pipeline.data.fitted import Fitted
 from pipeline.data.sessions import read_sessions
 from pipeline.model.build import TrainingStatistics
 from pipeline.model.inputs.vectors import read_vectors
-from pipeline.model.target_labels import target_labels, value_table, vocabulary_values
+from pipeline.model.target_labels import Units, target_labels, value_table, vocabulary_values
 from pipeline.recipe.choices import FULL_LOSSES
 from pipeline.recipe.model import ModelConfig
 from pipeline.recipe.train import TrainConfig
@@ -31,6 +31,7 @@ def training_statistics(
         vectors=_pretrained_vectors(fitted, model),
         labels=target_labels(fitted, model),
         weights=_weights(fitted, train),
+        elapsed=_elapsed(fitted),
     )
 
     def column(name: str) -> pa.Array:
@@ -72,6 +73,13 @@ def with_session_statistics(
             )
         newest = int(column(TIMESTAMP).flatten().to_numpy().max())
     return replace(statistics, item_counts=counts, item_vectors=vectors, newest=newest)
+
+
+def _elapsed(fitted: Fitted) -> Units | None:
+    statistics = fitted.standardizations.get(ELAPSED)
+    if statistics is None:
+        return None
+    return Units(statistics.mean, statistics.deviation or 1.0, log=True)
 
 
 def _warn_of_missing(name: str, values: pa.Array) -> None:

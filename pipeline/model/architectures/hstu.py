@@ -2,9 +2,12 @@
 
 Hierarchical sequential transduction units: attention weights are SiLU of the scores, not a
 softmax, so that they keep the strength of an interest and not only its share; the attended values
-are gated. Relative positions add to the scores; the paper's time differences do not, since
-sessions carry time as a feature.
+are gated. Relative positions add to the scores, and with `time_bias` the time between the two
+interactions.
 """
+
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,18 +18,72 @@ from pipeline.model.encoders.config import EncoderConfig
 from pipeline.model.encoders.layered import LayeredEncoder
 from pipeline.model.masking import Masking
 
+_BUCKETS = 32
+"""Buckets of times: the seconds in bucket b are about 2 ** b, the last stands for a century."""
+
 
 class HSTUConfig(ArchitectureConfig):
     """Attends to the past only, learned and relative positions.
 
-    `hidden_act` and `options` have no effect: its layers are SiLU.
+    `hidden_act` has no effect: its layers are SiLU. `options` may hold `time_bias: True`: the
+    feature `elapsed` of the interactions then adds a bias to the scores.
     """
 
     name = "hstu"
 
     def encoder(self, masking: Masking) -> nn.Module:
-        """LayeredEncoder; clm only."""
-        return LayeredEncoder(self, (HSTULayer(self) for _ in range(self.n_layer)))
+        """HSTUEncoder; clm only."""
+        return HSTUEncoder(self, (HSTULayer(self) for _ in range(self.n_layer)))
+
+
+class HSTUEncoder(LayeredEncoder):
+    """Layers that may also read the times of the interactions."""
+
+    units: Tensor
+    """(2,) mean and standard deviation of the logarithms behind `elapsed`."""
+
+    def __init__(self, config: EncoderConfig, layers: Iterable[nn.Module]) -> None:
+        super().__init__(config, layers)
+        self.reads_elapsed = bool(config.options.get("time_bias", False))
+        if self.reads_elapsed:
+            self.register_buffer("units", torch.tensor([0.0, 1.0]))
+
+    def set_units(self, mean: float, deviation: float) -> None:
+        """Set the statistics that standardized `elapsed`."""
+        if self.reads_elapsed:
+            self.units.copy_(torch.tensor([mean, deviation]))
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        lengths: Tensor,
+        order: Tensor | None,
+        elapsed: Tensor | None = None,
+    ) -> Tensor:
+        """(B, L, D) and (B, L) standardized `elapsed` -> (B, L, D)."""
+        hidden, buckets = self._positioned(embeddings), self._buckets(elapsed)
+        for layer in self.layers:
+            hidden = layer(hidden, buckets)
+        return self.norm(hidden)
+
+    def attentions(self, embeddings: Tensor, *others: Any) -> tuple[Tensor, ...]:
+        """(B, H, L, L) weights of each layer."""
+        hidden, weights = self._positioned(embeddings), []
+        buckets = self._buckets(others[2] if len(others) > 2 else None)
+        for layer in self.layers:
+            weights.append(layer.weights(hidden, buckets))  # type: ignore[operator]
+            hidden = layer(hidden, buckets)
+        return tuple(weights)
+
+    def _buckets(self, elapsed: Tensor | None) -> Tensor | None:
+        """(B, L) -> (B, L, L) log2 of one and the seconds from each interaction to a later one."""
+        if elapsed is None:
+            return None
+        # float64, so that seconds count after a gap of years too
+        logarithms = elapsed.double() * self.units[1] + self.units[0]
+        times = (logarithms.exp() - 1).clamp(min=0).cumsum(1)
+        between = (times.unsqueeze(2) - times.unsqueeze(1)).clamp(min=0).float()
+        return (between + 1).log2().clamp(max=_BUCKETS - 1.0)
 
 
 class HSTULayer(nn.Module):
@@ -41,22 +98,39 @@ class HSTULayer(nn.Module):
         self.projection = nn.Linear(width, 4 * width)
         self.distance = nn.Parameter(torch.zeros(self.num_positions))
         """(L,) added to the attention scores, by the distance in positions."""
+        has_time = config.options.get("time_bias", False)
+        self.time = nn.Parameter(torch.zeros(_BUCKETS + 1)) if has_time else None
+        """(_BUCKETS + 1,) added to the attention scores, by log2 of the seconds between."""
         self.attention_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.output = nn.Linear(width, width)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """(B, L, D) -> (B, L, D)."""
-        gate, value, weights = self._parts(hidden)
+    def forward(self, hidden: Tensor, buckets: Tensor | None = None) -> Tensor:
+        """(B, L, D) and (B, L, L) times in buckets -> (B, L, D)."""
+        gate, value, weights = self._parts(hidden, buckets)
         mixed = (weights @ value).transpose(1, 2).flatten(2)  # (B, L, D)
         output: Tensor = self.output(self.dropout(self.attention_norm(mixed) * gate))
         return hidden + output
 
-    def weights(self, hidden: Tensor) -> Tensor:
+    def weights(self, hidden: Tensor, buckets: Tensor | None = None) -> Tensor:
         """(B, L, D) -> (B, H, L, L); rows need not add up to 1."""
-        return self._parts(hidden)[2]
+        return self._parts(hidden, buckets)[2]
 
-    def _parts(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _time_bias(self, buckets: Tensor) -> Tensor:
+        """(B, L, L) -> (B, 1, L, L), between the values of the buckets below and above.
+
+        The paper takes the bucket below. Where a server rounds a time otherwise than training, that
+        would be another bucket, and another score.
+        """
+        assert self.time is not None  # noqa: S101
+        below = buckets.floor()
+        index = below.long()
+        low, high = self.time[index], self.time[index + 1]
+        return (low + (high - low) * (buckets - below)).unsqueeze(1)
+
+    def _parts(
+        self, hidden: Tensor, buckets: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Gate (B, L, D), values (B, H, L, D / H), weights (B, H, L, L)."""
         projected = functional.silu(self.projection(self.input_norm(hidden)))
         gate, *parts = projected.chunk(4, -1)
@@ -65,6 +139,8 @@ class HSTULayer(nn.Module):
         positions = torch.arange(width, device=hidden.device)
         back = positions.unsqueeze(1) - positions  # (L, L)
         scores = query @ key.transpose(2, 3) + self.distance[back.clamp(min=0)]
+        if buckets is not None and self.time is not None:
+            scores = scores + self._time_bias(buckets)
         # a constant, not the length of the row: no score may depend on the amount of padding
         weights = functional.silu(scores) / self.num_positions
         return gate, value, weights.masked_fill(back < 0, 0.0)

@@ -2,7 +2,8 @@
 
 An encoder is called as `encoder(embeddings, lengths, order)`: (B, L, D), (B,) and None or (B, L)
 -> (B, L, d_output). Positions at or beyond a length are padding; no hidden state of an interaction
-may depend on them. `order` is not None under plm only, see `PermutationMasking`.
+may depend on them. `order` is not None under plm only, see `PermutationMasking`. An encoder whose
+`reads_elapsed` is true also takes the feature `elapsed`, (B, L).
 """
 
 from collections.abc import Mapping
@@ -37,7 +38,7 @@ class EncoderConfig:
     dropout: float = 0.3
     """Dropout probability of all parts."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Further arguments of Hugging Face's config of this architecture."""
+    """Further arguments of Hugging Face's config of this architecture; of HSTU `time_bias`."""
 
     name: ClassVar[str]
     """Name in a recipe and in `pipeline.recipe.choices.ARCHITECTURES`."""

@@ -42,6 +42,8 @@ class MaskedSequence(NamedTuple):
     """(B, L) order of plm: a position sees positions of a lower number and all those of -1."""
     most_targets: int | None = None
     """Number of target slots in the static form of a training step, None for the packed form."""
+    elapsed: Tensor | None = None
+    """(B, L) the feature `elapsed`, for an encoder that reads it."""
 
 
 class Encoded(NamedTuple):

@@ -12,14 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.core.columns import FIRST_ITEM, ITEM, OUT_OF_VOCABULARY, PADDING, TIMESTAMP
+from pipeline.core.columns import ELAPSED, FIRST_ITEM, ITEM, OUT_OF_VOCABULARY, PADDING, TIMESTAMP
 from pipeline.data import values
 from pipeline.data.fitted import Fitted
 from pipeline.preprocessing.lookup import positions
 from pipeline.preprocessing.report.histogram import Histogram
 from pipeline.recipe.preprocess import Preprocess
 
-ELAPSED = "elapsed"
 _HOUR_MICROSECONDS = 3_600 * 10**6
 _HALF_WINDOW_HOURS = 50 * 365 * 24
 _SEVERAL = 2
