@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import onnxruntime
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import Data, Recipe, Run, evaluate, export, train
+from pipeline import Data, Recipe, Run, evaluate, export, predict, train
 from pipeline.core.artifact import read_manifest
 from pipeline.core.errors import ConfigError
 from pipeline.exporting.onnx_model import OnnxModel, compare_onnx, write_onnx
@@ -148,6 +149,20 @@ def test_recipe_goes_from_training_to_lists(shop: Shop, tmp_path: Path) -> None:
     export(run, out=tmp_path / "repository")
     facts = read_manifest(tmp_path / "repository", "repository")
     assert facts["largest_score_difference"] < 1e-4
+    _compare_raw_sessions(shop, run, tmp_path / "lists.parquet")
+
+
+def _compare_raw_sessions(shop: Shop, run: Run, path: Path) -> None:
+    """Lists of raw sessions, whose times the server's encoder reads, against those of predict."""
+    predict(run, shop.data, part="test", k=5, out=path)
+    offline = pd.read_parquet(path).set_index("session_id").head(40)
+    log = pd.read_csv(shop.clicks)
+    raw = log[log["session"].isin(offline.index)]
+    assert raw["session"].nunique() == 40
+    online = run.recommend(raw, k=5)
+    for name, rows in online.groupby("session"):
+        expected = offline.loc[name]
+        assert rows["score"].to_numpy() == pytest.approx(expected["scores"], abs=1e-4)
 
 
 def test_missing_feature_and_other_options_are_refused() -> None:
