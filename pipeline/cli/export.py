@@ -83,10 +83,12 @@ def _export_repository(
 
     result = run_export(run, out, options, replace_others=replace)
     beside = f" Beside it: {', '.join(sorted(result.other_models))}." if result.other_models else ""
+    lists = f"{result.catalogue_items:,} items, lists of up to {result.max_k}"
+    if not result.ranks_items:
+        lists = f"predictions of {', '.join(result.targets)}, no lists"
     text = (
-        f"Wrote {out}, version {result.version}: {result.catalogue_items:,} items, lists of up "
-        f"to {result.max_k}.{beside}\n"
-        f"The program's scores differ from the model's by at most "
+        f"Wrote {out}, version {result.version}: {lists}.{beside}\n"
+        f"The program's numbers differ from the model's by at most "
         f"{result.largest_score_difference:.1e}.\n"
         f"Next: pipeline serve {out}"
     )

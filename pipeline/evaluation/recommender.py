@@ -106,11 +106,7 @@ class Recommender:
         warning among `candidates`. ConfigError if `k` is not between 1 and the size of the
         catalogue, or if the ids leave nothing to recommend.
         """
-        if not self.model.ranks_items:
-            raise ConfigError(
-                f"{self.run.path} does not predict the next item (`next_item: false`), so it "
-                "recommends nothing."
-            )
+        self._check_ranks_items()
         if not 1 <= k <= len(self.catalogue):
             raise ConfigError(f"k is {k}, expected 1 to {len(self.catalogue)}.")
         loader = self._loader(data, part, batch_size)
@@ -131,6 +127,7 @@ class Recommender:
         self, data: Data | Path, part: str, *, batch_size: int = 256
     ) -> Iterator[NDArray[Any]]:
         """Yield (B, E) float32; their inner products with `item_embeddings` rank the items."""
+        self._check_ranks_items()
         return self._session_embeddings(self._loader(data, part, batch_size))
 
     @torch.inference_mode()
@@ -155,7 +152,15 @@ class Recommender:
     @torch.inference_mode()
     def item_embeddings(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """(items,) raw ids and (items, E) float32, for a vector index by inner product."""
+        self._check_ranks_items()
         return self.catalogue, self.model.item_embeddings().cpu().numpy()
+
+    def _check_ranks_items(self) -> None:
+        if not self.model.ranks_items:
+            raise ConfigError(
+                f"{self.run.path} does not predict the next item (`next_item: false`), so it has "
+                "neither lists nor vectors."
+            )
 
     def in_catalogue(self, ids: Sequence[Any]) -> NDArray[Any]:
         """(n,) bool: which of these raw ids are in the catalogue."""

@@ -64,8 +64,8 @@ class TargetResult:
 
     kind: TargetKind
     targets: int
-    mean: float
-    """Share of positives, or mean number in the units of the log."""
+    mean: float | None
+    """Share of positives, or mean number in the units of the log; None without a target."""
     results: dict[str, Mapping[str, float | None]]
     """By model, the run first, see `pipeline.evaluation.target_metrics`; TRAINING_MEAN predicts the
     mean target of the train part for all."""
@@ -156,6 +156,8 @@ def _ranking_text(evaluation: Evaluation, *, breakdown: bool) -> list[str]:
 
 def _task_table(name: str, task: TargetResult) -> list[str]:
     """Return the metrics of a task beside the next item, a row for each model."""
+    if task.mean is None:
+        return [f"{name}: no session has one"]
     mean = f"{task.mean:.1%} positive" if task.kind == "binary" else f"mean {task.mean:.4g}"
     width = max(map(len, task.results))
     heads = next(iter(task.results.values()))

@@ -178,7 +178,7 @@ def _evaluate_tasks(
     means = mean_targets(model, loader("train")) if protocol.baselines else {}
     results = {}
     for name, values in predicted.items():
-        if not len(values.targets):
+        if not len(values.targets) and not model.ranks_items:
             raise ArtifactError(f"{data.path} has no {protocol.part} session with a {name!r}.")
         by_model: dict[str, Mapping[str, float | None]] = {
             run.name: _defined(target_metrics(values))
@@ -187,8 +187,9 @@ def _evaluate_tasks(
             constant = np.full_like(values.predictions, means[name])
             constant_values = values._replace(predictions=constant)
             by_model[TRAINING_MEAN] = _defined(target_metrics(constant_values))
-        mean = float(values.targets.mean(dtype=np.float64))
-        results[name] = TargetResult(values.kind, len(values.targets), mean, by_model)
+        count = len(values.targets)
+        mean = float(values.targets.mean(dtype=np.float64)) if count else None
+        results[name] = TargetResult(values.kind, count, mean, by_model)
     return results
 
 

@@ -37,6 +37,10 @@ class ExportResult:
     scoring: Scoring
     catalogue_items: int
     max_k: int
+    ranks_items: bool
+    """Whether it recommends; otherwise it has `targets` alone."""
+    targets: list[str]
+    """Names of the predictions beside the next item."""
     largest_score_difference: float
     """Between the program and the model."""
     run: str
@@ -117,6 +121,8 @@ def _write_version(
         scoring=options.scoring,
         catalogue_items=num_items,
         max_k=options.max_k,
+        ranks_items=model.model.ranks_items,
+        targets=model.targets,
         largest_score_difference=difference,
         run=run.name,
         fingerprint=fingerprint,

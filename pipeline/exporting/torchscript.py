@@ -57,6 +57,8 @@ class InferenceModel(nn.Module):
         self.targets = target_names(model)
         with torch.no_grad():
             if not model.ranks_items:
+                if scoring == "int8":
+                    raise ConfigError("--scoring int8 is for lists, and the run has none.")
                 self.register_buffer("items", torch.empty(0, 0))
                 return
             self.register_buffer("items", self.optimized.items().detach())

@@ -163,6 +163,13 @@ def check_fits(model: Model, data: Data) -> None:
 
     A run also needs float32, which all ways of predicting share, and L, the same for all of them.
     """
+    read = set(model.inputs.feature_names)
+    others = [set(head.body.inputs.feature_names) - read for head in model.all_heads]
+    if names := sorted(set().union(*others)):
+        raise ConfigError(
+            f"A body of the model reads {names[0]!r}, and the one of the first head does not. "
+            "Bodies of a run read the same columns: give them the same schema."
+        )
     missing = [name for name in model.inputs.feature_names if name not in data.schema.column_names]
     if missing:
         raise ConfigError(

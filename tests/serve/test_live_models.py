@@ -283,3 +283,16 @@ def test_a_notebook_needs_no_directory(shop: Shop, kind: str) -> None:
     assert lists["session"].nunique() == log.head(40)["session"].nunique()
     del data
     assert not folder.exists(), "a temporary directory goes with its object"
+
+
+def test_bodies_that_read_other_columns_are_no_run(shop: Shop) -> None:
+    data = Data.open(shop.data)
+    heads = []
+    for number, names in enumerate((["item_id"], ["item_id", "price"])):
+        inputs = tr.TabularSequenceFeatures.from_schema(
+            data.schema.select_by_name(*names), max_sequence_length=5, d_output=8, masking="clm"
+        )
+        body = tr.SequentialBlock(inputs, nn.Linear(8, 8))
+        heads.append(tr.Head(body, tr.NextItemPredictionTask(task_name=f"task-{number}")))
+    with pytest.raises(ConfigError, match="'price', and the one of the first head does not"):
+        Run.of(tr.Model(*heads), data)

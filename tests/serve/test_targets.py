@@ -245,3 +245,18 @@ def test_lists_are_not_asked_of_a_run_without_them(shop: Shop, runs: Runs, tmp_p
     chosen = recipe({"next_item": False, "targets": TARGETS})
     with pytest.raises(ConfigError, match="evaluates the next item of each window"):
         train_windows(shop.data, chosen.model, chosen.train, tmp_path / "run", seconds=86_400)
+
+
+def test_what_a_run_without_lists_cannot_do_is_refused(
+    shop: Shop, runs: Runs, tmp_path: Path
+) -> None:
+    for words, message in (
+        (["export", runs.alone, "--scoring", "int8"], "int8 is for lists"),
+        (["predict", runs.alone, "--data", shop.data, "--embeddings", "items"], "nor vectors"),
+    ):
+        arguments = [*map(str, words), "--out", str(tmp_path / "out.parquet")]
+        with pytest.raises(ConfigError, match=message):
+            CliRunner().invoke(app, arguments, catch_exceptions=False)
+    exported = export(runs.alone, tmp_path / "repository")
+    assert not exported.ranks_items
+    assert exported.targets == NAMES
