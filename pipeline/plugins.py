@@ -44,7 +44,7 @@ def register_loss(name: str) -> Callable[[Loss], Loss]:
     _check_name("loss", name, [n for names in own for n in names])
 
     def register(loss: Loss) -> Loss:
-        LOSSES[name] = lambda _options: loss()
+        LOSSES[name] = lambda _options: _built(name, loss)
         choices.PLUGIN_LOSSES.add(name)
         return loss
 
@@ -118,6 +118,15 @@ def load_plugins(file: Path | None) -> None:
         place = f" at line {lines[-1]}" if lines else ""
         reason = " ".join(str(error).split()).removesuffix(".")
         raise ConfigError(f"{file} failed{place}: {type(error).__name__}: {reason}.") from error
+
+
+def _built(name: str, loss: type[nn.Module]) -> nn.Module:
+    try:
+        return loss()
+    except TypeError as error:
+        raise ConfigError(
+            f"The loss {name!r} cannot be made without arguments: {error}. Give them defaults."
+        ) from None
 
 
 def _check_name(kind: str, name: str, taken: object) -> None:

@@ -121,6 +121,20 @@ def test_a_file_that_cannot_be_used_is_refused(
     assert len(error.strip().splitlines()) == 1
 
 
+def test_a_loss_with_arguments_is_refused(shop: Shop, tmp_path: Path) -> None:
+    text = (
+        "from torch import nn\nfrom pipeline.plugins import register_loss\n\n"
+        "@register_loss('mine')\nclass Mine(nn.Module):\n"
+        "    def __init__(self, scale):\n        super().__init__()\n"
+    )
+    (tmp_path / "own.py").write_text(text, encoding="utf-8")
+    settings = "--set", "train.loss=mine"
+    error = run(
+        tmp_path, "train", shop.data, "--plugins", "own.py", *settings, "--out", "r", code=2
+    )
+    assert "'mine' cannot be made without arguments" in error
+
+
 def test_an_unknown_name_without_the_file_is_refused(shop: Shop, tmp_path: Path) -> None:
     words = "train", shop.data, "--set", "train.loss=focal", "--out", "run"
     assert "there is no loss 'focal'" in run(tmp_path, *words, code=2)
