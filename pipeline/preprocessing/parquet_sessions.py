@@ -6,11 +6,10 @@ Categorify's `unique.COLUMN.parquet` are at hand, indices get their raw values b
 and requests have raw ids; otherwise the indices themselves are the ids.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,39 +19,29 @@ from numpy.typing import NDArray
 
 from pipeline.core.artifact import new_artifact
 from pipeline.core.columns import (
-    FIRST_ITEM,
     ITEM,
     SCHEMA_FILE,
     SESSION,
     SESSIONS_DIRECTORY,
     TIMESTAMP,
 )
-from pipeline.core.errors import ConfigError, DataError, closest
+from pipeline.core.errors import DataError, closest
 from pipeline.data.fingerprint import fingerprint_of
-from pipeline.data.fitted import Fitted, Standardization, ValueType, Vocabulary
-from pipeline.data.schema import ColumnSchema, Schema, Tags
+from pipeline.data.fitted import Fitted, Standardization, ValueType
+from pipeline.data.schema import Schema
+from pipeline.preprocessing.parquet_columns import (
+    ParquetColumn,
+    choose_columns,
+    notes_on,
+    read_vocabulary,
+    schema_of,
+    session_column,
+    vocabulary_files,
+)
 from pipeline.preprocessing.session_files import SessionWriter
 from pipeline.recipe.preprocess import Preprocess
 
 PARTS = ("train", "valid", "test")
-_AGGREGATE = re.compile(r"[-_](list|first|last|count|nunique|sum|mean|min|max|std|var|median)$")
-_VALUES = ("list", "first", "last")
-"""Aggregates whose columns hold values of the log."""
-
-
-@dataclass(frozen=True)
-class _Column:
-    """A column of the Parquet files and what it becomes."""
-
-    source: str
-    name: str
-    """Name in the data directory."""
-    raw: str
-    """Name in the log, and in `unique.RAW.parquet`."""
-    kind: Literal["categorical", "continuous"]
-    is_list: bool
-    num_rows: int
-    """Rows of its embedding table by the schema, 0 if it says nothing."""
 
 
 # Long: the docstring and the steps in their order.
@@ -72,11 +61,11 @@ def import_sessions(
     ArtifactError for a schema that cannot be read; DataError if the files are not what it says.
     """
     schema = Schema.from_json(schema_file)
-    item, features, notes = _chosen_columns(schema)
+    item, features, notes = choose_columns(schema)
     columns = [item, *features]
     places = [schema_file.parent, *(path.parent for paths in files.values() for path in paths)]
-    tables = _vocabulary_files(columns, categories, places)
-    session = _session_column(schema)
+    tables = vocabulary_files(columns, categories, places)
+    session = session_column(schema)
     first = _read_schema(files["train"][0])
     has_ids = session is not None and session in first.names
     for path in (path for paths in files.values() for path in paths):
@@ -85,15 +74,15 @@ def import_sessions(
     if length is None:
         length = schema[item.source].max_length or _longest(files, item)
     recipe = _recipe(item, features, session, length)
-    vocabularies = {c.name: _vocabulary(c, tables, files) for c in columns if _is_index(c)}
-    notes += _notes(columns, tables)
+    vocabularies = {c.name: read_vocabulary(c, tables, files) for c in columns if c.is_index}
+    notes += notes_on(columns, tables)
     fitted = Fitted(
         recipe=recipe,
         session_type=_session_type(first, session),
         timestamp_type=None,
         vocabularies=vocabularies,
         standardizations={
-            c.name: Standardization(mean=0.0, deviation=1.0) for c in features if not _is_index(c)
+            c.name: Standardization(mean=0.0, deviation=1.0) for c in features if not c.is_index
         },
     )
     settings = {"schema": schema_file.read_text("utf-8"), "length": length}
@@ -113,7 +102,7 @@ def import_sessions(
             facts["sessions"][part] = _write_part(
                 directory, part, files[part], columns, session, fitted, counter
             )
-        text = _schema(columns, fitted, length).to_proto_text()
+        text = schema_of(columns, fitted, length).to_proto_text()
         (directory / SCHEMA_FILE).write_text(text, encoding="utf-8")
         facts["left_out"] = {"sessions": counter.left_out}
         facts["rows"] = {"input": {"read": counter.read, "kept": counter.read - counter.left_out}}
@@ -159,7 +148,7 @@ def _read_schema(path: Path) -> pa.Schema:
 
 
 def _check_columns(
-    path: Path, columns: Sequence[_Column], session: str | None, schema_file: Path
+    path: Path, columns: Sequence[ParquetColumn], session: str | None, schema_file: Path
 ) -> None:
     """DataError for a file that lacks a column, or has one of another type."""
     schema = _read_schema(path)
@@ -177,66 +166,11 @@ def _check_columns(
         )
         value = kind.value_type if is_list else kind
         is_number = pa.types.is_integer(value) or pa.types.is_floating(value)
-        fits = pa.types.is_integer(value) if _is_index(column) else is_number
+        fits = pa.types.is_integer(value) if column.is_index else is_number
         if is_list != column.is_list or not (fits or pa.types.is_null(value)):
-            values = "the indices of Categorify" if _is_index(column) else "numbers"
+            values = "the indices of Categorify" if column.is_index else "numbers"
             lists = ", in lists, one a session" if column.is_list else ", one a session"
             raise DataError(f"{path}: {column.source!r} is {kind}, expected {values}{lists}.")
-
-
-def _chosen_columns(schema: Schema) -> tuple[_Column, list[_Column], list[str]]:
-    """The item, the features and notes of what is left out. ConfigError without an item."""
-    items = [c for c in schema if Tags.ITEM_ID in c.tags and c.is_list and _holds_values(c.name)]
-    if len(items) != 1:
-        tagged = ", ".join(c.name for c in items) or "none"
-        raise ConfigError(
-            f"The schema has {tagged} as list tagged item_id, expected one. Tag the column of "
-            "items with Tags.ITEM_ID."
-        )
-    features: list[_Column] = []
-    left_out: list[str] = []
-    for column in schema:
-        is_feature = {Tags.CATEGORICAL, Tags.CONTINUOUS} & column.tags
-        targets = {Tags.TARGET, Tags.BINARY_CLASSIFICATION, Tags.REGRESSION} & column.tags
-        if column.name == items[0].name:
-            continue
-        if is_feature and not targets and _holds_values(column.name) and not _is_id(column):
-            features.append(_column(column))
-        elif is_feature:
-            left_out.append(column.name)
-    names = [ITEM, *(feature.name for feature in features)]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"Two columns of the schema become one among {', '.join(names)}.")
-    notes = [f"Left out {', '.join(left_out)}: no values of the log."] if left_out else []
-    return _column(items[0], ITEM), features, notes
-
-
-def _is_id(column: ColumnSchema) -> bool:
-    return bool({Tags.SESSION_ID, Tags.ITEM_ID, "user_id"} & column.tags)
-
-
-def _holds_values(name: str) -> bool:
-    match = _AGGREGATE.search(name)
-    return match is None or match[1] in _VALUES
-
-
-def _column(column: ColumnSchema, name: str | None = None) -> _Column:
-    raw = _AGGREGATE.sub("", column.name)
-    safe = re.sub(r"\W+", "_", raw).strip("_")
-    kind: Any = "categorical" if Tags.CATEGORICAL in column.tags else "continuous"
-    return _Column(column.name, name or safe, raw, kind, column.is_list, column.num_rows)
-
-
-def _is_index(column: _Column) -> bool:
-    return column.kind == "categorical"
-
-
-def _session_column(schema: Schema) -> str | None:
-    """Column of the session's id: tagged so, or called so."""
-    for column in schema:
-        if not column.is_list and (Tags.SESSION_ID in column.tags or column.name == SESSION):
-            return column.name
-    return None
 
 
 def _session_type(first: pa.Schema, session: str | None) -> ValueType:
@@ -246,7 +180,7 @@ def _session_type(first: pa.Schema, session: str | None) -> ValueType:
 
 
 def _recipe(
-    item: _Column, features: Sequence[_Column], session: str | None, length: int
+    item: ParquetColumn, features: Sequence[ParquetColumn], session: str | None, length: int
 ) -> Preprocess:
     """Recipe that says what the columns of a log of these sessions are."""
     described = [
@@ -267,66 +201,7 @@ def _recipe(
     return Preprocess.from_dict(values, "the schema")
 
 
-def _vocabulary_files(
-    columns: Sequence[_Column], categories: Path | None, places: Sequence[Path]
-) -> dict[str, Path]:
-    """`unique.COLUMN.parquet` of each categorical column that has one, by the column's name."""
-    if categories is not None and not categories.is_dir():
-        raise ConfigError(f"--categories {categories} is no folder of `unique.COLUMN.parquet`.")
-    near = [place / up / "categories" for place in places for up in (".", "..")]
-    tables = {}
-    for column in filter(_is_index, columns):
-        for folder in [categories] if categories is not None else near:
-            path = folder / f"unique.{column.raw}.parquet"
-            if path.is_file():
-                tables[column.name] = path
-                break
-    return tables
-
-
-def _vocabulary(
-    column: _Column, tables: Mapping[str, Path], files: Mapping[str, Sequence[Path]]
-) -> Vocabulary:
-    """Raw values of the indices; the indices themselves where no file has them."""
-    path = tables.get(column.name)
-    if path is None:
-        last = column.num_rows - 1 if column.num_rows else _largest(column, files)
-        return Vocabulary(type="int64", values=pa.array(np.arange(FIRST_ITEM, last + 1)))
-    table = pq.read_table(path)
-    if column.raw not in table.column_names:
-        raise DataError(f"{path} has no column {column.raw!r}. Is it from NVTabular's Categorify?")
-    values = table[column.raw].combine_chunks()
-    # releases of NVTabular differ in whether the file begins with rows of reserved indices
-    values = values.filter(pc.is_valid(values))
-    if column.num_rows and len(values) + FIRST_ITEM != column.num_rows:
-        raise DataError(
-            f"{path} has {len(values)} values, the schema {column.num_rows - FIRST_ITEM} of "
-            f"{column.source!r}. Are they of one workflow?"
-        )
-    if len(values.unique()) < len(values):
-        raise DataError(f"{path} has a value twice, so it does not tell the indices of values.")
-    is_integer = pa.types.is_integer(values.type)
-    kind: ValueType = "int64" if is_integer else "string"
-    return Vocabulary(type=kind, values=values.cast(pa.int64() if is_integer else pa.string()))
-
-
-def _notes(columns: Sequence[_Column], tables: Mapping[str, Path]) -> list[str]:
-    codes = [c.name for c in columns if _is_index(c) and c.name not in tables]
-    numbers = [c.name for c in columns if not _is_index(c)]
-    notes = []
-    if codes:
-        notes.append(
-            f"The ids of {', '.join(codes)} are codes of the workflow, as no `unique.*.parquet` "
-            "says what they stand for. Give the folder with --categories."
-        )
-    if numbers:
-        notes.append(
-            f"Requests give {', '.join(numbers)} as the workflow made them: no file says how."
-        )
-    return notes
-
-
-def _longest(files: Mapping[str, Sequence[Path]], item: _Column) -> int:
+def _longest(files: Mapping[str, Sequence[Path]], item: ParquetColumn) -> int:
     lengths = [
         pc.max(
             pc.list_value_length(pq.read_table(path, columns=[item.source])[item.source])
@@ -335,16 +210,6 @@ def _longest(files: Mapping[str, Sequence[Path]], item: _Column) -> int:
         for path in paths
     ]
     return max(1, *(length or 0 for length in lengths))
-
-
-def _largest(column: _Column, files: Mapping[str, Sequence[Path]]) -> int:
-    values = [
-        pq.read_table(path, columns=[column.source])[column.source].combine_chunks()
-        for paths in files.values()
-        for path in paths
-    ]
-    flat = [v.flatten() if column.is_list else v for v in values]
-    return max([FIRST_ITEM, *(pc.max(v).as_py() or 0 for v in flat)])
 
 
 @dataclass
@@ -359,7 +224,7 @@ def _write_part(
     directory: Path,
     part: str,
     files: Sequence[Path],
-    columns: Sequence[_Column],
+    columns: Sequence[ParquetColumn],
     session: str | None,
     fitted: Fitted,
     counter: _Counter,
@@ -388,7 +253,7 @@ def _write_part(
 def _sessions(
     table: pa.Table,
     path: Path,
-    columns: Sequence[_Column],
+    columns: Sequence[ParquetColumn],
     session: str | None,
     fitted: Fitted,
 ) -> pa.Table:
@@ -440,7 +305,9 @@ def _lengths(lists: pa.ListArray, path: Path, source: str) -> tuple[NDArray[Any]
     return lengths, offsets
 
 
-def _flat_values(lists: pa.Array, offsets: NDArray[Any], path: Path, column: _Column) -> pa.Array:
+def _flat_values(
+    lists: pa.Array, offsets: NDArray[Any], path: Path, column: ParquetColumn
+) -> pa.Array:
     widths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
     wrong = np.flatnonzero(widths != np.diff(offsets))
     if len(wrong):
@@ -451,9 +318,9 @@ def _flat_values(lists: pa.Array, offsets: NDArray[Any], path: Path, column: _Co
     return lists.flatten()
 
 
-def _checked(values: pa.Array, path: Path, column: _Column, fitted: Fitted) -> pa.Array:
+def _checked(values: pa.Array, path: Path, column: ParquetColumn, fitted: Fitted) -> pa.Array:
     """Indices as int64 within the table, or numbers as float32."""
-    if not _is_index(column):
+    if not column.is_index:
         numbers = pc.fill_null(values.cast(pa.float32()), 0.0)
         numbers = pc.if_else(pc.is_nan(numbers), pa.scalar(0.0, pa.float32()), numbers)
         if pc.any(pc.is_inf(numbers)).as_py():
@@ -468,27 +335,3 @@ def _checked(values: pa.Array, path: Path, column: _Column, fitted: Fitted) -> p
             f"{num_rows - 1} by its domain."
         )
     return indices
-
-
-def _schema(columns: Sequence[_Column], fitted: Fitted, length: int) -> Schema:
-    described = []
-    for column in columns:
-        longest = length + 1 if column.is_list else 0
-        if _is_index(column):
-            tags = [Tags.ITEM_ID, Tags.ITEM] if column.name == ITEM else []
-            described.append(
-                ColumnSchema.create_categorical(
-                    column.name,
-                    len(fitted.vocabularies[column.name].values),
-                    tags=tags,
-                    is_list=column.is_list,
-                    max_length=longest,
-                )
-            )
-        else:
-            described.append(
-                ColumnSchema.create_continuous(
-                    column.name, is_list=column.is_list, max_length=longest
-                )
-            )
-    return Schema(tuple(described))

@@ -1,0 +1,187 @@
+"""Columns of sessions that another workflow has written, by the tags and names of their schema."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.core.columns import FIRST_ITEM, ITEM, SESSION
+from pipeline.core.errors import ConfigError, DataError
+from pipeline.data.fitted import Fitted, ValueType, Vocabulary
+from pipeline.data.schema import ColumnSchema, Schema, Tags
+
+_AGGREGATE = re.compile(r"[-_](list|first|last|count|nunique|sum|mean|min|max|std|var|median)$")
+_VALUES = ("list", "first", "last")
+"""Aggregates whose columns hold values of the log."""
+
+
+@dataclass(frozen=True)
+class ParquetColumn:
+    """A column of the Parquet files and what it becomes."""
+
+    source: str
+    name: str
+    """Name in the data directory."""
+    raw: str
+    """Name in the log, and in `unique.RAW.parquet`."""
+    kind: Literal["categorical", "continuous"]
+    is_list: bool
+    num_rows: int
+    """Rows of its embedding table by the schema, 0 if it says nothing."""
+
+    @property
+    def is_index(self) -> bool:
+        """Whether its values are indices of an embedding table, and not numbers."""
+        return self.kind == "categorical"
+
+
+def choose_columns(schema: Schema) -> tuple[ParquetColumn, list[ParquetColumn], list[str]]:
+    """The item, the features and notes of what is left out. ConfigError without an item."""
+    items = [c for c in schema if Tags.ITEM_ID in c.tags and c.is_list and _holds_values(c.name)]
+    if len(items) != 1:
+        tagged = ", ".join(c.name for c in items) or "none"
+        raise ConfigError(
+            f"The schema has {tagged} as list tagged item_id, expected one. Tag the column of "
+            "items with Tags.ITEM_ID."
+        )
+    features: list[ParquetColumn] = []
+    left_out: list[str] = []
+    for column in schema:
+        is_feature = {Tags.CATEGORICAL, Tags.CONTINUOUS} & column.tags
+        targets = {Tags.TARGET, Tags.BINARY_CLASSIFICATION, Tags.REGRESSION} & column.tags
+        if column.name == items[0].name:
+            continue
+        if is_feature and not targets and _holds_values(column.name) and not _is_id(column):
+            features.append(_column(column))
+        elif is_feature:
+            left_out.append(column.name)
+    names = [ITEM, *(feature.name for feature in features)]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"Two columns of the schema become one among {', '.join(names)}.")
+    notes = [f"Left out {', '.join(left_out)}: no values of the log."] if left_out else []
+    return _column(items[0], ITEM), features, notes
+
+
+def _is_id(column: ColumnSchema) -> bool:
+    return bool({Tags.SESSION_ID, Tags.ITEM_ID, "user_id"} & column.tags)
+
+
+def _holds_values(name: str) -> bool:
+    match = _AGGREGATE.search(name)
+    return match is None or match[1] in _VALUES
+
+
+def _column(column: ColumnSchema, name: str | None = None) -> ParquetColumn:
+    raw = _AGGREGATE.sub("", column.name)
+    safe = re.sub(r"\W+", "_", raw).strip("_")
+    kind: Any = "categorical" if Tags.CATEGORICAL in column.tags else "continuous"
+    return ParquetColumn(column.name, name or safe, raw, kind, column.is_list, column.num_rows)
+
+
+def session_column(schema: Schema) -> str | None:
+    """Column of the session's id: tagged so, or called so."""
+    for column in schema:
+        if not column.is_list and (Tags.SESSION_ID in column.tags or column.name == SESSION):
+            return column.name
+    return None
+
+
+def vocabulary_files(
+    columns: Sequence[ParquetColumn], categories: Path | None, places: Sequence[Path]
+) -> dict[str, Path]:
+    """`unique.COLUMN.parquet` of each categorical column that has one, by the column's name."""
+    if categories is not None and not categories.is_dir():
+        raise ConfigError(f"--categories {categories} is no folder of `unique.COLUMN.parquet`.")
+    near = [place / up / "categories" for place in places for up in (".", "..")]
+    tables = {}
+    for column in (c for c in columns if c.is_index):
+        for folder in [categories] if categories is not None else near:
+            path = folder / f"unique.{column.raw}.parquet"
+            if path.is_file():
+                tables[column.name] = path
+                break
+    return tables
+
+
+def read_vocabulary(
+    column: ParquetColumn, tables: Mapping[str, Path], files: Mapping[str, Sequence[Path]]
+) -> Vocabulary:
+    """Raw values of the indices; the indices themselves where no file has them."""
+    path = tables.get(column.name)
+    if path is None:
+        last = column.num_rows - 1 if column.num_rows else _largest(column, files)
+        return Vocabulary(type="int64", values=pa.array(np.arange(FIRST_ITEM, last + 1)))
+    table = pq.read_table(path)
+    if column.raw not in table.column_names:
+        raise DataError(f"{path} has no column {column.raw!r}. Is it from NVTabular's Categorify?")
+    values = table[column.raw].combine_chunks()
+    # releases of NVTabular differ in whether the file begins with rows of reserved indices
+    values = values.filter(pc.is_valid(values))
+    if column.num_rows and len(values) + FIRST_ITEM != column.num_rows:
+        raise DataError(
+            f"{path} has {len(values)} values, the schema {column.num_rows - FIRST_ITEM} of "
+            f"{column.source!r}. Are they of one workflow?"
+        )
+    if len(values.unique()) < len(values):
+        raise DataError(f"{path} has a value twice, so it does not tell the indices of values.")
+    is_integer = pa.types.is_integer(values.type)
+    kind: ValueType = "int64" if is_integer else "string"
+    return Vocabulary(type=kind, values=values.cast(pa.int64() if is_integer else pa.string()))
+
+
+def notes_on(columns: Sequence[ParquetColumn], tables: Mapping[str, Path]) -> list[str]:
+    """Lines on ids that are codes, and on numbers that requests give as they are."""
+    codes = [c.name for c in columns if c.is_index and c.name not in tables]
+    numbers = [c.name for c in columns if not c.is_index]
+    notes = []
+    if codes:
+        notes.append(
+            f"The ids of {', '.join(codes)} are codes of the workflow, as no `unique.*.parquet` "
+            "says what they stand for. Give the folder with --categories."
+        )
+    if numbers:
+        notes.append(
+            f"Requests give {', '.join(numbers)} as the workflow made them: no file says how."
+        )
+    return notes
+
+
+def _largest(column: ParquetColumn, files: Mapping[str, Sequence[Path]]) -> int:
+    values = [
+        pq.read_table(path, columns=[column.source])[column.source].combine_chunks()
+        for paths in files.values()
+        for path in paths
+    ]
+    flat = [v.flatten() if column.is_list else v for v in values]
+    return max([FIRST_ITEM, *(pc.max(v).as_py() or 0 for v in flat)])
+
+
+def schema_of(columns: Sequence[ParquetColumn], fitted: Fitted, length: int) -> Schema:
+    """Schema of the data directory; a list has up to `length` interactions and a target."""
+    described = []
+    for column in columns:
+        longest = length + 1 if column.is_list else 0
+        if column.is_index:
+            tags = [Tags.ITEM_ID, Tags.ITEM] if column.name == ITEM else []
+            described.append(
+                ColumnSchema.create_categorical(
+                    column.name,
+                    len(fitted.vocabularies[column.name].values),
+                    tags=tags,
+                    is_list=column.is_list,
+                    max_length=longest,
+                )
+            )
+        else:
+            described.append(
+                ColumnSchema.create_continuous(
+                    column.name, is_list=column.is_list, max_length=longest
+                )
+            )
+    return Schema(tuple(described))
