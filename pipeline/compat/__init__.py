@@ -68,7 +68,7 @@ from pipeline.compat.windows import save_time_based_splits as save_time_based_sp
 from pipeline.compat.windows import wipe_memory as wipe_memory
 
 _LATE = {
-    "T4RecTrainingArguments": "pipeline.compat.trainer",
+    "T4RecTrainingArguments": "pipeline.compat.trainer_arguments",
     "Trainer": "pipeline.compat.trainer",
     "trainer": "pipeline.compat.trainer",
 }

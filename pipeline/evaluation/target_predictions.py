@@ -98,7 +98,7 @@ def _windows(
     if all(task.of_session for task in tasks.values()):
         positions = "last"
     longest = model.inputs.max_sequence_length or 2**31
-    # the target of a window stands behind its last interaction
+    # the target of a window follows its last interaction
     windows = evaluation_windows(batch.lengths + 1, longest, positions, causal=model.causal)
     return windows._replace(stops=windows.stops - 1)
 

@@ -14,7 +14,7 @@ import torch
 
 from pipeline import compat as tr
 from pipeline.compat.dataloader import session_loader
-from pipeline.compat.trainer import further_arguments, metric_name, training_config
+from pipeline.compat.trainer_arguments import further_arguments, metric_name, training_config
 from pipeline.core.errors import ConfigError, DataError
 from pipeline.evaluation.metrics import ranking_metrics
 from pipeline.evaluation.targets import rank_targets
