@@ -9,7 +9,7 @@ import math
 import operator
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 from pipeline.core.errors import closest
 
@@ -17,6 +17,9 @@ MAX_LENGTH = 1000
 """Largest number of characters of an expression."""
 MAX_DEPTH = 100
 """Largest depth of the tree; a sum of n terms has depth n."""
+
+Tree: TypeAlias = "float | str | list[Tree]"
+"""A number, a name, or an operator or function with its arguments: ["+", "a", ["log", "b"]]."""
 
 Functions = Mapping[str, Collection[int]]
 """Allowed numbers of arguments of each function: {"log": [1], "max": range(2, 9)}."""
@@ -62,6 +65,11 @@ class Expression:
         infinite, or NaN for 0 / 0, of arrays as of numbers.
         """
         return _evaluate(self._tree, values, functions or {})
+
+    @property
+    def tree(self) -> Tree:
+        """The expression as JSON has it; a negative number is a number."""
+        return _tree(self._tree)
 
     def _check(self, node: ast.expr, names: list[str], depth: int) -> None:
         """Append the names of a node; ValueError if it is not allowed."""
@@ -123,6 +131,22 @@ def _evaluate(
     raise AssertionError(ast.dump(node))  # refused by the constructor
 
 
+def _tree(node: ast.expr) -> Tree:
+    match node:
+        case ast.Constant(value=int() | float() as value):
+            return float(value)
+        case ast.Name(id=name):
+            return name
+        case ast.UnaryOp(operand=operand):
+            inner = _tree(operand)
+            return -inner if isinstance(inner, float) else ["-", 0.0, inner]
+        case ast.BinOp(left=left, op=op, right=right):
+            return [_SIGNS[type(op)], _tree(left), _tree(right)]
+        case ast.Call(func=ast.Name(id=name), args=arguments):
+            return [name, *map(_tree, arguments)]
+    raise AssertionError(ast.dump(node))  # refused by the constructor
+
+
 def _divide(left: Any, right: Any) -> Any:
     try:
         return left / right
@@ -138,3 +162,4 @@ _OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Mult: operator.mul,
     ast.Div: _divide,
 }
+_SIGNS: dict[type[ast.operator], str] = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}

@@ -4,6 +4,7 @@ It is stored as JSON and Parquet, without code. With the recipe it is enough to 
 NVTabular workflow and to encode the requests of a server.
 """
 
+import math
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,8 +18,14 @@ from numpy.typing import NDArray
 from pipeline.core.artifact import read_json, write_json
 from pipeline.core.columns import FIRST_ITEM, FITTED_DIRECTORY, FITTED_FILE, ITEM
 from pipeline.core.errors import ArtifactError, ConfigError
-from pipeline.recipe.features import CategoryFeature, Feature, TargetEncodedFeature
+from pipeline.recipe.features import (
+    ExpressionFeature,
+    Feature,
+    HashedFeature,
+    TargetEncodedFeature,
+)
 from pipeline.recipe.preprocess import Preprocess
+from pipeline.serve.runtime.expressions import Statistic
 
 ITEMS_FILE = "items.parquet"
 ValueType = Literal["int64", "string"]
@@ -106,6 +113,8 @@ class Fitted:
     """Statistics by continuous feature, and of `elapsed` if the recipe has it."""
     target_encodings: dict[str, TargetEncoding] = field(default_factory=dict)
     """Encodings by feature with `mean_of`."""
+    expressions: dict[str, Statistic] = field(default_factory=dict)
+    """Statistics that expressions read, by the JSON of the call."""
     learned_until: int | None = None
     """Microseconds of the newest fitted interaction; None without a timestamp."""
     items: pa.Table | None = None
@@ -129,8 +138,14 @@ class Fitted:
         return {c: self.vocabularies[name] for c, name in {ITEM: ITEM, **columns}.items()}
 
     def only(self, columns: Collection[str]) -> Self:
-        """Copy without the features whose columns are not in `columns`; time features stay."""
+        """Copy without the features whose columns are not in `columns`; time features stay.
+
+        What the expressions of kept features read stays too.
+        """
         kept = tuple(f for f in self.recipe.features if set(f.columns) & set(columns))
+        expressions = [f.parsed for f in kept if isinstance(f, ExpressionFeature)]
+        inputs = {name for e in expressions for name in (*e.numbers, *e.categories)}
+        kept = tuple(f for f in self.recipe.features if f in kept or f.name in inputs)
         dropped = [f for f in self.recipe.features if f not in kept]
         names = {f.name for f in dropped}
         items = self.items
@@ -160,6 +175,8 @@ class Fitted:
             "learned_until": self.learned_until,
             "continuous": {name: asdict(s) for name, s in self.standardizations.items()},
         }
+        if self.expressions:
+            state["expressions"] = _write_statistics(target, self.expressions)
         write_json(target / FITTED_FILE, state)
         for name, vocabulary in self.vocabularies.items():
             table = pa.table({name: vocabulary.values})
@@ -185,7 +202,7 @@ class Fitted:
             recipe = Preprocess.from_dict(state["recipe"], str(directory))
             names = {ITEM, *(feature.name for feature in recipe.features)}
             buckets = {
-                f.name: f.hash_buckets for f in recipe.features if isinstance(f, CategoryFeature)
+                f.name: f.hash_buckets for f in recipe.features if isinstance(f, HashedFeature)
             }
             vocabularies = {}
             for name, value_type in state["categorical"].items():
@@ -212,6 +229,7 @@ class Fitted:
                     )
                     for feature in recipe.target_encoded_features
                 },
+                expressions=_read_statistics(directory, state.get("expressions", {})),
                 learned_until=state.get("learned_until"),  # missing in early versions
                 items=pq.read_table(items) if items.exists() else None,
             )
@@ -243,6 +261,30 @@ def other_settings(recipe: Preprocess, data: Path) -> list[str]:
 
 def _target_path(directory: Path, name: str) -> Path:
     return directory / FITTED_DIRECTORY / "targets" / f"{name}.parquet"
+
+
+def _write_statistics(target: Path, statistics: dict[str, Statistic]) -> dict[str, float | None]:
+    """Write the numbers of each call to a file; returns the default of each, None for NaN."""
+    for number, statistic in enumerate(statistics.values()):
+        texts = pa.array([text.decode("utf-8") for text in statistic.numbers], pa.string())
+        numbers = pa.array(list(statistic.numbers.values()), pa.float64())
+        (target / "expressions").mkdir(exist_ok=True)
+        table = pa.table({"value": texts, "number": numbers})
+        pq.write_table(table, target / "expressions" / f"{number}.parquet")
+    return {
+        call: None if math.isnan(statistic.default) else statistic.default
+        for call, statistic in statistics.items()
+    }
+
+
+def _read_statistics(directory: Path, defaults: dict[str, float | None]) -> dict[str, Statistic]:
+    statistics = {}
+    for number, (call, default) in enumerate(defaults.items()):
+        table = pq.read_table(directory / FITTED_DIRECTORY / "expressions" / f"{number}.parquet")
+        texts = table["value"].cast(pa.binary()).to_pylist()
+        numbers = dict(zip(texts, table["number"].to_pylist(), strict=True))
+        statistics[call] = Statistic(numbers, math.nan if default is None else float(default))
+    return statistics
 
 
 def _read_target(directory: Path, feature: TargetEncodedFeature, kind: ValueType) -> TargetEncoding:

@@ -11,11 +11,14 @@ from numpy.typing import NDArray
 from pipeline.core.artifact import write_json
 from pipeline.core.columns import ELAPSED, ITEM, NULL, OUT_OF_VOCABULARY, PADDING, bucket_of
 from pipeline.data.fitted import Fitted, TargetEncoding, Vocabulary
+from pipeline.data.values import UNKNOWN_INTEGER
 from pipeline.recipe.durations import duration_microseconds
 from pipeline.recipe.features import (
     BucketFeature,
     CategoryFeature,
+    ExpressionFeature,
     Feature,
+    HashedFeature,
     NumberFeature,
     TargetEncodedFeature,
 )
@@ -29,33 +32,7 @@ def encoder_spec(fitted: Fitted, default_k: int, max_k: int) -> dict[str, Any]:
     columns: list[dict[str, Any]] = [
         {"name": ITEM, "kind": "categorical", "scope": "interaction", "type": fitted.item.type}
     ]
-    for feature in recipe.features:
-        scope = "session" if feature.of == "session" else "interaction"
-        column: dict[str, Any] = {"name": feature.name, "kind": feature.kind, "scope": scope}
-        if isinstance(feature, CategoryFeature) and feature.values_per_interaction > 1:
-            column |= {
-                "type": "string",
-                "values": fitted.vocabularies[feature.name].type,
-                "separator": feature.separator,
-                "columns": list(feature.columns),
-            }
-        elif isinstance(feature, BucketFeature):
-            column |= {"type": "float64", "buckets": list(feature.buckets)}
-        elif feature.kind == "categorical":
-            column["type"] = fitted.vocabularies[feature.name].type
-        elif isinstance(feature, TargetEncodedFeature):
-            encoding = fitted.target_encodings[feature.name]
-            column |= {
-                "type": encoding.type,
-                "mean_of_all": float(encoding.means()[-1]),
-                **_statistics(fitted, feature.name, log=False),
-            }
-        elif isinstance(feature, NumberFeature):
-            column |= {"type": "float64", **_statistics(fitted, feature.name, log=feature.log)}
-        if isinstance(feature, CategoryFeature) and feature.hash_buckets:
-            column["hash_buckets"] = feature.hash_buckets
-        column["of_item"] = _has_item_values(fitted, feature)
-        columns.append(column)
+    columns += [_column_spec(fitted, feature) for feature in recipe.read_features]
     timestamp: dict[str, Any] | None = None
     if recipe.timestamp is not None:
         kind = fitted.timestamp_type
@@ -74,10 +51,69 @@ def encoder_spec(fitted: Fitted, default_k: int, max_k: int) -> dict[str, Any]:
         "default_k": default_k,
         "max_k": max_k,
         "columns": columns,
+        "expressions": [_expression_spec(fitted, f) for f in recipe.expression_features],
         "further_items": bool(len(further_items(fitted))),
+        "statistics": list(fitted.expressions),
         "timestamp": timestamp,
         "time_features": list(recipe.timestamp.features) if recipe.timestamp else [],
     }
+
+
+def _column_spec(fitted: Fitted, feature: Feature) -> dict[str, Any]:
+    """Return how the encoder maps a column of a request."""
+    column: dict[str, Any] = {
+        "name": feature.name,
+        "kind": feature.kind,
+        "scope": "session" if feature.of == "session" else "interaction",
+    }
+    if feature in fitted.recipe.expression_inputs:
+        kind = "string" if feature.kind == "categorical" else "float64"
+        return {**column, "kind": "input", "type": kind, "log": False, "of_item": False}
+    if isinstance(feature, CategoryFeature) and feature.values_per_interaction > 1:
+        column |= {
+            "type": "string",
+            "values": fitted.vocabularies[feature.name].type,
+            "separator": feature.separator,
+            "columns": list(feature.columns),
+        }
+    elif isinstance(feature, BucketFeature):
+        column |= {"type": "float64", "buckets": list(feature.buckets)}
+    elif feature.kind == "categorical":
+        column["type"] = fitted.vocabularies[feature.name].type
+    elif isinstance(feature, TargetEncodedFeature):
+        encoding = fitted.target_encodings[feature.name]
+        column |= {
+            "type": encoding.type,
+            "mean_of_all": float(encoding.means()[-1]),
+            **_statistics(fitted, feature.name, log=False),
+        }
+    elif isinstance(feature, NumberFeature):
+        column |= {"type": "float64", **_statistics(fitted, feature.name, log=feature.log)}
+    if isinstance(feature, HashedFeature) and feature.hash_buckets:
+        column["hash_buckets"] = feature.hash_buckets
+    column["of_item"] = _has_item_values(fitted, feature)
+    return column
+
+
+def _expression_spec(fitted: Fitted, feature: ExpressionFeature) -> dict[str, Any]:
+    """Return how the encoder computes and maps the value of an expression."""
+    expression = feature.parsed
+    spec: dict[str, Any] = {
+        "name": feature.name,
+        "kind": feature.kind,
+        "scope": "session" if feature.of == "session" else "interaction",
+        "tree": expression.tree,
+        "numbers": list(expression.numbers),
+        "categories": list(expression.categories),
+        "type": "float64",
+    }
+    if isinstance(feature, BucketFeature):
+        spec["buckets"] = list(feature.buckets)
+    elif isinstance(feature, HashedFeature):
+        spec |= {"type": "string", "hash_buckets": feature.hash_buckets}
+    else:
+        spec |= _statistics(fitted, feature.name, log=False)
+    return spec
 
 
 def write_encoder(directory: Path, fitted: Fitted, spec: dict[str, Any]) -> None:
@@ -95,6 +131,25 @@ def write_encoder(directory: Path, fitted: Fitted, spec: dict[str, Any]) -> None
         if _has_item_values(fitted, feature):
             values = _item_values(fitted, feature)
             np.save(directory / f"{feature.name}.of_item.npy", values, allow_pickle=False)
+    _write_expressions(directory, fitted)
+
+
+def _write_expressions(directory: Path, fitted: Fitted) -> None:
+    """Write the statistics of expressions, and the categories of items that they read."""
+    for number, statistic in enumerate(fitted.expressions.values()):
+        texts = pa.array(list(statistic.numbers), pa.binary()).cast(pa.string())
+        numbers = np.array([*statistic.numbers.values(), statistic.default])
+        write_values(directory, f"expression.{number}", Vocabulary(type="string", values=texts))
+        np.save(directory / f"expression.{number}.numbers.npy", numbers, allow_pickle=False)
+    read = {name for f in fitted.recipe.expression_features for name in f.parsed.categories}
+    for feature in fitted.recipe.read_features:
+        if feature.name in read and _has_item_values(fitted, feature):
+            column = _of_items(fitted, feature.name)
+            if pa.types.is_integer(column.type):
+                column = pc.if_else(pc.equal(column, UNKNOWN_INTEGER), None, column)
+            texts = pc.fill_null(column.cast(pa.string()), "")
+            name = f"{feature.name}.texts_of_item"
+            write_values(directory, name, Vocabulary(type="string", values=texts))
 
 
 def further_items(fitted: Fitted) -> pa.Array:
@@ -127,10 +182,7 @@ def _item_values(fitted: Fitted, feature: Feature) -> NDArray[Any]:
 
     (items, M) indices of a multi-valued feature, 0 behind the last.
     """
-    assert fitted.items is not None  # noqa: S101
-    items = pa.concat_arrays([fitted.item.values, further_items(fitted)])
-    rows = pc.index_in(items, value_set=fitted.items[ITEM].combine_chunks())
-    columns = [fitted.items[name].combine_chunks().take(rows) for name in feature.columns]
+    columns = [_of_items(fitted, name) for name in feature.columns]
     vocabulary = fitted.vocabularies.get(feature.name)
     encoding = fitted.target_encodings.get(feature.name)
     if encoding is not None:
@@ -143,6 +195,14 @@ def _item_values(fitted: Fitted, feature: Feature) -> NDArray[Any]:
         for number, values in enumerate(columns)
     ]
     return np.stack(indices, 1) if len(indices) > 1 else indices[0]
+
+
+def _of_items(fitted: Fitted, column: str) -> pa.Array:
+    """Raw values of a column of the catalogue's items, then of `further_items`."""
+    assert fitted.items is not None  # noqa: S101
+    items = pa.concat_arrays([fitted.item.values, further_items(fitted)])
+    rows = pc.index_in(items, value_set=fitted.items[ITEM].combine_chunks())
+    return fitted.items[column].combine_chunks().take(rows)
 
 
 def _indices(values: pa.Array, vocabulary: Vocabulary, missing: int) -> NDArray[Any]:

@@ -47,7 +47,7 @@ def feature_columns(recipe: Preprocess) -> dict[str, str]:
     """Columns of the log that features are read or made from, by canonical name."""
     columns = {
         f.name: f.source
-        for f in recipe.features
+        for f in recipe.read_features
         if isinstance(f, TargetEncodedFeature) or (isinstance(f, ColumnFeature) and not f.table)
     }
     columns |= {f.target_column: f.mean_of for f in recipe.target_encoded_features}

@@ -51,7 +51,7 @@ class Block:
 def id_columns(recipe: Preprocess) -> list[str]:
     """Session, item, and the columns of features that are read as categories."""
     encoded = (CategoricalFeature, TargetEncodedFeature)
-    return [SESSION, ITEM, *(f.name for f in recipe.scalar_features if isinstance(f, encoded))]
+    return [SESSION, ITEM, *(f.name for f in recipe.read_scalar_features if isinstance(f, encoded))]
 
 
 def raw_blocks(
@@ -96,7 +96,7 @@ def typed_block(
     """
     report = RowCounts()
     columns, types = _id_values(recipe, table, fitted_types or {}, report, before)
-    for feature in recipe.features:
+    for feature in recipe.read_features:
         if feature.kind == "continuous":
             name = source = feature.name
             if isinstance(feature, TargetEncodedFeature):
@@ -142,7 +142,7 @@ def _id_values(
         SESSION: (values.decode_dictionary(session), session_type),
         ITEM: values.category_chunk(values.to_array(table[ITEM]), types.get(ITEM)),
     }
-    for feature in recipe.features:
+    for feature in recipe.read_features:
         if isinstance(feature, CategoricalFeature | TargetEncodedFeature):
             column = values.to_array(table[feature.name])
             if isinstance(feature, BucketFeature):
@@ -221,7 +221,7 @@ def common_types(
     types = {
         name: values.common_type(types[name] for types, _ in blocks) for name in id_columns(recipe)
     }
-    for feature in recipe.features:
+    for feature in recipe.read_features:
         if feature.kind == "categorical":
             kind = values.common_type(types[name] for name in feature.columns)
             types |= dict.fromkeys(feature.columns, kind)

@@ -22,6 +22,11 @@ from pipeline.core.columns import FITTED_DIRECTORY, FITTED_FILE, ITEM, SESSION, 
 from pipeline.data.fitted import Fitted
 from pipeline.preprocessing.blocks import to_frame
 from pipeline.preprocessing.cluster import Workers
+from pipeline.preprocessing.expressions import (
+    add_expressions,
+    merge_statistics,
+    part_statistics,
+)
 from pipeline.preprocessing.gpu import frames
 from pipeline.preprocessing.gpu.log import DeviceShard
 from pipeline.preprocessing.item_values import newest_values
@@ -30,7 +35,9 @@ from pipeline.preprocessing.sorting.log import Log, Shard
 from pipeline.preprocessing.sorting.session_rules import keep_newest
 from pipeline.preprocessing.sorting.spill import read
 from pipeline.preprocessing.split import rows_of
+from pipeline.recipe.feature_expressions import statistics_of
 from pipeline.recipe.preprocess import Preprocess
+from pipeline.serve.runtime.expressions import Statistic
 
 if TYPE_CHECKING:  # NVTabular is imported while the log is read
     from pipeline.preprocessing.gpu.shards import DeviceEncoder
@@ -52,26 +59,38 @@ def fit(
     from pipeline.preprocessing import workflow
 
     items: list[pa.Array] = []
+    shards = list(zip(log.shards, splits, strict=True))
+    expressions: dict[str, Statistic] = {}
+    if any(statistics_of(feature.parsed.tree) for feature in recipe.expression_features):
+        parts = pool.map(_expression_statistics, ((recipe, *shard) for shard in shards))
+        expressions = merge_statistics(recipe, parts, {} if base is None else base.expressions)
 
     def statistics() -> Iterator["Statistics"]:
-        tasks = ((recipe, shard, split) for shard, split in zip(log.shards, splits, strict=True))
+        tasks = ((recipe, shard, split, expressions) for shard, split in shards)
         for of_shard, shard_items in pool.map(_statistics, tasks):
             if shard_items is not None:
                 items.append(shard_items)
             yield of_shard
 
-    fitted = workflow.fit(recipe, statistics(), log.types, log.timestamp_type, base)
+    fitted = workflow.fit(recipe, statistics(), log.types, log.timestamp_type, base, expressions)
     if items:
         fitted = workflow.with_items(fitted, pc.unique(pa.chunked_array(items)))
     return fitted
 
 
-def _statistics(
+def _expression_statistics(
     recipe: Preprocess, shard: Shard, split: NDArray[Any]
+) -> dict[str, pa.Table]:
+    rows = rows_of(recipe, split, shard.lengths)["train"]
+    return part_statistics(recipe, _filter(_read(shard), rows))
+
+
+def _statistics(
+    recipe: Preprocess, shard: Shard, split: NDArray[Any], expressions: dict[str, Statistic]
 ) -> tuple["Statistics", pa.Array | None]:
     """Statistics of the training interactions, and all items if the last ones are held out."""
     rows = rows_of(recipe, split, shard.lengths)["train"]
-    if (device := frames.device_frames()) is not None:
+    if (device := _device_frames(recipe)) is not None:
         from pipeline.preprocessing.gpu import shards
 
         return shards.statistics(recipe, shards.interactions_of(device, shard), rows)
@@ -81,7 +100,13 @@ def _statistics(
     items = pc.unique(table[ITEM].combine_chunks()).drop_null() if recipe.split.held_out else None
     if items is not None and pa.types.is_dictionary(items.type):
         items = items.dictionary_decode()
-    return workflow.statistics(recipe, to_frame(_filter(table, rows))), items
+    table = add_expressions(recipe, _filter(table, rows), expressions)
+    return workflow.statistics(recipe, to_frame(table)), items
+
+
+def _device_frames(recipe: Preprocess) -> frames.Frames | None:
+    """The device on which shards are encoded; expressions are for the CPU."""
+    return None if recipe.expression_features else frames.device_frames()
 
 
 def _read(shard: Shard) -> pa.Table:
@@ -145,6 +170,7 @@ class _Encoder:
     def encode(self, shard: Shard, rows: NDArray[Any]) -> tuple[pa.Table, pa.Table, pa.Table]:
         """Interactions of a mask: raw as in the shard, raw by session id, and encoded sessions."""
         table = _filter(_read(shard), rows)
+        table = add_expressions(self.fitted.recipe, table, self.fitted.expressions)
         frame = to_frame(table)
         with self._lock:  # the first call fits the schema of the graph
             self._workflow.output_schema(self._graph, frame)
@@ -157,7 +183,7 @@ class _Encoder:
 
 def _encoder_of(fitted: Fitted, part: str) -> "_Encoder | DeviceEncoder":
     """Encoder of the engine of this process."""
-    if (device := frames.device_frames()) is None:
+    if (device := _device_frames(fitted.recipe)) is None:
         return _Encoder(fitted, part)
     from pipeline.preprocessing.gpu.shards import DeviceEncoder
 
@@ -209,6 +235,7 @@ def schema_of(fitted: Fitted, log: Log) -> Any:
         table = shard.interactions.first_row()
     else:
         table = _read(shard).slice(0, 1)
+        table = add_expressions(fitted.recipe, table, fitted.expressions)
     graph = workflow.rebuild(fitted, _max_training_length(fitted))
     return workflow.output_schema(graph, to_frame(table))
 

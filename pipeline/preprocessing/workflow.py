@@ -19,6 +19,7 @@ from pipeline.core.columns import ELAPSED, ITEM, SCHEMA_FILE, SESSION, TIMESTAMP
 from pipeline.data.column_schema import VALUE_OF
 from pipeline.data.fitted import Fitted, Standardization, TimestampType, ValueType, Vocabulary
 from pipeline.data.values import UNKNOWN_INTEGER
+from pipeline.preprocessing.expressions import expression_types
 from pipeline.preprocessing.operators.encode import Encode
 from pipeline.preprocessing.operators.sessions import Cyclic, Elapsed, GroupSessions, Standardize
 from pipeline.preprocessing.operators.target_encoding import (
@@ -36,8 +37,9 @@ from pipeline.preprocessing.statistics import (
     value_counts,
     vocabulary_of,
 )
-from pipeline.recipe.features import CategoryFeature
+from pipeline.recipe.features import HashedFeature
 from pipeline.recipe.preprocess import Preprocess
+from pipeline.serve.runtime.expressions import Statistic
 
 _SCHEMA_PROPERTIES = ("domain", "embedding_sizes", "value_count")
 """Merlin's properties that are written; none of them is a path of this machine."""
@@ -87,13 +89,17 @@ def fit(
     types: dict[str, ValueType],
     timestamp_type: TimestampType | None,
     base: Fitted | None = None,
+    expressions: dict[str, Statistic] | None = None,
 ) -> Fitted:
     """Fitted state from the statistics of all parts, in their order.
+
+    `expressions` are the statistics that expressions read.
 
     Values of `base` keep their index and new values get the next ones. Numbers and target
     encodings stay those of `base`, so that a model trained on them reads the same inputs.
     """
     merged = _merge_statistics(recipe, parts, types)
+    types = types | expression_types(recipe)
     if base is not None:
         standardizations, encodings = base.standardizations, base.target_encodings
     else:
@@ -115,6 +121,7 @@ def fit(
         vocabularies=_fit_vocabularies(recipe, merged.counts, types, base),
         standardizations=standardizations,
         target_encodings=encodings,
+        expressions=expressions or {},
         learned_until=merged.last if base is None else base.learned_until,
         items=None if base is None else base.items,
     )
@@ -158,7 +165,7 @@ def _fit_vocabularies(
         values = values.cast(pa.int64() if kind == "int64" else pa.string())
         if base is not None:
             values = _extended(base.vocabularies[name].values, values)
-        hash_buckets = feature.hash_buckets if isinstance(feature, CategoryFeature) else 0
+        hash_buckets = feature.hash_buckets if isinstance(feature, HashedFeature) else 0
         vocabularies[name] = Vocabulary(type=kind, values=values, hash_buckets=hash_buckets)
     return vocabularies
 

@@ -6,6 +6,7 @@ The class of a feature follows from its `kind` and from what makes it:
 | --- | --- | --- |
 | a column of the log or of a table | ColumnCategory, ColumnBucket (`buckets`) | ColumnNumber |
 | an NVTabular operator (`operator`) | OperatorCategory, OperatorBucket | OperatorNumber |
+| other columns (`expression`) | ExpressionCategory, ExpressionBucket | ExpressionNumber |
 | a number averaged by category (`mean_of`) | | TargetEncodedFeature |
 """
 
@@ -26,6 +27,7 @@ from pydantic import (
 
 from pipeline.core.columns import ITEM, SESSION, TIMESTAMP
 from pipeline.core.config import Config
+from pipeline.recipe.feature_expressions import FeatureExpression
 
 _RESERVED = {
     *(ITEM, SESSION, TIMESTAMP, "elapsed"),
@@ -37,20 +39,21 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _OF_CATEGORY = "categorical features without `buckets`"
 _KEYS: dict[str, tuple[Any, str]] = {
     "name": (None, ""),
-    "column": (None, "features without `operator`"),
+    "column": (None, "features without `operator` and `expression`"),
     "kind": (None, ""),
     "of": ("interaction", ""),
-    "log": (False, "continuous features without `mean_of`"),
+    "log": (False, "continuous features without `mean_of` and `expression`"),
     "buckets": ([], "categorical features"),
     "mean_of": (None, "continuous features"),
     "smoothing": (20.0, "features with `mean_of`"),
     "folds": (5, "features with `mean_of`"),
-    "operator": (None, "features without `mean_of`"),
+    "operator": (None, "features without `mean_of` and `expression`"),
     "inputs": ({}, "features with `operator`"),
-    "table": (False, "features of a column, without `operator` and `mean_of`"),
+    "expression": (None, "features without `mean_of` and `operator`"),
+    "table": (False, "features of a column, without `operator`, `mean_of` and `expression`"),
     "min_count": (1, "categorical features"),
     "hash_buckets": (0, _OF_CATEGORY),
-    "values_per_interaction": (1, _OF_CATEGORY),
+    "values_per_interaction": (1, f"{_OF_CATEGORY} and `expression`"),
     "separator": ("|", "features with `values_per_interaction` of 2 or more"),
 }
 """Keys of all features: the value that a dump has where a class lacks the key, and the features
@@ -138,6 +141,26 @@ class OperatorFeature(Feature):
     """Columns of the log that the operator reads, and their type; missing text is None."""
 
 
+class ExpressionFeature(Feature):
+    """Computed from other columns, by preprocessing and by the server alike."""
+
+    of: Literal["interaction", "session"] = "interaction"
+    """What it describes; one of the session reads nothing but features of the session."""
+    expression: str
+    """Arithmetic and functions of features, columns of the log, `item_id` and `timestamp`."""
+
+    @property
+    def parsed(self) -> FeatureExpression:
+        """The checked expression."""
+        return FeatureExpression.parse(self.expression, "number")
+
+    @model_validator(mode="after")
+    def _check_expression(self) -> Self:
+        if self.parsed.is_of_interactions and self.of == "session":
+            raise ValueError("`lag`, `first_seen` and `timestamp` are for `of: interaction`")
+        return self
+
+
 class CategoricalFeature(Feature):
     """Index of a category."""
 
@@ -147,12 +170,17 @@ class CategoricalFeature(Feature):
     """Categories with fewer training interactions are out of vocabulary."""
 
 
-class CategoryFeature(CategoricalFeature):
-    """The categories are the raw values."""
+class HashedFeature(CategoricalFeature):
+    """The categories are values, of which rare ones may share indices."""
 
     hash_buckets: int = Field(default=0, ge=0, le=10_000_000)
     """Indices that categories out of vocabulary share by a hash of their text; 0: they all have
     the index 2."""
+
+
+class CategoryFeature(HashedFeature):
+    """The categories are the raw values."""
+
     values_per_interaction: int = Field(default=1, ge=1, le=64)
     """M: the first M of several categories, such as tags; the model averages their embeddings."""
     separator: str = Field(default="|", min_length=1)
@@ -219,6 +247,26 @@ class OperatorNumber(OperatorFeature, NumberFeature):
     """Continuous feature that an operator computes."""
 
 
+class ExpressionNumber(ExpressionFeature):
+    """Continuous feature of an expression."""
+
+    kind: Literal["continuous"]
+    """Numbers are standardized to mean 0 and deviation 1."""
+
+
+class ExpressionCategory(ExpressionFeature, HashedFeature):
+    """Categorical feature of an expression: `cross`, or a category of another interaction."""
+
+    @property
+    def parsed(self) -> FeatureExpression:
+        """The checked expression."""
+        return FeatureExpression.parse(self.expression, "category")
+
+
+class ExpressionBucket(ExpressionFeature, BucketFeature):
+    """Bucket of the number that an expression has."""
+
+
 class TargetEncodedFeature(Feature):
     """Mean of a number over the training interactions of a category (target encoding)."""
 
@@ -249,6 +297,7 @@ def _class_of(values: Any) -> str:
     if not isinstance(values, dict):
         return type(values).__name__ if isinstance(values, Feature) else Feature.__name__
     source = "Column" if values.get("operator") is None else "Operator"
+    source = source if values.get("expression") is None else "Expression"
     match values.get("kind"):
         case "categorical":
             return f"{source}Bucket" if values.get("buckets") else f"{source}Category"
@@ -266,6 +315,9 @@ AnyFeature = Annotated[
     | Annotated[OperatorCategory, Tag("OperatorCategory")]
     | Annotated[OperatorBucket, Tag("OperatorBucket")]
     | Annotated[OperatorNumber, Tag("OperatorNumber")]
+    | Annotated[ExpressionCategory, Tag("ExpressionCategory")]
+    | Annotated[ExpressionBucket, Tag("ExpressionBucket")]
+    | Annotated[ExpressionNumber, Tag("ExpressionNumber")]
     | Annotated[TargetEncodedFeature, Tag("TargetEncodedFeature")]
     | Annotated[Feature, Tag("Feature")],
     Discriminator(_class_of),

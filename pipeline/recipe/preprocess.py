@@ -1,6 +1,7 @@
 """The `preprocess` section of a recipe: how a log becomes sessions."""
 
 import re
+from collections.abc import Iterable
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Literal, Self
 
@@ -12,7 +13,10 @@ from pipeline.recipe.features import (
     AnyFeature,
     CategoricalFeature,
     CategoryFeature,
+    ColumnCategory,
     ColumnFeature,
+    ColumnNumber,
+    ExpressionFeature,
     Feature,
     NumberFeature,
     OperatorFeature,
@@ -260,7 +264,37 @@ class Preprocess(Config):
                 f"{self.split.by} ranks the items of all interactions: `min_item_count` 1"
             )
         self._check_names()
+        for feature in self.expression_features:
+            self._check_inputs(feature)
         return self
+
+    def _check_inputs(self, feature: ExpressionFeature) -> None:
+        """ValueError unless an expression reads features and columns of its kinds and its scope."""
+        features = {f.name: f for f in (*self.features, *self.expression_inputs)}
+        if feature.parsed.reads_time and self.timestamp is None:
+            raise ValueError(f"the expression of `{feature.name}` needs a `timestamp`")
+        for kind, names in (
+            ("continuous", feature.parsed.numbers),
+            ("categorical", feature.parsed.categories),
+        ):
+            for name in names:
+                read = features[name]
+                if read is feature:
+                    raise ValueError(
+                        f"the expression of `{name}` reads the feature itself: give it another "
+                        "name than the column"
+                    )
+                if read.kind != kind or not _is_single_value(read):
+                    article = "number" if kind == "continuous" else "category"
+                    raise ValueError(
+                        f"the expression of `{feature.name}` reads `{name}` as a {article}, which "
+                        "is no feature of a column with one of them"
+                    )
+                if (feature.of == "session") != (read.of == "session"):
+                    raise ValueError(
+                        f"the expression of `{feature.name}` is `of: {feature.of}` and reads "
+                        f"`{name}`, which is `of: {read.of}`"
+                    )
 
     def _check_names(self) -> None:
         names = [feature.name for feature in self.features]
@@ -273,6 +307,32 @@ class Preprocess(Config):
             raise ValueError(
                 f"{repeated!r} is the name of a column of a multi-valued feature, choose another"
             )
+
+    @property
+    def expression_features(self) -> tuple[ExpressionFeature, ...]:
+        """Features with `expression`."""
+        return tuple(f for f in self.features if isinstance(f, ExpressionFeature))
+
+    @property
+    def expression_inputs(self) -> tuple[ColumnNumber | ColumnCategory, ...]:
+        """Columns of the log that expressions read and that are no features, as features."""
+        names = {feature.name for feature in self.features}
+        inputs: dict[str, ColumnNumber | ColumnCategory] = {}
+        for feature in self.expression_features:
+            expression = feature.parsed
+            for name in {*expression.numbers} - names:
+                number = ColumnNumber(name=name, kind="continuous", of=feature.of)
+                inputs.setdefault(name, number)
+            for name in {*expression.categories} - names:
+                category = ColumnCategory(name=name, kind="categorical", of=feature.of)
+                inputs.setdefault(name, category)
+        return tuple(inputs[name] for name in sorted(inputs))
+
+    @property
+    def read_features(self) -> tuple[Feature, ...]:
+        """Features but those of expressions, and what expressions read beside them."""
+        read = (f for f in self.features if not isinstance(f, ExpressionFeature))
+        return (*read, *self.expression_inputs)
 
     def table_features(self, of: str) -> tuple[ColumnFeature, ...]:
         """Features in the `item_table` (`of` is item) or the `session_table` (session)."""
@@ -308,11 +368,12 @@ class Preprocess(Config):
     @property
     def scalar_features(self) -> tuple[Feature, ...]:
         """Features with one value each: a multi-valued one becomes M of them."""
-        return tuple(
-            f if c == f.name else f.model_copy(update={"name": c})
-            for f in self.features
-            for c in f.columns
-        )
+        return _scalar(self.features)
+
+    @property
+    def read_scalar_features(self) -> tuple[Feature, ...]:
+        """`read_features` with one value each."""
+        return _scalar(self.read_features)
 
     @property
     def tables(self) -> list[Table]:
@@ -343,6 +404,19 @@ class Preprocess(Config):
         for feature in self.timestamp.features if self.timestamp else ():
             names += [feature] if feature == "elapsed" else [f"{feature}_sin", f"{feature}_cos"]
         return tuple(names)
+
+
+def _scalar(features: Iterable[Feature]) -> tuple[Feature, ...]:
+    return tuple(
+        f if c == f.name else f.model_copy(update={"name": c}) for f in features for c in f.columns
+    )
+
+
+def _is_single_value(feature: Feature) -> bool:
+    """Whether an expression can read the values of a feature as they are in a column."""
+    if isinstance(feature, CategoryFeature):
+        return feature.values_per_interaction == 1
+    return isinstance(feature, NumberFeature)
 
 
 def _first_repeated(names: list[str]) -> str | None:

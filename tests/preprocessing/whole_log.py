@@ -25,10 +25,15 @@ from pipeline.recipe.preprocess import Preprocess
 class Interactions:
     """A log in canonical columns, in the order of its rows."""
 
-    frame: pd.DataFrame
+    table: pa.Table
     types: dict[str, ValueType]
     timestamp_type: TimestampType | None
     report: RowCounts
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The table as a frame."""
+        return to_frame(self.table)
 
 
 def read_interactions(
@@ -50,4 +55,4 @@ def read_interactions(
         for name, kind in types.items():
             columns[name] = values.decode_dictionary(values.as_type(columns[name], kind))
         typed.append(pa.table(columns))
-    return Interactions(to_frame(pa.concat_tables(typed)), types, timestamp_type, report)
+    return Interactions(pa.concat_tables(typed), types, timestamp_type, report)

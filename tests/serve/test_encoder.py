@@ -20,6 +20,9 @@ from pipeline.data.times import NO_TIME
 from pipeline.data.times import microseconds as log_microseconds
 from pipeline.exporting.request_tables import encoder_spec, write_encoder
 from pipeline.preprocessing import workflow
+from pipeline.preprocessing.blocks import to_frame
+from pipeline.preprocessing.expressions import add_expressions, merge_statistics, part_statistics
+from pipeline.preprocessing.operators.sessions import session_order
 from pipeline.recipe.preprocess import Preprocess, Timestamp
 from pipeline.serve.runtime import RequestError
 from pipeline.serve.runtime.lookups import MISSING_INTEGER
@@ -42,6 +45,8 @@ KINDS = {
     "age": pa.float64(),
     "tags": pa.string(),
     "codes": pa.string(),
+    "weight": pa.float64(),
+    "hue": pa.string(),
 }
 FEATURES = [
     {"name": "number", "kind": "categorical", "of": "item"},
@@ -83,7 +88,33 @@ FEATURES = [
     },
     {"name": "bin", "column": "number", "kind": "categorical", "hash_buckets": 3, "min_count": 2},
     {"name": "shade", "column": "colour", "kind": "categorical", "hash_buckets": 5, "min_count": 2},
+    *(
+        {"name": f"number_{number}", "kind": "continuous", "expression": expression}
+        for number, expression in enumerate(
+            [
+                "log(price / mean(price, colour))",
+                "dwell - lag(dwell)",
+                "log1p(fill(clip(dwell, -0.5, 1e3), 0)) + 2 * -sqrt(abs(lag(price, 2)))",
+                "max(dwell, price, 1) / min(dwell, 0) - exp(mean(clip(dwell, 0, 9), number))",
+                "weight * mean(weight + 1, item_id)",
+            ]
+        )
+    ),
+    {
+        "name": "pair",
+        "kind": "categorical",
+        "expression": "cross(colour, bucket(price, -1, 9.99), hue, number)",
+        "hash_buckets": 3,
+    },
+    {"name": "before", "kind": "categorical", "expression": "lag(item_id)", "min_count": 2},
+    {"name": "bins", "kind": "categorical", "expression": "dwell * price", "buckets": [0, 9]},
+    {"name": "years", "kind": "continuous", "expression": "log(age)", "of": "session"},
 ]
+TIMED = [
+    {"name": "new", "kind": "continuous", "expression": "timestamp - first_seen(item_id)"},
+    {"name": "pause", "kind": "continuous", "expression": "timestamp - lag(timestamp)"},
+]
+"""Expressions of times."""
 SOURCES = {feature["name"]: feature.get("column", feature["name"]) for feature in FEATURES}
 SHOPS = tempfile.TemporaryDirectory()
 """Goes away with the process."""
@@ -104,7 +135,8 @@ EARLY = {"earliest": "1700-01-01"}
 
 
 def recipe(length: int, timestamp: dict | None) -> Preprocess:
-    values = {"features": FEATURES, "max_sequence_length": length, "timestamp": timestamp}
+    features = [*FEATURES, *(TIMED if timestamp else [])]
+    values = {"features": features, "max_sequence_length": length, "timestamp": timestamp}
     return Preprocess.from_dict(values, "recipe")
 
 
@@ -123,12 +155,20 @@ def open_shop(recipe: Preprocess, training: list[tuple], time_type: pa.DataType)
     """Fit, write, read back; the encoder reads nothing but its own files."""
     directory = Path(tempfile.mkdtemp(dir=SHOPS.name))
     log = interactions(recipe, training, time_type)
-    parts = [workflow.statistics(recipe, log.frame)]
-    workflow.fit(recipe, parts, log.types, log.timestamp_type).write(directory)
+    expressions = merge_statistics(recipe, [part_statistics(recipe, by_session(log))], {})
+    frame = to_frame(add_expressions(recipe, by_session(log), expressions))
+    parts = [workflow.statistics(recipe, frame)]
+    fitted = workflow.fit(recipe, parts, log.types, log.timestamp_type, expressions=expressions)
+    fitted.write(directory)
     fitted = Fitted.read(directory)
     (directory / "encoder").mkdir()
     write_encoder(directory / "encoder", fitted, encoder_spec(fitted, default_k=10, max_k=50))
     return Shop(fitted, directory, Encoder(directory / "encoder"))
+
+
+def by_session(log: Interactions) -> pa.Table:
+    order, _ = session_order(log.frame["session_id"], log.frame["timestamp"])
+    return log.table.take(pa.array(order))
 
 
 def by_workflow(shop: Shop, rows: list[tuple], time_type: pa.DataType) -> dict[str, np.ndarray]:
@@ -139,7 +179,8 @@ def by_workflow(shop: Shop, rows: list[tuple], time_type: pa.DataType) -> dict[s
     log = interactions(fitted.recipe, rows, time_type, types | {"session_id": "int64"})
     assert len(log.frame) == len(rows)
     length = fitted.recipe.max_sequence_length
-    frame = workflow.transform(workflow.rebuild(fitted, length), log.frame)
+    frame = to_frame(add_expressions(fitted.recipe, by_session(log), fitted.expressions))
+    frame = workflow.transform(workflow.rebuild(fitted, length), frame)
     table = pa.Table.from_pandas(frame, preserve_index=False)
     padded = {}
     for name in set(table.column_names) - {"session_id", "timestamp"}:
@@ -306,17 +347,35 @@ def logs(time: st.SearchStrategy, size: int, training: bool = False) -> st.Searc
         FINITE,
         SEVERAL,
         SEVERAL,
+        NUMBERS,
+        TEXTS,
         time,
     )
     return st.lists(row, min_size=1, max_size=size)
 
 
 TRAINING = [
-    (1, "a", 7, "red", 9.99, 1.5, 0.1, None, None, "phone", 30.0, "x|y", "5,7"),
-    (1, "b", 8, "blue", 0.0, -7.5, 0.1, None, None, "phone", 30.0, " y ||x|é", "57"),
-    (2, "a", 7, "red", 9.99, None, 0.1, None, None, "tablet", 2.5, "x", "7, 5"),
-    (2, "é", 2053013555631882655, "é", 120.0, 3.25, 0.1, None, None, "tablet", 2.5, None, "57"),
-    (2, "b", None, "blue", None, 1e6, 0.1, None, None, None, None, "|", ""),
+    (1, "a", 7, "red", 9.99, 1.5, 0.1, None, None, "phone", 30.0, "x|y", "5,7", 1.0, "h"),
+    (1, "b", 8, "blue", 0.0, -7.5, 0.1, None, None, "phone", 30.0, " y ||x|é", "57", -2.5, None),
+    (2, "a", 7, "red", 9.99, None, 0.1, None, None, "tablet", 2.5, "x", "7, 5", 4.0, "é"),
+    (
+        2,
+        "é",
+        2053013555631882655,
+        "é",
+        120.0,
+        3.25,
+        0.1,
+        None,
+        None,
+        "tablet",
+        2.5,
+        None,
+        "57",
+        None,
+        "h",
+    ),
+    (2, "b", None, "blue", None, 1e6, 0.1, None, None, None, None, "|", "", 1.0, "h"),
 ]
 FEW = settings(
     deadline=None,
@@ -392,6 +451,8 @@ def test_encoder_equals_the_workflow_on_a_large_batch() -> None:
             float(random.integers(90)),
             "|".join(random.choice(["x", "y", "xy", "é"], random.integers(5))),
             ",".join(random.choice(["5", "7", "05", "a"], random.integers(4))),
+            float(random.normal()),
+            random.choice(["h", "é"]),
             int(random.integers(2_000_000_000)),
         )
         for _ in range(4_000)

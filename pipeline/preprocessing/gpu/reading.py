@@ -46,6 +46,7 @@ def check_recipe(recipe: Preprocess) -> None:
     timestamp = recipe.timestamp
     settings = {
         "operators of the user": recipe.operator_features,
+        "expressions": recipe.expression_features,
         "`order`": recipe.order,
         "`missing`": recipe.missing,
         "`decimal`": recipe.decimal,

@@ -118,7 +118,7 @@ def duplicate_rows(recipe: Preprocess, table: pa.Table, starts: NDArray[Any]) ->
         return rows
     key = np.cumsum(~tied[rows])
     is_placeholder = np.zeros(len(rows), np.bool_)  # of text read as integer: never a duplicate
-    names = [ITEM, *(feature.name for feature in recipe.scalar_features)]
+    names = [ITEM, *(feature.name for feature in recipe.read_scalar_features)]
     names += [feature.target_column for feature in recipe.target_encoded_features]
     for name in names:
         column = table[name].combine_chunks().take(pa.array(rows))

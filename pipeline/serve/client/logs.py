@@ -60,11 +60,11 @@ def sessions_of_frame(served: ServedModel, frame: pd.DataFrame) -> Iterator[tupl
 def _log_recipe(recipe: Preprocess, columns: set[str]) -> Preprocess:
     """Return the recipe for a log with these `columns` to recommend from.
 
-    Operator features are not read; of target encodings the category is. Features of a side table
-    are read if this log has them.
+    Operator features and expressions are not read; of target encodings the category is. Features
+    of a side table are read if this log has them.
     """
     features: list[Feature] = []
-    for feature in recipe.features:
+    for feature in recipe.read_features:
         name, column = feature.name, feature.source
         if isinstance(feature, TargetEncodedFeature):
             features.append(ColumnNumber(name=name, kind="continuous", column=column))

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .expressions import Categories, Sessions, Statistic, Values, evaluate, finite
 from .lookups import (
     FIRST_ITEM,
     MISSING_INTEGER,
@@ -38,9 +39,12 @@ class Encoder:
         self.spec: dict[str, Any] = json.loads((directory / "encoder.json").read_text("utf-8"))
         self.length: int = self.spec["max_sequence_length"]
         self.columns: list[dict[str, Any]] = self.spec["columns"]
+        self.expressions: list[dict[str, Any]] = self.spec["expressions"]
+        self.encoded = [*(c for c in self.columns if c["kind"] != "input"), *self.expressions]
+        """Columns of a request that the model reads, and those that are computed from it."""
         self.timestamp: dict[str, Any] | None = self.spec["timestamp"]
         self.lookups: dict[str, IntegerLookup | TextLookup | MultiValuedLookup] = {}
-        for column in self.columns:
+        for column in self.encoded:
             if column["kind"] == "categorical":
                 kind = "int64" if "buckets" in column else column.get("values", column["type"])
                 values = read_values(directory, column["name"], kind)
@@ -53,10 +57,10 @@ class Encoder:
                 if column["name"] == "item_id":
                     self.items = item_array(values)
         self.means = {
-            c["name"]: _read_means(directory, c) for c in self.columns if "mean_of_all" in c
+            c["name"]: _read_means(directory, c) for c in self.encoded if "mean_of_all" in c
         }
         """Lookup of the categories and their means by feature, the mean of all rows last."""
-        self.unsent = {c["name"]: self._encode_column(c, missing(c, 1))[0] for c in self.columns}
+        self.unsent = {c["name"]: self._encode_column(c, missing(c, 1))[0] for c in self.encoded}
         """Encoded missing value of each column; (M,) of multi-valued ones."""
         self.item_features = {
             c["name"]: self._read_item_feature(directory, c)
@@ -65,6 +69,11 @@ class Encoder:
         }
         """By feature that describes items, which a request may leave out: (V,) encoded values of
         each item index, then of the further items; (V, M) of multi-valued ones."""
+        self.raw_item_features = self._read_raw_item_features(directory)
+        self.statistics = {
+            call: _read_statistic(directory, f"expression.{number}")
+            for number, call in enumerate(self.spec["statistics"])
+        }
         self.further: IntegerLookup | TextLookup | None = None
         """Items outside the catalogue that have item features."""
         if self.spec["further_items"]:
@@ -86,9 +95,10 @@ class Encoder:
             chosen = order if chosen is None else order[chosen]
         encoded: dict[str, NDArray[Any]] = {}
         item_rows: NDArray[Any] | None = None  # of `item_features`; item_id is the first column
-        for spec in self.columns:
+        computed = self._computed(rows, order) if self.expressions else {}
+        for spec in self.encoded:
             name = spec["name"]
-            values = rows.columns.get(name)
+            values = computed[name] if name in computed else rows.columns.get(name)
             if spec["scope"] == "session":
                 if values is None:
                     values = missing(spec, len(rows.lengths))
@@ -107,6 +117,54 @@ class Encoder:
                         item_rows = padding(self._with_further(flat, values))
         self._split_tags(encoded)
         return encoded | self._encode_times(rows, order, padding)
+
+    def _computed(self, rows: Rows, order: NDArray[Any] | None) -> dict[str, NDArray[Any]]:
+        """Return the values of the expressions in the order of `rows`."""
+        starts = np.cumsum(rows.lengths) - rows.lengths
+        positions = {
+            "interaction": np.repeat(starts, rows.lengths),
+            "session": np.arange(len(starts)),
+        }
+        inputs = self._expression_inputs(rows, order)
+        computed = {}
+        for spec in self.expressions:
+            starts = positions[spec["scope"]]
+            value = evaluate(spec["tree"], Sessions(inputs, starts, self.statistics))
+            values = value.values if isinstance(value, Categories) else value
+            if order is not None and spec["scope"] == "interaction":
+                values, in_order = np.empty_like(values), values
+                values[order] = in_order
+            computed[spec["name"]] = values
+        return computed
+
+    def _expression_inputs(self, rows: Rows, order: NDArray[Any] | None) -> dict[str, Values]:
+        """Return what the expressions read, interactions in the order of time."""
+        count = int(rows.lengths.sum())
+        times = np.full(count, np.nan) if rows.times is None else rows.times / 1e6
+        inputs: dict[str, Values] = {"timestamp": times if order is None else times[order]}
+        names = {name for spec in self.expressions for name in spec["numbers"]}
+        names |= {"item_id", *(name for spec in self.expressions for name in spec["categories"])}
+        specs = [spec for spec in self.columns if spec["name"] in names]
+        item_rows = self._item_rows(rows) if self.raw_item_features else None
+        for spec in specs:
+            values = rows.columns.get(spec["name"])
+            if values is None and spec["name"] in self.raw_item_features:
+                values = self.raw_item_features[spec["name"]][item_rows]
+            elif values is None:
+                per_session = spec["scope"] == "session"
+                values = missing(spec, len(rows.lengths) if per_session else count)
+            if order is not None and spec["scope"] != "session":
+                values = values[order]
+            if values.dtype.kind == "f" or spec["type"] == "float64":
+                inputs[spec["name"]] = _clean(values.astype(np.float64), spec)
+            else:
+                inputs[spec["name"]] = Categories.of(values)
+        return inputs
+
+    def _item_rows(self, rows: Rows) -> NDArray[Any]:
+        """Return (interactions,) rows of the item features."""
+        values = rows.columns["item_id"]
+        return self._with_further(self.lookups["item_id"](values), values)
 
     def _split_tags(self, encoded: dict[str, NDArray[Any]]) -> None:
         """Replace each multi-valued column by M columns of one value, in place."""
@@ -154,6 +212,19 @@ class Encoder:
         unsent = self.unsent[spec["name"]]
         reserved = np.stack([np.zeros_like(unsent), unsent, unsent])
         return np.concatenate([reserved, values.astype(unsent.dtype)])
+
+    def _read_raw_item_features(self, directory: Path) -> dict[str, NDArray[Any]]:
+        """Return (V,) values of item features that expressions read, as a request sends them."""
+        raw: dict[str, NDArray[Any]] = {}
+        for spec in self.columns[1:]:
+            name = spec["name"]
+            if spec["of_item"] and any(name in e["numbers"] for e in self.expressions):
+                values = np.load(directory / f"{name}.of_item.npy", allow_pickle=False)
+                raw[name] = np.concatenate([np.full(FIRST_ITEM, np.nan), values])
+            elif spec["of_item"] and any(name in e["categories"] for e in self.expressions):
+                texts = read_values(directory, f"{name}.texts_of_item", "string")
+                raw[name] = object_array([*[b""] * FIRST_ITEM, *texts])
+        return raw
 
     def _current_sessions(self, rows: Rows) -> Rows:
         """Return the current session of each row, without repeats, as training reads sessions."""
@@ -206,6 +277,20 @@ def _read_means(
     means = np.load(directory / f"{spec['name']}.means.npy", allow_pickle=False)
     values = read_values(directory, spec["name"], spec["type"])
     return lookup_of(values), np.append(means, spec["mean_of_all"])
+
+
+def _read_statistic(directory: Path, name: str) -> Statistic:
+    texts = read_values(directory, name, "string")
+    numbers = np.load(directory / f"{name}.numbers.npy", allow_pickle=False).tolist()
+    return Statistic(dict(zip(texts, numbers)), numbers[-1])  # noqa: B905
+
+
+def _clean(numbers: NDArray[Any], spec: dict[str, Any]) -> NDArray[Any]:
+    """Return float64 with NaN for numbers that reading of a log leaves out."""
+    numbers = finite(numbers)
+    if spec["log"]:
+        numbers = np.where(numbers.astype(np.float32) <= -1, np.nan, numbers)
+    return numbers
 
 
 def item_array(values: NDArray[Any] | list[bytes]) -> NDArray[Any]:
