@@ -141,14 +141,13 @@ def _sessions(recipe: Preprocess, table: pa.Table, statistics: dict[str, Statist
 def _categories(column: pa.ChunkedArray) -> Categories:
     """Categories of a column of integers or text."""
     encoded = _encoded(column)
-    texts = encoded.dictionary
-    known = pa.array(np.ones(len(texts), np.bool_))
-    if pa.types.is_integer(texts.type):
-        known = pc.not_equal(texts, values.UNKNOWN_INTEGER)
+    texts = encoded.dictionary.cast(pa.string()).cast(pa.binary()).to_pylist()
     codes = encoded.indices.cast(pa.int64()).fill_null(-1).to_numpy()
-    is_known = np.append(known.to_numpy(zero_copy_only=False), False)
-    texts = texts.cast(pa.string()).cast(pa.binary())
-    return Categories(np.where(is_known[codes], codes, -1), texts.to_pylist())
+    if pa.types.is_integer(encoded.dictionary.type):  # a value that is no integer is missing
+        is_integer = pc.not_equal(encoded.dictionary, values.UNKNOWN_INTEGER)
+        is_integer = np.append(is_integer.to_numpy(zero_copy_only=False), False)
+        codes = np.where(is_integer[codes], codes, -1)
+    return Categories(codes, texts)
 
 
 def _encoded(column: pa.ChunkedArray) -> pa.DictionaryArray:

@@ -180,11 +180,11 @@ def test_columns_without_any_value_in_training_are_served_all_the_same(tmp_path:
 def test_ids_of_19_digits_stay_apart_where_some_are_missing(tmp_path: Path) -> None:
     ids = [2053013555631882655, 2053013555631882656, None]  # equal as float64
     recipe = Preprocess()
-    frame = pd.DataFrame({"session_id": 1, "item_id": pd.array(ids, "Int64"), "timestamp": 0})
-    log = Interactions(frame, {"session_id": "int64", "item_id": "int64"}, None, None)
+    table = pa.table({"session_id": [1] * 3, "item_id": ids, "timestamp": [0] * 3})
+    log = Interactions(table, {"session_id": "int64", "item_id": "int64"}, None, None)
     fitted = fitted_to(log, tmp_path, recipe)
     assert fitted.item.values.to_pylist() == ids[:2]
-    assert sessions_of(fitted, frame, None)[0]["item_id"] == [3, 4, 1]
+    assert sessions_of(fitted, log.frame, None)[0]["item_id"] == [3, 4, 1]
 
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)

@@ -191,8 +191,8 @@ def test_dump_of_a_feature_has_the_keys_of_all_kinds_and_loads_again(
     assert type(recipe.features[0]) is expected
     dump = recipe.model_dump(mode="json")
     assert ", ".join(dump["features"][0]) == (
-        "name, column, kind, of, log, buckets, mean_of, smoothing, folds, operator, inputs, table, "
-        "min_count, hash_buckets, values_per_interaction, separator"
+        "name, column, kind, of, log, buckets, mean_of, smoothing, folds, operator, inputs, "
+        "expression, table, min_count, hash_buckets, values_per_interaction, separator"
     )
     assert Preprocess.from_dict(json.loads(json.dumps(dump)), "fitted.json") == recipe
 
