@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "recipe": {"core"},
     "data": {"core", "recipe", "serve.runtime"},
     "logs": {"core", "recipe", "data", "serve.runtime"},
-    "preprocessing": {"core", "recipe", "data", "logs", "reports"},
+    "preprocessing": {"core", "recipe", "data", "logs", "reports", "serve.runtime"},
     "model": {"core", "recipe", "data"},
     "evaluation": {"core", "recipe", "data", "logs", "model", "reports"},
     "training": {"core", "recipe", "data", "logs", "model", "reports", "evaluation"},
