@@ -130,6 +130,7 @@ def preprocess(
     base: Source | DataDirectory | None = None,
     cluster: str | None = None,
     operators: Source | None = None,
+    workflow: Source | None = None,
 ) -> Data:
     """Turn raw interactions into sessions with a schema; write them to `out` and open it.
 
@@ -137,7 +138,9 @@ def preprocess(
     fsspec knows; `test` logs of test sessions instead
     of `split.test`. `base` is an earlier data directory to go on from: known ids keep their
     indices. `cluster` is the address of a Dask scheduler, `local` or `local-cuda`. `operators` is
-    a Python file, which is run, with the NVTabular operators that the recipe names.
+    a Python file, which is run, with the NVTabular operators that the recipe names. `workflow` is
+    one whose function workflow() returns an NVTabular graph over the log, which makes the sessions;
+    the recipe then says how the log is read and split.
 
     DataError if the logs lack a column of the recipe; ArtifactError if `out` holds something else.
     """
@@ -148,7 +151,14 @@ def preprocess(
     config, out = _recipe(recipe).preprocess, Path(out)
     path = base.path if isinstance(base, DataDirectory) else base
     check_tables(config)
+    if workflow is not None and (base or cluster or operators):
+        raise ConfigError("`base`, `cluster` and `operators` do not go with `workflow`.")
     with local_logs(_texts(logs), out) as inputs, local_logs(_texts(test), out) as tests:
+        if workflow is not None:
+            from pipeline.preprocessing.workflows.run import preprocess_workflow
+
+            preprocess_workflow(config, Path(workflow), inputs, tests, out)
+            return Data.open(out)
         run(
             config,
             find_logs(config, inputs),

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.cli.console import check_input, is_current, print_result
-from pipeline.cli.options import IfNeeded, Json, Out, RecipeFile, Settings
+from pipeline.cli.options import IfNeeded, Json, Out, Settings
 from pipeline.core.artifact import check_replaceable
 from pipeline.core.errors import ConfigError
 
@@ -25,8 +25,13 @@ def preprocess(
             "s3://, gs:// and https:// addresses; - for the standard input.",
         ),
     ],
-    recipe: RecipeFile,
     out: Out,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            "--recipe", metavar="FILE", help="Recipe, in YAML. Required without --workflow."
+        ),
+    ] = None,
     test: Annotated[
         list[str] | None,
         typer.Option(metavar="FILE", help="Log of test sessions instead of `split.test`."),
@@ -56,14 +61,29 @@ def preprocess(
             help="Python file with the NVTabular operators that the recipe names. It is run.",
         ),
     ] = None,
+    workflow: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.py",
+            help="Python file whose function workflow() returns an NVTabular graph over the log; "
+            "it makes the sessions. The recipe, if there is one, says how the log is read and "
+            "split. The file is run.",
+        ),
+    ] = None,
     if_needed: IfNeeded = False,
     settings: Settings = None,
     as_json: Json = False,
 ) -> None:
     """Turn raw interactions into sessions with a schema."""
+    from pipeline.core.config import read_values
     from pipeline.recipe.recipe import Recipe
 
-    config = Recipe.load(recipe, tuple(settings or ())).preprocess
+    if recipe is None and workflow is None:
+        raise ConfigError("Missing option '--recipe'. Give a recipe, or --workflow FILE.py.")
+    if workflow is not None and (base or cluster or operators):
+        raise ConfigError("--from, --cluster and --operators do not go with --workflow.")
+    values = read_values(recipe, tuple(settings or ()))
+    config = Recipe.from_dict(values, str(recipe or "--set")).preprocess
     check_replaceable(out, "data")
     if base is not None:
         check_input(base, "data")
@@ -72,25 +92,33 @@ def preprocess(
     from pipeline.logs.sources import local_logs
 
     check_tables(config)
-    if operators is not None and not operators.is_file():
-        raise ConfigError(f"--operators {operators} does not exist. Expected a Python file.")
+    for option, file in (("--operators", operators), ("--workflow", workflow)):
+        if file is not None and not file.is_file():
+            raise ConfigError(f"{option} {file} does not exist. Expected a Python file.")
     with local_logs(logs, out) as log_paths, local_logs(test or [], out) as test_paths:
         inputs, tests = find_logs(config, log_paths), find_logs(config, test_paths)
-        fingerprint = data_fingerprint(config, inputs, tests, base, operators)
+        fingerprint = data_fingerprint(config, inputs, tests, base, operators, workflow)
         if if_needed and is_current(out, "data", fingerprint, as_json):
             return
-        from pipeline.preprocessing.run import preprocess as run
+        if workflow is not None:
+            from pipeline.preprocessing.workflows.run import preprocess_workflow
 
-        facts = run(
-            config,
-            inputs,
-            tests,
-            out,
-            cluster=cluster,
-            base=base,
-            operators=operators,
-            fingerprint=fingerprint,
-        )
+            facts = preprocess_workflow(
+                config, workflow, inputs, tests, out, fingerprint=fingerprint
+            )
+        else:
+            from pipeline.preprocessing.run import preprocess as run
+
+            facts = run(
+                config,
+                inputs,
+                tests,
+                out,
+                cluster=cluster,
+                base=base,
+                operators=operators,
+                fingerprint=fingerprint,
+            )
     print_result(facts, as_json, data_text(facts, out))
 
 
@@ -127,5 +155,6 @@ def data_text(facts: dict[str, Any], out: Path) -> str:
             lines.append(f" drift  much between train and {part}: {names}{more}")
     new = f", {facts['new_items']:,} of them new" if "new_items" in facts else ""
     lines.append(f"Wrote {out}: {facts['catalogue_items']:,} items{new}, on {facts['engine']}.")
-    lines.append(f"Its report is {out / PAGE_FILE}.")
+    if (out / PAGE_FILE).exists():
+        lines.append(f"Its report is {out / PAGE_FILE}.")
     return "\n".join(lines)

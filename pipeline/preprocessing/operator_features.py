@@ -4,8 +4,6 @@ The operators are defined in a Python file that the command line names. A recipe
 names, and so do the outputs: nothing that reads an artifact runs them.
 """
 
-import runpy
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from pipeline.core.merlin import has_cudf
 from pipeline.data import values
 from pipeline.logs.columns import decode_text, input_name, join_lists
 from pipeline.logs.row_counts import RowCounts
+from pipeline.preprocessing.user_file import check_python_file, describe_error, run_file
 from pipeline.recipe.features import CategoryFeature, OperatorFeature
 from pipeline.recipe.preprocess import Preprocess
 
@@ -37,7 +36,7 @@ class OperatorFeatures:
         _check_file(self._features, file)
         self._operators: dict[str, list[Any]] = {}
         if file is not None:
-            definitions = _run(file)
+            definitions = run_file(file)
             self._operators = {f.name: _operators(file, definitions, f) for f in self._features}
 
     def add_to(self, block: pa.Table) -> pa.Table:
@@ -71,7 +70,7 @@ class OperatorFeatures:
         try:
             result = transform(Workflow(node), _engine_frame(frame))
         except (Exception, SystemExit) as error:  # user code may raise anything
-            raise ConfigError(f"{where} failed{_describe(self._file, error)}") from error
+            raise ConfigError(f"{where} failed{describe_error(self._file, error)}") from error
         if len(result.columns) != 1 or len(result) != len(frame):
             raise ConfigError(
                 f"{where} makes {len(result.columns)} columns of {len(result)} rows, expected one "
@@ -120,29 +119,7 @@ def _check_file(features: Sequence[OperatorFeature], file: Path | None) -> None:
         raise ConfigError(
             f"No feature of the recipe names an `operator` of {file}. Leave out --operators."
         )
-    if not file.is_file():
-        raise ConfigError(f"--operators {file} does not exist. Expected a Python file.")
-    if file.suffix != ".py":
-        raise ConfigError(f"--operators {file} is no Python file: its name does not end in .py.")
-
-
-def _run(file: Path) -> dict[str, Any]:
-    """Global names that a Python file defines. ConfigError if it fails."""
-    try:
-        # from the source, never from bytecode of an earlier version
-        return runpy.run_path(str(file), run_name="pipeline_operators")
-    except (Exception, SystemExit) as error:
-        raise ConfigError(f"{file} failed{_describe(file, error)}") from error
-
-
-def _describe(file: Path | None, error: BaseException) -> str:
-    """The error and, if it was raised in the file, its line."""
-    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file)]
-    cause = error.__cause__
-    if not lines and cause is not None:
-        return _describe(file, cause)
-    line = f" in line {lines[-1]}" if lines else ""
-    return f"{line}: {type(error).__name__}: {' '.join(str(error).split())}"
+    check_python_file("--operators", file)
 
 
 def _operators(file: Path, definitions: dict[str, Any], feature: OperatorFeature) -> list[Any]:

@@ -11,10 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.core.columns import FIRST_ITEM, ITEM, SESSION
+from pipeline.core.columns import FIRST_ITEM, ITEM, NULL, OUT_OF_VOCABULARY, SESSION
 from pipeline.core.errors import ConfigError, DataError
 from pipeline.data.fitted import Fitted, ValueType, Vocabulary
 from pipeline.data.schema import ColumnSchema, Schema, Tags
+from pipeline.data.values import as_integers, as_text, integers_or_unknown, is_text
 
 _AGGREGATE = re.compile(r"[-_](list|first|last|count|nunique|sum|mean|min|max|std|var|median)$")
 _VALUES = ("list", "first", "last")
@@ -34,6 +35,8 @@ class ParquetColumn:
     is_list: bool
     num_rows: int
     """Rows of its embedding table by the schema, 0 if it says nothing."""
+    is_code: bool = False
+    """Whether its values are categories that the vocabulary encodes, and not its indices."""
 
     @property
     def is_index(self) -> bool:
@@ -117,25 +120,68 @@ def read_vocabulary(
     if path is None:
         last = column.num_rows - 1 if column.num_rows else _largest(column, files)
         return Vocabulary(type="int64", values=pa.array(np.arange(FIRST_ITEM, last + 1)))
-    table = pq.read_table(path)
-    if column.raw not in table.column_names:
-        raise DataError(f"{path} has no column {column.raw!r}. Is it from NVTabular's Categorify?")
-    values = table[column.raw].combine_chunks()
-    # releases of NVTabular differ in whether the file begins with rows of reserved indices
-    values = values.filter(pc.is_valid(values))
-    if column.num_rows and len(values) + FIRST_ITEM != column.num_rows:
+    vocabulary = vocabulary_in(path, column.raw)
+    num_values = len(vocabulary.values)
+    if column.num_rows and num_values + FIRST_ITEM != column.num_rows:
         raise DataError(
-            f"{path} has {len(values)} values, the schema {column.num_rows - FIRST_ITEM} of "
+            f"{path} has {num_values} values, the schema {column.num_rows - FIRST_ITEM} of "
             f"{column.source!r}. Are they of one workflow?"
         )
-    if len(values.unique()) < len(values):
+    if len(vocabulary.values.unique()) < num_values:
         raise DataError(f"{path} has a value twice, so it does not tell the indices of values.")
-    is_integer = pa.types.is_integer(values.type)
+    return vocabulary
+
+
+def vocabulary_in(path: Path, column: str) -> Vocabulary:
+    """Values in a file of Categorify, in the order of their indices."""
+    table = pq.read_table(path)
+    if column not in table.column_names:
+        raise DataError(f"{path} has no column {column!r}. Is it from NVTabular's Categorify?")
+    values = table[column].combine_chunks()
+    # releases of NVTabular differ in whether the file begins with rows of reserved indices
+    values = values.filter(pc.is_valid(values))
+    integers = as_integers(values)  # also of floats, which integers with missing values become
+    if integers is not None and not is_text(values.type):
+        return Vocabulary(type="int64", values=integers)
+    return Vocabulary(type="string", values=as_text(values))
+
+
+def vocabulary_of_codes(column: ParquetColumn, files: Sequence[Path]) -> Vocabulary:
+    """Vocabulary of the values of a column in `files`, the most frequent first."""
+    counts: dict[Any, int] = {}
+    for path in files:
+        values = _flat(pq.read_table(path, columns=[column.source])[column.source])
+        for entry in pc.value_counts(as_codes(values).drop_null()):
+            value = entry["values"].as_py()
+            counts[value] = counts.get(value, 0) + entry["counts"].as_py()
+    ordered = sorted(counts, key=lambda value: (-counts[value], value))
+    is_integer = all(isinstance(value, int) for value in ordered)
     kind: ValueType = "int64" if is_integer else "string"
-    return Vocabulary(type=kind, values=values.cast(pa.int64() if is_integer else pa.string()))
+    return Vocabulary(type=kind, values=pa.array(ordered, pa.int64() if is_integer else None))
 
 
-def notes_on(columns: Sequence[ParquetColumn], tables: Mapping[str, Path]) -> list[str]:
+def _flat(column: pa.ChunkedArray) -> pa.Array:
+    array = column.combine_chunks()
+    return array.flatten() if hasattr(array, "flatten") else array
+
+
+def as_codes(values: pa.Array) -> pa.Array:
+    """Categories as int64, or as text if one of them is no integer."""
+    integers = as_integers(values)
+    return as_text(values) if integers is None else integers
+
+
+def encode(values: pa.Array, vocabulary: Vocabulary) -> pa.Array:
+    """(N,) int64 indices of categories."""
+    codes = as_integers(values) if vocabulary.type == "int64" else as_text(values)
+    if codes is None:
+        codes = integers_or_unknown(values)
+    indices = pc.add(pc.index_in(codes, value_set=vocabulary.values), vocabulary.first)
+    indices = pc.fill_null(indices, OUT_OF_VOCABULARY).cast(pa.int64())
+    return pc.if_else(pc.is_valid(codes), indices, NULL)
+
+
+def notes_on(columns: Sequence[ParquetColumn], tables: Mapping[str, Any]) -> list[str]:
     """Lines on ids that are codes, and on numbers that requests give as they are."""
     codes = [c.name for c in columns if c.is_index and c.name not in tables]
     numbers = [c.name for c in columns if not c.is_index]

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pipeline.core.artifact import new_artifact
 from pipeline.core.columns import (
     ITEM,
+    NULL,
     SCHEMA_FILE,
     SESSION,
     SESSIONS_DIRECTORY,
@@ -32,6 +33,7 @@ from pipeline.data.schema import Schema
 from pipeline.preprocessing.parquet_columns import (
     ParquetColumn,
     choose_columns,
+    encode,
     notes_on,
     read_vocabulary,
     schema_of,
@@ -42,6 +44,19 @@ from pipeline.preprocessing.session_files import SessionWriter
 from pipeline.recipe.preprocess import Preprocess
 
 PARTS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class SessionTables:
+    """Parquet files of sessions, and what their columns become."""
+
+    files: Mapping[str, Sequence[Path]]
+    """Files by part."""
+    columns: Sequence[ParquetColumn]
+    """The item first."""
+    session: str | None
+    """Column of the session's id; None if the files have none."""
+    fitted: Fitted
 
 
 # Long: the docstring and the steps in their order.
@@ -66,19 +81,19 @@ def import_sessions(
     places = [schema_file.parent, *(path.parent for paths in files.values() for path in paths)]
     tables = vocabulary_files(columns, categories, places)
     session = session_column(schema)
-    first = _read_schema(files["train"][0])
-    has_ids = session is not None and session in first.names
-    for path in (path for paths in files.values() for path in paths):
-        _check_columns(path, columns, session if has_ids else None, schema_file)
+    first = read_schema(files["train"][0])
+    if session is not None and session not in first.names:
+        session = None
+    check_columns(files, columns, session, str(schema_file))
     length = max_sequence_length
     if length is None:
-        length = schema[item.source].max_length or _longest(files, item)
+        length = schema[item.source].max_length or longest_list(files, item)
     recipe = _recipe(item, features, session, length)
     vocabularies = {c.name: read_vocabulary(c, tables, files) for c in columns if c.is_index}
     notes += notes_on(columns, tables)
     fitted = Fitted(
         recipe=recipe,
-        session_type=_session_type(first, session),
+        session_type=session_type(first, session),
         timestamp_type=None,
         vocabularies=vocabularies,
         standardizations={
@@ -88,25 +103,32 @@ def import_sessions(
     settings = {"schema": schema_file.read_text("utf-8"), "length": length}
     every = [path for part in PARTS for path in files.get(part, ())]
     fingerprint = fingerprint_of(settings, [*every, *tables.values()], [])
-    facts: dict[str, Any] = {
-        "engine": "parquet",
-        "notes": notes,
-        "sessions": {},
+    facts: dict[str, Any] = {"engine": "parquet", "notes": notes}
+    with new_artifact(out, "data", facts, fingerprint=fingerprint) as directory:
+        facts |= write_sessions(directory, SessionTables(files, columns, session, fitted))
+    return facts
+
+
+def write_sessions(directory: Path, tables: SessionTables) -> dict[str, Any]:
+    """Write fitted state, sessions and schema of a data directory; return their facts."""
+    fitted = tables.fitted
+    length = fitted.recipe.max_sequence_length
+    fitted.write(directory)
+    counter = _Counter()
+    parts = {
+        part: _write_part(directory, part, tables, counter)
+        for part in PARTS
+        if tables.files.get(part)
+    }
+    text = schema_of(tables.columns, fitted, length).to_proto_text()
+    (directory / SCHEMA_FILE).write_text(text, encoding="utf-8")
+    return {
+        "sessions": parts,
         "catalogue_items": len(fitted.item.values),
         "max_sequence_length": length,
+        "left_out": {"sessions": counter.left_out},
+        "rows": {"input": {"read": counter.read, "kept": counter.read - counter.left_out}},
     }
-    with new_artifact(out, "data", facts, fingerprint=fingerprint) as directory:
-        fitted.write(directory)
-        counter = _Counter()
-        for part in (name for name in PARTS if files.get(name)):
-            facts["sessions"][part] = _write_part(
-                directory, part, files[part], columns, session, fitted, counter
-            )
-        text = schema_of(columns, fitted, length).to_proto_text()
-        (directory / SCHEMA_FILE).write_text(text, encoding="utf-8")
-        facts["left_out"] = {"sessions": counter.left_out}
-        facts["rows"] = {"input": {"read": counter.read, "kept": counter.read - counter.left_out}}
-    return facts
 
 
 def parts_of(
@@ -140,41 +162,56 @@ def _parquet_files(path: Path) -> list[Path]:
     return sorted(f for f in path.rglob("*.parquet") if "categories" not in f.parts)
 
 
-def _read_schema(path: Path) -> pa.Schema:
+def read_schema(path: Path) -> pa.Schema:
+    """Columns of a Parquet file. DataError if it is none."""
     try:
         return pq.read_schema(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path} is no Parquet file: {str(error).splitlines()[0]}") from None
 
 
-def _check_columns(
-    path: Path, columns: Sequence[ParquetColumn], session: str | None, schema_file: Path
+def check_columns(
+    files: Mapping[str, Sequence[Path]],
+    columns: Sequence[ParquetColumn],
+    session: str | None,
+    described_by: str,
 ) -> None:
-    """DataError for a file that lacks a column, or has one of another type."""
-    schema = _read_schema(path)
-    for name in [*(column.source for column in columns), *([session] if session else [])]:
-        if name not in schema.names:
-            raise DataError(
-                f"{path} has no column {name!r}, which {schema_file} describes; "
-                f"{closest(name, schema.names)}"
-            )
-    for column in columns:
-        kind = schema.field(column.source).type
-        is_list = any(
-            check(kind)
-            for check in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-        )
-        value = kind.value_type if is_list else kind
-        is_number = pa.types.is_integer(value) or pa.types.is_floating(value)
-        fits = pa.types.is_integer(value) if column.is_index else is_number
-        if is_list != column.is_list or not (fits or pa.types.is_null(value)):
-            values = "the indices of Categorify" if column.is_index else "numbers"
-            lists = ", in lists, one a session" if column.is_list else ", one a session"
-            raise DataError(f"{path}: {column.source!r} is {kind}, expected {values}{lists}.")
+    """DataError for a file that lacks a column, or has one of another type.
+
+    `described_by` is the file that says what the columns are.
+    """
+    names = [column.source for column in columns]
+    names += [] if session is None else [session]
+    for path in (path for paths in files.values() for path in paths):
+        schema = read_schema(path)
+        for name in names:
+            if name not in schema.names:
+                raise DataError(
+                    f"{path} has no column {name!r}, which {described_by} describes; "
+                    f"{closest(name, schema.names)}"
+                )
+        for column in columns:
+            _check_type(path, column, schema.field(column.source).type)
 
 
-def _session_type(first: pa.Schema, session: str | None) -> ValueType:
-    if session is None or session not in first.names:
+def _check_type(path: Path, column: ParquetColumn, kind: pa.DataType) -> None:
+    is_list = any(
+        check(kind)
+        for check in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    )
+    value = kind.value_type if is_list else kind
+    is_number = pa.types.is_integer(value) or pa.types.is_floating(value)
+    fits = pa.types.is_integer(value) if column.is_index else is_number
+    fits |= column.is_code or pa.types.is_null(value)
+    if is_list != column.is_list or not fits:
+        values = "the indices of Categorify" if column.is_index else "numbers"
+        lists = ", in lists, one a session" if column.is_list else ", one a session"
+        raise DataError(f"{path}: {column.source!r} is {kind}, expected {values}{lists}.")
+
+
+def session_type(first: pa.Schema, session: str | None) -> ValueType:
+    """Type of the session's id in a file."""
+    if session is None:
         return "string"
     return "int64" if pa.types.is_integer(first.field(session).type) else "string"
 
@@ -201,7 +238,8 @@ def _recipe(
     return Preprocess.from_dict(values, "the schema")
 
 
-def _longest(files: Mapping[str, Sequence[Path]], item: ParquetColumn) -> int:
+def longest_list(files: Mapping[str, Sequence[Path]], item: ParquetColumn) -> int:
+    """Number of interactions of the longest session."""
     lengths = [
         pc.max(
             pc.list_value_length(pq.read_table(path, columns=[item.source])[item.source])
@@ -221,20 +259,14 @@ class _Counter:
 
 
 def _write_part(
-    directory: Path,
-    part: str,
-    files: Sequence[Path],
-    columns: Sequence[ParquetColumn],
-    session: str | None,
-    fitted: Fitted,
-    counter: _Counter,
+    directory: Path, part: str, tables: SessionTables, counter: _Counter
 ) -> dict[str, Any]:
     writer = SessionWriter(directory / SESSIONS_DIRECTORY / part)
     num_sessions = num_interactions = 0
-    for path in files:
+    for path in tables.files[part]:
         for batch in pq.ParquetFile(path).iter_batches(batch_size=65_536):
             table = pa.Table.from_batches([batch])
-            sessions = _sessions(table, path, columns, session, fitted)
+            sessions = _sessions(table, path, tables)
             counter.read += len(sessions)
             lengths = pc.list_value_length(sessions[ITEM]).to_numpy()
             kept = lengths > (1 if part == "train" else 0)
@@ -250,14 +282,9 @@ def _write_part(
     return {"sessions": num_sessions, "interactions": num_interactions, "first": None, "last": None}
 
 
-def _sessions(
-    table: pa.Table,
-    path: Path,
-    columns: Sequence[ParquetColumn],
-    session: str | None,
-    fitted: Fitted,
-) -> pa.Table:
+def _sessions(table: pa.Table, path: Path, tables: SessionTables) -> pa.Table:
     """Sessions with the names of a data directory, without padding, cut to the newest L + 1."""
+    columns, session, fitted = tables.columns, tables.session, tables.fitted
     item = columns[0]
     lengths, offsets = _lengths(table[item.source].combine_chunks(), path, item.source)
     longest = fitted.recipe.max_sequence_length + 1
@@ -267,7 +294,7 @@ def _sessions(
     within = np.arange(new_offsets[-1]) - np.repeat(new_offsets[:-1], kept)
     positions = np.repeat(offsets[:-1] + lengths - kept, kept) + within
     arrays: dict[str, Any] = {}
-    if session is not None and session in table.column_names:
+    if session is not None:
         kind = pa.int64() if fitted.session_type == "int64" else pa.string()
         arrays[SESSION] = table[session].combine_chunks().cast(kind)
     list_offsets = pa.array(new_offsets, pa.int32())
@@ -326,8 +353,11 @@ def _checked(values: pa.Array, path: Path, column: ParquetColumn, fitted: Fitted
         if pc.any(pc.is_inf(numbers)).as_py():
             raise DataError(f"{path}: {column.source!r} has infinite numbers. Leave them out.")
         return numbers
-    indices = pc.fill_null(values.cast(pa.int64()), 1)
-    num_rows = fitted.vocabularies[column.name].num_rows
+    vocabulary = fitted.vocabularies[column.name]
+    if column.is_code:
+        return encode(values, vocabulary)
+    indices = pc.fill_null(values.cast(pa.int64()), NULL)
+    num_rows = vocabulary.num_rows
     low, high = pc.min_max(indices).as_py().values()
     if low is not None and not 0 <= low <= high < num_rows:
         raise DataError(

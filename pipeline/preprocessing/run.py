@@ -86,7 +86,7 @@ def preprocess(
         operators: Python file of the recipe's NVTabular operators; it is run
         fingerprint: `fingerprint.of_data` of these arguments, if it is already computed
     """
-    _check_arguments(recipe, test_logs, out)
+    check_arguments(recipe, test_logs, out)
     logs, test_logs = find_logs(recipe, logs), find_logs(recipe, test_logs)
     fingerprint = fingerprint or data_fingerprint(recipe, logs, test_logs, base, operators)
     base_fitted = None if base is None else _read_base(recipe, base)
@@ -121,7 +121,7 @@ def preprocess(
     return facts
 
 
-def _check_arguments(recipe: Preprocess, test_logs: list[Path], out: Path) -> None:
+def check_arguments(recipe: Preprocess, test_logs: list[Path], out: Path) -> None:
     """ConfigError for settings that exclude each other; ArtifactError if `out` is taken."""
     if test_logs and recipe.split.held_out:
         raise ConfigError(

@@ -1,0 +1,1 @@
+"""A user's own NVTabular workflow: from a log to a data directory."""
