@@ -16,7 +16,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.api import Data, Run, evaluate, export, predict, preprocess, train
+    from pipeline.api import Data, Run, compare, evaluate, export, predict, preprocess, train
     from pipeline.recipe.recipe import Recipe
     from pipeline.serve.client.client import Client
 
@@ -31,7 +31,8 @@ _MODULES = {
     "Recipe": "pipeline.recipe.recipe",
     "Client": "pipeline.serve.client.client",
     **dict.fromkeys(
-        ("Data", "Run", "preprocess", "train", "evaluate", "predict", "export"), "pipeline.api"
+        ("Data", "Run", "preprocess", "train", "evaluate", "compare", "predict", "export"),
+        "pipeline.api",
     ),
 }
 """Module of each public name."""
@@ -42,6 +43,7 @@ __all__ = [
     "Recipe",
     "Run",
     "__version__",
+    "compare",
     "evaluate",
     "export",
     "predict",

@@ -18,6 +18,7 @@ from pipeline.recipe.recipe import Recipe
 if TYPE_CHECKING:
     import pandas as pd
 
+    from pipeline.evaluation.comparison.result import Comparison
     from pipeline.evaluation.result import Evaluation
 
 Part = Literal["train", "valid", "test"]
@@ -242,10 +243,6 @@ def evaluate(
 
     ArtifactError if the data are not those of the run and do not go on from them.
     """
-    if isinstance(cutoffs, int) or not cutoffs or min(cutoffs) < 1:
-        raise ConfigError(
-            f"cutoffs is {cutoffs!r}, expected list lengths from 1, such as (10, 20)."
-        )
     from pipeline.evaluation.run import evaluate as run_evaluation
 
     return run_evaluation(
@@ -253,10 +250,50 @@ def evaluate(
         Data.open(data),
         part=part,
         positions=positions,
-        cutoffs=tuple(cutoffs),
+        cutoffs=_cutoffs(cutoffs),
         baselines=baselines,
         filter_seen=filter_seen,
     )
+
+
+def compare(
+    runs: Sequence[TrainedRun | Model | Source],
+    data: DataDirectory | Source,
+    *,
+    part: Part = "test",
+    positions: Literal["all", "last"] | None = None,
+    cutoffs: Sequence[int] = (5, 10, 20),
+    baselines: bool = True,
+    filter_seen: bool | None = None,
+) -> "Comparison":
+    """Rank the same targets by several runs and the baselines; test their differences.
+
+    Runs that differ in nothing but the seed are one row, with the mean and the standard deviation;
+    a folder of runs stands for all of them. The result has paired differences from the best row of
+    each metric, with 95 % intervals and p-values corrected for their number (Holm). The other
+    arguments are those of `evaluate`.
+
+    ArtifactError if the data are not those of a run and do not go on from them.
+    """
+    from pipeline.evaluation.comparison.run import compare as run_comparison
+
+    return run_comparison(
+        [Path(run) if isinstance(run, str | Path) else _run(run, data) for run in runs],
+        Data.open(data),
+        part=part,
+        positions=positions,
+        cutoffs=_cutoffs(cutoffs),
+        baselines=baselines,
+        filter_seen=filter_seen,
+    )
+
+
+def _cutoffs(cutoffs: Sequence[int]) -> tuple[int, ...]:
+    if isinstance(cutoffs, int) or not cutoffs or min(cutoffs) < 1:
+        raise ConfigError(
+            f"cutoffs is {cutoffs!r}, expected list lengths from 1, such as (10, 20)."
+        )
+    return tuple(cutoffs)
 
 
 def predict(

@@ -51,7 +51,13 @@ def check_input(path: Path, kind: str) -> None:
     read_manifest(path, kind, check_files=False)
 
 
-_EXTRAS = {"tritonclient": "serve", "pytriton": "serve", "grpc": "serve", "optuna": "tune"}
+_EXTRAS = {
+    "tritonclient": "serve",
+    "pytriton": "serve",
+    "grpc": "serve",
+    "optuna": "tune",
+    "matplotlib": "figures",
+}
 """Extra of pyproject.toml by module."""
 
 

@@ -15,6 +15,8 @@ from pipeline.cli.options import (
     parse_numbers,
     run_plugins,
 )
+from pipeline.core.errors import ConfigError
+from pipeline.core.files import check_parquet, new_parquet
 
 Positions = Annotated[
     Literal["all", "last"] | None,
@@ -51,6 +53,13 @@ def evaluate(
     baselines: Baselines = True,
     filter_seen: FilterSeen = None,
     plugins: Plugins = None,
+    ranks: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write the rank of each target by each model as .parquet.",
+        ),
+    ] = None,
     breakdown: Annotated[
         bool,
         typer.Option(
@@ -68,6 +77,8 @@ def evaluate(
     run_plugins(plugins)
     check_input(run, "run")
     check_input(data, "data")
+    if ranks is not None:
+        check_parquet(ranks)
     from pipeline.evaluation.run import evaluate as run_evaluation
 
     result = run_evaluation(
@@ -81,6 +92,12 @@ def evaluate(
     )
     note_other_sessions(run, data)
     print_result(result.to_dict(), as_json, result.to_text(breakdown=breakdown))
+    if ranks is not None:
+        if result.ranks is None:
+            raise ConfigError(f"{run} does not predict the next item: there are no ranks to write.")
+        with new_parquet(ranks, result.ranks.schema) as append:
+            append(result.ranks)
+        note(f"Wrote {ranks}.")
 
 
 def note_other_sessions(run: Path, data: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from pipeline import __version__
+from pipeline.cli.compare import compare
 from pipeline.cli.console import run_app, set_up_logging
 from pipeline.cli.demo import demo
 from pipeline.cli.evaluate import evaluate
@@ -30,6 +31,7 @@ EXAMPLES: dict[Callable[..., None], str] = {
     preprocess: "pipeline preprocess logs/ --recipe shop.yaml --out data/shop",
     train: "pipeline train data/shop --recipe shop.yaml --out runs/shop",
     evaluate: "pipeline evaluate runs/shop --data data/shop --cutoffs 10,20",
+    compare: "pipeline compare runs/gru runs/sasrec --data data/shop --out comparison.html",
     tune: "pipeline tune data/shop --recipe shop.yaml --space space.yaml --trials 20 --out tuning",
     predict: "pipeline predict runs/shop --data data/shop --k 20 --out lists.parquet",
     report: "pipeline report runs/shop --data data/shop --out shop.html",
@@ -77,7 +79,7 @@ def pipeline(
 
     \b
     preprocess -> train -> evaluate -> export -> serve -> recommend
-               -> tune  -> predict, report (without a server)
+               -> compare, tune, predict, report (without a server)
 
     Start with `pipeline demo`, which runs all stages on synthetic clicks.
     """

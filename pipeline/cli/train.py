@@ -9,6 +9,7 @@ from pipeline.cli.console import check_input, is_current, note, print_result
 from pipeline.cli.options import DataArgument, IfNeeded, Json, Out, Plugins, Settings, run_plugins
 from pipeline.core.artifact import check_replaceable
 from pipeline.core.errors import ConfigError
+from pipeline.core.outputs import check_seeds
 
 _WINDOW_COLUMNS = {
     "model": ("recall@20", "mrr@20"),
@@ -79,6 +80,14 @@ def train(
             "[default: categories/ beside the files]",
         ),
     ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="Train this many runs, with `train.seed` and the seeds after it, as OUT/seed-N. "
+            "Those that are up to date are kept.",
+        ),
+    ] = None,
     plugins: Plugins = None,
     if_needed: IfNeeded = False,
     settings: Settings = None,
@@ -97,7 +106,12 @@ def train(
     config = Recipe.from_dict(values, str(recipe or "--set"))
     if windows is not None and restart:
         raise ConfigError("--windows has no checkpoints to restart from. Leave out --restart.")
-    check_replaceable(out, "run")
+    if seeds is not None and windows is not None:
+        raise ConfigError("--windows trains one run. Leave out --seeds.")
+    if seeds is None:
+        check_replaceable(out, "run")
+    else:
+        check_seeds(out)
     data = _imported(data, out, schema, valid, test, categories)
     if start is not None:
         check_input(start, "run")
@@ -113,9 +127,15 @@ def train(
         start=start,
         plugins=plugins,
     )
-    if if_needed and is_current(out, "run", fingerprint, as_json):
+    if if_needed and seeds is None and is_current(out, "run", fingerprint, as_json):
         return
     _note_other_settings(config, recipe, data)
+    if seeds is not None:
+        from pipeline.training.seeds import train_seeds
+
+        facts = train_seeds(data, config, out, seeds, restart=restart, start=start, plugins=plugins)
+        print_result(facts, as_json, _seeds_text(facts, out))
+        return
     if seconds is None:
         from pipeline.training.run import train as run
 
@@ -185,6 +205,17 @@ def run_text(facts: dict[str, Any], out: Path) -> str:
         f"Wrote {out}.",
     ]
     return "\n".join(lines)
+
+
+def _seeds_text(facts: dict[str, Any], out: Path) -> str:
+    """Return the outcome of runs of several seeds as lines."""
+    lines = [f"{name}: {run_text(run, out / name)}" for name, run in facts["runs"].items()]
+    for name, value in facts["mean"].items():
+        lines.append(
+            f"{name} of {len(facts['runs'])} seeds: {value:.4f} sd "
+            f"{facts['deviation'][name]:.4f}".replace("sd 0", "sd ")
+        )
+    return "\n".join([*lines, f"Next: pipeline compare {out} --data DATA"])
 
 
 def _windows_text(windows: dict[str, Any]) -> list[str]:

@@ -8,6 +8,8 @@ from pipeline.core.errors import ArtifactError, ConfigError
 STUDY_FILE = "study.db"
 """Trials of `pipeline tune`."""
 LOCK_FILE = ".lock"
+SEED_RUN = "seed-"
+"""Beginning of the names of runs that differ in the seed."""
 
 
 def check_report(out: Path) -> Path:
@@ -46,5 +48,15 @@ def check_search(out: Path) -> None:
     if not is_study and not is_new:
         raise ArtifactError(
             f"{out} is something that `pipeline tune` did not write; it is left alone. Choose "
+            "another --out."
+        )
+
+
+def check_seeds(out: Path) -> None:
+    """ArtifactError if `out` holds anything but runs of `train --seeds`."""
+    names = [path.name for path in out.iterdir()] if out.is_dir() else []
+    if (out.exists() and not out.is_dir()) or any(SEED_RUN not in name for name in names):
+        raise ArtifactError(
+            f"{out} holds something else than runs of several seeds; it is left alone. Choose "
             "another --out."
         )

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import stdtrit
+from scipy.special import stdtr, stdtrit
 
 from pipeline.core.columns import FIRST_ITEM
 from pipeline.recipe.choices import METRICS
@@ -96,15 +96,33 @@ def margin(values: NDArray[Any], sessions: NDArray[Any]) -> float | None:
 
     None with fewer than 10 sessions, or if all values are equal, as where nothing was hit.
     """
+    error, num_sessions = _standard_error(values, sessions)
+    return None if error is None else float(stdtrit(num_sessions - 1, 0.975) * error)
+
+
+def p_value(differences: NDArray[Any], sessions: NDArray[Any]) -> float | None:
+    """(N,) differences of gains on the same targets -> two-sided p of a mean of 0.
+
+    Student's t of the cluster-robust error; with one target a session it is the paired t-test.
+    None where `margin` is None.
+    """
+    error, num_sessions = _standard_error(differences, sessions)
+    if error is None:
+        return None
+    return float(2 * stdtr(num_sessions - 1, -abs(differences.mean()) / error))
+
+
+def _standard_error(values: NDArray[Any], sessions: NDArray[Any]) -> tuple[float | None, int]:
+    """Cluster-robust standard error of the mean and the number of sessions."""
     starts = np.flatnonzero(np.diff(sessions, prepend=-1))
     if len(starts) < _FEWEST_SESSIONS:
-        return None
+        return None, len(starts)
     # what a session adds to the sum beyond what its number of targets would
     sums = np.add.reduceat(values - values.mean(), starts)
     variance = (sums**2).sum() / len(values) ** 2 * len(starts) / (len(starts) - 1)
     if variance <= np.finfo(np.float64).eps ** 2:
-        return None
-    return float(stdtrit(len(starts) - 1, 0.975) * math.sqrt(variance))
+        return None, len(starts)
+    return math.sqrt(variance), len(starts)
 
 
 def means_and_margins(

@@ -1,7 +1,7 @@
 """The result of an evaluation: metrics of each model with margins, differences and groups."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.evaluation.target_metrics import TargetKind
@@ -10,6 +10,7 @@ from pipeline.recipe.choices import PLUGIN_METRICS
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
 _WITH_MARGIN = ("recall", "ndcg", "mrr")
 """Metrics of the table that come with their margin."""
@@ -113,10 +114,14 @@ class Evaluation:
     tasks: dict[str, TargetResult]
     """By target, the tasks beside the next item."""
     cost: Cost
+    ranks: "pa.Table | None" = field(default=None, repr=False, compare=False)
+    """A row for each target, in the order of sessions and positions: `session_id` (its number where
+    the data have no ids), `position` in the session from 0, `item_id`, and the rank by each model
+    from 1, behind the catalogue for an unknown item. None where nothing is ranked."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON takes them."""
-        return asdict(self)
+        """Return the fields as JSON takes them, without `ranks`."""
+        return asdict(replace(self, ranks=None), dict_factory=_without_ranks)
 
     def to_frame(self) -> "pd.DataFrame":
         """Return the metrics with models as rows and `metric@K` as columns."""
@@ -133,6 +138,10 @@ class Evaluation:
         return "\n".join(lines).lstrip("\n")
 
     __str__ = to_text
+
+
+def _without_ranks(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: value for name, value in fields if name != "ranks"}
 
 
 def _ranking_text(evaluation: Evaluation, *, breakdown: bool) -> list[str]:

@@ -2,19 +2,20 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.core.columns import FIRST_ITEM, ITEM
+from pipeline.core.columns import FIRST_ITEM, ITEM, SESSION
 from pipeline.core.errors import ArtifactError
 from pipeline.data.directory import Data
 from pipeline.data.loader import SessionLoader
-from pipeline.data.sessions import count_sessions, read_interactions
+from pipeline.data.sessions import Interactions, count_sessions, read_interactions, session_ids
 from pipeline.evaluation.baselines import BASELINES, rank_by_baselines
 from pipeline.evaluation.breakdowns import Group, Targets, break_down, describe_targets
 from pipeline.evaluation.metrics import (
@@ -51,7 +52,7 @@ Gains = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class _Protocol:
+class Protocol:
     """Which targets are ranked, and how."""
 
     part: str
@@ -101,7 +102,7 @@ def evaluate(
     recipe = data.recipe
     index_mapping = run.index_mapping(data)
     other_data = bool(index_mapping) or not run.was_trained_on(data)
-    protocol = _Protocol(
+    protocol = Protocol(
         part,
         positions or recipe.target_positions,
         cutoffs,
@@ -115,6 +116,7 @@ def evaluate(
     if run.model.ranks_items:
         ranking = _rank(run, data, protocol, index_mapping)
         ranked, seconds = _ranking_results(ranking, protocol, recipe), ranking.seconds
+        ranked["ranks"] = _ranks_table(ranking, data, part)
     else:
         ranked = _no_ranking(data, part)
     return Evaluation(
@@ -130,7 +132,7 @@ def evaluate(
     )
 
 
-def _ranking_results(ranking: _Ranking, protocol: _Protocol, recipe: Preprocess) -> dict[str, Any]:
+def _ranking_results(ranking: _Ranking, protocol: Protocol, recipe: Preprocess) -> dict[str, Any]:
     """Return the fields of an Evaluation that follow from the ranks."""
     cutoffs, targets = protocol.cutoffs, ranking.targets
     gains_by_model = {
@@ -153,6 +155,26 @@ def _ranking_results(ranking: _Ranking, protocol: _Protocol, recipe: Preprocess)
     }
 
 
+def _ranks_table(ranking: _Ranking, data: Data, part: str) -> pa.Table:
+    """Ranks of each target by model, with raw ids."""
+    targets = ranking.targets
+    ids = session_ids(data.path, part)
+    items = read_interactions(data.path, part)
+    # the data know items that an older run does not
+    starts = items.offsets[targets.sessions]
+    indices = items.values[starts + targets.num_before]
+    vocabulary = data.fitted.item
+    row = indices - vocabulary.first
+    return pa.table(
+        {
+            SESSION: targets.sessions if ids is None else ids[targets.sessions],
+            "position": targets.num_before,
+            ITEM: vocabulary.values.take(pa.array(row, mask=row < 0)),
+            **{name: ranked.ranks for name, ranked in ranking.by_model.items()},
+        }
+    )
+
+
 def _no_ranking(data: Data, part: str) -> dict[str, Any]:
     """Return these fields for a run that does not predict the next item."""
     empty = ("results", "margins", "differences", "breakdowns")
@@ -161,7 +183,7 @@ def _no_ranking(data: Data, part: str) -> dict[str, Any]:
 
 
 def _evaluate_tasks(
-    run: Run, data: Data, protocol: _Protocol, index_mapping: Mapping[str, NDArray[Any]]
+    run: Run, data: Data, protocol: Protocol, index_mapping: Mapping[str, NDArray[Any]]
 ) -> dict[str, TargetResult]:
     """Metrics of the tasks beside the next item by name, of the run and of the training mean.
 
@@ -199,47 +221,86 @@ def _defined(metrics: Mapping[str, float]) -> dict[str, float | None]:
 
 
 def _rank(
-    run: Run, data: Data, protocol: _Protocol, index_mapping: Mapping[str, NDArray[Any]]
+    run: Run, data: Data, protocol: Protocol, index_mapping: Mapping[str, NDArray[Any]]
 ) -> _Ranking:
-    model = run.model.to(best_device())
-    positions, filter_seen = protocol.positions, protocol.filter_seen
     name = f"{run.name} (run)" if run.name in BASELINES else run.name
+    ranked, run_seconds = rank_run(run, data, protocol, index_mapping)
+    by_model, seconds = {name: ranked}, {name: run_seconds}
+    history = read_interactions(data.path, "train", by_time=True, rows=index_mapping)
+    interactions = read_interactions(data.path, protocol.part, rows=index_mapping)
+    targets = describe_targets(interactions, protocol.positions)
+    check_targets(targets, data, protocol.part)
+    # groups and baselines see the same targets as the model
+    assert np.array_equal(targets.items, ranked.targets)  # noqa: S101
+    num_rows, longest = run.model.inputs.item_table.num_embeddings, _longest(run)
+    if protocol.baselines:
+        for baseline, ranked, each_seconds in ranked_baselines(
+            history, interactions, num_rows, longest, protocol
+        ):
+            by_model[baseline], seconds[baseline] = ranked, each_seconds
+    item_counts = np.bincount(history.values, minlength=num_rows)[FIRST_ITEM:]
+    return _Ranking(by_model, seconds, targets, item_counts)
+
+
+def _longest(run: Run) -> int:
+    longest = run.model.inputs.max_sequence_length
+    assert longest is not None  # noqa: S101  a run has one
+    return longest
+
+
+def rank_run(
+    run: Run, data: Data, protocol: Protocol, index_mapping: Mapping[str, NDArray[Any]]
+) -> tuple[Ranked, float]:
+    """Rank the targets of a part by a run; also the seconds that it took."""
+    model = run.model.to(best_device())
     loader = evaluation_loader(
         data.path, protocol.part, model, _SESSIONS_PER_BATCH, indices=index_mapping
     )
     start = time.monotonic()
-    by_model = {
-        name: rank_targets(
-            model, loader, positions, list_lengths=protocol.cutoffs, filter_seen=filter_seen
-        )
-    }
-    seconds = {name: time.monotonic() - start}
-    history = read_interactions(data.path, "train", by_time=True, rows=index_mapping)
-    interactions = read_interactions(data.path, protocol.part, rows=index_mapping)
-    targets = describe_targets(interactions, positions)
+    ranked = rank_targets(
+        model,
+        loader,
+        protocol.positions,
+        list_lengths=protocol.cutoffs,
+        filter_seen=protocol.filter_seen,
+    )
+    return ranked, time.monotonic() - start
+
+
+def ranked_baselines(
+    history: Interactions,
+    interactions: Interactions,
+    num_rows: int,
+    longest: int,
+    protocol: Protocol,
+) -> Iterator[tuple[str, Ranked, float]]:
+    """Rank the targets of `interactions` by every baseline; yield name, ranks and seconds.
+
+    They learn from `history`, in the order of time, and read the newest `longest` interactions.
+    """
+    sessions = interactions.values, interactions.offsets
+    read = prefixes(*sessions, protocol.positions, longest)
+    # also what lies further back than a model reads
+    seen = prefixes(*sessions, protocol.positions, 2**31)[:2] if protocol.filter_seen else None
+    start = time.monotonic()
+    for name, ranked in rank_by_baselines(
+        history.values,
+        history.offsets,
+        num_rows,
+        *read,
+        list_lengths=protocol.cutoffs,
+        seen=seen,
+    ):
+        yield name, ranked, time.monotonic() - start
+        start = time.monotonic()
+
+
+def check_targets(targets: Targets, data: Data, part: str) -> None:
+    """ArtifactError if a part has nothing to predict."""
     if not len(targets.items):
         raise ArtifactError(
-            f"{data.path} has no {protocol.part} session of two interactions or more: nothing to "
-            "predict."
+            f"{data.path} has no {part} session of two interactions or more: nothing to predict."
         )
-    # groups and baselines see the same targets as the model
-    assert np.array_equal(targets.items, by_model[name].targets)  # noqa: S101
-    num_rows, longest = model.inputs.item_table.num_embeddings, model.inputs.max_sequence_length
-    assert longest is not None  # noqa: S101
-    if protocol.baselines:
-        sessions = interactions.values, interactions.offsets
-        read = prefixes(*sessions, positions, longest)
-        # also what lies further back than a model reads
-        seen = prefixes(*sessions, positions, 2**31)[:2] if filter_seen else None
-        train = history.values, history.offsets
-        start = time.monotonic()
-        for baseline, ranked in rank_by_baselines(
-            *train, num_rows, *read, list_lengths=protocol.cutoffs, seen=seen
-        ):
-            by_model[baseline], seconds[baseline] = ranked, time.monotonic() - start
-            start = time.monotonic()
-    item_counts = np.bincount(history.values, minlength=num_rows)[FIRST_ITEM:]
-    return _Ranking(by_model, seconds, targets, item_counts)
 
 
 def _differences(

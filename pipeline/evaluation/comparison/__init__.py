@@ -1,0 +1,1 @@
+"""Several runs and the baselines on the same targets, with paired tests."""

@@ -1,0 +1,48 @@
+"""Plots of a comparison for a paper, by matplotlib: SVG and PNG."""
+
+from pathlib import Path
+
+from pipeline.evaluation.comparison.result import RANKS, Comparison, row_label
+
+_INCHES_PER_ROW = 0.3
+_DOTS_PER_INCH = 200
+
+
+def check_figures() -> None:
+    """ImportError where matplotlib is not installed."""
+    import matplotlib as _  # noqa: F401
+
+
+def write_figures(comparison: Comparison, folder: Path) -> None:
+    """Write one plot for each metric at the longest list, the best row on top.
+
+    A point is the mean, a bar its 95 % interval over sessions; the best rows are filled.
+    """
+    from matplotlib.figure import Figure  # without pyplot: no window and no global state
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for metric in (f"{metric}@{comparison.cutoffs[-1]}" for metric in RANKS):
+        names = sorted(
+            comparison.rows, key=lambda name: comparison.rows[name].results[metric] or 0.0
+        )
+        figure = Figure(figsize=(5, 0.8 + _INCHES_PER_ROW * len(names)), layout="constrained")
+        axes = figure.subplots()
+        for height, name in enumerate(names):
+            row = comparison.rows[name]
+            axes.errorbar(
+                [row.results[metric] or 0.0],
+                [height],
+                xerr=[row.margins.get(metric) or 0.0],
+                fmt="o",
+                color="tab:blue" if row.runs else "tab:gray",
+                markerfacecolor=None if comparison.is_best(metric, name) else "white",
+                capsize=2,
+            )
+        axes.set_yticks(range(len(names)), [row_label(comparison, name) for name in names])
+        axes.set_xlabel(metric)
+        axes.grid(axis="x", alpha=0.3)
+        for ending in ("svg", "png"):
+            file = folder / f"{metric.replace('@', '-')}.{ending}"
+            # no date, so that the same comparison is the same bytes
+            metadata = {"Date": None} if ending == "svg" else None
+            figure.savefig(file, dpi=_DOTS_PER_INCH, metadata=metadata)
