@@ -15,7 +15,11 @@ from pipeline.data.loader import RaggedBatch
 from pipeline.evaluation.target_metrics import TargetKind, TargetPredictions
 from pipeline.evaluation.targets import Positions, Windows, evaluation_windows
 from pipeline.model.model import Model
-from pipeline.model.tasks.targets import BinaryClassificationTask, TargetTask
+from pipeline.model.tasks.targets import (
+    BinaryClassificationTask,
+    RegressionTask,
+    TargetTask,
+)
 
 _Rows = tuple[Tensor, Tensor, Tensor]
 """(n,) predictions, targets and places in the order of the sessions."""
@@ -49,6 +53,13 @@ def mean_targets(model: Model, batches: Iterable[RaggedBatch]) -> dict[str, floa
             labels = task.in_units(task.labels(whole))[task.has_target(whole)].double()
             sums[task.task_name] += torch.stack([labels.sum(), torch.tensor(float(len(labels)))])
     return {name: float(total / count.clamp(min=1)) for name, (total, count) in sums.items()}
+
+
+def fill_values(model: Model) -> dict[str, float]:
+    """Number in place of a missing one by task, in the units of the log; of regression alone."""
+    tasks = [task for _, task in model.target_tasks if isinstance(task, RegressionTask)]
+    # data directories have 0 for a missing number, which is the mean where it is standardized
+    return {task.task_name: float(task.in_units(torch.zeros(1))) for task in tasks}
 
 
 def _joined(task: TargetTask, values: list[tuple[Tensor, Tensor]]) -> TargetPredictions:

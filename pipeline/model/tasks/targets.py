@@ -283,7 +283,9 @@ def check_summary_fits(task: TargetTask, masking: Masking) -> None:
             "looks back. Use 'last' or 'mean'."
         )
     if task.summary_type != "last" and masking.name == "plm":
+        advice = "Use summary 'last'."
+        if not task.of_session:
+            advice = "A target of each interaction goes with masking clm, mlm or rtd."
         raise ConfigError(
-            f"{task.task_name}: plm has a hidden state for what is predicted alone. Use "
-            "summary_type 'last'."
+            f"{task.task_name}: plm has a hidden state for what is predicted alone. {advice}"
         )
