@@ -118,8 +118,8 @@ def test_the_answer_of_a_server_has_the_newest_interaction(masking: str) -> None
     model, sessions = one_model(masking), batch()
     answer = model.answer(sessions)
     predictions = model.predict(sessions)
-    assert answer.embeddings is not None
-    torch.testing.assert_close(answer.embeddings, model.session_embeddings(sessions))
+    assert answer.queries is not None
+    torch.testing.assert_close(answer.queries, model.session_embeddings(sessions))
     clicked = predictions["clicked/binary_classification_task"]
     newest = clicked[torch.arange(3), sessions.lengths - 1]
     torch.testing.assert_close(answer.targets["clicked/binary_classification_task"], newest)
