@@ -314,6 +314,42 @@ def preprocess(
     print_result(result, as_json, preprocessing_text(result))
 
 
+@app.command(epilog="Example: python -m benchmarks sharding --items 100000 --targets 4096")
+def sharding(
+    items: Annotated[
+        str, typer.Option(metavar="N,N", help="Items of each table.")
+    ] = "100000,1000000",
+    targets: Annotated[int, typer.Option(min=2, help="Targets of a step, even.")] = 2_048,
+    d_model: Annotated[int, typer.Option(min=4, help="D: width of the table.")] = 128,
+    negatives: Annotated[int, typer.Option(min=1, help="Negatives of the sampled loss.")] = 256,
+    turns: Turns = 3,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of a turn with the exact loss.")] = 2,
+    out: OutFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Compare a table over two processes: this project, torch's DTensor, TorchRec, a whole table.
+
+    TorchRec is measured if it is installed: docs/training.md has the packages.
+    """
+    if targets % 2:
+        raise ConfigError(f"--targets is {targets}, expected an even number for two processes.")
+    numbers = parse_numbers("--items", items)
+    from benchmarks.machine import machine
+    from benchmarks.sharding import Plan, measure_sharding, sharding_text
+
+    plan = Plan(
+        items=numbers,
+        targets=targets,
+        d_model=d_model,
+        negatives=negatives,
+        turns=turns,
+        steps=steps,
+    )
+    result = {"machine": machine()} | measure_sharding(plan)
+    _write(result, out, "sharding.json")
+    print_result(result, as_json, sharding_text(result))
+
+
 @app.command(epilog="Example: python -m benchmarks gpu --out gpu")
 def gpu(
     seconds: Annotated[

@@ -1,162 +1,159 @@
-"""Memory and time of processes that train with a whole or a sharded item table.
+"""`python -m benchmarks sharding`: one table over two processes, by this project and by libraries.
 
-    python -m benchmarks.sharding --items 200000 --processes 2
-
-Sessions are random, of 5 interactions, and hold each item once. Each process reports its memory
-beyond that of its imports: the peak of training, validation and a checkpoint included, and the peak
-until the run is written.
+Two processes of one thread each train the forms of `sharded_tables.py`, which take turns; each turn
+has processes of its own. TorchRec is no dependency: without it its form is left out.
 """
 
-import json
 import multiprocessing
-import os
-import resource
-import sys
+import statistics
 import tempfile
-import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+from benchmarks.machine import machine_lines
+from benchmarks.sharded_tables import FORMS, HAS_TORCHREC, NUM_PROCESSES, Task, run
 
-_LENGTH = 5
+SAMPLED_STEPS = 20
+"""Steps of a sampled loss for one of an exact loss, which takes about a hundred times as long."""
+_SCORE_COPIES = 4
+"""Tensors (T, V / 2) that a step of DTensor holds at once."""
+_TOLERANCE = 1e-5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Training of all processes."""
+    """Sizes and turns of a benchmark."""
 
-    folder: Path
-    """Folder of data, runs and results."""
-    d_model: int
-    processes: int
-    batch: int
-    steps: int
-    recompute: bool
-
-
-def main(
-    items: Annotated[int, typer.Option(help="Size of the catalogue.")] = 200_000,
-    d_model: Annotated[int, typer.Option(help="D: width of items and hidden states.")] = 128,
-    processes: Annotated[int, typer.Option(help="Number of processes.")] = 2,
-    batch: Annotated[int, typer.Option(help="B: sessions of a batch of each process.")] = 128,
-    steps: Annotated[int, typer.Option(help="Training steps.")] = 6,
-    recompute: Annotated[
-        bool, typer.Option("--recompute/--keep", help="As `train.recompute`.")
-    ] = True,
-) -> None:
-    """Train a GPT-2 of two layers."""
-    with tempfile.TemporaryDirectory(prefix="pipeline-sharding-") as scratch:
-        plan = Plan(Path(scratch), d_model, processes, batch, steps, recompute)
-        write_data(plan.folder, items)
-        typer.echo(f"{items:,} items, D {d_model}, {processes} processes of batch {batch}")
-        for table in ("whole", "sharded"):
-            parent = multiprocessing.get_context("spawn").Process(target=start, args=(plan, table))
-            parent.start()
-            parent.join()
-            if parent.exitcode:
-                typer.echo((plan.folder / f"{table}.log").read_text()[-8_000:], err=True)
-                raise typer.Exit(1)
-            for rank in range(processes):
-                cost = json.loads((plan.folder / f"{table}.{rank}").read_text())
-                typer.echo(
-                    f"{table:>8}  process {rank}  training {cost['training_mib']:,.0f} MiB, "
-                    f"to the end {cost['end_mib']:,.0f} MiB  {cost['step_seconds']:.2f} s a step"
-                )
+    items: tuple[int, ...] = (100_000, 1_000_000)
+    """V of each table."""
+    targets: int = 2_048
+    """T of a step, in all processes."""
+    d_model: int = 128
+    negatives: int = 256
+    turns: int = 3
+    steps: int = 2
+    """Steps of a turn with an exact loss."""
 
 
-def write_data(folder: Path, items: int) -> None:
-    """Write a data directory whose training sessions hold each item once."""
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.csv
-
-    from pipeline.preprocessing.run import preprocess
-    from pipeline.recipe.preprocess import Preprocess
-
-    ids = np.random.default_rng(0).permutation(items)
-    log = pa.table({"session_id": np.arange(items) // _LENGTH, "item_id": ids})
-    pyarrow.csv.write_csv(log, folder / "log.csv")
-    split: Any = {"valid": 0.01}
-    recipe = Preprocess(split=split, timestamp=None)
-    preprocess(recipe, [folder / "log.csv"], [], folder / "data")
+def measure_sharding(plan: Plan) -> dict[str, Any]:
+    """Measure all forms of each table."""
+    tables = [_measure_table(plan, items) for items in plan.items]
+    names = ["torch", *(["torchrec", "fbgemm-gpu-cpu"] if HAS_TORCHREC else [])]
+    return {
+        "targets": plan.targets,
+        "d_model": plan.d_model,
+        "negatives": plan.negatives,
+        "turns": plan.turns,
+        "versions": {"packages": {name: metadata.version(name) for name in names}},
+        "tables": tables,
+    }
 
 
-def start(plan: Plan, table: str) -> None:
-    """Import once, then train in forked processes; exit with 1 if one of them fails.
+def _measure_table(plan: Plan, items: int) -> dict[str, Any]:
+    left_out = {form: reason for form in FORMS if (reason := _obstacle(form, plan, items))}
+    results: dict[str, list[list[dict[str, Any]]]] = {
+        form: [] for form in FORMS if form not in left_out
+    }
+    for _ in range(plan.turns):
+        for form, turns in results.items():
+            turns.append(_turn(form, plan, items))
+    rows = [{"form": form, **_figures(turns)} for form, turns in results.items()]
+    for row in rows:
+        loss = row["form"].split(",")[0]
+        own = next(other for other in rows if other["form"] == f"{loss}, own")
+        row["speed_ratio"] = row["steps_per_second"] / own["steps_per_second"]
+        row["processor_ratio"] = row["processor_seconds"] / own["processor_seconds"]
+    return {
+        "items": items,
+        "rows": rows,
+        "left_out": left_out,
+        "loss_differences": {loss: _difference(rows, loss) for loss in ("exact", "sampled")},
+    }
 
-    Their stderr goes to a log in the folder.
+
+def _obstacle(form: str, plan: Plan, items: int) -> str | None:
+    """Return why a form cannot be measured here, None if it can."""
+    if form == "sampled, TorchRec" and not HAS_TORCHREC:
+        return "torchrec is not installed"
+    needed = _SCORE_COPIES * 4 * plan.targets * items
+    available = _available_bytes()
+    if form == "exact, DTensor" and needed > available:
+        return (
+            f"scores of {plan.targets:,} targets take {needed / 2**30:.0f} GiB, "
+            f"{available / 2**30:.0f} GiB are free"
+        )
+    return None
+
+
+def _available_bytes() -> int:
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+
+
+def _turn(form: str, plan: Plan, items: int) -> list[dict[str, Any]]:
+    """Result of each process."""
+    context = multiprocessing.get_context("spawn")
+    with (
+        tempfile.TemporaryDirectory(prefix="pipeline-sharding-") as scratch,
+        ProcessPoolExecutor(NUM_PROCESSES, mp_context=context) as pool,
+    ):
+        task = Task(
+            form=form,
+            items=items,
+            d_model=plan.d_model,
+            targets=plan.targets,
+            negatives=plan.negatives,
+            steps=plan.steps * (SAMPLED_STEPS if form.startswith("sampled") else 1),
+            rendezvous=Path(scratch) / "rendezvous",
+        )
+        results = [pool.submit(run, task, rank) for rank in range(NUM_PROCESSES)]
+        return [result.result() for result in results]
+
+
+def _figures(turns: list[list[dict[str, Any]]]) -> dict[str, Any]:
+    """Medians over the turns; processor time and memory are those of the larger process."""
+    seconds = [processes[0]["step_seconds"] for processes in turns]
+    used = [max(process["processor_seconds"] for process in turn) for turn in turns]
+    return {
+        "steps_per_second": 1 / statistics.median(seconds),
+        "step_seconds": seconds,
+        "processor_seconds": statistics.median(used),
+        "peak_bytes": max(process["peak_bytes"] for turn in turns for process in turn),
+        "losses": turns[0][0]["losses"],
+    }
+
+
+def _difference(rows: list[dict[str, Any]], loss: str) -> float:
+    """Return the largest difference of the first losses, before any step, relative to the loss."""
+    first = [row["losses"][0] for row in rows if row["form"].startswith(loss)]
+    return (max(first) - min(first)) / max(first)
+
+
+def sharding_text(result: dict[str, Any]) -> str:
+    """Table of the forms, with ratios to the own sharded table: steps a second, time of a step.
+
+    Processor time of a step and memory are those of one process.
     """
-    log = os.open(plan.folder / f"{table}.log", os.O_WRONLY | os.O_CREAT)
-    os.dup2(log, sys.stderr.fileno())
-    import torch
-
-    import pipeline.training.trainer  # noqa: F401
-    from pipeline.serve.triton.ports import free_ports
-
-    torch.set_num_threads(1)
-    port = free_ports().http
-    fork = multiprocessing.get_context("fork")
-    workers = [
-        fork.Process(target=work, args=(rank, port, plan, table)) for rank in range(plan.processes)
+    lines = [
+        *machine_lines(result, NUM_PROCESSES),
+        f"D {result['d_model']}, {result['targets']:,} targets a step, {result['negatives']} "
+        f"negatives; {NUM_PROCESSES} gloo processes of one thread; medians of {result['turns']} "
+        "turns",
     ]
-    for process in workers:
-        process.start()
-    for process in workers:
-        process.join()
-    sys.exit(int(any(process.exitcode for process in workers)))
-
-
-def work(rank: int, port: int, plan: Plan, table: str) -> None:
-    """Train as one process of several, and write the cost to a file."""
-    from transformers import TrainerCallback
-
-    from pipeline.recipe.model import ModelConfig
-    from pipeline.recipe.train import TrainConfig
-    from pipeline.training.run import train
-
-    os.environ.update(
-        WORLD_SIZE=str(plan.processes),
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-    )
-    before = peak_mib()
-    cost: dict[str, float] = {}
-
-    class CostCallback(TrainerCallback):
-        def on_step_begin(self, *_args: Any, **_kwargs: Any) -> None:
-            self.begin = time.monotonic()
-
-        def on_step_end(self, *_args: Any, **_kwargs: Any) -> None:
-            cost["step_seconds"] = time.monotonic() - self.begin
-
-        def on_train_end(self, *_args: Any, **_kwargs: Any) -> None:
-            cost["training_mib"] = peak_mib() - before
-
-    model = ModelConfig(
-        architecture="gpt2", d_model=plan.d_model, n_head=4, n_layer=2, item_vectors="random"
-    )
-    config = TrainConfig.from_dict(
-        {
-            "batch_size": plan.batch,
-            "recompute": plan.recompute,
-            "item_table": table,
-            "arguments": {"max_steps": plan.steps},
-        },
-        "settings",
-    )
-    train(plan.folder / "data", model, config, plan.folder / table, callbacks=[CostCallback()])
-    cost["end_mib"] = peak_mib() - before
-    (plan.folder / f"{table}.{rank}").write_text(json.dumps(cost))
-
-
-def peak_mib() -> float:
-    """Return the peak of resident memory of this process."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-if __name__ == "__main__":
-    typer.run(main)
+    for table in result["tables"]:
+        head = f"{table['items']:,} items"
+        lines += ["", f"{head:<18}{'steps/s':>9}{'ratio':>7}{'CPU s':>9}{'ratio':>7}{'MiB':>8}"]
+        lines += [
+            f"{row['form']:<18}{row['steps_per_second']:>9.3g}{row['speed_ratio']:>7.2f}"
+            f"{row['processor_seconds']:>9.3g}{row['processor_ratio']:>7.2f}"
+            f"{row['peak_bytes'] / 2**20:>8,.0f}"
+            for row in table["rows"]
+        ]
+        lines += [f"{form:<18} left out: {why}" for form, why in table["left_out"].items()]
+        for loss, difference in table["loss_differences"].items():
+            verdict = "agree" if difference <= _TOLERANCE else "DIFFER"
+            lines.append(f"{loss}: first losses {verdict}, largest difference {difference:.0e}")
+    return "\n".join(lines)

@@ -23,7 +23,7 @@ def open_run(run: "Run | Path") -> Any:
     from pipeline.exporting.repository import client_facts, request_spec
     from pipeline.exporting.request_tables import write_encoder
     from pipeline.exporting.run import load_served
-    from pipeline.exporting.torchscript import NOT_FINITE, unpack_answer
+    from pipeline.exporting.torchscript import NOT_FINITE
     from pipeline.model.run import Run
     from pipeline.serve.client.in_process import InProcessClient
     from pipeline.serve.client.served_model import ServedModel
@@ -35,7 +35,7 @@ def open_run(run: "Run | Path") -> Any:
     @torch.inference_mode()
     def ask(packed: "NDArray[Any]") -> "NDArray[Any]":
         answer: torch.Tensor = model(torch.from_numpy(packed))
-        scores = unpack_answer(answer, model.width, len(model.targets)).scores
+        scores = model.unpack(answer).scores
         if bool(scores.isnan().any()) or bool(scores.isposinf().any()):
             raise PipelineError(NOT_FINITE)
         return answer.numpy()

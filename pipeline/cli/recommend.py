@@ -228,7 +228,9 @@ def recommendations_text(records: list[dict[str, Any]]) -> str:
     for record in records:
         lines = [] if record["session_id"] is None else [f"session {record['session_id']}"]
         for rank, entry in enumerate(record["recommendations"], start=1):
-            lines.append(f"{rank:>4}  {entry['item_id']!s:<24} {entry['score']:>9.4f}")
+            line = f"{rank:>4}  {entry['item_id']!s:<24} {entry['score']:>9.4f}"
+            others = (f"{k} {v:.4f}" for k, v in entry.items() if k not in ("item_id", "score"))
+            lines.append("  ".join([line, *others]))
         for target, value in record.get("targets", {}).items():
             lines.append(f"      {target:<24} {value:>9.4f}")
         if not record["recommendations"] and "targets" not in record:

@@ -124,7 +124,9 @@ def _add(
         loss = task.loss(hidden[None], targets[None], head.item_table)
         sums[task.task_name].add_loss(loss, int((targets >= FIRST_ITEM).sum()))
         if with_metrics:
-            ranked = rank_in_catalogue(model.queries(hidden), model.items(), targets - FIRST_ITEM)
+            ranked = rank_in_catalogue(
+                model.queries(hidden), model.items(), targets - FIRST_ITEM, score=model.score
+            )
             sums[task.task_name].ranks.append(ranked.ranks.cpu())
     if model.target_tasks:
         _add_targets(model, batch, sums, with_metrics=with_metrics)

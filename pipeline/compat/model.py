@@ -93,6 +93,8 @@ class Model(Rebuildable, blocks.Model):
         top_k: int | None = None,
     ) -> None:
         super().__init__(*head, head_weights=head_weights, head_reduction=head_reduction)
+        if self.item_tasks:
+            raise ConfigError("Targets per item are for `pipeline.model.Model`, without compat.")
         set_longest(self, max_sequence_length)
         self.optimizer = optimizer
         self.name = name

@@ -36,8 +36,8 @@ def write_recommendations(
     """Write session_id, item_ids and scores, a row a session, best item first; return the counts.
 
     session_id is left out if the data have none. Predictions of tasks beside the next item stand in
-    columns by their names. See `Recommender.recommend` for the filters. ConfigError for filters of
-    a run without lists, and for a task that has the name of another column.
+    columns by their names, as lists where they are per item. See `Recommender.recommend` for the
+    filters. ConfigError for filters of a run without lists, and for a task with a column's name.
     """
     check_parquet(out)
     recommender, data = Recommender.open(run), Data.open(data)
@@ -70,13 +70,13 @@ def write_recommendations(
             num_short += int((batch.counts < k).sum())
             yield [*_list_columns(batch, item_type), *_slices(targets, first, stop)]
 
-    lists = {"item_ids": pa.list_(item_type), "scores": _VECTOR}
+    per_item = recommender.model.item_target_names
+    lists = {"item_ids": pa.list_(item_type), "scores": _VECTOR} | dict.fromkeys(per_item, _VECTOR)
     schema = lists | dict.fromkeys(targets, pa.float32())
-    num_sessions = _write_sessions(recommender, data, part, out, schema, columns())
     return {
         "part": part,
-        "sessions": num_sessions,
-        "targets": [*targets],
+        "sessions": _write_sessions(recommender, data, part, out, schema, columns()),
+        "targets": [*targets, *per_item],
         "k": k,
         "short_lists": num_short,
         "unknown_excluded": int((~recommender.in_catalogue(exclude)).sum()),
@@ -85,10 +85,11 @@ def write_recommendations(
 
 
 def _check_names(recommender: Recommender) -> None:
-    for _, task in recommender.model.target_tasks:
-        if task.task_name in (SESSION, "item_ids", "scores"):
+    model = recommender.model
+    for name in (*(task.task_name for _, task in model.target_tasks), *model.item_target_names):
+        if name in (SESSION, "item_ids", "scores"):
             raise ConfigError(
-                f"The task {task.task_name!r} has the name of another column of the file. Set "
+                f"The task {name!r} has the name of another column of the file. Set "
                 "another task_name."
             )
 
@@ -165,13 +166,13 @@ def _write_sessions(
 
 
 def _list_columns(batch: Recommendations, item_type: pa.DataType) -> list[pa.Array]:
-    """Item ids and scores as (B,) lists without padding."""
+    """Item ids, scores and targets per item as (B,) lists without padding."""
     filled = np.arange(batch.items.shape[1]) < batch.counts[:, np.newaxis]  # (B, K)
     offsets = pa.array(np.concatenate([[0], np.cumsum(batch.counts)]), pa.int32())
-    return [
-        pa.ListArray.from_arrays(offsets, pa.array(batch.items[filled], item_type)),
-        pa.ListArray.from_arrays(offsets, pa.array(batch.scores[filled], pa.float32())),
-    ]
+    columns = [pa.array(batch.items[filled], item_type)]
+    numbers = (batch.scores, *batch.targets.values())
+    columns += [pa.array(values[filled], pa.float32()) for values in numbers]
+    return [pa.ListArray.from_arrays(offsets, column) for column in columns]
 
 
 def _vectors(vectors: NDArray[Any]) -> pa.Array:

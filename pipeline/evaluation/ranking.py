@@ -5,9 +5,11 @@ targets' scores, and is overwritten by the next. Measured on one core at 200,000
 128: 256 rows of 2,048 scores, 2 MiB, ranked 1,760 targets per second of its time, where the
 products alone reached 2,000; chunks of 16 MiB 1,420.
 
-Letters: T targets, V items of the catalogue, E width of their vectors, K length of a list.
+Letters: T targets, V items of the catalogue, Q and W width of queries and items, K length of a
+list.
 """
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -22,6 +24,10 @@ _SCORES = {"cpu": 1 << 19}
 """Scores of a chunk. A GPU wants many at a time, see `device_chunk_bytes`."""
 _WIDTHS = {"cpu": 2048, "cuda": 1 << 15}
 """Items of a chunk."""
+
+
+Score = Callable[[Tensor, Tensor], Tensor]
+"""(T, Q) queries, (W, C) items -> (T, C), each item by itself: inner products or `Model.score`."""
 
 
 class Seen(NamedTuple):
@@ -51,8 +57,9 @@ def rank_in_catalogue(
     list_length: int = 0,
     *,
     seen: Seen | None = None,
+    score: Score = torch.matmul,
 ) -> RankedRows:
-    """(T, E) queries, (V, E) items, (T,) targets -> ranks and the best `list_length` items.
+    """(T, Q) queries, (V, W) items, (T,) targets -> ranks and the best `list_length` items.
 
     A target is 0..V-1, or negative if it is no item. Its rank is the number of items that do not
     score less, itself included: ties count against it, and so do scores that are NaN. A list that
@@ -72,6 +79,7 @@ def rank_in_catalogue(
             items,
             width,
             min(list_length, len(items)),
+            score,
             None if seen is None else _entries(seen, slice(first, first + step)),
         )
         for first in range(0, max(1, len(targets)), step)
@@ -109,7 +117,7 @@ def rank_in_shards(
     behind = torch.zeros_like(targets)
     for start in range(0, len(targets), step):
         part = slice(start, start + step)
-        own = _own_scores(queries[part], items, local[part].clamp(min=0), width)
+        own = _own_scores(queries[part], items, local[part].clamp(min=0), width, torch.matmul)
         own = shards.sum(torch.where(local[part].unsqueeze(1) >= 0, own, 0))
         entries = None
         if seen is not None:
@@ -119,7 +127,9 @@ def rank_in_shards(
             mine = shards.owns(part_items + FIRST_ITEM)
             order = part_items[mine].argsort()
             entries = part_rows[mine][order], part_items[mine][order] - first
-        behind[part] = _count_behind(queries[part], local[part], own, items, width, entries)
+        behind[part] = _count_behind(
+            queries[part], local[part], own, items, width, torch.matmul, entries
+        )
     behind = shards.sum(behind)
     num_items = shards.num_rows - FIRST_ITEM
     return torch.where(targets >= 0, num_items - behind, num_items + 1)
@@ -147,15 +157,16 @@ def _rank_rows(
     items: Tensor,
     width: int,
     list_length: int,
+    score: Score,
     seen: tuple[Tensor, Tensor] | None,
 ) -> RankedRows:
     """Return the ranks and lists of targets that share each chunk of `width` items."""
-    own = _own_scores(queries, items, targets.clamp(min=0), width)  # (T, 1)
+    own = _own_scores(queries, items, targets.clamp(min=0), width, score)  # (T, 1)
     if seen is not None:
         seen_rows, seen_items = seen
         own[seen_rows[targets[seen_rows] == seen_items]] = float("-inf")
     best = _Best(queries, list_length)
-    behind = _count_behind(queries, targets, own, items, width, seen, best)
+    behind = _count_behind(queries, targets, own, items, width, score, seen, best)
     ranks = torch.where(targets >= 0, len(items) - behind, len(items) + 1)
     return RankedRows(ranks, best.items)
 
@@ -166,6 +177,7 @@ def _count_behind(
     own: Tensor,
     items: Tensor,
     width: int,
+    score: Score,
     seen: tuple[Tensor, Tensor] | None,
     best: "_Best | None" = None,
 ) -> Tensor:
@@ -178,7 +190,7 @@ def _count_behind(
     preset = form(targets, own, seen, torch.arange(0, len(items) + width, width))
     for chunk, first in enumerate(range(0, len(items), width)):
         begin = min(first, len(items) - width)  # the last overlaps: all have the same width
-        scores = queries @ items[begin : begin + width].T  # (T, width)
+        scores = score(queries, items[begin : begin + width].T)  # (T, width)
         preset.write(scores, chunk, begin)
         scores = scores[:, first - begin :]
         if best is not None:
@@ -252,16 +264,18 @@ def _on_cpu(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu"
 
 
-def _own_scores(queries: Tensor, items: Tensor, targets: Tensor, width: int) -> Tensor:
-    """(T, E), (V, E), (T,) -> (T, 1) scores of the targets, bit for bit as in a chunk.
+def _own_scores(
+    queries: Tensor, items: Tensor, targets: Tensor, width: int, score: Score
+) -> Tensor:
+    """(T, Q), (V, W), (T,) -> (T, 1) scores of the targets, bit for bit as in a chunk.
 
     Another order of summation would break ties of items with the same vector.
     """
     if width == len(items):
-        return (queries @ items.T).gather(1, targets.unsqueeze(1))
+        return score(queries, items.T).gather(1, targets.unsqueeze(1))
     chosen = items.new_zeros(width, items.size(1))
     chosen[: len(targets)] = items[targets]
-    return (queries @ chosen.T).diagonal().unsqueeze(1)[: len(targets)]
+    return score(queries, chosen.T).diagonal().unsqueeze(1)[: len(targets)]
 
 
 class _Best:

@@ -38,19 +38,22 @@ class Recommendations(NamedTuple):
     """(B, K) float32; minus infinity behind the end."""
     counts: NDArray[Any]
     """(B,) lengths of the lists: K, or fewer where filters left fewer items."""
+    targets: dict[str, NDArray[Any]]
+    """(B, K) float32 predictions of the targets per item by name, arbitrary behind the end."""
 
     def records(self, sessions: Iterable[Any]) -> Iterator[dict[str, Any]]:
         """Yield the id and the list of each session as JSON takes them, without padding.
 
         `sessions` are B ids, None for a session without one.
         """
-        for session, items, scores, count in zip(
-            sessions, self.items, self.scores, self.counts, strict=True
-        ):
-            pairs = zip(items[:count].tolist(), scores[:count].tolist(), strict=True)
+        columns = {ITEM: self.items, "score": self.scores, **self.targets}
+        for row, (session, count) in enumerate(zip(sessions, self.counts, strict=True)):
+            values = [column[row, :count].tolist() for column in columns.values()]
             yield {
                 SESSION: session,
-                "recommendations": [{ITEM: item, "score": score} for item, score in pairs],
+                "recommendations": [
+                    dict(zip(columns, entry, strict=True)) for entry in zip(*values, strict=True)
+                ],
             }
 
 
@@ -60,7 +63,8 @@ def to_raw_ids(best: TopK, catalogue: NDArray[Any]) -> Recommendations:
     filled = indices >= FIRST_ITEM
     items = catalogue[np.where(filled, indices - FIRST_ITEM, 0)]
     items[~filled] = None if items.dtype == object else 0
-    return Recommendations(items, scores, filled.sum(1))
+    targets = {name: values.cpu().numpy() for name, values in best.targets.items()}
+    return Recommendations(items, scores, filled.sum(1), targets)
 
 
 class Recommender:

@@ -70,6 +70,11 @@ class TargetResult:
     results: dict[str, Mapping[str, float | None]]
     """By model, the run first, see `pipeline.evaluation.target_metrics`; TRAINING_MEAN predicts the
     mean target of the train part for all."""
+    fill_value: float | None = None
+    """Number that stands for a missing one, None for a binary target, whose missing ones are no
+    target."""
+    filled: int = 0
+    """Targets of this number."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +176,8 @@ def _task_table(name: str, task: TargetResult) -> list[str]:
     width = max(map(len, task.results))
     heads = next(iter(task.results.values()))
     lines = [f"{name}: {task.targets:,} targets, {mean}"]
+    if task.filled:
+        lines[0] += f"; {task.filled:,} are {task.fill_value:.4g}, as missing numbers are"
     lines.append("  ".join([" " * width, *(f"{head:>9}" for head in heads)]))
     for model, values in task.results.items():
         cells = [f"{_number(values[head]):>{max(9, len(head))}}" for head in heads]

@@ -36,7 +36,7 @@ from pipeline.evaluation.result import (
     TargetResult,
 )
 from pipeline.evaluation.target_metrics import target_metrics
-from pipeline.evaluation.target_predictions import mean_targets, predict_targets
+from pipeline.evaluation.target_predictions import fill_values, mean_targets, predict_targets
 from pipeline.evaluation.targets import Positions, evaluation_loader, prefixes, rank_targets
 from pipeline.model.device import best_device, peak_memory_mb
 from pipeline.model.model import Model
@@ -190,7 +190,7 @@ def _evaluate_tasks(
     ArtifactError if no session of the part has the target of a task.
     """
     model = run.model.to(best_device())
-    if not model.target_tasks:
+    if not model.target_tasks and not model.item_tasks:
         return {}
 
     def loader(part: str) -> SessionLoader:
@@ -198,6 +198,7 @@ def _evaluate_tasks(
 
     predicted = predict_targets(model, loader(protocol.part), protocol.positions)
     means = mean_targets(model, loader("train")) if protocol.baselines else {}
+    fills = fill_values(model)
     results = {}
     for name, values in predicted.items():
         if not len(values.targets) and not model.ranks_items:
@@ -211,7 +212,9 @@ def _evaluate_tasks(
             by_model[TRAINING_MEAN] = _defined(target_metrics(constant_values))
         count = len(values.targets)
         mean = float(values.targets.mean(dtype=np.float64)) if count else None
-        results[name] = TargetResult(values.kind, count, mean, by_model)
+        fill = fills.get(name)
+        filled = 0 if fill is None else int(np.isclose(values.targets, fill, rtol=1e-6).sum())
+        results[name] = TargetResult(values.kind, count, mean, by_model, fill, filled)
     return results
 
 

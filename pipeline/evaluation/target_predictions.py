@@ -1,7 +1,8 @@
 """Predictions of the tasks beside the next item, with their targets.
 
 A target of a session is predicted from its newest L interactions, and one of an interaction from
-the newest L up to it, as by a server that is asked at this moment.
+the newest L up to it, as by a server that is asked at this moment. A target per item is predicted
+for the true next item, from the newest L interactions before it.
 """
 
 from collections.abc import Iterable
@@ -10,12 +11,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.core.columns import FIRST_ITEM
 from pipeline.data.batch import SessionBatch, visible_positions
 from pipeline.data.loader import RaggedBatch
 from pipeline.evaluation.target_metrics import TargetKind, TargetPredictions
-from pipeline.evaluation.targets import Positions, Windows, evaluation_windows
+from pipeline.evaluation.targets import (
+    Positions,
+    Windows,
+    evaluation_windows,
+    hidden_at_targets,
+    target_positions,
+)
 from pipeline.model.model import Model
-from pipeline.model.tasks.targets import BinaryClassificationTask, TargetTask
+from pipeline.model.tasks.targets import (
+    BinaryClassificationTask,
+    RegressionTask,
+    TargetTask,
+)
 
 _Rows = tuple[Tensor, Tensor, Tensor]
 """(n,) predictions, targets and places in the order of the sessions."""
@@ -31,24 +43,36 @@ def predict_targets(
     interactions whose value is missing are left out. The caller sets the mode and the device.
     """
     tasks = {task.task_name: task for _, task in model.target_tasks}
-    by_task: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in tasks}
+    every = tasks | {task.task_name: task for task in model.item_tasks}
+    by_task: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in every}
     for batch in batches:
-        for name, values in _of_batch(model, tasks, batch, positions, batch_size).items():
-            by_task[name].append(values)
-    return {name: _joined(tasks[name], values) for name, values in by_task.items()}
+        values = _of_batch(model, tasks, batch, positions, batch_size) if tasks else {}
+        if model.item_tasks:
+            values |= _of_next_items(model, batch, positions, batch_size)
+        for name, part in values.items():
+            by_task[name].append(part)
+    return {name: _joined(every[name], parts) for name, parts in by_task.items()}
 
 
 def mean_targets(model: Model, batches: Iterable[RaggedBatch]) -> dict[str, float]:
     """Mean target of each task over whole sessions by its name, in the units of the log."""
-    sums = {task.task_name: torch.zeros(2, dtype=torch.float64) for _, task in model.target_tasks}
+    tasks = [*(task for _, task in model.target_tasks), *model.item_tasks]
+    sums = {task.task_name: torch.zeros(2, dtype=torch.float64) for task in tasks}
     for batch in batches:
         starts = torch.zeros_like(batch.lengths)
         rows = torch.arange(len(starts), device=starts.device)
         whole = batch.window(rows, starts, batch.lengths)
-        for _, task in model.target_tasks:
+        for task in tasks:
             labels = task.in_units(task.labels(whole))[task.has_target(whole)].double()
             sums[task.task_name] += torch.stack([labels.sum(), torch.tensor(float(len(labels)))])
     return {name: float(total / count.clamp(min=1)) for name, (total, count) in sums.items()}
+
+
+def fill_values(model: Model) -> dict[str, float]:
+    """Number in place of a missing one by task, in the units of the log; of regression alone."""
+    tasks = [task for _, task in model.target_tasks if isinstance(task, RegressionTask)]
+    # data directories have 0 for a missing number, which is the mean where it is standardized
+    return {task.task_name: float(task.in_units(torch.zeros(1))) for task in tasks}
 
 
 def _joined(task: TargetTask, values: list[tuple[Tensor, Tensor]]) -> TargetPredictions:
@@ -81,6 +105,26 @@ def _of_batch(
             values = predictions[name].reshape(taken.shape)
             parts[name].append((values[taken], labels[taken], places[taken]))
     return {name: _in_order(rows) for name, rows in parts.items()}
+
+
+def _of_next_items(
+    model: Model, batch: RaggedBatch, positions: Positions, batch_size: int
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Predictions and targets of the next items of a batch by task per item, on the CPU."""
+    hidden, items = hidden_at_targets(model, batch, positions, batch_size)
+    sessions = batch.sequences[model.inputs.item].cpu().numpy(), batch.offsets.cpu().numpy()
+    index = torch.from_numpy(target_positions(*sessions, positions)).to(batch.offsets.device)
+    is_item = items >= FIRST_ITEM
+    predictions = model.targets_of_items(model.queries(hidden[is_item]), items[is_item, None])
+    values = {}
+    for task in model.item_tasks:
+        columns = {name: batch.sequences[name][index][None] for name in task.columns}
+        interactions = SessionBatch(columns, torch.tensor([len(index)])).to(model.device)
+        labels = task.in_units(task.labels(interactions))[0][is_item]
+        has_label = ~labels.isnan()
+        chosen = predictions[task.task_name][:, 0][has_label], labels[has_label]
+        values[task.task_name] = chosen[0].float().cpu(), chosen[1].float().cpu()
+    return values
 
 
 def _in_order(rows: list[_Rows]) -> tuple[Tensor, Tensor]:

@@ -99,7 +99,7 @@ def rank_targets(
     The caller sets the mode and the device of the model. Memory is that of a batch and the ranks.
     """
     device = model.device
-    catalogue = model.item_embeddings()  # (items, E)
+    catalogue = model.items()  # (items, W)
     # on the device until the end, as each copy would wait for it
     ranks = [torch.empty(0, dtype=torch.int64, device=device)]
     targets = [torch.empty(0, dtype=torch.int64, device=device)]
@@ -113,6 +113,7 @@ def rank_targets(
             items - FIRST_ITEM,
             max(list_lengths, default=0),
             seen=seen,
+            score=model.score,
         )
         ranks.append(ranked.ranks)
         targets.append(items)

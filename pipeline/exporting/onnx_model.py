@@ -49,7 +49,7 @@ class OnnxModel(nn.Module):
     """
 
     catalogue: Tensor
-    """(E, V - 3)"""
+    """(W, V - 3)"""
 
     def __init__(self, served: InferenceModel, max_k: int, *, filter_seen: bool = False) -> None:
         super().__init__()
@@ -60,11 +60,12 @@ class OnnxModel(nn.Module):
             )
         self.model = _without_views(served.model)
         self.names, self.session_names = served.names, served.session_names
-        self.targets = served.targets
+        self.targets, self.item_targets = served.targets, served.item_targets
         self.max_k, self.filter_seen = max_k, filter_seen
         self.width = served.width
         self.ranks_items = served.model.ranks_items
-        self.register_buffer("catalogue", served.items.t().contiguous())
+        items = served.model.items().detach() if self.ranks_items else served.items
+        self.register_buffer("catalogue", items.t().contiguous())
         _check_unique([tensor.name for tensor in (*self.inputs, *self.outputs)])
 
     @property
@@ -80,12 +81,14 @@ class OnnxModel(nn.Module):
 
     @property
     def outputs(self) -> list[OnnxTensor]:
-        """Lists and queries, then the targets."""
+        """Lists and queries, then the targets, at last those of the items of a list."""
         kinds = dict(zip(LISTS, ("int64", "float32", "float32"), strict=True))
         axes: dict[str, str | int] = dict(zip(LISTS, ("k", "k", self.width), strict=True))
         names = LISTS if self.ranks_items else ()
         lists = [OnnxTensor(name, kinds[name], ("sessions", axes[name])) for name in names]
-        return lists + [OnnxTensor(name, "float32", ("sessions", 1)) for name in self.targets]
+        targets = [OnnxTensor(name, "float32", ("sessions", 1)) for name in self.targets]
+        of_items = [OnnxTensor(name, "float32", ("sessions", "k")) for name in self.item_targets]
+        return lists + targets + of_items
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Inputs in their order -> outputs in theirs.
@@ -97,9 +100,10 @@ class OnnxModel(nn.Module):
         items = features[self.model.inputs.item]
         answer = self.model.answer(self._newest(features))
         targets = tuple(values.unsqueeze(1) for values in answer.targets.values())
-        if answer.embeddings is None:
+        queries = answer.queries
+        if queries is None:
             return targets
-        scores = answer.embeddings @ self.catalogue
+        scores = self.model.score(queries, self.catalogue)
         if self.filter_seen:
             scores = nn.functional.pad(scores, (FIRST_ITEM, 0))
             lowest = torch.full_like(items, -torch.inf, dtype=scores.dtype)
@@ -108,7 +112,8 @@ class OnnxModel(nn.Module):
         k: Any = tensors[-1][0].clamp(1, min(self.max_k, self.catalogue.size(1)))
         best, columns = torch.topk(scores, k)
         best_items = torch.where(best == -torch.inf, PADDING, columns + FIRST_ITEM)
-        return best_items, best, answer.embeddings, *targets
+        of_items = self.model.targets_of_items(queries, columns + FIRST_ITEM).values()
+        return best_items, best, queries[:, : self.width], *targets, *of_items
 
     def _newest(self, features: dict[str, Tensor]) -> SessionBatch:
         """The newest L interactions, in as many positions as the longest session has.
@@ -242,15 +247,21 @@ def _difference(
     expected = served.model.answer(batch)
     actual = [torch.from_numpy(values) for values in answer]
     pairs = []
-    if expected.embeddings is not None:
-        items, scores, queries, *actual = actual
+    if expected.queries is not None:
+        items, scores, embeddings, *actual = actual
         k = min(k, model.max_k, model.catalogue.size(1))
         best = served.model.top_k(batch, k, filter_seen=model.filter_seen).scores
-        every = expected.embeddings @ served.items.t()
+        every = served.model.score(expected.queries, served.model.items().T)
         every = nn.functional.pad(every, (FIRST_ITEM, 0), value=-torch.inf)
         # items may differ where their scores tie; then each must have the score of its position
-        pairs = [(best, scores), (expected.embeddings, queries), (every.gather(1, items), scores)]
+        pairs = [
+            (best, scores),
+            (expected.queries[:, : model.width], embeddings),
+            (every.gather(1, items), scores),
+        ]
     values = [target.unsqueeze(1) for target in expected.targets.values()]
+    if expected.queries is not None:
+        values += served.model.targets_of_items(expected.queries, items).values()
     differences = [0.0]
     for right, wrong in [*pairs, *zip(values, actual, strict=True)]:
         if right.isnan().any() or right.isposinf().any():

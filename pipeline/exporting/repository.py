@@ -89,6 +89,7 @@ def request_spec(
         "width": model.width,
         "ranks_items": model.model.ranks_items,
         "targets": model.targets,
+        "item_targets": model.item_targets,
     }
 
 
@@ -146,6 +147,7 @@ def _answer_tensors(spec: dict[str, Any]) -> list[config.TensorConfig]:
         # not item_id: tensors of an ensemble share one name space with its inputs
         lists = {"item_ids": TRITON_TYPES[item], "scores": "TYPE_FP32"}
         kinds = lists | kinds | {"embedding": "TYPE_FP32"}
+        kinds |= dict.fromkeys(spec["item_targets"], "TYPE_FP32")
     kinds |= dict.fromkeys(spec["targets"], "TYPE_FP32")
     return [config.tensor(name, kind) for name, kind in kinds.items()]
 
@@ -175,6 +177,7 @@ def client_facts(fitted: Fitted, spec: dict[str, Any]) -> dict[str, Any]:
         "max_k": spec["max_k"],
         "ranks_items": spec["ranks_items"],
         "targets": spec["targets"],
+        "item_targets": spec["item_targets"],
     }
 
 

@@ -41,6 +41,10 @@ class ExportResult:
     """Whether it recommends; otherwise it has `targets` alone."""
     targets: list[str]
     """Names of the predictions beside the next item."""
+    item_targets: list[str]
+    """Names of the predictions for each item of a list."""
+    rank_by: str | None
+    """What lists are ranked by, None for the scores of the next item."""
     largest_score_difference: float
     """Between the program and the model."""
     run: str
@@ -123,6 +127,8 @@ def _write_version(
         max_k=options.max_k,
         ranks_items=model.model.ranks_items,
         targets=model.targets,
+        item_targets=model.item_targets,
+        rank_by=None if model.model.rank_by is None else model.model.rank_by.text,
         largest_score_difference=difference,
         run=run.name,
         fingerprint=fingerprint,

@@ -4,7 +4,7 @@ Letters: B rows, V items, E width of their vectors, K length of a list, M presel
 excluded items, C candidates.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -101,39 +101,52 @@ def rows_at_once(items: Tensor) -> int:
 
 
 @torch.jit.script
-def best_items(
-    queries: Tensor,
-    items: Tensor,
-    transposed: Tensor,
-    num_items: Tensor,
-    excluded: Tensor,
-    candidates: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """(B, E) queries and (V, E) items -> (B, K) best scores and item indices of each row.
+def inner_products(queries: Tensor, items: Tensor, transposed: Tensor) -> Tensor:
+    """(b, E), (V, E), (E, V) -> (b, V)."""
+    if queries.size(0) >= 4 and not items.is_cuda:
+        return (items @ queries.t()).t()  # faster on a CPU
+    if queries.size(0) == 1:
+        return queries @ transposed
+    return queries @ items.t()
 
-    `transposed` are the same items, (E, V). Rows are scored a few at a time, so that memory does
-    not grow with B times V.
+
+def best_items_by(score: Any) -> Any:
+    """Return a program that ranks items by `score`, a program with the inputs of `inner_products`.
+
+    (B, Q) queries, (V, E) items and (W, V) transposed items -> (B, K) best scores and item indices
+    of each row. Rows are scored a few at a time, so that memory does not grow with B times V.
     """
-    first = 3
-    k = min(int(num_items), items.size(0))
-    at_once = rows_at_once(items)
-    best: list[Tensor] = []
-    indices: list[Tensor] = []
-    for begin in range(0, queries.size(0), at_once):
-        some = queries[begin : begin + at_once]
-        is_transposed = some.size(0) >= 4 and not items.is_cuda
-        if is_transposed:
-            scores = (items @ some.t()).t()  # faster on a CPU
-        elif some.size(0) == 1:
-            scores = some @ transposed
-        else:
-            scores = some @ items.t()
-        end = begin + at_once
-        scores = mask_excluded(scores, excluded[begin:end], candidates[begin:end], float("-inf"))
-        top, columns = topk_by_blocks(scores, k, is_transposed)
-        best.append(top)
-        indices.append(columns + first)
-    return torch.cat(best), torch.cat(indices)
+
+    def best_items(
+        queries: Tensor,
+        items: Tensor,
+        transposed: Tensor,
+        num_items: Tensor,
+        excluded: Tensor,
+        candidates: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        first = 3
+        k = min(int(num_items), items.size(0))
+        at_once = rows_at_once(items)
+        best: list[Tensor] = []
+        indices: list[Tensor] = []
+        for begin in range(0, queries.size(0), at_once):
+            end = begin + at_once
+            scores = score(queries[begin:end], items, transposed)
+            is_transposed = scores.stride(0) < scores.stride(1)
+            scores = mask_excluded(
+                scores, excluded[begin:end], candidates[begin:end], float("-inf")
+            )
+            top, columns = topk_by_blocks(scores, k, is_transposed)
+            best.append(top)
+            indices.append(columns + first)
+        return torch.cat(best), torch.cat(indices)
+
+    return torch.jit.script(best_items)
+
+
+best_items = best_items_by(inner_products)
+"""Ranks by inner products: `transposed` are the items themselves."""
 
 
 @torch.jit.script

@@ -6,7 +6,7 @@ nothing but the program itself, in TorchScript's own interpreter.
 
 import re
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,20 +15,24 @@ from pipeline.core.columns import FIRST_ITEM, ITEM, PADDING, SESSION, TIMESTAMP
 from pipeline.core.errors import ConfigError, PipelineError
 from pipeline.data.batch import SessionBatch
 from pipeline.exporting.options import Scoring
-from pipeline.exporting.topk import best_items, best_items_int8, quantize
+from pipeline.exporting.topk import best_items, best_items_by, best_items_int8, quantize
 from pipeline.exporting.xlnet_inference import attend, optimize_xlnet
 from pipeline.model.model import Model
 
 RESERVED_OUTPUTS = ("item_ids", "scores", "num_known", "embedding", "session_ids")
+RESERVED_KEYS = ("rank", "score")
+"""Keys of an item of a list, beside its targets."""
 REQUEST_TENSORS = (ITEM, SESSION, TIMESTAMP, "length", "k", "exclude", "candidates", "filter_seen")
 NOT_FINITE = (
     "The model gives numbers that are not finite; its training diverged. Train again with a lower "
-    "`train.learning_rate`."
+    "`train.learning_rate`, or mend a `model.rank_by` that divides by zero."
 )
 
 
 class InferenceModel(nn.Module):
     """A model with its top-K: a packed request -> items, scores, session embeddings, targets.
+
+    N are the targets of sessions and of interactions, M those per item.
 
     A model that does not predict the next item has targets alone.
     """
@@ -36,7 +40,7 @@ class InferenceModel(nn.Module):
     items: Tensor
     """(V - 3, E)"""
     transposed: Tensor
-    """(E, V - 3): scoring one row reads it in two thirds of the time."""
+    """(E, V - 3): scoring one row reads it in two thirds of the time. With `rank_by` (W, V - 3)."""
     names: list[str]
     """Features in the order of `unpack_request`: integers of an interaction, then of a session,
     then floats of both."""
@@ -54,21 +58,29 @@ class InferenceModel(nn.Module):
         self.optimized = optimize_xlnet(model, torch.jit.script(attend))
         self.session_names = session_names
         self.names = sorted(names, key=self._kind)
-        self.targets = target_names(model)
+        self.targets, self.item_targets = target_names(model)
         with torch.no_grad():
             if not model.ranks_items:
                 if scoring == "int8":
                     raise ConfigError("--scoring int8 is for lists, and the run has none.")
                 self.register_buffer("items", torch.empty(0, 0))
                 return
-            self.register_buffer("items", self.optimized.items().detach())
+            self.register_buffer("items", self.optimized.item_embeddings().detach())
             if scoring == "int8":
+                if model.rank_by is not None:
+                    raise ConfigError(
+                        "--scoring int8 ranks by inner products, and the run by `model.rank_by: "
+                        f"{model.rank_by.text}`. Leave one of them out."
+                    )
                 if self.width < 2:
                     raise ConfigError("--scoring int8 needs item vectors of 2 numbers or more.")
                 for name, values in quantize(self.items)._asdict().items():
                     self.register_buffer(name, values)
-            else:
+            elif model.rank_by is None:
                 self.register_buffer("transposed", self.items.t().contiguous())
+            else:
+                self.register_buffer("transposed", self.optimized.items().detach().t().contiguous())
+                self._best_ranked = best_items_by(self._score_program())
 
     @property
     def width(self) -> int:
@@ -76,29 +88,48 @@ class InferenceModel(nn.Module):
         return int(self.items.size(1))
 
     def forward(self, packed: Tensor) -> Tensor:
-        """Output of `pack_request` -> (B, 2 * K + E + N) int32, input of `unpack_answer`.
+        """Output of `pack_request` -> (B, (2 + M) * K + E + N) int32, input of `unpack_answer`.
 
-        K is that of the request, or all items if there are fewer; N is the number of targets.
+        K is that of the request, or all items if there are fewer.
         """
         *features, excluded, candidates = unpack_request(packed, *self.feature_counts)
         answer = self.optimized.answer(self.batch(*features))
         numbers = [values.unsqueeze(1) for values in answer.targets.values()]
-        queries = answer.embeddings
+        queries = answer.queries
         if queries is None:
             none = packed[:, :0]
             return pack_answer(none, none.to(numbers[0].dtype), torch.cat(numbers, 1))
-        k = packed[0, 3]
+        embeddings = queries[:, : self.width]
+        request = packed[0, 3], excluded, candidates
         if self.scoring == "int8":
             scores, items = best_items_int8(
-                *(queries, self.items),
+                *(embeddings, self.items),
                 *(self.quantized, self.scales, self.errors, self.max_row_sum),
-                *(k, excluded, candidates),
+                *request,
             )
+        elif self.model.rank_by is None:
+            scores, items = best_items(embeddings, self.items, self.transposed, *request)
         else:
-            scores, items = best_items(
-                queries, self.items, self.transposed, k, excluded, candidates
+            scores, items = self._best_ranked(queries, self.items, self.transposed, *request)
+        of_items = self.optimized.targets_of_items(queries, items).values()
+        return pack_answer(items, scores, torch.cat([*of_items, embeddings, *numbers], 1))
+
+    def _score_program(self) -> Any:
+        """`Model.score` as a program with the inputs of `topk.inner_products`."""
+        model = self.optimized
+        num_targets = len(self.item_targets)
+        queries = self.items.new_zeros(2, self.width + num_targets * (self.width + 1))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.jit.trace(
+                lambda queries, _items, transposed: model.score(queries, transposed),
+                (queries, self.items, self.transposed),
+                check_trace=False,
             )
-        return pack_answer(items, scores, torch.cat([queries, *numbers], 1))
+
+    def unpack(self, output: Tensor) -> "ProgramAnswer":
+        """Output of the model -> its parts."""
+        return unpack_answer(output, self.width, len(self.targets), len(self.item_targets))
 
     @property
     def feature_counts(self) -> tuple[int, int, int, int]:
@@ -176,31 +207,38 @@ class ProgramAnswer(NamedTuple):
     """(B, E)"""
     targets: Tensor
     """(B, N) predictions of the tasks beside the next item."""
+    item_targets: Tensor
+    """(B, M, K) predictions of the tasks per item for the items of the list."""
 
 
-def unpack_answer(output: Tensor, width: int, targets: int = 0) -> ProgramAnswer:
-    """(B, 2 * K + E + N) int32 -> its parts; `width` is E, `targets` N."""
-    k = (output.size(1) - width - targets) // 2
+def unpack_answer(
+    output: Tensor, width: int, targets: int = 0, item_targets: int = 0
+) -> ProgramAnswer:
+    """(B, (2 + M) * K + E + N) int32 -> its parts; `width` is E, `targets` N, `item_targets` M."""
+    k = (output.size(1) - width - targets) // (2 + item_targets)
     numbers = output[:, k:].contiguous().view(torch.float32)
-    scores, queries, values = numbers.split([k, width, targets], 1)
-    return ProgramAnswer(scores, output[:, :k].long(), queries, values)
+    scores, of_items, queries, values = numbers.split([k, item_targets * k, width, targets], 1)
+    of_items = of_items.reshape(len(output), item_targets, k)
+    return ProgramAnswer(scores, output[:, :k].long(), queries, values, of_items)
 
 
-def target_names(model: Model) -> list[str]:
-    """Output names of the tasks beside the next item, in their order.
+def target_names(model: Model) -> tuple[list[str], list[str]]:
+    """Output names of the tasks beside the next item, in their order, and of those per item.
 
     ConfigError for names that clients could not tell apart.
     """
     names = [re.sub(r"\W", "_", task.task_name) for _, task in model.target_tasks]
+    per_item = [re.sub(r"\W", "_", name) for name in model.item_target_names]
+    every = [*names, *per_item]
     # inputs and outputs of a served ensemble share one name space
     taken = {*RESERVED_OUTPUTS, *REQUEST_TENSORS, *model.inputs.feature_names}
-    for name in names:
-        if names.count(name) > 1 or name in taken:
+    for name in every:
+        if every.count(name) > 1 or name in taken or (name in per_item and name in RESERVED_KEYS):
             raise ConfigError(
                 f"The task {name!r} has the name of another input or output of a server. Set "
                 "another task_name."
             )
-    return names
+    return names, per_item
 
 
 class ExampleRequest(NamedTuple):
@@ -278,18 +316,19 @@ def prove_parity(
         expected, scores = reference_scores(model, request)
         try:
             output = program(request.packed(model))
-            answer = unpack_answer(output, model.width, len(model.targets))
+            answer = model.unpack(output)
         except RuntimeError as error:
             raise PipelineError(
                 f"The program does not run for {sessions} sessions of {width}: {_line(error)} It "
                 "was not written."
             ) from None
         finite = not (scores.isnan().any() or scores.isposinf().any())
-        if not finite or not answer.targets.isfinite().all():
+        predicted = torch.cat([answer.targets.flatten(), answer.item_targets.flatten()])
+        if not finite or not predicted.isfinite().all():
             raise PipelineError(NOT_FINITE)
         difference = max(
             _difference(expected, answer.scores),
-            _target_difference(model, request, answer.targets),
+            _target_difference(model, request, answer),
         )
         # items may differ where their scores tie; then each must have the score of its position
         misplaced = _difference(scores.gather(1, answer.items), answer.scores)
@@ -325,11 +364,19 @@ def _difference(expected: Tensor, actual: Tensor) -> float:
     return float(differences.max()) if differences.numel() else 0.0
 
 
-def _target_difference(model: InferenceModel, request: ExampleRequest, actual: Tensor) -> float:
+def _target_difference(
+    model: InferenceModel, request: ExampleRequest, actual: ProgramAnswer
+) -> float:
     """Largest difference of the targets' predictions, of a number relative to its size."""
-    values = model.model.answer(model.batch(*request.features)).targets.values()
-    expected = torch.stack([*values], 1) if values else actual[:, :0]
-    return _difference(expected / expected.abs().clamp(min=1), actual / expected.abs().clamp(min=1))
+    answer = model.model.answer(model.batch(*request.features))
+    pairs = [*zip(answer.targets.values(), actual.targets.unbind(1), strict=True)]
+    if answer.queries is not None:
+        of_items = model.model.targets_of_items(answer.queries, actual.items)
+        pairs += zip(of_items.values(), actual.item_targets.unbind(1), strict=True)
+    sizes = [expected.abs().clamp(min=1) for expected, _ in pairs]
+    return max(
+        (_difference(e / s, a / s) for (e, a), s in zip(pairs, sizes, strict=True)), default=0.0
+    )
 
 
 def _line(error: Exception) -> str:

@@ -89,7 +89,7 @@ def build_model(
         _head(schema, member, max_sequence_length, train or TrainConfig(), statistics, number)
         for number, member in enumerate(config.each_member)
     ]
-    return Ensemble(*heads) if len(heads) > 1 else Model(*heads)
+    return Ensemble(*heads) if len(heads) > 1 else Model(*heads, rank_by=config.rank_by)
 
 
 def _head(
@@ -145,13 +145,22 @@ def _next_item_task(
 
 def _target_task(schema: Schema, target: Target, statistics: TrainingStatistics) -> TargetTask:
     name, labels = target.feature, statistics.labels.get(target.feature)
-    summary = None if schema[name].is_list else target.summary
+    of_session = target.per_item or not schema[name].is_list
+    options: dict[str, Any] = {
+        "task_name": name,
+        "summary_type": target.summary if of_session else None,
+        "per_item": target.per_item,
+    }
+    if target.per_item and not schema[name].is_list:
+        raise ConfigError(
+            f"`model.targets`: {name!r} is one value of a session; `per_item` is for a feature of "
+            "interactions."
+        )
     if target.kind == "binary":
         table = None if isinstance(labels, Units) else labels
-        column = ColumnValues(name, table)
-        return BinaryClassificationTask(column, task_name=name, summary_type=summary)
+        return BinaryClassificationTask(ColumnValues(name, table), **options)
     units = labels if isinstance(labels, Units) else Units()
-    return RegressionTask(name, task_name=name, summary_type=summary, loss=target.loss, units=units)
+    return RegressionTask(name, loss=target.loss, units=units, **options)
 
 
 def _weights(train: TrainConfig, statistics: TrainingStatistics) -> ColumnValues | Recency | None:

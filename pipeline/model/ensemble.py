@@ -36,9 +36,14 @@ class Ensemble(Model):
                     "max_sequence_length and catalogue."
                 )
             head.next_item_task()  # ConfigError for a head without one
+            if head.item_tasks:
+                raise ConfigError(
+                    f"{head.item_tasks[0].task_name}: an Ensemble has no targets per item, as its "
+                    "items have a vector in each member."
+                )
 
     def _session_queries(self, encoded: dict[int, Encoded]) -> Tensor:
-        """(B, E) `session_embeddings` of what `_encode_all` returns."""
+        """(B, E) `session_queries` of what `_encode_all` returns."""
         queries = [
             head.next_item_task().queries(self.session_embedding(encoded[id(head.body)]))
             for head in self.all_heads
@@ -53,6 +58,11 @@ class Ensemble(Model):
             for head, member in zip(self.all_heads, encoded, strict=True)
         ]
         return encoded[0]._replace(hidden=torch.cat(queries, -1) / len(queries))
+
+    @property
+    def width(self) -> int:
+        """E, the sum over the members."""
+        return sum(head.next_item_task().width for head in self.all_heads)
 
     def queries(self, hidden: Tensor) -> Tensor:
         """(..., E) unchanged: `encode` returns queries."""

@@ -49,7 +49,8 @@ class Head(nn.Module):
         self.task_weights = check_weights(task_weights, len(tasks), "task_weights")
         self.loss_reduction = check_reduction(loss_reduction)
         self._set_blocks(task_blocks)
-        for task in self.all_tasks:
+        # per_item targets read the item vectors of the next-item task
+        for task in sorted(self.all_tasks, key=lambda task: isinstance(task, TargetTask)):
             self._build(task)
 
     @classmethod
@@ -84,6 +85,11 @@ class Head(nn.Module):
     def all_tasks(self) -> list[Task]:
         """The tasks in order."""
         return [task for task in self.tasks if isinstance(task, Task)]
+
+    @property
+    def item_tasks(self) -> list[TargetTask]:
+        """The tasks with a target for each candidate item, in order."""
+        return [task for task in self.all_tasks if isinstance(task, TargetTask) and task.per_item]
 
     @property
     def task_names(self) -> list[str]:
@@ -131,7 +137,8 @@ class Head(nn.Module):
                 "predicted. Take it out of the schema of the input block."
             )
         check_summary_fits(task, masking)
-        task.build(self.body.output_size)
+        d_item = self.next_item_task().width if task.per_item else 0
+        task.build(self.body.output_size, inputs.item_table.num_embeddings, d_item)
 
 
 def _check_parts(body: object, tasks: Sequence[object], inputs: object) -> None:

@@ -1,7 +1,7 @@
 """The model: from sessions to scores of the next item and to other predictions.
 
 Shape letters: B sessions, L positions, D width, V rows of the item table, T positions with a
-target, K list length, E width of queries and items.
+target, K list length, E width of queries and items, N targets per item, C candidates.
 """
 
 from typing import Literal, NamedTuple
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pipeline.core.columns import FIRST_ITEM, OUT_OF_VOCABULARY, PADDING
 from pipeline.core.errors import ConfigError
+from pipeline.core.expressions import Expression
 from pipeline.data.batch import SessionBatch
 from pipeline.model.blocks import SequentialBlock
 from pipeline.model.head import (
@@ -22,10 +23,13 @@ from pipeline.model.head import (
     reduce_losses,
 )
 from pipeline.model.inputs.features import TabularSequenceFeatures
+from pipeline.model.item_scores import item_values, rank_values
 from pipeline.model.masking import Encoded, Stage
 from pipeline.model.task_losses import task_losses
+from pipeline.model.tasks.item_output import ItemOutput
 from pipeline.model.tasks.next_item import NextItemPredictionTask
 from pipeline.model.tasks.targets import TargetTask
+from pipeline.recipe.choices import NEXT_ITEM, ranking_expression
 
 
 class TargetHidden(NamedTuple):
@@ -48,13 +52,15 @@ class TopK(NamedTuple):
     """(B, K), minus infinity where fewer than K items are left."""
     items: Tensor
     """(B, K) item indices, PADDING where fewer than K items are left."""
+    targets: dict[str, Tensor]
+    """(B, K) predictions of the targets per item by name."""
 
 
 class SessionAnswer(NamedTuple):
     """Predictions for B sessions."""
 
-    embeddings: Tensor | None
-    """(B, E) `session_embeddings`, None without a next-item task."""
+    queries: Tensor | None
+    """(B, Q) `queries` of the newest position, None without a next-item task."""
     targets: dict[str, Tensor]
     """(B,) predictions of the tasks beside the next item by name, of the newest interaction for a
     task with one target an interaction."""
@@ -64,14 +70,18 @@ class Model(nn.Module):
     """Heads with their bodies: training loss, evaluation at targets, and prediction.
 
     The first head with a next-item task scores the items. `head_weights` weigh the losses of the
-    heads; the loss of the model is their weighted mean or sum, by `head_reduction`.
+    heads; the loss of the model is their weighted mean or sum, by `head_reduction`. `rank_by` is
+    what lists are ranked by: an expression of `next_item`, the score, and of targets per item.
     """
+
+    rank_by: Expression | None = None
 
     def __init__(
         self,
         *heads: Head,
         head_weights: list[float] | None = None,
         head_reduction: Literal["mean", "sum"] = "mean",
+        rank_by: str | None = None,
     ) -> None:
         super().__init__()
         if not heads or not all(isinstance(head, Head) for head in heads):
@@ -83,6 +93,13 @@ class Model(nn.Module):
         self.heads = nn.ModuleList(heads)
         self.head_weights = check_weights(head_weights, len(heads), "head_weights")
         self.head_reduction = check_reduction(head_reduction)
+        if any(head.item_tasks for head in heads if head is not self.head):
+            raise ConfigError("Targets per item belong to the head that scores items, the first.")
+        if rank_by is not None:
+            try:
+                self.rank_by = ranking_expression(rank_by, self.item_target_names)
+            except ValueError as error:
+                raise ConfigError(f"rank_by: {error}.") from None
 
     @property
     def head(self) -> Head:
@@ -100,8 +117,22 @@ class Model(nn.Module):
 
     @property
     def target_tasks(self) -> list[tuple[Head, TargetTask]]:
-        """Every task beside the next item with its head."""
-        return [(head, t) for head, t in self.tasks_with_heads if isinstance(t, TargetTask)]
+        """Every task beside the next item with its head, but those per item."""
+        return [
+            (head, task)
+            for head, task in self.tasks_with_heads
+            if isinstance(task, TargetTask) and not task.per_item
+        ]
+
+    @property
+    def item_tasks(self) -> list[TargetTask]:
+        """The tasks with a target for each candidate item."""
+        return self.head.item_tasks
+
+    @property
+    def item_target_names(self) -> list[str]:
+        """Names of the targets per item."""
+        return [task.task_name for task in self.item_tasks]
 
     @property
     def ranks_items(self) -> bool:
@@ -124,6 +155,11 @@ class Model(nn.Module):
         return self.inputs.item_table.num_embeddings
 
     @property
+    def width(self) -> int:
+        """E, 0 without a next-item task."""
+        return self.head.next_item_task().width if self.ranks_items else 0
+
+    @property
     def query_width(self) -> int:
         """D of the hidden states that `queries` takes."""
         return self.head.body.output_size
@@ -137,8 +173,9 @@ class Model(nn.Module):
     def columns(self) -> list[str]:
         """Columns of a batch of evaluation: features, and targets beside the next item."""
         features = [name for head in self.all_heads for name in head.body.inputs.feature_names]
-        targets = [name for _, task in self.target_tasks for name in task.columns]
-        return list(dict.fromkeys([*self.inputs.feature_names, *features, *targets]))
+        targets = [t for _, t in self.tasks_with_heads if isinstance(t, TargetTask)]
+        columns = [name for task in targets for name in task.columns]
+        return list(dict.fromkeys([*self.inputs.feature_names, *features, *columns]))
 
     @property
     def training_columns(self) -> list[str]:
@@ -151,17 +188,24 @@ class Model(nn.Module):
         return self.scores(self.session_embedding(self.encode(batch, Stage.PREDICT)))
 
     def predict(self, batch: SessionBatch) -> dict[str, Tensor]:
-        """Predictions by task name: scores (B, V), probabilities or numbers (B,) or (B, L)."""
+        """Predictions by task name: scores (B, V), probabilities or numbers (B,) or (B, L).
+
+        Of a target per item they are (B, V), NaN for reserved indices.
+        """
         encoded = self._encode_all(batch)
         predictions = {}
         for head, task in self.tasks_with_heads:
             if isinstance(task, NextItemPredictionTask):
                 hidden = self.session_embedding(encoded[id(head.body)])
                 predictions[task.task_name] = task.scores(hidden, head.item_table)
+        if names := self.item_target_names:
+            queries = self._session_queries(encoded)
+            values = item_values(self.item_tasks, queries, self.items().T, self.width, names)
+            predictions |= {name: _with_reserved(v, float("nan")) for name, v in values.items()}
         return predictions | self._predict_targets(batch, encoded)
 
     def predict_targets(self, batch: SessionBatch) -> dict[str, Tensor]:
-        """Predictions of the tasks beside the next item by name, (B,) or (B, L)."""
+        """Predictions of `target_tasks` by name, (B,) or (B, L)."""
         return self._predict_targets(batch, self._encode_all(batch))
 
     def answer(self, batch: SessionBatch) -> SessionAnswer:
@@ -206,17 +250,52 @@ class Model(nn.Module):
         )
 
     def scores(self, hidden: Tensor) -> Tensor:
-        """(T, D) -> (T, V) scores of the next item, minus infinity for reserved indices."""
-        items = self.queries(hidden) @ self.items().T
-        return nn.functional.pad(items, (FIRST_ITEM, 0), value=float("-inf"))
+        """(T, D) -> (T, V) scores that rank the items, minus infinity for reserved indices."""
+        return _with_reserved(self.score(self.queries(hidden), self.items().T), float("-inf"))
+
+    def score(self, queries: Tensor, items: Tensor) -> Tensor:
+        """(T, Q) `queries`, (W, C) transposed `items` -> (T, C) scores that rank the items.
+
+        They are the value of `rank_by`, or by default the scores of the next item.
+        """
+        if not self.item_tasks:
+            return queries @ items
+        names = (NEXT_ITEM,) if self.rank_by is None else self.rank_by.names
+        values = item_values(self.item_tasks, queries, items, self.width, names)
+        return values[NEXT_ITEM] if self.rank_by is None else rank_values(self.rank_by, values)
+
+    def targets_of_items(self, queries: Tensor, items: Tensor) -> dict[str, Tensor]:
+        """(T, Q), (T, K) item indices -> (T, K) predictions of the targets per item by name.
+
+        Indices without an item get those of the first item.
+        """
+        if not self.item_tasks:
+            return {}
+        vectors = self.items((items - FIRST_ITEM).clamp(min=0).flatten())
+        vectors = vectors.unflatten(0, items.shape).transpose(1, 2)  # (T, W, K)
+        return item_values(self.item_tasks, queries, vectors, self.width, self.item_target_names)
 
     def queries(self, hidden: Tensor) -> Tensor:
-        """(..., D) -> (..., E): queries, whose products with `items` are the scores."""
-        return self.head.next_item_task().queries(hidden)
+        """(..., D) -> (..., Q): what `score` takes with `items`.
+
+        The queries of the next item (E), whose products with the item vectors are its scores, then
+        E + 1 numbers of each target per item.
+        """
+        parts = [self.head.next_item_task().queries(hidden)]
+        for task in self.item_tasks:
+            assert isinstance(task.output, ItemOutput)  # noqa: S101
+            parts.append(task.output.queries(task.through_block(hidden)))
+        return torch.cat(parts, -1) if len(parts) > 1 else parts[0]
 
     def items(self, positions: Tensor | None = None) -> Tensor:
-        """(V - 3, E) item vectors in catalogue order, or (C, E) of (C,) catalogue `positions`."""
-        return self.head.next_item_task().items(self.head.item_table, positions)
+        """(V - 3, W) in catalogue order, or (C, W) of (C,) catalogue `positions`.
+
+        W is E + N: the item vector, then the bias of each target per item.
+        """
+        vectors = self.head.next_item_task().items(self.head.item_table, positions)
+        biases = [t.output.item_bias for t in self.item_tasks if isinstance(t.output, ItemOutput)]
+        rows = slice(FIRST_ITEM, None) if positions is None else positions + FIRST_ITEM
+        return torch.cat([vectors, *(b[rows] for b in biases)], -1) if biases else vectors
 
     def top_k(
         self,
@@ -237,11 +316,11 @@ class Model(nn.Module):
             raise ConfigError(f"k is {k!r}, expected 1 or more.")
         for name, indices in (("excluded", excluded), ("candidates", candidates)):
             check_indices(name, indices, self.num_rows)
-        queries = self.session_embeddings(batch)
+        queries = self.session_queries(batch)
         if candidates is None:
             candidates = torch.arange(FIRST_ITEM, self.num_rows, device=queries.device)
         candidates = candidates[candidates >= FIRST_ITEM].unique()
-        scores = queries @ self.items(candidates - FIRST_ITEM).T  # (B, C)
+        scores = self.score(queries, self.items(candidates - FIRST_ITEM).T)  # (B, C)
         removed = [] if excluded is None else [excluded.expand(scores.size(0), -1)]
         if filter_seen:
             removed.append(batch.features[self.inputs.item])
@@ -251,18 +330,24 @@ class Model(nn.Module):
         best, columns = scores.topk(min(k, scores.size(1)))
         items = torch.where(best.isneginf(), PADDING, candidates[columns])
         missing = max(0, k - best.size(1))
+        items = nn.functional.pad(items, (0, missing), value=PADDING)
         return TopK(
             nn.functional.pad(best, (0, missing), value=float("-inf")),
-            nn.functional.pad(items, (0, missing), value=PADDING),
+            items,
+            self.targets_of_items(queries, items),
         )
 
-    def session_embeddings(self, batch: SessionBatch) -> Tensor:
-        """(B, E): a session's inner products with `item_embeddings` are its scores."""
+    def session_queries(self, batch: SessionBatch) -> Tensor:
+        """(B, Q) `queries` of the newest position, from the newest L interactions."""
         return self.queries(self.session_embedding(self.encode(batch, Stage.PREDICT)))
+
+    def session_embeddings(self, batch: SessionBatch) -> Tensor:
+        """(B, E): inner products with `item_embeddings` are the scores of the next item."""
+        return self.session_queries(batch)[:, : self.width]
 
     def item_embeddings(self) -> Tensor:
         """(V - 3, E) in the order of the catalogue, for a vector index."""
-        return self.items()
+        return self.items()[:, : self.width]
 
     def attention_weights(self, batch: SessionBatch) -> list[Tensor]:
         """(B, H, L, L) weights of each layer at prediction, query position by key position."""
@@ -294,7 +379,7 @@ class Model(nn.Module):
         return {key: self._encode(body, batch, Stage.PREDICT) for key, body in bodies.items()}
 
     def _session_queries(self, encoded: dict[int, Encoded]) -> Tensor:
-        """(B, E) `session_embeddings` of what `_encode_all` returns."""
+        """(B, Q) `session_queries` of what `_encode_all` returns."""
         return self.queries(self.session_embedding(encoded[id(self.head.body)]))
 
     def _predict_targets(
@@ -314,6 +399,11 @@ class Model(nn.Module):
         for head, task in self.tasks_with_heads:
             by_body.setdefault(id(head.body), (head.body, []))[1].append(task)
         return [*by_body.values()]
+
+
+def _with_reserved(values: Tensor, value: float) -> Tensor:
+    """(T, V - 3) -> (T, V) with `value` for the reserved indices."""
+    return nn.functional.pad(values, (FIRST_ITEM, 0), value=value)
 
 
 def mask_items(scores: Tensor, candidates: Tensor, items: Tensor, num_rows: int) -> Tensor:

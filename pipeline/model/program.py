@@ -4,8 +4,8 @@ A run of a model that was put together in Python, or with plugins, holds its pro
 command line can evaluate, predict with, recommend by and export it. It cannot be trained further,
 as it has no loss, and it has no attention weights.
 
-Shape letters: B sessions, L positions, E width of queries and items, N targets, V rows of the item
-table.
+Shape letters: B sessions, L positions, Q and W width of queries and items, N targets, V rows of the
+item table.
 """
 
 import io
@@ -32,6 +32,7 @@ from pipeline.model.tasks.targets import (
     RegressionTask,
     TargetTask,
 )
+from pipeline.recipe.choices import ranking_expression
 
 PROGRAM_FILE = "program.pt"
 STATE_FILE = "program.safetensors"
@@ -55,10 +56,10 @@ class _Answers(nn.Module):
         self.names = names
 
     def forward(self, lengths: Tensor, *features: Tensor) -> Tensor:
-        """(B,), features in the order of `names` -> (B, E + N)."""
+        """(B,), features in the order of `names` -> (B, Q + N)."""
         batch = SessionBatch(dict(zip(self.names, features, strict=True)), lengths)
         answer = self.model.answer(batch)
-        columns = [] if answer.embeddings is None else [answer.embeddings]
+        columns = [] if answer.queries is None else [answer.queries]
         columns += [values.unsqueeze(1) for values in answer.targets.values()]
         return torch.cat([column.float() for column in columns], 1)
 
@@ -103,11 +104,15 @@ class ProgramModel(Model):
         nn.Module.__init__(self)
         self.program = program
         self._inputs = ProgramInputs(description)
-        self.tasks = nn.ModuleList(_target_tasks(description["targets"], state))
+        tasks = _target_tasks(description["targets"], state)
+        self.tasks = nn.ModuleList(task for task in tasks if not task.per_item)
+        self._item_tasks = nn.ModuleList(task for task in tasks if task.per_item)
         self.register_buffer("item_vectors", state.get("items"))
+        if description.get("rank_by") is not None:
+            self.rank_by = ranking_expression(description["rank_by"], self.item_target_names)
 
     item_vectors: Tensor | None
-    """(V - 3, E), None without a next-item task."""
+    """(V - 3, W), None without a next-item task."""
 
     @property
     def inputs(self) -> ProgramInputs:  # type: ignore[override]
@@ -141,6 +146,18 @@ class ProgramModel(Model):
         return [(None, task) for task in self.tasks if isinstance(task, TargetTask)]  # type: ignore[misc]
 
     @property
+    def item_tasks(self) -> list[TargetTask]:
+        """The tasks with a target for each candidate item, for their labels and units."""
+        return [task for task in self._item_tasks if isinstance(task, TargetTask)]
+
+    @property
+    def columns(self) -> list[str]:
+        """Columns of a batch of evaluation: features, and targets beside the next item."""
+        tasks = [*self.tasks, *self._item_tasks]
+        targets = [name for task in tasks for name in task.columns]
+        return list(dict.fromkeys([*self.inputs.feature_names, *targets]))
+
+    @property
     def num_rows(self) -> int:
         """V"""
         return self.inputs.item_table.num_embeddings
@@ -151,28 +168,28 @@ class ProgramModel(Model):
         batch = newest(batch, inputs.max_sequence_length)
         features = [batch.features[name] for name in inputs.feature_names]
         output = self.program(batch.lengths, *features)
-        width = 0 if self.item_vectors is None else self.item_vectors.size(1)
+        width = self.query_width
         names = [task.task_name for _, task in self.target_tasks]
         targets = {name: output[:, width + column] for column, name in enumerate(names)}
         return SessionAnswer(output[:, :width] if self.ranks_items else None, targets)
 
-    def session_embeddings(self, batch: SessionBatch) -> Tensor:
-        """(B, E): a session's inner products with `item_embeddings` are its scores."""
-        embeddings = self.answer(batch).embeddings
-        if embeddings is None:
+    def session_queries(self, batch: SessionBatch) -> Tensor:
+        """(B, Q) queries of the newest position."""
+        queries = self.answer(batch).queries
+        if queries is None:
             raise ConfigError("The model does not predict the next item.")
-        return embeddings
+        return queries
 
     def forward(self, batch: SessionBatch) -> Tensor:
-        """Scores of the next item (B, V)."""
-        return self.scores(self.session_embeddings(batch))
+        """Scores that rank the items (B, V)."""
+        return self.scores(self.session_queries(batch))
 
     def queries(self, hidden: Tensor) -> Tensor:
-        """(..., E) unchanged: the program returns queries."""
+        """(..., Q) unchanged: the program returns queries."""
         return hidden
 
     def items(self, positions: Tensor | None = None) -> Tensor:
-        """(V - 3, E) item vectors in catalogue order, or (C, E) of (C,) catalogue `positions`."""
+        """(V - 3, W) in catalogue order, or (C, W) of (C,) catalogue `positions`."""
         assert self.item_vectors is not None  # noqa: S101
         return self.item_vectors if positions is None else self.item_vectors[positions]
 
@@ -190,7 +207,7 @@ class ProgramModel(Model):
             for name, values in batch.features.items()
         }
         rows = (targets > 1).nonzero()[:, 0]
-        hidden = self.session_embeddings(SessionBatch(features, last))
+        hidden = self.session_queries(SessionBatch(features, last))
         return TargetHidden(hidden[rows], targets[rows], rows, torch.ones_like(rows).bool())
 
     def predict_targets(self, batch: SessionBatch) -> dict[str, Tensor]:
@@ -225,9 +242,16 @@ class ProgramModel(Model):
         return self
 
     @property
-    def query_width(self) -> int:
+    def width(self) -> int:
         """E, 0 without a next-item task."""
-        return 0 if self.item_vectors is None else int(self.item_vectors.size(1))
+        if self.item_vectors is None:
+            return 0
+        return int(self.item_vectors.size(1)) - len(self._item_tasks)
+
+    @property
+    def query_width(self) -> int:
+        """Q, 0 without a next-item task."""
+        return self.width + len(self._item_tasks) * (self.width + 1)
 
 
 def write_program(directory: Path, model: Model, batches: list[SessionBatch]) -> dict[str, Any]:
@@ -237,7 +261,8 @@ def write_program(directory: Path, model: Model, batches: list[SessionBatch]) ->
     must give what the model gives on all. PipelineError where that cannot be.
     """
     names = list(model.inputs.feature_names)
-    for _, task in model.target_tasks:
+    tasks = [*(task for _, task in model.target_tasks), *model.item_tasks]
+    for task in tasks:
         _check_labels(task)
     model = model.eval()
     answers = _Answers(model, names)
@@ -254,7 +279,7 @@ def write_program(directory: Path, model: Model, batches: list[SessionBatch]) ->
         save_program(program, directory / PROGRAM_FILE)
         state = {"items": model.items().detach().cpu().clone()} if model.ranks_items else {}
     targets = []
-    for _, task in model.target_tasks:
+    for task in tasks:
         targets.append(_described(task))
         table = task.target.table
         if table is not None:
@@ -267,6 +292,7 @@ def write_program(directory: Path, model: Model, batches: list[SessionBatch]) ->
         "max_sequence_length": inputs.max_sequence_length,
         "rows": {name: _rows_of(inputs, name) for name in names if name in inputs.index_columns},
         "targets": targets,
+        "rank_by": None if model.rank_by is None else model.rank_by.text,
     }
 
 
@@ -311,9 +337,11 @@ def _check_same(
 def _check_labels(task: TargetTask) -> None:
     """PipelineError for a task whose labels are not those of a column as it is.
 
-    The predictions of any task are in the program; what they are compared with is not.
+    The predictions of any task are in the program, but those per item; what they are compared with
+    is not.
     """
-    own = ("labels", "has_target", "in_units", "of_session")
+    own = ["labels", "has_target", "in_units", "of_session"]
+    own += ["predictions"] if task.per_item else []
     names = [n for n in own if getattr(type(task), n) not in _methods(n)]
     if names or type(task.target) is not ColumnValues:
         raise PipelineError(
@@ -333,6 +361,7 @@ def _described(task: TargetTask) -> dict[str, Any]:
         "name": task.task_name,
         "column": task.target.column,
         "summary": task.summary_type,
+        "per_item": task.per_item,
         "units": None if units is None else asdict(units),
     }
 
@@ -342,11 +371,15 @@ def _target_tasks(targets: list[dict[str, Any]], state: dict[str, Tensor]) -> li
     tasks: list[TargetTask] = []
     for target in targets:
         column = ColumnValues(target["column"], state.get(f"labels.{target['name']}"))
-        names = {"task_name": target["name"], "summary_type": target["summary"]}
+        options = {
+            "task_name": target["name"],
+            "summary_type": target["summary"],
+            "per_item": target.get("per_item", False),
+        }
         if target["units"] is None:
-            tasks.append(BinaryClassificationTask(column, **names))
+            tasks.append(BinaryClassificationTask(column, **options))
         else:
-            tasks.append(RegressionTask(column, units=Units(**target["units"]), **names))
+            tasks.append(RegressionTask(column, units=Units(**target["units"]), **options))
     return tasks
 
 

@@ -24,7 +24,7 @@ class Units:
     def restore(self, standardized: Tensor) -> Tensor:
         """Standardized numbers -> numbers in the units of the log, of the same shape."""
         numbers = standardized * self.deviation + self.mean
-        return numbers.expm1() if self.log else numbers
+        return numbers.exp() - 1 if self.log else numbers  # ONNX has no expm1
 
 
 Labels = Tensor | Units

@@ -21,6 +21,7 @@ from pipeline.core.artifact import new_artifact
 from pipeline.core.columns import (
     ITEM,
     NULL,
+    PADDING,
     SCHEMA_FILE,
     SESSION,
     SESSIONS_DIRECTORY,
@@ -103,9 +104,10 @@ def import_sessions(
     settings = {"schema": schema_file.read_text("utf-8"), "length": length}
     every = [path for part in PARTS for path in files.get(part, ())]
     fingerprint = fingerprint_of(settings, [*every, *tables.values()], [])
-    facts: dict[str, Any] = {"engine": "parquet", "notes": notes}
+    facts: dict[str, Any] = {"engine": "parquet"}
     with new_artifact(out, "data", facts, fingerprint=fingerprint) as directory:
         facts |= write_sessions(directory, SessionTables(files, columns, session, fitted))
+        facts["notes"] = notes + facts["notes"]
     return facts
 
 
@@ -122,8 +124,10 @@ def write_sessions(directory: Path, tables: SessionTables) -> dict[str, Any]:
     }
     text = schema_of(tables.columns, fitted, length).to_proto_text()
     (directory / SCHEMA_FILE).write_text(text, encoding="utf-8")
+    nulls = f"{counter.null_items:,} items are null; they are kept as missing ones."
     return {
         "sessions": parts,
+        "notes": [nulls] if counter.null_items else [],
         "catalogue_items": len(fitted.item.values),
         "max_sequence_length": length,
         "left_out": {"sessions": counter.left_out},
@@ -252,22 +256,25 @@ def longest_list(files: Mapping[str, Sequence[Path]], item: ParquetColumn) -> in
 
 @dataclass
 class _Counter:
-    """Sessions that were read, and those in no part."""
+    """Sessions that were read, those in no part, and interactions whose item is null."""
 
     read: int = 0
     left_out: int = 0
+    null_items: int = 0
 
 
 def _write_part(
     directory: Path, part: str, tables: SessionTables, counter: _Counter
 ) -> dict[str, Any]:
     writer = SessionWriter(directory / SESSIONS_DIRECTORY / part)
+    item = tables.columns[0]
     num_sessions = num_interactions = 0
     for path in tables.files[part]:
         for batch in pq.ParquetFile(path).iter_batches(batch_size=65_536):
             table = pa.Table.from_batches([batch])
             sessions = _sessions(table, path, tables)
             counter.read += len(sessions)
+            counter.null_items += table[item.source].combine_chunks().flatten().null_count
             lengths = pc.list_value_length(sessions[ITEM]).to_numpy()
             kept = lengths > (1 if part == "train" else 0)
             counter.left_out += int((~kept).sum())
@@ -320,7 +327,8 @@ def _lengths(lists: pa.ListArray, path: Path, source: str) -> tuple[NDArray[Any]
         lists = lists.cast(pa.list_(lists.type.value_type))
     widths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy().astype(np.int64)
     offsets = np.concatenate([[0], np.cumsum(widths)])
-    present = pc.fill_null(lists.flatten(), 0).to_numpy() != 0
+    items = lists.flatten()
+    present = pc.fill_null(items, NULL).to_numpy() != PADDING
     rows = np.repeat(np.arange(len(widths)), widths)
     lengths = np.bincount(rows[present], minlength=len(widths))
     after = np.arange(len(present)) - offsets[:-1][rows] >= lengths[rows]

@@ -5,6 +5,9 @@ One line for each architecture of `pipeline/model/architectures` and loss of
 """
 
 import re
+from collections.abc import Collection
+
+from pipeline.core.expressions import Expression
 
 ARCHITECTURES: dict[str, tuple[str, ...]] = {
     "gpt2": ("clm",),
@@ -44,6 +47,10 @@ TARGET_METRIC_NAME = re.compile(
     rf"([A-Za-z]\w*)\.({'|'.join(name for names in TARGET_METRICS.values() for name in names)})"
 )
 """A metric of a target, such as purchase.auc."""
+NEXT_ITEM = "next_item"
+"""Name of the next item's score in `rank_by`."""
+RANKING_FUNCTIONS = {"log": [1], "exp": [1]}
+"""Functions of `rank_by`, with their numbers of arguments."""
 NEGATIVES = ("uniform", "log-uniform", "popularity", "in-batch")
 """Distributions of negatives."""
 
@@ -53,3 +60,14 @@ def ranking_cutoff(metric: str) -> int | None:
     name, _, cutoff = metric.partition("@")
     is_number = cutoff.isascii() and cutoff.isdigit() and not cutoff.startswith("0")
     return int(cutoff) if is_number and name in {*METRICS, *PLUGIN_METRICS} else None
+
+
+def ranking_expression(text: str, item_targets: Collection[str]) -> Expression:
+    """Read `rank_by`, of `next_item` and targets per item. ValueError for anything else."""
+    if not item_targets:
+        raise ValueError("no target has `per_item`, so that there is nothing to combine")
+    expression = Expression(text, RANKING_FUNCTIONS)
+    expression.check_names([NEXT_ITEM, *item_targets])
+    if not expression.names:
+        raise ValueError(f"`{text}` is one number for all items; name {NEXT_ITEM} or a target")
+    return expression

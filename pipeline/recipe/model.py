@@ -7,7 +7,7 @@ from pydantic import Field, ValidationError, model_validator
 from pipeline.core.columns import ITEM
 from pipeline.core.config import Config
 from pipeline.core.errors import closest
-from pipeline.recipe.choices import ARCHITECTURES
+from pipeline.recipe.choices import ARCHITECTURES, NEXT_ITEM, ranking_expression
 
 Value = str | int | bool
 """Raw value of a category."""
@@ -94,9 +94,13 @@ class Target(Config):
     """Loss of a regression target."""
     summary: Literal["last", "mean"] = "last"
     """Hidden state that predicts it: the last one of the session, or the mean of all."""
+    per_item: bool = False
+    """Predict it of the next interaction for each candidate item, so that `rank_by` can name it."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.per_item and self.summary != "last":
+            raise ValueError("`summary` is for a target of the session, not for `per_item`")
         if self.kind == "binary" and not self.positive:
             raise ValueError("a binary target needs `positive`, the values of the positive class")
         if self.kind == "regression" and self.positive:
@@ -219,6 +223,9 @@ class ModelConfig(Config):
     """Score with the item's input embeddings."""
     targets: tuple[Target, ...] = ()
     """Targets beside the next item."""
+    rank_by: str | None = None
+    """What lists are ranked by: an expression of `next_item`, its score, and of the targets with
+    `per_item`, such as `next_item + 0.5 * purchase`. By default `next_item`."""
     next_item: bool = True
     """Predict the next item; false for a model of `targets` alone."""
     members: tuple[Member, ...] = ()
@@ -282,6 +289,21 @@ class ModelConfig(Config):
             raise ValueError(
                 f"`{ITEM}` is the next item's; `next_item` says whether it is predicted"
             )
+        per_item = [target.feature for target in self.targets if target.per_item]
+        for name, is_set in (
+            ("next_item: false", not self.next_item),
+            ("members", bool(self.members)),
+            ("masking: rtd", self.masking == "rtd"),
+        ):
+            if per_item and is_set:
+                raise ValueError(f"`per_item` does not work with `{name}`; leave one of them out")
+        if NEXT_ITEM in per_item:
+            raise ValueError(f"`{NEXT_ITEM}` is the next item's score; rename the target's feature")
+        if self.rank_by is not None:
+            try:
+                ranking_expression(self.rank_by, per_item)
+            except ValueError as error:
+                raise ValueError(f"`rank_by`: {error}") from None
 
 
 def _check_encoder(encoder: ModelConfig | Tower, masking: str, d_model: int) -> None:

@@ -224,6 +224,11 @@ class TrainConfig(Config):
                 "`item_table: sharded` is for scores of the next item, and the model has "
                 "`next_item: false`. Leave it out."
             )
+        if self.item_table == "sharded" and any(target.per_item for target in model.targets):
+            raise ConfigError(
+                "`per_item` targets read the vectors of the whole item table. Leave out "
+                "`item_table: sharded`."
+            )
         if not model.next_item and "metric" not in self.model_fields_set:
             feature, kind = next(iter(kinds.items()))
             return self.model_copy(update={"metric": f"{feature}.{TARGET_METRICS[kind][0]}"})

@@ -14,10 +14,10 @@ from torch.utils.data import IterableDataset
 from pipeline.core.columns import FIRST_ITEM
 from pipeline.data.batch import SessionBatch
 from pipeline.data.loader import RaggedBatch, SessionLoader, to_device
-from pipeline.model.head import Head
+from pipeline.model.head import Head, Task
 from pipeline.model.masking import Stage
 from pipeline.model.model import Model
-from pipeline.model.tasks.next_item import NextItemPredictionTask
+from pipeline.model.tasks.targets import TargetTask
 from pipeline.training.distributed.processes import sum_of_tensor
 from pipeline.training.pools import Pool, Pools, StepShapes
 
@@ -185,25 +185,27 @@ def loss_scales(model: Model, batch: SessionBatch) -> Tensor:
     (tasks,) float64 in the order of `tasks_with_heads`.
     """
     scales = [
-        _next_item_scale(head, task, batch)
-        if isinstance(task, NextItemPredictionTask)
-        else task.has_target(head.body.crop(batch, Stage.PREDICT)).sum().double()
+        task.has_target(head.body.crop(batch, Stage.PREDICT)).sum().double()
+        if isinstance(task, TargetTask) and not task.per_item
+        else _next_item_scale(head, task, batch)
         for head, task in model.tasks_with_heads
     ]
     return torch.stack(scales)
 
 
-def _next_item_scale(head: Head, task: NextItemPredictionTask, batch: SessionBatch) -> Tensor:
-    """Weight of the next items of a batch, () float64.
+def _next_item_scale(head: Head, task: Task, batch: SessionBatch) -> Tensor:
+    """Weight of the next items of a batch, () float64; of a target per item those with a label.
 
     clm has them before the model runs. The other maskings draw a fixed share of the interactions
     inside the model, so all interactions count.
     """
     body = head.body
-    shares_pass = body.masking.encodes_once and len(head.all_tasks) > 1
+    shares_pass = body.masking.encodes_once and len(head.all_tasks) > 1 + len(head.item_tasks)
     batch = body.crop(batch, Stage.TRAIN_WHOLE if shares_pass else Stage.TRAIN)
     items = batch.features[body.inputs.item]  # (B, L)
     counts = (items >= FIRST_ITEM) & body.masking.may_be_targets(batch.lengths, items.size(1))
+    if isinstance(task, TargetTask):
+        return (counts & ~task.labels(batch).isnan()).sum().double()
     if task.weights is not None:
         batch = batch.to(head.item_table.device)
     weights = task.target_weights(batch, body.inputs.item)

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from pipeline import model as tr
-from pipeline.core.errors import DataError
+from pipeline.core.errors import ConfigError, DataError
 from pipeline.model.masking import Stage
 from pipeline.model.task_losses import task_losses
-from tests.model.test_tasks import batch, body
+from tests.model.test_tasks import SCHEMA, batch, body
 
 
 def three_tasks() -> list[tr.BinaryClassificationTask | tr.RegressionTask]:
@@ -43,6 +43,19 @@ def test_any_number_of_tasks_costs_one_pass_at_most(masking: str, passes: int) -
     calls.clear()
     model.answer(batch())
     assert len(calls) == 1, "a server needs one for all tasks"
+
+
+def test_plm_says_what_goes_with_a_target_of_each_interaction() -> None:
+    inputs = tr.TabularSequenceFeatures.from_schema(
+        SCHEMA, max_sequence_length=6, embedding_dim_default=8, masking="plm"
+    )
+    block = tr.TransformerBlock(tr.XLNetConfig.build(8, 2, 1, 7), masking=inputs.masking)
+    for task, advice in (
+        (tr.BinaryClassificationTask("clicked", summary_type=None), "goes with masking clm, mlm"),
+        (tr.RegressionTask("spent", summary_type="mean"), "Use summary 'last'"),
+    ):
+        with pytest.raises(ConfigError, match=advice):
+            tr.Head(tr.SequentialBlock(inputs, block), [task])
 
 
 @pytest.mark.parametrize("static", [False, True])
@@ -105,8 +118,8 @@ def test_the_answer_of_a_server_has_the_newest_interaction(masking: str) -> None
     model, sessions = one_model(masking), batch()
     answer = model.answer(sessions)
     predictions = model.predict(sessions)
-    assert answer.embeddings is not None
-    torch.testing.assert_close(answer.embeddings, model.session_embeddings(sessions))
+    assert answer.queries is not None
+    torch.testing.assert_close(answer.queries, model.session_embeddings(sessions))
     clicked = predictions["clicked/binary_classification_task"]
     newest = clicked[torch.arange(3), sessions.lengths - 1]
     torch.testing.assert_close(answer.targets["clicked/binary_classification_task"], newest)

@@ -233,6 +233,26 @@ def test_missing_numbers_are_the_mean(stock: Stock, tmp_path: Path) -> None:
     assert {values[0] for values in sessions["price"].to_pylist()} == {0.0}
 
 
+def test_null_items_are_missing_ones_and_no_padding(stock: Stock, tmp_path: Path) -> None:
+    def nulls(lists: pa.ChunkedArray) -> pa.Array:
+        sessions = [[item for item in items if item] for items in lists.to_pylist()]
+        ends = [len(items) for items in sessions]
+        widths = [len(items) for items in lists.to_pylist()]
+        sessions[0][-1] = sessions[1][0] = None  # type: ignore[call-overload]
+        return pa.array(
+            [[*s, *[0] * (w - e)] for s, e, w in zip(sessions, ends, widths, strict=True)]
+        )
+
+    before = pipeline.Data.from_parquet(stock.sessions, stock.schema, categories=stock.categories)
+    path = changed(stock, tmp_path, "item_id-list", nulls)
+    data = pipeline.Data.from_parquet(path, stock.schema, categories=stock.categories)
+    expected = pq.read_table(before.path / "sessions" / "train")["item_id"].to_pylist()
+    expected[0][-1] = expected[1][0] = 1
+    assert pq.read_table(data.path / "sessions" / "train")["item_id"].to_pylist() == expected
+    assert data.facts["notes"][-1] == "2 items are null; they are kept as missing ones."
+    assert not any("null" in note for note in before.facts["notes"])
+
+
 def test_a_value_has_one_index(stock: Stock, tmp_path: Path) -> None:
     for path in stock.categories.glob("unique.*.parquet"):
         table = pq.read_table(path).to_pandas()

@@ -50,6 +50,7 @@ def program() -> BatchRunner:
         "max_batch": 4,
         "width": WIDTH,
         "targets": [],
+        "item_targets": [],
     }
     return BatchRunner(encoder, ask)
 

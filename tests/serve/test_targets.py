@@ -12,14 +12,17 @@ import pytest
 from sklearn import metrics as sklearn
 from typer.testing import CliRunner
 
+import pipeline
 from pipeline.cli.main import app
 from pipeline.core.errors import ConfigError
+from pipeline.data.sessions import session_ids
 from pipeline.evaluation.predict import write_recommendations
 from pipeline.evaluation.recommender import Recommender
 from pipeline.evaluation.run import evaluate
 from pipeline.exporting.options import ExportOptions
 from pipeline.exporting.run import export
 from pipeline.in_process import open_run
+from pipeline.recipe.recipe import Recipe
 from pipeline.serve.client.async_client import AsyncClient
 from pipeline.serve.client.client import Client
 from pipeline.serve.run import running_server
@@ -64,8 +67,6 @@ def runs(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]
 
 def labels(shop: Shop) -> pd.DataFrame:
     """Raw columns of the interactions of the test sessions, in the order of `predict`."""
-    from pipeline.data.sessions import session_ids
-
     log = pd.read_csv(shop.clicks).sort_values("time", kind="stable")
     ids = session_ids(shop.data, "test")
     assert ids is not None
@@ -103,6 +104,36 @@ def test_metrics_are_those_of_scikit_learn_on_the_predictions(
     values = result.tasks["price"].results[name]
     assert values["rmse"] == pytest.approx(sklearn.root_mean_squared_error(*prices), rel=1e-4)
     assert values["mae"] == pytest.approx(sklearn.mean_absolute_error(*prices), rel=1e-4)
+
+
+def test_numbers_that_stand_for_missing_ones_are_counted(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    log = pd.DataFrame(
+        {
+            "session": np.repeat(np.arange(200), 4),
+            "item": random.integers(0, 20, 800),
+            "price": np.where(np.arange(800) % 8 == 7, np.nan, random.random(800)),
+        }
+    )
+    settings: dict[str, Any] = {
+        "session": "session",
+        "item": "item",
+        "timestamp": None,
+        "split": {"valid": 0.2},
+        "features": [{"name": "price", "kind": "continuous"}],
+    }
+    data = pipeline.Data.from_frame(log, Recipe.from_dict({"preprocess": settings}, "recipe"))
+    model = {"d_model": 8, "n_head": 1, "targets": [{"feature": "price", "kind": "regression"}]}
+    chosen = recipe(model, epochs=1)
+    train(data.path, chosen.model, chosen.train, tmp_path / "run")
+    result = evaluate(tmp_path / "run", data, part="valid", positions="last")
+    price = result.tasks["price"]
+    ids = session_ids(data.path, "valid")
+    assert ids is not None
+    # every other session ends with an interaction without a price
+    assert price.filled == sum(int(name) % 2 for name in ids) > 0
+    assert f"; {price.filled} are 0." in result.to_text()
+    assert "as missing numbers are" in result.to_text()
 
 
 def test_every_position_is_predicted_as_the_end_of_a_shorter_session(

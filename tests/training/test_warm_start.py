@@ -97,6 +97,25 @@ def test_warm_started_model_scores_like_the_run_on_the_same_data(data: Path, run
     )
 
 
+def test_targets_per_item_move_with_their_items(data: Path, tmp_path: Path) -> None:
+    target = {"feature": "kind", "kind": "binary", "positive": ["k0"], "per_item": True}
+    config = MODEL.from_dict(
+        {**MODEL.model_dump(), "targets": [target], "rank_by": "log(kind)"}, "test"
+    )
+    run = tmp_path / "run"
+    train(data, config, TRAIN.model_copy(update={"epochs": 6, "learning_rate": 0.03}), run)
+    expected = scores(load_model(run, Fitted.read(data)), data, [12, 15, 11])
+    turned = write_data(tmp_path / "log", [*reversed(range(10, 21))])
+    # another expression is no other model
+    by_chance = config.model_copy(update={"rank_by": "kind"})
+    moved = scores(warm_started(run, turned, by_chance), turned, [12, 15, 11])
+    assert expected == pytest.approx(
+        {item: np.log(moved[item]) for item in expected}, rel=1e-5, abs=1e-6
+    )
+    others = [chance for item, chance in moved.items() if item != 20]
+    assert min(others) < moved[20] < max(others)
+
+
 def test_scores_do_not_depend_on_the_order_of_the_catalogue(
     data: Path, run: Path, tmp_path: Path
 ) -> None:

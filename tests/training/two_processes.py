@@ -26,14 +26,19 @@ FEATURES = [
     {"name": "device", "kind": "categorical", "of": "session"},
     {"name": "price", "kind": "continuous"},
     {"name": "action", "kind": "categorical"},
+    {"name": "sold", "column": "action", "kind": "categorical"},
 ]
 TARGETS = [
     {"feature": "device", "kind": "binary", "positive": ["phone"], "weight": 2.0},
     {"feature": "price", "kind": "regression"},
     {"feature": "action", "kind": "binary", "positive": ["cart"], "weight": 0.5},
+    {"feature": "sold", "kind": "binary", "positive": ["cart"], "per_item": True},
 ]
-TARGET_MODEL = ModelConfig.from_dict({**MODEL.model_dump(), "targets": TARGETS}, "test")
-"""A next item, and targets of sessions and of interactions."""
+RANK_BY = "next_item + log(sold)"
+TARGET_MODEL = ModelConfig.from_dict(
+    {**MODEL.model_dump(), "targets": TARGETS, "rank_by": RANK_BY}, "test"
+)
+"""A next item, and targets of sessions, of interactions and of items, by which lists are ranked."""
 
 
 class Stop(TrainerCallback):

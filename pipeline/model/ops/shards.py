@@ -1,9 +1,10 @@
 """Rows of one embedding table spread over processes, and the collectives that exchange them.
 
 The collectives are torch's. torch.distributed.tensor (DTensor) also has a sharded embedding and a
-`loss_parallel`, but for a batch that all processes share: every process would look up the
-interactions of all, and autograd would keep scores of (T, V / N), without label smoothing. Here
-each process has its own batch, and the number of targets differs between processes.
+`loss_parallel`, but several tensors of scores (T, V / N) are in memory at once, label smoothing
+fails, and all processes must have as many targets. Here each process has its own batch, and the
+number of targets differs. TorchRec's tables are looked up and have no loss over the catalogue.
+docs/training.md has the comparison.
 
 A method marked "Collective" is a step that all processes take in the same order.
 

@@ -92,6 +92,8 @@ class NextItemPredictionTask(nn.Module):
         self.sampler: NegativeSampler | None = None
         self.projection: nn.Module = nn.Identity()
         self.output_table: nn.Parameter | None = None
+        self.width = 0
+        """E, set by `build`."""
 
     def build(self, d_hidden: int, num_rows: int, d_item: int) -> None:
         """Make the layers: a projection to the item's width or an output table, and the sampler.
@@ -106,6 +108,7 @@ class NextItemPredictionTask(nn.Module):
             self.output_table = nn.Parameter(torch.randn(num_rows, d_hidden) * d_hidden**-0.5)
         elif d_hidden != d_item:
             self.projection = nn.Linear(d_hidden, d_item, bias=False)
+        self.width = d_item if self.weight_tying else d_hidden
         if self.sampled:
             self.sampler = self._make_sampler(num_rows - FIRST_ITEM)
 

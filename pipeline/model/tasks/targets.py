@@ -16,6 +16,7 @@ from pipeline.model.leakage import task_block_output_size
 from pipeline.model.masking import Masking
 from pipeline.model.ops.slots import Slots
 from pipeline.model.target_labels import Units
+from pipeline.model.tasks.item_output import ItemOutput
 
 Summary = Literal["last", "mean", "first"] | None
 
@@ -40,7 +41,8 @@ class ColumnValues(nn.Module):
                 f"{', '.join(batch.features)}."
             )
         values = batch.features[self.column]
-        return values.float() if self.table is None else self.table[values]
+        # a batch may be counted on the CPU, before it is moved
+        return values.float() if self.table is None else self.table.to(values.device)[values]
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -88,6 +90,9 @@ class TargetTask(nn.Module):
     `summary_type` is "last" (the hidden state that predicts the next item), "mean" (over the
     interactions), "first" (of the oldest interaction; only for models that attend to both sides) or
     None for one target per interaction. `task_block` is a block between hidden states and output.
+
+    `per_item` predicts a column of the next interaction for each item that it may be with, from the
+    hidden state that predicts the next item, so that lists can be ranked by it.
     """
 
     kind: str
@@ -100,6 +105,7 @@ class TargetTask(nn.Module):
         task_name: str | None = None,
         task_block: nn.Module | None = None,
         summary_type: Summary = "last",
+        per_item: bool = False,
     ) -> None:
         super().__init__()
         if summary_type not in ("last", "mean", "first", None):
@@ -107,24 +113,31 @@ class TargetTask(nn.Module):
                 f"summary_type is {summary_type!r}, expected 'last', 'mean', 'first', or None for "
                 "one target an interaction."
             )
+        if per_item and summary_type != "last":
+            raise ConfigError("per_item reads the last hidden state; leave summary_type out.")
         self.target = ColumnValues(target_name) if isinstance(target_name, str) else target_name
         self.task_name = task_name or f"{self.target.column}/{self.kind}"
         self.task_block = task_block
         self.summary_type = summary_type
-        self.output: nn.Linear | None = None
+        self.per_item = per_item
+        self.output: nn.Linear | ItemOutput | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Columns that the loss reads beside the features."""
         return (self.target.column,)
 
-    def build(self, d_hidden: int) -> None:
-        """Make the output layer for hidden states of this width. ConfigError if it is made."""
+    def build(self, d_hidden: int, num_rows: int = 0, d_item: int = 0) -> None:
+        """Make the output layer for hidden states of this width. ConfigError if it is made.
+
+        `num_rows` and `d_item` are V and E of the items that a `per_item` target is of.
+        """
         if self.output is not None:
             raise ConfigError("A task stands in two heads; make one for each.")
         if self.task_block is not None:
             d_hidden = task_block_output_size(self.task_block, d_hidden)
-        self.output = nn.Linear(d_hidden, 1)
+        per_item = self.per_item
+        self.output = ItemOutput(d_hidden, num_rows, d_item) if per_item else nn.Linear(d_hidden, 1)
 
     def loss(self, hidden: Tensor, query: Tensor, batch: SessionBatch) -> Tensor:
         """(B, L, D), (B,) -> (): mean over sessions that are not empty, or over interactions."""
@@ -142,7 +155,7 @@ class TargetTask(nn.Module):
     @property
     def of_session(self) -> bool:
         """Whether there is one target a session, and not one an interaction."""
-        return self.summary_type is not None
+        return self.summary_type is not None and not self.per_item
 
     def labels(self, batch: SessionBatch) -> Tensor:
         """(B,) or (B, L) targets as the loss reads them; NaN where there is none.
@@ -155,9 +168,10 @@ class TargetTask(nn.Module):
                 f"{self.target.column!r} has one value an interaction; set summary_type=None."
             )
         if not self.of_session and targets.dim() != 2:
+            setting = "per_item" if self.per_item else "summary_type None"
             raise ConfigError(
-                f"{self.target.column!r} has one value a session, and summary_type None wants "
-                "one an interaction."
+                f"{self.target.column!r} has one value a session, and {setting} wants one an "
+                "interaction."
             )
         return targets
 
@@ -176,18 +190,25 @@ class TargetTask(nn.Module):
         """Predictions or targets of the loss -> those that users read, of the same shape."""
         return values
 
+    def predictions(self, outputs: Tensor) -> Tensor:
+        """Outputs of the last layer -> what users read, of the same shape."""
+        return self.in_units(outputs)
+
     def outputs(self, hidden: Tensor, query: Tensor, batch: SessionBatch) -> Tensor:
         """(B, L, D), (B,) -> (B,) or (B, L) outputs of the last layer."""
         if self.output is None:
             raise ConfigError("A task predicts as part of a Head.")
         summary = self._summarize(hidden, query, batch)  # (B, D) or (B, L, D)
-        rows = summary.flatten(0, -2)
-        numbers: Tensor = self.output(rows if self.task_block is None else self.task_block(rows))
+        numbers: Tensor = self.output(self.through_block(summary.flatten(0, -2)))
         return numbers.squeeze(-1).unflatten(0, summary.shape[:-1])
 
     def predict(self, hidden: Tensor, query: Tensor, batch: SessionBatch) -> Tensor:
         """(B, L, D), (B,) -> (B,) or (B, L) predictions."""
-        return self.in_units(self.outputs(hidden, query, batch))
+        return self.predictions(self.outputs(hidden, query, batch))
+
+    def through_block(self, hidden: Tensor) -> Tensor:
+        """(T, D) -> (T, width of the task block)."""
+        return hidden if self.task_block is None else self.task_block(hidden)
 
     def objective(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """(N,), (N,) -> (N,)."""
@@ -224,9 +245,9 @@ class BinaryClassificationTask(TargetTask):
                 "or 1. Use RegressionTask for numbers."
             )
 
-    def predict(self, hidden: Tensor, query: Tensor, batch: SessionBatch) -> Tensor:
-        """(B, L, D), (B,) -> (B,) or (B, L) probabilities."""
-        return self.outputs(hidden, query, batch).sigmoid()
+    def predictions(self, outputs: Tensor) -> Tensor:
+        """Logits -> probabilities, of the same shape."""
+        return outputs.sigmoid()
 
     def objective(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """(N,) logits, (N,) -> (N,): binary cross-entropy."""
@@ -250,9 +271,14 @@ class RegressionTask(TargetTask):
         task_name: str | None = None,
         task_block: nn.Module | None = None,
         summary_type: Summary = "last",
+        per_item: bool = False,
     ) -> None:
         super().__init__(
-            target_name, task_name=task_name, task_block=task_block, summary_type=summary_type
+            target_name,
+            task_name=task_name,
+            task_block=task_block,
+            summary_type=summary_type,
+            per_item=per_item,
         )
         if loss not in _LOSSES:
             raise ConfigError(f"loss is {loss!r}, expected mse, l1 or huber.")
@@ -277,13 +303,20 @@ _LOSSES: dict[str, Callable[..., Tensor]] = {
 
 def check_summary_fits(task: TargetTask, masking: Masking) -> None:
     """ConfigError if the summary holds no information under the masking."""
+    if task.per_item and masking.name == "rtd":
+        raise ConfigError(
+            f"{task.task_name}: rtd learns the next item from replaced interactions, so a per_item "
+            "target is for clm, mlm and plm."
+        )
     if task.summary_type == "first" and masking.causal:
         raise ConfigError(
             f"{task.task_name}: summary_type 'first' sees one interaction alone, since the model "
             "looks back. Use 'last' or 'mean'."
         )
     if task.summary_type != "last" and masking.name == "plm":
+        advice = "Use summary 'last'."
+        if not task.of_session:
+            advice = "A target of each interaction goes with masking clm, mlm or rtd."
         raise ConfigError(
-            f"{task.task_name}: plm has a hidden state for what is predicted alone. Use "
-            "summary_type 'last'."
+            f"{task.task_name}: plm has a hidden state for what is predicted alone. {advice}"
         )

@@ -100,7 +100,8 @@ def preprocess_workflow(
         files = _run(user, frames, parts, scratch / "sessions")
         output = output_columns(user, recipe.session)
         facts |= _write(directory, recipe, user, output, files)
-        facts["notes"] = output.notes + notes_on(output.columns, dict.fromkeys(output.lineages))
+        notes = output.notes + notes_on(output.columns, dict.fromkeys(output.lineages))
+        facts["notes"] = notes + facts["notes"]
         facts["rows"] = {name: each.report.facts(each.rows) for name, each in logs_read.items()}
         facts["left_out"] = _left_out(recipe, log)
         if recipe.timestamp is not None:

@@ -1,6 +1,6 @@
 """Recommendations that a server or a model in this process returns."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,21 +28,27 @@ class Answer(NamedTuple):
     num_known: NDArray[Any]
     """(B, 1) int32, interactions of each session whose item is in the catalogue."""
     embeddings: NDArray[Any] | None = None
-    """(B, E) if requested: inner products with `item_embeddings` of the model are the scores."""
+    """(B, E) if requested: inner products with `item_embeddings` of the model are the scores of
+    the next item."""
     targets: Mapping[str, NDArray[Any]] = MappingProxyType({})
     """(B,) by name if requested: probabilities, or numbers in the units of the log."""
+    item_targets: Mapping[str, NDArray[Any]] = MappingProxyType({})
+    """(B, K) by name if requested: the same for each item of the list."""
 
     @classmethod
-    def from_outputs(cls, read: Callable[[str], Any], targets: Collection[str] = ()) -> "Answer":
-        """Decode the tensors of a response, which `read` returns by name; text is UTF-8."""
+    def from_outputs(
+        cls, read: Callable[[str], Any], outputs: list[str], served: ServedModel
+    ) -> "Answer":
+        """Decode the `outputs` of a response, which `read` returns by name; text is UTF-8."""
         items, scores, num_known = read("item_ids"), read("scores"), read(NUM_KNOWN)
         if items is None:
             items = scores = np.empty((len(num_known), 0), np.float32)
         if items.dtype == np.object_:
             texts = [v.decode("utf-8", "replace") for v in items.reshape(-1)]
             items = np.array(texts, object).reshape(items.shape)
-        values = {name: read(name).reshape(-1) for name in targets}
-        return cls(items, scores, num_known, read("embedding"), values)
+        targets = {n: read(n).reshape(-1) for n in served.targets if n in outputs}
+        of_items = {n: read(n).reshape(items.shape) for n in served.item_targets if n in outputs}
+        return cls(items, scores, num_known, read("embedding"), targets, of_items)
 
     def records(self, sessions: Iterable[Any]) -> Iterator[dict[str, Any]]:
         """Yield the id, the list and the targets of each session as JSON takes them.
@@ -50,30 +56,31 @@ class Answer(NamedTuple):
         `sessions` are B ids, None for a session without one. What was not requested is left out.
         """
         counts = self.num_known.reshape(-1).tolist()
-        rows = zip(sessions, self.items, self.scores, counts, strict=True)
-        for row, (session, items, scores, num_known) in enumerate(rows):
-            pairs = zip(items.tolist(), scores.tolist(), strict=True)
+        columns = {ITEM: self.items, SCORE: self.scores, **self.item_targets}
+        for row, (session, num_known) in enumerate(zip(sessions, counts, strict=True)):
+            values = [column[row].tolist() for column in columns.values()]
+            entries = [
+                dict(zip(columns, entry, strict=True)) for entry in zip(*values, strict=True)
+            ]
             targets = {name: float(values[row]) for name, values in self.targets.items()}
             yield {
                 SESSION: session,
                 NUM_KNOWN: num_known,
                 **({TARGETS: targets} if targets else {}),
-                "recommendations": [
-                    {ITEM: item, SCORE: score} for item, score in pairs if score != float("-inf")
-                ],
+                "recommendations": [e for e in entries if e[SCORE] != float("-inf")],
             }
 
 
 def records_to_frame(records: Iterable[dict[str, Any]]) -> "pd.DataFrame":
-    """Return one row a recommended item: session_id, rank from 1, item_id, score."""
+    """Return one row a recommended item: session_id, rank from 1, item_id, score, its targets."""
     import pandas as pd
 
     rows = [
-        (record[SESSION], rank, entry[ITEM], entry[SCORE])
+        {SESSION: record[SESSION], RANK: rank, **entry}
         for record in records
         for rank, entry in enumerate(record["recommendations"], 1)
     ]
-    return pd.DataFrame(rows, columns=[SESSION, RANK, ITEM, SCORE])
+    return pd.DataFrame(rows, columns=None if rows else [SESSION, RANK, ITEM, SCORE])
 
 
 def target_frame(records: Iterable[dict[str, Any]]) -> "pd.DataFrame":
@@ -90,7 +97,14 @@ def outputs_of(served: ServedModel, *, lists: bool, embeddings: bool, targets: b
             "The model does not predict the next item, so it recommends nothing. Ask for its "
             f"targets, {', '.join(served.targets)}: --targets, or `predict` in Python."
         )
-    if targets and not served.targets:
-        raise ConfigError("The model predicts the next item alone: it has no targets.")
+    of_items = served.item_targets if lists else []
+    if targets and not (served.targets or of_items):
+        raise ConfigError(
+            "The model predicts the next item alone: it has no targets."
+            if not served.item_targets
+            else f"The targets, {', '.join(served.item_targets)}, are of the items of a list. Ask "
+            "for lists with them: --targets, or `recommend(..., targets=True)` in Python."
+        )
     names = [*OUTPUTS] if lists else [NUM_KNOWN]
-    return [*names, *(["embedding"] if embeddings else []), *(served.targets if targets else [])]
+    names += ["embedding"] if embeddings else []
+    return names + ([*served.targets, *of_items] if targets else [])

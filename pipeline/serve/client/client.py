@@ -161,7 +161,7 @@ class Client(Connection, SyncClient):
         served = self.served
         outputs = outputs_of(served, lists=lists, embeddings=embeddings, targets=targets)
         result = self.send(self.prepare(tensors, outputs))
-        return Answer.from_outputs(result.as_numpy, served.targets if targets else ())
+        return Answer.from_outputs(result.as_numpy, outputs, served)
 
     def send(self, request: dict[str, Any]) -> Any:
         """Send what `prepare` made; return tritonclient's result."""

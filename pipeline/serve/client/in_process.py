@@ -61,7 +61,7 @@ class InProcessClient(SyncClient):
             raise ConfigError(f"A value is not text in UTF-8: {error}.") from None
         results = self._runner([request])
         response = response_tensors(request, results, self._reader.encoder, outputs)
-        return Answer.from_outputs(response.get, served.targets if targets else ())
+        return Answer.from_outputs(response.get, outputs, served)
 
 
 def _as_sent(array: NDArray[Any]) -> NDArray[Any]:

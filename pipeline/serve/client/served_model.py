@@ -26,6 +26,8 @@ class ServedModel:
     """Whether it recommends; otherwise it has `targets` alone."""
     targets: list[str]
     """Names of the predictions beside the next item."""
+    item_targets: list[str]
+    """Names of the predictions for each item of a list."""
     max_batch: int
     """Maximum number of sessions of a request."""
     version: int

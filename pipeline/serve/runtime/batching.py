@@ -15,8 +15,8 @@ from .request_encoder import Encoder
 from .rows import Rows, merge
 
 RunModel = Callable[[NDArray[Any]], NDArray[Any]]
-"""Model: a tensor of `BatchRunner.pack` -> (S, 2 * K + E + N) int32: item indices, then the bits of
-scores, embeddings and N targets."""
+"""Model: a tensor of `BatchRunner.pack` -> (S, (2 + M) * K + E + N) int32: item indices, then the
+bits of scores, M targets of each item, embeddings and N targets."""
 
 
 class Recommendations(NamedTuple):
@@ -27,9 +27,12 @@ class Recommendations(NamedTuple):
     items: NDArray[Any]
     """(S, K) item indices."""
     embeddings: NDArray[Any]
-    """(S, E) vectors of the sessions; inner products with those of items are the scores."""
+    """(S, E) vectors of the sessions; inner products with those of items are the scores of the next
+    item."""
     targets: NDArray[Any]
     """(S, N) predictions of the targets beside the next item."""
+    item_targets: NDArray[Any]
+    """(S, K, M) predictions of the targets per item."""
 
 
 class BatchRunner:
@@ -43,6 +46,7 @@ class BatchRunner:
         self.max_batch: int = encoder.spec["max_batch"]
         self.width: int = encoder.spec["width"]
         self.targets: list[str] = encoder.spec["targets"]
+        self.item_targets: list[str] = encoder.spec["item_targets"]
 
     def __call__(self, requests: list[Request]) -> Recommendations:
         """Return the lists of all sessions, as long as the longest requested list."""
@@ -57,10 +61,15 @@ class BatchRunner:
             parts.append(self.run_model(self.pack(encoded, rows, excluded, candidates, k)))
         output = _concatenate(parts)
         end = output.shape[1] - len(self.targets)
-        k = (end - self.width) // 2
+        count = len(self.item_targets)
+        k = (end - self.width) // (2 + count)
         numbers = output.view(np.float32)
         return Recommendations(
-            numbers[:, k : 2 * k], output[:, :k], numbers[:, 2 * k : end], numbers[:, end:]
+            numbers[:, k : 2 * k],
+            output[:, :k],
+            numbers[:, end - self.width : end],
+            numbers[:, end:],
+            numbers[:, 2 * k : end - self.width].reshape(num_sessions, count, k).swapaxes(1, 2),
         )
 
     def pack(
@@ -135,8 +144,8 @@ def response_tensors(
     """Return those of the tensors that `outputs` names.
 
     They are (B, k) `item_ids` and `scores`, (B, E) `embedding`, (B, 1) `num_known`, `session_ids`
-    and each target, of a flat request in one row: (1, S * k), (1, S * E), (1, S). A short list ends
-    in missing ids, whose scores are minus infinity.
+    and each target, and (B, k) each target per item; of a flat request in one row: (1, S * k),
+    (1, S * E), (1, S). A short list ends in missing ids, whose scores are minus infinity.
     """
     scores = recommendations.scores[:, : request.k]
     rows = 1 if request.flat else len(scores)
@@ -153,10 +162,11 @@ def response_tensors(
         tensors["embedding"] = np.ascontiguousarray(recommendations.embeddings).reshape(rows, -1)
     if "num_known" in outputs:
         tensors["num_known"] = request.num_known.reshape(rows, -1)
-    for column, name in enumerate(encoder.spec["targets"]):
+    of_items = recommendations.item_targets[:, : request.k].transpose(2, 0, 1)  # (M, S, k)
+    names = (*encoder.spec["targets"], *encoder.spec["item_targets"])
+    for name, values in zip(names, (*recommendations.targets.T, *of_items), strict=True):
         if name in outputs:
-            values = np.ascontiguousarray(recommendations.targets[:, column])
-            tensors[name] = values.reshape(rows, -1)
+            tensors[name] = np.ascontiguousarray(values).reshape(rows, -1)
     if "session_ids" in outputs:
         tensors["session_ids"] = np.ascontiguousarray(request.session_ids)
     return tensors

@@ -176,6 +176,8 @@ def check_shardable(model: Model, processes: Processes) -> None:
         reason = "rtd scores all items in each process; choose clm, mlm or plm"
     elif any(task.output_table is not None for _, task in tasks):
         reason = "the model has another table for its scores; set `weight_tying: true`"
+    elif model.item_tasks:
+        reason = "targets per item read the vectors of all items; leave `per_item` out"
     elif any(task.item_dropout.p for _, task in tasks):
         reason = "`item_dropout` is drawn for all items at once; set it to 0"
     elif any(type(task.objective) is not LabelSmoothCrossEntropyLoss for _, task in tasks):

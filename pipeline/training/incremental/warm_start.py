@@ -27,15 +27,18 @@ from pipeline.data.sessions import read_sessions
 from pipeline.model.build import MODEL_FILE
 from pipeline.model.model import Model
 from pipeline.model.run import PROGRAM, Run
+from pipeline.model.tasks.item_output import ItemOutput
 from pipeline.model.tasks.next_item import NextItemPredictionTask
+from pipeline.model.tasks.targets import TargetTask
 from pipeline.recipe.model import ModelConfig
 
 _TRAINING_SETTINGS = (
     *("dropout", "feature_dropout", "swap_noise", "shared_embedding_noise"),
     *("embedding_deviation", "mlm_probability", "plm_probability", "max_span_length"),
     *("generator_loss_weight", "discriminator_loss_weight", "train_on_last_item_seq_only"),
+    "rank_by",
 )
-"""Settings of the model that only training reads: the same weights give the same scores."""
+"""Settings of the model that only training reads, or lists alone: the weights fit any of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,6 +243,8 @@ def _tables(model: Model, config: ModelConfig) -> dict[str, _Table]:
             owners[id(inputs.pretrained_table(name).weight)] = (name, True)
         if isinstance(task, NextItemPredictionTask) and task.output_table is not None:
             owners[id(task.output_table)] = (inputs.item, False)
+        elif isinstance(task, TargetTask) and isinstance(task.output, ItemOutput):
+            owners[id(task.output.item_bias)] = (inputs.item, False)
     return {
         name: _Table(*owners[id(weight)], is_trained=weight.requires_grad)
         for name, weight in model.named_parameters(remove_duplicate=False)

@@ -100,10 +100,11 @@ def _recommend(
         excluded = recommender.items(batch, rows, stops)
     best = model.top_k(window, min(k, len(catalogue)), excluded=excluded)
     ranked = rank_in_catalogue(
-        model.session_embeddings(window),
-        model.item_embeddings(),
+        model.session_queries(window),
+        model.items(),
         targets.to(device) - FIRST_ITEM,
         seen=seen,
+        score=model.score,
     )
     return to_raw_ids(best, catalogue), ranked.ranks.tolist()
 

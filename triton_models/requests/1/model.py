@@ -49,6 +49,7 @@ class TritonPythonModel:
         encoder = self.encoder
         lists = ("item_ids", "scores") if encoder.spec["ranks_items"] else ()
         columns = len(lists) + self.runner.width + len(self.runner.targets)
+        columns += len(self.runner.item_targets)
         output = np.full((1, columns), FIRST_ITEM, np.int32)
         runner = BatchRunner(encoder, lambda _: output)
         for ids in (encoder.items[:1], encoder.items[:1].repeat(5)):

@@ -1,0 +1,44 @@
+"""Table and arguments of `python -m benchmarks sharding`."""
+
+import pytest
+from typer.testing import CliRunner
+
+from benchmarks import sharding as sharding_module
+from benchmarks.__main__ import app
+from benchmarks.sharding import Plan, measure_sharding, sharding_text
+from pipeline.core.errors import ConfigError
+
+MACHINE = {"processor": "P", "cores": 2, "load": 0.1, "system": "Linux", "python": "3.11"}
+
+
+def test_forms_that_cannot_run_are_listed_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = {"exact, own": 5.0, "exact, whole": 5.0, "sampled, own": 4.0, "sampled, whole": 4.1}
+    monkeypatch.setattr(sharding_module, "HAS_TORCHREC", False)
+    monkeypatch.setattr(sharding_module, "_available_bytes", lambda: 2**30)
+    monkeypatch.setattr(
+        sharding_module,
+        "_turn",
+        lambda form, _plan, _items: [
+            {
+                "step_seconds": 0.5 if "own" in form else 1.0,
+                "processor_seconds": 0.25 * (rank + 1) if "own" in form else 0.75,
+                "peak_bytes": 2**20 * (rank + 1),
+                "losses": [losses[form]],
+            }
+            for rank in range(2)
+        ],
+    )
+    result = measure_sharding(Plan(items=(1_000_000,), targets=1_024, turns=2))
+    lines = sharding_text({"machine": MACHINE} | result).splitlines()
+    assert "exact, own 2 1.00 0.5 1.00 2" in [" ".join(line.split()) for line in lines]
+    assert "exact, whole 1 0.50 0.75 1.50 2" in [" ".join(line.split()) for line in lines]
+    assert "scores of 1,024 targets take 15 GiB, 1 GiB are free" in " ".join(lines)
+    assert "left out: torchrec is not installed" in " ".join(lines)
+    assert "exact: first losses agree, largest difference 0e+00" in lines
+    assert "sampled: first losses DIFFER, largest difference 2e-02" in lines
+
+
+def test_odd_number_of_targets_is_refused() -> None:
+    shown = CliRunner().invoke(app, ["sharding", "--targets", "63"])
+    assert isinstance(shown.exception, ConfigError)
+    assert "--targets is 63" in str(shown.exception)
