@@ -100,6 +100,21 @@ class TargetEncoding:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OperatorSteps:
+    """How the operators of a user's workflow make a feature, in a form that needs no NVTabular."""
+
+    type: Literal["int64", "float64", "string"]
+    """Type of the values that a request has."""
+    steps: tuple[dict[str, Any], ...] = ()
+    """Formulas with their constants, see `pipeline/serve/runtime/operator_steps.py`."""
+    tables: dict[int, pa.Table] = field(default_factory=dict)
+    """Keys and values of the steps that look a value up, by the number of the step. The first rows
+    are those of a missing and of an unknown key."""
+    obstacle: str | None = None
+    """Operator without such a form, for which there are no steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Fitted:
     """Recipe of a data directory, and the vocabularies and statistics that it was fitted with."""
 
@@ -115,6 +130,8 @@ class Fitted:
     """Encodings by feature with `mean_of`."""
     expressions: dict[str, Statistic] = field(default_factory=dict)
     """Statistics that expressions read, by the JSON of the call."""
+    operator_steps: dict[str, OperatorSteps] = field(default_factory=dict)
+    """Steps by feature, and of the item, of a user's workflow; none of a recipe's features."""
     learned_until: int | None = None
     """Microseconds of the newest fitted interaction; None without a timestamp."""
     items: pa.Table | None = None
@@ -159,6 +176,7 @@ class Fitted:
             vocabularies={n: v for n, v in self.vocabularies.items() if n not in names},
             standardizations={n: v for n, v in self.standardizations.items() if n not in names},
             target_encodings={n: v for n, v in self.target_encodings.items() if n not in names},
+            operator_steps={n: v for n, v in self.operator_steps.items() if n not in names},
             items=items,
         )
 
@@ -177,6 +195,8 @@ class Fitted:
         }
         if self.expressions:
             state["expressions"] = _write_statistics(target, self.expressions)
+        if self.operator_steps:
+            state["operator_steps"] = _write_steps(target, self.operator_steps)
         write_json(target / FITTED_FILE, state)
         for name, vocabulary in self.vocabularies.items():
             table = pa.table({name: vocabulary.values})
@@ -230,6 +250,9 @@ class Fitted:
                     for feature in recipe.target_encoded_features
                 },
                 expressions=_read_statistics(directory, state.get("expressions", {})),
+                operator_steps=_read_steps(
+                    directory / FITTED_DIRECTORY, state.get("operator_steps", {}), names
+                ),
                 learned_until=state.get("learned_until"),  # missing in early versions
                 items=pq.read_table(items) if items.exists() else None,
             )
@@ -302,6 +325,43 @@ def _read_target(directory: Path, feature: TargetEncodedFeature, kind: ValueType
         sums=sums,
         smoothing=feature.smoothing,
     )
+
+
+def _write_steps(folder: Path, steps: dict[str, OperatorSteps]) -> dict[str, Any]:
+    """Write the tables of the steps; return the steps as JSON."""
+    for name, of_feature in steps.items():
+        for number, table in of_feature.tables.items():
+            path = _step_path(folder, name, number)
+            path.parent.mkdir(exist_ok=True)
+            pq.write_table(table, path)
+    return {
+        name: {"type": each.type, "steps": list(each.steps), "obstacle": each.obstacle}
+        for name, each in steps.items()
+    }
+
+
+def _read_steps(
+    folder: Path, state: dict[str, Any], names: Collection[str]
+) -> dict[str, OperatorSteps]:
+    steps = {}
+    for name, each in state.items():
+        if name not in names:  # names become paths
+            raise ArtifactError(f"{folder} has operators of no feature: {name!r}.")
+        steps[name] = OperatorSteps(
+            type=each["type"],
+            steps=tuple(each["steps"]),
+            tables={
+                number: pq.read_table(_step_path(folder, name, number))
+                for number, step in enumerate(each["steps"])
+                if step["op"] == "lookup"
+            },
+            obstacle=each["obstacle"],
+        )
+    return steps
+
+
+def _step_path(folder: Path, name: str, number: int) -> Path:
+    return folder / "operators" / f"{name}.{number}.parquet"
 
 
 def _arrow_type(kind: ValueType) -> pa.DataType:

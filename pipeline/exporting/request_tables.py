@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.core.artifact import write_json
 from pipeline.core.columns import ELAPSED, ITEM, NULL, OUT_OF_VOCABULARY, PADDING, bucket_of
-from pipeline.data.fitted import Fitted, TargetEncoding, Vocabulary
+from pipeline.data.fitted import Fitted, TargetEncoding, ValueType, Vocabulary
 from pipeline.data.values import UNKNOWN_INTEGER
 from pipeline.recipe.durations import duration_microseconds
 from pipeline.recipe.features import (
@@ -32,6 +32,7 @@ def encoder_spec(fitted: Fitted, default_k: int, max_k: int) -> dict[str, Any]:
     columns: list[dict[str, Any]] = [
         {"name": ITEM, "kind": "categorical", "scope": "interaction", "type": fitted.item.type}
     ]
+    columns[0] |= _operators(fitted, ITEM, recipe.item, "interaction")
     columns += [_column_spec(fitted, feature) for feature in recipe.read_features]
     timestamp: dict[str, Any] | None = None
     if recipe.timestamp is not None:
@@ -92,7 +93,7 @@ def _column_spec(fitted: Fitted, feature: Feature) -> dict[str, Any]:
     if isinstance(feature, HashedFeature) and feature.hash_buckets:
         column["hash_buckets"] = feature.hash_buckets
     column["of_item"] = _has_item_values(fitted, feature)
-    return column
+    return column | _operators(fitted, feature.name, feature.source, column["scope"])
 
 
 def _expression_spec(fitted: Fitted, feature: ExpressionFeature) -> dict[str, Any]:
@@ -116,6 +117,21 @@ def _expression_spec(fitted: Fitted, feature: ExpressionFeature) -> dict[str, An
     return spec
 
 
+def _operators(fitted: Fitted, name: str, source: str, scope: str) -> dict[str, Any]:
+    """Steps of a feature of a user's workflow, and the column of the request that it reads."""
+    operators = fitted.operator_steps.get(name)
+    if operators is None:
+        return {}
+    spec: dict[str, Any] = {"type": operators.type, "steps": list(operators.steps)}
+    item = fitted.operator_steps.get(ITEM)
+    is_item = source == fitted.recipe.item and item is not None and item.type == operators.type
+    if is_item and scope == "interaction" and name != ITEM:
+        spec["reads"] = ITEM  # a request need not send the same values twice
+    if fitted.vocabularies.get(name) is not None:
+        spec["values"] = fitted.vocabularies[name].type
+    return spec
+
+
 def write_encoder(directory: Path, fitted: Fitted, spec: dict[str, Any]) -> None:
     """Write `encoder.json` and a table for each categorical column."""
     write_json(directory / "encoder.json", spec)
@@ -124,6 +140,9 @@ def write_encoder(directory: Path, fitted: Fitted, spec: dict[str, Any]) -> None
     for name, encoding in fitted.target_encodings.items():
         write_values(directory, name, encoding)
         np.save(directory / f"{name}.means.npy", encoding.means()[:-1], allow_pickle=False)
+    for name, operators in fitted.operator_steps.items():
+        for number, table in operators.tables.items():
+            _write_lookup(directory, f"{name}.{number}", table)
     if spec["further_items"]:
         further = Vocabulary(type=fitted.item.type, values=further_items(fitted))
         write_values(directory, FURTHER_ITEMS, further)
@@ -158,6 +177,20 @@ def further_items(fitted: Fitted) -> pa.Array:
         return fitted.item.values.slice(0, 0)
     ids = fitted.items[ITEM].combine_chunks()
     return ids.filter(pc.invert(pc.is_in(ids, value_set=fitted.item.values)))
+
+
+def _write_lookup(directory: Path, name: str, table: pa.Table) -> None:
+    """Keys, and the values of a missing key, of an unknown one and of each key."""
+    keys, results = (table[column].combine_chunks() for column in ("key", "value"))
+    keys = keys.slice(2)
+    kind: ValueType = "int64" if pa.types.is_integer(keys.type) else "string"
+    write_values(directory, f"{name}.keys", Vocabulary(type=kind, values=keys))
+    if pa.types.is_string(results.type):
+        texts = Vocabulary(type="string", values=pc.fill_null(results, ""))
+        write_values(directory, f"{name}.values", texts)
+    else:
+        numbers = results.to_numpy(zero_copy_only=False)
+        np.save(directory / f"{name}.values.npy", numbers, allow_pickle=False)
 
 
 def write_values(directory: Path, name: str, vocabulary: Vocabulary | TargetEncoding) -> None:

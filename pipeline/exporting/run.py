@@ -163,6 +163,13 @@ def load_served(run: Run, scoring: Scoring = "fp32") -> tuple[Fitted, torchscrip
                 "makes; the server runs no code but the project's. Say `of: item` where it "
                 "describes items, whose values training has then seen, or write it into the log."
             )
+    for name, operators in fitted.operator_steps.items():
+        if operators.obstacle is not None:
+            raise ConfigError(
+                f"{run.path} reads {name!r}, which {operators.obstacle} makes: it has no form of "
+                "tables and formulas, and the server runs no code but the project's. Replace the "
+                "operator, or train without this column."
+            )
     session_names = {f.name for f in fitted.recipe.scalar_features if f.of == "session"}
     return fitted, torchscript.InferenceModel(model, names, session_names, scoring)
 

@@ -81,6 +81,10 @@ class LogFrames:
             canonical[recipe.timestamp.column] = TIMESTAMP
         self.columns = [self._column(name, canonical[name], kinds, logs) for name in columns]
 
+    def column(self, name: str) -> LogColumn:
+        """Column by its name in the log."""
+        return next(column for column in self.columns if column.name == name)
+
     def frame(self, path: Path, rows: NDArray[Any] | None = None) -> Any:
         """Frame of a shard, or of a mask of its rows: of cuDF where NVTabular runs on a GPU."""
         table = read(path)

@@ -21,7 +21,6 @@ from pipeline.data.fitted import Fitted, Standardization
 from pipeline.logs.files import find_logs
 from pipeline.preprocessing.cluster import Workers, workers
 from pipeline.preprocessing.notes import date
-from pipeline.preprocessing.parquet_columns import notes_on
 from pipeline.preprocessing.parquet_sessions import (
     SessionTables,
     check_columns,
@@ -42,6 +41,7 @@ from pipeline.preprocessing.workflows.columns import (
 )
 from pipeline.preprocessing.workflows.graph import UserWorkflow
 from pipeline.preprocessing.workflows.log import LogFrames, column_kinds, mask_of
+from pipeline.preprocessing.workflows.table_form import table_form
 from pipeline.recipe.preprocess import Preprocess
 from pipeline.serve.runtime.workflows.executor import execute, fit, read_all_folds
 
@@ -99,9 +99,8 @@ def preprocess_workflow(
         parts = _parts(recipe, log, logs_read.get("test"))
         files = _run(user, frames, parts, scratch / "sessions")
         output = output_columns(user, recipe.session)
-        facts |= _write(directory, recipe, user, output, files)
-        notes = output.notes + notes_on(output.columns, dict.fromkeys(output.lineages))
-        facts["notes"] = notes + facts["notes"]
+        facts |= _write(directory, recipe, user, output, files, frames)
+        facts["notes"] = output.notes + facts["notes"]
         facts["rows"] = {name: each.report.facts(each.rows) for name, each in logs_read.items()}
         facts["left_out"] = _left_out(recipe, log)
         if recipe.timestamp is not None:
@@ -287,6 +286,7 @@ def _write(
     user: UserWorkflow,
     output: OutputColumns,
     files: dict[str, list[Path]],
+    frames: LogFrames,
 ) -> dict[str, Any]:
     """Write the sessions as those of a data directory; return their facts."""
     columns, session = output.columns, output.session
@@ -300,6 +300,12 @@ def _write(
         vocabularies=vocabularies,
         standardizations={
             c.name: Standardization(mean=0.0, deviation=1.0) for c in columns if not c.is_index
+        },
+        operator_steps={
+            c.name: table_form(
+                c, output.lineages[c.name], frames.column(c.raw), vocabularies.get(c.name)
+            )
+            for c in columns
         },
     )
     return write_sessions(directory, SessionTables(files, columns, session, fitted))

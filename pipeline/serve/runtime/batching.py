@@ -106,7 +106,9 @@ class BatchRunner:
         return {name: _concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _optional_columns(self, rows: Rows) -> tuple[bool, ...]:
-        return rows.times is None, *(name in rows.columns for name in self.encoder.item_features)
+        optional = [*self.encoder.item_features]
+        optional += [spec["name"] for spec in self.encoder.columns if "reads" in spec]
+        return rows.times is None, *(name in rows.columns for name in optional)
 
 
 def _slice_rows(parts: list[NDArray[Any]], rows: slice) -> NDArray[Any]:

@@ -27,6 +27,7 @@ from .lookups import (
     read_values,
     without_nul,
 )
+from .operator_steps import OperatorSteps
 from .rows import MISSING, Padding, Rows, missing, newest_starts, time_order
 from .times import time_columns, time_feature
 
@@ -56,6 +57,12 @@ class Encoder:
                 )
                 if column["name"] == "item_id":
                     self.items = item_array(values)
+        self.operators = {
+            c["name"]: OperatorSteps(directory, c["name"], c["steps"])
+            for c in self.columns
+            if "steps" in c
+        }
+        """Steps of a user's workflow by column."""
         self.means = {
             c["name"]: _read_means(directory, c) for c in self.encoded if "mean_of_all" in c
         }
@@ -98,7 +105,8 @@ class Encoder:
         computed = self._computed(rows, order) if self.expressions else {}
         for spec in self.encoded:
             name = spec["name"]
-            values = computed[name] if name in computed else rows.columns.get(name)
+            sent = rows.columns.get(name, rows.columns.get(spec.get("reads", "")))
+            values = computed.get(name, sent)
             if spec["scope"] == "session":
                 if values is None:
                     values = missing(spec, len(rows.lengths))
@@ -257,6 +265,8 @@ class Encoder:
         return Rows(columns, lengths, None if rows.times is None else rows.times[chosen])
 
     def _encode_column(self, spec: dict[str, Any], values: NDArray[Any]) -> NDArray[Any]:
+        if "steps" in spec:
+            values = self.operators[spec["name"]](values)
         if "buckets" in spec:
             with np.errstate(over="ignore"):  # beyond float32 is missing, as in training
                 is_finite = np.isfinite(values.astype(np.float32))
