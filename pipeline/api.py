@@ -127,6 +127,7 @@ def preprocess(
     logs: Source | Sequence[Source],
     *,
     out: Source,
+    valid: Source | Sequence[Source] = (),
     test: Source | Sequence[Source] = (),
     base: Source | DataDirectory | None = None,
     cluster: str | None = None,
@@ -136,8 +137,8 @@ def preprocess(
     """Turn raw interactions into sessions with a schema; write them to `out` and open it.
 
     `logs` are CSV, TSV, JSON lines or Parquet files, folders of such, globs, or addresses that
-    fsspec knows; `test` logs of test sessions instead
-    of `split.test`. `base` is an earlier data directory to go on from: known ids keep their
+    fsspec knows; `valid` and `test` logs of these sessions, instead of `split.valid` and
+    `split.test`. `base` is an earlier data directory to go on from: known ids keep their
     indices. `cluster` is the address of a Dask scheduler, `local` or `local-cuda`. `operators` is
     a Python file, which is run, with the NVTabular operators that the recipe names. `workflow` is
     one whose function workflow() returns an NVTabular graph over the log, which makes the sessions;
@@ -152,9 +153,13 @@ def preprocess(
     config, out = _recipe(recipe).preprocess, Path(out)
     path = base.path if isinstance(base, DataDirectory) else base
     check_tables(config)
-    if workflow is not None and (base or cluster or operators):
-        raise ConfigError("`base`, `cluster` and `operators` do not go with `workflow`.")
-    with local_logs(_texts(logs), out) as inputs, local_logs(_texts(test), out) as tests:
+    if workflow is not None and (base or cluster or operators or valid):
+        raise ConfigError("`base`, `cluster`, `operators`, `valid` do not go with `workflow`.")
+    with (
+        local_logs(_texts(logs), out) as inputs,
+        local_logs(_texts(valid), out) as valids,
+        local_logs(_texts(test), out) as tests,
+    ):
         if workflow is not None:
             from pipeline.preprocessing.workflows.run import preprocess_workflow
 
@@ -165,6 +170,7 @@ def preprocess(
             find_logs(config, inputs),
             find_logs(config, tests),
             out,
+            valid_logs=find_logs(config, valids),
             cluster=cluster,
             base=None if path is None else Path(path),
             operators=None if operators is None else Path(operators),

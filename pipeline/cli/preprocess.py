@@ -36,6 +36,10 @@ def preprocess(
         list[str] | None,
         typer.Option(metavar="FILE", help="Log of test sessions instead of `split.test`."),
     ] = None,
+    valid: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="Log of validation sessions instead of `split.valid`."),
+    ] = None,
     base: Annotated[
         Path | None,
         typer.Option(
@@ -80,8 +84,8 @@ def preprocess(
 
     if recipe is None and workflow is None:
         raise ConfigError("Missing option '--recipe'. Give a recipe, or --workflow FILE.py.")
-    if workflow is not None and (base or cluster or operators):
-        raise ConfigError("--from, --cluster and --operators do not go with --workflow.")
+    if workflow is not None and (base or cluster or operators or valid):
+        raise ConfigError("--from, --cluster, --operators and --valid do not go with --workflow.")
     values = read_values(recipe, tuple(settings or ()))
     config = Recipe.from_dict(values, str(recipe or "--set")).preprocess
     check_replaceable(out, "data")
@@ -95,9 +99,16 @@ def preprocess(
     for option, file in (("--operators", operators), ("--workflow", workflow)):
         if file is not None and not file.is_file():
             raise ConfigError(f"{option} {file} does not exist. Expected a Python file.")
-    with local_logs(logs, out) as log_paths, local_logs(test or [], out) as test_paths:
+    with (
+        local_logs(logs, out) as log_paths,
+        local_logs(valid or [], out) as valid_paths,
+        local_logs(test or [], out) as test_paths,
+    ):
         inputs, tests = find_logs(config, log_paths), find_logs(config, test_paths)
-        fingerprint = data_fingerprint(config, inputs, tests, base, operators, workflow)
+        valids = find_logs(config, valid_paths)
+        fingerprint = data_fingerprint(
+            config, inputs, tests, base, operators, workflow, valid_logs=valids
+        )
         if if_needed and is_current(out, "data", fingerprint, as_json):
             return
         if workflow is not None:
@@ -114,6 +125,7 @@ def preprocess(
                 inputs,
                 tests,
                 out,
+                valid_logs=valids,
                 cluster=cluster,
                 base=base,
                 operators=operators,

@@ -8,6 +8,7 @@ import typer
 from pipeline.cli.console import check_input, is_current, note, print_result
 from pipeline.cli.options import DataArgument, IfNeeded, Json, Out, Plugins, Settings, run_plugins
 from pipeline.core.artifact import check_replaceable
+from pipeline.core.columns import SESSIONS_DIRECTORY
 from pipeline.core.errors import ConfigError
 from pipeline.core.outputs import check_seeds
 
@@ -130,6 +131,11 @@ def train(
     if if_needed and seeds is None and is_current(out, "run", fingerprint, as_json):
         return
     _note_other_settings(config, recipe, data)
+    if windows is None and schema is None and not (data / SESSIONS_DIRECTORY / "valid").is_dir():
+        note(
+            f"Note: {data} has no validation sessions, so nothing chooses the best epoch and the "
+            "last weights are kept. Set `split.valid`, or give `preprocess` --valid."
+        )
     if seeds is not None:
         from pipeline.training.seeds import train_seeds
 
@@ -231,8 +237,10 @@ def _windows_text(windows: dict[str, Any]) -> list[str]:
             line = "  ".join([line, counts, *_window_cells(evaluation)])
         lines.append(line.rstrip())
     if windows["mean"] is not None:
-        cells = _window_cells(windows["mean"])
-        lines.append("  ".join([f"{'mean of the windows':<60}", *cells]).rstrip())
+        means = {"mean of the windows": "mean", "mean of the targets": "mean_of_targets"}
+        for label, name in means.items():
+            cells = _window_cells(windows[name])
+            lines.append("  ".join([f"{label:<60}", *cells]).rstrip())
     return [*lines, *_WINDOW_LEGEND]
 
 

@@ -19,6 +19,8 @@ TIMESTAMP = "timestamp"
 ORDER = "order."
 """Beginning of the names of further columns of the order; no feature has a dot in its name."""
 """Column of the time of an interaction, in microseconds since 1970 UTC."""
+SPLIT = "split."
+"""Column that says which part a session belongs to, or whose it is; no feature ends in a dot."""
 ELAPSED = "elapsed"
 """Feature of the logarithm of the seconds since the interaction before, standardized."""
 

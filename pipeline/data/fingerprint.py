@@ -26,16 +26,20 @@ def data_fingerprint(
     base: Path | None = None,
     operators: Path | None = None,
     workflow: Path | None = None,
+    *,
+    valid_logs: Sequence[Path] = (),
 ) -> str:
     """Fingerprint of a data directory: the recipe and the content of the logs, in their order.
 
     `base` is the data directory whose vocabularies it extends, `operators` the Python file of
     NVTabular operators, `workflow` that of a whole NVTabular workflow.
     """
-    settings = {"recipe": recipe.model_dump(mode="json"), "inputs": len(logs)}
+    settings: dict[str, Any] = {"recipe": recipe.model_dump(mode="json"), "inputs": len(logs)}
     if workflow is not None:  # whose columns take the place of some defaults of the recipe
         settings |= {"set": sorted(recipe.model_fields_set), "workflow": workflow.name}
-    files = [*logs, *test_logs, *(Path(table.file) for table in recipe.tables)]
+    if valid_logs:
+        settings["valid"] = len(valid_logs)
+    files = [*logs, *valid_logs, *test_logs, *(Path(table.file) for table in recipe.tables)]
     files += [file for file in (operators, workflow) if file is not None]
     return fingerprint_of(settings, files, [] if base is None else [base])
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.core.columns import ITEM, ORDER, SESSION, TIMESTAMP
+from pipeline.core.columns import ITEM, ORDER, SESSION, SPLIT, TIMESTAMP
 from pipeline.core.errors import DataError
 from pipeline.data.values import category_chunk, decode_dictionary, to_array
 from pipeline.logs.row_counts import NO_UTF8, RowCounts
@@ -40,6 +40,8 @@ def log_columns(recipe: Preprocess) -> dict[str, str]:
     if recipe.timestamp:
         columns[TIMESTAMP] = recipe.timestamp.column
     columns |= {f"{ORDER}{number}": column for number, column in enumerate(recipe.order)}
+    if recipe.split_column is not None:
+        columns[SPLIT] = recipe.split_column
     return columns | feature_columns(recipe)
 
 

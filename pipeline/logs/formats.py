@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.core.columns import ITEM, ORDER, SESSION, TIMESTAMP
+from pipeline.core.columns import ITEM, ORDER, SESSION, SPLIT, TIMESTAMP
 from pipeline.core.errors import DataError
 from pipeline.logs.columns import canonical_table, folder_values, log_columns, recipe_names
 from pipeline.logs.compression import inner_name
@@ -96,6 +96,7 @@ def check_columns(
             feature = name.split(".")[0]  # inputs of a feature have its name and a dot
             role = feature if feature == column else f"{feature}, column {column!r}"
             keys = {SESSION: "session", ITEM: "item", TIMESTAMP: "timestamp.column"}
+            keys[SPLIT] = "split.column"
             key = "order" if name.startswith(ORDER) else keys.get(name, "features")
             if recipe.session == recipe.item:  # a side table
                 key = "key"
@@ -213,7 +214,7 @@ def scan_csv(
 
 def _present_columns(recipe: Preprocess, file: Path, names: list[str]) -> dict[str, str]:
     """Columns of the log by canonical name; those of features may be missing in the file."""
-    required = {SESSION, ITEM, TIMESTAMP}
+    required = {SESSION, ITEM, TIMESTAMP, SPLIT}
     columns = log_columns(recipe).items()
     required |= {name for name, _ in columns if name.startswith(ORDER)}
     names = [*names, *(folder_values(recipe, file).keys() - names)]

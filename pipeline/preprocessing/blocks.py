@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.core.columns import ITEM, ORDER, SESSION, TIMESTAMP
+from pipeline.core.columns import ITEM, ORDER, SESSION, SPLIT, TIMESTAMP
 from pipeline.core.errors import DataError
 from pipeline.data import values
 from pipeline.data.fitted import TimestampType, ValueType
@@ -121,6 +121,8 @@ def typed_block(
         numbers, bad = values.numbers([raw], positive=False, decimal=recipe.decimal)
         columns[name] = pa.array(numbers)
         _count_numbers(recipe.order[number], raw, bad, report, before)
+    if recipe.split_column is not None:
+        columns[SPLIT] = values.as_text(values.to_array(table[SPLIT]))
     typed = pa.table(columns)
     typed = _filter(typed, pc.is_valid(typed[SESSION]), "rows without a session id", report)
     if recipe.timestamp is not None:

@@ -1,7 +1,7 @@
 """`pipeline preprocess`: logs to a data directory."""
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +30,7 @@ from pipeline.preprocessing.report.counts import PartCounts, Window, window_of
 from pipeline.preprocessing.report.page import write_report
 from pipeline.preprocessing.session_files import SessionWriter
 from pipeline.preprocessing.sorting.log import Log, read_sorted
-from pipeline.preprocessing.split import LEFT_OUT, parts_of, rows_of, split_sessions
+from pipeline.preprocessing.split import LEFT_OUT, PARTS, parts_of, rows_of, split_sessions
 from pipeline.recipe.preprocess import Preprocess
 
 _PartLog = tuple[Log, list[NDArray[Any]] | None]
@@ -66,6 +66,7 @@ def preprocess(
     out: Path,
     *,
     cluster: str | None = None,
+    valid_logs: Sequence[Path] = (),
     base: Path | None = None,
     operators: Path | None = None,
     fingerprint: str | None = None,
@@ -79,6 +80,7 @@ def preprocess(
         recipe: preprocess section of a recipe
         logs: files and folders of the log
         test_logs: the same of a log of test sessions, in place of `split.test`
+        valid_logs: the same of a log of validation sessions, in place of `split.valid`
         out: directory to write or replace
         cluster: address of a Dask scheduler whose workers see the folder of `out` under the same
             path, or `local`, or `local-cuda`; the output does not depend on it
@@ -86,9 +88,12 @@ def preprocess(
         operators: Python file of the recipe's NVTabular operators; it is run
         fingerprint: `fingerprint.of_data` of these arguments, if it is already computed
     """
-    check_arguments(recipe, test_logs, out)
-    logs, test_logs = find_logs(recipe, logs), find_logs(recipe, test_logs)
-    fingerprint = fingerprint or data_fingerprint(recipe, logs, test_logs, base, operators)
+    other_logs = {"valid": find_logs(recipe, valid_logs), "test": find_logs(recipe, test_logs)}
+    check_arguments(recipe, other_logs, out)
+    logs = find_logs(recipe, logs)
+    fingerprint = fingerprint or data_fingerprint(
+        recipe, logs, other_logs["test"], base, operators, valid_logs=other_logs["valid"]
+    )
     base_fitted = None if base is None else _read_base(recipe, base)
     facts: dict[str, Any] = {}
     with (
@@ -103,11 +108,7 @@ def preprocess(
         splits = _split(recipe, log)
         fitted = _fit(job, log, splits)
         facts["notes"] = notes(recipe, log, fitted, base_fitted)
-        part_logs: dict[str, _PartLog] = dict.fromkeys(parts_of(recipe), (log, splits))
-        if test_logs:
-            test_log = _read(job, test_logs, "test", log.types)
-            facts["rows"]["test"] = test_log.report.facts(test_log.rows)
-            part_logs["test"] = (test_log, None)
+        part_logs = _part_logs(job, log, splits, other_logs, facts["rows"])
         facts["notes"] += job.notes
         facts["sessions"], counts = _write_sessions(job, fitted, part_logs)
         facts["catalogue_items"] = len(fitted.item.values)
@@ -121,20 +122,42 @@ def preprocess(
     return facts
 
 
-def check_arguments(recipe: Preprocess, test_logs: list[Path], out: Path) -> None:
-    """ConfigError for settings that exclude each other; ArtifactError if `out` is taken."""
-    if test_logs and recipe.split.held_out:
-        raise ConfigError(
-            f"`split: {recipe.split.by}` takes the test from the log itself. Leave out --test, or "
-            "split by time."
-        )
-    if test_logs and recipe.split.test is not None:
-        raise ConfigError(
-            "Both --test and `split.test` name the test sessions. Give --test files, or leave "
-            "the choice to `split.test` in the recipe."
-        )
+def _part_logs(
+    job: _Job,
+    log: Log,
+    splits: list[NDArray[Any]],
+    other_logs: Mapping[str, Sequence[Path]],
+    rows: dict[str, Any],
+) -> dict[str, _PartLog]:
+    """Log of each part, in the order of `PARTS`; counts the `rows` of those with logs of their
+    own."""
+    part_logs: dict[str, _PartLog] = dict.fromkeys(parts_of(job.recipe), (log, splits))
+    for name, files in other_logs.items():
+        if files:
+            other_log = _read(job, list(files), name, log.types)
+            rows[name] = other_log.report.facts(other_log.rows)
+            part_logs[name] = (other_log, None)
+    return {name: part_logs[name] for name in PARTS if name in part_logs}
+
+
+def check_arguments(recipe: Preprocess, logs: Mapping[str, Sequence[Path]], out: Path) -> None:
+    """ConfigError for settings that exclude each other; ArtifactError if `out` is taken.
+
+    `logs` are those of the parts that have logs of their own.
+    """
+    for name, files in logs.items():
+        if files and recipe.split.held_out:
+            raise ConfigError(
+                f"`split: {recipe.split.by}` takes the parts from the log itself. Leave out "
+                f"--{name}, or split by time."
+            )
+        if files and getattr(recipe.split, name) is not None:
+            raise ConfigError(
+                f"Both --{name} and `split.{name}` name the {name} sessions. Give --{name} files, "
+                f"or leave the choice to `split.{name}` in the recipe."
+            )
     for name, share in (("valid", recipe.split.valid), ("test", recipe.split.test)):
-        if isinstance(share, str) and recipe.timestamp is None:
+        if isinstance(share, str) and recipe.split.by == "time" and recipe.timestamp is None:
             raise ConfigError(
                 f"`split.{name}: {share}` is a span of time but the recipe has no `timestamp`. "
                 "Add one, or use a fraction."
@@ -211,7 +234,7 @@ def _split(recipe: Preprocess, log: Log) -> list[NDArray[Any]]:
     """Part numbers of the sessions of each shard. DataError if a part has no session."""
     lengths = [shard.lengths for shard in log.shards]
     try:
-        parts = split_sessions(recipe, log.ends, np.concatenate(lengths))
+        parts = split_sessions(recipe, log.ends, np.concatenate(lengths), log.split_keys)
     except DataError as error:
         reasons = "; ".join(log.report.sentences)
         raise DataError(f"{error} Of the log: {reasons}." if reasons else str(error)) from None

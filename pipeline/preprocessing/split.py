@@ -1,4 +1,4 @@
-"""Split into train, valid and test: by time, or by the last interactions of each session.
+"""Split into train, valid and test sessions, or by the last interactions of each session.
 
 Sessions are sorted by id, and their interactions by time.
 """
@@ -6,9 +6,15 @@ Sessions are sorted by id, and their interactions by time.
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
+from pandas.util import hash_array
 
+from pipeline.core.columns import SESSION, SPLIT
 from pipeline.core.errors import DataError
+from pipeline.data import values
+from pipeline.logs.row_counts import RowCounts
 from pipeline.recipe.durations import split_seconds
 from pipeline.recipe.preprocess import Preprocess
 
@@ -24,15 +30,90 @@ def parts_of(recipe: Preprocess) -> list[str]:
     return [name for name in PARTS if name == "train" or getattr(recipe.split, name) is not None]
 
 
-def split_sessions(recipe: Preprocess, ends: NDArray[Any], lengths: NDArray[Any]) -> NDArray[Any]:
+def split_keys(
+    recipe: Preprocess, table: pa.Table, starts: NDArray[Any], report: RowCounts
+) -> NDArray[Any] | None:
+    """(S,) what decides the part of a session where its time does not; None if it does.
+
+    A number from 0 to 1 by a hash of the session or of its user, or the index in `PARTS` that the
+    column of the recipe names. The last interaction of a session counts.
+    """
+    if recipe.split.by not in ("random", "user", "column"):
+        return None
+    ends = np.append(starts[1:], table.num_rows)[: len(starts)] - 1
+    if recipe.split.by == "column":
+        column = values.to_array(table[SPLIT])
+        marks = [recipe.split.valid, recipe.split.test]
+        names = pa.array([None if mark is None else str(mark) for mark in marks], pa.string())
+        part = pc.fill_null(pc.index_in(column, value_set=names), -1).to_numpy() + 1
+        part = np.where(column.is_valid().to_numpy(zero_copy_only=False), part, 0)
+        session = np.repeat(np.arange(len(starts)), ends + 1 - starts)
+        mixed = np.unique(session[part != part[ends][session]])
+        report.warnings["sessions with rows of several parts, of which the last counts"] += len(
+            mixed
+        )
+        return part[ends]
+    sessions = values.as_text(values.to_array(table[SESSION]).take(pa.array(ends)))
+    texts = sessions
+    if recipe.split.by == "user":  # a session without a user stands alone
+        users = values.to_array(table[SPLIT]).take(pa.array(ends))
+        texts = pc.coalesce(users, sessions)
+    hashes = hash_array(
+        texts.to_numpy(zero_copy_only=False), hash_key=f"{recipe.split.seed:016d}"[-16:]
+    )
+    return hashes / 2.0**64
+
+
+def split_sessions(
+    recipe: Preprocess,
+    ends: NDArray[Any],
+    lengths: NDArray[Any],
+    keys: NDArray[Any] | None = None,
+) -> NDArray[Any]:
     """(S,) part number of each session, its index in `PARTS` or LEFT_OUT.
 
-    `ends` (S,) are microseconds, `lengths` (S,) interactions. If the last interactions are held
-    out, a session belongs to several parts, and its number is that for training: 0 or LEFT_OUT.
-    DataError if training or a part of the recipe ends up without a session.
+    `ends` (S,) are microseconds, `lengths` (S,) interactions, `keys` those of `split_keys`. If the
+    last interactions are held out, a session belongs to several parts, and its number is that for
+    training: 0 or LEFT_OUT. DataError if training or a part of the recipe ends up without a
+    session.
     """
     if recipe.split.held_out:
         return _split_held_out(recipe, lengths)
+    part = _split_by_time(recipe, ends) if keys is None else _split_by_keys(recipe, keys)
+    num_training = int((part == 0).sum())
+    part[(part == 0) & (lengths < recipe.min_session_length)] = LEFT_OUT
+    if not (part == 0).any():
+        raise DataError(
+            f"No session for training: none of {num_training} has {recipe.min_session_length} "
+            f"interactions or more{_left_by_repeats(recipe)}. Check `session` or lower "
+            "`min_session_length`."
+        )
+    return part
+
+
+def _split_by_keys(recipe: Preprocess, keys: NDArray[Any]) -> NDArray[Any]:
+    """Part numbers by a fraction of the keys, or the keys themselves for those of a column."""
+    split = recipe.split
+    if split.by == "column":
+        part = keys.astype(np.int8)
+    else:
+        test, valid = (float(share or 0) for share in (split.test, split.valid))
+        part = np.zeros(len(keys), np.int8)
+        part[keys >= (1 - test) * (1 - valid)] = PARTS.index("valid")
+        part[keys >= 1 - test] = PARTS.index("test")
+    for name in parts_of(recipe):
+        if not (part == PARTS.index(name)).any():
+            share = f"`split.{name}: {getattr(split, name)}`" if name != "train" else "training"
+            raise DataError(
+                f"No session of {len(keys)} is for {share}, by {split.by}. Choose other shares or "
+                "another seed."
+                if split.by != "column"
+                else f"No session of {len(keys)} is for {share} by the column {split.column!r}."
+            )
+    return part
+
+
+def _split_by_time(recipe: Preprocess, ends: NDArray[Any]) -> NDArray[Any]:
     order = np.argsort(ends, kind="stable")
     part = np.zeros(len(ends), np.int8)
     for name in ("test", "valid"):
@@ -49,13 +130,6 @@ def split_sessions(recipe: Preprocess, ends: NDArray[Any], lengths: NDArray[Any]
             )
         part[order[first:]] = PARTS.index(name)
         order = order[:first]
-    part[(part == 0) & (lengths < recipe.min_session_length)] = LEFT_OUT
-    if not (part == 0).any():
-        raise DataError(
-            f"No session for training: none of {len(order)} has {recipe.min_session_length} "
-            f"interactions or more{_left_by_repeats(recipe)}. Check `session` or lower "
-            "`min_session_length`."
-        )
     return part
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from pipeline.core.config import Config
 from pipeline.recipe.durations import duration_microseconds, split_seconds
@@ -118,28 +118,42 @@ def _moment(text: str) -> int:
 
 
 class Split(Config):
-    """Temporal split by the size of the newest parts: `2d`, `6h` or a fraction such as 0.1.
+    """Split into training, validation and test sessions.
 
-    A session belongs to the part in which it ends, so that no training interaction is newer than
-    the cut. `split: leave-one-out` and `split: leave-last-out` are short for `by`.
+    By time, the size of the newest parts is `2d`, `6h` or a fraction such as 0.1. A session belongs
+    to the part in which it ends, so that no training interaction is newer than the cut.
+    `split: leave-one-out` and `split: leave-last-out` are short for `by`.
     """
 
-    by: Literal["time", "leave-one-out", "leave-last-out"] = "time"
-    """leave-one-out: the last interaction of each session is the test target, the one before it
-    the validation target, and the catalogue has the items of all interactions. leave-last-out:
-    without validation, to train on all but the last interaction once the settings are chosen."""
+    by: Literal["time", "random", "user", "column", "leave-one-out", "leave-last-out"] = "time"
+    """random: by a hash of the session id. user: all sessions of a user in one part, by a hash of
+    `column`. column: `column` has the name of the part. leave-one-out: the last interaction of each
+    session is the test target, the one before it the validation target, and the catalogue has the
+    items of all interactions. leave-last-out: without validation, to train on all but the last
+    interaction once the settings are chosen."""
+    column: str | None = None
+    """Column of the log. With `by: user`, by default `session` if there is a `session_gap`."""
     valid: str | float | None = None
-    """Newest part of the log without the test part; chooses the best epoch."""
+    """Part that chooses the best epoch: a share of what the test leaves, the newest by time; with
+    `by: column`, the value of the column that marks it."""
     test: str | float | None = None
-    """Newest part of the whole log; only `evaluate` reads it."""
+    """Part that only `evaluate` reads: a share of the log, the newest by time; with `by: column`,
+    the value of the column that marks it."""
+    seed: int = Field(default=0, ge=0)
+    """Another seed draws other sessions or users; of the same seed, each stays in its part while
+    the log grows."""
 
     _dates = field_validator("valid", "test", mode="before")(date_text)
 
     @field_validator("valid", "test")
     @classmethod
-    def _check(cls, value: str | float | None) -> str | float | None:
-        if value is not None:
-            split_seconds(value)
+    def _check(cls, value: str | float | None, info: ValidationInfo) -> str | float | None:
+        by = info.data.get("by")
+        if value is None or by == "column":
+            return value
+        seconds, _ = split_seconds(value)
+        if seconds is not None and by in ("random", "user"):
+            raise ValueError(f"by {by}, a part is a fraction between 0 and 1, as 0.1")
         return value
 
     @model_validator(mode="before")
@@ -149,14 +163,32 @@ class Split(Config):
 
     @model_validator(mode="after")
     def _check_by(self) -> Self:
-        if self.by != "time" and (self.valid is not None or self.test is not None):
+        shares = [share for share in (self.valid, self.test) if share is not None]
+        if self.held_out and shares:
             raise ValueError(f"{self.by} takes no `valid` and no `test`: leave them out")
+        if self.column is not None and self.by not in ("user", "column"):
+            raise ValueError("`split.column` goes with `by: user` or `by: column`")
+        if self.seed and self.by not in ("random", "user"):
+            raise ValueError("`split.seed` goes with `by: random` or `by: user`")
+        if self.by == "column":
+            self._check_column()
+            return self
+        if self.by in ("random", "user") and not shares:
+            raise ValueError(f"by {self.by}, set `valid`, `test` or both to a fraction")
         return self
+
+    def _check_column(self) -> None:
+        if self.column is None:
+            raise ValueError("`by: column` needs `column`, the column that names the parts")
+        if self.valid is None and self.test is None:
+            raise ValueError("`by: column` needs `valid`, `test` or both: values of the column")
+        if self.valid == self.test:
+            raise ValueError("`valid` and `test` are the same value of the column")
 
     @property
     def held_out(self) -> int:
         """Number of interactions at the end of each session that are not trained on."""
-        return {"time": 0, "leave-last-out": 1, "leave-one-out": 2}[self.by]
+        return {"leave-last-out": 1, "leave-one-out": 2}.get(self.by, 0)
 
 
 class Preprocess(Config):
@@ -263,6 +295,10 @@ class Preprocess(Config):
             raise ValueError(
                 f"{self.split.by} ranks the items of all interactions: `min_item_count` 1"
             )
+        if self.split.by == "user" and self.split_column is None:
+            raise ValueError("`split: {by: user}` needs `column`, the column of the user")
+        if self.split_column is not None and self.format == "sequences":
+            raise ValueError("sequences hold item ids alone: no `split.column`")
         self._check_names()
         for feature in self.expression_features:
             self._check_inputs(feature)
@@ -307,6 +343,13 @@ class Preprocess(Config):
             raise ValueError(
                 f"{repeated!r} is the name of a column of a multi-valued feature, choose another"
             )
+
+    @property
+    def split_column(self) -> str | None:
+        """Column of the log that decides the part of a session; None for the others."""
+        if self.split.by == "user" and self.split.column is None:
+            return None if self.session_gap is None else self.session
+        return self.split.column
 
     @property
     def expression_features(self) -> tuple[ExpressionFeature, ...]:

@@ -216,6 +216,7 @@ class _Sorter:
                 begins=begins[low:high],
                 tied=int(np.add.reduceat(tied, starts_on_host)[low:high].sum()),
                 report=RowCounts(),
+                split_keys=None,
                 interactions=log.slice(low, high),
             )
             for low, high in pairwise([0, *first_sessions.tolist(), len(lengths)])

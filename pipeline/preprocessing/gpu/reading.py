@@ -47,6 +47,7 @@ def check_recipe(recipe: Preprocess) -> None:
     settings = {
         "operators of the user": recipe.operator_features,
         "expressions": recipe.expression_features,
+        f"`split` by {recipe.split.by}": recipe.split.by in ("random", "user", "column"),
         "`order`": recipe.order,
         "`missing`": recipe.missing,
         "`decimal`": recipe.decimal,

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.core.columns import SESSION, TIMESTAMP
+from pipeline.core.columns import SESSION, SPLIT, TIMESTAMP
 from pipeline.data.fitted import TimestampType, ValueType
 from pipeline.logs.row_counts import RowCounts
 from pipeline.preprocessing.blocks import (
@@ -34,6 +34,7 @@ from pipeline.preprocessing.sorting.spill import (
     sorted_shard,
     write,
 )
+from pipeline.preprocessing.split import split_keys
 from pipeline.recipe.preprocess import Preprocess
 
 
@@ -53,6 +54,8 @@ class Shard:
     """Interactions at the time of another one of their session."""
     report: RowCounts
     """Rows dropped by the session rules."""
+    split_keys: NDArray[Any] | None
+    """(S,) `split.split_keys`, where the parts need them."""
 
     def session(self, number: int) -> int | str:
         """Id of a session."""
@@ -79,6 +82,12 @@ class Log:
     def ends(self) -> NDArray[Any]:
         """(S,) microseconds of the last interaction of each session."""
         return np.concatenate([shard.ends for shard in self.shards])
+
+    @property
+    def split_keys(self) -> NDArray[Any] | None:
+        """(S,) keys of all shards, where the parts need them."""
+        keys = [shard.split_keys for shard in self.shards if shard.split_keys is not None]
+        return np.concatenate(keys) if keys else None
 
     @property
     def first(self) -> int:
@@ -155,6 +164,9 @@ def _write_shard(
     report = RowCounts()
     table, starts = sorted_shard(spill, bounds, types)
     table, starts = apply_session_rules(recipe, table, starts, report)
+    keys = split_keys(recipe, table, starts, report)
+    if recipe.split_column is not None:
+        table = table.drop_columns([SPLIT])
     path = spill.directory / f"shard-{number}.arrow"
     write(table, path)
     stops = np.append(starts[1:], table.num_rows)[: len(starts)]
@@ -162,4 +174,4 @@ def _write_shard(
     same = times[1:] == times[:-1]
     same[starts[1:] - 1] = False
     tied = int(np.count_nonzero(np.append(same, False) | np.append(False, same)))
-    return Shard(path, stops - starts, times[stops - 1], times[starts], tied, report)
+    return Shard(path, stops - starts, times[stops - 1], times[starts], tied, report, keys)

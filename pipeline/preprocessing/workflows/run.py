@@ -78,7 +78,7 @@ def preprocess_workflow(
     sessions. ConfigError if the file fails, or for settings that do not go with a workflow.
     """
     _check_recipe(recipe)
-    check_arguments(recipe, test_logs, out)
+    check_arguments(recipe, {"test": test_logs}, out)
     logs, test_logs = find_logs(recipe, logs), find_logs(recipe, test_logs)
     fingerprint = fingerprint or data_fingerprint(recipe, logs, test_logs, workflow=file)
     facts: dict[str, Any] = {"engine": "cudf" if has_cudf() else "pandas"}
@@ -211,7 +211,7 @@ def _parts(recipe: Preprocess, log: Log, test_log: Log | None) -> dict[str, _Par
 
 def _split(recipe: Preprocess, log: Log) -> list[NDArray[Any]]:
     lengths = [shard.lengths for shard in log.shards]
-    splits = split_sessions(recipe, log.ends, np.concatenate(lengths))
+    splits = split_sessions(recipe, log.ends, np.concatenate(lengths), log.split_keys)
     return np.split(splits, np.cumsum([len(of_shard) for of_shard in lengths])[:-1])
 
 

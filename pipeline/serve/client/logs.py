@@ -18,7 +18,7 @@ from pipeline.logs.files import column_names, find_logs, read_logs
 from pipeline.logs.row_counts import RowCounts
 from pipeline.recipe.durations import duration_microseconds
 from pipeline.recipe.features import ColumnFeature, ColumnNumber, Feature, TargetEncodedFeature
-from pipeline.recipe.preprocess import Preprocess, Timestamp
+from pipeline.recipe.preprocess import Preprocess, Split, Timestamp
 from pipeline.serve.client.served_model import ServedModel
 from pipeline.serve.client.tensors import Columns
 
@@ -71,7 +71,8 @@ def _log_recipe(recipe: Preprocess, columns: set[str]) -> Preprocess:
         elif isinstance(feature, ColumnFeature) and (not feature.table or column in columns):
             features.append(feature.model_copy(update={"table": False}))
     order = tuple(column for column in recipe.order if column in columns)
-    return recipe.model_copy(update={"features": tuple(features), "order": order})
+    update = {"features": tuple(features), "order": order, "split": Split()}
+    return recipe.model_copy(update=update)
 
 
 def _sessions(served: ServedModel, tables: list[pa.Table]) -> Iterator[tuple[Any, Columns]]:

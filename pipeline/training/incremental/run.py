@@ -76,6 +76,9 @@ def train_windows(
             "width_seconds": seconds,
             "windows": results,
             "mean": mean_evaluation([result["evaluation"] for result in results]),
+            "mean_of_targets": mean_evaluation(
+                [result["evaluation"] for result in results], by_targets=True
+            ),
         }
         write_json(directory / WINDOWS_FILE, report)
         model = trainer.final_model()
@@ -128,22 +131,31 @@ def _train_windows(
     return results
 
 
-def mean_evaluation(evaluations: list[dict[str, Any] | None]) -> dict[str, Any] | None:
-    """Means over the windows that were evaluated, each with the same weight; None without any.
+def mean_evaluation(
+    evaluations: list[dict[str, Any] | None], *, by_targets: bool = False
+) -> dict[str, Any] | None:
+    """Means over the windows that were evaluated; None without any.
 
-    The margin is that of a mean of independent means.
+    Each window has the same weight, or `by_targets` the number of its targets. The margin is that
+    of a mean of independent means.
     """
     evaluated = [evaluation for evaluation in evaluations if evaluation is not None]
     if not evaluated:
         return None
-    count = len(evaluated)
-    means: dict[str, Any] = {"windows": count, "results": {}, "margins": {}}
+    counts = [evaluation["targets"] if by_targets else 1 for evaluation in evaluated]
+    weights = [count / sum(counts) for count in counts]
+    means: dict[str, Any] = {"windows": len(evaluated), "results": {}, "margins": {}}
     for model, metrics in evaluated[0]["results"].items():
         values = {name: [e["results"][model][name] for e in evaluated] for name in metrics}
         margins = {name: [e["margins"][model][name] for e in evaluated] for name in metrics}
-        means["results"][model] = {name: sum(each) / count for name, each in values.items()}
+        means["results"][model] = {
+            name: sum(w * v for w, v in zip(weights, each, strict=True))
+            for name, each in values.items()
+        }
         means["margins"][model] = {
-            name: None if None in each else math.sqrt(sum(m**2 for m in each)) / count
+            name: None
+            if None in each
+            else math.sqrt(sum((w * m) ** 2 for w, m in zip(weights, each, strict=True)))
             for name, each in margins.items()
         }
     return means
