@@ -85,11 +85,10 @@ def write_recommendations(
 
 
 def _check_names(recommender: Recommender) -> None:
-    model = recommender.model
-    for name in (*(task.task_name for _, task in model.target_tasks), *model.item_target_names):
-        if name in (SESSION, "item_ids", "scores"):
+    for task in recommender.model.all_targets:
+        if task.task_name in (SESSION, "item_ids", "scores"):
             raise ConfigError(
-                f"The task {name!r} has the name of another column of the file. Set "
+                f"The task {task.task_name!r} has the name of another column of the file. Set "
                 "another task_name."
             )
 

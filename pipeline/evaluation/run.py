@@ -190,7 +190,7 @@ def _evaluate_tasks(
     ArtifactError if no session of the part has the target of a task.
     """
     model = run.model.to(best_device())
-    if not model.target_tasks and not model.item_tasks:
+    if not model.all_targets:
         return {}
 
     def loader(part: str) -> SessionLoader:

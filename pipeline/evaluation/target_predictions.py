@@ -43,7 +43,7 @@ def predict_targets(
     interactions whose value is missing are left out. The caller sets the mode and the device.
     """
     tasks = {task.task_name: task for _, task in model.target_tasks}
-    every = tasks | {task.task_name: task for task in model.item_tasks}
+    every = {task.task_name: task for task in model.all_targets}
     by_task: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in every}
     for batch in batches:
         values = _of_batch(model, tasks, batch, positions, batch_size) if tasks else {}
@@ -56,13 +56,12 @@ def predict_targets(
 
 def mean_targets(model: Model, batches: Iterable[RaggedBatch]) -> dict[str, float]:
     """Mean target of each task over whole sessions by its name, in the units of the log."""
-    tasks = [*(task for _, task in model.target_tasks), *model.item_tasks]
-    sums = {task.task_name: torch.zeros(2, dtype=torch.float64) for task in tasks}
+    sums = {task.task_name: torch.zeros(2, dtype=torch.float64) for task in model.all_targets}
     for batch in batches:
         starts = torch.zeros_like(batch.lengths)
         rows = torch.arange(len(starts), device=starts.device)
         whole = batch.window(rows, starts, batch.lengths)
-        for task in tasks:
+        for task in model.all_targets:
             labels = task.in_units(task.labels(whole))[task.has_target(whole)].double()
             sums[task.task_name] += torch.stack([labels.sum(), torch.tensor(float(len(labels)))])
     return {name: float(total / count.clamp(min=1)) for name, (total, count) in sums.items()}
@@ -70,7 +69,7 @@ def mean_targets(model: Model, batches: Iterable[RaggedBatch]) -> dict[str, floa
 
 def fill_values(model: Model) -> dict[str, float]:
     """Number in place of a missing one by task, in the units of the log; of regression alone."""
-    tasks = [task for _, task in model.target_tasks if isinstance(task, RegressionTask)]
+    tasks = [task for task in model.all_targets if isinstance(task, RegressionTask)]
     # data directories have 0 for a missing number, which is the mean where it is standardized
     return {task.task_name: float(task.in_units(torch.zeros(1))) for task in tasks}
 

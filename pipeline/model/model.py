@@ -130,6 +130,11 @@ class Model(nn.Module):
         return self.head.item_tasks
 
     @property
+    def all_targets(self) -> list[TargetTask]:
+        """The tasks beside the next item, then those per item."""
+        return [*(task for _, task in self.target_tasks), *self.item_tasks]
+
+    @property
     def item_target_names(self) -> list[str]:
         """Names of the targets per item."""
         return [task.task_name for task in self.item_tasks]
@@ -173,8 +178,7 @@ class Model(nn.Module):
     def columns(self) -> list[str]:
         """Columns of a batch of evaluation: features, and targets beside the next item."""
         features = [name for head in self.all_heads for name in head.body.inputs.feature_names]
-        targets = [t for _, t in self.tasks_with_heads if isinstance(t, TargetTask)]
-        columns = [name for task in targets for name in task.columns]
+        columns = [name for task in self.all_targets for name in task.columns]
         return list(dict.fromkeys([*self.inputs.feature_names, *features, *columns]))
 
     @property

@@ -153,8 +153,7 @@ class ProgramModel(Model):
     @property
     def columns(self) -> list[str]:
         """Columns of a batch of evaluation: features, and targets beside the next item."""
-        tasks = [*self.tasks, *self._item_tasks]
-        targets = [name for task in tasks for name in task.columns]
+        targets = [name for task in self.all_targets for name in task.columns]
         return list(dict.fromkeys([*self.inputs.feature_names, *targets]))
 
     @property
@@ -261,8 +260,7 @@ def write_program(directory: Path, model: Model, batches: list[SessionBatch]) ->
     must give what the model gives on all. PipelineError where that cannot be.
     """
     names = list(model.inputs.feature_names)
-    tasks = [*(task for _, task in model.target_tasks), *model.item_tasks]
-    for task in tasks:
+    for task in model.all_targets:
         _check_labels(task)
     model = model.eval()
     answers = _Answers(model, names)
@@ -279,7 +277,7 @@ def write_program(directory: Path, model: Model, batches: list[SessionBatch]) ->
         save_program(program, directory / PROGRAM_FILE)
         state = {"items": model.items().detach().cpu().clone()} if model.ranks_items else {}
     targets = []
-    for task in tasks:
+    for task in model.all_targets:
         targets.append(_described(task))
         table = task.target.table
         if table is not None:

@@ -63,7 +63,7 @@ def validate(
             ranks = _ranks(model, loader, processes, spare, positions, filter_seen)
             cutoffs = {*_CUTOFFS, ranking_cutoff(metric) or _CUTOFFS[0]}
             values |= ranking_metrics(ranks, tuple(sorted(cutoffs)))
-        if (model.target_tasks or model.item_tasks) and spare is None:
+        if model.all_targets and spare is None:
             values |= _target_metrics(model, loader, processes, positions)
         if metric == "loss":
             values["loss"] = _loss(model, loader, processes, seed, spare)

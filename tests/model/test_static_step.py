@@ -158,7 +158,7 @@ def test_options_agree(
 
 
 def other_tasks() -> tr.Model:
-    """A model with weights of targets, targets of sessions and of interactions, and noise."""
+    """A model with weights of targets, targets of sessions, interactions and items, and noise."""
     torch.manual_seed(0)
     schema = tr.Schema(
         (
@@ -177,6 +177,7 @@ def other_tasks() -> tr.Model:
         tr.NextItemPredictionTask(weights="weight"),
         tr.BinaryClassificationTask("bought"),
         tr.RegressionTask("spent", summary_type=None),
+        tr.BinaryClassificationTask("sold", per_item=True),
     ]
     return tr.Model(tr.Head(tr.SequentialBlock(inputs, block), tasks)).train()
 
@@ -190,6 +191,7 @@ def with_features(sessions: tr.SessionBatch) -> tr.SessionBatch:
         "weight": numbers,
         "spent": numbers,
         "bought": (sessions.lengths % 2).float(),
+        "sold": (items % 2).float(),
     }
     return sessions._replace(features=sessions.features | features)
 

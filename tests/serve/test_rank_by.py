@@ -24,6 +24,7 @@ from pipeline.exporting.options import ExportOptions
 from pipeline.exporting.run import export
 from pipeline.in_process import open_run
 from pipeline.model.run import Run
+from pipeline.model.tasks.item_output import ItemOutput
 from pipeline.preprocessing.run import preprocess
 from pipeline.recipe.choices import ranking_expression
 from pipeline.recipe.preprocess import Preprocess
@@ -31,6 +32,7 @@ from pipeline.serve.client.client import Client
 from pipeline.serve.run import running_server
 from pipeline.serve.triton.ports import free_ports
 from pipeline.serve.triton.server import TritonServer
+from pipeline.training.incremental.run import train_windows
 from pipeline.training.report.run import write_report
 from pipeline.training.run import train
 from tests.conftest import Shop
@@ -222,6 +224,19 @@ def test_command_line_and_report(shop: Shop, served: Served, tmp_path: Path) -> 
     assert lists.count("  price ") == 2
     page = write_report(served.run, shop.data, tmp_path / "report.html")["page"]
     assert "<h2>action</h2>" in Path(page).read_text(encoding="utf-8")
+
+
+def test_windows_keep_the_targets_of_items(shop: Shop, tmp_path: Path) -> None:
+    chosen = recipe({"architecture": "gru", "targets": TARGETS[:2], "rank_by": RANK_BY})
+    train_windows(shop.data, chosen.model, chosen.train, tmp_path / "run", seconds=86_400 * 7)
+    model = Run.open(tmp_path / "run").model
+    assert model.rank_by is not None
+    for task in model.item_tasks:
+        assert isinstance(task.output, ItemOutput)
+        assert len(task.output.item_bias) == model.num_rows
+        assert task.output.item_bias[FIRST_ITEM:].abs().min() > 0
+    result = evaluate(tmp_path / "run", shop.data, baselines=False)
+    assert result.tasks["action"].targets > 0
 
 
 def test_lists_ranked_by_purchases_hold_more_of_them(tmp_path: Path) -> None:

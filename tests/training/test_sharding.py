@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline.core.errors import ConfigError
+from pipeline.data.column_schema import ColumnSchema
 from pipeline.data.schema import Schema
 from pipeline.model.build import build_model, load_model
 from pipeline.recipe.model import ModelConfig
@@ -23,6 +24,7 @@ from tests.training.small_data import small_data
 from tests.training.test_processes import log, same_weights
 
 TWO = Processes(0, 2)
+PER_ITEM = {"feature": "price", "kind": "regression", "per_item": True}
 
 
 @pytest.fixture(scope="module")
@@ -128,12 +130,15 @@ def test_incompatible_training_settings_are_refused(settings: dict[str, Any], sa
         ({"architecture": "bert", "masking": "rtd"}, "rtd scores all items"),
         ({"weight_tying": False}, "set `weight_tying: true`"),
         ({"item_dropout": 0.1}, "set it to 0"),
+        ({"targets": [PER_ITEM]}, "leave `per_item` out"),
     ],
 )
 def test_models_without_a_shardable_table_are_refused(
     folder: Path, settings: dict[str, Any], says: str
 ) -> None:
     schema = Schema.from_json(folder / "data" / "schema.pbtxt")
+    if "targets" in settings:
+        schema = Schema((*schema, ColumnSchema.create_continuous("price")))
     with pytest.raises(ConfigError, match=says):
         check_shardable(build_model(schema, ModelConfig(d_model=8, **settings), 20), TWO)
     with pytest.raises(ConfigError, match="rows are too few for 12"):
