@@ -79,8 +79,7 @@ def preprocess(
     Args:
         recipe: preprocess section of a recipe
         logs: files and folders of the log
-        test_logs: the same of a log of test sessions, in place of `split.test`
-        valid_logs: the same of a log of validation sessions, in place of `split.valid`
+        test_logs, valid_logs: the same of test and validation sessions, in place of `split`
         out: directory to write or replace
         cluster: address of a Dask scheduler whose workers see the folder of `out` under the same
             path, or `local`, or `local-cuda`; the output does not depend on it
@@ -88,8 +87,8 @@ def preprocess(
         operators: Python file of the recipe's NVTabular operators; it is run
         fingerprint: `fingerprint.of_data` of these arguments, if it is already computed
     """
+    check_arguments(recipe, {"valid": valid_logs, "test": test_logs}, out)
     other_logs = {"valid": find_logs(recipe, valid_logs), "test": find_logs(recipe, test_logs)}
-    check_arguments(recipe, other_logs, out)
     logs = find_logs(recipe, logs)
     fingerprint = fingerprint or data_fingerprint(
         recipe, logs, other_logs["test"], base, operators, valid_logs=other_logs["valid"]
