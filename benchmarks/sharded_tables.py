@@ -80,28 +80,35 @@ def run(task: Task, rank: int) -> dict[str, Any]:
         world_size=NUM_PROCESSES,
     )
     try:
-        before = Memory()
-        step = FORMS[task.form](task, rank)
-        batches = [_batch(task, rank, seed) for seed in range(task.steps + 1)]
-        training = Memory()  # without the whole table that a process makes to begin with
-        losses = [step(batches[0])]
-        distributed.barrier()
-        begin, used = time.perf_counter(), time.process_time()
-        losses += [step(batch) for batch in batches[1:]]
-        distributed.barrier()
-        seconds = (time.perf_counter() - begin) / task.steps
-        processor_seconds = (time.process_time() - used) / task.steps
-        peak = training.begin_bytes + training.read()["peak_bytes"] - before.begin_bytes
-        means = torch.stack(losses)
-        distributed.all_reduce(means)
-        return {
-            "step_seconds": seconds,
-            "processor_seconds": processor_seconds,
-            "peak_bytes": peak,
-            "losses": (means / NUM_PROCESSES).tolist(),
-        }
+        # A function of its own, so that the model is gone before the group: where
+        # DistributedDataParallel is the last owner of the group, its end holds Python's lock while
+        # it waits for a thread of the group, which needs that lock.
+        return _measure(task, rank)
     finally:
         distributed.destroy_process_group()
+
+
+def _measure(task: Task, rank: int) -> dict[str, Any]:
+    before = Memory()
+    step = FORMS[task.form](task, rank)
+    batches = [_batch(task, rank, seed) for seed in range(task.steps + 1)]
+    training = Memory()  # without the whole table that a process makes to begin with
+    losses = [step(batches[0])]
+    distributed.barrier()
+    begin, used = time.perf_counter(), time.process_time()
+    losses += [step(batch) for batch in batches[1:]]
+    distributed.barrier()
+    seconds = (time.perf_counter() - begin) / task.steps
+    processor_seconds = (time.process_time() - used) / task.steps
+    peak = training.begin_bytes + training.read()["peak_bytes"] - before.begin_bytes
+    means = torch.stack(losses)
+    distributed.all_reduce(means)
+    return {
+        "step_seconds": seconds,
+        "processor_seconds": processor_seconds,
+        "peak_bytes": peak,
+        "losses": (means / NUM_PROCESSES).tolist(),
+    }
 
 
 def _batch(task: Task, rank: int, seed: int) -> Batch:

@@ -95,7 +95,8 @@ def _available_bytes() -> int:
 
 def _turn(form: str, plan: Plan, items: int) -> list[dict[str, Any]]:
     """Result of each process."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([run.__module__])  # imported once, not in each process
     with (
         tempfile.TemporaryDirectory(prefix="pipeline-sharding-") as scratch,
         ProcessPoolExecutor(NUM_PROCESSES, mp_context=context) as pool,

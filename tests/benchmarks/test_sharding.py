@@ -1,5 +1,9 @@
 """Table and arguments of `python -m benchmarks sharding`."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 from typer.testing import CliRunner
 
@@ -7,6 +11,7 @@ from benchmarks import sharding as sharding_module
 from benchmarks.__main__ import app
 from benchmarks.sharding import Plan, measure_sharding, sharding_text
 from pipeline.core.errors import ConfigError
+from tests.conftest import ROOT
 
 MACHINE = {"processor": "P", "cores": 2, "load": 0.1, "system": "Linux", "python": "3.11"}
 
@@ -42,3 +47,20 @@ def test_odd_number_of_targets_is_refused() -> None:
     shown = CliRunner().invoke(app, ["sharding", "--targets", "63"])
     assert isinstance(shown.exception, ConfigError)
     assert "--targets is 63" in str(shown.exception)
+
+
+@pytest.mark.slow
+def test_every_form_trains_and_ends_with_the_loss_of_its_kind() -> None:
+    sizes = "--items 301 --targets 64 --d-model 8 --turns 1"
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "sharding", *sizes.split(), "--json"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,  # a process that waits for a thread of its group waits for ever
+    )
+    assert done.returncode == 0, done.stderr
+    [table] = json.loads(done.stdout)["tables"]
+    forms = {row["form"] for row in table["rows"]} | set(table["left_out"])
+    assert {"exact, own", "exact, whole", "sampled, own", "sampled, whole"} <= forms
+    assert max(table["loss_differences"].values()) < 1e-5
