@@ -121,6 +121,19 @@ class Run(TrainedRun):
                 lists = records_to_frame(answer.records(range(len(several))))
             return lists.rename(columns={"session_id": "session"})
 
+    def similar_items(self, items: Any, k: int = 10) -> "pd.DataFrame":
+        """Return the items nearest to each of `items` as rows of similar_to, rank, item_id, score.
+
+        `items` is a raw id or several; the score is the cosine of the vectors by which the model
+        scores items. ConfigError for an id that is not in the catalogue.
+        """
+        from pipeline.evaluation.recommender import Recommender
+        from pipeline.serve.client.answers import records_to_frame
+
+        ids = [items] if isinstance(items, str | int) else list(items)
+        records = Recommender(self).similar_items(ids, k).records(ids)
+        return records_to_frame(records).rename(columns={"session_id": "similar_to"})
+
 
 def preprocess(
     recipe: Recipe | Source,

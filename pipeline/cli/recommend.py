@@ -37,6 +37,13 @@ def recommend(
     items: Annotated[
         str | None, typer.Option(metavar="A,B,C", help="Items of one session, oldest first.")
     ] = None,
+    similar: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B,C",
+            help="Items nearest to each of these, by the vectors of a run directory.",
+        ),
+    ] = None,
     column: Annotated[
         list[str] | None,
         typer.Option(
@@ -98,8 +105,14 @@ def recommend(
 
     A server answers, or a run directory without a server.
     """
-    _check_sessions(items, column, inputs, sessions)
     check_k(k)
+    if similar is not None:
+        others = (items, column, inputs, sessions, exclude, candidates, filter_seen, targets)
+        if any(others):
+            raise ConfigError("--similar goes with --k and --json alone.")
+        _print_similar_items(target, similar.split(","), k or 10, as_json)
+        return
+    _check_sessions(items, column, inputs, sessions)
     columns = dict(map(_parse_column, column or ()))
     if timeout is not None and not timeout > 0:
         raise ConfigError(f"--timeout is {timeout:g}, expected seconds above 0.")
@@ -122,6 +135,21 @@ def recommend(
             records = list(client.recommend_log(logs, k, sessions=sessions, **filters))
     warn_of_unknown_sessions(records)
     print_result({"sessions": records}, as_json, recommendations_text(records))
+
+
+def _print_similar_items(target: str, ids: list[str], k: int, as_json: bool) -> None:
+    if "://" in target:
+        raise ConfigError("--similar reads the vectors of a run directory, not of a server.")
+    check_input(Path(target), "run")
+    from pipeline.evaluation.recommender import Recommender
+
+    lists = Recommender.open(Path(target)).similar_items(ids, k)
+    records = [
+        {"item_id": record.pop("session_id"), "similar": record["recommendations"]}
+        for record in lists.records(ids)
+    ]
+    blocks = [f"item {record['item_id']}\n{_list_text(record['similar'])}" for record in records]
+    print_result({"items": records}, as_json, "\n".join(blocks))
 
 
 def check_candidates(client: Any, ids: Sequence[str] | None, target: str) -> None:
@@ -222,15 +250,23 @@ def _parse_column(text: str) -> tuple[str, list[str]]:
     return name, values.split(",")
 
 
+def _list_text(entries: list[dict[str, Any]]) -> str:
+    """Return a list as lines, best item first."""
+    lines = []
+    for rank, entry in enumerate(entries, start=1):
+        line = f"{rank:>4}  {entry['item_id']!s:<24} {entry['score']:>9.4f}"
+        others = (f"{k} {v:.4f}" for k, v in entry.items() if k not in ("item_id", "score"))
+        lines.append("  ".join([line, *others]))
+    return "\n".join(lines)
+
+
 def recommendations_text(records: list[dict[str, Any]]) -> str:
     """Return the lists of sessions as lines, best item first."""
     blocks = []
     for record in records:
         lines = [] if record["session_id"] is None else [f"session {record['session_id']}"]
-        for rank, entry in enumerate(record["recommendations"], start=1):
-            line = f"{rank:>4}  {entry['item_id']!s:<24} {entry['score']:>9.4f}"
-            others = (f"{k} {v:.4f}" for k, v in entry.items() if k not in ("item_id", "score"))
-            lines.append("  ".join([line, *others]))
+        if record["recommendations"]:
+            lines.append(_list_text(record["recommendations"]))
         for target, value in record.get("targets", {}).items():
             lines.append(f"      {target:<24} {value:>9.4f}")
         if not record["recommendations"] and "targets" not in record:

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from pipeline.core.columns import FIRST_ITEM, ITEM, PADDING, SESSION
 from pipeline.core.errors import ConfigError, InputWarning
@@ -158,6 +159,35 @@ class Recommender:
         """(items,) raw ids and (items, E) float32, for a vector index by inner product."""
         self._check_ranks_items()
         return self.catalogue, self.model.item_embeddings().cpu().numpy()
+
+    @torch.inference_mode()
+    def similar_items(self, ids: Sequence[Any], k: int = 10) -> Recommendations:
+        """Return the `k` items whose vectors have the highest cosine with that of each of `ids`.
+
+        An item is not in its own list. ConfigError if `k` is not between 1 and the number of other
+        items, or for an id that is not in the catalogue.
+        """
+        self._check_ranks_items()
+        if not 1 <= k < len(self.catalogue):
+            raise ConfigError(f"k is {k}, expected 1 to {len(self.catalogue) - 1}.")
+        indices = self._indices(ids)
+        if unknown := [
+            each for each, index in zip(ids, indices, strict=True) if index < FIRST_ITEM
+        ]:
+            raise ConfigError(
+                f"{unknown[0]!r} is not in the catalogue of {self.run.path}, expected raw ids such "
+                f"as {self.catalogue[0]!r}."
+            )
+        vectors = functional.normalize(self.model.item_embeddings())
+        parts = []
+        step = max(1, _SCORES_PER_STEP["cpu"] // len(vectors))
+        for rows in torch.from_numpy(indices - FIRST_ITEM).to(vectors.device).split(step):
+            cosines = vectors[rows] @ vectors.T
+            cosines.scatter_(1, rows.unsqueeze(1), -torch.inf)
+            parts.append(cosines.topk(k))
+        columns = [torch.cat(each) for each in zip(*parts, strict=True)] if parts else []
+        scores, items = columns or (vectors[:0, :0], vectors[:0, :0].long())
+        return to_raw_ids(TopK(scores, items + FIRST_ITEM, {}), self.catalogue)
 
     def _check_ranks_items(self) -> None:
         if not self.model.ranks_items:

@@ -1,5 +1,6 @@
 """Offline prediction against loops over scores, and the files that it writes."""
 
+import json
 import shutil
 from itertools import chain
 from pathlib import Path
@@ -12,7 +13,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from pipeline import api
+from pipeline.cli.main import app
 from pipeline.core.artifact import new_artifact
 from pipeline.core.errors import ArtifactError, ConfigError
 from pipeline.core.files import new_parquet
@@ -391,3 +395,34 @@ def test_a_file_is_whole_or_absent(tmp_path: Path) -> None:
     with new_parquet(tmp_path / "a.parquet", schema):
         pass
     assert pq.read_table(tmp_path / "a.parquet").num_rows == 0
+
+
+def test_similar_items_are_the_nearest_by_cosine(shop: Shop) -> None:
+    ids, vectors = Recommender.open(shop.run).item_embeddings()
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    run = api.Run.open(shop.run)
+    frame = run.similar_items([ids[5], ids[0]], k=4)
+    assert frame.columns.tolist() == ["similar_to", "rank", "item_id", "score"]
+    for position in (5, 0):
+        cosines = unit @ unit[position]
+        best = np.argsort(-np.where(np.arange(len(ids)) == position, -2, cosines))[:4]
+        own = frame[frame.similar_to == ids[position]]
+        assert own.item_id.tolist() == ids[best].tolist()
+        np.testing.assert_allclose(own.score, cosines[best], rtol=1e-5)
+    arguments = [
+        "recommend",
+        str(shop.run),
+        "--similar",
+        f"{ids[5]},{ids[0]}",
+        "--k",
+        "4",
+        "--json",
+    ]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    lists = [[e["item_id"] for e in item["similar"]] for item in json.loads(done.stdout)["items"]]
+    assert [*chain(*lists)] == frame.item_id.tolist()
+    with pytest.raises(ConfigError, match="'nope' is not in the catalogue"):
+        run.similar_items("nope")
+    with pytest.raises(ConfigError, match="expected 1 to"):
+        run.similar_items(ids[0], k=len(ids))
