@@ -19,12 +19,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pipeline.core.errors import ConfigError, PipelineError
+from pipeline.core.errors import ArtifactError, ConfigError, PipelineError
+from pipeline.core.program_check import RefusedProgramError, checked_archive, refused_operators
 from pipeline.data.batch import SessionBatch, newest
 from pipeline.model.head import Head
 from pipeline.model.masking import Stage
 from pipeline.model.model import Model, SessionAnswer, TargetHidden
-from pipeline.model.program_check import checked_archive
 from pipeline.model.target_labels import Units
 from pipeline.model.tasks.targets import (
     BinaryClassificationTask,
@@ -299,7 +299,11 @@ def read_program(directory: Path, description: dict[str, Any]) -> ProgramModel:
 
     ArtifactError for a program with an operator that no model needs, before it is loaded.
     """
-    program = torch.jit.load(checked_archive(directory / PROGRAM_FILE), map_location="cpu")
+    try:
+        archive = checked_archive(directory / PROGRAM_FILE)
+    except RefusedProgramError as error:
+        raise ArtifactError(str(error)) from None
+    program = torch.jit.load(archive, map_location="cpu")
     return ProgramModel(program, description, load_file(directory / STATE_FILE)).eval()
 
 
@@ -382,7 +386,10 @@ def _target_tasks(targets: list[dict[str, Any]], state: dict[str, Tensor]) -> li
 
 
 def save_program(program: torch.jit.ScriptModule, path: Path) -> None:
-    """Write a program without its debugging records: they hold pickled source positions."""
+    """Write a program without its debugging records: they hold pickled source positions.
+
+    PipelineError for an operator that nothing which reads the program would load.
+    """
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -391,3 +398,8 @@ def save_program(program: torch.jit.ScriptModule, path: Path) -> None:
         for record in whole.infolist():
             if not record.filename.endswith(".debug_pkl"):
                 stripped.writestr(record, whole.read(record))
+    if refused := refused_operators(path):
+        raise PipelineError(
+            f"The model uses {refused[0]!r}, which is not among the operators that a program may "
+            "have, as those that read files are not. Use operators on tensors alone."
+        )

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pipeline import model as tr
+from pipeline.core.program_check import checked_archive
 from pipeline.exporting.topk import (
     best_items,
     best_items_int8,
@@ -20,9 +22,15 @@ from pipeline.exporting.topk import (
 )
 from pipeline.exporting.torchscript import InferenceModel, prove_parity, trace
 from pipeline.exporting.xlnet_inference import XLNetInference, optimize_xlnet
+from pipeline.model.program import save_program
 from tests.conftest import ROOT
+from tests.model.test_invariants import CASES, make_model
+from tests.model.test_invariants import L as LENGTH
 
 L, V, D = 7, 60, 16
+FAST = {("gpt2", "clm"), ("xlnet", "mlm"), ("longformer", "mlm"), ("reformer", "clm"),
+        ("gru", "clm"), ("hstu", "clm"), ("core", "clm"), ("ligr", "clm")}  # fmt: skip
+"""One of each family; the others are slow."""
 SCHEMA = tr.Schema((tr.ColumnSchema.create_categorical("item_id", V - 1, tags=["item_id"]),))
 
 
@@ -205,3 +213,18 @@ def test_block_used_twice_computes_all_positions() -> None:
     model = tr.Model(tr.Head(body, tr.NextItemPredictionTask())).eval()
     served = InferenceModel(model, ["item_id"], set())
     assert prove_parity(served, trace(served, L), L, 1e-5) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("architecture", "masking"),
+    [case if case in FAST else pytest.param(*case, marks=pytest.mark.slow) for case in CASES],
+)
+def test_a_server_loads_the_programs_of_all_architectures(
+    architecture: str, masking: str, tmp_path: Path
+) -> None:
+    model = make_model(architecture, masking)
+    for scoring in ("fp32", "int8"):
+        served = InferenceModel(model, model.inputs.feature_names, {"device"}, scoring)
+        program = trace(served, LENGTH)
+        save_program(program, tmp_path / f"{scoring}.pt")
+        torch.jit.load(checked_archive(tmp_path / f"{scoring}.pt"))

@@ -1,5 +1,7 @@
 """A model that was put together in Python does what a run does, from evaluation to the server."""
 
+import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -19,9 +21,12 @@ from typer.testing import CliRunner
 import pipeline
 from pipeline import model as tr
 from pipeline.cli.main import app
-from pipeline.core.errors import ArtifactError, ConfigError, PipelineError
+from pipeline.core.artifact import MANIFEST
+from pipeline.core.errors import ConfigError, PipelineError, ServingError
+from pipeline.core.files import hash_file
+from pipeline.core.program_check import RefusedProgramError, checked_archive
 from pipeline.data.directory import Data
-from pipeline.model.program import PROGRAM_FILE
+from pipeline.model.program import PROGRAM_FILE, save_program
 from pipeline.model.run import Run
 from pipeline.model.tasks.targets import TargetTask
 from pipeline.recipe.recipe import Recipe
@@ -172,9 +177,7 @@ def test_a_replaced_program_is_not_loaded(shop: Shop, trained: Trained, tmp_path
 
     program = tmp_path / PROGRAM_FILE
     torch.jit.script(Planted(str(tmp_path / "planted"))).save(str(program))
-    from pipeline.model.program_check import checked_archive
-
-    with pytest.raises(ArtifactError, match="'from_file', which no model needs"):
+    with pytest.raises(RefusedProgramError, match="'from_file', which no model needs"):
         checked_archive(program)
     assert not (tmp_path / "planted").exists()
     # an object of C++ is made while the pickled records are read, without a line of the program
@@ -185,8 +188,45 @@ def test_a_replaced_program_is_not_loaded(shop: Shop, trained: Trained, tmp_path
     with zipfile.ZipFile(program, "w") as archive:
         for name, content in records.items():
             archive.writestr(name, content)
-    with pytest.raises(ArtifactError, match="'classes', which no model needs"):
+    with pytest.raises(RefusedProgramError, match="'classes', which no model needs"):
         checked_archive(program)
+
+
+def test_what_no_command_loads_is_not_written(tmp_path: Path) -> None:
+    class Printing(nn.Module):
+        def forward(self, values: torch.Tensor) -> torch.Tensor:
+            print("values")
+            return values
+
+    with pytest.raises(PipelineError, match="uses 'print', which is not among the operators"):
+        save_program(torch.jit.script(Printing()), tmp_path / "model.pt")
+
+
+def test_a_server_does_not_load_a_replaced_program(shop: Shop, tmp_path: Path) -> None:
+    repository, planted = tmp_path / "repository", tmp_path / "planted"
+    shutil.copytree(shop.repository, repository)
+    (program,) = repository.glob("*/1/model.pt")
+    with zipfile.ZipFile(program) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    start = b"\n    return "
+    name = next(n for n, text in records.items() if n.endswith(".py") and start in text)
+    call = f'torch.from_file("{planted}", True, 4)'
+    records[name] = records[name].replace(start, f"\n    _planted = {call}".encode() + start, 1)
+    with zipfile.ZipFile(program, "w") as archive:
+        for each, content in records.items():
+            archive.writestr(each, content)
+    manifest = json.loads((repository / MANIFEST).read_text())  # an attacker writes it as well
+    manifest["files"][program.relative_to(repository).as_posix()] = {
+        "bytes": program.stat().st_size,
+        "sha256": hash_file(program),
+    }
+    (repository / MANIFEST).write_text(json.dumps(manifest))
+    with (
+        pytest.raises(ServingError, match="'from_file', which no model needs"),
+        running_server(repository, ports=free_ports()),
+    ):
+        pass
+    assert not planted.exists()
 
 
 def test_a_model_of_other_data_is_refused(shop: Shop, tmp_path: Path) -> None:

@@ -4,10 +4,13 @@ It reads what `pipeline export` writes for NVIDIA's LibTorch backend: `forward` 
 `NAME__0` and returns the output `NAME__0`; requests are not batched, because the request runtime
 has merged them.
 
-Runs inside the stub of Triton's Python backend, so it imports nothing of this project. Tensors
-come and go by DLPack: no copy, and no dependence on the NumPy that the stub was built with.
+Runs inside the stub of Triton's Python backend, so it imports nothing of this project but a copy
+of `core/program_check.py` beside it: a program with an operator that no model needs is not loaded,
+since it could read and write files. Tensors come and go by DLPack: no copy, and no dependence on
+the NumPy that the stub was built with.
 """
 
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -16,6 +19,17 @@ from typing import Any
 import torch
 import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
 from torch.utils.dlpack import from_dlpack
+
+
+def _program_check() -> Any:
+    """Return the module beside this file, whose folder need not be on Python's path."""
+    file = Path(__file__).with_name("program_check.py")
+    spec = importlib.util.spec_from_file_location("program_check", file)
+    assert spec is not None  # noqa: S101
+    assert spec.loader is not None  # noqa: S101
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 class TritonPythonModel:
@@ -38,7 +52,8 @@ class TritonPythonModel:
         path = Path(args["model_repository"], args["model_version"], "model.pt")
         if not path.is_file():
             raise FileNotFoundError(f"no TorchScript model at {path}")
-        self.model = torch.jit.load(str(path), map_location=self.device).eval()
+        archive = _program_check().checked_archive(path)
+        self.model = torch.jit.load(archive, map_location=self.device).eval()
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request; one that fails gets an error of its own."""

@@ -2,7 +2,8 @@
 
 TorchScript can read and write files, also while it loads, so a program that was replaced could act.
 The source text in the archive is read without running it, and every operator that it names must be
-one that computes with tensors.
+one that computes with tensors. Our Triton backend runs a copy of this module, which therefore
+imports nothing of this project.
 """
 
 import ast
@@ -11,10 +12,6 @@ import io
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-
-import torch
-
-from pipeline.core.errors import ArtifactError
 
 _OPERATORS_FILE = Path(__file__).with_name("program_operators.txt")
 """Operators and properties that programs may name beside the core operators of ATen, which compute
@@ -25,15 +22,19 @@ _BUILTINS = (
 )
 
 
+class RefusedProgramError(Exception):
+    """A program that is not loaded; the message says why."""
+
+
 def checked_archive(path: Path) -> io.BytesIO:
     """Return the records of a program as an archive, so that what is loaded is what was checked.
 
-    ArtifactError if it names an operator that no model needs, or is no archive of TorchScript.
+    RefusedProgramError for an operator that no model needs, and for what is no such archive.
     """
     records = _records(path)
     refused = sorted(set(unknown_operators(records)))
     if refused:
-        raise ArtifactError(
+        raise RefusedProgramError(
             f"{path} holds a program with {refused[0]!r}, which no model needs. It was not loaded. "
             "It may have been replaced; make it again."
         )
@@ -45,17 +46,22 @@ def checked_archive(path: Path) -> io.BytesIO:
     return archive
 
 
-def _records(path: Path) -> dict[str, bytes]:
-    """Return the content of an archive by the name of its records."""
+def refused_operators(path: Path) -> list[str]:
+    """Return what `checked_archive` would refuse in a program; its weights are not read."""
+    return sorted(set(unknown_operators(_records(path, (".py", ".pkl")))))
+
+
+def _records(path: Path, endings: tuple[str, ...] = ("",)) -> dict[str, bytes]:
+    """Return the content of an archive by the name of its records, of those with these endings."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
             # readers of archives differ in which of two records they take
             if len({name.lower() for name in names}) < len(names):
                 raise zipfile.BadZipFile
-            return {name: archive.read(name) for name in names}
+            return {name: archive.read(name) for name in names if name.lower().endswith(endings)}
     except (OSError, zipfile.BadZipFile):
-        raise ArtifactError(f"{path} is not a program that this project wrote.") from None
+        raise RefusedProgramError(f"{path} is not a program that this project wrote.") from None
 
 
 def unknown_operators(records: dict[str, bytes]) -> Iterator[str]:
@@ -90,11 +96,13 @@ def _refused(node: ast.AST, own: set[str]) -> Iterator[str]:
         case ast.Attribute(value=ast.Name(id="ops")):
             if node.attr not in ("prim", "aten"):
                 yield f"ops.{node.attr}"
-        case ast.Attribute(attr="classes"):  # of C++
-            yield "classes"
-        case ast.Attribute():
-            if node.attr in _operators() - _allowed() - own:
-                yield node.attr
+        case (
+            ast.Attribute(attr=name)
+            | ast.Call(func=ast.Name(id="getattr"), args=[_, ast.Constant(value=str(name))])
+        ):
+            # classes are of C++; a module with a number for a name is read by `getattr`
+            if name == "classes" or name in _operators() - _allowed() - own:
+                yield name
         case ast.Call(func=ast.Name(id=name)) if name not in _BUILTINS:
             yield name
         case ast.Import() | ast.ImportFrom() | ast.Lambda() | ast.With():
@@ -104,12 +112,16 @@ def _refused(node: ast.AST, own: set[str]) -> Iterator[str]:
 @functools.cache
 def _operators() -> frozenset[str]:
     """Names of all operators that TorchScript knows."""
+    import torch  # not on import: core is light
+
     names = {schema.name.partition("::")[2] for schema in torch._C._jit_get_all_schemas()}
     return frozenset(names)
 
 
 @functools.cache
 def _allowed() -> frozenset[str]:
+    import torch
+
     names = set(_OPERATORS_FILE.read_text(encoding="utf-8").split())
     for schema in torch._C._jit_get_all_schemas():
         namespace, _, name = schema.name.partition("::")
