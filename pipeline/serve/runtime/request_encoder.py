@@ -81,6 +81,9 @@ class Encoder:
             call: _read_statistic(directory, f"expression.{number}")
             for number, call in enumerate(self.spec["statistics"])
         }
+        self.optional = [*self.item_features]
+        """Columns that follow from others where a request leaves them out."""
+        self.optional += [c["name"] for c in self.columns if "reads" in c]
         self.further: IntegerLookup | TextLookup | None = None
         """Items outside the catalogue that have item features."""
         if self.spec["further_items"]:
