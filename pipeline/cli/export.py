@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pipeline.exporting.options import ExportOptions
 
 
+# Long: every option is declared here with its help.
 def export(
     run: RunDirectory,
     out: Out,

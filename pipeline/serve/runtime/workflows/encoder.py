@@ -38,7 +38,11 @@ class WorkflowEncoder(Encoder):
             for output in self._outputs
             if output["kind"] == "code"
         }
-        self.optional += [column["tensor"] for column in self._log if column["tensor"] != "item_id"]
+
+    @property
+    def optional(self) -> list[str]:
+        """Columns whose absence in a request means something, such as that of times."""
+        return [column["tensor"] for column in self._log if column["tensor"] != "item_id"]
 
     def encode(self, rows: Rows, width: int | None = None) -> dict[str, NDArray[Any]]:
         """Encode S sessions: per feature (S, W) of the newest W interactions, or (S, 1)."""
