@@ -361,6 +361,7 @@ def export(
     max_batch: int = 256,
     device: Literal["cpu", "gpu"] = "cpu",
     scoring: Literal["fp32", "int8"] = "fp32",
+    workflow_backend: bool = False,
 ) -> Path:
     """Write a run as a Triton model repository, or its model as ONNX; return the directory.
 
@@ -369,8 +370,9 @@ def export(
     `max_k`.
     `name` is the model's for clients, `default_k` the items of a list where a request has no `k`,
     `max_k` the most. `device` is where the server runs the model. `scoring` int8 gives the same
-    lists of a large catalogue in less time on a CPU. An older repository at `out` gets a new
-    version.
+    lists of a large catalogue in less time on a CPU. `workflow_backend` encodes requests by the
+    user's NVTabular workflow itself, in an image that has NVTabular. An older repository at `out`
+    gets a new version.
 
     ConfigError for settings that cannot be; ArtifactError if `out` holds something else.
     """
@@ -385,6 +387,7 @@ def export(
         max_batch=max_batch,
         device=device,
         scoring=scoring,
+        workflow_backend=workflow_backend,
     )
     if format == "onnx":
         from pipeline.exporting.onnx_directory import export_onnx

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pipeline.exporting.options import ExportOptions
 
 
+# Long: every option is declared here with its help.
 def export(
     run: RunDirectory,
     out: Out,
@@ -35,6 +36,14 @@ def export(
         Literal["fp32", "int8"],
         typer.Option(help="int8: the same lists of a large catalogue in less time, on a CPU."),
     ] = "fp32",
+    workflow_backend: Annotated[
+        bool,
+        typer.Option(
+            "--workflow-backend",
+            help="Encode requests by the workflow of `preprocess --workflow` itself, in a Triton "
+            "image that has NVTabular.",
+        ),
+    ] = False,
     replace: Annotated[
         bool, typer.Option("--replace", help="Remove the repository's models of other names.")
     ] = False,
@@ -59,6 +68,7 @@ def export(
         max_batch=max_batch,
         device=device,
         scoring=scoring,
+        workflow_backend=workflow_backend,
     )
     if format == "onnx":
         _export_onnx(run, out, options, if_needed=if_needed, as_json=as_json)

@@ -11,7 +11,7 @@ _MEASURED = "`tr.SequentialBlock(inputs, a, b)`: widths are measured, any module
 _TABLES = "arguments of `TabularSequenceFeatures.from_schema`; `shared_tables` shares a table"
 _MASKING = "`masking=` of `from_schema` with its arguments, or `tr.{}`"
 _LOADER = "`tr.MerlinDataLoader`"
-_WORKFLOW = "`pipeline preprocess`, or NVTabular's own operators as in examples/"
+_WORKFLOW = "`pipeline preprocess`, with NVTabular's own operators by `--workflow FILE.py`"
 
 NAMES: dict[str, str] = {
     # transformers4rec.torch

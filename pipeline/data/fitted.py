@@ -28,6 +28,8 @@ from pipeline.recipe.preprocess import Preprocess
 from pipeline.serve.runtime.expressions import Statistic
 
 ITEMS_FILE = "items.parquet"
+WORKFLOW_FOLDER = "workflow"
+WORKFLOW_FILE = "workflow.json"
 ValueType = Literal["int64", "string"]
 TimestampType = Literal["int64", "float64", "string"]
 
@@ -115,6 +117,31 @@ class OperatorSteps:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SavedWorkflow:
+    """A user's fitted NVTabular workflow, from which a server with NVTabular builds it again."""
+
+    graph: dict[str, Any] = field(default_factory=dict)
+    """Nodes, columns of the log and of the output, see `pipeline/serve/runtime/workflows`."""
+    tables: dict[str, pa.Table] = field(default_factory=dict)
+    """What operators have learned, by the name of a file."""
+    obstacle: str | None = None
+    """Operator that has no form in JSON; without a graph then."""
+
+    def write(self, folder: Path) -> None:
+        """Write the graph and its tables."""
+        folder.mkdir(parents=True)
+        write_json(folder / WORKFLOW_FILE, self.graph)
+        for name, table in self.tables.items():
+            pq.write_table(table, folder / name)
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Read what `write` wrote."""
+        tables = {path.name: pq.read_table(path) for path in sorted(folder.glob("*.parquet"))}
+        return cls(graph=read_json(folder / WORKFLOW_FILE), tables=tables)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Fitted:
     """Recipe of a data directory, and the vocabularies and statistics that it was fitted with."""
 
@@ -132,6 +159,8 @@ class Fitted:
     """Statistics that expressions read, by the JSON of the call."""
     operator_steps: dict[str, OperatorSteps] = field(default_factory=dict)
     """Steps by feature, and of the item, of a user's workflow; none of a recipe's features."""
+    workflow: SavedWorkflow | None = None
+    """The user's workflow itself."""
     learned_until: int | None = None
     """Microseconds of the newest fitted interaction; None without a timestamp."""
     items: pa.Table | None = None
@@ -197,6 +226,10 @@ class Fitted:
             state["expressions"] = _write_statistics(target, self.expressions)
         if self.operator_steps:
             state["operator_steps"] = _write_steps(target, self.operator_steps)
+        if self.workflow is not None:
+            state["workflow"] = {"obstacle": self.workflow.obstacle}
+            if self.workflow.obstacle is None:
+                self.workflow.write(target / WORKFLOW_FOLDER)
         write_json(target / FITTED_FILE, state)
         for name, vocabulary in self.vocabularies.items():
             table = pa.table({name: vocabulary.values})
@@ -253,6 +286,7 @@ class Fitted:
                 operator_steps=_read_steps(
                     directory / FITTED_DIRECTORY, state.get("operator_steps", {}), names
                 ),
+                workflow=_read_workflow(directory / FITTED_DIRECTORY, state.get("workflow")),
                 learned_until=state.get("learned_until"),  # missing in early versions
                 items=pq.read_table(items) if items.exists() else None,
             )
@@ -358,6 +392,14 @@ def _read_steps(
             obstacle=each["obstacle"],
         )
     return steps
+
+
+def _read_workflow(folder: Path, state: dict[str, Any] | None) -> SavedWorkflow | None:
+    if state is None:
+        return None
+    if state["obstacle"] is not None:
+        return SavedWorkflow(obstacle=state["obstacle"])
+    return SavedWorkflow.read(folder / WORKFLOW_FOLDER)
 
 
 def _step_path(folder: Path, name: str, number: int) -> Path:

@@ -30,6 +30,8 @@ class ExportOptions:
     """Where the server runs the model; gpu needs one at the export too."""
     scoring: Scoring = "fp32"
     """int8 makes the same lists of a large catalogue in less time on a CPU."""
+    workflow_backend: bool = False
+    """Encode requests by the user's NVTabular workflow, in an image that has NVTabular."""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):

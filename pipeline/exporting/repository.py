@@ -83,7 +83,10 @@ def request_spec(
     fitted: Fitted, model: torchscript.InferenceModel, options: ExportOptions
 ) -> dict[str, Any]:
     """Return `encoder.json` without the name of the model: how requests become its input."""
-    return tables.encoder_spec(fitted, options.default_k, options.max_k) | {
+    spec = tables.encoder_spec(fitted, options.default_k, options.max_k)
+    if options.workflow_backend:
+        spec |= tables.workflow_spec(fitted)
+    return spec | {
         "max_batch": options.max_batch,
         "packing": model.names,
         "width": model.width,
@@ -168,8 +171,9 @@ def _samples(
 
 def client_facts(fitted: Fitted, spec: dict[str, Any]) -> dict[str, Any]:
     """Return what clients need: the recipe, types of the tensors, limits of a request."""
+    recipe = tables.workflow_recipe(fitted) if "codes" in spec else fitted.recipe
     return {
-        "recipe": fitted.recipe.model_dump(mode="json"),
+        "recipe": recipe.model_dump(mode="json"),
         "types": {c["name"]: c["type"] for c in spec["columns"]},
         "scopes": {c["name"]: c["scope"] for c in spec["columns"]},
         "timestamp_type": None if spec["timestamp"] is None else spec["timestamp"]["type"],

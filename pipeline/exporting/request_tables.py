@@ -10,7 +10,13 @@ from numpy.typing import NDArray
 
 from pipeline.core.artifact import write_json
 from pipeline.core.columns import ELAPSED, ITEM, NULL, OUT_OF_VOCABULARY, PADDING, bucket_of
-from pipeline.data.fitted import Fitted, TargetEncoding, ValueType, Vocabulary
+from pipeline.data.fitted import (
+    WORKFLOW_FOLDER,
+    Fitted,
+    TargetEncoding,
+    ValueType,
+    Vocabulary,
+)
 from pipeline.data.values import UNKNOWN_INTEGER
 from pipeline.recipe.durations import duration_microseconds
 from pipeline.recipe.features import (
@@ -22,6 +28,7 @@ from pipeline.recipe.features import (
     NumberFeature,
     TargetEncodedFeature,
 )
+from pipeline.recipe.preprocess import Preprocess
 
 FURTHER_ITEMS = "item_id.further"
 
@@ -132,9 +139,51 @@ def _operators(fitted: Fitted, name: str, source: str, scope: str) -> dict[str, 
     return spec
 
 
+def workflow_spec(fitted: Fitted) -> dict[str, Any]:
+    """Return the part of the specification that differs where the user's workflow encodes: the
+    columns of a request are those of the log, and `codes` are the types of its categories."""
+    item = {"name": ITEM, "kind": "categorical", "scope": "interaction", "type": fitted.item.type}
+    inputs = [
+        {"name": column["tensor"], "kind": "input", "type": column["type"], "log": False}
+        | {"scope": column["scope"], "of_item": False}
+        for column in _request_columns(fitted)
+    ]
+    return {
+        "columns": [item, *inputs],
+        "expressions": [],
+        "outputs": [ITEM, *(feature.name for feature in fitted.recipe.features)],
+        "codes": {name: v.type for name, v in fitted.vocabularies.items()},
+    }
+
+
+def workflow_recipe(fitted: Fitted) -> Preprocess:
+    """Return the recipe of a log for requests of raw columns."""
+    features = [
+        {
+            "name": column["tensor"],
+            "column": column["name"],
+            "kind": "continuous" if column["type"] == "float64" else "categorical",
+            "of": column["scope"],
+        }
+        for column in _request_columns(fitted)
+    ]
+    values = fitted.recipe.model_dump(mode="json") | {"features": features}
+    return Preprocess.from_dict(values, "the workflow")
+
+
+def _request_columns(fitted: Fitted) -> list[dict[str, Any]]:
+    """Columns of the log beside the item and the session."""
+    assert fitted.workflow is not None  # noqa: S101
+    graph = fitted.workflow.graph
+    names = (fitted.recipe.item, graph["session"])
+    return [column for column in graph["columns"] if column["name"] not in names]
+
+
 def write_encoder(directory: Path, fitted: Fitted, spec: dict[str, Any]) -> None:
     """Write `encoder.json` and a table for each categorical column."""
     write_json(directory / "encoder.json", spec)
+    if "codes" in spec and fitted.workflow is not None:
+        fitted.workflow.write(directory / WORKFLOW_FOLDER)
     for name, vocabulary in fitted.vocabularies.items():
         write_values(directory, name, vocabulary)
     for name, encoding in fitted.target_encodings.items():

@@ -102,7 +102,7 @@ def _write_version(
     others: dict[str, dict[str, Any]],
 ) -> ExportResult:
     fingerprint = _fingerprint(run, options)
-    fitted, model = load_served(run, options.scoring)
+    fitted, model = load_served(run, options.scoring, workflow_backend=options.workflow_backend)
     num_items = len(fitted.item.values)
     options = replace(
         options, default_k=min(options.default_k, num_items), max_k=min(options.max_k, num_items)
@@ -141,11 +141,13 @@ def _fingerprint(run: Run, options: ExportOptions) -> str | None:
     return None if run.in_memory else fingerprint_of(asdict(options), [], [run.path])
 
 
-def load_served(run: Run, scoring: Scoring = "fp32") -> tuple[Fitted, torchscript.InferenceModel]:
+def load_served(
+    run: Run, scoring: Scoring = "fp32", *, workflow_backend: bool = False
+) -> tuple[Fitted, torchscript.InferenceModel]:
     """Return the fitted state that encodes requests and the model that answers them.
 
-    ArtifactError if the two do not fit each other; ConfigError for a feature that a server cannot
-    compute.
+    With `workflow_backend` the user's NVTabular workflow encodes them. ArtifactError if the two do
+    not fit each other; ConfigError for a feature that a server cannot compute.
     """
     fitted, model = run.fitted, run.model
     items = model.inputs.item_table.num_embeddings - FIRST_ITEM
@@ -163,15 +165,35 @@ def load_served(run: Run, scoring: Scoring = "fp32") -> tuple[Fitted, torchscrip
                 "makes; the server runs no code but the project's. Say `of: item` where it "
                 "describes items, whose values training has then seen, or write it into the log."
             )
-    for name, operators in fitted.operator_steps.items():
-        if operators.obstacle is not None:
-            raise ConfigError(
-                f"{run.path} reads {name!r}, which {operators.obstacle} makes: it has no form of "
-                "tables and formulas, and the server runs no code but the project's. Replace the "
-                "operator, or train without this column."
-            )
+    check_workflow(run, fitted, workflow_backend)
     session_names = {f.name for f in fitted.recipe.scalar_features if f.of == "session"}
     return fitted, torchscript.InferenceModel(model, names, session_names, scoring)
+
+
+def check_workflow(run: Run, fitted: Fitted, workflow_backend: bool) -> None:
+    """ConfigError for an operator of a user's workflow that a server cannot run."""
+    if workflow_backend:
+        if fitted.workflow is None:
+            raise ConfigError(
+                f"{run.path} was not trained on data of `preprocess --workflow`. Leave out "
+                "--workflow-backend."
+            )
+        if fitted.workflow.obstacle is not None:
+            raise ConfigError(
+                f"{run.path}: {fitted.workflow.obstacle} has no form in JSON, and the server runs "
+                "no code from files. Replace the operator in the workflow."
+            )
+        return
+    for name, operators in fitted.operator_steps.items():
+        if operators.obstacle is None:
+            continue
+        advice = "Replace the operator, or train without this column."
+        if fitted.workflow is not None and fitted.workflow.obstacle is None:
+            advice = "For an image that has NVTabular, export with --workflow-backend."
+        raise ConfigError(
+            f"{run.path} reads {name!r}, which {operators.obstacle} makes: it has no form of "
+            f"tables and formulas. {advice}"
+        )
 
 
 def _superseded(

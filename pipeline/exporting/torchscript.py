@@ -326,12 +326,14 @@ def prove_parity(
         predicted = torch.cat([answer.targets.flatten(), answer.item_targets.flatten()])
         if not finite or not predicted.isfinite().all():
             raise PipelineError(NOT_FINITE)
+        relative = model.model.rank_by is not None  # whose scores have any unit, such as a price
         difference = max(
-            _difference(expected, answer.scores),
+            _difference(expected, answer.scores, relative=relative),
             _target_difference(model, request, answer),
         )
         # items may differ where their scores tie; then each must have the score of its position
-        misplaced = _difference(scores.gather(1, answer.items), answer.scores)
+        own_scores = scores.gather(1, answer.items)
+        misplaced = _difference(own_scores, answer.scores, relative=relative)
         largest = max(largest, difference)
         # not `>`: a difference that is NaN must not pass
         if not (difference <= tolerance and misplaced <= tolerance):
@@ -357,10 +359,16 @@ def reference_scores(model: InferenceModel, request: ExampleRequest) -> tuple[Te
     return scores[:, FIRST_ITEM:].topk(k).values, scores
 
 
-def _difference(expected: Tensor, actual: Tensor) -> float:
-    """Largest difference of scores; infinite if one list is shorter than the other."""
+def _difference(expected: Tensor, actual: Tensor, *, relative: bool = False) -> float:
+    """Largest difference of numbers; infinite, or NaN, if one list is shorter than the other.
+
+    `relative`: of a number above 1 as a share of it.
+    """
     same = expected.isneginf() & actual.isneginf()
-    differences = (expected - actual).abs().masked_fill(same, 0.0)
+    differences = (expected - actual).abs()
+    if relative:
+        differences = differences / expected.abs().clamp(min=1)
+    differences = differences.masked_fill(same, 0.0)
     return float(differences.max()) if differences.numel() else 0.0
 
 
@@ -373,10 +381,7 @@ def _target_difference(
     if answer.queries is not None:
         of_items = model.model.targets_of_items(answer.queries, actual.items)
         pairs += zip(of_items.values(), actual.item_targets.unbind(1), strict=True)
-    sizes = [expected.abs().clamp(min=1) for expected, _ in pairs]
-    return max(
-        (_difference(e / s, a / s) for (e, a), s in zip(pairs, sizes, strict=True)), default=0.0
-    )
+    return max((_difference(*pair, relative=True) for pair in pairs), default=0.0)
 
 
 def _line(error: Exception) -> str:

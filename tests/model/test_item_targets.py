@@ -13,6 +13,8 @@ from pipeline import model as tr
 from pipeline.core.columns import FIRST_ITEM
 from pipeline.core.errors import ConfigError, DataError, PipelineError
 from pipeline.evaluation.ranking import rank_in_catalogue
+from pipeline.exporting.options import Scoring
+from pipeline.exporting.torchscript import InferenceModel, prove_parity, trace
 from pipeline.model.program import read_program, write_program
 from pipeline.model.task_losses import task_losses
 from pipeline.model.tasks.item_output import ItemOutput
@@ -213,6 +215,19 @@ def test_division_by_zero_and_logarithms_of_nothing_rank_last_or_first() -> None
     lowest = model.top_k(batch(), 3).scores
     torch.testing.assert_close(lowest, torch.full((4, 3), math.log(torch.finfo().tiny)))
     assert built("clm", "1 / (price - price)").top_k(batch(), 2).scores.isposinf().all()
+
+
+@pytest.mark.parametrize("masking", MASKINGS)
+@pytest.mark.parametrize(
+    ("rank_by", "scoring"),
+    [(None, "fp32"), (None, "int8"), ("log(2) + (next_item + 50) * bought * 1000", "fp32")],
+)
+def test_exported_program_gives_the_lists_and_targets_of_the_model(
+    masking: str, rank_by: str | None, scoring: Scoring
+) -> None:
+    served = InferenceModel(built(masking, rank_by), ["item_id", "kind"], set(), scoring)
+    assert served.item_targets == ["bought", "price"]
+    assert prove_parity(served, trace(served, L), L) < 1e-5
 
 
 def test_program_ranks_as_the_model(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ class Fake:
             max_batch=8,
             ranks_items=True,
             targets=[],
+            item_targets=[],
             version=version,
         )
         self.ids = ids

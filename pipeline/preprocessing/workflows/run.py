@@ -17,7 +17,7 @@ from pipeline.core.columns import SESSION
 from pipeline.core.errors import ConfigError, DataError
 from pipeline.core.merlin import has_cudf
 from pipeline.data.fingerprint import data_fingerprint
-from pipeline.data.fitted import Fitted, Standardization
+from pipeline.data.fitted import Fitted, SavedWorkflow, Standardization
 from pipeline.logs.files import find_logs
 from pipeline.preprocessing.cluster import Workers, workers
 from pipeline.preprocessing.notes import date
@@ -41,6 +41,7 @@ from pipeline.preprocessing.workflows.columns import (
 )
 from pipeline.preprocessing.workflows.graph import UserWorkflow
 from pipeline.preprocessing.workflows.log import LogFrames, column_kinds, mask_of
+from pipeline.preprocessing.workflows.saving import save_workflow
 from pipeline.preprocessing.workflows.table_form import table_form
 from pipeline.recipe.preprocess import Preprocess
 from pipeline.serve.runtime.workflows.executor import execute, fit, read_all_folds
@@ -99,7 +100,9 @@ def preprocess_workflow(
         parts = _parts(recipe, log, logs_read.get("test"))
         files = _run(user, frames, parts, scratch / "sessions")
         output = output_columns(user, recipe.session)
-        facts |= _write(directory, recipe, user, output, files, frames)
+        sample, _ = _sample(frames, parts["train"])
+        workflow = save_workflow(user, recipe, frames, output, sample)
+        facts |= _write(directory, recipe, user, output, files, frames, workflow)
         facts["notes"] = output.notes + facts["notes"]
         facts["rows"] = {name: each.report.facts(each.rows) for name, each in logs_read.items()}
         facts["left_out"] = _left_out(recipe, log)
@@ -287,6 +290,7 @@ def _write(
     output: OutputColumns,
     files: dict[str, list[Path]],
     frames: LogFrames,
+    workflow: SavedWorkflow,
 ) -> dict[str, Any]:
     """Write the sessions as those of a data directory; return their facts."""
     columns, session = output.columns, output.session
@@ -307,6 +311,7 @@ def _write(
             )
             for c in columns
         },
+        workflow=workflow,
     )
     return write_sessions(directory, SessionTables(files, columns, session, fitted))
 

@@ -106,9 +106,7 @@ class BatchRunner:
         return {name: _concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _optional_columns(self, rows: Rows) -> tuple[bool, ...]:
-        optional = [*self.encoder.item_features]
-        optional += [spec["name"] for spec in self.encoder.columns if "reads" in spec]
-        return rows.times is None, *(name in rows.columns for name in optional)
+        return rows.times is None, *(name in rows.columns for name in self.encoder.optional)
 
 
 def _slice_rows(parts: list[NDArray[Any]], rows: slice) -> NDArray[Any]:

@@ -81,11 +81,17 @@ class Encoder:
             call: _read_statistic(directory, f"expression.{number}")
             for number, call in enumerate(self.spec["statistics"])
         }
+        self._reading_others = [c["name"] for c in self.columns if "reads" in c]
         self.further: IntegerLookup | TextLookup | None = None
         """Items outside the catalogue that have item features."""
         if self.spec["further_items"]:
             kind = self.columns[0]["type"]
             self.further = lookup_of(read_values(directory, "item_id.further", kind))
+
+    @property
+    def optional(self) -> list[str]:
+        """Columns that follow from others where a request leaves them out."""
+        return [*self.item_features, *self._reading_others]
 
     def encode(self, rows: Rows, width: int | None = None) -> dict[str, NDArray[Any]]:
         """Encode S sessions: per feature (S, W) of the newest W interactions, or (S, 1).

@@ -36,7 +36,7 @@ class TritonPythonModel:
     """Answers all requests of an execution with one call of the model."""
 
     def initialize(self, args):
-        self.encoder = Encoder(Path(__file__).resolve().parent)
+        self.encoder = _encoder(Path(__file__).resolve().parent)
         self.reader = RequestReader(self.encoder)
         self.runner = BatchRunner(self.encoder, self._run_model)
         self._warm_up()
@@ -115,6 +115,15 @@ class TritonPythonModel:
             if time.monotonic() > deadline:
                 raise NotLoadedError(message)
             time.sleep(0.05)
+
+
+def _encoder(directory):
+    """Return the encoder of the repository: by tables, or by the user's NVTabular workflow."""
+    if not (directory / "workflow").is_dir():
+        return Encoder(directory)
+    from request_runtime.workflows.encoder import WorkflowEncoder
+
+    return WorkflowEncoder(directory)
 
 
 class ModelError(Exception):
