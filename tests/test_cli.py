@@ -23,7 +23,7 @@ from tests.conftest import ROOT, Shop
 
 COMMANDS = [
     *("demo", "synthesize", "preprocess", "train", "evaluate", "predict", "export", "serve"),
-    *("recommend", "report"),
+    *("recommend", "report", "update", "rollback"),
 ]
 
 

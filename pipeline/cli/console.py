@@ -92,8 +92,9 @@ def set_up_logging(verbose: bool) -> None:
 def run_app(app: typer.Typer, name: str = "pipeline") -> None:
     """Run the command of `sys.argv` and exit; `name` is the program in its help.
 
-    Exit codes: 0; 2 with one line on stderr for a mistake of the user; 1 when the reader of
-    stdout is gone; 130 after Ctrl-C and 143 after SIGTERM.
+    Exit codes: 0; 2 with one line on stderr for a mistake of the user; 3 where `pipeline update`
+    stays with the model that is served; 1 when the reader of stdout is gone; 130 after Ctrl-C and
+    143 after SIGTERM.
     """
     # torch's threads would wait for each other in a busy loop, which slows a loaded machine
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -20,10 +20,12 @@ from pipeline.cli.preprocess import preprocess
 from pipeline.cli.proxy import proxy
 from pipeline.cli.recommend import recommend
 from pipeline.cli.report import report
+from pipeline.cli.rollback import rollback
 from pipeline.cli.serve import serve
 from pipeline.cli.synthesize import synthesize
 from pipeline.cli.train import train
 from pipeline.cli.tune import tune
+from pipeline.cli.update import update
 
 EXAMPLES: dict[Callable[..., None], str] = {
     demo: "pipeline demo --out demo",
@@ -37,6 +39,9 @@ EXAMPLES: dict[Callable[..., None], str] = {
     report: "pipeline report runs/shop --data data/shop --out shop.html",
     export: "pipeline export runs/shop --out repository",
     serve: "pipeline serve repository --http-port 8000",
+    update: "pipeline update --from shop --input logs/day8 --recipe shop.yaml "
+    "--unless-worse ndcg@20:0.005",
+    rollback: "pipeline rollback shop/repository",
     proxy: "pipeline proxy triton.example --http-port 8000",
     recommend: "pipeline recommend http://127.0.0.1:8000 --items 214716935,214832672",
     load_test: "pipeline load-test http://127.0.0.1:8000 --clients 1,4,16",
@@ -80,6 +85,7 @@ def pipeline(
     \b
     preprocess -> train -> evaluate -> export -> serve -> recommend
                -> compare, tune, predict, report (without a server)
+    update: all of it again with the logs of a new day, for cron
 
     Start with `pipeline demo`, which runs all stages on synthetic clicks.
     """

@@ -57,7 +57,8 @@ def serve(
             "--reload",
             min=1,
             metavar="SECONDS",
-            help="Look so often for a newer export in the same place, and serve it.",
+            help="Look so often for a newer export in the same place, and serve it; a line on "
+            "stderr says so.",
         ),
     ] = None,
     page: Annotated[
@@ -82,6 +83,7 @@ def serve(
     from pipeline.serve.run import describe, running_server, wait_for_signal
     from pipeline.serve.triton.access import read_tls
     from pipeline.serve.triton.ports import Ports
+    from pipeline.serve.triton.version_watch import VersionWatch
 
     if page_port is not None and not page:
         raise ConfigError("--page-port goes with --page.")
@@ -111,6 +113,8 @@ def serve(
         lines += [f"Page: {facts['page']}"] if web_page else []
         print_result(facts, as_json, "\n".join([*lines, "Stop with Ctrl-C."]))
         sys.stdout.flush()
+        if reload_seconds is not None:
+            stack.enter_context(VersionWatch(server, repository, reload_seconds, note))
         in_log = str(log) == "-"  # there the supervisor writes of each restart itself
         if not wait_for_signal(server, None if in_log else note):
             reason = server.ending or "Triton ended by itself"

@@ -31,6 +31,9 @@ from pipeline.model.program import save_program
 
 TRITON_TYPES = {"int64": "TYPE_INT64", "float64": "TYPE_FP64", "string": "TYPE_STRING"}
 STEPS = ("requests", "model")
+ENSEMBLE_FILE = "ensemble.pbtxt"
+"""Configuration of the ensemble in the directory of its version, which a rollback takes up; Triton
+reads the one beside it."""
 CLIENT_PARAMETER = "pipeline"
 """Parameter of the ensemble from which clients read how columns of a log become tensors."""
 _PACKED = config.tensor("packed__0", "TYPE_INT32")
@@ -76,7 +79,9 @@ def write_repository(
         ),
         version,
     )  # fmt: skip
-    (version_directory / ".keep").touch()  # Triton needs a version directory, git and tar a file
+    shutil.copyfile(
+        directory / options.name / config.CONFIG_FILE, version_directory / ENSEMBLE_FILE
+    )
 
 
 def request_spec(

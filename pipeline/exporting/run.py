@@ -1,6 +1,5 @@
 """`pipeline export`: a run in, a Triton model repository out."""
 
-import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,11 @@ from pipeline.exporting import torchscript
 from pipeline.exporting.options import Device, ExportOptions, Scoring
 from pipeline.exporting.repository import keep_model, keep_version, write_repository
 from pipeline.exporting.served_models import ServedModels, read_models
+from pipeline.exporting.versions import OlderVersions
 from pipeline.model.run import Run
 
-_KEPT_SECONDS = 120
-"""How long a superseded version is kept; the newest of them is always kept. A server takes some
-seconds to load an export, on a busy machine a minute."""
+MIN_KEEP = 2
+"""Versions of a model that a repository has at least, once it was exported twice."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +32,10 @@ class ExportResult:
     version: int
     superseded: dict[str, float]
     """Older versions that are kept, each with the Unix time when it was superseded."""
+    earlier: dict[str, dict[str, Any]]
+    """Facts of these versions."""
+    withdrawn: list[str]
+    """Those of them that a rollback replaced."""
     device: Device
     scoring: Scoring
     catalogue_items: int
@@ -64,12 +67,15 @@ def export(
     options: ExportOptions = ExportOptions(),  # noqa: B008  immutable
     *,
     replace_others: bool = False,
+    keep: int = MIN_KEEP,
 ) -> ExportResult:
     """Trace the model, prove that the program equals it, and write the repository.
 
     In a repository at `out`, a model of the same name gets its next version; those of other names
-    stay, or go with `replace_others`. ConfigError for a GPU that is not there, ArtifactError for a
-    damaged repository whose other models cannot stay.
+    stay, or go with `replace_others`. `keep` is the number of versions of this model that stay, the
+    new one among them; one that was superseded less than two minutes ago stays in any case.
+    ConfigError for a GPU that is not there, ArtifactError for a damaged repository whose other
+    models cannot stay.
     """
     if options.device == "gpu" and not torch.cuda.is_available():
         raise ConfigError("--device gpu traces the model on a GPU, and torch sees none here.")
@@ -81,11 +87,9 @@ def export(
         # inside the block, where no other export to the same place runs
         models = read_models(out)
         others = {} if replace_others else models.others(options.name)
-        superseded = _superseded(out, models, options.name, others)
-        result = _write_version(
-            directory, run, options, models.last_version + 1, superseded, others
-        )
-        for version in superseded:
+        older = _older_versions(out, models, options.name, others, keep)
+        result = _write_version(directory, run, options, models.last_version + 1, older, others)
+        for version in older.superseded:
             keep_version(out, directory, options.name, int(version))
         for name, other in others.items():
             keep_model(out, directory, name, (other["version"], *other["superseded"]))
@@ -98,7 +102,7 @@ def _write_version(
     run: Run,
     options: ExportOptions,
     version: int,
-    superseded: dict[str, float],
+    older: OlderVersions,
     others: dict[str, dict[str, Any]],
 ) -> ExportResult:
     fingerprint = _fingerprint(run, options)
@@ -120,7 +124,9 @@ def _write_version(
     return ExportResult(
         name=options.name,
         version=version,
-        superseded=superseded,
+        superseded=older.superseded,
+        earlier=older.earlier,
+        withdrawn=older.withdrawn,
         device=options.device,
         scoring=options.scoring,
         catalogue_items=num_items,
@@ -196,13 +202,12 @@ def check_workflow(run: Run, fitted: Fitted, workflow_backend: bool) -> None:
         )
 
 
-def _superseded(
-    out: Path, models: ServedModels, name: str, others: dict[str, dict[str, Any]]
-) -> dict[str, float]:
-    """Return the versions of a model to keep, as a server may still use them.
+def _older_versions(
+    out: Path, models: ServedModels, name: str, others: dict[str, dict[str, Any]], keep: int
+) -> OlderVersions:
+    """Return the versions of a model to keep.
 
-    By version the Unix time when each was superseded. ArtifactError where `others` must stay in a
-    damaged repository.
+    ArtifactError where `others` must stay in a damaged repository.
     """
     try:
         read_manifest(out, "repository")
@@ -212,11 +217,6 @@ def _superseded(
                 f"{error} It holds other models as well ({', '.join(sorted(others))}): "
                 "--replace removes them."
             ) from None
-        return {}
+        return OlderVersions.none()
     facts = models.models.get(name)
-    if facts is None:
-        return {}
-    now = time.time()
-    superseded = facts["superseded"].items()
-    kept = {older: since for older, since in superseded if abs(now - since) < _KEPT_SECONDS}
-    return {**kept, str(facts["version"]): now}
+    return OlderVersions.none() if facts is None else OlderVersions.of(facts).after(facts, keep)

@@ -37,4 +37,7 @@ def read_models(repository: Path) -> ServedModels:
     except ArtifactError:
         return ServedModels({}, 0)
     others = facts.pop(OTHER_MODELS, {})
-    return ServedModels({**others, facts["name"]: facts}, facts["version"])
+    models = {**others, facts["name"]: facts}
+    # after a rollback, older versions have higher numbers
+    versions = [int(v) for each in models.values() for v in (each["version"], *each["superseded"])]
+    return ServedModels(models, max(versions))

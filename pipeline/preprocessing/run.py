@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from pipeline.preprocessing.report.page import write_report
 from pipeline.preprocessing.session_files import SessionWriter
 from pipeline.preprocessing.sorting.log import Log, read_sorted
 from pipeline.preprocessing.split import LEFT_OUT, PARTS, parts_of, rows_of, split_sessions
-from pipeline.recipe.preprocess import Preprocess
+from pipeline.recipe.preprocess import Preprocess, Split
 
 _PartLog = tuple[Log, list[NDArray[Any]] | None]
 """Log from which a part takes its sessions, and their part numbers by shard; None takes all."""
@@ -133,7 +133,7 @@ def _part_logs(
     part_logs: dict[str, _PartLog] = dict.fromkeys(parts_of(job.recipe), (log, splits))
     for name, files in other_logs.items():
         if files:
-            other_log = _read(job, list(files), name, log.types)
+            other_log = _read_other(job, list(files), name, log)
             rows[name] = other_log.report.facts(other_log.rows)
             part_logs[name] = (other_log, None)
     return {name: part_logs[name] for name in PARTS if name in part_logs}
@@ -207,6 +207,17 @@ def _job(
         yield _Job(
             recipe, base, operators, directory, scratch, pool, client is not None, wait, progress
         )
+
+
+def _read_other(job: _Job, files: list[Path], name: str, log: Log) -> Log:
+    """Read and sort the log of another part, which needs no column of the split.
+
+    What expressions alone read has no type: a category that is new is no missing one.
+    """
+    recipe = job.recipe.model_copy(update={"split": Split()})
+    inputs = {feature.name for feature in recipe.expression_inputs}
+    types = {column: kind for column, kind in log.types.items() if column not in inputs}
+    return _read(replace(job, recipe=recipe), files, name, types)
 
 
 def _read(

@@ -143,7 +143,17 @@ class Split(Config):
     """Another seed draws other sessions or users; of the same seed, each stays in its part while
     the log grows."""
 
-    _dates = field_validator("valid", "test", mode="before")(date_text)
+    @field_validator("valid", "test", mode="before")
+    @classmethod
+    def _as_in_logs(cls, value: Any, info: ValidationInfo) -> Any:
+        """Text of a value of the column, which YAML reads as a number, true or false."""
+        if info.data.get("by") == "column":
+            if isinstance(value, bool):
+                return str(value).lower()
+            if isinstance(value, float):
+                return f"{value:.0f}" if value.is_integer() else str(value)
+            return str(value) if isinstance(value, int) else date_text(value)
+        return date_text(value)
 
     @field_validator("valid", "test")
     @classmethod

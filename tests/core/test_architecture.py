@@ -24,6 +24,17 @@ MAY_IMPORT = {
     "evaluation": {"core", "recipe", "data", "logs", "model", "reports"},
     "training": {"core", "recipe", "data", "logs", "model", "reports", "evaluation"},
     "exporting": {"core", "recipe", "data", "model"},
+    "updating": {
+        "core",
+        "recipe",
+        "data",
+        "logs",
+        "preprocessing",
+        "model",
+        "evaluation",
+        "training",
+        "exporting",
+    },
     "serve": {"core", "recipe", "data", "logs", "serve.runtime"},
     "compat": {"core", "recipe", "data", "model", "evaluation", "training"},
 }

@@ -1,5 +1,6 @@
 """The repository on disk: what Triton reads, and what must not be in it."""
 
+import json
 import time
 import zipfile
 from pathlib import Path
@@ -19,6 +20,7 @@ from pipeline.exporting.options import ExportOptions
 from pipeline.exporting.repository import STEPS
 from pipeline.exporting.run import export
 from pipeline.exporting.served_models import read_models
+from pipeline.exporting.versions import rollback
 from pipeline.model.build import load_model
 from pipeline.serve.runtime.request_encoder import Encoder
 from tests.conftest import Shop
@@ -162,7 +164,7 @@ def test_the_next_export_in_the_same_place_is_the_next_version_beside_the_one_be
 ) -> None:
     repository = tmp_path / "repository"
     # long enough ago for no server to be busy with them
-    monkeypatch.setattr("pipeline.exporting.run._KEPT_SECONDS", 0)
+    monkeypatch.setattr("pipeline.exporting.versions.MIN_KEPT_SECONDS", 0)
     written: dict[int, bytes] = {}
     for version in (1, 2, 3):
         assert export(shop.run, repository).version == version
@@ -187,7 +189,7 @@ def test_the_next_export_in_the_same_place_is_the_next_version_beside_the_one_be
 def test_another_name_adds_a_model_and_keeps_the_others(
     shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.exporting.run._KEPT_SECONDS", 0)
+    monkeypatch.setattr("pipeline.exporting.versions.MIN_KEPT_SECONDS", 0)
     repository = tmp_path / "repository"
 
     def models() -> set[str]:
@@ -280,7 +282,7 @@ def test_recently_superseded_versions_are_kept(
         export(shop.run, repository)
     assert versions() == {"1", "2", "3"}
     later = time.time() + 1_000
-    monkeypatch.setattr("pipeline.exporting.run.time.time", lambda: later)
+    monkeypatch.setattr("pipeline.exporting.versions.time.time", lambda: later)
     export(shop.run, repository)
     assert versions() == {"3", "4"}
 
@@ -338,3 +340,70 @@ def test_a_model_for_a_gpu_is_traced_there_and_placed_there(shop: Shop, tmp_path
     model = load_model(shop.run)
     served = torchscript.InferenceModel(model, model.inputs.feature_names, {"device"}).cuda()
     assert torchscript.prove_parity(served, program, 20) < 1e-4
+
+
+def test_rollback_serves_the_version_before_and_exports_go_on_from_there(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.exporting.versions.MIN_KEPT_SECONDS", 0)
+    repository = tmp_path / "repository"
+
+    def versions() -> set[str]:
+        return {path.name.split("_v")[1] for path in repository.glob("recommender_model_v*")}
+
+    def served() -> list[int]:
+        ensemble = config.read_config(repository / "recommender")
+        [version] = ensemble.version_policy.specific.versions
+        assert {s.model_name for s in ensemble.ensemble_scheduling.step} == {
+            f"recommender_requests_v{version}"
+        }
+        assert read_manifest(repository, "repository")["version"] == version
+        return version
+
+    runs = []
+    for k in (5, 6, 7):  # three exports that differ
+        export(shop.run, repository, ExportOptions(default_k=k), keep=3)
+        runs.append(read_manifest(repository, "repository")["fingerprint"])
+    assert (served(), versions()) == (3, {"1", "2", "3"})
+    assert rollback(repository).to_dict() == {
+        "name": "recommender", "version": 2, "withdrawn": 3, "run": shop.run.name
+    }  # fmt: skip
+    # the version that was left stays for a server that still uses it
+    assert (served(), versions()) == (2, {"1", "2", "3"})
+    assert read_manifest(repository, "repository")["fingerprint"] == runs[1]
+    assert rollback(repository).version == served() == 1
+    with pytest.raises(ConfigError, match="no version of recommender before 1"):
+        rollback(repository)
+    # a number is never used twice, and what a rollback left does not come back
+    assert export(shop.run, repository, keep=3).version == served() == 4
+    assert versions() == {"1", "4"}
+    assert rollback(repository).version == served() == 1
+
+
+def test_rollback_names_the_model_that_it_cannot_choose(shop: Shop, tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    with pytest.raises(ArtifactError, match="does not exist"):
+        rollback(repository)
+    for name in ("one", "two", "one", "two"):
+        export(shop.run, repository, ExportOptions(name=name))
+    with pytest.raises(ConfigError, match=r"has the models one, two\. Choose one by --name"):
+        rollback(repository)
+    with pytest.raises(ConfigError, match="has no model three, it has one, two"):
+        rollback(repository, "three")
+    assert rollback(repository, "one").version == 1
+    models = read_models(repository).models
+    assert {name: facts["version"] for name, facts in models.items()} == {"one": 1, "two": 4}
+    assert export(shop.run, repository).version == 5
+
+
+def test_rollback_of_an_older_program_is_refused(shop: Shop, tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    for _ in range(2):
+        export(shop.run, repository)
+    facts = read_manifest(repository, "repository")
+    del facts["earlier"]
+    manifest = json.loads((repository / "manifest.json").read_text())
+    (repository / "manifest.json").write_text(json.dumps(manifest | {"facts": facts}))
+    with pytest.raises(ArtifactError, match="an older program exported version 1"):
+        rollback(repository)
+    assert read_manifest(repository, "repository")["version"] == 2

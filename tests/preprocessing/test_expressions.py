@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.core.columns import NULL, OUT_OF_VOCABULARY
 from pipeline.core.errors import ConfigError
 from pipeline.data.fitted import Fitted
 from pipeline.data.sessions import session_ids
@@ -217,6 +218,16 @@ def test_lists_of_a_server_are_those_of_predict(tmp_path: Path) -> None:
         answer = served[session]["recommendations"]
         assert [entry["score"] for entry in answer] == pytest.approx(scores.tolist(), abs=1e-5)
         assert [entry["item_id"] for entry in answer] == items.tolist()
+
+
+def test_a_new_category_of_a_test_log_is_no_missing_one(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("s,i,t,zone\n1,a,1,7\n1,b,2,\n1,a,3,7\n")
+    (tmp_path / "b.csv").write_text("s,i,t,zone\n2,a,4,new\n2,b,5,\n")
+    zone = {"name": "pair", "kind": "categorical", "expression": "cross(zone, item_id)"}
+    settings = recipe(zone, session="s", item="i")
+    preprocess(settings, [tmp_path / "a.csv"], [tmp_path / "b.csv"], tmp_path / "data")
+    test = pq.read_table(tmp_path / "data" / "sessions" / "test")
+    assert test["pair"].to_pylist() == [[OUT_OF_VOCABULARY, NULL]]
 
 
 def test_data_does_not_depend_on_the_size_of_blocks(

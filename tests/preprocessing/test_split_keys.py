@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
@@ -167,3 +168,28 @@ def test_shares_follow_the_hash() -> None:
     recipe = Preprocess.from_dict({"split": {"by": "random", "valid": 0.5, "test": 0.2}}, "test")
     part = split_sessions(recipe, np.zeros(1000), np.full(1000, 5), keys)
     assert np.bincount(part).tolist() == [400, 400, 200]
+
+
+def test_parts_of_a_column_may_be_numbers_and_truth_values(tmp_path: Path) -> None:
+    split = {"by": "column", "column": "fold", "valid": 1, "test": 2.0}
+    log = tmp_path / "a.csv"
+    log.write_text("session_id,item_id,t,fold\n1,a,1,0\n1,b,2,0\n2,a,3,1\n3,b,4,2\n")
+    parts = parts_of(log, tmp_path / "a", split)
+    assert parts == {"train": {1}, "valid": {2}, "test": {3}}
+    flags = pa.table({"session_id": [1, 1, 2], "item_id": [5, 6, 5], "t": [1, 2, 3]})
+    flags = flags.append_column("held", pa.array([False, False, True]))
+    pq.write_table(flags, tmp_path / "b.parquet")
+    parts = parts_of(
+        tmp_path / "b.parquet", tmp_path / "b", {"by": "column", "column": "held", "test": True}
+    )
+    assert parts == {"train": {1}, "test": {2}}
+
+
+def test_a_log_of_its_own_needs_no_column_of_the_split(tmp_path: Path) -> None:
+    log = write_log(tmp_path / "a.csv", 100)
+    (tmp_path / "b.csv").write_text("session_id,item_id,t\n900,1,1\n900,2,2\n")
+    split = {"by": "user", "column": "user", "valid": 0.3}
+    recipe = {"timestamp": {"column": "t", "unit": "s"}, "split": split}
+    preprocess(Preprocess.from_dict(recipe, "test"), [log], [tmp_path / "b.csv"], tmp_path / "data")
+    test = pq.read_table(tmp_path / "data" / "sessions" / "test")
+    assert test["session_id"].to_pylist() == [900]

@@ -1,5 +1,8 @@
 """A server goes from one export to the next while it is asked."""
 
+import json
+import subprocess
+import sys
 import threading
 import time
 from collections import defaultdict
@@ -9,12 +12,13 @@ import pytest
 
 from pipeline.exporting.options import ExportOptions
 from pipeline.exporting.run import export
+from pipeline.exporting.versions import rollback
 from pipeline.recipe.recipe import Recipe
 from pipeline.serve.client.client import Client
 from pipeline.serve.run import describe, running_server
 from pipeline.serve.triton.ports import free_ports
 from pipeline.training.run import train
-from tests.conftest import SESSION, Shop
+from tests.conftest import ROOT, SESSION, Shop
 
 
 class Load(threading.Thread):
@@ -103,3 +107,50 @@ def test_models_of_one_repository_are_served_side_by_side(
             time.sleep(0.2)
         assert lists("other") == second
         assert describe(repository, server)["other_models"] == ["other"]
+
+
+def test_serve_says_which_version_it_takes_up_also_after_a_rollback(
+    shop: Shop, other_run: Path, tmp_path: Path
+) -> None:
+    repository, errors = tmp_path / "repository", tmp_path / "stderr"
+    export(shop.run, repository)
+    command = ["serve", str(repository), "--reload", "1"]
+    ports = [f"--{kind}-port=0" for kind in ("http", "grpc", "metrics")]
+    with errors.open("wb") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pipeline", *command, *ports, "--json"],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=stream,
+        )
+    try:
+        assert process.stdout is not None
+        url = json.loads(process.stdout.readline())["grpc"]
+
+        def wait_for(*lines: str) -> None:
+            deadline = time.monotonic() + 60
+            while errors.read_text().splitlines() != list(lines):
+                assert time.monotonic() < deadline, errors.read_text()
+                time.sleep(0.2)
+
+        def first_list() -> list[str]:
+            with Client(url) as client:
+                return client.recommend([SESSION], 5).items[0].tolist()
+
+        load = Load(url)
+        load.start()
+        before = first_list()
+        export(other_run, repository)
+        newer = "Serving version 2 of recommender, in place of version 1."
+        wait_for(newer)
+        assert first_list() != before
+        rollback(repository)
+        wait_for(newer, "Serving version 1 of recommender, in place of version 2.")
+        assert first_list() == before
+        load.over.set()
+        load.join()
+        assert load.error is None
+        assert len(load.answers) == 2
+    finally:
+        process.terminate()
+        process.wait(60)

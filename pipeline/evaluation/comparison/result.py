@@ -1,7 +1,7 @@
 """The result of a comparison."""
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from pipeline.evaluation.result import with_margin
 from pipeline.evaluation.targets import Positions
@@ -66,6 +66,16 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON takes them."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Return the comparison of which `to_dict` returned `values`."""
+        rows = {name: ComparedRow(**row) for name, row in values["rows"].items()}
+        tests = {
+            metric: {name: PairedTest(**test) for name, test in each.items()}
+            for metric, each in values["tests"].items()
+        }
+        return cls(**{**values, "rows": rows, "tests": tests})
 
     def to_frame(self) -> "pd.DataFrame":
         """Return one row for each row of the comparison and metric."""

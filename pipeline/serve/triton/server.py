@@ -193,6 +193,20 @@ class TritonServer:
             self.stop()
             raise
 
+    def model_version(self, name: str) -> int | None:
+        """Return the version of a model that is served, None where the server does not say."""
+        import http.client
+
+        address = f"{_reachable(self._options.http_host)}:{self._options.ports.http}"
+        with (
+            suppress(OSError, http.client.HTTPException, ValueError, KeyError),
+            closing(http.client.HTTPConnection(address, timeout=2)) as connection,
+        ):
+            headers = Access(self._options.key).headers("http")
+            connection.request("GET", f"/v2/models/{name}", headers=headers)
+            return max(map(int, json.load(connection.getresponse())["versions"]))
+        return None
+
     def is_alive(self) -> bool:
         """Whether the server runs, ready or not, or is about to restart."""
         return self._supervisor is not None and self._supervisor.poll() is None

@@ -1,0 +1,90 @@
+"""`pipeline update`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.cli.console import note, print_result
+from pipeline.cli.options import Json, RecipeFile, Settings
+
+if TYPE_CHECKING:
+    from pipeline.updating.run import UpdateJob
+    from pipeline.updating.state import Generation
+
+STAYS = 3
+"""Exit code where the newer model is refused."""
+
+
+def update(
+    folder: Annotated[
+        Path,
+        typer.Option(
+            "--from",
+            metavar="DIR",
+            help="Directory with data, runs, repository and state; a new one for a first model.",
+        ),
+    ],
+    logs: Annotated[
+        list[str],
+        typer.Option(
+            "--input", metavar="LOGS", help="New logs, as `preprocess` takes them. Repeatable."
+        ),
+    ],
+    recipe: RecipeFile,
+    name: Annotated[str, typer.Option(help="Name of the model for clients.")] = "recommender",
+    unless_worse: Annotated[
+        str | None,
+        typer.Option(
+            metavar="METRIC@K:LOSS",
+            help="Export only if recall, ndcg or mrr is at most this much below that of the served "
+            "model, on the same targets, as in ndcg@20:0.005.  [default: always]",
+        ),
+    ] = None,
+    keep: Annotated[
+        int, typer.Option(min=2, help="Versions that stay, with their data and runs.")
+    ] = 3,
+    settings: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Learn from the logs of a new day, and serve the newer model unless it is worse.
+
+    preprocess --from, train --from, a comparison with the served model on the test part of the new
+    logs, export as the next version, removal of old ones. Killed anywhere, the same command goes
+    on. Exit codes: 0 where DIR/repository has the newer model; 3 where it stays with the old one;
+    2 for a mistake.
+    """
+    from pipeline.core.config import read_values
+    from pipeline.recipe.recipe import Recipe
+    from pipeline.updating.gate import Gate
+
+    config = Recipe.from_dict(read_values(recipe, tuple(settings or ())), str(recipe))
+    gate = None if unless_worse is None else Gate.parse(unless_worse)
+    from pipeline.logs.sources import local_logs
+    from pipeline.updating.run import UpdateJob, update_model
+
+    with local_logs(logs, folder) as paths:
+        job = UpdateJob(folder=folder, recipe=config, logs=paths, name=name, gate=gate, keep=keep)
+        generation = update_model(job)
+    facts = generation.model_dump(mode="json") | {"repository": str(job.repository)}
+    print_result(facts, as_json, _text(generation, job))
+    if not generation.accepted:
+        note(f"{job.repository} stays as it is: {generation.reason}")
+        raise typer.Exit(STAYS)
+
+
+def _text(generation: "Generation", job: "UpdateJob") -> str:
+    """Return the comparison and what became of the run as lines."""
+    from pipeline.evaluation.comparison.result import Comparison
+
+    lines = []
+    if generation.comparison is not None:
+        lines += [Comparison.from_dict(generation.comparison).to_text(), ""]
+    lines.append(generation.reason)
+    if generation.accepted:
+        lines.append(
+            f"{job.repository} has {generation.run} as version {generation.version} of {job.name}."
+        )
+    else:
+        lines.append(f"{generation.run} is not exported; run-{generation.before} stays.")
+    return "\n".join(lines)

@@ -1,0 +1,95 @@
+"""Examples in deploy/: they parse, and so does the command in them."""
+
+import configparser
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import typer
+import yaml
+
+from pipeline.cli.main import app
+from tests.conftest import ROOT
+
+DEPLOY = ROOT / "deploy"
+DAY = re.compile(r"\$\((date [^()]*)\)")
+
+
+def days(line: str) -> list[str]:
+    """Output of each command that gives a day, run by the system's own `date`."""
+    commands = [shlex.split(words) for words in DAY.findall(line)]
+    return [subprocess.run(c, check=True, capture_output=True, text=True).stdout for c in commands]
+
+
+def check_command(line: str) -> None:
+    """The line runs `pipeline update` with options that it has, on the logs of two days."""
+    dates = days(line)
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\d\n", date) for date in dates)
+    assert dates[0] < dates[1]
+    words = shlex.split(DAY.sub("DAY", line))
+    first = words.index("pipeline")
+    assert words[first + 1] == "update"
+    update = typer.main.get_command(app).commands["update"]  # type: ignore[attr-defined]
+    values = update.make_context("update", words[first + 2 :]).params
+    assert values["folder"] == Path("shop")
+    assert values["recipe"] == Path("shop.yaml")
+    assert values["logs"] == ["logs/DAY.csv.gz"] * 2
+    assert values["unless_worse"] == "ndcg@20:0.005"
+
+
+def test_line_of_cron_runs_an_update() -> None:
+    lines = (DEPLOY / "cron" / "pipeline-update").read_text(encoding="utf-8").splitlines()
+    [job] = [line for line in lines if re.match(r"[0-9*]", line)]
+    *when, user, command = job.split(maxsplit=6)
+    assert (when, user) == (["10", "3", "*", "*", "*"], "pipeline")
+    assert not re.search(r"(?<!\\)%", command), "cron ends a command at a %"
+    check_command(command.replace(r"\%", "%").split(" && ")[1])
+
+
+def test_unit_and_timer_of_systemd_run_an_update() -> None:
+    units = {}
+    for kind in ("service", "timer"):
+        units[kind] = configparser.RawConfigParser()
+        units[kind].optionxform = str  # type: ignore[assignment,method-assign]
+        units[kind].read(DEPLOY / "systemd" / f"pipeline-update.{kind}")
+    command = units["service"]["Service"]["ExecStart"]
+    assert not re.search(r"(?<!%)%(?!%)", command.replace("%%", "")), "% begins a specifier"
+    program, option, script = shlex.split(command)
+    assert (program, option) == ("/bin/bash", "-c")
+    check_command(
+        script.replace("%%", "%").replace("$$", "$").replace('"2 days ago"', "'2 days ago'")
+    )
+    assert units["service"]["Service"]["RestartPreventExitStatus"].split() == ["2", "3"]
+    assert units["timer"]["Install"]["WantedBy"] == "timers.target"
+
+
+def test_cron_job_of_kubernetes_runs_an_update() -> None:
+    text = (DEPLOY / "kubernetes" / "pipeline-update.yaml").read_text(encoding="utf-8")
+    job = yaml.safe_load(text)
+    assert (job["apiVersion"], job["kind"]) == ("batch/v1", "CronJob")
+    assert job["spec"]["concurrencyPolicy"] == "Forbid"
+    job_spec = job["spec"]["jobTemplate"]["spec"]
+    pod = job_spec["template"]["spec"]
+    [container] = pod["containers"]
+    assert container["command"] == ["bash", "-c"]
+    check_command(container["args"][0])
+    [rule] = job_spec["podFailurePolicy"]["rules"]
+    assert rule["onExitCodes"]["containerName"] == container["name"]
+    assert pod["restartPolicy"] == "Never"  # a pod failure policy needs it
+    assert {m["name"] for m in container["volumeMounts"]} == {v["name"] for v in pod["volumes"]}
+
+
+def test_exit_code_of_a_refusal_reaches_the_shell() -> None:
+    code = (
+        "import typer\n"
+        "from pipeline.cli.console import run_app\n"
+        "from pipeline.cli.update import STAYS\n"
+        "app = typer.Typer()\n"
+        "@app.command()\n"
+        "def refuse() -> None:\n"
+        "    raise typer.Exit(STAYS)\n"
+        "run_app(app)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 3
