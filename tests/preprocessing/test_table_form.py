@@ -52,7 +52,8 @@ def workflow():
         ["sku"] >> ops.TargetEncoding("bought", kfold=5, p_smooth=3),
         ["shelf"] >> ops.TargetEncoding("bought", kfold=1, out_dtype="float64"),
         ["brand"] >> ops.FillMissing("none")
-        >> ops.JoinGroupby(cont_cols=["clicks"], stats=["mean", "std"]) >> continuous,
+        >> ops.JoinGroupby(cont_cols=["clicks"], stats=["count", "mean", "std"])
+        >> continuous,
     ]
     joined = ["sku"] >> ops.JoinExternal(SHOPS, on="sku")
     columns += [
@@ -68,7 +69,8 @@ def workflow():
     names = [
         "sku", "shelf", "brand_code", "price_log", "price_scaled", "price_band", "clicks_scaled",
         "brand_hash", "shelf_hash", "price_hash", "TE_sku_bought", "TE_shelf_bought",
-        "brand_clicks_mean", "brand_clicks_std", "maker", "stock", "code", "shelf_rate",
+        "brand_count", "brand_clicks_mean", "brand_clicks_std", "maker", "stock", "code",
+        "shelf_rate",
     ]
     device = ["device"] >> ops.Categorify()
     sessions = (rows + device + ["visit", "time"]) >> ops.Groupby(
@@ -165,7 +167,7 @@ def test_requests_are_encoded_as_by_the_workflow(
         tensors = {name: values for name, values in tensors.items() if name not in of_item}
     encoded = encoder.encode(RequestReader(encoder).read(tensors).rows)
     sources = {"item_id": "sku_list", "device": "device_first"}
-    assert len(encoded) == 19
+    assert len(encoded) == 20
     for name, array in encoded.items():
         vocabulary = fitted.vocabularies.get(name)
         expected = sessions[sources.get(name, f"{name}_list")]

@@ -49,7 +49,7 @@ def workflow():
         ["clicks"] >> ops.Bucketize({"clicks": [3, 20]}) >> ops.Rename(name="busy"),
         ["shelf"] >> ops.HashBucket(7) >> ops.Rename(name="hashed"),
         [["sku", "shelf"]] >> ops.TargetEncoding("bought", kfold=4, p_smooth=2),
-        ["shelf"] >> ops.FillMissing(0) >> ops.JoinGroupby(cont_cols=["bought"], stats=["mean"])
+        ["shelf"] >> ops.FillMissing(0) >> ops.JoinGroupby(["bought"], ["count", "mean"])
         >> continuous,
         ["time"] >> ops.DifferenceLag(partition_cols=["visit"]) >> ops.FillMissing(0),
         place["place"] >> ops.FillMissing(-1) >> categorical,
@@ -59,7 +59,7 @@ def workflow():
         rows = rows + column
     names = [
         "sku", "BRAND", "brand_shelf", "price_log", "scaled", "busy", "hashed",
-        "TE_sku_shelf_bought", "shelf_bought_mean", "time_difference_lag_1", "place",
+        "TE_sku_shelf_bought", "shelf_count", "shelf_bought_mean", "time_difference_lag_1", "place",
     ]
     device = ["device"] >> ops.Categorify()
     sessions = (rows + device + ["visit", "time"]) >> ops.Groupby(
@@ -70,7 +70,7 @@ def workflow():
     every = lists + sessions["visit", "device_first", "sku_count"]
     return every >> ops.Filter(lambda rows: rows["sku_count"] > 1)
 """
-NUMBERS = {"price_log", "scaled", "TE_sku_shelf_bought", "shelf_bought_mean"}
+NUMBERS = {"price_log", "scaled", "TE_sku_shelf_bought", "shelf_bought_mean", "shelf_count"}
 NUMBERS |= {"time_difference_lag_1"}
 
 
@@ -109,7 +109,7 @@ def test_requests_are_encoded_as_by_the_workflow(
     }  # fmt: skip
     encoded = encoder.encode(RequestReader(encoder).read(tensors).rows)
     sources = {"item_id": "sku_list", "device": "device_first"}
-    assert len(encoded) == 12
+    assert len(encoded) == 13
     for name, array in encoded.items():
         expected = sessions[sources.get(name, f"{name}_list")]
         values = np.concatenate(expected) if name != "device" else expected.to_numpy()
