@@ -18,6 +18,9 @@ from pipeline.recipe.model import ModelConfig
 from pipeline.recipe.preprocess import Preprocess
 from pipeline.recipe.train import TrainConfig
 
+ORIGIN = "origin"
+"""Fact of a run with first weights of another run or with plugins, see `origin_facts`."""
+
 
 def data_fingerprint(
     recipe: Preprocess,
@@ -67,6 +70,14 @@ def run_fingerprint(
     files = [Path(vectors.file) for vectors in model.pretrained]
     files += [] if plugins is None else [plugins]
     return fingerprint_of(settings, files, [data] if start is None else [data, start])
+
+
+def origin_facts(start: Path | None, plugins: Path | None) -> dict[str, str]:
+    """Fact that tells runs of other first weights or plugins apart; none without both."""
+    if start is None and plugins is None:
+        return {}
+    files, artifacts = ([] if path is None else [path] for path in (plugins, start))
+    return {ORIGIN: fingerprint_of({}, files, artifacts)}
 
 
 def fingerprint_of(settings: Any, files: list[Path], artifacts: list[Path]) -> str:

@@ -13,7 +13,7 @@ from pipeline.core.artifact import new_artifact
 from pipeline.core.columns import SCHEMA_FILE
 from pipeline.core.errors import ConfigError
 from pipeline.data.directory import Data
-from pipeline.data.fingerprint import run_fingerprint
+from pipeline.data.fingerprint import origin_facts, run_fingerprint
 from pipeline.data.index_mapping import TRAINED_ON
 from pipeline.data.loader import SessionLoader
 from pipeline.data.sessions import count_sessions, read_interactions
@@ -97,7 +97,7 @@ def train(
                 path = None if latest is None else str(latest)
                 result = trainer.train(resume_from_checkpoint=path)
                 check_finite(initial)
-            facts |= _facts(data, model_config, trainer, result)
+            facts |= _facts(data, model_config, trainer, result) | origin_facts(start, plugins)
             if directory is not None and model is not None:
                 facts["model"] = write_program_run(directory, data, model)
                 write_training_report(directory, facts, out.resolve().name, data.recipe)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from pipeline import compare
 from pipeline.cli.main import app
 from pipeline.core.errors import ArtifactError, ConfigError
 from pipeline.evaluation.comparison.files import check_file, write
-from pipeline.evaluation.comparison.result import Comparison
+from pipeline.evaluation.comparison.result import Comparison, PairedTest, p_text
 from pipeline.evaluation.comparison.run import holm
 from pipeline.evaluation.comparison.tables import latex, markdown
 from pipeline.evaluation.metrics import p_value
@@ -26,6 +27,7 @@ from pipeline.evaluation.run import evaluate
 from pipeline.preprocessing.run import preprocess
 from pipeline.recipe.preprocess import Preprocess
 from pipeline.recipe.recipe import Recipe
+from pipeline.training.run import train
 from pipeline.training.seeds import train_seeds
 
 
@@ -128,6 +130,24 @@ def test_same_run_twice_is_one_row_and_equal_rows_share_the_best(shop: Path) -> 
     assert list(twice.rows) == ["gru/seed-0"]
     assert twice.tests["recall@5"] == {}
     assert "±" in str(twice)
+
+
+def test_runs_that_differ_in_more_than_the_seed_are_rows(shop: Path, tmp_path: Path) -> None:
+    first, second = shop / "gru" / "seed-0", recipe("gru").train.model_copy(update={"seed": 1})
+    shutil.copytree(first, tmp_path / "again")
+    train(shop / "data", recipe("gru").model, second, tmp_path / "warm", start=first)
+    runs = [shop / "gru", tmp_path / "again", tmp_path / "warm"]
+    rows = compare(runs, shop / "data", baselines=False).rows
+    assert {name: len(row.runs) for name, row in rows.items()} == {"gru": 3, "again": 1, "warm": 1}
+    train(shop / "data", recipe("gru").model, recipe("gru").train, tmp_path / "warm-0", start=first)
+    rows = compare([tmp_path / "warm", tmp_path / "warm-0"], shop / "data", baselines=False).rows
+    assert {name: len(row.runs) for name, row in rows.items()} == {"warm": 2}
+
+
+def test_few_sessions_are_not_tested() -> None:
+    assert p_text(PairedTest("a", -0.25, None, None)) == "not tested"
+    assert p_text(PairedTest("a", 0.0, None, None)) == "no difference"
+    assert p_text(PairedTest("a", -0.25, 0.1, 0.013)) == "p = .013"
 
 
 def test_forms_hold_the_numbers(comparison: Comparison, tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def _differences(
                 "label": labels[name],
                 "difference": f"{tests[name].difference:+.4f}",
                 "margin": "" if tests[name].margin is None else f"±{tests[name].margin:.4f}",
-                "p": p_text(tests[name].p),
+                "p": p_text(tests[name]),
             }
             for name in sorted(tests, key=lambda name: -tests[name].difference)
         ]

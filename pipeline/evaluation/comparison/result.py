@@ -43,7 +43,8 @@ class PairedTest:
     margin: float | None
     """Half the 95 % interval of the difference."""
     p: float | None
-    """P-value of no difference, corrected for the number of rows; None if nothing differs."""
+    """P-value of no difference, corrected for the number of rows; None with fewer than 10
+    sessions, or if all differences are equal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,14 +174,15 @@ def _differences(comparison: Comparison, metric: str) -> list[str]:
     for name in order:
         test = tests[name]
         margin = "" if test.margin is None else f"±{test.margin:.4f}".replace("±0", "±")
-        rows.append([name, f"{test.difference:+.4f} {margin}".rstrip(), p_text(test.p)])
+        rows.append([name, f"{test.difference:+.4f} {margin}".rstrip(), p_text(test)])
     return [f"{metric} minus that of {best}, the best", *_columns(rows)]
 
 
-def p_text(p: float | None) -> str:
+def p_text(test: PairedTest) -> str:
     """A p-value for readers."""
+    p = test.p
     if p is None:
-        return "no difference"
+        return "not tested" if test.difference else "no difference"
     return "p < .001" if p < 0.001 else f"p = {p:.3f}".replace("0.", ".", 1)
 
 

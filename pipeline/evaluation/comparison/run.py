@@ -21,6 +21,8 @@ from pipeline.core.artifact import MANIFEST
 from pipeline.core.columns import FIRST_ITEM
 from pipeline.core.errors import ArtifactError, ConfigError
 from pipeline.data.directory import Data
+from pipeline.data.fingerprint import ORIGIN
+from pipeline.data.index_mapping import TRAINED_ON
 from pipeline.data.sessions import Interactions, read_interactions
 from pipeline.evaluation.baselines import BASELINES
 from pipeline.evaluation.breakdowns import describe_targets
@@ -148,21 +150,30 @@ def _rank(run: Run, data: Data, protocol: Protocol) -> Ranked:
 
 def _groups(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Runs by the name of their row; those that differ in the seed alone share one."""
-    by_settings: dict[str, list[Run]] = {}
+    by_settings: dict[str, dict[int | None, Run]] = {}
     for run in runs:
-        settings = {name: run.facts.get(name) for name in ("model", "train", "trained_on")}
-        train = {k: v for k, v in (settings["train"] or {}).items() if k != "seed"}
-        key = json.dumps({**settings, "train": train}, sort_keys=True, default=str)
-        if not train:  # put together in Python: nothing says what it is
+        key, seed = _settings_key(run), (run.facts.get("train") or {}).get("seed")
+        if seed in by_settings.get(key, {}):  # the same training again, no other seed
             key = str(run.path)
-        by_settings.setdefault(key, []).append(run)
+        by_settings.setdefault(key, {})[seed] = run
     groups: dict[str, list[Run]] = {}
-    for group in by_settings.values():
+    for group in (list(by_seed.values()) for by_seed in by_settings.values()):
         name = _group_name(group)
         if name in groups:
             name = str(group[0].path)
         groups[name] = group
     return groups
+
+
+def _settings_key(run: Run) -> str:
+    """Text of what a run was made of but its seed."""
+    facts = run.facts
+    train = {key: value for key, value in (facts.get("train") or {}).items() if key != "seed"}
+    if not train:  # put together in Python: nothing says what it is
+        return str(run.path)
+    settings = {name: facts.get(name) for name in ("model", TRAINED_ON, ORIGIN)}
+    width = (facts.get("windows") or {}).get("width_seconds")
+    return json.dumps([settings, train, width], sort_keys=True, default=str)
 
 
 def _group_name(group: Sequence[Run]) -> str:

@@ -23,7 +23,7 @@ from pipeline.core.allocator import keep_heap
 from pipeline.core.artifact import new_artifact, write_json
 from pipeline.core.errors import ConfigError
 from pipeline.data.directory import Data
-from pipeline.data.fingerprint import run_fingerprint
+from pipeline.data.fingerprint import origin_facts, run_fingerprint
 from pipeline.data.index_mapping import TRAINED_ON
 from pipeline.model.run import Run
 from pipeline.recipe.model import ModelConfig
@@ -93,6 +93,7 @@ def train_windows(
             model=model_config.model_dump(mode="json"),
             train=train_config.model_dump(mode="json"),
             **{TRAINED_ON: data.training_fingerprint},
+            **origin_facts(start, plugins),
             windows=report,
         )
         write_run(directory, data, model, model_config)
