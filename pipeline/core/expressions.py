@@ -103,8 +103,11 @@ class Expression:
             raise ValueError(f"`{self._piece(node)}`: there is no function `{name}`; {hint}")
         allowed = sorted(self._functions[name])
         if num_arguments not in allowed:
+            counts = " or ".join(map(str, allowed))
+            if len(allowed) > 2 and allowed == [*range(allowed[0], allowed[-1] + 1)]:
+                counts = f"{allowed[0]} to {allowed[-1]}"
             raise ValueError(
-                f"`{self._piece(node)}`: `{name}` takes {' or '.join(map(str, allowed))} "
+                f"`{self._piece(node)}`: `{name}` takes {counts} "
                 f"argument{'' if allowed == [1] else 's'}, here are {num_arguments}"
             )
 

@@ -67,10 +67,10 @@ class FeatureExpression:
 
     @property
     def is_of_interactions(self) -> bool:
-        """Whether the value depends on times or on other interactions of the session, so that a
-        session has none."""
+        """Whether the value depends on times, on the item or on other interactions of the session,
+        so that a session has none."""
         calls = {call[0] for call in _calls([self.tree])}
-        return "lag" in calls or self.reads_time
+        return "lag" in calls or ITEM in _names(self.tree) or self.reads_time
 
     @property
     def reads_time(self) -> bool:

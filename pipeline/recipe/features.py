@@ -157,7 +157,9 @@ class ExpressionFeature(Feature):
     @model_validator(mode="after")
     def _check_expression(self) -> Self:
         if self.parsed.is_of_interactions and self.of == "session":
-            raise ValueError("`lag`, `first_seen` and `timestamp` are for `of: interaction`")
+            raise ValueError(
+                "`lag`, `first_seen`, `timestamp` and `item_id` are for `of: interaction`"
+            )
         return self
 
 

@@ -353,6 +353,13 @@ class Preprocess(Config):
             raise ValueError(
                 f"{repeated!r} is the name of a column of a multi-valued feature, choose another"
             )
+        taken = {*names, *self.time_feature_names}
+        for name in (feature.name for feature in self.expression_inputs):
+            if name in taken:
+                raise ValueError(
+                    f"an expression reads the column {name!r}, which is a name of the model: read "
+                    f"it by a feature with another name and `column: {name}`"
+                )
 
     @property
     def split_column(self) -> str | None:

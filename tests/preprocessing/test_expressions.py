@@ -121,6 +121,10 @@ def test_categories(text: str, expected: list[str | None]) -> None:
         ({"expression": "cross(brand, colour)"}, "makes a category where a number"),
         ({"expression": "price", "log": True}, "`log` is for"),
         ({"expression": "lag(price)", "of": "session"}, "`of: interaction`"),
+        ({"expression": "mean(age, item_id)", "of": "session"}, "`of: interaction`"),
+        ({"expression": "bucket(price)"}, "`bucket` takes 2 to 65 arguments, here are 1"),
+        ({"expression": "tags_1 + 1"}, "reads the column 'tags_1', which is a name of the model"),
+        ({"expression": "hour_sin"}, "reads the column 'hour_sin', which is a name of the model"),
         ({"expression": "age", "of": "session"}, "which is `of: interaction`"),
         ({"expression": "tags + 1"}, "reads `tags` as a number"),
         ({"kind": "categorical", "expression": "cross(tags, age)"}, "reads `tags` as a category"),
@@ -134,7 +138,11 @@ def test_expressions_that_cannot_be(feature: dict[str, Any], message: str) -> No
         {"name": "tags", "kind": "categorical", "values_per_interaction": 3},
     ]
     with pytest.raises(ConfigError, match="(?s)" + message.replace("(", r"\(")):
-        recipe({"name": "e", "kind": "continuous", **feature}, features=others)
+        recipe(
+            {"name": "e", "kind": "continuous", **feature},
+            features=others,
+            timestamp={"column": "t", "unit": "s", "features": ["hour"]},
+        )
 
 
 def test_time_needs_a_timestamp() -> None:
