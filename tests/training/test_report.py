@@ -18,7 +18,7 @@ from pipeline.data.schema import Schema
 from pipeline.model.build import load_model
 from pipeline.model.run import Run
 from pipeline.reports.charts import WIDTH, format_number, interval_chart, line_chart, ticks
-from pipeline.training.report.page import render
+from pipeline.training.report.page import _verdict, render
 from pipeline.training.report.run import write_report, write_training_report
 from tests.conftest import Shop
 
@@ -239,3 +239,20 @@ def test_points_of_a_chart_are_inside_it_with_larger_values_above() -> None:
     rows = interval_chart("mrr", {"run": (0.5, 0.1), "none": (0.0, None)}).rows
     assert rows[0].low < rows[0].x < rows[0].high <= WIDTH  # type: ignore[operator]
     assert rows[1].low is None
+
+
+def test_verdict_says_where_the_run_is_worse() -> None:
+    def difference(value: float, margin: float | None) -> dict[str, Any]:
+        return {"baseline": "session-knn", "difference": value, "margin": margin}
+
+    differences = {
+        "recall@20": difference(0.02, 0.01),
+        "ndcg@20": difference(-0.02, 0.01),
+        "mrr@20": difference(-0.01, 0.02),
+        "map@20": difference(0.0, None),
+    }
+    assert _verdict({**differences, "dcg@20": None}) == (
+        "The run is better than the best baseline in recall@20; worse than the best baseline in "
+        "ndcg@20; no different from the best baseline in mrr@20, map@20."
+    )
+    assert _verdict({"recall@20": None}) == ""

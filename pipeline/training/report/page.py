@@ -41,12 +41,26 @@ def _of_evaluation(evaluation: dict[str, Any]) -> dict[str, Any]:
             }
             for cutoff in reversed(cutoffs)
         ],
+        "verdict": _verdict({name: evaluation["differences"].get(name) for name in shown}),
         "intervals": [_intervals(metric, results, margins) for metric in shown],
         "highest": {
             by: max(group["results"][name][shown[0]] for group in groups for name in results)
             for by, groups in evaluation["breakdowns"].items()
         },
     }
+
+
+def _verdict(differences: dict[str, dict[str, Any] | None]) -> str:
+    """In which metrics the run is better or worse than the best baseline, beyond the interval."""
+    metrics: dict[str, list[str]] = {}
+    for metric, difference in differences.items():
+        if difference is not None:
+            value, margin = difference["difference"], difference["margin"] or 0.0
+            word = "no different from" if abs(value) <= margin else "better than"
+            word = "worse than" if value < -margin else word
+            metrics.setdefault(word, []).append(metric)
+    parts = [f"{word} the best baseline in {', '.join(names)}" for word, names in metrics.items()]
+    return f"The run is {'; '.join(parts)}." if parts else ""
 
 
 def _intervals(metric: str, results: dict[str, Any], margins: dict[str, Any]) -> IntervalChart:
