@@ -16,6 +16,22 @@ if TYPE_CHECKING:
     from pipeline.exporting.options import ExportOptions
 
 
+Name = Annotated[str, typer.Option("--name", help="Name of the model for clients.")]
+DefaultK = Annotated[int, typer.Option("--k", help="Items of a list where a request has no `k`.")]
+MaxK = Annotated[int, typer.Option("--max-k", help="Most items of a list.")]
+MaxBatch = Annotated[int, typer.Option("--max-batch", help="Most sessions of a batch.")]
+Device = Annotated[
+    Literal["cpu", "gpu"],
+    typer.Option("--device", help="Where the server runs the model; gpu needs one here too."),
+]
+Scoring = Annotated[
+    Literal["fp32", "int8"],
+    typer.Option(
+        "--scoring", help="int8: the same lists of a large catalogue in less time, on a CPU."
+    ),
+]
+
+
 # Long: every option is declared here with its help.
 def export(
     run: RunDirectory,
@@ -24,18 +40,12 @@ def export(
         Literal["triton", "onnx"],
         typer.Option(help="A Triton model repository, or an ONNX file with the tables of its ids."),
     ] = "triton",
-    name: Annotated[str, typer.Option(help="Name of the model for clients.")] = "recommender",
-    k: Annotated[int, typer.Option(help="Items of a list where a request has no `k`.")] = 10,
-    max_k: Annotated[int, typer.Option(help="Most items of a list.")] = 100,
-    max_batch: Annotated[int, typer.Option(help="Most sessions of a batch.")] = 256,
-    device: Annotated[
-        Literal["cpu", "gpu"],
-        typer.Option(help="Where the server runs the model; gpu needs one here too."),
-    ] = "cpu",
-    scoring: Annotated[
-        Literal["fp32", "int8"],
-        typer.Option(help="int8: the same lists of a large catalogue in less time, on a CPU."),
-    ] = "fp32",
+    name: Name = "recommender",
+    k: DefaultK = 10,
+    max_k: MaxK = 100,
+    max_batch: MaxBatch = 256,
+    device: Device = "cpu",
+    scoring: Scoring = "fp32",
     workflow_backend: Annotated[
         bool,
         typer.Option(

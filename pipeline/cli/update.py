@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.cli.console import note, print_result
+from pipeline.cli.export import DefaultK, Device, MaxBatch, MaxK, Name, Scoring
 from pipeline.cli.options import Json, RecipeFile, Settings
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ STAYS = 3
 """Exit code where the newer model is refused."""
 
 
+# Long: every option is declared here with its help.
 def update(
     folder: Annotated[
         Path,
@@ -32,7 +34,6 @@ def update(
         ),
     ],
     recipe: RecipeFile,
-    name: Annotated[str, typer.Option(help="Name of the model for clients.")] = "recommender",
     unless_worse: Annotated[
         str | None,
         typer.Option(
@@ -44,6 +45,12 @@ def update(
     keep: Annotated[
         int, typer.Option(min=2, help="Versions that stay, with their data and runs.")
     ] = 3,
+    name: Name = "recommender",
+    k: DefaultK = 10,
+    max_k: MaxK = 100,
+    max_batch: MaxBatch = 256,
+    device: Device = "cpu",
+    scoring: Scoring = "fp32",
     settings: Settings = None,
     as_json: Json = False,
 ) -> None:
@@ -55,16 +62,27 @@ def update(
     2 for a mistake.
     """
     from pipeline.core.config import read_values
+    from pipeline.exporting.options import ExportOptions
     from pipeline.recipe.recipe import Recipe
     from pipeline.updating.gate import Gate
 
     config = Recipe.from_dict(read_values(recipe, tuple(settings or ())), str(recipe))
+    options = ExportOptions(
+        name=name,
+        default_k=k,
+        max_k=max_k,
+        max_batch=max_batch,
+        device=device,
+        scoring=scoring,
+    )
     gate = None if unless_worse is None else Gate.parse(unless_worse)
     from pipeline.logs.sources import local_logs
     from pipeline.updating.run import UpdateJob, update_model
 
     with local_logs(logs, folder) as paths:
-        job = UpdateJob(folder=folder, recipe=config, logs=paths, name=name, gate=gate, keep=keep)
+        job = UpdateJob(
+            folder=folder, recipe=config, logs=paths, options=options, gate=gate, keep=keep
+        )
         generation = update_model(job)
     facts = generation.model_dump(mode="json") | {"repository": str(job.repository)}
     print_result(facts, as_json, _text(generation, job))

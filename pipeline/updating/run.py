@@ -12,7 +12,7 @@ that was done when the process was killed is done again, which ends where it end
 import logging
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from pipeline.core.artifact import current_facts, read_manifest
@@ -53,8 +53,8 @@ class UpdateJob:
     folder: Path
     recipe: Recipe
     logs: list[Path]
-    name: str = "recommender"
-    """Name of the model for clients."""
+    options: ExportOptions = field(default_factory=ExportOptions)
+    """How the model is served, and its name."""
     gate: Gate | None = None
     """Without one the newer model is served in any case."""
     keep: int = 3
@@ -66,9 +66,9 @@ class UpdateJob:
         return self.folder / REPOSITORY
 
     @property
-    def options(self) -> ExportOptions:
-        """Options of the export."""
-        return ExportOptions(name=self.name)
+    def name(self) -> str:
+        """Name of the model for clients."""
+        return self.options.name
 
     def fingerprint(self) -> str:
         """Fingerprint of what a generation is made from beside the one before."""

@@ -20,9 +20,14 @@ from typer.testing import CliRunner
 from pipeline.cli.main import app
 from pipeline.core.artifact import read_manifest
 from pipeline.core.errors import ArtifactError, ConfigError
+from pipeline.exporting.options import ExportOptions
 from pipeline.exporting.versions import rollback
 from pipeline.preprocessing.synthetic import synthesize
 from pipeline.recipe.recipe import Recipe
+from pipeline.serve.client.client import Client
+from pipeline.serve.run import running_server
+from pipeline.serve.triton.ports import free_ports
+from pipeline.serve.triton.version_watch import VersionWatch
 from pipeline.updating import run as updating
 from pipeline.updating.gate import Gate
 from pipeline.updating.run import STEPS, UpdateJob, update_model
@@ -206,8 +211,9 @@ def test_gate_keeps_a_model_of_spoiled_logs_out(days: Days, tmp_path: Path) -> N
     # the same call decides the same without training; a gate that allows more lets it through
     before = (folder / "run-2" / "manifest.json").stat().st_mtime_ns
     assert invoke(days, folder, "spoiled", *gate).exit_code == 3
-    shown = invoke(days, folder, "spoiled", "--unless-worse", "recall@7:1")
+    shown = invoke(days, folder, "spoiled", "--unless-worse", "recall@7:1", "--max-k", "30")
     assert (shown.exit_code, served_run(folder)) == (0, "run-2")
+    assert read_manifest(folder / "repository", "repository")["max_k"] == 30
     assert f"{folder}/repository has run-2 as version 2 of recommender." in shown.stdout
     assert (folder / "run-2" / "manifest.json").stat().st_mtime_ns == before
 
@@ -272,7 +278,7 @@ def test_unusable_arguments_end_before_any_work(days: Days, tmp_path: Path) -> N
     with locked(days.folder), pytest.raises(ArtifactError, match="is at work in"):
         update_model(days.job(days.folder, "second"))
     with pytest.raises(ConfigError, match="is that of the model recommender, --name is other"):
-        update_model(days.job(days.folder, "second", name="other"))
+        update_model(days.job(days.folder, "second", options=ExportOptions(name="other")))
 
 
 def test_logs_that_the_model_was_trained_on_are_refused(days: Days, tmp_path: Path) -> None:
@@ -298,3 +304,23 @@ def test_gate_allows_a_loss_up_to_its_tolerance() -> None:
         "mrr@10 of new minus that of old is -0.0051 ±0.0100; -0.005 is allowed."
     )
     assert np.isclose(gate.tolerance, 0.005)
+
+
+def test_server_takes_up_what_an_update_exports(days: Days, tmp_path: Path) -> None:
+    folder = days.copy(tmp_path / "shop")
+    repository = folder / "repository"
+    lines: list[str] = []
+    with (
+        running_server(repository, ports=free_ports(), reload_seconds=1) as server,
+        VersionWatch(server, repository, 0.2, lines.append),
+        Client(f"grpc://{server.grpc_url}") as client,
+    ):
+        session = {"item_id": ["sku-00001", "sku-00002"]}
+        assert client.recommend([session], 5).items.shape == (1, 5)
+        update_model(days.job(folder, "second"))
+        deadline = time.monotonic() + 60
+        while not lines:
+            assert time.monotonic() < deadline, "the newer version is not served"
+            time.sleep(0.1)
+        assert lines == ["Serving version 2 of recommender, in place of version 1."]
+        assert client.recommend([session], 5).items.shape == (1, 5)
