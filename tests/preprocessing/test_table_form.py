@@ -250,6 +250,16 @@ def test_the_item_names_what_stands_in_the_way_of_all(
     assert obstacle in str(fitted.operator_steps["item_id"].obstacle)
 
 
+def test_hashes_of_a_gpu_are_not_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("table_form", "saving"):
+        monkeypatch.setattr(f"pipeline.preprocessing.workflows.{module}.has_cudf", lambda: True)
+    source = SMALL.replace("ops.LogOp()", "ops.HashBucket(5)")
+    fitted, _ = preprocess(tmp_path, source, monkeypatch)
+    assert fitted.workflow is not None
+    for obstacle in (fitted.operator_steps["price"].obstacle, fitted.workflow.obstacle):
+        assert obstacle == "HashBucket on a GPU, whose hashes are others than a CPU's,"
+
+
 @pytest.mark.parametrize("values", [["", "a", "abcdefgh", "ö" * 9, "x" * 100], [1, -5, 2**60]])
 def test_hashes_are_those_of_pandas(tmp_path: Path, values: list[Any]) -> None:
     if isinstance(values[0], str):

@@ -224,6 +224,32 @@ def test_training_reads_the_means_of_other_folds(tmp_path: Path, log: pd.DataFra
     assert means == {"train": {3}, "test": {1}}
 
 
+def test_a_log_of_test_sessions_has_unseen_and_missing_values(
+    tmp_path: Path, log: pd.DataFrame
+) -> None:
+    later = log.copy()
+    later["user"] += 1_000
+    later["product"] = later["product"].where(later.index % 3 > 0, "new")
+    later["shelf"] = later["shelf"].astype(float).where(later.index % 5 > 0)  # none in training
+    later.to_parquet(tmp_path / "later.parquet")
+    source = changed("ops.HashBucket(4)", "ops.Categorify()")
+    (tmp_path / "shop.py").write_text(source, encoding="utf-8")
+    log.to_csv(tmp_path / "log.csv", index=False)
+    recipe = Preprocess.from_dict(SETTINGS, "test")
+    paths = [tmp_path / "log.csv"], [tmp_path / "later.parquet"]
+    facts = preprocess_workflow(recipe, tmp_path / "shop.py", *paths, tmp_path / "data")
+    assert facts["rows"]["test"]["read"] == len(later)
+    sessions = sessions_of(tmp_path, "test")
+    expected = later[~(later["price"] >= 90)].sort_values(["user", "time"])
+    for user, rows in expected.groupby("user"):
+        rows = rows.tail(4)
+        unknown = [index == 2 for index in sessions[user]["item_id"]]
+        missing = [index == 1 for index in sessions[user]["shelf"]]
+        assert unknown == (rows["product"] == "new").tolist()
+        assert missing == rows["shelf"].isna().tolist()
+    assert len(sessions) == expected["user"].nunique()
+
+
 def changed(old: str, new: str) -> str:
     assert old in WORKFLOW
     return WORKFLOW.replace(old, new)

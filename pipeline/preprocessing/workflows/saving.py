@@ -12,6 +12,7 @@ from nvtabular import ops
 from pydantic import ValidationError
 
 from pipeline.core.columns import ITEM
+from pipeline.core.merlin import has_cudf
 from pipeline.data.fitted import SavedWorkflow
 from pipeline.preprocessing.workflows.block_check import operator_name
 from pipeline.preprocessing.workflows.columns import OutputColumns
@@ -91,6 +92,9 @@ def _node(user: UserWorkflow, number: int, tables: dict[str, pa.Table]) -> dict[
     described = OPERATORS.get(name)
     if described is None or type(operator) is not described.kind:
         raise _NotSavedError(name)
+    hashes = isinstance(operator, ops.HashBucket | ops.HashedCross)
+    if has_cudf() and (hashes or getattr(operator, "num_buckets", None)):
+        raise _NotSavedError(f"{name} on a GPU, whose hashes are others than a CPU's,")
     saved |= {
         "operator": name,
         "arguments": {key: _plain(_argument(node, key)) for key in described.arguments},

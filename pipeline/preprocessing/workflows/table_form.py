@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from nvtabular import ops
 
 from pipeline.core.columns import ITEM
+from pipeline.core.merlin import has_cudf
 from pipeline.data import values
 from pipeline.data.fitted import OperatorSteps, Vocabulary
 from pipeline.preprocessing.parquet_columns import ParquetColumn
@@ -165,6 +166,8 @@ def _bucketize(made: _Column, step: Step) -> None:
 
 
 def _hash(made: _Column, step: Step) -> None:
+    if has_cudf():
+        raise NoTableFormError("HashBucket on a GPU, whose hashes are others than a CPU's,")
     buckets = step.operator.num_buckets
     buckets = buckets[step.source] if isinstance(buckets, dict) else buckets
     made.add("hash", "int64", buckets=int(buckets))
