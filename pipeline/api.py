@@ -130,7 +130,9 @@ class Run(TrainedRun):
         from pipeline.evaluation.recommender import Recommender
         from pipeline.serve.client.answers import records_to_frame
 
-        ids = [items] if isinstance(items, str | int) else list(items)
+        # ids of NumPy and pandas are no int
+        is_single = isinstance(items, str) or not hasattr(items, "__iter__")
+        ids = [items] if is_single else list(items)
         records = Recommender(self).similar_items(ids, k).records(ids)
         return records_to_frame(records).rename(columns={"session_id": "similar_to"})
 

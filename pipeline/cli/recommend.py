@@ -107,8 +107,9 @@ def recommend(
     """
     check_k(k)
     if similar is not None:
-        others = (items, column, inputs, sessions, exclude, candidates, filter_seen, targets)
-        if any(others):
+        others = (items, column, inputs, sessions, exclude, candidates, targets)
+        settings = (filter_seen, name, key_file, ca, cert, cert_key, timeout)
+        if any(others) or any(value is not None for value in settings):
             raise ConfigError("--similar goes with --k and --json alone.")
         _print_similar_items(target, similar.split(","), k or 10, as_json)
         return

@@ -422,6 +422,11 @@ def test_similar_items_are_the_nearest_by_cosine(shop: Shop) -> None:
     assert done.exit_code == 0, done.output
     lists = [[e["item_id"] for e in item["similar"]] for item in json.loads(done.stdout)["items"]]
     assert [*chain(*lists)] == frame.item_id.tolist()
+    for option in (["--timeout", "3"], ["--keep-seen"], ["--items", "a"]):
+        wrong = CliRunner().invoke(app, [*arguments, *option])
+        assert "goes with --k and --json alone" in str(wrong.exception)
+    frame = run.similar_items(ids[5], k=4)
+    assert frame.similar_to.tolist() == [ids[5]] * 4
     with pytest.raises(ConfigError, match="'nope' is not in the catalogue"):
         run.similar_items("nope")
     with pytest.raises(ConfigError, match="expected 1 to"):
