@@ -231,14 +231,17 @@ def test_a_log_of_test_sessions_has_unseen_and_missing_values(
     later["user"] += 1_000
     later["product"] = later["product"].where(later.index % 3 > 0, "new")
     later["shelf"] = later["shelf"].astype(float).where(later.index % 5 > 0)  # none in training
-    later.to_parquet(tmp_path / "later.parquet")
+    prices = later["price"].astype(object)
+    later.assign(price=prices.where(later.index != 3, "free")).to_csv(tmp_path / "later.csv")
     source = changed("ops.HashBucket(4)", "ops.Categorify()")
     (tmp_path / "shop.py").write_text(source, encoding="utf-8")
     log.to_csv(tmp_path / "log.csv", index=False)
     recipe = Preprocess.from_dict(SETTINGS, "test")
-    paths = [tmp_path / "log.csv"], [tmp_path / "later.parquet"]
+    paths = [tmp_path / "log.csv"], [tmp_path / "later.csv"]
     facts = preprocess_workflow(recipe, tmp_path / "shop.py", *paths, tmp_path / "data")
     assert facts["rows"]["test"]["read"] == len(later)
+    assert facts["rows"]["test"]["repaired"] == {"values of price that are no usable number": 1}
+    later.loc[3, "price"] = np.nan
     sessions = sessions_of(tmp_path, "test")
     expected = later[~(later["price"] >= 90)].sort_values(["user", "time"])
     for user, rows in expected.groupby("user"):

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from merlin.io import Dataset
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from pipeline.core.artifact import new_artifact
 from pipeline.core.columns import SESSION
@@ -40,9 +41,10 @@ from pipeline.preprocessing.workflows.columns import (
     vocabularies_of,
 )
 from pipeline.preprocessing.workflows.graph import UserWorkflow
-from pipeline.preprocessing.workflows.log import LogFrames, column_kinds, mask_of
+from pipeline.preprocessing.workflows.log import Kind, LogFrames, column_kinds, mask_of
 from pipeline.preprocessing.workflows.saving import save_workflow
 from pipeline.preprocessing.workflows.table_form import table_form
+from pipeline.recipe.features import ColumnNumber
 from pipeline.recipe.preprocess import Preprocess
 from pipeline.serve.runtime.workflows.executor import execute, fit, read_all_folds
 
@@ -90,12 +92,11 @@ def preprocess_workflow(
     ):
         scratch = Path(name)
         user = UserWorkflow(file, scratch / "statistics")
-        recipe = _log_recipe(recipe, user, logs)
+        recipe, kinds = _log_recipe(recipe, user, logs)
         log = _read(recipe, logs, scratch / "log", pool)
         logs_read = {"input": log}
         if test_logs:
             logs_read["test"] = _read(recipe, test_logs, scratch / "test-log", pool, log)
-        kinds = column_kinds(recipe, [*logs, *test_logs])
         frames = LogFrames(recipe, user.columns, kinds, list(logs_read.values()))
         parts = _parts(recipe, log, logs_read.get("test"))
         files = _run(user, frames, parts, scratch / "sessions")
@@ -133,8 +134,10 @@ def _check_recipe(recipe: Preprocess) -> None:
         )
 
 
-def _log_recipe(recipe: Preprocess, user: UserWorkflow, logs: list[Path]) -> Preprocess:
-    """The recipe with the columns that the workflow reads as features.
+def _log_recipe(
+    recipe: Preprocess, user: UserWorkflow, logs: list[Path]
+) -> tuple[Preprocess, dict[str, Kind]]:
+    """The recipe with the columns that the workflow reads as features, and their kinds.
 
     What it does not set, the session and the item, follows from the graph.
     """
@@ -158,19 +161,28 @@ def _log_recipe(recipe: Preprocess, user: UserWorkflow, logs: list[Path]) -> Pre
         values["timestamp"] = {"column": sort_columns[0]}
         others.remove(sort_columns[0])
     values["features"] = _features(others, by_column)
-    return Preprocess.from_dict(values, str(user.file))
+    log_recipe = Preprocess.from_dict(values, str(user.file))
+    return log_recipe, {f.name: by_column[f.source] for f in log_recipe.features}
 
 
 def _features(columns: Sequence[str], kinds: dict[str, Any]) -> list[dict[str, Any]]:
     """Features of a recipe that read columns of the log as they are."""
     return [
         {
-            "name": f"column{number}",
+            "name": _name(column, number),
             "column": column,
             "kind": "continuous" if kinds[column] == "number" else "categorical",
         }
         for number, column in enumerate(columns)
     ]
+
+
+def _name(column: str, number: int) -> str:
+    """Name of the feature that reads a column: the column's, as counts of rows have it."""
+    try:
+        return ColumnNumber(name=column, kind="continuous").name
+    except ValidationError:
+        return f"column{number}"
 
 
 def _session(recipe: Preprocess, user: UserWorkflow) -> str:
