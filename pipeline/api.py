@@ -121,11 +121,11 @@ class Run(TrainedRun):
                 lists = records_to_frame(answer.records(range(len(several))))
             return lists.rename(columns={"session_id": "session"})
 
-    def similar_items(self, items: Any, k: int = 10) -> "pd.DataFrame":
+    def similar_items(self, items: Any, k: int | None = None) -> "pd.DataFrame":
         """Return the items nearest to each of `items` as rows of similar_to, rank, item_id, score.
 
         `items` is a raw id or several; the score is the cosine of the vectors by which the model
-        scores items. ConfigError for an id that is not in the catalogue.
+        scores items; by default 10 of them. ConfigError for an id that is not in the catalogue.
         """
         from pipeline.evaluation.recommender import Recommender
         from pipeline.serve.client.answers import records_to_frame

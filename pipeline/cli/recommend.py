@@ -111,7 +111,7 @@ def recommend(
         settings = (filter_seen, name, key_file, ca, cert, cert_key, timeout)
         if any(others) or any(value is not None for value in settings):
             raise ConfigError("--similar goes with --k and --json alone.")
-        _print_similar_items(target, similar.split(","), k or 10, as_json)
+        _print_similar_items(target, similar.split(","), k, as_json)
         return
     _check_sessions(items, column, inputs, sessions)
     columns = dict(map(_parse_column, column or ()))
@@ -138,7 +138,7 @@ def recommend(
     print_result({"sessions": records}, as_json, recommendations_text(records))
 
 
-def _print_similar_items(target: str, ids: list[str], k: int, as_json: bool) -> None:
+def _print_similar_items(target: str, ids: list[str], k: int | None, as_json: bool) -> None:
     if "://" in target:
         raise ConfigError("--similar reads the vectors of a run directory, not of a server.")
     check_input(Path(target), "run")

@@ -20,12 +20,7 @@ def check_report(out: Path) -> Path:
     """
     if out.suffix != ".html":
         raise ConfigError(f"--out is {out}, expected a name that ends in .html.")
-    for folder in out.resolve().parents:
-        if (folder / MANIFEST).is_file():
-            raise ConfigError(
-                f"{out} would be inside {folder.name}, whose manifest lists all of its files. "
-                f"Choose an --out beside it, such as {folder.name}.html."
-            )
+    check_outside_artifacts(out)
     numbers = out.with_suffix(".json")
     for path in (out, numbers):
         if path.exists() and not (path.is_file() and _is_report(path)):
@@ -33,6 +28,16 @@ def check_report(out: Path) -> Path:
                 f"{path} holds something else; it is left alone. Choose another --out."
             )
     return numbers
+
+
+def check_outside_artifacts(out: Path) -> None:
+    """ConfigError if `out` is inside an artifact, whose manifest lists all of its files."""
+    for folder in out.resolve().parents:
+        if (folder / MANIFEST).is_file():
+            raise ConfigError(
+                f"{out} would be inside {folder.name}, whose manifest lists all of its files. "
+                f"Choose an --out beside it, such as {folder.name}.html."
+            )
 
 
 def _is_report(path: Path) -> bool:

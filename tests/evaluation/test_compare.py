@@ -164,6 +164,9 @@ def test_forms_hold_the_numbers(comparison: Comparison, tmp_path: Path) -> None:
     assert line.value == pytest.approx(comparison.rows["gru"].results["ndcg@10"])
     assert line.runs == 3
     assert json.loads((tmp_path / "table.json").read_text()) == comparison.to_dict()
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(ConfigError, match="whose manifest lists all of its files"):
+        check_file(tmp_path / "other.md")
     with pytest.raises(ConfigError, match=r"ends in \.txt"):
         check_file(tmp_path / "table.docx")
 

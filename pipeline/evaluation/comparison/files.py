@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pipeline.core.errors import ConfigError
 from pipeline.core.files import write_text
+from pipeline.core.outputs import check_outside_artifacts
 from pipeline.evaluation.comparison.page import page
 from pipeline.evaluation.comparison.result import Comparison
 from pipeline.evaluation.comparison.tables import latex, markdown
@@ -24,6 +25,7 @@ def check_file(file: Path, *, overwrite: bool = False) -> None:
     """ConfigError if no form has the ending of a file, or if it exists."""
     if file.suffix not in _FORMS:
         raise ConfigError(f"--out {file}: expected a name that ends in {', '.join(_FORMS)}.")
+    check_outside_artifacts(file)
     if file.exists() and not overwrite:
         raise ConfigError(f"{file} exists. Give --overwrite, or choose another --out.")
     if not file.absolute().parent.is_dir():
