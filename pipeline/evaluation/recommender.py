@@ -164,8 +164,9 @@ class Recommender:
     def similar_items(self, ids: Sequence[Any], k: int | None = None) -> Recommendations:
         """Return the `k` items whose vectors have the highest cosine with that of each of `ids`.
 
-        By default 10, or all others of a small catalogue. An item is not in its own list. ConfigError if `k` is not between 1 and the number of other
-        items, or for an id that is not in the catalogue.
+        By default 10, or all others of a small catalogue. An item is not in its own list.
+        ConfigError if `k` is not between 1 and the number of other items, or for an id that is not
+        in the catalogue.
         """
         self._check_ranks_items()
         k = min(10, len(self.catalogue) - 1) if k is None else k
