@@ -160,7 +160,7 @@ def _generation(state: UpdateState, job: UpdateJob) -> Generation:
     """Return the generation to go on with, or a new one."""
     last, fingerprint, served = state.last, job.fingerprint(), _served(job)
     if last is not None and last.fingerprint == fingerprint:
-        if "export" in last.done and last.accepted:
+        if "export" in last.done and last.accepted and served is not None:
             return last
         if last.before == served:  # interrupted, or refused: the gate may be another one now
             done = tuple(step for step in last.done if step in ("preprocess", "train", "compare"))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -41,7 +42,13 @@ SETTINGS = (
     "train.epochs=2",
     "train.seed=3",
 )
-DAYS = {"first": (5, 13), "second": (13, 15), "third": (15, 17), "fourth": (17, 19)}
+DAYS = {
+    "early": (6, 9),
+    "first": (5, 13),
+    "second": (13, 15),
+    "third": (15, 17),
+    "fourth": (17, 19),
+}
 """First and last day of January of each log, the last one exclusive."""
 
 
@@ -288,6 +295,27 @@ def test_logs_that_the_model_was_trained_on_are_refused(days: Days, tmp_path: Pa
     with pytest.raises(ConfigError, match="run-1 was trained on the sessions of these logs"):
         update_model(UpdateJob(folder=folder, recipe=days.recipe, logs=[again]))
     assert served_run(folder) == "run-1"
+
+
+def test_repository_that_was_removed_is_written_again(days: Days, tmp_path: Path) -> None:
+    folder = days.copy(tmp_path / "shop")
+    inode = (folder / "run-1").stat().st_ino  # a training would replace the directory
+    shutil.rmtree(folder / "repository")
+    assert update_model(days.job(folder, "first")).version == 1
+    assert served_run(folder) == "run-1"
+    assert (folder / "run-1").stat().st_ino == inode
+
+
+def test_logs_that_are_not_newer_get_a_line(days: Days, tmp_path: Path) -> None:
+    shown = invoke(days, days.copy(tmp_path / "shop"), "early")
+    assert shown.exit_code == 0
+    assert re.search(
+        r"Note: the test part begins at 2026-01-08T\S+Z, and run-1 was trained on sessions up to "
+        r"2026-01-1\S+Z, which favours it",
+        shown.stderr,
+    )
+    shown = invoke(days, days.copy(tmp_path / "newer"), "second")
+    assert "Note: the test part" not in shown.stderr
 
 
 def test_gate_allows_a_loss_up_to_its_tolerance() -> None:
