@@ -159,7 +159,8 @@ def test_a_column_that_is_not_sent_counts_as_missing(reader: RequestReader, name
     whole = sessions()
     if name == "timestamp":  # in the order of the request, and what is read of times is 0
         expected = reader.encoder.encode(reader.read(whole).rows)
-        for feature in ("elapsed", "hour_sin", "hour_cos", "weekday_sin", "weekday_cos"):
+        hours = ("hour_sin", "hour_cos", "weekday_sin", "weekday_cos")
+        for feature in ("elapsed", *hours, "new", "pause"):
             expected[feature] = np.zeros_like(expected[feature])
     else:
         whole[name] = np.full_like(whole[name], missing[name])
@@ -301,9 +302,12 @@ def test_the_package_runs_on_python_3_10_by_itself(reader: RequestReader) -> Non
         ast.parse(file.read_text(encoding="utf-8"), feature_version=(3, 10))
     shop = shop_with("s", 3, ("elapsed", "hour", "weekday"))
     files = {path.name for path in (shop.directory / "encoder").iterdir()}
-    texts = ("item_id", "colour", "device", "tags", "topics", "shade", "rate")
-    numbers = ("number", "nothing", "band", "stage", "codes", "bin", "worth")
+    statistics = [f"expression.{number}" for number in range(4)]
+    texts = ("item_id", "colour", "device", "tags", "topics", "shade", "rate", "pair", "before",
+             *statistics)  # fmt: skip
+    numbers = ("number", "nothing", "band", "stage", "codes", "bin", "worth", "bins")
     expected = {"encoder.json", "rate.means.npy", "worth.means.npy"}
+    expected |= {f"{name}.numbers.npy" for name in statistics}
     expected |= {f"{name}.npy" for name in (*texts, *numbers)}
     assert files == expected | {f"{name}.offsets.npy" for name in texts}
     spec = json.loads((shop.directory / "encoder" / "encoder.json").read_text())
