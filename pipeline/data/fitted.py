@@ -132,7 +132,8 @@ class SavedWorkflow:
         folder.mkdir(parents=True)
         write_json(folder / WORKFLOW_FILE, self.graph)
         for name, table in self.tables.items():
-            pq.write_table(table, folder / name)
+            # pyarrow before 14.0.1 loads pickles that the schema may name; servers refuse it
+            pq.write_table(table, folder / name, store_schema=False)
 
     @classmethod
     def read(cls, folder: Path) -> Self:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -158,6 +159,12 @@ def test_a_batch_and_its_requests_alone_are_the_same(
             ),
             "no name of a file",
         ),
+        (
+            lambda graph: next(n for n in graph["nodes"] if n["operator"] == "Groupby")["state"][
+                "conv_aggs"
+            ].update({"sku": ["pipe"]}),
+            "aggregate 'pipe'",
+        ),
     ],
 )
 def test_a_graph_that_names_something_else_is_refused(
@@ -170,6 +177,17 @@ def test_a_graph_that_names_something_else_is_refused(
     change(graph)
     path.write_text(json.dumps(graph))
     with pytest.raises(ValueError, match=words):
+        WorkflowEncoder(tmp_path / "tables")
+
+
+def test_a_table_whose_types_may_be_pickled_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted, _ = preprocess(tmp_path, WORKFLOW, monkeypatch)
+    encoder_of(fitted, tmp_path / "tables")
+    path = next((tmp_path / "tables" / "workflow").glob("*.categories.0.parquet"))
+    pq.write_table(pq.read_table(path), path)  # with the schema of Arrow
+    with pytest.raises(ValueError, match="Arrow schema"):
         WorkflowEncoder(tmp_path / "tables")
 
 

@@ -20,7 +20,7 @@ from pipeline.preprocessing.workflows.graph import UserWorkflow
 from pipeline.preprocessing.workflows.log import LogColumn, LogFrames
 from pipeline.recipe.features import ColumnNumber
 from pipeline.recipe.preprocess import Preprocess
-from pipeline.serve.runtime.workflows.graph import OPERATORS
+from pipeline.serve.runtime.workflows.graph import AGGREGATES, OPERATORS
 
 _CHOICES = (
     *(SelectionOp, ConcatColumns, SubsetColumns, SubtractionOp, GroupingOp),
@@ -92,6 +92,8 @@ def _node(user: UserWorkflow, number: int, tables: dict[str, pa.Table]) -> dict[
     described = OPERATORS.get(name)
     if described is None or type(operator) is not described.kind:
         raise _NotSavedError(name)
+    if isinstance(operator, ops.Groupby):
+        _check_aggregates(operator)
     hashes = isinstance(operator, ops.HashBucket | ops.HashedCross)
     if has_cudf() and (hashes or getattr(operator, "num_buckets", None)):
         raise _NotSavedError(f"{name} on a GPU, whose hashes are others than a CPU's,")
@@ -112,6 +114,14 @@ def _node(user: UserWorkflow, number: int, tables: dict[str, pa.Table]) -> dict[
         frame = frame.to_pandas() if hasattr(frame, "to_pandas") else frame
         tables[saved["table"]] = pa.Table.from_pandas(frame, preserve_index=False)
     return saved
+
+
+def _check_aggregates(operator: Any) -> None:
+    """_NotSavedError for a function, or an aggregate that a server does not compute."""
+    for aggregate in (each for names in operator.conv_aggs.values() for each in names):
+        if aggregate is not list and aggregate not in AGGREGATES:
+            name = getattr(aggregate, "__name__", aggregate)
+            raise _NotSavedError(f"Groupby with the aggregate {name}")
 
 
 def _argument(node: Any, key: str) -> Any:

@@ -20,6 +20,15 @@ from nvtabular import ops
 from .executor import CachingExecutor
 
 GRAPH_FILE = "workflow.json"
+AGGREGATES = frozenset(
+    (
+        *("list", "first", "last", "count", "nunique", "size", "sum", "prod", "mean", "median"),
+        *("min", "max", "std", "var", "sem", "skew", "any", "all"),
+    )
+)
+"""What Groupby may compute of a column: pandas calls the method of this name."""
+_ARROW_SCHEMA = b"ARROW:schema"
+"""Key of the metadata of Parquet with types that pyarrow before 14.0.1 unpickles as it reads."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +139,7 @@ def _operator(folder: Path, saved: dict[str, Any], node: Any) -> Any:
     for name in described.state:
         setattr(operator, name, saved["state"][name])
     if described.kind is ops.Groupby:  # lists are made by Python's own type
+        _check_aggregates(folder, [*operator.list_aggs.values(), *operator.conv_aggs.values()])
         operator.conv_aggs = {
             column: [list if each == "list" else each for each in aggregates]
             for column, aggregates in operator.conv_aggs.items()
@@ -140,8 +150,18 @@ def _operator(folder: Path, saved: dict[str, Any], node: Any) -> Any:
     return operator
 
 
+def _check_aggregates(folder: Path, of_columns: list[list[str]]) -> None:
+    """ValueError for an aggregate that is none of `AGGREGATES`."""
+    for name in (name for names in of_columns for name in names):
+        if name not in AGGREGATES:
+            raise ValueError(f"{folder} names the aggregate {name!r}, which is unknown.")
+
+
 def _table(folder: Path, file: str) -> Path:
-    """Path of a table. ValueError for a name that leaves the folder."""
+    """Path of a table. ValueError for a name that leaves the folder, or an Arrow schema in it."""
+    path = folder / file
     if Path(file).name != file:
         raise ValueError(f"{folder} names the table {file!r}, which is no name of a file.")
-    return folder / file
+    if _ARROW_SCHEMA in path.read_bytes():
+        raise ValueError(f"{path} has an Arrow schema, which may hold a pickle; it is not read.")
+    return path
