@@ -141,6 +141,10 @@ def test_a_batch_and_its_requests_alone_are_the_same(
         alone = encoder.encode(reader.read(one).rows)
         for name, array in alone.items():
             assert array.tobytes() == together[name][number : number + 1].tobytes()
+    # NUL is removed, as in reading a log
+    marked = np.array([[b"\0" + item for item in row] for row in tensors["item_id"]], object)
+    encoded = encoder.encode(reader.read({**tensors, "item_id": marked}).rows)
+    assert encoded["item_id"].tolist() == together["item_id"].tolist()
     # without times the interactions are in the order of the request, and a target is not needed
     short = {name: tensors[name] for name in ("item_id", "shelf", "price", "device")}
     encoded = encoder.encode(reader.read(short).rows)

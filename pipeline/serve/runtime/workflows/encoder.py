@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ..lookups import MISSING_INTEGER, NULL, lookup_of, object_array, read_values
+from ..lookups import MISSING_INTEGER, NULL, lookup_of, object_array, read_values, without_nul
 from ..request_encoder import Encoder
 from ..rows import Padding, Rows
 from ..times import microseconds
@@ -115,7 +115,10 @@ def _typed(values: NDArray[Any], dtype: str) -> NDArray[Any]:
         moments = times.astype("datetime64[us]").astype("datetime64[ns]")
         return np.where(times == MISSING_INTEGER, np.datetime64("NaT"), moments)
     if dtype == "object":
-        texts = (v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in values)
+        texts = (
+            v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v)
+            for v in without_nul(values).tolist()
+        )
         return object_array([text or None for text in texts])
     if dtype == "float64" and values.dtype.kind == "i":
         return np.where(values == MISSING_INTEGER, np.nan, values.astype(np.float64))
