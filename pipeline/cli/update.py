@@ -94,6 +94,7 @@ def update(
 def _text(generation: "Generation", job: "UpdateJob") -> str:
     """Return the comparison and what became of the run as lines."""
     from pipeline.evaluation.comparison.result import Comparison
+    from pipeline.exporting.served_models import read_models
 
     lines = []
     if generation.comparison is not None:
@@ -103,6 +104,12 @@ def _text(generation: "Generation", job: "UpdateJob") -> str:
         lines.append(
             f"{job.repository} has {generation.run} as version {generation.version} of {job.name}."
         )
+        served = read_models(job.repository).models[job.name]["run"]
+        if served != generation.run:
+            lines.append(
+                f"It serves {served} since a rollback, which the same logs do not undo: give newer "
+                "logs as --input."
+            )
     else:
         lines.append(f"{generation.run} is not exported; run-{generation.before} stays.")
     return "\n".join(lines)

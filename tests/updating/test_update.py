@@ -252,6 +252,7 @@ def test_old_versions_go_with_their_data_and_runs_and_rollback_is_followed(
     rollback(folder / "repository")
     # the same logs again do not undo it
     assert update_model(days.job(folder, "third", keep=2)).number == 3
+    assert "It serves run-2 since a rollback" in invoke(days, folder, "third").stdout
     assert served_run(folder) == "run-2"
     generation = update_model(days.job(folder, "fourth", keep=2))
     assert (generation.before, generation.number, generation.version) == (2, 4, 4)
