@@ -64,11 +64,16 @@ def choose_columns(schema: Schema) -> tuple[ParquetColumn, list[ParquetColumn], 
             features.append(_column(column))
         elif is_feature:
             left_out.append(column.name)
-    names = [ITEM, *(feature.name for feature in features)]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"Two columns of the schema become one among {', '.join(names)}.")
+    columns = [_column(items[0], ITEM), *features]
+    for feature in features:
+        sources = [other.source for other in columns if other.name == feature.name]
+        if len(sources) > 1:
+            raise ConfigError(
+                f"The columns {' and '.join(sources)} of the schema would both have the name "
+                f"{feature.name!r}. Leave one out, or rename it."
+            )
     notes = [f"Left out {', '.join(left_out)}: no values of the log."] if left_out else []
-    return _column(items[0], ITEM), features, notes
+    return columns[0], features, notes
 
 
 def _is_id(column: ColumnSchema) -> bool:

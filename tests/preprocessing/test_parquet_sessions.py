@@ -15,7 +15,10 @@ from typer.testing import CliRunner
 import pipeline
 from pipeline.cli.main import app
 from pipeline.core.errors import ConfigError, DataError
+from pipeline.data.column_schema import ColumnSchema
+from pipeline.data.schema import Schema, Tags
 from pipeline.exporting.request_tables import encoder_spec, write_encoder
+from pipeline.preprocessing.parquet_columns import choose_columns
 from pipeline.preprocessing.parquet_sessions import parts_of
 from pipeline.preprocessing.synthetic import synthesize
 from pipeline.serve.runtime.request import RequestReader
@@ -261,6 +264,21 @@ def test_a_value_has_one_index(stock: Stock, tmp_path: Path) -> None:
         table.to_parquet(tmp_path / path.name)
     with pytest.raises(DataError, match="has a value twice"):
         pipeline.Data.from_parquet(stock.sessions, stock.schema, categories=tmp_path)
+
+
+def test_two_columns_of_one_name_are_named() -> None:
+    categorical = frozenset({Tags.CATEGORICAL})
+    schema = Schema(
+        [
+            ColumnSchema(
+                name="sku_list", tags=categorical | {Tags.ITEM_ID}, num_rows=9, is_list=True
+            ),
+            ColumnSchema(name="brand_list", tags=categorical, num_rows=9, is_list=True),
+            ColumnSchema(name="brand_first", tags=categorical, num_rows=9),
+        ]
+    )
+    with pytest.raises(ConfigError, match=r"brand_list and brand_first .* the name 'brand'"):
+        choose_columns(schema)
 
 
 def test_parts_follow_names_and_options(tmp_path: Path) -> None:
