@@ -140,7 +140,7 @@ def test_log_of_short_sessions_is_refused(
     ("more", "expected"),
     [
         ({"split": {"by": "leave-one-out", "test": 0.1}}, "takes no `valid` and no `test`"),
-        ({"split": "leave-two-out"}, "'time', 'leave-one-out' or 'leave-last-out'"),
+        ({"split": "leave-two-out"}, "'column', 'leave-one-out' or 'leave-last-out'"),
         ({"min_item_count": 2}, "ranks the items of all interactions"),
     ],
 )

@@ -149,7 +149,7 @@ def tensors_of(spec: dict[str, Any], fitted: Fitted, requests: pd.DataFrame) -> 
     return tensors
 
 
-@pytest.mark.parametrize("sends_all", [True, False])
+@pytest.mark.parametrize("sends_all", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_requests_are_encoded_as_by_the_workflow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sends_all: bool
 ) -> None:

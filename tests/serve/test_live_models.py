@@ -89,7 +89,7 @@ class Trained:
     """What `train` wrote of it."""
 
 
-@pytest.fixture(scope="module", params=["clm", "mlm"])
+@pytest.fixture(scope="module", params=["clm", pytest.param("mlm", marks=pytest.mark.slow)])
 def trained(
     shop: Shop, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Trained:
