@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from benchmarks.__main__ import app
@@ -10,6 +11,7 @@ from benchmarks.proxy import proxy_text
 from tests.conftest import Shop
 
 
+@pytest.mark.slow
 def test_proxy_is_measured_beside_triton_itself(shop: Shop, tmp_path: Path) -> None:
     words = ["proxy", str(shop.repository), "--clients", "1,2", "--seconds", "0.3", "--turns", "1"]
     words += ["--out", str(tmp_path / "out"), "--json"]

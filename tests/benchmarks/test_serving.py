@@ -13,6 +13,7 @@ from pipeline.serve.triton.server import TritonServer
 from tests.conftest import Shop
 
 
+@pytest.mark.slow
 def test_serve_measures_a_repository_beside_a_model_that_does_nothing(
     shop: Shop, server: TritonServer, tmp_path: Path
 ) -> None:

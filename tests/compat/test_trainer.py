@@ -336,6 +336,7 @@ def test_windows_are_trained_on_and_evaluated_on_the_next(tmp_path: Path) -> Non
         tr.fit_and_evaluate(trainer, 3, 3, folder)
 
 
+@pytest.mark.slow
 def test_two_processes_end_as_one(tmp_path: Path) -> None:
     program = [str(Path(__file__).with_name("two_processes.py")), DATA.path, str(tmp_path)]
     launchers = {1: [sys.executable], 2: [sys.executable, "-m", "torch.distributed.run"]}

@@ -190,6 +190,7 @@ def test_catalogue_follows_the_export_that_the_server_loaded(
     assert api.model()["catalogue_items"] == 4
 
 
+@pytest.mark.slow
 def test_server_and_page_load_the_next_export(shop: Shop, tmp_path: Path) -> None:
     repository = tmp_path / "repository"
     export(shop.run, repository, ExportOptions(max_k=20))

@@ -413,6 +413,7 @@ def test_models_that_recommend_are_those_of_the_last_export(tmp_path: Path) -> N
     assert "new" not in RankingModels(None)
 
 
+@pytest.mark.slow
 def test_long_messages_pass_in_both_directions(living: TritonServer) -> None:
     """Longer than the windows of HTTP/2, next to each other on one connection."""
     sessions = [SESSION] * 64

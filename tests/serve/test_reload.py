@@ -84,6 +84,7 @@ def test_reload_fails_no_request_and_mixes_no_versions(
         assert len(load.answers) == 2, load.answers
 
 
+@pytest.mark.slow
 def test_models_of_one_repository_are_served_side_by_side(
     shop: Shop, other_run: Path, tmp_path: Path
 ) -> None:

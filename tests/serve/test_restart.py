@@ -52,6 +52,7 @@ def restarted(server: TritonServer, before: int) -> int:
     return server.pid
 
 
+@pytest.mark.slow
 def test_server_without_a_proxy_recovers_from_a_shape_of_terabytes(
     shop: Shop, tmp_path: Path, temporary: Path
 ) -> None:

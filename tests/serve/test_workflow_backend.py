@@ -1,6 +1,7 @@
 """`export --workflow-backend`: requests are encoded by the user's NVTabular workflow itself."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,17 @@ def encoder_of(fitted: Fitted, folder: Path) -> WorkflowEncoder:
     return WorkflowEncoder(folder)
 
 
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What an export of the workflow writes for requests."""
+    folder = tmp_path_factory.mktemp("workflow")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        fitted, _ = preprocess(folder, WORKFLOW, monkeypatch)
+    encoder_of(fitted, folder / "tables")
+    return folder / "tables"
+
+
+@pytest.mark.slow
 def test_requests_are_encoded_as_by_the_workflow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,11 +138,8 @@ def test_requests_are_encoded_as_by_the_workflow(
         assert array.reshape(-1).tolist() == [index.get(value, 2) for value in values], name
 
 
-def test_a_batch_and_its_requests_alone_are_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fitted, _ = preprocess(tmp_path, WORKFLOW, monkeypatch)
-    encoder = encoder_of(fitted, tmp_path / "tables")
+def test_a_batch_and_its_requests_alone_are_the_same(tables: Path) -> None:
+    encoder = WorkflowEncoder(tables)
     requests = shop_log(100, unseen=True)
     requests["brand"] = None  # Categorify alone fails on a column without a value
     tensors = tensors_of(encoder.spec, requests, 10)
@@ -172,10 +181,9 @@ def test_a_batch_and_its_requests_alone_are_the_same(
     ],
 )
 def test_a_graph_that_names_something_else_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Any, words: str
+    tables: Path, tmp_path: Path, change: Any, words: str
 ) -> None:
-    fitted, _ = preprocess(tmp_path, WORKFLOW, monkeypatch)
-    encoder_of(fitted, tmp_path / "tables")
+    shutil.copytree(tables, tmp_path / "tables")
     path = tmp_path / "tables" / "workflow" / "workflow.json"
     graph = json.loads(path.read_text())
     change(graph)
@@ -184,11 +192,8 @@ def test_a_graph_that_names_something_else_is_refused(
         WorkflowEncoder(tmp_path / "tables")
 
 
-def test_a_table_whose_types_may_be_pickled_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fitted, _ = preprocess(tmp_path, WORKFLOW, monkeypatch)
-    encoder_of(fitted, tmp_path / "tables")
+def test_a_table_whose_types_may_be_pickled_is_refused(tables: Path, tmp_path: Path) -> None:
+    shutil.copytree(tables, tmp_path / "tables")
     path = next((tmp_path / "tables" / "workflow").glob("*.categories.0.parquet"))
     pq.write_table(pq.read_table(path), path)  # with the schema of Arrow
     with pytest.raises(ValueError, match="Arrow schema"):

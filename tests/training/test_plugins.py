@@ -77,6 +77,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, shop: Shop) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_run_of_plugins_needs_no_plugins_later(shop: Shop, folder: Path) -> None:
     (folder / "own.py").rename(folder / "away.py")
     try:
