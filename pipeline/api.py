@@ -290,7 +290,7 @@ def compare(
     """Rank the same targets by several runs and the baselines; test their differences.
 
     Runs that differ in nothing but the seed are one row, with the mean and the standard deviation;
-    a folder of runs stands for all of them. The result has paired differences from the best row of
+    a folder of runs is all of them. The result has paired differences from the best row of
     each metric, with 95 % intervals and p-values corrected for their number (Holm). The other
     arguments are those of `evaluate`.
 

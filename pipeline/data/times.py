@@ -19,7 +19,7 @@ from pipeline.data.values import (
     is_text,
     numbers,
 )
-from pipeline.recipe.preprocess import Timestamp
+from pipeline.recipe.timestamp import Timestamp
 from pipeline.serve.runtime.times import parse_time
 
 NO_TIME = -(2**63)

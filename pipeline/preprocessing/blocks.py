@@ -29,7 +29,8 @@ from pipeline.recipe.features import (
     NumberFeature,
     TargetEncodedFeature,
 )
-from pipeline.recipe.preprocess import Preprocess, Timestamp
+from pipeline.recipe.preprocess import Preprocess
+from pipeline.recipe.timestamp import Timestamp
 
 NO_USABLE_TIME = "rows without a usable time"
 

@@ -13,7 +13,8 @@ from pipeline.data.times import is_plausible
 from pipeline.preprocessing.report.counts import PartCounts
 from pipeline.preprocessing.sorting.log import Log
 from pipeline.recipe.features import CategoryFeature
-from pipeline.recipe.preprocess import Preprocess, Timestamp
+from pipeline.recipe.preprocess import Preprocess
+from pipeline.recipe.timestamp import Timestamp
 
 _WIDE_MICROSECONDS = 10 * 365 * 86_400 * 10**6
 """Distance between the median and the first or last time from which on a note warns of it."""

@@ -89,7 +89,7 @@ def import_sessions(
     length = max_sequence_length
     if length is None:
         length = schema[item.source].max_length or longest_list(files, item)
-    recipe = _recipe(item, features, session, length)
+    recipe = data_recipe([item, *features], session, length)
     vocabularies = {c.name: read_vocabulary(c, tables, files) for c in columns if c.is_index}
     notes += notes_on(columns, tables)
     fitted = Fitted(
@@ -220,10 +220,19 @@ def session_type(first: pa.Schema, session: str | None) -> ValueType:
     return "int64" if pa.types.is_integer(first.field(session).type) else "string"
 
 
-def _recipe(
-    item: ParquetColumn, features: Sequence[ParquetColumn], session: str | None, length: int
+def data_recipe(
+    columns: Sequence[ParquetColumn],
+    session: str | None,
+    length: int,
+    *,
+    missing: Sequence[str] = (),
+    source: str = "the schema",
 ) -> Preprocess:
-    """Recipe that says what the columns of a log of these sessions are."""
+    """Recipe that says what the columns of a log of these sessions are; the item is the first.
+
+    `source` names what the columns come from in errors.
+    """
+    item, *features = columns
     described = [
         {
             "name": feature.name,
@@ -237,9 +246,10 @@ def _recipe(
         "session": session or SESSION,
         "item": item.raw,
         "features": described,
+        "missing": list(missing),
         "max_sequence_length": length,
     }
-    return Preprocess.from_dict(values, "the schema")
+    return Preprocess.from_dict(values, source)
 
 
 def longest_list(files: Mapping[str, Sequence[Path]], item: ParquetColumn) -> int:

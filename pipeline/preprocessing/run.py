@@ -31,7 +31,8 @@ from pipeline.preprocessing.report.page import write_report
 from pipeline.preprocessing.session_files import SessionWriter
 from pipeline.preprocessing.sorting.log import Log, read_sorted
 from pipeline.preprocessing.split import LEFT_OUT, PARTS, parts_of, rows_of, split_sessions
-from pipeline.recipe.preprocess import Preprocess, Split
+from pipeline.recipe.preprocess import Preprocess
+from pipeline.recipe.split import Split
 
 _PartLog = tuple[Log, list[NDArray[Any]] | None]
 """Log from which a part takes its sessions, and their part numbers by shard; None takes all."""

@@ -55,7 +55,7 @@ def split_keys(
         return part[ends]
     sessions = values.as_text(values.to_array(table[SESSION]).take(pa.array(ends)))
     texts = sessions
-    if recipe.split.by == "user":  # a session without a user stands alone
+    if recipe.split.by == "user":  # a session without a user has its own hash
         users = values.to_array(table[SPLIT]).take(pa.array(ends))
         texts = pc.coalesce(users, sessions)
     hashes = hash_array(

@@ -1,10 +1,17 @@
 """Durations in a recipe: a number with a unit, such as `2d`, `6h` or `30m`."""
 
 import re
+from datetime import date
+from typing import Any
 
 from pipeline.core.errors import ConfigError
 
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+
+
+def date_text(value: Any) -> Any:
+    """Text of a date, which YAML parses; other values as they are."""
+    return value.isoformat() if isinstance(value, date) else value
 
 
 def split_seconds(value: str | float) -> tuple[float | None, float | None]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline.data import values
 from pipeline.data.times import NO_TIME, microseconds
-from pipeline.recipe.preprocess import Timestamp
+from pipeline.recipe.timestamp import Timestamp
 
 NUMBERS = st.sampled_from([3.0, 1e16, -0.0, 2.5, 1e19, -1e300, float("inf"), float("nan"), None])
 

@@ -18,7 +18,8 @@ from pipeline.core.errors import DataError
 from pipeline.data import values
 from pipeline.data.times import NO_TIME, microseconds
 from pipeline.logs.files import find_logs
-from pipeline.recipe.preprocess import Preprocess, Timestamp
+from pipeline.recipe.preprocess import Preprocess
+from pipeline.recipe.timestamp import Timestamp
 from tests.preprocessing.whole_log import Interactions, read_interactions
 
 HOUR = 3_600 * 1_000_000

@@ -23,7 +23,8 @@ from pipeline.preprocessing import workflow
 from pipeline.preprocessing.blocks import to_frame
 from pipeline.preprocessing.expressions import add_expressions, merge_statistics, part_statistics
 from pipeline.preprocessing.operators.sessions import session_order
-from pipeline.recipe.preprocess import Preprocess, Timestamp
+from pipeline.recipe.preprocess import Preprocess
+from pipeline.recipe.timestamp import Timestamp
 from pipeline.serve.runtime import RequestError
 from pipeline.serve.runtime.lookups import MISSING_INTEGER
 from pipeline.serve.runtime.request import RequestReader

@@ -16,7 +16,8 @@ from pipeline.data.loader import SessionLoader
 from pipeline.evaluation.run import evaluate
 from pipeline.preprocessing.run import preprocess
 from pipeline.recipe.model import ModelConfig
-from pipeline.recipe.preprocess import Preprocess, Split
+from pipeline.recipe.preprocess import Preprocess
+from pipeline.recipe.split import Split
 from pipeline.recipe.train import TrainConfig
 from pipeline.training.batches import Batches, even_shares
 from pipeline.training.run import train

@@ -15,9 +15,10 @@ from pipeline.core.errors import ArtifactError, ConfigError
 from pipeline.data.loader import SessionLoader
 from pipeline.evaluation.run import evaluate
 from pipeline.preprocessing.run import preprocess
-from pipeline.recipe.preprocess import Preprocess, Split
+from pipeline.recipe.preprocess import Preprocess
 from pipeline.recipe.recipe import Recipe
 from pipeline.recipe.search_space import Range, read_space
+from pipeline.recipe.split import Split
 from pipeline.training import tune as tuning
 from pipeline.training.tune import suggest, tune
 from tests.conftest import ROOT

@@ -5,7 +5,7 @@ them cancels out. Its interval and its test have the session as the unit, as all
 (`evaluation.metrics`). The p-values of one metric are corrected for the number of rows that are
 compared with the best (Holm, "A simple sequentially rejective multiple test procedure", 1979).
 Runs that differ in nothing but the seed are one row: the gain of a target is their mean, and their
-standard deviation stands beside the metric.
+standard deviation is printed beside the metric.
 """
 
 import json
@@ -55,7 +55,7 @@ def compare(
 ) -> Comparison:
     """Rank the targets of one part of `data` by several runs and by the baselines.
 
-    A folder of runs, as `train --seeds` writes it, stands for all of them. Arguments are those of
+    A folder of runs, as `train --seeds` writes it, is all of them. Arguments are those of
     `evaluate`. The baselines know the catalogue of `data`; a run may have an older one, if `data`
     went on from its data.
     ConfigError without a run; ArtifactError for a run that does not rank items, and as `evaluate`.

@@ -34,7 +34,8 @@ from pipeline.recipe.features import (
     NumberFeature,
     TargetEncodedFeature,
 )
-from pipeline.recipe.preprocess import Preprocess, Timestamp
+from pipeline.recipe.preprocess import Preprocess
+from pipeline.recipe.timestamp import Timestamp
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from pipeline.core.artifact import new_artifact
-from pipeline.core.columns import SESSION
 from pipeline.core.errors import ConfigError, DataError
 from pipeline.core.merlin import has_cudf
 from pipeline.data.fingerprint import data_fingerprint
@@ -25,6 +24,7 @@ from pipeline.preprocessing.notes import date
 from pipeline.preprocessing.parquet_sessions import (
     SessionTables,
     check_columns,
+    data_recipe,
     longest_list,
     read_schema,
     session_type,
@@ -310,7 +310,9 @@ def _write(
     vocabularies = vocabularies_of(output, files["train"])
     length = _length(recipe, output, files)
     fitted = Fitted(
-        recipe=_data_recipe(recipe, output, length),
+        recipe=data_recipe(
+            output.columns, recipe.session, length, missing=recipe.missing, source="the workflow"
+        ),
         session_type=session_type(read_schema(files["train"][0]), session),
         timestamp_type=None,
         vocabularies=vocabularies,
@@ -337,28 +339,6 @@ def _length(recipe: Preprocess, output: OutputColumns, files: dict[str, list[Pat
         if (length := getattr(step.operator, "start", 0)) < 0:
             return -int(length)
     return longest_list(files, item)
-
-
-def _data_recipe(recipe: Preprocess, output: OutputColumns, length: int) -> Preprocess:
-    """Recipe of the data directory: what requests hold."""
-    item, *features = output.columns
-    described = [
-        {
-            "name": feature.name,
-            "column": feature.raw,
-            "kind": feature.kind,
-            "of": "interaction" if feature.is_list else "session",
-        }
-        for feature in features
-    ]
-    values = {
-        "session": recipe.session or SESSION,
-        "item": item.raw,
-        "features": described,
-        "missing": list(recipe.missing),
-        "max_sequence_length": length,
-    }
-    return Preprocess.from_dict(values, "the workflow")
 
 
 def _span(part: _Part) -> dict[str, str]:

@@ -34,7 +34,7 @@ _UNKNOWN_TEXT = "\x00"
 
 
 class NoTableFormError(Exception):
-    """An operator stands in the way; the message is its name."""
+    """An operator has no table form; the message is its name."""
 
 
 @dataclass

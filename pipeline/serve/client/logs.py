@@ -18,7 +18,9 @@ from pipeline.logs.files import column_names, find_logs, read_logs
 from pipeline.logs.row_counts import RowCounts
 from pipeline.recipe.durations import duration_microseconds
 from pipeline.recipe.features import ColumnFeature, ColumnNumber, Feature, TargetEncodedFeature
-from pipeline.recipe.preprocess import Preprocess, Split, Timestamp
+from pipeline.recipe.preprocess import Preprocess
+from pipeline.recipe.split import Split
+from pipeline.recipe.timestamp import Timestamp
 from pipeline.serve.client.served_model import ServedModel
 from pipeline.serve.client.tensors import Columns
 
