@@ -215,6 +215,11 @@ def _wrong_unit(value: str, unit: str, place: str, better: str) -> str:
     )
 
 
+def are_dates(latest_microseconds: float) -> bool:
+    """Whether times are dates, by the last of them; numbers that count steps are before 1990."""
+    return latest_microseconds >= _YEAR_1990
+
+
 def is_plausible(microseconds: float) -> bool:
     """Whether a time is between 1990 and tomorrow."""
     return _YEAR_1990 <= microseconds <= (time.time() + 86_400) * 1e6

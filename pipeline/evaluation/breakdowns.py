@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from pipeline.core.columns import FIRST_ITEM
 from pipeline.data.sessions import Interactions
+from pipeline.data.times import are_dates
 from pipeline.evaluation.targets import Positions, target_positions
 
 _LENGTHS = (1, 2, 3, 4, 6, 10, 20)
@@ -69,7 +70,8 @@ def break_down(
 ) -> dict[str, list[Group]]:
     """Return non-empty groups of targets by the name of what they differ in, at least two each.
 
-    `item_counts`: (items,) training interactions. `by_time` if the times are times of day.
+    `item_counts`: (items,) training interactions. `by_time` if targets have times; those that
+    count steps, which are no dates, make no groups.
     """
     in_catalogue = targets.items >= FIRST_ITEM
     # an unknown item has no count of its own
@@ -91,7 +93,7 @@ def break_down(
             Group("seen before in the session", in_catalogue & targets.repeated),
         ],
     }
-    if by_time:
+    if by_time and are_dates(int(targets.times.max(initial=0))):
         groups["hour of the day (UTC)"] = _by_hour(targets.times)
         groups["day (UTC)"] = _by_day(targets.times)
     filled = {name: [g for g in by_name if g.members.any()] for name, by_name in groups.items()}

@@ -33,6 +33,13 @@ _SHORT_NAMES = {
 TRAINING_MEAN = "training-mean"
 """Baseline of a task beside the next item."""
 
+RANK_UNITS = {
+    "recall": "share of the targets",
+    "ndcg": "mean gain of a target, 0 to 1",
+    "mrr": "mean of 1 / rank, 0 to 1",
+}
+"""What an axis of a metric counts."""
+
 Metrics = Mapping[str, float]
 """Value by `metric@K`."""
 Margins = Mapping[str, float | None]
@@ -57,6 +64,8 @@ class GroupResult:
     sessions: int
     results: dict[str, Metrics]
     margins: dict[str, Margins]
+    differences: dict[str, Difference]
+    """By metric, over the targets of the group; empty without baselines."""
 
 
 @dataclass(frozen=True)
@@ -248,6 +257,15 @@ def _breakdown_text(evaluation: Evaluation, metric: str) -> list[str]:
             first = f"{group.group:<{width}}  {group.targets:>9,}  {own:<13}"
             lines.append("  ".join([first, *cells]).rstrip())
     return lines
+
+
+def verdict(subject: str, words: Mapping[str, str]) -> str:
+    """Sentence on a model beside the best baseline; `words` by metric, such as "worse than"."""
+    metrics: dict[str, list[str]] = {}
+    for metric, word in words.items():
+        metrics.setdefault(word, []).append(metric)
+    parts = [f"{word} the best baseline in {', '.join(names)}" for word, names in metrics.items()]
+    return f"{subject} is {'; '.join(parts)}." if parts else ""
 
 
 def with_margin(value: float | None, margin: float | None) -> str:

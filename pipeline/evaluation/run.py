@@ -337,7 +337,12 @@ def _breakdowns(
             for name, by_metric in gains_by_model.items()
         }
         counts = int(group.members.sum()), len(np.unique(sessions))
-        return GroupResult(group.label, *counts, **means_and_margins(values, sessions))
+        return GroupResult(
+            group.label,
+            *counts,
+            **means_and_margins(values, sessions),
+            differences=_differences(values, sessions),
+        )
 
     groups_by_name = break_down(ranking.targets, ranking.item_counts, by_time=by_time)
     return {by: [result(group) for group in groups] for by, groups in groups_by_name.items()}

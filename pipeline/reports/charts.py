@@ -11,11 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-WIDTH, HEIGHT = 400, 220
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 12, 34
-"""Margins around the plot area."""
+WIDTH, HEIGHT = 400, 244
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 28, 42
+"""Margins around the plot area, with the label of the y axis above it and that of x below."""
 _PLOT_WIDTH, _PLOT_HEIGHT = WIDTH - _LEFT - _RIGHT, HEIGHT - _TOP - _BOTTOM
-_ROW_HEIGHT = 24
+_ROW_TOP, _ROW_HEIGHT = 12, 24
 _ROW_LABEL_WIDTH = 132
 _MAX_ROW_LABEL = 18
 _LETTER_WIDTH = 7
@@ -78,6 +78,7 @@ class Row(NamedTuple):
 class _AxesChart:
     title: str
     x_label: str
+    y_label: str
     x_ticks: list[Tick]
     y_ticks: list[Tick]
     left: float = _LEFT
@@ -107,6 +108,7 @@ class IntervalChart:
     """Values with intervals, one row each."""
 
     title: str
+    x_label: str
     ticks: list[Tick]
     rows: list[Row]
     height: float
@@ -119,16 +121,19 @@ class IntervalChart:
 def line_chart(
     title: str,
     x_label: str,
+    y_label: str,
     series: dict[str, list[tuple[float, float]]],
     *,
     from_zero: bool = False,
+    x_from_zero: bool = False,
     x_labels: dict[float, str] | None = None,
     format_x: Callable[[float], str] | None = None,
 ) -> LineChart | None:
     """Chart of points (x, y) by label of the series; None without a point.
 
-    `x_labels` are the labels of the x axis by position, instead of round numbers; `format_x` is
-    the text of an x in a tooltip. `from_zero` extends the y axis to 0.
+    Labels of the axes name what they count and its unit. `x_labels` are the ticks of the x axis by
+    position, instead of round numbers; `format_x` is the text of an x in a tooltip. `from_zero`
+    extends the y axis to 0, `x_from_zero` the x axis.
     """
     points = [point for line in series.values() for point in line]
     if not points:
@@ -137,7 +142,7 @@ def line_chart(
     lowest = min(*ys, 0.0) if from_zero else min(ys)
     y_ticks = ticks(lowest, max(ys))
     # the x axis ends at the first and the last point, the y axis at round numbers
-    x_low, x_high = _widen(min(xs), max(xs))
+    x_low, x_high = _widen(min(*xs, 0.0) if x_from_zero else min(xs), max(xs))
     y_low, y_high = min(y_ticks[0], *ys), max(y_ticks[-1], *ys)
 
     def at_x(x: float) -> float:
@@ -147,7 +152,7 @@ def line_chart(
         return HEIGHT - _BOTTOM - (y - y_low) / (y_high - y_low) * _PLOT_HEIGHT
 
     if x_labels is None:
-        x_labels = {x: format_number(x) for x in ticks(min(xs), max(xs))}
+        x_labels = {x: format_number(x) for x in ticks(x_low, x_high)}
     format_x = format_x or format_number
     lines = [
         Line(
@@ -163,6 +168,7 @@ def line_chart(
     return LineChart(
         title=title,
         x_label=x_label,
+        y_label=y_label,
         x_ticks=[Tick(at_x(x), text) for x, text in x_labels.items() if x_low <= x <= x_high],
         y_ticks=[Tick(at_y(y), format_number(y)) for y in y_ticks],
         lines=lines,
@@ -170,9 +176,12 @@ def line_chart(
 
 
 def bar_chart(
-    title: str, x_label: str, groups: list[str], series: dict[str, list[float]]
+    title: str, x_label: str, y_label: str, groups: list[str], series: dict[str, list[float]]
 ) -> BarChart | None:
-    """Chart of a non-negative value for each group, by label of the series; None without groups."""
+    """Chart of a non-negative value for each group, by label of the series; None without groups.
+
+    The last group is always labelled: it is often an open range.
+    """
     if not groups or not series:
         return None
     y_ticks = ticks(0.0, max(max(values) for values in series.values()) or 1.0, about=4)
@@ -193,14 +202,13 @@ def bar_chart(
         for index, (label, values) in enumerate(series.items())
         for group, value in enumerate(values)
     ]
-    # every n-th label, so that labels do not overlap
-    every = max(1, math.ceil((max(map(len, groups)) * _LETTER_WIDTH + 6) / step))
     return BarChart(
         title=title,
         x_label=x_label,
+        y_label=y_label,
         x_ticks=[
             Tick(_LEFT + step * (index + 0.5), groups[index])
-            for index in range(0, len(groups), every)
+            for index in _labelled_groups(groups, step)
         ],
         y_ticks=[Tick(bottom - tick * scale, format_number(tick)) for tick in y_ticks],
         labels=list(series),
@@ -208,7 +216,16 @@ def bar_chart(
     )
 
 
-def interval_chart(title: str, values: dict[str, tuple[float, float | None]]) -> IntervalChart:
+def _labelled_groups(groups: list[str], step: float) -> list[int]:
+    """Every n-th group and the last one, so that labels do not overlap."""
+    every = max(1, math.ceil((max(map(len, groups)) * _LETTER_WIDTH + 6) / step))
+    last = len(groups) - 1
+    return [*range(0, last - every + 1, every), last]
+
+
+def interval_chart(
+    title: str, x_label: str, values: dict[str, tuple[float, float | None]]
+) -> IntervalChart:
     """Chart of a value and half the width of its interval by label; the axis begins at 0."""
     highest = max(value + (margin or 0.0) for value, margin in values.values())
     x_ticks = ticks(0.0, highest, about=4)
@@ -221,7 +238,7 @@ def interval_chart(title: str, values: dict[str, tuple[float, float | None]]) ->
     rows = [
         Row(
             label if len(label) <= _MAX_ROW_LABEL else label[: _MAX_ROW_LABEL - 1] + "…",
-            _TOP + _ROW_HEIGHT * (index + 0.5),
+            _ROW_TOP + _ROW_HEIGHT * (index + 0.5),
             at_x(value),
             None if margin is None else at_x(value - margin),
             None if margin is None else at_x(value + margin),
@@ -229,12 +246,13 @@ def interval_chart(title: str, values: dict[str, tuple[float, float | None]]) ->
         )
         for index, (label, (value, margin)) in enumerate(values.items())
     ]
-    bottom = _TOP + _ROW_HEIGHT * len(rows)
+    bottom = _ROW_TOP + _ROW_HEIGHT * len(rows)
     return IntervalChart(
         title=title,
+        x_label=x_label,
         ticks=[Tick(at_x(tick), format_number(tick)) for tick in x_ticks],
         rows=rows,
-        height=bottom + 24,
+        height=bottom + 40,
         bottom=bottom,
     )
 

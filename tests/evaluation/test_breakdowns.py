@@ -13,6 +13,7 @@ A, B, C, D = range(FIRST_ITEM, FIRST_ITEM + 4)
 X = OUT_OF_VOCABULARY
 DAY = 86_400_000_000
 HOUR = DAY // 24
+NEW_YEAR_2000 = 10_957 * DAY
 
 
 def interactions(*sessions: list[int], times: list[int] | None = None) -> Interactions:
@@ -74,15 +75,19 @@ def test_head_middle_and_tail_hold_a_third_of_the_training_interactions_each() -
 
 
 def test_groups_by_hour_and_day_are_those_of_utc() -> None:
-    times = [DAY - 1, DAY, DAY + 5 * HOUR, DAY + 6 * HOUR, 3 * DAY - 1]
+    steps = [DAY - 1, DAY, DAY + 5 * HOUR, DAY + 6 * HOUR, 3 * DAY - 1]
+    times = [NEW_YEAR_2000 + step for step in steps]
     targets = describe_targets(interactions([A, B, A, B, A], times=times), "all")
     groups_by_name = break_down(targets, np.array([1, 1]), by_time=True)
-    assert sizes(groups_by_name, "day (UTC)") == {"1970-01-02": 3, "1970-01-03": 1}
+    assert sizes(groups_by_name, "day (UTC)") == {"2000-01-02": 3, "2000-01-03": 1}
     assert sizes(groups_by_name, "hour of the day (UTC)") == {
         "00:00 to 05:59": 2,
         "06:00 to 11:59": 1,
         "18:00 to 23:59": 1,
     }
+    counters = describe_targets(interactions([A, B, A, B, A], times=steps), "all")
+    groups_by_name = break_down(counters, np.array([1, 1]), by_time=True)
+    assert not {"day (UTC)", "hour of the day (UTC)"} & groups_by_name.keys(), "no dates"
 
 
 @settings(deadline=None)

@@ -19,7 +19,8 @@ from pipeline import compare
 from pipeline.cli.main import app
 from pipeline.core.errors import ArtifactError, ConfigError
 from pipeline.evaluation.comparison.files import check_file, write
-from pipeline.evaluation.comparison.result import Comparison, PairedTest, p_text
+from pipeline.evaluation.comparison.page import page
+from pipeline.evaluation.comparison.result import Comparison, PairedTest, p_text, verdicts
 from pipeline.evaluation.comparison.run import holm
 from pipeline.evaluation.comparison.tables import latex, markdown
 from pipeline.evaluation.metrics import p_value
@@ -97,6 +98,40 @@ def test_differences_are_from_the_best_row(comparison: Comparison) -> None:
             assert comparison.is_best(metric, name) == (
                 test.difference == 0 or (test.p is not None and test.p >= 0.05)
             )
+
+
+def test_verdicts_say_in_what_a_run_is_worse_than_the_best_baseline(
+    comparison: Comparison,
+) -> None:
+    for metric, tests in comparison.against_baseline.items():
+        values = {name: row.results[metric] or 0 for name, row in comparison.rows.items()}
+        best = max(
+            (n for n, row in comparison.rows.items() if not row.runs), key=values.__getitem__
+        )
+        assert set(tests) == {"gru", "sasrec/seed-0"}
+        for name, test in tests.items():
+            assert test.best == best
+            assert test.difference == pytest.approx(values[name] - values[best])
+    tests = {
+        "recall@10": {"gru": PairedTest("knn", 0.1, 0.01, 0.001)},
+        "ndcg@10": {"gru": PairedTest("knn", -0.1, 0.01, 0.001)},
+        "mrr@10": {"gru": PairedTest("knn", -0.1, 0.2, 0.4)},
+    }
+    row = comparison.rows["gru"]
+    judged = Comparison(**{**comparison.__dict__, "rows": {"gru": row}, "against_baseline": tests})
+    line = (
+        "gru is better than the best baseline in recall@10; worse than the best baseline in "
+        "ndcg@10; no different from the best baseline in mrr@10."
+    )
+    assert verdicts(judged) == [line]
+    assert line in str(judged)
+    text = page(comparison)
+    for sentence in verdicts(comparison):
+        kind = "callout bad" if "worse than" in sentence else "callout"
+        assert f'<p class="{kind}"><strong>{sentence}</strong></p>' in text
+    assert ">items of the list</text>" in text
+    assert ">share of the targets, with 95 % interval</text>" in text
+    assert Comparison.from_dict(comparison.to_dict()) == comparison
 
 
 @given(st.lists(st.sampled_from([0.0, 0.5, 1.0, -1.0]), min_size=10, max_size=40))
@@ -178,12 +213,16 @@ def test_names_are_escaped(comparison: Comparison) -> None:
         metric: {names[name]: test for name, test in each.items()}
         for metric, each in comparison.tests.items()
     }
-    fields: dict[str, Any] = {**comparison.__dict__, "rows": rows, "tests": tests}
+    fields: dict[str, Any] = {
+        **comparison.__dict__, "rows": rows, "tests": tests, "against_baseline": {},
+    }  # fmt: skip
     renamed = Comparison(**fields)
     assert r"a\_b \& <i>|*" in latex(renamed)
     assert r"a_b & <i>\|\*" in markdown(renamed)
     assert r"\textbf" not in latex(renamed)
     assert len(re.findall(r"\\mathbf", latex(renamed))) >= 6
+    assert "a_b &amp; &lt;i&gt;|*" in page(renamed)
+    assert "<i>" not in page(renamed)
 
 
 def test_command_line(shop: Path, tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from pipeline.preprocessing.report.values import popularity
 from pipeline.preprocessing.run import preprocess
 from pipeline.preprocessing.synthetic import clicks
 from pipeline.recipe.preprocess import Preprocess
+from pipeline.reports.charts import bar_chart
 
 DAY = 86_400
 EVIL = '<script>alert("1")</script>'
@@ -419,9 +420,60 @@ def test_times_far_apart_take_no_memory(tmp_path: Path) -> None:
     log = shop(sessions=200)
     log.loc[5, "time"] = "1700-01-01 00:00:00 UTC"
     log["time"] = log["time"].astype(str)
-    _, report, _ = written(tmp_path, log, recipe())
+    _, report, page = written(tmp_path, log, recipe())
+    assert report["time"]["unit"] == "day"
+    assert len(report["time"]["starts"]) < 60
+    assert report["time"]["outside"] == 1
+    assert "Interactions by day, 1 far from the others left out" in page
+
+
+def test_log_of_many_years_is_drawn_by_year(tmp_path: Path) -> None:
+    log = shop(sessions=200)
+    years = np.random.default_rng(0).integers(1985, 2020, len(log))
+    log["time"] = [f"{year}-06-01 00:00:00 UTC" for year in years]
+    _, report, page = written(tmp_path, log, recipe(split={"test": 0.2}))
     assert report["time"]["unit"] == "year"
-    assert len(report["time"]["starts"]) <= 101
+    assert report["time"]["outside"] == 0
+    assert report["time"]["starts"][:2] == ["1985", "1986"]
+    assert "interactions of a year</text>" in page
+
+
+def test_times_that_count_steps_are_no_dates(tmp_path: Path) -> None:
+    log = shop(sessions=300)
+    log["time"] = np.arange(len(log)) * 60
+    settings = recipe(timestamp={"column": "time", "unit": "s"}, split={"test": 0.2})
+    _, report, page = written(tmp_path, log, settings)
+    assert report["time"]["unit"] == "hour"
+    assert report["time"]["starts"][:3] == ["0", "1", "2"]
+    assert "hours since the first interaction</text>" in page
+    assert f"<td>{(len(log) - 1) * 60:,} s</td>" in page  # the last moment, as in the log
+    assert report["parts"]["train"]["hours"] is None
+    assert not {"hour of the day", "day of the week"} & {
+        r["column"] for r in report["drift"]["test"]
+    }
+    assert "Hour of the day" not in page
+    charts = page[page.index("<figure>") : page.index("<h2>Columns")]
+    assert "1970" not in charts
+
+
+def test_charts_name_their_axes_and_the_last_bin(tmp_path: Path) -> None:
+    log = shop(sessions=300)
+    long = log[log["session"] == log["session"].iloc[0]].iloc[[0] * 200]
+    _, report, page = written(tmp_path, pd.concat([log, long]), recipe())
+    for label in (
+        *("interactions of a session", "% of sessions", "% of interactions", "hour, UTC"),
+        *("% of the items, the most popular first", "interactions of a day", "day, UTC"),
+    ):
+        assert f">{label}</text>" in page
+    longest = report["parts"]["train"]["lengths"]["histogram"]
+    assert len(longest) > 12
+    assert f">{longest[11]['from']}+</text>" in page
+    for every in (5, 23, 24, 25):
+        chart = bar_chart("a", "b", "c", [f"{n:04}" for n in range(every)], {"d": [1.0] * every})
+        assert chart is not None
+        assert chart.x_ticks[-1].text == f"{every - 1:04}"
+        places = [tick.at for tick in chart.x_ticks]
+        assert min(np.diff(places)) > 4 * 7, "labels do not overlap"
 
 
 @pytest.mark.parametrize(

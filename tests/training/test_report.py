@@ -18,7 +18,7 @@ from pipeline.data.schema import Schema
 from pipeline.model.build import load_model
 from pipeline.model.run import Run
 from pipeline.reports.charts import WIDTH, format_number, interval_chart, line_chart, ticks
-from pipeline.training.report.page import _verdict, render
+from pipeline.training.report.page import render
 from pipeline.training.report.run import write_report, write_training_report
 from tests.conftest import Shop
 
@@ -228,31 +228,97 @@ def test_numbers_are_short() -> None:
 
 
 def test_points_of_a_chart_are_inside_it_with_larger_values_above() -> None:
-    chart = line_chart("loss", "epoch", {"a": [(1, 5.0), (2, 3.0)], "b": []})
+    chart = line_chart("loss", "epoch", "nats", {"a": [(1, 5.0), (2, 3.0)], "b": []})
     assert chart is not None
     [line] = chart.lines
     assert line.points[0].y < line.points[1].y  # downwards
     for point in line.points:
         assert chart.left <= point.x <= chart.right
         assert 0 <= point.y <= chart.bottom
-    assert line_chart("loss", "epoch", {"a": []}) is None
-    rows = interval_chart("mrr", {"run": (0.5, 0.1), "none": (0.0, None)}).rows
+    assert line_chart("loss", "epoch", "nats", {"a": []}) is None
+    rows = interval_chart("mrr", "mean", {"run": (0.5, 0.1), "none": (0.0, None)}).rows
     assert rows[0].low < rows[0].x < rows[0].high <= WIDTH  # type: ignore[operator]
     assert rows[1].low is None
 
 
-def test_verdict_says_where_the_run_is_worse() -> None:
-    def difference(value: float, margin: float | None) -> dict[str, Any]:
-        return {"baseline": "session-knn", "difference": value, "margin": margin}
+def test_axis_from_zero_begins_at_the_corner() -> None:
+    chart = line_chart("a", "b", "c", {"d": [(4, 5.0), (8, 3.0)]}, from_zero=True, x_from_zero=True)
+    assert chart is not None
+    assert (chart.x_ticks[0].at, chart.x_ticks[0].text) == (chart.left, "0")
+    assert (chart.y_ticks[0].at, chart.y_ticks[0].text) == (chart.bottom, "0")
 
+
+def test_axes_of_the_page_are_named(written: tuple[str, dict[str, Any]]) -> None:
+    text, _ = written
+    for label in (
+        *("share of the targets, with 95 % interval", "epoch", "mean loss of a target", "MiB"),
+        *("mean of 1 / rank, 0 to 1, with 95 % interval", "sessions per second"),
+    ):
+        assert f">{label}</text>" in text
+    # each chart has a label of x, and each with a scale of y one of y
+    assert text.count('class="axis middle"') == text.count("<figure>")
+    assert text.count('class="axis"') == text.count("<figure>") - text.count("with 95 % intervals")
+
+
+def test_cost_table_shows_short_values(written: tuple[str, dict[str, Any]]) -> None:
+    text, numbers = written
+    fingerprint = "0123456789abcdef" * 4
+    facts = {"seconds": 12.5, "device": "cpu", "trained_on": fingerprint, "parameters": 1234}
+    page = Page(render({**numbers, "training": {"facts": facts, "log": []}}))
+    place = page.words.index("time, seconds")
+    cells = [word for word in page.words[place:] if word][:8]
+    assert cells == [
+        *("time, seconds", "12.5", "device", "cpu", "fingerprint of the data", "0123456789ab…"),
+        *("parameters", "1,234"),
+    ]
+    assert all(len(word) < 60 for word in re.findall(r"<td>([^<]*)</td>", text))
+
+
+def with_differences(
+    numbers: dict[str, Any], values: dict[str, tuple[float, float | None]]
+) -> dict[str, Any]:
+    """A report whose run differs so from the best baseline."""
     differences = {
-        "recall@20": difference(0.02, 0.01),
-        "ndcg@20": difference(-0.02, 0.01),
-        "mrr@20": difference(-0.01, 0.02),
-        "map@20": difference(0.0, None),
+        metric: {"baseline": "session-knn", "difference": value, "margin": margin}
+        for metric, (value, margin) in values.items()
     }
-    assert _verdict({**differences, "dcg@20": None}) == (
+    return {**numbers, "evaluation": {**numbers["evaluation"], "differences": differences}}
+
+
+def test_verdict_says_where_the_run_is_worse(written: tuple[str, dict[str, Any]]) -> None:
+    _, numbers = written
+    values = {"recall@20": (0.02, 0.01), "ndcg@20": (-0.02, 0.01), "mrr@20": (-0.01, 0.02)}
+    text = render(with_differences(numbers, values))
+    assert (
         "The run is better than the best baseline in recall@20; worse than the best baseline in "
-        "ndcg@20; no different from the best baseline in mrr@20, map@20."
-    )
-    assert _verdict({"recall@20": None}) == ""
+        "ndcg@20; no different from the best baseline in mrr@20."
+    ) in " ".join(Page(text).words)
+    assert text.count('<span class="worse">-0.0200 from session-knn</span>') == 1
+    assert text.index("The run is better") < text.index("How good")
+    none = render(with_differences(numbers, dict.fromkeys(values, (0.0, None))))
+    assert "The run is no different from the best baseline in recall@20, ndcg@20, mrr@20." in none
+    assert 'class="worse">-' not in none
+
+
+def test_groups_in_which_a_baseline_is_better_are_named_and_marked(
+    written: tuple[str, dict[str, Any]],
+) -> None:
+    _, numbers = written
+    evaluation = json.loads(json.dumps(numbers["evaluation"]))
+    groups = [group for by in evaluation["breakdowns"].values() for group in by]
+    for group in groups:
+        assert group["differences"]["recall@20"]["baseline"] in group["results"]
+        group["differences"]["recall@20"] |= {"difference": 0.1, "margin": 0.01}
+        group["results"] = dict.fromkeys(
+            group["results"], dict.fromkeys(group["results"]["run"], 0.5)
+        )
+    assert "Worse than the best baseline" not in render({**numbers, "evaluation": evaluation})
+    worse = groups[1]
+    worse["differences"]["recall@20"] = {
+        "baseline": "popularity", "difference": -0.25, "margin": 0.01,
+    }  # fmt: skip
+    worse["results"]["popularity"] = dict.fromkeys(worse["results"]["run"], 0.75)
+    text = render({**numbers, "evaluation": evaluation})
+    words = " ".join(Page(text).words)
+    assert f"“{worse['group']}” -0.2500 ±0.0100 (popularity)" in words
+    assert text.count('<strong class="worse">0.750</strong>') == 1

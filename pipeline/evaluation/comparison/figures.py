@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from pipeline.evaluation.comparison.result import RANKS, Comparison, row_label
+from pipeline.evaluation.result import RANK_UNITS
 
 _INCHES_PER_ROW = 0.3
 _DOTS_PER_INCH = 200
@@ -39,7 +40,8 @@ def write_figures(comparison: Comparison, folder: Path) -> None:
                 capsize=2,
             )
         axes.set_yticks(range(len(names)), [row_label(comparison, name) for name in names])
-        axes.set_xlabel(metric)
+        axes.set_title(metric)
+        axes.set_xlabel(f"{RANK_UNITS[metric.split('@')[0]]}, with 95 % interval")
         axes.grid(axis="x", alpha=0.3)
         for ending in ("svg", "png"):
             file = folder / f"{metric.replace('@', '-')}.{ending}"

@@ -8,8 +8,9 @@ from pipeline.evaluation.comparison.result import (
     metrics_at,
     p_text,
     row_label,
+    verdicts,
 )
-from pipeline.evaluation.result import with_margin
+from pipeline.evaluation.result import RANK_UNITS, with_margin
 from pipeline.reports.charts import LineChart, interval_chart, line_chart
 from pipeline.reports.rendering import render_page
 
@@ -26,10 +27,11 @@ def page(comparison: Comparison) -> str:
     )
     tables = [
         {
-            "heads": metrics_at(cutoff),
+            "heads": [head.replace("_", " ") for head in metrics_at(cutoff)],
             "rows": [
                 {
                     "label": labels[name],
+                    "is_baseline": not comparison.rows[name].runs,
                     "cells": [_cell(comparison, name, head) for head in metrics_at(cutoff)],
                 }
                 for name in comparison.rows
@@ -43,10 +45,12 @@ def page(comparison: Comparison) -> str:
             "written_by": f"pipeline {__version__}",
             "title": " and ".join(n for n in comparison.rows if comparison.rows[n].runs),
             "headline": headline(comparison),
+            "verdicts": verdicts(comparison),
             "sessions": comparison.sessions,
             "intervals": [
                 interval_chart(
                     f"{metric}@{longest}",
+                    f"{RANK_UNITS[metric]}, with 95 % interval",
                     {
                         labels[name]: _value(comparison, name, f"{metric}@{longest}")
                         for name in by_value
@@ -86,8 +90,9 @@ def _curves(comparison: Comparison, names: list[str], labels: dict[str, str]) ->
         return []
     charts = [
         line_chart(
-            metric,
-            "length of the list",
+            f"{metric} by length of the list",
+            "items of the list",
+            RANK_UNITS[metric],
             {
                 labels[name]: [
                     (float(cutoff), comparison.rows[name].results[f"{metric}@{cutoff}"] or 0.0)

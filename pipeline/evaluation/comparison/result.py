@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from pipeline.evaluation.result import with_margin
+from pipeline.evaluation.result import verdict, with_margin
 from pipeline.evaluation.targets import Positions
 
 if TYPE_CHECKING:
@@ -63,6 +63,9 @@ class Comparison:
     """Runs in their order, then baselines."""
     tests: dict[str, dict[str, PairedTest]]
     """By metric of ranks and row, all rows but the best."""
+    against_baseline: dict[str, dict[str, PairedTest]]
+    """By metric of ranks and row of runs, the row minus the best baseline, which is the `best` of
+    each; empty without baselines. P-values are corrected for the number of runs."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON takes them."""
@@ -73,10 +76,13 @@ class Comparison:
         """Return the comparison of which `to_dict` returned `values`."""
         rows = {name: ComparedRow(**row) for name, row in values["rows"].items()}
         tests = {
-            metric: {name: PairedTest(**test) for name, test in each.items()}
-            for metric, each in values["tests"].items()
+            key: {
+                metric: {name: PairedTest(**test) for name, test in each.items()}
+                for metric, each in values[key].items()
+            }
+            for key in ("tests", "against_baseline")
         }
-        return cls(**{**values, "rows": rows, "tests": tests})
+        return cls(**{**values, "rows": rows, **tests})
 
     def to_frame(self) -> "pd.DataFrame":
         """Return one row for each row of the comparison and metric."""
@@ -131,7 +137,7 @@ def row_label(comparison: Comparison, name: str) -> str:
 
 def _text(comparison: Comparison) -> str:
     """Tables for a terminal."""
-    lines = [headline(comparison)]
+    lines = [headline(comparison), *verdicts(comparison)]
     for cutoff in comparison.cutoffs:
         heads = metrics_at(cutoff)
         rows = [
@@ -151,6 +157,28 @@ def headline(comparison: Comparison) -> str:
         f"{comparison.targets:,} targets ({comparison.positions} positions of the "
         f"{comparison.part} sessions), {comparison.catalogue_items:,} items ranked{seen}"
     )
+
+
+def verdicts(comparison: Comparison) -> list[str]:
+    """A sentence for each row of runs: in what it is better or worse than the best baseline."""
+    tests = {
+        metric: comparison.against_baseline[metric]
+        for metric in (f"{metric}@{comparison.cutoffs[-1]}" for metric in RANKS)
+        if metric in comparison.against_baseline
+    }
+    return [
+        verdict(name, {metric: _word(tests[metric][name]) for metric in tests})
+        for name, row in comparison.rows.items()
+        if row.runs and tests
+    ]
+
+
+def _word(test: PairedTest) -> str:
+    if test.difference and test.p is None:
+        return "not tested against"
+    if test.p is None or test.p >= SIGNIFICANCE:
+        return "no different from"
+    return "better than" if test.difference > 0 else "worse than"
 
 
 def _text_cell(comparison: Comparison, name: str, metric: str) -> str:

@@ -104,6 +104,9 @@ def compare(
         cutoffs=list(cutoffs),
         rows=rows,
         tests=_tests(gains_by_row, targets.sessions),
+        against_baseline=_against_baseline(
+            gains_by_row, [name for name in rows if not rows[name].runs], targets.sessions
+        ),
     )
 
 
@@ -229,17 +232,42 @@ def _tests(
     gains_by_row: Mapping[str, Gains], sessions: NDArray[Any]
 ) -> dict[str, dict[str, PairedTest]]:
     """By metric and row, the row minus the one with the highest mean."""
+    return {
+        metric: _differences(gains_by_row, metric, _highest(gains_by_row, metric), sessions)
+        for metric in next(iter(gains_by_row.values()))
+    }
+
+
+def _against_baseline(
+    gains_by_row: Mapping[str, Gains], baselines: Sequence[str], sessions: NDArray[Any]
+) -> dict[str, dict[str, PairedTest]]:
+    """By metric and row of runs, the row minus the best of the `baselines`; empty without one."""
+    if not baselines:
+        return {}
+    runs = {name: each for name, each in gains_by_row.items() if name not in baselines}
+    of_baselines = {name: gains_by_row[name] for name in baselines}
     tests = {}
-    for metric in next(iter(gains_by_row.values())):
-        values = {name: each[metric] for name, each in gains_by_row.items()}
-        best = max(values, key=lambda name: float(values[name].mean()))
-        others = {name: each - values[best] for name, each in values.items() if name != best}
-        corrected = holm({name: p_value(each, sessions) for name, each in others.items()})
-        tests[metric] = {
-            name: PairedTest(best, float(each.mean()), margin(each, sessions), corrected[name])
-            for name, each in others.items()
-        }
+    for metric in next(iter(of_baselines.values())):
+        best = _highest(of_baselines, metric)
+        tests[metric] = _differences({**runs, best: of_baselines[best]}, metric, best, sessions)
     return tests
+
+
+def _highest(gains_by_row: Mapping[str, Gains], metric: str) -> str:
+    return max(gains_by_row, key=lambda name: float(gains_by_row[name][metric].mean()))
+
+
+def _differences(
+    gains_by_row: Mapping[str, Gains], metric: str, best: str, sessions: NDArray[Any]
+) -> dict[str, PairedTest]:
+    """All rows minus `best` in a metric."""
+    values = {name: each[metric] for name, each in gains_by_row.items()}
+    others = {name: each - values[best] for name, each in values.items() if name != best}
+    corrected = holm({name: p_value(each, sessions) for name, each in others.items()})
+    return {
+        name: PairedTest(best, float(each.mean()), margin(each, sessions), corrected[name])
+        for name, each in others.items()
+    }
 
 
 def holm(p_values: Mapping[str, float | None]) -> dict[str, float | None]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pipeline.core.columns import ELAPSED, FIRST_ITEM, ITEM, OUT_OF_VOCABULARY, PADDING, TIMESTAMP
 from pipeline.data import values
 from pipeline.data.fitted import Fitted
+from pipeline.data.times import are_dates
 from pipeline.preprocessing.lookup import positions
 from pipeline.preprocessing.report.histogram import Histogram
 from pipeline.recipe.preprocess import Preprocess
@@ -47,6 +48,11 @@ class Window(NamedTuple):
 
     first: int
     last: int
+
+    @property
+    def is_calendar(self) -> bool:
+        """Whether the hours are those of dates, not of times that count steps."""
+        return are_dates((self.last + 1) * _HOUR_MICROSECONDS)
 
     def clip(self, first: int, last: int) -> tuple[int, int]:
         """The part of a range of microseconds that is inside."""

@@ -182,7 +182,7 @@ def drift_rows(fitted: Fitted, train: PartCounts, other: PartCounts, part: str) 
             row = _row(name, category_bins(*totals, min(n, m)), n, m)
             rows.append(row | _movers(fitted, name, *totals))
     rows.append(_length_row(fitted, train, other, part))
-    if train.window is not None:
+    if train.window is not None and train.window.is_calendar:
         rows += _time_rows(train, other)
     return sorted(rows, key=lambda row: (row["drift"] is None, -(row.get("excess") or 0.0)))
 

@@ -5,6 +5,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline.core.columns import ITEM
 from pipeline.data.fitted import Fitted
 from pipeline.preprocessing.report.counts import PartCounts
@@ -42,8 +44,8 @@ def render(report: dict[str, Any]) -> str:
         _length_chart(parts),
         _popularity_chart(parts),
         _time_chart(report["time"]),
-        _share_chart("hour of the day, % of interactions", "hour, UTC", parts, "hours"),
-        _share_chart("day of the week, % of interactions", "UTC", parts, "weekdays"),
+        _share_chart("Hour of the day", "hour, UTC", parts, "hours"),
+        _share_chart("Day of the week", "day, UTC", parts, "weekdays"),
     ]
     values = {
         "report": report,
@@ -57,6 +59,7 @@ def render(report: dict[str, Any]) -> str:
         "little": LITTLE,
         "much": MUCH,
         "percent": percent,
+        "moment": _date if report["time"] is None or report["time"]["calendar"] else _seconds,
     }
     return render_page("pipeline.preprocessing.report", values)
 
@@ -73,6 +76,17 @@ def percent(count: float, total: float = 1) -> str:
     return f"{share:.0f} %" if share >= 10 or share == 0 else f"{share:.2g} %"
 
 
+def _date(moment: str) -> str:
+    """Moment of a date as text: `2026-01-05 00:02:19`."""
+    return moment.replace("T", " ").replace("Z", "")
+
+
+def _seconds(moment: str) -> str:
+    """Moment of times that are counters as the number that the log has in seconds."""
+    seconds = (np.datetime64(moment.removesuffix("Z")) - np.datetime64(0, "s")).item()
+    return f"{seconds.total_seconds():,.15g} s"
+
+
 def _length_chart(parts: dict[str, Any]) -> BarChart | None:
     longest = max((part["lengths"]["histogram"] for part in parts.values()), key=len)
     ranges = [(group["from"], group["to"]) for group in longest]
@@ -86,7 +100,7 @@ def _length_chart(parts: dict[str, Any]) -> BarChart | None:
         counts += [0] * (len(ranges) - len(counts))
         counts = [*counts[: num_groups - 1], sum(counts[num_groups - 1 :])]
         series[name] = [100 * count / part["sessions"] for count in counts]
-    return bar_chart("session length, % of sessions", "interactions", labels, series)
+    return bar_chart("Session length", "interactions of a session", "% of sessions", labels, series)
 
 
 def _popularity_chart(parts: dict[str, Any]) -> LineChart | None:
@@ -103,8 +117,9 @@ def _popularity_chart(parts: dict[str, Any]) -> LineChart | None:
         return f"{format_number(100 * 10.0**power)} %"
 
     return line_chart(
-        "% of interactions with the most popular items",
-        "share of the items",
+        "Interactions with the most popular items",
+        "% of the items, the most popular first",
+        "% of interactions",
         series,
         from_zero=True,
         x_labels={float(power): label(power) for power in range(int(lowest), 1)},
@@ -124,9 +139,13 @@ def _time_chart(time: dict[str, Any] | None) -> LineChart | None:
     step = max(1, -(-len(starts) // _TIME_TICKS))
     # labels begin half a step from the end of the axis, where a date would be cut off
     labels = {float(index): starts[index] for index in range(step // 2, len(starts), step)}
+    unit = time["unit"]
+    since = "hours" if unit == "hour" else "days"
+    outside = f", {time['outside']:,} far from the others left out" if time["outside"] else ""
     return line_chart(
-        f"interactions by {time['unit']}",
-        "UTC",
+        f"Interactions by {unit}{outside}",
+        "UTC" if time["calendar"] else f"{since} since the first interaction",
+        f"interactions of a{'n' if unit == 'hour' else ''} {unit}",
         series,
         from_zero=True,
         x_labels=labels,
@@ -141,4 +160,4 @@ def _share_chart(title: str, label: str, parts: dict[str, Any], key: str) -> Bar
         if part[key] and sum(part[key])
     }
     groups = _WEEKDAYS if key == "weekdays" else [str(hour) for hour in range(24)]
-    return bar_chart(title, label, groups, series)
+    return bar_chart(title, label, "% of interactions", groups, series)

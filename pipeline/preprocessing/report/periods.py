@@ -12,33 +12,67 @@ _EPOCH_WEEKDAY = 3
 """1970-01-01 was a Thursday; weeks begin on Monday."""
 _UNITS = ((3, "hour"), (120, "day"), (900, "week"), (6_000, "month"))
 """Maximum length of the window in days, and the period; years for longer windows."""
+_FEWEST = 100
+"""Interactions from which on single ones far away are left out."""
 _DATETIME_UNITS = {"hour": "h", "day": "D", "week": "W", "month": "M", "year": "Y"}
 
 
 def by_period(parts: dict[str, PartCounts]) -> dict[str, Any] | None:
-    """{"unit", "starts", "parts"}: interactions of each part in each period of the window.
+    """{"unit", "calendar", "starts", "parts", "outside"}: interactions of each part by period.
 
-    None without a timestamp.
+    A few moments far from all others are left out, so that they do not decide the unit; "outside"
+    counts them. Starts are dates, or numbers of hours or days since the first interaction where
+    times are counters (`Window.is_calendar`). None without a timestamp.
     """
     window = next(iter(parts.values())).window
     if window is None:
         return None
-    days = (window.last - window.first) / DAY_HOURS
+    counts = {name: part.hours for name, part in parts.items()}
+    main = _main_window(np.sum(list(counts.values()), axis=0), window)
+    inside = slice(main.first - window.first, main.last - window.first + 1)
+    outside = sum(part.interactions - int(part.hours[inside].sum()) for part in parts.values())
+    days = (main.last - main.first) / DAY_HOURS
     unit = next((name for limit, name in _UNITS if days <= limit), "year")
     # NumPy's weeks begin on the weekday of the epoch
     shift = np.timedelta64(_EPOCH_WEEKDAY if unit == "week" else 0, "D")
-    hours = _hours(window).astype("datetime64[h]") + shift
+    hours = _hours(main).astype("datetime64[h]") + shift
     periods, starts = np.unique(
         hours.astype(f"datetime64[{_DATETIME_UNITS[unit]}]"), return_index=True
     )
-    labels = (periods - shift if unit == "week" else periods).astype(str).tolist()
+    if window.is_calendar:
+        labels = (periods - shift if unit == "week" else periods).astype(str).tolist()
+        labels = [f"{label}:00" for label in labels] if unit == "hour" else labels
+    else:
+        labels = (starts // (1 if unit == "hour" else DAY_HOURS)).astype(str).tolist()
     return {
         "unit": unit,
-        "starts": [f"{label}:00" for label in labels] if unit == "hour" else labels,
+        "calendar": window.is_calendar,
+        "starts": labels,
         "parts": {
-            name: np.add.reduceat(counts.hours, starts).tolist() for name, counts in parts.items()
+            name: np.add.reduceat(hours[inside], starts).tolist() for name, hours in counts.items()
         },
+        "outside": outside,
     }
+
+
+def _main_window(counts: NDArray[Any], window: Window) -> Window:
+    """The window, or the part of it in which all but a few of the (H,) counts lie.
+
+    That is the range of all but the first and the last thousandth, at least one each, widened by
+    its own length on both sides; it is taken where it is less than a quarter of the window.
+    """
+    cumulative = np.cumsum(counts)
+    few = 0.5 + max(1, cumulative[-1] // 1000)
+    if cumulative[-1] < _FEWEST:
+        return window
+    low, high = np.searchsorted(cumulative, [few, cumulative[-1] - few]).tolist()
+    margin = high - low + 1
+    main = Window(
+        max(window.first, window.first + low - margin),
+        min(window.last, window.first + high + margin),
+    )
+    is_narrow = 4 * (main.last - main.first + 1) < window.last - window.first + 1
+    return main if is_narrow else window
 
 
 def _hours(window: Window) -> NDArray[Any]:

@@ -55,7 +55,7 @@ def summarize(
 def _part(fitted: Fitted, name: str, counts: PartCounts) -> dict[str, Any]:
     recipe, window = fitted.recipe, counts.window
     hours = weekdays = None
-    if window is not None:
+    if window is not None and window.is_calendar:
         hours = by_hour(counts.hours, window).astype(int).tolist()
         weekdays = by_weekday(counts.hours, window).astype(int).tolist()
     return {

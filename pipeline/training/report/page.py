@@ -4,10 +4,16 @@ from typing import Any
 
 import yaml
 
+from pipeline.evaluation.result import RANK_UNITS, verdict
 from pipeline.reports.charts import IntervalChart, LineChart, interval_chart, line_chart
 from pipeline.reports.rendering import render_page
 
 _SHOWN = ("recall", "ndcg", "mrr")
+_FACT_NAMES = {
+    "seconds": "time, seconds",
+    "train_loss": "mean training loss",
+    "trained_on": "fingerprint of the data",
+}
 _LISTS = {"coverage": "coverage", "popularity": "popularity", "popularity_bias": "popularity bias"}
 
 
@@ -17,6 +23,7 @@ def render(report: dict[str, Any]) -> str:
     values = {
         "report": report,
         "evaluation": evaluation,
+        "fact_names": _FACT_NAMES,
         "curves": _curves(report["training"]["log"]),
         "config": [(name, _yaml(values)) for name, values in report["config"].items()],
         **({} if evaluation is None else _of_evaluation(evaluation)),
@@ -31,6 +38,8 @@ def _of_evaluation(evaluation: dict[str, Any]) -> dict[str, Any]:
     run = next(iter(results))
     cutoffs = sorted({int(name.split("@")[1]) for name in results[run]})
     shown = [f"{metric}@{cutoffs[-1]}" for metric in _SHOWN]
+    differences = evaluation["differences"]
+    words = {name: _word(differences[name]) for name in shown if name in differences}
     return {
         "run": run,
         "shown": shown,
@@ -41,7 +50,9 @@ def _of_evaluation(evaluation: dict[str, Any]) -> dict[str, Any]:
             }
             for cutoff in reversed(cutoffs)
         ],
-        "verdict": _verdict({name: evaluation["differences"].get(name) for name in shown}),
+        "words": words,
+        "verdict": verdict("The run", words),
+        "worse_groups": _worse_groups(evaluation, shown[0]),
         "intervals": [_intervals(metric, results, margins) for metric in shown],
         "highest": {
             by: max(group["results"][name][shown[0]] for group in groups for name in results)
@@ -50,22 +61,26 @@ def _of_evaluation(evaluation: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _verdict(differences: dict[str, dict[str, Any] | None]) -> str:
-    """In which metrics the run is better or worse than the best baseline, beyond the interval."""
-    metrics: dict[str, list[str]] = {}
-    for metric, difference in differences.items():
-        if difference is not None:
-            value, margin = difference["difference"], difference["margin"] or 0.0
-            word = "no different from" if abs(value) <= margin else "better than"
-            word = "worse than" if value < -margin else word
-            metrics.setdefault(word, []).append(metric)
-    parts = [f"{word} the best baseline in {', '.join(names)}" for word, names in metrics.items()]
-    return f"The run is {'; '.join(parts)}." if parts else ""
+def _word(difference: dict[str, Any]) -> str:
+    value, margin = difference["difference"], difference["margin"] or 0.0
+    if abs(value) <= margin:
+        return "no different from"
+    return "better than" if value > 0 else "worse than"
+
+
+def _worse_groups(evaluation: dict[str, Any], metric: str) -> list[dict[str, Any]]:
+    """Groups of targets in which a baseline is better than the run, beyond the interval."""
+    return [
+        {"by": by, "group": group["group"], **group["differences"][metric]}
+        for by, groups in evaluation["breakdowns"].items()
+        for group in groups
+        if group["differences"] and _word(group["differences"][metric]) == "worse than"
+    ]
 
 
 def _intervals(metric: str, results: dict[str, Any], margins: dict[str, Any]) -> IntervalChart:
     values = {name: (each[metric], margins[name][metric]) for name, each in results.items()}
-    return interval_chart(metric, values)
+    return interval_chart(metric, f"{RANK_UNITS[metric.split('@')[0]]}, with 95 % interval", values)
 
 
 def _curves(log: list[dict[str, Any]]) -> list[LineChart]:
@@ -82,24 +97,25 @@ def _curves(log: list[dict[str, Any]]) -> list[LineChart]:
     validation = {name for line in log for name in line if name.startswith("eval_")}
     names = [name.removeprefix("eval_").split("@") for name in validation]
     cutoffs = sorted({int(cutoff[0]) for metric, *cutoff in names if metric in _SHOWN})
-    charts = [
-        line_chart("loss", x, {"training": points("loss"), "validation": points("eval_loss")})
-    ]
+    series = {"training": points("loss"), "validation": points("eval_loss")}
+    charts = [line_chart("Loss", x, "mean loss of a target", series)]
     for cutoff in reversed(cutoffs):
         metrics = [f"{metric}@{cutoff}" for metric in _SHOWN]
         lines = {metric: points(f"eval_{metric}") for metric in metrics}
-        charts.append(line_chart(f"validation, first {cutoff}", x, lines))
+        title = f"Validation, first {cutoff} of the list"
+        charts.append(line_chart(title, x, "share or mean, 0 to 1", lines))
     of_targets = sorted(name for name in validation if name.endswith((".auc", ".rmse")))
     for name in of_targets:
         metric = name.removeprefix("eval_")
-        charts.append(line_chart(f"validation, {metric}", x, {metric: points(name)}))
+        unit = "area, 0.5 by chance" if name.endswith(".auc") else "units of the log"
+        charts.append(line_chart(f"Validation, {metric}", x, unit, {metric: points(name)}))
     charts += [
-        line_chart(title, x, {title: points(field)}, from_zero=True)
-        for field, title in (
-            ("learning_rate", "learning rate"),
-            ("grad_norm", "norm of the gradient"),
-            ("sessions_per_second", "sessions per second"),
-            ("peak_memory_mb", "peak memory, MiB"),
+        line_chart(title, x, unit, {title: points(field)}, from_zero=True)
+        for field, title, unit in (
+            ("learning_rate", "Learning rate", "factor of an update"),
+            ("grad_norm", "Norm of the gradient", "L2 norm, before clipping"),
+            ("sessions_per_second", "Speed of training", "sessions per second"),
+            ("peak_memory_mb", "Peak memory", "MiB"),
         )
     ]
     return [chart for chart in charts if chart is not None]
