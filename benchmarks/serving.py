@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +16,11 @@ from benchmarks.machine import machine_lines
 from pipeline.core.artifact import read_manifest
 from pipeline.exporting import triton_config as config
 from pipeline.exporting.repository import step_names
-from pipeline.reports.charts import LineChart, line_chart
+from pipeline.reports.load_plot import load_plot
 from pipeline.serve.client.client import Client
 from pipeline.serve.load_test import (
     NUM_REQUESTS,
+    OPEN_LOOP_SHARES,
     RequestShape,
     Tensors,
     random_requests,
@@ -32,7 +32,6 @@ from pipeline.serve.triton.server import TritonServer
 
 NOOP = "noop"
 _ONE, _TEN = RequestShape(1, 5), RequestShape(32, 10)
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 
 
 class Target(NamedTuple):
@@ -49,7 +48,7 @@ class Plan:
 
     clients: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     seconds: float = 4.0
-    shares: tuple[float, ...] = (0.5, 0.8)
+    shares: tuple[float, ...] = OPEN_LOOP_SHARES
     """Rates of the open loop as shares of the highest rate of the closed loop."""
     protocol: str = "grpc"
 
@@ -205,54 +204,10 @@ def serving_text(result: dict[str, Any]) -> str:
 
 
 def serving_plot(result: dict[str, Any]) -> str:
-    """SVG of milliseconds by requests a second, closed loop of single sessions."""
-    series: dict[str, list[tuple[float, float]]] = {}
-    for row in result["rows"]:
-        if row["rate"] is None and row["sessions"] == 1 and row["target"] in result["targets"]:
-            for quantile in ("p50", "p99"):
-                label = f"{row['target']}, {quantile}"
-                point = (row["requests_per_second"], row[f"{quantile}_ms"])
-                series.setdefault(label, []).append(point)
-    chart = line_chart("ms by requests a second", "requests a second", series, from_zero=True)
-    assert chart is not None  # noqa: S101  each target has rows
-    return _svg(chart)
-
-
-def _svg(chart: LineChart) -> str:
-    legend = 16 * len(chart.lines)
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {chart.width} '
-        f'{chart.height + legend}" font-family="sans-serif" font-size="10">',
-        f'<rect width="{chart.width}" height="{chart.height + legend}" fill="white"/>',
-    ]
-    for tick in chart.y_ticks:
-        parts.append(
-            f'<line x1="{chart.left}" x2="{chart.right}" y1="{tick.at:.1f}" y2="{tick.at:.1f}" '
-            f'stroke="#ddd"/><text x="{chart.left - 6}" y="{tick.at + 3:.1f}" '
-            f'text-anchor="end">{escape(tick.text)} ms</text>'
-        )
-    for tick in chart.x_ticks:
-        parts.append(
-            f'<text x="{tick.at:.1f}" y="{chart.bottom + 14}" text-anchor="middle">'
-            f"{escape(tick.text)}</text>"
-        )
-    middle = (chart.left + chart.right) / 2
-    parts.append(
-        f'<text x="{middle}" y="{chart.bottom + 28}" text-anchor="middle">'
-        f"{escape(chart.x_label)}</text>"
-    )
-    for number, line in enumerate(chart.lines):
-        colour = _COLOURS[number % len(_COLOURS)]
-        parts.append(
-            f'<polyline points="{line.path}" fill="none" stroke="{colour}" stroke-width="1.6"/>'
-        )
-        parts += [
-            f'<circle cx="{point.x:.1f}" cy="{point.y:.1f}" r="2.4" fill="{colour}"/>'
-            for point in line.points
-        ]
-        y = chart.height + 16 * number + 6
-        parts.append(
-            f'<rect x="{chart.left}" y="{y - 7}" width="12" height="3" fill="{colour}"/>'
-            f'<text x="{chart.left + 18}" y="{y}">{escape(line.label)}</text>'
-        )
-    return "\n".join([*parts, "</svg>"]) + "\n"
+    """SVG of the latency of single sessions by load, in the open and in the closed loop."""
+    loads = {
+        target: [row for row in result["rows"] if row["target"] == target and row["sessions"] == 1]
+        for target in result["targets"]
+    }
+    title = f"{result['model']}, {result['items']:,} items, {result['protocol']}, one core"
+    return load_plot(title, loads)

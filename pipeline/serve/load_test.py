@@ -33,6 +33,8 @@ from pipeline.serve.triton.access import NO_ACCESS, Access
 
 NUM_REQUESTS = 200
 """Different requests of a test, sent in turn."""
+OPEN_LOOP_SHARES = (0.25, 0.5, 0.8, 0.95)
+"""Rates of an open loop, as shares of the highest rate of the closed loop."""
 _NUM_SAMPLES = 8
 """Requests that ask a server for the ids of its catalogue."""
 

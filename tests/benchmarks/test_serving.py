@@ -42,7 +42,8 @@ def test_serve_measures_a_repository_beside_a_model_that_does_nothing(
     assert facts["steps"]["noop"]["requests"] > 0
     plot = (tmp_path / "out" / "serving.svg").read_text()
     assert plot == serving_plot(facts)
-    assert plot.count("<polyline") == 4
+    assert plot.count("<polyline") == 8  # p50 and p99 of two servers, in two loops
+    assert "Open loop: latency by offered load" in plot
 
 
 @pytest.mark.parametrize(
