@@ -1,11 +1,14 @@
 """Arguments and options that several commands share."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from pipeline.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipeline.serve.request_log.options import RequestLogOptions
 
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on stdout, all else on stderr.")
@@ -60,6 +63,32 @@ Candidates = Annotated[
 Part = Annotated[
     Literal["train", "valid", "test"], typer.Option("--part", help="Sessions to read.")
 ]
+
+LogRequests = Annotated[
+    Path | None,
+    typer.Option(
+        "--log-requests",
+        metavar="DIR",
+        help="Log requests and their lists as Parquet files in DIR: item ids alone.",
+    ),
+]
+LogShare = Annotated[
+    float | None,
+    typer.Option(
+        "--log-share", help="Share of the sessions that are logged, such as 0.1.  [default: 1]"
+    ),
+]
+
+
+def request_log(directory: Path | None, share: float | None) -> "RequestLogOptions | None":
+    """Return the options of `--log-requests`, None without it. ConfigError for a wrong share."""
+    from pipeline.serve.request_log.options import RequestLogOptions
+
+    if directory is None:
+        if share is not None:
+            raise ConfigError("--log-share goes with --log-requests.")
+        return None
+    return RequestLogOptions(directory=directory, share=1.0 if share is None else share)
 
 
 def run_plugins(file: Path | None) -> None:

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.console import check_input, print_result
-from pipeline.cli.options import Json
+from pipeline.cli.options import Json, LogRequests, LogShare, request_log
+from pipeline.core.errors import ConfigError
 
 _STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
@@ -31,6 +32,8 @@ def proxy(
             help="What that Triton serves: requests that name no outputs get lists alone.",
         ),
     ] = None,
+    log_requests: LogRequests = None,
+    log_share: LogShare = None,
     as_json: Json = False,
 ) -> None:
     """Pass requests on to a Triton that runs elsewhere, but those that end it.
@@ -40,6 +43,9 @@ def proxy(
     from pipeline.serve.proxy.proxy import Proxy, ProxyOptions
     from pipeline.serve.triton.ports import Ports, fill_ports, ipv4_address
 
+    logged = request_log(log_requests, log_share)
+    if logged is not None and repository is None:
+        raise ConfigError("--log-requests needs --repository, which says what models recommend.")
     if repository is not None:
         check_input(repository, "repository")
     address = ipv4_address(host)
@@ -54,6 +60,7 @@ def proxy(
             triton_ports=Ports(http=triton_http_port, grpc=triton_grpc_port, metrics=0),
             key=None,
             tls=None,
+            request_log=logged,
         )
     )
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)

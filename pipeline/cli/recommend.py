@@ -64,6 +64,13 @@ def recommend(
     sessions: Annotated[
         int | None, typer.Option(min=1, help="Read the first N sessions of the log only.")
     ] = None,
+    session: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID",
+            help="Name of the session of --items, for the server's log and experiment.",
+        ),
+    ] = None,
     k: Annotated[int | None, typer.Option(help="Items of a list.  [default: 10]")] = None,
     exclude: Exclude = None,
     candidates: Candidates = None,
@@ -107,13 +114,13 @@ def recommend(
     """
     check_k(k)
     if similar is not None:
-        others = (items, column, inputs, sessions, exclude, candidates, targets)
+        others = (items, column, inputs, sessions, exclude, candidates, targets, session)
         settings = (filter_seen, name, key_file, ca, cert, cert_key, timeout)
         if any(others) or any(value is not None for value in settings):
             raise ConfigError("--similar goes with --k and --json alone.")
         _print_similar_items(target, similar.split(","), k, as_json)
         return
-    _check_sessions(items, column, inputs, sessions)
+    _check_sessions(items, column, inputs, sessions, session)
     columns = dict(map(_parse_column, column or ()))
     if timeout is not None and not timeout > 0:
         raise ConfigError(f"--timeout is {timeout:g}, expected seconds above 0.")
@@ -130,8 +137,9 @@ def recommend(
     ):
         check_candidates(client, filters["candidates"], target)
         if items:
-            session = {"item_id": items.split(",")} | columns
-            records = list(client.recommend([session], k, **filters).records([None]))
+            history = {"item_id": items.split(",")} | columns
+            answer = client.recommend([history], k, session=session, **filters)
+            records = list(answer.records([session]))
         else:
             records = list(client.recommend_log(logs, k, sessions=sessions, **filters))
     warn_of_unknown_sessions(records)
@@ -188,6 +196,7 @@ def _check_sessions(
     columns: list[str] | None,
     inputs: list[str] | None,
     sessions: int | None,
+    session: str | None,
 ) -> None:
     if bool(items) == bool(inputs):
         raise ConfigError("Give either --items A,B,C or --input LOG.")
@@ -195,6 +204,8 @@ def _check_sessions(
         raise ConfigError("--column goes with --items; a file brings its own columns.")
     if sessions and items:
         raise ConfigError("--sessions goes with --input; --items are one session.")
+    if session and inputs:
+        raise ConfigError("--session goes with --items; a log names its sessions.")
 
 
 @contextmanager

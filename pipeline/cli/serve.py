@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from pipeline.cli.console import note, print_result
-from pipeline.cli.options import Json
+from pipeline.cli.options import Json, LogRequests, LogShare, request_log
 from pipeline.cli.recommend import read_key_file
 from pipeline.core.errors import ConfigError, ServingError
 
@@ -77,6 +77,8 @@ def serve(
             help="Keep requests that end Triton 2.51 away from it, by a proxy in front of it.",
         ),
     ] = True,
+    log_requests: LogRequests = None,
+    log_share: LogShare = None,
     as_json: Json = False,
 ) -> None:
     """Serve a model repository by Triton until Ctrl-C or SIGTERM."""
@@ -87,6 +89,9 @@ def serve(
 
     if page_port is not None and not page:
         raise ConfigError("--page-port goes with --page.")
+    if log_requests is not None and not proxy:
+        raise ConfigError("--log-requests is of the proxy. Leave out --no-proxy.")
+    logged = request_log(log_requests, log_share)
     key, tls = read_key_file(key_file), read_tls(tls_cert, tls_key, tls_client_ca)
     with ExitStack() as stack:
         # before Triton, which takes seconds to start: the port may be taken
@@ -103,6 +108,7 @@ def serve(
                 key=key,
                 tls=tls,
                 proxy=proxy,
+                request_log=logged,
             )
         )
         if web_page is not None:

@@ -293,12 +293,12 @@ def test_ambiguous_body_is_refused(body: bytes, lengths: list[str], words: str) 
     ],
 )
 def test_bytes_that_python_would_not_read_are_left_to_triton(body: bytes) -> None:
-    assert check_body(body, []) == (body, None)
+    assert check_body(body, []) == (body, None, None)
 
 
 def test_bytes_behind_the_json_are_left_as_they_are() -> None:
     body = b'{"inputs": []}\xff\x00'
-    assert check_body(body, ["14"]) == (body, 14)
+    assert check_body(body, ["14"]) == (body, 14, None)
 
 
 def test_inflated_size_is_bounded() -> None:
@@ -318,7 +318,7 @@ def test_inflated_size_is_bounded() -> None:
 
 def test_message_that_is_no_request_passes_without_the_word() -> None:
     message = b"\xff" * 20
-    assert check_message(message) is message
+    assert check_message(message).content is message
     with pytest.raises(RefusedRequestError, match="no ModelInferRequest"):
         check_message(b"\xffclassification")
 
@@ -379,14 +379,14 @@ def test_binary_request_gets_the_lists_in_the_form_that_it_asks_for(
 
 def test_request_for_another_model_is_passed_as_it_is() -> None:
     body = json.dumps({"inputs": [ITEM]}).encode()
-    assert check_body(body, []) == (body, None)
-    assert check_body(body, [], "recommender", {"other"}) == (body, None)
+    assert check_body(body, []) == (body, None, None)
+    assert check_body(body, [], "recommender", {"other"}) == (body, None, None)
     assert b'"outputs"' in check_body(body, [], "other", {"other"}).content
     request = service_pb2.ModelInferRequest(model_name="other")
     request.inputs.add(name="item_id")
     message = request.SerializeToString()
-    assert check_message(message, {"recommender"}) is message
-    longer = service_pb2.ModelInferRequest.FromString(check_message(message, {"other"}))
+    assert check_message(message, {"recommender"}).content is message
+    longer = service_pb2.ModelInferRequest.FromString(check_message(message, {"other"}).content)
     assert sorted(output.name for output in longer.outputs) == LISTS
 
 

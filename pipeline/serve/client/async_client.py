@@ -51,11 +51,12 @@ class AsyncClient(Connection):
         lists: bool = True,
         embeddings: bool = False,
         targets: bool = False,
+        session: str | None = None,
     ) -> Answer:
         """Send one request of (B, n) tensors as they are; ask for `lists` and others."""
         served = await self.served()
         outputs = outputs_of(served, lists=lists, embeddings=embeddings, targets=targets)
-        result = await self._wait(self._client.infer(**self.prepare(tensors, outputs)))
+        result = await self._wait(self._client.infer(**self.prepare(tensors, outputs, session)))
         return Answer.from_outputs(result.as_numpy, outputs, served)
 
     async def predict(self, sessions: list[Columns]) -> "pd.DataFrame":
@@ -71,13 +72,16 @@ class AsyncClient(Connection):
         *,
         embeddings: bool = False,
         targets: bool = False,
+        session: str | None = None,
         **filters: Any,
     ) -> Answer:
         """As `Client.recommend`."""
         served = await self.served()
         tensors = request_tensors(served, sessions, k=k, **filters)
         lists = served.ranks_items or not targets
-        return await self.infer(tensors, lists=lists, embeddings=embeddings, targets=targets)
+        return await self.infer(
+            tensors, lists=lists, embeddings=embeddings, targets=targets, session=session
+        )
 
     async def recommend_frame(
         self, frame: "pd.DataFrame", k: int | None = None, **filters: Any

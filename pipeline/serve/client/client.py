@@ -54,6 +54,7 @@ class SyncClient(ABC):
         lists: bool = True,
         embeddings: bool = False,
         targets: bool = False,
+        session: str | None = None,
     ) -> Answer:
         """Send one request of (B, n) tensors as they are; ask for `lists` and others."""
 
@@ -73,6 +74,7 @@ class SyncClient(ABC):
         *,
         embeddings: bool = False,
         targets: bool = False,
+        session: str | None = None,
         **filters: Any,
     ) -> Answer:
         """Return lists for sessions, each a dict of columns such as {"item_id": [...]}.
@@ -81,10 +83,13 @@ class SyncClient(ABC):
         None is a missing value, and so is a column that only other sessions have. A feature of
         items that no session has takes the value that training last saw for each item. With
         `targets` the answer also has the predictions beside the next item, or has them alone.
+        `session` names the session for the log and the experiment of the server.
         """
         tensors = request_tensors(self.served, sessions, k=k, **filters)
         lists = self.served.ranks_items or not targets
-        return self.infer(tensors, lists=lists, embeddings=embeddings, targets=targets)
+        return self.infer(
+            tensors, lists=lists, embeddings=embeddings, targets=targets, session=session
+        )
 
     def num_known(self, ids: Sequence[Any]) -> int:
         """Return how many of some raw item ids are in the model's catalogue."""
@@ -156,11 +161,12 @@ class Client(Connection, SyncClient):
         lists: bool = True,
         embeddings: bool = False,
         targets: bool = False,
+        session: str | None = None,
     ) -> Answer:
         """Send one request of (B, n) tensors as they are; ask for `lists` and others."""
         served = self.served
         outputs = outputs_of(served, lists=lists, embeddings=embeddings, targets=targets)
-        result = self.send(self.prepare(tensors, outputs))
+        result = self.send(self.prepare(tensors, outputs, session))
         return Answer.from_outputs(result.as_numpy, outputs, served)
 
     def send(self, request: dict[str, Any]) -> Any:

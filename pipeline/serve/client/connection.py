@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pipeline.core.errors import ConfigError, PipelineError, ServingError
 from pipeline.serve.client.answers import OUTPUTS
 from pipeline.serve.client.served_model import ServedModel
+from pipeline.serve.proxy.session_names import SESSION_PARAMETER
 from pipeline.serve.triton.access import NO_ACCESS, Access, PemPath, check_key, read_pem
 
 TIMEOUT_SECONDS = 30.0
@@ -77,9 +78,15 @@ class Connection:
         return self._served
 
     def prepare(
-        self, tensors: dict[str, NDArray[Any]], outputs: Sequence[str] = OUTPUTS
+        self,
+        tensors: dict[str, NDArray[Any]],
+        outputs: Sequence[str] = OUTPUTS,
+        session: str | None = None,
     ) -> dict[str, Any]:
-        """Return a request of (B, n) tensors as arguments of tritonclient's `infer`."""
+        """Return a request of (B, n) tensors as arguments of tritonclient's `infer`.
+
+        `session` is the name of the session that it is from, for the server's log and experiment.
+        """
         from tritonclient.utils import np_to_triton_dtype
 
         inputs = []
@@ -91,7 +98,8 @@ class Connection:
                 raise self._error(error) from None
             inputs.append(field)
         requested = [self._module.InferRequestedOutput(output) for output in outputs]
-        return self._arguments() | {"inputs": inputs, "outputs": requested}
+        named = {} if session is None else {"parameters": {SESSION_PARAMETER: session}}
+        return self._arguments() | {"inputs": inputs, "outputs": requested, **named}
 
     def _error(self, error: Exception) -> PipelineError:
         """Translate an exception of tritonclient into one line."""

@@ -44,8 +44,9 @@ class InProcessClient(SyncClient):
         lists: bool = True,
         embeddings: bool = False,
         targets: bool = False,
+        session: str | None = None,  # noqa: ARG002  for a server's log
     ) -> Answer:
-        """Run one request of (B, n) tensors as they are."""
+        """Run one request of (B, n) tensors as they are; `session` has no meaning here."""
         served = self._served
         outputs = outputs_of(served, lists=lists, embeddings=embeddings, targets=targets)
         k = tensors.get("k")

@@ -8,19 +8,26 @@ as it may wait and get longer here. All other frames pass unchanged.
 import asyncio
 import ssl
 import struct
+import time
 from collections import deque
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from pipeline.serve.proxy import http2
 from pipeline.serve.proxy.connection import CONNECT_SECONDS, Address, Side
 from pipeline.serve.proxy.ranking_models import RankingModels
 from pipeline.serve.proxy.request_checks import (
     MAX_BODY_BYTES,
+    CheckedMessage,
     RefusedRequestError,
     check_message,
     inflate_message,
 )
+from pipeline.serve.request_log.exchange import Exchange
 from pipeline.serve.triton.access import Tls
+
+if TYPE_CHECKING:
+    from pipeline.serve.request_log.request_log import RequestLog
 
 INVALID_ARGUMENT = 3
 _PREFIX = struct.Struct(">BL")
@@ -32,9 +39,12 @@ _WINDOW_BYTES = 1 << 20
 class GrpcProxy:
     """Passes connections on to the Triton at `address`."""
 
-    def __init__(self, address: Address, models: RankingModels) -> None:
+    def __init__(
+        self, address: Address, models: RankingModels, log: "RequestLog | None" = None
+    ) -> None:
         self.address = address
         self.models = models
+        self.log = log
         self._server: asyncio.Server
         self.connections: set[_Client] = set()
 
@@ -69,6 +79,9 @@ class _Stream:
     """Whether Triton has begun to answer."""
     debt: int = 0
     """Bytes from the client that it has not got back for its window."""
+    num_messages: int = 0
+    exchange: Exchange | None = None
+    """What is to be logged: only of a call with one message."""
 
 
 class _Triton(Side):
@@ -192,9 +205,22 @@ class _Client(Side):
         elif frame.kind == http2.RESET or (
             frame.kind in (http2.DATA, http2.HEADERS) and frame.flags & http2.END_STREAM
         ):
-            self._streams.pop(frame.stream, None)
-        elif frame.kind == http2.HEADERS and frame.stream in self._streams:
-            self._streams[frame.stream].has_headers = True
+            stream = self._streams.pop(frame.stream, None)
+            if stream is not None and stream.exchange is not None:
+                self._log(stream.exchange, frame)
+        elif stream := self._streams.get(frame.stream):
+            if frame.kind == http2.HEADERS:
+                stream.has_headers = True
+            elif frame.kind == http2.DATA and stream.exchange is not None:
+                stream.exchange.answer += frame.payload
+
+    def _log(self, exchange: Exchange, last: http2.Frame) -> None:
+        """Log the request of a stream that ended with a frame of Triton."""
+        assert self._proxy.log is not None  # noqa: S101
+        if last.kind == http2.DATA:
+            exchange.answer += last.payload
+        if exchange.answer:
+            self._proxy.log.put(exchange)
 
     def _take_data(self, frame: http2.Frame) -> None:
         """Collect DATA of a request, and pass on the messages that are whole."""
@@ -208,12 +234,31 @@ class _Client(Side):
         stream.debt += len(frame.payload)
         stream.is_ended = bool(frame.flags & http2.END_STREAM)
         try:
-            while message := _next_message(stream.received, self._proxy.models):
-                stream.waiting += message
+            while (whole := _next_message(stream.received)) is not None:
+                stream.waiting += self._checked(stream, whole)
         except RefusedRequestError as error:
             self._refuse(frame.stream, stream, str(error))
             return
         self._flush(frame.stream, stream)
+
+    def _checked(self, stream: _Stream, whole: bytes) -> bytes:
+        """Return a message with its prefix, as Triton gets it."""
+        message = whole[_PREFIX.size :]
+        if whole[0]:
+            message = inflate_message(message)
+        checked = check_message(message, self._proxy.models)
+        stream.num_messages += 1
+        stream.exchange = self._exchange(checked) if stream.num_messages == 1 else None
+        if checked.content is message:
+            return whole
+        return _PREFIX.pack(0, len(checked.content)) + checked.content
+
+    def _exchange(self, checked: CheckedMessage) -> Exchange | None:
+        """Return what is to be logged of a request, None where it is not."""
+        log = self._proxy.log
+        if log is None or checked.model not in self._proxy.models or not log.wants(checked.session):
+            return None
+        return Exchange("grpc", time.time_ns() // 1000, checked.session, checked.content)
 
     def _credit(self, stream: int, size: int) -> None:
         """Let the client send as much again: at once for a stream, in large steps otherwise."""
@@ -284,23 +329,19 @@ class _Client(Side):
                 self._flush(number, stream)
 
 
-def _next_message(received: bytearray, models: RankingModels) -> bytes:
-    """Take a checked message off the beginning, with its prefix; empty until one is whole."""
+def _next_message(received: bytearray) -> bytes | None:
+    """Take a message off the beginning, with its prefix; None until one is whole."""
     if len(received) < _PREFIX.size:
-        return b""
-    compressed, size = _PREFIX.unpack_from(received)
+        return None
+    _, size = _PREFIX.unpack_from(received)
     if size > MAX_BODY_BYTES:
         raise RefusedRequestError(f"the message has more than {MAX_BODY_BYTES} bytes.")
     stop = _PREFIX.size + size
     if len(received) < stop:
-        return b""
+        return None
     whole = bytes(received[:stop])
     del received[:stop]
-    message = whole[_PREFIX.size :]
-    if compressed:
-        message = inflate_message(message)
-    checked = check_message(message, models)
-    return whole if checked is message else _PREFIX.pack(0, len(checked)) + checked
+    return whole
 
 
 def _context(tls: Tls) -> ssl.SSLContext:

@@ -3,6 +3,8 @@
 import asyncio
 import hmac
 import re
+import time
+from typing import TYPE_CHECKING
 
 from pipeline.serve.proxy.connection import CONNECT_SECONDS, Address, Side
 from pipeline.serve.proxy.http1 import AnswerReader, Request, RequestReader, write_error
@@ -12,7 +14,11 @@ from pipeline.serve.proxy.request_checks import (
     check_body,
     inflate,
 )
+from pipeline.serve.request_log.exchange import Exchange
 from pipeline.serve.triton.access import KEY_HEADER
+
+if TYPE_CHECKING:
+    from pipeline.serve.request_log.request_log import RequestLog
 
 JSON_LENGTH = b"inference-header-content-length"
 _DESCRIBES_BODY = frozenset([JSON_LENGTH, b"content-encoding"])
@@ -28,9 +34,16 @@ _UNAVAILABLE = RefusedRequestError("Triton is unavailable", 503)
 class HttpProxy:
     """Passes requests on to the Triton at `address`, after a check of their bodies."""
 
-    def __init__(self, address: Address, models: RankingModels, key: str | None) -> None:
+    def __init__(
+        self,
+        address: Address,
+        models: RankingModels,
+        key: str | None,
+        log: "RequestLog | None" = None,
+    ) -> None:
         self.address = address
         self.models = models
+        self.log = log
         self.key = None if key is None else key.encode()
         self.connections: set[_Client] = set()
         self._server: asyncio.Server
@@ -69,6 +82,8 @@ class _Client(Side):
         self._request = b""
         """What Triton is asked now."""
         self._answer: AnswerReader | None = None
+        self._exchange: Exchange | None = None
+        """What is to be logged of the request that Triton answers."""
         self._is_first = True
         """Whether Triton's connection has carried no request before."""
         self._is_last = self._is_ended = False
@@ -136,6 +151,7 @@ class _Client(Side):
 
     def _checked(self, request: Request) -> bytes:
         """Return the request for Triton."""
+        self._exchange = None
         if not request.body:
             return request.write(b"", frozenset(), [])
         encodings = ", ".join(request.values(b"content-encoding"))
@@ -143,6 +159,15 @@ class _Client(Side):
         model = _INFER.fullmatch(request.path)
         name = "" if model is None else model[1].decode()
         checked = check_body(body, request.values(JSON_LENGTH), name, self._proxy.models)
+        log = self._proxy.log
+        if log is not None and name in self._proxy.models and log.wants(checked.session):
+            self._exchange = Exchange(
+                "http",
+                time.time_ns() // 1000,
+                checked.session,
+                checked.content,
+                checked.json_length,
+            )
         length = checked.json_length
         lines = [] if length is None else [b"%s: %d" % (JSON_LENGTH, length)]
         return request.write(checked.content, _DESCRIBES_BODY, lines)
@@ -182,9 +207,14 @@ class _Client(Side):
             return
         if part:
             self.transport.write(part)
+            if self._exchange is not None:
+                self._exchange.answer += part
         if answer is None or not answer.is_done:
             return
         self._answer, self._is_first = None, False
+        if self._exchange is not None and self._proxy.log is not None:
+            self._proxy.log.put(self._exchange)
+        self._exchange = None
         if not answer.can_continue:
             self._drop_triton()
         if self._is_last:

@@ -4,11 +4,15 @@ import asyncio
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import ServingError
+from pipeline.serve.request_log.options import RequestLogOptions
 from pipeline.serve.triton.access import Tls
 from pipeline.serve.triton.ports import Ports
+
+if TYPE_CHECKING:
+    from pipeline.serve.request_log.request_log import RequestLog
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +28,7 @@ class ProxyOptions:
     triton_ports: Ports
     key: str | None
     tls: Tls | None
+    request_log: RequestLogOptions | None = None
 
 
 class Proxy:
@@ -31,6 +36,7 @@ class Proxy:
 
     def __init__(self, options: ProxyOptions) -> None:
         self._options = options
+        self._log = _open_log(options.request_log)
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop
         self._stopped: asyncio.Event
@@ -38,6 +44,8 @@ class Proxy:
 
     def start(self) -> None:
         """Listen; return when connections are accepted. ServingError where that fails."""
+        if self._log is not None:
+            self._log.start()
         started = threading.Event()
         run = lambda: asyncio.run(self._serve(started))  # noqa: E731
         self._thread = threading.Thread(target=run, name="proxy", daemon=True)
@@ -48,7 +56,14 @@ class Proxy:
             raise ServingError(f"cannot listen: {self._error}. Choose other ports.") from None
 
     def stop(self) -> None:
-        """Close all connections; does nothing where nothing runs."""
+        """Close all connections, and write what is to be logged."""
+        try:
+            self._stop()
+        finally:
+            if self._log is not None:
+                self._log.stop()
+
+    def _stop(self) -> None:
         if self._thread is None:
             return
         if self._error is None:
@@ -65,8 +80,8 @@ class Proxy:
         self._loop, self._stopped = asyncio.get_running_loop(), asyncio.Event()
         host, ports = options.triton_host, options.triton_ports
         models = RankingModels(options.repository)
-        http = HttpProxy((host, ports.http), models, options.key)
-        grpc = GrpcProxy((host, ports.grpc), models)
+        http = HttpProxy((host, ports.http), models, options.key, self._log)
+        grpc = GrpcProxy((host, ports.grpc), models, self._log)
         servers: list[Any] = []
         try:
             try:
@@ -82,3 +97,11 @@ class Proxy:
         finally:
             for server in servers:
                 await server.stop()
+
+
+def _open_log(options: RequestLogOptions | None) -> "RequestLog | None":
+    if options is None:
+        return None
+    from pipeline.serve.request_log.request_log import RequestLog  # imports Arrow
+
+    return RequestLog(options)

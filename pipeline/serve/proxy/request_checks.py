@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 from tritonclient.grpc.service_pb2 import ModelInferRequest
 
 from pipeline.serve.client.answers import OUTPUTS
+from pipeline.serve.proxy.session_names import session_of, session_of_message
 
 MAX_BODY_BYTES = 64 << 20
 """Largest body of HTTP and message of gRPC, inflated."""
@@ -48,6 +49,18 @@ class CheckedBody(NamedTuple):
     content: bytes
     json_length: int | None
     """Size of the JSON before binary tensors, None where the body is JSON alone."""
+    session: str | None = None
+    """Session that the parameters of the request name."""
+
+
+class CheckedMessage(NamedTuple):
+    """Message of gRPC as Triton gets it."""
+
+    content: bytes
+    model: str = ""
+    """Name of the model that the message has inputs for; empty for other messages."""
+    session: str | None = None
+    """Session that the parameters of the request name."""
 
 
 def inflate(body: bytes, encoding: str) -> bytes:
@@ -95,16 +108,18 @@ def check_body(
             raise RefusedRequestError("Inference-Header-Content-Length is not within the body")
         head = body[: int(length)]
     request = _read_json(head) if head else None
+    session = None
     if isinstance(request, dict):
+        session = session_of(request.get("parameters"))
         _check_shapes(request.get("inputs"), len(body))
         _check_outputs(request.get("outputs"))
         if not request.get("outputs", ()) and model in ranking_models:
             body, head = _with_outputs(body, head, request)
-    return CheckedBody(body, len(head) if json_lengths else None)
+    return CheckedBody(body, len(head) if json_lengths else None, session)
 
 
-def check_message(message: bytes, ranking_models: Container[str] = ()) -> bytes:
-    """Check a message of gRPC and return it.
+def check_message(message: bytes, ranking_models: Container[str] = ()) -> CheckedMessage:
+    """Check a message of gRPC.
 
     A request for one of the models that recommend gets `OUTPUTS` if it names no outputs. A message
     of another method than ModelInfer has no inputs, or is none of ModelInfer at all.
@@ -114,13 +129,16 @@ def check_message(message: bytes, ranking_models: Container[str] = ()) -> bytes:
     except DecodeError:
         if CLASSIFICATION.encode() in message:
             raise RefusedRequestError("the message is no ModelInferRequest") from None
-        return message
+        return CheckedMessage(message)
     if any(CLASSIFICATION in output.parameters for output in request.outputs):
         raise RefusedRequestError(NO_CLASSIFICATION)
-    if request.outputs or not request.inputs or request.model_name not in ranking_models:
-        return message
-    # messages one after the other are one message with the fields of both
-    return message + _MESSAGE_OUTPUTS
+    if not request.inputs:
+        return CheckedMessage(message)
+    name, session = request.model_name, session_of_message(request.parameters)
+    if not request.outputs and name in ranking_models:
+        # messages one after the other are one message with the fields of both
+        message += _MESSAGE_OUTPUTS
+    return CheckedMessage(message, name, session)
 
 
 def _read_json(head: bytes) -> Any:

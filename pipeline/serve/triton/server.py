@@ -20,6 +20,7 @@ from typing import IO, Self
 
 from pipeline.core.errors import ServingError
 from pipeline.serve.proxy.proxy import Proxy, ProxyOptions
+from pipeline.serve.request_log.options import RequestLogOptions
 from pipeline.serve.triton.access import Access, Tls, check_key
 from pipeline.serve.triton.command import TritonOptions
 from pipeline.serve.triton.installation import (
@@ -65,6 +66,7 @@ class TritonServer:
         tls: Tls | None = None,
         restarts: int = 0,
         proxy: bool = False,
+        request_log: RequestLogOptions | None = None,
     ) -> None:
         """Describe a server; nothing runs before `start`.
 
@@ -82,6 +84,7 @@ class TritonServer:
                 crashed
             proxy: whether a proxy listens at `host`, once the server is ready, and keeps requests
                 that end Triton away from it; Triton then listens on loopback ports of its own
+            request_log: where the proxy logs requests and their lists
         """
         self.repository = Path(repository).absolute()
         self.ports = fill_ports(ports)
@@ -102,7 +105,7 @@ class TritonServer:
             metrics_host=self.host,
         )
         self._http_host = self._options.http_host
-        self._proxy = self._add_proxy() if proxy else None
+        self._proxy = self._add_proxy(request_log) if proxy else None
         self._log = TritonLog(None if log_path is None else Path(log_path))
         self._restarts = restarts
         self._scratch: Path | None = None
@@ -246,7 +249,7 @@ class TritonServer:
                 self._report.close()
                 self._report = None
 
-    def _add_proxy(self) -> Proxy:
+    def _add_proxy(self, request_log: RequestLogOptions | None) -> Proxy:
         """Return a proxy at the addresses of Triton's HTTP and gRPC, and move these to loopback."""
         inner = inner_ports(self.ports)
         proxy = Proxy(
@@ -259,6 +262,7 @@ class TritonServer:
                 triton_ports=inner,
                 key=self._options.key,
                 tls=self._tls,
+                request_log=request_log,
             )
         )
         self._options = replace(self._options, host="127.0.0.1", ports=inner, tls=None)

@@ -1,0 +1,1 @@
+"""Log of requests and of the lists that answered them."""
