@@ -255,12 +255,15 @@ def evaluate(
     cutoffs: Sequence[int] = (5, 10, 20),
     baselines: bool = True,
     filter_seen: bool | None = None,
+    metrics: Sequence[str] = (),
 ) -> "Evaluation":
     """Rank every target in the whole catalogue; return metrics of the run and of the baselines.
 
     `positions`: every interaction but the first is a target, or the last; by default as the data
     were split. `filter_seen` leaves items that came before in the session out of the ranking; by
-    default as the recipe of the data says.
+    default as the recipe of the data says. `metrics` adds metrics of the lists: novelty,
+    serendipity, diversity, `diversity:COLUMN` by a category of items, miscalibration and debiased,
+    or all, which leaves out those by a column.
 
     ArtifactError if the data are not those of the run and do not go on from them.
     """
@@ -274,6 +277,7 @@ def evaluate(
         cutoffs=_cutoffs(cutoffs),
         baselines=baselines,
         filter_seen=filter_seen,
+        metrics=_names("metrics", metrics),
     )
 
 
@@ -286,6 +290,7 @@ def compare(
     cutoffs: Sequence[int] = (5, 10, 20),
     baselines: bool = True,
     filter_seen: bool | None = None,
+    metrics: Sequence[str] = (),
 ) -> "Comparison":
     """Rank the same targets by several runs and the baselines; test their differences.
 
@@ -306,7 +311,14 @@ def compare(
         cutoffs=_cutoffs(cutoffs),
         baselines=baselines,
         filter_seen=filter_seen,
+        metrics=_names("metrics", metrics),
     )
+
+
+def _names(argument: str, names: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(names, str):
+        raise ConfigError(f"{argument} is {names!r}, expected a sequence of names.")
+    return tuple(names)
 
 
 def _cutoffs(cutoffs: Sequence[int]) -> tuple[int, ...]:

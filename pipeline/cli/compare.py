@@ -6,8 +6,16 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.console import check_input, note, print_result
-from pipeline.cli.evaluate import Baselines, Cutoffs, FilterSeen, Positions
-from pipeline.cli.options import DataOption, Json, Part, Plugins, parse_numbers, run_plugins
+from pipeline.cli.evaluate import Baselines, Cutoffs, FilterSeen, Metrics, Positions
+from pipeline.cli.options import (
+    DataOption,
+    Json,
+    Part,
+    Plugins,
+    parse_numbers,
+    run_plugins,
+    split_names,
+)
 from pipeline.core.errors import ConfigError
 
 
@@ -44,6 +52,7 @@ def compare(
     cutoffs: Cutoffs = "5,10,20",
     baselines: Baselines = True,
     filter_seen: FilterSeen = None,
+    metrics: Metrics = "",
     plugins: Plugins = None,
     as_json: Json = False,
 ) -> None:
@@ -74,6 +83,7 @@ def compare(
         cutoffs=numbers,
         baselines=baselines,
         filter_seen=filter_seen,
+        metrics=split_names(metrics),
     )
     print_result(result.to_dict(), as_json, result.to_text())
     for file in out or ():

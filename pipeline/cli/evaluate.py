@@ -14,6 +14,7 @@ from pipeline.cli.options import (
     RunDirectory,
     parse_numbers,
     run_plugins,
+    split_names,
 )
 from pipeline.core.errors import ConfigError
 from pipeline.core.files import check_parquet, new_parquet
@@ -44,6 +45,17 @@ FilterSeen = Annotated[
 ]
 
 
+Metrics = Annotated[
+    str,
+    typer.Option(
+        "--metrics",
+        metavar="NAMES",
+        help="Also metrics of the lists: novelty, serendipity, diversity, diversity:COLUMN (a "
+        "category of items), miscalibration, debiased; several by commas, or all.",
+    ),
+]
+
+
 def evaluate(
     run: RunDirectory,
     data: DataOption,
@@ -52,6 +64,7 @@ def evaluate(
     cutoffs: Cutoffs = "5,10,20",
     baselines: Baselines = True,
     filter_seen: FilterSeen = None,
+    metrics: Metrics = "",
     plugins: Plugins = None,
     ranks: Annotated[
         Path | None,
@@ -80,21 +93,25 @@ def evaluate(
     if ranks is not None:
         check_parquet(ranks)
     from pipeline.evaluation.run import evaluate as run_evaluation
+    from pipeline.model.run import Run
 
+    opened = Run.open(run)
+    if ranks is not None and not opened.model.ranks_items:
+        raise ConfigError(f"{run} does not predict the next item: there are no ranks to write.")
     result = run_evaluation(
-        run,
+        opened,
         data,
         part=part,
         positions=positions,
         cutoffs=numbers,
         baselines=baselines,
         filter_seen=filter_seen,
+        metrics=split_names(metrics),
     )
     note_other_sessions(run, data)
     print_result(result.to_dict(), as_json, result.to_text(breakdown=breakdown))
     if ranks is not None:
-        if result.ranks is None:
-            raise ConfigError(f"{run} does not predict the next item: there are no ranks to write.")
+        assert result.ranks is not None  # noqa: S101  the run ranks
         with new_parquet(ranks, result.ranks.schema) as append:
             append(result.ranks)
         note(f"Wrote {ranks}.")

@@ -140,3 +140,8 @@ def parse_numbers(option: str, text: str) -> tuple[int, ...]:
     if len(numbers) != len(text.split(",")) or min(numbers) < 1:
         raise ConfigError(f"{option} is {text!r}, expected whole numbers from 1, such as 10,20.")
     return numbers
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """Return the names of text such as a,b."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())

@@ -10,6 +10,7 @@ from pipeline.cli.evaluate import (
     Baselines,
     Cutoffs,
     FilterSeen,
+    Metrics,
     Positions,
     note_other_sessions,
 )
@@ -21,6 +22,7 @@ from pipeline.cli.options import (
     RunDirectory,
     parse_numbers,
     run_plugins,
+    split_names,
 )
 
 
@@ -33,6 +35,7 @@ def report(
     cutoffs: Cutoffs = "5,10,20",
     baselines: Baselines = True,
     filter_seen: FilterSeen = None,
+    metrics: Metrics = "",
     plugins: Plugins = None,
     as_json: Json = False,
 ) -> None:
@@ -59,6 +62,7 @@ def report(
         cutoffs=numbers,
         baselines=baselines,
         filter_seen=filter_seen,
+        metrics=split_names(metrics),
     )
     note_other_sessions(run, data)
     text = f"Wrote {facts['page']}, and the same numbers to {facts['json']}."

@@ -100,6 +100,20 @@ def break_down(
     return {name: by_name for name, by_name in filled.items() if len(by_name) > 1}
 
 
+def popularity_bounds(item_counts: NDArray[Any]) -> tuple[int, int]:
+    """(items,) training interactions -> the fewest of an item of the head, and of the middle.
+
+    Each has about a third of all interactions; items with equal counts stay in one group.
+    """
+    falling = np.sort(item_counts[item_counts > 0])[::-1]
+    if not len(falling):
+        return 1, 1
+    before = np.cumsum(falling) - falling
+    thirds = np.searchsorted(before, falling.sum() * np.array([1, 2]) / 3) - 1
+    head, middle = falling[thirds].tolist()
+    return head, middle
+
+
 def _by_length(num_before: NDArray[Any]) -> list[Group]:
     groups = []
     for first, following in zip(_LENGTHS, (*_LENGTHS[1:], None), strict=True):
@@ -114,13 +128,9 @@ def _by_length(num_before: NDArray[Any]) -> list[Group]:
 
 def _by_popularity(counts: NDArray[Any], item_counts: NDArray[Any]) -> list[Group]:
     """Head, middle and tail: about a third of the training interactions each."""
-    falling = np.sort(item_counts[item_counts > 0])[::-1]
-    if not len(falling):
+    if not item_counts.any():
         return []
-    before = np.cumsum(falling) - falling
-    thirds = np.searchsorted(before, falling.sum() * np.array([1, 2]) / 3) - 1
-    # items with equal counts stay in one group
-    head, middle = falling[thirds].tolist()
+    head, middle = popularity_bounds(item_counts)
     bounds = [("head", head, None), ("middle", middle, head), ("tail", 1, middle)]
     groups = []
     for name, least, above in bounds:

@@ -33,15 +33,15 @@ from scipy.special import stdtr, stdtrit
 from pipeline.core.columns import FIRST_ITEM
 from pipeline.recipe.choices import METRICS
 
-_LOWER_IS_BETTER = ("loss", "log_loss", "calibration_error", "rmse", "mae")
+_LOWER_IS_BETTER = ("loss", "log_loss", "calibration_error", "rmse", "mae", "miscalibration")
 DEFAULT_CUTOFFS = (5, 10, 20)
 _FEWEST_SESSIONS = 10
 """With fewer sessions the interval is too wide to be useful."""
 
 
 def lower_is_better(metric: str) -> bool:
-    """Whether a smaller value of a validation metric, such as loss or price.rmse, is better."""
-    return metric.split(".")[-1] in _LOWER_IS_BETTER
+    """Whether a smaller value of a metric, such as loss, price.rmse or ndcg@20, is better."""
+    return metric.split(".")[-1].split("@")[0] in _LOWER_IS_BETTER
 
 
 GAINS: dict[str, Callable[[torch.Tensor, int], torch.Tensor]] = {}
@@ -57,6 +57,9 @@ class Ranked(NamedTuple):
     """(N,) item indices."""
     exposure: NDArray[Any]
     """(C, items) for each of C lengths, how many of the N lists hold the item."""
+    lists: NDArray[Any] | None = None
+    """(N, K) int32 items of the longest lists from 0, best first, -1 behind the end; None where
+    they are not kept."""
 
 
 def ranking_metrics(ranks: NDArray[Any], cutoffs: tuple[int, ...]) -> dict[str, float]:
@@ -91,6 +94,11 @@ def gains(
     return values
 
 
+def behind_every_list(ranks: NDArray[Any], targets: NDArray[Any]) -> NDArray[Any]:
+    """(N,) ranks with those of unknown targets beyond any cutoff, also one above the catalogue."""
+    return np.where(targets >= FIRST_ITEM, ranks, np.iinfo(np.int32).max)
+
+
 def margin(values: NDArray[Any], sessions: NDArray[Any]) -> float | None:
     """(N,) gains or differences of gains, (N,) sessions in rising order -> half a 95 % interval.
 
@@ -120,18 +128,33 @@ def _standard_error(values: NDArray[Any], sessions: NDArray[Any]) -> tuple[float
     # what a session adds to the sum beyond what its number of targets would
     sums = np.add.reduceat(values - values.mean(), starts)
     variance = (sums**2).sum() / len(values) ** 2 * len(starts) / (len(starts) - 1)
-    if variance <= np.finfo(np.float64).eps ** 2:
+    if not variance > np.finfo(np.float64).eps ** 2:  # also where a metric is not defined
         return None, len(starts)
     return math.sqrt(variance), len(starts)
+
+
+def mean_or_none(values: NDArray[Any]) -> float | None:
+    """(N,) -> their mean, None where it is not defined."""
+    mean = float(values.mean())
+    return None if math.isnan(mean) else mean
+
+
+def best_row(values: Mapping[str, NDArray[Any]], metric: str) -> str:
+    """(N,) values of a metric by name -> the first name with the best mean."""
+    sign = -1 if lower_is_better(metric) else 1
+    return max(values, key=lambda name: sign * float(values[name].mean()))
 
 
 def means_and_margins(
     gains_by_model: Mapping[str, Mapping[str, NDArray[Any]]], sessions: NDArray[Any]
 ) -> dict[str, Any]:
-    """Return {"results": means, "margins": margins} of gains, each by model and metric."""
+    """Return {"results": means, "margins": margins} of gains, each by model and metric.
+
+    A mean that is not defined is None.
+    """
     return {
         "results": {
-            model: {name: float(values.mean()) for name, values in gains.items()}
+            model: {name: mean_or_none(values) for name, values in gains.items()}
             for model, gains in gains_by_model.items()
         },
         "margins": {

@@ -1,12 +1,13 @@
 """The result of an evaluation: metrics of each model with margins, differences and groups."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.evaluation.target_metrics import TargetKind
 from pipeline.evaluation.targets import Positions
-from pipeline.recipe.choices import PLUGIN_METRICS
+from pipeline.recipe.choices import METRICS_ON_REQUEST, PLUGIN_METRICS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,6 +22,16 @@ _LEGEND = """\
 popularity: mean number of training interactions of the recommended items; bias: this value
 divided by that of the true next items. With one target each, recall is the hit rate, dcg is ndcg
 and map is mrr."""
+REQUEST_LEGEND = {
+    "novelty": "novelty: mean -log2(share of training sessions with it) of the items of a list",
+    "serendipity": "serendipity: gain of a hit by how much earlier it stands than by popularity",
+    "diversity": "diversity: mean distance between the items of a list, 1 - cosine over training "
+    "sessions, or by the column that it names",
+    "miscalibration": "miscalibration: divergence of popularity between a list and the items "
+    "before the target, 0 where they agree",
+    "debiased": "debiased: with fewer targets of popular items, none above Q3 + 1.5 IQR",
+}
+"""What metrics on request mean, see `pipeline.evaluation.list_metrics`."""
 _SHORT_NAMES = {
     "popularity": "popular",
     "recent-popularity": "recent",
@@ -170,11 +181,44 @@ def _ranking_text(evaluation: Evaluation, *, breakdown: bool) -> list[str]:
     if evaluation.other_data:
         lines += _other_data_text(evaluation)
     for cutoff in cutoffs:
-        lines += ["", *_metrics_table(evaluation, cutoff)]
+        lines += ["", *_metrics_table(evaluation, cutoff), *_request_table(evaluation, cutoff)]
     lines += _differences_text(evaluation.differences, cutoffs[-1])
     if breakdown:
         lines += _breakdown_text(evaluation, f"recall@{cutoffs[-1]}")
-    return [*lines, "", _LEGEND]
+    return [
+        *lines,
+        "",
+        _LEGEND,
+        *request_legend(on_request(next(iter(results.values())), cutoffs[-1])),
+    ]
+
+
+def on_request(results: Iterable[str], cutoff: int) -> list[str]:
+    """Names of the metrics on request at a cutoff among `results`."""
+    names = [name for name in results if name.endswith(f"@{cutoff}")]
+    return [name for name in names if re.split("[@:_]", name)[0] in METRICS_ON_REQUEST]
+
+
+def request_legend(names: Iterable[str]) -> list[str]:
+    """What these metrics mean, a line each."""
+    kinds = dict.fromkeys(re.split("[@:_]", name)[0] for name in names)
+    return [f"{REQUEST_LEGEND[kind]}." for kind in kinds]
+
+
+def _request_table(evaluation: Evaluation, cutoff: int) -> list[str]:
+    """Return a row for each model, of the metrics on request; nothing without one."""
+    names = on_request(next(iter(evaluation.results.values())), cutoff)
+    if not names:
+        return []
+    width = max(map(len, evaluation.results))
+    lines = ["  ".join([" " * width, *(f"{name:<13}" for name in names)]).rstrip()]
+    for model, values in evaluation.results.items():
+        margins = evaluation.margins[model]
+        cells = [
+            f"{with_margin(values[name], margins[name]):<{max(13, len(name))}}" for name in names
+        ]
+        lines.append("  ".join([f"{model:<{width}}", *cells]).rstrip())
+    return ["", *lines]
 
 
 def _task_table(name: str, task: TargetResult) -> list[str]:
@@ -270,7 +314,7 @@ def verdict(subject: str, words: Mapping[str, str]) -> str:
 
 def with_margin(value: float | None, margin: float | None) -> str:
     """Return a metric with half its 95 % interval, as in 0.4736 ±.0161."""
-    return f"{value:.4f} {_margin(margin)}".rstrip()
+    return "-" if value is None else f"{value:.4f} {_margin(margin)}".rstrip()
 
 
 def _margin(margin: float | None) -> str:

@@ -18,14 +18,22 @@ from pipeline.data.loader import SessionLoader
 from pipeline.data.sessions import Interactions, count_sessions, read_interactions, session_ids
 from pipeline.evaluation.baselines import BASELINES, rank_by_baselines
 from pipeline.evaluation.breakdowns import Group, Targets, break_down, describe_targets
+from pipeline.evaluation.list_metrics import (
+    ListContext,
+    check_metrics,
+    item_categories,
+    make_context,
+    requested_metrics,
+)
 from pipeline.evaluation.metrics import (
     DEFAULT_CUTOFFS,
     Ranked,
+    behind_every_list,
+    best_row,
     gains,
     list_metrics,
     margin,
     means_and_margins,
-    ranking_metrics,
 )
 from pipeline.evaluation.result import (
     TRAINING_MEAN,
@@ -60,6 +68,8 @@ class Protocol:
     cutoffs: tuple[int, ...]
     filter_seen: bool
     baselines: bool
+    metrics: tuple[str, ...] = ()
+    """Metrics on request, see `pipeline.evaluation.list_metrics`."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,8 @@ class _Ranking:
     targets: Targets
     item_counts: NDArray[Any]
     """(items,) training interactions."""
+    lists: ListContext | None
+    """None where no metric is requested."""
 
 
 # Long: half of it is the docstring of a public function.
@@ -83,6 +95,7 @@ def evaluate(
     cutoffs: tuple[int, ...] = DEFAULT_CUTOFFS,
     baselines: bool = True,
     filter_seen: bool | None = None,
+    metrics: tuple[str, ...] = (),
 ) -> Evaluation:
     """Rank the targets of one part of `data` in the full catalogue; return metrics of each model.
 
@@ -90,8 +103,9 @@ def evaluate(
 
     `positions`: every interaction but the first is a target, or the last; by default all, or the
     last in data that were split by leave-one-out. `filter_seen` leaves the interactions before a
-    target out of its ranking; by default as the recipe of the data says. `data` may be made of
-    other logs if its preprocessing went on from the run's data: its new items are unknown to all
+    target out of its ranking; by default as the recipe of the data says. `metrics` adds those
+    of `pipeline.evaluation.list_metrics`: novelty, diversity and others, or all. `data` may be made
+    of other logs if its preprocessing went on from the run's data: its new items are unknown to all
     models. Baselines learn from the train part of `data`, and are left out where a run that was
     trained on other data ranks that part.
     ArtifactError if `data` has another catalogue that does not go on from the run's, or other
@@ -108,6 +122,7 @@ def evaluate(
         cutoffs,
         recipe.filter_seen if filter_seen is None else filter_seen,
         baselines and not (other_data and part == "train"),
+        check_metrics(metrics, data.fitted),
     )
     num_items = run.model.inputs.item_table.num_embeddings - FIRST_ITEM
     start = time.monotonic()
@@ -136,23 +151,30 @@ def _ranking_results(ranking: _Ranking, protocol: Protocol, recipe: Preprocess) 
     """Return the fields of an Evaluation that follow from the ranks."""
     cutoffs, targets = protocol.cutoffs, ranking.targets
     gains_by_model = {
-        name: gains(ranked.ranks, cutoffs) for name, ranked in ranking.by_model.items()
+        name: gains_of(ranked, cutoffs, ranking.lists) for name, ranked in ranking.by_model.items()
     }
+    means = means_and_margins(gains_by_model, targets.sessions)
     return {
         "sessions": len(np.unique(targets.sessions)),
         "targets": len(targets.items),
         "unknown_targets": int((targets.items < FIRST_ITEM).sum()),
         "results": {
             name: {
-                **ranking_metrics(ranked.ranks, cutoffs),
+                **means["results"][name],
                 **list_metrics(ranked.exposure, cutoffs, ranked.targets, ranking.item_counts),
             }
             for name, ranked in ranking.by_model.items()
         },
-        "margins": means_and_margins(gains_by_model, targets.sessions)["margins"],
+        "margins": means["margins"],
         "differences": _differences(gains_by_model, targets.sessions),
         "breakdowns": _breakdowns(ranking, gains_by_model, by_time=recipe.timestamp is not None),
     }
+
+
+def gains_of(ranked: Ranked, cutoffs: tuple[int, ...], context: ListContext | None) -> Gains:
+    """Gains of the ranks, and values of the requested metrics, by `metric@K`."""
+    own = gains(behind_every_list(ranked.ranks, ranked.targets), cutoffs)
+    return own if context is None else own | requested_metrics(ranked, context)
 
 
 def _ranks_table(ranking: _Ranking, data: Data, part: str) -> pa.Table:
@@ -242,7 +264,32 @@ def _rank(
         ):
             by_model[baseline], seconds[baseline] = ranked, each_seconds
     item_counts = np.bincount(history.values, minlength=num_rows)[FIRST_ITEM:]
-    return _Ranking(by_model, seconds, targets, item_counts)
+    context = list_context(history, interactions, targets, num_rows, data, protocol)
+    return _Ranking(by_model, seconds, targets, item_counts, context)
+
+
+def list_context(
+    history: Interactions,
+    interactions: Interactions,
+    targets: Targets,
+    num_rows: int,
+    data: Data,
+    protocol: Protocol,
+) -> ListContext | None:
+    """What the requested metrics of all models share; None where none is requested."""
+    if not protocol.metrics:
+        return None
+    codes = item_categories(data.fitted)
+    columns = [metric.partition(":")[2] for metric in protocol.metrics if ":" in metric]
+    return make_context(
+        history,
+        interactions,
+        targets,
+        num_rows,
+        cutoffs=protocol.cutoffs,
+        metrics=protocol.metrics,
+        attributes={column: codes[column] for column in columns},
+    )
 
 
 def _longest(run: Run) -> int:
@@ -266,6 +313,7 @@ def rank_run(
         protocol.positions,
         list_lengths=protocol.cutoffs,
         filter_seen=protocol.filter_seen,
+        keep_lists=bool(protocol.metrics),
     )
     return ranked, time.monotonic() - start
 
@@ -293,6 +341,7 @@ def ranked_baselines(
         *read,
         list_lengths=protocol.cutoffs,
         seen=seen,
+        keep_lists=bool(protocol.metrics),
     ):
         yield name, ranked, time.monotonic() - start
         start = time.monotonic()
@@ -309,13 +358,15 @@ def check_targets(targets: Targets, data: Data, part: str) -> None:
 def _differences(
     gains_by_model: Mapping[str, Gains], sessions: NDArray[Any]
 ) -> dict[str, Difference]:
-    """By metric, the run minus the baseline with the highest mean; on the same targets."""
+    """By metric, the run minus the baseline with the best mean; on the same targets."""
     run_name, *baselines = gains_by_model
     if not baselines:
         return {}
     differences = {}
     for metric, values in gains_by_model[run_name].items():
-        best = max(baselines, key=lambda name: float(gains_by_model[name][metric].mean()))
+        if np.isnan(values).any():  # not defined
+            continue
+        best = best_row({name: gains_by_model[name][metric] for name in baselines}, metric)
         difference = values - gains_by_model[best][metric]
         differences[metric] = Difference(
             best, float(difference.mean()), margin(difference, sessions)

@@ -91,9 +91,11 @@ def rank_targets(
     *,
     list_lengths: tuple[int, ...] = (),
     filter_seen: bool = False,
+    keep_lists: bool = False,
 ) -> Ranked:
     """Rank every target of `batches`; count how many lists of `list_lengths` hold each item.
 
+    With `keep_lists` the longest lists are kept, in the memory of the CPU.
     With `filter_seen` the interactions before a target are left out of its ranking, also those
     further back than the model reads. A list that is longer than the catalogue holds all of it.
     The caller sets the mode and the device of the model. Memory is that of a batch and the ranks.
@@ -104,6 +106,8 @@ def rank_targets(
     ranks = [torch.empty(0, dtype=torch.int64, device=device)]
     targets = [torch.empty(0, dtype=torch.int64, device=device)]
     exposure = torch.zeros(len(list_lengths), len(catalogue), dtype=torch.int64, device=device)
+    longest = min(max(list_lengths, default=0), len(catalogue))
+    lists = [torch.empty(0, longest, dtype=torch.int32)]
     for batch in batches:
         seen = seen_before(batch, model.inputs.item, positions, device) if filter_seen else None
         hidden, items = hidden_at_targets(model, batch, positions, batch_size)
@@ -117,13 +121,16 @@ def rank_targets(
         )
         ranks.append(ranked.ranks)
         targets.append(items)
+        if keep_lists:
+            lists.append(ranked.best.to("cpu", torch.int32))
         for counts, length in zip(exposure, list_lengths, strict=True):
             shown = ranked.best[:, :length].reshape(-1)
             if filter_seen:
                 shown = shown[shown >= 0]
             counts.index_add_(0, shown, torch.ones_like(shown))
     every = torch.cat(ranks).cpu(), torch.cat(targets).cpu(), exposure.cpu()
-    return Ranked(*(column.numpy() for column in every))
+    result = Ranked(*(column.numpy() for column in every))
+    return result._replace(lists=torch.cat(lists).numpy()) if keep_lists else result
 
 
 def seen_before(batch: RaggedBatch, item: str, positions: Positions, device: torch.device) -> Seen:

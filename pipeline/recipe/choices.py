@@ -34,6 +34,8 @@ SAMPLED_LOSSES = ("sampled-softmax", "gbce", "bpr", "bpr-max", "top1", "top1-max
 """Losses over the target and N negatives."""
 METRICS = ("recall", "ndcg", "dcg", "mrr", "map", "precision")
 """Ranking metrics."""
+METRICS_ON_REQUEST = ("novelty", "serendipity", "diversity", "miscalibration", "debiased")
+"""Metrics of top-K lists that `evaluate --metrics` adds, see `pipeline.evaluation.list_metrics`."""
 PLUGIN_LOSSES: set[str] = set()
 """Losses that `pipeline.plugins` has registered."""
 PLUGIN_METRICS: set[str] = set()

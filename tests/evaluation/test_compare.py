@@ -206,6 +206,25 @@ def test_forms_hold_the_numbers(comparison: Comparison, tmp_path: Path) -> None:
         check_file(tmp_path / "table.docx")
 
 
+def test_metrics_on_request_are_columns(shop: Path, comparison: Comparison) -> None:
+    runs = [shop / "gru", shop / "sasrec" / "seed-0"]
+    more = compare(runs, shop / "data", cutoffs=(3, 10), metrics=("novelty", "miscalibration"))
+    for name, row in comparison.rows.items():
+        own = more.rows[name].results
+        assert {metric: own[metric] for metric in row.results} == row.results
+    single = evaluate(
+        runs[1], shop / "data", cutoffs=(3, 10), metrics=("novelty",), baselines=False
+    )
+    expected = single.results["seed-0"]["novelty@10"]
+    assert more.rows["sasrec/seed-0"].results["novelty@10"] == pytest.approx(expected)
+    values = {name: row.results["miscalibration@10"] or 0 for name, row in more.rows.items()}
+    best = next(iter(more.tests["miscalibration@10"].values())).best
+    assert best == min(values, key=lambda name: values[name]), "less is better"
+    assert "novelty@10" in str(more)
+    assert "novelty@10" in markdown(more)
+    assert "novelty@10" not in str(comparison)
+
+
 def test_names_are_escaped(comparison: Comparison) -> None:
     names = {"gru": "a_b & <i>|*", **{name: name for name in comparison.rows if name != "gru"}}
     rows = {names[name]: row for name, row in comparison.rows.items()}

@@ -1,13 +1,19 @@
 """A run beside the baselines: what `evaluate` says, and that its parts agree."""
 
 import json
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from pipeline.cli.main import app
+from pipeline.core.columns import FIRST_ITEM, OUT_OF_VOCABULARY
+from pipeline.core.errors import ConfigError
 from pipeline.evaluation.baselines import BASELINES
-from pipeline.evaluation.metrics import METRICS
-from pipeline.evaluation.run import evaluate
+from pipeline.evaluation.metrics import METRICS, Ranked
+from pipeline.evaluation.run import evaluate, gains_of
 from tests.conftest import Shop
 
 
@@ -60,3 +66,62 @@ def test_the_last_positions_are_one_target_a_session(shop: Shop) -> None:
     assert result["differences"] == {}
     assert result["cost"]["sessions_per_second"] > 0
     assert result["cost"]["peak_memory_mb"] > 50
+
+
+ON_REQUEST = (
+    *("novelty", "serendipity", "diversity", "miscalibration"),
+    *("debiased_recall", "debiased_ndcg", "debiased_mrr"),
+)
+
+
+def test_metrics_on_request_come_with_intervals(shop: Shop) -> None:
+    evaluation = evaluate(
+        shop.run, shop.data, cutoffs=(5, 20), metrics=("all", "diversity:category")
+    )
+    names = {f"{name}@{k}" for name in (*ON_REQUEST, "diversity:category") for k in (5, 20)}
+    for model, values in evaluation.results.items():
+        assert names < set(values)
+        margins = evaluation.margins[model]
+        # the same list for all has no interval of its novelty
+        assert all(margins[name] for name in names) or "popularity" in model
+    popular, run = evaluation.results["popularity"], evaluation.results["run"]
+    novelties = [values["novelty@20"] or 0 for values in (popular, run)]
+    assert novelties[0] < novelties[1], "popular items are in many sessions"
+    assert evaluation.differences["miscalibration@5"].baseline != "popularity"
+    text = str(evaluation)
+    assert "diversity:category@20" in text
+    assert "serendipity: gain of a hit" in text
+    json.dumps(evaluation.to_dict(), allow_nan=False)
+
+
+def test_default_table_is_without_metrics_on_request(shop: Shop, result: dict[str, Any]) -> None:
+    assert not [name for name in result["results"]["run"] if name.split("@")[0] in ON_REQUEST]
+    with_metrics = evaluate(shop.run, shop.data, cutoffs=(5, 20), metrics=("novelty",)).to_dict()
+    for model, values in result["results"].items():
+        own = with_metrics["results"][model]
+        assert {name: own[name] for name in values} == values
+
+
+def test_metrics_that_do_not_exist_are_refused_with_those_that_do(shop: Shop) -> None:
+    with pytest.raises(ConfigError, match="'novelly' on request, expected all, novelty"):
+        evaluate(shop.run, shop.data, metrics=("novelly",))
+    with pytest.raises(ConfigError, match="diversity:category"):
+        evaluate(shop.run, shop.data, metrics=("diversity:action",))
+
+
+def test_report_and_command_line_have_the_requested_metrics(shop: Shop, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    arguments = [str(shop.run), "--data", str(shop.data), "--metrics", "novelty, debiased"]
+    done = CliRunner().invoke(
+        app, ["report", *arguments, "--out", str(page), "--cutoffs", "5", "--no-baselines"]
+    )
+    assert done.exit_code == 0, done.output
+    assert "<th>novelty@5</th><th>debiased_recall@5</th>" in page.read_text()
+    done = CliRunner().invoke(app, ["evaluate", *arguments, "--no-baselines", "--json"])
+    assert "debiased_mrr@20" in json.loads(done.stdout)["margins"]["run"]
+
+
+def test_unknown_targets_are_missed_by_lists_that_hold_the_catalogue() -> None:
+    targets = np.array([FIRST_ITEM, OUT_OF_VOCABULARY])
+    ranked = Ranked(np.array([2, 3]), targets, np.zeros((1, 2)))  # of two items
+    assert gains_of(ranked, (20,), None)["recall@20"].tolist() == [1, 0]

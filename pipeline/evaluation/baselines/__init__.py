@@ -47,6 +47,7 @@ def rank_by_baselines(
     *,
     list_lengths: tuple[int, ...] = (),
     seen: tuple[Array, Array] | None = None,
+    keep_lists: bool = False,
 ) -> Iterator[tuple[str, Ranked]]:
     """Fit every baseline in turn; yield its name and the result of `rank_by_baseline`.
 
@@ -64,5 +65,6 @@ def rank_by_baselines(
             targets,
             num_items=num_rows - FIRST_ITEM,
             list_lengths=list_lengths,
+            keep_lists=keep_lists,
         )
         yield name, ranked

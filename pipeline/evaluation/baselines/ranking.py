@@ -50,19 +50,22 @@ def rank_by_baseline(
     *,
     num_items: int,
     list_lengths: tuple[int, ...] = (),
+    keep_lists: bool = False,
 ) -> Ranked:
     """Rank each target among all items; count how many lists of `list_lengths` hold each item.
 
     A rank is the number of items that score at least what the target scores: ties count against
     the baseline, and a target without a score is last. A reserved target (out of the vocabulary)
     ranks behind the catalogue, at `num_items` + 1. A list holds the best scores, of equal ones the
-    lower index; items without a score only where those with one are too few. ValueError unless
-    each prefix has a target.
+    lower index; items without a score only where those with one are too few. With `keep_lists`
+    the longest lists are kept. ValueError unless each prefix has a target.
     """
     if len(offsets) != len(targets) + 1:
         raise ValueError(f"{len(offsets) - 1} prefixes but {len(targets)} targets")
     ranks = np.empty(len(targets), np.int64)
     exposure = np.zeros((len(list_lengths), num_items), np.int64)
+    longest = min(max(list_lengths, default=0), num_items)
+    lists = np.empty((len(targets), longest), np.int32) if keep_lists else None
     for matrix, rows, prefixes in baseline.scores(values, offsets):
         if not len(prefixes):
             continue  # scipy returns a sparse array for an empty look-up
@@ -75,8 +78,11 @@ def rank_by_baseline(
         )
         if list_lengths:
             num_lists = np.bincount(rows, minlength=matrix.shape[0])
-            exposure += _exposure(matrix, order, num_lists, list_lengths)
-    return Ranked(ranks, targets, exposure)
+            best = _best_items(matrix, order, longest)
+            exposure += _exposure(best, num_lists, list_lengths, num_items)
+            if lists is not None:
+                lists[prefixes] = best[rows]
+    return Ranked(ranks, targets, exposure, lists)
 
 
 @dataclass(frozen=True)
@@ -154,19 +160,26 @@ def _ranks_in_row(matrix: sp.csr_array, order: Array) -> sp.csr_array:
     return sp.csr_array((ranks, matrix.indices, matrix.indptr), shape=matrix.shape)
 
 
-def _exposure(
-    matrix: sp.csr_array, order: Array, num_lists: Array, lengths: tuple[int, ...]
-) -> Array:
-    """(R, V) scores, (R,) lists made of each row -> (C, items): how many lists hold the item."""
-    num_items = matrix.shape[1] - FIRST_ITEM
-    counts = np.zeros((len(lengths), num_items), np.int64)
-    longest = min(max(lengths), num_items)
+def _best_items(matrix: sp.csr_array, order: Array, longest: int) -> NDArray[np.int32]:
+    """(R, V) scores -> (R, longest) items from 0, best first."""
+    best = np.empty((matrix.shape[0], longest), np.int32)
     step = max(1, _SCORES_AT_ONCE // longest)
     for first in range(0, matrix.shape[0], step):
         rows = np.arange(first, min(first + step, matrix.shape[0]))
-        best = _best_in_rows(matrix, order, rows, longest) - FIRST_ITEM  # (r, longest)
+        best[rows] = _best_in_rows(matrix, order, rows, longest) - FIRST_ITEM
+    return best
+
+
+def _exposure(
+    best: NDArray[np.int32], num_lists: Array, lengths: tuple[int, ...], num_items: int
+) -> Array:
+    """(R, longest) items, (R,) lists made of each row -> (C, items): lists that hold each item."""
+    counts = np.zeros((len(lengths), num_items), np.int64)
+    step = max(1, _SCORES_AT_ONCE // best.shape[1])
+    for first in range(0, len(best), step):
+        rows = slice(first, first + step)
         for counted, length in zip(counts, lengths, strict=True):
-            shown = best[:, :length]
+            shown = best[rows, :length]
             times = np.repeat(num_lists[rows], shown.shape[1])
             counted += np.bincount(shown.ravel(), times, num_items).astype(np.int64)
     return counts

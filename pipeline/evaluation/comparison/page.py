@@ -27,12 +27,14 @@ def page(comparison: Comparison) -> str:
     )
     tables = [
         {
-            "heads": [head.replace("_", " ") for head in metrics_at(cutoff)],
+            "heads": [head.replace("_", " ") for head in metrics_at(comparison, cutoff)],
             "rows": [
                 {
                     "label": labels[name],
                     "is_baseline": not comparison.rows[name].runs,
-                    "cells": [_cell(comparison, name, head) for head in metrics_at(cutoff)],
+                    "cells": [
+                        _cell(comparison, name, head) for head in metrics_at(comparison, cutoff)
+                    ],
                 }
                 for name in comparison.rows
             ],

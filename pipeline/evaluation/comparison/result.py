@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from pipeline.evaluation.result import verdict, with_margin
+from pipeline.evaluation.result import on_request, request_legend, verdict, with_margin
 from pipeline.evaluation.targets import Positions
 
 if TYPE_CHECKING:
@@ -124,9 +124,11 @@ class Comparison:
     __str__ = to_text
 
 
-def metrics_at(cutoff: int) -> list[str]:
-    """Metrics of a table."""
-    return [f"{metric}@{cutoff}" for metric in (*RANKS, *LISTS)]
+def metrics_at(comparison: Comparison, cutoff: int) -> list[str]:
+    """Metrics of a table: the usual ones, then those on request."""
+    results = next(iter(comparison.rows.values())).results
+    requested = on_request(results, cutoff)
+    return [*(f"{metric}@{cutoff}" for metric in (*RANKS, *LISTS)), *requested]
 
 
 def row_label(comparison: Comparison, name: str) -> str:
@@ -139,7 +141,7 @@ def _text(comparison: Comparison) -> str:
     """Tables for a terminal."""
     lines = [headline(comparison), *verdicts(comparison)]
     for cutoff in comparison.cutoffs:
-        heads = metrics_at(cutoff)
+        heads = metrics_at(comparison, cutoff)
         rows = [
             [row_label(comparison, name), *(_text_cell(comparison, name, head) for head in heads)]
             for name in comparison.rows
@@ -147,7 +149,8 @@ def _text(comparison: Comparison) -> str:
         lines += ["", *_columns([["", *heads], *rows])]
     for metric in (f"{metric}@{comparison.cutoffs[-1]}" for metric in RANKS):
         lines += ["", *_differences(comparison, metric)]
-    return "\n".join([*lines, "", _LEGEND])
+    requested = metrics_at(comparison, comparison.cutoffs[-1])[len(RANKS) + len(LISTS) :]
+    return "\n".join([*lines, "", _LEGEND, *request_legend(requested)])
 
 
 def headline(comparison: Comparison) -> str:

@@ -27,19 +27,27 @@ from pipeline.data.sessions import Interactions, read_interactions
 from pipeline.evaluation.baselines import BASELINES
 from pipeline.evaluation.breakdowns import describe_targets
 from pipeline.evaluation.comparison.result import ComparedRow, Comparison, PairedTest
+from pipeline.evaluation.list_metrics import check_metrics
 from pipeline.evaluation.metrics import (
     DEFAULT_CUTOFFS,
     Ranked,
-    gains,
+    best_row,
     list_metrics,
     margin,
+    mean_or_none,
     p_value,
 )
-from pipeline.evaluation.run import Protocol, check_targets, rank_run, ranked_baselines
+from pipeline.evaluation.run import (
+    Gains,
+    Protocol,
+    check_targets,
+    gains_of,
+    list_context,
+    rank_run,
+    ranked_baselines,
+)
 from pipeline.evaluation.targets import Positions
 from pipeline.model.run import Run
-
-Gains = Mapping[str, NDArray[Any]]
 
 
 # Long: half of it is the docstring of a public function.
@@ -52,6 +60,7 @@ def compare(
     cutoffs: tuple[int, ...] = DEFAULT_CUTOFFS,
     baselines: bool = True,
     filter_seen: bool | None = None,
+    metrics: tuple[str, ...] = (),
 ) -> Comparison:
     """Rank the targets of one part of `data` by several runs and by the baselines.
 
@@ -70,6 +79,7 @@ def compare(
         cutoffs,
         data.recipe.filter_seen if filter_seen is None else filter_seen,
         baselines and part != "train",
+        check_metrics(metrics, data.fitted),
     )
     interactions = read_interactions(data.path, part)
     history = read_interactions(data.path, "train", by_time=True)
@@ -77,13 +87,14 @@ def compare(
     check_targets(targets, data, part)
     num_rows = data.fitted.item.num_rows
     popularity = np.bincount(history.values, minlength=num_rows)[FIRST_ITEM:]
+    context = list_context(history, interactions, targets, num_rows, data, protocol)
 
     def gains_and_lists(ranked: Ranked) -> tuple[Gains, dict[str, float | None]]:
         # an older run has fewer items, the first ones
         missing = len(popularity) - ranked.exposure.shape[1]
         exposure = np.pad(ranked.exposure, ((0, 0), (0, missing)))
         of_lists = list_metrics(exposure, cutoffs, targets.items, popularity)
-        return gains(ranked.ranks, cutoffs), of_lists
+        return gains_of(ranked, cutoffs, context), of_lists
 
     rows: dict[str, ComparedRow] = {}
     gains_by_row: dict[str, Gains] = {}
@@ -206,7 +217,7 @@ def _row(
         for metric in gains_of_each[0]
     }
     values: list[dict[str, float | None]] = [
-        {**{metric: float(each.mean()) for metric, each in of_run.items()}, **of_lists}
+        {**{metric: mean_or_none(each) for metric, each in of_run.items()}, **of_lists}
         for of_run, of_lists in members
     ]
     results = {metric: _mean([each[metric] for each in values]) for metric in values[0]}
@@ -231,10 +242,10 @@ def _deviation(values: list[float | None]) -> float | None:
 def _tests(
     gains_by_row: Mapping[str, Gains], sessions: NDArray[Any]
 ) -> dict[str, dict[str, PairedTest]]:
-    """By metric and row, the row minus the one with the highest mean."""
+    """By metric and row, the row minus the one with the best mean."""
     return {
-        metric: _differences(gains_by_row, metric, _highest(gains_by_row, metric), sessions)
-        for metric in next(iter(gains_by_row.values()))
+        metric: _differences(gains_by_row, metric, _best(gains_by_row, metric), sessions)
+        for metric in _defined_metrics(gains_by_row)
     }
 
 
@@ -247,14 +258,23 @@ def _against_baseline(
     runs = {name: each for name, each in gains_by_row.items() if name not in baselines}
     of_baselines = {name: gains_by_row[name] for name in baselines}
     tests = {}
-    for metric in next(iter(of_baselines.values())):
-        best = _highest(of_baselines, metric)
+    for metric in _defined_metrics(gains_by_row):
+        best = _best(of_baselines, metric)
         tests[metric] = _differences({**runs, best: of_baselines[best]}, metric, best, sessions)
     return tests
 
 
-def _highest(gains_by_row: Mapping[str, Gains], metric: str) -> str:
-    return max(gains_by_row, key=lambda name: float(gains_by_row[name][metric].mean()))
+def _defined_metrics(gains_by_row: Mapping[str, Gains]) -> list[str]:
+    """Metrics without those of lists that are not defined, as without an item before a target."""
+    return [
+        metric
+        for metric in next(iter(gains_by_row.values()))
+        if not any(np.isnan(each[metric]).any() for each in gains_by_row.values())
+    ]
+
+
+def _best(gains_by_row: Mapping[str, Gains], metric: str) -> str:
+    return best_row({name: each[metric] for name, each in gains_by_row.items()}, metric)
 
 
 def _differences(

@@ -14,7 +14,7 @@ def markdown(comparison: Comparison) -> str:
 
     parts = [headline(comparison)]
     for cutoff in comparison.cutoffs:
-        heads = metrics_at(cutoff)
+        heads = metrics_at(comparison, cutoff)
         lines = [f"| | {' | '.join(heads)} |", f"| --- |{' --- |' * len(heads)}"]
         lines += [
             f"| {_markdown_text(row_label(comparison, name))} | "
@@ -34,7 +34,7 @@ def latex(comparison: Comparison) -> str:
 
     parts = []
     for cutoff in comparison.cutoffs:
-        heads = metrics_at(cutoff)
+        heads = metrics_at(comparison, cutoff)
         lines = [
             rf"% {headline(comparison)}",
             rf"\begin{{tabular}}{{l{'r' * len(heads)}}}",

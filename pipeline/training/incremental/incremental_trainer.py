@@ -18,7 +18,12 @@ from pipeline.data.sessions import Interactions, interactions_of
 from pipeline.evaluation.baselines import BASELINES
 from pipeline.evaluation.baselines.ranking import rank_by_baseline
 from pipeline.evaluation.breakdowns import describe_targets
-from pipeline.evaluation.metrics import DEFAULT_CUTOFFS, gains, means_and_margins
+from pipeline.evaluation.metrics import (
+    DEFAULT_CUTOFFS,
+    behind_every_list,
+    gains,
+    means_and_margins,
+)
 from pipeline.evaluation.targets import evaluation_loader, prefixes, rank_targets
 from pipeline.model.build import TrainingStatistics, build_model, input_features
 from pipeline.model.inputs.columns import merge_multi_valued
@@ -167,7 +172,10 @@ class IncrementalTrainer:
         # baselines and sessions are of the same targets as the model
         assert np.array_equal(targets.items, ranked.targets)  # noqa: S101
         ranks = {"model": ranked.ranks} | self._baseline_ranks(interactions)
-        values = {name: gains(each, DEFAULT_CUTOFFS, _METRICS) for name, each in ranks.items()}
+        values = {
+            name: gains(behind_every_list(each, targets.items), DEFAULT_CUTOFFS, _METRICS)
+            for name, each in ranks.items()
+        }
         return WindowEvaluation(
             targets=len(ranked.ranks),
             unknown_targets=int((ranked.targets < FIRST_ITEM).sum()),

@@ -4,7 +4,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.evaluation.result import RANK_UNITS, verdict
+from pipeline.evaluation.result import RANK_UNITS, on_request, request_legend, verdict
 from pipeline.reports.charts import IntervalChart, LineChart, interval_chart, line_chart
 from pipeline.reports.rendering import render_page
 
@@ -46,10 +46,12 @@ def _of_evaluation(evaluation: dict[str, Any]) -> dict[str, Any]:
         "tables": [
             {
                 "ranks": [f"{metric}@{cutoff}" for metric in _SHOWN],
+                "requested": on_request(results[run], cutoff),
                 "lists": {f"{name}@{cutoff}": f"{head}@{cutoff}" for name, head in _LISTS.items()},
             }
             for cutoff in reversed(cutoffs)
         ],
+        "requested_legend": request_legend(on_request(results[run], cutoffs[-1])),
         "words": words,
         "verdict": verdict("The run", words),
         "worse_groups": _worse_groups(evaluation, shown[0]),
