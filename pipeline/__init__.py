@@ -16,7 +16,18 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.api import Data, Run, compare, evaluate, export, predict, preprocess, train
+    from pipeline.api import (
+        Data,
+        Run,
+        compare,
+        evaluate,
+        export,
+        predict,
+        preprocess,
+        rollback,
+        train,
+        update,
+    )
     from pipeline.recipe.recipe import Recipe
     from pipeline.serve.client.client import Client
 
@@ -31,7 +42,10 @@ _MODULES = {
     "Recipe": "pipeline.recipe.recipe",
     "Client": "pipeline.serve.client.client",
     **dict.fromkeys(
-        ("Data", "Run", "preprocess", "train", "evaluate", "compare", "predict", "export"),
+        (
+            *("Data", "Run", "preprocess", "train", "evaluate", "compare", "predict", "export"),
+            *("update", "rollback"),
+        ),
         "pipeline.api",
     ),
 }
@@ -48,7 +62,9 @@ __all__ = [
     "export",
     "predict",
     "preprocess",
+    "rollback",
     "train",
+    "update",
 ]
 
 

@@ -35,6 +35,14 @@ Plugins = Annotated[
         help="Python file that registers losses, architectures and metrics. It is run.",
     ),
 ]
+Operators = Annotated[
+    Path | None,
+    typer.Option(
+        "--operators",
+        metavar="FILE.py",
+        help="Python file with the NVTabular operators that the recipe names. It is run.",
+    ),
+]
 RunDirectory = Annotated[Path, typer.Argument(metavar="RUN", help="Directory that train wrote.")]
 DataArgument = Annotated[
     Path, typer.Argument(metavar="DATA", help="Directory that preprocess wrote.")

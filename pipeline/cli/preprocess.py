@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.cli.console import check_input, is_current, print_result
-from pipeline.cli.options import IfNeeded, Json, Out, Settings
+from pipeline.cli.options import IfNeeded, Json, Operators, Out, Settings
 from pipeline.core.artifact import check_replaceable
 from pipeline.core.errors import ConfigError
 
@@ -58,13 +58,7 @@ def preprocess(
             "share; local for a process a core; local-cuda for a process a GPU.",
         ),
     ] = None,
-    operators: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE.py",
-            help="Python file with the NVTabular operators that the recipe names. It is run.",
-        ),
-    ] = None,
+    operators: Operators = None,
     workflow: Annotated[
         Path | None,
         typer.Option(
@@ -79,14 +73,14 @@ def preprocess(
     as_json: Json = False,
 ) -> None:
     """Turn raw interactions into sessions with a schema."""
-    from pipeline.core.config import read_values
+    from pipeline.recipe.published import recipe_values
     from pipeline.recipe.recipe import Recipe
 
     if recipe is None and workflow is None:
         raise ConfigError("Missing option '--recipe'. Give a recipe, or --workflow FILE.py.")
     if workflow is not None and (base or cluster or operators or valid):
         raise ConfigError("--from, --cluster, --operators and --valid do not go with --workflow.")
-    values = read_values(recipe, tuple(settings or ()))
+    values = recipe_values(recipe, tuple(settings or ()))
     config = Recipe.from_dict(values, str(recipe or "--set")).preprocess
     check_replaceable(out, "data")
     if base is not None:

@@ -7,7 +7,8 @@ import typer
 
 from pipeline.cli.console import note, print_result
 from pipeline.cli.export import DefaultK, Device, MaxBatch, MaxK, Name, Scoring
-from pipeline.cli.options import Json, RecipeFile, Settings
+from pipeline.cli.options import Json, Operators, Plugins, RecipeFile, Settings, run_plugins
+from pipeline.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from pipeline.updating.run import UpdateJob
@@ -51,6 +52,8 @@ def update(
     max_batch: MaxBatch = 256,
     device: Device = "cpu",
     scoring: Scoring = "fp32",
+    operators: Operators = None,
+    plugins: Plugins = None,
     settings: Settings = None,
     as_json: Json = False,
 ) -> None:
@@ -61,12 +64,15 @@ def update(
     on. Exit codes: 0 where DIR/repository has the newer model; 3 where it stays with the old one;
     2 for a mistake.
     """
-    from pipeline.core.config import read_values
     from pipeline.exporting.options import ExportOptions
+    from pipeline.recipe.published import recipe_values
     from pipeline.recipe.recipe import Recipe
     from pipeline.updating.gate import Gate
 
-    config = Recipe.from_dict(read_values(recipe, tuple(settings or ())), str(recipe))
+    run_plugins(plugins)
+    if operators is not None and not operators.is_file():
+        raise ConfigError(f"--operators {operators} does not exist. Expected a Python file.")
+    config = Recipe.from_dict(recipe_values(recipe, tuple(settings or ())), str(recipe))
     options = ExportOptions(
         name=name,
         default_k=k,
@@ -81,7 +87,14 @@ def update(
 
     with local_logs(logs, folder) as paths:
         job = UpdateJob(
-            folder=folder, recipe=config, logs=paths, options=options, gate=gate, keep=keep
+            folder=folder,
+            recipe=config,
+            logs=paths,
+            options=options,
+            gate=gate,
+            keep=keep,
+            operators=operators,
+            plugins=plugins,
         )
         generation = update_model(job)
     facts = generation.model_dump(mode="json") | {"repository": str(job.repository)}

@@ -29,7 +29,7 @@ from pipeline.exporting.versions import OlderVersions
 from pipeline.logs.files import check_tables, find_logs
 from pipeline.preprocessing.run import preprocess
 from pipeline.recipe.recipe import Recipe
-from pipeline.training.run import train
+from pipeline.training.run import train, uses_plugins
 from pipeline.updating.gate import Gate
 from pipeline.updating.state import (
     REPOSITORY,
@@ -59,6 +59,10 @@ class UpdateJob:
     """Without one the newer model is served in any case."""
     keep: int = 3
     """Versions that stay in the repository, each with its data and run."""
+    operators: Path | None = None
+    """Python file with the NVTabular operators of the recipe, as `preprocess` takes it."""
+    plugins: Path | None = None
+    """Python file that has registered losses and architectures, as `train` takes it."""
 
     @property
     def repository(self) -> Path:
@@ -74,11 +78,14 @@ class UpdateJob:
         """Fingerprint of what a generation is made from beside the one before."""
         recipe = self.recipe
         settings = {
-            "logs": data_fingerprint(recipe.preprocess, self.logs, []),
+            "logs": data_fingerprint(recipe.preprocess, self.logs, [], None, self.operators),
             "model": recipe.model.model_dump(mode="json"),
             "train": recipe.train.model_dump(mode="json"),
         }
-        return fingerprint_of(settings, [Path(v.file) for v in recipe.model.pretrained], [])
+        files = [Path(vectors.file) for vectors in recipe.model.pretrained]
+        if self.plugins is not None:
+            files.append(self.plugins)
+        return fingerprint_of(settings, files, [])
 
     def base(self, generation: Generation, kind: str) -> Path | None:
         """Data or run of the generation before; `kind` is data or run."""
@@ -124,6 +131,11 @@ def _check(job: UpdateJob) -> None:
         )
     if job.keep < MIN_KEEP:
         raise ConfigError(f"--keep is {job.keep}, expected {MIN_KEEP} or more.")
+    if uses_plugins(job.recipe.model):
+        raise ConfigError(
+            f"{job.recipe.model.architecture} is an architecture of plugins, whose runs hold "
+            "programs: no training starts from one. Losses and metrics of plugins can be updated."
+        )
     check_tables(job.recipe.preprocess)
 
 
@@ -184,9 +196,17 @@ def _generation(state: UpdateState, job: UpdateJob) -> Generation:
 def _preprocess(job: UpdateJob, generation: Generation) -> Generation:
     base, out = job.base(generation, "data"), job.folder / generation.data
     config = job.recipe.preprocess
-    fingerprint = data_fingerprint(config, job.logs, [], base)
+    fingerprint = data_fingerprint(config, job.logs, [], base, job.operators)
     if current_facts(out, "data", fingerprint) is None:
-        preprocess(config, job.logs, [], out, base=base, fingerprint=fingerprint)
+        preprocess(
+            config,
+            job.logs,
+            [],
+            out,
+            base=base,
+            operators=job.operators,
+            fingerprint=fingerprint,
+        )
     return generation
 
 
@@ -195,9 +215,11 @@ def _train(job: UpdateJob, generation: Generation) -> Generation:
     start, recipe = job.base(generation, "run"), job.recipe
     if start is not None:
         _check_news(job, generation, start)
-    fingerprint = run_fingerprint(data, recipe.model, recipe.train, start=start)
+    fingerprint = run_fingerprint(
+        data, recipe.model, recipe.train, start=start, plugins=job.plugins
+    )
     if current_facts(out, "run", fingerprint) is None:
-        train(data, recipe.model, recipe.train, out, start=start)
+        train(data, recipe.model, recipe.train, out, start=start, plugins=job.plugins)
     return generation
 
 

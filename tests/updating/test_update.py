@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
+import pipeline
 from pipeline.cli.main import app
 from pipeline.core.artifact import read_manifest
 from pipeline.core.errors import ArtifactError, ConfigError
@@ -287,6 +288,68 @@ def test_unusable_arguments_end_before_any_work(days: Days, tmp_path: Path) -> N
         update_model(days.job(days.folder, "second"))
     with pytest.raises(ConfigError, match="is that of the model recommender, --name is other"):
         update_model(days.job(days.folder, "second", options=ExportOptions(name="other")))
+
+
+LOSS = """
+from torch import nn
+from pipeline.model.architectures.config import ArchitectureConfig
+from pipeline.plugins import register_architecture, register_loss
+
+@register_loss("mean-of-others")
+class Loss(nn.Module):
+    def forward(self, logits, targets):
+        return logits.logsumexp(1) - logits.gather(1, targets[:, None])[:, 0]
+
+@register_architecture("clm")
+class OwnConfig(ArchitectureConfig):
+    name = "own"
+
+    def encoder(self, masking):
+        return nn.Identity()
+"""
+
+
+@pytest.mark.slow
+def test_plugins_and_operators_go_along(days: Days, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(LOSS)
+    (tmp_path / "log.py").write_text(
+        "from nvtabular.ops import LambdaOp\nhalved = LambdaOp(lambda column: column / 2)\n"
+    )
+    feature = "{name: half, kind: continuous, of: item, operator: halved, inputs: {price: number}}"
+    words = [word for setting in SETTINGS for word in ("--set", setting)]
+    words += ["--recipe", "configs/demo.yaml", "--from", str(tmp_path / "shop")]
+    words += ["--plugins", str(tmp_path / "own.py"), "--set", "train.loss=mean-of-others"]
+
+    def update(log: str, *further: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "pipeline", "update", "--input", str(days.logs[log])]
+        return subprocess.run(
+            [*command, *words, *further], capture_output=True, text=True, cwd=ROOT
+        )
+
+    for number, log in enumerate(("first", "second"), 1):
+        done = update(
+            log,
+            *("--operators", str(tmp_path / "log.py")),
+            *("--set", f"preprocess.features=[{feature}]"),
+        )
+        assert done.returncode == 0, done.stderr
+        facts = read_manifest(tmp_path / "shop" / f"run-{number}", "run")
+        assert facts["train"]["loss"] == "mean-of-others"
+    refused = update("third", "--set", "model.architecture=own")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "no training starts from one" in refused.stderr
+    missing = update("third", "--operators", "none.py")
+    assert (missing.returncode, "none.py does not exist" in missing.stderr) == (2, True)
+
+
+def test_python_updates_and_rolls_back(days: Days, tmp_path: Path) -> None:
+    folder = days.copy(tmp_path / "shop")
+    logs = days.logs["second"]
+    generation = pipeline.update(days.recipe, logs, folder=folder, unless_worse="ndcg@20:1")
+    assert (generation.accepted, generation.version) == (True, 2)
+    assert served_run(folder) == "run-2"
+    assert pipeline.rollback(folder / "repository") == 1
+    assert served_run(folder) == "run-1"
 
 
 def test_logs_that_the_model_was_trained_on_are_refused(days: Days, tmp_path: Path) -> None:
