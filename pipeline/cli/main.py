@@ -18,6 +18,7 @@ from pipeline.cli.load_test import load_test
 from pipeline.cli.predict import predict
 from pipeline.cli.preprocess import preprocess
 from pipeline.cli.proxy import proxy
+from pipeline.cli.recipes import recipes
 from pipeline.cli.recommend import recommend
 from pipeline.cli.report import report
 from pipeline.cli.rollback import rollback
@@ -56,6 +57,7 @@ app = typer.Typer(
 )
 for _command, _example in EXAMPLES.items():
     app.command(epilog=f"Example: {_example}")(_command)
+app.add_typer(recipes, name="recipes", help="List and show recipes of published models.")
 
 _COLLECTOR_THRESHOLD = 50_000
 """Objects made before Python looks for reference cycles. Its default of 700 costs half a second

@@ -34,7 +34,8 @@ def train(
         typer.Option(
             "--recipe",
             metavar="FILE",
-            help="Recipe with `model` and `train`.  [default: the defaults of both sections]",
+            help="Recipe with `model` and `train`, or the name of a published one; see "
+            "`recipes list`.  [default: the defaults of both sections]",
         ),
     ] = None,
     restart: Annotated[
@@ -99,11 +100,11 @@ def train(
     After an interruption the same command continues from its last checkpoint (with --windows it
     starts again). Several processes: torchrun --nproc-per-node 2 -m pipeline train ...
     """
-    from pipeline.core.config import read_values
+    from pipeline.recipe.published import recipe_values
     from pipeline.recipe.recipe import Recipe
 
     run_plugins(plugins)
-    values = read_values(recipe, tuple(settings or ()))
+    values = recipe_values(recipe, tuple(settings or ()))
     config = Recipe.from_dict(values, str(recipe or "--set"))
     if windows is not None and restart:
         raise ConfigError("--windows has no checkpoints to restart from. Leave out --restart.")

@@ -38,14 +38,14 @@ def tune(
     stopped. --out gets best.yaml, the recipe with the best settings, trials.json and the runs.
     After an interruption the same command goes on.
     """
-    from pipeline.core.config import read_values
     from pipeline.core.outputs import check_search
+    from pipeline.recipe.published import recipe_values
     from pipeline.recipe.recipe import Recipe
     from pipeline.recipe.search_space import read_space
 
     run_plugins(plugins)
     check_search(out)
-    values = read_values(recipe, tuple(settings or ()))
+    values = recipe_values(recipe, tuple(settings or ()))
     Recipe.from_dict(values, str(recipe))
     ranges = read_space(space)
     check_input(data, "data")

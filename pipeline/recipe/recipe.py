@@ -8,10 +8,11 @@ from typing import Any, Self
 
 from pydantic import field_validator, model_validator
 
-from pipeline.core.config import Config, read_values
+from pipeline.core.config import Config
 from pipeline.core.errors import ConfigError
 from pipeline.recipe.model import ModelConfig
 from pipeline.recipe.preprocess import Preprocess
+from pipeline.recipe.published import recipe_values
 from pipeline.recipe.train import TrainConfig
 
 
@@ -39,7 +40,8 @@ class Recipe(Config):
     def load(cls, path: str | Path | None, overrides: tuple[str, ...] = ()) -> Self:
         """Read a YAML file, or begin with the defaults, and apply `section.key=value` overrides.
 
+        `path` may also be the name of a published recipe, such as gru4rec.
         ConfigError if the file cannot be read or a key or value is wrong.
         """
         path = None if path is None else Path(path)
-        return cls.from_dict(read_values(path, overrides), "--set" if path is None else str(path))
+        return cls.from_dict(recipe_values(path, overrides), "--set" if path is None else str(path))

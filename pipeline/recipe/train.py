@@ -139,6 +139,8 @@ class TrainConfig(Config):
     TensorFloat-32."""
     negatives: Literal["uniform", "log-uniform", "popularity", "in-batch"] = "log-uniform"
     """Distribution from which a loss over negatives samples."""
+    popularity_exponent: float = Field(default=1.0, gt=0, le=1)
+    """popularity: power of the number of interactions; below 1 rare items are drawn more often."""
     num_negatives: int = Field(default=256, ge=1)
     """N: negatives of a target; in-batch, the number of targets."""
     shared_negatives: bool = True

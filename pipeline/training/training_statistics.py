@@ -56,6 +56,8 @@ def with_session_statistics(
     if train.loss not in FULL_LOSSES and train.negatives in ("popularity", "in-batch"):
         items = column(ITEM).flatten().to_numpy()
         counts = torch.from_numpy(np.bincount(items, minlength=num_rows)[FIRST_ITEM:])
+        if train.negatives == "popularity" and train.popularity_exponent != 1:
+            counts = counts.double() ** train.popularity_exponent
     # the members that are initialized with co-visitation vectors
     widths = {m.item_width for m in model.each_member if m.item_vectors == "co-visitation"}
     if widths:
