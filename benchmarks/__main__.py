@@ -350,6 +350,44 @@ def sharding(
     print_result(result, as_json, sharding_text(result))
 
 
+@app.command(epilog="Example: python -m benchmarks results logs/ --only rsc15 --out results")
+def results(
+    logs: Annotated[
+        Path,
+        typer.Argument(metavar="LOGS", help="Folder of the public logs, which are not shipped."),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="Folder of data and runs; what it has is not made again."),
+    ],
+    only: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Names of tables.  [default: all]")
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Seeds of every row.  [default: by table]")
+    ] = None,
+    write: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE.md", help="Replace the tables of a document. Repeatable."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make the accuracy tables of the documents from raw logs: preprocess, train, compare."""
+    from benchmarks.results import check_names, measure_results, write_tables
+
+    names = _names(only)
+    check_names(names)
+    tables = {}
+    for name, table in measure_results(logs, out, names, seeds):
+        tables[name] = table
+        if not as_json:
+            typer.echo(f"{name}\n\n{table}\n")
+        for document in write or ():
+            write_tables(document, {name: table})
+    if as_json:
+        print_result(tables, as_json, "")
+
+
 @app.command(epilog="Example: python -m benchmarks gpu --out gpu")
 def gpu(
     seconds: Annotated[
