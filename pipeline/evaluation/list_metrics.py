@@ -45,7 +45,7 @@ from pipeline.data.fitted import Fitted
 from pipeline.data.sessions import Interactions
 from pipeline.evaluation.baselines.ranking import chunks, incidence
 from pipeline.evaluation.breakdowns import Targets, popularity_bounds
-from pipeline.evaluation.metrics import Ranked, behind_every_list, gains
+from pipeline.evaluation.metrics import Ranked, behind_every_list, gains, weighted
 from pipeline.recipe.choices import METRICS_ON_REQUEST
 
 Array = NDArray[Any]
@@ -192,21 +192,6 @@ def requested_metrics(ranked: Ranked, context: ListContext) -> dict[str, Array]:
         for cutoff, each in zip(context.cutoffs, rows.T, strict=True):
             values[f"{metric}@{cutoff}"] = weighted(each, ~np.isnan(each))
     return values
-
-
-def weighted(values: Array, weights: Array) -> Array:
-    """(N,) values, (N,) weights -> (N,) with the weighted mean as their mean.
-
-    Their deviations from it are those of the linearized weighted mean, so that `metrics.margin` of
-    them, and of differences of them, is that of the weighted mean. What weighs 0 may be NaN.
-    """
-    weights = weights.astype(np.float64)
-    total = weights.sum()
-    if not total:
-        return np.full(len(values), np.nan)
-    values = np.where(weights > 0, values, 0)
-    mean = (weights * values).sum() / total
-    return mean + weights * (values - mean) * (len(values) / total)
 
 
 def debias_weights(targets: Array) -> Array:

@@ -99,6 +99,21 @@ def behind_every_list(ranks: NDArray[Any], targets: NDArray[Any]) -> NDArray[Any
     return np.where(targets >= FIRST_ITEM, ranks, np.iinfo(np.int32).max)
 
 
+def weighted(values: NDArray[Any], weights: NDArray[Any]) -> NDArray[Any]:
+    """(N,) values, (N,) weights -> (N,) with the weighted mean as their mean.
+
+    Their deviations from it are those of the linearized weighted mean, so that `margin` of
+    them, and of differences of them, is that of the weighted mean. What weighs 0 may be NaN.
+    """
+    weights = weights.astype(np.float64)
+    total = weights.sum()
+    if not total:
+        return np.full(len(values), np.nan)
+    values = np.where(weights > 0, values, 0)
+    mean = (weights * values).sum() / total
+    return mean + weights * (values - mean) * (len(values) / total)
+
+
 def margin(values: NDArray[Any], sessions: NDArray[Any]) -> float | None:
     """(N,) gains or differences of gains, (N,) sessions in rising order -> half a 95 % interval.
 

@@ -95,6 +95,8 @@ class TargetResult:
     target."""
     filled: int = 0
     """Targets of this number."""
+    margins: dict[str, Margins] = field(default_factory=dict)
+    """Half the 95 % interval by model and metric; without calibration and calibration_error."""
 
 
 @dataclass(frozen=True)

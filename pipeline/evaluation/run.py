@@ -41,9 +41,10 @@ from pipeline.evaluation.result import (
     Difference,
     Evaluation,
     GroupResult,
+    Margins,
     TargetResult,
 )
-from pipeline.evaluation.target_metrics import target_metrics
+from pipeline.evaluation.target_metrics import TargetPredictions, target_metrics, target_values
 from pipeline.evaluation.target_predictions import fill_values, mean_targets, predict_targets
 from pipeline.evaluation.targets import Positions, evaluation_loader, prefixes, rank_targets
 from pipeline.model.device import best_device, peak_memory_mb
@@ -126,7 +127,7 @@ def evaluate(
     )
     num_items = run.model.inputs.item_table.num_embeddings - FIRST_ITEM
     start = time.monotonic()
-    tasks = _evaluate_tasks(run, data, protocol, index_mapping)
+    tasks = _evaluate_tasks(run, data, protocol)
     seconds = {run.name: time.monotonic() - start}
     if run.model.ranks_items:
         ranking = _rank(run, data, protocol, index_mapping)
@@ -204,40 +205,62 @@ def _no_ranking(data: Data, part: str) -> dict[str, Any]:
     return {**counts, **{name: {} for name in empty}}
 
 
-def _evaluate_tasks(
-    run: Run, data: Data, protocol: Protocol, index_mapping: Mapping[str, NDArray[Any]]
-) -> dict[str, TargetResult]:
-    """Metrics of the tasks beside the next item by name, of the run and of the training mean.
+def predict_run_targets(run: Run, data: Data, protocol: Protocol) -> dict[str, TargetPredictions]:
+    """Predictions of the tasks beside the next item by name; empty for a run without them.
 
-    ArtifactError if no session of the part has the target of a task.
+    ArtifactError if the run has nothing else to predict and the part has no target of a task.
     """
     model = run.model.to(best_device())
     if not model.all_targets:
         return {}
-
-    def loader(part: str) -> SessionLoader:
-        return evaluation_loader(data.path, part, model, _SESSIONS_PER_BATCH, indices=index_mapping)
-
-    predicted = predict_targets(model, loader(protocol.part), protocol.positions)
-    means = mean_targets(model, loader("train")) if protocol.baselines else {}
-    fills = fill_values(model)
-    results = {}
+    loader = _loader(run, data, protocol.part)
+    predicted = predict_targets(model, loader, protocol.positions)
     for name, values in predicted.items():
         if not len(values.targets) and not model.ranks_items:
             raise ArtifactError(f"{data.path} has no {protocol.part} session with a {name!r}.")
-        by_model: dict[str, Mapping[str, float | None]] = {
-            run.name: _defined(target_metrics(values))
-        }
+    return predicted
+
+
+def training_means(run: Run, data: Data) -> dict[str, float]:
+    """Mean target of each task over the train part of `data`."""
+    model = run.model.to(best_device())
+    return mean_targets(model, _loader(run, data, "train")) if model.all_targets else {}
+
+
+def _loader(run: Run, data: Data, part: str) -> SessionLoader:
+    indices = run.index_mapping(data)
+    return evaluation_loader(data.path, part, run.model, _SESSIONS_PER_BATCH, indices=indices)
+
+
+def _evaluate_tasks(run: Run, data: Data, protocol: Protocol) -> dict[str, TargetResult]:
+    """Metrics of the tasks beside the next item by name, of the run and of the training mean.
+
+    ArtifactError if no session of the part has the target of a task.
+    """
+    predicted = predict_run_targets(run, data, protocol)
+    means = training_means(run, data) if protocol.baselines else {}
+    fills = fill_values(run.model)
+    results = {}
+    for name, values in predicted.items():
+        models = {run.name: values}
         if protocol.baselines:
-            constant = np.full_like(values.predictions, means[name])
-            constant_values = values._replace(predictions=constant)
-            by_model[TRAINING_MEAN] = _defined(target_metrics(constant_values))
+            models[TRAINING_MEAN] = values.constant(means[name])
+        by_model: dict[str, Mapping[str, float | None]] = {
+            each: _defined(target_metrics(own)) for each, own in models.items()
+        }
+        margins: dict[str, Margins] = {each: _target_margins(own) for each, own in models.items()}
         count = len(values.targets)
         mean = float(values.targets.mean(dtype=np.float64)) if count else None
         fill = fills.get(name)
         filled = 0 if fill is None else int(np.isclose(values.targets, fill, rtol=1e-6).sum())
-        results[name] = TargetResult(values.kind, count, mean, by_model, fill, filled)
+        results[name] = TargetResult(values.kind, count, mean, by_model, fill, filled, margins)
     return results
+
+
+def _target_margins(values: TargetPredictions) -> dict[str, float | None]:
+    assert values.sessions is not None  # noqa: S101
+    own = target_values(values)
+    return {metric: margin(each, values.sessions) for metric, each in own.items()}
 
 
 def _defined(metrics: Mapping[str, float]) -> dict[str, float | None]:

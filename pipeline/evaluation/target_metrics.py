@@ -12,14 +12,23 @@ weighted by their sizes (ECE; Naeini et al., AAAI 2015).
 Numbers: rmse, the root of the mean squared error, and mae, the mean absolute error, in the units of
 the log.
 
+`target_values` has the metrics as means over targets, so that intervals and paired differences are
+those of the other metrics (`pipeline.evaluation.metrics`): each target has its share of the metric,
+linearized where the metric is no mean. Of auc these are the structural components of DeLong, DeLong
+and Clarke-Pearson (1988), for targets of one session as in Obuchowski, "Nonparametric analysis of
+clustered ROC curve data" (1997). calibration and calibration_error have none: 1 is best of the one,
+and the other is not smooth where it is best.
+
 Shape letter: N targets.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
+
+from pipeline.evaluation.metrics import weighted
 
 TargetKind = Literal["binary", "regression"]
 THRESHOLD = 0.5
@@ -35,6 +44,12 @@ class TargetPredictions(NamedTuple):
     """(N,) float32 probabilities, or numbers in the units of the log."""
     targets: NDArray[Any]
     """(N,) 0 or 1, or numbers in the units of the log."""
+    sessions: NDArray[Any] | None = None
+    """(N,) session of each, in rising order; None where nothing reads it."""
+
+    def constant(self, prediction: float) -> Self:
+        """The same targets with one prediction for all."""
+        return self._replace(predictions=np.full_like(self.predictions, prediction))
 
 
 def target_metrics(values: TargetPredictions, threshold: float = THRESHOLD) -> dict[str, float]:
@@ -47,16 +62,53 @@ def target_metrics(values: TargetPredictions, threshold: float = THRESHOLD) -> d
     return {"rmse": float(np.sqrt(_mean(errors**2))), "mae": _mean(np.abs(errors))}
 
 
+def target_values(
+    values: TargetPredictions, threshold: float = THRESHOLD
+) -> dict[str, NDArray[Any]]:
+    """(N,) values by metric, whose mean is the metric; NaN where it is not defined."""
+    predictions = values.predictions.astype(np.float64)
+    targets = values.targets.astype(np.float64)
+    if values.kind == "regression":
+        errors = predictions - targets
+        rmse = np.sqrt(_mean(errors**2))
+        # the root of a mean by its tangent
+        spread = (errors**2 - rmse**2) / (2 * rmse) if rmse else np.zeros_like(errors)
+        return {"rmse": rmse + spread, "mae": np.abs(errors)}
+    positive, predicted = targets == 1, predictions >= threshold
+    return {
+        "auc": _auc_values(predictions, positive),
+        "log_loss": _log_losses(predictions, positive),
+        "precision": weighted(positive, predicted),
+        "recall": weighted(predicted, positive),
+    }
+
+
+def _auc_values(predictions: NDArray[Any], positive: NDArray[Any]) -> NDArray[Any]:
+    """(N,) share of the negatives below a positive, and of the positives above a negative."""
+    above = np.empty(len(predictions))
+    ranks = rankdata(predictions)
+    for members in (positive, ~positive):
+        others = max(len(members) - members.sum(), 1)
+        above[members] = (ranks[members] - rankdata(predictions[members])) / others
+    above[~positive] = 1 - above[~positive]
+    positives, negatives = weighted(above, positive), weighted(above, ~positive)
+    return positives + negatives - (positives.mean() if len(positives) else 0)
+
+
+def _log_losses(predictions: NDArray[Any], positive: NDArray[Any]) -> NDArray[Any]:
+    kept = predictions.clip(_SMALLEST, 1 - _SMALLEST)
+    return -np.log(np.where(positive, kept, 1 - kept))
+
+
 def _binary_metrics(
     predictions: NDArray[Any], targets: NDArray[Any], threshold: float
 ) -> dict[str, float]:
     positive = targets == 1
     predicted = predictions >= threshold
     hits = float((predicted & positive).sum())
-    kept = predictions.clip(_SMALLEST, 1 - _SMALLEST)
     return {
         "auc": _auc(predictions, positive),
-        "log_loss": _mean(-np.log(np.where(positive, kept, 1 - kept))),
+        "log_loss": _mean(_log_losses(predictions, positive)),
         "precision": _ratio(hits, predicted.sum()),
         "recall": _ratio(hits, positive.sum()),
         "calibration": _ratio(_mean(predictions), _mean(targets)),

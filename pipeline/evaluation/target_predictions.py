@@ -30,7 +30,7 @@ from pipeline.model.tasks.targets import (
 )
 
 _Rows = tuple[Tensor, Tensor, Tensor]
-"""(n,) predictions, targets and places in the order of the sessions."""
+"""(n,) predictions, targets, and windows or sessions of a batch."""
 
 
 @torch.inference_mode()
@@ -44,13 +44,15 @@ def predict_targets(
     """
     tasks = {task.task_name: task for _, task in model.target_tasks}
     every = {task.task_name: task for task in model.all_targets}
-    by_task: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in every}
+    by_task: dict[str, list[_Rows]] = {name: [] for name in every}
+    num_sessions = 0
     for batch in batches:
         values = _of_batch(model, tasks, batch, positions, batch_size) if tasks else {}
         if model.item_tasks:
             values |= _of_next_items(model, batch, positions, batch_size)
-        for name, part in values.items():
-            by_task[name].append(part)
+        for name, (predictions, targets, sessions) in values.items():
+            by_task[name].append((predictions, targets, sessions + num_sessions))
+        num_sessions += len(batch.lengths)
     return {name: _joined(every[name], parts) for name, parts in by_task.items()}
 
 
@@ -74,11 +76,13 @@ def fill_values(model: Model) -> dict[str, float]:
     return {task.task_name: float(task.in_units(torch.zeros(1))) for task in tasks}
 
 
-def _joined(task: TargetTask, values: list[tuple[Tensor, Tensor]]) -> TargetPredictions:
-    empty = torch.empty(0)
-    predictions, targets = (torch.cat([empty, *column]) for column in zip(*values, strict=True))
+def _joined(task: TargetTask, values: list[_Rows]) -> TargetPredictions:
+    values = [(torch.empty(0), torch.empty(0), torch.empty(0, dtype=torch.int64)), *values]
+    predictions, targets, sessions = (torch.cat(column) for column in zip(*values, strict=True))
     kind: TargetKind = "binary" if isinstance(task, BinaryClassificationTask) else "regression"
-    return TargetPredictions(kind, predictions.numpy(), targets.numpy().astype(np.float32))
+    return TargetPredictions(
+        kind, predictions.numpy(), targets.numpy().astype(np.float32), sessions.numpy()
+    )
 
 
 def _of_batch(
@@ -87,8 +91,8 @@ def _of_batch(
     batch: RaggedBatch,
     positions: Positions,
     batch_size: int,
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Predictions and targets of a batch by task, on the CPU."""
+) -> dict[str, _Rows]:
+    """Predictions, targets and their sessions of a batch by task, on the CPU."""
     device = model.device
     parts: dict[str, list[_Rows]] = {name: [] for name in tasks}
     windows = _windows(model, tasks, batch, positions)
@@ -103,16 +107,17 @@ def _of_batch(
             labels = task.in_units(task.labels(window)).reshape(taken.shape)
             values = predictions[name].reshape(taken.shape)
             parts[name].append((values[taken], labels[taken], places[taken]))
-    return {name: _in_order(rows) for name, rows in parts.items()}
+    return {name: _in_order(rows, windows.rows.cpu()) for name, rows in parts.items()}
 
 
 def _of_next_items(
     model: Model, batch: RaggedBatch, positions: Positions, batch_size: int
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Predictions and targets of the next items of a batch by task per item, on the CPU."""
+) -> dict[str, _Rows]:
+    """Predictions, targets and their sessions of a batch by task per item, on the CPU."""
     hidden, items = hidden_at_targets(model, batch, positions, batch_size)
     sessions = batch.sequences[model.inputs.item].cpu().numpy(), batch.offsets.cpu().numpy()
     index = torch.from_numpy(target_positions(*sessions, positions)).to(batch.offsets.device)
+    session = torch.bucketize(index, batch.offsets, right=True).cpu() - 1
     is_item = items >= FIRST_ITEM
     predictions = model.targets_of_items(model.queries(hidden[is_item]), items[is_item, None])
     values = {}
@@ -121,17 +126,22 @@ def _of_next_items(
         interactions = SessionBatch(columns, torch.tensor([len(index)])).to(model.device)
         labels = task.in_units(task.labels(interactions))[0][is_item]
         has_label = ~labels.isnan()
-        chosen = predictions[task.task_name][:, 0][has_label], labels[has_label]
-        values[task.task_name] = chosen[0].float().cpu(), chosen[1].float().cpu()
+        values[task.task_name] = (
+            predictions[task.task_name][:, 0][has_label].float().cpu(),
+            labels[has_label].float().cpu(),
+            session[is_item.cpu()][has_label.cpu()],
+        )
     return values
 
 
-def _in_order(rows: list[_Rows]) -> tuple[Tensor, Tensor]:
+def _in_order(rows: list[_Rows], sessions: Tensor) -> _Rows:
+    """Rows with their windows, and the (W,) session of each window -> in the order of windows."""
     if not rows:
-        return torch.empty(0), torch.empty(0)
+        return torch.empty(0), torch.empty(0), torch.empty(0, dtype=torch.int64)
     predictions, targets, places = (torch.cat(column) for column in zip(*rows, strict=True))
     order = places.argsort(stable=True)
-    return predictions[order].float().cpu(), targets[order].float().cpu()
+    chosen = sessions[places[order].cpu()]
+    return predictions[order].float().cpu(), targets[order].float().cpu(), chosen
 
 
 def _windows(

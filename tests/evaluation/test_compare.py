@@ -20,8 +20,8 @@ from pipeline.cli.main import app
 from pipeline.core.errors import ArtifactError, ConfigError
 from pipeline.evaluation.comparison.files import check_file, write
 from pipeline.evaluation.comparison.page import page
+from pipeline.evaluation.comparison.paired_tests import holm
 from pipeline.evaluation.comparison.result import Comparison, PairedTest, p_text, verdicts
-from pipeline.evaluation.comparison.run import holm
 from pipeline.evaluation.comparison.tables import latex, markdown
 from pipeline.evaluation.metrics import p_value
 from pipeline.evaluation.run import evaluate

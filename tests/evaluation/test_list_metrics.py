@@ -24,9 +24,8 @@ from pipeline.evaluation.list_metrics import (
     debias_weights,
     make_context,
     requested_metrics,
-    weighted,
 )
-from pipeline.evaluation.metrics import Ranked, gains, margin
+from pipeline.evaluation.metrics import Ranked, gains, margin, weighted
 from pipeline.evaluation.metrics import list_metrics as metrics_of_exposure
 from pipeline.evaluation.run import gains_of
 

@@ -2,8 +2,12 @@
 
 from pathlib import Path
 
-from pipeline.evaluation.comparison.result import RANKS, Comparison, row_label
-from pipeline.evaluation.result import RANK_UNITS
+from pipeline.evaluation.comparison.result import (
+    Comparison,
+    row_label,
+    rows_with,
+    shown_metrics,
+)
 
 _INCHES_PER_ROW = 0.3
 _DOTS_PER_INCH = 200
@@ -15,17 +19,15 @@ def check_figures() -> None:
 
 
 def write_figures(comparison: Comparison, folder: Path) -> None:
-    """Write one plot for each metric at the longest list, the best row on top.
+    """Write one plot for each metric at the longest list and target, the best row on top.
 
     A point is the mean, a bar its 95 % interval over sessions; the best rows are filled.
     """
     from matplotlib.figure import Figure  # without pyplot: no window and no global state
 
     folder.mkdir(parents=True, exist_ok=True)
-    for metric in (f"{metric}@{comparison.cutoffs[-1]}" for metric in RANKS):
-        names = sorted(
-            comparison.rows, key=lambda name: comparison.rows[name].results[metric] or 0.0
-        )
+    for metric, unit in shown_metrics(comparison).items():
+        names = rows_with(comparison, metric)[::-1]
         figure = Figure(figsize=(5, 0.8 + _INCHES_PER_ROW * len(names)), layout="constrained")
         axes = figure.subplots()
         for height, name in enumerate(names):
@@ -41,10 +43,10 @@ def write_figures(comparison: Comparison, folder: Path) -> None:
             )
         axes.set_yticks(range(len(names)), [row_label(comparison, name) for name in names])
         axes.set_title(metric)
-        axes.set_xlabel(f"{RANK_UNITS[metric.split('@')[0]]}, with 95 % interval")
+        axes.set_xlabel(f"{unit}, with 95 % interval")
         axes.grid(axis="x", alpha=0.3)
         for ending in ("svg", "png"):
-            file = folder / f"{metric.replace('@', '-')}.{ending}"
+            file = folder / f"{metric.replace('@', '-').replace('.', '-')}.{ending}"
             # no date, so that the same comparison is the same bytes
             metadata = {"Date": None} if ending == "svg" else None
             figure.savefig(file, dpi=_DOTS_PER_INCH, metadata=metadata)

@@ -4,10 +4,13 @@ from pipeline import __version__
 from pipeline.evaluation.comparison.result import (
     RANKS,
     Comparison,
+    MetricTable,
     headline,
-    metrics_at,
     p_text,
     row_label,
+    rows_with,
+    shown_metrics,
+    tables,
     verdicts,
 )
 from pipeline.evaluation.result import RANK_UNITS, with_margin
@@ -20,26 +23,21 @@ _MOST_LINES = 3
 
 def page(comparison: Comparison) -> str:
     """HTML page of a comparison; names are escaped."""
-    longest = comparison.cutoffs[-1]
     labels = {name: row_label(comparison, name) for name in comparison.rows}
-    by_value = sorted(
-        comparison.rows, key=lambda name: -(comparison.rows[name].results[f"ndcg@{longest}"] or 0)
-    )
-    tables = [
+    shown = shown_metrics(comparison)
+    page_tables = [
         {
-            "heads": [head.replace("_", " ") for head in metrics_at(comparison, cutoff)],
+            "heads": [head.replace("_", " ") for head in table.heads],
             "rows": [
                 {
                     "label": labels[name],
                     "is_baseline": not comparison.rows[name].runs,
-                    "cells": [
-                        _cell(comparison, name, head) for head in metrics_at(comparison, cutoff)
-                    ],
+                    "cells": [_cell(comparison, name, head) for head in table.heads],
                 }
-                for name in comparison.rows
+                for name in table.rows
             ],
         }
-        for cutoff in reversed(comparison.cutoffs)
+        for table in sorted(tables(comparison), key=_longest_first)
     ]
     return render_page(
         __package__,
@@ -51,20 +49,20 @@ def page(comparison: Comparison) -> str:
             "sessions": comparison.sessions,
             "intervals": [
                 interval_chart(
-                    f"{metric}@{longest}",
-                    f"{RANK_UNITS[metric]}, with 95 % interval",
+                    metric,
+                    f"{unit}, with 95 % interval",
                     {
-                        labels[name]: _value(comparison, name, f"{metric}@{longest}")
-                        for name in by_value
+                        labels[name]: _value(comparison, name, metric)
+                        for name in rows_with(comparison, metric)
                     },
                 )
-                for metric in RANKS
+                for metric, unit in shown.items()
             ],
-            "curves": _curves(comparison, by_value[:_MOST_LINES], labels),
-            "tables": tables,
+            "curves": _curves(comparison, labels),
+            "tables": page_tables,
             "differences": [
                 {"metric": metric, "best": labels[best], "rows": rows}
-                for metric, best, rows in _differences(comparison, longest, labels)
+                for metric, best, rows in _differences(comparison, labels)
             ],
         },
     )
@@ -77,7 +75,7 @@ def _value(comparison: Comparison, name: str, metric: str) -> tuple[float, float
 
 def _cell(comparison: Comparison, name: str, metric: str) -> dict[str, str | bool]:
     row = comparison.rows[name]
-    value = row.results[metric]
+    value = row.results.get(metric)
     deviation = row.deviations.get(metric)
     return {
         "text": "-" if value is None else with_margin(value, row.margins.get(metric)),
@@ -86,10 +84,16 @@ def _cell(comparison: Comparison, name: str, metric: str) -> dict[str, str | boo
     }
 
 
-def _curves(comparison: Comparison, names: list[str], labels: dict[str, str]) -> list[LineChart]:
-    """Metrics by the length of the list."""
-    if len(comparison.cutoffs) == 1:
+def _longest_first(table: MetricTable) -> int:
+    """Sort key: falling cutoff, then targets beside the next item."""
+    return -int(table.heads[0].partition("@")[2] or 0)
+
+
+def _curves(comparison: Comparison, labels: dict[str, str]) -> list[LineChart]:
+    """Metrics by the length of the list, of the best rows."""
+    if len(comparison.cutoffs) < 2:
         return []
+    names = rows_with(comparison, f"ndcg@{comparison.cutoffs[-1]}")[:_MOST_LINES]
     charts = [
         line_chart(
             f"{metric} by length of the list",
@@ -111,11 +115,11 @@ def _curves(comparison: Comparison, names: list[str], labels: dict[str, str]) ->
 
 
 def _differences(
-    comparison: Comparison, cutoff: int, labels: dict[str, str]
+    comparison: Comparison, labels: dict[str, str]
 ) -> list[tuple[str, str, list[dict[str, str]]]]:
     sections = []
-    for metric in (f"{metric}@{cutoff}" for metric in RANKS):
-        tests = comparison.tests[metric]
+    for metric in shown_metrics(comparison):
+        tests = comparison.tests.get(metric)
         if not tests:
             continue
         rows = [
@@ -125,7 +129,8 @@ def _differences(
                 "margin": "" if tests[name].margin is None else f"±{tests[name].margin:.4f}",
                 "p": p_text(tests[name]),
             }
-            for name in sorted(tests, key=lambda name: -tests[name].difference)
+            for name in rows_with(comparison, metric)
+            if name in tests
         ]
         sections.append((metric, next(iter(tests.values())).best, rows))
     return sections

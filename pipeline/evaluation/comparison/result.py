@@ -1,9 +1,17 @@
 """The result of a comparison."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from pipeline.evaluation.result import on_request, request_legend, verdict, with_margin
+from pipeline.evaluation.metrics import lower_is_better
+from pipeline.evaluation.result import (
+    RANK_UNITS,
+    on_request,
+    request_legend,
+    verdict,
+    with_margin,
+)
+from pipeline.evaluation.target_metrics import TargetKind
 from pipeline.evaluation.targets import Positions
 
 if TYPE_CHECKING:
@@ -16,6 +24,10 @@ _LEGEND = """\
 a column, and those that do not differ from it (paired test by sessions, p of 0.05 or more after
 Holm's correction)."""
 
+_TASK_UNITS = {
+    "binary": ("auc", "area under the ROC curve, 0.5 by chance"),
+    "regression": ("rmse", "units of the log, less is better"),
+}
 SIGNIFICANCE = 0.05
 """A row whose corrected p is below differs from the best one."""
 
@@ -27,7 +39,8 @@ class ComparedRow:
     runs: list[str]
     """Names of the runs; empty for a baseline."""
     results: dict[str, float | None]
-    """Means over the runs by `metric@K`."""
+    """Means over the runs by `metric@K`, and by `task.metric` of targets beside the next item.
+    Metrics that the runs do not have are not among them."""
     margins: dict[str, float | None]
     """Half the 95 % interval over sessions."""
     deviations: dict[str, float | None]
@@ -47,6 +60,16 @@ class PairedTest:
     sessions, or if all differences are equal."""
 
 
+@dataclass(frozen=True)
+class ComparedTask:
+    """Targets beside the next item."""
+
+    kind: TargetKind
+    targets: int
+    mean: float
+    """Share of positives, or mean number in the units of the log."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
     """Runs and baselines on the targets of one part of the data."""
@@ -55,17 +78,21 @@ class Comparison:
     positions: Positions
     filter_seen: bool
     sessions: int
-    """Sessions with a target."""
+    """Sessions with a next item to rank, all sessions where no run ranks."""
     targets: int
+    """Next items that are ranked."""
     catalogue_items: int
     cutoffs: list[int]
+    """Empty where no run ranks."""
     rows: dict[str, ComparedRow]
     """Runs in their order, then baselines."""
     tests: dict[str, dict[str, PairedTest]]
-    """By metric of ranks and row, all rows but the best."""
+    """By metric and row, all rows but the best that have the metric."""
     against_baseline: dict[str, dict[str, PairedTest]]
-    """By metric of ranks and row of runs, the row minus the best baseline, which is the `best` of
+    """By metric and row of runs, the row minus the best baseline, which is the `best` of
     each; empty without baselines. P-values are corrected for the number of runs."""
+    tasks: dict[str, ComparedTask] = field(default_factory=dict)
+    """Targets beside the next item; their metrics are in the rows by `task.metric`."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON takes them."""
@@ -82,7 +109,8 @@ class Comparison:
             }
             for key in ("tests", "against_baseline")
         }
-        return cls(**{**values, "rows": rows, **tests})
+        tasks = {name: ComparedTask(**task) for name, task in values.get("tasks", {}).items()}
+        return cls(**{**values, "rows": rows, **tests, "tasks": tasks})
 
     def to_frame(self) -> "pd.DataFrame":
         """Return one row for each row of the comparison and metric."""
@@ -109,8 +137,8 @@ class Comparison:
         return pd.DataFrame(lines)
 
     def is_best(self, metric: str, name: str) -> bool:
-        """Whether a row is the best one in a metric of ranks, or does not differ from it."""
-        if metric not in self.tests:
+        """Whether a row is the best one in a tested metric, or does not differ from it."""
+        if metric not in self.tests or self.rows[name].results.get(metric) is None:
             return False
         test = self.tests[metric].get(name)
         return test is None or (
@@ -124,11 +152,63 @@ class Comparison:
     __str__ = to_text
 
 
+@dataclass(frozen=True)
+class MetricTable:
+    """Rows and columns of a table."""
+
+    heads: list[str]
+    """Metrics."""
+    rows: list[str]
+    """Names of rows: all runs, and the baselines that have one of the metrics."""
+
+
+def tables(comparison: Comparison) -> list[MetricTable]:
+    """A table for each cutoff, then one for each target beside the next item."""
+    heads = [metrics_at(comparison, cutoff) for cutoff in comparison.cutoffs]
+    heads += [_task_metrics(comparison, task) for task in comparison.tasks]
+    return [
+        MetricTable(
+            names,
+            [
+                name
+                for name, row in comparison.rows.items()
+                if row.runs or {*names} & {*row.results}
+            ],
+        )
+        for names in heads
+    ]
+
+
 def metrics_at(comparison: Comparison, cutoff: int) -> list[str]:
-    """Metrics of a table: the usual ones, then those on request."""
-    results = next(iter(comparison.rows.values())).results
-    requested = on_request(results, cutoff)
+    """Metrics of ranks and lists: the usual ones, then those on request."""
+    every = dict.fromkeys(name for row in comparison.rows.values() for name in row.results)
+    requested = on_request(every, cutoff)
     return [*(f"{metric}@{cutoff}" for metric in (*RANKS, *LISTS)), *requested]
+
+
+def _task_metrics(comparison: Comparison, task: str) -> list[str]:
+    every = dict.fromkeys(name for row in comparison.rows.values() for name in row.results)
+    return [name for name in every if name.rpartition(".")[0] == task]
+
+
+def shown_metrics(comparison: Comparison) -> dict[str, str]:
+    """What charts, differences and verdicts show, and the unit of each."""
+    shown = {
+        f"{metric}@{cutoff}": RANK_UNITS[metric]
+        for cutoff in comparison.cutoffs[-1:]
+        for metric in RANKS
+    }
+    for name, task in comparison.tasks.items():
+        metric, unit = _TASK_UNITS[task.kind]
+        shown[f"{name}.{metric}"] = unit
+    return shown
+
+
+def rows_with(comparison: Comparison, metric: str) -> list[str]:
+    """Names of the rows for which a metric is defined, best first."""
+    values = {name: row.results.get(metric) for name, row in comparison.rows.items()}
+    numbers = {name: value for name, value in values.items() if value is not None}
+    return sorted(numbers, key=numbers.__getitem__, reverse=not lower_is_better(metric))
 
 
 def row_label(comparison: Comparison, name: str) -> str:
@@ -140,53 +220,60 @@ def row_label(comparison: Comparison, name: str) -> str:
 def _text(comparison: Comparison) -> str:
     """Tables for a terminal."""
     lines = [headline(comparison), *verdicts(comparison)]
-    for cutoff in comparison.cutoffs:
-        heads = metrics_at(comparison, cutoff)
+    for table in tables(comparison):
+        heads = table.heads
         rows = [
             [row_label(comparison, name), *(_text_cell(comparison, name, head) for head in heads)]
-            for name in comparison.rows
+            for name in table.rows
         ]
         lines += ["", *_columns([["", *heads], *rows])]
-    for metric in (f"{metric}@{comparison.cutoffs[-1]}" for metric in RANKS):
+    for metric in shown_metrics(comparison):
         lines += ["", *_differences(comparison, metric)]
-    requested = metrics_at(comparison, comparison.cutoffs[-1])[len(RANKS) + len(LISTS) :]
+    every = dict.fromkeys(name for row in comparison.rows.values() for name in row.results)
+    requested = [name for cutoff in comparison.cutoffs for name in on_request(every, cutoff)]
     return "\n".join([*lines, "", _LEGEND, *request_legend(requested)])
 
 
 def headline(comparison: Comparison) -> str:
-    """What was ranked."""
+    """What was ranked and predicted."""
     seen = ", seen ones left out" if comparison.filter_seen else ""
-    return (
+    ranked = (
         f"{comparison.targets:,} targets ({comparison.positions} positions of the "
         f"{comparison.part} sessions), {comparison.catalogue_items:,} items ranked{seen}"
     )
+    tasks = [
+        f"{name}: {task.targets:,} targets of the {comparison.part} sessions, "
+        + (f"{task.mean:.1%} positive" if task.kind == "binary" else f"mean {task.mean:.4g}")
+        for name, task in comparison.tasks.items()
+    ]
+    return "; ".join([*([ranked] if comparison.cutoffs else []), *tasks])
 
 
 def verdicts(comparison: Comparison) -> list[str]:
     """A sentence for each row of runs: in what it is better or worse than the best baseline."""
-    tests = {
-        metric: comparison.against_baseline[metric]
-        for metric in (f"{metric}@{comparison.cutoffs[-1]}" for metric in RANKS)
-        if metric in comparison.against_baseline
-    }
-    return [
-        verdict(name, {metric: _word(tests[metric][name]) for metric in tests})
-        for name, row in comparison.rows.items()
-        if row.runs and tests
-    ]
+    lines = []
+    for name, row in comparison.rows.items():
+        words = {
+            metric: _word(metric, comparison.against_baseline[metric][name])
+            for metric in shown_metrics(comparison)
+            if row.runs and name in comparison.against_baseline.get(metric, {})
+        }
+        lines += [verdict(name, words)] if words else []
+    return lines
 
 
-def _word(test: PairedTest) -> str:
+def _word(metric: str, test: PairedTest) -> str:
     if test.difference and test.p is None:
         return "not tested against"
     if test.p is None or test.p >= SIGNIFICANCE:
         return "no different from"
-    return "better than" if test.difference > 0 else "worse than"
+    is_better = (test.difference > 0) != lower_is_better(metric)
+    return "better than" if is_better else "worse than"
 
 
 def _text_cell(comparison: Comparison, name: str, metric: str) -> str:
     row = comparison.rows[name]
-    value = row.results[metric]
+    value = row.results.get(metric)
     if value is None:
         return "-"
     star = "*" if comparison.is_best(metric, name) else ""
@@ -196,13 +283,12 @@ def _text_cell(comparison: Comparison, name: str, metric: str) -> str:
 
 
 def _differences(comparison: Comparison, metric: str) -> list[str]:
-    tests = comparison.tests[metric]
+    tests = comparison.tests.get(metric)
     if not tests:
         return []
     best = next(iter(tests.values())).best
-    order = sorted(tests, key=lambda name: -tests[name].difference)
     rows = []
-    for name in order:
+    for name in (name for name in rows_with(comparison, metric) if name in tests):
         test = tests[name]
         margin = "" if test.margin is None else f"±{test.margin:.4f}".replace("±0", "±")
         rows.append([name, f"{test.difference:+.4f} {margin}".rstrip(), p_text(test)])

@@ -1,4 +1,4 @@
-"""`pipeline compare`: several runs and the baselines, ranked on the same targets of one part.
+"""`pipeline compare`: several runs and the baselines, on the same targets of one part.
 
 Every difference is that of two rows on the same targets, so that what is easy or hard for all of
 them cancels out. Its interval and its test have the session as the unit, as all intervals here
@@ -9,7 +9,8 @@ standard deviation is printed beside the metric.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -23,29 +24,26 @@ from pipeline.core.errors import ArtifactError, ConfigError
 from pipeline.data.directory import Data
 from pipeline.data.fingerprint import ORIGIN
 from pipeline.data.index_mapping import TRAINED_ON
-from pipeline.data.sessions import Interactions, read_interactions
+from pipeline.data.sessions import count_sessions, read_interactions
 from pipeline.evaluation.baselines import BASELINES
 from pipeline.evaluation.breakdowns import describe_targets
-from pipeline.evaluation.comparison.result import ComparedRow, Comparison, PairedTest
+from pipeline.evaluation.comparison.paired_tests import baseline_tests, best_tests, row_of_runs
+from pipeline.evaluation.comparison.result import ComparedRow, ComparedTask, Comparison
 from pipeline.evaluation.list_metrics import check_metrics
-from pipeline.evaluation.metrics import (
-    DEFAULT_CUTOFFS,
-    Ranked,
-    best_row,
-    list_metrics,
-    margin,
-    mean_or_none,
-    p_value,
-)
+from pipeline.evaluation.metrics import DEFAULT_CUTOFFS, Ranked, list_metrics, margin
+from pipeline.evaluation.result import TRAINING_MEAN
 from pipeline.evaluation.run import (
     Gains,
     Protocol,
     check_targets,
     gains_of,
     list_context,
+    predict_run_targets,
     rank_run,
     ranked_baselines,
+    training_means,
 )
+from pipeline.evaluation.target_metrics import TargetPredictions, target_metrics, target_values
 from pipeline.evaluation.targets import Positions
 from pipeline.model.run import Run
 
@@ -67,7 +65,9 @@ def compare(
     A folder of runs, as `train --seeds` writes it, is all of them. Arguments are those of
     `evaluate`. The baselines know the catalogue of `data`; a run may have an older one, if `data`
     went on from its data.
-    ConfigError without a run; ArtifactError for a run that does not rank items, and as `evaluate`.
+    Runs with targets beside the next item have their metrics too, and a run that does not rank
+    items has these alone. ConfigError without a run; ArtifactError where runs mean different things
+    by the name of a target, and as `evaluate`.
     """
     data = Data.open(data)
     opened = list(dict.fromkeys(run for each in runs for run in _runs_of(each)))
@@ -81,60 +81,158 @@ def compare(
         baselines and part != "train",
         check_metrics(metrics, data.fitted),
     )
-    interactions = read_interactions(data.path, part)
-    history = read_interactions(data.path, "train", by_time=True)
-    targets = describe_targets(interactions, protocol.positions)
-    check_targets(targets, data, part)
-    num_rows = data.fitted.item.num_rows
-    popularity = np.bincount(history.values, minlength=num_rows)[FIRST_ITEM:]
-    context = list_context(history, interactions, targets, num_rows, data, protocol)
-
-    def gains_and_lists(ranked: Ranked) -> tuple[Gains, dict[str, float | None]]:
-        # an older run has fewer items, the first ones
-        missing = len(popularity) - ranked.exposure.shape[1]
-        exposure = np.pad(ranked.exposure, ((0, 0), (0, missing)))
-        of_lists = list_metrics(exposure, cutoffs, targets.items, popularity)
-        return gains_of(ranked, cutoffs, context), of_lists
-
-    rows: dict[str, ComparedRow] = {}
-    gains_by_row: dict[str, Gains] = {}
-    for name, names, members in _ranked_rows(opened, data, protocol, history, interactions):
-        row_name = f"{name} (baseline)" if name in rows else name
-        gains_by_row[row_name], rows[row_name] = _row(map(gains_and_lists, members), names)
-    for name, row in rows.items():
-        row.margins.update(
-            {metric: margin(each, targets.sessions) for metric, each in gains_by_row[name].items()}
-        )
+    groups = _groups(opened)
+    for run in opened:
+        _check_part(run, data, part)
+    table = _Table()
+    ranked = _compare_ranks(groups, data, protocol, table)
+    tasks = _compare_targets(groups, data, protocol, table)
+    rows, gains_by_row = table.rows()
     return Comparison(
         part=part,
         positions=protocol.positions,
         filter_seen=protocol.filter_seen,
-        sessions=len(np.unique(targets.sessions)),
-        targets=len(targets.items),
-        catalogue_items=num_rows - FIRST_ITEM,
-        cutoffs=list(cutoffs),
+        sessions=count_sessions(data.path, part) if ranked is None else len(np.unique(ranked)),
+        targets=0 if ranked is None else len(ranked),
+        catalogue_items=data.fitted.item.num_rows - FIRST_ITEM,
+        cutoffs=[] if ranked is None else list(cutoffs),
         rows=rows,
-        tests=_tests(gains_by_row, targets.sessions),
-        against_baseline=_against_baseline(
-            gains_by_row, [name for name in rows if not rows[name].runs], targets.sessions
+        tests=best_tests(gains_by_row, table.sessions),
+        against_baseline=baseline_tests(
+            gains_by_row, [name for name in rows if not rows[name].runs], table.sessions
         ),
+        tasks=tasks,
     )
 
 
-def _ranked_rows(
-    runs: Sequence[Run],
-    data: Data,
-    protocol: Protocol,
-    history: Interactions,
-    interactions: Interactions,
-) -> Iterator[tuple[str, list[str], list[Ranked]]]:
-    """Yield name, names of the runs and their ranks for each row: runs, then baselines."""
-    for name, group in _groups(runs).items():
-        yield name, [run.name for run in group], [_rank(run, data, protocol) for run in group]
+Measured = tuple[Gains, dict[str, float | None]]
+"""(N,) values by metric, whose means are the metrics, and metrics that have none."""
+
+
+@dataclass
+class _Table:
+    """Rows so far: for each the names of its runs, and what was measured of each of them."""
+
+    names: dict[str, list[str]] = field(default_factory=dict)
+    measured: dict[str, list[Measured]] = field(default_factory=dict)
+    sessions: dict[str, NDArray[Any]] = field(default_factory=dict)
+    """(N,) session of each target by metric."""
+
+    def add(
+        self, name: str, runs: list[str], members: list[Measured], sessions: NDArray[Any]
+    ) -> None:
+        """Add metrics to a row, which may be a new one; a baseline has no runs."""
+        if self.names.setdefault(name, runs) != runs:
+            name = f"{name} (baseline)"
+            self.names[name] = runs
+        self.sessions |= dict.fromkeys(members[0][0], sessions)
+        before: list[Measured] = self.measured.get(name) or [({}, {}) for _ in members]
+        self.measured[name] = [
+            ({**gains, **own}, {**others, **own_others})
+            for (gains, others), (own, own_others) in zip(before, members, strict=True)
+        ]
+
+    def rows(self) -> tuple[dict[str, ComparedRow], dict[str, Gains]]:
+        """Rows of runs, then of baselines; and (N,) values of each by metric."""
+        order = sorted(self.names, key=lambda name: not self.names[name])
+        pairs = {name: row_of_runs(self.measured[name], self.names[name]) for name in order}
+        for gains, row in pairs.values():
+            row.margins.update(
+                {metric: margin(each, self.sessions[metric]) for metric, each in gains.items()}
+            )
+        return {name: row for name, (_, row) in pairs.items()}, {
+            name: gains for name, (gains, _) in pairs.items()
+        }
+
+
+def _compare_ranks(
+    groups: Mapping[str, Sequence[Run]], data: Data, protocol: Protocol, table: _Table
+) -> NDArray[Any] | None:
+    """Rank the targets by the runs that rank items, and by the baselines.
+
+    Returns the (N,) session of each target, None where no run ranks.
+    """
+    ranking = {name: group for name, group in groups.items() if group[0].model.ranks_items}
+    if not ranking:
+        return None
+    interactions = read_interactions(data.path, protocol.part)
+    history = read_interactions(data.path, "train", by_time=True)
+    targets = describe_targets(interactions, protocol.positions)
+    check_targets(targets, data, protocol.part)
+    num_rows = data.fitted.item.num_rows
+    popularity = np.bincount(history.values, minlength=num_rows)[FIRST_ITEM:]
+    context = list_context(history, interactions, targets, num_rows, data, protocol)
+
+    def measure(ranked: Ranked) -> Measured:
+        # an older run has fewer items, the first ones
+        missing = len(popularity) - ranked.exposure.shape[1]
+        exposure = np.pad(ranked.exposure, ((0, 0), (0, missing)))
+        of_lists = list_metrics(exposure, protocol.cutoffs, targets.items, popularity)
+        return gains_of(ranked, protocol.cutoffs, context), of_lists
+
+    for name, group in ranking.items():
+        ranked = [rank_run(run, data, protocol, run.index_mapping(data))[0] for run in group]
+        names = [run.name for run in group]
+        table.add(name, names, [measure(each) for each in ranked], targets.sessions)
     if protocol.baselines:
-        longest, num_rows = data.recipe.max_sequence_length, data.fitted.item.num_rows
-        for name, ranked, _ in ranked_baselines(history, interactions, num_rows, longest, protocol):
-            yield name, [], [ranked]
+        longest = data.recipe.max_sequence_length
+        for name, each, _ in ranked_baselines(history, interactions, num_rows, longest, protocol):
+            table.add(name, [], [measure(each)], targets.sessions)
+    return targets.sessions
+
+
+def _compare_targets(
+    groups: Mapping[str, Sequence[Run]], data: Data, protocol: Protocol, table: _Table
+) -> dict[str, ComparedTask]:
+    """Predict the targets beside the next item by the runs that have them; return their facts."""
+    first: dict[str, tuple[Run, TargetPredictions]] = {}
+    for name, group in groups.items():
+        names = [run.name for run in group]
+        of_group = [predict_run_targets(run, data, protocol) for run in group]
+        for task in of_group[0]:
+            each = [predictions[task] for predictions in of_group]
+            if not len(each[0].targets):
+                continue
+            run, reference = first.setdefault(task, (group[0], each[0]))
+            _check_same_targets(task, each[0], reference, group[0], run)
+            table.add(name, names, [_measure_task(task, own) for own in each], _sessions(each[0]))
+    if protocol.baselines:
+        for task, (run, reference) in first.items():
+            mean = training_means(run, data)[task]
+            constant = _measure_task(task, reference.constant(mean))
+            table.add(TRAINING_MEAN, [], [constant], _sessions(reference))
+    return {
+        task: ComparedTask(values.kind, len(values.targets), float(np.mean(values.targets)))
+        for task, (_, values) in first.items()
+    }
+
+
+def _sessions(values: TargetPredictions) -> NDArray[Any]:
+    assert values.sessions is not None  # noqa: S101
+    return values.sessions
+
+
+def _measure_task(task: str, values: TargetPredictions) -> Measured:
+    """Metrics of a task by `task.metric`; those without a value for each target apart."""
+    of_targets = {f"{task}.{metric}": each for metric, each in target_values(values).items()}
+    every = {f"{task}.{metric}": each for metric, each in target_metrics(values).items()}
+    return of_targets, {
+        metric: None if np.isnan(value) else value
+        for metric, value in every.items()
+        if metric not in of_targets
+    }
+
+
+def _check_same_targets(
+    task: str, own: TargetPredictions, reference: TargetPredictions, run: Run, other: Run
+) -> None:
+    """ArtifactError if two runs mean different things by the name of a target."""
+    same = own.kind == reference.kind and np.array_equal(_sessions(own), _sessions(reference))
+    if not (same and np.allclose(own.targets, reference.targets, rtol=1e-4)):
+        raise ArtifactError(
+            f"The target {task!r} of {run.path} is not that of {other.path}: it has other values. "
+            "Compare them apart, or train with another `name` of the target."
+        )
 
 
 def _runs_of(source: Run | Path) -> Iterator[Run]:
@@ -147,19 +245,13 @@ def _runs_of(source: Run | Path) -> Iterator[Run]:
     yield Run.open(source)
 
 
-def _rank(run: Run, data: Data, protocol: Protocol) -> Ranked:
-    if not run.model.ranks_items:
-        raise ArtifactError(
-            f"{run.path} does not predict the next item: there are no lists to compare."
-        )
-    mapping = run.index_mapping(data)
-    if protocol.part == "train" and not run.was_trained_on(data):
+def _check_part(run: Run, data: Data, part: str) -> None:
+    """ArtifactError if the part favours other runs than this one."""
+    if part == "train" and not run.was_trained_on(data):
         raise ArtifactError(
             f"{run.path} was trained on other sessions than those of {data.path}, whose train part "
             "would favour the other runs. Compare on another part."
         )
-    ranked, _ = rank_run(run, data, protocol, mapping)
-    return ranked
 
 
 def _groups(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -196,7 +288,7 @@ def _group_name(group: Sequence[Run]) -> str:
         name = group[0].name
         is_seed = name.startswith("seed-")
         name = f"{group[0].path.resolve().parent.name}/{name}" if is_seed else name
-        return f"{name} (run)" if name in BASELINES else name
+        return f"{name} (run)" if name in (*BASELINES, TRAINING_MEAN) else name
     folders = {run.path.resolve().parent for run in group}
     names = [run.name for run in group]
     equal = takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
@@ -204,98 +296,3 @@ def _group_name(group: Sequence[Run]) -> str:
     if len(folders) == 1 and shared in ("", "seed"):
         return folders.pop().name
     return shared.removesuffix("seed").rstrip("-_.") or names[0]
-
-
-def _row(
-    measured: Iterable[tuple[Gains, dict[str, float | None]]], names: list[str]
-) -> tuple[Gains, ComparedRow]:
-    """Mean gains of each target, and metrics, over runs that differ in the seed."""
-    members = list(measured)
-    gains_of_each = [each for each, _ in members]
-    mean_gains = {
-        metric: np.mean([each[metric] for each in gains_of_each], axis=0)
-        for metric in gains_of_each[0]
-    }
-    values: list[dict[str, float | None]] = [
-        {**{metric: mean_or_none(each) for metric, each in of_run.items()}, **of_lists}
-        for of_run, of_lists in members
-    ]
-    results = {metric: _mean([each[metric] for each in values]) for metric in values[0]}
-    deviations = (
-        {}
-        if len(values) == 1
-        else {metric: _deviation([each[metric] for each in values]) for metric in values[0]}
-    )
-    return mean_gains, ComparedRow(names, results, {}, deviations)
-
-
-def _mean(values: list[float | None]) -> float | None:
-    numbers = [value for value in values if value is not None]
-    return float(np.mean(numbers)) if len(numbers) == len(values) else None
-
-
-def _deviation(values: list[float | None]) -> float | None:
-    numbers = [value for value in values if value is not None]
-    return float(np.std(numbers, ddof=1)) if len(numbers) == len(values) else None
-
-
-def _tests(
-    gains_by_row: Mapping[str, Gains], sessions: NDArray[Any]
-) -> dict[str, dict[str, PairedTest]]:
-    """By metric and row, the row minus the one with the best mean."""
-    return {
-        metric: _differences(gains_by_row, metric, _best(gains_by_row, metric), sessions)
-        for metric in _defined_metrics(gains_by_row)
-    }
-
-
-def _against_baseline(
-    gains_by_row: Mapping[str, Gains], baselines: Sequence[str], sessions: NDArray[Any]
-) -> dict[str, dict[str, PairedTest]]:
-    """By metric and row of runs, the row minus the best of the `baselines`; empty without one."""
-    if not baselines:
-        return {}
-    runs = {name: each for name, each in gains_by_row.items() if name not in baselines}
-    of_baselines = {name: gains_by_row[name] for name in baselines}
-    tests = {}
-    for metric in _defined_metrics(gains_by_row):
-        best = _best(of_baselines, metric)
-        tests[metric] = _differences({**runs, best: of_baselines[best]}, metric, best, sessions)
-    return tests
-
-
-def _defined_metrics(gains_by_row: Mapping[str, Gains]) -> list[str]:
-    """Metrics without those of lists that are not defined, as without an item before a target."""
-    return [
-        metric
-        for metric in next(iter(gains_by_row.values()))
-        if not any(np.isnan(each[metric]).any() for each in gains_by_row.values())
-    ]
-
-
-def _best(gains_by_row: Mapping[str, Gains], metric: str) -> str:
-    return best_row({name: each[metric] for name, each in gains_by_row.items()}, metric)
-
-
-def _differences(
-    gains_by_row: Mapping[str, Gains], metric: str, best: str, sessions: NDArray[Any]
-) -> dict[str, PairedTest]:
-    """All rows minus `best` in a metric."""
-    values = {name: each[metric] for name, each in gains_by_row.items()}
-    others = {name: each - values[best] for name, each in values.items() if name != best}
-    corrected = holm({name: p_value(each, sessions) for name, each in others.items()})
-    return {
-        name: PairedTest(best, float(each.mean()), margin(each, sessions), corrected[name])
-        for name, each in others.items()
-    }
-
-
-def holm(p_values: Mapping[str, float | None]) -> dict[str, float | None]:
-    """P-values corrected for their number, by name; None stays None and counts for nothing."""
-    tested = sorted((p, name) for name, p in p_values.items() if p is not None)
-    corrected: dict[str, float | None] = dict.fromkeys(p_values)
-    highest = 0.0
-    for position, (p, name) in enumerate(tested):
-        highest = max(highest, min(1.0, p * (len(tested) - position)))
-        corrected[name] = highest
-    return corrected

@@ -2,39 +2,39 @@
 
 from collections.abc import Callable
 
-from pipeline.evaluation.comparison.result import Comparison, headline, metrics_at, row_label
+from pipeline.evaluation.comparison.result import Comparison, headline, row_label, tables
 from pipeline.evaluation.result import with_margin
 
 
 def markdown(comparison: Comparison) -> str:
-    """A table for each cutoff; the best cells in bold."""
+    """A table for each cutoff and target; the best cells in bold."""
 
     def cell(value: str, best: bool) -> str:
         return f"**{value}**" if best else value
 
     parts = [headline(comparison)]
-    for cutoff in comparison.cutoffs:
-        heads = metrics_at(comparison, cutoff)
+    for table in tables(comparison):
+        heads = table.heads
         lines = [f"| | {' | '.join(heads)} |", f"| --- |{' --- |' * len(heads)}"]
         lines += [
             f"| {_markdown_text(row_label(comparison, name))} | "
             f"{' | '.join(_cells(comparison, name, heads, cell))} |"
-            for name in comparison.rows
+            for name in table.rows
         ]
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
 
 
 def latex(comparison: Comparison) -> str:
-    r"""A tabular of booktabs for each cutoff; the best cells in \textbf."""
+    r"""A tabular of booktabs for each cutoff and target; the best cells in \textbf."""
 
     def cell(value: str, best: bool) -> str:
         value = value.replace("±", r"\pm ")
         return rf"$\mathbf{{{value}}}$" if best else f"${value}$" if value != "-" else "--"
 
     parts = []
-    for cutoff in comparison.cutoffs:
-        heads = metrics_at(comparison, cutoff)
+    for table in tables(comparison):
+        heads = table.heads
         lines = [
             rf"% {headline(comparison)}",
             rf"\begin{{tabular}}{{l{'r' * len(heads)}}}",
@@ -45,7 +45,7 @@ def latex(comparison: Comparison) -> str:
         lines += [
             rf"{_latex_text(row_label(comparison, name))} & "
             rf"{' & '.join(_cells(comparison, name, heads, cell))} \\"
-            for name in comparison.rows
+            for name in table.rows
         ]
         parts.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]))
     return "\n\n".join(parts) + "\n"
@@ -57,7 +57,7 @@ def _cells(
     row = comparison.rows[name]
     cells = []
     for head in heads:
-        value = row.results[head]
+        value = row.results.get(head)
         text = "-" if value is None else with_margin(value, row.margins.get(head))
         cells.append(form(text, comparison.is_best(head, name)))
     return cells
