@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from pipeline.core.artifact import read_manifest
 from pipeline.core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from pipeline.serve.proxy.experiment import Experiment
     from pipeline.serve.request_log.options import RequestLogOptions
 
 Json = Annotated[
@@ -87,6 +89,16 @@ LogShare = Annotated[
     ),
 ]
 
+Ab = Annotated[
+    str | None,
+    typer.Option(
+        "--ab",
+        metavar="NAME,ARM=SHARE",
+        help="A/B test by the sessions of requests: ARM is another model of the repository, or an "
+        "older version such as v4.",
+    ),
+]
+
 
 def request_log(directory: Path | None, share: float | None) -> "RequestLogOptions | None":
     """Return the options of `--log-requests`, None without it. ConfigError for a wrong share."""
@@ -97,6 +109,14 @@ def request_log(directory: Path | None, share: float | None) -> "RequestLogOptio
             raise ConfigError("--log-share goes with --log-requests.")
         return None
     return RequestLogOptions(directory=directory, share=1.0 if share is None else share)
+
+
+def read_ab(text: str, repository: Path) -> "Experiment":
+    """Return the experiment of `--ab`. ConfigError for one that does not fit the repository."""
+    read_manifest(repository, "repository", check_files=False)
+    from pipeline.serve.proxy.experiment import read_experiment
+
+    return read_experiment(text, repository)
 
 
 def run_plugins(file: Path | None) -> None:

@@ -8,12 +8,13 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.console import check_input, print_result
-from pipeline.cli.options import Json, LogRequests, LogShare, request_log
+from pipeline.cli.options import Ab, Json, LogRequests, LogShare, read_ab, request_log
 from pipeline.core.errors import ConfigError
 
 _STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
 
+# Long: every option is declared here with its help.
 def proxy(
     triton: Annotated[
         str, typer.Argument(metavar="HOST", help="Host of a Triton, such as NVIDIA's image.")
@@ -34,6 +35,7 @@ def proxy(
     ] = None,
     log_requests: LogRequests = None,
     log_share: LogShare = None,
+    ab: Ab = None,
     as_json: Json = False,
 ) -> None:
     """Pass requests on to a Triton that runs elsewhere, but those that end it.
@@ -44,8 +46,10 @@ def proxy(
     from pipeline.serve.triton.ports import Ports, fill_ports, ipv4_address
 
     logged = request_log(log_requests, log_share)
-    if logged is not None and repository is None:
-        raise ConfigError("--log-requests needs --repository, which says what models recommend.")
+    if (logged or ab) and repository is None:
+        raise ConfigError(
+            "--log-requests and --ab need --repository, which says what models recommend."
+        )
     if repository is not None:
         check_input(repository, "repository")
     address = ipv4_address(host)
@@ -61,6 +65,7 @@ def proxy(
             key=None,
             tls=None,
             request_log=logged,
+            experiment=None if ab is None or repository is None else read_ab(ab, repository),
         )
     )
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from pipeline.cli.console import note, print_result
-from pipeline.cli.options import Json, LogRequests, LogShare, request_log
+from pipeline.cli.options import Ab, Json, LogRequests, LogShare, read_ab, request_log
 from pipeline.cli.recommend import read_key_file
 from pipeline.core.errors import ConfigError, ServingError
 
@@ -79,6 +79,7 @@ def serve(
     ] = True,
     log_requests: LogRequests = None,
     log_share: LogShare = None,
+    ab: Ab = None,
     as_json: Json = False,
 ) -> None:
     """Serve a model repository by Triton until Ctrl-C or SIGTERM."""
@@ -89,9 +90,10 @@ def serve(
 
     if page_port is not None and not page:
         raise ConfigError("--page-port goes with --page.")
-    if log_requests is not None and not proxy:
-        raise ConfigError("--log-requests is of the proxy. Leave out --no-proxy.")
+    if (log_requests or ab) and not proxy:
+        raise ConfigError("--log-requests and --ab are of the proxy. Leave out --no-proxy.")
     logged = request_log(log_requests, log_share)
+    experiment = None if ab is None else read_ab(ab, repository)
     key, tls = read_key_file(key_file), read_tls(tls_cert, tls_key, tls_client_ca)
     with ExitStack() as stack:
         # before Triton, which takes seconds to start: the port may be taken
@@ -109,6 +111,7 @@ def serve(
                 tls=tls,
                 proxy=proxy,
                 request_log=logged,
+                experiment=experiment,
             )
         )
         if web_page is not None:

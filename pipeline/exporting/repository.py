@@ -7,7 +7,8 @@ request passed through three models by itself (`docs/serving.md`).
 Each export to the same place is a new version. Its steps are separate models whose names contain
 the version; those of the version before stay beside them, unchanged. A server that polls for
 changes loads the new steps and then the ensemble, so that no request combines the tables of one
-export with the model of another.
+export with the model of another. Each version that is kept also has an ensemble of its own name,
+NAME_vN, by which an experiment asks it while another one is served.
 """
 
 import json
@@ -50,7 +51,7 @@ def write_repository(
     options: ExportOptions,
     version: int,
 ) -> None:
-    """Write three models below `directory`; clients ask the one called `options.name`."""
+    """Write the models of a version below `directory`; clients ask the one of `options.name`."""
     requests_name, model_name = step_names(options.name, version)
     spec = request_spec(fitted, model, options) | {"model": model_name}
     inputs, outputs = _request_tensors(spec), _answer_tensors(spec)
@@ -71,17 +72,15 @@ def write_repository(
     save_program(program, version_directory / "model.pt")
 
     facts = {CLIENT_PARAMETER: json.dumps(client_facts(fitted, spec))}
-    version_directory = _new_model(
-        directory,
-        config.ensemble(
-            options.name, inputs, outputs, requests_name, options.max_batch, facts,
-            version=version,
-        ),
-        version,
-    )  # fmt: skip
-    shutil.copyfile(
-        directory / options.name / config.CONFIG_FILE, version_directory / ENSEMBLE_FILE
-    )
+    for name in (options.name, version_alias(options.name, version)):
+        version_directory = _new_model(
+            directory,
+            config.ensemble(
+                name, inputs, outputs, requests_name, options.max_batch, facts, version=version
+            ),
+            version,
+        )
+        shutil.copyfile(directory / name / config.CONFIG_FILE, version_directory / ENSEMBLE_FILE)
 
 
 def request_spec(
@@ -107,20 +106,32 @@ def step_names(name: str, version: int) -> tuple[str, str]:
     return requests, model
 
 
+def version_alias(name: str, version: int) -> str:
+    """Return the name under which a server has one version of `name`, as long as it is kept.
+
+    It is a second ensemble of the same step, which costs no instance.
+    """
+    return f"{name}_v{version}"
+
+
 def keep_version(previous: Path, directory: Path, name: str, version: int) -> None:
     """Copy the models of one `version` of an older repository beside those of the new one.
 
     Copies, not links: a link changes the inode, for which a polling server would load the ensemble
     again while half of the files are old.
     """
-    for part in (*step_names(name, version), f"{name}/{version}"):
+    for part in (*step_names(name, version), version_alias(name, version), f"{name}/{version}"):
         if (previous / part).is_dir():
             shutil.copytree(previous / part, directory / part, ignore=_NO_BYTECODE)
 
 
 def keep_model(previous: Path, directory: Path, name: str, versions: Iterable[int | str]) -> None:
     """Copy another model of an older repository as it is. ConfigError where a name is taken."""
-    steps = [step for version in versions for step in step_names(name, int(version))]
+    steps = [
+        step
+        for version in versions
+        for step in (*step_names(name, int(version)), version_alias(name, int(version)))
+    ]
     for part in (name, *steps):
         if (directory / part).exists():
             raise ConfigError(

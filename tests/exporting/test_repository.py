@@ -30,6 +30,7 @@ def test_every_config_is_read_back_by_tritons_own_proto(shop: Shop) -> None:
     names = {path.parent.name for path in shop.repository.glob("*/config.pbtxt")}
     assert names == {
         "recommender",
+        "recommender_v1",
         *(f"recommender_{part}_v1" for part in STEPS),
     }
     for name in names:
@@ -171,8 +172,12 @@ def test_the_next_export_in_the_same_place_is_the_next_version_beside_the_one_be
         models = {path.name for path in repository.iterdir() if path.is_dir()}
         kept = {version, max(1, version - 1)}
         assert models == {"recommender"} | {
-            f"recommender_{step}_v{v}" for step in STEPS for v in kept
+            f"recommender{step}_v{v}" for step in ("", *(f"_{s}" for s in STEPS)) for v in kept
         }
+        for v in kept:  # asks its own step, whatever is served
+            alias = config.read_config(repository / f"recommender_v{v}")
+            assert alias.version_policy.specific.versions == [v]
+            assert alias.ensemble_scheduling.step[0].model_name == f"recommender_requests_v{v}"
         ensemble = config.read_config(repository / "recommender")
         asked = {step.model_name for step in ensemble.ensemble_scheduling.step}
         assert all(name.endswith(f"_v{version}") for name in asked)
@@ -196,7 +201,8 @@ def test_another_name_adds_a_model_and_keeps_the_others(
         return {path.name for path in repository.iterdir() if path.is_dir()}
 
     def folders(name: str, *versions: int) -> set[str]:
-        return {name, *(f"{name}_{step}_v{v}" for step in STEPS for v in versions)}
+        steps = {f"{name}_{step}_v{v}" for step in STEPS for v in versions}
+        return {name, *steps, *(f"{name}_v{v}" for v in versions)}
 
     export(shop.run, repository)
     content = {
@@ -213,8 +219,9 @@ def test_another_name_adds_a_model_and_keeps_the_others(
     result = export(shop.run, repository)
     assert (result.version, list(result.superseded)) == (3, ["1"])
     assert models() == folders("recommender", 1, 3) | folders("other", 2)
-    with pytest.raises(ConfigError, match="makes a model other_model_v2, which"):
-        export(shop.run, repository, ExportOptions(name="other_model_v2"))
+    for name in ("other_model_v2", "other_v2"):
+        with pytest.raises(ConfigError, match=f"makes a model {name}, which"):
+            export(shop.run, repository, ExportOptions(name=name))
     # damage: nothing that another model needs is copied or lost
     (repository / "other" / "config.pbtxt").write_text("")
     with pytest.raises(ArtifactError, match=r"other models as well \(other\): --replace"):

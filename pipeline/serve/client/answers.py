@@ -34,6 +34,8 @@ class Answer(NamedTuple):
     """(B,) by name if requested: probabilities, or numbers in the units of the log."""
     item_targets: Mapping[str, NDArray[Any]] = MappingProxyType({})
     """(B, K) by name if requested: the same for each item of the list."""
+    version: int | None = None
+    """Version that answered, of a model or of the arm of an experiment; None without a server."""
 
     @classmethod
     def from_outputs(

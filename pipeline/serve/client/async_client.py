@@ -57,7 +57,7 @@ class AsyncClient(Connection):
         served = await self.served()
         outputs = outputs_of(served, lists=lists, embeddings=embeddings, targets=targets)
         result = await self._wait(self._client.infer(**self.prepare(tensors, outputs, session)))
-        return Answer.from_outputs(result.as_numpy, outputs, served)
+        return self._answer(result, outputs, served)
 
     async def predict(self, sessions: list[Columns]) -> "pd.DataFrame":
         """As `Client.predict`."""

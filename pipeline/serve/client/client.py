@@ -167,7 +167,7 @@ class Client(Connection, SyncClient):
         served = self.served
         outputs = outputs_of(served, lists=lists, embeddings=embeddings, targets=targets)
         result = self.send(self.prepare(tensors, outputs, session))
-        return Answer.from_outputs(result.as_numpy, outputs, served)
+        return self._answer(result, outputs, served)
 
     def send(self, request: dict[str, Any]) -> Any:
         """Send what `prepare` made; return tritonclient's result."""

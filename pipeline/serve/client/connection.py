@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from numpy.typing import NDArray
 
 from pipeline.core.errors import ConfigError, PipelineError, ServingError
-from pipeline.serve.client.answers import OUTPUTS
+from pipeline.serve.client.answers import OUTPUTS, Answer
 from pipeline.serve.client.served_model import ServedModel
 from pipeline.serve.proxy.session_names import SESSION_PARAMETER
 from pipeline.serve.triton.access import NO_ACCESS, Access, PemPath, check_key, read_pem
@@ -100,6 +100,14 @@ class Connection:
         requested = [self._module.InferRequestedOutput(output) for output in outputs]
         named = {} if session is None else {"parameters": {SESSION_PARAMETER: session}}
         return self._arguments() | {"inputs": inputs, "outputs": requested, **named}
+
+    def _answer(self, result: Any, outputs: list[str], served: ServedModel) -> Answer:
+        """Decode a result of tritonclient's `infer`."""
+        response = result.get_response()
+        is_json = isinstance(response, dict)
+        version = response["model_version"] if is_json else response.model_version
+        answer = Answer.from_outputs(result.as_numpy, outputs, served)
+        return answer._replace(version=int(version))
 
     def _error(self, error: Exception) -> PipelineError:
         """Translate an exception of tritonclient into one line."""

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING
 
 from pipeline.serve.proxy import http2
 from pipeline.serve.proxy.connection import CONNECT_SECONDS, Address, Side
+from pipeline.serve.proxy.experiment import Route, Router
 from pipeline.serve.proxy.ranking_models import RankingModels
 from pipeline.serve.proxy.request_checks import (
     MAX_BODY_BYTES,
     CheckedMessage,
     RefusedRequestError,
     check_message,
+    for_model,
     inflate_message,
 )
 from pipeline.serve.request_log.exchange import Exchange
@@ -40,10 +42,15 @@ class GrpcProxy:
     """Passes connections on to the Triton at `address`."""
 
     def __init__(
-        self, address: Address, models: RankingModels, log: "RequestLog | None" = None
+        self,
+        address: Address,
+        models: RankingModels,
+        router: Router,
+        log: "RequestLog | None" = None,
     ) -> None:
         self.address = address
         self.models = models
+        self.router = router
         self.log = log
         self._server: asyncio.Server
         self.connections: set[_Client] = set()
@@ -247,18 +254,24 @@ class _Client(Side):
         if whole[0]:
             message = inflate_message(message)
         checked = check_message(message, self._proxy.models)
+        route = self._proxy.router.route(checked.model, checked.version, checked.session)
         stream.num_messages += 1
-        stream.exchange = self._exchange(checked) if stream.num_messages == 1 else None
-        if checked.content is message:
+        stream.exchange = self._exchange(checked, route) if stream.num_messages == 1 else None
+        content = checked.content
+        if route.model is not None:
+            content = for_model(content, route.model)
+        if content is message:
             return whole
-        return _PREFIX.pack(0, len(checked.content)) + checked.content
+        return _PREFIX.pack(0, len(content)) + content
 
-    def _exchange(self, checked: CheckedMessage) -> Exchange | None:
+    def _exchange(self, checked: CheckedMessage, route: Route) -> Exchange | None:
         """Return what is to be logged of a request, None where it is not."""
         log = self._proxy.log
         if log is None or checked.model not in self._proxy.models or not log.wants(checked.session):
             return None
-        return Exchange("grpc", time.time_ns() // 1000, checked.session, checked.content)
+        return Exchange(
+            "grpc", time.time_ns() // 1000, checked.session, checked.content, *route[1:]
+        )
 
     def _credit(self, stream: int, size: int) -> None:
         """Let the client send as much again: at once for a stream, in large steps otherwise."""

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from pipeline.serve.proxy.connection import CONNECT_SECONDS, Address, Side
+from pipeline.serve.proxy.experiment import Router
 from pipeline.serve.proxy.http1 import AnswerReader, Request, RequestReader, write_error
 from pipeline.serve.proxy.ranking_models import RankingModels
 from pipeline.serve.proxy.request_checks import (
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 JSON_LENGTH = b"inference-header-content-length"
 _DESCRIBES_BODY = frozenset([JSON_LENGTH, b"content-encoding"])
 """Headers that are written anew, as the body may be another one."""
-_INFER = re.compile(rb"/v2/models/([\w.-]+)(?:/versions/\d+)?/infer")
+_INFER = re.compile(rb"/v2/models/([\w.-]+)(?:/versions/(\d+))?/infer")
 _MAX_WAITING_BYTES = 64 << 10
 """What a client may send ahead of its next request."""
 _LINGER_SECONDS = 2
@@ -38,11 +39,13 @@ class HttpProxy:
         self,
         address: Address,
         models: RankingModels,
+        router: Router,
         key: str | None,
         log: "RequestLog | None" = None,
     ) -> None:
         self.address = address
         self.models = models
+        self.router = router
         self.log = log
         self.key = None if key is None else key.encode()
         self.connections: set[_Client] = set()
@@ -156,18 +159,18 @@ class _Client(Side):
             return request.write(b"", frozenset(), [])
         encodings = ", ".join(request.values(b"content-encoding"))
         body = inflate(request.body, encodings.strip().lower())
-        model = _INFER.fullmatch(request.path)
-        name = "" if model is None else model[1].decode()
+        path = _INFER.fullmatch(request.path)
+        name, version = ("", "") if path is None else (path[1].decode(), (path[2] or b"").decode())
         checked = check_body(body, request.values(JSON_LENGTH), name, self._proxy.models)
+        route = self._proxy.router.route(name, version, checked.session)
+        if route.model is not None:
+            request.path = b"/v2/models/%s/infer" % route.model.encode()
         log = self._proxy.log
         if log is not None and name in self._proxy.models and log.wants(checked.session):
             self._exchange = Exchange(
-                "http",
-                time.time_ns() // 1000,
-                checked.session,
-                checked.content,
-                checked.json_length,
-            )
+                "http", time.time_ns() // 1000, checked.session, checked.content, *route[1:],
+                json_length=checked.json_length,
+            )  # fmt: skip
         length = checked.json_length
         lines = [] if length is None else [b"%s: %d" % (JSON_LENGTH, length)]
         return request.write(checked.content, _DESCRIBES_BODY, lines)

@@ -1,17 +1,19 @@
 """Proxy of a Triton, in a thread of the launcher."""
 
 import asyncio
+import json
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import ServingError
-from pipeline.serve.request_log.options import RequestLogOptions
+from pipeline.serve.request_log.options import EXPERIMENT_KEY, RequestLogOptions
 from pipeline.serve.triton.access import Tls
 from pipeline.serve.triton.ports import Ports
 
 if TYPE_CHECKING:
+    from pipeline.serve.proxy.experiment import Experiment
     from pipeline.serve.request_log.request_log import RequestLog
 
 
@@ -29,6 +31,7 @@ class ProxyOptions:
     key: str | None
     tls: Tls | None
     request_log: RequestLogOptions | None = None
+    experiment: "Experiment | None" = None
 
 
 class Proxy:
@@ -36,7 +39,7 @@ class Proxy:
 
     def __init__(self, options: ProxyOptions) -> None:
         self._options = options
-        self._log = _open_log(options.request_log)
+        self._log = _open_log(options)
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop
         self._stopped: asyncio.Event
@@ -72,6 +75,7 @@ class Proxy:
         self._thread = None
 
     async def _serve(self, started: threading.Event) -> None:
+        from pipeline.serve.proxy.experiment import Router
         from pipeline.serve.proxy.grpc_proxy import GrpcProxy
         from pipeline.serve.proxy.http_proxy import HttpProxy
         from pipeline.serve.proxy.ranking_models import RankingModels
@@ -80,8 +84,9 @@ class Proxy:
         self._loop, self._stopped = asyncio.get_running_loop(), asyncio.Event()
         host, ports = options.triton_host, options.triton_ports
         models = RankingModels(options.repository)
-        http = HttpProxy((host, ports.http), models, options.key, self._log)
-        grpc = GrpcProxy((host, ports.grpc), models, self._log)
+        router = Router(models, options.experiment)
+        http = HttpProxy((host, ports.http), models, router, options.key, self._log)
+        grpc = GrpcProxy((host, ports.grpc), models, router, self._log)
         servers: list[Any] = []
         try:
             try:
@@ -99,9 +104,12 @@ class Proxy:
                 await server.stop()
 
 
-def _open_log(options: RequestLogOptions | None) -> "RequestLog | None":
-    if options is None:
+def _open_log(options: ProxyOptions) -> "RequestLog | None":
+    if options.request_log is None:
         return None
     from pipeline.serve.request_log.request_log import RequestLog  # imports Arrow
 
-    return RequestLog(options)
+    metadata = {}
+    if options.experiment is not None:
+        metadata[EXPERIMENT_KEY] = json.dumps(options.experiment.to_dict()).encode()
+    return RequestLog(replace(options.request_log, metadata=metadata))

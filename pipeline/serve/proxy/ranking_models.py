@@ -8,7 +8,10 @@ from pipeline.serve.client.answers import OUTPUTS
 
 
 class RankingModels:
-    """Set of their names, which follows the exports into a repository; empty without one."""
+    """Set of their names, which follows the exports into a repository; empty without one.
+
+    Each version of a model has a name of its own beside the model's.
+    """
 
     def __init__(self, repository: Path | None) -> None:
         self._repository = repository
@@ -35,9 +38,17 @@ def model_configs(repository: Path) -> dict[str, str]:
     return {name: (repository / name / "config.pbtxt").read_text("utf-8") for name in names}
 
 
+def version_alias(name: str, version: int | str) -> str:
+    """Return the name by which clients can ask one version of a model."""
+    return f"{name}_v{version}"
+
+
 def _ranking_models(repository: Path) -> frozenset[str]:
     try:
         configs = model_configs(repository)
+        for name in list(configs):
+            for file in repository.glob(f"{version_alias(name, '')}*/config.pbtxt"):
+                configs[file.parent.name] = file.read_text("utf-8")
     except (ArtifactError, OSError):
         return frozenset()
     return frozenset(

@@ -59,6 +59,8 @@ class CheckedMessage(NamedTuple):
     content: bytes
     model: str = ""
     """Name of the model that the message has inputs for; empty for other messages."""
+    version: str = ""
+    """Version that it asks for, empty for the served one."""
     session: str | None = None
     """Session that the parameters of the request name."""
 
@@ -138,7 +140,12 @@ def check_message(message: bytes, ranking_models: Container[str] = ()) -> Checke
     if not request.outputs and name in ranking_models:
         # messages one after the other are one message with the fields of both
         message += _MESSAGE_OUTPUTS
-    return CheckedMessage(message, name, session)
+    return CheckedMessage(message, name, request.model_version, session)
+
+
+def for_model(message: bytes, name: str) -> bytes:
+    """Return a message that asks another model: its last name counts."""
+    return message + ModelInferRequest(model_name=name).SerializeToString()
 
 
 def _read_json(head: bytes) -> Any:

@@ -30,13 +30,13 @@ class Exchange:
     """Name of the session that the client gave the request."""
     content: bytes
     """Body of HTTP, message of gRPC."""
-    json_length: int | None = None
-    """Size of the JSON before binary tensors of HTTP, None where the body is JSON alone."""
     experiment: str | None = None
     arm: str | None = None
     """Arm of the experiment that the session was drawn into."""
     model: str | None = None
     """Name of the model in the log, None for the one that the answer has."""
+    json_length: int | None = None
+    """Size of the JSON before binary tensors of HTTP, None where the body is JSON alone."""
     answer: bytearray = field(default_factory=bytearray)
     """Head and body of HTTP, DATA of gRPC."""
 

@@ -28,8 +28,6 @@ SCHEMA = pa.schema(
 )
 """Columns of a log, one row a session of a request: `items` oldest first, `recommendations` best
 first, both as raw ids in text."""
-EXPERIMENT_KEY = b"pipeline.experiment"
-"""Metadata of a file: the experiment that ran, as JSON."""
 FILE_PATTERN = "requests-*.parquet"
 _ABANDONED_SECONDS = 3600
 """Age at which the hidden file of a writer that was killed is removed."""

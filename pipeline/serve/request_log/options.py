@@ -5,6 +5,9 @@ from pathlib import Path
 
 from pipeline.core.errors import ConfigError
 
+EXPERIMENT_KEY = b"pipeline.experiment"
+"""Metadata of a file: the experiment that ran, as JSON."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RequestLogOptions:

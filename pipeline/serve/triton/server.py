@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, TYPE_CHECKING, Self
 
 from pipeline.core.errors import ServingError
 from pipeline.serve.proxy.proxy import Proxy, ProxyOptions
@@ -33,6 +33,9 @@ from pipeline.serve.triton.installation import (
 from pipeline.serve.triton.log import LogFormat, TritonLog
 from pipeline.serve.triton.ports import Ports, check_ports, fill_ports, inner_ports, ipv4_address
 from pipeline.serve.triton.supervisor import READY, Job, children, remove_traces
+
+if TYPE_CHECKING:
+    from pipeline.serve.proxy.experiment import Experiment
 
 DEFAULT_PORTS = Ports()
 
@@ -53,6 +56,7 @@ class TritonServer:
     log that the message names.
     """
 
+    # Long: every argument is described here.
     def __init__(
         self,
         repository: str | Path,
@@ -67,6 +71,7 @@ class TritonServer:
         restarts: int = 0,
         proxy: bool = False,
         request_log: RequestLogOptions | None = None,
+        experiment: "Experiment | None" = None,
     ) -> None:
         """Describe a server; nothing runs before `start`.
 
@@ -85,6 +90,7 @@ class TritonServer:
             proxy: whether a proxy listens at `host`, once the server is ready, and keeps requests
                 that end Triton away from it; Triton then listens on loopback ports of its own
             request_log: where the proxy logs requests and their lists
+            experiment: by which the proxy sends sessions to other models
         """
         self.repository = Path(repository).absolute()
         self.ports = fill_ports(ports)
@@ -105,7 +111,7 @@ class TritonServer:
             metrics_host=self.host,
         )
         self._http_host = self._options.http_host
-        self._proxy = self._add_proxy(request_log) if proxy else None
+        self._proxy = self._add_proxy(request_log, experiment) if proxy else None
         self._log = TritonLog(None if log_path is None else Path(log_path))
         self._restarts = restarts
         self._scratch: Path | None = None
@@ -249,7 +255,9 @@ class TritonServer:
                 self._report.close()
                 self._report = None
 
-    def _add_proxy(self, request_log: RequestLogOptions | None) -> Proxy:
+    def _add_proxy(
+        self, request_log: RequestLogOptions | None, experiment: "Experiment | None"
+    ) -> Proxy:
         """Return a proxy at the addresses of Triton's HTTP and gRPC, and move these to loopback."""
         inner = inner_ports(self.ports)
         proxy = Proxy(
@@ -263,6 +271,7 @@ class TritonServer:
                 key=self._options.key,
                 tls=self._tls,
                 request_log=request_log,
+                experiment=experiment,
             )
         )
         self._options = replace(self._options, host="127.0.0.1", ports=inner, tls=None)
