@@ -35,7 +35,7 @@ def write_repository(
     from pipeline.exporting.run import export
     from pipeline.model.build import build_model
     from pipeline.preprocessing.run import preprocess
-    from pipeline.training.run import write_run
+    from pipeline.training.run_files import write_run
 
     random = np.random.default_rng(0)
     numbers = random.permutation(items)

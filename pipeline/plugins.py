@@ -28,6 +28,7 @@ from pipeline.model.architectures import REGISTERED
 from pipeline.model.architectures.config import ArchitectureConfig
 from pipeline.model.losses import LOSSES
 from pipeline.recipe import choices
+from pipeline.recipe.counting import COUNTING
 
 Loss = TypeVar("Loss", bound=type[nn.Module])
 Architecture = TypeVar("Architecture", bound=type[ArchitectureConfig])
@@ -65,7 +66,7 @@ def register_architecture(*maskings: str) -> Callable[[Architecture], Architectu
 
     def register(config: Architecture) -> Architecture:
         name = getattr(config, "name", "")
-        own = [n for n in choices.ARCHITECTURES if n not in REGISTERED]
+        own = [n for n in choices.ARCHITECTURES if n not in REGISTERED] + [*COUNTING]
         _check_name("architecture", name, own)
         REGISTERED[name] = config
         choices.ARCHITECTURES[name] = maskings

@@ -12,6 +12,7 @@ import yaml
 from pipeline import compat
 from pipeline import model as tr
 from pipeline.recipe import choices as names
+from pipeline.recipe.counting import COUNTING
 from pipeline.recipe.recipe import Recipe
 from tests.conftest import ROOT, Shop
 
@@ -46,7 +47,7 @@ def test_first_program_of_building_blocks_runs(shop: Shop) -> None:
 
 def test_recipes_of_building_blocks_are_valid() -> None:
     texts = blocks(BLOCKS, "yaml")
-    assert len(texts) == 5
+    assert len(texts) == 6
     for text in texts:
         Recipe.from_dict(yaml.safe_load(text), "docs")
 
@@ -61,6 +62,14 @@ def test_table_of_architectures_equals_the_code() -> None:
             for name in re.findall(r"`([a-z0-9]+)`", cells[0]):
                 table[name] = tuple(result)
     assert table == names.ARCHITECTURES
+
+
+def test_every_option_of_a_counting_model_is_in_building_blocks() -> None:
+    section = BLOCKS.partition("## Counting models")[2].partition("\n## ")[0]
+    rows = {row.split("`")[1]: row for row in re.findall(r"^\| `.*\|$", section, re.MULTILINE)}
+    assert list(rows) == list(COUNTING)
+    for name, options in COUNTING.items():
+        assert [n for n in options.model_fields if f"`{n}" not in rows[name]] == [], name
 
 
 def test_every_loss_is_in_building_blocks() -> None:

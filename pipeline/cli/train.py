@@ -201,6 +201,8 @@ def _note_other_settings(config: Any, recipe: Path | None, data: Path) -> None:
 
 def run_text(facts: dict[str, Any], out: Path) -> str:
     """Return the outcome of training as lines."""
+    if "table_values" in facts:
+        return _counting_text(facts, out)
     best = ""
     if "best_epoch" in facts:
         metric = facts["train"]["metric"]
@@ -212,6 +214,17 @@ def run_text(facts: dict[str, Any], out: Path) -> str:
         f"Wrote {out}.",
     ]
     return "\n".join(lines)
+
+
+def _counting_text(facts: dict[str, Any], out: Path) -> str:
+    """Return the outcome of fitting a counting model as lines."""
+    metric = facts["train"]["metric"]
+    value = facts.get(f"valid_{metric}")
+    valid = "" if value is None else f" Validation: {metric} {value:.4f}."
+    return (
+        f"Counted {facts['table_values']:,} values of {facts['model']['architecture']} in "
+        f"{facts['seconds']:.0f} s.{valid}\nWrote {out}."
+    )
 
 
 def _seeds_text(facts: dict[str, Any], out: Path) -> str:

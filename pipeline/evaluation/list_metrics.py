@@ -43,9 +43,9 @@ from pipeline.core.columns import FIRST_ITEM
 from pipeline.core.errors import ConfigError
 from pipeline.data.fitted import Fitted
 from pipeline.data.sessions import Interactions
-from pipeline.evaluation.baselines.ranking import chunks, incidence
 from pipeline.evaluation.breakdowns import Targets, popularity_bounds
 from pipeline.evaluation.metrics import Ranked, behind_every_list, gains, weighted
+from pipeline.model.counting.sessions import chunks, incidence
 from pipeline.recipe.choices import METRICS_ON_REQUEST
 
 Array = NDArray[Any]

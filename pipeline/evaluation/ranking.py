@@ -87,6 +87,38 @@ def rank_in_catalogue(
     return RankedRows(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
+def rank_by_scores(
+    queries: Tensor,
+    targets: Tensor,
+    num_items: int,
+    list_length: int = 0,
+    *,
+    score: Callable[[Tensor], Tensor],
+    highest: Callable[[Tensor, int], tuple[Tensor, Tensor]],
+    seen: Seen | None = None,
+) -> RankedRows:
+    """Return the ranks and lists of `rank_in_catalogue` by scores of the whole catalogue.
+
+    `score` makes (t, V) scores of (t, Q) queries, a few rows at a time, and `highest` chooses the
+    `list_length` best columns of them.
+    """
+    step = max(1, _scores_of_chunk(queries.device) * 8 // num_items)
+    ranks, best = [targets[:0]], [targets.new_empty(0, min(list_length, num_items))]
+    for first in range(0, len(targets), step):
+        chunk = slice(first, first + step)
+        scores, own_targets = score(queries[chunk]), targets[chunk]
+        if seen is not None:
+            rows, items = _entries(seen, chunk)
+            scores[rows, items] = float("-inf")
+        own = scores.gather(1, own_targets.clamp(min=0).unsqueeze(1))
+        ahead = (~(scores < own)).sum(1)
+        ranks.append(torch.where(own_targets >= 0, ahead, num_items + 1))
+        if list_length:
+            values, columns = highest(scores, min(list_length, num_items))
+            best.append(columns.masked_fill(values.isneginf(), -1))
+    return RankedRows(torch.cat(ranks), torch.cat(best))
+
+
 def rank_in_shards(
     queries: Tensor,
     items: Tensor,

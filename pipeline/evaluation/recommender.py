@@ -164,6 +164,7 @@ class Recommender:
     def similar_items(self, ids: Sequence[Any], k: int | None = None) -> Recommendations:
         """Return the `k` items whose vectors have the highest cosine with that of each of `ids`.
 
+        Of a counting model, which has no vectors, the best items of a session of that item alone.
         By default 10, or all others of a small catalogue. An item is not in its own list.
         ConfigError if `k` is not between 1 and the number of other items, or for an id that is not
         in the catalogue.
@@ -180,6 +181,8 @@ class Recommender:
                 f"{unknown[0]!r} is not in the catalogue of {self.run.path}, expected raw ids such "
                 f"as {self.catalogue[0]!r}."
             )
+        if not self.model.width:
+            return self._items_after(indices, k)
         vectors = functional.normalize(self.model.item_embeddings())
         parts = []
         step = max(1, _SCORES_PER_STEP["cpu"] // len(vectors))
@@ -190,6 +193,18 @@ class Recommender:
         columns = [torch.cat(each) for each in zip(*parts, strict=True)] if parts else []
         scores, items = columns or (vectors[:0, :0], vectors[:0, :0].long())
         return to_raw_ids(TopK(scores, items + FIRST_ITEM, {}), self.catalogue)
+
+    def _items_after(self, indices: NDArray[Any], k: int) -> Recommendations:
+        """(n,) item indices -> `k` items after a session of each, without the item itself."""
+        items = torch.from_numpy(indices).unsqueeze(1).to(self._device)
+        step = max(1, _SCORES_PER_STEP["cpu"] // len(self.catalogue))
+        lists = []
+        for rows in items.split(step):
+            batch = SessionBatch({self.model.inputs.item: rows}, torch.ones_like(rows[:, 0]))
+            lists.append(self.model.top_k(batch, k, excluded=rows))
+        scores = torch.cat([each.scores for each in lists])
+        items = torch.cat([each.items for each in lists])
+        return to_raw_ids(TopK(scores, items, {}), self.catalogue)
 
     def _check_ranks_items(self) -> None:
         if not self.model.ranks_items:

@@ -362,6 +362,7 @@ def ranked_baselines(
         history.offsets,
         num_rows,
         *read,
+        longest=longest,
         list_lengths=protocol.cutoffs,
         seen=seen,
         keep_lists=bool(protocol.metrics),

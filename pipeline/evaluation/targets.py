@@ -17,7 +17,7 @@ from torch import Tensor
 from pipeline.core.columns import FIRST_ITEM, OUT_OF_VOCABULARY
 from pipeline.data.loader import RaggedBatch, SessionLoader
 from pipeline.evaluation.metrics import Ranked
-from pipeline.evaluation.ranking import Seen, rank_in_catalogue
+from pipeline.evaluation.ranking import RankedRows, Seen, rank_by_scores, rank_in_catalogue
 from pipeline.model.model import Model
 
 Positions = Literal["all", "last"]
@@ -111,13 +111,13 @@ def rank_targets(
     for batch in batches:
         seen = seen_before(batch, model.inputs.item, positions, device) if filter_seen else None
         hidden, items = hidden_at_targets(model, batch, positions, batch_size)
-        ranked = rank_in_catalogue(
+        ranked = rank_queries(
+            model,
             model.queries(hidden),
             catalogue,
             items - FIRST_ITEM,
             max(list_lengths, default=0),
             seen=seen,
-            score=model.score,
         )
         ranks.append(ranked.ranks)
         targets.append(items)
@@ -131,6 +131,32 @@ def rank_targets(
     every = torch.cat(ranks).cpu(), torch.cat(targets).cpu(), exposure.cpu()
     result = Ranked(*(column.numpy() for column in every))
     return result._replace(lists=torch.cat(lists).numpy()) if keep_lists else result
+
+
+def rank_queries(
+    model: Model,
+    queries: Tensor,
+    catalogue: Tensor,
+    targets: Tensor,
+    list_length: int = 0,
+    *,
+    seen: Seen | None = None,
+) -> RankedRows:
+    """Rank (T,) targets, 0..V-1 or negative, by the scores that (T, Q) `queries` give.
+
+    `catalogue` are `model.items()`.
+    """
+    if model.scores_whole_catalogue:
+        return rank_by_scores(
+            queries,
+            targets,
+            len(catalogue),
+            list_length,
+            score=lambda chunk: model.score(chunk, catalogue.T),
+            highest=model.highest,
+            seen=seen,
+        )
+    return rank_in_catalogue(queries, catalogue, targets, list_length, seen=seen, score=model.score)
 
 
 def seen_before(batch: RaggedBatch, item: str, positions: Positions, device: torch.device) -> Seen:

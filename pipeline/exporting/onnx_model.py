@@ -20,6 +20,7 @@ from pipeline.core.errors import ConfigError, PipelineError
 from pipeline.data.batch import SessionBatch
 from pipeline.exporting.longformer_inference import with_plain_attention
 from pipeline.exporting.torchscript import NOT_FINITE, InferenceModel, example_request
+from pipeline.model.counting.model import CountingModel
 from pipeline.model.encoders.huggingface import HuggingFaceEncoder
 from pipeline.model.model import Model
 from pipeline.model.program import ProgramModel
@@ -45,7 +46,7 @@ class OnnxModel(nn.Module):
     """A model with its top-K: a tensor for each feature, and K -> lists, queries and targets.
 
     Sessions may be of any number and width; the newest L interactions are read. ConfigError for a
-    program, and for a feature or task with the name of another tensor.
+    program, for a counting model, and for a feature or task with the name of another tensor.
     """
 
     catalogue: Tensor
@@ -57,6 +58,11 @@ class OnnxModel(nn.Module):
             raise ConfigError(
                 "The run holds a program, which cannot be written as ONNX. Export where the model "
                 "is made: pipeline.export(model, data=data, out=..., format='onnx')."
+            )
+        if isinstance(served.model, CountingModel):
+            raise ConfigError(
+                "A counting model looks rows of different lengths up in its tables, which ONNX has "
+                "no operators for. Export it without --format onnx."
             )
         self.model = _without_views(served.model)
         self.names, self.session_names = served.names, served.session_names

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from pipeline.core.columns import FIRST_ITEM, ITEM, PADDING, SESSION, TIMESTAMP
 from pipeline.core.errors import ConfigError, PipelineError
 from pipeline.data.batch import SessionBatch
+from pipeline.exporting.counting import CountingTopK
 from pipeline.exporting.options import Scoring
 from pipeline.exporting.topk import best_items, best_items_by, best_items_int8, quantize
 from pipeline.exporting.xlnet_inference import attend, optimize_xlnet
+from pipeline.model.counting.model import CountingModel
 from pipeline.model.model import Model
 
 RESERVED_OUTPUTS = ("item_ids", "scores", "num_known", "embedding", "session_ids")
@@ -65,6 +67,9 @@ class InferenceModel(nn.Module):
                     raise ConfigError("--scoring int8 is for lists, and the run has none.")
                 self.register_buffer("items", torch.empty(0, 0))
                 return
+            if isinstance(model, CountingModel):
+                self._add_counting(model)
+                return
             self.register_buffer("items", self.optimized.item_embeddings().detach())
             if scoring == "int8":
                 if model.rank_by is not None:
@@ -93,6 +98,10 @@ class InferenceModel(nn.Module):
         K is that of the request, or all items if there are fewer.
         """
         *features, excluded, candidates = unpack_request(packed, *self.feature_counts)
+        if isinstance(self.model, CountingModel):
+            values = self.model.session_values(self.batch(*features))
+            scores, items = self.counting(values, packed[0, 3], excluded, candidates)
+            return pack_answer(items, scores, scores[:, :0])
         answer = self.optimized.answer(self.batch(*features))
         numbers = [values.unsqueeze(1) for values in answer.targets.values()]
         queries = answer.queries
@@ -113,6 +122,13 @@ class InferenceModel(nn.Module):
             scores, items = self._best_ranked(queries, self.items, self.transposed, *request)
         of_items = self.optimized.targets_of_items(queries, items).values()
         return pack_answer(items, scores, torch.cat([*of_items, embeddings, *numbers], 1))
+
+    def _add_counting(self, model: CountingModel) -> None:
+        """ConfigError for an option that counting models do not have."""
+        if self.scoring == "int8":
+            raise ConfigError("--scoring int8 is for item vectors, and a counting model has none.")
+        self.register_buffer("items", self.model.items()[:, :0])
+        self.counting = torch.jit.script(CountingTopK(model.scorer))
 
     def _score_program(self) -> Any:
         """`Model.score` as a program with the inputs of `topk.inner_products`."""

@@ -19,6 +19,7 @@ from pipeline.data.schema import Schema, Tags
 from pipeline.model.architectures import find_architecture
 from pipeline.model.architectures.hstu import HSTUEncoder
 from pipeline.model.blocks import ParallelBlock, SequentialBlock, TransformerBlock
+from pipeline.model.counting.model import load_counting_model, read_columns
 from pipeline.model.encoders.config import EncoderConfig
 from pipeline.model.ensemble import Ensemble
 from pipeline.model.head import Head, Task
@@ -82,8 +83,14 @@ def build_model(
 ) -> Model:
     """Build the model of a recipe with fresh weights; `max_sequence_length` is L.
 
-    `train` and `statistics` define the loss; a model that only predicts needs neither.
+    `train` and `statistics` define the loss; a model that only predicts needs neither. ConfigError
+    for a counting model, which is fitted to sessions.
     """
+    if config.counting is not None:
+        raise ConfigError(
+            f"{config.architecture} is fitted to sessions, as `pipeline train` does, and has no "
+            "weights to begin with."
+        )
     statistics = statistics or TrainingStatistics()
     heads = [
         _head(schema, member, max_sequence_length, train or TrainConfig(), statistics, number)
@@ -321,9 +328,12 @@ def save_model(
     directory: Path, model: Model, schema: Schema, config: ModelConfig, max_sequence_length: int
 ) -> None:
     """Write `model.json` and `model.safetensors`."""
-    features = schema.select_by_tag(Tags.CATEGORICAL, Tags.CONTINUOUS)
+    if config.counting is not None:
+        features = read_columns(schema, config)
+    else:
+        features = schema.select_by_tag(Tags.CATEGORICAL, Tags.CONTINUOUS)
     description = {
-        "model": config.model_dump(mode="json"),
+        "model": config.settings(),
         "max_sequence_length": max_sequence_length,
         "schema": features.to_dicts(),
         "vectors": _vector_shapes(model, config),
@@ -361,6 +371,9 @@ def load_model(directory: Path, fitted: Fitted | None = None) -> Model:
             for position, (rows, width) in enumerate(description["vectors"])
         }
         longest = int(description["max_sequence_length"])
+        if config.counting is not None:
+            tables = load_file(directory / WEIGHTS_FILE)
+            return load_counting_model(schema, config, longest, tables)
         labels = {} if fitted is None else target_labels(fitted, config)
         statistics = TrainingStatistics(vectors=vectors, labels=labels)
         model = build_model(schema, config, longest, statistics=statistics)

@@ -75,6 +75,9 @@ class Model(nn.Module):
     """
 
     rank_by: Expression | None = None
+    scores_whole_catalogue = False
+    """Whether `score` makes the scores of all items of a session together, whichever it is asked
+    for, so that it is asked once for a session."""
 
     def __init__(
         self,
@@ -331,7 +334,7 @@ class Model(nn.Module):
         if removed:
             indices = torch.cat([items.to(torch.int64) for items in removed], 1)
             scores = mask_items(scores, candidates, indices, self.num_rows)
-        best, columns = scores.topk(min(k, scores.size(1)))
+        best, columns = self.highest(scores, min(k, scores.size(1)))
         items = torch.where(best.isneginf(), PADDING, candidates[columns])
         missing = max(0, k - best.size(1))
         items = nn.functional.pad(items, (0, missing), value=PADDING)
@@ -340,6 +343,11 @@ class Model(nn.Module):
             items,
             self.targets_of_items(queries, items),
         )
+
+    def highest(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """(B, C) -> (B, k) highest scores of each row and their columns."""
+        values, columns = scores.topk(k)
+        return values, columns
 
     def session_queries(self, batch: SessionBatch) -> Tensor:
         """(B, Q) `queries` of the newest position, from the newest L interactions."""

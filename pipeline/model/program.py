@@ -13,7 +13,7 @@ import warnings
 import zipfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, Self
+from typing import Any, Self
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -23,8 +23,8 @@ from pipeline.core.errors import ArtifactError, ConfigError, PipelineError
 from pipeline.core.program_check import RefusedProgramError, checked_archive, refused_operators
 from pipeline.data.batch import SessionBatch, newest
 from pipeline.model.head import Head
-from pipeline.model.masking import Stage
-from pipeline.model.model import Model, SessionAnswer, TargetHidden
+from pipeline.model.model import Model, SessionAnswer
+from pipeline.model.sealed import SealedInputs, SealedModel
 from pipeline.model.target_labels import Units
 from pipeline.model.tasks.targets import (
     BinaryClassificationTask,
@@ -41,10 +41,6 @@ _NO_PARTS = (
     "The run holds a program, which predicts and cannot be trained. Train the model where it is "
     "made."
 )
-
-
-class NoPartsError(ConfigError, AttributeError):
-    """A program was asked for a part of the model; `hasattr`, which tracing uses, says no."""
 
 
 class _Answers(nn.Module):
@@ -64,46 +60,23 @@ class _Answers(nn.Module):
         return torch.cat([column.float() for column in columns], 1)
 
 
-class _Table(NamedTuple):
-    """Size of an embedding table."""
-
-    num_embeddings: int
-
-
-class ProgramInputs:
-    """What a program reads, as the input block of a model tells it."""
-
-    def __init__(self, description: dict[str, Any]) -> None:
-        self.item: str = description["item"]
-        self.feature_names: list[str] = description["features"]
-        self.max_sequence_length: int = description["max_sequence_length"]
-        self.vectors: tuple[str, ...] = ()
-        self.index_columns = {name: name for name in description["rows"]}
-        self._rows: dict[str, int] = description["rows"]
-
-    @property
-    def item_table(self) -> _Table:
-        """Size of the catalogue with the reserved rows."""
-        return self.table(self.item)
-
-    def table(self, column: str) -> _Table:
-        """Size of the table of a column."""
-        return _Table(self._rows[column])
-
-
-class ProgramModel(Model):
+class ProgramModel(SealedModel):
     """A model whose encoder is a program; it predicts the newest position of a session alone."""
 
-    causal = False
-    """Whatever the model was: evaluation then makes a window for each target, which it predicts
-    from the end of the window, as a program gives the newest position alone."""
+    no_parts = _NO_PARTS
+    """Message of `NoPartsError`."""
 
     def __init__(
         self, program: torch.jit.ScriptModule, description: dict[str, Any], state: dict[str, Tensor]
     ) -> None:
         nn.Module.__init__(self)
         self.program = program
-        self._inputs = ProgramInputs(description)
+        self._inputs = SealedInputs(
+            description["item"],
+            description["features"],
+            description["max_sequence_length"],
+            description["rows"],
+        )
         tasks = _target_tasks(description["targets"], state)
         self.tasks = nn.ModuleList(task for task in tasks if not task.per_item)
         self._item_tasks = nn.ModuleList(task for task in tasks if task.per_item)
@@ -113,27 +86,6 @@ class ProgramModel(Model):
 
     item_vectors: Tensor | None
     """(V - 3, W), None without a next-item task."""
-
-    @property
-    def inputs(self) -> ProgramInputs:  # type: ignore[override]
-        """What the program reads."""
-        return self._inputs
-
-    @property
-    def head(self) -> NoReturn:
-        """ConfigError: a program has no parts."""
-        raise NoPartsError(_NO_PARTS)
-
-    def __getattr__(self, name: str) -> Any:
-        # Python asks here where a property raises an AttributeError
-        if name == "head":
-            raise NoPartsError(_NO_PARTS)
-        return super().__getattr__(name)
-
-    @property
-    def all_heads(self) -> list[Head]:
-        """None: a program has no parts."""
-        return []
 
     @property
     def ranks_items(self) -> bool:
@@ -149,17 +101,6 @@ class ProgramModel(Model):
     def item_tasks(self) -> list[TargetTask]:
         """The tasks with a target for each candidate item, for their labels and units."""
         return [task for task in self._item_tasks if isinstance(task, TargetTask)]
-
-    @property
-    def columns(self) -> list[str]:
-        """Columns of a batch of evaluation: features, and targets beside the next item."""
-        targets = [name for task in self.all_targets for name in task.columns]
-        return list(dict.fromkeys([*self.inputs.feature_names, *targets]))
-
-    @property
-    def num_rows(self) -> int:
-        """V"""
-        return self.inputs.item_table.num_embeddings
 
     def answer(self, batch: SessionBatch) -> SessionAnswer:
         """What a server tells of sessions."""
@@ -179,35 +120,10 @@ class ProgramModel(Model):
             raise ConfigError("The model does not predict the next item.")
         return queries
 
-    def forward(self, batch: SessionBatch) -> Tensor:
-        """Scores that rank the items (B, V)."""
-        return self.scores(self.session_queries(batch))
-
-    def queries(self, hidden: Tensor) -> Tensor:
-        """(..., Q) unchanged: the program returns queries."""
-        return hidden
-
     def items(self, positions: Tensor | None = None) -> Tensor:
         """(V - 3, W) in catalogue order, or (C, W) of (C,) catalogue `positions`."""
         assert self.item_vectors is not None  # noqa: S101
         return self.item_vectors if positions is None else self.item_vectors[positions]
-
-    def at_targets(self, batch: SessionBatch) -> TargetHidden:
-        """Queries at the last interaction of each session, which is the target.
-
-        The batch is cut before it, as the program would read it. One target a session: evaluation
-        calls this for a window of each target, see `causal`.
-        """
-        last = (batch.lengths - 1).clamp(min=0)
-        targets = batch.features[self.inputs.item].gather(1, last[:, None])[:, 0]
-        inside = torch.arange(batch.width, device=last.device) < last[:, None]
-        features = {
-            name: values * inside.to(values.dtype) if values.dim() == 2 else values
-            for name, values in batch.features.items()
-        }
-        rows = (targets > 1).nonzero()[:, 0]
-        hidden = self.session_queries(SessionBatch(features, last))
-        return TargetHidden(hidden[rows], targets[rows], rows, torch.ones_like(rows).bool())
 
     def predict_targets(self, batch: SessionBatch) -> dict[str, Tensor]:
         """Predictions of the tasks beside the next item by name, (B,) or (B, L).
@@ -222,14 +138,6 @@ class ProgramModel(Model):
                 wide = newest_value.new_zeros(len(last), batch.width)
                 values[task.task_name] = wide.scatter(1, last, newest_value)
         return values
-
-    def loss(self, batch: SessionBatch, shares: Tensor | None = None) -> NoReturn:
-        """ConfigError: a program cannot be trained."""
-        raise NoPartsError(_NO_PARTS)
-
-    def encode(self, batch: SessionBatch, stage: Stage) -> NoReturn:
-        """ConfigError: a program has no hidden states."""
-        raise NoPartsError(_NO_PARTS)
 
     @property
     def device(self) -> torch.device:

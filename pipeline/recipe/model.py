@@ -2,12 +2,13 @@
 
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from pipeline.core.columns import ITEM
 from pipeline.core.config import Config
-from pipeline.core.errors import closest
+from pipeline.core.errors import ConfigError, closest
 from pipeline.recipe.choices import ARCHITECTURES, NEXT_ITEM, ranking_expression
+from pipeline.recipe.counting import COUNTING
 
 Value = str | int | bool
 """Raw value of a category."""
@@ -130,11 +131,14 @@ class ModelConfig(Config):
 
     architecture: str = "sasrec"
     """Sequence encoder: gpt2, xlnet, bert, albert, electra, roberta, longformer, reformer, gru,
-    lstm, sasrec, hstu, core, ligr, or huggingface with a `model_type`."""
+    lstm, sasrec, hstu, core, ligr, or huggingface with a `model_type`. Or a counting model, which
+    reads none of the settings below but `options`: popularity, recent-popularity, co-visitation,
+    sequential-rules or session-knn."""
     model_type: str | None = None
     """Hugging Face's name of an architecture, such as llama, modernbert or mamba."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of Hugging Face's config of the architecture; of hstu `time_bias`."""
+    options: dict[str, Any] = Field(default_factory=dict, validate_default=True)
+    """Further arguments of Hugging Face's config of the architecture; of hstu `time_bias`; of a
+    counting model its options, see `pipeline.recipe.counting`."""
     masking: Literal["clm", "mlm", "plm", "rtd"] = "clm"
     """clm: each position predicts the next item; mlm: masked items are predicted from both sides;
     plm: items are predicted in a random order; rtd: mlm, and replaced items are detected."""
@@ -233,6 +237,29 @@ class ModelConfig(Config):
     `{}` is the same model with other initial weights."""
 
     @property
+    def counting(self) -> Config | None:
+        """Options of a counting model, None for an architecture that is trained by gradients."""
+        options = COUNTING.get(self.architecture)
+        return None if options is None else options.model_validate(self.options)
+
+    def settings(self) -> dict[str, Any]:
+        """Settings that the model is made of, as JSON takes them."""
+        of_counting = None if self.counting is None else {"architecture", "options"}
+        return self.model_dump(mode="json", include=of_counting)
+
+    @field_validator("options")
+    @classmethod
+    def _check_options(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        """With the defaults of a counting model, so that a dump holds all that it is made of."""
+        kind = COUNTING.get(info.data.get("architecture", ""))
+        if kind is None:
+            return options
+        try:
+            return kind.from_dict(options, info.data["architecture"]).model_dump(mode="json")
+        except ConfigError as error:  # pydantic adds the location to a ValueError
+            raise ValueError(str(error)) from None
+
+    @property
     def each_member(self) -> "tuple[ModelConfig, ...]":
         """Models of the ensemble, this one first."""
         alone = self.model_dump(mode="json", exclude={"members"})
@@ -241,6 +268,10 @@ class ModelConfig(Config):
             changes = member.model_dump(mode="json", exclude_none=True)
             if "architecture" in changes:  # these belong to the first one's architecture
                 changes = {"model_type": None, "options": {}} | changes
+            if changes.get("architecture") in COUNTING:
+                raise ValueError(
+                    f"`members.{number}`: {changes['architecture']} counts; it is a model by itself"
+                )
             try:
                 others.append(ModelConfig.model_validate(alone | changes))
             except ValidationError as error:
@@ -255,6 +286,9 @@ class ModelConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.architecture in COUNTING:
+            self._check_counting()
+            return self
         encoders: list[ModelConfig | Tower] = [self, *self.towers]
         for encoder in encoders:
             _check_encoder(encoder, self.masking, self.d_model)
@@ -278,6 +312,20 @@ class ModelConfig(Config):
         self._check_targets()
         _ = self.each_member  # raises ValueError for a wrong member
         return self
+
+    def _check_counting(self) -> None:
+        """ValueError for settings of another kind of model."""
+        for name, is_set in (
+            ("targets", bool(self.targets)),
+            ("rank_by", self.rank_by is not None),
+            ("next_item: false", not self.next_item),
+            ("towers", bool(self.towers)),
+            ("members", bool(self.members)),
+        ):
+            if is_set:
+                raise ValueError(
+                    f"{self.architecture} counts next items and has no `{name}`; leave it out"
+                )
 
     def _check_targets(self) -> None:
         features = [target.feature for target in self.targets]
@@ -308,8 +356,11 @@ class ModelConfig(Config):
 
 def _check_encoder(encoder: ModelConfig | Tower, masking: str, d_model: int) -> None:
     name = encoder.architecture
+    if name in COUNTING:
+        raise ValueError(f"{name} counts and encodes nothing; it is a model by itself")
     if name not in ARCHITECTURES:
-        raise ValueError(f"there is no architecture {name!r}; {closest(name, [*ARCHITECTURES])}")
+        names = [*ARCHITECTURES, *COUNTING]
+        raise ValueError(f"there is no architecture {name!r}; {closest(name, names)}")
     if masking not in ARCHITECTURES[name]:
         works = ", ".join(ARCHITECTURES[name])
         others = [n for n, maskings in ARCHITECTURES.items() if masking in maskings]

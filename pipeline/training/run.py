@@ -6,29 +6,27 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from pipeline.core.allocator import keep_heap
 from pipeline.core.artifact import new_artifact
-from pipeline.core.columns import SCHEMA_FILE
 from pipeline.core.errors import ConfigError
 from pipeline.data.directory import Data
 from pipeline.data.fingerprint import origin_facts, run_fingerprint
 from pipeline.data.index_mapping import TRAINED_ON
 from pipeline.data.loader import SessionLoader
-from pipeline.data.sessions import count_sessions, read_interactions
+from pipeline.data.sessions import count_sessions
 from pipeline.evaluation.targets import evaluation_loader
-from pipeline.model.architectures import REGISTERED
-from pipeline.model.build import TrainingStatistics, build_model, save_model
+from pipeline.model.build import TrainingStatistics, build_model
 from pipeline.model.model import Model
 from pipeline.model.run import Run, check_fits, write_program_run
 from pipeline.recipe.model import ModelConfig
 from pipeline.recipe.train import TrainConfig
 from pipeline.training.checkpoint import Checkpoints, TrainingAbandoned
+from pipeline.training.counting import train_counting
 from pipeline.training.distributed.processes import TIMEOUT_SECONDS, Processes, joined_processes
 from pipeline.training.incremental.warm_start import warm_start
 from pipeline.training.interruption import keep_checkpoints
 from pipeline.training.report.run import write_training_report
+from pipeline.training.run_files import EVALUATION_SESSIONS, LOG_FILE, has_targets, write_run
 from pipeline.training.training_statistics import training_statistics
 
 if TYPE_CHECKING:
@@ -36,8 +34,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LOG_FILE = "metrics.jsonl"
-EVALUATION_SESSIONS = 1024
 _POOL_BATCHES = 16
 """Number of batches whose sessions are sorted by length together."""
 
@@ -68,15 +64,13 @@ def train(
     `model_config`; it has no checkpoints, as nothing tells whether they are of the same model.
     """
     data = Data.open(data)
+    if model is None and model_config.counting is not None:
+        return train_counting(data, model_config, train_config, out, start=start, plugins=plugins)
     if model is None:
         train_config = train_config.for_model(model_config)
     else:
         check_fits(model, data)
-    if train_config.metric == "loss" and data.recipe.target_positions != "all":
-        raise ConfigError(
-            "`train.metric` is loss, which is over all interactions of a session; this split "
-            "keeps the last alone for validation. Choose another metric, such as ndcg@10."
-        )
+    _check_metric(data, train_config)
     timeout_seconds = train_config.arguments.get("ddp_timeout", TIMEOUT_SECONDS)
     with joined_processes(timeout_seconds) as processes:
         keep_heap()
@@ -108,11 +102,13 @@ def train(
     return facts
 
 
-def uses_plugins(model: ModelConfig) -> bool:
-    """Whether the model cannot be built without a file of plugins."""
-    members = model.each_member
-    names = {m.architecture for m in members} | {t.architecture for m in members for t in m.towers}
-    return not names.isdisjoint(REGISTERED)
+def _check_metric(data: Data, config: TrainConfig) -> None:
+    """ConfigError for a validation metric that the split has no targets for."""
+    if config.metric == "loss" and data.recipe.target_positions != "all":
+        raise ConfigError(
+            "`train.metric` is loss, which is over all interactions of a session; this split "
+            "keeps the last alone for validation. Choose another metric, such as ndcg@10."
+        )
 
 
 def _initial_model(
@@ -144,7 +140,7 @@ def _trainer(
     from pipeline.training.trainer import Trainer
 
     valid_loader = None
-    if _has_targets(data, "valid"):
+    if has_targets(data, "valid"):
         valid_loader = evaluation_loader(
             data.path, "valid", model, EVALUATION_SESSIONS, with_loss=config.metric == "loss"
         )
@@ -197,19 +193,6 @@ def check_finite(model: Model) -> None:
         )
 
 
-def write_run(directory: Path, data: Data, model: Model, model_config: ModelConfig) -> None:
-    """Write the model with all that serving and evaluation need, so that they need no data.
-
-    A model that cannot be built without a file of plugins is written as a program.
-    """
-    if uses_plugins(model_config):
-        write_program_run(directory, data, model)
-        return
-    save_model(directory, model, data.schema, model_config, data.recipe.max_sequence_length)
-    data.fitted.write(directory)
-    (directory / SCHEMA_FILE).write_bytes((data.path / SCHEMA_FILE).read_bytes())
-
-
 def training_loader(
     data: Path, model: Model, config: TrainConfig, processes: Processes
 ) -> SessionLoader:
@@ -232,10 +215,3 @@ def training_loader(
         rank=processes.rank if partitions else 0,
         processes=processes.count if partitions else 1,
     )
-
-
-def _has_targets(data: Data, part: str) -> bool:
-    """Whether a part exists and has a session of two interactions."""
-    if part not in data.parts:
-        return False
-    return bool((np.diff(read_interactions(data.path, part).offsets) > 1).any())

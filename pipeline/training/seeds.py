@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.core.artifact import current_facts
+from pipeline.core.errors import ConfigError
 from pipeline.core.outputs import SEED_RUN
 from pipeline.data.fingerprint import run_fingerprint
 from pipeline.recipe.recipe import Recipe
@@ -25,8 +26,13 @@ def train_seeds(
     """Train with the seed of the recipe and the next ones; a run that is up to date is kept.
 
     Runs become `out/seed-N`. Returns the facts of each by its name, and mean and standard deviation
-    of the validation metric, where there is one, and of the loss.
+    of the validation metric, where there is one, and of the loss. ConfigError for a counting model.
     """
+    if recipe.model.counting is not None:
+        raise ConfigError(
+            f"{recipe.model.architecture} has no random part: runs of other seeds would be the "
+            "same. Leave out --seeds."
+        )
     runs: dict[str, dict[str, Any]] = {}
     for seed in range(recipe.train.seed, recipe.train.seed + seeds):
         config = recipe.train.model_copy(update={"seed": seed})

@@ -236,7 +236,7 @@ def _run_trial(study: optuna.Study, search: Search, number: int) -> None:
         study.tell(trial, state=TrialState.FAIL)
     else:
         trial.set_user_attr(_SECONDS, facts["seconds"])
-        trial.set_user_attr(_EPOCH, facts["best_epoch"])
+        trial.set_user_attr(_EPOCH, facts.get("best_epoch"))
         study.tell(trial, facts[f"valid_{recipe.train.metric}"])
 
 

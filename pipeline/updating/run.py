@@ -29,7 +29,8 @@ from pipeline.exporting.versions import OlderVersions
 from pipeline.logs.files import check_tables, find_logs
 from pipeline.preprocessing.run import preprocess
 from pipeline.recipe.recipe import Recipe
-from pipeline.training.run import train, uses_plugins
+from pipeline.training.run import train
+from pipeline.training.run_files import uses_plugins
 from pipeline.updating.gate import Gate
 from pipeline.updating.state import (
     REPOSITORY,

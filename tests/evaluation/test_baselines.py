@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.core.columns import FIRST_ITEM, NULL, OUT_OF_VOCABULARY, PADDING
-from pipeline.evaluation.baselines import (
-    covisitation,
-    popularity,
-    rank_by_baselines,
-    recent_popularity,
-    sequential_rules,
-    session_knn,
-)
-from pipeline.evaluation.baselines import ranking as baseline_ranking
-from pipeline.evaluation.baselines.ranking import Array, Baseline, rank_by_baseline
+from pipeline.evaluation.baselines import fit_baseline, rank_by_baselines
+from pipeline.evaluation.baselines.ranking import Baseline, rank_by_baseline
+from pipeline.model.counting import scorer as counting_scorer
+from pipeline.model.counting.sessions import Array
 
 A, B, C, D, E = range(FIRST_ITEM, FIRST_ITEM + 5)
 NUM_ROWS = FIRST_ITEM + 5
@@ -29,7 +24,12 @@ LAST = 5
 SHOP = [[A, B, C], [A, C], [A, C], [B, D]]
 
 Sessions = list[list[int]]
-Fit = Callable[[Array, Array, int], Baseline]
+Fit = Callable[..., Baseline]
+popularity = partial(fit_baseline, "popularity")
+recent_popularity = partial(fit_baseline, "recent-popularity")
+covisitation = partial(fit_baseline, "co-visitation")
+sequential_rules = partial(fit_baseline, "sequential-rules")
+session_knn = partial(fit_baseline, "session-knn")
 ALL: list[Fit] = [popularity, covisitation, sequential_rules, session_knn]
 EVERY = [*ALL, recent_popularity]
 
@@ -105,7 +105,7 @@ def test_sequential_rules_stop_at_ten_steps() -> None:
 def test_session_knn_sums_the_similarities_of_its_neighbours() -> None:
     # Weights B 1, A 1/2: A B C 1.5/sqrt(3) = .87, B D 1/sqrt(2) = .71, A C .5/sqrt(2) = .35
     # Two neighbours: B .87 + .71, A and C .87, D .71
-    baseline = session_knn(*ragged(SHOP), NUM_ROWS, num_neighbours=2)
+    baseline = session_knn(*ragged(SHOP), NUM_ROWS, k=2)
     assert ranks_after(baseline, [A, B], [B, A, C, D, E]) == [1, 3, 3, 4, LAST]
 
 
@@ -118,8 +118,8 @@ def test_session_knn_weighs_an_item_by_its_newest_interaction() -> None:
 
 def test_session_knn_prefers_the_newer_of_equally_similar_sessions() -> None:
     train = ragged([[A, B], [A, C]])
-    for num_neighbours, num_newest in ((1, 1000), (200, 1)):
-        baseline = session_knn(*train, NUM_ROWS, num_neighbours, num_newest)
+    for k, sample_size in ((1, 1000), (200, 1)):
+        baseline = session_knn(*train, NUM_ROWS, k=k, sample_size=sample_size)
         assert ranks_after(baseline, [A], [A, C, B]) == [2, 2, LAST]
 
 
@@ -210,9 +210,9 @@ def test_ranks_equal_those_of_a_dense_loop_however_they_are_cut_into_chunks(
         ]
         for name, score in DENSE.items()
     }
-    for scores_at_once in (1 << 22, 20, 1):
+    for entries_at_once in (1 << 22, 20, 1):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(baseline_ranking, "_SCORES_AT_ONCE", scores_at_once)
+            patch.setattr(counting_scorer, "_ENTRIES_AT_ONCE", entries_at_once)
             ranked_prefixes = rank_by_baselines(
                 *ragged(train), NUM_ROWS, *ragged(prefixes), targets
             )
@@ -225,7 +225,7 @@ def test_session_knn_equals_a_dense_loop_when_neighbours_are_left_out(
     train: Sessions, prefix: list[int]
 ) -> None:
     scores = sum_neighbours(without_reserved(train), prefix, num_neighbours=3, num_newest=4)
-    baseline = session_knn(*ragged(train), NUM_ROWS, num_neighbours=3, num_newest=4)
+    baseline = session_knn(*ragged(train), NUM_ROWS, k=3, sample_size=4)
     expected = [dense_rank(scores, target) for target in CATALOGUE]
     assert ranks_after(baseline, prefix, CATALOGUE) == expected
 

@@ -13,17 +13,12 @@ from hypothesis import strategies as st
 from pipeline.data.batch import SessionBatch
 from pipeline.data.loader import RaggedBatch
 from pipeline.data.schema import ColumnSchema, Schema
-from pipeline.evaluation.baselines import (
-    covisitation,
-    popularity,
-    recent_popularity,
-    sequential_rules,
-    session_knn,
-)
-from pipeline.evaluation.baselines.ranking import WithoutSeen, incidence, rank_by_baseline
+from pipeline.evaluation.baselines import BASELINES, fit_baseline
+from pipeline.evaluation.baselines.ranking import WithoutSeen, rank_by_baseline
 from pipeline.evaluation.run import evaluate
 from pipeline.evaluation.targets import prefixes, rank_targets
 from pipeline.model.build import build_model
+from pipeline.model.counting.sessions import incidence
 from pipeline.preprocessing.run import preprocess
 from pipeline.recipe.model import ModelConfig
 from pipeline.recipe.preprocess import Preprocess
@@ -93,15 +88,13 @@ def test_model_ranks_only_items_outside_the_prefix(
     assert result.exposure.tolist() == shown.tolist()
 
 
-@pytest.mark.parametrize(
-    "fit", [popularity, recent_popularity, covisitation, sequential_rules, session_knn]
-)
+@pytest.mark.parametrize("name", BASELINES)
 @given(training=SESSIONS, sessions=SESSIONS)
 @settings(deadline=None, max_examples=25)
 def test_baselines_rank_only_items_outside_the_prefix(
-    fit: Any, training: list[list[int]], sessions: list[list[int]]
+    name: str, training: list[list[int]], sessions: list[list[int]]
 ) -> None:
-    baseline = fit(*ragged(training), NUM_ITEMS + 3)
+    baseline = fit_baseline(name, *ragged(training), NUM_ITEMS + 3)
     before = prefixes(*ragged(sessions), "all", 2)  # it scores by the newest two
     whole = prefixes(*ragged(sessions), "all", 2**31)
     seen = incidence(whole.values, whole.offsets, NUM_ITEMS + 3)

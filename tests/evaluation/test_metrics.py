@@ -17,6 +17,7 @@ from pipeline.evaluation.baselines import ranking as baseline_ranking
 from pipeline.evaluation.metrics import list_metrics, margin, ranking_metrics
 from pipeline.evaluation.result import Cost, Evaluation
 from pipeline.evaluation.targets import rank_targets
+from pipeline.model.counting import scorer as counting_scorer
 from pipeline.recipe.choices import METRICS
 from tests.evaluation.test_baselines import DENSE, NUM_ROWS, SAME, many_sessions, without_reserved
 from tests.evaluation.test_baselines import ragged as ragged_arrays
@@ -207,9 +208,10 @@ def test_lists_of_baselines_are_counted_as_a_dense_loop_counts_them(
                 for item in best[:length]:
                     counts[at, item - FIRST_ITEM] += 1
         expected[name] = counts.tolist()
-    for scores_at_once in (1 << 22, 1):
+    for at_once in (1 << 22, 1):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(baseline_ranking, "_SCORES_AT_ONCE", scores_at_once)
+            patch.setattr(baseline_ranking, "_SCORES_AT_ONCE", at_once)
+            patch.setattr(counting_scorer, "_ENTRIES_AT_ONCE", at_once)
             ranked = rank_by_baselines(
                 *ragged_arrays(train),
                 NUM_ROWS,

@@ -1,40 +1,45 @@
-"""Baselines without a network, to compare every model with.
+"""Baselines without a network, to compare every model with: counting models with their defaults.
 
 Popularity, co-visitation, sequential rules and session-kNN after Ludewig & Jannach, "Evaluation
-of session-based recommendation algorithms" (UMUAI 2018). All count in sparse matrices, a bounded
-number of stored scores at a time, so that no (N, V) array ever exists. A prefix without an item of
-the catalogue is scored by popularity.
+of session-based recommendation algorithms" (UMUAI 2018). A bounded number of stored scores is
+counted at a time, so that no (N, V) array ever exists. A prefix without an item of the catalogue is
+scored by popularity.
 
 Letters: N prefixes, M training sessions, V rows of the item table, R rows of scores, b of a chunk.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from pipeline.core.columns import FIRST_ITEM
-from pipeline.evaluation.baselines.item_rules import (
-    covisitation,
-    popularity,
-    recent_popularity,
-    sequential_rules,
-)
 from pipeline.evaluation.baselines.ranking import (
-    Array,
-    Baseline,
+    FittedBaseline,
     WithoutSeen,
-    incidence,
     rank_by_baseline,
 )
-from pipeline.evaluation.baselines.session_knn import session_knn
 from pipeline.evaluation.metrics import Ranked
+from pipeline.model.counting.fitting import TrainingSessions, fit_scorer
+from pipeline.model.counting.sessions import Array, incidence
+from pipeline.recipe.counting import COUNTING
 
-BASELINES: dict[str, Callable[[Array, Array, int], Baseline]] = {
-    "popularity": popularity,
-    "recent-popularity": recent_popularity,
-    "co-visitation": covisitation,
-    "sequential-rules": sequential_rules,
-    "session-knn": session_knn,
-}
-"""Function that fits a baseline to training sessions, by its name."""
+BASELINES = ("popularity", "recent-popularity", "co-visitation", "sequential-rules", "session-knn")
+"""Counting models that stand beside every result."""
+_LONGEST = 50
+
+
+def fit_baseline(
+    name: str,
+    values: Array,
+    offsets: Array,
+    num_rows: int,
+    longest: int = _LONGEST,
+    **options: object,
+) -> FittedBaseline:
+    """Fit a baseline to ragged training sessions, which are in the order of time, oldest first.
+
+    `num_rows` is V, `longest` the newest interactions of a prefix that it reads.
+    """
+    sessions = TrainingSessions(values, offsets, num_rows, longest)
+    return FittedBaseline(fit_scorer(sessions, COUNTING[name].model_validate(options)))
 
 
 def rank_by_baselines(
@@ -45,19 +50,20 @@ def rank_by_baselines(
     prefix_offsets: Array,
     targets: Array,
     *,
+    longest: int = _LONGEST,
     list_lengths: tuple[int, ...] = (),
     seen: tuple[Array, Array] | None = None,
     keep_lists: bool = False,
 ) -> Iterator[tuple[str, Ranked]]:
     """Fit every baseline in turn; yield its name and the result of `rank_by_baseline`.
 
-    `num_rows` is V; training sessions are in the order of time, oldest first. `seen` are ragged
-    interactions before each target, if they are left out of its ranking.
+    `num_rows` is V; training sessions are in the order of time, oldest first. Of a prefix the
+    newest `longest` interactions are read. `seen` are ragged interactions before each target, if
+    they are left out of its ranking.
     """
-    for name, fit in BASELINES.items():
-        baseline = fit(train_values, train_offsets, num_rows)
-        if seen is not None:
-            baseline = WithoutSeen(baseline, incidence(*seen, num_rows))
+    for name in BASELINES:
+        fitted = fit_baseline(name, train_values, train_offsets, num_rows, longest)
+        baseline = fitted if seen is None else WithoutSeen(fitted, incidence(*seen, num_rows))
         ranked = rank_by_baseline(
             baseline,
             prefix_values,

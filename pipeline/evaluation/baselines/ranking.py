@@ -1,24 +1,22 @@
 """Ranks of targets by the sparse scores of a baseline, a chunk of prefixes at a time.
 
-Sessions are ragged: `values` (item indices, oldest interaction first) and `offsets` (one more).
-Reserved indices are dropped before anything is counted, so that the interactions on either side
-become neighbours.
-
 Letters: N prefixes, V rows of the item table, R rows of scores, b of a chunk, C lengths of lists.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import scipy.sparse as sp
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pipeline.core.columns import FIRST_ITEM
 from pipeline.evaluation.metrics import Ranked
-
-Array = NDArray[np.int64]
+from pipeline.model.counting.scorer import Scorer, newest_values
+from pipeline.model.counting.sessions import Array, chunks, drop_reserved, rows_of
 
 _SCORES_AT_ONCE = 1 << 22
 """Stored scores in one chunk; ranking them takes about 60 bytes each."""
@@ -100,58 +98,70 @@ class WithoutSeen:
     def scores(self, values: Array, offsets: Array) -> Iterator[Scores]:
         """Ragged prefixes, (N + 1,) offsets -> chunks with one row for each prefix."""
         for matrix, rows, prefixes in self.baseline.scores(values, offsets):
-            for chunk in chunks(np.diff(matrix.indptr)[rows]):
+            for chunk in chunks(np.diff(matrix.indptr)[rows], _SCORES_AT_ONCE):
                 own = matrix[rows[chunk]]  # (b, V)
                 kept = own - own.multiply(self.seen[prefixes[chunk]]).tocsr()
                 yield Scores(kept, np.arange(own.shape[0]), prefixes[chunk])
 
 
-def drop_reserved(values: Array, offsets: Array) -> tuple[Array, Array]:
-    """The same sessions without reserved indices; a session may end up empty."""
-    values, offsets = values[offsets[0] : offsets[-1]], offsets - offsets[0]  # a slice starts later
-    kept = values >= FIRST_ITEM
-    return values[kept], np.concatenate([[0], np.cumsum(kept)])[offsets]
+@dataclass(frozen=True, eq=False)
+class FittedBaseline:
+    """A counting model as a baseline: the entries of its scorer, a bounded number at a time."""
+
+    scorer: Scorer
+
+    def scores(self, values: Array, offsets: Array) -> Iterator[Scores]:
+        """Ragged prefixes, (N + 1,) offsets -> chunks; prefixes that are read alike share a row."""
+        newest = _newest_values(*drop_reserved(values, offsets), self.scorer.reads)
+        is_read = (newest > 0).any(1).numpy()
+        unread = np.flatnonzero(~is_read)
+        popularity = np.pad(self.scorer.popularity.numpy(), (FIRST_ITEM, 0))[np.newaxis]
+        yield Scores(sp.csr_array(popularity), np.zeros_like(unread), unread)
+        prefixes = np.flatnonzero(is_read)
+        if self.scorer.reads == 1:  # few values, many prefixes
+            queries, rows = torch.unique(newest[prefixes], dim=0, return_inverse=True)
+        else:
+            queries, rows = newest[prefixes], torch.arange(len(prefixes))
+        order = np.argsort(rows.numpy(), kind="stable")
+        bounds = np.searchsorted(rows.numpy()[order], np.arange(len(queries) + 1))
+        for begin in range(0, len(queries), self.scorer.rows_at_once):
+            part = queries[begin : begin + self.scorer.rows_at_once]
+            members = order[bounds[begin] : bounds[begin + len(part)]]
+            matrix = self._matrix(part)
+            yield Scores(matrix, rows.numpy()[members] - begin, prefixes[members])
+
+    @torch.inference_mode()
+    def _matrix(self, queries: Tensor) -> sp.csr_array:
+        """(R, reads) newest values -> (R, V) scores."""
+        rows, items, scores = (column.numpy() for column in self.scorer.entries(queries))
+        shape = len(queries), len(self.scorer.popularity) + FIRST_ITEM
+        matrix = sp.csr_array((scores, (rows, items + FIRST_ITEM)), shape=shape)
+        # float32 as in `Scorer.forward`
+        matrix = matrix.astype(np.float32)
+        matrix.eliminate_zeros()
+        return matrix
 
 
-def session_numbers(offsets: Array) -> Array:
-    """(M + 1,) offsets -> number of the session of each value."""
-    return np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-
-
-def incidence(values: Array, offsets: Array, num_rows: int) -> sp.csr_array:
-    """Ragged sessions -> (M, V) with 1 where a session holds an item."""
-    values, offsets = drop_reserved(values, offsets)
-    entries = np.ones(len(values), np.int64), (session_numbers(offsets), values)
-    matrix = sp.csr_array(entries, shape=(len(offsets) - 1, num_rows))
-    matrix.data[:] = 1  # repeated items were summed
-    return matrix
-
-
-def chunks(costs: NDArray[Any]) -> Iterator[slice]:
-    """(R,) costs -> slices over 0..R-1 of at most _SCORES_AT_ONCE together, or of one row."""
-    ends = np.cumsum(costs)
-    begin = 0
-    while begin < len(ends):
-        limit = ends[begin] - costs[begin] + _SCORES_AT_ONCE
-        end = max(begin + 1, int(np.searchsorted(ends, limit, side="right")))
-        yield slice(begin, end)
-        begin = end
-
-
-def _rows(matrix: sp.csr_array) -> Array:
-    """Row of each stored entry."""
-    return np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+def _newest_values(values: Array, offsets: Array, reads: int) -> Tensor:
+    """Ragged prefixes without reserved indices -> (N, reads), as of `newest_values`."""
+    lengths = np.minimum(np.diff(offsets), reads)
+    columns = np.arange(reads)
+    inside = columns < lengths[:, np.newaxis]
+    positions = (offsets[1:] - lengths)[:, np.newaxis] + columns
+    matrix = np.zeros(inside.shape, np.int64)
+    matrix[inside] = values[positions[inside]]
+    return newest_values(torch.from_numpy(matrix), reads)
 
 
 def _best_first(matrix: sp.csr_array) -> Array:
     """Positions of the stored entries row by row, best first, of equal ones the lower index."""
     matrix.sort_indices()
-    return np.lexsort((-matrix.data, _rows(matrix)))
+    return np.lexsort((-matrix.data, rows_of(matrix)))
 
 
 def _ranks_in_row(matrix: sp.csr_array, order: Array) -> sp.csr_array:
     """The same structure, each entry the number of entries in its row that are at least it."""
-    rows, values = _rows(matrix), matrix.data[order]
+    rows, values = rows_of(matrix), matrix.data[order]
     ends_tie = np.ones(matrix.nnz, bool)
     ends_tie[:-1] = (np.diff(values) != 0) | (np.diff(rows) != 0)
     last = np.flatnonzero(ends_tie)

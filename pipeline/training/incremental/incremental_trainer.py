@@ -15,7 +15,7 @@ from pipeline.data.directory import Data
 from pipeline.data.fitted import Fitted
 from pipeline.data.schema import Schema, Tags, embedding_size
 from pipeline.data.sessions import Interactions, interactions_of
-from pipeline.evaluation.baselines import BASELINES
+from pipeline.evaluation.baselines import fit_baseline
 from pipeline.evaluation.baselines.ranking import rank_by_baseline
 from pipeline.evaluation.breakdowns import describe_targets
 from pipeline.evaluation.metrics import (
@@ -49,7 +49,8 @@ from pipeline.training.incremental.windows import (
     windows_of,
     write_part,
 )
-from pipeline.training.run import EVALUATION_SESSIONS, LOG_FILE, check_finite, training_loader
+from pipeline.training.run import check_finite, training_loader
+from pipeline.training.run_files import EVALUATION_SESSIONS, LOG_FILE
 from pipeline.training.training_statistics import training_statistics, with_session_statistics
 
 _METRICS = ("recall", "ndcg", "mrr")
@@ -237,7 +238,7 @@ class IncrementalTrainer:
         num_rows = len(self.vocabularies[ITEM].rows)
         ranks = {}
         for name in ("popularity", "sequential-rules"):
-            baseline = BASELINES[name](history.values, history.offsets, num_rows)
+            baseline = fit_baseline(name, history.values, history.offsets, num_rows)
             ranked = rank_by_baseline(baseline, *before, num_items=num_rows - FIRST_ITEM)
             ranks[name] = ranked.ranks
         return ranks
@@ -272,6 +273,11 @@ class IncrementalTrainer:
 
 def _check_incremental(data: Data, config: ModelConfig) -> None:
     """ConfigError for data or a model that cannot be trained window by window."""
+    if config.counting is not None:
+        raise ConfigError(
+            f"--windows trains weights further, and {config.architecture} counts whole logs. Train "
+            "it without --windows."
+        )
     check_separate_tables(config)
     if not config.next_item:
         raise ConfigError(

@@ -32,7 +32,8 @@ from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.distributed.processes import announced_processes
 from pipeline.training.incremental.incremental_trainer import IncrementalTrainer
 from pipeline.training.incremental.windows import Window
-from pipeline.training.run import LOG_FILE, num_parameters, write_run
+from pipeline.training.run import num_parameters
+from pipeline.training.run_files import LOG_FILE, write_run
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from pipeline.core.columns import FIRST_ITEM
 from pipeline.data.directory import Data
 from pipeline.data.loader import RaggedBatch
 from pipeline.data.sessions import read_interactions, session_ids
-from pipeline.evaluation.ranking import Seen, rank_in_catalogue
+from pipeline.evaluation.ranking import Seen
 from pipeline.evaluation.recommender import Recommendations, Recommender, to_raw_ids
-from pipeline.evaluation.targets import evaluation_loader
+from pipeline.evaluation.targets import evaluation_loader, rank_queries
 from pipeline.model.run import Run
 
 _SESSIONS_AT_ONCE = 4096
@@ -99,12 +99,12 @@ def _recommend(
         # also items further back than the model reads
         excluded = recommender.items(batch, rows, stops)
     best = model.top_k(window, min(k, len(catalogue)), excluded=excluded)
-    ranked = rank_in_catalogue(
+    ranked = rank_queries(
+        model,
         model.session_queries(window),
         model.items(),
         targets.to(device) - FIRST_ITEM,
         seen=seen,
-        score=model.score,
     )
     return to_raw_ids(best, catalogue), ranked.ranks.tolist()
 

@@ -1,0 +1,179 @@
+"""A counting model as a model: it is evaluated, exported and served as any other.
+
+Shape letters: B sessions, L positions, C candidates, K list length, T targets, V rows of the item
+table.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.core.columns import FIRST_ITEM
+from pipeline.core.errors import ConfigError
+from pipeline.data.batch import SessionBatch, newest
+from pipeline.data.schema import Schema, Tags
+from pipeline.model.counting.scorer import Scorer, first_of_highest
+from pipeline.model.counting.tables import read_scorer
+from pipeline.model.model import SessionAnswer
+from pipeline.model.sealed import SealedInputs, SealedModel
+from pipeline.recipe.counting import PopularityOptions
+from pipeline.recipe.model import ModelConfig
+
+_SMOOTHING = 0.01
+"""Share of a session's distribution that follows popularity, so that each item has a part."""
+
+
+class CountingModel(SealedModel):
+    """Tables that were counted in the training sessions, and how they score.
+
+    What stands in place of hidden states and of queries is the session itself: the indices (B, L)
+    of the column that the scorer reads. `item_scores` are the scores of all items, `probabilities`
+    the same as a distribution.
+    """
+
+    scores_whole_catalogue = True
+    """The scores of all items of a session are made together."""
+    no_parts = "The run holds a counting model, which has no weights to train and no hidden states."
+    """Message of `NoPartsError`."""
+
+    def __init__(self, scorer: Scorer, inputs: SealedInputs, column: str) -> None:
+        """`column` is the one of `inputs` that the scorer reads."""
+        nn.Module.__init__(self)
+        self.scorer = scorer
+        self.column = column
+        self._inputs = inputs
+
+    @property
+    def item_tasks(self) -> list[object]:  # type: ignore[override]
+        """None."""
+        return []
+
+    @property
+    def ranks_items(self) -> bool:
+        """A counting model predicts the next item."""
+        return True
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the tables."""
+        return self.scorer.popularity.device
+
+    @property
+    def width(self) -> int:
+        """0: neither sessions nor items have vectors."""
+        return 0
+
+    @property
+    def query_width(self) -> int:
+        """L"""
+        return self.inputs.max_sequence_length
+
+    @property
+    def num_values(self) -> int:
+        """Number of values in the tables."""
+        return sum(table.numel() for table in self.scorer.buffers())
+
+    def session_values(self, batch: SessionBatch) -> Tensor:
+        """Indices of the column that the scorer reads: (B, 1) of sessions, else (B, L) or fewer."""
+        values = batch.features[self.column].to(torch.int64)
+        return values.unsqueeze(1) if values.dim() == 1 else values
+
+    def session_queries(self, batch: SessionBatch) -> Tensor:
+        """(B, L) indices of the column that the scorer reads, padded on the right."""
+        values = self.session_values(newest(batch, self.inputs.max_sequence_length))
+        return nn.functional.pad(values, (0, self.query_width - values.size(1)))
+
+    def answer(self, batch: SessionBatch) -> SessionAnswer:
+        """What a server tells of sessions."""
+        return SessionAnswer(self.session_queries(batch), {})
+
+    def predict(self, batch: SessionBatch) -> dict[str, Tensor]:
+        """Scores (B, V) of the next item by the name of its task."""
+        return {"next-item": self(batch)}
+
+    def predict_targets(self, batch: SessionBatch) -> dict[str, Tensor]:
+        """Nothing: there is no task beside the next item."""
+        return {}
+
+    def items(self, positions: Tensor | None = None) -> Tensor:
+        """(V - 3, 1) catalogue positions, or (C, 1) these: what `score` takes for an item."""
+        if positions is None:
+            positions = torch.arange(self.num_rows - FIRST_ITEM, device=self.device)
+        return positions.unsqueeze(1)
+
+    def score(self, queries: Tensor, items: Tensor) -> Tensor:
+        """(T, L) queries, (1, C) transposed `items` -> (T, C) scores."""
+        return self.item_scores(queries).index_select(1, items[0])
+
+    def item_scores(self, queries: Tensor) -> Tensor:
+        """(T, L) queries -> (T, V - 3) float32 scores of all items, in catalogue order."""
+        scores: Tensor = self.scorer(queries)
+        return scores
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        """(T, V - 3) `item_scores` -> distributions: rows that sum to 1, without a 0.
+
+        The share of an item in the positive scores; a hundredth follows popularity, each count one
+        higher, and so does all of a session without a positive score.
+        """
+        positive = scores.clamp(min=0).double()
+        popularity = self.scorer.popularity.double() + 1
+        popularity = (popularity / popularity.sum()).expand_as(positive)
+        total = positive.sum(1, keepdim=True)
+        shares = torch.where(total > 0, positive / total.clamp(min=1e-300), popularity)
+        return ((1 - _SMOOTHING) * shares + _SMOOTHING * popularity).float()
+
+    def highest(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """(B, C) -> (B, k) highest scores and their columns; of equal ones the lower column."""
+        return first_of_highest(scores, k)
+
+    def item_embeddings(self) -> Tensor:
+        """ConfigError: a counting model has no vectors."""
+        raise ConfigError("A counting model has no vectors of sessions or items.")
+
+    def session_embeddings(self, batch: SessionBatch) -> Tensor:
+        """ConfigError: a counting model has no vectors."""
+        raise ConfigError("A counting model has no vectors of sessions or items.")
+
+
+def read_columns(schema: Schema, config: ModelConfig) -> Schema:
+    """The item and the column that the model reads beside it, if there is one.
+
+    ConfigError for a column that is not a categorical feature with one value.
+    """
+    item = schema.item_id.name
+    by = config.counting.by if isinstance(config.counting, PopularityOptions) else None
+    if by is None:
+        return schema.select_by_name(item)
+    categorical = schema.select_by_tag(Tags.CATEGORICAL)
+    multi_valued = [column for column in schema if column.value_of == by]
+    column = None if multi_valued else categorical[by]
+    if column is None or column.values_per_interaction or by == item:
+        raise ConfigError(
+            f"`model.options.by` is {by!r}, expected a categorical feature with one value, such as "
+            "a category."
+        )
+    return schema.select_by_name(item, by)
+
+
+def counting_model(
+    schema: Schema, config: ModelConfig, longest: int, scorer: Scorer
+) -> CountingModel:
+    """Make a fitted scorer a model that reads the newest `longest` interactions."""
+    item = schema.item_id.name
+    columns = read_columns(schema, config)
+    rows = {column.name: column.num_rows for column in columns}
+    inputs = SealedInputs(item, [item, *(n for n in rows if n != item)], longest, rows)
+    return CountingModel(scorer, inputs, inputs.feature_names[-1]).eval()
+
+
+def load_counting_model(
+    schema: Schema, config: ModelConfig, longest: int, tables: Mapping[str, Tensor]
+) -> CountingModel:
+    """Make a model of the tables of a file. ValueError or KeyError for damaged ones."""
+    options = config.counting
+    assert options is not None  # noqa: S101
+    buffers = {name.removeprefix("scorer."): table for name, table in tables.items()}
+    num_items = schema.item_id.num_rows - FIRST_ITEM
+    return counting_model(schema, config, longest, read_scorer(options, buffers, num_items))

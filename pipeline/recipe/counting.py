@@ -1,0 +1,100 @@
+"""Options of the counting models: architectures that are fitted to sessions without gradients.
+
+Letters: d distance of an interaction from the end of the session, 1 for the newest.
+"""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.core.config import Config
+
+Weighting = Literal["same", "div", "linear", "quadratic", "log"]
+"""Weight of the interaction at distance d: 1; 1 / d; 1 - (d - 1) / 10 and 0 from the eleventh on;
+1 / d²; 1 / log10(d + 1.7)."""
+
+
+class PopularityOptions(Config):
+    """Popularity: interactions of the item in training."""
+
+    by: str | None = None
+    """Categorical feature: popularity among the interactions that have the value of the session's
+    newest interaction. A session without a known value has the popularity of all."""
+
+
+class RecentPopularityOptions(Config):
+    """Popularity in the newest training sessions, after Ji et al. (SIGIR 2020)."""
+
+    recent: float = Field(default=0.1, gt=0, le=1)
+    """Share of the training sessions, the newest ones; items that are equal in them are ordered by
+    their popularity in all."""
+
+
+class CovisitationOptions(Config):
+    """Training sessions that hold the item and the session's newest one: association rules (AR)."""
+
+    pruning: int = Field(default=1000, ge=1)
+    """Items that are stored for each item, those with the highest scores."""
+
+
+class SequentialRulesOptions(Config):
+    """How soon the item came after the session's newest one: SR, Kamehkhosh et al. (2017)."""
+
+    steps: int = Field(default=10, ge=1)
+    """Largest distance of two interactions that make a rule."""
+    weighting: Weighting = "div"
+    """Weight of a rule by its distance."""
+    pruning: int = Field(default=1000, ge=1)
+    """Items that are stored for each item, those with the highest scores."""
+
+
+class SessionKnnOptions(Config):
+    """Items of the most similar training sessions.
+
+    V-SkNN of Ludewig & Jannach (UMUAI 2018), who let the weights fall linearly and read 100
+    neighbours of 1,000 sessions; the defaults here are better on the logs that they were chosen
+    on. STAN of Garg et al. (SIGIR 2019) has three exponential weights: `weights: stan`.
+    """
+
+    k: int = Field(default=200, ge=1)
+    """Neighbours: most similar training sessions."""
+    sample_size: int = Field(default=1000, ge=1)
+    """Newest training sessions of each item that are compared."""
+    weights: Literal["v-sknn", "stan"] = "v-sknn"
+    """Which of the options below are read."""
+    weighting: Weighting = "div"
+    """v-sknn: weight of an item of the session in the similarity, by its distance from the end."""
+    weighting_score: Weighting = "same"
+    """v-sknn: factor of a neighbour, by the distance from the end of the session of the newest item
+    that both have."""
+    idf: float = Field(default=0.0, ge=0)
+    """v-sknn: strength of the inverse frequency; an item's score is multiplied by 1 + idf times
+    log(sessions / sessions with the item)."""
+    lambda_spw: float = Field(default=1.02, gt=0)
+    """stan: λ1, interactions over which the weight of an item of the session falls to 1 / e."""
+    lambda_snh: float = Field(default=5.0, gt=0)
+    """stan: λ2, days over which the weight of a neighbour falls to 1 / e."""
+    lambda_inh: float = Field(default=2.05, gt=0)
+    """stan: λ3, interactions of the neighbour, from the newest item that both have, over which the
+    weight of its item falls to 1 / e."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        other = _OF_STAN if self.weights == "v-sknn" else _OF_V_SKNN
+        for name in other:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"`{name}` is not read with `weights: {self.weights}`")
+        return self
+
+
+_OF_STAN = ("lambda_spw", "lambda_snh", "lambda_inh")
+_OF_V_SKNN = ("weighting", "weighting_score", "idf")
+
+COUNTING: dict[str, type[Config]] = {
+    "popularity": PopularityOptions,
+    "recent-popularity": RecentPopularityOptions,
+    "co-visitation": CovisitationOptions,
+    "sequential-rules": SequentialRulesOptions,
+    "session-knn": SessionKnnOptions,
+}
+"""Counting models, with their options."""
