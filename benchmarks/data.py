@@ -46,18 +46,27 @@ feature {{
 
 
 def write_sessions(
-    directory: Path, *, items: int, longest: int, parts: dict[str, int], seed: int = 0
+    directory: Path,
+    *,
+    items: int,
+    longest: int,
+    parts: dict[str, int],
+    seed: int = 0,
+    full: bool = False,
 ) -> None:
     """Write the parts and the schema; `parts` maps a name to its number of sessions.
 
-    Lengths are geometric from 2 to `longest`, about 5 on average; items are drawn by a Zipf law,
-    the most popular with the lowest index.
+    Lengths are geometric from 2 to `longest`, about 5 on average, or all `longest` if `full`;
+    items are drawn by a Zipf law, the most popular with the lowest index.
     """
     random = np.random.default_rng(seed)
     for name, sessions in parts.items():
         folder = directory / SESSIONS_DIRECTORY / name
         folder.mkdir(parents=True)
         values, offsets = draw_sessions(random, sessions, items, longest)
+        if full:
+            offsets = np.arange(sessions + 1) * longest
+            values = np.resize(values, offsets[-1])
         lists = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values))
         table = pa.table({ITEM: lists})
         pq.write_table(table, folder / "part-0.parquet", row_group_size=_ROW_GROUP_SESSIONS)

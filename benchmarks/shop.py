@@ -19,6 +19,8 @@ _FIRST_ITEM = 10_000_000
 _MODELS: dict[str, dict[str, Any]] = {
     "xlnet": {"architecture": "xlnet", "masking": "mlm"},
     "gpt2": {"architecture": "gpt2", "masking": "clm"},
+    "sasrec": {"architecture": "sasrec", "masking": "clm"},
+    "gru": {"architecture": "gru", "masking": "clm"},
 }
 
 

@@ -67,6 +67,29 @@ def serve(
     page_port: Annotated[
         int | None, typer.Option(help="Port of the page; 0 takes a free one.  [default: 8003]")
     ] = None,
+    items: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Table of items for the page, as CSV, JSON lines or Parquet: their names and "
+            "pictures.",
+        ),
+    ] = None,
+    id_column: Annotated[
+        str | None,
+        typer.Option(help="Column of its item ids.  [default: the item of the recipe]"),
+    ] = None,
+    title_column: Annotated[str | None, typer.Option(help="Column of the names.")] = None,
+    image_column: Annotated[
+        str | None,
+        typer.Option(
+            help="Column of the pictures: addresses of http or https, or files below "
+            "--image-folder."
+        ),
+    ] = None,
+    image_folder: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the picture files.")
+    ] = None,
     restarts: Annotated[
         int, typer.Option(min=0, help="Restarts of a crashed Triton in 10 minutes.")
     ] = 5,
@@ -94,6 +117,9 @@ def serve(
         raise ConfigError("--log-requests and --ab are of the proxy. Leave out --no-proxy.")
     logged = request_log(log_requests, log_share)
     experiment = None if ab is None else read_ab(ab, repository)
+    item_columns = _item_columns(
+        items, page, key=id_column, title=title_column, image=image_column, folder=image_folder
+    )
     key, tls = read_key_file(key_file), read_tls(tls_cert, tls_key, tls_client_ca)
     with ExitStack() as stack:
         # before Triton, which takes seconds to start: the port may be taken
@@ -116,7 +142,14 @@ def serve(
         )
         if web_page is not None:
             follow = reload_seconds is not None
-            web_page.open(repository, server.grpc_url, key=key, follow=follow)
+            table = web_page.open(
+                repository, server.grpc_url, key=key, follow=follow, items=item_columns
+            )
+            if table.skipped_images:
+                note(
+                    f"{table.skipped_images:,} pictures of {items} are no address of http or https "
+                    "and no picture file below --image-folder; they are left out."
+                )
         facts = describe(repository, server, web_page.url if web_page else None)
         lines = [f"Ready: {facts['http']}  {facts['grpc']}  metrics {facts['metrics']}"]
         lines += [f"Page: {facts['page']}"] if web_page else []
@@ -129,6 +162,31 @@ def serve(
             reason = server.ending or "Triton ended by itself"
             where = "The log above" if in_log else log or "A --log FILE"
             raise ServingError(f"{reason}. {where} tells more.")
+
+
+def _item_columns(
+    file: Path | None,
+    page: bool,
+    *,
+    key: str | None,
+    title: str | None,
+    image: str | None,
+    folder: Path | None,
+) -> Any:
+    """The table of --items and its options; None without it."""
+    from pipeline.serve.page.item_table import ItemColumns
+
+    if file is None:
+        if (key, title, image, folder) != (None,) * 4:
+            raise ConfigError(
+                "--id-column, --title-column, --image-column and --image-folder go with --items."
+            )
+        return None
+    if not page:
+        raise ConfigError("--items goes with --page.")
+    columns = ItemColumns(file=file, key=key, title=title, image=image, image_folder=folder)
+    columns.check()
+    return columns
 
 
 def _page(host: str, port: int | None, key: str | None, tls: Any) -> Any:

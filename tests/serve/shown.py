@@ -19,6 +19,7 @@ from pipeline.serve.client.client import Client
 from pipeline.serve.client.served_model import ServedModel
 from pipeline.serve.client.tensors import request_tensors
 from pipeline.serve.page.api import Api
+from pipeline.serve.page.item_table import ItemColumns
 from pipeline.serve.page.server import Page
 
 
@@ -75,11 +76,15 @@ class Shown(NamedTuple):
 
 
 @contextmanager
-def shown(directory: Path, ids: list[Any], host: str = "127.0.0.1") -> Iterator[Shown]:
+def shown(
+    directory: Path, ids: list[Any], host: str = "127.0.0.1", items: ItemColumns | None = None
+) -> Iterator[Shown]:
     fake = Fake(ids, "recommender")
     repository = write_catalogue(directory, ids)
     with Page(host, 0) as page:
-        page.start(Api(repository, lambda _: fake, follow=False))  # type: ignore[arg-type,return-value]
+        page.start(
+            Api(repository, lambda _: fake, follow=False, items=items)  # type: ignore[arg-type,return-value]
+        )
         yield Shown(page, fake)
 
 

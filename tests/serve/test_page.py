@@ -5,15 +5,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from pipeline.core.errors import ServingError
 from pipeline.serve.client.client import Client
+from pipeline.serve.page.item_table import ItemColumns
 from pipeline.serve.page.server import Page
 from pipeline.serve.triton.server import TritonServer
 from tests.conftest import Shop
 from tests.serve.browser import Tab, find_browser, open_tab
 from tests.serve.shown import ask, lists, say, shown
+from tests.serve.test_item_table import PIXEL
 
 IMAGE = '<img src=x onerror="document.title = 1">'
 LONG = 9_007_199_254_740_993_000 + 7
@@ -161,6 +164,43 @@ def test_an_item_id_that_is_html_is_shown_as_text(tab: Tab, tmp_path: Path) -> N
         assert tab.evaluate("document.querySelector('#list .id').textContent") == IMAGE
         assert tab.evaluate("document.querySelectorAll('main img, main script').length") == 0
         assert tab.evaluate("document.title") == "recommender"
+        assert tab.complaints == []
+
+
+def test_names_and_pictures_of_the_table_are_shown_as_text_and_images(
+    tab: Tab, tmp_path: Path
+) -> None:
+    (tmp_path / "a.png").write_bytes(PIXEL)
+    names = pd.DataFrame(
+        {"i": ["a", "b", "c"], "t": [IMAGE, "Blue shoe", None], "p": ["a.png", "", "broken.png"]}
+    )
+    names.to_csv(tmp_path / "items.csv", index=False)
+    columns = ItemColumns(
+        file=tmp_path / "items.csv", title="t", image="p", image_folder=tmp_path
+    )  # fmt: skip
+    with shown(tmp_path, ["a", "b", "c"], items=columns) as (page, _):
+        tab.open(page.url + "#i=b&i=nope")
+        tab.wait_for(f"{LIST}.length === 2 && {QUIET}")
+        words = "[...document.querySelectorAll('#items .words')].map(e => e.textContent)"
+        assert tab.evaluate(words) == [f"{IMAGE}a", "Blue shoeb", "c"]
+        session = "[...document.querySelectorAll('#chips .face')].map(e => e.textContent)"
+        assert tab.evaluate(session) == ["Blue shoeb", "nope"]
+        assert tab.evaluate("document.querySelector('#list .title').textContent") == IMAGE
+        pictures = "[...document.querySelectorAll('#items img, #list img')]"
+        tab.wait_for(f"{pictures}.length === 2 && {pictures}.every(e => e.naturalWidth === 1)")
+        assert tab.evaluate(f"{pictures}.map(e => e.getAttribute('src'))") == ["image?item=a"] * 2
+        assert tab.evaluate("document.querySelectorAll('main script').length") == 0
+        facts = tab.evaluate("document.querySelector('#facts').textContent")
+        assert facts == "3 items · 2 with a name · 1 with a picture · version 1 of the export"
+        tab.evaluate("document.querySelector('#search').focus()")
+        tab.write("BLUE")
+        tab.wait_for(f"JSON.stringify({CATALOGUE}) === '[\"b\"]'")
+        legend = tab.evaluate("document.querySelector('#legend').innerText")
+        for text in ("score", "not in the list before the last click", "already in the session"):
+            assert text in legend
+        shadow = "getComputedStyle(document.querySelector('#legend .unknown')).color"
+        unknown = "getComputedStyle(document.querySelector('#chips .unknown .id')).color"
+        assert tab.evaluate(shadow) == tab.evaluate(unknown), "the legend has the colours it names"
         assert tab.complaints == []
 
 

@@ -6,10 +6,11 @@ numbers of them again where the catalogue has numbers.
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field, StrictBool, StrictInt, StrictStr
@@ -21,6 +22,7 @@ from pipeline.core.errors import ArtifactError, ConfigError, PipelineError
 from pipeline.serve.client.answers import SCORE
 from pipeline.serve.client.client import Client
 from pipeline.serve.client.served_model import ServedModel, request_tables
+from pipeline.serve.page.item_table import ItemColumns, ItemTable, describe
 from pipeline.serve.runtime.lookups import read_values
 
 MAX_ITEMS = 1_000
@@ -33,7 +35,7 @@ class ItemsRequest(Config):
     """Query of a part of the catalogue."""
 
     search: str = Field("", max_length=200)
-    """Text that the item ids contain, in any case."""
+    """Text that the item ids or their names contain, in any case."""
     offset: int = Field(0, ge=0)
     limit: int = Field(50, ge=1, le=200)
 
@@ -50,22 +52,24 @@ class RecommendRequest(Config):
 class Catalogue:
     """Raw item ids as text, by falling frequency."""
 
-    def __init__(self, ids: list[str]) -> None:
+    def __init__(self, ids: list[str], titles: Mapping[str, str] = MappingProxyType({})) -> None:
+        """`titles` are names of items by id, which are searched too."""
         self.ids = ids
+        self._titles = titles
         self._set = frozenset(ids)
         # the pages of one search are asked for in turn, and a result may be as large as `ids`
         self.search = lru_cache(maxsize=4)(self._search)
 
     @classmethod
-    def read(cls, folder: Path, kind: str) -> "Catalogue":
+    def read(cls, folder: Path, kind: str, titles: Mapping[str, str]) -> "Catalogue":
         """Read the tables of the request runtime. ArtifactError if they are missing."""
         try:
             values = read_values(folder, ITEM, kind)
         except (OSError, ValueError) as error:
             raise ArtifactError(f"The catalogue in {folder} cannot be read: {error}.") from None
         if isinstance(values, list):
-            return cls([value.decode("utf-8", "replace") for value in values])
-        return cls([str(value) for value in values.tolist()])
+            return cls([value.decode("utf-8", "replace") for value in values], titles)
+        return cls([str(value) for value in values.tolist()], titles)
 
     def __contains__(self, item: str) -> bool:
         return item in self._set
@@ -74,11 +78,18 @@ class Catalogue:
         return len(self.ids)
 
     def _search(self, text: str) -> list[str]:
-        """Return the ids that contain `text` in any case, the one that equals it first."""
+        """Return the ids that contain `text` in any case, or whose names do.
+
+        The id that equals it is the first.
+        """
         if not text:
             return self.ids
         folded = text.casefold()
-        items = [item for item in self.ids if folded in item.casefold()]
+        items = [
+            item
+            for item in self.ids
+            if folded in item.casefold() or folded in self._titles.get(item, "").casefold()
+        ]
         if text in self._set:
             items.remove(text)
             items.insert(0, text)
@@ -96,12 +107,22 @@ class _Export(NamedTuple):
 class Api:
     """Answers the page's requests; several threads may call it at once."""
 
-    def __init__(self, repository: Path, connect: Callable[[str], Client], *, follow: bool) -> None:
-        """Read the catalogue. ArtifactError or ServingError where that fails.
+    def __init__(
+        self,
+        repository: Path,
+        connect: Callable[[str], Client],
+        *,
+        follow: bool,
+        items: ItemColumns | None = None,
+    ) -> None:
+        """Read the catalogue and the table of `items`.
 
         `connect` returns a client of the model of a name. With `follow`, a newer export is used as
-        soon as the server has loaded it.
+        soon as the server has loaded it. ArtifactError or ServingError where that fails; DataError
+        for the table, ConfigError if none of its ids is in the catalogue.
         """
+        self.table = ItemTable()
+        self._columns = items
         self._repository = repository
         self._connect = connect
         self._follow = follow
@@ -109,6 +130,11 @@ class Api:
         self._loaded: tuple[int, int] | None = None
         """Stamp of the export in the repository, if the server has loaded that one."""
         self._export = self._load(None)
+        if items is not None and self.table.ids().isdisjoint(self._export.catalogue.ids):
+            raise ConfigError(
+                f"--items {items.file}: none of its ids is in the catalogue, which has ids such as "
+                f"{self._export.catalogue.ids[0]!r}. Name the column of the ids by --id-column."
+            )
 
     def model(self) -> dict[str, Any]:
         """Return name, sizes and defaults of the model."""
@@ -125,6 +151,7 @@ class Api:
             "filter_seen": served.recipe.filter_seen,
             "other_columns": columns,
             "most_items": MAX_ITEMS,
+            "labels": describe(self.table, catalogue.ids),
         }
 
     def items(self, query: dict[str, str]) -> dict[str, Any]:
@@ -132,10 +159,12 @@ class Api:
         request = ItemsRequest.from_dict(query, "The query")
         _, served, catalogue = self._current()
         items = catalogue.search(request.search.strip())
+        shown = items[request.offset : request.offset + request.limit]
         return {
             "version": served.version,
             "total": len(items),
-            "items": items[request.offset : request.offset + request.limit],
+            "items": shown,
+            "labels": self.table.labels(shown),
         }
 
     def recommend(self, values: Any) -> dict[str, Any]:
@@ -153,13 +182,16 @@ class Api:
         )
         milliseconds = (time.perf_counter() - begin) * 1e3
         [record] = answer.records([None])
+        recommendations = [
+            {ITEM: str(entry[ITEM]), SCORE: entry[SCORE]} for entry in record["recommendations"]
+        ]
+        shown = [*request.items, *(entry[ITEM] for entry in recommendations)]
         return {
             "version": served.version,
             "milliseconds": round(milliseconds, 3),
             "unknown": sorted({item for item in request.items if item not in catalogue}),
-            "recommendations": [
-                {ITEM: str(entry[ITEM]), SCORE: entry[SCORE]} for entry in record["recommendations"]
-            ],
+            "recommendations": recommendations,
+            "labels": self.table.labels(shown),
         }
 
     def _current(self) -> _Export:
@@ -180,8 +212,11 @@ class Api:
         is_newest = served.version == facts["version"]
         if not is_newest and previous is not None and served.version == previous.served.version:
             return previous
+        if self._columns is not None and previous is None:
+            self.table = ItemTable.read(self._columns, served.recipe.item)
         folder = request_tables(self._repository, facts["name"], served.version)
-        export = _Export(client, served, Catalogue.read(folder, served.types[ITEM]))
+        catalogue = Catalogue.read(folder, served.types[ITEM], self.table.titles)
+        export = _Export(client, served, catalogue)
         if is_newest:
             self._loaded = stamp
         return export

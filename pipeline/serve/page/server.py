@@ -5,7 +5,7 @@ import ipaddress
 import json
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Self
@@ -16,6 +16,7 @@ from tornado.web import Application, HTTPError, RequestHandler
 from pipeline.core.errors import ConfigError, PipelineError, ServingError
 from pipeline.serve.client.client import Client
 from pipeline.serve.page.api import Api
+from pipeline.serve.page.item_table import IMAGE_TYPES, ItemColumns, ItemTable
 from pipeline.serve.triton.ports import ipv4_address
 
 STATIC = Path(__file__).parent / "static"
@@ -29,10 +30,12 @@ DEFAULT_PORT = 8003
 MAX_BODY_BYTES = 1 << 18
 IDLE_SECONDS = 10
 """Time after which a silent connection is closed."""
+# no other host but of pictures, no inline script or style, no frame around it
+_POLICY = (
+    "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "object-src 'none'"
+)
 HEADERS = {
-    # no other host, no inline script or style, no frame around it
-    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'; object-src 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -74,15 +77,26 @@ class Page:
         self._socket.close()
 
     def open(
-        self, repository: Path, grpc_url: str, *, key: str | None = None, follow: bool
-    ) -> None:
-        """Answer for `repository`, which the Triton at `grpc_url` serves; see `Api`."""
+        self,
+        repository: Path,
+        grpc_url: str,
+        *,
+        key: str | None = None,
+        follow: bool,
+        items: ItemColumns | None = None,
+    ) -> ItemTable:
+        """Answer for `repository`, which the Triton at `grpc_url` serves; see `Api`.
+
+        Return the table of `items`.
+        """
 
         def connect(name: str) -> Client:
             # of tritonclient's two clients, only the one for gRPC can be shared by threads
             return Client(f"grpc://{grpc_url}", name=name, key=key)
 
-        self.start(Api(repository, connect, follow=follow))
+        api = Api(repository, connect, follow=follow, items=items)
+        self.start(api)
+        return api.table
 
     def start(self, api: Api) -> None:
         """Answer requests with `api`."""
@@ -95,6 +109,7 @@ class Page:
             (r"/api/model", _ModelHandler),
             (r"/api/items", _ItemsHandler),
             (r"/api/recommend", _RecommendHandler),
+            (r"/image", _ImageHandler),
             (r"/(page\.css|page\.js|icon\.svg|)", _FileHandler),
         ]
         application = Application(
@@ -102,6 +117,7 @@ class Page:
             default_handler_class=_Handler,
             default_handler_args={"page": self, "api": api},
             log_function=lambda _: None,
+            policy=content_security_policy(api.table.image_sources),
         )
         server = HTTPServer(
             application,
@@ -116,6 +132,13 @@ class Page:
         await self._stopped.wait()
         server.stop()
         await server.close_all_connections()
+
+
+def content_security_policy(image_sources: Sequence[str]) -> str:
+    """Value of the header; pictures may come from `image_sources` too."""
+    if not image_sources:
+        return _POLICY
+    return f"{_POLICY}; img-src 'self' {' '.join(image_sources)}"
 
 
 class _RefusedError(HTTPError):
@@ -135,6 +158,7 @@ class _Handler(RequestHandler):
     def set_default_headers(self) -> None:
         for name, value in HEADERS.items():
             self.set_header(name, value)
+        self.set_header("Content-Security-Policy", self.application.settings["policy"])
 
     def prepare(self) -> None:
         """Refuse what another site's page sends, by its own name or by one that leads here."""
@@ -176,6 +200,16 @@ class _FileHandler(_Handler):
         name, content_type = FILES[path]
         self.set_header("Content-Type", content_type)
         self.write((STATIC / name).read_bytes())
+
+
+class _ImageHandler(_Handler):
+    async def get(self) -> None:
+        file = self.api.table.image_file(self.get_query_argument("item", ""))
+        if file is None:
+            raise _RefusedError(HTTPStatus.NOT_FOUND, "The item has no picture file.")
+        content = await asyncio.to_thread(file.read_bytes)
+        self.set_header("Content-Type", IMAGE_TYPES[file.suffix.lower()])
+        self.write(content)
 
 
 class _ModelHandler(_Handler):

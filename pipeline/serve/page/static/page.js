@@ -11,12 +11,45 @@ let placeBefore = null; // of each id in the list before this one
 let asking;
 let searching;
 let typing;
+const labels = new Map(); // {title, image} by item id, of the table that `pipeline serve` was given
 
 function make(tag, className, text = "") {
   const made = document.createElement(tag);
   made.className = className;
   made.textContent = text;
   return made;
+}
+
+function learn(answer) {
+  for (const [item, label] of Object.entries(answer.labels)) labels.set(item, label);
+}
+
+const nameOf = (item) => labels.get(item)?.title ?? item;
+const hint = (item) => (nameOf(item) === item ? item : `${nameOf(item)} (${item})`);
+
+// Picture, name and id; an id without a name stands in its place.
+function face(item) {
+  const { title, image } = labels.get(item) ?? {};
+  const made = make("span", "face");
+  if (model.labels.images) made.append(picture(image));
+  const words = make("span", "words");
+  if (title) words.append(make("span", "title", title));
+  words.append(make("span", "id", item));
+  made.append(words);
+  return made;
+}
+
+function picture(address) {
+  const frame = make("span", "picture");
+  if (!address) return frame;
+  const image = make("img", "");
+  image.alt = "";
+  image.loading = "lazy";
+  image.referrerPolicy = "no-referrer";
+  image.addEventListener("error", () => image.remove());
+  image.src = address;
+  frame.append(image);
+  return frame;
 }
 
 const count = (number, noun) => `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
@@ -82,7 +115,12 @@ async function loadModel() {
   model = await ask("api/model");
   document.title = element("name").textContent = model.name;
   const size = count(model.catalogue_items, "item");
-  element("facts").textContent = `${size} · version ${model.version} of the export`;
+  const { titles, images } = model.labels;
+  const parts = [size, `version ${model.version} of the export`];
+  if (titles) parts.splice(1, 0, `${titles.toLocaleString("en")} with a name`);
+  if (images) parts.splice(-1, 0, `${images.toLocaleString("en")} with a picture`);
+  element("facts").textContent = parts.join(" · ");
+  element("search").placeholder = titles ? "Search names and item ids" : "Search item ids";
   element("k").max = model.max_k;
   const others = model.other_columns;
   element("columns").hidden = !others.length;
@@ -97,10 +135,12 @@ async function loadItems(search, offset) {
   const asked = new URLSearchParams({ search, offset, limit: PAGE_SIZE });
   try {
     const answer = await ask(`api/items?${asked}`, searching.signal);
+    learn(answer);
     shown = { search, offset, total: answer.total };
     element("items").replaceChildren(...answer.items.map(itemRow));
     if (!answer.total) {
-      element("items").append(make("li", "nothing", `No item id holds “${search}”.`));
+      const what = model.labels.titles ? "name or item id" : "item id";
+      element("items").append(make("li", "nothing", `No ${what} holds “${search}”.`));
     }
     const last = offset + answer.items.length;
     const size = answer.total.toLocaleString("en");
@@ -116,8 +156,9 @@ async function loadItems(search, offset) {
 function itemRow(item) {
   const button = make("button", "");
   button.type = "button";
-  button.dataset.id = button.title = item;
-  button.append(make("span", "id", item));
+  button.dataset.id = item;
+  button.title = hint(item);
+  button.append(face(item));
   button.addEventListener("click", () => add(item));
   const row = make("li", "");
   row.append(button);
@@ -144,11 +185,11 @@ function showSession() {
 }
 
 function chip(item, place) {
-  const text = make("span", "id", item);
-  text.title = item;
+  const text = face(item);
+  text.title = hint(item);
   const button = make("button", "", "×");
   button.type = "button";
-  button.setAttribute("aria-label", `Remove ${item}, number ${place + 1} of the session`);
+  button.setAttribute("aria-label", `Remove ${nameOf(item)}, number ${place + 1} of the session`);
   button.addEventListener("click", () => {
     go({ items: state.items.toSpliced(place, 1) });
     const buttons = element("chips").querySelectorAll("button");
@@ -158,6 +199,14 @@ function chip(item, place) {
   row.dataset.id = item;
   row.append(text, button);
   return row;
+}
+
+function nameSession() {
+  for (const row of element("chips").children) {
+    const text = face(row.dataset.id);
+    text.title = hint(row.dataset.id);
+    row.firstChild.replaceWith(text);
+  }
 }
 
 function markUnknown(unknown) {
@@ -204,13 +253,16 @@ async function renew() {
   await loadItems(shown.search, 0);
 }
 
-function showList({ recommendations, milliseconds, unknown }, whole) {
+function showList(answer, whole) {
+  const { recommendations, milliseconds, unknown } = answer;
   const list = element("list");
   const focused = list.contains(document.activeElement);
   const tops = new Map([...list.children].map((row) => [row.dataset.id, row.offsetTop]));
+  learn(answer);
   const scores = recommendations.map((entry) => entry.score);
   const rows = recommendations.map((entry, place) => listRow(entry, place, scores));
   list.replaceChildren(...rows);
+  nameSession();
   move(rows, tops);
   markUnknown(unknown);
   const fresh = rows.filter((row) => row.classList.contains("fresh")).length;
@@ -237,7 +289,7 @@ function listRow({ item_id: item, score }, place, scores) {
   }
   const button = make("button", state.items.includes(item) ? "chosen" : "");
   button.type = "button";
-  button.title = item;
+  button.title = hint(item);
   button.dataset.id = item;
   const bar = make("span", "bar");
   const filled = make("i", "");
@@ -247,7 +299,7 @@ function listRow({ item_id: item, score }, place, scores) {
   bar.append(filled);
   button.append(
     make("span", "rank", String(place + 1)),
-    make("span", "id", item),
+    face(item),
     make("span", "change", change),
     make("span", "score", score.toFixed(3)),
     bar,

@@ -1,0 +1,191 @@
+"""Names and pictures of items for the page, from a table of the user's.
+
+A picture is an address of http or https, which the visitor's browser loads, or a file below one
+folder, which the page serves by the id of its item.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import quote, urlsplit
+
+import pyarrow as pa
+
+from pipeline.core.columns import ITEM
+from pipeline.core.errors import ConfigError
+from pipeline.data import values
+from pipeline.logs.files import read_logs
+from pipeline.logs.row_counts import RowCounts
+from pipeline.recipe.preprocess import Preprocess
+
+IMAGE_TYPES = {
+    ".avif": "image/avif",
+    ".gif": "image/gif",
+    ".jpeg": "image/jpeg",
+    ".jpg": "image/jpeg",
+    ".png": "image/png",
+    ".webp": "image/webp",
+}
+"""Content types of picture files by suffix; SVG is none, as it may hold scripts."""
+_MAX_NAME = 200
+_MAX_ADDRESS = 2_000
+_MOST_ORIGINS = 20
+"""Hosts of pictures that the page's policy lists one by one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemColumns:
+    """Table of items and its columns, as in the options of the command line."""
+
+    file: Path
+    key: str | None = None
+    """Column of the item ids, by default the item of the recipe."""
+    title: str | None = None
+    """Column of the names."""
+    image: str | None = None
+    """Column of the pictures."""
+    image_folder: Path | None = None
+    """Folder of the pictures that are files."""
+
+    def check(self) -> None:
+        """ConfigError where nothing is to be shown, or a file or folder is missing."""
+        if self.title is None and self.image is None:
+            raise ConfigError("--items needs --title-column or --image-column: what to show.")
+        if self.image_folder is not None and self.image is None:
+            raise ConfigError("--image-folder goes with --image-column.")
+        if not self.file.is_file():
+            raise ConfigError(f"--items {self.file} does not exist.")
+        if self.image_folder is not None and not self.image_folder.is_dir():
+            raise ConfigError(f"--image-folder {self.image_folder} is no folder.")
+
+
+@dataclass(frozen=True)
+class ItemTable:
+    """Names and pictures by item id."""
+
+    titles: dict[str, str] = field(default_factory=dict)
+    addresses: dict[str, str] = field(default_factory=dict)
+    """Pictures on the web."""
+    files: dict[str, Path] = field(default_factory=dict)
+    """Pictures in the folder."""
+    folder: Path | None = None
+    skipped_images: int = 0
+    """Values of the picture column that are neither an address nor a file of the folder."""
+
+    @classmethod
+    def read(cls, columns: ItemColumns, key: str) -> Self:
+        """Read the table; `key` is the column of the ids. The first row of an id counts.
+
+        DataError for a file that cannot be read or lacks a column.
+        """
+        texts = _read_columns(columns, columns.key or key)
+        folder = None if columns.image_folder is None else columns.image_folder.resolve()
+        table = cls(folder=folder)
+        skipped = 0
+        for item, title, image in zip(*texts, strict=True):
+            if item is None:
+                continue
+            if title and item not in table.titles:
+                table.titles[item] = " ".join(title.split())[:_MAX_NAME]
+            if not image or item in table.addresses or item in table.files:
+                continue
+            file = None if folder is None else _inside(folder, image)
+            if _is_web_address(image):
+                table.addresses[item] = image
+            elif file is not None:
+                table.files[item] = file
+            else:
+                skipped += 1
+        return cls(table.titles, table.addresses, table.files, folder, skipped)
+
+    def ids(self) -> set[str]:
+        """Items with a name or a picture."""
+        return self.titles.keys() | self.addresses.keys() | self.files.keys()
+
+    def labels(self, items: Iterable[str]) -> dict[str, dict[str, str]]:
+        """{"title", "image"} of each of `items` that has one of them."""
+        labels: dict[str, dict[str, str]] = {}
+        for item in items:
+            label = {}
+            if item in self.titles:
+                label["title"] = self.titles[item]
+            if item in self.addresses:
+                label["image"] = self.addresses[item]
+            elif item in self.files:
+                label["image"] = f"image?item={quote(item, safe='')}"
+            if label:
+                labels[item] = label
+        return labels
+
+    def image_file(self, item: str) -> Path | None:
+        """File of an item's picture; None without one, or if it has left the folder."""
+        file = self.files.get(item)
+        if file is None or self.folder is None:
+            return None
+        return _inside(self.folder, str(file))
+
+    @property
+    def image_sources(self) -> list[str]:
+        """Sources of pictures beside the page itself, as a Content-Security-Policy lists them."""
+        parts = [urlsplit(address) for address in self.addresses.values()]
+        origins = sorted({f"{part.scheme.lower()}://{part.netloc.lower()}" for part in parts})
+        return origins if len(origins) <= _MOST_ORIGINS else ["http:", "https:"]
+
+
+def _read_columns(columns: ItemColumns, key: str) -> list[list[str | None]]:
+    """Ids, names and pictures of all rows as text."""
+    shown = {"title": columns.title, "image": columns.image}
+    reader = Preprocess.from_dict(
+        {
+            "session": key,
+            "item": key,
+            "features": [
+                {"name": name, "column": column, "kind": "categorical"}
+                for name, column in shown.items()
+                if column is not None
+            ],
+        },
+        "--items",
+    )
+    parts = read_logs(reader, [columns.file], RowCounts())
+    rows = pa.concat_tables(parts) if parts else None
+    texts: list[list[str | None]] = []
+    for name in (ITEM, *shown):
+        if rows is None or name not in rows.column_names:
+            texts.append([None] * (0 if rows is None else rows.num_rows))
+        else:
+            column, _ = values.category_chunk(values.to_array(rows[name]), "string")
+            texts.append(values.decode_dictionary(column).to_pylist())
+    return texts
+
+
+def _is_web_address(text: str) -> bool:
+    """Whether a text is an address of http or https that a policy can name by its host."""
+    if len(text) > _MAX_ADDRESS or not text.isascii() or not text.isprintable() or " " in text:
+        return False
+    try:
+        parts = urlsplit(text)
+        _ = parts.port  # ValueError if it is no number
+    except ValueError:
+        return False
+    if parts.scheme.lower() not in ("http", "https") or not parts.hostname:
+        return False
+    return all(letter.isalnum() or letter in "-.:[]" for letter in parts.netloc)
+
+
+def _inside(folder: Path, text: str) -> Path | None:
+    """The picture file of a text, None if it is no picture or not below the folder."""
+    try:
+        file = (folder / text).resolve()
+        is_picture = file.suffix.lower() in IMAGE_TYPES and file.is_file()
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL, a loop of links
+        return None
+    return file if is_picture and file.is_relative_to(folder) else None
+
+
+def describe(table: ItemTable, catalogue: Iterable[str]) -> dict[str, Any]:
+    """Counts of the items of a catalogue with a name and with a picture."""
+    ids = set(catalogue)
+    images = table.addresses.keys() | table.files.keys()
+    return {"titles": len(ids & table.titles.keys()), "images": len(ids & images)}
