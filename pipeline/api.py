@@ -257,6 +257,7 @@ def evaluate(
     baselines: bool = True,
     filter_seen: bool | None = None,
     metrics: Sequence[str] = (),
+    by: Sequence[str] = (),
 ) -> "Evaluation":
     """Rank every target in the whole catalogue; return metrics of the run and of the baselines.
 
@@ -264,7 +265,8 @@ def evaluate(
     were split. `filter_seen` leaves items that came before in the session out of the ranking; by
     default as the recipe of the data says. `metrics` adds metrics of the lists: novelty,
     serendipity, diversity, `diversity:COLUMN` by a category of items, miscalibration and debiased,
-    or all, which leaves out those by a column.
+    or all, which leaves out those by a column. `by` are columns of the data, features by their
+    names, to group the targets by.
 
     ArtifactError if the data are not those of the run and do not go on from them.
     """
@@ -279,6 +281,7 @@ def evaluate(
         baselines=baselines,
         filter_seen=filter_seen,
         metrics=_names("metrics", metrics),
+        by=_names("by", by),
     )
 
 

@@ -54,8 +54,17 @@ Metrics = Annotated[
         "category of items), miscalibration, debiased; several by commas, or all.",
     ),
 ]
+By = Annotated[
+    str,
+    typer.Option(
+        "--by",
+        metavar="COLUMNS",
+        help="Also by the values of these features of the data, at the target; several by commas.",
+    ),
+]
 
 
+# Long: every option is declared here with its help.
 def evaluate(
     run: RunDirectory,
     data: DataOption,
@@ -65,6 +74,7 @@ def evaluate(
     baselines: Baselines = True,
     filter_seen: FilterSeen = None,
     metrics: Metrics = "",
+    by: By = "",
     plugins: Plugins = None,
     ranks: Annotated[
         Path | None,
@@ -107,6 +117,7 @@ def evaluate(
         baselines=baselines,
         filter_seen=filter_seen,
         metrics=split_names(metrics),
+        by=split_names(by),
     )
     note_other_sessions(run, data)
     print_result(result.to_dict(), as_json, result.to_text(breakdown=breakdown))

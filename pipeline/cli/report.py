@@ -8,6 +8,7 @@ import typer
 from pipeline.cli.console import check_input, print_result
 from pipeline.cli.evaluate import (
     Baselines,
+    By,
     Cutoffs,
     FilterSeen,
     Metrics,
@@ -36,6 +37,7 @@ def report(
     baselines: Baselines = True,
     filter_seen: FilterSeen = None,
     metrics: Metrics = "",
+    by: By = "",
     plugins: Plugins = None,
     as_json: Json = False,
 ) -> None:
@@ -63,6 +65,7 @@ def report(
         baselines=baselines,
         filter_seen=filter_seen,
         metrics=split_names(metrics),
+        by=split_names(by),
     )
     note_other_sessions(run, data)
     text = f"Wrote {facts['page']}, and the same numbers to {facts['json']}."

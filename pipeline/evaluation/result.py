@@ -137,10 +137,12 @@ class Evaluation:
     differences: dict[str, Difference]
     """By metric; empty without baselines."""
     breakdowns: dict[str, list[GroupResult]]
-    """Groups of targets by the name of what they differ in."""
+    """Groups of targets by the name of what they differ in; those of `by` come first."""
     tasks: dict[str, TargetResult]
     """By target, the tasks beside the next item."""
     cost: Cost
+    by: tuple[str, ...] = ()
+    """Names of the groups by columns of the data."""
     ranks: "pa.Table | None" = field(default=None, repr=False, compare=False)
     """A row for each target, in the order of sessions and positions: `session_id` (its number where
     the data have no ids), `position` in the session from 0, `item_id`, and the rank by each model
@@ -158,7 +160,10 @@ class Evaluation:
         return frame.rename_axis(index="model", columns="metric")
 
     def to_text(self, *, breakdown: bool = False) -> str:
-        """Return the table of models and metrics; with `breakdown` also those of groups."""
+        """Return the table of models and metrics, and those of the groups of columns.
+
+        With `breakdown` also those of the usual groups.
+        """
         lines = _ranking_text(self, breakdown=breakdown) if self.results else []
         for name, task in self.tasks.items():
             lines += ["", *_task_table(name, task)]
@@ -185,8 +190,8 @@ def _ranking_text(evaluation: Evaluation, *, breakdown: bool) -> list[str]:
     for cutoff in cutoffs:
         lines += ["", *_metrics_table(evaluation, cutoff), *_request_table(evaluation, cutoff)]
     lines += _differences_text(evaluation.differences, cutoffs[-1])
-    if breakdown:
-        lines += _breakdown_text(evaluation, f"recall@{cutoffs[-1]}")
+    shown = [by for by in evaluation.breakdowns if breakdown or by in evaluation.by]
+    lines += _breakdown_text(evaluation, shown, f"recall@{cutoffs[-1]}")
     return [
         *lines,
         "",
@@ -285,12 +290,12 @@ def _differences_text(differences: dict[str, Difference], cutoff: int) -> list[s
     return ["", *lines] if lines else []
 
 
-def _breakdown_text(evaluation: Evaluation, metric: str) -> list[str]:
-    """Return a table for each way to group the targets: groups by models."""
+def _breakdown_text(evaluation: Evaluation, shown: list[str], metric: str) -> list[str]:
+    """Return a table for each of these ways to group the targets: groups by models."""
     run, *baselines = evaluation.results
     heads = [_SHORT_NAMES.get(name, name) for name in baselines]
     lines = []
-    for by, groups in evaluation.breakdowns.items():
+    for by, groups in ((by, evaluation.breakdowns[by]) for by in shown):
         width = max(len(by), *(len(group.group) for group in groups))
         first = f"{by:<{width}}  {'targets':>9}  {run[:13]:<13}"
         lines += ["", f"{metric} by {by}", "  ".join([first, *heads]).rstrip()]

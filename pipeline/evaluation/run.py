@@ -18,6 +18,7 @@ from pipeline.data.loader import SessionLoader
 from pipeline.data.sessions import Interactions, count_sessions, read_interactions, session_ids
 from pipeline.evaluation.baselines import BASELINES, rank_by_baselines
 from pipeline.evaluation.breakdowns import Group, Targets, break_down, describe_targets
+from pipeline.evaluation.column_groups import check_columns, group_by_columns
 from pipeline.evaluation.list_metrics import (
     ListContext,
     check_metrics,
@@ -71,6 +72,8 @@ class Protocol:
     baselines: bool
     metrics: tuple[str, ...] = ()
     """Metrics on request, see `pipeline.evaluation.list_metrics`."""
+    by: tuple[str, ...] = ()
+    """Columns to group the targets by."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class _Ranking:
     """(items,) training interactions."""
     lists: ListContext | None
     """None where no metric is requested."""
+    by_column: dict[str, list[Group]]
 
 
 # Long: half of it is the docstring of a public function.
@@ -97,6 +101,7 @@ def evaluate(
     baselines: bool = True,
     filter_seen: bool | None = None,
     metrics: tuple[str, ...] = (),
+    by: tuple[str, ...] = (),
 ) -> Evaluation:
     """Rank the targets of one part of `data` in the full catalogue; return metrics of each model.
 
@@ -105,13 +110,14 @@ def evaluate(
     `positions`: every interaction but the first is a target, or the last; by default all, or the
     last in data that were split by leave-one-out. `filter_seen` leaves the interactions before a
     target out of its ranking; by default as the recipe of the data says. `metrics` adds those
-    of `pipeline.evaluation.list_metrics`: novelty, diversity and others, or all. `data` may be made
-    of other logs if its preprocessing went on from the run's data: its new items are unknown to all
-    models. Baselines learn from the train part of `data`, and are left out where a run that was
-    trained on other data ranks that part.
-    ArtifactError if `data` has another catalogue that does not go on from the run's, or other
-    features, or other statistics of these, or training sessions that are cut shorter; also if the
-    part has nothing to predict.
+    of `pipeline.evaluation.list_metrics`: novelty, diversity and others, or all. `by` are columns
+    of `data` to group the targets by, beside the usual groups. `data` may be made of other logs if
+    its preprocessing went on from the run's data: its new items are unknown to all models.
+    Baselines learn from the train part of `data`, and are left out where a run that was trained on
+    other data ranks that part.
+    ConfigError for a metric or a column that does not exist. ArtifactError if `data` has another
+    catalogue that does not go on from the run's, or other features, or other statistics of these,
+    or training sessions that are cut shorter; also if the part has nothing to predict.
     """
     run, data = Run.open(run), Data.open(data)
     recipe = data.recipe
@@ -124,6 +130,7 @@ def evaluate(
         recipe.filter_seen if filter_seen is None else filter_seen,
         baselines and not (other_data and part == "train"),
         check_metrics(metrics, data.fitted),
+        check_columns(by, data.fitted),
     )
     num_items = run.model.inputs.item_table.num_embeddings - FIRST_ITEM
     start = time.monotonic()
@@ -155,6 +162,11 @@ def _ranking_results(ranking: _Ranking, protocol: Protocol, recipe: Preprocess) 
         name: gains_of(ranked, cutoffs, ranking.lists) for name, ranked in ranking.by_model.items()
     }
     means = means_and_margins(gains_by_model, targets.sessions)
+    usual = break_down(targets, ranking.item_counts, by_time=recipe.timestamp is not None)
+    by_column = {
+        f"{name} (column)" if name in usual else name: groups
+        for name, groups in ranking.by_column.items()
+    }
     return {
         "sessions": len(np.unique(targets.sessions)),
         "targets": len(targets.items),
@@ -168,7 +180,8 @@ def _ranking_results(ranking: _Ranking, protocol: Protocol, recipe: Preprocess) 
         },
         "margins": means["margins"],
         "differences": _differences(gains_by_model, targets.sessions),
-        "breakdowns": _breakdowns(ranking, gains_by_model, by_time=recipe.timestamp is not None),
+        "by": tuple(by_column),
+        "breakdowns": _breakdowns(ranking, gains_by_model, by_column | usual),
     }
 
 
@@ -202,7 +215,7 @@ def _no_ranking(data: Data, part: str) -> dict[str, Any]:
     """Return these fields for a run that does not predict the next item."""
     empty = ("results", "margins", "differences", "breakdowns")
     counts = {"targets": 0, "unknown_targets": 0, "sessions": count_sessions(data.path, part)}
-    return {**counts, **{name: {} for name in empty}}
+    return {**counts, **{name: {} for name in empty}, "by": ()}
 
 
 def predict_run_targets(run: Run, data: Data, protocol: Protocol) -> dict[str, TargetPredictions]:
@@ -288,7 +301,8 @@ def _rank(
             by_model[baseline], seconds[baseline] = ranked, each_seconds
     item_counts = np.bincount(history.values, minlength=num_rows)[FIRST_ITEM:]
     context = list_context(history, interactions, targets, num_rows, data, protocol)
-    return _Ranking(by_model, seconds, targets, item_counts, context)
+    by_column = group_by_columns(data, protocol.part, protocol.by, targets)
+    return _Ranking(by_model, seconds, targets, item_counts, context, by_column)
 
 
 def list_context(
@@ -399,7 +413,9 @@ def _differences(
 
 
 def _breakdowns(
-    ranking: _Ranking, gains_by_model: Mapping[str, Gains], *, by_time: bool
+    ranking: _Ranking,
+    gains_by_model: Mapping[str, Gains],
+    groups_by_name: Mapping[str, list[Group]],
 ) -> dict[str, list[GroupResult]]:
     def result(group: Group) -> GroupResult:
         sessions = ranking.targets.sessions[group.members]
@@ -419,7 +435,6 @@ def _breakdowns(
             differences=_differences(values, sessions),
         )
 
-    groups_by_name = break_down(ranking.targets, ranking.item_counts, by_time=by_time)
     return {by: [result(group) for group in groups] for by, groups in groups_by_name.items()}
 
 
