@@ -380,6 +380,7 @@ def export(
     device: Literal["cpu", "gpu"] = "cpu",
     scoring: Literal["fp32", "int8"] = "fp32",
     workflow_backend: bool = False,
+    sign: Source | None = None,
 ) -> Path:
     """Write a run as a Triton model repository, or its model as ONNX; return the directory.
 
@@ -390,7 +391,8 @@ def export(
     `max_k` the most. `device` is where the server runs the model. `scoring` int8 gives the same
     lists of a large catalogue in less time on a CPU. `workflow_backend` encodes requests by the
     user's NVTabular workflow itself, in an image that has NVTabular. An older repository at `out`
-    gets a new version.
+    gets a new version. `sign` is a file with an Ed25519 private key in PEM, which signs the
+    repository.
 
     ConfigError for settings that cannot be; ArtifactError if `out` holds something else.
     """
@@ -407,12 +409,16 @@ def export(
         scoring=scoring,
         workflow_backend=workflow_backend,
     )
+    key = _sign_key(sign)
     if format == "onnx":
         from pipeline.exporting.onnx_directory import export_onnx
 
+        if key is not None:
+            raise ConfigError("`sign` is for a Triton repository.")
+
         export_onnx(_run(run, data), Path(out), options)
     else:
-        run_export(_run(run, data), Path(out), options)
+        run_export(_run(run, data), Path(out), options, key=key)
     return Path(out)
 
 
@@ -426,14 +432,15 @@ def update(
     name: str = "recommender",
     operators: Source | None = None,
     plugins: Source | None = None,
+    sign: Source | None = None,
 ) -> "Generation":
     """Learn from the logs of a new day, and export the newer model unless it is worse.
 
     `folder` has data, runs, the repository and the state of all updates; a new one begins a first
     model. `unless_worse` is a gate such as `ndcg@20:0.005`, the loss of a metric that is allowed on
     the test part of the new logs. `keep` versions stay. `operators` and `plugins` are Python
-    files, which are run. The result says whether the run is served (`accepted`), and why
-    (`reason`). Interrupted anywhere, the same call goes on.
+    files, which are run. `sign` is the key of `export`. The result says whether the run is served
+    (`accepted`), and why (`reason`). Interrupted anywhere, the same call goes on.
 
     ConfigError for arguments that do not fit `folder`; ArtifactError if it holds something else.
     """
@@ -457,19 +464,28 @@ def update(
             keep=keep,
             operators=None if operators is None else Path(operators),
             plugins=None if plugins is None else Path(plugins),
+            key=_sign_key(sign),
         )
         return update_model(job)
 
 
-def rollback(repository: Source, *, name: str | None = None) -> int:
+def rollback(repository: Source, *, name: str | None = None, sign: Source | None = None) -> int:
     """Serve the version again that was served before; return its number.
 
-    `name` is the model's for clients, by default the only one. ConfigError where there is no
-    earlier version.
+    `name` is the model's for clients, by default the only one; `sign` the key of `export`.
+    ConfigError where there is no earlier version.
     """
     from pipeline.exporting.versions import rollback as run_rollback
 
-    return run_rollback(Path(repository), name).version
+    return run_rollback(Path(repository), name, key=_sign_key(sign)).version
+
+
+def _sign_key(path: Source | None) -> Any:
+    if path is None:
+        return None
+    from pipeline.core.signature import read_private_key
+
+    return read_private_key(Path(path))
 
 
 def _run(run: TrainedRun | Model | Source, data: DataDirectory | Source | None) -> TrainedRun:

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from pipeline.cli.console import check_input, is_current, print_current, print_result
-from pipeline.cli.options import IfNeeded, Json, Out, RunDirectory
+from pipeline.cli.options import IfNeeded, Json, Out, RunDirectory, SignKey, read_sign_key
 from pipeline.core.artifact import check_replaceable
 from pipeline.core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
     from pipeline.exporting.options import ExportOptions
 
 
@@ -58,6 +60,7 @@ def export(
         bool, typer.Option("--replace", help="Remove the repository's models of other names.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Remove them without a question.")] = False,
+    sign: SignKey = None,
     if_needed: IfNeeded = False,
     as_json: Json = False,
 ) -> None:
@@ -80,7 +83,10 @@ def export(
         scoring=scoring,
         workflow_backend=workflow_backend,
     )
+    key = read_sign_key(sign)
     if format == "onnx":
+        if key is not None:
+            raise ConfigError("--sign is for a Triton repository. Leave it out with --format onnx.")
         _export_onnx(run, out, options, if_needed=if_needed, as_json=as_json)
         return
     check_replaceable(out, "repository")
@@ -93,15 +99,21 @@ def export(
         if facts is not None:
             print_current(out, facts, as_json)
             return
-    _export_repository(run, out, options, replace=replace, as_json=as_json)
+    _export_repository(run, out, options, replace=replace, key=key, as_json=as_json)
 
 
 def _export_repository(
-    run: Path, out: Path, options: "ExportOptions", *, replace: bool, as_json: bool
+    run: Path,
+    out: Path,
+    options: "ExportOptions",
+    *,
+    replace: bool,
+    key: "Ed25519PrivateKey | None",
+    as_json: bool,
 ) -> None:
     from pipeline.exporting.run import export as run_export
 
-    result = run_export(run, out, options, replace_others=replace)
+    result = run_export(run, out, options, replace_others=replace, key=key)
     beside = f" Beside it: {', '.join(sorted(result.other_models))}." if result.other_models else ""
     lists = f"{result.catalogue_items:,} items, lists of up to {result.max_k}"
     if not result.ranks_items:

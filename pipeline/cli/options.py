@@ -9,6 +9,8 @@ from pipeline.core.artifact import read_manifest
 from pipeline.core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
     from pipeline.serve.proxy.experiment import Experiment
     from pipeline.serve.request_log.options import RequestLogOptions
 
@@ -43,6 +45,14 @@ Operators = Annotated[
         "--operators",
         metavar="FILE.py",
         help="Python file with the NVTabular operators that the recipe names. It is run.",
+    ),
+]
+SignKey = Annotated[
+    Path | None,
+    typer.Option(
+        "--sign",
+        metavar="KEY.pem",
+        help="Sign the repository by an Ed25519 key, for `serve --trusted-key`.",
     ),
 ]
 RunDirectory = Annotated[Path, typer.Argument(metavar="RUN", help="Directory that train wrote.")]
@@ -173,3 +183,12 @@ def parse_numbers(option: str, text: str) -> tuple[int, ...]:
 def split_names(text: str) -> tuple[str, ...]:
     """Return the names of text such as a,b."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def read_sign_key(path: Path | None) -> "Ed25519PrivateKey | None":
+    """Return the key of `--sign`, if there is one. ConfigError where it cannot be read."""
+    if path is None:
+        return None
+    from pipeline.core.signature import read_private_key
+
+    return read_private_key(path)

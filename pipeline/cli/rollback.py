@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.console import check_input, print_result
-from pipeline.cli.options import Json
+from pipeline.cli.options import Json, SignKey, read_sign_key
 
 
 def rollback(
@@ -17,6 +17,7 @@ def rollback(
         str | None,
         typer.Option(help="Name of the model for clients.  [default: the only one]"),
     ] = None,
+    sign: SignKey = None,
     as_json: Json = False,
 ) -> None:
     """Serve the version again that was served before.
@@ -26,7 +27,7 @@ def rollback(
     check_input(repository, "repository")
     from pipeline.exporting.versions import rollback as run_rollback
 
-    result = run_rollback(repository, name)
+    result = run_rollback(repository, name, key=read_sign_key(sign))
     text = (
         f"{repository}: version {result.version} of {result.name} ({result.run}) is served again "
         f"in place of version {result.withdrawn}."

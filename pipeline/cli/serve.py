@@ -3,7 +3,7 @@
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -11,6 +11,9 @@ from pipeline.cli.console import note, print_result
 from pipeline.cli.options import Ab, Json, LogRequests, LogShare, read_ab, request_log
 from pipeline.cli.recommend import read_key_file
 from pipeline.core.errors import ConfigError, ServingError
+
+if TYPE_CHECKING:
+    from pipeline.serve.trusted_copy import TrustedCopy
 
 
 # Long: every option is declared here with its help.
@@ -100,6 +103,19 @@ def serve(
             help="Keep requests that end Triton 2.51 away from it, by a proxy in front of it.",
         ),
     ] = True,
+    trusted_key: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="KEY.pub",
+            help="Serve only what this Ed25519 key has signed, from a private copy. Repeatable.",
+        ),
+    ] = None,
+    any_code: Annotated[
+        bool,
+        typer.Option(
+            "--any-code", help="Also serve Python in the repository that is not this version's."
+        ),
+    ] = False,
     log_requests: LogRequests = None,
     log_share: LogShare = None,
     ab: Ab = None,
@@ -124,9 +140,13 @@ def serve(
     with ExitStack() as stack:
         # before Triton, which takes seconds to start: the port may be taken
         web_page = stack.enter_context(_page(host, page_port, key, tls)) if page else None
+        copy = _trusted_copy(repository, trusted_key)
+        if copy is not None:
+            repository = stack.enter_context(copy).path
         server = stack.enter_context(
             running_server(
                 repository,
+                any_code=any_code or copy is not None,
                 ports=Ports(http=http_port, grpc=grpc_port, metrics=metrics_port),
                 host=host,
                 log_path=log,
@@ -155,6 +175,8 @@ def serve(
         lines += [f"Page: {facts['page']}"] if web_page else []
         print_result(facts, as_json, "\n".join([*lines, "Stop with Ctrl-C."]))
         sys.stdout.flush()
+        if reload_seconds is not None and copy is not None:
+            stack.enter_context(copy.following(reload_seconds, note))
         if reload_seconds is not None:
             stack.enter_context(VersionWatch(server, repository, reload_seconds, note))
         in_log = str(log) == "-"  # there the supervisor writes of each restart itself
@@ -187,6 +209,15 @@ def _item_columns(
     columns = ItemColumns(file=file, key=key, title=title, image=image, image_folder=folder)
     columns.check()
     return columns
+
+
+def _trusted_copy(repository: Path, keys: list[Path] | None) -> "TrustedCopy | None":
+    if not keys:
+        return None
+    from pipeline.core.signature import read_public_key
+    from pipeline.serve.trusted_copy import TrustedCopy
+
+    return TrustedCopy(repository, list(map(read_public_key, keys)))
 
 
 def _page(host: str, port: int | None, key: str | None, tls: Any) -> Any:

@@ -7,7 +7,16 @@ import typer
 
 from pipeline.cli.console import note, print_result
 from pipeline.cli.export import DefaultK, Device, MaxBatch, MaxK, Name, Scoring
-from pipeline.cli.options import Json, Operators, Plugins, RecipeFile, Settings, run_plugins
+from pipeline.cli.options import (
+    Json,
+    Operators,
+    Plugins,
+    RecipeFile,
+    Settings,
+    SignKey,
+    read_sign_key,
+    run_plugins,
+)
 from pipeline.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -54,6 +63,7 @@ def update(
     scoring: Scoring = "fp32",
     operators: Operators = None,
     plugins: Plugins = None,
+    sign: SignKey = None,
     settings: Settings = None,
     as_json: Json = False,
 ) -> None:
@@ -81,6 +91,7 @@ def update(
         device=device,
         scoring=scoring,
     )
+    key = read_sign_key(sign)
     gate = None if unless_worse is None else Gate.parse(unless_worse)
     from pipeline.logs.sources import local_logs
     from pipeline.updating.run import UpdateJob, update_model
@@ -95,6 +106,7 @@ def update(
             keep=keep,
             operators=operators,
             plugins=plugins,
+            key=key,
         )
         generation = update_model(job)
     facts = generation.model_dump(mode="json") | {"repository": str(job.repository)}

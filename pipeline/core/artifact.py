@@ -15,16 +15,25 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from pipeline import __version__
 from pipeline.core.errors import ArtifactError
-from pipeline.core.files import hash_file, sync
+from pipeline.core.files import sync
+from pipeline.core.manifest import (
+    DAMAGED,
+    FORMAT,
+    MANIFEST,
+    foreign_files,
+    parse_manifest,
+    write_manifest,
+)
+from pipeline.core.manifest import check_files as check_all_files
+from pipeline.core.signature import sign
 
-MANIFEST = "manifest.json"
-_FORMAT = 1
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 _REMOTE = re.compile(r"[a-z][a-z0-9+]+:/")
-WRITTEN_BY = f"pipeline {__version__}"
 _NEXT_STEP = {
     "data": "Run `pipeline preprocess LOGS --recipe FILE --out {path}` first.",
     "run": "Run `pipeline train DATA --out {path}` first.",
@@ -43,13 +52,19 @@ _EXPECTED = {
 
 @contextmanager
 def new_artifact(
-    path: Path, kind: str, facts: dict[str, Any], *, fingerprint: str | None = None
+    path: Path,
+    kind: str,
+    facts: dict[str, Any],
+    *,
+    fingerprint: str | None = None,
+    key: "Ed25519PrivateKey | None" = None,
 ) -> Iterator[Path]:
     """Yield a directory to write into; it becomes `path` when the block ends without an exception.
 
     `kind` is data, run, repository, onnx or checkpoint. `facts` is written to the manifest as it is
     at the end of the block, so the block may fill it in. `fingerprint` identifies what the artifact
-    is made from, see `current_facts`. An artifact of the same kind at `path` is replaced.
+    is made from, see `current_facts`; `key` signs the artifact. An artifact of the same kind at
+    `path` is replaced.
     ArtifactError if anything else is at `path`, or if another process is writing it.
     """
     path = path.resolve()  # the target of a link is replaced, not the link
@@ -71,8 +86,10 @@ def new_artifact(
         ) from None
     try:
         yield partial
-        _write_manifest(partial, kind, facts, fingerprint)
-        _replace(partial, path)
+        write_manifest(partial, kind, facts, fingerprint)
+        if key is not None:
+            sign(partial, key)
+        replace_directory(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         if lock is not None:
@@ -138,25 +155,21 @@ def read_manifest(path: Path, kind: str, *, check_files: bool = True) -> dict[st
             raise ArtifactError(f"{path} is no directory. {_EXPECTED[kind]}")
         raise ArtifactError(f"{path} does not exist. {next_step}")
     try:
-        manifest = _parse_manifest(path)
+        manifest = parse_manifest(path)
     except FileNotFoundError:
         raise ArtifactError(f"{path} is incomplete: missing {MANIFEST}. {next_step}") from None
-    except _DAMAGED:
+    except DAMAGED:
         raise ArtifactError(f"{path}/{MANIFEST} is damaged. {next_step}") from None
     if manifest.kind != kind:
         raise ArtifactError(
             f"{path} is a {manifest.kind} directory, expected {kind}. {_EXPECTED[kind]}"
         )
-    if manifest.format != _FORMAT:
+    if manifest.format != FORMAT:
         raise ArtifactError(
-            f"{path} has format {manifest.format!r}, this version reads {_FORMAT}. {next_step}"
+            f"{path} has format {manifest.format!r}, this version reads {FORMAT}. {next_step}"
         )
-    for name, (num_bytes, digest) in manifest.files.items() if check_files else ():
-        file = path / name
-        if not file.is_file():
-            raise ArtifactError(f"{path} is incomplete: missing {name}. {next_step}")
-        if file.stat().st_size != num_bytes or hash_file(file) != digest:
-            raise ArtifactError(f"{path} is damaged: {name} is not what was written. {next_step}")
+    if check_files:
+        check_all_files(path, manifest, next_step)
     return manifest.facts
 
 
@@ -176,41 +189,17 @@ def check_replaceable(path: Path, kind: str) -> None:
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     try:
-        manifest = _parse_manifest(path)
+        manifest = parse_manifest(path)
         what = f"a {manifest.kind} directory"
-    except _DAMAGED:
+    except DAMAGED:
         manifest, what = None, "something that this program did not write"
     if manifest is None or manifest.kind != kind:
         raise ArtifactError(f"{path} is {what}; it is left alone. Choose another --out.")
-    names = (p.relative_to(path).as_posix() for p in path.rglob("*") if not p.is_dir())
-    # Python may write compiled copies beside the code of a repository
-    foreign = {name for name in names if "__pycache__" not in name} - {MANIFEST, *manifest.files}
-    if foreign:
+    if foreign := foreign_files(path, manifest):
         raise ArtifactError(
             f"{path} holds {min(foreign)}, which is no part of it; it is left alone. Move that "
             "away, or choose another --out."
         )
-
-
-class _Manifest(NamedTuple):
-    kind: str
-    format: object
-    files: dict[str, tuple[int, str]]
-    """Size in bytes and SHA-256 by name."""
-    facts: dict[str, Any]
-
-
-_DAMAGED = (ValueError, KeyError, TypeError, AttributeError, OSError)
-"""What `_parse_manifest` raises."""
-
-
-def _parse_manifest(path: Path) -> _Manifest:
-    manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    files = {name: (e["bytes"], e["sha256"]) for name, e in manifest["files"].items()}
-    # kind and names are part of errors, which are one line
-    if manifest["kind"] not in _NEXT_STEP or not all(name.isprintable() for name in files):
-        raise ValueError
-    return _Manifest(manifest["kind"], manifest.get("format"), files, dict(manifest["facts"]))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -226,29 +215,7 @@ def read_json(path: Path) -> Any:
         raise ArtifactError(f"{path} is missing or damaged: {error}") from None
 
 
-def _write_manifest(
-    directory: Path, kind: str, facts: dict[str, Any], fingerprint: str | None
-) -> None:
-    files = {}
-    for file in sorted(p for p in directory.rglob("*") if p.is_file()):
-        sync(file)
-        # some libraries create files that only their owner may read
-        file.chmod(file.stat().st_mode | directory.stat().st_mode & 0o444)
-        name = file.relative_to(directory).as_posix()
-        files[name] = {"bytes": file.stat().st_size, "sha256": hash_file(file)}
-    manifest = {
-        "format": _FORMAT,
-        "kind": kind,
-        "written_by": WRITTEN_BY,
-        "fingerprint": fingerprint,
-        "facts": facts,
-        "files": files,
-    }
-    write_json(directory / MANIFEST, manifest)
-    sync(directory / MANIFEST)
-
-
-def _replace(partial: Path, path: Path) -> None:
+def replace_directory(partial: Path, path: Path) -> None:
     """Rename `partial` to `path`; an earlier artifact at `path` ends up at `partial` or is gone."""
     if not path.exists():
         partial.rename(path)

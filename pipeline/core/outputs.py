@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from pipeline.core.artifact import MANIFEST
 from pipeline.core.errors import ArtifactError, ConfigError
+from pipeline.core.manifest import MANIFEST
 
 STUDY_FILE = "study.db"
 """Trials of `pipeline tune`."""

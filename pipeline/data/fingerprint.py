@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.artifact import MANIFEST, WRITTEN_BY, read_json
+from pipeline.core.artifact import read_json
 from pipeline.core.errors import ArtifactError
 from pipeline.core.files import hash_file
+from pipeline.core.manifest import MANIFEST, WRITTEN_BY
 from pipeline.recipe.model import ModelConfig
 from pipeline.recipe.preprocess import Preprocess
 from pipeline.recipe.train import TrainConfig

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
@@ -10,6 +10,7 @@ from tqdm import tqdm
 from pipeline.core.artifact import new_artifact, read_manifest
 from pipeline.core.columns import FIRST_ITEM
 from pipeline.core.errors import ArtifactError, ConfigError
+from pipeline.core.signature import check_resignable
 from pipeline.data.fingerprint import fingerprint_of
 from pipeline.data.fitted import Fitted
 from pipeline.exporting import torchscript
@@ -18,6 +19,9 @@ from pipeline.exporting.repository import keep_model, keep_version, write_reposi
 from pipeline.exporting.served_models import ServedModels, read_models
 from pipeline.exporting.versions import OlderVersions
 from pipeline.model.run import Run
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 MIN_KEEP = 2
 """Versions of a model that a repository has at least, once it was exported twice."""
@@ -68,23 +72,27 @@ def export(
     *,
     replace_others: bool = False,
     keep: int = MIN_KEEP,
+    key: "Ed25519PrivateKey | None" = None,
 ) -> ExportResult:
     """Trace the model, prove that the program equals it, and write the repository.
 
     In a repository at `out`, a model of the same name gets its next version; those of other names
     stay, or go with `replace_others`. `keep` is the number of versions of this model that stay, the
-    new one among them; one that was superseded less than two minutes ago stays in any case.
+    new one among them; one that was superseded less than two minutes ago stays in any case. `key`
+    signs the repository, which, if it exists, must be signed by it.
     ConfigError for a GPU that is not there, ArtifactError for a damaged repository whose other
     models cannot stay.
     """
     if options.device == "gpu" and not torch.cuda.is_available():
         raise ConfigError("--device gpu traces the model on a GPU, and torch sees none here.")
     run = Run.open(run)
+    check_resignable(out, key)
 
     fingerprint = _fingerprint(run, options)
     facts: dict[str, Any] = {}
-    with new_artifact(out, "repository", facts, fingerprint=fingerprint) as directory:
+    with new_artifact(out, "repository", facts, fingerprint=fingerprint, key=key) as directory:
         # inside the block, where no other export to the same place runs
+        check_resignable(out, key)
         models = read_models(out)
         others = {} if replace_others else models.others(options.name)
         older = _older_versions(out, models, options.name, others, keep)

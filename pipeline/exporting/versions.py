@@ -8,13 +8,18 @@ import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.core.artifact import MANIFEST, new_artifact, read_manifest
+from pipeline.core.artifact import new_artifact, read_manifest
 from pipeline.core.errors import ArtifactError, ConfigError
+from pipeline.core.manifest import MANIFEST, SIGNATURE
+from pipeline.core.signature import check_resignable
 from pipeline.exporting.repository import ENSEMBLE_FILE
 from pipeline.exporting.served_models import OTHER_MODELS, read_models
 from pipeline.exporting.triton_config import CONFIG_FILE
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 MIN_KEPT_SECONDS = 120
 """How long a superseded version is kept in any case. A server takes some seconds to load an export,
@@ -108,16 +113,19 @@ class RollbackResult:
         return asdict(self)
 
 
-def rollback(repository: Path, name: str | None = None) -> RollbackResult:
+def rollback(
+    repository: Path, name: str | None = None, *, key: "Ed25519PrivateKey | None" = None
+) -> RollbackResult:
     """Serve the version again that was served before; the repository is replaced in one step.
 
     A server with --reload goes on answering. `name` is that of the model, by default the only one.
-    ConfigError for a model that is not there or has no such version; ArtifactError for a damaged
-    repository.
+    `key` signs the repository again. ConfigError for a model that is not there or has no such
+    version; ArtifactError for a damaged repository.
     """
     read_manifest(repository, "repository", check_files=False)  # else there is nothing to lock
     facts: dict[str, Any] = {}
-    with new_artifact(repository, "repository", facts) as directory:
+    with new_artifact(repository, "repository", facts, key=key) as directory:
+        check_resignable(repository, key)
         top = read_manifest(repository, "repository")
         name = _model_name(repository, name)
         served = read_models(repository).models[name]
@@ -132,7 +140,7 @@ def rollback(repository: Path, name: str | None = None) -> RollbackResult:
             repository,
             directory,
             dirs_exist_ok=True,
-            ignore=shutil.ignore_patterns("__pycache__", MANIFEST),
+            ignore=shutil.ignore_patterns("__pycache__", MANIFEST, SIGNATURE),
         )
         configuration = directory / name / version / ENSEMBLE_FILE
         if version not in older.earlier or not configuration.is_file():

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.core.artifact import MANIFEST
 from pipeline.core.errors import DataError
+from pipeline.core.manifest import MANIFEST
 from pipeline.data import values
 from pipeline.logs.columns import feature_columns, replace_missing
 from pipeline.logs.formats import (

@@ -11,19 +11,28 @@ from pipeline.core.artifact import read_manifest
 from pipeline.core.errors import ArtifactError
 from pipeline.serve.client.answers import NUM_KNOWN
 from pipeline.serve.proxy.ranking_models import model_configs
+from pipeline.serve.repository_code import check_code
 from pipeline.serve.triton.server import TritonServer
 
 
 @contextmanager
 def running_server(
-    repository: Path, *, timeout_seconds: float = 120, proxy: bool = True, **options: Any
+    repository: Path,
+    *,
+    timeout_seconds: float = 120,
+    proxy: bool = True,
+    any_code: bool = False,
+    **options: Any,
 ) -> Iterator[TritonServer]:
     """Yield a server that is ready; `options` are those of `TritonServer`.
 
-    ArtifactError for a damaged repository, ServingError where the server does not start in time.
+    ArtifactError for a damaged repository, and unless `any_code` for one with other Python than the
+    project's; ServingError where the server does not start in time.
     """
     read_manifest(repository, "repository")
     _check_outputs(repository)
+    if not any_code:
+        check_code(repository)
     with TritonServer(repository, proxy=proxy, **options) as server:
         server.wait_until_ready(timeout_seconds)
         yield server

@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.core.artifact import current_facts, read_manifest
 from pipeline.core.errors import ConfigError
@@ -43,6 +44,9 @@ from pipeline.updating.state import (
     write_state,
 )
 
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 logger = logging.getLogger(__name__)
 _RUN = re.compile(r"run-([0-9]+)")
 
@@ -64,6 +68,8 @@ class UpdateJob:
     """Python file with the NVTabular operators of the recipe, as `preprocess` takes it."""
     plugins: Path | None = None
     """Python file that has registered losses and architectures, as `train` takes it."""
+    key: "Ed25519PrivateKey | None" = None
+    """Key that signs the repository."""
 
     @property
     def repository(self) -> Path:
@@ -276,7 +282,9 @@ def _decide(job: UpdateJob, generation: Generation) -> Generation:
 def _export(job: UpdateJob, generation: Generation) -> Generation:
     if not generation.accepted:
         return generation
-    result = export(job.folder / generation.run, job.repository, job.options, keep=job.keep)
+    result = export(
+        job.folder / generation.run, job.repository, job.options, keep=job.keep, key=job.key
+    )
     return generation.changed(version=result.version)
 
 

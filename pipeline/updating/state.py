@@ -12,10 +12,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from pipeline.core.artifact import WRITTEN_BY, read_json
+from pipeline.core.artifact import read_json
 from pipeline.core.config import Config
 from pipeline.core.errors import ArtifactError
 from pipeline.core.files import write_text
+from pipeline.core.manifest import WRITTEN_BY
 from pipeline.core.outputs import LOCK_FILE
 
 STATE_FILE = "update.json"

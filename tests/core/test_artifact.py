@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.core import artifact
+from pipeline.core import manifest as manifests
 from pipeline.core.artifact import (
     check_replaceable,
     current_facts,
@@ -334,6 +335,7 @@ WRITER = """
 import errno, os, sys, time
 from pathlib import Path
 from pipeline.core import artifact
+from pipeline.core import manifest as manifests
 
 stop = int(sys.argv[2])
 def step(count=[0]):
@@ -346,11 +348,12 @@ if sys.argv[3] == "two steps":
     def cannot(*_paths):
         raise OSError(errno.EINVAL, "no such flag")
     artifact._exchange = cannot
-for name in ("_write_manifest", "sync", "hash_file", "write_json", "_exchange"):
-    def stepping(*arguments, inner=getattr(artifact, name), **more):
+inside = [(artifact, "write_manifest"), (artifact, "sync"), (artifact, "_exchange")]
+for module, name in [*inside, (manifests, "sync"), (manifests, "hash_file")]:
+    def stepping(*arguments, inner=getattr(module, name), **more):
         step()
         return inner(*arguments, **more)
-    setattr(artifact, name, stepping)
+    setattr(module, name, stepping)
 def renaming(*arguments, inner=Path.rename):
     step()
     inner(*arguments)
@@ -471,7 +474,7 @@ def test_files_reach_the_disk_before_the_manifest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced = []
-    monkeypatch.setattr(artifact, "sync", lambda path: synced.append(path.name))
+    monkeypatch.setattr(manifests, "sync", lambda path: synced.append(path.name))
     write(tmp_path / "shop")
     assert synced.index("manifest.json") > max(
         synced.index(name) for name in ("schema.pbtxt", "part-0.parquet", "empty")

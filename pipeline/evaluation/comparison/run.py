@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.core.artifact import MANIFEST
 from pipeline.core.columns import FIRST_ITEM
 from pipeline.core.errors import ArtifactError, ConfigError
+from pipeline.core.manifest import MANIFEST
 from pipeline.data.directory import Data
 from pipeline.data.fingerprint import ORIGIN
 from pipeline.data.index_mapping import TRAINED_ON

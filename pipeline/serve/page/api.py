@@ -15,10 +15,11 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field, StrictBool, StrictInt, StrictStr
 
-from pipeline.core.artifact import MANIFEST, read_manifest
+from pipeline.core.artifact import read_manifest
 from pipeline.core.columns import ITEM, TIMESTAMP
 from pipeline.core.config import Config
 from pipeline.core.errors import ArtifactError, ConfigError, PipelineError
+from pipeline.core.manifest import MANIFEST
 from pipeline.serve.client.answers import SCORE
 from pipeline.serve.client.client import Client
 from pipeline.serve.client.served_model import ServedModel, request_tables

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from pipeline.core.artifact import MANIFEST, read_manifest
+from pipeline.core.artifact import read_manifest
 from pipeline.core.errors import ArtifactError
+from pipeline.core.manifest import MANIFEST
 from pipeline.serve.client.answers import OUTPUTS
 
 

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.artifact import WRITTEN_BY
 from pipeline.core.files import write_text
+from pipeline.core.manifest import WRITTEN_BY
 from pipeline.core.outputs import check_report
 from pipeline.data.directory import Data
 from pipeline.model.run import Run
