@@ -15,6 +15,7 @@ from pipeline.cli.demo import demo
 from pipeline.cli.evaluate import evaluate
 from pipeline.cli.export import export
 from pipeline.cli.load_test import load_test
+from pipeline.cli.monitor import monitor
 from pipeline.cli.predict import predict
 from pipeline.cli.preprocess import preprocess
 from pipeline.cli.proxy import proxy
@@ -40,6 +41,7 @@ EXAMPLES: dict[Callable[..., None], str] = {
     report: "pipeline report runs/shop --data data/shop --out shop.html",
     export: "pipeline export runs/shop --out repository",
     serve: "pipeline serve repository --http-port 8000",
+    monitor: "pipeline monitor log --data data/shop --clicks clicks.csv --out monitor.html",
     update: "pipeline update --from shop --input logs/day8 --recipe shop.yaml "
     "--unless-worse ndcg@20:0.005",
     rollback: "pipeline rollback shop/repository",
@@ -88,6 +90,7 @@ def pipeline(
     preprocess -> train -> evaluate -> export -> serve -> recommend
                -> compare, tune, predict, report (without a server)
     update: all of it again with the logs of a new day, for cron
+    monitor: requests of a server against training and later clicks
 
     Start with `pipeline demo`, which runs all stages on synthetic clicks.
     """

@@ -119,7 +119,7 @@ def margin(values: NDArray[Any], sessions: NDArray[Any]) -> float | None:
 
     None with fewer than 10 sessions, or if all values are equal, as where nothing was hit.
     """
-    error, num_sessions = _standard_error(values, sessions)
+    error, num_sessions = standard_error(values, sessions)
     return None if error is None else float(stdtrit(num_sessions - 1, 0.975) * error)
 
 
@@ -129,13 +129,13 @@ def p_value(differences: NDArray[Any], sessions: NDArray[Any]) -> float | None:
     Student's t of the cluster-robust error; with one target a session it is the paired t-test.
     None where `margin` is None.
     """
-    error, num_sessions = _standard_error(differences, sessions)
+    error, num_sessions = standard_error(differences, sessions)
     if error is None:
         return None
     return float(2 * stdtr(num_sessions - 1, -abs(differences.mean()) / error))
 
 
-def _standard_error(values: NDArray[Any], sessions: NDArray[Any]) -> tuple[float | None, int]:
+def standard_error(values: NDArray[Any], sessions: NDArray[Any]) -> tuple[float | None, int]:
     """Cluster-robust standard error of the mean and the number of sessions."""
     starts = np.flatnonzero(np.diff(sessions, prepend=-1))
     if len(starts) < _FEWEST_SESSIONS:

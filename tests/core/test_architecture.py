@@ -36,6 +36,16 @@ MAY_IMPORT = {
         "exporting",
     },
     "serve": {"core", "recipe", "data", "logs", "serve.runtime"},
+    "monitoring": {
+        "core",
+        "recipe",
+        "data",
+        "logs",
+        "preprocessing",
+        "evaluation",
+        "reports",
+        "serve",
+    },
     "compat": {"core", "recipe", "data", "model", "evaluation", "training"},
 }
 COMMANDS = {"api", "cli", "in_process", "plugins"}

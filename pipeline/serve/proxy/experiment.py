@@ -15,10 +15,9 @@ from tritonclient.grpc import model_config_pb2
 
 from pipeline.core.errors import ConfigError
 from pipeline.serve.proxy.ranking_models import RankingModels, model_configs, version_alias
-from pipeline.serve.proxy.session_names import session_fraction
+from pipeline.serve.proxy.session_names import CONTROL, session_fraction
 
 logger = logging.getLogger(__name__)
-CONTROL = "control"
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _VERSION = re.compile(r"v([0-9]+)")
 _FORM = (

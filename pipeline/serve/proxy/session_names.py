@@ -6,6 +6,8 @@ from typing import Any
 
 SESSION_PARAMETER = "session"
 """Parameter of a request, HTTP and gRPC alike: text or a whole number."""
+CONTROL = "control"
+"""Arm of an experiment that the model answers which was asked."""
 _MAX_KEY_BYTES = 64
 """Largest key that BLAKE2b takes."""
 

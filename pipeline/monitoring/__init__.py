@@ -1,0 +1,1 @@
+"""What a server answered, compared with training and with later clicks."""

@@ -1,0 +1,148 @@
+"""Requests of a log as arrays, with items as positions in one list of ids."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.core.errors import DataError
+from pipeline.serve.request_log.files import FILE_PATTERN, SCHEMA
+from pipeline.serve.request_log.options import EXPERIMENT_KEY
+
+DAY_MICROSECONDS = 86_400 * 10**6
+NO_SESSION = -1
+
+
+class Ragged(NamedTuple):
+    """Lists of different lengths, one after the other."""
+
+    values: NDArray[Any]
+    offsets: NDArray[Any]
+    """(N + 1,)"""
+
+    @property
+    def lengths(self) -> NDArray[Any]:
+        """(N,)"""
+        return np.diff(self.offsets)
+
+    def take(self, rows: NDArray[Any]) -> "Ragged":
+        """Return some of the lists, by their (M,) numbers."""
+        lengths = self.lengths[rows]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        shifts = np.repeat(self.offsets[rows] - offsets[:-1], lengths)
+        return Ragged(self.values[np.arange(offsets[-1]) + shifts], offsets)
+
+
+@dataclass(frozen=True)
+class Requests:
+    """N logged requests, in the order of time.
+
+    An item is its position in `ids`, of which the first are the catalogue of the training data.
+    """
+
+    ids: pa.Array
+    num_catalogue: int
+    times: NDArray[Any]
+    """(N,) microseconds since 1970 UTC."""
+    sessions: NDArray[Any]
+    """(N,) numbers of the sessions, NO_SESSION without a name."""
+    session_names: pd.Index
+    versions: pd.Series
+    """(N,) text such as `recommender v3`."""
+    experiments: pd.Series
+    """(N,) name of the experiment, missing for a request that was not drawn."""
+    arms: pd.Series
+    items: Ragged
+    lists: Ragged
+    shares: dict[str, list[dict[str, float]]]
+    """Shares of the arms by experiment: several where they were changed."""
+
+    @property
+    def days(self) -> NDArray[Any]:
+        """(N,) days since 1970 UTC."""
+        return self.times // DAY_MICROSECONDS
+
+    def item_positions(self, texts: pa.Array) -> NDArray[Any]:
+        """(M,) ids as text -> positions, -1 for an id that neither training nor the log has."""
+        positions = pd.Index(self.ids.to_pandas()).get_indexer(texts.to_pandas())
+        return np.asarray(positions)
+
+
+def find_files(paths: Iterable[Path]) -> list[Path]:
+    """Return the files of folders and the files themselves. DataError if there is none."""
+    paths = list(paths)
+    files: list[Path] = []
+    for path in paths:
+        files += sorted(path.glob(FILE_PATTERN)) if path.is_dir() else [path]
+    if not files:
+        raise DataError(
+            f"{', '.join(map(str, paths))} has no {FILE_PATTERN}. Expected a directory of "
+            "`pipeline serve --log-requests`."
+        )
+    return files
+
+
+def read_requests(paths: Iterable[Path], catalogue: pa.Array) -> Requests:
+    """Read a log; `catalogue` are the raw ids of the training data as text.
+
+    DataError for a file of another form, and for a log without a request.
+    """
+    tables: list[pa.Table] = []
+    shares: dict[str, list[dict[str, float]]] = {}
+    for file in find_files(paths):
+        table, experiment = _read(file)
+        tables.append(table)
+        for name, values in experiment.items():
+            shares.setdefault(name, [])
+            if values not in shares[name]:
+                shares[name].append(values)
+    table = pa.concat_tables(tables).sort_by("time").combine_chunks()
+    if not table.num_rows:
+        raise DataError(f"{', '.join(map(str, paths))} has no request.")
+    items, lists = (table[name].combine_chunks() for name in ("items", "recommendations"))
+    texts = pa.concat_arrays([catalogue, items.flatten(), lists.flatten()])
+    coded = texts.dictionary_encode()
+    codes = coded.indices.to_numpy().astype(np.int64)
+    stop = len(catalogue) + len(items.flatten())
+    sessions, names = pd.factorize(table["session"].to_pandas())
+    versions = table["model"].to_pandas() + " v" + table["version"].to_pandas().astype(str)
+    return Requests(
+        ids=coded.dictionary,
+        num_catalogue=len(catalogue),
+        times=table["time"].cast(pa.int64()).to_numpy(),
+        sessions=sessions,
+        session_names=pd.Index(names),
+        versions=versions,
+        experiments=table["experiment"].to_pandas(),
+        arms=table["arm"].to_pandas(),
+        items=Ragged(codes[len(catalogue) : stop], _offsets(items)),
+        lists=Ragged(codes[stop:], _offsets(lists)),
+        shares=shares,
+    )
+
+
+def _read(file: Path) -> tuple[pa.Table, dict[str, dict[str, float]]]:
+    """Return the rows of a file and the shares of its experiment by name."""
+    try:
+        table = pq.read_table(file, schema=SCHEMA, partitioning=None)
+        metadata = pq.read_schema(file).metadata or {}
+        experiment = json.loads(metadata.get(EXPERIMENT_KEY, b"null"))
+        if experiment is None:
+            return table, {}
+        shares = {str(arm["name"]): float(arm["share"]) for arm in experiment["arms"]}
+        return table, {str(experiment["name"]): shares}
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        line = " ".join(str(error).split())
+        raise DataError(f"{file} is no file of a request log: {line}") from None
+
+
+def _offsets(lists: pa.ListArray) -> NDArray[Any]:
+    offsets = lists.offsets.to_numpy().astype(np.int64)
+    return offsets - offsets[0]
