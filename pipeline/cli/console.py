@@ -14,6 +14,7 @@ import typer
 
 from pipeline.core.artifact import current_facts, read_manifest
 from pipeline.core.errors import InputWarning, PipelineError
+from pipeline.core.text import shown, shown_lines
 
 
 def print_result(facts: dict[str, Any], as_json: bool, text: str) -> None:
@@ -22,12 +23,12 @@ def print_result(facts: dict[str, Any], as_json: bool, text: str) -> None:
     Of several processes that torchrun started, only the first one prints.
     """
     if os.environ.get("RANK", "0") == "0":
-        typer.echo(json.dumps(facts, allow_nan=False) if as_json else text)
+        typer.echo(json.dumps(facts, allow_nan=False) if as_json else shown_lines(text))
 
 
 def note(text: str) -> None:
-    """Print a line on stderr."""
-    typer.echo(text, err=True)
+    """Print a line on stderr; control characters in it are escaped."""
+    typer.echo(shown_lines(text), err=True)
 
 
 def is_current(path: Path, kind: str, fingerprint: str, as_json: bool) -> bool:
@@ -57,6 +58,7 @@ _EXTRAS = {
     "grpc": "serve",
     "optuna": "tune",
     "matplotlib": "figures",
+    "cryptography": "signing",
 }
 """Extra of pyproject.toml by module."""
 
@@ -79,10 +81,15 @@ def _show_warning(message: Any, category: type[Warning], *where: Any, **more: An
 _python_showwarning = warnings.showwarning
 
 
+class _ShownFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return shown_lines(super().format(record))
+
+
 def set_up_logging(verbose: bool) -> None:
     """Print log lines of the package on stderr: INFO and above, all of them with `verbose`."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_ShownFormatter("%(message)s"))
     logger = logging.getLogger("pipeline")
     logger.handlers = [handler]
     logger.propagate = False
@@ -145,7 +152,7 @@ def _error_line(error: Exception) -> str:
         line = " ".join(message.split()).replace("Value error, ", "")
         return f"Error: {line}{'' if line[-1] in '.?' else '.'} See `{command} --help`."
     if isinstance(error, PipelineError):
-        return f"Error: {error}"
+        return shown(f"Error: {error}")
     if isinstance(error, OSError):  # a full disk, a name that is too long
-        return f"Error: {error.filename or 'Standard output'}: {error.strerror or error}."
+        return shown(f"Error: {error.filename or 'Standard output'}: {error.strerror or error}.")
     return f"Error: an argument is not text in UTF-8: {error}."

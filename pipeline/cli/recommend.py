@@ -19,6 +19,7 @@ from pipeline.cli.options import (
     unknown_ids_text,
 )
 from pipeline.core.errors import ConfigError
+from pipeline.core.text import shown
 
 KeyFile = Annotated[
     Path | None, typer.Option(metavar="FILE", help="File with the key of the server.")
@@ -157,7 +158,10 @@ def _print_similar_items(target: str, ids: list[str], k: int | None, as_json: bo
         {"item_id": record.pop("session_id"), "similar": record["recommendations"]}
         for record in lists.records(ids)
     ]
-    blocks = [f"item {record['item_id']}\n{_list_text(record['similar'])}" for record in records]
+    blocks = [
+        f"item {shown(str(record['item_id']))}\n{_list_text(record['similar'])}"
+        for record in records
+    ]
     print_result({"items": records}, as_json, "\n".join(blocks))
 
 
@@ -266,7 +270,7 @@ def _list_text(entries: list[dict[str, Any]]) -> str:
     """Return a list as lines, best item first."""
     lines = []
     for rank, entry in enumerate(entries, start=1):
-        line = f"{rank:>4}  {entry['item_id']!s:<24} {entry['score']:>9.4f}"
+        line = f"{rank:>4}  {shown(str(entry['item_id'])):<24} {entry['score']:>9.4f}"
         others = (f"{k} {v:.4f}" for k, v in entry.items() if k not in ("item_id", "score"))
         lines.append("  ".join([line, *others]))
     return "\n".join(lines)
@@ -276,7 +280,7 @@ def recommendations_text(records: list[dict[str, Any]]) -> str:
     """Return the lists of sessions as lines, best item first."""
     blocks = []
     for record in records:
-        lines = [] if record["session_id"] is None else [f"session {record['session_id']}"]
+        lines = [] if record["session_id"] is None else [shown(f"session {record['session_id']}")]
         if record["recommendations"]:
             lines.append(_list_text(record["recommendations"]))
         for target, value in record.get("targets", {}).items():

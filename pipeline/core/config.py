@@ -14,6 +14,8 @@ _MAX_CHARACTERS = 60
 """Longest wrong value that a message repeats."""
 _MAX_KEYS = 8
 """Number of keys of a section that a message lists."""
+_MAX_BYTES, _MAX_NODES, _MAX_DEPTH = 1 << 18, 50_000, 50
+"""Bounds of a YAML file: its size, its values with those that aliases repeat, and its nesting."""
 _TYPES = {
     "string_type": "text",
     **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
@@ -82,7 +84,7 @@ def read_yaml(
 ) -> dict[str, Any]:
     """Parse a YAML mapping. ConfigError if the file is missing, not YAML or not a mapping."""
     try:
-        values = _Loader(path.read_text(encoding="utf-8")).get_single_data()
+        values = parse_yaml(_read_text(path))
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist. Expected {what}.") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -93,6 +95,69 @@ def read_yaml(
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no mapping. Expected sections such as `preprocess:`.")
     return values
+
+
+def _read_text(path: Path) -> str:
+    """Content of a small file or pipe. ConfigError for a large one."""
+    with path.open("rb") as stream:
+        content = stream.read(_MAX_BYTES + 1)
+    if len(content) > _MAX_BYTES:
+        raise ConfigError(f"{path} has more than {_MAX_BYTES:,} bytes, which no recipe needs.")
+    return content.decode("utf-8")
+
+
+def parse_yaml(text: str) -> Any:
+    """Value of a YAML text, in which aliases and nesting are bounded. YAMLError, ValueError."""
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_size(node)
+        return loader.construct_document(node)
+    except RecursionError:
+        raise yaml.YAMLError(f"it is nested deeper than {_MAX_DEPTH} levels") from None
+    finally:
+        loader.dispose()
+
+
+def _check_size(root: yaml.Node) -> None:
+    """YAMLError for nodes that are too many, too deep, or in themselves; aliases count as copies.
+
+    A few lines of aliases of aliases are billions of values for whoever walks through them.
+    """
+    sizes: dict[int, tuple[int, int]] = {}
+    open_nodes: set[int] = set()
+
+    def measure(node: yaml.Node) -> tuple[int, int]:
+        if id(node) in open_nodes:
+            raise yaml.YAMLError("an alias stands inside of what it names")
+        if id(node) not in sizes:
+            open_nodes.add(id(node))
+            parts = node.value if isinstance(node, yaml.CollectionNode) else []
+            flat = [
+                each for part in parts for each in (part if isinstance(part, tuple) else (part,))
+            ]
+            inner = [measure(each) for each in flat]
+            size = 1 + sum(count for count, _ in inner)
+            depth = 1 + max((each for _, each in inner), default=0)
+            if size > _MAX_NODES or depth > _MAX_DEPTH:
+                raise yaml.YAMLError(
+                    f"it has more than {_MAX_NODES:,} values or {_MAX_DEPTH} levels, with what "
+                    "aliases (*) repeat"
+                )
+            open_nodes.discard(id(node))
+            sizes[id(node)] = size, depth
+        return sizes[id(node)]
+
+    measure(root)
+
+
+def _parts(node: yaml.Node) -> list[yaml.Node]:
+    """Nodes below a list, keys and values below a mapping, none below a scalar."""
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
 
 
 def _override(values: dict[str, Any], override: str) -> None:
@@ -108,7 +173,7 @@ def _override(values: dict[str, Any], override: str) -> None:
             raise ConfigError(f"Override {override!r}: {section!r} is not a section.")
         values = child
     try:
-        values[key] = yaml.safe_load(text)
+        values[key] = parse_yaml(text)
     except (yaml.YAMLError, ValueError):
         raise ConfigError(
             f"Override {override!r}: {text!r} is not a YAML value. Text is in quotes: "

@@ -1,6 +1,7 @@
 """Recipes: every key and value is checked, and errors say what to write instead."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from pipeline.core.config import parse_yaml
 from pipeline.core.errors import ConfigError
 from pipeline.recipe.choices import ARCHITECTURES
 from pipeline.recipe.features import (
@@ -360,3 +362,48 @@ def test_a_value_that_yaml_reads_otherwise_is_explained(
     with pytest.raises(ConfigError) as error:
         Recipe.load(tmp_path / "r.yaml")
     assert words in str(error.value)
+
+
+BOMBS = {
+    "aliases of aliases": "a0: &a0 [x]\n"
+    + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)),
+    "merges of merges": "a0: &a0 {x0: 1}\n"
+    + "".join(f"a{n}: &a{n} {{p: *a{n - 1}, q: *a{n - 1}}}\n" for n in range(1, 40)),
+    "nested lists": "a: " + "[" * 30_000,
+    "nested keys": "\n".join(" " * n + "a:" for n in range(400)),
+    "nested one level too deep": "a: " + "[" * 50 + "]" * 50,
+    "an alias in itself": "a: &a [*a]",
+    "many values": "a: [" + "1, " * 60_000 + "]",
+    "a large file": "a: " + "x" * (1 << 18),
+}
+
+
+@pytest.mark.parametrize("text", BOMBS.values(), ids=BOMBS)
+def test_a_recipe_that_costs_the_machine_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "shop.yaml"
+    path.write_text(text, encoding="utf-8")
+    begin = time.process_time()
+    with pytest.raises(ConfigError) as caught:
+        Recipe.load(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 300
+    assert "levels" in message or "bytes" in message or "inside of what" in message
+    assert time.process_time() - begin < 5
+
+
+def test_a_setting_that_is_nested_without_end_is_refused() -> None:
+    with pytest.raises(ConfigError, match="is not a YAML value"):
+        Recipe.load(None, ("model.options=" + "[" * 3_000,))
+
+
+def test_aliases_of_a_usual_recipe_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "shop.yaml"
+    path.write_text(
+        "model: {d_model: &width 32}\n"
+        "train: &train {epochs: 3}\n"
+        "preprocess: {session: s, item: i}\n"
+    )
+    assert Recipe.load(path).model.d_model == 32
+    assert parse_yaml("a: &a {x: 1}\nb: {<<: *a, y: 2}\n")["b"] == {"x": 1, "y": 2}
+    assert parse_yaml("") is None

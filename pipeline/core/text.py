@@ -1,0 +1,26 @@
+"""Text from data, as a person sees it.
+
+An id or the name of a column may hold control characters, which move the cursor of a terminal,
+change its title, or reverse the order of what stands beside them (Unicode Standard Annex 9). Files
+and JSON have such texts as they are; what is shown has an escape in place of each.
+"""
+
+import re
+
+_BIDIRECTIONAL = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
+_CONTROL = re.compile(f"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff{_BIDIRECTIONAL}]")
+_LINES = {"\n", "\t"}
+
+
+def shown(text: str) -> str:
+    r"""One line: every control character is an escape such as \x1b, line breaks too."""
+    return _CONTROL.sub(_escape, text)
+
+
+def shown_lines(text: str) -> str:
+    """Several lines: as `shown`, but line breaks and tabs stay."""
+    return _CONTROL.sub(lambda m: m[0] if m[0] in _LINES else _escape(m), text)
+
+
+def _escape(match: re.Match[str]) -> str:
+    return match[0].encode("unicode_escape").decode("ascii")

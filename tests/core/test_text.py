@@ -1,0 +1,42 @@
+"""What a terminal shows of texts from data."""
+
+import json
+import logging
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.cli.console import note, print_result, set_up_logging
+from pipeline.cli.recommend import recommendations_text
+from pipeline.core.text import shown, shown_lines
+
+EVIL = "sku\x1b]0;title\x07\x1b[2J\r\u202e42\n"
+ESCAPED = "sku\\x1b]0;title\\x07\\x1b[2J\\r\\u202e42\\n"
+
+
+@given(st.text())
+def test_nothing_is_left_that_moves_a_cursor(text: str) -> None:
+    line = shown(text)
+    assert all(letter >= " " and not 0x7F <= ord(letter) <= 0x9F for letter in line)
+    assert line.splitlines() in ([line], [])
+    if text.isprintable():
+        assert line == text
+    lines = shown_lines(text)
+    assert set(lines) - {"\n", "\t"} <= set(line)
+    assert lines.count("\n") == text.count("\n")
+
+
+def test_a_terminal_sees_escapes_and_json_is_exact(capsys: pytest.CaptureFixture[str]) -> None:
+    record = {"session_id": EVIL, "recommendations": [{"item_id": EVIL, "score": 1.0}]}
+    text = recommendations_text([record])
+    assert text.count(ESCAPED) == 2
+    assert "\x1b" not in text
+    print_result(record, False, EVIL)
+    assert capsys.readouterr().out == ESCAPED.replace("\\n", "\n") + "\n"
+    print_result(record, True, EVIL)
+    assert json.loads(capsys.readouterr().out) == record
+    note(EVIL)
+    set_up_logging(verbose=False)
+    logging.getLogger("pipeline.core").warning("column %s", EVIL)
+    assert capsys.readouterr().err.count("\\x1b[2J") == 2
