@@ -124,7 +124,7 @@ def parse_yaml(text: str) -> Any:
 def _check_size(root: yaml.Node) -> None:
     """YAMLError for nodes that are too many, too deep, or in themselves; aliases count as copies.
 
-    A few lines of aliases of aliases are billions of values for whoever walks through them.
+    A few lines of aliases of aliases are billions of values for a program that walks through them.
     """
     sizes: dict[int, tuple[int, int]] = {}
     open_nodes: set[int] = set()
