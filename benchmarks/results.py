@@ -68,6 +68,19 @@ def _movielens(files: list[Path], folder: Path) -> Path:
     return path
 
 
+def _sessions(count: int) -> Callable[[list[Path], Path], Path]:
+    """Keep the newest sessions of a log with SessionId and Time."""
+
+    def newest(files: list[Path], folder: Path) -> Path:
+        log = pd.read_csv(files[0], sep="\t", dtype=str)
+        last = log["Time"].astype(float).groupby(log["SessionId"]).max().nlargest(count)
+        path = folder / "newest.tsv"
+        log[log["SessionId"].isin(last.index)].to_csv(path, sep="\t", index=False)
+        return path
+
+    return newest
+
+
 _RSC15 = ("rsc15-100k/train.tsv.gz",)
 _AMAZON = Table(
     log=("beauty/sequences.txt.gz",),
@@ -76,6 +89,13 @@ _AMAZON = Table(
     metrics=("recall@10", "ndcg@10"),
 )
 _VALIDATED = ("preprocess.split=leave-one-out",)
+
+_SMALL = Table(
+    log=_RSC15,
+    recipe="configs/rsc15.yaml",
+    settings=("preprocess.split={valid: 0.1, test: 0.2}",),
+    rows={"defaults": Row(recipe=None, seeds=3)},
+)
 
 TABLES: dict[str, Table] = {
     "rsc15": Table(
@@ -115,6 +135,14 @@ TABLES: dict[str, Table] = {
             "rees46.yaml": Row(recipe="configs/rees46.yaml", seeds=3),
         },
     ),
+    "rees46-items-only": Table(
+        log=("rees46-sample/events.csv.gz",),
+        recipe="configs/rees46.yaml",
+        settings=("preprocess.features=[]", "preprocess.timestamp.features=[]"),
+        rows={"defaults": Row(recipe=None, seeds=3)},
+    ),
+    "rsc15-1000": replace(_SMALL, join=_sessions(1_000)),
+    "rsc15-4000": replace(_SMALL, join=_sessions(4_000)),
     "ml-100k": Table(
         log=tuple(f"ml-100k/ml-100k.{name}.tsv.gz" for name in ("inter", "item", "user")),
         join=_movielens,

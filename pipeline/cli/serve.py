@@ -123,8 +123,8 @@ def serve(
 ) -> None:
     """Serve a model repository by Triton until Ctrl-C or SIGTERM."""
     from pipeline.serve.run import describe, running_server, wait_for_signal
-    from pipeline.serve.triton.access import read_tls
-    from pipeline.serve.triton.ports import Ports
+    from pipeline.serve.triton.access import open_to_network, read_tls
+    from pipeline.serve.triton.ports import Ports, ipv4_address
     from pipeline.serve.triton.version_watch import VersionWatch
 
     if page_port is not None and not page:
@@ -137,6 +137,8 @@ def serve(
         items, page, key=id_column, title=title_column, image=image_column, folder=image_folder
     )
     key, tls = read_key_file(key_file), read_tls(tls_cert, tls_key, tls_client_ca)
+    if line := open_to_network(ipv4_address(host), key, tls):
+        note(line)
     with ExitStack() as stack:
         # before Triton, which takes seconds to start: the port may be taken
         web_page = stack.enter_context(_page(host, page_port, key, tls)) if page else None

@@ -19,7 +19,14 @@ from pipeline.core.errors import ConfigError, ServingError
 from pipeline.serve.client.async_client import AsyncClient
 from pipeline.serve.client.client import Client
 from pipeline.serve.run import describe, running_server
-from pipeline.serve.triton.access import GRPC_PREFIX, KEY_HEADER, Tls, read_key, read_tls
+from pipeline.serve.triton.access import (
+    GRPC_PREFIX,
+    KEY_HEADER,
+    Tls,
+    open_to_network,
+    read_key,
+    read_tls,
+)
 from pipeline.serve.triton.ports import free_ports
 from pipeline.serve.triton.server import TritonServer
 from tests.conftest import SESSION, Shop
@@ -150,6 +157,20 @@ def test_command_reads_the_key_file_and_warns_if_others_can(
     ]
     with pytest.raises(ServingError, match="no key"):
         CliRunner().invoke(app, command, catch_exceptions=False)
+
+
+def test_a_server_without_a_key_on_the_network_gets_a_warning(tmp_path: Path) -> None:
+    tls = Tls(tmp_path / "cert.pem", tmp_path / "key.pem")
+    for address, key, secured, warned in (
+        ("127.0.0.1", None, None, False),
+        ("0.0.0.0", None, None, True),
+        ("10.0.0.7", None, tls, True),
+        ("0.0.0.0", "k" * 32, None, False),
+        ("0.0.0.0", None, tls._replace(client_ca=tmp_path / "ca.pem"), False),
+    ):
+        line = open_to_network(address, key, secured)
+        assert (line is not None) == warned
+        assert line is None or f"listens on {address} without a key" in line
 
 
 @pytest.mark.parametrize("text", ["", "short", "x" * 1025, "with a space inside it", "ümlaut" * 5])

@@ -1,6 +1,7 @@
 """Access to a server: key in a header, and PEM files of TLS."""
 
 import ssl
+from ipaddress import ip_address
 from pathlib import Path
 from typing import NamedTuple
 
@@ -98,3 +99,15 @@ def read_tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> Tls
         raise ConfigError("TLS takes both --tls-cert and --tls-key.")
     read_pem(client_ca, cert, key)
     return Tls(cert.absolute(), key.absolute(), client_ca and client_ca.absolute())
+
+
+def open_to_network(address: str, key: str | None, tls: Tls | None) -> str | None:
+    """Line about a server that answers every machine which reaches it; None for others."""
+    if ip_address(address).is_loopback or key is not None:
+        return None
+    if tls is not None and tls.client_ca is not None:
+        return None
+    return (
+        f"Warning: the server listens on {address} without a key. Every machine that reaches it can "
+        "send requests and read the catalogue: set --key-file FILE, or let a firewall choose."
+    )
