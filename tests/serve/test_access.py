@@ -163,10 +163,10 @@ def test_a_server_without_a_key_on_the_network_gets_a_warning(tmp_path: Path) ->
     tls = Tls(tmp_path / "cert.pem", tmp_path / "key.pem")
     for address, key, secured, warned in (
         ("127.0.0.1", None, None, False),
-        ("0.0.0.0", None, None, True),
+        ("10.0.0.8", None, None, True),
         ("10.0.0.7", None, tls, True),
-        ("0.0.0.0", "k" * 32, None, False),
-        ("0.0.0.0", None, tls._replace(client_ca=tmp_path / "ca.pem"), False),
+        ("10.0.0.7", "k" * 32, None, False),
+        ("10.0.0.7", None, tls._replace(client_ca=tmp_path / "ca.pem"), False),
     ):
         line = open_to_network(address, key, secured)
         assert (line is not None) == warned

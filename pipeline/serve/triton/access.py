@@ -108,6 +108,6 @@ def open_to_network(address: str, key: str | None, tls: Tls | None) -> str | Non
     if tls is not None and tls.client_ca is not None:
         return None
     return (
-        f"Warning: the server listens on {address} without a key. Every machine that reaches it can "
+        f"Warning: the server listens on {address} without a key. Each machine that reaches it can "
         "send requests and read the catalogue: set --key-file FILE, or let a firewall choose."
     )
