@@ -14,6 +14,12 @@ Weighting = Literal["same", "div", "linear", "quadratic", "log"]
 1 / d²; 1 / log10(d + 1.7)."""
 
 
+ItemWeighting = Literal["last", Weighting]
+"""The same, or `last`: 1 for the newest interaction, 0 for all others."""
+MAX_EASE_ITEMS = 20_000
+"""Largest catalogue of EASE, whose fitting inverts a matrix of all pairs: 3.2 GB of float64."""
+
+
 class PopularityOptions(Config):
     """Popularity: interactions of the item in training."""
 
@@ -46,6 +52,38 @@ class SequentialRulesOptions(Config):
     """Weight of a rule by its distance."""
     pruning: int = Field(default=1000, ge=1)
     """Items that are stored for each item, those with the highest scores."""
+
+
+class ItemKnnOptions(Config):
+    """Similarity of items by the sessions that hold them, as in GRU4Rec's ItemKNN.
+
+    The sessions with both items, divided by (n + regularization) to the power of alpha for the
+    item of the session and of 1 - alpha for the scored one; n are the sessions with an item.
+    """
+
+    regularization: float = Field(default=20.0, ge=0)
+    """λ: sessions that are added to those of each item, which lowers similarities of rare ones."""
+    alpha: float = Field(default=0.5, ge=0, le=1)
+    """0.5 is the cosine; with 0 popular items are damped as items of the list alone."""
+    weighting: ItemWeighting = "last"
+    """Weight of an item of the session by its distance from the end."""
+    pruning: int = Field(default=100, ge=1)
+    """Items that are stored for each item, the most similar ones."""
+
+
+class EaseOptions(Config):
+    """Linear model of sessions as sets, in closed form: EASE, Steck (WWW 2019).
+
+    The weights are B = I - P / diag(P) with P = (X'X + regularization I)^-1 and X the sessions, so
+    that an item does not score itself. At most `MAX_EASE_ITEMS` items.
+    """
+
+    regularization: float = Field(default=500.0, gt=0)
+    """λ: the paper's for MovieLens 20M, of 137,000 users; smaller logs need less."""
+    weighting: ItemWeighting = "same"
+    """Weight of an item of the session by its distance from the end."""
+    pruning: int = Field(default=1000, ge=1)
+    """Weights that are stored for each item, the largest by their absolute value."""
 
 
 class SessionKnnOptions(Config):
@@ -95,6 +133,8 @@ COUNTING: dict[str, type[Config]] = {
     "recent-popularity": RecentPopularityOptions,
     "co-visitation": CovisitationOptions,
     "sequential-rules": SequentialRulesOptions,
+    "item-knn": ItemKnnOptions,
+    "ease": EaseOptions,
     "session-knn": SessionKnnOptions,
 }
 """Counting models, with their options."""

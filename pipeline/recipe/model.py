@@ -133,7 +133,7 @@ class ModelConfig(Config):
     """Sequence encoder: gpt2, xlnet, bert, albert, electra, roberta, longformer, reformer, gru,
     lstm, sasrec, hstu, core, ligr, or huggingface with a `model_type`. Or a counting model, which
     reads none of the settings below but `options`: popularity, recent-popularity, co-visitation,
-    sequential-rules or session-knn."""
+    sequential-rules, item-knn, ease or session-knn."""
     model_type: str | None = None
     """Hugging Face's name of an architecture, such as llama, modernbert or mamba."""
     options: dict[str, Any] = Field(default_factory=dict, validate_default=True)

@@ -5,6 +5,7 @@ trials that are worse than the median of earlier ones at the same epoch. Its sto
 file, from which an interrupted search continues.
 """
 
+import copy
 import hashlib
 import json
 import logging
@@ -203,11 +204,16 @@ def suggest(trial: Trial, space: dict[str, Range]) -> dict[str, Any]:
 
 
 def with_values(recipe: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """Copy of the recipe with these settings, by `section.key`."""
-    changed = {section: dict(content or {}) for section, content in recipe.items()}
+    """Copy of the recipe with these settings, by `section.key` or `model.options.key`."""
+    changed = copy.deepcopy(recipe)
     for key, value in values.items():
-        section, _, name = key.partition(".")
-        changed.setdefault(section, {})[name] = value
+        *sections, name = key.split(".")
+        content = changed
+        for section in sections:
+            if content.get(section) is None:  # also a section with no key under it
+                content[section] = {}
+            content = content[section]
+        content[name] = value
     return changed
 
 

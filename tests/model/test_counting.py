@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pipeline.core.columns import FIRST_ITEM
 from pipeline.core.errors import ConfigError
+from pipeline.model.counting import fitting
+from pipeline.model.counting import sessions as counting_sessions
 from pipeline.model.counting.fitting import TrainingSessions, fit_scorer, position_weights
 from pipeline.model.counting.model import CountingModel
 from pipeline.model.counting.scorer import Scorer, first_of_highest, newest_values
@@ -132,11 +134,102 @@ def test_session_knn_equals_a_loop(
         np.testing.assert_allclose(row, expected, rtol=1e-5, atol=1e-7)
 
 
+WEIGHTINGS = st.sampled_from(["last", "same", "div", "linear", "quadratic", "log"])
+
+
+def sum_of_rows(matrix: np.ndarray, session: list[int], weighting: Any) -> np.ndarray:
+    """(V - 3, V - 3) -> weighted sum of the rows of a session's items, each at its newest place."""
+    distance = {item: len(session) - at for at, item in enumerate(session)}
+    if weighting == "last":
+        return matrix[session[-1]]
+    weights = position_weights(weighting, 7)
+    return sum(weights[d - 1] * matrix[item] for item, d in distance.items())
+
+
+def dense_incidence(train: list[list[int]]) -> np.ndarray:
+    holds = np.zeros((len(train), V - FIRST_ITEM))
+    for number, session in enumerate(train):
+        holds[number, session] = 1
+    return holds
+
+
+@settings(deadline=None)
+@given(
+    train=SESSIONS,
+    sessions=SESSIONS,
+    regularization=st.sampled_from([0.0, 1.0, 20.0]),
+    alpha=st.sampled_from([0.0, 0.3, 0.5, 1.0]),
+    weighting=WEIGHTINGS,
+)
+def test_item_knn_equals_the_dense_formula(
+    train: list[list[int]],
+    sessions: list[list[int]],
+    regularization: float,
+    alpha: float,
+    weighting: str,
+) -> None:
+    options = {"regularization": regularization, "alpha": alpha, "weighting": weighting}
+    holds = dense_incidence(without_reserved(train))
+    together = holds.T @ holds
+    damped = np.maximum(np.diag(together) + regularization, 1)
+    similar = together / damped[:, None] ** alpha / damped ** (1 - alpha)
+    np.fill_diagonal(similar, 0)
+    scores = scores_of(fitted("item-knn", train, **options), sessions)
+    for row, session in zip(scores, without_reserved(sessions), strict=True):
+        expected = popularity(without_reserved(train))
+        if session:
+            expected = sum_of_rows(similar, session, weighting)
+        np.testing.assert_allclose(row, expected, rtol=1e-5)
+
+
+@settings(deadline=None)
+@given(
+    train=SESSIONS,
+    sessions=SESSIONS,
+    regularization=st.sampled_from([0.5, 20.0, 500.0]),
+    weighting=WEIGHTINGS,
+    pruning=st.sampled_from([2, 1000]),
+    entries=st.sampled_from([1, 13, 1 << 22]),
+)
+def test_ease_equals_the_dense_formula(
+    train: list[list[int]],
+    sessions: list[list[int]],
+    regularization: float,
+    weighting: str,
+    pruning: int,
+    entries: int,
+) -> None:
+    holds = dense_incidence(without_reserved(train))
+    inverse = np.linalg.inv(holds.T @ holds + regularization * np.eye(V - FIRST_ITEM))
+    weights = inverse / -np.diag(inverse)
+    np.fill_diagonal(weights, 0)
+    if pruning == 2:  # where it is clear which are the largest
+        sizes = np.sort(np.abs(weights), 1)
+        assume((sizes[:, -2] > sizes[:, -3] + 1e-9).all())
+        weights = np.where(np.abs(weights) >= sizes[:, -2:-1], weights, 0)
+    options = {"regularization": regularization, "weighting": weighting, "pruning": pruning}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(counting_sessions, "ENTRIES_AT_ONCE", entries)
+        scorer = fitted("ease", train, **options)
+    scores = scores_of(scorer, sessions)
+    for row, session in zip(scores, without_reserved(sessions), strict=True):
+        expected = popularity(without_reserved(train))
+        if session:
+            expected = sum_of_rows(weights, session, weighting)
+        np.testing.assert_allclose(row, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_ease_refuses_a_catalogue_that_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "MAX_EASE_ITEMS", V - FIRST_ITEM - 1)
+    with pytest.raises(ConfigError, match="the data have 6, expected at most 5"):
+        fitted("ease", [[3, 4]])
+
+
 @settings(deadline=None)
 @given(train=SESSIONS, pruning=st.integers(1, 6))
 def test_pruned_rules_are_the_best_of_all(train: list[list[int]], pruning: int) -> None:
     singles = [[item] for item in range(FIRST_ITEM, V)]
-    for name in ("co-visitation", "sequential-rules"):
+    for name in ("co-visitation", "sequential-rules", "item-knn"):
         whole = scores_of(fitted(name, train), singles)
         kept = scores_of(fitted(name, train, pruning=pruning), singles)
         for every, some in zip(whole, kept, strict=True):

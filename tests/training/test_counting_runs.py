@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -26,18 +27,23 @@ from pipeline.model.run import Run
 from pipeline.preprocessing.run import preprocess
 from pipeline.preprocessing.synthetic import synthesize
 from pipeline.recipe.recipe import Recipe
-from pipeline.recipe.search_space import Range
+from pipeline.recipe.search_space import Range, read_space
 from pipeline.serve.client.client import Client
 from pipeline.serve.run import running_server
 from pipeline.serve.triton.ports import free_ports
+from pipeline.training.counting import fit_model
 from pipeline.training.incremental.run import train_windows
 from pipeline.training.run import train
 from pipeline.training.seeds import train_seeds
 from pipeline.training.tune import tune
+from pipeline.updating.run import UpdateJob, update_model
 from tests.conftest import ROOT
 
 MODELS: dict[str, dict[str, Any]] = {
     **{name: {"architecture": name} for name in BASELINES},
+    "item-knn": {"architecture": "item-knn"},
+    "item-knn-of-all": {"architecture": "item-knn", "options": {"weighting": "div"}},
+    "ease": {"architecture": "ease", "options": {"regularization": 10}},
     "popularity-by": {"architecture": "popularity", "options": {"by": "category"}},
     "popularity-by-device": {"architecture": "popularity", "options": {"by": "device"}},
     "v-sknn": {
@@ -229,12 +235,23 @@ def test_damaged_tables_are_refused(
 
 
 def test_trials_search_over_the_options(data: Path, tmp_path: Path) -> None:
-    recipe = {"model": {"architecture": "session-knn"}}
-    space = {"model.options": Range("choice", ({"k": 1}, {"k": 100, "weighting": "same"}))}
-    facts = tune(data, recipe, space, tmp_path, num_trials=3)
+    recipe = {"model": {"architecture": "session-knn", "options": {"sample_size": 50}}}
+    (tmp_path / "space.yaml").write_text(
+        "model.options.k: {int: [1, 100]}\nmodel.options.weighting: {choice: [same, div]}\n"
+    )
+    space = read_space(tmp_path / "space.yaml")
+    facts = tune(data, recipe, space, tmp_path / "out", num_trials=3)
     assert {trial["state"] for trial in facts["trials"]} == {"complete"}
     best = max(facts["trials"], key=lambda trial: trial["value"])
     assert facts["best"]["settings"] == best["settings"]
+    chosen = Recipe.load(tmp_path / "out" / "best.yaml").model
+    assert chosen.options["k"] == best["settings"]["model.options.k"]
+    assert chosen.options["sample_size"] == 50
+    assert recipe["model"]["options"] == {"sample_size": 50}
+    impossible = tune(
+        data, recipe, {"model.options.kk": Range("int", (1, 2))}, tmp_path / "no", num_trials=1
+    )
+    assert "did you mean `k`" in impossible["trials"][0]["reason"]
 
 
 def test_run_keeps_the_options_that_it_was_made_of(runs: dict[str, Path]) -> None:
@@ -256,6 +273,28 @@ def test_training_from_an_earlier_run_counts_anew(
     )
     assert again.keys() == first.keys()
     assert all(torch.equal(again[name], first[name]) for name in first)
+
+
+def test_update_serves_the_counts_of_the_newest_logs(tmp_path: Path) -> None:
+    synthesize(tmp_path / "clicks.csv", sessions=600, items=80, days=8, seed=2)
+    clicks = pd.read_csv(tmp_path / "clicks.csv")
+    middle = clicks["time"].sort_values().iloc[len(clicks) // 2]
+    logs = {"early": clicks[clicks["time"] < middle], "late": clicks[clicks["time"] >= middle]}
+    recipe = Recipe.load(
+        ROOT / "configs" / "demo.yaml",
+        ("model.architecture=sequential-rules", "preprocess.split={valid: 0.1, test: 0.25}"),
+    )
+    generations = []
+    for name, log in logs.items():
+        log.to_csv(tmp_path / f"{name}.csv", index=False)
+        job = UpdateJob(folder=tmp_path / "shop", recipe=recipe, logs=[tmp_path / f"{name}.csv"])
+        generations.append(update_model(job))
+    assert [generation.accepted for generation in generations] == [True, True]
+    assert generations[1].comparison is not None
+    [folder, base] = [tmp_path / "shop" / f"{kind}-2" for kind in ("run", "data")]
+    anew = fit_model(Data.open(base), recipe.model).state_dict()
+    served = Run.open(folder).model.state_dict()
+    assert all(torch.equal(served[name], table) for name, table in anew.items())
 
 
 def test_what_a_counting_model_cannot_do_is_refused(

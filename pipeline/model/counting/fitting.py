@@ -12,10 +12,12 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
+from scipy.linalg import lapack
 from torch import Tensor
 
 from pipeline.core.columns import FIRST_ITEM
 from pipeline.core.config import Config
+from pipeline.core.errors import ConfigError
 from pipeline.model.counting.scorer import (
     NeighbourScorer,
     PopularityScorer,
@@ -32,7 +34,10 @@ from pipeline.model.counting.sessions import (
     session_numbers,
 )
 from pipeline.recipe.counting import (
+    MAX_EASE_ITEMS,
     CovisitationOptions,
+    EaseOptions,
+    ItemKnnOptions,
     PopularityOptions,
     RecentPopularityOptions,
     SequentialRulesOptions,
@@ -128,6 +133,53 @@ def fit_sequential_rules(sessions: TrainingSessions, options: SequentialRulesOpt
     return _neighbour_scorer(_popularity(sessions), rules, np.ones(1))
 
 
+def fit_item_knn(sessions: TrainingSessions, options: ItemKnnOptions) -> Scorer:
+    """Score = weighted sum of the similarities of the session's items to the item."""
+    holds = incidence(sessions.values, sessions.offsets, sessions.num_rows)  # (M, V)
+    damped = np.maximum(holds.sum(0) + options.regularization, 1.0)  # an item of no session has 0
+    similar = _together(
+        holds, options.pruning, damped**-options.alpha, damped ** (options.alpha - 1)
+    )
+    return _neighbour_scorer(_popularity(sessions), similar, _item_weights(sessions, options))
+
+
+def fit_ease(sessions: TrainingSessions, options: EaseOptions) -> Scorer:
+    """Score = weighted sum over the session's items of the weights of a linear model.
+
+    ConfigError for a catalogue above `MAX_EASE_ITEMS`.
+    """
+    num_items = sessions.num_rows - FIRST_ITEM
+    if num_items > MAX_EASE_ITEMS:
+        raise ConfigError(
+            f"ease inverts a matrix of all pairs of items, and the data have {num_items:,}, "
+            f"expected at most {MAX_EASE_ITEMS:,}. Drop rare items (`min_item_count`), or choose "
+            "item-knn."
+        )
+    holds = incidence(sessions.values, sessions.offsets, sessions.num_rows)[:, FIRST_ITEM:]
+    gram = np.asfortranarray((holds.T @ holds).toarray(), np.float64)
+    gram[np.diag_indices(num_items)] += options.regularization
+    # in place: a positive definite matrix needs no second one
+    factor, _ = lapack.dpotrf(gram, lower=1, overwrite_a=1)
+    inverse, _ = lapack.dpotri(factor, lower=1, overwrite_c=1)
+    diagonal = inverse.diagonal().copy()
+    parts = []
+    for rows in chunks(np.full(num_items, num_items)):
+        block = np.tril(inverse[rows], rows.start) + np.triu(inverse[:, rows].T, rows.start + 1)
+        block /= -diagonal
+        block[np.arange(len(block)), np.arange(rows.start, rows.stop)] = 0
+        parts.append(largest_of_rows(sp.csr_array(block), options.pruning))
+    weights = sp.csr_array(sp.vstack(parts)) if parts else sp.csr_array((0, 0))
+    return _scorer_of(_popularity(sessions), weights, _item_weights(sessions, options))
+
+
+def _item_weights(
+    sessions: TrainingSessions, options: ItemKnnOptions | EaseOptions
+) -> NDArray[np.float64]:
+    if options.weighting == "last":
+        return np.ones(1)
+    return position_weights(options.weighting, sessions.longest)
+
+
 def fit_session_knn(sessions: TrainingSessions, options: SessionKnnOptions) -> Scorer:
     """Score = sum of the similarities of the nearest training sessions that hold the item."""
     # 1 / distance was chosen on the held-out ends of two training logs: it beats a linear decay,
@@ -186,6 +238,8 @@ FITTED: dict[type[Config], Callable[[TrainingSessions, Any], Scorer]] = {
     PopularityOptions: fit_popularity,
     RecentPopularityOptions: fit_recent_popularity,
     CovisitationOptions: fit_covisitation,
+    ItemKnnOptions: fit_item_knn,
+    EaseOptions: fit_ease,
     SequentialRulesOptions: fit_sequential_rules,
     SessionKnnOptions: fit_session_knn,
 }
@@ -218,17 +272,29 @@ def _offsets(counts: NDArray[Any]) -> NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
 
 
-def _together(holds: sp.csr_array, pruning: int) -> sp.csr_array:
-    """(M, V) incidence -> (V, V) sessions that hold both items, `pruning` of each row."""
+def _together(
+    holds: sp.csr_array,
+    pruning: int,
+    row_factors: NDArray[np.float64] | None = None,
+    factors: NDArray[np.float64] | None = None,
+) -> sp.csr_array:
+    """(M, V) incidence -> (V, V) sessions that hold both items, `pruning` of each row.
+
+    Times the (V,) factors of the row and of the column. An item is not its own neighbour.
+    """
     holders = holds.T.tocsr()  # (V, M)
     costs = holders @ np.diff(holds.indptr)
     parts = []
     # some rows at a time: a single session of n items has n * n counts
     for rows in chunks(costs):
-        counts = holders[rows] @ holds
-        counts.data[counts.indices == rows_of(counts) + rows.start] = 0
+        counts = sp.csr_array(holders[rows] @ holds, dtype=np.float64)
+        items = rows_of(counts) + rows.start
+        counts.data[counts.indices == items] = 0
+        if row_factors is not None and factors is not None:
+            counts.data *= row_factors[items] * factors[counts.indices]
         counts.eliminate_zeros()
-        parts.append(largest_of_rows(counts, pruning))
+        # float32, so that what differs by rounding alone are ties
+        parts.append(largest_of_rows(counts.astype(np.float32), pruning))
     return sp.csr_array(sp.vstack(parts)) if parts else sp.csr_array(holders.shape)
 
 
@@ -236,7 +302,12 @@ def _neighbour_scorer(
     popularity: Tensor, matrix: sp.csr_array, weights: NDArray[np.float64]
 ) -> NeighbourScorer:
     """(rows, V) with reserved rows and columns -> scorer with the others."""
-    matrix = sp.csr_array(matrix[FIRST_ITEM:, FIRST_ITEM:])
+    return _scorer_of(popularity, sp.csr_array(matrix[FIRST_ITEM:, FIRST_ITEM:]), weights)
+
+
+def _scorer_of(
+    popularity: Tensor, matrix: sp.csr_array, weights: NDArray[np.float64]
+) -> NeighbourScorer:
     matrix.sort_indices()
     return NeighbourScorer(
         popularity,

@@ -50,12 +50,17 @@ def rows_of(matrix: sp.csr_array) -> Array:
 
 def largest_of_rows(matrix: sp.csr_array, count: int) -> sp.csr_array:
     """Keep the `count` largest absolute values of each row; of equal ones the lower column."""
-    if not matrix.nnz or int(np.diff(matrix.indptr).max()) <= count:
+    longer = np.flatnonzero(np.diff(matrix.indptr) > count)
+    if not len(longer):
         return matrix
-    rows = rows_of(matrix)
-    order = np.lexsort((matrix.indices, -np.abs(matrix.data), rows))
-    kept = order[np.arange(matrix.nnz) - matrix.indptr[rows] < count]
-    entries: tuple[Any, Any] = matrix.data[kept], (rows[kept], matrix.indices[kept])
+    matrix.sort_indices()
+    sizes = np.abs(matrix.data)
+    kept = np.ones(matrix.nnz, bool)
+    for row in longer:
+        of_row = slice(*matrix.indptr[row : row + 2])
+        order = np.argsort(-sizes[of_row], kind="stable")
+        kept[of_row][order[count:]] = False
+    entries = matrix.data[kept], (rows_of(matrix)[kept], matrix.indices[kept])
     return sp.csr_array(entries, shape=matrix.shape)
 
 
