@@ -25,10 +25,10 @@ and map is mrr."""
 REQUEST_LEGEND = {
     "novelty": "novelty: mean -log2(share of training sessions with it) of the items of a list",
     "serendipity": "serendipity: gain of a hit by how much earlier it stands than by popularity",
-    "diversity": "diversity: mean distance between the items of a list, 1 - cosine over training "
-    "sessions, or by the column that it names",
-    "miscalibration": "miscalibration: divergence of popularity between a list and the items "
-    "before the target, 0 where they agree",
+    "diversity": "diversity: mean distance of a list's items, 1 - cosine over training sessions, "
+    "or by a column",
+    "miscalibration": "miscalibration: popularity in a list against the items before the target, 0 "
+    "where equal",
     "debiased": "debiased: with fewer targets of popular items, none above Q3 + 1.5 IQR",
 }
 """What metrics on request mean, see `pipeline.evaluation.list_metrics`."""

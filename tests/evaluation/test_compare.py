@@ -251,11 +251,12 @@ def test_command_line(shop: Path, tmp_path: Path) -> None:
     done = runner.invoke(
         app,
         ["compare", *runs, "--data", str(shop / "data"), "--out", str(page), "--out", str(table),
-         "--figures", str(tmp_path / "figures"), "--json"],
+         "--figures", str(tmp_path / "figures"), "--metrics", "novelty,debiased", "--json"],
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     facts = json.loads(done.stdout)
     assert list(facts["rows"])[:2] == ["gru", "sasrec"]
+    assert {"novelty@20", "debiased_ndcg@20"} <= set(facts["tests"])
     assert "<svg" in page.read_text()
     assert "**" in table.read_text()
     made = {file.name for file in (tmp_path / "figures").iterdir()}
