@@ -20,7 +20,11 @@ import tritonclient.grpc
 import tritonclient.http
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tritonclient.grpc.service_pb2 import ModelInferRequest, ModelInferResponse
+from tritonclient.grpc.service_pb2 import (
+    ModelInferRequest,
+    ModelInferResponse,
+    ModelStreamInferResponse,
+)
 
 from pipeline.core.errors import ConfigError
 from pipeline.serve.client.client import Client
@@ -33,6 +37,7 @@ from pipeline.serve.request_log.request_log import RequestLog
 from pipeline.serve.run import running_server
 from pipeline.serve.triton.ports import free_ports
 from tests.conftest import ROOT, Shop
+from tests.serve.test_fuzz import malformed
 
 Ids = list[list[Any]]
 
@@ -134,6 +139,14 @@ def test_answers_without_a_list_have_no_row() -> None:
     empty = grpc_exchange(request, {"item_ids": ([[1]], "INT64")}, binary=True)
     empty.answer = bytearray()
     assert read_rows(empty) == []
+    # of a stream: an error, and a list
+    for message in (
+        ModelStreamInferResponse(error_message="no such model"),
+        ModelStreamInferResponse(infer_response=ModelInferResponse(id="\x80\xff", model_name="a")),
+    ):
+        content = message.SerializeToString()
+        empty.answer = bytearray(b"\0" + len(content).to_bytes(4) + content)
+        assert read_rows(empty) == []
 
 
 @settings(max_examples=200, deadline=None)
@@ -323,6 +336,17 @@ while True:
     os.utime(old, (0, 0))
     RequestLog(RequestLogOptions(directory=tmp_path))
     assert not old.exists()
+
+
+@pytest.mark.slow
+def test_malformed_requests_are_answered_as_without_a_log(shop: Shop, tmp_path: Path) -> None:
+    counts = []
+    for name in (None, "log"):
+        options = None if name is None else RequestLogOptions(directory=tmp_path / name)
+        with running_server(shop.repository, ports=free_ports(), request_log=options) as server:
+            counts.append(malformed(server, 4, 2_000))
+    assert counts[0] == counts[1]
+    assert len(logged(tmp_path / "log")) > 50
 
 
 def test_server_logs_what_it_answers_over_both_protocols(shop: Shop, tmp_path: Path) -> None:

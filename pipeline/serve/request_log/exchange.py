@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from google.protobuf.message import DecodeError
 from tritonclient.grpc.service_pb2 import ModelInferRequest, ModelInferResponse
 
 from pipeline.serve.proxy.request_checks import inflate, inflate_message
@@ -77,13 +78,17 @@ def read_rows(exchange: Exchange) -> list[Row]:
 
     ValueError, or another exception, for bytes that are no request and answer of these models.
     """
-    read = _read_http if exchange.protocol == "http" else _read_grpc
-    both = read(exchange)
-    if both is None:
+    is_http = exchange.protocol == "http"
+    answer = _http_answer(exchange.answer) if is_http else _grpc_answer(exchange.answer)
+    if answer is None or "item_ids" not in answer.tensors:
         return []
-    request, answer = both
-    if "item_ids" not in answer.tensors:
-        return []
+    if is_http:
+        request = _read_body(exchange.content, exchange.json_length, "inputs", _REQUEST_TENSORS)
+    else:
+        message = ModelInferRequest.FromString(exchange.content)
+        request = _read_message(
+            message, message.inputs, message.raw_input_contents, _REQUEST_TENSORS
+        )
     sessions, items = zip(*_sessions(request.tensors), strict=True)
     lists = _lists(answer.tensors["item_ids"], len(items))
     name = exchange.model or answer.model
@@ -130,8 +135,9 @@ def _lists(tensor: _Tensor, count: int) -> list[list[str | None]]:
     return [tensor.values[i * size : (i + 1) * size] for i in range(count)]
 
 
-def _read_http(exchange: Exchange) -> tuple[_Tensors, _Tensors] | None:
-    head, _, body = bytes(exchange.answer).partition(b"\r\n\r\n")
+def _http_answer(answer: bytearray) -> _Tensors | None:
+    """Return the tensors of an answer, None for an error."""
+    head, _, body = bytes(answer).partition(b"\r\n\r\n")
     status, *lines = head.split(b"\r\n")
     if status.split()[1] != b"200":
         return None
@@ -140,10 +146,7 @@ def _read_http(exchange: Exchange) -> tuple[_Tensors, _Tensors] | None:
         headers[name.strip().lower()] = value.strip().decode("latin-1").lower()
     body = inflate(body, headers.get(b"content-encoding", ""))
     length = headers.get(b"inference-header-content-length")
-    return (
-        _read_body(exchange.content, exchange.json_length, "inputs", _REQUEST_TENSORS),
-        _read_body(body, None if length is None else int(length), "outputs", ("item_ids",)),
-    )
+    return _read_body(body, None if length is None else int(length), "outputs", ("item_ids",))
 
 
 def _read_body(content: bytes, length: int | None, key: str, names: tuple[str, ...]) -> _Tensors:
@@ -164,22 +167,18 @@ def _read_body(content: bytes, length: int | None, key: str, names: tuple[str, .
     return _Tensors(facts.get("model_name", ""), facts.get("model_version", ""), tensors)
 
 
-def _read_grpc(exchange: Exchange) -> tuple[_Tensors, _Tensors] | None:
-    answer = bytes(exchange.answer)
-    size = int.from_bytes(answer[1:GRPC_PREFIX_BYTES])
-    message = answer[GRPC_PREFIX_BYTES:]
-    if not answer or len(message) != size:  # an error, or a stream of answers
+def _grpc_answer(answer: bytearray) -> _Tensors | None:
+    """Return the tensors of an answer, None for an error and for answers of a stream."""
+    message = bytes(answer[GRPC_PREFIX_BYTES:])
+    if not answer or len(message) != int.from_bytes(answer[1:GRPC_PREFIX_BYTES]):
         return None
     if answer[0]:
         message = inflate_message(message)
-    response = ModelInferResponse.FromString(message)
-    request = ModelInferRequest.FromString(exchange.content)
-    if not response.model_name:
+    try:
+        response = ModelInferResponse.FromString(message)
+    except DecodeError:  # ModelStreamInferResponse
         return None
-    return (
-        _read_message(request, request.inputs, request.raw_input_contents, _REQUEST_TENSORS),
-        _read_message(response, response.outputs, response.raw_output_contents, ("item_ids",)),
-    )
+    return _read_message(response, response.outputs, response.raw_output_contents, ("item_ids",))
 
 
 def _read_message(message: Any, fields: Any, raw: Any, names: tuple[str, ...]) -> _Tensors:
