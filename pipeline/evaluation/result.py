@@ -218,11 +218,14 @@ def _request_table(evaluation: Evaluation, cutoff: int) -> list[str]:
     if not names:
         return []
     width = max(map(len, evaluation.results))
-    lines = ["  ".join([" " * width, *(f"{name:<13}" for name in names)]).rstrip()]
+    widths = [max(5 + 2 * decimals(name), len(name)) for name in names]
+    heads = [f"{name:<{each}}" for name, each in zip(names, widths, strict=True)]
+    lines = ["  ".join([" " * width, *heads]).rstrip()]
     for model, values in evaluation.results.items():
         margins = evaluation.margins[model]
         cells = [
-            f"{with_margin(values[name], margins[name]):<{max(13, len(name))}}" for name in names
+            f"{with_margin(values[name], margins[name], decimals(name)):<{each}}"
+            for name, each in zip(names, widths, strict=True)
         ]
         lines.append("  ".join([f"{model:<{width}}", *cells]).rstrip())
     return ["", *lines]
@@ -319,13 +322,18 @@ def verdict(subject: str, words: Mapping[str, str]) -> str:
     return f"{subject} is {'; '.join(parts)}." if parts else ""
 
 
-def with_margin(value: float | None, margin: float | None) -> str:
+def decimals(metric: str) -> int:
+    """Digits of a metric behind the point; serendipity is divided by the catalogue."""
+    return 6 if metric.startswith("serendipity@") else 4
+
+
+def with_margin(value: float | None, margin: float | None, digits: int = 4) -> str:
     """Return a metric with half its 95 % interval, as in 0.4736 ±.0161."""
-    return "-" if value is None else f"{value:.4f} {_margin(margin)}".rstrip()
+    return "-" if value is None else f"{value:.{digits}f} {_margin(margin, digits)}".rstrip()
 
 
-def _margin(margin: float | None) -> str:
-    return "" if margin is None else f"±{margin:.4f}".replace("±0", "±")
+def _margin(margin: float | None, digits: int = 4) -> str:
+    return "" if margin is None else f"±{margin:.{digits}f}".replace("±0", "±")
 
 
 def _cell(name: str, value: float | None) -> str:

@@ -91,6 +91,7 @@ def test_metrics_on_request_come_with_intervals(shop: Shop) -> None:
     text = str(evaluation)
     assert "diversity:category@20" in text
     assert "serendipity: gain of a hit" in text
+    assert f"  {run['serendipity@20']:.6f} ±." in text, "with digits enough for its interval"
     json.dumps(evaluation.to_dict(), allow_nan=False)
 
 
@@ -111,12 +112,20 @@ def test_metrics_that_do_not_exist_are_refused_with_those_that_do(shop: Shop) ->
 
 def test_report_and_command_line_have_the_requested_metrics(shop: Shop, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
-    arguments = [str(shop.run), "--data", str(shop.data), "--metrics", "novelty, debiased"]
+    arguments = [
+        str(shop.run),
+        "--data",
+        str(shop.data),
+        "--metrics",
+        "novelty, debiased,serendipity",
+    ]
     done = CliRunner().invoke(
         app, ["report", *arguments, "--out", str(page), "--cutoffs", "5", "--no-baselines"]
     )
     assert done.exit_code == 0, done.output
     assert "<th>novelty@5</th><th>debiased_recall@5</th>" in page.read_text()
+    values = json.loads(page.with_suffix(".json").read_text())["evaluation"]["results"]["run"]
+    assert f"<td>{values['serendipity@5']:.6f} <span" in page.read_text()
     done = CliRunner().invoke(app, ["evaluate", *arguments, "--no-baselines", "--json"])
     assert "debiased_mrr@20" in json.loads(done.stdout)["margins"]["run"]
 

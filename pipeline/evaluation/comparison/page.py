@@ -13,7 +13,7 @@ from pipeline.evaluation.comparison.result import (
     tables,
     verdicts,
 )
-from pipeline.evaluation.result import RANK_UNITS, with_margin
+from pipeline.evaluation.result import RANK_UNITS, decimals, with_margin
 from pipeline.reports.charts import LineChart, interval_chart, line_chart
 from pipeline.reports.rendering import render_page
 
@@ -78,7 +78,9 @@ def _cell(comparison: Comparison, name: str, metric: str) -> dict[str, str | boo
     value = row.results.get(metric)
     deviation = row.deviations.get(metric)
     return {
-        "text": "-" if value is None else with_margin(value, row.margins.get(metric)),
+        "text": "-"
+        if value is None
+        else with_margin(value, row.margins.get(metric), decimals(metric)),
         "deviation": "" if deviation is None else f"sd {deviation:.4f}",
         "best": comparison.is_best(metric, name),
     }

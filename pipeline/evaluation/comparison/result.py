@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pipeline.evaluation.metrics import lower_is_better
 from pipeline.evaluation.result import (
     RANK_UNITS,
+    decimals,
     on_request,
     request_legend,
     verdict,
@@ -277,7 +278,7 @@ def _text_cell(comparison: Comparison, name: str, metric: str) -> str:
     if value is None:
         return "-"
     star = "*" if comparison.is_best(metric, name) else ""
-    cell = with_margin(value, row.margins.get(metric)) + star
+    cell = with_margin(value, row.margins.get(metric), decimals(metric)) + star
     deviation = row.deviations.get(metric)
     return cell if deviation is None else f"{cell} sd {deviation:.4f}".replace("sd 0", "sd ")
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from pipeline.evaluation.comparison.result import Comparison, headline, row_label, tables
-from pipeline.evaluation.result import with_margin
+from pipeline.evaluation.result import decimals, with_margin
 
 
 def markdown(comparison: Comparison) -> str:
@@ -58,7 +58,7 @@ def _cells(
     cells = []
     for head in heads:
         value = row.results.get(head)
-        text = "-" if value is None else with_margin(value, row.margins.get(head))
+        text = "-" if value is None else with_margin(value, row.margins.get(head), decimals(head))
         cells.append(form(text, comparison.is_best(head, name)))
     return cells
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.evaluation.result import RANK_UNITS, on_request, request_legend, verdict
+from pipeline.evaluation.result import RANK_UNITS, decimals, on_request, request_legend, verdict
 from pipeline.reports.charts import IntervalChart, LineChart, interval_chart, line_chart
 from pipeline.reports.rendering import render_page
 
@@ -51,6 +51,7 @@ def _of_evaluation(evaluation: dict[str, Any]) -> dict[str, Any]:
             }
             for cutoff in reversed(cutoffs)
         ],
+        "decimals": decimals,
         "requested_legend": request_legend(on_request(results[run], cutoffs[-1])),
         "words": words,
         "verdict": verdict("The run", words),
