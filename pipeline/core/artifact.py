@@ -211,7 +211,7 @@ def read_json(path: Path) -> Any:
     """Parse a JSON file of an artifact. ArtifactError if it is missing or no JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is missing or damaged: {error}") from None
 
 

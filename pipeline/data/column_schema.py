@@ -152,7 +152,9 @@ def read_columns(path: Path) -> tuple[ColumnSchema, ...]:
         raise ArtifactError(
             f"{path} does not exist. `pipeline preprocess` writes a schema.pbtxt."
         ) from None
-    except (json_format.ParseError, text_format.ParseError, OSError, ValueError) as error:
+    except (
+        json_format.ParseError, text_format.ParseError, OSError, ValueError, RecursionError
+    ) as error:  # fmt: skip
         line = " ".join(str(error).split())
         raise ArtifactError(f"{path} is not a schema: {line}") from None
     return tuple(_proto_column(feature) for feature in proto.feature)

@@ -11,6 +11,7 @@ from pipeline.core.errors import ConfigError
 from pipeline.data.fingerprint import folder_fingerprint
 from pipeline.data.fitted import Fitted
 from pipeline.data.schema import Schema
+from pipeline.data.state_checks import check_sessions
 from pipeline.recipe.preprocess import Preprocess
 
 
@@ -57,6 +58,15 @@ class Data:
     def training_fingerprint(self) -> str:
         """Fingerprint of the training sessions."""
         return folder_fingerprint(self.path, f"{SESSIONS_DIRECTORY}/train")
+
+    def check_sessions(self, *parts: str) -> None:
+        """ArtifactError for sessions of a part that do not fit the vocabularies.
+
+        A part that the directory does not have is left out.
+        """
+        for part in parts:
+            if part in self.parts:
+                check_sessions(self.path, part, self.fitted)
 
     @property
     def parts(self) -> list[str]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pipeline.core.artifact import read_json, write_json
 from pipeline.core.columns import FIRST_ITEM, FITTED_DIRECTORY, FITTED_FILE, ITEM
 from pipeline.core.errors import ArtifactError, ConfigError
+from pipeline.data.state_checks import check_state
 from pipeline.recipe.features import (
     ExpressionFeature,
     Feature,
@@ -28,6 +29,11 @@ from pipeline.recipe.preprocess import Preprocess
 from pipeline.serve.runtime.expressions import Statistic
 
 ITEMS_FILE = "items.parquet"
+_UNREADABLE = (
+    *(KeyError, TypeError, ValueError, AttributeError, OverflowError, OSError),
+    *(pa.ArrowException, ConfigError),
+)
+"""What reading state raises that was not written by `Fitted.write`."""
 WORKFLOW_FOLDER = "workflow"
 WORKFLOW_FILE = "workflow.json"
 ValueType = Literal["int64", "string"]
@@ -269,7 +275,7 @@ class Fitted:
                     hash_buckets=buckets.get(name, 0),
                 )
             items = directory / FITTED_DIRECTORY / ITEMS_FILE
-            return cls(
+            fitted = cls(
                 recipe=recipe,
                 session_type=state["session_type"],
                 timestamp_type=state["timestamp_type"],
@@ -291,10 +297,13 @@ class Fitted:
                 learned_until=state.get("learned_until"),  # missing in early versions
                 items=pq.read_table(items) if items.exists() else None,
             )
-        except (KeyError, TypeError, OSError, pa.ArrowException, ConfigError) as error:
+            check_state(fitted, directory / FITTED_DIRECTORY)
+        except _UNREADABLE as error:
             raise ArtifactError(
-                f"{directory}/{FITTED_DIRECTORY} does not hold together: {error}."
+                f"{directory}/{FITTED_DIRECTORY} does not hold together: "
+                f"{' '.join(str(error).split())[:200]}."
             ) from None
+        return fitted
 
 
 def recipe_of(directory: Path) -> Preprocess:
@@ -305,9 +314,10 @@ def recipe_of(directory: Path) -> Preprocess:
     try:
         state = read_json(directory / FITTED_DIRECTORY / FITTED_FILE)
         return Preprocess.from_dict(state["recipe"], str(directory))
-    except (KeyError, TypeError, ConfigError) as error:
+    except _UNREADABLE as error:
         raise ArtifactError(
-            f"{directory}/{FITTED_DIRECTORY} does not hold together: {error}."
+            f"{directory}/{FITTED_DIRECTORY} does not hold together: "
+            f"{' '.join(str(error).split())[:200]}."
         ) from None
 
 

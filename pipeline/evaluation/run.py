@@ -120,6 +120,7 @@ def evaluate(
     or training sessions that are cut shorter; also if the part has nothing to predict.
     """
     run, data = Run.open(run), Data.open(data)
+    data.check_sessions(part, "train")
     recipe = data.recipe
     index_mapping = run.index_mapping(data)
     other_data = bool(index_mapping) or not run.was_trained_on(data)

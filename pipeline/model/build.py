@@ -366,24 +366,57 @@ def load_model(directory: Path, fitted: Fitted | None = None) -> Model:
     try:
         config = ModelConfig.from_dict(description["model"], str(directory / MODEL_FILE))
         schema = Schema.from_dicts(description["schema"])
-        vectors = {
-            position: torch.zeros(rows, width)
-            for position, (rows, width) in enumerate(description["vectors"])
-        }
         longest = int(description["max_sequence_length"])
+        vector_shapes = [(int(rows), int(width)) for rows, width in description["vectors"]]
+        num_bytes = (directory / WEIGHTS_FILE).stat().st_size
+        _check_sizes(config, schema, longest, vector_shapes, num_bytes)
         if config.counting is not None:
             tables = load_file(directory / WEIGHTS_FILE)
             return load_counting_model(schema, config, longest, tables)
+        vectors = {position: torch.zeros(shape) for position, shape in enumerate(vector_shapes)}
         labels = {} if fitted is None else target_labels(fitted, config)
         statistics = TrainingStatistics(vectors=vectors, labels=labels)
         model = build_model(schema, config, longest, statistics=statistics)
-        model.load_state_dict(load_file(directory / WEIGHTS_FILE))
+        weights = load_file(directory / WEIGHTS_FILE)
+        _check_weights(weights, model.state_dict())
+        model.load_state_dict(weights)
     except (
         KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError, ConfigError
     ) as error:  # fmt: skip
         line = " ".join(str(error).split())[:200]
         raise ArtifactError(f"{directory} does not hold a model of this version: {line}") from None
     return model.eval()
+
+
+def _check_sizes(
+    config: ModelConfig,
+    schema: Schema,
+    longest: int,
+    vector_shapes: list[tuple[int, int]],
+    num_bytes: int,
+) -> None:
+    """ValueError for a model that is larger than the file of its weights, before it is built.
+
+    A table has a float or more a row, and a layer as many as the square of its width.
+    """
+    most = num_bytes // 4
+    sizes = {f"rows of {column.name}": column.num_rows or 0 for column in schema}
+    sizes["max_sequence_length"] = longest
+    sizes |= {f"numbers of vectors {n}": r * w for n, (r, w) in enumerate(vector_shapes)}
+    if config.counting is None:
+        sizes["weights"] = sum(each.d_model**2 * each.n_layer for each in config.each_member)
+    for name, size in sizes.items():
+        if not 0 <= size <= most:
+            raise ValueError(f"{size} {name}, and {WEIGHTS_FILE} has {most} numbers")
+
+
+def _check_weights(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """ValueError for weights of another type, and for one that is not finite."""
+    for name, tensor in weights.items():
+        if name in expected and tensor.dtype != expected[name].dtype:
+            raise ValueError(f"{name} is of {tensor.dtype}, expected {expected[name].dtype}")
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ValueError(f"{name} has a number that is not finite")
 
 
 def _vector_shapes(model: Model, config: ModelConfig) -> list[list[int]]:

@@ -64,6 +64,7 @@ def train(
     `model_config`; it has no checkpoints, as nothing tells whether they are of the same model.
     """
     data = Data.open(data)
+    data.check_sessions("train", "valid")
     if model is None and model_config.counting is not None:
         return train_counting(data, model_config, train_config, out, start=start, plugins=plugins)
     if model is None:
