@@ -47,7 +47,7 @@ def test_first_program_of_building_blocks_runs(shop: Shop) -> None:
 
 def test_recipes_of_building_blocks_are_valid() -> None:
     texts = blocks(BLOCKS, "yaml")
-    assert len(texts) == 6
+    assert len(texts) == 7
     for text in texts:
         Recipe.from_dict(yaml.safe_load(text), "docs")
 

@@ -64,6 +64,11 @@ class OnnxModel(nn.Module):
                 "A counting model looks rows of different lengths up in its tables, which ONNX has "
                 "no operators for. Export it without --format onnx."
             )
+        if served.model.repeats is not None:
+            raise ConfigError(
+                "A run with `model.repeats` cannot be written as ONNX. Export TorchScript, or "
+                "train without it."
+            )
         self.model = _without_views(served.model)
         self.names, self.session_names = served.names, served.session_names
         self.targets, self.item_targets = served.targets, served.item_targets

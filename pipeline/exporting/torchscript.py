@@ -42,7 +42,8 @@ class InferenceModel(nn.Module):
     items: Tensor
     """(V - 3, E)"""
     transposed: Tensor
-    """(E, V - 3): scoring one row reads it in two thirds of the time. With `rank_by` (W, V - 3)."""
+    """(E, V - 3): scoring one row reads it in two thirds of the time. With `rank_by` or `repeats`
+    (W, V - 3)."""
     names: list[str]
     """Features in the order of `unpack_request`: integers of an interaction, then of a session,
     then floats of both."""
@@ -77,11 +78,16 @@ class InferenceModel(nn.Module):
                         "--scoring int8 ranks by inner products, and the run by `model.rank_by: "
                         f"{model.rank_by.text}`. Leave one of them out."
                     )
+                if model.repeats is not None:
+                    raise ConfigError(
+                        "--scoring int8 ranks by inner products, and the run has `model.repeats`. "
+                        "Leave one of them out."
+                    )
                 if self.width < 2:
                     raise ConfigError("--scoring int8 needs item vectors of 2 numbers or more.")
                 for name, values in quantize(self.items)._asdict().items():
                     self.register_buffer(name, values)
-            elif model.rank_by is None:
+            elif model.by_inner_product:
                 self.register_buffer("transposed", self.items.t().contiguous())
             else:
                 self.register_buffer("transposed", self.optimized.items().detach().t().contiguous())
@@ -116,7 +122,7 @@ class InferenceModel(nn.Module):
                 *(self.quantized, self.scales, self.errors, self.max_row_sum),
                 *request,
             )
-        elif self.model.rank_by is None:
+        elif self.model.by_inner_product:
             scores, items = best_items(embeddings, self.items, self.transposed, *request)
         else:
             scores, items = self._best_ranked(queries, self.items, self.transposed, *request)
@@ -133,8 +139,7 @@ class InferenceModel(nn.Module):
     def _score_program(self) -> Any:
         """`Model.score` as a program with the inputs of `topk.inner_products`."""
         model = self.optimized
-        num_targets = len(self.item_targets)
-        queries = self.items.new_zeros(2, self.width + num_targets * (self.width + 1))
+        queries = model.queries(self.items.new_zeros(2, model.query_width))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.jit.trace(

@@ -36,6 +36,7 @@ from pipeline.model.inputs.transformations import (
 from pipeline.model.masking import ARGUMENTS
 from pipeline.model.mlp import MLPBlock
 from pipeline.model.model import Model
+from pipeline.model.repeats import Repeats
 from pipeline.model.target_labels import Labels, Units, target_labels
 from pipeline.model.tasks.next_item import NextItemPredictionTask
 from pipeline.model.tasks.targets import (
@@ -96,7 +97,10 @@ def build_model(
         _head(schema, member, max_sequence_length, train or TrainConfig(), statistics, number)
         for number, member in enumerate(config.each_member)
     ]
-    return Ensemble(*heads) if len(heads) > 1 else Model(*heads, rank_by=config.rank_by)
+    model = Ensemble(*heads) if len(heads) > 1 else Model(*heads, rank_by=config.rank_by)
+    if config.repeats:
+        model.repeats = Repeats.of(config.repeats, max_sequence_length, model.num_rows)
+    return model
 
 
 def _head(

@@ -42,17 +42,18 @@ class Ensemble(Model):
                     "items have a vector in each member."
                 )
 
-    def _session_queries(self, encoded: dict[int, Encoded]) -> Tensor:
-        """(B, E) `session_queries` of what `_encode_all` returns."""
-        queries = [
-            head.next_item_task().queries(self.session_embedding(encoded[id(head.body)]))
-            for head in self.all_heads
-        ]
-        return torch.cat(queries, -1) / len(queries)
+    def _session_queries(self, encoded: dict[int, Encoded], batch: SessionBatch) -> Tensor:
+        """(B, Q) `session_queries` of what `_encode_all` returns."""
+        joined = self._joined([encoded[id(head.body)] for head in self.all_heads])
+        return self.queries(self.session_embedding(self.with_repeats(joined, batch, Stage.PREDICT)))
 
     def encode(self, batch: SessionBatch, stage: Stage) -> Encoded:
         """Queries of all members side by side in place of hidden states: (B, L, E)."""
         encoded = [self._encode(head.body, batch, stage) for head in self.all_heads]
+        return self.with_repeats(self._joined(encoded), batch, stage)
+
+    def _joined(self, encoded: list[Encoded]) -> Encoded:
+        """Hidden states of each member -> (B, L, E) their queries side by side."""
         queries = [
             head.next_item_task().queries(member.hidden)
             for head, member in zip(self.all_heads, encoded, strict=True)
@@ -64,11 +65,16 @@ class Ensemble(Model):
         """E, the sum over the members."""
         return sum(head.next_item_task().width for head in self.all_heads)
 
-    def queries(self, hidden: Tensor) -> Tensor:
+    @property
+    def network_width(self) -> int:
+        """E: `encode` returns queries."""
+        return self.width
+
+    def network_queries(self, hidden: Tensor) -> Tensor:
         """(..., E) unchanged: `encode` returns queries."""
         return hidden
 
-    def items(self, positions: Tensor | None = None) -> Tensor:
+    def network_items(self, positions: Tensor | None = None) -> Tensor:
         """(V - 3, E) item vectors in catalogue order, or (C, E) of (C,) catalogue `positions`."""
         return torch.cat(
             [head.next_item_task().items(head.item_table, positions) for head in self.all_heads], -1

@@ -25,6 +25,7 @@ from pipeline.model.head import (
 from pipeline.model.inputs.features import TabularSequenceFeatures
 from pipeline.model.item_scores import item_values, rank_values
 from pipeline.model.masking import Encoded, Stage
+from pipeline.model.repeats import Repeats
 from pipeline.model.task_losses import task_losses
 from pipeline.model.tasks.item_output import ItemOutput
 from pipeline.model.tasks.next_item import NextItemPredictionTask
@@ -78,6 +79,9 @@ class Model(nn.Module):
     scores_whole_catalogue = False
     """Whether `score` makes the scores of all items of a session together, whichever it is asked
     for, so that it is asked once for a session."""
+    repeats: Repeats | None = None
+    """Share of the session's own items in the distribution of the next item; scores then are its
+    logarithms. Losses read the network alone."""
 
     def __init__(
         self,
@@ -169,8 +173,18 @@ class Model(nn.Module):
 
     @property
     def query_width(self) -> int:
-        """D of the hidden states that `queries` takes."""
+        """D of the hidden states that `queries` takes, with `repeats` D + 2 N."""
+        return self.network_width + (0 if self.repeats is None else self.repeats.width)
+
+    @property
+    def network_width(self) -> int:
+        """D of the hidden states that `network_queries` takes."""
         return self.head.body.output_size
+
+    @property
+    def by_inner_product(self) -> bool:
+        """Whether scores are inner products of `queries` and `items`, and nothing besides."""
+        return self.rank_by is None and self.repeats is None
 
     @property
     def causal(self) -> bool:
@@ -205,8 +219,10 @@ class Model(nn.Module):
             if isinstance(task, NextItemPredictionTask):
                 hidden = self.session_embedding(encoded[id(head.body)])
                 predictions[task.task_name] = task.scores(hidden, head.item_table)
+        if self.repeats is not None:
+            predictions[self.head.next_item_task().task_name] = self(batch)
         if names := self.item_target_names:
-            queries = self._session_queries(encoded)
+            queries = self._session_queries(encoded, batch)
             values = item_values(self.item_tasks, queries, self.items().T, self.width, names)
             predictions |= {name: _with_reserved(v, float("nan")) for name, v in values.items()}
         return predictions | self._predict_targets(batch, encoded)
@@ -223,7 +239,8 @@ class Model(nn.Module):
             if not task.of_session:
                 newest = (head.body.crop(batch, Stage.PREDICT).lengths - 1).clamp(min=0)
                 values[task.task_name] = values[task.task_name].gather(1, newest[:, None])[:, 0]
-        return SessionAnswer(self._session_queries(encoded) if self.ranks_items else None, values)
+        queries = self._session_queries(encoded, batch) if self.ranks_items else None
+        return SessionAnswer(queries, values)
 
     def loss(self, batch: SessionBatch, shares: Tensor | None = None) -> Tensor:
         """Training loss, (). `shares` are factors of the losses in the order of the tasks."""
@@ -265,6 +282,8 @@ class Model(nn.Module):
 
         They are the value of `rank_by`, or by default the scores of the next item.
         """
+        if self.repeats is not None:
+            return self.repeats.score(queries, items)
         if not self.item_tasks:
             return queries @ items
         names = (NEXT_ITEM,) if self.rank_by is None else self.rank_by.names
@@ -285,6 +304,26 @@ class Model(nn.Module):
     def queries(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., Q): what `score` takes with `items`.
 
+        With `repeats`, `hidden` has their numbers behind the D of the network, as `encode` gives
+        them.
+        """
+        if self.repeats is None:
+            return self.network_queries(hidden)
+        states, own = hidden.split([self.network_width, self.repeats.width], -1)
+        return self.repeats.queries(self.network_queries(states), self.network_items(), own)
+
+    def items(self, positions: Tensor | None = None) -> Tensor:
+        """(V - 3, W) in catalogue order, or (C, W) of (C,) catalogue `positions`.
+
+        W is E + N: the item vector, then the bias of each target per item. With `repeats` it is
+        E + 1.
+        """
+        vectors = self.network_items(positions)
+        return vectors if self.repeats is None else self.repeats.items(vectors, positions)
+
+    def network_queries(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., Q): `queries` without repeats.
+
         The queries of the next item (E), whose products with the item vectors are its scores, then
         E + 1 numbers of each target per item.
         """
@@ -294,8 +333,8 @@ class Model(nn.Module):
             parts.append(task.output.queries(task.through_block(hidden)))
         return torch.cat(parts, -1) if len(parts) > 1 else parts[0]
 
-    def items(self, positions: Tensor | None = None) -> Tensor:
-        """(V - 3, W) in catalogue order, or (C, W) of (C,) catalogue `positions`.
+    def network_items(self, positions: Tensor | None = None) -> Tensor:
+        """(V - 3, W) or (C, W): `items` without repeats.
 
         W is E + N: the item vector, then the bias of each target per item.
         """
@@ -367,8 +406,17 @@ class Model(nn.Module):
         return body.attentions(body.crop(batch, Stage.PREDICT))
 
     def encode(self, batch: SessionBatch, stage: Stage) -> Encoded:
-        """Hidden states of the head that scores items, at a stage."""
-        return self._encode(self.head.body, batch, stage)
+        """Hidden states of the head that scores items, at a stage; then the numbers of repeats."""
+        return self.with_repeats(self._encode(self.head.body, batch, stage), batch, stage)
+
+    def with_repeats(self, encoded: Encoded, batch: SessionBatch, stage: Stage) -> Encoded:
+        """Add the numbers of `repeats`, if the model has them, at each position behind its D."""
+        if self.repeats is None:
+            return encoded
+        items = self.head.body.crop(batch, stage).features[self.inputs.item]
+        ends = torch.arange(1, encoded.hidden.size(1) + 1, device=items.device)
+        own = self.repeats.of_positions(items, ends.expand(items.size(0), -1))
+        return encoded._replace(hidden=torch.cat([encoded.hidden, own], -1))
 
     @staticmethod
     def session_embedding(encoded: Encoded) -> Tensor:
@@ -390,9 +438,10 @@ class Model(nn.Module):
         bodies = {id(head.body): head.body for head in self.all_heads}
         return {key: self._encode(body, batch, Stage.PREDICT) for key, body in bodies.items()}
 
-    def _session_queries(self, encoded: dict[int, Encoded]) -> Tensor:
+    def _session_queries(self, encoded: dict[int, Encoded], batch: SessionBatch) -> Tensor:
         """(B, Q) `session_queries` of what `_encode_all` returns."""
-        return self.queries(self.session_embedding(encoded[id(self.head.body)]))
+        states = self.with_repeats(encoded[id(self.head.body)], batch, Stage.PREDICT)
+        return self.queries(self.session_embedding(states))
 
     def _predict_targets(
         self, batch: SessionBatch, encoded: dict[int, Encoded]

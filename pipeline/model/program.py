@@ -24,6 +24,7 @@ from pipeline.core.program_check import RefusedProgramError, checked_archive, re
 from pipeline.data.batch import SessionBatch, newest
 from pipeline.model.head import Head
 from pipeline.model.model import Model, SessionAnswer
+from pipeline.model.repeats import Repeats
 from pipeline.model.sealed import SealedInputs, SealedModel
 from pipeline.model.target_labels import Units
 from pipeline.model.tasks.targets import (
@@ -83,6 +84,8 @@ class ProgramModel(SealedModel):
         self.register_buffer("item_vectors", state.get("items"))
         if description.get("rank_by") is not None:
             self.rank_by = ranking_expression(description["rank_by"], self.item_target_names)
+        if description.get("repeats") is not None:
+            self.repeats = Repeats(**description["repeats"])
 
     item_vectors: Tensor | None
     """(V - 3, W), None without a next-item task."""
@@ -153,12 +156,14 @@ class ProgramModel(SealedModel):
         """E, 0 without a next-item task."""
         if self.item_vectors is None:
             return 0
-        return int(self.item_vectors.size(1)) - len(self._item_tasks)
+        others = len(self._item_tasks) + (self.repeats is not None)
+        return int(self.item_vectors.size(1)) - others
 
     @property
     def query_width(self) -> int:
         """Q, 0 without a next-item task."""
-        return self.width + len(self._item_tasks) * (self.width + 1)
+        repeats = 0 if self.repeats is None else 1 + self.repeats.width
+        return self.width + len(self._item_tasks) * (self.width + 1) + repeats
 
 
 def write_program(directory: Path, model: Model, batches: list[SessionBatch]) -> dict[str, Any]:
@@ -199,6 +204,7 @@ def write_program(directory: Path, model: Model, batches: list[SessionBatch]) ->
         "rows": {name: _rows_of(inputs, name) for name in names if name in inputs.index_columns},
         "targets": targets,
         "rank_by": None if model.rank_by is None else model.rank_by.text,
+        "repeats": None if model.repeats is None else asdict(model.repeats),
     }
 
 

@@ -230,6 +230,9 @@ class ModelConfig(Config):
     rank_by: str | None = None
     """What lists are ranked by: an expression of `next_item`, its score, and of the targets with
     `per_item`, such as `next_item + 0.5 * purchase`. By default `next_item`."""
+    repeats: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the session's own items in the distribution of the next item, the newest first;
+    lists are ordered by the sum of both shares. For logs in which sessions return to an item."""
     next_item: bool = True
     """Predict the next item; false for a model of `targets` alone."""
     members: tuple[Member, ...] = ()
@@ -310,6 +313,7 @@ class ModelConfig(Config):
         if self.train_on_last_item_seq_only and self.masking != "clm":
             raise ValueError("`train_on_last_item_seq_only` is for clm")
         self._check_targets()
+        self._check_repeats()
         _ = self.each_member  # raises ValueError for a wrong member
         return self
 
@@ -321,11 +325,21 @@ class ModelConfig(Config):
             ("next_item: false", not self.next_item),
             ("towers", bool(self.towers)),
             ("members", bool(self.members)),
+            ("repeats", bool(self.repeats)),
         ):
             if is_set:
                 raise ValueError(
                     f"{self.architecture} counts next items and has no `{name}`; leave it out"
                 )
+
+    def _check_repeats(self) -> None:
+        for name, is_set in (
+            ("next_item: false", not self.next_item),
+            ("per_item", any(target.per_item for target in self.targets)),
+            (f"masking: {self.masking}", self.masking != "clm"),
+        ):
+            if self.repeats and is_set:
+                raise ValueError(f"`repeats` does not work with `{name}`; leave one of them out")
 
     def _check_targets(self) -> None:
         features = [target.feature for target in self.targets]

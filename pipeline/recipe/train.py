@@ -231,6 +231,11 @@ class TrainConfig(Config):
                 "`per_item` targets read the vectors of the whole item table. Leave out "
                 "`item_table: sharded`."
             )
+        if self.item_table == "sharded" and model.repeats:
+            raise ConfigError(
+                "`repeats` reads the vectors of the whole item table. Leave out `item_table: "
+                "sharded`."
+            )
         if not model.next_item and "metric" not in self.model_fields_set:
             feature, kind = next(iter(kinds.items()))
             return self.model_copy(update={"metric": f"{feature}.{TARGET_METRICS[kind][0]}"})

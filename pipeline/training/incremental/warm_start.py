@@ -36,7 +36,7 @@ _TRAINING_SETTINGS = (
     *("dropout", "feature_dropout", "swap_noise", "shared_embedding_noise"),
     *("embedding_deviation", "mlm_probability", "plm_probability", "max_span_length"),
     *("generator_loss_weight", "discriminator_loss_weight", "train_on_last_item_seq_only"),
-    "rank_by",
+    *("rank_by", "repeats"),
 )
 """Settings of the model that only training reads, or lists alone: the weights fit any of them."""
 

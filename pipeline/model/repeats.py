@@ -1,0 +1,104 @@
+"""Repeats: the share of the next item's distribution that the session's own items have.
+
+A network knows that some sessions return to an item, but a softmax over the catalogue gives the
+items of a session that lie further back too little. The list is ordered by the logarithm of
+
+    (1 - r) softmax(scores) + r c
+
+where r is the share of repeats, and c gives each interaction of the session 1 / its distance from
+the end, divided by their sum.
+
+Letters: B sessions, P positions, L interactions, N interactions that are counted, T sessions with
+their positions in one row, V rows of the item table, E width of item vectors, Q = E + 1 + 2 N width
+of queries, C items.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.core.columns import FIRST_ITEM
+from pipeline.core.errors import ConfigError
+
+MOST_INTERACTIONS = 50
+"""Largest N: interactions further back have a fiftieth of the newest one's weight or less."""
+_LARGEST_INDEX = 1 << 24
+"""Item indices travel in float32, which holds integers up to here."""
+_SMALLEST = 1e-37
+"""Logarithms of 0 take a CPU four times as long."""
+_ITEMS_AT_ONCE = 8192
+"""Items whose scores are summed at a time, so that no (T, V) scores are held."""
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """Adds the share of repeats to scores that are inner products.
+
+    The query of a session is that of the network, the logarithm of the network's share over the sum
+    of its softmax, and index and share of each of the newest N interactions. The vector of an item
+    has its index as the last number. With these, `score` needs neither session nor catalogue.
+    """
+
+    share: float
+    """r, above 0 and below 1."""
+    length: int
+    """N"""
+
+    @classmethod
+    def of(cls, share: float, max_sequence_length: int, num_rows: int) -> "Repeats":
+        """Repeats of a model that reads `max_sequence_length` interactions; `num_rows` is V."""
+        if num_rows > _LARGEST_INDEX:
+            raise ConfigError(
+                f"`model.repeats` works with up to {_LARGEST_INDEX:,} items, and there are "
+                f"{num_rows:,}. Leave it out."
+            )
+        return cls(share, min(max_sequence_length, MOST_INTERACTIONS))
+
+    @property
+    def width(self) -> int:
+        """Numbers of `of_positions` at a position, 2 N."""
+        return 2 * self.length
+
+    def of_positions(self, items: Tensor, ends: Tensor) -> Tensor:
+        """(B, L) item indices, (B, P) numbers of interactions -> (B, P, 2 N) float32.
+
+        Index and share of each of the newest N interactions among the first `ends`.
+        """
+        back = torch.arange(self.length, device=items.device)
+        positions = ends.unsqueeze(2) - 1 - back  # (B, P, N)
+        rows = items.unsqueeze(1).expand(-1, ends.size(1), -1)
+        own = rows.gather(2, positions.clamp(min=0))
+        weights = ((positions >= 0) & (own >= FIRST_ITEM)) / (back + 1)
+        shares = self.share * weights / weights.sum(2, keepdim=True).clamp(min=1e-9)
+        return torch.stack([own.to(shares), shares], 3).flatten(2)
+
+    def queries(self, network: Tensor, items: Tensor, own: Tensor) -> Tensor:
+        """(..., E) queries, (V - 3, E) items, (..., 2 N) of `of_positions` -> (..., Q)."""
+        sums = [(network @ part.T).logsumexp(-1) for part in items.split(_ITEMS_AT_ONCE)]
+        offset = math.log1p(-self.share) - torch.stack(sums, -1).logsumexp(-1, keepdim=True)
+        return torch.cat([network, offset, own], -1)
+
+    @staticmethod
+    def items(vectors: Tensor, positions: Tensor | None) -> Tensor:
+        """(C, E) vectors of the catalogue `positions`, None for all -> (C, E + 1)."""
+        if positions is None:
+            positions = torch.arange(len(vectors), device=vectors.device)
+        return torch.cat([vectors, (positions + FIRST_ITEM).to(vectors).unsqueeze(1)], 1)
+
+    @staticmethod
+    def score(queries: Tensor, items: Tensor) -> Tensor:
+        """(T, Q), (E + 1, C) transposed items -> (T, C) logarithms of probabilities."""
+        vectors, indices = items[:-1], items[-1]
+        width = vectors.size(0)
+        network = queries[:, :width] @ vectors + queries[:, width : width + 1]
+        own, shares = queries[:, width + 1 :].unflatten(1, (-1, 2)).unbind(2)
+        # an item may stand in several columns
+        distinct, columns = indices.unique(return_inverse=True)
+        places = torch.searchsorted(distinct, own.contiguous()).clamp(max=distinct.size(0) - 1)
+        shares = torch.where(distinct[places] == own, shares, 0.0)
+        zeros = shares.new_zeros(shares.size(0), distinct.size(0))
+        repeated = zeros.scatter_add(1, places, shares).index_select(1, columns)
+        both = torch.logaddexp(network, repeated.clamp(min=_SMALLEST).log())
+        return torch.where(repeated > 0, both, network)
