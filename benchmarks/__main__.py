@@ -388,6 +388,23 @@ def results(
         print_result(tables, as_json, "")
 
 
+@app.command(epilog="Example: python -m benchmarks sizing --out sizing")
+def sizing(out: OutFolder = None, as_json: Json = False) -> None:
+    """Measure the coefficients of `pipeline size` on one core: takes about half an hour.
+
+    The folder of --out gets coefficients.json, the file of pipeline/sizing, and sizing.md, the
+    tables of docs/serving.md.
+    """
+    from benchmarks.sizing import measure_sizing, sizing_markdown
+
+    table = measure_sizing()
+    _write(table, out, "coefficients.json")
+    text = sizing_markdown(table)
+    if out is not None:
+        (out / "sizing.md").write_text(text, encoding="utf-8")
+    print_result(table, as_json, text)
+
+
 @app.command(epilog="Example: python -m benchmarks gpu --out gpu")
 def gpu(
     seconds: Annotated[

@@ -24,6 +24,7 @@ from pipeline.cli.recommend import recommend
 from pipeline.cli.report import report
 from pipeline.cli.rollback import rollback
 from pipeline.cli.serve import serve
+from pipeline.cli.size import size
 from pipeline.cli.synthesize import synthesize
 from pipeline.cli.train import train
 from pipeline.cli.tune import tune
@@ -48,6 +49,7 @@ EXAMPLES: dict[Callable[..., None], str] = {
     proxy: "pipeline proxy triton.example --http-port 8000",
     recommend: "pipeline recommend http://127.0.0.1:8000 --items 214716935,214832672",
     load_test: "pipeline load-test http://127.0.0.1:8000 --clients 1,4,16",
+    size: "pipeline size --items 1e6 --d-model 128 --rate 500",
 }
 """Commands in the order in which they are used, each with the example of its help."""
 

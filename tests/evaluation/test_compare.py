@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from pipeline import compare
 from pipeline.cli.main import app
 from pipeline.core.errors import ArtifactError, ConfigError
+from pipeline.evaluation.comparison.figures import write_figures
 from pipeline.evaluation.comparison.files import check_file, write
 from pipeline.evaluation.comparison.page import page
 from pipeline.evaluation.comparison.paired_tests import holm
@@ -242,6 +243,13 @@ def test_names_are_escaped(comparison: Comparison) -> None:
     assert len(re.findall(r"\\mathbf", latex(renamed))) >= 6
     assert "a_b &amp; &lt;i&gt;|*" in page(renamed)
     assert "<i>" not in page(renamed)
+
+
+def test_names_in_figures_are_no_formulas(comparison: Comparison, tmp_path: Path) -> None:
+    name = r"a $\nosuch$ <i>"
+    renamed = Comparison(**{**comparison.__dict__, "rows": {name: comparison.rows["gru"]}})
+    write_figures(renamed, tmp_path)
+    assert r"<!-- a $\nosuch$ &lt;i&gt; (3 seeds) -->" in (tmp_path / "ndcg-10.svg").read_text()
 
 
 def test_command_line(shop: Path, tmp_path: Path) -> None:

@@ -41,7 +41,9 @@ def write_figures(comparison: Comparison, folder: Path) -> None:
                 markerfacecolor=None if comparison.is_best(metric, name) else "white",
                 capsize=2,
             )
-        axes.set_yticks(range(len(names)), [row_label(comparison, name) for name in names])
+        # a name is no formula
+        labels = [row_label(comparison, name).replace("$", r"\$") for name in names]
+        axes.set_yticks(range(len(names)), labels)
         axes.set_title(metric)
         axes.set_xlabel(f"{unit}, with 95 % interval")
         axes.grid(axis="x", alpha=0.3)
