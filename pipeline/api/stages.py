@@ -1,14 +1,14 @@
-"""Public functions: the stages, from Python.
+"""The stages, from Python.
 
 Paths may be text or `Path`; a recipe, a run or a data directory may be a path or an object. Where a
 run is taken, so is a model that was put together in Python.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
+from pipeline.api.objects import Data, Run, Source, recipe_of, run_of, sign_key, texts_of
 from pipeline.core.errors import ConfigError
 from pipeline.data.directory import Data as DataDirectory
 from pipeline.model.model import Model
@@ -16,126 +16,10 @@ from pipeline.model.run import Run as TrainedRun
 from pipeline.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from pipeline.evaluation.comparison.result import Comparison
     from pipeline.evaluation.result import Evaluation
-    from pipeline.updating.state import Generation
 
 Part = Literal["train", "valid", "test"]
-Source = str | Path
-"""A file or a directory."""
-
-
-class Data(DataDirectory):
-    """A data directory that can also be made of a frame."""
-
-    @classmethod
-    def from_frame(cls, frame: Any, recipe: Recipe | Source, *, out: Source | None = None) -> Self:
-        """Preprocess raw interactions of a pandas, Polars or Arrow table, and open the result.
-
-        `frame` has the columns of a log that `recipe` names. `out` is the data directory to write,
-        by default a temporary one that is removed with the object. DataError if the frame lacks a
-        column.
-        """
-        scratch = TemporaryDirectory(prefix="pipeline-data-")
-        log, folder = Path(scratch.name) / "frame.parquet", Path(scratch.name) / "data"
-        _write_frame(frame, log)
-        preprocess(recipe, log, out=folder if out is None else out)
-        data = cls.open(folder if out is None else out)
-        data.__dict__["_scratch"] = scratch  # lives as long as the object
-        return data
-
-    @classmethod
-    def from_parquet(
-        cls,
-        paths: Source | Sequence[Source],
-        schema: Source,
-        *,
-        out: Source | None = None,
-        valid: Source | Sequence[Source] = (),
-        test: Source | Sequence[Source] = (),
-        categories: Source | None = None,
-        max_sequence_length: int | None = None,
-    ) -> Self:
-        """Make a data directory of sessions that another workflow has written, and open it.
-
-        `paths` are Parquet files, or folders of them, with a row a session, and `schema` is their
-        schema.pbtxt, as stock NVTabular writes both. Files and folders called valid and test are
-        those parts, as are `valid` and `test`. `categories` is the folder of Categorify's
-        `unique.COLUMN.parquet`, which has the raw ids; by default one called so beside the files.
-        `out` is the directory to write, by default a temporary one. DataError for files that are
-        not what the schema says.
-        """
-        from pipeline.preprocessing.parquet_sessions import import_sessions, parts_of
-
-        parts = parts_of(*([Path(path) for path in _texts(p)] for p in (paths, valid, test)))
-        scratch = TemporaryDirectory(prefix="pipeline-data-")
-        folder = Path(scratch.name) / "data" if out is None else Path(out)
-        import_sessions(
-            parts,
-            Path(schema),
-            folder,
-            categories=None if categories is None else Path(categories),
-            max_sequence_length=max_sequence_length,
-        )
-        data = cls.open(folder)
-        data.__dict__["_scratch"] = scratch  # lives as long as the object
-        return data
-
-
-class Run(TrainedRun):
-    """A run that also recommends for raw sessions, without a server."""
-
-    def recommend(
-        self,
-        sessions: Any,
-        k: int = 10,
-        *,
-        exclude: Sequence[Any] = (),
-        candidates: Sequence[Any] | None = None,
-        filter_seen: bool | None = None,
-    ) -> "pd.DataFrame":
-        """Return the next items of raw sessions as rows of session, rank, item_id and score.
-
-        A session maps column names of the recipe to its values, oldest interaction first;
-        `item_id` is enough. `sessions` is one or several of them, or a pandas, Polars or Arrow
-        table of interactions with the columns of the log. `exclude` are raw ids that no
-        list holds, `candidates` the only ones; `filter_seen` leaves out items of the session, by
-        default as the recipe says. The result is what a server of the exported run answers.
-        ConfigError for a request that a server would refuse.
-        """
-        from pipeline.in_process import open_run
-        from pipeline.serve.client.answers import records_to_frame
-
-        filters = {
-            "exclude": list(exclude) or None,
-            "candidates": None if candidates is None else list(candidates),
-            "filter_seen": filter_seen,
-        }
-        with open_run(self) as client:
-            if hasattr(sessions, "columns"):
-                lists = client.recommend_frame(_as_pandas(sessions), k, **filters)
-            else:
-                several = [sessions] if isinstance(sessions, Mapping) else list(sessions)
-                answer = client.recommend(several, k, **filters)
-                lists = records_to_frame(answer.records(range(len(several))))
-            return lists.rename(columns={"session_id": "session"})
-
-    def similar_items(self, items: Any, k: int | None = None) -> "pd.DataFrame":
-        """Return the items nearest to each of `items` as rows of similar_to, rank, item_id, score.
-
-        `items` is a raw id or several; the score is the cosine of the vectors by which the model
-        scores items; by default 10 of them. ConfigError for an id that is not in the catalogue.
-        """
-        from pipeline.evaluation.recommender import Recommender
-        from pipeline.serve.client.answers import records_to_frame
-
-        # ids of NumPy and pandas are no int
-        is_single = isinstance(items, str) or not hasattr(items, "__iter__")
-        ids = [items] if is_single else list(items)
-        records = Recommender(self).similar_items(ids, k).records(ids)
-        return records_to_frame(records).rename(columns={"session_id": "similar_to"})
 
 
 def preprocess(
@@ -166,15 +50,15 @@ def preprocess(
     from pipeline.logs.sources import local_logs
     from pipeline.preprocessing.run import preprocess as run
 
-    config, out = _recipe(recipe).preprocess, Path(out)
+    config, out = recipe_of(recipe).preprocess, Path(out)
     path = base.path if isinstance(base, DataDirectory) else base
     check_tables(config)
     if workflow is not None and (base or cluster or operators or valid):
         raise ConfigError("`base`, `cluster`, `operators`, `valid` do not go with `workflow`.")
     with (
-        local_logs(_texts(logs), out) as inputs,
-        local_logs(_texts(valid), out) as valids,
-        local_logs(_texts(test), out) as tests,
+        local_logs(texts_of(logs), out) as inputs,
+        local_logs(texts_of(valid), out) as valids,
+        local_logs(texts_of(test), out) as tests,
     ):
         if workflow is not None:
             from pipeline.preprocessing.workflows.run import preprocess_workflow
@@ -216,7 +100,7 @@ def train(
 
     ConfigError for settings that do not fit the data, and for a training that diverged.
     """
-    recipe, data, base = _recipe(recipe), Data.open(data), None
+    recipe, data, base = recipe_of(recipe), Data.open(data), None
     if start is not None:
         base = start.path if isinstance(start, TrainedRun) else Path(start)
     if windows is None:
@@ -273,7 +157,7 @@ def evaluate(
     from pipeline.evaluation.run import evaluate as run_evaluation
 
     return run_evaluation(
-        _run(run, data),
+        run_of(run, data),
         Data.open(data),
         part=part,
         positions=positions,
@@ -308,7 +192,7 @@ def compare(
     from pipeline.evaluation.comparison.run import compare as run_comparison
 
     return run_comparison(
-        [Path(run) if isinstance(run, str | Path) else _run(run, data) for run in runs],
+        [Path(run) if isinstance(run, str | Path) else run_of(run, data) for run in runs],
         Data.open(data),
         part=part,
         positions=positions,
@@ -355,7 +239,7 @@ def predict(
     from pipeline.evaluation.predict import write_recommendations
 
     write_recommendations(
-        _run(run, data),
+        run_of(run, data),
         Data.open(data),
         part,
         Path(out),
@@ -409,120 +293,14 @@ def export(
         scoring=scoring,
         workflow_backend=workflow_backend,
     )
-    key = _sign_key(sign)
+    key = sign_key(sign)
     if format == "onnx":
         from pipeline.exporting.onnx_directory import export_onnx
 
         if key is not None:
             raise ConfigError("`sign` is for a Triton repository.")
 
-        export_onnx(_run(run, data), Path(out), options)
+        export_onnx(run_of(run, data), Path(out), options)
     else:
-        run_export(_run(run, data), Path(out), options, key=key)
+        run_export(run_of(run, data), Path(out), options, key=key)
     return Path(out)
-
-
-def update(
-    recipe: Recipe | Source,
-    logs: Source | Sequence[Source],
-    *,
-    folder: Source,
-    unless_worse: str | None = None,
-    keep: int = 3,
-    name: str = "recommender",
-    operators: Source | None = None,
-    plugins: Source | None = None,
-    sign: Source | None = None,
-) -> "Generation":
-    """Learn from the logs of a new day, and export the newer model unless it is worse.
-
-    `folder` has data, runs, the repository and the state of all updates; a new one begins a first
-    model. `unless_worse` is a gate such as `ndcg@20:0.005`, the loss of a metric that is allowed on
-    the test part of the new logs. `keep` versions stay. `operators` and `plugins` are Python
-    files, which are run. `sign` is the key of `export`. The result says whether the run is served
-    (`accepted`), and why (`reason`). Interrupted anywhere, the same call goes on.
-
-    ConfigError for arguments that do not fit `folder`; ArtifactError if it holds something else.
-    """
-    from pipeline.exporting.options import ExportOptions
-    from pipeline.logs.sources import local_logs
-    from pipeline.updating.gate import Gate
-    from pipeline.updating.run import UpdateJob, update_model
-
-    if plugins is not None:
-        from pipeline.plugins import load_plugins
-
-        load_plugins(Path(plugins))
-    gate = None if unless_worse is None else Gate.parse(unless_worse)
-    with local_logs(_texts(logs), Path(folder)) as paths:
-        job = UpdateJob(
-            folder=Path(folder),
-            recipe=_recipe(recipe),
-            logs=paths,
-            options=ExportOptions(name=name),
-            gate=gate,
-            keep=keep,
-            operators=None if operators is None else Path(operators),
-            plugins=None if plugins is None else Path(plugins),
-            key=_sign_key(sign),
-        )
-        return update_model(job)
-
-
-def rollback(repository: Source, *, name: str | None = None, sign: Source | None = None) -> int:
-    """Serve the version again that was served before; return its number.
-
-    `name` is the model's for clients, by default the only one; `sign` the key of `export`.
-    ConfigError where there is no earlier version.
-    """
-    from pipeline.exporting.versions import rollback as run_rollback
-
-    return run_rollback(Path(repository), name, key=_sign_key(sign)).version
-
-
-def _sign_key(path: Source | None) -> Any:
-    if path is None:
-        return None
-    from pipeline.core.signature import read_private_key
-
-    return read_private_key(Path(path))
-
-
-def _run(run: TrainedRun | Model | Source, data: DataDirectory | Source | None) -> TrainedRun:
-    if not isinstance(run, Model):
-        return Run.open(run)
-    if data is None:
-        raise ConfigError("A model in memory needs the `data` that it was trained on.")
-    return Run.of(run, data)
-
-
-def _as_pandas(frame: Any) -> Any:
-    """Frame of pandas, of Polars or of Arrow -> pandas. ConfigError for anything else."""
-    import pandas as pd
-
-    if isinstance(frame, pd.DataFrame):
-        return frame
-    if hasattr(frame, "to_pandas"):
-        return frame.to_pandas()
-    raise ConfigError(f"Expected a table of pandas, Polars or Arrow, got {type(frame).__name__}.")
-
-
-def _write_frame(frame: Any, path: Path) -> None:
-    """Write a table as Parquet, with its columns as they are."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if hasattr(frame, "to_arrow"):  # Polars
-        frame = frame.to_arrow()
-    table = frame if isinstance(frame, pa.Table) else None
-    if table is None:
-        table = pa.Table.from_pandas(_as_pandas(frame), preserve_index=False)
-    pq.write_table(table, path)
-
-
-def _recipe(recipe: Recipe | Source) -> Recipe:
-    return recipe if isinstance(recipe, Recipe) else Recipe.load(Path(recipe))
-
-
-def _texts(sources: Source | Sequence[Source]) -> list[str]:
-    return list(map(str, [sources] if isinstance(sources, str | Path) else sources))
