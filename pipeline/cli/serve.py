@@ -132,7 +132,6 @@ def serve(
     if (log_requests or ab) and not proxy:
         raise ConfigError("--log-requests and --ab are of the proxy. Leave out --no-proxy.")
     logged = request_log(log_requests, log_share)
-    experiment = None if ab is None else read_ab(ab, repository)
     item_columns = _item_columns(
         items, page, key=id_column, title=title_column, image=image_column, folder=image_folder
     )
@@ -145,6 +144,7 @@ def serve(
         copy = _trusted_copy(repository, trusted_key)
         if copy is not None:
             repository = stack.enter_context(copy).path
+        experiment = None if ab is None else read_ab(ab, repository)
         server = stack.enter_context(
             running_server(
                 repository,

@@ -408,6 +408,8 @@ def test_models_that_recommend_are_those_of_the_last_export(tmp_path: Path) -> N
     assert [name in models for name in ("one", "other", "..")] == [True, False, False]
     write(new="scores item_ids num_known")
     assert [name in models for name in ("one", "new")] == [False, True]
+    (repository / "manifest.json").write_text("")
+    assert "new" in models
     shutil.rmtree(repository)
     assert "new" in models
     assert "new" not in RankingModels(None)

@@ -163,7 +163,7 @@ def _model_of(arm: str, control: str, repository: Path) -> str:
     versions = sorted(path.name.removeprefix(prefix) for path in repository.glob(f"{prefix}*"))
     text = ", ".join(f"v{version}" for version in versions)
     raise ConfigError(
-        f"--ab: {arm} is no other model than {control}, and none of its versions in {repository}"
+        f"--ab: {arm} is no other model of the repository than {control}, and none of its versions"
         f" ({text or 'none: export again'})."
     )
 

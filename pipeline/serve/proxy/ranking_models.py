@@ -1,5 +1,6 @@
 """Models of a repository that recommend lists of items."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from pipeline.core.artifact import read_manifest
@@ -28,7 +29,8 @@ class RankingModels:
                 return name in self._names
             if self._manifest != (stat.st_ino, stat.st_mtime_ns):
                 self._manifest = (stat.st_ino, stat.st_mtime_ns)
-                self._names = _ranking_models(self._repository)
+                with suppress(ArtifactError, OSError):  # as above: what was read before stays
+                    self._names = _ranking_models(self._repository)
         return name in self._names
 
 
@@ -45,13 +47,10 @@ def version_alias(name: str, version: int | str) -> str:
 
 
 def _ranking_models(repository: Path) -> frozenset[str]:
-    try:
-        configs = model_configs(repository)
-        for name in list(configs):
-            for file in repository.glob(f"{version_alias(name, '')}*/config.pbtxt"):
-                configs[file.parent.name] = file.read_text("utf-8")
-    except (ArtifactError, OSError):
-        return frozenset()
+    configs = model_configs(repository)
+    for name in list(configs):
+        for file in repository.glob(f"{version_alias(name, '')}*/config.pbtxt"):
+            configs[file.parent.name] = file.read_text("utf-8")
     return frozenset(
         name
         for name, config in configs.items()
