@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pipeline.core.columns import FIRST_ITEM
 from pipeline.data.batch import SessionBatch
 from pipeline.data.loader import RaggedBatch, SessionLoader
-from pipeline.evaluation.metrics import ranking_metrics
+from pipeline.evaluation.metrics import behind_every_list, ranking_metrics
 from pipeline.evaluation.ranking import rank_in_shards
 from pipeline.evaluation.target_metrics import target_metrics
 from pipeline.evaluation.target_predictions import predict_targets
@@ -85,7 +85,8 @@ def _ranks(
     for batch in loader:
         share = _share(batch, processes)
         if spare is None:
-            own = rank_targets(model, [share], positions, filter_seen=filter_seen).ranks
+            ranked = rank_targets(model, [share], positions, filter_seen=filter_seen)
+            own = behind_every_list(ranked.ranks, ranked.targets)
             # batch by batch, so that the order is that of one process
             ranks += [np.frombuffer(part, own.dtype) for part in gather_bytes(own.tobytes())]
         else:
