@@ -42,6 +42,7 @@ from pipeline.serve.proxy.http2 import (
     write_frame,
     write_window_update,
 )
+from pipeline.serve.proxy.proxy import Proxy, ProxyOptions
 from pipeline.serve.proxy.ranking_models import RankingModels
 from pipeline.serve.proxy.request_checks import (
     MAX_BODY_BYTES,
@@ -501,3 +502,15 @@ def test_reader_cuts_frames_wherever_the_bytes_are_split() -> None:
 def test_headers_that_other_frames_interrupt_end_the_connection(frames: bytes) -> None:
     with pytest.raises(ProtocolError):
         list(FrameReader().feed(frames))
+
+
+def test_a_proxy_that_cannot_be_set_up_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_arguments: object) -> None:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(RankingModels, "__init__", broken)
+    ports = free_ports()
+    host = "127.0.0.1"
+    options = ProxyOptions(host, host, ports, None, host, ports, key=None, tls=None)
+    with pytest.raises(ServingError, match="no memory"):
+        Proxy(options).start()

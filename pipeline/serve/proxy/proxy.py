@@ -50,8 +50,9 @@ class Proxy:
         if self._log is not None:
             self._log.start()
         started = threading.Event()
-        run = lambda: asyncio.run(self._serve(started))  # noqa: E731
-        self._thread = threading.Thread(target=run, name="proxy", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run, args=(started,), name="proxy", daemon=True
+        )
         self._thread.start()
         started.wait()
         if self._error is not None:
@@ -73,6 +74,16 @@ class Proxy:
             self._loop.call_soon_threadsafe(self._stopped.set)
         self._thread.join()
         self._thread = None
+
+    def _run(self, started: threading.Event) -> None:
+        try:
+            asyncio.run(self._serve(started))
+        except Exception as error:
+            self._error = error
+            if started.is_set():
+                raise
+        finally:
+            started.set()  # `start` waits for it
 
     async def _serve(self, started: threading.Event) -> None:
         from pipeline.serve.proxy.experiment import Router
