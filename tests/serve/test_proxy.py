@@ -511,6 +511,15 @@ def test_a_proxy_that_cannot_be_set_up_does_not_wait(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(RankingModels, "__init__", broken)
     ports = free_ports()
     host = "127.0.0.1"
-    options = ProxyOptions(host, host, ports, None, host, ports, key=None, tls=None)
+    options = ProxyOptions(
+        http_host=host,
+        grpc_host=host,
+        ports=ports,
+        repository=None,
+        triton_host=host,
+        triton_ports=ports,
+        key=None,
+        tls=None,
+    )
     with pytest.raises(ServingError, match="no memory"):
         Proxy(options).start()
