@@ -104,6 +104,7 @@ TABLES: dict[str, Table] = {
         recipe="configs/rsc15.yaml",
         rows={
             "defaults": Row(recipe=None, seeds=3),
+            "defaults with repeats": Row(recipe=None, settings=("model.repeats=0.1",), seeds=3),
             "rsc15.yaml": Row(recipe="configs/rsc15.yaml", seeds=3),
         },
     ),
