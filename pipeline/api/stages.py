@@ -263,6 +263,7 @@ def export(
     max_batch: int = 256,
     device: Literal["cpu", "gpu"] = "cpu",
     scoring: Literal["fp32", "int8"] = "fp32",
+    similar: bool = False,
     workflow_backend: bool = False,
     sign: Source | None = None,
 ) -> Path:
@@ -273,10 +274,11 @@ def export(
     `max_k`.
     `name` is the model's for clients, `default_k` the items of a list where a request has no `k`,
     `max_k` the most. `device` is where the server runs the model. `scoring` int8 gives the same
-    lists of a large catalogue in less time on a CPU. `workflow_backend` encodes requests by the
-    user's NVTabular workflow itself, in an image that has NVTabular. An older repository at `out`
-    gets a new version. `sign` is a file with an Ed25519 private key in PEM, which signs the
-    repository.
+    lists of a large catalogue in less time on a CPU. `similar` serves the items similar to
+    the newest one of a request, as a model with a `name` of its own. `workflow_backend` encodes
+    requests by the user's NVTabular workflow itself, in an image that has NVTabular. An older
+    repository at `out` gets a new version. `sign` is a file with an Ed25519 private key in PEM,
+    which signs the repository.
 
     ConfigError for settings that cannot be; ArtifactError if `out` holds something else.
     """
@@ -291,6 +293,7 @@ def export(
         max_batch=max_batch,
         device=device,
         scoring=scoring,
+        similar=similar,
         workflow_backend=workflow_backend,
     )
     key = sign_key(sign)

@@ -48,6 +48,13 @@ def export(
     max_batch: MaxBatch = 256,
     device: Device = "cpu",
     scoring: Scoring = "fp32",
+    similar: Annotated[
+        bool,
+        typer.Option(
+            "--similar",
+            help="Serve the items similar to an item, as a model beside the other. Give a --name.",
+        ),
+    ] = False,
     workflow_backend: Annotated[
         bool,
         typer.Option(
@@ -81,6 +88,7 @@ def export(
         max_batch=max_batch,
         device=device,
         scoring=scoring,
+        similar=similar,
         workflow_backend=workflow_backend,
     )
     key = read_sign_key(sign)

@@ -118,7 +118,10 @@ def recommend(
         others = (items, column, inputs, sessions, exclude, candidates, targets, session)
         settings = (filter_seen, name, key_file, ca, cert, cert_key, timeout)
         if any(others) or any(value is not None for value in settings):
-            raise ConfigError("--similar goes with --k and --json alone.")
+            raise ConfigError(
+                "--similar goes with --k and --json alone. A server has such lists as a model of "
+                "`pipeline export --similar --name NAME`; ask it with --items A --name NAME."
+            )
         _print_similar_items(target, similar.split(","), k, as_json)
         return
     _check_sessions(items, column, inputs, sessions, session)
@@ -149,7 +152,10 @@ def recommend(
 
 def _print_similar_items(target: str, ids: list[str], k: int | None, as_json: bool) -> None:
     if "://" in target:
-        raise ConfigError("--similar reads the vectors of a run directory, not of a server.")
+        raise ConfigError(
+            "--similar reads a run directory. A server has such lists as a model of `pipeline "
+            "export --similar --name NAME`; ask it with --items A --name NAME."
+        )
     check_input(Path(target), "run")
     from pipeline.evaluation.recommender import Recommender
 

@@ -11,7 +11,6 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from pipeline.core.columns import FIRST_ITEM, ITEM, PADDING, SESSION
 from pipeline.core.errors import ConfigError, InputWarning
@@ -23,6 +22,7 @@ from pipeline.evaluation.targets import evaluation_loader
 from pipeline.model.device import best_device, device_chunk_bytes
 from pipeline.model.model import TopK
 from pipeline.model.run import Run
+from pipeline.model.similar_items import similar_items
 
 _SCORES_PER_STEP = {"cpu": 16_000_000}
 """Scores held at a time, 64 MB in float32: memory must not grow with sessions times items.
@@ -181,30 +181,9 @@ class Recommender:
                 f"{unknown[0]!r} is not in the catalogue of {self.run.path}, expected raw ids such "
                 f"as {self.catalogue[0]!r}."
             )
-        if not self.model.width:
-            return self._items_after(indices, k)
-        vectors = functional.normalize(self.model.item_embeddings())
-        parts = []
-        step = max(1, _SCORES_PER_STEP["cpu"] // len(vectors))
-        for rows in torch.from_numpy(indices - FIRST_ITEM).to(vectors.device).split(step):
-            cosines = vectors[rows] @ vectors.T
-            cosines.scatter_(1, rows.unsqueeze(1), -torch.inf)
-            parts.append(cosines.topk(k))
-        columns = [torch.cat(each) for each in zip(*parts, strict=True)] if parts else []
-        scores, items = columns or (vectors[:0, :0], vectors[:0, :0].long())
+        positions = torch.from_numpy(indices - FIRST_ITEM).to(self._device)
+        scores, items = similar_items(self.model, positions, k)
         return to_raw_ids(TopK(scores, items + FIRST_ITEM, {}), self.catalogue)
-
-    def _items_after(self, indices: NDArray[Any], k: int) -> Recommendations:
-        """(n,) item indices -> `k` items after a session of each, without the item itself."""
-        items = torch.from_numpy(indices).unsqueeze(1).to(self._device)
-        step = max(1, _SCORES_PER_STEP["cpu"] // len(self.catalogue))
-        lists = []
-        for rows in items.split(step):
-            batch = SessionBatch({self.model.inputs.item: rows}, torch.ones_like(rows[:, 0]))
-            lists.append(self.model.top_k(batch, k, excluded=rows))
-        scores = torch.cat([each.scores for each in lists])
-        items = torch.cat([each.items for each in lists])
-        return to_raw_ids(TopK(scores, items, {}), self.catalogue)
 
     def _check_ranks_items(self) -> None:
         if not self.model.ranks_items:

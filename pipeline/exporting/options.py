@@ -30,6 +30,8 @@ class ExportOptions:
     """Where the server runs the model; gpu needs one at the export too."""
     scoring: Scoring = "fp32"
     """int8 makes the same lists of a large catalogue in less time on a CPU."""
+    similar: bool = False
+    """Serve the items similar to an item in place of those that come next in a session."""
     workflow_backend: bool = False
     """Encode requests by the user's NVTabular workflow, in an image that has NVTabular."""
 
@@ -41,6 +43,11 @@ class ExportOptions:
         if not 1 <= self.default_k <= self.max_k:
             raise ConfigError(
                 f"--k is {self.default_k}, expected 1 to --max-k, which is {self.max_k}."
+            )
+        if self.similar and self.name == ExportOptions.name:
+            raise ConfigError(
+                "--similar makes a model beside the one that recommends. Give it a --name, such as "
+                "similar-items."
             )
         if not 1 <= self.max_batch <= 65_536:
             raise ConfigError(f"--max-batch is {self.max_batch}, expected 1 to 65536.")

@@ -19,6 +19,7 @@ from pipeline.exporting.repository import keep_model, keep_version, write_reposi
 from pipeline.exporting.served_models import ServedModels, read_models
 from pipeline.exporting.versions import OlderVersions
 from pipeline.model.run import Run
+from pipeline.model.similar_items import similar_items_model
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -114,7 +115,12 @@ def _write_version(
     others: dict[str, dict[str, Any]],
 ) -> ExportResult:
     fingerprint = _fingerprint(run, options)
-    fitted, model = load_served(run, options.scoring, workflow_backend=options.workflow_backend)
+    fitted, model = load_served(
+        run,
+        options.scoring,
+        workflow_backend=options.workflow_backend,
+        similar=options.max_k if options.similar else None,
+    )
     num_items = len(fitted.item.values)
     options = replace(
         options, default_k=min(options.default_k, num_items), max_k=min(options.max_k, num_items)
@@ -156,12 +162,17 @@ def _fingerprint(run: Run, options: ExportOptions) -> str | None:
 
 
 def load_served(
-    run: Run, scoring: Scoring = "fp32", *, workflow_backend: bool = False
+    run: Run,
+    scoring: Scoring = "fp32",
+    *,
+    workflow_backend: bool = False,
+    similar: int | None = None,
 ) -> tuple[Fitted, torchscript.InferenceModel]:
     """Return the fitted state that encodes requests and the model that answers them.
 
-    With `workflow_backend` the user's NVTabular workflow encodes them. ArtifactError if the two do
-    not fit each other; ConfigError for a feature that a server cannot compute.
+    With `workflow_backend` the user's NVTabular workflow encodes them. `similar` is the number of
+    items similar to each item that the model lists in place of its own lists. ArtifactError if the
+    two do not fit each other; ConfigError for a feature that a server cannot compute.
     """
     fitted, model = run.fitted, run.model
     items = model.inputs.item_table.num_embeddings - FIRST_ITEM
@@ -170,6 +181,12 @@ def load_served(
             f"{run.path} has {items} items in its model and {len(fitted.item.values)} in fitted/. "
             "Train again."
         )
+    if similar is not None:
+        if not model.ranks_items:
+            raise ConfigError(
+                f"{run.path} does not predict the next item, so no items are similar."
+            )
+        model = similar_items_model(model, similar)
     names = model.inputs.feature_names
     fitted = fitted.only(names)  # requests hold no column that is only a target
     for feature in fitted.recipe.operator_features:

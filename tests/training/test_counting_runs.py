@@ -20,7 +20,7 @@ from pipeline.evaluation.targets import evaluation_loader, rank_targets
 from pipeline.exporting.onnx_directory import export_onnx
 from pipeline.exporting.options import ExportOptions
 from pipeline.exporting.run import export, load_served
-from pipeline.exporting.torchscript import example_request, prove_parity, trace
+from pipeline.exporting.torchscript import example_request, pack_request, prove_parity, trace
 from pipeline.in_process import open_run
 from pipeline.model.build import WEIGHTS_FILE, load_model
 from pipeline.model.run import Run
@@ -153,16 +153,56 @@ def test_server_in_the_process_recommends_as_the_run(
 def test_triton_serves_a_counting_model(runs: dict[str, Path], tmp_path: Path) -> None:
     result = export(runs["stan"], tmp_path / "repository")
     assert result.largest_score_difference <= 1e-5
+    beside = ExportOptions(name="similar-items", similar=True)
+    export(runs["stan"], tmp_path / "repository", beside)
     sessions = [{"item_id": ["sku-00001", "sku-00002"]}, {"item_id": ["unknown"]}]
     with (
         running_server(tmp_path / "repository", ports=free_ports()) as server,
         Client(f"grpc://{server.grpc_url}") as client,
+        Client(f"grpc://{server.grpc_url}", name="similar-items") as similar,
         open_run(runs["stan"]) as local,
     ):
+        near = similar.recommend([{"item_id": ["sku-00001"]}], 5, filter_seen=True)
         answer = client.recommend(sessions, 9, filter_seen=True, embeddings=True)
         expected = local.recommend(sessions, 9, filter_seen=True)
     assert answer.items.tolist() == expected.items.tolist()
     np.testing.assert_allclose(answer.scores, expected.scores, rtol=1e-5)
+    lists = Recommender.open(runs["stan"]).similar_items(["sku-00001"], 5)
+    assert near.items.tolist() == lists.items.tolist()
+    np.testing.assert_allclose(near.scores, lists.scores, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["session-knn", "ease", "gru"])
+def test_similar_items_are_a_model_that_is_served(
+    name: str, runs: dict[str, Path], data: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "run" if name == "gru" else runs[name]
+    if name == "gru":
+        model = {"architecture": name, "d_model": 16, "n_layer": 1}
+        recipe = Recipe.from_dict({"model": model, "train": {"epochs": 1}}, "recipe")
+        train(data, recipe.model, recipe.train, path)
+    recommender = Recommender.open(path)
+    _, served = load_served(Run.open(path), similar=9)
+    served.eval()
+    assert served.names == ["item_id"]
+    program = trace(served, 20)
+    assert prove_parity(served, program, 20, tolerance=1e-5) <= 1e-5
+    lists = recommender.similar_items(recommender.catalogue[:50].tolist(), 9)
+    items = torch.arange(3, 53)[:, None]
+    none = torch.zeros(50, 0, dtype=torch.int64)
+    request = [torch.cat([torch.full_like(items, 4), items], 1)]  # the newest counts
+    answer = served.unpack(program(pack_request(served, request, 9, items, none)))
+    is_similar = lists.scores > 0
+    assert is_similar.sum() > 100
+    np.testing.assert_allclose(
+        answer.scores.numpy()[is_similar], lists.scores[is_similar], rtol=1e-5
+    )
+    same = recommender.catalogue[answer.items.numpy() - 3] == lists.items
+    assert same[is_similar].mean() > 0.99  # but for items whose scores differ in the last digit
+    with pytest.raises(ConfigError, match="Give it a --name"):
+        ExportOptions(similar=True)
+    with pytest.raises(ConfigError, match="no items are similar"):
+        load_served(Run.open(runs["popularity-by"]), similar=9)
 
 
 def test_unknown_session_has_the_most_popular_items(runs: dict[str, Path]) -> None:
