@@ -120,7 +120,7 @@ TABLES: dict[str, Table] = {
     "beauty-leave-one-out": replace(
         _AMAZON,
         settings=_VALIDATED,
-        rows={"defaults": Row(recipe=None), **_AMAZON.rows},
+        rows={"defaults": Row(recipe=None)},
     ),
     "sports": replace(
         _AMAZON,
