@@ -15,7 +15,8 @@ from benchmarks.results import (
     write_tables,
 )
 from pipeline.core.errors import ConfigError
-from tests.conftest import Shop
+from pipeline.recipe.recipe import Recipe
+from tests.conftest import ROOT, Shop
 
 
 def test_a_table_has_the_models_and_the_baselines(
@@ -55,3 +56,13 @@ def test_a_wrong_name_and_a_missing_log_end_with_one_line(tmp_path: Path) -> Non
         check_names(("rsc",))
     with pytest.raises(ConfigError, match=r"train\.tsv\.gz does not exist"):
         list(measure_results(tmp_path, tmp_path, ("rsc15",), None))
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_recipes_of_every_table_load_and_a_document_has_its_place(name: str) -> None:
+    table = TABLES[name]
+    assert Recipe.load(ROOT / table.recipe, table.settings).preprocess.item
+    files = ("results.md", "recipes.md", "which-model.md")
+    documents = [(ROOT / "docs" / file).read_text("utf-8") for file in files]
+    assert sum(text.count(BEGIN.format(name)) for text in documents) == 1
+    assert not any(f"{BEGIN.format(name)}\n{END}" in text for text in documents)  # not empty
