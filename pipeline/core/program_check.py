@@ -8,10 +8,13 @@ imports nothing of this project.
 
 import ast
 import functools
-import io
+import os
+import shutil
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 _OPERATORS_FILE = Path(__file__).with_name("program_operators.txt")
 """Operators and properties that programs may name beside the core operators of ATen, which compute
@@ -22,46 +25,75 @@ _BUILTINS = (
 )
 
 
+_CODE = (".py", ".pkl", ".debug_pkl")
+"""Endings of records that torch reads code or objects from."""
+_MAX_CODE_BYTES = 64 << 20
+
+
 class RefusedProgramError(Exception):
     """A program that is not loaded; the message says why."""
 
 
-def checked_archive(path: Path) -> io.BytesIO:
-    """Return the records of a program as an archive, so that what is loaded is what was checked.
+@contextmanager
+def checked_program(path: Path) -> Iterator[str]:
+    """Yield the path of a copy of a program in memory, so that what is loaded is what was checked.
 
     RefusedProgramError for an operator that no model needs, and for what is no such archive.
     """
-    records = _records(path)
-    refused = sorted(set(unknown_operators(records)))
-    if refused:
-        raise RefusedProgramError(
-            f"{path} holds a program with {refused[0]!r}, which no model needs. It was not loaded. "
-            "It may have been replaced; make it again."
-        )
-    archive = io.BytesIO()
-    with zipfile.ZipFile(archive, "w") as written:
-        for name, content in records.items():
-            written.writestr(name, content)
-    archive.seek(0)
-    return archive
+    with os.fdopen(os.memfd_create("program"), "w+b") as copy:
+        with _opened(path) as archive:
+            code = _code(archive)
+            refused = sorted(set(unknown_operators(code)))
+            if refused:
+                raise RefusedProgramError(
+                    f"{path} holds a program with {refused[0]!r}, which no model needs. It was not "
+                    "loaded. It may have been replaced; make it again."
+                )
+            _copy(archive, code, copy)
+        # torch reads a file record by record, and a stream of Python whole, twice
+        yield f"/proc/self/fd/{copy.fileno()}"
+
+
+def _copy(archive: zipfile.ZipFile, code: dict[str, bytes], copy: IO[bytes]) -> None:
+    """Write the records of an archive, those of `code` as they were checked."""
+    with zipfile.ZipFile(copy, "w") as written:
+        for name in archive.namelist():
+            with written.open(name, "w", force_zip64=True) as record:
+                if name in code:
+                    record.write(code[name])
+                    continue
+                with archive.open(name) as weights:  # in parts: they take half the memory
+                    shutil.copyfileobj(weights, record, 1 << 20)
+    copy.flush()
 
 
 def refused_operators(path: Path) -> list[str]:
-    """Return what `checked_archive` would refuse in a program; its weights are not read."""
-    return sorted(set(unknown_operators(_records(path, (".py", ".pkl")))))
+    """Return what `checked_program` would refuse in a program; its weights are not read."""
+    with _opened(path) as archive:
+        return sorted(set(unknown_operators(_code(archive))))
 
 
-def _records(path: Path, endings: tuple[str, ...] = ("",)) -> dict[str, bytes]:
-    """Return the content of an archive by the name of its records, of those with these endings."""
+@contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Open an archive as torch writes it: no name twice, and little that is compressed."""
     try:
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
             # readers of archives differ in which of two records they take
-            if len({name.lower() for name in names}) < len(names):
+            if len({name.lower() for name in archive.namelist()}) < len(archive.namelist()):
                 raise zipfile.BadZipFile
-            return {name: archive.read(name) for name in names if name.lower().endswith(endings)}
-    except (OSError, zipfile.BadZipFile):
+            # torch compresses code; weights that inflate could take more than any memory
+            compressed = [r for r in archive.infolist() if r.compress_type != zipfile.ZIP_STORED]
+            if sum(record.file_size for record in compressed) > _MAX_CODE_BYTES:
+                raise zipfile.BadZipFile
+            yield archive
+    except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError):
         raise RefusedProgramError(f"{path} is not a program that this project wrote.") from None
+
+
+def _code(archive: zipfile.ZipFile) -> dict[str, bytes]:
+    """Content of the records with code, by name."""
+    names = archive.namelist()
+    return {name: archive.read(name) for name in names if name.lower().endswith(_CODE)}
 
 
 def unknown_operators(records: dict[str, bytes]) -> Iterator[str]:
@@ -72,7 +104,7 @@ def unknown_operators(records: dict[str, bytes]) -> Iterator[str]:
     except (ValueError, SyntaxError, RecursionError):
         yield "text that is no TorchScript"
         return
-    if any(b"torch.classes" in text for name, text in records.items() if name.endswith(".pkl")):
+    if any(b"torch.classes" in text for name, text in records.items() if name.endswith("pkl")):
         yield "classes"  # objects of C++, which are made while the records are read
     definitions = ast.FunctionDef | ast.ClassDef
     nodes = [node for tree in trees for node in ast.walk(tree)]

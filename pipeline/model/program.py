@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipeline.core.errors import ArtifactError, ConfigError, PipelineError
-from pipeline.core.program_check import RefusedProgramError, checked_archive, refused_operators
+from pipeline.core.program_check import RefusedProgramError, checked_program, refused_operators
 from pipeline.data.batch import SessionBatch, newest
 from pipeline.model.head import Head
 from pipeline.model.model import Model, SessionAnswer
@@ -214,10 +214,10 @@ def read_program(directory: Path, description: dict[str, Any]) -> ProgramModel:
     ArtifactError for a program with an operator that no model needs, before it is loaded.
     """
     try:
-        archive = checked_archive(directory / PROGRAM_FILE)
+        with checked_program(directory / PROGRAM_FILE) as copy:
+            program = torch.jit.load(copy, map_location="cpu")
     except RefusedProgramError as error:
         raise ArtifactError(str(error)) from None
-    program = torch.jit.load(archive, map_location="cpu")
     return ProgramModel(program, description, load_file(directory / STATE_FILE)).eval()
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pipeline import model as tr
-from pipeline.core.program_check import checked_archive
+from pipeline.core.program_check import checked_program
 from pipeline.exporting.topk import (
     best_items,
     best_items_int8,
@@ -227,4 +227,5 @@ def test_a_server_loads_the_programs_of_all_architectures(
         served = InferenceModel(model, model.inputs.feature_names, {"device"}, scoring)
         program = trace(served, LENGTH)
         save_program(program, tmp_path / f"{scoring}.pt")
-        torch.jit.load(checked_archive(tmp_path / f"{scoring}.pt"))
+        with checked_program(tmp_path / f"{scoring}.pt") as copy:
+            torch.jit.load(copy)

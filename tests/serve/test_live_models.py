@@ -24,7 +24,7 @@ from pipeline.cli.main import app
 from pipeline.core.errors import ConfigError, PipelineError, ServingError
 from pipeline.core.files import hash_file
 from pipeline.core.manifest import MANIFEST
-from pipeline.core.program_check import RefusedProgramError, checked_archive
+from pipeline.core.program_check import RefusedProgramError, checked_program
 from pipeline.data.directory import Data
 from pipeline.model.program import PROGRAM_FILE, save_program
 from pipeline.model.run import Run
@@ -177,8 +177,11 @@ def test_a_replaced_program_is_not_loaded(shop: Shop, trained: Trained, tmp_path
 
     program = tmp_path / PROGRAM_FILE
     torch.jit.script(Planted(str(tmp_path / "planted"))).save(str(program))
-    with pytest.raises(RefusedProgramError, match="'from_file', which no model needs"):
-        checked_archive(program)
+    with (
+        pytest.raises(RefusedProgramError, match="'from_file', which no model needs"),
+        checked_program(program),
+    ):
+        pass
     assert not (tmp_path / "planted").exists()
     # an object of C++ is made while the pickled records are read, without a line of the program
     with zipfile.ZipFile(trained.run / PROGRAM_FILE) as archive:
@@ -188,8 +191,11 @@ def test_a_replaced_program_is_not_loaded(shop: Shop, trained: Trained, tmp_path
     with zipfile.ZipFile(program, "w") as archive:
         for name, content in records.items():
             archive.writestr(name, content)
-    with pytest.raises(RefusedProgramError, match="'classes', which no model needs"):
-        checked_archive(program)
+    with (
+        pytest.raises(RefusedProgramError, match="'classes', which no model needs"),
+        checked_program(program),
+    ):
+        pass
 
 
 def test_what_no_command_loads_is_not_written(tmp_path: Path) -> None:
@@ -200,6 +206,19 @@ def test_what_no_command_loads_is_not_written(tmp_path: Path) -> None:
 
     with pytest.raises(PipelineError, match="uses 'print', which is not among the operators"):
         save_program(torch.jit.script(Printing()), tmp_path / "model.pt")
+
+
+def test_a_program_that_inflates_without_end_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / PROGRAM_FILE
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open("model/data/0", "w", force_zip64=True) as record,
+    ):
+        for _ in range(65):
+            record.write(bytes(1 << 20))
+    assert path.stat().st_size < 1 << 20
+    with pytest.raises(RefusedProgramError, match="not a program"), checked_program(path):
+        pass
 
 
 def test_a_server_does_not_load_a_replaced_program(shop: Shop, tmp_path: Path) -> None:

@@ -52,8 +52,8 @@ class TritonPythonModel:
         path = Path(args["model_repository"], args["model_version"], "model.pt")
         if not path.is_file():
             raise FileNotFoundError(f"no TorchScript model at {path}")
-        archive = _program_check().checked_archive(path)
-        self.model = torch.jit.load(archive, map_location=self.device).eval()
+        with _program_check().checked_program(path) as copy:
+            self.model = torch.jit.load(copy, map_location=self.device).eval()
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request; one that fails gets an error of its own."""
