@@ -377,13 +377,16 @@ def results(
 
     names = _names(only)
     check_names(names)
-    tables = {}
+    tables, written = {}, set()
     for name, table in measure_results(logs, out, names, seeds):
         tables[name] = table
         if not as_json:
             typer.echo(f"{name}\n\n{table}\n")
         for document in write or ():
-            write_tables(document, {name: table})
+            written.update(write_tables(document, {name: table}))
+    if write and not written:
+        files = ", ".join(map(str, write))
+        raise ConfigError(f"{files} has no line `<!-- results: NAME -->` for any of these tables.")
     if as_json:
         print_result(tables, as_json, "")
 

@@ -248,9 +248,14 @@ def _markdown(table: Table, comparison: Comparison, folder: Path) -> str:
             value = row.results[metric]
             text = with_margin(0.0 if value is None else value, row.margins.get(metric))
             cells.append(f"**{text}**" if comparison.is_best(metric, name) else text)
-        cells.append(_seconds_file(folder / name).read_text("utf-8") if row.runs else "")
+        cells.append(_processor_time(table, folder, name) if row.runs else "")
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _processor_time(table: Table, folder: Path, name: str) -> str:
+    label = name.removesuffix(" (run)")  # of a run that is called as a baseline
+    return _seconds_file(folder / label).read_text("utf-8") if label in table.rows else ""
 
 
 def write_tables(document: Path, tables: Mapping[str, str]) -> list[str]:

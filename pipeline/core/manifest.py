@@ -71,12 +71,9 @@ def foreign_files(path: Path, manifest: Manifest) -> set[str]:
     Compiled copies that Python writes beside the code of a repository are left out.
     """
     entries = (p for p in path.rglob("*") if p.is_symlink() or not p.is_dir())
-    names = {entry.relative_to(path).as_posix() for entry in entries}
-    return {name for name in names if "__pycache__" not in name} - {
-        MANIFEST,
-        SIGNATURE,
-        *manifest.files,
-    }
+    names = [entry.relative_to(path) for entry in entries]
+    own = {MANIFEST, SIGNATURE, *manifest.files}
+    return {n.as_posix() for n in names if "__pycache__" not in n.parts[:-1]} - own
 
 
 def write_manifest(

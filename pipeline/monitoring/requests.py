@@ -107,7 +107,8 @@ def read_requests(paths: Iterable[Path], catalogue: pa.Array) -> Requests:
     if not table.num_rows:
         raise DataError(f"{', '.join(map(str, paths))} has no request.")
     items, lists = (table[name].combine_chunks() for name in ("items", "recommendations"))
-    texts = pa.concat_arrays([catalogue, items.flatten(), lists.flatten()])
+    each = [catalogue, items.flatten(), lists.flatten()]
+    texts = pa.concat_arrays([part.cast(pa.large_string()) for part in each])
     coded = texts.dictionary_encode()
     codes = coded.indices.to_numpy().astype(np.int64)
     stop = len(catalogue) + len(items.flatten())

@@ -5,14 +5,16 @@ So they are copied where only this user can write, and the copy is checked. It h
 manifest alone, without what lies beside them, such as compiled Python.
 """
 
+import errno
 import os
 import shutil
+import stat
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import IO, TYPE_CHECKING, Self
 
 from pipeline.core.artifact import replace_directory
 from pipeline.core.errors import ArtifactError
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 _NEXT_STEP = "Export it again with --sign KEY."
+_MAX_MANIFEST_BYTES = 16 << 20
 
 
 class TrustedCopy:
@@ -33,7 +36,7 @@ class TrustedCopy:
         self._source = repository
         self._keys = list(keys)
         self._taken = b""
-        """Manifest of the copy, or of what was refused since."""
+        """Manifest and signature of the copy."""
         self._over = threading.Event()
 
     def __enter__(self) -> Self:
@@ -53,15 +56,19 @@ class TrustedCopy:
 
     @contextmanager
     def following(self, seconds: float, report: Callable[[str], object]) -> Iterator[None]:
-        """Take up newer exports while the block runs; `report` gets a line for each refused one."""
+        """Take up newer exports while the block runs; `report` gets a line where one is not."""
 
         def follow() -> None:
+            reported = ""
             while not self._over.wait(seconds):
-                with suppress(OSError):  # exchanged in this moment
-                    try:
-                        self.refresh()
-                    except ArtifactError as error:
-                        report(f"The repository was not taken up: {error}")
+                line = ""
+                try:
+                    self.refresh()
+                except (ArtifactError, OSError) as error:
+                    line = f"The repository was not taken up: {error}"
+                if line and line != reported:
+                    report(line)
+                reported = line
 
         thread = threading.Thread(target=follow, name="trusted copy", daemon=True)
         thread.start()
@@ -74,37 +81,38 @@ class TrustedCopy:
     def refresh(self) -> bool:
         """Copy the repository again if it has changed; return whether it has.
 
-        ArtifactError, once for each change, where that is not signed: the copy stays as it was.
+        ArtifactError where the change is not signed, and OSError where it cannot be copied: the
+        copy stays as it was, and the next call tries again.
         """
         manifest = _manifest_bytes(self._source)
         if manifest == self._taken:
             return False
-        self._taken = manifest
         newer = self._scratch / "newer"
         try:
             self._copy(newer)
             replace_directory(newer, self.path)
         finally:
             shutil.rmtree(newer, ignore_errors=True)
+        self._taken = manifest
         return True
 
     def _copy(self, target: Path) -> None:
         target.mkdir()
         for name in (MANIFEST, SIGNATURE):
             with suppress(FileNotFoundError):
-                _copy_file(self._source / name, target / name)
+                (target / name).write_bytes(_read(self._source / name, _MAX_MANIFEST_BYTES))
         check_signature(target, self._keys, self._source)
         try:
             manifest = parse_manifest(target)
         except DAMAGED:
             raise ArtifactError(f"{self._source}/{MANIFEST} is damaged. {_NEXT_STEP}") from None
-        for name in manifest.files:
+        for name, (num_bytes, _) in manifest.files.items():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             try:
-                _copy_file(self._source / name, target / name)
-            except OSError as error:
+                _copy_file(self._source / name, target / name, num_bytes)
+            except FileNotFoundError:
                 raise ArtifactError(
-                    f"{self._source}/{name} cannot be read: {error.strerror}. {_NEXT_STEP}"
+                    f"{self._source} is incomplete: missing {name}. {_NEXT_STEP}"
                 ) from None
         try:
             check_files(target, manifest, _NEXT_STEP)
@@ -113,20 +121,46 @@ class TrustedCopy:
 
 
 def _manifest_bytes(repository: Path) -> bytes:
-    """Manifest and signature; ArtifactError for a link to elsewhere or a directory without one."""
+    """Manifest and signature. ArtifactError where there is no manifest that can be read."""
     try:
-        manifest = (repository / MANIFEST).read_bytes()
+        manifest = _read(repository / MANIFEST, _MAX_MANIFEST_BYTES)
     except OSError as error:
         raise ArtifactError(
             f"{repository}/{MANIFEST} cannot be read: {error.strerror}. {_NEXT_STEP}"
         ) from None
     with suppress(OSError):
-        manifest += (repository / SIGNATURE).read_bytes()
+        manifest += _read(repository / SIGNATURE, _MAX_MANIFEST_BYTES)
     return manifest
 
 
-def _copy_file(source: Path, target: Path) -> None:
-    """Copy a regular file; OSError for a link, a pipe or a device."""
-    descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    with os.fdopen(descriptor, "rb") as stream, target.open("xb") as written:
-        shutil.copyfileobj(stream, written)
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """Open a regular file. ArtifactError for a link, a pipe or a device, which could wait."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ArtifactError(f"{path} is a link, which is not followed. {_NEXT_STEP}") from None
+        raise
+    with os.fdopen(descriptor, "rb") as stream:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ArtifactError(f"{path} is no file. {_NEXT_STEP}")
+        yield stream
+
+
+def _read(path: Path, most: int) -> bytes:
+    """Content of a small file. ArtifactError for a larger one."""
+    with _opened(path) as stream:
+        content = stream.read(most + 1)
+    if len(content) > most:
+        raise ArtifactError(f"{path} has more than {most:,} bytes. {_NEXT_STEP}")
+    return content
+
+
+def _copy_file(source: Path, target: Path, num_bytes: int) -> None:
+    """Copy a file, and no more than a byte beyond its size, which `check_files` refuses."""
+    left = num_bytes + 1
+    with _opened(source) as stream, target.open("xb") as written:
+        while left > 0 and (part := stream.read(min(left, 1 << 20))):
+            written.write(part)
+            left -= len(part)

@@ -1,7 +1,9 @@
 """Signatures of artifacts, and what an artifact may not hold."""
 
+import errno
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from pipeline.core.signature import (
     read_private_key,
     read_public_key,
 )
+from pipeline.serve import trusted_copy
 from pipeline.serve.trusted_copy import TrustedCopy
 
 KEY, OTHER = (Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32) for n in (1, 2))
@@ -107,13 +110,46 @@ def test_a_copy_follows_signed_exports_and_stays_where_one_is_not_signed(tmp_pat
         assert copy.refresh()
         assert (copy.path / "model" / "model.pt").read_bytes() == b"newer"
         write(path, key=OTHER, content=b"of another")
-        with pytest.raises(ArtifactError, match="not signed by a trusted key"):
-            copy.refresh()
-        assert not copy.refresh()  # one line for each change
+        lines: list[str] = []
+        with copy.following(0.01, lines.append):
+            for _ in range(2):
+                with pytest.raises(ArtifactError, match="not signed by a trusted key"):
+                    copy.refresh()
+                time.sleep(0.2)
+        assert len(lines) == 1  # for each change
         assert (copy.path / "model" / "model.pt").read_bytes() == b"newer"
         write(path, content=b"newest")
         assert copy.refresh()
         assert (copy.path / "model" / "model.pt").read_bytes() == b"newest"
+
+
+def test_a_copy_that_failed_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "repository")
+    with TrustedCopy(path, [KEY.public_key()]) as copy:
+        write(path, content=b"newer")
+
+        def full(*_arguments: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(trusted_copy, "_copy_file", full)
+            with pytest.raises(OSError, match="No space left"):
+                copy.refresh()
+        assert copy.refresh()
+        assert (copy.path / "model" / "model.pt").read_bytes() == b"newer"
+
+
+@pytest.mark.parametrize("name", [MANIFEST, SIGNATURE])
+def test_a_link_or_a_pipe_in_place_of_the_manifest_is_refused(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / "repository")
+    (path / name).rename(tmp_path / name)
+    (path / name).symlink_to(tmp_path / name)
+    with pytest.raises(ArtifactError), TrustedCopy(path, [KEY.public_key()]):
+        pass
+    (path / name).unlink()
+    os.mkfifo(path / name)
+    with pytest.raises(ArtifactError), TrustedCopy(path, [KEY.public_key()]):
+        pass
 
 
 def test_a_signature_is_neither_lost_nor_added_to_what_had_none(tmp_path: Path) -> None:

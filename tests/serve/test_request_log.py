@@ -130,6 +130,13 @@ def test_flat_request_has_a_row_for_each_of_its_sessions() -> None:
     ]  # fmt: skip
 
 
+def test_an_answer_with_another_number_of_lists_is_unreadable() -> None:
+    request = {"item_id": ([[1], [2], [3], [4], [5]], "INT64")}
+    answer = {"item_ids": ([[1, 2, 3, 4]] * 3, "INT64")}
+    with pytest.raises(ValueError, match="another number of lists"):
+        read_rows(grpc_exchange(request, answer, binary=True))
+
+
 def test_answers_without_a_list_have_no_row() -> None:
     request = {"item_id": ([[1]], "INT64")}
     assert read_rows(grpc_exchange(request, {"embedding": ([[1]], "INT64")}, binary=True)) == []

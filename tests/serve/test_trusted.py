@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from pipeline.cli.main import app
 from pipeline.core.errors import ArtifactError
+from pipeline.core.manifest import MANIFEST, write_manifest
 from pipeline.exporting.options import ExportOptions
 from pipeline.exporting.run import export
 from pipeline.exporting.versions import rollback
@@ -48,6 +49,32 @@ def add_compiled(repository: Path) -> None:
     (folder / "__pycache__" / "request.cpython-310.pyc").write_bytes(b"code")
 
 
+def add_library(repository: Path) -> None:
+    (folder,) = repository.glob("*/1/request_runtime")
+    (folder / "lookups.cpython-311-x86_64-linux-gnu.so").write_bytes(b"code")
+
+
+def listed(change: Callable[[Path], None]) -> Callable[[Path], None]:
+    """Change a repository and write its manifest anew, as an attacker would."""
+
+    def changed(repository: Path) -> None:
+        change(repository)
+        (repository / MANIFEST).unlink()
+        write_manifest(repository, "repository", {}, None)
+
+    return changed
+
+
+def set_backend(repository: Path) -> None:
+    file = next(repository.glob("*_requests_v1/config.pbtxt"))
+    file.write_text(file.read_text().replace('backend: "python"', "backend: 'x'"))
+
+
+def set_environment(repository: Path) -> None:
+    with next(repository.glob("*_requests_v1/config.pbtxt")).open("a") as stream:
+        stream.write('parameters { key: "EXECUTION_ENV_PATH" value { string_value: "/x" } }\n')
+
+
 def add_link(repository: Path) -> None:
     (repository / "other").symlink_to(repository.parent)
 
@@ -56,10 +83,16 @@ def add_link(repository: Path) -> None:
     ("change", "words"),
     [
         (add_line, "is not the Python of this version"),
-        (add_model, "is not the Python of this version"),
-        (add_module, "is not the Python of this version"),
+        (add_model, "holds other/1/model.py, which is no part of it"),
+        (listed(add_model), "is not the Python of this version"),
+        (listed(add_module), "is not the Python of this version"),
+        (listed(add_compiled), "is compiled Python"),
         (add_compiled, "is compiled Python"),
-        (add_link, "is a link"),
+        (add_library, "is no part of it"),
+        (listed(add_library), "is no file that an export writes"),
+        (listed(set_backend), "sets 'x', which no export does"),
+        (listed(set_environment), "sets 'EXECUTION_ENV_PATH'"),
+        (add_link, "is no part of it"),
     ],
 )
 def test_other_code_is_refused(

@@ -28,9 +28,9 @@ class RankingModels:
             except OSError:  # exchanged in this moment, or gone
                 return name in self._names
             if self._manifest != (stat.st_ino, stat.st_mtime_ns):
-                self._manifest = (stat.st_ino, stat.st_mtime_ns)
                 with suppress(ArtifactError, OSError):  # as above: what was read before stays
                     self._names = _ranking_models(self._repository)
+                    self._manifest = (stat.st_ino, stat.st_mtime_ns)
         return name in self._names
 
 

@@ -93,8 +93,6 @@ def read_rows(exchange: Exchange) -> list[Row]:
     lists = _lists(answer.tensors["item_ids"], len(items))
     name = exchange.model or answer.model
     version, k = int(answer.version), len(lists[0])
-    if len(lists) != len(items):
-        raise ValueError("the answer has another number of lists")
     facts = (exchange.experiment, exchange.arm, k)
     return [
         Row(
@@ -131,6 +129,9 @@ def _sessions(
 
 
 def _lists(tensor: _Tensor, count: int) -> list[list[str | None]]:
+    # a flat request has its lists one after the other in a single row
+    if tensor.shape[0] not in (1, count) or len(tensor.values) % count:
+        raise ValueError("the answer has another number of lists")
     size = len(tensor.values) // count
     return [tensor.values[i * size : (i + 1) * size] for i in range(count)]
 

@@ -3,22 +3,26 @@
 import os
 import secrets
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.core.errors import ConfigError
 from pipeline.core.files import atomic_write
-from pipeline.serve.request_log.exchange import Row
+
+if TYPE_CHECKING:
+    from pipeline.serve.request_log.exchange import Row  # imports Triton's client
 
 SCHEMA = pa.schema(
     [
         ("time", pa.timestamp("us", "UTC")),
         ("session", pa.string()),
         ("model", pa.string()),
-        ("version", pa.int32()),
+        ("version", pa.int64()),
         ("experiment", pa.string()),
         ("arm", pa.string()),
         ("k", pa.int32()),
@@ -41,8 +45,9 @@ def open_log(directory: Path) -> None:
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         for file in directory.glob(f".{FILE_PATTERN}.*"):
-            if time.time() - file.stat().st_mtime > _ABANDONED_SECONDS:
-                file.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # another server has renamed it
+                if time.time() - file.stat().st_mtime > _ABANDONED_SECONDS:
+                    file.unlink()
     except OSError as error:
         raise ConfigError(
             f"--log-requests {directory} cannot be written: {error.strerror}. Choose another "
@@ -54,7 +59,7 @@ def open_log(directory: Path) -> None:
         )
 
 
-def to_batch(rows: list[Row]) -> pa.RecordBatch:
+def to_batch(rows: "list[Row]") -> pa.RecordBatch:
     """Return rows as Arrow columns."""
     columns = zip(*rows, strict=True)
     arrays = [pa.array(c, field.type) for c, field in zip(columns, SCHEMA, strict=True)]

@@ -5,6 +5,7 @@ import queue
 import random
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pipeline.serve.proxy.session_names import session_fraction
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 _SAMPLE_KEY = "request log"
 _ROWS_PER_BATCH = 1_000
 _IDS_PER_BATCH = 100_000
+_STOP_SECONDS = 10
 _DROPPED = "{} requests were not logged: the queue was full"
 _UNREADABLE = "{} requests were not logged: their form is not that of a request for lists"
 _UNWRITTEN = "{} rows were lost: the file could not be written"
@@ -54,8 +56,9 @@ class RequestLog:
     def stop(self) -> None:
         """Write what waits; does nothing where nothing runs."""
         if self._thread is not None:
-            self._queue.put(None)
-            self._thread.join()
+            with suppress(queue.Full):  # where the thread has ended, nobody empties the queue
+                self._queue.put(None, timeout=_STOP_SECONDS)
+                self._thread.join()
             self._thread = None
 
     def wants(self, session: str | None) -> bool:
@@ -111,8 +114,13 @@ class RequestLog:
         return self._end_batch() if is_full else 0
 
     def _end_batch(self) -> int:
-        batch = to_batch(self._rows)
-        self._rows, self._num_ids = [], 0
+        rows, self._rows, self._num_ids = self._rows, [], 0
+        try:
+            batch = to_batch(rows)
+        except Exception:  # a number that no column holds
+            logger.debug("Rows are not logged.", exc_info=True)
+            self.counts[_UNREADABLE] += len(rows)
+            return 0
         self._batches.append(batch)
         return int(batch.nbytes)
 
