@@ -16,23 +16,29 @@ _WORDS = {
     "serving_bytes": "memory of a server",
 }
 
+_SMALLEST, _LARGEST = 1e-6, 1e12
+_MOST = 1_000_000
+"""Bounds of numbers and of whole numbers, beyond any load; products of them stay finite."""
+
 
 # Long: every option is declared here with its help.
 def size(
     items: Annotated[float, typer.Option(help="V: items of the catalogue, such as 1e6.")],
     rate: Annotated[float, typer.Option(help="Requests of one session a second.")],
-    d_model: Annotated[int, typer.Option(min=1, help="D: width of the model.")] = 96,
+    d_model: Annotated[int, typer.Option(min=1, max=_MOST, help="D: width of the model.")] = 96,
     architecture: Annotated[
         str, typer.Option(help="As in the recipe; one of those that were measured.")
     ] = "sasrec",
-    n_layer: Annotated[int, typer.Option(min=1, help="Layers of the encoder.")] = 2,
-    batch_size: Annotated[int, typer.Option(min=1, help="B: sessions of a training step.")] = 128,
+    n_layer: Annotated[int, typer.Option(min=1, max=_MOST, help="Layers of the encoder.")] = 2,
+    batch_size: Annotated[
+        int, typer.Option(min=1, max=_MOST, help="B: sessions of a training step.")
+    ] = 128,
     length: Annotated[float, typer.Option(help="Mean interactions of a session.")] = 5.0,
     sessions_per_day: Annotated[
         float, typer.Option(help="Sessions of the log in a day, such as 2e5.")
     ] = 1e5,
-    days: Annotated[int, typer.Option(min=1, help="Days of training sessions.")] = 30,
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs of a training.")] = 10,
+    days: Annotated[int, typer.Option(min=1, max=_MOST, help="Days of training sessions.")] = 30,
+    epochs: Annotated[int, typer.Option(min=1, max=_MOST, help="Epochs of a training.")] = 10,
     hours: Annotated[float, typer.Option(help="Hours in which a training has to end.")] = 8.0,
     as_json: Json = False,
 ) -> None:
@@ -45,8 +51,10 @@ def size(
         *(("items", items), ("rate", rate), ("length", length)),
         *(("sessions-per-day", sessions_per_day), ("hours", hours)),
     ):
-        if not (math.isfinite(value) and value > 0):
-            raise ConfigError(f"--{name} is {value:g}, expected a number above 0.")
+        if not _SMALLEST <= value <= _LARGEST:
+            raise ConfigError(
+                f"--{name} is {value:g}, expected a number from {_SMALLEST:g} to {_LARGEST:g}."
+            )
     from pipeline.sizing.estimate import Load, Shape, coefficients, estimate, extrapolations
 
     shape = Shape(

@@ -137,10 +137,11 @@ def test_command_prints_the_estimate_its_error_and_its_machine() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--items", "0", "--rate", "1"], "--items is 0, expected a number above 0"),
+        (["--items", "0", "--rate", "1"], "--items is 0, expected a number from 1e-06"),
         (["--items", "inf", "--rate", "1"], "--items is inf"),
         (["--items", "10", "--rate", "nan"], "--rate is nan"),
         (["--items", "10", "--rate", "1", "--hours", "-1"], "--hours is -1"),
+        (["--items", "10", "--rate", "1", "--length", "1e308"], "--length is 1e"),
         (["--items", "10", "--rate", "1", "--architecture", "hstu"], "only sasrec, gru"),
     ],
 )

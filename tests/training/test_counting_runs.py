@@ -355,7 +355,7 @@ def test_what_a_counting_model_cannot_do_is_refused(
     by_price = Recipe.from_dict(
         {"model": {"architecture": "popularity", "options": {"by": "price"}}}, "recipe"
     )
-    with pytest.raises(ConfigError, match="price"):
+    with pytest.raises(ConfigError, match=r"'price', expected a categorical .*category"):
         train(data, by_price.model, by_price.train, tmp_path / "price")
     assert not list(tmp_path.iterdir())
 

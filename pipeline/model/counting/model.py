@@ -147,12 +147,18 @@ def read_columns(schema: Schema, config: ModelConfig) -> Schema:
     if by is None:
         return schema.select_by_name(item)
     categorical = schema.select_by_tag(Tags.CATEGORICAL)
-    multi_valued = [column for column in schema if column.value_of == by]
-    column = None if multi_valued else categorical[by]
-    if column is None or column.values_per_interaction or by == item:
+    multi_valued = {column.value_of for column in schema}
+    usable = [
+        column.name
+        for column in categorical
+        if column.name != item
+        and not column.values_per_interaction
+        and column.name not in multi_valued
+    ]
+    if by not in usable:
         raise ConfigError(
-            f"`model.options.by` is {by!r}, expected a categorical feature with one value, such as "
-            "a category."
+            f"`model.options.by` is {by!r}, expected a categorical feature with one value: "
+            f"{', '.join(usable) or 'these data have none'}."
         )
     return schema.select_by_name(item, by)
 
