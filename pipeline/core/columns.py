@@ -1,4 +1,4 @@
-"""Reserved indices, column names and file names that all stages share."""
+"""Reserved indices, and names of columns, files and models, that all stages share."""
 
 import zlib
 
@@ -33,3 +33,11 @@ SESSIONS_DIRECTORY = "sessions"
 def bucket_of(text: str, hash_buckets: int) -> int:
     """Index of the hash bucket of a value, by the CRC-32 of its text (equal on every machine)."""
     return FIRST_ITEM + zlib.crc32(text.encode("utf-8")) % hash_buckets
+
+
+def version_alias(name: str, version: int | str) -> str:
+    """Return the name under which a server has one version of `name`, as long as it is kept.
+
+    It is a second ensemble of the same step, which costs no instance.
+    """
+    return f"{name}_v{version}"

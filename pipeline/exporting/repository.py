@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from pipeline.core.columns import ITEM, SESSION, TIMESTAMP
+from pipeline.core.columns import ITEM, SESSION, TIMESTAMP, version_alias
 from pipeline.core.errors import ConfigError
 from pipeline.core.files import find_resource
 from pipeline.data.fitted import Fitted
@@ -104,14 +104,6 @@ def step_names(name: str, version: int) -> tuple[str, str]:
     """Return the names of the two models behind one version of the ensemble `name`."""
     requests, model = (f"{name}_{step}_v{version}" for step in STEPS)
     return requests, model
-
-
-def version_alias(name: str, version: int) -> str:
-    """Return the name under which a server has one version of `name`, as long as it is kept.
-
-    It is a second ensemble of the same step, which costs no instance.
-    """
-    return f"{name}_v{version}"
 
 
 def keep_version(previous: Path, directory: Path, name: str, version: int) -> None:

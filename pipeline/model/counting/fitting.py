@@ -156,7 +156,9 @@ def fit_ease(sessions: TrainingSessions, options: EaseOptions) -> Scorer:
             "item-knn."
         )
     holds = incidence(sessions.values, sessions.offsets, sessions.num_rows)[:, FIRST_ITEM:]
-    gram = np.asfortranarray((holds.T @ holds).toarray(), np.float64)
+    gram = np.empty((num_items, num_items), np.float64, order="F")
+    for columns in chunks(np.full(num_items, num_items)):  # no second matrix of this size
+        gram[:, columns] = (holds.T @ holds[:, columns]).toarray()
     gram[np.diag_indices(num_items)] += options.regularization
     # in place: a positive definite matrix needs no second one
     factor, _ = lapack.dpotrf(gram, lower=1, overwrite_a=1)

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from pipeline.core.columns import version_alias
 from pipeline.core.errors import ConfigError
-from pipeline.serve.proxy.ranking_models import RankingModels, model_configs, version_alias
+from pipeline.serve.proxy.ranking_models import RankingModels, model_configs
 from pipeline.serve.proxy.session_names import CONTROL, session_fraction
 
 logger = logging.getLogger(__name__)

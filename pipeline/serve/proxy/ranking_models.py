@@ -4,6 +4,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pipeline.core.artifact import read_manifest
+from pipeline.core.columns import version_alias
 from pipeline.core.errors import ArtifactError
 from pipeline.core.manifest import MANIFEST
 from pipeline.serve.client.answers import OUTPUTS
@@ -39,11 +40,6 @@ def model_configs(repository: Path) -> dict[str, str]:
     facts = read_manifest(repository, "repository", check_files=False)
     names = (facts["name"], *facts.get("other_models", ()))
     return {name: (repository / name / "config.pbtxt").read_text("utf-8") for name in names}
-
-
-def version_alias(name: str, version: int | str) -> str:
-    """Return the name by which clients can ask one version of a model."""
-    return f"{name}_v{version}"
 
 
 def _ranking_models(repository: Path) -> frozenset[str]:
