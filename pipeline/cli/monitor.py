@@ -50,6 +50,8 @@ def monitor(
             raise ConfigError(f"{log} does not exist. Expected a log of `serve --log-requests`.")
     if out is not None and out.suffix != ".html":
         raise ConfigError(f"--out {out}: expected a name that ends in .html.")
+    if out is not None and out.is_dir():
+        raise ConfigError(f"--out {out} is a directory. Name a file in it.")
     from pipeline.core.files import write_text
     from pipeline.monitoring.page import page
     from pipeline.monitoring.run import monitor as run_monitor

@@ -133,7 +133,10 @@ def _read(file: Path) -> tuple[pa.Table, dict[str, dict[str, float]]]:
     """Return the rows of a file and the shares of its experiment by name."""
     try:
         table = pq.read_table(file, schema=SCHEMA, partitioning=None)
-        metadata = pq.read_schema(file).metadata or {}
+        schema = pq.read_schema(file)
+        if missing := [name for name in SCHEMA.names if name not in schema.names]:
+            raise ValueError(f"it has no column {missing[0]!r}.")
+        metadata = schema.metadata or {}
         experiment = json.loads(metadata.get(EXPERIMENT_KEY, b"null"))
         if experiment is None:
             return table, {}

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -334,6 +335,10 @@ def test_wrong_files_are_named(shop: Shop, tmp_path: Path) -> None:
     half.write_bytes(b"PAR1half")
     with pytest.raises(DataError, match=r"requests-half.parquet is no file of a request log"):
         monitor([tmp_path / "empty"], shop.data)
+    other = tmp_path / "lists.parquet"
+    pq.write_table(pa.table({"session": ["s"], "k": [3]}), other)
+    with pytest.raises(DataError, match="no file of a request log: it has no column 'time'"):
+        monitor([other], shop.data)
     log = write_log(tmp_path / "log", [row("s", 1, "a", "b")])
     with pytest.raises(ConfigError, match="--window is 'soon', expected minutes"):
         monitor([log], shop.data, window="soon")
