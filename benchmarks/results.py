@@ -85,7 +85,7 @@ _RSC15 = ("rsc15-100k/train.tsv.gz",)
 _AMAZON = Table(
     log=("beauty/sequences.txt.gz",),
     recipe="configs/beauty.yaml",
-    rows={"beauty.yaml": Row(recipe="configs/beauty.yaml")},
+    rows={"defaults": Row(recipe=None), "beauty.yaml": Row(recipe="configs/beauty.yaml")},
     metrics=("recall@10", "ndcg@10"),
 )
 _VALIDATED = ("preprocess.split=leave-one-out",)
@@ -126,7 +126,7 @@ TABLES: dict[str, Table] = {
         _AMAZON,
         log=("sports/sequences.txt.gz",),
         recipe="configs/sports.yaml",
-        rows={"sports.yaml": Row(recipe="configs/sports.yaml")},
+        rows={"defaults": Row(recipe=None), "sports.yaml": Row(recipe="configs/sports.yaml")},
     ),
     "rees46": Table(
         log=("rees46-sample/events.csv.gz",),
