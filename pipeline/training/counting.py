@@ -85,6 +85,8 @@ def train_counting(
     if train_config.metric == "loss":
         raise ConfigError(f"`train.metric` is loss, and {name} has none. Choose another metric.")
     _note_unread_settings(model_config, train_config)
+    if start is not None:
+        logger.info("Note: %s counts these sessions alone, and nothing of %s.", name, start)
     fingerprint = run_fingerprint(
         data.path, model_config, train_config, start=start, plugins=plugins
     )

@@ -304,10 +304,12 @@ def test_run_keeps_the_options_that_it_was_made_of(runs: dict[str, Path]) -> Non
 
 
 def test_training_from_an_earlier_run_counts_anew(
-    runs: dict[str, Path], data: Path, tmp_path: Path
+    runs: dict[str, Path], data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     recipe = Recipe.from_dict({"model": MODELS["session-knn"]}, "recipe")
-    train(data, recipe.model, recipe.train, tmp_path / "run", start=runs["popularity"])
+    with caplog.at_level("INFO", "pipeline"):
+        train(data, recipe.model, recipe.train, tmp_path / "run", start=runs["popularity"])
+    assert "counts these sessions alone, and nothing of" in caplog.text
     again, first = (
         load_file(folder / WEIGHTS_FILE) for folder in (tmp_path / "run", runs["session-knn"])
     )
