@@ -315,7 +315,7 @@ def test_an_export_changes_nothing_of_the_one_before_until_it_takes_its_place(
 
     repository = tmp_path / "repository"
     export(shop.run, repository)
-    before, replace = times(), artifact._replace
+    before, replace = times(), artifact.replace_directory
     looked = []
 
     def look_first(partial: Path, path: Path) -> None:

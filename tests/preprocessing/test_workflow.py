@@ -197,7 +197,9 @@ VOCABULARIES = st.one_of(
     ),
 )
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
-STANDARDIZATIONS = st.builds(Standardization, mean=FLOATS, deviation=FLOATS)
+STANDARDIZATIONS = st.builds(
+    Standardization, mean=FLOATS, deviation=st.floats(0, allow_nan=False, allow_infinity=False)
+)
 
 
 @given(
@@ -206,7 +208,9 @@ STANDARDIZATIONS = st.builds(Standardization, mean=FLOATS, deviation=FLOATS)
         recipe=st.just(RECIPE),
         session_type=st.sampled_from(["int64", "string"]),
         timestamp_type=st.sampled_from(["int64", "float64", "string", None]),
-        vocabularies=st.dictionaries(st.sampled_from(["item_id", "brand"]), VOCABULARIES),
+        vocabularies=st.fixed_dictionaries(
+            {"item_id": VOCABULARIES}, optional={"brand": VOCABULARIES}
+        ),
         standardizations=st.dictionaries(st.sampled_from(["price", "elapsed"]), STANDARDIZATIONS),
     )
 )

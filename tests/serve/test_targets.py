@@ -226,7 +226,7 @@ def test_command_line_has_the_targets(shop: Shop, runs: Runs, tmp_path: Path) ->
     page = write_report(runs.alone, shop.data, tmp_path / "report.html")["page"]
     text = Path(page).read_text(encoding="utf-8")
     assert "<h2>price</h2>" in text
-    assert "validation, device.auc" in text
+    assert "Validation, device.auc" in text
 
 
 def test_best_weights_are_those_of_the_metric_of_a_target(runs: Runs) -> None:
