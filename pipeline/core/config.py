@@ -131,7 +131,7 @@ def _check_size(root: yaml.Node) -> None:
 
     def measure(node: yaml.Node) -> tuple[int, int]:
         if id(node) in open_nodes:
-            raise yaml.YAMLError("an alias stands inside of what it names")
+            raise yaml.YAMLError("an alias is inside of what it names")
         if id(node) not in sizes:
             open_nodes.add(id(node))
             parts = node.value if isinstance(node, yaml.CollectionNode) else []

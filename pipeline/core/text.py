@@ -1,7 +1,7 @@
 """Text from data, as a person sees it.
 
 An id or the name of a column may hold control characters, which move the cursor of a terminal,
-change its title, or reverse the order of what stands beside them (Unicode Standard Annex 9). Files
+change its title, or reverse the order of the text beside them (Unicode Standard Annex 9). Files
 and JSON have such texts as they are; what is shown has an escape in place of each.
 """
 

@@ -1,13 +1,13 @@
 """Metrics of top-K lists on request: what they hold beside the true next item.
 
 Each is the mean over the lists of the targets, at a cutoff K; a list without an item is left out.
-Definitions are those of RecTools 0.19 where it has them; a training session stands for its user.
+Definitions are those of RecTools 0.19 where it has them; a training session is its user.
 
 novelty: mean of -log2(share of the training sessions that hold the item) over a list, in bits; an
 item of no training session counts as one of a single session. RecTools' MeanInvUserFreq; the self-
 information of Zhou et al. (PNAS 2010).
 serendipity: of a list that holds the target at rank r, max(p - q, 0) / K, else 0, where p = (V + 1
-- r) / V is how early the target stands, and q = (V + 1 - its rank by popularity) / V, or 0 for a
+- r) / V is how high the target ranks, and q = (V + 1 - its rank by popularity) / V, or 0 for a
 target of no training session. Items that are equally popular share a rank, and the next one has the
 following rank. RecTools' Serendipity; r counts ties against the target, as all ranks here.
 diversity: mean of 1 - cosine over the pairs of a list, an item being the set of the training
@@ -225,7 +225,7 @@ def _serendipity(lists: Array, ranks: Array, context: ListContext) -> Array:
     num_items = len(context.items.interactions)
     in_catalogue = context.targets >= FIRST_ITEM
     by_popularity = context.items.popularity_rank[np.maximum(context.targets - FIRST_ITEM, 0)]
-    # an item that training never saw is recommended to nobody by popularity
+    # an item that training never saw is in no list of popularity
     by_popularity = np.where(by_popularity > 0, by_popularity, num_items + 1)
     gain = np.maximum(by_popularity - ranks, 0) / num_items * in_catalogue  # (N,)
     hits = ranks[:, np.newaxis] <= np.array(context.cutoffs)  # (N, C)

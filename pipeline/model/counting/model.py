@@ -27,7 +27,7 @@ _SMOOTHING = 0.01
 class CountingModel(SealedModel):
     """Tables that were counted in the training sessions, and how they score.
 
-    What stands in place of hidden states and of queries is the session itself: the indices (B, L)
+    In place of hidden states and of queries is the session itself: the indices (B, L)
     of the column that the scorer reads. `item_scores` are the scores of all items, `probabilities`
     the same as a distribution.
     """

@@ -56,7 +56,7 @@ class RequestLog:
     def stop(self) -> None:
         """Write what waits; does nothing where nothing runs."""
         if self._thread is not None:
-            with suppress(queue.Full):  # where the thread has ended, nobody empties the queue
+            with suppress(queue.Full):  # an ended thread no longer empties the queue
                 self._queue.put(None, timeout=_STOP_SECONDS)
                 self._thread.join()
             self._thread = None
