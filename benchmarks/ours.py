@@ -26,9 +26,10 @@ from pipeline.data.schema import Schema
 from pipeline.data.sessions import count_sessions, read_sessions
 from pipeline.evaluation.metrics import ranking_metrics
 from pipeline.evaluation.targets import prefixes, rank_targets
-from pipeline.model.build import build_model, load_model
+from pipeline.model.build import build_model
 from pipeline.model.masking import masked
 from pipeline.model.model import Model
+from pipeline.model.model_files import load_model
 from pipeline.recipe.model import ModelConfig
 from pipeline.recipe.train import TrainConfig
 from pipeline.training import run

@@ -22,11 +22,11 @@ from pipeline.core.artifact import read_json, write_json
 from pipeline.core.errors import ArtifactError, ConfigError
 from pipeline.data.schema import Schema
 from pipeline.model.architectures import find_architecture
-from pipeline.model.build import MODEL_FILE, WEIGHTS_FILE, write_tensors
 from pipeline.model.encoders.config import EncoderConfig
 from pipeline.model.inputs.tables import PretrainedEmbeddingsInitializer
 from pipeline.model.masking import Masking
 from pipeline.model.model import Model
+from pipeline.model.model_files import MODEL_FILE, WEIGHTS_FILE, write_tensors
 
 FORMAT = "pipeline.compat"
 _ACTIVATIONS: dict[str, type[nn.Module]] = {

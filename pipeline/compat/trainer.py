@@ -28,7 +28,7 @@ from pipeline.compat.trainer_arguments import (
 from pipeline.compat.windows import wipe_memory
 from pipeline.core.errors import ConfigError
 from pipeline.core.files import atomic_write
-from pipeline.model.build import WEIGHTS_FILE, write_tensors
+from pipeline.model.model_files import WEIGHTS_FILE, write_tensors
 from pipeline.model.tasks.next_item import NextItemPredictionTask
 from pipeline.recipe.train import TrainConfig
 from pipeline.training.distributed.processes import announced_processes

@@ -16,8 +16,8 @@ from pipeline.data.directory import Data
 from pipeline.data.fitted import Fitted
 from pipeline.data.index_mapping import TRAINED_ON, rows_for
 from pipeline.data.loader import RaggedBatch, SessionLoader
-from pipeline.model.build import MODEL_FILE, WEIGHTS_FILE, load_model, write_tensors
 from pipeline.model.model import Model
+from pipeline.model.model_files import MODEL_FILE, WEIGHTS_FILE, load_model, write_tensors
 from pipeline.model.program import read_program, write_program
 
 PROGRAM = "program"

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pipeline.core.artifact import current_facts, new_artifact, read_json
 from pipeline.core.errors import ConfigError
-from pipeline.model.build import write_tensors
+from pipeline.model.model_files import write_tensors
 from pipeline.training.distributed.processes import Processes, gather_bytes
 
 logger = logging.getLogger(__name__)

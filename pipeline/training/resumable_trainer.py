@@ -16,9 +16,9 @@ from transformers import Trainer as HuggingFaceTrainer
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from pipeline.model.build import write_tensors
 from pipeline.model.device import Stopwatch
 from pipeline.model.model import Model
+from pipeline.model.model_files import write_tensors
 from pipeline.training.callbacks import BestEpoch, Timetable
 from pipeline.training.checkpoint import Checkpoints, read_state, write_state
 from pipeline.training.distributed.processes import Processes, gather_bytes

@@ -8,8 +8,8 @@ from pipeline.core.columns import SCHEMA_FILE
 from pipeline.data.directory import Data
 from pipeline.data.sessions import read_interactions
 from pipeline.model.architectures import REGISTERED
-from pipeline.model.build import save_model
 from pipeline.model.model import Model
+from pipeline.model.model_files import save_model
 from pipeline.model.run import write_program_run
 from pipeline.recipe.model import ModelConfig
 

@@ -18,7 +18,7 @@ from pipeline.data.directory import Data
 from pipeline.exporting import onnx_model
 from pipeline.exporting.onnx_model import OnnxModel, arguments, compare_onnx, write_onnx
 from pipeline.exporting.torchscript import InferenceModel, example_request
-from pipeline.model.build import load_model
+from pipeline.model.model_files import load_model
 from pipeline.serve.runtime.request_encoder import Encoder
 from tests.conftest import Shop
 from tests.model.test_invariants import CASES, SCHEMA, L, V, make_model, sessions

@@ -21,7 +21,7 @@ from pipeline.exporting.repository import STEPS
 from pipeline.exporting.run import export
 from pipeline.exporting.served_models import read_models
 from pipeline.exporting.versions import rollback
-from pipeline.model.build import load_model
+from pipeline.model.model_files import load_model
 from pipeline.serve.runtime.request_encoder import Encoder
 from tests.conftest import Shop
 

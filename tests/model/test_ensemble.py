@@ -7,7 +7,8 @@ import torch
 
 from pipeline.core.errors import ConfigError
 from pipeline.model import ColumnSchema, Ensemble, Model, Schema, SessionBatch
-from pipeline.model.build import build_model, load_model, save_model
+from pipeline.model.build import build_model
+from pipeline.model.model_files import load_model, save_model
 from pipeline.recipe.model import ModelConfig
 from pipeline.recipe.train import TrainConfig
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pipeline.core.errors import ConfigError
 from pipeline.exporting.torchscript import InferenceModel, pack_request, trace, unpack_answer
 from pipeline.model import ColumnSchema, Model, Schema, SessionBatch, Stage
-from pipeline.model.build import build_model, load_model, save_model
+from pipeline.model.build import build_model
+from pipeline.model.model_files import load_model, save_model
 from pipeline.recipe.choices import ARCHITECTURES
 from pipeline.recipe.model import ModelConfig
 

@@ -205,7 +205,8 @@ def gpt2_with(masking: str) -> tr.Model:
 def test_weights_of_another_model_are_refused(tmp_path: object) -> None:
     from pathlib import Path
 
-    from pipeline.model.build import build_model, load_model, save_model
+    from pipeline.model.build import build_model
+    from pipeline.model.model_files import load_model, save_model
     from pipeline.recipe.model import ModelConfig
 
     directory = Path(str(tmp_path))

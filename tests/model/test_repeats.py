@@ -13,7 +13,8 @@ from pipeline.evaluation.ranking import rank_in_catalogue
 from pipeline.exporting.onnx_model import OnnxModel
 from pipeline.exporting.torchscript import InferenceModel, prove_parity, trace
 from pipeline.model import ColumnSchema, Model, Schema, SessionBatch
-from pipeline.model.build import build_model, load_model, save_model
+from pipeline.model.build import build_model
+from pipeline.model.model_files import load_model, save_model
 from pipeline.model.program import read_program, write_program
 from pipeline.model.repeats import Repeats
 from pipeline.recipe.model import ModelConfig

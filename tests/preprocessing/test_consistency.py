@@ -12,7 +12,7 @@ import torch
 from pipeline.core.errors import ArtifactError, ConfigError
 from pipeline.data.fitted import Fitted
 from pipeline.in_process import open_run
-from pipeline.model.build import write_tensors
+from pipeline.model.model_files import write_tensors
 from pipeline.preprocessing.run import preprocess
 from pipeline.recipe.preprocess import Preprocess
 from pipeline.recipe.recipe import Recipe

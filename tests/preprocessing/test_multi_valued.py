@@ -17,7 +17,8 @@ from pipeline.data.fitted import Fitted
 from pipeline.data.schema import Schema
 from pipeline.exporting.run import export
 from pipeline.in_process import open_run
-from pipeline.model.build import build_inputs, load_model
+from pipeline.model.build import build_inputs
+from pipeline.model.model_files import load_model
 from pipeline.preprocessing.run import preprocess
 from pipeline.preprocessing.sorting import spill
 from pipeline.recipe.preprocess import Preprocess

@@ -14,8 +14,8 @@ import torch
 from pipeline.core.errors import ConfigError, DataError, ServingError
 from pipeline.data.batch import SessionBatch
 from pipeline.data.fitted import Fitted
-from pipeline.model.build import load_model
 from pipeline.model.model import Model
+from pipeline.model.model_files import load_model
 from pipeline.serve.client.async_client import AsyncClient
 from pipeline.serve.client.client import Client
 from pipeline.serve.client.tensors import request_tensors

@@ -22,7 +22,7 @@ from pipeline.exporting.options import ExportOptions
 from pipeline.exporting.run import export, load_served
 from pipeline.exporting.torchscript import example_request, pack_request, prove_parity, trace
 from pipeline.in_process import open_run
-from pipeline.model.build import WEIGHTS_FILE, load_model
+from pipeline.model.model_files import WEIGHTS_FILE, load_model
 from pipeline.model.run import Run
 from pipeline.preprocessing.run import preprocess
 from pipeline.preprocessing.synthetic import synthesize

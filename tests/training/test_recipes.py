@@ -20,7 +20,8 @@ from pipeline.data.sessions import read_interactions
 from pipeline.evaluation.recommender import Recommender
 from pipeline.evaluation.run import evaluate
 from pipeline.exporting.run import export
-from pipeline.model.build import build_model, load_model
+from pipeline.model.build import build_model
+from pipeline.model.model_files import load_model
 from pipeline.preprocessing.run import preprocess
 from pipeline.recipe.preprocess import Preprocess
 from pipeline.recipe.recipe import Recipe

@@ -15,7 +15,7 @@ from pipeline.core.errors import ArtifactError, ConfigError
 from pipeline.data.directory import Data
 from pipeline.data.fitted import Fitted
 from pipeline.data.schema import Schema
-from pipeline.model.build import load_model
+from pipeline.model.model_files import load_model
 from pipeline.model.run import Run
 from pipeline.reports.charts import WIDTH, format_number, interval_chart, line_chart, ticks
 from pipeline.training.report.page import render

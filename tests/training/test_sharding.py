@@ -12,7 +12,8 @@ import pytest
 from pipeline.core.errors import ConfigError
 from pipeline.data.column_schema import ColumnSchema
 from pipeline.data.schema import Schema
-from pipeline.model.build import build_model, load_model
+from pipeline.model.build import build_model
+from pipeline.model.model_files import load_model
 from pipeline.recipe.model import ModelConfig
 from pipeline.recipe.train import TrainConfig
 from pipeline.training.distributed.processes import Processes

@@ -14,8 +14,9 @@ from pipeline.core.errors import ConfigError
 from pipeline.data.batch import SessionBatch
 from pipeline.data.directory import Data
 from pipeline.data.fitted import Fitted, Vocabulary
-from pipeline.model.build import build_model, load_model
+from pipeline.model.build import build_model
 from pipeline.model.model import Model
+from pipeline.model.model_files import load_model
 from pipeline.model.run import Run
 from pipeline.preprocessing.run import preprocess
 from pipeline.recipe.model import ModelConfig

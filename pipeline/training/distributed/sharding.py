@@ -17,9 +17,9 @@ from transformers import TrainingArguments
 
 from pipeline.core.columns import FIRST_ITEM
 from pipeline.core.errors import ConfigError
-from pipeline.model.build import write_tensors
 from pipeline.model.losses import LabelSmoothCrossEntropyLoss
 from pipeline.model.model import Model
+from pipeline.model.model_files import write_tensors
 from pipeline.model.ops.shards import ShardedEmbedding, Shards
 from pipeline.model.tasks.next_item import NextItemPredictionTask
 from pipeline.training.distributed.processes import Processes

@@ -24,8 +24,8 @@ from pipeline.core.errors import ConfigError
 from pipeline.data.directory import Data
 from pipeline.data.fitted import Fitted, Vocabulary
 from pipeline.data.sessions import read_sessions
-from pipeline.model.build import MODEL_FILE
 from pipeline.model.model import Model
+from pipeline.model.model_files import MODEL_FILE
 from pipeline.model.run import PROGRAM, Run
 from pipeline.model.tasks.item_output import ItemOutput
 from pipeline.model.tasks.next_item import NextItemPredictionTask
