@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Whether the compose file is valid, for `docker compose` 2 and for docker-compose 1.29; needs uv and
-# no engine. For 2 it is compared with the Compose specification, and read by `docker compose` itself
+# Whether the files of compose and Kubernetes are valid; needs uv, and no engine or cluster. The
+# compose file is for `docker compose` 2 and for docker-compose 1.29. For 2 it is compared with the Compose specification, and read by `docker compose` itself
 # where that is installed; 1.29 is installed for the occasion and reads it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -24,3 +24,10 @@ for reader in "${readers[@]}"; do
     done
 done
 echo "docker-compose.yml: valid by the specification and for ${readers[*]##*/}"
+
+resources=()
+for file in deploy/kubernetes/*.yaml; do
+    case $file in */kustomization.yaml | */prometheus-adapter.yaml) ;; *) resources+=("$file") ;; esac
+done
+uvx --quiet kubernetes-validate==1.37.0 --strict -k 1.32 --quiet --no-warn "${resources[@]}"
+echo "${resources[*]}: valid for Kubernetes 1.32"

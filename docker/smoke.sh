@@ -140,9 +140,13 @@ user=$(docker image inspect --format '{{.Config.User}}' "$image")
 tools=$(docker run --rm --user 0 --entrypoint sh "$image" -c \
     'ls -d /usr/bin/gcc /usr/bin/cc /usr/bin/make /opt/venv/bin/uv /tools /build /root/.cache /tmp/* 2>/dev/null; echo looked')
 [ "$tools" = looked ] || fail "the image holds $tools"
+setuid=$(docker run --rm --user 0 --entrypoint find "$image" / -xdev -type f -perm /6000)
+[ -z "$setuid" ] || fail "the image holds programs that change the user: $setuid"
+docker run --rm --entrypoint cat "$image" /opt/sbom.cdx.json | grep -q '"name": "tritonserver"' \
+    || fail "the image has no bill of materials"
 bytes=$(docker image inspect --format '{{.Size}}' "$image")
 [ -z "${TORCH_WHEELS-cpu}" ] || [ "$bytes" -lt 2500000000 ] || fail "the image has $bytes bytes, expected under 2.5 GB"
-echo "$image: $(awk '{printf "%.2f GB", $1 / 1e9}' <<<"$bytes"), user $user, no compiler, no uv, no cache"
+echo "$image: $(awk '{printf "%.2f GB", $1 / 1e9}' <<<"$bytes"), user $user, no compiler, no uv, no cache, no setuid"
 
 up "up"
 recommended || fail "the client printed no recommendation"

@@ -210,7 +210,7 @@ def request(url: str, call: str) -> None:
         pass
 
 
-def test_triton_exports_every_metric_of_the_dashboard(server: TritonServer) -> None:
+def test_triton_exports_every_metric_of_the_dashboard_and_the_alerts(server: TritonServer) -> None:
     with Client(f"http://{server.http_url}") as client:
         client.recommend([SESSION], 5)
     with urllib.request.urlopen(f"http://{server.metrics_url}/metrics", timeout=5) as response:
@@ -219,7 +219,10 @@ def test_triton_exports_every_metric_of_the_dashboard(server: TritonServer) -> N
     for name, labels in re.findall(r"^(\w+)(?:\{([^}]*)\})? ", text, re.MULTILINE):
         labels_of.setdefault(name, set()).update(re.findall(r"(\w+)=", labels))
     asked = [t["expr"] for panel in DASHBOARD["panels"] for t in panel["targets"]]
-    for expression in asked:
+    (alerts,) = yaml.safe_load((ROOT / "deploy/prometheus/rules.yml").read_text())["groups"]
+    adapter = yaml.safe_load((ROOT / "deploy/kubernetes/prometheus-adapter.yaml").read_text())
+    scaling = [rule["metricsQuery"] for rule in adapter["rules"]["custom"]]
+    for expression in [*asked, *(rule["expr"] for rule in alerts["rules"]), *scaling]:
         for metric in re.findall(r"nv_\w+", expression):
             assert metric in labels_of, metric
         for label in re.findall(r"by \((\w+)\)", expression):

@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import typer
 import yaml
@@ -62,12 +63,73 @@ def test_unit_and_timer_of_systemd_run_an_update() -> None:
         script.replace("%%", "%").replace("$$", "$").replace('"2 days ago"', "'2 days ago'")
     )
     assert units["service"]["Service"]["RestartPreventExitStatus"].split() == ["2", "3"]
+    assert units["service"]["Service"]["NoNewPrivileges"] == "yes"
     assert units["timer"]["Install"]["WantedBy"] == "timers.target"
 
 
+def resources() -> list[dict[str, Any]]:
+    """What `kubectl apply -k deploy/kubernetes` makes."""
+    folder = DEPLOY / "kubernetes"
+    files = yaml.safe_load((folder / "kustomization.yaml").read_text())["resources"]
+    return [r for name in files for r in yaml.safe_load_all((folder / name).read_text())]
+
+
+def pods() -> list[dict[str, Any]]:
+    """Pod specifications, with the labels of the pods."""
+    specifications = []
+    for resource in resources():
+        spec = resource["spec"].get("jobTemplate", resource)["spec"]
+        if "template" in spec:
+            specifications.append(spec["template"]["spec"] | spec["template"]["metadata"])
+    return specifications
+
+
+def test_pods_of_kubernetes_run_with_least_privileges() -> None:
+    assert len(pods()) == 2
+    for pod in pods():
+        assert pod["automountServiceAccountToken"] is False
+        context = pod["securityContext"]
+        assert (context["runAsNonRoot"], context["runAsUser"]) == (True, 1000)
+        assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in pod["containers"]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            assert "memory" in container["resources"]["limits"]
+            volumes = {volume["name"] for volume in pod["volumes"]}
+            assert {mount["name"] for mount in container["volumeMounts"]} == volumes
+
+
+def test_server_of_kubernetes_serves_what_the_update_exports() -> None:
+    (server,) = [c for p in pods() for c in p["containers"] if c["name"] == "triton"]
+    serve = typer.main.get_command(app).commands["serve"]  # type: ignore[attr-defined]
+    values = serve.make_context("serve", list(server["args"][1:])).params
+    assert values["repository"] == Path("repository")
+    (mount,) = [m for m in server["volumeMounts"] if m["name"] == "shop"]
+    assert mount["subPath"] == "shop"  # of `update --from shop`
+    assert mount["readOnly"] is True
+
+
+def test_resources_of_kubernetes_select_pods_that_exist() -> None:
+    labels = [pod["labels"] for pod in pods()]
+    by_kind = {(r["kind"], r["metadata"]["name"]): r["spec"] for r in resources()}
+    assert by_kind["Service", "recommender"]["selector"] in labels
+    for kind in ("Deployment", "PodDisruptionBudget"):
+        assert by_kind[kind, "recommender"]["selector"]["matchLabels"] in labels
+    policies = [spec for (kind, _), spec in by_kind.items() if kind == "NetworkPolicy"]
+    assert sorted(p["podSelector"]["matchLabels"]["app"] for p in policies) == sorted(
+        label["app"] for label in labels
+    )
+    scaler = by_kind["HorizontalPodAutoscaler", "recommender"]
+    adapter = yaml.safe_load((DEPLOY / "kubernetes" / "prometheus-adapter.yaml").read_text())
+    names = [rule["name"]["as"] for rule in adapter["rules"]["custom"]]
+    assert [m["pods"]["metric"]["name"] for m in scaler["metrics"]] == names
+
+
 def test_cron_job_of_kubernetes_runs_an_update() -> None:
-    text = (DEPLOY / "kubernetes" / "pipeline-update.yaml").read_text(encoding="utf-8")
-    job = yaml.safe_load(text)
+    (job,) = [r for r in resources() if r["kind"] == "CronJob"]
     assert (job["apiVersion"], job["kind"]) == ("batch/v1", "CronJob")
     assert job["spec"]["concurrencyPolicy"] == "Forbid"
     job_spec = job["spec"]["jobTemplate"]["spec"]
@@ -78,7 +140,6 @@ def test_cron_job_of_kubernetes_runs_an_update() -> None:
     [rule] = job_spec["podFailurePolicy"]["rules"]
     assert rule["onExitCodes"]["containerName"] == container["name"]
     assert pod["restartPolicy"] == "Never"  # a pod failure policy needs it
-    assert {m["name"] for m in container["volumeMounts"]} == {v["name"] for v in pod["volumes"]}
 
 
 def test_exit_code_of_a_refusal_reaches_the_shell() -> None:
