@@ -1,0 +1,107 @@
+"""Reference pages of the site: every key, option and public name."""
+
+import importlib.util
+import sys
+from types import ModuleType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import typer
+import yaml
+from pydantic import TypeAdapter
+from pydantic.fields import FieldInfo
+
+import pipeline
+from pipeline import model
+from pipeline.cli.main import app
+from pipeline.core.config import Config
+from pipeline.recipe.counting import COUNTING
+from pipeline.recipe.recipe import Recipe
+from tests.conftest import ROOT
+
+
+def hook(name: str) -> ModuleType:
+    """Module of docs/hooks."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / "hooks" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+RECIPE = hook("recipe_reference")
+COMMANDS = hook("command_reference")
+API = hook("api_reference")
+
+
+def config_classes(annotation: Any) -> set[type[Config]]:
+    """Config classes in a type, with those in their fields."""
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        fields = annotation.model_fields.values()
+        return {annotation}.union(*(config_classes(f.annotation) for f in fields))
+    if get_origin(annotation) in (Annotated, Union, UnionType, tuple, dict):
+        return set[type[Config]]().union(*map(config_classes, get_args(annotation)))
+    return set()
+
+
+def test_every_key_of_a_recipe_has_a_row_with_an_example() -> None:
+    page = RECIPE.recipe_page()
+    classes = config_classes(Recipe) - {Recipe} | set(COUNTING.values())
+    assert len(classes) > 20
+    for config in classes:
+        paragraph = " ".join((config.__doc__ or "").partition("\n\n")[0].split())
+        section = page.partition(f"\n{paragraph}\n")[2].partition("\n## ")[0].partition("\n### ")[0]
+        rows = {line.split("`")[1]: line for line in section.splitlines() if line[:3] == "| `"}
+        assert list(rows) == list(config.model_fields), config
+        for name, row in rows.items():
+            *_, default, example, meaning, _ = row.replace("\\|", "/").split("|")
+            assert meaning.strip(), (config, name)
+            is_section = bool(config_classes(config.model_fields[name].annotation))
+            assert is_section or (example.strip() and example != default), (config, name)
+
+
+def fields_at(path: str) -> list[FieldInfo]:
+    """Fields of a key such as `model.towers[].n_head`; several where its section has variants."""
+    section, _, name = path.rpartition(".")
+    if section == "model.options":
+        return [c.model_fields[name] for c in COUNTING.values() if name in c.model_fields]
+    return [field for s, key, field in RECIPE.recipe_keys() if (s.path, key) == (section, name)]
+
+
+def test_examples_are_values_of_their_keys() -> None:
+    examples = yaml.safe_load((ROOT / "docs" / "hooks" / "examples.yaml").read_text())
+    for path, value in examples.items():
+        fields = fields_at(path)
+        assert fields, f"a recipe has no {path}"
+        for field in fields:
+            TypeAdapter(Annotated[field.annotation, field]).validate_python(value)
+            assert value != field.default, path
+
+
+def test_every_command_and_option_has_a_row() -> None:
+    page = COMMANDS.command_page()
+    root = typer.main.get_command(app)
+    names = [name for name, _ in COMMANDS.commands()]
+    groups = {n: c.commands for n, c in root.commands.items() if hasattr(c, "commands")}  # type: ignore[attr-defined]
+    assert names[1:] == [
+        f"pipeline {part}"
+        for name in root.commands  # type: ignore[attr-defined]
+        for part in (name, *(f"{name} {inner}" for inner in groups.get(name, ())))
+    ]
+    for name, command in COMMANDS.commands():
+        section = page.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
+        for parameter in command.params:
+            if getattr(parameter, "hidden", False):
+                continue
+            for option in parameter.opts if parameter.param_type_name == "option" else ():
+                assert option in section, (name, option)
+
+
+def test_every_public_name_has_a_directive() -> None:
+    pages = {package.title: API.api_page(package) for package in API.packages()}
+    for name in set(pipeline.__all__) - {"__version__"}:
+        assert f"\n## {name}\n" in pages["Python"]
+    for name, value in vars(model).items():
+        if not name.startswith("_") and not isinstance(value, ModuleType):
+            assert f"\n## {name}\n" in pages["Building blocks in Python"], name
