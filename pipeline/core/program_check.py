@@ -2,19 +2,23 @@
 
 TorchScript can read and write files, also while it loads, so a program that was replaced could act.
 The source text in the archive is read without running it, and every operator that it names must be
-one that computes with tensors. Our Triton backend runs a copy of this module, which therefore
-imports nothing of this project.
+one that computes with tensors. The reader of torch trusts the pickled records beside the text: a
+size that is not true reads and writes memory behind a tensor, so these are read here first, and no
+object of them is made. Our Triton backend runs a copy of this module, which therefore imports
+nothing of this project.
 """
 
 import ast
 import functools
 import os
+import pickletools
+import re
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, NamedTuple
 
 _OPERATORS_FILE = Path(__file__).with_name("program_operators.txt")
 """Operators and properties that programs may name beside the core operators of ATen, which compute
@@ -23,11 +27,40 @@ _BUILTINS = (
     *("int", "float", "bool", "len", "range", "min", "max"),
     *("annotate", "unchecked_cast", "uninitialized", "isinstance"),
 )
-
-
-_CODE = (".py", ".pkl", ".debug_pkl")
+_CODE = (".py", ".pkl")
 """Endings of records that torch reads code or objects from."""
-_MAX_CODE_BYTES = 64 << 20
+_MAX_CODE_BYTES, _MAX_WORDS = 2 << 20, 300_000
+"""Bounds of all records with code; four layers of Mamba over 200 positions have 0.4 MB."""
+_RECORD = re.compile(
+    r"[^/]+/(version|byteorder|\.data/(version|serialization_id)"
+    r"|(data|constants)(\.pkl|/\d+)|code/__torch__(/\w+)*\.py)",
+    re.ASCII,
+)
+"""Records of a program that an export writes."""
+_MAX_DEPTH = 100
+_TENSOR, _DICT = "torch._utils _rebuild_tensor_v2", "collections OrderedDict"
+_CLASS = re.compile(r"__torch__(?!\.torch\.classes)(\.\w+)* \w+", re.ASCII)
+_DEVICE = re.compile(r"cpu|cuda(:\d+)?", re.ASCII)
+_NUMBERS = ("Byte", "Char", "Bool", "Short", "Half", "BFloat16", "Int", "Float", "Long", "Double")
+_ITEM_BYTES = dict(
+    zip((f"torch {kind}Storage" for kind in _NUMBERS), (1, 1, 1, 2, 2, 2, 4, 4, 8, 8), strict=True)
+)
+"""Bytes of a number by the kind of its storage."""
+_NUM_PARTS = {
+    **dict.fromkeys(("EMPTY_TUPLE", "EMPTY_DICT"), 0),
+    **dict.fromkeys(("TUPLE1", "BINPERSID"), 1),
+    **dict.fromkeys(("TUPLE2", "REDUCE", "NEWOBJ", "BUILD"), 2),
+    "TUPLE3": 3,
+}
+"""Opcodes of pickle that make one value of others, with their number."""
+_MARKED = {"TUPLE": 0, "SETITEMS": 1}
+"""Opcodes that take all values behind a mark, and so many before it."""
+_CHANGES = {"BUILD": "NEWOBJ", "SETITEMS": "EMPTY_DICT"}
+"""Opcodes that change their first value, and what made it."""
+_VALUES = {
+    *("BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
+    *("NONE", "NEWTRUE", "NEWFALSE"),
+}
 
 
 class RefusedProgramError(Exception):
@@ -43,11 +76,10 @@ def checked_program(path: Path) -> Iterator[str]:
     with os.fdopen(os.memfd_create("program"), "w+b") as copy:
         with _opened(path) as archive:
             code = _code(archive)
-            refused = sorted(set(unknown_operators(code)))
-            if refused:
+            for problem in _problems(archive, code):
                 raise RefusedProgramError(
-                    f"{path} holds a program with {refused[0]!r}, which no model needs. It was not "
-                    "loaded. It may have been replaced; make it again."
+                    f"{path} holds a program with {problem}. It was not loaded. It may have been "
+                    "replaced; make it again."
                 )
             _copy(archive, code, copy)
         # torch reads a file record by record, and a stream of Python whole, twice
@@ -67,23 +99,29 @@ def _copy(archive: zipfile.ZipFile, code: dict[str, bytes], copy: IO[bytes]) -> 
     copy.flush()
 
 
-def refused_operators(path: Path) -> list[str]:
+def refused_part(path: Path) -> str | None:
     """Return what `checked_program` would refuse in a program; its weights are not read."""
     with _opened(path) as archive:
-        return sorted(set(unknown_operators(_code(archive))))
+        return next(_problems(archive, _code(archive)), None)
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     """Open an archive as torch writes it: no name twice, and little that is compressed."""
     try:
+        if not path.is_file():  # a pipe would be waited for
+            raise zipfile.BadZipFile
         with zipfile.ZipFile(path) as archive:
             # readers of archives differ in which of two records they take
             if len({name.lower() for name in archive.namelist()}) < len(archive.namelist()):
                 raise zipfile.BadZipFile
             # torch compresses code; weights that inflate could take more than any memory
-            compressed = [r for r in archive.infolist() if r.compress_type != zipfile.ZIP_STORED]
+            records = archive.infolist()
+            compressed = [r for r in records if r.compress_type != zipfile.ZIP_STORED]
             if sum(record.file_size for record in compressed) > _MAX_CODE_BYTES:
+                raise zipfile.BadZipFile
+            # nor may many records be the same bytes of the file
+            if sum(record.compress_size for record in records) > path.stat().st_size:
                 raise zipfile.BadZipFile
             yield archive
     except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError):
@@ -91,24 +129,78 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def _code(archive: zipfile.ZipFile) -> dict[str, bytes]:
-    """Content of the records with code, by name."""
-    names = archive.namelist()
-    return {name: archive.read(name) for name in names if name.lower().endswith(_CODE)}
+    """Content of the records with code, by name. RefusedProgramError where they are too large."""
+    records = [r for r in archive.infolist() if r.filename.lower().endswith(_CODE)]
+    if sum(record.file_size for record in records) > _MAX_CODE_BYTES:
+        raise RefusedProgramError(
+            f"{archive.filename} has more than {_MAX_CODE_BYTES >> 20} MB of code. Use a smaller "
+            "model, or one that does not have a part for each position."
+        )
+    return {record.filename: archive.read(record) for record in records}
 
 
-def unknown_operators(records: dict[str, bytes]) -> Iterator[str]:
-    """Yield the operators of a program that are not allowed, and text that is no program."""
+def _problems(archive: zipfile.ZipFile, code: dict[str, bytes]) -> Iterator[str]:
+    """What is in a program that no export writes; operators come first."""
     try:
-        sources = [text.decode() for name, text in records.items() if name.lower().endswith(".py")]
-        trees = [ast.parse(source) for source in sources]
-    except (ValueError, SyntaxError, RecursionError):
+        trees = _trees(code)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
         yield "text that is no TorchScript"
         return
-    if any(b"torch.classes" in text for name, text in records.items() if name.endswith("pkl")):
-        yield "classes"  # objects of C++, which are made while the records are read
+    operators = sorted(set(unknown_operators(trees.values())))
+    yield from (f"{name!r}, which no model needs" for name in operators)
+    names = archive.namelist()
+    if other := [name for name in names if not _RECORD.fullmatch(name)]:
+        yield f"the record {other[0]!r}, which no export writes"
+    if len({name.split("/")[0] for name in names}) > 1:
+        yield "records of two programs"
+    classes = _classes(trees)
+    sizes = {record.filename: record.file_size for record in archive.infolist()}
+    for name in code:
+        folder, _, ending = name.rpartition(".")
+        if ending == "pkl" and (problem := _problem_of_objects(code[name], folder, classes, sizes)):
+            yield problem
+
+
+def _trees(records: dict[str, bytes]) -> dict[str, ast.Module]:
+    """Syntax trees of the records with text. ValueError for more than any model has."""
+    texts = {name: text for name, text in records.items() if name.lower().endswith(".py")}
+    # a tree takes up to 300 times the memory of its text
+    if sum(len(re.findall(rb"\w+", text)) for text in texts.values()) > _MAX_WORDS:
+        raise ValueError
+    return {name: ast.parse(text.decode()) for name, text in texts.items()}
+
+
+def _classes(trees: dict[str, ast.Module]) -> dict[str, dict[str, str]]:
+    """Types of the attributes of classes, which have their names as in pickled records."""
+    classes = {}
+    for name, tree in trees.items():
+        module = name.partition("/code/")[2].removesuffix(".py").replace("/", ".")
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef):
+                classes[f"{module} {node.name}"] = dict(_attributes(node))
+    return classes
+
+
+def _attributes(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
+    """Attributes that a class declares, with their types."""
+    for line in node.body:
+        match line:
+            case ast.AnnAssign(target=ast.Name(id=name), annotation=kind):
+                yield name, ast.unparse(kind)
+            case ast.Assign(
+                targets=[ast.Subscript(slice=ast.Constant(value=str(name)))], value=kind
+            ):  # __annotations__["0"] = ...
+                yield name, ast.unparse(kind)
+
+
+def unknown_operators(trees: Iterable[ast.Module]) -> Iterator[str]:
+    """Yield the operators of a program that are not allowed."""
     definitions = ast.FunctionDef | ast.ClassDef
     nodes = [node for tree in trees for node in ast.walk(tree)]
     own = {node.name for node in nodes if isinstance(node, definitions)} - _operators()
+    # such as __setstate__, which runs while the program is loaded
+    methods = (node.name for node in nodes if isinstance(node, ast.FunctionDef))
+    yield from (name for name in methods if name.startswith("__"))
     before_dots = {id(node.value) for node in nodes if isinstance(node, ast.Attribute)}
     for node in nodes:
         if isinstance(node, ast.Name) and node.id in ("torch", "ops"):
@@ -128,6 +220,9 @@ def _refused(node: ast.AST, own: set[str]) -> Iterator[str]:
         case ast.Attribute(value=ast.Name(id="ops")):
             if node.attr not in ("prim", "aten"):
                 yield f"ops.{node.attr}"
+        case ast.Attribute(value=ast.Name(id="torch") | ast.Attribute(value=ast.Name(id="ops"))):
+            if node.attr not in _allowed():
+                yield node.attr
         case (
             ast.Attribute(attr=name)
             | ast.Call(func=ast.Name(id="getattr"), args=[_, ast.Constant(value=str(name))])
@@ -135,10 +230,16 @@ def _refused(node: ast.AST, own: set[str]) -> Iterator[str]:
             # classes are of C++; a module with a number for a name is read by `getattr`
             if name == "classes" or name in _operators() - _allowed() - own:
                 yield name
-        case ast.Call(func=ast.Name(id=name)) if name not in _BUILTINS:
-            yield name
+        case ast.Call(func=ast.Name(id=name), args=[*arguments]):
+            if name not in _BUILTINS or (name == "unchecked_cast" and _has_dot(arguments)):
+                yield name
         case ast.Import() | ast.ImportFrom() | ast.Lambda() | ast.With():
             yield type(node).__name__.lower()
+
+
+def _has_dot(arguments: list[ast.expr]) -> bool:
+    """Whether the type of a cast is a class, whose attributes the object may lack."""
+    return any(isinstance(node, ast.Attribute) for each in arguments[:1] for node in ast.walk(each))
 
 
 @functools.cache
@@ -162,6 +263,145 @@ def _allowed() -> frozenset[str]:
         operator = getattr(torch.ops.aten, name, None)
         overload = getattr(operator, schema.overload_name or "default", None)
         tags = getattr(overload, "tags", ())
-        if torch.Tag.core in tags or torch.Tag.pointwise in tags:
+        # operators with such names trust their arguments, and reach memory behind a tensor
+        is_internal = "backward" in name or (name[0] == "_" and name[1] != "_")
+        if (torch.Tag.core in tags or torch.Tag.pointwise in tags) and not is_internal:
             names.add(name)
     return frozenset(names)
+
+
+class _Value(NamedTuple):
+    """A value of a pickled record."""
+
+    kind: str
+    """Opcode that made it."""
+    content: Any
+    """Number, text or name of a class; the parts of any other value."""
+    depth: int = 0
+    is_shared: bool = False
+    """Whether it is kept to be used again, and changes no more."""
+
+
+class _ObjectError(Exception):
+    """A pickled object that is refused; the message names it."""
+
+
+def _problem_of_objects(
+    pickled: bytes, folder: str, classes: dict[str, dict[str, str]], sizes: dict[str, int]
+) -> str | None:
+    """What is in a pickled record that torch does not write, None for nothing.
+
+    `folder` has the storages of its tensors, among the records of `sizes` bytes.
+    """
+    objects = _Objects(folder, classes, sizes)
+    try:
+        for opcode, argument, _ in pickletools.genops(pickled):
+            objects.read(opcode.name, argument)
+    except _ObjectError as error:
+        return str(error)
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        return f"objects in {folder}.pkl that no export writes"
+    return None
+
+
+class _Objects:
+    """Values of a pickled record, put together as torch does it; no tensor or object is made."""
+
+    def __init__(
+        self, folder: str, classes: dict[str, dict[str, str]], sizes: dict[str, int]
+    ) -> None:
+        self._folder = folder
+        self._classes = classes
+        self._sizes = sizes
+        self._stack: list[_Value] = []
+        self._marks: list[int] = []
+        self._memo: list[_Value] = []
+
+    def read(self, opcode: str, argument: Any) -> None:
+        """Take up one opcode. ValueError for what torch does not write."""
+        if opcode == "MARK":
+            self._marks.append(len(self._stack))
+        elif opcode.endswith("BINGET"):
+            self._stack.append(self._memo[argument])
+        elif opcode.endswith("BINPUT"):
+            if argument != len(self._memo):  # torch takes memory for all numbers up to it
+                raise ValueError
+            self._memo.append(self._stack.pop()._replace(is_shared=True))
+            self._stack.append(self._memo[-1])
+        elif opcode in _NUM_PARTS:
+            self._join(opcode, len(self._stack) - _NUM_PARTS[opcode])
+        elif opcode in _MARKED:
+            self._join(opcode, self._marks.pop() - _MARKED[opcode])
+        elif opcode not in ("PROTO", "STOP"):
+            self._stack.append(_single(opcode, argument))
+
+    def _join(self, opcode: str, begin: int) -> None:
+        """Make one value of those from `begin` on."""
+        if begin < (self._marks[-1] if self._marks else 0):
+            raise ValueError
+        parts = self._stack[begin:]
+        depth = 1 + max((part.depth for part in parts), default=0)
+        if depth > _MAX_DEPTH:  # torch follows it to its end, and its stack may end before
+            raise ValueError
+        value = _Value(opcode, parts, depth)
+        if opcode in _CHANGES:
+            if parts[0].is_shared or parts[0].kind != _CHANGES[opcode]:
+                raise ValueError
+            value = parts[0]._replace(depth=depth)
+            if opcode == "SETITEMS":
+                value = value._replace(content=parts[1:])
+            else:
+                _check_attributes(self._classes[parts[0].content[0].content], parts[1])
+        elif opcode == "BINPERSID":
+            _check_storage(parts[0], self._folder, self._sizes)
+        elif opcode in ("NEWOBJ", "REDUCE"):
+            _check_class(opcode, *parts)
+        self._stack[begin:] = [value]
+
+
+def _single(opcode: str, argument: Any) -> _Value:
+    """Value of an opcode by itself."""
+    if opcode == "GLOBAL":
+        if not (argument in (_TENSOR, _DICT, *_ITEM_BYTES) or _CLASS.fullmatch(argument)):
+            raise _ObjectError(f"an object of {argument!r}, which no model needs")
+    elif opcode not in _VALUES:
+        raise ValueError
+    return _Value(opcode, argument)
+
+
+def _check_class(opcode: str, name: _Value, arguments: _Value) -> None:
+    """ValueError unless a class is called as torch writes it."""
+    if opcode == "NEWOBJ":
+        is_right = _CLASS.fullmatch(name.content) and not arguments.content
+    elif name.content == _TENSOR:
+        is_right = arguments.content[0].kind == "BINPERSID"
+    else:
+        is_right = name.content == _DICT and not arguments.content
+    if name.kind != "GLOBAL" or not is_right:
+        raise ValueError
+
+
+def _check_attributes(declared: dict[str, str], state: _Value) -> None:
+    """ValueError for attributes of other classes than declared: torch finds them by position."""
+    if state.kind != "EMPTY_DICT":
+        raise ValueError
+    for key, value in zip(state.content[::2], state.content[1::2], strict=True):
+        if value.kind not in (*_VALUES, "REDUCE", "NEWOBJ"):
+            raise ValueError
+        name = value.content[0].content.replace(" ", ".") if value.kind == "NEWOBJ" else None
+        kind = declared[key.content]
+        if name != (kind if kind.startswith("__torch__") else None):
+            raise ValueError
+
+
+def _check_storage(value: _Value, folder: str, sizes: dict[str, int]) -> None:
+    """_ObjectError for a storage that is not as large as its record."""
+    _, kind, key, device, number = value.content
+    size = sizes[f"{folder}/{key.content}"]
+    if kind.kind != "GLOBAL" or not _DEVICE.fullmatch(device.content):
+        raise ValueError
+    if number.content * _ITEM_BYTES[kind.content] != size:
+        raise _ObjectError(
+            f"a tensor of {number.content:,} numbers in {folder}/{key.content}, which has "
+            f"{size:,} bytes"
+        )

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipeline.core.errors import ArtifactError, ConfigError, PipelineError
-from pipeline.core.program_check import RefusedProgramError, checked_program, refused_operators
+from pipeline.core.program_check import RefusedProgramError, checked_program, refused_part
 from pipeline.data.batch import SessionBatch, newest
 from pipeline.model.head import Head
 from pipeline.model.model import Model, SessionAnswer
@@ -213,11 +213,15 @@ def read_program(directory: Path, description: dict[str, Any]) -> ProgramModel:
 
     ArtifactError for a program with an operator that no model needs, before it is loaded.
     """
+    path = directory / PROGRAM_FILE
     try:
-        with checked_program(directory / PROGRAM_FILE) as copy:
+        with checked_program(path) as copy:
             program = torch.jit.load(copy, map_location="cpu")
     except RefusedProgramError as error:
         raise ArtifactError(str(error)) from None
+    except (RuntimeError, ValueError, IndexError) as error:
+        line = " ".join(str(error).split())[:200]
+        raise ArtifactError(f"{path} is no program: {line}") from None
     return ProgramModel(program, description, load_file(directory / STATE_FILE)).eval()
 
 
@@ -312,8 +316,12 @@ def save_program(program: torch.jit.ScriptModule, path: Path) -> None:
         for record in whole.infolist():
             if not record.filename.endswith(".debug_pkl"):
                 stripped.writestr(record, whole.read(record))
-    if refused := refused_operators(path):
+    try:
+        part = refused_part(path)
+    except RefusedProgramError as error:
+        raise PipelineError(str(error)) from None
+    if part is not None:
         raise PipelineError(
-            f"The model uses {refused[0]!r}, which is not among the operators that a program may "
-            "have, as those that read files are not. Use operators on tensors alone."
+            f"The model would be a program with {part}. Nothing would load it. Use operators on "
+            "tensors alone."
         )
