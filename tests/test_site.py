@@ -1,6 +1,7 @@
 """Reference pages of the site: every key, option and public name."""
 
 import importlib.util
+import json
 import sys
 from types import ModuleType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -33,6 +34,7 @@ def hook(name: str) -> ModuleType:
 RECIPE = hook("recipe_reference")
 COMMANDS = hook("command_reference")
 API = hook("api_reference")
+GALLERY = hook("gallery")
 
 
 def config_classes(annotation: Any) -> set[type[Config]]:
@@ -105,3 +107,17 @@ def test_every_public_name_has_a_directive() -> None:
     for name, value in vars(model).items():
         if not name.startswith("_") and not isinstance(value, ModuleType):
             assert f"\n## {name}\n" in pages["Building blocks in Python"], name
+
+
+def test_examples_are_notebooks_too() -> None:
+    assert len(GALLERY.programs()) >= 6
+    for program in GALLERY.programs():
+        content = json.loads(GALLERY.notebook(program))
+        code = ["".join(c["source"]) for c in content["cells"] if c["cell_type"] == "code"]
+        texts = ["".join(c["source"]) for c in content["cells"] if c["cell_type"] == "markdown"]
+        assert texts[0].startswith("# "), program
+        # the cells are the program, but for what stands between them
+        lines = [line for cell in code for line in cell.splitlines() if line]
+        commands = [line for line in program.read_text().splitlines() if line]
+        assert lines == [line for line in commands if line in lines], program
+        assert compile("\n".join(code), str(program), "exec")

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from api_reference import api_page, packages
 from command_reference import command_page
+from gallery import example_page, notebook, programs
 from recipe_reference import recipe_page
 
 ROOT = Path(__file__).parents[2]
@@ -26,6 +27,10 @@ def on_files(files: Files, config: MkDocsConfig, **_: Any) -> Files:
     pages |= {package.page: api_page(package) for package in packages()}
     for name, content in pages.items():
         files.append(File.generated(config, f"reference/{name}", content=content))
+    for program in programs():
+        name = f"examples/{program.stem}"
+        files.append(File.generated(config, f"{name}.md", content=example_page(program)))
+        files.append(File.generated(config, f"{name}.ipynb", content=notebook(program)))
     return files
 
 

@@ -1,0 +1,75 @@
+# %% [markdown]
+# # A block and a loss of your own
+#
+# A model is put together from blocks; any `nn.Module` that does not look ahead may be one of
+# them, and any module of scores and targets a loss. The run that comes out needs none of this
+# code again: it is evaluated, exported and served like one of a recipe.
+
+# %%
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from pipeline import Recipe, evaluate, export, preprocess, train
+from pipeline import model as tr
+from pipeline.preprocessing.synthetic import synthesize
+
+synthesize(Path("clicks.csv.gz"), sessions=1_000, items=100)
+recipe = Recipe.from_dict(
+    {
+        "preprocess": {
+            "session": "session",
+            "item": "product",
+            "timestamp": {"column": "time"},
+            "features": [{"name": "category", "kind": "categorical", "of": "item"}],
+            "split": {"valid": "1d", "test": "1d"},
+        },
+        "train": {"epochs": 2, "learning_rate": 0.005},
+    },
+    "example",
+)
+data = preprocess(recipe, "clicks.csv.gz", out="data")
+
+# %% [markdown]
+# The block is a causal convolution: each position sees itself and the two before it. Shapes are
+# (B, L, D) in and out, with padding on the right.
+
+
+# %%
+class CausalConvolution(nn.Module):
+    """Convolution over the last three interactions."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv1d(width, width, kernel_size=3)
+
+    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """(B, L, D) -> (B, L, D)."""
+        channels = nn.functional.pad(embeddings.transpose(1, 2), (2, 0))  # nothing from the right
+        return torch.relu(self.convolution(channels)).transpose(1, 2) + embeddings
+
+
+class FocalLoss(nn.Module):
+    """Cross-entropy that weighs targets which are scored well already less (Lin et al. 2017)."""
+
+    def forward(self, scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """(T, V) scores and (T,) targets -> one number."""
+        log_probability = scores.log_softmax(1).gather(1, targets.unsqueeze(1)).squeeze(1)
+        return -((1 - log_probability.exp()) ** 2 * log_probability).mean()
+
+
+# %% [markdown]
+# `tr.Model` measures when it is built that no position sees its target or what comes after it.
+# Take the padding of the convolution away, and it says so.
+
+# %%
+inputs = tr.TabularSequenceFeatures.from_schema(
+    data.schema, max_sequence_length=20, d_output=48, aggregation="concat", masking="causal"
+)
+body = tr.SequentialBlock(inputs, CausalConvolution(48), CausalConvolution(48))
+model = tr.Model(tr.Head(body, tr.NextItemPredictionTask(loss=FocalLoss(), weight_tying=True)))
+
+run = train(recipe, data, model=model, out="run")
+print(evaluate(run, data, cutoffs=[10]))
+export(run, out="repository")
