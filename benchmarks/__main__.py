@@ -267,6 +267,45 @@ def proxy(
     print_result(result, as_json, proxy_text(result))
 
 
+@app.command(epilog="Example: python -m benchmarks attackers repository --seconds 20")
+def attackers(
+    repository: Annotated[Path | None, typer.Argument(help="Directory that export wrote.")] = None,
+    items: Annotated[
+        int, typer.Option(min=100, help="Catalogue of a random model, without REPOSITORY.")
+    ] = 200,
+    clients: Annotated[int, typer.Option(min=2, help="Honest clients.")] = 16,
+    count: Annotated[int, typer.Option("--attackers", min=1, help="Attackers.")] = 4,
+    seconds: Annotated[float, typer.Option(min=1, help="Seconds of each load.")] = 10.0,
+    turns: Turns = 3,
+    out: OutFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Measure what hostile requests do to honest clients, to health and to memory.
+
+    Loads without attackers and with them, in turn. Attackers have the lowest priority (nice 19) and
+    send a bounded number of requests a second, since all share the cores of this machine.
+    """
+    if not seconds <= MAX_SECONDS:
+        raise ConfigError(f"--seconds is {seconds:g}, expected 1 to {MAX_SECONDS}.")
+    if repository is not None:
+        check_input(repository, "repository")
+    from benchmarks.attackers import Plan, attackers_text, measure_attackers
+    from benchmarks.machine import machine
+    from benchmarks.shop import write_repository
+
+    before = machine()
+    plan = Plan(clients=clients, attackers=count, seconds=seconds, turns=turns)
+    with tempfile.TemporaryDirectory(prefix="pipeline-attackers-") as scratch:
+        served = repository or write_repository(
+            Path(scratch), architecture="xlnet", items=items, d_model=32
+        )
+        figures = measure_attackers(served, plan)
+    model = str(repository) if repository else "xlnet, D 32, random weights"
+    result = {"machine": before, "model": model} | figures
+    _write(result, out, "attackers.json")
+    print_result(result, as_json, attackers_text(result))
+
+
 @app.command(epilog="Example: python -m benchmarks preprocess --rows 500000")
 def preprocess(
     rows: Annotated[int, typer.Option(min=1_000, help="Interactions of the log.")] = 5_000_000,

@@ -1,7 +1,8 @@
 """Arguments and options that several commands share."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     from pipeline.serve.proxy.experiment import Experiment
+    from pipeline.serve.proxy.limits import Limits
     from pipeline.serve.request_log.options import RequestLogOptions
 
 Json = Annotated[
@@ -108,6 +110,62 @@ Ab = Annotated[
         "older version such as v4.",
     ),
 ]
+
+
+MaxBody = Annotated[
+    float | None,
+    typer.Option(
+        "--max-body-mb",
+        metavar="MB",
+        help="Largest request, before and after inflation.  [default: 8]",
+    ),
+]
+MaxConnections = Annotated[
+    int | None,
+    typer.Option(
+        "--max-connections",
+        help="Connections of each port; a further one closes an idle one.  [default: 1000]",
+    ),
+]
+MaxWaiting = Annotated[
+    int | None,
+    typer.Option("--max-waiting", help="Requests that wait for Triton at a time.  [default: 500]"),
+]
+RequestTimeout = Annotated[
+    float | None,
+    typer.Option("--request-timeout", metavar="SECONDS", help="Time for an answer.  [default: 60]"),
+]
+RateLimit = Annotated[
+    float | None,
+    typer.Option(
+        "--rate-limit",
+        metavar="N",
+        help="Requests a second of each key, or of each address where there is no key.",
+    ),
+]
+
+
+def read_limits(
+    *,
+    max_body_mb: float | None,
+    max_connections: int | None,
+    max_waiting: int | None,
+    request_timeout: float | None,
+    rate_limit: float | None,
+) -> "Limits":
+    """Return the limits of the options; None takes the default. ConfigError for a wrong one."""
+    from pipeline.serve.proxy.limits import DEFAULT_LIMITS, Limits
+
+    values: dict[str, Any] = {
+        "max_body_bytes": None if max_body_mb is None else int(max_body_mb * 2**20),
+        "max_connections": max_connections,
+        "max_waiting": max_waiting,
+        "request_seconds": request_timeout,
+        "rate": rate_limit,
+    }
+    limits = Limits(**{name: value for name, value in values.items() if value is not None})
+    buffered = max(DEFAULT_LIMITS.max_buffered_bytes, 4 * limits.max_body_bytes)
+    return replace(limits, max_buffered_bytes=buffered)
 
 
 def request_log(directory: Path | None, share: float | None) -> "RequestLogOptions | None":

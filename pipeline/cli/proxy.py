@@ -8,7 +8,20 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.console import check_input, print_result
-from pipeline.cli.options import Ab, Json, LogRequests, LogShare, read_ab, request_log
+from pipeline.cli.options import (
+    Ab,
+    Json,
+    LogRequests,
+    LogShare,
+    MaxBody,
+    MaxConnections,
+    MaxWaiting,
+    RateLimit,
+    RequestTimeout,
+    read_ab,
+    read_limits,
+    request_log,
+)
 from pipeline.core.errors import ConfigError
 
 _STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
@@ -36,6 +49,11 @@ def proxy(
     log_requests: LogRequests = None,
     log_share: LogShare = None,
     ab: Ab = None,
+    max_body_mb: MaxBody = None,
+    max_connections: MaxConnections = None,
+    max_waiting: MaxWaiting = None,
+    request_timeout: RequestTimeout = None,
+    rate_limit: RateLimit = None,
     as_json: Json = False,
 ) -> None:
     """Pass requests on to a Triton that runs elsewhere, but those that end it.
@@ -45,6 +63,13 @@ def proxy(
     from pipeline.serve.proxy.proxy import Proxy, ProxyOptions
     from pipeline.serve.triton.ports import Ports, fill_ports, ipv4_address
 
+    limits = read_limits(
+        max_body_mb=max_body_mb,
+        max_connections=max_connections,
+        max_waiting=max_waiting,
+        request_timeout=request_timeout,
+        rate_limit=rate_limit,
+    )
     logged = request_log(log_requests, log_share)
     if (logged or ab) and repository is None:
         raise ConfigError(
@@ -64,6 +89,7 @@ def proxy(
             triton_ports=Ports(http=triton_http_port, grpc=triton_grpc_port, metrics=0),
             key=None,
             tls=None,
+            limits=limits,
             request_log=logged,
             experiment=None if ab is None or repository is None else read_ab(ab, repository),
         )

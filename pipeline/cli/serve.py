@@ -8,7 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from pipeline.cli.console import note, print_result
-from pipeline.cli.options import Ab, Json, LogRequests, LogShare, read_ab, request_log
+from pipeline.cli.options import (
+    Ab,
+    Json,
+    LogRequests,
+    LogShare,
+    MaxBody,
+    MaxConnections,
+    MaxWaiting,
+    RateLimit,
+    RequestTimeout,
+    read_ab,
+    read_limits,
+    request_log,
+)
 from pipeline.cli.recommend import read_key_file
 from pipeline.core.errors import ConfigError, ServingError
 
@@ -119,9 +132,15 @@ def serve(
     log_requests: LogRequests = None,
     log_share: LogShare = None,
     ab: Ab = None,
+    max_body_mb: MaxBody = None,
+    max_connections: MaxConnections = None,
+    max_waiting: MaxWaiting = None,
+    request_timeout: RequestTimeout = None,
+    rate_limit: RateLimit = None,
     as_json: Json = False,
 ) -> None:
     """Serve a model repository by Triton until Ctrl-C or SIGTERM."""
+    from pipeline.serve.proxy.limits import DEFAULT_LIMITS
     from pipeline.serve.run import describe, running_server, wait_for_signal
     from pipeline.serve.triton.access import open_to_network, read_tls
     from pipeline.serve.triton.ports import Ports, ipv4_address
@@ -129,8 +148,18 @@ def serve(
 
     if page_port is not None and not page:
         raise ConfigError("--page-port goes with --page.")
-    if (log_requests or ab) and not proxy:
-        raise ConfigError("--log-requests and --ab are of the proxy. Leave out --no-proxy.")
+    limits = read_limits(
+        max_body_mb=max_body_mb,
+        max_connections=max_connections,
+        max_waiting=max_waiting,
+        request_timeout=request_timeout,
+        rate_limit=rate_limit,
+    )
+    if (log_requests or ab or limits != DEFAULT_LIMITS) and not proxy:
+        raise ConfigError(
+            "--log-requests, --ab, --rate-limit, --request-timeout and --max-body-mb, "
+            "--max-connections and --max-waiting are of the proxy. Leave out --no-proxy."
+        )
     logged = request_log(log_requests, log_share)
     item_columns = _item_columns(
         items, page, key=id_column, title=title_column, image=image_column, folder=image_folder
@@ -160,18 +189,18 @@ def serve(
                 proxy=proxy,
                 request_log=logged,
                 experiment=experiment,
+                limits=limits,
             )
         )
         if web_page is not None:
-            follow = reload_seconds is not None
             table = web_page.open(
-                repository, server.grpc_url, key=key, follow=follow, items=item_columns
+                repository,
+                server.grpc_url,
+                key=key,
+                follow=reload_seconds is not None,
+                items=item_columns,
             )
-            if table.skipped_images:
-                note(
-                    f"{table.skipped_images:,} pictures of {items} are no address of http or https "
-                    "and no picture file below --image-folder; they are left out."
-                )
+            _note_skipped_images(table.skipped_images, items)
         facts = describe(repository, server, web_page.url if web_page else None)
         lines = [f"Ready: {facts['http']}  {facts['grpc']}  metrics {facts['metrics']}"]
         lines += [f"Page: {facts['page']}"] if web_page else []
@@ -211,6 +240,14 @@ def _item_columns(
     columns = ItemColumns(file=file, key=key, title=title, image=image, image_folder=folder)
     columns.check()
     return columns
+
+
+def _note_skipped_images(count: int, items: Path | None) -> None:
+    if count:
+        note(
+            f"{count:,} pictures of {items} are no address of http or https and no picture file "
+            "below --image-folder; they are left out."
+        )
 
 
 def _trusted_copy(repository: Path, keys: list[Path] | None) -> "TrustedCopy | None":

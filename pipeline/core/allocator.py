@@ -1,4 +1,4 @@
-"""Settings of glibc's memory allocator for large tensors.
+"""Settings of glibc's memory allocator, for large tensors and for what is needed once.
 
 By default glibc returns blocks above 32 MB to the system when they are freed, so that each training
 step has a page fault for every 4 KB that it writes: up to half of its time with a large item table.
@@ -9,10 +9,11 @@ import ctypes
 import os
 import platform
 
-_MMAP_MAX, _TRIM_THRESHOLD, _TOP_PAD = -4, -1, -2
+_MMAP_MAX, _MMAP_THRESHOLD, _TRIM_THRESHOLD, _TOP_PAD = -4, -3, -1, -2
 """Parameters of mallopt(3)."""
 _NEVER_TRIM = 2**31 - 1
 _TOP_PAD_BYTES = 64 * 2**20
+_LARGE_BYTES = 2**18
 
 
 def keep_heap() -> bool:
@@ -21,10 +22,27 @@ def keep_heap() -> bool:
     Nothing is changed if the environment configures the allocator (`MALLOC_*`, `GLIBC_TUNABLES`) or
     the C library is not glibc.
     """
+    return _set((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _NEVER_TRIM), (_TOP_PAD, _TOP_PAD_BYTES))
+
+
+def return_heap() -> bool:
+    """Return freed memory of this process to the system early, else as `keep_heap`.
+
+    By default the size of what goes back rises to 64 MB with each large block that is freed.
+    """
+    return _set((_MMAP_THRESHOLD, _LARGE_BYTES), (_TRIM_THRESHOLD, _LARGE_BYTES))
+
+
+def _set(*settings: tuple[int, int]) -> bool:
     if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
         return False
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    settings = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _NEVER_TRIM), (_TOP_PAD, _TOP_PAD_BYTES))
     return all(mallopt(name, value) == 1 for name, value in settings)
+
+
+def trim_heap() -> None:
+    """Return free memory of this process to the system, also where other blocks lie behind it."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)

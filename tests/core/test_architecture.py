@@ -55,6 +55,7 @@ BY_ITSELF = [
     *(PACKAGE / "serve" / "runtime").rglob("*.py"),
     *(PACKAGE / "serve" / "triton" / "backends").rglob("*.py"),
     *(ROOT / "triton_models").rglob("*.py"),
+    PACKAGE / "core" / "allocator.py",
     PACKAGE / "core" / "program_check.py",
 ]
 """Runs inside Triton, where this project is not installed."""

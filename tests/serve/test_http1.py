@@ -7,8 +7,9 @@ from contextlib import closing
 
 import pytest
 
-from pipeline.serve.proxy.http1 import MAX_HEAD_BYTES, AnswerReader, Request, RequestReader
-from pipeline.serve.proxy.request_checks import MAX_BODY_BYTES, RefusedRequestError
+from pipeline.serve.proxy.http1 import AnswerReader, Request, RequestReader
+from pipeline.serve.proxy.limits import DEFAULT_LIMITS
+from pipeline.serve.proxy.request_checks import RefusedRequestError
 from pipeline.serve.triton.server import TritonServer
 
 BODY = json.dumps(
@@ -79,8 +80,20 @@ def test_requests_are_cut_wherever_their_bytes_are_split(step: int) -> None:
         (b"POST /v2 HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n-3\r\n", "no size"),
         (b"POST /v2 HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabcd\r\n", "another size"),
         (b"POST /v2 HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n4000001\r\n", "more than"),
-        (b"POST /v2 HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % (MAX_BODY_BYTES + 1), "more than"),
-        (b"GET /v2 HTTP/1.1\r\nX: " + b"a" * MAX_HEAD_BYTES, "the headers have more than"),
+        (
+            b"POST /v2 HTTP/1.1\r\nContent-Length: %d\r\n\r\n"
+            % (DEFAULT_LIMITS.max_body_bytes + 1),
+            "more than",
+        ),
+        (
+            b"GET /v2 HTTP/1.1\r\nX: " + b"a" * DEFAULT_LIMITS.max_head_bytes,
+            "the headers have more than",
+        ),
+        (b"GET /v2 HTTP/1.1\r\n" + b"X: a\r\n" * 201 + b"\r\n", "more than 200 headers"),
+        (
+            b"POST /v2 HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\na\r\n" * 10_001,
+            "more than 10000 chunks",
+        ),
     ],
 )
 def test_request_that_two_servers_could_read_differently_is_refused(

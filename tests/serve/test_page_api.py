@@ -2,8 +2,10 @@
 
 import http.client
 import json
+import socket
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from pipeline.exporting.options import ExportOptions
 from pipeline.exporting.run import export
 from pipeline.serve.client.client import Client
 from pipeline.serve.page.api import Api
-from pipeline.serve.page.server import MAX_BODY_BYTES, Page
+from pipeline.serve.page.server import MAX_BODY_BYTES, MAX_CONNECTIONS, Page
 from pipeline.serve.run import running_server
 from pipeline.serve.triton.ports import free_ports
 from pipeline.serve.triton.server import TritonServer
@@ -146,6 +148,20 @@ def test_open_page_answers_under_any_name(tmp_path: Path) -> None:
             Api(write_catalogue(tmp_path, ["a"]), lambda n: Fake(["a"], n), follow=False)  # type: ignore[arg-type,return-value]
         )
         assert say(page, "GET", "/api/model", headers={"Host": "shop.example:8003"})[0] == 200
+
+
+def test_page_is_answered_beside_connections_that_are_idle_or_drip(tmp_path: Path) -> None:
+    with shown(tmp_path, ["a"]) as (page, _), ExitStack() as stack:
+        port = int(page.url.rstrip("/").rsplit(":", 1)[1])
+        for number in range(MAX_CONNECTIONS + 20):
+            connection = socket.create_connection(("127.0.0.1", port), 5)
+            stack.enter_context(closing(connection))
+            if number % 2:
+                connection.sendall(b"GET / HTTP/1.1\r\nX: a")
+            if number == 0:
+                first = connection
+        assert say(page, "GET", "/api/model")[0] == 200
+        assert first.recv(1) == b"", "the oldest is closed"
 
 
 def test_idle_connections_take_no_thread_and_the_port_is_free_afterwards(tmp_path: Path) -> None:

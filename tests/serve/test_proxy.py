@@ -31,7 +31,6 @@ from pipeline.serve.proxy.http2 import (
     DATA,
     END_HEADERS,
     HEADERS,
-    MAX_HEADER_BYTES,
     PREFACE,
     SETTINGS,
     WINDOW_UPDATE,
@@ -42,10 +41,11 @@ from pipeline.serve.proxy.http2 import (
     write_frame,
     write_window_update,
 )
+from pipeline.serve.proxy.limits import DEFAULT_LIMITS
 from pipeline.serve.proxy.proxy import Proxy, ProxyOptions
 from pipeline.serve.proxy.ranking_models import RankingModels
 from pipeline.serve.proxy.request_checks import (
-    MAX_BODY_BYTES,
+    LargeContentError,
     RefusedRequestError,
     check_body,
     check_message,
@@ -303,10 +303,12 @@ def test_bytes_behind_the_json_are_left_as_they_are() -> None:
 
 
 def test_inflated_size_is_bounded() -> None:
-    exact = bytes(MAX_BODY_BYTES)
-    assert inflate(zlib.compress(exact), "deflate") == exact
+    exact = bytes(100_000)
+    assert inflate(zlib.compress(exact), "deflate", 100_000, 100_000) == exact
     with pytest.raises(RefusedRequestError, match="inflates to more"):
-        inflate(zlib.compress(exact + b"\0"), "deflate")
+        inflate(zlib.compress(exact + b"\0"), "deflate", 100_000)
+    with pytest.raises(LargeContentError):
+        inflate(zlib.compress(exact), "deflate", 100_000, 99_999)
     for body, encoding, words in (
         (b"not packed", "gzip", "is not gzip"),
         (gzip.compress(b"x")[:-3], "gzip", "ends within"),
@@ -314,7 +316,7 @@ def test_inflated_size_is_bounded() -> None:
         (b"x", "gzip, gzip", "not one of gzip"),
     ):
         with pytest.raises(RefusedRequestError, match=words):
-            inflate(body, encoding)
+            inflate(body, encoding, 100)
 
 
 def test_message_that_is_no_request_passes_without_the_word() -> None:
@@ -429,19 +431,19 @@ def test_long_messages_pass_in_both_directions(living: TritonServer) -> None:
                 assert answer.result().items.tolist() == expected.items.tolist()
 
 
-def test_message_of_more_than_64_mib_is_refused_by_its_size(living: TritonServer) -> None:
+def test_message_that_is_too_large_is_refused_by_its_size(living: TritonServer) -> None:
     with grpc.insecure_channel(
         living.grpc_url, options=[("grpc.max_send_message_length", -1)]
     ) as channel:
         infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
-        with pytest.raises(grpc.RpcError, match="the message has more than 67108864 bytes"):
-            infer(bytes(MAX_BODY_BYTES + 1), timeout=60)
+        with pytest.raises(grpc.RpcError, match="the message has more than 8388608 bytes"):
+            infer(bytes(DEFAULT_LIMITS.max_body_bytes + 1), timeout=60)
 
 
 def test_compressed_message_that_inflates_to_gigabytes_is_refused(living: TritonServer) -> None:
-    packed = gzip.compress(bytes(MAX_BODY_BYTES + 1))
+    packed = gzip.compress(bytes(10_001))
     with pytest.raises(RefusedRequestError, match="the message inflates to more than"):
-        inflate_message(packed)
+        inflate_message(packed, 10_000)
 
 
 def test_random_frames_of_http2_leave_triton_alone(living: TritonServer) -> None:
@@ -495,7 +497,8 @@ def test_reader_cuts_frames_wherever_the_bytes_are_split() -> None:
         write_frame(HEADERS, 0, 1, b"") + write_frame(DATA, 0, 1, b""),
         write_frame(HEADERS, 0, 1, b"") + write_frame(CONTINUATION, END_HEADERS, 3, b""),
         write_frame(HEADERS, 0, 1, b"")
-        + write_frame(CONTINUATION, 0, 1, bytes(16_384)) * (MAX_HEADER_BYTES // 16_384),
+        + write_frame(CONTINUATION, 0, 1, bytes(16_384))
+        * (DEFAULT_LIMITS.max_head_bytes // 16_384),
     ],
     ids=["alone", "data within", "other stream", "endless"],
 )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from tornado.httpserver import HTTPServer
+from tornado.iostream import IOStream
 from tornado.web import Application, HTTPError, RequestHandler
 
 from pipeline.core.errors import ConfigError, PipelineError, ServingError
@@ -28,6 +29,7 @@ FILES = {
 }
 DEFAULT_PORT = 8003
 MAX_BODY_BYTES = 1 << 18
+MAX_CONNECTIONS = 200
 IDLE_SECONDS = 10
 """Time after which a silent connection is closed."""
 # no other host but of pictures, no inline script or style, no frame around it
@@ -119,7 +121,7 @@ class Page:
             log_function=lambda _: None,
             policy=content_security_policy(api.table.image_sources),
         )
-        server = HTTPServer(
+        server = _Server(
             application,
             # a body that is a little too large is read, so that its sender reads the answer
             max_body_size=4 * MAX_BODY_BYTES,
@@ -132,6 +134,22 @@ class Page:
         await self._stopped.wait()
         server.stop()
         await server.close_all_connections()
+
+
+class _Server(HTTPServer):
+    """Server that closes its oldest connection where a further one would be too many."""
+
+    def initialize(self, *arguments: Any, **options: Any) -> None:
+        super().initialize(*arguments, **options)
+        self._streams: dict[IOStream, None] = {}
+
+    def handle_stream(self, stream: IOStream, address: tuple[Any, ...]) -> None:
+        for other in list(self._streams):
+            if other.closed() or len(self._streams) >= MAX_CONNECTIONS:
+                del self._streams[other]
+                other.close()
+        self._streams[stream] = None
+        super().handle_stream(stream, address)
 
 
 def content_security_policy(image_sources: Sequence[str]) -> str:

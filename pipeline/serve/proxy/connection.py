@@ -15,14 +15,55 @@ class Side(asyncio.Protocol):
 
     transport: asyncio.Transport
     other: "Side | None" = None
+    peer = ""
+
+    def __init__(self) -> None:
+        self._held: set[str] = set()
+        """Reasons not to read."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
+        address = transport.get_extra_info("peername")
+        self.peer = str(address[0]) if address else ""
+
+    def hold(self, reason: str) -> None:
+        """Read no more until each reason is released."""
+        if not self._held:
+            self.transport.pause_reading()
+        self._held.add(reason)
+
+    def release(self, reason: str) -> None:
+        """Read on where no other reason is left."""
+        if reason in self._held:
+            self._held.discard(reason)
+            if not self._held:
+                self.transport.resume_reading()
 
     def pause_writing(self) -> None:
         if self.other is not None:
-            self.other.transport.pause_reading()
+            self.other.hold("other")
 
     def resume_writing(self) -> None:
         if self.other is not None:
-            self.other.transport.resume_reading()
+            self.other.release("other")
+
+
+class ClientSide(Side):
+    """Side of a client. It is not read while the client leaves unread what is written to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.since = asyncio.get_running_loop().time()
+        """Time of the last answered request, or of the connection's begin."""
+        self.is_slow = False
+        """Whether the client leaves unread what is written to it."""
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.is_slow = True
+        self.hold("own")
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self.is_slow = False
+        self.release("own")

@@ -10,16 +10,20 @@ import ssl
 import struct
 import time
 from collections import deque
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.serve.proxy import http2
-from pipeline.serve.proxy.connection import CONNECT_SECONDS, Address, Side
+from pipeline.serve.proxy.admission import Admission, Connections
+from pipeline.serve.proxy.check_process import CheckProcess
+from pipeline.serve.proxy.connection import CONNECT_SECONDS, Address, ClientSide, Side
 from pipeline.serve.proxy.experiment import Route, Router
+from pipeline.serve.proxy.limits import SMALL_BYTES
 from pipeline.serve.proxy.ranking_models import RankingModels
 from pipeline.serve.proxy.request_checks import (
-    MAX_BODY_BYTES,
     CheckedMessage,
+    LargeContentError,
     RefusedRequestError,
     check_message,
     for_model,
@@ -31,11 +35,19 @@ from pipeline.serve.triton.access import Tls
 if TYPE_CHECKING:
     from pipeline.serve.request_log.request_log import RequestLog
 
-INVALID_ARGUMENT = 3
+_CODES = {400: 3, 408: 4, 413: 3, 429: 8, 503: 8, 504: 4}
+"""Status of gRPC by that of HTTP: INVALID_ARGUMENT, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED."""
 _PREFIX = struct.Struct(">BL")
 """Before each message: whether it is compressed, and its size."""
 _WINDOW_BYTES = 1 << 20
 """What a client may send beyond HTTP/2's first window before the proxy has read it."""
+_ALLOWANCE, _ALLOWED_A_SECOND = 1_000, 100
+"""Frames without a request that a client may send at once, and then a second."""
+_COSTS = {http2.RESET: 5, http2.HEADERS: 0, http2.DATA: 0}
+"""What a frame of a client takes of its allowance; one of another type 1."""
+_FIRST_ANSWER, _ANSWER_DATA = 20, 2
+"""What an answer, and each of its frames, adds to it: clients send WINDOW_UPDATE and PING for them.
+"""
 
 
 class GrpcProxy:
@@ -46,27 +58,33 @@ class GrpcProxy:
         address: Address,
         models: RankingModels,
         router: Router,
+        admission: Admission,
+        checks: CheckProcess,
         log: "RequestLog | None" = None,
     ) -> None:
         self.address = address
         self.models = models
         self.router = router
+        self.admission = admission
+        self.checks = checks
         self.log = log
         self._server: asyncio.Server
-        self.connections: set[_Client] = set()
+        self.connections = Connections(admission)
 
     async def start(self, host: str, port: int, tls: Tls | None) -> None:
         """Listen."""
         loop = asyncio.get_running_loop()
         context = None if tls is None else _context(tls)
+        seconds = None if tls is None else self.admission.limits.head_seconds
         self._server = await loop.create_server(
-            lambda: _Client(self), host, port, ssl=context, backlog=1024
-        )
+            lambda: _Client(self), host, port, ssl=context, backlog=1024,
+            ssl_handshake_timeout=seconds,
+        )  # fmt: skip
 
     async def stop(self) -> None:
         """Close all connections."""
         self._server.close()
-        for connection in list(self.connections):
+        for connection in self.connections:
             connection.close()
 
 
@@ -76,40 +94,83 @@ class _Stream:
 
     window: int
     """Bytes that Triton takes."""
+    deadline: float
+    """Time at which what it waits for takes too long."""
     received: bytearray = field(default_factory=bytearray)
     """Beginning of a message."""
     waiting: bytearray = field(default_factory=bytearray)
     """Checked messages that Triton's window does not let through yet."""
     is_ended: bool = False
     """Whether the client has sent all."""
+    is_checking: bool = False
+    """Whether a message of it is checked elsewhere."""
     has_headers: bool = False
     """Whether Triton has begun to answer."""
     debt: int = 0
     """Bytes from the client that it has not got back for its window."""
     num_messages: int = 0
+    num_waiting: int = 0
+    """Messages for a model that Triton has not answered."""
+    num_checked: int = 0
+    """Bytes that are checked elsewhere."""
+    num_bytes: int = 0
+    """Bytes that are counted as buffered."""
+    answers: "_AnswerCounter" = field(default_factory=lambda: _AnswerCounter())
     exchange: Exchange | None = None
     """What is to be logged: only of a call with one message."""
+
+
+class _AnswerCounter:
+    """Counts the messages in the DATA frames of an answer."""
+
+    def __init__(self) -> None:
+        self._prefix = bytearray()
+        self._left = 0
+        """Bytes of a message that have not come."""
+
+    def feed(self, data: bytes) -> int:
+        """Return how many messages begin in `data`."""
+        position, count = min(self._left, len(data)), 0
+        self._left -= position
+        while position < len(data):
+            part = data[position : position + _PREFIX.size - len(self._prefix)]
+            self._prefix += part
+            position += len(part)
+            if len(self._prefix) < _PREFIX.size:
+                break
+            _, size = _PREFIX.unpack(self._prefix)
+            self._prefix.clear()
+            count += 1
+            step = min(size, len(data) - position)
+            position += step
+            self._left = size - step
+        return count
 
 
 class _Triton(Side):
     """Connection to Triton."""
 
     def __init__(self, client: "_Client") -> None:
+        super().__init__()
         self.other = self._client = client
 
     def data_received(self, data: bytes) -> None:
         self._client.answer_received(data)
 
     def connection_lost(self, _error: Exception | None) -> None:
-        self._client.close()
+        self._client.close_when_written()
 
 
-class _Client(Side):
+class _Client(ClientSide):
     """Connection of a client, with its streams and the windows of Triton."""
 
     def __init__(self, proxy: GrpcProxy) -> None:
+        super().__init__()
         self._proxy = proxy
-        self._requests, self._answers = http2.FrameReader(), http2.FrameReader()
+        self._limits = limits = proxy.admission.limits
+        self._loop = asyncio.get_running_loop()
+        self._requests = http2.FrameReader(limits.max_head_bytes)
+        self._answers = http2.FrameReader(1 << 24, 1 << 24)
         self._preface = bytearray()
         self._streams: dict[int, _Stream] = {}
         self._window = self._first_window = http2.DEFAULT_WINDOW
@@ -118,51 +179,103 @@ class _Client(Side):
         self._debt = 0
         self._to_triton: list[bytes] = []
         self._to_client: list[bytes] = []
-        self._is_open = False
+        self._is_open = self._is_closed = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._allowance = float(_ALLOWANCE)
+        self._allowance_time = self.since
+        self._part_since = self._slow_since = self.since
+
+    @property
+    def is_busy(self) -> bool:
+        """Return whether a request waits for its answer, and not for the client."""
+        return not self.is_slow and any(
+            stream.num_waiting or stream.is_checking for stream in self._streams.values()
+        )
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self._proxy.connections.add(self)
-        self.transport.pause_reading()
-        self._connecting = asyncio.get_running_loop().create_task(self._connect())
 
     async def _connect(self) -> None:
-        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                _, self.other = await loop.create_connection(
+                _, self.other = await self._loop.create_connection(
                     lambda: _Triton(self), *self._proxy.address
                 )
         except OSError:  # Triton is away: the client sees a connection that closes
             self.close()
             return
-        if self.transport.is_closing():
-            self.close()
+        if self._is_closed:
+            self.other.transport.abort()
         else:
-            self.transport.resume_reading()
+            self.release("connecting")
+            self._write()
 
     def connection_lost(self, _error: Exception | None) -> None:
         self.close()
 
     def close(self) -> None:
-        """Close both sides."""
-        self._proxy.connections.discard(self)
+        """Close both sides at once."""
+        self._forget()
+        self.transport.abort()
+
+    def close_when_written(self) -> None:
+        """Close both sides once the client has what was written, or time is over."""
+        self._forget()
         self.transport.close()
+        self._loop.call_later(self._limits.head_seconds, self.transport.abort)
+
+    def _forget(self) -> None:
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._proxy.connections.discard(self)
+        for number in list(self._streams):
+            self._drop(number)
+        for task in self._tasks:
+            task.cancel()
         if self.other is not None:
             self.other.transport.close()
 
+    def expire(self, now: float) -> None:
+        """Refuse requests that take too long, and close a connection that waits too long."""
+        limits = self._limits
+        late = [number for number, stream in self._streams.items() if now > stream.deadline]
+        for number in late:
+            self._refuse(number, RefusedRequestError("the request took too long", 504))
+        self._write()
+        has_part = self._requests.has_part or len(self._preface) < len(http2.PREFACE)
+        if (
+            (has_part and now - self._part_since > limits.head_seconds)
+            or (self.is_slow and now - self._slow_since > limits.request_seconds)
+            or (not self._streams and now - self.since > limits.idle_seconds)
+        ):
+            self.close_when_written()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._slow_since = self._loop.time()
+
     def data_received(self, data: bytes) -> None:
         """Pass on what the client sends."""
+        if self._is_closed:
+            return
+        is_new = not self._requests.has_part
         try:
             for frame in self._requests.feed(self._without_preface(data)):
+                is_new = True
                 self._pass_request(frame)
         except http2.ProtocolError:
             self.close()
             return
+        if is_new and len(self._preface) == len(http2.PREFACE):
+            self._part_since = self._loop.time()
         self._write()
 
     def answer_received(self, data: bytes) -> None:
         """Pass on what Triton sends."""
+        if self._is_closed:
+            return
         try:
             for frame in self._answers.feed(data):
                 self._pass_answer(frame)
@@ -172,6 +285,8 @@ class _Client(Side):
         self._write()
 
     def _write(self) -> None:
+        if self._is_closed:
+            return
         if self._to_triton and self.other is not None:
             self.other.transport.write(b"".join(self._to_triton))
             self._to_triton.clear()
@@ -187,39 +302,92 @@ class _Client(Side):
         if not http2.PREFACE.startswith(self._preface):
             raise http2.ProtocolError("no preface of HTTP/2")
         self._to_triton.append(data[:missing])
+        if len(self._preface) == len(http2.PREFACE):
+            self.hold("connecting")
+            self._start(self._connect())
         return data[missing:]
 
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _spend(self, frame: http2.Frame) -> None:
+        """Take a frame off the allowance of the client. ProtocolError where it is used up."""
+        cost = _COSTS.get(frame.kind, 1) or (frame.kind == http2.DATA and not frame.payload)
+        if not cost:
+            return
+        self._allowance -= cost
+        if self._allowance < 0:
+            now = self._loop.time()
+            earned = (now - self._allowance_time) * _ALLOWED_A_SECOND
+            self._allowance = min(self._allowance + earned, _ALLOWANCE)
+            self._allowance_time = now
+            if self._allowance < 0:
+                self._proxy.admission.log("frames", "a client sends frames without requests")
+                raise http2.ProtocolError("too many frames without a request")
+
     def _pass_request(self, frame: http2.Frame) -> None:
+        self._spend(frame)
         if frame.kind == http2.DATA:
             self._take_data(frame)
             return
-        if frame.kind == http2.HEADERS:
-            if frame.stream not in self._streams:
-                self._streams[frame.stream] = _Stream(self._first_window)
-        elif frame.kind == http2.RESET:
-            self._streams.pop(frame.stream, None)
+        if frame.kind == http2.HEADERS and frame.stream not in self._streams:
+            self._open_stream(frame)
+            return
+        if frame.kind == http2.RESET:
+            self._drop(frame.stream)
         self._to_triton.append(frame.raw)
         if frame.kind == http2.SETTINGS and frame.flags & http2.ACK:
             self._apply_settings()
+
+    def _open_stream(self, frame: http2.Frame) -> None:
+        """Pass the headers of a request on; one too many ends at once.
+
+        Triton gets its headers too, as they change the HPACK table.
+        """
+        self._to_triton.append(frame.raw)
+        if len(self._streams) >= self._limits.max_streams:
+            self._allowance -= _COSTS[http2.RESET]
+            self._to_triton.append(http2.write_reset(frame.stream))
+            self._to_client.append(http2.write_reset(frame.stream, http2.REFUSED_STREAM))
+            return
+        deadline = self._loop.time() + self._limits.idle_seconds
+        self._streams[frame.stream] = _Stream(self._first_window, deadline)
 
     def _pass_answer(self, frame: http2.Frame) -> None:
         if frame.kind == http2.WINDOW_UPDATE:
             self._widen(frame)
             return
-        self._to_client.append(frame.raw)
         if frame.kind == http2.SETTINGS:
             self._take_settings(frame)
-        elif frame.kind == http2.RESET or (
+            return
+        self._to_client.append(frame.raw)
+        if frame.kind == http2.RESET or (
             frame.kind in (http2.DATA, http2.HEADERS) and frame.flags & http2.END_STREAM
         ):
-            stream = self._streams.pop(frame.stream, None)
+            stream = self._drop(frame.stream)
+            self._allowance = min(self._allowance + _FIRST_ANSWER, _ALLOWANCE)
+            self.since = self._loop.time()
             if stream is not None and stream.exchange is not None:
                 self._log(stream.exchange, frame)
         elif stream := self._streams.get(frame.stream):
             if frame.kind == http2.HEADERS:
                 stream.has_headers = True
-            elif frame.kind == http2.DATA and stream.exchange is not None:
-                stream.exchange.answer += frame.payload
+                if stream.is_ended:
+                    self._count_waiting(stream, -stream.num_waiting)
+            elif frame.kind == http2.DATA:
+                self._take_answer(stream, frame)
+
+    def _take_answer(self, stream: _Stream, frame: http2.Frame) -> None:
+        """Count the messages of an answer, and keep it where it is to be logged."""
+        self._allowance = min(self._allowance + _ANSWER_DATA, _ALLOWANCE)
+        if stream.exchange is not None:
+            stream.exchange.answer += frame.payload
+        if num_answers := stream.answers.feed(frame.payload):
+            self._count_waiting(stream, -min(num_answers, stream.num_waiting))
+            if not stream.num_waiting and not stream.is_ended:
+                stream.deadline = self._loop.time() + self._limits.idle_seconds
 
     def _log(self, exchange: Exchange, last: http2.Frame) -> None:
         """Log the request of a stream that ended with a frame of Triton."""
@@ -237,30 +405,76 @@ class _Client(Side):
         stream = self._streams.get(frame.stream)
         if stream is None:  # refused, or answered already
             return
+        if not stream.received:
+            stream.deadline = self._loop.time() + self._limits.body_seconds
         stream.received += frame.payload
         stream.debt += len(frame.payload)
         stream.is_ended = bool(frame.flags & http2.END_STREAM)
-        try:
-            while (whole := _next_message(stream.received)) is not None:
-                stream.waiting += self._checked(stream, whole)
-        except RefusedRequestError as error:
-            self._refuse(frame.stream, stream, str(error))
-            return
-        self._flush(frame.stream, stream)
+        self._read_messages(frame.stream, stream)
 
-    def _checked(self, stream: _Stream, whole: bytes) -> bytes:
-        """Return a message with its prefix, as Triton gets it."""
+    def _read_messages(self, number: int, stream: _Stream) -> None:
+        """Check the messages that are whole, and send what Triton takes."""
+        try:
+            while not stream.is_checking:
+                whole = _next_message(stream.received, self._limits.max_body_bytes)
+                if whole is None:
+                    break
+                try:
+                    checked = self._checked(whole)
+                except LargeContentError:
+                    stream.is_checking, stream.num_checked = True, len(whole)
+                    self._start(self._check_elsewhere(number, stream, whole))
+                else:
+                    stream.waiting += self._for_triton(stream, whole, checked)
+            self._count_bytes(stream)
+        except RefusedRequestError as error:
+            self._refuse(number, error)
+            return
+        self._flush(number, stream)
+
+    def _checked(self, whole: bytes) -> CheckedMessage:
+        """Check a message with its prefix. LargeContentError where it is not small."""
         message = whole[_PREFIX.size :]
+        if len(message) > SMALL_BYTES:
+            raise LargeContentError
         if whole[0]:
-            message = inflate_message(message)
-        checked = check_message(message, self._proxy.models)
+            message = inflate_message(message, self._limits.max_body_bytes, SMALL_BYTES)
+        return check_message(message, self._proxy.models, self._limits)
+
+    async def _check_elsewhere(self, number: int, stream: _Stream, whole: bytes) -> None:
+        """Check a large message, and go on with its stream."""
+        try:
+            checked = await self._proxy.checks.check_message(
+                whole[_PREFIX.size :],
+                is_compressed=bool(whole[0]),
+                models=sorted(self._proxy.models.names()),
+            )
+            if self._streams.get(number) is not stream:
+                return
+            stream.is_checking, stream.num_checked = False, 0
+            stream.waiting += self._for_triton(stream, whole, checked)
+        except RefusedRequestError as error:
+            if self._streams.get(number) is stream:
+                self._refuse(number, error)
+        else:
+            self._read_messages(number, stream)
+        self._write()
+
+    def _for_triton(self, stream: _Stream, whole: bytes, checked: CheckedMessage) -> bytes:
+        """Return a message with its prefix, as Triton gets it."""
         route = self._proxy.router.route(checked.model, checked.version, checked.session)
         stream.num_messages += 1
+        stream.deadline = self._loop.time() + self._limits.request_seconds
+        if checked.model:
+            self._proxy.admission.charge(self.peer)
+            is_streamed = not stream.is_ended or stream.num_messages > 1
+            self._proxy.admission.begin_request(is_streamed=is_streamed)
+            stream.num_waiting += 1
         stream.exchange = self._exchange(checked, route) if stream.num_messages == 1 else None
         content = checked.content
         if route.model is not None:
             content = for_model(content, route.model)
-        if content is message:
+        if not whole[0] and len(content) == len(whole) - _PREFIX.size:
             return whole
         return _PREFIX.pack(0, len(content)) + content
 
@@ -283,17 +497,41 @@ class _Client(Side):
         if size:
             self._to_client.append(http2.write_window_update(stream, size))
 
-    def _refuse(self, number: int, stream: _Stream, reason: str) -> None:
-        del self._streams[number]
+    def _refuse(self, number: int, error: RefusedRequestError) -> None:
+        """End a stream on both sides, with the reason for the client."""
+        stream = self._drop(number)
+        if stream is None:
+            return
+        code, has_headers = _CODES[error.status], stream.has_headers
         self._to_triton.append(http2.write_reset(number))
         self._to_client.append(
-            http2.write_status(number, INVALID_ARGUMENT, reason, has_headers=stream.has_headers)
+            http2.write_status(number, code, str(error), has_headers=has_headers)
         )
+        self.since = self._loop.time()
+
+    def _drop(self, number: int) -> _Stream | None:
+        """Remove a stream, and what is counted of it."""
+        stream = self._streams.pop(number, None)
+        if stream is not None:
+            self._count_waiting(stream, -stream.num_waiting)
+            self._proxy.admission.buffer(stream.num_bytes, 0)
+        return stream
+
+    def _count_waiting(self, stream: _Stream, change: int) -> None:
+        stream.num_waiting += change
+        for _ in range(-change):
+            self._proxy.admission.end_request()
+
+    def _count_bytes(self, stream: _Stream) -> None:
+        """Count what a stream holds. RefusedRequestError where all hold too much."""
+        before = stream.num_bytes
+        stream.num_bytes = len(stream.received) + len(stream.waiting) + stream.num_checked
+        self._proxy.admission.buffer(before, stream.num_bytes)
 
     def _flush(self, number: int, stream: _Stream) -> None:
         """Send what the windows of Triton take, and let the client go on when nothing waits."""
         size = max(0, min(len(stream.waiting), stream.window, self._window))
-        is_last = size == len(stream.waiting)
+        is_last = size == len(stream.waiting) and not stream.is_checking
         if size or (is_last and stream.is_ended):
             content = bytes(stream.waiting[:size])
             del stream.waiting[:size]
@@ -317,9 +555,18 @@ class _Client(Side):
                 self._flush(frame.stream, stream)
 
     def _take_settings(self, frame: http2.Frame) -> None:
-        """Note the size of Triton's windows; its first settings open the connection."""
+        """Pass settings of Triton on with the proxy's own; note the size of Triton's windows.
+
+        The first settings open the connection.
+        """
         if frame.flags & http2.ACK:
+            self._to_client.append(frame.raw)
             return
+        own = {
+            http2.MAX_CONCURRENT_STREAMS: self._limits.max_streams,
+            http2.MAX_FRAME_SIZE: http2.MAX_FRAME_BYTES,
+        }
+        self._to_client.append(http2.with_settings(frame, own))
         if not self._is_open:
             self._is_open = True
             self._to_client.append(http2.write_window_update(0, _WINDOW_BYTES))
@@ -342,13 +589,13 @@ class _Client(Side):
                 self._flush(number, stream)
 
 
-def _next_message(received: bytearray) -> bytes | None:
+def _next_message(received: bytearray, max_bytes: int) -> bytes | None:
     """Take a message off the beginning, with its prefix; None until one is whole."""
     if len(received) < _PREFIX.size:
         return None
     _, size = _PREFIX.unpack_from(received)
-    if size > MAX_BODY_BYTES:
-        raise RefusedRequestError(f"the message has more than {MAX_BODY_BYTES} bytes.")
+    if size > max_bytes:
+        raise RefusedRequestError(f"the message has more than {max_bytes} bytes.")
     stop = _PREFIX.size + size
     if len(received) < stop:
         return None

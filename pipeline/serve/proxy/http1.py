@@ -8,10 +8,9 @@ import json
 import re
 from dataclasses import dataclass
 
-from pipeline.serve.proxy.request_checks import MAX_BODY_BYTES, RefusedRequestError
+from pipeline.serve.proxy.limits import DEFAULT_LIMITS, Limits
+from pipeline.serve.proxy.request_checks import RefusedRequestError
 
-MAX_HEAD_BYTES = 64 << 10
-"""Largest request line with headers, and largest end of chunks."""
 _END = b"\r\n\r\n"
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") (/[!-~\x80-\xff]*) (HTTP/1\.[01])")
@@ -78,24 +77,33 @@ class Request:
 class RequestReader:
     """Cuts what a client sends into requests."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
+        self._limits = limits
         self.received = bytearray()
         self.request: Request | None = None
         """Request whose body has not arrived."""
         self._body = bytearray()
         """Chunks of a body."""
+        self._num_chunks = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Return how many bytes have arrived that are no whole request."""
+        return len(self.received) + len(self._body)
 
     def read_head(self) -> Request | None:
         """Return a request without its body, None until its headers are there."""
-        received = self.received
+        received, limits = self.received, self._limits
         while received[:2] == b"\r\n":
             del received[:2]
         stop = received.find(_END)
-        if stop < 0 and len(received) <= MAX_HEAD_BYTES:
+        if stop < 0 and len(received) <= limits.max_head_bytes:
             return None
-        if not 0 <= stop <= MAX_HEAD_BYTES:
-            raise RefusedRequestError(f"the headers have more than {MAX_HEAD_BYTES} bytes", 431)
-        self.request = _parse(bytes(received[:stop]))
+        if not 0 <= stop <= limits.max_head_bytes:
+            raise RefusedRequestError(
+                f"the headers have more than {limits.max_head_bytes} bytes", 431
+            )
+        self.request = _parse(bytes(received[:stop]), limits)
         del received[: stop + len(_END)]
         return self.request
 
@@ -108,6 +116,7 @@ class RequestReader:
                 return None
             request.body = bytes(self._body)
             self._body.clear()
+            self._num_chunks = 0
         else:
             if len(self.received) < request.length:
                 return None
@@ -118,16 +127,16 @@ class RequestReader:
 
     def _read_chunks(self) -> bool:
         """Take chunks off the beginning; return whether the last one was there."""
-        received = self.received
-        while (line_end := received.find(b"\r\n", 0, MAX_HEAD_BYTES)) >= 0:
+        received, max_bytes = self.received, self._limits.max_body_bytes
+        while (line_end := received.find(b"\r\n", 0, self._limits.max_head_bytes)) >= 0:
             line = _CHUNK.fullmatch(received[:line_end])
             if line is None:
                 raise RefusedRequestError("a chunk of the body has no size")
             size = int(line[1], 16)
             if size == 0:
                 return self._read_trailer(line_end)
-            if len(self._body) + size > MAX_BODY_BYTES:
-                raise RefusedRequestError(f"the body has more than {MAX_BODY_BYTES} bytes.", 413)
+            if len(self._body) + size > max_bytes:
+                raise RefusedRequestError(f"the body has more than {max_bytes} bytes.", 413)
             stop = line_end + 2 + size
             if len(received) < stop + 2:
                 return False
@@ -135,15 +144,19 @@ class RequestReader:
                 raise RefusedRequestError("a chunk of the body has another size than it says")
             self._body += received[line_end + 2 : stop]
             del received[: stop + 2]
-        if len(received) > MAX_HEAD_BYTES:
+            self._num_chunks += 1
+            if self._num_chunks > self._limits.max_chunks:
+                raise RefusedRequestError(f"the body has more than {self._num_chunks - 1} chunks.")
+        if len(received) > self._limits.max_head_bytes:
             raise RefusedRequestError("a chunk of the body has no size")
         return False
 
     def _read_trailer(self, line_end: int) -> bool:
         """Leave out the headers behind the last chunk."""
-        stop = self.received.find(_END, line_end, line_end + MAX_HEAD_BYTES)
+        furthest = line_end + self._limits.max_head_bytes
+        stop = self.received.find(_END, line_end, furthest)
         if stop < 0:
-            if len(self.received) > line_end + MAX_HEAD_BYTES:
+            if len(self.received) > furthest:
                 raise RefusedRequestError("the headers behind the body do not end")
             return False
         del self.received[: stop + len(_END)]
@@ -230,12 +243,15 @@ def write_error(error: RefusedRequestError, *, closes: bool) -> bytes:
         "Content-Type: application/json",
         f"Content-Length: {len(body)}",
         *(["Connection: close"] if closes else []),
+        *([f"Retry-After: {error.retry_seconds}"] if error.retry_seconds else []),
     ]
     return "\r\n".join(lines).encode() + _END + body
 
 
-def _parse(head: bytes) -> Request:
+def _parse(head: bytes, limits: Limits) -> Request:
     first, *lines = head.split(b"\r\n")
+    if len(lines) > limits.max_headers:
+        raise RefusedRequestError(f"the request has more than {limits.max_headers} headers", 431)
     line = _REQUEST_LINE.fullmatch(first)
     if line is None:
         raise RefusedRequestError("the first line is no request of HTTP/1.1 for a path")
@@ -255,6 +271,6 @@ def _parse(head: bytes) -> Request:
         if len(lengths) > 1 or not re.fullmatch(r"[0-9]{1,18}", lengths[0]):
             raise RefusedRequestError("Content-Length is not one whole number")
         request.length = int(lengths[0])
-        if request.length > MAX_BODY_BYTES:
-            raise RefusedRequestError(f"the body has more than {MAX_BODY_BYTES} bytes.", 413)
+        if request.length > limits.max_body_bytes:
+            raise RefusedRequestError(f"the body has more than {limits.max_body_bytes} bytes.", 413)
     return request

@@ -4,21 +4,22 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from pipeline.serve.proxy.limits import DEFAULT_LIMITS
+
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 """First bytes of a client."""
 DATA, HEADERS, RESET, SETTINGS, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 8, 9
 """Types of frames."""
 ACK = END_STREAM = 0x1
 END_HEADERS = 0x4
-INITIAL_WINDOW_SIZE = 4
-"""Setting: how many bytes of DATA a stream takes at its beginning."""
+MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE = 3, 4, 5
+"""Settings: number of streams of a client, bytes of DATA that each takes first, largest payload."""
 DEFAULT_WINDOW = 65_535
 MAX_WINDOW = 2**31 - 1
 MAX_FRAME_BYTES = 16_384
-"""Largest payload that each receiver takes."""
-MAX_HEADER_BYTES = 1 << 20
-"""Largest block of headers, over all of its frames."""
-_CANCEL = 8
+"""Largest payload that each receiver takes, and all that the proxy takes of a client."""
+REFUSED_STREAM, _CANCEL = 7, 8
+"""Why a stream is reset: a client may ask again at once after the first."""
 _HEADER = struct.Struct(">HBBBL")
 _SETTING = struct.Struct(">HL")
 _NUMBER = struct.Struct(">L")
@@ -43,10 +44,23 @@ class Frame(NamedTuple):
 class FrameReader:
     """Cuts what a connection receives into frames."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        max_header_bytes: int = DEFAULT_LIMITS.max_head_bytes,
+        max_frame_bytes: int = MAX_FRAME_BYTES,
+    ) -> None:
+        self._max_header_bytes = max_header_bytes
+        self._max_frame_bytes = max_frame_bytes
         self._bytes = bytearray()
         self._first: Frame | None = None
         """Block of headers whose end has not arrived."""
+        self._block = bytearray()
+        """Bytes of this block."""
+
+    @property
+    def has_part(self) -> bool:
+        """Return whether a frame or a block of headers has begun and is not whole."""
+        return bool(self._bytes) or self._first is not None
 
     def feed(self, data: bytes) -> Iterator[Frame]:
         """Yield the frames that end in `data`."""
@@ -55,7 +69,10 @@ class FrameReader:
         start, end = 0, len(received)
         while end - start >= _HEADER.size:
             high, low, kind, flags, stream = _HEADER.unpack_from(received, start)
-            stop = start + _HEADER.size + (high << 8 | low)
+            size = high << 8 | low
+            if size > self._max_frame_bytes:
+                raise ProtocolError(f"a frame of {size} bytes")
+            stop = start + _HEADER.size + size
             if stop > end:
                 break
             raw = bytes(received[start:stop])
@@ -76,15 +93,17 @@ class FrameReader:
             if frame.kind == CONTINUATION:
                 raise ProtocolError("CONTINUATION without HEADERS")
             first = frame
+            self._block.clear()
         elif frame.kind != CONTINUATION or frame.stream != first.stream:
             raise ProtocolError("a frame within a block of headers")
-        else:
-            first = first._replace(raw=first.raw + frame.raw)
-        if len(first.raw) > MAX_HEADER_BYTES:
+        self._block += frame.raw
+        if len(self._block) > self._max_header_bytes:
             raise ProtocolError("a block of headers that does not end")
-        is_whole = bool(frame.flags & END_HEADERS)
-        self._first = None if is_whole else first
-        return first if is_whole else None
+        if not frame.flags & END_HEADERS:
+            self._first = first
+            return None
+        self._first = None
+        return first._replace(raw=bytes(self._block))
 
 
 def write_frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
@@ -106,9 +125,9 @@ def write_window_update(stream: int, size: int) -> bytes:
     return write_frame(WINDOW_UPDATE, 0, stream, _NUMBER.pack(size))
 
 
-def write_reset(stream: int) -> bytes:
-    """Return a frame that cancels a stream."""
-    return write_frame(RESET, 0, stream, _NUMBER.pack(_CANCEL))
+def write_reset(stream: int, code: int = _CANCEL) -> bytes:
+    """Return a frame that ends a stream."""
+    return write_frame(RESET, 0, stream, _NUMBER.pack(code))
 
 
 def write_status(stream: int, code: int, message: str, *, has_headers: bool) -> bytes:
@@ -129,6 +148,12 @@ def read_window_update(frame: Frame) -> int:
         raise ProtocolError("WINDOW_UPDATE of another size")
     (size,) = _NUMBER.unpack(frame.payload)
     return int(size) & MAX_WINDOW
+
+
+def with_settings(frame: Frame, settings: dict[int, int]) -> bytes:
+    """Return a SETTINGS frame with further settings, which count where it has them already."""
+    more = b"".join(_SETTING.pack(*setting) for setting in settings.items())
+    return write_frame(SETTINGS, 0, 0, frame.payload + more)
 
 
 def read_settings(frame: Frame) -> dict[int, int]:

@@ -4,13 +4,21 @@ import asyncio
 import hmac
 import re
 import time
+from contextlib import suppress
+from enum import Enum
 from typing import TYPE_CHECKING
 
-from pipeline.serve.proxy.connection import CONNECT_SECONDS, Address, Side
+from pipeline.serve.proxy.admission import Admission, Connections
+from pipeline.serve.proxy.check_process import CheckProcess
+from pipeline.serve.proxy.connection import CONNECT_SECONDS, Address, ClientSide, Side
 from pipeline.serve.proxy.experiment import Router
+from pipeline.serve.proxy.health import HealthPoll, write_healthy
 from pipeline.serve.proxy.http1 import AnswerReader, Request, RequestReader, write_error
+from pipeline.serve.proxy.limits import SMALL_BYTES
 from pipeline.serve.proxy.ranking_models import RankingModels
 from pipeline.serve.proxy.request_checks import (
+    CheckedBody,
+    LargeContentError,
     RefusedRequestError,
     check_body,
     inflate,
@@ -25,11 +33,16 @@ JSON_LENGTH = b"inference-header-content-length"
 _DESCRIBES_BODY = frozenset([JSON_LENGTH, b"content-encoding"])
 """Headers that are written anew, as the body may be another one."""
 _INFER = re.compile(rb"/v2/models/([\w.-]+)(?:/versions/(\d+))?/infer")
+_RUNS_MODEL = re.compile(rb"/v2/+models/.*/(infer|generate|generate_stream)/*(\?.*)?")
+"""Paths of requests that a model answers."""
 _MAX_WAITING_BYTES = 64 << 10
 """What a client may send ahead of its next request."""
 _LINGER_SECONDS = 2
 """Time that a client has to read the last answer while what it still sends is thrown away."""
 _UNAVAILABLE = RefusedRequestError("Triton is unavailable", 503)
+_HEAD_LATE = RefusedRequestError("the headers took too long to arrive", 408)
+_BODY_LATE = RefusedRequestError("the body took too long to arrive", 408)
+_ANSWER_LATE = RefusedRequestError("Triton took too long to answer", 504)
 
 
 class HttpProxy:
@@ -41,6 +54,8 @@ class HttpProxy:
         models: RankingModels,
         router: Router,
         key: str | None,
+        admission: Admission,
+        checks: CheckProcess,
         log: "RequestLog | None" = None,
     ) -> None:
         self.address = address
@@ -48,40 +63,61 @@ class HttpProxy:
         self.router = router
         self.log = log
         self.key = None if key is None else key.encode()
-        self.connections: set[_Client] = set()
+        self.admission = admission
+        self.checks = checks
+        self.connections = Connections(admission)
+        self.health = HealthPoll(address)
         self._server: asyncio.Server
 
     async def start(self, host: str, port: int) -> None:
         """Listen."""
+        await self.health.start()
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(lambda: _Client(self), host, port, backlog=1024)
 
     async def stop(self) -> None:
         """Close all connections."""
+        self.health.stop()
         self._server.close()
-        for connection in list(self.connections):
-            connection.transport.close()
+        for connection in self.connections:
+            connection.close()
 
 
 class _Triton(Side):
     """Connection to Triton, which belongs to one client."""
 
     def __init__(self, client: "_Client") -> None:
+        super().__init__()
         self.other = self._client = client
 
     def data_received(self, data: bytes) -> None:
         self._client.answer_received(data)
 
     def connection_lost(self, _error: Exception | None) -> None:
+        self._client.release("other")
         self._client.triton_lost(self)
 
 
-class _Client(Side):
+class _Stage(Enum):
+    """What a connection waits for."""
+
+    HEAD = "headers of a request that has begun, or the first one"
+    BODY = "body"
+    ANSWER = "check and answer of Triton"
+    READING = "client that reads the answer"
+    IDLE = "next request"
+    END = "client that reads the last answer"
+
+
+class _Client(ClientSide):
     """Connection of a client: one request after the other."""
 
     def __init__(self, proxy: HttpProxy) -> None:
+        super().__init__()
         self._proxy = proxy
-        self._reader = RequestReader()
+        self._limits = proxy.admission.limits
+        self._loop = asyncio.get_running_loop()
+        self._reader = RequestReader(self._limits)
         self._request = b""
         """What Triton is asked now."""
         self._answer: AnswerReader | None = None
@@ -90,7 +126,22 @@ class _Client(Side):
         self._is_first = True
         """Whether Triton's connection has carried no request before."""
         self._is_last = self._is_ended = False
-        self._connecting: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+        """Check or connection that the request waits for."""
+        self._is_checking = False
+        self._is_waiting = False
+        """Whether the request is counted as waiting for Triton."""
+        self._num_checked = 0
+        """Bytes of a body that is checked elsewhere."""
+        self._num_bytes = 0
+        """Bytes that are counted as buffered."""
+        self._stage = _Stage.HEAD
+        self._deadline = self.since + self._limits.head_seconds
+
+    @property
+    def is_busy(self) -> bool:
+        """Return whether a request waits for its answer, and not for the client."""
+        return self._stage is _Stage.ANSWER and not self.is_slow
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -99,36 +150,110 @@ class _Client(Side):
     def connection_lost(self, _error: Exception | None) -> None:
         self._proxy.connections.discard(self)
         self._is_ended = True
+        self._forget()
         if self.other is not None:
             self.other.transport.close()
+
+    def close(self) -> None:
+        """Close the connection at once."""
+        self.transport.abort()
+
+    def expire(self, now: float) -> None:
+        """Refuse a request that takes too long, and close a connection that waits too long."""
+        if now < self._deadline:
+            return
+        if self._stage is _Stage.HEAD and self._reader.received:
+            self._refuse(_HEAD_LATE)
+        elif self._stage is _Stage.BODY:
+            self._refuse(_BODY_LATE)
+        elif self._stage is _Stage.ANSWER and not (self._answer and self._answer.has_head):
+            self._refuse(_ANSWER_LATE)
+        else:
+            self.close()
 
     def data_received(self, data: bytes) -> None:
         """Take what the client sends."""
         if self._is_ended:
             return
         self._reader.received += data
-        if self._answer is None:
+        if not self._can_read():
+            if len(self._reader.received) > _MAX_WAITING_BYTES:
+                self.hold("ahead")
+        else:
             self._read_requests()
-        elif len(self._reader.received) > _MAX_WAITING_BYTES:
-            self.transport.pause_reading()
+        self._count_bytes()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._stage is _Stage.READING:
+            self._wait(_Stage.IDLE)
+            self._continue()
+
+    def _can_read(self) -> bool:
+        """Return whether a further request may be read."""
+        is_free = self._answer is None and not self._is_checking
+        return is_free and not self._is_ended and not self.is_slow
+
+    def _wait(self, stage: _Stage) -> None:
+        """Note what the connection waits for from now on."""
+        if stage is self._stage:
+            return
+        self._stage = stage
+        seconds = {
+            _Stage.HEAD: self._limits.head_seconds,
+            _Stage.BODY: self._limits.body_seconds,
+            _Stage.IDLE: self._limits.idle_seconds,
+        }.get(stage, self._limits.request_seconds)
+        self._deadline = self._loop.time() + seconds
+
+    def _count_bytes(self) -> None:
+        """Count what has arrived of a request; refuse it where all hold too much."""
+        before = self._num_bytes
+        self._num_bytes = self._reader.num_bytes + self._num_checked + len(self._request)
+        try:
+            self._proxy.admission.buffer(before, self._num_bytes)
+        except RefusedRequestError as error:
+            self._refuse(error)
+
+    def _forget(self) -> None:
+        """Give up the request that is under way."""
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None  # its exception holds the request
+        self._reader = RequestReader(self._limits)
+        self._request, self._num_checked = b"", 0
+        self._count_bytes()
+        self._end_wait()
+
+    def _end_wait(self) -> None:
+        if self._is_waiting:
+            self._is_waiting = False
+            self._proxy.admission.end_request()
 
     def _read_requests(self) -> None:
         """Read on until Triton has something to answer."""
-        while self._answer is None and not self._is_ended:
+        while self._can_read():
             try:
                 request = self._next_request()
             except RefusedRequestError as error:  # where it ends is unknown
-                self.transport.write(write_error(error, closes=True))
-                self._end()
+                self._refuse(error)
                 return
             if request is None:
                 return
+            if self._proxy.health.answers(request):
+                self.transport.write(write_healthy(closes=request.closes))
+                self._after_answer(request)
+                continue
+            self._wait(_Stage.ANSWER)
             try:
+                self._admit(request)
                 content = self._checked(request)
+            except LargeContentError:
+                self._is_checking, self._num_checked = True, len(request.body)
+                self._task = self._loop.create_task(self._check_elsewhere(request))
+                return
             except RefusedRequestError as error:
-                self.transport.write(write_error(error, closes=request.closes))
-                if request.closes:
-                    self._end()
+                self._answer_refusal(request, error)
                 continue
             self._ask(request, content)
 
@@ -138,12 +263,15 @@ class _Client(Side):
         if reader.request is None:
             request = reader.read_head()
             if request is None:
+                if reader.received:
+                    self._wait(_Stage.HEAD)
                 return None
             if request.has_body and not self._has_key(request):
                 self._is_last = True
                 return request
             if request.has_body and request.expects_continue and not reader.received:
                 self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._wait(_Stage.BODY)
         return reader.read_body()
 
     def _has_key(self, request: Request) -> bool:
@@ -152,16 +280,74 @@ class _Client(Side):
         sent = (request.values(KEY_HEADER.encode()) or [""])[0]
         return hmac.compare_digest(sent.encode("latin-1"), self._proxy.key)
 
+    def _admit(self, request: Request) -> None:
+        """Count a request that a model answers. RefusedRequestError where too many wait."""
+        if _RUNS_MODEL.fullmatch(request.path):
+            self._proxy.admission.charge(self.peer)
+            self._proxy.admission.begin_request()
+            self._is_waiting = True
+
+    def _answer_refusal(self, request: Request, error: RefusedRequestError) -> None:
+        """Answer a request that does not reach Triton."""
+        self._end_wait()
+        self.transport.write(write_error(error, closes=request.closes))
+        self._after_answer(request)
+
+    def _after_answer(self, request: Request) -> None:
+        """Go on after an answer of the proxy itself."""
+        self._answered()
+        if request.closes:
+            self._end()
+
+    def _answered(self) -> None:
+        self.since = self._loop.time()
+        self._wait(_Stage.READING if self.is_slow else _Stage.IDLE)
+
+    def _refuse(self, error: RefusedRequestError) -> None:
+        """Answer by a refusal, and end the connection."""
+        self._answer = None
+        self.transport.write(write_error(error, closes=True))
+        self._end()
+
+    async def _check_elsewhere(self, request: Request) -> None:
+        """Check a large request, and ask Triton."""
+        name, version = _model_of(request)
+        try:
+            checked = await self._proxy.checks.check_body(
+                request.body, _encoding(request), request.values(JSON_LENGTH), name,
+                adds_outputs=name in self._proxy.models,
+            )  # fmt: skip
+        except RefusedRequestError as error:
+            self._is_checking, self._num_checked = False, 0
+            self._answer_refusal(request, error)
+        else:
+            self._is_checking, self._num_checked = False, 0
+            self._ask(request, self._for_triton(request, checked, name, version))
+        self._count_bytes()
+        self._continue()
+
+    def _continue(self) -> None:
+        """Read the next request where one has arrived."""
+        if self._can_read():
+            self.release("ahead")
+            self._read_requests()
+            self._count_bytes()
+
     def _checked(self, request: Request) -> bytes:
-        """Return the request for Triton."""
+        """Return a small request for Triton. LargeContentError for another one."""
         self._exchange = None
         if not request.body:
             return request.write(b"", frozenset(), [])
-        encodings = ", ".join(request.values(b"content-encoding"))
-        body = inflate(request.body, encodings.strip().lower())
-        path = _INFER.fullmatch(request.path)
-        name, version = ("", "") if path is None else (path[1].decode(), (path[2] or b"").decode())
-        checked = check_body(body, request.values(JSON_LENGTH), name, self._proxy.models)
+        if len(request.body) > SMALL_BYTES:
+            raise LargeContentError
+        name, version = _model_of(request)
+        body = inflate(request.body, _encoding(request), self._limits.max_body_bytes, SMALL_BYTES)
+        lengths = request.values(JSON_LENGTH)
+        checked = check_body(body, lengths, name, self._proxy.models, self._limits)
+        return self._for_triton(request, checked, name, version)
+
+    def _for_triton(self, request: Request, checked: CheckedBody, name: str, version: str) -> bytes:
+        """Return a request as Triton gets it, and note what is to be logged of it."""
         route = self._proxy.router.route(name, version, checked.session)
         if route.model is not None:
             request.path = b"/v2/models/%s/infer" % route.model.encode()
@@ -180,19 +366,18 @@ class _Client(Side):
         self._answer = AnswerReader(request.method)
         self._is_last = self._is_last or request.closes
         if self.other is None:
-            self._connecting = asyncio.get_running_loop().create_task(self._connect())
+            self._task = self._loop.create_task(self._connect())
         else:
             self.other.transport.write(content)
 
     async def _connect(self) -> None:
-        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                _, triton = await loop.create_connection(
+                _, triton = await self._loop.create_connection(
                     lambda: _Triton(self), *self._proxy.address
                 )
         except OSError:
-            self._fail()
+            self._refuse(_UNAVAILABLE)
             return
         if self._is_ended:
             triton.transport.close()
@@ -209,12 +394,16 @@ class _Client(Side):
             self.transport.abort()
             return
         if part:
+            self._end_wait()
+            self._request = b""
             self.transport.write(part)
             if self._exchange is not None:
                 self._exchange.answer += part
         if answer is None or not answer.is_done:
             return
         self._answer, self._is_first = None, False
+        self._count_bytes()
+        self._answered()
         if self._exchange is not None and self._proxy.log is not None:
             self._proxy.log.put(self._exchange)
         self._exchange = None
@@ -223,9 +412,9 @@ class _Client(Side):
         if self._is_last:
             self._end()
             return
-        self.transport.resume_reading()
+        self.release("ahead")
         if self._reader.received:
-            self._read_requests()
+            self._continue()
 
     def triton_lost(self, triton: _Triton) -> None:
         """Ask again where a connection that waited was closed, else tell the client."""
@@ -237,15 +426,9 @@ class _Client(Side):
         if self._answer.has_head:
             self.transport.abort()  # the client must not take it for the end
         elif self._is_first:
-            self._fail()
+            self._refuse(_UNAVAILABLE)
         else:
-            self._connecting = asyncio.get_running_loop().create_task(self._connect())
-
-    def _fail(self) -> None:
-        """Answer that there is no Triton."""
-        self._answer = None
-        self.transport.write(write_error(_UNAVAILABLE, closes=True))
-        self._end()
+            self._task = self._loop.create_task(self._connect())
 
     def _drop_triton(self) -> None:
         triton, self.other = self.other, None
@@ -255,10 +438,22 @@ class _Client(Side):
     def _end(self) -> None:
         """Close the connection once the client has read the last answer."""
         self._is_ended = True
-        self._reader.received.clear()
+        self._forget()
         self._drop_triton()
         if self.transport.is_closing():
             return
-        self.transport.write_eof()
-        self.transport.resume_reading()
-        asyncio.get_running_loop().call_later(_LINGER_SECONDS, self.transport.close)
+        self._wait(_Stage.END)
+        with suppress(OSError):  # the client is gone, which the loop has not seen
+            self.transport.write_eof()
+        self.release("ahead")
+        self._loop.call_later(_LINGER_SECONDS, self.transport.close)
+
+
+def _model_of(request: Request) -> tuple[str, str]:
+    """Return the name and version of the model that a request asks; empty for other requests."""
+    path = _INFER.fullmatch(request.path)
+    return ("", "") if path is None else (path[1].decode(), (path[2] or b"").decode())
+
+
+def _encoding(request: Request) -> str:
+    return ", ".join(request.values(b"content-encoding")).strip().lower()

@@ -1,20 +1,38 @@
 """Proxy of a Triton, in a thread of the launcher."""
 
 import asyncio
+import itertools
 import json
+import logging
+import resource
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.core.allocator import return_heap, trim_heap
 from pipeline.core.errors import ServingError
+from pipeline.serve.proxy.limits import DEFAULT_LIMITS, Limits
 from pipeline.serve.request_log.options import EXPERIMENT_KEY, RequestLogOptions
 from pipeline.serve.triton.access import Tls
 from pipeline.serve.triton.ports import Ports
 
 if TYPE_CHECKING:
+    from pipeline.serve.proxy.admission import Admission
+    from pipeline.serve.proxy.check_process import CheckProcess
     from pipeline.serve.proxy.experiment import Experiment
     from pipeline.serve.request_log.request_log import RequestLog
+
+
+_FILES_A_CONNECTION = 4
+"""Of both ports, each with the connection to Triton."""
+_OTHER_FILES = 200
+logger = logging.getLogger(__name__)
+_WATCH_SECONDS = 0.5
+"""Interval between two looks at the connections."""
+_TRIM_TURNS = 4
+"""Looks between two at the memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +48,7 @@ class ProxyOptions:
     triton_ports: Ports
     key: str | None
     tls: Tls | None
+    limits: Limits = DEFAULT_LIMITS
     request_log: RequestLogOptions | None = None
     experiment: "Experiment | None" = None
 
@@ -47,6 +66,7 @@ class Proxy:
 
     def start(self) -> None:
         """Listen; return when connections are accepted. ServingError where that fails."""
+        return_heap()
         if self._log is not None:
             self._log.start()
         started = threading.Event()
@@ -86,6 +106,8 @@ class Proxy:
             started.set()  # `start` waits for it
 
     async def _serve(self, started: threading.Event) -> None:
+        from pipeline.serve.proxy.admission import Admission
+        from pipeline.serve.proxy.check_process import CheckProcess
         from pipeline.serve.proxy.experiment import Router
         from pipeline.serve.proxy.grpc_proxy import GrpcProxy
         from pipeline.serve.proxy.http_proxy import HttpProxy
@@ -96,8 +118,11 @@ class Proxy:
         host, ports = options.triton_host, options.triton_ports
         models = RankingModels(options.repository)
         router = Router(models, options.experiment)
-        http = HttpProxy((host, ports.http), models, router, options.key, self._log)
-        grpc = GrpcProxy((host, ports.grpc), models, router, self._log)
+        limits = _with_files(options.limits)
+        admission, checks = Admission(limits), CheckProcess(limits)
+        shared = (admission, checks, self._log)
+        http = HttpProxy((host, ports.http), models, router, options.key, *shared)
+        grpc = GrpcProxy((host, ports.grpc), models, router, *shared)
         servers: list[Any] = []
         try:
             try:
@@ -109,10 +134,45 @@ class Proxy:
                 self._error = error
             started.set()
             if self._error is None:
-                await self._stopped.wait()
+                await self._watch(admission, checks, http, grpc)
         finally:
             for server in servers:
                 await server.stop()
+            checks.stop()
+
+    async def _watch(self, admission: "Admission", checks: "CheckProcess", *servers: Any) -> None:
+        """Close what takes too long and return what memory is free, until the proxy stops."""
+        loop = asyncio.get_running_loop()
+        for turn in itertools.count():
+            if self._stopped.is_set():
+                return
+            if turn % _TRIM_TURNS == 0 and admission.had_large:
+                admission.had_large = admission.buffered_bytes > 0 or checks.runs
+                trim_heap()
+                checks.reap()
+            for server in servers:
+                server.connections.expire(loop.time())
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_WATCH_SECONDS):
+                    await self._stopped.wait()
+
+
+def _with_files(limits: Limits) -> Limits:
+    """Return limits for which the process may open enough files, of which it asks for more."""
+    needed = _FILES_A_CONNECTION * limits.max_connections + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft >= needed:
+        return limits
+    reached = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (reached, hard))
+    if reached == needed:
+        return limits
+    connections = max(1, (reached - _OTHER_FILES) // _FILES_A_CONNECTION)
+    logger.warning(
+        "Warning: this process may open %d files, enough for %d connections. Raise the limit by "
+        "`ulimit -n %d`.", reached, connections, needed,
+    )  # fmt: skip
+    return replace(limits, max_connections=connections)
 
 
 def _open_log(options: ProxyOptions) -> "RequestLog | None":

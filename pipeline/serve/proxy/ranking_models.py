@@ -23,16 +23,20 @@ class RankingModels:
         """Inode and time of the manifest that was read."""
 
     def __contains__(self, name: object) -> bool:
+        return name in self.names()
+
+    def names(self) -> frozenset[str]:
+        """Return the names as they are now."""
         if self._repository is not None:
             try:
                 stat = (self._repository / MANIFEST).stat()
             except OSError:  # exchanged in this moment, or gone
-                return name in self._names
+                return self._names
             if self._manifest != (stat.st_ino, stat.st_mtime_ns):
                 with suppress(ArtifactError, OSError):  # as above: what was read before stays
                     self._names = _ranking_models(self._repository)
                     self._manifest = (stat.st_ino, stat.st_mtime_ns)
-        return name in self._names
+        return self._names
 
 
 def model_configs(repository: Path) -> dict[str, str]:

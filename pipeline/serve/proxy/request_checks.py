@@ -13,12 +13,9 @@ from google.protobuf.message import DecodeError
 from tritonclient.grpc.service_pb2 import ModelInferRequest
 
 from pipeline.serve.client.answers import OUTPUTS
+from pipeline.serve.proxy.limits import DEFAULT_LIMITS, Limits
 from pipeline.serve.proxy.session_names import session_of, session_of_message
 
-MAX_BODY_BYTES = 64 << 20
-"""Largest body of HTTP and message of gRPC, inflated."""
-MAX_KEYS = 1_000
-"""Most keys of a JSON object: Triton takes quadratic time in them."""
 CLASSIFICATION = "classification"
 """Parameter of an output. Asked of text, it ends Triton by a division by zero."""
 NO_CLASSIFICATION = (
@@ -37,10 +34,16 @@ _MESSAGE_OUTPUTS = ModelInferRequest(
 class RefusedRequestError(ValueError):
     """A request that does not reach Triton, with the reason."""
 
-    def __init__(self, reason: str, status: int = 400) -> None:
+    def __init__(self, reason: str, status: int = 400, *, retry_seconds: int = 0) -> None:
         super().__init__(reason)
         self.status = status
         """Status of HTTP."""
+        self.retry_seconds = retry_seconds
+        """After how long the client may ask again, 0 where that is of no use."""
+
+
+class LargeContentError(Exception):
+    """Content that is too large to be checked beside the other connections."""
 
 
 class CheckedBody(NamedTuple):
@@ -65,36 +68,49 @@ class CheckedMessage(NamedTuple):
     """Session that the parameters of the request name."""
 
 
-def inflate(body: bytes, encoding: str) -> bytes:
-    """Return the content of a body with a Content-Encoding; a bounded part of it is inflated."""
+def inflate(body: bytes, encoding: str, max_bytes: int, large_bytes: int | None = None) -> bytes:
+    """Return the content of a body with a Content-Encoding; a bounded part of it is inflated.
+
+    RefusedRequestError for more than `max_bytes`, LargeContentError for more than `large_bytes`.
+    """
     if encoding in ("", "identity"):
         return body
     if encoding not in _WINDOW_BITS:
         raise RefusedRequestError("Content-Encoding is not one of gzip and deflate.", 415)
-    return _inflate(body, _WINDOW_BITS[encoding], f"body is not {encoding}")
+    return _inflate(body, _WINDOW_BITS[encoding], f"body is not {encoding}", max_bytes, large_bytes)
 
 
-def inflate_message(message: bytes) -> bytes:
-    """Return the content of a compressed message of gRPC; a bounded part of it is inflated."""
-    return _inflate(message, _ANY_WINDOW_BITS, "message is not gzip or deflate")
+def inflate_message(message: bytes, max_bytes: int, large_bytes: int | None = None) -> bytes:
+    """Return the content of a compressed message of gRPC, as `inflate` does."""
+    refusal = "message is not gzip or deflate"
+    return _inflate(message, _ANY_WINDOW_BITS, refusal, max_bytes, large_bytes)
 
 
-def _inflate(packed: bytes, window_bits: int, refusal: str) -> bytes:
+def _inflate(
+    packed: bytes, window_bits: int, refusal: str, max_bytes: int, large_bytes: int | None
+) -> bytes:
     stream = zlib.decompressobj(window_bits)
     what = refusal.split()[0]
+    bound = max_bytes if large_bytes is None else min(max_bytes, large_bytes)
     try:
-        content = stream.decompress(packed, MAX_BODY_BYTES + 1)
+        content = stream.decompress(packed, bound + 1)
     except zlib.error:
         raise RefusedRequestError(f"the {refusal}") from None
-    if len(content) > MAX_BODY_BYTES:
-        raise RefusedRequestError(f"the {what} inflates to more than {MAX_BODY_BYTES} bytes.", 413)
+    if bound < len(content) <= max_bytes:
+        raise LargeContentError
+    if len(content) > max_bytes:
+        raise RefusedRequestError(f"the {what} inflates to more than {max_bytes} bytes.", 413)
     if not stream.eof:
         raise RefusedRequestError(f"the {what} ends within its compressed content")
     return content
 
 
 def check_body(
-    body: bytes, json_lengths: list[str], model: str = "", ranking_models: Container[str] = ()
+    body: bytes,
+    json_lengths: list[str],
+    model: str = "",
+    ranking_models: Container[str] = (),
+    limits: Limits = DEFAULT_LIMITS,
 ) -> CheckedBody:
     """Check the body of a POST; `json_lengths` are the Inference-Header-Content-Length headers.
 
@@ -109,7 +125,7 @@ def check_body(
         if not length or len(length) > len(str(len(body))) or int(length) > len(body):
             raise RefusedRequestError("Inference-Header-Content-Length is not within the body")
         head = body[: int(length)]
-    request = _read_json(head) if head else None
+    request = _read_json(head, limits) if head else None
     session = None
     if isinstance(request, dict):
         session = session_of(request.get("parameters"))
@@ -120,7 +136,9 @@ def check_body(
     return CheckedBody(body, len(head) if json_lengths else None, session)
 
 
-def check_message(message: bytes, ranking_models: Container[str] = ()) -> CheckedMessage:
+def check_message(
+    message: bytes, ranking_models: Container[str] = (), limits: Limits = DEFAULT_LIMITS
+) -> CheckedMessage:
     """Check a message of gRPC.
 
     A request for one of the models that recommend gets `OUTPUTS` if it names no outputs. A message
@@ -132,10 +150,13 @@ def check_message(message: bytes, ranking_models: Container[str] = ()) -> Checke
         if CLASSIFICATION.encode() in message:
             raise RefusedRequestError("the message is no ModelInferRequest") from None
         return CheckedMessage(message)
+    _check_counts(request, limits)
     if any(CLASSIFICATION in output.parameters for output in request.outputs):
         raise RefusedRequestError(NO_CLASSIFICATION)
     if not request.inputs:
         return CheckedMessage(message)
+    for tensor in request.inputs:
+        _check_shape(tensor.shape, len(message))
     name, session = request.model_name, session_of_message(request.parameters)
     if not request.outputs and name in ranking_models:
         # messages one after the other are one message with the fields of both
@@ -148,11 +169,26 @@ def for_model(message: bytes, name: str) -> bytes:
     return message + ModelInferRequest(model_name=name).SerializeToString()
 
 
-def _read_json(head: bytes) -> Any:
+def _read_json(head: bytes, limits: Limits) -> Any:
+    if head.count(b"{") + head.count(b"[") > limits.max_brackets:
+        raise RefusedRequestError(
+            f"the JSON has more than {limits.max_brackets} objects and lists (or brackets in text)"
+        )
+
+    def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(pairs) > limits.max_keys:
+            raise RefusedRequestError(
+                f"an object of the JSON has {len(pairs)} keys, expected at most {limits.max_keys}"
+            )
+        values = dict(pairs)
+        if len(values) < len(pairs):
+            raise RefusedRequestError("an object of the JSON has a key twice")
+        return values
+
     try:
         # bytes that are no UTF-8 are left to Triton
         text = head.decode("utf-8", "surrogateescape")
-        return json.loads(text, strict=False, object_pairs_hook=_unique_keys)
+        return json.loads(text, strict=False, object_pairs_hook=unique_keys)
     except RefusedRequestError:
         raise
     except RecursionError:
@@ -171,17 +207,6 @@ def _with_outputs(body: bytes, head: bytes, request: dict[str, Any]) -> tuple[by
     return longer + body[len(head) :], longer
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(pairs) > MAX_KEYS:
-        raise RefusedRequestError(
-            f"an object of the JSON has {len(pairs)} keys, expected at most {MAX_KEYS}"
-        )
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        raise RefusedRequestError("an object of the JSON has a key twice")
-    return values
-
-
 def _dicts(values: Any) -> Iterable[dict[str, Any]]:
     return (v for v in values if isinstance(v, dict)) if isinstance(values, list) else ()
 
@@ -189,15 +214,42 @@ def _dicts(values: Any) -> Iterable[dict[str, Any]]:
 def _check_shapes(inputs: Any, num_bytes: int) -> None:
     """Refuse a shape with more values than a body has bytes: Triton allocates them all at once."""
     for tensor in _dicts(inputs):
-        size = 1
-        for dimension in shape if isinstance(shape := tensor.get("shape"), list) else ():
-            if not isinstance(dimension, int):
-                raise RefusedRequestError("a shape holds something else than whole numbers")
-            size *= max(1, abs(dimension))
-            if size > num_bytes:
-                raise RefusedRequestError(
-                    f"a shape has {size} values or more, and the request {num_bytes} bytes"
-                )
+        shape = tensor.get("shape")
+        if isinstance(shape, list):
+            _check_shape(shape, num_bytes)
+
+
+def _check_shape(shape: Iterable[Any], num_bytes: int) -> None:
+    size = 1
+    for dimension in shape:
+        if not isinstance(dimension, int):
+            raise RefusedRequestError("a shape holds something else than whole numbers")
+        size *= max(1, abs(dimension))
+        if size > num_bytes:
+            raise RefusedRequestError(
+                f"a shape has {size} values or more, and the request {num_bytes} bytes"
+            )
+
+
+def _check_counts(request: Any, limits: Limits) -> None:
+    """Refuse a message with more fields of a kind than objects of JSON may have keys."""
+    most = limits.max_keys
+    fields = (
+        (request.inputs, "inputs"),
+        (request.outputs, "outputs"),
+        (request.parameters, "parameters"),
+        (request.raw_input_contents, "raw inputs"),
+    )
+    for field, name in fields:
+        if len(field) > most:
+            raise RefusedRequestError(
+                f"the message has {len(field)} {name}, expected at most {most}"
+            )
+    for tensor in (*request.inputs, *request.outputs):
+        if len(tensor.parameters) > most:
+            raise RefusedRequestError(
+                f"a tensor has {len(tensor.parameters)} parameters, expected at most {most}"
+            )
 
 
 def _check_outputs(outputs: Any) -> None:

@@ -16,6 +16,8 @@ MAX_ID_CHARACTERS = 256
 """Characters of an id that are logged; no sensible id is longer."""
 GRPC_PREFIX_BYTES = 5
 """Before each message: whether it is compressed, and its size."""
+_MAX_ANSWER_BYTES = 64 << 20
+"""Largest answer that is inflated for the log."""
 _NUMBERS = {"INT64": "<i8", "INT32": "<i4"}
 _REQUEST_TENSORS = ("item_id", "session_id", "length")
 
@@ -145,7 +147,7 @@ def _http_answer(answer: bytearray) -> _Tensors | None:
     headers = {}
     for name, _, value in (line.partition(b":") for line in lines):
         headers[name.strip().lower()] = value.strip().decode("latin-1").lower()
-    body = inflate(body, headers.get(b"content-encoding", ""))
+    body = inflate(body, headers.get(b"content-encoding", ""), _MAX_ANSWER_BYTES)
     length = headers.get(b"inference-header-content-length")
     return _read_body(body, None if length is None else int(length), "outputs", ("item_ids",))
 
@@ -174,7 +176,7 @@ def _grpc_answer(answer: bytearray) -> _Tensors | None:
     if not answer or len(message) != int.from_bytes(answer[1:GRPC_PREFIX_BYTES]):
         return None
     if answer[0]:
-        message = inflate_message(message)
+        message = inflate_message(message, _MAX_ANSWER_BYTES)
     try:
         response = ModelInferResponse.FromString(message)
     except DecodeError:  # ModelStreamInferResponse

@@ -48,7 +48,8 @@ def build_backends(package: Path, scratch: Path) -> Path:
     (python / stub.name).chmod(0o755)
     ours = Path(__file__).parent / "backends" / "pytorch"
     shutil.copytree(ours, backends / ours.name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("program_check.py", "program_operators.txt"):  # it loads no program unchecked
+    # it loads no program unchecked, and keeps its heap, as scores of a catalogue are large
+    for name in ("program_check.py", "program_operators.txt", "allocator.py"):
         shutil.copyfile(Path(__file__).parents[2] / "core" / name, backends / ours.name / name)
     return backends
 
@@ -104,10 +105,6 @@ def environment(package: Path, python: Path) -> dict[str, str]:
     return {
         # instances share the machine; here and below the caller's own value wins
         "OMP_NUM_THREADS": "1",
-        # scores of a catalogue are large: memory that is freed comes back page by page
-        "MALLOC_MMAP_MAX_": "0",
-        "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
-        "MALLOC_TOP_PAD_": str(32 << 20),
         **os.environ,
         "LD_LIBRARY_PATH": ":".join(filter(None, dict.fromkeys(libraries))),
         "PATH": f"{python}:{os.environ.get('PATH', os.defpath)}",

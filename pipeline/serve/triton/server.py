@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Self
 
 from pipeline.core.errors import ServingError
+from pipeline.serve.proxy.limits import DEFAULT_LIMITS, Limits
 from pipeline.serve.proxy.proxy import Proxy, ProxyOptions
 from pipeline.serve.request_log.options import RequestLogOptions
 from pipeline.serve.triton.access import Access, Tls, check_key
@@ -72,6 +73,7 @@ class TritonServer:
         proxy: bool = False,
         request_log: RequestLogOptions | None = None,
         experiment: "Experiment | None" = None,
+        limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         """Describe a server; nothing runs before `start`.
 
@@ -91,6 +93,7 @@ class TritonServer:
                 that end Triton away from it; Triton then listens on loopback ports of its own
             request_log: where the proxy logs requests and their lists
             experiment: by which the proxy sends sessions to other models
+            limits: bounds of the proxy
         """
         self.repository = Path(repository).absolute()
         self.ports = fill_ports(ports)
@@ -111,7 +114,7 @@ class TritonServer:
             metrics_host=self.host,
         )
         self._http_host = self._options.http_host
-        self._proxy = self._add_proxy(request_log, experiment) if proxy else None
+        self._proxy = self._add_proxy(request_log, experiment, limits) if proxy else None
         self._log = TritonLog(None if log_path is None else Path(log_path))
         self._restarts = restarts
         self._scratch: Path | None = None
@@ -256,7 +259,10 @@ class TritonServer:
                 self._report = None
 
     def _add_proxy(
-        self, request_log: RequestLogOptions | None, experiment: "Experiment | None"
+        self,
+        request_log: RequestLogOptions | None,
+        experiment: "Experiment | None",
+        limits: Limits,
     ) -> Proxy:
         """Return a proxy at the addresses of Triton's HTTP and gRPC, and move these to loopback."""
         inner = inner_ports(self.ports)
@@ -272,6 +278,7 @@ class TritonServer:
                 tls=self._tls,
                 request_log=request_log,
                 experiment=experiment,
+                limits=limits,
             )
         )
         self._options = replace(self._options, host="127.0.0.1", ports=inner, tls=None)

@@ -4,10 +4,10 @@ It reads what `pipeline export` writes for NVIDIA's LibTorch backend: `forward` 
 `NAME__0` and returns the output `NAME__0`; requests are not batched, because the request runtime
 has merged them.
 
-Runs inside the stub of Triton's Python backend, so it imports nothing of this project but a copy
-of `core/program_check.py` beside it: a program with an operator that no model needs is not loaded,
-since it could read and write files. Tensors come and go by DLPack: no copy, and no dependence on
-the NumPy that the stub was built with.
+Runs inside the stub of Triton's Python backend, so it imports nothing of this project but copies
+of `core/program_check.py` and `core/allocator.py` beside it: a program with an operator that no
+model needs is not loaded, since it could read and write files. Tensors come and go by DLPack: no
+copy, and no dependence on the NumPy that the stub was built with.
 """
 
 import importlib.util
@@ -21,10 +21,9 @@ import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
 from torch.utils.dlpack import from_dlpack
 
 
-def _program_check() -> Any:
-    """Return the module beside this file, whose folder need not be on Python's path."""
-    file = Path(__file__).with_name("program_check.py")
-    spec = importlib.util.spec_from_file_location("program_check", file)
+def _module(name: str) -> Any:
+    """Return a module beside this file, whose folder need not be on Python's path."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     assert spec is not None  # noqa: S101
     assert spec.loader is not None  # noqa: S101
     module = importlib.util.module_from_spec(spec)
@@ -37,6 +36,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the artifact; an exception here becomes Triton's "failed to load" message."""
+        _module("allocator").keep_heap()
         config = json.loads(args["model_config"])
         (self.input,) = (field["name"] for field in config["input"])
         (self.output,) = (field["name"] for field in config["output"])
@@ -52,7 +52,7 @@ class TritonPythonModel:
         path = Path(args["model_repository"], args["model_version"], "model.pt")
         if not path.is_file():
             raise FileNotFoundError(f"no TorchScript model at {path}")
-        with _program_check().checked_program(path) as copy:
+        with _module("program_check").checked_program(path) as copy:
             self.model = torch.jit.load(copy, map_location=self.device).eval()
 
     def execute(self, requests: list[Any]) -> list[Any]:
