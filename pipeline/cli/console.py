@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import warnings
@@ -123,13 +124,38 @@ def _exit_code(app: typer.Typer, name: str) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (typer.TyperException, PipelineError, OSError, UnicodeError, ImportError) as error:
-        if isinstance(error, ImportError) and _missing_extra(error) is None:
+    except _ONE_LINE as error:
+        if not _is_of_the_user(error):
             raise
         logging.getLogger("pipeline").debug("", exc_info=True)
         note(_error_line(error))
         return 2
     return code if isinstance(code, int) else 0
+
+
+_ONE_LINE = (
+    *(typer.TyperException, PipelineError, OSError, UnicodeError, ImportError),
+    *(MemoryError, RuntimeError),
+)
+"""Errors that may be of the user or the machine, see `_is_of_the_user`."""
+_DETAIL_CHARACTERS = 200
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|cannot allocate memory|bad_alloc|can't start new thread",
+    re.IGNORECASE,
+)
+
+
+def _is_of_the_user(error: Exception) -> bool:
+    """Whether an error is one line; any other is a bug, which keeps its traceback."""
+    if isinstance(error, ImportError):
+        return _missing_extra(error) is not None
+    return not isinstance(error, RuntimeError) or _is_out_of_memory(error)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, OSError | RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error)))
 
 
 def _missing_extra(error: ImportError) -> str | None:
@@ -153,6 +179,21 @@ def _error_line(error: Exception) -> str:
         return f"Error: {line}{'' if line[-1] in '.?' else '.'} See `{command} --help`."
     if isinstance(error, PipelineError):
         return shown(f"Error: {error}")
-    if isinstance(error, OSError):  # a full disk, a name that is too long
-        return shown(f"Error: {error.filename or 'Standard output'}: {error.strerror or error}.")
-    return f"Error: an argument is not text in UTF-8: {error}."
+    if isinstance(error, UnicodeError):
+        return f"Error: an argument is not text in UTF-8: {error}."
+    return shown(f"Error: {_machine_reason(error)}")
+
+
+def _machine_reason(error: Exception) -> str:
+    """Return what the machine lacks: memory, or a file that can be read or written."""
+    if _is_out_of_memory(error):
+        detail = " ".join(str(error).split())[:_DETAIL_CHARACTERS] or "the system has none left"
+        return f"out of memory: {detail}. `pipeline size` estimates what is needed."
+    if not isinstance(error, OSError):
+        return str(error)
+    # a full disk, a name that is too long
+    reason = " ".join(str(error.strerror or error).split()).removesuffix(".")
+    if error.filename:
+        return f"{error.filename}: {reason}."
+    is_stdout = reason == os.strerror(error.errno or 0)
+    return f"Standard output: {reason}." if is_stdout else f"{reason}."

@@ -6,11 +6,9 @@ manifest, written last, holds the size and SHA-256 of every file.
 
 import ctypes
 import errno
-import fcntl
 import json
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import ArtifactError
-from pipeline.core.files import sync
+from pipeline.core.files import sync, written_errors
+from pipeline.core.locks import exclusive, lock, remove_leftovers, sibling
 from pipeline.core.manifest import (
     DAMAGED,
     FORMAT,
@@ -39,7 +38,7 @@ _NEXT_STEP = {
     "run": "Run `pipeline train DATA --out {path}` first.",
     "repository": "Run `pipeline export RUN --out {path}` first.",
     "onnx": "Run `pipeline export RUN --format onnx --out {path}` first.",
-    "checkpoint": "Go on from another one.",
+    "checkpoint": "The one before it is used.",
 }
 _EXPECTED = {
     "data": "Give one that `pipeline preprocess` wrote.",
@@ -69,31 +68,32 @@ def new_artifact(
     """
     path = path.resolve()  # the target of a link is replaced, not the link
     check_replaceable(path, kind)
-    partial = _sibling(path)
+    partial = sibling(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _exclusive(path.parent):
-            if not _remove_leftovers(path):
+        with exclusive(path.parent):
+            if not remove_leftovers(path):
                 raise ArtifactError(
                     f"{path} is being written by another process. Wait for it, or choose another "
                     "--out."
                 )
             partial.mkdir()
-            lock = _lock(partial)
+            descriptor = lock(partial)
     except OSError as error:
         raise ArtifactError(
             f"{path} cannot be written: {error.strerror}. Choose another --out."
         ) from None
     try:
-        yield partial
-        write_manifest(partial, kind, facts, fingerprint)
-        if key is not None:
-            sign(partial, key)
-        replace_directory(partial, path)
+        with written_errors(path, partial):
+            yield partial
+            write_manifest(partial, kind, facts, fingerprint)
+            if key is not None:
+                sign(partial, key)
+            replace_directory(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 @contextmanager
@@ -104,22 +104,23 @@ def scratch_beside(path: Path, word: str) -> Iterator[Path]:
     `path` cannot be written.
     """
     parent = next(each for each in path.absolute().parents if each.is_dir())
-    directory = _sibling(parent / path.name, word)
+    directory = sibling(parent / path.name, word)
     try:
-        with _exclusive(parent):
-            _remove_leftovers(parent / path.name, word)
+        with exclusive(parent):
+            remove_leftovers(parent / path.name, word)
             directory.mkdir(mode=0o700)
-            lock = _lock(directory)
+            descriptor = lock(directory)
     except OSError as error:
         raise ArtifactError(
             f"{parent} cannot be written: {error.strerror}. Choose another --out."
         ) from None
     try:
-        yield directory
+        with written_errors(directory, directory):
+            yield directory
     finally:
         shutil.rmtree(directory, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def current_facts(path: Path, kind: str, fingerprint: str) -> dict[str, Any] | None:
@@ -135,8 +136,8 @@ def whole_facts(path: Path, kind: str) -> dict[str, Any] | None:
 
     Directories that killed writers left beside it are removed.
     """
-    with suppress(OSError), _exclusive(path.resolve().parent):
-        _remove_leftovers(path.resolve())
+    with suppress(OSError), exclusive(path.resolve().parent):
+        remove_leftovers(path.resolve())
     try:
         return read_manifest(path, kind)
     except ArtifactError:
@@ -243,7 +244,7 @@ _NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 def _replace_in_two_steps(partial: Path, path: Path) -> None:
     """Without exchange: `path` is missing between the two renames, but never incomplete."""
-    old = _sibling(path)
+    old = sibling(path)
     path.rename(old)
     try:
         partial.rename(path)
@@ -251,62 +252,3 @@ def _replace_in_two_steps(partial: Path, path: Path) -> None:
         old.rename(path)
         raise
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _sibling(path: Path, word: str = "partial") -> Path:
-    """Hidden path beside `path`, unique to this writer."""
-    return path.parent / f".{path.name}.{word}-{secrets.token_hex(8)}"
-
-
-def _remove_leftovers(path: Path, word: str = "partial") -> bool:
-    """Remove hidden siblings of `path` whose writer was killed, so that their lock is free.
-
-    Returns whether no other writer is at work.
-    """
-    pattern = re.compile(rf"\.{re.escape(path.name)}\.{word}-[0-9a-f]{{16}}")
-    alone = True
-    for old in path.parent.iterdir():
-        if pattern.fullmatch(old.name):
-            try:
-                lock = _lock(old)
-            except BlockingIOError:
-                alone = False
-            except OSError:
-                pass  # of another user
-            else:
-                if lock is not None:
-                    shutil.rmtree(old, ignore_errors=True)
-                    os.close(lock)
-    return alone
-
-
-@contextmanager
-def _exclusive(directory: Path) -> Iterator[None]:
-    """Wait for the lock of `directory`: no writer may begin while another removes leftovers.
-
-    No lock where the file system has none.
-    """
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _lock(directory: Path) -> int | None:
-    """Lock a directory until the returned descriptor is closed or the process ends.
-
-    Unlike a process id, the lock works between containers. None where the file system has no
-    locks; BlockingIOError if another process holds it.
-    """
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        if isinstance(error, BlockingIOError):
-            raise
-        return None
-    return descriptor

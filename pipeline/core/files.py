@@ -1,42 +1,109 @@
 """Single files: atomic writes, hashes, Parquet output, resources of the package."""
 
+import errno
 import hashlib
 import os
-import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 from pipeline import __version__
-from pipeline.core.errors import ConfigError, PipelineError
+from pipeline.core.errors import ArtifactError, ConfigError, PipelineError
+from pipeline.core.locks import exclusive, lock, remove_leftovers, sibling
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from numpy.typing import NDArray
 
 _WRITTEN_BY = b"written_by"
 _ROW_GROUP_BYTES = 16 << 20
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a hidden path beside `path`; what is written there replaces `path` at the end.
+def atomic_write(path: Path, mode: int = 0o666) -> Iterator[Path]:
+    """Yield a hidden, empty file beside `path`; what is written there replaces `path` at the end.
 
-    An exception in the block leaves `path` as it was.
+    An exception in the block leaves `path` as it was. `mode` are the permissions, less the umask.
+    ArtifactError if another process is writing `path`, or the disk does not take the file.
     """
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    partial = sibling(path)
+    with written_errors(path, partial), exclusive(path.parent):
+        if not remove_leftovers(path):
+            raise ArtifactError(
+                f"{path} is being written by another process. Wait for it, or choose another name."
+            )
+        partial.touch(mode, exist_ok=False)
+        descriptor = lock(partial)
     try:
-        yield partial
-        sync(partial)
-        partial.replace(path)
+        with written_errors(path, partial):
+            yield partial
+            sync(partial)
+            partial.replace(path)
+            sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+_NOT_WRITTEN = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
+    *(errno.ESTALE, errno.EXDEV, errno.EMFILE, errno.ENFILE, errno.ENOLCK),
+)
+
+
+@contextmanager
+def written_errors(path: Path, partial: Path) -> Iterator[None]:
+    """Turn errors of the disk into an ArtifactError that names `path`.
+
+    They are those of a file in `partial`, where `path` is written, and those that name no file,
+    as the ones of a write or of pyarrow do.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            reason = " ".join(str(error.strerror).split()).removesuffix(".")
+            if error.errno not in _NOT_WRITTEN:
+                raise
+        else:
+            name = Path(os.fsdecode(error.filename))
+            if name not in (path, partial) and partial not in name.parents:
+                raise
+            reason = str(error.strerror)
+            if partial in name.parents:
+                reason = f"{name.relative_to(partial)}: {reason}"
+        raise ArtifactError(f"{path} was not written: {reason}.{_advice(error.errno)}") from error
+
+
+def _advice(number: int | None) -> str:
+    """Return what helps against an error of the disk."""
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return " Free space and run the command again, or choose another --out."
+    if number in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return " Choose another --out."
+    if number in (errno.EMFILE, errno.ENFILE):
+        return " Raise the limit of open files (ulimit -n)."
+    return ""
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, in UTF-8."""
     with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def write_array(path: Path, array: "NDArray[Any]") -> None:
+    """Write an array as .npy. OSError if the disk does not take it.
+
+    `numpy.save` with a path buffers in C and ignores the error of the last write.
+    """
+    import numpy as np
+
+    with path.open("wb") as stream:
+        np.save(SimpleNamespace(write=stream.write), array, allow_pickle=False)
 
 
 def sync(path: Path) -> None:
@@ -87,7 +154,10 @@ def new_parquet(path: Path, schema: "pa.Schema") -> Iterator[Callable[["pa.Table
     path.parent.mkdir(parents=True, exist_ok=True)
     schema = schema.with_metadata({_WRITTEN_BY: f"pipeline {__version__}"})
     pending: list[pa.Table] = []
-    with atomic_write(path) as partial, pq.ParquetWriter(partial, schema) as writer:
+    with (
+        atomic_write(path) as partial,
+        pq.ParquetWriter(partial, schema, write_page_checksum=True) as writer,
+    ):
 
         def append(table: pa.Table) -> None:
             pending.append(table.cast(schema))

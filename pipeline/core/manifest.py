@@ -35,7 +35,7 @@ def parse_manifest(path: Path) -> Manifest:
     """Read the manifest of an artifact; one of `DAMAGED` where it is none."""
     manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     digest = manifest.pop(_DIGEST, None)  # an earlier version wrote none
-    if digest is not None and manifest["format"] == FORMAT and digest != _digest(manifest):
+    if digest is not None and manifest["format"] == FORMAT and digest != digest_of(manifest):
         raise ValueError
     files = {name: (e["bytes"], e["sha256"]) for name, e in manifest["files"].items()}
     # kind and names are part of errors, which are one line
@@ -96,12 +96,13 @@ def write_manifest(
         "files": files,
     }
     # read again: what JSON makes of the facts is what a reader computes the digest of
-    digest = _digest(json.loads(json.dumps(manifest, allow_nan=False)))
+    digest = digest_of(json.loads(json.dumps(manifest, allow_nan=False)))
     text = json.dumps({**manifest, _DIGEST: digest}, indent=2, allow_nan=False) + "\n"
     (directory / MANIFEST).write_text(text, encoding="utf-8")
     sync(directory / MANIFEST)
 
 
-def _digest(manifest: dict[str, Any]) -> str:
-    text = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
+def digest_of(values: dict[str, Any]) -> str:
+    """SHA-256 of values as JSON has them, whatever its order and spaces."""
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,5 +1,6 @@
 """Data directory: the output of `pipeline preprocess`."""
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -7,12 +8,18 @@ from typing import Any, Self
 
 from pipeline.core.artifact import read_manifest
 from pipeline.core.columns import SCHEMA_FILE, SESSIONS_DIRECTORY
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ArtifactError, ConfigError
+from pipeline.core.files import hash_file
+from pipeline.core.manifest import MANIFEST
 from pipeline.data.fingerprint import folder_fingerprint
 from pipeline.data.fitted import Fitted
 from pipeline.data.schema import Schema
 from pipeline.data.state_checks import check_sessions
 from pipeline.recipe.preprocess import Preprocess
+
+
+class ChangedDataError(ArtifactError):
+    """Data have changed while they were read."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +32,10 @@ class Data:
     path: Path
     facts: dict[str, Any] = field(repr=False, compare=False)
     """Facts of the manifest: row counts, sessions of each part, notes."""
+    _identities: dict[str, tuple[int, int, int]] | None = field(
+        default=None, repr=False, compare=False
+    )
+    _manifest_hash: str = field(default="", repr=False, compare=False)
 
     @classmethod
     def open(cls, path: "Path | str | Data") -> Self:
@@ -37,7 +48,9 @@ class Data:
         if not isinstance(path, str | Path):
             raise ConfigError(f"Expected a data directory or its path, got {type(path).__name__}.")
         path = Path(path)
-        return cls(path, read_manifest(path, "data"))
+        identities = _identities(path)
+        facts = read_manifest(path, "data")
+        return cls(path, facts, identities, hash_file(path / MANIFEST))
 
     @cached_property
     def fitted(self) -> Fitted:
@@ -68,8 +81,42 @@ class Data:
             if part in self.parts:
                 check_sessions(self.path, part, self.fitted)
 
+    def check_unchanged(self) -> None:
+        """ArtifactError if files have gone since `open`, ChangedDataError if they have other bytes.
+
+        Files are read only where one was replaced or written.
+        """
+        if self._identities in (None, _identities(self.path)):
+            return
+        missing = [name for name in self._identities or () if not (self.path / name).exists()]
+        if missing:
+            raise ArtifactError(
+                f"{self.path} was removed while it was read: {missing[0]} is missing. Put it back, "
+                "and run the command again."
+            )
+        try:
+            read_manifest(self.path, "data")
+        except ArtifactError as error:
+            raise ChangedDataError(f"Changed while it was read: {error}") from None
+        if hash_file(self.path / MANIFEST) != self._manifest_hash:
+            raise ChangedDataError(
+                f"{self.path} was replaced by other data while it was read. Run the command again."
+            )
+
     @property
     def parts(self) -> list[str]:
         """Parts of the directory: some of train, valid and test."""
         folder = self.path / SESSIONS_DIRECTORY
         return [part for part in ("train", "valid", "test") if (folder / part).is_dir()]
+
+
+def _identities(path: Path) -> dict[str, tuple[int, int, int]]:
+    """Inode, size and time of the last change in nanoseconds of the files below a directory."""
+    identities = {}
+    for file in sorted(path.rglob("*")):
+        with suppress(FileNotFoundError):
+            status = file.stat()
+            if not file.is_dir():
+                name = file.relative_to(path).as_posix()
+                identities[name] = status.st_ino, status.st_size, status.st_mtime_ns
+    return identities

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.core.artifact import write_json
 from pipeline.core.columns import ELAPSED, ITEM, NULL, OUT_OF_VOCABULARY, PADDING, bucket_of
+from pipeline.core.files import write_array
 from pipeline.data.fitted import (
     WORKFLOW_FOLDER,
     Fitted,
@@ -188,7 +189,7 @@ def write_encoder(directory: Path, fitted: Fitted, spec: dict[str, Any]) -> None
         write_values(directory, name, vocabulary)
     for name, encoding in fitted.target_encodings.items():
         write_values(directory, name, encoding)
-        np.save(directory / f"{name}.means.npy", encoding.means()[:-1], allow_pickle=False)
+        write_array(directory / f"{name}.means.npy", encoding.means()[:-1])
     for name, operators in fitted.operator_steps.items():
         for number, table in operators.tables.items():
             _write_lookup(directory, f"{name}.{number}", table)
@@ -198,7 +199,7 @@ def write_encoder(directory: Path, fitted: Fitted, spec: dict[str, Any]) -> None
     for feature in fitted.recipe.features:
         if _has_item_values(fitted, feature):
             values = _item_values(fitted, feature)
-            np.save(directory / f"{feature.name}.of_item.npy", values, allow_pickle=False)
+            write_array(directory / f"{feature.name}.of_item.npy", values)
     _write_expressions(directory, fitted)
 
 
@@ -208,7 +209,7 @@ def _write_expressions(directory: Path, fitted: Fitted) -> None:
         texts = pa.array(list(statistic.numbers), pa.binary()).cast(pa.string())
         numbers = np.array([*statistic.numbers.values(), statistic.default])
         write_values(directory, f"expression.{number}", Vocabulary(type="string", values=texts))
-        np.save(directory / f"expression.{number}.numbers.npy", numbers, allow_pickle=False)
+        write_array(directory / f"expression.{number}.numbers.npy", numbers)
     read = {name for f in fitted.recipe.expression_features for name in f.parsed.categories}
     for feature in fitted.recipe.read_features:
         if feature.name in read and _has_item_values(fitted, feature):
@@ -239,19 +240,19 @@ def _write_lookup(directory: Path, name: str, table: pa.Table) -> None:
         write_values(directory, f"{name}.values", texts)
     else:
         numbers = results.to_numpy(zero_copy_only=False)
-        np.save(directory / f"{name}.values.npy", numbers, allow_pickle=False)
+        write_array(directory / f"{name}.values.npy", numbers)
 
 
 def write_values(directory: Path, name: str, vocabulary: Vocabulary | TargetEncoding) -> None:
     """Values in the order of their indices: integers as they are, text as UTF-8 with offsets."""
     if vocabulary.type == "int64":
-        np.save(directory / f"{name}.npy", vocabulary.values.to_numpy(), allow_pickle=False)
+        write_array(directory / f"{name}.npy", vocabulary.values.to_numpy())
         return
     encoded = [value.encode("utf-8") for value in vocabulary.values.cast(pa.string()).to_pylist()]
     offsets = np.cumsum([0, *(len(value) for value in encoded)], dtype=np.int64)
     joined = np.frombuffer(b"".join(encoded), np.uint8)
-    np.save(directory / f"{name}.npy", joined, allow_pickle=False)
-    np.save(directory / f"{name}.offsets.npy", offsets, allow_pickle=False)
+    write_array(directory / f"{name}.npy", joined)
+    write_array(directory / f"{name}.offsets.npy", offsets)
 
 
 def _has_item_values(fitted: Fitted, feature: Feature) -> bool:

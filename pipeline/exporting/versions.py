@@ -57,7 +57,8 @@ class OlderVersions:
         now = time.time()
         times = {**self.superseded, str(facts["version"]): now}
         ready = [version for version in times if version not in self.withdrawn]
-        newest = sorted(ready, key=lambda version: (times[version], int(version)))[1 - keep :]
+        # by number, as a clock may have been set back in between
+        newest = sorted(ready, key=int)[1 - keep :]
         kept = [
             version
             for version, since in times.items()

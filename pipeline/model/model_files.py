@@ -1,5 +1,7 @@
 """Files of a model: its shape as JSON and its weights as safetensors."""
 
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -52,7 +54,10 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     try:
         save_file(separate, path)
     except SafetensorError as error:
-        raise OSError(f"{path.name} cannot be written: {' '.join(str(error).split())}") from None
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
 
 
 def load_model(directory: Path, fitted: Fitted | None = None) -> Model:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pipeline.core.errors import ArtifactError, ConfigError, PipelineError
@@ -24,6 +24,7 @@ from pipeline.core.program_check import RefusedProgramError, checked_program, re
 from pipeline.data.batch import SessionBatch, newest
 from pipeline.model.head import Head
 from pipeline.model.model import Model, SessionAnswer
+from pipeline.model.model_files import write_tensors
 from pipeline.model.repeats import Repeats
 from pipeline.model.sealed import SealedInputs, SealedModel
 from pipeline.model.target_labels import Units
@@ -195,7 +196,7 @@ def write_program(directory: Path, model: Model, batches: list[SessionBatch]) ->
         table = task.target.table
         if table is not None:
             state[f"labels.{task.task_name}"] = table.cpu()
-    save_file({name: value.contiguous() for name, value in state.items()}, directory / STATE_FILE)
+    write_tensors(state, directory / STATE_FILE)
     inputs = model.inputs
     return {
         "item": inputs.item,

@@ -132,7 +132,9 @@ def read_requests(paths: Iterable[Path], catalogue: pa.Array) -> Requests:
 def _read(file: Path) -> tuple[pa.Table, dict[str, dict[str, float]]]:
     """Return the rows of a file and the shares of its experiment by name."""
     try:
-        table = pq.read_table(file, schema=SCHEMA, partitioning=None)
+        table = pq.read_table(
+            file, schema=SCHEMA, partitioning=None, page_checksum_verification=True
+        )
         schema = pq.read_schema(file)
         if missing := [name for name in SCHEMA.names if name not in schema.names]:
             raise ValueError(f"it has no column {missing[0]!r}.")

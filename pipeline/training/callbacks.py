@@ -18,6 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer_callback import ExportableState
 
+from pipeline.data.directory import Data
 from pipeline.evaluation.metrics import lower_is_better
 from pipeline.recipe.train import TrainConfig
 
@@ -99,6 +100,17 @@ class Timetable(TrainerCallback):
         self._in_epoch = False
         control.should_log = True
         control.should_save = self.saves
+
+
+class DataWatch(TrainerCallback):
+    """Ends a training whose data are removed or changed meanwhile, at the end of the epoch."""
+
+    def __init__(self, data: Data) -> None:
+        self.data = data
+
+    def on_epoch_end(self, *_arguments: Any, **_: Any) -> None:
+        """ArtifactError if the data are not those that were opened."""
+        self.data.check_unchanged()
 
 
 class JsonLines(TrainerCallback):

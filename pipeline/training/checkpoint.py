@@ -17,8 +17,9 @@ import numpy as np
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline.core.artifact import current_facts, new_artifact, read_json
-from pipeline.core.errors import ConfigError
+from pipeline.core.artifact import new_artifact, read_json, read_manifest
+from pipeline.core.errors import ArtifactError, ConfigError
+from pipeline.core.manifest import MANIFEST
 from pipeline.model.model_files import write_tensors
 from pipeline.training.distributed.processes import Processes, gather_bytes
 
@@ -77,23 +78,46 @@ class Checkpoints:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _latest_of_training(self) -> Path | None:
+        """ArtifactError where checkpoints of this training are damaged and none is whole."""
         reason = None
+        damaged = []
         for path in self._all():
-            facts = current_facts(path, _KIND, self.fingerprint)
-            if facts is None:
-                reason = reason or "are damaged, or of another recipe or other data"
+            try:
+                facts = read_manifest(path, _KIND)
+            except ArtifactError as error:
+                damaged.append((path, str(error)))
+                continue
+            if read_json(path / MANIFEST).get("fingerprint") != self.fingerprint:
+                reason = reason or "are of another recipe or other data"
             elif facts["processes"] != self.processes.count:
                 reason = (
                     f"are of {facts['processes']} processes, this training has "
                     f"{self.processes.count}"
                 )
             else:
+                for other, damage in damaged:
+                    logger.warning("%s", damage)
+                    shutil.rmtree(other, ignore_errors=True)  # else it bars the way of its step
                 self.last_step = facts["step"]
                 logger.info("Continuing from step %s.", f"{self.last_step:,}")
                 return path
-        if reason is not None:
+        if reason is None and any(self._may_be_ours(path) for path, _ in damaged):
+            raise ArtifactError(
+                f"No checkpoint in {self.folder} is whole: {damaged[0][0].name} is damaged. To "
+                "train anew, give --restart, or remove that folder."
+            )
+        if reason is not None or damaged:
+            reason = reason or "are of another recipe or other data"
             logger.info("Starting anew: the checkpoints in %s %s.", self.folder, reason)
         return None
+
+    def _may_be_ours(self, path: Path) -> bool:
+        """Whether a damaged checkpoint is of this training, or its manifest does not say."""
+        try:
+            read_manifest(path, _KIND, check_files=False)
+        except ArtifactError:
+            return True
+        return bool(read_json(path / MANIFEST).get("fingerprint") == self.fingerprint)
 
     def _all(self) -> list[Path]:
         """Latest first, damaged ones included."""

@@ -96,6 +96,7 @@ def train_counting(
         model = fit_model(data, model_config)
         seconds = round(time.monotonic() - begin, 1)
         metrics = _valid_metrics(data, model, train_config)
+        data.check_unchanged()
         facts |= {
             "seconds": seconds,
             "device": "cpu",

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pipeline.data.directory import ChangedDataError
 from pipeline.training.checkpoint import Checkpoints, TrainingAbandoned
 
 logger = logging.getLogger(__name__)
@@ -15,10 +16,13 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def keep_checkpoints(checkpoints: Checkpoints) -> Iterator[None]:
-    """On Ctrl-C or an error, log how to continue; on TrainingAbandoned, remove everything."""
+    """On Ctrl-C or an error, log how to continue.
+
+    On TrainingAbandoned, and where the data have changed, remove everything.
+    """
     try:
         yield
-    except TrainingAbandoned:
+    except (TrainingAbandoned, ChangedDataError):
         checkpoints.remove()
         raise
     except BaseException:

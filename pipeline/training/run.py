@@ -91,6 +91,7 @@ def train(
             with keep_checkpoints(checkpoints):
                 path = None if latest is None else str(latest)
                 result = trainer.train(resume_from_checkpoint=path)
+                data.check_unchanged()
                 check_finite(initial)
             facts |= _facts(data, model_config, trainer, result) | origin_facts(start, plugins)
             if directory is not None and model is not None:
@@ -138,6 +139,7 @@ def _trainer(
     callbacks: Sequence[Any],
 ) -> "Trainer":
     # Hugging Face's Trainer takes seconds to import, and evaluation works without it
+    from pipeline.training.callbacks import DataWatch
     from pipeline.training.trainer import Trainer
 
     valid_loader = None
@@ -153,7 +155,7 @@ def _trainer(
         valid_positions=data.recipe.target_positions,
         filter_seen=data.recipe.filter_seen,
         log_path=None if directory is None else directory / LOG_FILE,
-        callbacks=[*callbacks],
+        callbacks=[DataWatch(data), *callbacks],
         checkpoints=checkpoints,
     )
 

@@ -20,7 +20,9 @@ from typing import Any, Self
 import optuna
 import yaml
 from filelock import FileLock, Timeout
+from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerState
 
@@ -167,7 +169,7 @@ def tune(
         )
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    with _locked(out):
+    with _locked(out), _storage_errors(out):
         study = _open_study(search)
         first = len(_ended_trials(study))
         progress = tqdm(
@@ -288,6 +290,19 @@ def _locked(out: Path) -> Iterator[None]:
         raise ArtifactError(
             f"{out} is being used by another search. Wait for it, or choose another --out."
         ) from None
+
+
+@contextmanager
+def _storage_errors(out: Path) -> Iterator[None]:
+    """Turn errors of the database of trials into an ArtifactError that names its file."""
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError) as error:
+        cause = getattr(error, "__cause__", None)
+        reason = getattr(cause, "orig", None) or getattr(error, "orig", None) or cause or error
+        raise ArtifactError(
+            f"{out / STUDY_FILE} was not written or not read: {' '.join(str(reason).split())}."
+        ) from error
 
 
 def _write(study: optuna.Study, search: Search) -> dict[str, Any]:

@@ -118,6 +118,8 @@ def update_model(job: UpdateJob) -> Generation:
             )
         state = _finished(state, job)
         generation = _generation(state, job)
+        # before anything else: a directory without a state is one of another program
+        write_state(job.folder, state)
         for step, do in STEPS.items():
             if step not in generation.done:
                 generation = do(job, generation)

@@ -16,12 +16,14 @@ from pipeline.core.artifact import read_json
 from pipeline.core.config import Config
 from pipeline.core.errors import ArtifactError
 from pipeline.core.files import write_text
-from pipeline.core.manifest import WRITTEN_BY
+from pipeline.core.manifest import WRITTEN_BY, digest_of
 from pipeline.core.outputs import LOCK_FILE
 
 STATE_FILE = "update.json"
 REPOSITORY = "repository"
 Step = Literal["preprocess", "train", "compare", "decide", "export", "remove"]
+_DIGEST = "sha256"
+"""Key of the digest of all other keys of the state file."""
 _NUMBERED = re.compile(r"(?:data|run)-([0-9]+)|\.(?:data|run)-([0-9]+)\.[a-z]+(?:-[0-9a-f]{16})?")
 """Data and run of a generation, and what a killed writer left of them."""
 
@@ -92,7 +94,14 @@ def read_state(folder: Path, name: str) -> UpdateState:
     """
     path = folder / STATE_FILE
     if path.exists():
-        return UpdateState.from_dict(read_json(path), str(path))
+        values = read_json(path)
+        digest = values.pop(_DIGEST, None) if isinstance(values, dict) else None
+        if digest is not None and digest != digest_of(values):  # an earlier version wrote none
+            raise ArtifactError(
+                f"{path} is damaged: it is not what was written. Put a copy of it back, or begin "
+                "with another --from."
+            )
+        return UpdateState.from_dict(values, str(path))
     if any(entry.name != LOCK_FILE for entry in folder.iterdir()):
         raise ArtifactError(
             f"{folder} is something that `pipeline update` did not write; it is left alone. Choose "
@@ -103,7 +112,9 @@ def read_state(folder: Path, name: str) -> UpdateState:
 
 def write_state(folder: Path, state: UpdateState) -> None:
     """Write the state file atomically."""
-    write_text(folder / STATE_FILE, json.dumps(state.model_dump(mode="json"), indent=2) + "\n")
+    values = json.loads(json.dumps(state.model_dump(mode="json"), allow_nan=False))
+    values[_DIGEST] = digest_of(values)
+    write_text(folder / STATE_FILE, json.dumps(values, indent=2) + "\n")
 
 
 @contextmanager

@@ -184,6 +184,6 @@ def test_invalid_address_reports_one_line(tmp_path: Path) -> None:
         preprocess(recipe(), [log], [], tmp_path / "data", cluster="locl")
 
 
-def test_full_disk_reports_one_line(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="cannot be written"):
+def test_weights_that_the_disk_does_not_take_name_their_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"none/model\.safetensors"):
         write_tensors({"a": torch.zeros(3)}, tmp_path / "none" / "model.safetensors")

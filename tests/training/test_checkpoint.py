@@ -17,7 +17,7 @@ import torch
 from transformers import TrainerCallback
 
 from pipeline.cli.main import main
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ArtifactError, ConfigError
 from pipeline.recipe.model import ModelConfig
 from pipeline.recipe.train import TrainConfig
 from pipeline.training.checkpoint import Checkpoints, read_state, write_state
@@ -184,19 +184,71 @@ def interrupted(data: Path, config: TrainConfig, run: Path) -> list[Path]:
 SAVING = TrainConfig(epochs=2, batch_size=24, checkpoint_steps=1)
 
 
-def test_damaged_and_partial_checkpoints_are_skipped(
+def flip(file: Path) -> None:
+    """Change the last bit of a file."""
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def truncate(file: Path) -> None:
+    """Keep half of a file."""
+    os.truncate(file, file.stat().st_size // 2)
+
+
+CHECKPOINT_FILES = (
+    *("manifest.json", "metrics.jsonl", "model.safetensors"),
+    *("state.json", "state.safetensors", "trainer_state.json"),
+)
+"""state.* has optimizer, scheduler, callbacks and random states."""
+
+
+@pytest.mark.parametrize("damage", [flip, truncate, Path.unlink])
+@pytest.mark.parametrize("name", CHECKPOINT_FILES)
+def test_damaged_checkpoint_is_named_and_the_one_before_is_used(
+    tmp_path: Path, name: str, damage: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints = Checkpoints(tmp_path / "run", "a")
+    for step in (1, 2):
+        with checkpoints.write(step) as directory:
+            for file in CHECKPOINT_FILES[1:]:
+                (directory / file).write_text("content")
+    before, last = sorted(checkpoints.folder.iterdir())
+    damage(last / name)
+    assert checkpoints.latest() == before
+    [line] = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert str(last) in line
+    assert name in line
+    assert line.endswith("The one before it is used.")
+    damage(before / name)
+    with pytest.raises(ArtifactError, match=r"No checkpoint in .* is whole.*give --restart"):
+        checkpoints.latest()
+    assert not Checkpoints(tmp_path / "other", "a").latest()
+
+
+def test_training_continues_from_the_checkpoint_before_a_damaged_one(
     data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     before, last = interrupted(data, SAVING, tmp_path / "run")
-    with (last / "model.safetensors").open("r+b") as stream:
-        stream.seek(-1, os.SEEK_END)
-        stream.write(b"x")
+    assert {file.name for file in last.iterdir()} <= {*CHECKPOINT_FILES}
+    flip(last / "model.safetensors")
     half = last.with_name(f".step-9999999999.partial-{'0' * 16}")
     shutil.copytree(before, half)
     train(data, MODEL, SAVING, tmp_path / "run")
     assert f"Continuing from step {int(before.name[5:])}." in caplog.text
     train(data, MODEL, SAVING, tmp_path / "whole")
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+def test_training_without_a_whole_checkpoint_starts_anew_only_where_asked(
+    data: Path, tmp_path: Path
+) -> None:
+    for checkpoint in interrupted(data, SAVING, tmp_path / "run"):
+        flip(checkpoint / "state.safetensors")
+    with pytest.raises(ArtifactError, match="No checkpoint in"):
+        train(data, MODEL, SAVING, tmp_path / "run")
+    train(data, MODEL, SAVING, tmp_path / "run", restart=True)
+    assert not list(tmp_path.glob(".run.*"))
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ from pipeline.serve.triton.version_watch import VersionWatch
 from pipeline.updating import run as updating
 from pipeline.updating.gate import Gate
 from pipeline.updating.run import STEPS, UpdateJob, update_model
-from pipeline.updating.state import Generation, UpdateState, locked
+from pipeline.updating.state import Generation, locked, read_state
 from tests.conftest import ROOT
 
 SETTINGS = (
@@ -246,7 +246,7 @@ def test_old_versions_go_with_their_data_and_runs_and_rollback_is_followed(
         update_model(days.job(folder, log, keep=2))
     names = [".lock", "data-2", "data-3", "repository", "run-2", "run-3", "update.json"]
     assert directories(folder) == names
-    state = UpdateState.from_dict(json.loads((folder / "update.json").read_text()), "state")
+    state = read_state(folder, "recommender")
     assert [each.number for each in state.generations] == [2, 3]
     versions = {path.name for path in (folder / "repository" / "recommender").iterdir()}
     assert versions == {"2", "3", "config.pbtxt"}

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from pipeline.core.files import atomic_write
 from pipeline.evaluation.comparison.result import (
     Comparison,
     row_label,
@@ -51,4 +52,5 @@ def write_figures(comparison: Comparison, folder: Path) -> None:
             file = folder / f"{metric.replace('@', '-').replace('.', '-')}.{ending}"
             # no date, so that the same comparison is the same bytes
             metadata = {"Date": None} if ending == "svg" else None
-            figure.savefig(file, dpi=_DOTS_PER_INCH, metadata=metadata)
+            with atomic_write(file) as partial:
+                figure.savefig(partial, format=ending, dpi=_DOTS_PER_INCH, metadata=metadata)

@@ -2,8 +2,6 @@
 
 import os
 import secrets
-import time
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +11,7 @@ import pyarrow.parquet as pq
 
 from pipeline.core.errors import ConfigError
 from pipeline.core.files import atomic_write
+from pipeline.core.locks import exclusive, remove_abandoned
 
 if TYPE_CHECKING:
     from pipeline.serve.request_log.exchange import Row  # imports Triton's client
@@ -33,8 +32,8 @@ SCHEMA = pa.schema(
 """Columns of a log, one row a session of a request: `items` oldest first, `recommendations` best
 first, both as raw ids in text."""
 FILE_PATTERN = "requests-*.parquet"
-_ABANDONED_SECONDS = 3600
-"""Age at which the hidden file of a writer that was killed is removed."""
+_HIDDEN = r"\.requests-.*\.parquet\..*"
+"""Files in the making, here and of earlier versions."""
 
 
 def open_log(directory: Path) -> None:
@@ -44,10 +43,8 @@ def open_log(directory: Path) -> None:
     """
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for file in directory.glob(f".{FILE_PATTERN}.*"):
-            with suppress(FileNotFoundError):  # another server has renamed it
-                if time.time() - file.stat().st_mtime > _ABANDONED_SECONDS:
-                    file.unlink()
+        with exclusive(directory):
+            remove_abandoned(directory, _HIDDEN)
     except OSError as error:
         raise ConfigError(
             f"--log-requests {directory} cannot be written: {error.strerror}. Choose another "
@@ -71,8 +68,6 @@ def write_file(directory: Path, batches: list[pa.RecordBatch], metadata: dict[by
     table = pa.Table.from_batches(batches).replace_schema_metadata(metadata)
     first = datetime.fromtimestamp(table["time"][0].cast(pa.int64()).as_py() / 1e6, UTC)
     name = f"requests-{first:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}.parquet"
-    with atomic_write(directory / name) as partial:
-        descriptor = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-        with os.fdopen(descriptor, "wb") as stream:
-            pq.write_table(table, stream, compression="zstd")
+    with atomic_write(directory / name, mode=0o600) as partial:
+        pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
     return int(table.num_rows)

@@ -113,6 +113,7 @@ class IncrementalTrainer:
         self._sessions = read_all_sessions(data)
         self._statistics = training_statistics(data.path, self.fitted, model_config, train_config)
         """Statistics of all data, from which those of the windows are selected."""
+        data.check_unchanged()
 
     def windows(self, seconds: float) -> list[Window]:
         """Windows of a width in seconds, oldest first."""
