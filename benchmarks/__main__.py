@@ -368,7 +368,7 @@ def sharding(
 ) -> None:
     """Compare a table over two processes: this project, torch's DTensor, TorchRec, a whole table.
 
-    TorchRec is measured if it is installed: docs/training.md has the packages.
+    TorchRec is measured if it is installed: docs/reference/sharding.md has the packages.
     """
     if targets % 2:
         raise ConfigError(f"--targets is {targets}, expected an even number for two processes.")

@@ -332,7 +332,7 @@ def real_cases(scratch: Path, data: Path) -> list[Case]:
 
 
 def join_movielens(scratch: Path, folder: Path) -> str:
-    """Ratings, movies and users as one log, as docs/recipes.md says."""
+    """Ratings, movies and users as one log, as docs/reference/public-data.md says."""
     tables = [
         pd.read_csv(folder / f"ml-100k.{name}.tsv.gz", sep="\t", dtype=str)
         for name in ("inter", "item", "user")

@@ -1,4 +1,4 @@
-"""`python -m benchmarks results`: tables of docs/results.md and docs/recipes.md, from raw logs.
+"""`python -m benchmarks results`: the tables of accuracy in docs/, from raw logs.
 
 The logs are public, but not part of the project; the names of their files are in `TABLES`. Every
 table is preprocess, train, and `pipeline compare` of what was trained, with recipes of the project.

@@ -1,26 +1,40 @@
 """Programs, recipes and tables of the pages in docs/, run or compared with the code."""
 
 import re
+import shlex
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 import torch
+import typer
 import yaml
 
 from pipeline import compat
 from pipeline import model as tr
+from pipeline.cli.main import app
 from pipeline.recipe import choices as names
 from pipeline.recipe.counting import COUNTING
 from pipeline.recipe.recipe import Recipe
 from tests.conftest import ROOT, Shop
 
-BLOCKS = (ROOT / "docs" / "building-blocks.md").read_text(encoding="utf-8")
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md")) + [ROOT / name for name in ("README.md", "SECURITY.md")]
+
+MADE_WITH_THE_SITE = re.compile(r"reference/(recipe|command-line|\w+-api)\.md$|examples/\w+\.md$")
+"""Links to pages that docs/hooks makes from the code; the build of the site checks these."""
+
+
+def text_of(page: str) -> str:
+    """Text of a page below docs/."""
+    return (DOCS / page).read_text(encoding="utf-8")
 
 
 def blocks(page: str, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL)
+    fenced = re.findall(rf"^( *)```{language}\n(.*?)^ *```", page, flags=re.DOTALL | re.MULTILINE)
+    return [textwrap.dedent(block) for _, block in fenced]
 
 
 def run(code: str, namespace: dict[str, object]) -> dict[str, object]:
@@ -29,7 +43,8 @@ def run(code: str, namespace: dict[str, object]) -> dict[str, object]:
 
 
 def test_first_program_of_building_blocks_runs(shop: Shop) -> None:
-    program = blocks(BLOCKS, "python")[0].replace("data/shop", str(shop.data))
+    programs = blocks(text_of("how-to/build-a-model.md"), "python")
+    program = programs[0].replace("data/shop", str(shop.data))
     model = run(program, {})["model"]
     assert isinstance(model, tr.Model)
     features = {
@@ -41,19 +56,24 @@ def test_first_program_of_building_blocks_runs(shop: Shop) -> None:
     features["item_id"] += 5
     session_batch = tr.SessionBatch(features, torch.tensor([2]))
     namespace = {"model": model.eval(), "batch": session_batch, "blocked": None, "allowed": None}
-    result = run(blocks(BLOCKS, "python")[1], namespace)
+    result = run(programs[1], namespace)
     assert result["best"].items.shape == (1, 20)  # type: ignore[attr-defined]
 
 
-def test_recipes_of_building_blocks_are_valid() -> None:
-    texts = blocks(BLOCKS, "yaml")
-    assert len(texts) == 7
-    for text in texts:
-        Recipe.from_dict(yaml.safe_load(text), "docs")
+def test_recipes_of_the_pages_are_valid() -> None:
+    recipes = 0
+    for page in PAGES:
+        for text in blocks(page.read_text(encoding="utf-8"), "yaml"):
+            values = yaml.safe_load(text)
+            if isinstance(values, dict) and values.keys() <= {"preprocess", "model", "train"}:
+                Recipe.from_dict(values, str(page))
+                recipes += 1
+    assert recipes >= 13
 
 
 def test_table_of_architectures_equals_the_code() -> None:
-    rows = re.findall(r"^\| (`.*)\|$", BLOCKS, flags=re.MULTILINE)
+    page = text_of("reference/architectures.md")
+    rows = re.findall(r"^\| (`.*)\|$", page, flags=re.MULTILINE)
     table = {}
     for row in rows:
         cells = [cell.strip() for cell in row.split("|")]
@@ -64,21 +84,22 @@ def test_table_of_architectures_equals_the_code() -> None:
     assert table == names.ARCHITECTURES
 
 
-def test_every_option_of_a_counting_model_is_in_building_blocks() -> None:
-    section = BLOCKS.partition("## Counting models")[2].partition("\n## ")[0]
-    rows = {row.split("`")[1]: row for row in re.findall(r"^\| `.*\|$", section, re.MULTILINE)}
+def test_every_option_of_a_counting_model_is_in_the_table() -> None:
+    page = text_of("reference/counting-models.md")
+    rows = {row.split("`")[1]: row for row in re.findall(r"^\| `.*\|$", page, re.MULTILINE)}
     assert list(rows) == list(COUNTING)
     for name, options in COUNTING.items():
         assert [n for n in options.model_fields if f"`{n}" not in rows[name]] == [], name
 
 
-def test_every_loss_is_in_building_blocks() -> None:
+def test_every_loss_is_explained() -> None:
+    page = text_of("concepts/losses.md")
     for loss in (*names.FULL_LOSSES, *names.SAMPLED_LOSSES, *names.NEGATIVES):
-        assert f"`{loss}`" in BLOCKS
+        assert f"`{loss}`" in page
 
 
 def test_plugins_of_the_page_work_in_a_recipe(tmp_path: Path) -> None:
-    program = next(code for code in blocks(BLOCKS, "python") if "class AverageConfig(" in code)
+    (program,) = blocks(text_of("how-to/plugins.md"), "python")
     (tmp_path / "own.py").write_text(program, encoding="utf-8")
     (tmp_path / "check.py").write_text(PLUGIN_CHECK, encoding="utf-8")
     done = subprocess.run(
@@ -97,6 +118,7 @@ from pathlib import Path
 import torch
 
 from pipeline import model as tr
+from pipeline.cli.main import app
 from pipeline.evaluation.metrics import gains
 from pipeline.model.build import build_model
 from pipeline.plugins import load_plugins
@@ -123,11 +145,51 @@ assert gains(torch.tensor([1, 2]).numpy(), (3,))["first@3"].tolist() == [1, 0]
 """
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.name)
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_names_and_links_of_a_page_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    package = compat if page.stem == "from-transformers4rec" else tr
+    package = compat if "transformers4rec" in page.stem else tr
     for name in set(re.findall(r"\btr\.(\w+)", text)):
         assert hasattr(package, name), name
     for link in re.findall(r"\]\((?!http)([^)#]+)", text):
-        assert (page.parent / link).exists(), link
+        assert (page.parent / link).exists() or MADE_WITH_THE_SITE.search(link), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_programs_of_a_page_are_python(page: Path) -> None:
+    for code in blocks(page.read_text(encoding="utf-8"), "python"):
+        compile(code, str(page), "exec")
+
+
+def commands_of(text: str) -> list[list[str]]:
+    """Calls of `pipeline` in the shell lines of a page, as words."""
+    calls = []
+    for block in blocks(text, "bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            if "pipeline" not in line:
+                continue
+            words = shlex.split(line, comments=True)
+            for program in (["pipeline"], ["-m", "pipeline"]):
+                for at in range(len(words)):
+                    if words[at : at + len(program)] == program and words[at + len(program) :]:
+                        calls.append(words[at + len(program) :])
+                        break
+    return calls
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_command_lines_of_a_page_parse(page: Path) -> None:
+    root = typer.main.get_command(app)
+    for name, *arguments in commands_of(page.read_text(encoding="utf-8")):
+        if name.startswith("-") or "..." in arguments:
+            continue
+        command = root.commands[name]  # type: ignore[attr-defined]
+        if hasattr(command, "commands"):
+            name, *arguments = arguments
+            command = command.commands[name]
+        ends = [at for at, word in enumerate(arguments) if word in ("|", ">", ">>", "&&", "&")]
+        command.make_context(name, arguments[: min(ends, default=None)], resilient_parsing=False)

@@ -16,16 +16,16 @@ from pipeline.recipe.recipe import Recipe
 ROOT = Path(__file__).parents[2]
 _HEAD = """# Recipe
 
-Every key of a recipe, with its type, its default and an example.
-`pipeline recipes show NAME` prints a whole one; [preprocessing](../preprocessing.md) and
-[training](../training.md) say what the keys are for. Keys without a default are required where
-their section is written. A misspelt key is an error that names the right one.
+Every key of a recipe, with its type, its default and an example. `pipeline recipes show NAME`
+prints a whole recipe; [features](../how-to/features.md), [training](../how-to/train.md) and the
+other how-to pages say what the keys are for. Keys without a default are required where their
+section is written. A misspelt key is an error that names the right one.
 """
 _OPTIONS = """
 ## Options of counting models
 
 `model.options` where `model.architecture` is one of these; for other architectures they are those
-of Hugging Face's configuration or of the [encoder](../building-blocks.md).
+of Hugging Face's configuration or of the [encoder](architectures.md).
 """
 _TYPES = {str: "text", int: "whole number", float: "number", bool: "true or false"}
 

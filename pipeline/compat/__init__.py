@@ -3,7 +3,8 @@
     from pipeline import compat as tr
 
 The package has every name of `pipeline.model` as well. A name of the original that is not here
-raises an AttributeError that says what became of it; docs/from-transformers4rec.md has them all.
+raises an AttributeError that says what became of it; all of them are in
+docs/reference/transformers4rec-names.md.
 """
 
 import importlib

@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.core.errors import ConfigError
 
-PAGE = "docs/from-transformers4rec.md"
+PAGE = "docs/reference/transformers4rec-names.md"
 """Page that says what became of each name."""
 
 

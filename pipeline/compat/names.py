@@ -1,6 +1,6 @@
 """What became of each public name of Transformers4Rec 23.12.
 
-docs/from-transformers4rec.md has these rows, too; a test compares the two.
+docs/reference/transformers4rec-names.md has these rows, too; a test compares the two.
 """
 
 SAME = "the same"
@@ -143,4 +143,5 @@ def message(name: str) -> str:
     """What an AttributeError says of a name that is not here."""
     if name not in NAMES:
         return f"module 'pipeline.compat' has no attribute {name!r}"
-    return f"{name} of Transformers4Rec: {NAMES[name]}. See docs/from-transformers4rec.md."
+    page = "docs/reference/transformers4rec-names.md"
+    return f"{name} of Transformers4Rec: {NAMES[name]}. See {page}."

@@ -125,7 +125,8 @@ class ModelConfig(Config):
     """Shape of the model; with the schema all that is needed to rebuild it from a checkpoint.
 
     The defaults are a model that is strong on shop and rating logs of 2,000 to 200,000 sessions
-    (docs/recipes.md); a default that depends on another setting is resolved here, so that a dump
+    (docs/reference/published-recipes.md); a default that depends on another setting is resolved
+    here, so that a dump
     holds the value itself.
     """
 

@@ -62,7 +62,6 @@ def test_a_wrong_name_and_a_missing_log_end_with_one_line(tmp_path: Path) -> Non
 def test_recipes_of_every_table_load_and_a_document_has_its_place(name: str) -> None:
     table = TABLES[name]
     assert Recipe.load(ROOT / table.recipe, table.settings).preprocess.item
-    files = ("results.md", "recipes.md", "which-model.md")
-    documents = [(ROOT / "docs" / file).read_text("utf-8") for file in files]
+    documents = [page.read_text("utf-8") for page in (ROOT / "docs").rglob("*.md")]
     assert sum(text.count(BEGIN.format(name)) for text in documents) == 1
     assert not any(f"{BEGIN.format(name)}\n{END}" in text for text in documents)  # not empty

@@ -350,7 +350,7 @@ def test_length_may_be_an_argument_of_the_model_or_the_trainer(
     assert model.inputs.max_sequence_length == 4
     assert not caplog.records
     tr.Model(model.heads[0], max_sequence_length=9)
-    assert "the input block reads 4 interactions. See docs/from" in caplog.text
+    assert "the input block reads 4 interactions. See docs/ref" in caplog.text
 
 
 def bidirectional(masking: str) -> tr.Model:
@@ -370,7 +370,9 @@ def test_arguments_with_one_value_here_say_why() -> None:
         (lambda: tr.TransformerBlock(None, prepare_module=Mean), "follows the masking"),
         (lambda: features(padding_idx=1), "padding is index 0"),
     ):
-        with pytest.raises(ConfigError, match=rf"{reason}.*docs/from-transformers4rec.md"):
+        with pytest.raises(
+            ConfigError, match=rf"{reason}.*docs/reference/transformers4rec-names.md"
+        ):
             make()
     assert bidirectional("mlm")(BATCH).shape == (40, 53)
     assert tr.XLNetConfig.build(16, 2, 1, 20, mem_len=1, pad_token=0, d_inner=7).options == {
@@ -390,7 +392,9 @@ def test_leaks_of_the_original_are_refused_in_a_line_that_names_the_page() -> No
             "sees one interaction alone",
         ),
     ):
-        with pytest.raises(ConfigError, match=rf"{reason}.*docs/from-transformers4rec.md"):
+        with pytest.raises(
+            ConfigError, match=rf"{reason}.*docs/reference/transformers4rec-names.md"
+        ):
             make()
 
 

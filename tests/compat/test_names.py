@@ -9,7 +9,7 @@ from pipeline import model
 from pipeline.compat.names import NAMES
 from tests.conftest import ROOT
 
-PAGE = (ROOT / "docs" / "from-transformers4rec.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "reference" / "transformers4rec-names.md").read_text(encoding="utf-8")
 INVENTORY = """
 Schema ranking_metric requires_schema T4RecConfig GPT2Config XLNetConfig TransfoXLConfig
 LongformerConfig AlbertConfig ReformerConfig ElectraConfig T4RecTrainingArguments
@@ -61,7 +61,7 @@ def test_name_exists_or_the_error_is_its_row_of_the_page(name: str) -> None:
         with pytest.raises(AttributeError) as caught:
             getattr(tr, name)
         assert NAMES[name] in str(caught.value)
-        assert "docs/from-transformers4rec.md" in str(caught.value)
+        assert "docs/reference/transformers4rec-names.md" in str(caught.value)
 
 
 def test_page_has_no_row_of_a_name_that_the_original_lacks() -> None:

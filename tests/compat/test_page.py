@@ -1,4 +1,4 @@
-"""The program of docs/from-transformers4rec.md, and those of the original's documentation."""
+"""Programs of docs/tutorials/move-from-transformers4rec.md and of the original's documentation."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 from tests.test_docs import blocks, run
 
 pytestmark = pytest.mark.train
-PAGE = (ROOT / "docs" / "from-transformers4rec.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "tutorials" / "move-from-transformers4rec.md").read_text(encoding="utf-8")
 BEFORE, AFTER = blocks(PAGE, "python")
 SCHEMA = tr.Schema(
     (

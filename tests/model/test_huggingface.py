@@ -1,6 +1,7 @@
-"""Which of Hugging Face's model types work with which masking: docs/huggingface.md, made here.
+"""Which of Hugging Face's model types work with which masking; this makes
+docs/reference/huggingface.md.
 
-    python -m tests.model.test_huggingface > docs/huggingface.md
+    python -m tests.model.test_huggingface > docs/reference/huggingface.md
 
 measures all of them, each in a process of its own. Works means: it is
 built by its model type alone, learns from a batch (loss and gradients are finite), and what it
@@ -27,7 +28,7 @@ L, D = 6, 16
 _TOO_SLOW = "they are too large or slow"
 _SECONDS, _MAX_BYTES = 40, 8 << 30
 """Limits of a process that tries one model type."""
-PAGE = ROOT / "docs" / "huggingface.md"
+PAGE = ROOT / "docs" / "reference" / "huggingface.md"
 HEAD = (
     "# Hugging Face architectures\n\n"
     "`architecture: huggingface` with a `model_type` takes any of transformers' architectures that "
@@ -37,8 +38,8 @@ HEAD = (
     "settings (`python -m tests.model.test_huggingface`): yes means that the model is built, "
     "learns from a batch, and predicts at the end of a session what its evaluation ranks there. "
     "Others may work with `options`. plm works with `xlnet` alone; types that are an "
-    "`architecture` by themselves ([building-blocks.md](building-blocks.md)) may work with more "
-    "maskings there.\n\n"
+    "`architecture` by themselves ([architectures and maskings](architectures.md)) may work with "
+    "more maskings there.\n\n"
     "| model_type | clm | mlm | rtd |\n| --- | --- | --- | --- |\n"
 )
 FOOT = """

@@ -1,4 +1,4 @@
-"""Dirty logs: counted, dropped or repaired by a stated rule (docs/preprocessing.md)."""
+"""Dirty logs: counted, dropped or repaired by a stated rule (docs/reference/log-rules.md)."""
 
 import datetime
 import gzip

@@ -268,7 +268,7 @@ def test_suggestions_follow_their_ranges() -> None:
 
 
 def test_space_of_the_documentation_is_valid(tmp_path: Path) -> None:
-    page = (ROOT / "docs" / "tuning.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "how-to" / "tune.md").read_text(encoding="utf-8")
     text = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)[0]
     (tmp_path / "space.yaml").write_text(text)
     assert read_space(tmp_path / "space.yaml") == {

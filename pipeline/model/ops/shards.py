@@ -4,7 +4,7 @@ The collectives are torch's. torch.distributed.tensor (DTensor) also has a shard
 `loss_parallel`, but several tensors of scores (T, V / N) are in memory at once, label smoothing
 fails, and all processes must have as many targets. Here each process has its own batch, and the
 number of targets differs. TorchRec's tables are looked up and have no loss over the catalogue.
-docs/training.md has the comparison.
+docs/reference/sharding.md has the comparison.
 
 A method marked "Collective" is a step that all processes take in the same order.
 
