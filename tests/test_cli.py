@@ -1,5 +1,6 @@
 """The command line as a person meets it: help, results, and one line for every mistake."""
 
+import errno
 import json
 import re
 import signal
@@ -11,13 +12,16 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import typer
 import yaml
 from typer.testing import CliRunner
 
+from pipeline.cli.console import _exit_code
 from pipeline.cli.main import app
-from pipeline.core.errors import PipelineError
+from pipeline.core.errors import ArtifactError, PipelineError
 from pipeline.evaluation.baselines import BASELINES
 from tests.conftest import ROOT, Shop
 
@@ -427,3 +431,53 @@ def test_sigterm_removes_partial_output(shop: Shop, tmp_path: Path) -> None:
     assert process.returncode == 143
     assert output.splitlines()[-1].endswith("Stopped.")
     assert list(tmp_path.iterdir()) == []
+
+
+def damage_for_want_of_memory() -> None:
+    try:
+        raise pa.ArrowMemoryError("malloc of size 704 failed")
+    except pa.ArrowException:
+        raise ArtifactError("data does not hold together.") from None
+
+
+def no_memory_in_torch() -> None:
+    raise RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 bytes")
+
+
+def no_handles() -> None:
+    raise OSError(errno.EMFILE, "Too many open files", "part-0.parquet")
+
+
+def full_standard_output() -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        (damage_for_want_of_memory, "out of memory: malloc of size 704 failed."),
+        (no_memory_in_torch, "out of memory: DefaultCPUAllocator: can't allocate memory: 8 bytes."),
+        (no_handles, "part-0.parquet: Too many open files."),
+        (full_standard_output, "Standard output: No space left on device."),
+    ],
+)
+def test_lack_of_memory_handles_or_space_is_one_line(
+    command: Any, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing = typer.Typer()
+    failing.command()(command)
+    monkeypatch.setattr(sys, "argv", ["pipeline"])
+    assert _exit_code(failing, "pipeline") == 2
+    assert capsys.readouterr().err.startswith(f"Error: {line}")
+
+
+def test_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    failing = typer.Typer()
+
+    @failing.command()
+    def bug() -> None:
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(sys, "argv", ["pipeline"])
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        _exit_code(failing, "pipeline")

@@ -1,5 +1,6 @@
 """Console output of the command line: results, log lines, warnings, errors and exit codes."""
 
+import errno
 import json
 import logging
 import os
@@ -177,11 +178,30 @@ def _error_line(error: Exception) -> str:
             return str(message)
         line = " ".join(message.split()).replace("Value error, ", "")
         return f"Error: {line}{'' if line[-1] in '.?' else '.'} See `{command} --help`."
-    if isinstance(error, PipelineError):
+    cause = _machine_cause(error)
+    if cause is None and isinstance(error, PipelineError):
         return shown(f"Error: {error}")
     if isinstance(error, UnicodeError):
         return f"Error: an argument is not text in UTF-8: {error}."
-    return shown(f"Error: {_machine_reason(error)}")
+    return shown(f"Error: {_machine_reason(cause or error)}")
+
+
+_NO_HANDLES = (errno.EMFILE, errno.ENFILE)
+
+
+def _machine_cause(error: BaseException | None) -> Exception | None:
+    """Return the lack of memory or of file handles behind an error.
+
+    What reads a file takes either for damage.
+    """
+    while isinstance(error, Exception):
+        no_handles = isinstance(error, OSError) and error.errno in _NO_HANDLES
+        if _is_out_of_memory(error) or no_handles:
+            return error
+        if isinstance(error, PipelineError) and isinstance(error.__cause__, OSError):
+            return None  # its message names the file and the reason
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _machine_reason(error: Exception) -> str:
