@@ -1,4 +1,4 @@
-"""One flipped bit in every file of every directory; the table of docs/faults.md says who finds it.
+"""One flipped bit in every file of every directory, and who finds it: docs/reference/faults.md.
 
 Each row of the table is tried with the commands that it names.
 """
@@ -26,7 +26,7 @@ from tests.faults.stages import RECIPE, STAGES, TRAIN, Bench, contents, update_o
 pytestmark = pytest.mark.faults
 IF_NEEDED = ["--if-needed"]
 ANOTHER = ExportOptions(name="another")
-PAGE = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "reference" / "faults.md").read_text(encoding="utf-8")
 COMMANDS = {
     "data/*": {
         "train": ["train", "data", *TRAIN, "--out", "other"],
