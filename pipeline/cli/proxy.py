@@ -87,7 +87,7 @@ def proxy(
             repository=repository,
             triton_host=triton,
             triton_ports=Ports(http=triton_http_port, grpc=triton_grpc_port, metrics=0),
-            key=None,
+            keys=None,
             tls=None,
             limits=limits,
             request_log=logged,

@@ -254,15 +254,20 @@ def open_client(target: str, name: str | None, key: str | None, connection: dict
 
 
 def read_key_file(path: Path | None) -> str | None:
-    """Return the key in a file, and warn if others on this machine can read it."""
+    """Return the key in a file, the first of several; see `read_keys_file`."""
     if path is None:
         return None
-    from pipeline.serve.triton.access import read_key
+    return next(iter(read_keys_file(path).values()))
 
-    key = read_key(path)
+
+def read_keys_file(path: Path) -> dict[str, str]:
+    """Return the keys in a file by name, and warn if others on this machine can read it."""
+    from pipeline.serve.triton.access import read_keys
+
+    keys = read_keys(path)
     if path.stat().st_mode & stat.S_IROTH:
         note(f"Warning: others on this machine can read {path}; `chmod 600 {path}`.")
-    return key
+    return keys
 
 
 def _parse_column(text: str) -> tuple[str, list[str]]:

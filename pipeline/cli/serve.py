@@ -1,5 +1,6 @@
 """`pipeline serve`."""
 
+import secrets
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,7 +23,7 @@ from pipeline.cli.options import (
     read_limits,
     request_log,
 )
-from pipeline.cli.recommend import read_key_file
+from pipeline.cli.recommend import read_keys_file
 from pipeline.core.errors import ConfigError, ServingError
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def serve(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Answer only clients that send the key in FILE; health stays open.",
+            help="Answer only clients that send a key in FILE, one a line; health stays open.",
         ),
     ] = None,
     tls_cert: Annotated[
@@ -164,7 +165,7 @@ def serve(
     item_columns = _item_columns(
         items, page, key=id_column, title=title_column, image=image_column, folder=image_folder
     )
-    key, tls = read_key_file(key_file), read_tls(tls_cert, tls_key, tls_client_ca)
+    (keys, key), tls = _read_keys(key_file, proxy), read_tls(tls_cert, tls_key, tls_client_ca)
     if line := open_to_network(ipv4_address(host), key, tls):
         note(line)
     with ExitStack() as stack:
@@ -184,7 +185,7 @@ def serve(
                 log_format=log_format,
                 reload_seconds=reload_seconds,
                 restarts=restarts,
-                key=key,
+                key=keys,
                 tls=tls,
                 proxy=proxy,
                 request_log=logged,
@@ -257,6 +258,16 @@ def _trusted_copy(repository: Path, keys: list[Path] | None) -> "TrustedCopy | N
     from pipeline.serve.trusted_copy import TrustedCopy
 
     return TrustedCopy(repository, list(map(read_public_key, keys)))
+
+
+def _read_keys(file: Path | None, proxy: bool) -> tuple[dict[str, str] | None, str | None]:
+    """Return all keys, and that of the page: one of its own, where the proxy takes several."""
+    if file is None:
+        return None, None
+    keys = read_keys_file(file)
+    if proxy:
+        keys["page"] = keys.get("page", secrets.token_hex(32))
+    return keys, list(keys.values())[-1]
 
 
 def _page(host: str, port: int | None, key: str | None, tls: Any) -> Any:

@@ -13,7 +13,9 @@ _MMAP_MAX, _MMAP_THRESHOLD, _TRIM_THRESHOLD, _TOP_PAD = -4, -3, -1, -2
 """Parameters of mallopt(3)."""
 _NEVER_TRIM = 2**31 - 1
 _TOP_PAD_BYTES = 64 * 2**20
-_LARGE_BYTES = 2**18
+_LARGE_BYTES, _FREE_BYTES = 2**20, 2**23
+"""Block that goes back by itself, larger than what asyncio reads at a time, and free end of a heap
+that goes back."""
 
 
 def keep_heap() -> bool:
@@ -30,7 +32,7 @@ def return_heap() -> bool:
 
     By default the size of what goes back rises to 64 MB with each large block that is freed.
     """
-    return _set((_MMAP_THRESHOLD, _LARGE_BYTES), (_TRIM_THRESHOLD, _LARGE_BYTES))
+    return _set((_MMAP_THRESHOLD, _LARGE_BYTES), (_TRIM_THRESHOLD, _FREE_BYTES))
 
 
 def _set(*settings: tuple[int, int]) -> bool:

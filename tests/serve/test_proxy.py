@@ -521,7 +521,7 @@ def test_a_proxy_that_cannot_be_set_up_does_not_wait(monkeypatch: pytest.MonkeyP
         repository=None,
         triton_host=host,
         triton_ports=ports,
-        key=None,
+        keys=None,
         tls=None,
     )
     with pytest.raises(ServingError, match="no memory"):

@@ -43,7 +43,7 @@ def proxy_of(triton: Ports, repository: Path | None = None, **limits: Any) -> It
         repository=repository,
         triton_host=HOST,
         triton_ports=triton,
-        key=None,
+        keys=None,
         tls=None,
         limits=Limits(**limits),
     )

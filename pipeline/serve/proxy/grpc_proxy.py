@@ -1,8 +1,9 @@
 """gRPC part of the proxy: frames of HTTP/2 pass as they are, whole messages after a check.
 
 Each connection has one to Triton, so that headers need not be decoded: both sides keep their HPACK
-tables. DATA of requests is collected until a message is whole; its flow control is the proxy's own,
-as it may wait and get longer here. All other frames pass unchanged.
+tables. Where there are keys, headers are read and written anew, with Triton's own key. DATA of
+requests is collected until a message is whole; its flow control is the proxy's own, as it may wait
+and get longer here. All other frames pass unchanged.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pipeline.serve.proxy import http2
+from pipeline.serve.proxy import hpack, http2
 from pipeline.serve.proxy.admission import Admission, Connections
 from pipeline.serve.proxy.check_process import CheckProcess
 from pipeline.serve.proxy.connection import CONNECT_SECONDS, Address, ClientSide, Side
@@ -30,13 +31,14 @@ from pipeline.serve.proxy.request_checks import (
     inflate_message,
 )
 from pipeline.serve.request_log.exchange import Exchange
-from pipeline.serve.triton.access import Tls
+from pipeline.serve.triton.access import GRPC_PREFIX, KEY_HEADER, Keys, Tls
 
 if TYPE_CHECKING:
     from pipeline.serve.request_log.request_log import RequestLog
 
 _CODES = {400: 3, 408: 4, 413: 3, 429: 8, 503: 8, 504: 4}
 """Status of gRPC by that of HTTP: INVALID_ARGUMENT, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED."""
+_KEY_FIELD = (GRPC_PREFIX + KEY_HEADER).encode()
 _PREFIX = struct.Struct(">BL")
 """Before each message: whether it is compressed, and its size."""
 _WINDOW_BYTES = 1 << 20
@@ -58,6 +60,7 @@ class GrpcProxy:
         address: Address,
         models: RankingModels,
         router: Router,
+        keys: Keys | None,
         admission: Admission,
         checks: CheckProcess,
         log: "RequestLog | None" = None,
@@ -65,6 +68,7 @@ class GrpcProxy:
         self.address = address
         self.models = models
         self.router = router
+        self.keys = keys
         self.admission = admission
         self.checks = checks
         self.log = log
@@ -94,6 +98,8 @@ class _Stream:
 
     window: int
     """Bytes that Triton takes."""
+    client: str
+    """Name of the client that its requests are counted for."""
     deadline: float
     """Time at which what it waits for takes too long."""
     received: bytearray = field(default_factory=bytearray)
@@ -171,6 +177,7 @@ class _Client(ClientSide):
         self._loop = asyncio.get_running_loop()
         self._requests = http2.FrameReader(limits.max_head_bytes)
         self._answers = http2.FrameReader(1 << 24, 1 << 24)
+        self._headers = None if proxy.keys is None else hpack.HeaderReader()
         self._preface = bytearray()
         self._streams: dict[int, _Stream] = {}
         self._window = self._first_window = http2.DEFAULT_WINDOW
@@ -332,8 +339,11 @@ class _Client(ClientSide):
         if frame.kind == http2.DATA:
             self._take_data(frame)
             return
-        if frame.kind == http2.HEADERS and frame.stream not in self._streams:
-            self._open_stream(frame)
+        if frame.kind == http2.HEADERS:
+            headers, client = self._take_headers(frame)
+            self._to_triton.append(headers)
+            if frame.stream not in self._streams:
+                self._open_stream(frame.stream, client)
             return
         if frame.kind == http2.RESET:
             self._drop(frame.stream)
@@ -341,19 +351,36 @@ class _Client(ClientSide):
         if frame.kind == http2.SETTINGS and frame.flags & http2.ACK:
             self._apply_settings()
 
-    def _open_stream(self, frame: http2.Frame) -> None:
-        """Pass the headers of a request on; one too many ends at once.
+    def _take_headers(self, frame: http2.Frame) -> tuple[bytes, str]:
+        """Return headers for Triton, and the name of the client.
 
-        Triton gets its headers too, as they change the HPACK table.
+        Without keys they are those of the client; with them they are written anew, with Triton's
+        key in place of that of the client, or without where it is none of the keys.
         """
-        self._to_triton.append(frame.raw)
+        keys = self._proxy.keys
+        if keys is None or self._headers is None:
+            return frame.raw, self.peer
+        fields = self._headers.read(http2.header_block(frame))
+        sent = [field.value for field in fields if field.name == _KEY_FIELD]
+        name = keys.name_of(sent[0]) if len(sent) == 1 else None
+        literals = [field.literal for field in fields if field.name != _KEY_FIELD]
+        if name is not None:
+            literals.append(hpack.field(_KEY_FIELD, keys.triton_key).literal)
+        ends = bool(frame.flags & http2.END_STREAM)
+        return http2.write_headers(frame.stream, b"".join(literals), ends=ends), name or self.peer
+
+    def _open_stream(self, number: int, client: str) -> None:
+        """Begin a stream whose headers Triton gets; one too many ends at once.
+
+        Triton gets the headers of that too, as they change the HPACK table.
+        """
         if len(self._streams) >= self._limits.max_streams:
             self._allowance -= _COSTS[http2.RESET]
-            self._to_triton.append(http2.write_reset(frame.stream))
-            self._to_client.append(http2.write_reset(frame.stream, http2.REFUSED_STREAM))
+            self._to_triton.append(http2.write_reset(number))
+            self._to_client.append(http2.write_reset(number, http2.REFUSED_STREAM))
             return
         deadline = self._loop.time() + self._limits.idle_seconds
-        self._streams[frame.stream] = _Stream(self._first_window, deadline)
+        self._streams[number] = _Stream(self._first_window, client, deadline)
 
     def _pass_answer(self, frame: http2.Frame) -> None:
         if frame.kind == http2.WINDOW_UPDATE:
@@ -466,7 +493,7 @@ class _Client(ClientSide):
         stream.num_messages += 1
         stream.deadline = self._loop.time() + self._limits.request_seconds
         if checked.model:
-            self._proxy.admission.charge(self.peer)
+            self._proxy.admission.charge(stream.client)
             is_streamed = not stream.is_ended or stream.num_messages > 1
             self._proxy.admission.begin_request(is_streamed=is_streamed)
             stream.num_waiting += 1
@@ -565,6 +592,7 @@ class _Client(ClientSide):
         own = {
             http2.MAX_CONCURRENT_STREAMS: self._limits.max_streams,
             http2.MAX_FRAME_SIZE: http2.MAX_FRAME_BYTES,
+            http2.HEADER_TABLE_SIZE: hpack.TABLE_BYTES,
         }
         self._to_client.append(http2.with_settings(frame, own))
         if not self._is_open:

@@ -12,8 +12,10 @@ DATA, HEADERS, RESET, SETTINGS, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 8, 9
 """Types of frames."""
 ACK = END_STREAM = 0x1
 END_HEADERS = 0x4
-MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE = 3, 4, 5
-"""Settings: number of streams of a client, bytes of DATA that each takes first, largest payload."""
+_PADDED, _HAS_PRIORITY, _PRIORITY_BYTES = 0x8, 0x20, 5
+HEADER_TABLE_SIZE, MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE = 1, 3, 4, 5
+"""Settings: bytes of the table of headers, number of streams of a client, bytes of DATA that each
+takes first, largest payload."""
 DEFAULT_WINDOW = 65_535
 MAX_WINDOW = 2**31 - 1
 MAX_FRAME_BYTES = 16_384
@@ -110,6 +112,33 @@ def write_frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
     """Return the bytes of a frame."""
     size = len(payload)
     return _HEADER.pack(size >> 8, size & 0xFF, kind, flags, stream) + payload
+
+
+def header_block(frame: Frame) -> bytes:
+    """Return the HPACK of a block of headers. ProtocolError for one with padding."""
+    if frame.flags & _PADDED:
+        raise ProtocolError("HEADERS with padding")
+    position, parts = 0, []
+    while position < len(frame.raw):
+        high, low, *_ = _HEADER.unpack_from(frame.raw, position)
+        start = position + _HEADER.size
+        position = start + (high << 8 | low)
+        parts.append(frame.raw[start:position])
+    if frame.flags & _HAS_PRIORITY:
+        parts[0] = parts[0][_PRIORITY_BYTES:]
+    return b"".join(parts)
+
+
+def write_headers(stream: int, block: bytes, *, ends: bool) -> bytes:
+    """Return the frames of a block of headers, which may end the stream."""
+    parts = [block[i : i + MAX_FRAME_BYTES] for i in range(0, len(block), MAX_FRAME_BYTES)] or [b""]
+    frames = []
+    for number, part in enumerate(parts):
+        flags = END_HEADERS if number == len(parts) - 1 else 0
+        if number == 0:
+            flags |= END_STREAM if ends else 0
+        frames.append(write_frame(CONTINUATION if number else HEADERS, flags, stream, part))
+    return b"".join(frames)
 
 
 def write_data(stream: int, content: bytes, *, ends: bool) -> bytes:

@@ -1,11 +1,10 @@
 """HTTP part of the proxy: requests pass after a check of their bodies, answers as they are."""
 
 import asyncio
-import hmac
 import re
 import time
 from contextlib import suppress
-from enum import Enum
+from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from pipeline.serve.proxy.admission import Admission, Connections
@@ -24,7 +23,7 @@ from pipeline.serve.proxy.request_checks import (
     inflate,
 )
 from pipeline.serve.request_log.exchange import Exchange
-from pipeline.serve.triton.access import KEY_HEADER
+from pipeline.serve.triton.access import KEY_HEADER, Keys
 
 if TYPE_CHECKING:
     from pipeline.serve.request_log.request_log import RequestLog
@@ -53,7 +52,7 @@ class HttpProxy:
         address: Address,
         models: RankingModels,
         router: Router,
-        key: str | None,
+        keys: Keys | None,
         admission: Admission,
         checks: CheckProcess,
         log: "RequestLog | None" = None,
@@ -62,11 +61,17 @@ class HttpProxy:
         self.models = models
         self.router = router
         self.log = log
-        self.key = None if key is None else key.encode()
+        self.keys = keys
         self.admission = admission
         self.checks = checks
         self.connections = Connections(admission)
         self.health = HealthPoll(address)
+        limits, seconds = admission.limits, admission.limits.request_seconds
+        self.stage_seconds = (
+            *(limits.head_seconds, limits.body_seconds, seconds),
+            *(seconds, limits.idle_seconds, seconds),
+        )
+        """Time for each stage of a connection."""
         self._server: asyncio.Server
 
     async def start(self, host: str, port: int) -> None:
@@ -98,15 +103,20 @@ class _Triton(Side):
         self._client.triton_lost(self)
 
 
-class _Stage(Enum):
+class _Stage(IntEnum):
     """What a connection waits for."""
 
-    HEAD = "headers of a request that has begun, or the first one"
-    BODY = "body"
-    ANSWER = "check and answer of Triton"
-    READING = "client that reads the answer"
-    IDLE = "next request"
-    END = "client that reads the last answer"
+    HEAD = 0
+    """Headers of a request that has begun, or of the first one."""
+    BODY = 1
+    ANSWER = 2
+    """Check and answer of Triton."""
+    READING = 3
+    """The client, which reads the answer."""
+    IDLE = 4
+    """The next request."""
+    END = 5
+    """The client, which reads the last answer."""
 
 
 class _Client(ClientSide):
@@ -131,6 +141,8 @@ class _Client(ClientSide):
         self._is_checking = False
         self._is_waiting = False
         """Whether the request is counted as waiting for Triton."""
+        self._client: str | None = None
+        """Name of the client that the request is counted for, None for one without a key."""
         self._num_checked = 0
         """Bytes of a body that is checked elsewhere."""
         self._num_bytes = 0
@@ -199,12 +211,7 @@ class _Client(ClientSide):
         if stage is self._stage:
             return
         self._stage = stage
-        seconds = {
-            _Stage.HEAD: self._limits.head_seconds,
-            _Stage.BODY: self._limits.body_seconds,
-            _Stage.IDLE: self._limits.idle_seconds,
-        }.get(stage, self._limits.request_seconds)
-        self._deadline = self._loop.time() + seconds
+        self._deadline = self._loop.time() + self._proxy.stage_seconds[stage]
 
     def _count_bytes(self) -> None:
         """Count what has arrived of a request; refuse it where all hold too much."""
@@ -266,7 +273,8 @@ class _Client(ClientSide):
                 if reader.received:
                     self._wait(_Stage.HEAD)
                 return None
-            if request.has_body and not self._has_key(request):
+            self._client = self._client_of(request)
+            if request.has_body and self._client is None:
                 self._is_last = True
                 return request
             if request.has_body and request.expects_continue and not reader.received:
@@ -274,16 +282,20 @@ class _Client(ClientSide):
             self._wait(_Stage.BODY)
         return reader.read_body()
 
-    def _has_key(self, request: Request) -> bool:
-        if self._proxy.key is None:
-            return True
-        sent = (request.values(KEY_HEADER.encode()) or [""])[0]
-        return hmac.compare_digest(sent.encode("latin-1"), self._proxy.key)
+    def _client_of(self, request: Request) -> str | None:
+        """Return the name of the key of a request, its address where there are no keys.
+
+        None without a key.
+        """
+        if self._proxy.keys is None:
+            return self.peer
+        sent = request.values(KEY_HEADER.encode())
+        return self._proxy.keys.name_of(sent[0].encode("latin-1")) if len(sent) == 1 else None
 
     def _admit(self, request: Request) -> None:
         """Count a request that a model answers. RefusedRequestError where too many wait."""
         if _RUNS_MODEL.fullmatch(request.path):
-            self._proxy.admission.charge(self.peer)
+            self._proxy.admission.charge(self._client or self.peer)
             self._proxy.admission.begin_request()
             self._is_waiting = True
 
@@ -337,7 +349,7 @@ class _Client(ClientSide):
         """Return a small request for Triton. LargeContentError for another one."""
         self._exchange = None
         if not request.body:
-            return request.write(b"", frozenset(), [])
+            return self._write(request, b"", [])
         if len(request.body) > SMALL_BYTES:
             raise LargeContentError
         name, version = _model_of(request)
@@ -359,7 +371,16 @@ class _Client(ClientSide):
             )  # fmt: skip
         length = checked.json_length
         lines = [] if length is None else [b"%s: %d" % (JSON_LENGTH, length)]
-        return request.write(checked.content, _DESCRIBES_BODY, lines)
+        return self._write(request, checked.content, lines)
+
+    def _write(self, request: Request, body: bytes, lines: list[bytes]) -> bytes:
+        """Return a request with another body, and with Triton's key for that of a client."""
+        drop = _DESCRIBES_BODY if body else frozenset()
+        if (keys := self._proxy.keys) is not None:
+            drop |= {KEY_HEADER.encode()}
+            if self._client is not None:
+                lines = [*lines, b"%s: %s" % (KEY_HEADER.encode(), keys.triton_key)]
+        return request.write(body, drop, lines)
 
     def _ask(self, request: Request, content: bytes) -> None:
         self._request = content

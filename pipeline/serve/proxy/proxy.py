@@ -15,7 +15,7 @@ from pipeline.core.allocator import return_heap, trim_heap
 from pipeline.core.errors import ServingError
 from pipeline.serve.proxy.limits import DEFAULT_LIMITS, Limits
 from pipeline.serve.request_log.options import EXPERIMENT_KEY, RequestLogOptions
-from pipeline.serve.triton.access import Tls
+from pipeline.serve.triton.access import Keys, Tls
 from pipeline.serve.triton.ports import Ports
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class ProxyOptions:
     """What Triton serves, for the outputs of requests that name none."""
     triton_host: str
     triton_ports: Ports
-    key: str | None
+    keys: Keys | None
     tls: Tls | None
     limits: Limits = DEFAULT_LIMITS
     request_log: RequestLogOptions | None = None
@@ -121,8 +121,8 @@ class Proxy:
         limits = _with_files(options.limits)
         admission, checks = Admission(limits), CheckProcess(limits)
         shared = (admission, checks, self._log)
-        http = HttpProxy((host, ports.http), models, router, options.key, *shared)
-        grpc = GrpcProxy((host, ports.grpc), models, router, *shared)
+        http = HttpProxy((host, ports.http), models, router, options.keys, *shared)
+        grpc = GrpcProxy((host, ports.grpc), models, router, options.keys, *shared)
         servers: list[Any] = []
         try:
             try:

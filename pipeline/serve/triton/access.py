@@ -1,6 +1,8 @@
 """Access to a server: key in a header, and PEM files of TLS."""
 
+import hmac
 import ssl
+from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from typing import NamedTuple
@@ -57,14 +59,53 @@ def check_key(key: str, where: str = "the key") -> str:
 
 
 def read_key(path: Path) -> str:
-    """Return the key in a file, without white space around it. ConfigError without one."""
+    """Return the key in a file, the first of several. ConfigError without one."""
+    return next(iter(read_keys(path).values()))
+
+
+def read_keys(path: Path) -> dict[str, str]:
+    """Return the keys in a file by their names. ConfigError for a file that is damaged.
+
+    Each line is KEY or KEY NAME; the name of a key without one is its number.
+    """
     try:
         text = path.read_bytes().decode("ascii", "replace")
     except OSError as error:
         raise ConfigError(
             f"{path} cannot be read: {error.strerror}. Expected a file with a key."
         ) from None
-    return check_key(text.strip(), str(path))
+    lines = [line.split() for line in text.splitlines() if line.strip()]
+    keys: dict[str, str] = {}
+    for number, words in enumerate(lines or [[""]], 1):
+        where = str(path) if len(lines) < 2 else f"{path}, key {number}"
+        if len(words) > 2:
+            raise ConfigError(
+                f"{where}: the line has {len(words)} words, expected KEY or KEY NAME."
+            )
+        name = words[1] if len(words) == 2 else f"key {number}"
+        if name in keys or words[0] in keys.values():
+            raise ConfigError(f"{where}: the key or its name {name} is there twice.")
+        keys[name] = check_key(words[0], where)
+    return keys
+
+
+class Keys:
+    """Keys of clients, and the one that Triton takes in their place."""
+
+    def __init__(self, keys: Mapping[str, str], triton_key: str) -> None:
+        self._keys = [(key.encode(), name) for name, key in keys.items()]
+        self.triton_key = triton_key.encode()
+
+    def name_of(self, sent: bytes) -> str | None:
+        """Return the name of the key that a client sent, None for none of them.
+
+        The time says nothing about the keys.
+        """
+        name = None
+        for key, of_key in self._keys:
+            if hmac.compare_digest(sent, key):
+                name = of_key
+        return name
 
 
 def read_pem(ca: PemPath, cert: PemPath, cert_key: PemPath) -> tuple[bytes | None, ...]:

@@ -12,17 +12,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Self
 
-from pipeline.core.errors import ServingError
+from pipeline.core.errors import ConfigError, ServingError
 from pipeline.serve.proxy.limits import DEFAULT_LIMITS, Limits
 from pipeline.serve.proxy.proxy import Proxy, ProxyOptions
 from pipeline.serve.request_log.options import RequestLogOptions
-from pipeline.serve.triton.access import Access, Tls, check_key
+from pipeline.serve.triton.access import Access, Keys, Tls, check_key
 from pipeline.serve.triton.command import TritonOptions
 from pipeline.serve.triton.installation import (
     build_backends,
@@ -67,7 +67,7 @@ class TritonServer:
         log_path: str | Path | None = None,
         log_format: LogFormat = "default",
         reload_seconds: int | None = None,
-        key: str | None = None,
+        key: str | Mapping[str, str] | None = None,
         tls: Tls | None = None,
         restarts: int = 0,
         proxy: bool = False,
@@ -85,7 +85,8 @@ class TritonServer:
                 a start fails
             log_format: Triton's own option of this name
             reload_seconds: interval at which Triton looks for new versions; None for never
-            key: required value of the header `KEY_HEADER` of a request; health needs none
+            key: required value of the header `KEY_HEADER` of a request, or several by name, one of
+                which is required; health needs none
             tls: gRPC takes connections with TLS alone, and HTTP only those of this machine
             restarts: maximum number of restarts in 10 minutes, of a Triton that was ready and
                 crashed
@@ -108,13 +109,17 @@ class TritonServer:
             host=self.host,
             ports=self.ports,
             reload_seconds=reload_seconds,
-            key=None if key is None else check_key(key),
+            key=self._triton_key(key, proxy=proxy),
             tls=tls,
             log_format=log_format,
             metrics_host=self.host,
         )
         self._http_host = self._options.http_host
-        self._proxy = self._add_proxy(request_log, experiment, limits) if proxy else None
+        keys = None
+        if key is not None and self._options.key is not None:
+            by_name = {"key": key} if isinstance(key, str) else key
+            keys = Keys(by_name, self._options.key)
+        self._proxy = self._add_proxy(keys, request_log, experiment, limits) if proxy else None
         self._log = TritonLog(None if log_path is None else Path(log_path))
         self._restarts = restarts
         self._scratch: Path | None = None
@@ -258,8 +263,23 @@ class TritonServer:
                 self._report.close()
                 self._report = None
 
+    @staticmethod
+    def _triton_key(key: str | Mapping[str, str] | None, *, proxy: bool) -> str | None:
+        """Return the key of Triton: behind a proxy one of its own, as a process list has it."""
+        if key is None:
+            return None
+        values = [key] if isinstance(key, str) else list(key.values())
+        for value in values:
+            check_key(value)
+        if proxy:
+            return secrets.token_hex(32)
+        if len(values) > 1:
+            raise ConfigError("Several keys need the proxy. Leave out --no-proxy, or all but one.")
+        return values[0]
+
     def _add_proxy(
         self,
+        keys: Keys | None,
         request_log: RequestLogOptions | None,
         experiment: "Experiment | None",
         limits: Limits,
@@ -274,7 +294,7 @@ class TritonServer:
                 repository=self.repository,
                 triton_host="127.0.0.1",
                 triton_ports=inner,
-                key=self._options.key,
+                keys=keys,
                 tls=self._tls,
                 request_log=request_log,
                 experiment=experiment,
