@@ -306,6 +306,32 @@ def attackers(
     print_result(result, as_json, attackers_text(result))
 
 
+@app.command(epilog="Example: python -m benchmarks soak --minutes 30")
+def soak(
+    minutes: Annotated[float, typer.Option(min=0.5, help="Minutes of the load.")] = 30.0,
+    clients: Annotated[int, typer.Option(min=2, help="Honest clients.")] = 16,
+    count: Annotated[int, typer.Option("--attackers", min=1, help="Attackers.")] = 4,
+    out: OutFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a server under load, attacks, new exports and kills at once.
+
+    At the end the launcher is killed, and what it leaves behind is counted.
+    """
+    if not minutes * 60 <= MAX_SECONDS:
+        raise ConfigError(f"--minutes is {minutes:g}, expected 0.5 to {MAX_SECONDS // 60}.")
+    from benchmarks.machine import machine
+    from benchmarks.soak import Plan, measure_soak, soak_text
+
+    before = machine()
+    with tempfile.TemporaryDirectory(prefix="pipeline-soak-") as scratch:
+        plan = Plan(minutes=minutes, clients=clients, attackers=count)
+        figures = measure_soak(Path(scratch), plan)
+    result = {"machine": before} | figures
+    _write(result, out, "soak.json")
+    print_result(result, as_json, soak_text(result))
+
+
 @app.command(epilog="Example: python -m benchmarks preprocess --rows 500000")
 def preprocess(
     rows: Annotated[int, typer.Option(min=1_000, help="Interactions of the log.")] = 5_000_000,
