@@ -82,7 +82,8 @@ def measure_soak(folder: Path, plan: Plan) -> dict[str, Any]:
                     window = send_loads(server, repository, load)
                 for figures in window.values():
                     errors.update(figures.pop("errors"))
-                windows.append(window | {"health_ms": health_ms})
+                memory = server.resources()["memory_bytes"]
+                windows.append(window | {"health_ms": health_ms, "memory_bytes": memory})
         send_loads(server, repository, load)
         time.sleep(SETTLE_SECONDS)
         after = server.resources() | {"shared_memory": len(_shared_memory() - shared_before)}
@@ -161,8 +162,13 @@ def soak_text(result: dict[str, Any]) -> str:
         lines.append(
             f"{protocol + ', p99 ms':<24}{statistics.median(p99):>16,.1f}{max(p99):>12,.1f}"
         )
-    health = [float(np.quantile(window["health_ms"], 0.99)) for window in windows]
+    answered = [np.array([ms for ms in row["health_ms"] if ms < np.inf]) for row in windows]
+    health = [float(np.quantile(times, 0.99)) for times in answered if len(times)]
     lines.append(f"{'health, p99 ms':<24}{statistics.median(health):>16,.1f}{max(health):>12,.1f}")
+    asked = sum(len(row["health_ms"]) for row in windows)
+    lines.append(f"health: {asked - sum(map(len, answered))} of {asked} times not ready")
+    early, late = (windows[i]["memory_bytes"] / 1e6 for i in (len(windows) // 4, -1))
+    lines.append(f"memory MB after a quarter of the time {early:,.1f}, at its end {late:,.1f}")
     lines += ["", f"{'':<24}{'before':>16}{'after':>12}"]
     before, after = result["before"], result["after"]
     memory = [facts["memory_bytes"] / 1e6 for facts in (before, after)]
