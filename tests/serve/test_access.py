@@ -136,6 +136,17 @@ def test_each_of_several_keys_is_taken_and_counted_by_itself(shop: Shop) -> None
         assert not any(key in command for key in keys.values())
 
 
+def test_large_message_without_the_key_is_not_looked_at(keyed: TritonServer) -> None:
+    with grpc.insecure_channel(keyed.grpc_url) as channel:
+        infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        with pytest.raises(grpc.RpcError, match="the message needs the key") as caught:
+            infer(bytes(100_000), timeout=20)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        with pytest.raises(grpc.RpcError) as caught:
+            infer(bytes(100_000), metadata=[(GRPC_HEADER, KEY)], timeout=20)
+        assert caught.value.code() is not grpc.StatusCode.UNAVAILABLE
+
+
 def test_several_keys_need_the_proxy(shop: Shop) -> None:
     with pytest.raises(ConfigError, match="Several keys need the proxy"):
         TritonServer(shop.repository, key={"a": KEY, "b": KEY + "2"})

@@ -36,8 +36,9 @@ from pipeline.serve.triton.access import GRPC_PREFIX, KEY_HEADER, Keys, Tls
 if TYPE_CHECKING:
     from pipeline.serve.request_log.request_log import RequestLog
 
-_CODES = {400: 3, 408: 4, 413: 3, 429: 8, 503: 8, 504: 4}
-"""Status of gRPC by that of HTTP: INVALID_ARGUMENT, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED."""
+_CODES = {400: 3, 403: 14, 408: 4, 413: 3, 429: 8, 503: 8, 504: 4}
+"""Status of gRPC by that of HTTP: INVALID_ARGUMENT, UNAVAILABLE as Triton says for a key,
+DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED."""
 _KEY_FIELD = (GRPC_PREFIX + KEY_HEADER).encode()
 _PREFIX = struct.Struct(">BL")
 """Before each message: whether it is compressed, and its size."""
@@ -50,6 +51,13 @@ _COSTS = {http2.RESET: 5, http2.HEADERS: 0, http2.DATA: 0}
 _FIRST_ANSWER, _ANSWER_DATA = 20, 2
 """What an answer, and each of its frames, adds to it: clients send WINDOW_UPDATE and PING for them.
 """
+
+
+class _NoKeyError(RefusedRequestError):
+    """A large message without a key, which is not looked at; Triton refuses a small one."""
+
+    def __init__(self) -> None:
+        super().__init__("This protocol is restricted: the message needs the key", 403)
 
 
 class GrpcProxy:
@@ -98,8 +106,8 @@ class _Stream:
 
     window: int
     """Bytes that Triton takes."""
-    client: str
-    """Name of the client that its requests are counted for."""
+    client: str | None
+    """Name of the client, None for one that has not the key."""
     deadline: float
     """Time at which what it waits for takes too long."""
     received: bytearray = field(default_factory=bytearray)
@@ -351,8 +359,8 @@ class _Client(ClientSide):
         if frame.kind == http2.SETTINGS and frame.flags & http2.ACK:
             self._apply_settings()
 
-    def _take_headers(self, frame: http2.Frame) -> tuple[bytes, str]:
-        """Return headers for Triton, and the name of the client.
+    def _take_headers(self, frame: http2.Frame) -> tuple[bytes, str | None]:
+        """Return headers for Triton, and the name of the client: its address without keys.
 
         Without keys they are those of the client; with them they are written anew, with Triton's
         key in place of that of the client, or without where it is none of the keys.
@@ -367,9 +375,9 @@ class _Client(ClientSide):
         if name is not None:
             literals.append(hpack.field(_KEY_FIELD, keys.triton_key).literal)
         ends = bool(frame.flags & http2.END_STREAM)
-        return http2.write_headers(frame.stream, b"".join(literals), ends=ends), name or self.peer
+        return http2.write_headers(frame.stream, b"".join(literals), ends=ends), name
 
-    def _open_stream(self, number: int, client: str) -> None:
+    def _open_stream(self, number: int, client: str | None) -> None:
         """Begin a stream whose headers Triton gets; one too many ends at once.
 
         Triton gets the headers of that too, as they change the HPACK table.
@@ -449,6 +457,8 @@ class _Client(ClientSide):
                 try:
                     checked = self._checked(whole)
                 except LargeContentError:
+                    if stream.client is None:
+                        raise _NoKeyError from None
                     stream.is_checking, stream.num_checked = True, len(whole)
                     self._start(self._check_elsewhere(number, stream, whole))
                 else:
@@ -493,7 +503,7 @@ class _Client(ClientSide):
         stream.num_messages += 1
         stream.deadline = self._loop.time() + self._limits.request_seconds
         if checked.model:
-            self._proxy.admission.charge(stream.client)
+            self._proxy.admission.charge(stream.client or self.peer)
             is_streamed = not stream.is_ended or stream.num_messages > 1
             self._proxy.admission.begin_request(is_streamed=is_streamed)
             stream.num_waiting += 1
