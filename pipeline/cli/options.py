@@ -8,6 +8,7 @@ import typer
 
 from pipeline.core.artifact import read_manifest
 from pipeline.core.errors import ConfigError
+from pipeline.core.files import read_small
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -206,7 +207,7 @@ def read_ids(text: str | None) -> list[str] | None:
         return [item for item in text.split(",") if item]
     path = Path(text[1:])
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        lines = read_small(path).decode("utf-8-sig").split("\n")
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is not text in UTF-8, expected one item id a line.") from None
     except OSError as error:

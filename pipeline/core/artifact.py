@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import ArtifactError
-from pipeline.core.files import sync, written_errors
+from pipeline.core.files import read_small_text, sync, written_errors
 from pipeline.core.locks import exclusive, lock, remove_leftovers, sibling
 from pipeline.core.manifest import (
     DAMAGED,
@@ -211,7 +211,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Parse a JSON file of an artifact. ArtifactError if it is missing or no JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_small_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is missing or damaged: {error}") from None
 

@@ -1,5 +1,6 @@
 """Root of the typed configuration: frozen, keyword-only, unknown keys are errors."""
 
+import errno
 from datetime import date
 from pathlib import Path
 from typing import Any, Self, get_args
@@ -9,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from pipeline.core.errors import ConfigError, closest
+from pipeline.core.files import read_small
 
 _MAX_CHARACTERS = 60
 """Longest wrong value that a message repeats."""
@@ -99,11 +101,14 @@ def read_yaml(
 
 def _read_text(path: Path) -> str:
     """Content of a small file or pipe. ConfigError for a large one."""
-    with path.open("rb") as stream:
-        content = stream.read(_MAX_BYTES + 1)
-    if len(content) > _MAX_BYTES:
-        raise ConfigError(f"{path} has more than {_MAX_BYTES:,} bytes, which no recipe needs.")
-    return content.decode("utf-8")
+    try:
+        return read_small(path, _MAX_BYTES).decode("utf-8")
+    except OSError as error:
+        if error.errno != errno.EFBIG:
+            raise
+        raise ConfigError(
+            f"{path} has more than {_MAX_BYTES:,} bytes, which no recipe needs."
+        ) from None
 
 
 def parse_yaml(text: str) -> Any:

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 _WRITTEN_BY = b"written_by"
 _ROW_GROUP_BYTES = 16 << 20
+SMALL_BYTES = 16 << 20
+"""Bytes of a description, a list of ids or a key, which are read whole."""
 
 
 @contextmanager
@@ -104,6 +107,25 @@ def write_array(path: Path, array: "NDArray[Any]") -> None:
 
     with path.open("wb") as stream:
         np.save(SimpleNamespace(write=stream.write), array, allow_pickle=False)
+
+
+def read_small(path: Path, most_bytes: int = SMALL_BYTES) -> bytes:
+    """Content of a file or pipe. OSError for more than `most_bytes`; a pipe without a writer is
+    empty, and not waited for."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as stream:
+        os.set_blocking(descriptor, True)
+        content = stream.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise OSError(errno.EFBIG, f"it has more than {most_bytes:,} bytes")
+    return content
+
+
+def read_small_text(path: Path) -> str:
+    """Content of a file of an artifact in UTF-8. OSError for a pipe, and as `read_small`."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is no file")
+    return read_small(path).decode("utf-8")
 
 
 def sync(path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.core.errors import ArtifactError, ConfigError
-from pipeline.core.files import sync
+from pipeline.core.files import read_small, sync
 from pipeline.core.manifest import MANIFEST, SIGNATURE
 
 if TYPE_CHECKING:
@@ -95,8 +95,7 @@ def check_signature(
 
 def _read(path: Path, made: str) -> bytes:
     try:
-        with path.open("rb") as stream:
-            return stream.read(_MAX_KEY_BYTES)
+        return read_small(path, _MAX_KEY_BYTES)
     except OSError as error:
         raise ConfigError(
             f"{path} cannot be read: {error.strerror}. Make a key by `{made}`."

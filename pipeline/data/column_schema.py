@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from pipeline.core.columns import FIRST_ITEM
 from pipeline.core.errors import ArtifactError, ConfigError
+from pipeline.core.files import read_small_text
 
 VALUE_OF = "value_of"
 """Property of a column with one value of a multi-valued feature; Merlin has no nested lists."""
@@ -139,7 +140,7 @@ def read_columns(path: Path) -> tuple[ColumnSchema, ...]:
     from tensorflow_metadata.proto.v0 import schema_pb2
 
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_small_text(path)
         proto = schema_pb2.Schema()
         if text.lstrip().startswith("{"):
             content = _add_types(json.loads(text))

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pipeline.core.artifact import read_json, write_json
 from pipeline.core.columns import FIRST_ITEM, FITTED_DIRECTORY, FITTED_FILE, ITEM
 from pipeline.core.errors import ArtifactError, ConfigError
+from pipeline.core.parquet_bounds import check_expansion
 from pipeline.data.state_checks import check_state
 from pipeline.recipe.features import (
     ExpressionFeature,
@@ -264,6 +265,8 @@ class Fitted:
             buckets = {
                 f.name: f.hash_buckets for f in recipe.features if isinstance(f, HashedFeature)
             }
+            for file in (directory / FITTED_DIRECTORY).rglob("*.parquet"):
+                check_expansion(file)
             vocabularies = {}
             for name, value_type in state["categorical"].items():
                 if name not in names:  # names become paths

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 
@@ -17,7 +17,11 @@ from pipeline.core.errors import DataError
 
 DAMAGE = (OSError, EOFError, lzma.LZMAError, zlib.error, zipfile.BadZipFile)
 """Errors of a file that is cut off or damaged."""
-_PIECE_BYTES = 1 << 16
+MOST_INFLATED = 250
+"""How many times the size of its compressed bytes a text may have; logs have 5 to 30 times."""
+_FREE_BYTES = 1 << 24
+"""Bytes from which that is looked at."""
+_PIECE_BYTES, _PACKED_BYTES = 1 << 16, 1 << 14
 _HEAD_BYTES = 512
 _SUFFIXES = {".gz": "gzip", ".zst": "zstd", ".bz2": "bzip2", ".xz": "xz", ".zip": "zip"}
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -52,8 +56,20 @@ def inner_name(file: Path) -> str:
 
 
 def decompress(file: Path, compression: str) -> Iterator[bytes]:
-    """Content of a compressed file, then one of DAMAGE if it is cut off or damaged."""
-    return _READERS[compression](file)
+    """Content of a compressed file, then one of DAMAGE if it is cut off or damaged.
+
+    DataError for a few bytes that become very many.
+    """
+    size = 0
+    with file.open("rb", buffering=0) as stream:
+        for piece in _READERS[compression](file, stream):
+            size += len(piece)
+            if size > max(_FREE_BYTES, MOST_INFLATED * stream.tell()):
+                raise DataError(
+                    f"{file} inflates more than {MOST_INFLATED} times, as no log does: "
+                    f"{stream.tell():,} bytes became {size:,}. Unpack it to read it."
+                )
+            yield piece
 
 
 def _member(file: Path, archive: zipfile.ZipFile) -> str:
@@ -64,23 +80,22 @@ def _member(file: Path, archive: zipfile.ZipFile) -> str:
     return names[0]
 
 
-def _gzip(file: Path) -> Iterator[bytes]:
+def _gzip(_file: Path, stream: BinaryIO) -> Iterator[bytes]:
     """Text of the members of a gzip file, up to the first damage."""
     gzip = None  # decompressor of the current member
-    with file.open("rb", buffering=0) as stream:
-        while piece := stream.read(_PIECE_BYTES):
-            while piece := piece if gzip else piece.lstrip(b"\0"):  # padding between members
-                gzip = gzip or zlib.decompressobj(wbits=31)
-                before = gzip.copy()
-                try:
-                    text = gzip.decompress(piece)
-                except zlib.error:
-                    yield from _decompress_to_damage(before, piece)
-                    raise
-                if text:
-                    yield text
-                piece = gzip.unused_data
-                gzip = None if gzip.eof else gzip
+    while piece := stream.read(_PACKED_BYTES):
+        while piece := piece if gzip else piece.lstrip(b"\0"):  # padding between members
+            gzip = gzip or zlib.decompressobj(wbits=31)
+            before = gzip.copy()
+            try:
+                text = gzip.decompress(piece)
+            except zlib.error:
+                yield from _decompress_to_damage(before, piece)
+                raise
+            if text:
+                yield text
+            piece = gzip.unused_data
+            gzip = None if gzip.eof else gzip
     if gzip is not None:
         raise EOFError("it is cut off")
 
@@ -93,21 +108,21 @@ def _decompress_to_damage(gzip: "zlib._Decompress", piece: bytes) -> Iterator[by
                 yield text
 
 
-def _zip(file: Path) -> Iterator[bytes]:
-    with zipfile.ZipFile(file) as archive:
+def _zip(file: Path, stream: BinaryIO) -> Iterator[bytes]:
+    with zipfile.ZipFile(stream) as archive:
         try:
-            yield from _read(lambda _: archive.open(_member(file, archive)), file)
+            yield from _read(lambda _: archive.open(_member(file, archive)), file, stream)
         except RuntimeError as error:  # encrypted, or compressed by a method that is not known
             raise DataError(f"{file} cannot be unpacked: {error}.") from None
 
 
-def _zstd(file: Path) -> pa.CompressedInputStream:
-    return pa.CompressedInputStream(pa.OSFile(str(file)), "zstd")
+def _zstd(stream: BinaryIO) -> pa.CompressedInputStream:
+    return pa.CompressedInputStream(pa.PythonFile(stream, "r"), "zstd")
 
 
-def _read(open_stream: Callable[[Path], Any], file: Path) -> Iterator[bytes]:
-    with open_stream(file) as stream:
-        while piece := stream.read1(_PIECE_BYTES):
+def _read(open_stream: Callable[[BinaryIO], Any], _file: Path, stream: BinaryIO) -> Iterator[bytes]:
+    with open_stream(stream) as inflated:
+        while piece := inflated.read1(_PIECE_BYTES):
             yield piece
 
 
@@ -118,7 +133,7 @@ _MAGIC = {
     b"\xfd7zXZ\0": "xz",
     b"PK\x03\x04": "zip",
 }
-_READERS: dict[str, Callable[[Path], Iterator[bytes]]] = {
+_READERS: dict[str, Callable[[Path, BinaryIO], Iterator[bytes]]] = {
     "gzip": _gzip,
     "zstd": partial(_read, _zstd),
     "bzip2": partial(_read, bz2.open),

@@ -16,16 +16,19 @@ import pyarrow.compute as pc
 import pyarrow.csv
 from numpy.typing import NDArray
 
+from pipeline.core.errors import DataError
 from pipeline.logs.columns import recipe_names
 from pipeline.logs.compression import inner_name
 from pipeline.logs.row_counts import NO_UTF8, RowCounts
-from pipeline.logs.text import TextFile, decode, has_lines, map_ahead
+from pipeline.logs.text import TextFile, decode, has_lines, has_long_line, map_ahead
 from pipeline.recipe.preprocess import Preprocess
 
 _THREADS = 2
 _TEXT = re.compile(rb"[^\r\n]")
 LONGEST_RECORD = 1 << 16
 """Longest interaction with line ends inside its values, in bytes."""
+_MOST_COLUMNS, _MOST_VALUES = 10_000, 50_000
+"""Bounds of a header and a line: Arrow's parser ends the process at a line of a million values."""
 _LINE_ENDS = b"\r\n"
 _CACHED_BYTES = 1 << 17
 _UNIT_SEPARATOR = "\x1f"
@@ -41,6 +44,7 @@ class CsvFile:
         self.delimiter = self._separator if len(self._separator) == 1 else _UNIT_SEPARATOR
         """Character between the values of a line in `blocks`."""
         self._recipe = recipe
+        self._file = file
         self._text = TextFile(file, row_counts)
         self._row_counts = row_counts
         self.header = b"" if recipe.columns else None
@@ -104,6 +108,8 @@ class CsvFile:
         return table
 
     def _parse_header(self, header: bytes) -> list[str]:
+        if header.count(self.delimiter.encode()) >= _MOST_COLUMNS:
+            raise DataError(f"{self._file} has a header of more than {_MOST_COLUMNS:,} columns.")
         text, _ = decode(header)
         table = pa.csv.read_csv(
             pa.BufferReader(text.encode() + b"\n"),
@@ -118,7 +124,7 @@ class CsvFile:
 
     def _parse_intact(self, block: bytes, columns: list[str]) -> tuple[pa.Table, list[str]] | None:
         """As `_parse`; None if the block needs repair."""
-        if not is_utf8(block):
+        if not is_utf8(block) or self._has_many_values(block):
             return None
         if self.header and (
             block.startswith(self.header)
@@ -181,6 +187,10 @@ class CsvFile:
                 at += 1
                 continue
             end = at + 1
+            if self._has_many_values(line):
+                self._drop("lines with another number of columns", line[:LONGEST_RECORD])
+                at = end
+                continue
             if self._quotes is None or b'"' not in line:
                 kept.append(self._to_utf8(line))
                 at = end
@@ -199,6 +209,14 @@ class CsvFile:
             kept.append(self._quotes.quote_whole(record))
             at = end
         return b"".join(kept), b""
+
+    def _has_many_values(self, block: bytes) -> bool:
+        """Whether a line has more values than can be parsed."""
+        delimiter = self.delimiter.encode()
+        return has_long_line(block, _MOST_VALUES) and any(
+            len(line) > _MOST_VALUES and line.count(delimiter) > _MOST_VALUES
+            for line in block.splitlines()
+        )
 
     def _drop(self, reason: str, line: bytes) -> None:
         self._row_counts.rows += 1

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from pipeline.core.columns import ITEM, ORDER, SESSION, SPLIT, TIMESTAMP
 from pipeline.core.errors import DataError
+from pipeline.core.parquet_bounds import bounded_rows
 from pipeline.logs.columns import canonical_table, folder_values, log_columns, recipe_names
 from pipeline.logs.compression import inner_name
 from pipeline.logs.csv_repair import CsvFile
@@ -141,6 +142,7 @@ def scan_parquet(
         columns = _present_columns(recipe, file, names)
         selected = sorted(set(columns.values()).intersection(names))
         nested = recipe.explode is not None or not set(selected) <= set(parquet.schema_arrow.names)
+        num_rows = bounded_rows(parquet, file, () if nested else selected, num_rows)
         for batch in parquet.iter_batches(
             batch_size=num_rows, columns=None if nested else selected
         ):

@@ -5,6 +5,7 @@ holds values of several types, the lines are examined one by one.
 """
 
 import json
+import re
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,12 +19,15 @@ import pyarrow.json
 
 from pipeline.core.errors import DataError
 from pipeline.logs.row_counts import NO_OBJECT, RowCounts
-from pipeline.logs.text import TextFile, decode, has_lines, map_ahead
+from pipeline.logs.text import TextFile, decode, has_lines, has_long_line, map_ahead
 
 _EXACT = 2.0**53
 """Integers of this size and above may lose digits as float64."""
 _AROUND_OBJECTS = b" \t,\x1e"
 """Blanks, commas of an array and the separators of RFC 7464, which may be beside an object."""
+_DEEPEST = 500
+"""Levels of lists and objects of a line: Arrow's parser ends the process at 100,000."""
+_TEXT = re.compile(rb'"(?:[^"\\]|\\.)*"')
 _UNREADABLE = (pa.ArrowInvalid, pa.ArrowNotImplementedError)
 
 
@@ -65,6 +69,8 @@ class JsonLines:
         for line in filter(bytes.strip, block.splitlines()):
             line = line.strip(_AROUND_OBJECTS)
             try:
+                if _is_deep(line) and _is_deep(_TEXT.sub(b"", line)):
+                    raise RecursionError
                 records.append(_scalars_as_text(line))
                 lines.append(line)
             except (ValueError, RecursionError):
@@ -192,6 +198,8 @@ def _flat(table: pa.Table) -> pa.Table:
 
 def _parse_intact(block: bytes) -> pa.Table | None:
     """Objects as rows; None if the lines must be examined."""
+    if _is_deep(block):
+        return None
     try:
         table = _parse(block)
     except _UNREADABLE:
@@ -199,6 +207,18 @@ def _parse_intact(block: bytes) -> pa.Table | None:
     if not has_lines(block, table.num_rows) or any(map(_loses_digits, table.columns)):
         return None
     return table
+
+
+def _is_deep(block: bytes) -> bool:
+    """Whether a line is nested deeper than is read; brackets inside of text count too."""
+    if not has_long_line(block, 2 * _DEEPEST):
+        return False
+    codes = np.frombuffer(block, np.uint8)
+    steps = np.isin(codes, list(b"[{")).astype(np.int8) - np.isin(codes, list(b"]}"))
+    depths = np.cumsum(steps, dtype=np.int32)
+    starts = np.append(0, np.flatnonzero(codes[:-1] == ord("\n")) + 1)
+    before = np.append(0, depths[starts[1:] - 1])
+    return bool((np.maximum.reduceat(depths, starts) - before).max() > _DEEPEST)
 
 
 def _parse(block: bytes) -> pa.Table:

@@ -177,6 +177,15 @@ def has_lines(block: bytes, number: int) -> bool:
     return number == int(np.count_nonzero(is_text[1:] & ~is_text[:-1])) + bool(is_text[0])
 
 
+def has_long_line(block: bytes, length: int) -> bool:
+    """Whether the block may have a line of `length` bytes or more; False is certain."""
+    half = length // 2
+    return any(
+        block.find(b"\n", at, at + half) < 0 and block.find(b"\r", at, at + half) < 0
+        for at in range(0, len(block) - half + 1, half)
+    )
+
+
 def _to_utf8(pieces: Iterator[bytes], row_counts: RowCounts) -> Iterator[bytes]:
     """Convert UTF-16 to UTF-8 and remove the byte order mark of the file."""
     first = b""

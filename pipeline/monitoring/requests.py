@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.core.errors import DataError
+from pipeline.core.parquet_bounds import check_expansion
 from pipeline.serve.request_log.files import FILE_PATTERN, SCHEMA
 from pipeline.serve.request_log.options import EXPERIMENT_KEY
 
@@ -76,7 +77,7 @@ class Requests:
 
 
 def find_files(paths: Iterable[Path]) -> list[Path]:
-    """Return the files of folders and the files themselves. DataError if there is none."""
+    """Return the files of folders and the files themselves. DataError for none, and for a pipe."""
     paths = list(paths)
     files: list[Path] = []
     for path in paths:
@@ -86,6 +87,9 @@ def find_files(paths: Iterable[Path]) -> list[Path]:
             f"{', '.join(map(str, paths))} has no {FILE_PATTERN}. Expected a directory of "
             "`pipeline serve --log-requests`."
         )
+    for file in files:
+        if file.exists() and not file.is_file():  # a pipe would be waited for
+            raise DataError(f"{file} is no file of a request log.")
     return files
 
 
@@ -132,6 +136,7 @@ def read_requests(paths: Iterable[Path], catalogue: pa.Array) -> Requests:
 def _read(file: Path) -> tuple[pa.Table, dict[str, dict[str, float]]]:
     """Return the rows of a file and the shares of its experiment by name."""
     try:
+        check_expansion(file)
         table = pq.read_table(
             file, schema=SCHEMA, partitioning=None, page_checksum_verification=True
         )

@@ -28,6 +28,7 @@ from pipeline.core.columns import (
     TIMESTAMP,
 )
 from pipeline.core.errors import DataError, closest
+from pipeline.core.parquet_bounds import check_expansion
 from pipeline.data.fingerprint import fingerprint_of
 from pipeline.data.fitted import Fitted, Standardization, ValueType
 from pipeline.data.schema import Schema
@@ -169,6 +170,7 @@ def _parquet_files(path: Path) -> list[Path]:
 def read_schema(path: Path) -> pa.Schema:
     """Columns of a Parquet file. DataError if it is none."""
     try:
+        check_expansion(path)
         return pq.read_schema(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path} is no Parquet file: {str(error).splitlines()[0]}") from None

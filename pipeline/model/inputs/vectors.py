@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pipeline.core.columns import FIRST_ITEM
 from pipeline.core.errors import ConfigError, DataError
+from pipeline.core.parquet_bounds import check_expansion
 from pipeline.data.values import to_array
 
 LAYOUT = "Expected a column of ids and beside it one column of lists, or columns of numbers"
@@ -77,6 +78,7 @@ def _read(path: Path) -> pa.Table:
         raise DataError(f"{path} {reason}. {LAYOUT}, in Parquet or CSV.")
     try:
         if name.endswith((".parquet", ".pq")):
+            check_expansion(path)
             table = pq.ParquetFile(path).read()
             index = [n for n in table.column_names if n.startswith("__index_level_")]  # of pandas
             table = table.drop_columns(index)

@@ -1,5 +1,6 @@
 """Access to a server: key in a header, and PEM files of TLS."""
 
+import errno
 import hmac
 import ssl
 from collections.abc import Mapping
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.core.errors import ConfigError
+from pipeline.core.files import read_small
 
 KEY_HEADER = "pipeline-key"
 """Name of the HTTP header; gRPC's has a prefix that Triton prescribes."""
@@ -69,7 +71,7 @@ def read_keys(path: Path) -> dict[str, str]:
     Each line is KEY or KEY NAME; the name of a key without one is its number.
     """
     try:
-        text = path.read_bytes().decode("ascii", "replace")
+        text = read_small(path).decode("ascii", "replace")
     except OSError as error:
         raise ConfigError(
             f"{path} cannot be read: {error.strerror}. Expected a file with a key."
@@ -117,7 +119,9 @@ def read_pem(ca: PemPath, cert: PemPath, cert_key: PemPath) -> tuple[bytes | Non
     """
     paths = (ca, cert, cert_key)
     try:
-        contents = [None if path is None else Path(path).read_bytes() for path in paths]
+        contents = [None if path is None else read_small(Path(path)) for path in paths]
+        if b"" in contents:  # OpenSSL opens the file itself, and would wait for a pipe
+            raise OSError(errno.EINVAL, "one of them is empty")
         context = ssl.create_default_context(cafile=ca)
         if cert is not None:
             # without `password`, OpenSSL would ask for one at the terminal

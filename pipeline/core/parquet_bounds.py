@@ -1,0 +1,89 @@
+"""Bounds of Parquet files: how much the bytes of a file may become in memory.
+
+A file of a few kilobytes may hold a value a billion times, or one of gigabytes.
+"""
+
+from collections.abc import Collection
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.core.errors import DataError
+
+MOST_VALUES = 100
+"""Values of a column that a byte of the file may hold; logs have less than one."""
+MOST_INFLATED = 250
+"""How many times the size of its compressed bytes a column may have; logs have 2 to 30 times."""
+LONGEST_VALUE = 1 << 20
+"""Longest text in bytes that occurs more than once in a column."""
+_FREE_VALUES, _FREE_BYTES = 10_000_000, 1 << 26
+"""Values and bytes of a column from which the bounds are looked at."""
+_BATCH_BYTES = 1 << 28
+
+
+def check_expansion(file: Path) -> None:
+    """DataError for a file that becomes very much more in memory than it is on disk."""
+    with pq.ParquetFile(file) as parquet:
+        if parquet.metadata.num_rows:
+            bounded_rows(parquet, file, (), parquet.metadata.num_rows)
+
+
+def bounded_rows(
+    parquet: pq.ParquetFile, file: Path, columns: Collection[str], num_rows: int
+) -> int:
+    """Return how many rows may be read at once, `num_rows` or less for long texts.
+
+    `columns` are names at the top; all are looked at if there is none. DataError for a file whose
+    columns become very much more in memory than they are on disk.
+    """
+    longest, size, metadata = 1, file.stat().st_size, parquet.metadata
+    for index in range(metadata.num_columns):
+        name = metadata.row_group(0).column(index).path_in_schema
+        if columns and name.split(".")[0] not in columns:
+            continue
+        num_values = 0
+        for group in range(metadata.num_row_groups):
+            chunk = metadata.row_group(group).column(index)
+            num_values += chunk.num_values
+            _check_inflated(chunk, file, name)
+            # a value of a dictionary may be there in each row
+            if chunk.has_dictionary_page and chunk.physical_type == "BYTE_ARRAY":
+                rows = min(num_rows, chunk.num_values)
+                if rows * chunk.total_uncompressed_size > _BATCH_BYTES:
+                    longest = max(longest, _longest_value(file, name, group))
+        if num_values > max(_FREE_VALUES, MOST_VALUES * size):
+            raise DataError(
+                f"{file} has {num_values:,} values of {name!r} in {size:,} bytes, more than "
+                f"{MOST_VALUES} a byte, as no log does. Write it anew without compression and "
+                "dictionaries to read it."
+            )
+    return max(1, min(num_rows, _BATCH_BYTES // longest))
+
+
+def _check_inflated(chunk: pq.ColumnChunkMetaData, file: Path, name: str) -> None:
+    inflated = chunk.total_uncompressed_size
+    if inflated > max(_FREE_BYTES, MOST_INFLATED * chunk.total_compressed_size):
+        raise DataError(
+            f"{file} inflates more than {MOST_INFLATED} times, as no log does: "
+            f"{chunk.total_compressed_size:,} bytes of {name!r} become {inflated:,}. Write it anew "
+            "without compression to read it."
+        )
+
+
+def _longest_value(file: Path, name: str, group: int) -> int:
+    """Bytes of the longest text in the dictionary of a column; DataError for more than are read."""
+    with pq.ParquetFile(file, read_dictionary=[name]) as parquet:
+        values = next(parquet.iter_batches(1, row_groups=[group], columns=[name])).column(0)
+    while pa.types.is_nested(values.type):
+        values = values.flatten() if hasattr(values, "offsets") else values.field(0)
+    if not pa.types.is_dictionary(values.type):
+        return 0
+    longest = pc.max(pc.binary_length(values.dictionary)).as_py() or 0
+    if longest > LONGEST_VALUE:
+        raise DataError(
+            f"{file} has a value of {longest:,} bytes in {name!r}, which may be there many times. "
+            f"The longest that is read has {LONGEST_VALUE:,}."
+        )
+    return int(longest)

@@ -1,0 +1,173 @@
+"""Logs of a few bytes that would take the machine: one line, seconds and little memory."""
+
+import bz2
+import gzip
+import json
+import lzma
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.logs.files import read_logs
+from pipeline.logs.row_counts import RowCounts
+from pipeline.recipe.preprocess import Preprocess
+
+HEADER = b"session_id,item_id\n"
+PIECE = 8 << 20
+READ = """
+import json, resource, sys, time
+from pathlib import Path
+from pipeline.core.errors import DataError
+from pipeline.logs.files import read_logs
+from pipeline.logs.row_counts import RowCounts
+from pipeline.recipe.preprocess import Preprocess
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+
+before, results = peak(), {}
+for file in map(Path, sys.argv[1:]):
+    start, line = time.monotonic(), None
+    counts = RowCounts()
+    try:
+        tables = read_logs(Preprocess.from_dict({}, "recipe"), [file], counts)
+        line = f"{sum(t.num_rows for t in tables)} rows, {sum(counts.dropped.values())} dropped"
+    except DataError as error:
+        line = str(error)
+    results[file.name] = line, time.monotonic() - start, peak() - before
+print(json.dumps(results))
+"""
+
+
+def text_bombs(folder: Path) -> None:
+    """Compressed texts of 128 MiB: one line, a header, empty lines, NUL bytes, an open quote."""
+    for name, piece in (
+        ("line", b"a" * PIECE),
+        ("newlines", b"\n" * PIECE),
+        ("nul", bytes(PIECE)),
+        ("rows", b"1,1\n" * (PIECE // 4)),
+        ("quote", b'"' + b"a,\n" * (PIECE // 3)),
+    ):
+        packed = gzip.compress(HEADER) + gzip.compress(piece) * 16
+        (folder / f"{name}.csv.gz").write_bytes(packed)
+    line = b"a" * PIECE
+    (folder / "header.csv.gz").write_bytes(gzip.compress(line) * 16)
+    (folder / "line.csv.bz2").write_bytes(bz2.compress(HEADER) + bz2.compress(line) * 16)
+    (folder / "line.csv.xz").write_bytes(lzma.compress(HEADER) + lzma.compress(line) * 16)
+    packed = pa.compress(line, "zstd", asbytes=True)
+    (folder / "line.csv.zst").write_bytes(pa.compress(HEADER, "zstd", asbytes=True) + packed * 16)
+    (folder / "line.jsonl.gz").write_bytes(
+        gzip.compress(b'{"item_id": "') + gzip.compress(line) * 16
+    )
+    with zipfile.ZipFile(folder / "line.csv.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("line.csv", HEADER + line * 16)
+
+
+def nested_bombs(folder: Path) -> None:
+    """Texts whose structure is the bomb: values, columns, levels and digits."""
+    (folder / "commas.csv").write_bytes(HEADER + b"," * 4_000_000)
+    (folder / "columns.csv").write_bytes(b",".join(b"c%d" % n for n in range(500_000)) + b"\n1\n")
+    row = b'{"session_id": "s", "item_id": "i", "x": %s}\n'
+    (folder / "lists.jsonl").write_bytes(row % (b"[" * 100_000 + b"]" * 100_000))
+    (folder / "objects.jsonl").write_bytes(row % (b'{"a":' * 100_000 + b"1" + b"}" * 100_000))
+    (folder / "levels.jsonl").write_bytes(row % (b"[" * 900 + b"]" * 900) * 1_000)
+    (folder / "digits.jsonl").write_bytes(row % (b"9" * 4_000_000))
+
+
+def parquet_bombs(folder: Path) -> None:
+    """Few values many times over: rows, lists, long texts, and a footer that lies."""
+    zeros = pa.array(np.zeros(20_000_000, np.int8))
+    sessions = zeros.cast(pa.int32())
+    pq.write_table(
+        pa.table({"session_id": sessions, "item_id": sessions}),
+        folder / "rows.parquet",
+        compression="zstd",
+        row_group_size=20_000_000,
+    )
+    lists = pa.ListArray.from_arrays(pa.array([0, len(zeros)], pa.int32()), zeros)
+    pq.write_table(
+        pa.table({"session_id": ["s"], "item_id": lists}),
+        folder / "list.parquet",
+        compression="zstd",
+    )
+    long = "a" * (80 << 20)
+    pq.write_table(
+        pa.table({"session_id": ["s"], "item_id": [long]}),
+        folder / "page.parquet",
+        compression="zstd",
+    )
+    text = np.random.default_rng(0).bytes(1 << 20).hex()
+    items = pa.DictionaryArray.from_arrays(pa.array(np.zeros(400_000, np.int32)), [text])
+    pq.write_table(
+        pa.table({"session_id": sessions[:400_000], "item_id": items}),
+        folder / "dictionary.parquet",
+        dictionary_pagesize_limit=1 << 30,
+    )
+    whole = (folder / "list.parquet").read_bytes()
+    (folder / "footer.parquet").write_bytes(whole[:-8] + b"\xff\xff\xff\x7fPAR1")
+
+
+@pytest.mark.parametrize("make", [text_bombs, nested_bombs, parquet_bombs])
+def test_bombs_end_in_seconds_with_one_line(make: Callable[[Path], None], tmp_path: Path) -> None:
+    make(tmp_path)
+    files = sorted(map(str, tmp_path.iterdir()))
+    done = subprocess.run(
+        [sys.executable, "-c", READ, *files], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for name, (line, seconds, megabytes) in json.loads(done.stdout).items():
+        assert "\n" not in line
+        is_kept = " dropped" in line  # lines of it are no rows, as in any log
+        assert is_kept or line.startswith(f"{tmp_path / name} "), line
+        assert seconds < 5, (name, seconds)
+        assert megabytes < 500, (name, megabytes)
+
+
+def read(file: Path) -> tuple[pa.Table, RowCounts]:
+    row_counts = RowCounts()
+    tables = read_logs(Preprocess.from_dict({}, "recipe"), [file], row_counts)
+    return pa.concat_tables(tables), row_counts
+
+
+def test_a_log_that_repeats_itself_is_read(tmp_path: Path) -> None:
+    """Far more than a log compresses, and below the bounds."""
+    rows = b"".join(b"%d,item-%d\n" % (n, n % 7) for n in range(200_000)) * 8
+    (tmp_path / "log.csv.gz").write_bytes(gzip.compress(HEADER + rows, 1))
+    assert read(tmp_path / "log.csv.gz")[0].num_rows == 1_600_000
+    numbers = pa.array(np.zeros(3_000_000, np.int64))
+    pq.write_table(pa.table({"session_id": numbers, "item_id": numbers}), tmp_path / "log.parquet")
+    assert read(tmp_path / "log.parquet")[0].num_rows == 3_000_000
+
+
+def test_long_texts_of_a_dictionary_are_read_in_small_blocks(tmp_path: Path) -> None:
+    text = "a" * 100_000
+    items = pa.DictionaryArray.from_arrays(pa.array(np.zeros(6_000, np.int32)), [text])
+    table = pa.table({"session_id": pa.array(range(6_000)), "item_id": items})
+    pq.write_table(table, tmp_path / "log.parquet")
+    file, counts = tmp_path / "log.parquet", RowCounts()
+    blocks = read_logs(Preprocess.from_dict({}, "recipe"), [file], counts)
+    assert [*map(len, blocks)] == [6_000]
+    assert max(len(chunk) for chunk in blocks[0]["item_id"].chunks) < 3_000
+
+
+def test_a_line_with_too_many_values_or_levels_is_dropped_alone(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_bytes(HEADER + b"1,a\n" + b"," * 2_000_000 + b"\n2,b\n")
+    table, counts = read(tmp_path / "log.csv")
+    assert table["item_id"].to_pylist() == ["a", "b"]
+    assert counts.dropped["lines with another number of columns"] == 1
+    row = b'{"session_id": %d, "item_id": "a", "x": %s}\n'
+    deep = row % (2, b"[" * 100_000 + b"]" * 100_000)
+    brackets = row % (3, b'"' + b"[" * 2_000 + b'"')  # in a text they are no levels
+    (tmp_path / "log.jsonl").write_bytes(row % (1, b"1") + deep + row % (4, b"[[[1]]]"))
+    table, counts = read(tmp_path / "log.jsonl")
+    assert table["session_id"].to_pylist() == ["1", "4"]
+    assert sum(counts.dropped.values()) == 1
+    (tmp_path / "log.jsonl").write_bytes(row % (1, b'"x"') + brackets)
+    assert read(tmp_path / "log.jsonl")[0].num_rows == 2
