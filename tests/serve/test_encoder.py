@@ -26,7 +26,7 @@ from pipeline.preprocessing.operators.sessions import session_order
 from pipeline.recipe.preprocess import Preprocess
 from pipeline.recipe.timestamp import Timestamp
 from pipeline.serve.runtime import RequestError
-from pipeline.serve.runtime.lookups import MISSING_INTEGER
+from pipeline.serve.runtime.lookups import MISSING_INTEGER, read_array
 from pipeline.serve.runtime.request import RequestReader
 from pipeline.serve.runtime.request_encoder import Encoder
 from pipeline.serve.runtime.times import microseconds, parse_time
@@ -624,3 +624,15 @@ def test_time_is_optional_without_time_features() -> None:
     tensors = request(shop, rows)
     del tensors["timestamp"]
     assert encode(shop, tensors)["item_id"].tolist() == [[3, 4, 5, 0]]
+
+
+@pytest.mark.parametrize("length", [1 << 40, 1_000_000_000, -5])
+def test_an_array_that_its_file_does_not_hold_is_refused(length: int, tmp_path: Path) -> None:
+    np.save(tmp_path / "whole.npy", np.arange(3))
+    assert read_array(tmp_path / "whole.npy").tolist() == [0, 1, 2]
+    whole = (tmp_path / "whole.npy").read_bytes()
+    shape = f"({length},), }}".encode()
+    changed = whole.replace(b"(3,), }" + b" " * (len(shape) - 7), shape)
+    (tmp_path / "array.npy").write_bytes(changed)
+    with pytest.raises(ValueError, match=r"greater than file size|negative dimensions"):
+        read_array(tmp_path / "array.npy")

@@ -146,12 +146,17 @@ def bucket_of(text: bytes, hash_buckets: int) -> int:
     return FIRST_ITEM + zlib.crc32(text) % hash_buckets
 
 
+def read_array(path: Path) -> NDArray[Any]:
+    """Read an array. ValueError for a header that the file does not fill; no memory is taken."""
+    return np.array(np.load(path, mmap_mode="r", allow_pickle=False))
+
+
 def read_values(directory: Path, name: str, kind: str) -> NDArray[Any] | list[bytes]:
     """Read the values of a categorical column in the order of their indices."""
     if kind == "int64":
-        return np.load(directory / f"{name}.npy", allow_pickle=False)
-    joined = np.load(directory / f"{name}.npy", allow_pickle=False).tobytes()
-    offsets = np.load(directory / f"{name}.offsets.npy", allow_pickle=False).tolist()
+        return read_array(directory / f"{name}.npy")
+    joined = read_array(directory / f"{name}.npy").tobytes()
+    offsets = read_array(directory / f"{name}.offsets.npy").tolist()
     return [joined[a:b] for a, b in zip(offsets, offsets[1:])]  # noqa: B905, RUF007
 
 

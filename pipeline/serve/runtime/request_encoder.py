@@ -24,6 +24,7 @@ from .lookups import (
     TextLookup,
     lookup_of,
     object_array,
+    read_array,
     read_values,
     without_nul,
 )
@@ -220,7 +221,7 @@ class Encoder:
 
     def _read_item_feature(self, directory: Path, spec: dict[str, Any]) -> NDArray[Any]:
         """Return encoded values of the reserved indices, then of the items."""
-        values = np.load(directory / f"{spec['name']}.of_item.npy", allow_pickle=False)
+        values = read_array(directory / f"{spec['name']}.of_item.npy")
         if spec["kind"] == "continuous":
             values = standardize(values, spec)
         unsent = self.unsent[spec["name"]]
@@ -233,7 +234,7 @@ class Encoder:
         for spec in self.columns[1:]:
             name = spec["name"]
             if spec["of_item"] and any(name in e["numbers"] for e in self.expressions):
-                values = np.load(directory / f"{name}.of_item.npy", allow_pickle=False)
+                values = read_array(directory / f"{name}.of_item.npy")
                 raw[name] = np.concatenate([np.full(FIRST_ITEM, np.nan), values])
             elif spec["of_item"] and any(name in e["categories"] for e in self.expressions):
                 texts = read_values(directory, f"{name}.texts_of_item", "string")
@@ -290,14 +291,14 @@ class Encoder:
 def _read_means(
     directory: Path, spec: dict[str, Any]
 ) -> tuple[IntegerLookup | TextLookup, NDArray[Any]]:
-    means = np.load(directory / f"{spec['name']}.means.npy", allow_pickle=False)
+    means = read_array(directory / f"{spec['name']}.means.npy")
     values = read_values(directory, spec["name"], spec["type"])
     return lookup_of(values), np.append(means, spec["mean_of_all"])
 
 
 def _read_statistic(directory: Path, name: str) -> Statistic:
     texts = read_values(directory, name, "string")
-    numbers = np.load(directory / f"{name}.numbers.npy", allow_pickle=False).tolist()
+    numbers = read_array(directory / f"{name}.numbers.npy").tolist()
     return Statistic(dict(zip(texts, numbers)), numbers[-1])  # noqa: B905
 
 
