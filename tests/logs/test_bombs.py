@@ -83,13 +83,13 @@ def nested_bombs(folder: Path) -> None:
 
 def parquet_bombs(folder: Path) -> None:
     """Few values many times over: rows, lists, long texts, and a footer that lies."""
-    zeros = pa.array(np.zeros(20_000_000, np.int8))
+    zeros = pa.array(np.zeros(12_000_000, np.int8))
     sessions = zeros.cast(pa.int32())
     pq.write_table(
         pa.table({"session_id": sessions, "item_id": sessions}),
         folder / "rows.parquet",
         compression="zstd",
-        row_group_size=20_000_000,
+        row_group_size=12_000_000,
     )
     lists = pa.ListArray.from_arrays(pa.array([0, len(zeros)], pa.int32()), zeros)
     pq.write_table(
