@@ -121,7 +121,8 @@ def write_state(folder: Path, state: UpdateState) -> None:
 def locked(folder: Path) -> Iterator[None]:
     """Hold the directory, which is made, for one update. ArtifactError if another holds it.
 
-    The lock ends with the process. Half-written state files of killed updates are removed.
+    The lock ends with the process; there is none where the file system has none. Half-written
+    state files of killed updates are removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
@@ -132,6 +133,8 @@ def locked(folder: Path) -> Iterator[None]:
         raise ArtifactError(
             f"Another `pipeline update` is at work in {folder}. Wait until it ends."
         ) from None
+    except OSError:
+        pass  # a file system without locks
     try:
         for partial in folder.glob(f".{STATE_FILE}.*"):
             partial.unlink()
