@@ -6,8 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.cli.console import check_input, note, print_result
-from pipeline.cli.options import Json, parse_numbers
-from pipeline.cli.recommend import KeyFile, read_key_file
+from pipeline.cli.options import Json, KeyFile, parse_numbers, read_key_file
 from pipeline.core.errors import ConfigError
 
 _MAX_SECONDS = 3_600

@@ -1,11 +1,13 @@
 """Arguments and options that several commands share."""
 
+import stat
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from pipeline.cli.console import note
 from pipeline.core.artifact import read_manifest
 from pipeline.core.errors import ConfigError
 from pipeline.core.files import read_small
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from pipeline.serve.proxy.experiment import Experiment
     from pipeline.serve.proxy.limits import Limits
     from pipeline.serve.request_log.options import RequestLogOptions
+    from pipeline.serve.triton.access import ClientKey
 
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on stdout, all else on stderr.")
@@ -48,6 +51,19 @@ Operators = Annotated[
         "--operators",
         metavar="FILE.py",
         help="Python file with the NVTabular operators that the recipe names. It is run.",
+    ),
+]
+KeyFile = Annotated[
+    Path | None,
+    typer.Option("--key-file", metavar="FILE", help="File with the key of the server."),
+]
+ClientKeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--key-file",
+        metavar="FILE",
+        help="Answer only clients that send a key of FILE: one key, or lines of NAME KEY [RATE]. "
+        "Health stays open.",
     ),
 ]
 SignKey = Annotated[
@@ -251,3 +267,30 @@ def read_sign_key(path: Path | None) -> "Ed25519PrivateKey | None":
     from pipeline.core.signature import read_private_key
 
     return read_private_key(path)
+
+
+def read_key_file(path: Path | None) -> str | None:
+    """Return the key in a client's file, and warn if others on this machine can read it."""
+    if path is None:
+        return None
+    from pipeline.serve.triton.access import read_key
+
+    key = read_key(path)
+    _warn_of_readers(path)
+    return key
+
+
+def read_client_keys(path: Path | None) -> "tuple[ClientKey, ...]":
+    """Return the keys in a server's file, and warn if others on this machine can read it."""
+    if path is None:
+        return ()
+    from pipeline.serve.triton.access import read_keys
+
+    keys = read_keys(path)
+    _warn_of_readers(path)
+    return keys
+
+
+def _warn_of_readers(path: Path) -> None:
+    if path.stat().st_mode & stat.S_IROTH:
+        note(f"Warning: others on this machine can read {path}; `chmod 600 {path}`.")

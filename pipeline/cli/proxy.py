@@ -10,6 +10,7 @@ import typer
 from pipeline.cli.console import check_input, print_result
 from pipeline.cli.options import (
     Ab,
+    ClientKeyFile,
     Json,
     LogRequests,
     LogShare,
@@ -19,6 +20,7 @@ from pipeline.cli.options import (
     RateLimit,
     RequestTimeout,
     read_ab,
+    read_client_keys,
     read_limits,
     request_log,
 )
@@ -46,6 +48,7 @@ def proxy(
             help="What that Triton serves: requests that name no outputs get lists alone.",
         ),
     ] = None,
+    key_file: ClientKeyFile = None,
     log_requests: LogRequests = None,
     log_share: LogShare = None,
     ab: Ab = None,
@@ -87,7 +90,7 @@ def proxy(
             repository=repository,
             triton_host=triton,
             triton_ports=Ports(http=triton_http_port, grpc=triton_grpc_port, metrics=0),
-            keys=None,
+            keys=read_client_keys(key_file),
             tls=None,
             limits=limits,
             request_log=logged,

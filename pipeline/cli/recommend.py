@@ -1,6 +1,5 @@
 """`pipeline recommend`."""
 
-import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,16 +13,14 @@ from pipeline.cli.options import (
     Candidates,
     Exclude,
     Json,
+    KeyFile,
     check_k,
     read_ids,
+    read_key_file,
     unknown_ids_text,
 )
 from pipeline.core.errors import ConfigError
 from pipeline.core.text import shown
-
-KeyFile = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="File with the key of the server.")
-]
 
 
 # Long: every option is declared here with its help.
@@ -251,23 +248,6 @@ def open_client(target: str, name: str | None, key: str | None, connection: dict
     from pipeline.in_process import open_run
 
     return open_run(Path(target))
-
-
-def read_key_file(path: Path | None) -> str | None:
-    """Return the key in a file, the first of several; see `read_keys_file`."""
-    if path is None:
-        return None
-    return next(iter(read_keys_file(path).values()))
-
-
-def read_keys_file(path: Path) -> dict[str, str]:
-    """Return the keys in a file by name, and warn if others on this machine can read it."""
-    from pipeline.serve.triton.access import read_keys
-
-    keys = read_keys(path)
-    if path.stat().st_mode & stat.S_IROTH:
-        note(f"Warning: others on this machine can read {path}; `chmod 600 {path}`.")
-    return keys
 
 
 def _parse_column(text: str) -> tuple[str, list[str]]:

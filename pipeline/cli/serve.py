@@ -11,6 +11,7 @@ import typer
 from pipeline.cli.console import note, print_result
 from pipeline.cli.options import (
     Ab,
+    ClientKeyFile,
     Json,
     LogRequests,
     LogShare,
@@ -20,13 +21,14 @@ from pipeline.cli.options import (
     RateLimit,
     RequestTimeout,
     read_ab,
+    read_client_keys,
     read_limits,
     request_log,
 )
-from pipeline.cli.recommend import read_keys_file
 from pipeline.core.errors import ConfigError, ServingError
 
 if TYPE_CHECKING:
+    from pipeline.serve.triton.access import ClientKey
     from pipeline.serve.trusted_copy import TrustedCopy
 
 
@@ -41,13 +43,7 @@ def serve(
     http_port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
     grpc_port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8001,
     metrics_port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8002,
-    key_file: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Answer only clients that send a key in FILE, one a line; health stays open.",
-        ),
-    ] = None,
+    key_file: ClientKeyFile = None,
     tls_cert: Annotated[
         Path | None,
         typer.Option(
@@ -165,12 +161,13 @@ def serve(
     item_columns = _item_columns(
         items, page, key=id_column, title=title_column, image=image_column, folder=image_folder
     )
-    (keys, key), tls = _read_keys(key_file, proxy), read_tls(tls_cert, tls_key, tls_client_ca)
-    if line := open_to_network(ipv4_address(host), key, tls):
+    keys = _client_keys(key_file, with_page=page and proxy)
+    tls = read_tls(tls_cert, tls_key, tls_client_ca)
+    if line := open_to_network(ipv4_address(host), has_keys=bool(keys), tls=tls):
         note(line)
     with ExitStack() as stack:
         # before Triton, which takes seconds to start: the port may be taken
-        web_page = stack.enter_context(_page(host, page_port, key, tls)) if page else None
+        web_page = stack.enter_context(_page(host, page_port, bool(keys), tls)) if page else None
         copy = _trusted_copy(repository, trusted_key)
         if copy is not None:
             repository = stack.enter_context(copy).path
@@ -185,7 +182,7 @@ def serve(
                 log_format=log_format,
                 reload_seconds=reload_seconds,
                 restarts=restarts,
-                key=keys,
+                keys=keys,
                 tls=tls,
                 proxy=proxy,
                 request_log=logged,
@@ -197,15 +194,15 @@ def serve(
             table = web_page.open(
                 repository,
                 server.grpc_url,
-                key=key,
+                key=keys[-1].key if keys else None,
                 follow=reload_seconds is not None,
                 items=item_columns,
             )
             _note_skipped_images(table.skipped_images, items)
         facts = describe(repository, server, web_page.url if web_page else None)
-        lines = [f"Ready: {facts['http']}  {facts['grpc']}  metrics {facts['metrics']}"]
-        lines += [f"Page: {facts['page']}"] if web_page else []
-        print_result(facts, as_json, "\n".join([*lines, "Stop with Ctrl-C."]))
+        ready = f"Ready: {facts['http']}  {facts['grpc']}  metrics {facts['metrics']}"
+        page_line = f"\nPage: {facts['page']}" if web_page else ""
+        print_result(facts, as_json, f"{ready}{page_line}\nStop with Ctrl-C.")
         sys.stdout.flush()
         if reload_seconds is not None and copy is not None:
             stack.enter_context(copy.following(reload_seconds, note))
@@ -260,23 +257,26 @@ def _trusted_copy(repository: Path, keys: list[Path] | None) -> "TrustedCopy | N
     return TrustedCopy(repository, list(map(read_public_key, keys)))
 
 
-def _read_keys(file: Path | None, proxy: bool) -> tuple[dict[str, str] | None, str | None]:
-    """Return all keys, and that of the page: one of its own, where the proxy takes several."""
-    if file is None:
-        return None, None
-    keys = read_keys_file(file)
-    if proxy:
-        keys["page"] = keys.get("page", secrets.token_hex(32))
-    return keys, list(keys.values())[-1]
+def _client_keys(file: Path | None, *, with_page: bool) -> "tuple[ClientKey, ...]":
+    """Return the keys of clients, and behind a proxy one of the page, last.
+
+    The page has its own so that it takes nothing of a client's rate.
+    """
+    from pipeline.serve.triton.access import ClientKey
+
+    keys = read_client_keys(file)
+    if not keys or not with_page:
+        return keys
+    return (*keys, ClientKey(secrets.token_hex(32), "the page"))
 
 
-def _page(host: str, port: int | None, key: str | None, tls: Any) -> Any:
+def _page(host: str, port: int | None, has_keys: bool, tls: Any) -> Any:
     from pipeline.serve.page.server import DEFAULT_PORT, Page
 
     if tls is not None:
         raise ConfigError("The page has no TLS. Leave out --page, or --tls-cert.")
     page = Page(host, DEFAULT_PORT if port is None else port)
-    if key is not None and not page.loopback:
+    if has_keys and not page.loopback:
         raise ConfigError(
             f"The page asks no key of its visitors, and --host {host} shows it to the network. "
             "Leave out --page, --key-file or --host."

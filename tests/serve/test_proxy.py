@@ -521,7 +521,6 @@ def test_a_proxy_that_cannot_be_set_up_does_not_wait(monkeypatch: pytest.MonkeyP
         repository=None,
         triton_host=host,
         triton_ports=ports,
-        keys=None,
         tls=None,
     )
     with pytest.raises(ServingError, match="no memory"):

@@ -30,6 +30,7 @@ from tests.serve.test_proxy import INFER, ITEM, stream_request
 
 HOST = "127.0.0.1"
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
+INFER_HEADERS = b"\x83\x86" + http2.write_literal(":path", METHOD)
 
 
 @contextmanager
@@ -43,7 +44,6 @@ def proxy_of(triton: Ports, repository: Path | None = None, **limits: Any) -> It
         repository=repository,
         triton_host=HOST,
         triton_ports=triton,
-        keys=None,
         tls=None,
         limits=Limits(**limits),
     )
@@ -184,7 +184,7 @@ def test_requests_beyond_those_that_may_wait_are_refused_at_once(silent: Ports) 
         call = stack.enter_context(closing(connect(ports.grpc)))
         call.sendall(
             http2.PREFACE
-            + http2.write_frame(http2.HEADERS, http2.END_HEADERS, 1, b"\x83\x86")
+            + http2.write_frame(http2.HEADERS, http2.END_HEADERS, 1, INFER_HEADERS)
             + http2.write_data(1, message, ends=True)
         )
         answer = call.recv(65_536)

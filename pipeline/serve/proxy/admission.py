@@ -12,6 +12,7 @@ from typing import Protocol
 
 from pipeline.serve.proxy.limits import SMALL_BYTES, Limits
 from pipeline.serve.proxy.request_checks import RefusedRequestError
+from pipeline.serve.triton.access import ClientKey
 
 RETRY_SECONDS = 1
 """After how long a client that was refused for load may ask again."""
@@ -57,12 +58,14 @@ class Admission:
         self._buckets: dict[str, tuple[float, float]] = {}
         """Requests that a client may send at once, and when this was so."""
 
-    def charge(self, client: str) -> None:
+    def charge(self, address: str, key: ClientKey | None = None) -> None:
         """Count a request of a client. RefusedRequestError where it sends too many a second.
 
-        A client that was silent may send as many at once as in `BURST_SECONDS`.
+        Clients with one key are one, those without a key are one by address. A client
+        that was silent may send as many at once as in `BURST_SECONDS`.
         """
-        rate = self.limits.rate
+        client = address if key is None else f"the key {key.name}"
+        rate = self.limits.rate if key is None or key.rate is None else key.rate
         if rate is None:
             return
         now, most = time.monotonic(), max(1.0, rate * BURST_SECONDS)

@@ -1,9 +1,8 @@
 """gRPC part of the proxy: frames of HTTP/2 pass as they are, whole messages after a check.
 
-Each connection has one to Triton, so that headers need not be decoded: both sides keep their HPACK
-tables. Where there are keys, headers are read and written anew, with Triton's own key. DATA of
-requests is collected until a message is whole; its flow control is the proxy's own, as it may wait
-and get longer here. All other frames pass unchanged.
+Each connection has one to Triton, so that headers are read and not written: both sides keep their
+HPACK tables. DATA of requests is collected until a message is whole; its flow control is the
+proxy's own, as it may wait and get longer here. All other frames pass unchanged.
 """
 
 import asyncio
@@ -11,12 +10,16 @@ import ssl
 import struct
 import time
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pipeline.serve.proxy import hpack, http2
+from hpack import Decoder
+from hpack.exceptions import HPACKError
+
+from pipeline.serve.proxy import http2
 from pipeline.serve.proxy.admission import Admission, Connections
+from pipeline.serve.proxy.calls import Calls
 from pipeline.serve.proxy.check_process import CheckProcess
 from pipeline.serve.proxy.connection import CONNECT_SECONDS, Address, ClientSide, Side
 from pipeline.serve.proxy.experiment import Route, Router
@@ -31,15 +34,21 @@ from pipeline.serve.proxy.request_checks import (
     inflate_message,
 )
 from pipeline.serve.request_log.exchange import Exchange
-from pipeline.serve.triton.access import GRPC_PREFIX, KEY_HEADER, Keys, Tls
+from pipeline.serve.triton.access import (
+    GRPC_PREFIX,
+    KEY_HEADER,
+    PROXY_KEY_HEADER,
+    ClientKey,
+    Tls,
+)
 
 if TYPE_CHECKING:
     from pipeline.serve.request_log.request_log import RequestLog
 
-_CODES = {400: 3, 403: 14, 408: 4, 413: 3, 429: 8, 503: 8, 504: 4}
-"""Status of gRPC by that of HTTP: INVALID_ARGUMENT, UNAVAILABLE as Triton says for a key,
-DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED."""
-_KEY_FIELD = (GRPC_PREFIX + KEY_HEADER).encode()
+_CODES = {400: 3, 403: 14, 404: 12, 408: 4, 413: 3, 429: 8, 503: 8, 504: 4}
+"""Status of gRPC by that of HTTP: INVALID_ARGUMENT, UNAVAILABLE as Triton's for closed calls,
+UNIMPLEMENTED, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED."""
+_KEY_HEADER = (GRPC_PREFIX + KEY_HEADER).encode()
 _PREFIX = struct.Struct(">BL")
 """Before each message: whether it is compressed, and its size."""
 _WINDOW_BYTES = 1 << 20
@@ -53,13 +62,6 @@ _FIRST_ANSWER, _ANSWER_DATA = 20, 2
 """
 
 
-class _NoKeyError(RefusedRequestError):
-    """A large message without a key, which is not looked at; Triton refuses a small one."""
-
-    def __init__(self) -> None:
-        super().__init__("This protocol is restricted: the message needs the key", 403)
-
-
 class GrpcProxy:
     """Passes connections on to the Triton at `address`."""
 
@@ -68,7 +70,8 @@ class GrpcProxy:
         address: Address,
         models: RankingModels,
         router: Router,
-        keys: Keys | None,
+        calls: Calls,
+        triton_key: str | None,
         admission: Admission,
         checks: CheckProcess,
         log: "RequestLog | None" = None,
@@ -76,7 +79,12 @@ class GrpcProxy:
         self.address = address
         self.models = models
         self.router = router
-        self.keys = keys
+        self.calls = calls
+        self.key_literal = b""
+        """Header with the key that Triton expects."""
+        if triton_key is not None:
+            name = GRPC_PREFIX + PROXY_KEY_HEADER
+            self.key_literal = http2.write_literal(name, triton_key)
         self.admission = admission
         self.checks = checks
         self.log = log
@@ -106,10 +114,9 @@ class _Stream:
 
     window: int
     """Bytes that Triton takes."""
-    client: str | None
-    """Name of the client, None for one that has not the key."""
     deadline: float
     """Time at which what it waits for takes too long."""
+    key: ClientKey | None = None
     received: bytearray = field(default_factory=bytearray)
     """Beginning of a message."""
     waiting: bytearray = field(default_factory=bytearray)
@@ -184,8 +191,8 @@ class _Client(ClientSide):
         self._limits = limits = proxy.admission.limits
         self._loop = asyncio.get_running_loop()
         self._requests = http2.FrameReader(limits.max_head_bytes)
+        self._headers = Decoder(limits.max_head_bytes)
         self._answers = http2.FrameReader(1 << 24, 1 << 24)
-        self._headers = None if proxy.keys is None else hpack.HeaderReader()
         self._preface = bytearray()
         self._streams: dict[int, _Stream] = {}
         self._window = self._first_window = http2.DEFAULT_WINDOW
@@ -348,10 +355,7 @@ class _Client(ClientSide):
             self._take_data(frame)
             return
         if frame.kind == http2.HEADERS:
-            headers, client = self._take_headers(frame)
-            self._to_triton.append(headers)
-            if frame.stream not in self._streams:
-                self._open_stream(frame.stream, client)
+            self._take_headers(frame)
             return
         if frame.kind == http2.RESET:
             self._drop(frame.stream)
@@ -359,36 +363,40 @@ class _Client(ClientSide):
         if frame.kind == http2.SETTINGS and frame.flags & http2.ACK:
             self._apply_settings()
 
-    def _take_headers(self, frame: http2.Frame) -> tuple[bytes, str | None]:
-        """Return headers for Triton, and the name of the client: its address without keys.
+    def _take_headers(self, frame: http2.Frame) -> None:
+        """Pass headers on; a request that is one too many, or for a closed call, ends at once.
 
-        Without keys they are those of the client; with them they are written anew, with Triton's
-        key in place of that of the client, or without where it is none of the keys.
+        Triton gets its headers too, as they change the HPACK table, and no message.
         """
-        keys = self._proxy.keys
-        if keys is None or self._headers is None:
-            return frame.raw, self.peer
-        fields = self._headers.read(http2.header_block(frame))
-        sent = [field.value for field in fields if field.name == _KEY_FIELD]
-        name = keys.name_of(sent[0]) if len(sent) == 1 else None
-        literals = [field.literal for field in fields if field.name != _KEY_FIELD]
-        if name is not None:
-            literals.append(hpack.field(_KEY_FIELD, keys.triton_key).literal)
+        block = frame.header_block
+        try:
+            headers = self._headers.decode(block, raw=True)
+        except HPACKError:
+            raise http2.ProtocolError("headers that are no HPACK") from None
         ends = bool(frame.flags & http2.END_STREAM)
-        return http2.write_headers(frame.stream, b"".join(literals), ends=ends), name
+        self._to_triton.append(
+            http2.write_headers(frame.stream, block + self._proxy.key_literal, ends=ends)
+        )
+        if frame.stream not in self._streams:
+            self._open_stream(frame, headers)
 
-    def _open_stream(self, number: int, client: str | None) -> None:
-        """Begin a stream whose headers Triton gets; one too many ends at once.
-
-        Triton gets the headers of that too, as they change the HPACK table.
-        """
+    def _open_stream(self, frame: http2.Frame, headers: Iterable[tuple[bytes, bytes]]) -> None:
         if len(self._streams) >= self._limits.max_streams:
             self._allowance -= _COSTS[http2.RESET]
-            self._to_triton.append(http2.write_reset(number))
-            self._to_client.append(http2.write_reset(number, http2.REFUSED_STREAM))
+            self._to_triton.append(http2.write_reset(frame.stream))
+            self._to_client.append(http2.write_reset(frame.stream, http2.REFUSED_STREAM))
             return
         deadline = self._loop.time() + self._limits.idle_seconds
-        self._streams[number] = _Stream(self._first_window, client, deadline)
+        stream = self._streams[frame.stream] = _Stream(self._first_window, deadline)
+        fields = dict(reversed([*headers]))  # the first of a name counts
+        sent = fields.get(_KEY_HEADER)
+        try:
+            stream.key = self._proxy.calls.check_grpc(
+                fields.get(b":path", b"").decode("latin-1"),
+                None if sent is None else sent.decode("latin-1"),
+            )
+        except RefusedRequestError as error:
+            self._refuse(frame.stream, error)
 
     def _pass_answer(self, frame: http2.Frame) -> None:
         if frame.kind == http2.WINDOW_UPDATE:
@@ -457,8 +465,6 @@ class _Client(ClientSide):
                 try:
                     checked = self._checked(whole)
                 except LargeContentError:
-                    if stream.client is None:
-                        raise _NoKeyError from None
                     stream.is_checking, stream.num_checked = True, len(whole)
                     self._start(self._check_elsewhere(number, stream, whole))
                 else:
@@ -503,7 +509,7 @@ class _Client(ClientSide):
         stream.num_messages += 1
         stream.deadline = self._loop.time() + self._limits.request_seconds
         if checked.model:
-            self._proxy.admission.charge(stream.client or self.peer)
+            self._proxy.admission.charge(self.peer, stream.key)
             is_streamed = not stream.is_ended or stream.num_messages > 1
             self._proxy.admission.begin_request(is_streamed=is_streamed)
             stream.num_waiting += 1
@@ -600,9 +606,9 @@ class _Client(ClientSide):
             self._to_client.append(frame.raw)
             return
         own = {
+            http2.HEADER_TABLE_SIZE: http2.HEADER_TABLE_BYTES,
             http2.MAX_CONCURRENT_STREAMS: self._limits.max_streams,
             http2.MAX_FRAME_SIZE: http2.MAX_FRAME_BYTES,
-            http2.HEADER_TABLE_SIZE: hpack.TABLE_BYTES,
         }
         self._to_client.append(http2.with_settings(frame, own))
         if not self._is_open:

@@ -11,11 +11,13 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RESET, SETTINGS, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 8, 9
 """Types of frames."""
 ACK = END_STREAM = 0x1
-END_HEADERS = 0x4
-_PADDED, _HAS_PRIORITY, _PRIORITY_BYTES = 0x8, 0x20, 5
-HEADER_TABLE_SIZE, MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE = 1, 3, 4, 5
-"""Settings: bytes of the table of headers, number of streams of a client, bytes of DATA that each
-takes first, largest payload."""
+END_HEADERS, _PADDED, _PRIORITY = 0x4, 0x8, 0x20
+_PRIORITY_BYTES = 5
+HEADER_TABLE_BYTES = 4096
+"""Size of the HPACK table of a client, which is HTTP/2's first."""
+HEADER_TABLE_SIZE = 1
+MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE = 3, 4, 5
+"""Settings: number of streams of a client, bytes of DATA that each takes first, largest payload."""
 DEFAULT_WINDOW = 65_535
 MAX_WINDOW = 2**31 - 1
 MAX_FRAME_BYTES = 16_384
@@ -41,6 +43,30 @@ class Frame(NamedTuple):
     """Of the first frame."""
     raw: bytes
     """All bytes, with the header of each frame."""
+
+    @property
+    def header_block(self) -> bytes:
+        """Block of HPACK in HEADERS and its CONTINUATION frames. ProtocolError for a bad one."""
+        first, *others = _payloads(self.raw)
+        start, stop = 0, len(first)
+        if self.flags & _PADDED:
+            start, stop = 1, stop - (first[0] if first else 0)
+        if self.flags & _PRIORITY:
+            start += _PRIORITY_BYTES
+        if start > stop:
+            raise ProtocolError("HEADERS with more padding than content")
+        return b"".join([first[start:stop], *others])
+
+
+def _payloads(raw: bytes) -> Iterator[bytes]:
+    """Yield the payload of each frame."""
+    start = 0
+    while start < len(raw):
+        high, low, *_ = _HEADER.unpack_from(raw, start)
+        start += _HEADER.size
+        stop = start + (high << 8 | low)
+        yield raw[start:stop]
+        start = stop
 
 
 class FrameReader:
@@ -114,39 +140,29 @@ def write_frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
     return _HEADER.pack(size >> 8, size & 0xFF, kind, flags, stream) + payload
 
 
-def header_block(frame: Frame) -> bytes:
-    """Return the HPACK of a block of headers. ProtocolError for one with padding."""
-    if frame.flags & _PADDED:
-        raise ProtocolError("HEADERS with padding")
-    position, parts = 0, []
-    while position < len(frame.raw):
-        high, low, *_ = _HEADER.unpack_from(frame.raw, position)
-        start = position + _HEADER.size
-        position = start + (high << 8 | low)
-        parts.append(frame.raw[start:position])
-    if frame.flags & _HAS_PRIORITY:
-        parts[0] = parts[0][_PRIORITY_BYTES:]
-    return b"".join(parts)
-
-
-def write_headers(stream: int, block: bytes, *, ends: bool) -> bytes:
-    """Return the frames of a block of headers, which may end the stream."""
-    parts = [block[i : i + MAX_FRAME_BYTES] for i in range(0, len(block), MAX_FRAME_BYTES)] or [b""]
-    frames = []
-    for number, part in enumerate(parts):
-        flags = END_HEADERS if number == len(parts) - 1 else 0
-        if number == 0:
-            flags |= END_STREAM if ends else 0
-        frames.append(write_frame(CONTINUATION if number else HEADERS, flags, stream, part))
-    return b"".join(frames)
-
-
 def write_data(stream: int, content: bytes, *, ends: bool) -> bytes:
     """Return the DATA frames of some content, the last of which may end the stream."""
     parts = [content[i : i + MAX_FRAME_BYTES] for i in range(0, len(content), MAX_FRAME_BYTES)]
     last = parts.pop() if parts else b""
     frames = [write_frame(DATA, 0, stream, part) for part in parts]
     return b"".join([*frames, write_frame(DATA, END_STREAM if ends else 0, stream, last)])
+
+
+def write_headers(stream: int, block: bytes, *, ends: bool) -> bytes:
+    """Return the frames of a block of headers, which may end the stream."""
+    parts = [block[i : i + MAX_FRAME_BYTES] for i in range(0, len(block), MAX_FRAME_BYTES)]
+    frames = []
+    for number, part in enumerate(parts):
+        kind = CONTINUATION if number else HEADERS
+        flags = END_HEADERS if number == len(parts) - 1 else 0
+        flags |= END_STREAM if ends and not number else 0
+        frames.append(write_frame(kind, flags, stream, part))
+    return b"".join(frames)
+
+
+def write_literal(name: str, value: str) -> bytes:
+    """Return a header as HPACK writes one that no table may hold."""
+    return b"\x10" + _text(name) + _text(value)
 
 
 def write_window_update(stream: int, size: int) -> bytes:

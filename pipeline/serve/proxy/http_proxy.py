@@ -8,6 +8,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from pipeline.serve.proxy.admission import Admission, Connections
+from pipeline.serve.proxy.calls import Calls
 from pipeline.serve.proxy.check_process import CheckProcess
 from pipeline.serve.proxy.connection import CONNECT_SECONDS, Address, ClientSide, Side
 from pipeline.serve.proxy.experiment import Router
@@ -23,14 +24,15 @@ from pipeline.serve.proxy.request_checks import (
     inflate,
 )
 from pipeline.serve.request_log.exchange import Exchange
-from pipeline.serve.triton.access import KEY_HEADER, Keys
+from pipeline.serve.triton.access import KEY_HEADER, PROXY_KEY_HEADER, ClientKey
 
 if TYPE_CHECKING:
     from pipeline.serve.request_log.request_log import RequestLog
 
 JSON_LENGTH = b"inference-header-content-length"
-_DESCRIBES_BODY = frozenset([JSON_LENGTH, b"content-encoding"])
-"""Headers that are written anew, as the body may be another one."""
+_KEYS = frozenset([KEY_HEADER.encode(), PROXY_KEY_HEADER.encode()])
+_WRITTEN_ANEW = frozenset([JSON_LENGTH, b"content-encoding"]) | _KEYS
+"""Headers of which Triton gets none of the client's, as key and body may be others."""
 _INFER = re.compile(rb"/v2/models/([\w.-]+)(?:/versions/(\d+))?/infer")
 _RUNS_MODEL = re.compile(rb"/v2/+models/.*/(infer|generate|generate_stream)/*(\?.*)?")
 """Paths of requests that a model answers."""
@@ -52,7 +54,8 @@ class HttpProxy:
         address: Address,
         models: RankingModels,
         router: Router,
-        keys: Keys | None,
+        calls: Calls,
+        triton_key: str | None,
         admission: Admission,
         checks: CheckProcess,
         log: "RequestLog | None" = None,
@@ -61,7 +64,11 @@ class HttpProxy:
         self.models = models
         self.router = router
         self.log = log
-        self.keys = keys
+        self.calls = calls
+        self.key_lines: list[bytes] = []
+        """Header with the key that Triton expects."""
+        if triton_key is not None:
+            self.key_lines.append(f"{PROXY_KEY_HEADER}: {triton_key}".encode())
         self.admission = admission
         self.checks = checks
         self.connections = Connections(admission)
@@ -141,8 +148,6 @@ class _Client(ClientSide):
         self._is_checking = False
         self._is_waiting = False
         """Whether the request is counted as waiting for Triton."""
-        self._client: str | None = None
-        """Name of the client that the request is counted for, None for one without a key."""
         self._num_checked = 0
         """Bytes of a body that is checked elsewhere."""
         self._num_bytes = 0
@@ -265,7 +270,7 @@ class _Client(ClientSide):
             self._ask(request, content)
 
     def _next_request(self) -> Request | None:
-        """Return a request with its body; without the key, which Triton refuses, before it."""
+        """Return a request with its body. RefusedRequestError before the body of a closed call."""
         reader = self._reader
         if reader.request is None:
             request = reader.read_head()
@@ -273,29 +278,23 @@ class _Client(ClientSide):
                 if reader.received:
                     self._wait(_Stage.HEAD)
                 return None
-            self._client = self._client_of(request)
-            if request.has_body and self._client is None:
-                self._is_last = True
-                return request
+            if request.has_body:
+                self._check_call(request)
             if request.has_body and request.expects_continue and not reader.received:
                 self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             self._wait(_Stage.BODY)
         return reader.read_body()
 
-    def _client_of(self, request: Request) -> str | None:
-        """Return the name of the key of a request, its address where there are no keys.
-
-        None without a key.
-        """
-        if self._proxy.keys is None:
-            return self.peer
+    def _check_call(self, request: Request) -> ClientKey | None:
+        """Return the key of a request. RefusedRequestError for a call that is closed to it."""
         sent = request.values(KEY_HEADER.encode())
-        return self._proxy.keys.name_of(sent[0].encode("latin-1")) if len(sent) == 1 else None
+        return self._proxy.calls.check_http(request.path, sent[0] if sent else None)
 
     def _admit(self, request: Request) -> None:
         """Count a request that a model answers. RefusedRequestError where too many wait."""
+        key = self._check_call(request)
         if _RUNS_MODEL.fullmatch(request.path):
-            self._proxy.admission.charge(self._client or self.peer)
+            self._proxy.admission.charge(self.peer, key)
             self._proxy.admission.begin_request()
             self._is_waiting = True
 
@@ -349,7 +348,7 @@ class _Client(ClientSide):
         """Return a small request for Triton. LargeContentError for another one."""
         self._exchange = None
         if not request.body:
-            return self._write(request, b"", [])
+            return request.write(b"", _KEYS, self._proxy.key_lines)
         if len(request.body) > SMALL_BYTES:
             raise LargeContentError
         name, version = _model_of(request)
@@ -371,16 +370,8 @@ class _Client(ClientSide):
             )  # fmt: skip
         length = checked.json_length
         lines = [] if length is None else [b"%s: %d" % (JSON_LENGTH, length)]
-        return self._write(request, checked.content, lines)
-
-    def _write(self, request: Request, body: bytes, lines: list[bytes]) -> bytes:
-        """Return a request with another body, and with Triton's key for that of a client."""
-        drop = _DESCRIBES_BODY if body else frozenset()
-        if (keys := self._proxy.keys) is not None:
-            drop |= {KEY_HEADER.encode()}
-            if self._client is not None:
-                lines = [*lines, b"%s: %s" % (KEY_HEADER.encode(), keys.triton_key)]
-        return request.write(body, drop, lines)
+        lines += self._proxy.key_lines
+        return request.write(checked.content, _WRITTEN_ANEW, lines)
 
     def _ask(self, request: Request, content: bytes) -> None:
         self._request = content

@@ -15,7 +15,7 @@ from pipeline.core.allocator import return_heap, trim_heap
 from pipeline.core.errors import ServingError
 from pipeline.serve.proxy.limits import DEFAULT_LIMITS, Limits
 from pipeline.serve.request_log.options import EXPERIMENT_KEY, RequestLogOptions
-from pipeline.serve.triton.access import Keys, Tls
+from pipeline.serve.triton.access import ClientKey, Tls
 from pipeline.serve.triton.ports import Ports
 
 if TYPE_CHECKING:
@@ -46,8 +46,11 @@ class ProxyOptions:
     """What Triton serves, for the outputs of requests that name none."""
     triton_host: str
     triton_ports: Ports
-    keys: Keys | None
     tls: Tls | None
+    keys: tuple[ClientKey, ...] = ()
+    """Keys of clients, none for a server that all may ask."""
+    triton_key: str | None = None
+    """What Triton expects of the proxy in the header `PROXY_KEY_HEADER`."""
     limits: Limits = DEFAULT_LIMITS
     request_log: RequestLogOptions | None = None
     experiment: "Experiment | None" = None
@@ -107,6 +110,7 @@ class Proxy:
 
     async def _serve(self, started: threading.Event) -> None:
         from pipeline.serve.proxy.admission import Admission
+        from pipeline.serve.proxy.calls import Calls
         from pipeline.serve.proxy.check_process import CheckProcess
         from pipeline.serve.proxy.experiment import Router
         from pipeline.serve.proxy.grpc_proxy import GrpcProxy
@@ -121,8 +125,9 @@ class Proxy:
         limits = _with_files(options.limits)
         admission, checks = Admission(limits), CheckProcess(limits)
         shared = (admission, checks, self._log)
-        http = HttpProxy((host, ports.http), models, router, options.keys, *shared)
-        grpc = GrpcProxy((host, ports.grpc), models, router, options.keys, *shared)
+        calls = Calls(options.keys)
+        http = HttpProxy((host, ports.http), models, router, calls, options.triton_key, *shared)
+        grpc = GrpcProxy((host, ports.grpc), models, router, calls, options.triton_key, *shared)
         servers: list[Any] = []
         try:
             try:

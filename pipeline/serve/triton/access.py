@@ -1,9 +1,7 @@
 """Access to a server: key in a header, and PEM files of TLS."""
 
 import errno
-import hmac
 import ssl
-from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +11,8 @@ from pipeline.core.files import read_small
 
 KEY_HEADER = "pipeline-key"
 """Name of the HTTP header; gRPC's has a prefix that Triton prescribes."""
+PROXY_KEY_HEADER = "proxy-key"
+"""The same between proxy and Triton."""
 GRPC_PREFIX = "triton-grpc-protocol-"
 MIN_KEY_LENGTH, MAX_KEY_LENGTH = 16, 1024
 
@@ -27,6 +27,16 @@ class Tls(NamedTuple):
     key: Path
     client_ca: Path | None = None
     """Authority of the clients; with it, each client needs a certificate."""
+
+
+class ClientKey(NamedTuple):
+    """Key of a client, or of several that share it."""
+
+    key: str
+    name: str = "key"
+    """Name in the log."""
+    rate: float | None = None
+    """Requests a second, None for the server's `--rate-limit`."""
 
 
 class Access(NamedTuple):
@@ -61,14 +71,15 @@ def check_key(key: str, where: str = "the key") -> str:
 
 
 def read_key(path: Path) -> str:
-    """Return the key in a file, the first of several. ConfigError without one."""
-    return next(iter(read_keys(path).values()))
+    """Return the key in a client's file. ConfigError without one."""
+    return read_keys(path)[0].key
 
 
-def read_keys(path: Path) -> dict[str, str]:
-    """Return the keys in a file by their names. ConfigError for a file that is damaged.
+def read_keys(path: Path) -> tuple[ClientKey, ...]:
+    """Return the keys of a server's file: a key alone, or on each line a name, a key, and a rate.
 
-    Each line is KEY or KEY NAME; the name of a key without one is its number.
+    Lines that are empty or begin with # are left out. ConfigError for other lines, and for a name
+    or a key that is there twice.
     """
     try:
         text = read_small(path).decode("ascii", "replace")
@@ -76,38 +87,39 @@ def read_keys(path: Path) -> dict[str, str]:
         raise ConfigError(
             f"{path} cannot be read: {error.strerror}. Expected a file with a key."
         ) from None
-    lines = [line.split() for line in text.splitlines() if line.strip()]
-    keys: dict[str, str] = {}
-    for number, words in enumerate(lines or [[""]], 1):
-        where = str(path) if len(lines) < 2 else f"{path}, key {number}"
-        if len(words) > 2:
-            raise ConfigError(
-                f"{where}: the line has {len(words)} words, expected KEY or KEY NAME."
-            )
-        name = words[1] if len(words) == 2 else f"key {number}"
-        if name in keys or words[0] in keys.values():
-            raise ConfigError(f"{where}: the key or its name {name} is there twice.")
-        keys[name] = check_key(words[0], where)
-    return keys
+    if len(text.split()) <= 1:
+        return (ClientKey(check_key(text.strip(), str(path))),)
+    rows = [line.split() for line in text.splitlines()]
+    keys = [
+        _client_key(words, f"{path}, line {number}")
+        for number, words in enumerate(rows, 1)
+        if words and not words[0].startswith("#")
+    ]
+    if not keys:
+        raise ConfigError(f"{path} has 0 keys. Each key is one line: NAME KEY.")
+    for what in ("name", "key"):
+        values = [getattr(key, what) for key in keys]
+        if len(set(values)) < len(values):
+            raise ConfigError(f"{path} has a {what} twice. Each key is one line: NAME KEY.")
+    return tuple(keys)
 
 
-class Keys:
-    """Keys of clients, and the one that Triton takes in their place."""
-
-    def __init__(self, keys: Mapping[str, str], triton_key: str) -> None:
-        self._keys = [(key.encode(), name) for name, key in keys.items()]
-        self.triton_key = triton_key.encode()
-
-    def name_of(self, sent: bytes) -> str | None:
-        """Return the name of the key that a client sent, None for none of them.
-
-        The time says nothing about the keys.
-        """
-        name = None
-        for key, of_key in self._keys:
-            if hmac.compare_digest(sent, key):
-                name = of_key
-        return name
+def _client_key(words: list[str], where: str) -> ClientKey:
+    if not 2 <= len(words) <= 3:
+        raise ConfigError(
+            f"{where} has {len(words)} words, expected a name, a key, and requests a second or "
+            "nothing: `shop 5f3c...` or `shop 5f3c... 50`."
+        )
+    name, key, *rates = words
+    rate = None
+    if rates:
+        try:
+            rate = float(rates[0])
+        except ValueError:
+            rate = 0.0
+        if not 0 < rate < float("inf"):
+            raise ConfigError(f"{where}: {rates[0]!r} is no number of requests a second.")
+    return ClientKey(check_key(key, f"the key of {where}"), name, rate)
 
 
 def read_pem(ca: PemPath, cert: PemPath, cert_key: PemPath) -> tuple[bytes | None, ...]:
@@ -146,9 +158,9 @@ def read_tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> Tls
     return Tls(cert.absolute(), key.absolute(), client_ca and client_ca.absolute())
 
 
-def open_to_network(address: str, key: str | None, tls: Tls | None) -> str | None:
+def open_to_network(address: str, *, has_keys: bool, tls: Tls | None) -> str | None:
     """Line about a server that answers every machine which reaches it; None for others."""
-    if ip_address(address).is_loopback or key is not None:
+    if ip_address(address).is_loopback or has_keys:
         return None
     if tls is not None and tls.client_ca is not None:
         return None

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
-from pipeline.serve.triton.access import KEY_HEADER, Tls
+from pipeline.serve.triton.access import Tls
 from pipeline.serve.triton.log import LogFormat
 from pipeline.serve.triton.ports import Ports
 
@@ -37,6 +37,8 @@ class TritonOptions:
     reload_seconds: int | None
     """Interval between two looks at the repository; None for only the first."""
     key: str | None
+    key_header: str
+    """Header in which Triton expects the key."""
     tls: Tls | None
     log_format: LogFormat
     metrics_host: str
@@ -55,7 +57,7 @@ class TritonOptions:
         # values stand in the process list: they keep out the network, not users of the machine.
         groups = [f"{','.join(CLOSED_APIS)}:closed={secrets.token_hex(16)}"]
         if self.key is not None:
-            groups.append(f"{','.join(KEY_APIS)}:{KEY_HEADER}={self.key}")
+            groups.append(f"{','.join(KEY_APIS)}:{self.key_header}={self.key}")
         # the "pytorch" backend is a Python file and takes these settings from "python" as well
         settings = (
             f"shm-region-prefix-name={self.server_id}_",

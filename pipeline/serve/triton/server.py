@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,13 @@ from pipeline.core.errors import ConfigError, ServingError
 from pipeline.serve.proxy.limits import DEFAULT_LIMITS, Limits
 from pipeline.serve.proxy.proxy import Proxy, ProxyOptions
 from pipeline.serve.request_log.options import RequestLogOptions
-from pipeline.serve.triton.access import Access, Keys, Tls, check_key
+from pipeline.serve.triton.access import (
+    KEY_HEADER,
+    PROXY_KEY_HEADER,
+    ClientKey,
+    Tls,
+    check_key,
+)
 from pipeline.serve.triton.command import TritonOptions
 from pipeline.serve.triton.installation import (
     build_backends,
@@ -67,7 +73,7 @@ class TritonServer:
         log_path: str | Path | None = None,
         log_format: LogFormat = "default",
         reload_seconds: int | None = None,
-        key: str | Mapping[str, str] | None = None,
+        keys: Sequence[ClientKey] = (),
         tls: Tls | None = None,
         restarts: int = 0,
         proxy: bool = False,
@@ -85,8 +91,8 @@ class TritonServer:
                 a start fails
             log_format: Triton's own option of this name
             reload_seconds: interval at which Triton looks for new versions; None for never
-            key: required value of the header `KEY_HEADER` of a request, or several by name, one of
-                which is required; health needs none
+            keys: values of the header `KEY_HEADER`, of which each request needs one; health needs
+                none. Several, and their rates, need the proxy
             tls: gRPC takes connections with TLS alone, and HTTP only those of this machine
             restarts: maximum number of restarts in 10 minutes, of a Triton that was ready and
                 crashed
@@ -103,22 +109,23 @@ class TritonServer:
         """Why the server ended by itself, once `wait` has returned."""
         self._id = f"triton_{secrets.token_hex(6)}"
         self._tls = tls
+        if len(keys) > 1 and not proxy:
+            raise ConfigError("Triton itself takes one key. Leave out --no-proxy, or other keys.")
+        key = check_key(keys[0].key) if keys else None
         self._options = TritonOptions(
             server_id=self._id,
             repository=self.repository,
             host=self.host,
             ports=self.ports,
             reload_seconds=reload_seconds,
-            key=self._triton_key(key, proxy=proxy),
+            # behind the proxy, which checks the clients' keys, it is the proxy's own
+            key=secrets.token_hex(32) if proxy and key is not None else key,
+            key_header=PROXY_KEY_HEADER if proxy else KEY_HEADER,
             tls=tls,
             log_format=log_format,
             metrics_host=self.host,
         )
         self._http_host = self._options.http_host
-        keys = None
-        if key is not None and self._options.key is not None:
-            by_name = {"key": key} if isinstance(key, str) else key
-            keys = Keys(by_name, self._options.key)
         self._proxy = self._add_proxy(keys, request_log, experiment, limits) if proxy else None
         self._log = TritonLog(None if log_path is None else Path(log_path))
         self._restarts = restarts
@@ -219,8 +226,7 @@ class TritonServer:
             suppress(OSError, http.client.HTTPException, ValueError, KeyError),
             closing(http.client.HTTPConnection(address, timeout=2)) as connection,
         ):
-            headers = Access(self._options.key).headers("http")
-            connection.request("GET", f"/v2/models/{name}", headers=headers)
+            connection.request("GET", f"/v2/models/{name}", headers=self._key_headers())
             return max(map(int, json.load(connection.getresponse())["versions"]))
         return None
 
@@ -263,23 +269,9 @@ class TritonServer:
                 self._report.close()
                 self._report = None
 
-    @staticmethod
-    def _triton_key(key: str | Mapping[str, str] | None, *, proxy: bool) -> str | None:
-        """Return the key of Triton: behind a proxy one of its own, as a process list has it."""
-        if key is None:
-            return None
-        values = [key] if isinstance(key, str) else list(key.values())
-        for value in values:
-            check_key(value)
-        if proxy:
-            return secrets.token_hex(32)
-        if len(values) > 1:
-            raise ConfigError("Several keys need the proxy. Leave out --no-proxy, or all but one.")
-        return values[0]
-
     def _add_proxy(
         self,
-        keys: Keys | None,
+        keys: Sequence[ClientKey],
         request_log: RequestLogOptions | None,
         experiment: "Experiment | None",
         limits: Limits,
@@ -294,7 +286,8 @@ class TritonServer:
                 repository=self.repository,
                 triton_host="127.0.0.1",
                 triton_ports=inner,
-                keys=keys,
+                keys=tuple(keys),
+                triton_key=self._options.key,
                 tls=self._tls,
                 request_log=request_log,
                 experiment=experiment,
@@ -303,6 +296,11 @@ class TritonServer:
         )
         self._options = replace(self._options, host="127.0.0.1", ports=inner, tls=None)
         return proxy
+
+    def _key_headers(self) -> dict[str, str]:
+        """Headers of the launcher's own requests to Triton."""
+        options = self._options
+        return {} if options.key is None else {options.key_header: options.key}
 
     def _launch(self, scratch: Path) -> None:
         package = locate_package()
@@ -359,7 +357,7 @@ class TritonServer:
             if response.status != 200:
                 return False
             # another server may have taken the port since it was checked
-            connection.request("GET", "/v2", headers=Access(self._options.key).headers("http"))
+            connection.request("GET", "/v2", headers=self._key_headers())
             return bool(json.load(connection.getresponse())["name"] == self._id)
         return False
 
