@@ -210,9 +210,8 @@ def serve(
             stack.enter_context(VersionWatch(server, repository, reload_seconds, note))
         in_log = str(log) == "-"  # there the supervisor writes of each restart itself
         if not wait_for_signal(server, None if in_log else note):
-            reason = server.ending or "Triton ended by itself"
             where = "The log above" if in_log else log or "A --log FILE"
-            raise ServingError(f"{reason}. {where} tells more.")
+            raise ServingError(f"{server.ending or 'Triton ended by itself'}. {where} tells more.")
 
 
 def _item_columns(
