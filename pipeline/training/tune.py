@@ -6,6 +6,7 @@ file, from which an interrupted search continues.
 """
 
 import copy
+import errno
 import hashlib
 import json
 import logging
@@ -283,13 +284,24 @@ def _locked(out: Path) -> Iterator[None]:
     """Create `out` and hold it for this search. ArtifactError if it is in use or of others."""
     check_search(out)
     out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / LOCK_FILE, timeout=0)
     try:
-        with FileLock(out / LOCK_FILE, timeout=0):
-            yield
+        lock.acquire()
     except Timeout:
         raise ArtifactError(
             f"{out} is being used by another search. Wait for it, or choose another --out."
         ) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        raise ArtifactError(
+            f"{out} is on a file system without locks, which the database of trials needs. Choose "
+            "another --out."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

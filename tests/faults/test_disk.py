@@ -95,6 +95,9 @@ def test_file_system_without_locks_and_exchange_is_written_alike(bench: Bench, n
     new, folder = bench.undisturbed(name), bench.fresh(name)
     fault = Fault(folder, errno.ENOLCK, ("lock",))
     outcome = bench.run(STAGES[name].command, folder, fault)
+    if name == "tune":  # SQLite cannot do without
+        assert "out is on a file system without locks" in outcome.error_line
+        return
     assert outcome.status == 0, outcome.stderr
     assert contents(folder) == new
 
