@@ -461,7 +461,7 @@ def sizing(out: OutFolder = None, as_json: Json = False) -> None:
     """Measure the coefficients of `pipeline size` on one core: takes about half an hour.
 
     The folder of --out gets coefficients.json, the file of pipeline/sizing, and sizing.md, the
-    tables of docs/serving.md.
+    tables of docs/how-to/sizing.md.
     """
     from benchmarks.sizing import measure_sizing, sizing_markdown
 

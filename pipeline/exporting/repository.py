@@ -2,7 +2,7 @@
 
 The ensemble has one step. That step, `requests`, encodes all requests of an execution together,
 calls the model once for all of them and looks the ids up. As three steps of a Triton ensemble each
-request passed through three models by itself (`docs/serving.md`).
+request passed through three models by itself (`docs/concepts/inside-the-server.md`).
 
 Each export to the same place is a new version. Its steps are separate models whose names contain
 the version; those of the version before stay beside them, unchanged. A server that polls for

@@ -62,7 +62,7 @@ def test_coefficients_are_the_fit_of_the_points_beside_them() -> None:
 
 
 def test_documentation_has_the_tables_of_the_command() -> None:
-    text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "how-to" / "sizing.md").read_text(encoding="utf-8")
     assert sizing_markdown(coefficients()) in text
 
 

@@ -1,4 +1,4 @@
-"""The tables of docs/inputs.md, row by row."""
+"""The tables of docs/reference/inputs.md, row by row."""
 
 import bz2
 import gzip
@@ -31,7 +31,7 @@ TIMES = [f"2020-01-0{day} 00:00:0{second}" for day, second in ((1, 0), (1, 9), (
 
 def rows_of(section: str) -> list[list[str]]:
     """Cells of the table below a heading of the page, without the header."""
-    page = (ROOT / "docs" / "inputs.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "reference" / "inputs.md").read_text(encoding="utf-8")
     lines = page.partition(f"\n## {section}\n")[2].partition("\n## ")[0].splitlines()
     table = [line for line in lines if line.startswith("|")]
     return [[cell.strip() for cell in line[1:-1].split("|")] for line in table[2:]]

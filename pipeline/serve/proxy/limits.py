@@ -11,7 +11,7 @@ more, is checked in a process of its own; this much of each connection counts fo
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Bounds of one proxy; docs/serving.md has them as a table."""
+    """Bounds of one proxy; docs/concepts/proxy.md has them as a table."""
 
     max_body_bytes: int = 8 << 20
     """Largest body of HTTP and message of gRPC, both as it is sent and inflated."""

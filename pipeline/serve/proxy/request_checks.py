@@ -1,4 +1,6 @@
-"""Checks of requests that end or block Triton 2.51, see docs/serving.md, and their default outputs.
+"""Checks of requests that end or block Triton 2.51, and their default outputs.
+
+docs/concepts/proxy.md has the list.
 
 They refuse what Triton cannot stand and nothing else: the request runtime checks what a request
 says.
