@@ -39,7 +39,8 @@ def check_failed(bench: Bench, name: str, fault: Fault, reason: str) -> None:
         return
     line = outcome.error_line
     assert reason in line or (name == "tune" and DATABASE.search(line)), (where, line)
-    assert str(folder) in line or "out" in line, (where, line)
+    outputs = (str(folder), "Error: out", "Error: figures/")
+    assert any(output in line for output in outputs), (where, line)
     check_whole(folder)
     left = visible(contents(folder))
     # the last call makes the rename of the output reach the disk
