@@ -36,7 +36,12 @@ _RECORD = re.compile(
     r"|(data|constants)(\.pkl|/\d+)|code/__torch__(/\w+)*\.py)",
     re.ASCII,
 )
-"""Records of a program that an export writes."""
+"""Records of a program that an export writes; classes lie below the path of their module."""
+_LEFT_OUT = re.compile(
+    r"[^/]+/(code/__torch__(/\w+)*\.py\.debug_pkl|traced_inputs(\.pkl|/\d+))", re.ASCII
+)
+"""Records of `torch.jit.save` that no model needs: pickled positions in the source, which torch
+trusts where it writes an error message, and inputs of a trace. They are never loaded."""
 _MAX_DEPTH = 100
 _TENSOR, _DICT = "torch._utils _rebuild_tensor_v2", "collections OrderedDict"
 _CLASS = re.compile(r"__torch__(?!\.torch\.classes)(\.\w+)* \w+", re.ASCII)
@@ -87,9 +92,9 @@ def checked_program(path: Path) -> Iterator[str]:
 
 
 def _copy(archive: zipfile.ZipFile, code: dict[str, bytes], copy: IO[bytes]) -> None:
-    """Write the records of an archive, those of `code` as they were checked."""
+    """Write the records of an archive that torch loads, those of `code` as they were checked."""
     with zipfile.ZipFile(copy, "w") as written:
-        for name in archive.namelist():
+        for name in _loaded(archive):
             with written.open(name, "w", force_zip64=True) as record:
                 if name in code:
                     record.write(code[name])
@@ -97,6 +102,11 @@ def _copy(archive: zipfile.ZipFile, code: dict[str, bytes], copy: IO[bytes]) -> 
                 with archive.open(name) as weights:  # in parts: they take half the memory
                     shutil.copyfileobj(weights, record, 1 << 20)
     copy.flush()
+
+
+def _loaded(archive: zipfile.ZipFile) -> list[str]:
+    """Names of the records that torch needs."""
+    return [name for name in archive.namelist() if not _LEFT_OUT.fullmatch(name)]
 
 
 def refused_part(path: Path) -> str | None:
@@ -117,7 +127,8 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
                 raise zipfile.BadZipFile
             # torch compresses code; weights that inflate could take more than any memory
             records = archive.infolist()
-            compressed = [r for r in records if r.compress_type != zipfile.ZIP_STORED]
+            loaded = map(archive.getinfo, _loaded(archive))
+            compressed = [r for r in loaded if r.compress_type != zipfile.ZIP_STORED]
             if sum(record.file_size for record in compressed) > _MAX_CODE_BYTES:
                 raise zipfile.BadZipFile
             # nor may many records be the same bytes of the file
@@ -130,7 +141,7 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
 
 def _code(archive: zipfile.ZipFile) -> dict[str, bytes]:
     """Content of the records with code, by name. RefusedProgramError where they are too large."""
-    records = [r for r in archive.infolist() if r.filename.lower().endswith(_CODE)]
+    records = [archive.getinfo(n) for n in _loaded(archive) if n.lower().endswith(_CODE)]
     if sum(record.file_size for record in records) > _MAX_CODE_BYTES:
         raise RefusedProgramError(
             f"{archive.filename} has more than {_MAX_CODE_BYTES >> 20} MB of code. Use a smaller "
@@ -149,7 +160,7 @@ def _problems(archive: zipfile.ZipFile, code: dict[str, bytes]) -> Iterator[str]
     operators = sorted(set(unknown_operators(trees.values())))
     yield from (f"{name!r}, which no model needs" for name in operators)
     names = archive.namelist()
-    if other := [name for name in names if not _RECORD.fullmatch(name)]:
+    if other := [name for name in _loaded(archive) if not _RECORD.fullmatch(name)]:
         yield f"the record {other[0]!r}, which no export writes"
     if len({name.split("/")[0] for name in names}) > 1:
         yield "records of two programs"

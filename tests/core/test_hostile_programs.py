@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pipeline.core.program_check import (
     RefusedProgramError,
     _allowed,
+    _operators,
     checked_program,
     unknown_operators,
 )
@@ -123,7 +124,7 @@ BODIES = {
 
 
 def save(module: torch.jit.ScriptModule, path: Path) -> Records:
-    """Write a program without the records that no export writes, and return the others."""
+    """Write a program without its source positions, and return its records."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.jit.save(module, path)
@@ -162,6 +163,24 @@ def test_an_honest_program_is_loaded(tmp_path: Path) -> None:
         assert torch.jit.load(copy)(torch.zeros(4)).tolist() == [0.0] * 4
 
 
+@pytest.mark.parametrize("module", ["__main__", "shop", "shop.models.v2._top"])
+def test_a_program_with_classes_of_any_module_is_loaded(module: str, tmp_path: Path) -> None:
+    """As `torch.jit.save` writes it, with records that torch would trust and no model needs."""
+    path = tmp_path / "model.pt"
+    top = type("Top", (Honest,), {"__module__": module, "forward": Honest.forward})
+    torch.jit.save(torch.jit.trace(top(), torch.zeros(4)), path)
+    with zipfile.ZipFile(path) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    unused = [name for name in records if "debug_pkl" in name or "traced_inputs" in name]
+    folder = "" if module == "__main__" else f"/{module.replace('.', '/')}"
+    assert any(name.endswith(f"code/__torch__{folder}.py.debug_pkl") for name in unused)
+    write(records | dict.fromkeys(unused, b"no pickled record"), path)
+    with checked_program(path) as copy:
+        assert torch.jit.load(copy)(torch.zeros(4)).tolist() == [0.0] * 4
+        with zipfile.ZipFile(copy) as archive:
+            assert {*archive.namelist()} == {*records} - {*unused}
+
+
 def test_a_program_that_acts_while_it_is_loaded_is_refused(tmp_path: Path) -> None:
     planted = tmp_path / "planted"
     program = torch.jit.script(OnLoad(str(planted)))
@@ -176,6 +195,7 @@ def test_a_program_that_acts_while_it_is_loaded_is_refused(tmp_path: Path) -> No
 
 def test_no_operator_outside_of_the_list_has_a_name(tmp_path: Path) -> None:
     """By any of the ways in which a text may name one, for each that this torch has."""
+    _operators.cache_clear()  # another test may have imported a module with operators since
     missed = []
     for schema in torch._C._jit_get_all_schemas():
         space, _, name = schema.name.partition("::")
@@ -251,12 +271,32 @@ def mobile_code(records: Records) -> None:
     records["model/bytecode.pkl"] = b"\x80\x02)."
 
 
-def debug_positions(records: Records) -> None:
-    records["model/code/__torch__.py.debug_pkl"] = b"\x80\x02)."
+def code_above(records: Records) -> None:
+    records["model/code/__torch__/../other.py"] = b""
 
 
-def traced_inputs(records: Records) -> None:
-    records["model/traced_inputs.pkl"] = b"\x80\x02)."
+def absolute_code(records: Records) -> None:
+    records["/code/__torch__/other.py"] = b""
+
+
+def code_without_a_name(records: Records) -> None:
+    records["model/code/__torch__/shop//other.py"] = b""
+
+
+def positions_above(records: Records) -> None:
+    records["model/code/__torch__/../other.py.debug_pkl"] = b"\x80\x02)."
+
+
+def positions_of_objects(records: Records) -> None:
+    records["model/data.debug_pkl"] = b"\x80\x02)."
+
+
+def positions_with_a_line(records: Records) -> None:
+    records["model/code/__torch__/other.py.debug_pkl\n"] = b"\x80\x02)."
+
+
+def traced_code(records: Records) -> None:
+    records["model/traced_inputs/x.py"] = b""
 
 
 def second_program(records: Records) -> None:
@@ -296,8 +336,13 @@ def swap(records: Records, ending: str, old: bytes, new: bytes) -> None:
         (code_outside, r"the record 'model/code/other\.py', which no export writes"),
         (extra_file, r"the record 'model/extra/config\.json'"),
         (mobile_code, r"the record 'model/bytecode\.pkl'"),
-        (debug_positions, r"the record 'model/code/__torch__\.py\.debug_pkl'"),
-        (traced_inputs, r"the record 'model/traced_inputs\.pkl'"),
+        (code_above, r"the record 'model/code/__torch__/\.\./other\.py'"),
+        (absolute_code, r"the record '/code/__torch__/other\.py'"),
+        (code_without_a_name, r"the record 'model/code/__torch__/shop//other\.py'"),
+        (positions_above, r"the record 'model/code/__torch__/\.\./other\.py\.debug_pkl'"),
+        (positions_of_objects, r"the record 'model/data\.debug_pkl'"),
+        (positions_with_a_line, r"the record 'model/code/__torch__/other\.py\.debug_pkl\\n'"),
+        (traced_code, r"the record 'model/traced_inputs/x\.py'"),
         (second_program, "records of two programs"),
         (name_in_other_letters, "is not a program that this project wrote"),
         (long_code, "text that is no TorchScript"),
