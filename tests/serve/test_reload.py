@@ -1,11 +1,13 @@
 """A server goes from one export to the next while it is asked."""
 
+import http.client
 import json
 import subprocess
 import sys
 import threading
 import time
 from collections import defaultdict
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,23 @@ class Load(threading.Thread):
             self.error = error
 
 
+class Probe(threading.Thread):
+    """Asks for the health of a server, as a load balancer does, until `over` is set."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(daemon=True)
+        self.address = address
+        self.statuses: set[int] = set()
+        self.over = threading.Event()
+
+    def run(self) -> None:
+        while not self.over.is_set():
+            with closing(http.client.HTTPConnection(self.address, timeout=10)) as connection:
+                connection.request("GET", "/v2/health/ready")
+                self.statuses.add(connection.getresponse().status)
+            time.sleep(0.02)
+
+
 @pytest.fixture(scope="module")
 def other_run(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose lists and scores differ."""
@@ -60,8 +79,9 @@ def test_reload_fails_no_request_and_mixes_no_versions(
     with running_server(repository, ports=free_ports(), reload_seconds=1) as server:
         urls = [f"http://{server.http_url}", f"grpc://{server.grpc_url}"]
         loads = [Load(url) for url in urls]
-        for load in loads:
-            load.start()
+        probe = Probe(server.http_url)
+        for thread in (*loads, probe):
+            thread.start()
         for runs in (1, 2, 3):  # first, second, and back to the first
             deadline = time.monotonic() + 60
             if runs > 1:
@@ -75,9 +95,10 @@ def test_reload_fails_no_request_and_mixes_no_versions(
                     assert all(load.error is None for load in loads), loads
                     time.sleep(0.2)
             time.sleep(1)
-        for load in loads:
-            load.over.set()
-            load.join()
+        for thread in (*loads, probe):
+            thread.over.set()
+            thread.join()
+    assert probe.statuses == {200}
     for load in loads:
         assert load.error is None
         # one list for each run: nothing of one export ran with anything of another

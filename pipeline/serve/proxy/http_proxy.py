@@ -72,7 +72,7 @@ class HttpProxy:
         self.admission = admission
         self.checks = checks
         self.connections = Connections(admission)
-        self.health = HealthPoll(address)
+        self.health = HealthPoll(address, models.repository)
         limits, seconds = admission.limits, admission.limits.request_seconds
         self.stage_seconds = (
             *(limits.head_seconds, limits.body_seconds, seconds),

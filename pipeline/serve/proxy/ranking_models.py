@@ -17,7 +17,7 @@ class RankingModels:
     """
 
     def __init__(self, repository: Path | None) -> None:
-        self._repository = repository
+        self.repository = repository
         self._names: frozenset[str] = frozenset()
         self._manifest: tuple[int, int] | None = None
         """Inode and time of the manifest that was read."""
@@ -27,14 +27,14 @@ class RankingModels:
 
     def names(self) -> frozenset[str]:
         """Return the names as they are now."""
-        if self._repository is not None:
+        if self.repository is not None:
             try:
-                stat = (self._repository / MANIFEST).stat()
+                stat = (self.repository / MANIFEST).stat()
             except OSError:  # exchanged in this moment, or gone
                 return self._names
             if self._manifest != (stat.st_ino, stat.st_mtime_ns):
                 with suppress(ArtifactError, OSError):  # as above: what was read before stays
-                    self._names = _ranking_models(self._repository)
+                    self._names = _ranking_models(self.repository)
                     self._manifest = (stat.st_ino, stat.st_mtime_ns)
         return self._names
 
