@@ -20,7 +20,7 @@ LONGEST_VALUE = 1 << 20
 """Longest text in bytes that occurs more than once in a column."""
 _FREE_VALUES, _FREE_BYTES = 10_000_000, 1 << 26
 """Values and bytes of a column from which the bounds are looked at."""
-_BATCH_BYTES = 1 << 28
+_BATCH_BYTES = 1 << 27
 
 
 def check_expansion(file: Path) -> None:
@@ -43,7 +43,7 @@ def bounded_rows(
         name = metadata.row_group(0).column(index).path_in_schema
         if columns and name.split(".")[0] not in columns:
             continue
-        num_values = 0
+        num_values, decoded = 0, 0
         for group in range(metadata.num_row_groups):
             chunk = metadata.row_group(group).column(index)
             num_values += chunk.num_values
@@ -52,12 +52,21 @@ def bounded_rows(
             if chunk.has_dictionary_page and chunk.physical_type == "BYTE_ARRAY":
                 rows = min(num_rows, chunk.num_values)
                 if rows * chunk.total_uncompressed_size > _BATCH_BYTES:
-                    longest = max(longest, _longest_value(file, name, group))
+                    longest_here = _longest_value(file, name, group)
+                    longest = max(longest, longest_here)
+                    decoded += longest_here * chunk.num_values
         if num_values > max(_FREE_VALUES, MOST_VALUES * size):
             raise DataError(
                 f"{file} has {num_values:,} values of {name!r} in {size:,} bytes, more than "
                 f"{MOST_VALUES} a byte, as no log does. Write it anew without compression and "
                 "dictionaries to read it."
+            )
+        most = max(_FREE_BYTES, MOST_INFLATED * size)
+        if decoded > most and (decoded := _decoded_bytes(file, name)) > most:
+            raise DataError(
+                f"{file} repeats texts of {name!r} to {decoded:,} bytes, more than "
+                f"{MOST_INFLATED} times its size, as no log does. Write it anew without "
+                "compression and dictionaries to read it."
             )
     return max(1, min(num_rows, _BATCH_BYTES // longest))
 
@@ -72,12 +81,30 @@ def _check_inflated(chunk: pq.ColumnChunkMetaData, file: Path, name: str) -> Non
         )
 
 
+def _innermost(values: pa.Array) -> pa.Array:
+    """Values of lists and objects, with their dictionary."""
+    while pa.types.is_nested(values.type):
+        values = values.flatten() if hasattr(values, "offsets") else values.field(0)
+    return values
+
+
+def _decoded_bytes(file: Path, name: str) -> int:
+    """Bytes of all texts of a column; its positions in the dictionary are read, not the texts."""
+    total = 0
+    with pq.ParquetFile(file, read_dictionary=[name]) as parquet:
+        for batch in parquet.iter_batches(1 << 16, columns=[name]):
+            values = _innermost(batch.column(0))
+            if pa.types.is_dictionary(values.type):
+                lengths = pc.binary_length(values.dictionary).cast(pa.int64())
+                total += pc.sum(lengths.take(values.indices)).as_py() or 0
+    return total
+
+
 def _longest_value(file: Path, name: str, group: int) -> int:
     """Bytes of the longest text in the dictionary of a column; DataError for more than are read."""
     with pq.ParquetFile(file, read_dictionary=[name]) as parquet:
         values = next(parquet.iter_batches(1, row_groups=[group], columns=[name])).column(0)
-    while pa.types.is_nested(values.type):
-        values = values.flatten() if hasattr(values, "offsets") else values.field(0)
+    values = _innermost(values)
     if not pa.types.is_dictionary(values.type):
         return 0
     longest = pc.max(pc.binary_length(values.dictionary)).as_py() or 0

@@ -6,6 +6,7 @@ holds values of several types, the lines are examined one by one.
 
 import json
 import re
+from collections import Counter
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,6 +28,14 @@ _AROUND_OBJECTS = b" \t,\x1e"
 """Blanks, commas of an array and the separators of RFC 7464, which may be beside an object."""
 _DEEPEST = 500
 """Levels of lists and objects of a line: Arrow's parser ends the process at 100,000."""
+_MOST_FIELDS, _MOST_CELLS = 10_000, 30_000_000
+"""Names of fields of a block, those of nested objects too, and their number times that of objects:
+each object has a value of each field in Arrow's tables, about 13 bytes."""
+_PART_CELLS = 10_000_000
+_NAME = re.compile(rb'"([^"]*+)"\s*+:')
+_NUM_SAMPLES, _SAMPLE_BYTES = 1_000, 256
+_FEW_RARE, _FEW_NAMES = 4, 100
+"""Names that are once in a sample, and all names, below which a block has few fields."""
 _TEXT = re.compile(rb'"(?:[^"\\]|\\.)*"')
 _UNREADABLE = (pa.ArrowInvalid, pa.ArrowNotImplementedError)
 
@@ -61,7 +70,23 @@ class JsonLines:
                     "`jq -c '.[]'` writes them."
                 )
             is_first = False
+            yield from self._parts(block)
+
+    def _parts(self, block: bytes) -> Iterator[bytes]:
+        """The block, in parts if its objects differ in their fields. DataError for too many."""
+        num_fields, num_objects = _num_fields(block), max(1, block.count(b"{"))
+        if num_fields > _MOST_FIELDS or num_fields * num_objects > _MOST_CELLS:
+            raise DataError(
+                f"{self._file} has {num_fields:,} different fields in {num_objects:,} objects "
+                "nearby, more than are read. Write fields whose names are data as a list of texts."
+            )
+        if num_fields * num_objects <= _PART_CELLS:
             yield block
+            return
+        lines = block.splitlines(keepends=True)
+        step = max(1, len(lines) * _PART_CELLS // (num_fields * num_objects))
+        for at in range(0, len(lines), step):
+            yield b"".join(lines[at : at + step])
 
     def _repair(self, block: bytes) -> pa.Table:
         """Objects of the lines that hold one; scalars as text if types differ within a field."""
@@ -143,6 +168,24 @@ class Fields:
                 row_counts.repaired[reason] += 1
                 row_counts.add_example(reason, text)
                 holder[key] = text if as_text else None
+
+
+def _num_fields(block: bytes) -> int:
+    """Number of names of fields, one for each name in text with quotes; 0 if they are few.
+
+    To read all names takes as long as to parse the block, so a sample of random places is read
+    first: it has no name but once where all objects have the same.
+    """
+    random = np.random.default_rng()
+    starts = random.integers(0, len(block), _NUM_SAMPLES).tolist()
+    names = Counter(
+        _NAME.findall(b"\n".join(block[at : at + _SAMPLE_BYTES] for at in starts))
+        if len(block) > _NUM_SAMPLES * _SAMPLE_BYTES
+        else _NAME.findall(block)
+    )
+    if sum(number == 1 for number in names.values()) < _FEW_RARE and len(names) < _FEW_NAMES:
+        return 0
+    return len({*_NAME.findall(block)})
 
 
 def _kind_of(value: Any) -> Literal["null", "scalar", "list", "object"]:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.logs.files import read_logs
+from pipeline.logs.json_lines import Fields, JsonLines
 from pipeline.logs.row_counts import RowCounts
 from pipeline.recipe.preprocess import Preprocess
 
@@ -78,6 +79,11 @@ def nested_bombs(folder: Path) -> None:
     (folder / "lists.jsonl").write_bytes(row % (b"[" * 100_000 + b"]" * 100_000))
     (folder / "objects.jsonl").write_bytes(row % (b'{"a":' * 100_000 + b"1" + b"}" * 100_000))
     (folder / "levels.jsonl").write_bytes(row % (b"[" * 900 + b"]" * 900) * 1_000)
+    field = '{"session_id": "s", "item_id": "i", "x": {"f%d": 1}}\n'
+    fields = "".join(field % (n % 2_000) for n in range(60_000))
+    (folder / "fields.jsonl").write_text(fields)
+    keys = ",".join(f'"k{n}":1' for n in range(200_000))
+    (folder / "keys.jsonl").write_bytes(row % f"{{{keys}}}".encode())
     (folder / "digits.jsonl").write_bytes(row % (b"9" * 4_000_000))
 
 
@@ -109,6 +115,10 @@ def parquet_bombs(folder: Path) -> None:
         pa.table({"session_id": sessions[:400_000], "item_id": items}),
         folder / "dictionary.parquet",
         dictionary_pagesize_limit=1 << 30,
+    )
+    items = pa.DictionaryArray.from_arrays(items.indices, [text[:3_000]])
+    pq.write_table(
+        pa.table({"session_id": sessions[:400_000], "item_id": items}), folder / "repeats.parquet"
     )
     whole = (folder / "list.parquet").read_bytes()
     (folder / "footer.parquet").write_bytes(whole[:-8] + b"\xff\xff\xff\x7fPAR1")
@@ -147,14 +157,28 @@ def test_a_log_that_repeats_itself_is_read(tmp_path: Path) -> None:
 
 
 def test_long_texts_of_a_dictionary_are_read_in_small_blocks(tmp_path: Path) -> None:
-    text = "a" * 100_000
-    items = pa.DictionaryArray.from_arrays(pa.array(np.zeros(6_000, np.int32)), [text])
+    """Where one is far longer than the others, as in a log of addresses."""
+    indices = np.ones(6_000, np.int32)
+    indices[0] = 0
+    items = pa.DictionaryArray.from_arrays(pa.array(indices), ["a" * 100_000, "short"])
     table = pa.table({"session_id": pa.array(range(6_000)), "item_id": items})
     pq.write_table(table, tmp_path / "log.parquet")
     file, counts = tmp_path / "log.parquet", RowCounts()
     blocks = read_logs(Preprocess.from_dict({}, "recipe"), [file], counts)
     assert [*map(len, blocks)] == [6_000]
     assert max(len(chunk) for chunk in blocks[0]["item_id"].chunks) < 3_000
+
+
+def test_objects_with_rare_fields_are_read_in_parts(tmp_path: Path) -> None:
+    """Thousands of fields among objects that have few of them each."""
+    row = '{"session_id": %d, "item_id": "i", "tag_%d": 1}\n'
+    (tmp_path / "log.jsonl").write_text("".join(row % (n, n % 400) for n in range(60_000)))
+    file, counts = tmp_path / "log.jsonl", RowCounts()
+    blocks = JsonLines(file, counts, Fields(frozenset(), frozenset())).tables()
+    cells = [block.num_rows * block.num_columns for block in blocks]
+    assert len(cells) > 1
+    assert max(cells) <= 10_000_000
+    assert read(file)[0]["session_id"].to_pylist() == [*range(60_000)]
 
 
 def test_a_line_with_too_many_values_or_levels_is_dropped_alone(tmp_path: Path) -> None:
