@@ -273,6 +273,8 @@ def test_proxy_answers_while_triton_is_away(shop: Shop) -> None:
         (b'{"inputs": [{"shape": [1, 1e3]}]}', [], "whole numbers"),
         (b'{"inputs": [{"shape": [-4000, -4000]}]}', [], "4000 values or more"),
         (b"9" * 5_000, [], "is not JSON"),
+        (b'{"inputs": [1, 1]}', [], "an input is no object"),
+        (b'{"inputs": [' + b"1," * 1_000_001 + b"1]}", [], "more than 1000000 values"),
         (b"{}", ["3"], "not within the body"),
         (b"{}", ["0"], "not within the body"),
         (b"{}", ["-1"], "one whole number"),
@@ -288,13 +290,20 @@ def test_ambiguous_body_is_refused(body: bytes, lengths: list[str], words: str) 
     "body",
     [
         b'{"inputs": [{"shape": [1], "data": ["\xff\x01"]}], "x": NaN}',
-        b'{"inputs": [3, {"shape": "x"}], "outputs": [[]]}',
+        b'{"inputs": [{"shape": "x"}], "outputs": [[]]}',
         b"[1]",
         b"",
     ],
 )
 def test_bytes_that_python_would_not_read_are_left_to_triton(body: bytes) -> None:
     assert check_body(body, []) == (body, None, None)
+
+
+def test_values_that_a_model_refuses_do_not_reach_triton() -> None:
+    body = b'{"inputs": [{"shape": [1, 100001], "data": [' + b"1," * 100_000 + b"1]}]}"
+    with pytest.raises(RefusedRequestError, match="100001 values, expected at most 100000"):
+        check_body(body, [], "recommender", {"recommender"})
+    assert check_body(body, [], "other", {"recommender"}).content == body
 
 
 def test_bytes_behind_the_json_are_left_as_they_are() -> None:

@@ -17,6 +17,7 @@ from tritonclient.grpc.service_pb2 import ModelInferRequest
 from pipeline.serve.client.answers import OUTPUTS
 from pipeline.serve.proxy.limits import DEFAULT_LIMITS, Limits
 from pipeline.serve.proxy.session_names import session_of, session_of_message
+from pipeline.serve.runtime.request import MAX_REQUEST_VALUES
 
 CLASSIFICATION = "classification"
 """Parameter of an output. Asked of text, it ends Triton by a division by zero."""
@@ -131,7 +132,7 @@ def check_body(
     session = None
     if isinstance(request, dict):
         session = session_of(request.get("parameters"))
-        _check_shapes(request.get("inputs"), len(body))
+        _check_inputs(request.get("inputs"), len(body), is_bounded=model in ranking_models)
         _check_outputs(request.get("outputs"))
         if not request.get("outputs", ()) and model in ranking_models:
             body, head = _with_outputs(body, head, request)
@@ -176,6 +177,10 @@ def _read_json(head: bytes, limits: Limits) -> Any:
         raise RefusedRequestError(
             f"the JSON has more than {limits.max_brackets} objects and lists (or brackets in text)"
         )
+    if head.count(b",") > limits.max_values:
+        raise RefusedRequestError(
+            f"the JSON has more than {limits.max_values} values (or commas in text)"
+        )
 
     def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(pairs) > limits.max_keys:
@@ -213,10 +218,20 @@ def _dicts(values: Any) -> Iterable[dict[str, Any]]:
     return (v for v in values if isinstance(v, dict)) if isinstance(values, list) else ()
 
 
-def _check_shapes(inputs: Any, num_bytes: int) -> None:
-    """Refuse a shape with more values than a body has bytes: Triton allocates them all at once."""
+def _check_inputs(inputs: Any, num_bytes: int, *, is_bounded: bool) -> None:
+    """Refuse what costs Triton more than the client.
+
+    A shape with more values than a body has bytes is allocated at once. What is no tensor, and
+    values that the models of a repository refuse (`is_bounded`), Triton reads all the same.
+    """
+    if isinstance(inputs, list) and not all(isinstance(tensor, dict) for tensor in inputs):
+        raise RefusedRequestError("an input is no object")
     for tensor in _dicts(inputs):
-        shape = tensor.get("shape")
+        shape, data = tensor.get("shape"), tensor.get("data")
+        if is_bounded and isinstance(data, list) and len(data) > MAX_REQUEST_VALUES:
+            raise RefusedRequestError(
+                f"an input has {len(data)} values, expected at most {MAX_REQUEST_VALUES}"
+            )
         if isinstance(shape, list):
             _check_shape(shape, num_bytes)
 
