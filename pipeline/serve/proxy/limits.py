@@ -23,7 +23,7 @@ class Limits:
     max_brackets: int = 200_000
     """Most objects and lists of a JSON, counted as brackets."""
     max_values: int = 1_000_000
-    """Most values of a JSON, counted as commas. A thread of Triton that serves others reads them."""
+    """Most values of a JSON, counted as commas: a thread of Triton that serves others reads it."""
     max_head_bytes: int = 64 << 10
     """Largest request line with headers, and largest block of headers of HTTP/2."""
     max_headers: int = 200
