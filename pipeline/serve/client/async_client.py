@@ -40,7 +40,7 @@ class AsyncClient(Connection):
     async def served(self) -> ServedModel:
         """Return the description of the server's model, requested once."""
         if self._served is None:
-            arguments = self._config_arguments()
+            arguments = self._arguments()
             return self._read_config(await self._wait(self._client.get_model_config(**arguments)))
         return self._served
 

@@ -150,7 +150,7 @@ class Client(Connection, SyncClient):
     def served(self) -> ServedModel:
         """Description of the server's model, requested once."""
         if self._served is None:
-            arguments = self._config_arguments()
+            arguments = self._arguments()
             return self._read_config(self._call(self._client.get_model_config, arguments))
         return self._served
 

@@ -9,6 +9,12 @@ from numpy.typing import NDArray
 
 from pipeline.core.errors import ConfigError, PipelineError, ServingError
 from pipeline.serve.client.answers import OUTPUTS, Answer
+from pipeline.serve.client.bounds import (
+    GRPC_OPTIONS,
+    bound_async_http,
+    bound_http,
+    check_description,
+)
 from pipeline.serve.client.served_model import ServedModel
 from pipeline.serve.proxy.session_names import SESSION_PARAMETER
 from pipeline.serve.triton.access import NO_ACCESS, Access, PemPath, check_key, read_pem
@@ -58,22 +64,35 @@ class Connection:
             options["conn_timeout"] = timeout
         elif scheme == "http":
             options |= {"connection_timeout": timeout, "network_timeout": timeout}
+        if self._protocol == "grpc":
+            options["channel_args"] = GRPC_OPTIONS
         self._module: Any = importlib.import_module(
             f"tritonclient.{self._protocol}{'.aio' if self._asynchronous else ''}"
         )
         self._client: Any = self._module.InferenceServerClient(address, **options)
+        if scheme == "http" and self._asynchronous:
+            bound_async_http(self._client)
+        elif scheme == "http":
+            bound_http(self._client, timeout)
 
     def _arguments(self) -> dict[str, Any]:
         """Arguments of each call of tritonclient."""
         headers = self._access.headers(self._protocol)
+        if self._protocol == "http":  # aiohttp asks for compression where nothing is said
+            headers = {**(headers or {}), "Accept-Encoding": "identity"}
         timeout = {"client_timeout": self._timeout} if self._protocol == "grpc" else {}
         return {"model_name": self.name, "headers": headers, **timeout}
 
-    def _config_arguments(self) -> dict[str, Any]:
-        """Arguments of tritonclient's `get_model_config`."""
-        return self._arguments() | ({"as_json": True} if self._protocol == "grpc" else {})
+    def _read_config(self, config: Any) -> ServedModel:
+        if self._protocol == "grpc":
+            from google.protobuf.json_format import MessageToDict
 
-    def _read_config(self, config: dict[str, Any]) -> ServedModel:
+            if config is None:  # gRPC for asyncio returns nothing for bytes that are no message
+                raise ServingError(f"The server at {self.url} sent no description of its model.")
+            check_description(config.ByteSize())
+            config = MessageToDict(config, preserving_proto_field_name=True)
+        if not isinstance(config, dict):
+            config = {}
         self._served = ServedModel.from_config(config.get("config", config), self.name)
         return self._served
 
@@ -102,12 +121,15 @@ class Connection:
         return self._arguments() | {"inputs": inputs, "outputs": requested, **named}
 
     def _answer(self, result: Any, outputs: list[str], served: ServedModel) -> Answer:
-        """Decode a result of tritonclient's `infer`."""
-        response = result.get_response()
-        is_json = isinstance(response, dict)
-        version = response["model_version"] if is_json else response.model_version
-        answer = Answer.from_outputs(result.as_numpy, outputs, served)
-        return answer._replace(version=int(version))
+        """Decode a result of tritonclient's `infer`. ServingError for what is no such answer."""
+        try:
+            response = result.get_response()
+            is_json = isinstance(response, dict)
+            version = response["model_version"] if is_json else response.model_version
+            answer = Answer.from_outputs(result.as_numpy, outputs, served)
+            return answer._replace(version=int(version))
+        except Exception as error:  # it decodes with NumPy and struct, which raise anything
+            raise self._error(error) from None
 
     def _error(self, error: Exception) -> PipelineError:
         """Translate an exception of tritonclient into one line."""

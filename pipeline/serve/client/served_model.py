@@ -48,7 +48,7 @@ class ServedModel:
             facts["max_batch"] = int(config["max_batch_size"])
             facts["version"] = int(policy.get("versions", [1])[0])
             return cls.from_facts(facts, name)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError):
             raise ServingError(
                 f"The server's model {name!r} was not exported by this version of `pipeline "
                 "export`. Export its run again."
