@@ -1,14 +1,18 @@
 """Text from data, as a person sees it.
 
 An id or the name of a column may hold control characters, which move the cursor of a terminal,
-change its title, or reverse the order of the text beside them (Unicode Standard Annex 9). Files
-and JSON have such texts as they are; what is shown has an escape in place of each.
+change its title, or reverse the order of the text beside them (Unicode Standard Annex 9), and
+letters without a width, by which two ids look the same. Files and JSON have such texts as they are;
+what is shown has an escape in place of each.
 """
 
 import re
 
 _BIDIRECTIONAL = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
-_CONTROL = re.compile(f"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff{_BIDIRECTIONAL}]")
+_NO_WIDTH = "\u200b-\u200d\u2060-\u2064"
+_CONTROL = re.compile(
+    f"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff{_BIDIRECTIONAL}{_NO_WIDTH}]"
+)
 _LINES = {"\n", "\t"}
 
 

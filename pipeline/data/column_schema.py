@@ -130,6 +130,10 @@ def tag_values(tags: Iterable[str]) -> frozenset[str]:
     return frozenset(str(getattr(tag, "value", tag)) for tag in tags)
 
 
+_MOST_CHARACTERS = 1 << 20
+"""Characters of a schema, thousands of columns: the parser is slow, and small ones are many."""
+
+
 def read_columns(path: Path) -> tuple[ColumnSchema, ...]:
     """Columns of a tensorflow-metadata schema in JSON or protobuf text.
 
@@ -141,6 +145,8 @@ def read_columns(path: Path) -> tuple[ColumnSchema, ...]:
 
     try:
         text = read_small_text(path)
+        if len(text) > _MOST_CHARACTERS:
+            raise ValueError(f"it has more than {_MOST_CHARACTERS:,} characters.")
         proto = schema_pb2.Schema()
         if text.lstrip().startswith("{"):
             content = _add_types(json.loads(text))
@@ -156,7 +162,7 @@ def read_columns(path: Path) -> tuple[ColumnSchema, ...]:
     except (
         json_format.ParseError, text_format.ParseError, OSError, ValueError, RecursionError
     ) as error:  # fmt: skip
-        line = " ".join(str(error).split())
+        line = " ".join(str(error).split())[:200]
         raise ArtifactError(f"{path} is not a schema: {line}") from None
     return tuple(_proto_column(feature) for feature in proto.feature)
 

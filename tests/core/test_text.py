@@ -27,6 +27,11 @@ def test_nothing_is_left_that_moves_a_cursor(text: str) -> None:
     assert lines.count("\n") == text.count("\n")
 
 
+@pytest.mark.parametrize("letter", ["\x1b", "\r", "\x07", "\x9b", "\u202e", "\u200b", "\u2060"])
+def test_ids_that_differ_look_different(letter: str) -> None:
+    assert shown(f"a{letter}b") == shown_lines(f"a{letter}b") == f"a{ascii(letter)[1:-1]}b"
+
+
 def test_a_terminal_sees_escapes_and_json_is_exact(capsys: pytest.CaptureFixture[str]) -> None:
     record = {"session_id": EVIL, "recommendations": [{"item_id": EVIL, "score": 1.0}]}
     text = recommendations_text([record])

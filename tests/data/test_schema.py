@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,7 @@ def test_schema_is_read_in_a_process_that_loaded_nothing_else(tmp_path: Path) ->
     code = f"""
 from pipeline.data.schema import Schema
 import sys
+import time
 assert Schema.from_json({str(written(tmp_path, PBTXT))!r}).item_id.is_list
 assert "merlin" not in sys.modules
 """
@@ -337,3 +339,25 @@ def test_names_and_tags_may_come_in_lists() -> None:
     assert SCHEMA.remove_by_name(["price"], "device").column_names == ["item_id"]
     assert SCHEMA.select_by_tag([Tags.CONTINUOUS, "session"]).column_names == ["price", "device"]
     assert SCHEMA.remove_by_tag(["categorical"]).column_names == ["price"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "feature { " * 50_000,
+        "other { " * 50_000 + "}" * 50_000,
+        'feature { name: "a" type: INT }\n' * 100_000,
+        'feature { name: "a" value_count { min: ' + "9" * 500_000 + " } }",
+        '{"feature":' * 50_000,
+        '{"feature": [' + "9" * 500_000 + "]}",
+        '{"feature": [{"name": "a", "int_domain": {"max": 1e400}}]}',
+    ],
+)
+def test_schema_bombs_end_in_seconds_with_one_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / "schema.pbtxt").write_text(text)
+    start = time.monotonic()
+    with pytest.raises(ArtifactError, match="is not a schema") as caught:
+        Schema.from_json(tmp_path / "schema.pbtxt")
+    assert time.monotonic() - start < 5
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
