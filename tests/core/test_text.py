@@ -2,6 +2,9 @@
 
 import json
 import logging
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -45,3 +48,24 @@ def test_a_terminal_sees_escapes_and_json_is_exact(capsys: pytest.CaptureFixture
     set_up_logging(verbose=False)
     logging.getLogger("pipeline.core").warning("column %s", EVIL)
     assert capsys.readouterr().err.count("\\x1b[2J") == 2
+
+
+def test_a_command_escapes_ids_and_names_of_columns(tmp_path: Path) -> None:
+    evil = "<script>x</script>\x1b[2J\r\u202e\u200b\x9b"
+    log, recipe = tmp_path / "log.jsonl", tmp_path / "recipe.yaml"
+    rows = [{"session_id": f"{n // 4}{evil}", "item_id": f"{evil}{n % 9}"} for n in range(800)]
+    log.write_text("".join(f"{json.dumps(row | {evil: evil})}\n" for row in rows))
+    features = f"features: [{{name: c, kind: categorical, column: {json.dumps(evil)}}}]"
+    for text, code in ((features, 0), ("item: other", 2)):
+        recipe.write_text(f"preprocess:\n  {text}\n")
+        command = [sys.executable, "-m", "pipeline", "preprocess", str(log), "--recipe"]
+        done = subprocess.run(
+            [*command, str(recipe), "--out", str(tmp_path / "data")],
+            capture_output=True,
+            check=False,
+        )
+        shown_text = (done.stdout + done.stderr).decode()
+        assert done.returncode == code, shown_text
+        assert shown_text == shown_lines(shown_text)
+        assert ("\\x1b[2J" in shown_text) == (code == 2)
+    assert "<script>x" not in (tmp_path / "data" / "report.html").read_text()
