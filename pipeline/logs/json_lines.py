@@ -32,7 +32,7 @@ _MOST_FIELDS, _MOST_CELLS = 10_000, 30_000_000
 """Names of fields of a block, those of nested objects too, and their number times that of objects:
 each object has a value of each field in Arrow's tables, about 13 bytes."""
 _PART_CELLS = 10_000_000
-_NAME = re.compile(rb'"([^"]*+)"\s*+:')
+_NAME = re.compile(rb'"([^"\n]*+)"\s*+:')
 _NUM_SAMPLES, _SAMPLE_BYTES = 1_000, 256
 _FEW_RARE, _FEW_NAMES = 4, 100
 """Names that are once in a sample, and all names, below which a block has few fields."""
@@ -179,7 +179,7 @@ def _num_fields(block: bytes) -> int:
     random = np.random.default_rng()
     starts = random.integers(0, len(block), _NUM_SAMPLES).tolist()
     names = Counter(
-        _NAME.findall(b"\n".join(block[at : at + _SAMPLE_BYTES] for at in starts))
+        _NAME.findall(b"\n#".join(block[at : at + _SAMPLE_BYTES] for at in starts))
         if len(block) > _NUM_SAMPLES * _SAMPLE_BYTES
         else _NAME.findall(block)
     )
