@@ -43,14 +43,15 @@ def main() -> int:
     for record in records(arguments.database):
         num_records += 1
         names = {record["id"], *record.get("aliases", ())}
-        name = next((n for n in packages if affects(record, n, packages[n])), None)
-        if name is None or names & seen:  # the same one is recorded by several authorities
+        affected = [n for n in packages if affects(record, n, packages[n])]
+        if not affected or names & seen:  # the same one is recorded by several authorities
             continue
         seen |= names
         reason = next((reasons[n] for n in sorted(names) if n in reasons), None)
         num_new += reason is None
         verdict = "NOT ACCEPTED" if reason is None else f"accepted: {reason}"
-        print(f"{name} {packages[name]}: {', '.join(sorted(names))}: {verdict}")
+        for name in affected:
+            print(f"{name} {packages[name]}: {', '.join(sorted(names))}: {verdict}")
     for unused in sorted(reasons.keys() - seen):
         print(f"{unused} of {arguments.accepted.name} concerns nothing here.")
     print(f"{len(packages)} packages, {num_records} records: {num_new} not accepted.")
@@ -96,15 +97,16 @@ def records(database: Path | None) -> Iterator[dict[str, Any]]:
 
 
 def affects(record: dict[str, Any], name: str, version: str) -> bool:
-    """Whether a record is about this version of a package of PyPI."""
+    """Whether a record is about this version of a package of PyPI, of any build such as +cpu."""
+    public = Version(Version(version).public)
     for affected in record.get("affected", ()):
         package = affected.get("package", {})
         if package.get("ecosystem") != "PyPI" or canonicalize_name(package["name"]) != name:
             continue
-        if version in affected.get("versions", ()):
+        if any(_version(text) == public for text in affected.get("versions", ())):
             return True
         ranges = (r for r in affected.get("ranges", ()) if r["type"] == "ECOSYSTEM")
-        if any(_within(r["events"], Version(version)) for r in ranges):
+        if any(_within(r["events"], public) for r in ranges):
             return True
     return False
 
@@ -113,9 +115,8 @@ def _within(events: list[dict[str, str]], version: Version) -> bool:
     """Evaluate a range of the OSV schema: its events in the order of their versions."""
     is_within = False
     for kind, at in sorted(((k, v) for event in events for k, v in event.items()), key=_order):
-        try:
-            limit = Version(at)
-        except InvalidVersion:  # of the time before versions had a grammar
+        limit = _version(at)
+        if limit is None:
             continue
         if kind == "introduced" and version >= limit:
             is_within = True
@@ -128,11 +129,15 @@ def _within(events: list[dict[str, str]], version: Version) -> bool:
 
 def _order(event: tuple[str, str]) -> tuple[Version, bool]:
     kind, at = event
+    return _version(at) or Version("0"), kind == "introduced"
+
+
+def _version(text: str) -> Version | None:
+    """Return a version, None for one of the time before versions had a grammar."""
     try:
-        version = Version(at)
+        return Version(text)
     except InvalidVersion:
-        version = Version("0")
-    return version, kind == "introduced"
+        return None
 
 
 if __name__ == "__main__":

@@ -111,5 +111,17 @@ def test_audit_reads_ranges(tmp_path: Path, bom: Path, record: object, status: i
     assert done.returncode == status, done.stdout + done.stderr
 
 
+def test_audit_sees_builds_of_a_version(tmp_path: Path) -> None:
+    package = {"type": "library", "name": "torch", "version": "2.13.0+cpu"}
+    package["purl"] = "pkg:pypi/torch@2.13.0%2Bcpu"
+    (tmp_path / "sbom.json").write_text(json.dumps({"components": [package]}))
+    affected = {"package": {"ecosystem": "PyPI", "name": "torch"}, "versions": ["2.13"]}
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "1.json").write_text(json.dumps({"id": "X-1", "affected": [affected]}))
+    done = audit("--sbom", tmp_path / "sbom.json", "--database", tmp_path / "records")
+    assert done.returncode == 1
+    assert "torch 2.13.0+cpu: X-1: NOT ACCEPTED" in done.stdout
+
+
 def test_audit_of_an_empty_database_is_no_success(tmp_path: Path, bom: Path) -> None:
     assert audit("--database", tmp_path, "--sbom", bom).returncode == 2

@@ -173,6 +173,8 @@ def read_limits(
     """Return the limits of the options; None takes the default. ConfigError for a wrong one."""
     from pipeline.serve.proxy.limits import DEFAULT_LIMITS, Limits
 
+    if max_body_mb is not None and not 0 < max_body_mb <= 1 << 20:
+        raise ConfigError(f"--max-body-mb is {max_body_mb}, expected more than 0 and at most 2^20.")
     values: dict[str, Any] = {
         "max_body_bytes": None if max_body_mb is None else int(max_body_mb * 2**20),
         "max_connections": max_connections,

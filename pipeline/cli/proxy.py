@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.console import check_input, print_result
+from pipeline.cli.console import check_input, note, print_result
 from pipeline.cli.options import (
     Ab,
     ClientKeyFile,
@@ -64,6 +64,7 @@ def proxy(
     `pipeline serve` has this proxy in front of its own Triton.
     """
     from pipeline.serve.proxy.proxy import Proxy, ProxyOptions
+    from pipeline.serve.triton.access import open_to_network
     from pipeline.serve.triton.ports import Ports, fill_ports, ipv4_address
 
     limits = read_limits(
@@ -82,6 +83,9 @@ def proxy(
         check_input(repository, "repository")
     address = ipv4_address(host)
     ports = fill_ports(Ports(http=http_port, grpc=grpc_port, metrics=0))
+    keys = read_client_keys(key_file)
+    if line := open_to_network(address, has_keys=bool(keys), tls=None):
+        note(line)
     server = Proxy(
         ProxyOptions(
             http_host=address,
@@ -90,7 +94,7 @@ def proxy(
             repository=repository,
             triton_host=triton,
             triton_ports=Ports(http=triton_http_port, grpc=triton_grpc_port, metrics=0),
-            keys=read_client_keys(key_file),
+            keys=keys,
             tls=None,
             limits=limits,
             request_log=logged,

@@ -30,7 +30,7 @@ from tests.serve.test_proxy import INFER, ITEM, stream_request
 
 HOST = "127.0.0.1"
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
-INFER_HEADERS = b"\x83\x86" + http2.write_literal(":path", METHOD)
+INFER_HEADERS = b"\x83\x86" + http2.write_literal(b":path", METHOD.encode())
 
 
 @contextmanager
@@ -88,7 +88,7 @@ def post(port: int, body: bytes, headers: dict[str, str] | None = None) -> tuple
     ("start", "drip", "status"),
     [
         (b"GET /v2 HTTP/1.1\r\nX: ", b"a", b"408"),
-        (b"POST /v2 HTTP/1.1\r\nContent-Length: 99\r\n\r\n", b"a", b"408"),
+        (f"POST {INFER} HTTP/1.1\r\nContent-Length: 99\r\n\r\n".encode(), b"a", b"408"),
         (b"", b"", b""),
     ],
     ids=["headers", "body", "nothing"],

@@ -7,16 +7,18 @@ say that there are ways past them, and not which.
 import hmac
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from pipeline.serve.proxy.request_checks import RefusedRequestError
 from pipeline.serve.triton.access import GRPC_PREFIX, KEY_HEADER, ClientKey
 
 _MODEL = rb"/v2/models/\w[\w.-]*(/versions/\d+)?"
-_HTTP_OPEN = re.compile(rb"(/v2/health/(live|ready)|" + _MODEL + rb"/ready)(\?.*)?")
+_HTTP_OPEN = re.compile(rb"(/v2/health/(live|ready)|" + _MODEL + rb"/ready)")
 """Paths that need no key, as probes have none."""
 _HTTP_KEYED = re.compile(
-    rb"(/v2/?|" + _MODEL + rb"(/(config|stats|infer|generate|generate_stream))?)(\?.*)?"
+    rb"(/v2/?|" + _MODEL + rb"(/(config|stats|infer|generate|generate_stream))?)"
 )
+_RUNS_MODEL = (b"/infer", b"/generate", b"/generate_stream")
 _HTTP_CLOSED = re.compile(rb"/v2/(repository|\w*sharedmemory|(models/.*)?trace|logging)\b.*")
 _SERVICE = "/inference.GRPCInferenceService/"
 _GRPC_OPEN = {
@@ -36,28 +38,44 @@ _GRPC_CLOSED = re.compile(
 )
 
 
+class Call(NamedTuple):
+    """Call that may pass."""
+
+    key: ClientKey | None
+    """Key of the client, None where the call or the server needs none."""
+    runs_model: bool
+    """Whether a model answers it. Other calls take no body, and no large message."""
+
+
 class Calls:
     """Decides which calls reach Triton; `keys` are those of clients, none for a server without."""
 
     def __init__(self, keys: Sequence[ClientKey] = ()) -> None:
         self._keys = [(key, key.key.encode()) for key in keys]
 
-    def check_http(self, path: bytes, sent: str | None) -> ClientKey | None:
-        """Return the key that a request over HTTP has. RefusedRequestError for a closed call."""
+    @property
+    def has_keys(self) -> bool:
+        """Return whether clients need a key."""
+        return bool(self._keys)
+
+    def check_http(self, path: bytes, sent: str | None) -> Call:
+        """Return a call over HTTP; `path` has no query. RefusedRequestError for a closed one."""
         if _HTTP_OPEN.fullmatch(path):
-            return None
+            return Call(None, runs_model=False)
         if _HTTP_KEYED.fullmatch(path):
-            return self._check_key(sent, KEY_HEADER)
+            runs_model = path.endswith(_RUNS_MODEL)
+            return Call(self._check_key(sent, KEY_HEADER), runs_model=runs_model)
         if _HTTP_CLOSED.fullmatch(path):
             raise RefusedRequestError("This API is restricted", 403)
         raise RefusedRequestError("Not Found", 404)
 
-    def check_grpc(self, path: str, sent: str | None) -> ClientKey | None:
-        """Return the key that a call of gRPC has. RefusedRequestError for a closed call."""
+    def check_grpc(self, path: str, sent: str | None) -> Call:
+        """Return a call of gRPC. RefusedRequestError for a closed one."""
         if path in _GRPC_OPEN:
-            return None
+            return Call(None, runs_model=False)
         if path in _GRPC_KEYED:
-            return self._check_key(sent, GRPC_PREFIX + KEY_HEADER)
+            runs_model = path.endswith("Infer")
+            return Call(self._check_key(sent, GRPC_PREFIX + KEY_HEADER), runs_model=runs_model)
         if _GRPC_CLOSED.fullmatch(path):
             raise RefusedRequestError("This protocol is restricted", 403)
         raise RefusedRequestError("there is no such method", 404)

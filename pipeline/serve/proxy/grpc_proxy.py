@@ -1,7 +1,8 @@
 """gRPC part of the proxy: frames of HTTP/2 pass as they are, whole messages after a check.
 
-Each connection has one to Triton, so that headers are read and not written: both sides keep their
-HPACK tables. DATA of requests is collected until a message is whole; its flow control is the
+Each connection has one to Triton. Headers of requests are read, and written without a table, so
+that Triton sees nothing of a request that is refused; those of answers pass, as both sides keep
+Triton's table. DATA of requests is collected until a message is whole; its flow control is the
 proxy's own, as it may wait and get longer here. All other frames pass unchanged.
 """
 
@@ -10,16 +11,16 @@ import ssl
 import struct
 import time
 from collections import deque
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hpack import Decoder
 from hpack.exceptions import HPACKError
 
 from pipeline.serve.proxy import http2
 from pipeline.serve.proxy.admission import Admission, Connections
-from pipeline.serve.proxy.calls import Calls
+from pipeline.serve.proxy.calls import Call, Calls
 from pipeline.serve.proxy.check_process import CheckProcess
 from pipeline.serve.proxy.connection import CONNECT_SECONDS, Address, ClientSide, Side
 from pipeline.serve.proxy.experiment import Route, Router
@@ -38,7 +39,6 @@ from pipeline.serve.triton.access import (
     GRPC_PREFIX,
     KEY_HEADER,
     PROXY_KEY_HEADER,
-    ClientKey,
     Tls,
 )
 
@@ -48,7 +48,13 @@ if TYPE_CHECKING:
 _CODES = {400: 3, 403: 14, 404: 12, 408: 4, 413: 3, 429: 8, 503: 8, 504: 4}
 """Status of gRPC by that of HTTP: INVALID_ARGUMENT, UNAVAILABLE as Triton's for closed calls,
 UNIMPLEMENTED, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED."""
-_KEY_HEADER = (GRPC_PREFIX + KEY_HEADER).encode()
+_KEY_HEADER, _PROXY_KEY_HEADER = (
+    (GRPC_PREFIX + name).encode() for name in (KEY_HEADER, PROXY_KEY_HEADER)
+)
+_SINGLE = {_KEY_HEADER, b":path", b":method", b":scheme", b":authority", b":status"}
+"""Headers that come once, and pseudo-headers first: of two, Triton could take another one."""
+_BLOCK_BYTES = 4_096
+"""Bytes of headers that take one of the allowance of a client."""
 _PREFIX = struct.Struct(">BL")
 """Before each message: whether it is compressed, and its size."""
 _WINDOW_BYTES = 1 << 20
@@ -83,8 +89,7 @@ class GrpcProxy:
         self.key_literal = b""
         """Header with the key that Triton expects."""
         if triton_key is not None:
-            name = GRPC_PREFIX + PROXY_KEY_HEADER
-            self.key_literal = http2.write_literal(name, triton_key)
+            self.key_literal = http2.write_literal(_PROXY_KEY_HEADER, triton_key.encode())
         self.admission = admission
         self.checks = checks
         self.log = log
@@ -108,6 +113,16 @@ class GrpcProxy:
             connection.close()
 
 
+class _Headers(NamedTuple):
+    """Headers of a request."""
+
+    path: str
+    key: str | None
+    """What the client sent as its key."""
+    block: bytes
+    """Headers for Triton, in HPACK."""
+
+
 @dataclass
 class _Stream:
     """Request of one call."""
@@ -116,7 +131,7 @@ class _Stream:
     """Bytes that Triton takes."""
     deadline: float
     """Time at which what it waits for takes too long."""
-    key: ClientKey | None = None
+    call: Call
     received: bytearray = field(default_factory=bytearray)
     """Beginning of a message."""
     waiting: bytearray = field(default_factory=bytearray)
@@ -334,11 +349,8 @@ class _Client(ClientSide):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _spend(self, frame: http2.Frame) -> None:
-        """Take a frame off the allowance of the client. ProtocolError where it is used up."""
-        cost = _COSTS.get(frame.kind, 1) or (frame.kind == http2.DATA and not frame.payload)
-        if not cost:
-            return
+    def _spend(self, cost: float) -> None:
+        """Take from the allowance of the client. ProtocolError where it is used up."""
         self._allowance -= cost
         if self._allowance < 0:
             now = self._loop.time()
@@ -350,7 +362,7 @@ class _Client(ClientSide):
                 raise http2.ProtocolError("too many frames without a request")
 
     def _pass_request(self, frame: http2.Frame) -> None:
-        self._spend(frame)
+        self._spend(_COSTS.get(frame.kind, 1) or (frame.kind == http2.DATA and not frame.payload))
         if frame.kind == http2.DATA:
             self._take_data(frame)
             return
@@ -364,39 +376,58 @@ class _Client(ClientSide):
             self._apply_settings()
 
     def _take_headers(self, frame: http2.Frame) -> None:
-        """Pass headers on; a request that is one too many, or for a closed call, ends at once.
+        """Begin a request, or refuse it where Triton does not see it.
 
-        Triton gets its headers too, as they change the HPACK table, and no message.
+        The headers are read with the client's table of HPACK and written for Triton without one.
         """
-        block = frame.header_block
+        if frame.stream in self._streams:
+            raise http2.ProtocolError("headers after those of the request")
+        headers = self._read_headers(frame)
         try:
-            headers = self._headers.decode(block, raw=True)
-        except HPACKError:
-            raise http2.ProtocolError("headers that are no HPACK") from None
-        ends = bool(frame.flags & http2.END_STREAM)
-        self._to_triton.append(
-            http2.write_headers(frame.stream, block + self._proxy.key_literal, ends=ends)
-        )
-        if frame.stream not in self._streams:
-            self._open_stream(frame, headers)
-
-    def _open_stream(self, frame: http2.Frame, headers: Iterable[tuple[bytes, bytes]]) -> None:
+            call = self._proxy.calls.check_grpc(headers.path, headers.key)
+        except RefusedRequestError as error:
+            self._spend(_COSTS[http2.RESET])
+            status = http2.write_status(
+                frame.stream, _CODES[error.status], str(error), has_headers=False
+            )
+            self._to_client.append(status)
+            return
         if len(self._streams) >= self._limits.max_streams:
-            self._allowance -= _COSTS[http2.RESET]
-            self._to_triton.append(http2.write_reset(frame.stream))
+            self._spend(_COSTS[http2.RESET])
             self._to_client.append(http2.write_reset(frame.stream, http2.REFUSED_STREAM))
             return
+        ends = bool(frame.flags & http2.END_STREAM)
+        self._to_triton.append(http2.write_headers(frame.stream, headers.block, ends=ends))
         deadline = self._loop.time() + self._limits.idle_seconds
-        stream = self._streams[frame.stream] = _Stream(self._first_window, deadline)
-        fields = dict(reversed([*headers]))  # the first of a name counts
-        sent = fields.get(_KEY_HEADER)
+        self._streams[frame.stream] = _Stream(self._first_window, deadline, call)
+
+    def _read_headers(self, frame: http2.Frame) -> _Headers:
+        """Return the headers of a request. ProtocolError for those that gRPC does not send."""
+        block = frame.header_block
+        http2.check_size_updates(block)
+        self._spend(len(block) // _BLOCK_BYTES)
         try:
-            stream.key = self._proxy.calls.check_grpc(
-                fields.get(b":path", b"").decode("latin-1"),
-                None if sent is None else sent.decode("latin-1"),
-            )
-        except RefusedRequestError as error:
-            self._refuse(frame.stream, error)
+            fields = self._headers.decode(block, raw=True)
+        except HPACKError:
+            raise http2.ProtocolError("headers that are no HPACK") from None
+        names = [bytes(name) for name, _ in fields]
+        pseudo = [name for name in names if name.startswith(b":")]
+        single = [name for name in names if name in _SINGLE]
+        if names[: len(pseudo)] != pseudo or len(set(single)) < len(single):
+            raise http2.ProtocolError("headers that two servers could read differently")
+        values = {bytes(name): bytes(value) for name, value in fields}
+        drop = {_KEY_HEADER, _PROXY_KEY_HEADER} if self._proxy.calls.has_keys else set()
+        parts = [
+            http2.write_literal(bytes(name), bytes(value))
+            for name, value in fields
+            if name not in drop
+        ]
+        sent = values.get(_KEY_HEADER)
+        return _Headers(
+            path=values.get(b":path", b"").decode("latin-1"),
+            key=None if sent is None else sent.decode("latin-1"),
+            block=b"".join([*parts, self._proxy.key_literal]),
+        )
 
     def _pass_answer(self, frame: http2.Frame) -> None:
         if frame.kind == http2.WINDOW_UPDATE:
@@ -465,6 +496,8 @@ class _Client(ClientSide):
                 try:
                     checked = self._checked(whole)
                 except LargeContentError:
+                    if not stream.call.runs_model:
+                        raise RefusedRequestError("this call takes no such message") from None
                     stream.is_checking, stream.num_checked = True, len(whole)
                     self._start(self._check_elsewhere(number, stream, whole))
                 else:
@@ -509,7 +542,7 @@ class _Client(ClientSide):
         stream.num_messages += 1
         stream.deadline = self._loop.time() + self._limits.request_seconds
         if checked.model:
-            self._proxy.admission.charge(self.peer, stream.key)
+            self._proxy.admission.charge(self.peer, stream.call.key)
             is_streamed = not stream.is_ended or stream.num_messages > 1
             self._proxy.admission.begin_request(is_streamed=is_streamed)
             stream.num_waiting += 1

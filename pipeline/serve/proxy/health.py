@@ -5,15 +5,19 @@ The proxy asks for the models instead, so that a load balancer takes no server o
 """
 
 import asyncio
+import logging
 from contextlib import suppress
 from pathlib import Path
 
 from pipeline.core.errors import ArtifactError
 from pipeline.serve.proxy.connection import Address
-from pipeline.serve.proxy.http1 import Request
+from pipeline.serve.proxy.http1 import Request, write_error
 from pipeline.serve.proxy.ranking_models import model_configs
+from pipeline.serve.proxy.request_checks import RefusedRequestError
 
-_PATHS = {b"/v2/health/live", b"/v2/health/ready"}
+logger = logging.getLogger(__name__)
+_LIVE, _READY = b"/v2/health/live", b"/v2/health/ready"
+_NOT_READY = RefusedRequestError("the models are not ready", 503)
 POLL_SECONDS = 0.5
 _TIMEOUT_SECONDS = 2.0
 
@@ -28,13 +32,14 @@ class HealthPoll:
     def __init__(self, address: Address, repository: Path | None = None) -> None:
         self._address = address
         self._repository = repository
-        self._first = self._exported()
+        self._names = self._exported() or set()
         self._task: asyncio.Task[None] | None = None
         self.is_ready = False
-        """Whether the last answer, at most some seconds old, says so. If not, Triton is asked."""
+        """Whether the last answer, at most some seconds old, says so."""
 
     async def start(self) -> None:
         """Ask until `stop`."""
+        await self._look()
         self._task = asyncio.get_running_loop().create_task(self._poll())
 
     def stop(self) -> None:
@@ -42,25 +47,50 @@ class HealthPoll:
         if self._task is not None:
             self._task.cancel()
 
-    def answers(self, request: Request) -> bool:
-        """Return whether a request asks for health and the answer is that Triton is ready."""
-        return request.path in _PATHS and request.method == b"GET" and self.is_ready
+    def answer(self, request: Request) -> bytes | None:
+        """Return the answer to a request for health; None for one that Triton answers.
+
+        Without its models Triton says that it is ready, so that not being ready is said here.
+        """
+        path = request.path.partition(b"?")[0]
+        if path not in (_LIVE, _READY) or request.method != b"GET":
+            return None
+        if self.is_ready:
+            return _write_healthy(closes=request.closes)
+        if path == _READY and self._names:
+            return write_error(_NOT_READY, closes=request.closes)
+        return None
 
     async def _poll(self) -> None:
         while True:
-            names = sorted(self._first & self._exported())
-            paths = [f"/v2/models/{name}/ready" for name in names] or ["/v2/health/ready"]
-            self.is_ready = all([await self._ask(path) for path in paths])
             await asyncio.sleep(POLL_SECONDS)
+            await self._look()
 
-    def _exported(self) -> set[str]:
-        if self._repository is not None:
-            with suppress(ArtifactError, OSError):  # exchanged in this moment, or gone
-                return set(model_configs(self._repository))
-        return set()
+    async def _look(self) -> None:
+        try:
+            self.is_ready = await self._answers()
+        except Exception:  # of one look, which must not end the others
+            self.is_ready = False
+            logger.exception("Health could not be asked for")
+
+    async def _answers(self) -> bool:
+        exported = self._exported()
+        if exported is not None:
+            self._names &= exported
+        paths = [f"/v2/models/{name}/ready" for name in self._names] or ["/v2/health/ready"]
+        return all(await asyncio.gather(*map(self._ask, paths)))
+
+    def _exported(self) -> set[str] | None:
+        """Return the models of the repository, None where it cannot be read in this moment."""
+        if self._repository is None:
+            return None
+        with suppress(ArtifactError, OSError, ValueError, KeyError, TypeError):
+            return set(model_configs(self._repository))
+        return None
 
     async def _ask(self, path: str) -> bool:
-        with suppress(OSError, asyncio.IncompleteReadError):  # TimeoutError is an OSError
+        # TimeoutError is an OSError
+        with suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             async with asyncio.timeout(_TIMEOUT_SECONDS):
                 reader, writer = await asyncio.open_connection(*self._address)
                 try:
@@ -72,7 +102,7 @@ class HealthPoll:
         return False
 
 
-def write_healthy(*, closes: bool) -> bytes:
+def _write_healthy(*, closes: bool) -> bytes:
     """Return the answer of a server that is ready."""
     end = b"Connection: close\r\n" if closes else b""
     return b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 0\r\n%s\r\n" % end

@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 from pipeline.serve.proxy.limits import DEFAULT_LIMITS
@@ -24,6 +25,8 @@ MAX_FRAME_BYTES = 16_384
 """Largest payload that each receiver takes, and all that the proxy takes of a client."""
 REFUSED_STREAM, _CANCEL = 7, 8
 """Why a stream is reset: a client may ask again at once after the first."""
+_MAX_CACHED_BYTES = 256
+"""Longest header that is kept for other requests."""
 _HEADER = struct.Struct(">HBBBL")
 _SETTING = struct.Struct(">HL")
 _NUMBER = struct.Struct(">L")
@@ -160,9 +163,32 @@ def write_headers(stream: int, block: bytes, *, ends: bool) -> bytes:
     return b"".join(frames)
 
 
-def write_literal(name: str, value: str) -> bytes:
-    """Return a header as HPACK writes one that no table may hold."""
-    return b"\x10" + _text(name) + _text(value)
+def write_literal(name: bytes, value: bytes) -> bytes:
+    """Return a header as HPACK writes one that enters no table."""
+    is_short = len(name) + len(value) <= _MAX_CACHED_BYTES
+    return _short_literal(name, value) if is_short else b"\0" + _string(name) + _string(value)
+
+
+@lru_cache(1_024)
+def _short_literal(name: bytes, value: bytes) -> bytes:
+    return b"\0" + _string(name) + _string(value)
+
+
+def check_size_updates(block: bytes) -> None:
+    """Check the changes of a table's size before a block, at most two by RFC 7541, section 4.2.
+
+    ProtocolError where there are more, which cost time and count for no limit.
+    """
+    position = count = 0
+    while position < len(block) and block[position] & 0xE0 == 0x20:
+        count += 1
+        if count > 2:
+            raise ProtocolError("more than two changes of a table's size")
+        is_long = block[position] & 0x1F == 0x1F
+        position += 1
+        while is_long and position < len(block) and block[position] & 0x80:
+            position += 1
+        position += is_long
 
 
 def write_window_update(stream: int, size: int) -> bytes:
@@ -209,8 +235,11 @@ def read_settings(frame: Frame) -> dict[int, int]:
 
 
 def _text(text: str) -> bytes:
+    return _string(text.encode("ascii"))
+
+
+def _string(content: bytes) -> bytes:
     """Return a string literal of HPACK: the length, 7 bits first, and the bytes."""
-    content = text.encode("ascii")
     length, prefix = len(content), bytearray()
     if length < 127:
         prefix.append(length)

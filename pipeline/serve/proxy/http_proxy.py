@@ -8,11 +8,11 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from pipeline.serve.proxy.admission import Admission, Connections
-from pipeline.serve.proxy.calls import Calls
+from pipeline.serve.proxy.calls import Call, Calls
 from pipeline.serve.proxy.check_process import CheckProcess
 from pipeline.serve.proxy.connection import CONNECT_SECONDS, Address, ClientSide, Side
 from pipeline.serve.proxy.experiment import Router
-from pipeline.serve.proxy.health import HealthPoll, write_healthy
+from pipeline.serve.proxy.health import HealthPoll
 from pipeline.serve.proxy.http1 import AnswerReader, Request, RequestReader, write_error
 from pipeline.serve.proxy.limits import SMALL_BYTES
 from pipeline.serve.proxy.ranking_models import RankingModels
@@ -24,18 +24,15 @@ from pipeline.serve.proxy.request_checks import (
     inflate,
 )
 from pipeline.serve.request_log.exchange import Exchange
-from pipeline.serve.triton.access import KEY_HEADER, PROXY_KEY_HEADER, ClientKey
+from pipeline.serve.triton.access import KEY_HEADER, PROXY_KEY_HEADER
 
 if TYPE_CHECKING:
     from pipeline.serve.request_log.request_log import RequestLog
 
 JSON_LENGTH = b"inference-header-content-length"
-_KEYS = frozenset([KEY_HEADER.encode(), PROXY_KEY_HEADER.encode()])
-_WRITTEN_ANEW = frozenset([JSON_LENGTH, b"content-encoding"]) | _KEYS
-"""Headers of which Triton gets none of the client's, as key and body may be others."""
+_DESCRIBES_BODY = frozenset([JSON_LENGTH, b"content-encoding"])
+"""Headers that are written anew, as the body may be another one."""
 _INFER = re.compile(rb"/v2/models/([\w.-]+)(?:/versions/(\d+))?/infer")
-_RUNS_MODEL = re.compile(rb"/v2/+models/.*/(infer|generate|generate_stream)/*(\?.*)?")
-"""Paths of requests that a model answers."""
 _MAX_WAITING_BYTES = 64 << 10
 """What a client may send ahead of its next request."""
 _LINGER_SECONDS = 2
@@ -65,6 +62,9 @@ class HttpProxy:
         self.router = router
         self.log = log
         self.calls = calls
+        keys = [KEY_HEADER, PROXY_KEY_HEADER] if calls.has_keys else []
+        self.key_headers = frozenset(name.encode() for name in keys)
+        """Headers of a client that Triton does not get."""
         self.key_lines: list[bytes] = []
         """Header with the key that Triton expects."""
         if triton_key is not None:
@@ -252,8 +252,8 @@ class _Client(ClientSide):
                 return
             if request is None:
                 return
-            if self._proxy.health.answers(request):
-                self.transport.write(write_healthy(closes=request.closes))
+            if (health := self._proxy.health.answer(request)) is not None:
+                self.transport.write(health)
                 self._after_answer(request)
                 continue
             self._wait(_Stage.ANSWER)
@@ -278,23 +278,27 @@ class _Client(ClientSide):
                 if reader.received:
                     self._wait(_Stage.HEAD)
                 return None
-            if request.has_body:
-                self._check_call(request)
+            if request.has_body and not self._check_call(request).runs_model:
+                raise RefusedRequestError("this call takes no body")
             if request.has_body and request.expects_continue and not reader.received:
                 self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             self._wait(_Stage.BODY)
         return reader.read_body()
 
-    def _check_call(self, request: Request) -> ClientKey | None:
-        """Return the key of a request. RefusedRequestError for a call that is closed to it."""
+    def _check_call(self, request: Request) -> Call:
+        """Return what a request calls. RefusedRequestError for a call that is closed to it.
+
+        Queries, which Triton does not read, are taken off.
+        """
+        request.path = request.path.partition(b"?")[0]
         sent = request.values(KEY_HEADER.encode())
         return self._proxy.calls.check_http(request.path, sent[0] if sent else None)
 
     def _admit(self, request: Request) -> None:
         """Count a request that a model answers. RefusedRequestError where too many wait."""
-        key = self._check_call(request)
-        if _RUNS_MODEL.fullmatch(request.path):
-            self._proxy.admission.charge(self.peer, key)
+        call = self._check_call(request)
+        if call.runs_model:
+            self._proxy.admission.charge(self.peer, call.key)
             self._proxy.admission.begin_request()
             self._is_waiting = True
 
@@ -348,7 +352,7 @@ class _Client(ClientSide):
         """Return a small request for Triton. LargeContentError for another one."""
         self._exchange = None
         if not request.body:
-            return request.write(b"", _KEYS, self._proxy.key_lines)
+            return request.write(b"", self._proxy.key_headers, self._proxy.key_lines)
         if len(request.body) > SMALL_BYTES:
             raise LargeContentError
         name, version = _model_of(request)
@@ -371,7 +375,7 @@ class _Client(ClientSide):
         length = checked.json_length
         lines = [] if length is None else [b"%s: %d" % (JSON_LENGTH, length)]
         lines += self._proxy.key_lines
-        return request.write(checked.content, _WRITTEN_ANEW, lines)
+        return request.write(checked.content, _DESCRIBES_BODY | self._proxy.key_headers, lines)
 
     def _ask(self, request: Request, content: bytes) -> None:
         self._request = content

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from pipeline.core.errors import ConfigError
+from pipeline.serve.triton.access import MIN_RATE
 
 SMALL_BYTES = 64 << 10
 """Largest body that is checked beside the other connections. A larger one, or one that inflates to
@@ -49,10 +50,12 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name in ("max_body_bytes", "max_connections", "max_waiting", "request_seconds"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected more than 0.")
-        if self.rate is not None and not 0 < self.rate < float("inf"):
-            raise ConfigError(f"rate is {self.rate}, expected requests a second above 0.")
+        if self.rate is not None and not MIN_RATE <= self.rate < float("inf"):
+            raise ConfigError(
+                f"rate is {self.rate}, expected at least {MIN_RATE} requests a second."
+            )
 
 
 DEFAULT_LIMITS = Limits()

@@ -11,6 +11,8 @@ from pipeline.core.files import read_small
 
 KEY_HEADER = "pipeline-key"
 """Name of the HTTP header; gRPC's has a prefix that Triton prescribes."""
+MIN_RATE = 0.001
+"""Lowest rate of a client, in requests a second."""
 PROXY_KEY_HEADER = "proxy-key"
 """The same between proxy and Triton."""
 GRPC_PREFIX = "triton-grpc-protocol-"
@@ -87,16 +89,14 @@ def read_keys(path: Path) -> tuple[ClientKey, ...]:
         raise ConfigError(
             f"{path} cannot be read: {error.strerror}. Expected a file with a key."
         ) from None
-    if len(text.split()) <= 1:
-        return (ClientKey(check_key(text.strip(), str(path))),)
-    rows = [line.split() for line in text.splitlines()]
+    rows = [[] if line.lstrip().startswith("#") else line.split() for line in text.splitlines()]
+    if sum(map(len, rows)) <= 1:
+        return (ClientKey(check_key("".join(w for words in rows for w in words), str(path))),)
     keys = [
         _client_key(words, f"{path}, line {number}")
         for number, words in enumerate(rows, 1)
-        if words and not words[0].startswith("#")
+        if words
     ]
-    if not keys:
-        raise ConfigError(f"{path} has 0 keys. Each key is one line: NAME KEY.")
     for what in ("name", "key"):
         values = [getattr(key, what) for key in keys]
         if len(set(values)) < len(values):
@@ -117,8 +117,8 @@ def _client_key(words: list[str], where: str) -> ClientKey:
             rate = float(rates[0])
         except ValueError:
             rate = 0.0
-        if not 0 < rate < float("inf"):
-            raise ConfigError(f"{where}: {rates[0]!r} is no number of requests a second.")
+        if not MIN_RATE <= rate < float("inf"):  # the word may be a key: it is not shown
+            raise ConfigError(f"{where}: the third word is no number of requests a second.")
     return ClientKey(check_key(key, f"the key of {where}"), name, rate)
 
 

@@ -109,8 +109,10 @@ class TritonServer:
         """Why the server ended by itself, once `wait` has returned."""
         self._id = f"triton_{secrets.token_hex(6)}"
         self._tls = tls
-        if len(keys) > 1 and not proxy:
-            raise ConfigError("Triton itself takes one key. Leave out --no-proxy, or other keys.")
+        if not proxy and (len(keys) > 1 or any(key.rate is not None for key in keys)):
+            raise ConfigError(
+                "Triton itself takes one key, without a rate. Leave out --no-proxy, or the others."
+            )
         key = check_key(keys[0].key) if keys else None
         self._options = TritonOptions(
             server_id=self._id,
