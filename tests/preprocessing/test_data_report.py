@@ -347,7 +347,7 @@ def test_drifting_log_reports_its_columns(tmp_path: Path) -> None:
 def test_values_of_the_log_are_escaped_and_shortened(tmp_path: Path) -> None:
     log = shop(sessions=300)
     log["product"] = EVIL + log["product"]
-    log["action"] = "x" * 100_000
+    log["action"] = "x" * 20_000
     _, report, page = written(tmp_path, log, recipe())
     assert "<script" not in page
     assert "&lt;script&gt;" in page

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pipeline.core.errors import ArtifactError
+from pipeline.core.manifest import MANIFEST
 from pipeline.serve.proxy.connection import Address
 from pipeline.serve.proxy.http1 import Request, write_error
 from pipeline.serve.proxy.ranking_models import model_configs
@@ -32,6 +33,8 @@ class HealthPoll:
     def __init__(self, address: Address, repository: Path | None = None) -> None:
         self._address = address
         self._repository = repository
+        self._manifest: tuple[int, int] | None = None
+        """Inode and time of the manifest that was read."""
         self._names = self._exported() or set()
         self._task: asyncio.Task[None] | None = None
         self.is_ready = False
@@ -81,11 +84,15 @@ class HealthPoll:
         return all(await asyncio.gather(*map(self._ask, paths)))
 
     def _exported(self) -> set[str] | None:
-        """Return the models of the repository, None where it cannot be read in this moment."""
+        """Return the models of a repository that has changed, None where they cannot be read."""
         if self._repository is None:
             return None
         with suppress(ArtifactError, OSError, ValueError, KeyError, TypeError):
-            return set(model_configs(self._repository))
+            stat = (self._repository / MANIFEST).stat()
+            if self._manifest != (stat.st_ino, stat.st_mtime_ns):
+                names = set(model_configs(self._repository))
+                self._manifest = (stat.st_ino, stat.st_mtime_ns)
+                return names
         return None
 
     async def _ask(self, path: str) -> bool:
