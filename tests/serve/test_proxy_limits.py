@@ -20,7 +20,7 @@ from pipeline.cli.main import app
 from pipeline.core.errors import ConfigError
 from pipeline.serve.client.client import Client
 from pipeline.serve.proxy import http2
-from pipeline.serve.proxy.grpc_proxy import _AnswerCounter
+from pipeline.serve.proxy.grpc_streams import AnswerCounter
 from pipeline.serve.proxy.limits import Limits
 from pipeline.serve.proxy.proxy import Proxy, ProxyOptions
 from pipeline.serve.triton.ports import Ports, free_ports
@@ -346,7 +346,7 @@ def test_messages_of_an_answer_are_counted_wherever_they_are_cut() -> None:
     sizes = [0, 3, 300, 1, 0]
     content = b"".join(b"\0" + size.to_bytes(4, "big") + bytes(size) for size in sizes)
     for step in (1, 2, 7, 1_000):
-        counter = _AnswerCounter()
+        counter = AnswerCounter()
         parts = [content[i : i + step] for i in range(0, len(content), step)]
         assert sum(map(counter.feed, parts)) == len(sizes)
 

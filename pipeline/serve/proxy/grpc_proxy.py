@@ -8,22 +8,19 @@ proxy's own, as it may wait and get longer here. All other frames pass unchanged
 
 import asyncio
 import ssl
-import struct
 import time
-from collections import deque
-from collections.abc import Coroutine
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-from hpack import Decoder
-from hpack.exceptions import HPACKError
+from collections.abc import Coroutine, Iterable
+from typing import TYPE_CHECKING, Any
 
 from pipeline.serve.proxy import http2
 from pipeline.serve.proxy.admission import Admission, Connections
-from pipeline.serve.proxy.calls import Call, Calls
+from pipeline.serve.proxy.calls import Calls
 from pipeline.serve.proxy.check_process import CheckProcess
 from pipeline.serve.proxy.connection import CONNECT_SECONDS, Address, ClientSide, Side
 from pipeline.serve.proxy.experiment import Route, Router
+from pipeline.serve.proxy.frame_allowance import FrameAllowance
+from pipeline.serve.proxy.grpc_headers import GrpcHeaderReader, TritonKey
+from pipeline.serve.proxy.grpc_streams import PREFIX, GrpcStream, GrpcStreams
 from pipeline.serve.proxy.limits import SMALL_BYTES
 from pipeline.serve.proxy.ranking_models import RankingModels
 from pipeline.serve.proxy.request_checks import (
@@ -35,12 +32,7 @@ from pipeline.serve.proxy.request_checks import (
     inflate_message,
 )
 from pipeline.serve.request_log.exchange import Exchange
-from pipeline.serve.triton.access import (
-    GRPC_PREFIX,
-    KEY_HEADER,
-    PROXY_KEY_HEADER,
-    Tls,
-)
+from pipeline.serve.triton.access import Tls
 
 if TYPE_CHECKING:
     from pipeline.serve.request_log.request_log import RequestLog
@@ -48,24 +40,8 @@ if TYPE_CHECKING:
 _CODES = {400: 3, 403: 14, 404: 12, 408: 4, 413: 3, 429: 8, 503: 8, 504: 4}
 """Status of gRPC by that of HTTP: INVALID_ARGUMENT, UNAVAILABLE as Triton's for closed calls,
 UNIMPLEMENTED, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED."""
-_KEY_HEADER, _PROXY_KEY_HEADER = (
-    (GRPC_PREFIX + name).encode() for name in (KEY_HEADER, PROXY_KEY_HEADER)
-)
-_SINGLE = {_KEY_HEADER, b":path", b":method", b":scheme", b":authority", b":status"}
-"""Headers that come once, and pseudo-headers first: of two, Triton could take another one."""
-_BLOCK_BYTES = 4_096
-"""Bytes of headers that take one of the allowance of a client."""
-_PREFIX = struct.Struct(">BL")
-"""Before each message: whether it is compressed, and its size."""
 _WINDOW_BYTES = 1 << 20
 """What a client may send beyond HTTP/2's first window before the proxy has read it."""
-_ALLOWANCE, _ALLOWED_A_SECOND = 1_000, 100
-"""Frames without a request that a client may send at once, and then a second."""
-_COSTS = {http2.RESET: 5, http2.HEADERS: 0, http2.DATA: 0}
-"""What a frame of a client takes of its allowance; one of another type 1."""
-_FIRST_ANSWER, _ANSWER_DATA = 20, 2
-"""What an answer, and each of its frames, adds to it: clients send WINDOW_UPDATE and PING for them.
-"""
 
 
 class GrpcProxy:
@@ -86,10 +62,7 @@ class GrpcProxy:
         self.models = models
         self.router = router
         self.calls = calls
-        self.key_literal = b""
-        """Header with the key that Triton expects."""
-        if triton_key is not None:
-            self.key_literal = http2.write_literal(_PROXY_KEY_HEADER, triton_key.encode())
+        self.triton_key = TritonKey(triton_key, hides_keys=calls.has_keys)
         self.admission = admission
         self.checks = checks
         self.log = log
@@ -111,76 +84,6 @@ class GrpcProxy:
         self._server.close()
         for connection in self.connections:
             connection.close()
-
-
-class _Headers(NamedTuple):
-    """Headers of a request."""
-
-    path: str
-    key: str | None
-    """What the client sent as its key."""
-    block: bytes
-    """Headers for Triton, in HPACK."""
-
-
-@dataclass
-class _Stream:
-    """Request of one call."""
-
-    window: int
-    """Bytes that Triton takes."""
-    deadline: float
-    """Time at which what it waits for takes too long."""
-    call: Call
-    received: bytearray = field(default_factory=bytearray)
-    """Beginning of a message."""
-    waiting: bytearray = field(default_factory=bytearray)
-    """Checked messages that Triton's window does not let through yet."""
-    is_ended: bool = False
-    """Whether the client has sent all."""
-    is_checking: bool = False
-    """Whether a message of it is checked elsewhere."""
-    has_headers: bool = False
-    """Whether Triton has begun to answer."""
-    debt: int = 0
-    """Bytes from the client that it has not got back for its window."""
-    num_messages: int = 0
-    num_waiting: int = 0
-    """Messages for a model that Triton has not answered."""
-    num_checked: int = 0
-    """Bytes that are checked elsewhere."""
-    num_bytes: int = 0
-    """Bytes that are counted as buffered."""
-    answers: "_AnswerCounter" = field(default_factory=lambda: _AnswerCounter())
-    exchange: Exchange | None = None
-    """What is to be logged: only of a call with one message."""
-
-
-class _AnswerCounter:
-    """Counts the messages in the DATA frames of an answer."""
-
-    def __init__(self) -> None:
-        self._prefix = bytearray()
-        self._left = 0
-        """Bytes of a message that have not come."""
-
-    def feed(self, data: bytes) -> int:
-        """Return how many messages begin in `data`."""
-        position, count = min(self._left, len(data)), 0
-        self._left -= position
-        while position < len(data):
-            part = data[position : position + _PREFIX.size - len(self._prefix)]
-            self._prefix += part
-            position += len(part)
-            if len(self._prefix) < _PREFIX.size:
-                break
-            _, size = _PREFIX.unpack(self._prefix)
-            self._prefix.clear()
-            count += 1
-            step = min(size, len(data) - position)
-            position += step
-            self._left = size - step
-        return count
 
 
 class _Triton(Side):
@@ -206,28 +109,22 @@ class _Client(ClientSide):
         self._limits = limits = proxy.admission.limits
         self._loop = asyncio.get_running_loop()
         self._requests = http2.FrameReader(limits.max_head_bytes)
-        self._headers = Decoder(limits.max_head_bytes)
+        self._headers = GrpcHeaderReader(limits.max_head_bytes, proxy.triton_key)
         self._answers = http2.FrameReader(1 << 24, 1 << 24)
         self._preface = bytearray()
-        self._streams: dict[int, _Stream] = {}
-        self._window = self._first_window = http2.DEFAULT_WINDOW
-        self._new_windows: deque[int] = deque()
-        """First windows of Triton's settings that the client has not acknowledged."""
+        self._streams = GrpcStreams(proxy.admission)
         self._debt = 0
         self._to_triton: list[bytes] = []
         self._to_client: list[bytes] = []
         self._is_open = self._is_closed = False
         self._tasks: set[asyncio.Task[None]] = set()
-        self._allowance = float(_ALLOWANCE)
-        self._allowance_time = self.since
+        self._allowance = FrameAllowance(proxy.admission, self._loop.time)
         self._part_since = self._slow_since = self.since
 
     @property
     def is_busy(self) -> bool:
         """Return whether a request waits for its answer, and not for the client."""
-        return not self.is_slow and any(
-            stream.num_waiting or stream.is_checking for stream in self._streams.values()
-        )
+        return not self.is_slow and self._streams.are_busy
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -267,8 +164,7 @@ class _Client(ClientSide):
             return
         self._is_closed = True
         self._proxy.connections.discard(self)
-        for number in list(self._streams):
-            self._drop(number)
+        self._streams.close_all()
         for task in self._tasks:
             task.cancel()
         if self.other is not None:
@@ -277,8 +173,7 @@ class _Client(ClientSide):
     def expire(self, now: float) -> None:
         """Refuse requests that take too long, and close a connection that waits too long."""
         limits = self._limits
-        late = [number for number, stream in self._streams.items() if now > stream.deadline]
-        for number in late:
+        for number in self._streams.late(now):
             self._refuse(number, RefusedRequestError("the request took too long", 504))
         self._write()
         has_part = self._requests.has_part or len(self._preface) < len(http2.PREFACE)
@@ -349,20 +244,8 @@ class _Client(ClientSide):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _spend(self, cost: float) -> None:
-        """Take from the allowance of the client. ProtocolError where it is used up."""
-        self._allowance -= cost
-        if self._allowance < 0:
-            now = self._loop.time()
-            earned = (now - self._allowance_time) * _ALLOWED_A_SECOND
-            self._allowance = min(self._allowance + earned, _ALLOWANCE)
-            self._allowance_time = now
-            if self._allowance < 0:
-                self._proxy.admission.log("frames", "a client sends frames without requests")
-                raise http2.ProtocolError("too many frames without a request")
-
     def _pass_request(self, frame: http2.Frame) -> None:
-        self._spend(_COSTS.get(frame.kind, 1) or (frame.kind == http2.DATA and not frame.payload))
+        self._allowance.spend_frame(frame)
         if frame.kind == http2.DATA:
             self._take_data(frame)
             return
@@ -370,10 +253,10 @@ class _Client(ClientSide):
             self._take_headers(frame)
             return
         if frame.kind == http2.RESET:
-            self._drop(frame.stream)
+            self._streams.close(frame.stream)
         self._to_triton.append(frame.raw)
         if frame.kind == http2.SETTINGS and frame.flags & http2.ACK:
-            self._apply_settings()
+            self._flush_all(self._streams.acknowledge())
 
     def _take_headers(self, frame: http2.Frame) -> None:
         """Begin a request, or refuse it where Triton does not see it.
@@ -382,56 +265,30 @@ class _Client(ClientSide):
         """
         if frame.stream in self._streams:
             raise http2.ProtocolError("headers after those of the request")
-        headers = self._read_headers(frame)
+        block = frame.header_block
+        self._allowance.spend_headers(block)
+        headers = self._headers.read(block)
         try:
             call = self._proxy.calls.check_grpc(headers.path, headers.key)
         except RefusedRequestError as error:
-            self._spend(_COSTS[http2.RESET])
+            self._allowance.spend_refusal()
             status = http2.write_status(
                 frame.stream, _CODES[error.status], str(error), has_headers=False
             )
             self._to_client.append(status)
             return
         if len(self._streams) >= self._limits.max_streams:
-            self._spend(_COSTS[http2.RESET])
+            self._allowance.spend_refusal()
             self._to_client.append(http2.write_reset(frame.stream, http2.REFUSED_STREAM))
             return
         ends = bool(frame.flags & http2.END_STREAM)
         self._to_triton.append(http2.write_headers(frame.stream, headers.block, ends=ends))
         deadline = self._loop.time() + self._limits.idle_seconds
-        self._streams[frame.stream] = _Stream(self._first_window, deadline, call)
-
-    def _read_headers(self, frame: http2.Frame) -> _Headers:
-        """Return the headers of a request. ProtocolError for those that gRPC does not send."""
-        block = frame.header_block
-        http2.check_size_updates(block)
-        self._spend(len(block) // _BLOCK_BYTES)
-        try:
-            fields = self._headers.decode(block, raw=True)
-        except HPACKError:
-            raise http2.ProtocolError("headers that are no HPACK") from None
-        names = [bytes(name) for name, _ in fields]
-        pseudo = [name for name in names if name.startswith(b":")]
-        single = [name for name in names if name in _SINGLE]
-        if names[: len(pseudo)] != pseudo or len(set(single)) < len(single):
-            raise http2.ProtocolError("headers that two servers could read differently")
-        values = {bytes(name): bytes(value) for name, value in fields}
-        drop = {_KEY_HEADER, _PROXY_KEY_HEADER} if self._proxy.calls.has_keys else set()
-        parts = [
-            http2.write_literal(bytes(name), bytes(value))
-            for name, value in fields
-            if name not in drop
-        ]
-        sent = values.get(_KEY_HEADER)
-        return _Headers(
-            path=values.get(b":path", b"").decode("latin-1"),
-            key=None if sent is None else sent.decode("latin-1"),
-            block=b"".join([*parts, self._proxy.key_literal]),
-        )
+        self._streams.open(frame.stream, deadline, call)
 
     def _pass_answer(self, frame: http2.Frame) -> None:
         if frame.kind == http2.WINDOW_UPDATE:
-            self._widen(frame)
+            self._flush_all(self._streams.widen(frame))
             return
         if frame.kind == http2.SETTINGS:
             self._take_settings(frame)
@@ -440,8 +297,8 @@ class _Client(ClientSide):
         if frame.kind == http2.RESET or (
             frame.kind in (http2.DATA, http2.HEADERS) and frame.flags & http2.END_STREAM
         ):
-            stream = self._drop(frame.stream)
-            self._allowance = min(self._allowance + _FIRST_ANSWER, _ALLOWANCE)
+            stream = self._streams.close(frame.stream)
+            self._allowance.earn_answer()
             self.since = self._loop.time()
             if stream is not None and stream.exchange is not None:
                 self._log(stream.exchange, frame)
@@ -449,17 +306,17 @@ class _Client(ClientSide):
             if frame.kind == http2.HEADERS:
                 stream.has_headers = True
                 if stream.is_ended:
-                    self._count_waiting(stream, -stream.num_waiting)
+                    self._streams.count_answers(stream, stream.num_waiting)
             elif frame.kind == http2.DATA:
                 self._take_answer(stream, frame)
 
-    def _take_answer(self, stream: _Stream, frame: http2.Frame) -> None:
+    def _take_answer(self, stream: GrpcStream, frame: http2.Frame) -> None:
         """Count the messages of an answer, and keep it where it is to be logged."""
-        self._allowance = min(self._allowance + _ANSWER_DATA, _ALLOWANCE)
+        self._allowance.earn_data()
         if stream.exchange is not None:
             stream.exchange.answer += frame.payload
         if num_answers := stream.answers.feed(frame.payload):
-            self._count_waiting(stream, -min(num_answers, stream.num_waiting))
+            self._streams.count_answers(stream, num_answers)
             if not stream.num_waiting and not stream.is_ended:
                 stream.deadline = self._loop.time() + self._limits.idle_seconds
 
@@ -486,11 +343,11 @@ class _Client(ClientSide):
         stream.is_ended = bool(frame.flags & http2.END_STREAM)
         self._read_messages(frame.stream, stream)
 
-    def _read_messages(self, number: int, stream: _Stream) -> None:
+    def _read_messages(self, number: int, stream: GrpcStream) -> None:
         """Check the messages that are whole, and send what Triton takes."""
         try:
             while not stream.is_checking:
-                whole = _next_message(stream.received, self._limits.max_body_bytes)
+                whole = stream.next_message(self._limits.max_body_bytes)
                 if whole is None:
                     break
                 try:
@@ -502,7 +359,7 @@ class _Client(ClientSide):
                     self._start(self._check_elsewhere(number, stream, whole))
                 else:
                     stream.waiting += self._for_triton(stream, whole, checked)
-            self._count_bytes(stream)
+            self._streams.count_bytes(stream)
         except RefusedRequestError as error:
             self._refuse(number, error)
             return
@@ -510,18 +367,18 @@ class _Client(ClientSide):
 
     def _checked(self, whole: bytes) -> CheckedMessage:
         """Check a message with its prefix. LargeContentError where it is not small."""
-        message = whole[_PREFIX.size :]
+        message = whole[PREFIX.size :]
         if len(message) > SMALL_BYTES:
             raise LargeContentError
         if whole[0]:
             message = inflate_message(message, self._limits.max_body_bytes, SMALL_BYTES)
         return check_message(message, self._proxy.models, self._limits)
 
-    async def _check_elsewhere(self, number: int, stream: _Stream, whole: bytes) -> None:
+    async def _check_elsewhere(self, number: int, stream: GrpcStream, whole: bytes) -> None:
         """Check a large message, and go on with its stream."""
         try:
             checked = await self._proxy.checks.check_message(
-                whole[_PREFIX.size :],
+                whole[PREFIX.size :],
                 is_compressed=bool(whole[0]),
                 models=sorted(self._proxy.models.names()),
             )
@@ -536,7 +393,7 @@ class _Client(ClientSide):
             self._read_messages(number, stream)
         self._write()
 
-    def _for_triton(self, stream: _Stream, whole: bytes, checked: CheckedMessage) -> bytes:
+    def _for_triton(self, stream: GrpcStream, whole: bytes, checked: CheckedMessage) -> bytes:
         """Return a message with its prefix, as Triton gets it."""
         route = self._proxy.router.route(checked.model, checked.version, checked.session)
         stream.num_messages += 1
@@ -550,9 +407,9 @@ class _Client(ClientSide):
         content = checked.content
         if route.model is not None:
             content = for_model(content, route.model)
-        if not whole[0] and len(content) == len(whole) - _PREFIX.size:
+        if not whole[0] and len(content) == len(whole) - PREFIX.size:
             return whole
-        return _PREFIX.pack(0, len(content)) + content
+        return PREFIX.pack(0, len(content)) + content
 
     def _exchange(self, checked: CheckedMessage, route: Route) -> Exchange | None:
         """Return what is to be logged of a request, None where it is not."""
@@ -575,7 +432,7 @@ class _Client(ClientSide):
 
     def _refuse(self, number: int, error: RefusedRequestError) -> None:
         """End a stream on both sides, with the reason for the client."""
-        stream = self._drop(number)
+        stream = self._streams.close(number)
         if stream is None:
             return
         code, has_headers = _CODES[error.status], stream.has_headers
@@ -585,50 +442,19 @@ class _Client(ClientSide):
         )
         self.since = self._loop.time()
 
-    def _drop(self, number: int) -> _Stream | None:
-        """Remove a stream, and what is counted of it."""
-        stream = self._streams.pop(number, None)
-        if stream is not None:
-            self._count_waiting(stream, -stream.num_waiting)
-            self._proxy.admission.buffer(stream.num_bytes, 0)
-        return stream
-
-    def _count_waiting(self, stream: _Stream, change: int) -> None:
-        stream.num_waiting += change
-        for _ in range(-change):
-            self._proxy.admission.end_request()
-
-    def _count_bytes(self, stream: _Stream) -> None:
-        """Count what a stream holds. RefusedRequestError where all hold too much."""
-        before = stream.num_bytes
-        stream.num_bytes = len(stream.received) + len(stream.waiting) + stream.num_checked
-        self._proxy.admission.buffer(before, stream.num_bytes)
-
-    def _flush(self, number: int, stream: _Stream) -> None:
+    def _flush(self, number: int, stream: GrpcStream) -> None:
         """Send what the windows of Triton take, and let the client go on when nothing waits."""
-        size = max(0, min(len(stream.waiting), stream.window, self._window))
-        is_last = size == len(stream.waiting) and not stream.is_checking
-        if size or (is_last and stream.is_ended):
-            content = bytes(stream.waiting[:size])
-            del stream.waiting[:size]
-            stream.window -= size
-            self._window -= size
-            ends = is_last and stream.is_ended
-            self._to_triton.append(http2.write_data(number, content, ends=ends))
+        frames, is_last = self._streams.take_data(number)
+        if frames:
+            self._to_triton.append(frames)
         if is_last and not stream.is_ended:
             self._credit(number, stream.debt)
             stream.debt = 0
 
-    def _widen(self, frame: http2.Frame) -> None:
-        """Add to the windows of Triton."""
-        size = http2.read_window_update(frame)
-        if frame.stream == 0:
-            self._window += size
-            self._flush_waiting()
-        elif stream := self._streams.get(frame.stream):
-            stream.window += size
-            if stream.waiting:
-                self._flush(frame.stream, stream)
+    def _flush_all(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            if (stream := self._streams.get(number)) is not None:
+                self._flush(number, stream)
 
     def _take_settings(self, frame: http2.Frame) -> None:
         """Pass settings of Triton on with the proxy's own; note the size of Triton's windows.
@@ -647,38 +473,7 @@ class _Client(ClientSide):
         if not self._is_open:
             self._is_open = True
             self._to_client.append(http2.write_window_update(0, _WINDOW_BYTES))
-        last = self._new_windows[-1] if self._new_windows else self._first_window
-        self._new_windows.append(http2.read_settings(frame).get(http2.INITIAL_WINDOW_SIZE, last))
-
-    def _apply_settings(self) -> None:
-        """Change the windows of all streams once the client's acknowledgement is on its way."""
-        if not self._new_windows:
-            raise http2.ProtocolError("an acknowledgement without settings")
-        size = self._new_windows.popleft()
-        for stream in self._streams.values():
-            stream.window += size - self._first_window
-        self._first_window = size
-        self._flush_waiting()
-
-    def _flush_waiting(self) -> None:
-        for number, stream in self._streams.items():
-            if stream.waiting:
-                self._flush(number, stream)
-
-
-def _next_message(received: bytearray, max_bytes: int) -> bytes | None:
-    """Take a message off the beginning, with its prefix; None until one is whole."""
-    if len(received) < _PREFIX.size:
-        return None
-    _, size = _PREFIX.unpack_from(received)
-    if size > max_bytes:
-        raise RefusedRequestError(f"the message has more than {max_bytes} bytes.")
-    stop = _PREFIX.size + size
-    if len(received) < stop:
-        return None
-    whole = bytes(received[:stop])
-    del received[:stop]
-    return whole
+        self._streams.announce(frame)
 
 
 def _context(tls: Tls) -> ssl.SSLContext:
