@@ -193,3 +193,18 @@ def test_command_lines_of_a_page_parse(page: Path) -> None:
             command = command.commands[name]
         ends = [at for at, word in enumerate(arguments) if word in ("|", ">", ">>", "&&", "&")]
         command.make_context(name, arguments[: min(ends, default=None)], resilient_parsing=False)
+
+
+def test_programs_of_the_filters_page_run(shop: Shop) -> None:
+    _, category, quota = blocks(text_of("how-to/filters.md"), "python")
+    namespace = run(category.replace("runs/shop", str(shop.run)), {})
+    items = namespace["answer"].items[0].tolist()  # type: ignore[attr-defined]
+    assert len(items) == 5
+    assert set(items) <= set(namespace["allowed"])  # type: ignore[call-overload]
+    run(quota, namespace)
+    group_of, best = namespace["group_of"], namespace["best"]
+    assert len(best) == 5  # type: ignore[arg-type]
+    groups = [group_of[item] for item in best]  # type: ignore[index,attr-defined]
+    assert max(map(groups.count, groups)) <= 2
+    first_five = namespace["answer"].items[0, :5].tolist()  # type: ignore[attr-defined]
+    assert best != first_five, "the quota changes nothing here"

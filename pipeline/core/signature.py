@@ -108,6 +108,11 @@ def check_resignable(directory: Path, key: "Ed25519PrivateKey | None") -> None:
     What stays of an artifact is signed with the rest, so it must have been signed by this key.
     """
     if key is not None and (directory / MANIFEST).exists():
+        if not (directory / SIGNATURE).exists():
+            raise ArtifactError(
+                f"{directory} is not signed, and --sign would sign what it holds already. Export "
+                "to a new --out."
+            )
         check_signature(directory, [key.public_key()])
     if key is None and (directory / SIGNATURE).exists():
         raise ArtifactError(

@@ -160,7 +160,7 @@ def test_a_signature_is_neither_lost_nor_added_to_what_had_none(tmp_path: Path) 
     for path, key, words in (
         (signed, None, "is signed. Give --sign"),
         (signed, OTHER, "not signed by a trusted key"),
-        (unsigned, KEY, "is not signed"),
+        (unsigned, KEY, "is not signed, and --sign would sign"),
     ):
         with pytest.raises(ArtifactError, match=words):
             check_resignable(path, key)
