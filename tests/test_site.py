@@ -6,6 +6,7 @@ import sys
 from types import ModuleType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
+import pytest
 import typer
 import yaml
 from pydantic import TypeAdapter
@@ -15,9 +16,10 @@ import pipeline
 from pipeline import model
 from pipeline.cli.main import app
 from pipeline.core.config import Config
+from pipeline.model.masking import Stage
 from pipeline.recipe.counting import COUNTING
 from pipeline.recipe.recipe import Recipe
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Shop
 
 
 def hook(name: str) -> ModuleType:
@@ -35,6 +37,7 @@ RECIPE = hook("recipe_reference")
 COMMANDS = hook("command_reference")
 API = hook("api_reference")
 GALLERY = hook("gallery")
+FIGURES = hook("figures")
 
 
 def config_classes(annotation: Any) -> set[type[Config]]:
@@ -121,3 +124,40 @@ def test_examples_are_notebooks_too() -> None:
         commands = [line for line in program.read_text().splitlines() if line]
         assert lines == [line for line in commands if line in lines], program
         assert compile("\n".join(code), str(program), "exec")
+
+
+def test_committed_figures_are_those_of_the_code(shop: Shop) -> None:
+    folder = ROOT / "docs" / "figures"
+    figures = FIGURES.figures(shop.repository)
+    assert {path.name for path in folder.iterdir()} == set(figures)
+    for name, content in figures.items():
+        command = "PYTHONPATH=. python docs/hooks/figures.py"
+        assert (folder / name).read_text(encoding="utf-8") == content, f"{name}: run {command}"
+
+
+@pytest.mark.parametrize("stage", [Stage.EVALUATE, Stage.PREDICT])
+@pytest.mark.parametrize("masking", ["clm", "mlm", "plm", "rtd"])
+def test_figure_of_visibility_shows_all_interactions_but_the_target(
+    masking: str, stage: Stage
+) -> None:
+    panel = FIGURES.panel(FIGURES.small_model(masking), stage)
+    (query,) = [i for i, target in enumerate(panel.predicts) if target]
+    is_target = [letter == panel.predicts[query] for letter in "abcdef"]
+    assert panel.sees[query] == [not flag for flag in is_target]
+    assert any(is_target) == (stage == Stage.EVALUATE)
+
+
+@pytest.mark.parametrize("masking", ["clm", "mlm", "plm", "rtd"])
+def test_figure_of_visibility_shows_no_target_in_training(masking: str) -> None:
+    panel = FIGURES.panel(FIGURES.small_model(masking), Stage.TRAIN)
+    masked = panel.masked or panel
+    targets = [(i, "abcdef".index(letter)) for i, letter in enumerate(masked.predicts) if letter]
+    assert len(targets) > 1
+    for position, target in targets:
+        assert not masked.sees[position][target]
+        assert any(masked.sees[position])
+    assert (panel.masked is None) == (masking != "rtd")
+    if panel.masked is not None:
+        replaced = [a != b for a, b in zip(panel.reads, "abcdef", strict=True)]
+        assert [label == "replaced" for label in panel.detects] == replaced
+        assert any(replaced)

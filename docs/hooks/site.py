@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from api_reference import api_page, packages
 from command_reference import command_page
+from figures import figures_of_small_log
 from gallery import example_page, notebook, programs
 from recipe_reference import recipe_page
 
@@ -22,7 +23,7 @@ _OUTSIDE = re.compile(r"\[([^]]*)]\(((?:\.\./)+)([^)#]*)(?:#[^)]*)?\)")
 
 
 def on_files(files: Files, config: MkDocsConfig, **_: Any) -> Files:
-    """Add the pages that are made from the code."""
+    """Add the pages that are made from the code, and make the figures anew."""
     pages = {"recipe.md": recipe_page(), "command-line.md": command_page()}
     pages |= {package.page: api_page(package) for package in packages()}
     for name, content in pages.items():
@@ -31,6 +32,10 @@ def on_files(files: Files, config: MkDocsConfig, **_: Any) -> Files:
         name = f"examples/{program.stem}"
         files.append(File.generated(config, f"{name}.md", content=example_page(program)))
         files.append(File.generated(config, f"{name}.ipynb", content=notebook(program)))
+    for name, content in figures_of_small_log().items():
+        if (committed := files.get_file_from_path(f"figures/{name}")) is not None:
+            files.remove(committed)
+        files.append(File.generated(config, f"figures/{name}", content=content))
     return files
 
 
