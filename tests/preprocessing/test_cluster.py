@@ -203,7 +203,7 @@ def test_local_workers_give_the_same_output_and_end(
 
 def test_local_cluster_listens_on_loopback_and_any_port() -> None:
     with socket.socket() as taken, warnings.catch_warnings():
-        with suppress(OSError):  # taken by somebody else
+        with suppress(OSError):  # taken by another process
             taken.bind(("127.0.0.1", 8787))
             taken.listen()
         warnings.simplefilter("error")

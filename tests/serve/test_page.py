@@ -83,7 +83,7 @@ def test_clicks_show_the_lists_of_the_client(tab: Tab, page: Page, client: Clien
     assert f"10 items · {len(set(after) - set(before))} new · " in status
     assert status.endswith(" ms")
 
-    # the address holds the session, for whoever it is passed on to
+    # the address holds the session, so a user can pass it on
     address = tab.evaluate("location.href")
     tab.open("about:blank")
     tab.open(address)

@@ -49,12 +49,29 @@ def test_line_of_cron_runs_an_update() -> None:
     check_command(command.replace(r"\%", "%").split(" && ")[1])
 
 
+def read_unit(name: str) -> configparser.RawConfigParser:
+    """A unit of systemd; keys keep their case."""
+    unit = configparser.RawConfigParser()
+    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    unit.read(DEPLOY / "systemd" / name)
+    return unit
+
+
+def test_unit_of_systemd_serves_a_repository_with_keys() -> None:
+    unit = read_unit("pipeline-serve.service")
+    program, *words = shlex.split(unit["Service"]["ExecStart"])
+    assert Path(program).name == "pipeline"
+    command = typer.main.get_command(app).commands[words[0]]  # type: ignore[attr-defined]
+    values = command.make_context("serve", words[1:]).params
+    assert values["repository"] == Path("repository")
+    assert values["host"] == "0.0.0.0"  # noqa: S104
+    assert values["key_file"] == Path("keys.txt")
+    assert unit["Service"]["KillMode"] == "mixed"
+    assert unit["Install"]["WantedBy"] == "multi-user.target"
+
+
 def test_unit_and_timer_of_systemd_run_an_update() -> None:
-    units = {}
-    for kind in ("service", "timer"):
-        units[kind] = configparser.RawConfigParser()
-        units[kind].optionxform = str  # type: ignore[assignment,method-assign]
-        units[kind].read(DEPLOY / "systemd" / f"pipeline-update.{kind}")
+    units = {kind: read_unit(f"pipeline-update.{kind}") for kind in ("service", "timer")}
     command = units["service"]["Service"]["ExecStart"]
     assert not re.search(r"(?<!%)%(?!%)", command.replace("%%", "")), "% begins a specifier"
     program, option, script = shlex.split(command)
