@@ -64,7 +64,7 @@ class Admission:
         Clients with one key are one, those without a key are one by address. A client
         that was silent may send as many at once as in `BURST_SECONDS`.
         """
-        client = address if key is None else f"the key {key.name}"
+        client = client_name(address, key)
         rate = self.limits.rate if key is None or key.rate is None else key.rate
         if rate is None:
             return
@@ -169,3 +169,8 @@ class Connections:
         )
         self.discard(victim)
         victim.close()
+
+
+def client_name(address: str, key: ClientKey | None) -> str:
+    """Return what tells clients apart: their key, or without keys their address."""
+    return address if key is None else f"the key {key.name}"

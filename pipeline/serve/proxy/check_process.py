@@ -1,7 +1,7 @@
 """Process that inflates and checks large requests, so that the others do not wait for it.
 
-It has low priority and bounded memory, and checks one request at a time. It speaks by its pipes: a
-line of JSON, then the bytes of which the line gives the size.
+It has low priority and bounded memory, and checks one request at a time, clients by turns. It
+speaks by its pipes: a line of JSON, then the bytes of which the line gives the size.
 """
 
 import asyncio
@@ -28,6 +28,7 @@ from pipeline.serve.proxy.request_checks import (
     inflate,
     inflate_message,
 )
+from pipeline.serve.proxy.turns import Turns
 
 CHECK_SECONDS = 20
 """Time for one check, after which the process is ended."""
@@ -51,24 +52,34 @@ class CheckProcess:
     def __init__(self, limits: Limits) -> None:
         self._limits = json.dumps(asdict(limits))
         self._thread = ThreadPoolExecutor(1, "checks")
+        self._turns = Turns()
         self._lock = threading.Lock()
         """Of `_process` and `_is_stopped`."""
         self._process: subprocess.Popen[bytes] | None = None
         self._is_stopped = False
 
     async def check_body(
-        self, body: bytes, encoding: str, json_lengths: list[str], model: str, *, adds_outputs: bool
+        self,
+        client: str,
+        body: bytes,
+        encoding: str,
+        json_lengths: list[str],
+        model: str,
+        *,
+        adds_outputs: bool,
     ) -> CheckedBody:
         """Return what `inflate` and `check_body` do; `adds_outputs`, whether the model ranks."""
         names = [model] if adds_outputs else []
-        values, content = await self._ask(body, ["body", encoding, json_lengths, model, names])
+        values, content = await self._ask(
+            client, body, ["body", encoding, json_lengths, model, names]
+        )
         return CheckedBody(content, *values)
 
     async def check_message(
-        self, message: bytes, *, is_compressed: bool, models: list[str]
+        self, client: str, message: bytes, *, is_compressed: bool, models: list[str]
     ) -> CheckedMessage:
         """Return what `inflate_message` and `check_message` do; `models` are those that rank."""
-        values, content = await self._ask(message, ["message", is_compressed, models])
+        values, content = await self._ask(client, message, ["message", is_compressed, models])
         return CheckedMessage(content, *values)
 
     @property
@@ -92,9 +103,10 @@ class CheckProcess:
             self._process.wait()
             _close(self._process)
 
-    async def _ask(self, content: bytes, job: list[Any]) -> tuple[list[Any], bytes]:
+    async def _ask(self, client: str, content: bytes, job: list[Any]) -> tuple[list[Any], bytes]:
         loop = asyncio.get_running_loop()
-        answer, checked = await loop.run_in_executor(self._thread, self._exchange, content, job)
+        async with self._turns.turn(client):
+            answer, checked = await loop.run_in_executor(self._thread, self._exchange, content, job)
         if "refusal" in answer:
             raise RefusedRequestError(*answer["refusal"])
         return answer["values"], content if checked is None else checked

@@ -13,7 +13,7 @@ from collections.abc import Coroutine, Iterable
 from typing import TYPE_CHECKING, Any
 
 from pipeline.serve.proxy import http2
-from pipeline.serve.proxy.admission import Admission, Connections
+from pipeline.serve.proxy.admission import Admission, Connections, client_name
 from pipeline.serve.proxy.calls import Calls
 from pipeline.serve.proxy.check_process import CheckProcess
 from pipeline.serve.proxy.connection import CONNECT_SECONDS, Address, ClientSide, Side
@@ -378,6 +378,7 @@ class _Client(ClientSide):
         """Check a large message, and go on with its stream."""
         try:
             checked = await self._proxy.checks.check_message(
+                client_name(self.peer, stream.call.key),
                 whole[PREFIX.size :],
                 is_compressed=bool(whole[0]),
                 models=sorted(self._proxy.models.names()),

@@ -7,7 +7,7 @@ from contextlib import suppress
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
-from pipeline.serve.proxy.admission import Admission, Connections
+from pipeline.serve.proxy.admission import Admission, Connections, client_name
 from pipeline.serve.proxy.calls import Call, Calls
 from pipeline.serve.proxy.check_process import CheckProcess
 from pipeline.serve.proxy.connection import CONNECT_SECONDS, Address, ClientSide, Side
@@ -329,6 +329,7 @@ class _Client(ClientSide):
         name, version = _model_of(request)
         try:
             checked = await self._proxy.checks.check_body(
+                client_name(self.peer, self._check_call(request).key),
                 request.body, _encoding(request), request.values(JSON_LENGTH), name,
                 adds_outputs=name in self._proxy.models,
             )  # fmt: skip

@@ -1,0 +1,49 @@
+"""Turns of clients at something that serves one request at a time."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+
+class Turns:
+    """Lock that clients hold by turns: each waits for at most one request of every other client."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+        """Requests of each client, first the client whose turn is next."""
+        self._is_held = False
+
+    @asynccontextmanager
+    async def turn(self, client: str) -> AsyncIterator[None]:
+        """Wait for a turn of a client, and hold the lock."""
+        if self._is_held:
+            await self._wait(client)
+        self._is_held = True
+        try:
+            yield
+        finally:
+            self._release()
+
+    async def _wait(self, client: str) -> None:
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(client, deque()).append(future)
+        try:
+            await future
+        except asyncio.CancelledError:
+            if not future.cancelled():  # the lock was passed on to it already
+                self._release()
+            raise
+
+    def _release(self) -> None:
+        """Pass the lock on to the next client, which goes to the end of the round."""
+        while self._waiting:
+            client = next(iter(self._waiting))
+            requests = self._waiting.pop(client)
+            future = requests.popleft()
+            if requests:
+                self._waiting[client] = requests
+            if not future.done():
+                future.set_result(None)
+                return
+        self._is_held = False

@@ -1,0 +1,53 @@
+"""Turns of clients at the process that checks large requests."""
+
+import asyncio
+
+from pipeline.serve.proxy.turns import Turns
+
+
+class Round:
+    """Requests that hold the lock one after the other, in the order of `order`."""
+
+    def __init__(self) -> None:
+        self.turns = Turns()
+        self.order: list[str] = []
+        self.release = asyncio.Event()
+
+    async def request(self, client: str) -> None:
+        async with self.turns.turn(client):
+            self.order.append(client)
+            await self.release.wait()
+
+    async def start(self, *clients: str) -> list[asyncio.Task[None]]:
+        tasks = [asyncio.create_task(self.request(client)) for client in clients]
+        await asyncio.sleep(0)
+        return tasks
+
+
+def test_client_waits_for_one_request_of_each_other_client() -> None:
+    async def orders() -> list[str]:
+        requests = Round()
+        tasks = await requests.start(*["many"] * 5, "few", "one", "few")
+        requests.release.set()
+        await asyncio.gather(*tasks)
+        return requests.order
+
+    assert asyncio.run(orders()) == ["many", "many", "few", "one", "many", "few", "many", "many"]
+
+
+def test_turns_go_on_after_requests_that_were_cancelled() -> None:
+    async def orders() -> list[str]:
+        requests = Round()
+        holder, waiting, passed, last = await requests.start("a", "b", "c", "d")
+        waiting.cancel()
+        await asyncio.sleep(0)
+        requests.release.set()
+        holder.cancel()  # passes the lock on to `passed`, which is cancelled before it runs
+        await asyncio.sleep(0)
+        passed.cancel()
+        await asyncio.wait([last], timeout=10)
+        assert last.done()
+        async with asyncio.timeout(10), requests.turns.turn("e"):
+            return requests.order
+
+    assert asyncio.run(orders()) == ["a", "d"]
