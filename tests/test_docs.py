@@ -159,6 +159,18 @@ def test_names_and_links_of_a_page_exist(page: Path) -> None:
         assert (page.parent / link).exists() or MADE_WITH_THE_SITE.search(link), link
 
 
+def test_tests_that_the_pages_name_exist() -> None:
+    files = (path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    names = {name for text in files for name in re.findall(r"^def (test_\w+)", text, re.MULTILINE)}
+    named = {
+        name
+        for page in PAGES
+        for name in re.findall(r"[` ](test_\w+)\b(?!\.py)", page.read_text(encoding="utf-8"))
+    }
+    assert len(named) > 15
+    assert named - names == set()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_programs_of_a_page_are_python(page: Path) -> None:
     for code in blocks(page.read_text(encoding="utf-8"), "python"):
