@@ -6,8 +6,8 @@ from typing import Any
 
 from pipeline.core.errors import ConfigError
 
-PAGE = "docs/reference/transformers4rec-names.md"
-"""Page that says what became of each name."""
+PAGE = "docs/reference/transformers4rec-arguments.md"
+"""Page of the arguments and of what is refused."""
 
 
 def expect(argument: str, value: Any, *allowed: Any, because: str) -> None:

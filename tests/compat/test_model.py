@@ -371,7 +371,7 @@ def test_arguments_with_one_value_here_say_why() -> None:
         (lambda: features(padding_idx=1), "padding is index 0"),
     ):
         with pytest.raises(
-            ConfigError, match=rf"{reason}.*docs/reference/transformers4rec-names.md"
+            ConfigError, match=rf"{reason}.*docs/reference/transformers4rec-arguments.md"
         ):
             make()
     assert bidirectional("mlm")(BATCH).shape == (40, 53)
@@ -393,7 +393,7 @@ def test_leaks_of_the_original_are_refused_in_a_line_that_names_the_page() -> No
         ),
     ):
         with pytest.raises(
-            ConfigError, match=rf"{reason}.*docs/reference/transformers4rec-names.md"
+            ConfigError, match=rf"{reason}.*docs/reference/transformers4rec-arguments.md"
         ):
             make()
 
