@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from pipeline.compat.construction import Rebuildable, Zeros
@@ -26,7 +24,7 @@ from pipeline.model.encoders.config import EncoderConfig
 from pipeline.model.inputs.tables import PretrainedEmbeddingsInitializer
 from pipeline.model.masking import Masking
 from pipeline.model.model import Model
-from pipeline.model.model_files import MODEL_FILE, WEIGHTS_FILE, write_tensors
+from pipeline.model.model_files import MODEL_FILE, WEIGHTS_FILE, read_tensors, write_tensors
 
 FORMAT = "pipeline.compat"
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -81,10 +79,10 @@ def load_model(directory: Path) -> Model:
         )
     try:
         model = Decoder().decode(description["model"])
-        model.load_state_dict(load_file(directory / WEIGHTS_FILE))
+        model.load_state_dict(read_tensors(directory / WEIGHTS_FILE))
         model.list_length = description["list_length"]
     except (
-        KeyError, TypeError, ValueError, RuntimeError, OSError, AttributeError, SafetensorError,
+        KeyError, TypeError, ValueError, RuntimeError, OSError, AttributeError,
         ConfigError,
     ) as error:  # fmt: skip
         line = " ".join(str(error).split())[:200]

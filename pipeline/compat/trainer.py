@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import PredictionOutput, TrainOutput
 
@@ -26,9 +24,9 @@ from pipeline.compat.trainer_arguments import (
     training_config,
 )
 from pipeline.compat.windows import wipe_memory
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ArtifactError, ConfigError
 from pipeline.core.files import atomic_write
-from pipeline.model.model_files import WEIGHTS_FILE, write_tensors
+from pipeline.model.model_files import WEIGHTS_FILE, read_tensors, write_tensors
 from pipeline.model.tasks.next_item import NextItemPredictionTask
 from pipeline.recipe.train import TrainConfig
 from pipeline.training.distributed.processes import announced_processes
@@ -293,9 +291,9 @@ class Trainer:
         if model is not None:
             self.model = model
         try:
-            self.model.load_state_dict(load_file(path / WEIGHTS_FILE))
+            self.model.load_state_dict(read_tensors(path / WEIGHTS_FILE))
             self.state.global_step = json.loads((path / _STATE_FILE).read_text())["global_step"]
-        except (OSError, RuntimeError, KeyError, ValueError, SafetensorError) as error:
+        except (OSError, RuntimeError, KeyError, ValueError, ArtifactError) as error:
             line = " ".join(str(error).split())[:200]
             raise ConfigError(f"{path} is no checkpoint of this model: {line}") from None
         self.optimizer, self.lr_scheduler = None, None

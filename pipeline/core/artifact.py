@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import ArtifactError
 from pipeline.core.files import read_small_text, sync, written_errors
+from pipeline.core.json_text import parse_json
 from pipeline.core.locks import exclusive, lock, remove_leftovers, sibling
 from pipeline.core.manifest import (
     DAMAGED,
@@ -208,11 +209,14 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def read_json(path: Path) -> Any:
-    """Parse a JSON file of an artifact. ArtifactError if it is missing or no JSON."""
+def read_json(path: Path, *, constants: bool = False) -> Any:
+    """Parse a JSON file of an artifact. ArtifactError if it is missing or no JSON.
+
+    `constants` allows NaN and infinity.
+    """
     try:
-        return json.loads(read_small_text(path))
-    except (OSError, ValueError, RecursionError) as error:
+        return parse_json(read_small_text(path), constants=constants)
+    except (OSError, ValueError) as error:
         raise ArtifactError(f"{path} is missing or damaged: {error}") from None
 
 

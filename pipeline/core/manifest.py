@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from pipeline import __version__
 from pipeline.core.errors import ArtifactError
 from pipeline.core.files import hash_file, read_small_text, sync
+from pipeline.core.json_text import parse_json
 
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"
@@ -33,7 +34,7 @@ class Manifest(NamedTuple):
 
 def parse_manifest(path: Path) -> Manifest:
     """Read the manifest of an artifact; one of `DAMAGED` where it is none."""
-    manifest = json.loads(read_small_text(path / MANIFEST))
+    manifest = parse_json(read_small_text(path / MANIFEST))
     digest = manifest.pop(_DIGEST, None)  # an earlier version wrote none
     if digest is not None and manifest["format"] == FORMAT and digest != digest_of(manifest):
         raise ValueError

@@ -1,9 +1,12 @@
 """Bounds of Parquet files: how much the bytes of a file may become in memory.
 
-A file of a few kilobytes may hold a value a billion times, or one of gigabytes.
+A file of a few kilobytes may hold a value a billion times, or one of gigabytes. The footer, which
+describes row groups and columns, takes up to 300 times its size once it is decoded.
 """
 
-from collections.abc import Collection
+import os
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,14 +21,69 @@ MOST_INFLATED = 250
 """How many times the size of its compressed bytes a column may have; logs have 2 to 30 times."""
 LONGEST_VALUE = 1 << 20
 """Longest text in bytes that occurs more than once in a column."""
+MOST_COLUMNS = 10_000
+"""Columns of a file, those inside of objects too."""
+MOST_FOOTER = 10
+"""Part of the file that its footer may be, as a divisor; logs have 1,000 and more."""
+_FREE_FOOTER_BYTES = 1 << 20
+"""Bytes of a footer from which that is looked at."""
 _FREE_VALUES, _FREE_BYTES = 10_000_000, 1 << 26
 """Values and bytes of a column from which the bounds are looked at."""
 _BATCH_BYTES = 1 << 27
 
 
+def check_footer(file: Path) -> None:
+    """DataError for a footer that is large and most of the file, before it is decoded."""
+    tail_bytes, magic = 8, b"PAR1"
+    with file.open("rb") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, size - tail_bytes))
+        tail = stream.read()
+    footer = int.from_bytes(tail[:4], "little")
+    is_large = max(_FREE_FOOTER_BYTES, size // MOST_FOOTER) < footer <= size
+    if tail[4:] == magic and is_large:
+        raise DataError(
+            f"{file} has a footer of {footer:,} bytes in {size:,}, more than 1/{MOST_FOOTER} of "
+            "it, as no log has: it describes very many row groups or columns. Write it anew with "
+            "larger row groups."
+        )
+
+
+@contextmanager
+def open_parquet(file: Path) -> Iterator[pq.ParquetFile]:
+    """Yield a Parquet file. DataError for a footer as in `check_footer`, and for many columns.
+
+    ArrowInvalid for a footer whose row groups are not those of its rows and columns.
+    """
+    check_footer(file)
+    with pq.ParquetFile(file) as parquet:
+        if parquet.metadata.num_columns > MOST_COLUMNS:
+            raise DataError(
+                f"{file} has {parquet.metadata.num_columns:,} columns, of which up to "
+                f"{MOST_COLUMNS:,} are read."
+            )
+        _check_row_groups(parquet.metadata)
+        yield parquet
+
+
+def _check_row_groups(metadata: pq.FileMetaData) -> None:
+    """ArrowInvalid for row groups that lack a column or have other rows than the file."""
+    num_rows = 0
+    for index in range(metadata.num_row_groups):
+        group = metadata.row_group(index)
+        num_rows += group.num_rows
+        if group.num_columns != metadata.num_columns:
+            raise pa.ArrowInvalid(
+                f"row group {index} has {group.num_columns} columns, expected "
+                f"{metadata.num_columns}"
+            )
+    if num_rows != metadata.num_rows:
+        raise pa.ArrowInvalid(f"{metadata.num_rows} rows, and its row groups have {num_rows}")
+
+
 def check_expansion(file: Path) -> None:
     """DataError for a file that becomes very much more in memory than it is on disk."""
-    with pq.ParquetFile(file) as parquet:
+    with open_parquet(file) as parquet:
         if parquet.metadata.num_rows:
             bounded_rows(parquet, file, (), parquet.metadata.num_rows)
 

@@ -10,11 +10,10 @@ from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.core.columns import ITEM, ORDER, SESSION, SPLIT, TIMESTAMP
 from pipeline.core.errors import DataError
-from pipeline.core.parquet_bounds import bounded_rows
+from pipeline.core.parquet_bounds import bounded_rows, open_parquet
 from pipeline.logs.columns import canonical_table, folder_values, log_columns, recipe_names
 from pipeline.logs.compression import inner_name
 from pipeline.logs.csv_repair import CsvFile
@@ -79,7 +78,10 @@ def _names_inside(recipe: Preprocess, file: Path) -> list[str]:
 def _schema(recipe: Preprocess, file: Path) -> pa.Schema:
     """Columns of a Parquet file, or of the first block of JSON lines; empty for an empty file."""
     if format_of(recipe, file) == "parquet":
-        return pq.read_schema(file) if file.stat().st_size else pa.schema([])
+        if not file.stat().st_size:
+            return pa.schema([])
+        with open_parquet(file) as parquet:
+            return parquet.schema_arrow
     with closing(JsonLines(file, RowCounts(), _fields(recipe)).tables()) as tables:
         return next(tables, pa.table({})).schema
 
@@ -135,7 +137,7 @@ def scan_parquet(
     """Canonical columns of a Parquet file, in blocks of about `num_rows` rows."""
     if not file.stat().st_size:
         return
-    with pq.ParquetFile(file) as parquet:
+    with open_parquet(file) as parquet:
         if not parquet.metadata.num_rows:
             return
         names = _schema_names(recipe, parquet.schema_arrow)

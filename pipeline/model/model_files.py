@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipeline.core.artifact import read_json, write_json
 from pipeline.core.errors import ArtifactError, ConfigError
+from pipeline.core.tensor_header import check_tensor_header
 from pipeline.data.fitted import Fitted
 from pipeline.data.schema import Schema, Tags
 from pipeline.model.build import TrainingStatistics, build_model
@@ -60,6 +61,16 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
 
 
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file by name. ArtifactError for one that is missing or damaged."""
+    try:
+        check_tensor_header(path)
+        return load_file(path)
+    except (OSError, ValueError, SafetensorError) as error:
+        line = " ".join(str(error).split())[:200]
+        raise ArtifactError(f"{path} is missing or damaged: {line}") from None
+
+
 def load_model(directory: Path, fitted: Fitted | None = None) -> Model:
     """Load a model in evaluation mode. ArtifactError if the files do not fit each other.
 
@@ -74,17 +85,17 @@ def load_model(directory: Path, fitted: Fitted | None = None) -> Model:
         num_bytes = (directory / WEIGHTS_FILE).stat().st_size
         _check_sizes(config, schema, longest, vector_shapes, num_bytes)
         if config.counting is not None:
-            tables = load_file(directory / WEIGHTS_FILE)
+            tables = read_tensors(directory / WEIGHTS_FILE)
             return load_counting_model(schema, config, longest, tables)
         vectors = {position: torch.zeros(shape) for position, shape in enumerate(vector_shapes)}
         labels = {} if fitted is None else target_labels(fitted, config)
         statistics = TrainingStatistics(vectors=vectors, labels=labels)
         model = build_model(schema, config, longest, statistics=statistics)
-        weights = load_file(directory / WEIGHTS_FILE)
+        weights = read_tensors(directory / WEIGHTS_FILE)
         _check_weights(weights, model.state_dict())
         model.load_state_dict(weights)
     except (
-        KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError, ConfigError
+        KeyError, TypeError, ValueError, RuntimeError, OSError, ConfigError
     ) as error:  # fmt: skip
         line = " ".join(str(error).split())[:200]
         raise ArtifactError(f"{directory} does not hold a model of this version: {line}") from None

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pipeline.core.errors import ArtifactError, ConfigError, PipelineError
@@ -24,7 +23,7 @@ from pipeline.core.program_check import RefusedProgramError, checked_program, re
 from pipeline.data.batch import SessionBatch, newest
 from pipeline.model.head import Head
 from pipeline.model.model import Model, SessionAnswer
-from pipeline.model.model_files import write_tensors
+from pipeline.model.model_files import read_tensors, write_tensors
 from pipeline.model.repeats import Repeats
 from pipeline.model.sealed import SealedInputs, SealedModel
 from pipeline.model.target_labels import Units
@@ -223,7 +222,7 @@ def read_program(directory: Path, description: dict[str, Any]) -> ProgramModel:
     except (RuntimeError, ValueError, IndexError) as error:
         line = " ".join(str(error).split())[:200]
         raise ArtifactError(f"{path} is no program: {line}") from None
-    return ProgramModel(program, description, load_file(directory / STATE_FILE)).eval()
+    return ProgramModel(program, description, read_tensors(directory / STATE_FILE)).eval()
 
 
 def _rows_of(inputs: Any, name: str) -> int:

@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.core.artifact import new_artifact, read_json, read_manifest
 from pipeline.core.errors import ArtifactError, ConfigError
 from pipeline.core.manifest import MANIFEST
-from pipeline.model.model_files import write_tensors
+from pipeline.model.model_files import read_tensors, write_tensors
 from pipeline.training.distributed.processes import Processes, gather_bytes
 
 logger = logging.getLogger(__name__)
@@ -135,7 +134,9 @@ def write_state(directory: Path, state: Any) -> None:
 
 def read_state(directory: Path) -> Any:
     """Return the state that `write_state` wrote."""
-    return _unpack(read_json(directory / _STATE_FILE), load_file(directory / _TENSORS_FILE))
+    return _unpack(
+        read_json(directory / _STATE_FILE, constants=True), read_tensors(directory / _TENSORS_FILE)
+    )
 
 
 def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:

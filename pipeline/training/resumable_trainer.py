@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from transformers import Trainer as HuggingFaceTrainer
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from pipeline.model.device import Stopwatch
 from pipeline.model.model import Model
-from pipeline.model.model_files import write_tensors
+from pipeline.model.model_files import read_tensors, write_tensors
 from pipeline.training.callbacks import BestEpoch, Timetable
 from pipeline.training.checkpoint import Checkpoints, read_state, write_state
 from pipeline.training.distributed.processes import Processes, gather_bytes
@@ -123,7 +122,7 @@ class ResumableTrainer(HuggingFaceTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: Any, model: Any = None) -> None:  # noqa: ARG002
         """Restore weights, log and callbacks; the rest waits until the Trainer has created it."""
         directory, sharding = Path(resume_from_checkpoint), self.sharding
-        weights = load_file(directory / _WEIGHTS_FILE)
+        weights = read_tensors(directory / _WEIGHTS_FILE)
         self.session_model.load_state_dict(
             weights if sharding is None else sharding.read(directory, weights)
         )
@@ -138,7 +137,7 @@ class ResumableTrainer(HuggingFaceTrainer):
                 vars(callback).update(attributes)
         if self.best is not None and self.best.step is not None:
             path = directory / _BEST_FILE
-            best = load_file(path if path.exists() else directory / _WEIGHTS_FILE)
+            best = read_tensors(path if path.exists() else directory / _WEIGHTS_FILE)
             self.best.weights = best if sharding is None else sharding.read_best(directory, best)
         self._checkpoint = state
         self._random_state = state["random"][self.processes.rank]

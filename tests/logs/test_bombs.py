@@ -124,7 +124,46 @@ def parquet_bombs(folder: Path) -> None:
     (folder / "footer.parquet").write_bytes(whole[:-8] + b"\xff\xff\xff\x7fPAR1")
 
 
-@pytest.mark.parametrize("make", [text_bombs, nested_bombs, parquet_bombs])
+def varint(number: int) -> bytes:
+    """Whole number of Thrift's compact protocol."""
+    low, high = number & 0x7F, number >> 7
+    return bytes([low | 0x80]) + varint(high) if high else bytes([low])
+
+
+def write_footer(file: Path, columns: list[bytes], num_groups: int, group: bytes) -> None:
+    """Write a Parquet file of one row without data: its columns as int32, its groups as they are.
+
+    A group has no column where `group` is a struct without one.
+    """
+    root = b"\x48\x01a\x15" + varint(2 * len(columns)) + b"\0"
+    leaves = [b"\x15\x02\x25\0\x18" + varint(len(name)) + name + b"\0" for name in columns]
+    schema = b"\x15\x02\x19\xfc" + varint(len(columns) + 1) + root + b"".join(leaves)
+    footer = schema + b"\x16\x02\x19\xfc" + varint(num_groups) + group * num_groups + b"\0"
+    file.write_bytes(b"PAR1" + footer + len(footer).to_bytes(4, "little") + b"PAR1")
+
+
+def footer_bombs(folder: Path) -> None:
+    """Row groups and columns that are many, empty, or only in the footer."""
+    columns = [b"session_id", b"item_id"]
+    empty = b"\x19\x0c\x16\0\x16\0\0"
+    chunks = b"\x19\xfc" + varint(340_000) + b"\x26\0\0" * 340_000 + b"\x16\0\x16\0\0"
+    write_footer(folder / "no-groups.parquet", columns, 0, empty)
+    write_footer(folder / "empty-group.parquet", columns, 1, empty)
+    write_footer(folder / "empty-groups.parquet", columns, 140_000, empty)
+    write_footer(folder / "chunks.parquet", columns, 1, chunks)
+    write_footer(folder / "more-chunks.parquet", columns, 8, chunks)
+    write_footer(folder / "columns.parquet", columns + [b"a"] * 125_000, 1, empty)
+    write_footer(folder / "more-columns.parquet", columns + [b"a"] * 1_000_000, 1, empty)
+    ids = pa.array([1], pa.int32())
+    table = pa.table(dict.fromkeys(["session_id", "item_id"], ids))
+    with pq.ParquetWriter(folder / "groups.parquet", table.schema) as writer:
+        for _ in range(30_000):
+            writer.write_table(table)
+    names = ["session_id", "item_id", *(f"c{n}" for n in range(40_000))]
+    pq.write_table(pa.table(dict.fromkeys(names, ids)), folder / "wide.parquet")
+
+
+@pytest.mark.parametrize("make", [text_bombs, nested_bombs, parquet_bombs, footer_bombs])
 def test_bombs_end_in_seconds_with_one_line(make: Callable[[Path], None], tmp_path: Path) -> None:
     make(tmp_path)
     files = sorted(map(str, tmp_path.iterdir()))
@@ -154,6 +193,15 @@ def test_a_log_that_repeats_itself_is_read(tmp_path: Path) -> None:
     numbers = pa.array(np.zeros(3_000_000, np.int64))
     pq.write_table(pa.table({"session_id": numbers, "item_id": numbers}), tmp_path / "log.parquet")
     assert read(tmp_path / "log.parquet")[0].num_rows == 3_000_000
+
+
+def test_many_small_row_groups_are_read(tmp_path: Path) -> None:
+    ids = pa.array(range(100), pa.int32())
+    table = pa.table({"session_id": ids, "item_id": ids})
+    with pq.ParquetWriter(tmp_path / "log.parquet", table.schema) as writer:
+        for _ in range(4_000):
+            writer.write_table(table)
+    assert read(tmp_path / "log.parquet")[0].num_rows == 400_000
 
 
 def test_long_texts_of_a_dictionary_are_read_in_small_blocks(tmp_path: Path) -> None:

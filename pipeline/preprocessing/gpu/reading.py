@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.core.columns import TIMESTAMP
+from pipeline.core.parquet_bounds import check_footer
 from pipeline.logs import files as log_files
 from pipeline.logs.columns import log_columns
 from pipeline.logs.compression import compression_of
@@ -100,6 +101,7 @@ def _read_parquet(
 ) -> tuple[list[Any], list[list[int]]]:
     parts, pieces, schemas = [], [], []
     for file in files:
+        check_footer(file)
         with _refusing(file):
             metadata = pq.read_metadata(file)
         schema = metadata.schema.to_arrow_schema()

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, distributed, nn
 from transformers import TrainingArguments
 
@@ -19,7 +18,7 @@ from pipeline.core.columns import FIRST_ITEM
 from pipeline.core.errors import ConfigError
 from pipeline.model.losses import LabelSmoothCrossEntropyLoss
 from pipeline.model.model import Model
-from pipeline.model.model_files import write_tensors
+from pipeline.model.model_files import read_tensors, write_tensors
 from pipeline.model.ops.shards import ShardedEmbedding, Shards
 from pipeline.model.tasks.next_item import NextItemPredictionTask
 from pipeline.training.distributed.processes import Processes
@@ -148,7 +147,7 @@ class Sharding:
         """Rows of this process, or None in the first one, whose rows are in the common file."""
         if not self.shards.rank:
             return None
-        return load_file(directory / _file(name, self.shards.rank))[name]
+        return read_tensors(directory / _file(name, self.shards.rank))[name]
 
     def _send(self, values: Tensor) -> None:
         for piece in _pieces(values):
