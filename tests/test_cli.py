@@ -3,6 +3,7 @@
 import errno
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -132,7 +133,9 @@ WRONG = {
     "recommend {run} --items a --k 0": "--k is 0, expected 1 or more",
     "recommend {run} --items a --column price": "NAME=V,V",
     "recommend {run} --input none.csv": "none.csv does not exist",
-    "recommend {data} --items a": "is a data directory, expected run",
+    "evaluate {run} --data {data} --by ''": "--by is '', expected names",
+    "compare {run} --data {data} --metrics ,": "--metrics is ',', expected names",
+    "recommend {data} --items a": "is a data directory, expected a run directory",
     "train {data} --recipe {recipe} --out out --set train.metric=foo": "`metric` is 'foo'",
     "train {data} --recipe {recipe} --out out --windows 1d --restart": "Leave out --restart",
 }
@@ -148,7 +151,7 @@ def test_wrong_arguments_are_refused_before_heavy_imports(shop: Shop, line: str)
         "finally: assert not {'torch', 'merlin', 'pandas', 'transformers'} & {*sys.modules}\n"
     )
     names = {"data": shop.data, "run": shop.run, "recipe": "configs/demo.yaml"}
-    words = line.format(**names).split()
+    words = shlex.split(line.format(**names))
     command = [sys.executable, "-c", code, *words]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 2, result.stderr

@@ -52,7 +52,7 @@ def compare(
     cutoffs: Cutoffs = "5,10,20",
     baselines: Baselines = True,
     filter_seen: FilterSeen = None,
-    metrics: Metrics = "",
+    metrics: Metrics = None,
     plugins: Plugins = None,
     as_json: Json = False,
 ) -> None:
@@ -62,6 +62,7 @@ def compare(
     that differ in the seed alone are one row.
     """
     numbers = parse_numbers("--cutoffs", cutoffs)
+    list_metrics = split_names("--metrics", metrics)
     run_plugins(plugins)
     check_input(data, "data")
     for run in runs:
@@ -83,7 +84,7 @@ def compare(
         cutoffs=numbers,
         baselines=baselines,
         filter_seen=filter_seen,
-        metrics=split_names(metrics),
+        metrics=list_metrics,
     )
     print_result(result.to_dict(), as_json, result.to_text())
     for file in out or ():

@@ -46,7 +46,7 @@ FilterSeen = Annotated[
 
 
 Metrics = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--metrics",
         metavar="NAMES",
@@ -55,7 +55,7 @@ Metrics = Annotated[
     ),
 ]
 By = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--by",
         metavar="COLUMNS",
@@ -73,8 +73,8 @@ def evaluate(
     cutoffs: Cutoffs = "5,10,20",
     baselines: Baselines = True,
     filter_seen: FilterSeen = None,
-    metrics: Metrics = "",
-    by: By = "",
+    metrics: Metrics = None,
+    by: By = None,
     plugins: Plugins = None,
     ranks: Annotated[
         Path | None,
@@ -97,6 +97,8 @@ def evaluate(
     Every target is ranked in the whole catalogue.
     """
     numbers = parse_numbers("--cutoffs", cutoffs)
+    list_metrics = split_names("--metrics", metrics)
+    columns = split_names("--by", by)
     run_plugins(plugins)
     check_input(run, "run")
     check_input(data, "data")
@@ -116,8 +118,8 @@ def evaluate(
         cutoffs=numbers,
         baselines=baselines,
         filter_seen=filter_seen,
-        metrics=split_names(metrics),
-        by=split_names(by),
+        metrics=list_metrics,
+        by=columns,
     )
     note_other_sessions(run, data)
     print_result(result.to_dict(), as_json, result.to_text(breakdown=breakdown))

@@ -257,9 +257,14 @@ def parse_numbers(option: str, text: str) -> tuple[int, ...]:
     return numbers
 
 
-def split_names(text: str) -> tuple[str, ...]:
-    """Return the names of text such as a,b."""
-    return tuple(name.strip() for name in text.split(",") if name.strip())
+def split_names(option: str, text: str | None) -> tuple[str, ...]:
+    """Return the names of text such as a,b; none without the option. ConfigError for no name."""
+    if text is None:
+        return ()
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not names:
+        raise ConfigError(f"{option} is {text!r}, expected names, such as a,b.")
+    return names
 
 
 def read_sign_key(path: Path | None) -> "Ed25519PrivateKey | None":

@@ -36,8 +36,8 @@ def report(
     cutoffs: Cutoffs = "5,10,20",
     baselines: Baselines = True,
     filter_seen: FilterSeen = None,
-    metrics: Metrics = "",
-    by: By = "",
+    metrics: Metrics = None,
+    by: By = None,
     plugins: Plugins = None,
     as_json: Json = False,
 ) -> None:
@@ -49,6 +49,8 @@ def report(
     from pipeline.core.outputs import check_report
 
     numbers = parse_numbers("--cutoffs", cutoffs)
+    list_metrics = split_names("--metrics", metrics)
+    columns = split_names("--by", by)
     check_report(out)
     run_plugins(plugins)
     check_input(run, "run")
@@ -64,8 +66,8 @@ def report(
         cutoffs=numbers,
         baselines=baselines,
         filter_seen=filter_seen,
-        metrics=split_names(metrics),
-        by=split_names(by),
+        metrics=list_metrics,
+        by=columns,
     )
     note_other_sessions(run, data)
     text = f"Wrote {facts['page']}, and the same numbers to {facts['json']}."

@@ -164,7 +164,7 @@ def read_manifest(path: Path, kind: str, *, check_files: bool = True) -> dict[st
         raise ArtifactError(f"{path}/{MANIFEST} is damaged. {next_step}") from None
     if manifest.kind != kind:
         raise ArtifactError(
-            f"{path} is a {manifest.kind} directory, expected {kind}. {_EXPECTED[kind]}"
+            f"{path} is a {manifest.kind} directory, expected a {kind} directory. {_EXPECTED[kind]}"
         )
     if manifest.format != FORMAT:
         raise ArtifactError(

@@ -237,7 +237,7 @@ def test_directory_that_does_not_exist_names_the_command_that_writes_it(tmp_path
 
 def test_artifact_of_another_kind_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "shop", "run")
-    assert "is a run directory, expected data" in refusal(tmp_path / "shop")
+    assert "is a run directory, expected a data directory" in refusal(tmp_path / "shop")
 
 
 def test_another_format_is_refused(tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_check_without_files_reads_the_manifest_alone(tmp_path: Path) -> None:
     write(tmp_path / "shop")
     (tmp_path / "shop" / "empty").write_text("changed")
     assert read_manifest(tmp_path / "shop", "data", check_files=False) == {"files": 3}
-    with pytest.raises(ArtifactError, match="is a data directory, expected run"):
+    with pytest.raises(ArtifactError, match="is a data directory, expected a run directory"):
         read_manifest(tmp_path / "shop", "run", check_files=False)
 
 

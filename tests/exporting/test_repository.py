@@ -149,7 +149,7 @@ def test_contradictory_settings_are_refused(
 
 
 def test_only_runs_are_exported(shop: Shop, tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="is a data directory, expected run"):
+    with pytest.raises(ArtifactError, match="is a data directory, expected a run directory"):
         export(shop.data, tmp_path / "out")
     with pytest.raises(ArtifactError, match="does not exist"):
         export(tmp_path / "none", tmp_path / "out")

@@ -77,7 +77,9 @@ def test_paths_may_be_text(shop: Shop, client: InProcessClient) -> None:
 
 
 def test_wrong_directory_kind_is_named_in_the_error(shop: Shop) -> None:
-    with pytest.raises(ArtifactError, match=r"is a repository directory, expected run\. Give one"):
+    with pytest.raises(
+        ArtifactError, match=r"is a repository directory, expected a run directory\. Give one"
+    ):
         open_run(shop.repository)
     with pytest.raises(ArtifactError, match=r"is no directory\. Give one that `pipeline train`"):
         open_run(shop.clicks)

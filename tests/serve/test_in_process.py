@@ -222,7 +222,10 @@ def test_integer_ids_and_a_bidirectional_architecture(tmp_path: Path) -> None:
     ("words", "said"),
     [
         (["{}/rum", "--items", "a"], "is no address, expected http://HOST:PORT, grpc"),
-        (["{}/repository", "--items", "a"], "is a repository directory, expected run. Give one"),
+        (
+            ["{}/repository", "--items", "a"],
+            "is a repository directory, expected a run directory. Give one",
+        ),
         (
             ["{}/clicks.csv.gz", "--items", "a"],
             "and there is no such directory, expected that of a run",
