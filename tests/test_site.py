@@ -37,6 +37,8 @@ RECIPE = hook("recipe_reference")
 COMMANDS = hook("command_reference")
 API = hook("api_reference")
 GALLERY = hook("gallery")
+hook("drawing")
+PANELS = hook("panels")
 FIGURES = hook("figures")
 
 
@@ -140,7 +142,7 @@ def test_committed_figures_are_those_of_the_code(shop: Shop) -> None:
 def test_figure_of_visibility_shows_all_interactions_but_the_target(
     masking: str, stage: Stage
 ) -> None:
-    panel = FIGURES.panel(FIGURES.small_model(masking), stage)
+    panel = PANELS.panel(PANELS.small_model(masking), stage)
     (query,) = [i for i, target in enumerate(panel.predicts) if target]
     is_target = [letter == panel.predicts[query] for letter in "abcdef"]
     assert panel.sees[query] == [not flag for flag in is_target]
@@ -149,7 +151,7 @@ def test_figure_of_visibility_shows_all_interactions_but_the_target(
 
 @pytest.mark.parametrize("masking", ["clm", "mlm", "plm", "rtd"])
 def test_figure_of_visibility_shows_no_target_in_training(masking: str) -> None:
-    panel = FIGURES.panel(FIGURES.small_model(masking), Stage.TRAIN)
+    panel = PANELS.panel(PANELS.small_model(masking), Stage.TRAIN)
     masked = panel.masked or panel
     targets = [(i, "abcdef".index(letter)) for i, letter in enumerate(masked.predicts) if letter]
     assert len(targets) > 1

@@ -4,190 +4,23 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
-from xml.sax.saxutils import escape
+from typing import Any
 
 import torch
-from torch import Tensor
+from drawing import MASK, Drawing
+from panels import MASKINGS, SESSION, STAGES, Panel, panel, small_model
 
-from pipeline import model as tr
 from pipeline.core.columns import FIRST_ITEM
 from pipeline.data.loader import RaggedBatch
 from pipeline.exporting.run import export
 from pipeline.exporting.triton_config import read_config, type_name
-from pipeline.model.masking import CausalMasking, MaskedSequence, Stage
-from pipeline.model.ops.slots import Slots
+from pipeline.model.masking import CausalMasking, Stage
 from pipeline.preprocessing.run import preprocess
 from pipeline.preprocessing.synthetic import synthesize
 from pipeline.recipe.recipe import Recipe
 from pipeline.training.run import train
 
 ROOT = Path(__file__).parents[2]
-SESSION = "abcdef"
-STAGES = {Stage.TRAIN: "training", Stage.EVALUATE: "evaluation", Stage.PREDICT: "serving"}
-MASKINGS: dict[str, dict[str, Any]] = {
-    "clm": {},
-    "mlm": {"mlm_probability": 0.3},
-    "plm": {"plm_probability": 0.5, "max_span_length": 2},
-    "rtd": {"mlm_probability": 0.3, "sample_from_batch": False},
-}
-"""Maskings with arguments that choose two or three targets of six interactions."""
-MASK = "mask"
-"""Token of a position that holds the mask vector in place of an interaction."""
-_SEED = 1
-_STYLE = """
-svg { --ink: #1f2328; --paper: #ffffff; --pale: #dfe4ea; --line: #8c959f; --dim: #59636e;
-  --sees: #8fc3bc; --strong: #00796b; --target: #c2410c }
-@media (prefers-color-scheme: dark) { svg { --ink: #e6edf3; --paper: #10151c; --pale: #2b323b;
-  --line: #7d8590; --dim: #9198a1; --sees: #2f6f68; --strong: #4db6ac; --target: #ff9a5c } }
-text { font: 13px system-ui, "Segoe UI", Helvetica, Arial, sans-serif; fill: var(--ink) }
-rect, path { stroke: var(--line); fill: none }
-.paper { fill: var(--paper); stroke: none }
-.pale { fill: var(--pale) }
-.sees { fill: var(--sees) }
-.strong { fill: var(--strong) }
-.dashed { stroke-dasharray: 3 3 }
-.ring { stroke: var(--target); stroke-width: 2 }
-.head { font-weight: 600 }
-.small { font-size: 11px }
-.dim { fill: var(--dim) }
-.target { fill: var(--target); font-weight: 600 }
-.middle { text-anchor: middle }
-.end { text-anchor: end }
-"""
-
-
-class Drawing:
-    """Shapes of one SVG."""
-
-    def __init__(self, width: int, height: int, title: str) -> None:
-        self._parts = [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-            f'width="{width}" height="{height}" role="img">',
-            f"<title>{escape(title)}</title>",
-            f"<style>{_STYLE}</style>",
-            f'<rect class="paper" width="{width}" height="{height}" rx="6"/>',
-        ]
-
-    def text(self, x: float, y: float, content: object, style: str = "") -> None:
-        """Write one line, its baseline at `y`."""
-        self._parts.append(f'<text x="{x}" y="{y}" class="{style}">{escape(str(content))}</text>')
-
-    def box(self, x: float, y: float, width: float, height: float, style: str = "") -> None:
-        """Draw a rectangle by its upper left corner."""
-        self._parts.append(
-            f'<rect x="{x}" y="{y}" width="{width}" height="{height}" class="{style}"/>'
-        )
-
-    def arrow(self, x: float, y: float, to_x: float, to_y: float) -> None:
-        """Draw a horizontal or vertical arrow."""
-        dx, dy = (to_x > x) - (to_x < x), (to_y > y) - (to_y < y)
-        wings = f"M{to_x - 6 * dx - 4 * dy} {to_y - 6 * dy - 4 * dx} L{to_x} {to_y} "
-        wings += f"L{to_x - 6 * dx + 4 * dy} {to_y - 6 * dy + 4 * dx}"
-        self._parts.append(f'<path d="M{x} {y} L{to_x} {to_y} {wings}"/>')
-
-    def cell(self, x: float, y: float, size: int, content: str, style: str = "") -> None:
-        """Draw a square with a letter, or with a smaller square for the mask vector."""
-        self.box(x, y, size, size, style)
-        if content == MASK:
-            self.box(x + size / 2 - 4, y + size / 2 - 4, 8, 8)
-        else:
-            self.text(x + size / 2, y + size / 2 + 4.5, content, "middle")
-
-    def svg(self) -> str:
-        """Return the document."""
-        return "\n".join([*self._parts, "</svg>"]) + "\n"
-
-
-class Panel(NamedTuple):
-    """What one masking makes of one session at one stage."""
-
-    reads: list[str]
-    """Token of each position of the encoder."""
-    predicts: list[str]
-    """Target of each position, "" without one, "?" for the next item."""
-    sees: list[list[bool]]
-    """Whether the output of a position (row) depends on an interaction (column)."""
-    order: list[int]
-    """Order of the targets under plm, -1 for other positions."""
-    detects: list[str]
-    """Labels of rtd's second pass, where `reads` and `sees` are those of this pass."""
-    masked: "Panel | None" = None
-    """First pass of rtd in training."""
-
-
-def small_model(masking: str) -> tr.Model:
-    """XLNet of two layers, which every masking works with, and random weights."""
-    torch.manual_seed(_SEED)
-    item = tr.ColumnSchema.create_categorical("item_id", len(SESSION), tags=["item_id"])
-    inputs = tr.TabularSequenceFeatures.from_schema(
-        tr.Schema((item,)),
-        max_sequence_length=len(SESSION),
-        embedding_dim_default=16,
-        masking=masking,
-        **MASKINGS[masking],
-    )
-    encoder = tr.XLNetConfig.build(16, 2, 2, len(SESSION) + 1)
-    body = tr.SequentialBlock(inputs, tr.TransformerBlock(encoder, masking=inputs.masking))
-    return tr.Model(tr.Head(body, tr.NextItemPredictionTask())).eval()
-
-
-def panel(model: tr.Model, stage: Stage) -> Panel:
-    """Read one session, and differentiate each output by each interaction."""
-    body = model.head.body
-    items = torch.arange(len(SESSION)).unsqueeze(0) + FIRST_ITEM
-    batch = tr.SessionBatch({"item_id": items}, torch.tensor([len(SESSION)]))
-    torch.manual_seed(_SEED)
-    embeddings = body.inputs(batch).detach().requires_grad_()
-    sequence = body.masking.apply_to(embeddings, items, batch.lengths, stage)
-    encoded = body.through(sequence)
-    targets = [_letter(index) for index in sequence.targets[0].tolist()]
-    if stage == Stage.PREDICT:
-        targets[int(sequence.query[0])] = "?"
-    elif stage == Stage.EVALUATE:  # the last target alone, as prediction without it would
-        query = int(sequence.query[0])
-        targets = [target if i == query else "" for i, target in enumerate(targets)]
-    order = [-1] * len(targets) if sequence.order is None else sequence.order[0].tolist()
-    sees = _dependence(encoded.hidden, embeddings)
-    first = Panel(_tokens(sequence, embeddings), targets, sees, order, [])
-    if body.masking.name != "rtd" or stage != Stage.TRAIN:
-        return first
-    task, slots = model.head.next_item_task(), Slots.of(sequence.targets >= FIRST_ITEM, None)
-    logits = task.logits(slots.take(encoded.hidden), body.inputs.item_table.weight)
-    replaced = body.masking.replace(batch, "item_id", slots, logits)
-    sequence = body.unmasked(replaced.batch)
-    embeddings = sequence.embeddings.detach().requires_grad_()
-    sees = _dependence(body.through(sequence._replace(embeddings=embeddings)).hidden, embeddings)
-    reads = [_letter(index) for index in replaced.batch.features["item_id"][0].tolist()]
-    labels = ["replaced" if flag else "original" for flag in replaced.is_replaced[0].tolist()]
-    return Panel(reads, [""] * len(reads), sees, [-1] * len(reads), labels, first)
-
-
-def _dependence(hidden: Tensor, embeddings: Tensor) -> list[list[bool]]:
-    """(1, L, D) outputs and (1, n, D) inputs -> L rows of n."""
-    rows = []
-    for output in hidden[0]:
-        weights = torch.randn_like(output)
-        (gradient,) = torch.autograd.grad(
-            (output * weights).sum(), embeddings, retain_graph=True, allow_unused=True
-        )
-        rows.append(
-            [False] * embeddings.size(1) if gradient is None else gradient[0].any(-1).tolist()
-        )
-    return rows
-
-
-def _tokens(sequence: MaskedSequence, embeddings: Tensor) -> list[str]:
-    """Letter of each position whose embedding is that of its interaction, else MASK."""
-    size = embeddings.size(1)
-    return [
-        SESSION[i] if i < size and torch.equal(vector, embeddings[0, i]) else MASK
-        for i, vector in enumerate(sequence.embeddings[0])
-    ]
-
-
-def _letter(index: int) -> str:
-    return SESSION[index - FIRST_ITEM] if index >= FIRST_ITEM else ""
 
 
 def visibility_figure(panels: dict[str, list[Panel]]) -> str:
@@ -310,7 +143,7 @@ def batch_figure() -> str:
     batch = ragged.window(rows, torch.zeros_like(rows), ragged.lengths)
     items = batch.features["item_id"]
     masked = CausalMasking().apply_to(items.unsqueeze(-1), items, batch.lengths, Stage.TRAIN)
-    drawing = Drawing(790, 226, "From sessions to a batch")
+    drawing = Drawing(812, 226, "From sessions to a batch")
     for x, head, values in (
         (250, "item_id (B, L)", items),
         (560, "targets of clm (B, L - 1)", masked.targets),
@@ -358,19 +191,19 @@ def ensemble_figure(repository: Path) -> str:
     (program,) = (c for c in configs.values() if c.backend == "pytorch")
     aliases = [n for n, c in configs.items() if c.platform == "ensemble" and n != entry.name]
     height = 106 + 18 * len(entry.input)
-    drawing = Drawing(860, height, "Models and tensors of an exported repository")
+    drawing = Drawing(880, height, "Models and tensors of an exported repository")
     drawing.text(16, 26, "request", "head")
-    drawing.text(686, 26, "answer", "head")
-    for left, tensors in ((16, entry.input), (686, entry.output)):
+    drawing.text(688, 26, "answer", "head")
+    for left, tensors in ((16, entry.input), (688, entry.output)):
         for row, each in enumerate(tensors):
             drawing.text(left, 58 + 18 * row, each.name, "small")
-            drawing.text(left + 70, 58 + 18 * row, _type(each), "small dim")
-    drawing.arrow(172, 100, 196, 100)
-    drawing.arrow(652, 100, 676, 100)
-    drawing.box(200, 12, 448, height - 58)
-    drawing.text(214, 34, f"{entry.name}: {entry.platform} of one step", "head")
-    _model_box(drawing, 216, 48, requests, "encodes sessions, merges requests, decodes ids")
-    _model_box(drawing, 216, 196, program, "scores the catalogue, best K")
+            drawing.text(left + 84, 58 + 18 * row, _type(each), "small dim")
+    drawing.arrow(184, 100, 204, 100)
+    drawing.arrow(660, 100, 680, 100)
+    drawing.box(208, 12, 448, height - 58)
+    drawing.text(222, 34, f"{entry.name}: {entry.platform} of one step", "head")
+    _model_box(drawing, 224, 48, requests, "encodes sessions, merges requests, decodes ids")
+    _model_box(drawing, 224, 196, program, "scores the catalogue, best K")
     drawing.arrow(300, 116, 300, 192)
     drawing.arrow(560, 196, 560, 120)
     drawing.text(310, 134, "calls", "small")
@@ -378,8 +211,8 @@ def ensemble_figure(repository: Path) -> str:
         drawing.text(x, 152, each.name, "small")
         drawing.text(x, 168, _type(each), "small dim")
     note = f"{', '.join(aliases)}: the same for clients that ask one version. "
-    note += f"B ≤ {entry.max_batch_size}; n: any length. All inputs of a request are optional "
-    drawing.text(16, height - 26, note + "in the configuration.", "small dim")
+    note += f"B ≤ {entry.max_batch_size}; n: any length. All inputs are optional."
+    drawing.text(16, height - 26, note, "small dim")
     return drawing.svg()
 
 
