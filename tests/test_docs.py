@@ -15,6 +15,7 @@ import yaml
 from pipeline import compat
 from pipeline import model as tr
 from pipeline.cli.main import app
+from pipeline.core.errors import ConfigError
 from pipeline.recipe import choices as names
 from pipeline.recipe.counting import COUNTING
 from pipeline.recipe.recipe import Recipe
@@ -95,6 +96,13 @@ def test_every_option_of_a_counting_model_is_in_the_table() -> None:
         assert [n for n in options.model_fields if f"`{n}" not in rows[name]] == [], name
 
 
+def test_block_of_the_page_on_leaks_is_refused() -> None:
+    (program,) = blocks(text_of("concepts/masking-and-leaks.md"), "python")
+    (message,) = re.findall(r"# ConfigError: (.*), \.\.\.", program)
+    with pytest.raises(ConfigError, match=message):
+        run(program, {})
+
+
 def test_every_loss_is_explained() -> None:
     page = text_of("concepts/losses.md")
     for loss in (*names.FULL_LOSSES, *names.SAMPLED_LOSSES, *names.NEGATIVES):
@@ -122,6 +130,7 @@ import torch
 
 from pipeline import model as tr
 from pipeline.cli.main import app
+from pipeline.core.errors import ConfigError
 from pipeline.evaluation.metrics import gains
 from pipeline.model.build import build_model
 from pipeline.plugins import load_plugins
