@@ -61,7 +61,8 @@ COMMANDS = {
 
 def table() -> dict[str, str]:
     """Rows of the table: files, and what finds a flipped bit."""
-    rows = re.findall(r"^\| (.+?) \| (.+?) \|$", PAGE, flags=re.MULTILINE)
+    section = PAGE.partition("## Damaged files")[2]
+    rows = re.findall(r"^\| (.+?) \| (.+?) \|$", section, flags=re.MULTILINE)
     return {files.strip("`"): commands for files, commands in rows[2:]}
 
 
