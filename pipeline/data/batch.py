@@ -18,12 +18,13 @@ class SessionBatch(NamedTuple):
     """Batch of B sessions of up to L interactions."""
 
     features: dict[str, Tensor]
-    """By name. Of interactions: (B, L), (B, L, M) multi-valued, both 0 after the last, or (B, L, P)
-    vectors. Of sessions: (B,), (B, P) vectors, or the shapes of interactions with L = 1."""
+    """Features by name. Interactions: (B, L), or (B, L, M) multi-valued, both 0 after the last
+    interaction, or (B, L, P) vectors. Sessions: (B,), (B, P) vectors, or the shapes of interactions
+    with L = 1."""
     lengths: Tensor
     """(B,) number of interactions of each session, 0 to L."""
     most_interactions: int | None = None
-    """Largest sum of the lengths in the static form of a training step, None for the packed form,
+    """Maximum sum of the lengths in the static form of a training step; None for the packed form,
     see `pipeline.model.ops.slots`."""
 
     @property
@@ -47,7 +48,7 @@ class SessionBatch(NamedTuple):
 
     @property
     def width(self) -> int:
-        """L: columns of the indices, which the item always is one of; vectors do not count."""
+        """L, the number of positions of the index features."""
         tables = [v for v in self.features.values() if v.dim() == 2]
         indices = [v for v in tables if not v.is_floating_point()]
         return max([0, *(v.size(1) for v in indices or tables)])
@@ -55,10 +56,10 @@ class SessionBatch(NamedTuple):
     def read(
         self, axes: Mapping[str, Collection[int]], vectors: Collection[str] = ()
     ) -> "SessionBatch":
-        """The features of `axes`, all with an axis of interactions, of length L or 1.
+        """Batch of the features in `axes`, each with an interaction axis of length L or 1.
 
-        `axes` are the numbers of axes that a feature may have; two axes of a feature in `vectors`
-        are sessions and numbers. DataError for a feature that is missing or has another shape.
+        `axes` maps each feature to its allowed numbers of axes; two axes of a feature in `vectors`
+        are (B, P). DataError for a missing feature or another shape.
         """
         features = {}
         for name, allowed in axes.items():
@@ -86,8 +87,8 @@ class SessionBatch(NamedTuple):
 def newest(batch: SessionBatch, length: int, vectors: Collection[str] = ()) -> SessionBatch:
     """Newest `length` interactions of each session: (B, L, ...) -> (B, length, ...).
 
-    `vectors` names the features that are vectors; without it, vectors of sessions (B, P) would be
-    taken for numbers of P interactions. A batch that is not wider is returned as it is.
+    `vectors` names the vector features, so that (B, P) is not read as P interactions. A batch of L
+    <= `length` is returned unchanged.
     """
     width = batch.width
     if width <= length:

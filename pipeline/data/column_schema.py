@@ -1,4 +1,4 @@
-"""Columns of a session data set, and their conversion from proto files and from Merlin's schema."""
+"""Columns of a session data set, read from proto files and from Merlin's schema."""
 
 import json
 from collections.abc import Iterable
@@ -12,7 +12,8 @@ from pipeline.core.errors import ArtifactError, ConfigError
 from pipeline.core.files import read_small_text
 
 VALUE_OF = "value_of"
-"""Property of a column with one value of a multi-valued feature; Merlin has no nested lists."""
+"""Property of a column that holds one value of a multi-valued feature: Merlin has no nested
+lists."""
 _INT, _FLOAT = 2, 3
 """FeatureType.INT and FLOAT of tensorflow-metadata."""
 
@@ -36,7 +37,7 @@ class Tags(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnSchema:
-    """One column."""
+    """Schema of one column."""
 
     name: str
     tags: frozenset[str] = field(default_factory=frozenset)
@@ -44,14 +45,14 @@ class ColumnSchema:
     """Rows of the embedding table of a categorical column: highest index + 1; else 0."""
     is_float: bool = False
     is_list: bool = False
-    """One value an interaction; otherwise one a session."""
+    """Whether the column has one value per interaction, otherwise one per session."""
     max_length: int = 0
     """Longest list; 0 if unknown."""
     values_per_interaction: int = 0
-    """M of a column of nested lists, (B, L, M): at most M values an interaction, -1 if M is
-    unknown; 0 for one value an interaction."""
+    """M of a column of nested lists (B, L, M): maximum values per interaction, -1 if unknown; 0 for
+    one value per interaction."""
     value_of: str = ""
-    """Multi-valued feature of which the column holds one value."""
+    """Multi-valued feature that the column belongs to."""
     width: int = 0
     """P of a column tagged `embedding`: vectors of P numbers, (B, L, P) or (B, P); else 0."""
 
@@ -131,14 +132,14 @@ def tag_values(tags: Iterable[str]) -> frozenset[str]:
 
 
 _MOST_CHARACTERS = 1 << 20
-"""Characters of a schema, thousands of columns: the parser is slow, and small ones are many."""
+"""Maximum characters of a schema, enough for thousands of columns: the parser is slow."""
 
 
 def read_columns(path: Path) -> tuple[ColumnSchema, ...]:
     """Columns of a tensorflow-metadata schema in JSON or protobuf text.
 
     Unknown fields are ignored, as other versions of the proto have them. ArtifactError if the file
-    is missing or no schema.
+    is missing or not a schema.
     """
     from google.protobuf import json_format, text_format
     from tensorflow_metadata.proto.v0 import schema_pb2
@@ -238,7 +239,7 @@ def merlin_column(column: Any) -> ColumnSchema:
 
 
 def _complete(column: ColumnSchema, highest: int, axes: list[int]) -> ColumnSchema:
-    """Add what follows from the highest index and from the lengths of the axes after the rows.
+    """Add the properties that follow from the highest index and the lengths of the list axes.
 
     A length is 0 where unknown.
     """
@@ -247,7 +248,7 @@ def _complete(column: ColumnSchema, highest: int, axes: list[int]) -> ColumnSche
     nested = axes[1] or -1 if len(axes) > 1 else 0
     width = 0
     if Tags.EMBEDDING in column.tags:
-        # a list of numbers is one vector a session, nested lists are one vector an interaction
+        # a list of numbers is one vector per session, nested lists one vector per interaction
         width, nested = max(nested, 0) if nested else max_length, 0
         is_list = len(axes) > 1
         max_length = max_length if is_list else 0

@@ -19,7 +19,7 @@ from pipeline.recipe.preprocess import Preprocess
 
 
 class ChangedDataError(ArtifactError):
-    """Data have changed while they were read."""
+    """The data directory changed while it was read."""
 
 
 @dataclass(frozen=True)
@@ -75,16 +75,17 @@ class Data:
     def check_sessions(self, *parts: str) -> None:
         """ArtifactError for sessions of a part that do not fit the vocabularies.
 
-        A part that the directory does not have is left out.
+        A part that the directory lacks is skipped.
         """
         for part in parts:
             if part in self.parts:
                 check_sessions(self.path, part, self.fitted)
 
     def check_unchanged(self) -> None:
-        """ArtifactError if files have gone since `open`, ChangedDataError if they have other bytes.
+        """ArtifactError if files were removed since `open`, ChangedDataError if their bytes
+        changed.
 
-        Files are read only where one was replaced or written.
+        Only files with a new inode or time are read again.
         """
         if self._identities in (None, _identities(self.path)):
             return

@@ -1,8 +1,8 @@
-"""Fingerprints of what an artifact is made from; equal ones mean that a stage need not run again.
+"""Fingerprints of the inputs of a stage; a stage with an equal fingerprint is skipped.
 
-The command line compares the fingerprint before it imports a stage, and the stage writes the same
-one into its manifest. A fingerprint is a SHA-256 in 64 hexadecimal digits. All functions raise
-OSError if a file or manifest cannot be read.
+The command line compares the fingerprint before it imports a stage, and the stage writes it into
+its manifest. A fingerprint is a SHA-256 in 64 hexadecimal digits. All functions raise OSError if a
+file or manifest cannot be read.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from pipeline.recipe.preprocess import Preprocess
 from pipeline.recipe.train import TrainConfig
 
 ORIGIN = "origin"
-"""Fact of a run with first weights of another run or with plugins, see `origin_facts`."""
+"""Fact of a run that starts from another run or uses plugins, see `origin_facts`."""
 
 
 def data_fingerprint(
@@ -39,7 +39,7 @@ def data_fingerprint(
     NVTabular operators, `workflow` that of a whole NVTabular workflow.
     """
     settings: dict[str, Any] = {"recipe": recipe.model_dump(mode="json"), "inputs": len(logs)}
-    if workflow is not None:  # whose columns take the place of some defaults of the recipe
+    if workflow is not None:  # its columns replace some defaults of the recipe
         settings |= {"set": sorted(recipe.model_fields_set), "workflow": workflow.name}
     if valid_logs:
         settings["valid"] = len(valid_logs)
@@ -74,7 +74,7 @@ def run_fingerprint(
 
 
 def origin_facts(start: Path | None, plugins: Path | None) -> dict[str, str]:
-    """Fact that tells runs of other first weights or plugins apart; none without both."""
+    """Fact that identifies the starting weights and plugins of a run; empty without both."""
     if start is None and plugins is None:
         return {}
     files, artifacts = ([] if path is None else [path] for path in (plugins, start))

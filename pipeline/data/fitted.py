@@ -34,7 +34,7 @@ _UNREADABLE = (
     *(KeyError, TypeError, ValueError, AttributeError, OverflowError, OSError),
     *(pa.ArrowException, ConfigError),
 )
-"""What reading state raises that was not written by `Fitted.write`."""
+"""Errors of reading state that `Fitted.write` did not write."""
 WORKFLOW_FOLDER = "workflow"
 WORKFLOW_FILE = "workflow.json"
 ValueType = Literal["int64", "string"]
@@ -48,7 +48,7 @@ class Vocabulary:
     type: ValueType
     values: pa.Array
     hash_buckets: int = 0
-    """Indices from FIRST_ITEM on that all other values share, by a hash of their text."""
+    """Indices from FIRST_ITEM on that out-of-vocabulary values share, by a hash of their text."""
 
     @property
     def first(self) -> int:
@@ -63,11 +63,11 @@ class Vocabulary:
 
 @dataclass(frozen=True, kw_only=True)
 class Standardization:
-    """(x - mean) / deviation of a continuous column, after its logarithm if there is one."""
+    """(x - mean) / deviation of a continuous column, after its logarithm if the recipe has one."""
 
     mean: float
     deviation: float
-    """0 for a constant column, of which only the mean is subtracted."""
+    """0 for a constant column, which is only centred."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ class TargetEncoding:
         return np.append(self._smoothed(counts, sums, mean), mean)
 
     def means_without(self, positions: NDArray[Any], folds: NDArray[Any]) -> NDArray[Any]:
-        """(N,) means of the categories at (N,) positions, -1 for others, each without one fold."""
+        """(N,) means of the categories at (N,) positions (-1: unknown), each without one fold."""
         counts, sums = self.counts.sum(0), self.sums.sum(0)  # (folds,)
         means = ((sums.sum() - sums) / np.maximum(counts.sum() - counts, 1))[folds]
         is_category = positions >= 0
@@ -110,29 +110,29 @@ class TargetEncoding:
 
 @dataclass(frozen=True, kw_only=True)
 class OperatorSteps:
-    """How the operators of a user's workflow make a feature, in a form that needs no NVTabular."""
+    """Steps by which a user's workflow computes a feature, in a form without NVTabular."""
 
     type: Literal["int64", "float64", "string"]
     """Type of the values that a request has."""
     steps: tuple[dict[str, Any], ...] = ()
     """Formulas with their constants, see `pipeline/serve/runtime/operator_steps.py`."""
     tables: dict[int, pa.Table] = field(default_factory=dict)
-    """Keys and values of the steps that look a value up, by the number of the step. The first rows
-    are those of a missing and of an unknown key."""
+    """Keys and values of lookup steps, by step number. The first two rows are for a missing and for
+    an unknown key."""
     obstacle: str | None = None
-    """Operator without such a form, for which there are no steps."""
+    """Operator that has no such form; the steps are empty then."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SavedWorkflow:
-    """A user's fitted NVTabular workflow, from which a server with NVTabular builds it again."""
+    """A user's fitted NVTabular workflow, which a server with NVTabular rebuilds."""
 
     graph: dict[str, Any] = field(default_factory=dict)
     """Nodes, columns of the log and of the output, see `pipeline/serve/runtime/workflows`."""
     tables: dict[str, pa.Table] = field(default_factory=dict)
-    """What operators have learned, by the name of a file."""
+    """Fitted statistics of the operators, by file name."""
     obstacle: str | None = None
-    """Operator that has no form in JSON; without a graph then."""
+    """Operator that has no JSON form; the graph is empty then."""
 
     def write(self, folder: Path) -> None:
         """Write the graph and its tables."""
@@ -144,7 +144,7 @@ class SavedWorkflow:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Read what `write` wrote."""
+        """Read a workflow that `write` wrote."""
         tables = {path.name: pq.read_table(path) for path in sorted(folder.glob("*.parquet"))}
         return cls(graph=read_json(folder / WORKFLOW_FILE), tables=tables)
 
@@ -158,22 +158,22 @@ class Fitted:
     timestamp_type: TimestampType | None
     """None without a timestamp."""
     vocabularies: dict[str, Vocabulary]
-    """Vocabularies by feature; that of the item is `item_id`."""
+    """Vocabularies by feature; `item_id` is the key of the item."""
     standardizations: dict[str, Standardization]
-    """Statistics by continuous feature, and of `elapsed` if the recipe has it."""
+    """Statistics by continuous feature, including `elapsed` if the recipe has it."""
     target_encodings: dict[str, TargetEncoding] = field(default_factory=dict)
     """Encodings by feature with `mean_of`."""
     expressions: dict[str, Statistic] = field(default_factory=dict)
     """Statistics that expressions read, by the JSON of the call."""
     operator_steps: dict[str, OperatorSteps] = field(default_factory=dict)
-    """Steps by feature, and of the item, of a user's workflow; none of a recipe's features."""
+    """Steps of a user's workflow, by feature and for the item; empty without a workflow."""
     workflow: SavedWorkflow | None = None
-    """The user's workflow itself."""
+    """The user's fitted workflow."""
     learned_until: int | None = None
     """Microseconds of the newest fitted interaction; None without a timestamp."""
     items: pa.Table | None = None
-    """`item_id` and the values of the features that describe items, null if unknown; the catalogue
-    first, then further items of the item table. None without such a feature."""
+    """`item_id` and the features that describe items, null if unknown; first the catalogue, then
+    further items of the item table. None without such a feature."""
 
     @property
     def item(self) -> Vocabulary:
@@ -194,7 +194,7 @@ class Fitted:
     def only(self, columns: Collection[str]) -> Self:
         """Copy without the features whose columns are not in `columns`; time features stay.
 
-        What the expressions of kept features read stays too.
+        Features that expressions of kept features read stay too.
         """
         kept = tuple(f for f in self.recipe.features if set(f.columns) & set(columns))
         expressions = [f.parsed for f in kept if isinstance(f, ExpressionFeature)]
@@ -297,7 +297,7 @@ class Fitted:
                     directory / FITTED_DIRECTORY, state.get("operator_steps", {}), names
                 ),
                 workflow=_read_workflow(directory / FITTED_DIRECTORY, state.get("workflow")),
-                learned_until=state.get("learned_until"),  # missing in early versions
+                learned_until=state.get("learned_until"),  # earlier versions lack it
                 items=pq.read_table(items) if items.exists() else None,
             )
             check_state(fitted, directory / FITTED_DIRECTORY)
@@ -335,7 +335,7 @@ def _target_path(directory: Path, name: str) -> Path:
 
 
 def _write_statistics(target: Path, statistics: dict[str, Statistic]) -> dict[str, float | None]:
-    """Write the numbers of each call to a file; returns the default of each, None for NaN."""
+    """Write the numbers of each call to a file; return the default of each call, None for NaN."""
     for number, statistic in enumerate(statistics.values()):
         texts = pa.array([text.decode("utf-8") for text in statistic.numbers], pa.string())
         numbers = pa.array(list(statistic.numbers.values()), pa.float64())

@@ -1,8 +1,8 @@
 """Mapping of the indices of a data directory to those of a run.
 
-The data are those that the run was trained on, or `pipeline preprocess --from` extended those: old
-values keep their indices and new ones follow. For the run a new value is what it would be in a
-request: out of vocabulary or in one of its hash buckets.
+The data are those of the run's training, or `pipeline preprocess --from` extended them: old values
+keep their indices and new values follow. The run reads a new value as in a request: out of
+vocabulary or as a hash bucket.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ TRAINED_ON = "trained_on"
 
 
 def rows_for(run: Path, run_fitted: Fitted, data: Data) -> dict[str, NDArray[Any]]:
-    """(V,) indices of a run for the indices of `data`, by column; equal columns are left out.
+    """(V,) run indices for the indices of `data`, by column; unchanged columns are left out.
 
     ArtifactError unless the values of the run have the same indices in `data`, numbers have the
     same scale, and training sessions are long enough for the run.
@@ -86,7 +86,7 @@ def _rows(vocabulary: Vocabulary, earlier: Vocabulary) -> NDArray[Any]:
 
 
 def unknown_rows(vocabulary: Vocabulary, *, first: int = 0) -> NDArray[Any]:
-    """(V,) index of each value, from the `first` one on, if it were out of vocabulary.
+    """(V,) index of each value, from the `first` one on, as if it were out of vocabulary.
 
     Reserved indices and hash buckets keep their own.
     """

@@ -1,9 +1,9 @@
 """Batches of sessions from Parquet files.
 
-The Merlin dataloader reads and shuffles the passes of training, on a GPU where there is one. A pass
-in the order of the files is read with pyarrow: importing Merlin, and dask with it, takes longer
-than reading a million sessions. Both return ragged columns (values, offsets). A row of a model's
-batch is a window of a session: all of it in training, a part of it in evaluation.
+The Merlin dataloader reads and shuffles training epochs, on a GPU where there is one. An epoch in
+file order is read with pyarrow: importing Merlin, and dask with it, takes longer than reading a
+million sessions. Both return ragged columns (values, offsets). A row of a batch is a window of a
+session: the whole session in training, a part of it in evaluation.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,18 +25,19 @@ if TYPE_CHECKING:
     from merlin.dataloader.torch import Loader
 
 _PUT_WAIT_SECONDS = 0.1
-"""Interval at which Merlin's reading thread checks whether to stop; a free slot wakes it."""
+"""Interval at which Merlin's reading thread checks for a stop; a free slot wakes it."""
 
 
 class RaggedBatch(NamedTuple):
     """Batch of B whole sessions."""
 
     sequences: dict[str, Tensor]
-    """(interactions,) by feature of interactions: the sessions one after the other."""
+    """(interactions,) by interaction feature: sessions concatenated."""
     sessions: dict[str, Tensor]
-    """(B,) by feature of sessions."""
+    """(B,) by session feature."""
     offsets: Tensor
-    """(B + 1,) position of the first interaction of each session, then their number."""
+    """(B + 1,) position of the first interaction of each session, then the number of
+    interactions."""
 
     @property
     def lengths(self) -> Tensor:
@@ -82,9 +83,9 @@ class RaggedBatch(NamedTuple):
 class SessionLoader:
     """Batches of a part of a data directory.
 
-    The order of a shuffled pass depends on the seed and the number of the pass alone, so that an
-    interrupted training can resume within a pass. With `processes` above 1 the loader reads the row
-    groups of one process: every `processes`-th from number `rank` on, maybe none.
+    The order of a shuffled epoch depends on the seed and the epoch number alone, so that
+    interrupted training can resume within an epoch. With `processes` above 1 the loader reads every
+    `processes`-th row group from number `rank` on, possibly none.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class SessionLoader:
         processes: int = 1,
         indices: Mapping[str, NDArray[Any]] | None = None,
     ) -> None:
-        """`data` is a data directory, or Parquet files with a row for each session.
+        """`data` is a data directory, or Parquet files with one row per session.
 
         `features` are the columns to read; `indices` maps their indices, see `Run.index_mapping`.
 
@@ -127,22 +128,22 @@ class SessionLoader:
             self._loader.indices = self._loader.indices[rank::processes]
 
     def __len__(self) -> int:
-        """Number of batches of a pass."""
+        """Number of batches of an epoch."""
         if self._in_order:
             return -(-self.num_sessions // self.batch_size)
         return 0 if self._loader is None else len(self._loader)
 
     @property
     def num_bytes(self) -> int:
-        """Memory of all sessions, at eight bytes a value; those of sessions count as others."""
+        """Memory of all sessions, at eight bytes per value."""
         return 8 * self.num_interactions * len(self._features)
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the number of the next pass, from 0; by default passes are numbered in turn."""
+        """Set the number of the next epoch, from 0; by default epochs are numbered in turn."""
         self._epoch = epoch
 
     def any_session(self) -> RaggedBatch:
-        """A session of the part, whichever process reads it. ArtifactError if there is none."""
+        """Batch of one session of the part, on any process. ArtifactError if the part is empty."""
         if not self._files:
             raise ArtifactError("The part holds no session. Preprocess a log that has some.")
         return self._ragged(next(_read_in_order(self._files, self._features, 1)))
@@ -161,7 +162,7 @@ class SessionLoader:
             yield self._ragged(columns)
 
     def _merlin_loader(self, *, split_groups: bool) -> "Loader":
-        # imported first: it makes settings that dask reads when it is imported
+        # imported first: it sets options that dask reads at import
         from pipeline.core.merlin import has_cudf  # isort: skip
         from merlin.dataloader.torch import Loader
         from merlin.io import Dataset
@@ -173,7 +174,7 @@ class SessionLoader:
         loader = Loader(
             dataset, batch_size=self.batch_size, shuffle=self._shuffle, seed_fn=self._draw_seed
         )
-        # by default its thread polls a full queue every microsecond, which takes a whole core
+        # by default its thread polls a full queue every microsecond, which occupies a core
         loader._buff.put_wait = _PUT_WAIT_SECONDS
         return loader
 
@@ -237,7 +238,7 @@ def _tensor(values: pa.Array) -> Tensor:
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """Copy to a device without waiting for it, which takes memory that is pinned."""
+    """Copy to a device from pinned memory, without waiting for the copy."""
     if device.type == "cuda" and values.device.type == "cpu":
         values = values.pin_memory()
     return values.to(device, non_blocking=True)

@@ -1,7 +1,7 @@
 """Schema of a session data set: the columns that a model reads.
 
 It is read from the `schema.pbtxt` of a data directory or from the JSON form of the same proto
-(tensorflow-metadata's `Schema`, as NVTabular and Transformers4Rec use it), converted from Merlin's
+(tensorflow-metadata's `Schema`, which NVTabular and Transformers4Rec use), converted from Merlin's
 schema, or written by hand.
 """
 
@@ -32,7 +32,8 @@ class Schema:
 
     @classmethod
     def from_json(cls, path: str | Path) -> Self:
-        """Read JSON or protobuf text (`schema.pbtxt`). ArtifactError if the file is no schema."""
+        """Read JSON or protobuf text (`schema.pbtxt`). ArtifactError if the file is not a
+        schema."""
         return cls(read_columns(Path(path)))
 
     @classmethod
@@ -134,7 +135,7 @@ class Schema:
 
 
 def _flat(names: Iterable[str | Iterable[str]]) -> list[str]:
-    """Names of which some come in lists; Merlin's tags are enumerations and not text."""
+    """Flatten names and lists of names; Merlin's tags are enumerations, not text."""
     flat: list[str] = []
     for name in names:
         is_list = isinstance(name, list | tuple | set | frozenset)

@@ -57,12 +57,12 @@ def count_sessions(data: Path, part: str) -> int:
 
 
 class Interactions(NamedTuple):
-    """Interactions of sessions one after the other, oldest first."""
+    """Interactions of concatenated sessions, oldest first."""
 
     values: NDArray[Any]
     """(interactions,) item indices."""
     offsets: NDArray[Any]
-    """(sessions + 1,) position of the first interaction of each session, then their number."""
+    """(sessions + 1,) position of the first interaction of each session, then the total."""
     times: NDArray[Any]
     """(interactions,) microseconds since 1970 UTC, or row numbers without a timestamp."""
 

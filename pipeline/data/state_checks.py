@@ -1,7 +1,7 @@
-"""Checks of fitted state and sessions that were read, whose manifest says that they are whole.
+"""Checks of the values of fitted state and sessions.
 
-A manifest keeps damage out, not a program that wrote nonsense: each check ends in one line rather
-than in an error of a library or in wrong numbers.
+A manifest detects damaged files, not a program that wrote wrong values: a failed check is one clear
+line instead of a library error or wrong numbers.
 """
 
 import math
@@ -21,7 +21,7 @@ from pipeline.data.sessions import session_files
 Fitted = Any
 """`pipeline.data.fitted.Fitted`, which imports this module."""
 _BATCH = 65_536
-"""Sessions that are checked at once."""
+"""Sessions per check."""
 
 
 def check_state(fitted: Fitted, where: Path) -> None:
@@ -69,7 +69,7 @@ def _problems_of_ids(name: str, values: Any) -> Iterator[str]:
 
 
 def check_sessions(data: Path, part: str, fitted: Fitted) -> None:
-    """ArtifactError for sessions whose features differ in length, or with an index of no value.
+    """ArtifactError for sessions whose features differ in length or have an index out of range.
 
     One pass over the categorical columns and the lengths of lists.
     """

@@ -30,7 +30,7 @@ ISO_TIME = (
     r"^(1[7-9]|2[01])\d\d-\d\d-\d\d"
     r"([ T]\d\d:\d\d(:\d\d(\.\d{1,9})?)?( ?(UTC|Z|[+-]\d\d:?\d\d))?)?$"
 )
-"""The usual form of times as text, which is read column by column."""
+"""Form of times that is parsed column by column."""
 _MICROSECONDS = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}
 _SAMPLE_ROWS = 1_000
 _YEAR_1990 = 631_152_000e6
@@ -41,7 +41,7 @@ _NOTATIONS = (
     (r"(:\d\d),(\d)", r"\1.\2"),
     (r"(:[\d.]+[+-]\d\d)$", r"\1:00"),
 )
-"""Frequent notations of ISO 8601 and their usual form."""
+"""Frequent notations of ISO 8601 and their replacement in the form above."""
 
 
 def microseconds(chunks: list[pa.Array], config: Timestamp) -> tuple[NDArray[Any], TimestampType]:
@@ -67,7 +67,7 @@ def _microseconds(array: pa.Array, config: Timestamp) -> tuple[NDArray[Any], Tim
     if is_text(array.type):
         integers = as_integers(array)
         if integers is None:
-            # value by value, so that none depends on the others of its block
+            # value by value, so that a time does not depend on its block
             integers = integers_or_unknown(array)
             integers = pc.if_else(pc.equal(integers, UNKNOWN_INTEGER), None, integers)
             exact = _from_integers(integers, config.unit)
@@ -159,10 +159,10 @@ def _from_format(text: pa.Array, time_format: str) -> NDArray[Any]:
 
 
 def check_unit(array: pa.Array, config: Timestamp) -> None:
-    """DataError if the unit of the recipe puts the times where another one makes sense.
+    """DataError if the times are implausible in the unit of the recipe but plausible in another.
 
-    That is, their median is before 1990 or after tomorrow, and in another unit it is between. A
-    recipe with `earliest` or `latest` says which times are right.
+    Plausible is a median between 1990 and tomorrow. A recipe with `earliest`, `latest` or `format`
+    is not checked.
     """
     if config.bounds != (None, None) or config.format is not None or not len(array):
         return
@@ -194,12 +194,12 @@ def check_unit(array: pa.Array, config: Timestamp) -> None:
 
 
 def sample_step(num_rows: int) -> int:
-    """Distance of the rows whose unit is checked."""
+    """Step between the sampled rows whose unit is checked."""
     return max(1, num_rows // _SAMPLE_ROWS)
 
 
 def _check_text(sample: pa.Array, config: Timestamp) -> None:
-    """DataError if times as text are to be read as numbers."""
+    """DataError for text times if the recipe expects numbers."""
     texts = as_text(sample).drop_null()
     if config.unit != "iso" and len(texts):
         text = texts[len(texts) // 2].as_py()
@@ -216,7 +216,7 @@ def _wrong_unit(value: str, unit: str, place: str, better: str) -> str:
 
 
 def are_dates(latest_microseconds: float) -> bool:
-    """Whether times are dates, by the last of them; numbers that count steps are before 1990."""
+    """Whether times are dates, by the latest one; step counters are before 1990."""
     return latest_microseconds >= _YEAR_1990
 
 

@@ -13,15 +13,15 @@ from pipeline.data.fitted import ValueType
 from pipeline.serve.runtime.lookups import SEPARATOR_IN_TAG
 
 UNKNOWN_INTEGER = -(2**63) + 1
-"""Placeholder of a value that is no integer in a column of integers; in no vocabulary."""
+"""Placeholder of a value that is not an integer in an integer column; never in a vocabulary."""
 FEW = 16
-"""Ratio of rows to distinct values from which on text is kept as a dictionary."""
+"""Minimum ratio of rows to distinct values at which text is dictionary-encoded."""
 _FIRST_ROWS = 1_000
 _NUMBER = r"^[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?$"
 _CURRENCY = (
     r"^\s*(?:\p{Sc}|[A-Z]{3})?[\s\x{a0}]*([+-]?[0-9.,].*?)[\s\x{a0}]*(?:\p{Sc}|[A-Z]{3}|%)?\s*$"
 )
-"""A number between a symbol or the letters of a currency."""
+"""Number with a currency symbol or code before or after it."""
 
 
 def to_array(column: pa.ChunkedArray) -> pa.Array:
@@ -33,7 +33,8 @@ def to_array(column: pa.ChunkedArray) -> pa.Array:
 
 
 def example(array: pa.Array, at: int) -> Any:
-    """Value at a position for a message; times as text, which Python's types do not all hold."""
+    """Value at a position for a message; times as text, as Python's types do not hold all of
+    them."""
     value = array.slice(at, 1)
     return (value.cast(pa.string()) if pa.types.is_temporal(array.type) else value)[0].as_py()
 
@@ -41,8 +42,8 @@ def example(array: pa.Array, at: int) -> Any:
 def categories(chunks: list[pa.Array], kind: ValueType | None) -> tuple[pd.Series, ValueType]:
     """Ids or categories as int64 (nullable if some are missing) or as text, and their type.
 
-    Without `kind`, they are integers if each one is an integer in its canonical form, so that its
-    text is not changed; otherwise text. Empty text is missing.
+    Without `kind`, the type is integer if each value is an integer in canonical form, so that its
+    text does not change; otherwise text. Empty text is missing.
     """
     converted = [category_chunk(chunk, kind) for chunk in chunks]
     common = common_type([chunk_kind for _, chunk_kind in converted])
@@ -57,8 +58,8 @@ def categories(chunks: list[pa.Array], kind: ValueType | None) -> tuple[pd.Serie
 def category_chunk(chunk: pa.Array, kind: ValueType | None) -> tuple[pa.Array, ValueType]:
     """Part of a column of ids: int64 if each value is an integer in its canonical form, else text.
 
-    Text with few distinct values is returned as a dictionary. With `kind` it becomes that type; a
-    value that is no integer is `UNKNOWN_INTEGER` then.
+    Text with few distinct values is dictionary-encoded. `kind` fixes the type; a value that is not
+    an integer then becomes `UNKNOWN_INTEGER`.
     """
     if kind != "string" and (integers := as_integers(chunk)) is not None:
         return integers, "int64"
@@ -77,9 +78,10 @@ def category_chunk(chunk: pa.Array, kind: ValueType | None) -> tuple[pa.Array, V
 def split_values(
     array: pa.Array, separator: str, max_values: int, kind: ValueType | None
 ) -> tuple[list[pa.Array], ValueType]:
-    """Texts of several categories as `max_values` columns of one each, missing after the last.
+    """Split texts of several categories into `max_values` columns, missing after the last.
 
-    Spaces around a category are removed, empty categories left out. Types as `category_chunk`.
+    Spaces around a category are removed, empty categories left out. Types are those of
+    `category_chunk`.
     """
     encoded = as_text(array).dictionary_encode()
     lists = pc.split_pattern(encoded.dictionary, separator)
@@ -104,7 +106,7 @@ def split_values(
 
 
 def common_type(kinds: Iterable[ValueType]) -> ValueType:
-    """Type of a column whose parts have these types: integers if all parts are."""
+    """Type of a column from the types of its parts: integer if all parts are."""
     return "int64" if all(kind == "int64" for kind in kinds) else "string"
 
 
@@ -123,11 +125,11 @@ def decode_dictionary(array: pa.Array) -> pa.Array:
 def numbers(
     chunks: list[pa.Array], *, positive: bool, decimal: str | None = None
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """float64 with NaN for missing and unusable values, and (N,) bool, True for unusable ones.
+    """(N,) float64, NaN for missing and unusable values, and (N,) bool, True for unusable values.
 
-    Unusable are text that is no number, numbers out of the range of float32 and, if `positive`,
-    numbers without log(1 + x) in float32. True is 1 and False 0, as text too. With a `decimal`
-    mark, text may have marks of thousands and a currency.
+    Unusable are text that is not a number, numbers out of the range of float32 and, if `positive`,
+    numbers without log(1 + x) in float32. True is 1 and False 0, also as text. With a `decimal`
+    mark, text may have thousands separators and a currency.
     """
     parts, bad = [], []
     for chunk in chunks:
@@ -151,7 +153,7 @@ def numbers(
 
 
 def _without_marks(text: pa.Array, decimal: str) -> pa.Array:
-    """Numbers as Python writes them; null for text that is no number with this decimal mark."""
+    """Numbers in Python's notation; null for text that is not a number with this decimal mark."""
     thousands = "." if decimal == "," else ","
     text = pc.replace_substring_regex(text, _CURRENCY, r"\1")
     groups = rf"[+-]?\d{{1,3}}(?:[{thousands}'’\s\x{{a0}}\x{{202f}}]\d{{3}})+"
@@ -162,9 +164,10 @@ def _without_marks(text: pa.Array, decimal: str) -> pa.Array:
 
 
 def _numbers_of_text(text: pa.Array, decimal: str | None) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """float64 with NaN for text that is no number, and (N,) bool, True where it is not empty."""
+    """(N,) float64, NaN for text that is not a number, and (N,) bool, True where it is not
+    empty."""
     try:
-        if decimal is None:  # the usual column, in which every text is a number
+        if decimal is None:  # fast path: every text is a number
             part = text.cast(pa.float64()).to_numpy(zero_copy_only=False)
             return part, np.isnan(part) & _is_filled(text)
     except pa.ArrowInvalid:
@@ -188,13 +191,13 @@ def _is_filled(text: pa.Array) -> NDArray[np.bool_]:
 
 
 def bucket(numbers: NDArray[Any], bounds: tuple[float, ...]) -> pa.Array:
-    """(N,) int64, the number of rising `bounds` that are at most the number; null for NaN."""
+    """(N,) int64 number of ascending `bounds` at or below each number; null for NaN."""
     buckets = np.searchsorted(np.array(bounds), numbers, side="right").astype(np.int64)
     return pa.array(buckets, mask=np.isnan(numbers))
 
 
 def as_integers(array: pa.Array) -> pa.Array | None:
-    """int64 if no value changes by the conversion, else None; int64 for a column of nulls."""
+    """Convert to int64, also a column of nulls; None if the conversion would change a value."""
     kind = array.type
     try:
         if pa.types.is_null(kind) or pa.types.is_integer(kind) or _is_decimal(kind):
@@ -213,7 +216,7 @@ def as_integers(array: pa.Array) -> pa.Array | None:
 
 
 def integers_or_unknown(array: pa.Array) -> pa.Array:
-    """int64 of the values that are integers; UNKNOWN_INTEGER for the others."""
+    """Convert integers to int64, and other values to UNKNOWN_INTEGER."""
     text = as_text(array)
     is_canonical = pc.match_substring_regex(text, r"^(0|-?[1-9][0-9]{0,18})$")
     # digits padded to one length compare as the numbers do
@@ -226,9 +229,9 @@ def integers_or_unknown(array: pa.Array) -> pa.Array:
 
 
 def as_text(array: pa.Array) -> pa.Array:
-    """Text, missing if empty; whole numbers have no decimal point.
+    """Convert to text, missing if empty; whole numbers have no decimal point.
 
-    Converted value by value, so that an id does not depend on the others of its block.
+    Conversion is value by value, so that an id does not depend on its block.
     """
     if pa.types.is_floating(array.type):
         array = pc.if_else(pc.is_nan(array), None, array)
@@ -244,7 +247,7 @@ def as_text(array: pa.Array) -> pa.Array:
 
 
 def _is_decimal(kind: pa.DataType) -> bool:
-    """Decimals of Parquet; Arrow also has some of a negative scale."""
+    """Whether a type is a decimal of Parquet, whose scale is not negative."""
     return bool(pa.types.is_decimal(kind)) and kind.scale >= 0
 
 

@@ -59,7 +59,7 @@ def feature_columns(recipe: Preprocess) -> dict[str, str]:
 
 
 def recipe_names(recipe: Preprocess, names: list[str]) -> list[str]:
-    """Names of columns as the recipe has them.
+    """Column names as the recipe writes them.
 
     `item` is short for `events.item` with `explode: events`, and for RecBole's `item:token`.
     """
@@ -69,7 +69,7 @@ def recipe_names(recipe: Preprocess, names: list[str]) -> list[str]:
 
 
 def folder_values(recipe: Preprocess, file: Path) -> dict[str, str | None]:
-    """Values of the columns of the recipe that folders of a file name, as `day=2020-01-01` does."""
+    """Values of recipe columns in the folders of a path, such as `day=2020-01-01`."""
     pairs = [part.split("=", 1) for part in file.absolute().parts[:-1] if "=" in part]
     columns = set(log_columns(recipe).values())
     return {
@@ -104,7 +104,7 @@ def read_frame(recipe: Preprocess, frame: pd.DataFrame) -> pa.Table:
 def canonical_table(
     recipe: Preprocess, table: pa.Table, source: str, row_counts: RowCounts
 ) -> pa.Table:
-    """Canonical columns of a table of one interaction or one session a row.
+    """Canonical columns of a table with one interaction or one session per row.
 
     Columns that the table lacks are left out. `source` names the table in errors.
     """
@@ -128,10 +128,10 @@ def canonical_table(
 def explode_lists(
     table: pa.Table, source: str, row_counts: RowCounts, multi_valued: Collection[str] = ()
 ) -> pa.Table:
-    """One row an interaction, if the item column holds lists, else the table as it is.
+    """Explode lists to one row per interaction; without lists the table is returned unchanged.
 
-    Lists in `multi_valued` columns are sessions only if the item column holds lists too. Empty
-    sessions are counted.
+    A list in a `multi_valued` column is a session only if the item column holds lists too. Empty
+    sessions are counted as warnings.
     """
     lists = [name for name in table.column_names if _is_list(table[name].type)]
     if ITEM not in lists:
@@ -157,7 +157,7 @@ def explode_lists(
 def join_lists(
     column: pa.ChunkedArray, separator: str, name: str, source: str, row_counts: RowCounts
 ) -> pa.ChunkedArray:
-    """Lists of categories joined to one text each; a column without lists as it is."""
+    """Join each list of categories to one text; a column without lists is returned unchanged."""
     if not _is_list(column.type):
         return column
     words = decode_text(pc.list_flatten(column), name, source, row_counts)
@@ -171,7 +171,7 @@ def join_lists(
 def decode_text(
     column: pa.ChunkedArray, name: str, source: str, row_counts: RowCounts
 ) -> pa.ChunkedArray:
-    """Text as UTF-8 without NUL, other bytes in hexadecimal; numbers and times as they are.
+    """Decode text to UTF-8 without NUL, other bytes to hexadecimal; keep numbers and times.
 
     DataError for any other type.
     """
@@ -202,7 +202,7 @@ def decode_text(
 
 
 def _has_control_character(column: pa.ChunkedArray) -> bool:
-    """Whether a binary value has a control character, which text has not."""
+    """Whether a binary value has a control character, so that it is not text."""
     for chunk in column.cast(pa.large_binary()).chunks:
         if (data := chunk.buffers()[2]) is not None:
             codes = np.frombuffer(data, np.uint8)
@@ -212,7 +212,7 @@ def _has_control_character(column: pa.ChunkedArray) -> bool:
 
 
 def replace_missing(recipe: Preprocess, table: pa.Table, row_counts: RowCounts) -> pa.Table:
-    """Null in place of the values that the recipe names as `missing`."""
+    """Replace the values listed in `missing` of the recipe by null."""
     for index, name in enumerate(table.column_names if recipe.missing else ()):
         column = table[name]
         is_text = pa.types.is_string(column.type)
@@ -231,10 +231,10 @@ def replace_missing(recipe: Preprocess, table: pa.Table, row_counts: RowCounts) 
 def _decode_each(
     column: pa.ChunkedArray, row_counts: RowCounts, *, is_binary: bool
 ) -> pa.ChunkedArray:
-    """Decode each distinct value by itself, so that none depends on the others of its block.
+    """Decode each distinct value alone, so that it does not depend on the block.
 
-    UTF-8, else Windows-1252. If the column is binary, 16 bytes that are no UTF-8 are a UUID, and
-    bytes with a control character are hexadecimal digits.
+    Text is UTF-8, else Windows-1252. In a binary column, 16 bytes that are not UTF-8 are a UUID,
+    and bytes with a control character become hexadecimal digits.
     """
     chunks = []
     for chunk in column.chunks:

@@ -1,4 +1,4 @@
-"""Compressed files, recognised by their first bytes, as pieces of what they hold."""
+"""Decompression of files, recognised by their first bytes, as a stream of pieces."""
 
 import bz2
 import codecs
@@ -16,11 +16,11 @@ import pyarrow as pa
 from pipeline.core.errors import DataError
 
 DAMAGE = (OSError, EOFError, lzma.LZMAError, zlib.error, zipfile.BadZipFile)
-"""Errors of a file that is cut off or damaged."""
+"""Errors raised for a truncated or damaged file."""
 MOST_INFLATED = 250
-"""How many times the size of its compressed bytes a text may have; logs have 5 to 30 times."""
+"""Maximum ratio of decompressed to compressed bytes; logs have 5 to 30."""
 _FREE_BYTES = 1 << 24
-"""Bytes from which that is looked at."""
+"""Decompressed bytes below which the ratio is not checked."""
 _PIECE_BYTES, _PACKED_BYTES = 1 << 16, 1 << 14
 _HEAD_BYTES = 512
 _SUFFIXES = {".gz": "gzip", ".zst": "zstd", ".bz2": "bzip2", ".xz": "xz", ".zip": "zip"}
@@ -30,7 +30,7 @@ _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 def compression_of(file: Path) -> str | None:
     """Name of the compression, None for a file that is not compressed.
 
-    The name of a file decides only where its first bytes are no text. OSError if it cannot be read.
+    The suffix decides only if the first bytes are not text. OSError if the file cannot be read.
     """
     with file.open("rb") as stream:
         head = stream.read(_HEAD_BYTES)
@@ -56,9 +56,9 @@ def inner_name(file: Path) -> str:
 
 
 def decompress(file: Path, compression: str) -> Iterator[bytes]:
-    """Content of a compressed file, then one of DAMAGE if it is cut off or damaged.
+    """Yield the content of a compressed file, then raise one of DAMAGE at a truncation or damage.
 
-    DataError for a few bytes that become very many.
+    DataError if the content exceeds MOST_INFLATED times the compressed bytes.
     """
     size = 0
     with file.open("rb", buffering=0) as stream:
@@ -101,7 +101,7 @@ def _gzip(_file: Path, stream: BinaryIO) -> Iterator[bytes]:
 
 
 def _decompress_to_damage(gzip: "zlib._Decompress", piece: bytes) -> Iterator[bytes]:
-    """Text of a piece, byte by byte, up to the one that cannot be decompressed."""
+    """Text of a piece, byte by byte, up to the first byte that cannot be decompressed."""
     with suppress(zlib.error):
         for at in range(len(piece)):
             if text := gzip.decompress(piece[at : at + 1]):

@@ -26,9 +26,9 @@ from pipeline.recipe.preprocess import Preprocess
 _THREADS = 2
 _TEXT = re.compile(rb"[^\r\n]")
 LONGEST_RECORD = 1 << 16
-"""Longest interaction with line ends inside its values, in bytes."""
+"""Maximum bytes of an interaction whose values contain line ends."""
 _MOST_COLUMNS, _MOST_VALUES = 10_000, 50_000
-"""Bounds of a header and a line: Arrow's parser ends the process at a line of a million values."""
+"""Maximum columns of a header and values of a line: Arrow aborts at a line of a million values."""
 _LINE_ENDS = b"\r\n"
 _CACHED_BYTES = 1 << 17
 _UNIT_SEPARATOR = "\x1f"
@@ -36,7 +36,7 @@ _TAB_SUFFIXES = (".tsv", ".inter", ".item", ".user")
 
 
 class CsvFile:
-    """CSV file that is read once."""
+    """CSV file, readable once."""
 
     def __init__(self, recipe: Preprocess, file: Path, row_counts: RowCounts) -> None:
         is_tab = inner_name(file).endswith(_TAB_SUFFIXES)
@@ -48,7 +48,8 @@ class CsvFile:
         self._text = TextFile(file, row_counts)
         self._row_counts = row_counts
         self.header = b"" if recipe.columns else None
-        """Header line without its end, empty without one; None before the first block."""
+        """Header line without its line end, empty for a file without one; None before the first
+        block."""
         self._quotes = None if recipe.quote == "none" else _Quotes(self.delimiter.encode())
         self.names = list(recipe.columns or ())
         """Names of all columns; set after the first block."""
@@ -74,7 +75,7 @@ class CsvFile:
         self._text.count_lost()
 
     def tables(self, blocks: Iterator[bytes], columns: list[str]) -> Iterator[pa.Table]:
-        """Tables of `columns` as text, one a block.
+        """Tables of `columns` as text, one per block.
 
         Types are not inferred: those of the first block may not fit later ones, and an id such as
         00123 would become 123.
@@ -82,7 +83,7 @@ class CsvFile:
         if self._quotes is not None:
             self._quotes.width = len(self.names)
         rest = b""
-        # not Arrow's own threads: its reader hung on files with damaged lines
+        # Arrow's own threaded reader hung on files with damaged lines
         with ThreadPoolExecutor(_THREADS) as pool:
             for block, parsed in map_ahead(pool, lambda b: self._parse_intact(b, columns), blocks):
                 if rest or parsed is None:
@@ -123,7 +124,7 @@ class CsvFile:
         return pa.csv.ParseOptions(delimiter=self.delimiter, quote_char=quote, **options)
 
     def _parse_intact(self, block: bytes, columns: list[str]) -> tuple[pa.Table, list[str]] | None:
-        """As `_parse`; None if the block needs repair."""
+        """Result of `_parse`; None if the block needs repair."""
         if not is_utf8(block) or self._has_many_values(block):
             return None
         if self.header and (
@@ -286,7 +287,7 @@ class _Quotes:
         return False
 
     def quote_whole(self, record: bytes) -> bytes:
-        """Put quotes around values that begin with a quoted word, so that they keep its quotes."""
+        """Quote values that begin with a quoted word, so that they keep the quotes of that word."""
 
         def quoted(match: re.Match[bytes]) -> bytes:
             value = match.group()
@@ -313,7 +314,7 @@ class _Quotes:
                 continue
             if line[end + 1 : end + 2] not in self._ends:
                 return 0
-            # the text before is part of the value: any unquoted value in its place
+            # the text before is part of the value; `x` replaces it as an unquoted value
             if not self.is_open(b"x" + line[end + 1 :]):
                 record = b"".join(lines[begin : at + 1])
                 return at + 1 - begin if self._num_values(record) == self.width else 0
@@ -344,7 +345,7 @@ def is_utf8(text: bytes) -> bool:
 
 
 def _last_line(block: bytes) -> bytes:
-    """Last line that is not empty."""
+    """Last non-empty line."""
     end = len(block) - len(block[-1024:]) + len(block[-1024:].rstrip(_LINE_ENDS))
     if end <= len(block) - 1024:
         end = len(block.rstrip(_LINE_ENDS))

@@ -23,7 +23,7 @@ from pipeline.logs.row_counts import RowCounts
 from pipeline.recipe.preprocess import Preprocess
 
 BLOCK_ROWS = 500_000
-"""Interactions of a block."""
+"""Maximum interactions of a block, about."""
 _SCANS = {
     "csv": scan_csv,
     "jsonl": scan_jsonl,
@@ -33,15 +33,15 @@ _SCANS = {
 
 
 _NVTABULAR_FILES = ("schema.pbtxt", "_file_list.txt")
-"""NVTabular writes them beside its Parquet files, with others that are no data."""
+"""Files beside the Parquet files that mark a folder as NVTabular's output."""
 
 
 def find_logs(recipe: Preprocess, paths: Iterable[Path]) -> list[Path]:
-    """Log files of `paths`, those of a folder and its subfolders sorted by name; none is read.
+    """Log files of `paths`, those of a folder and its subfolders sorted by name.
 
-    Files whose name begins with `.` or `_` (Spark's markers) are skipped, and what NVTabular writes
-    beside its Parquet files. DataError for a file that
-    is missing or of an unknown format, and for a folder that is empty or cannot be read.
+    No file is read. Files whose name begins with `.` or `_` (Spark's markers) and NVTabular's
+    metadata are skipped. DataError for a missing file, an unknown format, and a folder that is
+    empty or cannot be read.
     """
     files: list[Path] = []
     for path in paths:
@@ -84,7 +84,7 @@ def _files_below(folder: Path, visited: set[Path]) -> Iterator[Path]:
 
 
 def read_logs(recipe: Preprocess, files: Iterable[Path], row_counts: RowCounts) -> list[pa.Table]:
-    """Canonical columns of files, a table for each file with rows.
+    """Canonical columns of files, one table per file with rows.
 
     DataError if a file cannot be read or lacks a column, or a feature's column is in none of them.
     """
@@ -132,9 +132,10 @@ def column_names(recipe: Preprocess, files: Iterable[Path]) -> set[str]:
 def scan_log(
     recipe: Preprocess, file: Path, row_counts: RowCounts, num_rows: int = BLOCK_ROWS
 ) -> Iterator[pa.Table]:
-    """Canonical columns of a file in blocks of about `num_rows` rows; none for an empty file.
+    """Yield the canonical columns of a file in blocks of about `num_rows` rows.
 
-    A feature whose column the file lacks is null. DataError as `read_logs`.
+    An empty file has no block. A feature whose column the file lacks is null. Errors are those of
+    `read_logs`.
     """
     kind = format_of(recipe, file)
     rows_before = row_counts.rows
@@ -154,7 +155,7 @@ def _file_columns(recipe: Preprocess, file: Path) -> list[str]:
 
 @contextmanager
 def _reading(file: Path, kind: str) -> Iterator[None]:
-    """DataError if the file cannot be read."""
+    """Convert errors of reading the file to DataError."""
     try:
         yield
     except (pa.ArrowException, UnicodeDecodeError, EOFError, OSError) as error:

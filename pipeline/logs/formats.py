@@ -33,7 +33,7 @@ _SUFFIXES = {
 _SEPARATORS = ("::", "\t", ";", "|", ",")
 _NESTED = ("jsonl", "parquet")
 _FEW_COLUMNS = 3
-"""A header read with a wrong delimiter has fewer columns."""
+"""A header with fewer columns suggests a wrong delimiter."""
 
 
 def format_of(recipe: Preprocess, file: Path) -> str:
@@ -58,9 +58,9 @@ def format_of(recipe: Preprocess, file: Path) -> str:
 
 
 def file_columns(recipe: Preprocess, file: Path) -> list[str]:
-    """Names of the columns of a file and its folders; empty for an empty file.
+    """Column names of a file and of its folders; empty for an empty file.
 
-    Those of JSON are the fields of its first block.
+    Columns of JSON lines are the fields of the first block.
     """
     names = _names_inside(recipe, file)
     return [*names, *(folder_values(recipe, file).keys() - names)] if names else []
@@ -89,7 +89,7 @@ def _schema(recipe: Preprocess, file: Path) -> pa.Schema:
 def check_columns(
     recipe: Preprocess, file: Path, names: list[str], columns: dict[str, str]
 ) -> None:
-    """DataError unless each of `columns` is in the file, whose columns are `names`, once."""
+    """DataError unless each of `columns` occurs once among the `names` of the file's columns."""
     for name, column in columns.items():
         if names.count(column) > 1:
             raise DataError(
@@ -110,7 +110,7 @@ def check_columns(
 
 
 def _advice(recipe: Preprocess, file: Path, key: str, column: str, names: list[str]) -> str:
-    """What to write into the recipe for a column that a file lacks."""
+    """Advice on the recipe for a column that a file lacks."""
     if names[0].startswith("PAR1"):
         return "It is a Parquet file: set `format: parquet`."
     if names[0].startswith("{"):
@@ -264,7 +264,8 @@ def _merge_small(tables: Iterable[pa.Table], num_rows: int) -> Iterator[pa.Table
 def scan_sequences(
     recipe: Preprocess, file: Path, row_counts: RowCounts, num_rows: int
 ) -> Iterator[pa.Table]:
-    """Sessions and items of a file with a session a line, in blocks of about `num_rows` rows."""
+    """Sessions and items of a file with one session per line, in blocks of about `num_rows`
+    rows."""
     sessions: list[str] = []
     items: list[str] = []
     num_lines, has_yielded = 0, False
@@ -276,7 +277,7 @@ def scan_sequences(
                 continue
             row_counts.lines += 1
             num_lines += 1
-            # lines are numbered through all files: two of them may have the same name
+            # lines are numbered across files: names of files may repeat
             session = words.pop(0) if recipe.session_first else str(row_counts.lines)
             if not words:
                 row_counts.warnings["lines without an item"] += 1

@@ -1,4 +1,4 @@
-"""JSON lines as tables: an object a line, nested objects and lists of them as columns.
+"""JSON lines as tables: one object per line, nested objects and lists of objects as columns.
 
 Arrow parses a block of lines as it is. Only where it cannot, because a line is damaged or a field
 holds values of several types, the lines are examined one by one.
@@ -23,25 +23,25 @@ from pipeline.logs.row_counts import NO_OBJECT, RowCounts
 from pipeline.logs.text import TextFile, decode, has_lines, has_long_line, map_ahead
 
 _EXACT = 2.0**53
-"""Integers of this size and above may lose digits as float64."""
+"""Integers from this size on may lose digits as float64."""
 _AROUND_OBJECTS = b" \t,\x1e"
-"""Blanks, commas of an array and the separators of RFC 7464, which may be beside an object."""
+"""Characters stripped around an object: blanks, array commas and the separator of RFC 7464."""
 _DEEPEST = 500
-"""Levels of lists and objects of a line: Arrow's parser ends the process at 100,000."""
+"""Maximum nesting depth of a line: Arrow's parser aborts the process at 100,000."""
 _MOST_FIELDS, _MOST_CELLS = 10_000, 30_000_000
-"""Names of fields of a block, those of nested objects too, and their number times that of objects:
-each object has a value of each field in Arrow's tables, about 13 bytes."""
+"""Maximum field names of a block, nested ones included, and maximum of fields times objects:
+Arrow's tables hold every field for every object, about 13 bytes each."""
 _PART_CELLS = 10_000_000
 _NAME = re.compile(rb'"([^"\n]*+)"\s*+:')
 _NUM_SAMPLES, _SAMPLE_BYTES = 1_000, 256
 _FEW_RARE, _FEW_NAMES = 4, 100
-"""Names that are once in a sample, and all names, below which a block has few fields."""
+"""A block has few fields if its sample has fewer names that occur once, and fewer names."""
 _TEXT = re.compile(rb'"(?:[^"\\]|\\.)*"')
 _UNREADABLE = (pa.ArrowInvalid, pa.ArrowNotImplementedError)
 
 
 class JsonLines:
-    """File of JSON lines that is read once."""
+    """File of JSON lines, readable once."""
 
     def __init__(self, file: Path, row_counts: RowCounts, fields: "Fields") -> None:
         self._file = file
@@ -50,7 +50,7 @@ class JsonLines:
         self._row_counts = row_counts
 
     def tables(self) -> Generator[pa.Table, None, None]:
-        """Objects as rows, a table a block; types are those of the block.
+        """Yield one table per block with objects as rows; types are those of the block.
 
         OSError if the file cannot be read, DataError if it holds one array.
         """
@@ -73,7 +73,7 @@ class JsonLines:
             yield from self._parts(block)
 
     def _parts(self, block: bytes) -> Iterator[bytes]:
-        """The block, in parts if its objects differ in their fields. DataError for too many."""
+        """Split a block whose objects differ in their fields. DataError for too many fields."""
         num_fields, num_objects = _num_fields(block), max(1, block.count(b"{"))
         if num_fields > _MOST_FIELDS or num_fields * num_objects > _MOST_CELLS:
             raise DataError(
@@ -89,7 +89,7 @@ class JsonLines:
             yield b"".join(lines[at : at + step])
 
     def _repair(self, block: bytes) -> pa.Table:
-        """Objects of the lines that hold one; scalars as text if types differ within a field."""
+        """Objects of all readable lines; scalars become text if types differ within a field."""
         lines, records = [], []
         for line in filter(bytes.strip, block.splitlines()):
             line = line.strip(_AROUND_OBJECTS)
@@ -116,21 +116,21 @@ class JsonLines:
 
 @dataclass(frozen=True)
 class Fields:
-    """Fields that a recipe reads, by their names with dots."""
+    """Fields that a recipe reads, by dotted name."""
 
     columns: frozenset[str]
-    """Fields that are read as they are."""
+    """Names of the fields."""
     lists: frozenset[str]
-    """Those of them, and of their objects, of which a single value stands for a list of one."""
+    """Fields, and parents of fields, in which a single value means a list of one value."""
 
     def make_alike(
         self, records: list[dict[str, Any]], row_counts: RowCounts, prefix: str = ""
     ) -> None:
-        """Change records whose fields hold objects or lists in some lines and not in others.
+        """Unify fields that hold objects or lists in some records only, in place.
 
-        A field that is not read is removed. Of one that is read, a single value becomes a list of
-        one among lists; else the values become JSON text, or are missing where a field of an object
-        is read. These are counted.
+        A field that is not read is removed. In a field with lists, a single value becomes a list of
+        one; otherwise values become JSON text, or missing where a field of an object is read.
+        Changed values are counted.
         """
         for name in {key for record in records for key in record}:
             path = prefix + name
@@ -150,7 +150,7 @@ class Fields:
     def _unite(
         self, path: str, places: list[tuple[Any, Any]], row_counts: RowCounts, *, is_field: bool
     ) -> None:
-        """Change values, each at an object or a list and a key, if their kinds differ."""
+        """Unify the values at `places`, pairs of a container and a key, if their kinds differ."""
         kinds = {_kind_of(holder[key]) for holder, key in places} - {"null"}
         if len(kinds) < 2:
             return
@@ -171,10 +171,10 @@ class Fields:
 
 
 def _num_fields(block: bytes) -> int:
-    """Number of names of fields, one for each name in text with quotes; 0 if they are few.
+    """Upper bound of the field names of a block; 0 if they are few.
 
-    To read all names takes as long as to parse the block, so a sample of random places is read
-    first: it has no name but once where all objects have the same.
+    Reading all names takes as long as parsing the block, so a random sample is read first: if all
+    objects have the same fields, no name occurs only once in it. Quoted text counts as a name.
     """
     random = np.random.default_rng()
     starts = random.integers(0, len(block), _NUM_SAMPLES).tolist()
@@ -201,7 +201,7 @@ def _as_lines(records: list[dict[str, Any]]) -> bytes:
 
 
 def flatten(table: pa.Table, explode: str | None, row_counts: RowCounts) -> pa.Table:
-    """Fields of objects as columns `object.field`, and a row for each element of `explode`.
+    """Fields of objects as columns `object.field`, and one row per element of `explode`.
 
     A table without the column `explode` is returned flat.
     """
@@ -253,7 +253,7 @@ def _parse_intact(block: bytes) -> pa.Table | None:
 
 
 def _is_deep(block: bytes) -> bool:
-    """Whether a line is nested deeper than is read; brackets inside of text count too."""
+    """Whether a line exceeds the maximum nesting depth; brackets inside text count too."""
     if not has_long_line(block, 2 * _DEEPEST):
         return False
     codes = np.frombuffer(block, np.uint8)
@@ -282,7 +282,7 @@ def _read_json(block: bytes, schema: pa.Schema | None) -> pa.Table:
 
 
 def _without_times(kind: pa.DataType) -> pa.DataType | None:
-    """Type with text in place of times, without fields that have none; None without times."""
+    """Fields of a type that hold times, as text; None without times."""
     if pa.types.is_timestamp(kind):
         return pa.string()
     if pa.types.is_list(kind):
@@ -296,7 +296,7 @@ def _without_times(kind: pa.DataType) -> pa.DataType | None:
 
 
 def _loses_digits(column: Any) -> bool:
-    """Whether floats of a column, or nested in it, may stand for larger integers."""
+    """Whether floats in a column, nested ones included, may be integers that lost digits."""
     kind = column.type
     if pa.types.is_list(kind):
         return _loses_digits(pc.list_flatten(column))
@@ -309,7 +309,7 @@ def _loses_digits(column: Any) -> bool:
 
 
 def _scalars_as_text(line: bytes) -> dict[str, Any]:
-    """Object of a line, with all numbers and booleans as text. ValueError for another line."""
+    """Object of a line, with numbers and booleans as text. ValueError unless it is an object."""
     record = json.loads(
         decode(line)[0], strict=False, parse_int=str, parse_float=str, parse_constant=str
     )

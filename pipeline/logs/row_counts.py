@@ -7,7 +7,7 @@ from typing import Any
 
 _LONGEST_EXAMPLE = 60
 _NOTHING = "nothing"
-"""Example of a missing value, which any other one replaces."""
+"""Example of a missing value; any other example replaces it."""
 NO_OBJECT = "lines that are no JSON object"
 NO_UTF8 = "values that are no UTF-8, read as Windows-1252"
 
@@ -25,10 +25,10 @@ class RowCounts:
     repaired: Counter[str] = field(default_factory=Counter)
     """Values changed or set to missing; their rows are kept."""
     warnings: Counter[str] = field(default_factory=Counter)
-    """Other oddities, such as empty files; they change no row."""
+    """Other findings, such as empty files; they change no row."""
 
     examples: dict[str, str] = field(default_factory=dict)
-    """First value of a reason and its row in the log."""
+    """First value and its row in the log, by reason."""
 
     @property
     def counts(self) -> Counter[str]:
@@ -37,7 +37,7 @@ class RowCounts:
 
     @property
     def sentences(self) -> list[str]:
-        """A count with its reason and example for all reasons that occurred."""
+        """One line per reason that occurred: count, reason and example."""
         return [describe(count, reason, self.examples) for reason, count in self.counts.items()]
 
     def add_example(self, reason: str, value: Any, row: int | None = None) -> None:
@@ -60,7 +60,7 @@ class RowCounts:
                 self.examples[reason] = text
 
     def facts(self, kept: int) -> dict[str, Any]:
-        """Counts for the manifest; `kept` is the number of rows left.
+        """Counts for the manifest; `kept` is the number of remaining rows.
 
         AssertionError if a row is neither kept nor dropped.
         """
@@ -76,6 +76,6 @@ class RowCounts:
 
 
 def describe(count: int, reason: str, examples: Mapping[str, str]) -> str:
-    """A count with its reason and the example of it."""
+    """Count, reason and example as one line."""
     example = f" (such as {examples[reason]})" if reason in examples else ""
     return f"{count:,} {reason}{example}"

@@ -56,7 +56,7 @@ def _matches(address: str, paths: Iterator[Path]) -> list[Path]:
 
 
 def _spool(folder: Path) -> Path:
-    """Copy of standard input, its suffix by its content."""
+    """Copy standard input to a file whose suffix follows from its content."""
     file = folder / "stdin"
     with file.open("wb") as stream:
         shutil.copyfileobj(sys.stdin.buffer, stream)
@@ -87,7 +87,7 @@ def _fetch(address: str, folder: Path) -> list[Path]:
         raise
     except FileNotFoundError:
         raise DataError(f"{address} does not exist.") from None
-    except Exception as error:  # each storage has errors of its own
+    except Exception as error:  # each storage has its own errors
         line = " ".join(str(error).split()) or type(error).__name__
         line = line if len(line) <= _LONGEST_REASON else f"{line[:_LONGEST_REASON]}..."
         raise DataError(f"{address} cannot be read: {line}") from None
@@ -95,7 +95,7 @@ def _fetch(address: str, folder: Path) -> list[Path]:
 
 def _storage(address: str) -> tuple[Any, str]:
     """File system of an address, and the path in it."""
-    from fsspec.core import url_to_fs  # loaded for such logs alone
+    from fsspec.core import url_to_fs  # only remote logs need it
 
     storage, path = url_to_fs(address)
     return storage, path
@@ -103,7 +103,7 @@ def _storage(address: str) -> tuple[Any, str]:
 
 def _copy(address: str, folder: Path) -> list[Path]:
     storage, path = _storage(address)
-    if address.startswith("http"):  # folders and globs would be links of a page
+    if address.startswith("http"):  # fsspec would read folders and globs from the links of a page
         return [_copy_file(storage, path, folder)]
     if not _GLOB.search(path) or storage.exists(path):
         return [_copy_tree(storage, path, folder)]
@@ -130,7 +130,7 @@ def _copy_file(storage: Any, path: str, folder: Path) -> Path:
 
 def _target(path: str, folder: Path) -> Path:
     """Path of a copy with the folders of the original, as they may name columns."""
-    if "://" in path:  # of a web server, whose query is no part of a name
+    if "://" in path:  # the query of a URL is not part of a file name
         path = urlsplit(path).path
     parts = [part for part in PurePosixPath(path).parts if part not in {"/", ".."}]
     return folder.joinpath(*parts)

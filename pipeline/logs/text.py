@@ -18,24 +18,24 @@ from pipeline.logs.compression import DAMAGE, compression_of, decompress
 from pipeline.logs.row_counts import RowCounts
 
 BLOCK_BYTES = 1 << 22
-"""Bytes of a block, about."""
+"""Approximate bytes of a block."""
 LONGEST_LINE = 1 << 24
-"""Longest line in bytes; a longer one is no row of a log."""
+"""Maximum bytes of a line; longer lines are dropped and counted."""
 _BLOCKS_AHEAD = 2
 R = TypeVar("R")
 _UTF16_CHARACTERS = 4
-"""Characters from which UTF-16 without a byte order mark is recognised."""
+"""Number of first characters by which UTF-16 without a byte order mark is recognised."""
 _UTF16 = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 _MARKS = re.compile(rb"(?<![^\r\n])(?:%s)+" % codecs.BOM_UTF8)
 _LINE_END = re.compile(rb"\n|\r(?!\Z)")
 _WINDOWS_1252 = "".join(
     bytes([byte]).decode("cp1252", errors="ignore") or chr(byte) for byte in range(256)
 )
-"""Characters of all bytes; the five undefined ones are control characters, as in browsers."""
+"""Windows-1252 character of each byte; the five undefined bytes are control characters."""
 
 
 class TextFile:
-    """Text file that is read once."""
+    """Text file, readable once."""
 
     def __init__(self, file: Path, row_counts: RowCounts, longest: int = LONGEST_LINE) -> None:
         self._file = file
@@ -62,7 +62,7 @@ class TextFile:
                 yield self._remove_marks(block)
 
     def count_lost(self) -> None:
-        """Count the lines that are in no block, each as a row."""
+        """Count the lines missing from all blocks, each as one row."""
         lost = {
             f"lines longer than {self._longest >> 20} MiB": self.long_lines,
             "lines cut off with their file": int(self.cut_line.strip(b"\r\n") != b""),
@@ -132,7 +132,7 @@ class TextFile:
                     yield b"".join(pending)
                     pending, size = [], 0
         except DAMAGE as error:
-            if isinstance(error, OSError) and error.errno:  # such as a disk that fails
+            if isinstance(error, OSError) and error.errno:  # a failing disk, for example
                 raise
             if not has_text:
                 raise OSError(
@@ -145,7 +145,7 @@ class TextFile:
 
 
 def decode(text: bytes) -> tuple[str, bool]:
-    """Text in UTF-8, else in Windows-1252, and whether it is the latter."""
+    """Decode UTF-8, else Windows-1252; the flag is true for the latter."""
     try:
         return text.decode(), False
     except UnicodeDecodeError:
@@ -155,7 +155,7 @@ def decode(text: bytes) -> tuple[str, bool]:
 def map_ahead(
     pool: ThreadPoolExecutor, function: Callable[[bytes], R], blocks: Iterator[bytes]
 ) -> Iterator[tuple[bytes, R]]:
-    """Blocks with the result of `function`, which is computed a few blocks ahead."""
+    """Yield each block with its result of `function`, computed a few blocks ahead."""
     pending: deque[tuple[bytes, Future[R]]] = deque()
     for block in blocks:
         pending.append((block, pool.submit(function, block)))
@@ -167,7 +167,7 @@ def map_ahead(
 
 
 def has_lines(block: bytes, number: int) -> bool:
-    """Whether the block has this number of lines that are not empty."""
+    """Whether the block has this number of non-empty lines."""
     codes = np.frombuffer(block, np.uint8)
     # too large if there are empty lines, too small if there are lone carriage returns
     estimate = int(np.count_nonzero(codes == ord("\n"))) + (not block.endswith(b"\n"))
@@ -197,7 +197,7 @@ def _to_utf8(pieces: Iterator[bytes], row_counts: RowCounts) -> Iterator[bytes]:
         return
     text16 = chain([first[2:] if first[:2] in _UTF16 else first], pieces)
     for text in codecs.iterdecode(text16, encoding, errors="replace"):
-        if replaced := text.count("�"):  # such as one half of a surrogate pair
+        if replaced := text.count("�"):  # half of a surrogate pair, for example
             row_counts.repaired["characters that are no UTF-16, replaced"] += replaced
         yield text.encode()
 
@@ -205,7 +205,7 @@ def _to_utf8(pieces: Iterator[bytes], row_counts: RowCounts) -> Iterator[bytes]:
 def _unmarked_utf16(text: bytes) -> str | None:
     """Encoding of text in UTF-16 without a byte order mark, None for other text.
 
-    Its first characters, as of a header, are ASCII, and each is beside a NUL byte.
+    Recognised by ASCII characters, as in a header, each beside a NUL byte.
     """
     head = text[: 2 * _UTF16_CHARACTERS]
     if len(head) == 2 * _UTF16_CHARACTERS:
