@@ -8,6 +8,7 @@ import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,8 +28,6 @@ MOST_FOOTER = 10
 """Part of the file that its footer may be, as a divisor; logs have 1,000 and more."""
 _FREE_FOOTER_BYTES = 1 << 20
 """Bytes of a footer from which that is looked at."""
-_FREE_VALUES, _FREE_BYTES = 10_000_000, 1 << 26
-"""Values and bytes of a column from which the bounds are looked at."""
 _BATCH_BYTES = 1 << 27
 
 
@@ -81,15 +80,29 @@ def _check_row_groups(metadata: pq.FileMetaData) -> None:
         raise pa.ArrowInvalid(f"{metadata.num_rows} rows, and its row groups have {num_rows}")
 
 
-def check_expansion(file: Path) -> None:
+class Free(NamedTuple):
+    """Values and bytes of a column from which the bounds are looked at."""
+
+    values: int = 10_000_000
+    bytes: int = 1 << 26
+
+
+_FREE = Free()
+
+
+def check_expansion(file: Path, free: Free = _FREE) -> None:
     """DataError for a file that becomes very much more in memory than it is on disk."""
     with open_parquet(file) as parquet:
         if parquet.metadata.num_rows:
-            bounded_rows(parquet, file, (), parquet.metadata.num_rows)
+            bounded_rows(parquet, file, (), parquet.metadata.num_rows, free)
 
 
 def bounded_rows(
-    parquet: pq.ParquetFile, file: Path, columns: Collection[str], num_rows: int
+    parquet: pq.ParquetFile,
+    file: Path,
+    columns: Collection[str],
+    num_rows: int,
+    free: Free = _FREE,
 ) -> int:
     """Return how many rows may be read at once, `num_rows` or less for long texts.
 
@@ -105,21 +118,22 @@ def bounded_rows(
         for group in range(metadata.num_row_groups):
             chunk = metadata.row_group(group).column(index)
             num_values += chunk.num_values
-            _check_inflated(chunk, file, name)
+            _check_inflated(chunk, file, name, free)
             # a value of a dictionary may be there in each row
             if chunk.has_dictionary_page and chunk.physical_type == "BYTE_ARRAY":
-                rows = min(num_rows, chunk.num_values)
-                if rows * chunk.total_uncompressed_size > _BATCH_BYTES:
+                is_list = "." in name  # a row of it has any number of values
+                most_read = chunk.num_values if is_list else min(num_rows, chunk.num_values)
+                if most_read * chunk.total_uncompressed_size > min(_BATCH_BYTES, 2 * free.bytes):
                     longest_here = _longest_value(file, name, group)
                     longest = max(longest, longest_here)
                     decoded += longest_here * chunk.num_values
-        if num_values > max(_FREE_VALUES, MOST_VALUES * size):
+        if num_values > max(free.values, MOST_VALUES * size):
             raise DataError(
                 f"{file} has {num_values:,} values of {name!r} in {size:,} bytes, more than "
                 f"{MOST_VALUES} a byte, as no log does. Write it anew without compression and "
                 "dictionaries to read it."
             )
-        most = max(_FREE_BYTES, MOST_INFLATED * size)
+        most = max(free.bytes, MOST_INFLATED * size)
         if decoded > most and (decoded := _decoded_bytes(file, name)) > most:
             raise DataError(
                 f"{file} repeats texts of {name!r} to {decoded:,} bytes, more than "
@@ -129,9 +143,9 @@ def bounded_rows(
     return max(1, min(num_rows, _BATCH_BYTES // longest))
 
 
-def _check_inflated(chunk: pq.ColumnChunkMetaData, file: Path, name: str) -> None:
+def _check_inflated(chunk: pq.ColumnChunkMetaData, file: Path, name: str, free: Free) -> None:
     inflated = chunk.total_uncompressed_size
-    if inflated > max(_FREE_BYTES, MOST_INFLATED * chunk.total_compressed_size):
+    if inflated > max(free.bytes, MOST_INFLATED * chunk.total_compressed_size):
         raise DataError(
             f"{file} inflates more than {MOST_INFLATED} times, as no log does: "
             f"{chunk.total_compressed_size:,} bytes of {name!r} become {inflated:,}. Write it anew "

@@ -1,7 +1,7 @@
 """Requests of a log as arrays, with items as positions in one list of ids."""
 
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,14 +9,21 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.core.errors import DataError
-from pipeline.core.parquet_bounds import check_expansion
+from pipeline.core.json_text import parse_json
+from pipeline.core.parquet_bounds import Free, check_expansion, open_parquet
 from pipeline.serve.request_log.files import FILE_PATTERN, SCHEMA
 from pipeline.serve.request_log.options import EXPERIMENT_KEY
 
+FREE_ROWS = 500_000
+"""Requests of a log from which it needs a byte a request; logs have 20 and more."""
+_FREE = Free(values=5_000_000, bytes=1 << 23)
+_LAST_MICROSECOND = 253_402_300_800 * 10**6
+"""Year 10,000."""
 DAY_MICROSECONDS = 86_400 * 10**6
 NO_SESSION = -1
 
@@ -100,7 +107,9 @@ def read_requests(paths: Iterable[Path], catalogue: pa.Array) -> Requests:
     """
     tables: list[pa.Table] = []
     shares: dict[str, list[dict[str, float]]] = {}
-    for file in find_files(paths):
+    files = find_files(paths)
+    _check_rows(files)
+    for file in files:
         table, experiment = _read(file)
         tables.append(table)
         for name, values in experiment.items():
@@ -133,24 +142,58 @@ def read_requests(paths: Iterable[Path], catalogue: pa.Array) -> Requests:
     )
 
 
+def _check_rows(files: list[Path]) -> None:
+    """DataError for more requests than the bytes of a log hold, before they are read."""
+    num_rows = num_bytes = 0
+    for file in files:
+        with _reading(file), open_parquet(file) as parquet:
+            num_rows += parquet.metadata.num_rows
+            num_bytes += file.stat().st_size
+        if num_rows > max(FREE_ROWS, num_bytes):
+            raise DataError(
+                f"{file} is no file of a request log: {num_rows:,} requests up to it in "
+                f"{num_bytes:,} bytes, more than one a byte."
+            )
+
+
 def _read(file: Path) -> tuple[pa.Table, dict[str, dict[str, float]]]:
     """Return the rows of a file and the shares of its experiment by name."""
-    try:
-        check_expansion(file)
+    with _reading(file):
+        check_expansion(file, _FREE)
         table = pq.read_table(
             file, schema=SCHEMA, partitioning=None, page_checksum_verification=True
         )
         schema = pq.read_schema(file)
         if missing := [name for name in SCHEMA.names if name not in schema.names]:
             raise ValueError(f"it has no column {missing[0]!r}.")
+        _check_values(table)
         metadata = schema.metadata or {}
-        experiment = json.loads(metadata.get(EXPERIMENT_KEY, b"null"))
+        experiment = parse_json(metadata.get(EXPERIMENT_KEY, b"null"))
         if experiment is None:
             return table, {}
         shares = {str(arm["name"]): float(arm["share"]) for arm in experiment["arms"]}
         return table, {str(experiment["name"]): shares}
+
+
+def _check_values(table: pa.Table) -> None:
+    """ValueError for a value that is missing, and for a time that no calendar has."""
+    for name in ("time", "model", "version", "items", "recommendations"):
+        column = table[name]
+        is_list = pa.types.is_list(column.type)
+        if column.null_count or (is_list and pc.list_flatten(column).null_count):
+            raise ValueError(f"a value of {name!r} is missing.")
+    times = table["time"].cast(pa.int64())
+    if len(times) and not 0 <= pc.min(times).as_py() <= pc.max(times).as_py() < _LAST_MICROSECOND:
+        raise ValueError("a time is before 1970 or after 9999.")
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """DataError for a file that is no file of a request log."""
+    try:
+        yield
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-        line = " ".join(str(error).split())
+        line = " ".join(str(error).split())[:300]
         raise DataError(f"{file} is no file of a request log: {line}") from None
 
 

@@ -4,7 +4,7 @@ A picture is an address of http or https, which the visitor's browser loads, or 
 folder, which the page serves by the id of its item.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -13,9 +13,9 @@ from urllib.parse import quote, urlsplit
 import pyarrow as pa
 
 from pipeline.core.columns import ITEM
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ConfigError, DataError
 from pipeline.data import values
-from pipeline.logs.files import read_logs
+from pipeline.logs.files import check_features, scan_log
 from pipeline.logs.row_counts import RowCounts
 from pipeline.recipe.preprocess import Preprocess
 
@@ -30,6 +30,9 @@ IMAGE_TYPES = {
 """Content types of picture files by suffix; SVG is none, as it may hold scripts."""
 _MAX_NAME = 200
 _MAX_ADDRESS = 2_000
+FREE_ROWS = 250_000
+"""Rows of a table from which it needs a byte a row."""
+_BLOCK_ROWS = 50_000
 _MOST_ORIGINS = 20
 """Hosts of pictures that the page's policy lists one by one."""
 
@@ -55,7 +58,8 @@ class ItemColumns:
         if self.image_folder is not None and self.image is None:
             raise ConfigError("--image-folder goes with --image-column.")
         if not self.file.is_file():
-            raise ConfigError(f"--items {self.file} does not exist.")
+            reason = "is no file" if self.file.exists() else "does not exist"
+            raise ConfigError(f"--items {self.file} {reason}.")
         if self.image_folder is not None and not self.image_folder.is_dir():
             raise ConfigError(f"--image-folder {self.image_folder} is no folder.")
 
@@ -79,11 +83,10 @@ class ItemTable:
 
         DataError for a file that cannot be read or lacks a column.
         """
-        texts = _read_columns(columns, columns.key or key)
         folder = None if columns.image_folder is None else columns.image_folder.resolve()
         table = cls(folder=folder)
         skipped = 0
-        for item, title, image in zip(*texts, strict=True):
+        for item, title, image in _rows(columns, columns.key or key):
             if item is None:
                 continue
             if title and item not in table.titles:
@@ -133,8 +136,8 @@ class ItemTable:
         return origins if len(origins) <= _MOST_ORIGINS else ["http:", "https:"]
 
 
-def _read_columns(columns: ItemColumns, key: str) -> list[list[str | None]]:
-    """Ids, names and pictures of all rows as text."""
+def _rows(columns: ItemColumns, key: str) -> Iterator[tuple[str | None, ...]]:
+    """Id, name and picture of each row as text. DataError for more rows than the file has bytes."""
     shown = {"title": columns.title, "image": columns.image}
     reader = Preprocess.from_dict(
         {
@@ -148,15 +151,26 @@ def _read_columns(columns: ItemColumns, key: str) -> list[list[str | None]]:
         },
         "--items",
     )
-    parts = read_logs(reader, [columns.file], RowCounts())
-    rows = pa.concat_tables(parts) if parts else None
-    texts: list[list[str | None]] = []
-    for name in (ITEM, *shown):
-        if rows is None or name not in rows.column_names:
-            texts.append([None] * (0 if rows is None else rows.num_rows))
-        else:
-            column, _ = values.category_chunk(values.to_array(rows[name]), "string")
-            texts.append(values.decode_dictionary(column).to_pylist())
+    check_features(reader, [columns.file])
+    most = max(FREE_ROWS, columns.file.stat().st_size)
+    num_rows = 0
+    for block in scan_log(reader, columns.file, RowCounts(), _BLOCK_ROWS):
+        num_rows += block.num_rows
+        if num_rows > most:
+            raise DataError(
+                f"{columns.file} has more than {most:,} rows, more than one a byte of the file, "
+                "as no table of items has. Keep one row an item."
+            )
+        texts = [_as_text(block, name) for name in (ITEM, *shown)]
+        yield from zip(*texts, strict=True)
+
+
+def _as_text(rows: pa.Table, name: str) -> list[str | None]:
+    """Values of a column, all missing where the table has none."""
+    if name not in rows.column_names:
+        return [None] * rows.num_rows
+    column, _ = values.category_chunk(values.to_array(rows[name]), "string")
+    texts: list[str | None] = values.decode_dictionary(column).to_pylist()
     return texts
 
 
