@@ -31,15 +31,15 @@ _SECONDS, _MAX_BYTES = 40, 8 << 30
 PAGE = ROOT / "docs" / "reference" / "huggingface.md"
 HEAD = (
     "# Hugging Face architectures\n\n"
-    "`architecture: huggingface` with a `model_type` takes any of transformers' architectures that "
-    'reads `inputs_embeds`; in Python, `tr.HuggingFaceConfig.build("llama", ...)`. The direction '
-    "of its attention is measured when the model is built, so that no target is seen. A program "
-    "tries every causal or masked language model of transformers {version} with its default "
-    "settings (`python -m tests.model.test_huggingface`): yes means that the model is built, "
+    "This page lists the `model_type` values that `architecture: huggingface` takes, and the "
+    'maskings that each works with. In Python: `tr.HuggingFaceConfig.build("llama", ...)`.\n\n'
+    "The model must read `inputs_embeds`. The direction of its attention is measured when it is "
+    "built, so that it sees no target. `yes` means that a model with default settings is built, "
     "learns from a batch, and predicts at the end of a session what its evaluation ranks there. "
-    "Others may work with `options`. plm works with `xlnet` alone; types that are an "
-    "`architecture` by themselves ([architectures and maskings](architectures.md)) may work with "
-    "more maskings there.\n\n"
+    "`python -m tests.model.test_huggingface` tries every causal or masked language model of "
+    "transformers {version}. Others may work with `options`. plm works with `xlnet` alone. "
+    "[Architectures and maskings](architectures.md) has the types with a name of their own, which "
+    "may work with more maskings.\n\n"
     "| model_type | clm | mlm | rtd |\n| --- | --- | --- | --- |\n"
 )
 FOOT = """
