@@ -32,14 +32,14 @@ PAGE = ROOT / "docs" / "reference" / "huggingface.md"
 HEAD = (
     "# Hugging Face architectures\n\n"
     "This page lists the `model_type` values that `architecture: huggingface` takes, and the "
-    'maskings that each works with. In Python: `tr.HuggingFaceConfig.build("llama", ...)`.\n\n'
+    'maskings of each. In Python: `tr.HuggingFaceConfig.build("llama", ...)`.\n\n'
     "The model must read `inputs_embeds`. The direction of its attention is measured when it is "
     "built, so that it sees no target. `yes` means that a model with default settings is built, "
     "learns from a batch, and predicts at the end of a session what its evaluation ranks there. "
     "`python -m tests.model.test_huggingface` tries every causal or masked language model of "
     "transformers {version}. Others may work with `options`. plm works with `xlnet` alone. "
-    "[Architectures and maskings](architectures.md) has the types with a name of their own, which "
-    "may work with more maskings.\n\n"
+    "[Architectures and maskings](architectures.md) has the types with a name of their own, with "
+    "more maskings.\n\n"
     "| model_type | clm | mlm | rtd |\n| --- | --- | --- | --- |\n"
 )
 FOOT = """
