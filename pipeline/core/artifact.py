@@ -23,6 +23,7 @@ from pipeline.core.manifest import (
     DAMAGED,
     FORMAT,
     MANIFEST,
+    Manifest,
     foreign_files,
     parse_manifest,
     write_manifest,
@@ -148,8 +149,9 @@ def whole_facts(path: Path, kind: str) -> dict[str, Any] | None:
 def read_manifest(path: Path, kind: str, *, check_files: bool = True) -> dict[str, Any]:
     """Check an artifact against its manifest and return the manifest's facts.
 
-    ArtifactError names the first file that is missing or differs. Without `check_files` only the
-    manifest is read, which is immediate.
+    ArtifactError names the first file that is missing or differs; an artifact that is replaced
+    during the check is read again. Without `check_files` only the manifest is read, which is
+    immediate.
     """
     next_step = _NEXT_STEP[kind].format(path=path)
     if not path.is_dir():
@@ -171,8 +173,21 @@ def read_manifest(path: Path, kind: str, *, check_files: bool = True) -> dict[st
             f"{path} has format {manifest.format!r}, this version reads {FORMAT}. {next_step}"
         )
     if check_files:
-        check_all_files(path, manifest, next_step)
+        try:
+            check_all_files(path, manifest, next_step)
+        except ArtifactError:
+            if not _is_replaced(path, manifest):
+                raise
+            return read_manifest(path, kind)
     return manifest.facts
+
+
+def _is_replaced(path: Path, manifest: Manifest) -> bool:
+    """Whether a writer has replaced the artifact since its manifest was read."""
+    try:
+        return parse_manifest(path) != manifest
+    except DAMAGED:
+        return False
 
 
 def check_replaceable(path: Path, kind: str) -> None:

@@ -60,9 +60,13 @@ def check_files(path: Path, manifest: Manifest, next_step: str) -> None:
             raise ArtifactError(
                 f"{path}: {name} is a link, and links in artifacts are not followed. {next_step}"
             )
-        if not file.is_file():
-            raise ArtifactError(f"{path} is incomplete: missing {name}. {next_step}")
-        if file.stat().st_size != num_bytes or hash_file(file) != digest:
+        try:
+            if not file.is_file():
+                raise FileNotFoundError
+            is_same = file.stat().st_size == num_bytes and hash_file(file) == digest
+        except FileNotFoundError:
+            raise ArtifactError(f"{path} is incomplete: missing {name}. {next_step}") from None
+        if not is_same:
             raise ArtifactError(f"{path} is damaged: {name} is not what was written. {next_step}")
 
 

@@ -22,6 +22,7 @@ from pipeline.core.artifact import (
     read_manifest,
 )
 from pipeline.core.errors import ArtifactError
+from pipeline.core.files import hash_file
 from pipeline.data.fingerprint import fingerprint_of
 
 FILES = {"schema.pbtxt": b"feature", "sessions/train/part-0.parquet": b"PAR1" * 10, "empty": b""}
@@ -253,6 +254,22 @@ def test_check_without_files_reads_the_manifest_alone(tmp_path: Path) -> None:
     assert read_manifest(tmp_path / "shop", "data", check_files=False) == {"files": 3}
     with pytest.raises(ArtifactError, match="is a data directory, expected a run directory"):
         read_manifest(tmp_path / "shop", "run", check_files=False)
+
+
+def test_artifact_that_is_replaced_during_the_check_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "shop")
+    hashed = []
+
+    def replace_first(file: Path) -> str:
+        hashed.append(file)
+        if len(hashed) == 1:
+            write(tmp_path / "shop", files={"other": b"1"})
+        return hash_file(file)
+
+    monkeypatch.setattr(manifests, "hash_file", replace_first)
+    assert read_manifest(tmp_path / "shop", "data") == {"files": 1}
 
 
 @pytest.mark.parametrize("name", [*FILES, "manifest.json"])
