@@ -232,7 +232,7 @@ def test_predict_writes_lists_or_vectors(shop: Shop, tmp_path: Path) -> None:
         (["--candidates", "@{}"], "cannot be read: Is a directory."),
         (["--candidates", "@{}/empty"], "empty is empty, expected one item id a line."),
         (["--exclude", "@{}/binary"], "binary is not text in UTF-8"),
-        (["--candidates", "@{}/others"], "None of the 2 candidates ('a', 'b', ...) is in"),
+        (["--candidates", "@{}/others"], "None of the 2 candidates ('a', 'b') is in"),
         (["--out", "{}/lists.csv"], "expected a name that ends in .parquet"),
         (["--out", "{}/log.parquet"], "log.parquet holds something else"),
         (["--data", "{}"], "is incomplete: missing manifest.json"),

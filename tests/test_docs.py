@@ -1,5 +1,6 @@
 """Programs, recipes and tables of the pages in docs/, run or compared with the code."""
 
+import ast
 import re
 import shlex
 import subprocess
@@ -232,3 +233,30 @@ def test_programs_of_the_filters_page_run(shop: Shop) -> None:
     assert max(map(groups.count, groups)) <= 2
     first_five = namespace["answer"].items[0, :5].tolist()  # type: ignore[attr-defined]
     assert best != first_five, "the quota changes nothing here"
+
+
+def literals_of_the_code() -> list[str]:
+    """Texts of the code's string literals, without the values in them."""
+    texts = []
+    for file in (ROOT / "pipeline").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = [v.value if isinstance(v, ast.Constant) else "\0" for v in node.values]
+                texts.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(re.sub(r"%[a-z]", "\0", node.value))
+    return texts
+
+
+def is_message(text: str, literals: list[str]) -> bool:
+    """Whether a literal has the parts between the `...` of a message, in their order."""
+    pattern = re.compile("[\\s\\S]+".join(map(re.escape, text.strip(".").split("..."))))
+    return any(pattern.search(literal) for literal in literals)
+
+
+def test_messages_of_the_troubleshooting_page_are_those_of_the_code() -> None:
+    rows = re.findall(r"^\| `([^`]+)` \|", text_of("how-to/troubleshooting.md"), re.MULTILINE)
+    literals = literals_of_the_code()
+    assert len(rows) >= 25
+    assert [message for message in rows if not is_message(message, literals)] == []
+    assert not is_message("... has no column by the name of ...", literals)

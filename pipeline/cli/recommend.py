@@ -175,9 +175,9 @@ def check_candidates(client: Any, ids: Sequence[str] | None, target: str) -> Non
     ids = list(dict.fromkeys(ids))
     num_unknown = len(ids) - client.num_known(ids)
     if num_unknown == len(ids):
-        examples = ", ".join(map(repr, ids[:3]))
+        examples = ", ".join(map(repr, ids[:3])) + (", ..." if len(ids) > 3 else "")
         raise ConfigError(
-            f"None of the {len(ids)} candidates ({examples}, ...) is in the catalogue of {target}, "
+            f"None of the {len(ids)} candidates ({examples}) is in the catalogue of {target}, "
             "expected some of its raw ids."
         )
     if num_unknown:

@@ -218,7 +218,10 @@ class Recommender:
         unknown = np.flatnonzero(indices < FIRST_ITEM)
         examples = ", ".join(repr(ids[at]) for at in unknown[:3])
         if len(unknown) == len(ids):
-            none = f"None of the {len(ids)} candidates ({examples}, ...)" if len(ids) else "No id"
+            others = ", ..." if len(ids) > 3 else ""
+            none = (
+                f"None of the {len(ids)} candidates ({examples}{others})" if len(ids) else "No id"
+            )
             raise ConfigError(
                 f"{none} is in the catalogue of {self.run.path}, expected some of its "
                 f"{len(self.catalogue)} raw ids, such as {self.catalogue[0]!r}."

@@ -238,12 +238,14 @@ def check_not_empty(files: Iterable[Path], rows: int, report: RowCounts) -> None
     if not rows:
         reasons = ", ".join(report.sentences)
         advice = "Check `session`, `timestamp` and `delimiter`."
-        if report.dropped[NO_USABLE_TIME] == report.rows > 0:
+        if not report.rows:
+            advice = "Expected a log with rows."
+        elif report.dropped[NO_USABLE_TIME] == report.rows:
             advice = (
                 "Set `timestamp.unit` for numbers, or `timestamp.format` for other text, such as "
                 "`%d.%m.%Y %H:%M`."
             )
-        elif report.dropped[NO_OBJECT] == report.rows > 0:
+        elif report.dropped[NO_OBJECT] == report.rows:
             advice = "Expected an object a line, as `jq -c .` writes them."
         raise DataError(
             f"{', '.join(map(str, files))}: no usable row among {report.rows} "

@@ -563,7 +563,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("log.csv", b"", "no usable row among 0 (1 empty files)"),
+        ("log.csv", b"", "no usable row among 0 (1 empty files). Expected a log with rows."),
         ("log.csv", b"\n\n", "(1 empty files)"),
         ("log.csv.gz", gzip.compress(b"", mtime=0), "(1 empty files)"),
         ("log.csv", b"session_id,item_id\n", "no usable row among 0 (1 empty files)"),

@@ -124,7 +124,7 @@ def test_command_refuses_candidates_of_which_none_is_known(
     for target in (shop.run, f"http://{server.http_url}", f"grpc://{server.grpc_url}"):
         command = ["recommend", str(target), "--items", "sku-00001", "--candidates"]
         with pytest.raises(
-            ConfigError, match=r"^None of the 2 candidates \('a', 'b', \.\.\.\) is in the catalogue"
+            ConfigError, match=r"^None of the 2 candidates \('a', 'b'\) is in the catalogue"
         ):
             CliRunner().invoke(app, [*command, "a,b"], catch_exceptions=False)
         result = CliRunner().invoke(app, [*command, "a,sku-00003,b,a"], catch_exceptions=False)
