@@ -37,7 +37,7 @@ NO_USABLE_TIME = "rows without a usable time"
 
 @dataclass(frozen=True)
 class Block:
-    """Some interactions, whose types may be narrower than those of the whole log."""
+    """Part of the interactions; its types may be narrower than those of the whole log."""
 
     table: pa.Table
     """Ids as int64 or text, numbers as float64, times as microseconds; rows without a session or a
@@ -46,7 +46,7 @@ class Block:
     """Type of each id column."""
     timestamp_type: TimestampType | None
     report: RowCounts
-    """Rows and values lost between the block as read and `table`."""
+    """Rows and values lost in the conversion to `table`."""
 
 
 def id_columns(recipe: Preprocess) -> list[str]:
@@ -58,8 +58,7 @@ def id_columns(recipe: Preprocess) -> list[str]:
 def raw_blocks(
     recipe: Preprocess, files: Iterable[Path], report: RowCounts, rows: int | None = None
 ) -> Iterator[tuple[int, pa.Table]]:
-    """Yield (number of rows before, table) of blocks of about `rows` (BLOCK_ROWS) rows, as the
-    files hold them.
+    """Yield (number of rows before, table) of raw blocks of about `rows` (BLOCK_ROWS) rows.
 
     A block has one schema; it may span files.
     """
@@ -92,8 +91,8 @@ def typed_block(
 ) -> Block:
     """Convert a block of `raw_blocks` to canonical types.
 
-    Id columns get `fitted_types`; without them, columns of integers become int64 and all others
-    text. `before` is the number of rows before the block.
+    Id columns get `fitted_types`; by default columns of integers become int64 and all others text.
+    `before` is the number of rows before the block.
     """
     report = RowCounts()
     columns, types = _id_values(recipe, table, fitted_types or {}, report, before)
@@ -184,7 +183,7 @@ def _count_numbers(
 def _add_example(
     report: RowCounts, reason: str, raw: pa.Array, mask: NDArray[np.bool_], before: int
 ) -> None:
-    """Keep the first raw value under `mask` as an example, a null only if all are null.
+    """Keep the first raw value under `mask` as an example, null only if all are null.
 
     `before` is the number of rows before those of `raw`.
     """
@@ -219,7 +218,7 @@ def _filter(table: pa.Table, mask: pa.ChunkedArray, reason: str, report: RowCoun
 def common_types(
     recipe: Preprocess, blocks: Iterable[tuple[dict[str, ValueType], TimestampType | None]]
 ) -> tuple[dict[str, ValueType], TimestampType | None]:
-    """Types of a whole log from those of its blocks: text if any block has text."""
+    """Types of a log from the types of its blocks: text if any block has text."""
     blocks = list(blocks)
     types = {
         name: values.common_type(types[name] for types, _ in blocks) for name in id_columns(recipe)
@@ -254,7 +253,7 @@ def check_not_empty(files: Iterable[Path], rows: int, report: RowCounts) -> None
 
 
 def to_frame(table: pa.Table) -> pd.DataFrame:
-    """A frame that shares memory with the table where possible.
+    """Convert to a frame that shares memory with the table where possible.
 
     Integers are int64, or Int64 if some are null; dictionaries become categories.
     """

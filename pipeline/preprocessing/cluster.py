@@ -29,11 +29,11 @@ _CUDA_POOL, _CUDA_LIMIT = 0.5, 0.8
 _LOOPBACK: dict[str, Any] = {
     "host": "127.0.0.1",
     "dashboard_address": None,
-    # without a dashboard, too, the scheduler serves HTTP; on 8787 it warns if the port is in use
+    # the scheduler serves HTTP even without a dashboard, and warns if port 8787 is in use
     "scheduler_kwargs": {"dashboard_address": "127.0.0.1:0"},
 }
 LOCAL, LOCAL_CUDA = "local", "local-cuda"
-"""Instead of an address: a process for each core or GPU, which ends with the command."""
+"""Values in place of an address: a local worker per core or GPU, which ends with the command."""
 
 
 R = TypeVar("R")
@@ -59,7 +59,7 @@ class Workers:
 
 @contextmanager
 def workers(client: Any = None) -> Iterator[Workers]:
-    """The workers of a Dask `client`, or a thread for each core that this process may use."""
+    """Workers of a Dask `client`, or one thread per core that this process may use."""
     if client is not None:
         max_pending = 2 * sum(client.nthreads().values())
         yield Workers(lambda task, *each: client.submit(task, *each, pure=False), max_pending)
@@ -73,9 +73,9 @@ def workers(client: Any = None) -> Iterator[Workers]:
 def connect(address: str | None) -> Iterator[Any]:
     """Dask client of the scheduler at `address`; None without an address.
 
-    `LOCAL` and `LOCAL_CUDA` start workers on this machine. ConfigError if no scheduler or no worker
-    answers within a minute; PipelineError if the cluster is lost during the work. If one of several
-    workers is lost, the others repeat its tasks.
+    `LOCAL` and `LOCAL_CUDA` start workers on this machine. ConfigError if no scheduler or worker
+    responds within a minute; PipelineError if the cluster is lost during the work. If one of
+    several workers is lost, the others repeat its tasks.
     """
     if not address:
         yield None
@@ -99,7 +99,7 @@ def connect(address: str | None) -> Iterator[Any]:
 
 
 def _start_workers(folder: str) -> Any:
-    """Cluster of a process for each core, on loopback."""
+    """Cluster with one process per core, on loopback."""
     from dask.distributed import LocalCluster
 
     return LocalCluster(
@@ -112,7 +112,7 @@ def _start_workers(folder: str) -> Any:
 
 
 def _start_cuda_workers(folder: str) -> Any:
-    """Cluster of a process for each GPU, with a memory pool that spills to main memory."""
+    """Cluster with one process per GPU and a memory pool that spills to main memory."""
     if not has_cudf():
         raise ConfigError(
             f"--cluster {LOCAL_CUDA} needs a GPU and the gpu extra: pip install 'pipeline[gpu]'. "
@@ -130,7 +130,7 @@ def _start_cuda_workers(folder: str) -> Any:
 
 
 def _ignore_interrupts() -> None:
-    """Ignore the Ctrl-C that a terminal sends to workers, too: the cluster ends them."""
+    """Ignore Ctrl-C, which a terminal also sends to workers: the cluster stops them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -141,7 +141,7 @@ def _connected(address: str) -> Iterator[Any]:
     from distributed.comm.core import CommClosedError
 
     try:
-        # not as default client: one that fails to connect would stay the default
+        # not the default client: a client that fails to connect would remain the default
         client = Client(
             address, timeout=_CONNECT_SECONDS, name="pipeline-preprocess", set_as_default=False
         )
@@ -196,7 +196,7 @@ def _cancel_without_workers(client: Any) -> Iterator[None]:
 
 
 def check_shared(client: Any, directory: Path) -> None:
-    """ConfigError unless all workers see `directory`, in which they write shards."""
+    """ConfigError unless all workers see `directory`, where they write shards."""
     file = directory / "shared"
     file.touch()
     try:

@@ -1,7 +1,7 @@
 """Fitting and transforming a log of any size, shard by shard.
 
 Shards are processed by threads of this process or by the workers of a Dask cluster. The results
-depend on log and recipe alone.
+depend on the log and the recipe alone.
 """
 
 from collections.abc import Iterator
@@ -51,7 +51,7 @@ def fit(
     pool: Workers,
     base: Fitted | None = None,
 ) -> Fitted:
-    """Fitted state of the training sessions, continuing that of `base`.
+    """Fit the state on the training sessions, extending that of `base`.
 
     `splits` are the part numbers of `split.split_sessions` for each shard. If the last interactions
     are held out, the catalogue has the items of all interactions.
@@ -110,7 +110,7 @@ def _device_frames(recipe: Preprocess) -> frames.Frames | None:
 
 
 def _read(shard: Shard) -> pa.Table:
-    assert shard.path is not None  # noqa: S101  shards on a device have an engine of their own
+    assert shard.path is not None  # noqa: S101  shards on a device have their own engine
     return read(shard.path)
 
 
@@ -123,7 +123,7 @@ class EncodedSessions:
     """Sessions of one part and one shard."""
 
     table: pa.Table
-    """One row a session, sorted by id."""
+    """One row per session, sorted by id."""
     item_values: dict[str, pa.Table]
     """Newest values of items in training (`item_values.newest_values`)."""
     interactions: int
@@ -144,8 +144,8 @@ def sessions_of(
 ) -> Iterator[EncodedSessions]:
     """Encoded sessions of a part, sorted by id; all sessions of the log without `splits`.
 
-    `fitted` is the fitted state, or the directory from which workers read it. `window` are the
-    hours that the data report counts. Shards without a session of the part yield nothing.
+    `fitted` is the fitted state, or the directory from which workers read it. `window` is the range
+    of hours that the data report counts. Shards without a session of the part yield nothing.
     """
     encoder = fitted if isinstance(fitted, Path) else _encoder_of(fitted, part)
     tasks = (
@@ -168,7 +168,8 @@ class _Encoder:
         self._lock = Lock()
 
     def encode(self, shard: Shard, rows: NDArray[Any]) -> tuple[pa.Table, pa.Table, pa.Table]:
-        """Interactions of a mask: raw as in the shard, raw by session id, and encoded sessions."""
+        """Masked interactions in the order of the shard and sorted by session id, and encoded
+        sessions."""
         table = _filter(_read(shard), rows)
         table = add_expressions(self.fitted.recipe, table, self.fitted.expressions)
         frame = to_frame(table)
@@ -241,24 +242,23 @@ def schema_of(fitted: Fitted, log: Log) -> Any:
 
 
 def _max_training_length(fitted: Fitted) -> int:
-    """Interactions of a training session: those that the model reads, and a target."""
+    """L + 1, the longest training session: L interactions that the model reads and a target."""
     return fitted.recipe.max_sequence_length + 1
 
 
 @contextmanager
 def copy_on_write() -> Iterator[None]:
-    """Have pandas copy columns when they are written to, as pandas 3 does.
+    """Enable pandas' copy-on-write, the default of pandas 3.
 
     Merlin's executor passes each column on several times. The option is global to the process, so
-    that it must not change while threads work.
+    it must not change while threads work.
     """
     with pd.option_context("mode.copy_on_write", True):
         yield
 
 
 def as_table(sessions: pd.DataFrame) -> pa.Table:
-    """Sessions as Arrow table, without pandas' metadata, with which pandas cannot read its own
-    list columns."""
+    """Arrow table of the sessions without pandas' metadata, which breaks reading list columns."""
     table = pa.Table.from_pandas(sessions, preserve_index=False)
     names = [SESSION, *(name for name in table.column_names if name != SESSION)]
     return table.select(names).replace_schema_metadata(None)

@@ -28,9 +28,9 @@ from pipeline.serve.runtime.expressions import (
 def add_expressions(
     recipe: Preprocess, table: pa.Table, statistics: dict[str, Statistic]
 ) -> pa.Table:
-    """Append the columns of the expressions to interactions, and drop what only they read.
+    """Append the columns of the expressions, and drop columns that only expressions read.
 
-    `table` is sorted by session and time, the interactions of a session side by side.
+    `table` holds interactions sorted by session and time.
     """
     if not recipe.expression_features:
         return table
@@ -83,7 +83,7 @@ def merge_statistics(
 ) -> dict[str, Statistic]:
     """Statistics of all parts, in their order.
 
-    Those of `base` stay, so that a model reads the same inputs; first times of new values are
+    Statistics of `base` stay, so that a model reads the same inputs; first times of new values are
     added.
     """
     buffer = MergeBuffer(lambda _, tables: _merged(tables))
@@ -125,7 +125,7 @@ def _statistic(table: pa.Table) -> Statistic:
 
 
 def _sessions(recipe: Preprocess, table: pa.Table, statistics: dict[str, Statistic]) -> Sessions:
-    """What the expressions read of a table of interactions."""
+    """Inputs of the expressions from a table of interactions."""
     columns: dict[str, Values] = {TIMESTAMP: table[TIMESTAMP].to_numpy() / 1e6}
     expressions = [feature.parsed for feature in recipe.expression_features]
     for name in {name for expression in expressions for name in expression.numbers}:

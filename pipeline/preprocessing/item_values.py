@@ -1,7 +1,7 @@
-"""The table of item values, with which a server fills in what a request lacks.
+"""The table of item values, from which a server fills in features that a request lacks.
 
-For features of the log it holds the newest value in training; for an item table beside the log,
-the values of the table, also of items that training never saw.
+Features of the log have their newest value in training; features of an item table have the values
+of the table, also for items that are not in the training log.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ from pipeline.preprocessing.lookup import column_positions, positions
 from pipeline.preprocessing.statistics import MergeBuffer
 
 _INDEX, _TIME = "#index", "#time"
-"""Columns of the buffered tables: position in the catalogue, and time."""
+"""Columns of the buffered tables: position in the catalogue, and time in microseconds."""
 _SPARSE = 4
 """Ratio of positions to rows from which on positions are sorted instead of counted."""
 
@@ -27,7 +27,7 @@ _SPARSE = 4
 class ItemValues:
     """Newest values of the features that describe items, collected part by part.
 
-    Starts from the values that `fitted` has of an earlier log.
+    Starts from the values of an earlier log in `fitted`.
     """
 
     def __init__(self, fitted: Fitted) -> None:
@@ -83,7 +83,7 @@ def _take(table: pa.Table, row: NDArray[Any]) -> dict[str, pa.Array]:
 
 
 def newest_values(fitted: Fitted, table: pa.Table) -> dict[str, pa.Table]:
-    """Newest value of each item in some interactions, by feature.
+    """Newest value of each item in these interactions, by feature.
 
     Each table holds the position in the catalogue, the time, and the columns of the feature. For
     equal times the last row counts.
@@ -135,7 +135,7 @@ def _newest_rows(
     np.maximum.at(greatest, index, time)
     newest = np.flatnonzero(time == greatest[index])
     last = np.full(size, -1)
-    last[index[newest]] = newest  # of several assignments the last one stays
+    last[index[newest]] = newest  # the last of several assignments stays
     rows = last[last >= 0]
     return rows if selected is None else selected[rows]
 

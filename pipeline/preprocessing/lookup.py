@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 _LARGE = 4
-"""Ratio of vocabulary size to number of values from which on the values are hashed."""
+"""Minimum ratio of vocabulary size to number of values at which the values are hashed."""
 
 
 def positions(values: pa.Array, vocabulary: pa.Array) -> NDArray[Any]:

@@ -1,4 +1,4 @@
-"""Notes on a log that is read as it is and may be meant otherwise."""
+"""Notes on suspicious values of a log, which are read unchanged."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -17,11 +17,11 @@ from pipeline.recipe.preprocess import Preprocess
 from pipeline.recipe.timestamp import Timestamp
 
 _WIDE_MICROSECONDS = 10 * 365 * 86_400 * 10**6
-"""Distance between the median and the first or last time from which on a note warns of it."""
+"""Distance from the median at which a note reports the first or last time."""
 _DAY_MICROSECONDS = 86_400 * 10**6
 _LARGE_SESSION = 1_000
 _LARGE_SHARE = 0.01
-"""A session of more rows and of a larger share of all rows is outsized."""
+"""A session that exceeds both is reported: rows, and share of all rows."""
 _TIED_SHARE = 0.01
 _NULL_WORDS = pa.array(
     ["null", "NULL", "Null", "None", "NaN", "nan", "\\N", "NA", "N/A", "n/a", "undefined", "(null)"]
@@ -29,14 +29,14 @@ _NULL_WORDS = pa.array(
 _LIST = re.compile(
     r"\[.*\]|\{.*\}|[^|]+(?:\|[^|]+)+|[^\s,]+(?:,[^\s,]+)+|[^\s;]+(?:;[^\s;]+)+", re.DOTALL
 )
-"""Text of a cell that looks like several values: ['a', 'b'], {a,b}, a|b, a,b, a;b."""
+"""Text that looks like several values: ['a', 'b'], {a,b}, a|b, a,b, a;b."""
 _ROUNDED = r"^-?[0-9]\.[0-9]+[eE]\+?[0-9]+$"
-"""Long number as a spreadsheet shows and saves it."""
+"""Long number in the rounded notation of a spreadsheet."""
 _NUM_SAMPLES = 1_000
 
 
 def notes(recipe: Preprocess, log: Log, fitted: Fitted, base: Fitted | None) -> list[str]:
-    """Sentences on times, sessions and ids that look wrong, each with what to do."""
+    """Sentences on times, sessions and ids that look wrong, each with advice."""
     of_base = [] if base is None else _base_notes(recipe, base)
     of_time = (
         []
@@ -55,7 +55,7 @@ def _base_notes(recipe: Preprocess, base: Fitted) -> list[str]:
 
 
 def unknown_notes(base: Fitted, counts: Mapping[str, PartCounts]) -> list[str]:
-    """A sentence on the columns of which the earlier data have no value of the log."""
+    """A sentence on columns whose values are all unknown to the earlier data."""
     unknown = []
     for name, earlier in base.vocabularies.items():
         indices = slice(earlier.first, earlier.first + len(earlier.values))
@@ -72,7 +72,7 @@ def unknown_notes(base: Fitted, counts: Mapping[str, PartCounts]) -> list[str]:
 
 
 def _time_notes(timestamp: Timestamp, log: Log) -> Iterator[str]:
-    """First or last times far from the median, as of a wrong clock, and a median out of place."""
+    """First or last times far from the median, as of a wrong clock, and an implausible median."""
     first, median, last = log.first, int(np.median(log.ends)), int(log.ends.max())
     if max(last - median, median - first) > _WIDE_MICROSECONDS:
         yield (
@@ -88,7 +88,7 @@ def _time_notes(timestamp: Timestamp, log: Log) -> Iterator[str]:
 
 
 def _order_notes(recipe: Preprocess, log: Log) -> Iterator[str]:
-    """Interactions whose order is that of the rows."""
+    """Interactions of equal time, ordered by the rows of the log."""
     tied = sum(shard.tied for shard in log.shards)
     if tied > _TIED_SHARE * log.rows and not recipe.order:
         yield (
@@ -99,7 +99,7 @@ def _order_notes(recipe: Preprocess, log: Log) -> Iterator[str]:
 
 
 def _session_notes(recipe: Preprocess, log: Log) -> Iterator[str]:
-    """A session of an outsized share of the rows, and visitors taken for sessions."""
+    """A session with an unusual share of the rows, and visitors read as sessions."""
     shard = max(log.shards, key=lambda shard: int(shard.lengths.max()))
     longest = int(shard.lengths.max())
     if longest > max(_LARGE_SESSION, _LARGE_SHARE * log.rows):
@@ -120,7 +120,7 @@ def _session_notes(recipe: Preprocess, log: Log) -> Iterator[str]:
 
 
 def _id_notes(fitted: Fitted) -> Iterator[str]:
-    """Ids and categories that stand for nothing, that differ in notation, or that are lists."""
+    """Ids and categories that look like missing values, notations of one value, or lists."""
     columns = {ITEM: fitted.recipe.item} | {f.name: f.source for f in fitted.categorical}
     for name, vocabulary in fitted.vocabularies.items():
         column, values = columns[name], vocabulary.values
@@ -144,7 +144,7 @@ def _null_notes(column: str, words: list[int | str]) -> Iterator[str]:
 
 def _notation_notes(column: str, values: pa.Array) -> Iterator[str]:
     """Values that differ in blanks, `.0`, leading zeros or the form of Unicode alone."""
-    plain = pc.replace_substring_regex(values, r"\p{Cf}", "")  # such as a space of no width
+    plain = pc.replace_substring_regex(values, r"\p{Cf}", "")  # a zero-width space, for example
     plain = pc.utf8_normalize(pc.utf8_trim_whitespace(plain), "NFKC")
     plain = pc.replace_substring_regex(plain, r"\s+", " ")
     plain = pc.replace_substring_regex(plain, r"^0*(\d+)(?:\.0+)?$", r"\1")

@@ -1,7 +1,7 @@
 """Operator features: columns made by the user's NVTabular operators, block by block.
 
-The operators are defined in a Python file that the command line names. A recipe holds only their
-names, and so do the outputs: nothing that reads an artifact runs them.
+The operators are defined in a Python file that the command line names. Recipes and artifacts hold
+only their names, so that reading an artifact never runs them.
 """
 
 from collections.abc import Sequence
@@ -22,9 +22,9 @@ from pipeline.recipe.preprocess import Preprocess
 
 
 class OperatorFeatures:
-    """Features of the operators in `file`, which is run.
+    """Features computed by the operators in `file`; the file is executed.
 
-    ConfigError if the file fails, lacks an operator of the recipe, or is missing or superfluous.
+    ConfigError if the file fails, lacks an operator, is missing, or is not needed.
     Unusable numbers among the inputs are counted in `report`.
     """
 
@@ -98,7 +98,7 @@ class OperatorFeatures:
 
 
 def _engine_frame(frame: pd.DataFrame) -> Any:
-    """The frame as cuDF's where NVTabular runs on a GPU."""
+    """The frame, as a cuDF frame if NVTabular runs on a GPU."""
     if not has_cudf():
         return frame
     import cudf
@@ -107,7 +107,7 @@ def _engine_frame(frame: pd.DataFrame) -> Any:
 
 
 def _check_file(features: Sequence[OperatorFeature], file: Path | None) -> None:
-    """ConfigError unless there is a Python file exactly if there are operator features."""
+    """ConfigError for operator features without a Python file, or a file without such features."""
     if file is None and features:
         raise ConfigError(
             f"Feature {features[0].name!r} is made by the operator {features[0].operator!r}. Give "

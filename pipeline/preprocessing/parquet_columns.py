@@ -1,4 +1,4 @@
-"""Columns of sessions that another workflow has written, by the tags and names of their schema."""
+"""Columns of sessions from another workflow, chosen by the tags and names of their schema."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ _VALUES = ("list", "first", "last")
 
 @dataclass(frozen=True)
 class ParquetColumn:
-    """A column of the Parquet files and what it becomes."""
+    """A column of the Parquet files and its place in the data directory."""
 
     source: str
     name: str
@@ -34,18 +34,18 @@ class ParquetColumn:
     kind: Literal["categorical", "continuous"]
     is_list: bool
     num_rows: int
-    """Rows of its embedding table by the schema, 0 if it says nothing."""
+    """Rows of the embedding table by the schema, 0 if unknown."""
     is_code: bool = False
-    """Whether its values are categories that the vocabulary encodes, and not its indices."""
+    """Whether the values are categories that the vocabulary encodes, not its indices."""
 
     @property
     def is_index(self) -> bool:
-        """Whether its values are indices of an embedding table, and not numbers."""
+        """Whether the values are indices of an embedding table, not numbers."""
         return self.kind == "categorical"
 
 
 def choose_columns(schema: Schema) -> tuple[ParquetColumn, list[ParquetColumn], list[str]]:
-    """The item, the features and notes of what is left out. ConfigError without an item."""
+    """The item, the features, and notes on columns left out. ConfigError without an item."""
     items = [c for c in schema if Tags.ITEM_ID in c.tags and c.is_list and _holds_values(c.name)]
     if len(items) != 1:
         tagged = ", ".join(c.name for c in items) or "none"
@@ -93,7 +93,7 @@ def _column(column: ColumnSchema, name: str | None = None) -> ParquetColumn:
 
 
 def session_column(schema: Schema) -> str | None:
-    """Column of the session's id: tagged so, or called so."""
+    """Column of the session id, by its tag or its name."""
     for column in schema:
         if not column.is_list and (Tags.SESSION_ID in column.tags or column.name == SESSION):
             return column.name
@@ -103,7 +103,7 @@ def session_column(schema: Schema) -> str | None:
 def vocabulary_files(
     columns: Sequence[ParquetColumn], categories: Path | None, places: Sequence[Path]
 ) -> dict[str, Path]:
-    """`unique.COLUMN.parquet` of each categorical column that has one, by the column's name."""
+    """Existing `unique.COLUMN.parquet` of the categorical columns, by column name."""
     if categories is not None and not categories.is_dir():
         raise ConfigError(f"--categories {categories} is no folder of `unique.COLUMN.parquet`.")
     near = [place / up / "categories" for place in places for up in (".", "..")]
@@ -120,7 +120,7 @@ def vocabulary_files(
 def read_vocabulary(
     column: ParquetColumn, tables: Mapping[str, Path], files: Mapping[str, Sequence[Path]]
 ) -> Vocabulary:
-    """Raw values of the indices; the indices themselves where no file has them."""
+    """Vocabulary of raw values from a file; without one, the indices are the values."""
     path = tables.get(column.name)
     if path is None:
         last = column.num_rows - 1 if column.num_rows else _largest(column, files)
@@ -138,14 +138,14 @@ def read_vocabulary(
 
 
 def vocabulary_in(path: Path, column: str) -> Vocabulary:
-    """Values in a file of Categorify, in the order of their indices."""
+    """Values in a Categorify file, in the order of their indices."""
     table = pq.read_table(path)
     if column not in table.column_names:
         raise DataError(f"{path} has no column {column!r}. Is it from NVTabular's Categorify?")
     values = table[column].combine_chunks()
     # releases of NVTabular differ in whether the file begins with rows of reserved indices
     values = values.filter(pc.is_valid(values))
-    integers = as_integers(values)  # also of floats, which integers with missing values become
+    integers = as_integers(values)  # floats too: pandas converts integers with missing values
     if integers is not None and not is_text(values.type):
         return Vocabulary(type="int64", values=integers)
     return Vocabulary(type="string", values=as_text(values))
@@ -171,7 +171,7 @@ def _flat(column: pa.ChunkedArray) -> pa.Array:
 
 
 def as_codes(values: pa.Array) -> pa.Array:
-    """Categories as int64, or as text if one of them is no integer."""
+    """Categories as int64, or as text if one of them is not an integer."""
     integers = as_integers(values)
     return as_text(values) if integers is None else integers
 
@@ -187,7 +187,7 @@ def encode(values: pa.Array, vocabulary: Vocabulary) -> pa.Array:
 
 
 def notes_on(columns: Sequence[ParquetColumn], tables: Mapping[str, Any]) -> list[str]:
-    """Lines on ids that are codes, and on numbers that requests give as they are."""
+    """Lines on ids that are codes, and on numbers that requests give as the workflow made them."""
     codes = [c.name for c in columns if c.is_index and c.name not in tables]
     numbers = [c.name for c in columns if not c.is_index]
     notes = []
@@ -214,7 +214,7 @@ def _largest(column: ParquetColumn, files: Mapping[str, Sequence[Path]]) -> int:
 
 
 def schema_of(columns: Sequence[ParquetColumn], fitted: Fitted, length: int) -> Schema:
-    """Schema of the data directory; a list has up to `length` interactions and a target."""
+    """Schema of the data directory; lists hold up to `length` interactions and a target."""
     described = []
     for column in columns:
         longest = length + 1 if column.is_list else 0

@@ -1,9 +1,9 @@
-"""Sessions that another workflow has written: Parquet with a schema, as stock NVTabular makes them.
+"""Import of sessions from another workflow: Parquet with a schema, as NVTabular writes.
 
-They become a data directory, with which everything else works. Columns are chosen by their tags:
-the item is the list tagged item_id, features are tagged categorical or continuous. Where
-Categorify's `unique.COLUMN.parquet` are at hand, indices get their raw values back, so that lists
-and requests have raw ids; otherwise the indices themselves are the ids.
+The result is a data directory. Columns are chosen by their tags: the item is the list tagged
+item_id, features are tagged categorical or continuous. With Categorify's `unique.COLUMN.parquet`,
+indices map back to raw values, so that recommendations and requests have raw ids; without, the
+indices are the ids.
 """
 
 from collections.abc import Mapping, Sequence
@@ -50,14 +50,14 @@ PARTS = ("train", "valid", "test")
 
 @dataclass(frozen=True)
 class SessionTables:
-    """Parquet files of sessions, and what their columns become."""
+    """Parquet files of sessions, with the columns of the data directory."""
 
     files: Mapping[str, Sequence[Path]]
     """Files by part."""
     columns: Sequence[ParquetColumn]
     """The item first."""
     session: str | None
-    """Column of the session's id; None if the files have none."""
+    """Column of the session id; None if the files have none."""
     fitted: Fitted
 
 
@@ -73,9 +73,9 @@ def import_sessions(
     """Write a data directory of the sessions in Parquet files, by part; return its facts.
 
     `files` are those of train, valid and test; `categories` is the folder of
-    `unique.COLUMN.parquet`, by default one called so beside the files or the schema.
+    `unique.COLUMN.parquet`, by default a folder `categories` beside the files or the schema.
     `max_sequence_length` is L, by default the longest list of the schema or of the files.
-    ArtifactError for a schema that cannot be read; DataError if the files are not what it says.
+    ArtifactError for a schema that cannot be read; DataError if the files do not match the schema.
     """
     schema = Schema.from_json(schema_file)
     item, features, notes = choose_columns(schema)
@@ -139,10 +139,10 @@ def write_sessions(directory: Path, tables: SessionTables) -> dict[str, Any]:
 def parts_of(
     inputs: Sequence[Path], valid: Sequence[Path] = (), test: Sequence[Path] = ()
 ) -> dict[str, list[Path]]:
-    """Parquet files of each part: those of folders and files called so, the rest is for training.
+    """Parquet files of each part, by the names of folders and files; the rest is for training.
 
-    `valid` and `test` are further files or folders of these parts. DataError if there is none for
-    training.
+    `valid` and `test` are further files or folders of these parts. DataError without a training
+    file.
     """
     parts: dict[str, list[Path]] = {name: [] for name in PARTS}
     for path in inputs:
@@ -168,7 +168,7 @@ def _parquet_files(path: Path) -> list[Path]:
 
 
 def read_schema(path: Path) -> pa.Schema:
-    """Columns of a Parquet file. DataError if it is none."""
+    """Schema of a Parquet file. DataError if it is not a Parquet file."""
     try:
         check_expansion(path)
         return pq.read_schema(path)
@@ -184,7 +184,7 @@ def check_columns(
 ) -> None:
     """DataError for a file that lacks a column, or has one of another type.
 
-    `described_by` is the file that says what the columns are.
+    `described_by` names the file that describes the columns.
     """
     names = [column.source for column in columns]
     names += [] if session is None else [session]
@@ -216,7 +216,7 @@ def _check_type(path: Path, column: ParquetColumn, kind: pa.DataType) -> None:
 
 
 def session_type(first: pa.Schema, session: str | None) -> ValueType:
-    """Type of the session's id in a file."""
+    """Type of the session id in a file."""
     if session is None:
         return "string"
     return "int64" if pa.types.is_integer(first.field(session).type) else "string"
@@ -230,9 +230,9 @@ def data_recipe(
     missing: Sequence[str] = (),
     source: str = "the schema",
 ) -> Preprocess:
-    """Recipe that says what the columns of a log of these sessions are; the item is the first.
+    """Recipe that describes the columns as those of a log; the first column is the item.
 
-    `source` names what the columns come from in errors.
+    `source` names the origin of the columns in errors.
     """
     item, *features = columns
     described = [
@@ -268,7 +268,7 @@ def longest_list(files: Mapping[str, Sequence[Path]], item: ParquetColumn) -> in
 
 @dataclass
 class _Counter:
-    """Sessions that were read, those in no part, and interactions whose item is null."""
+    """Counts of sessions read, sessions in no part, and interactions whose item is null."""
 
     read: int = 0
     left_out: int = 0
@@ -309,7 +309,7 @@ def _sessions(table: pa.Table, path: Path, tables: SessionTables) -> pa.Table:
     longest = fitted.recipe.max_sequence_length + 1
     kept = np.minimum(lengths, longest)
     new_offsets = np.concatenate([[0], np.cumsum(kept)])
-    # positions of what is kept among all values
+    # positions of the kept values among all values
     within = np.arange(new_offsets[-1]) - np.repeat(new_offsets[:-1], kept)
     positions = np.repeat(offsets[:-1] + lengths - kept, kept) + within
     arrays: dict[str, Any] = {}
@@ -328,7 +328,7 @@ def _sessions(table: pa.Table, path: Path, tables: SessionTables) -> pa.Table:
         arrays[column.name] = (
             pa.ListArray.from_arrays(list_offsets, flat) if column.is_list else flat
         )
-    order = pa.array(np.arange(new_offsets[-1]))  # stands for times, which the order follows
+    order = pa.array(np.arange(new_offsets[-1]))  # the order replaces missing times
     arrays[TIMESTAMP] = pa.ListArray.from_arrays(list_offsets, order)
     return pa.table(arrays)
 

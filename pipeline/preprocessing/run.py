@@ -35,29 +35,29 @@ from pipeline.recipe.preprocess import Preprocess
 from pipeline.recipe.split import Split
 
 _PartLog = tuple[Log, list[NDArray[Any]] | None]
-"""Log from which a part takes its sessions, and their part numbers by shard; None takes all."""
+"""Log of the sessions of a part, and their part numbers by shard; None takes all sessions."""
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What all steps of a run need."""
+    """Shared settings and resources of the steps of a run."""
 
     recipe: Preprocess
     base: Fitted | None
-    """Fitted state that is continued."""
+    """Fitted state that the run extends."""
     operators: Path | None
     directory: Path
     """The data directory while it is written."""
     scratch: Path
-    """For sorting; seen by all workers."""
+    """Folder for sorting, visible to all workers."""
     pool: Workers
     is_remote: bool
     """Whether workers of a cluster read the fitted state from `directory`."""
     wait_for_import: Callable[[], None]
-    """Returns when NVTabular is imported."""
+    """Block until NVTabular is imported."""
     progress: tqdm
     notes: list[str] = field(default_factory=list)
-    """Logs that the GPU engine leaves to the CPU engine."""
+    """Notes on logs that the CPU engine reads in place of the GPU engine."""
 
 
 def preprocess(
@@ -78,15 +78,14 @@ def preprocess(
     catalogue has the items of all interactions.
 
     Args:
-        recipe: preprocess section of a recipe
-        logs: files and folders of the log
-        test_logs, valid_logs: the same of test and validation sessions, in place of `split`
-        out: directory to write or replace
-        cluster: address of a Dask scheduler whose workers see the folder of `out` under the same
+        recipe: preprocess section of a recipe logs: files and folders of the log test_logs,
+        valid_logs: files and folders of test and validation sessions, in place of `split` out:
+        directory to write or replace cluster: address of a Dask scheduler whose workers see the
+        folder of `out` under the same
             path, or `local`, or `local-cuda`; the output does not depend on it
-        base: data directory whose indices and scales are continued
-        operators: Python file of the recipe's NVTabular operators; it is run
-        fingerprint: `fingerprint.of_data` of these arguments, if it is already computed
+        base: data directory whose indices and scales are kept and extended
+        operators: Python file of the recipe's NVTabular operators, which is executed
+        fingerprint: `data_fingerprint` of these arguments, if it is already computed
     """
     check_arguments(recipe, {"valid": valid_logs, "test": test_logs}, out)
     other_logs = {"valid": find_logs(recipe, valid_logs), "test": find_logs(recipe, test_logs)}
@@ -129,8 +128,7 @@ def _part_logs(
     other_logs: Mapping[str, Sequence[Path]],
     rows: dict[str, Any],
 ) -> dict[str, _PartLog]:
-    """Log of each part, in the order of `PARTS`; counts the `rows` of those with logs of their
-    own."""
+    """Log of each part, in the order of `PARTS`; adds the `rows` of parts with their own logs."""
     part_logs: dict[str, _PartLog] = dict.fromkeys(parts_of(job.recipe), (log, splits))
     for name, files in other_logs.items():
         if files:
@@ -143,7 +141,7 @@ def _part_logs(
 def check_arguments(recipe: Preprocess, logs: Mapping[str, Sequence[Path]], out: Path) -> None:
     """ConfigError for settings that exclude each other; ArtifactError if `out` is taken.
 
-    `logs` are those of the parts that have logs of their own.
+    `logs` are those of the parts with their own logs.
     """
     for name, files in logs.items():
         if files and recipe.split.held_out:
@@ -193,10 +191,10 @@ def _job(
     """Workers, scratch directory and progress bar of a run."""
     if cluster is None and operators is None:
         wait = begin_import("pipeline.preprocessing.workflow")
-    else:  # a file of operators imports NVTabular itself
+    else:  # a file of operators imports NVTabular
         wait = lambda: None  # noqa: E731
     with ExitStack() as stack:
-        # beside the output: it is large, and the workers see it
+        # beside the output, where there is space and the workers have access
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=directory)))
         client = stack.enter_context(connect(cluster))
         pool = stack.enter_context(workers(client))
@@ -211,9 +209,10 @@ def _job(
 
 
 def _read_other(job: _Job, files: list[Path], name: str, log: Log) -> Log:
-    """Read and sort the log of another part, which needs no column of the split.
+    """Read and sort the log of another part, without the column of the split.
 
-    What expressions alone read has no type: a category that is new is no missing one.
+    Columns that only expressions read have no fixed type, so that a new category is not read as
+    missing.
     """
     recipe = job.recipe.model_copy(update={"split": Split()})
     inputs = {feature.name for feature in recipe.expression_inputs}
@@ -332,9 +331,9 @@ def _report_window(recipe: Preprocess, logs: list[Log]) -> Window | None:
 
 
 def _left_out(recipe: Preprocess, log: Log, splits: list[NDArray[Any]]) -> dict[str, int]:
-    """Number of sessions and interactions that are in no part: too short for training."""
+    """Number of sessions and interactions in no part, as they are too short for training."""
     masks = [split == LEFT_OUT for split in splits]
-    if count := recipe.split.held_out:  # longer sessions have a target in another part
+    if count := recipe.split.held_out:  # longer sessions are targets of another part
         masks = [
             mask & (shard.lengths <= count) for mask, shard in zip(masks, log.shards, strict=True)
         ]

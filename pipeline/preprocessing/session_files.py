@@ -8,11 +8,12 @@ import pyarrow.parquet as pq
 from pipeline.core.columns import SESSION, TIMESTAMP
 
 _ROW_GROUP_SESSIONS = 65_536
-"""Sessions of a row group, the unit in which the loader reads."""
+"""Sessions of a row group, the unit of reading."""
 
 
 class SessionWriter:
-    """Writes `part-0.parquet` below a new directory, independent of how the tables are cut."""
+    """Writes `part-0.parquet` in a new directory; the bytes do not depend on the cuts between
+    tables."""
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(parents=True)
@@ -43,9 +44,9 @@ class SessionWriter:
 
 
 def _dictionary_columns(schema: pa.Schema) -> list[str]:
-    """Parquet paths of all columns but ids and times of sessions.
+    """Parquet paths of all columns except ids and times of sessions.
 
-    Those have few equal values, so that a dictionary would take time and space.
+    Ids and times have few equal values, so a dictionary would cost time and space.
     """
     return [
         f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name

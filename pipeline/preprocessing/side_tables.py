@@ -27,7 +27,7 @@ class SideTables:
         self._tables: dict[str, tuple[pa.Array, pa.Table]] = {}
         self._files: dict[str, str] = {}
         self._unmatched: dict[str, str | None] = {}
-        """Tables of which no key is in the log so far, with an id of the log."""
+        """Tables without a matching key so far, each with an example id of the log."""
         for of, table in (("item", recipe.item_table), ("session", recipe.session_table)):
             if table is not None:
                 self._tables[_KEY_COLUMN[of]] = _read_table(recipe, of, table, report)
@@ -93,7 +93,7 @@ def _read_table(
         },
         f"{of}_table",
     )
-    table_report = RowCounts()  # rows of the table are no rows of the log
+    table_report = RowCounts()  # rows of the table are not rows of the log
     parts = read_logs(reader, [Path(table.file)], table_report)
     for reason, count in table_report.counts.items():
         report.warnings[f"{reason}, in {table.file}"] += count
@@ -104,7 +104,7 @@ def _read_table(
     if not len(encoded):
         raise DataError(f"{table.file} has no row with a {key!r}. Check `{of}_table`.")
     first = np.full(len(encoded.dictionary), -1)
-    first[encoded.indices.to_numpy()[::-1]] = numbers[::-1]  # the last assignment is the first row
+    first[encoded.indices.to_numpy()[::-1]] = numbers[::-1]  # the first row wins
     report.warnings[f"rows of {table.file} without a key, or with that of an earlier row"] += len(
         keys
     ) - len(first)

@@ -33,10 +33,10 @@ def parts_of(recipe: Preprocess) -> list[str]:
 def split_keys(
     recipe: Preprocess, table: pa.Table, starts: NDArray[Any], report: RowCounts
 ) -> NDArray[Any] | None:
-    """(S,) what decides the part of a session where its time does not; None if it does.
+    """(S,) keys that determine the part of each session; None for a split by time.
 
-    A number from 0 to 1 by a hash of the session or of its user, or the index in `PARTS` that the
-    column of the recipe names. The last interaction of a session counts.
+    A key is a number from 0 to 1, the hash of the session or user, or the index in `PARTS` of the
+    value of the recipe's column in the last interaction.
     """
     if recipe.split.by not in ("random", "user", "column"):
         return None
@@ -72,10 +72,9 @@ def split_sessions(
 ) -> NDArray[Any]:
     """(S,) part number of each session, its index in `PARTS` or LEFT_OUT.
 
-    `ends` (S,) are microseconds, `lengths` (S,) interactions, `keys` those of `split_keys`. If the
-    last interactions are held out, a session belongs to several parts, and its number is that for
-    training: 0 or LEFT_OUT. DataError if training or a part of the recipe ends up without a
-    session.
+    `ends` (S,) are microseconds, `lengths` (S,) interactions, `keys` (S,) the result of
+    `split_keys`. If the last interactions are held out, a session belongs to several parts, and its
+    number is 0 or LEFT_OUT. DataError if training or a part of the recipe has no session.
     """
     if recipe.split.held_out:
         return _split_held_out(recipe, lengths)
@@ -92,7 +91,7 @@ def split_sessions(
 
 
 def _split_by_keys(recipe: Preprocess, keys: NDArray[Any]) -> NDArray[Any]:
-    """Part numbers by a fraction of the keys, or the keys themselves for those of a column."""
+    """Part numbers by a fraction of the keys, or the keys themselves for a split by column."""
     split = recipe.split
     if split.by == "column":
         part = keys.astype(np.int8)

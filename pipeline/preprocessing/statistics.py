@@ -14,7 +14,7 @@ from pandas.api.types import is_integer_dtype
 from pipeline.data.values import decode_dictionary
 
 _BUFFER_ROWS = 4_000_000
-"""Rows of several parts that are held before they are merged."""
+"""Maximum buffered rows of several parts before they are merged."""
 
 
 def value_counts(frame: pd.DataFrame, names: list[str]) -> dict[str, pa.Table]:
@@ -22,7 +22,7 @@ def value_counts(frame: pd.DataFrame, names: list[str]) -> dict[str, pa.Table]:
     counts = {}
     for name in names:
         counts[name] = _value_counts(pa.array(frame[name], from_pandas=True))
-        if pa.types.is_null(counts[name]["value"].type):  # a column of nulls has no type
+        if pa.types.is_null(counts[name]["value"].type):  # a column of nulls has Arrow's null type
             kind = pa.int64() if is_integer_dtype(frame[name].dtype) else pa.string()
             counts[name] = pa.table(
                 {"value": pa.array([], kind), "count": pa.array([], pa.int64())}
@@ -36,7 +36,7 @@ def _value_counts(column: pa.Array) -> pa.Table:
 
 
 def merge_value_counts(counts: list[pa.Table]) -> pa.Table:
-    """Counts of several parts as one table."""
+    """Merge the counts of several parts into one table."""
     merged = pa.concat_tables(counts).group_by("value").aggregate([("count", "sum")])
     return merged.rename_columns(["value", "count"])
 
@@ -74,7 +74,7 @@ class Moments:
 
     count: int = 0
     average: float = 0.0
-    """Mean as computed; see `mean`."""
+    """Running mean; see `mean`."""
     squares: float = 0.0
     """Sum of squared differences from the mean."""
     low: float = math.inf
@@ -95,8 +95,8 @@ class Moments:
     def merge(self, other: "Moments") -> "Moments":
         """Moments of both parts.
 
-        Stable for large means: no difference of large sums (Chan, Golub, LeVeque 1979, equation
-        2.1).
+        Stable for large means, without a difference of large sums (Chan, Golub, LeVeque 1979,
+        equation 2.1).
         """
         if not self.count or not other.count:
             return self if self.count else other

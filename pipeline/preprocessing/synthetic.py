@@ -1,8 +1,7 @@
 """Synthetic shop clicks with structure that a sequence model can use and a first-order rule cannot.
 
-A visitor comes with two things that the log does not show: a taste, and an errand, which is an
-order in which to go through the categories of the shop (a tent, then a sleeping bag, then a stove).
-Where the next click goes is decided by what the log does show:
+A visitor has two latent properties: a taste, and an errand, which is an order of the categories of
+the shop (a tent, then a sleeping bag, then a stove). The next click depends on the log as follows:
 
 - The action on the last item decides the category. After a view the visitor stays and compares
   another item of the category; after a cart or a purchase the errand goes on to its next category.
@@ -139,10 +138,10 @@ class _Choice:
     def by_weights(cls, group: Ints, items: Ints, weights: Floats) -> "_Choice":
         """(n,) group of each entry, in order and without gaps; (n,) its item; (n,) its weight."""
         total = np.cumsum(weights)
-        last = np.append(np.flatnonzero(np.diff(group)), len(group) - 1)  # of each group
+        last = np.append(np.flatnonzero(np.diff(group)), len(group) - 1)  # last entry of each group
         before = np.concatenate([[0.0], total[last]])
         bounds = group + (total - before[group]) / np.diff(before)[group]
-        bounds[last] = group[last] + 1  # whatever rounding makes of it
+        bounds[last] = group[last] + 1  # exact despite rounding
         return cls(items, bounds)
 
     def draw(self, random: np.random.Generator, group: Ints) -> Ints:

@@ -1,4 +1,4 @@
-"""Python files of the user, which the command line names and which are run."""
+"""Python files of the user, named on the command line and executed."""
 
 import runpy
 import traceback
@@ -9,7 +9,7 @@ from pipeline.core.errors import ConfigError
 
 
 def check_python_file(option: str, file: Path) -> None:
-    """ConfigError unless the file of a command-line option exists and is called `.py`."""
+    """ConfigError unless the file of a command-line option exists and ends in `.py`."""
     if not file.is_file():
         raise ConfigError(f"{option} {file} does not exist. Expected a Python file.")
     if file.suffix != ".py":
@@ -19,7 +19,7 @@ def check_python_file(option: str, file: Path) -> None:
 def run_file(file: Path) -> dict[str, Any]:
     """Global names that a Python file defines. ConfigError if it fails."""
     try:
-        # from the source, never from bytecode of an earlier version
+        # runs the source, never bytecode of an earlier version
         return runpy.run_path(str(file), run_name="pipeline_operators")
     except (Exception, SystemExit) as error:
         raise ConfigError(f"{file} failed{describe_error(file, error)}") from error

@@ -42,12 +42,12 @@ from pipeline.recipe.preprocess import Preprocess
 from pipeline.serve.runtime.expressions import Statistic
 
 _SCHEMA_PROPERTIES = ("domain", "embedding_sizes", "value_count")
-"""Merlin's properties that are written; none of them is a path of this machine."""
+"""Merlin's properties that are written; none contains a path of this machine."""
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What is learned from a part of the training interactions."""
+    """Statistics of a part of the training interactions."""
 
     counts: dict[str, pa.Table]
     """Value counts by column."""
@@ -64,7 +64,7 @@ def statistics(
 ) -> Statistics:
     """Statistics of the interactions of whole sessions.
 
-    With `counts`, the value counts of the categorical columns, the frame needs no such columns.
+    With `counts`, the value counts of the categorical columns, the frame may lack these columns.
     """
     if counts is None:
         counts = value_counts(frame, category_columns(recipe))
@@ -95,8 +95,8 @@ def fit(
 
     `expressions` are the statistics that expressions read.
 
-    Values of `base` keep their index and new values get the next ones. Numbers and target
-    encodings stay those of `base`, so that a model trained on them reads the same inputs.
+    Values of `base` keep their indices and new values get the next ones. Standardizations and
+    target encodings stay those of `base`, so that a trained model reads the same inputs.
     """
     merged = _merge_statistics(recipe, parts, types)
     types = types | expression_types(recipe)
@@ -172,14 +172,14 @@ def _fit_vocabularies(
 
 def _extended(vocabulary: pa.Array, values: pa.Array) -> pa.Array:
     """`vocabulary`, followed by the `values` that it lacks."""
-    if pa.types.is_integer(values.type):  # the placeholder of text is no value
+    if pa.types.is_integer(values.type):  # the placeholder of text is not a value
         values = values.filter(pc.not_equal(values, UNKNOWN_INTEGER))
     new = values.filter(pc.invert(pc.is_in(values, vocabulary)))
     return pa.concat_arrays([vocabulary, new])
 
 
 def with_items(fitted: Fitted, items: pa.Array) -> Fitted:
-    """Fitted state whose catalogue also has the `items` that training never saw, at its end."""
+    """Fitted state with `items` outside the training data appended to the catalogue."""
     values = items.cast(fitted.item.values.type)
     values = _extended(fitted.item.values, values.take(pc.sort_indices(values)))
     item = replace(fitted.item, values=values)
@@ -189,8 +189,8 @@ def with_items(fitted: Fitted, items: pa.Array) -> Fitted:
 def rebuild(fitted: Fitted, keep: int | None, *, training: bool = False) -> Workflow:
     """Fitted workflow from interactions to sessions.
 
-    `keep` is the number of newest interactions that a session keeps, None for all. `training` says
-    whether the sessions are those of training, which target encodings were fitted to.
+    `keep` is the number of newest interactions that a session keeps, None for all. `training` is
+    true for the training sessions, to which target encodings were fitted.
     """
     vocabularies = fitted.of_columns
     encode = Encode(
@@ -208,10 +208,7 @@ def rebuild(fitted: Fitted, keep: int | None, *, training: bool = False) -> Work
 
 
 def rebuild_numbers(fitted: Fitted, *, training: bool) -> Workflow | None:
-    """The part of `rebuild` that makes the continuous features, with one row an interaction.
-
-    None if there are none.
-    """
+    """Workflow of the continuous features alone, with one row per interaction; None without any."""
     graph = None
     for node in _scaled_nodes(fitted.recipe, *_scaling(fitted, training=training)):
         graph = node if graph is None else graph + node
@@ -230,9 +227,9 @@ def transform(workflow: Workflow, interactions: pd.DataFrame) -> pd.DataFrame:
 
 
 def output_schema(workflow: Workflow, interactions: pd.DataFrame) -> Schema:
-    """Merlin's schema of what `transform` returns."""
+    """Merlin's schema of the output of `transform`."""
     if not workflow.output_schema:
-        # not by Merlin's Dataset, which calls dask: on a cluster a task within a task
+        # Merlin's Dataset calls dask, which on a cluster would be a task within a task
         types = interactions.iloc[:1].dtypes
         columns = [
             ColumnSchema(name, dtype=types[name], dims=DefaultShapes.SCALAR) for name in types.index
@@ -268,10 +265,10 @@ def _interaction_graph(
     standardize: Standardize,
     targets: TargetEncode | None = None,
 ) -> Any:
-    """Graph with one row an interaction: indices, standardized numbers, time features.
+    """Graph with one row per interaction: indices, standardized numbers, time features.
 
-    There is one node for each group of tags, not one for each column: NVTabular's executor runs a
-    node again for each node that reads it.
+    One node per group of tags, not per column: NVTabular's executor runs a node again for each node
+    that reads it.
     """
     graph = ColumnSelector([ITEM]) >> encode >> AddTags([Tags.ITEM_ID, Tags.ITEM])
     for names, tags in _tag_groups(recipe, "categorical"):
@@ -298,7 +295,7 @@ def _scaled_nodes(
 
 
 def _tag_groups(recipe: Preprocess, kind: str) -> list[tuple[list[str], list[Tags]]]:
-    """Columns of a kind, grouped by the tags of what they describe."""
+    """Columns of a kind, grouped by tags."""
     groups: list[tuple[list[str], list[Tags]]] = []
     for of, tags in (("item", [Tags.ITEM]), ("session", [Tags.SESSION]), ("interaction", [])):
         names = [f.name for f in recipe.scalar_features if f.kind == kind and f.of == of]
@@ -312,7 +309,7 @@ def _tag_groups(recipe: Preprocess, kind: str) -> list[tuple[list[str], list[Tag
 def _numbers(recipe: Preprocess, names: list[str] | None = None) -> Any:
     """Graph of the continuous columns, log-transformed where the recipe says so.
 
-    Of all columns, or of `names`; without target encodings. None if there is no such column.
+    `names` defaults to all columns without target encodings. None if there is no such column.
     """
     columns = [name for group, _ in _tag_groups(recipe, "continuous") for name in group]
     encodings = {feature.name for feature in recipe.target_encoded_features}

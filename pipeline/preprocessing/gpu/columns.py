@@ -1,4 +1,4 @@
-"""Raw columns of a clean log in canonical types, as `blocks.typed_block` gives them on the host.
+"""Conversion of a clean log to canonical types, the counterpart of `blocks.typed_block`.
 
 Text is typed once for each distinct value, by the functions of the CPU engine.
 """
@@ -50,7 +50,7 @@ class Coded:
 
 @dataclass
 class TypedLog:
-    """Interactions in the order of the log."""
+    """Typed interactions in the order of the log."""
 
     rows: dict[str, Any] = field(default_factory=dict)
     """(N,) by column: codes of ids and categories, numbers (NaN if missing), microseconds."""
@@ -98,7 +98,7 @@ class ColumnTypes:
         return self._typed
 
     def _add_feature(self, feature: Feature, kind: ValueType | None) -> None:
-        """A category, the columns of several, or the bucket of a number."""
+        """Add a category, the columns of a multi-valued feature, or the bucket of a number."""
         if isinstance(feature, BucketFeature):
             numbers = self._numbers(feature.name, feature, positive=False)
             bounds = self._arrays.asarray(np.array(feature.buckets))
@@ -120,7 +120,7 @@ class ColumnTypes:
             self._add_categories([feature.name], [raw], kind)
 
     def _add_categories(self, names: list[str], raws: list[Coded], kind: ValueType | None) -> None:
-        """Columns of one type."""
+        """Add columns that share a type."""
         for name, raw in zip(names, raws, strict=True):
             typed, type_of_column = values.category_chunk(raw.values, kind)
             encoded = values.decode_dictionary(typed).dictionary_encode()
@@ -143,7 +143,7 @@ class ColumnTypes:
         self._typed.rows[name] = self._numbers(name, feature, positive=is_log)
 
     def _numbers(self, name: str, feature: Feature, *, positive: bool) -> Any:
-        """(N,) float64 as `values.numbers`."""
+        """(N,) float64, the counterpart of `values.numbers`."""
         source = feature.mean_of if isinstance(feature, TargetEncodedFeature) else feature.name
         reason = f"values of {source} that are no usable number"
         series = self._series(name)
@@ -194,14 +194,14 @@ class ColumnTypes:
         )
 
     def _check_unit(self, series: Any, config: Timestamp) -> None:
-        """As the CPU engine checks each block."""
+        """Check the unit block by block, as the CPU engine does."""
         stops = np.cumsum(self._log.block_rows).tolist()
         for stop, size in zip(stops, self._log.block_rows, strict=True):
             block = series.iloc[stop - size : stop : sample_step(size)]
             check_unit(self._frames.arrow(block), config)
 
     def _text_times(self, series: Any) -> Any:
-        """Times of ISO text: each distinct date, and each distinct rest of the text, is read once.
+        """Parse ISO times: each distinct date and each distinct rest of the text is parsed once.
 
         A log has few dates and few times of day, but as many pairs as rows.
         """
@@ -239,7 +239,8 @@ class ColumnTypes:
         return None if source is None else self._log.frame[source]
 
     def _raw_values(self, name: str) -> Coded:
-        """Codes and distinct raw values; of a side table, the values of each distinct key."""
+        """Codes and distinct raw values; for a column of a side table, the values of each distinct
+        key."""
         series = self._series(name)
         if series is None:
             feature = next(f for f in self._recipe.features if f.name == name)
@@ -268,5 +269,5 @@ def _is_text(series: Any) -> bool:
 
 
 def _is_usual(text: pa.Array) -> bool:
-    """Whether all times have the form that is read column by column, without a named zone."""
+    """Whether all times have the form that is parsed column by column, without a named zone."""
     return bool(pc.all(pc.match_substring_regex(text, ISO_TIME)).as_py() in (True, None))

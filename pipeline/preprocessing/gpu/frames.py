@@ -1,8 +1,7 @@
 """Data frames and arrays of one device: pandas and NumPy, or cuDF and CuPy.
 
-The two classes hold what is written differently for the two; all else in this package is written
-once. Checked against the source of cuDF 24.12 and the documentation of CuPy 13 alone, as long as
-no GPU is at hand:
+The two classes hold the differences; the rest of this package is written once. Facts checked
+against the source of cuDF 24.12 and the documentation of CuPy 13:
 
 - `Series.factorize`: missing is -1, distinct values in any order; `isna` is True for NaN
 - `Series.argsort` sorts text by the bytes of UTF-8; `str.slice` counts characters
@@ -79,7 +78,7 @@ class Frames:
         return order_by(first, second)
 
     def free_bytes(self) -> int | None:
-        """Free memory of the device; None for main memory, which is not bounded here."""
+        """Free memory of the device; None for main memory, which has no bound here."""
         return None
 
 
@@ -122,5 +121,5 @@ class CudfFrames(Frames):
 
 
 def device_frames() -> Frames | None:
-    """cuDF, if it is installed and there is a device; None for the CPU engine."""
+    """cuDF if it is installed and a device exists; None for the CPU engine."""
     return CudfFrames() if has_cudf() else None

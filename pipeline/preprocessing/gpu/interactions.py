@@ -15,7 +15,7 @@ from pipeline.preprocessing.gpu.frames import Frames
 
 @dataclass(frozen=True)
 class Interactions:
-    """Whole sessions, by session and time."""
+    """Interactions of whole sessions, sorted by session and time."""
 
     frames: Frames
     session_ids: pa.Array
@@ -83,7 +83,7 @@ class Interactions:
         )
 
     def sorted_by_id(self) -> Self:
-        """Sessions by id: those that `session_gap` made of one id have numbers without zeros."""
+        """Sort sessions by id as text: `session_gap` appends numbers without leading zeros."""
         order = pc.sort_indices(self.session_ids).to_numpy()
         if (order[1:] > order[:-1]).all():
             return self
@@ -99,7 +99,7 @@ class Interactions:
         )
 
     def table(self, names: Collection[str]) -> pa.Table:
-        """Columns on the host as the CPU engine has them; SESSION is the id of each row."""
+        """Columns on the host in the form of the CPU engine; SESSION is the id of each row."""
         columns = {name: self.rows[name] for name in names if name != SESSION}
         on_host = host_columns(self.frames, columns, self.dictionaries)
         if SESSION in names:

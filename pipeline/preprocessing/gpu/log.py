@@ -30,7 +30,7 @@ from pipeline.recipe.durations import duration_microseconds
 from pipeline.recipe.preprocess import Preprocess
 
 _KEY, _NUMBER = "#key", "#number"
-"""Columns of rows: rank of the session id, and number of the session within its id."""
+"""Internal columns: rank of the session id, and number of the session within its id."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def read_on_device(
 
 
 class _Sorter:
-    """Rows of a log on the device, first in its order, then by session and time."""
+    """Sorts the rows of a log on the device by session and time, and applies the session rules."""
 
     def __init__(
         self, frames: Frames, recipe: Preprocess, log: TypedLog, report: RowCounts
@@ -94,7 +94,7 @@ class _Sorter:
 
     @property
     def num_rows(self) -> int:
-        """Rows that are left."""
+        """Number of remaining rows."""
         return len(self._rows[TIMESTAMP])
 
     def drop_unusable(self, block_rows: list[int]) -> None:
@@ -135,7 +135,7 @@ class _Sorter:
         return cut_keys(sorted(np.concatenate(sampled).tolist()), self.num_rows)
 
     def apply_session_rules(self) -> None:
-        """As `session_rules.apply_session_rules`."""
+        """Apply the rules of `session_rules.apply_session_rules`."""
         recipe = self._recipe
         if recipe.timestamp is not None:
             self._drop_duplicates()
@@ -178,7 +178,7 @@ class _Sorter:
         repeated[1:] &= codes[1:] == codes[:-1]
         repeated &= codes >= 0
         items = self._dictionaries[ITEM]
-        if pa.types.is_integer(items.type):  # the placeholder of text is no item
+        if pa.types.is_integer(items.type):  # the placeholder of text is not an item
             placeholder = pc.index(items, UNKNOWN_INTEGER).as_py()
             repeated &= codes != placeholder
         self._drop(~repeated, "rows with the item of the one before")
@@ -233,7 +233,7 @@ class _Sorter:
     def _has_tie(self) -> Any:
         """(N,) bool: whether a row has the time of a neighbour in its session."""
         tied = self._is_tied()
-        has_tie = tied.copy()  # CuPy cannot write to what it reads
+        has_tie = tied.copy()  # CuPy must not read and write overlapping slices
         has_tie[:-1] |= tied[1:]
         return has_tie
 
@@ -247,7 +247,7 @@ class _Sorter:
         return is_start
 
     def _count(self, mask: Any) -> Any:
-        """(N,) number of True up to each row, itself included."""
+        """(N,) number of True up to and including each row."""
         return self._arrays.cumsum(mask, dtype=np.int64)
 
     def _drop(self, is_kept: Any, reason: str) -> None:

@@ -22,12 +22,12 @@ from pipeline.preprocessing.gpu.frames import Frames
 from pipeline.recipe.preprocess import Preprocess
 
 _EXPANSION = {"parquet": 24, "csv": 10}
-"""Device memory of reading and sorting, as a multiple of the size of a file."""
+"""Device memory of reading and sorting, as a multiple of the file size."""
 _GZIP_EXPANSION = 6
 
 
 class NotOnDeviceError(Exception):
-    """The log is for the CPU engine; the message says why."""
+    """The CPU engine must read the log; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class RawLog:
 
 
 def check_recipe(recipe: Preprocess) -> None:
-    """NotOnDeviceError for settings that only the CPU engine knows."""
+    """NotOnDeviceError for settings that only the CPU engine supports."""
     timestamp = recipe.timestamp
     settings = {
         "operators of the user": recipe.operator_features,
@@ -117,7 +117,7 @@ def _read_parquet(
 
 @contextmanager
 def _refusing(file: Path) -> Iterator[None]:
-    """NotOnDeviceError for a file that cannot be read; the CPU reader says why."""
+    """NotOnDeviceError for a file that cannot be read; the CPU engine reports the reason."""
     try:
         yield
     except (pa.ArrowException, EOFError, OSError, RuntimeError):  # the last one is libcudf's
@@ -125,7 +125,7 @@ def _refusing(file: Path) -> Iterator[None]:
 
 
 def _type_of(schema: pa.Schema, name: str, is_time: bool) -> pa.DataType:
-    """Type of a column. NotOnDeviceError unless it has numbers or text, or the times."""
+    """Type of a column. NotOnDeviceError unless it holds numbers, text, or the times of the log."""
     if schema.names.count(name) != 1:
         raise NotOnDeviceError(f"a file without one column {name!r}")
     kind = schema.field(name).type
@@ -176,7 +176,7 @@ def _csv_frames(
 
 
 def _is_plain(frames: Frames, block: bytes, text: CsvFile) -> bool:
-    """Whether each line is one row as it is: UTF-8 without quotes, a value for each column.
+    """Whether each line is one row without repair: UTF-8, no quotes, a value for each column.
 
     Spaces beside a delimiter are for the CPU reader: cuDF may read such text as missing.
     """

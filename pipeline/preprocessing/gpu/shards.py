@@ -38,7 +38,7 @@ def interactions_of(frames: Frames, shard: Shard) -> Interactions:
 def statistics(
     recipe: Preprocess, interactions: Interactions, rows: NDArray[Any]
 ) -> tuple[workflow.Statistics, pa.Array | None]:
-    """Statistics of the interactions of a mask, and all items if the last ones are held out."""
+    """Statistics of masked interactions, and all items if the last interactions are held out."""
     items = None
     if recipe.split.held_out:
         items = _value_counts(interactions, ITEM)["value"].combine_chunks()
@@ -48,7 +48,7 @@ def statistics(
 
 
 def _value_counts(interactions: Interactions, name: str) -> pa.Table:
-    """As `statistics.value_counts` of one column."""
+    """Value counts of one column, the counterpart of `statistics.value_counts`."""
     arrays, codes = interactions.frames.arrays, interactions.rows[name]
     codes, dictionary = codes[codes >= 0], interactions.dictionaries[name]
     if len(dictionary) > _SPARSE * len(codes):
@@ -62,9 +62,9 @@ def _value_counts(interactions: Interactions, name: str) -> pa.Table:
 
 
 def _number_frame(recipe: Preprocess, interactions: Interactions) -> pd.DataFrame:
-    """What continuous features are made of, on the host.
+    """Inputs of the continuous features, on the host.
 
-    The session is its id where target encodings depend on it, and else its number.
+    The session column is the id if target encodings need it, otherwise the session number.
     """
     categories = [feature.name for feature in recipe.target_encoded_features]
     names = [n for n in interactions.rows if n not in interactions.dictionaries] + categories
@@ -87,7 +87,8 @@ class DeviceEncoder:
         self._padded = {name for f in fitted.categorical for name in f.columns[1:]}
 
     def encode(self, shard: Shard, rows: NDArray[Any]) -> tuple[pa.Table, pa.Table, pa.Table]:
-        """Interactions of a mask: raw as in the shard, raw by session id, and encoded sessions."""
+        """Masked interactions in the order of the shard and sorted by session id, and encoded
+        sessions."""
         recipe = self.fitted.recipe
         selected = interactions_of(self._frames, shard).select(rows)
         in_order = selected
@@ -106,7 +107,7 @@ class DeviceEncoder:
         return table, by_id, self._sessions(in_order, columns)
 
     def _indices(self, interactions: Interactions, name: str) -> NDArray[Any]:
-        """(N,) int64 indices of a column, by a table of the index of each distinct value."""
+        """(N,) int64 indices of a column, through a table with the index of each distinct value."""
         values, lookup = self._lookups.get(name, (None, None))
         if values is not interactions.dictionaries[name]:
             values = interactions.dictionaries[name]
@@ -119,7 +120,7 @@ class DeviceEncoder:
         return self._frames.host(lookup[interactions.rows[name]])
 
     def _sessions(self, interactions: Interactions, columns: dict[str, NDArray[Any]]) -> pa.Table:
-        """One row a session: lists, and one value of each feature of the session."""
+        """One row per session: lists, and one value of each session feature."""
         stops = np.cumsum(interactions.lengths)
         starts = stops - interactions.lengths
         offsets = pa.array(np.append(0, stops), pa.int32())
@@ -134,7 +135,7 @@ class DeviceEncoder:
         return pa.table(sessions)
 
     def _column_order(self, interactions: Interactions) -> list[str]:
-        """Columns of the sessions but the id, as the workflow of the CPU engine has them."""
+        """Columns of the sessions without the id, in the order of the CPU engine's workflow."""
         with self._lock:
             if not self._order:
                 graph = workflow.rebuild(self.fitted, None)

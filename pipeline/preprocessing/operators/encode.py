@@ -17,11 +17,11 @@ from pipeline.preprocessing.lookup import positions
 
 
 class Encode(Operator):
-    """Index of each value in a vocabulary, as NVTabular's Categorify gives it.
+    """Index of each value in a vocabulary, the counterpart of NVTabular's Categorify.
 
-    Looks values up in Arrow's hash tables. Unlike Categorify it accepts a column that is missing
-    throughout. Indices are NULL, OUT_OF_VOCABULARY, the hash buckets of the column from FIRST_ITEM
-    on, then the vocabulary.
+    Lookups use Arrow's hash tables. Unlike Categorify, a column without any value is accepted.
+    Indices are NULL, OUT_OF_VOCABULARY, the hash buckets of the column from FIRST_ITEM on, then the
+    vocabulary.
 
     Args:
         vocabularies: by column, values in the order of their indices

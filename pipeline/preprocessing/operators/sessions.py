@@ -1,8 +1,8 @@
 """NVTabular operators of numbers, times and sessions.
 
-They work on arrays and offsets: NVTabular's own list aggregation goes through a Python
-list for each group. A GPU has an engine of its own (`preprocessing/gpu`). All interactions of a
-session must be in one partition.
+They work on arrays and offsets, as NVTabular's list aggregation builds a Python list per group. A
+GPU has its own engine (`preprocessing/gpu`). All interactions of a session must be in one
+partition.
 """
 
 from typing import Any
@@ -35,7 +35,7 @@ class ContinuousOperator(Operator):
 
 
 class Standardize(ContinuousOperator):
-    """Numbers to mean 0 and deviation 1, by fitted statistics of each column.
+    """Scale numbers to mean 0 and deviation 1 by the fitted statistics of each column.
 
     A result that overflows float32 becomes missing. A constant column (deviation 0) is only
     centred.
@@ -86,7 +86,7 @@ class Cyclic(ContinuousOperator):
         )
 
     def column_mapping(self, col_selector: ColumnSelector) -> dict[str, list[str]]:
-        """Two columns from one."""
+        """Two output columns from one input column."""
         return {f"{self.feature}_{part}": col_selector.names for part in ("sin", "cos")}
 
     @property
@@ -114,7 +114,7 @@ class Elapsed(ContinuousOperator):
         return pd.DataFrame({"elapsed": elapsed}, index=df.index)
 
     def column_mapping(self, col_selector: ColumnSelector) -> dict[str, list[str]]:
-        """One column from two."""
+        """One output column from two input columns."""
         return {"elapsed": col_selector.names}
 
     @property
@@ -124,16 +124,14 @@ class Elapsed(ContinuousOperator):
 
 
 class GroupSessions(Operator):
-    """Interactions to one row a session, with list columns sorted by time.
+    """Group interactions to one row per session, with list columns sorted by time.
 
     Rows with equal times keep their order. Sessions are sorted by id.
 
     Args:
-        session: column of the session id
-        timestamp: column of the time
-        session_features: columns that keep one value, that of the oldest interaction, which is
-            known before anything that is to be predicted
-        keep: number of newest interactions to keep; None keeps all
+        session: column of the session id timestamp: column of the time session_features: columns
+        that keep the value of the oldest interaction, known before every target keep: number of
+        newest interactions to keep; None keeps all
     """
 
     def __init__(
@@ -146,7 +144,7 @@ class GroupSessions(Operator):
         self.keep = keep
 
     def transform(self, col_selector: ColumnSelector, df: Any) -> Any:
-        """One row a session."""
+        """One row per session."""
         listed = [n for n in col_selector.names if n not in (self.session, *self.session_features)]
         order, starts = session_order(df[self.session], df[self.timestamp])
         ends = np.append(starts[1:], len(order))
@@ -167,7 +165,7 @@ class GroupSessions(Operator):
         return pd.DataFrame(columns, copy=False)
 
     def compute_column_schema(self, col_name: str, input_schema: Schema) -> ColumnSchema:
-        """Schema of the column: a ragged list, except for columns of the session."""
+        """Schema of the column: a ragged list, except for session columns."""
         column = super().compute_column_schema(col_name, input_schema)
         is_scalar = col_name == self.session or col_name in self.session_features
         return column if is_scalar else _list_schema(column, self.keep)
@@ -204,7 +202,7 @@ def session_order(session: pd.Series, timestamp: pd.Series) -> tuple[NDArray[Any
 
 
 def session_codes(session: pd.Series) -> NDArray[Any]:
-    """(N,) integers that sort as the ids."""
+    """(N,) integers in the order of the ids."""
     if isinstance(session.dtype, np.dtype) and session.dtype.kind == "i":
         return session.to_numpy()
     return pd.factorize(session, sort=True)[0]

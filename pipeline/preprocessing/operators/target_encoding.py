@@ -1,7 +1,8 @@
 """Target encoding: a category as the mean of another column over its training interactions.
 
-As NVTabular's TargetEncoding (Micci-Barreca 2001, equation 7, with a fixed weight), but with folds
-of whole sessions: in training, no feature of a session contains the numbers of the session itself.
+The formula is that of NVTabular's TargetEncoding (Micci-Barreca 2001, equation 7, with a fixed
+weight). Folds consist of whole sessions: in training, no feature of a session contains numbers of
+that session.
 """
 
 import zlib
@@ -90,10 +91,9 @@ class TargetEncode(ContinuousOperator):
     """Smoothed mean of each category, as NVTabular operator.
 
     Args:
-        encodings: by column
-        training: whether the sessions are those of training, which read the means of other folds
-        until: microseconds of the newest interaction in the means. Sessions that begin later read
-            the means of all folds, as a request does. None if every session may be in the means.
+        encodings: by column training: whether the sessions are for training and read the means of
+        other folds until: microseconds of the newest interaction in the means. Sessions that begin
+        later read the means of all folds, as requests do; None for no such session.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class TargetEncode(ContinuousOperator):
         self.until = until
 
     def transform(self, col_selector: ColumnSelector, df: Any) -> Any:
-        """A column of numbers for each column beside session and time."""
+        """One column of numbers per column other than session and time."""
         names = [name for name in col_selector.names if name not in _KEYS]
         means = {name: self._means(self.encodings[name], df, name) for name in names}
         return pd.DataFrame(means, index=df.index)
@@ -132,7 +132,7 @@ class TargetEncode(ContinuousOperator):
         return (begins > self.until)[codes]
 
     def column_mapping(self, col_selector: ColumnSelector) -> dict[str, list[str]]:
-        """Each output depends on session, time and the column of its name."""
+        """Each output depends on session, time and the input column of the same name."""
         return {name: [*_KEYS, name] for name in col_selector.names if name not in _KEYS}
 
     @property

@@ -1,4 +1,4 @@
-"""Counts of the data report, made shard by shard where sessions are encoded, and added up.
+"""Counts of the data report, computed per shard with the encoding, then summed.
 
 Counts are integers of a size that depends on the vocabularies alone, so that their sums do not
 depend on how the log is divided.
@@ -23,7 +23,7 @@ from pipeline.recipe.preprocess import Preprocess
 _HOUR_MICROSECONDS = 3_600 * 10**6
 _HALF_WINDOW_HOURS = 50 * 365 * 24
 _SEVERAL = 2
-"""Stands for any number of sessions above one."""
+"""Value for any number of sessions above one."""
 _SPARSE = 4
 """Ratio of vocabulary size to rows from which on rows are sorted instead of counted."""
 
@@ -55,7 +55,7 @@ class Window(NamedTuple):
         return are_dates((self.last + 1) * _HOUR_MICROSECONDS)
 
     def clip(self, first: int, last: int) -> tuple[int, int]:
-        """The part of a range of microseconds that is inside."""
+        """Intersection with a range of microseconds."""
         return (
             max(first, self.first * _HOUR_MICROSECONDS),
             min(last, (self.last + 1) * _HOUR_MICROSECONDS),
@@ -105,14 +105,14 @@ class Counts:
 def counts_targets(recipe: Preprocess, part: str) -> bool:
     """Whether only the last interaction of each session is counted.
 
-    If the last interactions are held out, those before the target are training's.
+    If the last interactions are held out, the interactions before the target belong to training.
     """
     return bool(recipe.split.held_out) and part != "train"
 
 
 @dataclass(frozen=True)
 class _Selection:
-    """Counted interactions of some sessions."""
+    """Interactions of the sessions that the report counts."""
 
     starts: NDArray[Any]
     """(S,) row of the first interaction of each session."""
@@ -190,7 +190,7 @@ def _flat(column: pa.ChunkedArray) -> NDArray[Any]:
 def _merge_values(
     arrays: list[NDArray[Any]], owner: NDArray[Any]
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Indices of a feature and the session of each.
+    """Flat indices of a feature and the session of each index.
 
     A multi-valued feature has several columns; its values of an interaction come side by side,
     without padding.
@@ -212,7 +212,7 @@ def _raw_numbers(fitted: Fitted, rows: pa.Table, name: str) -> NDArray[Any]:
 
 
 def _elapsed_seconds(times: NDArray[Any], selection: _Selection) -> NDArray[Any]:
-    """Seconds since the interaction before, of counted interactions that are not the first."""
+    """Seconds since the previous interaction, for counted interactions that are not the first."""
     seconds = np.diff(times, prepend=times[:1]) / 1e6
     has_previous = np.ones(len(times), bool)
     has_previous[selection.starts] = False
@@ -220,8 +220,8 @@ def _elapsed_seconds(times: NDArray[Any], selection: _Selection) -> NDArray[Any]
 
 
 def centre_of(fitted: Fitted, name: str) -> float:
-    """Centre of a column's histogram: its mean, with three digits so that rounding does not
-    matter."""
+    """Centre of a column's histogram: its mean, in three digits so that it does not depend on
+    rounding."""
     standardization = fitted.standardizations.get(name)
     if name == ELAPSED or standardization is None:
         return 0.0
@@ -237,7 +237,7 @@ def count_categories(indices: NDArray[Any], session: NDArray[Any], size: int) ->
         size = len(unique)
     counts = np.bincount(indices, minlength=size)
     first, last = np.empty(size, np.int32), np.empty(size, np.int32)
-    last[indices] = session  # of several assignments the last one stays
+    last[indices] = session  # the last of several assignments stays
     first[indices[::-1]] = session[::-1]
     occurring = np.flatnonzero(counts)
     is_several = first[occurring] != last[occurring]

@@ -4,11 +4,11 @@ The population stability index (PSI; N. Siddiqi, Credit Risk Scorecards, 2006) a
 Jensen-Shannon distance (square root of J. Lin's divergence to base 2, IEEE Transactions on
 Information Theory 37, 1991; from 0 to 1), over the bins of a column.
 
-Both grow with small samples even if nothing has changed: without drift PSI is about
-(B - 1)(1/n + 1/m) for B bins and samples of n and m, distributed like chi-squared with B - 1
-degrees of freedom (B. Yurdakul, 2018). n and m count sessions (`PartCounts.effective_sessions`),
-because the interactions of a session resemble each other. The part of PSI above its expected value
-is judged.
+Both grow with small samples even if nothing has changed: without drift PSI is about (B - 1)(1/n +
+1/m) for B bins and samples of n and m, distributed like chi-squared with B - 1 degrees of freedom
+(B. Yurdakul, 2018). n and m count sessions (`PartCounts.effective_sessions`), because the
+interactions of a session resemble each other. The thresholds apply to the excess of PSI over its
+expected value.
 """
 
 import math
@@ -36,14 +36,14 @@ THRESHOLDS = ((0.1, LITTLE), (0.25, SOME), (math.inf, MUCH))
 LENGTH, HOUR, WEEKDAY = "session length", "hour of the day", "day of the week"
 """Rows beside the columns; names of features have no spaces."""
 _MIN_SESSIONS = 20
-"""Drift is judged if both parts have as many sessions."""
+"""Minimum sessions of both parts for a drift level."""
 _MIN_BIN_SESSIONS = 5
-"""Expected sessions of a bin in the smaller part (Cochran's rule)."""
+"""Minimum expected sessions of a bin in the smaller part (Cochran's rule)."""
 _TOP_VALUES = 50
 _NUMBER_BINS = 10
 _MOVERS = 5
 _Z = 3.09
-"""Quantile of the standard normal distribution that one in a thousand exceeds."""
+"""99.9 % quantile of the standard normal distribution."""
 
 Bins = tuple[NDArray[Any], NDArray[Any]]
 """(B,) counts of training and of the other part in the bins of a column."""
@@ -55,7 +55,7 @@ class Drift:
     """Drift of one column."""
 
     drift: Literal["little", "some", "much"] | None
-    """None for parts of too few sessions."""
+    """None if a part has too few sessions."""
     psi: float
     expected: float
     """PSI without drift, from the sample sizes alone."""
@@ -108,11 +108,11 @@ def jensen_shannon(p: NDArray[Any], q: NDArray[Any]) -> float:
 
 
 def category_bins(reference: CategoryTotals, other: CategoryTotals, sessions: int) -> Bins:
-    """Counts of the most frequent values, the rest, unknown values and missing ones.
+    """Counts of the most frequent values, all other values, unknown values and missing values.
 
-    `sessions` is the number of sessions of the smaller part. Values that training lacks are
-    unknown. Training has none of them by construction; instead its values that occur in one session
-    alone are counted: they would be unknown if that session were a later one (I. J. Good, 1953).
+    `sessions` is the number of sessions of the smaller part. Unknown values are those that training
+    lacks. For training itself, values of a single session are counted as unknown: they would be
+    unknown if that session came later (I. J. Good, 1953).
     """
     min_count = max(1, _MIN_BIN_SESSIONS * reference.counts.sum() / max(sessions, 1))
     in_one_session = reference.sessions[FIRST_ITEM:] == 1
@@ -130,7 +130,7 @@ def category_bins(reference: CategoryTotals, other: CategoryTotals, sessions: in
 def number_bins(
     reference: Histogram, other: Histogram, sessions: int, minimum: float | None = None
 ) -> Bins:
-    """Counts in groups of about equal size in training, and of missing numbers.
+    """Counts of numbers in groups of about equal size in training, and of missing numbers.
 
     `sessions` is the number of sessions of the smaller part. With `minimum`, smaller numbers are
     left out.
@@ -146,10 +146,10 @@ def number_bins(
 
 
 def per_exposure(bins: Bins, exposures: tuple[NDArray[Any], NDArray[Any]]) -> Bins | None:
-    """Counts of hours or weekdays as if each had occurred equally often.
+    """Counts of hours or weekdays, normalized to equal exposure.
 
-    `exposures` is how often each occurred in both parts. Those below half a time are left out; None
-    if these are more than a quarter.
+    `exposures` is the number of occurrences in each of the two parts. Hours or weekdays below 0.5
+    occurrences are left out; None if these are more than a quarter.
     """
     is_usable = (exposures[0] >= 0.5) & (exposures[1] >= 0.5)
     if is_usable.mean() < 0.75:
@@ -210,7 +210,7 @@ def _unjudged_row(name: str, why: str) -> Row:
 
 
 def _length_row(fitted: Fitted, train: PartCounts, other: PartCounts, part: str) -> Row:
-    """Drift of the lengths of sessions that are long enough for training."""
+    """Drift of session lengths, of sessions long enough for training."""
     if counts_targets(fitted.recipe, part):
         return _unjudged_row(LENGTH, "the same sessions")
     minimum = float(fitted.recipe.min_session_length)

@@ -11,21 +11,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 _LOW_BITS = 15
-"""Bits of a float32 below the bin."""
+"""Low bits of a float32 that the bin ignores."""
 _FLOAT32_MAX = np.finfo(np.float32).max
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counts and sums of numbers in U bins that are not empty."""
+    """Counts and sums of numbers in U non-empty bins."""
 
     centre: float
     bins: NDArray[Any]
-    """(U,) int64, ascending with the numbers in them."""
+    """(U,) int64, in the order of the numbers in them."""
     counts: NDArray[Any]
     """(U,) int64."""
     sums: NDArray[Any]
-    """(U,) float64, sums of the distances from the centre."""
+    """(U,) float64 sums of distances from the centre."""
     missing: int = 0
     low: float = np.inf
     """Minimum of all numbers, inf without any."""
@@ -52,7 +52,7 @@ class Histogram:
         return cls(centre, filled + first, counts[filled], sums[filled], missing, low, high)
 
     def merge(self, other: Self) -> Self:
-        """Histogram of the numbers of both, which have the same centre."""
+        """Sum of two histograms with the same centre."""
         bins, inverse = np.unique(np.append(self.bins, other.bins), return_inverse=True)
         return replace(
             self,
@@ -67,11 +67,11 @@ class Histogram:
 
     @property
     def count(self) -> int:
-        """Numbers that are not missing."""
+        """Count of non-missing numbers."""
         return int(self.counts.sum())
 
     def summary(self, quantiles: tuple[float, ...]) -> dict[str, float | None]:
-        """Mean, deviation (of a sample), least, quantiles and greatest; None without a number.
+        """Mean, sample deviation, minimum, quantiles and maximum; None without a number.
 
         A quantile is the mean of its bin: exact if the bin holds one value, as for whole numbers
         below 512 from 0. The deviation is exact to five digits.
@@ -131,5 +131,5 @@ def _bins(distance: NDArray[Any]) -> NDArray[Any]:
 
 
 def round_digits(value: float) -> float:
-    """The number with the six significant digits of float32."""
+    """Round to the six significant digits of float32."""
     return float(f"{value:.6g}")

@@ -1,4 +1,4 @@
-"""The data report as HTML page, written beside the same content as JSON."""
+"""The data report as an HTML page and as JSON."""
 
 import json
 import math
@@ -77,12 +77,12 @@ def percent(count: float, total: float = 1) -> str:
 
 
 def _date(moment: str) -> str:
-    """Moment of a date as text: `2026-01-05 00:02:19`."""
+    """Format a date: `2026-01-05 00:02:19`."""
     return moment.replace("T", " ").replace("Z", "")
 
 
 def _seconds(moment: str) -> str:
-    """Moment of times that are counters as the number that the log has in seconds."""
+    """Format a time that is a counter, in seconds as in the log."""
     seconds = (np.datetime64(moment.removesuffix("Z")) - np.datetime64(0, "s")).item()
     return f"{seconds.total_seconds():,.15g} s"
 
@@ -137,7 +137,7 @@ def _time_chart(time: dict[str, Any] | None) -> LineChart | None:
         indices = range(filled[0], filled[-1] + 1) if filled else range(0)
         series[name] = [(float(index), float(counts[index])) for index in indices]
     step = max(1, -(-len(starts) // _TIME_TICKS))
-    # labels begin half a step from the end of the axis, where a date would be cut off
+    # labels begin half a step from the axis end, so that no date is cut off
     labels = {float(index): starts[index] for index in range(step // 2, len(starts), step)}
     unit = time["unit"]
     since = "hours" if unit == "hour" else "days"

@@ -13,16 +13,16 @@ _EPOCH_WEEKDAY = 3
 _UNITS = ((3, "hour"), (120, "day"), (900, "week"), (6_000, "month"))
 """Maximum length of the window in days, and the period; years for longer windows."""
 _FEWEST = 100
-"""Interactions from which on single ones far away are left out."""
+"""Minimum interactions at which outliers in time are left out."""
 _DATETIME_UNITS = {"hour": "h", "day": "D", "week": "W", "month": "M", "year": "Y"}
 
 
 def by_period(parts: dict[str, PartCounts]) -> dict[str, Any] | None:
     """{"unit", "calendar", "starts", "parts", "outside"}: interactions of each part by period.
 
-    A few moments far from all others are left out, so that they do not decide the unit; "outside"
-    counts them. Starts are dates, or numbers of hours or days since the first interaction where
-    times are counters (`Window.is_calendar`). None without a timestamp.
+    Outliers in time are left out, so that they do not determine the unit; "outside" counts them.
+    Starts are dates, or numbers of hours or days since the first interaction where times are
+    counters (`Window.is_calendar`). None without a timestamp.
     """
     window = next(iter(parts.values())).window
     if window is None:
@@ -56,10 +56,10 @@ def by_period(parts: dict[str, PartCounts]) -> dict[str, Any] | None:
 
 
 def _main_window(counts: NDArray[Any], window: Window) -> Window:
-    """The window, or the part of it in which all but a few of the (H,) counts lie.
+    """The window without outliers of the (H,) counts.
 
-    That is the range of all but the first and the last thousandth, at least one each, widened by
-    its own length on both sides; it is taken where it is less than a quarter of the window.
+    The range without the first and last thousandth, at least one interaction each, is widened by
+    its own length on both sides; it is used if it is less than a quarter of the window.
     """
     cumulative = np.cumsum(counts)
     few = 0.5 + max(1, cumulative[-1] // 1000)
@@ -95,9 +95,9 @@ def by_weekday(counts: NDArray[Any], window: Window) -> NDArray[Any]:
 
 
 def exposures(first: int, last: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """(24,) and (7,): how often each hour of the day and each weekday occurs between two moments.
+    """(24,) and (7,) occurrences of each hour of the day and each weekday between two times.
 
-    `first` and `last` are microseconds; an hour that is covered in part counts in part.
+    `first` and `last` are microseconds; a partial hour counts as a fraction.
     """
     begin, end = first / 3.6e9, last / 3.6e9
     hours = np.arange(int(begin // 1), int(end // 1) + 1)

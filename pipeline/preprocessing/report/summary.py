@@ -75,7 +75,7 @@ def _part(fitted: Fitted, name: str, counts: PartCounts) -> dict[str, Any]:
 
 
 def _length_histogram(lengths: Histogram) -> list[dict[str, int]]:
-    """Sessions by length: single lengths up to 8, then two ranges for each power of two."""
+    """Sessions by length: single lengths up to 8, then two ranges per power of two."""
     starts = list(range(1, 8))
     while starts[-1] <= lengths.high:
         power = 1 << starts[-1].bit_length()

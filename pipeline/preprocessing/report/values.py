@@ -17,7 +17,7 @@ _CURVE_POINTS = 48
 
 
 def labels_of(fitted: Fitted, name: str, positions: NDArray[Any]) -> list[Any]:
-    """Raw values at positions behind the reserved indices of a column: integers or short text.
+    """Raw values at positions counted after the reserved indices: integers or short text.
 
     A bucket of numbers is labelled by its bounds, a hash bucket by its number.
     """
@@ -45,7 +45,7 @@ def _shorten(value: Any) -> Any:
 
 def most_frequent(counts: NDArray[Any], min_count: float, num: int) -> NDArray[Any]:
     """Positions of at most `num` counts of `min_count` or more, descending; ties by position."""
-    if len(counts) > num:  # a lower bound that few counts reach, so that few are sorted
+    if len(counts) > num:  # a lower bound that few counts reach saves sorting the rest
         min_count = max(min_count, np.partition(counts, -num)[-num])
     candidates = np.flatnonzero(counts >= min_count)
     return candidates[np.argsort(-counts[candidates], kind="stable")][:num]

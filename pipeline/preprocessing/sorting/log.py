@@ -51,11 +51,11 @@ class Shard:
     begins: NDArray[Any]
     """(S,) microseconds of the first interaction of each session."""
     tied: int
-    """Interactions at the time of another one of their session."""
+    """Interactions whose time equals that of another one in their session."""
     report: RowCounts
     """Rows dropped by the session rules."""
     split_keys: NDArray[Any] | None
-    """(S,) `split.split_keys`, where the parts need them."""
+    """(S,) keys of `split.split_keys`, None if the split does not need them."""
 
     def session(self, number: int) -> int | str:
         """Id of a session."""
@@ -85,7 +85,7 @@ class Log:
 
     @property
     def split_keys(self) -> NDArray[Any] | None:
-        """(S,) keys of all shards, where the parts need them."""
+        """(S,) keys of all shards, None if the split does not need them."""
         keys = [shard.split_keys for shard in self.shards if shard.split_keys is not None]
         return np.concatenate(keys) if keys else None
 
@@ -103,7 +103,7 @@ def read_sorted(
     fitted_types: dict[str, ValueType] | None = None,
     operators: Path | None = None,
 ) -> Log:
-    """Read `files` as one log and sort it into shards below `directory`, which all workers see.
+    """Read `files` as one log and sort it into shards in `directory`, visible to all workers.
 
     `fitted_types` are the types of id columns in an earlier log, `operators` the Python file of the
     operator features. DataError for a missing or unreadable file, a missing column, or a log
@@ -114,7 +114,7 @@ def read_sorted(
     block_types = []
     side_tables = SideTables(recipe, report)
     operator_features = OperatorFeatures(recipe, operators, report)
-    with workers() as threads:  # the log is read where the command runs
+    with workers() as threads:  # the command reads the log, not the workers of a cluster
         blocks = (
             (recipe, spill, number, operator_features.add_to(side_tables.join(table)), before,
              fitted_types)

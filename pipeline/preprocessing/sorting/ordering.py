@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 _DIGIT_BITS = 16
 """Width up to which NumPy sorts integers by counting (radix sort) instead of comparing."""
 _RUN_LENGTH = 64
-"""Mean length of ascending runs from which on merging them is faster than counting."""
+"""Minimum mean length of ascending runs at which merging is faster than counting."""
 
 
 def stable_order(keys: NDArray[Any]) -> NDArray[Any]:
@@ -45,6 +45,6 @@ def order_by(first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:
     order = stable_order(first)
     one, other = first[order], second[order]
     if not ((one[1:] == one[:-1]) & ~(other[1:] >= other[:-1])).any():  # `>=` is False for NaN
-        return order  # a log that was written in the order of time
+        return order  # fast path: the log is in the order of time
     order = stable_order(second)
     return order[stable_order(first[order])]

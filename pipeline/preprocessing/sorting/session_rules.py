@@ -1,7 +1,7 @@
-"""Rules of the recipe that redefine sessions: gaps, repeats, duplicates, overlong sessions.
+"""Session rules of the recipe: gaps, repeats, duplicates, overlong sessions.
 
 All functions take interactions sorted by session and time and `starts`, the (S,) row at which each
-session begins. None needs NVTabular.
+session begins.
 """
 
 from typing import Any
@@ -62,7 +62,7 @@ def cut_at_gaps(table: pa.Table, starts: NDArray[Any], gap: int) -> tuple[pa.Tab
 def drop_repeats(
     table: pa.Table, starts: NDArray[Any], report: RowCounts
 ) -> tuple[pa.Table, NDArray[Any]]:
-    """Drop interactions with the same item as the interaction before."""
+    """Drop interactions with the item of the previous interaction."""
     repeated = _is_repeat(table[ITEM].combine_chunks(), starts)
     lengths = np.add.reduceat(~repeated, starts) if len(starts) else starts
     report.dropped["rows with the item of the one before"] += int(repeated.sum())
@@ -70,9 +70,9 @@ def drop_repeats(
 
 
 def _is_repeat(items: pa.Array, starts: NDArray[Any]) -> NDArray[Any]:
-    """(N,) bool: whether the item equals that of the row before in the same session.
+    """(N,) bool: whether the item equals that of the previous row of the session.
 
-    False for null, and for text read as integer, which is the same placeholder for all text.
+    False for null and for the placeholder, which stands for any text in an integer column.
     """
     same = np.zeros(len(items), bool)
     if len(items) > 1:
@@ -104,20 +104,20 @@ def drop_duplicates(
 
 
 def duplicate_rows(recipe: Preprocess, table: pa.Table, starts: NDArray[Any]) -> NDArray[Any]:
-    """Ascending row numbers of rows that equal an earlier row in all columns.
+    """Ascending numbers of the rows that equal an earlier row in all columns.
 
     Duplicates are among the rows that share session and time with a neighbour, of which most logs
     have few. Duplicates need not be neighbours themselves.
     """
     times = table[TIMESTAMP].to_numpy()
-    tied = np.zeros(len(times) + 1, np.bool_)  # with the row before
+    tied = np.zeros(len(times) + 1, np.bool_)  # whether a row ties with the previous one
     np.equal(times[1:], times[:-1], out=tied[1:-1])
     tied[starts] = False
     rows = np.flatnonzero(tied[:-1] | tied[1:])
     if not len(rows):
         return rows
     key = np.cumsum(~tied[rows])
-    is_placeholder = np.zeros(len(rows), np.bool_)  # of text read as integer: never a duplicate
+    is_placeholder = np.zeros(len(rows), np.bool_)  # never a duplicate
     names = [ITEM, *(feature.name for feature in recipe.read_scalar_features)]
     names += [feature.target_column for feature in recipe.target_encoded_features]
     for name in names:
@@ -157,7 +157,7 @@ def drop_overlong(
 
 
 def keep_newest(sessions: pa.Table, keep: int) -> pa.Table:
-    """Encoded sessions with the newest `keep` interactions of each in the list columns."""
+    """Cut the list columns of encoded sessions to the newest `keep` interactions."""
     lists = [name for name in sessions.column_names if pa.types.is_list(sessions[name].type)]
     lengths = pc.list_value_length(sessions[lists[0]].combine_chunks()).to_numpy()
     if not (lengths > keep).any():

@@ -23,11 +23,11 @@ from pipeline.data.fitted import ValueType
 from pipeline.preprocessing.sorting.ordering import order_by, stable_order
 
 SHARD_ROWS = 500_000
-"""Interactions of a shard, which is processed in memory; exceeded only by a longer session."""
+"""Maximum interactions of a shard, which is processed in memory; a longer session exceeds it."""
 _BATCH_ROWS = 1 << 15
 """Rows of a record batch, the unit of reading from a block."""
 _STEP = 1 << 10
-"""Every so many rows of a block, the session id is kept in memory as an index."""
+"""Rows between the session ids of a block that are kept in memory as an index."""
 
 Key = int | str
 Bounds = tuple[Key | None, Key | None]
@@ -95,7 +95,7 @@ class Spill:
         return list(pairwise([None, *cuts, None]))
 
     def read(self, bounds: Bounds) -> Iterator[pa.Table]:
-        """Interactions of a shard, a table for each block in the order of the log."""
+        """Interactions of a shard, one table per block in the order of the log."""
         low, high = bounds
         for block in self.blocks:
             # rows after the last indexed key below `low` may already belong to `low`
@@ -114,9 +114,9 @@ def sample_keys(keys: Any) -> Any:
 
 
 def cut_keys(keys: list[Any], num_rows: int, shard_rows: int | None = None) -> list[Any]:
-    """First session of each shard but the first, for `shard_rows` (SHARD_ROWS) interactions each.
+    """First session of each shard after the first one, for shards of `shard_rows` interactions.
 
-    `keys` are the `sample_keys` of all blocks, ascending.
+    `keys` are the `sample_keys` of all blocks, ascending; `shard_rows` defaults to SHARD_ROWS.
     """
     shard_rows = SHARD_ROWS if shard_rows is None else shard_rows
     step = max(1, shard_rows // _STEP)
@@ -127,7 +127,7 @@ def cut_keys(keys: list[Any], num_rows: int, shard_rows: int | None = None) -> l
 def sorted_shard(
     spill: Spill, bounds: Bounds, types: dict[str, ValueType]
 ) -> tuple[pa.Table, NDArray[Any]]:
-    """Interactions of a shard by session and time, and the (S,) row at which each session begins.
+    """Interactions of a shard sorted by session and time, and the (S,) first row of each session.
 
     Id columns are converted to `types`. Interactions with equal times keep the order of the log.
     """
@@ -153,13 +153,13 @@ def sorted_shard(
 
 
 def write(table: pa.Table, path: Path) -> None:
-    """Write Arrow's file format; dictionaries are kept."""
+    """Write an Arrow file; dictionaries are kept."""
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table.unify_dictionaries(), max_chunksize=_BATCH_ROWS)
 
 
 def read(path: Path) -> pa.Table:
-    """Read a whole file into memory. It is not mapped, so that it counts as memory in use."""
+    """Read a whole file into memory, without a memory map so that it counts as used memory."""
     with pa.OSFile(str(path)) as source:
         return pa.ipc.open_file(source).read_all()
 
@@ -174,7 +174,7 @@ def _read_rows(path: Path, begin: int, end: int) -> pa.Table:
 
 
 def _concatenate(tables: list[pa.Table]) -> pa.Table:
-    """One table with one chunk a column; columns that are dictionaries in some tables only are
+    """One table with one chunk per column; columns that are dictionaries in only some tables are
     decoded."""
     for name in tables[0].column_names:
         if len({table.schema.field(name).type for table in tables}) > 1:
@@ -194,7 +194,7 @@ def _session_order(session: pa.Array) -> NDArray[Any] | None:
 
 
 def _session_codes(session: pa.Array) -> NDArray[Any]:
-    """(N,) integers that sort as the session ids; text sorts by code point."""
+    """(N,) integers in the order of the session ids; text sorts by code point."""
     if pa.types.is_integer(session.type):
         return session.to_numpy()
     encoded = session.dictionary_encode()

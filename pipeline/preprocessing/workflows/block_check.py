@@ -1,7 +1,7 @@
-"""Search for operators whose values depend on the block of the log that they see.
+"""Search for operators whose values depend on the block of the log.
 
 A log is transformed in blocks of whole sessions, and a request is a block of its own. An operator
-such as `c - c.min()` restarts in each block, so that its values mean something else in each.
+such as `c - c.min()` restarts in each block, so its values differ between blocks.
 """
 
 from collections.abc import Sequence
@@ -17,14 +17,14 @@ from pipeline.preprocessing.workflows.graph import UserWorkflow
 from pipeline.serve.runtime.workflows.executor import CachingExecutor
 
 _SINGLE_SESSIONS = 16
-"""Blocks of one session, which differ most from the others."""
+"""Number of blocks of one session, which differ most from the whole log."""
 _LARGER_BLOCKS = 16
 _TOLERANCE = 1e-5
-"""Relative difference of numbers that float32 rounds."""
+"""Relative tolerance for rounding of float32."""
 
 
 def check_blocks(user: UserWorkflow, frame: Any, lengths: Sequence[int]) -> None:
-    """ConfigError that names the first operator whose values depend on the block, and its column.
+    """ConfigError for the first operator whose values depend on the block, with its column.
 
     `frame` are whole sessions of these `lengths`. The fitted graph runs on all of them in one block
     and in blocks of some sessions each, and the outputs of each node are compared.
@@ -52,7 +52,7 @@ def _message(file: Path, node: Any, column: str) -> str:
 
 
 def operator_name(operator: Any) -> str:
-    """Name of an operator as users write it: that of UDF is LambdaOp."""
+    """Name of an operator in user code: LambdaOp for UDF."""
     name = type(operator).__name__
     return "LambdaOp" if isinstance(operator, ops.LambdaOp) else name
 
@@ -74,7 +74,7 @@ def _outputs(user: UserWorkflow, frame: Any) -> dict[int, Any]:
 def _run_blocks(user: UserWorkflow, frame: Any, cuts: Sequence[int]) -> list[dict[int, Any]]:
     """Outputs for each block.
 
-    A block joins the next one where Categorify fails, as it does without a single value.
+    A block is merged with the next one where Categorify fails, as it does without any value.
     """
     outputs = []
     start = 0

@@ -1,4 +1,4 @@
-"""What the output of a user's workflow becomes: columns of a data directory, and their state."""
+"""Columns of a data directory, and their fitted state, from the output of a user's workflow."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ from pipeline.preprocessing.workflows.graph import Lineage, UserWorkflow
 
 @dataclass(frozen=True)
 class OutputColumns:
-    """Columns of the workflow's output that the data directory has."""
+    """Columns of the workflow's output that the data directory keeps."""
 
     columns: list[ParquetColumn]
     """The item first."""
@@ -69,7 +69,7 @@ def _has_kind(column: Any) -> bool:
 
 
 def _session_column(user: UserWorkflow, session: str) -> str | None:
-    """Column of the output that has the session's ids as they are in the log."""
+    """Column of the output with the raw session ids of the log."""
     for column in Schema.from_merlin(user.output_schema):
         lineage = user.lineage(column.name)
         is_key = all(step.name in _groups(step) for step in lineage.path if _is_groupby(step))
@@ -90,8 +90,8 @@ def _groups(step: Any) -> list[str]:
 def categorify_of(lineage: Lineage) -> Any:
     """Step of the Categorify whose indices a column holds.
 
-    None if another operator made its values, and for indices that are no rows of one vocabulary:
-    of several columns together, with hash buckets, or in one table for all columns.
+    None if another operator made the values, and for indices that are not rows of one vocabulary:
+    of several columns together, with hash buckets, or of one table for all columns.
     """
     steps = list(lineage.steps)
     while steps and isinstance(steps[-1].operator, ops.FillMissing | ops.FillMedian):
@@ -132,7 +132,7 @@ def _of_categorify(step: Any) -> Vocabulary:
 
 
 def _num_codes(lineage: Lineage) -> int | None:
-    """Number of codes, 0 to N - 1, that Bucketize or HashBucket makes; None for other operators."""
+    """Number N of codes 0..N-1 of Bucketize or HashBucket; None for other operators."""
     if not lineage.steps:
         return None
     step = lineage.steps[-1]

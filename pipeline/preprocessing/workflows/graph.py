@@ -1,4 +1,4 @@
-"""The graph of a user's workflow: where it is from, which columns it reads, what makes a column."""
+"""The graph of a user's workflow: its input columns, and the lineage of each output column."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,18 +14,18 @@ from pipeline.core.errors import ConfigError
 from pipeline.preprocessing.user_file import check_python_file, describe_error, run_file
 
 FUNCTION = "workflow"
-"""Function of the user's file."""
+"""Name of the function in the user's file."""
 UNCHANGED = (
     *(SelectionOp, ConcatColumns, SubsetColumns, SubtractionOp, GroupingOp),
     *(ops.AddMetadata, ops.Rename, ops.ValueCount, ops.DataStats, ops.DropLowCardinality),
     *(ops.Groupby, ops.ListSlice, ops.Filter, ops.Dropna),
 )
-"""Operators that leave the values of a column as they are, or choose some of them."""
+"""Operators that keep the values of a column, or select some of them."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One operator on the way to a column."""
+    """One operator in the lineage of a column."""
 
     node: Any
     source: str
@@ -41,24 +41,24 @@ class Step:
 
 @dataclass(frozen=True)
 class Lineage:
-    """How a column of the output is made."""
+    """Operators that make a column of the output."""
 
     column: str
     """Column of the log."""
     steps: tuple[Step, ...]
-    """In the order in which they run, without those that leave the values as they are."""
+    """Steps in execution order, without operators that keep the values."""
     path: tuple[Step, ...]
-    """All steps."""
+    """All steps in execution order."""
 
 
 class UserWorkflow:
     """NVTabular workflow that the function of a user's file returns."""
 
     def __init__(self, file: Path, statistics: Path) -> None:
-        """Run the file and its function. `statistics` is a folder for what operators learn.
+        """Run the file and its function. `statistics` is a folder for fitted statistics.
 
-        ConfigError if the file has no such function, if it fails, or if what it returns is no graph
-        that ends in sessions.
+        ConfigError if the function is missing, fails, or does not return a graph that ends in
+        sessions.
         """
         check_python_file("--workflow", file)
         self.file = file
@@ -79,7 +79,7 @@ class UserWorkflow:
         return self.workflow.output_schema
 
     def lineage(self, column: str) -> Lineage:
-        """How a column of the output is made."""
+        """Lineage of a column of the output."""
         return _lineage(self.workflow.output_node, column)
 
     def source_of(self, node: Any, column: str) -> str:
@@ -103,7 +103,7 @@ class UserWorkflow:
         """Compute the schemas of all nodes from the names of the columns alone."""
         try:
             self.workflow.fit_schema(Schema([ColumnSchema(name) for name in self.columns]))
-        except Exception as error:  # of operators of the user, too
+        except Exception as error:  # operators of the user may raise anything
             raise ConfigError(f"{self.file} failed{describe_error(self.file, error)}") from error
 
     def _groupby(self) -> Any:
@@ -150,14 +150,14 @@ def _lineage(node: Any, column: str) -> Lineage:
 def _parent(node: Any, column: str) -> Any:
     """Node from which an input column of a node comes, None for the log.
 
-    Where several parents have it, the executor takes the last one.
+    If several parents have the column, the executor takes the last one.
     """
     parents = [p for p in node.parents_with_dependencies if column in p.output_schema.column_names]
     return parents[-1] if parents else None
 
 
 def keys_of(node: Any, column: str) -> list[str]:
-    """Columns by which a lookup finds a value of `column`; several for a group of columns."""
+    """Key columns of the lookup of `column`; several for a group of columns."""
     operator = node.op
     inputs: list[str] = node.column_mapping.get(column, [column])
     if isinstance(operator, ops.TargetEncoding):
@@ -174,11 +174,11 @@ def _left_columns(node: Any) -> list[str]:
 
 
 def _input_of(node: Any, column: str) -> str:
-    """Column that a column is made of, the first of several."""
+    """Input of a column, the first one of several."""
     keys = keys_of(node, column)
     return keys[0] if keys else column
 
 
 def selector_of(column: str) -> ColumnSelector:
-    """Selector of one column, for a call of an operator by itself."""
+    """Selector of one column, to call an operator outside the graph."""
     return ColumnSelector([column])

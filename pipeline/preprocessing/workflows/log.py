@@ -60,7 +60,7 @@ class LogColumn:
     """Name in the sorted log."""
     kind: Kind
     dtype: Literal["int64", "float64", "object", "datetime64[ns]"]
-    """float64 of integers if some are missing, as pandas reads them."""
+    """float64 for integers with missing values, as in pandas."""
 
     @property
     def request_type(self) -> Literal["int64", "float64", "string"]:
@@ -86,7 +86,7 @@ class LogFrames:
         return next(column for column in self.columns if column.name == name)
 
     def frame(self, path: Path, rows: NDArray[Any] | None = None) -> Any:
-        """Frame of a shard, or of a mask of its rows: of cuDF where NVTabular runs on a GPU."""
+        """Frame of a shard or of masked rows of it; a cuDF frame if NVTabular runs on a GPU."""
         table = read(path)
         if rows is not None and not rows.all():
             table = table.filter(pa.array(rows))
@@ -130,7 +130,7 @@ def _time_kind(recipe: Preprocess, log: Log) -> Kind:
 
 
 def _times(microseconds: NDArray[Any], unit: str, dtype: str) -> Any:
-    """Times in the unit of the log; text and Parquet's own times as NumPy's."""
+    """Times in the unit of the log; text and Parquet timestamps become NumPy's datetimes."""
     if dtype == "datetime64[ns]":
         return microseconds.astype("datetime64[us]").astype("datetime64[ns]")
     if unit == "ns":

@@ -52,15 +52,15 @@ _OF_RECIPE = (
     *("features", "item_table", "session_table", "min_item_count"),
     *("session_gap", "drop_repeats", "filter_seen"),
 )
-"""Keys of a recipe that say what a workflow says, or that requests could not follow."""
+"""Recipe keys that a workflow replaces, or that requests could not follow."""
 
 _SAMPLE_ROWS = 20_000
-"""Interactions with which operators that depend on the block are searched for."""
+"""Interactions of the sample of the block check."""
 
 
 @dataclass(frozen=True)
 class _Part:
-    """Sessions of one part: shards, with a mask of the interactions of each."""
+    """Sessions of one part: shards, each with a mask of its interactions."""
 
     shards: list[Shard]
     masks: list[NDArray[Any]]
@@ -75,10 +75,10 @@ def preprocess_workflow(
     *,
     fingerprint: str | None = None,
 ) -> dict[str, Any]:
-    """Write a data directory of what the workflow of `file` makes of the logs; return its facts.
+    """Write a data directory from the output of the workflow of `file`; return its facts.
 
-    The recipe says how the logs are read and split; the workflow is fitted on the training
-    sessions. ConfigError if the file fails, or for settings that do not go with a workflow.
+    The recipe defines reading and splitting; the workflow is fitted on the training sessions.
+    ConfigError if the file fails, or for settings that exclude a workflow.
     """
     _check_recipe(recipe)
     check_arguments(recipe, {"test": test_logs}, out)
@@ -114,7 +114,7 @@ def preprocess_workflow(
 
 
 def _check_recipe(recipe: Preprocess) -> None:
-    """ConfigError for settings of the recipe that do not go with a workflow."""
+    """ConfigError for settings of the recipe that exclude a workflow."""
     others = [
         name
         for name in _OF_RECIPE
@@ -139,7 +139,7 @@ def _log_recipe(
 ) -> tuple[Preprocess, dict[str, Kind]]:
     """The recipe with the columns that the workflow reads as features, and their kinds.
 
-    What it does not set, the session and the item, follows from the graph.
+    The session and the item follow from the graph unless the recipe sets them.
     """
     values = recipe.model_dump(mode="json", exclude_unset=True)
     values["session"] = session = _session(recipe, user)
@@ -166,7 +166,7 @@ def _log_recipe(
 
 
 def _features(columns: Sequence[str], kinds: dict[str, Any]) -> list[dict[str, Any]]:
-    """Features of a recipe that read columns of the log as they are."""
+    """Recipe features that read columns of the log unchanged."""
     return [
         {
             "name": _name(column, number),
@@ -178,7 +178,7 @@ def _features(columns: Sequence[str], kinds: dict[str, Any]) -> list[dict[str, A
 
 
 def _name(column: str, number: int) -> str:
-    """Name of the feature that reads a column: the column's, as counts of rows have it."""
+    """Name of the feature that reads a column: that of the column, which counts of rows report."""
     try:
         return ColumnNumber(name=column, kind="continuous").name
     except ValidationError:
@@ -256,7 +256,7 @@ def _run(
 
 
 def _dataset(frames: LogFrames, part: _Part) -> Dataset:
-    """Merlin's dataset of a part: a partition has the whole sessions of a shard."""
+    """Merlin's dataset of a part, with one shard of whole sessions per partition."""
     from dask.dataframe import from_map  # type: ignore[attr-defined]
 
     def load(number: int) -> Any:
@@ -304,7 +304,7 @@ def _write(
     frames: LogFrames,
     workflow: SavedWorkflow,
 ) -> dict[str, Any]:
-    """Write the sessions as those of a data directory; return their facts."""
+    """Write the sessions into a data directory; return their facts."""
     columns, session = output.columns, output.session
     check_columns(files, columns, session, str(user.file))
     vocabularies = vocabularies_of(output, files["train"])
@@ -331,7 +331,7 @@ def _write(
 
 
 def _length(recipe: Preprocess, output: OutputColumns, files: dict[str, list[Path]]) -> int:
-    """L: that of the recipe, else the length to which ListSlice cuts, else the longest session."""
+    """L of the recipe, else the length of ListSlice, else the longest session."""
     if "max_sequence_length" in recipe.model_fields_set:
         return recipe.max_sequence_length
     item = output.columns[0]

@@ -1,4 +1,4 @@
-"""A fitted workflow as JSON and tables, from which a server with NVTabular builds it again."""
+"""A fitted workflow as JSON and tables, which a server with NVTabular rebuilds."""
 
 import re
 from pathlib import Path
@@ -26,21 +26,21 @@ _CHOICES = (
     *(SelectionOp, ConcatColumns, SubsetColumns, SubtractionOp, GroupingOp),
     ops.DropLowCardinality,
 )
-"""Operators that choose columns."""
+"""Operators that select columns."""
 _SAME = (ops.AddMetadata, ops.ValueCount, ops.DataStats)
-"""Operators that return what they get."""
+"""Operators that return their input."""
 
 
 class _NotSavedError(Exception):
-    """An operator that has no form in JSON; the message is its name."""
+    """An operator has no JSON form; the message is its name."""
 
 
 def save_workflow(
     user: UserWorkflow, recipe: Preprocess, frames: LogFrames, output: OutputColumns, sample: Any
 ) -> SavedWorkflow:
-    """Save a fitted workflow. `sample` is a frame of the log, for values of each column.
+    """Save a fitted workflow. `sample` is a frame of the log, with example values of each column.
 
-    What cannot be saved is named in the result.
+    If an operator cannot be saved, the result names it as `obstacle`.
     """
     tables: dict[str, pa.Table] = {}
     try:
@@ -85,7 +85,11 @@ def _node(user: UserWorkflow, number: int, tables: dict[str, pa.Table]) -> dict[
     if isinstance(operator, ops.Filter | ops.Dropna):
         if not _is_behind(node, user.groupby):
             raise _NotSavedError(f"{operator_name(operator)} before Groupby")
-        return {**saved, "operator": "AddMetadata", "arguments": {}}  # every session is answered
+        return {
+            **saved,
+            "operator": "AddMetadata",
+            "arguments": {},
+        }  # servers keep all sessions
     if isinstance(operator, _SAME):
         return {**saved, "operator": "AddMetadata", "arguments": {}}
     name = operator_name(operator)
@@ -117,7 +121,7 @@ def _node(user: UserWorkflow, number: int, tables: dict[str, pa.Table]) -> dict[
 
 
 def _check_aggregates(operator: Any) -> None:
-    """_NotSavedError for a function, or an aggregate that a server does not compute."""
+    """_NotSavedError for a function, or for an aggregate that a server does not compute."""
     for aggregate in (each for names in operator.conv_aggs.values() for each in names):
         if aggregate is not list and aggregate not in AGGREGATES:
             name = getattr(aggregate, "__name__", aggregate)
@@ -158,7 +162,7 @@ def _is_behind(node: Any, groupby: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON takes it."""
+    """Convert a value to JSON types."""
     if isinstance(value, dict):
         return {str(key): _plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple | set):
@@ -171,7 +175,7 @@ def _plain(value: Any) -> Any:
 def _column(
     column: LogColumn, recipe: Preprocess, output: OutputColumns, values: Any
 ) -> dict[str, Any]:
-    """A column of the log: its tensor in a request, and a value that it has."""
+    """JSON of a column of the log: its tensor in a request, and an example value."""
     scopes = {feature.is_list for feature in output.columns if feature.raw == column.name}
     present = values.dropna()
     value = present.iloc[0] if len(present) else None
@@ -187,7 +191,7 @@ def _column(
 
 
 def _tensor(column: str) -> str:
-    """Name of a tensor: that of the column, if Triton and requests leave it free."""
+    """Name of a tensor: that of the column unless Triton or requests reserve it."""
     name = re.sub(r"\W+", "_", column).strip("_")
     try:
         return ColumnNumber(name=name, kind="continuous").name

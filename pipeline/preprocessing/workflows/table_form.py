@@ -1,7 +1,7 @@
 """Table form of a fitted workflow's columns: formulas and tables that need no NVTabular.
 
-A server computes them with NumPy (`pipeline/serve/runtime/operator_steps.py`). A lookup is read off
-the operator itself, which is asked for each of its keys, for an unknown and for a missing one.
+A server computes them with NumPy (`pipeline/serve/runtime/operator_steps.py`). The table of a
+lookup comes from calling the operator on each of its keys, an unknown key and a missing key.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ _ARITHMETIC = (
     *(ops.Normalize, ops.NormalizeMinMax, ops.Bucketize),
 )
 _UNKNOWN_TEXT = "\x00"
-"""No value of a log: reading removes NUL."""
+"""Never a value of a log, as reading removes NUL."""
 
 
 class NoTableFormError(Exception):
@@ -39,7 +39,7 @@ class NoTableFormError(Exception):
 
 @dataclass
 class _Column:
-    """A column on its way through the steps."""
+    """Intermediate column with its steps so far."""
 
     dtype: str
     """int64, float32, float64 or string."""
@@ -54,9 +54,9 @@ class _Column:
 def table_form(
     column: ParquetColumn, lineage: Lineage, of_log: LogColumn, vocabulary: Vocabulary | None
 ) -> OperatorSteps:
-    """Steps from a value of the log to what the vocabulary or the model takes.
+    """Steps from a value of the log to the input of the vocabulary or the model.
 
-    Without a table form the result names the operator in the way.
+    Without a table form the result names the operator as `obstacle`.
     """
     request_type = _request_type(lineage, of_log)
     try:
@@ -80,14 +80,14 @@ def table_form(
 
 
 def _request_type(lineage: Lineage, of_log: LogColumn) -> Any:
-    """Integers are requested as such where they are keys or hashed, else as numbers."""
+    """Type of the tensor in a request: integers if they are keys or hashed, else numbers."""
     is_number = bool(lineage.steps) and isinstance(lineage.steps[0].operator, _ARITHMETIC)
     is_number &= all(isinstance(step.operator, _ARITHMETIC) for step in lineage.steps)
     return "float64" if of_log.request_type == "int64" and is_number else of_log.request_type
 
 
 def _check_path(lineage: Lineage) -> None:
-    """NoTableFormError for an operator that chooses other interactions than a server does."""
+    """NoTableFormError for an operator that selects other interactions than a server."""
     is_interaction = True
     for step in lineage.path:
         operator = step.operator
@@ -174,12 +174,12 @@ def _hash(made: _Column, step: Step) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """A constant as JSON takes it."""
+    """Convert a constant to JSON types."""
     return value.item() if isinstance(value, np.generic) else value
 
 
 def _lookup(made: _Column, step: Step) -> None:
-    """Add the table of an operator that finds a value by one key."""
+    """Add the table of an operator that looks a value up by one key."""
     operator = step.operator
     _check_lookup(step)
     keys = _keys(step)
@@ -198,7 +198,7 @@ def _lookup(made: _Column, step: Step) -> None:
     result = operator.transform(selector_of(step.source), frame)[step.name]
     result = pa.array(result.tolist() if result.dtype == object else result, from_pandas=True)
     made.dtype = _dtype_of(result)
-    rows = [len(keys) + 1, len(keys), *range(len(keys))]  # a missing key, an unknown one, the keys
+    rows = [len(keys) + 1, len(keys), *range(len(keys))]  # missing key, unknown key, then the keys
     padded = pa.concat_arrays([pa.nulls(2, keys.type), keys])
     made.tables[len(made.steps)] = pa.table({"key": padded, "value": result.take(rows)})
     kind = "int64" if pa.types.is_integer(keys.type) else "string"
@@ -212,7 +212,7 @@ def _dtype_of(result: pa.Array) -> str:
 
 
 def _unknown(keys: pa.Array) -> Any:
-    """Key that is not among `keys`."""
+    """A key outside `keys`."""
     if not pa.types.is_integer(keys.type):
         return _UNKNOWN_TEXT
     used = set(keys.to_pylist())
@@ -233,7 +233,7 @@ def _check_lookup(step: Step) -> None:
 
 
 def _keys(step: Step) -> pa.Array:
-    """Keys that the operator knows, each once."""
+    """Distinct keys of the operator."""
     operator = step.operator
     if isinstance(operator, ops.JoinExternal):
         on = operator.on_ext if isinstance(operator.on_ext, str) else operator.on_ext[0]
