@@ -24,6 +24,7 @@ from pipeline.compat.trainer_arguments import (
     training_config,
 )
 from pipeline.compat.windows import wipe_memory
+from pipeline.core.artifact import read_json
 from pipeline.core.errors import ArtifactError, ConfigError
 from pipeline.core.files import atomic_write
 from pipeline.model.model_files import WEIGHTS_FILE, read_tensors, write_tensors
@@ -292,7 +293,7 @@ class Trainer:
             self.model = model
         try:
             self.model.load_state_dict(read_tensors(path / WEIGHTS_FILE))
-            self.state.global_step = json.loads((path / _STATE_FILE).read_text())["global_step"]
+            self.state.global_step = read_json(path / _STATE_FILE)["global_step"]
         except (OSError, RuntimeError, KeyError, ValueError, ArtifactError) as error:
             line = " ".join(str(error).split())[:200]
             raise ConfigError(f"{path} is no checkpoint of this model: {line}") from None

@@ -224,15 +224,18 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def read_json(path: Path, *, constants: bool = False) -> Any:
-    """Parse a JSON file of an artifact. ArtifactError if it is missing or no JSON.
+def read_json(path: Path, *, constants: bool = False) -> dict[str, Any]:
+    """Parse a JSON file of an artifact. ArtifactError if it is missing or no object of JSON.
 
     `constants` allows NaN and infinity.
     """
     try:
-        return parse_json(read_small_text(path), constants=constants)
+        value = parse_json(read_small_text(path), constants=constants)
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path} is missing or damaged: {error}") from None
+    if not isinstance(value, dict):
+        raise ArtifactError(f"{path} is damaged: it holds no object of JSON.")
+    return value
 
 
 def replace_directory(partial: Path, path: Path) -> None:

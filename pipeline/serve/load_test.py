@@ -5,7 +5,6 @@ client and server share most of the time is the server's.
 """
 
 import itertools
-import json
 import threading
 import time
 from collections import Counter
@@ -20,9 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.core.artifact import read_manifest
+from pipeline.core.artifact import read_json, read_manifest
 from pipeline.core.columns import ITEM, TIMESTAMP
-from pipeline.core.errors import ServingError
+from pipeline.core.errors import ArtifactError, ServingError
 from pipeline.serve.client.answers import OUTPUTS
 from pipeline.serve.client.client import Client
 from pipeline.serve.client.connection import TIMEOUT_SECONDS
@@ -154,12 +153,16 @@ def table_values(repository: Path) -> dict[str, NDArray[Any]]:
     """Values of each categorical feature by tensor name, from the tables of an export."""
     facts = read_manifest(repository, "repository")
     folder = request_tables(repository, facts["name"], facts["version"])
-    columns = json.loads((folder / "encoder.json").read_text("utf-8"))["columns"]
-    return {
-        column["name"]: item_array(read_values(folder, column["name"], column["type"]))
-        for column in columns
-        if column["kind"] == "categorical" and not {"buckets", "columns"} & column.keys()
-    }
+    description = read_json(folder / "encoder.json")
+    try:
+        return {
+            column["name"]: item_array(read_values(folder, column["name"], column["type"]))
+            for column in description["columns"]
+            if column["kind"] == "categorical" and not {"buckets", "columns"} & column.keys()
+        }
+    except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
+        line = " ".join(str(error).split())[:200]
+        raise ArtifactError(f"{folder}/encoder.json does not fit its tables: {line}") from None
 
 
 def _sample_items(client: Client) -> dict[str, NDArray[Any]]:

@@ -133,10 +133,14 @@ def write_state(directory: Path, state: Any) -> None:
 
 
 def read_state(directory: Path) -> Any:
-    """Return the state that `write_state` wrote."""
-    return _unpack(
-        read_json(directory / _STATE_FILE, constants=True), read_tensors(directory / _TENSORS_FILE)
-    )
+    """Return the state that `write_state` wrote. ArtifactError if the files do not fit."""
+    packed = read_json(directory / _STATE_FILE, constants=True)
+    tensors = read_tensors(directory / _TENSORS_FILE)
+    try:
+        return _unpack(packed, tensors)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        line = " ".join(str(error).split())[:200]
+        raise ArtifactError(f"{directory / _STATE_FILE} is no state: {line}") from None
 
 
 def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:

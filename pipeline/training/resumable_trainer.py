@@ -15,6 +15,7 @@ from transformers import Trainer as HuggingFaceTrainer
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from pipeline.core.artifact import read_json
 from pipeline.model.device import Stopwatch
 from pipeline.model.model import Model
 from pipeline.model.model_files import read_tensors, write_tensors
@@ -130,6 +131,7 @@ class ResumableTrainer(HuggingFaceTrainer):
             log = directory / _LOG_FILE
             self.log_path.write_bytes(log.read_bytes() if log.exists() else b"")
         state: dict[str, Any] = read_state(directory)
+        read_json(directory / _HUGGING_FACE_STATE, constants=True)  # the Trainer reads it next
         for callback, (name, attributes) in zip(
             self._stateful_callbacks(), state["callbacks"], strict=False
         ):
