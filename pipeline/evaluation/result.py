@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from pipeline.core.text import shown
 from pipeline.evaluation.target_metrics import TargetKind
 from pipeline.evaluation.targets import Positions
 from pipeline.recipe.choices import METRICS_ON_REQUEST, PLUGIN_METRICS
@@ -167,7 +168,7 @@ class Evaluation:
         lines = _ranking_text(self, breakdown=breakdown) if self.results else []
         for name, task in self.tasks.items():
             lines += ["", *_task_table(name, task)]
-        return "\n".join(lines).lstrip("\n")
+        return "\n".join(map(shown, lines)).lstrip("\n")
 
     __str__ = to_text
 
@@ -195,7 +196,7 @@ def _ranking_text(evaluation: Evaluation, *, breakdown: bool) -> list[str]:
     return [
         *lines,
         "",
-        _LEGEND,
+        *_LEGEND.splitlines(),
         *request_legend(on_request(next(iter(results.values())), cutoffs[-1])),
     ]
 

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from pipeline.core.text import shown
 from pipeline.monitoring.arms import ExperimentResult
 from pipeline.monitoring.groups import GroupStatistics
 from pipeline.monitoring.outcomes import Estimate, OnlineMetrics
@@ -68,7 +69,7 @@ class MonitorResult:
         lines = [headline(self), *self.notes()]
         for title, heads, rows in tables(self):
             lines += ["", title, *text_table(heads, rows)]
-        return "\n".join(lines)
+        return "\n".join(map(shown, lines))
 
 
 def day_text(day: int) -> str:

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
+from pipeline.core.text import shown
 from pipeline.evaluation.metrics import lower_is_better
 from pipeline.evaluation.result import (
     RANK_UNITS,
@@ -232,7 +233,8 @@ def _text(comparison: Comparison) -> str:
         lines += ["", *_differences(comparison, metric)]
     every = dict.fromkeys(name for row in comparison.rows.values() for name in row.results)
     requested = [name for cutoff in comparison.cutoffs for name in on_request(every, cutoff)]
-    return "\n".join([*lines, "", _LEGEND, *request_legend(requested)])
+    lines += ["", *_LEGEND.splitlines(), *request_legend(requested)]
+    return "\n".join(map(shown, lines))
 
 
 def headline(comparison: Comparison) -> str:

@@ -140,7 +140,15 @@ def _failure(error):
             error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
         )
     line = " ".join(str(error).split())[:300] or type(error).__name__
-    pb_utils.Logger.log_error(f"{type(error).__name__}: {line}")
+    pb_utils.Logger.log_error(_escaped(f"{type(error).__name__}: {line}"))
     return pb_utils.InferenceResponse(
         error=pb_utils.TritonError(line, pb_utils.TritonError.INTERNAL)
+    )
+
+
+def _escaped(line):
+    r"""Line of a log: an escape such as \x1b in place of a letter that is not printed."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii")
+        for letter in line
     )
