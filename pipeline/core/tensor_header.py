@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.core.json_text import parse_json
 
-MOST_TENSORS = 20_000
+MOST_TENSORS = 10_000
 """Tensors of a file; a checkpoint has four for each parameter of its model."""
 MOST_HEADER_BYTES = 4 << 20
 _METADATA = "__metadata__"

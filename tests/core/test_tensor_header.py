@@ -64,7 +64,7 @@ HEADERS: dict[str, tuple[bytes, int, str]] = {
     "another type": (f'{{"a": {TEXT.replace("F32", "F99")}}}'.encode(), 4, "F99"),
     "another size": (f'{{"a": {TEXT.replace("[1]", "[2]")}}}'.encode(), 4, "tensor"),
     "200,000 names": (many(200_000), 800_000, "header of 1"),
-    "25,000 names": (many(25_000), 100_000, "25,000 tensors, of which up to 20,000"),
+    "25,000 names": (many(25_000), 100_000, "25,000 tensors, of which up to 10,000"),
     "most names": (many(MOST_TENSORS), 4 * MOST_TENSORS, str(MOST_TENSORS)),
 }
 
