@@ -1,8 +1,10 @@
 # %% [markdown]
 # # A comparison for a paper
 #
-# Several models, several seeds, the same targets, intervals and a corrected test: what a table in
-# a paper needs.
+# After this page you can compare models on the same targets, over several seeds, with intervals and
+# a corrected test.
+#
+# ## Preprocess a log
 
 # %%
 from pathlib import Path
@@ -22,8 +24,11 @@ data = preprocess(
 )
 
 # %% [markdown]
-# Two seeds of two published models. On the command line `train --recipe gru4rec --seeds 2` does
-# the same, and `pipeline recipes list` names the others.
+# ## Train models and seeds
+#
+# These are two published models with two seeds each. On the command line, `pipeline train data
+# --recipe gru4rec --seeds 2 --out runs/gru4rec` trains both seeds, and `pipeline recipes list`
+# names the models.
 
 # %%
 runs = []
@@ -33,8 +38,10 @@ for name in ("sasrec", "gru4rec"):
         runs.append(train(recipe, data, out=f"runs/{name}/seed-{seed}"))
 
 # %% [markdown]
-# Runs that differ in the seed alone are one row. The p-values compare each row with the best one
-# of the metric, by sessions, and are corrected for their number (Holm).
+# ## Compare
+#
+# Runs that differ in the seed alone are one row. Each p-value compares a row with the best one of
+# the metric, paired by sessions, and is corrected for the number of rows (Holm).
 
 # %%
 comparison = compare(runs, data, cutoffs=[10])
@@ -42,4 +49,7 @@ print(comparison)
 
 # %% [markdown]
 # `pipeline compare runs/sasrec runs/gru4rec --data data --out table.tex --figures figures` writes
-# the same as a table for LaTeX, and plots as SVG and PNG.
+# the table for LaTeX, and plots as SVG and PNG.
+#
+# Next: [compare models](../how-to/compare.md) explains the table;
+# [which model](../concepts/which-model.md) has results on public data.

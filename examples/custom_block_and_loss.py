@@ -1,9 +1,10 @@
 # %% [markdown]
 # # A block and a loss of your own
 #
-# A model is put together from blocks; any `nn.Module` that does not look ahead may be one of
-# them, and any module of scores and targets a loss. The run that comes out needs none of this
-# code again: it is evaluated, exported and served like one of a recipe.
+# After this page you can use a module and a loss of yours in a model. The run needs none of this
+# code: it is evaluated, exported and served like a run of a recipe.
+#
+# ## Preprocess a log
 
 # %%
 from pathlib import Path
@@ -32,8 +33,10 @@ recipe = Recipe.from_dict(
 data = preprocess(recipe, "clicks.csv.gz", out="data")
 
 # %% [markdown]
-# The block is a causal convolution: each position sees itself and the two before it. Shapes are
-# (B, L, D) in and out, with padding on the right.
+# ## Write the parts
+#
+# The block is a causal convolution: each position reads itself and the two before it. It maps
+# (B, L, D) to (B, L, D), with padding on the right. The loss is any module of scores and targets.
 
 
 # %%
@@ -60,8 +63,10 @@ class FocalLoss(nn.Module):
 
 
 # %% [markdown]
-# `tr.Model` measures when it is built that no position sees its target or what comes after it.
-# Take the padding of the convolution away, and it says so.
+# ## Build and train the model
+#
+# `tr.Model` checks that no position sees its target or a later interaction. Pad the convolution on
+# the right, by `(0, 2)`, and it raises an error.
 
 # %%
 inputs = tr.TabularSequenceFeatures.from_schema(
@@ -73,3 +78,7 @@ model = tr.Model(tr.Head(body, tr.NextItemPredictionTask(loss=FocalLoss(), weigh
 run = train(recipe, data, model=model, out="run")
 print(evaluate(run, data, cutoffs=[10]))
 export(run, out="repository")
+
+# %% [markdown]
+# Next: [build a model](../how-to/build-a-model.md) lists the parts. To name yours in a recipe,
+# [register them](../how-to/plugins.md).

@@ -1,8 +1,12 @@
 # %% [markdown]
 # # A first model
 #
-# Synthetic clicks become sessions, sessions train a model, and the model recommends: the whole
-# way in Python, in a minute on a laptop. Everything is written below the current folder.
+# After this page you have trained a model on synthetic clicks and asked it for recommendations, all
+# in Python. It takes a minute on a laptop and writes to the current folder.
+#
+# ## Make a log
+#
+# `synthesize` writes clicks with session, product, time, category, price, action and device.
 
 # %%
 from pathlib import Path
@@ -15,8 +19,11 @@ from pipeline.preprocessing.synthetic import synthesize
 synthesize(Path("clicks.csv.gz"), sessions=2_000, items=200)
 
 # %% [markdown]
-# A recipe names the columns of the log. `model` and `train` may stay empty: the defaults are a
-# strong model. Here it trains for two epochs, which is enough to see it work.
+# ## Preprocess
+#
+# A recipe names the columns of the log. `model` and `train` may stay empty: their defaults are a
+# strong model. Here it trains for two epochs. The newest day is the test part, the day before it
+# validates.
 
 # %%
 Path("shop.yaml").write_text(
@@ -41,16 +48,23 @@ print(pd.DataFrame(data.facts["sessions"]).T)  # data/report.html says more
 run = train(recipe, data, out="run")
 
 # %% [markdown]
-# `evaluate` ranks every next item of the test sessions in the whole catalogue, beside baselines
-# on the same targets. A model below a baseline is a reason to look at the data first.
+# ## Evaluate
+#
+# `evaluate` ranks each next item of the test sessions in the whole catalogue, beside baselines on
+# the same targets. If a model is below a baseline, look at the data first.
 
 # %%
 evaluation = evaluate(run, data, cutoffs=[20])
 print(evaluation)
 
 # %% [markdown]
-# Raw ids in, raw ids out. `sku-00001` was seen in training; a session may also hold items and
-# columns that were not.
+# ## Recommend
+#
+# A session is a list of raw item ids, oldest first. It may hold ids that training never saw.
 
 # %%
 print(run.recommend({"item_id": ["sku-00001", "sku-00002"]}, k=5))
+
+# %% [markdown]
+# Next: [from a click log to Triton](../tutorials/from-a-log-to-triton.md) does these steps on the
+# command line and serves the model. [A log with errors](own_log.md) reads a log that is not clean.

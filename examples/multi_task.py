@@ -1,8 +1,14 @@
 # %% [markdown]
 # # Several tasks, and lists ranked by them
 #
-# A click is not a purchase. This model predicts the next item and whether the next interaction,
-# if it is with an item, is a purchase; lists are ranked by the probability of both together.
+# After this page you can predict purchases beside the next item, and rank lists by the probability
+# of a purchase.
+#
+# ## Make a log with purchases
+#
+# Every fourth item is bought in a third of its clicks, the others in 3 %. `per_item` predicts, for
+# each item that may come next, whether the interaction with it is a purchase. `rank_by` adds the
+# logarithm of this probability to the score of the next item.
 
 # %%
 from pathlib import Path
@@ -40,10 +46,14 @@ data = Data.from_frame(clicks, recipe, out="data")
 run = train(recipe, data, out="run")
 
 # %% [markdown]
-# The metrics of the target stand beside those of the lists: `auc` says whether purchases get
-# higher probabilities than other interactions, `calibration` whether the probabilities are too
-# high.
+# ## Evaluate both tasks
+#
+# The target has a table of its own: `auc` measures whether purchases get higher probabilities than
+# other interactions, `calibration` divides the mean probability by the share of purchases.
 
 # %%
 print(evaluate(run, data, cutoffs=[10]))
 print(run.recommend({"item_id": ["sku-00001", "sku-00002"]}, k=5))
+
+# %% [markdown]
+# Next: [predict more than the next item](../how-to/targets.md) has all settings.

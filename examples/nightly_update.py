@@ -1,9 +1,10 @@
 # %% [markdown]
-# # Every night
+# # Update every night
 #
-# `pipeline.update` does all of it for the logs of a day: preprocess, train from yesterday's
-# weights, evaluate, and export unless the new model is worse. Killed anywhere, the same call goes
-# on.
+# After this page you can update a served model from the logs of each day, and return to the version
+# before.
+#
+# ## Make a log of a file a day
 
 # %%
 from pathlib import Path
@@ -33,8 +34,11 @@ recipe = Recipe.from_dict(
 )
 
 # %% [markdown]
-# The first call makes a model of all logs so far, the next one learns from the new day. The gate
-# lets a model through that loses no more than .05 of NDCG@20 against the one that is served.
+# ## Update
+#
+# `pipeline.update` preprocesses, trains from the weights of the day before, evaluates and exports.
+# After an interruption the same call continues. The first call learns from all logs so far. The
+# second one exports its model unless it loses more than .05 of NDCG@20 against the served one.
 
 # %%
 first = update(recipe, logs[:-1], folder="shop")
@@ -43,9 +47,14 @@ second = update(recipe, logs[-2:], folder="shop", unless_worse="ndcg@20:0.05")
 print(f"accepted: {second.accepted}. {second.reason}")
 
 # %% [markdown]
-# A server of `shop/repository` with `--reload` takes the new version up while it answers. Should
-# it turn out badly, the version before is one call away.
+# ## Return to the version before
+#
+# A server of `shop/repository` with `--reload` serves a new version without a restart. `rollback`
+# makes it serve the version before again.
 
 # %%
 if second.accepted:
     print(f"version {rollback('shop/repository')} is served again")
+
+# %% [markdown]
+# Next: [update every night](../how-to/nightly-update.md) runs this by cron, systemd or Kubernetes.

@@ -1,8 +1,13 @@
 # %% [markdown]
-# # Your own log, dirt included
+# # A log with errors
 #
-# Logs have broken lines, double rows, bots and clocks that are wrong. Preprocessing counts what
-# it drops and repairs, and says so. This page makes such a log and reads the report.
+# After this page you can read a log with broken lines, duplicates and wrong clocks, and make
+# sessions of its visitors.
+#
+# ## Make such a log
+#
+# 800 visitors read articles; some come back after three hours. One row is doubled, one line is cut,
+# and one clock was not set.
 
 # %%
 import random
@@ -30,8 +35,15 @@ lines.append("visitor-9,article-1-1,1970-01-01T00:00:00Z,phone")  # a clock that
 Path("log.csv").write_text("\n".join(lines) + "\n")
 
 # %% [markdown]
-# The log has visitors and no sessions: `session_gap` begins a new one after half an hour. Rows
-# before `earliest` are dropped, and so are rows that repeat an earlier one.
+# ## Clean it
+#
+# | problem | key |
+# | --- | --- |
+# | visitors, no sessions | `session_gap`: a longer break begins a new session |
+# | wrong clocks | `earliest` and `latest`: other rows are dropped |
+# | duplicates | `duplicates: drop` keeps the first of equal rows |
+#
+# Lines with another number of columns are always dropped. Every dropped row is counted.
 
 # %%
 recipe = Recipe.from_dict(
@@ -53,5 +65,7 @@ print(data.facts["rows"])
 print(pd.DataFrame(data.facts["sessions"]).T)
 
 # %% [markdown]
-# `data/report.html` shows the same with charts, and what drifts between training and test. The
-# next steps are those of [a first model](getting_started.md).
+# `data/report.html` has the same counts, with charts and the drift between training and test.
+#
+# Next: [read a log](../how-to/logs.md) has all rules; [a first model](getting_started.md) trains on
+# the result.
