@@ -1,4 +1,4 @@
-"""Blocks of a sequence model: one after the other, and side by side.
+"""Blocks of a sequence model: sequential and parallel.
 
 Shape letters: B sessions, L positions, D width.
 """
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 class TransformerBlock(nn.Module):
     """A sequence encoder.
 
-    `transformer` is one of our configs, or a config or model of Hugging Face; `masking` is that
-    of the input block.
+    `transformer` is an EncoderConfig, or a config or model of Hugging Face; `masking` is that of
+    the input block.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class TransformerBlock(nn.Module):
             transformer.check_masking(chosen)
             self.encoder = transformer.encoder(chosen)
         else:
-            # only here, because it imports transformers
+            # imports transformers, which is slow
             from pipeline.model.encoders.huggingface import wrap_config_or_model
 
             self.encoder, self.d_model, self.total_seq_length = wrap_config_or_model(
@@ -60,7 +60,7 @@ class TransformerBlock(nn.Module):
         self.output_size = int(self.encoder.d_output)  # type: ignore[arg-type]
         """Width of the hidden states."""
         self.reads_elapsed = bool(getattr(self.encoder, "reads_elapsed", False))
-        """Whether the encoder takes the feature `elapsed` beside the embeddings."""
+        """Whether the encoder reads the feature `elapsed` in addition to the embeddings."""
 
     def check(self, masking: Masking, width: int, max_sequence_length: int | None) -> None:
         """ConfigError if masking, input width or length do not fit the encoder."""
@@ -87,7 +87,7 @@ class TransformerBlock(nn.Module):
     def forward(
         self, embeddings: Tensor, sequence: MaskedSequence, *, targets_only: bool = False
     ) -> Tensor:
-        """(B, L, D) -> (B, L, output_size); `sequence` says which positions may be seen.
+        """(B, L, D) -> (B, L, output_size); `sequence` defines the visible positions.
 
         With `targets_only` the hidden states of positions without a target are undefined.
         ConfigError for more positions than `total_seq_length`.
@@ -99,7 +99,7 @@ class TransformerBlock(nn.Module):
                 f"{positions}. Give max_sequence_length to the input block, so that the newest "
                 "are read."
             )
-        if embeddings.size(0) == 0:  # which several architectures cannot reshape
+        if embeddings.size(0) == 0:  # several architectures cannot reshape an empty batch
             empty = embeddings.new_zeros(0, embeddings.size(1), self.output_size)
             return empty + embeddings.sum() * 0
         arguments: list[Tensor | None] = [embeddings, sequence.lengths, sequence.order]
@@ -119,7 +119,7 @@ class TransformerBlock(nn.Module):
 
 
 class ParallelBlock(nn.Module):
-    """Towers side by side: each reads the same input, their outputs become one vector.
+    """Parallel towers that read the same input; their outputs become one vector.
 
     A tower is a block or a list of blocks. `aggregation` concatenates or adds the outputs.
     """
@@ -165,11 +165,11 @@ class ParallelBlock(nn.Module):
 
 
 class SequentialBlock(nn.Module):
-    """Input block, then blocks that each read the output of the block before.
+    """Input block, then blocks in sequence.
 
     A block is any module of (B, L, D) that keeps sessions apart and does not attend to later
-    interactions; of a tuple, as recurrent modules return, the first part is read. ConfigError if
-    the leakage check fails.
+    interactions; if it returns a tuple, as recurrent modules do, the first element is used.
+    ConfigError if the leakage check fails.
     """
 
     def __init__(self, inputs: TabularSequenceFeatures, *blocks: nn.Module) -> None:
@@ -191,7 +191,7 @@ class SequentialBlock(nn.Module):
             )
         separate = self.masking.separate_generator
         self.generator: nn.ModuleList | None = copy.deepcopy(self.blocks) if separate else None
-        """Blocks of rtd's own generator."""
+        """Blocks of rtd's untied generator."""
         check_leakage(self)
 
     @property
@@ -200,7 +200,7 @@ class SequentialBlock(nn.Module):
         return self.inputs.masking or NoMasking()
 
     def crop(self, batch: SessionBatch, stage: Stage) -> SessionBatch:
-        """Keep the newest `max_sequence_length` interactions, and the target of a stage with one.
+        """Keep the newest `max_sequence_length` interactions, plus the target if the stage has one.
 
         ConfigError for an object that is not a SessionBatch.
         """
@@ -222,11 +222,12 @@ class SequentialBlock(nn.Module):
     def masked(
         self, batch: SessionBatch, stage: Stage, item_table: Tensor | None = None
     ) -> MaskedSequence:
-        """SessionBatch -> input of the blocks; `item_table` as in TabularSequenceFeatures."""
+        """SessionBatch -> input of the blocks; `item_table` is `items` of
+        TabularSequenceFeatures."""
         embeddings = self.inputs(batch, item_table)
         items = batch.features[self.inputs.item]
         sequence = self.masking.apply_to(embeddings, items, batch.lengths, stage)
-        if self.reads_elapsed:  # clm drops the newest position at most
+        if self.reads_elapsed:  # clm drops at most the newest position
             elapsed = batch.features[ELAPSED][:, : sequence.embeddings.size(1)]
             sequence = sequence._replace(elapsed=elapsed)
         training = stage in (Stage.TRAIN, Stage.TRAIN_WHOLE)

@@ -46,10 +46,10 @@ from pipeline.recipe.train import TrainConfig
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingStatistics:
-    """Values that a model takes from the training data beside the schema."""
+    """Values of a model that come from the training data rather than the schema."""
 
     vectors: dict[int, Tensor] = field(default_factory=dict)
-    """(rows, P) vectors of each entry of `pretrained`, by its position in the list."""
+    """(rows, P) vectors of the entries of `pretrained`, by position in the list."""
     item_vectors: dict[int, Tensor] = field(default_factory=dict)
     """(rows, width) initial item vectors of length 1, by width; rows without a vector are 0."""
     item_counts: Tensor | None = None
@@ -57,14 +57,14 @@ class TrainingStatistics:
     labels: dict[str, Labels] = field(default_factory=dict)
     """Labels of `targets`, by feature."""
     weights: Tensor | None = None
-    """(rows,) weights of the values of the feature that weighs interactions."""
+    """(rows,) weight of each value of the feature that weights interactions."""
     elapsed: Units | None = None
     """Units of the feature `elapsed`."""
     newest: int | None = None
     """Time of the newest training interaction, microseconds since 1970."""
 
 
-@torch.inference_mode(False)  # the weights must be trainable, also if called for inference
+@torch.inference_mode(False)  # weights must be trainable even if inference mode is on
 def build_model(
     schema: Schema,
     config: ModelConfig,
@@ -107,7 +107,7 @@ def _head(
         vectors = None
     inputs = build_inputs(schema, config, max_sequence_length, statistics.vectors, vectors)
     name = f"next-item-{number + 1}" if number else "next-item"
-    # targets are read by no member and learned by the first
+    # no member reads the targets, and the first one learns them
     targets = () if number else config.targets
     tasks: list[Task] = [_target_task(schema, target, statistics) for target in targets]
     task_weights = [target.weight for target in targets]
@@ -254,7 +254,7 @@ def build_inputs(
             *([TabularDropout(config.feature_dropout)] if config.feature_dropout else []),
         ],
         aggregation=config.aggregation,
-        # an item alone needs no layer between its embedding and the encoder
+        # an item embedding alone needs no layer before the encoder
         d_output=config.d_model if len(features) > 1 or pretrained else None,
         masking=config.masking,
         **{name: getattr(config, name) for name in ARGUMENTS[config.masking]},
@@ -266,7 +266,7 @@ def _initializers(
 ) -> dict[str, Initializer]:
     """Initializer of each table, by feature. ConfigError if vectors of a file are missing."""
     deviation = config.embedding_deviation
-    # one object, so that features that share a table agree
+    # one object, so that features that share a table have the same initializer
     normal: Initializer = functools.partial(nn.init.normal_, std=deviation)
     initializers = dict.fromkeys(features.select_by_tag(Tags.CATEGORICAL).column_names, normal)
     if item_vectors is not None:

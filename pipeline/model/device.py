@@ -21,7 +21,7 @@ _CHUNK_BYTES = 64 * 2**20, 512 * 2**20
 def device_chunk_bytes(device: torch.device) -> int:
     """Size of a chunk of scores on a GPU: a 128th of its memory, 64 to 512 MiB.
 
-    Larger products are no faster, and several chunks are alive at a time.
+    Larger products are not faster, and several chunks are in memory at once.
     """
     smallest, largest = _CHUNK_BYTES
     if device.type != "cuda":
@@ -58,7 +58,7 @@ class Stopwatch:
         self.start(0.0)
 
     def start(self, before: float) -> None:
-        """Start at `before` seconds, the time that earlier processes have taken."""
+        """Start at `before` seconds, the time of earlier processes."""
         now = time.monotonic()
         self._begin = now - before
         self._lap = now
@@ -75,7 +75,7 @@ class Stopwatch:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave the time inside the context out of the lap."""
+        """Exclude the time inside the context from the lap."""
         begin = time.monotonic()
         try:
             yield

@@ -1,4 +1,4 @@
-"""An ensemble: several models in one, whose score is the mean of their scores."""
+"""An ensemble: a model whose score is the mean of its members' scores."""
 
 import torch
 from torch import Tensor
@@ -11,13 +11,13 @@ from pipeline.model.model import Model
 
 
 class Ensemble(Model):
-    """Members that learn side by side, each from its own loss, and predict as one model.
+    """Members that train together, each on its own loss, and predict as one model.
 
     Each member is a head with its own body and one next-item task; all read the same sessions with
     the same masking. The mean of inner products is an inner product of concatenated vectors, so
-    that queries and items of an ensemble work like those of a model, in a vector index too: E is
-    the sum over the members. Further tasks belong to the first member. ConfigError for members
-    that differ in masking, max_sequence_length or catalogue.
+    that queries and items work as those of a single model, also in a vector index: E is the sum
+    over the members. Further tasks belong to the first member. ConfigError for members that differ
+    in masking, max_sequence_length or catalogue.
     """
 
     def __init__(self, *heads: Head) -> None:
@@ -35,7 +35,7 @@ class Ensemble(Model):
                     "Members of an Ensemble read the same sessions: they need the same masking, "
                     "max_sequence_length and catalogue."
                 )
-            head.next_item_task()  # ConfigError for a head without one
+            head.next_item_task()  # ConfigError for a head without a next-item task
             if head.item_tasks:
                 raise ConfigError(
                     f"{head.item_tasks[0].task_name}: an Ensemble has no targets per item, as its "
@@ -43,17 +43,17 @@ class Ensemble(Model):
                 )
 
     def _session_queries(self, encoded: dict[int, Encoded], batch: SessionBatch) -> Tensor:
-        """(B, Q) `session_queries` of what `_encode_all` returns."""
+        """(B, Q) `session_queries` from the result of `_encode_all`."""
         joined = self._joined([encoded[id(head.body)] for head in self.all_heads])
         return self.queries(self.session_embedding(self.with_repeats(joined, batch, Stage.PREDICT)))
 
     def encode(self, batch: SessionBatch, stage: Stage) -> Encoded:
-        """Queries of all members side by side in place of hidden states: (B, L, E)."""
+        """Concatenated queries of all members in place of hidden states: (B, L, E)."""
         encoded = [self._encode(head.body, batch, stage) for head in self.all_heads]
         return self.with_repeats(self._joined(encoded), batch, stage)
 
     def _joined(self, encoded: list[Encoded]) -> Encoded:
-        """Hidden states of each member -> (B, L, E) their queries side by side."""
+        """Hidden states of each member -> (B, L, E) concatenated queries."""
         queries = [
             head.next_item_task().queries(member.hidden)
             for head, member in zip(self.all_heads, encoded, strict=True)
@@ -62,7 +62,7 @@ class Ensemble(Model):
 
     @property
     def width(self) -> int:
-        """E, the sum over the members."""
+        """E, summed over the members."""
         return sum(head.next_item_task().width for head in self.all_heads)
 
     @property
@@ -71,7 +71,7 @@ class Ensemble(Model):
         return self.width
 
     def network_queries(self, hidden: Tensor) -> Tensor:
-        """(..., E) unchanged: `encode` returns queries."""
+        """(..., E), unchanged: `encode` returns queries."""
         return hidden
 
     def network_items(self, positions: Tensor | None = None) -> Tensor:

@@ -25,9 +25,10 @@ Reduction = Literal["mean", "sum"]
 class Head(nn.Module):
     """One or several tasks on one body.
 
-    `task_weights` weigh the losses, in the order of the tasks; the loss of the head is their
-    weighted mean or sum. `task_blocks` stand between the body and the tasks: one block that is
-    copied for each task, or a block by task name. `inputs` may be the input block of the body.
+    `task_weights` are the weights of the losses, in the order of the tasks; the loss of the head is
+    their weighted mean or sum. `task_blocks` are applied between the body and the tasks: one block
+    that is copied for each task, or a block by task name. `inputs`, if present, must be the input
+    block of the body.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Head(nn.Module):
     ) -> "Head":
         """Make a task for each column that is tagged binary_classification or regression.
 
-        `task_weights` are by task name, 1 for the others.
+        `task_weights` are by task name, 1 by default.
         """
         tasks: list[Task] = []
         for column in schema:
@@ -120,7 +121,7 @@ class Head(nn.Module):
                 task.task_block = block
 
     def _build(self, task: Task) -> None:
-        """Make the layers of a task. ConfigError if it does not fit the body."""
+        """Build the layers of a task. ConfigError if it does not fit the body."""
         inputs, masking = self.body.inputs, self.body.masking
         if isinstance(task, NextItemPredictionTask):
             if not masking.has_targets:
@@ -142,7 +143,7 @@ class Head(nn.Module):
 
 
 def _check_parts(body: object, tasks: Sequence[object], inputs: object) -> None:
-    """ConfigError unless a SequentialBlock is followed by tasks of different names."""
+    """ConfigError unless the body is a SequentialBlock and the tasks have different names."""
     if not isinstance(body, SequentialBlock):
         raise ConfigError(f"Head got {type(body).__name__} as body, expected a SequentialBlock.")
     if inputs is not None and inputs is not body.inputs:
@@ -170,7 +171,7 @@ def check_unique(names: list[str]) -> None:
 
 
 def check_weights(weights: list[float] | None, count: int, name: str) -> list[float]:
-    """Weights of `count` losses, 1 each for None. ConfigError for unusable ones."""
+    """Weights of `count` losses, 1 each for None. ConfigError for invalid weights."""
     chosen = [1.0] * count if weights is None else weights
     numbers = isinstance(chosen, list | tuple) and all(
         isinstance(weight, int | float) and 0 <= weight < float("inf") for weight in chosen

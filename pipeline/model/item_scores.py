@@ -1,4 +1,4 @@
-"""What items are ranked by: the score of the next item, combined with targets of each item.
+"""Ranking scores: the score of the next item, combined with targets per item by `rank_by`.
 
 Letters: T sessions, Q width of `Model.queries`, W width of `Model.items`, E width of item vectors,
 N targets per item, C items.
@@ -22,10 +22,10 @@ def item_values(
     width: int,
     names: Collection[str],
 ) -> dict[str, Tensor]:
-    """(T, Q), (W, C) or (T, W, C) -> (T, C) values of those of the `names`; `width` is E.
+    """(T, Q), (W, C) or (T, W, C) -> (T, C) values by name, for `names`; `width` is E.
 
-    `next_item` is the score of the next item, as it is without `rank_by`: the logit. Targets per
-    item are probabilities, or numbers in the units of the log.
+    `next_item` is the logit of the next item. Targets per item are probabilities, or numbers in
+    the units of the log.
     """
     vectors, biases = items.split([width, len(tasks)], -2)
     parts = queries.split([width, *([width + 1] * len(tasks))], -1)
@@ -44,7 +44,7 @@ def rank_values(expression: Expression, values: Mapping[str, Tensor]) -> Tensor:
 
 
 def _log(values: Tensor | float) -> Tensor:
-    """Natural logarithm; numbers below the smallest of float32, 1e-38, count as that."""
+    """Natural logarithm of the values, clamped to the smallest float32, about 1e-38."""
     values = torch.as_tensor(values)
     return values.clamp(min=torch.finfo(torch.float32).tiny).log()
 
@@ -54,4 +54,4 @@ def _exp(values: Tensor | float) -> Tensor:
 
 
 _FUNCTIONS: dict[str, Callable[..., Tensor]] = {"log": _log, "exp": _exp}
-"""Functions of `rank_by`, those of `RANKING_FUNCTIONS`."""
+"""Functions of `rank_by`, with the names of `RANKING_FUNCTIONS`."""

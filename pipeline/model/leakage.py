@@ -1,9 +1,9 @@
-"""Leakage check: proves that a body does not see what it must predict.
+"""Leakage check: proves that a body does not see the targets.
 
-Each rule is a derivative that has to be exactly zero: of the hidden state that predicts, by the
-target, by later interactions, by padding and by other sessions of the batch. So the blocks may be
-any modules, and a leak is an error when the model is built rather than a result too good to be
-true. The functions at the end check single modules: a block of a sequence, and a task block.
+Each rule is a derivative that must be exactly zero: of the predicting hidden state by the target,
+by later interactions, by padding and by other sessions of the batch. Blocks may thus be any
+modules, and a leak is an error when the model is built, not an inflated metric. The functions at
+the end check single modules: a block of a sequence, and a task block.
 
 Shape letters: B sessions, L positions, d width of the input vectors.
 """
@@ -22,15 +22,15 @@ from pipeline.model.mlp import MLPBlock
 _POSITIONS = 12
 """Number of interactions of the test sessions; fewer if the model reads fewer."""
 _DRAWS = 3
-"""Number of random maskings that are tried."""
+"""Number of random maskings per check."""
 _TOLERANCE = 2e-5
 """Largest relative difference of hidden states between two amounts of padding."""
 
 
 def check_leakage(body: Any) -> None:
-    """ConfigError if hidden states depend on what they must not.
+    """ConfigError if hidden states depend on targets, the future, padding or other sessions.
 
-    `body` is a SequentialBlock; its weights, modes and the random state stay as they are.
+    `body` is a SequentialBlock; its weights, modes and the random state are unchanged.
     """
     limits = [_POSITIONS]
     if body.inputs.max_sequence_length is not None:
@@ -41,7 +41,7 @@ def check_leakage(body: Any) -> None:
             limits.append(max(positions - body.masking.extra_positions, 1))
     width = min(limits)
     with _evaluation_mode(body):
-        # two sessions, one of them shorter, so that it has padding
+        # two sessions, the shorter one with padding
         short = (width + 1) // 2
         lengths = torch.tensor([width, short])
         if body.masking.has_targets:
@@ -58,7 +58,7 @@ def check_leakage(body: Any) -> None:
 
 
 def _check_targets(body: Any, lengths: Tensor) -> None:
-    """Evaluation must not see the target, and training must not see its targets."""
+    """Check that neither evaluation nor training sees its targets."""
     vectors, encoded = _encode_random(body, lengths, int(lengths.max()), Stage.EVALUATE)
     for row, length in enumerate(lengths.tolist()):
         gradient = _gradient(encoded.hidden[row, encoded.query[row]], vectors)
@@ -69,7 +69,7 @@ def _check_targets(body: Any, lengths: Tensor) -> None:
 
 
 def _check_training(body: Any, width: int) -> None:
-    """The hidden state of a target must not depend on targets that are masked for it."""
+    """Check that the hidden state of a target does not depend on targets masked for it."""
     lengths = torch.tensor([width, max(width // 2, 1)])
     vectors, encoded = _encode_random(body, lengths, width, Stage.TRAIN)
     for row, position in (encoded.targets > 0).nonzero().tolist():
@@ -82,7 +82,7 @@ def _check_training(body: Any, width: int) -> None:
 
 
 def _check_padding(body: Any, length: int, width: int) -> None:
-    """A session must have the same hidden state in a row of its own length and in a longer one."""
+    """Check that the hidden state of a session does not depend on the padding of its row."""
     parameter = next(body.parameters())
     example = body.inputs.example_parts()
     whole = {name: torch.randn(1, width, part.size(-1)) for name, part in example.items()}
@@ -101,7 +101,7 @@ def _check_padding(body: Any, length: int, width: int) -> None:
 
 
 def _encode_random(body: Any, lengths: Tensor, width: int, stage: Stage) -> tuple[Tensor, Encoded]:
-    """Random vectors of all features side by side, (B, L, d), and their hidden states."""
+    """Random concatenated vectors of all features, (B, L, d), and their hidden states."""
     widths = {name: part.size(-1) for name, part in body.inputs.example_parts().items()}
     parameter = next(body.parameters())
     vectors = torch.randn(len(lengths), width, sum(widths.values()))
@@ -153,7 +153,7 @@ def _evaluation_mode(body: nn.Module) -> Iterator[None]:
 
 
 def block_output_size(block: nn.Module, width: int) -> int:
-    """Output width of any module of (B, L, width).
+    """Output width of a module on (B, L, width).
 
     ConfigError if it mixes sessions or attends to later interactions.
     """
@@ -190,7 +190,7 @@ def block_output_size(block: nn.Module, width: int) -> int:
 def task_block_output_size(block: nn.Module, width: int) -> int:
     """Output width of a block between hidden states (T, width) and a task; builds an MLPBlock.
 
-    ConfigError if it does not work on one row at a time.
+    ConfigError unless it treats rows independently.
     """
     if isinstance(block, MLPBlock):
         block.build(width)
@@ -209,7 +209,7 @@ def task_block_output_size(block: nn.Module, width: int) -> int:
 
 
 def _try(block: nn.Module, values: Tensor, shape: str) -> Any:
-    """Output of a module in evaluation mode. ConfigError if it does not take the shape."""
+    """Output of a module in evaluation mode. ConfigError if it rejects the shape."""
     training = block.training
     try:
         return block.eval()(values)

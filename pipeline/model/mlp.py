@@ -10,9 +10,9 @@ from pipeline.core.errors import ConfigError
 class MLPBlock(nn.Sequential):
     """Linear layers, each followed by an activation: (..., input) -> (..., dimensions[-1]).
 
-    The input width is that of the block before, so the layers are made by `build`. `activation`
-    is a class of modules or None; `normalization` may be "layer_norm". ConfigError for unusable
-    widths and for another normalization.
+    `build` makes the layers for the width of the previous block. `activation` is a module class or
+    None; `normalization` may be "layer_norm". ConfigError for invalid widths or another
+    normalization.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class MLPBlock(nn.Sequential):
         return super().forward(values)
 
     def build(self, width: int) -> None:
-        """Make the layers for an input of this width. ConfigError if they are made already."""
+        """Build the layers for an input of this width. ConfigError if they exist already."""
         if len(self):
             raise ConfigError("An MLPBlock stands in two places; make one for each.")
         for dimension in self.dimensions:
@@ -56,7 +56,7 @@ class MLPBlock(nn.Sequential):
 
 
 def _check(dimensions: list[int], normalization: str | None) -> None:
-    """ConfigError for widths that cannot be and an unknown normalization."""
+    """ConfigError for invalid widths or an unknown normalization."""
     if not dimensions:
         raise ConfigError("MLPBlock needs at least one dimension, as in MLPBlock([64]).")
     if not all(isinstance(width, int) and width > 0 for width in dimensions):

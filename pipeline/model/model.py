@@ -50,9 +50,9 @@ class TopK(NamedTuple):
     """Recommendations for B sessions, best first."""
 
     scores: Tensor
-    """(B, K), minus infinity where fewer than K items are left."""
+    """(B, K), minus infinity where fewer than K items remain."""
     items: Tensor
-    """(B, K) item indices, PADDING where fewer than K items are left."""
+    """(B, K) item indices, PADDING where fewer than K items remain."""
     targets: dict[str, Tensor]
     """(B, K) predictions of the targets per item by name."""
 
@@ -63,25 +63,25 @@ class SessionAnswer(NamedTuple):
     queries: Tensor | None
     """(B, Q) `queries` of the newest position, None without a next-item task."""
     targets: dict[str, Tensor]
-    """(B,) predictions of the tasks beside the next item by name, of the newest interaction for a
-    task with one target an interaction."""
+    """(B,) predictions of all other tasks by name; a task with one target per interaction predicts
+    the newest interaction."""
 
 
 class Model(nn.Module):
     """Heads with their bodies: training loss, evaluation at targets, and prediction.
 
-    The first head with a next-item task scores the items. `head_weights` weigh the losses of the
-    heads; the loss of the model is their weighted mean or sum, by `head_reduction`. `rank_by` is
-    what lists are ranked by: an expression of `next_item`, the score, and of targets per item.
+    The first head with a next-item task scores the items. `head_weights` are the weights of the
+    losses of the heads; `head_reduction` is their weighted mean or sum. `rank_by` is the ranking
+    score: an expression of `next_item`, the score, and of targets per item.
     """
 
     rank_by: Expression | None = None
     scores_whole_catalogue = False
-    """Whether `score` makes the scores of all items of a session together, whichever it is asked
-    for, so that it is asked once for a session."""
+    """Whether one call of `score` computes the scores of all items of a session, so that callers do
+    not split the catalogue."""
     repeats: Repeats | None = None
-    """Share of the session's own items in the distribution of the next item; scores then are its
-    logarithms. Losses read the network alone."""
+    """Share of the session's own items in the distribution of the next item; scores are then log
+    probabilities. Losses ignore it."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class Model(nn.Module):
 
     @property
     def head(self) -> Head:
-        """The head that scores items, or the first if no head does."""
+        """The head that scores items, or the first head if none does."""
         heads = self.all_heads
         for head in heads:
             if any(isinstance(task, NextItemPredictionTask) for task in head.all_tasks):
@@ -119,12 +119,12 @@ class Model(nn.Module):
 
     @property
     def tasks_with_heads(self) -> list[tuple[Head, Task]]:
-        """Every task with its head."""
+        """All tasks with their heads."""
         return [(head, task) for head in self.all_heads for task in head.all_tasks]
 
     @property
     def target_tasks(self) -> list[tuple[Head, TargetTask]]:
-        """Every task beside the next item with its head, but those per item."""
+        """All target tasks with their heads, except targets per item."""
         return [
             (head, task)
             for head, task in self.tasks_with_heads
@@ -138,7 +138,7 @@ class Model(nn.Module):
 
     @property
     def all_targets(self) -> list[TargetTask]:
-        """The tasks beside the next item, then those per item."""
+        """All target tasks: one per session or interaction, then those per item."""
         return [*(task for _, task in self.target_tasks), *self.item_tasks]
 
     @property
@@ -183,7 +183,7 @@ class Model(nn.Module):
 
     @property
     def by_inner_product(self) -> bool:
-        """Whether scores are inner products of `queries` and `items`, and nothing besides."""
+        """Whether scores are plain inner products of `queries` and `items`."""
         return self.rank_by is None and self.repeats is None
 
     @property
@@ -193,7 +193,7 @@ class Model(nn.Module):
 
     @property
     def columns(self) -> list[str]:
-        """Columns of a batch of evaluation: features, and targets beside the next item."""
+        """Columns of an evaluation batch: features, and columns of target tasks."""
         features = [name for head in self.all_heads for name in head.body.inputs.feature_names]
         columns = [name for task in self.all_targets for name in task.columns]
         return list(dict.fromkeys([*self.inputs.feature_names, *features, *columns]))
@@ -211,7 +211,7 @@ class Model(nn.Module):
     def predict(self, batch: SessionBatch) -> dict[str, Tensor]:
         """Predictions by task name: scores (B, V), probabilities or numbers (B,) or (B, L).
 
-        Of a target per item they are (B, V), NaN for reserved indices.
+        Targets per item are (B, V), NaN for reserved indices.
         """
         encoded = self._encode_all(batch)
         predictions = {}
@@ -232,7 +232,7 @@ class Model(nn.Module):
         return self._predict_targets(batch, self._encode_all(batch))
 
     def answer(self, batch: SessionBatch) -> SessionAnswer:
-        """What a server tells of sessions, with one pass of each encoder."""
+        """Queries and predictions for a server, with one pass of each encoder."""
         encoded = self._encode_all(batch)
         values = self._predict_targets(batch, encoded)
         for head, task in self.target_tasks:
@@ -243,7 +243,8 @@ class Model(nn.Module):
         return SessionAnswer(queries, values)
 
     def loss(self, batch: SessionBatch, shares: Tensor | None = None) -> Tensor:
-        """Training loss, (). `shares` are factors of the losses in the order of the tasks."""
+        """Training loss, (). `shares` are further factors of the losses, in the order of the
+        tasks."""
         by_task: dict[int, Tensor] = {}
         for body, tasks in self._tasks_by_body():
             losses = task_losses(body, tasks, batch)
@@ -262,9 +263,9 @@ class Model(nn.Module):
         return reduce_losses(heads, self.head_weights, self.head_reduction)
 
     def at_targets(self, batch: SessionBatch) -> TargetHidden:
-        """Hidden states and targets of evaluation, in the order of rows and positions."""
+        """Hidden states and targets in evaluation, in the order of rows and positions."""
         encoded = self.encode(batch, Stage.EVALUATE)
-        # an item out of vocabulary is a target that no model can hit; a missing id is none
+        # an item out of vocabulary is a target that no model can hit; a missing id is not a target
         rows, positions = (encoded.targets >= OUT_OF_VOCABULARY).nonzero(as_tuple=True)
         return TargetHidden(
             hidden=encoded.hidden[rows, positions],
@@ -280,7 +281,7 @@ class Model(nn.Module):
     def score(self, queries: Tensor, items: Tensor) -> Tensor:
         """(T, Q) `queries`, (W, C) transposed `items` -> (T, C) scores that rank the items.
 
-        They are the value of `rank_by`, or by default the scores of the next item.
+        The score is the value of `rank_by`, by default the score of the next item.
         """
         if self.repeats is not None:
             return self.repeats.score(queries, items)
@@ -293,7 +294,7 @@ class Model(nn.Module):
     def targets_of_items(self, queries: Tensor, items: Tensor) -> dict[str, Tensor]:
         """(T, Q), (T, K) item indices -> (T, K) predictions of the targets per item by name.
 
-        Indices without an item get those of the first item.
+        Reserved indices get the predictions of the first item.
         """
         if not self.item_tasks:
             return {}
@@ -302,10 +303,9 @@ class Model(nn.Module):
         return item_values(self.item_tasks, queries, vectors, self.width, self.item_target_names)
 
     def queries(self, hidden: Tensor) -> Tensor:
-        """(..., D) -> (..., Q): what `score` takes with `items`.
+        """(..., D) -> (..., Q): queries, the input of `score` together with `items`.
 
-        With `repeats`, `hidden` has their numbers behind the D of the network, as `encode` gives
-        them.
+        With `repeats`, `hidden` is the output of `encode`, D + 2 N wide.
         """
         if self.repeats is None:
             return self.network_queries(hidden)
@@ -313,10 +313,9 @@ class Model(nn.Module):
         return self.repeats.queries(self.network_queries(states), self.network_items(), own)
 
     def items(self, positions: Tensor | None = None) -> Tensor:
-        """(V - 3, W) in catalogue order, or (C, W) of (C,) catalogue `positions`.
+        """(V - 3, W) in catalogue order, or (C, W) for (C,) catalogue `positions`.
 
-        W is E + N: the item vector, then the bias of each target per item. With `repeats` it is
-        E + 1.
+        W is E + N: the item vector, then a bias per target per item. With `repeats`, W is E + 1.
         """
         vectors = self.network_items(positions)
         return vectors if self.repeats is None else self.repeats.items(vectors, positions)
@@ -324,8 +323,8 @@ class Model(nn.Module):
     def network_queries(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., Q): `queries` without repeats.
 
-        The queries of the next item (E), whose products with the item vectors are its scores, then
-        E + 1 numbers of each target per item.
+        The query of the next item (E), whose inner product with an item vector is the score, then E
+        + 1 numbers per target per item.
         """
         parts = [self.head.next_item_task().queries(hidden)]
         for task in self.item_tasks:
@@ -354,9 +353,9 @@ class Model(nn.Module):
     ) -> TopK:
         """The `k` best items of each session.
 
-        `filter_seen` leaves out all items of the session, `excluded` item indices (N,) of all
-        sessions or (B, N) of each, with 0 for none. `candidates` (C,) are the only item indices to
-        recommend, None for the catalogue. ConfigError for `k` below 1 and for unusable indices.
+        `filter_seen` excludes all items of the session, `excluded` item indices (N,) for all
+        sessions or (B, N) per session, 0 for none. `candidates` (C,) are the item indices to choose
+        from, None for the catalogue. ConfigError for `k` below 1 and for invalid indices.
         """
         if not isinstance(k, int) or k < 1:
             raise ConfigError(f"k is {k!r}, expected 1 or more.")
@@ -406,11 +405,11 @@ class Model(nn.Module):
         return body.attentions(body.crop(batch, Stage.PREDICT))
 
     def encode(self, batch: SessionBatch, stage: Stage) -> Encoded:
-        """Hidden states of the head that scores items, at a stage; then the numbers of repeats."""
+        """Hidden states of the head that scores items, followed by the values of `repeats`."""
         return self.with_repeats(self._encode(self.head.body, batch, stage), batch, stage)
 
     def with_repeats(self, encoded: Encoded, batch: SessionBatch, stage: Stage) -> Encoded:
-        """Add the numbers of `repeats`, if the model has them, at each position behind its D."""
+        """Append the values of `repeats`, if the model has it, at each position."""
         if self.repeats is None:
             return encoded
         items = self.head.body.crop(batch, stage).features[self.inputs.item]
@@ -434,12 +433,12 @@ class Model(nn.Module):
         return body(body.crop(batch, stage), stage)
 
     def _encode_all(self, batch: SessionBatch) -> dict[int, Encoded]:
-        """Hidden states of prediction by the identity of the body, each encoded once."""
+        """Hidden states at prediction by `id` of the body, each encoded once."""
         bodies = {id(head.body): head.body for head in self.all_heads}
         return {key: self._encode(body, batch, Stage.PREDICT) for key, body in bodies.items()}
 
     def _session_queries(self, encoded: dict[int, Encoded], batch: SessionBatch) -> Tensor:
-        """(B, Q) `session_queries` of what `_encode_all` returns."""
+        """(B, Q) `session_queries` from the result of `_encode_all`."""
         states = self.with_repeats(encoded[id(self.head.body)], batch, Stage.PREDICT)
         return self.queries(self.session_embedding(states))
 
@@ -471,7 +470,7 @@ def mask_items(scores: Tensor, candidates: Tensor, items: Tensor, num_rows: int)
     """(B, C) scores of (C,) candidates -> (B, C), minus infinity for the `items` (B, N)."""
     column = torch.full((num_rows,), len(candidates), device=scores.device)
     column[candidates] = torch.arange(len(candidates), device=scores.device)
-    # one more column takes the items that are not candidates
+    # an extra column collects the items that are not candidates
     wide = nn.functional.pad(scores, (0, 1))
     return wide.scatter(1, column[items], float("-inf"))[:, :-1]
 

@@ -1,4 +1,4 @@
-"""Files of a model: its shape as JSON and its weights as safetensors."""
+"""Files of a model: its config and schema as JSON and its weights as safetensors."""
 
 import os
 import re
@@ -44,12 +44,12 @@ def save_model(
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a safetensors file. OSError if the disk does not take it."""
+    """Write a safetensors file. OSError if the write fails."""
     separate: dict[str, Tensor] = {}
     pointers: set[int] = set()
     for name, value in tensors.items():
         kept = value.detach().cpu().contiguous()
-        # a shared table has two names; other tables are not copied, which would take memory
+        # only shared tables, which have two names, are copied, to save memory
         separate[name] = kept.clone() if kept.data_ptr() in pointers else kept
         pointers.add(kept.data_ptr())
     try:
@@ -62,7 +62,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file by name. ArtifactError for one that is missing or damaged."""
+    """Tensors of a safetensors file by name. ArtifactError for a missing or damaged file."""
     try:
         check_tensor_header(path)
         return load_file(path)
@@ -74,7 +74,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def load_model(directory: Path, fitted: Fitted | None = None) -> Model:
     """Load a model in evaluation mode. ArtifactError if the files do not fit each other.
 
-    `fitted` has the labels of the targets, without which nothing can be said about them.
+    `fitted` has the labels of the targets; without it, targets cannot be evaluated.
     """
     description = read_json(directory / MODEL_FILE)
     try:
@@ -109,9 +109,9 @@ def _check_sizes(
     vector_shapes: list[tuple[int, int]],
     num_bytes: int,
 ) -> None:
-    """ValueError for a model that is larger than the file of its weights, before it is built.
+    """ValueError for a model larger than the file of its weights, before it is built.
 
-    A table has a float or more a row, and a layer as many as the square of its width.
+    A table has at least one number per row, and a layer at least the square of its width.
     """
     most = num_bytes // 4
     sizes = {f"rows of {column.name}": column.num_rows or 0 for column in schema}
@@ -125,7 +125,7 @@ def _check_sizes(
 
 
 def _check_weights(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """ValueError for weights of another type, and for one that is not finite."""
+    """ValueError for weights of another type or that are not finite."""
     for name, tensor in weights.items():
         if name in expected and tensor.dtype != expected[name].dtype:
             raise ValueError(f"{name} is of {tensor.dtype}, expected {expected[name].dtype}")

@@ -1,8 +1,8 @@
-"""A model as a program: TorchScript that predicts without the code that the model was made of.
+"""A model as a program: TorchScript that predicts without the Python code of the model.
 
-A run of a model that was put together in Python, or with plugins, holds its program, so that the
-command line can evaluate, predict with, recommend by and export it. It cannot be trained further,
-as it has no loss, and it has no attention weights.
+The run of a model built in Python, or with plugins, holds its program, so that the command line can
+evaluate, predict, recommend and export. A program has no loss, so it cannot be trained further, and
+no attention weights.
 
 Shape letters: B sessions, L positions, Q and W width of queries and items, N targets, V rows of the
 item table.
@@ -45,7 +45,7 @@ _NO_PARTS = (
 
 
 class _Answers(nn.Module):
-    """A model whose answer is one tensor, as `torch.jit.trace` wants it."""
+    """Wrapper of a model with a single output tensor, for `torch.jit.trace`."""
 
     def __init__(self, model: Model, names: list[str]) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class _Answers(nn.Module):
 
 
 class ProgramModel(SealedModel):
-    """A model whose encoder is a program; it predicts the newest position of a session alone."""
+    """A model whose encoder is a program; it predicts only the newest position of a session."""
 
     no_parts = _NO_PARTS
     """Message of `NoPartsError`."""
@@ -97,7 +97,7 @@ class ProgramModel(SealedModel):
 
     @property
     def target_tasks(self) -> list[tuple[Head, TargetTask]]:
-        """The tasks beside the next item, for their labels; their heads are in the program."""
+        """The target tasks, for their labels; their heads are in the program."""
         return [(None, task) for task in self.tasks if isinstance(task, TargetTask)]  # type: ignore[misc]
 
     @property
@@ -106,7 +106,7 @@ class ProgramModel(SealedModel):
         return [task for task in self._item_tasks if isinstance(task, TargetTask)]
 
     def answer(self, batch: SessionBatch) -> SessionAnswer:
-        """What a server tells of sessions."""
+        """Queries and predictions for a server."""
         inputs = self.inputs
         batch = newest(batch, inputs.max_sequence_length)
         features = [batch.features[name] for name in inputs.feature_names]
@@ -129,9 +129,9 @@ class ProgramModel(SealedModel):
         return self.item_vectors if positions is None else self.item_vectors[positions]
 
     def predict_targets(self, batch: SessionBatch) -> dict[str, Tensor]:
-        """Predictions of the tasks beside the next item by name, (B,) or (B, L).
+        """Predictions of the target tasks by name, (B,) or (B, L).
 
-        Of (B, L), the newest position is predicted; the others are 0.
+        In (B, L) only the newest position is predicted; the others are 0.
         """
         values = self.answer(batch).targets
         last = (batch.lengths - 1).clamp(min=0)[:, None]
@@ -144,11 +144,11 @@ class ProgramModel(SealedModel):
 
     @property
     def device(self) -> torch.device:
-        """CPU: a program stays on the device that it was traced on."""
+        """The CPU: a program stays on the device on which it was traced."""
         return torch.device("cpu")
 
     def to(self, *_arguments: Any, **_keywords: Any) -> Self:
-        """Return the model as it is: a program stays on the device that it was traced on."""
+        """Return the model unchanged: a program stays on the device on which it was traced."""
         return self
 
     @property
@@ -169,8 +169,8 @@ class ProgramModel(SealedModel):
 def write_program(directory: Path, model: Model, batches: list[SessionBatch]) -> dict[str, Any]:
     """Trace a model, write the program to `directory`, and return its description.
 
-    `batches` are sessions of different numbers and lengths: the program is traced on the first, and
-    must give what the model gives on all. PipelineError where that cannot be.
+    `batches` differ in the number and lengths of sessions: the program is traced on the first, and
+    must predict like the model on all. PipelineError otherwise.
     """
     names = list(model.inputs.feature_names)
     for task in model.all_targets:
@@ -209,9 +209,9 @@ def write_program(directory: Path, model: Model, batches: list[SessionBatch]) ->
 
 
 def read_program(directory: Path, description: dict[str, Any]) -> ProgramModel:
-    """Read what `write_program` has written.
+    """Read a program that `write_program` wrote.
 
-    ArtifactError for a program with an operator that no model needs, before it is loaded.
+    ArtifactError, before loading, for a program with an operator that no model needs.
     """
     path = directory / PROGRAM_FILE
     try:
@@ -255,10 +255,10 @@ def _check_same(
 
 
 def _check_labels(task: TargetTask) -> None:
-    """PipelineError for a task whose labels are not those of a column as it is.
+    """PipelineError for a task whose labels are not a plain column.
 
-    The predictions of any task are in the program, but those per item; what they are compared with
-    is not.
+    The program holds the predictions of any task but those per item; it does not hold code that
+    computes labels.
     """
     own = ["labels", "has_target", "in_units", "of_session"]
     own += ["predictions"] if task.per_item else []
@@ -287,7 +287,7 @@ def _described(task: TargetTask) -> dict[str, Any]:
 
 
 def _target_tasks(targets: list[dict[str, Any]], state: dict[str, Tensor]) -> list[TargetTask]:
-    """Tasks without layers, which tell what the columns of their targets mean."""
+    """Tasks without layers, which describe the target columns."""
     tasks: list[TargetTask] = []
     for target in targets:
         column = ColumnValues(target["column"], state.get(f"labels.{target['name']}"))
@@ -306,7 +306,7 @@ def _target_tasks(targets: list[dict[str, Any]], state: dict[str, Tensor]) -> li
 def save_program(program: torch.jit.ScriptModule, path: Path) -> None:
     """Write a program without its debugging records: they hold pickled source positions.
 
-    PipelineError for an operator that nothing which reads the program would load.
+    PipelineError for an operator that readers of programs refuse.
     """
     buffer = io.BytesIO()
     with warnings.catch_warnings():

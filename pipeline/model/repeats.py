@@ -1,16 +1,16 @@
-"""Repeats: the share of the next item's distribution that the session's own items have.
+"""Repeats: a share of the next item's distribution for the session's own items.
 
-A network knows that some sessions return to an item, but a softmax over the catalogue gives the
-items of a session that lie further back too little. The list is ordered by the logarithm of
+A softmax over the catalogue underestimates returns to items further back in the session. The
+ranking score is the logarithm of
 
     (1 - r) softmax(scores) + r c
 
-where r is the share of repeats, and c gives each interaction of the session 1 / its distance from
-the end, divided by their sum.
+where r is the share of repeats, and c is the distribution of the session's interactions by 1 /
+distance from the end.
 
-Letters: B sessions, P positions, L interactions, N interactions that are counted, T sessions with
-their positions in one row, V rows of the item table, E width of item vectors, Q = E + 1 + 2 N width
-of queries, C items.
+Letters: B sessions, P positions, L interactions, N newest interactions with a share, T sessions
+with their positions in one row, V rows of the item table, E width of item vectors, Q = E + 1 + 2 N
+width of queries, C items.
 """
 
 import math
@@ -23,22 +23,22 @@ from pipeline.core.columns import FIRST_ITEM
 from pipeline.core.errors import ConfigError
 
 MOST_INTERACTIONS = 50
-"""Largest N: interactions further back have a fiftieth of the newest one's weight or less."""
+"""Maximum N: interactions further back have at most a fiftieth of the newest one's weight."""
 _LARGEST_INDEX = 1 << 24
-"""Item indices travel in float32, which holds integers up to here."""
+"""Item indices are stored as float32, which is exact for integers up to here."""
 _SMALLEST = 1e-37
-"""Logarithms of 0 take a CPU four times as long."""
+"""Lower bound before logarithms: that of 0 takes a CPU four times as long."""
 _ITEMS_AT_ONCE = 8192
-"""Items whose scores are summed at a time, so that no (T, V) scores are held."""
+"""Items per chunk of summed scores, so that no (T, V) scores are in memory."""
 
 
 @dataclass(frozen=True)
 class Repeats:
     """Adds the share of repeats to scores that are inner products.
 
-    The query of a session is that of the network, the logarithm of the network's share over the sum
-    of its softmax, and index and share of each of the newest N interactions. The vector of an item
-    has its index as the last number. With these, `score` needs neither session nor catalogue.
+    The query of a session is the network's query, the logarithm of the network's share minus that
+    of its softmax sum, and index and share of each of the newest N interactions. The last number of
+    an item's vector is its index. So `score` needs neither session nor catalogue.
     """
 
     share: float
@@ -58,7 +58,7 @@ class Repeats:
 
     @property
     def width(self) -> int:
-        """Numbers of `of_positions` at a position, 2 N."""
+        """2 N, the width of `of_positions`."""
         return 2 * self.length
 
     def of_positions(self, items: Tensor, ends: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ class Repeats:
         width = vectors.size(0)
         network = queries[:, :width] @ vectors + queries[:, width : width + 1]
         own, shares = queries[:, width + 1 :].unflatten(1, (-1, 2)).unbind(2)
-        # an item may stand in several columns
+        # an item may occur in several columns
         distinct, columns = indices.unique(return_inverse=True)
         places = torch.searchsorted(distinct, own.contiguous()).clamp(max=distinct.size(0) - 1)
         shares = torch.where(distinct[places] == own, shares, 0.0)

@@ -36,11 +36,11 @@ class Run:
     facts: dict[str, Any] = field(repr=False, compare=False)
     """Facts of the manifest: model and train settings, losses, metrics, seconds."""
     in_memory: bool = field(default=False, repr=False)
-    """Whether it is a model in memory, and `path` is only its name."""
+    """Whether the model is only in memory; `path` is then just its name."""
 
     @classmethod
     def open(cls, path: "Path | str | Run") -> Self:
-        """Check every file against the manifest. An open run is returned as it is.
+        """Open a run and check every file against the manifest. An open run is returned unchanged.
 
         ArtifactError if the directory is missing, incomplete or damaged.
         """
@@ -53,26 +53,26 @@ class Run:
 
     @classmethod
     def of(cls, model: Model, data: Data | Path | str, name: str = "model") -> Self:
-        """Make a run of a model in memory; it can do what a run of a directory can.
+        """Make a run of a model in memory, usable like a run of a directory.
 
-        `data` are what the model was trained on. ConfigError if the model does not fit them.
+        `data` is the training data of the model. ConfigError if the model does not fit it.
         """
         if not isinstance(model, Model):
             raise ConfigError(f"Expected a run, its path or a Model, got {type(model).__name__}.")
         data = Data.open(data)
         check_fits(model, data)
         run = cls(Path(name), {TRAINED_ON: data.training_fingerprint}, in_memory=True)
-        run.__dict__.update(model=model.eval(), fitted=data.fitted)  # in place of what is read
+        run.__dict__.update(model=model.eval(), fitted=data.fitted)  # in place of reading files
         return run
 
     @classmethod
     def save(cls, model: Model, data: Data | Path | str, out: Path | str) -> Self:
-        """Write a run of a model that was put together in Python, and open it.
+        """Write a run of a model built in Python, and open it.
 
-        It holds the weights and a program, which predicts without the code that the model was made
-        of: the command line evaluates, predicts with, recommends by and exports it. It cannot be
-        trained further there, and has no attention weights. ConfigError if the model does not fit
-        `data`, PipelineError if it cannot be made a program.
+        The run holds the weights and a program, which predicts without the model's Python code: the
+        command line can evaluate, predict, recommend and export, but not train it further, and has
+        no attention weights. ConfigError if the model does not fit `data`, PipelineError if it
+        cannot be made a program.
         """
         data, out = Data.open(data), Path(out)
         run = cls.of(model, data)
@@ -111,18 +111,19 @@ class Run:
     def index_mapping(self, data: Data) -> dict[str, NDArray[Any]]:
         """Index of the run for each index of the data, (V,) by column.
 
-        Columns with equal vocabularies are left out. ArtifactError unless the data are those of
-        the run or a continuation of them.
+        Columns with equal vocabularies are left out. ArtifactError unless the data are those of the
+        run or extend them.
         """
         return rows_for(self.path, self.fitted, data)
 
     def was_trained_on(self, data: Data) -> bool:
-        """Whether the run was trained on the train part of the data, by its manifest."""
+        """Whether the run was trained on the train part of the data, by the manifest."""
         return self.facts.get(TRAINED_ON) in (None, data.training_fingerprint)
 
 
 def write_program_run(directory: Path, data: Data, model: Model) -> dict[str, Any]:
-    """Write a model as a program with all that serving and evaluation need; return its settings."""
+    """Write a model as a program, with all inputs of serving and evaluation; return its
+    settings."""
     was_training, device = model.training, model.device
     model.to("cpu").eval()
     try:
@@ -138,7 +139,8 @@ def write_program_run(directory: Path, data: Data, model: Model) -> dict[str, An
 
 
 def _sessions(model: Model, data: Data) -> list[SessionBatch]:
-    """Training sessions of different numbers and lengths, the first two as long as can be."""
+    """Training batches of different numbers and lengths of sessions, the first two of the longest
+    ones."""
     features = list(model.inputs.feature_names)
     loader = SessionLoader(
         data.path, "train", item=model.inputs.item, features=features, batch_size=_SESSIONS
@@ -161,7 +163,7 @@ def _sessions(model: Model, data: Data) -> list[SessionBatch]:
 def check_fits(model: Model, data: Data) -> None:
     """ConfigError unless the model reads columns of the data and has a row for each item.
 
-    A run also needs float32, which all ways of predicting share, and L, the same for all of them.
+    A run also needs float32 weights and L, as all ways of prediction share both.
     """
     read = set(model.inputs.feature_names)
     others = [set(head.body.inputs.feature_names) - read for head in model.all_heads]

@@ -1,5 +1,4 @@
-"""A sealed model: it has no parts that the project could train, and predicts from the newest
-interactions of a session alone.
+"""A sealed model: it has no trainable parts, and predicts only from the newest interactions.
 
 Shape letters: B sessions, L positions, Q width of queries, V rows of the item table.
 """
@@ -19,7 +18,7 @@ from pipeline.model.model import Model, TargetHidden
 
 
 class NoPartsError(ConfigError, AttributeError):
-    """A sealed model was asked for a part; `hasattr`, which tracing uses, says no."""
+    """Access to a part of a sealed model; `hasattr`, which tracing uses, returns False."""
 
 
 class _Table(NamedTuple):
@@ -29,12 +28,12 @@ class _Table(NamedTuple):
 
 
 class SealedInputs:
-    """What a sealed model reads, as the input block of a model tells it."""
+    """Inputs of a sealed model, with the interface of an input block."""
 
     def __init__(
         self, item: str, features: list[str], max_sequence_length: int, rows: Mapping[str, int]
     ) -> None:
-        """`rows` are the sizes of the tables of the columns of indices among `features`."""
+        """`rows` are the table sizes of the index columns among `features`."""
         self.item = item
         self.feature_names = features
         self.max_sequence_length = max_sequence_length
@@ -53,18 +52,18 @@ class SealedInputs:
 
 
 class SealedModel(Model):
-    """A model without heads; a subclass makes `session_queries` and scores by them."""
+    """A model without heads; a subclass computes `session_queries` and scores."""
 
     causal = False
-    """Whatever the model was: evaluation then makes a window for each target, which it predicts
-    from the end of the window, as a sealed model gives the newest position alone."""
+    """False for any model, so that evaluation makes one window per target: a sealed model predicts
+    only the newest position."""
     no_parts = "The model has no parts."
     """Message of `NoPartsError`."""
     _inputs: SealedInputs
 
     @property
     def inputs(self) -> SealedInputs:  # type: ignore[override]
-        """What the model reads."""
+        """Inputs of the model."""
         return self._inputs
 
     @property
@@ -73,19 +72,19 @@ class SealedModel(Model):
         raise NoPartsError(self.no_parts)
 
     def __getattr__(self, name: str) -> Any:
-        # Python asks here where a property raises an AttributeError
+        # Python calls this after a property raised an AttributeError
         if name == "head":
             raise NoPartsError(self.no_parts)
         return super().__getattr__(name)
 
     @property
     def all_heads(self) -> list[Head]:
-        """None: a sealed model has no parts."""
+        """Empty: a sealed model has no parts."""
         return []
 
     @property
     def columns(self) -> list[str]:
-        """Columns of a batch of evaluation: features, and targets beside the next item."""
+        """Columns of an evaluation batch: features, and columns of target tasks."""
         targets = [name for task in self.all_targets for name in task.columns]
         return list(dict.fromkeys([*self.inputs.feature_names, *targets]))
 
@@ -99,14 +98,13 @@ class SealedModel(Model):
         return self.scores(self.session_queries(batch))
 
     def queries(self, hidden: Tensor) -> Tensor:
-        """(..., Q) unchanged: there are queries in place of hidden states."""
+        """(..., Q), unchanged: queries take the place of hidden states."""
         return hidden
 
     def at_targets(self, batch: SessionBatch) -> TargetHidden:
-        """Queries at the last interaction of each session, which is the target.
+        """Queries before the last interaction of each session, which is the target.
 
-        The batch is cut before it, as the model would read it. One target a session: evaluation
-        calls this for a window of each target, see `causal`.
+        Each session has one target: evaluation passes one window per target, see `causal`.
         """
         last = (batch.lengths - 1).clamp(min=0)
         targets = batch.features[self.inputs.item].gather(1, last[:, None])[:, 0]

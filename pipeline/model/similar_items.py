@@ -1,4 +1,4 @@
-"""Items similar to an item, and the table of them as a model of its own.
+"""Items similar to an item, and a model that recommends them.
 
 Letters: n items, V rows of the item table, K length of a list, E width of item vectors.
 """
@@ -16,15 +16,15 @@ from pipeline.model.model import Model
 from pipeline.model.sealed import SealedInputs
 
 _SCORES_AT_ONCE = 16_000_000
-"""Scores held at a time, 64 MB in float32."""
+"""Maximum scores in memory, 64 MB in float32."""
 
 
 def similar_items(model: Model, positions: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """(n,) catalogue positions -> (n, K) scores and positions of the nearest items, best first.
 
-    The score is the cosine of item vectors; of a counting model, which has none, that of the item
-    after a session of the one item. An item is not in its own list. ConfigError for a model that
-    does not score by items.
+    The score is the cosine of item vectors; for a counting model, which has none, the score after a
+    session of this item alone. An item is not in its own list. ConfigError for a model that does
+    not score by items.
     """
     if not model.width and model.inputs.feature_names != [model.inputs.item]:
         raise ConfigError(
@@ -51,10 +51,10 @@ def similar_items(model: Model, positions: Tensor, k: int) -> tuple[Tensor, Tens
 
 @torch.no_grad()
 def similar_items_model(model: Model, count: int) -> CountingModel:
-    """Return a model that scores the `count` items similar to the newest one of a session.
+    """Return a model that recommends the `count` items most similar to the newest one of a session.
 
-    What is not similar, with a score of 0 or less, stands behind them in the order of the
-    catalogue. ConfigError as `similar_items`.
+    Items with a score of 0 or less follow in the order of the catalogue. Errors are those of
+    `similar_items`.
     """
     num_items = model.num_rows - FIRST_ITEM
     count = min(count, num_items - 1)

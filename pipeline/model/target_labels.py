@@ -1,4 +1,4 @@
-"""Labels of target tasks: how the encoded values of a column become classes or numbers."""
+"""Labels of target tasks: classes or numbers from the encoded values of a column."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,11 +28,11 @@ class Units:
 
 
 Labels = Tensor | Units
-"""(V,) class of each index of a categorical target, NaN where there is none; units of a number."""
+"""(V,) class of each index of a categorical target, NaN for none; or the units of a number."""
 
 
 def target_labels(fitted: Fitted, model: ModelConfig) -> dict[str, Labels]:
-    """Labels of each target of the recipe, by feature. ConfigError for what the data do not have.
+    """Labels of each target of the recipe, by feature. ConfigError for a target that the data lack.
 
     An interaction or session whose value is missing has no label.
     """
@@ -60,7 +60,7 @@ def _labels(fitted: Fitted, target: Target) -> Labels:
             f"{closest(name, columns) if columns else 'they have no numbers at all.'}"
         )
     statistics = fitted.standardizations[name]
-    # the time since the interaction before has no feature of its own, and is a logarithm
+    # the time since the previous interaction is a logarithm, and is not a feature of the recipe
     log = feature is None or (isinstance(feature, NumberFeature) and feature.log)
     return Units(statistics.mean, statistics.deviation or 1.0, log)
 
@@ -72,9 +72,9 @@ def value_table(
     other: float,
     where: str,
 ) -> Tensor:
-    """(V,) the number of each value of a categorical feature, `other` where it has none.
+    """(V,) number of each value of a categorical feature, `other` for values without one.
 
-    ConfigError for a value that training never saw and for a feature with several values.
+    ConfigError for a value that is not in the training data, or a multi-valued feature.
     """
     values = vocabulary_values(fitted, feature, where)
     first = fitted.vocabularies[feature].first
@@ -94,7 +94,7 @@ def value_table(
 
 
 def vocabulary_values(fitted: Fitted, feature: str, where: str) -> list[object]:
-    """Values of a categorical feature in the order of their indices. ConfigError if it is none."""
+    """Values of a categorical feature by index. ConfigError for another feature."""
     if feature not in fitted.vocabularies:
         features = ", ".join(fitted.vocabularies)
         raise ConfigError(

@@ -20,10 +20,10 @@ from pipeline.model.tasks.targets import TargetTask
 def task_losses(body: SequentialBlock, tasks: Sequence[Task], batch: SessionBatch) -> list[Tensor]:
     """Training loss of each task, () in their order.
 
-    Tasks beside the next item read the whole session, in training as in prediction. clm encodes it
-    once for all tasks: hidden states look back, so those of the next-item task are the same.
-    The other maskings encode it twice, since their next-item pass hides interactions. Targets per
-    item read what the next-item task reads.
+    Tasks other than the next item read the whole session, in training as in prediction. clm encodes
+    it once for all tasks, as causal hidden states are the same for the next-item task. The other
+    maskings encode it twice, since their next-item pass masks interactions. Targets per item read
+    the hidden states of the next-item task.
     """
     targets = [task for task in tasks if isinstance(task, TargetTask) and not task.per_item]
     per_item = [task for task in tasks if isinstance(task, TargetTask) and task.per_item]
@@ -59,7 +59,7 @@ def _item_loss(
     encoded: Encoded,
     batch: SessionBatch,
 ) -> Tensor:
-    """Loss () of a target per item: mean over the next items that are known and have a label."""
+    """Loss () of a target per item: mean over next items in the vocabulary that have a label."""
     labels = body.masking.at_targets(task.labels(batch))
     width = encoded.targets.size(1)
     labels = nn.functional.pad(labels, (0, width - labels.size(1)), value=torch.nan)
@@ -67,12 +67,12 @@ def _item_loss(
     slots = Slots.of(has_target, encoded.most_targets)
     items = slots.take(encoded.targets).to(torch.int64).clamp(min=FIRST_ITEM)
     values = slots.take(labels)
-    if not batch.is_static:  # which would wait for the device
+    if not batch.is_static:  # the check synchronizes the device
         task.check(values)
     vectors = next_item.items(body.inputs.item_table.weight, items - FIRST_ITEM)
     assert isinstance(task.output, ItemOutput)  # noqa: S101
     outputs = task.output.at(task.through_block(slots.take(encoded.hidden)), vectors, items)
-    # an empty slot has the target of some row, which may be none
+    # an empty slot holds an arbitrary target, which may be NaN
     return slots.mean(task.objective(outputs, values.to(outputs.dtype).nan_to_num()))
 
 
@@ -82,12 +82,12 @@ def _weights(
     batch: SessionBatch,
     stage: Stage = Stage.TRAIN,
 ) -> Tensor | None:
-    """Weights of the targets at their positions, None if all weigh the same."""
+    """Weights of the targets at their positions, None for equal weights."""
     weights = task.target_weights(batch, body.inputs.item)
     if weights is None:
         return None
     width = weights.size(1)
     weights = body.masking.at_targets(weights)
-    if stage == Stage.TRAIN_WHOLE:  # as wide as the hidden states, whose last has no target
+    if stage == Stage.TRAIN_WHOLE:  # the last hidden state has no target
         weights = nn.functional.pad(weights, (0, width - weights.size(1)))
     return weights

@@ -1,7 +1,7 @@
 """Architectures.
 
-A new architecture takes a file in this package, with a subclass of ArchitectureConfig that has its
-`name` in a recipe, and a line in `pipeline.recipe.choices.ARCHITECTURES`.
+A new architecture needs a file in this package, with a subclass of ArchitectureConfig whose `name`
+stands in recipes, and a line in `pipeline.recipe.choices.ARCHITECTURES`.
 """
 
 import importlib

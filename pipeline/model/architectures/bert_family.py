@@ -1,4 +1,4 @@
-"""BERT and the encoders that have the argument names of its Hugging Face config."""
+"""BERT and encoders whose Hugging Face config has the same argument names."""
 
 from typing import Any, ClassVar
 
@@ -10,12 +10,12 @@ from pipeline.model.masking import Masking
 
 
 class BertFamilyConfig(ArchitectureConfig):
-    """Attends to both sides, learned positions; under clm a mask hides the future."""
+    """Bidirectional attention, learned positions; causal attention mask under clm."""
 
     model: ClassVar[str]
     """Name of the class in transformers."""
     arguments: ClassVar[dict[str, Any]] = {"add_pooling_layer": False}
-    """Arguments of its constructor beside the config."""
+    """Constructor arguments other than the config."""
 
     def encoder(self, masking: Masking) -> nn.Module:
         """HuggingFaceEncoder around the `model`."""
@@ -53,7 +53,7 @@ class BertFamilyConfig(ArchitectureConfig):
         }
 
     def fixed_length(self) -> int | None:
-        """Number of positions that every row is padded to, None for any."""
+        """Number of positions that every row is padded to, None for no padding."""
         return None
 
 
@@ -92,14 +92,14 @@ class RobertaConfig(BertFamilyConfig):
     model = "RobertaModel"
 
     def settings(self) -> dict[str, Any]:
-        # positions start behind that of the padding
+        # position ids start after the padding id
         return super().settings() | {"max_position_embeddings": self.positions() + 1}
 
 
 class LongformerConfig(BertFamilyConfig):
-    """Longformer (Beltagy et al. 2020): attends within a window, by default the whole session.
+    """Longformer (Beltagy et al. 2020): attention within a window, by default the whole session.
 
-    `options` may hold another `attention_window`.
+    `options` may set another `attention_window`.
     """
 
     name = "longformer"
@@ -107,7 +107,7 @@ class LongformerConfig(BertFamilyConfig):
 
     def settings(self) -> dict[str, Any]:
         return super().settings() | {
-            "max_position_embeddings": self.fixed_length() + 1,  # they start behind the padding's
+            "max_position_embeddings": self.fixed_length() + 1,  # they start after the padding id
             "onnx_export": True,  # the other code path depends on the memory layout of a trace
         }
 

@@ -1,4 +1,4 @@
-"""A config of an architecture, and the whole model that it makes."""
+"""Base config of the architectures, which builds the encoder or a whole model."""
 
 from typing import Literal
 
@@ -24,7 +24,7 @@ class ArchitectureConfig(EncoderConfig):
     ) -> Model:
         """Build a model: input block, linear layer to D if the widths differ, encoder, tasks.
 
-        `task_weights` and `loss_reduction` as in `Head`.
+        `task_weights` and `loss_reduction` are those of `Head`.
         """
         if not isinstance(input_features, TabularSequenceFeatures):
             raise ConfigError(

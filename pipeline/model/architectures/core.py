@@ -3,8 +3,8 @@ representation space", SIGIR 2022).
 
 A session is a weighted mean of its interaction vectors; the layers compute only the weights. The
 hidden state then lies in the space of the item vectors that score it, which generalizes to items
-with few interactions. Score by the cosine: `normalize` with a temperature of about 0.07. Dropout of
-item vectors regularizes the mean, in the input (`feature_dropout`) and in the scores
+with few interactions. Scores should be cosines: `normalize` with a temperature of about 0.07.
+Dropout of item vectors regularizes the mean, in the input (`feature_dropout`) and in the scores
 (`item_dropout`).
 """
 
@@ -19,10 +19,11 @@ from pipeline.model.masking import Masking
 
 
 class CoreConfig(ArchitectureConfig):
-    """Attends to the past only, learned positions, layers of SASRec.
+    """Causal attention, learned positions, layers of SASRec.
 
-    The paper computes the weights of a whole session once. Here each position weighs those up to
-    it, so that every position learns in one pass. `hidden_act` and `options` have no effect.
+    The paper computes the weights once per session. Here each position has weights over the
+    positions up to it, so that one pass trains every position. `hidden_act` and `options` have no
+    effect.
     """
 
     name = "core"
@@ -33,7 +34,7 @@ class CoreConfig(ArchitectureConfig):
 
 
 class CoreEncoder(nn.Module):
-    """Weights from the layers, and the weighted mean of the input."""
+    """Weighted mean of the input, with weights from the layers."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -44,10 +45,10 @@ class CoreEncoder(nn.Module):
         self.query = nn.Linear(width, width, bias=False)
         self.key = nn.Linear(width, width, bias=False)
         self.distance = nn.Parameter(torch.zeros(config.positions()))
-        """(L,) added to the attention scores, by the distance in positions."""
+        """(L,) bias of the attention scores, by distance in positions."""
 
     def forward(self, embeddings: Tensor, lengths: Tensor, order: Tensor | None) -> Tensor:
-        """(B, L, D) -> (B, L, D); padding is on the right, behind all interactions."""
+        """(B, L, D) -> (B, L, D); padding is on the right."""
         hidden = self.layers(embeddings, lengths, order)
         return self._weights(hidden) @ embeddings
 
@@ -59,7 +60,7 @@ class CoreEncoder(nn.Module):
         return (*self.layers.attentions(embeddings), self._weights(hidden).unsqueeze(1))
 
     def _weights(self, hidden: Tensor) -> Tensor:
-        """(B, L, D) -> (B, L, L) weights of each position and those before it."""
+        """(B, L, D) -> (B, L, L) weights over each position and the previous ones."""
         positions = torch.arange(hidden.size(1), device=hidden.device)
         back = positions.unsqueeze(1) - positions  # (L, L)
         scores = self.query(hidden) @ self.key(hidden).transpose(1, 2) / hidden.size(2) ** 0.5

@@ -8,7 +8,7 @@ from pipeline.model.masking import Masking
 
 
 class GPT2Config(ArchitectureConfig):
-    """Attends to the past only, learned positions."""
+    """Causal attention, learned positions."""
 
     name = "gpt2"
 

@@ -19,11 +19,11 @@ from pipeline.model.encoders.layered import LayeredEncoder
 from pipeline.model.masking import Masking
 
 _BUCKETS = 32
-"""Buckets of times: the seconds in bucket b are about 2 ** b, the last stands for a century."""
+"""Buckets of times: bucket b is about 2 ** b seconds, the last one a century."""
 
 
 class HSTUConfig(ArchitectureConfig):
-    """Attends to the past only, learned and relative positions.
+    """Causal attention, learned and relative positions.
 
     `hidden_act` has no effect: its layers are SiLU. `options` may hold `time_bias: True`: the
     feature `elapsed` of the interactions then adds a bias to the scores.
@@ -37,7 +37,7 @@ class HSTUConfig(ArchitectureConfig):
 
 
 class HSTUEncoder(LayeredEncoder):
-    """Layers that may also read the times of the interactions."""
+    """Layers that can also read the times of the interactions."""
 
     units: Tensor
     """(2,) mean and standard deviation of the logarithms behind `elapsed`."""
@@ -76,10 +76,10 @@ class HSTUEncoder(LayeredEncoder):
         return tuple(weights)
 
     def _buckets(self, elapsed: Tensor | None) -> Tensor | None:
-        """(B, L) -> (B, L, L) log2 of one and the seconds from each interaction to a later one."""
+        """(B, L) -> (B, L, L) log2(1 + seconds between two interactions)."""
         if elapsed is None:
             return None
-        # float64, so that seconds count after a gap of years too
+        # float64 keeps seconds after a gap of years
         logarithms = elapsed.double() * self.units[1] + self.units[0]
         times = (logarithms.exp() - 1).clamp(min=0).cumsum(1)
         between = (times.unsqueeze(2) - times.unsqueeze(1)).clamp(min=0).float()
@@ -87,7 +87,7 @@ class HSTUEncoder(LayeredEncoder):
 
 
 class HSTULayer(nn.Module):
-    """Projection, pointwise attention to the past and gate, added to the input."""
+    """Projection, causal pointwise attention and gate, with a residual connection."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -97,30 +97,30 @@ class HSTULayer(nn.Module):
         self.input_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.projection = nn.Linear(width, 4 * width)
         self.distance = nn.Parameter(torch.zeros(self.num_positions))
-        """(L,) added to the attention scores, by the distance in positions."""
+        """(L,) bias of the attention scores, by distance in positions."""
         has_time = config.options.get("time_bias", False)
         self.time = nn.Parameter(torch.zeros(_BUCKETS + 1)) if has_time else None
-        """(_BUCKETS + 1,) added to the attention scores, by log2 of the seconds between."""
+        """(_BUCKETS + 1,) bias of the attention scores, by bucket of the time difference."""
         self.attention_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.output = nn.Linear(width, width)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, hidden: Tensor, buckets: Tensor | None = None) -> Tensor:
-        """(B, L, D) and (B, L, L) times in buckets -> (B, L, D)."""
+        """(B, L, D) and (B, L, L) fractional buckets -> (B, L, D)."""
         gate, value, weights = self._parts(hidden, buckets)
         mixed = (weights @ value).transpose(1, 2).flatten(2)  # (B, L, D)
         output: Tensor = self.output(self.dropout(self.attention_norm(mixed) * gate))
         return hidden + output
 
     def weights(self, hidden: Tensor, buckets: Tensor | None = None) -> Tensor:
-        """(B, L, D) -> (B, H, L, L); rows need not add up to 1."""
+        """(B, L, D) -> (B, H, L, L); rows need not sum to 1."""
         return self._parts(hidden, buckets)[2]
 
     def _time_bias(self, buckets: Tensor) -> Tensor:
-        """(B, L, L) -> (B, 1, L, L), between the values of the buckets below and above.
+        """(B, L, L) -> (B, 1, L, L), interpolated between the buckets below and above.
 
-        The paper takes the bucket below. Where a server rounds a time otherwise than training, that
-        would be another bucket, and another score.
+        The paper takes the bucket below; a small rounding difference between server and training
+        could then select another bucket, and change the score.
         """
         assert self.time is not None  # noqa: S101
         below = buckets.floor()
@@ -141,6 +141,6 @@ class HSTULayer(nn.Module):
         scores = query @ key.transpose(2, 3) + self.distance[back.clamp(min=0)]
         if buckets is not None and self.time is not None:
             scores = scores + self._time_bias(buckets)
-        # a constant, not the length of the row: no score may depend on the amount of padding
+        # a constant, as no score may depend on the amount of padding
         weights = functional.silu(scores) / self.num_positions
         return gate, value, weights.masked_fill(back < 0, 0.0)

@@ -16,9 +16,9 @@ from pipeline.model.encoders.huggingface import (
 from pipeline.model.masking import Masking
 
 _INNER_WIDTHS = ("intermediate_size", "hidden_dim", "d_inner", "n_inner")
-"""Names of the feed-forward width, for which Hugging Face has no common name."""
+"""Argument names of the feed-forward width; Hugging Face has no common one."""
 _DERIVED_INNER_WIDTH = ("mamba", "mamba2")
-"""Architectures whose config derives that width."""
+"""Architectures whose config derives the feed-forward width."""
 _DROPOUTS = (
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",
@@ -30,7 +30,7 @@ _DROPOUTS = (
     "embd_pdrop",
     "attn_pdrop",
 )
-"""Names of dropout probabilities that `dropout` sets."""
+"""Argument names of dropout probabilities, all set by `dropout`."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,14 @@ class HuggingFaceConfig(ArchitectureConfig):
 
     @classmethod
     def build(cls, model_type: str = "", *sizes: Any, **fields: Any) -> Self:
-        """Make a config from `model_type`, then the fields of every architecture in their order.
+        """Make a config from `model_type`, then the fields of EncoderConfig in their order.
 
-        `options` are further arguments of that architecture's own config.
+        `options` are further arguments of the Hugging Face config.
         """
         return super().build(*sizes, model_type=model_type, **fields)
 
     def encoder(self, masking: Masking) -> nn.Module:
-        """The base model of that architecture, with fresh weights."""
+        """Base model of `model_type` with fresh weights."""
         transformers = import_transformers()
         model_types = list(transformers.CONFIG_MAPPING.keys())
         if self.model_type not in model_types:
@@ -80,7 +80,7 @@ class HuggingFaceConfig(ArchitectureConfig):
         )
 
     def _settings(self, example: Any) -> dict[str, Any]:
-        """Arguments that follow from the shape; configs map the common names to their own."""
+        """Arguments that follow from the shape; each config maps the common names to its own."""
         settings = {
             "hidden_size": self.d_model,
             "num_attention_heads": self.n_head,

@@ -15,11 +15,11 @@ from pipeline.model.encoders.layered import CausalAttention, LayeredEncoder
 from pipeline.model.masking import Masking
 
 _EXPANSION = 4
-"""Width of the pointwise network over that of the model, as in eSASRec's Beauty recipe."""
+"""Ratio of the pointwise network's width to D, as in eSASRec's Beauty recipe."""
 
 
 class LiGRConfig(ArchitectureConfig):
-    """Attends to the past only, learned positions, a norm before each part.
+    """Causal attention, learned positions, pre-normalization.
 
     `hidden_act` and `options` have no effect: its layers are SiLU.
     """
@@ -32,7 +32,7 @@ class LiGRConfig(ArchitectureConfig):
 
 
 class LiGRLayer(nn.Module):
-    """Attention to the past, then a pointwise network, each gated and added to the input."""
+    """Causal attention, then a pointwise network, each with a gate and a residual connection."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class LiGRLayer(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """One half of a wider layer, through SiLU, gates the other."""
+    """Gated layer: SiLU of one half of a projection times the other half."""
 
     def __init__(self, width: int, inner: int, dropout: float) -> None:
         super().__init__()

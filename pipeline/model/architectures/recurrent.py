@@ -10,12 +10,12 @@ from pipeline.model.masking import Masking
 
 
 class RecurrentConfig(ArchitectureConfig):
-    """Attends to the past only; any number of positions, no heads."""
+    """Recurrent network: causal, any number of positions, no attention heads."""
 
     layers: ClassVar[type[nn.GRU] | type[nn.LSTM]]
 
     def check_heads(self) -> None:
-        """A recurrent network has no heads, so any number passes."""
+        """Accept any value: a recurrent network has no heads."""
 
     @classmethod
     def build(
@@ -55,10 +55,10 @@ class LSTMConfig(RecurrentConfig):
 
 
 class RecurrentEncoder(nn.Module):
-    """A GRU or LSTM over the positions of each session, and a norm.
+    """A GRU or LSTM over the positions of each session, then layer normalization.
 
-    Without the norm, hidden states between -1 and 1 times small item vectors give scores that
-    hardly differ, and the loss stays flat for many epochs.
+    Without it, hidden states between -1 and 1 times small item vectors give nearly equal scores,
+    and the loss stays flat for many epochs.
     """
 
     def __init__(self, layers: nn.GRU | nn.LSTM, dropout: float, layer_norm_eps: float) -> None:
@@ -70,7 +70,7 @@ class RecurrentEncoder(nn.Module):
         self.norm = nn.LayerNorm(self.d_output, eps=layer_norm_eps)
 
     def forward(self, embeddings: Tensor, lengths: Tensor, order: Tensor | None) -> Tensor:
-        """(B, L, D) -> (B, L, D); padding is on the right, behind all interactions."""
+        """(B, L, D) -> (B, L, D); padding is on the right."""
         return self.norm(self.layers(self.dropout(embeddings))[0])
 
     def attentions(self, *_inputs: Any) -> tuple[Tensor, ...]:

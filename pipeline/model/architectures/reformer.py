@@ -15,8 +15,8 @@ from pipeline.model.masking import Masking
 class ReformerConfig(ArchitectureConfig):
     """Two residual streams; a session is one chunk with exact attention and no hashing.
 
-    Hashed buckets would make scores depend on the amount of padding. Hidden states are both
-    streams side by side, 2 D wide.
+    Hashed buckets would make scores depend on the amount of padding. Hidden states concatenate
+    both streams, so their width is 2 D.
     """
 
     name = "reformer"
@@ -53,11 +53,11 @@ class ReformerConfig(ArchitectureConfig):
 
 
 class ReformerEncoder(nn.Module):
-    """Hugging Face's layers, run one after the other.
+    """Hugging Face's layers, run in sequence.
 
-    The loop of ReformerModel computes activations again in the backward pass. That cannot be
-    traced and draws seeds from the system, so that no training could be repeated; a session is
-    short enough to keep them.
+    ReformerModel recomputes activations in the backward pass. That cannot be traced, and draws
+    seeds from the system, so that training would not be reproducible. Sessions are short enough to
+    keep the activations.
     """
 
     def __init__(self, model: Any, *, causal: bool) -> None:
@@ -66,7 +66,7 @@ class ReformerEncoder(nn.Module):
         self.d_output = 2 * model.config.hidden_size
         """Width of the hidden states."""
         self.embeddings = model.embeddings
-        self.embeddings.word_embeddings.requires_grad_(False)  # items come as vectors
+        self.embeddings.word_embeddings.requires_grad_(False)  # the input is vectors
         self.layers = model.encoder.layers
         self.norm = model.encoder.layer_norm
         self.dropout = model.config.hidden_dropout_prob
@@ -85,7 +85,7 @@ class ReformerEncoder(nn.Module):
     def _run(self, embeddings: Tensor, lengths: Tensor) -> tuple[Tensor, list[Tensor]]:
         width = embeddings.size(1)
         positions = torch.arange(width, device=lengths.device).expand(embeddings.size(0), -1)
-        # padding is on the right, which a causal model does not see
+        # a causal model does not see padding on the right
         mask = None if self.causal else visible_positions(lengths.clamp(min=1), width)
         first = second = self.embeddings(inputs_embeds=embeddings, position_ids=positions)
         weights = []

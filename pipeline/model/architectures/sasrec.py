@@ -9,7 +9,7 @@ from pipeline.model.masking import Masking
 
 
 class SASRecConfig(ArchitectureConfig):
-    """Attends to the past only, learned positions, a norm before each part.
+    """Causal attention, learned positions, pre-normalization.
 
     `hidden_act` and `options` have no effect: its layers are ReLU.
     """
@@ -22,7 +22,7 @@ class SASRecConfig(ArchitectureConfig):
 
 
 class SASRecLayer(nn.Module):
-    """Attention to the past, then a pointwise network, each added to the input."""
+    """Causal attention, then a pointwise network, each with a residual connection."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()

@@ -13,12 +13,13 @@ from pipeline.model.masking import Masking
 
 
 class XLNetConfig(ArchitectureConfig):
-    """Relative positions; attends to both sides, to the past under clm, by an order under plm."""
+    """Relative positions; attention is bidirectional, causal under clm, by permutation order under
+    plm."""
 
     name = "xlnet"
 
     def encoder(self, masking: Masking) -> nn.Module:
-        """XLNetModel, causal exactly if the masking is."""
+        """XLNetModel with causal attention if the masking is causal."""
         if self.d_model % 2:
             raise ConfigError(f"XLNet's positions need an even d_model, found {self.d_model}.")
         settings = {
@@ -46,7 +47,7 @@ class XLNetConfig(ArchitectureConfig):
         encoder = wrap_transformer(
             model, masking, d_model=self.d_model, positions=self.total_seq_length
         )
-        if masking.name == "plm":  # the query stream of the targets starts from that vector
+        if masking.name == "plm":  # the query stream of the targets starts from it
             mask_vector.requires_grad_(True)
             return HuggingFaceEncoder(model, "order", encoder.d_output, None)
         return encoder

@@ -1,5 +1,5 @@
-"""Counting models: popularity, rules and nearest neighbours as models that are trained and served.
+"""Counting models: popularity, rules and nearest neighbours, trained and served as models.
 
-`fitting` counts the training sessions into tables, `scorer` scores by them, and `model` makes a
-scorer a `Model`.
+`fitting` counts the training sessions into tables, `scorer` computes scores from the tables, and
+`model` wraps a scorer as a `Model`.
 """

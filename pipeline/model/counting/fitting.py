@@ -1,4 +1,4 @@
-"""Fit counting models: one pass over the training sessions makes the tables of a `Scorer`.
+"""Fit counting models: one pass over the training sessions computes the tables of a `Scorer`.
 
 Letters: M training sessions, V rows of the item table, R interactions that a scorer reads.
 """
@@ -48,12 +48,12 @@ from pipeline.recipe.counting import (
 _DAY = 86_400e6
 """Microseconds."""
 _OLDEST = 80.0
-"""Largest exponent of the recency of a session, so that float64 tells all factors from 0."""
+"""Largest exponent of the recency of a session, so that no factor underflows in float64."""
 
 
 @dataclass(frozen=True)
 class TrainingSessions:
-    """Ragged training sessions in the order of time, oldest first."""
+    """Ragged training sessions, oldest first."""
 
     values: Array
     """(interactions,) item indices."""
@@ -62,7 +62,7 @@ class TrainingSessions:
     num_rows: int
     """V"""
     longest: int
-    """L: newest interactions that a model reads."""
+    """L, the newest interactions that a model reads."""
     ends: Array | None = None
     """(M,) microseconds since 1970 of the newest interactions, None without a timestamp."""
     by: Array | None = None
@@ -102,7 +102,7 @@ def fit_popularity(sessions: TrainingSessions, options: PopularityOptions) -> Sc
 
 
 def fit_recent_popularity(sessions: TrainingSessions, options: RecentPopularityOptions) -> Scorer:
-    """Score = interactions in the newest sessions; of equals, in all."""
+    """Score = interactions in the newest sessions; ties are ordered by interactions in all."""
     values, offsets, num_rows = sessions.values, sessions.offsets, sessions.num_rows
     every = _counts(values, offsets, num_rows)
     first = math.floor((len(offsets) - 1) * (1 - options.recent))
@@ -111,15 +111,15 @@ def fit_recent_popularity(sessions: TrainingSessions, options: RecentPopularityO
 
 
 def fit_covisitation(sessions: TrainingSessions, options: CovisitationOptions) -> Scorer:
-    """Score = training sessions that hold the item and the newest one; not the item itself."""
+    """Score = training sessions that hold both the item and the newest item; 0 for the latter."""
     holds = incidence(sessions.values, sessions.offsets, sessions.num_rows)  # (M, V)
     return _neighbour_scorer(_popularity(sessions), _together(holds, options.pruning), np.ones(1))
 
 
 def fit_sequential_rules(sessions: TrainingSessions, options: SequentialRulesOptions) -> Scorer:
-    """Score = sum of the weights of the distances at which the item came after the newest one.
+    """Score = sum of weights of the distances at which the item followed the newest item.
 
-    Distances in interactions, up to `steps`. An item may follow itself.
+    Distances are in interactions, up to `steps`. An item may follow itself.
     """
     items, offsets = drop_reserved(sessions.values, sessions.offsets)
     session = session_numbers(offsets)
@@ -128,7 +128,7 @@ def fit_sequential_rules(sessions: TrainingSessions, options: SequentialRulesOpt
         inside = session[distance:] == session[:-distance]
         pairs = items[:-distance][inside], items[distance:][inside]
         rules += sp.csr_array((np.full(int(inside.sum()), weight), pairs), shape=rules.shape)
-    # float32, so that sums which differ by their order of addition alone are ties
+    # float32, so that sums that differ only by rounding are ties
     rules = largest_of_rows(rules.astype(np.float32), options.pruning)
     return _neighbour_scorer(_popularity(sessions), rules, np.ones(1))
 
@@ -136,7 +136,7 @@ def fit_sequential_rules(sessions: TrainingSessions, options: SequentialRulesOpt
 def fit_item_knn(sessions: TrainingSessions, options: ItemKnnOptions) -> Scorer:
     """Score = weighted sum of the similarities of the session's items to the item."""
     holds = incidence(sessions.values, sessions.offsets, sessions.num_rows)  # (M, V)
-    damped = np.maximum(holds.sum(0) + options.regularization, 1.0)  # an item of no session has 0
+    damped = np.maximum(holds.sum(0) + options.regularization, 1.0)  # 0 without a session
     similar = _together(
         holds, options.pruning, damped**-options.alpha, damped ** (options.alpha - 1)
     )
@@ -144,7 +144,7 @@ def fit_item_knn(sessions: TrainingSessions, options: ItemKnnOptions) -> Scorer:
 
 
 def fit_ease(sessions: TrainingSessions, options: EaseOptions) -> Scorer:
-    """Score = weighted sum over the session's items of the weights of a linear model.
+    """Score = sum of a linear model's weights over the session's items, weighted by distance.
 
     ConfigError for a catalogue above `MAX_EASE_ITEMS`.
     """
@@ -157,10 +157,10 @@ def fit_ease(sessions: TrainingSessions, options: EaseOptions) -> Scorer:
         )
     holds = incidence(sessions.values, sessions.offsets, sessions.num_rows)[:, FIRST_ITEM:]
     gram = np.empty((num_items, num_items), np.float64, order="F")
-    for columns in chunks(np.full(num_items, num_items)):  # no second matrix of this size
+    for columns in chunks(np.full(num_items, num_items)):  # avoids a second matrix of this size
         gram[:, columns] = (holds.T @ holds[:, columns]).toarray()
     gram[np.diag_indices(num_items)] += options.regularization
-    # in place: a positive definite matrix needs no second one
+    # in place, by the Cholesky factor of a positive definite matrix
     factor, _ = lapack.dpotrf(gram, lower=1, overwrite_a=1)
     inverse, _ = lapack.dpotri(factor, lower=1, overwrite_c=1)
     diagonal = inverse.diagonal().copy()
@@ -185,8 +185,7 @@ def _item_weights(
 def fit_session_knn(sessions: TrainingSessions, options: SessionKnnOptions) -> Scorer:
     """Score = sum of the similarities of the nearest training sessions that hold the item."""
     # 1 / distance was chosen on the held-out ends of two training logs: it beats a linear decay,
-    # and that equal weights; more neighbours than 200 or more sessions an item than 500 gained
-    # nothing
+    # which beats equal weights; more than 200 neighbours or 500 sessions per item gained nothing
     is_stan, reads = options.weights == "stan", sessions.longest
     numbers, items, positions, lengths = _distinct_items(sessions)
     counts = np.bincount(items, minlength=sessions.num_rows - FIRST_ITEM)
@@ -197,7 +196,7 @@ def fit_session_knn(sessions: TrainingSessions, options: SessionKnnOptions) -> S
         weights = np.exp(-np.arange(reads) / options.lambda_spw)
     else:
         positions = np.empty(0, np.int64)
-    # postings: the newest sessions of each item, which alone are stored
+    # postings: only the newest sessions of each item are stored
     order = np.lexsort((numbers, items))
     order = order[np.cumsum(counts)[items[order]] - np.arange(len(order)) <= options.sample_size]
     used = np.unique(numbers[order])
@@ -223,9 +222,9 @@ def fit_session_knn(sessions: TrainingSessions, options: SessionKnnOptions) -> S
 
 
 def _distinct_items(sessions: TrainingSessions) -> tuple[Array, Array, Array, Array]:
-    """Session, item (0 to V - 4) and newest position of the items of sessions, each once.
+    """Session, item (0 to V - 4) and newest position of the distinct items of each session.
 
-    Then (M,) how many they are.
+    The last array is (M,), the number of distinct items per session.
     """
     items, offsets = drop_reserved(sessions.values, sessions.offsets)
     numbers = session_numbers(offsets)
@@ -254,7 +253,8 @@ def fit_scorer(sessions: TrainingSessions, options: Config) -> Scorer:
 
 
 def _counts(values: Array, offsets: Array, num_rows: int) -> Array:
-    """Ragged sessions -> (V - 3,) interactions of each item. ValueError for an index above."""
+    """Ragged sessions -> (V - 3,) interactions of each item. ValueError for an index above V -
+    1."""
     values, _ = drop_reserved(values, offsets)
     counts = np.bincount(values, minlength=num_rows)
     if len(counts) > num_rows:
@@ -280,14 +280,14 @@ def _together(
     row_factors: NDArray[np.float64] | None = None,
     factors: NDArray[np.float64] | None = None,
 ) -> sp.csr_array:
-    """(M, V) incidence -> (V, V) sessions that hold both items, `pruning` of each row.
+    """(M, V) incidence -> (V, V) sessions that hold both items, the `pruning` largest of each row.
 
-    Times the (V,) factors of the row and of the column. An item is not its own neighbour.
+    Counts are multiplied by the (V,) factors of row and column. An item is not its own neighbour.
     """
     holders = holds.T.tocsr()  # (V, M)
     costs = holders @ np.diff(holds.indptr)
     parts = []
-    # some rows at a time: a single session of n items has n * n counts
+    # in chunks of rows, as a session of n items has n * n counts
     for rows in chunks(costs):
         counts = sp.csr_array(holders[rows] @ holds, dtype=np.float64)
         items = rows_of(counts) + rows.start
@@ -295,7 +295,7 @@ def _together(
         if row_factors is not None and factors is not None:
             counts.data *= row_factors[items] * factors[counts.indices]
         counts.eliminate_zeros()
-        # float32, so that what differs by rounding alone are ties
+        # float32, so that counts that differ only by rounding are ties
         parts.append(largest_of_rows(counts.astype(np.float32), pruning))
     return sp.csr_array(sp.vstack(parts)) if parts else sp.csr_array(holders.shape)
 
@@ -303,7 +303,7 @@ def _together(
 def _neighbour_scorer(
     popularity: Tensor, matrix: sp.csr_array, weights: NDArray[np.float64]
 ) -> NeighbourScorer:
-    """(rows, V) with reserved rows and columns -> scorer with the others."""
+    """(rows, V) matrix -> scorer, without the reserved rows and columns."""
     return _scorer_of(popularity, sp.csr_array(matrix[FIRST_ITEM:, FIRST_ITEM:]), weights)
 
 
@@ -321,9 +321,9 @@ def _scorer_of(
 
 
 def _recency(ends: Array | None, count: int, days: float) -> NDArray[np.float64]:
-    """(M,) factors by the age of sessions against the newest; 1 without a timestamp.
+    """(M,) factors by the age of a session relative to the newest one; 1 without a timestamp.
 
-    STAN counts from the session that is scored, which multiplies all of its neighbours alike.
+    STAN measures age from the scored session, which multiplies all neighbours by one factor.
     """
     if ends is None or not count:
         return np.ones(count)

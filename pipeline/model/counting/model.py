@@ -1,4 +1,4 @@
-"""A counting model as a model: it is evaluated, exported and served as any other.
+"""A counting model as a `Model`, so that it is evaluated, exported and served like others.
 
 Shape letters: B sessions, L positions, C candidates, K list length, T targets, V rows of the item
 table.
@@ -21,24 +21,24 @@ from pipeline.recipe.counting import PopularityOptions
 from pipeline.recipe.model import ModelConfig
 
 _SMOOTHING = 0.01
-"""Share of a session's distribution that follows popularity, so that each item has a part."""
+"""Share of popularity in a session's distribution, so that each item has a probability above 0."""
 
 
 class CountingModel(SealedModel):
-    """Tables that were counted in the training sessions, and how they score.
+    """Model of a scorer with tables counted in the training sessions.
 
-    In place of hidden states and of queries is the session itself: the indices (B, L)
-    of the column that the scorer reads. `item_scores` are the scores of all items, `probabilities`
-    the same as a distribution.
+    The session itself, indices (B, L) of the column that the scorer reads, takes the place of
+    hidden states and queries. `item_scores` are the scores of all items, `probabilities` turns
+    them into a distribution.
     """
 
     scores_whole_catalogue = True
-    """The scores of all items of a session are made together."""
+    """One call computes the scores of all items of a session."""
     no_parts = "The run holds a counting model, which has no weights to train and no hidden states."
     """Message of `NoPartsError`."""
 
     def __init__(self, scorer: Scorer, inputs: SealedInputs, column: str) -> None:
-        """`column` is the one of `inputs` that the scorer reads."""
+        """`column` is the column of `inputs` that the scorer reads."""
         nn.Module.__init__(self)
         self.scorer = scorer
         self.column = column
@@ -46,12 +46,12 @@ class CountingModel(SealedModel):
 
     @property
     def item_tasks(self) -> list[object]:  # type: ignore[override]
-        """None."""
+        """Empty: a counting model has no targets per item."""
         return []
 
     @property
     def ranks_items(self) -> bool:
-        """A counting model predicts the next item."""
+        """True: a counting model predicts the next item."""
         return True
 
     @property
@@ -66,7 +66,7 @@ class CountingModel(SealedModel):
 
     @property
     def query_width(self) -> int:
-        """L"""
+        """L: a query is the session."""
         return self.inputs.max_sequence_length
 
     @property
@@ -75,7 +75,8 @@ class CountingModel(SealedModel):
         return sum(table.numel() for table in self.scorer.buffers())
 
     def session_values(self, batch: SessionBatch) -> Tensor:
-        """Indices of the column that the scorer reads: (B, 1) of sessions, else (B, L) or fewer."""
+        """Indices of the column that the scorer reads: (B, 1) for a session feature, else (B, <=
+        L)."""
         values = batch.features[self.column].to(torch.int64)
         return values.unsqueeze(1) if values.dim() == 1 else values
 
@@ -85,19 +86,19 @@ class CountingModel(SealedModel):
         return nn.functional.pad(values, (0, self.query_width - values.size(1)))
 
     def answer(self, batch: SessionBatch) -> SessionAnswer:
-        """What a server tells of sessions."""
+        """Queries and predictions for a server."""
         return SessionAnswer(self.session_queries(batch), {})
 
     def predict(self, batch: SessionBatch) -> dict[str, Tensor]:
-        """Scores (B, V) of the next item by the name of its task."""
+        """Scores (B, V) of the next item, by task name."""
         return {"next-item": self(batch)}
 
     def predict_targets(self, batch: SessionBatch) -> dict[str, Tensor]:
-        """Nothing: there is no task beside the next item."""
+        """Empty: the only task is the next item."""
         return {}
 
     def items(self, positions: Tensor | None = None) -> Tensor:
-        """(V - 3, 1) catalogue positions, or (C, 1) these: what `score` takes for an item."""
+        """(V - 3, 1) catalogue positions, or (C, 1) `positions`, as input of `score`."""
         if positions is None:
             positions = torch.arange(self.num_rows - FIRST_ITEM, device=self.device)
         return positions.unsqueeze(1)
@@ -112,10 +113,10 @@ class CountingModel(SealedModel):
         return scores
 
     def probabilities(self, scores: Tensor) -> Tensor:
-        """(T, V - 3) `item_scores` -> distributions: rows that sum to 1, without a 0.
+        """(T, V - 3) `item_scores` -> positive probabilities that sum to 1 per row.
 
-        The share of an item in the positive scores; a hundredth follows popularity, each count one
-        higher, and so does all of a session without a positive score.
+        The probability is the item's share of the positive scores, mixed with 1 % of popularity
+        (counts plus one); a session without a positive score follows popularity alone.
         """
         positive = scores.clamp(min=0).double()
         popularity = self.scorer.popularity.double() + 1
@@ -125,7 +126,7 @@ class CountingModel(SealedModel):
         return ((1 - _SMOOTHING) * shares + _SMOOTHING * popularity).float()
 
     def highest(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """(B, C) -> (B, k) highest scores and their columns; of equal ones the lower column."""
+        """(B, C) -> (B, k) highest scores and their columns; ties in column order."""
         return first_of_highest(scores, k)
 
     def item_embeddings(self) -> Tensor:
@@ -138,7 +139,7 @@ class CountingModel(SealedModel):
 
 
 def read_columns(schema: Schema, config: ModelConfig) -> Schema:
-    """The item and the column that the model reads beside it, if there is one.
+    """The item and, if `by` is set, the column that the model reads.
 
     ConfigError for a column that is not a categorical feature with one value.
     """
@@ -166,7 +167,7 @@ def read_columns(schema: Schema, config: ModelConfig) -> Schema:
 def counting_model(
     schema: Schema, config: ModelConfig, longest: int, scorer: Scorer
 ) -> CountingModel:
-    """Make a fitted scorer a model that reads the newest `longest` interactions."""
+    """Wrap a fitted scorer as a model that reads the newest `longest` interactions."""
     item = schema.item_id.name
     columns = read_columns(schema, config)
     rows = {column.name: column.num_rows for column in columns}
@@ -177,7 +178,7 @@ def counting_model(
 def load_counting_model(
     schema: Schema, config: ModelConfig, longest: int, tables: Mapping[str, Tensor]
 ) -> CountingModel:
-    """Make a model of the tables of a file. ValueError or KeyError for damaged ones."""
+    """Build a model from the tables of a file. ValueError or KeyError for damaged tables."""
     options = config.counting
     assert options is not None  # noqa: S101
     buffers = {name.removeprefix("scorer."): table for name, table in tables.items()}

@@ -1,6 +1,6 @@
-"""Scorers: modules whose buffers are fitted tables, and that score the catalogue for a session.
+"""Scorers: modules that score the catalogue for a session from fitted tables in buffers.
 
-They are plain tensor code that TorchScript compiles as it is.
+They are tensor code that TorchScript compiles.
 
 Letters: B sessions, L positions, V rows of the item table, R interactions that a scorer reads, N
 entries.
@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 _ENTRIES_AT_ONCE = 1 << 21
-"""Entries of a step of `Scorer.forward`, about 100 bytes each."""
+"""Entries per step of `Scorer.forward`, about 100 bytes each."""
 
 
 def newest_values(values: Tensor, count: int) -> Tensor:
-    """(B, L) indices, padded on the right -> (B, count) those of no reserved row, newest first.
+    """(B, L) indices, padded on the right -> (B, count) without reserved indices, newest first.
 
-    Column d - 1 has the value at distance d from the end, 0 behind the oldest. Where a value
-    occurs again further back, the place further back is 0.
+    Column d - 1 is the value at distance d from the end, 0 beyond the oldest. Of repeated values
+    only the newest is kept; the others are 0.
     """
     first = 3
     is_value = values >= first
@@ -32,7 +32,7 @@ def newest_values(values: Tensor, count: int) -> Tensor:
 
 
 def expand(offsets: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """(n,) rows of a ragged table -> position in `rows`, and in the table, of their N entries."""
+    """(n,) rows of a ragged table -> for their N entries, position in `rows` and in the table."""
     counts = offsets[rows + 1] - offsets[rows]
     owners = torch.repeat_interleave(counts)
     first = offsets[rows] - (counts.cumsum(0) - counts)
@@ -42,8 +42,8 @@ def expand(offsets: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
 class Scorer(nn.Module):
     """Scores of all items by fitted tables.
 
-    A subclass says how many interactions it reads, and which items it scores for them. A session
-    without an interaction that it can read is scored by popularity.
+    A subclass defines the number of interactions it reads and the entries of their items. A session
+    without such an interaction is scored by popularity.
     """
 
     popularity: Tensor
@@ -133,23 +133,23 @@ class NeighbourScorer(Scorer):
 class SessionKnnScorer(Scorer):
     """Sum of the similarities of the nearest training sessions that hold an item.
 
-    Similarity is the cosine of the session, each item weighted by its distance from the end, and a
-    training session as a set; it is not divided by the norm of the session, which is the same for
-    all neighbours. Training sessions are oldest first; of equally similar ones the newer is nearer.
+    Similarity is the cosine between the session, its items weighted by distance from the end, and a
+    training session as a set, without the norm of the session, which is equal for all neighbours.
+    Training sessions are oldest first; among equal similarities the newer one is nearer.
     """
 
     posting_offsets: Tensor
-    """(V - 2,) where the postings of an item begin."""
+    """(V - 2,) first posting of each item."""
     posting_sessions: Tensor
-    """Training sessions that hold the item."""
+    """(N,) training sessions that hold the item."""
     posting_positions: Tensor
-    """Position of the item in them; empty without `lambda_inh`."""
+    """(N,) position of the item in these sessions; empty without `lambda_inh`."""
     session_offsets: Tensor
-    """(M + 1,) where a training session begins."""
+    """(M + 1,) first item of each training session."""
     session_items: Tensor
-    """Its items, each once."""
+    """Distinct items of each training session."""
     session_positions: Tensor
-    """Their newest positions; empty without `lambda_inh`."""
+    """Newest position of each of these items; empty without `lambda_inh`."""
     session_factors: Tensor
     """(M,) float64 factor of the similarity."""
     item_factors: Tensor
@@ -162,7 +162,7 @@ class SessionKnnScorer(Scorer):
     def __init__(
         self, popularity: Tensor, tables: dict[str, Tensor], k: int, lambda_inh: float
     ) -> None:
-        """`tables` are the buffers by name; `lambda_inh` is 0 for the same weight of all items."""
+        """`tables` are the buffers by name; with `lambda_inh` 0 all items have the same weight."""
         reads = len(tables["position_weights"])
         offsets = tables["posting_offsets"]
         longest = int((offsets[1:] - offsets[:-1]).max()) if len(offsets) > 1 else 0
@@ -206,7 +206,7 @@ class SessionKnnScorer(Scorer):
         return rows[kept][owners2], items, scores
 
     def nearest(self, rows: Tensor, similarities: Tensor, num_rows: int) -> Tensor:
-        """Indices of the k most similar of each row; of equal ones those that stand last."""
+        """Indices of the k most similar sessions of each row; ties prefer the later index."""
         last_first = torch.arange(rows.size(0) - 1, -1, -1, device=rows.device)
         # float32 for ties, as in `forward`
         rounded = similarities.to(torch.float32)[last_first]
@@ -227,15 +227,14 @@ SESSION_TABLES = (
 
 
 def first_of_highest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """(B, C) float32 -> (B, k) highest scores and their columns; of equal ones the lower column.
+    """(B, C) float32 -> (B, k) highest scores and their columns; ties in column order.
 
-    Columns of a catalogue are in the order of popularity, so that what no table tells apart is in
-    that order too.
+    Columns of a catalogue are in the order of popularity, so ties are too.
     """
     count = scores.size(1)
     place = torch.arange(count, 0, -1, device=scores.device).to(torch.float64) / count
     wide = scores.to(torch.float64)
-    # less than half of the distance of two float32 numbers
+    # less than half the gap between adjacent float32 numbers
     keys = wide + (wide.abs() * 2.0**-26 + 1e-60) * place
     keys = torch.where(scores == float("-inf"), wide, keys)
     columns = keys.topk(k)[1]

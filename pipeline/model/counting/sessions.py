@@ -1,4 +1,4 @@
-"""Ragged sessions in NumPy: what counting models are fitted to.
+"""Ragged sessions in NumPy, the training data of counting models.
 
 Sessions are `values` (item indices, oldest interaction first) and `offsets` (one more). Reserved
 indices are dropped before anything is counted, so that the interactions on either side become
@@ -19,11 +19,11 @@ from pipeline.core.columns import FIRST_ITEM
 Array = NDArray[np.int64]
 
 ENTRIES_AT_ONCE = 1 << 22
-"""Entries of sparse matrices in one chunk of rows; to rank them takes about 60 bytes each."""
+"""Entries of sparse matrices per chunk of rows; ranking takes about 60 bytes each."""
 
 
 def drop_reserved(values: Array, offsets: Array) -> tuple[Array, Array]:
-    """The same sessions without reserved indices; a session may end up empty."""
+    """Sessions without reserved indices; a session may become empty."""
     values, offsets = values[offsets[0] : offsets[-1]], offsets - offsets[0]  # a slice starts later
     kept = values >= FIRST_ITEM
     return values[kept], np.concatenate([[0], np.cumsum(kept)])[offsets]
@@ -49,7 +49,7 @@ def rows_of(matrix: sp.csr_array) -> Array:
 
 
 def largest_of_rows(matrix: sp.csr_array, count: int) -> sp.csr_array:
-    """Keep the `count` largest absolute values of each row; of equal ones the lower column."""
+    """Keep the `count` largest absolute values of each row; ties prefer the lower column."""
     longer = np.flatnonzero(np.diff(matrix.indptr) > count)
     if not len(longer):
         return matrix
@@ -65,7 +65,7 @@ def largest_of_rows(matrix: sp.csr_array, count: int) -> sp.csr_array:
 
 
 def chunks(costs: NDArray[Any], most: int | None = None) -> Iterator[slice]:
-    """(R,) costs -> slices over 0..R-1 of at most `most` together, or of one row.
+    """(R,) costs -> slices over 0..R-1 with a total cost of at most `most`, or of one row.
 
     `most` is ENTRIES_AT_ONCE by default.
     """

@@ -1,4 +1,4 @@
-"""Scorers from the tables of a file, which is checked: nothing says who wrote it."""
+"""Scorers from the tables of a file, checked because the file is not trusted."""
 
 from collections.abc import Mapping
 
@@ -23,8 +23,7 @@ _INDEX_TYPES = (torch.int32, torch.int64)
 def read_scorer(options: Config, tables: Mapping[str, Tensor], num_items: int) -> Scorer:
     """Scorer of `options` with these buffers.
 
-    ValueError unless they are the tables of such a model of `num_items` items; KeyError where one
-    is missing.
+    ValueError unless the tables are valid for `num_items` items; KeyError for a missing table.
     """
     popularity = tables["popularity"]
     _check(popularity.shape == (num_items,), "popularity")
@@ -66,7 +65,7 @@ def _check_session_tables(
 
 
 def _check_ragged(offsets: Tensor, values: Tensor, most: int, name: str) -> None:
-    """ValueError unless `offsets` cut `values` into rows, which are indices below `most`."""
+    """ValueError unless `offsets` cut `values` into rows and `values` are indices below `most`."""
     ends = offsets.dim() == 1 and len(offsets) > 0 and int(offsets[0]) == 0
     _check(ends and int(offsets[-1]) == len(values), name)
     _check(bool((offsets.diff() >= 0).all()), name)

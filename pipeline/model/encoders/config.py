@@ -1,9 +1,9 @@
 """Shape of a sequence encoder, and the module that is built from it.
 
-An encoder is called as `encoder(embeddings, lengths, order)`: (B, L, D), (B,) and None or (B, L)
--> (B, L, d_output). Positions at or beyond a length are padding; no hidden state of an interaction
-may depend on them. `order` is not None under plm only, see `PermutationMasking`. An encoder whose
-`reads_elapsed` is true also takes the feature `elapsed`, (B, L).
+An encoder is called as `encoder(embeddings, lengths, order)`: (B, L, D), (B,) and None or (B, L) ->
+(B, L, d_output). Positions at or beyond a length are padding, on which no hidden state of an
+interaction may depend. `order` is not None under plm only, see `PermutationMasking`. An encoder
+whose `reads_elapsed` is true also takes the feature `elapsed`, (B, L).
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from pipeline.recipe.choices import ARCHITECTURES
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Shape of a sequence encoder. ConfigError for numbers that cannot be one."""
+    """Shape of a sequence encoder. ConfigError for invalid numbers."""
 
     d_model: int
     """D: width of the embeddings."""
@@ -28,7 +28,7 @@ class EncoderConfig:
     n_layer: int = 1
     """Number of layers."""
     total_seq_length: int | None = None
-    """Number of positions: L, and one more where the masking appends one."""
+    """Number of positions: L, plus one if the masking appends a position."""
     hidden_act: str = "gelu"
     """Activation of the feed-forward networks."""
     initializer_range: float = 0.01
@@ -36,9 +36,9 @@ class EncoderConfig:
     layer_norm_eps: float = 0.03
     """Epsilon of layer normalization."""
     dropout: float = 0.3
-    """Dropout probability of all parts."""
+    """Dropout probability of all layers."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Further arguments of Hugging Face's config of this architecture; of HSTU `time_bias`."""
+    """Further arguments of the Hugging Face config; `time_bias` of HSTU."""
 
     name: ClassVar[str]
     """Name in a recipe and in `pipeline.recipe.choices.ARCHITECTURES`."""

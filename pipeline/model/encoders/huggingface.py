@@ -1,8 +1,8 @@
 """Any Hugging Face architecture that takes `inputs_embeds`, as an encoder of sessions.
 
-The direction of an architecture's attention is measured, not looked up: the derivative of early
-outputs by later inputs is exactly zero for a causal model. A model that attends to both sides gets
-a mask of (L, L) under clm; a model that ignores it is refused.
+The direction of attention is measured: the derivative of early outputs by later inputs is exactly
+zero for a causal model. A bidirectional model gets an (L, L) mask under clm; a model that ignores
+the mask is refused.
 """
 
 import copy
@@ -20,14 +20,14 @@ from pipeline.model.masking import Masking
 from pipeline.model.ops.token_pruning import TokenPruning, token_pruning_of
 
 Mask = Literal["none", "padding", "causal", "order"]
-"""Attention mask: none; of the padding, (B, L); of the future, (L, L); of the order of plm."""
+"""Attention mask: none, padding (B, L), causal (L, L), or the order of plm (B, L, L)."""
 
 
 def import_transformers() -> Any:
-    """Import Hugging Face transformers at first use; other architectures save the seconds."""
+    """Import Hugging Face transformers at first use, as the import takes seconds."""
     import transformers
 
-    transformers.logging.set_verbosity_error()  # its advice is about tokens
+    transformers.logging.set_verbosity_error()  # its warnings are about tokens
     return transformers
 
 
@@ -54,7 +54,7 @@ class HuggingFaceEncoder(nn.Module):
         """Width of the hidden states."""
         self.fixed_length = fixed_length
         self.token_pruning: TokenPruning | None = None
-        """Hooks that skip positions without a target in the last layer."""
+        """Hooks that drop positions without a target in the last layer, None if unsupported."""
 
     def forward(
         self,
@@ -67,7 +67,7 @@ class HuggingFaceEncoder(nn.Module):
         """(B, L, D), (B,), (B, L) or None -> (B, L, d_output).
 
         With `has_target` (B, L) bool the hidden states of other positions are undefined.
-        `most_targets` as in MaskedSequence.
+        `most_targets` is that of MaskedSequence.
         """
         if has_target is None or self.token_pruning is None or self.fixed_length is not None:
             hidden: Tensor = self._run(embeddings, lengths, order).last_hidden_state
@@ -84,7 +84,7 @@ class HuggingFaceEncoder(nn.Module):
         before = config._attn_implementation
         can_switch = hasattr(self.transformer, "set_attn_implementation")
         if can_switch:
-            self.transformer.set_attn_implementation("eager")  # the others keep no weights
+            self.transformer.set_attn_implementation("eager")  # the others return no weights
         try:
             output = self._run(embeddings, lengths, order, attentions=True)
         finally:
@@ -94,7 +94,7 @@ class HuggingFaceEncoder(nn.Module):
         if not weights or any(layer is None for layer in weights):
             raise ConfigError(f"{config.model_type} gives no attention weights.")
         width = embeddings.size(1)
-        # XLNet gives one tensor for each of its two streams; the last one predicts
+        # XLNet returns one tensor per stream; the last stream predicts
         layers = [layer[-1] if isinstance(layer, tuple) else layer for layer in weights]
         if config.model_type == "longformer":
             layers = [_by_position(layer) for layer in layers]
@@ -120,7 +120,7 @@ class HuggingFaceEncoder(nn.Module):
         if kind == "none" and whole:
             kind = "causal"
         if kind == "none":
-            return {}  # padding is on the right, which no position sees
+            return {}  # causal: no position sees padding on the right
         if kind == "causal":
             future = torch.ones(width, width, dtype=torch.bool, device=lengths.device).triu(1)
             if self.transformer.config._attn_implementation == "eager":
@@ -129,7 +129,7 @@ class HuggingFaceEncoder(nn.Module):
             else:
                 mask = ~future
             return {"attention_mask": mask.expand(embeddings.size(0), 1, -1, -1)}
-        # a row of padding only would have no position to attend to
+        # a row of padding alone needs one visible position
         visible = visible_positions(lengths.clamp(min=1), width).to(embeddings.dtype)
         if kind == "padding" and whole:
             return {"attention_mask": visible.bool()[:, None, None].expand(-1, 1, width, -1)}
@@ -146,10 +146,10 @@ class HuggingFaceEncoder(nn.Module):
 
 
 def prefers_whole_masks(values: Tensor) -> bool:
-    """Whether to give masks of (B, 1, L, L), which Hugging Face's models take as they are.
+    """Whether to pass masks of (B, 1, L, L), which Hugging Face's models use unchanged.
 
-    In training they read smaller ones to see whether any position is masked, for which a GPU would
-    have to finish its work first.
+    In training the models check whether a smaller mask masks any position, which synchronizes the
+    GPU.
     """
     return values.device.type != "cpu"
 
@@ -176,7 +176,7 @@ def wrap_transformer(
     """Measure which attention mask the model needs, and wrap it as an encoder.
 
     `positions` is the number of positions of the model, None without a limit. ConfigError for a
-    model that ignores the mask it needs.
+    model that ignores the mask that it needs.
     """
     kind = transformer.config.model_type
     width = fixed_length or min(4, positions or 4)
@@ -198,7 +198,7 @@ def wrap_transformer(
             measured = _measure_visibility(transformer, "padding", d_model, width, fixed_length)
         if measured.sees_later:
             raise ConfigError(f"{kind} does not heed a padding mask, so padding would change it.")
-    # token table, pooling and the like: parameters without a part in the output are not trained
+    # parameters without effect on the output, such as the token table, are not trained
     for parameter in measured.unused:
         parameter.requires_grad_(False)
     encoder = HuggingFaceEncoder(
@@ -214,7 +214,7 @@ class Visibility(NamedTuple):
 
     mask: Mask
     sees_later: bool
-    """Whether early positions depend on later ones (or, with a padding mask, on padding)."""
+    """Whether early positions depend on later ones, or with a padding mask on padding."""
     d_output: int
     unused: list[nn.Parameter]
     """Parameters on which the output does not depend."""
@@ -223,7 +223,7 @@ class Visibility(NamedTuple):
 def _measure_visibility(
     transformer: Any, mask: Mask, d_model: int, width: int, fixed_length: int | None
 ) -> Visibility:
-    """Run two rows of `width` positions, whose first (two) must not depend on the rest."""
+    """Run two rows of `width` positions; the early positions must not depend on the rest."""
     early = min(2, (width + 1) // 2)
     encoder = HuggingFaceEncoder(transformer, mask, d_model, fixed_length)
     training = transformer.training
@@ -242,7 +242,7 @@ def _measure_visibility(
                 (hidden * weights).sum(), [embeddings, *parameters], allow_unused=True
             )
     except Exception as error:
-        if mask == "causal":  # the model does not take such a mask
+        if mask == "causal":  # the model does not accept a causal mask
             return Visibility(mask, True, d_model, [])
         line = " ".join(str(error).split())[:160] or type(error).__name__
         raise ConfigError(
@@ -261,9 +261,9 @@ def build_transformer(
     options: Mapping[str, Any],
     **arguments: Any,
 ) -> Any:
-    """Build a Hugging Face model, by the name of its class, with fresh weights.
+    """Build a Hugging Face model with fresh weights by its class name.
 
-    Its config gets `settings`, which `options` may not change, and `defaults`, which they may.
+    Its config gets `settings`, which are fixed, and `defaults`, which `options` may change.
     """
     model_class = getattr(import_transformers(), model)
     config = make_config(model_class.config_class, settings, defaults, options)
@@ -278,8 +278,8 @@ def make_config(
 ) -> Any:
     """Make a Hugging Face config.
 
-    ConfigError for an option that it does not have, which Hugging Face would ignore, and for one
-    that `settings` fix.
+    ConfigError for an unknown option, which Hugging Face would ignore, and for an option that
+    `settings` fix.
     """
     aliases = config_class.attribute_map
     names = [f.name for f in dataclasses.fields(config_class)] + list(aliases)
@@ -310,8 +310,8 @@ def wrap_config_or_model(
 ) -> tuple[HuggingFaceEncoder, int, int | None]:
     """Encoder of a Hugging Face config (with fresh weights) or model, its D and its L (or None).
 
-    ConfigError for other objects. Rows have any width: for a model that depends on its shape use
-    `HuggingFaceConfig.build`.
+    ConfigError for other objects. Rows are not padded to a fixed width; a model that depends on
+    its shape needs `HuggingFaceConfig.build`.
     """
     transformers = import_transformers()
     if isinstance(transformer, transformers.PreTrainedModel):
@@ -347,5 +347,5 @@ def _num_positions(model: Any) -> int | None:
         return None
     table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
     padding = getattr(table, "padding_idx", None)
-    # RoBERTa's positions start behind that of the padding
+    # RoBERTa's position ids start after the padding id
     return positions if padding is None else positions - padding - 1

@@ -11,7 +11,7 @@ from pipeline.model.encoders.config import EncoderConfig
 
 
 class LayeredEncoder(nn.Module):
-    """Positions, layers and a last norm.
+    """Learned positions, layers and a final normalization.
 
     A layer has `forward`, (B, L, D) -> (B, L, D), and `weights`, (B, L, D) -> (B, H, L, L).
     """
@@ -31,7 +31,7 @@ class LayeredEncoder(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, embeddings: Tensor, lengths: Tensor, order: Tensor | None) -> Tensor:
-        """(B, L, D) -> (B, L, D); padding is on the right, behind all interactions."""
+        """(B, L, D) -> (B, L, D); padding is on the right."""
         hidden = self._positioned(embeddings)
         for layer in self.layers:
             hidden = layer(hidden)
@@ -47,12 +47,12 @@ class LayeredEncoder(nn.Module):
 
     def _positioned(self, embeddings: Tensor) -> Tensor:
         positions = self.positions.weight[: embeddings.size(1)]
-        # scaled to the length of position vectors, as in the programs of SASRec and HSTU
+        # scaled to the length of position vectors, as in the code of SASRec and HSTU
         return self.dropout(embeddings * self.d_output**0.5 + positions)
 
 
 class CausalAttention(nn.Module):
-    """Multi-head attention to the position itself and those before it."""
+    """Causal multi-head self-attention."""
 
     def __init__(self, width: int, n_head: int, dropout: float) -> None:
         super().__init__()

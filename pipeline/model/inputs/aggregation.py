@@ -1,4 +1,4 @@
-"""Aggregation of the features of an interaction to one vector.
+"""Aggregation of the features of an interaction into one vector.
 
 Shape letters: B sessions, L positions, F features, d width of a feature, D of the result.
 """
@@ -18,7 +18,7 @@ AGGREGATIONS = ["concat", "stack", "element-wise-sum", "element-wise-sum-item-mu
 
 
 class ConcatFeatures(nn.Module):
-    """Concatenation."""
+    """Concatenate the features."""
 
     def forward(self, parts: dict[str, Tensor]) -> Tensor:
         """F of (B, L, d_f) -> (B, L, sum of d_f)."""
@@ -26,9 +26,10 @@ class ConcatFeatures(nn.Module):
 
 
 class StackFeatures(nn.Module):
-    """Stack along a last axis (B, L, d, F), flattened, because sequence blocks read vectors.
+    """Stack along a last axis (B, L, d, F), then flatten it, as sequence blocks read vectors.
 
-    The F values of one dimension are adjacent; in ConcatFeatures the d values of one feature are.
+    The F values of one dimension are adjacent; ConcatFeatures keeps the d values of a feature
+    adjacent.
     """
 
     def forward(self, parts: dict[str, Tensor]) -> Tensor:
@@ -37,7 +38,7 @@ class StackFeatures(nn.Module):
 
 
 class ElementwiseSum(nn.Module):
-    """Sum."""
+    """Sum the features."""
 
     def forward(self, parts: dict[str, Tensor]) -> Tensor:
         """F of (B, L, d) -> (B, L, d)."""
@@ -58,7 +59,8 @@ class ElementwiseSumItemMulti(nn.Module):
 
 
 def build_aggregation(aggregation: str | nn.Module, item: str, widths: dict[str, int]) -> nn.Module:
-    """Build an aggregation by its name for features of these widths; a module stays as it is.
+    """Build an aggregation by its name for features of these widths; a module is returned
+    unchanged.
 
     ConfigError for an unknown name and for widths that do not fit.
     """
@@ -89,7 +91,7 @@ def build_aggregation(aggregation: str | nn.Module, item: str, widths: dict[str,
 
 
 def build_projection(projection: nn.Module | None, d_output: int | None, width: int) -> nn.Module:
-    """Return the module, built for `width` if it has `build`, or a linear layer to `d_output`."""
+    """The module, built for `width` if it has `build`, or a linear layer to `d_output`."""
     if projection is not None and d_output is not None:
         raise ConfigError("Both projection and d_output are given. Leave out one.")
     if d_output is not None:
@@ -101,7 +103,7 @@ def build_projection(projection: nn.Module | None, d_output: int | None, width: 
         raise ConfigError(
             f"projection is {projection!r}, expected a module; d_output takes a width."
         )
-    build = getattr(projection, "build", None)  # as MLPBlock has
+    build = getattr(projection, "build", None)  # MLPBlock has it
     if callable(build):
         build(width)
     return projection
@@ -111,8 +113,8 @@ def build_projection(projection: nn.Module | None, d_output: int | None, width: 
 def run_example(module: nn.Module, example: Any, kind: type[T]) -> T:
     """Output of a module for an `example` of two interactions, in evaluation mode.
 
-    ConfigError if the module does not take it or does not return a `kind`: a tensor (1, 2, D) or
-    parts {name: (1, 2, d)}.
+    ConfigError if the module rejects it or does not return a `kind`: a tensor (1, 2, D) or parts
+    {name: (1, 2, d)}.
     """
     name = type(module).__name__
     modes = [(part, part.training) for part in module.modules()]

@@ -10,7 +10,7 @@ from pipeline.core.errors import ConfigError, closest
 from pipeline.data.schema import ColumnSchema, Schema, Tags
 
 Tagged = str | Sequence[str] | None
-"""A tag or several; None selects no column."""
+"""One or several tags; None selects no column."""
 Initializer = Callable[[Tensor], object]
 """Fills a weight (rows, d) in place."""
 Combiner = Literal["mean", "sum", "sqrtn"]
@@ -19,10 +19,10 @@ Normalizer = Literal["layer-norm"]
 
 @dataclass(frozen=True, kw_only=True)
 class InputOptions:
-    """Options of the parts, as TabularSequenceFeatures takes them; None is the default."""
+    """Options of TabularSequenceFeatures for single features; None is the default."""
 
     embedding_dims: Mapping[str, int] = field(default_factory=dict)
-    """Width of single tables; it comes before the width of pretrained vectors and the rest."""
+    """Width of single tables; overrides the width of pretrained vectors and the defaults below."""
     embedding_dim_default: int = 64
     """Width of the other tables."""
     infer_embedding_sizes: bool = False
@@ -30,15 +30,15 @@ class InputOptions:
     infer_embedding_sizes_multiplier: float = 2.0
     """Factor of the fourth root of the cardinality."""
     embeddings_initializers: Mapping[str, Initializer] = field(default_factory=dict)
-    """Functions that fill a weight, by feature. Reserved rows are 0."""
+    """Functions that fill a weight in place, by feature; reserved rows are 0."""
     shared_tables: Sequence[Sequence[str]] = ()
-    """Lists of features that share a table, which has the rows of the largest feature."""
+    """Lists of features that share a table; it has the rows of the largest feature."""
     combiner: Combiner = "mean"
     """Combination of several indices of an interaction: mean, sum or sqrtn."""
     continuous_projection: int | Sequence[int] | None = None
-    """Widths of linear layers with ReLU that read all numbers together."""
+    """Widths of linear layers with ReLU over all continuous features."""
     continuous_soft_embeddings: bool = False
-    """Embed each number as a mixture of vectors."""
+    """Embed each number as a weighted sum of vectors."""
     soft_embedding_cardinalities: Mapping[str, int] = field(default_factory=dict)
     """Number of vectors of single continuous features."""
     soft_embedding_cardinality_default: int = 10
@@ -50,11 +50,11 @@ class InputOptions:
     layer_norm: bool = True
     """Normalize soft embeddings."""
     pretrained_embeddings: Mapping[str, Any] = field(default_factory=dict)
-    """PretrainedEmbeddings to look up by the index of a categorical feature, beside its table."""
+    """PretrainedEmbeddings by categorical feature, in addition to its table."""
     pretrained_output_dims: int | Mapping[str, int] | None = None
-    """Output width of columns whose vectors come with the batch, one for all or by name."""
+    """Output width of vector columns of the batch, one for all or by name."""
     normalizer: Normalizer | None = None
-    """Normalization of these columns: layer-norm."""
+    """Normalization of the vector columns: layer-norm."""
 
     def __post_init__(self) -> None:
         check_combiner(self.combiner)
@@ -79,7 +79,7 @@ class SelectedFeatures(NamedTuple):
     continuous: Schema
     """Columns of numbers."""
     vectors: Schema
-    """Columns of vectors that come with the batch."""
+    """Columns of vectors in the batch."""
 
 
 def select_features(
@@ -87,8 +87,8 @@ def select_features(
 ) -> SelectedFeatures:
     """Select columns by the tags of each kind, without targets; the item is always selected.
 
-    A column with a tag of `vectors` is a vector whatever its other tags. ConfigError for a column
-    of two kinds and for one whose description in the schema is incomplete.
+    A column with a tag of `vectors` is a vector, whatever its other tags. ConfigError for a column
+    of two kinds or with an incomplete description in the schema.
     """
     item = schema.item_id
     _check_tags(schema, _tags(categorical), Tags.CATEGORICAL)
@@ -107,7 +107,7 @@ def select_features(
 
 
 def _check_selected(selected: SelectedFeatures) -> None:
-    """ConfigError for a column of two kinds and for one with an incomplete description."""
+    """ConfigError for a column of two kinds or with an incomplete description."""
     for column in selected.categorical:
         if column.name in [*selected.continuous.column_names, *selected.vectors.column_names]:
             raise ConfigError(
@@ -131,7 +131,7 @@ def _check_selected(selected: SelectedFeatures) -> None:
 def merge_multi_valued(schema: Schema) -> tuple[Schema, dict[str, tuple[str, ...]]]:
     """Merge the columns of each multi-valued feature, such as tags, into one column.
 
-    Returns the schema and the names of the merged columns by feature.
+    Return the schema and the names of the merged columns by feature.
     """
     parts: dict[str, list[ColumnSchema]] = {}
     for column in schema:
@@ -169,7 +169,7 @@ def _check_tags(schema: Schema, tags: Sequence[str], default: str) -> None:
 
 
 def child_name(feature: str) -> str:
-    """Name of a feature's module: torch forbids points and names such as `type` and `keys`."""
+    """Name of a feature's module: torch forbids dots and names such as `type` and `keys`."""
     return "of_" + feature.replace("%", "%25").replace(".", "%2E")
 
 

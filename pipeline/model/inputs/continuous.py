@@ -37,7 +37,8 @@ class SoftEmbedding(nn.Module):
 
 
 def build_soft_embeddings(names: Sequence[str], options: InputOptions) -> dict[str, nn.Module]:
-    """Build the soft embedding of each feature, by name. ConfigError for other names."""
+    """Build the soft embedding of each feature, by name. ConfigError for options of other
+    features."""
     cardinalities, dims = options.soft_embedding_cardinalities, options.soft_embedding_dims
     check_names("soft_embedding_cardinalities", cardinalities, names, "soft")
     check_names("soft_embedding_dims", dims, names, "soft")
@@ -46,7 +47,7 @@ def build_soft_embeddings(names: Sequence[str], options: InputOptions) -> dict[s
         dim = dims.get(name, options.soft_embedding_dim_default)
         rows = cardinalities.get(name, options.soft_embedding_cardinality_default)
         soft = SoftEmbedding(rows, dim, options.embeddings_initializers.get(name))
-        # the norm of a single number is always 0
+        # layer normalization of a single number is always 0
         normed = options.layer_norm and dim > 1
         modules[name] = nn.Sequential(soft, nn.LayerNorm(dim)) if normed else soft
     return modules

@@ -43,7 +43,7 @@ from pipeline.model.inputs.transformations import (
 from pipeline.model.masking import ARGUMENTS, Masking, choose_masking
 
 PROJECTED = "continuous_projection"
-"""Name of the part that all continuous features make together."""
+"""Name of the part that combines all continuous features."""
 MASKING_ARGUMENTS = {name for names in ARGUMENTS.values() for name in names}
 
 
@@ -102,7 +102,7 @@ class TabularSequenceFeatures(nn.Module):
         check_pretrained(chosen.pretrained_embeddings, cardinalities)
         self.item = whole.item_id.name
         self.multi_valued = {n: cs for n, cs in multi_valued.items() if n in cardinalities}
-        """Columns of one value each, by multi-valued feature."""
+        """Columns of a multi-valued feature, each with one of its values."""
         self._build_parts(selected, chosen)
         self.pre = nn.ModuleList(build_pre(pre, cardinalities))
         self.post = nn.ModuleList(build_post(post))
@@ -131,7 +131,7 @@ class TabularSequenceFeatures(nn.Module):
         """Build the module of each feature with fresh weights."""
         self.combiner = options.combiner
         tables = build_tables(selected.categorical, self.item, options)
-        # a shared table has the name of its first feature, so that it is saved once
+        # a shared table is registered under its first feature, so that it is saved once
         owners: dict[int, str] = {}
         self._owners = {name: owners.setdefault(id(table), name) for name, table in tables.items()}
         self._tables = nn.ModuleDict({child_name(owners[id(t)]): t for t in tables.values()})
@@ -172,16 +172,16 @@ class TabularSequenceFeatures(nn.Module):
         return self.table(self.item)
 
     def table(self, name: str) -> nn.Embedding:
-        """Input embeddings of a categorical feature."""
+        """Embedding table of a categorical feature."""
         return self._tables[child_name(self._owners[name])]  # type: ignore[return-value]
 
     @property
     def tables(self) -> dict[str, nn.Embedding]:
-        """Input embeddings of all categorical features, by name."""
+        """Embedding tables of all categorical features, by name."""
         return {name: self.table(name) for name in self._owners}
 
     def pretrained_table(self, name: str) -> nn.Embedding:
-        """Pretrained vectors beside the table of a categorical feature."""
+        """Pretrained vectors of a categorical feature, in addition to its table."""
         return self.pretrained[child_name(name)].table  # type: ignore[return-value]
 
     @property
@@ -191,7 +191,7 @@ class TabularSequenceFeatures(nn.Module):
 
     @property
     def index_columns(self) -> dict[str, str]:
-        """Feature of each column of indices in a batch."""
+        """Feature of each index column in a batch."""
         return {
             column: name for name in self._owners for column in self.multi_valued.get(name, (name,))
         }
@@ -247,7 +247,7 @@ class TabularSequenceFeatures(nn.Module):
         return {name: part.expand(-1, width, -1) for name, part in parts.items()}
 
     def example_parts(self) -> dict[str, Tensor]:
-        """Parts of a session of two padding interactions, (1, 2, d) each, to read their widths."""
+        """Parts of a session of two padding interactions, (1, 2, d) each, which show the widths."""
         device = self.item_table.weight.device
         features = {
             name: torch.zeros(1, 2, dtype=torch.int64, device=device) for name in self._owners

@@ -1,4 +1,4 @@
-"""Vectors that were learned elsewhere, from text, images or graphs."""
+"""Pretrained vectors, of texts, images or graphs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -46,10 +46,10 @@ class VectorProjection(nn.Module):
 
 
 class PretrainedEmbeddings(nn.Module):
-    """Vectors beside a feature's own table, looked up by the same index.
+    """Pretrained vectors of a feature, looked up by the index of its table.
 
-    `weight_matrix` as in PretrainedEmbeddingsInitializer. It is saved with the weights of the
-    model, whether it is `trainable` or not. `combiner` makes one vector of several indices.
+    `weight_matrix` is that of PretrainedEmbeddingsInitializer. It is saved with the weights of the
+    model, `trainable` or not. `combiner` merges the vectors of several indices into one.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class PretrainedEmbeddings(nn.Module):
 def check_pretrained(
     pretrained: Mapping[str, PretrainedEmbeddings], num_rows: Mapping[str, int]
 ) -> None:
-    """ConfigError for a name that is not a categorical feature and a matrix of other rows."""
+    """ConfigError for an unknown categorical feature or a matrix with another number of rows."""
     check_names("pretrained_embeddings", pretrained, num_rows, "categorical")
     if len(set(map(id, pretrained.values()))) < len(pretrained):
         raise ConfigError("pretrained_embeddings gives one object to two features. Make two.")

@@ -38,7 +38,7 @@ def look_up(
         vectors = functional.embedding(indices, weight, table.padding_idx, sparse=True)
     if indices.dim() < 3:
         return vectors
-    total = vectors.sum(-2)  # the row of padding is zero
+    total = vectors.sum(-2)  # the padding row is zero
     if combiner == "sum":
         return total
     number = (indices != PADDING).sum(-1, keepdim=True).clamp(min=1)  # (B, L, 1)
@@ -127,7 +127,7 @@ def _build_table(
             nn.init.normal_(table.weight, std=EMBEDDING_DEVIATION)
         else:
             initializer(table.weight)
-        # training may never show an unknown value, whose vector must then be 0 rather than noise
+        # training may have no unknown value, whose vector must then be 0 rather than random
         table.weight[:FIRST_ITEM] = 0
     return table
 
@@ -167,7 +167,7 @@ def _groups(names: list[str], shared: Sequence[Sequence[str]]) -> dict[str, list
 
 
 def _common(names: list[str], values: Mapping[str, T], argument: str) -> T | None:
-    """Value of any feature of a table, None if none has one. ConfigError if values differ."""
+    """Common value of the features of a table, None without any. ConfigError if values differ."""
     different: list[T] = []
     for name in names:
         if name in values and not any(values[name] is v or values[name] == v for v in different):

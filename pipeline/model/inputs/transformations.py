@@ -1,4 +1,4 @@
-"""Transformations of features before they are embedded (`pre`) and of each after (`post`)."""
+"""Transformations of features before (`pre`) and after (`post`) they are embedded."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,7 +13,7 @@ from pipeline.model.ops.slots import Slots
 
 
 class StochasticSwapNoise(nn.Module):
-    """In training, replace random values by those of other interactions of the batch.
+    """In training, replace random values by values of other interactions of the batch.
 
     Each feature is drawn independently; all indices, or the vector, of an interaction are replaced
     together. Padding is neither replaced nor a source. Features of a session are swapped between
@@ -42,9 +42,9 @@ class StochasticSwapNoise(nn.Module):
 
     def _swap(self, values: Tensor, is_real: Tensor) -> Tensor:
         """(N, ...), (N,) -> (N, ...)."""
-        real = Slots.of(is_real, is_real.numel())  # a slot for each row, R of them filled
+        real = Slots.of(is_real, is_real.numel())  # one slot per row, R of them filled
         count, slot = real.num_filled(), torch.arange(is_real.numel(), device=is_real.device)
-        # a step of 1..R-1 among the real ones, so never the same interaction
+        # a step of 1..R-1 among the real interactions, so never to itself
         steps = 1 + torch.rand(slot.shape, device=slot.device) * (count - 1)
         others = (slot + steps.to(torch.int64).clamp(max=count - 1)) % count.clamp(min=1)
         chosen = (torch.rand(slot.shape, device=slot.device) < self.replacement_prob) & (count > 1)
@@ -88,14 +88,14 @@ class StochasticSharedEmbeddings(nn.Module):
 
 
 class TabularLayerNorm(nn.Module):
-    """Layer normalization of each feature's vector; a single number stays unchanged."""
+    """Layer normalization of each feature's vector; a single number is unchanged."""
 
     def __init__(self) -> None:
         super().__init__()
         self.norms = nn.ModuleDict()
 
     def build(self, widths: Mapping[str, int]) -> None:
-        """Make the layers. ConfigError if they are made already."""
+        """Build the layers. ConfigError if they exist already."""
         if len(self.norms):
             raise ConfigError("TabularLayerNorm belongs to another input block already.")
         for name, width in widths.items():
@@ -164,7 +164,7 @@ def _each(transformations: Transformations) -> Sequence[str | nn.Module]:
 
 
 def _module(name: str | nn.Module, argument: str, classes: dict[str, type[nn.Module]]) -> nn.Module:
-    """Module of a name; a module stays as it is."""
+    """Build a module by its name; a module is returned unchanged."""
     if isinstance(name, nn.Module):
         return name
     if name in (every := _PRE | _POST):

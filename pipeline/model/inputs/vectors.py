@@ -28,8 +28,8 @@ def read_vectors(
 
     The file is Parquet or CSV (with a header): a column of ids, `id_column` or the first, and one
     column of lists or columns of numbers. Returns the matrix (3 + ids, P) and the number of ids
-    that the file lacks. Reserved rows are 0; a missing id has the mean of the other vectors.
-    DataError, in one line, for a missing file and for ids without one vector of finite numbers.
+    that the file lacks. Reserved rows are 0; a missing id gets the mean of the other vectors.
+    DataError for a missing file and for ids without exactly one vector of finite numbers.
     """
     path = Path(path)
     values = _as_array(ids)
@@ -112,7 +112,7 @@ def _read_csv(path: Path) -> pa.Table:
 
 
 def _ids(path: Path, column: pa.Array, name: str, kind: pa.DataType) -> pa.Array:
-    """Ids of the file as `kind`, text or int64. DataError for other ids and for repeated ones."""
+    """Ids of the file as `kind`, text or int64. DataError for other ids and for repeated ids."""
     is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
     from_csv = not path.name.lower().endswith((".parquet", ".pq"))
     expected = "text" if kind == pa.string() else "integers"

@@ -1,15 +1,16 @@
 """Losses of next-item prediction.
 
-A new loss takes a class, a line in `LOSSES` below and its name in `pipeline.recipe.choices`. A loss
-is a module that gives the loss of each of T targets. Its `sampled` says what `forward` reads:
+A new loss needs a class, a line in `LOSSES` below and its name in `pipeline.recipe.choices`. A loss
+is a module that returns the loss of each of T targets. Its `sampled` defines the input of
+`forward`:
 
 | `sampled` | `forward`                                                             |
 | --------- | --------------------------------------------------------------------- |
 | False     | logits (T, items), positions of the targets in the catalogue (T,)     |
 | True      | `Sampled`: scores of the targets and of some negatives                |
 
-A loss over all logits may also have `over_catalogue`, which reads queries and the item table, so
-that it need not hold the product of both.
+A loss over all logits may also have `over_catalogue`, which reads queries and the item table and
+need not hold their product.
 """
 
 from collections.abc import Callable
@@ -36,13 +37,13 @@ class LossOptions(NamedTuple):
     """Settings of all losses; each loss reads its own."""
 
     label_smoothing: float = 0.0
-    """cross-entropy: share of the target's probability that is spread over the catalogue."""
+    """cross-entropy: share of the target's probability spread over the catalogue."""
     gbce_t: float = 0.75
-    """gbce: calibration; 0 is plain binary cross-entropy, 1 undoes the sampling."""
+    """gbce: calibration; 0 is binary cross-entropy, 1 corrects fully for the sampling."""
     regularization: float = 0.0
     """bpr-max: weight of the squared scores of negatives."""
     recompute: bool | None = None
-    """cross-entropy: compute scores again for the backward pass rather than keep them."""
+    """cross-entropy: recompute scores in the backward pass instead of keeping them."""
 
 
 LOSSES: dict[str, Callable[[LossOptions], nn.Module]] = {
@@ -61,7 +62,7 @@ LOSSES: dict[str, Callable[[LossOptions], nn.Module]] = {
 
 @runtime_checkable
 class OverCatalogue(Protocol):
-    """A loss that computes its own scores."""
+    """A loss that computes the scores itself."""
 
     def over_catalogue(
         self, queries: Tensor, table: Tensor, targets: Tensor, *, first: int, normalize: bool
@@ -72,7 +73,7 @@ class OverCatalogue(Protocol):
 def build_loss(name: str, **options: Any) -> nn.Module:
     """Build a loss by its name in `LOSSES`; `options` are fields of LossOptions.
 
-    Options of another loss have no effect. ConfigError for an unknown name.
+    Options of other losses have no effect. ConfigError for an unknown name.
     """
     if name not in LOSSES:
         raise ConfigError(f"loss is {name!r}; {closest(str(name), list(LOSSES))}")

@@ -18,10 +18,10 @@ REDUCTIONS = ("mean", "sum", "none")
 class LabelSmoothCrossEntropyLoss(nn.Module):
     """-log softmax(s)_p, with label smoothing (Szegedy et al., CVPR 2016).
 
-    The target has probability 1 - smoothing + smoothing / items, every other item
-    smoothing / items. `reduction` is "mean", "sum" or "none". `recompute` is for `over_catalogue`:
-    True computes the scores again for the backward pass, so that memory does not grow with targets
-    times items; False keeps them, which is faster; None keeps them up to half a gigabyte.
+    The target has probability 1 - smoothing + smoothing / items, every other item smoothing /
+    items. `reduction` is "mean", "sum" or "none". `recompute` is for `over_catalogue`: True
+    recomputes the scores in the backward pass, so that memory does not grow with targets times
+    items; False keeps them, which is faster; None keeps them up to half a gigabyte.
     """
 
     sampled = False
@@ -39,12 +39,13 @@ class LabelSmoothCrossEntropyLoss(nn.Module):
         self.recompute = recompute
         self._scratch = Scratch()
         self.gradients = Scratch()
-        """Memory of the table's gradient, released when the step is over."""
+        """Memory of the table's gradient, released at the end of the step."""
         self.shards: Shards | None = None
-        """Rows of the table that each process holds, None if the table is whole."""
+        """Distribution of the table's rows over processes, None if each process has the whole
+        table."""
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """(T, items), (T,) -> (T,) for reduction none, otherwise (); the mean of nothing is 0."""
+        """(T, items), (T,) -> (T,) for reduction none, otherwise (); the mean of no target is 0."""
         losses = functional.cross_entropy(
             logits, targets, reduction="none", label_smoothing=self.smoothing
         )

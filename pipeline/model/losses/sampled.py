@@ -1,4 +1,4 @@
-"""Losses over the score of the target and the scores of some negatives.
+"""Losses over the score of the target and the scores of sampled negatives.
 
 Shape letters: T positions with a target, N negatives of each.
 """
@@ -13,7 +13,7 @@ from pipeline.core.errors import ConfigError
 
 
 class Sampled(NamedTuple):
-    """Scores of T targets and of N negatives each, with the frequency of the draws.
+    """Scores of T targets and of N negatives per target, with the expected number of draws.
 
     A draw that equals the row's target is not a negative: no loss reads it, and a row without
     negatives has loss 0 and gradient 0. The methods below apply this mask.
@@ -35,14 +35,14 @@ class Sampled(NamedTuple):
     def scores(self) -> tuple[Tensor, Tensor]:
         """(T, 1) and (T, N) scores in float32 or finer, 0 for a draw that is not a negative.
 
-        0 rather than minus infinity: the gradient of the mask stays finite.
+        0 rather than minus infinity keeps the gradient of the mask finite.
         """
         dtype = torch.promote_types(self.negative.dtype, torch.float32)
         negative = self.negative.to(dtype).masked_fill(~self.is_negative, 0.0)
         return self.positive.to(dtype).unsqueeze(1), negative
 
     def lowered(self, values: Tensor) -> Tensor:
-        """(T, N) -> (T, N) with the lowest finite number for a draw that is not a negative."""
+        """(T, N) -> (T, N), with the lowest finite number for a draw that is not a negative."""
         return values.masked_fill(~self.is_negative, torch.finfo(values.dtype).min)
 
     def total(self, values: Tensor) -> Tensor:
@@ -76,7 +76,8 @@ class SampledSoftmaxLoss(nn.Module):
         """Sampled of (T,) and (T, N) -> (T,)."""
         positive, negative = sampled.scores()
         weighted = sampled.lowered(negative - sampled.log_expected)
-        # -log of e^s_p / (e^s_p + e^r) is -log sigma(s_p - r): no difference of large numbers
+        # -log of e^s_p / (e^s_p + e^r) is -log sigma(s_p - r), without a difference of large
+        # numbers
         rest = weighted.logsumexp(1)  # (T,)
         return -functional.logsigmoid(positive.squeeze(1) - rest)
 
@@ -89,9 +90,9 @@ class GBCELoss(nn.Module):
     cross-entropy; t = 1 gives the probabilities of training with all negatives.
 
     b = log(beta / N) balances the loss for equal scores of all items (a prior as the bias of the
-    output, Lin et al. 2017, "Focal loss"). It shifts all scores alike and changes no ranking.
+    output, Lin et al. 2017, "Focal loss"). It shifts all scores equally and changes no ranking.
     Without it a model first has to learn that nearly every item is a negative: on a catalogue of
-    3,000 items four epochs ended at the accuracy of popularity.
+    3,000 items the accuracy after four epochs was that of popularity.
     """
 
     sampled = True
@@ -110,7 +111,7 @@ class GBCELoss(nn.Module):
             draws = torch.full((), negative.size(1), device=negative.device)
         draws = draws.double()
         alpha = (draws / max(sampled.num_items - 1, 1)).clamp(max=1.0)
-        beta = 1 - self.t * (1 - alpha)  # the same, without the division by alpha
+        beta = 1 - self.t * (1 - alpha)  # the formula above without its division by alpha
         offset = (beta.clamp(min=1e-3) / draws.clamp(min=1)).log().to(positive.dtype)
         beta = beta.to(positive.dtype)
         liked = beta * functional.logsigmoid(positive + offset).squeeze(1)  # (T,)
@@ -148,7 +149,7 @@ class BPRMaxLoss(nn.Module):
         """Sampled of (T,) and (T, N) -> (T,)."""
         positive, negative = sampled.scores()
         log_weights = sampled.lowered(negative).log_softmax(1)  # (T, N)
-        # in logarithms: sigma(s_p - s_j) of all negatives can be 0 in floating point
+        # in logarithms, as sigma(s_p - s_j) can underflow to 0 for all negatives
         log_won = log_weights + functional.logsigmoid(positive - negative)
         penalty = sampled.total(log_weights.exp() * negative.square())
         return sampled.or_zero(-log_won.logsumexp(1)) + self.regularization * penalty

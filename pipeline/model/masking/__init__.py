@@ -1,4 +1,4 @@
-"""Maskings: the targets of a session and the positions that may be seen to predict them.
+"""Maskings: the targets of a session, and the positions visible to predict them.
 
 A masking takes interaction embeddings (B, L, D) and returns them with targets (B, L). Evaluating a
 session equals predicting it without its last item, by the same positions:
@@ -52,7 +52,7 @@ ARGUMENTS = {
         "discriminator_loss_weight",
     ),
 }
-"""Arguments of each masking, as `TabularSequenceFeatures.from_schema` takes them."""
+"""Arguments of each masking in `TabularSequenceFeatures.from_schema`."""
 
 
 def build_masking(
@@ -60,8 +60,8 @@ def build_masking(
 ) -> Masking:
     """Build a masking by its name, for interaction embeddings of `width`.
 
-    `arguments` are those of `ARGUMENTS`; None is the default. `item_alone`: the item is the only
-    feature. ConfigError for an unknown name and for an argument of another masking.
+    `arguments` have names of `ARGUMENTS`; None is the default. `item_alone` is true if the item is
+    the only feature. ConfigError for an unknown name and for an argument of another masking.
     """
     if name not in SHORT_NAMES:
         raise ConfigError(
@@ -90,7 +90,7 @@ def build_masking(
 def choose_masking(
     masking: str | Masking | None, width: int, arguments: Mapping[str, Any], *, item_alone: bool
 ) -> Masking | None:
-    """Build a masking by its name, or check one that the caller has made; None stays None."""
+    """Build a masking by its name, or check a masking object; None stays None."""
     if isinstance(masking, str):
         return build_masking(masking, width, arguments, item_alone=item_alone)
     for key, value in arguments.items():

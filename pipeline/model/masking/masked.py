@@ -1,4 +1,4 @@
-"""Maskings whose targets stand at their own positions.
+"""Maskings whose targets are at their own positions.
 
 mlm: masked language modelling (Devlin et al. 2019; BERT4Rec, Sun et al. 2019). plm: permutation
 language modelling (Yang et al. 2019, "XLNet").
@@ -16,7 +16,7 @@ from pipeline.model.masking.sequence import MaskedSequence, Masking, Stage
 
 
 class InPlaceMasking(Masking):
-    """Targets stand at their own positions, and attention is to both sides."""
+    """Masking with targets at their own positions and bidirectional attention."""
 
     looks_both_ways = True
     extra_positions = 1
@@ -27,7 +27,7 @@ class InPlaceMasking(Masking):
         """(B, L, D), (B, L), (B,) -> MaskedSequence."""
         query, order = (lengths - 1).clamp(min=0), None
         if stage == Stage.PREDICT:
-            # one more position, the target, behind the last interaction
+            # one more position, the target, after the last interaction
             embeddings = nn.functional.pad(embeddings, (0, 0, 0, 1))  # (B, L + 1, D)
             columns = torch.arange(embeddings.size(1), device=lengths.device)
             is_target = columns == lengths.unsqueeze(1)
@@ -42,7 +42,7 @@ class InPlaceMasking(Masking):
         return self.hide(sequence, is_target)
 
     def draw(self, lengths: Tensor, width: int) -> tuple[Tensor, Tensor | None]:
-        """(B,) -> targets of training (B, L) bool, and their order (B, L) or None."""
+        """(B,) -> training targets (B, L) bool, and their order (B, L) or None."""
         raise NotImplementedError
 
     def hide(self, sequence: MaskedSequence, is_target: Tensor) -> MaskedSequence:
@@ -51,7 +51,7 @@ class InPlaceMasking(Masking):
 
 
 class MaskedMasking(InPlaceMasking):
-    """mlm: a learned vector replaces some interactions, which are predicted from both sides.
+    """mlm: a learned vector replaces random interactions, which are predicted from both sides.
 
     `width` is D of the interaction embeddings, `probability` the share of masked interactions in
     training.
@@ -64,10 +64,10 @@ class MaskedMasking(InPlaceMasking):
         super().__init__()
         self.probability = check_probability("mlm_probability", probability)
         self.hidden_item = nn.Parameter(torch.randn(width) * 0.02)
-        """(D,) mask vector; saved weights hold it under this name."""
+        """(D,) mask vector, under its name in saved weights."""
 
     def check(self, width: int, *, item_alone: bool) -> None:
-        """ConfigError unless the mask vector is as wide as the interaction embeddings."""
+        """ConfigError unless the mask vector and the interaction embeddings have the same width."""
         if self.hidden_item.numel() != width:
             raise ConfigError(
                 f"The mask vector of the masking has {self.hidden_item.numel()} numbers, the "
@@ -79,18 +79,18 @@ class MaskedMasking(InPlaceMasking):
         return choose_masked(lengths, width, self.probability), None
 
     def most_targets(self, num_sessions: int, most_interactions: int) -> int:
-        """Mean number of targets and eight standard deviations, at least.
+        """At least the mean number of targets plus eight standard deviations.
 
-        More would be drawn once in 10^15 steps, and would not be learned.
+        A draw exceeds it once in 10^15 steps; the excess targets are left out of the loss.
         """
         chance = self.probability
-        # a session of two, the shortest with a target, gets one: 1 - 2 p more than its share
+        # a session of two, the shortest with a target, has one: 1 - 2 p more than the mean
         extra = max(0.0, 1 - 2 * chance) * num_sessions
         spread = math.sqrt(most_interactions * chance * (1 - chance))
         return min(math.ceil(most_interactions * chance + extra + 8 * spread), most_interactions)
 
     def hide(self, sequence: MaskedSequence, is_target: Tensor) -> MaskedSequence:
-        """Put the mask vector at the targets."""
+        """Replace the targets by the mask vector."""
         vector = self.hidden_item.to(sequence.embeddings.dtype)
         masked = torch.where(is_target.unsqueeze(-1), vector, sequence.embeddings)
         return sequence._replace(embeddings=masked)
@@ -99,10 +99,10 @@ class MaskedMasking(InPlaceMasking):
 class PermutationMasking(InPlaceMasking):
     """plm: spans of interactions are predicted in a random order.
 
-    A target sees all interactions that are not targets and the targets before it in the order,
-    with their content. `max_span_length` and `probability`, the share of interactions that are
-    targets, are those of XLNet's pretraining. `permute_all` puts every interaction into the order;
-    all but the first are targets then.
+    A target sees all interactions that are not targets, and the targets before it in the order.
+    `max_span_length` and `probability`, the share of targets among the interactions, default to
+    those of XLNet's pretraining. `permute_all` permutes every interaction; all but the first in the
+    order are targets then.
     """
 
     name = "plm"
@@ -123,13 +123,13 @@ class PermutationMasking(InPlaceMasking):
         draw = torch.rand(visible.shape, device=lengths.device).masked_fill(~visible, 2.0)
         if self.permute_all:
             order = draw.argsort(1).argsort(1).masked_fill(~visible, -1)
-            return order > 0, order  # the first has no interaction to be predicted from
+            return order > 0, order  # the first in the order sees no interaction
         is_target = some_but_not_all(self._spans(lengths, width), draw, visible)
         order = draw.masked_fill(~is_target, 3.0).argsort(1).argsort(1)
         return is_target, order.masked_fill(~is_target, -1)
 
     def _spans(self, lengths: Tensor, width: int) -> Tensor:
-        """(B,) -> (B, L) bool: a span of random length in each stretch of span / probability."""
+        """(B,) -> (B, L) bool: a span of random length per stretch of length span / probability."""
         device = lengths.device
         columns = torch.arange(width, device=device)
         shape = (lengths.numel(), 1)
@@ -144,16 +144,16 @@ class PermutationMasking(InPlaceMasking):
         return in_span
 
     def hide(self, sequence: MaskedSequence, is_target: Tensor) -> MaskedSequence:
-        """Put the targets after all other interactions, unless `draw` has chosen an order."""
+        """Order the targets after all other interactions, unless `draw` returned an order."""
         if sequence.order is not None:
             return sequence
-        # the target of an empty session has no position to see but its own
+        # the target of an empty session can only see its own position
         is_last = is_target & (sequence.query > 0).unsqueeze(1)
         return sequence._replace(order=is_last.to(torch.int64) - 1)
 
 
 def check_probability(name: str, value: float) -> float:
-    """Return `value`; ConfigError unless it is between 0 and 1, both excluded."""
+    """Return `value`; ConfigError unless 0 < value < 1."""
     if not isinstance(value, int | float) or not 0 < value < 1:
         raise ConfigError(f"{name} is {value!r}, expected above 0 and below 1.")
     return value
@@ -166,17 +166,17 @@ def last_positions(lengths: Tensor, width: int) -> Tensor:
 
 
 def choose_masked(lengths: Tensor, width: int, probability: float) -> Tensor:
-    """(B,) -> (B, L) bool: random interactions, at least one of a session and never all."""
+    """(B,) -> (B, L) bool: random interactions, at least one and never all of a session."""
     visible = visible_positions(lengths, width)
     draw = torch.rand(visible.shape, device=lengths.device).masked_fill(~visible, 2.0)
     return some_but_not_all(draw < probability, draw, visible)
 
 
 def some_but_not_all(chosen: Tensor, draw: Tensor, visible: Tensor) -> Tensor:
-    """Add the smallest draw of each row to `chosen` (B, L) and remove the largest.
+    """Add the smallest draw of each row to `chosen` (B, L), and remove the largest draw.
 
-    `draw` is random at `visible` positions and 2 elsewhere. A session of one interaction keeps
-    none.
+    `draw` is random at `visible` positions and 2 elsewhere. A session of one interaction has no
+    target.
     """
     if draw.size(0) == 0:
         return chosen

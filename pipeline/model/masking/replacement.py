@@ -1,10 +1,10 @@
 """rtd: replaced token detection with a generator and a discriminator (ELECTRA, Clark 2020).
 
 The generator is a masked language model. Its draws replace the masked interactions, and the
-discriminator classifies for every interaction whether it was replaced. Both share the input block.
-Tied, they also share the encoder, as in the paper of Transformers4Rec. Untied, the generator has
-its own encoder, and the encoder that recommends learns both objectives, masked items and replaced
-ones: ELECTRA's discriminator alone could not name the next item.
+discriminator classifies whether each interaction was replaced. Both share the input block. Tied,
+they also share the encoder, as in the paper of Transformers4Rec. Untied, the generator has its own
+encoder, and the recommending encoder learns both objectives, masked items and replaced items:
+ELECTRA's discriminator alone does not predict items.
 """
 
 from collections.abc import Collection
@@ -31,11 +31,11 @@ class Replaced(NamedTuple):
 
 
 class ReplacementMasking(Masking):
-    """mlm, and the detection of interactions that a generator has replaced.
+    """mlm with detection of the interactions that a generator replaced.
 
     `sample_from_batch` draws whole interactions of the batch, by the generator's probability of
-    their items. Without it items are drawn from the catalogue, which needs a model that reads only
-    the item: a drawn item would keep the price of the original and reveal itself.
+    their items. Without it items are drawn from the catalogue; the model must read only the item
+    then, as a drawn item with the price of the original would be easy to detect.
     """
 
     name = "rtd"
@@ -62,16 +62,17 @@ class ReplacementMasking(Masking):
         self.generator_loss_weight = generator_loss_weight
         self.discriminator_loss_weight = discriminator_loss_weight
         self.discriminator: nn.Linear | None = None
-        """Hidden states to one logit, above 0 for a replaced interaction."""
+        """Layer from hidden states to one logit, above 0 for a replaced interaction."""
 
     def build(self, d_hidden: int, *, has_encoder: bool = True) -> None:
-        """Make the discriminator's last layer for hidden states of width `d_hidden`."""
+        """Build the discriminator's output layer for hidden states of width `d_hidden`."""
         if not has_encoder:
             raise ConfigError("rtd needs a TransformerBlock: it reads from both sides.")
         self.discriminator = nn.Linear(d_hidden, 1)
 
     def check(self, width: int, *, item_alone: bool) -> None:
-        """ConfigError for another width, and for draws that other features would reveal."""
+        """ConfigError for another width, and for catalogue draws in a model with further
+        features."""
         self.masked.check(width, item_alone=item_alone)
         if not item_alone and not self.sample_from_batch:
             raise ConfigError(
@@ -83,18 +84,18 @@ class ReplacementMasking(Masking):
     def apply_to(
         self, embeddings: Tensor, item_ids: Tensor, lengths: Tensor, stage: Stage
     ) -> MaskedSequence:
-        """Mask as mlm does."""
+        """Mask as in mlm."""
         return self.masked.apply_to(embeddings, item_ids, lengths, stage)
 
     def most_targets(self, num_sessions: int, most_interactions: int) -> int:
-        """Number of mlm."""
+        """Maximum number of targets of mlm."""
         return self.masked.most_targets(num_sessions, most_interactions)
 
     def loss(self, body: Any, task: Any, batch: SessionBatch, weights: Tensor | None) -> Tensor:
-        """Weighted sum of the loss of masked items and that of the detection, ()."""
+        """Weighted sum of the losses of masked items and of detection, ()."""
         table = body.inputs.item_table.weight
         masked = body.masked(batch, Stage.TRAIN)
-        # detection reads all positions, in a pass of its own
+        # detection reads all positions, in a separate pass
         encoded = body.through(masked, targets_only=True)
         most = encoded.most_targets
         loss = task.loss(encoded.hidden, encoded.targets, table, weights, most)
@@ -122,13 +123,13 @@ class ReplacementMasking(Masking):
     ) -> Replaced:
         """Replace the `masked` interactions by draws of the generator.
 
-        `logits` (T, V - 3) are the generator's at these; `item` names the item feature, `vectors`
-        the features that are vectors. The batch itself is not changed.
+        `logits` (T, V - 3) are the generator's at the masked positions; `item` names the item
+        feature, `vectors` the vector features. The batch itself is not changed.
         """
         ids = batch.features[item]
         if not len(logits):
             return Replaced(batch, torch.zeros_like(ids, dtype=torch.bool))
-        # a number for each position, so that a draw does not depend on the form of the slots
+        # one number per position, so that draws are equal in both forms of the slots
         draw = masked.take(torch.rand(ids.shape, device=ids.device))  # (T,)
         if self.sample_from_batch:
             features = _draw_interactions(batch, ids, masked, logits, draw, vectors)
@@ -163,7 +164,7 @@ def _draw_interactions(
     `draw` (T,) are random numbers in [0, 1).
     """
     is_item = ids >= FIRST_ITEM  # (B, L)
-    pool = Slots.of(is_item, batch.most_interactions)  # one slot for each interaction, P
+    pool = Slots.of(is_item, batch.most_interactions)  # P slots, one per interaction
     items = (pool.take(ids).to(torch.int64) - FIRST_ITEM).clamp(min=0)
     # the count of an item in the batch does not change its probability
     ones = pool.only_filled(torch.ones_like(items), 0)
@@ -182,11 +183,11 @@ def _draw_interactions(
 def _drawn_columns(chances: Tensor, draw: Tensor) -> Tensor:
     """(T, C) probabilities, (T,) random numbers in [0, 1) -> (T,) columns.
 
-    The inverse of the distribution function: torch.multinomial waits for the device, and takes as
-    many random numbers as there are probabilities.
+    Sampling inverts the distribution function: torch.multinomial synchronizes the device and needs
+    as many random numbers as probabilities.
     """
     total = chances.cumsum(1)
-    # above 0, so that the column has a probability above 0
+    # above 0, so that a column of probability 0 is never drawn
     height = (1 - draw).unsqueeze(1) * total[:, -1:]
     columns = torch.searchsorted(total, height).squeeze(1)
-    return columns.clamp(max=chances.size(1) - 1)  # without any probability, the last one
+    return columns.clamp(max=chances.size(1) - 1)  # the last column if all probabilities are 0

@@ -1,4 +1,4 @@
-"""What a masking is: the sequence and the targets that it makes, and the loss that they have.
+"""Interface of maskings: the masked sequence, its targets and their loss.
 
 Shape letters: B sessions, L positions, D width.
 """
@@ -17,8 +17,8 @@ from pipeline.model.ops.shared_gradient_embedding import share_gradient
 class Stage(StrEnum):
     """Training, evaluation on sessions that hold their target, or prediction.
 
-    `TRAIN_WHOLE` is training with the last interaction as an input too, which tasks beside the
-    next item read; for maskings with `encodes_once`.
+    `TRAIN_WHOLE` is training with the last interaction as input, for tasks other than the next
+    item; for maskings with `encodes_once`.
     """
 
     TRAIN = "train"
@@ -35,15 +35,15 @@ class MaskedSequence(NamedTuple):
     targets: Tensor
     """(B, L) item indices, PADDING at positions without a target."""
     lengths: Tensor
-    """(B,) number of positions that attention may see; the rest is padding."""
+    """(B,) number of visible positions; the rest is padding."""
     query: Tensor
     """(B,) position whose hidden state predicts the next item (or the last target)."""
     order: Tensor | None = None
-    """(B, L) order of plm: a position sees positions of a lower number and all those of -1."""
+    """(B, L) order of plm: a position sees positions of lower order and those of order -1."""
     most_targets: int | None = None
     """Number of target slots in the static form of a training step, None for the packed form."""
     elapsed: Tensor | None = None
-    """(B, L) the feature `elapsed`, for an encoder that reads it."""
+    """(B, L) feature `elapsed`, for an encoder that reads it."""
 
 
 class Encoded(NamedTuple):
@@ -64,38 +64,39 @@ class Encoded(NamedTuple):
 
 
 class Masking(nn.Module):
-    """Targets of a session and the positions that may be seen to predict them."""
+    """Base class: targets of a session and the positions visible to predict them."""
 
     name: str
     """clm, mlm, plm, rtd or none."""
     causal = False
-    """Attention must be to the past only."""
+    """Whether attention must be causal."""
     looks_both_ways = False
-    """Attention must be to both sides."""
+    """Whether attention must be bidirectional."""
     extra_positions = 0
-    """Positions beyond L that the sequence block must have."""
+    """Positions that the sequence block needs beyond L."""
     has_targets = True
-    """Whether the masking makes targets for the next-item task."""
+    """Whether the masking defines targets for the next-item task."""
     few_targets = False
-    """Targets of training are a small share of the positions: the last layer may skip the rest."""
+    """Whether targets are a small share of the positions, so that the last layer may skip the
+    rest."""
     separate_generator = False
-    """The objective trains a copy of the blocks as a generator."""
+    """Whether the objective trains a copy of the blocks as generator."""
     can_shard = True
-    """The objective works with an item table that is spread over processes."""
+    """Whether the objective supports an item table sharded over processes."""
     encodes_once = False
-    """Tasks beside the next item can read the hidden states of its training pass."""
+    """Whether other tasks can read the hidden states of the next-item training pass."""
 
     def build(self, d_hidden: int, *, has_encoder: bool) -> None:
-        """Make the layers that read hidden states of width `d_hidden`.
+        """Build the layers that read hidden states of width `d_hidden`.
 
-        `has_encoder` says whether a TransformerBlock is among the blocks. ConfigError if the
-        masking needs one.
+        `has_encoder` is true if a TransformerBlock is among the blocks. ConfigError if the masking
+        needs one.
         """
 
     def check(self, width: int, *, item_alone: bool) -> None:
         """ConfigError if the masking does not fit an input block of output `width`.
 
-        `item_alone`: the item is the only feature.
+        `item_alone` is true if the item is the only feature.
         """
 
     def apply_to(
@@ -107,22 +108,22 @@ class Masking(nn.Module):
     def at_targets(self, values: Tensor) -> Tensor:
         """Move (B, L) values of interactions to the positions of their targets.
 
-        Unchanged for a masking whose targets stand at their own positions.
+        Unchanged for a masking whose targets are at their own positions.
         """
         return values
 
     def may_be_targets(self, lengths: Tensor, width: int) -> Tensor:
-        """(B,) lengths -> (B, L) bool: interactions that training may predict."""
+        """(B,) lengths -> (B, L) bool: interactions that can be training targets."""
         return torch.ones(len(lengths), width, dtype=torch.bool, device=lengths.device)
 
     def most_targets(self, num_sessions: int, most_interactions: int) -> int:
-        """Largest number of targets of training among so many sessions and interactions."""
+        """Maximum number of training targets of this many sessions and interactions."""
         return most_interactions
 
     def loss(self, body: Any, task: Any, batch: SessionBatch, weights: Tensor | None) -> Tensor:
         """Training loss of a NextItemPredictionTask on a SequentialBlock, ().
 
-        `weights` (B, L) stand at the positions of the targets, as `at_targets` gives them.
+        `weights` (B, L) are at the positions of the targets, see `at_targets`.
         """
         return loss_and_encoded(body, task, batch, weights, Stage.TRAIN)[0]
 
@@ -130,10 +131,11 @@ class Masking(nn.Module):
 def loss_and_encoded(
     body: Any, task: Any, batch: SessionBatch, weights: Tensor | None, stage: Stage
 ) -> tuple[Tensor, Encoded]:
-    """Loss () of a next-item task, and what it read; at TRAIN only positions with a target."""
+    """Loss () of a next-item task and its hidden states; at TRAIN only at positions with a
+    target."""
     table = body.inputs.item_table.weight
     looked_up, scored = None, table
-    if task.scores_all_rows and not batch.is_static:  # a graph has no sparse gradients
+    if task.scores_all_rows and not batch.is_static:  # a captured graph has no sparse gradients
         looked_up, scored = share_gradient(table)
     masked = body.masked(batch, stage, looked_up)
     encoded: Encoded = body.through(masked, targets_only=stage == Stage.TRAIN)
@@ -142,7 +144,7 @@ def loss_and_encoded(
 
 
 class NoMasking(Masking):
-    """No targets from the session itself: for models whose tasks read other columns."""
+    """No masking, for models whose tasks read other columns than the item."""
 
     name = "none"
     has_targets = False
@@ -156,7 +158,7 @@ class NoMasking(Masking):
 
 
 class CausalMasking(Masking):
-    """clm: each position predicts the next item. Attention is to the past only.
+    """clm: each position predicts the next item. Attention is causal.
 
     `train_on_last_item_seq_only` trains on the last item of each session only.
     """
@@ -181,7 +183,7 @@ class CausalMasking(Masking):
             return MaskedSequence(embeddings, targets, lengths, inputs)
         if item_ids.size(1) == 1:
             return MaskedSequence(embeddings, torch.zeros_like(item_ids), inputs, inputs)
-        # the last item of the longest row is only a target: one column less to compute
+        # the last item of the longest row is only a target, so one column is dropped
         targets = self.at_targets(item_ids)
         query = (inputs - 1).clamp(min=0)
         if stage == Stage.TRAIN:
@@ -189,22 +191,22 @@ class CausalMasking(Masking):
         return MaskedSequence(embeddings[:, :-1], targets, inputs, query)
 
     def _targets(self, targets: Tensor, last: Tensor) -> Tensor:
-        """(B, L) -> the targets that training has: all, or those at the positions `last` (B,)."""
+        """(B, L) -> training targets: all, or those at the positions `last` (B,)."""
         if not self.train_on_last_item_seq_only:
             return targets
         columns = torch.arange(targets.size(1), device=last.device)
         return torch.where(columns == last.unsqueeze(1), targets, PADDING)
 
     def at_targets(self, values: Tensor) -> Tensor:
-        """(B, L) -> (B, L - 1): the value of the interaction after each position."""
+        """(B, L) -> (B, L - 1): the value of the next interaction of each position."""
         return values[:, 1:] if values.size(1) > 1 else values
 
     def most_targets(self, num_sessions: int, most_interactions: int) -> int:
-        """All interactions, or one of each session."""
+        """All interactions, or one per session."""
         return num_sessions if self.train_on_last_item_seq_only else most_interactions
 
     def may_be_targets(self, lengths: Tensor, width: int) -> Tensor:
-        """(B,) lengths -> (B, L) bool: all interactions but the first, or the last only."""
+        """(B,) lengths -> (B, L) bool: all interactions except the first, or only the last."""
         columns = torch.arange(width, device=lengths.device)
         if self.train_on_last_item_seq_only:
             return (columns > 0) & (columns == (lengths - 1).unsqueeze(1))

@@ -1,4 +1,4 @@
-"""Parts that the forms of the catalogue cross-entropy share: settings, sums, rows and chunks.
+"""Shared parts of the catalogue cross-entropy: settings, sums, rows and chunks.
 
 Shape letters: T targets, E width of queries and items, V rows of the table.
 """
@@ -11,24 +11,24 @@ from torch.nn import functional
 
 
 class Scratch:
-    """Memory for (T, items) exponentials that is used again in each step.
+    """Memory for (T, items) exponentials, reused in each step.
 
-    A new allocation in each step would cost as much in page faults as a product. The buffer is
-    exclusive until it is released; while it is in use, further calls allocate.
+    A new allocation per step costs as much in page faults as a product. The buffer is exclusive
+    until it is released; while it is in use, further calls allocate.
     """
 
     def __init__(self) -> None:
         self._free: Tensor | None = None
 
     def take(self, size: int, like: Tensor) -> Tensor:
-        """Return a buffer of at least (size,) numbers, not initialized."""
+        """Return an uninitialized buffer of at least (size,) numbers."""
         free, self._free = self._free, None
         if free is None or free.numel() < size or not _alike(free, like):
             return like.new_empty(size)
         return free
 
     def take_like(self, like: Tensor) -> Tensor:
-        """Return a buffer of the shape of `like`, not initialized."""
+        """Return an uninitialized buffer of the shape of `like`."""
         free, self._free = self._free, None
         if free is None or free.shape != like.shape or not _alike(free, like):
             return torch.empty_like(like)
@@ -50,41 +50,41 @@ def _alike(free: Tensor, like: Tensor) -> bool:
 
 
 class Settings(NamedTuple):
-    """Computation of the scores from queries and table."""
+    """Settings of the computation of scores from queries and table."""
 
     first: int
     """Number of rows of the table before the first item."""
     smoothing: float
-    """Share of the target's probability that is spread over the catalogue."""
+    """Share of the target's probability spread over the catalogue."""
     normalize: bool
-    """Scale items to length 1."""
+    """Whether items are scaled to length 1."""
     scratch: Scratch | None
-    """Buffer of the exponentials; None computes the scores again in the backward pass."""
+    """Buffer of the exponentials; None recomputes the scores in the backward pass."""
     gradients: Scratch | None
-    """Buffer of the table's gradient; its values of an earlier step are overwritten."""
+    """Buffer of the table's gradient; values of earlier steps are overwritten."""
     factors: torch.dtype | None = None
-    """Type that the factors of products are rounded to, None for that of the queries."""
+    """Type to which factors of products are rounded, None for the type of the queries."""
 
 
 class Scan(NamedTuple):
-    """Sums of one pass over the items of a table, for T queries."""
+    """Sums over the items of a table for T queries, computed in one pass."""
 
     top: Tensor
-    """(T,) number that scores are lowered by before the exponential, near the largest score."""
+    """(T,) shift subtracted from scores before the exponential, near the largest score."""
     total: Tensor
     """(T,) sum of exp(score - top)."""
     mixed: Tensor
-    """(T, E) sum of the items, each times its exp(score - top); 0 unless `mix`."""
+    """(T, E) sum of the items, weighted by exp(score - top); 0 unless `mix`."""
     item_sum: Tensor
     """(E,) sum of the items; 0 without smoothing."""
     tops: Tensor | None
     """(chunks, T) `top` after each chunk, None if no later pass reads it."""
     kept: tuple[Tensor, ...]
-    """Exponentials of the chunks, empty unless they are kept: one buffer or a tensor a chunk."""
+    """Exponentials of the chunks, in one buffer or one tensor per chunk; empty if not kept."""
 
 
 def rounded(values: Tensor, factors: torch.dtype | None, precise: torch.dtype) -> Tensor:
-    """Values as they stand in a product that rounds to `factors`, in the type `precise`."""
+    """Values rounded to `factors` as in a product, in the type `precise`."""
     return (values if factors is None else values.to(factors)).to(precise)
 
 
@@ -103,7 +103,7 @@ def rows_of(table: Tensor, rows: Tensor, normalize: bool) -> Tensor:
 def add_row_gradients(
     grad_table: Tensor, grad_rows: Tensor, table: Tensor, rows: Tensor, normalize: bool
 ) -> None:
-    """Add the gradients of `rows_of` (N, E) to that of the table (V, E), in place."""
+    """Add the gradients of `rows_of` (N, E) to the gradient of the table (V, E), in place."""
     if normalize:
         grad_rows = through_norm(grad_rows, functional.embedding(rows, table))
     grad_table.index_add_(0, rows, grad_rows.to(table.dtype))
@@ -118,7 +118,7 @@ def through_norm(grad_unit: Tensor, rows: Tensor) -> Tensor:
 
 
 def chunk_bounds(num_items: int, step: int, multiple: int = 1) -> list[tuple[int, int]]:
-    """First and last + 1 item of chunks of one width, a multiple of `multiple` near `step`."""
+    """(first, last + 1) item of chunks of equal width, a multiple of `multiple` near `step`."""
     count = max(1, round(num_items / step))
     step = -(-num_items // count)
     step = -(-step // multiple) * multiple

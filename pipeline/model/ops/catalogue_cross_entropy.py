@@ -2,9 +2,9 @@
 
 The catalogue is read in chunks, with a running maximum and sum (the online softmax of Milakov and
 Gimelshein, 2018), and the gradient of the queries is accumulated in the same pass, as in flash
-attention. A chunk of scores is small enough to stay in the processor's cache, which on a CPU
-makes the products twice as fast and the exponentials nearly free. On a GPU, and under autocast on
-any device, `catalogue_scan_device.py` makes the passes.
+attention. On a CPU a chunk of scores stays in the processor's cache, which makes the products twice
+as fast and the exponentials nearly free. On a GPU, and under autocast on any device,
+`catalogue_scan_device.py` computes the passes.
 
 Shape letters: T targets, E width of queries and items, V rows of the table.
 """
@@ -28,7 +28,7 @@ from pipeline.model.ops.catalogue_scan_cpu import cached_gradients, scan_cached
 from pipeline.model.ops.catalogue_scan_device import chunk_gradients, scan_chunks
 
 MOST_KEPT_BYTES = 2**29
-"""Largest size of exponentials that are kept for the backward pass by default."""
+"""Maximum size of the exponentials kept for the backward pass by default."""
 
 
 def catalogue_cross_entropy(
@@ -45,8 +45,8 @@ def catalogue_cross_entropy(
     """(T, E), (first + items, E), (T,) positions among the items -> (T,) losses.
 
     `scratch` keeps the exponentials, T times items numbers, for the backward pass; without it they
-    are computed again, which takes a third more products. `gradients` holds memory of a gradient
-    of the table that is no longer in use.
+    are recomputed, at a third more products. `gradients` is reusable memory for the gradient of the
+    table.
     """
     settings = Settings(first, smoothing, normalize, scratch, gradients, autocast_factors(queries))
     with full_precision(queries):
@@ -56,7 +56,7 @@ def catalogue_cross_entropy(
 def autocast_factors(queries: Tensor) -> torch.dtype | None:
     """Type of the factors of products: that of autocast, or of queries in half precision.
 
-    None for that of the queries. Autocast leaves float64 alone.
+    None stands for the type of the queries. Autocast does not change float64.
     """
     device = queries.device.type
     if torch.is_autocast_enabled(device) and queries.dtype != torch.float64:
@@ -81,7 +81,7 @@ class _CatalogueCrossEntropy(Function):
         )
         kind, precise = settings.factors, sums.total.dtype
         log_total = sums.top + sums.total.log()
-        # rounded as in the products, or the target could score more than the whole catalogue
+        # rounded as in the products, so that the target never scores more than the whole catalogue
         target_rows = rounded(rows_of(table, targets + first, settings.normalize), kind, precise)
         query_factors = rounded(queries, kind, precise)
         at_target = (query_factors * target_rows).sum(-1)
@@ -119,7 +119,7 @@ class _CatalogueCrossEntropy(Function):
 def scan(queries: Tensor, table: Tensor, settings: Settings, *, mix: bool, gradient: bool) -> Scan:
     """(T, E), (first + items, E) -> Scan.
 
-    `mix` and `gradient` say whether the queries and the table need a gradient.
+    `mix` is true if the queries need a gradient, `gradient` if the table does.
     """
     scan_all = scan_cached if _fits_cache(queries, settings) else scan_chunks
     return scan_all(queries, table, settings, mix=mix, gradient=gradient)
@@ -136,17 +136,17 @@ def softmax_gradient(
     tops: Tensor,
     kept: tuple[Tensor, ...],
 ) -> Tensor:
-    """(V, E) gradient of the table by the softmax, without the part of the target rows.
+    """(V, E) softmax gradient of the table, without the term of the target rows.
 
     `grad_output` (T,) is the gradient of the losses, `log_total` (T,) the log of the sum of
-    exp(score) over the catalogue, `spread` the probability that smoothing gives to an item. The
-    exponentials that a `scan` kept are overwritten; a second backward pass computes them again.
+    exp(score) over the catalogue, `spread` the probability of an item by smoothing. The
+    exponentials that a `scan` kept are overwritten; a second backward pass recomputes them.
     """
     gradients = cached_gradients if _fits_cache(queries, settings) else chunk_gradients
     return gradients(queries, table, grad_output, log_total, settings, spread, tops=tops, kept=kept)
 
 
 def _fits_cache(queries: Tensor, settings: Settings) -> bool:
-    """Whether the passes for a CPU are to run: their buffers cannot be compiled."""
+    """Whether the CPU passes apply, whose buffers cannot be compiled."""
     is_plain = settings.factors is None and not torch.compiler.is_compiling()
     return queries.device.type == "cpu" and is_plain

@@ -17,9 +17,9 @@ from pipeline.model.ops.catalogue_chunks import (
 )
 
 CHUNK_BYTES = 3 * 2**19
-"""Size of a chunk of scores; with its factors it fits a core's second-level cache of 2 MB."""
+"""Bytes of a chunk of scores; with its factors it fits a core's L2 cache of 2 MB."""
 FEWEST_ITEMS = 128
-"""Fewest items in a chunk: narrower products are slow."""
+"""Minimum items of a chunk, as narrower products are slow."""
 
 
 def scan_cached(
@@ -27,7 +27,7 @@ def scan_cached(
 ) -> Scan:
     """(T, E), (first + items, E) -> Scan.
 
-    `mix` and `gradient` say whether the queries and the table need a gradient.
+    `mix` is true if the queries need a gradient, `gradient` if the table does.
     """
     first = settings.first
     num_items, num_targets = table.size(0) - first, queries.size(0)
@@ -82,7 +82,7 @@ def cached_gradients(
     tops: Tensor | None,
     kept: tuple[Tensor, ...],
 ) -> Tensor:
-    """Return what `softmax_gradient` of `catalogue_cross_entropy` returns."""
+    """Return the result of `catalogue_cross_entropy.softmax_gradient`."""
     first, num_targets = settings.first, queries.size(0)
     chunks = _chunks(table.size(0) - first, num_targets)
     memory = kept[0] if kept else None
@@ -104,7 +104,7 @@ def cached_gradients(
             weighted = queries * grad_output.unsqueeze(1)
         else:
             block = memory[num_targets * start : num_targets * stop].view(num_targets, stop - start)
-            # the exponentials lack one factor per row, which the smaller matrix takes
+            # the exponentials lack one factor per row; it is applied to the smaller matrix
             assert tops is not None  # noqa: S101
             weighted = queries * (grad_output * (tops[number] - log_total).exp_()).unsqueeze(1)
         grad_items = grad_table[rows]
@@ -141,10 +141,10 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 def _factor_type(queries: Tensor) -> torch.dtype | None:
     """bfloat16 on a CPU with bfloat16 products at precision "medium", else None.
 
-    There products round their factors to bfloat16 in any case. Exponentials that are rounded once
-    take half the memory, and the products need not round them again. Scores stay in float32: the
-    exponential would amplify their rounding. With few queries, rounding the items and the factors
-    of their gradients would cost more than it saves.
+    There products round their factors to bfloat16 anyway. Exponentials rounded once take half the
+    memory, and products need not round them again. Scores stay in float32: the exponential would
+    amplify their rounding. With few queries, rounding the items and the factors of their gradients
+    would cost more than it saves.
     """
     rounds = torch.get_float32_matmul_precision() == "medium" and queries.dtype == torch.float32
     many = queries.size(0) > 2 * queries.size(1)

@@ -1,8 +1,8 @@
 """Passes over a catalogue on a GPU, and in low precision on any device.
 
-Chunks are large and nothing is written in place but the table's gradient, so that `torch.compile`
-traces the passes and no step waits for the device. Products round their factors to
-`Settings.factors` and have their result in float32; maxima, exponentials and sums are in float32.
+Chunks are large and only the table's gradient is written in place, so that `torch.compile` traces
+the passes and no step synchronizes the device. Products round their factors to `Settings.factors`;
+results, maxima, exponentials and sums are float32.
 
 Shape letters: T targets, E width of queries and items, V rows of the table, C items of a chunk.
 """
@@ -22,11 +22,11 @@ from pipeline.model.ops.catalogue_chunks import (
 )
 
 CPU_CHUNK_BYTES = 3 * 2**19
-"""Size of a chunk of scores on a CPU, which stays in a core's cache."""
+"""Bytes of a chunk of scores on a CPU, which fits a core's cache."""
 MULTIPLE = 64
-"""Items of a chunk are a multiple of it, as tensor cores need aligned rows."""
+"""The items of a chunk are a multiple of this number, as tensor cores need aligned rows."""
 _HALF_SHIFT = 14 * math.log(2)
-"""float16 ends at 6e-8: exponentials up to 2^14 keep items of a probability of 4e-12."""
+"""float16 underflows below 6e-8: scaling exponentials up to 2^14 keeps probabilities of 4e-12."""
 
 
 def scan_chunks(
@@ -34,7 +34,7 @@ def scan_chunks(
 ) -> Scan:
     """(T, E), (first + items, E) -> Scan.
 
-    `mix` and `gradient` say whether the queries and the table need a gradient.
+    `mix` is true if the queries need a gradient, `gradient` if the table does.
     """
     kind, precise = _types(queries, settings)
     shift = _HALF_SHIFT if kind == torch.float16 else 0.0
@@ -74,7 +74,7 @@ def chunk_gradients(
     tops: Tensor,
     kept: tuple[Tensor, ...],
 ) -> Tensor:
-    """Return what `softmax_gradient` of `catalogue_cross_entropy` returns."""
+    """Return the result of `catalogue_cross_entropy.softmax_gradient`."""
     kind, precise = _types(queries, settings)
     factors = queries.to(kind)
     rounded = factors.to(precise)
@@ -88,7 +88,7 @@ def chunk_gradients(
         else:
             items = item_rows(table, rows.start, rows.stop, settings.normalize).to(kind)
             weights = (product(factors, items.T, precise) - top.unsqueeze(1)).exp().to(kind)
-        # the exponentials lack one factor a row, which the smaller matrix takes
+        # the exponentials lack one factor per row; it is applied to the smaller matrix
         weighted = rounded * (grad_output * (top - log_total).exp()).unsqueeze(1)  # (T, E)
         grad_items = _scaled_product(weights.T, weighted, kind)  # (C, E)
         if smoothed is not None:
@@ -105,14 +105,14 @@ def product(left: Tensor, right: Tensor, precise: torch.dtype) -> Tensor:
         return left @ right
     if left.device.type == "cuda":
         return torch.mm(left, right, out_dtype=precise)
-    # other devices round the result as well; products of rounded factors are exact in float32
+    # other devices also round the result; in float32, products of rounded factors are exact
     return left.to(precise) @ right.to(precise)
 
 
 def _scaled_product(weights: Tensor, weighted: Tensor, kind: torch.dtype) -> Tensor:
     """(C, T) of type `kind`, (T, E) -> (C, E) in the type of `weighted`.
 
-    float16 holds no small numbers, so the gradients are scaled to its range.
+    The gradients are scaled into the range of float16, in which they would underflow.
     """
     if kind != torch.float16:
         return product(weights, weighted.to(kind), weighted.dtype)
@@ -121,7 +121,7 @@ def _scaled_product(weights: Tensor, weighted: Tensor, kind: torch.dtype) -> Ten
 
 
 def _types(queries: Tensor, settings: Settings) -> tuple[torch.dtype, torch.dtype]:
-    """Types of factors and of sums, which need float32 at least."""
+    """Types of factors and of sums; sums are at least float32."""
     return settings.factors or queries.dtype, torch.promote_types(queries.dtype, torch.float32)
 
 

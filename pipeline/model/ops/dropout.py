@@ -1,9 +1,8 @@
-"""Dropout whose random numbers are cheap on a CPU.
+"""Dropout with cheap random numbers on a CPU.
 
-torch draws a float for each element; with rows of a few interactions that is a quarter of a
-training step. Here 64 random bits decide four elements, with a resolution of 1 / 65,536 in the
-probability, and the scale follows the rounded probability. On other devices torch's dropout is
-used.
+torch draws a float per element, which takes a quarter of a training step on short sessions. Here 64
+random bits decide four elements; the probability is rounded to a multiple of 1 / 65,536, and the
+scale follows it. Other devices use torch's dropout.
 """
 
 from typing import Any

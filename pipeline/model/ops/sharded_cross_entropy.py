@@ -1,7 +1,7 @@
-"""Softmax cross-entropy over a catalogue whose vectors are spread over processes.
+"""Softmax cross-entropy over a catalogue whose vectors are sharded over processes.
 
 Each process scores its own items for the queries of all processes, so that time and memory are
-shared as the table is. Maxima and sums are merged as those of chunks are in
+divided like the table. Maxima and sums are merged like those of chunks in
 `catalogue_cross_entropy.py`.
 
 Shape letters: T targets of all processes, n of this one, E width of queries and items.
@@ -36,9 +36,9 @@ def sharded_cross_entropy(
 ) -> Tensor:
     """(n, E), (own rows, E), (n,) positions among all items -> (n,) losses.
 
-    `settings.first` counts rows of the whole table; `recompute` as in LabelSmoothCrossEntropyLoss.
-    All processes call it in the same step, also a process without targets. The gradient of the
-    table is that of the mean over processes, as in DDP.
+    `settings.first` counts rows of the whole table; `recompute` is that of
+    LabelSmoothCrossEntropyLoss. All processes, also one without targets, must call it in the same
+    step. The gradient of the table is that of the mean over processes, as in DDP.
     """
     settings = settings._replace(factors=autocast_factors(queries))
     with full_precision(queries):

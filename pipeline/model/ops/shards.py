@@ -1,12 +1,12 @@
-"""Rows of one embedding table spread over processes, and the collectives that exchange them.
+"""Rows of an embedding table sharded over processes, and the collectives that exchange them.
 
 The collectives are torch's. torch.distributed.tensor (DTensor) also has a sharded embedding and a
-`loss_parallel`, but several tensors of scores (T, V / N) are in memory at once, label smoothing
-fails, and all processes must have as many targets. Here each process has its own batch, and the
-number of targets differs. TorchRec's tables are looked up and have no loss over the catalogue.
+`loss_parallel`, but it holds several tensors of scores (T, V / N) at once, label smoothing fails,
+and all processes must have equally many targets. Here each process has its own batch, and the
+number of targets differs. TorchRec's tables have lookups but no loss over the catalogue.
 docs/reference/sharding.md has the comparison.
 
-A method marked "Collective" is a step that all processes take in the same order.
+All processes must call methods marked "Collective" in the same order.
 
 Shape letters: N processes, V rows of the table, r the rank of a process, 0..N - 1.
 """
@@ -27,13 +27,13 @@ class Shards:
     """Process r of N holds rows r * V // N up to (r + 1) * V // N."""
 
     rank: int
-    """r of this process."""
+    """r, the rank of this process."""
     count: int
-    """Number of processes, N."""
+    """N, the number of processes."""
     num_rows: int
-    """Rows of the whole table, V."""
+    """V, the rows of the whole table."""
     group: Any = None
-    """Process group apart from DDP's collectives; None is torch's default group."""
+    """Process group separate from DDP's collectives; None is torch's default group."""
 
     @property
     def bounds(self) -> list[int]:
@@ -55,8 +55,8 @@ class Shards:
         return (rows >= self.first) & (rows < self.last)
 
     def sizes(self, number: int) -> list[int]:
-        """Gather the number of each process, by rank. Collective."""
-        # on the CPU, so that no process waits for its GPU
+        """Gather `number` of all processes, by rank. Collective."""
+        # on the CPU, without synchronizing the GPU
         numbers = torch.empty(self.count, dtype=torch.int64)
         distributed.all_gather_single(numbers, torch.tensor([number]), group=self.group)
         return numbers.tolist()
@@ -87,7 +87,7 @@ class Shards:
         return parts.view(self.count, own, *values.shape[1:]).sum(0)
 
     def sum(self, values: Tensor) -> Tensor:
-        """Add up `values`, of one shape in all processes, in place. Collective."""
+        """Sum `values`, of equal shape in all processes, in place. Collective."""
         distributed.all_reduce(values, group=self.group)
         return values
 
@@ -98,7 +98,7 @@ class Shards:
 
 
 class ShardedEmbedding(torch.nn.Embedding):
-    """An embedding table of V rows, of which this process holds its own.
+    """An embedding table of V rows, of which this process holds its shard.
 
     `weight`, its gradient and its optimizer state are (own rows, d). A lookup is collective. The
     gradient is that of the mean of the losses of all processes, as in DDP.
@@ -120,7 +120,7 @@ class ShardedEmbedding(torch.nn.Embedding):
     def look_up(self, indices: Tensor, weight: Tensor, *, sparse: bool) -> Tensor:
         """Look up `indices` in a `weight` (own rows, d) in place of the table's. Collective."""
         shards = self.shards
-        # each row is sent once, however often a batch holds it
+        # each distinct row is sent once
         rows_read, positions = indices.to(torch.int64).unique(return_inverse=True)
         cuts = torch.searchsorted(rows_read, rows_read.new_tensor(shards.bounds[1:-1])).tolist()
         received = [stop - start for start, stop in pairwise([0, *cuts, len(rows_read)])]

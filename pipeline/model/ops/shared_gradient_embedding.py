@@ -1,4 +1,4 @@
-"""One item table in two places of a graph: the input lookup and the scores share one gradient."""
+"""One item table for the input lookup and the scores, which share one gradient."""
 
 from typing import Any
 
@@ -10,8 +10,8 @@ from torch.autograd.function import once_differentiable
 def share_gradient(table: Tensor) -> tuple[Tensor, Tensor]:
     """(V, E) -> views for lookup and for scores, whose gradients are added in place.
 
-    autograd adds a sparse gradient to a dense one with two more tables in memory: one of zeros and
-    one for the sum.
+    autograd itself would add a sparse gradient to a dense one with two more tables in memory, zeros
+    and the sum.
     """
     return _ShareGradient.apply(table)
 
@@ -29,5 +29,5 @@ class _ShareGradient(Function):
     ) -> Tensor | None:
         if grad_lookup is None or grad_scores is None:
             return grad_scores if grad_lookup is None else grad_lookup
-        # no other node holds this gradient; that of an empty loss is one number, expanded
+        # no other node holds this gradient; the gradient of an empty loss is an expanded number
         return grad_scores.contiguous().add_(grad_lookup)

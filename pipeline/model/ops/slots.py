@@ -1,11 +1,10 @@
 """Rows of a batch that take part in a loss, in one of two forms.
 
-The packed form holds these rows alone: least work, but their number is known only when the mask has
-been computed, so a GPU would have to report it to the CPU in each step. The static form has a fixed
-number of slots, of which the last ones may be empty and weigh nothing: all shapes are known in
-advance, no step waits for the device, and a step can be captured as a graph. The filled slots are
-the rows of the packed form in their order, so that random draws for one slot after the other are
-the same in both forms.
+The packed form holds only these rows. It is the least work, but the number of rows depends on the
+mask, so each step would synchronize the GPU. The static form has a fixed number of slots; the last
+ones may be empty and have weight 0. All shapes are known in advance, no step synchronizes the
+device, and a step can be captured as a graph. The filled slots are the rows of the packed form in
+the same order, so that random draws per slot are equal in both forms.
 
 Shape letters: B sessions, L positions, T slots.
 """
@@ -17,10 +16,10 @@ from torch import Tensor
 
 
 class Slots(NamedTuple):
-    """Rows of a flattened (B, L) or (B,) mask that are true, in their order."""
+    """True rows of a flattened (B, L) or (B,) mask, in order."""
 
     rows: Tensor
-    """(T,) indices of flattened rows; of an empty slot, the number of rows."""
+    """(T,) indices of flattened rows; the number of rows in an empty slot."""
     filled: Tensor | None
     """(T,) bool, None for the packed form, which has no empty slot."""
     num_axes: int
@@ -28,7 +27,7 @@ class Slots(NamedTuple):
 
     @classmethod
     def of(cls, mask: Tensor, most: int | None) -> Self:
-        """Make the slots of a bool `mask`: `most` of them, or packed for None.
+        """Make `most` slots of a bool `mask`, or the packed form for None.
 
         Rows beyond the first `most` are left out.
         """
@@ -37,7 +36,7 @@ class Slots(NamedTuple):
             return cls(flat.nonzero().squeeze(1), None, mask.dim())
         most = min(most, flat.numel())
         slot = flat.cumsum(0) - 1
-        # rows without a slot write to one more, which is cut off
+        # rows without a slot write to an extra slot, which is cut off
         slot = torch.where(flat & (slot < most), slot, most)
         every = torch.arange(flat.numel(), device=flat.device)
         rows = torch.full((most + 1,), flat.numel(), device=flat.device)
@@ -45,11 +44,11 @@ class Slots(NamedTuple):
         return cls(rows, rows < flat.numel(), mask.dim())
 
     def take(self, values: Tensor) -> Tensor:
-        """(B, L, ...) or (B, ...) -> (T, ...), any row of the mask in an empty slot."""
+        """(B, L, ...) or (B, ...) -> (T, ...); an empty slot holds an arbitrary row."""
         return self._flat(values).index_select(0, self._existing())
 
     def put(self, values: Tensor, rows: Tensor) -> Tensor:
-        """(B, L, ...), (T, ...) -> (B, L, ...) with `rows` in the places of the filled slots."""
+        """(B, L, ...), (T, ...) -> (B, L, ...) with `rows` at the positions of the filled slots."""
         flat = self._flat(values)
         if self.filled is None:
             return flat.index_copy(0, self.rows, rows).view_as(values)

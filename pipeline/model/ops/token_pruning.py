@@ -1,8 +1,8 @@
-"""Token pruning: the last layer of an encoder at some positions only.
+"""Token pruning: the last layer of an encoder computes some positions only.
 
-After its attention a layer works on each position alone: feed-forward network, dropout and norms,
-most of its time. A masked model learns from the masked positions, a fifth of all, so the last
-layer drops the others before this part.
+After its attention a layer is position-wise: feed-forward network, dropout and norms, most of its
+time. A masked model learns from the masked positions, a fifth of all, so the last layer drops the
+others before this part.
 """
 
 from collections.abc import Iterator
@@ -17,8 +17,8 @@ from pipeline.model.ops.slots import Slots
 class TokenPruning:
     """Hooks around the position-wise part of a layer.
 
-    The layer and the names of its weights stay as they are. Outside of `only_at` the hooks do
-    nothing; inside, the output at other positions is 0.
+    The layer and the names of its weights are unchanged. Outside `only_at` the hooks do nothing;
+    inside, the output at dropped positions is 0.
     """
 
     def __init__(self, first: nn.Module, last: nn.Module, *, positions_first: bool) -> None:

@@ -11,7 +11,7 @@ from pipeline.recipe.choices import NEGATIVES
 
 NEED_COUNTS = ("popularity", "in-batch")
 MOST_WEIGHT = 2**53
-"""Largest sum of whole numbers that is exact in float64."""
+"""Largest integer sum that is exact in float64."""
 
 
 class Negatives(NamedTuple):
@@ -20,7 +20,7 @@ class Negatives(NamedTuple):
     items: Tensor
     """(N,) for all targets or (T, N): positions in the catalogue, 0 to items - 1."""
     log_expected: Tensor
-    """Same shape, float32: log(N q_j), the log of the expected number among a row's N draws."""
+    """Same shape, float32: log(N q_j), the log of the expected number of draws among N."""
 
 
 def is_negative(items: Tensor, targets: Tensor) -> Tensor:
@@ -41,9 +41,9 @@ class NegativeSampler(nn.Module):
     | in-batch     | no draw: the negatives are the targets of the batch, q is proportional  |
     |              | to `counts`; a count of 0 is replaced by the smallest one above 0       |
 
-    `shared` draws one set for all targets, otherwise each target has its own. In-batch has one set
-    for any `shared` and `num_negatives`: all T targets; a row's own target is not a negative, so N
-    in log(N q_j) is T - 1. ConfigError for sizes below 1 and for unusable counts.
+    `shared` draws one set for all targets, otherwise each target has its own. In-batch ignores
+    `shared` and `num_negatives`: its set is all T targets; a row's own target is not a negative, so
+    N in log(N q_j) is T - 1. ConfigError for sizes below 1 and invalid counts.
     """
 
     cumulative: Tensor | None
@@ -85,7 +85,7 @@ class NegativeSampler(nn.Module):
     def draw(self, targets: Tensor, num_targets: Tensor | None = None) -> Negatives:
         """(T,) positions in the catalogue -> Negatives, on the device of the targets.
 
-        `num_targets` () is the number of targets that in-batch counts, by default T.
+        `num_targets` () is the number of targets of in-batch, by default T.
         """
         if self.distribution == "in-batch":
             draws = max(targets.numel() - 1, 1) if num_targets is None else num_targets - 1
@@ -106,7 +106,7 @@ class NegativeSampler(nn.Module):
             case _:
                 assert self.cumulative is not None  # noqa: S101
                 weight = (chance * self.total_weight).long()
-                # right: an item of weight 0 ends where it begins and is skipped
+                # right=True skips items of weight 0
                 items = torch.searchsorted(self.cumulative, weight, right=True)
         # expm1 rounds differently on each device
         return items.clamp(max=self.num_items - 1)
@@ -125,7 +125,7 @@ class NegativeSampler(nn.Module):
 
 
 def _whole_weights(counts: Tensor | None, num_items: int, distribution: str) -> Tensor:
-    """(items,) of any dtype -> (items,) int64 in proportion. ConfigError for unusable counts."""
+    """(items,) of any dtype -> (items,) proportional int64. ConfigError for invalid counts."""
     if counts is None:
         raise ConfigError(
             f"Negatives by {distribution} need to know how often each item occurs. Pass "
@@ -143,6 +143,6 @@ def _whole_weights(counts: Tensor | None, num_items: int, distribution: str) -> 
             "each item occurs in training."
         )
     if bool((counts != counts.round()).any()) or float(counts.sum()) > MOST_WEIGHT:
-        # finer than the resolution of a draw; rounded up, so that no count above 0 becomes 0
+        # finer than the resolution of a draw; ceil keeps counts above 0
         counts = (counts * (2.0**40 / counts.sum())).ceil()
     return counts.long()

@@ -81,7 +81,7 @@ class NextItemPredictionTask(nn.Module):
         )
         self.sampled = bool(getattr(self.objective, "sampled", False))
         self.sparse_gradients = False
-        """Whether the lookup of single items gives a sparse gradient."""
+        """Whether the lookup of single items has a sparse gradient."""
         self._make_sampler = functools.partial(
             NegativeSampler,
             distribution=negatives,
@@ -96,9 +96,9 @@ class NextItemPredictionTask(nn.Module):
         """E, set by `build`."""
 
     def build(self, d_hidden: int, num_rows: int, d_item: int) -> None:
-        """Make the layers: a projection to the item's width or an output table, and the sampler.
+        """Build the layers: a projection to the item's width or an output table, and the sampler.
 
-        ConfigError if they are made already.
+        ConfigError if they exist already.
         """
         if self.output_table is not None or not isinstance(self.projection, nn.Identity):
             raise ConfigError("A NextItemPredictionTask stands in two heads; make one for each.")
@@ -118,14 +118,14 @@ class NextItemPredictionTask(nn.Module):
         return () if self.weights is None else self.weights.columns
 
     def target_weights(self, batch: SessionBatch, item: str) -> Tensor | None:
-        """(B, L) weight of each interaction as a target, None if all weigh the same.
+        """(B, L) weight of each interaction as a target, None for equal weights.
 
         `item` names the item feature.
         """
         if self.weights is None:
             return None
         weights: Tensor = self.weights(batch)
-        if weights.dim() == 1:  # of a session
+        if weights.dim() == 1:  # a session feature
             weights = weights.unsqueeze(1).expand_as(batch.features[item])
         return weights
 
@@ -136,12 +136,12 @@ class NextItemPredictionTask(nn.Module):
 
     @property
     def is_sharded(self) -> bool:
-        """Whether this process holds only a part of the items."""
+        """Whether this process holds only a shard of the item table."""
         objective = self.objective
         return isinstance(objective, LabelSmoothCrossEntropyLoss) and objective.shards is not None
 
     def queries(self, hidden: Tensor) -> Tensor:
-        """(..., D) -> (..., E): queries, whose products with `items` are the scores."""
+        """(..., D) -> (..., E): queries, whose inner products with `items` are the scores."""
         if self.task_block is not None:
             hidden = self.task_block(hidden)
         hidden = self.projection(hidden)
@@ -152,7 +152,7 @@ class NextItemPredictionTask(nn.Module):
     def items(self, item_table: Tensor, positions: Tensor | None = None) -> Tensor:
         """(V, item width) -> (V - 3, E), or those at `positions` in the catalogue.
 
-        ConfigError while the table is spread over processes.
+        ConfigError while the table is sharded over processes.
         """
         if self.is_sharded:
             raise ConfigError(
@@ -188,7 +188,7 @@ class NextItemPredictionTask(nn.Module):
 
         A missing or unknown item is not a target. Without a target the loss is 0. With `weights`
         (B, L) it is the weighted mean. `most_targets` is T in the static form, None for the packed
-        form. ConfigError for weights, or the static form, and a loss that reduces itself.
+        form. ConfigError for weights or the static form with a loss that returns one number.
         """
         # (T, D) rather than (B * L, D): the logits are the largest tensor of a step
         slots = Slots.of(targets >= FIRST_ITEM, most_targets)
@@ -209,7 +209,7 @@ class NextItemPredictionTask(nn.Module):
             )
         if weights is None:
             return slots.mean(losses)
-        # only ratios count; all weights may be tiny, as those of old interactions are
+        # only ratios matter; all weights may be tiny, as those of old interactions
         scale = slots.only_filled(slots.take(weights).double(), 0.0)
         scale = (scale / scale.max().clamp(min=torch.finfo(scale.dtype).tiny)).to(losses.dtype)
         return (losses * scale).sum() / scale.sum().clamp(min=torch.finfo(losses.dtype).tiny)
@@ -220,7 +220,7 @@ class NextItemPredictionTask(nn.Module):
         return functional.pad(items, (FIRST_ITEM, 0), value=float("-inf"))
 
     def _losses(self, hidden: Tensor, targets: Tensor, item_table: Tensor, slots: Slots) -> Tensor:
-        """(T, D), (T,) -> (T,), or () from a loss that reduces itself."""
+        """(T, D), (T,) -> (T,), or () from a loss that returns one number."""
         if self.sampler is not None:
             return self._sampled_losses(self.sampler, hidden, targets, item_table, slots)
         if not isinstance(self.objective, OverCatalogue):
@@ -229,7 +229,7 @@ class NextItemPredictionTask(nn.Module):
         table = item_table if self.output_table is None else self.output_table
         return self.objective.over_catalogue(
             self.queries(hidden),
-            # one dropout mask for all chunks, so the item vectors are made first
+            # one dropout mask for all chunks needs all item vectors first
             self.items(item_table) if drops else table,
             targets,
             first=0 if drops else FIRST_ITEM,

@@ -24,7 +24,7 @@ Summary = Literal["last", "mean", "first"] | None
 class ColumnValues(nn.Module):
     """Numbers of a column of the batch, or entries of a `table` (rows,) at the column's indices.
 
-    With a table a categorical column becomes a target or a weight, as {purchase: 5, view: 1}.
+    With a table, a categorical column becomes a target or a weight, as in {purchase: 5, view: 1}.
     """
 
     def __init__(self, column: str, table: Tensor | None = None) -> None:
@@ -41,7 +41,7 @@ class ColumnValues(nn.Module):
                 f"{', '.join(batch.features)}."
             )
         values = batch.features[self.column]
-        # a batch may be counted on the CPU, before it is moved
+        # a batch may still be on the CPU
         return values.float() if self.table is None else self.table.to(values.device)[values]
 
     @property
@@ -53,7 +53,7 @@ class ColumnValues(nn.Module):
 class Recency(nn.Module):
     """Weights that halve for every `half_life` of age before `newest`, in units of the column.
 
-    `others` are further weights to multiply with.
+    `others` are further weights, which are multiplied.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Recency(nn.Module):
         self.others = others
 
     def forward(self, batch: SessionBatch) -> Tensor:
-        """SessionBatch with whole numbers (B, L) -> (B, L) float64, 1 for the newest.
+        """SessionBatch with an integer column (B, L) -> (B, L) float64, 1 for the newest.
 
         Ages above a thousand half-lives count as a thousand.
         """
@@ -86,13 +86,13 @@ class Recency(nn.Module):
 class TargetTask(nn.Module):
     """One number from the hidden states of a session or of each interaction.
 
-    `target_name` is a column of the batch, (B,) or (B, L), that the model does not read.
+    `target_name` is a column of the batch, (B,) or (B, L), outside the features of the model.
     `summary_type` is "last" (the hidden state that predicts the next item), "mean" (over the
-    interactions), "first" (of the oldest interaction; only for models that attend to both sides) or
+    interactions), "first" (of the oldest interaction; only for bidirectional models) or
     None for one target per interaction. `task_block` is a block between hidden states and output.
 
-    `per_item` predicts a column of the next interaction for each item that it may be with, from the
-    hidden state that predicts the next item, so that lists can be ranked by it.
+    `per_item` predicts a column of the next interaction for each candidate item, from the hidden
+    state that predicts the next item, so that lists can be ranked by it.
     """
 
     kind: str
@@ -128,9 +128,9 @@ class TargetTask(nn.Module):
         return (self.target.column,)
 
     def build(self, d_hidden: int, num_rows: int = 0, d_item: int = 0) -> None:
-        """Make the output layer for hidden states of this width. ConfigError if it is made.
+        """Build the output layer for hidden states of this width. ConfigError if it exists.
 
-        `num_rows` and `d_item` are V and E of the items that a `per_item` target is of.
+        `num_rows` and `d_item` are V and E of the item table, for a `per_item` target.
         """
         if self.output is not None:
             raise ConfigError("A task stands in two heads; make one for each.")
@@ -140,27 +140,27 @@ class TargetTask(nn.Module):
         self.output = ItemOutput(d_hidden, num_rows, d_item) if per_item else nn.Linear(d_hidden, 1)
 
     def loss(self, hidden: Tensor, query: Tensor, batch: SessionBatch) -> Tensor:
-        """(B, L, D), (B,) -> (): mean over sessions that are not empty, or over interactions."""
+        """(B, L, D), (B,) -> (): mean over non-empty sessions, or over interactions."""
         outputs = self.outputs(hidden, query, batch)
         targets = self.labels(batch).to(outputs.dtype)
         if outputs.dim() == 2:
             outputs = outputs[:, : targets.size(1)]
         has_target = self.has_target(batch)
         slots = Slots.of(has_target, has_target.numel() if batch.is_static else None)
-        if not batch.is_static:  # which would wait for the device
+        if not batch.is_static:  # the check synchronizes the device
             self.check(targets[has_target])
-        # an empty slot has the target of some row, which may be none
+        # an empty slot holds an arbitrary target, which may be NaN
         return slots.mean(self.objective(slots.take(outputs), slots.take(targets).nan_to_num()))
 
     @property
     def of_session(self) -> bool:
-        """Whether there is one target a session, and not one an interaction."""
+        """Whether there is one target per session rather than per interaction."""
         return self.summary_type is not None and not self.per_item
 
     def labels(self, batch: SessionBatch) -> Tensor:
-        """(B,) or (B, L) targets as the loss reads them; NaN where there is none.
+        """(B,) or (B, L) targets of the loss, NaN for none.
 
-        ConfigError unless the column has one value a session, or an interaction, as the summary.
+        ConfigError unless the column has one value per session or per interaction, as the summary.
         """
         targets: Tensor = self.target(batch)
         if self.of_session and targets.dim() != 1:
@@ -184,14 +184,14 @@ class TargetTask(nn.Module):
         return inside & ~labels.isnan()
 
     def check(self, targets: Tensor) -> None:
-        """DataError for (N,) targets that the task cannot learn."""
+        """DataError for (N,) invalid targets."""
 
     def in_units(self, values: Tensor) -> Tensor:
-        """Predictions or targets of the loss -> those that users read, of the same shape."""
+        """Predictions or targets of the loss -> in the units of the log, of the same shape."""
         return values
 
     def predictions(self, outputs: Tensor) -> Tensor:
-        """Outputs of the last layer -> what users read, of the same shape."""
+        """Outputs of the last layer -> predictions in the units of the log, of the same shape."""
         return self.in_units(outputs)
 
     def outputs(self, hidden: Tensor, query: Tensor, batch: SessionBatch) -> Tensor:
