@@ -224,14 +224,15 @@ def predict(
     out: Source,
     part: Part = "test",
     k: int = 20,
-    filter_seen: bool = False,
+    filter_seen: bool | None = None,
     exclude: Sequence[Any] = (),
     candidates: Sequence[Any] | None = None,
 ) -> Path:
     """Write the next `k` items of each session of a part to a Parquet file; return its path.
 
     Columns: session_id, item_ids and scores, best first. `exclude` are raw ids that no list
-    holds, `candidates` the only ones; `filter_seen` leaves out items of the session itself.
+    holds, `candidates` the only ones; `filter_seen` leaves out items of the session itself, None
+    as the recipe of the data says.
 
     ConfigError if `k` is not between 1 and the size of the catalogue or nothing is left to
     recommend.

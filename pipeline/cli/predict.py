@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from pipeline.cli.console import check_input, print_result
-from pipeline.cli.evaluate import note_other_sessions
+from pipeline.cli.evaluate import FilterSeen, note_other_sessions
 from pipeline.cli.options import (
     Candidates,
     DataOption,
@@ -32,9 +32,7 @@ def predict(
     k: Annotated[
         int | None, typer.Option(help=f"Items of a list.  [default: {_DEFAULT_K}]")
     ] = None,
-    filter_seen: Annotated[
-        bool, typer.Option("--filter-seen", help="Leave out items of the session itself.")
-    ] = False,
+    filter_seen: FilterSeen = None,
     exclude: Exclude = None,
     candidates: Candidates = None,
     embeddings: Annotated[
@@ -48,7 +46,7 @@ def predict(
     Columns: session_id, item_ids and scores, best first, and the predictions of `model.targets` by
     name; or, with --embeddings, session_id or item_id and embedding.
     """
-    if embeddings and (k is not None or filter_seen or exclude or candidates):
+    if embeddings and (k is not None or filter_seen is not None or exclude or candidates):
         raise ConfigError(
             "--k, --filter-seen, --exclude and --candidates are for lists. Leave them out, or "
             "--embeddings."

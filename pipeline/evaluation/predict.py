@@ -29,7 +29,7 @@ def write_recommendations(
     out: Path,
     *,
     k: int = 20,
-    filter_seen: bool = False,
+    filter_seen: bool | None = None,
     exclude: Sequence[Any] = (),
     candidates: Sequence[Any] | None = None,
 ) -> dict[str, Any]:
@@ -37,7 +37,8 @@ def write_recommendations(
 
     session_id is left out if the data have none. Predictions of tasks beside the next item stand in
     columns by their names, as lists where they are per item. See `Recommender.recommend` for the
-    filters. ConfigError for filters of a run without lists, and for a task with a column's name.
+    filters; `filter_seen` is by default that of the data's recipe. ConfigError for filters of a run
+    without lists, and for a task with a column's name.
     """
     check_parquet(out)
     recommender, data = Recommender.open(run), Data.open(data)
@@ -49,6 +50,8 @@ def write_recommendations(
                 "there are no lists to filter. Leave out the filters."
             )
         return _write_targets(recommender, data, part, out)
+    if filter_seen is None:
+        filter_seen = data.recipe.filter_seen
     num_unknown = 0
     if candidates is not None:
         in_catalogue = recommender.in_catalogue(candidates)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,6 +16,7 @@ from pipeline.data.loader import RaggedBatch
 from pipeline.data.schema import ColumnSchema, Schema
 from pipeline.evaluation.baselines import BASELINES, fit_baseline
 from pipeline.evaluation.baselines.ranking import WithoutSeen, rank_by_baseline
+from pipeline.evaluation.predict import write_recommendations
 from pipeline.evaluation.run import evaluate
 from pipeline.evaluation.targets import prefixes, rank_targets
 from pipeline.model.build import build_model
@@ -115,6 +117,20 @@ def test_baselines_rank_only_items_outside_the_prefix(
             assert rank == sum(scores[item] >= scores[target] for item in others)
 
 
+def items_listed_again(folder: Path, *, filter_seen: bool | None) -> bool:
+    """Whether `predict` lists an item of the session itself."""
+    out = folder / "lists.parquet"
+    write_recommendations(
+        folder / "run", folder / "data", "valid", out, k=5, filter_seen=filter_seen
+    )
+    rows = pq.read_table(out).to_pylist()
+    assert len(rows) == 30
+    return any(
+        {(int(row["session_id"]) + i) % 9 for i in range(3)} & set(map(int, row["item_ids"]))
+        for row in rows
+    )
+
+
 def test_filter_seen_defaults_to_the_recipe_of_the_data(tmp_path: Path) -> None:
     lines = [f"{n} " + " ".join(str((n + i) % 9) for i in range(4)) for n in range(30)]
     (tmp_path / "log.txt").write_text("\n".join(lines))
@@ -139,6 +155,8 @@ def test_filter_seen_defaults_to_the_recipe_of_the_data(tmp_path: Path) -> None:
         recommended = {entry["item_id"] for entry in example["recommended"]}
         assert recommended
         assert not recommended & set(example["clicked"])
+    assert not items_listed_again(tmp_path, filter_seen=None)
+    assert items_listed_again(tmp_path, filter_seen=False)
     kept = evaluate(
         tmp_path / "run", tmp_path / "data", part="valid", cutoffs=(10,), filter_seen=False
     )
