@@ -1,14 +1,14 @@
-"""The way of Transformers4Rec's notebooks, with its own names: ETL, windows, training, a server.
+"""ETL, training by time windows and serving as in the notebooks of Transformers4Rec.
 
     python examples/from_transformers4rec.py FOLDER [--log clicks.parquet] [--serve]
 
 1. A log of clicks becomes sessions by a stock NVTabular workflow.
 2. The sessions are divided by day, and each day into train, valid and test.
 3. An XLNet with masked language modeling is trained day by day, and evaluated on the next day.
-4. The model is saved, loaded, and exported with its top-K as a Triton model repository.
+4. The model is saved, loaded and exported as a Triton model repository.
 5. A Triton server answers a request in raw ids (`--serve`).
 
-Steps 1 to 3 are what a program of Transformers4Rec does; only the imports are new.
+Steps 1 to 3 are a program of Transformers4Rec with other imports.
 """
 
 import argparse
@@ -38,7 +38,7 @@ class Sessions:
     workflow: Any
     """The fitted NVTabular workflow."""
     categories: Path
-    """Folder of `unique.COLUMN.parquet`, where NVTabular keeps what each index stands for."""
+    """Folder of `unique.COLUMN.parquet`, which hold the raw value of each index."""
     days: range
     prices: tuple[float, float]
     """Mean and deviation of the logarithm of the price."""
@@ -147,7 +147,7 @@ def train(model: tr.Model, sessions: Sessions, epochs: int = 3) -> dict[str, lis
 
 
 def export(model: tr.Model, sessions: Sessions, out: Path) -> Path:
-    """Write the model, and what encodes raw requests, as a Triton model repository."""
+    """Write the model and the encoder of raw requests as a Triton model repository."""
     from pipeline.core.artifact import new_artifact
     from pipeline.data.fitted import Fitted, Standardization
     from pipeline.exporting import torchscript
@@ -206,11 +206,11 @@ def served(repository: Path) -> Iterator[Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run all steps, and print what comes of them."""
+    """Run all steps and print their results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="new folder for everything that is written")
     parser.add_argument("--log", type=Path, help="clicks as Parquet; by default synthetic ones")
-    parser.add_argument("--serve", action="store_true", help="start Triton and ask it")
+    parser.add_argument("--serve", action="store_true", help="start Triton and send a request")
     options = parser.parse_args(arguments)
     options.folder.mkdir(parents=True)
     if options.log is None:
