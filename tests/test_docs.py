@@ -163,6 +163,12 @@ def name_of(page: Path) -> str:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_page_has_at_most_1200_words(page: Path) -> None:
+    limit = 1_300 if page.name == "README.md" else 1_200
+    assert len(page.read_text(encoding="utf-8").split()) <= limit
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_names_and_links_of_a_page_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     package = compat if "transformers4rec" in page.stem else tr
