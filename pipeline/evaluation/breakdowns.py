@@ -11,9 +11,9 @@ from pipeline.data.times import are_dates
 from pipeline.evaluation.targets import Positions, target_positions
 
 _LENGTHS = (1, 2, 3, 4, 6, 10, 20)
-"""First number of interactions before the target, of each group by length."""
+"""Lower bounds of the groups by number of interactions before the target."""
 _HOURS = 6
-"""Width of a group of hours of the day."""
+"""Width of the groups by hour of the day."""
 _MOST_DAYS = 31
 _MICROSECONDS_A_DAY = 86_400_000_000
 
@@ -24,19 +24,19 @@ class Targets(NamedTuple):
     items: NDArray[Any]
     """(N,) item indices."""
     sessions: NDArray[Any]
-    """(N,) the session of each, in rising order."""
+    """(N,) session of each target, ascending."""
     num_before: NDArray[Any]
-    """(N,) interactions before it in its session, also those that no model reads."""
+    """(N,) interactions before the target in its session, including those that no model reads."""
     repeated: NDArray[Any]
-    """(N,) bool: whether the item is among them."""
+    """(N,) bool: whether the item is among the interactions before."""
     after_unknown: NDArray[Any]
-    """(N,) bool: whether an unknown or missing item is among them."""
+    """(N,) bool: whether an unknown or missing item is among the interactions before."""
     times: NDArray[Any]
-    """(N,) as in `Interactions`."""
+    """(N,) times of the targets, see `Interactions`."""
 
 
 class Group(NamedTuple):
-    """Some of the targets."""
+    """A group of targets."""
 
     label: str
     members: NDArray[Any]
@@ -44,12 +44,12 @@ class Group(NamedTuple):
 
 
 def describe_targets(interactions: Interactions, positions: Positions) -> Targets:
-    """The targets of `rank_targets` in the same order, and what came before each."""
+    """The targets of `rank_targets` in the same order, with properties of their prefixes."""
     values, offsets, times = interactions
     where = target_positions(values, offsets, positions)
     session = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     starts = offsets[session[where]]
-    # of equal items of a session the first is no repetition
+    # the first of equal items of a session is not a repetition
     order = np.lexsort((np.arange(len(values)), values, session))
     same = (np.diff(session[order]) == 0) & (np.diff(values[order]) == 0)
     repeated = np.zeros(len(values), bool)
@@ -68,13 +68,13 @@ def describe_targets(interactions: Interactions, positions: Positions) -> Target
 def break_down(
     targets: Targets, item_counts: NDArray[Any], *, by_time: bool
 ) -> dict[str, list[Group]]:
-    """Return non-empty groups of targets by the name of what they differ in, at least two each.
+    """Return at least two non-empty groups of targets per criterion, by its name.
 
-    `item_counts`: (items,) training interactions. `by_time` if targets have times; those that
-    count steps, which are no dates, make no groups.
+    `item_counts` (items,) are training interactions. `by_time` is true if targets have times; times
+    that are step counters, not dates, make no groups.
     """
     in_catalogue = targets.items >= FIRST_ITEM
-    # an unknown item has no count of its own
+    # -1 for an unknown item, which has no count
     counts = np.where(in_catalogue, item_counts[np.maximum(targets.items - FIRST_ITEM, 0)], -1)
     groups = {
         "interactions before the target": _by_length(targets.num_before),
@@ -101,9 +101,10 @@ def break_down(
 
 
 def popularity_bounds(item_counts: NDArray[Any]) -> tuple[int, int]:
-    """(items,) training interactions -> the fewest of an item of the head, and of the middle.
+    """(items,) training interactions -> minimum count of head items, and of middle items.
 
-    Each has about a third of all interactions; items with equal counts stay in one group.
+    Head, middle and tail have about a third of the interactions each; items with equal counts are
+    in one group.
     """
     falling = np.sort(item_counts[item_counts > 0])[::-1]
     if not len(falling):

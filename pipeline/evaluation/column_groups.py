@@ -1,9 +1,8 @@
-"""Groups of targets by columns of the data: of a session, or of the interaction with the target.
+"""Groups of targets by columns of the data.
 
-A column that describes items has the value of the target, as in recall by category of the target;
-one of interactions has the value of the interaction that is predicted, and one of sessions that of
-its session. Categories are groups of their own, the most frequent ones; numbers are four groups of
-about as many targets each.
+A column of items has the value of the target item, as in recall by category; a column of
+interactions has the value of the predicted interaction, a column of sessions that of the session.
+The most frequent categories form a group each; numbers form four groups of about equal size.
 """
 
 from collections.abc import Callable
@@ -23,12 +22,12 @@ from pipeline.evaluation.breakdowns import Group, Targets
 from pipeline.recipe.features import BucketFeature, NumberFeature
 
 _MOST_GROUPS = 20
-"""Categories with a group of their own; the others share one."""
+"""Maximum categories with a separate group; the others share one."""
 _QUANTILES = (0.25, 0.5, 0.75)
 
 
 def check_columns(columns: tuple[str, ...], fitted: Fitted) -> tuple[str, ...]:
-    """Names of columns, each once. ConfigError for one that the data do not have."""
+    """Distinct names of columns. ConfigError for a column that the data lack."""
     existing = _columns_by_name(fitted)
     for name in columns:
         if name not in existing:
@@ -63,7 +62,7 @@ def group_by_columns(
 
 
 def _at_targets(column: pa.ChunkedArray, targets: Targets) -> NDArray[Any]:
-    """(sessions) values, or lists of them by interaction -> (N,) values of the targets."""
+    """Column of (sessions,) values, or lists per session -> (N,) values of the targets."""
     array = column.combine_chunks()
     if not pa.types.is_list(array.type):
         return array.to_numpy(zero_copy_only=False)[targets.sessions]
@@ -72,7 +71,7 @@ def _at_targets(column: pa.ChunkedArray, targets: Targets) -> NDArray[Any]:
 
 
 def _by_category(values: NDArray[Any], label: Callable[[int], str]) -> list[Group]:
-    """(N, M) indices, 0 behind the last of a multi-valued feature -> groups, the largest first."""
+    """(N, M) indices, 0 after the last of a multi-valued feature -> groups, the largest first."""
     counts = np.bincount(values.ravel())
     counts[0] = 0  # no category
     order = np.argsort(-counts, kind="stable")[: (counts > 0).sum()]
@@ -103,7 +102,7 @@ def _labels(fitted: Fitted, name: str) -> Callable[[int], str]:
 
 
 def _bucket_label(bounds: tuple[float, ...], bucket: int) -> str:
-    """Numbers of a bucket, which is the number of bounds that are at most the number."""
+    """Range of a bucket, the number of bounds at or below a value."""
     if bucket == 0:
         return f"below {bounds[0]:g}"
     if bucket == len(bounds):
@@ -118,13 +117,13 @@ def _in_units(values: NDArray[Any], fitted: Fitted, name: str) -> NDArray[Any]:
         return values.astype(np.float64)
     numbers = values * (statistics.deviation or 1.0) + statistics.mean
     feature = next((each for each in fitted.recipe.features if each.name == name), None)
-    # the time since the interaction before has no feature of its own, and is a logarithm
+    # the time since the previous interaction is a logarithm, and is not a feature of the recipe
     is_logarithm = feature is None or (isinstance(feature, NumberFeature) and feature.log)
     return np.expm1(numbers) if is_logarithm else numbers
 
 
 def _by_number(numbers: NDArray[Any]) -> list[Group]:
-    """(N,) numbers -> up to four groups of about as many targets; equal numbers stay in one."""
+    """(N,) numbers -> up to four groups of about equal size; equal numbers are in one group."""
     bounds = np.unique(np.quantile(numbers, _QUANTILES, method="lower"))
     limits = [-np.inf, *bounds[bounds < numbers.max()], np.inf]
     groups = []

@@ -1,4 +1,4 @@
-"""Metrics of top-K lists on request: what they hold beside the true next item.
+"""Metrics of top-K lists on request, beyond the accuracy of the next item.
 
 Each is the mean over the lists of the targets, at a cutoff K; a list without an item is left out.
 Definitions are those of RecTools 0.19 where it has them; a training session is its user.
@@ -58,14 +58,14 @@ _PAIRS_AT_ONCE = 1 << 22
 
 @dataclass(frozen=True)
 class TrainingItems:
-    """What training sessions say about the items of a catalogue."""
+    """Statistics of the items of a catalogue in the training sessions."""
 
     incidence: sp.csr_array
     """(M, V) 1 where a session holds an item."""
     interactions: Array
     """(V,) interactions with each item."""
     attributes: dict[str, Array] = field(default_factory=dict)
-    """(V,) codes by feature of items, negative for an item that has none."""
+    """(V,) codes by item feature, negative for an item without a value."""
 
     @property
     def num_sessions(self) -> int:
@@ -74,7 +74,7 @@ class TrainingItems:
 
     @cached_property
     def holders(self) -> sp.csr_array:
-        """(V, M) the same by item."""
+        """(V, M) transposed `incidence`."""
         return self.incidence.T.tocsr()
 
     @cached_property
@@ -84,12 +84,13 @@ class TrainingItems:
 
     @cached_property
     def novelty(self) -> Array:
-        """(V,) bits."""
+        """(V,) novelty in bits."""
         return -np.log2(np.maximum(self.sessions, 1) / max(self.num_sessions, 1))
 
     @cached_property
     def popularity_rank(self) -> Array:
-        """(V,) 1 for the most popular items; 0 for those of no training session."""
+        """(V,) rank by popularity, 1 for the most popular items; 0 for items without a training
+        session."""
         counts, inverse = np.unique(self.interactions, return_inverse=True)
         return np.where(self.interactions > 0, len(counts) - inverse, 0)
 
@@ -102,7 +103,7 @@ class TrainingItems:
 
 @dataclass(frozen=True)
 class ListContext:
-    """What the metrics of all models share."""
+    """Inputs of the metrics that are common to all models."""
 
     items: TrainingItems
     targets: Array
@@ -115,14 +116,14 @@ class ListContext:
 
     @cached_property
     def debias_weights(self) -> Array:
-        """(N,)."""
+        """(N,) weights, see the function `debias_weights`."""
         return debias_weights(self.targets)
 
 
 def check_metrics(metrics: tuple[str, ...], fitted: Fitted) -> tuple[str, ...]:
-    """Names of metrics on request, each once; "all" are those that need no column.
+    """Distinct names of metrics on request; "all" stands for those without a column.
 
-    ConfigError for another name, and for a column that is no category of items.
+    ConfigError for an unknown name, and for a column that is not a categorical item feature.
     """
     columns = tuple(f"diversity:{name}" for name in item_categories(fitted))
     names: list[str] = []
@@ -135,7 +136,7 @@ def check_metrics(metrics: tuple[str, ...], fitted: Fitted) -> tuple[str, ...]:
 
 
 def item_categories(fitted: Fitted) -> dict[str, Array]:
-    """(V,) codes of the items of the catalogue by feature, -1 for none; features of one value."""
+    """(V,) codes of the items by feature, -1 for none; only features with one value per item."""
     table = fitted.items
     names = [] if table is None else [f.name for f in fitted.categorical if f.of == "item"]
     return {
@@ -159,7 +160,7 @@ def make_context(
     metrics: tuple[str, ...],
     attributes: dict[str, Array],
 ) -> ListContext:
-    """Context of the targets of `interactions`, with what training (`history`) says of items."""
+    """Context of the targets of `interactions`, with item statistics of training (`history`)."""
     counts = np.bincount(history.values, minlength=num_rows)[FIRST_ITEM:]
     sessions = incidence(history.values, history.offsets, num_rows)[:, FIRST_ITEM:]
     items = TrainingItems(sp.csr_array(sessions), counts, attributes)
@@ -184,7 +185,7 @@ def requested_metrics(ranked: Ranked, context: ListContext) -> dict[str, Array]:
         if name == "debiased":
             values |= _debiased(ranked, context)
             continue
-        assert ranked.lists is not None  # noqa: S101  kept where a metric reads them
+        assert ranked.lists is not None  # noqa: S101  kept if a metric reads them
         if name == "diversity":
             rows = _diversity(ranked.lists, context, column)
         else:
@@ -195,9 +196,9 @@ def requested_metrics(ranked: Ranked, context: ListContext) -> dict[str, Array]:
 
 
 def debias_weights(targets: Array) -> Array:
-    """(N,) item indices -> (N,) share of the targets of the item that a debiased sample holds."""
+    """(N,) item indices -> (N,) expected share of the item's targets in a debiased sample."""
     items, inverse, counts = np.unique(
-        # an unknown target is an item of its own
+        # each unknown target is a separate item
         np.where(targets >= FIRST_ITEM, targets, -1 - np.arange(len(targets))),
         return_inverse=True,
         return_counts=True,
@@ -225,7 +226,7 @@ def _serendipity(lists: Array, ranks: Array, context: ListContext) -> Array:
     num_items = len(context.items.interactions)
     in_catalogue = context.targets >= FIRST_ITEM
     by_popularity = context.items.popularity_rank[np.maximum(context.targets - FIRST_ITEM, 0)]
-    # an item that training never saw is in no list of popularity
+    # an item without training sessions has no rank by popularity
     by_popularity = np.where(by_popularity > 0, by_popularity, num_items + 1)
     gain = np.maximum(by_popularity - ranks, 0) / num_items * in_catalogue  # (N,)
     hits = ranks[:, np.newaxis] <= np.array(context.cutoffs)  # (N, C)
@@ -247,7 +248,7 @@ def _miscalibration(lists: Array, _ranks: Array, context: ListContext) -> Array:
 def _diversity(lists: Array, context: ListContext, column: str) -> Array:
     length = lists.shape[1]
     first, second = np.triu_indices(length, 1)
-    # of the items at positions below K, the pairs come at once when sorted by the second
+    # pairs sorted by their second position: those below K come first
     order = np.argsort(second, kind="stable")
     first, second = first[order], second[order]
     result = np.empty((len(lists), len(context.cutoffs)))
@@ -273,7 +274,7 @@ def _diversity(lists: Array, context: ListContext, column: str) -> Array:
 
 
 def _mean_distances(distances: Array, is_pair: Array, is_list: Array) -> Array:
-    """(n, pairs) -> (n,) means without NaN; 0 for a list of one item, NaN for an empty one."""
+    """(n, pairs) -> (n,) means without NaN; 0 for a list of one item, NaN for an empty list."""
     has_value = ~np.isnan(distances)
     with np.errstate(invalid="ignore"):
         means = np.where(has_value, distances, 0).sum(1) / has_value.sum(1)
@@ -282,7 +283,7 @@ def _mean_distances(distances: Array, is_pair: Array, is_list: Array) -> Array:
 
 
 def hamming_distances(one: Array, other: Array, codes: Array) -> Array:
-    """(P,) and (P,) items -> (P,) 1 where their (V,) codes differ, NaN where one has none."""
+    """(P,) and (P,) items -> (P,) 1 where their (V,) codes differ, NaN if one has no code."""
     left, right = codes[one], codes[other]
     return np.where((left < 0) | (right < 0), np.nan, left != right)
 
@@ -306,22 +307,22 @@ def cooccurrence_distances(one: Array, other: Array, items: TrainingItems) -> Ar
 
 
 def _shared_sessions(rows: Array, items: TrainingItems) -> Iterator[tuple[slice, sp.csr_array]]:
-    """(R,) items -> slices of them with (r, V) numbers of sessions that they share with all."""
+    """(R,) items -> slices of them with (r, V) numbers of sessions shared with each item."""
     holders = items.holders[rows]
     for chunk in chunks(holders @ np.diff(items.incidence.indptr)):
         counts = holders[chunk] @ items.incidence
-        counts.sort_indices()  # so that a look-up is a binary search
+        counts.sort_indices()  # a look-up is then a binary search
         yield chunk, counts
 
 
 def _lengths(lists: Array, cutoffs: tuple[int, ...]) -> Array:
-    """(N, K) lists -> (N, C) items of each at each cutoff, NaN for an empty one."""
+    """(N, K) lists -> (N, C) number of items at each cutoff, NaN for an empty list."""
     lengths = _at(np.cumsum(lists >= 0, 1), cutoffs).astype(np.float64)
     return np.where(lengths > 0, lengths, np.nan)
 
 
 def _at(cumulative: Array, cutoffs: tuple[int, ...]) -> Array:
-    """(N, K, ...) sums -> (N, C, ...) at each cutoff; a list may be shorter than it."""
+    """(N, K, ...) cumulative sums -> (N, C, ...) at each cutoff; lists may be shorter."""
     return cumulative[:, np.minimum(np.array(cutoffs), cumulative.shape[1]) - 1]
 
 

@@ -5,15 +5,15 @@ gain of a rank is: Recall (= hit rate) 1, Precision 1 / K, MRR and MAP 1 / rank,
 1 / log2(1 + rank) (Jarvelin and Kekalainen 2002), and so NDCG, since the best DCG of one target is
 1. For a rank beyond K each is 0. A metric is the mean of the gains.
 
-Of the lists, at a cutoff K:
+Metrics of the lists at a cutoff K:
 
 coverage: share of the catalogue that is in at least one list (catalogue coverage; Ge,
-Delgado-Battenfeld and Jannach, RecSys 2010).
-popularity: mean number of training interactions of the items of a list, averaged over lists:
-average recommendation popularity, ARP (Yin et al., "Challenging the long tail recommendation",
-VLDB 2012; Abdollahpouri et al., "Managing popularity bias with personalized re-ranking", 2019).
-popularity_bias: this value divided by the mean popularity of the targets; 1 is as popular as the
-true next items, above 1 leans to popular items. A target that training never saw has 0.
+Delgado-Battenfeld and Jannach, RecSys 2010). popularity: mean number of training interactions of
+the items of a list, averaged over lists: average recommendation popularity, ARP (Yin et al.,
+"Challenging the long tail recommendation", VLDB 2012; Abdollahpouri et al., "Managing popularity
+bias with personalized re-ranking", 2019). popularity_bias: this value divided by the mean
+popularity of the targets; 1 is as popular as the true next items, above 1 favours popular items. A
+target without training interactions has popularity 0.
 
 The margin of a mean is half its 95 % interval. Targets of one session are not independent, so the
 session is the unit: the variance is cluster-robust (Liang and Zeger 1986; Cameron and Miller, "A
@@ -36,7 +36,7 @@ from pipeline.recipe.choices import METRICS
 _LOWER_IS_BETTER = ("loss", "log_loss", "calibration_error", "rmse", "mae", "miscalibration")
 DEFAULT_CUTOFFS = (5, 10, 20)
 _FEWEST_SESSIONS = 10
-"""With fewer sessions the interval is too wide to be useful."""
+"""Minimum sessions: with fewer, the interval is too wide to be useful."""
 
 
 def lower_is_better(metric: str) -> bool:
@@ -52,18 +52,18 @@ class Ranked(NamedTuple):
     """Ranks of N targets, in the order of sessions and positions, and counts of their N lists."""
 
     ranks: NDArray[Any]
-    """(N,) 1-based; an unknown target is behind the whole catalogue."""
+    """(N,) 1-based; an unknown target ranks after the whole catalogue."""
     targets: NDArray[Any]
     """(N,) item indices."""
     exposure: NDArray[Any]
-    """(C, items) for each of C lengths, how many of the N lists hold the item."""
+    """(C, items) number of the N lists with each item, for each of C lengths."""
     lists: NDArray[Any] | None = None
-    """(N, K) int32 items of the longest lists from 0, best first, -1 behind the end; None where
-    they are not kept."""
+    """(N, K) int32 items from 0 of the longest lists, best first, -1 after the end; None if not
+    kept."""
 
 
 def ranking_metrics(ranks: NDArray[Any], cutoffs: tuple[int, ...]) -> dict[str, float]:
-    """(N,) ranks -> means by `metric@K`; NaN where there is no rank."""
+    """(N,) ranks -> means by `metric@K`; NaN without a rank."""
     values = gains(ranks, cutoffs)
     return {name: float(torch.from_numpy(gain).mean()) for name, gain in values.items()}
 
@@ -95,15 +95,15 @@ def gains(
 
 
 def behind_every_list(ranks: NDArray[Any], targets: NDArray[Any]) -> NDArray[Any]:
-    """(N,) ranks with those of unknown targets beyond any cutoff, also one above the catalogue."""
+    """(N,) ranks, those of unknown targets beyond any cutoff, even one above the catalogue size."""
     return np.where(targets >= FIRST_ITEM, ranks, np.iinfo(np.int32).max)
 
 
 def weighted(values: NDArray[Any], weights: NDArray[Any]) -> NDArray[Any]:
-    """(N,) values, (N,) weights -> (N,) with the weighted mean as their mean.
+    """(N,) values, (N,) weights -> (N,) values whose plain mean is the weighted mean.
 
-    Their deviations from it are those of the linearized weighted mean, so that `margin` of
-    them, and of differences of them, is that of the weighted mean. What weighs 0 may be NaN.
+    Their deviations are those of the linearized weighted mean, so that `margin` of them, and of
+    their differences, is that of the weighted mean. Values of weight 0 may be NaN.
     """
     weights = weights.astype(np.float64)
     total = weights.sum()
@@ -115,9 +115,9 @@ def weighted(values: NDArray[Any], weights: NDArray[Any]) -> NDArray[Any]:
 
 
 def margin(values: NDArray[Any], sessions: NDArray[Any]) -> float | None:
-    """(N,) gains or differences of gains, (N,) sessions in rising order -> half a 95 % interval.
+    """(N,) gains or differences of gains, (N,) ascending sessions -> half the 95 % interval.
 
-    None with fewer than 10 sessions, or if all values are equal, as where nothing was hit.
+    None with fewer than 10 sessions, or if all values are equal, as without a hit.
     """
     error, num_sessions = standard_error(values, sessions)
     return None if error is None else float(stdtrit(num_sessions - 1, 0.975) * error)
@@ -126,7 +126,7 @@ def margin(values: NDArray[Any], sessions: NDArray[Any]) -> float | None:
 def p_value(differences: NDArray[Any], sessions: NDArray[Any]) -> float | None:
     """(N,) differences of gains on the same targets -> two-sided p of a mean of 0.
 
-    Student's t of the cluster-robust error; with one target a session it is the paired t-test.
+    Student's t of the cluster-robust error; with one target per session it is the paired t-test.
     None where `margin` is None.
     """
     error, num_sessions = standard_error(differences, sessions)
@@ -140,16 +140,16 @@ def standard_error(values: NDArray[Any], sessions: NDArray[Any]) -> tuple[float 
     starts = np.flatnonzero(np.diff(sessions, prepend=-1))
     if len(starts) < _FEWEST_SESSIONS:
         return None, len(starts)
-    # what a session adds to the sum beyond what its number of targets would
+    # sum of a session's deviations from the mean
     sums = np.add.reduceat(values - values.mean(), starts)
     variance = (sums**2).sum() / len(values) ** 2 * len(starts) / (len(starts) - 1)
-    if not variance > np.finfo(np.float64).eps ** 2:  # also where a metric is not defined
+    if not variance > np.finfo(np.float64).eps ** 2:  # or NaN
         return None, len(starts)
     return math.sqrt(variance), len(starts)
 
 
 def mean_or_none(values: NDArray[Any]) -> float | None:
-    """(N,) -> their mean, None where it is not defined."""
+    """(N,) -> mean, None if it is not defined."""
     mean = float(values.mean())
     return None if math.isnan(mean) else mean
 
@@ -187,8 +187,8 @@ def list_metrics(
 ) -> dict[str, float | None]:
     """(C, items) exposure at each cutoff, (N,) targets -> metrics of the lists by `metric@K`.
 
-    `popularity`: (items,) training interactions of each. The bias is None if training saw none of
-    the targets, and every metric is None without lists.
+    `popularity` (items,) are training interactions. The bias is None if no target occurs in
+    training, and every metric is None without lists.
     """
     target_mean = popularity[targets[targets >= FIRST_ITEM] - FIRST_ITEM].sum() / max(
         len(targets), 1

@@ -33,12 +33,12 @@ def write_recommendations(
     exclude: Sequence[Any] = (),
     candidates: Sequence[Any] | None = None,
 ) -> dict[str, Any]:
-    """Write session_id, item_ids and scores, a row a session, best item first; return the counts.
+    """Write session_id, item_ids and scores, one row per session, best first; return the counts.
 
-    session_id is left out if the data have none. Predictions of tasks beside the next item stand in
-    columns by their names, as lists where they are per item. See `Recommender.recommend` for the
-    filters; `filter_seen` is by default that of the data's recipe. ConfigError for filters of a run
-    without lists, and for a task with a column's name.
+    session_id is left out if the data have none. Predictions of target tasks are columns with their
+    names, lists for targets per item. See `Recommender.recommend` for the filters; `filter_seen`
+    defaults to that of the data's recipe. ConfigError for filters of a run that does not rank items,
+    and for a task with the name of a column.
     """
     check_parquet(out)
     recommender, data = Recommender.open(run), Data.open(data)
@@ -55,7 +55,7 @@ def write_recommendations(
     num_unknown = 0
     if candidates is not None:
         in_catalogue = recommender.in_catalogue(candidates)
-        if in_catalogue.any():  # otherwise `recommend` raises an error that names them
+        if in_catalogue.any():  # otherwise `recommend` raises an error with the ids
             num_unknown = int((~in_catalogue).sum())
             candidates = [candidates[i] for i in np.flatnonzero(in_catalogue)]
     batches = recommender.recommend(
@@ -97,7 +97,7 @@ def _check_names(recommender: Recommender) -> None:
 
 
 def _write_targets(recommender: Recommender, data: Data, part: str, out: Path) -> dict[str, Any]:
-    """Write session_id and the predictions of a run without a next item; return the counts."""
+    """Write session_id and the predictions of a run that does not rank items; return the counts."""
     targets = recommender.predict_targets(data, part)
     starts = range(0, count_sessions(data.path, part), _VECTORS_PER_TABLE)
     columns = (_slices(targets, first, first + _VECTORS_PER_TABLE) for first in starts)
@@ -113,7 +113,8 @@ def _slices(columns: dict[str, NDArray[Any]], first: int, stop: int) -> list[pa.
 def write_session_embeddings(
     run: Run | Path, data: Data | Path, part: str, out: Path
 ) -> dict[str, Any]:
-    """Write session_id, if the data have it, and embedding, a row a session; return the counts."""
+    """Write session_id, if the data have it, and embedding, one row per session; return the
+    counts."""
     check_parquet(out)
     recommender, data = Recommender.open(run), Data.open(data)
     columns = ([_vectors(batch)] for batch in recommender.session_embeddings(data, part))
@@ -124,7 +125,7 @@ def write_session_embeddings(
 
 
 def write_item_embeddings(run: Run | Path, out: Path) -> dict[str, Any]:
-    """Write item_id and embedding, a row an item of the catalogue; return the counts."""
+    """Write item_id and embedding, one row per item of the catalogue; return the counts."""
     check_parquet(out)
     recommender = Recommender.open(run)
     ids, vectors = recommender.item_embeddings()
@@ -146,7 +147,7 @@ def _write_sessions(
     types: dict[str, pa.DataType],
     batches: Iterable[list[pa.Array]],
 ) -> int:
-    """Write batches of columns of `types` with the ids of their sessions; return the rows."""
+    """Write batches of columns of `types` with their session ids; return the number of rows."""
     ids = session_ids(data.path, part)
     session_type = _TYPES[recommender.fitted.session_type]
     schema = pa.schema(types if ids is None else {SESSION: session_type, **types})

@@ -1,9 +1,9 @@
-"""Ranks of targets in a catalogue of any size, and the best items: a chunk of scores at a time.
+"""Ranks of targets in a catalogue of any size, and the best items, from chunks of scores.
 
-No sort and no (T, V): a chunk is small enough to stay in a core's cache, is compared with the
-targets' scores, and is overwritten by the next. Measured on one core at 200,000 items of width
-128: 256 rows of 2,048 scores, 2 MiB, ranked 1,760 targets per second of its time, where the
-products alone reached 2,000; chunks of 16 MiB 1,420.
+Neither a sort nor a (T, V) matrix is needed: a chunk fits a core's cache, is compared with the
+targets' scores, and is overwritten by the next. On one core, with 200,000 items of width 128,
+chunks of 256 x 2,048 scores (2 MiB) rank 1,760 targets per second, where the products alone
+reach 2,000; chunks of 16 MiB rank 1,420.
 
 Letters: T targets, V items of the catalogue, Q and W width of queries and items, K length of a
 list.
@@ -21,33 +21,33 @@ from pipeline.model.device import device_chunk_bytes
 from pipeline.model.ops.shards import Shards
 
 _SCORES = {"cpu": 1 << 19}
-"""Scores of a chunk. A GPU wants many at a time, see `device_chunk_bytes`."""
+"""Scores per chunk. A GPU needs larger chunks, see `device_chunk_bytes`."""
 _WIDTHS = {"cpu": 2048, "cuda": 1 << 15}
-"""Items of a chunk."""
+"""Items per chunk."""
 
 
 Score = Callable[[Tensor, Tensor], Tensor]
-"""(T, Q) queries, (W, C) items -> (T, C), each item by itself: inner products or `Model.score`."""
+"""(T, Q) queries, (W, C) items -> (T, C) independent scores: inner products or `Model.score`."""
 
 
 class Seen(NamedTuple):
-    """Items that each of T targets is ranked without: a slice of (N,) items."""
+    """Items excluded from the ranking of each of T targets: a slice of (N,) items."""
 
     items: Tensor
-    """(N,) 0..V-1, or negative where it is no item."""
+    """(N,) 0..V-1, negative for reserved indices."""
     starts: Tensor
-    """(T,) first of the slice."""
+    """(T,) first position of the slice."""
     stops: Tensor
-    """(T,) end of the slice."""
+    """(T,) end of the slice, exclusive."""
 
 
 class RankedRows(NamedTuple):
     """Ranks of T targets, and their lists."""
 
     ranks: Tensor
-    """(T,) int64, 1 is best; V + 1 for a target that is no item."""
+    """(T,) int64, 1 is best; V + 1 for a target outside the catalogue."""
     best: Tensor
-    """(T, K) items, best first, -1 behind the end; K is 0 if no list is needed."""
+    """(T, K) items, best first, -1 after the end; K is 0 if no list is needed."""
 
 
 def rank_in_catalogue(
@@ -61,17 +61,16 @@ def rank_in_catalogue(
 ) -> RankedRows:
     """(T, Q) queries, (V, W) items, (T,) targets -> ranks and the best `list_length` items.
 
-    A target is 0..V-1, or negative if it is no item. Its rank is the number of items that do not
-    score less, itself included: ties count against it, and so do scores that are NaN. A list that
-    is longer than the catalogue holds all of it; equal scores are in any order. Items in `seen`
-    count as behind every target and are in no list; a target that is in `seen` has rank V, as it
-    is never recommended.
+    A target is 0..V-1, or negative outside the catalogue. Its rank is the number of items that do
+    not score less, itself included: ties and NaN count against it. A list longer than the catalogue
+    holds all items; equal scores are in any order. Items in `seen` rank after every target and are
+    in no list; a target in `seen` has rank V, as it is never recommended.
     """
     width = min(_WIDTHS.get(queries.device.type, _WIDTHS["cuda"]), len(items))
     scores = _scores_of_chunk(queries.device)
     step = max(1, scores // max(1, width))
     if width < len(items):
-        step = min(step, width)  # the targets' own scores are made in a chunk as well
+        step = min(step, width)  # the targets' scores are computed in a chunk as well
     parts = [
         _rank_rows(
             queries[first : first + step],
@@ -97,10 +96,10 @@ def rank_by_scores(
     highest: Callable[[Tensor, int], tuple[Tensor, Tensor]],
     seen: Seen | None = None,
 ) -> RankedRows:
-    """Return the ranks and lists of `rank_in_catalogue` by scores of the whole catalogue.
+    """Return the ranks and lists of `rank_in_catalogue` from scores of the whole catalogue.
 
-    `score` makes (t, V) scores of (t, Q) queries, a few rows at a time, and `highest` chooses the
-    `list_length` best columns of them.
+    `score` computes (t, V) scores of (t, Q) queries, a few rows at a time, and `highest` selects
+    their `list_length` best columns.
     """
     step = max(1, _scores_of_chunk(queries.device) * 8 // num_items)
     ranks, best = [targets[:0]], [targets.new_empty(0, min(list_length, num_items))]
@@ -127,17 +126,17 @@ def rank_in_shards(
     *,
     seen: Seen | None = None,
 ) -> Tensor:
-    """Return the ranks of `rank_in_catalogue` if each process has some queries and some items.
+    """Return ranks of `rank_in_catalogue` for queries and items sharded over processes. Collective.
 
-    (n, E) queries and (n,) targets of this process, as items of the whole catalogue, and its own
-    items -> (T,) ranks of the targets of all processes, in the order of processes. A collective.
+    (n, E) queries and (n,) targets of this process, in the whole catalogue, and the items of this
+    process -> (T,) ranks of the targets of all processes, by rank of the process.
     """
     sizes = shards.sizes(len(targets))
     queries, targets = shards.gather(queries, sizes), shards.gather(targets, sizes)
     first = max(0, shards.first - FIRST_ITEM)
     local = torch.where(shards.owns(targets + FIRST_ITEM) & (targets >= 0), targets - first, -1)
     fewest = min(b - max(a, FIRST_ITEM) for a, b in pairwise(shards.bounds))
-    # the same width in all of them, so that scores are rounded in the same way
+    # equal widths in all processes round scores equally
     width = min(_WIDTHS.get(queries.device.type, _WIDTHS["cuda"]), fewest)
     scores = _scores_of_chunk(queries.device)
     step = max(1, min(width, scores // width))
@@ -215,28 +214,27 @@ def _count_behind(
 ) -> Tensor:
     """Return (T,) numbers of items that score less than `own` (T, 1); add the scores to `best`.
 
-    A negative target is none of these items.
+    A negative target is not among these items.
     """
     behind = torch.zeros(len(targets), dtype=torch.int64, device=targets.device)
     form = _PresetScores if _on_cpu(targets) else _MaskedPresetScores
     preset = form(targets, own, seen, torch.arange(0, len(items) + width, width))
     for chunk, first in enumerate(range(0, len(items), width)):
-        begin = min(first, len(items) - width)  # the last overlaps: all have the same width
+        begin = min(first, len(items) - width)  # the last chunk overlaps, so that widths are equal
         scores = score(queries, items[begin : begin + width].T)  # (T, width)
         preset.write(scores, chunk, begin)
         scores = scores[:, first - begin :]
         if best is not None:
             best.add(scores, first)
-        # not `>=`: NaN must not count as behind; floats are summed faster than booleans
+        # `<`, as NaN must not count as less; floats are summed faster than booleans
         behind += scores.lt_(own).sum(1).to(torch.int64)
     return behind
 
 
 class _PresetScores:
-    """Scores that need no product: the targets' own, and minus infinity of seen items.
+    """Scores without a product: those of the targets, and minus infinity for seen items.
 
-    A target's own score is equal by construction; a library that rounds by position must not put
-    it behind itself.
+    Writing the target's score makes it equal to `own`, even if a library rounds by position.
     """
 
     def __init__(
@@ -246,9 +244,9 @@ class _PresetScores:
         seen: tuple[Tensor, Tensor] | None,
         starts: Tensor,
     ) -> None:
-        """(T,), (T, 1), rows and items of `seen`, (chunks + 1,) first items of chunks."""
+        """(T,), (T, 1), (rows, items) of `seen`, (chunks + 1,) first items of chunks."""
         self.targets, self.own, self.seen = targets, own, seen
-        # rows by the chunk of their target
+        # rows sorted by the chunk of their target
         self._order = targets.argsort()
         self._bounds = torch.searchsorted(targets[self._order], starts).tolist()
         self._seen_bounds = [] if seen is None else torch.searchsorted(seen[1], starts).tolist()
@@ -264,7 +262,7 @@ class _PresetScores:
 
 
 class _MaskedPresetScores:
-    """The same on a GPU, which no chunk waits for: what is outside a chunk changes nothing."""
+    """`_PresetScores` on a GPU without synchronization: entries outside a chunk are masked."""
 
     def __init__(
         self,
@@ -299,7 +297,7 @@ def _on_cpu(tensor: Tensor) -> bool:
 def _own_scores(
     queries: Tensor, items: Tensor, targets: Tensor, width: int, score: Score
 ) -> Tensor:
-    """(T, Q), (V, W), (T,) -> (T, 1) scores of the targets, bit for bit as in a chunk.
+    """(T, Q), (V, W), (T,) -> (T, 1) scores of the targets, bitwise equal to those of a chunk.
 
     Another order of summation would break ties of items with the same vector.
     """
@@ -311,7 +309,7 @@ def _own_scores(
 
 
 class _Best:
-    """Best items of the chunks so far."""
+    """Best items so far."""
 
     def __init__(self, queries: Tensor, length: int) -> None:
         """(T, E) queries, length K of a list."""
@@ -319,13 +317,13 @@ class _Best:
         self.items = torch.full_like(self.scores, -1, dtype=torch.int64)
 
     def add(self, scores: Tensor, first: int) -> None:
-        """(T, C) scores of the items from `first` on; those of minus infinity are in no list."""
+        """Merge (T, C) scores of the items from `first` on; minus infinity excludes an item."""
         if not self.scores.size(1):
             return
-        if not _on_cpu(scores):  # to know which rows gain would wait for the device
+        if not _on_cpu(scores):  # selecting rows would synchronize the device
             self._merge(slice(None), scores, first)
             return
-        # most chunks have nothing better for most rows
+        # most chunks improve few rows
         rows = (~(scores.amax(1) <= self.scores[:, -1])).nonzero().squeeze(1)
         if len(rows):
             self._merge(rows, scores[rows], first)

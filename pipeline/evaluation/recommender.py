@@ -1,4 +1,4 @@
-"""Prediction without a server: a trained run over sessions that preprocessing wrote."""
+"""Prediction without a server: a trained run on the sessions of a data directory."""
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,27 +25,26 @@ from pipeline.model.run import Run
 from pipeline.model.similar_items import similar_items
 
 _SCORES_PER_STEP = {"cpu": 16_000_000}
-"""Scores held at a time, 64 MB in float32: memory must not grow with sessions times items.
-
-A GPU wants more at a time, see `device_chunk_bytes`."""
+"""Maximum scores in memory, 64 MB in float32, so that memory does not grow with sessions times
+items. A GPU needs larger chunks, see `device_chunk_bytes`."""
 
 
 class Recommendations(NamedTuple):
     """Lists of B sessions, best first."""
 
     items: NDArray[Any]
-    """(B, K) raw ids; 0 or None behind the end of a list."""
+    """(B, K) raw ids; 0 or None after the end of a list."""
     scores: NDArray[Any]
-    """(B, K) float32; minus infinity behind the end."""
+    """(B, K) float32; minus infinity after the end."""
     counts: NDArray[Any]
-    """(B,) lengths of the lists: K, or fewer where filters left fewer items."""
+    """(B,) lengths of the lists: K, or fewer if filters leave fewer items."""
     targets: dict[str, NDArray[Any]]
-    """(B, K) float32 predictions of the targets per item by name, arbitrary behind the end."""
+    """(B, K) float32 predictions of the targets per item by name, arbitrary after the end."""
 
     def records(self, sessions: Iterable[Any]) -> Iterator[dict[str, Any]]:
-        """Yield the id and the list of each session as JSON takes them, without padding.
+        """Yield the id and the list of each session as JSON values, without padding.
 
-        `sessions` are B ids, None for a session without one.
+        `sessions` are B ids, None for a session without an id.
         """
         columns = {ITEM: self.items, "score": self.scores, **self.targets}
         for row, (session, count) in enumerate(zip(sessions, self.counts, strict=True)):
@@ -59,7 +58,7 @@ class Recommendations(NamedTuple):
 
 
 def to_raw_ids(best: TopK, catalogue: NDArray[Any]) -> Recommendations:
-    """Item indices -> raw ids; `catalogue` (items,) has those of the indices from FIRST_ITEM."""
+    """Item indices -> raw ids; `catalogue` (items,) are the raw ids from index FIRST_ITEM on."""
     indices, scores = best.items.cpu().numpy(), best.scores.cpu().numpy()
     filled = indices >= FIRST_ITEM
     items = catalogue[np.where(filled, indices - FIRST_ITEM, 0)]
@@ -71,25 +70,25 @@ def to_raw_ids(best: TopK, catalogue: NDArray[Any]) -> Recommendations:
 class Recommender:
     """A trained run that recommends in this process, without a server.
 
-    `data` is a data directory by the preprocessing that the run was trained on, or one that went
-    on from that (`Run.index_mapping`), and `part` one of its parts: train, valid or test. Sessions
-    are in the order of `loader.session_ids`; those of train are cut to their newest L + 1
-    interactions.
+    `data` is the data directory that the run was trained on, or one that extends it
+    (`Run.index_mapping`), and `part` is train, valid or test. Sessions are in the order of
+    `sessions.session_ids`; those of train are cut to their newest L + 1 interactions.
     """
 
     def __init__(self, run: Run) -> None:
-        """Move the model of the run onto a GPU where there is one."""
+        """Move the model of the run to a GPU if there is one."""
         self.run = run
         self.model = run.model.to(best_device())
         self.fitted = run.fitted
         self.catalogue: NDArray[Any] = self.fitted.item.values.to_numpy(zero_copy_only=False)
-        """(items,) raw ids by falling frequency, int64 or text."""
+        """(items,) raw ids by descending frequency, int64 or text."""
         self._longest = self.model.inputs.max_sequence_length
         self._device = self.model.device
 
     @classmethod
     def open(cls, run: Run | Path) -> Self:
-        """Load the run, onto a GPU where there is one. ArtifactError if it is not whole."""
+        """Load the run, onto a GPU if there is one. ArtifactError for an incomplete or damaged
+        run."""
         return cls(Run.open(run))
 
     def recommend(
@@ -103,13 +102,12 @@ class Recommender:
         candidates: Sequence[Any] | None = None,
         batch_size: int = 256,
     ) -> Iterator[Recommendations]:
-        """Yield up to `k` items for each session, of at most `batch_size` sessions at a time.
+        """Yield up to `k` items for each session, in batches of at most `batch_size` sessions.
 
-        `filter_seen` leaves out every item of the session; `exclude` are raw ids that no list
-        holds, `candidates` the only ones that lists hold. Ids may be text or integers whatever the
-        type of the catalogue. Ids that are not in it are ignored among `exclude`, and named in a
-        warning among `candidates`. ConfigError if `k` is not between 1 and the size of the
-        catalogue, or if the ids leave nothing to recommend.
+        `filter_seen` excludes the items of the session; `exclude` are raw ids to exclude,
+        `candidates` the only raw ids to recommend. Ids may be text or integers for any catalogue.
+        Unknown ids are ignored in `exclude` and reported by a warning in `candidates`. ConfigError
+        if `k` is not between 1 and the size of the catalogue, or if no item remains.
         """
         self._check_ranks_items()
         if not 1 <= k <= len(self.catalogue):
@@ -139,10 +137,10 @@ class Recommender:
     def predict_targets(
         self, data: Data | Path, part: str, *, batch_size: int = 256
     ) -> dict[str, NDArray[Any]]:
-        """Return (sessions,) float32 predictions of the tasks beside the next item, by name.
+        """Return (sessions,) float32 predictions of the target tasks, by name.
 
-        They are probabilities, or numbers in the units of the log; where each interaction has a
-        target, that of the newest.
+        They are probabilities, or numbers in the units of the log; a task with one target per
+        interaction predicts the newest interaction.
         """
         parts: dict[str, list[NDArray[Any]]] = {
             task.task_name: [] for _, task in self.model.target_tasks
@@ -162,10 +160,11 @@ class Recommender:
 
     @torch.inference_mode()
     def similar_items(self, ids: Sequence[Any], k: int | None = None) -> Recommendations:
-        """Return the `k` items whose vectors have the highest cosine with that of each of `ids`.
+        """Return, for each of `ids`, the `k` items with the highest cosine of their vectors.
 
-        Of a counting model, which has no vectors, the best items of a session of that item alone.
-        By default 10, or all others of a small catalogue. An item is not in its own list.
+        A counting model has no vectors and returns the best items after a session of that item
+        alone. `k` defaults to 10, or to all others of a small catalogue. An item is not in its own
+        list.
         ConfigError if `k` is not between 1 and the number of other items, or for an id that is not
         in the catalogue.
         """
@@ -193,7 +192,7 @@ class Recommender:
             )
 
     def in_catalogue(self, ids: Sequence[Any]) -> NDArray[Any]:
-        """(n,) bool: which of these raw ids are in the catalogue."""
+        """(n,) bool: whether each raw id is in the catalogue."""
         return self._indices(ids) >= FIRST_ITEM
 
     def _loader(self, data: Data | Path, part: str, batch_size: int) -> SessionLoader:
@@ -204,7 +203,7 @@ class Recommender:
         return evaluation_loader(data.path, part, self.model, batch_size, indices=indices)
 
     def _indices(self, ids: Sequence[Any]) -> NDArray[Any]:
-        """Raw ids -> (n,) item indices, PADDING for ids that are not in the catalogue."""
+        """Raw ids -> (n,) item indices, PADDING for ids outside the catalogue."""
         texts = pa.array([None if i is None else str(i) for i in ids], pa.string())
         values, _ = categories([texts], self.fitted.item.type)
         catalogue = self.fitted.item.values
@@ -213,7 +212,7 @@ class Recommender:
         return rows.astype(np.int64) + FIRST_ITEM
 
     def _candidates(self, ids: Sequence[Any]) -> NDArray[Any]:
-        """(C,) item indices, each once."""
+        """Raw ids -> (C,) distinct item indices."""
         indices = self._indices(ids)
         unknown = np.flatnonzero(indices < FIRST_ITEM)
         examples = ", ".join(repr(ids[at]) for at in unknown[:3])
@@ -252,7 +251,7 @@ class Recommender:
             for rows in _all_rows(batch).split(step):
                 excluded, stops = always_excluded, batch.lengths[rows]
                 if filter_seen:
-                    # items of the whole session, not only of what the model reads
+                    # items of the whole session, beyond the L that the model reads
                     seen = self.items(batch, rows, stops)  # (b, X)
                     excluded = torch.cat([seen, always_excluded.expand(len(rows), -1)], 1)
                 best = self.model.top_k(
@@ -270,7 +269,7 @@ class Recommender:
             yield self.model.session_embeddings(window).cpu().numpy()
 
     def newest(self, batch: RaggedBatch, rows: Tensor, stops: Tensor) -> SessionBatch:
-        """(b,) rows -> their newest L interactions before `stops` (b,), which the model reads."""
+        """(b,) rows -> newest L interactions before `stops` (b,), the input of the model."""
         starts = (stops - (self._longest or 2**31)).clamp(min=0)
         return batch.window(rows, starts, stops).to(self._device)
 

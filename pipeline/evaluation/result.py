@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _WITH_MARGIN = ("recall", "ndcg", "mrr")
-"""Metrics of the table that come with their margin."""
+"""Metrics that the table shows with their margin."""
 _OF_LISTS = {"coverage": "coverage", "popularity": "popularity", "popularity_bias": "bias"}
 """Metrics of the lists, with their headings."""
 _LEGEND = """\
@@ -32,7 +32,7 @@ REQUEST_LEGEND = {
     "where equal",
     "debiased": "debiased: with fewer targets of popular items, none above Q3 + 1.5 IQR",
 }
-"""What metrics on request mean, see `pipeline.evaluation.list_metrics`."""
+"""Definitions of the metrics on request, see `pipeline.evaluation.list_metrics`."""
 _SHORT_NAMES = {
     "popularity": "popular",
     "recent-popularity": "recent",
@@ -40,17 +40,17 @@ _SHORT_NAMES = {
     "sequential-rules": "rules",
     "session-knn": "knn",
 }
-"""Headings of the baselines in tables of many columns."""
+"""Short headings of the baselines."""
 
 TRAINING_MEAN = "training-mean"
-"""Baseline of a task beside the next item."""
+"""Baseline of target tasks."""
 
 RANK_UNITS = {
     "recall": "share of the targets",
     "ndcg": "mean gain of a target, 0 to 1",
     "mrr": "mean of 1 / rank, 0 to 1",
 }
-"""What an axis of a metric counts."""
+"""Axis labels of the metrics."""
 
 Metrics = Mapping[str, float]
 """Value by `metric@K`."""
@@ -82,20 +82,20 @@ class GroupResult:
 
 @dataclass(frozen=True)
 class TargetResult:
-    """Metrics of a task beside the next item."""
+    """Metrics of a target task."""
 
     kind: TargetKind
     targets: int
     mean: float | None
     """Share of positives, or mean number in the units of the log; None without a target."""
     results: dict[str, Mapping[str, float | None]]
-    """By model, the run first, see `pipeline.evaluation.target_metrics`; TRAINING_MEAN predicts the
-    mean target of the train part for all."""
+    """By model, the run first, see `pipeline.evaluation.target_metrics`; TRAINING_MEAN always
+    predicts the mean target of the train part."""
     fill_value: float | None = None
-    """Number that stands for a missing one, None for a binary target, whose missing ones are no
-    target."""
+    """Number that replaces a missing one; None for a binary target, which is left out if
+    missing."""
     filled: int = 0
-    """Targets of this number."""
+    """Number of targets equal to `fill_value`."""
     margins: dict[str, Margins] = field(default_factory=dict)
     """Half the 95 % interval by model and metric; without calibration and calibration_error."""
 
@@ -105,7 +105,7 @@ class Cost:
     """Time and memory of an evaluation."""
 
     seconds: dict[str, float]
-    """Fitting and ranking, by model."""
+    """Seconds of fitting and ranking, by model."""
     sessions_per_second: float
     targets_per_second: float
     peak_memory_mb: float
@@ -123,34 +123,34 @@ class Evaluation:
     """Sessions with a target."""
     targets: int
     unknown_targets: int
-    """Targets that are not in the catalogue of the run."""
+    """Targets outside the catalogue of the run."""
     other_data: bool
     """Whether the run was trained on other sessions than the train part of the data."""
     new_items: int
-    """Items of the data that are not in the catalogue of the run."""
+    """Items of the data outside the catalogue of the run."""
     catalogue_items: int
     results: dict[str, Mapping[str, float | None]]
-    """By model, the run first: metrics of ranks and of top-K lists by `metric@K`. None where a
-    metric is not defined, such as the popularity bias where training saw none of the targets.
-    Empty for a run that does not predict the next item."""
+    """By model, the run first: metrics of ranks and of top-K lists by `metric@K`. None for an
+    undefined metric, such as the popularity bias if no target occurs in training. Empty for a run
+    that does not rank items."""
     margins: dict[str, Margins]
     """By model, for the metrics of ranks."""
     differences: dict[str, Difference]
     """By metric; empty without baselines."""
     breakdowns: dict[str, list[GroupResult]]
-    """Groups of targets by the name of what they differ in; those of `by` come first."""
+    """Groups of targets by criterion; those of `by` come first."""
     tasks: dict[str, TargetResult]
-    """By target, the tasks beside the next item."""
+    """Results of the target tasks, by name."""
     cost: Cost
     by: tuple[str, ...] = ()
     """Names of the groups by columns of the data."""
     ranks: "pa.Table | None" = field(default=None, repr=False, compare=False)
-    """A row for each target, in the order of sessions and positions: `session_id` (its number where
-    the data have no ids), `position` in the session from 0, `item_id`, and the rank by each model
-    from 1, behind the catalogue for an unknown item. None where nothing is ranked."""
+    """One row per target, in the order of sessions and positions: `session_id` (its number if the
+    data have no ids), `position` in the session from 0, `item_id`, and the 1-based rank by each
+    model, after the catalogue for an unknown item. None if the run does not rank items."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON takes them, without `ranks`."""
+        """Return the fields as JSON values, without `ranks`."""
         return asdict(replace(self, ranks=None), dict_factory=_without_ranks)
 
     def to_frame(self) -> "pd.DataFrame":
@@ -161,9 +161,9 @@ class Evaluation:
         return frame.rename_axis(index="model", columns="metric")
 
     def to_text(self, *, breakdown: bool = False) -> str:
-        """Return the table of models and metrics, and those of the groups of columns.
+        """Return the table of models and metrics, and the tables of groups by columns.
 
-        With `breakdown` also those of the usual groups.
+        With `breakdown`, the tables of the default groups follow.
         """
         lines = _ranking_text(self, breakdown=breakdown) if self.results else []
         for name, task in self.tasks.items():
@@ -208,13 +208,13 @@ def on_request(results: Iterable[str], cutoff: int) -> list[str]:
 
 
 def request_legend(names: Iterable[str]) -> list[str]:
-    """What these metrics mean, a line each."""
+    """Definitions of these metrics, one line each."""
     kinds = dict.fromkeys(re.split("[@:_]", name)[0] for name in names)
     return [f"{REQUEST_LEGEND[kind]}." for kind in kinds]
 
 
 def _request_table(evaluation: Evaluation, cutoff: int) -> list[str]:
-    """Return a row for each model, of the metrics on request; nothing without one."""
+    """Return one row per model with the metrics on request; empty without any."""
     names = on_request(next(iter(evaluation.results.values())), cutoff)
     if not names:
         return []
@@ -233,7 +233,7 @@ def _request_table(evaluation: Evaluation, cutoff: int) -> list[str]:
 
 
 def _task_table(name: str, task: TargetResult) -> list[str]:
-    """Return the metrics of a task beside the next item, a row for each model."""
+    """Return the metrics of a target task, one row per model."""
     if task.mean is None:
         return [f"{name}: no session has one"]
     mean = f"{task.mean:.1%} positive" if task.kind == "binary" else f"mean {task.mean:.4g}"
@@ -256,7 +256,7 @@ def _number(value: float | None) -> str:
 
 
 def _metrics_table(evaluation: Evaluation, cutoff: int) -> list[str]:
-    """Return a row for each model."""
+    """Return one row per model."""
     width = max(map(len, evaluation.results))
     of_run = next(iter(evaluation.results.values()))
     own = [name for name in PLUGIN_METRICS if f"{name}@{cutoff}" in of_run]
@@ -284,7 +284,7 @@ def _other_data_text(evaluation: Evaluation) -> list[str]:
 
 
 def _differences_text(differences: dict[str, Difference], cutoff: int) -> list[str]:
-    """Return the run minus the best baseline, on the same targets."""
+    """Return the differences between the run and the best baseline, on the same targets."""
     lines = []
     for name in (f"{metric}@{cutoff}" for metric in _WITH_MARGIN):
         if name in differences:
@@ -295,7 +295,7 @@ def _differences_text(differences: dict[str, Difference], cutoff: int) -> list[s
 
 
 def _breakdown_text(evaluation: Evaluation, shown: list[str], metric: str) -> list[str]:
-    """Return a table for each of these ways to group the targets: groups by models."""
+    """Return a table of groups by models for each of these criteria."""
     run, *baselines = evaluation.results
     heads = [_SHORT_NAMES.get(name, name) for name in baselines]
     lines = []
@@ -315,7 +315,8 @@ def _breakdown_text(evaluation: Evaluation, shown: list[str], metric: str) -> li
 
 
 def verdict(subject: str, words: Mapping[str, str]) -> str:
-    """Sentence on a model beside the best baseline; `words` by metric, such as "worse than"."""
+    """Sentence that compares a model with the best baseline; `words` by metric, such as "worse
+    than"."""
     metrics: dict[str, list[str]] = {}
     for metric, word in words.items():
         metrics.setdefault(word, []).append(metric)
@@ -324,7 +325,7 @@ def verdict(subject: str, words: Mapping[str, str]) -> str:
 
 
 def decimals(metric: str) -> int:
-    """Digits of a metric behind the point; serendipity is divided by the catalogue."""
+    """Decimals of a metric; serendipity is divided by the catalogue size."""
     return 6 if metric.startswith("serendipity@") else 4
 
 

@@ -63,7 +63,7 @@ Gains = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Protocol:
-    """Which targets are ranked, and how."""
+    """Settings of an evaluation: the targets, their ranking and the metrics."""
 
     part: str
     positions: Positions
@@ -78,7 +78,7 @@ class Protocol:
 
 @dataclass(frozen=True)
 class _Ranking:
-    """Ranks of the same targets by the run, which is first, and by the baselines."""
+    """Ranks of the targets by the run, which is first, and by the baselines."""
 
     by_model: dict[str, Ranked]
     seconds: dict[str, float]
@@ -86,7 +86,7 @@ class _Ranking:
     item_counts: NDArray[Any]
     """(items,) training interactions."""
     lists: ListContext | None
-    """None where no metric is requested."""
+    """None without a metric on request."""
     by_column: dict[str, list[Group]]
 
 
@@ -105,19 +105,19 @@ def evaluate(
 ) -> Evaluation:
     """Rank the targets of one part of `data` in the full catalogue; return metrics of each model.
 
-    Of a task beside the next item, its predictions are compared with its targets.
+    Predictions of target tasks are compared with their targets.
 
-    `positions`: every interaction but the first is a target, or the last; by default all, or the
-    last in data that were split by leave-one-out. `filter_seen` leaves the interactions before a
-    target out of its ranking; by default as the recipe of the data says. `metrics` adds those
-    of `pipeline.evaluation.list_metrics`: novelty, diversity and others, or all. `by` are columns
-    of `data` to group the targets by, beside the usual groups. `data` may be made of other logs if
-    its preprocessing went on from the run's data: its new items are unknown to all models.
-    Baselines learn from the train part of `data`, and are left out where a run that was trained on
-    other data ranks that part.
-    ConfigError for a metric or a column that does not exist. ArtifactError if `data` has another
-    catalogue that does not go on from the run's, or other features, or other statistics of these,
-    or training sessions that are cut shorter; also if the part has nothing to predict.
+    `positions` is "all", every interaction except the first, or "last"; the default is "all", and
+    "last" for data split by leave-one-out. `filter_seen` excludes the interactions before a target
+    from its ranking; the default is that of the data's recipe. `metrics` adds metrics of
+    `pipeline.evaluation.list_metrics`: novelty, diversity and others, or all. `by` are columns of
+    `data` for further groups of targets. `data` may extend the run's data by other logs; its new
+    items are unknown to all models. Baselines learn from the train part of `data`, and are left out
+    if a run that was trained on other data ranks that part.
+
+    ConfigError for an unknown metric or column. ArtifactError if `data` does not extend the run's
+    catalogue, has other features or statistics, or shorter training sessions; also for a part
+    without targets.
     """
     run, data = Run.open(run), Data.open(data)
     data.check_sessions(part, "train")
@@ -157,7 +157,7 @@ def evaluate(
 
 
 def _ranking_results(ranking: _Ranking, protocol: Protocol, recipe: Preprocess) -> dict[str, Any]:
-    """Return the fields of an Evaluation that follow from the ranks."""
+    """Return the fields of an Evaluation that depend on the ranks."""
     cutoffs, targets = protocol.cutoffs, ranking.targets
     gains_by_model = {
         name: gains_of(ranked, cutoffs, ranking.lists) for name, ranked in ranking.by_model.items()
@@ -197,7 +197,7 @@ def _ranks_table(ranking: _Ranking, data: Data, part: str) -> pa.Table:
     targets = ranking.targets
     ids = session_ids(data.path, part)
     items = read_interactions(data.path, part)
-    # the data know items that an older run does not
+    # data may have items that an older run lacks
     starts = items.offsets[targets.sessions]
     indices = items.values[starts + targets.num_before]
     vocabulary = data.fitted.item
@@ -213,16 +213,16 @@ def _ranks_table(ranking: _Ranking, data: Data, part: str) -> pa.Table:
 
 
 def _no_ranking(data: Data, part: str) -> dict[str, Any]:
-    """Return these fields for a run that does not predict the next item."""
+    """Return empty fields for a run that does not rank items."""
     empty = ("results", "margins", "differences", "breakdowns")
     counts = {"targets": 0, "unknown_targets": 0, "sessions": count_sessions(data.path, part)}
     return {**counts, **{name: {} for name in empty}, "by": ()}
 
 
 def predict_run_targets(run: Run, data: Data, protocol: Protocol) -> dict[str, TargetPredictions]:
-    """Predictions of the tasks beside the next item by name; empty for a run without them.
+    """Predictions of the target tasks by name; empty for a run without target tasks.
 
-    ArtifactError if the run has nothing else to predict and the part has no target of a task.
+    ArtifactError if the run has only target tasks and the part lacks the target of one.
     """
     model = run.model.to(best_device())
     if not model.all_targets:
@@ -247,9 +247,9 @@ def _loader(run: Run, data: Data, part: str) -> SessionLoader:
 
 
 def _evaluate_tasks(run: Run, data: Data, protocol: Protocol) -> dict[str, TargetResult]:
-    """Metrics of the tasks beside the next item by name, of the run and of the training mean.
+    """Metrics of the target tasks by name, of the run and of the training mean.
 
-    ArtifactError if no session of the part has the target of a task.
+    Errors are those of `predict_run_targets`.
     """
     predicted = predict_run_targets(run, data, protocol)
     means = training_means(run, data) if protocol.baselines else {}
@@ -278,7 +278,7 @@ def _target_margins(values: TargetPredictions) -> dict[str, float | None]:
 
 
 def _defined(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """Metrics with None for those that are not defined, as JSON takes them."""
+    """Metrics with None for undefined ones, as JSON values."""
     return {name: None if math.isnan(value) else value for name, value in metrics.items()}
 
 
@@ -292,7 +292,7 @@ def _rank(
     interactions = read_interactions(data.path, protocol.part, rows=index_mapping)
     targets = describe_targets(interactions, protocol.positions)
     check_targets(targets, data, protocol.part)
-    # groups and baselines see the same targets as the model
+    # groups and baselines have the targets of the model
     assert np.array_equal(targets.items, ranked.targets)  # noqa: S101
     num_rows, longest = run.model.inputs.item_table.num_embeddings, _longest(run)
     if protocol.baselines:
@@ -314,7 +314,7 @@ def list_context(
     data: Data,
     protocol: Protocol,
 ) -> ListContext | None:
-    """What the requested metrics of all models share; None where none is requested."""
+    """Common inputs of the metrics on request; None without any."""
     if not protocol.metrics:
         return None
     codes = item_categories(data.fitted)
@@ -339,7 +339,7 @@ def _longest(run: Run) -> int:
 def rank_run(
     run: Run, data: Data, protocol: Protocol, index_mapping: Mapping[str, NDArray[Any]]
 ) -> tuple[Ranked, float]:
-    """Rank the targets of a part by a run; also the seconds that it took."""
+    """Rank the targets of a part by a run; return the ranks and the seconds."""
     model = run.model.to(best_device())
     loader = evaluation_loader(
         data.path, protocol.part, model, _SESSIONS_PER_BATCH, indices=index_mapping
@@ -365,11 +365,11 @@ def ranked_baselines(
 ) -> Iterator[tuple[str, Ranked, float]]:
     """Rank the targets of `interactions` by every baseline; yield name, ranks and seconds.
 
-    They learn from `history`, in the order of time, and read the newest `longest` interactions.
+    They learn from `history`, ordered by time, and read the newest `longest` interactions.
     """
     sessions = interactions.values, interactions.offsets
     read = prefixes(*sessions, protocol.positions, longest)
-    # also what lies further back than a model reads
+    # whole prefixes, beyond the L that a model reads
     seen = prefixes(*sessions, protocol.positions, 2**31)[:2] if protocol.filter_seen else None
     start = time.monotonic()
     for name, ranked in rank_by_baselines(
@@ -387,7 +387,7 @@ def ranked_baselines(
 
 
 def check_targets(targets: Targets, data: Data, part: str) -> None:
-    """ArtifactError if a part has nothing to predict."""
+    """ArtifactError if a part has no target."""
     if not len(targets.items):
         raise ArtifactError(
             f"{data.path} has no {part} session of two interactions or more: nothing to predict."
@@ -397,7 +397,7 @@ def check_targets(targets: Targets, data: Data, part: str) -> None:
 def _differences(
     gains_by_model: Mapping[str, Gains], sessions: NDArray[Any]
 ) -> dict[str, Difference]:
-    """By metric, the run minus the baseline with the best mean; on the same targets."""
+    """By metric, the run minus the baseline with the best mean, on the same targets."""
     run_name, *baselines = gains_by_model
     if not baselines:
         return {}

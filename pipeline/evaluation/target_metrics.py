@@ -1,10 +1,10 @@
-"""Metrics of the tasks beside the next item: binary targets and numbers.
+"""Metrics of target tasks: binary targets and numbers.
 
 Binary targets, of predicted probabilities p and labels y:
 
 auc: probability that a positive has a higher p than a negative, ties count half (the area under
 the ROC curve; Hanley and McNeil 1982). log_loss: mean of -log p of positives and -log(1 - p) of
-negatives, with p kept at least 1e-15 from 0 and 1. precision and recall: of the prediction p >=
+negatives, with p clipped to 1e-15 from 0 and 1. precision and recall: of the prediction p >=
 `threshold`. calibration: mean p divided by the share of positives, 1 where they agree.
 calibration_error: mean distance of mean p and share of positives over ten bins of p of equal width,
 weighted by their sizes (ECE; Naeini et al., AAAI 2015).
@@ -12,12 +12,12 @@ weighted by their sizes (ECE; Naeini et al., AAAI 2015).
 Numbers: rmse, the root of the mean squared error, and mae, the mean absolute error, in the units of
 the log.
 
-`target_values` has the metrics as means over targets, so that intervals and paired differences are
-those of the other metrics (`pipeline.evaluation.metrics`): each target has its share of the metric,
-linearized where the metric is no mean. Of auc these are the structural components of DeLong, DeLong
-and Clarke-Pearson (1988), for targets of one session as in Obuchowski, "Nonparametric analysis of
-clustered ROC curve data" (1997). calibration and calibration_error have none: 1 is best of the one,
-and the other is not smooth where it is best.
+`target_values` expresses the metrics as means over targets, for the intervals and paired
+differences of `pipeline.evaluation.metrics`: each target has its share of the metric, linearized if
+the metric is not a mean. For auc these are the structural components of DeLong, DeLong and
+Clarke-Pearson (1988), clustered by session as in Obuchowski, "Nonparametric analysis of clustered
+ROC curve data" (1997). calibration and calibration_error have no such values: the best value of
+calibration is 1, and calibration_error is not smooth at its best value.
 
 Shape letter: N targets.
 """
@@ -45,15 +45,16 @@ class TargetPredictions(NamedTuple):
     targets: NDArray[Any]
     """(N,) 0 or 1, or numbers in the units of the log."""
     sessions: NDArray[Any] | None = None
-    """(N,) session of each, in rising order; None where nothing reads it."""
+    """(N,) session of each target, ascending; None if not needed."""
 
     def constant(self, prediction: float) -> Self:
-        """The same targets with one prediction for all."""
+        """The targets with a constant prediction."""
         return self._replace(predictions=np.full_like(self.predictions, prediction))
 
 
 def target_metrics(values: TargetPredictions, threshold: float = THRESHOLD) -> dict[str, float]:
-    """Metrics of a task by name; NaN where one is not defined, as all are without a target."""
+    """Metrics of a task by name; NaN for an undefined metric, such as any metric without a
+    target."""
     predictions = values.predictions.astype(np.float64)
     targets = values.targets.astype(np.float64)
     if values.kind == "binary":
@@ -65,13 +66,13 @@ def target_metrics(values: TargetPredictions, threshold: float = THRESHOLD) -> d
 def target_values(
     values: TargetPredictions, threshold: float = THRESHOLD
 ) -> dict[str, NDArray[Any]]:
-    """(N,) values by metric, whose mean is the metric; NaN where it is not defined."""
+    """(N,) values by metric, whose mean is the metric; NaN for an undefined metric."""
     predictions = values.predictions.astype(np.float64)
     targets = values.targets.astype(np.float64)
     if values.kind == "regression":
         errors = predictions - targets
         rmse = np.sqrt(_mean(errors**2))
-        # the root of a mean by its tangent
+        # linearization of the square root
         spread = (errors**2 - rmse**2) / (2 * rmse) if rmse else np.zeros_like(errors)
         return {"rmse": rmse + spread, "mae": np.abs(errors)}
     positive, predicted = targets == 1, predictions >= threshold

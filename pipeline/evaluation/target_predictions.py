@@ -1,8 +1,8 @@
-"""Predictions of the tasks beside the next item, with their targets.
+"""Predictions of target tasks, with their targets.
 
-A target of a session is predicted from its newest L interactions, and one of an interaction from
-the newest L up to it, as by a server that is asked at this moment. A target per item is predicted
-for the true next item, from the newest L interactions before it.
+A target of a session is predicted from its newest L interactions, and a target of an interaction
+from the newest L up to it, as by a server at that time. A target per item is predicted for the true
+next item, from the newest L interactions before it.
 """
 
 from collections.abc import Iterable
@@ -30,7 +30,7 @@ from pipeline.model.tasks.targets import (
 )
 
 _Rows = tuple[Tensor, Tensor, Tensor]
-"""(n,) predictions, targets, and windows or sessions of a batch."""
+"""(n,) predictions, targets, and their windows or sessions in a batch."""
 
 
 @torch.inference_mode()
@@ -39,8 +39,8 @@ def predict_targets(
 ) -> dict[str, TargetPredictions]:
     """Predictions of each task by its name, in the order of sessions and positions.
 
-    `positions`: all interactions have a target, or the last of each session. Sessions and
-    interactions whose value is missing are left out. The caller sets the mode and the device.
+    `positions` selects the targets of all interactions, or of the last of each session. Missing
+    values are left out. The caller sets the mode and the device of the model.
     """
     tasks = {task.task_name: task for _, task in model.target_tasks}
     every = {task.task_name: task for task in model.all_targets}
@@ -70,9 +70,9 @@ def mean_targets(model: Model, batches: Iterable[RaggedBatch]) -> dict[str, floa
 
 
 def fill_values(model: Model) -> dict[str, float]:
-    """Number in place of a missing one by task, in the units of the log; of regression alone."""
+    """Number that replaces a missing one by task, in the units of the log; regression only."""
     tasks = [task for task in model.all_targets if isinstance(task, RegressionTask)]
-    # data directories have 0 for a missing number, which is the mean where it is standardized
+    # data directories have 0 for a missing number, the mean of a standardized column
     return {task.task_name: float(task.in_units(torch.zeros(1))) for task in tasks}
 
 
@@ -92,7 +92,7 @@ def _of_batch(
     positions: Positions,
     batch_size: int,
 ) -> dict[str, _Rows]:
-    """Predictions, targets and their sessions of a batch by task, on the CPU."""
+    """Predictions, targets and sessions of a batch by task, on the CPU."""
     device = model.device
     parts: dict[str, list[_Rows]] = {name: [] for name in tasks}
     windows = _windows(model, tasks, batch, positions)
@@ -113,7 +113,7 @@ def _of_batch(
 def _of_next_items(
     model: Model, batch: RaggedBatch, positions: Positions, batch_size: int
 ) -> dict[str, _Rows]:
-    """Predictions, targets and their sessions of a batch by task per item, on the CPU."""
+    """Predictions, targets and sessions of a batch by task with targets per item, on the CPU."""
     hidden, items = hidden_at_targets(model, batch, positions, batch_size)
     sessions = batch.sequences[model.inputs.item].cpu().numpy(), batch.offsets.cpu().numpy()
     index = torch.from_numpy(target_positions(*sessions, positions)).to(batch.offsets.device)
@@ -135,7 +135,7 @@ def _of_next_items(
 
 
 def _in_order(rows: list[_Rows], sessions: Tensor) -> _Rows:
-    """Rows with their windows, and the (W,) session of each window -> in the order of windows."""
+    """Rows with windows, and the (W,) session of each window -> rows with sessions, by window."""
     if not rows:
         return torch.empty(0), torch.empty(0), torch.empty(0, dtype=torch.int64)
     predictions, targets, places = (torch.cat(column) for column in zip(*rows, strict=True))
@@ -147,7 +147,7 @@ def _in_order(rows: list[_Rows], sessions: Tensor) -> _Rows:
 def _windows(
     model: Model, tasks: dict[str, TargetTask], batch: RaggedBatch, positions: Positions
 ) -> Windows:
-    """Windows that end with an interaction, the last of a session among them."""
+    """Windows that end with each interaction, or with the last of a session."""
     if all(task.of_session for task in tasks.values()):
         positions = "last"
     longest = model.inputs.max_sequence_length or 2**31
@@ -157,9 +157,10 @@ def _windows(
 
 
 def _targets_of(task: TargetTask, window: SessionBatch, every: Tensor, ends: Tensor) -> Tensor:
-    """(b, 1) or (b, L) bool: what a task predicts in windows.
+    """(b, 1) or (b, L) bool: targets of a task in windows.
 
-    `every` (b,): all positions, or the last alone; `ends` (b,): whether the session ends there.
+    `every` (b,) selects all positions instead of the last; `ends` (b,) is true if the session ends
+    with the window.
     """
     has_target = task.has_target(window)
     if task.of_session:

@@ -1,8 +1,8 @@
 """Ranks of the true next items in the full catalogue.
 
-Each target is predicted from the interactions before it in its session, the newest L of them, as
-by a server. A causal model ranks all positions of a window in one pass; a bidirectional one needs
-a row for each target.
+Each target is predicted from the newest L interactions before it in its session, as by a server. A
+causal model ranks all positions of a window in one pass; a bidirectional model needs one row per
+target.
 """
 
 from collections.abc import Iterable, Mapping
@@ -24,27 +24,28 @@ Positions = Literal["all", "last"]
 
 
 class Windows(NamedTuple):
-    """Rows to evaluate, all (W,)."""
+    """Windows of sessions to evaluate, all fields (W,)."""
 
     rows: Tensor
     """Session of the batch."""
     starts: Tensor
     """First interaction of the window."""
     stops: Tensor
-    """One past its last, which is the (last) target."""
+    """End of the window, exclusive; its last interaction is the (last) target."""
     every: Tensor
-    """bool: whether all positions but the first are targets, or the last alone."""
+    """bool: whether all positions except the first are targets, or only the last."""
 
 
 def evaluation_windows(
     lengths: Tensor, longest: int, positions: Positions, *, causal: bool
 ) -> Windows:
-    """Windows of sessions of `lengths` (B,): each target has its newest `longest` before it.
+    """Windows of sessions of `lengths` (B,), with the newest `longest` interactions before each
+    target.
 
     A session of one interaction has no target and gets no window.
     """
     targets = (lengths.to(torch.int64) - 1).clamp(min=0)
-    # the first window has all the targets that it holds
+    # all positions of the first window are targets
     first = targets.clamp(max=longest if causal else 1)
     if positions == "last":
         first, windows = targets, targets.clamp(max=1)
@@ -67,10 +68,9 @@ def evaluation_loader(
     indices: Mapping[str, NDArray[Any]] | None = None,
     with_loss: bool = False,
 ) -> SessionLoader:
-    """Sessions of a part in their order, with the columns of the targets that the model predicts.
+    """Loader of a part in file order, with the target columns of the model.
 
-    With `with_loss` also those that only the loss reads. `indices` are those of
-    `Run.index_mapping`.
+    With `with_loss` it reads columns of the loss too. `indices` are those of `Run.index_mapping`.
     """
     return SessionLoader(
         data,
@@ -93,16 +93,16 @@ def rank_targets(
     filter_seen: bool = False,
     keep_lists: bool = False,
 ) -> Ranked:
-    """Rank every target of `batches`; count how many lists of `list_lengths` hold each item.
+    """Rank every target of `batches`; count the lists of each of `list_lengths` with each item.
 
-    With `keep_lists` the longest lists are kept, in the memory of the CPU.
-    With `filter_seen` the interactions before a target are left out of its ranking, also those
-    further back than the model reads. A list that is longer than the catalogue holds all of it.
-    The caller sets the mode and the device of the model. Memory is that of a batch and the ranks.
+    `keep_lists` keeps the longest lists, in CPU memory. `filter_seen` excludes all interactions
+    before a target, also those that the model does not read, from its ranking. A list longer than
+    the catalogue holds all items. The caller sets the mode and the device of the model. Memory is
+    that of a batch and the ranks.
     """
     device = model.device
     catalogue = model.items()  # (items, W)
-    # on the device until the end, as each copy would wait for it
+    # on the device until the end, as each copy would synchronize it
     ranks = [torch.empty(0, dtype=torch.int64, device=device)]
     targets = [torch.empty(0, dtype=torch.int64, device=device)]
     exposure = torch.zeros(len(list_lengths), len(catalogue), dtype=torch.int64, device=device)
@@ -142,9 +142,9 @@ def rank_queries(
     *,
     seen: Seen | None = None,
 ) -> RankedRows:
-    """Rank (T,) targets, 0..V-1 or negative, by the scores that (T, Q) `queries` give.
+    """Rank (T,) targets, 0..V-1 or negative, by the scores of (T, Q) `queries`.
 
-    `catalogue` are `model.items()`.
+    `catalogue` is `model.items()`.
     """
     if model.scores_whole_catalogue:
         return rank_by_scores(
@@ -179,7 +179,7 @@ def hidden_at_targets(
     if not len(windows.rows):
         return torch.empty(0, model.query_width, device=device), windows.rows.to(device)
     parts = []
-    # windows of similar lengths share a batch, so that little is padding
+    # windows of similar lengths share a batch, to reduce padding
     for chosen in (windows.stops - windows.starts).argsort(stable=True).split(batch_size):
         part = Windows(*(column[chosen] for column in windows))
         output = model.at_targets(batch.window(part.rows, part.starts, part.stops).to(device))
@@ -195,9 +195,9 @@ class Prefixes(NamedTuple):
     """Interactions before each target, ragged."""
 
     values: NDArray[Any]
-    """Item indices of all prefixes, one after the other, oldest first."""
+    """Item indices of all prefixes, concatenated, oldest first."""
     offsets: NDArray[Any]
-    """(N + 1,) where each begins."""
+    """(N + 1,) start of each prefix in `values`."""
     targets: NDArray[Any]
     """(N,) item indices."""
 

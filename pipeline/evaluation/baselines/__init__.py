@@ -1,11 +1,11 @@
-"""Baselines without a network, to compare every model with: counting models with their defaults.
+"""Baselines without a network, shown beside every model: counting models with their defaults.
 
-Popularity, co-visitation, sequential rules and session-kNN after Ludewig & Jannach, "Evaluation
-of session-based recommendation algorithms" (UMUAI 2018). A bounded number of stored scores is
-counted at a time, so that no (N, V) array ever exists. A prefix without an item of the catalogue is
-scored by popularity.
+Popularity, co-visitation, sequential rules and session-kNN after Ludewig & Jannach, "Evaluation of
+session-based recommendation algorithms" (UMUAI 2018). Sparse scores are computed in chunks, so that
+no (N, V) array ever exists. A prefix without an item of the catalogue is scored by popularity.
 
-Letters: N prefixes, M training sessions, V rows of the item table, R rows of scores, b of a chunk.
+Letters: N prefixes, b of them in a chunk, M training sessions, V rows of the item table, R rows of
+scores.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from pipeline.model.counting.sessions import Array, incidence
 from pipeline.recipe.counting import COUNTING
 
 BASELINES = ("popularity", "recent-popularity", "co-visitation", "sequential-rules", "session-knn")
-"""Counting models that stand beside every result."""
+"""Counting models that are evaluated as baselines."""
 _LONGEST = 50
 
 
@@ -34,9 +34,9 @@ def fit_baseline(
     longest: int = _LONGEST,
     **options: object,
 ) -> FittedBaseline:
-    """Fit a baseline to ragged training sessions, which are in the order of time, oldest first.
+    """Fit a baseline to ragged training sessions, oldest first.
 
-    `num_rows` is V, `longest` the newest interactions of a prefix that it reads.
+    `num_rows` is V; the baseline reads the newest `longest` interactions of a prefix.
     """
     sessions = TrainingSessions(values, offsets, num_rows, longest)
     return FittedBaseline(fit_scorer(sessions, COUNTING[name].model_validate(options)))
@@ -57,9 +57,9 @@ def rank_by_baselines(
 ) -> Iterator[tuple[str, Ranked]]:
     """Fit every baseline in turn; yield its name and the result of `rank_by_baseline`.
 
-    `num_rows` is V; training sessions are in the order of time, oldest first. Of a prefix the
-    newest `longest` interactions are read. `seen` are ragged interactions before each target, if
-    they are left out of its ranking.
+    `num_rows` is V; training sessions are ordered by time, oldest first. Baselines read the newest
+    `longest` interactions of a prefix. `seen` are the ragged interactions before each target, to
+    exclude them from its ranking.
     """
     for name in BASELINES:
         fitted = fit_baseline(name, train_values, train_offsets, num_rows, longest)

@@ -1,6 +1,6 @@
-"""Ranks of targets by the sparse scores of a baseline, a chunk of prefixes at a time.
+"""Ranks of targets by the sparse scores of a baseline, in chunks of prefixes.
 
-Letters: N prefixes, V rows of the item table, R rows of scores, b of a chunk, C lengths of lists.
+Letters: N prefixes, b of them in a chunk, V rows of the item table, R rows of scores, C cutoffs.
 """
 
 from collections.abc import Iterator
@@ -19,25 +19,25 @@ from pipeline.model.counting.scorer import Scorer, newest_values
 from pipeline.model.counting.sessions import Array, chunks, drop_reserved, rows_of
 
 _SCORES_AT_ONCE = 1 << 22
-"""Stored scores in one chunk; ranking them takes about 60 bytes each."""
+"""Stored scores per chunk; ranking takes about 60 bytes each."""
 
 
 class Scores(NamedTuple):
-    """Scores of some prefixes. Prefixes may share a row; what is not stored scores 0."""
+    """Sparse scores of prefixes, which may share a row; items that are not stored score 0."""
 
     matrix: sp.csr_array
-    """(R, V) positive scores, none in a reserved column."""
+    """(R, V) positive scores; reserved columns are empty."""
     rows: Array
-    """(b,): the row of each prefix."""
+    """(b,) row of each prefix."""
     prefixes: Array
-    """(b,): which prefixes these are, 0..N-1."""
+    """(b,) numbers of the prefixes, 0..N-1."""
 
 
 class Baseline(Protocol):
     """A fitted baseline that scores the catalogue for every prefix."""
 
     def scores(self, values: Array, offsets: Array) -> Iterator[Scores]:
-        """Ragged prefixes, (N + 1,) offsets -> chunks that hold every prefix once."""
+        """Ragged prefixes, (N + 1,) offsets -> chunks that together hold each prefix once."""
 
 
 def rank_by_baseline(
@@ -50,13 +50,12 @@ def rank_by_baseline(
     list_lengths: tuple[int, ...] = (),
     keep_lists: bool = False,
 ) -> Ranked:
-    """Rank each target among all items; count how many lists of `list_lengths` hold each item.
+    """Rank each target among all items; count the lists of each of `list_lengths` with each item.
 
-    A rank is the number of items that score at least what the target scores: ties count against
-    the baseline, and a target without a score is last. A reserved target (out of the vocabulary)
-    ranks behind the catalogue, at `num_items` + 1. A list holds the best scores, of equal ones the
-    lower index; items without a score only where those with one are too few. With `keep_lists`
-    the longest lists are kept. ValueError unless each prefix has a target.
+    A rank is the number of items that score at least as high as the target: ties count against the
+    baseline, and a target without a score is last. A reserved target (out of vocabulary) has rank
+    `num_items` + 1. Lists are ordered by score, ties by index, and filled up with items without a
+    score. `keep_lists` keeps the longest lists. ValueError unless each prefix has a target.
     """
     if len(offsets) != len(targets) + 1:
         raise ValueError(f"{len(offsets) - 1} prefixes but {len(targets)} targets")
@@ -85,18 +84,18 @@ def rank_by_baseline(
 
 @dataclass(frozen=True)
 class WithoutSeen:
-    """A baseline without scores for the items of the prefix, for logs in which no item comes twice.
+    """A baseline that never recommends items of the prefix, for logs without repeated items.
 
-    The published metrics of the leave-one-out data sets are measured so. A target that is in its
-    own prefix cannot be hit then, as it would never be recommended.
+    Published metrics of leave-one-out data sets use this protocol. A target in its own prefix
+    cannot be hit.
     """
 
     baseline: Baseline
     seen: sp.csr_array
-    """(N, V) 1 for the items of the whole prefixes, also of what the baseline does not read."""
+    """(N, V) 1 for the items of whole prefixes, including those that the baseline does not read."""
 
     def scores(self, values: Array, offsets: Array) -> Iterator[Scores]:
-        """Ragged prefixes, (N + 1,) offsets -> chunks with one row for each prefix."""
+        """Ragged prefixes, (N + 1,) offsets -> chunks with one row per prefix."""
         for matrix, rows, prefixes in self.baseline.scores(values, offsets):
             for chunk in chunks(np.diff(matrix.indptr)[rows], _SCORES_AT_ONCE):
                 own = matrix[rows[chunk]]  # (b, V)
@@ -106,19 +105,20 @@ class WithoutSeen:
 
 @dataclass(frozen=True, eq=False)
 class FittedBaseline:
-    """A counting model as a baseline: the entries of its scorer, a bounded number at a time."""
+    """A counting model as a baseline, with the entries of its scorer computed in chunks."""
 
     scorer: Scorer
 
     def scores(self, values: Array, offsets: Array) -> Iterator[Scores]:
-        """Ragged prefixes, (N + 1,) offsets -> chunks; prefixes that are read alike share a row."""
+        """Ragged prefixes, (N + 1,) offsets -> chunks; prefixes with equal newest values share a
+        row."""
         newest = _newest_values(*drop_reserved(values, offsets), self.scorer.reads)
         is_read = (newest > 0).any(1).numpy()
         unread = np.flatnonzero(~is_read)
         popularity = np.pad(self.scorer.popularity.numpy(), (FIRST_ITEM, 0))[np.newaxis]
         yield Scores(sp.csr_array(popularity), np.zeros_like(unread), unread)
         prefixes = np.flatnonzero(is_read)
-        if self.scorer.reads == 1:  # few values, many prefixes
+        if self.scorer.reads == 1:  # many prefixes share few values
             queries, rows = torch.unique(newest[prefixes], dim=0, return_inverse=True)
         else:
             queries, rows = newest[prefixes], torch.arange(len(prefixes))
@@ -143,7 +143,7 @@ class FittedBaseline:
 
 
 def _newest_values(values: Array, offsets: Array, reads: int) -> Tensor:
-    """Ragged prefixes without reserved indices -> (N, reads), as of `newest_values`."""
+    """Ragged prefixes without reserved indices -> (N, reads) `newest_values`."""
     lengths = np.minimum(np.diff(offsets), reads)
     columns = np.arange(reads)
     inside = columns < lengths[:, np.newaxis]
@@ -154,13 +154,13 @@ def _newest_values(values: Array, offsets: Array, reads: int) -> Tensor:
 
 
 def _best_first(matrix: sp.csr_array) -> Array:
-    """Positions of the stored entries row by row, best first, of equal ones the lower index."""
+    """Positions of the stored entries row by row, best first, ties by index."""
     matrix.sort_indices()
     return np.lexsort((-matrix.data, rows_of(matrix)))
 
 
 def _ranks_in_row(matrix: sp.csr_array, order: Array) -> sp.csr_array:
-    """The same structure, each entry the number of entries in its row that are at least it."""
+    """Matrix of the same structure: number of entries of the row that are at least as large."""
     rows, values = rows_of(matrix), matrix.data[order]
     ends_tie = np.ones(matrix.nnz, bool)
     ends_tie[:-1] = (np.diff(values) != 0) | (np.diff(rows) != 0)
@@ -183,7 +183,7 @@ def _best_items(matrix: sp.csr_array, order: Array, longest: int) -> NDArray[np.
 def _exposure(
     best: NDArray[np.int32], num_lists: Array, lengths: tuple[int, ...], num_items: int
 ) -> Array:
-    """(R, longest) items, (R,) lists made of each row -> (C, items): lists that hold each item."""
+    """(R, longest) items, (R,) number of lists per row -> (C, items) number of lists per item."""
     counts = np.zeros((len(lengths), num_items), np.int64)
     step = max(1, _SCORES_AT_ONCE // best.shape[1])
     for first in range(0, len(best), step):
@@ -207,7 +207,7 @@ def _best_in_rows(matrix: sp.csr_array, order: Array, rows: Array, count: int) -
     best[filled] = matrix.indices[order[(matrix.indptr[rows, np.newaxis] + nth)[filled]]]
     short = np.flatnonzero(stored < count)
     if len(short):
-        # among twice `count` of the lowest indices a short row has enough without a score
+        # the 2 * `count` lowest indices hold enough items without a score for a short row
         width = min(2 * count, matrix.shape[1] - FIRST_ITEM)
         lowest = matrix[rows[short]][:, FIRST_ITEM : FIRST_ITEM + width]
         free = lowest.toarray() == 0  # (r, width)

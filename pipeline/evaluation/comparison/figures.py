@@ -15,16 +15,16 @@ _DOTS_PER_INCH = 200
 
 
 def check_figures() -> None:
-    """ImportError where matplotlib is not installed."""
+    """ImportError if matplotlib is not installed."""
     import matplotlib as _  # noqa: F401
 
 
 def write_figures(comparison: Comparison, folder: Path) -> None:
-    """Write one plot for each metric at the longest list and target, the best row on top.
+    """Write one plot per metric at the largest cutoff and per target, the best row on top.
 
     A point is the mean, a bar its 95 % interval over sessions; the best rows are filled.
     """
-    from matplotlib.figure import Figure  # without pyplot: no window and no global state
+    from matplotlib.figure import Figure  # pyplot would have global state
 
     folder.mkdir(parents=True, exist_ok=True)
     for metric, unit in shown_metrics(comparison).items():
@@ -42,7 +42,7 @@ def write_figures(comparison: Comparison, folder: Path) -> None:
                 markerfacecolor=None if comparison.is_best(metric, name) else "white",
                 capsize=2,
             )
-        # a name is no formula
+        # names are not formulas
         labels = [row_label(comparison, name).replace("$", r"\$") for name in names]
         axes.set_yticks(range(len(names)), labels)
         axes.set_title(metric)
@@ -50,7 +50,7 @@ def write_figures(comparison: Comparison, folder: Path) -> None:
         axes.grid(axis="x", alpha=0.3)
         for ending in ("svg", "png"):
             file = folder / f"{metric.replace('@', '-').replace('.', '-')}.{ending}"
-            # no date, so that the same comparison is the same bytes
+            # no date, so that equal comparisons are equal bytes
             metadata = {"Date": None} if ending == "svg" else None
             with atomic_write(file) as partial:
                 figure.savefig(partial, format=ending, dpi=_DOTS_PER_INCH, metadata=metadata)

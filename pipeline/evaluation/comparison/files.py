@@ -1,4 +1,4 @@
-"""A comparison as files, whose endings say in which form."""
+"""A comparison as files, in the format of their suffix."""
 
 import json
 from collections.abc import Callable
@@ -22,7 +22,7 @@ _FORMS: dict[str, Callable[[Comparison], str]] = {
 
 
 def check_file(file: Path, *, overwrite: bool = False) -> None:
-    """ConfigError if no form has the ending of a file, or if it exists."""
+    """ConfigError if the suffix of a file is unknown, or if the file exists."""
     if file.suffix not in _FORMS:
         raise ConfigError(f"--out {file}: expected a name that ends in {', '.join(_FORMS)}.")
     check_outside_artifacts(file)
@@ -33,5 +33,5 @@ def check_file(file: Path, *, overwrite: bool = False) -> None:
 
 
 def write(comparison: Comparison, file: Path) -> None:
-    """Write the form that the ending of a file names."""
+    """Write the comparison in the format of the file's suffix."""
     write_text(file, _FORMS[file.suffix](comparison))

@@ -1,4 +1,4 @@
-"""A comparison as a page of HTML."""
+"""A comparison as an HTML page."""
 
 from pipeline import __version__
 from pipeline.evaluation.comparison.result import (
@@ -18,7 +18,7 @@ from pipeline.reports.charts import LineChart, interval_chart, line_chart
 from pipeline.reports.rendering import render_page
 
 _MOST_LINES = 3
-"""Rows of a line chart, the best ones: more have no colour of their own."""
+"""Maximum rows of a line chart, as many as there are colours; the best rows are shown."""
 
 
 def page(comparison: Comparison) -> str:
@@ -87,12 +87,12 @@ def _cell(comparison: Comparison, name: str, metric: str) -> dict[str, str | boo
 
 
 def _longest_first(table: MetricTable) -> int:
-    """Sort key: falling cutoff, then targets beside the next item."""
+    """Sort key: descending cutoff, then target tasks."""
     return -int(table.heads[0].partition("@")[2] or 0)
 
 
 def _curves(comparison: Comparison, labels: dict[str, str]) -> list[LineChart]:
-    """Metrics by the length of the list, of the best rows."""
+    """Line charts of metrics by cutoff, for the best rows."""
     if len(comparison.cutoffs) < 2:
         return []
     names = rows_with(comparison, f"ndcg@{comparison.cutoffs[-1]}")[:_MOST_LINES]

@@ -14,7 +14,7 @@ from pipeline.evaluation.run import Gains
 def row_of_runs(
     measured: Iterable[tuple[Gains, dict[str, float | None]]], names: list[str]
 ) -> tuple[Gains, ComparedRow]:
-    """Mean gains of each target, and metrics, over runs that differ in the seed."""
+    """Mean gains per target, and metrics, over runs that differ in the seed."""
     members = list(measured)
     gains_of_each = [each for each, _ in members]
     mean_gains = {
@@ -47,9 +47,9 @@ def _deviation(values: list[float | None]) -> float | None:
 def best_tests(
     gains_by_row: Mapping[str, Gains], sessions: Mapping[str, NDArray[Any]]
 ) -> dict[str, dict[str, PairedTest]]:
-    """By metric and row, the row minus the one with the best mean.
+    """By metric and row, the row minus the row with the best mean.
 
-    `sessions`: those of the targets of each metric, (N,) in rising order.
+    `sessions` are the (N,) sessions of the targets of each metric, ascending.
     """
     tests = {}
     for metric, sessions_of_targets in sessions.items():
@@ -67,7 +67,7 @@ def baseline_tests(
 ) -> dict[str, dict[str, PairedTest]]:
     """By metric and row of runs, the row minus the best of the `baselines`.
 
-    Without the metrics that no baseline has.
+    Metrics without a baseline are left out.
     """
     tests = {}
     for metric, sessions_of_targets in sessions.items():
@@ -82,7 +82,7 @@ def baseline_tests(
 
 
 def _defined_rows(gains_by_row: Mapping[str, Gains], metric: str) -> Gains:
-    """(N,) values of a metric by row, of the rows for which it is defined."""
+    """(N,) values of a metric by row, for the rows that define it."""
     return {
         name: each[metric]
         for name, each in gains_by_row.items()
@@ -101,7 +101,7 @@ def _differences(values: Gains, best: str, sessions: NDArray[Any]) -> dict[str, 
 
 
 def holm(p_values: Mapping[str, float | None]) -> dict[str, float | None]:
-    """P-values corrected for their number, by name; None stays None and counts for nothing."""
+    """P-values with Holm's correction, by name; None stays None and is not counted."""
     tested = sorted((p, name) for name, p in p_values.items() if p is not None)
     corrected: dict[str, float | None] = dict.fromkeys(p_values)
     highest = 0.0

@@ -31,7 +31,7 @@ _TASK_UNITS = {
     "regression": ("rmse", "units of the log, less is better"),
 }
 SIGNIFICANCE = 0.05
-"""A row whose corrected p is below differs from the best one."""
+"""A row with a lower corrected p-value differs from the best row."""
 
 
 @dataclass(frozen=True)
@@ -41,17 +41,17 @@ class ComparedRow:
     runs: list[str]
     """Names of the runs; empty for a baseline."""
     results: dict[str, float | None]
-    """Means over the runs by `metric@K`, and by `task.metric` of targets beside the next item.
-    Metrics that the runs do not have are not among them."""
+    """Means over the runs by `metric@K`, and by `task.metric` for target tasks. Metrics that the
+    runs lack are left out."""
     margins: dict[str, float | None]
     """Half the 95 % interval over sessions."""
     deviations: dict[str, float | None]
-    """Standard deviation between the runs; empty for a single one."""
+    """Standard deviation between the runs; empty for a single run."""
 
 
 @dataclass(frozen=True)
 class PairedTest:
-    """A row minus the best one in a metric, on the same targets."""
+    """Difference of a row from the best row in a metric, on the same targets."""
 
     best: str
     difference: float
@@ -64,7 +64,7 @@ class PairedTest:
 
 @dataclass(frozen=True)
 class ComparedTask:
-    """Targets beside the next item."""
+    """Targets of a target task."""
 
     kind: TargetKind
     targets: int
@@ -80,29 +80,29 @@ class Comparison:
     positions: Positions
     filter_seen: bool
     sessions: int
-    """Sessions with a next item to rank, all sessions where no run ranks."""
+    """Sessions with a next item to rank; all sessions if no run ranks items."""
     targets: int
-    """Next items that are ranked."""
+    """Number of ranked next items."""
     catalogue_items: int
     cutoffs: list[int]
-    """Empty where no run ranks."""
+    """Empty if no run ranks items."""
     rows: dict[str, ComparedRow]
     """Runs in their order, then baselines."""
     tests: dict[str, dict[str, PairedTest]]
-    """By metric and row, all rows but the best that have the metric."""
+    """By metric and row, for all rows with the metric except the best."""
     against_baseline: dict[str, dict[str, PairedTest]]
-    """By metric and row of runs, the row minus the best baseline, which is the `best` of
-    each; empty without baselines. P-values are corrected for the number of runs."""
+    """By metric and row of runs, the row minus the best baseline, named in `best`; empty without
+    baselines. P-values are corrected for the number of runs."""
     tasks: dict[str, ComparedTask] = field(default_factory=dict)
-    """Targets beside the next item; their metrics are in the rows by `task.metric`."""
+    """Target tasks by name; their metrics are in the rows by `task.metric`."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON takes them."""
+        """Return the fields as JSON values."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Return the comparison of which `to_dict` returned `values`."""
+        """Inverse of `to_dict`."""
         rows = {name: ComparedRow(**row) for name, row in values["rows"].items()}
         tests = {
             key: {
@@ -115,7 +115,7 @@ class Comparison:
         return cls(**{**values, "rows": rows, **tests, "tasks": tasks})
 
     def to_frame(self) -> "pd.DataFrame":
-        """Return one row for each row of the comparison and metric."""
+        """Return a frame with one row per row of the comparison and metric."""
         import pandas as pd
 
         lines = []
@@ -139,7 +139,7 @@ class Comparison:
         return pd.DataFrame(lines)
 
     def is_best(self, metric: str, name: str) -> bool:
-        """Whether a row is the best one in a tested metric, or does not differ from it."""
+        """Whether a row is the best in a tested metric, or does not differ from the best."""
         if metric not in self.tests or self.rows[name].results.get(metric) is None:
             return False
         test = self.tests[metric].get(name)
@@ -159,13 +159,13 @@ class MetricTable:
     """Rows and columns of a table."""
 
     heads: list[str]
-    """Metrics."""
+    """Metrics, one per column."""
     rows: list[str]
-    """Names of rows: all runs, and the baselines that have one of the metrics."""
+    """Names of rows: all runs, and baselines with one of the metrics."""
 
 
 def tables(comparison: Comparison) -> list[MetricTable]:
-    """A table for each cutoff, then one for each target beside the next item."""
+    """One table per cutoff, then one per target task."""
     heads = [metrics_at(comparison, cutoff) for cutoff in comparison.cutoffs]
     heads += [_task_metrics(comparison, task) for task in comparison.tasks]
     return [
@@ -182,7 +182,7 @@ def tables(comparison: Comparison) -> list[MetricTable]:
 
 
 def metrics_at(comparison: Comparison, cutoff: int) -> list[str]:
-    """Metrics of ranks and lists: the usual ones, then those on request."""
+    """Metrics of ranks and lists: the default ones, then those on request."""
     every = dict.fromkeys(name for row in comparison.rows.values() for name in row.results)
     requested = on_request(every, cutoff)
     return [*(f"{metric}@{cutoff}" for metric in (*RANKS, *LISTS)), *requested]
@@ -194,7 +194,7 @@ def _task_metrics(comparison: Comparison, task: str) -> list[str]:
 
 
 def shown_metrics(comparison: Comparison) -> dict[str, str]:
-    """What charts, differences and verdicts show, and the unit of each."""
+    """Metrics of charts, differences and verdicts, with their units."""
     shown = {
         f"{metric}@{cutoff}": RANK_UNITS[metric]
         for cutoff in comparison.cutoffs[-1:]
@@ -238,7 +238,7 @@ def _text(comparison: Comparison) -> str:
 
 
 def headline(comparison: Comparison) -> str:
-    """What was ranked and predicted."""
+    """One line on the ranked and predicted targets."""
     seen = ", seen ones left out" if comparison.filter_seen else ""
     ranked = (
         f"{comparison.targets:,} targets ({comparison.positions} positions of the "
@@ -253,7 +253,8 @@ def headline(comparison: Comparison) -> str:
 
 
 def verdicts(comparison: Comparison) -> list[str]:
-    """A sentence for each row of runs: in what it is better or worse than the best baseline."""
+    """One sentence per row of runs: the metrics in which it is better or worse than the best
+    baseline."""
     lines = []
     for name, row in comparison.rows.items():
         words = {
@@ -299,7 +300,7 @@ def _differences(comparison: Comparison, metric: str) -> list[str]:
 
 
 def p_text(test: PairedTest) -> str:
-    """A p-value for readers."""
+    """Format a p-value."""
     p = test.p
     if p is None:
         return "not tested" if test.difference else "no difference"

@@ -1,11 +1,10 @@
 """`pipeline compare`: several runs and the baselines, on the same targets of one part.
 
-Every difference is that of two rows on the same targets, so that what is easy or hard for all of
-them cancels out. Its interval and its test have the session as the unit, as all intervals here
-(`evaluation.metrics`). The p-values of one metric are corrected for the number of rows that are
-compared with the best (Holm, "A simple sequentially rejective multiple test procedure", 1979).
-Runs that differ in nothing but the seed are one row: the gain of a target is their mean, and their
-standard deviation is printed beside the metric.
+Differences between rows are paired by target, so that the difficulty of a target cancels out. The
+session is the unit of intervals and tests, see `evaluation.metrics`. The p-values of a metric are
+corrected for the number of rows compared with the best (Holm, "A simple sequentially rejective
+multiple test procedure", 1979). Runs that differ only in the seed share a row: the gain of a target
+is their mean, and their standard deviation is printed beside the metric.
 """
 
 import json
@@ -62,12 +61,11 @@ def compare(
 ) -> Comparison:
     """Rank the targets of one part of `data` by several runs and by the baselines.
 
-    A folder of runs, as `train --seeds` writes it, is all of them. Arguments are those of
-    `evaluate`. The baselines know the catalogue of `data`; a run may have an older one, if `data`
-    went on from its data.
-    Runs with targets beside the next item have their metrics too, and a run that does not rank
-    items has these alone. ConfigError without a run; ArtifactError where runs mean different things
-    by the name of a target, and as `evaluate`.
+    A folder of runs, as of `train --seeds`, stands for all its runs. Arguments and errors are those
+    of `evaluate`. Baselines use the catalogue of `data`; a run may have an older one if `data`
+    extends its data. The comparison includes the metrics of target tasks; a run that does not rank
+    items has only these. ConfigError without a run; ArtifactError if targets of one name differ
+    between runs.
     """
     data = Data.open(data)
     opened = list(dict.fromkeys(run for each in runs for run in _runs_of(each)))
@@ -106,22 +104,22 @@ def compare(
 
 
 Measured = tuple[Gains, dict[str, float | None]]
-"""(N,) values by metric, whose means are the metrics, and metrics that have none."""
+"""(N,) values by metric, whose means are the metrics, and metrics without such values."""
 
 
 @dataclass
 class _Table:
-    """Rows so far: for each the names of its runs, and what was measured of each of them."""
+    """Rows so far, with the names and measurements of their runs."""
 
     names: dict[str, list[str]] = field(default_factory=dict)
     measured: dict[str, list[Measured]] = field(default_factory=dict)
     sessions: dict[str, NDArray[Any]] = field(default_factory=dict)
-    """(N,) session of each target by metric."""
+    """(N,) session of each target, by metric."""
 
     def add(
         self, name: str, runs: list[str], members: list[Measured], sessions: NDArray[Any]
     ) -> None:
-        """Add metrics to a row, which may be a new one; a baseline has no runs."""
+        """Add metrics to a new or existing row; a baseline has no runs."""
         if self.names.setdefault(name, runs) != runs:
             name = f"{name} (baseline)"
             self.names[name] = runs
@@ -133,7 +131,7 @@ class _Table:
         ]
 
     def rows(self) -> tuple[dict[str, ComparedRow], dict[str, Gains]]:
-        """Rows of runs, then of baselines; and (N,) values of each by metric."""
+        """Rows of runs, then of baselines; and their (N,) values by metric."""
         order = sorted(self.names, key=lambda name: not self.names[name])
         pairs = {name: row_of_runs(self.measured[name], self.names[name]) for name in order}
         for gains, row in pairs.values():
@@ -150,7 +148,7 @@ def _compare_ranks(
 ) -> NDArray[Any] | None:
     """Rank the targets by the runs that rank items, and by the baselines.
 
-    Returns the (N,) session of each target, None where no run ranks.
+    Return the (N,) session of each target, None if no run ranks items.
     """
     ranking = {name: group for name, group in groups.items() if group[0].model.ranks_items}
     if not ranking:
@@ -164,7 +162,7 @@ def _compare_ranks(
     context = list_context(history, interactions, targets, num_rows, data, protocol)
 
     def measure(ranked: Ranked) -> Measured:
-        # an older run has fewer items, the first ones
+        # an older run has only the first items of the catalogue
         missing = len(popularity) - ranked.exposure.shape[1]
         exposure = np.pad(ranked.exposure, ((0, 0), (0, missing)))
         of_lists = list_metrics(exposure, protocol.cutoffs, targets.items, popularity)
@@ -184,7 +182,7 @@ def _compare_ranks(
 def _compare_targets(
     groups: Mapping[str, Sequence[Run]], data: Data, protocol: Protocol, table: _Table
 ) -> dict[str, ComparedTask]:
-    """Predict the targets beside the next item by the runs that have them; return their facts."""
+    """Predict the targets of target tasks by the runs that have them; return their descriptions."""
     first: dict[str, tuple[Run, TargetPredictions]] = {}
     for name, group in groups.items():
         names = [run.name for run in group]
@@ -213,7 +211,8 @@ def _sessions(values: TargetPredictions) -> NDArray[Any]:
 
 
 def _measure_task(task: str, values: TargetPredictions) -> Measured:
-    """Metrics of a task by `task.metric`; those without a value for each target apart."""
+    """Values and metrics of a task by `task.metric`; metrics without a value per target are
+    separate."""
     of_targets = {f"{task}.{metric}": each for metric, each in target_values(values).items()}
     every = {f"{task}.{metric}": each for metric, each in target_metrics(values).items()}
     return of_targets, {
@@ -226,7 +225,7 @@ def _measure_task(task: str, values: TargetPredictions) -> Measured:
 def _check_same_targets(
     task: str, own: TargetPredictions, reference: TargetPredictions, run: Run, other: Run
 ) -> None:
-    """ArtifactError if two runs mean different things by the name of a target."""
+    """ArtifactError if the targets of one name differ between two runs."""
     same = own.kind == reference.kind and np.array_equal(_sessions(own), _sessions(reference))
     if not (same and np.allclose(own.targets, reference.targets, rtol=1e-4)):
         raise ArtifactError(
@@ -246,7 +245,7 @@ def _runs_of(source: Run | Path) -> Iterator[Run]:
 
 
 def _check_part(run: Run, data: Data, part: str) -> None:
-    """ArtifactError if the part favours other runs than this one."""
+    """ArtifactError for the train part if this run was trained on other sessions."""
     if part == "train" and not run.was_trained_on(data):
         raise ArtifactError(
             f"{run.path} was trained on other sessions than those of {data.path}, whose train part "
@@ -255,11 +254,11 @@ def _check_part(run: Run, data: Data, part: str) -> None:
 
 
 def _groups(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs by the name of their row; those that differ in the seed alone share one."""
+    """Runs by the name of their row; runs that differ only in the seed share one."""
     by_settings: dict[str, dict[int | None, Run]] = {}
     for run in runs:
         key, seed = _settings_key(run), (run.facts.get("train") or {}).get("seed")
-        if seed in by_settings.get(key, {}):  # the same training again, no other seed
+        if seed in by_settings.get(key, {}):  # a repeated training with the same seed
             key = str(run.path)
         by_settings.setdefault(key, {})[seed] = run
     groups: dict[str, list[Run]] = {}
@@ -272,10 +271,10 @@ def _groups(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def _settings_key(run: Run) -> str:
-    """Text of what a run was made of but its seed."""
+    """Key of the inputs and settings of a run, without the seed."""
     facts = run.facts
     train = {key: value for key, value in (facts.get("train") or {}).items() if key != "seed"}
-    if not train:  # put together in Python: nothing says what it is
+    if not train:  # a model built in Python has no settings
         return str(run.path)
     settings = {name: facts.get(name) for name in ("model", TRAINED_ON, ORIGIN)}
     width = (facts.get("windows") or {}).get("width_seconds")
@@ -283,7 +282,7 @@ def _settings_key(run: Run) -> str:
 
 
 def _group_name(group: Sequence[Run]) -> str:
-    """Name of the run, or of the folder of runs of several seeds, or what their names share."""
+    """Name of the run, or for several seeds of their folder, or the common part of their names."""
     if len(group) == 1:
         name = group[0].name
         is_seed = name.startswith("seed-")

@@ -1,4 +1,4 @@
-"""A comparison as tables of Markdown and LaTeX."""
+"""A comparison as Markdown and LaTeX tables."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ from pipeline.evaluation.result import decimals, with_margin
 
 
 def markdown(comparison: Comparison) -> str:
-    """A table for each cutoff and target; the best cells in bold."""
+    """One table per cutoff and target task, the best cells in bold."""
 
     def cell(value: str, best: bool) -> str:
         return f"**{value}**" if best else value
@@ -26,7 +26,7 @@ def markdown(comparison: Comparison) -> str:
 
 
 def latex(comparison: Comparison) -> str:
-    r"""A tabular of booktabs for each cutoff and target; the best cells in \textbf."""
+    r"""One booktabs tabular per cutoff and target task, the best cells in \textbf."""
 
     def cell(value: str, best: bool) -> str:
         value = value.replace("±", r"\pm ")
