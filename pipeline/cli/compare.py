@@ -58,8 +58,8 @@ def compare(
 ) -> None:
     """Compare several runs and the baselines on the same targets.
 
-    Differences are paired, with intervals, and tested with a correction for their number. Runs
-    that differ in the seed alone are one row.
+    Differences are paired, have confidence intervals and are tested with a correction for multiple
+    comparisons. Runs that differ only in their seed are one row.
     """
     numbers = parse_numbers("--cutoffs", cutoffs)
     list_metrics = split_names("--metrics", metrics)

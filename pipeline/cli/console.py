@@ -34,7 +34,7 @@ def note(text: str) -> None:
 
 
 def is_current(path: Path, kind: str, fingerprint: str, as_json: bool) -> bool:
-    """Return whether the artifact at `path` is what the command would write, and print so."""
+    """Return whether the artifact at `path` is up to date; if it is, print so."""
     facts = current_facts(path, kind, fingerprint)
     if facts is not None:
         print_current(path, facts, as_json)
@@ -66,7 +66,7 @@ _EXTRAS = {
 
 
 class _Terminated(BaseException):
-    """SIGTERM arrived. A BaseException, so that open artifacts are removed on the way out."""
+    """Raised on SIGTERM: no `except Exception` stops it, and partial artifacts are removed."""
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:
@@ -101,9 +101,8 @@ def set_up_logging(verbose: bool) -> None:
 def run_app(app: typer.Typer, name: str = "pipeline") -> None:
     """Run the command of `sys.argv` and exit; `name` is the program in its help.
 
-    Exit codes: 0; 2 with one line on stderr for a mistake of the user; 3 where `pipeline update`
-    stays with the model that is served; 1 when the reader of stdout is gone; 130 after Ctrl-C and
-    143 after SIGTERM.
+    Exit codes: 0; 1 for a closed stdout; 2 with one line on stderr for an error of the user; 3
+    where `pipeline update` keeps the served model; 130 after Ctrl-C; 143 after SIGTERM.
     """
     # torch's threads would wait for each other in a busy loop, which slows a loaded machine
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -126,7 +125,7 @@ def _exit_code(app: typer.Typer, name: str) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except _ONE_LINE as error:
-        if not _is_of_the_user(error):
+        if not _is_user_error(error):
             raise
         logging.getLogger("pipeline").debug("", exc_info=True)
         note(_error_line(error))
@@ -138,7 +137,7 @@ _ONE_LINE = (
     *(typer.TyperException, PipelineError, OSError, UnicodeError, ImportError),
     *(MemoryError, RuntimeError),
 )
-"""Errors that may be of the user or the machine, see `_is_of_the_user`."""
+"""Types of errors that the user or the machine may have caused, see `_is_user_error`."""
 _DETAIL_CHARACTERS = 200
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|can't allocate memory|cannot allocate memory|bad_alloc|can't start new thread",
@@ -146,8 +145,8 @@ _OUT_OF_MEMORY = re.compile(
 )
 
 
-def _is_of_the_user(error: Exception) -> bool:
-    """Whether an error is one line; any other is a bug, which keeps its traceback."""
+def _is_user_error(error: Exception) -> bool:
+    """Whether an error is reported in one line; any other is a bug and keeps its traceback."""
     if isinstance(error, ImportError):
         return _missing_extra(error) is not None
     return not isinstance(error, RuntimeError) or _is_out_of_memory(error)
@@ -160,7 +159,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _missing_extra(error: ImportError) -> str | None:
-    """Return the extra of this project that has the module; None for modules of no extra."""
+    """Return the extra that installs the missing module, None for any other module."""
     return _EXTRAS.get((error.name or "").partition(".")[0])
 
 
@@ -190,9 +189,9 @@ _NO_HANDLES = (errno.EMFILE, errno.ENFILE)
 
 
 def _machine_cause(error: BaseException | None) -> Exception | None:
-    """Return the lack of memory or of file handles behind an error.
+    """Return the out-of-memory or too-many-open-files error behind an error, None without one.
 
-    What reads a file takes either for damage.
+    Readers of files report either as a damaged file.
     """
     while isinstance(error, Exception):
         no_handles = isinstance(error, OSError) and error.errno in _NO_HANDLES
@@ -205,10 +204,10 @@ def _machine_cause(error: BaseException | None) -> Exception | None:
 
 
 def _machine_reason(error: Exception) -> str:
-    """Return what the machine lacks: memory, or a file that can be read or written."""
+    """Return the reason of an error of the machine: memory, or a file that it cannot access."""
     if _is_out_of_memory(error):
         detail = " ".join(str(error).split())[:_DETAIL_CHARACTERS] or "the system has none left"
-        return f"out of memory: {detail}. `pipeline size` estimates what is needed."
+        return f"out of memory: {detail}. `pipeline size` estimates the memory of a model."
     if not isinstance(error, OSError):
         return str(error)
     # a full disk, a name that is too long

@@ -1,4 +1,4 @@
-"""`pipeline demo`: synthetic clicks through every stage, as a user would run them one by one."""
+"""`pipeline demo`: run every stage on synthetic clicks."""
 
 import time
 from collections.abc import Iterator
@@ -16,9 +16,9 @@ from pipeline.cli.train import run_text
 from pipeline.core.errors import ArtifactError
 
 MARKER = ".pipeline-demo"
-"""File that marks a directory as one of the demo's own."""
+"""File that marks a directory that the demo wrote."""
 NUM_ITEMS = 400
-"""Size of the catalogue. Few enough that a minute of training sees each item often."""
+"""Size of the catalogue, small enough that a minute of training sees each item often."""
 
 
 def demo(

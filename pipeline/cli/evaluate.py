@@ -32,14 +32,14 @@ Baselines = Annotated[
     bool,
     typer.Option(
         "--baselines/--no-baselines",
-        help="Popularity, co-visitation, sequential rules and session-kNN beside the model.",
+        help="Also evaluate popularity, co-visitation, sequential rules and session-kNN.",
     ),
 ]
 FilterSeen = Annotated[
     bool | None,
     typer.Option(
         "--filter-seen/--keep-seen",
-        help="Leave items that came before in the session out of the ranking.  [default: "
+        help="Exclude earlier items of the session from the ranking.  [default: "
         "`preprocess.filter_seen` of the recipe of the data]",
     ),
 ]
@@ -50,8 +50,8 @@ Metrics = Annotated[
     typer.Option(
         "--metrics",
         metavar="NAMES",
-        help="Also metrics of the lists: novelty, serendipity, diversity, diversity:COLUMN (a "
-        "category of items), miscalibration, debiased; several by commas, or all.",
+        help="Also list metrics: novelty, serendipity, diversity, diversity:COLUMN (a category of "
+        "items), miscalibration, debiased; comma-separated, or all.",
     ),
 ]
 By = Annotated[
@@ -59,7 +59,7 @@ By = Annotated[
     typer.Option(
         "--by",
         metavar="COLUMNS",
-        help="Also by the values of these features of the data, at the target; several by commas.",
+        help="Also metrics by the target's values of these features, comma-separated.",
     ),
 ]
 
@@ -87,7 +87,7 @@ def evaluate(
         bool,
         typer.Option(
             "--breakdown",
-            help="Also by session length, popularity, known and new items, and time.",
+            help="Also metrics by session length, popularity, known and new items, and time.",
         ),
     ] = False,
     as_json: Json = False,
@@ -131,7 +131,7 @@ def evaluate(
 
 
 def note_other_sessions(run: Path, data: Path) -> None:
-    """Note where a server of `run` would read other sessions from the logs of `data`."""
+    """Print a note if a server of `run` would form other sessions from the logs of `data`."""
     from pipeline.data.fitted import recipe_of
 
     keys = recipe_of(data).other_sessions(recipe_of(run))

@@ -19,17 +19,19 @@ if TYPE_CHECKING:
 
 
 Name = Annotated[str, typer.Option("--name", help="Name of the model for clients.")]
-DefaultK = Annotated[int, typer.Option("--k", help="Items of a list where a request has no `k`.")]
-MaxK = Annotated[int, typer.Option("--max-k", help="Most items of a list.")]
-MaxBatch = Annotated[int, typer.Option("--max-batch", help="Most sessions of a batch.")]
+DefaultK = Annotated[int, typer.Option("--k", help="Length of a list where a request has no `k`.")]
+MaxK = Annotated[int, typer.Option("--max-k", help="Largest length of a list.")]
+MaxBatch = Annotated[
+    int, typer.Option("--max-batch", help="Largest number of sessions in a batch.")
+]
 Device = Annotated[
     Literal["cpu", "gpu"],
-    typer.Option("--device", help="Where the server runs the model; gpu needs one here too."),
+    typer.Option("--device", help="Device of the server; gpu needs a GPU during export too."),
 ]
 Scoring = Annotated[
     Literal["fp32", "int8"],
     typer.Option(
-        "--scoring", help="int8: the same lists of a large catalogue in less time, on a CPU."
+        "--scoring", help="int8: faster on a CPU for a large catalogue, with the same lists."
     ),
 ]
 
@@ -52,29 +54,29 @@ def export(
         bool,
         typer.Option(
             "--similar",
-            help="Serve the items similar to an item, as a model beside the other. Give a --name.",
+            help="Export a model of similar items beside the recommender. Give it a --name.",
         ),
     ] = False,
     workflow_backend: Annotated[
         bool,
         typer.Option(
             "--workflow-backend",
-            help="Encode requests by the workflow of `preprocess --workflow` itself, in a Triton "
-            "image that has NVTabular.",
+            help="Encode requests with the NVTabular workflow of `preprocess --workflow`, in a "
+            "Triton image with NVTabular.",
         ),
     ] = False,
     replace: Annotated[
         bool, typer.Option("--replace", help="Remove the repository's models of other names.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Remove them without a question.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="With --replace: do not ask.")] = False,
     sign: SignKey = None,
     if_needed: IfNeeded = False,
     as_json: Json = False,
 ) -> None:
     """Write a run as a Triton model repository, or as an ONNX file.
 
-    The served model takes raw columns and returns raw item ids. Into an older repository this
-    writes the next version, which a server with --reload takes up; models of another --name stay.
+    The served model takes raw columns and returns raw item ids. In an existing repository it is
+    the next version, which a server with --reload loads; models of another --name stay.
     """
     from pipeline.data.fingerprint import fingerprint_of
     from pipeline.exporting.options import ExportOptions
@@ -128,7 +130,7 @@ def _export_repository(
         lists = f"predictions of {', '.join(result.targets)}, no lists"
     text = (
         f"Wrote {out}, version {result.version}: {lists}.{beside}\n"
-        f"The program's numbers differ from the model's by at most "
+        f"The scores of the program differ from those of the model by at most "
         f"{result.largest_score_difference:.1e}.\n"
         f"Next: pipeline serve {out}"
     )
@@ -150,7 +152,7 @@ def _export_onnx(
     if result.largest_difference is None:
         compared = "onnxruntime is not installed, so the file was not compared with the model."
     else:
-        compared = f"It differs from the model by at most {result.largest_difference:.1e}."
+        compared = f"Its scores differ from the model's by at most {result.largest_difference:.1e}."
     text = (
         f"Wrote {out / MODEL_FILE}: {result.catalogue_items:,} items, lists of up to "
         f"{result.max_k}.\n{compared}\n"
@@ -161,12 +163,12 @@ def _export_onnx(
 
 
 def _confirm_removal(out: Path, others: list[str], yes: bool) -> None:
-    """Ask on a terminal whether models may go. ConfigError without a terminal and --yes."""
+    """Ask on a terminal whether to remove models. ConfigError without a terminal and --yes."""
     if yes:
         return
     models = f"{', '.join(others)} from {out}"
     if not _is_terminal():
-        raise ConfigError(f"--replace removes {models}. Say --replace --yes, or leave it out.")
+        raise ConfigError(f"--replace removes {models}. Give --replace --yes, or leave it out.")
     typer.confirm(f"Remove {models}?", abort=True, err=True)
 
 

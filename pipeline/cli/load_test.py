@@ -11,7 +11,7 @@ from pipeline.core.errors import ConfigError
 
 _MAX_SECONDS = 3_600
 _OPEN_LOOP_CLIENTS = 32
-"""Connections of the open loop, so that few requests wait for one."""
+"""Connections of the open loop, enough that requests rarely wait for one."""
 
 
 # Long: every option is declared here with its help.
@@ -26,39 +26,39 @@ def load_test(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Copy of the served repository, whose ids and values requests take.  [default: "
-            "item ids that the server recommends]",
+            help="Copy of the served repository; requests use its item ids and feature values.  "
+            "[default: item ids that the server recommends]",
         ),
     ] = None,
     clients: Annotated[
-        str, typer.Option(metavar="N,N", help="Clients at once, a load for each number.")
+        str, typer.Option(metavar="N,N", help="Numbers of concurrent clients, one load each.")
     ] = "1,4,16",
     seconds: Annotated[float, typer.Option(min=0.2, help="Seconds of each load.")] = 10.0,
     rate: Annotated[
         float | None,
         typer.Option(
-            help="Requests a second, sent at random moments whether or not earlier ones are "
-            "answered.  [default: each client sends the next one when it has its answer]"
+            help="Open loop: requests a second at random times, without waiting for answers.  "
+            "[default: closed loop, each client waits for its answer]"
         ),
     ] = None,
     plot: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE.svg",
-            help="Draw latency by load; also sends an open loop at 25, 50, 80 and 95 % of the "
-            "highest rate.",
+            help="Plot latency by load, and add open loops at 25, 50, 80 and 95 % of the highest "
+            "rate.",
         ),
     ] = None,
     sessions: Annotated[int, typer.Option(min=1, help="Sessions of a request.")] = 1,
     interactions: Annotated[int, typer.Option(min=1, help="Interactions of a session.")] = 5,
-    k: Annotated[int, typer.Option(min=1, help="Items of a list.")] = 10,
-    name: Annotated[str, typer.Option(help="Model of the server.")] = "recommender",
+    k: Annotated[int, typer.Option(min=1, help="Length of a list.")] = 10,
+    name: Annotated[str, typer.Option(help="Name of the model on the server.")] = "recommender",
     key_file: KeyFile = None,
     as_json: Json = False,
 ) -> None:
     """Measure a running server under load: rate and latency.
 
-    Requests are random and valid; they are made before anything is timed.
+    Requests are random and valid, and are built before the timing.
     """
     numbers = parse_numbers("--clients", clients)
     if not seconds <= _MAX_SECONDS:
@@ -96,7 +96,7 @@ def load_test(
 
 
 def _check_plot(file: Path, rate: float | None) -> None:
-    """ConfigError for a name that is no SVG's, and with --rate."""
+    """ConfigError for a name without .svg, for a missing folder and for --rate."""
     if file.suffix != ".svg":
         raise ConfigError(f"--plot is {file}, expected a name that ends in .svg.")
     if rate is not None:

@@ -64,8 +64,8 @@ for _command, _example in EXAMPLES.items():
 app.add_typer(recipes, name="recipes", help="List and show recipes of published models.")
 
 _COLLECTOR_THRESHOLD = 50_000
-"""Objects made before Python looks for reference cycles. Its default of 700 costs half a second
-of imports."""
+"""Allocations between collections of reference cycles; Python's default of 700 adds half a second
+to the imports."""
 
 
 def _print_version(asked: bool) -> None:
@@ -91,8 +91,8 @@ def pipeline(
     \b
     preprocess -> train -> evaluate -> export -> serve -> recommend
                -> compare, tune, predict, report (without a server)
-    update: all of it again with the logs of a new day, for cron
-    monitor: requests of a server against training and later clicks
+    update: preprocess, train, compare and export with the logs of a new day, for cron
+    monitor: compare requests of a server with training and later clicks
 
     Start with `pipeline demo`, which runs all stages on synthetic clicks.
     """
@@ -106,7 +106,7 @@ def main() -> None:
     gc.set_threshold(_COLLECTOR_THRESHOLD)
     has_operators = any(word.startswith("--operators") for word in sys.argv)
     if "preprocess" in sys.argv[1:3] and not has_operators:
-        # operators of the user may need packages that Merlin does not
+        # a user's operators may import packages that Merlin does not need
         from pipeline.core.merlin import leave_out_unused
 
         leave_out_unused()

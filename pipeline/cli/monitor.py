@@ -15,7 +15,7 @@ def monitor(
         list[Path],
         typer.Argument(
             metavar="LOG...",
-            help="Directories of `serve --log-requests`, or files of them.",
+            help="Directories of `serve --log-requests`, or files in them.",
             show_default=False,
         ),
     ],
@@ -25,14 +25,14 @@ def monitor(
         typer.Option(
             "--clicks",
             metavar="FILE",
-            help="Later log with the columns of the recipe: online metrics by version and arm. "
-            "Repeatable.",
+            help="Later log with the columns of the recipe, for online metrics by version and "
+            "arm. Repeatable.",
         ),
     ] = None,
     window: Annotated[
         str, typer.Option(help="Longest time from a request to its outcome, such as 30m or 1d.")
     ] = "30m",
-    cutoffs: Annotated[str, typer.Option(help="Lengths of lists for the metrics.")] = "5,10,20",
+    cutoffs: Annotated[str, typer.Option(help="List lengths K of the metrics.")] = "5,10,20",
     out: Annotated[
         Path | None, typer.Option(metavar="FILE.html", help="Also write a page with plots.")
     ] = None,
@@ -40,8 +40,9 @@ def monitor(
 ) -> None:
     """Compare logged requests with training, and with later clicks.
 
-    Drift of items and of session lengths, unknown items and what lists show, by version and day;
-    with --clicks, hit rates by version and arm with intervals, and the result of an A/B test.
+    Prints drift of items and session lengths, unknown items and the content of lists, by version
+    and day; with --clicks also hit rates with intervals by version and arm, and the result of an
+    A/B test.
     """
     numbers = parse_numbers("--cutoffs", cutoffs)
     check_input(data, "data")

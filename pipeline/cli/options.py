@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on stdout, all else on stderr.")
 ]
-Out = Annotated[Path, typer.Option("--out", help="Where to write.", show_default=True)]
+Out = Annotated[Path, typer.Option("--out", help="Path of the output.", show_default=True)]
 IfNeeded = Annotated[
     bool,
-    typer.Option("--if-needed", help="Do nothing where --out holds what this command would write."),
+    typer.Option("--if-needed", help="Do nothing if --out is up to date."),
 ]
 RecipeFile = Annotated[Path, typer.Option("--recipe", metavar="FILE", help="Recipe, in YAML.")]
 Settings = Annotated[
@@ -63,7 +63,7 @@ ClientKeyFile = Annotated[
         "--key-file",
         metavar="FILE",
         help="Answer only clients that send a key of FILE: one key, or lines of NAME KEY [RATE]. "
-        "Health stays open.",
+        "Health checks need no key.",
     ),
 ]
 SignKey = Annotated[
@@ -71,7 +71,7 @@ SignKey = Annotated[
     typer.Option(
         "--sign",
         metavar="KEY.pem",
-        help="Sign the repository by an Ed25519 key, for `serve --trusted-key`.",
+        help="Sign the repository with an Ed25519 key, for `serve --trusted-key`.",
     ),
 ]
 RunDirectory = Annotated[Path, typer.Argument(metavar="RUN", help="Directory that train wrote.")]
@@ -86,7 +86,7 @@ Exclude = Annotated[
     typer.Option(
         "--exclude",
         metavar="IDS",
-        help="Item ids that no list holds: A,B,C, or @FILE with an id a line.",
+        help="Item ids to exclude from all lists: A,B,C, or @FILE with one id per line.",
     ),
 ]
 Candidates = Annotated[
@@ -94,13 +94,13 @@ Candidates = Annotated[
     typer.Option(
         "--candidates",
         metavar="IDS",
-        help="The only item ids that lists hold: A,B,C, or @FILE with an id a line.",
+        help="Item ids to which lists are limited: A,B,C, or @FILE with one id per line.",
     ),
 ]
 
 
 Part = Annotated[
-    Literal["train", "valid", "test"], typer.Option("--part", help="Sessions to read.")
+    Literal["train", "valid", "test"], typer.Option("--part", help="Part of the sessions to read.")
 ]
 
 LogRequests = Annotated[
@@ -108,7 +108,7 @@ LogRequests = Annotated[
     typer.Option(
         "--log-requests",
         metavar="DIR",
-        help="Log requests and their lists as Parquet files in DIR: item ids alone.",
+        help="Log the item ids of requests and of their lists as Parquet files in DIR.",
     ),
 ]
 LogShare = Annotated[
@@ -134,30 +134,35 @@ MaxBody = Annotated[
     typer.Option(
         "--max-body-mb",
         metavar="MB",
-        help="Largest request, before and after inflation.  [default: 8]",
+        help="Largest request body, before and after decompression.  [default: 8]",
     ),
 ]
 MaxConnections = Annotated[
     int | None,
     typer.Option(
         "--max-connections",
-        help="Connections of each port; a further one closes an idle one.  [default: 1000]",
+        help="Largest number of connections to a port; a further one closes an idle one.  "
+        "[default: 1000]",
     ),
 ]
 MaxWaiting = Annotated[
     int | None,
-    typer.Option("--max-waiting", help="Requests that wait for Triton at a time.  [default: 500]"),
+    typer.Option(
+        "--max-waiting", help="Largest number of requests that wait for Triton.  [default: 500]"
+    ),
 ]
 RequestTimeout = Annotated[
     float | None,
-    typer.Option("--request-timeout", metavar="SECONDS", help="Time for an answer.  [default: 60]"),
+    typer.Option(
+        "--request-timeout", metavar="SECONDS", help="Longest time for an answer.  [default: 60]"
+    ),
 ]
 RateLimit = Annotated[
     float | None,
     typer.Option(
         "--rate-limit",
         metavar="N",
-        help="Requests a second of each key, or of each address where there is no key.",
+        help="Largest number of requests a second by key, or by address without keys.",
     ),
 ]
 
@@ -170,7 +175,7 @@ def read_limits(
     request_timeout: float | None,
     rate_limit: float | None,
 ) -> "Limits":
-    """Return the limits of the options; None takes the default. ConfigError for a wrong one."""
+    """Return the limits of the options; None is the default. ConfigError for a wrong value."""
     from pipeline.serve.proxy.limits import DEFAULT_LIMITS, Limits
 
     if max_body_mb is not None and not 0 < max_body_mb <= 1 << 20:
@@ -244,7 +249,7 @@ def unknown_ids_text(option: str, count: int) -> str:
 
 
 def check_k(k: int | None) -> None:
-    """ConfigError for a length of lists below 1; the stage knows the upper limit."""
+    """ConfigError for a list length below 1; the stage checks the upper limit."""
     if k is not None and k < 1:
         raise ConfigError(f"--k is {k}, expected 1 or more.")
 
@@ -258,7 +263,7 @@ def parse_numbers(option: str, text: str) -> tuple[int, ...]:
 
 
 def split_names(option: str, text: str | None) -> tuple[str, ...]:
-    """Return the names of text such as a,b; none without the option. ConfigError for no name."""
+    """Return the names of text such as a,b, () without the option. ConfigError for empty text."""
     if text is None:
         return ()
     names = tuple(name.strip() for name in text.split(",") if name.strip())

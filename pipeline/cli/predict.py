@@ -30,14 +30,14 @@ def predict(
     out: Out,
     part: Part = "test",
     k: Annotated[
-        int | None, typer.Option(help=f"Items of a list.  [default: {_DEFAULT_K}]")
+        int | None, typer.Option(help=f"Length of a list.  [default: {_DEFAULT_K}]")
     ] = None,
     filter_seen: FilterSeen = None,
     exclude: Exclude = None,
     candidates: Candidates = None,
     embeddings: Annotated[
         Literal["sessions", "items"] | None,
-        typer.Option(help="Write vectors for an index by inner product in place of lists."),
+        typer.Option(help="Write vectors for an inner-product index instead of lists."),
     ] = None,
     as_json: Json = False,
 ) -> None:

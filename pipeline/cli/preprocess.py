@@ -11,7 +11,7 @@ from pipeline.core.artifact import check_replaceable
 from pipeline.core.errors import ConfigError
 
 _NUM_DRIFTING = 3
-"""Drifting columns that are named on the screen; the report names all."""
+"""Number of drifting columns that the output names; the report names all."""
 
 
 # Long: every option is declared here with its help.
@@ -20,9 +20,9 @@ def preprocess(
         list[str],
         typer.Argument(
             metavar="LOGS...",
-            help="Logs to learn from: CSV, TSV, .inter, JSON lines (.jsonl) or Parquet, text also "
-            "as .gz, .zst, .bz2, .xz or .zip, or folders of such; globs in quotes; "
-            "s3://, gs:// and https:// addresses; - for the standard input.",
+            help="Logs: CSV, TSV, .inter, JSON lines (.jsonl) or Parquet, text also compressed "
+            "(.gz, .zst, .bz2, .xz, .zip); folders of them; globs in quotes; s3://, gs:// and "
+            "https:// addresses; - for the standard input.",
         ),
     ],
     out: Out,
@@ -45,8 +45,8 @@ def preprocess(
         typer.Option(
             "--from",
             metavar="DATA",
-            help="Go on from an earlier data directory: known ids keep their indices, new ones "
-            "get the next, numbers keep their scale.",
+            help="Continue an earlier data directory: its ids keep their indices, new ids get the "
+            "next ones, numbers keep their scale.",
         ),
     ] = None,
     cluster: Annotated[
@@ -55,7 +55,7 @@ def preprocess(
             envvar="PIPELINE_CLUSTER",
             metavar="ADDRESS",
             help="Dask scheduler such as tcp://HOST:8786, with --out in a folder that its workers "
-            "share; local for a process a core; local-cuda for a process a GPU.",
+            "share; local: a process per core; local-cuda: a process per GPU.",
         ),
     ] = None,
     operators: Operators = None,
@@ -63,9 +63,9 @@ def preprocess(
         Path | None,
         typer.Option(
             metavar="FILE.py",
-            help="Python file whose function workflow() returns an NVTabular graph over the log; "
-            "it makes the sessions. The recipe, if there is one, says how the log is read and "
-            "split. The file is run.",
+            help="Python file whose function workflow() returns an NVTabular graph from the log "
+            "to sessions. A --recipe then configures only how the log is read and split. The file "
+            "is run.",
         ),
     ] = None,
     if_needed: IfNeeded = False,

@@ -32,20 +32,20 @@ _STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
 # Long: every option is declared here with its help.
 def proxy(
     triton: Annotated[
-        str, typer.Argument(metavar="HOST", help="Host of a Triton, such as NVIDIA's image.")
+        str, typer.Argument(metavar="HOST", help="Host of a Triton, such as a container.")
     ],
     triton_http_port: Annotated[int, typer.Option(help="HTTP port of that Triton.")] = 8000,
     triton_grpc_port: Annotated[int, typer.Option(help="gRPC port of that Triton.")] = 8001,
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0 opens the proxy to the network.")
     ] = "127.0.0.1",
-    http_port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
-    grpc_port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8001,
+    http_port: Annotated[int, typer.Option(help="HTTP port; 0 takes a free one.")] = 8000,
+    grpc_port: Annotated[int, typer.Option(help="gRPC port; 0 takes a free one.")] = 8001,
     repository: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="What that Triton serves: requests that name no outputs get lists alone.",
+            help="Repository of that Triton, so that requests without outputs get only lists.",
         ),
     ] = None,
     key_file: ClientKeyFile = None,
@@ -59,9 +59,9 @@ def proxy(
     rate_limit: RateLimit = None,
     as_json: Json = False,
 ) -> None:
-    """Pass requests on to a Triton that runs elsewhere, but those that end it.
+    """Forward requests to a Triton that runs elsewhere, and refuse those that crash it.
 
-    `pipeline serve` has this proxy in front of its own Triton.
+    `pipeline serve` runs this proxy in front of its own Triton.
     """
     from pipeline.serve.proxy.proxy import Proxy, ProxyOptions
     from pipeline.serve.triton.access import open_to_network
@@ -77,7 +77,7 @@ def proxy(
     logged = request_log(log_requests, log_share)
     if (logged or ab) and repository is None:
         raise ConfigError(
-            "--log-requests and --ab need --repository, which says what models recommend."
+            "--log-requests and --ab need --repository, which lists the models that recommend."
         )
     if repository is not None:
         check_input(repository, "repository")

@@ -27,7 +27,7 @@ def list_recipes(as_json: Json = False) -> None:
 def show_recipe(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A name that `list` prints.")],
 ) -> None:
-    """Print a recipe as YAML, with what in it is the paper's and what is not."""
+    """Print a recipe as YAML; its comments say which settings are those of the paper."""
     from pipeline.recipe.published import published_recipe
 
     typer.echo(published_recipe(name).text, nl=False)

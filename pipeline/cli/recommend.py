@@ -39,14 +39,14 @@ def recommend(
         str | None,
         typer.Option(
             metavar="A,B,C",
-            help="Items nearest to each of these, by the vectors of a run directory.",
+            help="Print the items nearest to each of these, by the item vectors of the run.",
         ),
     ] = None,
     column: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME=V,V,...",
-            help="Another column of that session, one value an interaction. Repeatable.",
+            help="Another column of the session, one value per interaction. Repeatable.",
         ),
     ] = None,
     inputs: Annotated[
@@ -60,38 +60,38 @@ def recommend(
         ),
     ] = None,
     sessions: Annotated[
-        int | None, typer.Option(min=1, help="Read the first N sessions of the log only.")
+        int | None, typer.Option(min=1, help="Read only the first N sessions of the log.")
     ] = None,
     session: Annotated[
         str | None,
         typer.Option(
             metavar="ID",
-            help="Name of the session of --items, for the server's log and experiment.",
+            help="Session id of --items, for the request log and A/B test of the server.",
         ),
     ] = None,
-    k: Annotated[int | None, typer.Option(help="Items of a list.  [default: 10]")] = None,
+    k: Annotated[int | None, typer.Option(help="Length of a list.  [default: 10]")] = None,
     exclude: Exclude = None,
     candidates: Candidates = None,
     filter_seen: Annotated[
         bool | None,
         typer.Option(
             "--filter-seen/--keep-seen",
-            help="Leave out items of the session itself.  [default: as the recipe says]",
+            help="Exclude the session's own items.  [default: `preprocess.filter_seen`]",
         ),
     ] = None,
     targets: Annotated[
         bool,
-        typer.Option("--targets", help="Also the predictions of `model.targets` of the recipe."),
+        typer.Option("--targets", help="Also print the predictions of `model.targets`."),
     ] = False,
     name: Annotated[
-        str | None, typer.Option(help="Model of the server.  [default: recommender]")
+        str | None, typer.Option(help="Name of the model on the server.  [default: recommender]")
     ] = None,
     key_file: KeyFile = None,
     ca: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="PEM authority of the server's certificate, for grpcs.  [default: the system's]",
+            help="PEM certificate authority of the server, for grpcs.  [default: the system's]",
         ),
     ] = None,
     cert: Annotated[
@@ -108,7 +108,7 @@ def recommend(
 ) -> None:
     """Recommend next items for raw sessions.
 
-    A server answers, or a run directory without a server.
+    URL is a running server; RUN is a run directory and needs no server.
     """
     check_k(k)
     if similar is not None:
@@ -169,7 +169,7 @@ def _print_similar_items(target: str, ids: list[str], k: int | None, as_json: bo
 
 
 def check_candidates(client: Any, ids: Sequence[str] | None, target: str) -> None:
-    """Warn of candidates that the model does not know. ConfigError if it knows none of them."""
+    """Warn of candidates that are not in the catalogue. ConfigError if none of them is."""
     if not ids:  # an empty list is refused with the request
         return
     ids = list(dict.fromkeys(ids))
@@ -185,7 +185,7 @@ def check_candidates(client: Any, ids: Sequence[str] | None, target: str) -> Non
 
 
 def warn_of_unknown_sessions(records: list[dict[str, Any]]) -> None:
-    """Write a line about sessions without any item of the catalogue."""
+    """Warn of sessions without any item of the catalogue."""
     unknown = [record["session_id"] for record in records if not record["num_known"]]
     if not unknown:
         return
@@ -217,7 +217,7 @@ def _check_sessions(
 
 @contextmanager
 def _open_logs(addresses: list[str]) -> Iterator[list[Path]]:
-    """Local paths of logs, checked before anything expensive is imported."""
+    """Yield local paths of logs, checked before the expensive imports."""
     from pipeline.logs.sources import local_logs
 
     with local_logs(addresses, Path(tempfile.gettempdir(), "recommend")) as logs:
@@ -237,10 +237,10 @@ def open_client(target: str, name: str | None, key: str | None, connection: dict
     if not Path(target).is_dir():
         raise ConfigError(
             f"{target!r} is no address, expected http://HOST:PORT, grpc://HOST:PORT or "
-            "grpcs://HOST:PORT, and there is no such directory, expected that of a run."
+            "grpcs://HOST:PORT, and no directory, expected one that `pipeline train` wrote."
         )
     if name is not None:
-        raise ConfigError("--name is for a server, which may have several models; a run is one.")
+        raise ConfigError("--name chooses a model of a server; a run is one model. Leave it out.")
     for option, value in {"key_file": key, **connection}.items():
         if value is not None:
             raise ConfigError(f"--{option.replace('_', '-')} is for a server; {target} is a run.")

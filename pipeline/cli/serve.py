@@ -40,15 +40,17 @@ def serve(
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0 opens the server to the network.")
     ] = "127.0.0.1",
-    http_port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
-    grpc_port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8001,
-    metrics_port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8002,
+    http_port: Annotated[int, typer.Option(help="HTTP port; 0 takes a free one.")] = 8000,
+    grpc_port: Annotated[int, typer.Option(help="gRPC port; 0 takes a free one.")] = 8001,
+    metrics_port: Annotated[
+        int, typer.Option(help="Port of Prometheus metrics; 0 takes a free one.")
+    ] = 8002,
     key_file: ClientKeyFile = None,
     tls_cert: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="PEM certificate: gRPC takes only TLS then, and HTTP only this machine.",
+            help="PEM certificate; gRPC then takes only TLS, and HTTP listens on this machine.",
         ),
     ] = None,
     tls_key: Annotated[
@@ -56,7 +58,7 @@ def serve(
     ] = None,
     tls_client_ca: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="PEM authority of the certificates of clients."),
+        typer.Option(metavar="FILE", help="PEM certificate authority of the clients."),
     ] = None,
     log: Annotated[
         Path | None, typer.Option(metavar="FILE", help="File for Triton's log; - is stderr.")
@@ -70,8 +72,8 @@ def serve(
             "--reload",
             min=1,
             metavar="SECONDS",
-            help="Look so often for a newer export in the same place, and serve it; a line on "
-            "stderr says so.",
+            help="Interval at which Triton looks for a newer export in the repository and loads "
+            "it; a line on stderr reports it.",
         ),
     ] = None,
     page: Annotated[
@@ -84,15 +86,14 @@ def serve(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Table of items for the page, as CSV, JSON lines or Parquet: their names and "
-            "pictures.",
+            help="Item table of the page with names and pictures, as CSV, JSON lines or Parquet.",
         ),
     ] = None,
     id_column: Annotated[
         str | None,
-        typer.Option(help="Column of its item ids.  [default: the item of the recipe]"),
+        typer.Option(help="Column of the item ids.  [default: the item column of the recipe]"),
     ] = None,
-    title_column: Annotated[str | None, typer.Option(help="Column of the names.")] = None,
+    title_column: Annotated[str | None, typer.Option(help="Column of the item names.")] = None,
     image_column: Annotated[
         str | None,
         typer.Option(
@@ -104,26 +105,28 @@ def serve(
         Path | None, typer.Option(metavar="DIR", help="Folder of the picture files.")
     ] = None,
     restarts: Annotated[
-        int, typer.Option(min=0, help="Restarts of a crashed Triton in 10 minutes.")
+        int, typer.Option(min=0, help="Largest number of restarts of Triton in 10 minutes.")
     ] = 5,
     proxy: Annotated[
         bool,
         typer.Option(
             "--proxy/--no-proxy",
-            help="Keep requests that end Triton 2.51 away from it, by a proxy in front of it.",
+            help="Run a proxy in front of Triton that refuses requests which crash Triton 2.51.",
         ),
     ] = True,
     trusted_key: Annotated[
         list[Path] | None,
         typer.Option(
             metavar="KEY.pub",
-            help="Serve only what this Ed25519 key has signed, from a private copy. Repeatable.",
+            help="Serve, from a private copy, only a repository that this Ed25519 key has signed. "
+            "Repeatable.",
         ),
     ] = None,
     any_code: Annotated[
         bool,
         typer.Option(
-            "--any-code", help="Also serve Python in the repository that is not this version's."
+            "--any-code",
+            help="Also serve a repository with Python that this version did not write.",
         ),
     ] = False,
     log_requests: LogRequests = None,
@@ -136,7 +139,7 @@ def serve(
     rate_limit: RateLimit = None,
     as_json: Json = False,
 ) -> None:
-    """Serve a model repository by Triton until Ctrl-C or SIGTERM."""
+    """Serve a model repository with Triton until Ctrl-C or SIGTERM."""
     from pipeline.serve.proxy.limits import DEFAULT_LIMITS
     from pipeline.serve.run import describe, running_server, wait_for_signal
     from pipeline.serve.triton.access import open_to_network, read_tls
@@ -155,7 +158,7 @@ def serve(
     if (log_requests or ab or limits != DEFAULT_LIMITS) and not proxy:
         raise ConfigError(
             "--log-requests, --ab, --rate-limit, --request-timeout and --max-body-mb, "
-            "--max-connections and --max-waiting are of the proxy. Leave out --no-proxy."
+            "--max-connections and --max-waiting are options of the proxy. Leave out --no-proxy."
         )
     logged = request_log(log_requests, log_share)
     item_columns = _item_columns(
@@ -166,7 +169,7 @@ def serve(
     if line := open_to_network(ipv4_address(host), has_keys=bool(keys), tls=tls):
         note(line)
     with ExitStack() as stack:
-        # before Triton, which takes seconds to start: the port may be taken
+        # the port may be taken, so it is opened before Triton, which takes seconds to start
         web_page = stack.enter_context(_page(host, page_port, bool(keys), tls)) if page else None
         copy = _trusted_copy(repository, trusted_key)
         if copy is not None:
@@ -208,10 +211,12 @@ def serve(
             stack.enter_context(copy.following(reload_seconds, note))
         if reload_seconds is not None:
             stack.enter_context(VersionWatch(server, repository, reload_seconds, note))
-        in_log = str(log) == "-"  # there the supervisor writes of each restart itself
+        in_log = str(log) == "-"  # the supervisor logs each restart there
         if not wait_for_signal(server, None if in_log else note):
             where = "The log above" if in_log else log or "A --log FILE"
-            raise ServingError(f"{server.ending or 'Triton ended by itself'}. {where} tells more.")
+            raise ServingError(
+                f"{server.ending or 'Triton ended by itself'}. {where} has the details."
+            )
 
 
 def _item_columns(
@@ -223,7 +228,7 @@ def _item_columns(
     image: str | None,
     folder: Path | None,
 ) -> Any:
-    """The table of --items and its options; None without it."""
+    """Return the item table of the page with its columns, None without --items."""
     from pipeline.serve.page.item_table import ItemColumns
 
     if file is None:
@@ -242,8 +247,8 @@ def _item_columns(
 def _note_skipped_images(count: int, items: Path | None) -> None:
     if count:
         note(
-            f"{count:,} pictures of {items} are no address of http or https and no picture file "
-            "below --image-folder; they are left out."
+            f"{count:,} pictures of {items} are neither an http or https address nor a picture "
+            "file below --image-folder; they are left out."
         )
 
 
@@ -257,9 +262,9 @@ def _trusted_copy(repository: Path, keys: list[Path] | None) -> "TrustedCopy | N
 
 
 def _client_keys(file: Path | None, *, with_page: bool) -> "tuple[ClientKey, ...]":
-    """Return the keys of clients, and behind a proxy one of the page, last.
+    """Return the keys of clients, and behind a proxy a key of the page as the last one.
 
-    The page has its own so that it takes nothing of a client's rate.
+    With its own key the page does not use up the rate limit of a client.
     """
     from pipeline.serve.triton.access import ClientKey
 

@@ -27,7 +27,7 @@ def size(
     rate: Annotated[float, typer.Option(help="Requests of one session a second.")],
     d_model: Annotated[int, typer.Option(min=1, max=_MOST, help="D: width of the model.")] = 96,
     architecture: Annotated[
-        str, typer.Option(help="As in the recipe; one of those that were measured.")
+        str, typer.Option(help="Architecture as in the recipe, one of the measured ones.")
     ] = "sasrec",
     n_layer: Annotated[int, typer.Option(min=1, max=_MOST, help="Layers of the encoder.")] = 2,
     batch_size: Annotated[
@@ -44,8 +44,8 @@ def size(
 ) -> None:
     """Estimate memory and cores of training and serving on CPUs.
 
-    From coefficients that were measured on one machine; the last lines say which, and how far the
-    estimates were off on settings that they were not fitted to.
+    The coefficients were measured on one machine. The last lines name it, and the largest error of
+    the estimates on settings outside the fit.
     """
     for name, value in (
         *(("items", items), ("rate", rate), ("length", length)),
@@ -93,7 +93,7 @@ def _cores(count: int) -> str:
 
 
 def _quality(table: dict[str, Any], beyond: list[str]) -> list[str]:
-    """Lines on the machine of the measurement and the errors of estimates."""
+    """Return lines on the machine of the measurements and the errors of the estimates."""
     ratios = ", ".join(
         f"{_WORDS[name]} {each['held_out']:.2f}" for name, each in table["worst_ratios"].items()
     )

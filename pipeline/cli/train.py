@@ -34,20 +34,20 @@ def train(
         typer.Option(
             "--recipe",
             metavar="FILE",
-            help="Recipe with `model` and `train`, or the name of a published one; see "
+            help="Recipe with `model` and `train`, or the name of a published recipe, see "
             "`recipes list`.  [default: the defaults of both sections]",
         ),
     ] = None,
     restart: Annotated[
         bool,
-        typer.Option("--restart", help="Start anew where a training of this was interrupted."),
+        typer.Option("--restart", help="Ignore the checkpoint of an interrupted training."),
     ] = False,
     start: Annotated[
         Path | None,
         typer.Option(
             "--from",
             metavar="RUN",
-            help="Start from the weights of an earlier run, whose catalogue may be another.",
+            help="Start from the weights of an earlier run; its catalogue may differ.",
         ),
     ] = None,
     windows: Annotated[
@@ -62,8 +62,8 @@ def train(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="DATA is Parquet with a row a session, as stock NVTabular writes it; this is its "
-            "schema.pbtxt. The data directory becomes OUT-data.",
+            help="schema.pbtxt of DATA, which is then Parquet with one row per session, as stock "
+            "NVTabular writes it. The data directory becomes OUT-data.",
         ),
     ] = None,
     valid: Annotated[
@@ -78,7 +78,7 @@ def train(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="With --schema: Categorify's unique.COLUMN.parquet, which have the raw ids.  "
+            help="With --schema: folder of Categorify's unique.COLUMN.parquet with the raw ids.  "
             "[default: categories/ beside the files]",
         ),
     ] = None,
@@ -86,8 +86,8 @@ def train(
         int | None,
         typer.Option(
             min=2,
-            help="Train this many runs, with `train.seed` and the seeds after it, as OUT/seed-N. "
-            "Those that are up to date are kept.",
+            help="Number of runs, with `train.seed` and the seeds after it, as OUT/seed-N. Runs "
+            "that are up to date are kept.",
         ),
     ] = None,
     plugins: Plugins = None,
@@ -166,7 +166,7 @@ def _imported(
     test: list[Path] | None,
     categories: Path | None,
 ) -> Path:
-    """Return the data directory: DATA, or with --schema what is made of its Parquet files."""
+    """Return the data directory: DATA, or with --schema one imported from its Parquet files."""
     if schema is None:
         if valid or test or categories:
             raise ConfigError("--valid, --test and --categories go with --schema.")
@@ -187,7 +187,7 @@ def _imported(
 
 
 def _note_other_settings(config: Any, recipe: Path | None, data: Path) -> None:
-    """Note where the data were made by another `preprocess` section than the recipe has."""
+    """Print a note if the data were made by another `preprocess` section than the recipe's."""
     from pipeline.data.fitted import other_settings
 
     if "preprocess" in config.model_fields_set:

@@ -23,7 +23,7 @@ def tune(
     trials: Annotated[
         int,
         typer.Option(
-            min=1, metavar="N", help="Trials in all; those of an earlier search in --out count."
+            min=1, metavar="N", help="Number of trials, with those of an earlier search in --out."
         ),
     ],
     out: Out,
@@ -35,8 +35,8 @@ def tune(
     """Search for the best settings of a recipe.
 
     Trials are compared by `train.metric` on the validation sessions; those that fall behind are
-    stopped. --out gets best.yaml, the recipe with the best settings, trials.json and the runs.
-    After an interruption the same command goes on.
+    stopped early. --out gets best.yaml (the recipe with the best settings), trials.json and the
+    runs. After an interruption the same command continues.
     """
     from pipeline.core.outputs import check_search
     from pipeline.recipe.published import recipe_values

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pipeline.updating.state import Generation
 
 STAYS = 3
-"""Exit code where the newer model is refused."""
+"""Exit code if the newer model is refused."""
 
 
 # Long: every option is declared here with its help.
@@ -53,7 +53,7 @@ def update(
         ),
     ] = None,
     keep: Annotated[
-        int, typer.Option(min=2, help="Versions that stay, with their data and runs.")
+        int, typer.Option(min=2, help="Number of versions to keep, with their data and runs.")
     ] = 3,
     name: Name = "recommender",
     k: DefaultK = 10,
@@ -69,10 +69,10 @@ def update(
 ) -> None:
     """Learn from the logs of a new day, and serve the newer model unless it is worse.
 
-    preprocess --from, train --from, a comparison with the served model on the test part of the new
-    logs, export as the next version, removal of old ones. Killed anywhere, the same command goes
-    on. Exit codes: 0 where DIR/repository has the newer model; 3 where it stays with the old one;
-    2 for a mistake.
+    Runs preprocess --from, train --from, a comparison with the served model on the test part of
+    the new logs, the export of the next version and the removal of old ones. After an interruption
+    the same command continues. Exit codes: 0 if DIR/repository has the newer model; 3 if it keeps
+    the old one; 2 for an error of the user.
     """
     from pipeline.exporting.options import ExportOptions
     from pipeline.recipe.published import recipe_values

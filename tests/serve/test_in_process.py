@@ -228,7 +228,7 @@ def test_integer_ids_and_a_bidirectional_architecture(tmp_path: Path) -> None:
         ),
         (
             ["{}/clicks.csv.gz", "--items", "a"],
-            "and there is no such directory, expected that of a run",
+            "and no directory, expected one that `pipeline train` wrote",
         ),
         (["https://127.0.0.1:9", "--items", "a"], "is no address, expected http://HOST:PORT"),
         (["{}/run", "--items", "a", "--name", "other"], "--name is for a server"),
