@@ -1,4 +1,4 @@
-"""Settings of glibc's memory allocator, for large tensors and for what is needed once.
+"""Settings of glibc's memory allocator: freed memory is kept for reuse or returned early.
 
 By default glibc returns blocks above 32 MB to the system when they are freed, so that each training
 step has a page fault for every 4 KB that it writes: up to half of its time with a large item table.
@@ -14,8 +14,8 @@ _MMAP_MAX, _MMAP_THRESHOLD, _TRIM_THRESHOLD, _TOP_PAD = -4, -3, -1, -2
 _NEVER_TRIM = 2**31 - 1
 _TOP_PAD_BYTES = 64 * 2**20
 _LARGE_BYTES, _FREE_BYTES = 2**20, 2**23
-"""Block that goes back by itself, larger than what asyncio reads at a time, and free end of a heap
-that goes back."""
+"""Sizes from which a freed block, larger than a read of asyncio, and the free end of a heap are
+returned."""
 
 
 def keep_heap() -> bool:
@@ -28,9 +28,9 @@ def keep_heap() -> bool:
 
 
 def return_heap() -> bool:
-    """Return freed memory of this process to the system early, else as `keep_heap`.
+    """Return freed memory to the system early; return whether that was possible, as `keep_heap`.
 
-    By default the size of what goes back rises to 64 MB with each large block that is freed.
+    By default glibc raises the size of blocks that it returns up to 64 MB as large ones are freed.
     """
     return _set((_MMAP_THRESHOLD, _LARGE_BYTES), (_TRIM_THRESHOLD, _FREE_BYTES))
 
@@ -45,6 +45,6 @@ def _set(*settings: tuple[int, int]) -> bool:
 
 
 def trim_heap() -> None:
-    """Return free memory of this process to the system, also where other blocks lie behind it."""
+    """Return free memory of this process to the system, also that in the middle of the heap."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)

@@ -100,10 +100,10 @@ def new_artifact(
 
 @contextmanager
 def scratch_beside(path: Path, word: str) -> Iterator[Path]:
-    """Yield an empty directory beside `path` that is removed at the end.
+    """Yield an empty directory beside `path`, named with `word`, that is removed at the end.
 
-    Those of `word` that killed processes left are removed first. ArtifactError if the folder of
-    `path` cannot be written.
+    Such directories of killed processes are removed first. ArtifactError if the folder of `path`
+    cannot be written.
     """
     parent = next(each for each in path.absolute().parents if each.is_dir())
     directory = sibling(parent / path.name, word)
@@ -126,7 +126,7 @@ def scratch_beside(path: Path, word: str) -> Iterator[Path]:
 
 
 def current_facts(path: Path, kind: str, fingerprint: str) -> dict[str, Any] | None:
-    """Facts of the artifact at `path` if it is whole and has this fingerprint, else None."""
+    """Return the facts of the artifact at `path` if it is whole and has this fingerprint."""
     facts = whole_facts(path, kind)
     if facts is None or read_json(path / MANIFEST).get("fingerprint") != fingerprint:
         return None
@@ -134,7 +134,7 @@ def current_facts(path: Path, kind: str, fingerprint: str) -> dict[str, Any] | N
 
 
 def whole_facts(path: Path, kind: str) -> dict[str, Any] | None:
-    """Facts of the artifact at `path` if it is whole, else None.
+    """Return the facts of the artifact at `path` if it is whole, else None.
 
     Directories that killed writers left beside it are removed.
     """
@@ -191,7 +191,7 @@ def _is_replaced(path: Path, manifest: Manifest) -> bool:
 
 
 def check_replaceable(path: Path, kind: str) -> None:
-    """ArtifactError if `path` is remote, the working directory, or holds anything else."""
+    """ArtifactError if `path` is remote, the working directory, or not an artifact of `kind`."""
     if _REMOTE.match(str(path)):
         raise ArtifactError(
             f"--out {path} is no local directory. Write to one and copy it from there."
@@ -225,7 +225,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, *, constants: bool = False) -> dict[str, Any]:
-    """Parse a JSON file of an artifact. ArtifactError if it is missing or no object of JSON.
+    """Parse a JSON file of an artifact. ArtifactError if it is missing or not a JSON object.
 
     `constants` allows NaN and infinity.
     """
@@ -265,7 +265,7 @@ _NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def _replace_in_two_steps(partial: Path, path: Path) -> None:
-    """Without exchange: `path` is missing between the two renames, but never incomplete."""
+    """Replace by two renames: `path` is missing between them, but never incomplete."""
     old = sibling(path)
     path.rename(old)
     try:

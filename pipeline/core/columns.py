@@ -3,7 +3,7 @@
 import zlib
 
 PADDING = 0
-"""Fills a row up to the longest session of a batch."""
+"""Index that pads a row to the longest session of a batch."""
 NULL = 1
 """Index of a missing value."""
 OUT_OF_VOCABULARY = 2
@@ -16,13 +16,13 @@ SESSION = "session_id"
 ITEM = "item_id"
 """Column and feature of the item id."""
 TIMESTAMP = "timestamp"
-ORDER = "order."
-"""Beginning of the names of further columns of the order; no feature has a dot in its name."""
 """Column of the time of an interaction, in microseconds since 1970 UTC."""
+ORDER = "order."
+"""Prefix of further columns that order interactions; no feature has a dot in its name."""
 SPLIT = "split."
-"""Column that says which part a session belongs to, or whose it is; no feature ends in a dot."""
+"""Column of the part or the user of a session; no feature has a dot in its name."""
 ELAPSED = "elapsed"
-"""Feature of the logarithm of the seconds since the interaction before, standardized."""
+"""Feature: logarithm of the seconds since the previous interaction, standardized."""
 
 SCHEMA_FILE = "schema.pbtxt"
 FITTED_DIRECTORY = "fitted"
@@ -36,8 +36,8 @@ def bucket_of(text: str, hash_buckets: int) -> int:
 
 
 def version_alias(name: str, version: int | str) -> str:
-    """Return the name under which a server has one version of `name`, as long as it is kept.
+    """Return the name of the ensemble by which a server offers one kept version of `name`.
 
-    It is a second ensemble of the same step, which costs no instance.
+    It shares its step with the ensemble `name`, so it needs no instance of its own.
     """
     return f"{name}_v{version}"

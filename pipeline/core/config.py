@@ -15,9 +15,9 @@ from pipeline.core.files import read_small
 _MAX_CHARACTERS = 60
 """Longest wrong value that a message repeats."""
 _MAX_KEYS = 8
-"""Number of keys of a section that a message lists."""
+"""Largest number of keys of a section that a message lists."""
 _MAX_BYTES, _MAX_NODES, _MAX_DEPTH = 1 << 18, 50_000, 50
-"""Bounds of a YAML file: its size, its values with those that aliases repeat, and its nesting."""
+"""Limits of a YAML file: bytes, values (each alias counts as a copy) and levels of nesting."""
 _TYPES = {
     "string_type": "text",
     **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
@@ -35,7 +35,7 @@ _LIMITS = {
     "literal_error": ("expected", "{}"),
     "too_short": ("min_length", "{} or more entries"),
 }
-"""By pydantic's type of an error, the key of its context and the words of the message."""
+"""Key in the error's context and text of the message, by pydantic's error type."""
 
 
 class Config(BaseModel):
@@ -57,7 +57,7 @@ class Config(BaseModel):
 def read_values(path: Path | None, overrides: tuple[str, ...]) -> dict[str, Any]:
     """Return the sections of a YAML file, changed by `section.key=value` overrides in turn.
 
-    Nothing is validated. Without a file the overrides are all there is.
+    Nothing is validated. Without a file only the overrides apply.
     """
     values = {} if path is None else read_yaml(path)
     for override in overrides:
@@ -66,7 +66,7 @@ def read_values(path: Path | None, overrides: tuple[str, ...]) -> dict[str, Any]
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe loader that refuses a key that occurs twice, of which PyYAML keeps the last."""
+    """Safe loader that refuses duplicate keys, of which PyYAML keeps the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         lines: dict[Any, int] = {}
@@ -112,7 +112,7 @@ def _read_text(path: Path) -> str:
 
 
 def parse_yaml(text: str) -> Any:
-    """Value of a YAML text, in which aliases and nesting are bounded. YAMLError, ValueError."""
+    """Parse YAML text. YAMLError or ValueError if it is invalid or above the limits of a file."""
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
@@ -127,16 +127,16 @@ def parse_yaml(text: str) -> Any:
 
 
 def _check_size(root: yaml.Node) -> None:
-    """YAMLError for nodes that are too many, too deep, or in themselves; aliases count as copies.
+    """YAMLError for too many nodes, too deep nesting and recursive aliases; aliases are copies.
 
-    A few lines of aliases of aliases are billions of values for a program that walks through them.
+    A few lines of nested aliases expand to billions of values.
     """
     sizes: dict[int, tuple[int, int]] = {}
     open_nodes: set[int] = set()
 
     def measure(node: yaml.Node) -> tuple[int, int]:
         if id(node) in open_nodes:
-            raise yaml.YAMLError("an alias is inside of what it names")
+            raise yaml.YAMLError("an alias is inside the value that it refers to")
         if id(node) not in sizes:
             open_nodes.add(id(node))
             parts = node.value if isinstance(node, yaml.CollectionNode) else []
@@ -148,8 +148,8 @@ def _check_size(root: yaml.Node) -> None:
             depth = 1 + max((each for _, each in inner), default=0)
             if size > _MAX_NODES or depth > _MAX_DEPTH:
                 raise yaml.YAMLError(
-                    f"it has more than {_MAX_NODES:,} values or {_MAX_DEPTH} levels, with what "
-                    "aliases (*) repeat"
+                    f"it has more than {_MAX_NODES:,} values or {_MAX_DEPTH} levels, with those "
+                    "that aliases (*) repeat"
                 )
             open_nodes.discard(id(node))
             sizes[id(node)] = size, depth
@@ -203,7 +203,7 @@ def _explain(root: type[BaseModel], error: ErrorDetails) -> str:
 
 
 def _expected(model: type[BaseModel], error: ErrorDetails) -> str:
-    """What the value should be, in terms of YAML."""
+    """Return what the value should be, in terms of YAML."""
     kind, limits = error["type"], error.get("ctx", {})
     if kind in ("model_type", "model_attributes_type"):
         keys = list(model.model_fields)
@@ -222,9 +222,9 @@ def _expected(model: type[BaseModel], error: ErrorDetails) -> str:
 def _locate(
     model: type[BaseModel], location: tuple[int | str, ...]
 ) -> tuple[list[str], type[BaseModel]]:
-    """Keys and list indices of an error, and the innermost section on their way.
+    """Return the keys and list indices of an error, and the innermost section among them.
 
-    For a union, pydantic adds a tag to the location, which in our unions is the name of a class.
+    For a union, pydantic adds a tag to the location, in this project the name of a class.
     """
     keys: list[str] = []
     members: dict[str, type[BaseModel]] = {}

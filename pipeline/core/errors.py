@@ -16,7 +16,7 @@ class InputWarning(UserWarning):
 
 
 class ConfigError(PipelineError):
-    """A recipe, a setting or an argument is not usable."""
+    """A recipe, a setting or an argument is invalid."""
 
 
 class DataError(PipelineError):
@@ -36,7 +36,7 @@ class ProcessError(PipelineError):
 
 
 def closest(name: str, names: Iterable[str]) -> str:
-    """Hint for a misspelt name: the most similar of `names`, or all of them."""
+    """Return a hint for a misspelt name: the most similar of `names`, or all of them."""
     names = list(names)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(names)}."

@@ -1,4 +1,4 @@
-"""Arithmetic expressions of a recipe, over arrays that have names.
+"""Arithmetic expressions of a recipe over named arrays.
 
 The text is parsed by Python's `ast` and checked against a list of allowed nodes; it is never
 compiled or run as code.
@@ -46,7 +46,7 @@ class Expression:
         names: list[str] = []
         self._check(self._tree, names, MAX_DEPTH)
         self.names = tuple(dict.fromkeys(names))
-        """Names that stand in the expression, each once."""
+        """Names in the expression, each once."""
 
     def check_names(self, names: Iterable[str]) -> None:
         """ValueError for a name in the expression that is none of `names`."""
@@ -59,16 +59,16 @@ class Expression:
     def evaluate(
         self, values: Mapping[str, Any], functions: Mapping[str, Callable[..., Any]] | None = None
     ) -> Any:
-        """Value of the expression by NumPy, PyTorch or pandas, whichever the `values` are of.
+        """Return the value of the expression for `values` of NumPy, PyTorch or pandas.
 
-        Numbers are floats, and a function of numbers alone gets floats. A division by zero is
-        infinite, or NaN for 0 / 0, of arrays as of numbers.
+        Constants are floats, so a function of constants gets floats. Division by zero is infinite,
+        or NaN for 0 / 0, for arrays and constants alike.
         """
         return _evaluate(self._tree, values, functions or {})
 
     @property
     def tree(self) -> Tree:
-        """The expression as JSON has it; a negative number is a number."""
+        """The expression as JSON values; a negated constant is a number."""
         return _tree(self._tree)
 
     def _check(self, node: ast.expr, names: list[str], depth: int) -> None:
@@ -112,7 +112,7 @@ class Expression:
             )
 
     def _piece(self, node: ast.expr) -> str:
-        """Text of a node."""
+        """Return the source text of a node."""
         return ast.get_source_segment(self.text, node) or self.text
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _WRITTEN_BY = b"written_by"
 _ROW_GROUP_BYTES = 16 << 20
 SMALL_BYTES = 16 << 20
-"""Bytes of a description, a list of ids or a key, which are read whole."""
+"""Largest bytes of files that are read whole: descriptions, lists of ids, keys."""
 
 
 @contextmanager
@@ -61,8 +61,8 @@ _NOT_WRITTEN = (
 def written_errors(path: Path, partial: Path) -> Iterator[None]:
     """Turn errors of the disk into an ArtifactError that names `path`.
 
-    They are those of a file in `partial`, where `path` is written, and those that name no file,
-    as the ones of a write or of pyarrow do.
+    It converts errors of `path`, of files in `partial`, where `path` is written, and those without
+    a file name, such as a failed write or an error of pyarrow.
     """
     try:
         yield
@@ -82,7 +82,7 @@ def written_errors(path: Path, partial: Path) -> Iterator[None]:
 
 
 def _advice(number: int | None) -> str:
-    """Return what helps against an error of the disk."""
+    """Return the advice for an error of the disk, with a space before it."""
     if number in (errno.ENOSPC, errno.EDQUOT):
         return " Free space and run the command again, or choose another --out."
     if number in (errno.EROFS, errno.EACCES, errno.EPERM):
@@ -110,8 +110,10 @@ def write_array(path: Path, array: "NDArray[Any]") -> None:
 
 
 def read_small(path: Path, most_bytes: int = SMALL_BYTES) -> bytes:
-    """Content of a file or pipe. OSError for more than `most_bytes`; a pipe without a writer is
-    empty, and not waited for."""
+    """Return the content of a file or pipe. OSError for more than `most_bytes`.
+
+    A pipe without a writer is empty, without waiting for one.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as stream:
         os.set_blocking(descriptor, True)
@@ -122,7 +124,7 @@ def read_small(path: Path, most_bytes: int = SMALL_BYTES) -> bytes:
 
 
 def read_small_text(path: Path) -> str:
-    """Content of a file of an artifact in UTF-8. OSError for a pipe, and as `read_small`."""
+    """Return a UTF-8 file of an artifact. OSError for a pipe, and as `read_small`."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "it is no file")
     return read_small(path).decode("utf-8")
@@ -138,13 +140,13 @@ def sync(path: Path) -> None:
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of the content, in hexadecimal digits."""
+    """Return the SHA-256 of the content, in hexadecimal digits."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def check_parquet(path: Path) -> None:
-    """ConfigError if `path` is no Parquet name or holds a file that `new_parquet` did not write."""
+    """ConfigError if `path` does not end in .parquet or `new_parquet` did not write it."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -157,10 +159,7 @@ def check_parquet(path: Path) -> None:
     except (OSError, pa.ArrowException):
         ours = False
     if not ours:
-        raise ConfigError(
-            f"{path} holds something else than what this command writes; it is left alone. Choose "
-            "another --out."
-        )
+        raise ConfigError(f"{path} holds something else; it is left alone. Choose another --out.")
 
 
 @contextmanager
@@ -193,7 +192,7 @@ def new_parquet(path: Path, schema: "pa.Schema") -> Iterator[Callable[["pa.Table
 
 
 def find_resource(name: str) -> Path:
-    """Path of `configs/...` or `triton_models/...` in the installed package or the checkout."""
+    """Return the path of `configs/...` or `triton_models/...`, installed or in the checkout."""
     package = Path(__file__).resolve().parents[1]
     for folder in (package, package.parent):
         if (folder / name).exists():

@@ -1,12 +1,14 @@
-"""JSON of an artifact as what it says: no key twice, and no number that JSON does not have."""
+"""Strict JSON parser for artifacts: no duplicate keys, no NaN or infinity."""
 
 import json
 from typing import Any, NoReturn
 
 
 def parse_json(text: str | bytes, *, constants: bool = False) -> Any:
-    """Value of a text. ValueError for a key that occurs twice, for NaN and infinity unless
-    `constants`, and for nesting that is too deep."""
+    """Parse JSON. ValueError for a duplicate key, for too deep nesting, and for NaN and infinity.
+
+    `constants` allows NaN and infinity.
+    """
     try:
         if constants:
             return json.loads(text, object_pairs_hook=_unique_keys)

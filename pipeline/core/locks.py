@@ -1,4 +1,4 @@
-"""Hidden files and directories of writers: named, locked, and removed once their writer is gone."""
+"""Hidden files and directories of writers: their names, locks and removal after a killed writer."""
 
 import fcntl
 import os
@@ -13,14 +13,14 @@ _DIGITS = "[0-9a-f]{16}"
 
 
 def sibling(path: Path, word: str = "partial") -> Path:
-    """Hidden path beside `path`, unique to this writer."""
+    """Return a hidden path beside `path`, unique to this writer."""
     return path.parent / f".{path.name}.{word}-{secrets.token_hex(8)}"
 
 
 def remove_leftovers(path: Path, word: str = "partial") -> bool:
-    """Remove hidden siblings of `path` whose writer was killed, so that their lock is free.
+    """Remove hidden siblings of `path` that no process has locked, as their writer was killed.
 
-    Returns whether no other writer is at work.
+    Returns whether no other writer is active.
     """
     return remove_abandoned(path.parent, rf"\.{re.escape(path.name)}\.{word}-{_DIGITS}")
 
@@ -56,9 +56,9 @@ def _remove(path: Path) -> None:
 
 @contextmanager
 def exclusive(directory: Path) -> Iterator[None]:
-    """Wait for the lock of `directory`: no writer may begin while another removes leftovers.
+    """Hold the lock of `directory`, so that no writer begins while another removes leftovers.
 
-    No lock where the file system has none.
+    On a file system without locks there is none.
     """
     descriptor = os.open(directory, os.O_RDONLY)
     try:

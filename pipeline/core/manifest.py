@@ -17,13 +17,13 @@ WRITTEN_BY = f"pipeline {__version__}"
 FORMAT = 1
 KINDS = ("data", "run", "repository", "onnx", "checkpoint")
 DAMAGED = (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError)
-"""What `parse_manifest` raises."""
+"""Errors that `parse_manifest` raises."""
 _DIGEST = "sha256"
-"""Key of the digest of all other keys: a disk that flips a bit of the manifest is noticed."""
+"""Key of the digest of all other keys, which detects a flipped bit in the manifest."""
 
 
 class Manifest(NamedTuple):
-    """What a manifest says."""
+    """Content of a manifest."""
 
     kind: str
     format: object
@@ -33,26 +33,26 @@ class Manifest(NamedTuple):
 
 
 def parse_manifest(path: Path) -> Manifest:
-    """Read the manifest of an artifact; one of `DAMAGED` where it is none."""
+    """Read the manifest of an artifact. One of `DAMAGED` if it is missing or invalid."""
     manifest = parse_json(read_small_text(path / MANIFEST))
     digest = manifest.pop(_DIGEST, None)  # an earlier version wrote none
     if digest is not None and manifest["format"] == FORMAT and digest != digest_of(manifest):
         raise ValueError
     files = {name: (e["bytes"], e["sha256"]) for name, e in manifest["files"].items()}
-    # kind and names are part of errors, which are one line
+    # kind and names are part of error messages, which are one line
     if manifest["kind"] not in KINDS or not files or not all(map(_is_inside, files)):
         raise ValueError
     return Manifest(manifest["kind"], manifest.get("format"), files, dict(manifest["facts"]))
 
 
 def _is_inside(name: str) -> bool:
-    """Whether a name is that of a file below the artifact."""
+    """Whether a name refers to a file below the artifact."""
     path = PurePosixPath(name)
     return name.isprintable() and not path.is_absolute() and ".." not in path.parts
 
 
 def check_files(path: Path, manifest: Manifest, next_step: str) -> None:
-    """ArtifactError for the first file that is missing, a link, or not what was written."""
+    """ArtifactError for the first file that is missing, a link or changed."""
     real = path.resolve()
     for name, (num_bytes, digest) in manifest.files.items():
         file = path / name
@@ -71,9 +71,9 @@ def check_files(path: Path, manifest: Manifest, next_step: str) -> None:
 
 
 def foreign_files(path: Path, manifest: Manifest) -> set[str]:
-    """Names of files and links below `path` that are no part of its artifact.
+    """Return the names of files and links below `path` that are not part of its artifact.
 
-    Compiled copies that Python writes beside the code of a repository are left out.
+    Bytecode that Python writes beside the code of a repository is left out.
     """
     entries = (p for p in path.rglob("*") if p.is_symlink() or not p.is_dir())
     names = [entry.relative_to(path) for entry in entries]
@@ -84,7 +84,7 @@ def foreign_files(path: Path, manifest: Manifest) -> set[str]:
 def write_manifest(
     directory: Path, kind: str, facts: dict[str, Any], fingerprint: str | None
 ) -> None:
-    """Write the manifest of all files below `directory`, which reach the disk first."""
+    """Sync all files below `directory` to the disk, then write their manifest."""
     files = {}
     for file in sorted(p for p in directory.rglob("*") if p.is_file()):
         sync(file)
@@ -100,7 +100,7 @@ def write_manifest(
         "facts": facts,
         "files": files,
     }
-    # read again: what JSON makes of the facts is what a reader computes the digest of
+    # parsed again: a reader computes the digest of the facts as JSON returns them
     digest = digest_of(json.loads(json.dumps(manifest, allow_nan=False)))
     text = json.dumps({**manifest, _DIGEST: digest}, indent=2, allow_nan=False) + "\n"
     (directory / MANIFEST).write_text(text, encoding="utf-8")
@@ -108,6 +108,6 @@ def write_manifest(
 
 
 def digest_of(values: dict[str, Any]) -> str:
-    """SHA-256 of values as JSON has them, whatever its order and spaces."""
+    """Return the SHA-256 of JSON values, independent of key order and whitespace."""
     text = json.dumps(values, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -32,7 +32,7 @@ def _prepare() -> None:
 
 
 def _complete_cudf() -> None:
-    """Mend cuDF where it is installed and finds a device."""
+    """Patch cuDF if it is installed and finds a device."""
     if importlib.util.find_spec("cudf") is None:
         return
     from dask.distributed.diagnostics import nvml
@@ -96,11 +96,11 @@ _prepare()
 
 
 def begin_import(module: str) -> Callable[[], None]:
-    """Import a module that needs NVTabular in a background thread, as that takes a second.
+    """Import a module that needs NVTabular, which takes a second, in a background thread.
 
     Call the returned function, which waits for the thread, before the module or a part of it is
     imported elsewhere: two threads that import the same cycle of modules would deadlock. With cuDF
-    nothing is imported, as that must happen in the thread that uses the GPU.
+    nothing is imported, as the thread that uses the GPU must do that.
     """
 
     def import_it() -> None:
@@ -121,7 +121,7 @@ def leave_out_unused() -> None:
     and half a gigabyte.
     """
     for name in ("torch", "tensorflow", "tritonclient", "scipy.fftpack"):
-        # an import of None raises ImportError
+        # importing a module that is None in sys.modules raises ImportError
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]
 
 

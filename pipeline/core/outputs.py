@@ -1,4 +1,4 @@
-"""Checks of outputs that are no artifact, before a stage is imported: report pages, searches."""
+"""Checks of outputs that are not artifacts, such as report pages, before a stage is imported."""
 
 from pathlib import Path
 
@@ -9,14 +9,14 @@ STUDY_FILE = "study.db"
 """Trials of `pipeline tune`."""
 LOCK_FILE = ".lock"
 SEED_RUN = "seed-"
-"""Beginning of the names of runs that differ in the seed."""
+"""Prefix of the names of runs that differ in the seed."""
 
 
 def check_report(out: Path) -> Path:
     """Return the path of the numbers beside the page `out`.
 
-    ConfigError if `out` is not a name of a page or is inside an artifact, whose manifest lists all
-    of its files; ArtifactError if a file of another program would be overwritten.
+    ConfigError if `out` does not end in .html or is inside an artifact, whose manifest lists all of
+    its files; ArtifactError if it would overwrite a file of another program.
     """
     if out.suffix != ".html":
         raise ConfigError(f"--out is {out}, expected a name that ends in .html.")
@@ -47,7 +47,7 @@ def _is_report(path: Path) -> bool:
 
 
 def check_search(out: Path) -> None:
-    """ArtifactError if `out` exists and is no directory of `pipeline tune`."""
+    """ArtifactError if `out` exists and `pipeline tune` did not write it."""
     is_study = (out / STUDY_FILE).exists()
     is_new = not out.exists() or (out.is_dir() and not {*out.iterdir()} - {out / LOCK_FILE})
     if not is_study and not is_new:

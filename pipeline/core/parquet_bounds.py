@@ -1,4 +1,4 @@
-"""Bounds of Parquet files: how much the bytes of a file may become in memory.
+"""Bounds of Parquet files: how much a file may expand in memory.
 
 A file of a few kilobytes may hold a value a billion times, or one of gigabytes. The footer, which
 describes row groups and columns, takes up to 300 times its size once it is decoded.
@@ -17,22 +17,22 @@ import pyarrow.parquet as pq
 from pipeline.core.errors import DataError
 
 MOST_VALUES = 100
-"""Values of a column that a byte of the file may hold; logs have less than one."""
+"""Largest number of values of a column per byte of the file; logs have less than one."""
 MOST_INFLATED = 250
-"""How many times the size of its compressed bytes a column may have; logs have 2 to 30 times."""
+"""Largest ratio of decompressed and compressed bytes of a column; logs have 2 to 30."""
 LONGEST_VALUE = 1 << 20
-"""Longest text in bytes that occurs more than once in a column."""
+"""Largest bytes of a text that a column may repeat."""
 MOST_COLUMNS = 10_000
-"""Columns of a file, those inside of objects too."""
+"""Largest number of columns of a file, nested ones included."""
 MOST_FOOTER = 10
-"""Part of the file that its footer may be, as a divisor; logs have 1,000 and more."""
+"""Smallest ratio of the sizes of a file and its footer; logs have 1,000 and more."""
 _FREE_FOOTER_BYTES = 1 << 20
-"""Bytes of a footer from which that is looked at."""
+"""Bytes of a footer above which this ratio is checked."""
 _BATCH_BYTES = 1 << 27
 
 
 def check_footer(file: Path) -> None:
-    """DataError for a footer that is large and most of the file, before it is decoded."""
+    """DataError for a footer that is large for its file, before it is decoded."""
     tail_bytes, magic = 8, b"PAR1"
     with file.open("rb") as stream:
         size = stream.seek(0, os.SEEK_END)
@@ -52,7 +52,7 @@ def check_footer(file: Path) -> None:
 def open_parquet(file: Path) -> Iterator[pq.ParquetFile]:
     """Yield a Parquet file. DataError for a footer as in `check_footer`, and for many columns.
 
-    ArrowInvalid for a footer whose row groups are not those of its rows and columns.
+    ArrowInvalid for row groups that do not match the rows and columns of the file.
     """
     check_footer(file)
     with pq.ParquetFile(file) as parquet:
@@ -81,7 +81,7 @@ def _check_row_groups(metadata: pq.FileMetaData) -> None:
 
 
 class Free(NamedTuple):
-    """Values and bytes of a column from which the bounds are looked at."""
+    """Values and bytes of a column above which the bounds are checked."""
 
     values: int = 10_000_000
     bytes: int = 1 << 26
@@ -91,7 +91,7 @@ _FREE = Free()
 
 
 def check_expansion(file: Path, free: Free = _FREE) -> None:
-    """DataError for a file that becomes very much more in memory than it is on disk."""
+    """DataError for a file that expands beyond the bounds in memory."""
     with open_parquet(file) as parquet:
         if parquet.metadata.num_rows:
             bounded_rows(parquet, file, (), parquet.metadata.num_rows, free)
@@ -106,8 +106,8 @@ def bounded_rows(
 ) -> int:
     """Return how many rows may be read at once, `num_rows` or less for long texts.
 
-    `columns` are names at the top; all are looked at if there is none. DataError for a file whose
-    columns become very much more in memory than they are on disk.
+    `columns` are top-level names, empty for all. DataError for a file whose columns expand beyond
+    the bounds in memory.
     """
     longest, size, metadata = 1, file.stat().st_size, parquet.metadata
     for index in range(metadata.num_columns):
@@ -119,9 +119,9 @@ def bounded_rows(
             chunk = metadata.row_group(group).column(index)
             num_values += chunk.num_values
             _check_inflated(chunk, file, name, free)
-            # a value of a dictionary may be there in each row
+            # each row may repeat a value of the dictionary
             if chunk.has_dictionary_page and chunk.physical_type == "BYTE_ARRAY":
-                is_list = "." in name  # a row of it has any number of values
+                is_list = "." in name  # its rows have any number of values
                 most_read = chunk.num_values if is_list else min(num_rows, chunk.num_values)
                 if most_read * chunk.total_uncompressed_size > min(_BATCH_BYTES, 2 * free.bytes):
                     longest_here = _longest_value(file, name, group)
@@ -154,14 +154,14 @@ def _check_inflated(chunk: pq.ColumnChunkMetaData, file: Path, name: str, free: 
 
 
 def _innermost(values: pa.Array) -> pa.Array:
-    """Values of lists and objects, with their dictionary."""
+    """Return the values inside lists and objects, with their dictionary."""
     while pa.types.is_nested(values.type):
         values = values.flatten() if hasattr(values, "offsets") else values.field(0)
     return values
 
 
 def _decoded_bytes(file: Path, name: str) -> int:
-    """Bytes of all texts of a column; its positions in the dictionary are read, not the texts."""
+    """Return the bytes of all texts of a column, from its dictionary and indices alone."""
     total = 0
     with pq.ParquetFile(file, read_dictionary=[name]) as parquet:
         for batch in parquet.iter_batches(1 << 16, columns=[name]):
@@ -173,7 +173,7 @@ def _decoded_bytes(file: Path, name: str) -> int:
 
 
 def _longest_value(file: Path, name: str, group: int) -> int:
-    """Bytes of the longest text in the dictionary of a column; DataError for more than are read."""
+    """Return the bytes of the longest text in a column's dictionary. DataError for too many."""
     with pq.ParquetFile(file, read_dictionary=[name]) as parquet:
         values = next(parquet.iter_batches(1, row_groups=[group], columns=[name])).column(0)
     values = _innermost(values)

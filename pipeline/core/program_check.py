@@ -1,10 +1,10 @@
 """Check of a TorchScript program before it is loaded.
 
-TorchScript can read and write files, also while it loads, so a program that was replaced could act.
-The source text in the archive is read without running it, and every operator that it names must be
-one that computes with tensors. The reader of torch trusts the pickled records beside the text: a
-size that is not true reads and writes memory behind a tensor, so these are read here first, and no
-object of them is made. Our Triton backend runs a copy of this module, which therefore imports
+TorchScript can read and write files, also while it loads, so a replaced program could do harm. The
+source text in the archive is parsed without running it, and every operator that it names must be
+one that computes with tensors. The loader of torch trusts the pickled records beside the text: a
+wrong size reads and writes memory outside a tensor, so these records are parsed here first, without
+creating their objects. Our Triton backend runs a copy of this module, which therefore imports
 nothing of this project.
 """
 
@@ -28,7 +28,7 @@ _BUILTINS = (
     *("annotate", "unchecked_cast", "uninitialized", "isinstance"),
 )
 _CODE = (".py", ".pkl")
-"""Endings of records that torch reads code or objects from."""
+"""Suffixes of records that torch reads code or objects from."""
 _MAX_CODE_BYTES, _MAX_WORDS = 2 << 20, 300_000
 """Bounds of all records with code; four layers of Mamba over 200 positions have 0.4 MB."""
 _RECORD = re.compile(
@@ -57,11 +57,11 @@ _NUM_PARTS = {
     **dict.fromkeys(("TUPLE2", "REDUCE", "NEWOBJ", "BUILD"), 2),
     "TUPLE3": 3,
 }
-"""Opcodes of pickle that make one value of others, with their number."""
+"""Opcodes of pickle that combine a fixed number of values into one."""
 _MARKED = {"TUPLE": 0, "SETITEMS": 1}
-"""Opcodes that take all values behind a mark, and so many before it."""
+"""Opcodes that combine all values after a mark, and this number of values before it."""
 _CHANGES = {"BUILD": "NEWOBJ", "SETITEMS": "EMPTY_DICT"}
-"""Opcodes that change their first value, and what made it."""
+"""Opcodes that change their first value, with the opcode that must have created it."""
 _VALUES = {
     *("BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
     *("NONE", "NEWTRUE", "NEWFALSE"),
@@ -74,9 +74,9 @@ class RefusedProgramError(Exception):
 
 @contextmanager
 def checked_program(path: Path) -> Iterator[str]:
-    """Yield the path of a copy of a program in memory, so that what is loaded is what was checked.
+    """Yield the path of a copy of a program in memory, so that the checked bytes are loaded.
 
-    RefusedProgramError for an operator that no model needs, and for what is no such archive.
+    RefusedProgramError for an operator that no model needs, and for a file of another format.
     """
     with os.fdopen(os.memfd_create("program"), "w+b") as copy:
         with _opened(path) as archive:
@@ -87,7 +87,7 @@ def checked_program(path: Path) -> Iterator[str]:
                     "replaced; make it again."
                 )
             _copy(archive, code, copy)
-        # torch reads a file record by record, and a stream of Python whole, twice
+        # a path, not a stream: torch reads a file record by record, and a stream whole, twice
         yield f"/proc/self/fd/{copy.fileno()}"
 
 
@@ -99,7 +99,7 @@ def _copy(archive: zipfile.ZipFile, code: dict[str, bytes], copy: IO[bytes]) -> 
                 if name in code:
                     record.write(code[name])
                     continue
-                with archive.open(name) as weights:  # in parts: they take half the memory
+                with archive.open(name) as weights:  # in chunks, which halves the memory
                     shutil.copyfileobj(weights, record, 1 << 20)
     copy.flush()
 
@@ -110,16 +110,16 @@ def _loaded(archive: zipfile.ZipFile) -> list[str]:
 
 
 def refused_part(path: Path) -> str | None:
-    """Return what `checked_program` would refuse in a program; its weights are not read."""
+    """Return the part of a program that `checked_program` refuses; weights are not read."""
     with _opened(path) as archive:
         return next(_problems(archive, _code(archive)), None)
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Open an archive as torch writes it: no name twice, and little that is compressed."""
+    """Open an archive as torch writes it: unique names, and few compressed bytes."""
     try:
-        if not path.is_file():  # a pipe would be waited for
+        if not path.is_file():  # opening a pipe waits for its writer
             raise zipfile.BadZipFile
         with zipfile.ZipFile(path) as archive:
             # readers of archives differ in which of two records they take
@@ -131,7 +131,7 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
             compressed = [r for r in loaded if r.compress_type != zipfile.ZIP_STORED]
             if sum(record.file_size for record in compressed) > _MAX_CODE_BYTES:
                 raise zipfile.BadZipFile
-            # nor may many records be the same bytes of the file
+            # records must not share bytes of the file
             if sum(record.compress_size for record in records) > path.stat().st_size:
                 raise zipfile.BadZipFile
             yield archive
@@ -151,7 +151,7 @@ def _code(archive: zipfile.ZipFile) -> dict[str, bytes]:
 
 
 def _problems(archive: zipfile.ZipFile, code: dict[str, bytes]) -> Iterator[str]:
-    """What is in a program that no export writes; operators come first."""
+    """Yield the parts of a program that no export writes, operators first."""
     try:
         trees = _trees(code)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
@@ -173,7 +173,7 @@ def _problems(archive: zipfile.ZipFile, code: dict[str, bytes]) -> Iterator[str]
 
 
 def _trees(records: dict[str, bytes]) -> dict[str, ast.Module]:
-    """Syntax trees of the records with text. ValueError for more than any model has."""
+    """Return the syntax trees of the records with text. ValueError for too many words."""
     texts = {name: text for name, text in records.items() if name.lower().endswith(".py")}
     # a tree takes up to 300 times the memory of its text
     if sum(len(re.findall(rb"\w+", text)) for text in texts.values()) > _MAX_WORDS:
@@ -182,7 +182,7 @@ def _trees(records: dict[str, bytes]) -> dict[str, ast.Module]:
 
 
 def _classes(trees: dict[str, ast.Module]) -> dict[str, dict[str, str]]:
-    """Types of the attributes of classes, which have their names as in pickled records."""
+    """Return the attribute types of each class, by its name in pickled records."""
     classes = {}
     for name, tree in trees.items():
         module = name.partition("/code/")[2].removesuffix(".py").replace("/", ".")
@@ -215,17 +215,17 @@ def unknown_operators(trees: Iterable[ast.Module]) -> Iterator[str]:
     before_dots = {id(node.value) for node in nodes if isinstance(node, ast.Attribute)}
     for node in nodes:
         if isinstance(node, ast.Name) and node.id in ("torch", "ops"):
-            if id(node) not in before_dots:  # it would get another name
+            if id(node) not in before_dots:  # an alias would hide its operators
                 yield node.id
         else:
             yield from _refused(node, own)
 
 
 def _refused(node: ast.AST, own: set[str]) -> Iterator[str]:
-    """Names of a node that are not allowed, besides those of its children.
+    """Yield the names of a node, without its children, that are not allowed.
 
-    What follows a dot may be called, so each is no operator, or an allowed one, or a name of the
-    program itself that no operator has.
+    An attribute may be called, so it must be an allowed operator or no operator, or a name that
+    the program itself defines.
     """
     match node:
         case ast.Attribute(value=ast.Name(id="ops")):
@@ -238,7 +238,7 @@ def _refused(node: ast.AST, own: set[str]) -> Iterator[str]:
             ast.Attribute(attr=name)
             | ast.Call(func=ast.Name(id="getattr"), args=[_, ast.Constant(value=str(name))])
         ):
-            # classes are of C++; a module with a number for a name is read by `getattr`
+            # `classes` has those of C++; `getattr` reads a module whose name is a number
             if name == "classes" or name in _operators() - _allowed() - own:
                 yield name
         case ast.Call(func=ast.Name(id=name), args=[*arguments]):
@@ -256,7 +256,7 @@ def _has_dot(arguments: list[ast.expr]) -> bool:
 @functools.cache
 def _operators() -> frozenset[str]:
     """Names of all operators that TorchScript knows."""
-    import torch  # not on import: core is light
+    import torch  # late, as core must be imported without torch
 
     names = {schema.name.partition("::")[2] for schema in torch._C._jit_get_all_schemas()}
     return frozenset(names)
@@ -274,7 +274,7 @@ def _allowed() -> frozenset[str]:
         operator = getattr(torch.ops.aten, name, None)
         overload = getattr(operator, schema.overload_name or "default", None)
         tags = getattr(overload, "tags", ())
-        # operators with such names trust their arguments, and reach memory behind a tensor
+        # operators with such names do not check arguments, and reach memory outside a tensor
         is_internal = "backward" in name or (name[0] == "_" and name[1] != "_")
         if (torch.Tag.core in tags or torch.Tag.pointwise in tags) and not is_internal:
             names.add(name)
@@ -285,12 +285,12 @@ class _Value(NamedTuple):
     """A value of a pickled record."""
 
     kind: str
-    """Opcode that made it."""
+    """Opcode that created it."""
     content: Any
     """Number, text or name of a class; the parts of any other value."""
     depth: int = 0
     is_shared: bool = False
-    """Whether it is kept to be used again, and changes no more."""
+    """Whether the memo holds it, after which it must not change."""
 
 
 class _ObjectError(Exception):
@@ -300,9 +300,9 @@ class _ObjectError(Exception):
 def _problem_of_objects(
     pickled: bytes, folder: str, classes: dict[str, dict[str, str]], sizes: dict[str, int]
 ) -> str | None:
-    """What is in a pickled record that torch does not write, None for nothing.
+    """Return the part of a pickled record that torch does not write, None if there is none.
 
-    `folder` has the storages of its tensors, among the records of `sizes` bytes.
+    `folder` holds the storages of its tensors; `sizes` has the bytes of all records by name.
     """
     objects = _Objects(folder, classes, sizes)
     try:
@@ -316,7 +316,7 @@ def _problem_of_objects(
 
 
 class _Objects:
-    """Values of a pickled record, put together as torch does it; no tensor or object is made."""
+    """Values of a pickled record, combined as by torch, without creating tensors or objects."""
 
     def __init__(
         self, folder: str, classes: dict[str, dict[str, str]], sizes: dict[str, int]
@@ -329,13 +329,13 @@ class _Objects:
         self._memo: list[_Value] = []
 
     def read(self, opcode: str, argument: Any) -> None:
-        """Take up one opcode. ValueError for what torch does not write."""
+        """Process one opcode. ValueError for one that torch does not write."""
         if opcode == "MARK":
             self._marks.append(len(self._stack))
         elif opcode.endswith("BINGET"):
             self._stack.append(self._memo[argument])
         elif opcode.endswith("BINPUT"):
-            if argument != len(self._memo):  # torch takes memory for all numbers up to it
+            if argument != len(self._memo):  # torch allocates memory for all numbers up to it
                 raise ValueError
             self._memo.append(self._stack.pop()._replace(is_shared=True))
             self._stack.append(self._memo[-1])
@@ -347,12 +347,12 @@ class _Objects:
             self._stack.append(_single(opcode, argument))
 
     def _join(self, opcode: str, begin: int) -> None:
-        """Make one value of those from `begin` on."""
+        """Combine the values from `begin` on into one."""
         if begin < (self._marks[-1] if self._marks else 0):
             raise ValueError
         parts = self._stack[begin:]
         depth = 1 + max((part.depth for part in parts), default=0)
-        if depth > _MAX_DEPTH:  # torch follows it to its end, and its stack may end before
+        if depth > _MAX_DEPTH:  # torch recurses into it, which could overflow its stack
             raise ValueError
         value = _Value(opcode, parts, depth)
         if opcode in _CHANGES:
@@ -371,7 +371,7 @@ class _Objects:
 
 
 def _single(opcode: str, argument: Any) -> _Value:
-    """Value of an opcode by itself."""
+    """Return the value of an opcode that combines no others."""
     if opcode == "GLOBAL":
         if not (argument in (_TENSOR, _DICT, *_ITEM_BYTES) or _CLASS.fullmatch(argument)):
             raise _ObjectError(f"an object of {argument!r}, which no model needs")

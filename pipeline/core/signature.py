@@ -1,7 +1,7 @@
 """Signatures of artifacts by Ed25519 (RFC 8032).
 
-The manifest has the SHA-256 of every file, so that its signature is one of the whole artifact. Keys
-are PEM files, as `openssl genpkey -algorithm ed25519` makes them.
+The manifest has the SHA-256 of every file, so its signature covers the whole artifact. Keys are PEM
+files, as `openssl genpkey -algorithm ed25519` writes them.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     )
 
 _PURPOSE = b"pipeline artifact\n"
-"""Bytes before the manifest in what is signed: no signature for another purpose is one here."""
+"""Prefix of the signed bytes, so that a signature for another purpose is not valid here."""
 _MAX_KEY_BYTES = 1 << 16
 
 
@@ -103,9 +103,10 @@ def _read(path: Path, made: str) -> bytes:
 
 
 def check_resignable(directory: Path, key: "Ed25519PrivateKey | None") -> None:
-    """ArtifactError where writing `directory` again would lose its signature or bless a change.
+    """ArtifactError if a new export to `directory` would lose a signature or sign foreign files.
 
-    What stays of an artifact is signed with the rest, so it must have been signed by this key.
+    The files of an artifact that stay are signed with the new ones, so this key must have signed
+    them before.
     """
     if key is not None and (directory / MANIFEST).exists():
         if not (directory / SIGNATURE).exists():

@@ -1,6 +1,6 @@
 """Header of a safetensors file, checked before the library reads the file.
 
-The library takes a name that occurs twice silently, and its time grows with the number of names.
+The library accepts a duplicate name silently, and its time grows with the number of names.
 """
 
 import os
@@ -11,16 +11,16 @@ from typing import Any
 from pipeline.core.json_text import parse_json
 
 MOST_TENSORS = 10_000
-"""Tensors of a file; a checkpoint has four for each parameter of its model."""
+"""Largest number of tensors of a file; a checkpoint has four for each parameter of its model."""
 MOST_HEADER_BYTES = 4 << 20
 _METADATA = "__metadata__"
 _LENGTH_BYTES = 8
 
 
 def check_tensor_header(path: Path) -> None:
-    """ValueError for names that are many or occur twice, and for bytes that are not the file's.
+    """ValueError for too many or duplicate names, and for offsets that do not match the file.
 
-    OSError for a file that cannot be read or is none.
+    OSError for a file that cannot be read.
     """
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:
         status = os.fstat(stream.fileno())

@@ -1,9 +1,8 @@
-"""Text from data, as a person sees it.
+"""Escapes of control characters in text from data, for terminals and pages.
 
 An id or the name of a column may hold control characters, which move the cursor of a terminal,
 change its title, or reverse the order of the text beside them (Unicode Standard Annex 9), and
-letters without a width, by which two ids look the same. Files and JSON have such texts as they are;
-what is shown has an escape in place of each.
+letters without a width, by which two ids look the same. Files and JSON keep such texts unchanged.
 """
 
 import re
@@ -17,12 +16,12 @@ _LINES = {"\n", "\t"}
 
 
 def shown(text: str) -> str:
-    r"""One line: every control character is an escape such as \x1b, line breaks too."""
+    r"""Return one line: each control character, also a line break, is an escape such as \x1b."""
     return _CONTROL.sub(_escape, text)
 
 
 def shown_lines(text: str) -> str:
-    """Several lines: as `shown`, but line breaks and tabs stay."""
+    """Return several lines: as `shown`, but line breaks and tabs stay."""
     return _CONTROL.sub(lambda m: m[0] if m[0] in _LINES else _escape(m), text)
 
 

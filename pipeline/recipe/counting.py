@@ -15,7 +15,7 @@ Weighting = Literal["same", "div", "linear", "quadratic", "log"]
 
 
 ItemWeighting = Literal["last", Weighting]
-"""The same, or `last`: 1 for the newest interaction, 0 for all others."""
+"""A `Weighting`, or `last`: 1 for the newest interaction, 0 for all others."""
 MAX_EASE_ITEMS = 20_000
 """Largest catalogue of EASE, whose fitting inverts a matrix of all pairs: 3.2 GB of float64."""
 
@@ -32,19 +32,22 @@ class RecentPopularityOptions(Config):
     """Popularity in the newest training sessions, after Ji et al. (SIGIR 2020)."""
 
     recent: float = Field(default=0.1, gt=0, le=1)
-    """Share of the training sessions, the newest ones; items that are equal in them are ordered by
-    their popularity in all."""
+    """Share of the training sessions that are counted, the newest ones; ties are ordered by the
+    popularity in all sessions."""
 
 
 class CovisitationOptions(Config):
-    """Training sessions that hold the item and the session's newest one: association rules (AR)."""
+    """Training sessions that hold the item and the session's newest item: association rules."""
 
     pruning: int = Field(default=1000, ge=1)
     """Items that are stored for each item, those with the highest scores."""
 
 
 class SequentialRulesOptions(Config):
-    """How soon the item came after the session's newest one: SR, Kamehkhosh et al. (2017)."""
+    """Training sessions in which the item follows the session's newest item, weighted by distance.
+
+    SR of Kamehkhosh et al. (2017).
+    """
 
     steps: int = Field(default=10, ge=1)
     """Largest distance of two interactions that make a rule."""
@@ -57,14 +60,15 @@ class SequentialRulesOptions(Config):
 class ItemKnnOptions(Config):
     """Similarity of items by the sessions that hold them, as in GRU4Rec's ItemKNN.
 
-    The sessions with both items, divided by (n + regularization) to the power of alpha for the
-    item of the session and of 1 - alpha for the scored one; n are the sessions with an item.
+    The number of sessions with both items, divided by (n + regularization) to the power of alpha
+    for the item of the session and of 1 - alpha for the scored item; n is the number of sessions
+    with an item.
     """
 
     regularization: float = Field(default=20.0, ge=0)
-    """λ: sessions that are added to those of each item, which lowers similarities of rare ones."""
+    """λ: added to the number of sessions of each item, which lowers similarities of rare items."""
     alpha: float = Field(default=0.5, ge=0, le=1)
-    """0.5 is the cosine; with 0 popular items are damped as items of the list alone."""
+    """0.5 is the cosine; with 0 popular items are damped only as scored items."""
     weighting: ItemWeighting = "last"
     """Weight of an item of the session by its distance from the end."""
     pruning: int = Field(default=100, ge=1)
@@ -103,8 +107,8 @@ class SessionKnnOptions(Config):
     weighting: Weighting = "div"
     """v-sknn: weight of an item of the session in the similarity, by its distance from the end."""
     weighting_score: Weighting = "same"
-    """v-sknn: factor of a neighbour, by the distance from the end of the session of the newest item
-    that both have."""
+    """v-sknn: factor of a neighbour, by the distance from the end of the session of the newest
+    shared item."""
     idf: float = Field(default=0.0, ge=0)
     """v-sknn: strength of the inverse frequency; an item's score is multiplied by 1 + idf times
     log(sessions / sessions with the item)."""
@@ -113,7 +117,7 @@ class SessionKnnOptions(Config):
     lambda_snh: float = Field(default=5.0, gt=0)
     """stan: λ2, days over which the weight of a neighbour falls to 1 / e."""
     lambda_inh: float = Field(default=2.05, gt=0)
-    """stan: λ3, interactions of the neighbour, from the newest item that both have, over which the
+    """stan: λ3, interactions of the neighbour, counted from the newest shared item, over which the
     weight of its item falls to 1 / e."""
 
     @model_validator(mode="after")

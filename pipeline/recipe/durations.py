@@ -10,7 +10,7 @@ _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
 def date_text(value: Any) -> Any:
-    """Text of a date, which YAML parses; other values as they are."""
+    """Return a date, which YAML parses, as text, and any other value unchanged."""
     return value.isoformat() if isinstance(value, date) else value
 
 

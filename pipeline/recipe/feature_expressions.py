@@ -29,10 +29,10 @@ _FUNCTIONS: dict[str, tuple[range, tuple[Kind, ...]]] = {
     "cross": (range(2, 9), ("category",)),
     "lag": (range(1, 3), ()),
 }
-"""Numbers of arguments and their kinds, of which the last one holds for all further arguments;
-`lag` takes and returns both kinds."""
+"""Allowed numbers of arguments and their kinds; the last kind holds for all further arguments, and
+`lag` takes and returns either kind."""
 STATISTICS = ("mean", "first_seen")
-"""Functions of all training interactions."""
+"""Functions that are computed over all training interactions."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class FeatureExpression:
     """A checked expression."""
 
     tree: Tree
-    """As JSON has it."""
+    """The expression as JSON values."""
     numbers: tuple[str, ...]
     """Names that are read as numbers, without `timestamp`."""
     categories: tuple[str, ...]
@@ -68,7 +68,7 @@ class FeatureExpression:
     @property
     def is_of_interactions(self) -> bool:
         """Whether the value depends on times, on the item or on other interactions of the session,
-        so that a session has none."""
+        so that a session feature cannot have it."""
         calls = {call[0] for call in _calls([self.tree])}
         return "lag" in calls or ITEM in _names(self.tree) or self.reads_time
 
@@ -86,7 +86,7 @@ def statistics_of(tree: Tree) -> list[list[Tree]]:
 
 
 def _read(tree: Tree, kind: Kind, names: dict[Kind, dict[str, None]]) -> None:
-    """Add the names of a part whose value has to be of a kind."""
+    """Add the names of a subtree whose value must be of `kind`."""
     if isinstance(tree, str):
         only: dict[str, Kind] = {TIMESTAMP: "number", ITEM: "category"}
         if only.get(tree, kind) != kind:
@@ -114,9 +114,9 @@ def _read_call(
     if name in ("clip", "fill", "bucket"):
         numbers = [part for part in arguments[1:] if isinstance(part, float)]
         if len(numbers) < len(arguments) - 1:
-            raise ValueError(f"`{name}` takes numbers behind its first argument")
+            raise ValueError(f"`{name}` takes numbers after its first argument")
         if numbers != sorted(set(numbers)):
-            raise ValueError(f"the bounds of `{name}` are numbers that rise")
+            raise ValueError(f"the bounds of `{name}` are ascending numbers")
     _, kinds = _FUNCTIONS.get(name, (range(2, 3), ("number",)))
     for position, part in enumerate(arguments):
         is_bucket = isinstance(part, list) and part[0] == "bucket"

@@ -1,8 +1,8 @@
 """Features: columns that the model reads beside the item id.
 
-The class of a feature follows from its `kind` and from what makes it:
+The class of a feature follows from its `kind` and its source:
 
-| made from | `kind: categorical` | `kind: continuous` |
+| source | `kind: categorical` | `kind: continuous` |
 | --- | --- | --- |
 | a column of the log or of a table | ColumnCategory, ColumnBucket (`buckets`) | ColumnNumber |
 | an NVTabular operator (`operator`) | OperatorCategory, OperatorBucket | OperatorNumber |
@@ -56,8 +56,8 @@ _KEYS: dict[str, tuple[Any, str]] = {
     "values_per_interaction": (1, f"{_OF_CATEGORY} and `expression`"),
     "separator": ("|", "features with `values_per_interaction` of 2 or more"),
 }
-"""Keys of all features: the value that a dump has where a class lacks the key, and the features
-that have it. Dumps hold all keys in this order, so that they do not depend on the classes."""
+"""Keys of all features: the value in a dump of a class without the key, and the features that have
+it. Dumps hold all keys in this order, so that they do not depend on the classes."""
 
 
 class Feature(Config):
@@ -68,7 +68,7 @@ class Feature(Config):
     kind: Literal["categorical", "continuous"]
     """Categorical values get an index, numbers are standardized to mean 0 and deviation 1."""
     of: Literal["item", "interaction", "session"] = "interaction"
-    """What it describes; a session has one value, that of its oldest interaction."""
+    """What the feature describes; a session has one value, that of its oldest interaction."""
 
     @property
     def source(self) -> str:
@@ -145,7 +145,7 @@ class ExpressionFeature(Feature):
     """Computed from other columns, by preprocessing and by the server alike."""
 
     of: Literal["interaction", "session"] = "interaction"
-    """What it describes; one of the session reads nothing but features of the session."""
+    """What the feature describes; a session feature reads only session features."""
     expression: str
     """Arithmetic and functions of features, columns of the log, `item_id` and `timestamp`."""
 
@@ -173,7 +173,7 @@ class CategoricalFeature(Feature):
 
 
 class HashedFeature(CategoricalFeature):
-    """The categories are values, of which rare ones may share indices."""
+    """The categories are values; rare ones may share indices."""
 
     hash_buckets: int = Field(default=0, ge=0, le=10_000_000)
     """Indices that categories out of vocabulary share by a hash of their text; 0: they all have
@@ -186,7 +186,7 @@ class CategoryFeature(HashedFeature):
     values_per_interaction: int = Field(default=1, ge=1, le=64)
     """M: the first M of several categories, such as tags; the model averages their embeddings."""
     separator: str = Field(default="|", min_length=1)
-    """Between several categories in a text; lists of Parquet are read as such a text."""
+    """Separator of several categories in a text; Parquet lists are read as such a text."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -206,13 +206,13 @@ class BucketFeature(CategoricalFeature):
     """The categories are buckets of a number."""
 
     buckets: tuple[float, ...] = Field(min_length=1)
-    """Rising bounds; the category of x is the number of bounds that are at most x."""
+    """Ascending bounds; the category of x is the number of bounds that are at most x."""
 
     @field_validator("buckets")
     @classmethod
     def _check_buckets(cls, bounds: tuple[float, ...]) -> tuple[float, ...]:
         if not all(low < high for low, high in pairwise((-math.inf, *bounds, math.inf))):
-            raise ValueError("`buckets` are numbers that rise")
+            raise ValueError("`buckets` are ascending numbers")
         return bounds
 
 
@@ -279,7 +279,7 @@ class TargetEncodedFeature(Feature):
     mean_of: str
     """Column of the number. In training, the mean is taken over sessions of other folds."""
     smoothing: float = Field(default=20.0, ge=0)
-    """Interactions with the overall mean that are added to those of each category."""
+    """Number of interactions with the overall mean that are added to each category."""
     folds: int = Field(default=5, ge=2, le=100)
     """Folds of the training sessions; a session reads the mean of the other folds."""
 
@@ -307,7 +307,7 @@ def _class_of(values: Any) -> str:
             mean = values.get("mean_of") is not None
             return TargetEncodedFeature.__name__ if mean else f"{source}Number"
         case _:
-            return Feature.__name__  # which refuses the kind
+            return Feature.__name__  # its validation refuses the kind
 
 
 AnyFeature = Annotated[

@@ -22,14 +22,14 @@ class Pretrained(Config):
     feature: str = ITEM
     """Feature whose values have vectors."""
     use: Literal["input", "table"] = "input"
-    """`input` is a further input of an interaction; `table` initializes the embeddings of the
+    """`input` adds an input to each interaction; `table` initializes the embeddings of the
     feature."""
     trainable: bool = False
     """Whether training updates the vectors."""
     output_dim: int | None = Field(default=None, ge=1)
-    """Width to which an `input` is projected; by default it is not."""
+    """Width to which an `input` is projected; by default there is no projection."""
     layer_norm: bool = False
-    """Normalise an `input`."""
+    """Apply layer norm to an `input`."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -39,7 +39,7 @@ class Pretrained(Config):
 
 
 class Tower(Config):
-    """Further sequence encoder that reads the same interactions as the model's own."""
+    """Further sequence encoder over the same interactions as the first."""
 
     architecture: str
     """As in `model`."""
@@ -48,7 +48,7 @@ class Tower(Config):
     options: dict[str, Any] = Field(default_factory=dict)
     """As in `model`."""
     n_head: int = Field(default=4, ge=1)
-    """Attention heads a layer."""
+    """Attention heads per layer."""
     n_layer: int = Field(default=1, ge=1)
     """Layers."""
 
@@ -84,19 +84,19 @@ class Target(Config):
     """Column that the model predicts beside the next item, and does not read."""
 
     feature: str
-    """Feature of the preprocessing, of a session or of each interaction."""
+    """Feature of the `preprocess` section, of a session or of each interaction."""
     kind: Literal["binary", "regression"]
     """A probability or a number."""
     positive: tuple[Value, ...] = ()
     """Values of a categorical feature that are the positive class."""
     weight: float = Field(default=1.0, ge=0)
-    """Weight of the loss; that of the next item is 1."""
+    """Weight of its loss; the loss of the next item has weight 1."""
     loss: Literal["mse", "l1", "huber"] = "mse"
     """Loss of a regression target."""
     summary: Literal["last", "mean"] = "last"
-    """Hidden state that predicts it: the last one of the session, or the mean of all."""
+    """Hidden state that the prediction reads: the last one of the session, or the mean of all."""
     per_item: bool = False
-    """Predict it of the next interaction for each candidate item, so that `rank_by` can name it."""
+    """Predict it for the next interaction with each candidate item, for use in `rank_by`."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -111,9 +111,9 @@ class Target(Config):
 
 def _item_vectors(fields: dict[str, Any]) -> Literal["random", "co-visitation"]:
     """Default of `item_vectors`: co-visitation where nothing else initializes the item table."""
-    begun = any(v.feature == ITEM and v.use == "table" for v in fields["pretrained"])
+    initialized = any(v.feature == ITEM and v.use == "table" for v in fields["pretrained"])
     shared = any(ITEM in group for group in fields["shared_tables"])
-    return "random" if begun or shared else "co-visitation"
+    return "random" if initialized or shared else "co-visitation"
 
 
 def _temperature(fields: dict[str, Any]) -> float:
@@ -122,12 +122,11 @@ def _temperature(fields: dict[str, Any]) -> float:
 
 
 class ModelConfig(Config):
-    """Shape of the model; with the schema all that is needed to rebuild it from a checkpoint.
+    """Settings of the model, which with the schema suffice to rebuild it from a checkpoint.
 
     The defaults are a model that is strong on shop and rating logs of 2,000 to 200,000 sessions
-    (docs/reference/published-recipes.md); a default that depends on another setting is resolved
-    here, so that a dump
-    holds the value itself.
+    (docs/reference/published-recipes.md). A default that depends on another setting is resolved
+    here, so that a dump holds the value itself.
     """
 
     architecture: str = "sasrec"
@@ -164,7 +163,7 @@ class ModelConfig(Config):
     d_model: int = Field(default=96, ge=1)
     """D: width of interaction embeddings and hidden states."""
     n_head: int = Field(default=4, ge=1)
-    """Attention heads a layer; must divide `d_model`. A recurrent network has none."""
+    """Attention heads per layer; must divide `d_model`. A recurrent network has none."""
     n_layer: int = Field(default=2, ge=1)
     """Layers of the sequence encoder."""
     dropout: float = Field(default=0.3, ge=0, lt=1)
@@ -184,15 +183,15 @@ class ModelConfig(Config):
     embedding_deviation: float = Field(default=0.05, gt=0)
     """Standard deviation of the initial weights of embedding tables."""
     embedding_dims: dict[str, int] = Field(default_factory=dict)
-    """Widths of the tables of single features."""
+    """Table widths by feature."""
     infer_embedding_sizes: bool = False
-    """Widths of other tables from their cardinality: `multiplier` times its fourth root."""
+    """Set the widths of other tables to the multiplier times the fourth root of the cardinality."""
     infer_embedding_sizes_multiplier: float = Field(default=2.0, gt=0)
-    """See `infer_embedding_sizes`."""
+    """Multiplier of `infer_embedding_sizes`."""
     shared_tables: tuple[tuple[str, ...], ...] = ()
     """Categorical features that share one table."""
     pretrained: tuple[Pretrained, ...] = ()
-    """Vectors from files."""
+    """Pretrained vectors from files."""
     item_vectors: Literal["random", "co-visitation"] = Field(default_factory=_item_vectors)
     """Initial item table: random, or by co-visitation in the training sessions, which needs fewer
     epochs and is better for rare items. By default co-visitation, unless `pretrained` initializes
@@ -210,7 +209,7 @@ class ModelConfig(Config):
     soft_embedding_dim: int = Field(default=8, ge=1)
     """Width of a soft embedding."""
     feature_layer_norm: bool = False
-    """Normalise the embedding of each feature."""
+    """Apply layer norm to the embedding of each feature."""
     feature_dropout: float = Field(default=0.2, ge=0, lt=1)
     """Dropout of each feature's embedding."""
     item_dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -229,8 +228,8 @@ class ModelConfig(Config):
     targets: tuple[Target, ...] = ()
     """Targets beside the next item."""
     rank_by: str | None = None
-    """What lists are ranked by: an expression of `next_item`, its score, and of the targets with
-    `per_item`, such as `next_item + 0.5 * purchase`. By default `next_item`."""
+    """Score by which lists are ranked: an expression of `next_item`, the next item's score, and of
+    the targets with `per_item`, such as `next_item + 0.5 * purchase`. By default `next_item`."""
     repeats: float = Field(default=0.0, ge=0, lt=1)
     """Share of the session's own items in the distribution of the next item, the newest first;
     lists are ordered by the sum of both shares. For logs in which sessions return to an item."""
@@ -247,14 +246,14 @@ class ModelConfig(Config):
         return None if options is None else options.model_validate(self.options)
 
     def settings(self) -> dict[str, Any]:
-        """Settings that the model is made of, as JSON takes them."""
+        """Return the settings that define the model, as JSON values."""
         of_counting = None if self.counting is None else {"architecture", "options"}
         return self.model_dump(mode="json", include=of_counting)
 
     @field_validator("options")
     @classmethod
     def _check_options(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        """With the defaults of a counting model, so that a dump holds all that it is made of."""
+        """Add the defaults of a counting model, so that a dump holds all of its options."""
         kind = COUNTING.get(info.data.get("architecture", ""))
         if kind is None:
             return options
@@ -274,7 +273,8 @@ class ModelConfig(Config):
                 changes = {"model_type": None, "options": {}} | changes
             if changes.get("architecture") in COUNTING:
                 raise ValueError(
-                    f"`members.{number}`: {changes['architecture']} counts; it is a model by itself"
+                    f"`members.{number}`: {changes['architecture']} is a counting model, which "
+                    "no ensemble takes"
                 )
             try:
                 others.append(ModelConfig.model_validate(alone | changes))
@@ -372,7 +372,7 @@ class ModelConfig(Config):
 def _check_encoder(encoder: ModelConfig | Tower, masking: str, d_model: int) -> None:
     name = encoder.architecture
     if name in COUNTING:
-        raise ValueError(f"{name} counts and encodes nothing; it is a model by itself")
+        raise ValueError(f"{name} is a counting model, which cannot be an encoder")
     if name not in ARCHITECTURES:
         names = [*ARCHITECTURES, *COUNTING]
         raise ValueError(f"there is no architecture {name!r}; {closest(name, names)}")

@@ -25,14 +25,14 @@ from pipeline.recipe.timestamp import Timestamp
 
 
 class Table(Config):
-    """Side table: features of items or sessions that are not in the log, one row an id."""
+    """Side table: features of items or sessions that are not in the log, one row per id."""
 
     file: str
     """CSV, TSV, JSON lines or Parquet, also compressed; relative to the working directory."""
     key: str | None = None
     """Column of the id; by default the same as in the log."""
     delimiter: str | None = Field(default=None, min_length=1, max_length=8)
-    """Between columns of text, as `preprocess.delimiter`."""
+    """Delimiter of a text file, as `preprocess.delimiter`."""
 
 
 class Preprocess(Config):
@@ -45,14 +45,14 @@ class Preprocess(Config):
     """Field with a list of objects, for JSON and Parquet: each becomes a row with the other
     fields of its line. `item: aid` names a field of such an object, `user.id` one of another."""
     delimiter: str | None = Field(default=None, min_length=1, max_length=8)
-    """Between columns of text, also several characters: `::`. By default a comma, or a tab for
-    .tsv and RecBole's .inter, .item and .user."""
+    """Delimiter of text files, one or several characters such as `::`. By default a comma, or a tab
+    for .tsv and RecBole's .inter, .item and .user."""
     quote: Literal["double", "none"] = "double"
     """Quotes around a value of text, which may hold the delimiter; `none` reads them as letters."""
     decimal: Literal[".", ","] | None = None
     """Decimal mark of numbers as text that have marks of thousands or a currency: `1.234,50 €`."""
     missing: tuple[str, ...] = ()
-    """Values that are missing, beside empty ones: `[NULL, "\\N", -1]`."""
+    """Values that count as missing, besides empty ones: `[NULL, "\\N", -1]`."""
     columns: tuple[str, ...] | None = None
     """Names of the columns of text without a header line."""
     session: str = "session_id"
@@ -62,7 +62,7 @@ class Preprocess(Config):
     item: str = "item_id"
     """Column of the item id. If it holds lists, a row is a session and other columns may too."""
     timestamp: Timestamp | None = None
-    """Without it, the order of the rows is the order of the interactions."""
+    """Time of an interaction. Without it, interactions are in the order of the rows."""
     order: tuple[str, ...] = ()
     """Columns of numbers that order interactions at the same time, the smallest first."""
     features: tuple[AnyFeature, ...] = ()
@@ -72,7 +72,7 @@ class Preprocess(Config):
     session_table: Table | None = None
     """Table of the features with `of: session` and `table: true`; requests send their values."""
     max_sequence_length: int = Field(default=20, ge=1, le=4096)
-    """L: number of newest interactions that the model reads; a training row has a target more."""
+    """L: number of newest interactions that the model reads; a training row has one more."""
     min_session_length: int = Field(default=2, ge=2)
     """Shorter sessions are not trained on; they are evaluated and served."""
     longest_session: int | None = Field(default=None, ge=2)
@@ -102,7 +102,7 @@ class Preprocess(Config):
     def _words(cls, value: Any) -> Any:
         if not isinstance(value, list | tuple):
             return value
-        # YAML reads NULL without quotes as nothing
+        # YAML reads NULL without quotes as None
         words = [["null", "NULL", "Null"] if word is None else [str(word)] for word in value]
         return [word for each in words for word in each]
 
@@ -167,8 +167,8 @@ class Preprocess(Config):
                 if read.kind != kind or not _is_single_value(read):
                     article = "number" if kind == "continuous" else "category"
                     raise ValueError(
-                        f"the expression of `{feature.name}` reads `{name}` as a {article}, which "
-                        "is no feature of a column with one of them"
+                        f"the expression of `{feature.name}` reads `{name}` as a {article}, but "
+                        f"that feature is not a column with one {article} per row"
                     )
                 if (feature.of == "session") != (read.of == "session"):
                     raise ValueError(
@@ -197,7 +197,7 @@ class Preprocess(Config):
 
     @property
     def split_column(self) -> str | None:
-        """Column of the log that decides the part of a session; None for the others."""
+        """Column of the log that decides the part of a session; None if no column does."""
         if self.split.by == "user" and self.split.column is None:
             return None if self.session_gap is None else self.session
         return self.split.column
@@ -224,7 +224,7 @@ class Preprocess(Config):
 
     @property
     def read_features(self) -> tuple[Feature, ...]:
-        """Features but those of expressions, and what expressions read beside them."""
+        """Features without `expression`, and further columns that expressions read."""
         read = (f for f in self.features if not isinstance(f, ExpressionFeature))
         return (*read, *self.expression_inputs)
 
@@ -287,7 +287,7 @@ class Preprocess(Config):
         return [{k: value for k, value in dump.items() if k not in sources} for dump in dumps]
 
     def other_sessions(self, other: Self) -> list[str]:
-        """Keys that make other sessions of a log than the recipe `other` does."""
+        """Return the keys by which a log has other sessions than with the recipe `other`."""
         keys = ("session_gap", "drop_repeats", "duplicates", "longest_session")
         return [key for key in keys if getattr(self, key) != getattr(other, key)]
 

@@ -1,4 +1,4 @@
-"""Recipes of published models, which come with the package and go by their names."""
+"""Recipes of published models that come with the package, by name."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,19 +12,19 @@ class PublishedRecipe(NamedTuple):
     """A file of `configs/models/`."""
 
     name: str
-    """What `--recipe` takes, such as gru4rec."""
+    """Name that `--recipe` takes, such as gru4rec."""
     title: str
     """The model and its paper, from the first line of the file."""
     path: Path
 
     @property
     def text(self) -> str:
-        """The recipe as YAML, with comments on what is the paper's and what is not."""
+        """The recipe as YAML; its comments say which settings are those of the paper."""
         return self.path.read_text(encoding="utf-8")
 
 
 def published_recipes() -> dict[str, PublishedRecipe]:
-    """Recipes by name, in the order of names."""
+    """Return the recipes by name, sorted."""
     recipes = {}
     for path in sorted(find_resource("configs/models").glob("*.yaml"), key=lambda path: path.stem):
         title = path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")

@@ -17,7 +17,7 @@ from pipeline.recipe.train import TrainConfig
 
 
 class Recipe(Config):
-    """Configuration of all stages for one data set; every section has defaults."""
+    """Configuration of all stages for one data set. Every section has defaults."""
 
     preprocess: Preprocess = Preprocess()
     model: ModelConfig = ModelConfig()

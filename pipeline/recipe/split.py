@@ -25,14 +25,14 @@ class Split(Config):
     column: str | None = None
     """Column of the log. With `by: user`, by default `session` if there is a `session_gap`."""
     valid: str | float | None = None
-    """Part that chooses the best epoch: a share of what the test leaves, the newest by time; with
-    `by: column`, the value of the column that marks it."""
+    """Part that chooses the best epoch: a share of the sessions outside the test part, the newest
+    by time; with `by: column`, the value of the column that marks it."""
     test: str | float | None = None
     """Part that only `evaluate` reads: a share of the log, the newest by time; with `by: column`,
     the value of the column that marks it."""
     seed: int = Field(default=0, ge=0)
-    """Another seed draws other sessions or users; of the same seed, each stays in its part while
-    the log grows."""
+    """Seed that draws sessions or users; with the same seed, each stays in its part while the log
+    grows."""
 
     @field_validator("valid", "test", mode="before")
     @classmethod

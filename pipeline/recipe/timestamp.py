@@ -21,13 +21,13 @@ class Timestamp(Config):
     unit: TimeUnit = "iso"
     """Unit of a number since 1970 UTC, or `iso` for text: ISO 8601, RFC 2822 and the like."""
     format: str | None = None
-    """Format of other text, as of Python's `strptime`: `%d.%m.%Y %H:%M`. UTC without a zone."""
+    """Format of other text, as in Python's `strptime`: `%d.%m.%Y %H:%M`. UTC without a zone."""
     earliest: str | None = None
     """Rows before this moment are dropped: a date, or date and time (UTC without a zone)."""
     latest: str | None = None
     """Rows after this moment are dropped; a date alone is the end of that day."""
     features: tuple[TimeFeature, ...] = ()
-    """`hour` and `weekday` as sine and cosine; `elapsed`: log seconds since the last one."""
+    """`hour` and `weekday` as sine and cosine; `elapsed`: log seconds since the previous one."""
 
     @field_validator("features")
     @classmethod

@@ -27,11 +27,11 @@ _LAYOUT = "checkpoints hold whole weights; for a large catalogue set `train.item
 _NOT_MEMORY = "the scores of the catalogue take the memory, not the layers; see `train.recompute`"
 _REFUSED = {
     "output_dir": "--out says where the run is written",
-    "remove_unused_columns": "batches are no dictionaries of columns",
+    "remove_unused_columns": "batches are not dictionaries of columns",
     "disable_tqdm": "progress is shown on stderr",
-    "logging_nan_inf_filter": "a diverged loss must show",
+    "logging_nan_inf_filter": "a diverged loss must be visible",
     "ddp_backend": "it is gloo on CPUs and nccl on GPUs",
-    "auto_find_batch_size": "another batch size is another training",
+    "auto_find_batch_size": "another batch size changes the training",
     "greater_is_better": "`train.metric` decides it",
     **dict.fromkeys(("load_best_model_at_end", "save_total_limit"), _CHECKPOINTS),
     **dict.fromkeys(("save_only_model", "resume_from_checkpoint"), _CHECKPOINTS),
@@ -61,8 +61,8 @@ _FIELDS = {
 def check_trainer_arguments(arguments: Iterable[str], *, names: Collection[str] = ()) -> None:
     """ValueError for the first of `arguments` that a recipe may not set.
 
-    `names` are the arguments of Hugging Face's TrainingArguments, where they have been imported:
-    then an unknown argument is refused too.
+    With `names`, the arguments of Hugging Face's TrainingArguments, an unknown argument is refused
+    too.
     """
     for argument in arguments:
         if argument in _FIELDS:
@@ -94,7 +94,7 @@ class Weights(Config):
 SMALLEST_BATCH, LARGEST_BATCH = 8, 128
 """Bounds of `batch_size_for`."""
 STEPS_PER_EPOCH = 128
-"""Smallest number of steps an epoch; with fewer an epoch of a small log teaches little."""
+"""Smallest number of steps per epoch; with fewer, an epoch of a small log teaches little."""
 
 
 def batch_size_for(num_sessions: int) -> int:
@@ -113,10 +113,10 @@ class TrainConfig(Config):
     epochs: int = Field(default=10, ge=1)
     """Passes over the training sessions."""
     batch_size: int | None = Field(default=None, ge=1)
-    """B: sessions that a process reads at once; a step, unless gradients are accumulated. By
-    default it follows from the number of training sessions, see `batch_size_for`."""
+    """B: sessions in a batch of one process, a step unless gradients are accumulated. By default it
+    follows from the number of training sessions, see `batch_size_for`."""
     gradient_accumulation_steps: int = Field(default=1, ge=1)
-    """Batches a step; their gradients are those of one batch that is larger by this factor."""
+    """Batches per step; their gradients are those of one batch that is larger by this factor."""
     learning_rate: float = Field(default=2e-3, gt=0)
     """Highest learning rate of AdamW."""
     weight_decay: float = Field(default=0.01, ge=0)
@@ -142,9 +142,9 @@ class TrainConfig(Config):
     popularity_exponent: float = Field(default=1.0, gt=0, le=1)
     """popularity: power of the number of interactions; below 1 rare items are drawn more often."""
     num_negatives: int = Field(default=256, ge=1)
-    """N: negatives of a target; in-batch, the number of targets."""
+    """N: negatives per target; in-batch, the number of targets."""
     shared_negatives: bool = True
-    """All targets of a batch have the same negatives, which is much faster."""
+    """All targets of a batch share their negatives, which is much faster."""
     gbce_t: float = Field(default=0.75, ge=0, le=1)
     """gbce: 0 is binary cross-entropy, 1 corrects all of its overconfidence."""
     regularization: float = Field(default=0.0, ge=0)
@@ -216,7 +216,7 @@ class TrainConfig(Config):
         return self
 
     def for_model(self, model: ModelConfig) -> Self:
-        """Copy whose `metric` is one of what the model predicts. ConfigError if it is set to none.
+        """Return a copy whose `metric` is one of `model`. ConfigError if it is set to another.
 
         The default is that of the next item, or of the first target without a next item.
         """
@@ -259,7 +259,7 @@ class TrainConfig(Config):
         return self
 
     def for_sessions(self, num_sessions: int) -> Self:
-        """Copy with a `batch_size` for this number of training sessions, unless one is set."""
+        """Return a copy with a `batch_size` for this number of sessions, unless one is set."""
         if self.batch_size is not None:
             return self
         return self.model_copy(update={"batch_size": batch_size_for(num_sessions)})
@@ -269,7 +269,7 @@ class TrainConfig(Config):
             raise ValueError(f"`item_table: sharded` is for cross-entropy, not for {self.loss}")
         if self.table_optimizer != "adamw":
             raise ValueError(f"`item_table: sharded` works with adamw, not {self.table_optimizer}")
-        # each of these would make processes differ that must take the same steps
+        # with each of these, processes that must take the same steps would diverge
         for name in ("optim", "fp16", "torch_compile"):
             if self.arguments.get(name):
                 raise ValueError(f"`item_table: sharded` does not work with `{name}`; leave it out")

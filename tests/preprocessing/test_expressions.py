@@ -116,7 +116,7 @@ def test_categories(text: str, expected: list[str | None]) -> None:
         ({"expression": "price + mean(price, price)"}, "as a number and as a category"),
         ({"expression": "mean(lag(price), brand)"}, "`mean` takes no `lag`"),
         ({"expression": "clip(price, brand, 3)"}, "takes numbers behind"),
-        ({"expression": "bucket(price, 3, 2)"}, "numbers that rise"),
+        ({"expression": "bucket(price, 3, 2)"}, "ascending numbers"),
         ({"expression": "lag(price, 0.5)"}, "whole number"),
         ({"expression": "cross(brand, colour)"}, "makes a category where a number"),
         ({"expression": "price", "log": True}, "`log` is for"),
