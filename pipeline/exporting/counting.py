@@ -1,4 +1,4 @@
-"""Top-K of a counting model, as TorchScript of the served program.
+"""Top-K of a counting model in the TorchScript program that is served.
 
 Letters: B sessions, L positions, V items, K length of a list, X excluded items, C candidates.
 """
@@ -11,7 +11,7 @@ from pipeline.model.counting.scorer import Scorer, first_of_highest
 
 
 class CountingTopK(nn.Module):
-    """Scores all items by the tables of a scorer, some sessions at a time, and keeps the best."""
+    """Ranks all items by the scores of a scorer's tables, for a few sessions at a time."""
 
     def __init__(self, scorer: Scorer) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""Longformer's attention as one product of a session's positions, for ONNX.
+"""Longformer's attention as one matrix product over the positions of a session, for ONNX.
 
-Hugging Face's Longformer cuts a row into overlapping chunks by views of memory, which ONNX does not
-have. A session has few positions, so that all scores at once, masked outside the window, take no
-more memory; the hidden states are the same, which the exporter proves.
+Hugging Face's Longformer cuts a row into overlapping chunks by strided views, which ONNX does not
+have. A session has few positions, so the full score matrix, masked outside the window, takes no
+more memory. The hidden states are equal, which the exporter checks.
 
 Letters: B sessions, L positions, D width, H heads.
 """
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 class LongformerAttention(nn.Module):
-    """In place of LongformerSelfAttention without global attention and without dropout."""
+    """LongformerSelfAttention without global attention and dropout."""
 
     def __init__(self, attention: Any) -> None:
         super().__init__()

@@ -1,9 +1,9 @@
-"""`pipeline export --format onnx`: a run in, an ONNX file with the tables of its raw ids out.
+"""`pipeline export --format onnx`: writes a run as an ONNX file with the tables of its raw ids.
 
 ```
 shop.onnx/
   model.onnx      tensors of indices in, lists of item indices out
-  encoder/        encoder.json and the tables by which a server encodes requests
+  encoder/        encoder.json and the tables with which a server encodes requests
   manifest.json   inputs and outputs of the file, size and hash of every file
 ```
 """
@@ -26,31 +26,31 @@ ENCODER_DIRECTORY = "encoder"
 
 @dataclass(frozen=True, kw_only=True)
 class OnnxResult:
-    """Facts of an ONNX directory, as its manifest has them."""
+    """Facts of an ONNX directory in its manifest."""
 
     catalogue_items: int
     max_k: int
     opset: int
     inputs: list[dict[str, Any]]
-    """Name, type and axes of each tensor; an axis of any size is a word."""
+    """Name, type and axes of each tensor; a dynamic axis is a name."""
     outputs: list[dict[str, Any]]
     largest_difference: float | None
-    """Between the file in onnxruntime and the model, of numbers above 1 as a share; None where
-    onnxruntime is not installed."""
+    """Between the file in onnxruntime and the model, relative for numbers above 1; None without
+    onnxruntime."""
     run: str
     fingerprint: str | None
-    """Of the run and the options, None for a run in memory."""
+    """Fingerprint of the run and the options, None for a run in memory."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON takes them."""
+        """Return the fields as JSON values."""
         return asdict(self)
 
 
 def export_onnx(run: Run | Path, out: Path, options: ExportOptions) -> OnnxResult:
     """Write the model with its top-K and its tables to the directory `out`.
 
-    ConfigError without the package onnx; PipelineError for a model that has no ONNX, or whose file
-    differs from it; ArtifactError if `out` holds something else.
+    ConfigError without the package onnx; PipelineError for a model that ONNX cannot express, or
+    whose file differs from it; ArtifactError if `out` holds something else.
     """
     run = Run.open(run)
     fingerprint = None

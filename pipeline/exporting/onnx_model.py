@@ -1,4 +1,4 @@
-"""The model with its top-K as an ONNX file, compared with the model in onnxruntime.
+"""The model with its top-K as an ONNX file, and its comparison with the model in onnxruntime.
 
 Shape letters: B sessions, W positions of a request, L positions of the model, K list length, E
 width of queries and items, V rows of the item table.
@@ -26,11 +26,11 @@ from pipeline.model.model import Model
 from pipeline.model.program import ProgramModel
 
 OPSET = 18
-"""Version of ONNX's operators."""
+"""Version of ONNX's operator set."""
 LISTS = ("item_index", "item_score", "embedding")
 """Outputs of a model that ranks items, before the targets."""
 LIST_LENGTH = "k"
-"""Input with the number of items of a list."""
+"""Input with the length of a list."""
 
 
 class OnnxTensor(NamedTuple):
@@ -39,7 +39,7 @@ class OnnxTensor(NamedTuple):
     name: str
     type: str
     axes: tuple[str | int, ...]
-    """A word for an axis of any size."""
+    """Size of each axis, a name for a dynamic axis."""
 
 
 class OnnxModel(nn.Module):
@@ -92,7 +92,7 @@ class OnnxModel(nn.Module):
 
     @property
     def outputs(self) -> list[OnnxTensor]:
-        """Lists and queries, then the targets, at last those of the items of a list."""
+        """Lists and queries, then the targets of sessions, then the targets of listed items."""
         kinds = dict(zip(LISTS, ("int64", "float32", "float32"), strict=True))
         axes: dict[str, str | int] = dict(zip(LISTS, ("k", "k", self.width), strict=True))
         names = LISTS if self.ranks_items else ()
@@ -102,10 +102,10 @@ class OnnxModel(nn.Module):
         return lists + targets + of_items
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Inputs in their order -> outputs in theirs.
+        """Tensors in the order of `inputs` -> tensors in the order of `outputs`.
 
-        A list is shorter than K where the catalogue or `max_k` is, and ends in item 0 with a score
-        of minus infinity where `filter_seen` leaves fewer items.
+        A list is shorter than K if the catalogue or `max_k` is smaller, and ends in item 0 with a
+        score of minus infinity if `filter_seen` leaves fewer items.
         """
         features = dict(zip(self.names, tensors[: len(self.names)], strict=True))
         items = features[self.model.inputs.item]
@@ -127,10 +127,10 @@ class OnnxModel(nn.Module):
         return best_items, best, queries[:, : self.width], *targets, *of_items
 
     def _newest(self, features: dict[str, Tensor]) -> SessionBatch:
-        """The newest L interactions, in as many positions as the longest session has.
+        """Return the newest L interactions, padded to the longest session.
 
-        As `pipeline.data.batch.newest`, without a branch by the width of the request, of which a
-        trace would keep one.
+        Like `pipeline.data.batch.newest`, but without a branch on the width of the request, as a
+        trace keeps only one branch.
         """
         lengths = (features[self.model.inputs.item] != PADDING).sum(1)
         longest = self.model.inputs.max_sequence_length
@@ -149,7 +149,7 @@ class OnnxModel(nn.Module):
 
 
 def _without_views(model: Model) -> Model:
-    """Copy of the model with modules in place of those that have no ONNX."""
+    """Return a copy of the model whose modules ONNX can express."""
     copied = copy.deepcopy(model)
     for module in copied.modules():
         if isinstance(module, HuggingFaceEncoder):
@@ -176,7 +176,7 @@ def _check_unique(names: list[str]) -> None:
 def write_onnx(served: InferenceModel, model: OnnxModel, length: int, path: Path) -> None:
     """Trace the model on random sessions and write the file.
 
-    ConfigError without the package onnx; PipelineError for a model that has no ONNX.
+    ConfigError without the package onnx; PipelineError for a model that ONNX cannot express.
     """
     if importlib.util.find_spec("onnx") is None:
         raise ConfigError("--format onnx needs the onnx extra: pip install 'pipeline[onnx]'.")
@@ -186,11 +186,11 @@ def write_onnx(served: InferenceModel, model: OnnxModel, length: int, path: Path
         for tensor in (*inputs, *outputs)
     }
     request = example_request(served, length + 1, 2)
-    printed = io.StringIO()  # the whole graph, where an operator is missing
+    printed = io.StringIO()  # torch prints the whole graph if an operator is missing
     with warnings.catch_warnings(), contextlib.redirect_stdout(printed):
         warnings.simplefilter("ignore")
         try:
-            # of torch's two exporters the one by tracing: the other takes 10 s and more for one GRU
+            # the exporter that traces: torch's other one takes 10 s and more for one GRU
             torch.onnx.export(
                 model,
                 arguments(model, request.features, request.k),
@@ -217,8 +217,8 @@ def compare_onnx(
 ) -> float | None:
     """Return the largest difference between the file and the model, at untraced shapes.
 
-    None without the package onnxruntime. PipelineError if it is above `tolerance`, or if an item
-    has another score than its list says.
+    None without the package onnxruntime. PipelineError if it is above `tolerance`, or if a listed
+    score is not that of its item.
     """
     if importlib.util.find_spec("onnxruntime") is None:
         return None
@@ -253,7 +253,7 @@ def compare_onnx(
 def _difference(
     model: OnnxModel, served: InferenceModel, features: list[Tensor], k: int, answer: list[Any]
 ) -> float:
-    """Largest difference of scores, queries and targets; of numbers above 1 as a share."""
+    """Return the largest difference of scores, queries and targets, relative above 1."""
     batch = served.batch(*features)
     expected = served.model.answer(batch)
     actual = [torch.from_numpy(values) for values in answer]

@@ -14,26 +14,26 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,99}")
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """How a model is written and served. ConfigError for options that do not fit each other."""
+    """How a model is written and served. ConfigError for options that contradict each other."""
 
     format: Format = "triton"
     """A Triton model repository, or an ONNX file with the tables that encode raw ids."""
     name: str = "recommender"
     """Name of the model for clients."""
     default_k: int = 10
-    """Items of a list if a request has no `k`."""
+    """Length of a list if a request has no `k`."""
     max_k: int = 100
-    """Most items of a list; the whole catalogue, if that is smaller."""
+    """Largest length of a list; the whole catalogue, if that is smaller."""
     max_batch: int = 256
-    """Most sessions of a batch."""
+    """Largest number of sessions in a batch."""
     device: Device = "cpu"
-    """Where the server runs the model; gpu needs one at the export too."""
+    """Device of the server; gpu needs a GPU during export too."""
     scoring: Scoring = "fp32"
-    """int8 makes the same lists of a large catalogue in less time on a CPU."""
+    """int8 is faster on a CPU for a large catalogue, with the same lists."""
     similar: bool = False
-    """Serve the items similar to an item in place of those that come next in a session."""
+    """Serve the items similar to an item instead of the next items of a session."""
     workflow_backend: bool = False
-    """Encode requests by the user's NVTabular workflow, in an image that has NVTabular."""
+    """Encode requests with the user's NVTabular workflow, in an image that has NVTabular."""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):

@@ -1,14 +1,14 @@
 """A Triton model repository: a Python model that encodes requests, the model, and an ensemble.
 
 The ensemble has one step. That step, `requests`, encodes all requests of an execution together,
-calls the model once for all of them and looks the ids up. As three steps of a Triton ensemble each
-request passed through three models by itself (`docs/concepts/inside-the-server.md`).
+calls the model once for all of them and looks up the ids. With three steps, Triton would pass each
+request through three models separately (`docs/concepts/inside-the-server.md`).
 
-Each export to the same place is a new version. Its steps are separate models whose names contain
-the version; those of the version before stay beside them, unchanged. A server that polls for
+Each export to the same directory is a new version. Its steps are separate models whose names
+contain the version; those of earlier versions stay beside them, unchanged. A server that polls for
 changes loads the new steps and then the ensemble, so that no request combines the tables of one
-export with the model of another. Each version that is kept also has an ensemble of its own name,
-NAME_vN, by which an experiment asks it while another one is served.
+export with the model of another. Each kept version also has an ensemble of its own, NAME_vN, which
+an A/B test calls while another version is served.
 """
 
 import json
@@ -33,13 +33,13 @@ from pipeline.model.program import save_program
 TRITON_TYPES = {"int64": "TYPE_INT64", "float64": "TYPE_FP64", "string": "TYPE_STRING"}
 STEPS = ("requests", "model")
 ENSEMBLE_FILE = "ensemble.pbtxt"
-"""Configuration of the ensemble in the directory of its version, which a rollback takes up; Triton
-reads the one beside it."""
+"""Copy of the ensemble's configuration in the directory of its version, for a rollback; Triton
+reads the one in the directory of the model."""
 CLIENT_PARAMETER = "pipeline"
-"""Parameter of the ensemble from which clients read how columns of a log become tensors."""
+"""Parameter of the ensemble that tells clients how columns of a log become tensors."""
 _PACKED = config.tensor("packed__0", "TYPE_INT32")
 _LISTS = config.tensor("lists__0", "TYPE_INT32")
-"""Input and output of the model, with names as Triton's PyTorch backend needs them."""
+"""Input and output of the model, with the names that Triton's PyTorch backend requires."""
 _NO_BYTECODE = shutil.ignore_patterns("__pycache__")
 
 
@@ -51,7 +51,7 @@ def write_repository(
     options: ExportOptions,
     version: int,
 ) -> None:
-    """Write the models of a version below `directory`; clients ask the one of `options.name`."""
+    """Write the models of a version below `directory`; clients call the one of `options.name`."""
     requests_name, model_name = step_names(options.name, version)
     spec = request_spec(fitted, model, options) | {"model": model_name}
     inputs, outputs = _request_tensors(spec), _answer_tensors(spec)
@@ -86,7 +86,7 @@ def write_repository(
 def request_spec(
     fitted: Fitted, model: torchscript.InferenceModel, options: ExportOptions
 ) -> dict[str, Any]:
-    """Return `encoder.json` without the name of the model: how requests become its input."""
+    """Return how requests become inputs of the model: `encoder.json` without its name."""
     spec = tables.encoder_spec(fitted, options.default_k, options.max_k)
     if options.workflow_backend:
         spec |= tables.workflow_spec(fitted)
@@ -109,7 +109,7 @@ def step_names(name: str, version: int) -> tuple[str, str]:
 def keep_version(previous: Path, directory: Path, name: str, version: int) -> None:
     """Copy the models of one `version` of an older repository beside those of the new one.
 
-    Copies, not links: a link changes the inode, for which a polling server would load the ensemble
+    Copies, not links: a link changes the inode, upon which a polling server would load the ensemble
     again while half of the files are old.
     """
     for part in (*step_names(name, version), version_alias(name, version), f"{name}/{version}"):
@@ -118,7 +118,7 @@ def keep_version(previous: Path, directory: Path, name: str, version: int) -> No
 
 
 def keep_model(previous: Path, directory: Path, name: str, versions: Iterable[int | str]) -> None:
-    """Copy another model of an older repository as it is. ConfigError where a name is taken."""
+    """Copy another model of an older repository unchanged. ConfigError for a name in use."""
     steps = [
         step
         for version in versions
@@ -127,15 +127,18 @@ def keep_model(previous: Path, directory: Path, name: str, versions: Iterable[in
     for part in (name, *steps):
         if (directory / part).exists():
             raise ConfigError(
-                f"--name makes a model {part}, which the repository has already. Choose another."
+                f"--name needs the model name {part}, which the repository uses. Choose another."
             )
         if (previous / part).is_dir():
             shutil.copytree(previous / part, directory / part, ignore=_NO_BYTECODE)
 
 
 def _request_tensors(spec: dict[str, Any]) -> list[config.TensorConfig]:
-    """Return the inputs of a request. All are optional for Triton, so that the request runtime
-    names a missing one: Triton's own error does not where requests share a batch."""
+    """Return the inputs of a request.
+
+    All are optional for Triton, so that the request runtime names a missing one, which Triton's
+    own error does not do if requests share a batch.
+    """
     types = {column["name"]: column["type"] for column in spec["columns"]}
     if spec["timestamp"] is not None:
         types[TIMESTAMP] = spec["timestamp"]["type"]
@@ -166,10 +169,10 @@ def _answer_tensors(spec: dict[str, Any]) -> list[config.TensorConfig]:
 def _samples(
     model: torchscript.InferenceModel, length: int, options: ExportOptions
 ) -> dict[str, NDArray[Any]]:
-    """Return the requests that warm the model up: one session, and a few."""
+    """Return the requests that warm up the model: one session, and a few."""
     samples = {}
     for label, sessions in (("one", 1), ("few", min(8, options.max_batch))):
-        # without excluded items and candidates, which take other branches of the program
+        # excluded items and candidates would take other branches of the program
         request = torchscript.example_request(model, length, sessions, k=options.default_k)
         none = torch.zeros_like(request.excluded[:, :0])
         packed = request._replace(excluded=none, candidates=none).packed(model)
@@ -178,7 +181,7 @@ def _samples(
 
 
 def client_facts(fitted: Fitted, spec: dict[str, Any]) -> dict[str, Any]:
-    """Return what clients need: the recipe, types of the tensors, limits of a request."""
+    """Return the facts for clients: the recipe, types of the tensors, limits of a request."""
     recipe = tables.workflow_recipe(fitted) if "codes" in spec else fitted.recipe
     return {
         "recipe": recipe.model_dump(mode="json"),
@@ -202,7 +205,7 @@ def _new_model(directory: Path, model_config: config.ModelConfig, version: int =
 
 
 def _copy_adapter(version: Path) -> None:
-    """Copy the committed `model.py` and the modules it imports, which Triton runs without us."""
+    """Copy the committed `model.py` and its modules, which Triton runs without this package."""
     shutil.copyfile(find_resource(f"triton_models/{STEPS[0]}/1/model.py"), version / "model.py")
     # located without an import: stages do not import each other
     runtime = Path(__file__).parents[1] / "serve" / "runtime"

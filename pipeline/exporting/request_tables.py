@@ -1,4 +1,4 @@
-"""Fitted preprocessing as the files that the request encoder of the server reads: JSON and npy."""
+"""Writes the fitted preprocessing as JSON and npy files for the request encoder of the server."""
 
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ def encoder_spec(fitted: Fitted, default_k: int, max_k: int) -> dict[str, Any]:
     timestamp: dict[str, Any] | None = None
     if recipe.timestamp is not None:
         kind = fitted.timestamp_type
-        # a time that Parquet holds as such travels as text
+        # a Parquet timestamp is sent as text
         timestamp = {"type": kind, "unit": "iso" if kind == "string" else recipe.timestamp.unit}
         timestamp["format"] = recipe.timestamp.format
         if ELAPSED in recipe.timestamp.features:
@@ -126,7 +126,7 @@ def _expression_spec(fitted: Fitted, feature: ExpressionFeature) -> dict[str, An
 
 
 def _operators(fitted: Fitted, name: str, source: str, scope: str) -> dict[str, Any]:
-    """Steps of a feature of a user's workflow, and the column of the request that it reads."""
+    """Return the steps of a feature of a user's workflow, and the request column that it reads."""
     operators = fitted.operator_steps.get(name)
     if operators is None:
         return {}
@@ -141,8 +141,10 @@ def _operators(fitted: Fitted, name: str, source: str, scope: str) -> dict[str, 
 
 
 def workflow_spec(fitted: Fitted) -> dict[str, Any]:
-    """Return the part of the specification that differs where the user's workflow encodes: the
-    columns of a request are those of the log, and `codes` are the types of its categories."""
+    """Return the part of the specification that differs if the user's workflow encodes requests.
+
+    The columns of a request are those of the log, and `codes` are the types of its categories.
+    """
     item = {"name": ITEM, "kind": "categorical", "scope": "interaction", "type": fitted.item.type}
     inputs = [
         {"name": column["tensor"], "kind": "input", "type": column["type"], "log": False}
@@ -158,7 +160,7 @@ def workflow_spec(fitted: Fitted) -> dict[str, Any]:
 
 
 def workflow_recipe(fitted: Fitted) -> Preprocess:
-    """Return the recipe of a log for requests of raw columns."""
+    """Return the recipe whose requests have the raw columns of the log."""
     features = [
         {
             "name": column["tensor"],
@@ -173,7 +175,7 @@ def workflow_recipe(fitted: Fitted) -> Preprocess:
 
 
 def _request_columns(fitted: Fitted) -> list[dict[str, Any]]:
-    """Columns of the log beside the item and the session."""
+    """Return the columns of the log besides the item and the session."""
     assert fitted.workflow is not None  # noqa: S101
     graph = fitted.workflow.graph
     names = (fitted.recipe.item, graph["session"])
@@ -222,7 +224,7 @@ def _write_expressions(directory: Path, fitted: Fitted) -> None:
 
 
 def further_items(fitted: Fitted) -> pa.Array:
-    """Raw ids of items with fitted values that are not in the catalogue."""
+    """Return the raw ids of items that have fitted values but are not in the catalogue."""
     if fitted.items is None:
         return fitted.item.values.slice(0, 0)
     ids = fitted.items[ITEM].combine_chunks()
@@ -230,7 +232,7 @@ def further_items(fitted: Fitted) -> pa.Array:
 
 
 def _write_lookup(directory: Path, name: str, table: pa.Table) -> None:
-    """Keys, and the values of a missing key, of an unknown one and of each key."""
+    """Write the keys, and the values of a missing key, of an unknown key and of each key."""
     keys, results = (table[column].combine_chunks() for column in ("key", "value"))
     keys = keys.slice(2)
     kind: ValueType = "int64" if pa.types.is_integer(keys.type) else "string"
@@ -244,7 +246,7 @@ def _write_lookup(directory: Path, name: str, table: pa.Table) -> None:
 
 
 def write_values(directory: Path, name: str, vocabulary: Vocabulary | TargetEncoding) -> None:
-    """Values in the order of their indices: integers as they are, text as UTF-8 with offsets."""
+    """Write values in the order of their indices: integers, or UTF-8 text with offsets."""
     if vocabulary.type == "int64":
         write_array(directory / f"{name}.npy", vocabulary.values.to_numpy())
         return
@@ -256,14 +258,14 @@ def write_values(directory: Path, name: str, vocabulary: Vocabulary | TargetEnco
 
 
 def _has_item_values(fitted: Fitted, feature: Feature) -> bool:
-    """Whether a server can fill the feature in from the fitted values of the items."""
+    """Whether a server can fill in the feature from the fitted values of the items."""
     return fitted.items is not None and feature.columns[0] in fitted.items.column_names
 
 
 def _item_values(fitted: Fitted, feature: Feature) -> NDArray[Any]:
-    """(items,) int32 indices or float64 numbers with NaN: the catalogue, then `further_items`.
+    """Return (items,) int32 indices or float64 numbers: the catalogue, then `further_items`.
 
-    (items, M) indices of a multi-valued feature, 0 behind the last.
+    A missing number is NaN. A multi-valued feature has (items, M) indices, 0 after the last.
     """
     columns = [_of_items(fitted, name) for name in feature.columns]
     vocabulary = fitted.vocabularies.get(feature.name)
@@ -281,7 +283,7 @@ def _item_values(fitted: Fitted, feature: Feature) -> NDArray[Any]:
 
 
 def _of_items(fitted: Fitted, column: str) -> pa.Array:
-    """Raw values of a column of the catalogue's items, then of `further_items`."""
+    """Return the raw values of a column for the catalogue, then for `further_items`."""
     assert fitted.items is not None  # noqa: S101
     items = pa.concat_arrays([fitted.item.values, further_items(fitted)])
     rows = pc.index_in(items, value_set=fitted.items[ITEM].combine_chunks())

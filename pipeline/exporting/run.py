@@ -1,4 +1,4 @@
-"""`pipeline export`: a run in, a Triton model repository out."""
+"""`pipeline export`: writes a run as a Triton model repository."""
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,44 +25,45 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 MIN_KEEP = 2
-"""Versions of a model that a repository has at least, once it was exported twice."""
+"""Smallest number of versions of a model that a repository keeps."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportResult:
-    """Facts of an exported repository, as its manifest has them."""
+    """Facts of an exported repository in its manifest."""
 
     name: str
     """Name of the model for clients."""
     version: int
     superseded: dict[str, float]
-    """Older versions that are kept, each with the Unix time when it was superseded."""
+    """Unix time at which each kept older version was superseded."""
     earlier: dict[str, dict[str, Any]]
     """Facts of these versions."""
     withdrawn: list[str]
-    """Those of them that a rollback replaced."""
+    """Kept older versions that a rollback replaced."""
     device: Device
     scoring: Scoring
     catalogue_items: int
     max_k: int
     ranks_items: bool
-    """Whether it recommends; otherwise it has `targets` alone."""
+    """Whether the model recommends items; otherwise it predicts only `targets`."""
     targets: list[str]
-    """Names of the predictions beside the next item."""
+    """Names of the predictions besides the next item."""
     item_targets: list[str]
     """Names of the predictions for each item of a list."""
     rank_by: str | None
-    """What lists are ranked by, None for the scores of the next item."""
+    """Expression by which lists are ranked, None for the scores of the next item."""
     largest_score_difference: float
-    """Between the program and the model."""
+    """Largest difference of scores between the program and the model."""
     run: str
     fingerprint: str | None
-    """Of the run and the options, see `pipeline.data.fingerprint`; None for a model in memory."""
+    """Fingerprint of the run and the options (`pipeline.data.fingerprint`); None for a model in
+    memory."""
     other_models: dict[str, dict[str, Any]]
     """Facts of the other models of the repository, by name."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON takes them."""
+        """Return the fields as JSON values."""
         return asdict(self)
 
 
@@ -75,24 +76,24 @@ def export(
     keep: int = MIN_KEEP,
     key: "Ed25519PrivateKey | None" = None,
 ) -> ExportResult:
-    """Trace the model, prove that the program equals it, and write the repository.
+    """Trace the model, check that the program equals it, and write the repository.
 
-    In a repository at `out`, a model of the same name gets its next version; those of other names
-    stay, or go with `replace_others`. `keep` is the number of versions of this model that stay, the
-    new one among them; one that was superseded less than two minutes ago stays in any case. `key`
-    signs the repository, which, if it exists, must be signed by it.
-    ConfigError for a GPU that is not there, ArtifactError for a damaged repository whose other
-    models cannot stay.
+    In a repository at `out`, a model of the same name gets its next version; models of other names
+    stay unless `replace_others`. `keep` is the number of versions of this model to keep, the new
+    one included; a version that was superseded less than two minutes ago is kept in any case. `key`
+    signs the repository; an existing one must be signed by it.
+    ConfigError for a missing GPU, ArtifactError for a damaged repository whose other models cannot
+    be kept.
     """
     if options.device == "gpu" and not torch.cuda.is_available():
-        raise ConfigError("--device gpu traces the model on a GPU, and torch sees none here.")
+        raise ConfigError("--device gpu traces the model on a GPU, and torch finds none.")
     run = Run.open(run)
     check_resignable(out, key)
 
     fingerprint = _fingerprint(run, options)
     facts: dict[str, Any] = {}
     with new_artifact(out, "repository", facts, fingerprint=fingerprint, key=key) as directory:
-        # inside the block, where no other export to the same place runs
+        # again inside the block, which excludes other exports to the same directory
         check_resignable(out, key)
         models = read_models(out)
         others = {} if replace_others else models.others(options.name)
@@ -170,9 +171,9 @@ def load_served(
 ) -> tuple[Fitted, torchscript.InferenceModel]:
     """Return the fitted state that encodes requests and the model that answers them.
 
-    With `workflow_backend` the user's NVTabular workflow encodes them. `similar` is the number of
-    items similar to each item that the model lists in place of its own lists. ArtifactError if the
-    two do not fit each other; ConfigError for a feature that a server cannot compute.
+    With `workflow_backend` the user's NVTabular workflow encodes them. With `similar` the model
+    returns this number of similar items of an item instead of next items. ArtifactError if fitted
+    state and model do not match; ConfigError for a feature that a server cannot compute.
     """
     fitted, model = run.fitted, run.model
     items = model.inputs.item_table.num_embeddings - FIRST_ITEM
@@ -193,8 +194,8 @@ def load_served(
         if feature.of != "item":
             raise ConfigError(
                 f"{run.path} reads {feature.name!r}, which the operator {feature.operator!r} "
-                "makes; the server runs no code but the project's. Say `of: item` where it "
-                "describes items, whose values training has then seen, or write it into the log."
+                "computes; the server runs only code of the project. Set `of: item` if it "
+                "describes items, so that the server stores its values, or write it into the log."
             )
     check_workflow(run, fitted, workflow_backend)
     session_names = {f.name for f in fitted.recipe.scalar_features if f.of == "session"}
@@ -211,8 +212,8 @@ def check_workflow(run: Run, fitted: Fitted, workflow_backend: bool) -> None:
             )
         if fitted.workflow.obstacle is not None:
             raise ConfigError(
-                f"{run.path}: {fitted.workflow.obstacle} has no form in JSON, and the server runs "
-                "no code from files. Replace the operator in the workflow."
+                f"{run.path}: {fitted.workflow.obstacle} cannot be written as JSON, and the server "
+                "runs no code from files. Replace the operator in the workflow."
             )
         return
     for name, operators in fitted.operator_steps.items():
@@ -222,8 +223,8 @@ def check_workflow(run: Run, fitted: Fitted, workflow_backend: bool) -> None:
         if fitted.workflow is not None and fitted.workflow.obstacle is None:
             advice = "For an image that has NVTabular, export with --workflow-backend."
         raise ConfigError(
-            f"{run.path} reads {name!r}, which {operators.obstacle} makes: it has no form of "
-            f"tables and formulas. {advice}"
+            f"{run.path} reads {name!r}, which {operators.obstacle} computes: that operator cannot "
+            f"be written as tables and formulas. {advice}"
         )
 
 
@@ -232,7 +233,7 @@ def _older_versions(
 ) -> OlderVersions:
     """Return the versions of a model to keep.
 
-    ArtifactError where `others` must stay in a damaged repository.
+    ArtifactError if `others` must be kept in a damaged repository.
     """
     try:
         read_manifest(out, "repository")

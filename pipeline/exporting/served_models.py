@@ -1,4 +1,4 @@
-"""Models of a repository, by its manifest, which has the facts of the last export at its top."""
+"""Models of a repository in its manifest, whose top level has the facts of the last export."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,16 +7,16 @@ from pipeline.core.artifact import read_manifest, whole_facts
 from pipeline.core.errors import ArtifactError
 
 OTHER_MODELS = "other_models"
-"""Fact of a repository: the facts of each model but the one that was exported last, by name."""
+"""Key of the facts of all models but the one that was exported last, by name."""
 
 
 class ServedModels(NamedTuple):
     """Facts of the models of a repository."""
 
     models: dict[str, dict[str, Any]]
-    """By name."""
+    """Facts by model name."""
     last_version: int
-    """Versions count the exports into a repository, whatever the model; 0 before the first."""
+    """Number of exports into the repository, of any model; 0 before the first."""
 
     def others(self, name: str) -> dict[str, dict[str, Any]]:
         """Return the models that have another name."""

@@ -1,4 +1,4 @@
-"""Exact top-K of a large catalogue in bounded memory, as TorchScript of the served program.
+"""Exact top-K of a large catalogue in bounded memory, in the TorchScript program that is served.
 
 Letters: B rows, V items, E width of their vectors, K length of a list, M preselected items, X
 excluded items, C candidates.
@@ -95,7 +95,7 @@ def topk_by_blocks(scores: Tensor, k: int, transposed: bool) -> tuple[Tensor, Te
 
 @torch.jit.script
 def rows_at_once(items: Tensor) -> int:
-    """Rows whose scores of (V, E) items are held at a time: 64 MiB, 512 MiB on a GPU."""
+    """Return how many rows to score at a time for (V, E) items: 64 MiB, 512 MiB on a GPU."""
     scores = 134217728 if items.is_cuda else 16777216
     return max(1, scores // max(1, items.size(0)))
 
@@ -146,7 +146,7 @@ def best_items_by(score: Any) -> Any:
 
 
 best_items = best_items_by(inner_products)
-"""Ranks by inner products: `transposed` are the items themselves."""
+"""Ranks by inner products; `transposed` is the transpose of the items."""
 
 
 @torch.jit.script
@@ -161,11 +161,11 @@ def best_items_int8(
     excluded: Tensor,
     candidates: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Return what `best_items` does: quantized items preselect M, which float32 then ranks.
+    """Return the result of `best_items`: int8 scores preselect M items, which float32 then ranks.
 
-    The largest error of a quantized score bounds the score of an item outside the preselection; a
-    row in which that could reach the list is ranked in float32. On a CPU int8 takes a quarter of
-    the time to read, and less to multiply.
+    The largest error of an int8 score bounds the score of an item outside the preselection; a row
+    in which such an item could reach the list is ranked in float32. On a CPU int8 vectors take a
+    quarter of the time to read, and less to multiply.
     """
     first, lowest = 3, -2147483648.0
     k = min(int(num_items), items.size(0))

@@ -1,7 +1,7 @@
-"""The model with its top-K as a TorchScript program, proved to equal the model.
+"""The model with its top-K as a TorchScript program, and its comparison with the model.
 
-torch 2.13 deprecates torch.jit; NVIDIA's Triton image serves it, and loading a program runs
-nothing but the program itself, in TorchScript's own interpreter.
+torch 2.13 deprecates torch.jit, but NVIDIA's Triton image serves it, and a loaded program runs only
+in TorchScript's own interpreter.
 """
 
 import re
@@ -23,30 +23,29 @@ from pipeline.model.model import Model
 
 RESERVED_OUTPUTS = ("item_ids", "scores", "num_known", "embedding", "session_ids")
 RESERVED_KEYS = ("rank", "score")
-"""Keys of an item of a list, beside its targets."""
+"""Keys of an item of a list, besides its targets."""
 REQUEST_TENSORS = (ITEM, SESSION, TIMESTAMP, "length", "k", "exclude", "candidates", "filter_seen")
 NOT_FINITE = (
     "The model gives numbers that are not finite; its training diverged. Train again with a lower "
-    "`train.learning_rate`, or mend a `model.rank_by` that divides by zero."
+    "`train.learning_rate`, or correct a `model.rank_by` that divides by zero."
 )
 
 
 class InferenceModel(nn.Module):
     """A model with its top-K: a packed request -> items, scores, session embeddings, targets.
 
-    N are the targets of sessions and of interactions, M those per item.
-
-    A model that does not predict the next item has targets alone.
+    Letters: N targets of sessions and of interactions, M targets per item. A model that does not
+    predict the next item returns only targets.
     """
 
     items: Tensor
     """(V - 3, E)"""
     transposed: Tensor
-    """(E, V - 3): scoring one row reads it in two thirds of the time. With `rank_by` or `repeats`
-    (W, V - 3)."""
+    """(E, V - 3), with which scoring one row takes two thirds of the time; (W, V - 3) with
+    `rank_by` or `repeats`."""
     names: list[str]
-    """Features in the order of `unpack_request`: integers of an interaction, then of a session,
-    then floats of both."""
+    """Features in the order of `unpack_request`: integers of interactions, then of sessions, then
+    floats of interactions and of sessions."""
 
     def __init__(
         self,
@@ -65,7 +64,7 @@ class InferenceModel(nn.Module):
         with torch.no_grad():
             if not model.ranks_items:
                 if scoring == "int8":
-                    raise ConfigError("--scoring int8 is for lists, and the run has none.")
+                    raise ConfigError("--scoring int8 is for runs that predict the next item.")
                 self.register_buffer("items", torch.empty(0, 0))
                 return
             if isinstance(model, CountingModel):
@@ -95,13 +94,13 @@ class InferenceModel(nn.Module):
 
     @property
     def width(self) -> int:
-        """E: width of the vectors whose inner products are scores."""
+        """E, the width of the vectors whose inner products are scores."""
         return int(self.items.size(1))
 
     def forward(self, packed: Tensor) -> Tensor:
         """Output of `pack_request` -> (B, (2 + M) * K + E + N) int32, input of `unpack_answer`.
 
-        K is that of the request, or all items if there are fewer.
+        K is the one of the request, at most the size of the catalogue.
         """
         *features, excluded, candidates = unpack_request(packed, *self.feature_counts)
         if isinstance(self.model, CountingModel):
@@ -130,14 +129,14 @@ class InferenceModel(nn.Module):
         return pack_answer(items, scores, torch.cat([*of_items, embeddings, *numbers], 1))
 
     def _add_counting(self, model: CountingModel) -> None:
-        """ConfigError for an option that counting models do not have."""
+        """Set up the top-K of a counting model. ConfigError for an option that it does not have."""
         if self.scoring == "int8":
             raise ConfigError("--scoring int8 is for item vectors, and a counting model has none.")
         self.register_buffer("items", self.model.items()[:, :0])
         self.counting = torch.jit.script(CountingTopK(model.scorer))
 
     def _score_program(self) -> Any:
-        """`Model.score` as a program with the inputs of `topk.inner_products`."""
+        """Trace `Model.score` into a program with the inputs of `topk.inner_products`."""
         model = self.optimized
         queries = model.queries(self.items.new_zeros(2, model.query_width))
         with warnings.catch_warnings():
@@ -154,7 +153,7 @@ class InferenceModel(nn.Module):
 
     @property
     def feature_counts(self) -> tuple[int, int, int, int]:
-        """Numbers of integers of an interaction and of a session, then of such floats."""
+        """Counts of integers of interactions and of sessions, then of floats of each."""
         kinds = [self._kind(name) for name in self.names]
         integers, floats = ((kinds.count((kind, 0)), kinds.count((kind, 1))) for kind in (0, 1))
         return *integers, *floats
@@ -179,8 +178,8 @@ def unpack_request(
 ) -> list[Tensor]:
     """Output of `pack_request` -> a tensor for each feature, then excluded items and candidates.
 
-    The row of a session holds all of them, floats as the bits of integers: each further tensor
-    that Triton passes from process to process costs as much as a layer of a small model.
+    The row of a session holds all of them, floats as the bits of integers, because each further
+    tensor that Triton passes between processes costs as much as a layer of a small model.
     """
     width, excluded, candidates = int(packed[0, 0]), int(packed[0, 1]), int(packed[0, 2])
     count = integers * width + session_integers + excluded + candidates
@@ -198,7 +197,7 @@ def pack_request(
 ) -> Tensor:
     """Features in the order of `names`, (B, X) and (B, C) indices, 0 for none -> a packed request.
 
-    As `pipeline.serve.runtime.batching` does with arrays.
+    `pipeline.serve.runtime.batching` packs NumPy arrays in the same layout.
     """
     width = features[model.names.index(model.model.inputs.item)].size(1)
     indices = [t for t in features if not t.is_floating_point()]
@@ -211,7 +210,7 @@ def pack_request(
 
 @torch.jit.script
 def pack_answer(items: Tensor, scores: Tensor, numbers: Tensor) -> Tensor:
-    """Concatenate items, scores and other numbers, floats as their bits."""
+    """Concatenate items, scores and other numbers, with floats as their bits."""
     # not `view`, which has no dtype argument in TorchScript
     bits = torch.view_copy(torch.cat([scores, numbers], 1), dtype=torch.int32)
     return torch.cat([items.to(torch.int32), bits], 1)
@@ -227,7 +226,7 @@ class ProgramAnswer(NamedTuple):
     queries: Tensor
     """(B, E)"""
     targets: Tensor
-    """(B, N) predictions of the tasks beside the next item."""
+    """(B, N) predictions of the tasks besides the next item."""
     item_targets: Tensor
     """(B, M, K) predictions of the tasks per item for the items of the list."""
 
@@ -244,9 +243,9 @@ def unpack_answer(
 
 
 def target_names(model: Model) -> tuple[list[str], list[str]]:
-    """Output names of the tasks beside the next item, in their order, and of those per item.
+    """Return the output names of the tasks besides the next item, and of the tasks per item.
 
-    ConfigError for names that clients could not tell apart.
+    ConfigError for a name that another tensor of a server has.
     """
     names = [re.sub(r"\W", "_", task.task_name) for _, task in model.target_tasks]
     per_item = [re.sub(r"\W", "_", name) for name in model.item_target_names]
@@ -278,9 +277,9 @@ class ExampleRequest(NamedTuple):
 def example_request(
     model: InferenceModel, length: int, sessions: int, seed: int = 0, k: int = 10
 ) -> ExampleRequest:
-    """Random sessions of 1 to `length` interactions, padded to `length`, on the model's device.
+    """Return random sessions of 1 to `length` interactions, padded to `length`.
 
-    Odd rows have excluded items, every third row candidates.
+    They are on the model's device. Odd rows have excluded items, every third row candidates.
     """
     device = model.model.device  # a traced program keeps it
     generator = torch.Generator().manual_seed(seed)
@@ -315,7 +314,7 @@ def trace(model: InferenceModel, length: int) -> torch.jit.ScriptModule:
             inputs = example_request(model, length, 2).packed(model)
             traced = torch.jit.trace(model, (inputs,), check_trace=False)
         except RuntimeError as error:
-            raise PipelineError(f"The model cannot be made a program: {_line(error)}") from None
+            raise PipelineError(f"The model cannot be traced: {_line(error)}") from None
         frozen = torch.jit.freeze(traced.eval())
     assert isinstance(frozen, torch.jit.ScriptModule)  # noqa: S101
     return frozen
@@ -327,7 +326,7 @@ def prove_parity(
 ) -> float:
     """Return the largest difference of scores between program and model, at untraced shapes.
 
-    PipelineError if it is above `tolerance`, or if an item has another score than its list says.
+    PipelineError if it is above `tolerance`, or if a listed score is not that of its item.
     """
     largest = 0.0
     half = max(1, length // 2)
@@ -347,7 +346,7 @@ def prove_parity(
         predicted = torch.cat([answer.targets.flatten(), answer.item_targets.flatten()])
         if not finite or not predicted.isfinite().all():
             raise PipelineError(NOT_FINITE)
-        relative = model.model.rank_by is not None  # whose scores have any unit, such as a price
+        relative = model.model.rank_by is not None  # its scores may have a unit, such as a price
         difference = max(
             _difference(expected, answer.scores, relative=relative),
             _target_difference(model, request, answer),
@@ -367,7 +366,7 @@ def prove_parity(
 
 
 def reference_scores(model: InferenceModel, request: ExampleRequest) -> tuple[Tensor, Tensor]:
-    """Return (B, K) best scores and (B, V) all scores of the model itself."""
+    """Return the (B, K) best scores and all (B, V) scores of the model itself."""
     if not model.model.ranks_items:
         none = torch.zeros(len(request.excluded), 0)
         return none, none
@@ -381,9 +380,9 @@ def reference_scores(model: InferenceModel, request: ExampleRequest) -> tuple[Te
 
 
 def _difference(expected: Tensor, actual: Tensor, *, relative: bool = False) -> float:
-    """Largest difference of numbers; infinite, or NaN, if one list is shorter than the other.
+    """Return the largest difference; infinite, or NaN, if one list is shorter than the other.
 
-    `relative`: of a number above 1 as a share of it.
+    With `relative`, the difference of numbers above 1 is relative.
     """
     same = expected.isneginf() & actual.isneginf()
     differences = (expected - actual).abs()
@@ -396,7 +395,7 @@ def _difference(expected: Tensor, actual: Tensor, *, relative: bool = False) -> 
 def _target_difference(
     model: InferenceModel, request: ExampleRequest, actual: ProgramAnswer
 ) -> float:
-    """Largest difference of the targets' predictions, of a number relative to its size."""
+    """Return the largest difference of the targets' predictions, relative for numbers above 1."""
     answer = model.model.answer(model.batch(*request.features))
     pairs = [*zip(answer.targets.values(), actual.targets.unbind(1), strict=True)]
     if answer.queries is not None:
@@ -406,6 +405,6 @@ def _target_difference(
 
 
 def _line(error: Exception) -> str:
-    """Return the last line of an error of TorchScript, which is its reason."""
+    """Return the last line of an error of TorchScript, which has its reason."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[-1].strip()[:200] if lines else type(error).__name__

@@ -19,7 +19,7 @@ TensorConfig = dict[str, Any]
 
 
 def tensor(name: str, data_type: str, size: int = -1, *, optional: bool = False) -> TensorConfig:
-    """Configure an input or output of (B, `size`), -1 for any; `data_type` as TYPE_INT64."""
+    """Configure an input or output of (B, `size`), -1 for any; `data_type` is like TYPE_INT64."""
     options = {"optional": True} if optional else {}
     return {"name": name, "data_type": data_type, "dims": [size], **options}
 
@@ -29,8 +29,8 @@ def python_model(
 ) -> ModelConfig:
     """Configure a model of the Python backend whose batches hold sessions of different lengths.
 
-    A batch forms from the waiting requests, without a delay to fill it. There is no queue policy:
-    with any, Triton 2.51 leaves some requests in the queue for half a second.
+    Waiting requests form a batch without a delay to fill it. There is no queue policy, as with any
+    policy Triton 2.51 leaves some requests in the queue for half a second.
     """
     return {
         "name": name,
@@ -54,8 +54,8 @@ def torchscript_model(
     """Configure a model of the PyTorch backend; its tensor names must end in `__<position>`.
 
     Triton runs the `samples`, (B, n) requests by name, before it reports the model as ready. There
-    is no dynamic batching: the request runtime has merged requests into rows whose layout depends
-    on their sizes.
+    is no dynamic batching, as the request runtime merges requests into rows whose layout depends on
+    their sizes.
     """
     # a traced program runs on the device that it was traced on
     instances = {"kind": "KIND_GPU", "gpus": [0]} if device == "gpu" else {"kind": "KIND_CPU"}
@@ -68,7 +68,7 @@ def torchscript_model(
         "output": [answer],
         "parameters": {
             "INFERENCE_MODE": {"string_value": "true"},
-            # otherwise the first call, and the first of each shape, takes seconds longer
+            # with optimization the first call, and the first of each shape, takes seconds longer
             "DISABLE_OPTIMIZED_EXECUTION": {"string_value": "true"},
         },
         "instance_group": [{"count": 1, **instances}],
@@ -99,10 +99,10 @@ def ensemble(
     *,
     version: int,
 ) -> ModelConfig:
-    """Configure the model that clients ask: one model, `step`, with the same tensors.
+    """Configure the model that clients call: one step, the model `step`, with the same tensors.
 
-    Triton reads a configuration some time before it lists the versions. Without the one version in
-    the configuration, an export in between would serve this configuration as its own version.
+    Triton reads a configuration some time before it lists the versions. The configuration names its
+    one version, as otherwise an export in between would be served with this configuration.
     """
     return {
         "name": name,
@@ -133,7 +133,7 @@ def write_config(directory: Path, config: ModelConfig) -> None:
 
 
 def write_samples(directory: Path, samples: dict[str, NDArray[Any]], request: TensorConfig) -> None:
-    """Write the first row of each sample, which Triton repeats, into the directory of a model."""
+    """Write the first row of each sample, which Triton repeats, to the directory of a model."""
     folder = directory / "warmup"
     folder.mkdir()
     for sample, rows in samples.items():

@@ -1,4 +1,4 @@
-"""Older versions of a model that a repository keeps, and the way back to the one before.
+"""Older versions of a model that a repository keeps, and the rollback to the previous one.
 
 A server may still use the version that an export superseded, and `rollback` serves it again. Every
 version has the configuration of its ensemble in its own directory, and its facts in the manifest.
@@ -22,42 +22,42 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 MIN_KEPT_SECONDS = 120
-"""How long a superseded version is kept in any case. A server takes some seconds to load an export,
-on a busy machine a minute."""
+"""Seconds for which a superseded version is kept in any case: a server takes some seconds to load
+an export, and a minute on a busy machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OlderVersions:
-    """Versions of a model beside the served one; keys are versions as text, for JSON."""
+    """Versions of a model besides the served one; keys are versions as text, for JSON."""
 
     superseded: dict[str, float]
     """Unix time when each was superseded."""
     earlier: dict[str, dict[str, Any]]
-    """Facts of each, without those of versions. An older program wrote none."""
+    """Facts of each, without those of versions. Exports of earlier releases have none."""
     withdrawn: list[str]
-    """Those that a rollback replaced: it does not go back to them, and the next export need not
+    """Versions that a rollback replaced. No rollback returns to them, and the next export need not
     keep them."""
 
     @classmethod
     def none(cls) -> "OlderVersions":
-        """Return what a new model has."""
+        """Return the value of a new model, without older versions."""
         return cls(superseded={}, earlier={}, withdrawn=[])
 
     @classmethod
     def of(cls, facts: dict[str, Any]) -> "OlderVersions":
-        """Return those in the facts of a model."""
+        """Read the older versions in the facts of a model."""
         names = cls.__dataclass_fields__
         return cls(**{**asdict(cls.none()), **{n: facts[n] for n in names if n in facts}})
 
     def after(self, facts: dict[str, Any], keep: int) -> "OlderVersions":
-        """Return those to keep once the version that has `facts` is superseded.
+        """Return the versions to keep once the version with `facts` is superseded.
 
-        With the new one they are `keep`, and in any case those of the last `MIN_KEPT_SECONDS`.
+        With the new one they are `keep`, besides those of the last `MIN_KEPT_SECONDS`.
         """
         now = time.time()
         times = {**self.superseded, str(facts["version"]): now}
         ready = [version for version in times if version not in self.withdrawn]
-        # by number, as a clock may have been set back in between
+        # by number, as the clock may have been set back between exports
         newest = sorted(ready, key=int)[1 - keep :]
         kept = [
             version
@@ -69,7 +69,7 @@ class OlderVersions:
     def _with(
         self, facts: dict[str, Any], times: dict[str, float], withdrawn: list[str]
     ) -> "OlderVersions":
-        """Return the versions of `times`, of which that of `facts` is new."""
+        """Return the versions of `times`, of which the version with `facts` is new."""
         earlier = {**self.earlier, str(facts["version"]): facts_of_version(facts)}
         return OlderVersions(
             superseded=times,
@@ -78,14 +78,14 @@ class OlderVersions:
         )
 
     def without(self, version: str, facts: dict[str, Any]) -> "OlderVersions":
-        """Return those once `version` is served again in place of the one that has `facts`."""
+        """Return the older versions once `version` replaces the served one with `facts`."""
         withdrawn = str(facts["version"])
         times = {**self.superseded, withdrawn: time.time()}
         del times[version]
         return self._with(facts, times, [*self.withdrawn, withdrawn])
 
     def before(self, served: int) -> str | None:
-        """Return the version to go back to, None if there is none."""
+        """Return the version for a rollback from version `served`, None without one."""
         ready = [int(version) for version in self.superseded if version not in self.withdrawn]
         return str(max(ready)) if ready and max(ready) < served else None
 
@@ -98,7 +98,7 @@ def facts_of_version(facts: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class RollbackResult:
-    """What a rollback did."""
+    """Result of a rollback."""
 
     name: str
     """Name of the model for clients."""
@@ -110,20 +110,20 @@ class RollbackResult:
     """Name of the run of the version that is served again."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON takes them."""
+        """Return the fields as JSON values."""
         return asdict(self)
 
 
 def rollback(
     repository: Path, name: str | None = None, *, key: "Ed25519PrivateKey | None" = None
 ) -> RollbackResult:
-    """Serve the version again that was served before; the repository is replaced in one step.
+    """Serve the previous version again; the repository is replaced atomically.
 
-    A server with --reload goes on answering. `name` is that of the model, by default the only one.
-    `key` signs the repository again. ConfigError for a model that is not there or has no such
-    version; ArtifactError for a damaged repository.
+    A server with --reload continues to answer. `name` is that of the model, by default the only
+    one. `key` signs the repository again. ConfigError for an unknown model or one without a
+    previous version; ArtifactError for a damaged repository.
     """
-    read_manifest(repository, "repository", check_files=False)  # else there is nothing to lock
+    read_manifest(repository, "repository", check_files=False)  # new_artifact would create it
     facts: dict[str, Any] = {}
     with new_artifact(repository, "repository", facts, key=key) as directory:
         check_resignable(repository, key)
@@ -146,8 +146,8 @@ def rollback(
         configuration = directory / name / version / ENSEMBLE_FILE
         if version not in older.earlier or not configuration.is_file():
             raise ArtifactError(
-                f"{repository}: an older program exported version {version} of {name}, without "
-                "what a rollback needs. Export its run again."
+                f"{repository}: an earlier release exported version {version} of {name} without "
+                "the files of a rollback. Export its run again."
             )
         shutil.copyfile(configuration, directory / name / CONFIG_FILE)
         changed = {**older.earlier[version], **asdict(older.without(version, served))}
@@ -161,7 +161,7 @@ def rollback(
 
 
 def _model_name(repository: Path, name: str | None) -> str:
-    """Return the name, or that of the only model. ConfigError if neither says which."""
+    """Return the name, or that of the only model. ConfigError for an unknown or missing name."""
     names = sorted(read_models(repository).models)
     if name is None and len(names) == 1:
         return names[0]

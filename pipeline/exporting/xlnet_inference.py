@@ -1,9 +1,9 @@
 """XLNet's forward pass with few operations, for serving.
 
 Hugging Face's XLNet computes sines and their projections in each call, and runs 400 small
-operations in two layers: for one session of five interactions on a CPU they take longer than the
-matrix products. Here positions are projected once, at export; scores are the same, which the
-exporter proves.
+operations in two layers, which for one session of five interactions on a CPU take longer than the
+matrix products. Here positions are projected once, at export. The scores are equal, which the
+exporter checks.
 
 Letters: B sessions, L positions, D width, H heads, d width of a head.
 """
@@ -58,10 +58,10 @@ def attend(projected: Tensor, positions: Tensor, mask: Tensor | None, longest: i
 
 
 class XLNetInference(nn.Module):
-    """Encoder in place of that around XLNetModel, for up to `longest` positions, without dropout.
+    """Encoder that replaces the one around XLNetModel, for up to `longest` positions, no dropout.
 
-    With `newest_only` the last layer computes the newest position only, and every position gets
-    its hidden state.
+    With `newest_only` the last layer computes only the newest position, and its hidden state is
+    returned for every position.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class _Layer(nn.Module):
 def optimize_xlnet(model: Model, attend: Attend = attend) -> Model:
     """Return the model with `XLNetInference` in place of XLNet encoders, with the same weights.
 
-    A model without such an encoder is returned as it is.
+    A model without such an encoder is returned unchanged.
     """
     if not any(_is_xlnet(module) for module in model.modules()):
         return model
@@ -197,7 +197,7 @@ def optimize_xlnet(model: Model, attend: Attend = attend) -> Model:
     for block in list(copied.modules()):
         if isinstance(block, TransformerBlock) and _is_xlnet(block.encoder):
             assert isinstance(block.encoder, HuggingFaceEncoder)  # noqa: S101
-            # one position more for the mask behind the newest interaction
+            # one position more, for the mask after the newest interaction
             block.encoder = XLNetInference(
                 block.encoder, longest + 1, attend, newest_only=id(block) in last
             )
@@ -205,7 +205,7 @@ def optimize_xlnet(model: Model, attend: Attend = attend) -> Model:
 
 
 def _reads_newest_alone(head: Head, task: TargetTask) -> bool:
-    """Whether a task reads the hidden state that predicts the next item and no other."""
+    """Whether a task reads only the hidden state that predicts the next item."""
     of_interactions = task.summary_type is None and head.body.masking.causal
     return task.summary_type == "last" or of_interactions
 

@@ -1,1 +1,1 @@
-"""A model that is brought up to date with the logs of each day."""
+"""Updates of a served model with the logs of each day."""

@@ -1,4 +1,4 @@
-"""The gate: whether a newer model may be served, by its metric beside that of the served one."""
+"""The gate: a newer model is served if its metric is close to that of the served one or better."""
 
 import re
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ _GATE = re.compile(r"((?:recall|ndcg|mrr)@([1-9][0-9]{0,3})):(0|0?\.[0-9]+|1|1\.
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """Largest loss of a metric with which a newer model is served."""
+    """Largest decrease of a metric with which a newer model is served."""
 
     metric: str
     """recall@K, ndcg@K or mrr@K."""
     cutoff: int
-    """K."""
+    """K of the metric."""
     tolerance: float
-    """Difference of the metric that is allowed, from 0 to 1."""
+    """Largest allowed decrease of the metric, from 0 to 1."""
 
     @classmethod
     def parse(cls, text: str) -> "Gate":
@@ -32,7 +32,7 @@ class Gate:
         return cls(metric=match[1], cutoff=int(match[2]), tolerance=float(match[3]))
 
     def decide(self, comparison: dict[str, Any], old: str, new: str) -> "Decision":
-        """Decide by a comparison of the runs `old` and `new`, as `Comparison.to_dict` has it."""
+        """Decide by the `Comparison.to_dict` of the runs `old` and `new`."""
         [(name, test)] = comparison["tests"][self.metric].items()
         difference = test["difference"] if name == new else -test["difference"]
         margin = "" if test["margin"] is None else f" ±{test['margin']:.4f}"

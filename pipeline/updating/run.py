@@ -1,12 +1,12 @@
-"""`pipeline update`: new logs in, the next version of a served model out.
+"""`pipeline update`: trains on new logs and exports the next version of a served model.
 
-An update is a generation N: data-N goes on from the data of the served model, run-N starts from its
+An update is a generation N: data-N continues the data of the served model, run-N starts from its
 weights. Both models are then evaluated on the test part of data-N, the newest sessions, on which
-neither was trained, and the gate decides whether run-N is exported. What is served is what was
-judged, so the test part is trained on once it lies in the train part of a later call.
+neither was trained, and the gate decides whether run-N is exported. The evaluated weights are the
+served ones, so the test part is trained on only when it lies in the train part of a later call.
 
-Each step writes one artifact atomically, or nothing, and the state file says which are done. A step
-that was done when the process was killed is done again, which ends where it ended before.
+Each step writes one artifact atomically, or nothing, and the state file lists the finished steps. A
+step that finished just before the process was killed runs again, with the same result.
 """
 
 import logging
@@ -53,7 +53,7 @@ _RUN = re.compile(r"run-([0-9]+)")
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateJob:
-    """Arguments of an update, and where it is done."""
+    """Arguments of an update, and its directory."""
 
     folder: Path
     recipe: Recipe
@@ -61,9 +61,9 @@ class UpdateJob:
     options: ExportOptions = field(default_factory=ExportOptions)
     """How the model is served, and its name."""
     gate: Gate | None = None
-    """Without one the newer model is served in any case."""
+    """Without a gate the newer model is served in any case."""
     keep: int = 3
-    """Versions that stay in the repository, each with its data and run."""
+    """Number of versions that the repository keeps, each with its data and run."""
     operators: Path | None = None
     """Python file with the NVTabular operators of the recipe, as `preprocess` takes it."""
     plugins: Path | None = None
@@ -82,7 +82,7 @@ class UpdateJob:
         return self.options.name
 
     def fingerprint(self) -> str:
-        """Fingerprint of what a generation is made from beside the one before."""
+        """Return the fingerprint of the inputs of a generation, besides the previous one."""
         recipe = self.recipe
         settings = {
             "logs": data_fingerprint(recipe.preprocess, self.logs, [], None, self.operators),
@@ -95,16 +95,16 @@ class UpdateJob:
         return fingerprint_of(settings, files, [])
 
     def base(self, generation: Generation, kind: str) -> Path | None:
-        """Data or run of the generation before; `kind` is data or run."""
+        """Return the data or run of the previous generation; `kind` is data or run."""
         return None if generation.before is None else self.folder / f"{kind}-{generation.before}"
 
 
 def update_model(job: UpdateJob) -> Generation:
-    """Do, or go on with, the update that `job` describes; return the generation.
+    """Run or continue the update that `job` describes; return the generation.
 
-    The same call again, once it is done, changes nothing, but for a refused generation, on which
-    the gate of this call decides. ConfigError for a recipe without a test part and for arguments
-    that do not fit the directory; ArtifactError for a directory of something else, or in use.
+    A finished update is not repeated, but a refused generation is decided again by the gate of this
+    call. ConfigError for a recipe without a test part and for arguments that do not fit the
+    directory; ArtifactError for a directory of another program or one in use.
     """
     _check(job)
     logs = find_logs(job.recipe.preprocess, job.logs)
@@ -118,7 +118,7 @@ def update_model(job: UpdateJob) -> Generation:
             )
         state = _finished(state, job)
         generation = _generation(state, job)
-        # before anything else: a directory without a state is one of another program
+        # first, as a directory without a state file counts as one of another program
         write_state(job.folder, state)
         for step, do in STEPS.items():
             if step not in generation.done:
@@ -149,7 +149,7 @@ def _check(job: UpdateJob) -> None:
 
 
 def _served(job: UpdateJob) -> int | None:
-    """Number of the generation that the repository serves; None for an empty one."""
+    """Return the number of the generation that the repository serves, None for an empty one."""
     facts = read_models(job.repository).models.get(job.name)
     if facts is None:
         return None
@@ -163,10 +163,10 @@ def _served(job: UpdateJob) -> int | None:
 
 
 def _finished(state: UpdateState, job: UpdateJob) -> UpdateState:
-    """Return the state in which the last export is noted that the repository has.
+    """Return the state with the last export of the repository recorded.
 
-    Without this, an update of other logs would take a generation that was killed after its export
-    for one that was never served.
+    Without it, an update with other logs would treat a generation that was killed after its export
+    as never served.
     """
     last = state.last
     if last is None or not last.accepted or "export" in last.done:
@@ -178,12 +178,12 @@ def _finished(state: UpdateState, job: UpdateJob) -> UpdateState:
 
 
 def _generation(state: UpdateState, job: UpdateJob) -> Generation:
-    """Return the generation to go on with, or a new one."""
+    """Return the generation to continue, or a new one."""
     last, fingerprint, served = state.last, job.fingerprint(), _served(job)
     if last is not None and last.fingerprint == fingerprint:
         if "export" in last.done and last.accepted and served is not None:
             return last
-        if last.before == served:  # interrupted, or refused: the gate may be another one now
+        if last.before == served:  # interrupted, or refused by a gate that may have changed
             done = tuple(step for step in last.done if step in ("preprocess", "train", "compare"))
             return last.changed(done=done, accepted=None, reason="")
     number = 1
@@ -192,7 +192,7 @@ def _generation(state: UpdateState, job: UpdateJob) -> Generation:
         number = last.number + is_over
         if not is_over:
             logger.info(
-                "Generation %d begins anew: other logs, or another model is served.", number
+                "Generation %d starts again: the logs or the served model have changed.", number
             )
     return Generation(
         number=number,
@@ -233,7 +233,7 @@ def _train(job: UpdateJob, generation: Generation) -> Generation:
 
 
 def _check_news(job: UpdateJob, generation: Generation, start: Path) -> None:
-    """ConfigError for the sessions of the model before; a line where some are not newer."""
+    """ConfigError if the base model was trained on these sessions; a warning if some are older."""
     data = Data.open(job.folder / generation.data)
     if read_manifest(start, "run", check_files=False)[TRAINED_ON] == data.training_fingerprint:
         raise ConfigError(
@@ -271,7 +271,7 @@ def _decide(job: UpdateJob, generation: Generation) -> Generation:
     elif job.gate is None:
         accepted, reason = True, "There is no gate (--unless-worse)."
     else:
-        if job.gate.metric not in generation.comparison["tests"]:  # of an earlier call
+        if job.gate.metric not in generation.comparison["tests"]:  # an earlier call compared
             generation = _compare(job, generation)
         assert generation.comparison is not None  # noqa: S101
         decision = job.gate.decide(
@@ -300,7 +300,7 @@ def _remove(job: UpdateJob, generation: Generation) -> Generation:
 
 
 def _kept_generations(job: UpdateJob, generation: Generation) -> set[int]:
-    """This generation, and those of which the repository has a version."""
+    """Return this generation and those of which the repository has a version."""
     facts = read_models(job.repository).models[job.name]
     runs = [facts["run"], *(each["run"] for each in OlderVersions.of(facts).earlier.values())]
     matches = [match for run in runs if (match := _RUN.fullmatch(run))]
@@ -315,4 +315,4 @@ STEPS: dict[Step, Callable[[UpdateJob, Generation], Generation]] = {
     "export": _export,
     "remove": _remove,
 }
-"""In their order; each returns the generation with what it adds."""
+"""Steps in their order; each returns the generation with its results."""

@@ -25,24 +25,24 @@ Step = Literal["preprocess", "train", "compare", "decide", "export", "remove"]
 _DIGEST = "sha256"
 """Key of the digest of all other keys of the state file."""
 _NUMBERED = re.compile(r"(?:data|run)-([0-9]+)|\.(?:data|run)-([0-9]+)\.[a-z]+(?:-[0-9a-f]{16})?")
-"""Data and run of a generation, and what a killed writer left of them."""
+"""Data and run of a generation, and partial copies of them that a killed writer left."""
 
 
 class Generation(Config):
-    """One update: new logs, the run that was trained on them, and what became of it."""
+    """One update: new logs, the run that was trained on them, and its outcome."""
 
     number: int = Field(ge=1)
     """N of data-N and run-N."""
     fingerprint: str
-    """Of the recipe and the content of the logs."""
+    """Fingerprint of the recipe and the content of the logs."""
     logs: tuple[str, ...]
     before: int | None
     """Generation that was served when this one began, whose weights it starts from."""
     done: tuple[Step, ...] = ()
     comparison: dict[str, Any] | None = None
-    """The run before and the new one on the same targets, as `pipeline compare --json` gives it."""
+    """Previous and new run on the same targets, as `pipeline compare --json` prints it."""
     accepted: bool | None = None
-    """Whether the run may be served; None before that is decided."""
+    """Whether the run may be served, None before the decision."""
     reason: str = ""
     version: int | None = None
     """Version in the repository."""
@@ -77,20 +77,21 @@ class UpdateState(Config):
         return self.generations[-1] if self.generations else None
 
     def replaced(self, generation: Generation) -> "UpdateState":
-        """Return the state with this generation in place of that of its number, or after all."""
+        """Return the state with this generation instead of that of its number, or appended."""
         others = [each for each in self.generations if each.number != generation.number]
         return self.model_copy(update={"generations": (*others, generation)})
 
     def only(self, numbers: set[int]) -> "UpdateState":
-        """Return the state with the generations of these numbers alone."""
+        """Return the state with only the generations of these numbers."""
         kept = tuple(each for each in self.generations if each.number in numbers)
         return self.model_copy(update={"generations": kept})
 
 
 def read_state(folder: Path, name: str) -> UpdateState:
-    """Return the state, an empty one where there is none.
+    """Return the state of the directory, an empty one for a new directory.
 
-    ArtifactError where the directory holds something else; ConfigError where the file is damaged.
+    ArtifactError if the directory holds something else or the file is damaged; ConfigError if the
+    file has a wrong key.
     """
     path = folder / STATE_FILE
     if path.exists():
@@ -119,10 +120,10 @@ def write_state(folder: Path, state: UpdateState) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the directory, which is made, for one update. ArtifactError if another holds it.
+    """Create the directory if missing and lock it. ArtifactError if another update holds it.
 
-    The lock ends with the process; there is none where the file system has none. Half-written
-    state files of killed updates are removed.
+    The lock ends with the process; a file system without locks has none. Partial state files of
+    killed updates are removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
@@ -131,7 +132,7 @@ def locked(folder: Path) -> Iterator[None]:
     except BlockingIOError:
         os.close(descriptor)
         raise ArtifactError(
-            f"Another `pipeline update` is at work in {folder}. Wait until it ends."
+            f"Another `pipeline update` is running in {folder}. Wait until it ends."
         ) from None
     except OSError:
         pass  # a file system without locks
@@ -144,7 +145,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def remove_generations(folder: Path, kept: set[int]) -> None:
-    """Remove data and runs of other generations, and what killed writers left of any."""
+    """Remove data and runs of other generations, and partial ones of killed writers."""
     for path in folder.iterdir():
         match = _NUMBERED.fullmatch(path.name)
         if match and (path.name.startswith(".") or int(match[1]) not in kept):

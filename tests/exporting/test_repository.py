@@ -262,7 +262,7 @@ def test_replace_asks_on_a_terminal_and_needs_yes_elsewhere(
     def models() -> set[str]:
         return set(read_models(repository).models)
 
-    with pytest.raises(ConfigError, match=r"--replace removes other from .* Say --replace --yes"):
+    with pytest.raises(ConfigError, match=r"--replace removes other from .* Give --replace --yes"):
         CliRunner().invoke(app, command, catch_exceptions=False)
     monkeypatch.setattr("pipeline.cli.export._is_terminal", lambda: True)
     refused = CliRunner().invoke(app, command, input="n\n")
@@ -412,6 +412,6 @@ def test_rollback_of_an_older_program_is_refused(shop: Shop, tmp_path: Path) -> 
     manifest = json.loads((repository / "manifest.json").read_text())
     del manifest["sha256"]
     (repository / "manifest.json").write_text(json.dumps(manifest | {"facts": facts}))
-    with pytest.raises(ArtifactError, match="an older program exported version 1"):
+    with pytest.raises(ArtifactError, match="an earlier release exported version 1"):
         rollback(repository)
     assert read_manifest(repository, "repository")["version"] == 2

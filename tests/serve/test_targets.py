@@ -282,7 +282,10 @@ def test_what_a_run_without_lists_cannot_do_is_refused(
     shop: Shop, runs: Runs, tmp_path: Path
 ) -> None:
     for words, message in (
-        (["export", runs.alone, "--scoring", "int8"], "int8 is for lists"),
+        (
+            ["export", runs.alone, "--scoring", "int8"],
+            "int8 is for runs that predict the next item",
+        ),
         (["predict", runs.alone, "--data", shop.data, "--embeddings", "items"], "nor vectors"),
     ):
         arguments = [*map(str, words), "--out", str(tmp_path / "out.parquet")]

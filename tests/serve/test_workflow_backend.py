@@ -211,7 +211,7 @@ def test_user_code_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.Monkey
     source = WORKFLOW.replace("ops.Clip(max_value=80)", "ops.LambdaOp(lambda price: price + 1)")
     preprocess(tmp_path, source, monkeypatch)
     run = trained(tmp_path)
-    with pytest.raises(ConfigError, match="LambdaOp has no form in JSON"):
+    with pytest.raises(ConfigError, match="LambdaOp cannot be written as JSON"):
         pipeline.export(run, out=tmp_path / "repository", workflow_backend=True)
 
 

@@ -284,7 +284,7 @@ def test_unusable_arguments_end_before_any_work(days: Days, tmp_path: Path) -> N
     for text in ("ndcg@20", "ndcg@0:0.1", "hits@20:0.1", "ndcg@20:-1", "ndcg@20:2"):
         with pytest.raises(ConfigError, match=r"such as ndcg@20:0\.005"):
             Gate.parse(text)
-    with locked(days.folder), pytest.raises(ArtifactError, match="is at work in"):
+    with locked(days.folder), pytest.raises(ArtifactError, match="is running in"):
         update_model(days.job(days.folder, "second"))
     with pytest.raises(ConfigError, match="is that of the model recommender, --name is other"):
         update_model(days.job(days.folder, "second", options=ExportOptions(name="other")))
