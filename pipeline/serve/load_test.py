@@ -1,7 +1,7 @@
 """Load test of a server: throughput and latency under concurrent requests.
 
-Requests are made before the first one is sent and responses are not decoded, so that on a core that
-client and server share most of the time is the server's.
+Requests are built before the first one is sent and responses are not decoded, so that most of the
+time of a core that client and server share goes to the server.
 """
 
 import itertools
@@ -31,11 +31,11 @@ from pipeline.serve.runtime.request_encoder import item_array
 from pipeline.serve.triton.access import NO_ACCESS, Access
 
 NUM_REQUESTS = 200
-"""Different requests of a test, sent in turn."""
+"""Number of different requests of a test, sent in turn."""
 OPEN_LOOP_SHARES = (0.25, 0.5, 0.8, 0.95)
 """Rates of an open loop, as shares of the highest rate of the closed loop."""
 _NUM_SAMPLES = 8
-"""Requests that ask a server for the ids of its catalogue."""
+"""Number of requests that collect item ids from a server."""
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -63,7 +63,7 @@ class LoadTestResult:
     seconds: float
     """From the first request to the last response."""
     latencies_seconds: NDArray[Any] = field(repr=False)
-    """(requests,) of the requests that were answered; in an open loop from when each was due."""
+    """(requests,) of the answered requests; in an open loop from the time when each was due."""
     errors: dict[str, int]
     """Number of failed requests by message."""
 
@@ -73,13 +73,13 @@ class LoadTestResult:
         return round(len(self.latencies_seconds) / self.seconds, 1)
 
     def quantile_ms(self, quantile: float) -> float | None:
-        """Latency in milliseconds, None where no request was answered."""
+        """Return a quantile of the latency in milliseconds, None without an answered request."""
         if not len(self.latencies_seconds):
             return None
         return round(float(np.quantile(self.latencies_seconds, quantile)) * 1e3, 3)
 
     def to_dict(self) -> dict[str, Any]:
-        """Settings, rates and quantiles as JSON takes them."""
+        """Return settings, rates and quantiles as JSON values."""
         return {
             "sessions": self.shape.sessions,
             "interactions": self.shape.interactions,
@@ -108,13 +108,13 @@ def load_test(
 ) -> LoadTestResult:
     """Measure a server at http://, grpc:// or grpcs://HOST:PORT with random requests.
 
-    Requests are made from the description that the server gives of its model. Their values come
-    from the tables of `repository`, a copy of what the server serves; without it, item ids are
-    those that the server itself recommends and categorical features are left out.
+    Requests follow the server's description of its model. Their values come from the tables of
+    `repository`, a copy of the served one; without it, item ids are those that the server
+    recommends, and categorical features are left out.
 
-    With `rate`, requests are sent at random moments, that many a second on average, whether or not
-    earlier ones are answered; without it, each client sends the next request when it has the
-    response to the last. ServingError where the server answers no request.
+    With `rate` (open loop), requests are sent at random times, on average this number a second,
+    without waiting for earlier answers; without it (closed loop), each client waits for its answer.
+    ServingError if the server answers no request.
     """
     with Client(url, name=model, **access._asdict()) as client:
         served = client.served
@@ -150,7 +150,7 @@ def send_load(
 
 
 def table_values(repository: Path) -> dict[str, NDArray[Any]]:
-    """Values of each categorical feature by tensor name, from the tables of an export."""
+    """Return the values of each categorical feature by tensor name, from an export's tables."""
     facts = read_manifest(repository, "repository")
     folder = request_tables(repository, facts["name"], facts["version"])
     description = read_json(folder / "encoder.json")
@@ -166,7 +166,7 @@ def table_values(repository: Path) -> dict[str, NDArray[Any]]:
 
 
 def _sample_items(client: Client) -> dict[str, NDArray[Any]]:
-    """Item ids that the server recommends to sessions of random items, the first one unknown."""
+    """Return item ids that the server recommends to random sessions, the first one unknown."""
     random = np.random.default_rng(0)
     items = np.array([], object)
     for _ in range(_NUM_SAMPLES):
@@ -180,10 +180,10 @@ def _sample_items(client: Client) -> dict[str, NDArray[Any]]:
 def random_requests(
     served: ServedModel, values: Mapping[str, NDArray[Any]], shape: RequestShape, count: int
 ) -> Iterator[Tensors]:
-    """`count` valid requests, the same in each call.
+    """Yield `count` valid requests, equal in each call.
 
-    Features with `values` are drawn from them, numbers are uniform from 0 to 100, and a feature
-    that has neither is left out.
+    Features with `values` are drawn from them, numbers are uniform from 0 to 100, and other
+    features are left out.
     """
     random = np.random.default_rng(0)
     for _ in range(count):
@@ -215,11 +215,10 @@ def measure(
     rate: float | None = None,
     shape: RequestShape = RequestShape(),  # noqa: B008  immutable
 ) -> LoadTestResult:
-    """Send prepared `requests` in turn by as many clients.
+    """Send prepared `requests` in turn from this number of clients.
 
-    A closed loop without `rate`. In the open loop, a latency begins when the request was due, so
-    that one that waits for a free connection counts as late as its user would find it (no
-    "coordinated omission").
+    A closed loop without `rate`. In an open loop, a latency begins when the request was due, so
+    that the wait for a free connection counts (no "coordinated omission").
     """
     due = None
     if rate is not None:
@@ -231,13 +230,13 @@ def measure(
     errors: list[str] = []
 
     def ask() -> float:
-        with connect() as client:  # here, because a client for HTTP belongs to its thread
+        with connect() as client:  # in the thread, to which a client for HTTP is bound
             with suppress(ServingError):
                 client.send(requests[0])  # opens the connection
             start.wait()
             began = time.perf_counter()
             while True:
-                turn = next(turns)  # one step of the interpreter: no lock is needed
+                turn = next(turns)  # atomic in CPython, so it needs no lock
                 moment = time.perf_counter()
                 if (moment >= began + seconds) if due is None else (turn >= len(due)):
                     return moment - began

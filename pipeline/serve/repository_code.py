@@ -1,7 +1,7 @@
-"""Check of the Python in a model repository, which Triton runs.
+"""Check of the Python code in a model repository, which Triton runs.
 
-An export copies it from the project. A repository that was changed, or that another version wrote,
-differs, and is not served unless a trusted key has signed it.
+An export copies this code from the project. In a repository that was changed, or that another
+version wrote, it differs, and the repository is not served unless a trusted key has signed it.
 """
 
 from pathlib import Path
@@ -24,12 +24,15 @@ _FIELDS = {
     *("dynamic_batching", "instance_group", "model_warmup", "version_policy"),
     "ensemble_scheduling",
 }
-"""What exports write into a config.pbtxt."""
+"""Fields that exports write into a config.pbtxt."""
 
 
 def check_code(repository: Path) -> None:
-    """ArtifactError for Python in a repository that is not the project's own, and for what else
-    Triton or Python would run: compiled code, backends, and other files than the manifest's."""
+    """ArtifactError for code in a repository that Triton or Python would run and no export writes.
+
+    This is Python that differs from the project's, bytecode, other backends, and files that are not
+    in the manifest.
+    """
     manifest = parse_manifest(repository)
     if foreign := foreign_files(repository, manifest):
         raise ArtifactError(
@@ -58,7 +61,7 @@ def check_code(repository: Path) -> None:
 
 
 def _other_setting(text: str) -> str | None:
-    """Setting of a configuration by which Triton could run other code; None without one."""
+    """Return a setting of a configuration that could make Triton run other code, None without."""
     try:
         config = text_format.Parse(text, model_config_pb2.ModelConfig())
     except text_format.ParseError:
@@ -70,7 +73,7 @@ def _other_setting(text: str) -> str | None:
 
 
 def _own(file: Path) -> bytes | None:
-    """Content of the project's copy of a file in `MODEL/VERSION/`; None if it has none."""
+    """Return the project's own version of a file in `MODEL/VERSION/`, None without one."""
     parts = file.parts
     if _RUNTIME in parts:
         name = Path(*parts[len(parts) - parts[::-1].index(_RUNTIME) :])

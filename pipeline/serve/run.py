@@ -26,8 +26,8 @@ def running_server(
 ) -> Iterator[TritonServer]:
     """Yield a server that is ready; `options` are those of `TritonServer`.
 
-    ArtifactError for a damaged repository, and unless `any_code` for one with other Python than the
-    project's; ServingError where the server does not start in time.
+    ArtifactError for a damaged repository, and unless `any_code` for one whose Python is not the
+    project's; ServingError if the server does not start in time.
     """
     read_manifest(repository, "repository")
     _check_outputs(repository)
@@ -39,7 +39,7 @@ def running_server(
 
 
 def _check_outputs(repository: Path) -> None:
-    """ArtifactError for a model of an older version, which lacks an output that clients read."""
+    """ArtifactError for a model that lacks an output of clients, as those of older versions do."""
     for name, config in model_configs(repository).items():
         if f'name: "{NUM_KNOWN}"' not in config:
             raise ArtifactError(

@@ -1,8 +1,8 @@
-"""Private copy of a signed repository, which is what Triton reads.
+"""Private copy of a signed repository, from which Triton reads.
 
-Between a check of files and their use, a process that writes to the repository could exchange them.
-So they are copied where only this user can write, and the copy is checked. It has the files of the
-manifest alone, without what lies beside them, such as compiled Python.
+Between the check of a file and its use, a process that writes to the repository could replace it.
+The files are therefore copied to a directory of this user alone, and the copy is checked. It has
+only the files of the manifest, without others such as bytecode.
 """
 
 import errno
@@ -32,10 +32,10 @@ class TrustedCopy:
     """Copy of a repository while the `with` block runs. ArtifactError unless it is signed."""
 
     def __init__(self, repository: Path, keys: "Sequence[Ed25519PublicKey]") -> None:
-        """`keys` are those that are trusted; the signature of one is enough."""
+        """`keys` are the trusted keys; a signature by one of them suffices."""
         self._source = repository
         self._keys = list(keys)
-        self._taken = b""
+        self._copied_manifest = b""
         """Manifest and signature of the copy."""
         self._over = threading.Event()
 
@@ -44,7 +44,7 @@ class TrustedCopy:
         self.path = self._scratch / self._source.resolve().name
         """The copy."""
         try:
-            self._taken = _manifest_bytes(self._source)
+            self._copied_manifest = _manifest_bytes(self._source)
             self._copy(self.path)
         except BaseException:
             self.__exit__()
@@ -56,7 +56,7 @@ class TrustedCopy:
 
     @contextmanager
     def following(self, seconds: float, report: Callable[[str], object]) -> Iterator[None]:
-        """Take up newer exports while the block runs; `report` gets a line where one is not."""
+        """Copy newer exports while the block runs; `report` gets a line for each that fails."""
 
         def follow() -> None:
             reported = ""
@@ -65,7 +65,7 @@ class TrustedCopy:
                 try:
                     self.refresh()
                 except (ArtifactError, OSError) as error:
-                    line = f"The repository was not taken up: {error}"
+                    line = f"The newer repository is not served: {error}"
                 if line and line != reported:
                     report(line)
                 reported = line
@@ -81,11 +81,11 @@ class TrustedCopy:
     def refresh(self) -> bool:
         """Copy the repository again if it has changed; return whether it has.
 
-        ArtifactError where the change is not signed, and OSError where it cannot be copied: the
-        copy stays as it was, and the next call tries again.
+        ArtifactError for an unsigned change, OSError if it cannot be copied: the copy is left
+        unchanged, and the next call tries again.
         """
         manifest = _manifest_bytes(self._source)
-        if manifest == self._taken:
+        if manifest == self._copied_manifest:
             return False
         newer = self._scratch / "newer"
         try:
@@ -93,7 +93,7 @@ class TrustedCopy:
             replace_directory(newer, self.path)
         finally:
             shutil.rmtree(newer, ignore_errors=True)
-        self._taken = manifest
+        self._copied_manifest = manifest
         return True
 
     def _copy(self, target: Path) -> None:
@@ -121,7 +121,7 @@ class TrustedCopy:
 
 
 def _manifest_bytes(repository: Path) -> bytes:
-    """Manifest and signature. ArtifactError where there is no manifest that can be read."""
+    """Return manifest and signature. ArtifactError if the manifest cannot be read."""
     try:
         manifest = _read(repository / MANIFEST, _MAX_MANIFEST_BYTES)
     except OSError as error:
@@ -135,7 +135,7 @@ def _manifest_bytes(repository: Path) -> bytes:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[bytes]]:
-    """Open a regular file. ArtifactError for a link, a pipe or a device, which could wait."""
+    """Open a regular file. ArtifactError for a link, and for a pipe or device, which may block."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
@@ -149,7 +149,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _read(path: Path, most: int) -> bytes:
-    """Content of a small file. ArtifactError for a larger one."""
+    """Return the content of a small file. ArtifactError for a larger one."""
     with _opened(path) as stream:
         content = stream.read(most + 1)
     if len(content) > most:
@@ -158,7 +158,7 @@ def _read(path: Path, most: int) -> bytes:
 
 
 def _copy_file(source: Path, target: Path, num_bytes: int) -> None:
-    """Copy a file, and no more than a byte beyond its size, which `check_files` refuses."""
+    """Copy a file up to one byte beyond its size, with which `check_files` refuses a longer one."""
     left = num_bytes + 1
     with _opened(source) as stream, target.open("xb") as written:
         while left > 0 and (part := stream.read(min(left, 1 << 20))):

@@ -132,14 +132,14 @@ def test_experiment_is_read_from_one_line(repository: Path) -> None:
         ("a b,control=shop,v2=0.3", "expected NAME,ARM=SHARE"),
         ("spring,control=shop,v2", "expected NAME,ARM=SHARE"),
         ("spring,control=shop,v2=0.1,v2=0.2", "expected NAME,ARM=SHARE"),
-        ("spring,v2=0.3", "the models that are no arm are challenger, shop, wide. Say which"),
+        ("spring,v2=0.3", "the models that are no arm are challenger, shop, wide. Name the"),
         ("spring,control=other,v2=0.3", "no model other, expected challenger, shop, wide"),
         ("spring,control=shop,v9=0.3", r"none of its versions \(v2, v3\)"),
         ("spring,control=shop,shop=0.3", "shop is no other model of the repository than shop"),
         ("spring,control=shop,v2=30", "the share of v2 is '30', expected a number in"),
         ("spring,control=shop,v2=nan", "the share of v2 is 'nan'"),
         ("spring,control=shop,v2=0.5,v3=0.5", "add up to 1 or more"),
-        ("spring,control=shop,wide=0.3", "wide has not price as shop has it"),
+        ("spring,control=shop,wide=0.3", "wide has no tensor price as shop has it"),
     ],
 )
 def test_experiment_that_does_not_fit_is_named(repository: Path, text: str, words: str) -> None:
@@ -170,7 +170,8 @@ def test_requests_are_routed_by_their_session_alone(
     lost = [router.route("shop", "", s) for s in sessions if arm_name(test, s) == "v2"]
     assert set(lost) == {Route()}
     assert lines == [
-        "Warning: the repository has lost shop_v2, the arm v2 of spring; shop answers its sessions."
+        "Warning: the repository has no shop_v2 any more, the arm v2 of spring; shop answers its "
+        "sessions."
     ]
 
 

@@ -264,7 +264,7 @@ def test_full_disk_is_one_warning_until_it_is_over(
     assert sorted(row["items"] for row in logged(tmp_path)) == [["2"], ["3"]]
     assert messages == [
         f"Warning: requests cannot be logged in {tmp_path}: No space left on device. The server "
-        "goes on without.",
+        "continues.",
         f"Requests are logged in {tmp_path} again.",
         "Request log: 2 rows were lost: the file could not be written.",
     ]

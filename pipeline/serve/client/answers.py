@@ -24,7 +24,7 @@ class Answer(NamedTuple):
     items: NDArray[Any]
     """(B, K) raw ids, int64 or text; without meaning where the score is minus infinity."""
     scores: NDArray[Any]
-    """(B, K) float32, minus infinity behind the end of a short list."""
+    """(B, K) float32, minus infinity after the end of a short list."""
     num_known: NDArray[Any]
     """(B, 1) int32, interactions of each session whose item is in the catalogue."""
     embeddings: NDArray[Any] | None = None
@@ -33,9 +33,9 @@ class Answer(NamedTuple):
     targets: Mapping[str, NDArray[Any]] = MappingProxyType({})
     """(B,) by name if requested: probabilities, or numbers in the units of the log."""
     item_targets: Mapping[str, NDArray[Any]] = MappingProxyType({})
-    """(B, K) by name if requested: the same for each item of the list."""
+    """(B, K) by name if requested: predictions of the targets for each item of the list."""
     version: int | None = None
-    """Version that answered, of a model or of the arm of an experiment; None without a server."""
+    """Version of the model or arm that answered, None without a server."""
 
     @classmethod
     def from_outputs(
@@ -53,9 +53,10 @@ class Answer(NamedTuple):
         return cls(items, scores, num_known, read("embedding"), targets, of_items)
 
     def records(self, sessions: Iterable[Any]) -> Iterator[dict[str, Any]]:
-        """Yield the id, the list and the targets of each session as JSON takes them.
+        """Yield the id, the list and the targets of each session as JSON values.
 
-        `sessions` are B ids, None for a session without one. What was not requested is left out.
+        `sessions` are B ids, None for a session without one. Outputs that were not requested are
+        left out.
         """
         counts = self.num_known.reshape(-1).tolist()
         columns = {ITEM: self.items, SCORE: self.scores, **self.item_targets}
@@ -74,7 +75,7 @@ class Answer(NamedTuple):
 
 
 def records_to_frame(records: Iterable[dict[str, Any]]) -> "pd.DataFrame":
-    """Return one row a recommended item: session_id, rank from 1, item_id, score, its targets."""
+    """Return one row per recommended item: session_id, rank from 1, item_id, score and targets."""
     import pandas as pd
 
     rows = [
@@ -86,14 +87,14 @@ def records_to_frame(records: Iterable[dict[str, Any]]) -> "pd.DataFrame":
 
 
 def target_frame(records: Iterable[dict[str, Any]]) -> "pd.DataFrame":
-    """Return one row a session: session_id and the targets by name."""
+    """Return one row per session: session_id and the targets by name."""
     import pandas as pd
 
     return pd.DataFrame([{SESSION: record[SESSION], **record[TARGETS]} for record in records])
 
 
 def outputs_of(served: ServedModel, *, lists: bool, embeddings: bool, targets: bool) -> list[str]:
-    """Return the outputs to request. ConfigError for what the model does not have."""
+    """Return the outputs to request. ConfigError for outputs that the model does not have."""
     if lists and not served.ranks_items:
         raise ConfigError(
             "The model does not predict the next item, so it recommends nothing. Ask for its "

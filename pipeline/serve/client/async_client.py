@@ -1,4 +1,4 @@
-"""Client with methods to await."""
+"""Asynchronous client."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -19,7 +19,7 @@ _CONCURRENT_REQUESTS = 8
 
 
 class AsyncClient(Connection):
-    """`Client` with methods to await; open it inside a running event loop.
+    """`Client` with asynchronous methods; open it inside a running event loop.
 
     async with AsyncClient("grpc://127.0.0.1:8001") as client:
         answer = await client.recommend([{"item_id": ["a", "b"]}], k=10)
@@ -53,7 +53,7 @@ class AsyncClient(Connection):
         targets: bool = False,
         session: str | None = None,
     ) -> Answer:
-        """Send one request of (B, n) tensors as they are; ask for `lists` and others."""
+        """Send one request of (B, n) tensors; `lists`, `embeddings` and `targets` are outputs."""
         served = await self.served()
         outputs = outputs_of(served, lists=lists, embeddings=embeddings, targets=targets)
         result = await self._wait(self._client.infer(**self.prepare(tensors, outputs, session)))
@@ -86,7 +86,7 @@ class AsyncClient(Connection):
     async def recommend_frame(
         self, frame: "pd.DataFrame", k: int | None = None, **filters: Any
     ) -> "pd.DataFrame":
-        """As `Client.recommend_frame`, with several requests at a time."""
+        """As `Client.recommend_frame`, with several concurrent requests."""
         from pipeline.serve.client.logs import sessions_of_frame
 
         served = await self.served()

@@ -1,7 +1,7 @@
 """Bounds of a server's answers: bytes, seconds, and the size and depth of their JSON.
 
-Triton's clients read an answer to its end, however long, and a time-out of theirs over HTTP begins
-anew with each packet.
+Triton's clients read an answer of any length, and their time-out over HTTP restarts with each
+packet.
 """
 
 import time
@@ -15,14 +15,14 @@ import numpy as np
 from pipeline.core.errors import ServingError
 
 MOST_BYTES = 64 << 20
-"""Bytes of an answer."""
+"""Largest bytes of an answer."""
 MOST_JSON_BYTES = 4 << 20
-"""Bytes of its JSON, or of the description of a model; tensors are beside it, as binary data."""
+"""Largest bytes of its JSON, without binary tensors, or of the description of a model."""
 _MOST_LEVELS = 200
 GRPC_OPTIONS = [
     ("grpc.max_send_message_length", 2**31 - 1),
     ("grpc.max_receive_message_length", MOST_BYTES),
-    ("grpc.compression_enabled_algorithms_bitset", 1),  # no compression was asked for
+    ("grpc.compression_enabled_algorithms_bitset", 1),  # no compression
 ]
 
 
@@ -36,7 +36,7 @@ class _Response:
         self._rest = body
 
     def read(self, length: int = -1) -> bytes:
-        """Return the next bytes, or all that are left."""
+        """Return the next `length` bytes, or all the rest."""
         end = len(self._rest) if length < 0 else length
         part, self._rest = self._rest[:end], self._rest[end:]
         return part
@@ -52,7 +52,7 @@ def bound_http(client: Any, timeout: float) -> None:
     sockets: Any = import_module("gevent.socket")  # it has no types
 
     class BoundedSocket(sockets.socket):
-        """Socket that reads so many bytes and seconds after a request was sent."""
+        """Socket with bounds of bytes and seconds from the time when a request was sent."""
 
         def sendall(self, *arguments: Any) -> Any:
             self._num_bytes, self._end = 0, time.monotonic() + timeout
@@ -86,7 +86,7 @@ def bound_http(client: Any, timeout: float) -> None:
 
 
 def bound_async_http(client: Any) -> None:
-    """Bound the answers that tritonclient's client for asyncio reads; its caller bounds time."""
+    """Bound the bytes that tritonclient's asyncio client reads; its caller bounds the time."""
 
     def bounded(send: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[_Response]]:
         @wraps(send)
@@ -141,7 +141,7 @@ def _check_encoding(headers: Mapping[str, str]) -> None:
 
 
 def _check_json(headers: Mapping[str, str], body: bytes) -> None:
-    """ServingError for JSON that is too large or too deep; the parser would end the process."""
+    """ServingError for JSON that is too large or too deep, on which the parser would crash."""
     length = headers.get("inference-header-content-length")
     content = body if length is None else body[: max(0, int(length))]
     check_description(len(content))

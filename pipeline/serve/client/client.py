@@ -25,10 +25,10 @@ SESSIONS_PER_REQUEST = 64
 class SyncClient(ABC):
     """Methods that `Client` and `InProcessClient` share.
 
-    `recommend` and the like take further `filters`: `exclude`, raw item ids that no list may hold,
-    for all sessions or, with `recommend`, a list for each; `candidates`, the only ids that lists
-    may hold; `filter_seen`, whether items of the session itself are excluded, instead of what the
-    recipe says.
+    `recommend`, `recommend_log` and `recommend_frame` take `filters`: `exclude`, raw item ids that
+    no list may hold, for all sessions or, with `recommend`, a list for each; `candidates`, the only
+    ids that lists may hold; `filter_seen`, whether the session's own items are excluded, by default
+    as in the recipe.
     """
 
     def __enter__(self) -> Self:
@@ -56,10 +56,10 @@ class SyncClient(ABC):
         targets: bool = False,
         session: str | None = None,
     ) -> Answer:
-        """Send one request of (B, n) tensors as they are; ask for `lists` and others."""
+        """Send one request of (B, n) tensors; `lists`, `embeddings` and `targets` are outputs."""
 
     def predict(self, sessions: list[Columns]) -> "pd.DataFrame":
-        """Return the targets beside the next item by name, one row a session, without lists.
+        """Return the targets besides the next item by name, one row per session, without lists.
 
         Probabilities, or numbers in the units of the log. ConfigError for a model without targets.
         """
@@ -79,11 +79,11 @@ class SyncClient(ABC):
     ) -> Answer:
         """Return lists for sessions, each a dict of columns such as {"item_id": [...]}.
 
-        A column has one value an interaction, oldest first; a column of the session has one value.
-        None is a missing value, and so is a column that only other sessions have. A feature of
-        items that no session has takes the value that training last saw for each item. With
-        `targets` the answer also has the predictions beside the next item, or has them alone.
-        `session` names the session for the log and the experiment of the server.
+        A column has one value per interaction, oldest first; a column of the session has one value.
+        None is a missing value, and so is a column that only other sessions have. An item feature
+        that no session has takes the last value of each item in training. With `targets` the answer
+        also has the predictions besides the next item, or only them if the model has no lists.
+        `session` is the session id for the request log and the A/B test of the server.
         """
         tensors = request_tensors(self.served, sessions, k=k, **filters)
         lists = self.served.ranks_items or not targets
@@ -103,7 +103,7 @@ class SyncClient(ABC):
         sessions: int | None = None,
         **filters: Any,
     ) -> Iterator[dict[str, Any]]:
-        """Yield one record for each session of raw log files, by the time of its beginning.
+        """Yield one record for each session of raw log files, by its start time.
 
         `sessions` is the maximum number of sessions.
         """
@@ -136,10 +136,10 @@ class SyncClient(ABC):
 class Client(Connection, SyncClient):
     """A connection to one server: http://HOST:PORT, grpc://HOST:PORT, or grpcs with TLS.
 
-    `key` is that of the server's --key-file, `timeout` the seconds that an answer may take. For
-    grpcs, PEM files: `ca`, the authority of the server's certificate if the system does not trust
-    it, `cert` and `cert_key`, the client's own. ServingError where the server does not answer or
-    refuses a request, with the server's reason.
+    `key` is that of the server's --key-file, `timeout` the longest time of an answer in seconds.
+    PEM files for grpcs: `ca`, the authority of the server's certificate if the system does not
+    trust it; `cert` and `cert_key`, those of the client. ServingError if the server does not answer
+    or refuses a request, with its reason.
     """
 
     def close(self) -> None:
@@ -163,14 +163,14 @@ class Client(Connection, SyncClient):
         targets: bool = False,
         session: str | None = None,
     ) -> Answer:
-        """Send one request of (B, n) tensors as they are; ask for `lists` and others."""
+        """Send one request of (B, n) tensors; `lists`, `embeddings` and `targets` are outputs."""
         served = self.served
         outputs = outputs_of(served, lists=lists, embeddings=embeddings, targets=targets)
         result = self.send(self.prepare(tensors, outputs, session))
         return self._answer(result, outputs, served)
 
     def send(self, request: dict[str, Any]) -> Any:
-        """Send what `prepare` made; return tritonclient's result."""
+        """Send a request of `prepare`; return tritonclient's result."""
         return self._call(self._client.infer, request)
 
     def _call(self, function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
@@ -183,9 +183,9 @@ class Client(Connection, SyncClient):
 def batches(
     sessions: Iterator[tuple[Any, Columns]], served: ServedModel, filters: dict[str, Any]
 ) -> Iterator[tuple[list[Any], list[Columns]]]:
-    """Yield ids and columns of as many sessions as one request takes.
+    """Yield the ids and columns of the sessions of each request.
 
-    ConfigError for a filter with a list for each session: the number of sessions is unknown.
+    ConfigError for a filter with a list for each session, as their number is unknown.
     """
     max_ids = 1
     for name in ("exclude", "candidates"):

@@ -21,7 +21,7 @@ from pipeline.serve.triton.access import NO_ACCESS, Access, PemPath, check_key, 
 
 TIMEOUT_SECONDS = 30.0
 _REFUSALS = ("is restricted", "maximum queue size", "timeout expired")
-"""Messages of Triton with the status that gRPC also has where no server answers."""
+"""Triton's messages with the gRPC status UNAVAILABLE, which a missing server also has."""
 
 Scheme = Literal["http", "grpc", "grpcs"]
 
@@ -43,7 +43,7 @@ class Connection:
         cert: PemPath = None,
         cert_key: PemPath = None,
     ) -> None:
-        """ConfigError for a wrong argument; the first request shows whether a server answers."""
+        """ConfigError for a wrong argument. The first request connects to the server."""
         self.name = name
         self.url = url
         self._timeout = timeout
@@ -76,9 +76,9 @@ class Connection:
             bound_http(self._client, timeout)
 
     def _arguments(self) -> dict[str, Any]:
-        """Arguments of each call of tritonclient."""
+        """Return the arguments of each call of tritonclient."""
         headers = self._access.headers(self._protocol)
-        if self._protocol == "http":  # aiohttp asks for compression where nothing is said
+        if self._protocol == "http":  # aiohttp accepts compression by default
             headers = {**(headers or {}), "Accept-Encoding": "identity"}
         timeout = {"client_timeout": self._timeout} if self._protocol == "grpc" else {}
         return {"model_name": self.name, "headers": headers, **timeout}
@@ -87,7 +87,7 @@ class Connection:
         if self._protocol == "grpc":
             from google.protobuf.json_format import MessageToDict
 
-            if config is None:  # gRPC for asyncio returns nothing for bytes that are no message
+            if config is None:  # gRPC for asyncio returns None for an invalid message
                 raise ServingError(f"The server at {self.url} sent no description of its model.")
             check_description(config.ByteSize())
             config = MessageToDict(config, preserving_proto_field_name=True)
@@ -104,7 +104,7 @@ class Connection:
     ) -> dict[str, Any]:
         """Return a request of (B, n) tensors as arguments of tritonclient's `infer`.
 
-        `session` is the name of the session that it is from, for the server's log and experiment.
+        `session` is the id of its session for the request log and the A/B test of the server.
         """
         from tritonclient.utils import np_to_triton_dtype
 
@@ -121,14 +121,14 @@ class Connection:
         return self._arguments() | {"inputs": inputs, "outputs": requested, **named}
 
     def _answer(self, result: Any, outputs: list[str], served: ServedModel) -> Answer:
-        """Decode a result of tritonclient's `infer`. ServingError for what is no such answer."""
+        """Decode a result of tritonclient's `infer`. ServingError for an invalid answer."""
         try:
             response = result.get_response()
             is_json = isinstance(response, dict)
             version = response["model_version"] if is_json else response.model_version
             answer = Answer.from_outputs(result.as_numpy, outputs, served)
             return answer._replace(version=int(version))
-        except Exception as error:  # it decodes with NumPy and struct, which raise anything
+        except Exception as error:  # NumPy and struct raise many types on invalid bytes
             raise self._error(error) from None
 
     def _error(self, error: Exception) -> PipelineError:
@@ -145,7 +145,7 @@ class Connection:
             return self._triton_error("", "UNAVAILABLE")
         if isinstance(error, UnicodeError):
             return ConfigError(f"A value is not text in UTF-8: {error}.")
-        # its HTTP library has many exceptions for a response in another protocol
+        # the HTTP library has many exceptions for a response in another protocol
         return ServingError(
             f"The server at {self.url} does not speak Triton's {self._protocol}: "
             f"{type(error).__name__}. Check the port."
@@ -182,7 +182,7 @@ class Connection:
 
 
 def channel_credentials(access: Access) -> Any:
-    """Return gRPC's credentials. ConfigError for files that are no PEM."""
+    """Return gRPC's credentials. ConfigError for files that are not PEM."""
     import grpc
 
     if (access.cert is None) != (access.cert_key is None):

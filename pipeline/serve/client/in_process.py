@@ -17,9 +17,10 @@ from pipeline.serve.runtime.request_encoder import Encoder
 
 
 class InProcessClient(SyncClient):
-    """Answers as `Client` does: the code that runs in Triton reads and encodes the requests.
+    """`Client` without a server: the code that runs in Triton reads and encodes the requests.
 
-    `pipeline.in_process.open_run` makes one from a run. ConfigError for what a server would refuse.
+    `pipeline.in_process.open_run` returns one. ConfigError for a request that a server would
+    refuse.
     """
 
     def __init__(self, served: ServedModel, directory: Path, run_model: RunModel) -> None:
@@ -46,7 +47,7 @@ class InProcessClient(SyncClient):
         targets: bool = False,
         session: str | None = None,  # noqa: ARG002  for a server's log
     ) -> Answer:
-        """Run one request of (B, n) tensors as they are; `session` has no meaning here."""
+        """Run one request of (B, n) tensors; `session` is ignored."""
         served = self._served
         outputs = outputs_of(served, lists=lists, embeddings=embeddings, targets=targets)
         k = tensors.get("k")
@@ -66,7 +67,7 @@ class InProcessClient(SyncClient):
 
 
 def _as_sent(array: NDArray[Any]) -> NDArray[Any]:
-    """Encode text as bytes, which is how it arrives at a server."""
+    """Encode text as bytes, as a server receives it."""
     if array.dtype.kind not in "OU":
         return array
     texts = [v if isinstance(v, bytes) else str(v).encode() for v in array.reshape(-1).tolist()]

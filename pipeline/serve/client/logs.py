@@ -26,9 +26,9 @@ from pipeline.serve.client.tensors import Columns
 
 
 def read_sessions(served: ServedModel, files: list[Path]) -> Iterator[tuple[Any, Columns]]:
-    """Yield id and raw columns of each session, its rows in the order of time.
+    """Yield the id and the raw columns of each session, with its rows by time.
 
-    Rows without a session id are skipped. A warning lists what else was dropped or repaired.
+    Rows without a session id are skipped. A warning lists other dropped or repaired rows.
     DataError for a file that cannot be read, lacks a column or has no row.
     """
     files = find_logs(served.recipe, files)
@@ -53,17 +53,17 @@ def _num_missing_sessions(table: pa.Table) -> int:
 def sessions_of_frame(served: ServedModel, frame: pd.DataFrame) -> Iterator[tuple[Any, Columns]]:
     """Yield the sessions of a frame with the log's columns; only session and item are required.
 
-    DataError where one of these two is missing.
+    DataError if one of these two is missing.
     """
     table = read_frame(_log_recipe(served.recipe, set(frame.columns)), frame)
     return _sessions(served, [table])
 
 
 def _log_recipe(recipe: Preprocess, columns: set[str]) -> Preprocess:
-    """Return the recipe for a log with these `columns` to recommend from.
+    """Return the recipe that reads a log with these `columns` for requests.
 
-    Operator features and expressions are not read; of target encodings the category is. Features
-    of a side table are read if this log has them.
+    It reads no operator features and expressions, the category of a target encoding, and features
+    of a side table only if this log has them.
     """
     features: list[Feature] = []
     for feature in recipe.read_features:
@@ -85,7 +85,7 @@ def _sessions(served: ServedModel, tables: list[pa.Table]) -> Iterator[tuple[Any
     if served.recipe.timestamp is not None and TIMESTAMP in names:
         chunks = [values.to_array(table[TIMESTAMP]) for table in tables]
         times = microseconds(chunks, served.recipe.timestamp)[0]
-        if (times != NO_TIME).all():  # an interaction without a time keeps its position
+        if (times != NO_TIME).all():  # else interactions keep their positions
             frame["_time"] = times
             keys = [
                 values.numbers([values.to_array(table[name]) for table in tables], positive=False)[
@@ -120,11 +120,11 @@ def _column(served: ServedModel, tables: list[pa.Table], name: str) -> Any:
 
 
 def _raw_times(parts: list[pa.Array], kind: str, config: Timestamp | None) -> Any:
-    """Return times as the server takes them: text, or numbers in the log's unit."""
+    """Return times in the form of a request: text, or numbers in the unit of the log."""
     if kind == "string":
         assert config is not None  # noqa: S101
         times = microseconds(parts, config)[0]
-        # what is no time is missing, as a server would refuse the request
+        # an invalid time is missing: a server would refuse the request
         moments = pa.array(times, pa.timestamp("us", "UTC"), mask=times == NO_TIME)
         if config.format is None:
             return moments.cast(pa.timestamp("us")).cast(pa.string()).to_pylist()

@@ -23,19 +23,19 @@ class ServedModel:
     default_k: int
     max_k: int
     ranks_items: bool
-    """Whether it recommends; otherwise it has `targets` alone."""
+    """Whether the model recommends items; otherwise it predicts only `targets`."""
     targets: list[str]
-    """Names of the predictions beside the next item."""
+    """Names of the predictions besides the next item."""
     item_targets: list[str]
     """Names of the predictions for each item of a list."""
     max_batch: int
     """Maximum number of sessions of a request."""
     version: int
-    """Number of the export; one into the same place has the next."""
+    """Number of the export; the next export to the same repository has the next number."""
 
     @classmethod
     def from_facts(cls, facts: dict[str, Any], source: str) -> Self:
-        """Read what the exporter writes for clients. KeyError or TypeError for anything else."""
+        """Read the exporter's facts for clients. KeyError or TypeError for anything else."""
         facts = facts | {"recipe": Preprocess.from_dict(facts["recipe"], source)}
         return cls(**{field: facts[field] for field in cls.__dataclass_fields__})
 

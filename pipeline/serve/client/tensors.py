@@ -86,7 +86,7 @@ def _column_tensors(served: ServedModel, sessions: list[Columns]) -> dict[str, N
         rows: list[list[Any]] = []
         for session, length in zip(sessions, lengths, strict=True):
             if name not in session:
-                rows.append([])  # missing throughout
+                rows.append([])  # all missing
                 continue
             values = session[name]
             if name in separators:
@@ -133,7 +133,7 @@ def _id_tensor(ids: list[Any], kind: str, name: str, count: int) -> NDArray[Any]
 
 
 def id_lists(ids: Any, name: str) -> list[list[Any]] | None:
-    """Return a list for each session, None if `ids` are for all. ConfigError for anything else."""
+    """Return a list per session, None if `ids` are for all sessions. ConfigError otherwise."""
     if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
         raise ConfigError(f"{name} is {ids!r}, expected a list of item ids.")
     is_list = [isinstance(v, Iterable) and not isinstance(v, str | bytes) for v in ids]
@@ -145,7 +145,7 @@ def id_lists(ids: Any, name: str) -> list[list[Any]] | None:
 
 
 def _padded(rows: list[list[Any]], width: int, kind: str) -> NDArray[Any]:
-    """Return (rows, width) values, missing ones behind the end of a row."""
+    """Return (rows, width) values, missing ones after the end of a row."""
     missing = "" if kind == "string" else MISSING[kind]
     array = np.full((len(rows), width), missing, _NUMPY_TYPES[kind])
     for row, values in zip(array, rows, strict=True):

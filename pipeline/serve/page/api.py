@@ -1,7 +1,7 @@
 """API of the page: the model, its catalogue, recommendations.
 
-Item ids are text: a number of more than 53 bits does not survive a browser. The client makes
-numbers of them again where the catalogue has numbers.
+Item ids are text, as a browser rounds numbers of more than 53 bits. The client converts them back
+for a catalogue of numbers.
 """
 
 import threading
@@ -36,7 +36,7 @@ class ItemsRequest(Config):
     """Query of a part of the catalogue."""
 
     search: str = Field("", max_length=200)
-    """Text that the item ids or their names contain, in any case."""
+    """Text that the item ids or names contain, without regard to case."""
     offset: int = Field(0, ge=0)
     limit: int = Field(50, ge=1, le=200)
 
@@ -51,14 +51,14 @@ class RecommendRequest(Config):
 
 
 class Catalogue:
-    """Raw item ids as text, by falling frequency."""
+    """Raw item ids as text, most frequent first."""
 
     def __init__(self, ids: list[str], titles: Mapping[str, str] = MappingProxyType({})) -> None:
         """`titles` are names of items by id, which are searched too."""
         self.ids = ids
         self._titles = titles
         self._set = frozenset(ids)
-        # the pages of one search are asked for in turn, and a result may be as large as `ids`
+        # a client requests the pages of one search in turn; a result may be as large as `ids`
         self.search = lru_cache(maxsize=4)(self._search)
 
     @classmethod
@@ -79,9 +79,9 @@ class Catalogue:
         return len(self.ids)
 
     def _search(self, text: str) -> list[str]:
-        """Return the ids that contain `text` in any case, or whose names do.
+        """Return the ids that contain `text`, or whose names do, without regard to case.
 
-        The id that equals it is the first.
+        An id that equals `text` comes first.
         """
         if not text:
             return self.ids
@@ -98,7 +98,7 @@ class Catalogue:
 
 
 class _Export(NamedTuple):
-    """One version of the export, as the server has it."""
+    """The version of the export that the server has loaded."""
 
     client: Client
     served: ServedModel
@@ -118,9 +118,9 @@ class Api:
     ) -> None:
         """Read the catalogue and the table of `items`.
 
-        `connect` returns a client of the model of a name. With `follow`, a newer export is used as
-        soon as the server has loaded it. ArtifactError or ServingError where that fails; DataError
-        for the table, ConfigError if none of its ids is in the catalogue.
+        `connect` returns a client of a model by name. With `follow`, a newer export is used as soon
+        as the server has loaded it. ArtifactError or ServingError if the catalogue cannot be read;
+        DataError for the table, ConfigError if none of its ids is in the catalogue.
         """
         self.table = ItemTable()
         self._columns = items
@@ -199,13 +199,13 @@ class Api:
         if self._follow:
             with self._lock:
                 if _stamp(self._repository) != self._loaded:
-                    # while one export replaces the other, the last one remains
+                    # while one export replaces the other, the previous one stays in use
                     with suppress(PipelineError):
                         self._export = self._load(self._export)
         return self._export
 
     def _load(self, previous: _Export | None) -> _Export:
-        """Return the export that the server has, which loads a newer one some seconds late."""
+        """Return the export that the server has loaded; it loads a newer one with a delay."""
         stamp = _stamp(self._repository)
         facts = read_manifest(self._repository, "repository", check_files=False)
         client = self._connect(facts["name"])
@@ -224,7 +224,7 @@ class Api:
 
 
 def _stamp(repository: Path) -> tuple[int, int] | None:
-    """Return a value that differs for each export into the same place."""
+    """Return a value that differs for each export to the same repository."""
     try:
         status = (repository / MANIFEST).stat()
     except OSError:

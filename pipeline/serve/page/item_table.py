@@ -1,7 +1,7 @@
-"""Names and pictures of items for the page, from a table of the user's.
+"""Names and pictures of items for the page, from a table of the user.
 
-A picture is an address of http or https, which the visitor's browser loads, or a file below one
-folder, which the page serves by the id of its item.
+A picture is an http or https address, which the visitor's browser loads, or a file below a folder,
+which the page serves by item id.
 """
 
 from collections.abc import Iterable, Iterator
@@ -27,19 +27,19 @@ IMAGE_TYPES = {
     ".png": "image/png",
     ".webp": "image/webp",
 }
-"""Content types of picture files by suffix; SVG is none, as it may hold scripts."""
+"""Content types of picture files by suffix, without SVG, which may hold scripts."""
 _MAX_NAME = 200
 _MAX_ADDRESS = 2_000
 FREE_ROWS = 250_000
-"""Rows of a table from which it needs a byte a row."""
+"""Number of rows above which a table must have at least one byte per row."""
 _BLOCK_ROWS = 50_000
 _MOST_ORIGINS = 20
-"""Hosts of pictures that the page's policy lists one by one."""
+"""Largest number of picture hosts that the page's policy lists one by one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ItemColumns:
-    """Table of items and its columns, as in the options of the command line."""
+    """Item table and its columns, from the options of the command line."""
 
     file: Path
     key: str | None = None
@@ -49,10 +49,10 @@ class ItemColumns:
     image: str | None = None
     """Column of the pictures."""
     image_folder: Path | None = None
-    """Folder of the pictures that are files."""
+    """Folder of the picture files."""
 
     def check(self) -> None:
-        """ConfigError where nothing is to be shown, or a file or folder is missing."""
+        """ConfigError without a column to show, and for a missing file or folder."""
         if self.title is None and self.image is None:
             raise ConfigError("--items needs --title-column or --image-column: what to show.")
         if self.image_folder is not None and self.image is None:
@@ -79,7 +79,7 @@ class ItemTable:
 
     @classmethod
     def read(cls, columns: ItemColumns, key: str) -> Self:
-        """Read the table; `key` is the column of the ids. The first row of an id counts.
+        """Read the table; `key` is the column of the ids. The first row of an id is used.
 
         DataError for a file that cannot be read or lacks a column.
         """
@@ -103,11 +103,11 @@ class ItemTable:
         return cls(table.titles, table.addresses, table.files, folder, skipped)
 
     def ids(self) -> set[str]:
-        """Items with a name or a picture."""
+        """Return the items with a name or a picture."""
         return self.titles.keys() | self.addresses.keys() | self.files.keys()
 
     def labels(self, items: Iterable[str]) -> dict[str, dict[str, str]]:
-        """{"title", "image"} of each of `items` that has one of them."""
+        """Return {"title", "image"} of each of `items` that has one of them."""
         labels: dict[str, dict[str, str]] = {}
         for item in items:
             label = {}
@@ -122,7 +122,7 @@ class ItemTable:
         return labels
 
     def image_file(self, item: str) -> Path | None:
-        """File of an item's picture; None without one, or if it has left the folder."""
+        """Return an item's picture file, None without one and for one outside the folder."""
         file = self.files.get(item)
         if file is None or self.folder is None:
             return None
@@ -130,14 +130,14 @@ class ItemTable:
 
     @property
     def image_sources(self) -> list[str]:
-        """Sources of pictures beside the page itself, as a Content-Security-Policy lists them."""
+        """Sources of pictures besides the page itself, as a Content-Security-Policy lists them."""
         parts = [urlsplit(address) for address in self.addresses.values()]
         origins = sorted({f"{part.scheme.lower()}://{part.netloc.lower()}" for part in parts})
         return origins if len(origins) <= _MOST_ORIGINS else ["http:", "https:"]
 
 
 def _rows(columns: ItemColumns, key: str) -> Iterator[tuple[str | None, ...]]:
-    """Id, name and picture of each row as text. DataError for more rows than the file has bytes."""
+    """Yield id, name and picture of each row as text. DataError for more rows than bytes."""
     shown = {"title": columns.title, "image": columns.image}
     reader = Preprocess.from_dict(
         {
@@ -175,12 +175,12 @@ def _as_text(rows: pa.Table, name: str) -> list[str | None]:
 
 
 def _is_web_address(text: str) -> bool:
-    """Whether a text is an address of http or https that a policy can name by its host."""
+    """Whether a text is an http or https address whose host a policy can name."""
     if len(text) > _MAX_ADDRESS or not text.isascii() or not text.isprintable() or " " in text:
         return False
     try:
         parts = urlsplit(text)
-        _ = parts.port  # ValueError if it is no number
+        _ = parts.port  # ValueError if it is not a number
     except ValueError:
         return False
     if parts.scheme.lower() not in ("http", "https") or not parts.hostname:
@@ -189,7 +189,7 @@ def _is_web_address(text: str) -> bool:
 
 
 def _inside(folder: Path, text: str) -> Path | None:
-    """The picture file of a text, None if it is no picture or not below the folder."""
+    """Return the picture file of a text, None if it is no picture or not below the folder."""
     try:
         file = (folder / text).resolve()
         is_picture = file.suffix.lower() in IMAGE_TYPES and file.is_file()
@@ -199,7 +199,7 @@ def _inside(folder: Path, text: str) -> Path | None:
 
 
 def describe(table: ItemTable, catalogue: Iterable[str]) -> dict[str, Any]:
-    """Counts of the items of a catalogue with a name and with a picture."""
+    """Return the numbers of items of a catalogue with a name and with a picture."""
     ids = set(catalogue)
     images = table.addresses.keys() | table.files.keys()
     return {"titles": len(ids & table.titles.keys()), "images": len(ids & images)}

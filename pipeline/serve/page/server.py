@@ -1,4 +1,4 @@
-"""HTTP server of the page: Tornado, in a thread beside the launcher of Triton."""
+"""HTTP server of the page: Tornado, in a thread of the launcher of Triton."""
 
 import asyncio
 import ipaddress
@@ -32,7 +32,7 @@ MAX_BODY_BYTES = 1 << 18
 MAX_CONNECTIONS = 200
 IDLE_SECONDS = 10
 """Time after which a silent connection is closed."""
-# no other host but of pictures, no inline script or style, no frame around it
+# allows no other host except for pictures, no inline script or style, no frame around the page
 _POLICY = (
     "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
     "object-src 'none'"
@@ -47,10 +47,10 @@ HEADERS = {
 
 
 class Page:
-    """Listens from its construction and answers from `open` until the `with` block ends."""
+    """Listens from its construction, and answers from `open` to the end of the `with` block."""
 
     def __init__(self, host: str, port: int) -> None:
-        """Bind the port, a free one for 0. ServingError where that fails."""
+        """Bind the port, a free one for 0. ServingError if that fails."""
         address = ipv4_address(host)
         try:
             self._socket = socket.create_server((address, port), backlog=128)
@@ -87,13 +87,13 @@ class Page:
         follow: bool,
         items: ItemColumns | None = None,
     ) -> ItemTable:
-        """Answer for `repository`, which the Triton at `grpc_url` serves; see `Api`.
+        """Answer requests for `repository`, which the Triton at `grpc_url` serves; see `Api`.
 
         Return the table of `items`.
         """
 
         def connect(name: str) -> Client:
-            # of tritonclient's two clients, only the one for gRPC can be shared by threads
+            # only tritonclient's gRPC client can be shared by threads
             return Client(f"grpc://{grpc_url}", name=name, key=key)
 
         api = Api(repository, connect, follow=follow, items=items)
@@ -123,7 +123,7 @@ class Page:
         )
         server = _Server(
             application,
-            # a body that is a little too large is read, so that its sender reads the answer
+            # a slightly too large body is read, so that the client reads the refusal
             max_body_size=4 * MAX_BODY_BYTES,
             idle_connection_timeout=IDLE_SECONDS,
             body_timeout=IDLE_SECONDS,
@@ -137,7 +137,7 @@ class Page:
 
 
 class _Server(HTTPServer):
-    """Server that closes its oldest connection where a further one would be too many."""
+    """Server that closes its oldest connection for a new one above the limit."""
 
     def initialize(self, *arguments: Any, **options: Any) -> None:
         super().initialize(*arguments, **options)
@@ -153,14 +153,14 @@ class _Server(HTTPServer):
 
 
 def content_security_policy(image_sources: Sequence[str]) -> str:
-    """Value of the header; pictures may come from `image_sources` too."""
+    """Return the header's value; pictures may also come from `image_sources`."""
     if not image_sources:
         return _POLICY
     return f"{_POLICY}; img-src 'self' {' '.join(image_sources)}"
 
 
 class _RefusedError(HTTPError):
-    """Error that the client can repair, with the line that says how."""
+    """Error that the client can fix, with one line that says how."""
 
     def __init__(self, status: HTTPStatus, line: str) -> None:
         super().__init__(status)
@@ -179,13 +179,13 @@ class _Handler(RequestHandler):
         self.set_header("Content-Security-Policy", self.application.settings["policy"])
 
     def prepare(self) -> None:
-        """Refuse what another site's page sends, by its own name or by one that leads here."""
+        """Refuse requests of other sites' pages, by Origin and, against DNS rebinding, by Host."""
         if self.page.loopback and self.request.host_name not in self.page.names:
             line = f"This server is {self.page.url} and answers under no other name."
             raise _RefusedError(HTTPStatus.MISDIRECTED_REQUEST, line)
         origin = self.request.headers.get("Origin")
         if origin is not None and origin != f"http://{self.request.host}":
-            raise _RefusedError(HTTPStatus.FORBIDDEN, "Another site's page may not ask here.")
+            raise _RefusedError(HTTPStatus.FORBIDDEN, "Pages of other sites are refused.")
         if len(self.request.body) > MAX_BODY_BYTES:
             raise _RefusedError(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
@@ -206,7 +206,7 @@ class _Handler(RequestHandler):
         self.write(json.dumps(result, allow_nan=False))
 
     def write_error(self, status_code: int, **arguments: Any) -> None:
-        """Send the error as JSON; one without a line of its own has that of its status."""
+        """Send the error as JSON, with its own line or the phrase of its status."""
         error = arguments.get("exc_info", (None, None, None))[1]
         line = getattr(error, "line", HTTPStatus(status_code).phrase)
         self.set_header("Content-Type", "application/json")
@@ -245,7 +245,7 @@ class _RecommendHandler(_Handler):
     async def post(self) -> None:
         content_type = self.request.headers.get("Content-Type", "").split(";")[0].strip()
         if content_type.lower() != "application/json":
-            # which no form of another site can send
+            # no form of another site can send this content type
             raise _RefusedError(
                 HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "The request is no application/json."
             )

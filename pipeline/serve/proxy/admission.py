@@ -1,6 +1,6 @@
-"""What all connections of a proxy share: counts that are bounded, and a line where a bound holds.
+"""Admission control of all connections of a proxy: bounded counts, and log lines about refusals.
 
-Everything runs in the thread of the proxy.
+All code runs in the thread of the proxy.
 """
 
 import logging
@@ -15,29 +15,29 @@ from pipeline.serve.proxy.request_checks import RefusedRequestError
 from pipeline.serve.triton.access import ClientKey
 
 RETRY_SECONDS = 1
-"""After how long a client that was refused for load may ask again."""
+"""Seconds after which a client that was refused for load may retry."""
 BURST_SECONDS = 2
 _MAX_CLIENTS = 100_000
-"""Clients whose requests are counted; all begin anew where there are more."""
+"""Largest number of clients whose requests are counted; above it all counts are reset."""
 _QUIET_SECONDS = 60
 """Interval between two lines about the same bound."""
 logger = logging.getLogger(__name__)
 
 
 class Evictable(Protocol):
-    """Connection of a client as `Connections` reads it."""
+    """Connection of a client that `Connections` can close."""
 
     peer: str
     """Address of the client."""
     since: float
-    """Time of its last answered request, or of its begin."""
+    """Time of its last answered request, or of its start."""
 
     @property
     def is_busy(self) -> bool:
-        """Return whether a request of it waits for an answer."""
+        """Whether one of its requests waits for an answer."""
 
     def expire(self, now: float) -> None:
-        """Close what has taken too long."""
+        """Refuse requests and close the connection if they have taken too long."""
 
     def close(self) -> None:
         """Close the connection."""
@@ -49,20 +49,20 @@ class Admission:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.num_waiting = 0
-        """Requests that Triton has not begun to answer."""
+        """Number of requests that Triton has not begun to answer."""
         self.buffered_bytes = 0
-        """Bytes of requests that are not passed on, above `SMALL_BYTES` of each."""
+        """Bytes of requests that are not forwarded yet, above `SMALL_BYTES` of each."""
         self.had_large = False
-        """Whether there was a large request since this was last set to False."""
+        """Whether there was a large request since the last reset to False."""
         self._logged: dict[str, float] = {}
         self._buckets: dict[str, tuple[float, float]] = {}
-        """Requests that a client may send at once, and when this was so."""
+        """Token bucket of each client: requests that it may send at once, and the time of that."""
 
     def charge(self, address: str, key: ClientKey | None = None) -> None:
-        """Count a request of a client. RefusedRequestError where it sends too many a second.
+        """Count a request of a client. RefusedRequestError if it sends too many a second.
 
-        Clients with one key are one, those without a key are one by address. A client
-        that was silent may send as many at once as in `BURST_SECONDS`.
+        A client is identified by its key, or by its address without one. After a pause it may send
+        the requests of `BURST_SECONDS` at once.
         """
         client = client_name(address, key)
         rate = self.limits.rate if key is None or key.rate is None else key.rate
@@ -84,9 +84,9 @@ class Admission:
         self._buckets[client] = (left - 1, now)
 
     def begin_request(self, *, is_streamed: bool = False) -> None:
-        """Count a request for Triton. RefusedRequestError where too many wait.
+        """Count a request for Triton. RefusedRequestError if too many wait.
 
-        Those of streams take half of the places, as a client can leave their answers unread.
+        Requests of streams may take half of the limit, as a client can leave their answers unread.
         """
         bound = self.limits.max_waiting // 2 if is_streamed else self.limits.max_waiting
         if self.num_waiting >= max(1, bound):
@@ -99,11 +99,11 @@ class Admission:
         self.num_waiting += 1
 
     def end_request(self) -> None:
-        """Count a request off that Triton begins to answer, or that is gone."""
+        """Remove a request from the count when Triton begins to answer it or it is aborted."""
         self.num_waiting -= 1
 
     def buffer(self, before: int, after: int) -> None:
-        """Count the bytes that a request holds. RefusedRequestError where they are too many."""
+        """Count the bytes that a request holds. RefusedRequestError if all hold too many."""
         change = max(0, after - SMALL_BYTES) - max(0, before - SMALL_BYTES)
         self.buffered_bytes += change
         self.had_large = self.had_large or change > 0
@@ -114,7 +114,7 @@ class Admission:
             )
 
     def log(self, bound: str, line: str) -> None:
-        """Log that a bound holds, at most once a minute."""
+        """Log that a bound is reached, at most once a minute."""
         now = time.monotonic()
         if now - self._logged.get(bound, -_QUIET_SECONDS) >= _QUIET_SECONDS:
             if len(self._logged) >= _MAX_CLIENTS:
@@ -124,9 +124,9 @@ class Admission:
 
 
 class Connections:
-    """Connections of one port; where there are too many, one without a request is closed.
+    """Connections of one port; above the limit, one without a request is closed.
 
-    It is one of the client address that has the most, the one whose last request is longest ago.
+    It is the least recently used one of the address with the most idle connections.
     """
 
     def __init__(self, admission: Admission) -> None:
@@ -137,7 +137,7 @@ class Connections:
         return iter(list(self._open))
 
     def add(self, connection: Evictable) -> None:
-        """Add a connection, and close another where there are too many."""
+        """Add a connection, and close another one at the limit."""
         limit = self._admission.limits.max_connections
         if len(self._open) >= limit:
             self._admission.log("connections", f"{limit} connections are open; idle ones close")
@@ -145,21 +145,21 @@ class Connections:
         self._open[connection] = None
 
     def discard(self, connection: Evictable) -> None:
-        """Remove a connection that is closed."""
+        """Remove a closed connection."""
         self._open.pop(connection, None)
 
     def expire(self, now: float) -> None:
-        """Close what has taken too long."""
+        """Call `expire` of each connection."""
         for connection in self:
             try:
                 connection.expire(now)
-            except Exception:  # of one connection, which must not end the others
+            except Exception:  # one connection must not end the others
                 logger.exception("A connection is closed")
                 connection.close()
 
     def _evict(self) -> None:
         idle = [connection for connection in self._open if not connection.is_busy]
-        if not idle:  # more than requests may wait: cannot be, unless the options say so
+        if not idle:  # only if more requests than connections may wait
             idle = list(self._open)
         counts = Counter(connection.peer for connection in idle)
         most = max(counts.values())
@@ -172,5 +172,5 @@ class Connections:
 
 
 def client_name(address: str, key: ClientKey | None) -> str:
-    """Return what tells clients apart: their key, or without keys their address."""
+    """Return the name of a client: that of its key, or its address without keys."""
     return address if key is None else f"the key {key.name}"

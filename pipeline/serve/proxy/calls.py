@@ -1,7 +1,7 @@
-"""Calls that the proxy passes on to Triton, with the key that they need.
+"""Calls that the proxy forwards to Triton, and the keys that they need.
 
-Triton's own checks of closed calls and of keys are not relied on: CVE-2026-24206 and CVE-2026-24207
-say that there are ways past them, and not which.
+The proxy does not rely on Triton's own checks of closed calls and keys: CVE-2026-24206 and
+CVE-2026-24207 report that they can be bypassed, without details.
 """
 
 import hmac
@@ -14,7 +14,7 @@ from pipeline.serve.triton.access import GRPC_PREFIX, KEY_HEADER, ClientKey
 
 _MODEL = rb"/v2/models/\w[\w.-]*(/versions/\d+)?"
 _HTTP_OPEN = re.compile(rb"(/v2/health/(live|ready)|" + _MODEL + rb"/ready)")
-"""Paths that need no key, as probes have none."""
+"""Paths without a key, for probes."""
 _HTTP_KEYED = re.compile(
     rb"(/v2/?|" + _MODEL + rb"(/(config|stats|infer|generate|generate_stream))?)"
 )
@@ -39,23 +39,23 @@ _GRPC_CLOSED = re.compile(
 
 
 class Call(NamedTuple):
-    """Call that may pass."""
+    """Call that is forwarded."""
 
     key: ClientKey | None
-    """Key of the client, None where the call or the server needs none."""
+    """Key of the client, None if the call or the server needs none."""
     runs_model: bool
-    """Whether a model answers it. Other calls take no body, and no large message."""
+    """Whether a model answers the call. Other calls take no body and no large message."""
 
 
 class Calls:
-    """Decides which calls reach Triton; `keys` are those of clients, none for a server without."""
+    """Decides which calls reach Triton; `keys` are those of clients, empty for no check."""
 
     def __init__(self, keys: Sequence[ClientKey] = ()) -> None:
         self._keys = [(key, key.key.encode()) for key in keys]
 
     @property
     def has_keys(self) -> bool:
-        """Return whether clients need a key."""
+        """Whether clients need a key."""
         return bool(self._keys)
 
     def check_http(self, path: bytes, sent: str | None) -> Call:
@@ -84,7 +84,7 @@ class Calls:
         if not self._keys:
             return None
         content = (sent or "").encode("utf-8", "surrogateescape")
-        # all are compared, so that the time says nothing about which one is close
+        # all are compared in constant time, so that the time reveals nothing about a key
         owners = [key for key, value in self._keys if hmac.compare_digest(value, content)]
         if not owners:
             raise RefusedRequestError(f"This API is restricted, expecting header '{header}'", 403)

@@ -1,7 +1,7 @@
-"""Process that inflates and checks large requests, so that the others do not wait for it.
+"""Process that decompresses and checks large requests, so that small ones do not wait for them.
 
-It has low priority and bounded memory, and checks one request at a time, clients by turns. It
-speaks by its pipes: a line of JSON, then the bytes of which the line gives the size.
+It has low priority and bounded memory, and checks one request at a time, with clients in turn.
+Messages on its pipes are a line of JSON, then the bytes whose size the line gives.
 """
 
 import asyncio
@@ -31,15 +31,15 @@ from pipeline.serve.proxy.request_checks import (
 from pipeline.serve.proxy.turns import Turns
 
 CHECK_SECONDS = 20
-"""Time for one check, after which the process is ended."""
+"""Longest time of one check, after which the process is killed."""
 MAX_MEMORY_BYTES = 4 << 30
-"""Address space of the process."""
+"""Largest address space of the process."""
 _KEPT_BYTES = 256 << 20
-"""Memory above which the process ends after a check; the next one starts another."""
+"""Resident memory above which the process ends after a check; the next check starts a new one."""
 _NICE = 5
 _IDLE_SECONDS = 5
 """Time without a request after which the process ends."""
-# One line, because `-c` keeps the modules beside this file from shadowing the standard library's.
+# with `-c`, modules beside this file do not shadow those of the standard library
 _PROGRAM = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
     "from pipeline.serve.proxy.check_process import main; main(sys.argv[2])"
@@ -54,7 +54,7 @@ class CheckProcess:
         self._thread = ThreadPoolExecutor(1, "checks")
         self._turns = Turns()
         self._lock = threading.Lock()
-        """Of `_process` and `_is_stopped`."""
+        """Guards `_process` and `_is_stopped`."""
         self._process: subprocess.Popen[bytes] | None = None
         self._is_stopped = False
 
@@ -68,7 +68,7 @@ class CheckProcess:
         *,
         adds_outputs: bool,
     ) -> CheckedBody:
-        """Return what `inflate` and `check_body` do; `adds_outputs`, whether the model ranks."""
+        """Run `inflate` and `check_body`; `adds_outputs`: whether the model recommends items."""
         names = [model] if adds_outputs else []
         values, content = await self._ask(
             client, body, ["body", encoding, json_lengths, model, names]
@@ -78,22 +78,22 @@ class CheckProcess:
     async def check_message(
         self, client: str, message: bytes, *, is_compressed: bool, models: list[str]
     ) -> CheckedMessage:
-        """Return what `inflate_message` and `check_message` do; `models` are those that rank."""
+        """Run `inflate_message` and `check_message`; `models` are those that recommend items."""
         values, content = await self._ask(client, message, ["message", is_compressed, models])
         return CheckedMessage(content, *values)
 
     @property
     def runs(self) -> bool:
-        """Return whether there is a process."""
+        """Whether there is a process."""
         return self._process is not None
 
     def reap(self) -> None:
-        """Take note of a process that ended by itself."""
+        """Release a process that ended by itself."""
         with self._lock:
             self._reap()
 
     def stop(self) -> None:
-        """End the process, and the check that it is at."""
+        """Kill the process and its current check."""
         with self._lock:
             self._is_stopped = True
             if self._process is not None:
@@ -112,7 +112,7 @@ class CheckProcess:
         return answer["values"], content if checked is None else checked
 
     def _exchange(self, content: bytes, job: list[Any]) -> tuple[dict[str, Any], bytes | None]:
-        """Let the process check one request."""
+        """Have the process check one request."""
         for _ in range(2):
             process = self._started()
             timer = threading.Timer(CHECK_SECONDS, process.kill)
@@ -126,7 +126,7 @@ class CheckProcess:
             except (OSError, ValueError):
                 process.kill()
                 if process.wait() != 0:
-                    break  # not one that had ended by itself after the check before
+                    break  # a crash; a process that ended by itself after a check is replaced
             finally:
                 timer.cancel()
         return {"refusal": ["the request could not be checked. Ask later.", 503]}, None
@@ -140,7 +140,7 @@ class CheckProcess:
                     [sys.executable, "-I", "-c", _PROGRAM, root, self._limits],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
-                    start_new_session=True,  # Ctrl-C in a terminal reaches the launcher alone
+                    start_new_session=True,  # Ctrl-C in a terminal reaches only the launcher
                 )
             if self._is_stopped:
                 self._process.kill()
@@ -153,7 +153,7 @@ class CheckProcess:
 
 
 def main(limits: str) -> None:
-    """Check what comes on stdin until its other end is closed."""
+    """Check the requests on stdin until its other end is closed."""
     bounds = Limits(**json.loads(limits))
     os.nice(_NICE)
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
@@ -172,7 +172,7 @@ def main(limits: str) -> None:
             _write(writer, {"refusal": [str(error), error.status]}, b"")
         except MemoryError:
             _write(writer, {"refusal": ["the request needs too much memory", 413]}, b"")
-        job = content = checked = b""  # their memory is free, as the next line sees
+        job = content = checked = b""  # frees their memory before it is measured
         if _resident_bytes() > _KEPT_BYTES:
             return
 
@@ -196,7 +196,7 @@ def _write(stream: IO[bytes], line: Any, content: bytes) -> None:
 
 
 def _read(stream: IO[bytes]) -> tuple[Any, bytes]:
-    """Return a line and its bytes. ValueError where the other end is gone."""
+    """Return a line and its bytes. ValueError for a closed pipe."""
     line, size = json.loads(stream.readline())
     content = stream.read(size)
     if len(content) < size:
@@ -212,5 +212,5 @@ def _resident_bytes() -> int:
 def _close(process: subprocess.Popen[bytes]) -> None:
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
-            with suppress(OSError):  # a request that it did not read
+            with suppress(OSError):  # the process left a request unread
                 pipe.close()

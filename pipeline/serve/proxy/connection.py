@@ -1,4 +1,4 @@
-"""What the connections of both protocols share."""
+"""Common classes of the connections of both protocols."""
 
 import asyncio
 
@@ -11,7 +11,7 @@ Address = tuple[str, int]
 
 
 class Side(asyncio.Protocol):
-    """One side of a connection through the proxy; it reads no more while the other is slow."""
+    """One side of a connection through the proxy; it pauses reading while the other is slow."""
 
     transport: asyncio.Transport
     other: "Side | None" = None
@@ -27,13 +27,13 @@ class Side(asyncio.Protocol):
         self.peer = str(address[0]) if address else ""
 
     def hold(self, reason: str) -> None:
-        """Read no more until each reason is released."""
+        """Pause reading until each reason is released."""
         if not self._held:
             self.transport.pause_reading()
         self._held.add(reason)
 
     def release(self, reason: str) -> None:
-        """Read on where no other reason is left."""
+        """Resume reading if no other reason is left."""
         if reason in self._held:
             self._held.discard(reason)
             if not self._held:
@@ -49,14 +49,14 @@ class Side(asyncio.Protocol):
 
 
 class ClientSide(Side):
-    """Side of a client. It is not read while the client leaves unread what is written to it."""
+    """Side of a client. Reading pauses while the client does not read its answers."""
 
     def __init__(self) -> None:
         super().__init__()
         self.since = asyncio.get_running_loop().time()
-        """Time of the last answered request, or of the connection's begin."""
+        """Time of the last answered request, or of the connection's start."""
         self.is_slow = False
-        """Whether the client leaves unread what is written to it."""
+        """Whether the client does not read its answers."""
 
     def pause_writing(self) -> None:
         super().pause_writing()

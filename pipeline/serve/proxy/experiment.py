@@ -1,7 +1,7 @@
-"""A/B test: sessions are drawn by a hash into arms, which are models of one repository.
+"""A/B test: a hash assigns sessions to arms, which are models of one repository.
 
-The arm of a session follows from its name, the experiment's name and the shares alone, so it is the
-same in HTTP and gRPC, in each of several servers, and after a restart.
+The arm of a session depends only on its id, the experiment's name and the shares, so it is equal
+over HTTP and gRPC, in each of several servers, and after a restart.
 """
 
 import logging
@@ -29,7 +29,7 @@ _FORM = (
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """Sessions that another model answers than the one they ask."""
+    """Sessions whose requests another model answers."""
 
     name: str
     """Name of the other model, or a version of the same one, such as v4."""
@@ -41,11 +41,11 @@ class Arm:
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """Arms beside the control, which has the rest of the sessions, and requests without one."""
+    """Arms besides the control, which has all other sessions and requests without a session."""
 
     name: str
     control: str
-    """Name of the model that clients ask."""
+    """Name of the model that clients call."""
     arms: tuple[Arm, ...]
 
     def arm_of(self, session: str) -> Arm | None:
@@ -63,33 +63,33 @@ class Experiment:
         return {CONTROL: 1 - sum(shares.values()), **shares}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON takes them."""
+        """Return the fields as JSON values."""
         return asdict(self)
 
 
 class Route(NamedTuple):
-    """Where a request goes, and what the log says of it."""
+    """Model of a request, and its entries in the request log."""
 
     model: str | None = None
-    """Model that answers in place of the one that was asked."""
+    """Model that answers instead of the requested one."""
     experiment: str | None = None
     arm: str | None = None
-    """None for a request whose session was not drawn."""
+    """None for a request outside the experiment."""
     logged_model: str | None = None
     """Name of the model in the log, None for the one in the answer."""
 
 
 class Router:
-    """Routes requests by an experiment, or leaves all as they are."""
+    """Routes requests by an experiment, if there is one."""
 
     def __init__(self, models: RankingModels, experiment: Experiment | None) -> None:
         self._models = models
         self._experiment = experiment
         self._missing: set[str] = set()
-        """Arms whose model has left the repository, as a line has said."""
+        """Arms that were logged as missing in the repository."""
 
     def route(self, model: str, version: str, session: str | None) -> Route:
-        """Return the route of a request that asks `model`; it stays where it asks a version."""
+        """Return the route of a request for `model`; one for a version is not routed."""
         experiment = self._experiment
         if experiment is None or model != experiment.control or version or session is None:
             return Route()
@@ -100,7 +100,7 @@ class Router:
             if arm.name not in self._missing:
                 self._missing.add(arm.name)
                 logger.warning(
-                    "Warning: the repository has lost %s, the arm %s of %s; %s answers its "
+                    "Warning: the repository has no %s any more, the arm %s of %s; %s answers its "
                     "sessions.", arm.model, arm.name, experiment.name, model,
                 )  # fmt: skip
             return Route()
@@ -109,10 +109,10 @@ class Router:
 
 
 def read_experiment(text: str, repository: Path) -> Experiment:
-    """Return the experiment that `--ab` describes. ConfigError for what does not fit `repository`.
+    """Return the experiment of `--ab`. ConfigError for one that does not fit `repository`.
 
-    The form is NAME,ARM=SHARE,..., with `control=MODEL` where the repository has several models
-    that are no arm.
+    The form is NAME,ARM=SHARE,..., with `control=MODEL` if the repository has several models that
+    are not an arm.
     """
     name, *fields = text.split(",")
     shares: dict[str, str] = {}
@@ -145,8 +145,8 @@ def _control(control: str | None, arms: dict[str, str], models: list[str]) -> st
     others = [model for model in models if model not in arms]
     if len(others) != 1:
         raise ConfigError(
-            f"--ab: the models that are no arm are {', '.join(others) or 'none'}. Say which one "
-            f"clients ask, by control=MODEL, such as control={models[0]}."
+            f"--ab: the models that are no arm are {', '.join(others) or 'none'}. Name the one "
+            f"that clients call by control=MODEL, such as control={models[0]}."
         )
     return others[0]
 
@@ -180,7 +180,7 @@ def _share(arm: str, text: str) -> float:
 
 
 def _check_tensors(repository: Path, control: str, arm: Arm) -> None:
-    """ConfigError for an arm that lacks a tensor that requests to the control may hold."""
+    """ConfigError for an arm without a tensor that requests to the control may hold."""
     tensors = []
     for model in (control, arm.model):
         text = (repository / model / "config.pbtxt").read_text("utf-8")
@@ -189,6 +189,6 @@ def _check_tensors(repository: Path, control: str, arm: Arm) -> None:
     missing = sorted(name for name, _ in tensors[0] - tensors[1])
     if missing:
         raise ConfigError(
-            f"--ab: {arm.name} has not {missing[0]} as {control} has it, so that requests to "
+            f"--ab: {arm.name} has no tensor {missing[0]} as {control} has it, so requests to "
             f"{control} may not fit it. Compare models with the same columns."
         )

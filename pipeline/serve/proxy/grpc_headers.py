@@ -1,4 +1,4 @@
-"""Headers of gRPC requests: read with the client's HPACK table, written for Triton without one."""
+"""Headers of gRPC requests, decoded with the client's HPACK table and encoded without one."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ _KEY_HEADER, _PROXY_KEY_HEADER = (
     (GRPC_PREFIX + name).encode() for name in (KEY_HEADER, PROXY_KEY_HEADER)
 )
 _SINGLE = {_KEY_HEADER, b":path", b":method", b":scheme", b":authority", b":status"}
-"""Headers that come once, and pseudo-headers first: of two, Triton could take another one."""
+"""Headers that occur at most once: of two, Triton could read another one than the proxy."""
 
 
 class GrpcHeaders(NamedTuple):
@@ -26,29 +26,29 @@ class GrpcHeaders(NamedTuple):
 
 
 class TritonKey:
-    """What the headers of a request for Triton have in place of the client's key.
+    """Key header of requests to Triton, which replaces that of the client.
 
-    :param key: key that Triton expects of the proxy, None where it expects none
+    :param key: key that Triton expects of the proxy, None if it expects none
     :param hides_keys: whether keys that a client sends are removed
     """
 
     def __init__(self, key: str | None, *, hides_keys: bool) -> None:
         self.removed = {_KEY_HEADER, _PROXY_KEY_HEADER} if hides_keys else set()
         self.literal = b""
-        """Header of HPACK with the key."""
+        """HPACK literal of the header with the key."""
         if key is not None:
             self.literal = http2.write_literal(_PROXY_KEY_HEADER, key.encode())
 
 
 class GrpcHeaderReader:
-    """Reads the headers of one connection, in their order, as HPACK's table has a state."""
+    """Reads the headers of one connection, in order, as HPACK's table is stateful."""
 
     def __init__(self, max_bytes: int, triton_key: TritonKey) -> None:
         self._decoder = Decoder(max_bytes)
         self._triton_key = triton_key
 
     def read(self, block: bytes) -> GrpcHeaders:
-        """Return the headers in a block of HPACK. ProtocolError for those that gRPC never sends."""
+        """Return the headers of an HPACK block. ProtocolError for those that gRPC never sends."""
         http2.check_size_updates(block)
         try:
             fields = [(bytes(n), bytes(v)) for n, v in self._decoder.decode(block, raw=True)]

@@ -1,9 +1,9 @@
-"""gRPC part of the proxy: frames of HTTP/2 pass as they are, whole messages after a check.
+"""gRPC part of the proxy: forwards messages after a check, and other frames of HTTP/2 unchanged.
 
-Each connection has one to Triton. Headers of requests are read, and written without a table, so
-that Triton sees nothing of a request that is refused; those of answers pass, as both sides keep
-Triton's table. DATA of requests is collected until a message is whole; its flow control is the
-proxy's own, as it may wait and get longer here. All other frames pass unchanged.
+Each client connection has one connection to Triton. Headers of requests are decoded, and encoded
+without a table, so that Triton sees nothing of a refused request; headers of answers are forwarded
+unchanged, with Triton's table. DATA of requests is collected until a message is complete; its flow
+control is that of the proxy, where messages may wait and grow.
 """
 
 import asyncio
@@ -38,14 +38,14 @@ if TYPE_CHECKING:
     from pipeline.serve.request_log.request_log import RequestLog
 
 _CODES = {400: 3, 403: 14, 404: 12, 408: 4, 413: 3, 429: 8, 503: 8, 504: 4}
-"""Status of gRPC by that of HTTP: INVALID_ARGUMENT, UNAVAILABLE as Triton's for closed calls,
+"""gRPC status by HTTP status: INVALID_ARGUMENT, UNAVAILABLE (as Triton's for closed calls),
 UNIMPLEMENTED, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED."""
 _WINDOW_BYTES = 1 << 20
-"""What a client may send beyond HTTP/2's first window before the proxy has read it."""
+"""Bytes that a client may send beyond HTTP/2's initial window before the proxy has read them."""
 
 
 class GrpcProxy:
-    """Passes connections on to the Triton at `address`."""
+    """Forwards connections to the Triton at `address`."""
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class _Client(ClientSide):
 
     @property
     def is_busy(self) -> bool:
-        """Return whether a request waits for its answer, and not for the client."""
+        """Whether a request waits for its answer, and not for the client."""
         return not self.is_slow and self._streams.are_busy
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -136,7 +136,7 @@ class _Client(ClientSide):
                 _, self.other = await self._loop.create_connection(
                     lambda: _Triton(self), *self._proxy.address
                 )
-        except OSError:  # Triton is away: the client sees a connection that closes
+        except OSError:  # Triton is unavailable: the connection of the client closes
             self.close()
             return
         if self._is_closed:
@@ -154,7 +154,7 @@ class _Client(ClientSide):
         self.transport.abort()
 
     def close_when_written(self) -> None:
-        """Close both sides once the client has what was written, or time is over."""
+        """Close both sides once the client has read all answers, or after a time-out."""
         self._forget()
         self.transport.close()
         self._loop.call_later(self._limits.head_seconds, self.transport.abort)
@@ -189,7 +189,7 @@ class _Client(ClientSide):
         self._slow_since = self._loop.time()
 
     def data_received(self, data: bytes) -> None:
-        """Pass on what the client sends."""
+        """Forward data of the client."""
         if self._is_closed:
             return
         is_new = not self._requests.has_part
@@ -205,7 +205,7 @@ class _Client(ClientSide):
         self._write()
 
     def answer_received(self, data: bytes) -> None:
-        """Pass on what Triton sends."""
+        """Forward data of Triton."""
         if self._is_closed:
             return
         try:
@@ -259,10 +259,7 @@ class _Client(ClientSide):
             self._flush_all(self._streams.acknowledge())
 
     def _take_headers(self, frame: http2.Frame) -> None:
-        """Begin a request, or refuse it where Triton does not see it.
-
-        The headers are read with the client's table of HPACK and written for Triton without one.
-        """
+        """Begin a request, or refuse it before Triton sees it."""
         if frame.stream in self._streams:
             raise http2.ProtocolError("headers after those of the request")
         block = frame.header_block
@@ -311,7 +308,7 @@ class _Client(ClientSide):
                 self._take_answer(stream, frame)
 
     def _take_answer(self, stream: GrpcStream, frame: http2.Frame) -> None:
-        """Count the messages of an answer, and keep it where it is to be logged."""
+        """Count the messages of an answer, and keep them for the request log."""
         self._allowance.earn_data()
         if stream.exchange is not None:
             stream.exchange.answer += frame.payload
@@ -329,12 +326,12 @@ class _Client(ClientSide):
             self._proxy.log.put(exchange)
 
     def _take_data(self, frame: http2.Frame) -> None:
-        """Collect DATA of a request, and pass on the messages that are whole."""
-        if frame.flags & ~http2.END_STREAM:  # Triton's gRPC takes no padding either
+        """Collect DATA of a request, and forward complete messages."""
+        if frame.flags & ~http2.END_STREAM:  # Triton's gRPC refuses padding too
             raise http2.ProtocolError("DATA with padding")
         self._credit(0, len(frame.payload))
         stream = self._streams.get(frame.stream)
-        if stream is None:  # refused, or answered already
+        if stream is None:  # refused or answered
             return
         if not stream.received:
             stream.deadline = self._loop.time() + self._limits.body_seconds
@@ -344,7 +341,7 @@ class _Client(ClientSide):
         self._read_messages(frame.stream, stream)
 
     def _read_messages(self, number: int, stream: GrpcStream) -> None:
-        """Check the messages that are whole, and send what Triton takes."""
+        """Check complete messages, and send what Triton's windows allow."""
         try:
             while not stream.is_checking:
                 whole = stream.next_message(self._limits.max_body_bytes)
@@ -366,7 +363,7 @@ class _Client(ClientSide):
         self._flush(number, stream)
 
     def _checked(self, whole: bytes) -> CheckedMessage:
-        """Check a message with its prefix. LargeContentError where it is not small."""
+        """Check a message with its prefix. LargeContentError for a large one."""
         message = whole[PREFIX.size :]
         if len(message) > SMALL_BYTES:
             raise LargeContentError
@@ -375,7 +372,7 @@ class _Client(ClientSide):
         return check_message(message, self._proxy.models, self._limits)
 
     async def _check_elsewhere(self, number: int, stream: GrpcStream, whole: bytes) -> None:
-        """Check a large message, and go on with its stream."""
+        """Check a large message in the check process, then continue its stream."""
         try:
             checked = await self._proxy.checks.check_message(
                 client_name(self.peer, stream.call.key),
@@ -395,7 +392,7 @@ class _Client(ClientSide):
         self._write()
 
     def _for_triton(self, stream: GrpcStream, whole: bytes, checked: CheckedMessage) -> bytes:
-        """Return a message with its prefix, as Triton gets it."""
+        """Return a message for Triton, with its prefix."""
         route = self._proxy.router.route(checked.model, checked.version, checked.session)
         stream.num_messages += 1
         stream.deadline = self._loop.time() + self._limits.request_seconds
@@ -413,7 +410,7 @@ class _Client(ClientSide):
         return PREFIX.pack(0, len(content)) + content
 
     def _exchange(self, checked: CheckedMessage, route: Route) -> Exchange | None:
-        """Return what is to be logged of a request, None where it is not."""
+        """Return the log entry of a request, None if it is not logged."""
         log = self._proxy.log
         if log is None or checked.model not in self._proxy.models or not log.wants(checked.session):
             return None
@@ -422,7 +419,7 @@ class _Client(ClientSide):
         )
 
     def _credit(self, stream: int, size: int) -> None:
-        """Let the client send as much again: at once for a stream, in large steps otherwise."""
+        """Return `size` bytes to the client's window, for the connection in large steps."""
         if stream == 0:
             self._debt += size
             if self._debt < _WINDOW_BYTES // 2:
@@ -432,7 +429,7 @@ class _Client(ClientSide):
             self._to_client.append(http2.write_window_update(stream, size))
 
     def _refuse(self, number: int, error: RefusedRequestError) -> None:
-        """End a stream on both sides, with the reason for the client."""
+        """End a stream on both sides; the client gets the reason."""
         stream = self._streams.close(number)
         if stream is None:
             return
@@ -444,7 +441,7 @@ class _Client(ClientSide):
         self.since = self._loop.time()
 
     def _flush(self, number: int, stream: GrpcStream) -> None:
-        """Send what the windows of Triton take, and let the client go on when nothing waits."""
+        """Send what Triton's windows allow, and open the client's window if nothing waits."""
         frames, is_last = self._streams.take_data(number)
         if frames:
             self._to_triton.append(frames)
@@ -458,7 +455,7 @@ class _Client(ClientSide):
                 self._flush(number, stream)
 
     def _take_settings(self, frame: http2.Frame) -> None:
-        """Pass settings of Triton on with the proxy's own; note the size of Triton's windows.
+        """Forward Triton's settings with those of the proxy, and store the initial window.
 
         The first settings open the connection.
         """

@@ -1,4 +1,4 @@
-"""Streams of one gRPC connection: their messages, their windows and what is counted of them."""
+"""Streams of one gRPC connection: their messages, windows and counts."""
 
 import struct
 from collections import deque
@@ -11,7 +11,7 @@ from pipeline.serve.proxy.request_checks import RefusedRequestError
 from pipeline.serve.request_log.exchange import Exchange
 
 PREFIX = struct.Struct(">BL")
-"""Before each message: whether it is compressed, and its size."""
+"""Prefix of each message: whether it is compressed, and its size."""
 
 
 class AnswerCounter:
@@ -20,7 +20,7 @@ class AnswerCounter:
     def __init__(self) -> None:
         self._prefix = bytearray()
         self._left = 0
-        """Bytes of a message that have not come."""
+        """Bytes of a message that have not arrived."""
 
     def feed(self, data: bytes) -> int:
         """Return how many messages begin in `data`."""
@@ -46,22 +46,22 @@ class GrpcStream:
     """Request and answer of one call, an HTTP/2 stream."""
 
     window: int
-    """Bytes of DATA that Triton still takes."""
+    """Bytes of DATA that Triton's window still allows."""
     deadline: float
     """Time of the event loop at which the stream is refused as too slow."""
     call: Call
     received: bytearray = field(default_factory=bytearray)
-    """Beginning of a message."""
+    """Start of an incomplete message."""
     waiting: bytearray = field(default_factory=bytearray)
-    """Checked messages that Triton's window does not let through yet."""
+    """Checked messages that wait for Triton's window."""
     is_ended: bool = False
-    """Whether the client has sent all."""
+    """Whether the client has sent all data."""
     is_checking: bool = False
-    """Whether the check process has a message of it."""
+    """Whether a message is in the check process."""
     has_headers: bool = False
     """Whether Triton has begun to answer."""
     debt: int = 0
-    """Bytes from the client that are not yet returned to its window."""
+    """Bytes of the client that are not yet returned to its window."""
     num_messages: int = 0
     num_waiting: int = 0
     """Messages for a model that Triton has not answered."""
@@ -71,7 +71,7 @@ class GrpcStream:
     """Bytes that are counted as buffered."""
     answers: AnswerCounter = field(default_factory=AnswerCounter)
     exchange: Exchange | None = None
-    """Request and answer for the request log: only of a call with one message."""
+    """Request and answer for the request log, only of a call with one message."""
 
     @property
     def num_held(self) -> int:
@@ -79,7 +79,7 @@ class GrpcStream:
         return len(self.received) + len(self.waiting) + self.num_checked
 
     def next_message(self, max_bytes: int) -> bytes | None:
-        """Take the first message, with its prefix, off `received`; None until one is whole.
+        """Remove the first message, with its prefix, from `received`; None until it is complete.
 
         RefusedRequestError for a message of more than `max_bytes`.
         """
@@ -97,17 +97,14 @@ class GrpcStream:
 
 
 class GrpcStreams:
-    """Open streams of a connection by number, with the windows in which Triton takes their DATA.
-
-    Windows are counted in bytes (RFC 9113, 5.2).
-    """
+    """Open streams of a connection by number, with Triton's windows in bytes (RFC 9113, 5.2)."""
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
         self._streams: dict[int, GrpcStream] = {}
         self._window = self._first_window = http2.DEFAULT_WINDOW
         self._announced: deque[int] = deque()
-        """First windows of Triton's settings that the client has not acknowledged."""
+        """Initial windows of Triton's settings that the client has not acknowledged."""
 
     def __len__(self) -> int:
         return len(self._streams)
@@ -125,7 +122,7 @@ class GrpcStreams:
         return self._streams.get(number)
 
     def late(self, now: float) -> list[int]:
-        """Return the numbers of the streams that take too long."""
+        """Return the numbers of the streams that are past their deadline."""
         return [number for number, stream in self._streams.items() if now > stream.deadline]
 
     def open(self, number: int, deadline: float, call: Call) -> None:
@@ -133,7 +130,7 @@ class GrpcStreams:
         self._streams[number] = GrpcStream(self._first_window, deadline, call)
 
     def close(self, number: int) -> GrpcStream | None:
-        """Remove a stream, and what is counted of it."""
+        """Remove a stream and its counts."""
         stream = self._streams.pop(number, None)
         if stream is not None:
             self.count_answers(stream, stream.num_waiting)
@@ -146,18 +143,18 @@ class GrpcStreams:
             self.close(number)
 
     def count_answers(self, stream: GrpcStream, count: int) -> None:
-        """Count messages that Triton has answered, at most those that wait."""
+        """Remove answered messages from the count, at most those that wait."""
         for _ in range(min(count, stream.num_waiting)):
             stream.num_waiting -= 1
             self._admission.end_request()
 
     def count_bytes(self, stream: GrpcStream) -> None:
-        """Count what a stream holds. RefusedRequestError where all hold too much."""
+        """Count the bytes that a stream holds. RefusedRequestError if all hold too many."""
         before, stream.num_bytes = stream.num_bytes, stream.num_held
         self._admission.buffer(before, stream.num_bytes)
 
     def take_data(self, number: int) -> tuple[bytes, bool]:
-        """Return DATA frames that Triton's windows let through, and whether no content is left."""
+        """Return DATA frames that Triton's windows allow, and whether no content is left."""
         stream = self._streams[number]
         size = max(0, min(len(stream.waiting), stream.window, self._window))
         is_last = size == len(stream.waiting) and not stream.is_checking
@@ -183,7 +180,7 @@ class GrpcStreams:
         return [frame.stream] if stream.waiting else []
 
     def announce(self, settings: http2.Frame) -> None:
-        """Note the first window in settings of Triton, which holds once they are acknowledged."""
+        """Store the initial window of Triton's settings, which applies once acknowledged."""
         last = self._announced[-1] if self._announced else self._first_window
         first = http2.read_settings(settings).get(http2.INITIAL_WINDOW_SIZE, last)
         self._announced.append(first)
@@ -191,7 +188,7 @@ class GrpcStreams:
     def acknowledge(self) -> list[int]:
         """Apply the oldest settings; return the streams whose content waits for them.
 
-        ProtocolError where no settings wait.
+        ProtocolError if no settings wait.
         """
         if not self._announced:
             raise http2.ProtocolError("an acknowledgement without settings")

@@ -1,7 +1,7 @@
-"""Health of Triton as the proxy asks for it, so that probes do not wait behind requests.
+"""Health of Triton, which the proxy polls, so that probes do not wait behind requests.
 
-While Triton loads a new version it reports that it is not ready, though the old version answers.
-The proxy asks for the models instead, so that a load balancer takes no server out for a reload.
+While Triton loads a new version it reports that it is not ready, although the old version answers.
+The proxy polls the models instead, so that a load balancer removes no server during a reload.
 """
 
 import asyncio
@@ -24,10 +24,10 @@ _TIMEOUT_SECONDS = 2.0
 
 
 class HealthPoll:
-    """Asks Triton twice a second whether the models of a repository answer.
+    """Polls twice a second whether the models of a repository are ready.
 
-    These are the models that it had at the beginning and still has; without a repository, Triton is
-    asked whether it is ready.
+    These are the models that it had at the start and still has; without a repository, the poll asks
+    whether Triton is ready.
     """
 
     def __init__(self, address: Address, repository: Path | None = None) -> None:
@@ -38,22 +38,22 @@ class HealthPoll:
         self._names = self._exported() or set()
         self._task: asyncio.Task[None] | None = None
         self.is_ready = False
-        """Whether the last answer, at most some seconds old, says so."""
+        """Whether the models were ready at the last poll, at most some seconds ago."""
 
     async def start(self) -> None:
-        """Ask until `stop`."""
+        """Poll until `stop`."""
         await self._look()
         self._task = asyncio.get_running_loop().create_task(self._poll())
 
     def stop(self) -> None:
-        """Ask no more."""
+        """End the poll."""
         if self._task is not None:
             self._task.cancel()
 
     def answer(self, request: Request) -> bytes | None:
-        """Return the answer to a request for health; None for one that Triton answers.
+        """Return the answer to a health request, None for one that Triton answers.
 
-        Without its models Triton says that it is ready, so that not being ready is said here.
+        Triton reports itself ready even without its models, so the proxy reports that they are not.
         """
         path = request.path.partition(b"?")[0]
         if path not in (_LIVE, _READY) or request.method != b"GET":
@@ -72,9 +72,9 @@ class HealthPoll:
     async def _look(self) -> None:
         try:
             self.is_ready = await self._answers()
-        except Exception:  # of one look, which must not end the others
+        except Exception:  # a failed poll must not end the others
             self.is_ready = False
-            logger.exception("Health could not be asked for")
+            logger.exception("The health of Triton could not be polled")
 
     async def _answers(self) -> bool:
         exported = self._exported()
@@ -84,7 +84,7 @@ class HealthPoll:
         return all(await asyncio.gather(*map(self._ask, paths)))
 
     def _exported(self) -> set[str] | None:
-        """Return the models of a repository that has changed, None where they cannot be read."""
+        """Return the models of a repository that has changed, else None."""
         if self._repository is None:
             return None
         with suppress(ArtifactError, OSError, ValueError, KeyError, TypeError):

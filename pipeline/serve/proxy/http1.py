@@ -1,6 +1,6 @@
 """Requests and answers of HTTP/1.1 (RFC 9112), as far as the proxy reads and writes them.
 
-A request is read strictly and written anew, so that Triton cannot take it for another one.
+A request is parsed strictly and serialized again, so that Triton cannot parse it differently.
 """
 
 import http
@@ -20,7 +20,7 @@ _ONE_CONNECTION = {
     *(b"connection", b"keep-alive", b"trailer", b"transfer-encoding", b"upgrade"),
     *(b"proxy-connection", b"content-length", b"expect"),
 }
-"""Headers that are not passed on."""
+"""Headers that are not forwarded."""
 
 
 @dataclass
@@ -43,24 +43,24 @@ class Request:
 
     @property
     def has_body(self) -> bool:
-        """Return whether bytes follow the headers."""
+        """Whether bytes follow the headers."""
         return self.is_chunked or self.length > 0
 
     @property
     def expects_continue(self) -> bool:
-        """Return whether the client waits for a word before it sends the body."""
+        """Whether the client waits for 100 Continue before it sends the body."""
         return "100-continue" in map(str.lower, self.values(b"expect"))
 
     @property
     def closes(self) -> bool:
-        """Return whether the client sends no further request."""
+        """Whether the client sends no further request."""
         is_old = self.version == b"HTTP/1.0"
         return is_old or "close" in ",".join(self.values(b"connection")).lower()
 
     def write(self, body: bytes, drop: frozenset[bytes], add: list[bytes]) -> bytes:
-        """Return the request for Triton with another body, without some headers, with more lines.
+        """Return the request for Triton with this body, without some headers, with more lines.
 
-        It has a length wherever the client's had a body.
+        It has a Content-Length if the client's request had a body.
         """
         lines = [b"%s %s %s" % (self.method, self.path, self.version)]
         lines += [
@@ -75,7 +75,7 @@ class Request:
 
 
 class RequestReader:
-    """Cuts what a client sends into requests."""
+    """Splits the data of a client into requests."""
 
     def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
         self._limits = limits
@@ -88,11 +88,11 @@ class RequestReader:
 
     @property
     def num_bytes(self) -> int:
-        """Return how many bytes have arrived that are no whole request."""
+        """Number of received bytes of incomplete requests."""
         return len(self.received) + len(self._body)
 
     def read_head(self) -> Request | None:
-        """Return a request without its body, None until its headers are there."""
+        """Return a request without its body, None until its headers are complete."""
         received, limits = self.received, self._limits
         while received[:2] == b"\r\n":
             del received[:2]
@@ -108,7 +108,7 @@ class RequestReader:
         return self.request
 
     def read_body(self) -> Request | None:
-        """Return the request of `read_head` with its body, None until that is there."""
+        """Return the request of `read_head` with its body, None until that is complete."""
         request = self.request
         assert request is not None  # noqa: S101
         if request.is_chunked:
@@ -126,7 +126,7 @@ class RequestReader:
         return request
 
     def _read_chunks(self) -> bool:
-        """Take chunks off the beginning; return whether the last one was there."""
+        """Remove complete chunks from `received`; return whether the last one was among them."""
         received, max_bytes = self.received, self._limits.max_body_bytes
         while (line_end := received.find(b"\r\n", 0, self._limits.max_head_bytes)) >= 0:
             line = _CHUNK.fullmatch(received[:line_end])
@@ -152,7 +152,7 @@ class RequestReader:
         return False
 
     def _read_trailer(self, line_end: int) -> bool:
-        """Leave out the headers behind the last chunk."""
+        """Drop the headers after the last chunk; return whether they are complete."""
         furthest = line_end + self._limits.max_head_bytes
         stop = self.received.find(_END, line_end, furthest)
         if stop < 0:
@@ -170,7 +170,7 @@ class AnswerReader:
         self._method = method
         self._received = bytearray()
         self._left: int | None = None
-        """Bytes of the body, or of a chunk, that have not come."""
+        """Bytes of the body, or of a chunk, that have not arrived."""
         self._is_chunked = self._is_last = False
         self.has_head = False
         self.is_done = False
@@ -178,7 +178,7 @@ class AnswerReader:
         """Whether the connection takes another request."""
 
     def feed(self, data: bytes) -> bytes:
-        """Return what of `data` is part of the answer. ValueError for something else than HTTP."""
+        """Return the part of `data` that belongs to the answer. ValueError for invalid HTTP."""
         if self.has_head:
             return self._read_body(data)
         self._received += data
@@ -194,7 +194,7 @@ class AnswerReader:
         for name, _, value in (line.partition(b":") for line in lines):
             headers[name.lower()] = value.strip().lower()
         is_closing = headers.get(b"connection") == b"close"
-        # Triton sends a body after HEAD: only what is certain to be at its end goes on
+        # Triton sends a body after HEAD: the connection is kept only if the end is certain
         is_certain = status.split()[1] == b"200" and self._method in (b"GET", b"POST")
         self.can_continue = is_certain and not is_closing
         if self._method == b"HEAD":

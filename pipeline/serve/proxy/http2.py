@@ -15,25 +15,25 @@ ACK = END_STREAM = 0x1
 END_HEADERS, _PADDED, _PRIORITY = 0x4, 0x8, 0x20
 _PRIORITY_BYTES = 5
 HEADER_TABLE_BYTES = 4096
-"""Size of the HPACK table of a client, which is HTTP/2's first."""
+"""Size of the HPACK table of a client, the default of HTTP/2."""
 HEADER_TABLE_SIZE = 1
 MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE = 3, 4, 5
-"""Settings: number of streams of a client, bytes of DATA that each takes first, largest payload."""
+"""Settings: number of streams of a client, initial window of each in bytes, largest payload."""
 DEFAULT_WINDOW = 65_535
 MAX_WINDOW = 2**31 - 1
 MAX_FRAME_BYTES = 16_384
-"""Largest payload that each receiver takes, and all that the proxy takes of a client."""
+"""Largest payload that every receiver accepts, and the limit of the proxy."""
 REFUSED_STREAM, _CANCEL = 7, 8
-"""Why a stream is reset: a client may ask again at once after the first."""
+"""Error codes of a reset stream; after the first a client may retry at once."""
 _MAX_CACHED_BYTES = 256
-"""Longest header that is kept for other requests."""
+"""Largest header whose encoding is cached."""
 _HEADER = struct.Struct(">HBBBL")
 _SETTING = struct.Struct(">HL")
 _NUMBER = struct.Struct(">L")
 
 
 class ProtocolError(ValueError):
-    """Bytes that are no HTTP/2, or frames that gRPC never sends."""
+    """Bytes that are not HTTP/2, or frames that gRPC never sends."""
 
 
 class Frame(NamedTuple):
@@ -43,13 +43,13 @@ class Frame(NamedTuple):
     flags: int
     stream: int
     payload: bytes
-    """Of the first frame."""
+    """Payload of the first frame."""
     raw: bytes
     """All bytes, with the header of each frame."""
 
     @property
     def header_block(self) -> bytes:
-        """Block of HPACK in HEADERS and its CONTINUATION frames. ProtocolError for a bad one."""
+        """HPACK block of HEADERS and its CONTINUATION frames. ProtocolError for an invalid one."""
         first, *others = _payloads(self.raw)
         start, stop = 0, len(first)
         if self.flags & _PADDED:
@@ -73,7 +73,7 @@ def _payloads(raw: bytes) -> Iterator[bytes]:
 
 
 class FrameReader:
-    """Cuts what a connection receives into frames."""
+    """Splits the data of a connection into frames."""
 
     def __init__(
         self,
@@ -84,13 +84,13 @@ class FrameReader:
         self._max_frame_bytes = max_frame_bytes
         self._bytes = bytearray()
         self._first: Frame | None = None
-        """Block of headers whose end has not arrived."""
+        """First frame of an incomplete block of headers."""
         self._block = bytearray()
         """Bytes of this block."""
 
     @property
     def has_part(self) -> bool:
-        """Return whether a frame or a block of headers has begun and is not whole."""
+        """Whether a frame or a block of headers is incomplete."""
         return bool(self._bytes) or self._first is not None
 
     def feed(self, data: bytes) -> Iterator[Frame]:
@@ -118,7 +118,7 @@ class FrameReader:
         del received[:start]
 
     def _with_headers(self, frame: Frame) -> Frame | None:
-        """Return a block of headers once it is whole: no other frame may come within it."""
+        """Return a complete block of headers, None until then; no other frame may interrupt it."""
         first = self._first
         if first is None:
             if frame.kind == CONTINUATION:
@@ -144,7 +144,7 @@ def write_frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
 
 
 def write_data(stream: int, content: bytes, *, ends: bool) -> bytes:
-    """Return the DATA frames of some content, the last of which may end the stream."""
+    """Return the DATA frames of `content`, the last of which may end the stream."""
     parts = [content[i : i + MAX_FRAME_BYTES] for i in range(0, len(content), MAX_FRAME_BYTES)]
     last = parts.pop() if parts else b""
     frames = [write_frame(DATA, 0, stream, part) for part in parts]
@@ -164,7 +164,7 @@ def write_headers(stream: int, block: bytes, *, ends: bool) -> bytes:
 
 
 def write_literal(name: bytes, value: bytes) -> bytes:
-    """Return a header as HPACK writes one that enters no table."""
+    """Return the HPACK literal of a header that enters no table."""
     is_short = len(name) + len(value) <= _MAX_CACHED_BYTES
     return _short_literal(name, value) if is_short else b"\0" + _string(name) + _string(value)
 
@@ -175,9 +175,9 @@ def _short_literal(name: bytes, value: bytes) -> bytes:
 
 
 def check_size_updates(block: bytes) -> None:
-    """Check the changes of a table's size before a block, at most two by RFC 7541, section 4.2.
+    """Check the updates of the table size before a block, at most two by RFC 7541, section 4.2.
 
-    ProtocolError where there are more, which cost time and count for no limit.
+    ProtocolError for more, which cost time and count for no other limit.
     """
     position = count = 0
     while position < len(block) and block[position] & 0xE0 == 0x20:
@@ -192,7 +192,7 @@ def check_size_updates(block: bytes) -> None:
 
 
 def write_window_update(stream: int, size: int) -> bytes:
-    """Return a frame that lets the other side send `size` bytes more, 0 for the connection."""
+    """Return a frame that lets the other side send `size` bytes more; stream 0: the connection."""
     return write_frame(WINDOW_UPDATE, 0, stream, _NUMBER.pack(size))
 
 
@@ -202,9 +202,9 @@ def write_reset(stream: int, code: int = _CANCEL) -> bytes:
 
 
 def write_status(stream: int, code: int, message: str, *, has_headers: bool) -> bytes:
-    """Return the frame that ends a call of gRPC; `has_headers`, whether its answer has begun.
+    """Return the frame that ends a call of gRPC; `has_headers`: whether its answer has begun.
 
-    The headers are literals that enter no table, so that those of Triton stay as they are.
+    The headers are literals that enter no table, so that Triton's table stays valid.
     """
     # entries 8, `:status: 200`, and 31, `content-type`, of the static table of HPACK
     start = b"" if has_headers else b"\x88\x0f\x10" + _text("application/grpc")
@@ -222,7 +222,7 @@ def read_window_update(frame: Frame) -> int:
 
 
 def with_settings(frame: Frame, settings: dict[int, int]) -> bytes:
-    """Return a SETTINGS frame with further settings, which count where it has them already."""
+    """Return a SETTINGS frame with further settings, which override its own."""
     more = b"".join(_SETTING.pack(*setting) for setting in settings.items())
     return write_frame(SETTINGS, 0, 0, frame.payload + more)
 

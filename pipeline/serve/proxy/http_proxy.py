@@ -1,4 +1,4 @@
-"""HTTP part of the proxy: requests pass after a check of their bodies, answers as they are."""
+"""HTTP part of the proxy: forwards requests after a check of their bodies, answers unchanged."""
 
 import asyncio
 import re
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 JSON_LENGTH = b"inference-header-content-length"
 _DESCRIBES_BODY = frozenset([JSON_LENGTH, b"content-encoding"])
-"""Headers that are written anew, as the body may be another one."""
+"""Headers that are replaced, as the body may have changed."""
 _INFER = re.compile(rb"/v2/models/([\w.-]+)(?:/versions/(\d+))?/infer")
 _MAX_WAITING_BYTES = 64 << 10
-"""What a client may send ahead of its next request."""
+"""Largest bytes that a client may send while a request waits for its answer."""
 _LINGER_SECONDS = 2
-"""Time that a client has to read the last answer while what it still sends is thrown away."""
+"""Time for a client to read the last answer, while the data that it still sends is dropped."""
 _UNAVAILABLE = RefusedRequestError("Triton is unavailable", 503)
 _HEAD_LATE = RefusedRequestError("the headers took too long to arrive", 408)
 _BODY_LATE = RefusedRequestError("the body took too long to arrive", 408)
@@ -44,7 +44,7 @@ _ANSWER_LATE = RefusedRequestError("Triton took too long to answer", 504)
 
 
 class HttpProxy:
-    """Passes requests on to the Triton at `address`, after a check of their bodies."""
+    """Forwards requests to the Triton at `address`, after a check of their bodies."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class HttpProxy:
         self.calls = calls
         keys = [KEY_HEADER, PROXY_KEY_HEADER] if calls.has_keys else []
         self.key_headers = frozenset(name.encode() for name in keys)
-        """Headers of a client that Triton does not get."""
+        """Headers of a client that are not forwarded."""
         self.key_lines: list[bytes] = []
         """Header with the key that Triton expects."""
         if triton_key is not None:
@@ -96,7 +96,7 @@ class HttpProxy:
 
 
 class _Triton(Side):
-    """Connection to Triton, which belongs to one client."""
+    """Connection to Triton of one client."""
 
     def __init__(self, client: "_Client") -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class _Stage(IntEnum):
     """What a connection waits for."""
 
     HEAD = 0
-    """Headers of a request that has begun, or of the first one."""
+    """Headers of a request that has started to arrive, or of the first one."""
     BODY = 1
     ANSWER = 2
     """Check and answer of Triton."""
@@ -136,20 +136,20 @@ class _Client(ClientSide):
         self._loop = asyncio.get_running_loop()
         self._reader = RequestReader(self._limits)
         self._request = b""
-        """What Triton is asked now."""
+        """Request that Triton has not answered."""
         self._answer: AnswerReader | None = None
         self._exchange: Exchange | None = None
-        """What is to be logged of the request that Triton answers."""
+        """Log entry of the request that Triton answers."""
         self._is_first = True
-        """Whether Triton's connection has carried no request before."""
+        """Whether this is the first request on the connection to Triton."""
         self._is_last = self._is_ended = False
         self._task: asyncio.Task[None] | None = None
-        """Check or connection that the request waits for."""
+        """Check or connection for which the request waits."""
         self._is_checking = False
         self._is_waiting = False
         """Whether the request is counted as waiting for Triton."""
         self._num_checked = 0
-        """Bytes of a body that is checked elsewhere."""
+        """Bytes of a body in the check process."""
         self._num_bytes = 0
         """Bytes that are counted as buffered."""
         self._stage = _Stage.HEAD
@@ -157,7 +157,7 @@ class _Client(ClientSide):
 
     @property
     def is_busy(self) -> bool:
-        """Return whether a request waits for its answer, and not for the client."""
+        """Whether a request waits for its answer, and not for the client."""
         return self._stage is _Stage.ANSWER and not self.is_slow
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -189,7 +189,7 @@ class _Client(ClientSide):
             self.close()
 
     def data_received(self, data: bytes) -> None:
-        """Take what the client sends."""
+        """Receive data of the client."""
         if self._is_ended:
             return
         self._reader.received += data
@@ -207,19 +207,19 @@ class _Client(ClientSide):
             self._continue()
 
     def _can_read(self) -> bool:
-        """Return whether a further request may be read."""
+        """Return whether the next request may be read."""
         is_free = self._answer is None and not self._is_checking
         return is_free and not self._is_ended and not self.is_slow
 
     def _wait(self, stage: _Stage) -> None:
-        """Note what the connection waits for from now on."""
+        """Enter a stage and set its deadline."""
         if stage is self._stage:
             return
         self._stage = stage
         self._deadline = self._loop.time() + self._proxy.stage_seconds[stage]
 
     def _count_bytes(self) -> None:
-        """Count what has arrived of a request; refuse it where all hold too much."""
+        """Count the received bytes of a request; refuse it if all requests hold too many."""
         before = self._num_bytes
         self._num_bytes = self._reader.num_bytes + self._num_checked + len(self._request)
         try:
@@ -228,7 +228,7 @@ class _Client(ClientSide):
             self._refuse(error)
 
     def _forget(self) -> None:
-        """Give up the request that is under way."""
+        """Abandon the current request."""
         if self._task is not None:
             self._task.cancel()
             self._task = None  # its exception holds the request
@@ -243,11 +243,11 @@ class _Client(ClientSide):
             self._proxy.admission.end_request()
 
     def _read_requests(self) -> None:
-        """Read on until Triton has something to answer."""
+        """Read requests until one waits for Triton."""
         while self._can_read():
             try:
                 request = self._next_request()
-            except RefusedRequestError as error:  # where it ends is unknown
+            except RefusedRequestError as error:  # its end is unknown
                 self._refuse(error)
                 return
             if request is None:
@@ -286,16 +286,16 @@ class _Client(ClientSide):
         return reader.read_body()
 
     def _check_call(self, request: Request) -> Call:
-        """Return what a request calls. RefusedRequestError for a call that is closed to it.
+        """Return the call of a request. RefusedRequestError for one that is closed to the client.
 
-        Queries, which Triton does not read, are taken off.
+        Query strings, which Triton does not read, are removed.
         """
         request.path = request.path.partition(b"?")[0]
         sent = request.values(KEY_HEADER.encode())
         return self._proxy.calls.check_http(request.path, sent[0] if sent else None)
 
     def _admit(self, request: Request) -> None:
-        """Count a request that a model answers. RefusedRequestError where too many wait."""
+        """Count a request that a model answers. RefusedRequestError if too many wait."""
         call = self._check_call(request)
         if call.runs_model:
             self._proxy.admission.charge(self.peer, call.key)
@@ -309,7 +309,7 @@ class _Client(ClientSide):
         self._after_answer(request)
 
     def _after_answer(self, request: Request) -> None:
-        """Go on after an answer of the proxy itself."""
+        """Continue after an answer of the proxy itself."""
         self._answered()
         if request.closes:
             self._end()
@@ -319,13 +319,13 @@ class _Client(ClientSide):
         self._wait(_Stage.READING if self.is_slow else _Stage.IDLE)
 
     def _refuse(self, error: RefusedRequestError) -> None:
-        """Answer by a refusal, and end the connection."""
+        """Answer with a refusal, and end the connection."""
         self._answer = None
         self.transport.write(write_error(error, closes=True))
         self._end()
 
     async def _check_elsewhere(self, request: Request) -> None:
-        """Check a large request, and ask Triton."""
+        """Check a large request in the check process, then send it to Triton."""
         name, version = _model_of(request)
         try:
             checked = await self._proxy.checks.check_body(
@@ -343,14 +343,14 @@ class _Client(ClientSide):
         self._continue()
 
     def _continue(self) -> None:
-        """Read the next request where one has arrived."""
+        """Read the next request if one has arrived."""
         if self._can_read():
             self.release("ahead")
             self._read_requests()
             self._count_bytes()
 
     def _checked(self, request: Request) -> bytes:
-        """Return a small request for Triton. LargeContentError for another one."""
+        """Return a small request for Triton. LargeContentError for a large one."""
         self._exchange = None
         if not request.body:
             return request.write(b"", self._proxy.key_headers, self._proxy.key_lines)
@@ -363,7 +363,7 @@ class _Client(ClientSide):
         return self._for_triton(request, checked, name, version)
 
     def _for_triton(self, request: Request, checked: CheckedBody, name: str, version: str) -> bytes:
-        """Return a request as Triton gets it, and note what is to be logged of it."""
+        """Return a request for Triton, and prepare its log entry."""
         route = self._proxy.router.route(name, version, checked.session)
         if route.model is not None:
             request.path = b"/v2/models/%s/infer" % route.model.encode()
@@ -403,7 +403,7 @@ class _Client(ClientSide):
         triton.transport.write(self._request)
 
     def answer_received(self, data: bytes) -> None:
-        """Pass on what Triton sends; the answer's end is the beginning of the next request."""
+        """Forward data of Triton; the end of an answer starts the next request."""
         answer = self._answer
         try:
             part = b"" if answer is None else answer.feed(data)
@@ -434,14 +434,14 @@ class _Client(ClientSide):
             self._continue()
 
     def triton_lost(self, triton: _Triton) -> None:
-        """Ask again where a connection that waited was closed, else tell the client."""
+        """Retry if Triton closed an idle connection, else report the failure to the client."""
         if triton is not self.other:
             return
         self.other = None
         if self._answer is None or self._is_ended:
             return
         if self._answer.has_head:
-            self.transport.abort()  # the client must not take it for the end
+            self.transport.abort()  # the client must not read this as the end of the answer
         elif self._is_first:
             self._refuse(_UNAVAILABLE)
         else:
@@ -460,14 +460,14 @@ class _Client(ClientSide):
         if self.transport.is_closing():
             return
         self._wait(_Stage.END)
-        with suppress(OSError):  # the client is gone, which the loop has not seen
+        with suppress(OSError):  # the client has closed the connection
             self.transport.write_eof()
         self.release("ahead")
         self._loop.call_later(_LINGER_SECONDS, self.transport.close)
 
 
 def _model_of(request: Request) -> tuple[str, str]:
-    """Return the name and version of the model that a request asks; empty for other requests."""
+    """Return the name and version of the model of a request, empty for other requests."""
     path = _INFER.fullmatch(request.path)
     return ("", "") if path is None else (path[1].decode(), (path[2] or b"").decode())
 

@@ -26,38 +26,38 @@ if TYPE_CHECKING:
 
 
 _FILES_A_CONNECTION = 4
-"""Of both ports, each with the connection to Triton."""
+"""File descriptors per connection: both ports, each with a connection to Triton."""
 _OTHER_FILES = 200
 logger = logging.getLogger(__name__)
 _WATCH_SECONDS = 0.5
-"""Interval between two looks at the connections."""
+"""Interval between checks of the connections for time-outs."""
 _TRIM_TURNS = 4
-"""Looks between two at the memory."""
+"""Number of these intervals between returns of free memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProxyOptions:
-    """Where a proxy listens, and where its Triton does."""
+    """Addresses of a proxy and its Triton, and options."""
 
     http_host: str
     grpc_host: str
     ports: Ports
     repository: Path | None
-    """What Triton serves, for the outputs of requests that name none."""
+    """Repository that Triton serves, for the outputs of requests without outputs."""
     triton_host: str
     triton_ports: Ports
     tls: Tls | None
     keys: tuple[ClientKey, ...] = ()
-    """Keys of clients, none for a server that all may ask."""
+    """Keys of clients, empty for a server without keys."""
     triton_key: str | None = None
-    """What Triton expects of the proxy in the header `PROXY_KEY_HEADER`."""
+    """Key that Triton expects of the proxy in the header `PROXY_KEY_HEADER`."""
     limits: Limits = DEFAULT_LIMITS
     request_log: RequestLogOptions | None = None
     experiment: "Experiment | None" = None
 
 
 class Proxy:
-    """Listens from `start` to `stop`."""
+    """Proxy that listens from `start` to `stop`."""
 
     def __init__(self, options: ProxyOptions) -> None:
         self._options = options
@@ -68,7 +68,7 @@ class Proxy:
         self._error: Exception | None = None
 
     def start(self) -> None:
-        """Listen; return when connections are accepted. ServingError where that fails."""
+        """Listen; return when connections are accepted. ServingError if that fails."""
         return_heap()
         if self._log is not None:
             self._log.start()
@@ -83,7 +83,7 @@ class Proxy:
             raise ServingError(f"cannot listen: {self._error}. Choose other ports.") from None
 
     def stop(self) -> None:
-        """Close all connections, and write what is to be logged."""
+        """Close all connections, and write the rest of the request log."""
         try:
             self._stop()
         finally:
@@ -146,7 +146,7 @@ class Proxy:
             checks.stop()
 
     async def _watch(self, admission: "Admission", checks: "CheckProcess", *servers: Any) -> None:
-        """Close what takes too long and return what memory is free, until the proxy stops."""
+        """Apply time-outs and return free memory until the proxy stops."""
         loop = asyncio.get_running_loop()
         for turn in itertools.count():
             if self._stopped.is_set():
@@ -163,7 +163,7 @@ class Proxy:
 
 
 def _with_files(limits: Limits) -> Limits:
-    """Return limits for which the process may open enough files, of which it asks for more."""
+    """Raise the limit of open files, and return limits with connections that fit in it."""
     needed = _FILES_A_CONNECTION * limits.max_connections + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft >= needed:

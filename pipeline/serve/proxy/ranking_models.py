@@ -11,9 +11,9 @@ from pipeline.serve.client.answers import OUTPUTS
 
 
 class RankingModels:
-    """Set of their names, which follows the exports into a repository; empty without one.
+    """Names of these models, kept up to date with the repository; empty without one.
 
-    Each version of a model has a name of its own beside the model's.
+    Each kept version of a model also has its own name.
     """
 
     def __init__(self, repository: Path | None) -> None:
@@ -26,21 +26,21 @@ class RankingModels:
         return name in self.names()
 
     def names(self) -> frozenset[str]:
-        """Return the names as they are now."""
+        """Return the current names."""
         if self.repository is not None:
             try:
                 stat = (self.repository / MANIFEST).stat()
-            except OSError:  # exchanged in this moment, or gone
+            except OSError:  # being replaced, or removed
                 return self._names
             if self._manifest != (stat.st_ino, stat.st_mtime_ns):
-                with suppress(ArtifactError, OSError):  # as above: what was read before stays
+                with suppress(ArtifactError, OSError):  # as above; the names stay
                     self._names = _ranking_models(self.repository)
                     self._manifest = (stat.st_ino, stat.st_mtime_ns)
         return self._names
 
 
 def model_configs(repository: Path) -> dict[str, str]:
-    """Return the configuration of each model that clients ask, by name. ArtifactError, OSError."""
+    """Return the configuration of each model of clients by name. ArtifactError, OSError."""
     facts = read_manifest(repository, "repository", check_files=False)
     names = (facts["name"], *facts.get("other_models", ()))
     return {name: (repository / name / "config.pbtxt").read_text("utf-8") for name in names}

@@ -1,9 +1,7 @@
-"""Checks of requests that end or block Triton 2.51, and their default outputs.
+"""Checks for requests that crash or block Triton 2.51, and default outputs of requests.
 
-docs/concepts/proxy.md has the list.
-
-They refuse what Triton cannot stand and nothing else: the request runtime checks what a request
-says.
+docs/concepts/proxy.md has the list. The checks refuse nothing else: the request runtime checks the
+content of a request.
 """
 
 import json
@@ -20,13 +18,13 @@ from pipeline.serve.proxy.session_names import session_of, session_of_message
 from pipeline.serve.runtime.request import MAX_REQUEST_VALUES
 
 CLASSIFICATION = "classification"
-"""Parameter of an output. Asked of text, it ends Triton by a division by zero."""
+"""Parameter of an output. For a text tensor, it crashes Triton by a division by zero."""
 NO_CLASSIFICATION = (
     "classification is not supported: lists are ranked already. Leave the parameter out."
 )
 _WINDOW_BITS = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
 _ANY_WINDOW_BITS = zlib.MAX_WBITS | 32
-"""Of both: zlib sees by the first bytes which one it is."""
+"""Window bits with which zlib detects gzip or deflate."""
 _JSON_OUTPUTS = [{"name": name} for name in OUTPUTS]
 _BINARY_OUTPUTS = [{"name": name, "parameters": {"binary_data": True}} for name in OUTPUTS]
 _MESSAGE_OUTPUTS = ModelInferRequest(
@@ -40,39 +38,39 @@ class RefusedRequestError(ValueError):
     def __init__(self, reason: str, status: int = 400, *, retry_seconds: int = 0) -> None:
         super().__init__(reason)
         self.status = status
-        """Status of HTTP."""
+        """HTTP status."""
         self.retry_seconds = retry_seconds
-        """After how long the client may ask again, 0 where that is of no use."""
+        """Seconds after which the client may retry, 0 if a retry cannot succeed."""
 
 
 class LargeContentError(Exception):
-    """Content that is too large to be checked beside the other connections."""
+    """Content that is too large to be checked in the proxy's thread."""
 
 
 class CheckedBody(NamedTuple):
-    """Body of a request as Triton gets it."""
+    """Body of a request for Triton."""
 
     content: bytes
     json_length: int | None
-    """Size of the JSON before binary tensors, None where the body is JSON alone."""
+    """Size of the JSON before binary tensors, None if the body is only JSON."""
     session: str | None = None
     """Session that the parameters of the request name."""
 
 
 class CheckedMessage(NamedTuple):
-    """Message of gRPC as Triton gets it."""
+    """gRPC message for Triton."""
 
     content: bytes
     model: str = ""
-    """Name of the model that the message has inputs for; empty for other messages."""
+    """Name of the model whose inputs the message holds, empty for other messages."""
     version: str = ""
-    """Version that it asks for, empty for the served one."""
+    """Requested version, empty for the served one."""
     session: str | None = None
     """Session that the parameters of the request name."""
 
 
 def inflate(body: bytes, encoding: str, max_bytes: int, large_bytes: int | None = None) -> bytes:
-    """Return the content of a body with a Content-Encoding; a bounded part of it is inflated.
+    """Decompress a body with a Content-Encoding, up to a bound.
 
     RefusedRequestError for more than `max_bytes`, LargeContentError for more than `large_bytes`.
     """
@@ -84,7 +82,7 @@ def inflate(body: bytes, encoding: str, max_bytes: int, large_bytes: int | None 
 
 
 def inflate_message(message: bytes, max_bytes: int, large_bytes: int | None = None) -> bytes:
-    """Return the content of a compressed message of gRPC, as `inflate` does."""
+    """Decompress a gRPC message, as `inflate` does."""
     refusal = "message is not gzip or deflate"
     return _inflate(message, _ANY_WINDOW_BITS, refusal, max_bytes, large_bytes)
 
@@ -117,8 +115,8 @@ def check_body(
 ) -> CheckedBody:
     """Check the body of a POST; `json_lengths` are the Inference-Header-Content-Length headers.
 
-    JSON that Python and Triton could read differently, such as an object with a key twice, is
-    refused. A request for one of the models that recommend gets `OUTPUTS` if it names no outputs.
+    JSON that Python and Triton could parse differently, such as a duplicate key, is refused. A
+    request for a model that recommends items gets `OUTPUTS` if it names no outputs.
     """
     head = body
     if json_lengths:
@@ -144,8 +142,8 @@ def check_message(
 ) -> CheckedMessage:
     """Check a message of gRPC.
 
-    A request for one of the models that recommend gets `OUTPUTS` if it names no outputs. A message
-    of another method than ModelInfer has no inputs, or is none of ModelInfer at all.
+    A request for a model that recommends items gets `OUTPUTS` if it names no outputs. A message of
+    another method than ModelInfer has no inputs, or does not parse as ModelInfer.
     """
     try:
         request = ModelInferRequest.FromString(message)
@@ -162,13 +160,13 @@ def check_message(
         _check_shape(tensor.shape, len(message))
     name, session = request.model_name, session_of_message(request.parameters)
     if not request.outputs and name in ranking_models:
-        # messages one after the other are one message with the fields of both
+        # concatenated messages parse as one message with the fields of both
         message += _MESSAGE_OUTPUTS
     return CheckedMessage(message, name, request.model_version, session)
 
 
 def for_model(message: bytes, name: str) -> bytes:
-    """Return a message that asks another model: its last name counts."""
+    """Return a message for another model: of two names, protobuf takes the last."""
     return message + ModelInferRequest(model_name=name).SerializeToString()
 
 
@@ -193,7 +191,7 @@ def _read_json(head: bytes, limits: Limits) -> Any:
         return values
 
     try:
-        # bytes that are no UTF-8 are left to Triton
+        # Triton checks for invalid UTF-8
         text = head.decode("utf-8", "surrogateescape")
         return json.loads(text, strict=False, object_pairs_hook=unique_keys)
     except RefusedRequestError:
@@ -205,7 +203,7 @@ def _read_json(head: bytes, limits: Limits) -> Any:
 
 
 def _with_outputs(body: bytes, head: bytes, request: dict[str, Any]) -> tuple[bytes, bytes]:
-    """Return body and JSON with `OUTPUTS` as the first key, all else as it was sent."""
+    """Return body and JSON with `OUTPUTS` as the first key, otherwise unchanged."""
     parameters = request.get("parameters")
     is_binary = isinstance(parameters, dict) and parameters.get("binary_data_output") is True
     outputs = json.dumps(_BINARY_OUTPUTS if is_binary else _JSON_OUTPUTS)
@@ -219,10 +217,10 @@ def _dicts(values: Any) -> Iterable[dict[str, Any]]:
 
 
 def _check_inputs(inputs: Any, num_bytes: int, *, is_bounded: bool) -> None:
-    """Refuse what costs Triton more than the client.
+    """Refuse inputs that cost Triton more than the client.
 
-    A shape with more values than a body has bytes is allocated at once. What is no tensor, and
-    values that the models of a repository refuse (`is_bounded`), Triton reads all the same.
+    Triton allocates a shape with more values than the body has bytes, and parses values that are
+    not tensors or, with `is_bounded`, that the models of the repository refuse.
     """
     if isinstance(inputs, list) and not all(isinstance(tensor, dict) for tensor in inputs):
         raise RefusedRequestError("an input is no object")
@@ -249,7 +247,7 @@ def _check_shape(shape: Iterable[Any], num_bytes: int) -> None:
 
 
 def _check_counts(request: Any, limits: Limits) -> None:
-    """Refuse a message with more fields of a kind than objects of JSON may have keys."""
+    """Refuse a message with more than `max_keys` fields of a kind."""
     most = limits.max_keys
     fields = (
         (request.inputs, "inputs"),

@@ -1,13 +1,13 @@
-"""Name of the session that a request is from, and the number that follows from it."""
+"""Session id of a request, and its hash as a fraction."""
 
 from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any
 
 SESSION_PARAMETER = "session"
-"""Parameter of a request, HTTP and gRPC alike: text or a whole number."""
+"""Parameter of a request over HTTP or gRPC: text or a whole number."""
 CONTROL = "control"
-"""Arm of an experiment that the model answers which was asked."""
+"""Arm of an experiment for which the requested model answers."""
 _MAX_KEY_BYTES = 64
 """Largest key that BLAKE2b takes."""
 
@@ -33,9 +33,9 @@ def session_of_message(parameters: Mapping[str, Any]) -> str | None:
 
 
 def session_fraction(key: str, session: str) -> float:
-    """Return a number in [0, 1) that depends on both texts alone: BLAKE2b of `session`.
+    """Return a number in [0, 1) that depends only on both texts: BLAKE2b of `session`.
 
-    Fractions of different keys are independent of each other.
+    Fractions of different keys are independent.
     """
     content = session.encode("utf-8", "surrogatepass")
     digest = blake2b(content, digest_size=6, key=key.encode()[:_MAX_KEY_BYTES]).digest()

@@ -1,4 +1,4 @@
-"""Turns of clients at something that serves one request at a time."""
+"""Fair lock for a resource that serves one request at a time."""
 
 import asyncio
 from collections import deque
@@ -7,16 +7,16 @@ from contextlib import asynccontextmanager
 
 
 class Turns:
-    """Lock that clients hold by turns: each waits for at most one request of every other client."""
+    """Lock that clients hold in turn: each waits for at most one request of every other client."""
 
     def __init__(self) -> None:
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
-        """Requests of each client, first the client whose turn is next."""
+        """Waiting requests by client; the client whose turn is next comes first."""
         self._is_held = False
 
     @asynccontextmanager
     async def turn(self, client: str) -> AsyncIterator[None]:
-        """Wait for a turn of a client, and hold the lock."""
+        """Hold the lock in a turn of `client`."""
         if self._is_held:
             await self._wait(client)
         self._is_held = True
@@ -31,12 +31,12 @@ class Turns:
         try:
             await future
         except asyncio.CancelledError:
-            if not future.cancelled():  # the lock was passed on to it already
+            if not future.cancelled():  # it holds the lock already
                 self._release()
             raise
 
     def _release(self) -> None:
-        """Pass the lock on to the next client, which goes to the end of the round."""
+        """Pass the lock to the next client, which moves to the end of the round."""
         while self._waiting:
             client = next(iter(self._waiting))
             requests = self._waiting.pop(client)

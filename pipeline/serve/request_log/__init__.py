@@ -1,1 +1,1 @@
-"""Log of requests and of the lists that answered them."""
+"""Log of requests and their recommendation lists."""

@@ -1,4 +1,4 @@
-"""Rows of the log from a request and its answer, as the proxy has passed them on."""
+"""Rows of the request log from the bytes of a request and its answer."""
 
 import json
 from collections.abc import Iterator
@@ -13,39 +13,39 @@ from pipeline.serve.proxy.request_checks import inflate, inflate_message
 from pipeline.serve.runtime.lookups import MISSING_INTEGER
 
 MAX_ID_CHARACTERS = 256
-"""Characters of an id that are logged; no sensible id is longer."""
+"""Largest number of characters of an id that are logged."""
 GRPC_PREFIX_BYTES = 5
-"""Before each message: whether it is compressed, and its size."""
+"""Bytes before each message: whether it is compressed, and its size."""
 _MAX_ANSWER_BYTES = 64 << 20
-"""Largest answer that is inflated for the log."""
+"""Largest answer after decompression that is logged."""
 _NUMBERS = {"INT64": "<i8", "INT32": "<i4"}
 _REQUEST_TENSORS = ("item_id", "session_id", "length")
 
 
 @dataclass(slots=True)
 class Exchange:
-    """A request that is to be logged, and what has come of its answer."""
+    """A request to log, and the received part of its answer."""
 
     protocol: Literal["http", "grpc"]
     time_microseconds: int
-    """Since 1970 UTC."""
+    """Time of the request since 1970 UTC."""
     session: str | None
-    """Name of the session that the client gave the request."""
+    """Session id in the parameters of the request."""
     content: bytes
-    """Body of HTTP, message of gRPC."""
+    """HTTP body or gRPC message."""
     experiment: str | None = None
     arm: str | None = None
-    """Arm of the experiment that the session was drawn into."""
+    """Arm of the experiment to which the session belongs."""
     model: str | None = None
-    """Name of the model in the log, None for the one that the answer has."""
+    """Name of the model in the log, None for the one in the answer."""
     json_length: int | None = None
-    """Size of the JSON before binary tensors of HTTP, None where the body is JSON alone."""
+    """Size of the JSON before binary tensors of HTTP, None if the body is only JSON."""
     answer: bytearray = field(default_factory=bytearray)
-    """Head and body of HTTP, DATA of gRPC."""
+    """HTTP headers and body, or gRPC DATA."""
 
     @property
     def num_bytes(self) -> int:
-        """Size of both contents."""
+        """Size of request and answer."""
         return len(self.content) + len(self.answer)
 
 
@@ -76,9 +76,9 @@ class _Tensors(NamedTuple):
 
 
 def read_rows(exchange: Exchange) -> list[Row]:
-    """Return the rows of an exchange; none where the answer is an error or has no list.
+    """Return the rows of an exchange, none for an error or an answer without lists.
 
-    ValueError, or another exception, for bytes that are no request and answer of these models.
+    ValueError, or another exception, for bytes that are not a request and answer of these models.
     """
     is_http = exchange.protocol == "http"
     answer = _http_answer(exchange.answer) if is_http else _grpc_answer(exchange.answer)
@@ -113,7 +113,7 @@ def read_rows(exchange: Exchange) -> list[Row]:
 def _sessions(
     tensors: dict[str, _Tensor],
 ) -> Iterator[tuple[str | None, list[str | None]]]:
-    """Yield session id and items of each session, of a flat request in the order of beginning."""
+    """Yield session id and items of each session, in a flat request by first occurrence."""
     items, ids = tensors["item_id"], tensors.get("session_id")
     rows, width = items.shape
     if ids is not None and ids.shape == items.shape and rows == 1 and width > 1:
@@ -131,7 +131,7 @@ def _sessions(
 
 
 def _lists(tensor: _Tensor, count: int) -> list[list[str | None]]:
-    # a flat request has its lists one after the other in a single row
+    # a flat request has its lists concatenated in a single row
     if tensor.shape[0] not in (1, count) or len(tensor.values) % count:
         raise ValueError("the answer has another number of lists")
     size = len(tensor.values) // count
@@ -234,6 +234,6 @@ def _text(value: Any) -> str | None:
 
 
 def _clean(text: str) -> str:
-    """Return text that is UTF-8 and bounded, without NUL, which the server leaves out too."""
+    """Return bounded UTF-8 text without NUL, which the server removes too."""
     text = text[:MAX_ID_CHARACTERS].replace("\0", "")
     return text.encode("utf-8", "replace").decode()

@@ -1,4 +1,4 @@
-"""Parquet files of a request log: each is written at once and under its name only when whole."""
+"""Parquet files of a request log, each written atomically."""
 
 import os
 import secrets
@@ -29,17 +29,17 @@ SCHEMA = pa.schema(
         ("recommendations", pa.list_(pa.string())),
     ]
 )
-"""Columns of a log, one row a session of a request: `items` oldest first, `recommendations` best
-first, both as raw ids in text."""
+"""Columns of a log, one row per session of a request: `items` oldest first, `recommendations` best
+first, both raw ids as text."""
 FILE_PATTERN = "requests-*.parquet"
 _HIDDEN = r"\.requests-.*\.parquet\..*"
-"""Files in the making, here and of earlier versions."""
+"""Partial files, of this and of earlier versions."""
 
 
 def open_log(directory: Path) -> None:
-    """Make the directory, which only its owner may read, and remove what killed writers left.
+    """Create the directory, which only its owner may read, and remove files of killed writers.
 
-    ConfigError where files cannot be written there.
+    ConfigError if the directory cannot be written.
     """
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -22,20 +22,20 @@ _ROWS_PER_BATCH = 1_000
 _IDS_PER_BATCH = 100_000
 _STOP_SECONDS = 10
 _DROPPED = "{} requests were not logged: the queue was full"
-_UNREADABLE = "{} requests were not logged: their form is not that of a request for lists"
+_UNREADABLE = "{} requests were not logged: they are not valid requests for lists"
 _UNWRITTEN = "{} rows were lost: the file could not be written"
 
 
 class RequestLog:
-    """Log from `start` to `stop`.
+    """Request log that runs from `start` to `stop`.
 
-    `put` is for the thread of the proxy. It never waits and never raises: what the queue does not
-    take is dropped and counted. A disk that is full, like any other error of writing, is one
+    The proxy's thread calls `put`, which never blocks and never raises: exchanges that do not fit
+    in the queue are dropped and counted. A full disk, or another error of writing, causes one
     warning until a file can be written again.
     """
 
     def __init__(self, options: RequestLogOptions) -> None:
-        """Make the directory. ConfigError where it cannot be written."""
+        """Create the directory. ConfigError if it cannot be written."""
         open_log(options.directory)
         self._options = options
         self._queue: queue.Queue[Exchange | None] = queue.Queue(options.max_queued)
@@ -49,12 +49,12 @@ class RequestLog:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Take exchanges."""
+        """Start the thread that writes exchanges."""
         self._thread = threading.Thread(target=self._run, name="request log", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Write what waits; does nothing where nothing runs."""
+        """Write the queued exchanges; does nothing if the log does not run."""
         if self._thread is not None:
             with suppress(queue.Full):  # an ended thread no longer empties the queue
                 self._queue.put(None, timeout=_STOP_SECONDS)
@@ -62,16 +62,16 @@ class RequestLog:
             self._thread = None
 
     def wants(self, session: str | None) -> bool:
-        """Return whether a request is in the sample: all of a session, or none."""
+        """Return whether a request is in the sample, all of a session or none."""
         share = self._options.share
         if share >= 1:
             return True
         if session is None:
-            return random.random() < share  # noqa: S311  a sample, no secret
+            return random.random() < share  # noqa: S311  a sample, not a secret
         return session_fraction(_SAMPLE_KEY, session) < share
 
     def put(self, exchange: Exchange) -> None:
-        """Queue an exchange whose answer is whole."""
+        """Queue an exchange whose answer is complete."""
         size = exchange.num_bytes
         if self._put_bytes - self._taken_bytes + size > self._options.max_queued_bytes:
             self.counts[_DROPPED] += 1
@@ -100,11 +100,11 @@ class RequestLog:
             self._report()
 
     def _take(self, exchange: Exchange) -> int:
-        """Read the rows of an exchange; return the size of the batch that they complete."""
+        """Read the rows of an exchange; return the bytes of the batch that they complete, or 0."""
         self._taken_bytes += exchange.num_bytes
         try:
             rows = read_rows(exchange)
-        except Exception:  # whatever a client sent, the log goes on
+        except Exception:  # no request of a client may end the log
             logger.debug("A request is not logged.", exc_info=True)
             self.counts[_UNREADABLE] += 1
             return 0
@@ -117,7 +117,7 @@ class RequestLog:
         rows, self._rows, self._num_ids = self._rows, [], 0
         try:
             batch = to_batch(rows)
-        except Exception:  # a number that no column holds
+        except Exception:  # a number outside the range of its column
             logger.debug("Rows are not logged.", exc_info=True)
             self.counts[_UNREADABLE] += len(rows)
             return 0
@@ -136,7 +136,7 @@ class RequestLog:
             self.counts[_UNWRITTEN] += sum(batch.num_rows for batch in batches)
             if not self._is_failing:
                 logger.warning(
-                    "Warning: requests cannot be logged in %s: %s. The server goes on without.",
+                    "Warning: requests cannot be logged in %s: %s. The server continues.",
                     self._options.directory, getattr(error, "strerror", None) or error,
                 )  # fmt: skip
             self._is_failing = True
@@ -146,8 +146,8 @@ class RequestLog:
             self._is_failing = False
 
     def _report(self) -> None:
-        """Say how many rows are missing, of each reason in turn, when that has grown."""
-        if self._is_failing:  # said already
+        """Log how many more rows are missing, by reason."""
+        if self._is_failing:  # reported already
             return
         for text, count in self.counts.items():
             if count > self._reported[text]:

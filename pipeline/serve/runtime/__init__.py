@@ -1,4 +1,4 @@
-"""Request runtime: work of the server before and after the model, on NumPy alone.
+"""Request runtime: encodes requests and decodes lists around the model, with NumPy alone.
 
 request.py checks a request, rows.py pads its sessions, request_encoder.py maps raw values to
 indices with lookups.py, batching.py runs the model and maps item indices back to raw ids.

@@ -1,4 +1,4 @@
-"""Requests through the model: encoded together, in batches of a bounded size, and responses."""
+"""Batches of encoded requests for the model, and responses from its output."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class Recommendations(NamedTuple):
     """Output of the model for S sessions."""
 
     scores: NDArray[Any]
-    """(S, K) best first, minus infinity behind the end of a short list."""
+    """(S, K) best first, minus infinity after the end of a short list."""
     items: NDArray[Any]
     """(S, K) item indices."""
     embeddings: NDArray[Any]
-    """(S, E) vectors of the sessions; inner products with those of items are the scores of the next
+    """(S, E) session vectors, whose inner products with item vectors are the scores of the next
     item."""
     targets: NDArray[Any]
-    """(S, N) predictions of the targets beside the next item."""
+    """(S, N) predictions of the targets besides the next item."""
     item_targets: NDArray[Any]
     """(S, K, M) predictions of the targets per item."""
 
@@ -80,9 +80,9 @@ class BatchRunner:
         candidates: NDArray[Any],
         k: int,
     ) -> NDArray[Any]:
-        """Return (S, n) int32, one session a row, which `unpack` of the model takes apart.
+        """Return (S, n) int32, one row per session, the input of `unpack_request` in the model.
 
-        Floats are the bits of integers.
+        Floats are stored as the bits of integers.
         """
         columns = [encoded[name][rows] for name in self.packing]
         integers = [values for values in columns if values.dtype.kind == "i"]
@@ -96,8 +96,8 @@ class BatchRunner:
     def _encode(self, requests: list[Request]) -> dict[str, NDArray[Any]]:
         """Encode all sessions, in the order of the requests.
 
-        Neighbours with the same optional columns are encoded at once: what a request leaves out is
-        filled in, whatever the others have.
+        Neighbours with the same optional columns are encoded together, so that the columns that a
+        request leaves out are filled in independently of other requests.
         """
         longest = max(int(request.rows.lengths.max()) for request in requests)
         columns = self.encoder.columns
@@ -110,10 +110,10 @@ class BatchRunner:
 
 
 def _slice_rows(parts: list[NDArray[Any]], rows: slice) -> NDArray[Any]:
-    """Return some rows of arrays of different widths below each other, padded with 0.
+    """Return a range of rows of stacked arrays of different widths, padded with 0.
 
-    The result is as wide as the widest of these rows: a wide request costs those beside it in a
-    batch, and a batch is bounded.
+    The result is as wide as the widest of these rows, so a wide request costs others only within
+    its bounded batch.
     """
     blocks = []
     first = 0
@@ -141,11 +141,12 @@ def response_tensors(
     encoder: Encoder,
     outputs: Collection[str],
 ) -> dict[str, NDArray[Any]]:
-    """Return those of the tensors that `outputs` names.
+    """Return the tensors that `outputs` names.
 
-    They are (B, k) `item_ids` and `scores`, (B, E) `embedding`, (B, 1) `num_known`, `session_ids`
-    and each target, and (B, k) each target per item; of a flat request in one row: (1, S * k),
-    (1, S * E), (1, S). A short list ends in missing ids, whose scores are minus infinity.
+    Available are (B, k) `item_ids` and `scores`, (B, E) `embedding`, (B, 1) `num_known`,
+    `session_ids` and each target, and (B, k) each target per item. A flat request has them in one
+    row: (1, S * k), (1, S * E), (1, S). A short list ends in missing ids with scores of minus
+    infinity.
     """
     scores = recommendations.scores[:, : request.k]
     rows = 1 if request.flat else len(scores)

@@ -1,4 +1,4 @@
-"""Values of the expressions of features: the same code for training data and for requests.
+"""Values of the expressions of features, for training data and for requests.
 
 Letters: N interactions, sorted by session and time, or N sessions.
 """
@@ -15,20 +15,20 @@ from numpy.typing import NDArray
 from .lookups import MISSING_INTEGER, UNKNOWN_INTEGER
 
 SEPARATOR = b"|"
-"""Between the categories that `cross` joins."""
+"""Separator of the categories that `cross` joins."""
 
 
 class Categories(NamedTuple):
-    """Categories as positions among distinct ones."""
+    """Categories as codes of distinct texts."""
 
     codes: NDArray[Any]
-    """(N,) int64, -1 for a missing one."""
+    """(N,) int64 positions in `texts`, -1 for a missing category."""
     texts: list[bytes]
-    """UTF-8; no text is twice in it."""
+    """Distinct texts in UTF-8."""
 
     @classmethod
     def of(cls, values: NDArray[Any]) -> Categories:
-        """(N,) int64, or texts as bytes or str, of which the empty one is missing."""
+        """Read (N,) int64, or texts as bytes or str; empty text is missing."""
         if values.dtype.kind == "i":
             integers, codes = np.unique(values, return_inverse=True)
             missing = (integers == MISSING_INTEGER) | (integers == UNKNOWN_INTEGER)
@@ -44,7 +44,7 @@ class Categories(NamedTuple):
 
     @property
     def values(self) -> NDArray[Any]:
-        """(N,) bytes; the empty one is missing."""
+        """(N,) bytes; empty for a missing category."""
         texts = np.empty(len(self.texts) + 1, object)
         texts[:] = [*self.texts, b""]
         return texts[self.codes]
@@ -67,20 +67,20 @@ class Statistic(NamedTuple):
 
 
 class Sessions(NamedTuple):
-    """What an expression reads of some sessions."""
+    """Inputs of an expression for some sessions."""
 
     columns: Mapping[str, Values]
     """(N,) float64 with NaN, or categories, by name."""
     starts: NDArray[Any]
     """(N,) int64 position of the first interaction of the session of each interaction."""
     statistics: Mapping[str, Statistic]
-    """By the JSON of the call."""
+    """Statistics by `statistic_key` of their call."""
 
 
 def evaluate(tree: Any, sessions: Sessions) -> Values:
-    """(N,) float64 or categories: the value of an expression for each interaction.
+    """Return the value of an expression for each interaction: (N,) float64 or categories.
 
-    What has no value, such as the logarithm of a negative number, is NaN.
+    An undefined value, such as the logarithm of a negative number, is NaN.
     """
     with np.errstate(all="ignore"):
         value = _evaluate(tree, sessions)
@@ -90,7 +90,7 @@ def evaluate(tree: Any, sessions: Sessions) -> Values:
 
 
 def finite(numbers: NDArray[Any]) -> NDArray[Any]:
-    """(N,) float64 with NaN for what is infinite in float32, as numbers of a log are read."""
+    """Return (N,) float64 with NaN for numbers that are infinite in float32, as a log is read."""
     with np.errstate(over="ignore"):
         return np.where(np.isinf(numbers.astype(np.float32)), np.nan, numbers)
 
@@ -116,7 +116,7 @@ def statistic_key(call: Any) -> str:
 
 
 def _lag(starts: NDArray[Any], values: Any, steps: float = 1) -> Any:
-    """Value of the interaction that lies `steps` before in the session."""
+    """Return the value of the interaction `steps` positions earlier in the session."""
     steps = int(steps)
     is_category = isinstance(values, Categories)
     numbers = np.broadcast_to(values.codes if is_category else values, len(starts))
@@ -127,13 +127,13 @@ def _lag(starts: NDArray[Any], values: Any, steps: float = 1) -> Any:
 
 
 def _bucket(numbers: Any, *bounds: float) -> NDArray[Any]:
-    """Number of rising bounds that are at most the number."""
+    """Return how many of the ascending bounds are at most the number."""
     buckets = np.searchsorted(np.array(bounds), numbers, side="right").astype(np.float64)
     return np.where(np.isnan(numbers), np.nan, buckets)
 
 
 def _cross(starts: NDArray[Any], *parts: Any) -> Categories:
-    """Texts joined; missing where one of them is."""
+    """Return the joined texts, missing if one of them is."""
     size = len(starts)
     codes = np.zeros(size, np.int64)
     texts = [b""]
@@ -150,7 +150,7 @@ def _cross(starts: NDArray[Any], *parts: Any) -> Categories:
             (texts[left] + SEPARATOR if number else b"") + other[right]
             for left, right in zip(lefts.tolist(), rights.tolist())  # noqa: B905
         ]
-    # texts that hold the separator may meet
+    # texts that contain the separator may become equal
     position = {text: number for number, text in enumerate(dict.fromkeys(texts))}
     codes = np.array([position[text] for text in texts], np.int64)[codes]
     return Categories(np.where(missing, -1, codes), list(position))

@@ -1,7 +1,7 @@
-"""Tables from raw values to indices.
+"""Lookup tables from raw values to indices.
 
-In a column with `hash_buckets`, that many indices from FIRST_ITEM on are shared by values without
-an index of their own; the indices of the values follow.
+In a column with `hash_buckets`, values outside the vocabulary share this number of indices from
+FIRST_ITEM on; the indices of the vocabulary follow.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MISSING_INTEGER = -(2**63)
 
 
 def without_nul(values: NDArray[Any]) -> NDArray[Any]:
-    """Remove NUL from texts, as reading of a log does; leave other values as they are."""
+    """Remove NUL from texts, as in a log; return other values unchanged."""
     if values.dtype.kind not in "OSU":
         return values
     texts = [
@@ -45,7 +45,7 @@ def object_array(values: list[Any]) -> NDArray[Any]:
 
 
 class IntegerLookup:
-    """Integers to indices by binary search."""
+    """Maps integers to indices by binary search."""
 
     def __init__(self, values: NDArray[Any], hash_buckets: int = 0) -> None:
         self._hash_buckets = hash_buckets
@@ -69,7 +69,7 @@ class IntegerLookup:
 
 
 class TextLookup:
-    """Texts, as UTF-8, to indices by hashing; the empty one is missing."""
+    """Maps UTF-8 texts to indices by a hash table; empty text is missing."""
 
     def __init__(self, values: list[bytes], hash_buckets: int = 0) -> None:
         shift = FIRST_ITEM + hash_buckets
@@ -85,25 +85,25 @@ class TextLookup:
 
 
 class _Indices(dict[bytes, int]):
-    """Indices by value, with a shared one for a value that has none of its own."""
+    """Indices by value, with a shared index for values outside the vocabulary."""
 
     hash_buckets = 0
 
     def __missing__(self, value: bytes) -> int:
-        if b"\0" in value:  # reading of a log removes NUL
+        if b"\0" in value:  # a log is read without NUL
             return self[value.replace(b"\0", b"")]
         return bucket_of(value, self.hash_buckets) if self.hash_buckets else OUT_OF_VOCABULARY
 
 
 SEPARATOR_IN_TAG = "\x1f"
-"""Stands for the separator inside a tag of a list, so that the tag stays one."""
+"""Replaces the separator inside a tag of a list, so that the tag is not split."""
 
 
 _IN_TAG = SEPARATOR_IN_TAG.encode()
 
 
 class MultiValuedLookup:
-    """Texts of several tags to M indices each, padding behind the last."""
+    """Maps texts of several tags to M indices each, with padding after the last."""
 
     def __init__(
         self, lookup: IntegerLookup | TextLookup, separator: str, columns: list[str]
@@ -135,19 +135,19 @@ class MultiValuedLookup:
 
 
 def _integer(word: bytes) -> int:
-    """Return an integer in its canonical form; UNKNOWN_INTEGER, in no table, for other text."""
+    """Return the integer of canonical text; UNKNOWN_INTEGER, in no table, for other text."""
     if _INTEGER.fullmatch(word) and -(2**63) <= (number := int(word)) < 2**63:
         return number
     return UNKNOWN_INTEGER
 
 
 def bucket_of(text: bytes, hash_buckets: int) -> int:
-    """Return the index that a value shares with others, by its CRC-32."""
+    """Return the hash bucket of a value outside the vocabulary, by its CRC-32."""
     return FIRST_ITEM + zlib.crc32(text) % hash_buckets
 
 
 def read_array(path: Path) -> NDArray[Any]:
-    """Read an array. ValueError for a header that the file does not fill; no memory is taken."""
+    """Read an array. ValueError, before memory is allocated, for a file shorter than its header."""
     return np.array(np.load(path, mmap_mode="r", allow_pickle=False))
 
 

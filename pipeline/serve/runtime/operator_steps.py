@@ -1,7 +1,7 @@
-"""Operators of a user's workflow in the form of tables and formulas, computed by NumPy.
+"""Operators of a user's workflow as tables and formulas in NumPy.
 
-A step has the name of its formula (`op`) and its constants. The results are those of NVTabular's
-operators to the last bit; the precision of each formula is the operator's.
+A step has the name of its formula (`op`) and its constants. The results equal those of NVTabular's
+operators bit by bit; each formula has the precision of its operator.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _MASK = (1 << 64) - 1
 
 
 class OperatorSteps:
-    """Steps of one column, from the values of a request to those that its table or model takes."""
+    """Steps of one column, from the values of a request to those of its table or the model."""
 
     def __init__(self, directory: Path, name: str, steps: list[dict[str, Any]]) -> None:
         self._steps = [_formula(directory, f"{name}.{n}", step) for n, step in enumerate(steps)]
 
     def __call__(self, values: NDArray[Any]) -> NDArray[Any]:
         """(n,) -> (n,)"""
-        with np.errstate(all="ignore"):  # missing and infinite numbers go on as they are
+        with np.errstate(all="ignore"):  # missing and infinite numbers pass unchanged
             for step in self._steps:
                 values = step(values)
         return values
@@ -46,7 +46,7 @@ def _formula(
 
 
 class _Lookup:
-    """A value by key: of a missing key first, then of any other, then of each key."""
+    """Maps keys to values, stored for a missing key, for an unknown one, then for each key."""
 
     def __init__(self, directory: Path, name: str, step: dict[str, Any]) -> None:
         self._keys = lookup_of(read_values(directory, f"{name}.keys", step["keys"]))
@@ -118,20 +118,20 @@ def _hash(values: NDArray[Any], step: dict[str, Any]) -> NDArray[Any]:
 
 @lru_cache(maxsize=100_000)
 def _hash_of_text(text: bytes | str) -> int:
-    """pandas' hash of a text; that of a missing one is the largest integer."""
+    """Return pandas' hash of a text, the largest integer for a missing one."""
     encoded = text if isinstance(text, bytes) else text.encode("utf-8")
     return int(_mix(np.array([siphash(encoded)], np.uint64))[0]) if encoded else _MASK
 
 
 def _mix(hashes: NDArray[Any]) -> NDArray[Any]:
-    """Spread 64-bit integers, as pandas does."""
+    """Mix the bits of 64-bit integers, as pandas does."""
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         hashes = (hashes ^ (hashes >> np.uint64(shift))) * np.uint64(factor)
     return hashes ^ (hashes >> np.uint64(31))
 
 
 def siphash(data: bytes, key: bytes = _HASH_KEY) -> int:
-    """SipHash-2-4 of Aumasson and Bernstein, as 64 bits."""
+    """Return the 64-bit SipHash-2-4 of Aumasson and Bernstein."""
     first, second = (int.from_bytes(key[at : at + 8], "little") for at in (0, 8))
     state = (
         *(first ^ 0x736F6D6570736575, second ^ 0x646F72616E646F6D),

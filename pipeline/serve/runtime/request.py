@@ -1,4 +1,4 @@
-"""Requests: checks of the tensors that Triton passes, and their sessions and filters.
+"""Reads requests: checks the tensors from Triton and returns their sessions and filters.
 
 Letters: B rows of a request, n its width, S sessions, X excluded items, C candidates, k the length
 of a list.
@@ -20,13 +20,13 @@ from .times import microseconds
 MAX_REQUEST_VALUES = 100_000
 """Maximum number of values of each tensor of a request."""
 MAX_SESSION_IDS = 10_000
-"""Maximum number of excluded items and of candidates of a session, its own filtered items included:
-requests of one batch are as wide as the widest of them."""
+"""Maximum number of excluded items and of candidates of a session, its own filtered items included,
+as all requests of a batch are padded to the widest."""
 MAX_SESSIONS = 10_000
 """Maximum number of sessions in a flat request."""
 MAX_REQUEST_IDS = 1_000_000
-"""Maximum number of excluded items and of candidates of a request, over all its sessions; a row of
-ids that all sessions share counts for each."""
+"""Maximum number of excluded items and of candidates of a request, over all its sessions; a row
+that all sessions share counts for each session."""
 KINDS = {"int64": "i", "float64": "fi", "string": "OSU"}
 """NumPy kinds of a tensor by type of a column."""
 
@@ -79,7 +79,7 @@ class RequestReader:
                 "session and one interaction."
             )
         for name, values in tensors.items():
-            # Triton repeats a list of ids for all sessions in each row
+            # Triton repeats ids for all sessions in each row
             limit = MAX_REQUEST_IDS if name in ("exclude", "candidates") else MAX_REQUEST_VALUES
             if values.size > limit:
                 raise RequestError(
@@ -161,7 +161,7 @@ class RequestReader:
                 "the item ids of each session, or [1, m]."
             )
         if values.shape[1] == 0:
-            # without any candidate the list is empty and not the whole catalogue
+            # an empty set of candidates gives an empty list, not the whole catalogue
             return np.full((count, int(name == "candidates")), OUT_OF_VOCABULARY)
         if values.shape[1] > MAX_SESSION_IDS or count * values.shape[1] > MAX_REQUEST_IDS:
             raise RequestError(
@@ -171,7 +171,7 @@ class RequestReader:
         _check_type(name, values, self.types["item_id"])
         indices = self.encoder.lookups["item_id"](values.reshape(-1)).reshape(values.shape)
         indices = np.where(indices < OUT_OF_VOCABULARY, 0, indices)  # rows end in missing ids
-        if name == "candidates":  # nor is the list of unknown items
+        if name == "candidates":  # a row of unknown candidates gives an empty list too
             indices[:, 0] = np.where(indices.any(1), indices[:, 0], OUT_OF_VOCABULARY)
         return indices if len(indices) == count else np.repeat(indices, count, axis=0)
 
@@ -195,7 +195,7 @@ class RequestReader:
 
 
 def _replace(values: NDArray[Any], words: frozenset[str], missing: Any) -> NDArray[Any]:
-    """Return values with a missing one in place of those whose text is among `words`."""
+    """Return values with `missing` for those whose text is among `words`."""
     replaced = values.copy()
     for index, value in enumerate(values.tolist()):
         text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
@@ -249,10 +249,10 @@ def _column(
 
 
 def _fill_times(times: NDArray[Any], lengths: NDArray[Any]) -> NDArray[Any]:
-    """Replace missing times, so that an interaction without one keeps its position.
+    """Fill missing times, so that an interaction without a time keeps its position.
 
-    It takes the time of the interaction before it, or else of the first one after it in the
-    session, or else 0.
+    It gets the time of the previous interaction, or else of the first later one in the session, or
+    else 0.
     """
     present = times != MISSING_INTEGER
     if present.all():
@@ -306,7 +306,7 @@ def _read_lengths(
 
 
 def _pad_rows(values: NDArray[Any], lengths: NDArray[Any]) -> NDArray[Any]:
-    """(interactions,) -> (S, longest), padded with 0; the newest ones of a long session."""
+    """(interactions,) -> (S, longest), padded with 0; a long session keeps its newest ones."""
     width = max(1, min(int(lengths.max()), MAX_SESSION_IDS, MAX_REQUEST_IDS // len(lengths)))
     kept, row, column = newest(lengths, width)
     rows = np.zeros((len(lengths), width), np.int64)

@@ -1,7 +1,7 @@
-"""Encoder: raw sessions of requests to the tensors of the model.
+"""Encodes raw sessions of requests as tensors of the model.
 
-Its results equal those of the NVTabular workflow that preprocessing fitted; the tests compare the
-two on random input.
+The results equal those of the NVTabular workflow that preprocessing fitted; tests compare both on
+random input.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Encoder:
         self.columns: list[dict[str, Any]] = self.spec["columns"]
         self.expressions: list[dict[str, Any]] = self.spec["expressions"]
         self.encoded = [*(c for c in self.columns if c["kind"] != "input"), *self.expressions]
-        """Columns of a request that the model reads, and those that are computed from it."""
+        """Columns of a request that the model reads, and columns of expressions."""
         self.timestamp: dict[str, Any] | None = self.spec["timestamp"]
         self.lookups: dict[str, IntegerLookup | TextLookup | MultiValuedLookup] = {}
         for column in self.encoded:
@@ -67,7 +67,7 @@ class Encoder:
         self.means = {
             c["name"]: _read_means(directory, c) for c in self.encoded if "mean_of_all" in c
         }
-        """Lookup of the categories and their means by feature, the mean of all rows last."""
+        """Lookup of the categories and their means by feature, the overall mean last."""
         self.unsent = {c["name"]: self._encode_column(c, missing(c, 1))[0] for c in self.encoded}
         """Encoded missing value of each column; (M,) of multi-valued ones."""
         self.item_features = {
@@ -75,8 +75,8 @@ class Encoder:
             for c in self.columns[1:]
             if c["of_item"]
         }
-        """By feature that describes items, which a request may leave out: (V,) encoded values of
-        each item index, then of the further items; (V, M) of multi-valued ones."""
+        """Encoded values of item features, which a request may leave out, by name: (V,) for each
+        item index, then for the further items; (V, M) of multi-valued ones."""
         self.raw_item_features = self._read_raw_item_features(directory)
         self.statistics = {
             call: _read_statistic(directory, f"expression.{number}")
@@ -91,13 +91,13 @@ class Encoder:
 
     @property
     def optional(self) -> list[str]:
-        """Columns that follow from others where a request leaves them out."""
+        """Columns that are computed from others if a request leaves them out."""
         return [*self.item_features, *self._reading_others]
 
     def encode(self, rows: Rows, width: int | None = None) -> dict[str, NDArray[Any]]:
         """Encode S sessions: per feature (S, W) of the newest W interactions, or (S, 1).
 
-        W is `max_sequence_length`, or `width` if that is less.
+        W is the smaller one of `max_sequence_length` and `width`.
         """
         width = self.length if width is None else min(width, self.length)
         if self.spec["session_gap"] or self.spec["drop_repeats"]:
@@ -153,7 +153,7 @@ class Encoder:
         return computed
 
     def _expression_inputs(self, rows: Rows, order: NDArray[Any] | None) -> dict[str, Values]:
-        """Return what the expressions read, interactions in the order of time."""
+        """Return the inputs of the expressions, with interactions in the order of time."""
         count = int(rows.lengths.sum())
         times = np.full(count, np.nan) if rows.times is None else rows.times / 1e6
         inputs: dict[str, Values] = {"timestamp": times if order is None else times[order]}
@@ -208,7 +208,7 @@ class Encoder:
         return encoded
 
     def _with_further(self, indices: NDArray[Any], values: NDArray[Any]) -> NDArray[Any]:
-        """Return (n,) item indices, with those of further items behind the catalogue."""
+        """Return (n,) item indices, where those of further items follow the catalogue."""
         unknown = np.flatnonzero(indices == OUT_OF_VOCABULARY)
         if not len(unknown) or self.further is None:
             return indices
@@ -220,7 +220,7 @@ class Encoder:
         return indices
 
     def _read_item_feature(self, directory: Path, spec: dict[str, Any]) -> NDArray[Any]:
-        """Return encoded values of the reserved indices, then of the items."""
+        """Return the encoded values of the reserved indices, then of the items."""
         values = read_array(directory / f"{spec['name']}.of_item.npy")
         if spec["kind"] == "continuous":
             values = standardize(values, spec)
@@ -242,7 +242,7 @@ class Encoder:
         return raw
 
     def _current_sessions(self, rows: Rows) -> Rows:
-        """Return the current session of each row, without repeats, as training reads sessions."""
+        """Return the current session of each row, without repeats, as in training."""
         order = None if rows.times is None else time_order(rows.times, rows.lengths)
         if order is not None:
             rows = self._select(rows, order, rows.lengths)
@@ -256,7 +256,7 @@ class Encoder:
             starts = np.cumsum(rows.lengths) - rows.lengths
             kept = np.ones(len(item), bool)
             kept[1:] = (item[1:] != item[:-1]) | (item[1:] == MISSING[self.columns[0]["type"]])
-            if item.dtype.kind == "i":  # stands for any text, which no table holds
+            if item.dtype.kind == "i":  # UNKNOWN_INTEGER may stand for different texts
                 kept[1:] |= item[1:] == UNKNOWN_INTEGER
             kept[starts] = True
             rows = self._select(rows, kept, np.add.reduceat(kept, starts))
@@ -275,7 +275,7 @@ class Encoder:
         if "steps" in spec:
             values = self.operators[spec["name"]](values)
         if "buckets" in spec:
-            with np.errstate(over="ignore"):  # beyond float32 is missing, as in training
+            with np.errstate(over="ignore"):  # outside float32 is missing, as in training
                 is_finite = np.isfinite(values.astype(np.float32))
             buckets = np.searchsorted(np.array(spec["buckets"]), values, side="right")
             values = np.where(is_finite, buckets, MISSING_INTEGER)
@@ -283,7 +283,7 @@ class Encoder:
             return self.lookups[spec["name"]](values)
         if spec["name"] in self.means:
             lookup, means = self.means[spec["name"]]
-            # reserved indices have no category and take the last mean
+            # reserved indices have no category and get the last mean
             values = means[np.maximum(lookup(values) - FIRST_ITEM, -1)]
         return standardize(values.astype(np.float64), spec)
 

@@ -1,4 +1,4 @@
-"""Interactions of a request as flat rows: order, current session, newest interactions, padding."""
+"""Interactions of requests as flat arrays: order, current session, newest interactions, padding."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class Rows(NamedTuple):
     """Sessions of one or several requests, flattened."""
 
     columns: dict[str, NDArray[Any]]
-    """(interactions,) of each feature of an interaction, (sessions,) of one of a session; without
-    those that the request leaves out."""
+    """(interactions,) values of interaction features and (sessions,) values of session features,
+    without those that the request leaves out."""
     lengths: NDArray[Any]
     """(sessions,) number of interactions, at least 1."""
     times: NDArray[Any] | None
-    """(interactions,) microseconds, None where the order of the request is that of time."""
+    """(interactions,) microseconds, None if the request has no times and is in their order."""
 
 
 class Padding:
@@ -32,7 +32,7 @@ class Padding:
         self.shape = (len(lengths), width)
         self.kept: NDArray[Any] | None = None
         """(kept,) positions of the kept interactions, None for all."""
-        # in most requests all sessions have the width, so that nothing is cut or padded
+        # in most requests all sessions have this width and need no cut or padding
         if not (lengths == width).all():
             self.kept, self._row, self._column = newest(lengths, width)
 
@@ -42,7 +42,7 @@ class Padding:
         return self.shape[0] * self.shape[1] if self.kept is None else len(self.kept)
 
     def __call__(self, values: NDArray[Any]) -> NDArray[Any]:
-        """(kept, ...) -> (S, W, ...), 0 behind the end of a session."""
+        """(kept, ...) -> (S, W, ...), 0 after the end of a session."""
         if self.kept is None:
             return values.reshape(*self.shape, *values.shape[1:])
         padded = np.zeros((*self.shape, *values.shape[1:]), values.dtype)
@@ -53,7 +53,7 @@ class Padding:
 def merge(parts: list[Rows], specs: list[dict[str, Any]]) -> Rows:
     """Concatenate sessions of several requests, all with times or all without.
 
-    `specs` describe the columns; one that only some requests have is filled up with missing values.
+    `specs` describe the columns; a column of only some requests is missing in the others.
     """
     if len(parts) == 1:
         return parts[0]
@@ -82,7 +82,7 @@ def missing(spec: dict[str, Any], count: int) -> NDArray[Any]:
 
 
 def time_order(times: NDArray[Any], lengths: NDArray[Any]) -> NDArray[Any] | None:
-    """Return the order of interactions by session and time, None where they are sorted already.
+    """Return the order of interactions by session and time, None if they are sorted.
 
     Equal times keep the order of the request.
     """
@@ -96,7 +96,7 @@ def time_order(times: NDArray[Any], lengths: NDArray[Any]) -> NDArray[Any] | Non
 def newest_starts(times: NDArray[Any], starts: NDArray[Any], gap: int) -> NDArray[Any]:
     """Return (S,) first positions of the current sessions, which begin after the last gap.
 
-    `times` are sorted by row and time, `starts` (S,) the first position of each row, `gap`
+    `times` are sorted by row and time, `starts` (S,) are the first positions of rows, `gap` is in
     microseconds.
     """
     positions = np.arange(len(times))
@@ -108,7 +108,7 @@ def newest_starts(times: NDArray[Any], starts: NDArray[Any], gap: int) -> NDArra
 
 
 def newest(lengths: NDArray[Any], width: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Return the positions of the newest sorted interactions, their row and column when padded."""
+    """Return positions of the newest sorted interactions, and their rows and columns in padding."""
     ends = np.cumsum(lengths)
     row = np.repeat(np.arange(len(lengths)), lengths)
     from_end = ends[row] - np.arange(len(row))  # 1 is the newest

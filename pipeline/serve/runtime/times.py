@@ -1,4 +1,4 @@
-"""Times of requests and the features made of them."""
+"""Times of requests and their features."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TIMES = tuple(
         rf"[A-Za-z]{{3}} {_MONTH_NAME} +(?P<day>\d\d?) {_CLOCK}(?: {_ZONE})? {_YEAR}",
     )
 )
-"""Text that is read as a time."""
+"""Forms of text that are read as a time."""
 _UTC = timezone.utc  # noqa: UP017 - Python 3.10 has no datetime.UTC
 _EPOCH = datetime(1970, 1, 1, tzinfo=_UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -70,7 +70,7 @@ def time_feature(
 def microseconds(values: NDArray[Any], unit: str, time_format: str | None = None) -> NDArray[Any]:
     """Return int64 microseconds of the times of a request, MISSING_INTEGER for a missing one.
 
-    RequestError for text that is no time; empty text is missing.
+    RequestError for text that is not a time; empty text is missing.
     """
     if values.dtype.kind in "OSU":
         flat = [_time_of(value, time_format) for value in values.reshape(-1)]
@@ -149,7 +149,7 @@ def _zone(text: str | None) -> tzinfo | None:
     if text in US_ZONES:
         return timezone(timedelta(hours=US_ZONES[text]))
     if text[0] not in "+-":
-        if "/" not in text and not text.isupper():  # such as `localtime`, that of the machine
+        if "/" not in text and not text.isupper():  # such as `localtime` of the machine
             raise ValueError("a zone is an offset or a name such as Europe/Berlin")
         return ZoneInfo(text)
     digits = text[1:].replace(":", "").ljust(4, "0")

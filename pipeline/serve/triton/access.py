@@ -1,4 +1,4 @@
-"""Access to a server: key in a header, and PEM files of TLS."""
+"""Access to a server: a key in a header, and PEM files for TLS."""
 
 import errno
 import ssl
@@ -10,11 +10,11 @@ from pipeline.core.errors import ConfigError
 from pipeline.core.files import read_small
 
 KEY_HEADER = "pipeline-key"
-"""Name of the HTTP header; gRPC's has a prefix that Triton prescribes."""
+"""HTTP header of the client's key; gRPC adds a prefix that Triton prescribes."""
 MIN_RATE = 0.001
 """Lowest rate of a client, in requests a second."""
 PROXY_KEY_HEADER = "proxy-key"
-"""The same between proxy and Triton."""
+"""Header of the key between proxy and Triton."""
 GRPC_PREFIX = "triton-grpc-protocol-"
 MIN_KEY_LENGTH, MAX_KEY_LENGTH = 16, 1024
 
@@ -25,14 +25,14 @@ class Tls(NamedTuple):
     """PEM files of a server that speaks gRPC over TLS."""
 
     cert: Path
-    """Certificate, followed by those between it and the authority."""
+    """Certificate, followed by the intermediate ones."""
     key: Path
     client_ca: Path | None = None
-    """Authority of the clients; with it, each client needs a certificate."""
+    """Certificate authority of the clients; with it, each client needs a certificate."""
 
 
 class ClientKey(NamedTuple):
-    """Key of a client, or of several that share it."""
+    """Key of one client, or of several that share it."""
 
     key: str
     name: str = "key"
@@ -42,16 +42,16 @@ class ClientKey(NamedTuple):
 
 
 class Access(NamedTuple):
-    """Credentials of a client, and the authority that it trusts."""
+    """Credentials of a client, and the certificate authority that it trusts."""
 
     key: str | None = None
     ca: PemPath = None
-    """PEM of the authority of the server's certificate; the system's authorities without it."""
+    """PEM of the server's certificate authority, None for the system's authorities."""
     cert: PemPath = None
     cert_key: PemPath = None
 
     def headers(self, protocol: str) -> dict[str, str]:
-        """Headers of each request over `http` or `grpc`."""
+        """Return the headers of each request over `http` or `grpc`."""
         if self.key is None:
             return {}
         return {(GRPC_PREFIX if protocol == "grpc" else "") + KEY_HEADER: self.key}
@@ -62,7 +62,7 @@ NO_ACCESS = Access()
 
 
 def check_key(key: str, where: str = "the key") -> str:
-    """Return the key. ConfigError for one that is short or that no header can hold."""
+    """Return the key. ConfigError for one that is too short or cannot stand in a header."""
     is_visible = key.isascii() and key.isprintable() and " " not in key
     if not is_visible or not MIN_KEY_LENGTH <= len(key) <= MAX_KEY_LENGTH:
         raise ConfigError(
@@ -78,10 +78,10 @@ def read_key(path: Path) -> str:
 
 
 def read_keys(path: Path) -> tuple[ClientKey, ...]:
-    """Return the keys of a server's file: a key alone, or on each line a name, a key, and a rate.
+    """Return the keys of a server's file: one key, or lines of a name, a key and optionally a rate.
 
-    Lines that are empty or begin with # are left out. ConfigError for other lines, and for a name
-    or a key that is there twice.
+    Empty lines and lines that begin with # are skipped. ConfigError for other lines, and for a
+    duplicate name or key.
     """
     try:
         text = read_small(path).decode("ascii", "replace")
@@ -117,7 +117,7 @@ def _client_key(words: list[str], where: str) -> ClientKey:
             rate = float(rates[0])
         except ValueError:
             rate = 0.0
-        if not MIN_RATE <= rate < float("inf"):  # the word may be a key: it is not shown
+        if not MIN_RATE <= rate < float("inf"):  # the word may be a key, so it is not shown
             raise ConfigError(f"{where}: the third word is no number of requests a second.")
     return ClientKey(check_key(key, f"the key of {where}"), name, rate)
 
@@ -125,14 +125,14 @@ def _client_key(words: list[str], where: str) -> ClientKey:
 def read_pem(ca: PemPath, cert: PemPath, cert_key: PemPath) -> tuple[bytes | None, ...]:
     """Return the contents of PEM files, None for each that is None.
 
-    ConfigError for a file that cannot be read or holds something else, for a certificate and a key
-    that do not belong together, and for a key with a password. gRPC and Triton would start with
-    such files and then refuse every connection.
+    ConfigError for a file that cannot be read or is not PEM, for a certificate and a key that do
+    not match, and for a key with a password. gRPC and Triton would start with such files and then
+    refuse every connection.
     """
     paths = (ca, cert, cert_key)
     try:
         contents = [None if path is None else read_small(Path(path)) for path in paths]
-        if b"" in contents:  # OpenSSL opens the file itself, and would wait for a pipe
+        if b"" in contents:  # such as a pipe, on which OpenSSL would block
             raise OSError(errno.EINVAL, "one of them is empty")
         context = ssl.create_default_context(cafile=ca)
         if cert is not None:
@@ -149,7 +149,7 @@ def read_pem(ca: PemPath, cert: PemPath, cert_key: PemPath) -> tuple[bytes | Non
 
 
 def read_tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> Tls | None:
-    """Return the files of a server, None without any. ConfigError as of `read_pem`."""
+    """Return the TLS files of a server, None without any. ConfigError as in `read_pem`."""
     if cert is None and key is None and client_ca is None:
         return None
     if cert is None or key is None:
@@ -159,7 +159,7 @@ def read_tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> Tls
 
 
 def open_to_network(address: str, *, has_keys: bool, tls: Tls | None) -> str | None:
-    """Line about a server that answers every machine which reaches it; None for others."""
+    """Return a warning if every machine that reaches the server may use it, else None."""
     if ip_address(address).is_loopback or has_keys:
         return None
     if tls is not None and tls.client_ca is not None:

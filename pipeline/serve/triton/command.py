@@ -10,18 +10,18 @@ from pipeline.serve.triton.log import LogFormat
 from pipeline.serve.triton.ports import Ports
 
 CLOSED_APIS = ("model-repository", "shared-memory", "trace", "logging")
-"""APIs that no client may use: predictions need none of them, and each lets a client change or read
+"""APIs that no client may use: predictions do not need them, and each lets a client change or read
 the server's machine."""
 KEY_APIS = ("inference", "metadata", "model-config", "statistics")
-"""APIs that take the key. Health stays open, because probes have no key."""
+"""APIs that need the key. Health checks need none, as probes have no key."""
 SHARED_MEMORY_BYTES = 1 << 20
-"""First size and growth step of the region between Triton and each Python instance."""
+"""Initial size and growth step of the region between Triton and each Python instance."""
 STUB_TIMEOUT_SECONDS = 120  # importing torch from a cold disk takes longer than Triton's 30
 LATENCY_QUANTILES = "0.5:0.01,0.95:0.005,0.99:0.001"
 """Quantiles of requests and steps in the metrics, each with its allowed error."""
 EXIT_SECONDS = 5
-"""Time that Triton, asked to stop, has for running requests and for its instances to end. An open
-HTTP connection, even an idle one, makes it wait all that time and then report a failure."""
+"""Time that a stopping Triton has for running requests and its instances. An open HTTP connection,
+even an idle one, makes it wait all this time and then report a failure."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class TritonOptions:
     """IPv4 address."""
     ports: Ports
     reload_seconds: int | None
-    """Interval between two looks at the repository; None for only the first."""
+    """Interval at which Triton polls the repository, None for no poll."""
     key: str | None
     key_header: str
     """Header in which Triton expects the key."""
@@ -46,15 +46,15 @@ class TritonOptions:
 
     @property
     def http_host(self) -> str:
-        """Address of HTTP, which has no TLS in Triton: beside gRPC with TLS, it is loopback."""
+        """Address of HTTP, which has no TLS in Triton: loopback if gRPC has TLS."""
         if self.tls is None or ip_address(self.host).is_loopback:
             return self.host
         return "127.0.0.1"
 
     def arguments(self, package: Path, backends: Path) -> list[str]:
         """Return program and options; `package` is the folder of pytriton."""
-        # Triton takes several groups, each with a header of its own, where none shares an API. The
-        # values stand in the process list: they keep out the network, not users of the machine.
+        # Triton takes several disjoint groups of APIs, each with its own header. The values are in
+        # the process list: they protect from the network, not from users of the machine.
         groups = [f"{','.join(CLOSED_APIS)}:closed={secrets.token_hex(16)}"]
         if self.key is not None:
             groups.append(f"{','.join(KEY_APIS)}:{self.key_header}={self.key}")
@@ -75,7 +75,7 @@ class TritonOptions:
             f"--model-repository={self.repository}",
             f"--backend-directory={backends}",
             f"--log-format={self.log_format}",
-            # completion would start each Python instance twice, only to ask for a configuration
+            # completion would start each Python instance twice, to read its configuration
             "--disable-auto-complete-config",
             "--exit-on-error=true",
             "--strict-readiness=true",

@@ -27,7 +27,7 @@ def locate_package() -> Path:
 
 
 def build_backends(package: Path, scratch: Path) -> Path:
-    """Make a backend directory in `scratch`: Triton's Python backend and our "pytorch" backend."""
+    """Create a backend directory in `scratch`: Triton's Python and our "pytorch" backend."""
     stubs = package / "tritonserver" / "python_backend_stubs"
     stub = stubs / _VERSION / "triton_python_backend_stub"
     if not stub.is_file():
@@ -42,25 +42,25 @@ def build_backends(package: Path, scratch: Path) -> Path:
     backends = scratch / "backends"
     python = backends / "python"
     shutil.copytree(package / "tritonserver" / "backends" / "python", python)
-    # A copy, never a link: Triton changes the mode of a stub that fails, and other environments may
-    # share the file. The copy gets a new mode, because the original may have lost it that way.
+    # A copy, not a link: Triton changes the mode of a stub that fails, and other environments may
+    # share the file. The copy gets its mode again, as the original may have lost it this way.
     shutil.copyfile(stub, python / stub.name)
     (python / stub.name).chmod(0o755)
     ours = Path(__file__).parent / "backends" / "pytorch"
     shutil.copytree(ours, backends / ours.name, ignore=shutil.ignore_patterns("__pycache__"))
-    # it loads no program unchecked, and keeps its heap, as scores of a catalogue are large
+    # the backend checks each program before loading, and keeps its heap for large score tensors
     for name in ("program_check.py", "program_operators.txt", "allocator.py"):
         shutil.copyfile(Path(__file__).parents[2] / "core" / name, backends / ours.name / name)
     return backends
 
 
 def build_python(scratch: Path) -> Path:
-    """Make a virtual environment in `scratch` for the stubs; return the folder of its `python3`.
+    """Create a virtual environment in `scratch` for the stubs; return the folder of its `python3`.
 
-    Stubs look for `python3` on PATH and ignore PYTHON* variables, so this environment is what keeps
-    them from writing a __pycache__ into the model repository, which Triton would take for a new
-    model. They see the packages installed beside this project, but not the project itself: its
-    models must not come to depend on it.
+    Stubs look for `python3` on PATH and ignore PYTHON* variables, so only this environment keeps
+    them from writing a __pycache__ into the model repository, which Triton would load as a new
+    model. They see the packages installed beside this project, but not the project itself, as
+    exported models must not depend on it.
     """
     root = scratch / "python"
     executable = root / "bin" / "python3"
@@ -77,9 +77,9 @@ def build_python(scratch: Path) -> Path:
 
 
 def check_shared_python() -> None:
-    """ServingError without the shared library of this Python, which the stubs are linked to.
+    """ServingError without the shared library of this Python, to which the stubs are linked.
 
-    Without it they end at once, and Triton waits for them until its timeout.
+    Without it they exit at once, and Triton waits for them until its time-out.
     """
     name = f"libpython{_VERSION}.so.1.0"
     if any((Path(folder) / name).exists() for folder in _LIBRARY_FOLDERS):
@@ -98,12 +98,12 @@ def environment(package: Path, python: Path) -> dict[str, str]:
     """Return the environment variables of Triton; `python` is the folder of `build_python`."""
     libraries = [
         str(package.parent / "nvidia_pytriton.libs"),
-        # else the stub loads another libpython and misses modules of the standard library
+        # otherwise the stub loads another libpython and misses standard modules
         *_LIBRARY_FOLDERS,
         os.environ.get("LD_LIBRARY_PATH", ""),
     ]
     return {
-        # instances share the machine; here and below the caller's own value wins
+        # instances share the machine; the caller's own value takes precedence
         "OMP_NUM_THREADS": "1",
         **os.environ,
         "LD_LIBRARY_PATH": ":".join(filter(None, dict.fromkeys(libraries))),

@@ -1,4 +1,4 @@
-"""Log of Triton: where it goes, and the reason that it gives for a failed start."""
+"""Log of Triton: its file, and the reason of a failed start in it."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from pipeline.core.errors import ServingError
 LogFormat = Literal["default", "ISO8601"]
 """Values of Triton's own option `--log-format`."""
 STDERR = "-"
-"""Log path that stands for standard error of this process."""
+"""Log path for standard error of this process."""
 
 _CAUSE = re.compile(
     r"(?:failed to load|Poll failed|failed to start|creating server: Invalid|(?<=^error: )).*",
@@ -21,9 +21,9 @@ _CAUSE = re.compile(
 
 
 class TritonLog:
-    """A file that is appended to, standard error, or a temporary file.
+    """A file that the log is appended to, standard error, or without a path a temporary file.
 
-    The temporary file, used without a path, is kept only where an error names it.
+    The temporary file is kept only if an error names it.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -31,7 +31,7 @@ class TritonLog:
         self.temporary: Path | None = None
         """File to remove when the server ends."""
         self._start: int | None = 0
-        """Size at the start in bytes, None for a stream, which cannot be read again."""
+        """Size at the start in bytes, None for a stream, which cannot be read back."""
 
     def open(self) -> int:
         """Return the file descriptor for Triton and its models."""
@@ -52,9 +52,9 @@ class TritonLog:
         return log
 
     def failure(self) -> str:
-        """Return the line that explains a failed start and where to read more.
+        """Return the reason of a failed start, and the path of the log.
 
-        The temporary file is kept from here on, because the message names it.
+        The temporary file is then kept, as the message names it.
         """
         path, self.temporary = self.path or self.temporary, None
         if self._start is None or path is None:
@@ -72,6 +72,6 @@ def failure_line(log: str) -> str:
         return "the log holds no error"
     # Triton escapes the line ends of a Python traceback, which it puts last
     cause = match[0].split(r"\n\nAt:")[0].replace(r"\n", " ").strip(' "')
-    # libprotobuf writes on a line of its own what is wrong with a config.pbtxt
+    # libprotobuf writes the error of a config.pbtxt on a line of its own
     reason = re.search(r"Error parsing text-format \S+ (.*)", log)
     return f"{cause}: {reason[1]}" if reason and "failed to read text proto" in cause else cause

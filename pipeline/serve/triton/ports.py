@@ -31,8 +31,8 @@ def free_ports() -> Ports:
 
 
 def fill_ports(ports: Ports) -> Ports:
-    """Return the same ports with a free one in place of each 0."""
-    with ExitStack() as stack:  # all are held until the last is chosen, so that they differ
+    """Return the ports with a free one for each 0."""
+    with ExitStack() as stack:  # all are bound until the last is chosen, so that they differ
         chosen = {}
         for protocol in fields(ports):
             held = stack.enter_context(socket.socket())
@@ -42,17 +42,17 @@ def fill_ports(ports: Ports) -> Ports:
 
 
 def inner_ports(ports: Ports) -> Ports:
-    """Return free loopback ports for a Triton behind a proxy; those of metrics stay."""
+    """Return free loopback ports for a Triton behind a proxy; the port of metrics stays."""
     with ExitStack() as stack:
         for port in (ports.http, ports.grpc):
             held = stack.enter_context(socket.socket())
-            with suppress(OSError):  # taken, so that it is not chosen either
+            with suppress(OSError):  # in use, so it is not chosen either
                 held.bind(("127.0.0.1", port))
         return fill_ports(Ports(http=0, grpc=0, metrics=ports.metrics))
 
 
 def ipv4_address(host: str) -> str:
-    """Return the IPv4 address of a host: with a name, Triton starts but accepts no connection."""
+    """Return the IPv4 address of a host, as Triton accepts no connections to a name."""
     try:
         return socket.gethostbyname(host)
     except OSError as error:
@@ -60,12 +60,12 @@ def ipv4_address(host: str) -> str:
 
 
 def check_ports(host: str, ports: Ports, *, http_host: str) -> None:
-    """ServingError for a port that is taken, which Triton reports only after loading all models."""
+    """ServingError for a port in use, which Triton reports only after loading all models."""
     for protocol in fields(ports):
         port = getattr(ports, protocol.name)
         address = http_host if protocol.name == "http" else host
         with socket.socket() as listener:
-            # as Triton does: a port whose last connections are still closing counts as free
+            # as in Triton: a port whose last connections are still closing counts as free
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 listener.bind((address, port))

@@ -1,7 +1,7 @@
-"""Start and stop, without a container, the Triton server of the `nvidia-pytriton` wheel.
+"""Starts and stops the Triton server of the `nvidia-pytriton` wheel, without a container.
 
-A supervisor process between the launcher and Triton ends Triton when the launcher is gone, whatever
-ended it, and removes what Triton leaves behind.
+A supervisor process between the launcher and Triton stops Triton when the launcher has ended for
+any reason, and removes the files and shared memory that Triton leaves.
 """
 
 import json
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 DEFAULT_PORTS = Ports()
 
-# One line, because `-c` keeps the modules beside this file from shadowing the standard library's.
+# with `-c`, modules beside this file do not shadow those of the standard library
 _SUPERVISOR = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
     "from pipeline.serve.triton.supervisor import main; sys.exit(main(sys.argv[2]))"
@@ -59,8 +59,8 @@ class TritonServer:
     with TritonServer("triton_models", ports=free_ports()) as server:
         server.wait_until_ready(timeout_seconds=60)
 
-    ServingError where a user can repair the cause. A start that fails leaves nothing behind but the
-    log that the message names.
+    ServingError for causes that a user can fix. A failed start leaves only the log that the message
+    names.
     """
 
     # Long: every argument is described here.
@@ -86,20 +86,21 @@ class TritonServer:
         Args:
             repository: model repository, a directory of models with a config.pbtxt each
             ports: TCP ports; free ones replace those that are 0
-            host: IPv4 address, or its name, to listen on; all but loopback is open to the network
+            host: IPv4 address, or its name, to listen on; others than loopback are open to the
+                network
             log_path: file that Triton's log is appended to, or `STDERR`; None keeps the log only if
                 a start fails
             log_format: Triton's own option of this name
             reload_seconds: interval at which Triton looks for new versions; None for never
-            keys: values of the header `KEY_HEADER`, of which each request needs one; health needs
-                none. Several, and their rates, need the proxy
-            tls: gRPC takes connections with TLS alone, and HTTP only those of this machine
-            restarts: maximum number of restarts in 10 minutes, of a Triton that was ready and
+            keys: values of the header `KEY_HEADER`, of which each request needs one; health checks
+                need none. Several keys, and rates, need the proxy
+            tls: gRPC then accepts only TLS, and HTTP only connections of this machine
+            restarts: maximum number of restarts in 10 minutes of a Triton that was ready and
                 crashed
-            proxy: whether a proxy listens at `host`, once the server is ready, and keeps requests
-                that end Triton away from it; Triton then listens on loopback ports of its own
-            request_log: where the proxy logs requests and their lists
-            experiment: by which the proxy sends sessions to other models
+            proxy: whether a proxy listens at `host`, once the server is ready, and refuses requests
+                that crash Triton; Triton then listens on its own loopback ports
+            request_log: options of the proxy's request log
+            experiment: A/B test, by which the proxy routes sessions to other models
             limits: bounds of the proxy
         """
         self.repository = Path(repository).absolute()
@@ -120,7 +121,7 @@ class TritonServer:
             host=self.host,
             ports=self.ports,
             reload_seconds=reload_seconds,
-            # behind the proxy, which checks the clients' keys, it is the proxy's own
+            # behind the proxy, which checks the keys of clients, Triton takes a key of the proxy
             key=secrets.token_hex(32) if proxy and key is not None else key,
             key_header=PROXY_KEY_HEADER if proxy else KEY_HEADER,
             tls=tls,
@@ -158,14 +159,14 @@ class TritonServer:
 
     @property
     def triton_ports(self) -> Ports:
-        """Ports of Triton itself: behind a proxy, others than `ports`, on loopback."""
+        """Ports of Triton itself, behind a proxy on loopback."""
         return self._options.ports
 
     @property
     def pid(self) -> int:
         """Process id of tritonserver, whose children are the instances of Python models.
 
-        A restart changes it; between two Tritons it is that of the last one.
+        A restart changes it; during a restart it is that of the last process.
         """
         if self._supervisor is None:
             raise ServingError("the Triton server has not been started")
@@ -182,7 +183,7 @@ class TritonServer:
         self.stop()
 
     def start(self) -> None:
-        """Start the server without waiting until it answers, which `wait_until_ready` does."""
+        """Start the server without waiting for it; see `wait_until_ready`."""
         if self.is_alive():
             raise ServingError(f"the Triton server runs already, with process id {self._pid}")
         check_ports(self.host, self.ports, http_host=self._http_host)
@@ -197,7 +198,7 @@ class TritonServer:
     def wait_until_ready(self, timeout_seconds: float = 60) -> None:
         """Block until all models answer.
 
-        Raises ServingError, with the server stopped, when it exits or the time is over.
+        ServingError, with the server stopped, if it exits or the time is over.
         """
         if self._supervisor is None:
             raise ServingError("the Triton server has not been started; call `start` first")
@@ -220,7 +221,7 @@ class TritonServer:
             raise
 
     def model_version(self, name: str) -> int | None:
-        """Return the version of a model that is served, None where the server does not say."""
+        """Return the version of a model that is served, None if the server does not answer."""
         import http.client
 
         address = f"{_reachable(self._options.http_host)}:{self._options.ports.http}"
@@ -237,10 +238,10 @@ class TritonServer:
         return self._supervisor is not None and self._supervisor.poll() is None
 
     def wait(self, on_restart: Callable[[str], object] | None = None) -> int:
-        """Block until the server ends and return its exit code, 0 when it was stopped.
+        """Block until the server ends and return its exit code, 0 if it was stopped.
 
-        A server that a signal killed has the code 128 + signal, as in a shell. `on_restart` is
-        called with a line of text for each restart.
+        A server that was killed by a signal has the code 128 + signal, as in a shell. `on_restart`
+        is called with a line of text for each restart.
         """
         if self._supervisor is None:
             raise ServingError("the Triton server has not been started")
@@ -253,10 +254,10 @@ class TritonServer:
         return self._supervisor.wait()
 
     def stop(self) -> None:
-        """End the server and remove all it left; does nothing where nothing runs.
+        """Stop the server and remove its files; does nothing if no server runs.
 
-        Running requests have `EXIT_SECONDS` to finish; what still lives after `STOP_SECONDS` is
-        killed. Takes 2 to 3 seconds, with an HTTP connection open somewhere `EXIT_SECONDS`.
+        Running requests have `EXIT_SECONDS` to finish; processes that remain after `STOP_SECONDS`
+        are killed. This takes 2 to 3 seconds, or `EXIT_SECONDS` with an open HTTP connection.
         """
         try:
             if self._proxy is not None:
@@ -264,7 +265,7 @@ class TritonServer:
             if self._supervisor is not None:
                 self._supervisor.terminate()
                 self._supervisor.wait()
-        finally:  # also when a second Ctrl-C arrives here; the supervisor then stops Triton alone
+        finally:  # also after a second Ctrl-C; the supervisor then stops Triton by itself
             remove_traces(self._id, self._scratch, self._log.temporary)
             self._scratch = None
             if self._report is not None:
@@ -278,7 +279,7 @@ class TritonServer:
         experiment: "Experiment | None",
         limits: Limits,
     ) -> Proxy:
-        """Return a proxy at the addresses of Triton's HTTP and gRPC, and move these to loopback."""
+        """Return a proxy at Triton's HTTP and gRPC addresses, and move Triton to loopback."""
         inner = inner_ports(self.ports)
         proxy = Proxy(
             ProxyOptions(
@@ -300,7 +301,7 @@ class TritonServer:
         return proxy
 
     def _key_headers(self) -> dict[str, str]:
-        """Headers of the launcher's own requests to Triton."""
+        """Return the headers of the launcher's own requests to Triton."""
         options = self._options
         return {} if options.key is None else {options.key_header: options.key}
 
@@ -324,11 +325,11 @@ class TritonServer:
             self._supervisor = subprocess.Popen(
                 [sys.executable, "-I", "-c", _SUPERVISOR, root, json.dumps(job)],
                 env=environment(package, python),
-                cwd=scratch,  # stubs look for modules in it: not where the launcher happens to be
+                cwd=scratch,  # stubs import modules from it, so not the launcher's directory
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # Ctrl-C in a terminal reaches the launcher alone
+                start_new_session=True,  # Ctrl-C in a terminal reaches only the launcher
                 pass_fds=(report,),
             )
         line = self._report.readline()
@@ -345,9 +346,9 @@ class TritonServer:
         return replace(self._options, repository=repository).arguments(package, backends)
 
     def _is_ready(self) -> bool:
-        import http.client  # here, like others below: they make up half of this module's import
+        import http.client  # late: such imports take half of this module's import time
 
-        # past the proxy
+        # directly, not through the proxy
         address = f"{_reachable(self._options.http_host)}:{self._options.ports.http}"
         with (
             suppress(OSError, http.client.HTTPException, ValueError),
@@ -358,7 +359,7 @@ class TritonServer:
             response.read()
             if response.status != 200:
                 return False
-            # another server may have taken the port since it was checked
+            # another server may have taken the port after the check
             connection.request("GET", "/v2", headers=self._key_headers())
             return bool(json.load(connection.getresponse())["name"] == self._id)
         return False

@@ -1,13 +1,13 @@
 """Supervisor: process between the launcher and Triton.
 
-It ends Triton when the launcher is gone, restarts a Triton that crashed or lost the process of a
-model, and removes what Triton leaves behind. The kernel's own signal for a parent that is gone
-(PR_SET_PDEATHSIG) is not enough for the first: it fires when the *thread* that started the process
+It stops Triton when the launcher has ended, restarts a Triton that crashed or lost the process of a
+model, and removes the files and shared memory that Triton leaves. The kernel's signal for the end
+of a parent (PR_SET_PDEATHSIG) does not suffice: it fires when the *thread* that started the process
 ends.
 
-The launcher controls it by signals: SIGTERM stops Triton, SIGUSR1 says that Triton became ready. It
-reports on a pipe, one line each: the first is Triton's process id, one that begins with `+` says
-why Triton restarts, with `-` why it does not.
+The launcher controls it by signals: SIGTERM stops Triton, SIGUSR1 reports that Triton is ready. It
+reports lines on a pipe: first Triton's process id, then `+` with the reason of each restart, and
+`-` with the reason why it does not restart.
 """
 
 import ctypes
@@ -29,21 +29,21 @@ from typing import NamedTuple
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  the one place of POSIX shared memory on Linux
 STACK_BYTES = 1 << 30
-"""Stack of each thread of Triton, address space that is used as it fills. Triton before 26.05 reads
-JSON recursively, 80 bytes a level: 100,000 brackets end it on the usual 8 MiB. With this size, ten
-million get their error."""
+"""Stack of each thread of Triton, address space that takes memory only as it is used. Triton before
+26.05 parses JSON recursively, 80 bytes per level: with the usual 8 MiB, 100,000 brackets crash it;
+with this size, ten million cause an error response."""
 STOP_SECONDS = 15
-"""Time that Triton has to stop before it is killed."""
+"""Time after which a stopping Triton is killed."""
 RESTART_WINDOW_SECONDS = 600
 """Period in which the number of restarts is bounded."""
 FIRST_PAUSE_SECONDS = 0.25
 """Pause before the first restart of a period, doubled for each further one."""
 MAX_PAUSE_SECONDS = 30.0
 POLL_SECONDS = 0.25
-"""Interval between two looks at Triton and the processes of its models."""
+"""Interval between polls of Triton and the processes of its models."""
 DEAD_POLLS = 4
-"""Number of looks at which a model's process is dead before Triton restarts: one that Triton itself
-ends, as it unloads a model, is dead for a moment too."""
+"""Number of consecutive polls with a dead process of a model before Triton restarts: a process that
+Triton ends when it unloads a model is dead for a moment too."""
 READY = signal.SIGUSR1
 _LIBC = ctypes.CDLL(None)
 _SIGNALS = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, READY}
@@ -54,25 +54,25 @@ class Job(NamedTuple):
 
     parent_pid: int
     report: int
-    """File descriptor."""
+    """File descriptor of the pipe to the launcher."""
     server_id: str
     """Prefix of the server's shared memory."""
     scratch: str
     """Temporary directory of the server."""
     log: str
-    """Temporary log, "" for none. The launcher removes it, or the supervisor if that is gone."""
+    """Temporary log, "" for none. The launcher removes it, or the supervisor after its end."""
     restarts: int
     """Maximum number of restarts within `RESTART_WINDOW_SECONDS`."""
     command: list[str]
 
 
 def main(job: str) -> int:
-    """Run Triton as the JSON of a `Job` says and return its exit code."""
+    """Run Triton by the JSON of a `Job` and return its exit code."""
     return Supervisor(Job(*json.loads(job))).run()
 
 
 class Supervisor:
-    """Keeps one Triton running. Signals are blocked and read in one place, so that none is lost."""
+    """Keeps one Triton running. Signals are blocked and read in one place, so none is lost."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -81,9 +81,9 @@ class Supervisor:
         """Times of the restarts within the current period."""
 
     def run(self) -> int:
-        """Run until Triton ends, is stopped, or the launcher is gone; return the exit code.
+        """Run until Triton ends, is stopped, or the launcher has ended; return the exit code.
 
-        A Triton that a signal ended has the code 128 + signal, as in a shell.
+        A Triton that was killed by a signal has the code 128 + signal, as in a shell.
         """
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         code, reason = self._run_triton()
@@ -93,14 +93,14 @@ class Supervisor:
         if not self.stopped:
             count = len(self.restarts)
             self._report(f"-{reason}" + (f" after {count} restarts" if count else ""))
-        self._read_signals(0)  # sees whether the launcher is still there
+        self._read_signals(0)  # checks whether the launcher has ended
         remove_traces(self.job.server_id, self.job.scratch, self.job.log if self.orphaned else "")
         if self.stopped and (code >= 0 or code == -signal.SIGTERM):
             return 0
         return 128 - code if code < 0 else code
 
     def _pause(self, reason: str) -> None:
-        """Report a restart and wait for its moment, or until the server is stopped."""
+        """Report a restart and wait for its pause, or until the server is stopped."""
         remove_regions(self.job.server_id)
         pause = min(FIRST_PAUSE_SECONDS * 2 ** len(self.restarts), MAX_PAUSE_SECONDS)
         self.restarts.append(time.monotonic())
@@ -115,19 +115,19 @@ class Supervisor:
     def _may_restart(self, code: int) -> bool:
         while self.restarts and self.restarts[0] < time.monotonic() - RESTART_WINDOW_SECONDS:
             self.restarts.popleft()
-        # a restarted Triton may end with an exit code where a new export came in between
+        # a restarted Triton may end with an exit code if a new export replaced its files
         crashed = code < 0 or bool(self.restarts)
         allowed = len(self.restarts) < self.job.restarts
         return crashed and self.was_ready and allowed and not self.stopped
 
     def _run_triton(self) -> tuple[int, str]:
-        """Run one Triton until it ends; return its exit code, negative for a signal, and why.
+        """Run one Triton until it ends; return its exit code, negative for a signal, and reason.
 
-        With restarts, it is also ended where the process of a model died: Triton 2.51 goes on to
-        call itself ready and answers no request of that model any more.
+        With restarts, it is also killed if the process of a model died: Triton 2.51 then still
+        reports itself ready and answers no request for that model.
         """
-        # Its own process group, so that what is left of it can be killed. Without restored signals:
-        # SIGPIPE would end Triton where the reader of its log is gone.
+        # In its own process group, so that remaining processes can be killed. Without restored
+        # signals, as SIGPIPE would end Triton when the reader of its log has ended.
         server = subprocess.Popen(
             self.job.command,
             process_group=0,
@@ -154,13 +154,13 @@ class Supervisor:
                     lost_instance = True
                     server.kill()
         with suppress(ProcessLookupError):
-            os.killpg(server.pid, signal.SIGKILL)  # instances that outlived it
+            os.killpg(server.pid, signal.SIGKILL)  # remaining instances
         if lost_instance:
             return server.returncode, "A model's process was gone, and Triton with it"
         return server.returncode, f"Triton was ended by {_cause(server.returncode)}"
 
     def _read_signals(self, seconds: float) -> None:
-        """Wait for a signal, that long at most, and handle all that are pending."""
+        """Wait for a signal, at most `seconds`, and handle all pending ones."""
         received = signal.sigtimedwait(_SIGNALS, max(0.0, seconds))
         while received is not None:
             if received.si_signo == READY:
@@ -185,14 +185,14 @@ class Supervisor:
 
 
 def _prepare_child(supervisor: int) -> None:
-    """Set up the process of Triton before it starts; safe in a supervisor of one thread."""
+    """Set up the process of Triton before it starts; safe in a supervisor with one thread."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     _, limit = resource.getrlimit(resource.RLIMIT_STACK)
     size = STACK_BYTES if limit == resource.RLIM_INFINITY else min(STACK_BYTES, limit)
     resource.setrlimit(resource.RLIMIT_STACK, (size, limit))
     pr_set_pdeathsig = 1
     _LIBC.prctl(pr_set_pdeathsig, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != supervisor:  # it ended before the signal was asked for
+    if os.getppid() != supervisor:  # it ended before the signal was set up
         os._exit(1)
 
 
@@ -215,7 +215,7 @@ def children(pid: int) -> Iterator[tuple[int, str, str]]:
 
 
 def dead_instances(pid: int) -> list[int]:
-    """Return the processes of models that ended although Triton, process `pid`, runs."""
+    """Return the ended processes of models of a running Triton with process id `pid`."""
     return [
         child
         for child, name, state in children(pid)

@@ -1,4 +1,4 @@
-"""Watch over the versions that a polling Triton serves."""
+"""Reports changes of the versions that a polling Triton serves."""
 
 import threading
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from pipeline.serve.triton.server import TritonServer
 
 
 class VersionWatch:
-    """Thread that reports, while the `with` block runs, when another version is served."""
+    """Thread that reports each change of a served version while the `with` block runs."""
 
     def __init__(
         self,
@@ -20,7 +20,7 @@ class VersionWatch:
         interval_seconds: float,
         report: Callable[[str], object],
     ) -> None:
-        """`report` is called with a line of text, from the thread; the server must be ready."""
+        """`report` is called in the thread with a line of text; the server must be ready."""
         self._server = server
         self._repository = repository
         self._interval_seconds = interval_seconds
@@ -48,10 +48,10 @@ class VersionWatch:
                     self._report(f"Serving version {version} of {name}{past}.")
 
     def _served(self) -> dict[str, int]:
-        """Version by model, without those that do not answer, as in the moment of a change."""
+        """Return the version by model, without models that do not answer, as during a change."""
         try:
             names = model_configs(self._repository)
-        except (PipelineError, OSError):  # exchanged in this moment
+        except (PipelineError, OSError):  # being replaced
             return {}
         versions = {name: self._server.model_version(name) for name in names}
         return {name: version for name, version in versions.items() if version is not None}

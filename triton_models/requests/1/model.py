@@ -1,8 +1,8 @@
-"""Triton adapter: raw sessions in, lists of raw item ids out, with a call of the model in between.
+"""Triton adapter: encodes raw sessions, calls the model, and returns lists of raw item ids.
 
-All requests of an execution are encoded together and sent to the model as one. Triton's own
-ensemble would take each of them through three models by itself, which on a CPU costs more than
-the work.
+All requests of an execution are encoded together and sent to the model as one. An ensemble of three
+steps would pass each request through three models separately, which on a CPU costs more than the
+computation.
 """
 
 import asyncio  # noqa: F401  Triton's stub imports it at the first request, which takes 40 ms
@@ -29,7 +29,7 @@ from request_runtime.request_encoder import Encoder  # noqa: E402
 INPUT, OUTPUT = "packed__0", "lists__0"
 """Tensor names of the model."""
 LOADING_SECONDS = 60
-"""Time that a request waits for the model beside this one, which loads at the same time."""
+"""Longest time that a request waits for the model, which loads at the same time as this one."""
 
 
 class TritonPythonModel:
@@ -42,9 +42,9 @@ class TritonPythonModel:
         self._warm_up()
 
     def _warm_up(self):
-        """Answer two requests without the model, because the first calls of NumPy are slow.
+        """Answer two requests without the model, as the first calls of NumPy are slow.
 
-        Triton's own warm-up must not call another model, which ends its version 2.51.
+        Triton's own warm-up may not call another model, on which Triton 2.51 crashes.
         """
         encoder = self.encoder
         lists = ("item_ids", "scores") if encoder.spec["ranks_items"] else ()
@@ -61,7 +61,7 @@ class TritonPythonModel:
         accepted = []
         for index, request in enumerate(requests):
             try:
-                # a loop over what was sent costs less than a look for each possible input
+                # a loop over the sent inputs costs less than a lookup of each possible one
                 tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
                 accepted.append((index, self.reader.read(tensors)))
             except Exception as error:
@@ -118,7 +118,7 @@ class TritonPythonModel:
 
 
 def _encoder(directory):
-    """Return the encoder of the repository: by tables, or by the user's NVTabular workflow."""
+    """Return the encoder of the repository: tables, or the user's NVTabular workflow."""
     if not (directory / "workflow").is_dir():
         return Encoder(directory)
     from request_runtime.workflows.encoder import WorkflowEncoder

@@ -19,7 +19,7 @@ FOLDER = "workflow"
 
 
 class WorkflowEncoder(Encoder):
-    """Encodes requests by a saved workflow; ids of filters and answers by the tables of items."""
+    """Encodes requests with a saved workflow; ids of filters and answers use the item tables."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
@@ -41,14 +41,14 @@ class WorkflowEncoder(Encoder):
 
     @property
     def optional(self) -> list[str]:
-        """Columns whose absence in a request means something, such as that of times."""
+        """Columns that requests may leave out, such as times."""
         return [column["tensor"] for column in self._log if column["tensor"] != "item_id"]
 
     def encode(self, rows: Rows, width: int | None = None) -> dict[str, NDArray[Any]]:
         """Encode S sessions: per feature (S, W) of the newest W interactions, or (S, 1)."""
         width = self.length if width is None else min(width, self.length)
         num_sessions = len(rows.lengths)
-        # Categorify fails on a block without a value: the last session has one in each column
+        # Categorify fails on a column without values, so an extra last session has one in each
         sessions = self._graph.execute(self._frame(rows)).iloc[:num_sessions]
         encoded = {}
         for output in self._outputs:
@@ -64,7 +64,7 @@ class WorkflowEncoder(Encoder):
         return encoded
 
     def _frame(self, rows: Rows) -> pd.DataFrame:
-        """Frame with the columns of the log, and a last session of one known interaction."""
+        """Return a frame with the columns of the log, and a last session of known values."""
         numbers = np.repeat(np.arange(len(rows.lengths)), rows.lengths)
         columns = {}
         for column in self._log:
@@ -75,7 +75,7 @@ class WorkflowEncoder(Encoder):
                 columns[column["name"]] = texts if column["dtype"] == "object" else keys
                 continue
             if values is None and column["name"] in self._sort:
-                series = np.arange(len(numbers)).astype(column["dtype"])  # as the request has them
+                series = np.arange(len(numbers)).astype(column["dtype"])  # order of the request
             elif values is None:
                 series = _missing(column["dtype"], len(numbers))
             else:
@@ -86,7 +86,7 @@ class WorkflowEncoder(Encoder):
         return pd.DataFrame(columns)
 
     def _convert(self, output: dict[str, Any], values: NDArray[Any]) -> NDArray[Any]:
-        """Convert to indices or float32, as the sessions of the data directory hold them."""
+        """Convert to indices or float32, as in the sessions of the data directory."""
         if output["kind"] == "number":
             numbers = values.astype(np.float32)
             return np.where(np.isfinite(numbers), numbers, np.float32(0))
@@ -109,7 +109,7 @@ def _missing(dtype: str, count: int) -> NDArray[Any]:
 
 
 def _typed(values: NDArray[Any], dtype: str) -> NDArray[Any]:
-    """Values of a tensor in the type of the log's column."""
+    """Return the values of a tensor in the type of the log's column."""
     if dtype.startswith("datetime"):
         times = microseconds(values, "iso", None)
         moments = times.astype("datetime64[us]").astype("datetime64[ns]")

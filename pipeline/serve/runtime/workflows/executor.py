@@ -9,7 +9,7 @@ import functools
 import os
 from typing import Any
 
-# dask reads them at its first import; Merlin does not know its query planner
+# dask reads both at its first import; Merlin does not support its query planner
 os.environ.setdefault("DASK_DATAFRAME__QUERY_PLANNING", "False")
 os.environ.setdefault("DASK_DATAFRAME__CONVERT_STRING", "False")
 
@@ -22,10 +22,10 @@ from nvtabular.ops import join_groupby
 
 
 class AlignedExecutor(LocalExecutor):
-    """Keeps rows together behind an operator that leaves some out, such as Filter.
+    """Keeps columns aligned after an operator that drops rows, such as Filter.
 
     merlin-core 23.8 takes the columns that Groupby and DifferenceLag name from the log, with all
-    its rows, and puts them beside the rows that are left; it ignores an output without rows.
+    its rows, and concatenates them with the remaining rows; it ignores an output without rows.
     """
 
     def _run_upstream_transforms(
@@ -45,13 +45,13 @@ class AlignedExecutor(LocalExecutor):
         ]
 
     def _merge_upstream_columns(self, upstream_outputs: Any, *_: Any) -> Any:
-        """Put columns side by side, the last of a name. ValueError for those of different rows."""
+        """Concatenate columns, the last one of a name. ValueError for different numbers of rows."""
         if len({len(frame) for frame in upstream_outputs}) > 1:
             counts = " and ".join(
                 f"{', '.join(frame.columns)} ({len(frame)} rows)" for frame in upstream_outputs
             )
             raise ValueError(
-                f"an operator left rows out of some columns that are put side by side: {counts}. "
+                f"an operator dropped rows of some columns that are concatenated: {counts}. "
                 "Let Filter come last before Groupby, on all columns"
             )
         frames = [frame.reset_index(drop=True) for frame in upstream_outputs]
@@ -59,7 +59,7 @@ class AlignedExecutor(LocalExecutor):
 
 
 class CachingExecutor(AlignedExecutor):
-    """Runs each node once for one frame, where Merlin runs it again for each node that reads it."""
+    """Runs each node once per frame, where Merlin runs it again for each node that reads it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,14 +82,14 @@ def fit(workflow: Workflow, dataset: Any) -> None:
 
 
 def execute(workflow: Workflow, frame: Any) -> Any:
-    """Output of a fitted workflow for a frame, a block by itself."""
+    """Return the output of a fitted workflow for one frame."""
     return CachingExecutor().transform(frame, workflow.output_node, workflow.output_dtypes)
 
 
 def read_all_folds(workflow: Workflow) -> None:
-    """Let TargetEncoding read the means of all folds, for sessions that it was not fitted to.
+    """Make TargetEncoding read the means over all folds, for sessions outside the fit.
 
-    NVTabular draws a fold for each row of each frame; with it a mean depends on the frame.
+    NVTabular draws a fold for each row of each frame, so that a mean would depend on the frame.
     """
     for node in postorder_iter_nodes(workflow.output_node):
         if isinstance(node.op, ops.TargetEncoding):
@@ -97,10 +97,10 @@ def read_all_folds(workflow: Workflow) -> None:
 
 
 def hash_values_alone() -> None:
-    """Let HashBucket and Categorify hash a value of pandas alone.
+    """Make HashBucket and Categorify hash only the value on pandas.
 
-    merlin-core 23.8 hashes the index of the row with it, so that a value has another bucket in
-    each row.
+    merlin-core 23.8 also hashes the index of the row, so that a value has another bucket in each
+    row.
     """
     hash_object = merlin.core.dispatch.hash_object_dispatch
     if not isinstance(hash_object, functools.partial):
@@ -108,10 +108,10 @@ def hash_values_alone() -> None:
 
 
 def lag_columns_alone() -> None:
-    """Let DifferenceLag take the differences of its own columns alone.
+    """Make DifferenceLag take the differences of its own columns only.
 
-    nvtabular 23.8 also subtracts the columns that part the rows, where another operator comes
-    before it, and fails if they are text.
+    nvtabular 23.8 also subtracts the partition columns after another operator, and fails if they
+    are text.
     """
 
     def compute_selector(_self: Any, _schema: Any, _selector: Any, parents: Any, _deps: Any) -> Any:
@@ -121,7 +121,7 @@ def lag_columns_alone() -> None:
 
 
 def count_as_number() -> None:
-    """Let JoinGroupby count a key that it has not learned as missing.
+    """Make JoinGroupby return a missing count for an unknown key.
 
     nvtabular 23.8 casts the count to int32 and fails at the first unknown key.
     """

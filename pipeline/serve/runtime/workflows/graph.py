@@ -1,7 +1,7 @@
 """A fitted NVTabular graph from JSON and Parquet, without code from the files.
 
-An operator is one of `OPERATORS`, built from plain arguments; what it has learned is set as it was
-saved. A file can neither name another class nor another attribute.
+An operator is one of `OPERATORS`, built from plain arguments and its saved state. A file can name
+neither another class nor another attribute.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ AGGREGATES = frozenset(
         *("min", "max", "std", "var", "sem", "skew", "any", "all"),
     )
 )
-"""What Groupby may compute of a column: pandas calls the method of this name."""
+"""Aggregates that Groupby may compute; pandas calls the method of this name."""
 _ARROW_SCHEMA = b"ARROW:schema"
-"""Key of the metadata of Parquet with types that pyarrow before 14.0.1 unpickles as it reads."""
+"""Key of Parquet metadata with types that pyarrow before 14.0.1 unpickles when it reads them."""
 
 
 @dataclass(frozen=True)
 class SavedOperator:
-    """What is saved of an operator."""
+    """Saved parts of an operator."""
 
     kind: Any
     """NVTabular's class."""
     arguments: tuple[str, ...] = ()
     """Arguments of its constructor, which are attributes of the same names."""
     state: tuple[str, ...] = ()
-    """Further attributes."""
+    """Attributes that the fit has set."""
     tables: tuple[str, ...] = ()
     """Attributes with paths of Parquet files by name."""
 
@@ -102,12 +102,12 @@ class SavedGraph:
         self._output = nodes[-1]
 
     def execute(self, frame: Any) -> Any:
-        """Output of the graph for a frame with the columns of the log."""
+        """Return the output of the graph for a frame with the columns of the log."""
         return CachingExecutor().transform(frame, [self._output])
 
 
 def _node(folder: Path, saved: dict[str, Any], nodes: list[Any]) -> Any:
-    """Merlin's node, with the schemas and the selection that it had after the fit."""
+    """Return Merlin's node with the schemas and the selection that it had after the fit."""
     node = Node()
     for parent in saved["parents"]:
         node.add_parent(nodes[parent])
@@ -151,14 +151,14 @@ def _operator(folder: Path, saved: dict[str, Any], node: Any) -> Any:
 
 
 def _check_aggregates(folder: Path, of_columns: list[list[str]]) -> None:
-    """ValueError for an aggregate that is none of `AGGREGATES`."""
+    """ValueError for an aggregate outside `AGGREGATES`."""
     for name in (name for names in of_columns for name in names):
         if name not in AGGREGATES:
             raise ValueError(f"{folder} names the aggregate {name!r}, which is unknown.")
 
 
 def _table(folder: Path, file: str) -> Path:
-    """Path of a table. ValueError for a name that leaves the folder, or an Arrow schema in it."""
+    """Return the path of a table. ValueError for a path outside the folder or an Arrow schema."""
     path = folder / file
     if Path(file).name != file:
         raise ValueError(f"{folder} names the table {file!r}, which is no name of a file.")
