@@ -37,8 +37,8 @@ def write_recommendations(
 
     session_id is left out if the data have none. Predictions of target tasks are columns with their
     names, lists for targets per item. See `Recommender.recommend` for the filters; `filter_seen`
-    defaults to that of the data's recipe. ConfigError for filters of a run that does not rank items,
-    and for a task with the name of a column.
+    defaults to that of the data's recipe. ConfigError for filters of a run that does not rank
+    items, and for a task with the name of a column.
     """
     check_parquet(out)
     recommender, data = Recommender.open(run), Data.open(data)
@@ -52,12 +52,7 @@ def write_recommendations(
         return _write_targets(recommender, data, part, out)
     if filter_seen is None:
         filter_seen = data.recipe.filter_seen
-    num_unknown = 0
-    if candidates is not None:
-        in_catalogue = recommender.in_catalogue(candidates)
-        if in_catalogue.any():  # otherwise `recommend` raises an error with the ids
-            num_unknown = int((~in_catalogue).sum())
-            candidates = [candidates[i] for i in np.flatnonzero(in_catalogue)]
+    candidates, num_unknown = _without_unknown(recommender, candidates)
     batches = recommender.recommend(
         data, part, k, filter_seen=filter_seen, exclude=exclude, candidates=candidates
     )
@@ -85,6 +80,21 @@ def write_recommendations(
         "unknown_excluded": int((~recommender.in_catalogue(exclude)).sum()),
         "unknown_candidates": num_unknown,
     }
+
+
+def _without_unknown(
+    recommender: Recommender, candidates: Sequence[Any] | None
+) -> tuple[Sequence[Any] | None, int]:
+    """Return the candidates that the catalogue has, and how many it lacks.
+
+    Without any of the catalogue all are returned: `recommend` raises an error with the ids.
+    """
+    if candidates is None:
+        return None, 0
+    in_catalogue = recommender.in_catalogue(candidates)
+    if not in_catalogue.any():
+        return candidates, 0
+    return [candidates[i] for i in np.flatnonzero(in_catalogue)], int((~in_catalogue).sum())
 
 
 def _check_names(recommender: Recommender) -> None:
