@@ -25,19 +25,19 @@ from pipeline.training.pools import Pool, Pools, StepShapes
 class Batches(IterableDataset[dict[str, Any]]):
     """Training batches as keyword arguments of `TrainingStep.forward`.
 
-    The loader yields a pool of many batches. Sessions of a pool are sorted by length, so that
-    little is padding, and cut into steps of `batch_size` sessions on average with about the same
-    number of targets; with equal numbers of sessions, targets of short ones would weigh more. The
-    order of steps is random and follows from `seed` and the epoch.
+    The loader yields pools of many batches. Sessions of a pool are sorted by length, to reduce
+    padding, and cut into steps of `batch_size` sessions on average with about equal numbers of
+    targets; with equal numbers of sessions, targets of short sessions would have larger weights.
+    The order of steps is random and depends on `seed` and the epoch.
 
-    A step is divided into `shares`, one for each accumulated batch of each process: every
-    `shares`-th session, so that all have about the same lengths, and together they are the step of
+    A step is divided into `shares`, one per accumulated batch and process. A share is every
+    `shares`-th session, so that all shares have similar lengths; together they equal the step of
     one process with a batch of `shares` times the size. `own` are the shares of this process. A
-    share without a session, and steps up to `num_steps` that only other processes have sessions
-    for, are one session with `share` 0, whose loss does not count.
+    share without a session, and steps up to `num_steps` that have sessions only in other processes,
+    are one session with `share` 0, whose loss has weight 0.
 
-    With `shapes` the batches have the static form on `device`: empty sessions and positions fill
-    each to one of few shapes.
+    With `shapes` the batches have the static form on `device`: each is padded with empty sessions
+    and positions to one of few shapes.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Batches(IterableDataset[dict[str, Any]]):
         return self.num_steps * len(self.own)
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of the next pass, from 0; without it, passes are counted."""
+        """Set the epoch of the next pass, from 0; by default passes are counted."""
         self._epoch = epoch
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -77,7 +77,7 @@ class Batches(IterableDataset[dict[str, Any]]):
         self._epoch += 1
         num_steps = 0
         for pool in pools:
-            # ties stay in the loader's random order
+            # stable, so that ties keep the loader's random order
             order = torch.argsort(pool.lengths, stable=True)
             sizes = even_shares(pool.lengths[order].tolist(), self.step_size)
             steps = order.split(sizes)
@@ -127,13 +127,13 @@ def static_batch(
 
 
 def even_shares(weights: list[int], mean_size: int) -> list[int]:
-    """Sizes of ceil(n / mean_size) consecutive groups, none empty, of about equal weight."""
+    """Sizes of ceil(n / mean_size) consecutive non-empty groups of about equal weight."""
     num_groups = math.ceil(len(weights) / mean_size)
     totals = list(accumulate(weights))
     bounds = [0]
     for group in range(1, num_groups):
         bound = bisect_left(totals, totals[-1] * group / num_groups) + 1
-        # at least one for this group and for each that follows
+        # at least one for this group and each following one
         bounds.append(min(max(bound, bounds[-1] + 1), len(weights) - (num_groups - group)))
     bounds.append(len(weights))
     return [stop - start for start, stop in pairwise(bounds)]
@@ -146,7 +146,7 @@ def step_shapes(loader: SessionLoader, batch_size: int, longest: int | None) -> 
 
 
 def longest_session(model: Model) -> int | None:
-    """Number of interactions that training reads of a session, None for all."""
+    """Maximum interactions of a session that training reads, None for all."""
     lengths = [head.body.inputs.max_sequence_length for head, _ in model.tasks_with_heads]
     limits = [length for length in lengths if length is not None]
     return max(limits) + 1 if len(limits) == len(lengths) else None
@@ -160,11 +160,11 @@ def any_batch(loader: SessionLoader) -> SessionBatch:
 
 
 def set_shares(model: Model, samples: list[dict[str, Any]], num_processes: int) -> None:
-    """Give each batch of one step its share of the step's targets, (tasks,) float32.
+    """Set the share of the step's targets in each batch of one step, (tasks,) float32.
 
-    The loss of a task in a step is the mean over its targets, which may be in several batches whose
-    gradients are accumulated and in batches of other processes. A batch that comes with the share 0
-    keeps it. Collective; does not wait for a GPU.
+    The loss of a task in a step is the mean over its targets, which may be in several accumulated
+    batches and in other processes. A batch with share 0 keeps it. Collective; does not synchronize
+    a GPU.
     """
     scales = [
         sample["share"].double().expand(len(model.tasks_with_heads))
@@ -194,10 +194,10 @@ def loss_scales(model: Model, batch: SessionBatch) -> Tensor:
 
 
 def _next_item_scale(head: Head, task: Task, batch: SessionBatch) -> Tensor:
-    """Weight of the next items of a batch, () float64; of a target per item those with a label.
+    """Weight of the next items of a batch, () float64; of those with a label for a target per item.
 
-    clm has them before the model runs. The other maskings draw a fixed share of the interactions
-    inside the model, so all interactions count.
+    The targets of clm are known before the model runs. The other maskings draw a fixed share of the
+    interactions inside the model, so all interactions count.
     """
     body = head.body
     shares_pass = body.masking.encodes_once and len(head.all_tasks) > 1 + len(head.item_tasks)

@@ -1,4 +1,4 @@
-"""Callbacks of the Trainer: best weights, times to log and to save, the log files, progress.
+"""Callbacks of the Trainer: best weights, schedule of logs and checkpoints, log files, progress.
 
 Signatures of methods are those of Hugging Face's TrainerCallback.
 """
@@ -42,7 +42,7 @@ class BestEpoch(TrainerCallback, ExportableState):
         self.worse = 0
 
     def state(self) -> dict[str, Any]:
-        """Attributes that a checkpoint stores beside the weights."""
+        """Attributes that a checkpoint stores in addition to the weights."""
         names = ("value", "epoch", "step", "worse")
         return {"args": {}, "attributes": {name: getattr(self, name) for name in names}}
 
@@ -63,10 +63,10 @@ class BestEpoch(TrainerCallback, ExportableState):
 
 
 class Timetable(TrainerCallback):
-    """Times to log and to save: the end of each epoch, and `checkpoint_steps` and `_minutes`."""
+    """Schedule of logs and checkpoints: epoch ends, `checkpoint_steps` and `checkpoint_minutes`."""
 
     def __init__(self, config: TrainConfig, steps_per_epoch: int, *, saves: bool) -> None:
-        """`saves`: whether there are checkpoints to write at all."""
+        """`saves` is true if checkpoints are written."""
         self.steps = config.checkpoint_steps if saves else None
         self.minutes = config.checkpoint_minutes if saves else None
         self.steps_per_epoch = steps_per_epoch
@@ -84,7 +84,7 @@ class Timetable(TrainerCallback):
         self._saved_at = time.monotonic()
 
     def epoch_end_follows(self, state: TrainerState, control: TrainerControl) -> bool:
-        """Whether the end of the epoch, with its log and its checkpoint, follows without a step."""
+        """Whether this step ends the epoch, whose log and checkpoint follow."""
         last_step = state.global_step % self.steps_per_epoch == 0
         stops = control.should_training_stop or control.should_epoch_stop
         return self._in_epoch and (last_step or stops)
@@ -103,13 +103,13 @@ class Timetable(TrainerCallback):
 
 
 class DataWatch(TrainerCallback):
-    """Ends a training whose data are removed or changed meanwhile, at the end of the epoch."""
+    """Ends training at the end of the epoch if the data were removed or changed."""
 
     def __init__(self, data: Data) -> None:
         self.data = data
 
     def on_epoch_end(self, *_arguments: Any, **_: Any) -> None:
-        """ArtifactError if the data are not those that were opened."""
+        """ArtifactError if the data have changed since they were opened."""
         self.data.check_unchanged()
 
 
@@ -135,7 +135,7 @@ class TensorBoard(TensorBoardCallback):
     def on_train_begin(
         self, args: Any, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
-        """Begin with the log before the checkpoint, of which no events are left."""
+        """Write the log up to the checkpoint again, as its events are lost."""
         super().on_train_begin(args, state, control, **others)
         for line in state.log_history:
             earlier = copy.copy(state)
@@ -170,7 +170,7 @@ class ProgressBar(TrainerCallback):
     def on_step_end(self, args: Any, state: TrainerState, *_arguments: Any, **_: Any) -> None:
         self._bar.update()
         now = time.monotonic()
-        # reading the loss waits for the GPU, so not in each step
+        # not in each step, as reading the loss synchronizes the GPU
         if not self._bar.disable and now - self._refreshed > _REFRESH_SECONDS:
             self._refreshed = now
             loss = self.running_loss()

@@ -1,8 +1,8 @@
-"""Checkpoints of a training in progress: what is on disk when it is interrupted.
+"""Checkpoints of a training in progress.
 
-They are directories in a hidden folder
-beside the run, safetensors and JSON, complete or absent like other artifacts: the manifest of
-hashes is written last. What a Trainer writes into one stands in `resumable_trainer.py`.
+They are directories in a hidden folder beside the run, with safetensors and JSON, complete or
+absent like other artifacts: the manifest of hashes is written last. `resumable_trainer.py` defines
+their content.
 """
 
 import json
@@ -28,18 +28,18 @@ _KIND = "checkpoint"
 _TENSORS_FILE = "state.safetensors"
 _STATE_FILE = "state.json"
 _NUM_KEPT = 2
-"""Checkpoints on disk: where the latest is damaged, the one before is used."""
+"""Number of checkpoints on disk: if the latest is damaged, the previous one is used."""
 
 
 class TrainingAbandoned(Exception):  # noqa: N818  (a callback's decision, not a failure)
-    """Raised by a callback to end a training that will not be continued."""
+    """Raised by a callback to end a training for good; its checkpoints are removed."""
 
 
 class Checkpoints:
     """Checkpoints of one training, identified by its fingerprint and the number of processes."""
 
     def __init__(self, out: Path, fingerprint: str, processes: Processes = Processes()) -> None:  # noqa: B008  (a constant)
-        """`out` is the directory of the run; `fingerprint` is that of its recipe and data."""
+        """`out` is the directory of the run, `fingerprint` that of recipe and data."""
         out = out.resolve()
         self.folder = out.parent / f".{out.name}.checkpoints"
         self.fingerprint = fingerprint
@@ -50,7 +50,7 @@ class Checkpoints:
     def latest(self) -> Path | None:
         """Path of the latest complete checkpoint; None if there is none to continue from.
 
-        The first process decides for all and logs the step, or why older checkpoints do not fit.
+        The first process decides for all; it logs the step, or why existing checkpoints do not fit.
         """
         path = self._latest_of_training() if self.processes.is_first else None
         name = gather_bytes(b"" if path is None else path.name.encode())[0].decode()
@@ -58,26 +58,27 @@ class Checkpoints:
 
     @contextmanager
     def write(self, step: int) -> Iterator[Path]:
-        """Yield a directory to fill; it becomes the latest checkpoint. Removes the oldest ones."""
+        """Yield a directory that becomes the latest checkpoint; remove the oldest checkpoints."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step-{step:010d}"
         facts = {"step": step, "processes": self.processes.count}
         with new_artifact(path, _KIND, facts, fingerprint=self.fingerprint) as directory:
             yield directory
         self.last_step = step
-        # after a training continued from an older one, those of higher steps are outdated
+        # if training continued from an older checkpoint, those of higher steps are outdated
         kept = [p for p in self._all() if p.name <= path.name][:_NUM_KEPT]
         for other in self.folder.iterdir():
             if other not in kept:
                 shutil.rmtree(other, ignore_errors=True)
 
     def remove(self) -> None:
-        """Remove all of them, by the first process: the training is over."""
+        """Remove all checkpoints in the first process, at the end of training."""
         if self.processes.is_first:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _latest_of_training(self) -> Path | None:
-        """ArtifactError where checkpoints of this training are damaged and none is whole."""
+        """Latest complete checkpoint. ArtifactError if all checkpoints of this training are
+        damaged."""
         reason = None
         damaged = []
         for path in self._all():
@@ -96,7 +97,7 @@ class Checkpoints:
             else:
                 for other, damage in damaged:
                     logger.warning("%s", damage)
-                    shutil.rmtree(other, ignore_errors=True)  # else it bars the way of its step
+                    shutil.rmtree(other, ignore_errors=True)  # its step is written again
                 self.last_step = facts["step"]
                 logger.info("Continuing from step %s.", f"{self.last_step:,}")
                 return path
@@ -111,7 +112,7 @@ class Checkpoints:
         return None
 
     def _may_be_ours(self, path: Path) -> bool:
-        """Whether a damaged checkpoint is of this training, or its manifest does not say."""
+        """Whether a damaged checkpoint is, or may be, of this training."""
         try:
             read_manifest(path, _KIND, check_files=False)
         except ArtifactError:
@@ -119,16 +120,17 @@ class Checkpoints:
         return bool(read_json(path / MANIFEST).get("fingerprint") == self.fingerprint)
 
     def _all(self) -> list[Path]:
-        """Latest first, damaged ones included."""
+        """All checkpoints, latest first, including damaged ones."""
         return sorted(self.folder.glob("step-*"), reverse=True)
 
 
 def write_state(directory: Path, state: Any) -> None:
-    """Write nested dicts, lists, tuples, numbers, strings and tensors. ConfigError for others."""
+    """Write nested dicts, lists, tuples, numbers, text and tensors. ConfigError for other
+    values."""
     tensors: dict[str, Tensor] = {}
     packed = _pack(state, tensors)
     write_tensors(tensors, directory / _TENSORS_FILE)
-    # unlike `write_json` this may hold infinity: the best value before the first validation
+    # unlike `write_json` it allows infinity, the best value before the first validation
     (directory / _STATE_FILE).write_text(json.dumps(packed) + "\n", encoding="utf-8")
 
 
@@ -144,7 +146,7 @@ def read_state(directory: Path) -> Any:
 
 
 def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """JSON of `value`; types that JSON does not have are a dict of one entry, their name."""
+    """JSON of `value`; other types become a dict whose only key is the name of the type."""
     if isinstance(value, Tensor):
         name = str(len(tensors))
         tensors[name] = value

@@ -1,4 +1,4 @@
-"""Compilation of a training step by `torch.compile`, as one graph for each shape of a batch."""
+"""Compilation of a training step by `torch.compile`, as one graph per batch shape."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,23 +10,23 @@ from transformers import TrainingArguments
 from pipeline.data.batch import SessionBatch
 
 Loss = Callable[..., Tensor]
-"""A SessionBatch, and maybe the share of each task, -> ()."""
+"""SessionBatch, and optionally the share of each task -> ()."""
 Compiler = Callable[[Loss], Loss]
 _MOST_GRAPHS = 64
-"""More than there are shapes of the batches of a training."""
+"""Limit of graphs, above the number of batch shapes of a training."""
 
 
 def take_compiler(arguments: TrainingArguments) -> Compiler | None:
-    """Compiler by `torch_compile`, its backend and its mode, which are then unset; None without.
+    """Compiler of `torch_compile`, its backend and mode; unsets the arguments. None if it is off.
 
-    Hugging Face's Trainer would compile with shapes that vary, and would run what it cannot compile
-    without a word.
+    Hugging Face's Trainer would compile with dynamic shapes, and silently run eagerly what it
+    cannot compile.
     """
     if not arguments.torch_compile:
         return None
     options: dict[str, Any] = {"backend": arguments.torch_compile_backend}
     mode = arguments.torch_compile_mode
-    # gradients of several batches add up outside of the memory of a CUDA graph
+    # accumulated gradients are outside the memory of a CUDA graph
     captures = arguments.device.type == "cuda" and arguments.gradient_accumulation_steps == 1
     if mode is None and captures and arguments.torch_compile_backend == "inductor":
         mode = "reduce-overhead"  # a CUDA graph
@@ -36,14 +36,14 @@ def take_compiler(arguments: TrainingArguments) -> Compiler | None:
 
 
 def compiled(loss: Loss, **options: Any) -> Loss:
-    """`loss`, which may differentiate too, as one graph for each shape; an exception if it is none.
+    """`loss`, possibly with its gradients, as one graph per shape; raises if a graph would break.
 
     `options` are those of `torch.compile`.
     """
     graph = torch.compile(loss, fullgraph=True, dynamic=False, **options)
 
     def call(*arguments: SessionBatch | Tensor) -> Tensor:
-        # recurrent networks and `torch.autograd.grad` are operators of a graph like others
+        # allow recurrent networks and `torch.autograd.grad` in a graph
         with torch._dynamo.config.patch(
             allow_rnn=True, trace_autograd_ops=True, recompile_limit=_MOST_GRAPHS
         ):

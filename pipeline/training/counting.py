@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 def fit_model(data: Data, config: ModelConfig) -> CountingModel:
     """Fit the counting model of `config` to the train part of `data`.
 
-    ConfigError for a column that the data do not have, and for data that the model is not for.
+    ConfigError for a column that the data lack, and for data that do not suit the model.
     """
     options = config.counting
     assert options is not None  # noqa: S101
@@ -75,9 +75,9 @@ def train_counting(
 ) -> dict[str, Any]:
     """Fit a counting model to `data`, write the run and return the facts of its manifest.
 
-    It is fitted anew also with `start`, whose catalogue and counts it does not need. Of the `train`
-    section it reads `metric`, the validation metric that trials of `tune` are compared by.
-    ConfigError for several processes and for the metric `loss`.
+    With `start` too it is fitted from scratch, without the counts of that run. Of the `train`
+    section it reads only `metric`, by which `tune` compares trials. ConfigError for several
+    processes and for the metric `loss`.
     """
     name = model_config.architecture
     if announced_processes().count > 1:
@@ -117,7 +117,7 @@ def train_counting(
 
 
 def _valid_metrics(data: Data, model: CountingModel, config: TrainConfig) -> dict[str, float]:
-    """Metrics of the validation sessions; none without a target in them."""
+    """Metrics of the validation sessions; empty without a target."""
     if not has_targets(data, "valid"):
         return {}
     return validate(
@@ -132,7 +132,7 @@ def _valid_metrics(data: Data, model: CountingModel, config: TrainConfig) -> dic
 
 
 def _note_unread_settings(model: ModelConfig, train: TrainConfig) -> None:
-    """Log one line about settings of the recipe that a counting model does not read."""
+    """Log the settings of the recipe that a counting model does not read, in one line."""
     unread = [f"model.{name}" for name in model.model_fields_set - {"architecture", "options"}]
     unread += [f"train.{name}" for name in train.model_fields_set - {"metric"}]
     if unread:

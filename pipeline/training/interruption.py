@@ -1,4 +1,4 @@
-"""What happens to a training on Ctrl-C, SIGTERM or an error.
+"""Interruption of a training by Ctrl-C, SIGTERM or an error.
 
 The run is not written, the checkpoints stay, and the same command continues from the latest one.
 The exit codes are in `pipeline/cli/console.py`.
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 def keep_checkpoints(checkpoints: Checkpoints) -> Iterator[None]:
     """On Ctrl-C or an error, log how to continue.
 
-    On TrainingAbandoned, and where the data have changed, remove everything.
+    On TrainingAbandoned, or if the data have changed, remove the checkpoints.
     """
     try:
         yield

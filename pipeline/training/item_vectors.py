@@ -1,10 +1,10 @@
-"""Co-visitation vectors: initial item vectors by which items are near each other in sessions.
+"""Co-visitation vectors: initial item vectors from co-occurrence in sessions.
 
-They are the closed form of word2vec's skip-gram: positive pointwise mutual information of items,
-with counts that fall with the distance and smoothed contexts, factorised
-(Levy et al., "Improving distributional similarity with lessons learned from word embeddings",
-TACL 2015), by a few steps of subspace iteration from random vectors (Halko et al., "Finding
-structure with randomness", SIAM Review 2011).
+They are a closed form of word2vec's skip-gram: a factorization of the positive pointwise mutual
+information of items, with counts that decay with distance and smoothed contexts (Levy et al.,
+"Improving distributional similarity with lessons learned from word embeddings", TACL 2015), by a
+few steps of subspace iteration from random vectors (Halko et al., "Finding structure with
+randomness", SIAM Review 2011).
 """
 
 import numpy as np
@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from pipeline.core.columns import FIRST_ITEM
 
 WINDOW = 5
-"""Largest distance, in interactions, between neighbours."""
+"""Maximum distance between neighbours, in interactions."""
 _CONTEXT_POWER = 0.75
-"""Exponent of the counts of neighbours, without which rare items have the most information."""
+"""Exponent that smooths the counts of contexts, without which rare items dominate."""
 _OVERSAMPLING = 16
-"""Additional dimensions of the iteration, for the accuracy of the others."""
+"""Additional dimensions of the iteration, which improve its accuracy."""
 _ITERATIONS = 4
 
 
@@ -41,7 +41,7 @@ def co_visitation_vectors(
         basis, _ = np.linalg.qr(information @ basis)
     sizes, directions = np.linalg.eigh(basis.T @ (information @ basis))
     largest = np.argsort(-sizes)[:width]
-    # half of each eigenvalue belongs to an item, half to its neighbours
+    # the square root splits each eigenvalue between items and contexts
     scale = np.sqrt(np.maximum(sizes[largest], 0))
     vectors = np.zeros((num_rows, width), np.float32)
     vectors[:, : len(largest)] = (basis @ directions[:, largest]) * scale
@@ -68,7 +68,7 @@ def _neighbours(
 
 
 def _information(counts: sp.csr_array) -> sp.csr_array:
-    """Counts -> positive pointwise mutual information, made symmetric."""
+    """Counts -> symmetrized positive pointwise mutual information."""
     totals = np.asarray(counts.sum(1)).ravel()
     contexts = totals**_CONTEXT_POWER
     contexts /= max(contexts.sum(), np.finfo(np.float32).tiny)

@@ -1,7 +1,7 @@
 """AdamW for models whose largest weights are embedding tables.
 
-Clipping is part of the step. A table with a sparse gradient is updated only in the rows that the
-batch touched, so the cost of a step grows with the batch and not with the catalogue.
+Clipping is part of the step. A table with a sparse gradient is updated only in the rows of the
+batch, so the cost of a step grows with the batch, not with the catalogue.
 """
 
 from collections.abc import Callable, Iterable
@@ -20,8 +20,8 @@ from pipeline.recipe.train import TableOptimizer
 class TableAdamW(torch.optim.AdamW):
     """AdamW (Loshchilov and Hutter, ICLR 2019), fused; lazy weights update touched rows.
 
-    The moments of a row decay and its weights decay once per touch, and the bias of the moments is
-    corrected by the row's own number of touches: corrected by the number of steps, as in torch's
+    Moments and weights of a row decay once per update of the row, and the bias of the moments is
+    corrected by the row's own number of updates: with the number of steps, as in torch's
     SparseAdam, the first update of a rare item would be three times too large. With `row_wise` a
     row has one second moment, the mean of its squared gradients, instead of one per weight.
     """
@@ -38,11 +38,11 @@ class TableAdamW(torch.optim.AdamW):
         row_wise: bool = False,
         sharded: ShardedEmbedding | None = None,
     ) -> None:
-        """`lazy` are the weights of which a step updates the rows that have a gradient.
+        """`lazy` are the weights of which a step updates only the rows with a gradient.
 
-        Those of a sparse gradient are its rows; of a dense one, as a GPU computes it without
-        waiting, those that are not 0. Sparse gradients of other weights become dense.
-        The norm of the gradients includes the rows of a `sharded` table in other processes.
+        These are the rows of a sparse gradient, or the non-zero rows of a dense one, which a GPU
+        computes without synchronization. Sparse gradients of other weights become dense. The norm
+        of the gradients includes the rows of a `sharded` table in other processes.
         """
         super().__init__(params, lr, betas, eps, weight_decay, fused=True)
         self._lazy = {id(weight) for weight in lazy}
@@ -54,7 +54,7 @@ class TableAdamW(torch.optim.AdamW):
     def clip(self, max_norm: float) -> Tensor:
         """Return the norm of all gradients (); the next step scales them to at most `max_norm`.
 
-        The gradients themselves do not change.
+        The gradients themselves are unchanged.
         """
         norms: dict[int, Tensor] = {}
         for weight in (weight for group in self.param_groups for weight in group["params"]):
@@ -125,16 +125,16 @@ class TableAdamW(torch.optim.AdamW):
         weight.index_copy_(0, rows, decayed.sub_(step, alpha=float(group["lr"])))
 
     def _step_dense(self, weight: Tensor, group: dict[str, Any]) -> None:
-        """Do what `_step_rows` does for the rows of a dense gradient that are not 0."""
+        """Counterpart of `_step_rows` for the non-zero rows of a dense gradient."""
         assert weight.grad is not None  # noqa: S101
         values = weight.grad if self.grad_scale is None else weight.grad / self.grad_scale
-        overflowed = getattr(self, "found_inf", None)  # by GradScaler, under fp16
+        overflowed = getattr(self, "found_inf", None)  # set by GradScaler under fp16
         if overflowed is not None:
             values = torch.where(overflowed > 0, 0.0, values)  # no row is touched
         update_touched_rows(weight, values, self.state_of(weight), group["lr"], group)
 
     def state_of(self, weight: Tensor) -> dict[str, Tensor]:
-        """State of a weight, which is all zeros before its first step."""
+        """State of a weight, all zeros before its first step."""
         state: dict[str, Tensor] = self.state[weight]
         if not state:
             is_lazy = id(weight) in self._lazy
@@ -154,9 +154,9 @@ def update_touched_rows(
     rate: float | Tensor,
     settings: dict[str, Any],
 ) -> None:
-    """Update the rows of a weight (V, D) for which its gradient `values` (V, D) is not 0.
+    """Update the rows of a weight (V, D) in which its gradient `values` (V, D) is not 0.
 
-    `state` is that of a lazy weight, `rate` the learning rate, () if it is a tensor.
+    `state` is the state of a lazy weight, `rate` the learning rate, a number or ().
     """
     touched = values.any(1, keepdim=True).to(weight.dtype)  # (V, 1)
     first_decay, second_decay = settings["betas"]
@@ -184,11 +184,11 @@ def build_optimizer(
     sharded: ShardedEmbedding | None = None,
     dense_gradients: bool = False,
 ) -> TableAdamW:
-    """Optimizer of the weights of `module`, which wraps `model`; `decayed` are names with decay.
+    """Optimizer of `module`, which wraps `model`; `decayed` are names of weights with decay.
 
     `arguments` have the learning rate and the other settings of AdamW. `tables` is
-    `TrainConfig.table_optimizer`, `sharded` the table that is split among processes.
-    `dense_gradients` of all lookups have fixed shapes.
+    `TrainConfig.table_optimizer`, `sharded` the table sharded over processes. With
+    `dense_gradients` all lookups have dense gradients, of fixed shapes.
     """
     lazy = set_sparse_gradients(model, sparse=tables != "adamw")
     if dense_gradients:
@@ -214,9 +214,9 @@ def build_optimizer(
 
 
 def set_sparse_gradients(model: Model, *, sparse: bool) -> list[Tensor]:
-    """Set whether lookups in tables give sparse gradients; return the weights for which they do.
+    """Set whether table lookups have sparse gradients; return the weights with sparse gradients.
 
-    The gradient of an item table of which every row is scored is dense in any case.
+    The gradient of an item table whose rows are all scored is always dense.
     """
     weights: dict[int, Tensor] = {}
     for head, task in model.tasks_with_heads:

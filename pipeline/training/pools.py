@@ -1,8 +1,7 @@
 """Pools of sessions on the device of a training, and the fixed shapes of its steps.
 
-On a CPU a pool is what the loader yields. On a GPU the sessions lie in its memory ahead of the
-step: all of them where they fit, else the next pool, which is copied while the steps of this one
-run.
+On a CPU a pool is a batch of the loader. On a GPU sessions are in device memory before the step:
+all of them if they fit, else the next pool, which is copied during the steps of the current one.
 """
 
 import math
@@ -16,14 +15,15 @@ from torch import Tensor
 from pipeline.data.loader import RaggedBatch, SessionLoader
 
 RESIDENT_SHARE = 1 / 4
-"""Share of a GPU's free memory that all sessions may take."""
+"""Maximum share of a GPU's free memory for all sessions."""
 _NARROWEST = 4
 _GROWTH = 1.5
-"""Widths of batches are 4, 6, 9, 14, 21, 32, 48, ... positions."""
+"""The widths of batches are 4, 6, 9, 14, 21, 32, 48, ... positions."""
 
 
 def prefers_static_steps(device: torch.device) -> bool:
-    """Whether steps of fixed shapes are faster: a CPU need not wait for the packed form."""
+    """Whether steps of fixed shapes are faster: not on a CPU, where the packed form costs no
+    synchronization."""
     return device.type != "cpu"
 
 
@@ -31,17 +31,17 @@ class Pool(NamedTuple):
     """Sessions of many batches."""
 
     sessions: RaggedBatch
-    """On the device of the training; may hold others too."""
+    """Sessions on the training device, possibly more than those of the pool."""
     rows: Tensor
     """(n,) rows of `sessions`, on the CPU."""
     lengths: Tensor
-    """(n,) number of interactions of each, on the CPU."""
+    """(n,) number of interactions of each row, on the CPU."""
 
 
 class Pools:
     """Pools of a loader on a device.
 
-    On a CPU, and for sessions that do not fit a GPU, they are the loader's batches. Sessions that
+    On a CPU, and for sessions that do not fit a GPU, pools are the loader's batches. Sessions that
     fit are read once, and shuffled by `seed` and epoch.
     """
 
@@ -83,7 +83,7 @@ def _whole_pool(batch: RaggedBatch) -> Pool:
 
 
 def _copied_ahead(loader: SessionLoader, device: torch.device) -> Iterator[RaggedBatch]:
-    """Batches of the loader on the device; the next one is copied on a stream of its own."""
+    """Batches of the loader on the device; the next one is copied on a separate stream."""
     stream = torch.cuda.Stream(device)
     ahead: RaggedBatch | None = None
     for batch in loader:
@@ -92,7 +92,7 @@ def _copied_ahead(loader: SessionLoader, device: torch.device) -> Iterator[Ragge
             ahead = batch.to(device)
         if before is not None:
             yield before
-        # its tensors are read by the steps, whose stream must not run ahead of the copy
+        # the stream of the steps must not read the tensors before the copy ends
         torch.cuda.current_stream(device).wait_stream(stream)
         for values in ahead.tensors():
             values.record_stream(torch.cuda.current_stream(device))
@@ -101,7 +101,7 @@ def _copied_ahead(loader: SessionLoader, device: torch.device) -> Iterator[Ragge
 
 
 def joined(batches: list[RaggedBatch]) -> RaggedBatch:
-    """One batch of the sessions of all."""
+    """Concatenate the sessions of batches."""
     first = batches[0]
     lengths = torch.cat([batch.lengths for batch in batches])
     return RaggedBatch(
@@ -117,23 +117,24 @@ class Shape(NamedTuple):
     rows: int
     """Number of sessions, empty ones included."""
     width: int
-    """L of the batch."""
+    """L, the positions of the batch."""
     most_interactions: int
-    """Largest sum of the lengths."""
+    """Maximum sum of the lengths."""
 
 
 class StepShapes:
-    """Few shapes for all steps of a training: one for each width, as a rule.
+    """A few shapes for all steps of a training, usually one per width.
 
-    Steps have about the same number of interactions, so a batch of a width has at most the rows
-    that make up this number if its sessions are as short as the width allows. A batch that has
-    more takes the next larger shape.
+    Steps have about equal numbers of interactions, so the rows of a width are the number of
+    shortest sessions of this width that a step holds. A batch with more rows takes the next larger
+    shape.
     """
 
     def __init__(self, step_interactions: float, pool_size: int, longest: int | None) -> None:
-        """`step_interactions` is their mean number, `longest` that of a session, None for any."""
+        """`step_interactions` is the mean of a step, `longest` the maximum of a session, None for
+        any."""
         self.longest = longest
-        # the mean length of a pool varies with the sessions that it happens to hold
+        # margin for the variation of the mean length between pools
         self._interactions = step_interactions * (1.05 + 3 / math.sqrt(max(pool_size, 1)))
 
     def of(self, lengths: Tensor) -> Shape:

@@ -1,7 +1,7 @@
-"""Hugging Face's Trainer with checkpoints of safetensors and JSON, from which it continues exactly.
+"""Hugging Face's Trainer with exact resumption from checkpoints of safetensors and JSON.
 
-Hugging Face writes the optimizer's state and the random generators as pickles, and continues with
-other sums and another log; here a continued training ends as an uninterrupted one.
+Hugging Face pickles the optimizer and random states, and resumes with other sums and another log;
+here a resumed training ends like an uninterrupted one.
 """
 
 import json
@@ -28,7 +28,7 @@ _WEIGHTS_FILE = "model.safetensors"
 _BEST_FILE = "best.safetensors"
 _LOG_FILE = "metrics.jsonl"
 _HUGGING_FACE_STATE = "trainer_state.json"
-"""Read by Hugging Face under this name."""
+"""Name under which Hugging Face reads its state."""
 
 
 class ResumableTrainer(HuggingFaceTrainer):
@@ -45,7 +45,7 @@ class ResumableTrainer(HuggingFaceTrainer):
     _checkpoint: dict[str, Any] | None = None
 
     def begin(self) -> None:
-        """Set sums and clock when training begins: to zero, or to those of the checkpoint."""
+        """Set sums and clock at the start of training: to zero, or to those of the checkpoint."""
         state, self._checkpoint = self._checkpoint, None
         self.timetable.saved()
         self._epoch_logged = self.state.epoch or 0.0
@@ -62,7 +62,7 @@ class ResumableTrainer(HuggingFaceTrainer):
     # Called by Hugging Face's Trainer in `train`:
 
     def _run_epoch(self, *arguments: Any, **keywords: Any) -> None:
-        if not self.control.should_training_stop:  # else it stopped before the checkpoint
+        if not self.control.should_training_stop:  # else training had stopped before the checkpoint
             super()._run_epoch(*arguments, **keywords)
 
     def _save_checkpoint(self, *_arguments: Any) -> None:
@@ -83,7 +83,7 @@ class ResumableTrainer(HuggingFaceTrainer):
     def _write_training(self, directory: Path, random_states: list[dict[str, Any]]) -> None:
         """Write weights, best weights, log and state; `random_states` of each process, by rank."""
         write_tensors(self.session_model.state_dict(), directory / _WEIGHTS_FILE)
-        # best weights that are those of this step are not written twice
+        # best weights of this step are not written twice
         if self.best and self.best.weights and self.best.step != self.state.global_step:
             write_tensors(self.best.weights, directory / _BEST_FILE)
         if self.log_path is not None and self.log_path.exists():
@@ -113,7 +113,7 @@ class ResumableTrainer(HuggingFaceTrainer):
         """Write the rows of a sharded table that other processes hold. Collective."""
         if self.sharding is None:
             return
-        # best weights that are those of this checkpoint are not sent twice
+        # best weights of this step are not sent twice
         older = self.best is not None and self.best.step != self.state.global_step
         best = self.best.weights if self.best is not None and older else None
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
@@ -121,7 +121,7 @@ class ResumableTrainer(HuggingFaceTrainer):
         self.sharding.write(directory, self.sharding.parts(optimizer, best))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: Any, model: Any = None) -> None:  # noqa: ARG002
-        """Restore weights, log and callbacks; the rest waits until the Trainer has created it."""
+        """Restore weights, log and callbacks; the rest follows once the Trainer has created it."""
         directory, sharding = Path(resume_from_checkpoint), self.sharding
         weights = read_tensors(directory / _WEIGHTS_FILE)
         self.session_model.load_state_dict(
@@ -163,7 +163,7 @@ class ResumableTrainer(HuggingFaceTrainer):
 
     def _load_rng_state(self, checkpoint: Any) -> None:
         if checkpoint is not None:
-            # NumPy's generator belongs to the loader's thread by now, which seeded it for the pass
+            # the loader's thread has already seeded NumPy's generator for the pass
             set_random_state(self._random_state, numpy=False)
 
     def _stateful_callbacks(self) -> list[Any]:
@@ -171,7 +171,7 @@ class ResumableTrainer(HuggingFaceTrainer):
 
 
 class Begin(TrainerCallback):
-    """Calls `ResumableTrainer.begin` once Hugging Face's Trainer has reset its own sums."""
+    """Calls `ResumableTrainer.begin` after Hugging Face's Trainer has reset its own sums."""
 
     def __init__(self, trainer: ResumableTrainer) -> None:
         self.trainer = trainer
@@ -194,7 +194,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any], *, numpy: bool) -> None:
-    """Restore a `random_state`, also one read from JSON; that of NumPy only if `numpy`."""
+    """Restore a `random_state`, possibly read from JSON; NumPy's only if `numpy`."""
     torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(torch.tensor(state["cuda"], dtype=torch.uint8))

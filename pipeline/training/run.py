@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _POOL_BATCHES = 16
-"""Number of batches whose sessions are sorted by length together."""
+"""Batches per pool of sessions sorted by length."""
 
 
 class DivergenceError(ConfigError, TrainingAbandoned):
@@ -58,10 +58,10 @@ def train(
 
     Continues from the latest checkpoint of an interrupted training of the same settings and data,
     unless `restart`. Under `torchrun`, all processes train one model and the first one writes.
-    `callbacks` are Hugging Face's TrainerCallbacks; an exception of theirs ends the training
-    without a run, and `TrainingAbandoned` without checkpoints. `start` is the run whose weights
-    the model starts from. `model` was put together in Python and is trained in place of that of
-    `model_config`; it has no checkpoints, as nothing tells whether they are of the same model.
+    `callbacks` are Hugging Face's TrainerCallbacks; an exception in one ends the training without a
+    run, and `TrainingAbandoned` without checkpoints. `start` is the run with the initial weights.
+    `model` is a model built in Python that replaces that of `model_config`; it has no checkpoints,
+    as they could not be matched to the model.
     """
     data = Data.open(data)
     data.check_sessions("train", "valid")
@@ -75,7 +75,7 @@ def train(
     timeout_seconds = train_config.arguments.get("ddp_timeout", TIMEOUT_SECONDS)
     with joined_processes(timeout_seconds) as processes:
         keep_heap()
-        # before the fingerprint, which needs the files of vectors that this checks
+        # first, as it checks the vector files that the fingerprint reads
         statistics = training_statistics(data.path, data.fitted, model_config, train_config)
         fingerprint = run_fingerprint(
             data.path, model_config, train_config, start=start, plugins=plugins
@@ -105,7 +105,7 @@ def train(
 
 
 def _check_metric(data: Data, config: TrainConfig) -> None:
-    """ConfigError for a validation metric that the split has no targets for."""
+    """ConfigError for a validation metric without targets in the split."""
     if config.metric == "loss" and data.recipe.target_positions != "all":
         raise ConfigError(
             "`train.metric` is loss, which is over all interactions of a session; this split "
@@ -138,7 +138,7 @@ def _trainer(
     directory: Path | None,
     callbacks: Sequence[Any],
 ) -> "Trainer":
-    # Hugging Face's Trainer takes seconds to import, and evaluation works without it
+    # importing Hugging Face's Trainer takes seconds
     from pipeline.training.callbacks import DataWatch
     from pipeline.training.trainer import Trainer
 

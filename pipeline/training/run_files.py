@@ -1,4 +1,4 @@
-"""The files that every run has, and what decides on them."""
+"""The files that every run has, and conditions on them."""
 
 from pathlib import Path
 
@@ -25,9 +25,9 @@ def uses_plugins(model: ModelConfig) -> bool:
 
 
 def write_run(directory: Path, data: Data, model: Model, model_config: ModelConfig) -> None:
-    """Write the model with all that serving and evaluation need, so that they need no data.
+    """Write the model with all inputs of serving and evaluation, which then need no training data.
 
-    A model that cannot be built without a file of plugins is written as a program.
+    A model that needs a file of plugins is written as a program.
     """
     if uses_plugins(model_config):
         write_program_run(directory, data, model)

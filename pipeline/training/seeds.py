@@ -1,4 +1,4 @@
-"""`pipeline train --seeds`: runs that differ in nothing but the seed."""
+"""`pipeline train --seeds`: runs that differ only in the seed."""
 
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,11 @@ def train_seeds(
     start: Path | None = None,
     plugins: Path | None = None,
 ) -> dict[str, Any]:
-    """Train with the seed of the recipe and the next ones; a run that is up to date is kept.
+    """Train with the recipe's seed and the following ones; a run that is up to date is kept.
 
-    Runs become `out/seed-N`. Returns the facts of each by its name, and mean and standard deviation
-    of the validation metric, where there is one, and of the loss. ConfigError for a counting model.
+    Runs are written to `out/seed-N`. Return the facts of each run by its name, and mean and
+    standard deviation of the loss and, if there is one, of the validation metric. ConfigError for a
+    counting model.
     """
     if recipe.model.counting is not None:
         raise ConfigError(

@@ -1,8 +1,8 @@
 """A whole training step as one graph: forward, loss, backward, clipping and AdamW.
 
 On a GPU a graph of `torch.compile(mode="reduce-overhead")` is recorded as a CUDA graph, so that a
-step is a single launch. What differs between two steps is in tensors: the batch, the learning rate
-that the schedule sets, the moments and their numbers of steps. No gradient outlives the step.
+step is a single launch. All values that change between steps are tensors: the batch, the scheduled
+learning rate, the moments and step counters. No gradient outlives the step.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ _SETTINGS = ("betas", "eps", "weight_decay")
 
 @dataclass(frozen=True)
 class _Group:
-    """Weights that have the same settings."""
+    """Weights with the same optimizer settings."""
 
     weights: list[Tensor]
     states: list[dict[str, Tensor]]
@@ -34,7 +34,7 @@ class _Group:
 
 
 class StepGraph:
-    """Training step of `loss`, whose weights are those of `optimizer`."""
+    """Training step of `loss` on the weights of `optimizer`."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class StepGraph:
         max_norm: float,
         autocast: Callable[[], AbstractContextManager[Any]],
     ) -> None:
-        """`max_norm` is that of the gradients, `autocast()` the context of the forward pass."""
+        """`max_norm` bounds the gradient norm, `autocast()` is the context of the forward pass."""
         self._loss = loss
         self._optimizer = optimizer
         self._max_norm = max_norm
@@ -52,7 +52,7 @@ class StepGraph:
         self._graph = compiler(self._step)
         device = optimizer.param_groups[0]["params"][0].device
         self.norm = torch.zeros((), device=device)
-        """() norm of the gradients of the last step, before they were scaled."""
+        """() norm of the gradients of the last step, before clipping."""
         self._groups = [
             _Group(
                 group["params"],
@@ -65,13 +65,14 @@ class StepGraph:
         self._fix_addresses()
 
     def __call__(self, batch: SessionBatch) -> Tensor:
-        """Update the weights; return the loss before, ()."""
+        """Update the weights; return the loss before the update, ()."""
         for group, settings in zip(self._groups, self._optimizer.param_groups, strict=True):
             group.rate.fill_(settings["lr"])
         return self._graph(batch)
 
     def _fix_addresses(self) -> None:
-        """Say what stays where it is, which a CUDA graph would copy in each step."""
+        """Mark tensors with a fixed address, which a CUDA graph would otherwise copy in each
+        step."""
         fixed = [self.norm]
         for group in self._groups:
             fixed += [group.rate, *group.weights]

@@ -1,9 +1,9 @@
 """Hugging Face's Trainer over session batches.
 
-Its loop, schedules, precision, accumulation and DistributedDataParallel are used as they are. Here
-stand the batches, the scale of a loss that several batches share, the optimizer, validation by
-ranking the catalogue, and the log. Checkpoints and continuing are in `resumable_trainer.py`; what
-happens on Ctrl-C is in `interruption.py`.
+Its loop, schedules, precision, accumulation and DistributedDataParallel are unchanged. This module
+adds the batches, the scale of a loss over several batches, the optimizer, validation by ranking the
+catalogue, and the log. Checkpoints and resumption are in `resumable_trainer.py`, interruption in
+`interruption.py`.
 """
 
 import math
@@ -55,9 +55,9 @@ class TrainingStep(nn.Module):
             if isinstance(task, NextItemPredictionTask)
             and isinstance(task.objective, LabelSmoothCrossEntropyLoss)
         ]
-        # buffers are constants, which DDP would broadcast in each step
+        # buffers are constants; DDP would broadcast them in each step
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
-        if sharding is not None:  # each process has other rows
+        if sharding is not None:  # each process has its own rows
             self._ddp_params_and_buffers_to_ignore += names_of(self, sharding.table.weight)
 
     def forward(
@@ -67,18 +67,19 @@ class TrainingStep(nn.Module):
         most_interactions: int | None = None,
         share: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """SessionBatch as its parts -> {"loss": ()}; `share` (tasks,) where a step has several."""
+        """Fields of a SessionBatch -> {"loss": ()}; `share` (tasks,) if a step has several
+        batches."""
         batch = SessionBatch(features, lengths, most_interactions)
         return {"loss": self._loss(batch) if share is None else self._loss(batch, share)}
 
     def train(self, mode: bool = True) -> "TrainingStep":
-        """Set the mode, which the Trainer does in each step, only where it changes."""
+        """Set the mode only if it changes, as the Trainer sets it in each step."""
         if self.training != mode or self.model.training != mode:
             super().train(mode)
         return self
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Zero the gradients; the buffers of item table gradients are reused by the next step."""
+        """Zero the gradients; the next step reuses the buffers of item table gradients."""
         if set_to_none:
             for objective, table in self._tables:
                 if table.grad is not None and not table.grad.is_sparse:
@@ -95,12 +96,12 @@ class Trainer(ResumableTrainer):
 
     `callbacks`, `optimizers` (an optimizer and a scheduler, or None) and `arguments` (Hugging
     Face's TrainingArguments, or some of them by name) are those of Hugging Face's Trainer.
-    Validation ranks the targets at `valid_positions`, without the items before them in the session
-    if `filter_seen`. `checkpoints` are written if there are any.
+    Validation ranks the targets at `valid_positions`, with `filter_seen` without the items before
+    them in the session. `checkpoints` are written if not None.
 
-    After `train` the model has the best weights by `config.metric`, or the last ones where there
-    are no validation sessions. Of an item table that is sharded over processes, the first process
-    then has all rows, in main memory, and the others keep theirs.
+    After `train` the model has the best weights by `config.metric`, or the last ones without
+    validation sessions. The first process then has the whole sharded item table, in main memory,
+    and the others keep their rows.
     """
 
     # Long: the keyword arguments are the public API.
@@ -141,14 +142,14 @@ class Trainer(ResumableTrainer):
             sharding = Sharding(model, processes, made.ddp_timeout)
         self._shares = made.gradient_accumulation_steps * processes.count
         compiler = take_compiler(made)
-        # accumulated and scaled gradients, and other optimizers, stay outside of the graph
+        # no graph with accumulated or scaled gradients, or another optimizer
         own_optimizer = optimizers[0] is None and made.optim == "adamw_torch_fused"
         is_whole = own_optimizer and self._shares == 1 and not made.fp16
         self._step_compiler = compiler if is_whole else None
         self._step_graph: StepGraph | None = None
         is_static = prefers_static_steps(made.device) or compiler is not None
         self._batches = self._make_batches(made, longest_session(model), is_static=is_static)
-        # a share of a step is scaled by its targets, not by the number of shares
+        # shares of a step are scaled by their targets, not by their number
         self.loss_is_scaled_for_ga = self._shares > 1
         self.session_model = model
         self.best = None if valid_loader is None else BestEpoch(model, config)
@@ -168,7 +169,7 @@ class Trainer(ResumableTrainer):
             ],
             model=TrainingStep(model, sharding, None if is_whole else compiler),
             args=made,
-            eval_dataset=valid_loader,  # Hugging Face only checks that there is one
+            eval_dataset=valid_loader,  # Hugging Face only checks that it is set
             optimizers=optimizers,
         )
         self.remove_callback(PrinterCallback)  # it prints to stdout, which is for results
@@ -190,7 +191,7 @@ class Trainer(ResumableTrainer):
         batch_size = self.config.batch_size
         assert batch_size is not None  # noqa: S101
         shares = accumulation_steps if self._partitions else accumulation_steps * count
-        # every process takes as many steps as the one with the most sessions
+        # all processes take as many steps as the one with the most sessions
         num_sessions = float(self.train_loader.num_sessions)
         sizes = sum_over_processes([num_sessions * (r == rank) for r in range(count)])
         return Batches(
@@ -213,18 +214,18 @@ class Trainer(ResumableTrainer):
         return self._num_sessions
 
     def get_batch_samples(self, *arguments: Any, **keywords: Any) -> Any:
-        """Batches of one step, each with the share of the step's targets that it has."""
+        """Batches of one step, each with its share of the step's targets."""
         samples, _ = super().get_batch_samples(*arguments, **keywords)
         due = self.timetable.minutes_passed()
         if self._shares > 1:
             set_shares(self.session_model, samples, self.processes.count)
-            if self.timetable.minutes is not None:  # the clock of the first process counts for all
+            if self.timetable.minutes is not None:  # all processes use the clock of the first
                 due = sum_over_processes([float(self.processes.is_first and due)]) > [0.0]
         self.timetable.save_due = due
         return samples, None
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW of `optimizer.py`, unless there is an optimizer or `arguments` name another."""
+        """AdamW of `optimizer.py`, unless an optimizer was passed or `arguments` name another."""
         if self.optimizer is None and self.args.optim == "adamw_torch_fused":
             module = self.model if model is None else model
             assert module is not None  # noqa: S101
@@ -240,9 +241,9 @@ class Trainer(ResumableTrainer):
         return super().create_optimizer(model)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *others: Any) -> Tensor:
-        """Compute the gradients of a batch; the graph of a whole step updates the weights too.
+        """Compute the gradients of a batch; the graph of a whole step also updates the weights.
 
-        After it there are no gradients left, so clipping and the optimizer have nothing to do.
+        The graph leaves no gradients, so clipping and the optimizer do nothing afterwards.
         """
         if self._step_compiler is None:
             return super().training_step(model, inputs, *others)
@@ -278,7 +279,7 @@ class Trainer(ResumableTrainer):
             self.sharding.check_not_over()
         self._step_graph = None
         if self.processes.count > 1:
-            # the same weights in every process, but other dropout
+            # equal weights in all processes, but different dropout
             torch.manual_seed(self.args.seed + self.processes.rank)
         try:
             with matmul_precision(self.config.matmul_precision):
@@ -320,7 +321,7 @@ class Trainer(ResumableTrainer):
         return values
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add seconds of training, and throughput and memory beside a loss."""
+        """Add seconds of training, and throughput and memory to a line with a loss."""
         if "loss" in logs:
             epochs = (self.state.epoch or 0.0) - self._epoch_logged
             self._epoch_logged = self.state.epoch or 0.0

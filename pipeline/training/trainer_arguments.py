@@ -1,4 +1,4 @@
-"""Hugging Face's TrainingArguments of a training."""
+"""Hugging Face's TrainingArguments for a training."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -18,10 +18,10 @@ Arguments = TrainingArguments | Mapping[str, Any] | None
 def training_arguments(
     config: TrainConfig, directory: str, *, validate: bool, arguments: Arguments = None
 ) -> TrainingArguments:
-    """Arguments of `config`, then of `config.arguments`, then `arguments`; they save nothing.
+    """Arguments of `config`, then `config.arguments`, then `arguments`, without saving.
 
-    Of a TrainingArguments, those that differ from their default count. ConfigError for an argument
-    that does not exist, has a wrong value, or is set by a field of TrainConfig.
+    A TrainingArguments object sets those that differ from their default. ConfigError for an unknown
+    argument, a wrong value, or an argument set by a field of TrainConfig.
     """
     added = {**_by_name(config.arguments), **_by_name(arguments)}
     reports = _reports(added.pop("report_to", None))
@@ -42,7 +42,7 @@ def training_arguments(
         "seed": config.seed,
         "logging_strategy": "steps" if "logging_steps" in added else "epoch",
         "save_strategy": "no",
-        # ours writes into the run, Hugging Face's beside its checkpoints
+        # our TensorBoard callback writes into the run
         "report_to": [name for name in reports if name not in ("tensorboard", "none")],
         "logging_nan_inf_filter": False,  # a diverged loss must show
         "disable_tqdm": True,
@@ -65,12 +65,12 @@ def training_arguments(
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         line = " ".join(str(error).split())
         raise ConfigError(f"`train.arguments`: {line[:300]}") from None
-    made._n_gpu = min(made.n_gpu, 1)  # several GPUs are used by processes, not by threads
+    made._n_gpu = min(made.n_gpu, 1)  # one process per GPU, no DataParallel
     return made
 
 
 def uses_tensorboard(config: TrainConfig, arguments: Arguments) -> bool:
-    """Whether the log is written for TensorBoard too."""
+    """Whether the log is also written for TensorBoard."""
     reports = {**config.arguments, **_by_name(arguments)}.get("report_to")
     return config.tensorboard or "tensorboard" in _reports(reports)
 
@@ -80,7 +80,7 @@ def _reports(report_to: str | list[str] | None) -> list[str]:
 
 
 def _by_name(arguments: Arguments) -> dict[str, Any]:
-    """Arguments that a user set. ConfigError for those of TrainConfig, or that do not exist."""
+    """Arguments that a user set. ConfigError for unknown ones, and for those of TrainConfig."""
     if arguments is None:
         return {}
     if isinstance(arguments, TrainingArguments):

@@ -1,4 +1,5 @@
-"""Training statistics: what a model needs of its data beside the schema, as item counts."""
+"""Training statistics: values that a model needs from its data besides the schema, such as item
+counts."""
 
 import warnings
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from pipeline.training.item_vectors import co_visitation_vectors
 def training_statistics(
     data: Path, fitted: Fitted, model: ModelConfig, train: TrainConfig
 ) -> TrainingStatistics:
-    """Compute what the settings need. ConfigError or DataError for what the data do not have."""
+    """Compute the statistics of the settings. ConfigError or DataError if the data lack them."""
     statistics = TrainingStatistics(
         vectors=_pretrained_vectors(fitted, model),
         labels=target_labels(fitted, model),
@@ -50,7 +51,7 @@ def with_session_statistics(
     model: ModelConfig,
     train: TrainConfig,
 ) -> TrainingStatistics:
-    """Add what the settings need of sessions; `column` reads one of theirs by its name."""
+    """Add the statistics of sessions; `column` reads a column of the sessions by its name."""
     counts, vectors, newest = None, {}, None
     num_rows = fitted.item.num_rows
     if train.loss not in FULL_LOSSES and train.negatives in ("popularity", "in-batch"):
@@ -85,7 +86,7 @@ def _elapsed(fitted: Fitted) -> Units | None:
 
 
 def _warn_of_missing(name: str, values: pa.Array) -> None:
-    """Warn of numbers of a target that are missing, which preprocessing has set to the mean."""
+    """Warn of missing numbers of a target, which preprocessing set to the mean."""
     numbers = (values.flatten() if pa.types.is_list(values.type) else values).to_numpy()
     if missing := int((numbers == 0).sum()):
         warnings.warn(
@@ -104,7 +105,7 @@ def _pretrained_vectors(fitted: Fitted, model: ModelConfig) -> dict[int, Tensor]
         ids = vocabulary_values(fitted, pretrained.feature, "`model.pretrained`")
         rows, _ = read_vectors(Path(pretrained.file), ids)
         buckets = fitted.vocabularies[pretrained.feature].hash_buckets
-        if buckets:  # values in a bucket have the mean of all vectors
+        if buckets:  # hash buckets have the mean of all vectors
             mean = rows[FIRST_ITEM:].mean(0, keepdim=True).expand(buckets, -1)
             rows = torch.cat([rows[:FIRST_ITEM], mean, rows[FIRST_ITEM:]])
         vectors[index] = rows
@@ -112,7 +113,7 @@ def _pretrained_vectors(fitted: Fitted, model: ModelConfig) -> dict[int, Tensor]
 
 
 def _weights(fitted: Fitted, train: TrainConfig) -> Tensor | None:
-    """(V,) weight of a target by the values of the feature of `train.weights`."""
+    """(V,) weight of a target by the value of the feature in `train.weights`."""
     weights = train.weights
     if weights is None:
         return None

@@ -1,8 +1,8 @@
-"""Search for the settings of a recipe: trials of the real trainer, compared on validation.
+"""Search for the settings of a recipe: trials of full trainings, compared on validation.
 
-Optuna proposes settings (its tree-structured Parzen estimator, Bergstra et al. 2011) and prunes
-trials that are worse than the median of earlier ones at the same epoch. Its storage is an SQLite
-file, from which an interrupted search continues.
+Optuna proposes settings (tree-structured Parzen estimator, Bergstra et al. 2011) and prunes trials
+worse than the median of earlier ones at the same epoch. It stores trials in an SQLite file, from
+which an interrupted search continues.
 """
 
 import copy
@@ -44,7 +44,7 @@ RUNS_DIRECTORY = "runs"
 _STUDY = "tuning"
 _FINGERPRINT = "fingerprint"
 _REASON = "reason"
-"""Attribute of a trial whose settings contradict each other."""
+"""Attribute with the reason why the settings of a trial are impossible."""
 _SECONDS = "seconds"
 _EPOCH = "epoch"
 _STATES = {
@@ -59,7 +59,7 @@ class TrialPruned(optuna.TrialPruned, TrainingAbandoned):
 
 
 class Pruning(TrainerCallback):
-    """Reports the metric of each epoch to Optuna, and ends the training where it prunes."""
+    """Reports the metric of each epoch to Optuna, and ends the training if Optuna prunes it."""
 
     def __init__(self, trial: Trial, metric: str) -> None:
         self.trial = trial
@@ -113,13 +113,13 @@ class TrialResult:
 
 @dataclass(frozen=True)
 class Search:
-    """What is searched, on which data, and where it is written."""
+    """Recipe, search space, data and output of a search."""
 
     data: Data
     recipe: dict[str, Any]
     """Content of a recipe file."""
     base: Recipe
-    """The same, checked."""
+    """Checked recipe."""
     space: dict[str, Range]
     """Ranges by `section.key`."""
     out: Path
@@ -127,16 +127,16 @@ class Search:
 
     @property
     def metric(self) -> str:
-        """Metric that trials are compared by."""
+        """Metric by which trials are compared."""
         return self.base.train.metric
 
     @property
     def best(self) -> Callable[..., Any]:
-        """`min` or `max` of the metric."""
+        """`min` or `max`, whichever is better for the metric."""
         return min if lower_is_better(self.metric) else max
 
     def fingerprint(self) -> str:
-        """Identifies the search by data, recipe, space and seed."""
+        """Fingerprint of data, recipe, space and seed."""
         settings = {
             "run": run_fingerprint(self.data.path, self.base.model, self.base.train),
             "space": {key: [each.kind, list(each.ends)] for key, each in self.space.items()},
@@ -154,12 +154,12 @@ def tune(
     num_trials: int,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Run trials until there are `num_trials`; return the content of `trials.json`.
+    """Run trials up to `num_trials`; return the content of `trials.json`.
 
     `recipe` is the content of a recipe file, `space` has the ranges of settings by `section.key`.
-    Trial n is trained with the recipe's seed and proposed with `seed` + n, so that a search that
-    was interrupted continues as if it had not been. Its run is `out/runs/n`; a pruned trial has
-    none. ConfigError if the data have no validation part, or `out` holds another search.
+    Trial n is trained with the recipe's seed and proposed with `seed` + n, so that an interrupted
+    search continues like an uninterrupted one. Its run is `out/runs/n`; a pruned trial has none.
+    ConfigError if the data have no validation part, or `out` holds another search.
     """
     data = Data.open(data)
     search = Search(data, recipe, Recipe.from_dict(recipe, "the recipe"), space, out, seed)
@@ -178,8 +178,8 @@ def tune(
             desc="tune", unit="trial", disable=None,
         )  # fmt: skip
         for number in progress:
-            # a sampler per trial: what it proposes depends only on the trials before it, and not
-            # on whether this process ran them
+            # one sampler per trial: a proposal depends only on earlier trials, not on the process
+            # that ran them
             study.sampler = optuna.samplers.TPESampler(seed=seed + number)
             _run_trial(study, search, number)
             facts = _write(study, search)
@@ -200,7 +200,7 @@ def suggest(trial: Trial, space: dict[str, Range]) -> dict[str, Any]:
             case "int":
                 values[key] = trial.suggest_int(key, *ends)
             case _:
-                # as JSON: choices of Optuna are scalars, those of a recipe may be lists
+                # JSON, as choices of Optuna are scalars and those of a recipe may be lists
                 texts = [json.dumps(end) for end in ends]
                 values[key] = json.loads(str(trial.suggest_categorical(key, texts)))
     return values
@@ -213,7 +213,7 @@ def with_values(recipe: dict[str, Any], values: dict[str, Any]) -> dict[str, Any
         *sections, name = key.split(".")
         content = changed
         for section in sections:
-            if content.get(section) is None:  # also a section with no key under it
+            if content.get(section) is None:  # the section may be missing or empty
                 content[section] = {}
             content = content[section]
         content[name] = value
@@ -231,7 +231,7 @@ def _run_trial(study: optuna.Study, search: Search, number: int) -> None:
             recipe.model,
             recipe.train,
             search.out / RUNS_DIRECTORY / str(number),
-            restart=True,  # a continued training would not report its earlier epochs
+            restart=True,  # a resumed training would not report its earlier epochs
             callbacks=[Pruning(trial, recipe.train.metric)],
         )
     except (TrialPruned, ConfigError) as error:
@@ -250,7 +250,7 @@ def _run_trial(study: optuna.Study, search: Search, number: int) -> None:
 
 
 def _ended_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """Trials that ended by themselves, without those during which the search was killed."""
+    """Trials that ended regularly, without those during which the search was killed."""
     return [
         trial
         for trial in study.get_trials(deepcopy=False)
@@ -259,7 +259,7 @@ def _ended_trials(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def _open_study(search: Search) -> optuna.Study:
-    """Create the study in `out`, or open it. ConfigError if it is of another search."""
+    """Create or open the study in `out`. ConfigError for the study of another search."""
     fingerprint = search.fingerprint()
     study = optuna.create_study(
         storage=f"sqlite:///{search.out.resolve() / STUDY_FILE}",
@@ -281,7 +281,7 @@ def _open_study(search: Search) -> optuna.Study:
 
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    """Create `out` and hold it for this search. ArtifactError if it is in use or of others."""
+    """Create and lock `out`. ArtifactError if it is in use or holds something else."""
     check_search(out)
     out.mkdir(parents=True, exist_ok=True)
     lock = FileLock(out / LOCK_FILE, timeout=0)
@@ -306,7 +306,7 @@ def _locked(out: Path) -> Iterator[None]:
 
 @contextmanager
 def _storage_errors(out: Path) -> Iterator[None]:
-    """Turn errors of the database of trials into an ArtifactError that names its file."""
+    """Convert errors of the database of trials to an ArtifactError with its file name."""
     try:
         yield
     except (SQLAlchemyError, StorageInternalError) as error:
@@ -324,7 +324,7 @@ def _write(study: optuna.Study, search: Search) -> dict[str, Any]:
         for number, trial in enumerate(_ended_trials(study))
     ]
     complete = [trial for trial in trials if trial.state == "complete" and trial.value is not None]
-    # the first of equal ones
+    # ties: the first trial
     best: TrialResult | None = search.best(complete, key=lambda trial: trial.value, default=None)
     facts = {
         "metric": search.metric,

@@ -1,8 +1,8 @@
 """Validation during training: metrics, or the loss, of the validation sessions.
 
-Where processes each hold some rows of the item table, reading an interaction and scoring a target
-need the rows of all of them, so all take the same steps. A process with fewer batches than another
-runs spare ones, whose results are not used.
+With a sharded item table, reading an interaction and scoring a target need the rows of all
+processes, so all take the same steps. A process with fewer batches runs spare batches, whose
+results are discarded.
 """
 
 import math
@@ -48,14 +48,15 @@ def validate(
     positions: Positions = "all",
     filter_seen: bool = False,
 ) -> dict[str, float]:
-    """Metrics of the targets at `positions`, the same in each process. Collective.
+    """Metrics of the targets at `positions`, equal in all processes. Collective.
 
-    Of the next item by `name@K`, of other tasks by `task.name`; `metric` is among them. As the loss
-    it is that of training, without dropout and with the same masks and negatives each time.
+    Metrics of the next item are named `name@K`, those of other tasks `task.name`; `metric` is
+    included. The metric `loss` is the training loss without dropout, with fixed masks and
+    negatives.
     """
     training = model.training
     model.eval()
-    # input of the passes that a process makes while others still have batches
+    # batch of the spare passes
     spare = any_batch(loader) if isinstance(model.inputs.item_table, ShardedEmbedding) else None
     values: dict[str, float] = {}
     try:
@@ -87,7 +88,7 @@ def _ranks(
         if spare is None:
             ranked = rank_targets(model, [share], positions, filter_seen=filter_seen)
             own = behind_every_list(ranked.ranks, ranked.targets)
-            # batch by batch, so that the order is that of one process
+            # batch by batch, in the order of one process
             ranks += [np.frombuffer(part, own.dtype) for part in gather_bytes(own.tobytes())]
         else:
             ranks.append(_rank_with_others(model, share, spare, positions, filter_seen))
@@ -97,9 +98,9 @@ def _ranks(
 def _target_metrics(
     model: Model, loader: SessionLoader, processes: Processes, positions: Positions
 ) -> dict[str, float]:
-    """Metrics of the tasks beside the next item by `task.metric`. Collective.
+    """Metrics of the target tasks by `task.metric`. Collective.
 
-    One that the targets do not define, as the auc of a single class, is left out.
+    Undefined metrics, such as the auc of a single class, are left out.
     """
     shares = (_share(batch, processes) for batch in loader)
     values: dict[str, float] = {}
@@ -132,7 +133,8 @@ def _share(batch: RaggedBatch, processes: Processes) -> RaggedBatch:
 def _rank_with_others(
     model: Model, batch: RaggedBatch, spare: SessionBatch, positions: Positions, filter_seen: bool
 ) -> NDArray[Any]:
-    """Sessions of this process -> ranks of `rank_targets` of all, by process. Collective."""
+    """Sessions of this process -> ranks of `rank_targets` of all processes, by process.
+    Collective."""
     table, task = _sharded_table(model), model.head.next_item_task()
     device = table.weight.device
     longest = model.inputs.max_sequence_length or 2**31
@@ -151,7 +153,7 @@ def _rank_with_others(
 
 
 def _missing_passes(model: Model, passes: int) -> int:
-    """Number of passes that another process makes beyond those of this one. Collective."""
+    """Number of spare passes until the process with the most passes is done. Collective."""
     return max(_sharded_table(model).shards.sizes(passes)) - passes
 
 

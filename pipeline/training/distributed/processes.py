@@ -1,6 +1,7 @@
-"""The processes that train one model: rank and number, start, exchange of bytes and sums.
+"""The processes that train one model: rank, count, connection and collectives.
 
-`torchrun` starts them and sets their ranks as environment variables. Without it there is one.
+`torchrun` starts them and sets their ranks as environment variables. Without it there is one
+process.
 """
 
 import os
@@ -15,39 +16,39 @@ from torch import Tensor, distributed
 from pipeline.core.errors import ProcessError
 
 TIMEOUT_SECONDS = 600
-"""Time that a process waits for another before it fails."""
+"""Time that a process waits for others before it fails."""
 _LOST = (
     *("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed"),
     *("Timed out waiting", "timed out", "Timeout", "NCCL", "gloo", "collective operation"),
 )
-"""Words of the errors that torch raises when another process has ended."""
+"""Parts of torch's error messages when another process has ended."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """Rank of this process, and the number of processes that train together."""
+    """Rank of this process, and the number of processes."""
 
     rank: int = 0
-    """0 to count - 1; the process of rank 0 writes."""
+    """0 to count - 1; the process of rank 0 writes the run."""
     count: int = 1
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes."""
+        """Whether this process has rank 0 and writes the run."""
         return self.rank == 0
 
 
 def announced_processes() -> Processes:
-    """Processes by the environment variables of torchrun; does not connect them."""
+    """Processes from the environment variables of torchrun, not yet connected."""
     count = int(os.environ.get("WORLD_SIZE", "1"))
     return Processes(int(os.environ.get("RANK", "0")), count) if count > 1 else Processes()
 
 
 @contextmanager
 def joined_processes(timeout_seconds: float = TIMEOUT_SECONDS) -> Iterator[Processes]:
-    """Connect the processes unless they are: gloo on CPUs, nccl for tensors on GPUs.
+    """Connect the processes if needed: gloo on CPUs, nccl for tensors on GPUs.
 
-    ProcessError where torch reports that another process ended, or does not respond.
+    ProcessError if torch reports that another process ended or does not respond.
     """
     processes = announced_processes()
     joins = processes.count > 1 and not distributed.is_initialized()
@@ -106,7 +107,7 @@ def sum_of_tensor(values: Tensor) -> Tensor:
 
 
 def _is_lost_process(error: Exception) -> bool:
-    """Whether torch raised it because another process ended or does not respond."""
+    """Whether the error means that another process ended or does not respond."""
     if not distributed.is_initialized():
         return False
     if isinstance(error, distributed.DistError):

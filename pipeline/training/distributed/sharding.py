@@ -1,8 +1,8 @@
 """Sharding of the item table over the processes that train a model.
 
 During training each process holds its own rows, their gradient and their optimizer state. The whole
-table exists twice: in each process when the model is built, so that it has the initial rows of an
-unsharded table, and in the main memory of the first process after training, which writes it.
+table exists only before and after: in each process when the model is built, for the initial rows of
+an unsharded table, and after training in the main memory of the first process, which writes it.
 """
 
 from collections.abc import Iterator
@@ -26,14 +26,14 @@ from pipeline.training.distributed.processes import Processes
 _WEIGHTS = "weights"
 _BEST = "best"
 _PIECE_BYTES = 2**26
-"""Size of a message between processes."""
+"""Bytes of a message between processes."""
 
 
 class Sharding:
     """Sharded item table of a model. All methods but `parts` are collective."""
 
     def __init__(self, model: Model, processes: Processes, timeout_seconds: float) -> None:
-        """Shard the table of `model` in place. ConfigError where the model does not allow it."""
+        """Shard the table of `model` in place. ConfigError if the model does not allow it."""
         check_shardable(model, processes)
         self.is_over = False
         self.model = model
@@ -53,7 +53,7 @@ class Sharding:
                 task.objective.shards = self.shards
 
     def check_not_over(self) -> None:
-        """ConfigError after training: only the first process has the whole table then."""
+        """ConfigError after training, when only the first process has the whole table."""
         if self.is_over:
             raise ConfigError(
                 "This training is over, and the first process has the whole item table: evaluate "
@@ -68,7 +68,7 @@ class Sharding:
     def parts(
         self, optimizer: torch.optim.Optimizer, best: dict[str, Tensor] | None
     ) -> dict[str, Tensor]:
-        """Tensors (rows of this process, ...) of the table that a checkpoint stores, by name."""
+        """Tensors of the table (rows of this process, ...) for a checkpoint, by name."""
         parts = {_WEIGHTS: self.table.weight.detach()}
         if best is not None:
             parts[_BEST] = best[self.names[0]]
@@ -97,19 +97,21 @@ class Sharding:
     def read(
         self, directory: Path, weights: dict[str, Tensor], name: str = _WEIGHTS
     ) -> dict[str, Tensor]:
-        """Weights of the first process's file, with the rows of this process in their place."""
+        """Weights from the file of the first process, with the table's rows of this process."""
         own = self._read(directory, name)
         return weights if own is None else weights | dict.fromkeys(self.names, own)
 
     def read_best(self, directory: Path, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Best weights likewise; without a file of their own they are those of the checkpoint."""
+        """Best weights, read like `read`; without a separate file they are those of the
+        checkpoint."""
         exists = (directory / _file(_BEST, self.shards.rank)).exists()
         return self.read(directory, weights, _BEST if exists else _WEIGHTS)
 
     def read_optimizer(
         self, directory: Path, optimizer: torch.optim.Optimizer, state: dict[str, Any]
     ) -> dict[str, Any]:
-        """Optimizer `state_dict` of the first process, with the state of this process's rows."""
+        """Optimizer `state_dict` of the first process, with the state of the rows of this
+        process."""
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         kept = dict(state["state"])
         for place, weight in enumerate(weights):
@@ -144,7 +146,7 @@ class Sharding:
         distributed.destroy_process_group(shards.group)
 
     def _read(self, directory: Path, name: str) -> Tensor | None:
-        """Rows of this process, or None in the first one, whose rows are in the common file."""
+        """Rows of this process; None in the first process, whose rows are in the common file."""
         if not self.shards.rank:
             return None
         return read_tensors(directory / _file(name, self.shards.rank))[name]
@@ -194,7 +196,7 @@ def check_arguments(
     for name, is_set in (
         ("an optimizer of your own", optimizers[0] is not None),
         (f"optim {arguments.optim}", arguments.optim != "adamw_torch_fused"),
-        ("fp16", arguments.fp16),  # one process may skip a step that another takes
+        ("fp16", arguments.fp16),  # processes may skip different steps
         ("torch_compile", arguments.torch_compile),
     ):
         if is_set:
@@ -219,12 +221,12 @@ def _put(model: Model, old: nn.Module, new: nn.Module) -> None:
 
 
 def _has_rows(value: Any) -> bool:
-    """Whether an optimizer state has a value per row, unlike the number of steps."""
+    """Whether an optimizer state has values per row, unlike the step counter."""
     return isinstance(value, Tensor) and value.dim() > 0
 
 
 def _pieces(values: Tensor) -> Iterator[Tensor]:
-    """Consecutive rows of (rows, ...), each of the size of a message."""
+    """Consecutive pieces of (rows, ...), each of the size of a message."""
     row_bytes = values[:1].numel() * values.element_size()
     yield from values.split(max(1, _PIECE_BYTES // max(1, row_bytes)))
 

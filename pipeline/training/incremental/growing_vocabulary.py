@@ -1,4 +1,4 @@
-"""A vocabulary that grows window by window: a value gets its row when it first occurs."""
+"""A vocabulary that grows by window: a value gets its row when it first occurs."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -14,29 +14,30 @@ from pipeline.data.index_mapping import unknown_rows
 
 @dataclass(frozen=True, eq=False)
 class GrowingVocabulary:
-    """Values of a categorical feature that have occurred so far, in the order of their windows.
+    """Values of a categorical feature so far, in the order of their windows.
 
-    A value keeps its row when others are added; new ones of one window are in the data's order.
+    A value keeps its row when others are added; new values of a window are in the order of the
+    data.
     """
 
     columns: tuple[str, ...]
-    """Columns of the feature; several where it is multi-valued."""
+    """Columns of the feature; several if it is multi-valued."""
     unknown: NDArray[Any]
-    """(V,) index that each index of the data has before its value occurs."""
+    """(V,) index of each index of the data before its value occurs."""
     rows: NDArray[Any]
-    """(R,) index in the data of each row; the first are the reserved indices and hash buckets."""
+    """(R,) index in the data of each row; the first rows are reserved indices and hash buckets."""
 
     @classmethod
     def of(
         cls, vocabulary: Vocabulary, columns: tuple[str, ...], rows: NDArray[Any] | None
     ) -> Self:
-        """Vocabulary of the values at `rows`; of no value where they are None."""
+        """Vocabulary of the values at `rows`; empty for None."""
         begin = np.arange(vocabulary.first) if rows is None else rows
         return cls(columns, unknown_rows(vocabulary), begin)
 
     @property
     def num_data_rows(self) -> int:
-        """V: number of indices in the data."""
+        """V, the number of indices in the data."""
         return len(self.unknown)
 
     def extended(self, indices: NDArray[Any]) -> Self:
@@ -45,17 +46,18 @@ class GrowingVocabulary:
         return replace(self, rows=np.concatenate([self.rows, new[new >= FIRST_ITEM]]))
 
     def positions(self) -> NDArray[Any]:
-        """(V,) row of each index of the data, or -1."""
+        """(V,) row of each index of the data, -1 for none."""
         positions = np.full(self.num_data_rows, -1)
         positions[self.rows] = np.arange(len(self.rows))
         return positions
 
 
 def map_sessions(sessions: pa.Table, vocabularies: dict[str, GrowingVocabulary]) -> pa.Table:
-    """Replace indices of the data by rows; values without one by their bucket or as unknown."""
+    """Replace indices of the data by rows; values without a row by their hash bucket or as
+    unknown."""
     for vocabulary in vocabularies.values():
         positions = vocabulary.positions()
-        # indices of unknown values have a row from the beginning
+        # reserved indices and hash buckets always have a row
         positions = np.where(positions < 0, positions[vocabulary.unknown], positions)
         for name in vocabulary.columns:
             column = sessions[name].combine_chunks()

@@ -1,4 +1,4 @@
-"""Trains one model on consecutive windows of time, each evaluated before it is trained on."""
+"""Trainer of one model on consecutive time windows, each evaluated before training on it."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,13 +58,13 @@ _METRICS = ("recall", "ndcg", "mrr")
 
 @dataclass(frozen=True, kw_only=True)
 class WindowEvaluation:
-    """Metrics of the model and of baselines on the targets of one window."""
+    """Metrics of the model and the baselines on the targets of one window."""
 
     targets: int
     unknown_targets: int
-    """Targets whose item did not occur in an earlier window."""
+    """Number of targets whose item did not occur in an earlier window."""
     results: dict[str, dict[str, float]]
-    """By name of the model or baseline, its metrics."""
+    """Metrics by name of the model or baseline."""
     margins: dict[str, dict[str, float | None]]
     """Half the 95 % intervals of these metrics."""
 
@@ -82,9 +82,9 @@ class WindowTraining:
 
 
 class IncrementalTrainer:
-    """Model, vocabularies and weights after some windows; `train` adds one.
+    """Model, vocabularies and weights after the windows so far; `train` adds a window.
 
-    Nothing of a later window enters the model, its catalogue or its statistics.
+    The model, its catalogue and its statistics contain nothing of later windows.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class IncrementalTrainer:
         train_config: TrainConfig,
         start: Run | None = None,
     ) -> None:
-        """`start` is the run whose weights the first window starts from."""
+        """`start` is the run with the initial weights of the first window."""
         _check_incremental(data, model_config)
         self.fitted = data.fitted
         self.schema = data.schema
@@ -103,7 +103,7 @@ class IncrementalTrainer:
         self.source = (
             None if start is None else SourceCheckpoint.of_run(start, self.fitted, model_config)
         )
-        """Weights that the next window starts from, by the rows of the data."""
+        """Initial weights of the next window, by the rows of the data."""
         self.model: Model | None = None
         """Model to predict with, None before the first window."""
         self.trained: list[Window] = []
@@ -112,18 +112,18 @@ class IncrementalTrainer:
         self.device = ""
         self._sessions = read_all_sessions(data)
         self._statistics = training_statistics(data.path, self.fitted, model_config, train_config)
-        """Statistics of all data, from which those of the windows are selected."""
+        """Statistics of all data, the source of the statistics of windows."""
         data.check_unchanged()
 
     def windows(self, seconds: float) -> list[Window]:
-        """Windows of a width in seconds, oldest first."""
+        """Windows of `seconds` width, oldest first."""
         return windows_of(self._sessions, seconds, self.fitted.recipe.min_session_length)
 
     def train(self, window: Window, scratch: Path, *, is_last: bool) -> WindowTraining:
-        """Train on a window, from the weights of the one before; the log goes to `scratch`.
+        """Train on a window from the weights of the previous one; write the log to `scratch`.
 
-        With `is_last`, values that occur only in interactions that preprocessing cut off get their
-        rows too, so that the catalogue becomes that of the data.
+        With `is_last`, values that occur only in interactions that preprocessing cut off get rows
+        too, so that the catalogue becomes that of the data.
         """
         from pipeline.training.trainer import Trainer
 
@@ -160,7 +160,7 @@ class IncrementalTrainer:
         )
 
     def evaluate(self, window: Window, scratch: Path) -> WindowEvaluation | None:
-        """Rank every target of a window among the items so far; None if there is no target."""
+        """Rank every target of a window among the items so far; None without a target."""
         assert self.model is not None  # noqa: S101
         sessions = map_sessions(self._sessions.take(window.sessions), self.vocabularies)
         write_part(sessions, scratch, "valid")
@@ -171,7 +171,7 @@ class IncrementalTrainer:
         model = self.model.eval()
         loader = evaluation_loader(scratch, "valid", model, EVALUATION_SESSIONS)
         ranked = rank_targets(model, loader, "all")
-        # baselines and sessions are of the same targets as the model
+        # baselines and sessions have the targets of the model
         assert np.array_equal(targets.items, ranked.targets)  # noqa: S101
         ranks = {"model": ranked.ranks} | self._baseline_ranks(interactions)
         values = {
@@ -196,7 +196,7 @@ class IncrementalTrainer:
         return build_model(schema, self.model_config, max_length, self.train_config, statistics)
 
     def _extend_vocabularies(self, sessions: pa.Table | None) -> None:
-        """Add the values of sessions, or all of the data where they are None."""
+        """Add the values of `sessions`, or all values of the data for None."""
         for name, vocabulary in self.vocabularies.items():
             indices = np.arange(vocabulary.num_data_rows)
             if sessions is not None:
@@ -222,7 +222,7 @@ class IncrementalTrainer:
         return model
 
     def _item_features(self) -> NDArray[Any] | None:
-        """(V, F) features by which new items take their first vectors, None for `mean`."""
+        """(V, F) features that determine the initial vectors of new items, None for `mean`."""
         if self.train_config.new_items != "features":
             return None
         items = self.vocabularies[ITEM]
@@ -232,7 +232,7 @@ class IncrementalTrainer:
         return values[items.rows]
 
     def _baseline_ranks(self, interactions: Interactions) -> dict[str, NDArray[Any]]:
-        """Ranks of the targets by baselines of the windows so far."""
+        """Ranks of the targets by baselines fitted to the windows so far."""
         history = interactions_of(map_sessions(self._trained_sessions(), self.vocabularies))
         max_length = self.fitted.recipe.max_sequence_length
         before = prefixes(interactions.values, interactions.offsets, "all", max_length)
@@ -273,7 +273,7 @@ class IncrementalTrainer:
 
 
 def _check_incremental(data: Data, config: ModelConfig) -> None:
-    """ConfigError for data or a model that cannot be trained window by window."""
+    """ConfigError for data or a model that cannot be trained by windows."""
     if config.counting is not None:
         raise ConfigError(
             f"--windows trains weights further, and {config.architecture} counts whole logs. Train "
@@ -301,7 +301,7 @@ def _check_incremental(data: Data, config: ModelConfig) -> None:
 def _empty_vocabularies(
     fitted: Fitted, schema: Schema, config: ModelConfig, source: SourceCheckpoint | None
 ) -> dict[str, GrowingVocabulary]:
-    """By categorical feature of the model, a vocabulary of only the values of the source."""
+    """By categorical feature of the model, a vocabulary of the values of the source."""
     categorical = input_features(schema, config).select_by_tag(Tags.CATEGORICAL)
     features, multi_valued = merge_multi_valued(categorical)
     return {
@@ -317,7 +317,7 @@ def _empty_vocabularies(
 def _with_final_widths(
     config: ModelConfig, vocabularies: dict[str, GrowingVocabulary]
 ) -> ModelConfig:
-    """Widths of embeddings by the whole catalogue, as they must not grow with it."""
+    """Set embedding widths by the whole catalogue, as they must not grow with it."""
     if not config.infer_embedding_sizes:
         return config
     widths = {

@@ -1,10 +1,10 @@
-"""`pipeline train --windows`: train on one window of time after another, each evaluated before.
+"""`pipeline train --windows`: train on consecutive time windows, evaluating each before training.
 
 The protocol of Moreira et al., "Transformers4Rec: Bridging the Gap between NLP and Sequential /
 Session-Based Recommendation" (RecSys 2021): with the weights of windows 1 to t, evaluate on window
-t+1, then train on it. Values get their rows in the order of the windows, so the catalogue grows at
-its end, and a value is unknown until a window that it occurs in was trained on. The training of a
-window is an ordinary one whose model starts from the weights of the window before.
+t+1, then train on it. Values get rows in the order of the windows, so the catalogue grows at its
+end, and a value is unknown before training on its first window. Training on a window is an ordinary
+training that starts from the weights of the previous window.
 """
 
 import json
@@ -52,9 +52,9 @@ def train_windows(
 ) -> dict[str, Any]:
     """Train on the sessions of all parts of `data`, window by window, and write the run to `out`.
 
-    `seconds` is the width of a window, `start` a run whose weights the first one starts from,
-    `plugins` the file of `pipeline.plugins`.
-    Returns the facts of the manifest; `windows.json` in the run has the figures of each window.
+    `seconds` is the width of a window, `start` a run with the initial weights, `plugins` the file
+    of `pipeline.plugins`. Return the facts of the manifest; `windows.json` in the run has the
+    figures of each window.
     """
     if announced_processes().count > 1:
         raise ConfigError("--windows trains in one process. Start it without torchrun.")
@@ -98,14 +98,14 @@ def train_windows(
             windows=report,
         )
         write_run(directory, data, model, model_config)
-    Checkpoints(out, fingerprint).remove()  # those of an interrupted training without windows
+    Checkpoints(out, fingerprint).remove()  # of an interrupted training without windows
     return facts
 
 
 def _train_windows(
     trainer: IncrementalTrainer, windows: list[Window], directory: Path
 ) -> list[dict[str, Any]]:
-    """Entries of `windows.json`; writes the logs of the windows to `directory`."""
+    """Train on all windows; return the entries of `windows.json`, write logs to `directory`."""
     results: list[dict[str, Any]] = []
     for number, window in enumerate(windows, 1):
         begin, end = (_date(time) for time in (window.begin, window.end))
@@ -136,10 +136,10 @@ def _train_windows(
 def mean_evaluation(
     evaluations: list[dict[str, Any] | None], *, by_targets: bool = False
 ) -> dict[str, Any] | None:
-    """Means over the windows that were evaluated; None without any.
+    """Means over the evaluated windows; None without any.
 
-    Each window has the same weight, or `by_targets` the number of its targets. The margin is that
-    of a mean of independent means.
+    Windows have equal weights, or with `by_targets` their numbers of targets. The margin is that of
+    a mean of independent means.
     """
     evaluated = [evaluation for evaluation in evaluations if evaluation is not None]
     if not evaluated:

@@ -1,9 +1,8 @@
-"""Warm start: the weights of an earlier run in a model whose catalogue may be larger.
+"""Warm start: weights of an earlier run for a model whose catalogue may be larger.
 
-Rows of embedding tables move to the rows of the same values, all other weights are copied. A row
-without a source starts at the mean of the copied rows of its table, or that of an item at the mean
-of the items with the same features: a random vector would get random scores, and training has few
-interactions of a new item to correct them.
+Rows of embedding tables are matched by value; all other weights are copied. A row without a source
+starts at the mean of the copied rows of its table, or of the items with the same features: a random
+vector would have random scores, and a new item has few interactions to correct them.
 """
 
 from collections.abc import Mapping
@@ -38,24 +37,25 @@ _TRAINING_SETTINGS = (
     *("generator_loss_weight", "discriminator_loss_weight", "train_on_last_item_seq_only"),
     *("rank_by", "repeats"),
 )
-"""Settings of the model that only training reads, or lists alone: the weights fit any of them."""
+"""Settings of training and of lists, which may differ from those of the source run."""
 
 
 @dataclass(frozen=True, eq=False)
 class SourceCheckpoint:
-    """Weights that a model starts from."""
+    """Initial weights of a model."""
 
     weights: Mapping[str, Tensor]
     """By name in `state_dict`."""
     rows: Mapping[str, NDArray[Any]]
-    """By categorical feature, (V,) row in these weights of each index of the new model, or -1."""
+    """By categorical feature, (V,) row in these weights of each index of the new model, -1 for
+    none."""
 
     @classmethod
     def of_run(cls, run: Run, fitted: Fitted, config: ModelConfig) -> Self:
-        """Weights of a run, with the rows of the values of `fitted`, matched by raw value.
+        """Weights of a run, with rows matched to the raw values of `fitted`.
 
         ConfigError, which names the first difference, unless the run has the architecture, widths
-        and features of `config` and `fitted`, and an item of theirs.
+        and features of `config` and `fitted`, and at least one common item.
         """
         described = read_json(run.path / MODEL_FILE)
         if PROGRAM in described:
@@ -63,7 +63,7 @@ class SourceCheckpoint:
                 f"{run.path} holds a program, which cannot be trained. Train the model where it is "
                 "made, and save it again."
             )
-        # settings that an older version did not have are at their defaults
+        # settings that an older version lacks have their defaults
         earlier = ModelConfig.from_dict(described["model"], str(run.path / MODEL_FILE))
         _check_settings(run.path, earlier, config)
         length = described["max_sequence_length"]
@@ -94,14 +94,14 @@ class _Table(NamedTuple):
 
     feature: str
     from_file: bool
-    """Whether it is initialized with vectors of a file."""
+    """Whether the table is initialized with vectors of a file."""
     is_trained: bool
 
 
 def warm_start(model: Model, run: Run, data: Data, config: ModelConfig, new_items: str) -> None:
-    """Put the weights of `run` into a fresh `model` of the catalogue of `data`.
+    """Copy the weights of `run` into a fresh `model` for the catalogue of `data`.
 
-    `new_items` is `TrainConfig.new_items`. ConfigError where the models differ in more than their
+    `new_items` is `TrainConfig.new_items`. ConfigError if the models differ in more than their
     catalogues.
     """
     source = SourceCheckpoint.of_run(run, data.fitted, config)
@@ -115,7 +115,7 @@ def warm_start(model: Model, run: Run, data: Data, config: ModelConfig, new_item
 
 
 def check_separate_tables(config: ModelConfig) -> None:
-    """ConfigError where features share a table, whose rows belong to several vocabularies."""
+    """ConfigError if features share a table, whose rows belong to several vocabularies."""
     if config.shared_tables:
         raise ConfigError(
             "`model.shared_tables` keeps several features in one table, which cannot get rows for "
@@ -124,12 +124,12 @@ def check_separate_tables(config: ModelConfig) -> None:
 
 
 def matched_rows(source: Vocabulary, target: Vocabulary) -> NDArray[Any]:
-    """(V,) for each index of `target` that of the same raw value in `source`, or -1.
+    """(V,) index in `source` of the raw value of each index of `target`, -1 for none.
 
     Reserved indices and hash buckets are the same in both.
     """
     values, source_values = target.values, source.values
-    if target.type != source.type:  # one log may have as text what another has as a number
+    if target.type != source.type:  # the logs may differ in the type of a column
         values, source_values = values.cast(pa.string()), source_values.cast(pa.string())
     positions = pc.fill_null(pc.index_in(values, value_set=source_values), -1 - source.first)
     indices = np.asarray(positions.to_numpy(zero_copy_only=False), dtype=np.int64) + source.first
@@ -142,7 +142,7 @@ def item_feature_columns(fitted: Fitted) -> list[str]:
 
 
 def item_feature_values(sessions: pa.Table, columns: list[str], num_rows: int) -> NDArray[Any]:
-    """(V, F) index of each feature of each item where it first has one in `sessions`, else 0."""
+    """(V, F) first index of each feature of each item in `sessions`, 0 for none."""
     features = np.zeros((num_rows, len(columns)), np.int64)
     items = sessions[ITEM].combine_chunks().flatten().to_numpy()
     for position, name in enumerate(columns):
@@ -163,8 +163,8 @@ def copy_weights(
 ) -> None:
     """Copy the weights of a source into `model`, in place; rows without one are initialized.
 
-    `item_features` (V, F) are for `initialize_new_rows`. Tables that are filled from a file and
-    not trained keep its vectors.
+    `item_features` (V, F) are for `initialize_new_rows`. Frozen tables with vectors of a file keep
+    these vectors.
     """
     tables = _tables(model, config)
     for name, weight in model.state_dict().items():  # shares memory with the model
@@ -187,10 +187,10 @@ def copy_weights(
 def initialize_new_rows(
     weight: Tensor, is_copied: Tensor, features: NDArray[Any] | None = None
 ) -> None:
-    """Set the rows of `weight` (V, D) that are not copied (V,) to means of copied ones, in place.
+    """Set the rows of `weight` (V, D) outside `is_copied` (V,) to means of copied rows, in place.
 
-    A row takes the mean of those with the same `features` (V, F): of all F, else of the first
-    F - 1, and so on, at last the mean of all.
+    The mean is over rows with the same `features` (V, F): with all F equal, else the first F - 1,
+    and so on, finally over all rows.
     """
     is_value = torch.arange(len(weight), device=weight.device) >= FIRST_ITEM
     new, old = is_value & ~is_copied, is_value & is_copied
@@ -215,7 +215,7 @@ def initialize_new_rows(
 
 
 def check_shapes(run: Path, model: Model, config: ModelConfig, source: SourceCheckpoint) -> None:
-    """ConfigError unless the weights of the run fit the model, numbers of rows apart."""
+    """ConfigError unless the weights of the run fit the model, except for numbers of rows."""
     tables = _tables(model, config)
     expected = {name: _shape(w, name in tables) for name, w in model.state_dict().items()}
     shapes = {name: _shape(w, name in tables) for name, w in source.weights.items()}
@@ -253,7 +253,7 @@ def _tables(model: Model, config: ModelConfig) -> dict[str, _Table]:
 
 
 def _check_settings(run: Path, earlier: ModelConfig, config: ModelConfig) -> None:
-    """ConfigError for the first setting in which the models would give other scores."""
+    """ConfigError for the first setting by which the scores of the models would differ."""
     # paths of files of vectors may differ
     ignored: Any = dict.fromkeys(_TRAINING_SETTINGS, True) | {"pretrained": {"__all__": {"file"}}}
     of_run, of_recipe = (c.model_dump(mode="json", exclude=ignored) for c in (earlier, config))
@@ -267,7 +267,7 @@ def _check_settings(run: Path, earlier: ModelConfig, config: ModelConfig) -> Non
 
 
 def feature_descriptions(fitted: Fitted) -> list[str]:
-    """Features of a model beside the item, described so that equal ones have equal meaning."""
+    """Text of each feature except the item; equal texts mean equal inputs of a model."""
     recipe = fitted.recipe
     meanings = {meaning.pop("name"): meaning for meaning in recipe.feature_meanings}
     descriptions = [

@@ -1,4 +1,4 @@
-"""Windows of time, and the sessions of a window as arrays and as a part of a data directory."""
+"""Time windows, and the sessions of a window as arrays and as a part of a data directory."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from pipeline.data.sessions import read_sessions
 _MICROSECONDS = 1_000_000
 _DAY = 86_400 * _MICROSECONDS
 _ROW_GROUP_SESSIONS = 65_536
-"""That of preprocessing: sessions that the loader shuffles together."""
+"""Sessions per row group, as in preprocessing: the unit of shuffling."""
 
 
 class Window(NamedTuple):
@@ -49,10 +49,10 @@ def windows_of(sessions: pa.Table, seconds: float, min_length: int) -> list[Wind
 
 
 def cut_windows(ends: NDArray[Any], seconds: float, is_trainable: NDArray[Any]) -> list[Window]:
-    """Times (M,) of the sessions' last interactions, in microseconds -> windows, oldest first.
+    """(M,) microseconds of the sessions' last interactions -> windows, oldest first.
 
-    Windows are counted from midnight UTC of the first day. Those without a session that
-    `is_trainable` (M,) bool are left out.
+    Windows begin at midnight UTC of the first day. Windows without a session of `is_trainable` (M,)
+    bool are left out.
     """
     width = round(seconds * _MICROSECONDS)
     origin = int(ends.min()) // _DAY * _DAY
@@ -67,7 +67,7 @@ def cut_windows(ends: NDArray[Any], seconds: float, is_trainable: NDArray[Any]) 
 def trainable_sessions(sessions: pa.Table, max_length: int, min_length: int) -> pa.Table:
     """Sessions of `min_length` interactions or more, cut to their newest `max_length`.
 
-    Preprocessing does the same with the train part, but not with the others.
+    Preprocessing does so for the train part only.
     """
     lengths = np.diff(sessions[ITEM].combine_chunks().offsets.to_numpy())
     chosen = sessions.take(np.flatnonzero(lengths >= min_length)).combine_chunks()
@@ -93,7 +93,7 @@ def write_part(sessions: pa.Table, directory: Path, part: str) -> None:
 
 
 def flat_column(sessions: pa.Table, name: str) -> NDArray[Any]:
-    """Values of a column, one per interaction (N,), or (M,) of one with a value per session."""
+    """Values of a column: (N,) per interaction, or (M,) per session."""
     column = sessions[name].combine_chunks()
     values: NDArray[Any] = (
         column.flatten() if pa.types.is_list(column.type) else column

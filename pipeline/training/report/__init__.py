@@ -1,1 +1,1 @@
-"""One page about a run: how it learned, how good it is, for whom, at what cost."""
+"""Report page of a run: learning curves, metrics, groups of targets, time and memory."""

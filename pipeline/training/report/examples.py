@@ -1,4 +1,4 @@
-"""Example sessions of the report: items of the session, the next item, the recommendations."""
+"""Example sessions of the report: items of the session, next item, recommendations."""
 
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,11 @@ def example_sessions(
     k: int = 10,
     filter_seen: bool = False,
 ) -> list[dict[str, Any]]:
-    """`count` random sessions of a fixed seed with `k` recommendations each.
+    """`count` random sessions, drawn with a fixed seed, with `k` recommendations each.
 
-    An entry has the raw ids of the `session`, the `clicked` items and the `next` one, None for what
-    is not in the catalogue, its `rank`, and the items `recommended` before it, with scores. With
-    `filter_seen` the items of a session are neither ranked nor recommended.
+    An entry has raw ids: the `session`, the `clicked` items and the `next` item, None for an item
+    outside the catalogue; the `rank` of the next item, and the `recommended` items with scores.
+    With `filter_seen` the items of a session are neither ranked nor recommended.
     """
     data = Data.open(data)
     recommender = Recommender.open(run)
@@ -96,7 +96,7 @@ def _recommend(
     if filter_seen:
         bounds = (items - FIRST_ITEM, begins, begins + stops)
         seen = Seen(*(values.to(device) for values in bounds))
-        # also items further back than the model reads
+        # the whole session, beyond the L that the model reads
         excluded = recommender.items(batch, rows, stops)
     best = model.top_k(window, min(k, len(catalogue)), excluded=excluded)
     ranked = rank_queries(
@@ -114,5 +114,5 @@ def _raw_ids(indices: NDArray[Any], catalogue: NDArray[Any]) -> list[Any]:
 
 
 def _scalar(value: Any) -> Any:
-    """Python scalar of a NumPy one, as JSON takes it."""
+    """Convert a NumPy scalar to a Python one, for JSON."""
     return value.item() if isinstance(value, np.generic) else value

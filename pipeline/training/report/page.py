@@ -18,7 +18,7 @@ _LISTS = {"coverage": "coverage", "popularity": "popularity", "popularity_bias":
 
 
 def render(report: dict[str, Any]) -> str:
-    """HTML page of a report, which is the content of report.json; ids and names are escaped."""
+    """HTML page of the content of report.json; ids and names are escaped."""
     evaluation = report["evaluation"]
     values = {
         "report": report,
@@ -72,7 +72,7 @@ def _word(difference: dict[str, Any]) -> str:
 
 
 def _worse_groups(evaluation: dict[str, Any], metric: str) -> list[dict[str, Any]]:
-    """Groups of targets in which a baseline is better than the run, beyond the interval."""
+    """Groups of targets in which a baseline is significantly better than the run."""
     return [
         {"by": by, "group": group["group"], **group["differences"][metric]}
         for by, groups in evaluation["breakdowns"].items()
@@ -87,7 +87,7 @@ def _intervals(metric: str, results: dict[str, Any], margins: dict[str, Any]) ->
 
 
 def _curves(log: list[dict[str, Any]]) -> list[LineChart]:
-    """Charts of the fields of a training log, whose lines need not have all of them."""
+    """Charts of the fields of a training log; lines may lack fields."""
     x = "epoch" if all("epoch" in line for line in log) else "step"
 
     def points(field: str) -> list[tuple[float, float]]:

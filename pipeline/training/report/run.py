@@ -1,4 +1,4 @@
-"""`pipeline report`: reads a run and data, writes a page and the same numbers as JSON."""
+"""`pipeline report`: a run and data to a page, with the same numbers as JSON."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ def write_report(
     """Evaluate `run`, write the page to `out` and its numbers to the same name with .json.
 
     `part` and `options` are those of `evaluation.run.evaluate`. Each directory is opened once.
-    Returns {"page", "json", "evaluation"}. ConfigError if `out` is not a name of a page, or is
+    Return {"page", "json", "evaluation"}. ConfigError if `out` is not the name of a page, or is
     inside an artifact, whose manifest lists all of its files.
     """
     numbers = check_report(out)
@@ -55,8 +55,8 @@ def write_training_report(
 ) -> None:
     """Write report.html and report.json, without test data, into the directory of a new run.
 
-    The directory has the log already. `facts` will be those of its manifest, `name` is that of the
-    run and `recipe` the preprocessing of its data.
+    The directory must hold the log. `facts` are those of the future manifest, `name` is the run's
+    name and `recipe` the preprocessing of its data.
     """
     report = finite(_training_report(directory, facts, name, recipe))
     (directory / JSON_FILE).write_text(_json(report), encoding="utf-8")
