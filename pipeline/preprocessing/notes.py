@@ -23,6 +23,8 @@ _LARGE_SESSION = 1_000
 _LARGE_SHARE = 0.01
 """A session that exceeds both is reported: rows, and share of all rows."""
 _TIED_SHARE = 0.01
+_SINGLE_SHARE = 0.9
+"""Share of sessions of one interaction above which they are reported."""
 _NULL_WORDS = pa.array(
     ["null", "NULL", "Null", "None", "NaN", "nan", "\\N", "NA", "N/A", "n/a", "undefined", "(null)"]
 )
@@ -99,7 +101,7 @@ def _order_notes(recipe: Preprocess, log: Log) -> Iterator[str]:
 
 
 def _session_notes(recipe: Preprocess, log: Log) -> Iterator[str]:
-    """A session with an unusual share of the rows, and visitors read as sessions."""
+    """A session with an unusual share of the rows, sessions of one row, visitors as sessions."""
     shard = max(log.shards, key=lambda shard: int(shard.lengths.max()))
     longest = int(shard.lengths.max())
     if longest > max(_LARGE_SESSION, _LARGE_SHARE * log.rows):
@@ -107,6 +109,15 @@ def _session_notes(recipe: Preprocess, log: Log) -> Iterator[str]:
         yield (
             f"Session {session!r} has {longest:,} of {log.rows:,} rows. If it means no "
             "session, name it in `preprocess.missing`; `longest_session` drops those of robots."
+        )
+    num_sessions = sum(len(shard.lengths) for shard in log.shards)
+    num_single = sum(int((shard.lengths == 1).sum()) for shard in log.shards)
+    if num_single > _SINGLE_SHARE * num_sessions:
+        gap = "" if recipe.session_gap is None else ", or a longer `session_gap`"
+        yield (
+            f"{num_single:,} of {num_sessions:,} sessions have one interaction, from which no "
+            f"model learns. If `session: {recipe.session}` is not the id of a session or visitor, "
+            f"name another column{gap}."
         )
     if recipe.timestamp is None or recipe.session_gap is not None or recipe.split.held_out:
         return

@@ -300,6 +300,7 @@ MESSAGES: dict[str, Callable[[Path], str]] = {
     "sessions that last days": noted(
         ABC, ["2020-01-01", "2020-01-09"] * 2, PAIRS, {"column": "time"}
     ),
+    "sessions of one row each": noted(ABC * 5, TIMES * 5, [*range(18), 18, 18]),
     "rows of one day in each session": noted(
         ABC, ["2020-01-01"] * 2 + ["2020-01-02"] * 2, PAIRS, {"column": "time"}
     ),
