@@ -1,1 +1,1 @@
-"""Measuring this project beside others: the same work in turn, on one core, in one run."""
+"""Benchmarks of this project and others: equal work in turn, on one core, in one run."""

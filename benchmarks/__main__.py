@@ -1,7 +1,7 @@
 """Command line of the benchmarks: `python -m benchmarks`.
 
-`train`, `evaluate` and `accuracy` run on one core beside Transformers4Rec 23.12, which uv installs
-into an environment of its own at the first use (a few gigabytes).
+`train`, `evaluate` and `accuracy` compare with Transformers4Rec 23.12 on one core; uv installs it
+into its own environment at the first use (a few gigabytes).
 """
 
 import json
@@ -46,7 +46,7 @@ app = typer.Typer(
 
 @app.callback()
 def benchmarks() -> None:
-    """Measure this project, beside others that do the same work."""
+    """Measure this project and others that do the same work."""
     set_up_logging(verbose=False)
     logger, product = logging.getLogger("benchmarks"), logging.getLogger("pipeline")
     logger.handlers, logger.propagate = product.handlers, False
@@ -130,7 +130,7 @@ def accuracy(
     core: Core = None,
     as_json: Json = False,
 ) -> None:
-    """Compare accuracy after the same training on DATA, on the same targets."""
+    """Compare accuracy on the same targets after the same training on DATA."""
     check_input(data, "data")
     from benchmarks.accuracy import Plan, accuracy_text, compare_accuracy
     from benchmarks.machine import machine
@@ -200,7 +200,7 @@ def serve(
 ) -> None:
     """Start a server and measure its latency and rate under rising load.
 
-    Without REPOSITORY a model with random weights is exported first; it costs as much.
+    Without REPOSITORY a model with random weights is exported first, whose requests cost as much.
     """
     if not seconds <= MAX_SECONDS:
         raise ConfigError(f"--seconds is {seconds:g}, expected 0.2 to {MAX_SECONDS}.")
@@ -245,7 +245,7 @@ def proxy(
     out: OutFolder = None,
     as_json: Json = False,
 ) -> None:
-    """Measure what the proxy of `pipeline serve` costs: loads with it and without, in turn."""
+    """Measure the cost of the proxy of `pipeline serve`: loads with and without it, in turn."""
     if not seconds <= MAX_SECONDS:
         raise ConfigError(f"--seconds is {seconds:g}, expected 0.2 to {MAX_SECONDS}.")
     numbers = parse_numbers("--clients", clients)
@@ -280,7 +280,7 @@ def attackers(
     out: OutFolder = None,
     as_json: Json = False,
 ) -> None:
-    """Measure what hostile requests do to honest clients, to health and to memory.
+    """Measure the effect of hostile requests on honest clients, health checks and memory.
 
     Loads without attackers and with them, in turn. Attackers have the lowest priority (nice 19) and
     send a bounded number of requests a second, since all share the cores of this machine.
@@ -314,9 +314,9 @@ def soak(
     out: OutFolder = None,
     as_json: Json = False,
 ) -> None:
-    """Measure a server under load, attacks, new exports and kills at once.
+    """Measure a server under concurrent load, attacks, new exports and kills.
 
-    At the end the launcher is killed, and what it leaves behind is counted.
+    At the end the launcher is killed, and the remaining processes and files are counted.
     """
     if not minutes * 60 <= MAX_SECONDS:
         raise ConfigError(f"--minutes is {minutes:g}, expected 0.5 to {MAX_SECONDS // 60}.")
@@ -423,7 +423,7 @@ def results(
     ],
     out: Annotated[
         Path,
-        typer.Option(metavar="DIR", help="Folder of data and runs; what it has is not made again."),
+        typer.Option(metavar="DIR", help="Folder of data and runs; existing ones are reused."),
     ],
     only: Annotated[
         str | None, typer.Option(metavar="A,B", help="Names of tables.  [default: all]")
@@ -437,7 +437,7 @@ def results(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Make the accuracy tables of the documents from raw logs: preprocess, train, compare."""
+    """Compute the accuracy tables of the documents from raw logs: preprocess, train, compare."""
     from benchmarks.results import check_names, measure_results, write_tables
 
     names = _names(only)
@@ -476,18 +476,18 @@ def sizing(out: OutFolder = None, as_json: Json = False) -> None:
 @app.command(epilog="Example: python -m benchmarks gpu --out gpu")
 def gpu(
     seconds: Annotated[
-        float, typer.Option(min=10, help="Time of the whole; what does not fit is not run.")
+        float, typer.Option(min=10, help="Total time; parts that do not fit are not run.")
     ] = 240.0,
     device: Annotated[
         Literal["cuda", "cpu"],
-        typer.Option(help="cpu runs what a CPU can, with pandas in place of cuDF."),
+        typer.Option(help="cpu runs the parts that need no GPU, with pandas instead of cuDF."),
     ] = "cuda",
     tiny: Annotated[
-        bool, typer.Option("--tiny", help="Small sizes, to see whether all parts run.")
+        bool, typer.Option("--tiny", help="Small sizes, to check that all parts run.")
     ] = False,
     parts: Annotated[
         str | None,
-        typer.Option(metavar="A,B", help="Beginnings of names, such as train.  [default: all]"),
+        typer.Option(metavar="A,B", help="Prefixes of part names, such as train.  [default: all]"),
     ] = None,
     out: OutFolder = None,
     as_json: Json = False,
@@ -495,7 +495,7 @@ def gpu(
     """Test the GPU stack of this machine and measure all stages on it.
 
     Each part runs in a process of its own with a time limit: the stack and the tests marked gpu,
-    training beside loops by hand, preprocessing on cuDF, on the CPU, by hand and by stock
+    training and hand-written loops, preprocessing on cuDF, on the CPU, by hand and with stock
     NVTabular, evaluation over a million items, the exported model. Exit code 1 if a part fails, 2
     without a CUDA device.
     """

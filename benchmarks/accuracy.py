@@ -1,7 +1,7 @@
-"""`python -m benchmarks accuracy`: metrics of both sides after as many epochs on the same data.
+"""`python -m benchmarks accuracy`: metrics of both sides after equal epochs on the same data.
 
 Both rank the same targets in the whole catalogue after the same prefixes; the original gets each
-prefix as an input of its own, through its inference path.
+prefix as a separate input, through its inference path.
 """
 
 import logging
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How both sides train and what they rank."""
+    """Training of both sides, and the targets that they rank."""
 
     data: Path
     """Directory that preprocess wrote."""
@@ -45,10 +45,10 @@ class Plan:
 
 
 def compare_accuracy(sides: Sides, plan: Plan) -> dict[str, Any]:
-    """Train both sides once a seed and rank the targets.
+    """Train both sides once per seed and rank the targets.
 
     Returns the metrics of every run, their means, and the difference of ours with half the width
-    of its 95 % interval over the targets. PipelineError where a side fails.
+    of its 95 % interval over the targets. PipelineError if a side fails.
     """
     runs = []
     ranks: dict[str, list[np.ndarray]] = {"pipeline": [], "Transformers4Rec": []}
@@ -117,7 +117,7 @@ def _train_both(sides: Sides, plan: Plan, seed: int) -> Iterator[tuple[str, dict
     theirs = shared | plan.setting.original(
         **options,
         warmup_steps=math.ceil(WARMUP_RATIO * steps),
-        longest=facts["longest"] + 1,  # a training row holds its target as well
+        longest=facts["longest"] + 1,  # a training row also holds its target
     )
     logger.info("seed %d: the original", seed)
     log = sides.scratch / "accuracy-original.log"
@@ -126,7 +126,7 @@ def _train_both(sides: Sides, plan: Plan, seed: int) -> Iterator[tuple[str, dict
 
 
 def _gains(name: str, ranks: np.ndarray) -> np.ndarray:
-    """(N,) ranks -> (N,) what each adds to the mean of a metric with one target."""
+    """(N,) ranks -> (N,) values whose mean is a metric with one target."""
     metric, _, cutoff = name.partition("@")
     match metric:
         case "mrr":

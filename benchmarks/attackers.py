@@ -1,8 +1,8 @@
-"""`python -m benchmarks attackers`: honest clients of a server, with attackers beside them or not.
+"""`python -m benchmarks attackers`: honest clients of a server, with and without attackers.
 
-The server, the clients of each protocol and each attacker are processes of their own, attackers
-with the lowest priority (nice 19): on a machine whose cores all of them share, the figures are to
-show what the requests cost the server, not what sending them costs. Health is asked all the time.
+The server, the clients of each protocol and each attacker are separate processes, attackers with
+the lowest priority (nice 19): all share the cores of one machine, and the figures should show the
+cost of the requests for the server, not that of sending them. Health is polled throughout.
 """
 
 import http.client
@@ -26,9 +26,9 @@ from pipeline.core.artifact import read_manifest
 from pipeline.core.errors import ServingError
 
 HEALTH_SECONDS = 0.05
-"""Interval between two requests for health, each on a connection of its own."""
+"""Interval between health checks, each on a new connection."""
 SETTLE_SECONDS = 10.0
-"""Pause before the last look at the memory."""
+"""Pause before the last measurement of memory."""
 PROTOCOLS = ("grpc", "http")
 
 
@@ -37,7 +37,7 @@ class Plan:
     """Loads of a measurement."""
 
     clients: int = 16
-    """Honest clients, half of them over each protocol."""
+    """Number of honest clients, half of them over each protocol."""
     attackers: int = 4
     seconds: float = 10.0
     turns: int = 3
@@ -45,7 +45,7 @@ class Plan:
 
 
 class Server:
-    """`pipeline serve` in a process of its own."""
+    """`pipeline serve` in a separate process."""
 
     def __init__(self, process: "subprocess.Popen[str]", facts: dict[str, Any]) -> None:
         self.process = process
@@ -57,11 +57,11 @@ class Server:
         return self.urls[protocol].partition("//")[2]
 
     def processes(self) -> dict[int, str]:
-        """Return process ids of the server and all below it, with their names."""
+        """Return the process ids of the server and its descendants, with their names."""
         return {self.process.pid: "proxy"} | dict(_below(self.process.pid))
 
     def resources(self) -> dict[str, int]:
-        """Return memory, open files and number of all processes together."""
+        """Return total memory and open files of all processes, and their number."""
         memory = files = 0
         processes = self.processes()
         for pid in processes:
@@ -87,7 +87,7 @@ def _below(pid: int) -> Iterator[tuple[int, str]]:
 
 @contextmanager
 def serving(repository: Path, *options: str) -> Iterator[Server]:
-    """Yield a server of `repository` on free ports. ServingError where it does not start."""
+    """Yield a server of `repository` on free ports. ServingError if it does not start."""
     words = ["serve", str(repository), "--json", *options]
     for protocol in ("http", "grpc", "metrics"):
         words += [f"--{protocol}-port", "0"]
@@ -104,7 +104,7 @@ def serving(repository: Path, *options: str) -> Iterator[Server]:
 
 
 def measure_attackers(repository: Path, plan: Plan) -> dict[str, Any]:
-    """Measure a server of `repository`. ServingError where it refuses an honest request."""
+    """Measure a server of `repository`. ServingError if it answers no honest request."""
     facts = read_manifest(repository, "repository")
     rows: dict[str, list[dict[str, Any]]] = {"without": [], "with": []}
     outcomes: dict[str, Counter[str]] = defaultdict(Counter)
@@ -130,7 +130,7 @@ def measure_attackers(repository: Path, plan: Plan) -> dict[str, Any]:
 
 @contextmanager
 def attacking(server: Server, plan: Plan, outcomes: dict[str, Counter[str]]) -> Iterator[None]:
-    """Run the attackers; at their end, add what came back to `outcomes`."""
+    """Run the attackers; at their end, add the outcomes of their requests to `outcomes`."""
     words = [server.address("http"), server.address("grpc"), server.model, str(plan.seconds + 1)]
     command = [sys.executable, "-m", "benchmarks.hostile", *words]
     processes = [
@@ -158,7 +158,7 @@ def attacking(server: Server, plan: Plan, outcomes: dict[str, Counter[str]]) -> 
 
 
 def _measure(server: Server, repository: Path, plan: Plan) -> dict[str, Any]:
-    """Return the figures of honest clients, and the times of health meanwhile."""
+    """Return the figures of honest clients, and the latencies of concurrent health checks."""
     with asking_health(server.address("http")) as health_ms:
         rows = send_loads(server, repository, plan)
     for protocol in PROTOCOLS:
@@ -168,7 +168,7 @@ def _measure(server: Server, repository: Path, plan: Plan) -> dict[str, Any]:
 
 
 def send_loads(server: Server, repository: Path, plan: Plan) -> dict[str, Any]:
-    """Return the figures of the honest clients by protocol, without one that got no answer."""
+    """Return the figures of the honest clients by protocol, without protocols without answers."""
     loads = {}
     for protocol in PROTOCOLS:
         words = ["load-test", server.urls[protocol], "--name", server.model, "--json"]
@@ -190,7 +190,7 @@ def send_loads(server: Server, repository: Path, plan: Plan) -> dict[str, Any]:
 
 @contextmanager
 def asking_health(address: str) -> Iterator[list[float]]:
-    """Ask for health until the end; yield the list of the times, infinite for no answer of 200."""
+    """Poll health until the end; yield the list of latencies in ms, infinite for a failure."""
     ended = threading.Event()
     times: list[float] = []
 
@@ -215,7 +215,7 @@ def asking_health(address: str) -> Iterator[list[float]]:
 
 
 def summary(result: dict[str, Any]) -> dict[str, Any]:
-    """Return the medians over the turns, and what they say of the server."""
+    """Return the medians over the turns, and their ratios."""
     rows = result["rows"]
     p99 = {
         way: {p: statistics.median(row[p]["p99_ms"] for row in turns) for p in PROTOCOLS}
@@ -269,7 +269,7 @@ def attackers_text(result: dict[str, Any]) -> str:
         f"errors of honest clients: {facts['errors']}; "
         f"Triton restarted: {'yes' if result['restarted'] else 'no'}",
         "",
-        "hostile requests, by what came back:",
+        "hostile requests, by outcome:",
     ]
     for kind, counts in sorted(result["outcomes"].items()):
         text = ", ".join(f"{outcome} {count}" for outcome, count in sorted(counts.items()))

@@ -1,11 +1,11 @@
-"""Compare what two checkouts of this project make of the same inputs, byte for byte.
+"""Compare the outputs of two checkouts of this project for the same inputs, byte for byte.
 
     python -m benchmarks.compare_checkouts BEFORE AFTER --data DATA
 
 Each part runs with both checkouts, one process each, one after the other. `--data` holds the real
-logs in the folders rsc15-100k, rees46-sample, diginetica, beauty and ml-100k; what is missing is
-left out. What may differ stands at the top of `checkouts/differences.py`, what depends on the
-version at the top of `checkouts/worker.py`.
+logs in the folders rsc15-100k, rees46-sample, diginetica, beauty and ml-100k; missing ones are left
+out. The top of `checkouts/differences.py` lists allowed differences, the top of
+`checkouts/worker.py` has the code that depends on the version.
 """
 
 import json
@@ -32,46 +32,46 @@ from benchmarks.checkouts.training import training_cases
 
 _PARTS = ("preprocess", "train", "serve")
 _MARK = "PIPELINE_COMPARE_CHECKOUTS"
-"""Environment variable of all processes of a comparison, to see whether they have ended."""
+"""Environment variable of all processes of a comparison, by which remaining ones are detected."""
 _END_SECONDS = 10
 _SHOWN_KINDS = 15
-"""Names of files for which a difference is shown."""
+"""Largest number of file names for which a difference is shown."""
 CRASH = "the process ended"
 """Error of cases that a worker did not finish."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One file, or one answer, of a case that is not the same."""
+    """One file or answer of a case that differs."""
 
     case: str
     what: str
     """Name of the file, "answer" or "outcome"."""
     detail: str
-    """Where, and both values."""
+    """Position, and both values."""
 
 
 @dataclass
 class Result:
-    """What came of one part."""
+    """Result of one part."""
 
     name: str
     compared: int = 0
-    """Files, answers and cases that both checkouts refuse."""
+    """Number of files, answers and cases that both checkouts refuse."""
     refused: int = 0
-    """Of those, the last, and requests that both servers refuse."""
+    """Number of cases that both checkouts refuse, and requests that both servers refuse."""
     differences: list[Difference] = field(default_factory=list)
     seconds: str = ""
 
     def add(self, case: str, what: str, detail: str | None) -> None:
-        """Count one comparison; `detail` is None where it is equal."""
+        """Count one comparison; `detail` is None if it is equal."""
         self.compared += 1
         if detail is not None:
             self.differences.append(Difference(case, what, detail))
 
     @property
     def text(self) -> str:
-        """A line, and for each kind of file that differs the first difference."""
+        """One line, and the first difference of each kind of file that differs."""
         lines = [
             f"{self.name}: {self.compared:,} compared, {len(self.differences):,} different, "
             f"{self.refused:,} refused by both ({self.seconds})"
@@ -88,15 +88,15 @@ class Result:
 
 @dataclass(frozen=True)
 class Worker:
-    """What the process of one checkout wrote."""
+    """Output of the process of one checkout."""
 
     folder: Path
     errors: dict[str, str | None]
-    """By case; a case that is missing was not reached."""
+    """Errors by case; a missing case was not reached."""
     seconds: float
 
     def error(self, name: str) -> str | None:
-        """The error of a case, None where it worked."""
+        """Return the error of a case, None if it succeeded."""
         return self.errors.get(name, CRASH)
 
 
@@ -200,7 +200,7 @@ def compare(
 def compare_outputs(
     result: Result, case: Case, before: Worker, after: Worker, ignored: Ignored
 ) -> None:
-    """Compare the files of a case. Where both fail, the messages need not be equal."""
+    """Compare the files of a case. If both fail, the messages need not be equal."""
     name = case.name
     error, error_after = before.error(name), after.error(name)
     if error is None and error_after is None:
@@ -234,13 +234,13 @@ def compare_answers(result: Result, name: str, before: Worker, after: Worker) ->
 def run_worker(folder: Path, checkout: Path, cases: list[Case], hash_seed: int) -> Worker:
     """Run all cases with one checkout; its output goes to worker.log in `folder`.
 
-    What depends on the order of sets shows by another `hash_seed`.
+    Another `hash_seed` reveals outputs that depend on the order of sets.
     """
     folder.mkdir()
     jobs = {"checkout": str(checkout), "cases": [_job(case, checkout) for case in cases]}
     (folder / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
     mark = f"{os.getpid()}-{folder.name}-{random.randrange(2**32)}"  # noqa: S311
-    # as many threads for both: sums of floats depend on it
+    # equal numbers of threads, on which sums of floats depend
     environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", _MARK: mark}
     environment |= {"PYTHONHASHSEED": str(hash_seed), "PYTHONDONTWRITEBYTECODE": "1"}
     worker = Path(__file__).with_name("checkouts") / "worker.py"
@@ -260,7 +260,7 @@ def run_worker(folder: Path, checkout: Path, cases: list[Case], hash_seed: int) 
 
 
 def _job(case: Case, checkout: Path) -> dict[str, Any]:
-    """The case for one checkout; a recipe of the checkout itself is in its own format."""
+    """Return the case for one checkout; a recipe of the checkout itself is in its own format."""
     recipe = Path(case.recipe)
     job = {**case.job(), "recipe": str(checkout / recipe)}
     return {**job, "converted": recipe.is_absolute()}
@@ -274,7 +274,7 @@ def _read_results(path: Path) -> dict[str, str | None]:
 
 
 def end_processes(mark: str) -> list[str]:
-    """Command lines of processes of a worker that still run seconds after it; they are ended."""
+    """Kill processes of a worker that still run after a pause; return their command lines."""
     deadline = time.monotonic() + _END_SECONDS
     while (running := _marked(mark)) and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -298,7 +298,7 @@ def _marked(mark: str) -> dict[int, str]:
 
 
 def preprocessing_cases(scratch: Path, data: Path | None, recipes: int, seed: int) -> list[Case]:
-    """The recipes of configs/ whose logs are in `data`, and random ones."""
+    """Return cases of the recipes of configs/ whose logs are in `data`, and random ones."""
     folder = scratch / "recipes"
     folder.mkdir()
     cases = [] if data is None else real_cases(scratch, data)
@@ -308,7 +308,7 @@ def preprocessing_cases(scratch: Path, data: Path | None, recipes: int, seed: in
 
 
 def real_cases(scratch: Path, data: Path) -> list[Case]:
-    """Recipes of configs/ whose logs are in `data`."""
+    """Return cases of the recipes of configs/ whose logs are in `data`."""
     logs = {
         "rsc15": (["rsc15-100k/train.tsv.gz"], ["rsc15-100k/test.tsv.gz"]),
         "rees46": (["rees46-sample/events.csv.gz"], []),
@@ -332,7 +332,7 @@ def real_cases(scratch: Path, data: Path) -> list[Case]:
 
 
 def join_movielens(scratch: Path, folder: Path) -> str:
-    """Ratings, movies and users as one log, as docs/reference/public-data.md says."""
+    """Join ratings, movies and users to one log, as in docs/reference/public-data.md."""
     tables = [
         pd.read_csv(folder / f"ml-100k.{name}.tsv.gz", sep="\t", dtype=str)
         for name in ("inter", "item", "user")

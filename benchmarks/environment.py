@@ -16,7 +16,7 @@ from pipeline.core.errors import PipelineError
 FOLDER = Path(__file__).with_name("transformers4rec")
 """The original's program and its requirements."""
 EXCLUDE_NEWER = "2026-11-20T00:00:00Z"
-"""Day of the packages, which fixes the build dependencies of sdists too."""
+"""Latest date of packages, which also pins the build dependencies of sdists."""
 _MARKER = "pipeline-benchmark.txt"
 """File of a complete environment with the fingerprint of its requirements."""
 
@@ -76,7 +76,7 @@ def _create(path: Path) -> None:
     partial = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     created = partial / "environment"
     try:
-        # from a folder of no project: uv would heed the overrides in the pyproject.toml of ours
+        # outside of this project, as uv would apply the overrides of its pyproject.toml
         _run([*uv, "venv", "--relocatable", "--python", sys.executable, str(created)], partial)
         _run(
             [

@@ -21,8 +21,8 @@ def measure_evaluation(
     """Rank the last item of each session by both sides in turn, from the same weights.
 
     The original's Trainer computes its own metrics at 10 and 20. The busy wait of its loader is
-    off: the loader of the training before would go on polling beside the evaluation. The metrics
-    that are compared come from a further pass with its reserved rows excluded, as in ours.
+    off, as the loader of the training would keep polling during the evaluation. The compared
+    metrics come from a further pass with its reserved rows excluded, as in ours.
     """
     data = sides.scratch / "evaluation"
     parts = {"train": _TRAIN_SESSIONS, "warm_up": _WARM_UP_SESSIONS, "valid": sessions}
@@ -62,7 +62,7 @@ def measure_evaluation(
 
 
 def evaluation_text(result: dict[str, Any]) -> str:
-    """Rates and metrics of both evaluations."""
+    """Return rates and metrics of both evaluations as text."""
     lines = [
         *machine_lines(result),
         "",

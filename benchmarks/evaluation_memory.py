@@ -3,9 +3,9 @@
     python -m benchmarks.evaluation_memory --items 200000 --sessions 2000
 
 Sessions are random, of 5 interactions on average; each has one target, its last interaction. A
-process of its own evaluates N sessions and another one 4 N, which shows what grows with the number
-of sessions. Time is CPU time of one core. Some ranks are compared with those of a table of all
-scores.
+separate process evaluates N sessions and another one 4 N, which shows the growth of memory with the
+number of sessions. Time is CPU time of one core. Some ranks are compared with those of a table of
+all scores.
 """
 
 import multiprocessing

@@ -1,8 +1,8 @@
 """Program of one attacker: HTTP_ADDRESS GRPC_ADDRESS MODEL SECONDS.
 
-It sends every kind of hostile request in turn, so many a second at most, and keeps connections
-open that send nothing or a byte a second. What it does costs it little: bombs are made before it
-begins. It prints a line of JSON: the number of each kind by what came back.
+It sends every kind of hostile request in turn, at a bounded rate, and keeps connections open that
+send nothing or a byte a second. Compressed bombs are built before the start, so that attacks cost
+it little. It prints a line of JSON: the number of requests of each kind by outcome.
 """
 
 import gzip
@@ -22,13 +22,13 @@ from pipeline.serve.proxy import http2
 
 REQUESTS_A_SECOND = 10
 NUM_IDLE, NUM_DRIPPING = 100, 30
-"""Connections of each protocol that one attacker keeps open."""
+"""Number of connections of each protocol that one attacker keeps open."""
 ANSWER_SECONDS = 2.0
 HUGE_BYTES = 600_000_000
 _FLOOD = 3_000
-"""Frames of a flood."""
+"""Number of frames of a flood."""
 _UNREAD = 50
-"""Requests of a client that reads no answer."""
+"""Number of requests of a client that reads no answer."""
 _BOMB = bytes(64 << 20)
 
 
@@ -65,7 +65,7 @@ class Attacker:
         }
 
     def kinds(self) -> dict[str, Callable[[], str]]:
-        """Return all kinds of attacks."""
+        """Return all kinds of attacks by name."""
         posts = {
             kind: lambda body=body, headers=headers: self.post(body, headers)
             for kind, (body, headers) in self.bodies.items()
@@ -116,7 +116,7 @@ class Attacker:
 
     @contextmanager
     def http2(self) -> Iterator[socket.socket]:
-        """Yield a connection that has begun to speak HTTP/2."""
+        """Yield a connection after the start of HTTP/2."""
         with self.connect(self.grpc_address) as connection:
             connection.sendall(http2.PREFACE + http2.write_frame(http2.SETTINGS, 0, 0, b""))
             yield connection
@@ -126,7 +126,7 @@ class Attacker:
         connection.sendall(http2.write_frame(1, http2.END_HEADERS, stream, _headers()))
 
     def huge_body(self) -> str:
-        """Declare an item id of 600 MB and send it as long as the server takes it."""
+        """Declare an item id of 600 MB and send it until the server refuses it."""
         with self.connect(self.http_address) as connection:
             connection.sendall(
                 f"POST /v2/models/{self.model}/infer HTTP/1.1\r\nHost: x\r\n"
@@ -136,7 +136,7 @@ class Attacker:
             return answer_of(connection)
 
     def huge_message(self) -> str:
-        """Declare an item id of 600 MB in a message, and send it as long as the server takes it."""
+        """Declare an item id of 600 MB in a message, and send it until the server refuses it."""
         with self.http2() as connection:
             self.send_headers(connection, 1)
             start = b"\0" + HUGE_BYTES.to_bytes(4, "big")
@@ -153,13 +153,13 @@ class Attacker:
             return answer_of(connection)
 
     def endless_headers(self) -> str:
-        """Send headers of HTTP/1.1 without end."""
+        """Send endless headers of HTTP/1.1."""
         with self.connect(self.http_address) as connection:
             connection.sendall(b"GET /v2 HTTP/1.1\r\n" + b"a: b\r\n" * 20_000)
             return answer_of(connection)
 
     def endless_continuation(self) -> str:
-        """Send a block of headers without end, in frames of nothing."""
+        """Send an endless block of headers in empty frames."""
         with self.http2() as connection:
             connection.sendall(http2.write_frame(1, 0, 1, b""))
             connection.sendall(http2.write_frame(http2.CONTINUATION, 0, 1, b"") * 20_000)
@@ -180,7 +180,7 @@ class Attacker:
             return answer_of(connection)
 
     def unread_http(self) -> str:
-        """Ask for descriptions of the model, one after the other, and read no answer."""
+        """Request descriptions of the model over HTTP and read no answer."""
         host, port = self.http_address.split(":")
         connection = socket.create_connection((host, int(port)), ANSWER_SECONDS)
         self.keep("unread", connection)
@@ -190,7 +190,7 @@ class Attacker:
         return "kept"
 
     def unread_grpc(self) -> str:
-        """The same over gRPC, with a window of nothing."""
+        """Request descriptions of the model over gRPC, with an empty window."""
         host, port = self.grpc_address.split(":")
         connection = socket.create_connection((host, int(port)), ANSWER_SECONDS)
         self.keep("unread", connection)
@@ -202,7 +202,7 @@ class Attacker:
         return "kept"
 
     def keep(self, kind: str, connection: socket.socket) -> None:
-        """Keep a connection; of those that read nothing, the last ones."""
+        """Keep a connection open, of those that read nothing only the last ones."""
         self.open.append((kind, connection))
         same = [pair for pair in self.open if pair[0] == kind]
         if len(same) > NUM_IDLE:
@@ -210,7 +210,7 @@ class Attacker:
             same[0][1].close()
 
     def hold(self) -> None:
-        """Open connections that send nothing, or the beginning of a request."""
+        """Open connections that send nothing, or only the start of a request."""
         for address, start in (
             (self.http_address, b"POST /v2/models/x/infer HTTP/1.1\r\nX-Drip: "),
             (self.grpc_address, http2.PREFACE[:9]),
@@ -232,7 +232,7 @@ class Attacker:
 
 
 def send_slowly(connection: socket.socket, part: bytes) -> None:
-    """Send a part again and again, until the server closes or a second is over."""
+    """Send `part` repeatedly until the server closes the connection or a second has passed."""
     until = time.monotonic() + 1
     with suppress(OSError):
         while time.monotonic() < until:
@@ -241,7 +241,7 @@ def send_slowly(connection: socket.socket, part: bytes) -> None:
 
 
 def answer_of(connection: socket.socket) -> str:
-    """Return the status of HTTP, `closed`, or `open` where nothing more came."""
+    """Return the HTTP status, `closed`, or `open` without an answer."""
     received = b""
     try:
         while part := connection.recv(65_536):
@@ -266,7 +266,7 @@ def _message(content: bytes) -> bytes:
 
 
 def _binary(item: dict[str, object]) -> tuple[bytes, dict[str, str]]:
-    """Return a small body whose tensor says that it has an item id of 600 MB."""
+    """Return a small body whose tensor declares an item id of 600 MB."""
     values = HUGE_BYTES.to_bytes(4, "little") + b"x" * 20
     tensor = {key: item[key] for key in ("name", "shape")}
     tensor |= {"datatype": "BYTES", "parameters": {"binary_data_size": len(values)}}
@@ -275,7 +275,7 @@ def _binary(item: dict[str, object]) -> tuple[bytes, dict[str, str]]:
 
 
 def _headers() -> bytes:
-    """Return HPACK of a call of ModelInfer, all of it literals but the method and the scheme."""
+    """Return HPACK of a call of ModelInfer, as literals except for the method and the scheme."""
     fields = (
         (":path", "/inference.GRPCInferenceService/ModelInfer"),
         (":authority", "x"),
@@ -290,7 +290,7 @@ def _headers() -> bytes:
 
 
 def main() -> None:
-    """Attack until the time is over, then print what came back."""
+    """Attack until the time is over, then print the outcomes."""
     http_address, grpc_address, model, seconds = sys.argv[1:]
     os.nice(19)
     attacker = Attacker(http_address, grpc_address, model)

@@ -2,9 +2,9 @@
 
     python -m benchmarks.larger_than_memory --rows 50000000 --gigabytes 4
 
-`pipeline preprocess` runs with a limited address space (RLIMIT_AS), which counts more than resident
+`pipeline preprocess` runs with a limited address space (RLIMIT_AS), which is larger than resident
 memory. Then every 50th session is read from the log again, encoded by the fitted workflow in one
-pass on one data frame, and compared with the output of the limited run.
+pass over one data frame, and compared with the output of the limited run.
 """
 
 import os
@@ -77,7 +77,7 @@ def preprocess_limited(directory: Path, limit_bytes: int) -> tuple[float, int]:
 
 
 def compare(directory: Path, part: str, every: int) -> None:
-    """Compare sessions of a part with those that one pass over their rows gives."""
+    """Compare sessions of a part with the result of one pass over their rows."""
     from pipeline.data.fitted import Fitted
     from pipeline.logs.row_counts import RowCounts
     from pipeline.preprocessing import workflow

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 BLOCK_ROWS = 1_000_000
-"""Rows of a row group; memory holds as many, and the rows of one block of sessions."""
+"""Rows of a row group; memory holds one, and the rows of one block of sessions."""
 CATEGORIES = 1_000
 EVENTS = ("view", "cart", "purchase")
 MEAN_LENGTH = 5
@@ -35,7 +35,7 @@ _FIRST_SESSION = 1_000_000
 _FIRST_ITEM = 100_000_000
 _FIRST_TIME = 1_700_000_000_000
 _SESSION_GAP_MS = 100.0
-"""Mean time from the start of a session to that of the next; thousands overlap."""
+"""Mean time between the starts of consecutive sessions, of which thousands overlap."""
 _PAUSE_MS = 30_000.0
 """Mean time between interactions of a session."""
 _ZIPF = 1.05
@@ -49,7 +49,7 @@ class Catalogue:
     """Items with ids, popularity, categories and prices."""
 
     def __init__(self, items: int, random: np.random.Generator) -> None:
-        # ids with gaps, and the popular ones anywhere among them
+        # ids with gaps, in an order that is independent of popularity
         self.ids = random.permutation(4 * items)[:items].astype(np.int64) + _FIRST_ITEM
         self.category = random.integers(0, CATEGORIES, items)
         self.price = np.round(np.exp(random.normal(3.0, 1.0, items)), 2)
@@ -60,7 +60,7 @@ class Catalogue:
     def choose(self, count: int, random: np.random.Generator) -> np.ndarray:
         """Draw (count,) positions of items by popularity."""
         items = np.searchsorted(self._cumulative, random.random(count))
-        return np.minimum(items, len(self.ids) - 1)  # the last sum may be a bit below 1
+        return np.minimum(items, len(self.ids) - 1)  # the last sum may be slightly below 1
 
 
 def write_log(path: Path, rows: int, *, items: int = 200_000, seed: int = 0) -> None:
@@ -89,7 +89,7 @@ def write_log(path: Path, rows: int, *, items: int = 200_000, seed: int = 0) -> 
 
 
 def _rows_by_time(random: np.random.Generator, catalogue: Catalogue) -> Iterator[Columns]:
-    """Yield interactions without end, in order of time."""
+    """Yield endless interactions in order of time."""
     pending: list[Columns] = []
     session, moment = 0, _FIRST_TIME
     while True:

@@ -29,7 +29,7 @@ def _processor() -> str:
 
 
 def machine_lines(result: dict[str, Any], num_cores: int = 1) -> list[str]:
-    """Lines with the machine of a result, and with the versions of each side's packages."""
+    """Return lines with the machine of a result and the package versions of each side."""
     machine = result["machine"]
     used = "one" if num_cores == 1 else str(num_cores)
     lines = [

@@ -1,7 +1,7 @@
 """Program that runs one command and prints its cost: PARENT CORES STDOUT COMMAND...
 
-It is a process of its own, small and of the standard library alone, because on Linux the peak
-memory of a program begins at that of the process that starts it.
+It is a separate, small process with only the standard library, because on Linux the peak memory of
+a program starts at that of its parent process.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Triton Python model that does nothing, to measure the transport of a request alone.
+"""Triton Python model that does nothing, to measure only the transport of a request.
 
 It is copied into a model repository and imports nothing of this project.
 """

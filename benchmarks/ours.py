@@ -1,4 +1,4 @@
-"""Program of our side, a process of its own: `python -m benchmarks.ours`."""
+"""Program of our side, a separate process: `python -m benchmarks.ours`."""
 
 from benchmarks.turns import Channel, Memory, Turns, open_channel
 
@@ -36,9 +36,9 @@ from pipeline.training import run
 from pipeline.training.trainer import Trainer
 
 POOL_BATCHES = 16
-"""Batches whose sessions are sorted by length among each other, as in `pipeline train`."""
+"""Number of batches whose sessions are sorted by length together, as in `pipeline train`."""
 EVALUATION_SESSIONS = 1024
-"""Sessions of a batch, as in `pipeline evaluate`."""
+"""Number of sessions of a batch, as in `pipeline evaluate`."""
 CUTOFFS = (10, 20)
 VERSIONS = {"torch": torch.__version__, "transformers": transformers.__version__}
 

@@ -19,12 +19,12 @@ CATEGORICAL = ("item_id", "category", "event")
 COLUMNS = (*CATEGORICAL, "price", "timestamp")
 PRICE_TOLERANCE = 1e-4
 _SESSIONS = 65_536
-"""Sessions that are compared at a time."""
+"""Number of sessions that are compared at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """Sessions that a program wrote: a row a session, a list column for each column of the log."""
+    """Sessions of a program: one row per session, a list column for each column of the log."""
 
     files: tuple[Path, ...]
     vocabularies: dict[str, Path]
@@ -46,9 +46,9 @@ class Output:
 def compare_outputs(one: Output, other: Output) -> dict[str, Any]:
     """Return the first difference of two outputs as JSON facts.
 
-    `same`, `sessions` (the number that was compared) and `difference`: None, or column, session and
-    the values of both sides, times in microseconds. Vocabularies must hold the same values in any
-    order.
+    These are `same`, `sessions` (the number of compared ones) and `difference`: None, or column,
+    session and the values of both sides, times in microseconds. Vocabularies must hold equal values
+    in any order.
     """
     vocabularies = [{name: output.values(name) for name in CATEGORICAL} for output in (one, other)]
     for name in CATEGORICAL:
@@ -133,7 +133,7 @@ def _part_difference(one: _Part, other: _Part) -> dict[str, Any] | None:
 
 
 def _equal(name: str, one: pa.Array, other: pa.Array) -> np.ndarray:
-    """Return (interactions,) whether values are the same; null equals nothing."""
+    """Return (interactions,) bool, whether values are equal; null equals nothing."""
     if name == "price":
         differences = pc.abs(pc.subtract(one, other))
         same = pc.less_equal(differences, PRICE_TOLERANCE)
@@ -155,7 +155,7 @@ def _difference(column: str, session: int | None, one: Any, other: Any) -> dict[
 
 
 def _parts(output: Output) -> Iterator[pa.Table]:
-    """Yield `_SESSIONS` sessions at a time, in the end fewer or none.
+    """Yield `_SESSIONS` sessions at a time, at the end fewer or none.
 
     An output that must be sorted is held in memory.
     """

@@ -1,7 +1,7 @@
 """The work of `pipeline preprocess` with NVTabular's own operators: FILE OUT.
 
-As in NVTabular's session-based examples: one data frame, so that no session is cut at the edge of a
-partition, and one workflow from categories to lists, on pandas.
+As in NVTabular's session-based examples: one data frame, so that no session is split between
+partitions, and one workflow from categories to lists, on pandas.
 """
 
 import json

@@ -1,7 +1,7 @@
 """The work of `pipeline preprocess` as a hand-written Polars program: FILE OUT.
 
-It imports nothing of this project, so that any interpreter with Polars can run it. It is lazy and
-reads the log twice, the fastest of several variants. Sessions of one interaction are dropped after
+It imports nothing of this project, so any interpreter with Polars can run it. It is lazy and reads
+the log twice, the fastest of several variants. Sessions of one interaction are dropped after
 grouping, which is cheaper than a second join.
 """
 
@@ -14,7 +14,7 @@ import polars as pl
 
 CATEGORICAL = ["item_id", "category", "event"]
 FIRST_INDEX = 3
-"""0 is padding, 1 null, 2 out of vocabulary."""
+"""Index of the first value: 0 is padding, 1 null, 2 out of vocabulary."""
 NEWEST = 20
 SHORTEST = 2
 
@@ -38,7 +38,7 @@ def preprocess(log_path: str, out: Path) -> None:
     vocabularies = dict(zip(CATEGORICAL, counted, strict=True))
 
     items = vocabularies["item_id"].with_row_index("index", offset=FIRST_INDEX)
-    # values of short sessions alone have no index; those sessions are dropped below
+    # values that only short sessions have get no index; these sessions are dropped below
     texts = [
         pl.col(name)
         .cast(pl.Enum(vocabularies[name][name]), strict=False)

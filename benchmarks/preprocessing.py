@@ -1,6 +1,6 @@
-"""`python -m benchmarks preprocess`: the same log through ours, Polars and stock NVTabular.
+"""`python -m benchmarks preprocess`: one log through ours, Polars and stock NVTabular.
 
-Each side works in a process of its own, one after the other; their outputs are compared afterwards.
+Each side runs in a separate process, one after the other; their outputs are compared afterwards.
 """
 
 import logging
@@ -22,7 +22,7 @@ def measure_preprocessing(plan: Plan, scratch: Path) -> dict[str, Any]:
     """Measure each side and compare the outputs.
 
     `scratch` is an empty folder for logs and outputs. ConfigError for a plan that cannot run,
-    PipelineError where a side fails.
+    PipelineError if a side fails.
     """
     plan.check()
     runner = Runner.prepare(plan, scratch)
@@ -66,7 +66,7 @@ def measure_preprocessing(plan: Plan, scratch: Path) -> dict[str, Any]:
 
 
 def _ratios(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, float]:
-    """Return ours divided by theirs: less is better."""
+    """Return ours divided by theirs; lower is better."""
     return {
         name.removesuffix("_bytes"): ours[name] / theirs[name]
         for name in ("seconds", "work_seconds", "cpu_seconds", "peak_bytes")
@@ -74,7 +74,7 @@ def _ratios(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, float]:
 
 
 def preprocessing_text(result: dict[str, Any]) -> str:
-    """A table of costs, the ratios, and whether the outputs agree."""
+    """Return a table of costs, the ratios, and whether the outputs agree."""
     turns = max(len(cost["turns"]) for cost in result["sides"].values())
     versions = {SIDES[side]: names for side, names in result["versions"].items()}
     lines = [
@@ -107,7 +107,7 @@ def preprocessing_text(result: dict[str, Any]) -> str:
 
 
 def comparison_line(side: str, comparison: dict[str, Any]) -> str:
-    """One line with the number of equal sessions, or with the first difference."""
+    """Return a line with the number of equal sessions, or with the first difference."""
     names = f"{SIDES[side]} and {SIDES[comparison['with']]}"
     if comparison["same"]:
         return f"{names} wrote the same {comparison['sessions']:,} sessions."

@@ -1,7 +1,7 @@
-"""Measured processes: one core, one allocator setting, one at work at a time.
+"""Measured processes: one core, one allocator setting, one active at a time.
 
 A process that waits for its turn is stopped (SIGSTOP), so that its threads, which may poll a queue,
-take no time from the others.
+take no CPU time from the others.
 """
 
 import json
@@ -24,7 +24,7 @@ _KEPT_HEAP = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
     "MALLOC_TOP_PAD_": str(1 << 28),
 }
-"""glibc: large tensors come from the heap, and the heap is kept."""
+"""Settings of glibc: large tensors come from the heap, and the heap is kept."""
 _ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"
 )
@@ -39,7 +39,7 @@ class Program:
 
     command: tuple[str, ...]
     variables: tuple[tuple[str, str], ...] = ()
-    """Environment variables beside those of `environment`."""
+    """Environment variables besides those of `environment`."""
     gpu: bool = False
     """Whether it may use a GPU."""
 
@@ -82,7 +82,7 @@ class Worker:
             self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                with suppress(BrokenPipeError):  # it ended with a message unread
+                with suppress(BrokenPipeError):  # it left a message unread
                     pipe.close()
 
     def wait_until_ready(self) -> None:
@@ -183,7 +183,7 @@ def python_path() -> str:
 
 
 def choose_core(core: int | None) -> int | None:
-    """Return `core` or the last usable core; None where the system offers no choice.
+    """Return `core` or the last usable core, None if the system has no affinity.
 
     ConfigError for a core that this process may not use.
     """
@@ -197,7 +197,7 @@ def choose_core(core: int | None) -> int | None:
 
 
 def log_tail(log: Path) -> None:
-    """Log the end of what a failed process wrote to stderr."""
+    """Log the end of the stderr of a failed process."""
     logger.error("%s", log.read_text(encoding="utf-8", errors="replace")[-8_000:])
 
 

@@ -1,7 +1,7 @@
-"""`python -m benchmarks proxy`: what the proxy before Triton costs.
+"""`python -m benchmarks proxy`: cost of the proxy in front of Triton.
 
-Loads go through the proxy of a server and straight to its Triton, in turn, from processes of their
-own. The processor time is that of the process which has the proxy, over its requests.
+Loads go through the proxy of a server and directly to its Triton, in turn, from separate processes.
+The processor time is that of the proxy's process, divided by its requests.
 """
 
 import json
@@ -57,7 +57,7 @@ _KEYS = ("requests_per_second", "p50_ms", "p99_ms", "processor_ms")
 
 
 def _load(url: str, name: str, repository: Path, clients: int, plan: Plan) -> dict[str, float]:
-    """Return the figures of one load, with the processor time of this process for a request."""
+    """Return the figures of one load, with this process's processor time per request."""
     words = ["load-test", url, "--name", name, "--repository", repository, "--json"]
     words += ["--clients", clients, "--seconds", plan.seconds]
     began = time.process_time()
@@ -75,7 +75,7 @@ def _load(url: str, name: str, repository: Path, clients: int, plan: Plan) -> di
 
 
 def proxy_text(result: dict[str, Any]) -> str:
-    """Table of the loads, medians of all turns."""
+    """Return a table of the loads, with medians of all turns."""
     head = f"{'':<14}{'requests a second':>24}{'p50 ms':>18}{'processor ms':>14}"
     lines = [
         *machine_lines(result, result["machine"]["cores"]),

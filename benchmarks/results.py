@@ -1,7 +1,7 @@
 """`python -m benchmarks results`: the tables of accuracy in docs/, from raw logs.
 
 The logs are public, but not part of the project; the names of their files are in `TABLES`. Every
-table is preprocess, train, and `pipeline compare` of what was trained, with recipes of the project.
+table comes from preprocess, train and `pipeline compare`, with recipes of the project.
 """
 
 import logging
@@ -48,18 +48,18 @@ class Table:
     """Recipe of the data, a file of the project."""
     rows: dict[str, Row]
     test: tuple[str, ...] = ()
-    """Files of the test sessions, where they are not split off."""
+    """Files of the test sessions, if the recipe does not split them."""
     settings: tuple[str, ...] = ()
     """`section.key=value` of the data."""
     positions: Positions | None = None
     metrics: tuple[str, ...] = ("recall@20", "mrr@20", "ndcg@20")
     baselines: bool = True
     join: Callable[[list[Path], Path], Path] | None = None
-    """Makes one log of the files in a folder."""
+    """Function that joins the files of a folder to one log."""
 
 
 def _movielens(files: list[Path], folder: Path) -> Path:
-    """Ratings with the columns of their movies and users."""
+    """Join ratings with the columns of their movies and users."""
     tables = [pd.read_csv(file, sep="\t", dtype=str) for file in files]
     log, items, users = (t.rename(columns=lambda name: name.split(":")[0]) for t in tables)
     log = log.merge(items, on="item_id", how="left").merge(users, on="user_id", how="left")
@@ -165,7 +165,7 @@ TABLES: dict[str, Table] = {
 
 
 def check_names(names: tuple[str, ...]) -> None:
-    """ConfigError for a name that no table has."""
+    """ConfigError for an unknown table."""
     for name in names:
         if name not in TABLES:
             raise ConfigError(f"There is no table {name!r}, expected {', '.join(TABLES)}.")
@@ -174,10 +174,10 @@ def check_names(names: tuple[str, ...]) -> None:
 def measure_results(
     logs: Path, folder: Path, names: tuple[str, ...], seeds: int | None
 ) -> Iterator[tuple[str, str]]:
-    """Yield name and Markdown of each table; data and runs stay in `folder` and are made once.
+    """Yield name and Markdown of each table; data and runs stay in `folder` and are reused.
 
     `logs` is the folder of all logs. `seeds` changes the number of seeds of every row. ConfigError
-    for a log that is missing.
+    for a missing log.
     """
     for name in names or TABLES:
         yield name, _measure(TABLES[name], logs, folder / name, seeds)
@@ -214,7 +214,7 @@ def _preprocess(table: Table, logs: Path, folder: Path) -> Path:
 
 
 def _train(row: Row, data: Path, out: Path, seeds: int) -> Path:
-    """Path of the run, or of the folder of the runs; a file beside it has the processor time."""
+    """Return the path of the run or runs; a file beside it has the processor time."""
     seconds = _seconds_file(out)
     if seconds.exists():
         return out
@@ -254,12 +254,12 @@ def _markdown(table: Table, comparison: Comparison, folder: Path) -> str:
 
 
 def _processor_time(table: Table, folder: Path, name: str) -> str:
-    label = name.removesuffix(" (run)")  # of a run that is called as a baseline
+    label = name.removesuffix(" (run)")  # a run with the name of a baseline has this suffix
     return _seconds_file(folder / label).read_text("utf-8") if label in table.rows else ""
 
 
 def write_tables(document: Path, tables: Mapping[str, str]) -> list[str]:
-    """Replace the tables of a document between their lines; return the names of those it has."""
+    """Replace the tables of a document between their marker lines; return their names."""
     text = document.read_text(encoding="utf-8")
     written = []
     for name, table in tables.items():

@@ -28,9 +28,9 @@ SIDES = {
 }
 """Names of the sides in options and in output."""
 NEWEST = 20
-"""Interactions of a session that are kept."""
+"""Number of newest interactions of a session that are kept."""
 SMALL_ROWS = 1_000
-"""Rows of the log that measures the start of a program alone."""
+"""Rows of the log that measures only the start of a program."""
 POLARS = "polars==2.1.0"
 
 RECIPE = {
@@ -49,7 +49,7 @@ RECIPE = {
 }
 """Recipe of `pipeline preprocess` for the log."""
 _THREAD_LIMITS = ("_NUM_THREADS", "_MAX_THREADS", "_THREAD_LIMIT")
-"""Endings of variables that would keep a program from using its cores."""
+"""Suffixes of variables that would keep a program from using its cores."""
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class Plan:
     turns: int = 1
     sides: tuple[str, ...] = ("ours", "polars", "nvtabular")
     num_cores: int | None = None
-    """None for all that this process may use."""
+    """Number of cores, None for all that this process may use."""
     polars_python: Path = Path(sys.executable)
 
     def check(self) -> None:
@@ -109,7 +109,7 @@ class Runner:
     scratch: Path
     """Folder of the outputs, one named for each side."""
     cores: list[int]
-    """Cores of the programs, empty where the system offers no choice."""
+    """Cores of the programs, empty if the system has no affinity."""
 
     @classmethod
     def prepare(cls, plan: Plan, scratch: Path) -> "Runner":
@@ -118,7 +118,7 @@ class Runner:
         logger.info("writing a log of %s interactions", f"{plan.rows:,}")
         write_log(runner.log, plan.rows, items=plan.items, seed=plan.seed)
         write_log(runner.small, SMALL_ROWS, items=plan.items, seed=plan.seed)
-        os.sync()  # or the system would write to disk while the first program is timed
+        os.sync()  # otherwise the system would write to disk while the first program is timed
         runner.recipe.write_text(yaml.safe_dump(RECIPE), encoding="utf-8")
         return runner
 
@@ -138,7 +138,7 @@ class Runner:
         return self.scratch / "recipe.yaml"
 
     def turn(self, side: str) -> dict[str, Any]:
-        """Return the cost of a side; `work_seconds` are those without imports.
+        """Return the cost of a side; `work_seconds` excludes imports.
 
         `pipeline` does not report them: the seconds of a small log, `start_seconds`, are
         subtracted. `start_peak_bytes` is the memory of that run.
@@ -224,5 +224,5 @@ def output_of(side: str, out: Path) -> Output:
 
 
 def usable_cores() -> list[int]:
-    """Return the cores that this process may use; empty where the system offers no choice."""
+    """Return the cores that this process may use, empty if the system has no affinity."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []

@@ -1,7 +1,7 @@
-"""`python -m benchmarks serve`: latency and rate of a server, beside a model that does nothing.
+"""`python -m benchmarks serve`: latency and rate of a server, and of a model that does nothing.
 
 Server and clients share one core, so that figures do not depend on the number of cores; the model
-that does nothing, in the same server and run, measures the transport alone.
+that does nothing, in the same server and run, measures only the transport.
 """
 
 import os
@@ -55,7 +55,7 @@ class Plan:
 
 @contextmanager
 def with_noop(repository: Path, scratch: Path) -> Iterator[TritonServer]:
-    """Server on a copy of a repository with a further model that does nothing."""
+    """Yield a server on a copy of a repository with a further model that does nothing."""
     copied = scratch / "repository"
     shutil.copytree(repository, copied)
     encoder = config.read_config(copied / read_manifest(repository, "repository")["name"])
@@ -168,7 +168,7 @@ def statistics(server: TritonServer, models: tuple[str, ...]) -> dict[str, Any]:
 
 
 def serving_text(result: dict[str, Any]) -> str:
-    """Tables of the loads and of the steps of the server."""
+    """Return tables of the loads and of the steps of the server."""
     lines = [
         *machine_lines(result),
         f"{result['model']}, {result['items']:,} items; one core for server and clients, "
@@ -204,7 +204,7 @@ def serving_text(result: dict[str, Any]) -> str:
 
 
 def serving_plot(result: dict[str, Any]) -> str:
-    """SVG of the latency of single sessions by load, in the open and in the closed loop."""
+    """Return an SVG of the latency of single sessions by load, in open and closed loops."""
     loads = {
         target: [row for row in result["rows"] if row["target"] == target and row["sessions"] == 1]
         for target in result["targets"]

@@ -18,7 +18,7 @@ DROPOUT = 0.3
 N_HEAD = 4
 N_LAYER = 2
 PLAIN = {"item_vectors": "random", "feature_dropout": 0.0, "normalize": False}
-"""Values of ModelConfig without which the model would not be one of Transformers4Rec."""
+"""Values of ModelConfig that switch off features which Transformers4Rec does not have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +161,7 @@ def choose(models: tuple[str, ...], items: tuple[int, ...]) -> list[Setting]:
 
 
 def choose_forms(setting: Setting, names: tuple[str, ...]) -> list[Form]:
-    """Return supported forms of a setting among `names`, all where that is empty."""
+    """Return the supported forms of a setting among `names`, all if that is empty."""
     return [
         form
         for form in FORMS

@@ -2,8 +2,8 @@
 
 They are the processes of `python -m benchmarks sharding`.
 
-The model is the table alone: the vector of an item is the query for the next one, and the same
-table scores it, as with weight tying. All forms begin with the same rows and see the same batches.
+The model is only the table: the vector of an item is the query for the next item, and the same
+table scores it, as with weight tying. All forms start with equal rows and read the same batches.
 
 Shape letters: V rows of the table, D width, T targets of a step in all processes, N negatives.
 """
@@ -50,9 +50,9 @@ class Task:
     negatives: int
     """N."""
     steps: int
-    """Steps that count, after one that does not."""
+    """Number of measured steps, after one that is not measured."""
     rendezvous: Path
-    """File by which the processes meet."""
+    """File for the rendezvous of the processes."""
 
 
 class Batch(NamedTuple):
@@ -63,7 +63,7 @@ class Batch(NamedTuple):
     targets: Tensor
     """(T / 2,) next items."""
     negatives: Tensor
-    """(N,) items, drawn evenly."""
+    """(N,) items, drawn uniformly."""
 
 
 Step = Callable[[Batch], Tensor]
@@ -80,9 +80,9 @@ def run(task: Task, rank: int) -> dict[str, Any]:
         world_size=NUM_PROCESSES,
     )
     try:
-        # A function of its own, so that the model is gone before the group: where
-        # DistributedDataParallel is the last owner of the group, its end holds Python's lock while
-        # it waits for a thread of the group, which needs that lock.
+        # A separate function, so that the model is freed before the group: if
+        # DistributedDataParallel is the last owner of the group, its destructor holds the GIL while
+        # it waits for a thread of the group, which needs the GIL.
         return _measure(task, rank)
     finally:
         distributed.destroy_process_group()
@@ -92,7 +92,7 @@ def _measure(task: Task, rank: int) -> dict[str, Any]:
     before = Memory()
     step = FORMS[task.form](task, rank)
     batches = [_batch(task, rank, seed) for seed in range(task.steps + 1)]
-    training = Memory()  # without the whole table that a process makes to begin with
+    training = Memory()  # excludes the whole table that a process creates first
     losses = [step(batches[0])]
     distributed.barrier()
     begin, used = time.perf_counter(), time.process_time()
@@ -119,7 +119,7 @@ def _batch(task: Task, rank: int, seed: int) -> Batch:
 
 
 def _whole(task: Task) -> nn.Embedding:
-    """Table (V, D) of the same rows in all forms and processes."""
+    """Return a (V, D) table with equal rows in all forms and processes."""
     rows = torch.empty(task.items, task.d_model)
     rows.normal_(std=_DEVIATION, generator=torch.Generator().manual_seed(0))
     return nn.Embedding(*rows.shape, _weight=rows)
@@ -131,7 +131,7 @@ def _sharded(task: Task, rank: int) -> ShardedEmbedding:
 
 
 def _steps(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Step:
-    """Steps of a model that returns its loss; without an optimizer the backward pass updates."""
+    """Return the step of a model that returns its loss; without optimizer, backward updates it."""
 
     def step(batch: Batch) -> Tensor:
         loss: Tensor = model(batch)
@@ -145,7 +145,7 @@ def _steps(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Step:
 
 
 class _Exact(nn.Module):
-    """Cross-entropy over the whole catalogue, of a table that is whole or sharded."""
+    """Cross-entropy over the whole catalogue with a whole or sharded table."""
 
     def __init__(self, table: nn.Embedding) -> None:
         super().__init__()
@@ -164,7 +164,7 @@ class _Exact(nn.Module):
 
 
 class _Sampled(nn.Module):
-    """Softmax over the target and N negatives; `look_up` gives the vectors of (n,) items."""
+    """Softmax over the target and N negatives; `look_up` returns the vectors of (n,) items."""
 
     def __init__(self, table: nn.Module, look_up: Callable[[Tensor], Tensor], items: int) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """`python -m benchmarks sharding`: one table over two processes, by this project and by libraries.
 
-Two processes of one thread each train the forms of `sharded_tables.py`, which take turns; each turn
-has processes of its own. TorchRec is no dependency: without it its form is left out.
+Two processes of one thread each train the forms of `sharded_tables.py`, which take turns in new
+processes. TorchRec is not a dependency: without it its form is left out.
 """
 
 import multiprocessing
@@ -17,9 +17,9 @@ from benchmarks.machine import machine_lines
 from benchmarks.sharded_tables import FORMS, HAS_TORCHREC, NUM_PROCESSES, Task, run
 
 SAMPLED_STEPS = 20
-"""Steps of a sampled loss for one of an exact loss, which takes about a hundred times as long."""
+"""Steps of a sampled loss per step of an exact loss, which takes about a hundred times as long."""
 _SCORE_COPIES = 4
-"""Tensors (T, V / 2) that a step of DTensor holds at once."""
+"""Number of (T, V / 2) tensors that a step of DTensor holds at once."""
 _TOLERANCE = 1e-5
 
 
@@ -94,7 +94,7 @@ def _available_bytes() -> int:
 
 
 def _turn(form: str, plan: Plan, items: int) -> list[dict[str, Any]]:
-    """Result of each process."""
+    """Return the result of each process."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([run.__module__])  # imported once, not in each process
     with (
@@ -115,7 +115,7 @@ def _turn(form: str, plan: Plan, items: int) -> list[dict[str, Any]]:
 
 
 def _figures(turns: list[list[dict[str, Any]]]) -> dict[str, Any]:
-    """Medians over the turns; processor time and memory are those of the larger process."""
+    """Return medians over the turns; processor time and memory are the maximum of the processes."""
     seconds = [processes[0]["step_seconds"] for processes in turns]
     used = [max(process["processor_seconds"] for process in turn) for turn in turns]
     return {
@@ -134,7 +134,7 @@ def _difference(rows: list[dict[str, Any]], loss: str) -> float:
 
 
 def sharding_text(result: dict[str, Any]) -> str:
-    """Table of the forms, with ratios to the own sharded table: steps a second, time of a step.
+    """Return a table of the forms, with ratios to our sharded table.
 
     Processor time of a step and memory are those of one process.
     """

@@ -1,4 +1,4 @@
-"""Programs that are compared, their turns, and the rates and ratios of what the turns cost."""
+"""Compared programs, their turns, and the rates and ratios of their costs."""
 
 import logging
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Sides:
-    """Programs of both sides and where they run."""
+    """Programs of both sides, their core and folder."""
 
     ours: Program
     original: Program
     core: int | None
-    """Core that both run on, None where the system offers no choice."""
+    """Core of both programs, None if the system has no affinity."""
     scratch: Path
     """Folder for data, arrays and logs."""
 
@@ -38,7 +38,7 @@ def take_turns(
     logs: Path,
     title: str = "turns",
 ) -> dict[str, dict[str, Any]]:
-    """Run tasks in turn, one process at work at a time; return the cost by name of the task.
+    """Run tasks in turn, one active process at a time; return the cost by name of the task.
 
     Each task is (name, program, task) and gets `turns` turns of `steps` steps. A cost holds the
     totals of `rates`, the facts that the process sends at its end, and its turns. PipelineError if
@@ -93,7 +93,7 @@ def ratios(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, float]:
 
 
 def cost_cells(cost: dict[str, Any]) -> str:
-    """Cells of a table row below `COST_HEADER`."""
+    """Return the cells of a table row below `COST_HEADER`."""
     return (
         f"{cost['sessions_per_second']:>10,.0f} {cost['cpu_seconds']:>8.1f} "
         f"{cost['sessions_per_cpu_second']:>8,.0f} {cost['peak_bytes'] / 1e6:>7,.0f}"

@@ -1,9 +1,9 @@
 """`python -m benchmarks sizing`: the coefficients of `pipeline size`, measured on one core.
 
-Training steps run in a process for each shape, requests in a Triton for each; both are measured in
-processor time, which other programs on the machine change less than time on the clock. Coefficients
-are least squares without negative ones, each point weighted by its own size, so that the error is a
-ratio. Shapes that are held out of the fit say how far an estimate may be off.
+Training steps run in one process per shape, requests in one Triton per shape; both are measured in
+processor time, which other programs on the machine affect less than wall-clock time. Coefficients
+come from non-negative least squares with each point weighted by its own size, so that errors are
+ratios. Shapes that are held out of the fit measure the error of an estimate.
 """
 
 import json
@@ -38,8 +38,8 @@ _TRAINING = (
     (20_000, 128, 1, 32, 20), (100_000, 32, 2, 64, 10), (100_000, 128, 1, 64, 10),
     (200_000, 64, 1, 128, 5), (400_000, 64, 1, 128, 5),
 )  # fmt: skip
-"""V, D, layers, B and L of the shapes that coefficients are fitted to; of the architectures but
-sasrec the first `_FEWER`, as scores and optimizer cost them the same."""
+"""V, D, layers, B and L of the shapes of the fit; other architectures than sasrec have the first
+`_FEWER`, as their scores and optimizer cost the same."""
 _TRAINING_HELD_OUT = (
     (50_000, 96, 2, 128, 10), (5_000, 48, 3, 64, 20), (150_000, 128, 2, 32, 10),
     (500_000, 64, 1, 64, 5), (1_000_000, 128, 2, 128, 5),
@@ -55,17 +55,17 @@ _REQUEST_SECONDS = 3.0
 logger = logging.getLogger(__name__)
 
 Point = dict[str, Any]
-"""A shape with what was measured on it, and whether it was held out."""
+"""A shape with its measurements, and whether it is held out of the fit."""
 
 
 def measure_sizing() -> dict[str, Any]:
-    """Measure all shapes and fit the coefficients; the table that `pipeline size` reads."""
+    """Measure all shapes and fit the coefficients; return the table that `pipeline size` reads."""
     before = machine()
     return coefficient_table(before, [*_training_points(), *_serving_points()])
 
 
 def coefficient_table(before: dict[str, Any], points: list[Point]) -> dict[str, Any]:
-    """The table of points that were measured on a machine."""
+    """Return the table of coefficients of points that were measured on a machine."""
     tables, errors = {}, {}
     for quantity in QUANTITIES:
         tables[quantity] = fit(quantity, points)
@@ -81,7 +81,7 @@ def coefficient_table(before: dict[str, Any], points: list[Point]) -> dict[str, 
 
 
 def fit(quantity: str, points: list[Point]) -> dict[str, float]:
-    """Coefficients of the terms of a quantity, from the points that are not held out."""
+    """Fit the coefficients of the terms of a quantity to the points that are not held out."""
     from scipy.optimize import nnls
 
     chosen = [p for p in points if quantity in p and not p["held_out"]]
@@ -99,7 +99,7 @@ def fit(quantity: str, points: list[Point]) -> dict[str, float]:
 
 
 def worst_ratios(quantity: str, points: list[Point], table: dict[str, float]) -> dict[str, float]:
-    """Largest ratio of estimate and measurement, in either direction, of both kinds of points."""
+    """Return the largest ratio of estimate and measurement of fitted and of held-out points."""
     worst = {"fitted": 1.0, "held_out": 1.0}
     for point in points:
         if quantity in point:
@@ -152,7 +152,7 @@ def _serving_points() -> list[Point]:
 
 
 def _serve(shape: Shape, scratch: Path) -> dict[str, float]:
-    """Processor time of a request of one session, and peak memory, with random weights."""
+    """Return processor time of a request of one session, and peak memory, with random weights."""
     from benchmarks.shop import write_repository
     from pipeline.serve.load_test import RequestShape, load_test
     from pipeline.serve.run import running_server
@@ -173,7 +173,7 @@ def _serve(shape: Shape, scratch: Path) -> dict[str, float]:
         ask(1.0)  # caches and memory
         before = _processor_seconds(server.pid)
         requests = ask(_REQUEST_SECONDS)
-        # each client sends one request that opens its connection; load_test asks for the model
+        # each client sends one more request, which opens its connection, and load_test one more
         used = _processor_seconds(server.pid) - before
         return {
             "serving_seconds": used / (requests + 4),
@@ -182,7 +182,7 @@ def _serve(shape: Shape, scratch: Path) -> dict[str, float]:
 
 
 def _family(pid: int) -> list[int]:
-    """The process and all below it."""
+    """Return the process ids of a process and its descendants."""
     from pipeline.serve.triton.supervisor import children
 
     return [pid, *(p for child, _, _ in children(pid) for p in _family(child))]
@@ -197,7 +197,7 @@ def _processor_seconds(pid: int) -> float:
 
 
 def _peak_bytes(pid: int) -> float:
-    """Peak memory of the process and all below it, with what loading the model took."""
+    """Return the peak memory of a process and its descendants, loading of the model included."""
     kibibytes = 0
     for member in _family(pid):
         text = Path(f"/proc/{member}/status").read_text()
@@ -215,7 +215,7 @@ def _commit() -> str:
 
 
 def sizing_markdown(table: dict[str, Any]) -> str:
-    """Table for the documentation: the machine, the errors, and estimates of some shapes."""
+    """Return a table for the documentation: the machine, the errors, estimates of some shapes."""
     from pipeline.sizing.estimate import Load, estimate
 
     machine = table["machine"]
@@ -248,7 +248,7 @@ def sizing_markdown(table: dict[str, Any]) -> str:
 
 
 def train_steps(shape: Shape) -> dict[str, float]:
-    """Processor time of a training step and peak memory, of this process."""
+    """Return processor time of a training step and peak memory of this process."""
     import torch
     from transformers import TrainerCallback
 

@@ -1,8 +1,8 @@
-"""`python -m benchmarks soak`: a server under all that happens to it at once, for a long time.
+"""`python -m benchmarks soak`: a server under concurrent load, attacks, exports and kills.
 
-Honest clients and attackers as in `attackers`, a new export every minute, which the server takes
-up, and every few minutes a model's process that is killed. At the end the launcher itself is
-killed, by a signal that it does not see, and what it leaves behind is counted.
+Honest clients and attackers run as in `attackers`; every minute the server loads a new export, and
+every few minutes the process of a model is killed. At the end the launcher itself is killed by
+SIGKILL, and the remaining processes and files are counted.
 """
 
 import os
@@ -36,9 +36,9 @@ from pipeline.exporting.run import export
 EXPORT_SECONDS, KILL_SECONDS = 60.0, 200.0
 """Intervals of the exports and of the kills: `serve` restarts Triton five times in ten minutes."""
 WINDOW_SECONDS = 20.0
-"""Length of one load; between two, clients connect anew."""
+"""Duration of one load; clients of the next one open new connections."""
 ORPHAN_SECONDS = 30.0
-"""Time in which all processes must be gone after the launcher."""
+"""Time in which all processes must end after the launcher."""
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  the one place of POSIX shared memory on Linux
 
 
@@ -106,7 +106,7 @@ def measure_soak(folder: Path, plan: Plan) -> dict[str, Any]:
 
 @contextmanager
 def repeating(seconds: float, act: Callable[[], None]) -> Iterator[None]:
-    """Act again and again, in another thread, until the end."""
+    """Call `act` periodically in another thread while the block runs."""
     ended = threading.Event()
 
     def run() -> None:
@@ -123,9 +123,9 @@ def repeating(seconds: float, act: Callable[[], None]) -> Iterator[None]:
 
 
 def kill_instance(server: Server) -> str:
-    """Kill a process of a model, each in turn; return what it was."""
+    """Kill the process of one model, each in turn; return `model`, or `none` without one."""
     instances = [pid for pid, name in server.processes().items() if name.startswith("triton_py")]
-    if not instances:  # Triton is just restarting
+    if not instances:  # Triton is restarting
         return "none"
     with suppress(ProcessLookupError):
         os.kill(instances[int(time.monotonic()) % len(instances)], signal.SIGKILL)
@@ -137,7 +137,7 @@ def _shared_memory() -> set[str]:
 
 
 def _left(processes: dict[int, str]) -> int:
-    """Return how many processes are still there after the launcher."""
+    """Return how many processes still run after the launcher."""
     until = time.monotonic() + ORPHAN_SECONDS
     left = list(processes)[1:]
     while left and time.monotonic() < until:

@@ -32,16 +32,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is measured of each setting."""
+    """Measurements of each setting."""
 
     allocators: tuple[Allocator, ...] = ALLOCATORS
     originals: tuple[str, ...] = tuple(_ORIGINALS)
     """The original as shipped, and `patient`, without the busy wait of its loader."""
     forms: tuple[str, ...] = ()
-    """Names of our forms, all of a setting where empty."""
+    """Names of our forms, empty for all of a setting."""
     turns: int = 8
     steps: int | None = None
-    """Steps of a turn, those of the setting where None."""
+    """Steps of a turn, None for those of the setting."""
     comparison: bool = True
     """Compare loss and gradients first."""
 
@@ -49,7 +49,7 @@ class Plan:
 def measure_training(sides: Sides, settings: Iterable[Setting], plan: Plan) -> list[dict[str, Any]]:
     """Compare loss and gradients of each setting, then measure speed and memory.
 
-    PipelineError where a side fails; no process outlives the call.
+    PipelineError if a side fails; no process outlives the call.
     """
     results = []
     for setting in settings:
@@ -73,7 +73,7 @@ def measure_training(sides: Sides, settings: Iterable[Setting], plan: Plan) -> l
 
 
 def write_training_data(scratch: Path, setting: Setting) -> Path:
-    """Return the data directory of a setting's catalogue, which is written at the first use."""
+    """Return the data directory of a setting's catalogue, written at the first use."""
     data = scratch / f"items-{setting.items}"
     if not data.is_dir():
         write_sessions(data, items=setting.items, longest=LONGEST, parts={"train": _SESSIONS})
@@ -182,7 +182,7 @@ def _versions(costs: dict[str, dict[str, Any]]) -> dict[str, str]:
 
 
 def training_text(result: dict[str, Any]) -> str:
-    """Rates, memory and ratios of each setting."""
+    """Return rates, memory and ratios of each setting as text."""
     blocks = ["\n".join(machine_lines(result))]
     for setting in result["settings"]:
         lines = [

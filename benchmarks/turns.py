@@ -1,8 +1,8 @@
 """Protocol of a measured process: it reports that it is ready, works in its turns, sends the cost.
 
-The counterpart of `processes.py`. It imports the standard library alone, since the original's
-program loads this file in an environment of its own. A message is a line of JSON. The parent sends
-the task first; then each turn is one message to the process and one from it.
+The counterpart of `processes.py`. It imports only the standard library, as the original's program
+loads this file in its own environment. A message is a line of JSON. The parent sends the task
+first; then each turn is one message to the process and one from it.
 """
 
 import ctypes
@@ -37,9 +37,9 @@ class Channel:
 
 
 def open_channel() -> tuple[Channel, dict[str, Any]]:
-    """Return the channel and the task, pin the core, and tie this process to its parent's life.
+    """Return the channel and the task, pin the core, and end this process with its parent.
 
-    Call it before other imports: threads that they start inherit the core.
+    Call it before other imports, whose threads inherit the core.
     """
     writer = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -69,7 +69,7 @@ class Memory:
     def __init__(self) -> None:
         self.begin_bytes = _status("VmRSS")
         """Resident memory at the start, mostly imports."""
-        # elsewhere than on Linux the peak of the imports counts
+        # on other systems than Linux the peak of the imports counts
         with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
@@ -82,7 +82,7 @@ class Memory:
 
 
 def _status(name: str) -> int:
-    """Return a value of /proc/self/status in bytes, elsewhere the peak of getrusage."""
+    """Return a value of /proc/self/status in bytes, on other systems the peak of getrusage."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     except OSError:
@@ -107,7 +107,7 @@ class Turns:
         warm_up: int,
         synchronize: Callable[[], None] = lambda: None,
     ) -> None:
-        """`synchronize` waits for a device to finish its work before the clock is read."""
+        """`synchronize` waits until a device has finished its work, before the clock is read."""
         self._channel = channel
         self._memory = memory
         self._left = warm_up

@@ -1,4 +1,4 @@
-"""What both checkouts are asked to do."""
+"""Cases that both checkouts run."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -9,33 +9,33 @@ import yaml
 
 @dataclass(frozen=True)
 class Case:
-    """One recipe with its logs, and what follows preprocessing."""
+    """One recipe with its logs, and the parts after preprocessing."""
 
     name: str
-    """Also the folder of its output."""
+    """Name, also of the folder of its output."""
     recipe: str
     """YAML file; a relative path is one of the checkout, such as configs/rsc15.yaml."""
     logs: tuple[str, ...]
     tests: tuple[str, ...] = ()
     base: str | None = None
-    """Name of the case whose data this one goes on from."""
+    """Name of the case whose data this one continues."""
     operators: str | None = None
     """Python file with NVTabular operators."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Values that replace those of the recipe, by dotted key."""
     parts: tuple[str, ...] = ()
-    """train, and serve, which includes it."""
+    """train, and serve, which includes train."""
     requests: str | None = None
     """File of the requests for the served model."""
     may_fail: bool = False
-    """Whether both checkouts may refuse it, as some random recipes."""
+    """Whether both checkouts may refuse it, as for some random recipes."""
 
     def job(self) -> dict[str, Any]:
-        """The case as JSON for the worker."""
+        """Return the case as JSON for the worker."""
         return asdict(self)
 
 
 def write_recipe(path: Path, values: dict[str, Any]) -> str:
-    """Write a recipe in the format of today and return its path."""
+    """Write a recipe in the current format and return its path."""
     path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
     return str(path)

@@ -1,4 +1,4 @@
-"""The first difference between two outputs of the same case, and what may differ."""
+"""Finds the first difference between two outputs of a case, except for documented ones."""
 
 import base64
 import fnmatch
@@ -27,27 +27,27 @@ VERSION = {"written_by", "made_from", "fingerprint"}
 JSON_FILES = ("manifest.json", "metrics.jsonl", "report.json", "evaluation.json")
 """Compared by value, without the keys above; all other files byte for byte."""
 IGNORED_FILES = ("run/report.html", "recipe.yaml", "answers.jsonl", "server.log")
-"""The page of a training has timings; its other numbers stand in report.json. Recipes are input,
-and answers are compared by themselves."""
+"""The page of a training has timings; report.json has its other numbers. Recipes are inputs, and
+answers are compared separately."""
 IGNORED_FOLDERS = ("repository/*",)
 """The served model is compared by its answers: its files hold code of the checkout."""
 
 _SHOWN = 200
-"""Characters of a value that are shown."""
+"""Largest number of characters of a value that are shown."""
 
 
 @dataclass(frozen=True)
 class Ignored:
-    """What the caller leaves out beside the documented differences."""
+    """Files and keys that the caller leaves out besides the documented differences."""
 
     files: tuple[str, ...] = ()
     """Patterns of names below the folder of a case."""
     keys: tuple[str, ...] = ()
-    """Of JSON, at any depth."""
+    """Keys of JSON, at any depth."""
 
 
 def compare_folders(before: Path, after: Path, ignored: Ignored) -> dict[str, str | None]:
-    """By file of a case, without its answers, the first difference; None if it is equal."""
+    """Return the first difference of each file of a case without its answers, None if equal."""
     left_out = (*IGNORED_FILES, *IGNORED_FOLDERS, *ignored.files)
     names, names_after = _files(before, left_out), _files(after, left_out)
     comparisons: dict[str, str | None] = {}
@@ -65,7 +65,7 @@ def _files(folder: Path, left_out: tuple[str, ...]) -> set[str]:
 
 
 def file_difference(before: Path, after: Path, keys: tuple[str, ...] = ()) -> str | None:
-    """The first difference of two files of the same name; None if they are equal.
+    """Return the first difference of two files of the same name, None if they are equal.
 
     `keys` are left out of JSON, which is then compared by value.
     """
@@ -118,7 +118,7 @@ def _without(value: Any, keys: Collection[str]) -> Any:
 
 
 def _value_difference(before: Any, after: Any, place: str) -> str | None:
-    """`.key[row]: one != other`, or None."""
+    """Return `.key[row]: one != other`, None for equal values."""
     if isinstance(before, dict) and isinstance(after, dict):
         for key in sorted(before.keys() ^ after.keys()):
             return f"{place}.{key}: only in {'BEFORE' if key in before else 'AFTER'}"
@@ -144,7 +144,7 @@ def _shown(value: Any) -> str:
 
 
 def _parquet_difference(before: Path, after: Path) -> str | None:
-    """Column and row of the first other value."""
+    """Return the column and row of the first difference."""
     one, other = pq.read_table(before), pq.read_table(after)
     for field, field_after in zip_longest(one.schema, other.schema):
         if field is None or field_after is None or not field.equals(field_after):
@@ -164,7 +164,7 @@ def _field(field: pa.Field | None) -> str:
 
 
 def _weights_difference(before: Path, after: Path) -> str | None:
-    """Name and position of the first other weight."""
+    """Return the name and position of the first difference."""
     one, other = load_file(before), load_file(after)
     if one.keys() != other.keys():
         return f"weights of other names: {sorted(one.keys() ^ other.keys())[0]}"
@@ -199,7 +199,7 @@ def _bytes_difference(before: Path, after: Path) -> str | None:
 
 
 def answer_differences(before: Path, after: Path) -> Iterator[str | None]:
-    """For each request its difference, or None. Of refused ones the status alone is compared."""
+    """Yield the difference of each request or None; refused ones are compared by status alone."""
     lines = [path.read_text(encoding="utf-8").splitlines() for path in (before, after)]
     for number, (line, line_after) in enumerate(zip_longest(*lines)):
         if line == line_after:
@@ -232,7 +232,7 @@ def _answer_difference(before: dict[str, Any], after: dict[str, Any]) -> str | N
 
 
 def _tensors(answer: dict[str, Any]) -> dict[str, list[Any]]:
-    """Type, shape and values by output; floats as text, so that NaN equals itself."""
+    """Return type, shape and values by output; floats as text, so that NaN equals itself."""
     body = base64.b64decode(answer["body"])
     header_bytes = int(answer["header_bytes"] or len(body))
     header, content = json.loads(body[:header_bytes]), body[header_bytes:]

@@ -15,7 +15,7 @@ CLEAN_STYLES = tuple(style for style in ID_STYLES if style != "comma")
 
 @dataclass
 class Draft:
-    """A recipe in the making."""
+    """A recipe under construction."""
 
     chance: random.Random
     folder: Path
@@ -23,18 +23,18 @@ class Draft:
     features: list[dict[str, Any]] = field(default_factory=list)
     columns: list[Column] = field(default_factory=list)
     tables: dict[Of, list[Column]] = field(default_factory=lambda: {"item": [], "session": []})
-    """Columns that stand in a table of items or of sessions, and not in the log."""
+    """Columns of the item table and the session table, which the log does not have."""
     uses_operators: bool = False
     is_clean: bool = False
     """Whether the log is without damage and quotes."""
 
     def id_style(self) -> str:
-        """How the ids of a column look."""
+        """Draw the form of the ids of a column."""
         styles = CLEAN_STYLES if self.is_clean else ID_STYLES
         return self.chance.choice(styles)
 
     def of(self) -> Of:
-        """What a feature describes."""
+        """Draw what a feature describes."""
         return self.chance.choice(["item", "interaction", "session"])
 
 
@@ -69,7 +69,7 @@ def _missing(chance: random.Random) -> float:
 
 
 def _source(draft: Draft, name: str, feature: dict[str, Any], column: Column) -> None:
-    """Add a feature, whose column may have another name than it."""
+    """Add a feature; its column may have another name."""
     if draft.chance.random() < 0.3:
         feature["column"] = column.name
     else:
@@ -164,6 +164,6 @@ FEATURES: tuple[Callable[[Draft, str], None], ...] = (
     *(_categorical, _categorical, _continuous, _continuous, _buckets, _tags),
     *(_target_encoding, _table_feature, _operator),
 )
-"""Functions that add one feature to a draft; the frequent ones stand twice."""
+"""Functions that add one feature to a draft; the frequent ones are listed twice."""
 CLEAN_FEATURES = tuple(make for make in FEATURES if make is not _operator)
-"""Those that need no NVTabular operator of the user."""
+"""Functions whose features need no NVTabular operator of the user."""

@@ -31,7 +31,7 @@ class Column:
     draw: Callable[[random.Random], str]
     is_number: bool = False
     separator: str | None = None
-    """Between the values of a column of tags."""
+    """Separator of the values of a column of tags."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,11 @@ class Log:
     names: list[str]
     rows: list[Row]
     separators: dict[str, str] = field(default_factory=dict)
-    """Of columns of tags, which Parquet may hold as lists."""
+    """Separators of columns of tags, which Parquet may hold as lists."""
 
 
 def id_text(style: str, number: int) -> str:
-    """The id of one session, item or category."""
+    """Return the id of a session, an item or a category."""
     texts = {
         "int": str(number),
         "large": str(7_000_000_000_000_000_000 + number),
@@ -77,7 +77,7 @@ def id_text(style: str, number: int) -> str:
 
 
 def time_text(style: str, moment: datetime) -> str:
-    """A moment as the log has it."""
+    """Return a time in the form of the log."""
     microseconds = (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
     if style == "s.ms":
         return f"{microseconds / 10**6:.3f}"
@@ -93,7 +93,7 @@ def time_text(style: str, moment: datetime) -> str:
 
 
 def random_log(chance: random.Random, shape: Shape) -> Log:
-    """Interactions of all sessions, in the order of sessions, of time, or in none."""
+    """Return interactions of all sessions, ordered by session, by time, or not at all."""
     values_of_items: list[Row] = [
         {c.name: c.draw(chance) for c in shape.columns if c.of == "item"}
         for _ in range(shape.num_items)
@@ -139,7 +139,7 @@ def _session(
 
 
 def damage_rows(chance: random.Random, log: Log, shape: Shape) -> None:
-    """Make some values missing, no number, no time, or an id of another kind."""
+    """Replace some values by missing ones, invalid numbers and times, or ids of another kind."""
     numbers = [c.name for c in shape.columns if c.is_number]
     for row in log.rows:
         if chance.random() < 0.01:
@@ -241,7 +241,7 @@ def _typed(texts: list[str | None]) -> pa.Array:
 
 
 def write_session_lists(path: Path, log: Log, session: str) -> None:
-    """Write Parquet with a row a session, whose other columns are lists."""
+    """Write Parquet with one row per session, whose other columns are lists."""
     sessions: dict[str, list[Row]] = {}
     for row in log.rows:
         sessions.setdefault(row[session], []).append(row)

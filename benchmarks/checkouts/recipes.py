@@ -39,9 +39,9 @@ rounded = [Ratio(), LambdaOp(lambda column: column.round(1))]
 
 
 def random_cases(seed: int, number: int, folder: Path, *, clean: bool = False) -> list[Case]:
-    """One random recipe: a case, or two of which the second goes on from the first.
+    """Return the case of a random recipe, or two of which the second continues the first.
 
-    With `clean`, the log has one row a line and needs no repair, and no operator of the user.
+    With `clean`, the log has one row per line and needs no repair and no operator of the user.
     """
     chance = random.Random(f"{seed} {number}")  # noqa: S311
     folder = folder / f"random-{number:04d}"
@@ -156,7 +156,7 @@ def _split(chance: random.Random, shape: Shape) -> dict[str, Any]:
 
 
 def _tables(draft: Draft) -> dict[str, Any]:
-    """Write the tables of items and sessions, some rows missing and some twice."""
+    """Write the tables of items and sessions, with some missing and some duplicate rows."""
     chance, shape = draft.chance, draft.shape
     counts = {"item": shape.num_items, "session": shape.num_sessions}
     ids = {"item": (shape.item, shape.item_style), "session": (shape.session, shape.session_style)}
@@ -181,7 +181,7 @@ def _tables(draft: Draft) -> dict[str, Any]:
 
 
 def _training(chance: random.Random, draft: Draft) -> dict[str, Any]:
-    """Sections that preprocessing reads past."""
+    """Return sections that preprocessing ignores."""
     categories = [f["name"] for f in draft.features if f["kind"] == "categorical"]
     if not categories or chance.random() < 0.5:
         return {}
@@ -190,7 +190,7 @@ def _training(chance: random.Random, draft: Draft) -> dict[str, Any]:
 
 
 def _break(chance: random.Random, recipe: dict[str, Any]) -> None:
-    """A mistake that both checkouts have to refuse."""
+    """Add a mistake that both checkouts must refuse."""
     recipe |= chance.choice(
         [
             {"max_sequence_lenght": 20},
@@ -215,7 +215,7 @@ class Files:
 
 
 def _format(chance: random.Random, *, clean: bool) -> tuple[str, dict[str, Any], str]:
-    """(format, settings of the recipe, suffix of the files)."""
+    """Return (format, settings of the recipe, suffix of the files)."""
     choices: list[tuple[str, dict[str, Any], str]] = [
         ("text", {}, ".csv"),
         ("text", {}, ".csv.gz"),
@@ -278,7 +278,7 @@ def _operators_file(draft: Draft) -> str | None:
 
 
 def _sequences_case(chance: random.Random, folder: Path) -> Case:
-    """A recipe of one session a line."""
+    """Return a case whose log has one session per line."""
     style = chance.choice(["int", "large", "negative", "padded", "text", "mixed"])
     shape = replace(_shape(chance), time=None, session_style="text", item_style=style)
     session_first = chance.random() < 0.5

@@ -1,4 +1,4 @@
-"""Random requests for a served model, as the bytes that Triton's HTTP takes."""
+"""Random requests for a served model, as bytes for Triton's HTTP."""
 
 import base64
 import json
@@ -22,7 +22,7 @@ class Input:
     name: str
     datatype: Datatype
     values: tuple[Any, ...]
-    """Known and unknown ones."""
+    """Known and unknown values."""
     of_session: bool = False
 
 
@@ -72,7 +72,7 @@ def _random_requests(
 def _columns(
     chance: random.Random, inputs: Inputs, sessions: int, length: int, *, is_flat: bool
 ) -> dict[str, Tensor]:
-    """Item and, each at times left out, the features and the time."""
+    """Return the item and, each sometimes left out, the features and the time."""
     tensors = {"item_id": _drawn(chance, inputs.item, sessions, length)}
     for column in inputs.features:
         if chance.random() < 0.6:
@@ -100,7 +100,7 @@ def _drawn(
 def _options(
     chance: random.Random, inputs: Inputs, sessions: int, length: int, *, is_flat: bool
 ) -> dict[str, Tensor]:
-    """k, length, exclude, candidates, filter_seen and session_id, each at times."""
+    """Return a random choice of k, length, exclude, candidates, filter_seen and session_id."""
     tensors = {}
     item = inputs.item
     if chance.random() < 0.5:
@@ -121,7 +121,7 @@ def _options(
 
 
 def _damage(chance: random.Random, tensors: dict[str, Tensor]) -> None:
-    """A request that is to be refused."""
+    """Damage a request, so that it must be refused."""
     kind = chance.choice(["no item", "type", "k", "name"])
     if kind == "no item":
         del tensors["item_id"]
@@ -137,7 +137,7 @@ def _damage(chance: random.Random, tensors: dict[str, Tensor]) -> None:
 
 
 def encoded(tensors: dict[str, Tensor], outputs: list[str]) -> tuple[int, bytes]:
-    """(bytes of the JSON, JSON with the values behind it); floats come back as their bits."""
+    """Return (bytes of the JSON, JSON followed by the values); outputs are requested as bits."""
     descriptions, contents = [], []
     for name, tensor in tensors.items():
         content = b"".join(_bytes(tensor.datatype, value) for row in tensor.rows for value in row)

@@ -71,7 +71,7 @@ _RECIPES: dict[str, dict[str, Any]] = {
 def training_cases(
     folder: Path, data: Path | None, *, requests: int, seed: int, full: bool
 ) -> list[Case]:
-    """Cases that train and serve; rsc15 where `data` has it."""
+    """Return the cases that train and serve; rsc15 if `data` has it."""
     cases = []
     if data is not None and (data / "rsc15-100k").is_dir():
         cases.append(_rsc15(folder, data / "rsc15-100k", requests=requests, seed=seed, full=full))
@@ -115,7 +115,7 @@ def _rsc15(folder: Path, logs: Path, *, requests: int, seed: int, full: bool) ->
 
 
 def _shop_log(seed: int) -> Log:
-    """Clicks with features of items, interactions and sessions."""
+    """Return clicks with features of items, interactions and sessions."""
     actions, devices = ["view"] * 8 + ["cart", "purchase"], ["phone", "desktop", "tablet", "tv"]
     tags = ["new", "sale", "red", "blue", "eco"]
     shape = Shape(

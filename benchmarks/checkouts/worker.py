@@ -2,7 +2,7 @@
 
     PYTHONPATH=CHECKOUT python -P worker.py JOBS.json
 
-It imports nothing of this folder, and of pipeline only what the adapter at the top says.
+It imports nothing of this folder, and of pipeline only the imports of the adapter at the top.
 """
 
 import base64
@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-# --- adapter: all that depends on the version of the checkout -------------------------------------
+# --- adapter: code that depends on the version of the checkout ------------------------------------
 # A recipe is a YAML file; `data` and `run` are what preprocess and train of that version return.
 
 
@@ -32,13 +32,13 @@ class Adapter:
     train: Callable[[Path, Any, Path], Any]
     """(recipe, data, out) -> run."""
     evaluate: Callable[[Any, Any], dict[str, Any]]
-    """(run, data) -> figures on the test part, in the keys of the old version."""
+    """(run, data) -> figures on the test part, with the keys of the old version."""
     export: Callable[[Any, Path], None]
     """(run, out)."""
     serve: Callable[[Path], AbstractContextManager[str]]
     """repository -> HOST:PORT of HTTP while the server runs."""
     recipe_values: Callable[[dict[str, Any]], dict[str, Any]]
-    """A recipe in the format of the old version -> in that of this one."""
+    """Recipe in the format of the old version -> recipe in the format of this version."""
 
 
 def old_preprocess(recipe: Path, job: dict[str, Any], out: Path) -> Path:
@@ -135,7 +135,7 @@ def new_serve(repository: Path) -> Iterator[str]:
 
 
 def adapter() -> Adapter:
-    """The adapter of the checkout: new if `pipeline.preprocess` is a function of the package."""
+    """Return the adapter of the checkout: new if the package has the function `preprocess`."""
     import pipeline
 
     if callable(getattr(pipeline, "preprocess", None)):
@@ -151,7 +151,7 @@ def adapter() -> Adapter:
 
 
 def main() -> None:
-    """Run all cases; results go to results.jsonl beside the outputs, one line a case."""
+    """Run all cases; results go to results.jsonl beside the outputs, one line per case."""
     import pipeline
 
     jobs = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
@@ -175,7 +175,7 @@ def main() -> None:
 
 
 def run_case(stages: Adapter, job: dict[str, Any]) -> None:
-    """Preprocess, then train, evaluate, export and serve as far as the case asks for."""
+    """Preprocess, then train, evaluate, export and serve, by the parts of the case."""
     folder = Path(job["name"])
     folder.mkdir()
     recipe = write_recipe(stages, job, folder)
@@ -198,7 +198,7 @@ def run_case(stages: Adapter, job: dict[str, Any]) -> None:
 
 
 def write_recipe(stages: Adapter, job: dict[str, Any], folder: Path) -> Path:
-    """The recipe with the settings of the case; those of the checkout are in its format already."""
+    """Write the recipe with the case's settings; a recipe of the checkout needs no conversion."""
     values = yaml.safe_load(Path(job["recipe"]).read_text(encoding="utf-8"))
     if job["converted"]:
         values = stages.recipe_values(values)

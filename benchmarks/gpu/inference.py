@@ -98,7 +98,7 @@ def measure_export(plan: Plan) -> Iterator[tuple[str, Figures]]:
 
 
 def _time_program(program: Any, request: Tensor, sessions: int, plan: Plan) -> Figures:
-    """Median time of the exported program on a request of so many sessions."""
+    """Return the median time of the exported program on a request of `sessions` sessions."""
     with torch.inference_mode():
         times = []
         for _ in range(plan.calls + 5):
@@ -128,7 +128,7 @@ def measure_serving(plan: Plan) -> Iterator[tuple[str, Figures]]:
 
 
 def _load_server(grpc_url: str, plan: Plan, clients: int) -> Figures:
-    """Rate and times of requests by so many clients at once."""
+    """Return rate and latencies of requests by `clients` concurrent clients."""
     from pipeline.serve.load_test import RequestShape, load_test
 
     result = load_test(

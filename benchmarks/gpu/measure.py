@@ -1,7 +1,7 @@
 """Processes of the parts of `python -m benchmarks gpu`, and the table of their figures.
 
-A part runs in a process of its own with a time limit; its error, and the rows it measured before
-that, are part of the result.
+A part runs in a separate process with a time limit; its error, and the rows measured before it, are
+part of the result.
 """
 
 import json
@@ -24,7 +24,7 @@ from benchmarks.processes import last_line, python_path
 from pipeline.core.errors import ConfigError
 
 _FEWEST_SECONDS = 5.0
-"""Least time left in which a part is started."""
+"""Smallest remaining time in which a part is started."""
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class PartResult:
 
 
 def phases(plan: Plan) -> list[list[Part]]:
-    """Parts in order; those of a phase run at the same time, as nothing of the first is timed."""
+    """Return the parts in order; parts of a phase run concurrently, as none of these are timed."""
     training = [Part(f"train {each.title}", 60) for each in plan.training]
     others = [
         Part("preprocess ours", 60),
@@ -79,7 +79,7 @@ def phases(plan: Plan) -> list[list[Part]]:
 def measure_gpu(plan: Plan, names: Sequence[str] = ()) -> dict[str, Any]:
     """Run the parts whose names begin with one of `names`, or all; return JSON facts.
 
-    ConfigError where no part has such a name.
+    ConfigError if no part has such a name.
     """
     chosen = [
         [part for part in phase if not names or part.name.startswith(tuple(names))]
@@ -133,7 +133,7 @@ def run_part(plan: Plan, part: Part, deadline: float) -> PartResult:
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of a part: its process, and those that it started."""
+    """Kill the remaining processes of a part."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -164,7 +164,7 @@ _COLUMNS = (
 
 
 def gpu_text(result: dict[str, Any]) -> str:
-    """A table with one line a row; errors stand in place of figures."""
+    """Return a table with one line per row, with errors instead of figures."""
     lines = [*machine_lines(result, result["machine"]["cores"]), f"device: {result['device']}", ""]
     names = [name for part in result["parts"] for name in (part["name"], *part["rows"])]
     width = max(map(len, names)) + 4
@@ -194,7 +194,7 @@ def _cells(figures: dict[str, Any]) -> str:
 
 
 def check_device(device: str) -> None:
-    """ConfigError for cuda where torch sees no CUDA device."""
+    """ConfigError for cuda if torch finds no CUDA device."""
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():

@@ -20,7 +20,7 @@ class TrainingSetting:
     bf16: bool = False
     """Compute under bf16 autocast, else in float32."""
     train: tuple[tuple[str, Any], ...] = ()
-    """Values of TrainConfig beside those of the setting."""
+    """Values of TrainConfig besides those of the setting."""
 
     @property
     def title(self) -> str:
@@ -35,7 +35,7 @@ class TrainingSetting:
 
     @property
     def has_hand_written(self) -> bool:
-        """Whether a loop by hand is measured too: it keeps all scores, 80 GB at 1,000,000 items."""
+        """Whether a hand-written loop is measured, whose scores take 80 GB for 1,000,000 items."""
         return self.setting.name == "gpt2-clm" and self.setting.items <= 200_000
 
 
@@ -60,27 +60,27 @@ TRAINING = (
     TrainingSetting(setting=_gpt2(10_000, 64), batch_size=128),
     TrainingSetting(setting=_gpt2(200_000, 128), batch_size=1_024),
 )
-"""Settings by importance: the last ones are left out first where time is short."""
+"""Settings by importance; the last ones are left out first if time is short."""
 COMPILED = 2
-"""The first settings are also trained with `torch_compile: true`, which compiles each shape."""
+"""Number of first settings that are also trained with `torch_compile: true`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is measured, on which device, in how much time."""
+    """Measurements, their device and total time."""
 
     scratch: Path
     """Folder of logs, data and outputs."""
     device: Device = "cuda"
     seconds: float = 240.0
-    """Time of the whole measurement; what does not fit is reported as not run."""
+    """Total time; parts that do not fit are reported as not run."""
     rows: int = 5_000_000
     """Interactions of the log to preprocess."""
     training: tuple[TrainingSetting, ...] = TRAINING
     training_sessions: int = 40_000
     """Sessions of an epoch; one epoch is a warm-up."""
     training_seconds: float = 2.0
-    """Least time that a loop is timed for."""
+    """Smallest time for which a loop is measured."""
     evaluation_sessions: int = 100_000
     catalogue: int = 1_000_000
     """Items of the catalogue of evaluation and export."""
@@ -114,12 +114,12 @@ class Plan:
         )
 
     def to_json(self) -> str:
-        """Plan as text for the process of a part."""
+        """Return the plan as text for the process of a part."""
         return json.dumps(asdict(self) | {"scratch": str(self.scratch)})
 
     @classmethod
     def from_json(cls, text: str) -> "Plan":
-        """Plan of `to_json`."""
+        """Return the plan of a text of `to_json`."""
         values = json.loads(text)
         training = tuple(
             TrainingSetting(

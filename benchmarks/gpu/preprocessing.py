@@ -1,7 +1,7 @@
 """Preprocessing of one log: ours on cuDF and on the CPU, cuDF by hand, and stock NVTabular.
 
-Each side runs in a process of its own, first on a small log, so that imports and compiled kernels
-are ready when the clock starts. On a CPU pandas replaces cuDF.
+Each side runs in a separate process, first on a small log, so that imports and compiled kernels are
+ready when the clock starts. On a CPU pandas replaces cuDF.
 """
 
 import shutil
@@ -40,7 +40,7 @@ def write_logs(plan: Plan) -> Iterator[tuple[str, Figures]]:
 
 
 def measure_ours(plan: Plan, out_name: str) -> Iterator[tuple[str, Figures]]:
-    """Preprocess by the pipeline."""
+    """Preprocess with this project."""
     from pipeline import preprocess
 
     expected = "pandas" if out_name == OURS_CPU or plan.device == "cpu" else "cudf"
@@ -79,7 +79,7 @@ def compare_ours(plan: Plan) -> Iterator[tuple[str, Figures]]:
 
 
 def measure_by_hand(plan: Plan) -> Iterator[tuple[str, Figures]]:
-    """Write the same sessions by hand-written cuDF."""
+    """Write the same sessions with hand-written cuDF."""
     frames, arrays = frame_module(plan), array_module(plan)
 
     def run(log: Path, out: Path) -> str:
@@ -111,7 +111,7 @@ def sessions_by_hand(arrays: Any, log: Any) -> Any:
 
 
 def measure_nvtabular(plan: Plan) -> Iterator[tuple[str, Figures]]:
-    """Preprocess by NVTabular's own operators."""
+    """Preprocess with NVTabular's own operators."""
     from benchmarks import preprocess_nvtabular
 
     def run(log: Path, out: Path) -> str:

@@ -1,4 +1,4 @@
-"""Kernels, host synchronizations and device time of a training step, by torch.profiler."""
+"""Kernels, host synchronizations and device time of a training step, from torch.profiler."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -11,13 +11,13 @@ from torch.profiler import ProfilerActivity
 _SYNCHRONIZE = {"cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize"}
 _LAUNCH = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch")
 _READ = {"aten::_local_scalar_dense", "aten::nonzero"}
-"""Operators that wait for a device; a CPU has no calls of CUDA to count."""
+"""Operators that wait for a device, which are counted on a CPU, without CUDA calls."""
 
 Figures = dict[str, Any]
 
 
 def figures_or_error(measure: Callable[[], Figures]) -> Figures:
-    """Figures of a row, or its error, after which the next row is measured."""
+    """Return the figures of a row, or its error, after which the next row is measured."""
     try:
         return measure()
     except Exception as error:
@@ -41,7 +41,7 @@ class StepProfile:
         self._profile.start()
 
     def stop(self, steps: int, step_seconds: float) -> Figures:
-        """Return the figures of one of `steps` steps, which takes `step_seconds` unobserved."""
+        """Return the figures per step; a step takes `step_seconds` without the profiler."""
         synchronize(self._device)
         self._profile.stop()
         events = list(self._profile.events() or [])
@@ -68,7 +68,7 @@ class StepProfile:
 
 
 def union_length(ranges: Iterable[tuple[float, float]]) -> float:
-    """Length of the union of intervals: streams may work at the same time."""
+    """Return the length of the union of intervals, as streams may work concurrently."""
     total, end = 0.0, float("-inf")
     for start, stop in sorted(ranges):
         total += max(0.0, stop - max(start, end))
@@ -97,7 +97,7 @@ def time_loop(
     while number < 2 * profiled or time.perf_counter() - begin < least_seconds:
         step(number)
         number += 1
-        if not number % profiled:  # or the clock would run ahead of the device
+        if not number % profiled:  # otherwise the host would run ahead of the device
             synchronize(device)
     synchronize(device)
     seconds = (time.perf_counter() - begin) / number
@@ -123,7 +123,7 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak(device: torch.device) -> Figures:
-    """Peak of the GPU memory that torch allocates."""
+    """Return the peak of the GPU memory that torch allocates."""
     if device.type != "cuda":
         return {}
     return {"peak_bytes": torch.cuda.max_memory_allocated(device)}

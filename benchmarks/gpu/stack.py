@@ -1,4 +1,4 @@
-"""Which parts of the GPU stack run here, and the tests marked `gpu`."""
+"""Checks of each part of the GPU stack, and the tests marked `gpu`."""
 
 import importlib
 import re
@@ -58,14 +58,14 @@ def check_compile(plan: Plan) -> str:
 
 
 def check_arrays(plan: Plan) -> str:
-    """Compute with CuPy, on a CPU with NumPy."""
+    """Compute with CuPy, or NumPy on a CPU."""
     arrays = array_module(plan)
     _expect(float((arrays.arange(10.0) * 2 + 1).sum()), 100.0)
     return f"{arrays.__name__} {arrays.__version__}"
 
 
 def check_frames(plan: Plan) -> str:
-    """Group lists by cuDF, on a CPU by pandas."""
+    """Group lists with cuDF, or pandas on a CPU."""
     frames = frame_module(plan)
     log = frames.DataFrame({"session": [1, 1, 2], "item": ["a", "b", "c"], "price": [1.0, 2.0, 3]})
     lists = log.groupby("session", sort=True).agg({"item": list, "price": list})
@@ -74,7 +74,7 @@ def check_frames(plan: Plan) -> str:
 
 
 def check_nvtabular(plan: Plan) -> str:
-    """Encode text and group it by a workflow of stock operators."""
+    """Encode text and group it with a workflow of stock operators."""
     from pipeline.core.merlin import has_cudf
 
     # isort: split
@@ -97,7 +97,7 @@ def check_nvtabular(plan: Plan) -> str:
 
 
 def check_loader(plan: Plan) -> str:
-    """Read lists by the Merlin dataloader into tensors of the device."""
+    """Read lists with the Merlin dataloader into tensors of the device."""
     import pipeline.core.merlin  # noqa: F401  before Merlin
 
     # isort: split
@@ -132,19 +132,19 @@ def run_tests(plan: Plan) -> Iterator[tuple[str, Figures]]:
 
 
 def frame_module(plan: Plan) -> Any:
-    """The module cudf, on a CPU pandas, which has the same names."""
+    """Return the module cudf, or on a CPU pandas, which has the same names."""
     import pipeline.core.merlin  # noqa: F401  mends cuDF
 
     return importlib.import_module("cudf" if plan.device == "cuda" else "pandas")
 
 
 def array_module(plan: Plan) -> Any:
-    """The module cupy, on a CPU numpy, which has the same names."""
+    """Return the module cupy, or on a CPU numpy, which has the same names."""
     return importlib.import_module("cupy" if plan.device == "cuda" else "numpy")
 
 
 def as_pandas(frame: Any) -> Any:
-    """Data frame of cuDF or pandas as one of pandas."""
+    """Convert a data frame of cuDF or pandas to pandas."""
     return frame.to_pandas() if hasattr(frame, "to_pandas") else frame
 
 

@@ -1,4 +1,4 @@
-"""Training on a GPU: our Trainer, and a loop of the same model that is written by hand."""
+"""Training on a GPU: our Trainer, and a hand-written loop of the same model."""
 
 import tempfile
 import time
@@ -42,12 +42,12 @@ from pipeline.training.trainer import Trainer
 _POOL_BATCHES = 16
 """Batches whose sessions are sorted by length among each other, as in `pipeline train`."""
 _BATCHES = 24
-"""Different batches of the loop by hand."""
+"""Number of different batches of the hand-written loop."""
 _PROFILED = 8
 
 
 def measure(plan: Plan, number: int) -> Iterator[tuple[str, Figures]]:
-    """Yield the figures of a setting: ours, and the loops by hand where there are some."""
+    """Yield the figures of a setting: ours, and hand-written loops if the setting has them."""
     setting = plan.training[number]
     device = torch.device(plan.device)
     yield "ours", figures_or_error(lambda: train_ours(plan, setting, device))
@@ -62,7 +62,7 @@ def measure(plan: Plan, number: int) -> Iterator[tuple[str, Figures]]:
 
 
 def _free(device: torch.device) -> None:
-    """Forget graphs and memory of the row before."""
+    """Free graphs and memory of the previous row."""
     torch.compiler.reset()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -127,7 +127,7 @@ class EpochClock(TrainerCallback):
         control: TrainerControl,
         **_others: Any,
     ) -> None:
-        """Stop the clock when enough time is over."""
+        """Stop the clock after the minimum time."""
         self._epochs += 1
         if self._epochs == 1:
             self.epoch_steps = self._steps
@@ -191,7 +191,7 @@ def train_ours(
 
 
 class HandWritten(nn.Module):
-    """What one writes by hand: Hugging Face's GPT-2 on padded rows, tied scores, cross-entropy."""
+    """Hand-written model: Hugging Face's GPT-2 on padded rows, tied scores, cross-entropy."""
 
     def __init__(self, setting: TrainingSetting, longest: int) -> None:
         super().__init__()
@@ -226,7 +226,7 @@ class HandWritten(nn.Module):
 def train_by_hand(
     plan: Plan, setting: TrainingSetting, batches: list[Tensor], backend: str | None
 ) -> Figures:
-    """Train the model by hand on batches (B, L) in device memory; `backend` compiles it."""
+    """Train the hand-written model on (B, L) batches in device memory; `backend` compiles it."""
     device = batches[0].device
     set_seed(0)
     model = HandWritten(setting, plan.longest).to(device).train()
@@ -253,7 +253,7 @@ def train_by_hand(
 
 
 def _backend(device: torch.device) -> str:
-    """Compiler of a device; Inductor takes minutes on a CPU."""
+    """Return the compiler of a device; Inductor takes minutes on a CPU."""
     return "inductor" if device.type == "cuda" else "aot_eager"
 
 

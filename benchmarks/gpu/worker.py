@@ -40,7 +40,7 @@ def rows_of(part: str, plan: Plan) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def main(part: str, plan: Plan, out: Path) -> None:
-    """Write the rows so far as JSON after each, since the process may be ended before the last."""
+    """Write all rows as JSON after each one, as the process may be killed before the last."""
     rows = {}
     for name, figures in rows_of(part, plan):
         rows[name] = figures

@@ -42,7 +42,7 @@ def _encoder(task):
     }
     options = {}
     if task["architecture"] == "bert":
-        # `build` passes neither dropout nor inner width on to Hugging Face
+        # `build` passes neither dropout nor inner width to Hugging Face
         options = {
             "intermediate_size": 4 * task["d_model"],
             "hidden_dropout_prob": task["dropout"],

@@ -1,7 +1,7 @@
 """Program of Transformers4Rec's side, in an environment without this project.
 
-`program.py TURNS` loads `benchmarks/turns.py` from the path TURNS and receives its task as that
-file says.
+`program.py TURNS` loads `benchmarks/turns.py` from the path TURNS and receives its task by the
+protocol of that file.
 """
 
 import importlib.util

@@ -87,7 +87,7 @@ def gradients(task, channel):
 
 
 def evaluate(task, channel):
-    """Train a few steps, write the weights, then evaluate the last items, once a turn."""
+    """Train a few steps, write the weights, then evaluate the last items, once per turn."""
     memory = turns.Memory()
     if not task["busy_wait"]:
         remove_busy_wait()
@@ -134,7 +134,7 @@ def evaluate(task, channel):
 
 
 def accuracy(task, channel):
-    """Train on a data directory, then rank the target of each prefix by the inference path."""
+    """Train on a data directory, then rank the target of each prefix with the inference path."""
     remove_busy_wait()
     set_seed(task["seed"])
     schema = read_schema(task["data"])
@@ -215,7 +215,7 @@ def files(data, part):
 
 
 def remove_busy_wait():
-    """Have the loader's thread wait for its full queue a second at a time, not a microsecond."""
+    """Make the loader's thread wait for its full queue for a second, not a microsecond."""
     initialize = loader_base.ChunkQueue.__init__
 
     def patient(self, *args, **kwargs):
@@ -226,7 +226,7 @@ def remove_busy_wait():
 
 
 def fix_masking(model, positions):
-    """Mask these positions, (B, L) bool, in place of random ones."""
+    """Mask these (B, L) bool positions instead of random ones."""
     masking = model.heads[0].body[0].masking
 
     def masked_targets(item_ids, training=False, testing=False):
