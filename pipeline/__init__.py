@@ -8,7 +8,7 @@
     print(evaluate(run, data).to_frame())
     export(run, out="repository")
 
-The names are imported at first use, so that `import pipeline` takes no time.
+Names are imported at first use, so that `import pipeline` is fast.
 """
 
 import importlib
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from pipeline.recipe.recipe import Recipe
     from pipeline.serve.client.client import Client
 
-# Merlin builds dask graphs by hand, which dask's query planner does not know, and compares dtypes
-# with pandas' object strings. dask reads both settings when it is first imported.
+# Merlin builds dask graphs by hand, which dask's query planner does not support, and compares
+# dtypes with pandas' object strings. dask reads both settings at its first import.
 os.environ["DASK_DATAFRAME__QUERY_PLANNING"] = "False"
 os.environ["DASK_DATAFRAME__CONVERT_STRING"] = "False"
 

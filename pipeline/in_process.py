@@ -1,4 +1,4 @@
-"""A client of a run in this process, without a server: `pipeline recommend RUN`."""
+"""In-process client of a run, without a server: `pipeline recommend RUN`."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 def open_run(run: "Run | Path") -> Any:
     """Return an `InProcessClient` of the run, which has the methods of `Client`.
 
-    It gives the answers of a server of the exported run, on the CPU, with lists of up to the size
-    of the catalogue. ArtifactError if the run is missing, incomplete or damaged.
+    Its responses are those of a server of the exported run, computed on the CPU, with lists up to
+    the size of the catalogue. ArtifactError if the run is missing, incomplete or damaged.
     """
     import torch
 
@@ -44,7 +44,7 @@ def open_run(run: "Run | Path") -> Any:
     options = ExportOptions(default_k=min(ExportOptions.default_k, num_items), max_k=num_items)
     spec = request_spec(fitted, model, options)
     facts = client_facts(fitted, spec) | {"max_batch": options.max_batch, "version": 1}
-    # the request encoder of the server reads its tables from files
+    # the server's request encoder reads its tables from files
     with TemporaryDirectory(prefix="pipeline-") as directory:
         write_encoder(Path(directory), fitted, spec)
         return InProcessClient(ServedModel.from_facts(facts, str(run.path)), Path(directory), ask)

@@ -1,6 +1,6 @@
-"""Losses, architectures and metrics of one's own, by their names in a recipe.
+"""User-defined losses, architectures and metrics, by their names in a recipe.
 
-A Python file registers them, and `--plugins FILE.py` of the command line runs it:
+A Python file registers them; the command line executes it with `--plugins FILE.py`:
 
     from pipeline.plugins import register_loss
 
@@ -9,8 +9,8 @@ A Python file registers them, and `--plugins FILE.py` of the command line runs i
         def forward(self, logits, targets):  # (T, items), (T,) -> (T,)
             ...
 
-A run of an architecture of one's own holds its program, so that what is done with the run later
-needs neither the file nor `--plugins`.
+The run of a user-defined architecture holds its program, so that later commands on the run need
+neither the file nor `--plugins`.
 """
 
 import runpy
@@ -37,9 +37,9 @@ _MASKINGS = ("clm", "mlm", "plm", "rtd")
 
 
 def register_loss(name: str) -> Callable[[Loss], Loss]:
-    """Name a loss: a module without arguments, which `pipeline.model.losses` describes.
+    """Register a loss by name: a module without arguments, see `pipeline.model.losses`.
 
-    ConfigError for a name that is taken by another loss of the project.
+    ConfigError for the name of a built-in loss.
     """
     own = choices.FULL_LOSSES, choices.SAMPLED_LOSSES
     _check_name("loss", name, [n for names in own for n in names])
@@ -53,9 +53,9 @@ def register_loss(name: str) -> Callable[[Loss], Loss]:
 
 
 def register_architecture(*maskings: str) -> Callable[[Architecture], Architecture]:
-    """Name an architecture that works with `maskings`: a config with `name` and `encoder`.
+    """Register an architecture for `maskings`: a config with `name` and `encoder`.
 
-    ConfigError for an unknown masking and for a name that is taken by one of the project.
+    ConfigError for an unknown masking and for the name of a built-in architecture.
     """
     unknown = sorted(set(maskings) - set(_MASKINGS))
     if unknown or not maskings:
@@ -76,10 +76,10 @@ def register_architecture(*maskings: str) -> Callable[[Architecture], Architectu
 
 
 def register_metric(name: str) -> Callable[[Gain], Gain]:
-    """Name a ranking metric: (N,) float64 ranks from 1 and a cutoff -> (N,) gains.
+    """Register a ranking metric by name: (N,) float64 ranks from 1 and a cutoff -> (N,) gains.
 
-    The metric is the mean of the gains; a rank beyond the cutoff should gain 0. ConfigError for a
-    name that is taken by one of the project.
+    The metric is the mean of the gains; a rank beyond the cutoff should have gain 0. ConfigError
+    for the name of a built-in metric.
     """
     _check_name("metric", name, choices.METRICS)
 
@@ -102,7 +102,7 @@ def register_metric(name: str) -> Callable[[Gain], Gain]:
 
 
 def load_plugins(file: Path | None) -> None:
-    """Run a file that registers plugins. ConfigError if there is none, or if it fails."""
+    """Execute a file that registers plugins. ConfigError if it is missing or fails."""
     if file is None:
         return
     if not file.is_file():
@@ -110,7 +110,7 @@ def load_plugins(file: Path | None) -> None:
     if file.suffix != ".py":
         raise ConfigError(f"--plugins {file} is no Python file: its name does not end in .py.")
     try:
-        # from the source, never from bytecode of an earlier version
+        # runs the source, never bytecode of an earlier version
         runpy.run_path(str(file), run_name="pipeline_plugins")
     except (Exception, SystemExit) as error:
         lines = [

@@ -1,4 +1,4 @@
-"""Public functions and classes, which `pipeline` has by name."""
+"""Public functions and classes, available as names of `pipeline`."""
 
 from pipeline.api.daily import rollback as rollback
 from pipeline.api.daily import update as update

@@ -1,4 +1,4 @@
-"""New days and earlier versions, from Python."""
+"""Daily updates and rollback, from Python."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,13 +23,14 @@ def update(
     plugins: Source | None = None,
     sign: Source | None = None,
 ) -> "Generation":
-    """Learn from the logs of a new day, and export the newer model unless it is worse.
+    """Train on the logs of a new day, and export the new model unless it is worse.
 
-    `folder` has data, runs, the repository and the state of all updates; a new one begins a first
-    model. `unless_worse` is a gate such as `ndcg@20:0.005`, the loss of a metric that is allowed on
-    the test part of the new logs. `keep` versions stay. `operators` and `plugins` are Python
-    files, which are run. `sign` is the key of `export`. The result says whether the run is served
-    (`accepted`), and why (`reason`). Interrupted anywhere, the same call goes on.
+    `folder` holds data, runs, the repository and the state of all updates; in a new folder the
+    first model is trained. `unless_worse` is a gate such as `ndcg@20:0.005`: the accepted loss of a
+    metric on the test part of the new logs. `keep` is the number of versions to keep. `operators`
+    and `plugins` are Python files, which are executed. `sign` is the key of `export`. The result
+    has `accepted`, whether the run is served, and the `reason`. After an interruption, the same
+    call continues.
 
     ConfigError for arguments that do not fit `folder`; ArtifactError if it holds something else.
     """
@@ -59,10 +60,10 @@ def update(
 
 
 def rollback(repository: Source, *, name: str | None = None, sign: Source | None = None) -> int:
-    """Serve the version again that was served before; return its number.
+    """Serve the previous version again; return its number.
 
-    `name` is the model's for clients, by default the only one; `sign` the key of `export`.
-    ConfigError where there is no earlier version.
+    `name` is the name of the served model, by default the only one; `sign` is the key of `export`.
+    ConfigError without an earlier version.
     """
     from pipeline.exporting.versions import rollback as run_rollback
 

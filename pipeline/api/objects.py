@@ -19,13 +19,13 @@ Source = str | Path
 
 
 class Data(DataDirectory):
-    """A data directory that can also be made of a frame."""
+    """A data directory, which can also be made from a frame or from Parquet sessions."""
 
     @classmethod
     def from_frame(cls, frame: Any, recipe: Recipe | Source, *, out: Source | None = None) -> Self:
         """Preprocess raw interactions of a pandas, Polars or Arrow table, and open the result.
 
-        `frame` has the columns of a log that `recipe` names. `out` is the data directory to write,
+        `frame` has the log columns of `recipe`. `out` is the data directory to write,
         by default a temporary one that is removed with the object. DataError if the frame lacks a
         column.
         """
@@ -40,7 +40,7 @@ class Data(DataDirectory):
         check_tables(config)
         preprocess(config, find_logs(config, [log]), [], folder)
         data = cls.open(folder)
-        data.__dict__["_scratch"] = scratch  # lives as long as the object
+        data.__dict__["_scratch"] = scratch  # removed with the object
         return data
 
     @classmethod
@@ -55,14 +55,14 @@ class Data(DataDirectory):
         categories: Source | None = None,
         max_sequence_length: int | None = None,
     ) -> Self:
-        """Make a data directory of sessions that another workflow has written, and open it.
+        """Make a data directory from sessions of another workflow, and open it.
 
-        `paths` are Parquet files, or folders of them, with a row a session, and `schema` is their
-        schema.pbtxt, as stock NVTabular writes both. Files and folders called valid and test are
-        those parts, as are `valid` and `test`. `categories` is the folder of Categorify's
-        `unique.COLUMN.parquet`, which has the raw ids; by default one called so beside the files.
-        `out` is the directory to write, by default a temporary one. DataError for files that are
-        not what the schema says.
+        `paths` are Parquet files, or folders of them, with one row per session, and `schema` is
+        their schema.pbtxt, as NVTabular writes both. Files and folders named valid and test become
+        these parts, as do `valid` and `test`. `categories` is the folder of Categorify's
+        `unique.COLUMN.parquet` with the raw ids, by default a folder `categories` beside the files.
+        `out` is the directory to write, by default a temporary one. DataError for files that do not
+        match the schema.
         """
         from pipeline.preprocessing.parquet_sessions import import_sessions, parts_of
 
@@ -77,12 +77,12 @@ class Data(DataDirectory):
             max_sequence_length=max_sequence_length,
         )
         data = cls.open(folder)
-        data.__dict__["_scratch"] = scratch  # lives as long as the object
+        data.__dict__["_scratch"] = scratch  # removed with the object
         return data
 
 
 class Run(TrainedRun):
-    """A run that also recommends for raw sessions, without a server."""
+    """A run, which also recommends for raw sessions without a server."""
 
     def recommend(
         self,
@@ -95,12 +95,12 @@ class Run(TrainedRun):
     ) -> "pd.DataFrame":
         """Return the next items of raw sessions as rows of session, rank, item_id and score.
 
-        A session maps column names of the recipe to its values, oldest interaction first;
-        `item_id` is enough. `sessions` is one or several of them, or a pandas, Polars or Arrow
-        table of interactions with the columns of the log. `exclude` are raw ids that no
-        list holds, `candidates` the only ones; `filter_seen` leaves out items of the session, by
-        default as the recipe says. The result is what a server of the exported run answers.
-        ConfigError for a request that a server would refuse.
+        A session maps column names of the recipe to its values, oldest interaction first; `item_id`
+        is enough. `sessions` is one session, several, or a pandas, Polars or Arrow table of
+        interactions with the columns of the log. `exclude` are raw ids to exclude, `candidates` the
+        only raw ids to recommend; `filter_seen` excludes items of the session, and defaults to that
+        of the recipe. The result equals that of a server of the exported run. ConfigError for a
+        request that a server would refuse.
         """
         from pipeline.in_process import open_run
         from pipeline.serve.client.answers import records_to_frame
@@ -122,13 +122,13 @@ class Run(TrainedRun):
     def similar_items(self, items: Any, k: int | None = None) -> "pd.DataFrame":
         """Return the items nearest to each of `items` as rows of similar_to, rank, item_id, score.
 
-        `items` is a raw id or several; the score is the cosine of the vectors by which the model
-        scores items; by default 10 of them. ConfigError for an id that is not in the catalogue.
+        `items` is one or several raw ids; the score is the cosine of the item vectors; `k` defaults
+        to 10. ConfigError for an id outside the catalogue.
         """
         from pipeline.evaluation.recommender import Recommender
         from pipeline.serve.client.answers import records_to_frame
 
-        # ids of NumPy and pandas are no int
+        # NumPy's integers are not int
         is_single = isinstance(items, str) or not hasattr(items, "__iter__")
         ids = [items] if is_single else list(items)
         records = Recommender(self).similar_items(ids, k).records(ids)
@@ -136,7 +136,7 @@ class Run(TrainedRun):
 
 
 def run_of(run: TrainedRun | Model | Source, data: DataDirectory | Source | None) -> TrainedRun:
-    """Return a run, also of a model in memory and the data that it was trained on."""
+    """Return a run; a model in memory becomes a run with the data that it was trained on."""
     if not isinstance(run, Model):
         return Run.open(run)
     if data is None:
@@ -145,7 +145,7 @@ def run_of(run: TrainedRun | Model | Source, data: DataDirectory | Source | None
 
 
 def recipe_of(recipe: Recipe | Source) -> Recipe:
-    """Return the recipe, read from its file or by its name if it is not one."""
+    """Return the recipe, read by its file or its name unless it is a Recipe."""
     return recipe if isinstance(recipe, Recipe) else Recipe.load(Path(recipe))
 
 
@@ -175,7 +175,7 @@ def _as_pandas(frame: Any) -> Any:
 
 
 def _write_frame(frame: Any, path: Path) -> None:
-    """Write a table as Parquet, with its columns as they are."""
+    """Write a table as Parquet, with unchanged columns."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -1,7 +1,7 @@
 """The stages, from Python.
 
-Paths may be text or `Path`; a recipe, a run or a data directory may be a path or an object. Where a
-run is taken, so is a model that was put together in Python.
+Paths may be text or `Path`; a recipe, run or data directory may be a path or an object. Where a run
+is accepted, so is a model built in Python.
 """
 
 from collections.abc import Sequence
@@ -36,13 +36,13 @@ def preprocess(
 ) -> Data:
     """Turn raw interactions into sessions with a schema; write them to `out` and open it.
 
-    `logs` are CSV, TSV, JSON lines or Parquet files, folders of such, globs, or addresses that
-    fsspec knows; `valid` and `test` logs of these sessions, instead of `split.valid` and
-    `split.test`. `base` is an earlier data directory to go on from: known ids keep their
-    indices. `cluster` is the address of a Dask scheduler, `local` or `local-cuda`. `operators` is
-    a Python file, which is run, with the NVTabular operators that the recipe names. `workflow` is
-    one whose function workflow() returns an NVTabular graph over the log, which makes the sessions;
-    the recipe then says how the log is read and split.
+    `logs` are CSV, TSV, JSON lines or Parquet files, folders of them, globs, or fsspec addresses;
+    `valid` and `test` are logs of these parts, in place of `split.valid` and `split.test`. `base`
+    is an earlier data directory to extend: known ids keep their indices. `cluster` is the address
+    of a Dask scheduler, `local` or `local-cuda`. `operators` is a Python file, which is executed,
+    with the NVTabular operators that the recipe names. `workflow` is a Python file whose function
+    workflow() returns an NVTabular graph that makes the sessions; the recipe then defines only
+    reading and splitting.
 
     DataError if the logs lack a column of the recipe; ArtifactError if `out` holds something else.
     """
@@ -92,11 +92,10 @@ def train(
     """Train the model of the recipe on `data`; write the run to `out` and open it.
 
     After an interruption the same call continues from its last checkpoint, unless `restart`.
-    `model` is one that was put together in Python, which `recipe.train` trains in place of
-    `recipe.model`; the run holds its program, see `Run.save`. `start` is an earlier run whose
-    weights the model starts from. `windows` is a width such as `1d`: the sessions of all parts are
-    trained on window by window, each evaluated before. `callbacks` are Hugging Face's
-    TrainerCallbacks.
+    `model` is a model built in Python that replaces `recipe.model`; the run holds its program, see
+    `Run.save`. `start` is an earlier run with the initial weights. `windows` is a width such as
+    `1d`: training goes through the sessions of all parts by time window, and evaluates each window
+    before training on it. `callbacks` are Hugging Face's TrainerCallbacks.
 
     ConfigError for settings that do not fit the data, and for a training that diverged.
     """
@@ -145,14 +144,14 @@ def evaluate(
 ) -> "Evaluation":
     """Rank every target in the whole catalogue; return metrics of the run and of the baselines.
 
-    `positions`: every interaction but the first is a target, or the last; by default as the data
-    were split. `filter_seen` leaves items that came before in the session out of the ranking; by
-    default as the recipe of the data says. `metrics` adds metrics of the lists: novelty,
-    serendipity, diversity, `diversity:COLUMN` by a category of items, miscalibration and debiased,
-    or all, which leaves out those by a column. `by` are columns of the data, features by their
-    names, to group the targets by.
+    `positions` is all, every interaction except the first, or last; the default follows the split
+    of the data. `filter_seen` excludes earlier items of the session from the ranking; the default
+    is that of the data's recipe. `metrics` adds metrics of the lists: novelty, serendipity,
+    diversity, `diversity:COLUMN` by a categorical item feature, miscalibration and debiased, or
+    all, without those by a column. `by` are columns of the data, by feature name, for further
+    groups of targets.
 
-    ArtifactError if the data are not those of the run and do not go on from them.
+    ArtifactError if the data are not those of the run and do not extend them.
     """
     from pipeline.evaluation.run import evaluate as run_evaluation
 
@@ -182,12 +181,12 @@ def compare(
 ) -> "Comparison":
     """Rank the same targets by several runs and the baselines; test their differences.
 
-    Runs that differ in nothing but the seed are one row, with the mean and the standard deviation;
-    a folder of runs is all of them. The result has paired differences from the best row of
-    each metric, with 95 % intervals and p-values corrected for their number (Holm). The other
-    arguments are those of `evaluate`.
+    Runs that differ only in the seed share a row, with mean and standard deviation; a folder of
+    runs stands for all its runs. The result has paired differences from the best row of each
+    metric, with 95 % intervals and p-values corrected for their number (Holm). The other arguments
+    are those of `evaluate`.
 
-    ArtifactError if the data are not those of a run and do not go on from them.
+    ArtifactError if the data are not those of a run and do not extend them.
     """
     from pipeline.evaluation.comparison.run import compare as run_comparison
 
@@ -230,12 +229,11 @@ def predict(
 ) -> Path:
     """Write the next `k` items of each session of a part to a Parquet file; return its path.
 
-    Columns: session_id, item_ids and scores, best first. `exclude` are raw ids that no list
-    holds, `candidates` the only ones; `filter_seen` leaves out items of the session itself, None
-    as the recipe of the data says.
+    Columns: session_id, item_ids and scores, best first. `exclude` are raw ids to exclude,
+    `candidates` the only raw ids to recommend; `filter_seen` excludes items of the session, and
+    defaults to that of the data's recipe.
 
-    ConfigError if `k` is not between 1 and the size of the catalogue or nothing is left to
-    recommend.
+    ConfigError if `k` is not between 1 and the size of the catalogue, or if no item remains.
     """
     from pipeline.evaluation.predict import write_recommendations
 
@@ -270,18 +268,17 @@ def export(
 ) -> Path:
     """Write a run as a Triton model repository, or its model as ONNX; return the directory.
 
-    A model that was put together in Python needs the `data` that it was trained on. `format` onnx
-    writes `model.onnx` and the tables of its ids; of the options below it takes `default_k` and
-    `max_k`.
-    `name` is the model's for clients, `default_k` the items of a list where a request has no `k`,
-    `max_k` the most. `device` is where the server runs the model. `scoring` int8 gives the same
-    lists of a large catalogue in less time on a CPU. `similar` serves the items similar to
-    the newest one of a request, as a model with a `name` of its own. `workflow_backend` encodes
-    requests by the user's NVTabular workflow itself, in an image that has NVTabular. An older
-    repository at `out` gets a new version. `sign` is a file with an Ed25519 private key in PEM,
-    which signs the repository.
+    A model built in Python needs the `data` that it was trained on. `format` onnx writes
+    `model.onnx` and the tables of its ids; of the options below it takes `default_k` and `max_k`.
+    `name` is the name of the served model, `default_k` the list length for a request without `k`,
+    `max_k` the maximum. `device` is the device of the server. `scoring` int8 returns the same lists
+    of a large catalogue in less time on a CPU. `similar` serves the items similar to the newest
+    item of a request, as a separate model with its own `name`. `workflow_backend` encodes requests
+    by the user's NVTabular workflow itself, in an image that has NVTabular. An older repository at
+    `out` gets a new version. `sign` is a file with an Ed25519 private key in PEM, which signs the
+    repository.
 
-    ConfigError for settings that cannot be; ArtifactError if `out` holds something else.
+    ConfigError for invalid settings; ArtifactError if `out` holds something else.
     """
     from pipeline.exporting.options import ExportOptions
     from pipeline.exporting.run import export as run_export

@@ -1,10 +1,10 @@
-"""Names of NVIDIA's Transformers4Rec: its programs run with the imports changed.
+"""Names of NVIDIA's Transformers4Rec: its programs run with changed imports.
 
     from pipeline import compat as tr
 
-The package has every name of `pipeline.model` as well. A name of the original that is not here
-raises an AttributeError that says what became of it; all of them are in
-docs/reference/transformers4rec-names.md.
+The package has every name of `pipeline.model` as well. A name of the original that is missing here
+raises an AttributeError with its replacement; docs/reference/transformers4rec-names.md lists all
+names.
 """
 
 import importlib
@@ -73,11 +73,11 @@ _LATE = {
     "Trainer": "pipeline.compat.trainer",
     "trainer": "pipeline.compat.trainer",
 }
-"""Module of the names that need Hugging Face's Trainer, which takes seconds to import."""
+"""Modules of names that need Hugging Face's Trainer, whose import takes seconds."""
 
 
 def __getattr__(name: str) -> Any:
-    """A name that is imported late or that `pipeline.model` has; AttributeError for others."""
+    """Return a name that is imported late or is in `pipeline.model`; AttributeError for others."""
     if name in _LATE:
         module = importlib.import_module(_LATE[name])
         return module if name == "trainer" else getattr(module, name)

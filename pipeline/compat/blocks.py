@@ -14,14 +14,14 @@ from pipeline.model.encoders.config import EncoderConfig
 from pipeline.model.masking import Masking
 
 MORE_POSITIONS = 1
-"""Positions beyond `total_seq_length`, for what mlm, plm and rtd append."""
+"""Position beyond `total_seq_length` that mlm, plm and rtd append."""
 
 
 class SequentialBlock(Rebuildable, blocks.SequentialBlock):
-    """Input block, then blocks that each read the output of the block before.
+    """Input block, then blocks in sequence.
 
-    A TransformerBlock without a masking gets that of the input block, with fresh weights.
-    `output_size` is measured; the argument is read by nothing.
+    A TransformerBlock without a masking gets that of the input block, with fresh weights. The
+    argument `output_size` is ignored, as the width is measured.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class SequentialBlock(Rebuildable, blocks.SequentialBlock):
 
 
 def _with_masking(block: nn.Module, masking: Masking | None) -> nn.Module:
-    """The block, or the same with `masking` if it is a TransformerBlock without one."""
+    """The block; a TransformerBlock without a masking is rebuilt with `masking`."""
     if isinstance(block, TransformerBlock) and masking is not None and block.masking_name == "none":
         return TransformerBlock(block.__dict__["transformer"], masking)
     return block
@@ -71,7 +71,7 @@ class TransformerBlock(Rebuildable, blocks.TransformerBlock):
             expect("attn_type", asked, None, sides, because=reason)
         with naming_the_page():
             super().__init__(transformer, masking)
-        self.__dict__["transformer"] = transformer  # not a part of the module
+        self.__dict__["transformer"] = transformer  # not a submodule
 
     @classmethod
     def from_registry(
@@ -109,13 +109,13 @@ class MLPBlock(Rebuildable, blocks.MLPBlock):
 
 
 class ParallelBlock(Rebuildable, blocks.ParallelBlock):
-    """Towers side by side."""
+    """Parallel towers."""
 
 
 class Block(Rebuildable, nn.Module):
-    """A module of torch as a block; its output is measured, so `output_size` is read by nothing.
+    """A torch module as a block; `output_size` is ignored, as the width is measured.
 
-    Of a tuple, as recurrent modules return, the first part is the output.
+    If the module returns a tuple, as recurrent modules do, the first element is the output.
     """
 
     def __init__(self, module: nn.Module, output_size: Any = None) -> None:  # noqa: ARG002

@@ -17,15 +17,14 @@ _FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     "mem_len": ((None, 0, 1), "nothing is carried from a batch to the next"),
     "axial_pos_shape_first_dim": ((None,), "a session is one chunk"),
 }
-"""Arguments that are no settings here: their values that change nothing, and why others do not
-work."""
+"""Arguments without effect: their accepted values, and the reason to refuse others."""
 
 
 class T4RecConfig(ArchitectureConfig):
     """Config of an architecture; `build` has the arguments of Transformers4Rec."""
 
     attn_type: ClassVar[str | None] = None
-    """Attention of XLNet that a program asks for, uni or bi; it must be that of the masking."""
+    """Requested attention of XLNet, uni or bi; it must agree with the masking."""
 
     @classmethod
     def build(
@@ -39,7 +38,7 @@ class T4RecConfig(ArchitectureConfig):
     ) -> Self:
         """Make a config; `total_seq_length` is `max_sequence_length`, for every masking.
 
-        `others` are the fields of the config, then arguments of Hugging Face's.
+        `others` are fields of the config and arguments of Hugging Face's config.
         """
         for name in _FIXED.keys() & others.keys():
             allowed, reason = _FIXED[name]
@@ -50,7 +49,7 @@ class T4RecConfig(ArchitectureConfig):
         config = cls(
             d_model, n_head, n_layer, positions, options={**(options or {}), **others}, **fields
         )
-        config.__dict__["attn_type"] = attn_type  # no field: it is checked, and then the masking's
+        config.__dict__["attn_type"] = attn_type  # not a field: only checked against the masking
         return config
 
     def to_torch_model(
@@ -133,7 +132,7 @@ class CoreConfig(T4RecConfig, blocks.CoreConfig):
 
 
 class HuggingFaceConfig(T4RecConfig, blocks.HuggingFaceConfig):
-    """Another architecture of Hugging Face, by its `model_type`."""
+    """Any other Hugging Face architecture, by its `model_type`."""
 
     @classmethod
     def build(cls, model_type: str = "", *sizes: Any, **others: Any) -> Self:  # type: ignore[override]

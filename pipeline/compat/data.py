@@ -1,7 +1,7 @@
 """Small synthetic data sets under the names of Transformers4Rec's testing data.
 
-The next item of a session is, nine times in ten, the item after the present one, so that a model
-that learns beats chance by far. `pipeline synthesize` makes logs of any size.
+With probability 0.9 the next item of a session is the successor of the current one, so that a
+trained model is far better than chance. `pipeline synthesize` makes logs of any size.
 """
 
 import functools
@@ -20,21 +20,21 @@ from pipeline.core.columns import FIRST_ITEM
 from pipeline.data.schema import ColumnSchema, Schema, Tags
 
 SESSIONS = 200
-"""Sessions of the file of a data set."""
+"""Sessions in the file of a data set."""
 SHORTEST, LONGEST = 5, 20
 FOLLOWS = 0.9
-"""Share of interactions that follow from the one before."""
+"""Share of interactions with the successor of the previous item."""
 
 
 class Dataset:
-    """A schema with synthetic data of it."""
+    """A schema with synthetic data."""
 
     def __init__(self, schema: Schema) -> None:
         self.schema = schema
 
     @property
     def merlin_schema(self) -> Any:
-        """The schema as Merlin's object."""
+        """The schema as a Merlin schema."""
         import pipeline.core.merlin  # noqa: F401, I001  (settings of Merlin)
         from merlin.schema.io.tensorflow_metadata import TensorflowMetadata
 
@@ -43,7 +43,7 @@ class Dataset:
 
     @functools.cached_property
     def path(self) -> str:
-        """A Parquet file of 200 sessions or rows, in a temporary folder that goes at exit."""
+        """A Parquet file of 200 sessions or rows, in a temporary folder that is removed at exit."""
         self._folder = tempfile.TemporaryDirectory(prefix="pipeline-data-")
         path = Path(self._folder.name) / "data.parquet"
         session_frame(self.schema, SESSIONS).to_parquet(path, index=False)
@@ -101,7 +101,7 @@ def random_data_from_schema(
 def session_frame(
     schema: Schema, rows: int, shortest: int = SHORTEST, longest: int = LONGEST, seed: int = 0
 ) -> pd.DataFrame:
-    """Random sessions of a schema, a row each; lists of a session have one length."""
+    """Random sessions of a schema, one per row; the lists of a session have equal lengths."""
     random = np.random.default_rng(seed)
     lengths = random.integers(shortest, longest + 1, rows)
     columns: dict[str, Any] = {}
@@ -125,7 +125,7 @@ def _values(column: ColumnSchema, count: int, random: np.random.Generator) -> An
 
 
 def _walk(column: ColumnSchema, lengths: Any, random: np.random.Generator) -> Any:
-    """(interactions,) items, most of which follow from the one before."""
+    """(interactions,) items, most of them successors of the previous item."""
     items = column.num_rows - FIRST_ITEM
     walks = []
     for length in lengths:

@@ -1,4 +1,4 @@
-"""Loader of Parquet files with the arguments and batches of Transformers4Rec's."""
+"""Loader of Parquet files with the arguments and batches of Transformers4Rec's loader."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,11 +19,11 @@ from pipeline.data.schema import Schema, Tags
 from pipeline.model.model import Model
 
 Paths = str | Path | Sequence[str | Path] | Any
-"""Parquet files, folders of such or globs, a `merlin.io.Dataset` or a DataFrame."""
+"""Parquet files, folders or globs of them, a `merlin.io.Dataset` or a DataFrame."""
 
 
 class Files(list[Path]):
-    """Parquet files; those of data in memory are in a temporary folder that goes with the list."""
+    """Parquet files; data in memory are written to a temporary folder, removed with the list."""
 
     folder: TemporaryDirectory[str] | None = None
 
@@ -38,7 +38,7 @@ class Files(list[Path]):
 
 
 def parquet_files(paths: Paths) -> Files:
-    """Files of paths, folders and globs, in order. DataError if there is none."""
+    """Files of paths, folders and globs, in order. DataError without a file."""
     if isinstance(paths, MerlinDataLoader):
         return paths.files
     engine = getattr(paths, "engine", None)  # of a merlin.io.Dataset
@@ -65,10 +65,7 @@ def parquet_files(paths: Paths) -> Files:
 def session_loader(
     model: Model, paths: Paths, batch_size: int, *, shuffle: bool = False, seed: int = 0
 ) -> SessionLoader:
-    """Loader of the columns that a model trains on.
-
-    DataError if the files lack one.
-    """
+    """Loader of the training columns of a model. DataError if the files lack a column."""
     files = parquet_files(paths)
     columns = [name for name in model.training_columns if name != ROW]
     for file in files:
@@ -107,8 +104,8 @@ class RowLoader(SessionLoader):
 class MerlinDataLoader:
     """Batches (features, targets) of Parquet files: dictionaries of padded tensors, or None.
 
-    Lists are (B, L): L is `max_sequence_length`, of which the newest interactions are kept, or the
-    longest of the batch. The Merlin dataloader reads shuffled passes, pyarrow those in order.
+    Lists are (B, L) with the newest `max_sequence_length` interactions, or as long as the longest
+    of the batch. Shuffled epochs are read by the Merlin dataloader, epochs in order by pyarrow.
     """
 
     def __init__(
@@ -161,8 +158,8 @@ class MerlinDataLoader:
     ) -> Self:
         """Make a loader of the columns of a schema that are features or targets.
 
-        `others`: `drop_last`; `buffer_size`, `parts_per_chunk`, `global_size`, `global_rank`,
-        `device`, `row_groups_per_part` and `reader_kwargs` change nothing here.
+        `others` may hold `drop_last`; `buffer_size`, `parts_per_chunk`, `global_size`,
+        `global_rank`, `device`, `row_groups_per_part` and `reader_kwargs` have no effect.
         """
         expect("collate_fn", collate_fn, None, because="batches are dictionaries of tensors")
         expect("transforms", others.pop("transforms", None), None, [], because=_NO_TRANSFORMS)
@@ -186,7 +183,7 @@ class MerlinDataLoader:
         )
 
     def __len__(self) -> int:
-        """Number of batches of a pass."""
+        """Number of batches of an epoch."""
         if self.drop_last:
             return self.loader.num_sessions // self.batch_size
         return -(-self.loader.num_sessions // self.batch_size)
@@ -220,7 +217,7 @@ class T4RecDataLoader:
 
     @staticmethod
     def parse(engine: str) -> type[MerlinDataLoader]:
-        """The one loader; `engine` is merlin or another name of the original."""
+        """Return MerlinDataLoader for any engine name of the original."""
         names = ("merlin", "merlin_dataloader", "nvtabular", "nvtabular_dataloader", "pyarrow")
         expect("data_loader_engine", engine, *names, because="the loader is merlin")
         return MerlinDataLoader

@@ -1,4 +1,4 @@
-"""Evaluation of a model on batches: its metrics by the keys of Transformers4Rec.
+"""Evaluation of a model on batches, with the metric names of Transformers4Rec.
 
 Shape letters: D width of hidden states, T targets, N rows with a target of another task.
 """
@@ -30,11 +30,11 @@ from pipeline.model.tasks.next_item import NextItemPredictionTask
 from pipeline.model.tasks.targets import BinaryClassificationTask
 
 _BINARY_NAMES = {"precision": "binary_precision", "recall": "binary_recall"}
-"""Names of the original."""
+"""Names of metrics in the original."""
 
 
 def positions_of(model: Model) -> Positions:
-    """Interactions that an evaluation predicts, as the input block says."""
+    """Positions that an evaluation predicts, as set in the input block."""
     inputs = model.inputs
     return inputs.positions if isinstance(inputs, TabularSequenceFeatures) else "last"
 
@@ -51,14 +51,14 @@ def targets_of(model: Model, batch: SessionBatch | RaggedBatch) -> tuple[Tensor,
 
 
 def whole_sessions(batch: RaggedBatch) -> SessionBatch:
-    """The sessions of a batch, padded to the longest."""
+    """Whole sessions of a batch, padded to the longest."""
     rows = torch.arange(len(batch.lengths), device=batch.offsets.device)
     return batch.window(rows, torch.zeros_like(batch.lengths), batch.lengths)
 
 
 @dataclass
 class Sums:
-    """Values of a task over the batches so far."""
+    """Ranks, predictions and losses of a task over the batches so far."""
 
     ranks: list[Tensor] = field(default_factory=list)
     """(T,) ranks of each batch."""
@@ -88,8 +88,8 @@ def evaluate_batches(
 ) -> dict[str, float]:
     """Metrics by `PREFIX_/TASK/METRIC` and the loss as `PREFIX_/loss`.
 
-    `batches` are (features, targets), features, SessionBatch or RaggedBatch. Metrics are those of
-    every `metrics_every`-th batch, the loss that of all.
+    `batches` are (features, targets), features, SessionBatch or RaggedBatch. Metrics are over every
+    `metrics_every`-th batch, the loss over all batches.
     """
     sums = {task.task_name: Sums() for _, task in model.tasks_with_heads}
     training = model.training
@@ -135,7 +135,7 @@ def _add(
 def _add_targets(
     model: Model, batch: SessionBatch | RaggedBatch, sums: dict[str, Sums], *, with_metrics: bool
 ) -> None:
-    """Add the tasks beside the next item, which read whole sessions."""
+    """Add the target tasks, which read whole sessions."""
     if isinstance(batch, RaggedBatch):
         batch = whole_sessions(batch)
     encoded = model._encode_all(batch)
@@ -160,7 +160,7 @@ def _loss(model: Model, sums: dict[str, Sums]) -> float:
 
 
 def _reduced(model: Model, losses: dict[str, Tensor]) -> Tensor:
-    """Losses () by task, weighed and reduced as in training -> ()."""
+    """Losses () by task -> () with the weights and reduction of training."""
     heads = [
         reduce_losses(
             [losses[name] for name in head.task_names], head.task_weights, head.loss_reduction
@@ -194,7 +194,8 @@ def _metrics(task: Any, sums: Sums) -> Iterator[tuple[str, float]]:
 def tested(model: Model, batch: SessionBatch) -> dict[str, Any]:
     """Loss, labels and predictions at the targets of an evaluation.
 
-    Of one task labels (T,) and predictions (T, V) or (N,), of several dictionaries by task name.
+    One task has labels (T,) and predictions (T, V) or (N,); several tasks have dictionaries by
+    name.
     """
     labels: dict[str, Tensor] = {}
     predictions: dict[str, Tensor] = {}

@@ -21,21 +21,21 @@ from pipeline.data.schema import ColumnSchema, Schema, Tags
 from pipeline.evaluation.targets import Positions
 
 ROW = "row"
-"""Item of a tower without an item, of which every row has one: a row is a session of length 1."""
+"""Name of the artificial item of rows without an item: a row is a session of length 1."""
 _VALUES, _OFFSETS = "__values", "__offsets"
-"""Endings of the two columns of a ragged list, as Merlin's dataloader names them."""
+"""Suffixes of the two columns of a ragged list, as in Merlin's dataloader."""
 
 
 def as_schema(schema: Schema | Iterable[Any]) -> Schema:
-    """Our schema of ours or Merlin's."""
+    """Convert Merlin's schema; ours is returned unchanged."""
     return schema if isinstance(schema, Schema) else Schema.from_merlin(schema)
 
 
 class TabularSequenceFeatures(Rebuildable, blocks.TabularSequenceFeatures):
     """Input block of sessions, see `pipeline.model.TabularSequenceFeatures`.
 
-    `eval_on_last_item_seq_only` says which interactions an evaluation predicts: the last of each
-    session, or all but the first.
+    `eval_on_last_item_seq_only` selects the targets of an evaluation: the last interaction of each
+    session, or all except the first.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class TabularSequenceFeatures(Rebuildable, blocks.TabularSequenceFeatures):
 
     @property
     def positions(self) -> Positions:
-        """Interactions that an evaluation predicts."""
+        """Positions that an evaluation predicts."""
         return "last" if self.eval_on_last_item_seq_only else "all"
 
     @property
@@ -88,10 +88,9 @@ def _with_item(schema: Schema, item: str) -> Schema:
 class TabularFeatures(TabularSequenceFeatures):
     """Features of a row without a session: users, contexts, candidates.
 
-    Called with a dictionary of (B,) or, for several values a row, (B, M), it gives (B, D), or
-    without an `aggregation` the vectors (B, d) of each feature. In a SequentialBlock each row is a
-    session of one interaction, so that blocks, tasks and the Trainer are those of sessions.
-    `max_sequence_length` is read by nothing.
+    A dictionary of (B,) or multi-valued (B, M) features becomes (B, D), or without an `aggregation`
+    a dictionary of vectors (B, d). In a SequentialBlock each row is a session of one interaction,
+    with the blocks, tasks and Trainer of sessions. `max_sequence_length` is ignored.
     """
 
     def __init__(
@@ -125,7 +124,7 @@ class TabularFeatures(TabularSequenceFeatures):
         return super().combine({name: part for name, part in parts.items() if name != ROW})
 
     def example_parts(self) -> dict[str, Tensor]:
-        """Parts of a session of two padding interactions, without that of the row."""
+        """Parts of a session of two padding interactions, without the artificial item."""
         parts = super().example_parts()
         del parts[ROW]
         return parts
@@ -156,8 +155,8 @@ class ContinuousFeatures(TabularFeatures):
 
 
 def _of_row(column: ColumnSchema) -> ColumnSchema:
-    """Column of a row as a column of a session; several values a row are several of its one
-    interaction, and an item is a category like others."""
+    """Convert a column of rows to one of sessions: values of a list become values of the one
+    interaction, and an item becomes a category."""
     tags = column.tags - {str(Tags.ITEM_ID)}
     nested = -1 if column.is_list and not column.width else column.values_per_interaction
     return replace(column, tags=tags, is_list=False, values_per_interaction=nested)
@@ -178,7 +177,7 @@ def as_sessions(
     features: Mapping[str, Tensor] | SessionBatch,
     targets: Mapping[str, Tensor] | None = None,
 ) -> SessionBatch:
-    """Batch of a dictionary as the original's loaders yield it; a SessionBatch stays as it is.
+    """Batch from a dictionary of the original's loaders; a SessionBatch is returned unchanged.
 
     A list feature is (B, L) or ragged: `NAME__values` and `NAME__offsets`. `targets` are columns
     of further tasks. The dictionary is not changed.
@@ -198,8 +197,8 @@ def as_sessions(
 def _padded(inputs: blocks.TabularSequenceFeatures, columns: Mapping[str, Tensor]) -> SessionBatch:
     """Batch of ragged columns, padded.
 
-    With a `max_sequence_length` its width does not depend on the batch, so that a traced model
-    takes sessions of other lengths: it has the newest interactions and a target.
+    With `max_sequence_length` the width is fixed, the newest interactions and a target, so that a
+    traced model accepts sessions of any length.
     """
     ragged = [name.removesuffix(_VALUES) for name in columns if name.endswith(_VALUES)]
     sequences = {name: columns[name + _VALUES].reshape(-1) for name in ragged}
@@ -217,7 +216,7 @@ def _padded(inputs: blocks.TabularSequenceFeatures, columns: Mapping[str, Tensor
 
 
 def sessions_of(inputs: blocks.TabularSequenceFeatures, batch: Any) -> SessionBatch:
-    """Batch of what a loader yields: (features, targets), features or a SessionBatch."""
+    """Batch from an element of a loader: (features, targets), features or a SessionBatch."""
     if isinstance(batch, Mapping | SessionBatch):
         return as_sessions(inputs, batch)
     features, targets = batch
@@ -225,13 +224,13 @@ def sessions_of(inputs: blocks.TabularSequenceFeatures, batch: Any) -> SessionBa
 
 
 def _without_unit_axis(values: Tensor) -> Tensor:
-    """(B, 1) -> (B,) for a number of a session; others unchanged."""
+    """(B, 1) -> (B,) for a number per session; others unchanged."""
     is_column = values.dim() == 2 and values.size(1) == 1 and values.is_floating_point()
     return values.squeeze(1) if is_column else values
 
 
 def as_ragged(inputs: blocks.TabularSequenceFeatures, batch: SessionBatch) -> RaggedBatch:
-    """Sessions of a padded batch one after the other. ConfigError for vectors in the batch."""
+    """Concatenate the sessions of a padded batch. ConfigError for vectors in the batch."""
     if inputs.vectors:
         raise ConfigError(
             f"{', '.join(inputs.vectors)}: sessions with vectors are evaluated at their last "

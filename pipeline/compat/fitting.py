@@ -1,4 +1,4 @@
-"""Training a model on the batches of any loader, one step each."""
+"""Training of a model on the batches of any loader, one step per batch."""
 
 import logging
 from collections.abc import Iterable
@@ -27,9 +27,8 @@ def fit(
 ) -> NDArray[Any]:
     """Train for `num_epochs` passes over `batches`; return (epochs,) mean losses.
 
-    `optimizer` is an optimizer or makes one of parameters. `amp` computes in bfloat16 where torch
-    does so by autocast. With `verbose` the loss of each epoch is logged, and the metrics of
-    `evaluation`.
+    `optimizer` is an optimizer or a function from parameters to one. `amp` enables autocast to
+    bfloat16. `verbose` logs the loss of each epoch and the metrics of `evaluation`.
     """
     if not isinstance(optimizer, torch.optim.Optimizer):
         optimizer = optimizer(model.parameters())

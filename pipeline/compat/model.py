@@ -61,7 +61,7 @@ class Head(Rebuildable, blocks.Head):
     ) -> Self:
         """Make a task for each column that is tagged binary_classification or regression.
 
-        `task_weight_dict` are weights by task name, 1 for the others.
+        `task_weight_dict` are weights by task name, 1 by default.
         """
         expect("inputs", inputs, None, body.inputs, because="the body begins with its input block")
         made = super().from_schema(
@@ -76,10 +76,10 @@ class Head(Rebuildable, blocks.Head):
 
 
 class Model(Rebuildable, blocks.Model):
-    """Model that reads dictionaries, trains and evaluates itself, and is saved without pickle.
+    """Model that reads dictionaries, has `fit` and `evaluate`, and is saved without pickle.
 
-    `top_k` is the length of the lists that a call returns, see `forward`; as a method,
-    `model.top_k(batch, k)` returns them with filters. `optimizer` is the class that `fit` uses.
+    The argument `top_k` is the length of the lists that a call returns, see `forward`; the method
+    `model.top_k(batch, k)` returns lists with filters. `optimizer` is the class that `fit` uses.
     """
 
     def __init__(
@@ -101,12 +101,12 @@ class Model(Rebuildable, blocks.Model):
         self.last_metrics: dict[str, float] = {}
         """Metrics and loss of the last evaluation."""
         self.list_length: int | None = None
-        """K of the lists that a call returns, None for scores of the catalogue."""
+        """K of the lists that a call returns, None for scores of the whole catalogue."""
         if top_k is not None:
             self._set_list_length(top_k)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """`model.top_k = k` sets the length of the lists; the method of that name stays."""
+        """`model.top_k = k` sets the length of the lists and keeps the method of that name."""
         if name == "top_k":
             self._set_list_length(value)
         else:
@@ -126,11 +126,11 @@ class Model(Rebuildable, blocks.Model):
     ) -> Any:
         """Predict, or with `training` or `testing` return the loss.
 
-        A SessionBatch gives scores (B, V). A dictionary gives the prediction of the task, of
-        several tasks a dictionary by name: scores (B, V), with `top_k` (scores, items) (B, K)
-        each, probabilities or numbers. `training` gives {"loss": ()}, with the masks of training;
-        `testing` gives {"loss", "labels" (T,), "predictions" (T, V)} of what an evaluation
-        predicts, by name for several tasks. `targets` are columns, or the values of the only one.
+        For a SessionBatch, return scores (B, V). For a dictionary, return the prediction of the
+        task, or a dictionary by name for several tasks: scores (B, V), with `top_k` (scores, items)
+        of (B, K), probabilities or numbers. With `training`, return {"loss": ()}, with masks of
+        training; with `testing`, {"loss", "labels" (T,), "predictions" (T, V)} at the targets of an
+        evaluation, by name for several tasks. `targets` are columns, or the values of a single one.
         """
         batch = as_sessions(self.inputs, inputs, self._named(targets))
         if training:
@@ -146,7 +146,7 @@ class Model(Rebuildable, blocks.Model):
         return predictions if len(predictions) > 1 else next(iter(predictions.values()))
 
     def _named(self, targets: Any) -> Any:
-        """Targets by column; a tensor is the target of the only task that has one."""
+        """Targets by column; a tensor is the target of the only target task."""
         columns = {task.target.column for _, task in self.target_tasks}
         if not isinstance(targets, Tensor):
             return targets
@@ -165,12 +165,12 @@ class Model(Rebuildable, blocks.Model):
         verbose: bool = True,
         compute_metric: bool = True,
     ) -> NDArray[Any]:
-        """Take one step for each batch of a loader; return (epochs,) mean losses.
+        """Take one step per batch of a loader; return (epochs,) mean losses.
 
-        Batches are (features, targets) or features; of a torch DataLoader its data set has them.
+        Batches are (features, targets) or features; a torch DataLoader is replaced by its data set.
         `optimizer` is a class, such as torch.optim.Adam, or an optimizer. The metrics of
-        `eval_dataloader` are logged. Schedules, accumulation and several processes are the
-        Trainer's.
+        `eval_dataloader` are logged. Schedules, accumulation and several processes need the
+        Trainer.
         """
         expect("train", train, True, because="`evaluate` computes losses without training")
         batches = batches_of(dataloader)
@@ -189,7 +189,7 @@ class Model(Rebuildable, blocks.Model):
     ) -> dict[str, float]:
         """Metrics of the tasks by `TASK/METRIC`, and the mean loss as `loss`.
 
-        Batches as in `fit`. `mode` is read by nothing, as for a single task of the original.
+        Batches are those of `fit`. `mode` is ignored, as for a single task of the original.
         """
         expect("targets", targets, None, because="they come with the batches")
         expect("training", training, False, because="an evaluation tests")
@@ -199,7 +199,7 @@ class Model(Rebuildable, blocks.Model):
         return dict(self.last_metrics)
 
     def calculate_metrics(self, predictions: Any, targets: Any) -> dict[str, Tensor]:
-        """Ranking metrics of scores (T, V) and items (T,), as `testing` gives them; (cutoffs,)."""
+        """Ranking metrics (cutoffs,) of scores (T, V) and items (T,), the output with `testing`."""
         task = self.head.next_item_task()
         name = task.task_name
         if isinstance(predictions, Mapping):
@@ -211,7 +211,7 @@ class Model(Rebuildable, blocks.Model):
         }
 
     def compute_metrics(self, mode: str | None = None) -> dict[str, Tensor]:
-        """Metrics of the last evaluation, also by the Trainer, by `TASK/METRIC`."""
+        """Metrics of the last evaluation, of the model or the Trainer, by `TASK/METRIC`."""
         prefix = "" if mode is None else f"{mode}_"
         metrics = {k: v for k, v in self.last_metrics.items() if k != "loss"}
         return {prefix + name: torch.tensor(value) for name, value in metrics.items()}
@@ -250,17 +250,17 @@ class Model(Rebuildable, blocks.Model):
     def save(self, path: str | Path, model_name: str = "t4rec_model_class") -> None:
         """Write `model.json` and `model.safetensors` to a directory, for `load`.
 
-        ConfigError for a model that cannot be built again from JSON, such as one with a module of
-        one's own; its weights are `model.state_dict()`. `model_name` is read by nothing.
+        ConfigError for a model that cannot be rebuilt from JSON, such as one with a custom module;
+        its weights are `model.state_dict()`. `model_name` is ignored.
         """
         del model_name
         save_model(self, Path(path))
 
     @classmethod
     def load(cls, path: str | Path, model_name: str = "t4rec_model_class") -> "Model":
-        """Build the model that `save` wrote; nothing of the files is run.
+        """Rebuild a model that `save` wrote, without executing code from the files.
 
-        ArtifactError if the files do not fit each other. `model_name` is read by nothing.
+        ArtifactError if the files do not fit each other. `model_name` is ignored.
         """
         del model_name
         model = load_model(Path(path))
@@ -269,9 +269,9 @@ class Model(Rebuildable, blocks.Model):
 
 
 def set_longest(model: blocks.Model, length: int | None) -> None:
-    """Let the input blocks read the newest `length` interactions.
+    """Set the input blocks to read the newest `length` interactions.
 
-    An input block that has a length of its own keeps it, and a line says so.
+    An input block with its own length keeps it, which is logged.
     """
     if length is None:
         return
@@ -287,6 +287,6 @@ def set_longest(model: blocks.Model, length: int | None) -> None:
 
 
 def batches_of(dataloader: Iterable[Any]) -> Iterable[Any]:
-    """Batches of a loader; of a torch DataLoader, its data set has them, as in the original."""
+    """Batches of a loader; a torch DataLoader is replaced by its data set, as in the original."""
     batches: Any = dataloader.dataset if isinstance(dataloader, DataLoader) else dataloader
     return batches

@@ -1,10 +1,10 @@
-"""What became of each public name of Transformers4Rec 23.12.
+"""Counterpart of each public name of Transformers4Rec 23.12.
 
-docs/reference/transformers4rec-names.md has these rows, too; a test compares the two.
+docs/reference/transformers4rec-names.md has the same rows, which a test compares.
 """
 
 SAME = "the same"
-"""Text of a name that means the same here."""
+"""Text for a name with the same meaning here."""
 
 _PARTS = "your module as `pre` (reads a `SessionBatch`), `post` or `aggregation` (read vectors)"
 _MEASURED = "`tr.SequentialBlock(inputs, a, b)`, which takes any module and measures widths"
@@ -140,7 +140,7 @@ NAMES: dict[str, str] = {
 
 
 def message(name: str) -> str:
-    """What an AttributeError says of a name that is not here."""
+    """Message of the AttributeError for a missing name."""
     if name not in NAMES:
         return f"module 'pipeline.compat' has no attribute {name!r}"
     page = "docs/reference/transformers4rec-names.md"

@@ -16,11 +16,11 @@ from pipeline.evaluation.metrics import gains
 
 
 class RankingMetric(Rebuildable):
-    """A metric of ranks at the cutoffs `top_ks`, summed up over batches.
+    """A metric of ranks at the cutoffs `top_ks`, accumulated over batches.
 
-    Called with scores (N, V) and labels, it adds them and returns their means (cutoffs,). Labels
-    are indices (N,) with `labels_onehot`, else rows (N, V) with a single 1. Items with the score
-    of the target rank before it.
+    A call with scores (N, V) and labels adds them and returns their means (cutoffs,). Labels are
+    indices (N,) with `labels_onehot`, else rows (N, V) with a single 1. Ties with the target rank
+    before it.
     """
 
     metric: ClassVar[str]
@@ -36,12 +36,12 @@ class RankingMetric(Rebuildable):
         self._ranks: list[Tensor] = []
 
     def __call__(self, preds: Tensor, target: Tensor) -> Tensor:
-        """(N, V) scores, labels -> (cutoffs,) means of this batch, which is added to the sums."""
+        """(N, V) scores, labels -> (cutoffs,) means of this batch; adds the batch to the sums."""
         self.update(preds, target)
         return self._means(self._ranks[-1])
 
     def update(self, preds: Tensor, target: Tensor) -> None:
-        """Add scores (N, V) and labels. ConfigError for several labels a row."""
+        """Add scores (N, V) and labels. ConfigError for several labels per row."""
         labels = target.long() if self.labels_onehot and target.dim() == 1 else _single(target)
         own = preds.gather(1, labels.unsqueeze(1))
         self._ranks.append((~(preds < own)).sum(1).cpu())
@@ -51,7 +51,7 @@ class RankingMetric(Rebuildable):
         return self._means(torch.cat([torch.empty(0, dtype=torch.int64), *self._ranks]))
 
     def reset(self) -> None:
-        """Forget all batches."""
+        """Discard all batches."""
         self._ranks = []
 
     def of_ranks(self, ranks: Any) -> dict[str, float]:
@@ -119,4 +119,4 @@ ranking_metrics_registry: dict[str, type[RankingMetric]] = {
     **{f"{metric.metric}_at": metric for metric in RankingMetric.__subclasses__()},
     **{metric.metric: metric for metric in RankingMetric.__subclasses__()},
 }
-"""Metric by its names, such as ndcg_at and ndcg."""
+"""Metrics by name, such as ndcg_at and ndcg."""

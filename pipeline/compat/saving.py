@@ -1,9 +1,9 @@
-"""A model as JSON and safetensors: the arguments of its construction, and its weights.
+"""A model as JSON and safetensors: its constructor arguments and its weights.
 
-The JSON names classes of this package, activations and simple layers of torch, and the arguments
-they were made with. Loading builds these again and reads the weights into them; it runs no other
-code. A module, function or initializer of one's own has no such form. Initial weights are left
-out, as the file has the trained ones.
+The JSON names classes of this package, activations and simple layers of torch, with their
+arguments. Loading rebuilds these and reads their weights; it executes no other code. Custom
+modules, functions and initializers have no such form. Initial weights are left out, as the file has
+the trained weights.
 """
 
 from collections.abc import Callable, Mapping
@@ -54,11 +54,11 @@ _LAYERS: dict[str, tuple[type[nn.Module], Callable[[Any], dict[str, Any]]]] = {
     "CrossEntropyLoss": (nn.CrossEntropyLoss, lambda m: {"label_smoothing": m.label_smoothing}),
     **{loss.__name__: (loss, lambda _: {}) for loss in (nn.MSELoss, nn.L1Loss, nn.HuberLoss)},
 }
-"""Layers and losses of torch with the arguments that make them."""
+"""Layers and losses of torch with their constructor arguments."""
 
 
 def save_model(model: Model, directory: Path) -> None:
-    """Write a model of this package. ConfigError if it cannot be built again from JSON."""
+    """Write a model of this package. ConfigError if it cannot be rebuilt from JSON."""
     description = {"format": FORMAT, "model": Encoder().encode(model, "the model")}
     description["list_length"] = getattr(model, "list_length", None)
     directory.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ def save_model(model: Model, directory: Path) -> None:
 
 
 def load_model(directory: Path) -> Model:
-    """Build the model of `save_model` in evaluation mode.
+    """Rebuild a model of `save_model` in evaluation mode.
 
     ArtifactError if the files do not fit each other.
     """
@@ -92,13 +92,13 @@ def load_model(directory: Path) -> Model:
 
 
 class Encoder:
-    """Writes values as JSON; an object that occurs again is written as its number."""
+    """Encodes values as JSON; a repeated object is a reference by number."""
 
     def __init__(self) -> None:
         self._numbers: dict[int, int] = {}
         self._maskings: dict[int, int] = {}
         self._kept: list[Any] = []
-        """Keeps objects alive, so that no id is used twice."""
+        """Keeps objects alive, so that their `id` stays unique."""
 
     def encode(self, value: Any, where: str) -> Any:
         """Return the JSON of a value; `where` names it in an error."""
@@ -137,7 +137,7 @@ class Encoder:
         return encoded
 
     def _part(self, value: Any, where: str) -> Any:
-        """JSON of a value that is no object of this package."""
+        """JSON of a value that is not an object of this package."""
         if isinstance(value, Masking) and id(value) in self._maskings:
             return {"masking_of": self._maskings[id(value)]}
         if isinstance(value, EncoderConfig):
@@ -178,14 +178,14 @@ def _unsaved(where: str, value: Any) -> ConfigError:
 
 
 def _without_initial_values(argument: str, value: Any) -> Any:
-    """Initializers that also say the width of a table stay, the others do not."""
+    """Drop initializers, except those that determine the width of a table."""
     if argument != "embeddings_initializers" or value is None:
         return value
     return {k: v for k, v in value.items() if isinstance(v, PretrainedEmbeddingsInitializer)}
 
 
 class Decoder:
-    """Builds the values that Encoder wrote."""
+    """Decodes the values that Encoder wrote."""
 
     def __init__(self) -> None:
         self._objects: list[Any] = []
@@ -239,4 +239,4 @@ _FORMS: dict[str, Callable[[Decoder, dict[str, Any]], Any]] = {
     "initializer": _initializer,
     "layer": _layer,
 }
-"""What builds a value, by the first key of its JSON."""
+"""Function that builds a value, by the first key of its JSON."""

@@ -16,7 +16,7 @@ _SUMMARY = "it is last, mean, first, or None for one target an interaction"
 
 
 class PredictionTask(Rebuildable):
-    """What all tasks have; NextItemPredictionTask and others are tasks."""
+    """Base class of the tasks."""
 
     def to_head(self, body: blocks.SequentialBlock, inputs: Any = None, **arguments: Any) -> Head:
         """Build a head with this task on `body`."""
@@ -44,7 +44,7 @@ class NextItemPredictionTask(PredictionTask, blocks.NextItemPredictionTask):
         max_n_samples: int = 100,
         padding_idx: int = 0,
         target_dim: int | None = None,
-        hf_format: bool = True,  # noqa: ARG002  (of early versions)
+        hf_format: bool = True,  # noqa: ARG002    (an argument of early versions)
         **options: Any,
     ) -> None:
         expect("padding_idx", padding_idx, 0, because="padding is index 0")
@@ -59,14 +59,14 @@ class NextItemPredictionTask(PredictionTask, blocks.NextItemPredictionTask):
 
 
 def _over_catalogue(loss: nn.CrossEntropyLoss) -> nn.Module:
-    """The same loss in chunks; a loss with weights of classes stays as it is."""
+    """The loss in chunks; a loss with class weights is returned unchanged."""
     if loss.weight is not None or loss.reduction != "mean":
         return loss
     return LabelSmoothCrossEntropyLoss(smoothing=loss.label_smoothing, reduction="none")
 
 
 def _ranking_metrics(metrics: Sequence[RankingMetric] | None) -> list[RankingMetric]:
-    """The metrics of an evaluation. ConfigError for others than ranking metrics."""
+    """The metrics of an evaluation. ConfigError for anything but ranking metrics."""
     if metrics is None:
         return default_metrics()
     for metric in metrics:
@@ -78,8 +78,8 @@ def _ranking_metrics(metrics: Sequence[RankingMetric] | None) -> list[RankingMet
 class BinaryClassificationTask(PredictionTask, blocks.BinaryClassificationTask):
     """Probability of a positive, see `pipeline.model.BinaryClassificationTask`.
 
-    The loss is binary cross-entropy. An evaluation gives precision, recall and accuracy at 0.5,
-    AUC, log loss and calibration.
+    The loss is binary cross-entropy. Metrics are precision, recall and accuracy at 0.5, AUC, log
+    loss and calibration.
     """
 
     def __init__(
@@ -102,8 +102,8 @@ class BinaryClassificationTask(PredictionTask, blocks.BinaryClassificationTask):
 class RegressionTask(PredictionTask, blocks.RegressionTask):
     """A number, see `pipeline.model.RegressionTask`.
 
-    `loss` is a name or one of torch's MSELoss, L1Loss and HuberLoss. An evaluation gives the mean
-    squared error, RMSE and MAE.
+    `loss` is a name or one of torch's MSELoss, L1Loss and HuberLoss. Metrics are mean squared
+    error, RMSE and MAE.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """Trainer under the names of Transformers4Rec, on `pipeline.training`.
 
-Each `train` is a training of `pipeline.training.trainer.Trainer` on the present training files.
+Each `train` runs `pipeline.training.trainer.Trainer` on the current training files.
 """
 
 import json
@@ -34,12 +34,12 @@ from pipeline.training.distributed.processes import announced_processes
 from pipeline.training.trainer import Trainer as SessionTrainer
 
 _POOL_BATCHES = 16
-"""Number of batches whose sessions are sorted by length together."""
+"""Batches per pool of sessions sorted by length."""
 _STATE_FILE = "trainer.json"
 
 
 def _alias(name: str) -> Any:
-    """Another name of an attribute."""
+    """Property that is an alias of an attribute."""
 
     def get(trainer: "Trainer") -> Any:
         return getattr(trainer, name)
@@ -51,12 +51,12 @@ def _alias(name: str) -> Any:
 
 
 class Trainer:
-    """Trains and evaluates a model on Parquet files, which may be others for each call.
+    """Trains and evaluates a model on Parquet files, which may change between calls.
 
     `train_dataset_or_path` and `eval_dataset_or_path` are files, folders, globs, a
-    `merlin.io.Dataset` or a MerlinDataLoader. The optimizer stays from one `train` to the next, and
-    the schedule too: call `reset_lr_scheduler` before each, or the learning rate stays at its end.
-    With `eval_strategy` the weights of the best evaluation are kept, else the last ones.
+    `merlin.io.Dataset` or a MerlinDataLoader. Optimizer and schedule are kept between calls of
+    `train`: without `reset_lr_scheduler` the learning rate stays at its final value. With
+    `eval_strategy` the weights of the best evaluation are kept, else the last weights.
     """
 
     # Long: the keyword arguments are those of the original.
@@ -86,10 +86,10 @@ class Trainer:
         self.compute_metrics = bool(compute_metrics)
         self.optimizer, self.lr_scheduler = optimizers
         self.state = TrainerState()
-        """State of Hugging Face's Trainer; steps count on from one `train` to the next."""
+        """State of Hugging Face's Trainer; steps accumulate over calls of `train`."""
         set_longest(model, args.max_sequence_length)
 
-    # the original's documentation and notebooks set data by these names
+    # names by which the original's notebooks set data
     train_dataset = train_dataloader = _alias("train_dataset_or_path")
     eval_dataset = eval_dataloader = _alias("eval_dataset_or_path")
     test_dataset = test_dataloader = _alias("test_dataset_or_path")
@@ -99,7 +99,7 @@ class Trainer:
         self.callbacks.append(callback() if isinstance(callback, type) else callback)
 
     def reset_lr_scheduler(self) -> None:
-        """Begin the schedule of the learning rate anew in the next `train`."""
+        """Restart the schedule of the learning rate in the next `train`."""
         self.lr_scheduler = None
 
     def train(self, resume_from_checkpoint: Any = None) -> TrainOutput:
@@ -191,10 +191,10 @@ class Trainer:
         ignore_keys: Any = None,  # noqa: ARG002  (there are none)
         metric_key_prefix: str = "test",  # noqa: ARG002  (a prediction has no metrics)
     ) -> PredictionOutput:
-        """Predict what follows each session.
+        """Predict the next items of each session.
 
-        `predictions` are (item indices, scores), (sessions, `predict_top_k`) each, best first; of
-        another task an array; of several tasks a dictionary by name.
+        `predictions` are (item indices, scores), (sessions, `predict_top_k`) each, best first; an
+        array for another task; a dictionary by name for several tasks.
         """
         paths = self.test_dataset_or_path if test_dataset is None else test_dataset
         if paths is None:
@@ -269,7 +269,7 @@ class Trainer:
     def _save_model_and_checkpoint(self, save_model_class: bool = False) -> Path:
         """Write weights and step to `checkpoint-STEP` in `output_dir`; return the path.
 
-        With `save_model_class` `Model.load` reads it too.
+        With `save_model_class`, `Model.load` can read it.
         """
         path = self._directory / f"checkpoint-{self.state.global_step}"
         path.mkdir(parents=True, exist_ok=True)
@@ -284,7 +284,7 @@ class Trainer:
     def load_model_trainer_states_from_checkpoint(
         self, checkpoint_path: str | Path, model: Any = None
     ) -> None:
-        """Read weights and step of a checkpoint; optimizer and schedule begin anew.
+        """Read weights and step of a checkpoint; optimizer and schedule restart.
 
         ConfigError if the weights are not those of the model.
         """
@@ -301,7 +301,7 @@ class Trainer:
 
     @staticmethod
     def wipe_memory() -> None:
-        """Give memory that is not used back, that of the GPU too."""
+        """Release unused memory, including that of the GPU."""
         wipe_memory()
 
 

@@ -1,4 +1,4 @@
-"""Arguments of a training under the names of Transformers4Rec, and what they set here."""
+"""Training arguments with the names of Transformers4Rec, and the settings they map to."""
 
 import math
 import tempfile
@@ -17,7 +17,7 @@ _TRANSLATED = {
     "warmup_steps", "max_grad_norm", "seed", "metric_for_best_model", "eval_strategy",
     "eval_steps", "lr_scheduler_type", "lr_scheduler_kwargs",
 }  # fmt: skip
-"""Arguments that `training_config` and `further_arguments` set by other names."""
+"""Arguments that `training_config` and `further_arguments` map to other names."""
 _WITHOUT_EFFECT = {
     "output_dir", "per_device_eval_batch_size", "dataloader_drop_last", "disable_tqdm",
     "remove_unused_columns", "save_strategy", "save_steps", "save_total_limit",
@@ -31,11 +31,11 @@ _WITHOUT_EFFECT = {
 class T4RecTrainingArguments(TrainingArguments):
     """Hugging Face's TrainingArguments with those of Transformers4Rec.
 
-    Names that Hugging Face has changed since are taken too: `no_cuda`, `evaluation_strategy`.
+    Former names of Hugging Face are accepted: `no_cuda`, `evaluation_strategy`.
     """
 
     max_sequence_length: int | None = None
-    """Newest interactions of a session that are read, unless the input block has a number."""
+    """Newest interactions of a session to read, unless the input block sets a length."""
     shuffle_buffer_size: int = 0
     """Without effect: whole files are shuffled."""
     data_loader_engine: str = "merlin"
@@ -64,7 +64,7 @@ class T4RecTrainingArguments(TrainingArguments):
     """Without effect."""
 
     def __post_init__(self) -> None:
-        """Translate older names. ConfigError for what is not supported."""
+        """Translate older names. ConfigError for unsupported values."""
         self.use_cpu = self.use_cpu or self.no_cuda
         if self.evaluation_strategy is not None:
             self.eval_strategy = self.evaluation_strategy
@@ -79,7 +79,7 @@ class T4RecTrainingArguments(TrainingArguments):
 
 
 def training_config(args: T4RecTrainingArguments, num_sessions: int) -> TrainConfig:
-    """The train section of a recipe with the same settings, for so many sessions an epoch."""
+    """The train section of a recipe with the same settings; `num_sessions` is per epoch."""
     batch_size = args.per_device_train_batch_size
     steps = math.ceil(num_sessions / (batch_size * args.gradient_accumulation_steps))
     steps = args.max_steps if args.max_steps > 0 else steps * math.ceil(args.num_train_epochs)
@@ -112,7 +112,7 @@ def metric_name(key: str | None) -> str:
 
 
 def further_arguments(args: T4RecTrainingArguments) -> dict[str, Any]:
-    """Arguments of Hugging Face that differ from their default and have no other name here."""
+    """Arguments of Hugging Face that differ from their default and have no counterpart here."""
     default = TrainingArguments(output_dir=args.output_dir or tempfile.gettempdir())
     arguments = {
         field.name: getattr(args, field.name)

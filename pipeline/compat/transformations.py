@@ -8,9 +8,9 @@ from pipeline.compat.construction import Rebuildable, Zeros
 
 
 class StochasticSwapNoise(Rebuildable, blocks.StochasticSwapNoise):
-    """In training, replace random values by those of other interactions of the batch.
+    """In training, replace random values by values of other interactions of the batch.
 
-    The input block passes its features on, so that `schema` is read by nothing.
+    `schema` is ignored, as the input block passes its features.
     """
 
     def __init__(
@@ -36,7 +36,8 @@ class TabularDropout(Rebuildable, blocks.TabularDropout):
 
 
 class PretrainedEmbeddings(Rebuildable, blocks.PretrainedEmbeddings):
-    """Vectors beside a feature's own table; a saved model keeps them among its weights."""
+    """Pretrained vectors of a feature, in addition to its table; saved with the weights of the
+    model."""
 
     def __init__(self, weight_matrix: Any, *arguments: Any, **keywords: Any) -> None:
         super().__init__(weight_matrix, *arguments, **keywords)

@@ -1,4 +1,4 @@
-"""Training by time windows: files of each window, and the loop over them."""
+"""Training by time windows: files per window, and the loop over windows."""
 
 import gc
 import logging
@@ -31,7 +31,7 @@ def save_time_based_splits(
 
     `data` is a pandas DataFrame or a `merlin.io.Dataset` of sessions, `partition_col` the column of
     their windows. Sessions of a window are sorted by `timestamp_col`, and `val_size` and
-    `test_size` of them are drawn at random, the same ones each time.
+    `test_size` of them are drawn at random with a fixed seed.
 
     ConfigError for sizes of 1 or more together; DataError for a missing column.
     """
@@ -88,7 +88,7 @@ def _file(directory: str | Path, window: int, part: str) -> Path:
 
 
 def wipe_memory() -> None:
-    """Collect what is not used, and give memory of the GPU back."""
+    """Release unused memory, including that of the GPU."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

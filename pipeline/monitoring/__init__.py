@@ -1,1 +1,1 @@
-"""What a server answered, compared with training and with later clicks."""
+"""Logged recommendations of a server, compared with training and with later clicks."""

@@ -1,4 +1,4 @@
-"""Result of an experiment: its arms, their differences to the control, and the sample ratio."""
+"""Result of an experiment: its arms, their differences from the control, and the sample ratio."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,17 +13,17 @@ from pipeline.monitoring.requests import Requests
 from pipeline.serve.proxy.session_names import CONTROL
 
 SAMPLE_RATIO_LIMIT = 0.001
-"""p below which the numbers of sessions do not fit the shares: something else than the hash chose
-the arms, or requests were lost, and differences mean little."""
+"""p-value below which the numbers of sessions do not fit the shares: arms were not chosen by the
+hash alone, or requests were lost, so differences are not valid."""
 
 
 @dataclass(frozen=True)
 class ArmResult:
-    """Sessions of an arm."""
+    """Figures of an arm."""
 
     name: str
     share: float | None
-    """Share that the server was started with; None where it was changed."""
+    """Configured share of the arm; None if it was changed."""
     sessions: int
     requests: int
     online: OnlineMetrics | None
@@ -32,31 +32,31 @@ class ArmResult:
 
 @dataclass(frozen=True)
 class Difference:
-    """Metric of an arm minus that of the control: two independent samples of sessions."""
+    """Metric of an arm minus that of the control, which are independent samples of sessions."""
 
     arm: str
     metric: str
     difference: float
     low: float
     high: float
-    """Ends of the 95 % interval."""
+    """Upper end of the 95 % interval, from `low`."""
     p: float
-    """Two-sided p of no difference, by Welch's t-test on the cluster-robust errors; not corrected
-    for the number of metrics and arms."""
+    """Two-sided p-value of no difference, by Welch's t-test on the cluster-robust errors; not
+    corrected for the number of metrics and arms."""
 
 
 @dataclass(frozen=True)
 class ExperimentResult:
-    """An A/B test by its log."""
+    """Result of an A/B test."""
 
     name: str
     arms: list[ArmResult]
     differences: list[Difference]
     sample_ratio_p: float | None
-    """p of the chi-squared test of the numbers of sessions against the shares; None where these
-    were changed, or a session is in two arms."""
+    """p-value of the chi-squared test of the numbers of sessions against the shares; None if the
+    shares were changed or a session is in two arms."""
     moved_sessions: int
-    """Sessions of more than one arm, as after a change of shares. They are left out."""
+    """Sessions with more than one arm, as after a change of shares; they are left out."""
 
     @property
     def fits_shares(self) -> bool:
@@ -114,7 +114,7 @@ def _result(
 
 
 def sample_ratio(arms: list[ArmResult]) -> float | None:
-    """p of the numbers of sessions, if they are drawn with the shares; None for an unknown arm."""
+    """p-value of the numbers of sessions under the shares; None for an unknown share."""
     if any(arm.share is None for arm in arms):
         return None
     counts = np.array([arm.sessions for arm in arms])
@@ -148,7 +148,7 @@ def _metrics(online: OnlineMetrics) -> dict[str, Estimate]:
 
 
 def compare_estimates(arm: str, metric: str, one: Estimate, base: Estimate) -> Difference | None:
-    """Return the difference of two independent means; None without an interval of both."""
+    """Return the difference of two independent means; None unless both have an interval."""
     if one.error is None or base.error is None:
         return None
     variances = np.array([one.error, base.error]) ** 2

@@ -1,8 +1,8 @@
-"""What some requests asked, and what they were shown, compared with training.
+"""Statistics of groups of requests and their recommendations, compared with training.
 
 Drift is measured as in the report of a data directory (`pipeline.preprocessing.report.drift`):
-population stability index (N. Siddiqi, 2006) with its thresholds 0.1 and 0.25 on the part above
-what the sample sizes alone make (B. Yurdakul, 2018), and Jensen-Shannon distance (J. Lin, 1991).
+population stability index (N. Siddiqi, 2006), with thresholds 0.1 and 0.25 on its excess over the
+expectation from sample sizes (B. Yurdakul, 2018), and Jensen-Shannon distance (J. Lin, 1991).
 """
 
 import math
@@ -30,7 +30,7 @@ class SessionCounts:
     """Items and lengths of sessions, of training or of a server."""
 
     def __init__(self, sessions: Ragged, num_rows: int, max_length: int) -> None:
-        """`sessions` hold item indices; those beyond `max_length` interactions count as it."""
+        """`sessions` hold item indices; lengths above `max_length` count as `max_length`."""
         lengths = sessions.lengths
         owner = np.repeat(np.arange(len(lengths)), lengths)
         self.items = CategoryTotals(num_rows)
@@ -45,34 +45,34 @@ class SessionCounts:
 
 @dataclass(frozen=True)
 class Exposure:
-    """What lists showed, over the catalogue of V items."""
+    """Exposure of a catalogue of V items in recommended lists."""
 
     coverage: float
-    """Share of the catalogue that some list holds."""
+    """Share of the catalogue in at least one list."""
     gini: float | None
-    """Of how often each item was shown, those never shown too: 0 if all are equal, 1 - 1 / V if one
-    item is all that was shown."""
+    """Gini coefficient of the items' numbers of recommendations: 0 if all are equal, 1 - 1 / V if
+    all recommendations are of one item."""
     top_1_percent: float | None
-    """Share of what was shown that is of the one in a hundred items shown most."""
+    """Share of the recommendations in the 1 % most recommended items."""
     outside: float
-    """Share of what was shown that the training data lack: of a model of other data."""
+    """Share of the recommendations outside the training data, made by a model of other data."""
 
 
 @dataclass(frozen=True)
 class GroupStatistics:
-    """Requests of one version, on one day or all."""
+    """Statistics of the requests of one version, on one day or all days."""
 
     requests: int
     sessions: int
-    """Sessions with a name, and requests without one."""
+    """Number of named sessions plus requests without a session."""
     unnamed: int
     """Requests without a session."""
     interactions: int
-    """Of the longest request of each session."""
+    """Interactions in the longest request of each session."""
     unknown_items: float | None
-    """Share of the interactions whose item is not in the catalogue of the training data."""
+    """Share of the interactions with an item outside the training catalogue."""
     without_known: float | None
-    """Share of the sessions that have no item of it."""
+    """Share of the sessions without an item of the training catalogue."""
     items: Drift | None
     """Drift of the popularity of items; None without two bins to compare."""
     lengths: Drift | None
@@ -81,7 +81,7 @@ class GroupStatistics:
 
 
 class Training:
-    """Training sessions that served ones are compared with."""
+    """Training sessions as reference for served sessions."""
 
     def __init__(self, data: Data) -> None:
         column = read_sessions(data.path, "train", [ITEM])[ITEM].combine_chunks()
@@ -94,7 +94,7 @@ class Training:
 
 
 def describe_group(requests: Requests, rows: NDArray[Any], training: Training) -> GroupStatistics:
-    """Statistics of some requests, by their (M,) numbers."""
+    """Statistics of the requests at (M,) `rows`."""
     served = _longest(requests, rows)
     sessions = requests.items.take(served)
     in_catalogue = sessions.values < requests.num_catalogue
@@ -119,7 +119,7 @@ def describe_group(requests: Requests, rows: NDArray[Any], training: Training) -
 
 
 def describe_lists(items: NDArray[Any], num_catalogue: int) -> Exposure:
-    """(N,) positions of what was shown -> how it spreads over the catalogue."""
+    """(N,) positions of recommended items -> exposure of the catalogue."""
     inside = items[items < num_catalogue]
     shown = np.sort(np.bincount(inside, minlength=num_catalogue))
     total, gini, top = int(shown.sum()), None, None
@@ -136,9 +136,9 @@ def describe_lists(items: NDArray[Any], num_catalogue: int) -> Exposure:
 
 
 def _longest(requests: Requests, rows: NDArray[Any]) -> NDArray[Any]:
-    """Return the numbers of the longest request of each session, the last of equal ones.
+    """Return the number of the longest request of each session, the last one for ties.
 
-    A request without a session is one by itself.
+    A request without a session counts as a session.
     """
     sessions, lengths = requests.sessions[rows], requests.items.lengths[rows]
     named = sessions != NO_SESSION
@@ -156,7 +156,7 @@ def _item_drift(training: SessionCounts, served: SessionCounts) -> Drift | None:
 
 
 def _length_drift(training: Training, served: SessionCounts) -> Drift | None:
-    """Drift of the lengths that training keeps."""
+    """Drift of session lengths, cut as in training."""
     minimum = float(training.min_length)
     n, m = training.counts.sessions, served.lengths.at_least(minimum).count
     if min(n, m) == 0:

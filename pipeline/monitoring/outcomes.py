@@ -1,8 +1,8 @@
 """Online metrics: whether a list holds the next interaction of its session.
 
-Attribution: the outcome of a request is the first interaction of its session that is later than the
-request, if it is not later by more than the window. Metrics are means over the requests that have
-one; intervals are cluster-robust over sessions, whose requests depend on each other.
+Attribution: the outcome of a request is the first later interaction of its session, within the
+window. Metrics are means over the requests with an outcome; intervals are cluster-robust over
+sessions, whose requests depend on each other.
 """
 
 from dataclasses import dataclass
@@ -31,27 +31,27 @@ NO_RANK = 0
 
 @dataclass(frozen=True)
 class Estimate:
-    """Mean over requests with half its 95 % interval over sessions."""
+    """Mean over requests with its 95 % interval over sessions."""
 
     value: float
     margin: float | None
-    """None for fewer than 10 sessions, or where all values are equal."""
+    """Half the 95 % interval; None for fewer than 10 sessions, or if all values are equal."""
     error: float | None
-    """Standard error, as `margin`."""
+    """Standard error; None where `margin` is None."""
     sessions: int
 
 
 @dataclass(frozen=True)
 class OnlineMetrics:
-    """Metrics of some requests."""
+    """Online metrics of a group of requests."""
 
     requests: int
-    """Requests that name their session."""
+    """Number of requests with a session."""
     followed: Estimate | None
-    """Share of them that have an outcome; None without a request."""
+    """Share of these requests with an outcome; None without a request."""
     metrics: dict[str, Estimate]
-    """Such as `hit_rate@10` and `mrr@10`, over the requests that have an outcome; empty without
-    one."""
+    """Metrics such as `hit_rate@10` and `mrr@10` over the requests with an outcome; empty without
+    any."""
 
 
 @dataclass(frozen=True)
@@ -61,16 +61,16 @@ class Outcomes:
     has_outcome: NDArray[Any]
     """(N,) bool."""
     ranks: NDArray[Any]
-    """(N,) rank of the next item in the list, from 1; NO_RANK where the list lacks it."""
+    """(N,) 1-based rank of the next item in the list; NO_RANK if the list lacks it."""
     clicks: int
-    """Interactions that were read."""
+    """Number of interactions read."""
     matched_sessions: int
-    """Sessions of the log that have an interaction."""
+    """Number of sessions of the log with an interaction."""
 
     def metrics(
         self, requests: Requests, rows: NDArray[Any], cutoffs: tuple[int, ...]
     ) -> OnlineMetrics:
-        """Metrics of some requests, by their (M,) numbers."""
+        """Metrics of the requests at (M,) `rows`."""
         rows = rows[requests.sessions[rows] != NO_SESSION]
         rows = rows[np.argsort(requests.sessions[rows], kind="stable")]
         sessions = requests.sessions[rows]
@@ -91,7 +91,7 @@ class Outcomes:
 
 
 def estimate(gains: NDArray[Any], sessions: NDArray[Any]) -> Estimate:
-    """(N,) gains, (N,) sessions in rising order -> their mean with its interval."""
+    """(N,) gains, (N,) ascending sessions -> mean with its interval."""
     error, num_sessions = standard_error(gains, sessions)
     margin = None if error is None else float(stdtrit(num_sessions - 1, 0.975) * error)
     return Estimate(float(gains.mean()), margin, error, num_sessions)
@@ -100,9 +100,9 @@ def estimate(gains: NDArray[Any], sessions: NDArray[Any]) -> Estimate:
 def read_outcomes(
     requests: Requests, files: list[Path], recipe: Preprocess, window_microseconds: int
 ) -> Outcomes:
-    """Find the outcomes of requests in a log of the recipe's columns.
+    """Find the outcomes of requests in a log with the recipe's columns.
 
-    ConfigError for a recipe without a timestamp, DataError for a log that cannot be read or knows
+    ConfigError for a recipe without a timestamp, DataError for a log that cannot be read or has
     none of the sessions.
     """
     sessions, items, times = _read_clicks(requests, files, recipe)
@@ -130,7 +130,7 @@ def read_outcomes(
 def _read_clicks(
     requests: Requests, files: list[Path], recipe: Preprocess
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Return sessions, items and times of interactions; a session without a request is -1."""
+    """Return sessions (-1 for one without a request), items and times of interactions."""
     timestamp = recipe.timestamp
     if timestamp is None:
         raise ConfigError(
@@ -153,7 +153,7 @@ _COLUMNS = (SESSION, ITEM, TIMESTAMP)
 
 
 def _texts(chunks: list[pa.Array]) -> pa.Array:
-    """Return ids as the server gets them, in text."""
+    """Return ids as text, as in requests."""
     series, kind = values.categories(chunks, None)
     texts = pa.array(series, from_pandas=True)
     return texts.cast(pa.string()) if kind == "int64" else texts
@@ -163,7 +163,7 @@ def _next_clicks(requests: Requests, sessions: NDArray[Any], times: NDArray[Any]
     """(N,) number of the first click of the session after each request, -1 if there is none."""
     num_clicks = len(sessions)
     every_session = np.concatenate([sessions, requests.sessions])
-    # clicks before requests of the same time: a next one is later
+    # clicks sort before requests of the same time, as an outcome must be later
     is_request = np.arange(len(every_session)) >= num_clicks
     every_time = np.concatenate([times, requests.times])
     order = np.lexsort((is_request, every_time, every_session))
@@ -181,17 +181,17 @@ def _next_clicks(requests: Requests, sessions: NDArray[Any], times: NDArray[Any]
 
 
 def _ranks(requests: Requests, targets: NDArray[Any]) -> NDArray[Any]:
-    """(N,) positions of items -> their rank in the list of each request."""
+    """(N,) item positions -> rank in the list of each request."""
     lists = requests.lists
     hits = np.flatnonzero(lists.values == np.repeat(targets, lists.lengths))
     rows = np.searchsorted(lists.offsets, hits, side="right") - 1
     ranks = np.full(len(targets), NO_RANK)
-    # from the back, so that the first of a repeated item stays
+    # reversed, so that the first position of a repeated item is assigned last
     ranks[rows[::-1]] = (hits - lists.offsets[rows] + 1)[::-1]
     return ranks
 
 
 def by_value(column: pd.Series) -> dict[str, NDArray[Any]]:
-    """Numbers of the rows of each value, in the order of the values; missing ones left out."""
+    """Row numbers of each value, in the order of the values, without missing values."""
     groups = column.groupby(column, sort=True).indices
     return {str(value): np.asarray(rows) for value, rows in groups.items()}

@@ -1,4 +1,4 @@
-"""The result of `pipeline monitor` as a page of HTML."""
+"""The result of `pipeline monitor` as an HTML page."""
 
 from collections.abc import Callable
 from datetime import UTC, date, datetime
@@ -12,7 +12,7 @@ from pipeline.reports.charts import IntervalChart, LineChart, interval_chart, li
 from pipeline.reports.rendering import render_page
 
 _MOST_LINES = 3
-"""Lines of a chart, the newest versions: more have no colour of their own."""
+"""Maximum lines of a chart, as many as there are colours; the newest versions are shown."""
 _PSI = "population stability index"
 
 
@@ -25,7 +25,7 @@ def page(result: MonitorResult) -> str:
         _by_day(result, "Coverage", "share of catalogue", lambda g: g.exposure.coverage),
     ]
     hit_rate = _longest_hit_rate(result)
-    # the newest first, which the chart marks
+    # the chart marks the first, the newest version
     online = {version.version: version.online for version in reversed(result.versions)}
     intervals = [_intervals(f"{hit_rate} by version", online, hit_rate)]
     for experiment in result.experiments:
@@ -54,7 +54,7 @@ def _by_day(
     unit: str,
     value_of: Callable[[GroupStatistics], float | None],
 ) -> LineChart | None:
-    """Line of each version over the days; None where no version has two days."""
+    """Line of each version over the days; None if no version has two days."""
     series: dict[str, list[tuple[float, float]]] = {}
     for version in result.versions[-_MOST_LINES:]:
         points = [(_day(day), value_of(group)) for day, group in version.days.items()]

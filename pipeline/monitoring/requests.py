@@ -1,4 +1,4 @@
-"""Requests of a log as arrays, with items as positions in one list of ids."""
+"""Logged requests as arrays, with items as positions in a list of ids."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -29,7 +29,7 @@ NO_SESSION = -1
 
 
 class Ragged(NamedTuple):
-    """Lists of different lengths, one after the other."""
+    """Concatenated lists of different lengths."""
 
     values: NDArray[Any]
     offsets: NDArray[Any]
@@ -41,7 +41,7 @@ class Ragged(NamedTuple):
         return np.diff(self.offsets)
 
     def take(self, rows: NDArray[Any]) -> "Ragged":
-        """Return some of the lists, by their (M,) numbers."""
+        """Return the lists at (M,) `rows`."""
         lengths = self.lengths[rows]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         shifts = np.repeat(self.offsets[rows] - offsets[:-1], lengths)
@@ -52,7 +52,7 @@ class Ragged(NamedTuple):
 class Requests:
     """N logged requests, in the order of time.
 
-    An item is its position in `ids`, of which the first are the catalogue of the training data.
+    Items are positions in `ids`, which begins with the catalogue of the training data.
     """
 
     ids: pa.Array
@@ -60,17 +60,17 @@ class Requests:
     times: NDArray[Any]
     """(N,) microseconds since 1970 UTC."""
     sessions: NDArray[Any]
-    """(N,) numbers of the sessions, NO_SESSION without a name."""
+    """(N,) session numbers, NO_SESSION for a request without a session."""
     session_names: pd.Index
     versions: pd.Series
-    """(N,) text such as `recommender v3`."""
+    """(N,) model and version as text, such as `recommender v3`."""
     experiments: pd.Series
-    """(N,) name of the experiment, missing for a request that was not drawn."""
+    """(N,) name of the experiment, missing for a request outside experiments."""
     arms: pd.Series
     items: Ragged
     lists: Ragged
     shares: dict[str, list[dict[str, float]]]
-    """Shares of the arms by experiment: several where they were changed."""
+    """Shares of the arms by experiment, several if they were changed."""
 
     @property
     def days(self) -> NDArray[Any]:
@@ -78,13 +78,13 @@ class Requests:
         return self.times // DAY_MICROSECONDS
 
     def item_positions(self, texts: pa.Array) -> NDArray[Any]:
-        """(M,) ids as text -> positions, -1 for an id that neither training nor the log has."""
+        """(M,) ids as text -> positions, -1 for an id outside training data and log."""
         positions = pd.Index(self.ids.to_pandas()).get_indexer(texts.to_pandas())
         return np.asarray(positions)
 
 
 def find_files(paths: Iterable[Path]) -> list[Path]:
-    """Return the files of folders and the files themselves. DataError for none, and for a pipe."""
+    """Return the files of folders, and single files. DataError without a file, and for a pipe."""
     paths = list(paths)
     files: list[Path] = []
     for path in paths:
@@ -95,7 +95,7 @@ def find_files(paths: Iterable[Path]) -> list[Path]:
             "`pipeline serve --log-requests`."
         )
     for file in files:
-        if file.exists() and not file.is_file():  # a pipe would be waited for
+        if file.exists() and not file.is_file():  # reading a pipe would block
             raise DataError(f"{file} is no file of a request log.")
     return files
 

@@ -18,17 +18,17 @@ NO_VALUE = "-"
 
 @dataclass(frozen=True)
 class Clicks:
-    """Later interactions that requests were compared with."""
+    """Later interactions, from which outcomes of requests come."""
 
     interactions: int
     matched_sessions: int
     window: str
-    """Such as 30m."""
+    """Attribution window, such as 30m."""
 
 
 @dataclass(frozen=True)
 class VersionResult:
-    """Requests that one version answered."""
+    """Statistics of the requests of one version."""
 
     version: str
     """Model and version, such as `recommender v3`."""
@@ -42,7 +42,7 @@ class VersionResult:
 
 @dataclass(frozen=True)
 class MonitorResult:
-    """What a server answered, compared with training and with later clicks."""
+    """Logged recommendations of a server, compared with training and with later clicks."""
 
     data: str
     """Name of the data directory."""
@@ -56,12 +56,12 @@ class MonitorResult:
     clicks: Clicks | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON takes them."""
+        """Return the fields as JSON values."""
         result: dict[str, Any] = finite(asdict(self))
         return result
 
     def notes(self) -> list[str]:
-        """Return what needs a look, a sentence each."""
+        """Return sentences on findings that need attention."""
         return [*_version_notes(self.versions), *_experiment_notes(self.experiments)]
 
     def to_text(self) -> str:
@@ -83,7 +83,7 @@ def time_text(microseconds: int) -> str:
 
 
 def headline(result: MonitorResult) -> str:
-    """Return a sentence on what was compared."""
+    """Return a sentence on the compared requests and data."""
     text = (
         f"{result.requests:,} requests from {result.first} to {result.last} UTC, compared with the "
         f"training sessions of {result.data} ({result.catalogue_items:,} items)"
@@ -178,7 +178,7 @@ def _table(title: str, columns: _Columns, groups: list[tuple[str, GroupStatistic
 
 
 def estimate_text(estimate: Estimate | None) -> str:
-    """Return a value with half its interval."""
+    """Format a value with half its interval."""
     if estimate is None:
         return NO_VALUE
     margin = "" if estimate.margin is None else f" ±{estimate.margin:.4f}"
@@ -186,7 +186,7 @@ def estimate_text(estimate: Estimate | None) -> str:
 
 
 def p_text(p: float) -> str:
-    """Return a probability with four digits."""
+    """Format a p-value with four digits."""
     return f"{p:.4f}" if p >= 1e-4 else "<0.0001"
 
 

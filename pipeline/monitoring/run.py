@@ -1,4 +1,4 @@
-"""`pipeline monitor`: a log of requests in, what has changed since training out."""
+"""`pipeline monitor`: drift and online metrics from a log of requests."""
 
 from pathlib import Path
 
@@ -84,6 +84,6 @@ def _versions(
 
 
 def _by_number(version: str) -> tuple[str, int]:
-    """Order of versions: `recommender v2` before `recommender v10`."""
+    """Sort key of versions: `recommender v2` before `recommender v10`."""
     model, _, number = version.rpartition(" v")
     return model, int(number)

@@ -1,7 +1,7 @@
 """Geometry of small SVG charts; `charts.html.jinja` draws them in the colours of the page.
 
-A plotting library is not used: a chart is two kilobytes of text that follows the reader's light or
-dark theme, stays readable on a phone, and is the same bytes each time.
+No plotting library is used: a chart is two kilobytes of reproducible text that follows the reader's
+light or dark theme and stays readable on a phone.
 
 Lengths are in units of the drawing, WIDTH by HEIGHT, with the origin at the top left.
 """
@@ -97,7 +97,7 @@ class LineChart(_AxesChart):
 
 @dataclass(frozen=True, kw_only=True)
 class BarChart(_AxesChart):
-    """Series over the same groups, with bars side by side."""
+    """Series over common groups, with adjacent bars."""
 
     labels: list[str]
     bars: list[Bar]
@@ -131,9 +131,9 @@ def line_chart(
 ) -> LineChart | None:
     """Chart of points (x, y) by label of the series; None without a point.
 
-    Labels of the axes name what they count and its unit. `x_labels` are the ticks of the x axis by
-    position, instead of round numbers; `format_x` is the text of an x in a tooltip. `from_zero`
-    extends the y axis to 0, `x_from_zero` the x axis.
+    Axis labels name the quantity and its unit. `x_labels` are ticks of the x axis by position, in
+    place of round numbers; `format_x` formats x in a tooltip. `from_zero` extends the y axis to 0,
+    `x_from_zero` the x axis.
     """
     points = [point for line in series.values() for point in line]
     if not points:
@@ -141,7 +141,7 @@ def line_chart(
     xs, ys = zip(*points, strict=True)
     lowest = min(*ys, 0.0) if from_zero else min(ys)
     y_ticks = ticks(lowest, max(ys))
-    # the x axis ends at the first and the last point, the y axis at round numbers
+    # the x axis ends at the first and last point, the y axis at round numbers
     x_low, x_high = _widen(min(*xs, 0.0) if x_from_zero else min(xs), max(xs))
     y_low, y_high = min(y_ticks[0], *ys), max(y_ticks[-1], *ys)
 
@@ -178,9 +178,9 @@ def line_chart(
 def bar_chart(
     title: str, x_label: str, y_label: str, groups: list[str], series: dict[str, list[float]]
 ) -> BarChart | None:
-    """Chart of a non-negative value for each group, by label of the series; None without groups.
+    """Chart of a non-negative value per group, by label of the series; None without groups.
 
-    The last group is always labelled: it is often an open range.
+    The last group always has a label, as it is often an open range.
     """
     if not groups or not series:
         return None
@@ -268,7 +268,7 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def format_number(value: float) -> str:
-    """Short text of a number: 1,200 or 0.125 or 3e-05."""
+    """Short text of a number, such as 1,200, 0.125 or 3e-05."""
     if value and not 1e-4 <= abs(value) < 1e7:
         return f"{value:.3g}"
     if abs(value) >= 100:

@@ -1,4 +1,4 @@
-"""Plot of the loads of a server as one SVG file: latency in an open and in a closed loop."""
+"""Plot of load tests of a server as one SVG file: latency in an open and in a closed loop."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -10,17 +10,17 @@ _QUANTILES = ("p50", "p99")
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 _TITLE_HEIGHT, _LEGEND_HEIGHT = 28, 16
 _GAP = 16
-"""Distance of the panels."""
+"""Distance between the panels."""
 
 Load = Mapping[str, Any]
-"""A load as `LoadTestResult.to_dict` has it."""
+"""A load as returned by `LoadTestResult.to_dict`."""
 
 
 def load_plot(title: str, loads: Mapping[str, Sequence[Load]]) -> str:
     """SVG of the latency of each server by its load; all axes begin at 0.
 
-    The load is what was offered, whether or not it was answered in time: requests a second in an
-    open loop, clients in a closed one.
+    The load is the offered one, even if responses were late: requests per second in an open loop,
+    clients in a closed loop.
     """
     panels = [panel for panel in (_open_loop(loads), _closed_loop(loads)) if panel is not None]
     num_lines = max(len(panel.lines) for panel in panels)

@@ -21,7 +21,7 @@ def render_page(package: str, values: dict[str, Any]) -> str:
             lambda name: resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
         ),
         undefined=jinja2.StrictUndefined,
-        optimized=False,  # a page is rendered once, so that optimizing takes longer than it saves
+        optimized=False,  # a page is rendered once, so optimizing costs more than it saves
         trim_blocks=True,
         lstrip_blocks=True,
     )

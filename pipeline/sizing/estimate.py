@@ -1,9 +1,9 @@
 """Estimates of time and memory: sums of terms of a model's shape times measured coefficients.
 
-`python -m benchmarks sizing` measures the coefficients on one core and writes them, with what they
-were measured on, to `coefficients.json`. They hold for CPUs alone. A term counts work or bytes, so
-no coefficient is negative. Terms of the encoder have a coefficient for each architecture, all
-others are shared.
+`python -m benchmarks sizing` measures the coefficients on one core and writes them, with the
+measured shapes and machine, to `coefficients.json`. They are valid for CPUs only. A term counts
+work or bytes, so no coefficient is negative. Terms of the encoder have one coefficient per
+architecture; the others are shared.
 """
 
 import json
@@ -17,16 +17,16 @@ from typing import Any
 from pipeline.core.errors import ConfigError
 
 Terms = dict[str, float]
-"""Value of each term by its name; `name:architecture` where each architecture has its own."""
+"""Value of each term by name; `name:architecture` for terms per architecture."""
 
 COEFFICIENTS_FILE = "coefficients.json"
 KEPT_SCORE_BYTES = 2**29
-"""Scores of a step that the cross-entropy keeps at most, `model.ops` has the same number."""
+"""Maximum bytes of scores that the cross-entropy keeps in a step, as in `model.ops`."""
 MASKED_SHARES = {"xlnet": 0.2}
-"""Share of the interactions that are targets, of architectures that were measured with mlm; the
-others were with clm."""
+"""Share of interactions that are targets, for architectures measured with mlm; the others are
+measured with clm."""
 BUSY_SHARE = 0.6
-"""Share of a serving core's time that requests may take; beyond it latencies rise steeply."""
+"""Maximum share of a serving core's time for requests; beyond it latencies rise steeply."""
 _FLOAT_BYTES = 4
 _GIBIBYTE = 1024**3
 
@@ -37,9 +37,9 @@ class Shape:
 
     architecture: str
     items: int
-    """V."""
+    """V, the catalogue size."""
     d_model: int
-    """D."""
+    """D, the width of the model."""
     n_layer: int = 2
     batch_size: int = 128
     """B: sessions of a training step."""
@@ -48,22 +48,23 @@ class Shape:
 
     @property
     def parameters(self) -> float:
-        """Weights: the item table and about 12 D squared for each layer."""
+        """Number of weights: the item table and about 12 D squared per layer."""
         return self.items * self.d_model + 12 * self.n_layer * self.d_model**2
 
     @property
     def interactions(self) -> float:
-        """Interactions of a training step."""
+        """Number of interactions of a training step."""
         return self.batch_size * self.length
 
     @property
     def keeps_scores(self) -> bool:
-        """Whether a step keeps its scores for the backward pass; else it computes them again."""
+        """Whether a step keeps its scores for the backward pass instead of recomputing them."""
         return _FLOAT_BYTES * self.targets * self.items <= KEPT_SCORE_BYTES
 
     @property
     def targets(self) -> float:
-        """Targets of a training step: all interactions but the first, or those that are masked."""
+        """Number of targets of a training step: all interactions except the first, or the masked
+        ones."""
         masked = MASKED_SHARES.get(self.architecture)
         of_session = self.length - 1 if masked is None else masked * self.length
         return self.batch_size * max(of_session, 1.0)
@@ -108,7 +109,7 @@ def serving_seconds(shape: Shape) -> Terms:
 
 
 def serving_bytes(shape: Shape) -> Terms:
-    """Terms of the peak memory of a server, which it has while it loads the model."""
+    """Terms of the peak memory of a server, reached while it loads the model."""
     return {
         "process": 1.0,
         "parameters": _FLOAT_BYTES * shape.parameters,
@@ -122,24 +123,24 @@ QUANTITIES: dict[str, Callable[[Shape], Terms]] = {
     "serving_seconds": serving_seconds,
     "serving_bytes": serving_bytes,
 }
-"""What is estimated, with its terms."""
+"""Functions of the terms, by estimated quantity."""
 
 
 @cache
 def coefficients() -> dict[str, Any]:
-    """The table of coefficients of this version, with the machine and the held-out errors."""
+    """Coefficients of this version, with the machine and the held-out errors."""
     text = resources.files(__package__).joinpath(COEFFICIENTS_FILE).read_text(encoding="utf-8")
     table: dict[str, Any] = json.loads(text)
     return table
 
 
 def predict(quantity: str, shape: Shape, table: dict[str, float]) -> float:
-    """Value of a quantity by the coefficients of its terms."""
+    """Value of a quantity: sum of its terms times their coefficients."""
     return sum(value * table[name] for name, value in QUANTITIES[quantity](shape).items())
 
 
 def extrapolations(shape: Shape) -> list[str]:
-    """Sizes of a shape that are outside those of all measured ones, as text."""
+    """Sizes of a shape outside the measured range, as text."""
     shapes = [Shape(**point["shape"]) for point in coefficients()["points"]]
     texts = []
     for name in ("items", "d_model", "n_layer", "batch_size", "length"):
@@ -155,12 +156,12 @@ class Load:
     """Requests and training data."""
 
     rate: float
-    """Requests of one session a second."""
+    """Requests per second, of one session each."""
     sessions: int
-    """Training sessions of an epoch."""
+    """Number of training sessions."""
     epochs: int
     hours: float
-    """Time in which a training has to end."""
+    """Maximum time of a training, in hours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,22 +169,22 @@ class Estimate:
     """Memory and cores of training and serving on CPUs."""
 
     step_seconds: float
-    """A training step on one core."""
+    """Seconds of a training step on one core."""
     epoch_hours: float
-    """On one core."""
+    """Hours of an epoch on one core."""
     training_cores: int
-    """Cores on which all epochs end in time, if the work spreads over them evenly."""
+    """Cores to finish all epochs in time, if the work is distributed evenly."""
     training_gib: float
     request_ms: float
-    """Processor time of a request."""
+    """Processor time of a request, in milliseconds."""
     requests_per_core: float
-    """Requests a second of one core that does nothing else."""
+    """Requests per second of a fully used core."""
     serving_cores: int
-    """Cores of the rate, each busy for `BUSY_SHARE` of its time."""
+    """Cores for the rate, each busy for `BUSY_SHARE` of its time."""
     serving_gib: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON takes them."""
+        """Return the fields as JSON values."""
         return asdict(self)
 
 
