@@ -220,7 +220,7 @@ def test_another_name_adds_a_model_and_keeps_the_others(
     assert (result.version, list(result.superseded)) == (3, ["1"])
     assert models() == folders("recommender", 1, 3) | folders("other", 2)
     for name in ("other_model_v2", "other_v2"):
-        with pytest.raises(ConfigError, match=f"makes a model {name}, which"):
+        with pytest.raises(ConfigError, match=f"needs the model name {name}, which"):
             export(shop.run, repository, ExportOptions(name=name))
     # damage: nothing that another model needs is copied or lost
     (repository / "other" / "config.pbtxt").write_text("")
@@ -331,7 +331,7 @@ def test_a_model_for_a_gpu_needs_one_to_be_traced_on(
     shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ConfigError, match="torch sees none here"):
+    with pytest.raises(ConfigError, match="torch finds none"):
         export(shop.run, tmp_path / "repository", ExportOptions(device="gpu"))
 
 

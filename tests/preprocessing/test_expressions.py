@@ -115,7 +115,7 @@ def test_categories(text: str, expected: list[str | None]) -> None:
         ({"expression": "item_id + 1"}, "`item_id` is a category"),
         ({"expression": "price + mean(price, price)"}, "as a number and as a category"),
         ({"expression": "mean(lag(price), brand)"}, "`mean` takes no `lag`"),
-        ({"expression": "clip(price, brand, 3)"}, "takes numbers behind"),
+        ({"expression": "clip(price, brand, 3)"}, "takes numbers after"),
         ({"expression": "bucket(price, 3, 2)"}, "ascending numbers"),
         ({"expression": "lag(price, 0.5)"}, "whole number"),
         ({"expression": "cross(brand, colour)"}, "makes a category where a number"),

@@ -282,7 +282,7 @@ def test_export_names_the_operator(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         {"model": {"d_model": 16}, "train": {"epochs": 1}}, "the test"
     )
     run = pipeline.train(recipe, tmp_path / "data", out=tmp_path / "run")
-    with pytest.raises(ConfigError, match="reads 'price', which LambdaOp makes: it has no form"):
+    with pytest.raises(ConfigError, match="reads 'price', which LambdaOp computes: that operator"):
         pipeline.export(run, out=tmp_path / "repository")
 
 

@@ -231,7 +231,7 @@ def test_integer_ids_and_a_bidirectional_architecture(tmp_path: Path) -> None:
             "and no directory, expected one that `pipeline train` wrote",
         ),
         (["https://127.0.0.1:9", "--items", "a"], "is no address, expected http://HOST:PORT"),
-        (["{}/run", "--items", "a", "--name", "other"], "--name is for a server"),
+        (["{}/run", "--items", "a", "--name", "other"], "--name chooses a model of a server"),
         (["{}/run", "--items", "a", "--k", "201"], "k is 201, expected 1 to 200, the items of"),
         (["{}/run", "--items", "a", "--k", "0"], "--k is 0, expected 1 or more"),
         (["{}/run", "--items", "a", "--column", "colour=red"], "has no column 'colour'"),
