@@ -108,7 +108,7 @@ def load_plugins(file: Path | None) -> None:
     if not file.is_file():
         raise ConfigError(f"--plugins {file} does not exist. Expected a Python file.")
     if file.suffix != ".py":
-        raise ConfigError(f"--plugins {file} is no Python file: its name does not end in .py.")
+        raise ConfigError(f"--plugins {file} is not a Python file: its name does not end in .py.")
     try:
         # runs the source, never bytecode of an earlier version
         runpy.run_path(str(file), run_name="pipeline_plugins")

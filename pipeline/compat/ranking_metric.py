@@ -67,7 +67,9 @@ class RankingMetric(Rebuildable):
 def _single(labels: Tensor) -> Tensor:
     """(N, V) rows with a single 1 -> (N,) its column."""
     if labels.dim() != 2 or not bool((labels.bool().sum(1) == 1).all()):
-        raise ConfigError("A ranking metric takes one true item a row, as (N, V) with a single 1.")
+        raise ConfigError(
+            "A ranking metric takes one true item per row, as (N, V) with a single 1."
+        )
     return labels.bool().int().argmax(1)
 
 

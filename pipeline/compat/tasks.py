@@ -12,7 +12,7 @@ from pipeline.compat.model import Head, Model
 from pipeline.compat.ranking_metric import RankingMetric, default_metrics
 from pipeline.core.errors import ConfigError
 
-_SUMMARY = "it is last, mean, first, or None for one target an interaction"
+_SUMMARY = "it is last, mean, first, or None for one target per interaction"
 
 
 class PredictionTask(Rebuildable):

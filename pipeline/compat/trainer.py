@@ -296,7 +296,7 @@ class Trainer:
             self.state.global_step = read_json(path / _STATE_FILE)["global_step"]
         except (OSError, RuntimeError, KeyError, ValueError, ArtifactError) as error:
             line = " ".join(str(error).split())[:200]
-            raise ConfigError(f"{path} is no checkpoint of this model: {line}") from None
+            raise ConfigError(f"{path} is not a checkpoint of this model: {line}") from None
         self.optimizer, self.lr_scheduler = None, None
 
     @staticmethod

@@ -71,14 +71,14 @@ class TransformerBlock(nn.Module):
             )
         if width != self.d_model:
             raise ConfigError(
-                f"The block before the transformer gives {width} numbers an interaction, d_model "
+                f"The block before the transformer returns vectors of width {width}, d_model "
                 f"is {self.d_model}. Put MLPBlock([{self.d_model}]) between, or set d_output."
             )
         positions = self.total_seq_length
         if positions is not None and max_sequence_length is not None:
             needed = max_sequence_length + masking.extra_positions
             if positions < needed:
-                more = " and one for what is predicted" if masking.extra_positions else ""
+                more = " plus one position for the target" if masking.extra_positions else ""
                 raise ConfigError(
                     f"total_seq_length {positions} is too small: max_sequence_length is "
                     f"{max_sequence_length}{more}. Set it to {needed}."
@@ -267,7 +267,7 @@ class SequentialBlock(nn.Module):
                 weights += block.attentions(hidden, masked)
             hidden = run_blocks([block], hidden, masked)
         if not weights:
-            raise ConfigError("The body has no TransformerBlock in its row of blocks.")
+            raise ConfigError("The body has no TransformerBlock.")
         return weights
 
 

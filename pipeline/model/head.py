@@ -167,7 +167,7 @@ def _check_task_names(argument: str, named: Mapping[str, object], names: list[st
 def check_unique(names: list[str]) -> None:
     """ConfigError if two tasks have one name."""
     if len(set(names)) < len(names):
-        raise ConfigError(f"Two tasks have one name among {', '.join(names)}. Set task_name.")
+        raise ConfigError(f"Two tasks have the same name among {', '.join(names)}. Set task_name.")
 
 
 def check_weights(weights: list[float] | None, count: int, name: str) -> list[float]:

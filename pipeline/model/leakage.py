@@ -132,9 +132,9 @@ def _gradient(hidden: Tensor, vectors: Tensor) -> Tensor:
 def _refuse(leaks: Tensor, reason: str) -> None:
     if bool(leaks):
         raise ConfigError(
-            f"The blocks do not go together with the masking: {reason}. Modules of one's own may "
-            "look at one interaction at a time, or back alone; what looks elsewhere is a "
-            "TransformerBlock, of which plm takes one."
+            f"The blocks do not fit the masking: {reason}. Custom modules must read one "
+            "interaction at a time or be causal; any other attention needs a TransformerBlock, of "
+            "which plm allows one."
         )
 
 
@@ -160,13 +160,13 @@ def block_output_size(block: nn.Module, width: int) -> int:
     name = type(block).__name__
     for module in block.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            raise ConfigError(f"{name} mixes sessions with each other and with padding: LayerNorm.")
+            raise ConfigError(f"{name} mixes sessions and padding by a batch norm. Use LayerNorm.")
     first = next(block.parameters(), torch.empty(0))
     vectors = torch.randn(2, 3, width, device=first.device, dtype=first.dtype, requires_grad=True)
     output = _try(block, vectors, f"(B, L, {width})")
     output = output[0] if isinstance(output, tuple) else output
     if not isinstance(output, Tensor) or output.dim() != 3 or output.shape[:2] != (2, 3):
-        raise ConfigError(f"{name} does not give one vector an interaction.")
+        raise ConfigError(f"{name} does not return one vector per interaction, (B, L, D).")
     if output.requires_grad:
         weights = torch.randn_like(output)
         early = (output[:, :2] * weights[:, :2]).sum()
@@ -176,13 +176,13 @@ def block_output_size(block: nn.Module, width: int) -> int:
         (by_second,) = torch.autograd.grad(of_second, vectors)
         if bool(by_first[1].any()) or bool(by_second[0].any()):
             raise ConfigError(
-                f"{name} lets sessions of a batch see each other. Recurrent modules of torch need "
+                f"{name} mixes the sessions of a batch. Recurrent modules of torch need "
                 "batch_first=True."
             )
         if bool(by_early[:, 2].any()):
             raise ConfigError(
-                f"{name} looks at later interactions, so that padding and targets would show. Use "
-                "a TransformerBlock, whose attention follows the masking."
+                f"{name} attends to later interactions, so that it would see padding and targets. "
+                "Use a TransformerBlock, whose attention follows the masking."
             )
     return int(output.size(-1))
 

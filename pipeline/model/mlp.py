@@ -35,15 +35,15 @@ class MLPBlock(nn.Sequential):
         """(..., input) -> (..., dimensions[-1])."""
         if not len(self):
             raise ConfigError(
-                "An MLPBlock learns its input width from the block in front of it. Put it into the "
-                "row of blocks itself, not inside another module."
+                "An MLPBlock learns its input width from the block in front of it. Use it "
+                "as a block itself, not inside another module."
             )
         return super().forward(values)
 
     def build(self, width: int) -> None:
         """Build the layers for an input of this width. ConfigError if they exist already."""
         if len(self):
-            raise ConfigError("An MLPBlock stands in two places; make one for each.")
+            raise ConfigError("An MLPBlock is used in two places; create one for each.")
         for dimension in self.dimensions:
             self.append(nn.Linear(width, dimension, bias=self.use_bias))
             if self.activation is not None:

@@ -183,7 +183,7 @@ def write_program(directory: Path, model: Model, batches: list[SessionBatch]) ->
             traced = torch.jit.trace(answers, _arguments(batches[0], names), check_trace=False)
         except RuntimeError as error:
             line = " ".join(str(error).split())[:200]
-            raise PipelineError(f"The model cannot be made a program: {line}") from None
+            raise PipelineError(f"The model cannot be traced as a program: {line}") from None
         program = torch.jit.freeze(traced.eval())
         for batch in batches:
             _check_same(answers, program, batch, names)
@@ -322,6 +322,6 @@ def save_program(program: torch.jit.ScriptModule, path: Path) -> None:
         raise PipelineError(str(error)) from None
     if part is not None:
         raise PipelineError(
-            f"The model would be a program with {part}. Nothing would load it. Use operators on "
+            f"The model would be a program with {part}. Readers refuse it. Use operators on "
             "tensors alone."
         )

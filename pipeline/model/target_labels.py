@@ -98,8 +98,8 @@ def vocabulary_values(fitted: Fitted, feature: str, where: str) -> list[object]:
     if feature not in fitted.vocabularies:
         features = ", ".join(fitted.vocabularies)
         raise ConfigError(
-            f"{where} names {feature!r}, which is no categorical feature of the data. These are: "
-            f"{features}."
+            f"{where} names {feature!r}, which is not a categorical feature of the data. "
+            f"These are: {features}."
         )
     values: list[object] = fitted.vocabularies[feature].values.to_pylist()
     return values

@@ -267,8 +267,8 @@ def _version_notes(versions: list[VersionResult]) -> Iterable[str]:
                 )
         if each.all.exposure.outside > 0:
             yield (
-                f"{each.all.exposure.outside:.1%} of what {each.version} showed are items that "
-                "these training data lack: give the data of its run."
+                f"{each.all.exposure.outside:.1%} of the recommendations of {each.version} are "
+                "items outside these training data: give the data of its run."
             )
 
 

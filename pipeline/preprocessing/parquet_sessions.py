@@ -211,7 +211,7 @@ def _check_type(path: Path, column: ParquetColumn, kind: pa.DataType) -> None:
     fits |= column.is_code or pa.types.is_null(value)
     if is_list != column.is_list or not fits:
         values = "the indices of Categorify" if column.is_index else "numbers"
-        lists = ", in lists, one a session" if column.is_list else ", one a session"
+        lists = ", in lists, one per session" if column.is_list else ", one per session"
         raise DataError(f"{path}: {column.source!r} is {kind}, expected {values}{lists}.")
 
 
@@ -360,7 +360,7 @@ def _flat_values(
     if len(wrong):
         raise DataError(
             f"{path}: {column.source!r} has {widths[wrong[0]]} values where the items have "
-            f"{np.diff(offsets)[wrong[0]]}. Each list of a session has one value an interaction."
+            f"{np.diff(offsets)[wrong[0]]}. Each list of a session has one value per interaction."
         )
     return lists.flatten()
 

@@ -13,7 +13,7 @@ def check_python_file(option: str, file: Path) -> None:
     if not file.is_file():
         raise ConfigError(f"{option} {file} does not exist. Expected a Python file.")
     if file.suffix != ".py":
-        raise ConfigError(f"{option} {file} is no Python file: its name does not end in .py.")
+        raise ConfigError(f"{option} {file} is not a Python file: its name does not end in .py.")
 
 
 def run_file(file: Path) -> dict[str, Any]:

@@ -389,7 +389,7 @@ def test_leaks_of_the_original_are_refused_in_a_line_that_names_the_page() -> No
             lambda: tr.SequentialBlock(features(), nn.Tanh()).to_model(
                 tr.BinaryClassificationTask("click", summary_type="first")
             ),
-            "sees one interaction alone",
+            "sees only one interaction",
         ),
     ):
         with pytest.raises(

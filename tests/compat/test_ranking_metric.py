@@ -70,7 +70,7 @@ def test_one_row_has_a_recall() -> None:
 
 
 def test_several_true_items_in_a_row_are_refused() -> None:
-    with pytest.raises(ConfigError, match="one true item a row"):
+    with pytest.raises(ConfigError, match="one true item per row"):
         tr.NDCGAt([2])(SCORES, torch.ones(2, 4))
     with pytest.raises(ConfigError, match="lengths of lists"):
         tr.NDCGAt([])

@@ -83,10 +83,10 @@ def test_plain_recurrent_modules_stand_among_blocks(module: type) -> None:
     ("make", "words"),
     [
         (lambda: [nn.GRU(16, 16)], "need batch_first=True"),
-        (lambda: [nn.GRU(16, 16, batch_first=True, bidirectional=True)], "looks at later"),
-        (lambda: [nn.TransformerEncoderLayer(16, 2, batch_first=True)], "looks at later"),
+        (lambda: [nn.GRU(16, 16, batch_first=True, bidirectional=True)], "attends to later"),
+        (lambda: [nn.TransformerEncoderLayer(16, 2, batch_first=True)], "attends to later"),
         (lambda: [nn.Linear(15, 4)], "does not take (B, L, 16)"),
-        (lambda: [nn.Flatten()], "does not give one vector an interaction"),
+        (lambda: [nn.Flatten()], "does not return one vector per interaction"),
         (lambda: [nn.Sequential(nn.Linear(16, 4), nn.BatchNorm1d(4))], "mixes sessions"),
         (lambda: [tr.TransformerBlock(gpt2(8), masking=tr.CausalMasking())], "d_model is 8"),
         (lambda: [tr.TransformerBlock(gpt2())], "Pass masking=inputs.masking"),

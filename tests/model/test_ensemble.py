@@ -99,7 +99,7 @@ def test_members_that_read_differently_are_refused() -> None:
         build_model(SCHEMA, ModelConfig(architecture="bert", masking=masking), 6)
         for masking in ("clm", "mlm")
     )
-    with pytest.raises(ConfigError, match="Two tasks have one name"):
+    with pytest.raises(ConfigError, match="Two tasks have the same name"):
         Ensemble(*one.heads, *other.heads)
     other.head.next_item_task().task_name = "another"
     with pytest.raises(ConfigError, match="the same masking"):

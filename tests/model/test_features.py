@@ -625,7 +625,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"normalizer": "batch-norm"}, "normalizer is 'batch-norm'. Expected 'layer-norm'"),
     ({"pre": "snn"}, "pre is 'snn'. Expected stochastic-swap-noise, ssn"),
     ({"pre": "layer-norm"}, "TabularLayerNorm works on embeddings. Give it as `post`"),
-    ({"post": StochasticSwapNoise()}, "StochasticSwapNoise works on what is not embedded"),
+    ({"post": StochasticSwapNoise()}, "StochasticSwapNoise works on features before embedding"),
     ({"post": "norm"}, "post is 'norm'. Expected layer-norm, dropout or a module"),
     ({"post": Wrong()}, "Wrong gives list, expected {name: (B, L, d)}"),
     ({"post": nn.Linear(3, 3)}, "Linear does not take {item_id: (B, L, 64)"),
@@ -680,7 +680,7 @@ def test_arguments_that_cannot_be_are_refused_in_one_line(
                 )
             ),
             {},
-            "several numbers an interaction. Tag it embedding",
+            "several numbers per interaction. Tag it embedding",
         ),
         (
             Schema((ITEM, ColumnSchema(name="x", tags=frozenset({"embedding"})))),
@@ -690,7 +690,7 @@ def test_arguments_that_cannot_be_are_refused_in_one_line(
         (
             Schema((ITEM, ColumnSchema.create_categorical("continuous_projection", 3), PRICE)),
             {"continuous_projection": 3},
-            "Two parts have one name",
+            "Two parts have the same name",
         ),
     ],
     ids=lambda v: "",
@@ -708,7 +708,7 @@ def test_schemas_that_cannot_be_are_refused_in_one_line(
     ("make", "words"),
     [
         (lambda: PretrainedEmbeddings([[1.0]]), "weight_matrix is (1, 1), expected"),
-        (lambda: PretrainedEmbeddings("x"), "no matrix of numbers"),
+        (lambda: PretrainedEmbeddings("x"), "not a matrix of numbers"),
         (lambda: PretrainedEmbeddings([[float("nan")]] * 4), "not finite"),
         (lambda: StochasticSwapNoise(1.5), "replacement_prob is 1.5, expected 0 to 1"),
         (lambda: TabularDropout(1.0), "dropout_rate is 1.0"),

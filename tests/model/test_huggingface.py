@@ -82,8 +82,8 @@ def _reason(message: str) -> str:
     for words, reason in (
         ("does not run on `inputs_embeds`", "they do not run on `inputs_embeds`"),
         ("cannot be made", "their config needs `options`"),
-        ("looks both ways and cannot", "looks both ways"),
-        ("looks back alone", "looks back alone"),
+        ("is bidirectional and ignores", "looks both ways"),
+        ("is causal and works", "looks back alone"),
         ("padding mask", "they do not heed a padding mask"),
     ):
         if words in message:

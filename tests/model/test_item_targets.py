@@ -279,7 +279,9 @@ def test_what_has_no_target_per_item_is_refused() -> None:
     with pytest.raises(ConfigError, match="no NextItemPredictionTask"):
         tr.Head(head.body, alone)
     model = tr.Model(tr.Head(head.body, [tr.NextItemPredictionTask(), alone]))
-    with pytest.raises(ConfigError, match="'mood' has one value a session, and per_item wants one"):
+    with pytest.raises(
+        ConfigError, match="'mood' has one value per session, and per_item needs one"
+    ):
         model.loss(batch())
     with pytest.raises(ConfigError, match="an Ensemble has no targets per item"):
         tr.Ensemble(head)

@@ -99,14 +99,14 @@ def test_plm_of_all_interactions_does_not_let_the_first_see_all(blocks: Blocks) 
 @pytest.mark.parametrize("masking", ["clm", "mlm"])
 def test_an_input_block_that_leaks_is_refused(masking: str, others: dict[str, Any]) -> None:
     first = inputs(masking, **others)
-    with pytest.raises(ConfigError, match="do not go together"):
+    with pytest.raises(ConfigError, match="do not fit the masking"):
         tr.SequentialBlock(first, gpt2(first) if masking == "clm" else xlnet(first))
 
 
 def test_an_activation_along_the_session_is_refused() -> None:
     first = inputs("clm")
     block = tr.MLPBlock([16], activation=lambda: nn.Softmax(dim=1))
-    with pytest.raises(ConfigError, match="do not go together"):
+    with pytest.raises(ConfigError, match="do not fit the masking"):
         tr.SequentialBlock(first, block, gpt2(first))
 
 

@@ -355,13 +355,13 @@ def test_core_scores_a_session_by_a_mean_of_its_item_vectors() -> None:
         (lambda: tr.Head(body(), tr.BinaryClassificationTask("item_id")), "cannot be predicted"),
         (
             lambda: tr.Head(body(), tr.RegressionTask("x", summary_type="first")),
-            "sees one interaction alone",
+            "sees only one interaction",
         ),
         (lambda: tr.RegressionTask("x", summary_type="cls"), "expected 'last'"),  # type: ignore[arg-type]
         (lambda: tr.RegressionTask("x", loss="mea"), "expected mse, l1 or huber"),  # type: ignore[arg-type]
         (
             lambda: tr.Head(body(), [tr.RegressionTask("x"), tr.RegressionTask("x")]),
-            "Two tasks have one name",
+            "Two tasks have the same name",
         ),
         (
             lambda: tr.Head(body(), tr.RegressionTask("x"), task_weights=[1.0, 2.0]),
@@ -398,7 +398,7 @@ def test_core_scores_a_session_by_a_mean_of_its_item_vectors() -> None:
         ),
         (
             lambda: one_head(tr.RegressionTask("spent", summary_type=None)).loss(batch()),
-            "has one value a session",
+            "has one value per session",
         ),
         (lambda: one_head(tr.RegressionTask("spent"))(batch()), "has no NextItemPredictionTask"),
     ],

@@ -90,7 +90,7 @@ def test_no_ids_have_reserved_rows_alone(tmp_path: Path) -> None:
         (lambda d: text(d, "item,v0,v1\na,1,inf\nb,1,2\n"), "1 vectors have numbers"),
         (lambda d: text(d, "item,v0,v1\na,1,1e300\nb,1,2\n"), "1 vectors have numbers"),
         (lambda d: text(d, "item,v\na,1 2\nb,1\n"), "vectors of 1 to 2 numbers"),
-        (lambda d: text(d, "item,v\na,1\na,2\nb,3\n"), "1 ids stand there more than once, 'a'"),
+        (lambda d: text(d, "item,v\na,1\na,2\nb,3\n"), "1 ids occur more than once, 'a'"),
         (lambda d: text(d, "item,v\na,1\n,2\n"), "1 rows have no id in 'item'"),
         (lambda d: text(d, "item,v\nA,1\nB,2\n"), "none of the 2 ids: it begins with 'A'"),
         (lambda d: parquet(d, item=[1, 2], v=[0.1, 0.2]), "are int64, those of the log are text"),

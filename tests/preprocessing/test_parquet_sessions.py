@@ -199,12 +199,12 @@ def moved(lists: pa.ChunkedArray) -> list[list[int]]:
     [
         ("item_id-list", lambda c: pa.array([[999, 5]] * len(c)), "expected 0 to 62"),
         ("item_id-list", lambda c: pa.array([[0, 5]] * len(c)), "padding on the right"),
-        ("category-list", lambda c: pa.array([[3]] * len(c)), "one value an interaction"),
-        ("item_id-list", lambda c: pa.array([5] * len(c)), "in lists, one a session"),
+        ("category-list", lambda c: pa.array([[3]] * len(c)), "one value per interaction"),
+        ("item_id-list", lambda c: pa.array([5] * len(c)), "in lists, one per session"),
         ("price-list", lambda c: pa.array([["a"]] * len(c)), "expected numbers, in lists"),
         ("price-list", lambda c: pa.array(infinite(c)), "infinite numbers"),
         # as many values as items in all, in other sessions
-        ("category-list", lambda c: pa.array(moved(c)), "one value an interaction"),
+        ("category-list", lambda c: pa.array(moved(c)), "one value per interaction"),
     ],
 )
 def test_files_that_are_not_what_the_schema_says_are_refused(

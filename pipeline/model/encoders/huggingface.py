@@ -186,18 +186,16 @@ def wrap_transformer(
             measured = _measure_visibility(transformer, "causal", d_model, width, fixed_length)
         if measured.sees_later:
             raise ConfigError(
-                f"{kind} looks both ways and cannot be kept from it, so clm would show it the "
-                "target. Use mlm, or an architecture that looks back alone, such as gpt2."
+                f"{kind} is bidirectional and ignores a causal mask, so clm would show it the "
+                "target. Use mlm, or a causal architecture such as gpt2."
             )
     else:
         if masking.looks_both_ways and not measured.sees_later:
-            raise ConfigError(
-                f"{kind} looks back alone and works with clm, not with {masking.name}."
-            )
+            raise ConfigError(f"{kind} is causal and works with clm, not with {masking.name}.")
         if measured.sees_later:
             measured = _measure_visibility(transformer, "padding", d_model, width, fixed_length)
         if measured.sees_later:
-            raise ConfigError(f"{kind} does not heed a padding mask, so padding would change it.")
+            raise ConfigError(f"{kind} ignores a padding mask, so padding would change scores.")
     # parameters without effect on the output, such as the token table, are not trained
     for parameter in measured.unused:
         parameter.requires_grad_(False)
@@ -334,7 +332,9 @@ def wrap_config_or_model(
         model.attn_type = "uni"
     width = getattr(config, "hidden_size", None)
     if not isinstance(width, int):
-        raise ConfigError(f"{config.model_type} has no hidden_size, so it is no sequence encoder.")
+        raise ConfigError(
+            f"{config.model_type} has no hidden_size, so it is not a sequence encoder."
+        )
     positions = _num_positions(model)
     encoder = wrap_transformer(model, masking, d_model=width, positions=positions)
     return encoder, width, positions

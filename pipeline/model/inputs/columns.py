@@ -117,7 +117,7 @@ def _check_selected(selected: SelectedFeatures) -> None:
     for column in selected.continuous:
         if column.values_per_interaction:
             raise ConfigError(
-                f"Column {column.name!r} has several numbers an interaction. Tag it embedding, "
+                f"Column {column.name!r} has several numbers per interaction. Tag it embedding, "
                 "with their number as its width, to read them as a vector."
             )
     for column in selected.vectors:

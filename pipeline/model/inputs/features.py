@@ -262,7 +262,7 @@ class TabularSequenceFeatures(nn.Module):
         expected = len(self._owners) + num_continuous + len(self.pretrained_names)
         if len(parts) < expected + len(self.vectors):
             raise ConfigError(
-                f"Two parts have one name among {', '.join(parts)}. Rename the column that is "
+                f"Two parts have the same name among {', '.join(parts)}. Rename the column that is "
                 f"called {PROJECTED} or ends in _pretrained."
             )
         return parts

@@ -74,7 +74,7 @@ def as_matrix(weights: Any) -> Tensor:
         matrix = torch.as_tensor(weights).detach().to(torch.float32, copy=True)
     except (TypeError, ValueError, RuntimeError) as error:
         line = " ".join(str(error).split())[:120]
-        raise ConfigError(f"weight_matrix is no matrix of numbers: {line}") from None
+        raise ConfigError(f"weight_matrix is not a matrix of numbers: {line}") from None
     if matrix.dim() != 2 or matrix.size(0) < FIRST_ITEM or matrix.size(1) < 1:
         raise ConfigError(
             f"weight_matrix is {shape_text(matrix)}, expected (rows, numbers), 3 reserved rows "

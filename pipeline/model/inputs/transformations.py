@@ -152,7 +152,7 @@ def build_post(post: Transformations) -> list[nn.Module]:
     for module in modules:
         if isinstance(module, tuple(_PRE.values())):
             raise ConfigError(
-                f"{type(module).__name__} works on what is not embedded yet. Give it as `pre`."
+                f"{type(module).__name__} works on features before embedding. Give it as `pre`."
             )
     return modules
 

@@ -135,7 +135,7 @@ def _ids(path: Path, column: pa.Array, name: str, kind: pa.DataType) -> pa.Array
     twice = counts.filter(pc.greater(counts.field("counts"), 1))
     if len(twice):
         raise DataError(
-            f"{path}: {len(twice)} ids stand there more than once, {twice[0]['values'].as_py()!r} "
+            f"{path}: {len(twice)} ids occur more than once, {twice[0]['values'].as_py()!r} "
             "is the first. Keep one vector each."
         )
     return column

@@ -101,7 +101,7 @@ class NextItemPredictionTask(nn.Module):
         ConfigError if they exist already.
         """
         if self.output_table is not None or not isinstance(self.projection, nn.Identity):
-            raise ConfigError("A NextItemPredictionTask stands in two heads; make one for each.")
+            raise ConfigError("A NextItemPredictionTask is used in two heads; create one for each.")
         if self.task_block is not None:
             d_hidden = task_block_output_size(self.task_block, d_hidden)
         if not self.weight_tying:
@@ -156,7 +156,7 @@ class NextItemPredictionTask(nn.Module):
         """
         if self.is_sharded:
             raise ConfigError(
-                "The item table is spread over processes, none of which can score all items. Ask "
+                "The item table is sharded over processes, none of which can score all items. Use "
                 "the model when training is over, or train with `item_table: whole`."
             )
         table = item_table if self.output_table is None else self.output_table

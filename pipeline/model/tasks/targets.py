@@ -111,7 +111,7 @@ class TargetTask(nn.Module):
         if summary_type not in ("last", "mean", "first", None):
             raise ConfigError(
                 f"summary_type is {summary_type!r}, expected 'last', 'mean', 'first', or None for "
-                "one target an interaction."
+                "one target per interaction."
             )
         if per_item and summary_type != "last":
             raise ConfigError("per_item reads the last hidden state; leave summary_type out.")
@@ -133,7 +133,7 @@ class TargetTask(nn.Module):
         `num_rows` and `d_item` are V and E of the item table, for a `per_item` target.
         """
         if self.output is not None:
-            raise ConfigError("A task stands in two heads; make one for each.")
+            raise ConfigError("A task is used in two heads; create one for each.")
         if self.task_block is not None:
             d_hidden = task_block_output_size(self.task_block, d_hidden)
         per_item = self.per_item
@@ -165,13 +165,13 @@ class TargetTask(nn.Module):
         targets: Tensor = self.target(batch)
         if self.of_session and targets.dim() != 1:
             raise ConfigError(
-                f"{self.target.column!r} has one value an interaction; set summary_type=None."
+                f"{self.target.column!r} has one value per interaction; set summary_type=None."
             )
         if not self.of_session and targets.dim() != 2:
             setting = "per_item" if self.per_item else "summary_type None"
             raise ConfigError(
-                f"{self.target.column!r} has one value a session, and {setting} wants one an "
-                "interaction."
+                f"{self.target.column!r} has one value per session, and {setting} needs one "
+                "per interaction."
             )
         return targets
 
@@ -310,13 +310,11 @@ def check_summary_fits(task: TargetTask, masking: Masking) -> None:
         )
     if task.summary_type == "first" and masking.causal:
         raise ConfigError(
-            f"{task.task_name}: summary_type 'first' sees one interaction alone, since the model "
-            "looks back. Use 'last' or 'mean'."
+            f"{task.task_name}: summary_type 'first' sees only one interaction, as the model is "
+            "causal. Use 'last' or 'mean'."
         )
     if task.summary_type != "last" and masking.name == "plm":
         advice = "Use summary 'last'."
         if not task.of_session:
             advice = "A target of each interaction goes with masking clm, mlm or rtd."
-        raise ConfigError(
-            f"{task.task_name}: plm has a hidden state for what is predicted alone. {advice}"
-        )
+        raise ConfigError(f"{task.task_name}: plm has hidden states of targets only. {advice}")

@@ -186,7 +186,7 @@ def check_shardable(model: Model, processes: Processes) -> None:
     elif inputs.item_table.num_embeddings // processes.count <= FIRST_ITEM:
         reason = f"{inputs.item_table.num_embeddings} rows are too few for {processes.count}"
     if reason is not None:
-        raise ConfigError(f"`item_table: sharded` cannot be: {reason}, or leave the table whole.")
+        raise ConfigError(f"`item_table: sharded` is not possible: {reason}, or use `whole`.")
 
 
 def check_arguments(
