@@ -221,7 +221,7 @@ def read_program(directory: Path, description: dict[str, Any]) -> ProgramModel:
         raise ArtifactError(str(error)) from None
     except (RuntimeError, ValueError, IndexError) as error:
         line = " ".join(str(error).split())[:200]
-        raise ArtifactError(f"{path} is no program: {line}") from None
+        raise ArtifactError(f"{path} is not a program: {line}") from None
     return ProgramModel(program, description, read_tensors(directory / STATE_FILE)).eval()
 
 

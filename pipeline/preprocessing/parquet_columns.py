@@ -105,7 +105,7 @@ def vocabulary_files(
 ) -> dict[str, Path]:
     """Existing `unique.COLUMN.parquet` of the categorical columns, by column name."""
     if categories is not None and not categories.is_dir():
-        raise ConfigError(f"--categories {categories} is no folder of `unique.COLUMN.parquet`.")
+        raise ConfigError(f"--categories {categories} is not a folder of `unique.COLUMN.parquet`.")
     near = [place / up / "categories" for place in places for up in (".", "..")]
     tables = {}
     for column in (c for c in columns if c.is_index):

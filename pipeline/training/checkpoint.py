@@ -142,7 +142,7 @@ def read_state(directory: Path) -> Any:
         return _unpack(packed, tensors)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         line = " ".join(str(error).split())[:200]
-        raise ArtifactError(f"{directory / _STATE_FILE} is no state: {line}") from None
+        raise ArtifactError(f"{directory / _STATE_FILE} is not a state: {line}") from None
 
 
 def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:

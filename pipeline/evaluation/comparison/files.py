@@ -29,7 +29,7 @@ def check_file(file: Path, *, overwrite: bool = False) -> None:
     if file.exists() and not overwrite:
         raise ConfigError(f"{file} exists. Give --overwrite, or choose another --out.")
     if not file.absolute().parent.is_dir():
-        raise ConfigError(f"--out {file}: {file.parent} is no folder.")
+        raise ConfigError(f"--out {file}: {file.parent} is not a folder.")
 
 
 def write(comparison: Comparison, file: Path) -> None:
