@@ -158,13 +158,6 @@ def _check_size(root: yaml.Node) -> None:
     measure(root)
 
 
-def _parts(node: yaml.Node) -> list[yaml.Node]:
-    """Nodes below a list, keys and values below a mapping, none below a scalar."""
-    if isinstance(node, yaml.MappingNode):
-        return [part for pair in node.value for part in pair]
-    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
-
-
 def _override(values: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
     if not equals or not name:
