@@ -33,6 +33,8 @@ from pipeline.recipe.preprocess import Preprocess
 from pipeline.recipe.timestamp import Timestamp
 
 NO_USABLE_TIME = "rows without a usable time"
+_MAX_NAMES = 3
+"""Files that the error of a log without a usable row names."""
 
 
 @dataclass(frozen=True)
@@ -235,11 +237,14 @@ def common_types(
 def check_not_empty(files: Iterable[Path], rows: int, report: RowCounts) -> None:
     """DataError if a log has no usable row."""
     if not rows:
+        names = [str(file) for file in files]
+        if len(names) > _MAX_NAMES:
+            names = [*names[:_MAX_NAMES], f"and {len(names) - _MAX_NAMES} more files"]
         reasons = ", ".join(report.sentences)
         advice = "Check `session`, `timestamp` and `delimiter`."
         if not report.rows:
             advice = "Expected a log with rows."
-        elif report.dropped[NO_USABLE_TIME] == report.rows:
+        elif 2 * report.dropped[NO_USABLE_TIME] > report.rows:
             advice = (
                 "Set `timestamp.unit` for numbers, or `timestamp.format` for other text, such as "
                 "`%d.%m.%Y %H:%M`."
@@ -247,7 +252,7 @@ def check_not_empty(files: Iterable[Path], rows: int, report: RowCounts) -> None
         elif report.dropped[NO_OBJECT] == report.rows:
             advice = "Expected an object a line, as `jq -c .` writes them."
         raise DataError(
-            f"{', '.join(map(str, files))}: no usable row among {report.rows} "
+            f"{', '.join(names)}: no usable row among {report.rows} "
             f"({reasons or 'nothing in it'}). {advice}"
         )
 

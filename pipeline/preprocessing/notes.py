@@ -34,6 +34,7 @@ _LIST = re.compile(
 """Text that looks like several values: ['a', 'b'], {a,b}, a|b, a,b, a;b."""
 _ROUNDED = r"^-?[0-9]\.[0-9]+[eE]\+?[0-9]+$"
 """Long number in the rounded notation of a spreadsheet."""
+_DECIMAL_COMMA = re.compile(r"'[^',]*\d,\d+[^',]*'")
 _NUM_SAMPLES = 1_000
 
 
@@ -45,7 +46,8 @@ def notes(recipe: Preprocess, log: Log, fitted: Fitted, base: Fitted | None) -> 
         if recipe.timestamp is None
         else [*_time_notes(recipe.timestamp, log), *_order_notes(recipe, log)]
     )
-    return [*of_time, *of_base, *_session_notes(recipe, log), *_id_notes(fitted)]
+    of_numbers = _decimal_notes(recipe, log)
+    return [*of_time, *of_base, *_session_notes(recipe, log), *_id_notes(fitted), *of_numbers]
 
 
 def _base_notes(recipe: Preprocess, base: Fitted) -> list[str]:
@@ -142,6 +144,18 @@ def _id_notes(fitted: Fitted) -> Iterator[str]:
         elif vocabulary.type == "int64":
             negative = values.filter(pc.less(values, 0)).to_pylist()
             yield from _null_notes(column, negative if negative == [-1] else [])
+
+
+def _decimal_notes(recipe: Preprocess, log: Log) -> Iterator[str]:
+    """Columns whose numbers have a decimal comma, which is read only where `decimal` says so."""
+    for feature in recipe.read_features if recipe.decimal is None else ():
+        reason = f"values of {feature.source} that are no usable number"
+        value = _DECIMAL_COMMA.match(log.report.examples.get(reason, ""))
+        if value and 2 * log.report.repaired[reason] > log.report.rows:
+            yield (
+                f"{feature.source} has numbers such as {value[0]}, with a decimal comma. Set "
+                '`decimal: ","` in `preprocess`.'
+            )
 
 
 def _null_notes(column: str, words: list[int | str]) -> Iterator[str]:

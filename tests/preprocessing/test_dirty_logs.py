@@ -415,3 +415,25 @@ def test_preprocess_accepts_damaged_logs(tmp_path: Path) -> None:
         assert data_text(facts, tmp_path)
         done += 1
     assert done >= 4
+
+
+def test_numbers_with_a_decimal_comma_add_a_note(tmp_path: Path) -> None:
+    rows = "".join(f"{n // 2};{n % 3};{n},50\n" for n in range(6))
+    file = text(tmp_path, "session_id;item_id;price\n" + rows)
+    price = [{"name": "price", "kind": "continuous"}]
+    facts = preprocess(recipe(delimiter=";", features=price), [file], [], tmp_path / "data")
+    expected = "price has numbers such as '0,50', with a decimal comma. Set `decimal: \",\"`"
+    assert any(note.startswith(expected) for note in facts["notes"])
+    comma = recipe(delimiter=";", features=price, decimal=",")
+    assert preprocess(comma, [file], [], tmp_path / "comma")["notes"] == []
+
+
+def test_many_files_with_times_in_another_form_name_the_key(tmp_path: Path) -> None:
+    rows = "session_id,item_id,t\n1,2,05.10.2026 10:30\n1,3,05.10.2026 10:31\n1\n"
+    files = [text(tmp_path, rows, f"day-{n}.csv") for n in range(5)]
+    with pytest.raises(DataError) as caught:
+        read(*files, timestamp={"column": "t"})
+    message = str(caught.value)
+    assert "day-2.csv, and 2 more files: no usable row among 15" in message
+    assert "day-3.csv" not in message
+    assert "`timestamp.format` for other text, such as `%d.%m.%Y %H:%M`." in message
