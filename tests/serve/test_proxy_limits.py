@@ -1,9 +1,11 @@
 """Bounds of the proxy on time, connections, waiting requests and what is checked elsewhere."""
 
+import asyncio
 import gzip
 import http.client
 import json
 import os
+import queue
 import signal
 import socket
 import time
@@ -20,8 +22,9 @@ from pipeline.cli.main import app
 from pipeline.core.errors import ConfigError
 from pipeline.serve.client.client import Client
 from pipeline.serve.proxy import http2
+from pipeline.serve.proxy.check_process import CheckProcess
 from pipeline.serve.proxy.grpc_streams import AnswerCounter
-from pipeline.serve.proxy.limits import Limits
+from pipeline.serve.proxy.limits import SMALL_BYTES, Limits
 from pipeline.serve.proxy.proxy import Proxy, ProxyOptions
 from pipeline.serve.triton.ports import Ports, free_ports
 from pipeline.serve.triton.server import TritonServer
@@ -317,6 +320,28 @@ def test_flood_of_frames_ends_its_connection_alone(server: TritonServer, frame: 
         rest(connection)
     with Client(f"grpc://{server.grpc_url}") as client:
         assert client.recommend([SESSION], 3).items.shape == (1, 3)
+
+
+def test_reset_of_a_stream_cancels_the_check_of_its_message(
+    silent: Ports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: queue.Queue[str] = queue.Queue()
+
+    async def check_message(*_: Any, **__: Any) -> None:
+        events.put("start")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            events.put("end")
+
+    monkeypatch.setattr(CheckProcess, "check_message", check_message)
+    message = bytes([0]) + (SMALL_BYTES + 1).to_bytes(4) + bytes(SMALL_BYTES + 1)
+    with proxy_of(silent) as ports, closing(connect(ports.grpc)) as connection:
+        headers = http2.write_headers(1, INFER_HEADERS, ends=False)
+        connection.sendall(http2.PREFACE + headers + http2.write_data(1, message, ends=False))
+        assert events.get(timeout=10) == "start"
+        connection.sendall(http2.write_reset(1))
+        assert events.get(timeout=10) == "end"
 
 
 def test_health_is_answered_while_all_places_are_taken(server: TritonServer) -> None:

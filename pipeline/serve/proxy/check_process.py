@@ -105,8 +105,11 @@ class CheckProcess:
 
     async def _ask(self, client: str, content: bytes, job: list[Any]) -> tuple[list[Any], bytes]:
         loop = asyncio.get_running_loop()
-        async with self._turns.turn(client):
-            answer, checked = await loop.run_in_executor(self._thread, self._exchange, content, job)
+        await self._turns.acquire(client)
+        work = loop.run_in_executor(self._thread, self._exchange, content, job)
+        work.add_done_callback(lambda _: self._turns.release())
+        # a cancelled request keeps its turn until the thread is free: others would queue behind it
+        answer, checked = await asyncio.shield(work)
         if "refusal" in answer:
             raise RefusedRequestError(*answer["refusal"])
         return answer["values"], content if checked is None else checked

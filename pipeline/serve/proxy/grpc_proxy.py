@@ -239,10 +239,11 @@ class _Client(ClientSide):
             self._start(self._connect())
         return data[missing:]
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def _pass_request(self, frame: http2.Frame) -> None:
         self._allowance.spend_frame(frame)
@@ -352,8 +353,8 @@ class _Client(ClientSide):
                 except LargeContentError:
                     if not stream.call.runs_model:
                         raise RefusedRequestError("this call takes no such message") from None
-                    stream.is_checking, stream.num_checked = True, len(whole)
-                    self._start(self._check_elsewhere(number, stream, whole))
+                    stream.num_checked = len(whole)
+                    stream.check = self._start(self._check_elsewhere(number, stream, whole))
                 else:
                     stream.waiting += self._for_triton(stream, whole, checked)
             self._streams.count_bytes(stream)
@@ -374,19 +375,18 @@ class _Client(ClientSide):
     async def _check_elsewhere(self, number: int, stream: GrpcStream, whole: bytes) -> None:
         """Check a large message in the check process, then continue its stream."""
         try:
-            checked = await self._proxy.checks.check_message(
-                client_name(self.peer, stream.call.key),
-                whole[PREFIX.size :],
-                is_compressed=bool(whole[0]),
-                models=sorted(self._proxy.models.names()),
-            )
-            if self._streams.get(number) is not stream:
-                return
-            stream.is_checking, stream.num_checked = False, 0
+            try:
+                checked = await self._proxy.checks.check_message(
+                    client_name(self.peer, stream.call.key),
+                    whole[PREFIX.size :],
+                    is_compressed=bool(whole[0]),
+                    models=sorted(self._proxy.models.names()),
+                )
+            finally:
+                stream.check, stream.num_checked = None, 0
             stream.waiting += self._for_triton(stream, whole, checked)
         except RefusedRequestError as error:
-            if self._streams.get(number) is stream:
-                self._refuse(number, error)
+            self._refuse(number, error)
         else:
             self._read_messages(number, stream)
         self._write()

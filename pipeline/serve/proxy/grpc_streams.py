@@ -1,5 +1,6 @@
 """Streams of one gRPC connection: their messages, windows and counts."""
 
+import asyncio
 import struct
 from collections import deque
 from dataclasses import dataclass, field
@@ -56,8 +57,8 @@ class GrpcStream:
     """Checked messages that wait for Triton's window."""
     is_ended: bool = False
     """Whether the client has sent all data."""
-    is_checking: bool = False
-    """Whether a message is in the check process."""
+    check: asyncio.Task[None] | None = None
+    """Check of a message in the check process, None if there is none."""
     has_headers: bool = False
     """Whether Triton has begun to answer."""
     debt: int = 0
@@ -72,6 +73,11 @@ class GrpcStream:
     answers: AnswerCounter = field(default_factory=AnswerCounter)
     exchange: Exchange | None = None
     """Request and answer for the request log, only of a call with one message."""
+
+    @property
+    def is_checking(self) -> bool:
+        """Whether a message is in the check process."""
+        return self.check is not None
 
     @property
     def num_held(self) -> int:
@@ -130,9 +136,12 @@ class GrpcStreams:
         self._streams[number] = GrpcStream(self._first_window, deadline, call)
 
     def close(self, number: int) -> GrpcStream | None:
-        """Remove a stream and its counts."""
+        """Remove a stream and its counts, and cancel its check."""
         stream = self._streams.pop(number, None)
         if stream is not None:
+            check, stream.check = stream.check, None
+            if check is not None:  # it would hold its message, which is no longer counted
+                check.cancel()
             self.count_answers(stream, stream.num_waiting)
             self._admission.buffer(stream.num_bytes, 0)
         return stream

@@ -2,8 +2,6 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 
 class Turns:
@@ -14,28 +12,21 @@ class Turns:
         """Waiting requests by client; the client whose turn is next comes first."""
         self._is_held = False
 
-    @asynccontextmanager
-    async def turn(self, client: str) -> AsyncIterator[None]:
-        """Hold the lock in a turn of `client`."""
-        if self._is_held:
-            await self._wait(client)
-        self._is_held = True
-        try:
-            yield
-        finally:
-            self._release()
-
-    async def _wait(self, client: str) -> None:
+    async def acquire(self, client: str) -> None:
+        """Wait for a turn of `client`. The lock is then held until `release`."""
+        if not self._is_held:
+            self._is_held = True
+            return
         future = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(client, deque()).append(future)
         try:
             await future
         except asyncio.CancelledError:
             if not future.cancelled():  # it holds the lock already
-                self._release()
+                self.release()
             raise
 
-    def _release(self) -> None:
+    def release(self) -> None:
         """Pass the lock to the next client, which moves to the end of the round."""
         while self._waiting:
             client = next(iter(self._waiting))
