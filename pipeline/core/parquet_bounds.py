@@ -8,7 +8,7 @@ import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -112,7 +112,8 @@ def bounded_rows(
     longest, size, metadata = 1, file.stat().st_size, parquet.metadata
     for index in range(metadata.num_columns):
         name = metadata.row_group(0).column(index).path_in_schema
-        if columns and name.split(".")[0] not in columns:
+        # a dot is part of a name, or separates those of nested columns
+        if columns and not any(f"{name}.".startswith(f"{column}.") for column in columns):
             continue
         num_values, decoded = 0, 0
         for group in range(metadata.num_row_groups):
@@ -174,15 +175,24 @@ def _decoded_bytes(file: Path, name: str) -> int:
 
 def _longest_value(file: Path, name: str, group: int) -> int:
     """Return the bytes of the longest text in a column's dictionary. DataError for too many."""
+    where: dict[str, Any] = {"row_groups": [group], "columns": [name]}
     with pq.ParquetFile(file, read_dictionary=[name]) as parquet:
-        values = next(parquet.iter_batches(1, row_groups=[group], columns=[name])).column(0)
-    values = _innermost(values)
-    if not pa.types.is_dictionary(values.type):
-        return 0
-    longest = pc.max(pc.binary_length(values.dictionary)).as_py() or 0
+        first = _innermost(next(parquet.iter_batches(1, **where)).column(0))
+        if not pa.types.is_dictionary(first.type):
+            return 0
+        longest = _longest_entry(first)
+        if len(first.dictionary) <= len(first):
+            # its page may hold the texts themselves, and a later one repeat a longer text
+            batches = parquet.iter_batches(1 << 16, **where)
+            longest = max(_longest_entry(_innermost(batch.column(0))) for batch in batches)
     if longest > LONGEST_VALUE:
         raise DataError(
             f"{file} has a value of {longest:,} bytes in {name!r}, which may be there many times. "
             f"The longest that is read has {LONGEST_VALUE:,}."
         )
-    return int(longest)
+    return longest
+
+
+def _longest_entry(values: pa.DictionaryArray) -> int:
+    """Return the bytes of the longest text in the dictionary of an array."""
+    return pc.max(pc.binary_length(values.dictionary)).as_py() or 0

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.core.errors import DataError
 from pipeline.logs.files import read_logs
 from pipeline.logs.json_lines import Fields, JsonLines
 from pipeline.logs.row_counts import RowCounts
@@ -215,6 +217,43 @@ def test_long_texts_of_a_dictionary_are_read_in_small_blocks(tmp_path: Path) -> 
     blocks = read_logs(Preprocess.from_dict({}, "recipe"), [file], counts)
     assert [*map(len, blocks)] == [6_000]
     assert max(len(chunk) for chunk in blocks[0]["item_id"].chunks) < 3_000
+
+
+def test_texts_of_a_column_with_a_dot_in_its_name_are_bounded(tmp_path: Path) -> None:
+    items = pa.DictionaryArray.from_arrays(pa.array(np.zeros(2_000, np.int32)), ["a" * 100_000])
+    table = pa.table({"session_id": pa.array(range(2_000)), "item.id": items})
+    file = tmp_path / "log.parquet"
+    pq.write_table(table, file, compression="zstd")
+    recipe = Preprocess.from_dict({"item": "item.id"}, "recipe")
+    with pytest.raises(DataError, match=r"repeats texts of 'item.id' to 200,000,000 bytes"):
+        read_logs(recipe, [file], RowCounts())
+
+
+def with_last_page_first(file: Path, column: int) -> bytes:
+    """Return a file whose column has its last data page, of the same rows, before the others."""
+    content, chunk = file.read_bytes(), pq.read_metadata(file).row_group(0).column(column)
+    start = chunk.data_page_offset
+    stop = chunk.dictionary_page_offset + chunk.total_compressed_size
+    header = content[start : start + 3]
+    second = content.index(header, start + 1)
+    assert second < stop
+    moved = content[second:stop] + content[start:second]
+    return content[:start] + moved + content[stop:]
+
+
+def test_texts_of_a_dictionary_behind_a_page_without_it_are_bounded(tmp_path: Path) -> None:
+    items = pa.array(["a" * 100_000] * 2_000 + ["b"])
+    table = pa.table({"session_id": pa.array(range(2_001)), "item_id": items})
+    file = tmp_path / "log.parquet"
+    pq.write_table(
+        table, file, compression="zstd", write_batch_size=2_000, write_statistics=False,
+        dictionary_pagesize_limit=1_000,
+    )  # fmt: skip
+    file.write_bytes(with_last_page_first(file, 1))
+    lengths = pc.binary_length(pq.read_table(file)["item_id"])
+    assert lengths[:2].to_pylist() == [1, 100_000]
+    with pytest.raises(DataError, match=r"repeats texts of 'item_id' to 200,000,001 bytes"):
+        read(file)
 
 
 def test_objects_with_rare_fields_are_read_in_parts(tmp_path: Path) -> None:
