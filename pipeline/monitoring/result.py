@@ -62,7 +62,11 @@ class MonitorResult:
 
     def notes(self) -> list[str]:
         """Return sentences on findings that need attention."""
-        return [*_version_notes(self.versions), *_experiment_notes(self.experiments)]
+        return [
+            *_version_notes(self.versions),
+            *_outcome_notes(self),
+            *_experiment_notes(self.experiments),
+        ]
 
     def to_text(self) -> str:
         """Return tables for a terminal."""
@@ -270,6 +274,17 @@ def _version_notes(versions: list[VersionResult]) -> Iterable[str]:
                 f"{each.all.exposure.outside:.1%} of the recommendations of {each.version} are "
                 "items outside these training data: give the data of its run."
             )
+
+
+def _outcome_notes(result: MonitorResult) -> Iterable[str]:
+    """A sentence where sessions of the requests have clicks, and no request an outcome."""
+    online = [each.online.followed for each in result.versions if each.online is not None]
+    if result.clicks is not None and not any(share and share.value for share in online):
+        yield (
+            f"No request has an outcome within {result.clicks.window}. If the clicks are later, "
+            "the clocks differ: times of a log without a zone are read as UTC, as those of "
+            "requests are. Write local times with their offset, such as 2026-01-31 12:00:00+01:00."
+        )
 
 
 def _experiment_notes(experiments: list[ExperimentResult]) -> Iterable[str]:

@@ -319,6 +319,18 @@ def test_command_prints_and_writes_what_the_function_returns(shop: Shop, tmp_pat
     assert set(result.versions[0].online.metrics) == {"hit_rate@1", "mrr@1", "hit_rate@3", "mrr@3"}
 
 
+@pytest.mark.parametrize(("delay", "has_note"), [(-3600, True), (3600, True), (60, False)])
+def test_clicks_of_another_clock_add_a_note(
+    shop: Shop, tmp_path: Path, delay: int, has_note: bool
+) -> None:
+    log = served_log(shop, tmp_path / "log")
+    at = datetime.fromtimestamp(START / SECOND + delay, UTC)
+    (tmp_path / "later.csv").write_text(f"session,product,time\ns0,sku-00001,{at}\n")
+    result = monitor([log], shop.data, clicks=[tmp_path / "later.csv"], window="5m")
+    note = "No request has an outcome within 5m. If the clicks are later, the clocks differ"
+    assert any(text.startswith(note) for text in result.notes()) == has_note
+
+
 def test_page_escapes_what_a_log_holds(shop: Shop, tmp_path: Path) -> None:
     rows = [row("s", n, "a", "b", model="<script>x", experiment="<b>", arm="<i>") for n in range(3)]
     text = page(monitor([write_log(tmp_path / "log", rows)], shop.data))
