@@ -209,7 +209,9 @@ _IGNORED = {
     "buffer_size", "parts_per_chunk", "global_size", "global_rank", "device",
     "row_groups_per_part", "reader_kwargs", "seed_fn", "sparse_names", "sparse_max",
 }  # fmt: skip
-_NO_TRANSFORMS = "vectors are looked up by `pretrained_embeddings` of the input block"
+_NO_TRANSFORMS = (
+    "vectors are looked up by the input block, `pretrained_embeddings={FEATURE: matrix}`"
+)
 
 
 class T4RecDataLoader:

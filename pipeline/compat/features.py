@@ -13,6 +13,7 @@ from torch import Tensor
 from pipeline import model as blocks
 from pipeline.compat.arguments import expect
 from pipeline.compat.construction import Rebuildable
+from pipeline.compat.transformations import PretrainedEmbeddings
 from pipeline.core.columns import FIRST_ITEM
 from pipeline.core.errors import ConfigError, DataError
 from pipeline.data.batch import SessionBatch
@@ -35,7 +36,8 @@ class TabularSequenceFeatures(Rebuildable, blocks.TabularSequenceFeatures):
     """Input block of sessions, see `pipeline.model.TabularSequenceFeatures`.
 
     `eval_on_last_item_seq_only` selects the targets of an evaluation: the last interaction of each
-    session, or all except the first.
+    session, or all except the first. A matrix in `pretrained_embeddings` becomes
+    PretrainedEmbeddings with `pretrained_output_dims` and `normalizer`.
     """
 
     def __init__(
@@ -54,7 +56,11 @@ class TabularSequenceFeatures(Rebuildable, blocks.TabularSequenceFeatures):
         columns = as_schema(schema)
         if item_id is not None:
             columns = _with_item(columns, item_id)
+        tables = _tables_of(options)
+        options |= tables
         super().__init__(columns, aggregation=aggregation or "concat", **options)
+        positional, keywords = self.construction
+        self.__dict__["construction"] = (positional, keywords | tables)
         self.schema = columns
         self.eval_on_last_item_seq_only = eval_on_last_item_seq_only
 
@@ -83,6 +89,26 @@ def _with_item(schema: Schema, item: str) -> Schema:
             tags |= {str(Tags.ITEM_ID), str(Tags.ITEM)}
         columns.append(replace(column, tags=tags))
     return Schema(tuple(columns))
+
+
+def _tables_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that change where `pretrained_embeddings` has matrices: tables take their place."""
+    vectors = options.get("pretrained_embeddings")
+    vectors = vectors if isinstance(vectors, Mapping) else {}
+    matrices = {k: v for k, v in vectors.items() if not isinstance(v, blocks.PretrainedEmbeddings)}
+    if not matrices:
+        return {}
+    dims = options.get("pretrained_output_dims")
+    by_name = dims if isinstance(dims, Mapping) else dict.fromkeys(matrices, dims)
+    tables = {
+        name: PretrainedEmbeddings(
+            matrix, output_dim=by_name.get(name), normalizer=options.get("normalizer")
+        )
+        for name, matrix in matrices.items()
+    }
+    if isinstance(dims, Mapping):
+        dims = {name: dim for name, dim in dims.items() if name not in tables}
+    return {"pretrained_embeddings": {**vectors, **tables}, "pretrained_output_dims": dims}
 
 
 class TabularFeatures(TabularSequenceFeatures):

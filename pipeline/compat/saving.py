@@ -27,6 +27,9 @@ from pipeline.model.model import Model
 from pipeline.model.model_files import MODEL_FILE, WEIGHTS_FILE, read_tensors, write_tensors
 
 FORMAT = "pipeline.compat"
+MOVING = "docs/tutorials/move-from-transformers4rec.md"
+_PICKLES = frozenset({".pkl", ".bin"})
+"""Suffixes of t4rec_model_class.pkl and pytorch_model.bin, which Transformers4Rec saves."""
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     activation.__name__: activation
     for activation in (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.ELU, nn.LeakyReLU)
@@ -69,8 +72,9 @@ def save_model(model: Model, directory: Path) -> None:
 def load_model(directory: Path) -> Model:
     """Rebuild a model of `save_model` in evaluation mode.
 
-    ArtifactError if the files do not fit each other.
+    ArtifactError if the files do not fit each other, and for a model of Transformers4Rec.
     """
+    refuse_pickles(directory)
     description = read_json(directory / MODEL_FILE)
     if description.get("format") != FORMAT:
         raise ArtifactError(
@@ -89,6 +93,17 @@ def load_model(directory: Path) -> Model:
         raise ArtifactError(f"{directory} does not hold a model of this version: {line}") from None
     evaluated: Model = model.eval()
     return evaluated
+
+
+def refuse_pickles(path: Path) -> None:
+    """ArtifactError if a file, or a file of a directory, is a pickle of Transformers4Rec."""
+    files = path.iterdir() if path.is_dir() else [path]
+    pickles = sorted(file for file in files if file.suffix in _PICKLES and file.is_file())
+    if pickles and not (path / WEIGHTS_FILE).exists():
+        raise ArtifactError(
+            f"{pickles[0]} is a pickle, as Transformers4Rec saves models; loading it would run "
+            f"code. Build the model again and train it: {MOVING}."
+        )
 
 
 class Encoder:

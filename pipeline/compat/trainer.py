@@ -18,6 +18,7 @@ from pipeline.compat.arguments import expect
 from pipeline.compat.dataloader import MerlinDataLoader, Paths, session_loader
 from pipeline.compat.evaluation import evaluate_batches, positions_of, whole_sessions
 from pipeline.compat.model import Model, set_longest
+from pipeline.compat.saving import refuse_pickles
 from pipeline.compat.trainer_arguments import (
     T4RecTrainingArguments,
     further_arguments,
@@ -286,9 +287,11 @@ class Trainer:
     ) -> None:
         """Read weights and step of a checkpoint; optimizer and schedule restart.
 
-        ConfigError if the weights are not those of the model.
+        ConfigError if the weights are not those of the model, ArtifactError for a checkpoint of
+        Transformers4Rec.
         """
         path = Path(checkpoint_path)
+        refuse_pickles(path)
         if model is not None:
             self.model = model
         try:

@@ -176,7 +176,8 @@ def check_fits(model: Model, data: Data) -> None:
     if missing:
         raise ConfigError(
             f"The model reads {missing[0]!r}, and {data.path} has no such column. It has: "
-            f"{', '.join(data.schema.column_names)}."
+            f"{', '.join(data.schema.column_names)}. Rename the columns of your sessions so (in "
+            "NVTabular by ops.Rename), and train on these names."
         )
     rows = model.inputs.item_table.num_embeddings
     if rows != data.fitted.item.num_rows:

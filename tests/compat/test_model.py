@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -260,6 +261,35 @@ class Mean(nn.Module):
         """(B, L, D) -> (B, L, D)."""
         count = torch.arange(1, hidden.size(1) + 1, device=hidden.device)
         return hidden.cumsum(1) / count[:, None]
+
+
+def test_matrix_is_a_pretrained_table_with_its_own_width(tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).normal(size=(53, 6))
+    inputs = features(
+        "clm",
+        pretrained_embeddings={"item_id": vectors},
+        pretrained_output_dims={"item_id": 4},
+        normalizer="layer-norm",
+    )
+    table = next(part for part in inputs.modules() if isinstance(part, tr.PretrainedEmbeddings))
+    assert torch.equal(table.table.weight[3:], torch.tensor(vectors[3:]).float())
+    assert table.output_size == 4
+    assert isinstance(table.projection.normalizer, nn.LayerNorm)
+    config = tr.GPT2Config.build(16, 2, 1, 20)
+    model = config.to_torch_model(inputs, tr.NextItemPredictionTask()).eval()
+    model.save(tmp_path / "model")
+    with torch.no_grad():
+        assert torch.equal(model(BATCH), tr.Model.load(tmp_path / "model")(BATCH))
+    with pytest.raises(ConfigError, match="has 9 rows, the feature has 53"):
+        features("clm", pretrained_embeddings={"item_id": vectors[:9]})
+
+
+@pytest.mark.parametrize("name", ["t4rec_model_class.pkl", "pytorch_model.bin"])
+def test_model_of_transformers4rec_is_refused_with_what_to_do(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"")
+    for path in (tmp_path, tmp_path / name):
+        with pytest.raises(ArtifactError, match=f"{name} is a pickle.*train it: docs/tutorials/"):
+            tr.Model.load(path)
 
 
 def test_model_with_a_module_of_ones_own_says_that_it_cannot_be_saved(tmp_path: Path) -> None:

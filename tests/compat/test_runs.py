@@ -8,6 +8,7 @@ import torch
 
 import pipeline
 from pipeline import compat as tr
+from pipeline.core.errors import ConfigError
 from tests.conftest import Shop
 
 pytestmark = pytest.mark.train
@@ -53,3 +54,14 @@ def test_model_of_the_trainer_goes_on_as_a_run(shop: Shop, tmp_path: Path) -> No
     live = pipeline.Run.of(model, data).recommend(request, 5)
     assert lists["item_id"].tolist() == live["item_id"].tolist()
     assert np.allclose(lists["score"], live["score"], atol=1e-5)
+
+
+def test_model_of_other_column_names_is_refused_with_what_to_do(shop: Shop) -> None:
+    data = pipeline.Data.open(shop.data)
+    item = tr.ColumnSchema.create_categorical("item_id-list", 9, tags=["item_id"], max_length=12)
+    inputs = tr.TabularSequenceFeatures.from_schema(
+        tr.Schema((item,)), max_sequence_length=12, d_output=16, masking="clm"
+    )
+    model = tr.GPT2Config.build(16, 2, 1, 12).to_torch_model(inputs, tr.NextItemPredictionTask())
+    with pytest.raises(ConfigError, match=r"reads 'item_id-list'.*It has: item_id.*ops\.Rename"):
+        pipeline.Run.of(model, data)

@@ -15,7 +15,7 @@ import torch
 from pipeline import compat as tr
 from pipeline.compat.dataloader import session_loader
 from pipeline.compat.trainer_arguments import further_arguments, metric_name, training_config
-from pipeline.core.errors import ConfigError, DataError
+from pipeline.core.errors import ArtifactError, ConfigError, DataError
 from pipeline.evaluation.metrics import ranking_metrics
 from pipeline.evaluation.targets import rank_targets
 from tests.conftest import ROOT
@@ -213,7 +213,10 @@ def test_checkpoint_brings_weights_and_step_back(tmp_path: Path) -> None:
     assert torch.equal(weights_of(other.model), expected)
     assert other.state.global_step == trainer.state.global_step == 13
     assert torch.equal(weights_of(tr.Model.load(path)), expected)
-    with pytest.raises(ConfigError, match="no checkpoint of this model"):
+    with pytest.raises(ConfigError, match="is not a checkpoint of this model"):
+        other.load_model_trainer_states_from_checkpoint(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(ArtifactError, match=r"pytorch_model\.bin is a pickle"):
         other.load_model_trainer_states_from_checkpoint(tmp_path)
 
 
