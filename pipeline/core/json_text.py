@@ -1,18 +1,24 @@
 """Strict JSON parser for artifacts: no duplicate keys, no NaN or infinity."""
 
 import json
+import math
 from typing import Any, NoReturn
 
 
 def parse_json(text: str | bytes, *, constants: bool = False) -> Any:
-    """Parse JSON. ValueError for a duplicate key, for too deep nesting, and for NaN and infinity.
+    """Parse JSON. ValueError for a duplicate key, too deep nesting, NaN and infinity, also as 1e999.
 
     `constants` allows NaN and infinity.
     """
     try:
         if constants:
             return json.loads(text, object_pairs_hook=_unique_keys)
-        return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+        return json.loads(
+            text,
+            object_pairs_hook=_unique_keys,
+            parse_constant=_refuse_constant,
+            parse_float=_finite_float,
+        )
     except RecursionError:
         raise ValueError("it is nested too deep") from None
 
@@ -24,6 +30,13 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"the key {key[:100]!r} occurs twice")
         values[key] = value
     return values
+
+
+def _finite_float(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text[:100]} is beyond the range of numbers")
+    return number
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -56,6 +56,7 @@ FORMS: dict[str, Callable[[bytes], bytes]] = {
     "a key twice inside": lambda text: b'{"new": [{"key": 1, "key": 2}], ' + text.lstrip()[1:],
     "NaN": lambda text: b'{"new": NaN, ' + text.lstrip()[1:],
     "infinity": lambda text: b'{"new": [-Infinity], ' + text.lstrip()[1:],
+    "a number without end": lambda text: b'{"new": [1e999], ' + text.lstrip()[1:],
     "a list": lambda _: b"[1, 2]",
     "a text": lambda _: b'"text"',
     "null": lambda _: b"null",
