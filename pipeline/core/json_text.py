@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 
 def parse_json(text: str | bytes, *, constants: bool = False) -> Any:
-    """Parse JSON. ValueError for a duplicate key, too deep nesting, NaN and infinity, also as 1e999.
+    """Parse JSON. ValueError for a duplicate key, too deep nesting, NaN, infinity and 1e999.
 
     `constants` allows NaN and infinity.
     """
